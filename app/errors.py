@@ -1,0 +1,81 @@
+"""The one error base. Every error says what was wrong and what to do, and knows its HTTP status.
+
+Raised anywhere below the routes; `app.main` renders it as a page, an htmx fragment or JSON, the command line as two lines.
+"""
+
+
+class PrefloopError(Exception):
+    """An error meant for a person.
+
+    Attributes:
+        message: what was wrong, one sentence.
+        advice: what the person can do now, one sentence; may be empty.
+        status: the HTTP status it renders with.
+    """
+
+    status = 400
+    title = "That did not work"
+
+    def __init__(self, message: str, advice: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.advice}".strip()
+
+
+class InvalidInput(PrefloopError):
+    """A form, file or argument holds something that cannot be accepted."""
+
+    status = 422
+    title = "Please check what you entered"
+
+
+class NotSignedIn(PrefloopError):
+    status = 401
+    title = "Please sign in"
+
+
+class Forbidden(PrefloopError):
+    status = 403
+    title = "Not allowed"
+
+
+class NotFound(PrefloopError):
+    status = 404
+    title = "Not found"
+
+
+class Conflict(PrefloopError):
+    """The thing changed, or was done already, since the person looked at it."""
+
+    status = 409
+    title = "This changed in the meantime"
+
+
+class Gone(PrefloopError):
+    """A lease, link or session that has expired."""
+
+    status = 410
+    title = "This has expired"
+
+
+class Unavailable(PrefloopError):
+    """The store or a worker cannot be reached right now."""
+
+    status = 503
+    title = "Temporarily unavailable"
+
+
+class StorageFull(PrefloopError):
+    """The disk holding the artifacts is full."""
+
+    status = 507
+    title = "The disk is full"
+
+
+class ModelUnavailable(PrefloopError):
+    """A model that a run needs cannot be loaded or found."""
+
+    title = "A model is missing"
