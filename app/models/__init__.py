@@ -1,0 +1,30 @@
+"""SQLAlchemy tables, one noun a file. No relationships: queries join what they need."""
+
+from app.models.base import Base
+from app.models.comparison import Adjudication, Comparison, Judgment, Lease
+from app.models.project import Project
+from app.models.prompt import Completion, Prompt
+from app.models.round import Metric, ModelVersion, Round, Run, Snapshot
+from app.models.rubric import Rubric
+from app.models.user import AuditEvent, AuthSession, SigninLink, User
+
+__all__ = [
+    "Adjudication",
+    "AuditEvent",
+    "AuthSession",
+    "Base",
+    "Comparison",
+    "Completion",
+    "Judgment",
+    "Lease",
+    "Metric",
+    "ModelVersion",
+    "Project",
+    "Prompt",
+    "Round",
+    "Rubric",
+    "Run",
+    "SigninLink",
+    "Snapshot",
+    "User",
+]

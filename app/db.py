@@ -1,0 +1,45 @@
+"""Engine, sessions, and the one commit site of the web service."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Annotated
+
+from fastapi import Depends, Request
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.orm import Session, sessionmaker
+
+SessionFactory = Callable[[], AbstractContextManager[Session]]
+
+
+def sqlalchemy_url(url: str) -> str:
+    """The same URL, naming psycopg 3 as the driver."""
+    scheme, rest = url.split("://", 1)
+    if scheme not in ("postgresql", "postgres", "postgresql+psycopg"):
+        raise ValueError(f"DATABASE_URL must be a postgresql:// address; it begins with {scheme}://.")
+    return f"postgresql+psycopg://{rest}"
+
+
+def make_engine(url: str, *, pool_size: int = 10) -> Engine:
+    """An engine that finds out about dropped connections before it uses them."""
+    return create_engine(
+        sqlalchemy_url(url),
+        pool_size=pool_size,
+        max_overflow=30,
+        pool_timeout=10,
+        pool_pre_ping=True,
+        connect_args={"connect_timeout": 10},
+    )
+
+
+def make_session_factory(engine: Engine) -> sessionmaker[Session]:
+    return sessionmaker(engine, expire_on_commit=False)
+
+
+def get_session(request: Request) -> Iterator[Session]:
+    """One session a request, committed when the route returns and before the response leaves: see `SessionDep`."""
+    with request.app.state.session_factory() as session, session.begin():
+        yield session
+
+
+# scope="function": the commit happens before the response is sent, so a failing commit cannot answer 200.
+SessionDep = Annotated[Session, Depends(get_session, scope="function")]

@@ -1,0 +1,34 @@
+"""A project: one policy, one rubric line, one queue."""
+
+from datetime import datetime
+
+from sqlalchemy import CheckConstraint, ForeignKey
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.models.base import Base, Id, Json, Now
+
+
+class Project(Base):
+    __tablename__ = "project"
+    __table_args__ = (
+        CheckConstraint("overlap BETWEEN 1 AND 100", name="overlap_range"),
+        CheckConstraint("review_threshold BETWEEN 0 AND 1", name="review_threshold_range"),
+        CheckConstraint("slug ~ '^[a-z0-9]+(-[a-z0-9]+)*$'", name="slug_form"),
+    )
+
+    id: Mapped[Id]
+    slug: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str]
+    description: Mapped[str] = mapped_column(server_default="")
+    # How many labelers judge each new comparison.
+    overlap: Mapped[int] = mapped_column(server_default="2")
+    lease_minutes: Mapped[int] = mapped_column(server_default="15")
+    # A comparison whose judgments agree less than this (share of agreeing pairs) goes to review.
+    review_threshold: Mapped[float] = mapped_column(server_default="0.6")
+    # app.specs.Generation as JSON: how responses are sampled for the queue.
+    generation: Mapped[Json] = mapped_column(server_default="{}")
+    # The base model and the policy that samples now; none in a project that only holds imported judgments.
+    base_model_id: Mapped[int | None] = mapped_column(ForeignKey("model_version.id", use_alter=True))
+    policy_id: Mapped[int | None] = mapped_column(ForeignKey("model_version.id", use_alter=True))
+    created_at: Mapped[Now]
+    archived_at: Mapped[datetime | None]

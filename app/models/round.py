@@ -1,0 +1,117 @@
+"""Rounds of the loop, the runs they are made of, their metrics, snapshots and model versions."""
+
+from datetime import datetime
+
+from sqlalchemy import ForeignKey, Index, UniqueConstraint, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.models.base import Base, Id, Json, Now, one_of
+
+ROUND_STATES = ("frozen", "reward", "policy", "sampling", "evaluating", "done", "failed", "cancelled")
+ACTIVE_ROUND = "state NOT IN ('done', 'failed', 'cancelled')"
+RUN_KINDS = ("sample", "sft", "reward", "dpo", "ppo", "evaluate", "judge")
+RUN_STATES = ("queued", "running", "succeeded", "failed", "cancelled")
+MODEL_ROLES = ("base", "sft", "reward", "policy")
+
+
+class Snapshot(Base):
+    """A frozen, content-hashed file of exactly what a run reads."""
+
+    __tablename__ = "snapshot"
+    __table_args__ = (UniqueConstraint("project_id", "digest"),)
+
+    id: Mapped[Id]
+    project_id: Mapped[int] = mapped_column(ForeignKey("project.id"))
+    digest: Mapped[str]  # SHA-256 of the uncompressed lines
+    location: Mapped[str]  # in the artifact store; lines are app.specs.PairRow
+    counts: Mapped[Json]
+    created_at: Mapped[Now]
+
+
+class Round(Base):
+    """One turn of the loop: snapshot, reward model, policy, samples, evaluation."""
+
+    __tablename__ = "round"
+    __table_args__ = (
+        UniqueConstraint("project_id", "number"),
+        Index("uq_round_one_active", "project_id", unique=True, postgresql_where=text(ACTIVE_ROUND)),
+        one_of("state", ROUND_STATES),
+        one_of("algorithm", ("dpo", "ppo")),
+    )
+
+    id: Mapped[Id]
+    project_id: Mapped[int] = mapped_column(ForeignKey("project.id"))
+    number: Mapped[int]
+    state: Mapped[str]
+    algorithm: Mapped[str]
+    config: Mapped[Json]  # app.rounds.forms.RoundConfig
+    snapshot_id: Mapped[int | None] = mapped_column(ForeignKey("snapshot.id"))
+    policy_before_id: Mapped[int] = mapped_column(ForeignKey("model_version.id"))
+    policy_after_id: Mapped[int | None] = mapped_column(ForeignKey("model_version.id"))
+    reward_model_id: Mapped[int | None] = mapped_column(ForeignKey("model_version.id"))
+    error: Mapped[str | None]
+    started_by: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
+    created_at: Mapped[Now]
+    finished_at: Mapped[datetime | None]
+
+
+class Run(Base):
+    """One job of the worker. Its spec is complete and frozen; a retry repeats it."""
+
+    __tablename__ = "run"
+    __table_args__ = (
+        one_of("kind", RUN_KINDS),
+        one_of("state", RUN_STATES),
+        Index("ix_run_project", "project_id", "id"),
+        Index("ix_run_round", "round_id"),
+        Index("ix_run_unfinished", "state", postgresql_where=text("state IN ('queued', 'running')")),
+    )
+
+    id: Mapped[Id]
+    project_id: Mapped[int] = mapped_column(ForeignKey("project.id"))
+    round_id: Mapped[int | None] = mapped_column(ForeignKey("round.id"))
+    kind: Mapped[str]
+    spec: Mapped[Json]  # app.specs.RunSpec
+    state: Mapped[str] = mapped_column(server_default="queued")
+    cancel_requested: Mapped[bool] = mapped_column(server_default="false")
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    progress_done: Mapped[int] = mapped_column(server_default="0")
+    progress_total: Mapped[int] = mapped_column(server_default="0")
+    progress_message: Mapped[str] = mapped_column(server_default="")
+    result: Mapped[Json | None]
+    error: Mapped[str | None]
+    created_at: Mapped[Now]
+    started_at: Mapped[datetime | None]
+    heartbeat_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class Metric(Base):
+    """One number of a run at a step. `slice` is '' for the whole, else like `domain=safety`."""
+
+    __tablename__ = "metric"
+
+    run_id: Mapped[int] = mapped_column(ForeignKey("run.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    slice: Mapped[str] = mapped_column(primary_key=True, server_default="")
+    step: Mapped[int] = mapped_column(primary_key=True)
+    value: Mapped[float]
+
+
+class ModelVersion(Base):
+    """A model, traceable through its run to snapshot, judgments and rubric."""
+
+    __tablename__ = "model_version"
+    __table_args__ = (one_of("role", MODEL_ROLES), Index("ix_model_version_project_role", "project_id", "role", "id"))
+
+    id: Mapped[Id]
+    project_id: Mapped[int] = mapped_column(ForeignKey("project.id"))
+    role: Mapped[str]
+    name: Mapped[str]
+    parent_id: Mapped[int | None] = mapped_column(ForeignKey("model_version.id"))
+    run_id: Mapped[int | None] = mapped_column(ForeignKey("run.id", use_alter=True))
+    base: Mapped[str]  # location of the full weights
+    adapter: Mapped[str | None]  # location of the peft adapter on top of them
+    digest: Mapped[str | None]
+    card: Mapped[Json] = mapped_column(server_default="{}")
+    created_at: Mapped[Now]

@@ -1,0 +1,35 @@
+"""Rubrics: a draft, or a published version that never changes (by a trigger)."""
+
+from datetime import datetime
+
+from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.models.base import Base, Id, Now, one_of
+
+RATIONALE_RULES = ("optional", "required")
+
+
+class Rubric(Base):
+    """`version` is none for the draft. Strengths go from 1 to `strengths` each way; 0 is a tie."""
+
+    __tablename__ = "rubric"
+    __table_args__ = (
+        UniqueConstraint("project_id", "version"),
+        Index("uq_rubric_one_draft", "project_id", unique=True, postgresql_where="version IS NULL"),
+        one_of("rationale_rule", RATIONALE_RULES),
+        CheckConstraint("strengths BETWEEN 1 AND 3", name="strengths_range"),
+        CheckConstraint("(version IS NULL) = (published_at IS NULL)", name="published_has_version"),
+    )
+
+    id: Mapped[Id]
+    project_id: Mapped[int] = mapped_column(ForeignKey("project.id"))
+    version: Mapped[int | None]
+    guideline: Mapped[str]  # Markdown
+    strengths: Mapped[int] = mapped_column(server_default="3")
+    allow_tie: Mapped[bool] = mapped_column(server_default="true")
+    rationale_rule: Mapped[str] = mapped_column(server_default="optional")
+    created_by: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
+    created_at: Mapped[Now]
+    published_by: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
+    published_at: Mapped[datetime | None]

@@ -1,0 +1,72 @@
+"""People (and other judges), their sessions, one-time links, and the audit trail."""
+
+from datetime import datetime
+
+from sqlalchemy import CheckConstraint, ForeignKey, Text
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.models.base import Base, Id, Json, Now, one_of
+
+ROLES = ("labeler", "admin", "operator")
+# Judgments are never taken for a person's when they are not: whoever judged is one of these.
+USER_KINDS = ("person", "imported", "simulated", "ai_judge")
+
+
+class User(Base):
+    """Someone who judges or runs things. `imported` labelers come with data and cannot sign in."""
+
+    __tablename__ = "user_account"
+    __table_args__ = (
+        one_of("kind", USER_KINDS),
+        CheckConstraint("roles <@ ARRAY['labeler', 'admin', 'operator']", name="roles_known"),
+        CheckConstraint("email = lower(email)", name="email_lower"),
+    )
+
+    id: Mapped[Id]
+    email: Mapped[str | None] = mapped_column(unique=True)  # lower case; none for imported labelers
+    name: Mapped[str]
+    kind: Mapped[str] = mapped_column(server_default="person")
+    roles: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
+    password_hash: Mapped[str | None]
+    is_active: Mapped[bool] = mapped_column(server_default="true")
+    created_at: Mapped[Now]
+
+
+class AuthSession(Base):
+    """A sign-in. Only the SHA-256 of the cookie's token is kept."""
+
+    __tablename__ = "auth_session"
+
+    token_hash: Mapped[str] = mapped_column(primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("user_account.id"), index=True)
+    created_at: Mapped[Now]
+    expires_at: Mapped[datetime]
+
+
+class SigninLink(Base):
+    """A one-time link: the first admin's, or an invitation with the roles it gives."""
+
+    __tablename__ = "signin_link"
+
+    id: Mapped[Id]
+    token_hash: Mapped[str] = mapped_column(unique=True)
+    roles: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    user_id: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))  # set: signs this user in again
+    created_by: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
+    created_at: Mapped[Now]
+    expires_at: Mapped[datetime]
+    used_at: Mapped[datetime | None]
+
+
+class AuditEvent(Base):
+    """Who did what when. Append-only by a trigger."""
+
+    __tablename__ = "audit_event"
+
+    id: Mapped[Id]
+    at: Mapped[Now]
+    actor_id: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
+    project_id: Mapped[int | None] = mapped_column(ForeignKey("project.id"), index=True)
+    action: Mapped[str]
+    details: Mapped[Json] = mapped_column(server_default="{}")

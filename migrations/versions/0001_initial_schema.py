@@ -1,0 +1,476 @@
+"""The whole schema: tables, the queue, and the triggers that keep what a constraint cannot say.
+
+Revision: 0001, the first
+"""
+
+import sqlalchemy as sa
+from alembic import op
+from procrastinate.schema import SchemaManager
+from sqlalchemy.dialects import postgresql
+
+revision = "0001"
+down_revision = None
+
+# Counters on comparison, kept by the rows they count: only then does its CHECK hold against concurrent writers.
+COUNTERS = """
+CREATE FUNCTION count_lease() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    change integer := (NEW.state = 'live')::integer;
+BEGIN
+    IF TG_OP = 'UPDATE' THEN
+        change := change - (OLD.state = 'live')::integer;
+    END IF;
+    IF change <> 0 THEN
+        UPDATE comparison SET lease_count = lease_count + change WHERE id = NEW.comparison_id;
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION count_judgment() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    change integer := (NEW.superseded_at IS NULL)::integer;
+BEGIN
+    IF TG_OP = 'UPDATE' THEN
+        change := change - (OLD.superseded_at IS NULL)::integer;
+    END IF;
+    IF change <> 0 THEN
+        UPDATE comparison SET judgment_count = judgment_count + change WHERE id = NEW.comparison_id;
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER lease_counted AFTER INSERT OR UPDATE OF state ON lease
+    FOR EACH ROW EXECUTE FUNCTION count_lease();
+CREATE TRIGGER judgment_counted AFTER INSERT OR UPDATE OF superseded_at ON judgment
+    FOR EACH ROW EXECUTE FUNCTION count_judgment();
+"""
+
+APPEND_ONLY = """
+CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION '% is append-only: % refused', TG_TABLE_NAME, TG_OP USING ERRCODE = 'restrict_violation';
+END $$;
+
+CREATE TRIGGER audit_event_append_only BEFORE UPDATE OR DELETE ON audit_event
+    FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER rubric_published_is_final BEFORE UPDATE OR DELETE ON rubric
+    FOR EACH ROW WHEN (OLD.version IS NOT NULL) EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER judgment_not_deleted BEFORE DELETE ON judgment
+    FOR EACH ROW EXECUTE FUNCTION refuse_change();
+-- The one change a judgment may see: becoming superseded, once.
+CREATE TRIGGER judgment_append_only BEFORE UPDATE ON judgment
+    FOR EACH ROW WHEN (
+        OLD.superseded_at IS NOT NULL
+        OR NEW.superseded_at IS NULL
+        OR to_jsonb(OLD) - 'superseded_at' IS DISTINCT FROM to_jsonb(NEW) - 'superseded_at'
+    ) EXECUTE FUNCTION refuse_change();
+"""
+
+
+def upgrade() -> None:
+    op.create_table(
+        "project",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("slug", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("description", sa.Text(), server_default="", nullable=False),
+        sa.Column("overlap", sa.BigInteger(), server_default="2", nullable=False),
+        sa.Column("lease_minutes", sa.BigInteger(), server_default="15", nullable=False),
+        sa.Column("review_threshold", sa.Float(), server_default="0.6", nullable=False),
+        sa.Column("generation", postgresql.JSONB(astext_type=sa.Text()), server_default="{}", nullable=False),
+        sa.Column("base_model_id", sa.BigInteger(), nullable=True),
+        sa.Column("policy_id", sa.BigInteger(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("archived_at", sa.DateTime(timezone=True), nullable=True),
+        sa.CheckConstraint("slug ~ '^[a-z0-9]+(-[a-z0-9]+)*$'", name=op.f("ck_project_slug_form")),
+        sa.CheckConstraint("overlap BETWEEN 1 AND 100", name=op.f("ck_project_overlap_range")),
+        sa.CheckConstraint("review_threshold BETWEEN 0 AND 1", name=op.f("ck_project_review_threshold_range")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_project")),
+        sa.UniqueConstraint("slug", name=op.f("uq_project_slug")),
+    )
+    op.create_table(
+        "user_account",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("email", sa.Text(), nullable=True),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("kind", sa.Text(), server_default="person", nullable=False),
+        sa.Column("roles", postgresql.ARRAY(sa.Text()), server_default="{}", nullable=False),
+        sa.Column("password_hash", sa.Text(), nullable=True),
+        sa.Column("is_active", sa.Boolean(), server_default="true", nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.CheckConstraint(
+            "kind IN ('person', 'imported', 'simulated', 'ai_judge')", name=op.f("ck_user_account_kind_known")
+        ),
+        sa.CheckConstraint("roles <@ ARRAY['labeler', 'admin', 'operator']", name=op.f("ck_user_account_roles_known")),
+        sa.CheckConstraint("email = lower(email)", name=op.f("ck_user_account_email_lower")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_user_account")),
+        sa.UniqueConstraint("email", name=op.f("uq_user_account_email")),
+    )
+    op.create_table(
+        "audit_event",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("actor_id", sa.BigInteger(), nullable=True),
+        sa.Column("project_id", sa.BigInteger(), nullable=True),
+        sa.Column("action", sa.Text(), nullable=False),
+        sa.Column("details", postgresql.JSONB(astext_type=sa.Text()), server_default="{}", nullable=False),
+        sa.ForeignKeyConstraint(["actor_id"], ["user_account.id"], name=op.f("fk_audit_event_actor_id")),
+        sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_audit_event_project_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_audit_event")),
+    )
+    op.create_index(op.f("ix_audit_event_project_id"), "audit_event", ["project_id"], unique=False)
+    op.create_table(
+        "auth_session",
+        sa.Column("token_hash", sa.Text(), nullable=False),
+        sa.Column("user_id", sa.BigInteger(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["user_id"], ["user_account.id"], name=op.f("fk_auth_session_user_id")),
+        sa.PrimaryKeyConstraint("token_hash", name=op.f("pk_auth_session")),
+    )
+    op.create_index(op.f("ix_auth_session_user_id"), "auth_session", ["user_id"], unique=False)
+    op.create_table(
+        "model_version",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("project_id", sa.BigInteger(), nullable=False),
+        sa.Column("role", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("parent_id", sa.BigInteger(), nullable=True),
+        sa.Column("run_id", sa.BigInteger(), nullable=True),
+        sa.Column("base", sa.Text(), nullable=False),
+        sa.Column("adapter", sa.Text(), nullable=True),
+        sa.Column("digest", sa.Text(), nullable=True),
+        sa.Column("card", postgresql.JSONB(astext_type=sa.Text()), server_default="{}", nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.CheckConstraint("role IN ('base', 'sft', 'reward', 'policy')", name=op.f("ck_model_version_role_known")),
+        sa.ForeignKeyConstraint(["parent_id"], ["model_version.id"], name=op.f("fk_model_version_parent_id")),
+        sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_model_version_project_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_model_version")),
+    )
+    op.create_index("ix_model_version_project_role", "model_version", ["project_id", "role", "id"], unique=False)
+    op.create_table(
+        "prompt",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("project_id", sa.BigInteger(), nullable=False),
+        sa.Column("messages", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("digest", sa.Text(), nullable=False),
+        sa.Column("split", sa.Text(), server_default="train", nullable=False),
+        sa.Column("domain", sa.Text(), server_default="", nullable=False),
+        sa.Column("difficulty", sa.Text(), server_default="easy", nullable=False),
+        sa.Column("safety_category", sa.Text(), nullable=True),
+        sa.Column("source", sa.Text(), server_default="", nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.CheckConstraint("difficulty IN ('easy', 'hard', 'adversarial')", name=op.f("ck_prompt_difficulty_known")),
+        sa.CheckConstraint(
+            "split IN ('train', 'heldout', 'regression', 'calibration')", name=op.f("ck_prompt_split_known")
+        ),
+        sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_prompt_project_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_prompt")),
+        sa.UniqueConstraint("project_id", "digest", name=op.f("uq_prompt_project_id_digest")),
+    )
+    op.create_index("ix_prompt_project_split", "prompt", ["project_id", "split"], unique=False)
+    op.create_table(
+        "rubric",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("project_id", sa.BigInteger(), nullable=False),
+        sa.Column("version", sa.BigInteger(), nullable=True),
+        sa.Column("guideline", sa.Text(), nullable=False),
+        sa.Column("strengths", sa.BigInteger(), server_default="3", nullable=False),
+        sa.Column("allow_tie", sa.Boolean(), server_default="true", nullable=False),
+        sa.Column("rationale_rule", sa.Text(), server_default="optional", nullable=False),
+        sa.Column("created_by", sa.BigInteger(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("published_by", sa.BigInteger(), nullable=True),
+        sa.Column("published_at", sa.DateTime(timezone=True), nullable=True),
+        sa.CheckConstraint("rationale_rule IN ('optional', 'required')", name=op.f("ck_rubric_rationale_rule_known")),
+        sa.CheckConstraint("(version IS NULL) = (published_at IS NULL)", name=op.f("ck_rubric_published_has_version")),
+        sa.CheckConstraint("strengths BETWEEN 1 AND 3", name=op.f("ck_rubric_strengths_range")),
+        sa.ForeignKeyConstraint(["created_by"], ["user_account.id"], name=op.f("fk_rubric_created_by")),
+        sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_rubric_project_id")),
+        sa.ForeignKeyConstraint(["published_by"], ["user_account.id"], name=op.f("fk_rubric_published_by")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_rubric")),
+        sa.UniqueConstraint("project_id", "version", name=op.f("uq_rubric_project_id_version")),
+    )
+    op.create_index("uq_rubric_one_draft", "rubric", ["project_id"], unique=True, postgresql_where="version IS NULL")
+    op.create_table(
+        "signin_link",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("token_hash", sa.Text(), nullable=False),
+        sa.Column("roles", postgresql.ARRAY(sa.Text()), nullable=False),
+        sa.Column("user_id", sa.BigInteger(), nullable=True),
+        sa.Column("created_by", sa.BigInteger(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("used_at", sa.DateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(["created_by"], ["user_account.id"], name=op.f("fk_signin_link_created_by")),
+        sa.ForeignKeyConstraint(["user_id"], ["user_account.id"], name=op.f("fk_signin_link_user_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_signin_link")),
+        sa.UniqueConstraint("token_hash", name=op.f("uq_signin_link_token_hash")),
+    )
+    op.create_table(
+        "snapshot",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("project_id", sa.BigInteger(), nullable=False),
+        sa.Column("digest", sa.Text(), nullable=False),
+        sa.Column("location", sa.Text(), nullable=False),
+        sa.Column("counts", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_snapshot_project_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_snapshot")),
+        sa.UniqueConstraint("project_id", "digest", name=op.f("uq_snapshot_project_id_digest")),
+    )
+    op.create_table(
+        "round",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("project_id", sa.BigInteger(), nullable=False),
+        sa.Column("number", sa.BigInteger(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("algorithm", sa.Text(), nullable=False),
+        sa.Column("config", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("snapshot_id", sa.BigInteger(), nullable=True),
+        sa.Column("policy_before_id", sa.BigInteger(), nullable=False),
+        sa.Column("policy_after_id", sa.BigInteger(), nullable=True),
+        sa.Column("reward_model_id", sa.BigInteger(), nullable=True),
+        sa.Column("error", sa.Text(), nullable=True),
+        sa.Column("started_by", sa.BigInteger(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.CheckConstraint("algorithm IN ('dpo', 'ppo')", name=op.f("ck_round_algorithm_known")),
+        sa.CheckConstraint(
+            "state IN ('frozen', 'reward', 'policy', 'sampling', 'evaluating', 'done', 'failed', 'cancelled')",
+            name=op.f("ck_round_state_known"),
+        ),
+        sa.ForeignKeyConstraint(["policy_after_id"], ["model_version.id"], name=op.f("fk_round_policy_after_id")),
+        sa.ForeignKeyConstraint(["policy_before_id"], ["model_version.id"], name=op.f("fk_round_policy_before_id")),
+        sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_round_project_id")),
+        sa.ForeignKeyConstraint(["reward_model_id"], ["model_version.id"], name=op.f("fk_round_reward_model_id")),
+        sa.ForeignKeyConstraint(["snapshot_id"], ["snapshot.id"], name=op.f("fk_round_snapshot_id")),
+        sa.ForeignKeyConstraint(["started_by"], ["user_account.id"], name=op.f("fk_round_started_by")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_round")),
+        sa.UniqueConstraint("project_id", "number", name=op.f("uq_round_project_id_number")),
+    )
+    op.create_index(
+        "uq_round_one_active",
+        "round",
+        ["project_id"],
+        unique=True,
+        postgresql_where=sa.text("state NOT IN ('done', 'failed', 'cancelled')"),
+    )
+    op.create_table(
+        "run",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("project_id", sa.BigInteger(), nullable=False),
+        sa.Column("round_id", sa.BigInteger(), nullable=True),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("spec", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("state", sa.Text(), server_default="queued", nullable=False),
+        sa.Column("cancel_requested", sa.Boolean(), server_default="false", nullable=False),
+        sa.Column("attempts", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("progress_done", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("progress_total", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("progress_message", sa.Text(), server_default="", nullable=False),
+        sa.Column("result", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
+        sa.Column("error", sa.Text(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("heartbeat_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.CheckConstraint(
+            "kind IN ('sample', 'sft', 'reward', 'dpo', 'ppo', 'evaluate', 'judge')", name=op.f("ck_run_kind_known")
+        ),
+        sa.CheckConstraint(
+            "state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled')", name=op.f("ck_run_state_known")
+        ),
+        sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_run_project_id")),
+        sa.ForeignKeyConstraint(["round_id"], ["round.id"], name=op.f("fk_run_round_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_run")),
+    )
+    op.create_index("ix_run_project", "run", ["project_id", "id"], unique=False)
+    op.create_index("ix_run_round", "run", ["round_id"], unique=False)
+    op.create_index(
+        "ix_run_unfinished", "run", ["state"], unique=False, postgresql_where=sa.text("state IN ('queued', 'running')")
+    )
+    op.create_table(
+        "completion",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("prompt_id", sa.BigInteger(), nullable=False),
+        sa.Column("text", sa.Text(), nullable=False),
+        sa.Column("model_version_id", sa.BigInteger(), nullable=True),
+        sa.Column("run_id", sa.BigInteger(), nullable=True),
+        sa.Column("sample_index", sa.BigInteger(), nullable=True),
+        sa.Column("source", sa.Text(), server_default="", nullable=False),
+        sa.Column("finish_reason", sa.Text(), nullable=True),
+        sa.Column("n_tokens", sa.BigInteger(), nullable=True),
+        sa.Column("seed", sa.BigInteger(), nullable=True),
+        sa.Column("sampling", postgresql.JSONB(astext_type=sa.Text()), server_default="{}", nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["model_version_id"], ["model_version.id"], name=op.f("fk_completion_model_version_id")
+        ),
+        sa.ForeignKeyConstraint(["prompt_id"], ["prompt.id"], name=op.f("fk_completion_prompt_id")),
+        sa.ForeignKeyConstraint(["run_id"], ["run.id"], name=op.f("fk_completion_run_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_completion")),
+        sa.UniqueConstraint(
+            "run_id", "prompt_id", "sample_index", name=op.f("uq_completion_run_id_prompt_id_sample_index")
+        ),
+    )
+    op.create_index(op.f("ix_completion_model_version_id"), "completion", ["model_version_id"], unique=False)
+    op.create_index("ix_completion_prompt_model", "completion", ["prompt_id", "model_version_id"], unique=False)
+    op.create_table(
+        "metric",
+        sa.Column("run_id", sa.BigInteger(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("slice", sa.Text(), server_default="", nullable=False),
+        sa.Column("step", sa.BigInteger(), nullable=False),
+        sa.Column("value", sa.Float(), nullable=False),
+        sa.ForeignKeyConstraint(["run_id"], ["run.id"], name=op.f("fk_metric_run_id")),
+        sa.PrimaryKeyConstraint("run_id", "name", "slice", "step", name=op.f("pk_metric")),
+    )
+    op.create_table(
+        "comparison",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("project_id", sa.BigInteger(), nullable=False),
+        sa.Column("prompt_id", sa.BigInteger(), nullable=False),
+        sa.Column("completion_a_id", sa.BigInteger(), nullable=False),
+        sa.Column("completion_b_id", sa.BigInteger(), nullable=False),
+        sa.Column("rubric_id", sa.BigInteger(), nullable=False),
+        sa.Column("round_id", sa.BigInteger(), nullable=True),
+        sa.Column("purpose", sa.Text(), nullable=False),
+        sa.Column("overlap", sa.BigInteger(), nullable=False),
+        sa.Column("priority", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("gold", sa.SmallInteger(), nullable=True),
+        sa.Column("state", sa.Text(), server_default="open", nullable=False),
+        sa.Column("judgment_count", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("lease_count", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("agreement", sa.Float(), nullable=True),
+        sa.Column("consensus", sa.Float(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("settled_at", sa.DateTime(timezone=True), nullable=True),
+        sa.CheckConstraint("(gold IS NULL) OR purpose = 'calibration'", name=op.f("ck_comparison_gold_is_calibration")),
+        sa.CheckConstraint(
+            "purpose IN ('train', 'heldout', 'calibration', 'human_eval', 'repeat')",
+            name=op.f("ck_comparison_purpose_known"),
+        ),
+        sa.CheckConstraint(
+            "state IN ('open', 'settled', 'in_review', 'adjudicated', 'withdrawn')",
+            name=op.f("ck_comparison_state_known"),
+        ),
+        sa.CheckConstraint("completion_a_id <> completion_b_id", name=op.f("ck_comparison_two_completions")),
+        sa.CheckConstraint("gold BETWEEN -3 AND 3", name=op.f("ck_comparison_gold_range")),
+        sa.CheckConstraint(
+            "judgment_count + lease_count <= overlap", name=op.f("ck_comparison_overlap_never_exceeded")
+        ),
+        sa.CheckConstraint("overlap BETWEEN 1 AND 1000", name=op.f("ck_comparison_overlap_range")),
+        sa.ForeignKeyConstraint(["completion_a_id"], ["completion.id"], name=op.f("fk_comparison_completion_a_id")),
+        sa.ForeignKeyConstraint(["completion_b_id"], ["completion.id"], name=op.f("fk_comparison_completion_b_id")),
+        sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_comparison_project_id")),
+        sa.ForeignKeyConstraint(["prompt_id"], ["prompt.id"], name=op.f("fk_comparison_prompt_id")),
+        sa.ForeignKeyConstraint(["round_id"], ["round.id"], name=op.f("fk_comparison_round_id")),
+        sa.ForeignKeyConstraint(["rubric_id"], ["rubric.id"], name=op.f("fk_comparison_rubric_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_comparison")),
+        sa.UniqueConstraint("id", "rubric_id", name=op.f("uq_comparison_id_rubric_id")),
+    )
+    op.create_index(
+        "ix_comparison_available",
+        "comparison",
+        ["project_id", sa.literal_column("priority DESC"), "id"],
+        unique=False,
+        postgresql_where=sa.text("state = 'open' AND judgment_count + lease_count < overlap"),
+    )
+    op.create_index("ix_comparison_project_state", "comparison", ["project_id", "state"], unique=False)
+    op.create_index(op.f("ix_comparison_prompt_id"), "comparison", ["prompt_id"], unique=False)
+    op.create_index(
+        "ix_comparison_review",
+        "comparison",
+        ["project_id", "agreement"],
+        unique=False,
+        postgresql_where=sa.text("state = 'in_review'"),
+    )
+    op.create_index(op.f("ix_comparison_round_id"), "comparison", ["round_id"], unique=False)
+    op.create_table(
+        "adjudication",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("comparison_id", sa.BigInteger(), nullable=False),
+        sa.Column("reviewer_id", sa.BigInteger(), nullable=False),
+        sa.Column("verdict", sa.SmallInteger(), nullable=False),
+        sa.Column("note", sa.Text(), server_default="", nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.CheckConstraint("verdict BETWEEN -3 AND 3", name=op.f("ck_adjudication_verdict_range")),
+        sa.ForeignKeyConstraint(["comparison_id"], ["comparison.id"], name=op.f("fk_adjudication_comparison_id")),
+        sa.ForeignKeyConstraint(["reviewer_id"], ["user_account.id"], name=op.f("fk_adjudication_reviewer_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_adjudication")),
+        sa.UniqueConstraint("comparison_id", name=op.f("uq_adjudication_comparison_id")),
+    )
+    op.create_table(
+        "lease",
+        sa.Column("id", sa.Uuid(), server_default=sa.text("gen_random_uuid()"), nullable=False),
+        sa.Column("comparison_id", sa.BigInteger(), nullable=False),
+        sa.Column("labeler_id", sa.BigInteger(), nullable=False),
+        sa.Column("swapped", sa.Boolean(), nullable=False),
+        sa.Column("state", sa.Text(), server_default="live", nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.CheckConstraint("state IN ('live', 'submitted', 'expired', 'released')", name=op.f("ck_lease_state_known")),
+        sa.ForeignKeyConstraint(["comparison_id"], ["comparison.id"], name=op.f("fk_lease_comparison_id")),
+        sa.ForeignKeyConstraint(["labeler_id"], ["user_account.id"], name=op.f("fk_lease_labeler_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_lease")),
+    )
+    op.create_index(op.f("ix_lease_comparison_id"), "lease", ["comparison_id"], unique=False)
+    op.create_index(
+        "ix_lease_live_expiry", "lease", ["expires_at"], unique=False, postgresql_where=sa.text("state = 'live'")
+    )
+    op.create_index(
+        "ix_lease_live_labeler", "lease", ["labeler_id"], unique=False, postgresql_where=sa.text("state = 'live'")
+    )
+    op.create_index(
+        "uq_lease_one_live",
+        "lease",
+        ["comparison_id", "labeler_id"],
+        unique=True,
+        postgresql_where=sa.text("state = 'live'"),
+    )
+    op.create_table(
+        "judgment",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("comparison_id", sa.BigInteger(), nullable=False),
+        sa.Column("labeler_id", sa.BigInteger(), nullable=False),
+        sa.Column("rubric_id", sa.BigInteger(), nullable=False),
+        sa.Column("lease_id", sa.Uuid(), nullable=True),
+        sa.Column("preference", sa.SmallInteger(), nullable=False),
+        sa.Column("rationale", sa.Text(), server_default="", nullable=False),
+        sa.Column("swapped", sa.Boolean(), nullable=True),
+        sa.Column("duration_ms", sa.BigInteger(), nullable=True),
+        sa.Column("idempotency_key", sa.Uuid(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("superseded_at", sa.DateTime(timezone=True), nullable=True),
+        sa.CheckConstraint("duration_ms >= 0", name=op.f("ck_judgment_duration_not_negative")),
+        sa.CheckConstraint("preference BETWEEN -3 AND 3", name=op.f("ck_judgment_preference_range")),
+        sa.ForeignKeyConstraint(
+            ["comparison_id", "rubric_id"],
+            ["comparison.id", "comparison.rubric_id"],
+            name=op.f("fk_judgment_comparison_id_rubric_id"),
+        ),
+        sa.ForeignKeyConstraint(["labeler_id"], ["user_account.id"], name=op.f("fk_judgment_labeler_id")),
+        sa.ForeignKeyConstraint(["lease_id"], ["lease.id"], name=op.f("fk_judgment_lease_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_judgment")),
+        sa.UniqueConstraint("idempotency_key", name=op.f("uq_judgment_idempotency_key")),
+    )
+    op.create_index("ix_judgment_labeler", "judgment", ["labeler_id", "created_at"], unique=False)
+    op.create_index(
+        "uq_judgment_one_live",
+        "judgment",
+        ["comparison_id", "labeler_id"],
+        unique=True,
+        postgresql_where=sa.text("superseded_at IS NULL"),
+    )
+    # Cycles among these three tables: the keys come last.
+    op.create_foreign_key(op.f("fk_project_base_model_id"), "project", "model_version", ["base_model_id"], ["id"])
+    op.create_foreign_key(op.f("fk_project_policy_id"), "project", "model_version", ["policy_id"], ["id"])
+    op.create_foreign_key(op.f("fk_model_version_run_id"), "model_version", "run", ["run_id"], ["id"])
+    connection = op.get_bind()
+    for script in (COUNTERS, APPEND_ONLY, SchemaManager.get_schema()):
+        connection.connection.driver_connection.execute(script)  # no parameters: % stays as it is
+
+
+def downgrade() -> None:
+    """There is nothing before the first revision."""

@@ -1,0 +1,99 @@
+"""Rows for tests: each function adds one row with sensible values and flushes it. Parents are made when not given."""
+
+import itertools
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+from uuid import uuid4
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.models import Comparison, Completion, Judgment, Lease, ModelVersion, Project, Prompt, Round, Rubric, Run, User
+from app.models.base import Base
+
+_number = itertools.count(1)
+Row = TypeVar("Row", bound=Base)
+
+
+def _add(session: Session, row: Row) -> Row:
+    session.add(row)
+    session.flush()
+    return row
+
+
+def user(session: Session, *roles: str, **values: Any) -> User:
+    n = next(_number)
+    given = {"email": f"user{n}@example.org", "name": f"User {n}", "roles": list(roles or ("labeler",))} | values
+    return _add(session, User(**given))
+
+
+def project(session: Session, **values: Any) -> Project:
+    n = next(_number)
+    return _add(session, Project(**({"slug": f"project-{n}", "name": f"Project {n}"} | values)))
+
+
+def rubric(session: Session, project: Project, *, version: int | None = 1, **values: Any) -> Rubric:
+    published = datetime.now(UTC) if version else None
+    given = {"guideline": "Prefer the better answer.", "version": version, "published_at": published} | values
+    return _add(session, Rubric(project_id=project.id, **given))
+
+
+def published_rubric(session: Session, project: Project) -> Rubric:
+    """The project's newest published rubric, made when there is none."""
+    newest = select(Rubric).where(Rubric.project_id == project.id, Rubric.version.is_not(None))
+    return session.scalars(newest.order_by(Rubric.version.desc())).first() or rubric(session, project)
+
+
+def prompt(session: Session, project: Project, content: str | None = None, **values: Any) -> Prompt:
+    n = next(_number)
+    messages = [{"role": "user", "content": content or f"Question {n}?"}]
+    return _add(session, Prompt(**({"project_id": project.id, "messages": messages, "digest": uuid4().hex} | values)))
+
+
+def completion(session: Session, prompt: Prompt, text: str | None = None, **values: Any) -> Completion:
+    return _add(session, Completion(prompt_id=prompt.id, text=text or f"Answer {next(_number)}.", **values))
+
+
+def comparison(session: Session, project_: Project | None = None, **values: Any) -> Comparison:
+    """A comparison with its prompt and two completions; `texts=(a, b)` and `prompt=` may be given."""
+    project_ = project_ or project(session)
+    prompt_ = values.pop("prompt", None) or prompt(session, project_)
+    text_a, text_b = values.pop("texts", (None, None))
+    given = {
+        "project_id": project_.id,
+        "prompt_id": prompt_.id,
+        "completion_a_id": completion(session, prompt_, text_a).id,
+        "completion_b_id": completion(session, prompt_, text_b).id,
+        "rubric_id": published_rubric(session, project_).id,
+        "purpose": "train",
+        "overlap": project_.overlap or 2,
+    } | values
+    return _add(session, Comparison(**given))
+
+
+def judgment(session: Session, comparison: Comparison, *, preference: int, **values: Any) -> Judgment:
+    labeler_id = values.pop("labeler_id", None) or user(session).id
+    given = {"rubric_id": comparison.rubric_id, "swapped": False, "duration_ms": 5000} | values
+    row = Judgment(comparison_id=comparison.id, labeler_id=labeler_id, preference=preference, **given)
+    return _add(session, row)
+
+
+def lease(session: Session, comparison: Comparison, **values: Any) -> Lease:
+    labeler_id = values.pop("labeler_id", None) or user(session).id
+    given = {"swapped": False, "expires_at": datetime.now(UTC) + timedelta(minutes=15)} | values
+    return _add(session, Lease(comparison_id=comparison.id, labeler_id=labeler_id, **given))
+
+
+def model(session: Session, project: Project, role: str = "policy", **values: Any) -> ModelVersion:
+    given = {"role": role, "name": f"model-{next(_number)}", "base": "models/none"} | values
+    return _add(session, ModelVersion(project_id=project.id, **given))
+
+
+def round_(session: Session, project: Project, **values: Any) -> Round:
+    given = {"number": next(_number), "state": "done", "algorithm": "dpo", "config": {}} | values
+    given.setdefault("policy_before_id", model(session, project).id)
+    return _add(session, Round(project_id=project.id, **given))
+
+
+def run(session: Session, project: Project, kind: str = "dpo", **values: Any) -> Run:
+    return _add(session, Run(project_id=project.id, kind=kind, **({"spec": {}} | values)))
