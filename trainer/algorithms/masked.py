@@ -1,0 +1,28 @@
+"""Statistics over the valid entries of a tensor. Masks are True = valid; every entry they hold counts alike."""
+
+import torch
+from torch import Tensor
+
+
+def masked_mean(values: Tensor, valid_mask: Tensor) -> Tensor:
+    """Mean () of the valid entries of `values` (...), not a mean of row means. NaN when none is valid."""
+    return torch.where(valid_mask, values, 0).sum() / valid_mask.sum()
+
+
+def masked_var(values: Tensor, valid_mask: Tensor, unbiased: bool = True) -> Tensor:
+    """Variance () of the valid entries, with Bessel's correction n / (n - 1) unless `unbiased` is False."""
+    n = valid_mask.sum()
+    centred = values - masked_mean(values, valid_mask)
+    return masked_mean(centred**2, valid_mask) * (n / (n - 1) if unbiased else 1)
+
+
+def masked_whiten(values: Tensor, valid_mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
+    """Valid entries scaled to variance 1, and to mean 0 unless `shift_mean` is False; 0 elsewhere.
+
+    Rewards are whitened without shifting their mean: the sign of a reward means something (Huang et al. 2024).
+    """
+    mean = masked_mean(values, valid_mask)
+    whitened = (values - mean) * torch.rsqrt(masked_var(values, valid_mask) + eps)
+    if not shift_mean:
+        whitened = whitened + mean
+    return torch.where(valid_mask, whitened, 0)

@@ -1,0 +1,243 @@
+"""From rows to tensors: snapshots and prompts are read, chats encoded, sequences padded and batched by length.
+
+Masks are True = valid. Sequences are right-padded (a causal model never looks at padding on the right), prompts that
+wait for generation are left-padded.
+"""
+
+import gzip
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from jinja2 import TemplateError
+from pydantic import BaseModel, ValidationError
+from torch import Tensor
+
+from app.errors import InvalidInput
+from app.specs import PairRow, PromptRow
+
+Row = TypeVar("Row", bound=BaseModel)
+
+
+def _read_rows(path: Path, model: type[Row]) -> list[Row]:
+    rows, number = [], 0
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+            for line in lines:
+                number += 1
+                if line.strip():
+                    rows.append(model.model_validate_json(line))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the line"
+        raise InvalidInput(f"Line {number} of {path.name}: {where}: {first['msg']}.") from error
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+        raise InvalidInput(f"{path.name} is not a whole UTF-8 JSONL file: {error}.") from error
+    return rows
+
+
+def read_pairs(path: Path) -> list[PairRow]:
+    """Rows of a snapshot (JSONL or JSONL.gz). Raises InvalidInput naming the line that is wrong."""
+    return _read_rows(path, PairRow)
+
+
+def read_prompts(path: Path) -> list[PromptRow]:
+    """Rows of a prompts file (JSONL or JSONL.gz). Raises InvalidInput naming a wrong line or an empty file."""
+    rows = _read_rows(path, PromptRow)
+    if not rows:
+        raise InvalidInput(f"{path.name} holds no prompts.", "Choose at least one prompt.")
+    return rows
+
+
+def slice_names(slices: dict[str, str]) -> list[str]:
+    """The metric slices a row belongs to: `kind=value` each."""
+    return [f"{kind}={value}" for kind, value in sorted(slices.items()) if value]
+
+
+class TokenSequence(NamedTuple):
+    """One prompt with one completion, as token ids. An empty completion is a prompt that waits for generation."""
+
+    prompt: Sequence[int]
+    completion: Sequence[int] = ()
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.completion)
+
+
+class ChatEncoder:
+    """Encodes chats with a tokenizer's template.
+
+    The prompt is the rendered chat with the header of the assistant's turn; a finished completion is its text and the
+    token that ends the turn, as the model itself would have generated them. `end_id` is that token.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int) -> None:
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.end_id = end_of_turn_id(tokenizer)
+
+    def prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """Token ids of the conversation up to where the assistant speaks. Raises InvalidInput if it does not render."""
+        try:
+            return self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False)
+        except (TemplateError, KeyError, TypeError) as error:
+            raise InvalidInput(
+                f"The model's chat template does not accept this conversation: {error}.",
+                "Check the roles and their order.",
+            ) from error
+
+    def completion(self, text: str, finished: bool = True) -> list[int]:
+        """Token ids of a response, with the end of the turn unless it was cut by length (`finished=False`).
+
+        The name of a special token inside a text is text: nobody must be able to end a turn by writing it.
+        """
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return [*ids, self.end_id] if finished else list(ids)
+
+    def fit(self, prompt: list[int], completions: Sequence[Sequence[int]]) -> list[TokenSequence] | None:
+        """The sequences of one prompt within `max_length`, or None where that would cut a completion.
+
+        The prompt is cut from the left, by the same amount for all its completions, so that they stay comparable.
+        """
+        room = self.max_length - max(len(completion) for completion in completions)
+        if room < 1:
+            return None
+        return [TokenSequence(prompt[-room:], completion) for completion in completions]
+
+
+def end_of_turn_id(tokenizer: Any) -> int:
+    """The token that ends an assistant's turn: the special token the template puts after it, else EOS."""
+    probe = [{"role": "user", "content": "Plugh"}, {"role": "assistant", "content": "Xyzzy"}]
+    rendered = tokenizer.apply_chat_template(probe, tokenize=False)
+    tail = tokenizer(rendered.rpartition("Xyzzy")[2], add_special_tokens=False)["input_ids"]
+    special = set(tokenizer.all_special_ids)
+    return next((token for token in tail if token in special), tokenizer.eos_token_id)
+
+
+class Pair(NamedTuple):
+    """A comparison as token ids, oriented by the consensus; `p_chosen` >= 0.5 is how probably chosen is better."""
+
+    chosen: TokenSequence
+    rejected: TokenSequence
+    p_chosen: float
+    row: PairRow
+
+    @property
+    def tied(self) -> bool:
+        return self.p_chosen == 0.5
+
+    @property
+    def length(self) -> int:
+        return max(self.chosen.length, self.rejected.length)
+
+
+class EncodedPairs(NamedTuple):
+    """The usable rows of a snapshot, and why others were left out."""
+
+    train: list[Pair]
+    heldout: list[Pair]
+    dropped: tuple[str, ...]
+
+
+def encode_pairs(rows: Sequence[PairRow], encoder: ChatEncoder) -> EncodedPairs:
+    """Encodes a snapshot. Rows that do not fit, do not count (weight 0) or hold one response twice are named."""
+    pairs: dict[str, list[Pair]] = {"train": [], "heldout": []}
+    left_out: dict[str, list[int]] = {}
+    for row in rows:
+        if row.weight == 0:
+            left_out.setdefault("have weight 0", []).append(row.comparison_id)
+            continue
+        if row.response_a == row.response_b:
+            left_out.setdefault("compare a response with itself", []).append(row.comparison_id)
+            continue
+        fitted = encoder.fit(
+            encoder.prompt(row.messages), [encoder.completion(row.response_a), encoder.completion(row.response_b)]
+        )
+        if fitted is None:
+            reason = f"are longer than {encoder.max_length} tokens without their prompt"
+            left_out.setdefault(reason, []).append(row.comparison_id)
+            continue
+        a, b = fitted
+        chosen, rejected, p = (b, a, row.p_b) if row.p_b >= 0.5 else (a, b, 1 - row.p_b)
+        pairs[row.split].append(Pair(chosen, rejected, p, row))
+    return EncodedPairs(pairs["train"], pairs["heldout"], describe_left_out(left_out, "comparisons"))
+
+
+def describe_left_out(left_out: dict[str, list[int]], noun: str) -> tuple[str, ...]:
+    """`{reason: ids}` as sentences: `3 comparisons have weight 0: 4, 9, 12`. At most 20 ids are spelled out."""
+    return tuple(
+        f"{len(ids)} {noun} {reason}: {', '.join(map(str, ids[:20]))}{', ...' if len(ids) > 20 else ''}"
+        for reason, ids in left_out.items()
+    )
+
+
+class Batch(NamedTuple):
+    """Padded sequences. All tensors are (B, T).
+
+    Attributes:
+        input_ids: token ids, padding included.
+        valid_mask: True on tokens of the sequence, False on padding (whatever id padding has).
+        position_ids: 0 on each sequence's first valid token, counted along valid tokens.
+        completion_mask: True on the tokens of the completion, its end-of-turn token included.
+    """
+
+    input_ids: Tensor
+    valid_mask: Tensor
+    position_ids: Tensor
+    completion_mask: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(*(tensor.to(device) for tensor in self))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that a forward pass works on, padding included."""
+        return self.input_ids.numel()
+
+
+def position_ids_from(valid_mask: Tensor) -> Tensor:
+    """Positions (B, T) along valid tokens from 0; padding has 0 on the left and the last position on the right."""
+    return (valid_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def collate(sequences: Sequence[TokenSequence], pad_id: int, side: str = "right") -> Batch:
+    """Pads sequences to the longest on one side, `right` for training and scoring, `left` for generation."""
+    width = max(sequence.length for sequence in sequences)
+    input_ids = torch.full((len(sequences), width), pad_id, dtype=torch.long)
+    valid_mask = torch.zeros((len(sequences), width), dtype=torch.bool)
+    completion_mask = torch.zeros((len(sequences), width), dtype=torch.bool)
+    for i, (prompt, completion) in enumerate(sequences):
+        start = 0 if side == "right" else width - len(prompt) - len(completion)
+        middle, end = start + len(prompt), start + len(prompt) + len(completion)
+        input_ids[i, start:end] = torch.tensor([*prompt, *completion])
+        valid_mask[i, start:end] = True
+        completion_mask[i, middle:end] = True
+    return Batch(input_ids, valid_mask, position_ids_from(valid_mask), completion_mask)
+
+
+def length_batches(
+    lengths: Sequence[int], batch_size: int, generator: torch.Generator | None = None, window: int = 8
+) -> list[list[int]]:
+    """Indices of rows in batches of similar length, so that little is padding.
+
+    With a generator the rows are shuffled, sorted within windows of `window` batches and the batches shuffled again: an
+    epoch visits every row once, in an order that depends on the generator's state only. Without one they are sorted
+    outright (evaluation, where the order does not matter).
+    """
+    if generator is None:
+        order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+        return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    shuffled = torch.randperm(len(lengths), generator=generator).tolist()
+    span = batch_size * window
+    batches = []
+    for start in range(0, len(shuffled), span):
+        by_length = sorted(shuffled[start : start + span], key=lambda i: lengths[i])
+        batches += [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """Consecutive slices of at most `size` items."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,115 @@
+"""What a run says while it works, and what it hands back: metrics, heartbeats, results.
+
+The worker records metrics in the database; the command line and the tests use `ConsoleReporter`.
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, NamedTuple, Protocol
+
+from app.errors import Conflict, PrefloopError
+
+
+class RunCancelled(Conflict):
+    """A person cancelled the run; nothing of it is saved."""
+
+    title = "Cancelled"
+
+
+class TrainingDiverged(PrefloopError):
+    """A loss or gradient that is not a number: the weights are of no use and are not saved."""
+
+    status = 500
+    title = "Training diverged"
+
+
+class Reporter(Protocol):
+    """Where a recipe reports to. Names of metrics are the field's, verbatim; a slice is a column, not a name."""
+
+    def metrics(self, step: int, values: Mapping[str, float], slice: str = "") -> None:
+        """Records values of one optimiser step. `slice` is empty for all rows, else `kind=value` (`domain=factual`)."""
+
+    def progress(self, done: int, total: int, message: str = "") -> None:
+        """A heartbeat; call it at least once a few seconds.
+
+        Raises:
+            RunCancelled: a person cancelled the run.
+        """
+
+
+class Metric(NamedTuple):
+    """One recorded value."""
+
+    step: int
+    name: str
+    slice: str
+    value: float
+
+
+class ConsoleReporter:
+    """Keeps every metric in memory, prints to `stream`, and appends JSON lines to `path` where one is given."""
+
+    def __init__(
+        self, stream: IO[str] | None = sys.stderr, path: Path | None = None, every_seconds: float = 2.0
+    ) -> None:
+        self.recorded: list[Metric] = []
+        self._stream, self._path, self._every = stream, path, every_seconds
+        self._last_line = -math.inf
+
+    def metrics(self, step: int, values: Mapping[str, float], slice: str = "") -> None:
+        self.recorded += [Metric(step, name, slice, float(value)) for name, value in values.items()]
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as handle:
+                handle.write(json.dumps({"step": step, "slice": slice, **values}) + "\n")
+        if self._stream is not None and not slice:
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+            print(f"step {step}  {shown}", file=self._stream)
+
+    def progress(self, done: int, total: int, message: str = "") -> None:
+        now = time.monotonic()
+        if self._stream is not None and (done >= total or now - self._last_line >= self._every):
+            self._last_line = now
+            print(f"{message or 'progress'} {done}/{total}", file=self._stream)
+
+    def values(self, name: str, slice: str = "") -> list[float]:
+        """The values of one metric in the order they were recorded."""
+        return [m.value for m in self.recorded if m.name == name and m.slice == slice]
+
+    def last(self, name: str, slice: str = "") -> float:
+        """The newest value of a metric. Raises KeyError when it was never recorded."""
+        values = self.values(name, slice)
+        if not values:
+            raise KeyError(f"{name} was not recorded for slice {slice!r}")
+        return values[-1]
+
+
+class RewardResult(NamedTuple):
+    """A trained reward model. `eval_*` are of the held-out rows, None where there were none with a winner."""
+
+    eval_accuracy: float | None
+    eval_ece: float | None
+    eval_length_bias: float | None
+    train_pairs: int
+    heldout_pairs: int
+    dropped: tuple[str, ...]
+    """Why rows were left out, one sentence each with the comparisons' ids."""
+    gain: float
+    """What the head was multiplied by so that rewards have standard deviation 1 over the snapshot's responses."""
+    offset: float
+    """What the loader subtracts so that they have mean 0 (kept in the config: the head has no bias)."""
+    tokens: int
+    seconds: float
+
+
+class PolicyResult(NamedTuple):
+    """A trained policy: the last values of its main metrics, and what was left out."""
+
+    metrics: dict[str, float]
+    train_rows: int
+    dropped: tuple[str, ...]
+    tokens: int
+    seconds: float
