@@ -17,6 +17,8 @@ from torch import Tensor
 from app.errors import InvalidInput
 from app.specs import PairRow, PromptRow
 
+MIN_PAIRS = 20
+
 Row = TypeVar("Row", bound=BaseModel)
 
 
@@ -162,6 +164,17 @@ def encode_pairs(rows: Sequence[PairRow], encoder: ChatEncoder) -> EncodedPairs:
         chosen, rejected, p = (b, a, row.p_b) if row.p_b >= 0.5 else (a, b, 1 - row.p_b)
         pairs[row.split].append(Pair(chosen, rejected, p, row))
     return EncodedPairs(pairs["train"], pairs["heldout"], describe_left_out(left_out, "comparisons"))
+
+
+def require_pairs(pairs: Sequence[Pair], what: str) -> None:
+    """Raises InvalidInput unless at least `MIN_PAIRS` pairs have a winner: fewer teach nothing that holds elsewhere."""
+    decided = sum(not pair.tied for pair in pairs)
+    if decided < MIN_PAIRS:
+        raise InvalidInput(
+            f"{what} needs at least {MIN_PAIRS} training comparisons with a winner; there are {decided} "
+            f"(and {len(pairs) - decided} ties).",
+            "Collect more judgments, or settle the comparisons under review.",
+        )
 
 
 def describe_left_out(left_out: dict[str, list[int]], noun: str) -> tuple[str, ...]:
