@@ -38,7 +38,12 @@ def make_session_factory(engine: Engine) -> sessionmaker[Session]:
 def get_session(request: Request) -> Iterator[Session]:
     """One session a request, committed when the route returns and before the response leaves: see `SessionDep`."""
     with request.app.state.session_factory() as session, session.begin():
-        yield session
+        try:
+            yield session
+        except Exception:
+            # A rollback expires what was loaded; the error page still shows the signed-in user and the project.
+            session.expunge_all()
+            raise
 
 
 # scope="function": the commit happens before the response is sent, so a failing commit cannot answer 200.

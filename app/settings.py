@@ -29,7 +29,7 @@ class Settings(BaseSettings):
     )
     secret_key: str | None = Field(
         None,
-        description="Key that signs form tokens; the same for all web processes. Unset: made once and kept in the home.",
+        description="Key that signs form tokens, one for all web processes. Unset: made once, kept in the home.",
     )
     secure_cookies: bool = Field(False, description="Send cookies over HTTPS only. Set it behind a TLS proxy.")
     session_days: int = Field(30, ge=1, description="Days a sign-in lasts.")

@@ -8,18 +8,33 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # tests never depend on a hub
 
+import contextlib
+import re
+import shutil
 import tempfile
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import uvicorn
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from httpx import Response
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
+from app.accounts import service as accounts
+from app.accounts.access import SESSION_COOKIE
 from app.db import make_engine, make_session_factory
-from app.models import Base
+from app.main import create_app
+from app.models import Base, User
 from app.postgres import database, migrate
 from app.settings import Settings
+from tests import factories
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +67,9 @@ def engine(shared_engine: Engine) -> Iterator[Engine]:
     yield shared_engine
     tables = ", ".join(f'"{table.name}"' for table in Base.metadata.sorted_tables)
     with shared_engine.begin() as connection:
-        connection.execute(text(f"TRUNCATE {tables}, procrastinate_jobs, procrastinate_workers RESTART IDENTITY CASCADE"))
+        connection.execute(
+            text(f"TRUNCATE {tables}, procrastinate_jobs, procrastinate_workers RESTART IDENTITY CASCADE")
+        )
 
 
 @pytest.fixture
@@ -65,3 +82,131 @@ def session(engine: Engine) -> Iterator[Session]:
 @pytest.fixture
 def settings(tmp_path: Path, database_url: str) -> Settings:
     return Settings(home=tmp_path, database_url=database_url, secret_key="test", _env_file=None)
+
+
+# --- the web service -------------------------------------------------------------------------------------------------
+
+
+class SignedIn:
+    """A client of the app, in-process: keeps cookies, adds the CSRF token of its own session to every form."""
+
+    def __init__(self, http: TestClient, user: User | None) -> None:
+        self.http = http
+        self.user = user
+
+    def get(self, url: str, **kwargs: Any) -> Response:
+        return self.http.get(url, **kwargs)
+
+    def post(self, url: str, data: dict[str, Any] | None = None, *, csrf: bool = True, **kwargs: Any) -> Response:
+        if csrf:
+            token = re.search(r'name="csrf_token" value="(\w+)"', self.http.get("/sign-in").text)
+            token = token or re.search(r'"X-CSRF-Token": "(\w+)"', self.http.get("/projects").text)
+            assert token, "no CSRF token on the page"
+            kwargs["headers"] = {"X-CSRF-Token": token[1]} | kwargs.get("headers", {})
+        return self.http.post(url, data=data, **kwargs)
+
+
+@pytest.fixture
+def app(engine: Engine, settings: Settings) -> FastAPI:
+    app = create_app(settings, settings.database_url or "")
+    # The process's one engine, so that its connections are not opened anew for each test.
+    app.state.session_factory = make_session_factory(engine)
+    return app
+
+
+@pytest.fixture
+def sign_in(app: FastAPI, session: Session) -> Iterator[Callable[..., SignedIn]]:
+    """`sign_in("labeler", "admin")` makes a person with these roles and returns their client; `sign_in()` a visitor."""
+    with contextlib.ExitStack() as stack:
+
+        def open_client(*roles: str, user: User | None = None) -> SignedIn:
+            http = TestClient(app, raise_server_exceptions=False, follow_redirects=False)
+            stack.callback(http.close)
+            if roles and user is None:
+                user = factories.user(session, *roles)
+            if user is not None:
+                token = accounts.open_session(session, user, days=1)
+                session.commit()
+                http.cookies.set(SESSION_COOKIE, token)
+            return SignedIn(http, user)
+
+        yield open_client
+
+
+@pytest.fixture
+def live(app: FastAPI) -> Iterator[str]:
+    """The app on a real port, for a browser; yields its address."""
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 20
+    while not server.started:
+        assert thread.is_alive(), "the server did not start"
+        assert time.monotonic() < deadline, "the server did not start in 20 s"
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(timeout=20)
+
+
+CHROMIUM_FLAGS = [
+    "--no-sandbox",  # tests run as root in containers
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        path = shutil.which("chromium") or shutil.which("google-chrome")
+        assert path, "The browser tests need chromium: apt-get install chromium"
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(chromium: Browser, live: str, session: Session) -> Iterator[Callable[..., Page]]:
+    """`open_page("labeler", width=390, dark=True)` is a page of somebody signed in with these roles.
+
+    `page.goto("/path")` is relative to the live server. A script error on any page fails the test at its end.
+    """
+    contexts: list[BrowserContext] = []
+    errors: list[str] = []
+
+    def open_(
+        *roles: str,
+        user: User | None = None,
+        width: int = 1440,
+        dark: bool = False,
+        javascript: bool = True,
+    ) -> Page:
+        context = chromium.new_context(
+            base_url=live,
+            viewport={"width": width, "height": 900},
+            color_scheme="dark" if dark else "light",
+            java_script_enabled=javascript,
+        )
+        contexts.append(context)
+        if roles and user is None:
+            user = factories.user(session, *roles)
+        if user is not None:
+            token = accounts.open_session(session, user, days=1)
+            session.commit()
+            context.add_cookies([{"name": SESSION_COOKIE, "value": token, "url": live}])
+        context.set_default_timeout(10_000)
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert errors == []

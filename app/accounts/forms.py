@@ -1,0 +1,29 @@
+"""What the account pages send."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+Role = Literal["labeler", "admin", "operator"]
+Text = Annotated[str, Field(max_length=500)]
+
+
+class SignInForm(BaseModel):
+    email: Text = ""
+    password: Text = ""
+    next: Text = "/"
+
+
+class RedeemForm(BaseModel):
+    email: Text = ""
+    name: Text = ""
+    password: Text = ""
+
+
+class RolesForm(BaseModel):
+    roles: list[Role] = []
+    is_active: bool = False
+
+
+class InviteForm(BaseModel):
+    roles: list[Role] = []

@@ -1,0 +1,123 @@
+"""Sign in and out, one-time links, and the people page."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Form, Request, Response
+
+from app.accounts import access, queries, service
+from app.accounts.forms import InviteForm, RedeemForm, RolesForm, SignInForm
+from app.db import SessionDep
+from app.errors import InvalidInput, NotFound, PrefloopError
+from app.models import User
+from app.models.user import ROLES
+from app.render import page, redirect
+
+router = APIRouter()
+
+
+@router.get("/sign-in")
+def sign_in_page(request: Request, user: access.VisitorDep, next: str = "/") -> Response:
+    if user is not None:
+        return redirect(_local(next))
+    return page(request, "accounts/sign_in.html", next=_local(next), email="", error=None)
+
+
+@router.post("/sign-in")
+def sign_in(
+    request: Request, user: access.VisitorDep, session: SessionDep, form: Annotated[SignInForm, Form()]
+) -> Response:
+    found = service.authenticate(session, form.email, form.password)
+    if found is None:
+        error = InvalidInput("No active account has this address and password.", "Check both and try again.")
+        context = {"next": _local(form.next), "email": form.email, "error": error}
+        return page(request, "accounts/sign_in.html", status=422, **context)
+    return _start(request, session, found, _local(form.next))
+
+
+@router.post("/sign-out")
+def sign_out(request: Request, session: SessionDep) -> Response:
+    if token := request.cookies.get(access.SESSION_COOKIE):
+        service.close_session(session, token)
+    response = redirect("/sign-in")
+    response.delete_cookie(access.SESSION_COOKIE)
+    return response
+
+
+@router.get("/join/{token}")
+def join_page(request: Request, user: access.VisitorDep, session: SessionDep, token: str) -> Response:
+    link = service.open_link(session, token)
+    known = session.get(User, link.user_id) if link.user_id else None
+    return page(request, "accounts/join.html", link=link, known=known, form=RedeemForm(), error=None)
+
+
+@router.post("/join/{token}")
+def join(
+    request: Request, user: access.VisitorDep, session: SessionDep, token: str, form: Annotated[RedeemForm, Form()]
+) -> Response:
+    link = service.open_link(session, token)
+    try:
+        with session.begin_nested():
+            joined = service.redeem_link(session, token, email=form.email, name=form.name, password=form.password)
+    except PrefloopError as error:
+        known = session.get(User, link.user_id) if link.user_id else None
+        context = {"link": link, "known": known, "form": form, "error": error}
+        return page(request, "accounts/join.html", status=error.status, **context)
+    return _start(request, session, joined, "/")
+
+
+@router.get("/people")
+def people(request: Request, admin: access.AdminDep, session: SessionDep) -> Response:
+    context: dict[str, Any] = {"people": queries.people(session), "links": queries.open_links(session), "roles": ROLES}
+    return page(request, "accounts/people.html", invitation=None, **context)
+
+
+@router.post("/people/invite")
+def invite(
+    request: Request, admin: access.AdminDep, session: SessionDep, form: Annotated[InviteForm, Form()]
+) -> Response:
+    """Shows the link on the page that answers: only its hash is stored, so it cannot be shown again."""
+    settings = request.app.state.settings
+    token = service.create_link(session, roles=list(form.roles), created_by=admin.id, days=settings.link_days)
+    return _with_link(request, session, token, f"as {', '.join(form.roles)}")
+
+
+@router.post("/people/{user_id}/reset")
+def reset(request: Request, admin: access.AdminDep, session: SessionDep, user_id: int) -> Response:
+    user = _person(session, user_id)
+    days = request.app.state.settings.link_days
+    token = service.create_link(session, roles=[], created_by=admin.id, days=days, user_id=user.id)
+    return _with_link(request, session, token, f"for {user.name} to set a new password")
+
+
+@router.post("/people/{user_id}")
+def change(admin: access.AdminDep, session: SessionDep, user_id: int, form: Annotated[RolesForm, Form()]) -> Response:
+    service.set_roles(session, admin, _person(session, user_id), list(form.roles), is_active=form.is_active)
+    return redirect("/people")
+
+
+def _with_link(request: Request, session: SessionDep, token: str, purpose: str) -> Response:
+    session.flush()
+    invitation = {"url": f"{request.app.state.settings.url}/join/{token}", "purpose": purpose}
+    context: dict[str, Any] = {"people": queries.people(session), "links": queries.open_links(session), "roles": ROLES}
+    return page(request, "accounts/people.html", invitation=invitation, **context)
+
+
+def _person(session: SessionDep, user_id: int) -> User:
+    user = session.get(User, user_id)
+    if user is None or user.email is None:
+        raise NotFound("There is no such person.", "They may be listed under another name on the people page.")
+    return user
+
+
+def _start(request: Request, session: SessionDep, user: User, url: str) -> Response:
+    days = request.app.state.settings.session_days
+    response = redirect(url)
+    token = service.open_session(session, user, days)
+    access.set_cookie(request, response, access.SESSION_COOKIE, token, max_age=days * 86400)
+    return response
+
+
+def _local(url: str) -> str:
+    """The address to go on to, only within this site: `//host` and `/\\host` lead elsewhere."""
+    inside = url.startswith("/") and not url.startswith(("//", "/\\"))
+    return url if inside else "/"

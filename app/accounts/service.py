@@ -1,0 +1,148 @@
+"""Accounts: passwords, sign-ins, one-time links, and the audit trail."""
+
+import hashlib
+import secrets
+from datetime import UTC, datetime, timedelta
+
+from pwdlib import PasswordHash
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app.accounts import queries
+from app.errors import Conflict, Gone, InvalidInput
+from app.models import AuditEvent, AuthSession, SigninLink, User
+
+# argon2id with the library's recommended cost.
+_passwords = PasswordHash.recommended()
+# Verified when there is no such account, so that the answer takes as long as for a real one.
+_NOBODY = _passwords.hash(secrets.token_hex(16))
+MIN_PASSWORD = 10
+
+
+def audit(
+    session: Session, actor_id: int | None, action: str, project_id: int | None = None, **details: object
+) -> None:
+    """Records who did what; `details` must be JSON."""
+    session.add(AuditEvent(actor_id=actor_id, action=action, project_id=project_id, details=details))
+
+
+def hash_token(token: str) -> str:
+    """What the store keeps of a secret token: its SHA-256. The token is random, so no salt is needed."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def create_user(
+    session: Session, *, email: str, name: str, password: str, roles: list[str], kind: str = "person"
+) -> User:
+    """Adds an account that can sign in.
+
+    Raises:
+        InvalidInput: the address or password cannot be accepted.
+        Conflict: the address has an account.
+    """
+    email = email.strip().lower()
+    if "@" not in email or len(email) > 254:
+        raise InvalidInput(f"“{email[:60]}” is not an e-mail address.", "Enter one like name@example.org.")
+    if not name.strip():
+        raise InvalidInput("The name is empty.", "Enter the name others will see.")
+    if queries.user_by_email(session, email):
+        raise Conflict(f"{email} has an account already.", "Sign in instead, or use another address.")
+    user = User(email=email, name=name.strip(), password_hash=_hash_password(password), roles=roles, kind=kind)
+    session.add(user)
+    session.flush()
+    audit(session, user.id, "user.created", roles=roles, kind=kind)
+    return user
+
+
+def set_password(session: Session, user: User, password: str) -> None:
+    user.password_hash = _hash_password(password)
+    audit(session, user.id, "user.password_set")
+
+
+def _hash_password(password: str) -> str:
+    if len(password) < MIN_PASSWORD:
+        raise InvalidInput(
+            f"The password has under {MIN_PASSWORD} characters.", "Choose a longer one; a phrase is fine."
+        )
+    return _passwords.hash(password)
+
+
+def authenticate(session: Session, email: str, password: str) -> User | None:
+    """The active user with this address and password, or none."""
+    user = queries.user_by_email(session, email.strip().lower())
+    known = user is not None and user.is_active and user.password_hash is not None
+    matches = _passwords.verify(password, user.password_hash if user and known and user.password_hash else _NOBODY)
+    return user if known and matches else None
+
+
+def open_session(session: Session, user: User, days: int) -> str:
+    """Signs a user in; returns the cookie's token, of which only a hash is stored."""
+    token = secrets.token_urlsafe(32)
+    expires_at = datetime.now(UTC) + timedelta(days=days)
+    session.add(AuthSession(token_hash=hash_token(token), user_id=user.id, expires_at=expires_at))
+    return token
+
+
+def close_session(session: Session, token: str) -> None:
+    queries.delete_session(session, hash_token(token))
+
+
+def create_link(
+    session: Session, *, roles: list[str], created_by: int | None, days: int, user_id: int | None = None
+) -> str:
+    """A one-time link's token. With `user_id` it lets that user set a new password; else it makes a new account."""
+    if not roles and user_id is None:
+        raise InvalidInput("No role is chosen.", "Choose at least one role for the person you invite.")
+    token = secrets.token_urlsafe(24)
+    expires_at = datetime.now(UTC) + timedelta(days=days)
+    link = SigninLink(
+        token_hash=hash_token(token), roles=roles, created_by=created_by, user_id=user_id, expires_at=expires_at
+    )
+    session.add(link)
+    audit(session, created_by, "link.created", roles=roles, user_id=user_id)
+    return token
+
+
+def open_link(session: Session, token: str) -> SigninLink:
+    """The usable link of this token, locked so that it is used once.
+
+    Raises:
+        Gone: unknown, used or expired.
+    """
+    link = queries.link_by_hash(session, hash_token(token))
+    if link is None or link.used_at is not None or link.expires_at < datetime.now(UTC):
+        raise Gone("This link was used already, has expired, or never was.", "Ask an admin for a new one.")
+    return link
+
+
+def redeem_link(session: Session, token: str, *, email: str, name: str, password: str) -> User:
+    """Uses a link once: makes the account it invites to, or sets the password of the one it was made for."""
+    link = open_link(session, token)
+    link.used_at = datetime.now(UTC)
+    if link.user_id is not None:
+        user = session.get_one(User, link.user_id)
+        set_password(session, user, password)
+        return user
+    return create_user(session, email=email, name=name, password=password, roles=list(link.roles))
+
+
+def set_roles(session: Session, actor: User, user: User, roles: list[str], *, is_active: bool) -> None:
+    """Changes what a person may do. Switching an account off also ends its sign-ins.
+
+    Raises:
+        Conflict: it would leave no active admin.
+    """
+    if "admin" in user.roles and ("admin" not in roles or not is_active):
+        # Locks the other admins' rows, so that two admins cannot remove each other at the same time.
+        others = select(User.id).where(User.id != user.id, User.is_active, User.roles.contains(["admin"]))
+        if not session.scalars(others.with_for_update()).all():
+            raise Conflict("This is the last admin.", "Make someone else an admin first.")
+    user.roles = roles
+    user.is_active = is_active
+    if not is_active:
+        queries.delete_sessions_of(session, user.id)
+    audit(session, actor.id, "user.roles_set", user_id=user.id, roles=roles, is_active=is_active)
+
+
+def needs_first_admin(session: Session) -> bool:
+    return not session.scalar(select(func.count()).select_from(User).where(User.roles.contains(["admin"])))

@@ -1,0 +1,134 @@
+"""The web service: `create_app(settings, database_url)`."""
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.staticfiles import StaticFiles
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError, TimeoutError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.accounts.access import verify_csrf
+from app.accounts.routes import router as accounts
+from app.artifacts import ArtifactStore
+from app.db import make_engine, make_session_factory
+from app.errors import InvalidInput, NotFound, NotSignedIn, PrefloopError, Unavailable
+from app.projects.routes import router as projects
+from app.render import ROOT, page, redirect
+from app.settings import Settings
+
+log = logging.getLogger(__name__)
+
+ROUTERS: tuple[APIRouter, ...] = (
+    accounts,
+    projects,
+)
+
+SECURITY_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'self'; "
+    "form-action 'self'; object-src 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+}
+
+
+def create_app(settings: Settings, database_url: str) -> FastAPI:
+    """Builds the app. Nothing is connected until the first request."""
+    engine = make_engine(database_url)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        engine.dispose()
+
+    app = FastAPI(
+        title="Prefloop", lifespan=lifespan, dependencies=[Depends(verify_csrf)], docs_url=None, redoc_url=None
+    )
+    app.state.settings = settings
+    app.state.session_factory = make_session_factory(engine)
+    app.state.store = ArtifactStore(settings.artifacts_root)
+
+    @app.get("/healthz", include_in_schema=False)
+    def healthz() -> Response:
+        """200 once the service can serve: the database answers."""
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+        return PlainTextResponse("ok")
+
+    for router in ROUTERS:
+        app.include_router(router)
+    app.mount("/static", StaticFiles(directory=ROOT / "static"), name="static")
+    app.add_middleware(SecurityHeaders)
+    app.add_exception_handler(PrefloopError, _show_error)
+    app.add_exception_handler(RequestValidationError, _show_invalid)
+    app.add_exception_handler(HTTPException, _show_http_error)
+    app.add_exception_handler(OperationalError, _show_unavailable)
+    app.add_exception_handler(TimeoutError, _show_unavailable)
+    app.add_exception_handler(Exception, _show_unexpected)
+    return app
+
+
+class SecurityHeaders:
+    """Adds the security headers to every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [
+                    *message["headers"],
+                    *((name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()),
+                ]
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+
+def _show_error(request: Request, error: Exception) -> Response:
+    """One error, three shapes: JSON for programs, a fragment for htmx (shown in #messages), else a page."""
+    assert isinstance(error, PrefloopError)
+    if "application/json" in request.headers.get("accept", ""):
+        return JSONResponse({"error": error.message, "advice": error.advice}, error.status)
+    if "HX-Request" in request.headers:
+        return page(request, "errors/_message.html", status=error.status, error=error)
+    if isinstance(error, NotSignedIn) and request.method == "GET":
+        query = f"?{request.url.query}" if request.url.query else ""
+        return redirect(f"/sign-in?next={request.url.path}{query}")
+    return page(request, "errors/page.html", status=error.status, error=error)
+
+
+def _show_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    problems = "; ".join(f"{'.'.join(str(p) for p in e['loc'][1:])}: {e['msg']}" for e in error.errors()[:5])
+    return _show_error(request, InvalidInput(f"Not accepted: {problems}.", "Correct it and send the form again."))
+
+
+def _show_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        return _show_error(
+            request, NotFound("There is no such page.", "Check the address, or begin at the start page.")
+        )
+    shown = PrefloopError(str(error.detail), "Go back and try again.")
+    shown.status = error.status_code
+    return _show_error(request, shown)
+
+
+def _show_unavailable(request: Request, error: Exception) -> Response:
+    log.warning("The database did not answer %s %s: %s", request.method, request.url.path, error)
+    advice = "Nothing was lost: what you typed is still in the form. Wait a few seconds and send it again."
+    return _show_error(request, Unavailable("The database cannot be reached right now.", advice))
+
+
+def _show_unexpected(request: Request, error: Exception) -> Response:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    shown = PrefloopError("Something went wrong on our side.", "The details are in the service's log. Try again.")
+    shown.status = 500
+    return _show_error(request, shown)

@@ -1,0 +1,21 @@
+"""What the project pages send."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, Field
+
+
+class NewProjectForm(BaseModel):
+    name: Annotated[str, Field(max_length=200)] = ""
+    description: Annotated[str, Field(max_length=2000)] = ""
+
+
+class SettingsForm(BaseModel):
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    description: Annotated[str, Field(max_length=2000)] = ""
+    overlap: Annotated[int, Field(ge=1, le=100)]
+    lease_minutes: Annotated[int, Field(ge=1, le=1440)]
+    review_threshold: Annotated[float, Field(ge=0, le=1)]
+    samples_per_prompt: Annotated[int, Field(ge=1, le=64)]
+    max_new_tokens: Annotated[int, Field(ge=1, le=8192)]
+    temperature: Annotated[float, Field(gt=0, le=5)]

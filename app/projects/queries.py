@@ -1,0 +1,47 @@
+"""SQL of projects."""
+
+from typing import NamedTuple
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app.models import Comparison, Judgment, ModelVersion, Project, Round, Run
+
+
+def active_projects(session: Session) -> list[Project]:
+    return list(session.scalars(select(Project).where(Project.archived_at.is_(None)).order_by(Project.id)))
+
+
+def by_slug(session: Session, slug: str) -> Project | None:
+    return session.scalars(select(Project).where(Project.slug == slug)).one_or_none()
+
+
+class Overview(NamedTuple):
+    """What the project's start page shows."""
+
+    states: dict[str, int]  # comparisons by state
+    judgments: int
+    labelers: int
+    runs: list[Run]  # unfinished, oldest first
+    last_round: Round | None
+    policy: ModelVersion | None
+
+
+def overview(session: Session, project: Project) -> Overview:
+    states = select(Comparison.state, func.count()).where(Comparison.project_id == project.id)
+    judged = (
+        select(func.count(), func.count(Judgment.labeler_id.distinct()))
+        .join(Comparison, Comparison.id == Judgment.comparison_id)
+        .where(Comparison.project_id == project.id, Judgment.superseded_at.is_(None))
+    )
+    judgments, labelers = session.execute(judged).one()
+    unfinished = select(Run).where(Run.project_id == project.id, Run.state.in_(("queued", "running"))).order_by(Run.id)
+    last_round = select(Round).where(Round.project_id == project.id).order_by(Round.number.desc()).limit(1)
+    return Overview(
+        states=dict(session.execute(states.group_by(Comparison.state)).tuples().all()),
+        judgments=judgments,
+        labelers=labelers,
+        runs=list(session.scalars(unfinished)),
+        last_round=session.scalars(last_round).one_or_none(),
+        policy=session.get(ModelVersion, project.policy_id) if project.policy_id else None,
+    )

@@ -1,0 +1,67 @@
+"""Projects: creating one, and its settings."""
+
+import re
+
+from sqlalchemy.orm import Session
+
+from app.accounts.service import audit
+from app.errors import Conflict, InvalidInput
+from app.models import Project
+from app.projects import queries
+from app.projects.forms import SettingsForm
+from app.rubrics import service as rubrics
+from app.specs import Generation
+
+FIRST_GUIDELINE = """\
+Prefer the response that is more helpful and correct, follows the instruction, and is honest and safe.
+
+Shorter is better when nothing is lost. Use a tie only when you truly cannot choose.
+"""
+
+
+def slugify(name: str) -> str:
+    """`My Project!` -> `my-project`; empty when no letter or digit of ASCII is left."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60].strip("-")
+
+
+def create(
+    session: Session,
+    *,
+    name: str,
+    actor_id: int | None,
+    description: str = "",
+    slug: str | None = None,
+    guideline: str = FIRST_GUIDELINE,
+    generation: Generation | None = None,
+) -> Project:
+    """Adds a project with a first published rubric, ready to hold comparisons.
+
+    Raises:
+        InvalidInput: the name gives no address.
+        Conflict: the address is taken.
+    """
+    slug = slug or slugify(name)
+    if not slug:
+        raise InvalidInput("The name has no letter or digit to make an address from.", "Use at least one of a-z, 0-9.")
+    if queries.by_slug(session, slug):
+        raise Conflict(f"A project with the address “{slug}” exists.", "Choose another name.")
+    project = Project(
+        slug=slug, name=name.strip(), description=description, generation=(generation or Generation()).model_dump()
+    )
+    session.add(project)
+    session.flush()
+    rubrics.create_first(session, project, guideline, actor_id)
+    audit(session, actor_id, "project.created", project.id, name=project.name)
+    return project
+
+
+def update(session: Session, project: Project, form: SettingsForm, actor_id: int) -> None:
+    """Changes the settings. Comparisons that are open already keep the overlap they were opened with."""
+    project.name = form.name.strip()
+    project.description = form.description
+    project.overlap = form.overlap
+    project.lease_minutes = form.lease_minutes
+    project.review_threshold = form.review_threshold
+    sampling = form.model_dump(include={"samples_per_prompt", "max_new_tokens", "temperature"})
+    project.generation = Generation.model_validate(project.generation | sampling).model_dump()
+    audit(session, actor_id, "project.settings_changed", project.id, **form.model_dump())

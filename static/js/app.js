@@ -1,0 +1,32 @@
+// What every page does: local times, dismissing messages, copying a link by clicking it.
+
+function localTimes(root) {
+  for (const time of root.querySelectorAll("time[datetime]:not([data-local])")) {
+    const date = new Date(time.dateTime);
+    time.dataset.local = "";
+    time.title = time.textContent;
+    time.textContent = date.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
+  }
+}
+
+document.addEventListener("click", (event) => {
+  if (event.target.closest("[data-dismiss]")) document.getElementById("messages").replaceChildren();
+  if (event.target.matches("input.copy")) event.target.select();
+  for (const menu of document.querySelectorAll("details.menu[open]")) {
+    if (!menu.contains(event.target)) menu.open = false;
+  }
+});
+
+document.addEventListener("htmx:load", (event) => localTimes(event.target));
+// A server that does not answer at all gives no response to swap: say so in the same place.
+document.addEventListener("htmx:sendError", () => {
+  const box = document.createElement("div");
+  box.className = "message message-bad";
+  box.textContent = "The service does not answer. What you typed is kept; try again in a moment.";
+  document.getElementById("messages").replaceChildren(box);
+});
+document.addEventListener("htmx:beforeSwap", (event) => {
+  // A request that worked clears the last error.
+  if (event.detail.xhr.status < 400) document.getElementById("messages").replaceChildren();
+});
+localTimes(document);
