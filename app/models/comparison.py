@@ -110,6 +110,8 @@ class Judgment(Base):
             postgresql_where=text("superseded_at IS NULL"),
         ),
         Index("ix_judgment_labeler", "labeler_id", "created_at"),
+        # Superseded ones too: nobody is asked twice, and the foreign key is checked when an open comparison's rubric moves.
+        Index("ix_judgment_comparison", "comparison_id", "labeler_id"),
         CheckConstraint("preference BETWEEN -3 AND 3", name="preference_range"),
         CheckConstraint("duration_ms >= 0", name="duration_not_negative"),
     )

@@ -31,5 +31,9 @@ class Rubric(Base):
     rationale_rule: Mapped[str] = mapped_column(server_default="optional")
     created_by: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
     created_at: Mapped[Now]
+    # Of the draft: goes up with every edit, so that nobody overwrites an edit they have not seen.
+    revision: Mapped[int] = mapped_column(server_default="1")
+    edited_by: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
+    edited_at: Mapped[Now]
     published_by: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
     published_at: Mapped[datetime | None]

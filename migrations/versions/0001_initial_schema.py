@@ -180,12 +180,16 @@ def upgrade() -> None:
         sa.Column("rationale_rule", sa.Text(), server_default="optional", nullable=False),
         sa.Column("created_by", sa.BigInteger(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("revision", sa.BigInteger(), server_default="1", nullable=False),
+        sa.Column("edited_by", sa.BigInteger(), nullable=True),
+        sa.Column("edited_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("published_by", sa.BigInteger(), nullable=True),
         sa.Column("published_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint("rationale_rule IN ('optional', 'required')", name=op.f("ck_rubric_rationale_rule_known")),
         sa.CheckConstraint("(version IS NULL) = (published_at IS NULL)", name=op.f("ck_rubric_published_has_version")),
         sa.CheckConstraint("strengths BETWEEN 1 AND 3", name=op.f("ck_rubric_strengths_range")),
         sa.ForeignKeyConstraint(["created_by"], ["user_account.id"], name=op.f("fk_rubric_created_by")),
+        sa.ForeignKeyConstraint(["edited_by"], ["user_account.id"], name=op.f("fk_rubric_edited_by")),
         sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_rubric_project_id")),
         sa.ForeignKeyConstraint(["published_by"], ["user_account.id"], name=op.f("fk_rubric_published_by")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_rubric")),
@@ -456,6 +460,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("idempotency_key", name=op.f("uq_judgment_idempotency_key")),
     )
     op.create_index("ix_judgment_labeler", "judgment", ["labeler_id", "created_at"], unique=False)
+    op.create_index("ix_judgment_comparison", "judgment", ["comparison_id", "labeler_id"], unique=False)
     op.create_index(
         "uq_judgment_one_live",
         "judgment",
