@@ -1,0 +1,31 @@
+"""The preference scale, and the way between the side shown and the canonical order.
+
+A preference in canonical order runs from -strengths (A much better) to strengths (B much better); 0 is a tie. The same
+numbers on the screen run from the first (left) response to the second (right) one.
+"""
+
+# What each strength is called, weakest first, on a scale of so many strengths.
+_WORDS = {
+    1: ("better",),
+    2: ("better", "much better"),
+    3: ("slightly better", "better", "much better"),
+}
+
+
+def scale(strengths: int, *, allow_tie: bool) -> tuple[int, ...]:
+    """Every preference that can be given, from the first response's side to the second's."""
+    return tuple(value for value in range(-strengths, strengths + 1) if value or allow_tie)
+
+
+def words(value: int, strengths: int) -> str:
+    """What a preference says about the response it points to: "much better", or "tie"."""
+    return _WORDS[strengths][abs(value) - 1] if value else "tie"
+
+
+def canonical(shown: int, *, swapped: bool) -> int:
+    """The preference towards B, from one given towards the second response shown. Its own inverse.
+
+    Args:
+        swapped: B was shown first.
+    """
+    return -shown if swapped else shown
