@@ -1,7 +1,7 @@
 """The artifact store: models, snapshots and other files a run reads or leaves behind, under one folder.
 
-Everything is written to `.staging/` on the same file system and renamed into place, so a reader sees a whole artifact or
-none, also after SIGKILL or a full disk. Several machines share a store by mounting the same folder.
+Everything is written to `.staging/` on the same file system and renamed into place, so a reader sees a whole artifact
+or none, also after SIGKILL or a full disk. Several machines share a store by mounting the same folder.
 """
 
 import contextlib

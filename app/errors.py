@@ -1,6 +1,6 @@
 """The one error base. Every error says what was wrong and what to do, and knows its HTTP status.
 
-Raised anywhere below the routes; `app.main` renders it as a page, an htmx fragment or JSON, the command line as two lines.
+Raised anywhere below the routes. `app.main` renders it as a page, an htmx fragment or JSON; the command line as text.
 """
 
 

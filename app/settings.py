@@ -39,8 +39,8 @@ class Settings(BaseSettings):
         description="Folder of models and snapshots; several machines share it by mounting it. Unset: in the home.",
     )
     model: str = Field(
-        "smollm2-135m-instruct",
-        description="Base model of the starter project: the default, a hub name, or a folder of safetensors.",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        description="Base model of the starter project: a hub name, or the absolute path of a folder.",
     )
     trust_remote_code: bool = Field(False, description="Let models from the hub run code of their own. Leave it off.")
     log_level: str = Field("info", description="debug, info, warning or error.")

@@ -27,3 +27,5 @@ class RolesForm(BaseModel):
 
 class InviteForm(BaseModel):
     roles: list[Role] = []
+    # What judges through this account: judgments are never taken for a person's when they are not.
+    kind: Literal["person", "simulated", "ai_judge"] = "person"

@@ -77,8 +77,10 @@ def invite(
 ) -> Response:
     """Shows the link on the page that answers: only its hash is stored, so it cannot be shown again."""
     settings = request.app.state.settings
-    token = service.create_link(session, roles=list(form.roles), created_by=admin.id, days=settings.link_days)
-    return _with_link(request, session, token, f"as {', '.join(form.roles)}")
+    token = service.create_link(
+        session, roles=list(form.roles), created_by=admin.id, days=settings.link_days, kind=form.kind
+    )
+    return _with_link(request, session, token, f"invites someone as {', '.join(form.roles)}")
 
 
 @router.post("/people/{user_id}/reset")
@@ -86,7 +88,7 @@ def reset(request: Request, admin: access.AdminDep, session: SessionDep, user_id
     user = _person(session, user_id)
     days = request.app.state.settings.link_days
     token = service.create_link(session, roles=[], created_by=admin.id, days=days, user_id=user.id)
-    return _with_link(request, session, token, f"for {user.name} to set a new password")
+    return _with_link(request, session, token, f"lets {user.name} set a new password")
 
 
 @router.post("/people/{user_id}")

@@ -88,18 +88,33 @@ def close_session(session: Session, token: str) -> None:
 
 
 def create_link(
-    session: Session, *, roles: list[str], created_by: int | None, days: int, user_id: int | None = None
+    session: Session,
+    *,
+    roles: list[str],
+    created_by: int | None,
+    days: int,
+    user_id: int | None = None,
+    kind: str = "person",
 ) -> str:
-    """A one-time link's token. With `user_id` it lets that user set a new password; else it makes a new account."""
+    """A one-time link's token. With `user_id` it lets that user set a new password; else it makes a new account.
+
+    Raises:
+        InvalidInput: an invitation without a role.
+    """
     if not roles and user_id is None:
         raise InvalidInput("No role is chosen.", "Choose at least one role for the person you invite.")
     token = secrets.token_urlsafe(24)
     expires_at = datetime.now(UTC) + timedelta(days=days)
     link = SigninLink(
-        token_hash=hash_token(token), roles=roles, created_by=created_by, user_id=user_id, expires_at=expires_at
+        token_hash=hash_token(token),
+        roles=roles,
+        kind=kind,
+        created_by=created_by,
+        user_id=user_id,
+        expires_at=expires_at,
     )
     session.add(link)
-    audit(session, created_by, "link.created", roles=roles, user_id=user_id)
+    audit(session, created_by, "link.created", roles=roles, user_id=user_id, kind=kind)
     return token
 
 
@@ -123,7 +138,7 @@ def redeem_link(session: Session, token: str, *, email: str, name: str, password
         user = session.get_one(User, link.user_id)
         set_password(session, user, password)
         return user
-    return create_user(session, email=email, name=name, password=password, roles=list(link.roles))
+    return create_user(session, email=email, name=name, password=password, roles=list(link.roles), kind=link.kind)
 
 
 def set_roles(session: Session, actor: User, user: User, roles: list[str], *, is_active: bool) -> None:

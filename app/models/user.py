@@ -48,10 +48,12 @@ class SigninLink(Base):
     """A one-time link: the first admin's, or an invitation with the roles it gives."""
 
     __tablename__ = "signin_link"
+    __table_args__ = (one_of("kind", USER_KINDS),)
 
     id: Mapped[Id]
     token_hash: Mapped[str] = mapped_column(unique=True)
     roles: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    kind: Mapped[str] = mapped_column(server_default="person")  # of the account it makes
     user_id: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))  # set: signs this user in again
     created_by: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
     created_at: Mapped[Now]

@@ -201,11 +201,15 @@ def upgrade() -> None:
         sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
         sa.Column("token_hash", sa.Text(), nullable=False),
         sa.Column("roles", postgresql.ARRAY(sa.Text()), nullable=False),
+        sa.Column("kind", sa.Text(), server_default="person", nullable=False),
         sa.Column("user_id", sa.BigInteger(), nullable=True),
         sa.Column("created_by", sa.BigInteger(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("used_at", sa.DateTime(timezone=True), nullable=True),
+        sa.CheckConstraint(
+            "kind IN ('person', 'imported', 'simulated', 'ai_judge')", name=op.f("ck_signin_link_kind_known")
+        ),
         sa.ForeignKeyConstraint(["created_by"], ["user_account.id"], name=op.f("fk_signin_link_created_by")),
         sa.ForeignKeyConstraint(["user_id"], ["user_account.id"], name=op.f("fk_signin_link_user_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_signin_link")),
@@ -343,6 +347,8 @@ def upgrade() -> None:
         sa.Column("overlap", sa.BigInteger(), nullable=False),
         sa.Column("priority", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("gold", sa.SmallInteger(), nullable=True),
+        sa.Column("external_id", sa.Text(), nullable=True),
+        sa.Column("digest", sa.Text(), nullable=True),
         sa.Column("state", sa.Text(), server_default="open", nullable=False),
         sa.Column("judgment_count", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("lease_count", sa.BigInteger(), server_default="0", nullable=False),
@@ -373,6 +379,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["rubric_id"], ["rubric.id"], name=op.f("fk_comparison_rubric_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_comparison")),
         sa.UniqueConstraint("id", "rubric_id", name=op.f("uq_comparison_id_rubric_id")),
+        sa.UniqueConstraint("project_id", "digest", name=op.f("uq_comparison_project_id_digest")),
     )
     op.create_index(
         "ix_comparison_available",

@@ -108,6 +108,13 @@ def test_an_invitation_makes_one_account_with_its_roles(sign_in: SignIn, session
     assert sign_in().get(url).status_code == 410
 
 
+def test_an_account_says_what_judges_through_it(sign_in: SignIn, session: Session) -> None:
+    page = sign_in("admin").post("/people/invite", {"roles": ["labeler"], "kind": "ai_judge"})
+    url = re.search(r'value="http://[^"]+(/join/[\w-]+)"', page.text)[1]
+    sign_in().post(url, {"name": "Judge", "email": "judge@example.org", "password": PASSWORD})
+    assert session.scalars(select(User.kind).where(User.email == "judge@example.org")).one() == "ai_judge"
+
+
 def test_a_password_link_sets_the_password_of_its_user_only(sign_in: SignIn, session: Session) -> None:
     user = account(session, "labeler")
     page = sign_in("admin").post(f"/people/{user.id}/reset")

@@ -1,0 +1,45 @@
+# `make` alone lists the targets.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
+
+.PHONY: help run test lint format clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 14
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Prefloop needs Python 3.11 or newer; set PYTHON=python3.11 (or newer)." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+
+$(STAMP): pyproject.toml package-lock.json build_frontend.py | $(BIN)/python
+	@echo "Installing Prefloop and what it needs into $(VENV) (about a minute)"
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(DEV_STAMP): $(STAMP)
+	$(BIN)/pip install --quiet --group dev
+	@touch $@
+
+run: $(STAMP) ## start the whole service: database, web, worker (PREFLOOP_HOME, PREFLOOP_PORT)
+	@exec $(BIN)/prefloop up
+
+test: $(DEV_STAMP) lint ## lint, types, import rules and every test
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(DEV_STAMP) ## style, types and import rules only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(DEV_STAMP) ## rewrite the code in the house's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove what was installed and built (no data)
+	rm -rf $(VENV) static/vendor .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist

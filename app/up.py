@@ -1,0 +1,251 @@
+"""`prefloop up`: the whole service from one command: database, schema, first project, web and worker, under one eye."""
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+import httpx
+from rich.console import Console
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session, sessionmaker
+
+from app.accounts import service as accounts
+from app.artifacts import ArtifactStore
+from app.db import make_engine, make_session_factory
+from app.errors import Conflict, PrefloopError, Unavailable
+from app.models import Comparison, Run
+from app.postgres import database, migrate
+from app.projects import queries as projects
+from app.projects import starter
+from app.settings import Settings
+
+console = Console(highlight=False, soft_wrap=True)
+PR_SET_PDEATHSIG = 1
+
+
+def up(settings: Settings) -> None:
+    """Runs until Ctrl-C or SIGTERM. A worker that dies is started again; the web service ending ends everything.
+
+    Raises:
+        Conflict: the port is taken, or this home is in use by another `prefloop up`.
+    """
+    with _sole_user(settings.home), _stop_on_signals():
+        _check_port(settings)
+        console.print(f"Starting PostgreSQL ({'DATABASE_URL' if settings.database_url else settings.home})")
+        with database(settings) as url:
+            migrate(url)
+            engine = make_engine(url, pool_size=2)
+            try:
+                _serve(settings, url, make_session_factory(engine))
+            finally:
+                engine.dispose()
+                console.print("Stopped.")
+
+
+def _serve(settings: Settings, url: str, factory: sessionmaker[Session]) -> None:
+    environment = _environment(settings, url)
+    if not settings.database_url:
+        # Only this command's children write to an embedded set-up, and none runs yet.
+        ArtifactStore(settings.artifacts_root).sweep()
+    with _child("web", environment, "-m", "app.cli", "web") as web:
+        _wait_until_served(settings, web)
+        _print_address(settings, factory)
+        _prepare_first_project(settings, environment, factory)
+        with contextlib.ExitStack() as workers:
+            worker = workers.enter_context(_child("worker", environment, "-m", "trainer.worker"))
+            progress = _Progress(factory)
+            while web.poll() is None:
+                progress.show()
+                time.sleep(1)
+                if worker.poll() is not None:
+                    console.print(f"The worker ended (code {worker.returncode}); starting it again.")
+                    time.sleep(2)
+                    worker = workers.enter_context(_child("worker", environment, "-m", "trainer.worker"))
+    raise Unavailable(f"The web service ended with code {web.returncode}.", "Its last lines above say why.")
+
+
+def _prepare_first_project(settings: Settings, environment: dict[str, str], factory: sessionmaker[Session]) -> None:
+    """On a first run: the starter project, then its model. One that did not come is tried again at the next start."""
+    with factory.begin() as session:
+        if starter.is_first_run(session):
+            starter.create(session)
+        project = projects.by_slug(session, starter.SLUG)
+        if project is None or project.policy_id is not None:
+            return
+    try:
+        location = _fetch_model(settings, environment)
+    except PrefloopError as error:
+        console.print(f"[bold]{error.message}[/bold] {error.advice}")
+        console.print("Labeling works without it; sampling and training begin once the model is there.")
+        return
+    with factory.begin() as session:
+        project = projects.by_slug(session, starter.SLUG)
+        assert project is not None
+        starter.use_model(session, project, settings.model, location)
+
+
+def _fetch_model(settings: Settings, environment: dict[str, str]) -> str:
+    """The model's location in the store. In a process of its own: this one never loads torch."""
+    console.print(f"Fetching the model {settings.model}")
+    command = [sys.executable, "-m", "trainer.cli", "fetch-model", settings.model]
+    command += ["--store", str(settings.artifacts_root)]
+    settings.artifacts_root.mkdir(parents=True, exist_ok=True)
+    fetched = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    if fetched.returncode != 0:
+        raise Unavailable(f"The model {settings.model} could not be fetched.", "The lines above say why.")
+    return fetched.stdout.strip().splitlines()[-1]
+
+
+class _Progress:
+    """Prints what the worker does: a line when something begins, ends, or moves on noticeably."""
+
+    def __init__(self, factory: sessionmaker[Session]) -> None:
+        self.factory = factory
+        self.shown: dict[int, tuple[str, int]] = {}
+        self.next_look = 0.0
+
+    def show(self) -> None:
+        if time.monotonic() < self.next_look:
+            return
+        self.next_look = time.monotonic() + 3
+        try:
+            with self.factory() as session:
+                recent = session.scalars(select(Run).order_by(Run.id.desc()).limit(5)).all()
+                waiting = session.scalar(select(func.count()).where(Comparison.state == "open")) or 0
+        except Exception as error:  # noqa: BLE001 - a database that is away must not end the supervisor
+            console.print(f"[dim]The database does not answer: {type(error).__name__}[/dim]")
+            return
+        for run in reversed(recent):
+            tenth = 10 * run.progress_done // run.progress_total if run.progress_total else 0
+            now = (run.state, tenth)
+            if self.shown.get(run.id) == now:
+                continue
+            first_look = run.id not in self.shown
+            self.shown[run.id] = now
+            if first_look and run.state in ("succeeded", "failed", "cancelled"):
+                continue  # it ended before this start
+            share = f" {run.progress_done} of {run.progress_total}" if run.progress_total else ""
+            told = f"{run.error}" if run.state == "failed" else run.progress_message
+            console.print(f"{run.kind} run {run.id}: {run.state}{share} {told} · {waiting} comparisons to label")
+
+
+def _print_address(settings: Settings, factory: sessionmaker[Session]) -> None:
+    console.print(f"\n[bold]Prefloop is ready: {settings.url}[/bold]   (Ctrl-C stops it)")
+    with factory.begin() as session:
+        if accounts.needs_first_admin(session):
+            roles = ["admin", "operator", "labeler"]
+            token = accounts.create_link(session, roles=roles, created_by=None, days=settings.link_days)
+            console.print(f"First admin, one-time link: [bold]{settings.url}/join/{token}[/bold]\n")
+
+
+def _environment(settings: Settings, url: str) -> dict[str, str]:
+    """What the children read: the same settings, and the database that was started."""
+    return os.environ | {
+        "DATABASE_URL": url,
+        "PREFLOOP_HOME": str(settings.home.absolute()),
+        "PREFLOOP_HOST": settings.host,
+        "PREFLOOP_PORT": str(settings.port),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+@contextlib.contextmanager
+def _child(name: str, environment: dict[str, str], *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of ours, in a session of its own: Ctrl-C reaches only the supervisor, which then stops it in order."""
+    niceness = 10 if name == "worker" else 0  # pages stay quick while a model trains
+
+    def prepare() -> None:
+        os.nice(niceness)
+        if sys.platform == "linux":
+            # Should the supervisor be killed, the kernel ends its children with it.
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        env=environment,
+        start_new_session=True,
+        preexec_fn=prepare,
+        stdin=subprocess.DEVNULL,
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            console.print(f"The {name} did not stop in 15 s; killing it.")
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def _sole_user(home: Path) -> Iterator[None]:
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "up.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(
+                f"Prefloop runs already with its home in {home}.",
+                "Stop it first, or set PREFLOOP_HOME to another folder.",
+            ) from None
+        yield
+
+
+class _Stopped(BaseException):
+    """Ends the supervisor from a signal handler; the context managers stop what runs."""
+
+
+@contextlib.contextmanager
+def _stop_on_signals() -> Iterator[None]:
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(each, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the stopping
+        console.print("\nStopping …")
+        raise _Stopped
+
+    before: dict[int, Callable[..., object] | int | None] = {}
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        before[each] = signal.signal(each, stop)
+    try:
+        yield
+    except _Stopped:
+        pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _check_port(settings: Settings) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise Conflict(
+                f"Port {settings.port} on {settings.host} cannot be used: {error.strerror}.",
+                f"Set PREFLOOP_PORT to a free one, for instance PREFLOOP_PORT={settings.port + 1}.",
+            ) from error
+
+
+def _wait_until_served(settings: Settings, web: "subprocess.Popen[bytes]") -> None:
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+    deadline = time.monotonic() + 60
+    while web.poll() is None and time.monotonic() < deadline:
+        try:
+            if httpx.get(f"http://{host}:{settings.port}/healthz", timeout=2).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.1)
+    raise Unavailable("The web service did not start.", "Its lines above say why.")
