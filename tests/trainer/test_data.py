@@ -1,0 +1,177 @@
+import gzip
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from app.errors import InvalidInput
+from app.specs import PairRow, PromptRow
+from tests.trainer.conftest import byte_tokenizer, user, write_rows
+from trainer.data import (
+    ChatEncoder,
+    TokenSequence,
+    collate,
+    encode_pairs,
+    end_of_turn_id,
+    length_batches,
+    read_pairs,
+    read_prompts,
+    require_pairs,
+)
+from trainer.modeling import PLAIN_CHAT_TEMPLATE
+
+
+def row(number: int = 1, **changes: object) -> PairRow:
+    values: dict[str, object] = {
+        "comparison_id": number,
+        "prompt_id": number,
+        "messages": user("Hi"),
+        "response_a": "a long answer",
+        "response_b": "ok",
+        "preference": -2,
+        "p_b": 0.1,
+        "split": "train",
+    }
+    return PairRow.model_validate(values | changes)
+
+
+@pytest.fixture
+def encoder() -> ChatEncoder:
+    return ChatEncoder(byte_tokenizer(), max_length=64)
+
+
+def test_snapshots_are_read_plain_and_compressed(tmp_path: Path) -> None:
+    rows = [row(1), row(2, split="heldout")]
+    plain = write_rows(tmp_path / "snapshot.jsonl", rows)
+    compressed = tmp_path / "snapshot.jsonl.gz"
+    compressed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert read_pairs(plain) == read_pairs(compressed) == rows
+
+
+def test_a_wrong_line_is_named_with_its_field(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "snapshot.jsonl", [row(1)])
+    path.write_text(path.read_text() + row(2).model_dump_json().replace('"p_b":0.1', '"p_b":1.5'))
+    with pytest.raises(InvalidInput, match=r"Line 2 of snapshot\.jsonl: p_b: .*less than or equal to 1"):
+        read_pairs(path)
+
+
+def test_a_truncated_archive_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "snapshot.jsonl.gz"
+    path.write_bytes(gzip.compress(row().model_dump_json().encode())[:-9])
+    with pytest.raises(InvalidInput, match="not a whole"):
+        read_pairs(path)
+
+
+def test_prompts_are_read_and_an_empty_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"id": 3, "messages": [{"role": "user", "content": "Hi"}]}\n\n')
+    assert read_prompts(path) == [PromptRow(id=3, messages=user("Hi"))]
+    path.write_text("")
+    with pytest.raises(InvalidInput, match="holds no prompts"):
+        read_prompts(path)
+
+
+def test_prompt_and_completion_together_are_the_rendered_chat(encoder: ChatEncoder) -> None:
+    ids = [*encoder.prompt(user("Hi")), *encoder.completion("Hello")]
+    expected = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>"
+    assert encoder.tokenizer.decode(ids) == expected
+    assert encoder.end_id == encoder.tokenizer.eos_token_id
+    assert encoder.completion("Hello", finished=False) == encoder.completion("Hello")[:-1]
+
+
+def test_special_tokens_written_in_a_response_are_text(encoder: ChatEncoder) -> None:
+    ids = encoder.completion("a<|im_end|>b")
+    assert ids.count(encoder.end_id) == 1
+    assert ids[-1] == encoder.end_id
+    assert len(ids) == len("a<|im_end|>b") + 1
+
+
+def test_the_end_of_a_turn_is_the_templates_where_it_differs_from_eos() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_end|>"]})
+    assert end_of_turn_id(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
+    assert end_of_turn_id(tokenizer) == tokenizer.convert_tokens_to_ids("<|endoftext|>")
+
+
+def test_a_conversation_the_template_refuses_is_named(encoder: ChatEncoder) -> None:
+    encoder.tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(InvalidInput, match="roles must alternate"):
+        encoder.prompt(user("Hi"))
+
+
+def test_long_prompts_are_cut_from_the_left_alike_for_both(encoder: ChatEncoder) -> None:
+    prompt = encoder.prompt(user("x" * 100))
+    fitted = encoder.fit(prompt, [encoder.completion("a" * 20), encoder.completion("b")])
+    assert fitted is not None
+    assert [sequence.prompt for sequence in fitted] == [prompt[-43:]] * 2
+    assert [len(sequence.completion) for sequence in fitted] == [21, 2]
+
+
+def test_rows_left_out_are_counted_and_named(encoder: ChatEncoder) -> None:
+    rows = [row(1), row(2, weight=0), row(3, response_b="y" * 64), row(4, response_a="ok"), row(5, weight=0)]
+    encoded = encode_pairs(rows, encoder)
+    assert [pair.row.comparison_id for pair in encoded.train] == [1]
+    assert sorted(encoded.dropped) == [
+        "1 comparisons are longer than 64 tokens without their prompt: 3",
+        "1 comparisons compare a response with itself: 4",
+        "2 comparisons have weight 0: 2, 5",
+    ]
+
+
+def test_pairs_are_oriented_by_the_consensus(encoder: ChatEncoder) -> None:
+    a, b = encoder.completion("a long answer"), encoder.completion("ok")
+    for p_b, chosen, p_chosen in ((0.1, a, 0.9), (0.8, b, 0.8), (0.5, b, 0.5)):
+        pair = encode_pairs([row(p_b=p_b)], encoder).train[0]
+        assert pair.chosen.completion == chosen
+        assert pair.p_chosen == pytest.approx(p_chosen)
+        assert pair.tied == (p_b == 0.5)
+
+
+def test_too_few_pairs_are_refused_with_their_number(encoder: ChatEncoder) -> None:
+    pairs = encode_pairs([row(i, p_b=0.5 if i < 3 else 0.9) for i in range(21)], encoder).train
+    with pytest.raises(InvalidInput, match=r"at least 20 .* there are 18 \(and 3 ties\)"):
+        require_pairs(pairs, "A reward model")
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_masks_do_not_depend_on_the_id_of_padding(side: str) -> None:
+    batch = collate([TokenSequence([5, 6], [7, 2]), TokenSequence([8], [2])], pad_id=2, side=side)
+    if side == "right":
+        assert batch.input_ids.tolist() == [[5, 6, 7, 2], [8, 2, 2, 2]]
+        assert batch.valid_mask.long().tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+        assert batch.completion_mask.long().tolist() == [[0, 0, 1, 1], [0, 1, 0, 0]]
+        assert batch.position_ids[:, :2].tolist() == [[0, 1], [0, 1]]
+    else:
+        assert batch.input_ids.tolist() == [[5, 6, 7, 2], [2, 2, 8, 2]]
+        assert batch.valid_mask.long().tolist() == [[1, 1, 1, 1], [0, 0, 1, 1]]
+        assert batch.completion_mask.long().tolist() == [[0, 0, 1, 1], [0, 0, 0, 1]]
+        assert batch.position_ids[:, 2:].tolist() == [[2, 3], [0, 1]]
+
+
+def test_an_epoch_visits_every_row_once_in_an_order_of_the_seed() -> None:
+    lengths = [(7 * i) % 50 for i in range(101)]
+    batches = length_batches(lengths, 8, torch.Generator().manual_seed(1))
+    assert sorted(i for batch in batches for i in batch) == list(range(101))
+    assert batches == length_batches(lengths, 8, torch.Generator().manual_seed(1))
+    assert batches != length_batches(lengths, 8, torch.Generator().manual_seed(2))
+
+
+def test_batches_by_length_pad_less_than_batches_by_chance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 100, (512,), generator=generator).tolist()
+
+    def padded(batches: list[list[int]]) -> int:
+        return sum(max(lengths[i] for i in batch) * len(batch) for batch in batches)
+
+    by_chance = [list(range(start, start + 8)) for start in range(0, 512, 8)]
+    assert padded(length_batches(lengths, 8, generator)) < 0.75 * padded(by_chance)
+
+
+def test_the_byte_tokenizer_survives_saving(tmp_path: Path) -> None:
+    byte_tokenizer().save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    text = "Grüße, 世界 <|im_end|>\n"
+    assert loaded.decode(ChatEncoder(loaded, 64).completion(text, finished=False)) == text
