@@ -31,4 +31,4 @@ class LabelForm(BaseModel):
     rubric_id: int
     preference: Annotated[int | None, BeforeValidator(_none_if_empty)] = None
     rationale: Annotated[str, BeforeValidator(_clean), Field(max_length=MAX_RATIONALE)] = ""
-    duration_ms: Annotated[int | None, BeforeValidator(_none_if_empty), Field(ge=0)] = None
+    duration_ms: Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_none_if_empty)] = None

@@ -129,7 +129,7 @@ def publish(session: Session, project: Project, form: RubricForm, publisher: Use
     if before and all(getattr(before, name) == value for name, value in said.items()):
         raise Conflict(f"This says the same as version {before.version}.", "Change something, or keep that version.")
     draft = save_draft(session, project, form, publisher)
-    draft.version = 1 + (before.version or 0 if before else 0)
+    draft.version = (before.version or 0) + 1 if before else 1
     draft.published_by = publisher.id
     draft.published_at = datetime.now(UTC)
     session.flush()
