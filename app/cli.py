@@ -66,10 +66,18 @@ def worker() -> None:
 
 
 @app.command("migrate")
-def migrate_command() -> None:
+def migrate_command(
+    starter: Annotated[bool, typer.Option(help="in an empty database, also make the starter project")] = False,
+) -> None:
     """Bring the database's schema up to date."""
-    with database(Settings()) as url:
-        migrate(url)
+    settings = Settings()
+    if starter:
+        from app.up import prepare
+
+        prepare(settings)
+    else:
+        with database(settings) as url:
+            migrate(url)
     typer.echo("The schema is up to date.")
 
 

@@ -42,7 +42,6 @@ class Settings(BaseSettings):
         "HuggingFaceTB/SmolLM2-135M-Instruct",
         description="Base model of the starter project: a hub name, or the absolute path of a folder.",
     )
-    trust_remote_code: bool = Field(False, description="Let models from the hub run code of their own. Leave it off.")
     log_level: str = Field("info", description="debug, info, warning or error.")
 
     @property
@@ -73,3 +72,13 @@ class Settings(BaseSettings):
             finally:
                 fresh.unlink()
         return path.read_text().encode()
+
+
+def markdown_table() -> str:
+    """The settings as the README shows them. `make docs` writes it there."""
+    lines = ["| variable | default | what it is |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        variable = field.validation_alias if isinstance(field.validation_alias, str) else f"PREFLOOP_{name.upper()}"
+        default = str(field.default).replace(str(Path.home()), "~") if field.default is not None else ""
+        lines.append(f"| `{variable}` | {f'`{default}`' if default else ''} | {field.description} |")
+    return "\n".join(lines)

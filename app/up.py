@@ -40,7 +40,7 @@ def up(settings: Settings) -> None:
     """
     with _sole_user(settings.home), _stop_on_signals():
         _check_port(settings)
-        console.print(f"Starting PostgreSQL ({'DATABASE_URL' if settings.database_url else settings.home})")
+        console.print(f"Starting PostgreSQL ({'at DATABASE_URL' if settings.database_url else f'in {settings.home}'})")
         with database(settings) as url:
             migrate(url)
             engine = make_engine(url, pool_size=2)
@@ -49,6 +49,19 @@ def up(settings: Settings) -> None:
             finally:
                 engine.dispose()
                 console.print("Stopped.")
+
+
+def prepare(settings: Settings) -> None:
+    """Migrates; on a first run also makes the starter project and prints the first admin's link. Starts nothing."""
+    with database(settings) as url:
+        migrate(url)
+        engine = make_engine(url, pool_size=2)
+        try:
+            factory = make_session_factory(engine)
+            _prepare_first_project(settings, _environment(settings, url), factory)
+            _print_first_link(settings, factory)
+        finally:
+            engine.dispose()
 
 
 def _serve(settings: Settings, url: str, factory: sessionmaker[Session]) -> None:
@@ -90,7 +103,7 @@ def _prepare_first_project(settings: Settings, environment: dict[str, str], fact
     with factory.begin() as session:
         project = projects.by_slug(session, starter.SLUG)
         assert project is not None
-        starter.use_model(session, project, settings.model, location)
+        starter.use_model(session, ArtifactStore(settings.artifacts_root), project, settings.model, location)
 
 
 def _fetch_model(settings: Settings, environment: dict[str, str]) -> str:
@@ -140,6 +153,10 @@ class _Progress:
 
 def _print_address(settings: Settings, factory: sessionmaker[Session]) -> None:
     console.print(f"\n[bold]Prefloop is ready: {settings.url}[/bold]   (Ctrl-C stops it)")
+    _print_first_link(settings, factory)
+
+
+def _print_first_link(settings: Settings, factory: sessionmaker[Session]) -> None:
     with factory.begin() as session:
         if accounts.needs_first_admin(session):
             roles = ["admin", "operator", "labeler"]
@@ -163,7 +180,7 @@ def _child(name: str, environment: dict[str, str], *arguments: str) -> Iterator[
     """A process of ours, in a session of its own: Ctrl-C reaches only the supervisor, which then stops it in order."""
     niceness = 10 if name == "worker" else 0  # pages stay quick while a model trains
 
-    def prepare() -> None:
+    def before_start() -> None:
         os.nice(niceness)
         if sys.platform == "linux":
             # Should the supervisor be killed, the kernel ends its children with it.
@@ -173,7 +190,7 @@ def _child(name: str, environment: dict[str, str], *arguments: str) -> Iterator[
         [sys.executable, *arguments],
         env=environment,
         start_new_session=True,
-        preexec_fn=prepare,
+        preexec_fn=before_start,
         stdin=subprocess.DEVNULL,
     )
     try:

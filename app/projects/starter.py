@@ -2,19 +2,24 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from app.models import Comparison, Completion, ModelVersion, Project
+from app.artifacts import ArtifactStore
+from app.models import Comparison, Completion, Project
 from app.projects import service
 from app.prompts import service as prompts
 from app.rounds import service as rounds
 from app.rubrics import service as rubrics
+from app.specs import Generation
 
 CONTENT = Path(__file__).parent / "starter"
 SLUG = "starter"
 SOURCE = "starter"
+# At temperature 1 a model this small seldom makes sense; training divides by the same temperature.
+GENERATION = Generation(samples_per_prompt=4, max_new_tokens=64, temperature=0.7)
 
 
 def is_first_run(session: Session) -> bool:
@@ -23,6 +28,7 @@ def is_first_run(session: Session) -> bool:
 
 def create(session: Session) -> Project:
     """Adds the project with its prompts and calibration comparisons; `use_model` then begins sampling."""
+    lines = _read("prompts.jsonl")
     project = service.create(
         session,
         name="Starter",
@@ -30,14 +36,13 @@ def create(session: Session) -> Project:
         actor_id=None,
         description="Short questions for a small model: compare its answers, then start a round.",
         guideline=(CONTENT / "rubric.md").read_text(),
+        generation=GENERATION,
     )
-    for line in _read("prompts.jsonl"):
-        prompts.add(session, project, source=SOURCE, **line)
+    prompts.add_many(session, project.id, [prompts.NewPrompt(**line, source=SOURCE) for line in lines])
     rubric = rubrics.current(session, project)
     for line in _read("calibration.jsonl"):
-        texts = line.pop("response_a"), line.pop("response_b")
-        gold = line.pop("gold")
-        prompt = prompts.add(session, project, source=SOURCE, split="calibration", **line)
+        prompt = prompts.add(session, project.id, line["messages"], split="calibration", source=SOURCE)
+        texts = line["response_a"], line["response_b"]
         a, b = (Completion(prompt_id=prompt.id, text=text, source=SOURCE) for text in texts)
         session.add_all([a, b])
         session.flush()
@@ -49,21 +54,18 @@ def create(session: Session) -> Project:
                 completion_b_id=b.id,
                 rubric_id=rubric.id,
                 purpose="calibration",
-                gold=gold,
+                gold=line["gold"],
                 overlap=project.overlap,
             )
         )
     return project
 
 
-def use_model(session: Session, project: Project, name: str, location: str) -> None:
+def use_model(session: Session, store: ArtifactStore, project: Project, name: str, location: str) -> None:
     """Makes a model in the store the project's first policy and begins sampling from it."""
-    model = ModelVersion(project_id=project.id, role="base", name=name.rpartition("/")[2], base=location, card={})
-    session.add(model)
-    session.flush()
-    project.base_model_id = project.policy_id = model.id
-    rounds.begin_sampling(session, project)
+    rounds.adopt_base_model(session, project, location, name.rpartition("/")[2])
+    rounds.begin_sampling(session, store, project)
 
 
-def _read(name: str) -> list[dict[str, object]]:
+def _read(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (CONTENT / name).read_text().splitlines()]
