@@ -18,6 +18,7 @@ from app.accounts.routes import router as accounts
 from app.artifacts import ArtifactStore
 from app.db import make_engine, make_session_factory
 from app.errors import InvalidInput, NotFound, NotSignedIn, PrefloopError, Unavailable
+from app.labeling.routes import router as labeling
 from app.projects.routes import router as projects
 from app.render import ROOT, page, redirect
 from app.settings import Settings
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 ROUTERS: tuple[APIRouter, ...] = (
     accounts,
     projects,
+    labeling,
 )
 
 SECURITY_HEADERS = {

@@ -205,6 +205,12 @@ def progress(session: Session, project: Project, labeler: User, task: Task | Non
     return Progress(done, left)
 
 
+def is_same_comparison(session: Session, task: Task, lease_id: UUID) -> bool:
+    """Whether the task is about what that lease was about."""
+    lease = session.get(Lease, lease_id)
+    return lease is not None and lease.comparison_id == task.position.comparison_id
+
+
 def idle(session: Session, project: Project, labeler: User, skipped: Position | None = None) -> Idle:
     """Why `next_task` gave nothing."""
     except_id = skipped.comparison_id if skipped else None
