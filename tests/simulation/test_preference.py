@@ -1,0 +1,76 @@
+"""Hidden preferences and the win rate, against values worked out by hand."""
+
+import random
+
+import numpy as np
+import pytest
+
+from app.simulation.preference import SimulatedLabeler, concise, on_topic, repetition, strength_of
+from app.simulation.statistics import win_rate
+
+QUESTION = "What is the capital of France?"
+
+
+def test_repetition_counts_trigrams_seen_before() -> None:
+    assert repetition("one two three four") == 0
+    assert repetition("a b c a b c") == 0.25  # trigrams abc bca cab abc: one of four again
+    assert repetition("") == 0
+
+
+def test_on_topic_is_the_share_of_the_questions_own_words() -> None:
+    assert on_topic(QUESTION, "France has Paris.") == 0.5  # of “capital” and “france”
+    assert on_topic("What is it?", "Anything.") == 0
+
+
+def test_concise_is_the_sum_of_its_parts() -> None:
+    # 7 words, both topic words, finished, no trigram twice: 2 + 1 - 0.06 * 6
+    assert concise(QUESTION, "The capital of France is Paris.") == pytest.approx(2 + 1 - 0.36)
+    assert concise(QUESTION, "The capital of France is Paris") == pytest.approx(2 - 0.36)
+    assert concise(QUESTION, " ") == -6
+
+
+@pytest.mark.parametrize(
+    ("difference", "strength"),
+    [(0, 0), (0.1, 0), (0.2, 1), (-0.9, -1), (1.5, 2), (-2.5, -3), (40, 3)],
+)
+def test_strength_grows_by_one_a_unit(difference: float, strength: int) -> None:
+    assert strength_of(difference) == strength
+
+
+def test_noise_and_position_bias_have_the_stated_rates() -> None:
+    def always_right(_question: str, text: str) -> float:
+        return 10.0 * (text == "right")
+
+    def labeler(noise: float, bias: float) -> SimulatedLabeler:
+        return SimulatedLabeler(always_right, noise, bias, random.Random(1))
+
+    def share_left(noise: float, bias: float) -> float:
+        one = labeler(noise, bias)
+        return float(np.mean([one.judge("", "left", "right") < 0 for _ in range(4000)]))
+
+    assert share_left(0, 0) == 0
+    # 4000 draws: a standard error under 0.008.
+    assert share_left(0.2, 0) == pytest.approx(0.1, abs=0.03)
+    assert share_left(0, 0.3) == pytest.approx(0.3, abs=0.03)
+    assert labeler(0, 0).judge("", "left", "right") == 3
+
+
+def length(_question: str, text: str) -> float:
+    return len(text)
+
+
+def test_win_rate_of_known_samples() -> None:
+    questions = {1: "", 2: "", 3: ""}
+    # Prompt 1: 2 > 1, 2 = 2 -> 0.75. Prompt 2: wins all. Prompt 3 has no old samples.
+    result = win_rate(length, questions, {1: ["xx"], 2: ["xxx"], 3: ["x"]}, {1: ["x", "xx"], 2: ["x"]})
+    assert result is not None
+    assert result.rate == pytest.approx(0.875)
+    assert result.prompts == 2
+    # With two prompts, the bootstrap's means are 0.75, 0.875 and 1 with shares 1/4, 1/2, 1/4.
+    assert (result.low, result.high) == (0.75, 1.0)
+
+
+def test_win_rate_of_equal_policies_is_one_half() -> None:
+    same = {n: ["a", "bb", "ccc"] for n in range(10)}
+    assert win_rate(length, dict.fromkeys(same, ""), same, same) == (0.5, 0.5, 0.5, 10)
+    assert win_rate(length, {}, {}, {}) is None
