@@ -1,6 +1,7 @@
 """Tiny real models: random weights, a byte-level tokenizer with a chat template, built once a session."""
 
 import os
+import random
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -40,13 +41,13 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(folder: Path, seed: int = 0) -> None:
-    """Saves a Llama of about half a million parameters with random weights."""
+    """Saves a Llama of some two hundred thousand parameters with random weights."""
     tokenizer = byte_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=3,
+        hidden_size=96,
+        intermediate_size=192,
+        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,
@@ -97,3 +98,39 @@ def write_rows(path: Path, rows: Sequence[PairRow]) -> Path:
     """A snapshot file of the rows."""
     path.write_text("".join(row.model_dump_json() + "\n" for row in rows))
     return path
+
+
+def separable_pairs(count: int, heldout: int, seed: int = 0) -> list[PairRow]:
+    """A preference anyone can learn: the response that speaks of apples is better than the one that speaks of rocks.
+
+    Which side it is on, which digits surround it and how long it is vary at random.
+    """
+    generator = random.Random(seed)
+
+    def response(noun: str) -> str:
+        return f"{generator.randint(0, 99)} {noun} {generator.randint(0, 10 ** generator.randint(1, 6))}"
+
+    rows = []
+    for number in range(count):
+        apple, rock = response("apples"), response("rocks")
+        b_is_better = generator.random() < 0.5
+        rows.append(
+            PairRow(
+                comparison_id=number + 1,
+                prompt_id=number + 1,
+                messages=user(f"Yours {number}?"),
+                response_a=rock if b_is_better else apple,
+                response_b=apple if b_is_better else rock,
+                preference=3 if b_is_better else -3,
+                p_b=0.95 if b_is_better else 0.05,
+                split="heldout" if number < heldout else "train",
+                slices={"domain": "fruit" if number % 2 else "stone"},
+            )
+        )
+    return rows
+
+
+@pytest.fixture(scope="session")
+def separable_snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A snapshot of 160 separable pairs, 40 of them held out."""
+    return write_rows(tmp_path_factory.mktemp("snapshot") / "snapshot.jsonl", separable_pairs(160, 40))
