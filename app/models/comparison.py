@@ -35,6 +35,7 @@ class Comparison(Base):
 
     __tablename__ = "comparison"
     __table_args__ = (
+        UniqueConstraint("project_id", "digest"),
         UniqueConstraint("id", "rubric_id"),  # target of judgment's composite foreign key
         one_of("purpose", PURPOSES),
         one_of("state", STATES),
@@ -65,6 +66,9 @@ class Comparison(Base):
     overlap: Mapped[int]
     priority: Mapped[int] = mapped_column(server_default="0")
     gold: Mapped[int | None] = mapped_column(SmallInteger)
+    # Of imported pairs only: the data set's own name for the pair, and a digest by which it is known when it comes again.
+    external_id: Mapped[str | None]
+    digest: Mapped[str | None]
     state: Mapped[str] = mapped_column(server_default="open")
     judgment_count: Mapped[int] = mapped_column(server_default="0")
     lease_count: Mapped[int] = mapped_column(server_default="0")

@@ -28,21 +28,31 @@ END $$;
 
 CREATE FUNCTION count_judgment() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
-    change integer := (NEW.superseded_at IS NULL)::integer;
+    change integer := (NEW.superseded_at IS NULL)::integer - (OLD.superseded_at IS NULL)::integer;
 BEGIN
-    IF TG_OP = 'UPDATE' THEN
-        change := change - (OLD.superseded_at IS NULL)::integer;
-    END IF;
     IF change <> 0 THEN
         UPDATE comparison SET judgment_count = judgment_count + change WHERE id = NEW.comparison_id;
     END IF;
     RETURN NULL;
 END $$;
 
+-- New judgments are counted by statement: an import inserts many on one comparison, and a row's every update is a copy.
+CREATE FUNCTION count_new_judgments() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE comparison SET judgment_count = judgment_count + added.n
+    FROM (
+        SELECT comparison_id, count(*) AS n FROM new_rows WHERE superseded_at IS NULL GROUP BY comparison_id
+    ) AS added
+    WHERE comparison.id = added.comparison_id;
+    RETURN NULL;
+END $$;
+
 CREATE TRIGGER lease_counted AFTER INSERT OR UPDATE OF state ON lease
     FOR EACH ROW EXECUTE FUNCTION count_lease();
-CREATE TRIGGER judgment_counted AFTER INSERT OR UPDATE OF superseded_at ON judgment
+CREATE TRIGGER judgment_counted AFTER UPDATE OF superseded_at ON judgment
     FOR EACH ROW EXECUTE FUNCTION count_judgment();
+CREATE TRIGGER new_judgments_counted AFTER INSERT ON judgment
+    REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION count_new_judgments();
 """
 
 APPEND_ONLY = """

@@ -1,0 +1,167 @@
+"""What only shows when all lines are seen together: pairs that judgments name, repeated lines, contradictions."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
+
+from app.datasets.reading import FileContent, Located, Problem
+from app.datasets.records import JudgmentRecord, PairRecord, PromptRecord, Record
+
+MAX_JUDGMENTS = 1000  # on one comparison: the table's limit
+R = TypeVar("R", bound=Record)
+
+
+class StoredPair(NamedTuple):
+    """A comparison in the database; its judgments must be made under its rubric."""
+
+    id: int
+    rubric_id: int
+
+
+@dataclass
+class Known:
+    """What the project holds already of what imports bring. Comparisons are named by their digests."""
+
+    prompt_splits: dict[str, str] = field(default_factory=dict)  # by prompt digest
+    comparisons: dict[str, StoredPair] = field(default_factory=dict)  # by digest
+    by_pair_id: dict[str, list[str]] = field(default_factory=dict)
+    preferences: dict[tuple[str, str], int] = field(default_factory=dict)  # of live judgments, by digest and labeler
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """A judgment with its preference decided."""
+
+    record: JudgmentRecord
+    preference: int
+
+
+@dataclass
+class Checked:
+    """What the import will hold, each thing once; `repeated` counts lines that say again what was said or is known."""
+
+    prompts: dict[str, tuple[PromptRecord, str]] = field(default_factory=dict)  # by digest, with the source
+    pairs: dict[str, PairRecord] = field(default_factory=dict)  # by digest
+    votes: dict[tuple[str, str], Vote] = field(default_factory=dict)  # by pair digest and labeler, new ones only
+    repeated: Counter[str] = field(default_factory=Counter)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def check(contents: Sequence[FileContent], known: Known, strengths: int) -> Checked:
+    """Puts the files' records together; a line that contradicts another or the project becomes a problem.
+
+    Args:
+        strengths: of the rubric. A choice without a strength becomes the middle one: 2 of 3, 1 of 1 or 2.
+    """
+    checker = _Checker(known, strengths)
+    for prompt, located in _of_type(contents, PromptRecord):
+        checker.run(checker.add_prompt, prompt, located)
+    for pair, located in _of_type(contents, PairRecord):
+        checker.run(checker.add_pair, pair, located)
+    # Last, so that the order of the files does not matter.
+    for judgment, located in _of_type(contents, JudgmentRecord):
+        checker.run(checker.add_judgment, judgment, located)
+    order = {content.name: n for n, content in enumerate(contents)}
+    problems = [problem for content in contents for problem in content.problems] + checker.checked.problems
+    checker.checked.problems = sorted(problems, key=lambda problem: (order[problem.file], problem.line))
+    return checker.checked
+
+
+def _of_type(contents: Iterable[FileContent], kind: type[R]) -> Iterator[tuple[R, Located]]:
+    for content in contents:
+        for located in content.records:
+            if isinstance(located.record, kind):
+                yield located.record, located
+
+
+class _Checker:
+    """Its methods raise ValueError for a line that does not fit, before anything of that line is kept."""
+
+    def __init__(self, known: Known, strengths: int) -> None:
+        self.known = known
+        self.strengths = strengths
+        self.checked = Checked()
+        self.explicit_splits: dict[str, tuple[str, str]] = {}  # by prompt digest: split, where it was said
+        self.pair_ids: dict[str, tuple[str, str]] = {}  # pair digest, where it was said
+        self.votes_on: Counter[str] = Counter(digest for digest, _ in known.preferences)
+
+    def run(self, add: Callable[[R, Located], None], record: R, located: Located) -> None:
+        try:
+            add(record, located)
+        except ValueError as error:
+            self.checked.problems.append(Problem(located.file, located.line, str(error)))
+
+    def add_prompt(self, prompt: PromptRecord, located: Located) -> None:
+        digest = prompt.digest
+        if prompt.split:
+            known = self.known.prompt_splits.get(digest)
+            said, where = self.explicit_splits.get(digest, (prompt.split, ""))
+            if known and known != prompt.split:
+                raise ValueError(f"puts the prompt into {prompt.split}, but the project has it in {known}")
+            if said != prompt.split:
+                raise ValueError(f"puts the prompt into {prompt.split}, but {where} put it into {said}")
+            self.explicit_splits[digest] = (prompt.split, f"{located.file}, line {located.line},")
+        if digest in self.checked.prompts or digest in self.known.prompt_splits:
+            self.checked.repeated["prompts"] += isinstance(located.record, PromptRecord)
+        # A line that names the split decides for lines that do not, whichever comes first.
+        if digest not in self.checked.prompts or prompt.split:
+            self.checked.prompts[digest] = (prompt, located.source)
+
+    def add_pair(self, pair: PairRecord, located: Located) -> None:
+        digest = pair.digest
+        where = f"{located.file}, line {located.line}"
+        if pair.pair_id is not None:
+            other, said = self.pair_ids.get(pair.pair_id, (digest, ""))
+            if other != digest:
+                raise ValueError(f"pair_id {pair.pair_id} is already another pair's ({said})")
+        labelers = [judgment.labeler for judgment in pair.judgments]
+        votes = [vote for judgment in pair.judgments if (vote := self.vote(digest, judgment))]
+        if len(set(labelers)) < len(labelers):
+            raise ValueError("names one labeler twice")
+        self.add_prompt(pair.prompt, located)
+        if pair.pair_id is not None:
+            self.pair_ids.setdefault(pair.pair_id, (digest, where))
+        if digest in self.checked.pairs or digest in self.known.comparisons:
+            self.checked.repeated["comparisons"] += 1
+        self.checked.pairs.setdefault(digest, pair)
+        self.keep(digest, votes, repeated=len(labelers) - len(votes))
+
+    def add_judgment(self, judgment: JudgmentRecord, located: Located) -> None:
+        pair_id = judgment.pair_id
+        assert pair_id is not None
+        if pair_id in self.pair_ids:
+            digest, _ = self.pair_ids[pair_id]
+        else:
+            named = self.known.by_pair_id.get(pair_id, [])
+            if not named:
+                raise ValueError(f"there is no pair with pair_id {pair_id} in these files or in the project")
+            if len(named) > 1:
+                raise ValueError(f"pair_id {pair_id} names {len(named)} pairs of the project; import it with its pairs")
+            digest = named[0]
+        vote = self.vote(digest, judgment)
+        self.keep(digest, [vote] if vote else [], repeated=vote is None)
+
+    def vote(self, digest: str, judgment: JudgmentRecord) -> Vote | None:
+        """The judgment as it will be stored; none when it is there already."""
+        preference = judgment.preference
+        if preference is None:
+            preference = judgment.side * ((self.strengths + 1) // 2)
+        if abs(preference) > self.strengths:
+            raise ValueError(f"preference {preference} is outside the rubric's {-self.strengths} to {self.strengths}")
+        key = (digest, judgment.labeler)
+        earlier = self.checked.votes.get(key)
+        answered = earlier.preference if earlier else self.known.preferences.get(key)
+        if answered is None:
+            return Vote(judgment, preference)
+        if answered != preference:
+            raise ValueError(f"{judgment.labeler} already answered this pair with {answered}, now with {preference}")
+        return None
+
+    def keep(self, digest: str, votes: Iterable[Vote], repeated: int) -> None:
+        for vote in votes:
+            if self.votes_on[digest] >= MAX_JUDGMENTS:
+                raise ValueError(f"the pair has more than {MAX_JUDGMENTS} judgments")
+            self.votes_on[digest] += 1
+            self.checked.votes[digest, vote.record.labeler] = vote
+        self.checked.repeated["judgments"] += repeated

@@ -1,0 +1,142 @@
+"""Export in the preference format that TRL's trainers read: prompt, chosen and rejected as lists of chat messages."""
+
+import contextlib
+import errno
+import gzip
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from sqlalchemy.orm import Session
+
+from app.datasets import queries
+from app.datasets.queries import ExportRow
+from app.datasets.reading import Progress
+from app.domain import slices
+from app.domain.consensus import consensus
+from app.errors import InvalidInput, StorageFull
+from app.models import Project
+
+COLUMNS = ("margin", "p", "ids", "slices")
+Split = Literal["all", "train", "heldout"]
+
+
+@dataclass
+class ExportCounts:
+    written: int = 0
+    ties: int = 0
+    undecided: int = 0  # still open or in review
+
+    def describe(self) -> str:
+        return (
+            f"{self.written:,} comparisons. Left out: {self.ties:,} ties, {self.undecided:,} still open or in review."
+        )
+
+
+def parse_columns(text: str) -> tuple[str, ...]:
+    """`margin,ids` -> ("margin", "ids"); `all` is every column.
+
+    Raises:
+        InvalidInput: an unknown column.
+    """
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if names == ("all",):
+        return COLUMNS
+    if unknown := set(names) - set(COLUMNS):
+        raise InvalidInput(f"There is no column {', '.join(sorted(unknown))}.", f"Columns are: {', '.join(COLUMNS)}.")
+    return names
+
+
+def write_preferences(
+    session: Session,
+    project: Project,
+    path: Path,
+    *,
+    split: Split = "all",
+    columns: tuple[str, ...] = (),
+    progress: Progress,
+) -> ExportCounts:
+    """Writes every settled or adjudicated comparison with a preferred side, in the order they were made.
+
+    The file appears whole or not at all. A reviewer's verdict stands in place of the judgments. Ties have no chosen
+    response, so they are left out and counted. Repeats, asked only to see how steady labelers are, are left out too.
+
+    Args:
+        split: of the prompts.
+        columns: of COLUMNS. margin: strength of the consensus, above 0 to 3. p: probability that the chosen one is the
+            better (app.domain.consensus). ids: of comparison, prompt and judgments. slices: the prompt's tags.
+
+    Raises:
+        StorageFull: the disk is full.
+        InvalidInput: the folder does not exist.
+    """
+    decided, undecided = queries.export_totals(session, project.id, split)
+    counts = ExportCounts(undecided=undecided)
+    with _replacing(path) as handle:
+        for n, row in enumerate(queries.export_rows(session, project.id, split), 1):
+            line = preference_line(row, columns)
+            if line is None:
+                counts.ties += 1
+            else:
+                handle.write(json.dumps(line, ensure_ascii=False) + "\n")
+                counts.written += 1
+            if n % 500 == 0 or n == decided:
+                progress("writing comparisons", n, decided)
+    return counts
+
+
+def preference_line(row: ExportRow, columns: tuple[str, ...] = ()) -> dict[str, Any] | None:
+    """The exported object of a comparison; none for a tie."""
+    found = consensus(row.preferences, row.verdict)
+    if found is None or found.preference == 0:
+        return None
+    b_chosen = found.preference > 0
+    chosen, rejected = (row.response_b, row.response_a) if b_chosen else (row.response_a, row.response_b)
+    line: dict[str, Any] = {
+        "prompt": row.messages,
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+    }
+    if "margin" in columns:
+        line["margin"] = abs(found.preference)
+    if "p" in columns:
+        line["p"] = found.p_b if b_chosen else 1 - found.p_b
+    if "ids" in columns:
+        line |= {"comparison_id": row.comparison_id, "prompt_id": row.prompt_id, "judgment_ids": row.judgment_ids}
+    if "slices" in columns:
+        # Every line has every key: readers that infer a schema from the first lines fail on later keys.
+        line["slices"] = dict.fromkeys(slices.NAMES, "") | slices.of_prompt(
+            row.domain, row.difficulty, row.safety_category, row.split
+        )
+    return line
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[IO[str]]:
+    """A text file that takes its place at `path` (gzipped for .gz) when the block ends without an error."""
+    if not path.parent.is_dir():
+        raise InvalidInput(f"There is no folder {path.parent}.", "Make it first, or choose another file.")
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as raw, contextlib.ExitStack() as stack:
+            if path.name.endswith(".gz"):
+                # No time stamp inside: the same comparisons give the same bytes.
+                packed = stack.enter_context(gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0))
+                yield stack.enter_context(io.TextIOWrapper(packed, encoding="utf-8", newline="\n"))
+            else:
+                yield stack.enter_context(io.TextIOWrapper(raw, encoding="utf-8", newline="\n"))
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise StorageFull(
+                f"There was no room on the disk to write {path.name}.", "Free some, then retry."
+            ) from error
+        raise
+    finally:
+        Path(temporary).unlink(missing_ok=True)

@@ -1,0 +1,201 @@
+"""SQL of import and export."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import ARRAY, BigInteger, ColumnElement, Text, any_, case, func, insert, literal, select, true, update
+from sqlalchemy.dialects.postgresql import aggregate_order_by
+from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
+
+from app.datasets.checking import Known, StoredPair
+from app.models import Adjudication, Comparison, Completion, Judgment, Project, Prompt, User
+
+CHUNK = 5000  # rows a statement, so that progress can be shown
+
+
+def project_by_slug(session: Session, slug: str) -> Project | None:
+    return session.scalars(select(Project).where(Project.slug == slug)).one_or_none()
+
+
+def lock_project(session: Session, project_id: int) -> None:
+    """Until the transaction ends. Key share: rows that refer to the project can still be added by others."""
+    session.execute(select(Project.id).where(Project.id == project_id).with_for_update(key_share=True))
+
+
+def known(session: Session, project_id: int) -> Known:
+    """What the project holds of what imports bring."""
+    splits = select(Prompt.digest, Prompt.split).where(Prompt.project_id == project_id)
+    imported = (Comparison.project_id == project_id, Comparison.digest.is_not(None))
+    columns = select(Comparison.digest, Comparison.id, Comparison.rubric_id, Comparison.external_id)
+    comparisons = session.execute(columns.where(*imported))
+    preferences = (
+        select(Comparison.digest, User.name, Judgment.preference)
+        .join(Judgment, Judgment.comparison_id == Comparison.id)
+        .join(User, User.id == Judgment.labeler_id)
+        .where(*imported, User.kind == "imported", Judgment.superseded_at.is_(None))
+    )
+    found = Known(prompt_splits=dict(session.execute(splits).tuples().all()))
+    by_pair_id: defaultdict[str, list[str]] = defaultdict(list)
+    for digest, id_, rubric_id, external_id in comparisons:
+        assert digest is not None  # by the query's condition
+        found.comparisons[digest] = StoredPair(id_, rubric_id)
+        if external_id is not None:
+            by_pair_id[external_id].append(digest)
+    found.by_pair_id = dict(by_pair_id)
+    found.preferences = {(str(digest), name): said for digest, name, said in session.execute(preferences)}
+    return found
+
+
+class StoredPrompt(NamedTuple):
+    id: int
+    split: str
+
+
+def prompts_by_digest(session: Session, project_id: int, digests: Sequence[str]) -> dict[str, StoredPrompt]:
+    """Prompts of the project, by digest."""
+    wanted = Prompt.digest == any_(literal(list(digests), ARRAY(Text)))
+    found = select(Prompt.digest, Prompt.id, Prompt.split).where(Prompt.project_id == project_id, wanted)
+    return {digest: StoredPrompt(id_, split) for digest, id_, split in session.execute(found)}
+
+
+def imported_completions(session: Session, prompt_ids: Sequence[int]) -> Iterator[tuple[tuple[int, str, str], int]]:
+    """((prompt id, source, text), id) of these prompts' completions that no model of ours sampled."""
+    wanted = Completion.prompt_id == any_(literal(list(prompt_ids), ARRAY(BigInteger)))
+    found = select(Completion.prompt_id, Completion.source, Completion.text, Completion.id).where(
+        wanted, Completion.model_version_id.is_(None), Completion.run_id.is_(None)
+    )
+    for prompt_id, source, text, id_ in session.execute(found.order_by(Completion.id)):
+        yield (prompt_id, source, text), id_
+
+
+def imported_labelers(session: Session, project_id: int) -> dict[str, int]:
+    """Ids by name of the imported labelers who have judged in this project."""
+    judged = (
+        select(Judgment.labeler_id)
+        .join(Comparison, Comparison.id == Judgment.comparison_id)
+        .where(Comparison.project_id == project_id)
+    )
+    found = select(User.name, User.id).where(User.kind == "imported", User.id.in_(judged))
+    return dict(session.execute(found).tuples().all())
+
+
+def add_rows(session: Session, table: type[Any], rows: Sequence[dict[str, Any]]) -> list[int]:
+    """Inserts rows; returns their ids in the same order."""
+    if not rows:
+        return []
+    return list(session.scalars(insert(table).returning(table.id, sort_by_parameter_order=True), rows))
+
+
+def make_room(session: Session, wanted: dict[int, int]) -> None:
+    """Lets comparisons take that many more judgments (by id); those that were settled will settle anew."""
+    ids, more = literal(list(wanted), ARRAY(BigInteger)), literal(list(wanted.values()), ARRAY(BigInteger))
+    asked = func.unnest(ids, more).table_valued("id", "more", name="asked").render_derived()
+    settled = Comparison.state.in_(("settled", "in_review"))
+    session.execute(
+        update(Comparison)
+        .where(Comparison.id == asked.c.id)
+        .values(
+            overlap=func.greatest(
+                Comparison.overlap, Comparison.judgment_count + Comparison.lease_count + asked.c.more
+            ),
+            state=case((settled, "open"), else_=Comparison.state),
+            settled_at=case((settled, None), else_=Comparison.settled_at),
+        )
+        .execution_options(synchronize_session=False)
+    )
+
+
+def states(session: Session, project_id: int) -> dict[str, int]:
+    """Comparisons by state."""
+    found = select(Comparison.state, func.count()).where(Comparison.project_id == project_id)
+    return dict(session.execute(found.group_by(Comparison.state)).tuples().all())
+
+
+def heldout(session: Session, project_id: int) -> int:
+    """Prompts that are held out."""
+    found = select(func.count()).where(Prompt.project_id == project_id, Prompt.split == "heldout")
+    return session.scalar(found) or 0
+
+
+class ExportRow(NamedTuple):
+    """A decided comparison with its live judgments in the order they were given."""
+
+    comparison_id: int
+    prompt_id: int
+    messages: list[dict[str, str]]
+    domain: str
+    difficulty: str
+    safety_category: str | None
+    split: str
+    response_a: str
+    response_b: str
+    verdict: int | None
+    preferences: list[int]
+    judgment_ids: list[int]
+
+
+DECIDED = ("settled", "adjudicated")
+
+
+def _exported(project_id: int, split: str, states: Sequence[str]) -> tuple[ColumnElement[bool], ...]:
+    wanted = (Comparison.project_id == project_id, Comparison.state.in_(states), Comparison.purpose != "repeat")
+    return wanted if split == "all" else (*wanted, Prompt.split == split)
+
+
+def export_totals(session: Session, project_id: int, split: str) -> tuple[int, int]:
+    """How many comparisons are decided, and how many are still open or in review."""
+    counts = [
+        session.scalar(
+            select(func.count())
+            .select_from(Comparison)
+            .join(Prompt, Prompt.id == Comparison.prompt_id)
+            .where(*_exported(project_id, split, states))
+        )
+        for states in (DECIDED, ("open", "in_review"))
+    ]
+    return counts[0] or 0, counts[1] or 0
+
+
+def _in_order(column: InstrumentedAttribute[int]) -> ColumnElement[list[int]]:
+    """A column of the judgments as an array, in the order they were given; empty without judgments."""
+    return func.coalesce(func.array_agg(aggregate_order_by(column, Judgment.id)), "{}")
+
+
+def export_rows(session: Session, project_id: int, split: str) -> Iterator[ExportRow]:
+    """Decided comparisons by id, fetched as they are read."""
+    completion_a, completion_b = aliased(Completion), aliased(Completion)
+    judged = (
+        select(
+            _in_order(Judgment.preference).label("preferences"),
+            _in_order(Judgment.id).label("ids"),
+        )
+        .where(Judgment.comparison_id == Comparison.id, Judgment.superseded_at.is_(None))
+        .lateral()
+    )
+    found = (
+        select(
+            Comparison.id,
+            Comparison.prompt_id,
+            Prompt.messages,
+            Prompt.domain,
+            Prompt.difficulty,
+            Prompt.safety_category,
+            Prompt.split,
+            completion_a.text,
+            completion_b.text,
+            Adjudication.verdict,
+            judged.c.preferences,
+            judged.c.ids,
+        )
+        .join(Prompt, Prompt.id == Comparison.prompt_id)
+        .join(completion_a, completion_a.id == Comparison.completion_a_id)
+        .join(completion_b, completion_b.id == Comparison.completion_b_id)
+        .join(judged, true())
+        .outerjoin(Adjudication, Adjudication.comparison_id == Comparison.id)
+        .where(*_exported(project_id, split, DECIDED))
+        .order_by(Comparison.id)
+        .execution_options(yield_per=1000)
+    )
+    for row in session.execute(found).tuples():
+        yield ExportRow(*row)

@@ -1,0 +1,57 @@
+"""What a line of an import file says, whatever its format: a prompt, a pair of responses, or a judgment on a pair."""
+
+import hashlib
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from app.prompts.service import Messages, digest
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRecord:
+    """A prompt; `split` is none where the file leaves it to the import's options."""
+
+    messages: Messages
+    split: str | None = None
+    domain: str = ""
+    difficulty: str = "easy"
+    safety_category: str | None = None
+
+    @property
+    def digest(self) -> str:
+        return digest(self.messages)
+
+
+@dataclass(frozen=True, slots=True)
+class JudgmentRecord:
+    """One answer. Either `preference`, -3 (A much better) to 3 (B much better), or `side` alone: -1 A, 0 tie, 1 B."""
+
+    labeler: str
+    side: int
+    preference: int | None = None
+    rationale: str = ""
+    submitted_at: datetime | None = None
+    duration_ms: int | None = None
+    pair_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PairRecord:
+    """A prompt and two responses, with the judgments its line holds. Sources are model names, where they are known."""
+
+    prompt: PromptRecord
+    response_a: str
+    response_b: str
+    pair_id: str | None = None
+    source_a: str = ""
+    source_b: str = ""
+    judgments: tuple[JudgmentRecord, ...] = field(default=())
+
+    @property
+    def digest(self) -> str:
+        """By which the pair is known when it is imported again: prompt, responses in order, and pair_id."""
+        parts = (self.prompt.digest, self.response_a, self.response_b, self.pair_id or "")
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+Record = PromptRecord | PairRecord | JudgmentRecord

@@ -1,0 +1,119 @@
+"""Writing a checked import to the tables, in bulk."""
+
+from collections import Counter, defaultdict
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.datasets import queries
+from app.datasets.checking import Checked, Known, StoredPair, Vote
+from app.datasets.reading import Progress
+from app.labeling import service as labeling
+from app.models import Comparison, Completion, Judgment, Project, Rubric, User
+
+# Prompts of any other split are never trained on, so neither are the comparisons on them.
+PURPOSE = {"train": "train", "calibration": "calibration"}
+
+
+def write(
+    session: Session, project: Project, rubric: Rubric, checked: Checked, known: Known, progress: Progress
+) -> Counter[str]:
+    """Adds the pairs and votes that are new, whose prompts must be there, and settles what they complete.
+
+    Returns:
+        how many comparisons, judgments and labelers were added.
+    """
+    votes: defaultdict[str, list[Vote]] = defaultdict(list)
+    for (digest, _), vote in checked.votes.items():
+        votes[digest].append(vote)
+    stored = dict(known.comparisons)
+    queries.make_room(session, {stored[digest].id: len(on) for digest, on in votes.items() if digest in stored})
+    new = [digest for digest in checked.pairs if digest not in stored]
+    stored |= _add_comparisons(session, project, rubric, checked, new, votes, progress)
+    labelers, n_labelers = _labelers(session, project, {labeler for _, labeler in checked.votes})
+    now = datetime.now(UTC)
+    rows = [
+        {
+            "comparison_id": stored[digest].id,
+            "rubric_id": stored[digest].rubric_id,
+            "labeler_id": labelers[labeler],
+            "preference": vote.preference,
+            "rationale": vote.record.rationale,
+            "duration_ms": vote.record.duration_ms,
+            "created_at": vote.record.submitted_at or now,
+        }
+        for (digest, labeler), vote in checked.votes.items()
+    ]
+    _add(session, Judgment, rows, progress)
+    labeling.settle(session, [stored[digest].id for digest in votes])
+    return Counter(comparisons=len(new), judgments=len(rows), labelers=n_labelers)
+
+
+def _add_comparisons(
+    session: Session,
+    project: Project,
+    rubric: Rubric,
+    checked: Checked,
+    digests: list[str],
+    votes: dict[str, list[Vote]],
+    progress: Progress,
+) -> dict[str, StoredPair]:
+    pairs = [checked.pairs[digest] for digest in digests]
+    prompts = queries.prompts_by_digest(session, project.id, list({pair.prompt.digest for pair in pairs}))
+    prompt_of = [prompts[pair.prompt.digest] for pair in pairs]
+    wanted = [
+        ((prompt.id, pair.source_a, pair.response_a), (prompt.id, pair.source_b, pair.response_b))
+        for prompt, pair in zip(prompt_of, pairs, strict=True)
+    ]
+    completions = _completions(session, wanted, progress)
+    rows = [
+        {
+            "project_id": project.id,
+            "prompt_id": prompt.id,
+            "completion_a_id": a,
+            "completion_b_id": b,
+            "rubric_id": rubric.id,
+            "purpose": PURPOSE.get(prompt.split, "heldout"),
+            "overlap": len(votes[digest]) or project.overlap,
+            "external_id": pair.pair_id,
+            "digest": digest,
+        }
+        for digest, pair, prompt, (a, b) in zip(digests, pairs, prompt_of, completions, strict=True)
+    ]
+    ids = _add(session, Comparison, rows, progress)
+    return {digest: StoredPair(id_, rubric.id) for digest, id_ in zip(digests, ids, strict=True)}
+
+
+CompletionKey = tuple[int, str, str]  # prompt id, source, text
+
+
+def _completions(
+    session: Session, wanted: list[tuple[CompletionKey, CompletionKey]], progress: Progress
+) -> list[tuple[int, int]]:
+    """Ids of both completions of each pair. One text of one source is one completion, unless a pair has it twice."""
+    have: defaultdict[CompletionKey, list[int]] = defaultdict(list)
+    for key, id_ in queries.imported_completions(session, list({a[0] for a, _ in wanted})):
+        have[key].append(id_)
+    needed = {key: 1 for pair in wanted for key in pair} | {a: 2 for a, b in wanted if a == b}
+    missing = [key for key, n in needed.items() for _ in range(n - len(have[key]))]
+    rows = [{"prompt_id": prompt_id, "source": source, "text": text} for prompt_id, source, text in missing]
+    for key, id_ in zip(missing, _add(session, Completion, rows, progress), strict=True):
+        have[key].append(id_)
+    return [(have[a][0], have[b][1 if a == b else 0]) for a, b in wanted]
+
+
+def _labelers(session: Session, project: Project, names: set[str]) -> tuple[dict[str, int], int]:
+    """Ids by name, and how many are new. Within a project one name is one labeler; other projects have their own."""
+    labelers = queries.imported_labelers(session, project.id)
+    new = sorted(names - labelers.keys())
+    ids = queries.add_rows(session, User, [{"name": name, "kind": "imported", "roles": []} for name in new])
+    return labelers | dict(zip(new, ids, strict=True)), len(new)
+
+
+def _add(session: Session, table: type[Any], rows: list[dict[str, Any]], progress: Progress) -> list[int]:
+    ids: list[int] = []
+    for start in range(0, len(rows), queries.CHUNK):
+        ids += queries.add_rows(session, table, rows[start : start + queries.CHUNK])
+        progress(f"writing {table.__tablename__}s", len(ids), len(rows))
+    return ids

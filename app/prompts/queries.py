@@ -1,0 +1,101 @@
+"""SQL of prompts."""
+
+from typing import NamedTuple
+
+from sqlalchemy import ColumnElement, Text, cast, func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from app.models import Comparison, Completion, ModelVersion, Project, Prompt
+from app.prompts.forms import PromptFilter
+
+PAGE = 50
+
+
+def by_digest(session: Session, project_id: int, digest: str) -> Prompt:
+    return session.scalars(select(Prompt).where(Prompt.project_id == project_id, Prompt.digest == digest)).one()
+
+
+def insert_new(session: Session, rows: list[dict[str, object]]) -> int:
+    """Inserts prompts whose digest the project does not have; returns how many."""
+    if not rows:
+        return 0
+    statement = insert(Prompt).on_conflict_do_nothing(index_elements=["project_id", "digest"]).returning(Prompt.id)
+    return len(session.execute(statement, rows).all())
+
+
+class Listed(NamedTuple):
+    prompt: Prompt
+    completions: int
+    comparisons: int
+
+
+class Listing(NamedTuple):
+    rows: list[Listed]
+    total: int
+    following: int | None  # `after` of the next page
+
+
+def matching(project: Project, wanted: PromptFilter) -> list[ColumnElement[bool]]:
+    """The conditions of a filter. Text is searched in the conversation, without regard to case."""
+    conditions = [Prompt.project_id == project.id]
+    for name in ("split", "domain", "difficulty"):
+        if value := getattr(wanted, name):
+            conditions.append(getattr(Prompt, name) == value)
+    if wanted.text.strip():
+        conditions.append(_contains(wanted.text.strip()))
+    return conditions
+
+
+def _contains(words: str) -> ColumnElement[bool]:
+    contents = func.jsonb_path_query_array(Prompt.messages, "$[*].content")
+    # The array as text is JSON, so the words must be escaped as JSON does: quotes, line breaks.
+    escaped = func.trim(cast(func.to_jsonb(cast(words, Text)), Text), '"')
+    return func.strpos(func.lower(cast(contents, Text)), func.lower(escaped)) > 0
+
+
+def listing(session: Session, project: Project, wanted: PromptFilter) -> Listing:
+    """One page of prompts in the order they came, after the prompt with id `wanted.after`."""
+    conditions = matching(project, wanted)
+    total = session.scalar(select(func.count()).select_from(Prompt).where(*conditions)) or 0
+    completions = select(func.count()).where(Completion.prompt_id == Prompt.id).correlate(Prompt).scalar_subquery()
+    comparisons = select(func.count()).where(Comparison.prompt_id == Prompt.id).correlate(Prompt).scalar_subquery()
+    found = (
+        select(Prompt, completions, comparisons)
+        .where(*conditions, Prompt.id > wanted.after)
+        .order_by(Prompt.id)
+        .limit(PAGE + 1)
+    )
+    rows = [Listed(*row) for row in session.execute(found).tuples()]
+    more = len(rows) > PAGE
+    return Listing(rows[:PAGE], total, rows[PAGE - 1].prompt.id if more else None)
+
+
+def domains(session: Session, project: Project) -> list[str]:
+    found = select(Prompt.domain).where(Prompt.project_id == project.id, Prompt.domain != "")
+    return list(session.scalars(found.distinct().order_by(Prompt.domain)))
+
+
+def in_project(session: Session, project: Project, prompt_id: int) -> Prompt | None:
+    return session.scalars(select(Prompt).where(Prompt.id == prompt_id, Prompt.project_id == project.id)).one_or_none()
+
+
+class CompletionRow(NamedTuple):
+    completion: Completion
+    model: str | None
+
+
+def completions_of(session: Session, prompt: Prompt) -> list[CompletionRow]:
+    found = (
+        select(Completion, ModelVersion.name)
+        .outerjoin(ModelVersion, ModelVersion.id == Completion.model_version_id)
+        .where(Completion.prompt_id == prompt.id)
+        .order_by(Completion.id)
+        .limit(200)
+    )
+    return [CompletionRow(*row) for row in session.execute(found).tuples()]
+
+
+def comparisons_of(session: Session, prompt: Prompt) -> list[Comparison]:
+    found = select(Comparison).where(Comparison.prompt_id == prompt.id).order_by(Comparison.id).limit(200)
+    return list(session.scalars(found))
