@@ -1,0 +1,349 @@
+"""SQL of rounds: what they read, what they wrote, where they stand."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import Integer, Select, and_, case, cast, func, or_, select, tuple_
+from sqlalchemy.dialects.postgresql import aggregate_order_by
+from sqlalchemy.orm import Session, aliased
+
+from app.domain.rounds import ACTIVE
+from app.models import (
+    Adjudication,
+    Comparison,
+    Completion,
+    Judgment,
+    Metric,
+    ModelVersion,
+    Prompt,
+    Round,
+    Rubric,
+    Run,
+)
+
+# What a round may read. Repeats and calibration items measure labelers, not responses.
+_USABLE = (
+    Comparison.state.in_(("settled", "adjudicated")),
+    Comparison.purpose.in_(("train", "heldout", "human_eval")),
+    Prompt.split.in_(("train", "heldout")),
+)
+_HELDOUT = or_(Prompt.split == "heldout", Comparison.purpose == "heldout")
+
+
+def usable_comparisons(session: Session, project_id: int) -> Sequence[Any]:
+    """Comparisons a round reads, with texts, live judgments and verdict; one statement, so one moment in time."""
+    a, b = aliased(Completion), aliased(Completion)
+    live = (
+        select(
+            Judgment.comparison_id,
+            func.array_agg(aggregate_order_by(Judgment.id, Judgment.id)).label("judgments"),
+            func.array_agg(aggregate_order_by(cast(Judgment.preference, Integer), Judgment.id)).label("preferences"),
+        )
+        .where(Judgment.superseded_at.is_(None))
+        .group_by(Judgment.comparison_id)
+        .subquery()
+    )
+    query = (
+        select(
+            Comparison.id,
+            Comparison.prompt_id,
+            Prompt.messages,
+            Prompt.split.label("prompt_split"),
+            Prompt.domain,
+            Prompt.difficulty,
+            Prompt.safety_category,
+            a.text.label("text_a"),
+            b.text.label("text_b"),
+            Rubric.version.label("rubric_version"),
+            Adjudication.verdict,
+            func.coalesce(live.c.judgments, []).label("judgments"),
+            func.coalesce(live.c.preferences, []).label("preferences"),
+            _HELDOUT.label("heldout"),
+        )
+        .join(Prompt, Prompt.id == Comparison.prompt_id)
+        .join(a, a.id == Comparison.completion_a_id)
+        .join(b, b.id == Comparison.completion_b_id)
+        .join(Rubric, Rubric.id == Comparison.rubric_id)
+        .outerjoin(Adjudication, Adjudication.comparison_id == Comparison.id)
+        .outerjoin(live, live.c.comparison_id == Comparison.id)
+        .where(Comparison.project_id == project_id, *_USABLE)
+        .order_by(Comparison.id)
+    )
+    return session.execute(query).all()
+
+
+class Available(NamedTuple):
+    """Counts of what a round started now would read."""
+
+    train: int
+    heldout: int
+    ties: int
+    undecided: int  # open or in review: not read
+
+
+def available(session: Session, project_id: int) -> Available:
+    counted = (
+        select(
+            func.count().filter(*_USABLE, ~_HELDOUT),
+            func.count().filter(*_USABLE, _HELDOUT),
+            func.count().filter(*_USABLE, Comparison.consensus == 0),
+            func.count().filter(Comparison.state.in_(("open", "in_review"))),
+        )
+        .select_from(Comparison)
+        .join(Prompt, Prompt.id == Comparison.prompt_id)
+        .where(Comparison.project_id == project_id)
+    )
+    return Available(*session.execute(counted).one())
+
+
+def judgments_since(session: Session, project_id: int, moment: datetime | None) -> int:
+    """Live judgments given after a moment (all of them for none)."""
+    query = (
+        select(func.count())
+        .select_from(Judgment)
+        .join(Comparison, Comparison.id == Judgment.comparison_id)
+        .where(Comparison.project_id == project_id, Judgment.superseded_at.is_(None))
+    )
+    return session.scalar(query if moment is None else query.where(Judgment.created_at > moment)) or 0
+
+
+# ---- rounds and runs -------------------------------------------------------------------------------------------------
+
+
+def rounds(session: Session, project_id: int) -> list[Round]:
+    """Newest first."""
+    return list(session.scalars(select(Round).where(Round.project_id == project_id).order_by(Round.number.desc())))
+
+
+def by_number(session: Session, project_id: int, number: int) -> Round | None:
+    return session.scalars(select(Round).where(Round.project_id == project_id, Round.number == number)).one_or_none()
+
+
+def active_round(session: Session, project_id: int) -> Round | None:
+    return session.scalars(select(Round).where(Round.project_id == project_id, Round.state.in_(ACTIVE))).one_or_none()
+
+
+def runs_of(session: Session, round_id: int) -> list[Run]:
+    """In the order they were made, which is the order of the stages."""
+    return list(session.scalars(select(Run).where(Run.round_id == round_id).order_by(Run.id)))
+
+
+def unfinished_runs(session: Session, round_id: int) -> list[Run]:
+    """Locked: what the worker does next with them waits for us."""
+    query = select(Run).where(Run.round_id == round_id, Run.state.in_(("queued", "running"))).order_by(Run.id)
+    return list(session.scalars(query.with_for_update()))
+
+
+def sampling_runs(session: Session, project_id: int) -> list[Run]:
+    """Runs that sampled outside any round, newest first."""
+    query = select(Run).where(Run.project_id == project_id, Run.round_id.is_(None), Run.kind == "sample")
+    return list(session.scalars(query.order_by(Run.id.desc()).limit(5)))
+
+
+def model_of(session: Session, project_id: int, base: str, adapter: str | None) -> ModelVersion | None:
+    """The model version stored at these locations."""
+    query = select(ModelVersion).where(
+        ModelVersion.project_id == project_id,
+        ModelVersion.base == base,
+        ModelVersion.adapter.is_not_distinct_from(adapter),
+        ModelVersion.role != "reward",
+    )
+    return session.scalars(query.order_by(ModelVersion.id.desc()).limit(1)).one_or_none()
+
+
+def models_by_id(session: Session, ids: set[int | None]) -> dict[int, ModelVersion]:
+    found = session.scalars(select(ModelVersion).where(ModelVersion.id.in_(ids - {None})))
+    return {model.id: model for model in found}
+
+
+def newest_rubric_id(session: Session, project_id: int) -> int | None:
+    query = select(Rubric.id).where(Rubric.project_id == project_id, Rubric.version.is_not(None))
+    return session.scalar(query.order_by(Rubric.version.desc()).limit(1))
+
+
+# ---- prompts and samples ---------------------------------------------------------------------------------------------
+
+
+def _spread(seed: int) -> Any:
+    """An order of prompts that looks random and is the same every time."""
+    return func.md5(func.concat(seed, "/", Prompt.id))
+
+
+def train_prompts(session: Session, project_id: int) -> list[Prompt]:
+    return list(
+        session.scalars(
+            select(Prompt).where(Prompt.project_id == project_id, Prompt.split == "train").order_by(Prompt.id)
+        )
+    )
+
+
+def prompts_to_sample(session: Session, project_id: int, limit: int, seed: int) -> list[Prompt]:
+    """Train and held-out prompts, at most `limit`.
+
+    Of the train prompts those asked about least. Of the held-out ones (at most three in ten) always the same, because a
+    new policy is compared with the previous one's responses to them.
+    """
+    asked = select(func.count()).where(Comparison.prompt_id == Prompt.id).correlate(Prompt).scalar_subquery()
+    of_split = select(Prompt).where(Prompt.project_id == project_id)
+    heldout = list(
+        session.scalars(of_split.where(Prompt.split == "heldout").order_by(_spread(0)).limit(max(1, limit * 3 // 10)))
+    )
+    train = list(
+        session.scalars(
+            of_split.where(Prompt.split == "train").order_by(asked, _spread(seed)).limit(max(limit - len(heldout), 0))
+        )
+    )
+    return sorted(train + heldout, key=lambda prompt: prompt.id)
+
+
+def prompts_to_evaluate(session: Session, project_id: int, limit: int) -> list[Prompt]:
+    """Held-out and regression prompts, always the same ones; train prompts in a project that has neither."""
+    of_project = select(Prompt).where(Prompt.project_id == project_id).order_by(_spread(0)).limit(limit)
+    unseen = list(session.scalars(of_project.where(Prompt.split.in_(("heldout", "regression")))))
+    return unseen or list(session.scalars(of_project.where(Prompt.split == "train")))
+
+
+def prompts_by_id(session: Session, ids: set[int]) -> dict[int, Prompt]:
+    return {prompt.id: prompt for prompt in session.scalars(select(Prompt).where(Prompt.id.in_(ids)))}
+
+
+def completions_of_run(session: Session, run_id: int, prompt_ids: set[int]) -> list[Completion]:
+    query = select(Completion).where(Completion.run_id == run_id, Completion.prompt_id.in_(prompt_ids))
+    return list(session.scalars(query.order_by(Completion.id)))
+
+
+def stored_samples(session: Session, run_id: int) -> set[tuple[int, int]]:
+    """(prompt id, sample index) of what a sampling run has stored."""
+    query = select(Completion.prompt_id, Completion.sample_index).where(Completion.run_id == run_id)
+    return {(prompt_id, index) for prompt_id, index in session.execute(query) if index is not None}
+
+
+def newest_completions(session: Session, prompt_ids: set[int], model_id: int) -> dict[int, list[Completion]]:
+    """By prompt: the samples of a model from the last run in which it answered that prompt."""
+    last = (
+        select(Completion.prompt_id, func.max(Completion.run_id).label("run_id"))
+        .where(Completion.prompt_id.in_(prompt_ids), Completion.model_version_id == model_id)
+        .group_by(Completion.prompt_id)
+        .subquery()
+    )
+    query = select(Completion).join(
+        last, and_(last.c.prompt_id == Completion.prompt_id, last.c.run_id == Completion.run_id)
+    )
+    found: dict[int, list[Completion]] = {}
+    for completion in session.scalars(query.where(Completion.model_version_id == model_id).order_by(Completion.id)):
+        found.setdefault(completion.prompt_id, []).append(completion)
+    return found
+
+
+def samples(session: Session, project_id: int, *, split: str | None, round_id: int | None) -> Select[Any]:
+    """A query of sampled responses with prompt and model, to be read page by page or streamed."""
+    query = (
+        select(
+            Completion.id,
+            Completion.prompt_id,
+            Prompt.messages,
+            Prompt.split,
+            Prompt.domain,
+            ModelVersion.name.label("model"),
+            Completion.model_version_id,
+            Run.round_id,
+            Completion.sample_index,
+            Completion.text,
+            Completion.finish_reason,
+            Completion.n_tokens,
+        )
+        .join(Prompt, Prompt.id == Completion.prompt_id)
+        .join(ModelVersion, ModelVersion.id == Completion.model_version_id)
+        .join(Run, Run.id == Completion.run_id)
+        .where(Prompt.project_id == project_id)
+        .order_by(Completion.id)
+    )
+    if split:
+        query = query.where(Prompt.split == split)
+    if round_id is not None:
+        query = query.where(Run.round_id == round_id)
+    return query
+
+
+# ---- metrics and results ---------------------------------------------------------------------------------------------
+
+
+def metrics_from(session: Session, run_ids: list[int], run_id: int, step: int) -> Sequence[Any]:
+    """Metrics over all rows, from a run's step on (that step included: it may have been written in two halves)."""
+    query = select(Metric.run_id, Metric.name, Metric.step, Metric.value).where(
+        Metric.run_id.in_(run_ids), Metric.slice == "", tuple_(Metric.run_id, Metric.step) >= (run_id, step)
+    )
+    return session.execute(query.order_by(Metric.run_id, Metric.step, Metric.name)).all()
+
+
+def last_values(session: Session, run_ids: list[int]) -> Sequence[Any]:
+    """The newest value of every metric and slice of some runs."""
+    query = (
+        select(Metric.run_id, Metric.name, Metric.slice, Metric.step, Metric.value)
+        .where(Metric.run_id.in_(run_ids))
+        .distinct(Metric.run_id, Metric.name, Metric.slice)
+        .order_by(Metric.run_id, Metric.name, Metric.slice, Metric.step.desc())
+    )
+    return session.execute(query).all()
+
+
+class HumanEval(NamedTuple):
+    """Judged comparisons of a round's new policy with the previous one, for one slice of prompts."""
+
+    wins: int
+    ties: int
+    losses: int
+
+    def __add__(self, other: object) -> "HumanEval":
+        if not isinstance(other, HumanEval):
+            return NotImplemented
+        return HumanEval(self.wins + other.wins, self.ties + other.ties, self.losses + other.losses)
+
+
+def human_eval(session: Session, round_ids: list[int]) -> Sequence[Any]:
+    """By round and prompt tags: how often people preferred the new policy's response."""
+    new = aliased(Completion)
+    towards_new = case((new.id == Comparison.completion_b_id, Comparison.consensus), else_=-Comparison.consensus)
+    query = (
+        select(
+            Comparison.round_id,
+            Prompt.domain,
+            Prompt.difficulty,
+            Prompt.safety_category,
+            func.count().filter(towards_new > 0).label("wins"),
+            func.count().filter(towards_new == 0).label("ties"),
+            func.count().filter(towards_new < 0).label("losses"),
+        )
+        .join(Round, Round.id == Comparison.round_id)
+        .join(
+            new,
+            and_(
+                new.id.in_((Comparison.completion_a_id, Comparison.completion_b_id)),
+                new.model_version_id == Round.policy_after_id,
+            ),
+        )
+        .join(Prompt, Prompt.id == Comparison.prompt_id)
+        .where(
+            Comparison.round_id.in_(round_ids),
+            Comparison.purpose == "human_eval",
+            Comparison.state.in_(("settled", "adjudicated")),
+        )
+        .group_by(Comparison.round_id, Prompt.domain, Prompt.difficulty, Prompt.safety_category)
+    )
+    return session.execute(query).all()
+
+
+def opened_comparisons(session: Session, round_ids: list[int]) -> dict[tuple[int, str], tuple[int, int]]:
+    """By round and purpose: comparisons opened from its samples, and how many of them are decided."""
+    query = (
+        select(
+            Comparison.round_id,
+            Comparison.purpose,
+            func.count(),
+            func.count().filter(Comparison.state.in_(("settled", "adjudicated"))),
+        )
+        .where(Comparison.round_id.in_(round_ids))
+        .group_by(Comparison.round_id, Comparison.purpose)
+    )
+    return {(row[0] or 0, row[1]): (row[2], row[3]) for row in session.execute(query)}

@@ -1,0 +1,52 @@
+"""The state machine of a round, by its table."""
+
+import pytest
+
+from app.domain.rounds import ACTIVE, FINAL, STAGES, ImpossibleTransition, after, run_kind, stage_of
+from app.models.round import ROUND_STATES, RUN_KINDS
+
+
+def test_a_round_passes_through_every_stage_in_order() -> None:
+    state = after("frozen", "started")
+    seen = [state]
+    while state != "done":
+        state = after(state, "succeeded")
+        seen.append(state)
+    assert seen == ["reward", "policy", "sampling", "evaluating", "done"]
+
+
+@pytest.mark.parametrize("state", ACTIVE)
+@pytest.mark.parametrize("event", ["failed", "cancelled"])
+def test_every_active_state_can_fail_and_be_cancelled(state: str, event: str) -> None:
+    assert after(state, event) == event  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("state", FINAL)
+@pytest.mark.parametrize("event", ["started", "succeeded", "failed", "cancelled"])
+def test_nothing_leads_out_of_a_final_state(state: str, event: str) -> None:
+    with pytest.raises(ImpossibleTransition, match=state):
+        after(state, event)  # type: ignore[arg-type]
+
+
+def test_a_frozen_round_cannot_succeed_before_its_run_has_started() -> None:
+    with pytest.raises(ImpossibleTransition):
+        after("frozen", "succeeded")
+
+
+@pytest.mark.parametrize("state", STAGES)
+def test_a_run_that_starts_again_stays_in_its_stage(state: str) -> None:
+    assert after(state, "started") == state
+
+
+def test_every_stage_has_its_run_and_every_run_its_stage() -> None:
+    for algorithm in ("dpo", "ppo"):
+        kinds = [run_kind(stage, algorithm) for stage in STAGES]
+        assert kinds == ["reward", algorithm, "sample", "evaluate"]
+        assert [stage_of(kind) for kind in kinds if kind] == list(STAGES)
+        assert run_kind("frozen", algorithm) == "reward"
+        assert {kind for kind in kinds if kind} <= set(RUN_KINDS)
+    assert [run_kind(state, "dpo") for state in FINAL] == [None, None, None]
+
+
+def test_the_table_and_the_database_know_the_same_states() -> None:
+    assert {*ACTIVE, *FINAL} == set(ROUND_STATES)

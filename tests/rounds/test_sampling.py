@@ -1,0 +1,178 @@
+"""The way back to the queue: stored once, asked once, each kind of prompt for its purpose."""
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.artifacts import ArtifactStore
+from app.errors import Conflict
+from app.models import Comparison, Completion, Project, Round, Run
+from app.rounds import queries, service
+from app.rounds.service import store_samples
+from tests import factories
+from tests.rounds.loop import GENERATION, decided, make_project, new_samples
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(tmp_path / "artifacts")
+
+
+@pytest.fixture
+def project(session: Session) -> Project:
+    project = factories.project(session, generation=GENERATION.model_dump(), overlap=3)
+    factories.published_rubric(session, project)
+    service.adopt_base_model(session, project, "models/base", "base")
+    return project
+
+
+def sampling_run(session: Session, store: ArtifactStore, project: Project) -> Run:
+    run = service.begin_sampling(session, store, project)
+    service.run_started(session, run)
+    return run
+
+
+def comparisons(session: Session) -> list[Comparison]:
+    return list(session.scalars(select(Comparison).order_by(Comparison.id)))
+
+
+def test_comparisons_open_when_a_prompt_is_complete(session: Session, store: ArtifactStore, project: Project) -> None:
+    first, second = factories.prompt(session, project), factories.prompt(session, project)
+    run = sampling_run(session, store, project)
+    batch = new_samples(first.id, ["a", "b", "c", "d"]) + new_samples(second.id, ["e", "f"])
+    assert store_samples(session, run, batch) == 3
+    assert {c.prompt_id for c in comparisons(session)} == {first.id}
+    assert store_samples(session, run, new_samples(second.id, ["g", "h"], first=2)) == 3
+    opened = comparisons(session)
+    assert {(c.purpose, c.overlap, c.state, c.priority, c.round_id) for c in opened} == {("train", 3, "open", 0, None)}
+    completion = session.scalars(select(Completion).where(Completion.text == "g")).one()
+    assert (completion.model_version_id, completion.run_id, completion.sample_index) == (project.policy_id, run.id, 2)
+    assert (completion.seed, completion.finish_reason, completion.n_tokens) == (17, "eos", 3)
+    assert completion.sampling == {"temperature": 1.0, "max_new_tokens": 8}
+
+
+def test_a_resumed_run_doubles_nothing(session: Session, store: ArtifactStore, project: Project) -> None:
+    prompt = factories.prompt(session, project)
+    run = sampling_run(session, store, project)
+    assert store_samples(session, run, new_samples(prompt.id, ["a", "b", "c"])) == 0
+    everything = new_samples(prompt.id, ["a", "b", "c", "d"])
+    assert store_samples(session, run, everything) == 3
+    assert store_samples(session, run, everything) == 0
+    assert len(comparisons(session)) == 3
+    assert len(session.scalars(select(Completion)).all()) == 4
+    assert queries.stored_samples(session, run.id) == {(prompt.id, i) for i in range(4)}
+
+
+def test_equal_answers_are_not_asked_about(session: Session, store: ArtifactStore, project: Project) -> None:
+    same, half = factories.prompt(session, project), factories.prompt(session, project)
+    run = sampling_run(session, store, project)
+    assert store_samples(session, run, new_samples(same.id, ["no", "no", "no ", "no"])) == 0
+    assert store_samples(session, run, new_samples(half.id, ["no", "yes", "no", "yes"])) == 1
+
+
+def test_heldout_prompts_are_asked_as_heldout(session: Session, store: ArtifactStore, project: Project) -> None:
+    prompt = factories.prompt(session, project, split="heldout")
+    run = sampling_run(session, store, project)
+    store_samples(session, run, new_samples(prompt.id, ["a", "b", "c", "d"]))
+    assert {c.purpose for c in comparisons(session)} == {"heldout"}
+
+
+def round_with_new_policy(session: Session, project: Project) -> tuple[Round, Run]:
+    """A round whose new policy is about to be sampled."""
+    assert project.policy_id is not None
+    policy = factories.model(session, project, "policy", base="models/base", adapter="models/run-9")
+    round_ = factories.round_(
+        session,
+        project,
+        number=4,
+        state="sampling",
+        policy_before_id=project.policy_id,
+        policy_after_id=policy.id,
+        config={"pairs_per_prompt": 3},
+    )
+    spec = {
+        "kind": "sample",
+        "model": {"base": "models/base", "adapter": "models/run-9"},
+        "prompts": "prompts/none.jsonl",
+        "generation": GENERATION.model_dump(),
+        "seed": 0,
+    }
+    return round_, factories.run(session, project, "sample", round_id=round_.id, spec=spec)
+
+
+def test_a_new_policy_is_compared_with_the_previous_one_on_heldout_prompts(
+    session: Session, store: ArtifactStore, project: Project
+) -> None:
+    heldout = factories.prompt(session, project, split="heldout")
+    train = factories.prompt(session, project)
+    earlier = sampling_run(session, store, project)
+    store_samples(session, earlier, new_samples(heldout.id, ["a", "b", "c", "d"]))
+    store_samples(session, earlier, new_samples(train.id, ["a", "b", "c", "d"]))
+    before = len(comparisons(session))
+    round_, run = round_with_new_policy(session, project)
+    store_samples(session, run, new_samples(heldout.id, ["w", "x", "y", "z"]))
+    store_samples(session, run, new_samples(train.id, ["w", "x", "y", "z"]))
+
+    opened = comparisons(session)[before:]
+    assert {(c.round_id, c.priority) for c in opened} == {(round_.id, 4)}
+    assert [(c.prompt_id == heldout.id, c.purpose) for c in opened] == (
+        [(True, "human_eval")] * 2 + [(True, "heldout")] + [(False, "train")] * 3
+    )
+    for comparison in opened[:2]:
+        sides = (comparison.completion_a_id, comparison.completion_b_id)
+        models = [session.get_one(Completion, side).model_version_id for side in sides]
+        assert models == [round_.policy_before_id, round_.policy_after_id]
+
+
+def test_the_win_rate_counts_the_new_policys_side(session: Session, store: ArtifactStore, project: Project) -> None:
+    prompt = factories.prompt(session, project, split="heldout", domain="safety")
+    round_, run = round_with_new_policy(session, project)
+    labeler = [factories.user(session).id]
+    old = {"model_version_id": round_.policy_before_id}
+    new = {"model_version_id": round_.policy_after_id}
+
+    def judged(a: dict[str, int], b: dict[str, int], preference: int) -> None:
+        sides = [factories.completion(session, prompt, **side).id for side in (a, b)]
+        decided(
+            session,
+            project,
+            prompt,
+            labeler,
+            preferences=(preference,),
+            completion_a_id=sides[0],
+            completion_b_id=sides[1],
+            purpose="human_eval",
+            round_id=round_.id,
+        )
+
+    judged(old, new, 2)  # a win
+    judged(new, old, -1)  # a win
+    judged(new, old, 1)  # a loss
+    judged(old, new, 0)  # a tie
+    (row,) = queries.human_eval(session, [round_.id])
+    assert (row.domain, row.wins, row.ties, row.losses) == ("safety", 2, 1, 1)
+    assert queries.opened_comparisons(session, [round_.id]) == {(round_.id, "human_eval"): (4, 4)}
+
+
+def test_a_project_without_a_rubric_says_so(session: Session, store: ArtifactStore) -> None:
+    project = factories.project(session)
+    service.adopt_base_model(session, project, "models/base", "base")
+    factories.prompt(session, project)
+    with pytest.raises(Conflict, match="rubric"):
+        service.begin_sampling(session, store, project)
+
+
+def test_which_pairs_are_asked_differs_between_prompts(
+    session: Session, store: ArtifactStore, project: Project
+) -> None:
+    """Were it always samples 0 and 1 that met 2 and 3, a seed's habits would look like a preference."""
+    run = sampling_run(session, store, project)
+    for prompt in [factories.prompt(session, project) for _ in range(12)]:
+        store_samples(session, run, new_samples(prompt.id, ["a", "b", "c", "d"]))
+    asked = {
+        tuple(session.get_one(Completion, side).text for side in (c.completion_a_id, c.completion_b_id))
+        for c in comparisons(session)
+    }
+    assert len(asked) == 6  # every pair of texts is asked about somewhere

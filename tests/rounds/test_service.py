@@ -1,0 +1,301 @@
+"""Starting, advancing, cancelling and retrying rounds, without a worker: the test reports what one would."""
+
+import threading
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, func, select
+from sqlalchemy.orm import Session
+
+from app.artifacts import ArtifactStore
+from app.db import make_session_factory
+from app.errors import Conflict, InvalidInput, PrefloopError, StorageFull
+from app.models import AuditEvent, Comparison, ModelVersion, Project, Round, Run, Snapshot
+from app.rounds import service
+from app.specs import RUN_SPEC, DPOSpec, EvaluateSpec, PPOSpec, PromptRow, RewardSpec, SampleSpec
+from tests import factories
+from tests.rounds.loop import config, decided, jobs, last_run, make_project
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(tmp_path / "artifacts")
+
+
+@pytest.fixture
+def project(session: Session) -> Project:
+    return make_project(session)
+
+
+def start(session: Session, store: ArtifactStore, project: Project, algorithm: str = "dpo", **values: object) -> Round:
+    return service.start(session, store, project, factories.user(session, "operator"), config(algorithm, **values))
+
+
+def finish(session: Session, store: ArtifactStore, round_: Round) -> Run:
+    """What the worker does with the round's waiting run when all goes well; returns that run."""
+    run = last_run(session, round_)
+    service.run_started(session, run)
+    service.run_finished(session, store, run, {"kind": run.kind}, "digest")
+    session.flush()
+    return run
+
+
+def test_starting_freezes_enqueues_and_is_audited(session: Session, store: ArtifactStore, project: Project) -> None:
+    round_ = start(session, store, project, beta=0.3, reward_epochs=5)
+    assert (round_.number, round_.state, round_.policy_before_id) == (1, "frozen", project.policy_id)
+    snapshot = session.get_one(Snapshot, round_.snapshot_id)
+    assert snapshot.counts == {"train": 4, "heldout": 2, "ties": 0, "judgments": 12}
+    run = last_run(session, round_)
+    assert jobs(session) == [run.id]
+    spec = RUN_SPEC.validate_python(run.spec)
+    assert isinstance(spec, RewardSpec)
+    assert (spec.backbone.base, spec.snapshot, spec.optimiser.epochs) == ("models/base", snapshot.location, 5)
+    event = session.scalars(select(AuditEvent).where(AuditEvent.action == "round.started")).one()
+    assert event.details["snapshot"] == snapshot.digest
+    assert event.details["config"]["beta"] == 0.3
+
+
+def test_a_rolled_back_start_leaves_no_round_no_run_and_no_job(
+    session: Session, store: ArtifactStore, project: Project
+) -> None:
+    session.commit()
+    start(session, store, project)
+    assert len(jobs(session)) == 1
+    session.rollback()
+    assert jobs(session) == []
+    assert session.scalar(select(func.count()).select_from(Round)) == 0
+    assert session.scalar(select(func.count()).select_from(Run)) == 0
+
+
+def test_a_round_walks_through_its_stages(session: Session, store: ArtifactStore, project: Project) -> None:
+    base_id = project.policy_id
+    round_ = start(session, store, project, reference="previous")
+    reward_run = finish(session, store, round_)
+    assert round_.state == "policy"
+    reward = session.get_one(ModelVersion, round_.reward_model_id)
+    assert (reward.role, reward.name, reward.base) == ("reward", "reward-1", f"models/run-{reward_run.id}")
+    assert (reward.run_id, reward.parent_id, reward.digest) == (reward_run.id, base_id, "digest")
+    assert project.policy_id == base_id
+
+    policy_run = finish(session, store, round_)
+    assert round_.state == "sampling"
+    spec = RUN_SPEC.validate_python(policy_run.spec)
+    assert isinstance(spec, DPOSpec)
+    assert spec.reference == spec.policy
+    policy = session.get_one(ModelVersion, project.policy_id)
+    assert round_.policy_after_id == policy.id
+    assert (policy.role, policy.name, policy.base, policy.adapter) == (
+        "policy",
+        "policy-1",
+        "models/base",
+        f"models/run-{policy_run.id}",
+    )
+    assert policy.card["snapshot"] == session.get_one(Snapshot, round_.snapshot_id).digest
+
+    sample_spec = RUN_SPEC.validate_python(finish(session, store, round_).spec)
+    assert isinstance(sample_spec, SampleSpec)
+    assert sample_spec.model.adapter == policy.adapter
+    assert round_.state == "evaluating"
+    evaluate_spec = RUN_SPEC.validate_python(finish(session, store, round_).spec)
+    assert isinstance(evaluate_spec, EvaluateSpec)
+    assert (evaluate_spec.reference.base, evaluate_spec.reference.adapter) == ("models/base", None)
+    assert evaluate_spec.reward_model == reward.base
+    assert round_.state == "done"
+    assert round_.finished_at is not None
+    assert [run.state for run in session.scalars(select(Run))] == ["succeeded"] * 4
+
+    second = start(session, store, project)
+    assert (second.number, second.policy_before_id) == (2, policy.id)
+
+
+def test_ppo_samples_from_train_prompts_and_scores_with_the_rounds_reward_model(
+    session: Session, store: ArtifactStore, project: Project
+) -> None:
+    round_ = start(session, store, project, "ppo", episodes=24, kl_target=2.5)
+    finish(session, store, round_)
+    spec = RUN_SPEC.validate_python(last_run(session, round_).spec)
+    assert isinstance(spec, PPOSpec)
+    assert (spec.episodes, spec.rollout_size, spec.kl_target) == (24, 24, 2.5)
+    assert spec.reward_model == f"models/run-{session.get_one(ModelVersion, round_.reward_model_id).run_id}"
+    prompts = [PromptRow.model_validate_json(line) for line in store.resolve(spec.prompts).read_text().splitlines()]
+    assert {prompt.slices["split"] for prompt in prompts} == {"train"}
+    assert len(prompts) == 4
+
+
+def test_only_one_round_of_a_project_is_active(session: Session, store: ArtifactStore, project: Project) -> None:
+    start(session, store, project)
+    with pytest.raises(Conflict, match="Round 1 is still frozen"):
+        start(session, store, project)
+
+
+def test_two_people_starting_at_once_get_one_round(
+    engine: Engine, session: Session, store: ArtifactStore, project: Project
+) -> None:
+    project_id = project.id
+    operator_id = factories.user(session, "operator").id
+    session.commit()
+    sessions = make_session_factory(engine)
+    barrier = threading.Barrier(4)
+    errors: list[PrefloopError] = []
+
+    def press_start() -> None:
+        with sessions.begin() as mine:
+            barrier.wait()
+            try:
+                operator = mine.get_one(service.User, operator_id)
+                service.start(mine, store, mine.get_one(Project, project_id), operator, config())
+            except PrefloopError as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=press_start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [type(error) for error in errors] == [Conflict] * 3
+    assert len(session.scalars(select(Round)).all()) == 1
+    assert len(jobs(session)) == 1
+
+
+def test_what_cannot_be_trained_on_is_refused(session: Session, store: ArtifactStore) -> None:
+    project = make_project(session, train=0, heldout=1)
+    with pytest.raises(InvalidInput, match="No decided comparison"):
+        start(session, store, project)
+    project.policy_id = None
+    with pytest.raises(InvalidInput, match="no model"):
+        start(session, store, project)
+
+
+def test_the_preview_counts_what_a_round_would_read(session: Session, store: ArtifactStore, project: Project) -> None:
+    labelers = [factories.user(session).id, factories.user(session).id]
+    decided(session, project, factories.prompt(session, project), labelers, preferences=(0, 0))
+    factories.comparison(session, project)
+    seen = service.preview(session, project)
+    assert (seen.train, seen.heldout, seen.ties, seen.undecided, seen.new_judgments) == (5, 2, 1, 1, 14)
+    assert any("Only 5 comparisons" in warning for warning in seen.warnings)
+    assert seen.can_start
+    session.commit()
+    round_ = start(session, store, project)
+    session.commit()
+    after = service.preview(session, project)
+    assert (after.new_judgments, after.active, after.can_start) == (0, round_, False)
+
+
+def test_cancelling_a_waiting_round_ends_it_at_once(session: Session, store: ArtifactStore, project: Project) -> None:
+    round_ = start(session, store, project)
+    service.cancel(session, round_, factories.user(session, "operator"))
+    assert (round_.state, last_run(session, round_).state) == ("cancelled", "cancelled")
+    with pytest.raises(Conflict, match="cancelled already"):
+        service.cancel(session, round_, factories.user(session, "operator"))
+    assert start(session, store, project).number == 2
+
+
+def test_cancelling_a_running_round_asks_the_worker(session: Session, store: ArtifactStore, project: Project) -> None:
+    round_ = start(session, store, project)
+    run = last_run(session, round_)
+    service.run_started(session, run)
+    assert round_.state == "reward"
+    service.cancel(session, round_, factories.user(session, "operator"))
+    assert (round_.state, run.state, run.cancel_requested) == ("reward", "running", True)
+    service.run_cancelled(session, run)
+    assert (round_.state, run.state) == ("cancelled", "cancelled")
+
+
+def test_a_policy_finished_after_the_cancel_is_kept_but_not_used(
+    session: Session, store: ArtifactStore, project: Project
+) -> None:
+    base_id = project.policy_id
+    round_ = start(session, store, project)
+    finish(session, store, round_)
+    service.run_started(session, last_run(session, round_))
+    service.cancel(session, round_, factories.user(session, "operator"))
+    service.run_finished(session, store, last_run(session, round_), {}, "digest")
+    assert round_.state == "cancelled"
+    assert round_.policy_after_id is not None
+    assert project.policy_id == base_id
+
+
+@pytest.mark.parametrize("stage", ["reward", "policy", "sampling", "evaluating"])
+def test_a_failed_round_is_retried_in_the_stage_that_failed(
+    session: Session, store: ArtifactStore, project: Project, stage: str
+) -> None:
+    round_ = start(session, store, project)
+    while last_run(session, round_).kind != {"policy": "dpo", "sampling": "sample", "evaluating": "evaluate"}.get(
+        stage, stage
+    ):
+        finish(session, store, round_)
+    run = last_run(session, round_)
+    service.run_started(session, run)
+    service.run_failed(session, run, "The disk is full.")
+    session.flush()
+    assert (round_.state, round_.error, run.error) == ("failed", "The disk is full.", "The disk is full.")
+    models = session.scalar(select(func.count()).select_from(ModelVersion))
+    runs = session.scalar(select(func.count()).select_from(Run))
+
+    service.retry(session, round_, factories.user(session, "operator"))
+    session.flush()
+    assert (round_.state, round_.error, round_.finished_at) == (stage, None, None)
+    assert (run.state, run.attempts, run.error) == ("queued", 0, None)
+    assert jobs(session)[-1] == run.id
+    assert session.scalar(select(func.count()).select_from(ModelVersion)) == models
+    assert session.scalar(select(func.count()).select_from(Run)) == runs
+    finish(session, store, round_)
+    assert round_.state != stage
+
+
+def test_only_the_newest_failed_round_can_be_retried(session: Session, store: ArtifactStore, project: Project) -> None:
+    operator = factories.user(session, "operator")
+    failed = start(session, store, project)
+    with pytest.raises(Conflict, match="not failed"):
+        service.retry(session, failed, operator)
+    service.run_started(session, last_run(session, failed))
+    service.run_failed(session, last_run(session, failed), "broken")
+    newer = start(session, store, project)
+    with pytest.raises(Conflict, match="Round 2 is still frozen"):
+        service.retry(session, failed, operator)
+    service.cancel(session, newer, operator)
+    with pytest.raises(Conflict, match="newer round"):
+        service.retry(session, failed, operator)
+
+
+def test_a_full_disk_leaves_no_round(session: Session, store: ArtifactStore, project: Project, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(StorageFull):
+        start(session, store, project)
+    assert session.scalar(select(func.count()).select_from(Round)) == 0
+    assert not list(store.root.rglob("*.gz"))
+
+
+def test_sampling_begins_outside_a_round_once(session: Session, store: ArtifactStore, project: Project) -> None:
+    run = service.begin_sampling(session, store, project)
+    spec = RUN_SPEC.validate_python(run.spec)
+    assert isinstance(spec, SampleSpec)
+    assert (spec.model.base, spec.generation.samples_per_prompt) == ("models/base", 4)
+    prompts = [PromptRow.model_validate_json(line) for line in store.resolve(spec.prompts).read_text().splitlines()]
+    assert sorted({prompt.slices["split"] for prompt in prompts}) == ["heldout", "train"]
+    assert jobs(session) == [run.id]
+    with pytest.raises(Conflict, match="already"):
+        service.begin_sampling(session, store, project)
+    operator = factories.user(session, "operator")
+    service.cancel_run(session, run, operator)
+    assert run.state == "cancelled"
+    service.retry_run(session, run, operator)
+    assert (run.state, jobs(session)) == ("queued", [run.id, run.id])
+
+
+def test_prompts_asked_about_least_are_sampled_first(session: Session, store: ArtifactStore, project: Project) -> None:
+    fresh = [factories.prompt(session, project).id for _ in range(3)]
+    factories.prompt(session, project, split="regression")
+    round_ = start(session, store, project, prompts=5)
+    while last_run(session, round_).kind != "sample":
+        finish(session, store, round_)
+    spec = RUN_SPEC.validate_python(last_run(session, round_).spec)
+    assert isinstance(spec, SampleSpec)
+    rows = [PromptRow.model_validate_json(line) for line in store.resolve(spec.prompts).read_text().splitlines()]
+    assert set(fresh) <= {row.id for row in rows}
+    assert len(rows) == 5
+    assert sum(row.slices["split"] == "heldout" for row in rows) == 1  # at most three in ten, at least one
+    assert session.scalar(select(func.count()).select_from(Comparison)) == 6

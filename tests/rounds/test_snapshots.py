@@ -1,0 +1,137 @@
+"""What a round reads is exactly what was decided, held-out prompts never trained on, and never changes afterwards."""
+
+import gzip
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from sqlalchemy.orm import Session
+
+from app.artifacts import ArtifactStore
+from app.models import Adjudication
+from app.rounds.snapshots import freeze, pair_rows
+from app.specs import PairRow
+from tests import factories
+from tests.rounds.loop import decided, make_project
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(tmp_path / "artifacts")
+
+
+def read(store: ArtifactStore, location: str) -> list[PairRow]:
+    with gzip.open(store.resolve(location), "rt") as lines:
+        return [PairRow.model_validate_json(line) for line in lines]
+
+
+def test_the_snapshot_holds_exactly_the_live_judgments(session: Session, store: ArtifactStore) -> None:
+    project = make_project(session, train=1, heldout=0)
+    (before,) = pair_rows(session, project)
+    prompt = factories.prompt(session, project, domain="safety", difficulty="hard", safety_category="weapons")
+    comparison = factories.comparison(session, project, prompt=prompt, texts=("no", "yes"), overlap=3)
+    first, second, third = (factories.judgment(session, comparison, preference=p) for p in (3, -1, 0))
+    third.superseded_at = datetime.now(UTC)
+    session.flush()
+    edited = factories.judgment(session, comparison, preference=1, labeler_id=third.labeler_id)
+    comparison.state = "settled"
+    session.flush()
+
+    snapshot = freeze(session, store, project)
+    rows = read(store, snapshot.location)
+    assert rows[0] == before
+    assert rows[1] == PairRow(
+        comparison_id=comparison.id,
+        prompt_id=prompt.id,
+        messages=tuple(prompt.messages),
+        response_a="no",
+        response_b="yes",
+        preference=1.0,  # (3 - 1 + 1) / 3
+        p_b=(2 + 0.5) / (3 + 1),  # two of three for B, Jeffreys prior
+        weight=1.0,
+        judgments=(first.id, second.id, edited.id),
+        rubric_version=1,
+        split="train",
+        slices={"domain": "safety", "difficulty": "hard", "safety_category": "weapons", "split": "train"},
+    )
+    assert snapshot.counts == {"train": 2, "heldout": 0, "ties": 0, "judgments": 5}
+
+
+def test_only_decided_comparisons_are_read_and_no_repeats_calibration_or_regression(
+    session: Session, store: ArtifactStore
+) -> None:
+    project = make_project(session, train=1, heldout=1)
+    kept = {row.comparison_id for row in pair_rows(session, project)}
+    labelers = [factories.user(session).id, factories.user(session).id]
+    for state in ("open", "in_review", "withdrawn"):
+        decided(session, project, factories.prompt(session, project), labelers).state = state
+    for purpose in ("calibration", "repeat"):
+        decided(session, project, factories.prompt(session, project), labelers, purpose=purpose)
+    for split in ("calibration", "regression"):
+        decided(session, project, factories.prompt(session, project, split=split), labelers)
+    decided(session, factories.project(session), factories.prompt(session, project), labelers)  # another project's
+    session.flush()
+    assert {row.comparison_id for row in pair_rows(session, project)} == kept
+
+
+def test_a_heldout_prompt_is_never_trained_on_whatever_it_was_asked_for(session: Session) -> None:
+    project = make_project(session, train=2, heldout=0)
+    labelers = [factories.user(session).id, factories.user(session).id]
+    heldout = factories.prompt(session, project, split="heldout")
+    for purpose in ("train", "heldout", "human_eval"):
+        decided(session, project, heldout, labelers, purpose=purpose)
+    rows = pair_rows(session, project)
+    assert [row.split for row in rows if row.prompt_id == heldout.id] == ["heldout"] * 3
+    trained = {row.prompt_id for row in rows if row.split == "train"}
+    assert len(trained) == 2
+    assert heldout.id not in trained
+
+
+def test_a_verdict_stands_in_place_of_the_judgments(session: Session) -> None:
+    project = make_project(session, train=0, heldout=0)
+    labelers = [factories.user(session).id, factories.user(session).id]
+    comparison = decided(session, project, factories.prompt(session, project), labelers, preferences=(3, -3))
+    (split,) = pair_rows(session, project)
+    assert (split.preference, split.p_b) == (0.0, 0.5)
+    session.add(Adjudication(comparison_id=comparison.id, reviewer_id=labelers[0], verdict=2))
+    comparison.state = "adjudicated"
+    session.flush()
+    (settled,) = pair_rows(session, project)
+    assert (settled.preference, settled.p_b) == (2.0, 0.9)
+    assert len(settled.judgments) == 2
+
+
+def test_ties_are_kept_and_counted(session: Session, store: ArtifactStore) -> None:
+    project = make_project(session, train=1, heldout=0)
+    labelers = [factories.user(session).id, factories.user(session).id]
+    decided(session, project, factories.prompt(session, project), labelers, preferences=(0, 0))
+    snapshot = freeze(session, store, project)
+    assert snapshot.counts["ties"] == 1
+    # Two of two for A, and two ties: (0 + 1/2) / 3 and (1 + 1/2) / 3.
+    assert [row.p_b for row in read(store, snapshot.location)] == [pytest.approx(1 / 6), 0.5]
+
+
+def test_the_digest_is_of_the_lines_and_an_equal_snapshot_is_the_same(session: Session, store: ArtifactStore) -> None:
+    project = make_project(session)
+    first = freeze(session, store, project)
+    file = store.resolve(first.location)
+    assert hashlib.sha256(gzip.decompress(file.read_bytes())).hexdigest() == first.digest
+    written = file.read_bytes()
+    again = freeze(session, store, project)
+    assert again.id == first.id
+    decided(session, project, factories.prompt(session, project), [factories.user(session).id], preferences=(1,))
+    other = freeze(session, store, project)
+    assert other.digest != first.digest
+    assert file.read_bytes() == written
+
+
+def test_the_same_rows_give_the_same_bytes(session: Session, tmp_path: Path) -> None:
+    project = make_project(session)
+    session.commit()
+    one, two = ArtifactStore(tmp_path / "one"), ArtifactStore(tmp_path / "two")
+    first = one.resolve(freeze(session, one, project).location)
+    session.rollback()
+    second = two.resolve(freeze(session, two, project).location)
+    assert first.name == second.name
+    assert first.read_bytes() == second.read_bytes()
