@@ -23,10 +23,13 @@ CHAT_TEMPLATE = (
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Every byte a token, `<|im_end|>` both EOS and padding: the awkward case, and the default model's."""
+    """Every byte a token, `<|im_end|>` both EOS and padding: the awkward case, and the default model's.
+
+    One merge, because a GGUF file cannot hold a tokenizer without any.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate(["<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    vocabulary = {token: i for i, token in enumerate(["<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet, "qz"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("q", "z")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
