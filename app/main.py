@@ -21,6 +21,7 @@ from app.errors import InvalidInput, NotFound, NotSignedIn, PrefloopError, Unava
 from app.labeling.routes import router as labeling
 from app.projects.routes import router as projects
 from app.render import ROOT, page, redirect
+from app.rubrics.routes import router as rubrics
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     accounts,
     projects,
     labeling,
+    rubrics,
 )
 
 SECURITY_HEADERS = {

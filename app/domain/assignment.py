@@ -4,6 +4,8 @@ A preference in canonical order runs from -strengths (A much better) to strength
 numbers on the screen run from the first (left) response to the second (right) one.
 """
 
+from typing import NamedTuple
+
 # What each strength is called, weakest first, on a scale of so many strengths.
 _WORDS = {
     1: ("better",),
@@ -20,6 +22,33 @@ def scale(strengths: int, *, allow_tie: bool) -> tuple[int, ...]:
 def words(value: int, strengths: int) -> str:
     """What a preference says about the response it points to: "much better", or "tie"."""
     return _WORDS[strengths][abs(value) - 1] if value else "tie"
+
+
+class Step(NamedTuple):
+    """One step of the scale on the screen.
+
+    value: what the form sends. key: on the keyboard, from 1. side: first, tie or second. words: what is written on it.
+    label: the same said in full, for screen readers and where only `mark` has room.
+    """
+
+    value: int
+    key: str
+    side: str
+    words: str
+    label: str
+    mark: str
+
+
+def steps(strengths: int, *, allow_tie: bool) -> list[Step]:
+    """The scale as it is shown, from the first response's side to the second's."""
+    found = []
+    for key, value in enumerate(scale(strengths, allow_tie=allow_tie), start=1):
+        said = words(value, strengths)
+        side = "tie" if value == 0 else "first" if value < 0 else "second"
+        label = "Tie" if value == 0 else f"{side.capitalize()} response {said}"
+        mark = "=" if value == 0 else str(abs(value))
+        found.append(Step(value, str(key), side, said.capitalize(), label, mark))
+    return found
 
 
 def canonical(shown: int, *, swapped: bool) -> int:

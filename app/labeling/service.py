@@ -108,8 +108,11 @@ def submit(session: Session, project: Project, lease_id: UUID, labeler: User, fo
     leases = queries.lock_leases(session, comparison.id, labeler.id)
     if repeated or queries.live_judgment(session, comparison.id, labeler.id):
         raise Conflict("You have judged this comparison already, perhaps in another tab.", "Your first answer stands.")
+    taken = Gone("Your time for this comparison ran out and others took it.", "Your answer was not needed any more.")
+    if comparison.state == "withdrawn":
+        raise Gone("This comparison was withdrawn while you had it.", "No answer to it is needed any more.")
     if comparison.state != "open":
-        raise Gone("This comparison was closed while you had it.", "No further answer to it is needed.")
+        raise taken
     if form.rubric_id != comparison.rubric_id:
         raise Conflict(
             "A new version of the rubric applies to this comparison since you opened it.",
@@ -119,7 +122,7 @@ def submit(session: Session, project: Project, lease_id: UUID, labeler: User, fo
     preference = _check(form, rubric)
     holds_place = any(own.state == "live" for own, _age in leases)
     if not holds_place and comparison.judgment_count + comparison.lease_count >= comparison.overlap:
-        raise Gone("Your time for this comparison ran out and others took it.", "Your answer was not needed any more.")
+        raise taken
 
     age_ms = 0
     for own, age in leases:

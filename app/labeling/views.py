@@ -3,37 +3,10 @@
 from typing import NamedTuple
 from uuid import UUID, uuid4
 
-from app.domain import assignment
+from app.domain.assignment import Step, steps
 from app.labeling.forms import LabelForm
 from app.labeling.queries import Task
 from app.models import Rubric
-
-
-class Step(NamedTuple):
-    """One radio button of the preference control.
-
-    value: what the form sends. key: on the keyboard. side: first, tie or second. words: what is written on it.
-    label: the same said in full, for screen readers and where only `mark` has room.
-    """
-
-    value: int
-    key: str
-    side: str
-    words: str
-    label: str
-    mark: str
-
-
-def steps(rubric: Rubric) -> list[Step]:
-    """The rubric's scale, from the first response's side to the second's."""
-    found = []
-    for key, value in enumerate(assignment.scale(rubric.strengths, allow_tie=rubric.allow_tie), start=1):
-        said = assignment.words(value, rubric.strengths)
-        side = "tie" if value == 0 else "first" if value < 0 else "second"
-        label = "Tie" if value == 0 else f"{side.capitalize()} response {said}"
-        mark = "=" if value == 0 else str(abs(value))
-        found.append(Step(value, str(key), side, said.capitalize(), label, mark))
-    return found
 
 
 class Card(NamedTuple):
@@ -56,7 +29,6 @@ class Card(NamedTuple):
 
 
 def card(task: Task, draft: LabelForm | None = None) -> Card:
-    scale = steps(task.rubric)
     return Card(
         lease_id=task.lease_id,
         idempotency_key=uuid4(),
@@ -65,7 +37,7 @@ def card(task: Task, draft: LabelForm | None = None) -> Card:
         first=task.first,
         second=task.second,
         rubric=task.rubric,
-        steps=scale,
+        steps=steps(task.rubric.strengths, allow_tie=task.rubric.allow_tie),
         chosen=draft.preference if draft else None,
         rationale=draft.rationale if draft else "",
     )

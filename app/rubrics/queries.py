@@ -13,6 +13,11 @@ def newest_published(session: Session, project_id: int) -> Rubric | None:
     return session.scalars(published.order_by(Rubric.version.desc()).limit(1)).one_or_none()
 
 
+def published(session: Session, project_id: int, version: int) -> Rubric | None:
+    that = select(Rubric).where(Rubric.project_id == project_id, Rubric.version == version)
+    return session.scalars(that).one_or_none()
+
+
 def lock(session: Session, project_id: int) -> None:
     """One admin at a time edits or publishes."""
     session.execute(select(Project.id).where(Project.id == project_id).with_for_update(key_share=True))

@@ -59,6 +59,18 @@ def current(session: Session, project: Project) -> Rubric:
     return rubric
 
 
+def published(session: Session, project: Project, version: int) -> Rubric:
+    """That version.
+
+    Raises:
+        NotFound: there is no such version.
+    """
+    rubric = queries.published(session, project.id, version)
+    if rubric is None:
+        raise NotFound(f"This project's rubric has no version {version}.", "Its page lists all versions.")
+    return rubric
+
+
 def save_draft(session: Session, project: Project, form: RubricForm, editor: User) -> Rubric:
     """Writes the draft, or begins one.
 

@@ -20,3 +20,16 @@ def test_a_swapped_preference_turns_round_and_back() -> None:
     assert assignment.canonical(2, swapped=False) == 2
     assert assignment.canonical(2, swapped=True) == -2  # the second shown was A
     assert assignment.canonical(0, swapped=True) == 0
+
+
+def test_steps_as_shown() -> None:
+    steps = assignment.steps(2, allow_tie=True)
+    assert [step.key for step in steps] == ["1", "2", "3", "4", "5"]
+    assert [step.label for step in steps] == [
+        "First response much better",
+        "First response better",
+        "Tie",
+        "Second response better",
+        "Second response much better",
+    ]
+    assert [step.mark for step in steps] == ["2", "1", "=", "1", "2"]

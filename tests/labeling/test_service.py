@@ -272,12 +272,12 @@ def test_a_stale_rubric_version_is_refused_and_the_comparison_comes_again(sessio
     assert judge(session, project, labeler, again).swapped is swapped
 
 
-def test_a_closed_comparison_is_gone(session: Session) -> None:
+def test_a_withdrawn_comparison_is_gone(session: Session) -> None:
     project, labeler = factories.project(session), factories.user(session)
     factories.comparison(session, project)
     task = take(session, project, labeler)
     session.execute(update(Comparison).values(state="withdrawn"))
-    with pytest.raises(Gone, match="closed"):
+    with pytest.raises(Gone, match="withdrawn"):
         judge(session, project, labeler, task)
     assert service.next_task(session, project, labeler) is None
 

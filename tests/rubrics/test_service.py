@@ -1,0 +1,127 @@
+"""Drafts, versions, and which comparisons follow a new version."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import Engine, func, select, text, update
+from sqlalchemy.orm import Session
+
+from app.db import make_session_factory
+from app.errors import Conflict, InvalidInput, NotFound
+from app.models import AuditEvent, Comparison, Judgment, Lease, Rubric
+from app.rubrics import queries, service
+from app.rubrics.forms import RubricForm
+from tests import factories
+
+
+def form(guideline: str = "New text.", revision: int = 0, **values: object) -> RubricForm:
+    return RubricForm.model_validate({"guideline": guideline, "revision": revision, "allow_tie": True} | values)
+
+
+def test_the_first_version(session: Session) -> None:
+    project, admin = factories.project(session), factories.user(session, "admin")
+    with pytest.raises(NotFound, match="no published rubric"):
+        service.current(session, project)
+    first = service.create_first(session, project, "Be kind.", admin.id, strengths=2, allow_tie=False)
+    assert service.current(session, project).id == first.id
+    assert (first.version, first.strengths, first.allow_tie, first.published_by) == (1, 2, False, admin.id)
+    with pytest.raises(InvalidInput):
+        service.create_first(session, factories.project(session), "  \n")
+
+
+def test_a_draft_changes_nothing_until_it_is_published(session: Session) -> None:
+    project, admin = factories.project(session), factories.user(session, "admin")
+    first = factories.rubric(session, project)
+    draft = service.save_draft(session, project, form("Shorter.\r\nIs better.", strengths=1), admin)
+    assert (draft.version, draft.revision, draft.guideline) == (None, 1, "Shorter.\nIs better.\n")
+    assert service.current(session, project).id == first.id
+    published = service.publish(session, project, form("Shorter.", revision=1, strengths=1), admin)
+    assert published.id == draft.id
+    assert (published.version, published.guideline, published.strengths) == (2, "Shorter.\n", 1)
+    assert service.current(session, project).id == published.id
+    assert queries.draft(session, project.id) is None
+    [event] = session.scalars(select(AuditEvent).where(AuditEvent.action == "rubric.published"))
+    assert (event.actor_id, event.project_id) == (admin.id, project.id)
+    assert event.details == {"version": 2, "comparisons_moved": 0}
+
+
+def test_publishing_moves_only_what_nobody_has_begun(session: Session) -> None:
+    project, admin = factories.project(session, overlap=2), factories.user(session, "admin")
+    first = factories.rubric(session, project)
+    untouched, judged, on_desk, abandoned, replaced, closed = (factories.comparison(session, project) for _ in range(6))
+    elsewhere = factories.comparison(session)
+    judgment = factories.judgment(session, judged, preference=1)
+    factories.lease(session, on_desk)
+    factories.lease(session, abandoned, expires_at=text("now() - interval '1 minute'"))
+    factories.judgment(session, replaced, preference=1)
+    session.execute(text("UPDATE judgment SET superseded_at = now() WHERE comparison_id = :id"), {"id": replaced.id})
+    session.execute(update(Comparison).where(Comparison.id == closed.id).values(state="withdrawn"))
+    assert queries.open_comparisons(session, project.id) == (1, 4)  # the abandoned one counts until it is expired
+
+    second = service.publish(session, project, form(), admin)
+
+    rubrics = dict(session.execute(select(Comparison.id, Comparison.rubric_id)).all())
+    assert {id_ for id_, rubric in rubrics.items() if rubric == second.id} == {untouched.id, abandoned.id}
+    assert rubrics[elsewhere.id] not in (first.id, second.id)
+    assert session.scalar(select(Judgment.rubric_id).where(Judgment.id == judgment.id)) == first.id
+    assert session.scalar(select(Lease.state).where(Lease.comparison_id == abandoned.id)) == "expired"
+    assert {v.rubric.version: v.judgments for v in queries.versions(session, project.id)} == {2: 0, 1: 1}
+
+
+def test_publishing_the_same_again_is_refused(session: Session) -> None:
+    project, admin = factories.project(session), factories.user(session, "admin")
+    service.create_first(session, project, "Be kind.")
+    with pytest.raises(Conflict, match="the same as version 1"):
+        service.publish(session, project, form("Be kind.  "), admin)
+    assert service.publish(session, project, form("Be kind.", allow_tie=False), admin).version == 2
+
+
+def test_an_edit_that_was_not_seen_is_not_overwritten(session: Session) -> None:
+    project = factories.project(session)
+    ann, bob = factories.user(session, "admin", name="Ann"), factories.user(session, "admin", name="Bob")
+    service.save_draft(session, project, form("Ann's"), ann)
+    for stale in (0, 2):
+        with pytest.raises(Conflict, match="Ann changed this draft"):
+            service.save_draft(session, project, form("Bob's", revision=stale), bob)
+        with pytest.raises(Conflict, match="Ann changed this draft"):
+            service.publish(session, project, form("Bob's", revision=stale), bob)
+        with pytest.raises(Conflict, match="Ann changed this draft"):
+            service.discard_draft(session, project, stale)
+    assert session.scalars(select(Rubric.guideline)).one() == "Ann's\n"
+    assert service.save_draft(session, project, form("Bob's", revision=1), bob).revision == 2
+    with pytest.raises(Conflict, match="Bob changed this draft"):
+        service.save_draft(session, project, form("Ann's again", revision=1), ann)
+    service.discard_draft(session, project, 2)
+    with pytest.raises(Conflict, match="published or discarded"):
+        service.save_draft(session, project, form("Bob's", revision=2), bob)
+
+
+def test_two_admins_beginning_a_draft_at_the_same_moment(session: Session, engine: Engine) -> None:
+    project = factories.project(session)
+    admins = [factories.user(session, "admin", name=name) for name in ("Ann", "Bob")]
+    session.commit()
+    sessions, barrier = make_session_factory(engine), threading.Barrier(2, timeout=30)
+
+    def save(n: int) -> str:
+        barrier.wait()
+        try:
+            with sessions.begin() as own:
+                service.save_draft(own, project, form(f"by {admins[n].name}"), admins[n])
+        except Conflict as error:
+            return error.message
+        return admins[n].name
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = sorted(pool.map(save, range(2)), key=len)
+    assert second.startswith(f"{first} changed this draft")
+    assert session.scalars(select(Rubric.guideline)).one() == f"by {first}\n"
+
+
+def test_a_version_by_its_number(session: Session) -> None:
+    project = factories.project(session)
+    first = factories.rubric(session, project)
+    assert service.published(session, project, 1).id == first.id
+    with pytest.raises(NotFound, match="no version 2"):
+        service.published(session, project, 2)
+    assert session.scalar(select(func.count()).select_from(Rubric)) == 1
