@@ -15,6 +15,7 @@ from trainer.data import (
     encode_pairs,
     end_of_turn_id,
     length_batches,
+    microbatches,
     read_pairs,
     read_prompts,
     require_pairs,
@@ -168,6 +169,13 @@ def test_batches_by_length_pad_less_than_batches_by_chance() -> None:
 
     by_chance = [list(range(start, start + 8)) for start in range(0, 512, 8)]
     assert padded(length_batches(lengths, 8, generator)) < 0.75 * padded(by_chance)
+
+
+def test_microbatches_keep_to_rows_and_tokens() -> None:
+    widths = [10, 10, 10, 10, 30, 60, 500]
+    # Three rows at most; 30 x 2 > 50; 500 alone although too wide.
+    assert list(microbatches(range(7), widths, rows=3, tokens=50)) == [[0, 1, 2], [3], [4], [5], [6]]
+    assert list(microbatches([6, 0], widths, rows=3, tokens=1000)) == [[6, 0]]
 
 
 def test_the_byte_tokenizer_survives_saving(tmp_path: Path) -> None:

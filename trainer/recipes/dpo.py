@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 
 from app.artifacts import ArtifactStore
-from app.specs import DPOSpec
+from app.specs import DPOSpec, Optimiser
 from trainer.algorithms.logprobs import sequence_logps, token_logps
 from trainer.algorithms.preference import dpo_loss, implicit_rewards, log_ratio_margin
 from trainer.data import (
     ChatEncoder,
     Pair,
-    chunks,
+    by_length,
     collate,
     encode_pairs,
     length_batches,
+    microbatches,
     read_pairs,
     require_pairs,
     slice_names,
@@ -52,8 +53,7 @@ def train(spec: DPOSpec, store: ArtifactStore, reporter: Reporter, folder: Path)
     policy_ref, reference_ref = resolve(store, spec.policy), resolve(store, spec.reference)
     tokenizer = load_tokenizer(policy_ref)
     pad_id = tokenizer.pad_token_id
-    rows = read_pairs(store.resolve(spec.snapshot))
-    encoded = encode_pairs(rows, ChatEncoder(tokenizer, spec.max_length))
+    encoded = encode_pairs(read_pairs(store.resolve(spec.snapshot)), ChatEncoder(tokenizer, spec.max_length))
     require_pairs(encoded.train, "DPO")
     train_pairs = [pair for pair in encoded.train if not pair.tied]
     heldout = [pair for pair in encoded.heldout if not pair.tied]
@@ -64,11 +64,10 @@ def train(spec: DPOSpec, store: ArtifactStore, reporter: Reporter, folder: Path)
 
     # 3. The reference never changes: its log-probs are computed once.
     settings = spec.optimiser
-    size = settings.microbatch_size
     with reference() as reference_model:
         message = "log-probs of the reference"
-        train_reference = all_pair_logps(reference_model, train_pairs, size, pad_id, reporter, message)
-        heldout_reference = all_pair_logps(reference_model, heldout, size, pad_id, reporter, message)
+        train_reference = all_pair_logps(reference_model, train_pairs, settings, pad_id, reporter, message)
+        heldout_reference = all_pair_logps(reference_model, heldout, settings, pad_id, reporter, message)
 
     def evaluate(step: int, heldout_policy: Tensor) -> dict[str, float]:
         """Reports the held-out metrics, by slice too; returns those of all rows."""
@@ -85,20 +84,21 @@ def train(spec: DPOSpec, store: ArtifactStore, reporter: Reporter, folder: Path)
     if policy_ref == reference_ref:
         start = heldout_reference
     else:
-        start = all_pair_logps(model, heldout, size, pad_id, reporter, "held-out comparisons")
+        start = all_pair_logps(model, heldout, settings, pad_id, reporter, "held-out comparisons")
     evaluate(0, start)
 
     # 5. Train.
     steps = settings.epochs * -(-len(train_pairs) // settings.batch_size)
     stepper = Stepper(trainable_parameters(model), settings, steps)
+    widths = [pair.width for pair in train_pairs]
     tokens = 0
     values: dict[str, float] = {}
     for _epoch in range(settings.epochs):
-        for indices in length_batches([pair.length for pair in train_pairs], settings.batch_size, order):
-            reporter.progress(stepper.steps, steps, "training the policy")
+        for indices in length_batches(widths, settings.batch_size, order):
             total_weight = sum(train_pairs[i].row.weight for i in indices)
             loss, parts = 0.0, []
-            for part in chunks(indices, size):
+            for part in microbatches(indices, widths, settings.microbatch_size, settings.microbatch_tokens):
+                reporter.progress(stepper.steps, steps, "training the policy")
                 pairs = [train_pairs[i] for i in part]
                 policy_logps = pair_logps(model, pairs, pad_id)
                 h = log_ratio_margin(*policy_logps, *train_reference[:, part].to(policy_logps.device))
@@ -114,7 +114,9 @@ def train(spec: DPOSpec, store: ArtifactStore, reporter: Reporter, folder: Path)
             reporter.metrics(stepper.steps, values)
 
     # 6. Where we ended; save.
-    values |= evaluate(stepper.steps, all_pair_logps(model, heldout, size, pad_id, reporter, "held-out comparisons"))
+    values |= evaluate(
+        stepper.steps, all_pair_logps(model, heldout, settings, pad_id, reporter, "held-out comparisons")
+    )
     save_policy(model, tokenizer, folder)
     return PolicyResult(values, len(train_pairs), encoded.dropped, tokens, time.monotonic() - started)
 
@@ -128,12 +130,13 @@ def pair_logps(model: Any, pairs: Sequence[Pair], pad_id: int) -> Tensor:
 
 @torch.no_grad()
 def all_pair_logps(
-    model: Any, pairs: Sequence[Pair], batch_size: int, pad_id: int, reporter: Reporter, message: str
+    model: Any, pairs: Sequence[Pair], settings: Optimiser, pad_id: int, reporter: Reporter, message: str
 ) -> Tensor:
     """`pair_logps` (2, N) of any number of pairs, on the CPU, without gradients, batched by length."""
     logps = torch.empty(2, len(pairs))
+    widths = [pair.width for pair in pairs]
     done = 0
-    for indices in length_batches([pair.length for pair in pairs], batch_size):
+    for indices in microbatches(by_length(widths), widths, settings.microbatch_size, settings.microbatch_tokens):
         reporter.progress(done, len(pairs), message)
         logps[:, indices] = pair_logps(model, [pairs[i] for i in indices], pad_id).cpu()
         done += len(indices)

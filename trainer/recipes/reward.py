@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from app.artifacts import ArtifactStore
-from app.specs import RewardSpec
+from app.specs import Optimiser, RewardSpec
 from trainer.algorithms import bradley_terry
 from trainer.data import (
     ChatEncoder,
     Pair,
     TokenSequence,
-    chunks,
+    by_length,
     collate,
     encode_pairs,
     length_batches,
+    microbatches,
     read_pairs,
     require_pairs,
     slice_names,
@@ -52,8 +53,8 @@ def train(spec: RewardSpec, store: ArtifactStore, reporter: Reporter, folder: Pa
     # 1. Data, before anything that takes time.
     backbone = resolve(store, spec.backbone)
     tokenizer = load_tokenizer(backbone)
-    rows = read_pairs(store.resolve(spec.snapshot))
-    train_pairs, heldout, dropped = encode_pairs(rows, ChatEncoder(tokenizer, spec.max_length))
+    encoder = ChatEncoder(tokenizer, spec.max_length)
+    train_pairs, heldout, dropped = encode_pairs(read_pairs(store.resolve(spec.snapshot)), encoder)
     if not spec.soft_labels:  # a tie has no hard label
         train_pairs = [pair._replace(p_chosen=1.0) for pair in train_pairs if not pair.tied]
     require_pairs(train_pairs, "A reward model")
@@ -67,14 +68,15 @@ def train(spec: RewardSpec, store: ArtifactStore, reporter: Reporter, folder: Pa
     settings = spec.optimiser
     steps = settings.epochs * -(-len(train_pairs) // settings.batch_size)
     stepper = Stepper(trainable_parameters(model), settings, steps)
+    widths = [pair.width for pair in train_pairs]
     tokens = 0
     for epoch in range(settings.epochs):
-        for indices in length_batches([pair.length for pair in train_pairs], settings.batch_size, order):
-            reporter.progress(stepper.steps, steps, "training the reward model")
-            batch = [train_pairs[i] for i in indices]
-            total_weight = sum(pair.row.weight for pair in batch)
+        for indices in length_batches(widths, settings.batch_size, order):
+            total_weight = sum(train_pairs[i].row.weight for i in indices)
             loss, rewards = 0.0, []
-            for part in chunks(batch, settings.microbatch_size):
+            for rows in microbatches(indices, widths, settings.microbatch_size, settings.microbatch_tokens):
+                reporter.progress(stepper.steps, steps, "training the reward model")
+                part = [train_pairs[i] for i in rows]
                 chosen, rejected = _pair_rewards(model, part, pad_id)
                 row_losses = _losses(spec, part, chosen, rejected)
                 weights = torch.tensor([pair.row.weight for pair in part], device=row_losses.device)
@@ -93,7 +95,7 @@ def train(spec: RewardSpec, store: ArtifactStore, reporter: Reporter, folder: Pa
             reporter.metrics(stepper.steps, values, name)
 
     # 5. Normalise, save.
-    gain, offset = _normalise(model, train_pairs, settings.microbatch_size, pad_id, order, reporter)
+    gain, offset = _normalise(model, train_pairs, settings, pad_id, order, reporter)
     merge_adapters()
     model.classifier.config.reward_gain = gain
     save_reward_model(model, tokenizer, folder)
@@ -150,8 +152,9 @@ def evaluate(
     if not pairs:
         return {}
     rewards, losses = torch.empty(2, len(pairs)), torch.empty(len(pairs))
-    done = 0
-    for indices in length_batches([pair.length for pair in pairs], spec.optimiser.microbatch_size):
+    widths = [pair.width for pair in pairs]
+    settings, done = spec.optimiser, 0
+    for indices in microbatches(by_length(widths), widths, settings.microbatch_size, settings.microbatch_tokens):
         reporter.progress(done, len(pairs), "measuring on held-out comparisons")
         part = [pairs[i] for i in indices]
         chosen, rejected = _pair_rewards(model, part, pad_id)
@@ -178,7 +181,12 @@ def evaluate(
 
 @torch.no_grad()
 def _normalise(
-    model: RewardModel, pairs: Sequence[Pair], batch_size: int, pad_id: int, order: torch.Generator, reporter: Reporter
+    model: RewardModel,
+    pairs: Sequence[Pair],
+    settings: Optimiser,
+    pad_id: int,
+    order: torch.Generator,
+    reporter: Reporter,
 ) -> tuple[float, float]:
     """Brings rewards of (at most `REFERENCE_PAIRS` pairs of) the training responses to mean 0, standard deviation 1.
 
@@ -186,11 +194,12 @@ def _normalise(
     """
     sample = [pairs[i] for i in torch.randperm(len(pairs), generator=order)[:REFERENCE_PAIRS].tolist()]
     sequences: list[TokenSequence] = [sequence for pair in sample for sequence in (pair.chosen, pair.rejected)]
-    rewards: list[Tensor] = []
-    for indices in length_batches([sequence.length for sequence in sequences], 2 * batch_size):
-        reporter.progress(len(rewards) * 2 * batch_size, len(sequences), "normalising rewards")
-        rewards.append(model(collate([sequences[i] for i in indices], pad_id).to(device())).cpu())
-    values = torch.cat(rewards).double()
+    lengths = [sequence.length for sequence in sequences]
+    rewards: list[float] = []
+    for indices in microbatches(by_length(lengths), lengths, 2 * settings.microbatch_size, settings.microbatch_tokens):
+        reporter.progress(len(rewards), len(sequences), "normalising rewards")
+        rewards += model(collate([sequences[i] for i in indices], pad_id).to(device())).tolist()
+    values = torch.tensor(rewards, dtype=torch.double)
     mean, deviation = values.mean().item(), values.std().item()
     if not deviation > 1e-6:
         raise TrainingDiverged(
