@@ -1,0 +1,256 @@
+"""Labeling as a person does it, in a real browser."""
+
+import re
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Page, expect
+from sqlalchemy import func, select, text
+from sqlalchemy.orm import Session
+
+from app.models import Comparison, Judgment, Project
+from tests import factories
+
+OpenPage = Callable[..., Page]
+
+
+def judgments(session: Session) -> list[Judgment]:
+    session.rollback()  # see what the service has committed since
+    return list(session.scalars(select(Judgment).order_by(Judgment.id)))
+
+
+def project_with(session: Session, n: int, **values: object) -> Project:
+    project = factories.project(session, overlap=2)
+    for i in range(n):
+        prompt = factories.prompt(session, project, f"Question number {i}?")
+        factories.comparison(session, project, prompt=prompt, texts=(f"Alpha {i}", f"Beta {i}"), **values)
+    session.commit()
+    return project
+
+
+def open_desk(open_page: OpenPage, project: Project, *roles: str, **kwargs: object) -> Page:
+    page = open_page(*(roles or ("labeler",)), **kwargs)
+    page.goto(f"/projects/{project.slug}/label")
+    return page
+
+
+def test_several_cards_by_keyboard_only(session: Session, open_page: OpenPage) -> None:
+    project = project_with(session, 5)
+    page = open_desk(open_page, project)
+    question = page.locator(".conversation")
+    expect(question).to_contain_text("Question number 0?")
+
+    page.keyboard.press("2")
+    page.keyboard.press("Enter")
+    expect(question).to_contain_text("Question number 1?")
+    expect(page.locator("h1")).to_be_focused()
+    expect(page.locator("#announce")).to_have_text("Comparison 2 of today.")
+
+    # Arrows begin beside the middle and stop at the ends; Enter counts once even when pressed twice.
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("radio", name="Second response much better")).to_be_checked()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("e")
+    page.keyboard.type("Reasons 1 and 2, see?")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("radio", name="Second response better", exact=True)).to_be_focused()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")
+    expect(question).to_contain_text("Question number 2?")
+
+    page.keyboard.press("s")
+    expect(question).to_contain_text("Question number 3?")
+
+    page.keyboard.press("Enter")  # nothing chosen yet: said, not sent
+    expect(page.locator("#announce")).to_have_text("Choose a preference first.")
+    page.keyboard.press("4")
+    page.keyboard.press("e")
+    page.keyboard.type("Alike.")
+    page.keyboard.press("Control+Enter")
+    expect(question).to_contain_text("Question number 4?")
+    expect(page.locator(".task-progress")).to_contain_text("3 done today")
+
+    first, second, third = judgments(session)
+    shown = [-row.preference if row.swapped else row.preference for row in (first, second, third)]
+    assert shown == [-2, 2, 0]
+    assert [row.rationale for row in (first, second, third)] == ["", "Reasons 1 and 2, see?", "Alike."]
+    assert all(row.duration_ms is not None and 0 < row.duration_ms < 60_000 for row in (first, second, third))
+
+
+def test_rubric_keys_and_help(session: Session, open_page: OpenPage) -> None:
+    project = factories.project(session)
+    factories.rubric(session, project, guideline="Prefer **short** answers.")
+    session.commit()
+    for _ in range(2):
+        factories.comparison(session, project)
+    session.commit()
+    page = open_desk(open_page, project)
+    sheet = page.get_by_role("complementary", name="Rubric")
+    expect(sheet).to_be_hidden()
+    page.keyboard.press("r")
+    expect(sheet.locator("strong")).to_have_text("short")
+    page.keyboard.press("1")
+    with page.expect_response(lambda response: response.request.method == "POST"):
+        page.keyboard.press("Enter")
+    expect(page.locator(".task-progress")).to_contain_text("1 done today")
+    expect(sheet).to_be_visible()  # it stays open on the next card
+    page.keyboard.press("Escape")
+    expect(sheet).to_be_hidden()
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog", name="Keys")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog", name="Keys")).to_be_hidden()
+
+
+def test_without_javascript(session: Session, open_page: OpenPage) -> None:
+    project = project_with(session, 3)
+    page = open_desk(open_page, project, javascript=False)
+    page.get_by_role("radio", name="First response much better").check()
+    page.get_by_label("Reason").fill("Because.\nReally.")
+    page.get_by_role("button", name="Submit").click()
+    expect(page.locator(".conversation")).to_contain_text("Question number 1?")
+    page.get_by_role("button", name="Skip").click()
+    expect(page.locator(".conversation")).to_contain_text("Question number 2?")
+    page.get_by_text("Rubric v1").click()
+    expect(page.get_by_role("complementary", name="Rubric")).to_be_visible()
+    page.locator("form.answer").evaluate("form => form.noValidate = true")
+    page.get_by_label("Reason").fill("no choice made")
+    page.get_by_role("button", name="Submit").click()
+    expect(page.get_by_role("alert").filter(has_text="No preference was chosen.")).to_be_visible()
+    expect(page.get_by_label("Reason")).to_have_value("no choice made")
+    page.get_by_role("radio", name="Tie").check()
+    page.get_by_role("button", name="Submit").click()
+    expect(page.get_by_role("heading", level=1)).to_be_visible()
+    assert [row.rationale for row in judgments(session)] == ["Because.\nReally.", "no choice made"]
+
+
+def test_a_second_tab_shows_the_same_card_and_cannot_answer_it_again(session: Session, open_page: OpenPage) -> None:
+    project = project_with(session, 3)
+    first = open_desk(open_page, project)
+    second = first.context.new_page()
+    second.goto(f"/projects/{project.slug}/label")
+    order = [page.locator(".responses").inner_text() for page in (first, second)]
+    assert order[0] == order[1]
+
+    first.keyboard.press("1")
+    first.keyboard.press("Enter")
+    expect(first.locator(".conversation")).to_contain_text("Question number 1?")
+    second.keyboard.press("e")
+    second.keyboard.type("Typed in the other tab")
+    second.keyboard.press("Escape")
+    second.keyboard.press("7")
+    second.keyboard.press("Enter")
+    expect(second.locator(".desk-problem")).to_contain_text("You have judged this comparison already")
+    expect(second.locator("#unsent")).to_have_value("Typed in the other tab")
+    expect(second.locator(".conversation")).to_contain_text("Question number 1?")
+    expect(second.locator("#rationale")).to_have_value("")
+    assert len(judgments(session)) == 1
+
+
+def test_a_lost_connection_loses_nothing(session: Session, open_page: OpenPage) -> None:
+    project = project_with(session, 2)
+    page = open_desk(open_page, project)
+    page.keyboard.press("e")
+    page.keyboard.type("Long thought")
+    page.keyboard.press("Escape")
+    page.keyboard.press("3")
+    page.context.set_offline(True)
+    page.keyboard.press("Enter")
+    expect(page.locator("#messages")).to_contain_text("does not answer")
+    expect(page.locator("#rationale")).to_have_value("Long thought")
+    page.context.set_offline(False)
+    page.keyboard.press("Enter")
+    expect(page.locator(".conversation")).to_contain_text("Question number 1?")
+    expect(page.locator("#messages")).to_be_empty()
+    [judgment] = judgments(session)
+    assert judgment.rationale == "Long thought"
+
+
+HOSTILE = (
+    "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'><svg onload='window.hacked = 3'>"
+    "<a href='javascript:window.hacked=4'>a</a> [b](javascript:window.hacked=5) ![c](data:text/html,<script>1</script>)"
+    "\n\n<style>body { display: none }</style>\n\n</section></article></main>\n\n"
+    "\u202eright to left override\u202e " + "unbroken" * 500 + "\n\n| a | b |\n|---|---|\n| " + "cell" * 300 + " | x |"
+    "\n\n```python\n" + "wide = " * 300 + "\n"  # an open fence
+)
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_hostile_text_neither_runs_nor_breaks_the_layout(session: Session, open_page: OpenPage, width: int) -> None:
+    project = factories.project(session)
+    prompt = factories.prompt(session, project)
+    prompt.messages = [{"role": "system", "content": HOSTILE}, {"role": "user", "content": HOSTILE}]
+    huge = "word " * 200_000  # a megabyte
+    factories.rubric(session, project, guideline=HOSTILE)
+    factories.comparison(session, project, prompt=prompt, texts=(HOSTILE, huge))
+    session.commit()
+    page = open_page("labeler", width=width)
+    dialogs: list[str] = []
+    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+    page.goto(f"/projects/{project.slug}/label")
+    page.keyboard.press("p")
+    page.keyboard.press("r")
+    for link in page.locator(".task .prose a").all():
+        assert re.match(r"https?:|mailto:", link.get_attribute("href") or "")
+    assert page.evaluate("window.hacked") is None
+    assert dialogs == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    # However long the texts, the answer is in reach.
+    expect(page.get_by_role("button", name="Submit")).to_be_in_viewport(ratio=1)
+    page.keyboard.press("r")
+    page.keyboard.press("4")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="You have judged everything there is")).to_be_visible()
+    assert len(judgments(session)) == 1
+
+
+def test_new_work_appears_while_sampling(session: Session, open_page: OpenPage) -> None:
+    project = factories.project(session)
+    factories.run(session, project, "sample", state="running", progress_done=1, progress_total=4)
+    session.commit()
+    page = open_desk(open_page, project)
+    expect(page.locator(".idle")).to_contain_text("1 of 4")
+    factories.comparison(session, project)
+    session.commit()
+    expect(page.locator("form.answer")).to_be_visible()
+    expect(page.locator("#announce")).to_have_text("Comparison 1 of today.")
+
+
+def test_a_small_scale_without_tie_and_with_a_reason_required(session: Session, open_page: OpenPage) -> None:
+    project = factories.project(session)
+    factories.rubric(session, project, strengths=2, allow_tie=False, rationale_rule="required")
+    factories.comparison(session, project)
+    session.commit()
+    page = open_desk(open_page, project)
+    names = [radio.get_attribute("aria-label") for radio in page.get_by_role("radio").all()]
+    assert names == [
+        "First response much better",
+        "First response better",
+        "Second response better",
+        "Second response much better",
+    ]
+    page.keyboard.press("ArrowLeft")
+    expect(page.get_by_role("radio", name="First response better", exact=True)).to_be_checked()
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Reason")).to_be_focused()  # the browser points to what is missing
+    assert judgments(session) == []
+    page.keyboard.type("Plainer.")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".idle")).to_be_visible()
+    assert session.scalar(select(func.abs(Judgment.preference))) == 1
+
+
+def test_the_service_takes_a_lease_back_when_a_browser_is_closed(session: Session, open_page: OpenPage) -> None:
+    project = project_with(session, 1)
+    session.execute(text("UPDATE comparison SET overlap = 1"))
+    session.commit()
+    first = open_desk(open_page, project)
+    expect(first.locator("form.answer")).to_be_visible()
+    first.context.close()
+    second = open_desk(open_page, project)
+    expect(second.get_by_role("heading", name="The last comparisons are with other labelers")).to_be_visible()
+    session.execute(text("UPDATE lease SET expires_at = now() - interval '1 second'"))
+    session.commit()
+    expect(second.locator("form.answer")).to_be_visible()  # by itself
+    assert session.scalars(select(Comparison.lease_count)).one() == 1
