@@ -16,11 +16,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.accounts.access import verify_csrf
 from app.accounts.routes import router as accounts
 from app.artifacts import ArtifactStore
+from app.datasets.routes import router as datasets
 from app.db import make_engine, make_session_factory
 from app.errors import InvalidInput, NotFound, NotSignedIn, PrefloopError, Unavailable
+from app.insights.routes import router as insights
 from app.labeling.routes import router as labeling
+from app.limits import BodyLimit
 from app.projects.routes import router as projects
+from app.prompts.routes import router as prompts
 from app.render import ROOT, page, redirect
+from app.review.routes import router as review
 from app.rubrics.routes import router as rubrics
 from app.settings import Settings
 
@@ -31,6 +36,10 @@ ROUTERS: tuple[APIRouter, ...] = (
     projects,
     labeling,
     rubrics,
+    prompts,
+    review,
+    insights,
+    datasets,
 )
 
 SECURITY_HEADERS = {
@@ -67,6 +76,7 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=ROOT / "static"), name="static")
+    app.add_middleware(BodyLimit, limit=settings.max_upload_mb << 20)
     app.add_middleware(SecurityHeaders)
     app.add_exception_handler(PrefloopError, _show_error)
     app.add_exception_handler(RequestValidationError, _show_invalid)

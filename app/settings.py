@@ -42,6 +42,7 @@ class Settings(BaseSettings):
         "HuggingFaceTB/SmolLM2-135M-Instruct",
         description="Base model of the starter project: a hub name, or the absolute path of a folder.",
     )
+    max_upload_mb: int = Field(256, ge=1, description="Largest request body in megabytes; bounds uploads to import.")
     log_level: str = Field("info", description="debug, info, warning or error.")
 
     @property

@@ -199,3 +199,31 @@ def export_rows(session: Session, project_id: int, split: str) -> Iterator[Expor
     )
     for row in session.execute(found).tuples():
         yield ExportRow(*row)
+
+
+class Holdings(NamedTuple):
+    """What a project holds."""
+
+    prompts: dict[str, int]  # by split
+    completions: int
+    comparisons: dict[str, int]  # by state
+    judgments: int  # live
+    labelers: int
+
+
+def holdings(session: Session, project_id: int) -> Holdings:
+    prompts = select(Prompt.split, func.count()).where(Prompt.project_id == project_id).group_by(Prompt.split)
+    completions = select(func.count()).join(Prompt, Prompt.id == Completion.prompt_id)
+    judged = (
+        select(func.count(), func.count(Judgment.labeler_id.distinct()))
+        .join(Comparison, Comparison.id == Judgment.comparison_id)
+        .where(Comparison.project_id == project_id, Judgment.superseded_at.is_(None))
+    )
+    judgments, labelers = session.execute(judged).tuples().one()
+    return Holdings(
+        prompts=dict(session.execute(prompts).tuples().all()),
+        completions=session.scalar(completions.where(Prompt.project_id == project_id)) or 0,
+        comparisons=states(session, project_id),
+        judgments=judgments,
+        labelers=labelers,
+    )

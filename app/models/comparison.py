@@ -51,7 +51,7 @@ class Comparison(Base):
             "id",
             postgresql_where=text("state = 'open' AND judgment_count + lease_count < overlap"),
         ),
-        Index("ix_comparison_review", "project_id", "agreement", postgresql_where=text("state = 'in_review'")),
+        Index("ix_comparison_review", "project_id", "agreement", "id", postgresql_where=text("state = 'in_review'")),
         Index("ix_comparison_project_state", "project_id", "state"),
     )
 

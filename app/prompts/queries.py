@@ -10,6 +10,7 @@ from app.models import Comparison, Completion, ModelVersion, Project, Prompt
 from app.prompts.forms import PromptFilter
 
 PAGE = 50
+SHOWN = 100  # completions and comparisons of one prompt
 
 
 def by_digest(session: Session, project_id: int, digest: str) -> Prompt:
@@ -91,11 +92,11 @@ def completions_of(session: Session, prompt: Prompt) -> list[CompletionRow]:
         .outerjoin(ModelVersion, ModelVersion.id == Completion.model_version_id)
         .where(Completion.prompt_id == prompt.id)
         .order_by(Completion.id)
-        .limit(200)
+        .limit(SHOWN)
     )
     return [CompletionRow(*row) for row in session.execute(found).tuples()]
 
 
 def comparisons_of(session: Session, prompt: Prompt) -> list[Comparison]:
-    found = select(Comparison).where(Comparison.prompt_id == prompt.id).order_by(Comparison.id).limit(200)
+    found = select(Comparison).where(Comparison.prompt_id == prompt.id).order_by(Comparison.id).limit(SHOWN)
     return list(session.scalars(found))

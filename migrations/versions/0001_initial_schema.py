@@ -403,7 +403,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_comparison_review",
         "comparison",
-        ["project_id", "agreement"],
+        ["project_id", "agreement", "id"],
         unique=False,
         postgresql_where=sa.text("state = 'in_review'"),
     )

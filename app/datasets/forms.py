@@ -1,0 +1,34 @@
+"""What the data page sends."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field
+
+from app.datasets.formats import FORMATS
+from app.datasets.service import ImportOptions
+from app.errors import InvalidInput
+
+
+def _empty_is_none(value: object) -> object:
+    return None if value == "" else value
+
+
+class ImportForm(BaseModel):
+    """The options beside the uploaded files. Empty means: find out, or the default."""
+
+    format: Annotated[str | None, BeforeValidator(_empty_is_none)] = None
+    source: Annotated[str | None, Field(max_length=200), BeforeValidator(_empty_is_none)] = None
+    heldout_percent: Annotated[float, Field(ge=0, le=100)] = 0.0
+    split_by: Literal["prompt", "topic"] = "prompt"
+    skip_invalid: bool = False
+
+    def options(self) -> ImportOptions:
+        if self.format is not None and self.format not in FORMATS:
+            raise InvalidInput(f"There is no format {self.format}.", f"Formats are: {', '.join(FORMATS)}.")
+        return ImportOptions(self.format, self.source, self.skip_invalid, self.heldout_percent / 100, self.split_by)
+
+
+class ExportQuery(BaseModel):
+    split: Literal["all", "train", "heldout"] = "all"
+    columns: Annotated[str, Field(max_length=100)] = ""
+    gzip: bool = False
