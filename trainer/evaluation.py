@@ -1,0 +1,142 @@
+"""What is measured of a policy's responses, overall and by slice.
+
+| metric | of one response | reported |
+|---|---|---|
+| `eval_objective/scores` | the reward model's score, no penalty | mean |
+| `eval_objective/scores_std` | | standard deviation over responses |
+| `eval_objective/kl` | k1 summed over the response: KL to the reference, nats a sequence | mean |
+| `eval_objective/kl_per_token` | | KL of all responses / tokens of all responses |
+| `eval_length` | tokens, the end-of-turn token included | mean |
+| `eval_finished` | ended by itself, not cut by length | share |
+| `eval_repetition` | share of word trigrams that stand earlier in the same response | mean |
+| `eval_refusals` | begins with a phrase of refusal: an estimate by phrases, English only | share |
+| `eval_samples` | | number of responses |
+
+Log-probs are those of the distribution sampled from: logits divided by the sampling temperature.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from app.specs import PromptRow
+from trainer.algorithms.kl import k1
+from trainer.algorithms.logprobs import token_logps
+from trainer.data import ChatEncoder, TokenSequence, by_length, collate, microbatches, slice_names
+from trainer.modeling import completion_logits, device, load_reward_model
+from trainer.rollout import Response, Tick, no_tick
+
+Scorer = Callable[[Sequence[Response]], Tensor]
+"""Scores (N,) of responses: a reward model, or any function of what was said."""
+
+FORWARD_ROWS, FORWARD_TOKENS = 64, 2048  # forwarded at once without gradients; logits are what takes memory
+
+REFUSAL = re.compile(
+    r"\b(i(?:'m| am) (?:very |really |so )?(?:sorry|unable|not able)"
+    r"|i (?:can't|can ?not|won't|will not|must decline)"
+    r"|i apologi[sz]e|unfortunately,? i|as an ai\b"
+    r"|it(?:'s| is) (?:not |in)appropriate|i do(?:n't| not) feel comfortable)",
+    re.IGNORECASE,
+)
+
+
+def reward_model_scorer(folder: str | Path, max_length: int, tick: Tick = no_tick) -> Scorer:
+    """Scores by a reward model's folder, read as its training data was: the text as people saw it, and the end of turn.
+
+    A response cut by length is closed too; how it ended is not the reward model's business (see `missing_eos_penalty`).
+
+    Raises:
+        ModelUnavailable: the folder holds no reward model.
+    """
+    model, tokenizer = load_reward_model(folder)
+    encoder = ChatEncoder(tokenizer, max_length)
+
+    @torch.no_grad()
+    def score(responses: Sequence[Response]) -> Tensor:
+        sequences = []
+        for response in responses:
+            completion = encoder.completion(response.text)[-(max_length - 1) :]
+            room = max_length - len(completion)
+            sequences.append(TokenSequence(encoder.prompt(response.row.messages)[-room:], completion))
+        scores = torch.empty(len(sequences))
+        for part in forward_batches(sequences):
+            tick()
+            batch = collate([sequences[i] for i in part], tokenizer.pad_token_id)
+            scores[part] = model(batch.to(device())).cpu()
+        return scores
+
+    return score
+
+
+@torch.no_grad()
+def response_logps(
+    model: Any,
+    sequences: Sequence[TokenSequence],
+    temperature: float,
+    pad_id: int,
+    tick: Tick = no_tick,
+) -> list[Tensor]:
+    """Log-probs of each completion's tokens, one tensor (its length,) a sequence, on the CPU."""
+    logps: list[Tensor] = [torch.empty(0)] * len(sequences)
+    for part in forward_batches(sequences):
+        tick()
+        batch = collate([sequences[i] for i in part], pad_id).to(device())
+        flat = token_logps(*completion_logits(model, batch), temperature).cpu()
+        for i, row in zip(part, flat.split([len(sequences[i].completion) for i in part]), strict=True):
+            logps[i] = row
+    return logps
+
+
+def forward_batches(sequences: Sequence[TokenSequence]) -> Iterator[list[int]]:
+    """Indices of sequences to forward together when no gradients are wanted: of similar length, bounded in tokens."""
+    widths = [sequence.length for sequence in sequences]
+    return microbatches(by_length(widths), widths, FORWARD_ROWS, FORWARD_TOKENS)
+
+
+def slice_members(rows: Iterable[PromptRow]) -> dict[str, list[int]]:
+    """Indices of the rows of each slice, `""` for all of them."""
+    members: dict[str, list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        for name in ["", *slice_names(row.slices)]:
+            members[name].append(i)
+    return dict(members)
+
+
+def repetition(text: str) -> float:
+    """Share of a text's word trigrams that stand in it before; 0 for fewer than two."""
+    words = text.lower().split()
+    trigrams = list(zip(words, words[1:], words[2:], strict=False))
+    return 1 - len(set(trigrams)) / len(trigrams) if len(trigrams) > 1 else 0.0
+
+
+def refuses(text: str) -> bool:
+    """Whether a text's beginning (200 characters) holds a phrase of refusal. An estimate: phrases, English only."""
+    return REFUSAL.search(text[:200].replace("’", "'")) is not None
+
+
+def measure(
+    responses: Sequence[Response], scores: Tensor, logps: Sequence[Tensor], reference_logps: Sequence[Tensor]
+) -> dict[str, dict[str, float]]:
+    """The table above by slice, `""` for all. Scores (N,); a tensor of token log-probs a response, twice."""
+    kl = torch.stack([k1(mine, base).sum() for mine, base in zip(logps, reference_logps, strict=True)])
+    per_response = {
+        "eval_objective/scores": scores,
+        "eval_objective/kl": kl,
+        "eval_length": torch.tensor([len(r.sample.tokens) for r in responses]),
+        "eval_finished": torch.tensor([r.sample.finished for r in responses]),
+        "eval_repetition": torch.tensor([repetition(r.text) for r in responses]),
+        "eval_refusals": torch.tensor([refuses(r.text) for r in responses]),
+    }
+    measured = {}
+    for name, members in slice_members(r.row for r in responses).items():
+        values = {metric: float(column[members].double().mean()) for metric, column in per_response.items()}
+        values["eval_objective/scores_std"] = float(scores[members].double().std(correction=0))
+        values["eval_objective/kl_per_token"] = values["eval_objective/kl"] / values["eval_length"]
+        values["eval_samples"] = len(members)
+        measured[name] = values
+    return measured

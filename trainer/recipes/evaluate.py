@@ -1,0 +1,88 @@
+"""Evaluates a policy on held-out prompts: its own samples, scored and compared with the reference, by slice."""
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from app.artifacts import ArtifactStore
+from app.specs import EvaluateSpec
+from trainer.data import ChatEncoder, read_prompts
+from trainer.evaluation import Scorer, measure, response_logps, reward_model_scorer
+from trainer.modeling import load_causal_lm, load_tokenizer, resolve
+from trainer.recipes.sample import Completion, OnCompletions, write_completions
+from trainer.reporting import Reporter
+from trainer.rollout import Response, Sampler
+
+
+class EvaluateResult(NamedTuple):
+    """The metrics of `trainer.evaluation` over all responses; those by slice went to the reporter."""
+
+    metrics: dict[str, float]
+    samples: int
+    tokens: int
+    seconds: float
+
+
+def evaluate(
+    spec: EvaluateSpec,
+    store: ArtifactStore,
+    reporter: Reporter,
+    on_completions: OnCompletions,
+    scorer: Scorer | None = None,
+) -> EvaluateResult:
+    """Samples, scores, measures; `on_completions` gets the samples batch by batch. `scorer` replaces the reward model.
+
+    The samples of a prompt depend on the spec's seed: two policies evaluated with one seed draw with the same numbers,
+    which makes their comparison less noisy.
+
+    Raises:
+        InvalidInput: the prompts file is wrong or empty.
+        ModelUnavailable: policy, reference or reward model does not load.
+    """
+    started = time.monotonic()
+    # 1. Load.
+    rows, generation = read_prompts(store.resolve(spec.prompts)), spec.generation
+    policy_ref, reference_ref = resolve(store, spec.policy), resolve(store, spec.reference)
+    tokenizer = load_tokenizer(policy_ref)
+    k = generation.samples_per_prompt
+    total = len(rows) * k
+    responses: list[Response] = []
+
+    def tick() -> None:
+        reporter.progress(len(responses), total, "evaluating")
+
+    tick()
+    scorer = scorer or reward_model_scorer(store.resolve(spec.reward_model), spec.max_length, tick)
+    policy = load_causal_lm(policy_ref)
+
+    # 2. Sample.
+    encoder = ChatEncoder(tokenizer, spec.max_length)
+    sampler = Sampler(policy, encoder, generation.max_new_tokens, generation.temperature, spec.seed, tick)
+    for batch in sampler.respond([(row, range(k)) for row in rows], generation.batch_size):
+        on_completions([Completion.of(response, generation) for response in batch])
+        responses += batch
+        tick()
+
+    # 3. Score, and log-probs of policy and reference, which need not be in memory together.
+    scores = scorer(responses)
+    sequences = [response.sequence for response in responses]
+    pad_id = tokenizer.pad_token_id
+    logps = response_logps(policy, sequences, generation.temperature, pad_id, tick)
+    if reference_ref == policy_ref:
+        reference_logps = logps
+    else:
+        del policy, sampler
+        reference = load_causal_lm(reference_ref)
+        reference_logps = response_logps(reference, sequences, generation.temperature, pad_id, tick)
+
+    # 4. Report by slice.
+    measured = measure(responses, scores, logps, reference_logps)
+    for name, values in measured.items():
+        reporter.metrics(0, values, name)
+    tokens = sum(len(response.sample.tokens) for response in responses)
+    return EvaluateResult(measured[""], total, tokens, time.monotonic() - started)
+
+
+def train(spec: EvaluateSpec, store: ArtifactStore, reporter: Reporter, folder: Path) -> EvaluateResult:
+    """`evaluate` with its samples in `completions.jsonl` of a folder: the signature all recipes share."""
+    return evaluate(spec, store, reporter, write_completions(folder / "completions.jsonl"))
