@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import Integer, Select, and_, case, cast, func, or_, select, tuple_
-from sqlalchemy.dialects.postgresql import aggregate_order_by
+from sqlalchemy.dialects.postgresql import aggregate_order_by, distinct_on
 from sqlalchemy.orm import Session, aliased
 
 from app.domain.rounds import ACTIVE
@@ -20,6 +20,7 @@ from app.models import (
     Round,
     Rubric,
     Run,
+    Snapshot,
 )
 
 # What a round may read. Repeats and calibration items measure labelers, not responses.
@@ -77,6 +78,7 @@ class Available(NamedTuple):
     """Counts of what a round started now would read."""
 
     train: int
+    winners: int
     heldout: int
     ties: int
     undecided: int  # open or in review: not read
@@ -86,6 +88,7 @@ def available(session: Session, project_id: int) -> Available:
     counted = (
         select(
             func.count().filter(*_USABLE, ~_HELDOUT),
+            func.count().filter(*_USABLE, ~_HELDOUT, Comparison.consensus != 0),
             func.count().filter(*_USABLE, _HELDOUT),
             func.count().filter(*_USABLE, Comparison.consensus == 0),
             func.count().filter(Comparison.state.in_(("open", "in_review"))),
@@ -282,10 +285,28 @@ def last_values(session: Session, run_ids: list[int]) -> Sequence[Any]:
     query = (
         select(Metric.run_id, Metric.name, Metric.slice, Metric.step, Metric.value)
         .where(Metric.run_id.in_(run_ids))
-        .distinct(Metric.run_id, Metric.name, Metric.slice)
+        .ext(distinct_on(Metric.run_id, Metric.name, Metric.slice))
         .order_by(Metric.run_id, Metric.name, Metric.slice, Metric.step.desc())
     )
     return session.execute(query).all()
+
+
+def round_values(session: Session, round_ids: list[int]) -> Sequence[Any]:
+    """The newest value of every metric and slice of the runs that measure a round."""
+    query = (
+        select(Run.round_id, Run.kind, Metric.name, Metric.slice, Metric.value)
+        .join(Run, Run.id == Metric.run_id)
+        .where(Run.round_id.in_(round_ids), Run.kind.in_(("reward", "evaluate")))
+        .ext(distinct_on(Run.round_id, Run.kind, Metric.name, Metric.slice))
+        .order_by(Run.round_id, Run.kind, Metric.name, Metric.slice, Metric.step.desc())
+    )
+    return session.execute(query).all()
+
+
+def snapshots_of(session: Session, round_ids: list[int]) -> dict[int, dict[str, int]]:
+    """By round: the counts of what it read."""
+    query = select(Round.id, Snapshot.counts).join(Snapshot, Snapshot.id == Round.snapshot_id)
+    return {row[0]: row[1] for row in session.execute(query.where(Round.id.in_(round_ids)))}
 
 
 class HumanEval(NamedTuple):

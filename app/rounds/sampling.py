@@ -1,6 +1,5 @@
 """The way back: sampled responses are stored, and comparisons open as soon as a prompt's samples are complete."""
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,13 +11,13 @@ from app.errors import Conflict
 from app.models import Comparison, Completion, Project, Prompt, Round, Run
 from app.rounds import queries
 from app.rounds.forms import RoundConfig
-from app.specs import SampleSpec
+from app.specs import RUN_SPEC, EvaluateSpec, SampleSpec
 
 PAIRS_PER_PROMPT: int = RoundConfig.model_fields["pairs_per_prompt"].default
 
 
 class NewSample(NamedTuple):
-    """A response that a sampling run has drawn."""
+    """A response that a run has drawn; `sample_index` counts a prompt's samples from 0."""
 
     prompt_id: int
     sample_index: int
@@ -26,24 +25,30 @@ class NewSample(NamedTuple):
     finish_reason: str  # eos | length
     n_tokens: int
     seed: int
+    sampling: dict[str, float]
 
 
 def store_samples(session: Session, run: Run, samples: Sequence[NewSample]) -> int:
-    """Stores a batch of a sampling run and opens comparisons for prompts it completes; returns how many it opened.
+    """Stores a batch of a run's samples; returns how many comparisons it opened.
 
-    The caller holds the run's row locked. A sample stored before is skipped, and a prompt's comparisons are opened by
-    the transaction that stores its last sample, so a resumed run doubles neither.
+    A sampling run opens a prompt's comparisons in the transaction that stores the prompt's last sample, and a sample
+    stored before is skipped, so a resumed run doubles neither. An evaluation's samples are kept but not asked about.
+    The caller holds the run's row locked.
 
     Raises:
         Conflict: the project has no published rubric, or the model the samples came from is not known.
     """
-    spec = SampleSpec.model_validate(run.spec)
-    model = queries.model_of(session, run.project_id, spec.model.base, spec.model.adapter)
+    spec = RUN_SPEC.validate_python(run.spec)
+    assert isinstance(spec, SampleSpec | EvaluateSpec)
+    source = spec.model if isinstance(spec, SampleSpec) else spec.policy
+    model = queries.model_of(session, run.project_id, source.base, source.adapter)
     if model is None:
         raise Conflict("The model that this run samples from is no longer registered.", "Start the sampling again.")
-    sampling = spec.generation.model_dump(include={"temperature", "max_new_tokens"})
     rows = [
-        {**sample._asdict(), "model_version_id": model.id, "run_id": run.id, "sampling": sampling} for sample in samples
+        sample._asdict()
+        # A model may say NUL, which PostgreSQL's text cannot hold.
+        | {"text": sample.text.replace("\0", "\ufffd"), "model_version_id": model.id, "run_id": run.id}
+        for sample in samples
     ]
     stored = session.scalars(
         insert(Completion)
@@ -52,16 +57,13 @@ def store_samples(session: Session, run: Run, samples: Sequence[NewSample]) -> i
         rows,
     ).all()
     touched = set(stored)
-    if not touched:
+    if not touched or isinstance(spec, EvaluateSpec):
         return 0
-    completions = queries.completions_of_run(session, run.id, touched)
-    counts = Counter(completion.prompt_id for completion in completions)
-    complete = {prompt_id for prompt_id, n in counts.items() if n >= spec.generation.samples_per_prompt}
-    by_prompt = {
-        prompt_id: [completion for completion in completions if completion.prompt_id == prompt_id]
-        for prompt_id in complete
-    }
-    return _open_comparisons(session, run, by_prompt)
+    by_prompt: dict[int, list[Completion]] = {prompt_id: [] for prompt_id in touched}
+    for completion in queries.completions_of_run(session, run.id, touched):
+        by_prompt[completion.prompt_id].append(completion)
+    wanted = spec.generation.samples_per_prompt
+    return _open_comparisons(session, run, {p: found for p, found in by_prompt.items() if len(found) == wanted})
 
 
 def _open_comparisons(session: Session, run: Run, by_prompt: dict[int, list[Completion]]) -> int:

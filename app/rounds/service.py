@@ -18,8 +18,10 @@ from app.models import ModelVersion, Project, Round, Run, User
 from app.queue import enqueue_run
 from app.rounds import queries, stages
 from app.rounds.forms import RoundConfig
+from app.rounds.queries import stored_samples
 from app.rounds.sampling import NewSample, store_samples
 from app.rounds.snapshots import freeze
+from app.rounds.stages import output_of
 
 __all__ = [
     "NewSample",
@@ -27,6 +29,7 @@ __all__ = [
     "begin_sampling",
     "cancel",
     "cancel_run",
+    "output_of",
     "preview",
     "retry",
     "retry_run",
@@ -36,9 +39,11 @@ __all__ = [
     "run_started",
     "start",
     "store_samples",
+    "stored_samples",
 ]
 
-FEW_PAIRS = 20  # below this a reward model learns little more than noise
+MIN_PAIRS = 20  # with a winner; from fewer, training would learn noise (trainer.data refuses them too)
+FEW_PAIRS = 100  # below this a reward model learns little
 FIRST_PROMPTS = 200  # prompts sampled before the first round
 
 
@@ -46,6 +51,7 @@ class Preview(NamedTuple):
     """What a round started now would read."""
 
     train: int
+    winners: int  # of train, those that are not ties
     heldout: int
     ties: int
     undecided: int
@@ -56,7 +62,7 @@ class Preview(NamedTuple):
 
     @property
     def can_start(self) -> bool:
-        return self.policy is not None and self.active is None and self.train > 0
+        return self.policy is not None and self.active is None and self.winners >= MIN_PAIRS
 
 
 def preview(session: Session, project: Project) -> Preview:
@@ -67,12 +73,13 @@ def preview(session: Session, project: Project) -> Preview:
     warnings = []
     if policy is None:
         warnings.append("The project has no model yet: a round needs a policy to improve.")
-    if counts.train == 0:
-        warnings.append("There is no decided comparison to train on yet. Label some first.")
-    elif counts.train < FEW_PAIRS:
+    if counts.winners < MIN_PAIRS:
         warnings.append(
-            f"Only {counts.train} comparisons to train on; under {FEW_PAIRS} a reward model learns mostly noise."
+            f"{counts.winners} decided comparisons with a winner can be trained on; a round needs {MIN_PAIRS}. "
+            "Label more, or settle those under review."
         )
+    elif counts.winners < FEW_PAIRS:
+        warnings.append(f"Only {counts.winners} comparisons to train on: from under {FEW_PAIRS}, little is learned.")
     if counts.train and not counts.heldout:
         warnings.append("No held-out comparison is decided, so the reward model's accuracy cannot be measured.")
     if past and not new_judgments:
@@ -93,7 +100,7 @@ def start(session: Session, store: ArtifactStore, project: Project, operator: Us
 
     Raises:
         Conflict: a round of the project is under way.
-        InvalidInput: the project has no policy, or no decided comparison to train on.
+        InvalidInput: the project has no policy, or too few decided comparisons.
         StorageFull: no room for the snapshot.
     """
     _lock(session, project)
@@ -101,8 +108,11 @@ def start(session: Session, store: ArtifactStore, project: Project, operator: Us
     if project.policy_id is None:
         raise InvalidInput("The project has no model to improve.", "Give it a base model first.")
     snapshot = freeze(session, store, project)
-    if not snapshot.counts["train"]:
-        raise InvalidInput("No decided comparison can be trained on yet.", "Label or import comparisons first.")
+    if (winners := snapshot.counts["winners"]) < MIN_PAIRS:
+        raise InvalidInput(
+            f"A round needs {MIN_PAIRS} decided comparisons with a winner to train on; there are {winners}.",
+            "Label or import more, or settle those under review.",
+        )
     past = queries.rounds(session, project.id)
     round_ = Round(
         project_id=project.id,
@@ -250,7 +260,7 @@ def run_finished(
 
     Args:
         result: the recipe's figures, JSON.
-        digest: of the model folder at `stages.output_of(run)`, for runs that train one.
+        digest: of the model folder at `output_of(run.id)`, for runs that train one.
     """
     run.state, run.result, run.finished_at = "succeeded", result, _now()
     if run.round_id is None:

@@ -71,6 +71,7 @@ def _counts(rows: list[PairRow]) -> dict[str, int]:
         "train": sum(row.split == "train" for row in rows),
         "heldout": sum(row.split == "heldout" for row in rows),
         "ties": sum(row.p_b == 0.5 for row in rows),
+        "winners": sum(row.split == "train" and row.p_b != 0.5 for row in rows),
         "judgments": sum(len(row.judgments) for row in rows),
     }
 

@@ -30,9 +30,9 @@ def ref(model: ModelVersion) -> ModelRef:
     return ModelRef(base=model.base, adapter=model.adapter)
 
 
-def output_of(run: Run) -> str:
+def output_of(run_id: int) -> str:
     """Where a training run's model is stored."""
-    return f"models/run-{run.id}"
+    return f"models/run-{run_id}"
 
 
 def make_run(session: Session, store: ArtifactStore, project: Project, round_: Round) -> Run | None:
@@ -162,8 +162,8 @@ def record_model(session: Session, round_: Round, run: Run, digest: str | None, 
         name=f"{'reward' if run.kind == 'reward' else 'policy'}-{round_.number}",
         parent_id=before.id,
         run_id=run.id,
-        base=before.base if is_adapter else output_of(run),
-        adapter=output_of(run) if is_adapter else None,
+        base=before.base if is_adapter else output_of(run.id),
+        adapter=output_of(run.id) if is_adapter else None,
         digest=digest,
         card=card,
     )

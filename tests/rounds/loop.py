@@ -15,7 +15,7 @@ from tests import factories
 GENERATION = Generation(samples_per_prompt=4, max_new_tokens=8)
 
 
-def make_project(session: Session, base: str = "models/base", *, train: int = 4, heldout: int = 2) -> Project:
+def make_project(session: Session, base: str = "models/base", *, train: int = 20, heldout: int = 2) -> Project:
     """A project whose base model has answered train and held-out prompts, two judgments on each pair."""
     project = factories.project(session, generation=GENERATION.model_dump())
     factories.published_rubric(session, project)
@@ -66,4 +66,5 @@ def last_run(session: Session, round_: Round) -> Run:
 
 
 def new_samples(prompt_id: int, texts: list[str], first: int = 0) -> list[NewSample]:
-    return [NewSample(prompt_id, first + i, text, "eos", 3, 17 + i) for i, text in enumerate(texts)]
+    sampling = {"temperature": 1.0, "max_new_tokens": 8}
+    return [NewSample(prompt_id, first + i, text, "eos", 3, 17 + i, sampling) for i, text in enumerate(texts)]

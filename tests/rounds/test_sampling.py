@@ -12,7 +12,7 @@ from app.models import Comparison, Completion, Project, Round, Run
 from app.rounds import queries, service
 from app.rounds.service import store_samples
 from tests import factories
-from tests.rounds.loop import GENERATION, decided, make_project, new_samples
+from tests.rounds.loop import GENERATION, decided, new_samples
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_a_new_policy_is_compared_with_the_previous_one_on_heldout_prompts(
 
 def test_the_win_rate_counts_the_new_policys_side(session: Session, store: ArtifactStore, project: Project) -> None:
     prompt = factories.prompt(session, project, split="heldout", domain="safety")
-    round_, run = round_with_new_policy(session, project)
+    round_, _ = round_with_new_policy(session, project)
     labeler = [factories.user(session).id]
     old = {"model_version_id": round_.policy_before_id}
     new = {"model_version_id": round_.policy_after_id}
@@ -168,11 +168,19 @@ def test_which_pairs_are_asked_differs_between_prompts(
     session: Session, store: ArtifactStore, project: Project
 ) -> None:
     """Were it always samples 0 and 1 that met 2 and 3, a seed's habits would look like a preference."""
+    prompts = [factories.prompt(session, project) for _ in range(12)]
     run = sampling_run(session, store, project)
-    for prompt in [factories.prompt(session, project) for _ in range(12)]:
+    for prompt in prompts:
         store_samples(session, run, new_samples(prompt.id, ["a", "b", "c", "d"]))
     asked = {
         tuple(session.get_one(Completion, side).text for side in (c.completion_a_id, c.completion_b_id))
         for c in comparisons(session)
     }
     assert len(asked) == 6  # every pair of texts is asked about somewhere
+
+
+def test_a_response_with_a_nul_is_stored(session: Session, store: ArtifactStore, project: Project) -> None:
+    prompt = factories.prompt(session, project)
+    run = sampling_run(session, store, project)
+    store_samples(session, run, new_samples(prompt.id, ["a\0b"]))
+    assert session.scalars(select(Completion.text)).all() == ["a\ufffdb"]

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from app.artifacts import ArtifactStore
 from app.db import make_session_factory
 from app.errors import Conflict, InvalidInput, PrefloopError, StorageFull
-from app.models import AuditEvent, Comparison, ModelVersion, Project, Round, Run, Snapshot
+from app.models import AuditEvent, ModelVersion, Project, Round, Run, Snapshot
 from app.rounds import service
 from app.specs import RUN_SPEC, DPOSpec, EvaluateSpec, PPOSpec, PromptRow, RewardSpec, SampleSpec
 from tests import factories
@@ -44,7 +44,7 @@ def test_starting_freezes_enqueues_and_is_audited(session: Session, store: Artif
     round_ = start(session, store, project, beta=0.3, reward_epochs=5)
     assert (round_.number, round_.state, round_.policy_before_id) == (1, "frozen", project.policy_id)
     snapshot = session.get_one(Snapshot, round_.snapshot_id)
-    assert snapshot.counts == {"train": 4, "heldout": 2, "ties": 0, "judgments": 12}
+    assert snapshot.counts == {"train": 20, "heldout": 2, "ties": 0, "winners": 20, "judgments": 44}
     run = last_run(session, round_)
     assert jobs(session) == [run.id]
     spec = RUN_SPEC.validate_python(run.spec)
@@ -119,7 +119,7 @@ def test_ppo_samples_from_train_prompts_and_scores_with_the_rounds_reward_model(
     assert spec.reward_model == f"models/run-{session.get_one(ModelVersion, round_.reward_model_id).run_id}"
     prompts = [PromptRow.model_validate_json(line) for line in store.resolve(spec.prompts).read_text().splitlines()]
     assert {prompt.slices["split"] for prompt in prompts} == {"train"}
-    assert len(prompts) == 4
+    assert len(prompts) == 20
 
 
 def test_only_one_round_of_a_project_is_active(session: Session, store: ArtifactStore, project: Project) -> None:
@@ -158,9 +158,12 @@ def test_two_people_starting_at_once_get_one_round(
 
 
 def test_what_cannot_be_trained_on_is_refused(session: Session, store: ArtifactStore) -> None:
-    project = make_project(session, train=0, heldout=1)
-    with pytest.raises(InvalidInput, match="No decided comparison"):
+    project = make_project(session, train=19, heldout=1)
+    labelers = [factories.user(session).id, factories.user(session).id]
+    decided(session, project, factories.prompt(session, project), labelers, preferences=(0, 0))
+    with pytest.raises(InvalidInput, match="needs 20 decided comparisons with a winner to train on; there are 19"):
         start(session, store, project)
+    assert not service.preview(session, project).can_start
     project.policy_id = None
     with pytest.raises(InvalidInput, match="no model"):
         start(session, store, project)
@@ -171,8 +174,9 @@ def test_the_preview_counts_what_a_round_would_read(session: Session, store: Art
     decided(session, project, factories.prompt(session, project), labelers, preferences=(0, 0))
     factories.comparison(session, project)
     seen = service.preview(session, project)
-    assert (seen.train, seen.heldout, seen.ties, seen.undecided, seen.new_judgments) == (5, 2, 1, 1, 14)
-    assert any("Only 5 comparisons" in warning for warning in seen.warnings)
+    assert (seen.train, seen.winners, seen.heldout, seen.ties) == (21, 20, 2, 1)
+    assert (seen.undecided, seen.new_judgments) == (1, 46)
+    assert any("Only 20 comparisons" in warning for warning in seen.warnings)
     assert seen.can_start
     session.commit()
     round_ = start(session, store, project)
@@ -298,4 +302,3 @@ def test_prompts_asked_about_least_are_sampled_first(session: Session, store: Ar
     assert set(fresh) <= {row.id for row in rows}
     assert len(rows) == 5
     assert sum(row.slices["split"] == "heldout" for row in rows) == 1  # at most three in ten, at least one
-    assert session.scalar(select(func.count()).select_from(Comparison)) == 6

@@ -55,7 +55,7 @@ def test_the_snapshot_holds_exactly_the_live_judgments(session: Session, store: 
         split="train",
         slices={"domain": "safety", "difficulty": "hard", "safety_category": "weapons", "split": "train"},
     )
-    assert snapshot.counts == {"train": 2, "heldout": 0, "ties": 0, "judgments": 5}
+    assert snapshot.counts == {"train": 2, "heldout": 0, "ties": 0, "winners": 2, "judgments": 5}
 
 
 def test_only_decided_comparisons_are_read_and_no_repeats_calibration_or_regression(

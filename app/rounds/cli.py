@@ -1,0 +1,128 @@
+"""`prefloop round`: start, watch, cancel and retry rounds from the command line, on the database itself."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+from sqlalchemy.orm import Session
+
+from app.accounts import queries as accounts
+from app.artifacts import ArtifactStore
+from app.db import make_engine, make_session_factory
+from app.errors import Forbidden, InvalidInput, NotFound
+from app.models import Project, Round, User
+from app.postgres import database
+from app.projects import queries as projects
+from app.rounds import queries, service, views
+from app.rounds.forms import Algorithm, RoundConfig
+from app.settings import Settings
+from app.specs import Generation
+
+round_app = typer.Typer(no_args_is_help=True, help="Rounds of training, from the command line.")
+
+ProjectOption = Annotated[str, typer.Option("--project", "-p", help="the project's address (slug)")]
+OperatorOption = Annotated[str, typer.Option("--as", help="e-mail of the operator who does it")]
+NumberOption = Annotated[int | None, typer.Option("--round", "-r", help="the round's number; without it the newest")]
+
+
+@round_app.command()
+def start(
+    project: ProjectOption,
+    operator: OperatorOption,
+    algorithm: Annotated[str, typer.Option(help="dpo or ppo")] = "dpo",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="a setting, as name=value; repeat")] = None,
+) -> None:
+    """Start a round."""
+    settings = Settings()
+    with _session(settings) as session:
+        found = _project(session, project)
+        config = _config(algorithm, Generation.model_validate(found.generation), set_ or [])
+        store = ArtifactStore(settings.artifacts_root)
+        round_ = service.start(session, store, found, _operator(session, operator), config)
+        typer.echo(f"Round {round_.number} is frozen; a worker takes it from here.")
+
+
+@round_app.command()
+def status(project: ProjectOption, number: NumberOption = None) -> None:
+    """Say where a round stands."""
+    with _session(Settings()) as session:
+        round_ = _round(session, _project(session, project), number)
+        typer.echo(f"Round {round_.number} ({round_.algorithm}): {round_.state}")
+        for stage in views.stages_of(round_, queries.runs_of(session, round_.id)):
+            run = stage.run
+            share = f" {run.progress_done} of {run.progress_total} {run.progress_message}" if run else ""
+            typer.echo(f"  {stage.label:14} {stage.state}{share}")
+        if round_.error:
+            typer.echo(round_.error)
+
+
+@round_app.command()
+def cancel(project: ProjectOption, operator: OperatorOption, number: NumberOption = None) -> None:
+    """Cancel a round; models that are saved stay."""
+    with _session(Settings()) as session:
+        round_ = _round(session, _project(session, project), number)
+        service.cancel(session, round_, _operator(session, operator))
+        typer.echo(f"Round {round_.number} is being cancelled.")
+
+
+@round_app.command()
+def retry(project: ProjectOption, operator: OperatorOption, number: NumberOption = None) -> None:
+    """Retry a failed round in the stage that failed."""
+    with _session(Settings()) as session:
+        round_ = _round(session, _project(session, project), number)
+        service.retry(session, round_, _operator(session, operator))
+        typer.echo(f"Round {round_.number} is {round_.state} again.")
+
+
+@contextlib.contextmanager
+def _session(settings: Settings) -> Iterator[Session]:
+    with database(settings) as url:
+        engine = make_engine(url, pool_size=1)
+        try:
+            with make_session_factory(engine).begin() as session:
+                yield session
+        finally:
+            engine.dispose()
+
+
+def _project(session: Session, slug: str) -> Project:
+    project = projects.by_slug(session, slug)
+    if project is None:
+        raise NotFound(f"There is no project “{slug}”.", "The start page lists the projects.")
+    return project
+
+
+def _round(session: Session, project: Project, number: int | None) -> Round:
+    past = queries.rounds(session, project.id)
+    found = [round_ for round_ in past if number in (None, round_.number)]
+    if not found:
+        raise NotFound("There is no such round.", f"The project has {len(past)} rounds.")
+    return found[0]
+
+
+def _operator(session: Session, email: str) -> User:
+    user = accounts.user_by_email(session, email.strip().lower())
+    if user is None or "operator" not in user.roles:
+        raise Forbidden(f"{email} is not an operator.", "`prefloop user list` shows who is.")
+    return user
+
+
+def _config(algorithm: str, generation: Generation, settings: list[str]) -> RoundConfig:
+    """The defaults of the algorithm with the settings given."""
+    try:
+        named = dict(setting.split("=", 1) for setting in settings)
+    except ValueError:
+        raise InvalidInput("A setting has no value.", "Write it as name=value, for instance beta=0.2.") from None
+    if unknown := set(named) - set(RoundConfig.model_fields):
+        raise InvalidInput(f"Unknown settings: {', '.join(sorted(unknown))}.", f"Known: {_KNOWN}.")
+    try:
+        known: Algorithm = RoundConfig.model_validate({"algorithm": algorithm}).algorithm
+        return RoundConfig.model_validate(RoundConfig.defaults(known, generation).model_dump() | named)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InvalidInput(f"{'.'.join(map(str, first['loc']))}: {first['msg']}.", "Correct it.") from error
+
+
+_KNOWN = ", ".join(RoundConfig.model_fields)

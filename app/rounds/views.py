@@ -1,0 +1,286 @@
+"""What the pages and JSON of rounds show, built from rows."""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+from sqlalchemy.orm import Session
+
+from app.domain.proportions import wilson
+from app.domain.rounds import ACTIVE, STAGES, run_kind, stage_of
+from app.domain.slices import of_prompt
+from app.models import ModelVersion, Project, Round, Run, Snapshot
+from app.rounds import queries
+from app.rounds.queries import HumanEval
+
+ACCURACY, KL, REWARD = "eval_accuracy", "eval_objective/kl", "eval_objective/scores"
+
+STAGE_LABELS = {
+    "reward": "Reward model",
+    "policy": "Policy",
+    "sampling": "New samples",
+    "evaluating": "Evaluation",
+}
+# How app.css colours a state.
+BADGES = {"done": "ok", "succeeded": "ok", "failed": "bad", "cancelled": "quiet", "queued": "quiet"}
+
+
+class Chart(NamedTuple):
+    """Curves of one run, over its steps. `kinds` are the kinds of run that report them."""
+
+    title: str
+    kinds: tuple[str, ...]
+    names: tuple[str, ...]
+    hint: str = ""
+
+
+CHARTS = (
+    Chart("Reward model: loss", ("reward",), ("loss", "eval_loss")),
+    Chart("Reward model: accuracy", ("reward",), ("accuracy", "eval_accuracy"), "eval_: held-out comparisons"),
+    Chart("Reward model: margin", ("reward",), ("margin", "eval_margin"), "mean reward of chosen less rejected"),
+    Chart("Policy: loss", ("dpo",), ("loss", "eval_loss")),
+    Chart("Policy: reward", ("dpo",), ("rewards/chosen", "rewards/rejected", "rewards/margins")),
+    Chart("Policy: accuracy", ("dpo",), ("rewards/accuracies", "eval_rewards/accuracies")),
+    Chart("Policy: reward", ("ppo",), ("objective/scores", "objective/rlhf_reward"), "scores: before the KL leash"),
+    Chart("Policy: KL", ("ppo",), ("objective/kl",), "nats a sequence, to the reference"),
+    Chart("Policy: loss", ("ppo",), ("loss/policy_avg", "loss/value_avg")),
+)
+
+
+class StageView(NamedTuple):
+    name: str
+    label: str
+    state: str  # waiting | queued | running | succeeded | failed | cancelled
+    run: Run | None
+
+
+def stages_of(round_: Round, runs: Sequence[Run]) -> list[StageView]:
+    """The four stages with their runs; a stage that is not reached yet waits."""
+    by_stage = {stage_of(run.kind): run for run in runs}
+    return [
+        StageView(stage, STAGE_LABELS[stage], run.state if (run := by_stage.get(stage)) else "waiting", run)
+        for stage in STAGES
+    ]
+
+
+def status(round_: Round, runs: Sequence[Run]) -> dict[str, Any]:
+    """Where a round stands, as JSON."""
+    return {
+        "number": round_.number,
+        "state": round_.state,
+        "algorithm": round_.algorithm,
+        "finished": round_.state not in ACTIVE,
+        "cancelling": round_.state in ACTIVE and any(run.cancel_requested for run in runs),
+        "error": round_.error,
+        "stages": [
+            {
+                "stage": stage.name,
+                "label": stage.label,
+                "state": stage.state,
+                "run": stage.run.id if stage.run else None,
+                "attempt": stage.run.attempts if stage.run else 0,
+                "done": stage.run.progress_done if stage.run else 0,
+                "total": stage.run.progress_total if stage.run else 0,
+                "message": stage.run.progress_message if stage.run else "",
+                "result": stage.run.result if stage.run else None,
+            }
+            for stage in stages_of(round_, runs)
+        ],
+    }
+
+
+def metrics(session: Session, round_: Round, after: str) -> dict[str, Any]:
+    """The round's status, and its metrics from a cursor on, which the answer renews: `cursor` goes into the next call.
+
+    The step of the cursor comes again, since more may have been recorded for it; readers replace by run, name and step.
+    """
+    runs = queries.runs_of(session, round_.id)
+    run_id, step = parse_cursor(after)
+    rows = queries.metrics_from(session, [run.id for run in runs], run_id, step)
+    cursor = f"{rows[-1].run_id}.{rows[-1].step}" if rows else f"{run_id}.{step}"
+    kinds = {run.id: run.kind for run in runs}
+    return status(round_, runs) | {
+        "cursor": cursor,
+        "metrics": [
+            {"kind": kinds[row.run_id], "name": row.name, "step": row.step, "value": finite(row.value)} for row in rows
+        ],
+    }
+
+
+def parse_cursor(after: str) -> tuple[int, int]:
+    """`run.step` of the last metric seen; anything else begins anew."""
+    run_id, _, step = after.partition(".")
+    return (int(run_id), int(step)) if run_id.isdecimal() and step.isdecimal() and len(after) < 30 else (0, 0)
+
+
+def finite(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
+
+
+class Page(NamedTuple):
+    """A round's page."""
+
+    round: Round
+    stages: list[StageView]
+    snapshot: Snapshot | None
+    models: dict[str, ModelVersion | None]
+    charts: list[Chart]
+    summaries: dict[str, dict[str, float]]  # by kind of run: newest value of each metric over all rows
+    slices: list[tuple[str, str, dict[str, float]]]  # kind, slice, newest values
+    opened: dict[str, tuple[int, int]]  # by purpose: comparisons opened, decided
+    wins: "WinRate | None"
+    cancelling: bool
+
+    @property
+    def active(self) -> bool:
+        return self.round.state in ACTIVE
+
+
+def page(session: Session, round_: Round) -> Page:
+    runs = queries.runs_of(session, round_.id)
+    kinds = {run.id: run.kind for run in runs}
+    summaries: dict[str, dict[str, float]] = defaultdict(dict)
+    by_slice: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+    for row in queries.last_values(session, [run.id for run in runs]):
+        if row.slice:
+            by_slice[kinds[row.run_id], row.slice][row.name] = row.value
+        else:
+            summaries[kinds[row.run_id]][row.name] = row.value
+    models = queries.models_by_id(session, {round_.policy_before_id, round_.policy_after_id, round_.reward_model_id})
+    named = {
+        "Policy before": round_.policy_before_id,
+        "Reward model": round_.reward_model_id,
+        "New policy": round_.policy_after_id,
+    }
+    used = {"reward", run_kind("policy", round_.algorithm)}
+    return Page(
+        round=round_,
+        stages=stages_of(round_, runs),
+        snapshot=session.get(Snapshot, round_.snapshot_id) if round_.snapshot_id else None,
+        models={label: models.get(model_id) if model_id else None for label, model_id in named.items()},
+        charts=[chart for chart in CHARTS if used & set(chart.kinds)],
+        summaries=dict(summaries),
+        slices=[(kind, name, values) for (kind, name), values in sorted(by_slice.items())],
+        opened={p: counts for (_, p), counts in queries.opened_comparisons(session, [round_.id]).items()},
+        wins=win_rates(session, [round_.id]).get((round_.id, "")),
+        cancelling=round_.state in ACTIVE and any(run.cancel_requested for run in runs),
+    )
+
+
+# ---- over rounds -----------------------------------------------------------------------------------------------------
+
+
+class WinRate(NamedTuple):
+    """How often people preferred the new policy's response to the previous one's; a tie is half a win."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def win_rate(counts: HumanEval) -> WinRate | None:
+    n = counts.wins + counts.ties + counts.losses
+    won = counts.wins + counts.ties / 2
+    interval = wilson(won, n)
+    return WinRate(won / n, *interval, n) if interval else None
+
+
+def win_rates(session: Session, round_ids: list[int]) -> dict[tuple[int, str], WinRate]:
+    """By round and slice ("" is all)."""
+    sums: dict[tuple[int, str], HumanEval] = defaultdict(lambda: HumanEval(0, 0, 0))
+    for row in queries.human_eval(session, round_ids):
+        counts = HumanEval(row.wins, row.ties, row.losses)
+        tags = of_prompt(row.domain, row.difficulty, row.safety_category, "")
+        for name in ["", *(f"{kind}={value}" for kind, value in tags.items())]:
+            sums[row.round_id, name] += counts
+    return {key: rate for key, counts in sums.items() if (rate := win_rate(counts))}
+
+
+class RoundRow(NamedTuple):
+    """A round among the others, for all prompts or one slice of them."""
+
+    round: Round
+    judgments: int
+    pairs: int
+    accuracy: float | None  # of the reward model on held-out comparisons
+    kl: float | None  # nats a sequence, to the base model
+    reward: float | None  # mean score of the new policy's responses
+    wins: WinRate | None
+
+
+class Loop(NamedTuple):
+    """All rounds of a project, oldest first, over all prompts and by slice."""
+
+    rows: list[RoundRow]
+    slices: dict[str, list[RoundRow]]
+
+    @property
+    def chart(self) -> str:
+        """What the charts draw, as JSON."""
+        return json.dumps(
+            {
+                "round": [row.round.number for row in self.rows],
+                "accuracy": [row.accuracy for row in self.rows],
+                "kl": [row.kl for row in self.rows],
+                "reward": [row.reward for row in self.rows],
+                "win_rate": [row.wins.value if row.wins else None for row in self.rows],
+                "win_low": [row.wins.low if row.wins else None for row in self.rows],
+                "win_high": [row.wins.high if row.wins else None for row in self.rows],
+            }
+        )
+
+
+def loop(session: Session, project: Project) -> Loop:
+    rounds = queries.rounds(session, project.id)[::-1]
+    ids = [round_.id for round_ in rounds]
+    values: dict[tuple[int, str, str, str], float] = {}
+    for row in queries.round_values(session, ids):
+        values[row.round_id, row.kind, row.name, row.slice] = row.value
+    wins = win_rates(session, ids)
+    snapshots = queries.snapshots_of(session, ids)
+
+    def row_of(round_: Round, slice_: str) -> RoundRow:
+        counts = snapshots.get(round_.id, {})
+        return RoundRow(
+            round=round_,
+            judgments=counts.get("judgments", 0),
+            pairs=counts.get("train", 0) + counts.get("heldout", 0),
+            accuracy=values.get((round_.id, "reward", ACCURACY, slice_)),
+            kl=values.get((round_.id, "evaluate", KL, slice_)),
+            reward=values.get((round_.id, "evaluate", REWARD, slice_)),
+            wins=wins.get((round_.id, slice_)),
+        )
+
+    names = sorted({key[3] for key in values if key[3]} | {name for _, name in wins if name})
+    return Loop(
+        rows=[row_of(round_, "") for round_ in rounds],
+        slices={name: [row_of(round_, name) for round_ in rounds] for name in names if not name.startswith("split=")},
+    )
+
+
+# ---- samples ---------------------------------------------------------------------------------------------------------
+
+Split = Literal["train", "heldout", "regression", "calibration"]
+
+
+def sample_lines(session: Session, project_id: int, *, split: str | None, round_id: int | None) -> Iterator[str]:
+    """Sampled responses as JSONL: prompt, model version and text of each."""
+    query = queries.samples(session, project_id, split=split, round_id=round_id)
+    for row in session.execute(query.execution_options(yield_per=500)):
+        line = {
+            "prompt_id": row.prompt_id,
+            "prompt": row.messages,
+            "split": row.split,
+            "domain": row.domain,
+            "model": row.model,
+            "model_version_id": row.model_version_id,
+            "sample_index": row.sample_index,
+            "text": row.text,
+            "finish_reason": row.finish_reason,
+            "n_tokens": row.n_tokens,
+        }
+        yield json.dumps(line, ensure_ascii=False) + "\n"

@@ -1,0 +1,177 @@
+"""A run from the queue to its end: take it, run its recipe, record what came of it, say by name what went wrong."""
+
+import logging
+from collections.abc import Callable, Sequence
+from threading import Event
+from typing import Any
+
+import torch
+from sqlalchemy import delete
+from sqlalchemy.orm import Session, sessionmaker
+
+from app.artifacts import ArtifactStore, digest_folder
+from app.errors import PrefloopError
+from app.models import Metric, Run
+from app.queue import enqueue_run
+from app.rounds import service as rounds
+from app.rounds.service import NewSample
+from app.specs import RUN_SPEC, DPOSpec, EvaluateSpec, PPOSpec, RewardSpec, RunSpec, SampleSpec
+from trainer.recipes import dpo, evaluate, ppo, reward, sample
+from trainer.recipes.sample import Completion, OnCompletions
+from trainer.recording import RunLost, RunRecorder, WorkerStopping, patiently
+from trainer.reporting import PolicyResult, RewardResult, RunCancelled
+
+log = logging.getLogger(__name__)
+
+# A run that was started this often and never ended kills its worker, most probably by taking all memory.
+MAX_ATTEMPTS = 3
+
+
+class Runner:
+    """Executes runs, one at a time. `stopping` is set when the worker must end."""
+
+    def __init__(self, sessions: sessionmaker[Session], store: ArtifactStore, stopping: Event) -> None:
+        self.sessions, self.store, self.stopping = sessions, store, stopping
+        self.current: RunRecorder | None = None
+
+    def execute(self, run_id: int) -> None:
+        """Brings a run to its end. Returns also when it failed: the run and its round say so.
+
+        Raises:
+            Unavailable: the database stayed away; the run is taken up again once it is back.
+        """
+        taken = patiently(lambda: self._take(run_id))
+        if taken is None:
+            return
+        spec, recorder = taken
+        self.current = recorder
+        try:
+            self._run(spec, recorder)
+        except RunLost as error:
+            log.warning("%s", error)
+        except WorkerStopping:
+            log.info("Run %d goes back to the queue: the worker is stopping.", run_id)
+            self.give_back()
+        except RunCancelled:
+            log.info("Run %d was cancelled.", run_id)
+            self._end(recorder, rounds.run_cancelled)
+        except Exception as error:
+            log.exception("Run %d (%s) failed", run_id, spec.kind)
+            message = describe(error)
+            self._end(recorder, lambda session, run: rounds.run_failed(session, run, message))
+        finally:
+            self.current = None
+
+    def give_back(self) -> None:
+        """Returns the current run to the queue, as if this attempt had not been."""
+        recorder = self.current
+        if recorder is None:
+            return
+
+        def requeue(session: Session, run: Run) -> None:
+            run.state = "queued"
+            run.attempts -= 1  # it was not the run that ended the worker
+            enqueue_run(session, run.id)
+
+        self._end(recorder, requeue)
+
+    def _take(self, run_id: int) -> tuple[RunSpec, RunRecorder] | None:
+        """Marks the run as ours; None where there is nothing left to do for it."""
+        with self.sessions.begin() as session:
+            run = session.get(Run, run_id, with_for_update=True)
+            if run is None or run.state not in ("queued", "running"):
+                return None
+            if run.cancel_requested:
+                rounds.run_cancelled(session, run)
+                return None
+            if run.attempts >= MAX_ATTEMPTS:
+                doing = run.progress_message or "starting"
+                rounds.run_failed(
+                    session,
+                    run,
+                    f"The worker died {run.attempts} times while {doing}; it probably ran out of memory. "
+                    "Use a smaller model, shorter responses or a machine with more memory, then retry.",
+                )
+                return None
+            session.execute(delete(Metric).where(Metric.run_id == run_id))
+            rounds.run_started(session, run)
+            assert run.started_at is not None
+            log.info("Run %d (%s) starts, attempt %d.", run_id, run.kind, run.attempts)
+            spec = RUN_SPEC.validate_python(run.spec)
+            return spec, RunRecorder(self.sessions, run_id, run.started_at, self.stopping)
+
+    def _run(self, spec: RunSpec, recorder: RunRecorder) -> None:
+        digest = None
+        match spec:
+            case RewardSpec() | DPOSpec() | PPOSpec():
+                result, digest = self._train(spec, recorder)
+            case SampleSpec():
+                result = self._sample(spec, recorder)
+            case EvaluateSpec():
+                result = evaluate.evaluate(spec, self.store, recorder, self._storing(recorder))._asdict()
+
+        def finish(session: Session, run: Run) -> None:
+            recorder.write_metrics(session)
+            rounds.run_finished(session, self.store, run, result, digest)
+
+        self._end(recorder, finish)
+        log.info("Run %d (%s) is done.", recorder.run_id, spec.kind)
+
+    def _train(self, spec: RewardSpec | DPOSpec | PPOSpec, recorder: RunRecorder) -> tuple[dict[str, Any], str]:
+        """Trains into the store; the model's folder appears whole, before the run's row says so."""
+        location = rounds.output_of(recorder.run_id)
+        with self.store.folder(location) as folder:
+            result: RewardResult | PolicyResult
+            match spec:
+                case RewardSpec():
+                    result = reward.train(spec, self.store, recorder, folder)
+                case DPOSpec():
+                    result = dpo.train(spec, self.store, recorder, folder)
+                case PPOSpec():
+                    result = ppo.train(spec, self.store, recorder, folder)
+        return result._asdict(), digest_folder(self.store.resolve(location))
+
+    def _sample(self, spec: SampleSpec, recorder: RunRecorder) -> dict[str, Any]:
+        """Goes on where an attempt before this one ended."""
+
+        def stored() -> set[tuple[int, int]]:
+            with self.sessions() as session:
+                return rounds.stored_samples(session, recorder.run_id)
+
+        return sample.sample(spec, self.store, recorder, self._storing(recorder), patiently(stored))._asdict()
+
+    def _storing(self, recorder: RunRecorder) -> OnCompletions:
+        """Stores each batch as it comes, and opens the comparisons it completes."""
+
+        def store(batch: Sequence[Completion]) -> None:
+            samples = [NewSample(*completion) for completion in batch]  # the same fields in the same order
+
+            def write() -> None:
+                with recorder.held() as (session, run):
+                    rounds.store_samples(session, run, samples)
+
+            patiently(write)
+
+        return store
+
+    def _end(self, recorder: RunRecorder, record: Callable[[Session, Run], None]) -> None:
+        """Records how the run ended, waiting for the database if it is away."""
+
+        def write() -> None:
+            with recorder.held() as (session, run):
+                record(session, run)
+
+        try:
+            patiently(write)
+        except RunLost as error:
+            log.warning("%s", error)
+
+
+def describe(error: Exception) -> str:
+    """What a person reads on the round's page."""
+    if isinstance(error, PrefloopError):
+        return str(error)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return "The machine ran out of memory. Use a smaller model or shorter responses, then retry."
+    first_line = (str(error).strip().splitlines() or [""])[0].replace("\0", "")[:500]
+    return f"{type(error).__name__}: {first_line} (unexpected; the worker's log has the details)"
