@@ -103,6 +103,7 @@ class PPOSpec(Spec):
     optimiser: Optimiser = Optimiser(learning_rate=1e-4, epochs=2, batch_size=16, warmup_ratio=0.0)
     episodes: int = Field(192, ge=1, description="sampled responses in all")
     rollout_size: int = Field(64, ge=1, description="responses sampled before each round of updates")
+    rollout_batch_size: int = Field(64, ge=1, le=4096, description="sequences generated together")
     max_new_tokens: int = Field(48, ge=1, le=8192)
     temperature: float = Field(1.0, gt=0, le=5)
     kl_coef: float = Field(0.05, ge=0, description="initial beta of the leash")
