@@ -253,12 +253,11 @@ def settle(session: Session, comparison_ids: Collection[int]) -> int:
     return len(settled.all())
 
 
-def judged_today(session: Session, project_id: int, labeler_id: int) -> int:
-    """Judgments since midnight, UTC."""
+def judged_today(session: Session, labeler_id: int) -> int:
+    """The labeler's judgments in all projects since midnight, UTC."""
     midnight = datetime.combine(datetime.now(UTC).date(), time(), UTC)
-    today = select(func.count()).select_from(Judgment).join(Comparison, Comparison.id == Judgment.comparison_id)
-    mine = today.where(Judgment.labeler_id == labeler_id, Judgment.superseded_at.is_(None))
-    return session.scalar(mine.where(Judgment.created_at >= midnight, Comparison.project_id == project_id)) or 0
+    mine = select(func.count()).where(Judgment.labeler_id == labeler_id, Judgment.superseded_at.is_(None))
+    return session.scalar(mine.where(Judgment.created_at >= midnight)) or 0
 
 
 def remaining(session: Session, project_id: int, labeler_id: int, after: Position, limit: int) -> int:

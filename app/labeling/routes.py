@@ -93,4 +93,6 @@ def _desk(
     )
     # Errors go to #messages by themselves (see layout.html); this one brings its card along.
     response.headers["HX-Retarget"] = "#desk"
+    # Going back in the browser's history shows what is on the desk now, not a card that was answered.
+    response.headers["Cache-Control"] = "no-store"
     return response

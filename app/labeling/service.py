@@ -25,7 +25,8 @@ Reason = Literal["busy", "skipped", "sampling", "nothing", "judged", "taken", "f
 
 
 class Progress(NamedTuple):
-    """done: judgments today (UTC). left: comparisons to come, the one on the desk included; `COUNT_LIMIT` or more."""
+    """done: judgments today (UTC), in all projects. left: comparisons to come, with the one on the desk; counted up to
+    `COUNT_LIMIT`."""
 
     done: int
     left: int
@@ -101,18 +102,17 @@ def submit(session: Session, project: Project, lease_id: UUID, labeler: User, fo
     """
     queries.lock_labeler(session, labeler.id)
     repeated = queries.judgment_by_key(session, form.idempotency_key)
-    if repeated and (repeated.labeler_id, repeated.lease_id) == (labeler.id, lease_id):
+    if repeated and _says(repeated) == (labeler.id, lease_id, form.preference, form.rationale):
         return repeated
     lease = _own_lease(session, project, lease_id, labeler)
     comparison = queries.lock_comparison(session, lease.comparison_id)
     leases = queries.lock_leases(session, comparison.id, labeler.id)
     if repeated or queries.live_judgment(session, comparison.id, labeler.id):
         raise Conflict("You have judged this comparison already, perhaps in another tab.", "Your first answer stands.")
-    taken = Gone("Your time for this comparison ran out and others took it.", "Your answer was not needed any more.")
     if comparison.state == "withdrawn":
         raise Gone("This comparison was withdrawn while you had it.", "No answer to it is needed any more.")
     if comparison.state != "open":
-        raise taken
+        raise _taken()
     if form.rubric_id != comparison.rubric_id:
         raise Conflict(
             "A new version of the rubric applies to this comparison since you opened it.",
@@ -122,7 +122,7 @@ def submit(session: Session, project: Project, lease_id: UUID, labeler: User, fo
     preference = _check(form, rubric)
     holds_place = any(own.state == "live" for own, _age in leases)
     if not holds_place and comparison.judgment_count + comparison.lease_count >= comparison.overlap:
-        raise taken
+        raise _taken()
 
     age_ms = 0
     for own, age in leases:
@@ -148,6 +148,12 @@ def submit(session: Session, project: Project, lease_id: UUID, labeler: User, fo
     return judgment
 
 
+def _says(judgment: Judgment) -> tuple[int, UUID | None, int, str]:
+    """Who said what where, as it was shown. The same key with anything else is a page from the browser's history."""
+    shown = assignment.canonical(judgment.preference, swapped=bool(judgment.swapped))
+    return judgment.labeler_id, judgment.lease_id, shown, judgment.rationale
+
+
 def _own_lease(session: Session, project: Project, lease_id: UUID, labeler: User) -> Lease:
     lease = queries.find_lease(session, project.id, lease_id)
     if lease is None:
@@ -155,6 +161,10 @@ def _own_lease(session: Session, project: Project, lease_id: UUID, labeler: User
     if lease.labeler_id != labeler.id:
         raise Forbidden("This task was given to somebody else.", "Open the labeling page to get one of your own.")
     return lease
+
+
+def _taken() -> Gone:
+    return Gone("Your time for this comparison ran out and others took it.", "Your answer was not needed any more.")
 
 
 def _check(form: LabelForm, rubric: Rubric) -> int:
@@ -201,7 +211,7 @@ def settle(session: Session, comparison_ids: Collection[int]) -> int:
 
 
 def progress(session: Session, project: Project, labeler: User, task: Task | None) -> Progress:
-    done = queries.judged_today(session, project.id, labeler.id)
+    done = queries.judged_today(session, labeler.id)
     if task is None:
         return Progress(done, 0)
     left = 1 + queries.remaining(session, project.id, labeler.id, task.position, COUNT_LIMIT - 1)

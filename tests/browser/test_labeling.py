@@ -13,6 +13,8 @@ from tests import factories
 
 OpenPage = Callable[..., Page]
 
+expect.set_options(timeout=20_000)  # a busy machine, and pages that poll
+
 
 def judgments(session: Session) -> list[Judgment]:
     session.rollback()  # see what the service has committed since
@@ -123,6 +125,18 @@ def test_without_javascript(session: Session, open_page: OpenPage) -> None:
     page.get_by_role("button", name="Submit").click()
     expect(page.get_by_role("heading", level=1)).to_be_visible()
     assert [row.rationale for row in judgments(session)] == ["Because.\nReally.", "no choice made"]
+
+
+def test_going_back_shows_what_is_on_the_desk_now(session: Session, open_page: OpenPage) -> None:
+    project = project_with(session, 2)
+    page = open_page("labeler", javascript=False)
+    page.goto("/label")
+    page.get_by_role("radio", name="Tie").check()
+    page.get_by_role("button", name="Submit").click()
+    expect(page.locator(".conversation")).to_contain_text("Question number 1?")
+    page.go_back()
+    expect(page.locator(".conversation")).to_contain_text("Question number 1?")
+    assert page.url.endswith(f"/projects/{project.slug}/label")
 
 
 def test_a_second_tab_shows_the_same_card_and_cannot_answer_it_again(session: Session, open_page: OpenPage) -> None:

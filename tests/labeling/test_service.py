@@ -186,6 +186,19 @@ def test_a_second_tab_cannot_answer_again(session: Session) -> None:
     assert counts(session, comparison.id) == (1, 0)
 
 
+def test_the_same_form_with_another_answer_is_not_taken_for_a_repetition(session: Session) -> None:
+    """The card came back through the browser's history, and somebody changed their mind."""
+    project, labeler = factories.project(session), factories.user(session)
+    factories.comparison(session, project)
+    task = take(session, project, labeler)
+    form = answer(task, 2, rationale="because")
+    first = service.submit(session, project, task.lease_id, labeler, form)
+    for changed in ({"preference": -2}, {"rationale": "no"}, {"preference": None}):
+        with pytest.raises(Conflict, match="judged this comparison already"):
+            service.submit(session, project, task.lease_id, labeler, form.model_copy(update=changed))
+    assert session.scalars(select(Judgment.id)).all() == [first.id]
+
+
 def test_a_key_used_for_another_task_is_refused(session: Session) -> None:
     project, labeler = factories.project(session), factories.user(session)
     for _ in range(2):
@@ -416,9 +429,9 @@ def test_progress_counts_what_this_labeler_did_and_may_still_do(session: Session
         judge(session, project, labeler, take(session, project, labeler))
     yesterday = {"created_at": datetime.now(UTC) - timedelta(days=1, minutes=1)}
     factories.judgment(session, comparisons[2], preference=1, labeler_id=labeler.id, **yesterday)
-    factories.judgment(session, factories.comparison(session), preference=1, labeler_id=labeler.id)  # elsewhere
+    factories.judgment(session, factories.comparison(session), preference=1, labeler_id=labeler.id)  # elsewhere, counts
     task = take(session, project, labeler)
-    assert service.progress(session, project, labeler, task) == (2, 2)
+    assert service.progress(session, project, labeler, task) == (3, 2)
     assert service.progress(session, project, labeler, None).left == 0
     fresh = factories.user(session)
     progress = service.progress(session, project, fresh, take(session, project, fresh))
