@@ -118,11 +118,11 @@ def submit(session: Session, project: Project, lease_id: UUID, labeler: User, fo
             "A new version of the rubric applies to this comparison since you opened it.",
             "Please read what changed and judge once more.",
         )
-    rubric = session.get_one(Rubric, comparison.rubric_id)
-    preference = _check(form, rubric)
     holds_place = any(own.state == "live" for own, _age in leases)
     if not holds_place and comparison.judgment_count + comparison.lease_count >= comparison.overlap:
         raise _taken()
+    rubric = session.get_one(Rubric, comparison.rubric_id)
+    preference = _check(form, rubric)
 
     age_ms = 0
     for own, age in leases:
