@@ -158,10 +158,18 @@ def load_policy_and_reference(policy: ModelRef, reference: ModelRef, lora: Lora 
 
     The reference shares the policy's weights where it can: adapters disabled when it is the bare base, a second frozen
     adapter when it is another adapter on that base. Otherwise it is a second model.
+
+    Raises:
+        ModelUnavailable: one does not load, or their vocabularies differ.
     """
     model = load_causal_lm(policy, lora, trainable=True)
     if lora is None or reference.base != policy.base:
         frozen = load_causal_lm(reference)
+        if frozen.config.get_text_config().vocab_size != model.config.get_text_config().vocab_size:
+            raise ModelUnavailable(
+                f"The reference {reference.base} and the policy {policy.base} do not share a vocabulary.",
+                "Choose a reference with the policy's tokenizer.",
+            )
         return model, lambda: _no_grad(frozen)
     if reference.adapter is None:
         return model, lambda: _adapters_disabled(model)
