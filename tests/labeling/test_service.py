@@ -1,7 +1,7 @@
 """The queue's rules, on real PostgreSQL."""
 
 from datetime import UTC, datetime, timedelta
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import func, select, text, update
@@ -9,41 +9,9 @@ from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound
 from app.labeling import service
-from app.labeling.forms import LabelForm
-from app.labeling.queries import Task
-from app.models import Comparison, Judgment, Lease, Project, Rubric, User
+from app.models import Comparison, Judgment, Lease, Rubric
 from tests import factories
-
-
-def take(session: Session, project: Project, labeler: User, **kwargs: object) -> Task:
-    task = service.next_task(session, project, labeler, **kwargs)  # type: ignore[arg-type]
-    assert task is not None
-    return task
-
-
-def answer(task: Task, preference: int | None = 1, **values: object) -> LabelForm:
-    given = {"idempotency_key": uuid4(), "rubric_id": task.rubric.id, "preference": preference} | values
-    return LabelForm.model_validate(given)
-
-
-def judge(session: Session, project: Project, labeler: User, task: Task, preference: int = 1) -> Judgment:
-    return service.submit(session, project, task.lease_id, labeler, answer(task, preference))
-
-
-def run_out(session: Session, lease_id: UUID, age: timedelta = timedelta(hours=1)) -> None:
-    """As if the lease had been given out so long ago."""
-    given = datetime.now(UTC) - age
-    session.execute(
-        update(Lease).where(Lease.id == lease_id).values(created_at=given, expires_at=given + timedelta(minutes=15))
-    )
-
-
-def counts(session: Session, comparison_id: int) -> tuple[int, int]:
-    row = session.execute(
-        select(Comparison.judgment_count, Comparison.lease_count).where(Comparison.id == comparison_id)
-    ).one()
-    return row.judgment_count, row.lease_count
-
+from tests.labeling.desk import answer, counts, judge, run_out, take
 
 # --- handing out -----------------------------------------------------------------------------------------------------
 
@@ -355,123 +323,3 @@ def test_a_skipped_task_goes_back_and_does_not_come_again_at_once(session: Sessi
     assert service.next_task(session, project, labeler, skipped=position) is None
     assert service.idle(session, project, labeler, position).reason == "skipped"
     assert take(session, project, labeler).position.comparison_id == skipped.id
-
-
-# --- settling --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("preferences", "threshold", "state", "agreement", "consensus"),
-    [
-        # Agreeing pairs over all pairs, by hand.
-        ((2,), 0.6, "settled", None, 2.0),
-        ((1, 3), 0.6, "settled", 1.0, 2.0),
-        ((1, -1), 0.6, "in_review", 0.0, 0.0),
-        ((0, 0), 0.6, "settled", 1.0, 0.0),
-        ((0, 1), 0.6, "in_review", 0.0, 0.5),
-        ((3, 2, -1), 0.6, "in_review", 1 / 3, 4 / 3),
-        ((3, 2, -1), 0.3, "settled", 1 / 3, 4 / 3),
-        ((1, 1, 1, 1, -1), 0.6, "settled", 6 / 10, 0.6),  # exactly at the threshold
-        ((1, 1, 1, -1, 0), 0.6, "in_review", 3 / 10, 0.4),
-    ],
-)
-def test_settling(
-    session: Session,
-    preferences: tuple[int, ...],
-    threshold: float,
-    state: str,
-    agreement: float | None,
-    consensus: float,
-) -> None:
-    project = factories.project(session, overlap=len(preferences), review_threshold=threshold)
-    comparison = factories.comparison(session, project)
-    for n, preference in enumerate(preferences):
-        assert comparison.state == "open"
-        labeler = factories.user(session)
-        task = take(session, project, labeler)
-        session.execute(update(Lease).where(Lease.id == task.lease_id).values(swapped=n % 2 == 1))
-        judge(session, project, labeler, task, preference if n % 2 == 0 else -preference)
-        session.refresh(comparison)
-    assert comparison.state == state
-    assert comparison.agreement == (None if agreement is None else pytest.approx(agreement))
-    assert comparison.consensus == pytest.approx(consensus)
-    assert (comparison.settled_at is None) == (state == "in_review")
-
-
-def test_settling_many_at_once_leaves_the_unfinished_open(session: Session) -> None:
-    project = factories.project(session, overlap=2)
-    done = [factories.comparison(session, project) for _ in range(3)]
-    unfinished = factories.comparison(session, project)
-    not_asked_for = factories.comparison(session, project)
-    for comparison in (*done, not_asked_for):
-        factories.judgment(session, comparison, preference=1)
-        factories.judgment(session, comparison, preference=2)
-    replaced = factories.judgment(session, unfinished, preference=-3)
-    session.execute(text("UPDATE judgment SET superseded_at = now() WHERE id = :id"), {"id": replaced.id})
-    factories.judgment(session, unfinished, preference=2, labeler_id=replaced.labeler_id)
-    assert service.settle(session, [c.id for c in (*done, unfinished)]) == 3
-    states = dict(session.execute(select(Comparison.id, Comparison.state)).all())
-    assert states == dict.fromkeys((c.id for c in done), "settled") | {unfinished.id: "open", not_asked_for.id: "open"}
-    factories.judgment(session, unfinished, preference=3)
-    assert service.settle(session, [unfinished.id]) == 1
-    consensus = select(Comparison.consensus).where(Comparison.id == unfinished.id)
-    assert session.scalar(consensus) == 2.5  # the superseded -3 does not count
-    assert service.settle(session, []) == 0
-
-
-# --- what the page says ----------------------------------------------------------------------------------------------
-
-
-def test_progress_counts_what_this_labeler_did_and_may_still_do(session: Session) -> None:
-    project, labeler = factories.project(session, overlap=2), factories.user(session)
-    comparisons = [factories.comparison(session, project) for _ in range(5)]
-    for _ in range(2):
-        judge(session, project, labeler, take(session, project, labeler))
-    yesterday = {"created_at": datetime.now(UTC) - timedelta(days=1, minutes=1)}
-    factories.judgment(session, comparisons[2], preference=1, labeler_id=labeler.id, **yesterday)
-    factories.judgment(session, factories.comparison(session), preference=1, labeler_id=labeler.id)  # elsewhere, counts
-    task = take(session, project, labeler)
-    assert service.progress(session, project, labeler, task) == (3, 2)
-    assert service.progress(session, project, labeler, None).left == 0
-    fresh = factories.user(session)
-    progress = service.progress(session, project, fresh, take(session, project, fresh))
-    assert (progress, progress.left_is_exact) == ((0, 5), True)
-
-
-def test_why_there_is_nothing_to_do(session: Session) -> None:
-    project = factories.project(session, overlap=2)
-    labeler, other = factories.user(session), factories.user(session)
-
-    def reason() -> str:
-        assert service.next_task(session, project, labeler) is None
-        return service.idle(session, project, labeler).reason
-
-    assert reason() == "nothing"
-    sampling = factories.run(session, project, "sample", state="running", progress_done=3, progress_total=10)
-    assert service.idle(session, project, labeler) == ("sampling", 3, 10)
-    sampling.state = "succeeded"
-    session.flush()
-    factories.comparison(session, project)
-    judge(session, project, labeler, take(session, project, labeler))
-    assert reason() == "judged"
-    task = take(session, project, other)
-    assert reason() == "taken"
-    judge(session, project, other, task)
-    assert reason() == "finished"
-    factories.comparison(session, project)
-    assert service.idle(session, project, labeler).reason == "busy"
-
-
-def test_the_project_with_work(session: Session) -> None:
-    labeler = factories.user(session)
-    assert service.project_with_work(session, labeler) is None
-    first, second = factories.project(session), factories.project(session)
-    for project in (first, second, second):
-        factories.comparison(session, project)
-    archived = factories.project(session, archived_at=datetime.now(UTC))
-    factories.comparison(session, archived)
-    assert service.project_with_work(session, labeler) == first.slug
-    judge(session, second, labeler, take(session, second, labeler))
-    assert service.project_with_work(session, labeler) == second.slug  # where they were
-    take(session, first, labeler)
-    assert service.project_with_work(session, labeler) == first.slug  # a card is on the desk
