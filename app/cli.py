@@ -10,7 +10,6 @@ import uvicorn
 
 from app.accounts import queries as account_queries
 from app.accounts import service as accounts
-from app.accounts.forms import Role
 from app.datasets.cli import export_command, import_command
 from app.db import make_engine, make_session_factory
 from app.errors import NotFound, PrefloopError
@@ -85,7 +84,7 @@ def migrate_command(
 def user_add(
     email: str,
     name: Annotated[str, typer.Option(help="the name others see")],
-    role: Annotated[list[Role], typer.Option(help="labeler, admin or operator; repeat for several")],
+    role: Annotated[list[str], typer.Option(help="labeler, admin or operator; repeat for several")],
     password: Annotated[str, typer.Option(prompt=True, hide_input=True, envvar="PREFLOOP_NEW_PASSWORD")],
 ) -> None:
     """Add an account; asks for its password."""
@@ -97,7 +96,7 @@ def user_add(
 @user_app.command("link")
 def user_link(
     email: Annotated[str | None, typer.Option(help="lets this person set a new password")] = None,
-    role: Annotated[list[Role] | None, typer.Option(help="or: invites someone with this role; repeat")] = None,
+    role: Annotated[list[str] | None, typer.Option(help="or: invites someone with this role; repeat")] = None,
 ) -> None:
     """Print a one-time link: to invite someone, or for someone who lost their password."""
     settings = Settings()

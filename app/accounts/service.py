@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from app.accounts import queries
 from app.errors import Conflict, Gone, InvalidInput
 from app.models import AuditEvent, AuthSession, SigninLink, User
+from app.models.user import ROLES
 
 # argon2id with the library's recommended cost.
 _passwords = PasswordHash.recommended()
@@ -45,6 +46,7 @@ def create_user(
         raise InvalidInput(f"“{email[:60]}” is not an e-mail address.", "Enter one like name@example.org.")
     if not name.strip():
         raise InvalidInput("The name is empty.", "Enter the name others will see.")
+    _check_roles(roles)
     if queries.user_by_email(session, email):
         raise Conflict(f"{email} has an account already.", "Sign in instead, or use another address.")
     user = User(email=email, name=name.strip(), password_hash=_hash_password(password), roles=roles, kind=kind)
@@ -52,6 +54,11 @@ def create_user(
     session.flush()
     audit(session, user.id, "user.created", roles=roles, kind=kind)
     return user
+
+
+def _check_roles(roles: list[str]) -> None:
+    if unknown := sorted(set(roles) - set(ROLES)):
+        raise InvalidInput(f"“{unknown[0]}” is not a role.", f"Roles are {', '.join(ROLES)}.")
 
 
 def set_password(session: Session, user: User, password: str) -> None:
@@ -103,6 +110,7 @@ def create_link(
     """
     if not roles and user_id is None:
         raise InvalidInput("No role is chosen.", "Choose at least one role for the person you invite.")
+    _check_roles(roles)
     token = secrets.token_urlsafe(24)
     expires_at = datetime.now(UTC) + timedelta(days=days)
     link = SigninLink(

@@ -64,7 +64,9 @@ class Browser:
         return Page(self._checked(self._request("GET", url)))
 
     def json(self, url: str, **parameters: Any) -> Any:
-        return self._checked(self._request("GET", url, params=parameters, headers={"accept": "application/json"})).json()
+        return self._checked(
+            self._request("GET", url, params=parameters, headers={"accept": "application/json"})
+        ).json()
 
     def lines(self, url: str, **parameters: Any) -> list[str]:
         """The lines of a downloaded file."""

@@ -1,0 +1,122 @@
+"""`prefloop simulate`."""
+
+import json
+import secrets
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from app.accounts import service as accounts
+from app.db import make_engine, make_session_factory
+from app.errors import InvalidInput
+from app.postgres import database
+from app.settings import Settings
+from app.simulation.browser import Browser
+from app.simulation.labelers import Crew
+from app.simulation.loop import Loop, RoundReport
+from app.simulation.preference import PREFERENCES
+
+
+def simulate_command(
+    rounds: Annotated[int, typer.Option(min=1, help="turns of the loop")] = 2,
+    labelers: Annotated[int, typer.Option(min=1, max=64, help="simulated labelers, working at the same time")] = 4,
+    judgments: Annotated[int, typer.Option(min=1, help="at most so many judgments before each round")] = 100_000,
+    preference: Annotated[str, typer.Option(help=f"what they like: {', '.join(PREFERENCES)}")] = "concise",
+    noise: Annotated[float, typer.Option(min=0, max=1, help="share of judgments made at random")] = 0.1,
+    position_bias: Annotated[float, typer.Option(min=0, max=1, help="share that goes to the left unread")] = 0.05,
+    algorithm: Annotated[str, typer.Option(help="dpo or ppo")] = "dpo",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="a setting of the rounds, as name=value; repeat")
+    ] = None,
+    project: Annotated[str, typer.Option("--project", "-p", help="the project's address (slug)")] = "starter",
+    url: Annotated[str | None, typer.Option(help="the running service; without it the one of the settings")] = None,
+    invitation: Annotated[
+        str | None,
+        typer.Option(help="an invitation link with all three roles; without it one is made in the settings' database"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of the labelers' errors")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object a round")] = False,
+) -> None:
+    """Let simulated labelers with a hidden preference run the loop over HTTP, and measure whether it learns it.
+
+    They use the pages a browser uses. Their accounts and judgments are marked as simulated.
+    """
+    if preference not in PREFERENCES:
+        raise InvalidInput(f"There is no preference “{preference}”.", f"Choose one of {', '.join(PREFERENCES)}.")
+    if noise + position_bias > 1:
+        raise InvalidInput("Noise and position bias together exceed 1.", "They are shares of the same judgments.")
+    settings = Settings()
+    url = (url or settings.url).rstrip("/")
+    # What happens on the way goes to the error stream, so that --json leaves only results on the other.
+    progress = Console(stderr=True, highlight=False)
+    operator = _join(url, invitation or _invitation(settings, url), "Simulation operator")
+    crew = Crew(
+        [_join(url, link, f"Simulated {n + 1}") for n, link in enumerate(_invite(operator, labelers))],
+        PREFERENCES[preference],
+        noise,
+        position_bias,
+        seed,
+    )
+    loop = Loop(operator, crew, project, PREFERENCES[preference], lambda line: progress.print(f"[dim]{line}[/dim]"))
+    overrides = dict(_setting(text) for text in set_ or []) | {"algorithm": algorithm}
+    reports = []
+    for _ in range(rounds):
+        report = loop.turn(overrides, judgments)
+        reports.append(report)
+        if as_json:
+            print(json.dumps(report._asdict()), flush=True)
+    loop.finish_labeling(judgments)
+    if not as_json:
+        Console(file=sys.stdout).print(_table(reports))
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise InvalidInput(f"“{text}” is not a setting.", "Write it as name=value, for instance epochs=2.")
+    return name.strip(), value.strip()
+
+
+def _invitation(settings: Settings, url: str) -> str:
+    """A link that makes an account able to run everything, written to the database as `prefloop user link` does."""
+    with database(settings) as address, make_session_factory(make_engine(address)).begin() as session:
+        roles = ["admin", "operator", "labeler"]
+        token = accounts.create_link(session, roles=roles, created_by=None, days=1, kind="simulated")
+    return f"{url}/join/{token}"
+
+
+def _invite(operator: Browser, count: int) -> list[str]:
+    form = operator.open("/people").form('form[action="/people/invite"]')
+    sent = [operator.send(form, roles=["labeler"], kind="simulated") for _ in range(count)]
+    return [str(page.soup.select_one("input.copy")["value"]) for page in sent]  # type: ignore[index]
+
+
+def _join(url: str, link: str, name: str) -> Browser:
+    browser = Browser(url)
+    form = browser.open(f"/join/{link.rpartition('/')[2]}").form("main form")
+    number = secrets.token_hex(4)
+    browser.send(form, name=name, email=f"simulated-{number}@simulation.invalid", password=secrets.token_urlsafe(16))
+    return browser
+
+
+def _table(reports: list[RoundReport]) -> Table:
+    table = Table("round", "judgments", "alpha", "rm accuracy", "KL", "win rate against the first policy", "seconds")
+    for report in reports:
+        interval = f"{_shown(report.win_rate)}  [{_shown(report.win_rate_low)}, {_shown(report.win_rate_high)}]"
+        table.add_row(
+            str(report.round),
+            str(report.judgments),
+            _shown(report.alpha),
+            _shown(report.rm_accuracy),
+            _shown(report.kl),
+            interval,
+            f"{report.seconds:.0f}",
+        )
+    return table
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

@@ -1,0 +1,125 @@
+"""The loop, driven over HTTP: label, start a round, wait for it, measure, again."""
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from app.errors import PrefloopError
+from app.simulation.browser import Browser
+from app.simulation.labelers import Crew
+from app.simulation.preference import Score
+from app.simulation.statistics import WinRate, win_rate
+
+POLL_SECONDS = 2.0
+Say = Callable[[str], None]
+
+
+class RoundReport(NamedTuple):
+    """What one round came to. The field names are those of `--json`."""
+
+    round: int
+    judgments: int
+    alpha: float | None
+    rm_accuracy: float | None
+    kl: float | None
+    win_rate: float | None
+    win_rate_low: float | None
+    win_rate_high: float | None
+    seconds: float
+
+
+class Loop:
+    """A project seen through an operator's browser, and a crew that labels in it."""
+
+    def __init__(self, operator: Browser, crew: Crew, project: str, score: Score, say: Say) -> None:
+        self.operator = operator
+        self.crew = crew
+        self.base = f"/projects/{project}"
+        self.score = score
+        self.say = say
+
+    def wait_for_samples(self, patience: float = 600) -> None:
+        """Until something can be compared or nothing more is being sampled."""
+        deadline = time.monotonic() + patience
+        while self._sampling() and not self._to_compare():
+            if time.monotonic() > deadline:
+                raise PrefloopError(
+                    "No comparison came in ten minutes.", "Is a worker running? Look at the Rounds page."
+                )
+            time.sleep(POLL_SECONDS)
+
+    def turn(self, settings: dict[str, Any], limit: int) -> RoundReport:
+        """One round: labels what there is, trains, and measures the new policy against the first one."""
+        began = time.monotonic()
+        self.wait_for_samples()
+        judgments = self.crew.label_all(f"{self.base}/label", limit, self._sampling, self.say)
+        agreement = self.operator.json(f"{self.base}/agreement")
+        number = self._start(settings)
+        done = self._follow(number)
+        results = {stage["stage"]: stage["result"] or {} for stage in done["stages"]}
+        metrics = self._last_metrics(number)
+        rate = self._win_rate()
+        self.say(f"round {number}: {results}")
+        return RoundReport(
+            round=number,
+            judgments=judgments,
+            alpha=agreement["nominal_alpha"],
+            rm_accuracy=metrics.get(("reward", "eval_accuracy")),
+            kl=metrics.get(("evaluate", "eval_objective/kl")),
+            win_rate=rate.rate if rate else None,
+            win_rate_low=rate.low if rate else None,
+            win_rate_high=rate.high if rate else None,
+            seconds=round(time.monotonic() - began, 1),
+        )
+
+    def finish_labeling(self, limit: int) -> int:
+        """The comparisons the last round opened: its human evaluation."""
+        return self.crew.label_all(f"{self.base}/label", limit, self._sampling, self.say)
+
+    # ---- pages -------------------------------------------------------------------------------------------------------
+
+    def _to_compare(self) -> int:
+        return int(self.operator.open(self.base).text(".stats .stat-value") or 0)
+
+    def _sampling(self) -> bool:
+        return self.operator.open(self.base).soup.select_one(".progress-row") is not None
+
+    def _start(self, settings: dict[str, Any]) -> int:
+        algorithm = settings.get("algorithm", "dpo")
+        form = self.operator.open(f"{self.base}/rounds/new?algorithm={algorithm}").form('form[action$="/rounds"]')
+        page = self.operator.send(form, **settings)
+        return int(str(page.url).rpartition("/")[2])
+
+    def _follow(self, number: int) -> dict[str, Any]:
+        told = ""
+        while True:
+            status: dict[str, Any] = self.operator.json(f"{self.base}/rounds/{number}/status")
+            now = ", ".join(f"{s['label']} {s['state']}" for s in status["stages"] if s["state"] != "waiting")
+            if now != told:
+                self.say(f"round {number}: {now}")
+                told = now
+            if status["finished"]:
+                if status["state"] != "done":
+                    raise PrefloopError(
+                        f"Round {number} {status['state']}: {status['error']}", "The round's page has more."
+                    )
+                return status
+            time.sleep(POLL_SECONDS)
+
+    def _last_metrics(self, number: int) -> dict[tuple[str, str], float]:
+        """The newest value of each metric, by kind of run and name."""
+        rows = self.operator.json(f"{self.base}/rounds/{number}/metrics")["metrics"]
+        return {(row["kind"], row["name"]): row["value"] for row in sorted(rows, key=lambda row: row["step"])}
+
+    def _win_rate(self) -> WinRate | None:
+        """The newest policy's responses to held-out prompts against the first one's, under the hidden preference."""
+        questions: dict[int, str] = {}
+        texts: dict[int, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
+        for line in self.operator.lines(f"{self.base}/samples.jsonl", split="heldout"):
+            row = json.loads(line)
+            questions[row["prompt_id"]] = row["prompt"][-1]["content"]
+            texts[row["model_version_id"]][row["prompt_id"]].append(row["text"])
+        first, newest = min(texts, default=0), max(texts, default=0)
+        return win_rate(self.score, questions, texts[newest], texts[first]) if first != newest else None
