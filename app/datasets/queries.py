@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ARRAY, BigInteger, ColumnElement, Text, any_, case, func, insert, literal, select, true, update
 from sqlalchemy.dialects.postgresql import aggregate_order_by
-from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
+from sqlalchemy.orm import Session, aliased
 
 from app.datasets.checking import Known, StoredPair
 from app.models import Adjudication, Comparison, Completion, Judgment, Project, Prompt, User
@@ -35,7 +35,7 @@ def known(session: Session, project_id: int) -> Known:
         .join(User, User.id == Judgment.labeler_id)
         .where(*imported, User.kind == "imported", Judgment.superseded_at.is_(None))
     )
-    found = Known(prompt_splits=dict(session.execute(splits).tuples().all()))
+    found = Known(prompt_splits=dict(session.execute(splits).all()))
     by_pair_id: defaultdict[str, list[str]] = defaultdict(list)
     for digest, id_, rubric_id, external_id in comparisons:
         assert digest is not None  # by the query's condition
@@ -77,7 +77,7 @@ def imported_labelers(session: Session, project_id: int) -> dict[str, int]:
         .where(Comparison.project_id == project_id)
     )
     found = select(User.name, User.id).where(User.kind == "imported", User.id.in_(judged))
-    return dict(session.execute(found).tuples().all())
+    return dict(session.execute(found).all())
 
 
 def add_rows(session: Session, table: type[Any], rows: Sequence[dict[str, Any]]) -> list[int]:
@@ -109,7 +109,7 @@ def make_room(session: Session, wanted: dict[int, int]) -> None:
 def states(session: Session, project_id: int) -> dict[str, int]:
     """Comparisons by state."""
     found = select(Comparison.state, func.count()).where(Comparison.project_id == project_id)
-    return dict(session.execute(found.group_by(Comparison.state)).tuples().all())
+    return dict(session.execute(found.group_by(Comparison.state)).all())
 
 
 def heldout(session: Session, project_id: int) -> int:
@@ -157,18 +157,13 @@ def export_totals(session: Session, project_id: int, split: str) -> tuple[int, i
     return counts[0] or 0, counts[1] or 0
 
 
-def _in_order(column: InstrumentedAttribute[int]) -> ColumnElement[list[int]]:
-    """A column of the judgments as an array, in the order they were given; empty without judgments."""
-    return func.coalesce(func.array_agg(aggregate_order_by(column, Judgment.id)), "{}")
-
-
 def export_rows(session: Session, project_id: int, split: str) -> Iterator[ExportRow]:
     """Decided comparisons by id, fetched as they are read."""
     completion_a, completion_b = aliased(Completion), aliased(Completion)
     judged = (
         select(
-            _in_order(Judgment.preference).label("preferences"),
-            _in_order(Judgment.id).label("ids"),
+            func.array_agg(aggregate_order_by(Judgment.preference, Judgment.id)).label("preferences"),
+            func.array_agg(aggregate_order_by(Judgment.id, Judgment.id)).label("ids"),
         )
         .where(Judgment.comparison_id == Comparison.id, Judgment.superseded_at.is_(None))
         .lateral()
@@ -197,8 +192,10 @@ def export_rows(session: Session, project_id: int, split: str) -> Iterator[Expor
         .order_by(Comparison.id)
         .execution_options(yield_per=1000)
     )
-    for row in session.execute(found).tuples():
-        yield ExportRow(*row)
+    for row in session.execute(found):
+        exported = ExportRow(*row)
+        # An aggregate over no row is null, not an empty array.
+        yield exported._replace(preferences=exported.preferences or [], judgment_ids=exported.judgment_ids or [])
 
 
 class Holdings(NamedTuple):
@@ -213,15 +210,15 @@ class Holdings(NamedTuple):
 
 def holdings(session: Session, project_id: int) -> Holdings:
     prompts = select(Prompt.split, func.count()).where(Prompt.project_id == project_id).group_by(Prompt.split)
-    completions = select(func.count()).join(Prompt, Prompt.id == Completion.prompt_id)
+    completions = select(func.count()).select_from(Completion).join(Prompt, Prompt.id == Completion.prompt_id)
     judged = (
         select(func.count(), func.count(Judgment.labeler_id.distinct()))
         .join(Comparison, Comparison.id == Judgment.comparison_id)
         .where(Comparison.project_id == project_id, Judgment.superseded_at.is_(None))
     )
-    judgments, labelers = session.execute(judged).tuples().one()
+    judgments, labelers = session.execute(judged).one()
     return Holdings(
-        prompts=dict(session.execute(prompts).tuples().all()),
+        prompts=dict(session.execute(prompts).all()),
         completions=session.scalar(completions.where(Prompt.project_id == project_id)) or 0,
         comparisons=states(session, project_id),
         judgments=judgments,

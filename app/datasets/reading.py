@@ -172,5 +172,5 @@ def _reason(error: ValueError) -> str:
     for detail in error.errors(include_url=False)[:3]:
         where = ".".join(str(part) for part in detail["loc"])
         said = detail["msg"].removeprefix("Value error, ")
-        reasons.append(f"{where} {said}" if where else said)
+        reasons.append(f"{where}: {said}" if where else said)
     return "; ".join(reasons)

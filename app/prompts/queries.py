@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Text, cast, func, select
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import ColumnElement, column, exists, func, select
+from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import Session
 
 from app.models import Comparison, Completion, ModelVersion, Project, Prompt
@@ -49,10 +49,9 @@ def matching(project: Project, wanted: PromptFilter) -> list[ColumnElement[bool]
 
 
 def _contains(words: str) -> ColumnElement[bool]:
-    contents = func.jsonb_path_query_array(Prompt.messages, "$[*].content")
-    # The array as text is JSON, so the words must be escaped as JSON does: quotes, line breaks.
-    escaped = func.trim(cast(func.to_jsonb(cast(words, Text)), Text), '"')
-    return func.strpos(func.lower(cast(contents, Text)), func.lower(escaped)) > 0
+    message = func.jsonb_array_elements(Prompt.messages).table_valued(column("value", JSONB), name="message")
+    content = message.c.value.op("->>")("content")
+    return exists(select(1).select_from(message).where(func.strpos(func.lower(content), func.lower(words)) > 0))
 
 
 def listing(session: Session, project: Project, wanted: PromptFilter) -> Listing:
@@ -67,7 +66,7 @@ def listing(session: Session, project: Project, wanted: PromptFilter) -> Listing
         .order_by(Prompt.id)
         .limit(PAGE + 1)
     )
-    rows = [Listed(*row) for row in session.execute(found).tuples()]
+    rows = [Listed(*row) for row in session.execute(found)]
     more = len(rows) > PAGE
     return Listing(rows[:PAGE], total, rows[PAGE - 1].prompt.id if more else None)
 
@@ -94,7 +93,7 @@ def completions_of(session: Session, prompt: Prompt) -> list[CompletionRow]:
         .order_by(Completion.id)
         .limit(SHOWN)
     )
-    return [CompletionRow(*row) for row in session.execute(found).tuples()]
+    return [CompletionRow(*row) for row in session.execute(found)]
 
 
 def comparisons_of(session: Session, prompt: Prompt) -> list[Comparison]:

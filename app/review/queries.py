@@ -40,7 +40,7 @@ def queue(session: Session, project_id: int, after: Place | None, limit: int = P
     if after is not None:
         place = tuple_(literal(after.agreement), literal(after.comparison_id))
         found = found.where(tuple_(Comparison.agreement, Comparison.id) > place)
-    rows = session.execute(found).tuples()
+    rows = session.execute(found)
     return [Queued(Place(a or 0.0, id_), messages, domain, sorted(p or [])) for a, id_, messages, domain, p in rows]
 
 
@@ -109,7 +109,7 @@ def judgments(session: Session, comparison_id: int) -> list[Said]:
         .where(Judgment.comparison_id == comparison_id, Judgment.superseded_at.is_(None))
         .order_by(Judgment.created_at, Judgment.id)
     )
-    return [Said(*row) for row in session.execute(found).tuples()]
+    return [Said(*row) for row in session.execute(found)]
 
 
 class Verdict(NamedTuple):
@@ -125,7 +125,7 @@ def verdict(session: Session, comparison_id: int) -> Verdict | None:
         .join(User, User.id == Adjudication.reviewer_id)
         .where(Adjudication.comparison_id == comparison_id)
     )
-    row = session.execute(found).tuples().one_or_none()
+    row = session.execute(found).one_or_none()
     return Verdict(*row) if row else None
 
 
@@ -145,5 +145,5 @@ def last_decision(session: Session, project_id: int, comparison_id: int) -> tupl
         .order_by(AuditEvent.id.desc())
         .limit(1)
     )
-    row = session.execute(found).tuples().one_or_none()
+    row = session.execute(found).one_or_none()
     return (row[0], row[1]) if row else None
