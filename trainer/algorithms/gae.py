@@ -31,6 +31,7 @@ def gae(rewards: Tensor, values: Tensor, valid_mask: Tensor, gamma: float, gae_l
     for t in reversed(range(deltas.shape[1])):
         # A_t = delta_t + gamma lambda A_{t+1}                     (eq. 16, as a recursion)
         advantage = deltas[:, t] + gamma * gae_lambda * torch.where(goes_on[:, t], advantage, 0)
+        advantage = torch.where(valid_mask[:, t], advantage, 0)
         advantages[:, t] = advantage
     # R_t = A_t + V_t: what the value function is fitted to, taken before advantages are whitened
     returns = torch.where(valid_mask, advantages + values, 0)
