@@ -10,7 +10,7 @@ from app.models import Comparison, Completion, ModelVersion, Project, Prompt
 from app.prompts.forms import PromptFilter
 
 PAGE = 50
-SHOWN = 100  # completions and comparisons of one prompt
+SHOWN = 50  # completions and comparisons of one prompt
 
 
 def by_digest(session: Session, project_id: int, digest: str) -> Prompt:

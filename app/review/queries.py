@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session, aliased
 from app.models import Adjudication, AuditEvent, Comparison, Completion, Judgment, ModelVersion, Prompt, Rubric, User
 
 PAGE = 50
+EXCERPT = 160  # characters
 
 
 class Place(NamedTuple):
@@ -22,6 +23,8 @@ class Queued(NamedTuple):
     place: Place
     messages: list[dict[str, str]]
     domain: str
+    a: str  # the beginnings of the responses
+    b: str
     preferences: list[int]
 
 
@@ -30,9 +33,20 @@ def queue(session: Session, project_id: int, after: Place | None, limit: int = P
     said = select(func.array_agg(Judgment.preference)).where(
         Judgment.comparison_id == Comparison.id, Judgment.superseded_at.is_(None)
     )
+    completion_a, completion_b = aliased(Completion), aliased(Completion)
     found = (
-        select(Comparison.agreement, Comparison.id, Prompt.messages, Prompt.domain, said.scalar_subquery())
+        select(
+            Comparison.agreement,
+            Comparison.id,
+            Prompt.messages,
+            Prompt.domain,
+            func.left(completion_a.text, EXCERPT),
+            func.left(completion_b.text, EXCERPT),
+            said.scalar_subquery(),
+        )
         .join(Prompt, Prompt.id == Comparison.prompt_id)
+        .join(completion_a, completion_a.id == Comparison.completion_a_id)
+        .join(completion_b, completion_b.id == Comparison.completion_b_id)
         .where(Comparison.project_id == project_id, Comparison.state == "in_review")
         .order_by(Comparison.agreement, Comparison.id)
         .limit(limit)
@@ -41,7 +55,10 @@ def queue(session: Session, project_id: int, after: Place | None, limit: int = P
         place = tuple_(literal(after.agreement), literal(after.comparison_id))
         found = found.where(tuple_(Comparison.agreement, Comparison.id) > place)
     rows = session.execute(found)
-    return [Queued(Place(a or 0.0, id_), messages, domain, sorted(p or [])) for a, id_, messages, domain, p in rows]
+    return [
+        Queued(Place(agreement or 0.0, id_), messages, domain, a, b, sorted(preferences or []))
+        for agreement, id_, messages, domain, a, b, preferences in rows
+    ]
 
 
 def waiting(session: Session, project_id: int) -> int:
