@@ -1,0 +1,149 @@
+"""Evaluation: its metrics by arithmetic, the recipe against plain transformers."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from app.artifacts import ArtifactStore
+from app.specs import EvaluateSpec, Generation, ModelRef, PromptRow
+from tests.trainer.conftest import user
+from trainer.data import ChatEncoder
+from trainer.evaluation import measure, refuses, repetition, reward_model_scorer
+from trainer.modeling import load_tokenizer, new_reward_model, save_reward_model
+from trainer.recipes import evaluate
+from trainer.recipes.sample import Completion
+from trainer.reporting import ConsoleReporter
+from trainer.rollout import Response, Sample
+
+
+def response(text: str, tokens: int, finished: bool = True, **slices: str) -> Response:
+    return Response(
+        PromptRow(id=1, messages=user("Q"), slices=slices), 0, 0, [5], Sample([7] * tokens, [], finished), text
+    )
+
+
+def test_repetition_counts_trigrams_that_came_before() -> None:
+    assert repetition("a b c d e") == 0
+    assert repetition("a b c a b c a b c") == pytest.approx(4 / 7)  # 7 trigrams, 3 different ones
+    assert repetition("No no no no") == pytest.approx(1 / 2)
+    assert repetition("") == repetition("one two three") == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("I'm sorry, but I can't help with that.", True),
+        ("I can’t assist with this request.", True),
+        ("Unfortunately, I cannot do it.", True),
+        ("As an AI, I have no body.", True),
+        ("It is not appropriate to say so.", True),
+        ("You can kill a Python process with kill -9.", False),
+        ("He said he was sorry.", False),
+        ("I can swim.", False),
+        ("x " * 150 + "I cannot help.", False),
+    ],
+)
+def test_refusals_are_found_by_phrases(text: str, expected: bool) -> None:
+    assert refuses(text) is expected
+
+
+def test_metrics_by_slice() -> None:
+    responses = [
+        response("I'm sorry.", 2, domain="safety"),
+        response("a b c a b c", 4, finished=False, domain="facts"),
+        response("Fine.", 6, domain="facts"),
+    ]
+    logps = [torch.tensor([-1.0, -1]), torch.tensor([-1.0, -1, -1, -1]), torch.zeros(6)]
+    reference = [torch.tensor([-1.5, -1]), torch.tensor([-2.0, -1, -1, -2]), torch.full((6,), -0.5)]
+    measured = measure(responses, torch.tensor([1.0, 2, 6]), logps, reference)
+    assert set(measured) == {"", "domain=safety", "domain=facts"}
+    everything = measured[""]
+    assert everything["eval_objective/scores"] == pytest.approx(3)
+    assert everything["eval_objective/scores_std"] == pytest.approx((14 / 3) ** 0.5)
+    assert everything["eval_objective/kl"] == pytest.approx((0.5 + 2 + 3) / 3)
+    assert everything["eval_objective/kl_per_token"] == pytest.approx(5.5 / 12)
+    assert everything["eval_length"] == 4
+    assert everything["eval_finished"] == pytest.approx(2 / 3)
+    assert everything["eval_refusals"] == pytest.approx(1 / 3)
+    assert everything["eval_repetition"] == pytest.approx(1 / 4 / 3)
+    assert measured["domain=facts"]["eval_objective/scores"] == 4
+    assert measured["domain=facts"]["eval_samples"] == 2
+    assert measured["domain=safety"]["eval_refusals"] == 1
+
+
+@pytest.fixture
+def reward_folder(tiny_ref: ModelRef, tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    model, merge = new_reward_model(tiny_ref, None)
+    merge()
+    model.offset = 0.25
+    folder = tmp_path / "reward"
+    folder.mkdir()
+    save_reward_model(model, load_tokenizer(tiny_ref), folder)
+    return folder
+
+
+def test_scores_are_those_of_plain_transformers(reward_folder: Path) -> None:
+    responses = [response("Yes." * i, 3, finished=i % 2 == 0) for i in range(5)]
+    scores = reward_model_scorer(reward_folder, max_length=256)(responses)
+    classifier = AutoModelForSequenceClassification.from_pretrained(reward_folder)
+    encoder = ChatEncoder(load_tokenizer(str(reward_folder)), 256)
+    for i, item in enumerate(responses):
+        ids = [*encoder.prompt(item.row.messages), *encoder.completion(item.text)]
+        with torch.no_grad():
+            expected = classifier(torch.tensor([ids])).logits[0, 0].item() - 0.25
+        assert scores[i].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_recipe_measures_what_plain_transformers_says(
+    tiny_ref: ModelRef, other_tiny_model: Path, reward_folder: Path, store: ArtifactStore, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    rows = [
+        PromptRow(id=i, messages=user("q" * (1 + 5 * i)), slices={"domain": "a" if i < 2 else "b"}) for i in range(4)
+    ]
+    prompts.write_text("".join(row.model_dump_json() + "\n" for row in rows))
+    spec = EvaluateSpec(
+        policy=tiny_ref,
+        reference=ModelRef(base=str(other_tiny_model)),
+        reward_model=str(reward_folder),
+        prompts=str(prompts),
+        generation=Generation(samples_per_prompt=2, max_new_tokens=10, temperature=0.8, batch_size=4),
+        max_length=128,
+    )
+    completions: list[Completion] = []
+    seen: list[Response] = []
+
+    def spying_scorer(responses: list[Response]) -> torch.Tensor:
+        seen.extend(responses)
+        return torch.arange(len(responses)).float()
+
+    reporter = ConsoleReporter(stream=None)
+    result = evaluate.evaluate(spec, store, reporter, completions.extend, spying_scorer)
+    assert result.samples == len(completions) == len(seen) == 8
+    assert result.metrics["eval_objective/scores"] == 3.5
+
+    policy = AutoModelForCausalLM.from_pretrained(tiny_ref.base)
+    reference = AutoModelForCausalLM.from_pretrained(other_tiny_model)
+    total, count = 0.0, 0
+    for item in seen:
+        ids = torch.tensor([[*item.prompt, *item.sample.tokens]])
+        n = len(item.sample.tokens)
+        with torch.no_grad():
+            mine, base = (torch.log_softmax(m(ids).logits[0] / 0.8, -1) for m in (policy, reference))
+        at = torch.arange(n) + len(item.prompt) - 1
+        total += float((mine - base)[at, torch.tensor(item.sample.tokens)].sum())
+        count += n
+    assert result.metrics["eval_objective/kl"] == pytest.approx(total / 8, rel=1e-4)
+    assert result.metrics["eval_objective/kl_per_token"] == pytest.approx(total / count, rel=1e-4)
+    assert {m.slice for m in reporter.recorded} == {"", "domain=a", "domain=b"}
+
+    # With its own reward model, and as its own reference.
+    same = evaluate.train(
+        spec.model_copy(update={"reference": tiny_ref}), store, ConsoleReporter(stream=None), tmp_path
+    )
+    assert same.metrics["eval_objective/kl"] == 0
+    assert same.metrics["eval_objective/scores_std"] > 0
+    assert len((tmp_path / "completions.jsonl").read_text().splitlines()) == 8

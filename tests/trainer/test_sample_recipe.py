@@ -1,0 +1,95 @@
+"""The sampling recipe: streamed, resumable, repeatable."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.artifacts import ArtifactStore
+from app.specs import Generation, Lora, ModelRef, PromptRow, SampleSpec
+from tests.trainer.conftest import user
+from trainer.modeling import load_causal_lm, load_tokenizer, save_policy
+from trainer.recipes import sample
+from trainer.recipes.sample import Completion
+from trainer.reporting import ConsoleReporter, RunCancelled
+
+
+@pytest.fixture
+def spec(tiny_ref: ModelRef, tmp_path: Path) -> SampleSpec:
+    path = tmp_path / "prompts.jsonl"
+    rows = [PromptRow(id=100 + i, messages=user("z" * (i * 5 % 17))) for i in range(9)]
+    path.write_text("".join(row.model_dump_json() + "\n" for row in rows))
+    generation = Generation(samples_per_prompt=3, max_new_tokens=60, temperature=0.9, batch_size=12)
+    return SampleSpec(model=tiny_ref, prompts=str(path), generation=generation, seed=5)
+
+
+def by_key(completions: list[Completion]) -> dict[tuple[int, int], Completion]:
+    return {(c.prompt_id, c.sample_index): c for c in completions}
+
+
+def test_every_sample_is_handed_on_once_in_batches(spec: SampleSpec, store: ArtifactStore) -> None:
+    batches: list[list[Completion]] = []
+    reporter = ConsoleReporter(stream=None)
+    result = sample.sample(spec, store, reporter, lambda completions: batches.append(list(completions)))
+    completions = [completion for batch in batches for completion in batch]
+    assert sorted((c.prompt_id, c.sample_index) for c in completions) == [
+        (100 + i, k) for i in range(9) for k in range(3)
+    ]
+    assert len(batches[0]) == 3  # a quarter of a batch: one prompt, whole
+    assert max(map(len, batches)) == 12
+    assert len({c.seed for c in completions}) == 27
+    for c in completions:
+        assert c.sampling == {"temperature": 0.9, "max_new_tokens": 60}
+        assert (c.finish_reason == "length") == (c.n_tokens == 60) or c.n_tokens == 60
+        assert "<|im_end|>" not in c.text
+    assert result.samples == 27
+    assert result.finished == sum(c.finish_reason == "eos" for c in completions)
+    assert result.tokens == sum(c.n_tokens for c in completions)
+    assert reporter.last("samples") == 27
+    assert {c.finish_reason for c in completions} == {"eos", "length"}
+
+
+def test_a_run_goes_on_where_it_was_cut(spec: SampleSpec, store: ArtifactStore) -> None:
+    whole: list[Completion] = []
+    sample.sample(spec, store, ConsoleReporter(stream=None), whole.extend)
+
+    class Cancelling(ConsoleReporter):
+        def progress(self, done: int, total: int, message: str = "") -> None:
+            if done >= 9:
+                raise RunCancelled("The run was cancelled.")
+
+    first: list[Completion] = []
+    with pytest.raises(RunCancelled):
+        sample.sample(spec, store, Cancelling(stream=None), first.extend)
+    assert 9 <= len(first) < 27
+    rest: list[Completion] = []
+    result = sample.sample(spec, store, ConsoleReporter(stream=None), rest.extend, done=by_key(first).keys())
+    assert result.samples == 27 - len(first)
+    assert not by_key(first).keys() & by_key(rest).keys()
+    assert by_key(first + rest) == by_key(whole)
+
+    again = sample.sample(spec, store, ConsoleReporter(stream=None), rest.extend, done=by_key(whole).keys())
+    assert again.samples == 0
+
+
+def test_a_policy_with_an_adapter_is_sampled(spec: SampleSpec, store: ArtifactStore, tmp_path: Path) -> None:
+    model = load_causal_lm(spec.model, Lora(rank=4), trainable=True)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.2, generator=torch.Generator().manual_seed(0))
+    save_policy(model, load_tokenizer(spec.model), tmp_path / "adapter")
+    plain: list[Completion] = []
+    adapted: list[Completion] = []
+    sample.sample(spec, store, ConsoleReporter(stream=None), plain.extend)
+    with_adapter = spec.model_copy(update={"model": ModelRef(base=spec.model.base, adapter=str(tmp_path / "adapter"))})
+    sample.sample(with_adapter, store, ConsoleReporter(stream=None), adapted.extend)
+    assert sum(a.text != b.text for a, b in zip(plain, adapted, strict=True)) > 20
+
+
+def test_on_the_command_line_completions_become_a_file(spec: SampleSpec, store: ArtifactStore, tmp_path: Path) -> None:
+    result = sample.train(spec, store, ConsoleReporter(stream=None), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text().splitlines()]
+    assert len(rows) == result.samples == 27
+    assert set(rows[0]) == {"prompt_id", "sample_index", "text", "finish_reason", "n_tokens", "seed", "sampling"}
