@@ -51,7 +51,8 @@ def web() -> None:
             create_app(settings, url),
             host=settings.host,
             port=settings.port,
-            log_level=settings.log_level,
+            # uvicorn tells at "info" that it starts and stops, which `up` says in its own words.
+            log_level="warning" if settings.log_level == "info" else settings.log_level,
             access_log=settings.log_level == "debug",
             timeout_graceful_shutdown=5,
         )

@@ -112,6 +112,8 @@ def _fetch_model(settings: Settings, environment: dict[str, str]) -> str:
     command = [sys.executable, "-m", "trainer.cli", "fetch-model", settings.model]
     command += ["--store", str(settings.artifacts_root)]
     settings.artifacts_root.mkdir(parents=True, exist_ok=True)
+    # The libraries' bars, one for each small step, would bury the lines that say what happens.
+    environment = environment | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
     fetched = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if fetched.returncode != 0:
         raise Unavailable(f"The model {settings.model} could not be fetched.", "The lines above say why.")
