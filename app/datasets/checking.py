@@ -119,6 +119,7 @@ class _Checker:
         votes = [vote for judgment in pair.judgments if (vote := self.vote(digest, judgment))]
         if len(set(labelers)) < len(labelers):
             raise ValueError("names one labeler twice")
+        self.require_room(digest, len(votes))
         self.add_prompt(pair.prompt, located)
         if pair.pair_id is not None:
             self.pair_ids.setdefault(pair.pair_id, (digest, where))
@@ -140,6 +141,7 @@ class _Checker:
                 raise ValueError(f"pair_id {pair_id} names {len(named)} pairs of the project; import it with its pairs")
             digest = named[0]
         vote = self.vote(digest, judgment)
+        self.require_room(digest, 1 if vote else 0)
         self.keep(digest, [vote] if vote else [], repeated=vote is None)
 
     def vote(self, digest: str, judgment: JudgmentRecord) -> Vote | None:
@@ -158,10 +160,11 @@ class _Checker:
             raise ValueError(f"{judgment.labeler} already answered this pair with {answered}, now with {preference}")
         return None
 
-    def keep(self, digest: str, votes: Iterable[Vote], repeated: int) -> None:
-        for vote in votes:
-            if self.votes_on[digest] >= MAX_JUDGMENTS:
-                raise ValueError(f"the pair has more than {MAX_JUDGMENTS} judgments")
-            self.votes_on[digest] += 1
-            self.checked.votes[digest, vote.record.labeler] = vote
+    def require_room(self, digest: str, more: int) -> None:
+        if self.votes_on[digest] + more > MAX_JUDGMENTS:
+            raise ValueError(f"the pair has more than {MAX_JUDGMENTS:,} judgments")
+
+    def keep(self, digest: str, votes: Sequence[Vote], repeated: int) -> None:
+        self.votes_on[digest] += len(votes)
+        self.checked.votes |= {(digest, vote.record.labeler): vote for vote in votes}
         self.checked.repeated["judgments"] += repeated

@@ -60,9 +60,10 @@ class ImportRefused(InvalidInput):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         more = len(problems) - SHOWN_PROBLEMS
-        lines = [str(problem) for problem in problems[:SHOWN_PROBLEMS]] + ([f"and {more} more"] if more > 0 else [])
+        lines = [str(problem) for problem in problems[:SHOWN_PROBLEMS]] + ([f"and {more:,} more"] if more > 0 else [])
+        count = "1 line" if len(problems) == 1 else f"{len(problems):,} lines"
         super().__init__(
-            f"{len(problems)} lines cannot be imported, so nothing was written. " + ". ".join(lines) + ".",
+            "\n  ".join([f"{count} cannot be imported, so nothing was written:", *lines]),
             "Correct them, or import again and choose to skip invalid lines (--skip-invalid).",
         )
         self.problems = problems
@@ -144,8 +145,9 @@ def _notes(contents: Sequence[FileContent], checked: Checked) -> list[str]:
         for name, lines in sorted(content.ignored.items())
     ]
     pairs = checked.pairs.values()
-    if empty := sum(not (pair.response_a.strip() and pair.response_b.strip()) for pair in pairs):
-        notes.append(f"{empty:,} pairs have an empty response; they were imported as they are.")
-    if same := sum(pair.response_a == pair.response_b for pair in pairs):
-        notes.append(f"{same:,} pairs have two equal responses; they were imported as they are.")
+    empty = sum(not (pair.response_a.strip() and pair.response_b.strip()) for pair in pairs)
+    same = sum(pair.response_a == pair.response_b for pair in pairs)
+    for n, what in ((empty, "an empty response"), (same, "two equal responses")):
+        if n:
+            notes.append(f"Pairs with {what}: {n:,}, imported as they are.")
     return notes

@@ -1,6 +1,6 @@
 """What the labelers of one comparison say together, as training reads it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 # Beta(1/2, 1/2), the Jeffreys prior: a lone vote gives 3/4, and no number of votes gives certainty.
@@ -44,14 +44,3 @@ def probability_b(preferences: Sequence[int]) -> float:
     """The smoothed share for B, in (0, 1)."""
     votes = sum((1 + side(preference)) / 2 for preference in preferences)
     return (votes + PRIOR) / (len(preferences) + 2 * PRIOR)
-
-
-def pair_agreement(preferences: Iterable[int]) -> float | None:
-    """The share of pairs of judgments on the same side (a tie is a side); None for fewer than two judgments."""
-    counts = [0, 0, 0]
-    for preference in preferences:
-        counts[side(preference) + 1] += 1
-    n = sum(counts)
-    if n < 2:
-        return None
-    return sum(count * (count - 1) for count in counts) / (n * (n - 1))

@@ -3,17 +3,19 @@
 import gzip
 import json
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import krippendorff
 import numpy as np
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from app.datasets.reading import ImportFile, find_files
 from app.datasets.service import ImportOptions, ImportRefused, ImportReport, import_files, project_for_import
+from app.db import make_session_factory
 from app.errors import InvalidInput
 from app.insights import service as insights
 from app.models import AuditEvent, Comparison, Completion, Judgment, Project, Prompt, Rubric, User
@@ -166,7 +168,7 @@ def test_every_awkward_transcript_is_imported_or_refused_by_name(session: Sessio
     report = bring(session, project, "hh_awkward.jsonl", skip_invalid=True)
     assert [problem.line for problem in report.skipped] == [3, 4, 5, 6, 7, 8]
     assert report.added["comparisons"] == 2
-    assert "1 pairs have an empty response; they were imported as they are." in report.notes
+    assert "Pairs with an empty response: 1, imported as they are." in report.notes
     conversations = session.scalars(select(Prompt.messages).order_by(Prompt.id)).all()
     assert [[m["role"] for m in messages] for messages in conversations] == [["user"], ["user", "assistant", "user"]]
     assert conversations[1][1]["content"] == "Here is one:\n\nA cow walks into a bar."
@@ -377,7 +379,7 @@ def test_a_choice_without_strength_is_the_rubrics_middle_one(session: Session, t
 
 def test_equal_responses_stay_two(session: Session, put: Any) -> None:
     report = put(pair(response_b="Because.", choice="tie"), pair(response_b="Because.", pair_id="again"))
-    assert "2 pairs have two equal responses; they were imported as they are." in report.notes
+    assert "Pairs with two equal responses: 2, imported as they are." in report.notes
     assert count(session, Completion) == 2
     assert report.added["comparisons"] == 2
 
@@ -412,3 +414,22 @@ def test_one_name_is_one_labeler_in_a_project_and_another_elsewhere(session: Ses
     other = project_for_import(session, "other", None, None)
     import_files(session, other, find_files([tmp_path / "x.jsonl"]))
     assert count(session, User) == 2
+
+
+def test_two_imports_at_once_add_everything_once(session: Session, engine: Engine, project: Project) -> None:
+    session.commit()
+
+    def run() -> Counter[str]:
+        with make_session_factory(engine)() as own, own.begin():
+            return bring(own, own.get_one(Project, project.id), "pandalm.jsonl").added
+
+    with ThreadPoolExecutor(2) as pool:
+        added = [future.result(timeout=60) for future in [pool.submit(run), pool.submit(run)]]
+    assert sorted(counter["judgments"] for counter in added) == [0, 36]
+    assert count(session, Judgment) == 36
+    assert count(session, User) == 3
+
+
+def test_more_judgments_than_a_comparison_takes_are_bad_lines(put: Any) -> None:
+    with pytest.raises(ImportRefused, match="more than 1,000 judgments"):
+        put(pair(choices={f"labeler {n}": "A" for n in range(1001)}))

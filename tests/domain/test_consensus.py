@@ -1,6 +1,6 @@
 import pytest
 
-from app.domain.consensus import consensus, pair_agreement, probability_b
+from app.domain.consensus import consensus, probability_b
 from app.domain.slices import masks, of_prompt
 
 
@@ -33,19 +33,6 @@ def test_a_verdict_stands_in_place_of_the_judgments() -> None:
 
 def test_nothing_said_is_no_consensus() -> None:
     assert consensus([]) is None
-
-
-@pytest.mark.parametrize(
-    ("preferences", "share"),
-    [([1, 3], 1.0), ([1, -1], 0.0), ([1, 0], 0.0), ([0, 0], 1.0), ([1, 2, -1], 1 / 3), ([1, 1, -1, -2, 0], 2 / 10)],
-)
-def test_pair_agreement_counts_pairs_on_the_same_side(preferences: list[int], share: float) -> None:
-    assert pair_agreement(preferences) == pytest.approx(share)
-
-
-def test_pair_agreement_needs_two() -> None:
-    assert pair_agreement([]) is None
-    assert pair_agreement([2]) is None
 
 
 def test_slices_leave_out_what_a_prompt_does_not_have() -> None:
