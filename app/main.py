@@ -26,6 +26,7 @@ from app.projects.routes import router as projects
 from app.prompts.routes import router as prompts
 from app.render import ROOT, page, redirect
 from app.review.routes import router as review
+from app.rounds.routes import router as rounds
 from app.rubrics.routes import router as rubrics
 from app.settings import Settings
 
@@ -40,6 +41,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     review,
     insights,
     datasets,
+    rounds,
 )
 
 SECURITY_HEADERS = {

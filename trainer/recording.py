@@ -143,7 +143,7 @@ class RunRecorder:
             RunLost: it no longer is.
         """
         with self._sessions.begin() as session:
-            run = session.get(Run, self.run_id, with_for_update=True)
+            run = session.get(Run, self.run_id, with_for_update={"key_share": True})
             if run is None or run.state != "running" or run.started_at != self._started_at:
                 raise RunLost(f"Run {self.run_id} belongs to another worker now.")
             yield session, run

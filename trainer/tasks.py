@@ -78,7 +78,7 @@ class Runner:
     def _take(self, run_id: int) -> tuple[RunSpec, RunRecorder] | None:
         """Marks the run as ours; None where there is nothing left to do for it."""
         with self.sessions.begin() as session:
-            run = session.get(Run, run_id, with_for_update=True)
+            run = session.get(Run, run_id, with_for_update={"key_share": True})
             if run is None or run.state not in ("queued", "running"):
                 return None
             if run.cancel_requested:

@@ -9,9 +9,9 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from threading import Event
 from typing import Any, TypeVar
 
 import psycopg
@@ -110,7 +110,7 @@ class Worker:
         engine = make_engine(database_url, pool_size=3)
         self.engine = engine
         self.sessions: sessionmaker[Session] = make_session_factory(engine)
-        self.stopping = Event()
+        self.stopping = threading.Event()
         self.runner = Runner(self.sessions, ArtifactStore(settings.artifacts_root), self.stopping)
         conninfo = sqlalchemy_url(database_url).replace("+psycopg", "", 1)
         self.app = App(
@@ -168,6 +168,8 @@ class Worker:
             self.stopping.set()
             stop.set()
 
+        if threading.current_thread() is not threading.main_thread():
+            return  # only the main thread may; whoever runs us elsewhere ends us otherwise
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, ask_to_stop)
 

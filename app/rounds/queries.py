@@ -135,7 +135,7 @@ def runs_of(session: Session, round_id: int) -> list[Run]:
 def unfinished_runs(session: Session, round_id: int) -> list[Run]:
     """Locked: what the worker does next with them waits for us."""
     query = select(Run).where(Run.round_id == round_id, Run.state.in_(("queued", "running"))).order_by(Run.id)
-    return list(session.scalars(query.with_for_update()))
+    return list(session.scalars(query.with_for_update(key_share=True)))
 
 
 def sampling_runs(session: Session, project_id: int) -> list[Run]:

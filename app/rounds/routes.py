@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Form, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 
 from app.accounts.access import OperatorDep, StaffDep
 from app.db import SessionDep
@@ -153,7 +153,7 @@ def retry_sampling(operator: OperatorDep, project: ProjectDep, run: RunDep, sess
 @router.get("/loop")
 def loop(request: Request, staff: StaffDep, project: ProjectDep, session: SessionDep) -> Response:
     """Reward-model accuracy, KL, reward and human win rate over the rounds."""
-    return page(request, "rounds/loop.html", loop=views.loop(session, project))
+    return page(request, "rounds/loop.html", view=views.loop(session, project))
 
 
 def _address(slug: str, round_: Round) -> str:
@@ -186,7 +186,7 @@ def _samples_page(
 
 def _samples_file(project: ProjectDep, session: SessionDep, *, round_: Round | None, split: str | None) -> Response:
     name = f"{project.slug}-{f'round-{round_.number}-' if round_ else ''}samples.jsonl"
-    # Read here, while the request's session is open, and not while the answer is being sent.
-    lines = list(views.sample_lines(session, project.id, split=split, round_id=round_.id if round_ else None))
+    # Read here, where the request's session is open, and not while the answer is being sent.
+    lines = "".join(views.sample_lines(session, project.id, split=split, round_id=round_.id if round_ else None))
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-    return StreamingResponse(iter(lines), media_type="application/jsonl", headers=headers)
+    return Response(lines, media_type="application/jsonl", headers=headers)

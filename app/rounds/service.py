@@ -43,6 +43,8 @@ __all__ = [
 ]
 
 MIN_PAIRS = 20  # with a winner; from fewer, training would learn noise (trainer.data refuses them too)
+# FOR NO KEY UPDATE: it must not wait for an import, whose new rows merely refer to the project.
+LOCK = {"key_share": True}
 FEW_PAIRS = 100  # below this a reward model learns little
 FIRST_PROMPTS = 200  # prompts sampled before the first round
 
@@ -249,7 +251,7 @@ def run_started(session: Session, run: Run) -> None:
     run.started_at = run.heartbeat_at = session.scalar(func.clock_timestamp())
     run.progress_done, run.progress_total, run.progress_message = 0, 0, ""
     if run.round_id is not None:
-        round_ = session.get_one(Round, run.round_id, with_for_update=True)
+        round_ = session.get_one(Round, run.round_id, with_for_update=LOCK)
         round_.state = after(round_.state, "started")
 
 
@@ -265,8 +267,8 @@ def run_finished(
     run.state, run.result, run.finished_at = "succeeded", result, _now()
     if run.round_id is None:
         return
-    project = session.get_one(Project, run.project_id, with_for_update=True)
-    round_ = session.get_one(Round, run.round_id, with_for_update=True)
+    project = session.get_one(Project, run.project_id, with_for_update=LOCK)
+    round_ = session.get_one(Round, run.round_id, with_for_update=LOCK)
     if run.kind in ("reward", "dpo", "ppo"):
         model = stages.record_model(session, round_, run, digest, result)
         if model.role == "policy" and not run.cancel_requested:
@@ -285,7 +287,7 @@ def run_failed(session: Session, run: Run, error: str) -> None:
     """A run has failed, and with it its round, which says so and can be retried."""
     run.state, run.error, run.finished_at = "failed", error, _now()
     if run.round_id is not None:
-        round_ = session.get_one(Round, run.round_id, with_for_update=True)
+        round_ = session.get_one(Round, run.round_id, with_for_update=LOCK)
         round_.error = error
         _end(round_, "failed")
 
@@ -293,7 +295,7 @@ def run_failed(session: Session, run: Run, error: str) -> None:
 def run_cancelled(session: Session, run: Run) -> None:
     run.state, run.finished_at = "cancelled", _now()
     if run.round_id is not None:
-        _end(session.get_one(Round, run.round_id, with_for_update=True), "cancelled")
+        _end(session.get_one(Round, run.round_id, with_for_update=LOCK), "cancelled")
 
 
 def _enqueue_stage(session: Session, store: ArtifactStore, project: Project, round_: Round) -> None:
@@ -309,7 +311,7 @@ def _end(round_: Round, how: Any) -> None:
 def _lock(session: Session, row: Project | Round | Run) -> None:
     """Waits for whoever changes the row (two people pressing Start at once) and reads what they left."""
     session.flush()  # refreshing would forget what is not written yet
-    session.refresh(row, with_for_update=True)
+    session.refresh(row, with_for_update=LOCK)
 
 
 def _refuse_second(session: Session, project: Project) -> None:

@@ -129,7 +129,7 @@ class Page(NamedTuple):
     models: dict[str, ModelVersion | None]
     charts: list[Chart]
     summaries: dict[str, dict[str, float]]  # by kind of run: newest value of each metric over all rows
-    slices: list[tuple[str, str, dict[str, float]]]  # kind, slice, newest values
+    slices: list[tuple[str, dict[str, dict[str, float]]]]  # the same by slice, its name first
     opened: dict[str, tuple[int, int]]  # by purpose: comparisons opened, decided
     wins: "WinRate | None"
     cancelling: bool
@@ -143,10 +143,10 @@ def page(session: Session, round_: Round) -> Page:
     runs = queries.runs_of(session, round_.id)
     kinds = {run.id: run.kind for run in runs}
     summaries: dict[str, dict[str, float]] = defaultdict(dict)
-    by_slice: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+    by_slice: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in queries.last_values(session, [run.id for run in runs]):
         if row.slice:
-            by_slice[kinds[row.run_id], row.slice][row.name] = row.value
+            by_slice[row.slice][kinds[row.run_id]][row.name] = row.value
         else:
             summaries[kinds[row.run_id]][row.name] = row.value
     models = queries.models_by_id(session, {round_.policy_before_id, round_.policy_after_id, round_.reward_model_id})
@@ -163,7 +163,7 @@ def page(session: Session, round_: Round) -> Page:
         models={label: models.get(model_id) if model_id else None for label, model_id in named.items()},
         charts=[chart for chart in CHARTS if used & set(chart.kinds)],
         summaries=dict(summaries),
-        slices=[(kind, name, values) for (kind, name), values in sorted(by_slice.items())],
+        slices=sorted(by_slice.items()),
         opened={p: counts for (_, p), counts in queries.opened_comparisons(session, [round_.id]).items()},
         wins=win_rates(session, [round_.id]).get((round_.id, "")),
         cancelling=round_.state in ACTIVE and any(run.cancel_requested for run in runs),

@@ -1,0 +1,187 @@
+// Live curves of a round, and the curves over rounds. Colours are read from the page's CSS variables.
+
+const POLL_MS = 2000;
+
+function colour(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+}
+
+function short(value) {
+  return value === null || value === undefined ? "–" : Number(value.toPrecision(3)).toString();
+}
+
+/** A uPlot in `place` that fills its width and follows the colour scheme; `draw(x, columns)` shows data. */
+class Plot {
+  constructor(place, labels, { xLabel = "step", dashed = [] } = {}) {
+    Object.assign(this, { place, labels, xLabel, dashed, data: [[], ...labels.map(() => [])] });
+    this.build();
+    new ResizeObserver(() => this.resize()).observe(place);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.build());
+  }
+
+  get size() {
+    return { width: Math.max(this.place.clientWidth, 200), height: 180 };
+  }
+
+  build() {
+    this.plot?.destroy();
+    const axis = { stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") } };
+    const series = this.labels.map((label, i) => ({
+      label,
+      stroke: colour(`--series-${(i % 4) + 1}`),
+      width: 2,
+      dash: this.dashed.includes(label) ? [4, 4] : undefined,
+      spanGaps: true,
+      points: { size: 6 },
+      value: (_, value) => short(value),
+    }));
+    this.plot = new uPlot(
+      {
+        ...this.size,
+        scales: { x: { time: false } },
+        axes: [{ ...axis, size: 32, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000] },
+          { ...axis, size: 52, values: (_, ticks) => ticks.map(short) }],
+        series: [{ label: this.xLabel }, ...series],
+        cursor: { drag: { x: false, y: false } },
+      },
+      this.data,
+      this.place,
+    );
+  }
+
+  resize() {
+    if (this.plot.width !== this.size.width) this.plot.setSize(this.size);
+  }
+
+  draw(x, columns) {
+    this.data = [x, ...columns];
+    this.plot.setData(this.data);
+  }
+}
+
+/** One figure of a round: the newest value of each metric and step, drawn and said in words. */
+class Curves {
+  constructor(place) {
+    this.kind = place.dataset.kind;
+    this.names = place.dataset.names.split(" ");
+    this.summary = place.parentElement.querySelector(".chart-summary");
+    this.plot = new Plot(place, this.names);
+    this.clear();
+  }
+
+  clear() {
+    this.values = new Map(this.names.map((name) => [name, new Map()]));
+  }
+
+  add({ name, step, value }) {
+    this.values.get(name)?.set(step, value);
+  }
+
+  draw() {
+    const steps = [...new Set([...this.values.values()].flatMap((curve) => [...curve.keys()]))].sort((a, b) => a - b);
+    this.plot.draw(steps, this.names.map((name) => steps.map((step) => this.values.get(name).get(step) ?? null)));
+    const said = this.names.map((name) => this.describe(name)).filter(Boolean);
+    this.summary.textContent = said.join("; ") || "Nothing recorded yet.";
+  }
+
+  describe(name) {
+    const curve = [...this.values.get(name)].filter(([, value]) => value !== null).sort(([a], [b]) => a - b);
+    if (!curve.length) return "";
+    const [[, first], [step, last]] = [curve[0], curve.at(-1)];
+    return curve.length > 1 ? `${name} ${short(last)} at step ${step}, from ${short(first)}` : `${name} ${short(last)}`;
+  }
+}
+
+/** Asks for what is new every two seconds until the round has ended; rests while the tab is hidden. */
+class Watch {
+  constructor(root) {
+    this.root = root;
+    this.figures = [...root.querySelectorAll(".plot")].map((place) => new Curves(place));
+    this.cursor = "";
+    this.attempts = new Map();
+    document.addEventListener("visibilitychange", () => {
+      if (!document.hidden && !this.finished) this.schedule(0);
+    });
+    this.poll();
+  }
+
+  schedule(delay) {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.poll(), delay);
+  }
+
+  async poll() {
+    if (document.hidden && this.cursor) return;
+    try {
+      const answer = await fetch(`${this.root.dataset.metrics}?after=${this.cursor}`, { headers: { Accept: "application/json" } });
+      if (!answer.ok) throw new Error(`status ${answer.status}`);
+      await this.show(await answer.json());
+    } catch {
+      // The service is away for a moment: what is shown stays, and the next call tries again.
+    }
+    if (!this.finished) this.schedule(POLL_MS);
+  }
+
+  async show(round) {
+    const again = round.stages.filter(({ stage, attempt }) => {
+      const before = this.attempts.get(stage) ?? attempt;
+      this.attempts.set(stage, attempt);
+      return attempt !== before;
+    });
+    if (again.length) {
+      // A run began anew: what its last attempt had recorded no longer counts. Read everything once more.
+      for (const figure of this.figures) figure.clear();
+      if (this.cursor) {
+        this.cursor = "";
+        return this.schedule(0);
+      }
+    }
+    for (const metric of round.metrics) {
+      for (const figure of this.figures) if (figure.kind === metric.kind) figure.add(metric);
+    }
+    this.cursor = round.cursor;
+    for (const figure of this.figures) figure.draw();
+    for (const stage of round.stages) this.showStage(stage);
+    const state = round.cancelling ? "cancelling" : round.state;
+    if (state !== this.root.dataset.state) await this.moveOn(state);
+    this.finished = round.finished;
+  }
+
+  showStage({ stage, state, done, total, message }) {
+    const item = this.root.querySelector(`[data-stage="${stage}"]`);
+    item.className = `stage stage-${state}`;
+    item.toggleAttribute("aria-current", false);
+    if (state === "running" || state === "queued") item.setAttribute("aria-current", "step");
+    item.querySelector(".stage-state").textContent = state;
+    const bar = item.querySelector("progress");
+    bar.max = total || 1;
+    bar.value = state === "succeeded" ? bar.max : done;
+    const note = { running: total ? `${done} of ${total} ${message}` : "starting", queued: "waiting for a worker" };
+    item.querySelector(".stage-note").textContent = note[state] ?? "";
+  }
+
+  /** A new stage, or the end, brings figures, tables, errors and buttons: the server has rendered them. */
+  async moveOn(state) {
+    const answer = await fetch(location.href);
+    if (!answer.ok) throw new Error(`status ${answer.status}`);
+    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+    for (const id of ["round-head", "round-figures", "round-facts"]) {
+      document.getElementById(id).replaceWith(document.adoptNode(fresh.getElementById(id)));
+    }
+    this.root.dataset.state = state;
+  }
+}
+
+function overRounds(root) {
+  const rows = JSON.parse(root.dataset.rows);
+  for (const place of root.querySelectorAll(".plot")) {
+    const names = place.dataset.series.split(" ");
+    const plot = new Plot(place, names, { xLabel: "round", dashed: ["win_low", "win_high"] });
+    plot.draw(rows.round, names.map((name) => rows[name]));
+  }
+}
+
+const round = document.getElementById("round");
+if (round) new Watch(round);
+const loop = document.getElementById("loop");
+if (loop) overRounds(loop);

@@ -1,0 +1,152 @@
+"""An operator starts a round, watches its curves grow without reloading, and cancels another one."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from app.db import make_session_factory
+from app.models import Project, Round, Run
+from app.rounds import service
+from app.settings import Settings
+from tests.rounds.loop import make_project
+from tests.trainer.conftest import build_model
+from trainer.recording import RunRecorder
+from trainer.worker import work_until_empty
+
+OpenPage = Callable[..., Page]
+
+
+@pytest.fixture
+def project(session: Session, tmp_path: Path) -> Project:
+    build_model(tmp_path / "model")
+    project = make_project(session, str(tmp_path / "model"), train=20, heldout=3)
+    session.commit()
+    return project
+
+
+def take_picture(page: Page, name: str) -> None:
+    """Keeps a picture where SCREENSHOTS says, for people to look at."""
+    if folder := os.environ.get("SCREENSHOTS"):
+        page.screenshot(path=f"{folder}/{name}.png", full_page=True)
+
+
+@contextmanager
+def worker(settings: Settings) -> Iterator[threading.Thread]:
+    """The real worker, in another thread, until the queue is empty."""
+    thread = threading.Thread(target=work_until_empty, args=(settings, settings.database_url))
+    thread.start()
+    yield thread
+    thread.join(timeout=60)
+    assert not thread.is_alive()
+
+
+def start_round(page: Page, project: Project, **settings: str) -> None:
+    page.goto(f"/projects/{project.slug}/rounds")
+    page.get_by_role("link", name="Start a round").click()
+    for label, value in settings.items():
+        page.locator(f"#{label}").fill(value)
+    page.get_by_role("button", name="Start round").click()
+    expect(page.get_by_role("heading", name="Round 1")).to_be_visible()
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_a_real_round_is_watched_to_its_end(
+    open_page: OpenPage, session: Session, settings: Settings, project: Project, width: int
+) -> None:
+    page = open_page("operator", "admin", width=width, dark=width == 390)
+    start_round(page, project, learning_rate="0.002", epochs="3", prompts="8", max_new_tokens="8")
+    take_picture(page, f"round-waiting-{width}")
+    expect(page.locator("[data-stage=reward] .stage-state")).to_have_text("queued")
+    page.evaluate("window.neverReloaded = true")
+    with worker(settings):
+        expect(page.locator("h1 .badge")).to_have_text("done", timeout=60_000)
+    expect(page.locator("[data-stage=evaluating] .stage-state")).to_have_text("succeeded")
+    assert page.evaluate("window.neverReloaded") is True
+    curves = page.locator("figure", has_text="Reward model: loss").locator(".chart-summary")
+    expect(curves).to_contain_text("loss")
+    assert page.locator(".plot canvas").count() == 6
+    expect(page.get_by_text("New against previous policy")).to_have_count(0)  # the old policy never answered
+    expect(page.get_by_role("button", name="Cancel round")).to_have_count(0)
+    expect(page.locator("#round-facts")).to_contain_text("policy-1")
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    take_picture(page, f"round-done-{width}")
+    for path in ("rounds", "loop", "samples", "rounds/new?algorithm=ppo"):
+        page.goto(f"/projects/{project.slug}/{path}")
+        page.wait_for_load_state("networkidle")
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), path
+        take_picture(page, f"{path.partition('?')[0].replace('/', '-')}-{width}")
+
+
+def test_curves_grow_without_reloading(open_page: OpenPage, engine: Engine, session: Session, project: Project) -> None:
+    page = open_page("operator")
+    start_round(page, project)
+    page.evaluate("window.neverReloaded = true")
+    run = session.scalars(select(Run)).one()
+    service.run_started(session, run)
+    session.commit()
+    assert run.started_at is not None
+    recorder = RunRecorder(make_session_factory(engine), run.id, run.started_at, threading.Event())
+    summary = page.locator("figure", has_text="Reward model: loss").locator(".chart-summary")
+    for step in range(1, 4):
+        recorder.metrics(step, {"loss": 1 / step, "accuracy": 0.5})
+        recorder.progress(step, 10, "training the reward model")
+        recorder.flush()
+        expect(summary).to_contain_text(f"loss {round(1 / step, 3):g}")
+        expect(page.locator("[data-stage=reward] .stage-note")).to_have_text(f"{step} of 10 training the reward model")
+    expect(summary).to_contain_text("loss 0.333 at step 3, from 1")
+    expect(page.locator("[data-stage=reward] .stage-state")).to_have_text("running")
+    take_picture(page, "round-running-1440")
+
+    # The worker died and the run begins anew: its old curve goes.
+    service.run_started(session, run)
+    session.commit()
+    session.execute(Run.__table__.metadata.tables["metric"].delete())
+    session.commit()
+    assert run.started_at is not None
+    recorder = RunRecorder(make_session_factory(engine), run.id, run.started_at, threading.Event())
+    recorder.metrics(1, {"loss": 0.9})
+    recorder.flush()
+    expect(summary).to_have_text("loss 0.9")
+    assert page.evaluate("window.neverReloaded") is True
+
+
+def test_a_running_round_is_cancelled(
+    open_page: OpenPage, session: Session, settings: Settings, project: Project
+) -> None:
+    page = open_page("operator")
+    # Far too many epochs to end by itself during the test.
+    start_round(page, project, reward_epochs="100", epochs="100")
+    page.evaluate("window.neverReloaded = true")
+    with worker(settings):
+        expect(page.locator("[data-stage=reward] .stage-state")).to_have_text("running", timeout=30_000)
+        page.get_by_role("button", name="Cancel round").click()
+        expect(page.locator("h1 .badge")).to_have_text("cancelled", timeout=15_000)
+    expect(page.locator("[data-stage=reward] .stage-state")).to_have_text("cancelled")
+    session.expire_all()
+    assert session.scalars(select(Round.state)).one() == "cancelled"
+    page.get_by_role("link", name="Rounds").click()
+    page.get_by_role("link", name="Start a round").click()
+    expect(page.get_by_role("button", name="Start round")).to_be_enabled()
+
+
+def test_a_failed_round_says_why_and_is_retried(
+    open_page: OpenPage, session: Session, settings: Settings, project: Project, tmp_path: Path
+) -> None:
+    (tmp_path / "model").rename(tmp_path / "gone")
+    page = open_page("operator")
+    start_round(page, project, prompts="4", max_new_tokens="4")
+    with worker(settings):
+        expect(page.get_by_text("The round failed.")).to_be_visible(timeout=30_000)
+    expect(page.locator("#round-head")).to_contain_text("does not exist")
+    take_picture(page, "round-failed-1440")
+    (tmp_path / "gone").rename(tmp_path / "model")
+    page.get_by_role("button", name="Retry the stage that failed").click()
+    with worker(settings):
+        expect(page.locator("h1 .badge")).to_have_text("done", timeout=60_000)

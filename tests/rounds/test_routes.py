@@ -1,0 +1,179 @@
+"""Rounds over HTTP: who may do what, and what the pages and JSON say."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.models import Metric, Project, Round, Run
+from app.rounds import service
+from app.rounds.service import store_samples
+from tests import factories
+from tests.conftest import SignedIn
+from tests.rounds.loop import jobs, last_run, make_project, new_samples
+
+
+@pytest.fixture
+def project(session: Session) -> Project:
+    project = make_project(session)
+    session.commit()
+    return project
+
+
+SignIn = Callable[..., SignedIn]
+FORM = {"algorithm": "dpo", "learning_rate": "1e-4", "epochs": "2", "beta": "0.2"}
+
+
+def start(client: SignedIn, project: Project, **form: str) -> Any:
+    return client.post(f"/projects/{project.slug}/rounds", FORM | form)
+
+
+def the_round(session: Session) -> Round:
+    session.expire_all()
+    return session.scalars(select(Round)).one()
+
+
+def test_an_operator_starts_a_round(session: Session, sign_in: SignIn, project: Project) -> None:
+    client = sign_in("operator")
+    page = client.get(f"/projects/{project.slug}/rounds/new?algorithm=ppo")
+    assert page.status_code == 200
+    assert 'name="episodes"' in page.text
+    assert 'name="beta"' not in page.text
+    answer = start(client, project)
+    assert (answer.status_code, answer.headers["location"]) == (303, f"/projects/{project.slug}/rounds/1")
+    round_ = the_round(session)
+    assert (round_.config["learning_rate"], round_.config["epochs"], round_.config["beta"]) == (1e-4, 2, 0.2)
+    assert round_.config["samples_per_prompt"] == 4
+    assert len(jobs(session)) == 1
+    shown = client.get(f"/projects/{project.slug}/rounds/1")
+    assert "waiting for a worker" in shown.text
+    second = start(client, project)
+    assert second.status_code == 409
+    assert "Round 1 is still frozen" in second.text
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"algorithm": "magic"}, {"beta": "0"}, {"epochs": "many"}, {"learning_rate": "-1"}, {"prompts": "0"}]
+)
+def test_a_wrong_setting_is_refused_by_name(sign_in: SignIn, session: Session, project: Project, wrong: Any) -> None:
+    answer = start(sign_in("operator"), project, **wrong)
+    assert answer.status_code == 422
+    assert next(iter(wrong)) in answer.text
+    assert session.scalars(select(Round)).all() == []
+
+
+@pytest.mark.parametrize("roles", [("labeler",), ("admin",), ()])
+def test_only_operators_start_cancel_and_retry(
+    sign_in: SignIn, session: Session, project: Project, roles: tuple[str, ...]
+) -> None:
+    start(sign_in("operator"), project)
+    client = sign_in(*roles)
+    refused = 403 if roles else 401
+    for path in ("rounds", "rounds/1/cancel", "rounds/1/retry", "sampling"):
+        assert client.post(f"/projects/{project.slug}/{path}", FORM).status_code == refused
+    assert the_round(session).state == "frozen"
+    seen = client.get(f"/projects/{project.slug}/rounds/1", headers={"Accept": "application/json"})
+    assert seen.status_code == (200 if roles == ("admin",) else refused)
+
+
+def test_a_form_without_our_token_is_refused(sign_in: SignIn, session: Session, project: Project) -> None:
+    assert sign_in("operator").post(f"/projects/{project.slug}/rounds", FORM, csrf=False).status_code == 403
+    assert session.scalars(select(Round)).all() == []
+
+
+def test_cancel_retry_and_their_errors(sign_in: SignIn, session: Session, project: Project) -> None:
+    client = sign_in("operator")
+    base = f"/projects/{project.slug}/rounds/1"
+    assert client.post(f"{base}/cancel").status_code == 404
+    start(client, project)
+    assert client.post(f"{base}/retry").status_code == 409
+    round_ = the_round(session)
+    service.run_started(session, last_run(session, round_))
+    service.run_failed(session, last_run(session, round_), "The disk is full. Free some space.")
+    session.commit()
+    page = client.get(base).text
+    assert "The disk is full. Free some space." in page
+    assert "Retry the stage that failed" in page
+    assert client.post(f"{base}/retry").status_code == 303
+    assert the_round(session).state == "reward"
+    assert client.post(f"{base}/cancel").status_code == 303
+    assert the_round(session).state == "cancelled"
+    assert client.post(f"{base}/cancel").status_code == 409
+
+
+def test_the_status_is_json_for_programs(sign_in: SignIn, session: Session, project: Project) -> None:
+    client = sign_in("operator")
+    start(client, project)
+    base = f"/projects/{project.slug}/rounds/1"
+    status = client.get(f"{base}/status").json()
+    assert status == client.get(base, headers={"Accept": "application/json"}).json()
+    assert (status["state"], status["finished"], status["error"]) == ("frozen", False, None)
+    assert [stage["state"] for stage in status["stages"]] == ["queued", "waiting", "waiting", "waiting"]
+
+
+def test_metrics_come_in_pieces(sign_in: SignIn, session: Session, project: Project) -> None:
+    client = sign_in("operator")
+    start(client, project)
+    run = session.scalars(select(Run)).one()
+    url = f"/projects/{project.slug}/rounds/1/metrics"
+
+    def record(step: int, **values: float) -> None:
+        session.add_all(Metric(run_id=run.id, name=name, step=step, value=value) for name, value in values.items())
+        session.commit()
+
+    assert client.get(url).json()["metrics"] == []
+    record(1, loss=0.7)
+    record(2, loss=0.6, accuracy=0.5)
+    session.add(Metric(run_id=run.id, name="loss", slice="domain=x", step=2, value=9.0))
+    session.commit()
+    first = client.get(url).json()
+    assert [(m["kind"], m["name"], m["step"], m["value"]) for m in first["metrics"]] == [
+        ("reward", "loss", 1, 0.7),
+        ("reward", "accuracy", 2, 0.5),
+        ("reward", "loss", 2, 0.6),
+    ]
+    record(2, eval_loss=float("nan"))
+    record(3, loss=0.5)
+    then = client.get(f"{url}?after={first['cursor']}").json()
+    assert [(m["name"], m["step"], m["value"]) for m in then["metrics"]] == [
+        ("accuracy", 2, 0.5),
+        ("eval_loss", 2, None),
+        ("loss", 2, 0.6),
+        ("loss", 3, 0.5),
+    ]
+    assert client.get(f"{url}?after=nonsense.-1").json()["metrics"][0]["step"] == 1
+
+
+def test_samples_can_be_read_and_downloaded(sign_in: SignIn, session: Session, project: Project) -> None:
+    client = sign_in("operator")
+    prompts = {split: factories.prompt(session, project, f"{split}?", split=split) for split in ("train", "heldout")}
+    assert client.post(f"/projects/{project.slug}/sampling").status_code == 303
+    run = session.scalars(select(Run)).one()
+    service.run_started(session, run)
+    for prompt in prompts.values():
+        store_samples(session, run, new_samples(prompt.id, ["<b>one</b>", "two"]))
+    session.commit()
+    page = client.get(f"/projects/{project.slug}/samples?split=heldout").text
+    assert "heldout?" in page
+    assert "train?" not in page
+    assert "<b>one</b>" not in page
+    lines = client.get(f"/projects/{project.slug}/samples.jsonl?split=heldout").text.splitlines()
+    assert [json.loads(line)["text"] for line in lines] == ["<b>one</b>", "two"]
+    assert json.loads(lines[0])["model"] == "base"
+    assert json.loads(lines[0])["prompt"] == [{"role": "user", "content": "heldout?"}]
+    assert len(client.get(f"/projects/{project.slug}/samples.jsonl").text.splitlines()) == 4
+    assert client.get(f"/projects/{project.slug}/samples.jsonl?split=secret").status_code == 422
+    assert sign_in("labeler").get(f"/projects/{project.slug}/samples.jsonl").status_code == 403
+
+
+def test_every_page_stands_in_an_empty_project(sign_in: SignIn, session: Session) -> None:
+    project = factories.project(session)
+    session.commit()
+    client = sign_in("operator", "admin")
+    for path in ("rounds", "rounds/new", "loop", "samples"):
+        assert client.get(f"/projects/{project.slug}/{path}").status_code == 200, path
+    for path in ("rounds/7", "rounds/7/metrics", "rounds/7/samples", "rounds/99999999999999999999"):
+        assert client.get(f"/projects/{project.slug}/{path}").status_code == 404, path
