@@ -1,0 +1,269 @@
+"""The worker as a process of its own: killed, interrupted, stopped, and without its database for a while."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import psutil
+import pytest
+from sqlalchemy import Engine, func, select, text
+from sqlalchemy.orm import Session
+
+from app.artifacts import ArtifactStore
+from app.db import make_engine, make_session_factory
+from app.models import Comparison, Completion, Metric, Round, Run
+from app.postgres import database, get_server, migrate
+from app.rounds import service
+from app.settings import Settings
+from tests import factories
+from tests.rounds.loop import config, jobs, last_run, make_project
+from tests.trainer.conftest import build_model
+from trainer.recording import RunLost, RunRecorder
+from trainer.tasks import MAX_ATTEMPTS
+from trainer.worker import STALLED_SECONDS, recover, work_until_empty
+
+Worker = subprocess.Popen[bytes]
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen within {seconds:.0f} s"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def run_worker(settings: Settings, tmp_path: Path) -> Iterator[Callable[..., Worker]]:
+    """Starts real workers; those still alive at the test's end are killed. Their log is in worker.log."""
+    started: list[Worker] = []
+    log = (tmp_path / "worker.log").open("ab")
+
+    def start(*arguments: str, url: str | None = None) -> Worker:
+        environment = os.environ | {
+            "DATABASE_URL": url or settings.database_url or "",
+            "PREFLOOP_HOME": str(settings.home),
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
+        command = [sys.executable, "-m", "trainer.worker", *arguments]
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+    log.close()
+
+
+def begin_round(session: Session, settings: Settings, tmp_path: Path, **values: object) -> Round:
+    build_model(tmp_path / "model")
+    project = make_project(session, str(tmp_path / "model"), train=20, heldout=4)
+    store = ArtifactStore(settings.artifacts_root)
+    round_ = service.start(session, store, project, factories.user(session, "operator"), config(**values))
+    session.commit()
+    return round_
+
+
+def state(session: Session, row: Run | Round) -> str:
+    session.rollback()
+    session.refresh(row)
+    return row.state
+
+
+def count(session: Session, query: object) -> int:
+    session.rollback()
+    return session.scalar(query) or 0  # type: ignore[call-overload]
+
+
+def no_doubles(session: Session) -> None:
+    """Every sample stored once, every pair asked once."""
+    samples = session.execute(select(Completion.run_id, Completion.prompt_id, Completion.sample_index)).all()
+    sampled = [row for row in samples if row[0] is not None]
+    assert len(sampled) == len(set(sampled))
+    pairs = session.execute(select(Comparison.completion_a_id, Comparison.completion_b_id)).all()
+    assert max(Counter(pairs).values()) == 1
+
+
+def test_a_killed_workers_round_is_finished_by_the_next(
+    session: Session, settings: Settings, tmp_path: Path, run_worker: Callable[..., Worker]
+) -> None:
+    round_ = begin_round(session, settings, tmp_path, reward_epochs=20, prompts=24, samples_per_prompt=16)
+    first = run_worker()
+    run = last_run(session, round_)
+    trained = select(func.count()).select_from(Metric).where(Metric.run_id == run.id)
+    wait_for(lambda: count(session, trained) > 0, "training")
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert state(session, run) == "running"
+
+    killed = time.monotonic()
+    second = run_worker()
+    wait_for(lambda: state(session, run) == "succeeded", "the run's recovery")
+    session.refresh(run)
+    assert run.attempts == 2
+    # The steps of the first attempt are not mixed with those of the second.
+    assert count(session, select(func.count()).where(Metric.run_id == run.id, Metric.name == "loss")) == 60
+    assert time.monotonic() - killed < STALLED_SECONDS + 30
+
+    # Once more, while samples are coming in.
+    stored = select(func.count()).select_from(Completion).where(Completion.run_id.is_not(None))
+    wait_for(lambda: count(session, stored) > 0, "sampling")
+    second.send_signal(signal.SIGKILL)
+    second.wait()
+    run_worker()
+    wait_for(lambda: state(session, round_) in ("done", "failed"), "the round's end", 90)
+    assert round_.error is None
+    sampling = session.scalars(select(Run).where(Run.kind == "sample")).one()
+    assert count(session, stored.where(Completion.run_id == sampling.id)) == 24 * 16
+    no_doubles(session)
+
+
+def test_a_stopped_worker_gives_its_run_back(
+    session: Session, settings: Settings, tmp_path: Path, run_worker: Callable[..., Worker]
+) -> None:
+    round_ = begin_round(session, settings, tmp_path, reward_epochs=100)
+    process = run_worker()
+    run = last_run(session, round_)
+    trained = select(func.count()).select_from(Metric).where(Metric.run_id == run.id)
+    wait_for(lambda: count(session, trained) > 0, "training")
+    asked = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=15) == 0
+    assert time.monotonic() - asked < 10
+    assert state(session, run) == "queued"
+    assert run.attempts == 0
+    assert jobs(session) == [run.id]
+    assert count(session, text("SELECT count(*) FROM procrastinate_workers")) == 0
+
+
+def test_an_idle_worker_costs_nothing_and_stops_at_once(session: Session, run_worker: Callable[..., Worker]) -> None:
+    process = run_worker()
+    wait_for(lambda: count(session, text("SELECT count(*) FROM procrastinate_workers")) == 1, "the worker's start")
+    idle = psutil.Process(process.pid)
+    before, began = idle.cpu_times(), time.monotonic()
+    heartbeat = text("SELECT extract(epoch FROM max(last_heartbeat))::bigint FROM procrastinate_workers")
+    first = count(session, heartbeat)
+    wait_for(lambda: count(session, heartbeat) >= first + 6, "two heartbeats")
+    after = idle.cpu_times()
+    used = after.user + after.system - before.user - before.system
+    assert used / (time.monotonic() - began) < 0.05
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) == 0
+
+
+def test_a_run_that_kills_its_worker_three_times_fails_by_name(
+    session: Session, settings: Settings, tmp_path: Path
+) -> None:
+    round_ = begin_round(session, settings, tmp_path)
+    run = last_run(session, round_)
+    for _ in range(MAX_ATTEMPTS):
+        service.run_started(session, run)
+    run.progress_message = "training the reward model"
+    session.commit()
+    work_until_empty(settings, settings.database_url or "")
+    assert state(session, round_) == "failed"
+    assert round_.error is not None
+    assert "The worker died 3 times while training the reward model; it probably ran out of memory" in round_.error
+
+
+def test_recovery_takes_only_what_nobody_works_on(session: Session, settings: Settings, tmp_path: Path) -> None:
+    round_ = begin_round(session, settings, tmp_path)
+    run = last_run(session, round_)
+    assert recover(session) == []  # it waits on the queue
+    alive = session.scalar(text("INSERT INTO procrastinate_workers DEFAULT VALUES RETURNING id"))
+    session.execute(text("UPDATE procrastinate_jobs SET status = 'doing', worker_id = :id"), {"id": alive})
+    assert recover(session) == []  # somebody works on it
+    session.execute(
+        text("UPDATE procrastinate_workers SET last_heartbeat = now() - make_interval(secs => :s)"),
+        {"s": STALLED_SECONDS + 1},
+    )
+    assert recover(session) == [run.id]
+    assert jobs(session) == [run.id]
+    assert recover(session) == []
+    run.state = "succeeded"
+    session.flush()
+    session.execute(text("DELETE FROM procrastinate_jobs"))
+    assert recover(session) == []  # it has ended
+
+
+def test_a_worker_that_lost_its_run_writes_nothing(session: Session, engine: Engine, tmp_path: Path) -> None:
+    run = factories.run(session, factories.project(session), "reward")
+    service.run_started(session, run)
+    session.commit()
+    assert run.started_at is not None
+    old = RunRecorder(make_session_factory(engine), run.id, run.started_at, threading.Event())
+    service.run_started(session, run)  # another worker took it
+    session.commit()
+    old.metrics(1, {"loss": 1.0})
+    with pytest.raises(RunLost):
+        old.flush()
+    assert session.scalars(select(Metric)).all() == []
+
+
+def test_a_lost_connection_in_the_middle_of_a_run_is_only_a_pause(
+    session: Session, engine: Engine, settings: Settings, tmp_path: Path, run_worker: Callable[..., Worker]
+) -> None:
+    round_ = begin_round(session, settings, tmp_path, reward_epochs=30, prompts=4)
+    run_worker()
+    run = last_run(session, round_)
+    trained = select(func.count()).select_from(Metric).where(Metric.run_id == run.id)
+    wait_for(lambda: count(session, trained) > 0, "training")
+    me = session.scalar(text("SELECT pg_backend_pid()"))
+    with engine.connect() as connection:
+        ended = connection.execute(
+            text("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE backend_type = 'client backend' "
+                 "AND pid NOT IN (:me, pg_backend_pid()) AND datname = current_database()"),
+            {"me": me},
+        ).scalar()  # fmt: skip
+    engine.dispose()
+    assert ended
+    assert ended >= 2
+    wait_for(lambda: state(session, round_) in ("done", "failed"), "the round's end", 90)
+    assert round_.error is None
+    assert run.attempts == 1
+    no_doubles(session)
+
+
+def _own_server(home: Path) -> AbstractContextManager[str]:
+    return database(Settings(home=home, database_url=None, _env_file=None))
+
+
+def test_a_database_that_goes_away_for_ten_seconds(tmp_path: Path, run_worker: Callable[..., Worker]) -> None:
+    """A server of its own is stopped and started again under a running round."""
+    # Not tmp_path for the database: a socket's path must stay short.
+    with tempfile.TemporaryDirectory(prefix="pf-") as home, _own_server(Path(home)) as url:
+        settings = Settings(home=tmp_path, database_url=url, _env_file=None)
+        migrate(url)
+        engine = make_engine(url, pool_size=1)
+        with make_session_factory(engine)() as session:
+            round_ = begin_round(session, settings, tmp_path, reward_epochs=60, prompts=4)
+            worker = run_worker(url=url)
+            run = last_run(session, round_)
+            trained = select(func.count()).select_from(Metric).where(Metric.run_id == run.id)
+            wait_for(lambda: count(session, trained) > 0, "training")
+            session.rollback()
+
+            server = get_server(Path(home) / "postgres", cleanup_mode=None)
+            server.stop()
+            time.sleep(10)  # the outage itself, not a wait for something
+            server.start()
+
+            wait_for(lambda: state(session, round_) in ("done", "failed"), "the round's end", 90)
+            assert round_.error is None
+            assert run.attempts == 1
+            assert worker.poll() is None
+            no_doubles(session)
+        engine.dispose()
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(timeout=15) == 0
