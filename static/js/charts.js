@@ -82,6 +82,7 @@ class Curves {
     this.plot.draw(steps, this.names.map((name) => steps.map((step) => this.values.get(name).get(step) ?? null)));
     const said = this.names.map((name) => this.describe(name)).filter(Boolean);
     this.summary.textContent = said.join("; ") || "Nothing recorded yet.";
+    this.summary.parentElement.classList.toggle("empty", !said.length);
   }
 
   describe(name) {

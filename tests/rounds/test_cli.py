@@ -1,0 +1,71 @@
+"""`prefloop round` from the command line."""
+
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy.orm import Session
+from typer.testing import CliRunner, Result
+
+from app.errors import Conflict, Forbidden, InvalidInput, NotFound
+from app.models import Project
+from app.rounds.cli import round_app
+from app.settings import Settings
+from tests import factories
+from tests.rounds.loop import jobs, make_project
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def project(session: Session) -> Project:
+    factories.user(session, "operator", email="op@example.org")
+    factories.user(session, "labeler", email="labeler@example.org")
+    project = make_project(session)
+    session.commit()
+    return project
+
+
+@pytest.fixture
+def run(settings: Settings, project: Project, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("DATABASE_URL", settings.database_url or "")
+    monkeypatch.setenv("PREFLOOP_HOME", str(settings.home))
+
+    def invoke(command: str, *arguments: str, operator: str | None = "op@example.org") -> Result:
+        given = [command, "--project", project.slug, *(["--as", operator] if operator else []), *arguments]
+        return CliRunner().invoke(round_app, given)
+
+    return invoke
+
+
+def test_a_round_from_the_command_line(session: Session, run: Run) -> None:
+    started = run("start", "--algorithm", "ppo", "--set", "episodes=8", "--set", "kl_coef=0.1")
+    assert "Round 1 is frozen" in started.output
+    assert len(jobs(session)) == 1
+    status = run("status", operator=None).output
+    assert "Round 1 (ppo): frozen" in status
+    assert "Reward model" in status
+    assert isinstance(run("start").exception, Conflict)
+    assert isinstance(run("retry").exception, Conflict)
+    assert "Round 1 is being cancelled" in run("cancel").output
+    assert "cancelled" in run("status", operator=None).output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (["--set", "magic=1"], InvalidInput, "Unknown settings: magic"),
+        (["--set", "beta=-1"], InvalidInput, "beta"),
+        (["--set", "beta"], InvalidInput, "no value"),
+        (["--algorithm", "magic"], InvalidInput, "algorithm"),
+    ],
+)
+def test_wrong_settings_are_named(run: Run, arguments: list[str], error: type[Exception], words: str) -> None:
+    result = run("start", *arguments)
+    assert isinstance(result.exception, error)
+    assert words in str(result.exception)
+
+
+def test_only_operators_and_only_rounds_there_are(run: Run) -> None:
+    assert isinstance(run("start", operator="labeler@example.org").exception, Forbidden)
+    assert isinstance(run("status", "--round", "3", operator=None).exception, NotFound)
+    assert isinstance(run("cancel", "--round", "3").exception, NotFound)

@@ -1,0 +1,150 @@
+"""How a run ends, by what its recipe does: each error becomes words on the round's page."""
+
+import threading
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session, sessionmaker
+
+from app.artifacts import ArtifactStore
+from app.db import make_session_factory
+from app.errors import ModelUnavailable
+from app.models import Metric, Round, Run
+from app.rounds import service
+from app.settings import Settings
+from tests import factories
+from tests.rounds.loop import config, jobs, last_run, make_project
+from tests.trainer.conftest import build_model
+from trainer import data
+from trainer.recipes import reward
+from trainer.recording import RunRecorder, patiently
+from trainer.reporting import Reporter
+from trainer.tasks import Runner, describe
+
+
+@pytest.fixture
+def sessions(engine: Engine) -> sessionmaker[Session]:
+    return make_session_factory(engine)
+
+
+@pytest.fixture
+def runner(sessions: sessionmaker[Session], settings: Settings) -> Runner:
+    return Runner(sessions, ArtifactStore(settings.artifacts_root), threading.Event())
+
+
+@pytest.fixture
+def round_(session: Session, runner: Runner, tmp_path: Path) -> Round:
+    build_model(tmp_path / "model")
+    project = make_project(session, str(tmp_path / "model"))
+    round_ = service.start(session, runner.store, project, factories.user(session, "operator"), config())
+    session.commit()
+    return round_
+
+
+def reload(session: Session, round_: Round) -> Run:
+    session.rollback()
+    session.expire_all()
+    return last_run(session, round_)
+
+
+def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """The reward recipe reports a step and then fails."""
+
+    def train(_spec: object, _store: object, reporter: Reporter, _folder: Path) -> None:
+        reporter.metrics(1, {"loss": 0.5})
+        reporter.progress(1, 2, "training the reward model")
+        raise error
+
+    monkeypatch.setattr(reward, "train", train)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ModelUnavailable("The model x is gone.", "Bring it back."), "The model x is gone. Bring it back."),
+        (MemoryError(), "The machine ran out of memory"),
+        (ZeroDivisionError("by\nzero"), "ZeroDivisionError: by (unexpected; the worker's log has the details)"),
+        (OSError(28, "No space left on device"), "no room left on the disk"),
+    ],
+)
+def test_an_error_fails_the_round_in_words(
+    session: Session, runner: Runner, round_: Round, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    fail_with(monkeypatch, error)
+    runner.execute(last_run(session, round_).id)
+    run = reload(session, round_)
+    assert (run.state, round_.state) == ("failed", "failed")
+    assert words in (round_.error or "")
+    assert run.progress_message == "training the reward model"
+    assert list((runner.store.root / ".staging").iterdir()) == []
+    assert not runner.store.exists(service.output_of(run.id))
+
+
+def test_a_cancelled_run_stops_at_its_next_report(session: Session, runner: Runner, round_: Round) -> None:
+    run = last_run(session, round_)
+    original = reward.train
+
+    def cancel_while_training(spec: object, store: object, reporter: RunRecorder, folder: Path) -> object:
+        service.cancel(session, round_, factories.user(session, "operator"))
+        session.commit()
+        return original(spec, store, reporter, folder)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(reward, "train", cancel_while_training)
+        runner.execute(run.id)
+    run = reload(session, round_)
+    assert (run.state, round_.state) == ("cancelled", "cancelled")
+    assert not runner.store.exists(service.output_of(run.id))
+
+
+def test_a_stopping_worker_gives_the_run_back(session: Session, runner: Runner, round_: Round) -> None:
+    runner.stopping.set()
+    runner.execute(last_run(session, round_).id)
+    run = reload(session, round_)
+    assert (run.state, run.attempts, round_.state) == ("queued", 0, "reward")
+    assert jobs(session) == [run.id, run.id]  # the job that is running in real life, and the new one behind it
+
+
+def test_a_finished_run_is_not_done_again(session: Session, runner: Runner, round_: Round) -> None:
+    run = last_run(session, round_)
+    service.run_started(session, run)
+    service.run_finished(session, runner.store, run, {}, "digest")
+    session.commit()
+    waiting = jobs(session)
+    runner.execute(run.id)
+    runner.execute(10**9)  # a job whose run is gone
+    assert run.attempts == 1
+    assert jobs(session) == waiting
+
+
+def test_an_attempt_forgets_the_metrics_of_the_one_before(
+    session: Session, runner: Runner, round_: Round, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = last_run(session, round_)
+    session.add(Metric(run_id=run.id, name="loss", step=99, value=1.0))
+    session.commit()
+    fail_with(monkeypatch, MemoryError())
+    runner.execute(run.id)
+    session.rollback()
+    assert [metric.step for metric in session.scalars(select(Metric))] == [1]
+
+
+def test_the_database_is_waited_for_only_when_it_is_away() -> None:
+    calls: list[int] = []
+
+    def broken() -> None:
+        calls.append(1)
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        patiently(broken)
+    assert calls == [1]
+
+
+def test_the_service_and_the_recipes_ask_for_the_same_number_of_comparisons() -> None:
+    assert service.MIN_PAIRS == data.MIN_PAIRS
+
+
+def test_long_messages_are_cut() -> None:
+    assert len(describe(RuntimeError("x" * 10_000))) < 700
