@@ -45,24 +45,33 @@ def database(settings: Settings) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _embedded(home: Path) -> Iterator[str]:
-    """Every user holds a shared lock; who can get it exclusively on leaving is the last and stops the server.
+    """Everyone who uses the server holds a shared lock; who can get it exclusively on leaving is the last and stops it.
 
-    A lock and not a list of process ids, because the kernel drops it also after SIGKILL.
+    Locks and not a list of process ids, because the kernel drops them also after SIGKILL.
     """
     home.mkdir(parents=True, exist_ok=True)
-    with (home / "postgres.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one process at a time creates or starts the server
-        server = _start(home)
-        fcntl.flock(lock, fcntl.LOCK_SH)
+    with (home / "postgres.lock").open("w") as use:
+        with _one_at_a_time(home):
+            fcntl.flock(use, fcntl.LOCK_SH)
+            server = _start(home)
         try:
             yield server.get_uri()
         finally:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.debug("Another command still uses the embedded database.")
-            else:
-                server.stop()
+            with _one_at_a_time(home):
+                try:
+                    fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    log.debug("Another command still uses the embedded database.")
+                else:
+                    server.stop()
+
+
+@contextlib.contextmanager
+def _one_at_a_time(home: Path) -> Iterator[None]:
+    """Starting and stopping exclude each other: nobody may come to use a server that is about to stop."""
+    with (home / "postgres.start.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _start(home: Path) -> PostgresServer:

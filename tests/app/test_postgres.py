@@ -1,0 +1,82 @@
+"""The embedded PostgreSQL lives as long as the last command that uses it, whatever ends the commands."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from app.errors import Unavailable
+from app.postgres import database
+from app.settings import Settings
+
+USE = """
+import sys
+from pathlib import Path
+from app.postgres import database
+from app.settings import Settings
+with database(Settings(home=Path(sys.argv[1]), database_url=None, _env_file=None)) as url:
+    print(url, flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="pf-") as folder:
+        yield Path(folder)
+
+
+def use(home: Path) -> "tuple[subprocess.Popen[str], str]":
+    """A command that holds the database until it reads a line; returns it once it has the URL."""
+    environment = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", USE, str(home)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdout is not None
+    return process, process.stdout.readline().strip()
+
+
+def leave(process: "subprocess.Popen[str]") -> None:
+    process.communicate("\n", timeout=30)
+    assert process.returncode == 0
+
+
+def answers(url: str) -> bool:
+    try:
+        psycopg.connect(url, connect_timeout=3).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+def test_the_server_outlives_a_command_while_another_uses_it(home: Path) -> None:
+    first, url = use(home)
+    second, same = use(home)
+    assert url == same
+    leave(first)
+    assert answers(url)
+    leave(second)
+    assert not answers(url)
+
+
+def test_after_sigkill_the_next_command_takes_the_server_over_and_stops_it(home: Path) -> None:
+    killed, url = use(home)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert answers(url)
+    following, same = use(home)
+    assert url == same
+    leave(following)
+    assert not answers(url)
+
+
+def test_a_database_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, database_url="postgresql://nobody@127.0.0.1:1/none", _env_file=None)
+    with pytest.raises(Unavailable, match="does not answer"), database(settings):
+        pass
