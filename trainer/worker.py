@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import psycopg
@@ -199,7 +200,9 @@ def work_until_empty(settings: Settings, database_url: str) -> None:
     """Processes the queue in this process until nothing is left on it."""
     worker = Worker(settings, database_url)
     try:
-        asyncio.run(worker.serve(until_empty=True))
+        # In a thread of its own: the caller may have an event loop running already.
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            pool.submit(lambda: asyncio.run(worker.serve(until_empty=True))).result()
     finally:
         worker.engine.dispose()
 

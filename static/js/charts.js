@@ -12,8 +12,8 @@ function short(value) {
 
 /** A uPlot in `place` that fills its width and follows the colour scheme; `draw(x, columns)` shows data. */
 class Plot {
-  constructor(place, labels, { xLabel = "step", dashed = [] } = {}) {
-    Object.assign(this, { place, labels, xLabel, dashed, data: [[], ...labels.map(() => [])] });
+  constructor(place, labels, { xLabel = "step", dashed = [], share = false } = {}) {
+    Object.assign(this, { place, labels, xLabel, dashed, share, data: [[], ...labels.map(() => [])] });
     this.build();
     new ResizeObserver(() => this.resize()).observe(place);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.build());
@@ -38,7 +38,7 @@ class Plot {
     this.plot = new uPlot(
       {
         ...this.size,
-        scales: { x: { time: false } },
+        scales: { x: { time: false }, y: this.share ? { range: [0, 1] } : {} },
         axes: [{ ...axis, size: 32, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000] },
           { ...axis, size: 52, values: (_, ticks) => ticks.map(short) }],
         series: [{ label: this.xLabel }, ...series],
@@ -177,7 +177,7 @@ function overRounds(root) {
   const rows = JSON.parse(root.dataset.rows);
   for (const place of root.querySelectorAll(".plot")) {
     const names = place.dataset.series.split(" ");
-    const plot = new Plot(place, names, { xLabel: "round", dashed: ["win_low", "win_high"] });
+    const plot = new Plot(place, names, { xLabel: "round", dashed: ["win_low", "win_high"], share: "share" in place.dataset });
     plot.draw(rows.round, names.map((name) => rows[name]));
   }
 }
