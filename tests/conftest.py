@@ -23,7 +23,7 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from httpx import Response
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
@@ -151,6 +151,9 @@ def live(app: FastAPI) -> Iterator[str]:
     thread.join(timeout=20)
 
 
+# Long enough for a busy machine; nothing waits longer than its condition takes.
+expect.set_options(timeout=20_000)
+
 CHROMIUM_FLAGS = [
     "--no-sandbox",  # tests run as root in containers
     "--disable-gpu",
@@ -201,7 +204,7 @@ def open_page(chromium: Browser, live: str, session: Session) -> Iterator[Callab
             token = accounts.open_session(session, user, days=1)
             session.commit()
             context.add_cookies([{"name": SESSION_COOKIE, "value": token, "url": live}])
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(20_000)
         page = context.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
         return page

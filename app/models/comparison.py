@@ -1,7 +1,7 @@
 """Comparisons, the leases and judgments on them, and a reviewer's verdict.
 
-Preference is always stored in canonical order: -3 (A much better) to 3 (B much better), 0 a tie, whichever side was shown
-left. `app.labeling.service` is the only place that turns shown sides into canonical ones.
+Preference is always stored in canonical order: -3 (A much better) to 3 (B much better), 0 a tie, whichever side was
+shown left. `app.labeling.service` is the only place that turns shown sides into canonical ones.
 """
 
 from datetime import datetime
@@ -66,7 +66,7 @@ class Comparison(Base):
     overlap: Mapped[int]
     priority: Mapped[int] = mapped_column(server_default="0")
     gold: Mapped[int | None] = mapped_column(SmallInteger)
-    # Of imported pairs only: the data set's own name for the pair, and a digest by which it is known when it comes again.
+    # Of imported pairs only: the data set's own name for the pair, and a digest that tells when it comes again.
     external_id: Mapped[str | None]
     digest: Mapped[str | None]
     state: Mapped[str] = mapped_column(server_default="open")
@@ -114,7 +114,7 @@ class Judgment(Base):
             postgresql_where=text("superseded_at IS NULL"),
         ),
         Index("ix_judgment_labeler", "labeler_id", "created_at"),
-        # Superseded ones too: nobody is asked twice, and the foreign key is checked when an open comparison's rubric moves.
+        # Superseded ones too: nobody is asked twice, and moving a comparison to a new rubric checks the foreign key.
         Index("ix_judgment_comparison", "comparison_id", "labeler_id"),
         CheckConstraint("preference BETWEEN -3 AND 3", name="preference_range"),
         CheckConstraint("duration_ms >= 0", name="duration_not_negative"),

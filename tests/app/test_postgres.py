@@ -36,7 +36,11 @@ def use(home: Path) -> "tuple[subprocess.Popen[str], str]":
     """A command that holds the database until it reads a line; returns it once it has the URL."""
     environment = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
     process = subprocess.Popen(
-        [sys.executable, "-c", USE, str(home)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", USE, str(home)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
     assert process.stdout is not None
     return process, process.stdout.readline().strip()

@@ -13,8 +13,6 @@ from tests import factories
 
 OpenPage = Callable[..., Page]
 
-expect.set_options(timeout=20_000)  # a busy machine, and pages that poll
-
 
 def judgments(session: Session) -> list[Judgment]:
     session.rollback()  # see what the service has committed since

@@ -11,8 +11,6 @@ from tests import factories
 
 OpenPage = Callable[..., Page]
 
-expect.set_options(timeout=20_000)  # a busy machine, and pages that poll
-
 
 def test_edit_preview_and_publish(session: Session, open_page: OpenPage) -> None:
     project = factories.project(session)
