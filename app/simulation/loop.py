@@ -57,11 +57,9 @@ class Loop:
         judgments = self.crew.label_all(f"{self.base}/label", limit, self._sampling, self.say)
         agreement = self.operator.json(f"{self.base}/agreement")
         number = self._start(settings)
-        done = self._follow(number)
-        results = {stage["stage"]: stage["result"] or {} for stage in done["stages"]}
+        self._follow(number)
         metrics = self._last_metrics(number)
         rate = self._win_rate()
-        self.say(f"round {number}: {results}")
         return RoundReport(
             round=number,
             judgments=judgments,
@@ -92,7 +90,7 @@ class Loop:
         page = self.operator.send(form, **settings)
         return int(str(page.url).rpartition("/")[2])
 
-    def _follow(self, number: int) -> dict[str, Any]:
+    def _follow(self, number: int) -> None:
         told = ""
         while True:
             status: dict[str, Any] = self.operator.json(f"{self.base}/rounds/{number}/status")
@@ -105,7 +103,7 @@ class Loop:
                     raise PrefloopError(
                         f"Round {number} {status['state']}: {status['error']}", "The round's page has more."
                     )
-                return status
+                return
             time.sleep(POLL_SECONDS)
 
     def _last_metrics(self, number: int) -> dict[tuple[str, str], float]:
