@@ -1,4 +1,7 @@
-"""How much a request may send: the body is counted while it arrives, so that no upload fills the disk."""
+"""How much a request may send: the body is counted while it arrives, so that no upload fills the disk.
+
+FastAPI's own `max_body_size` answers in three words outside the error handlers; here the person reads what to do.
+"""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 

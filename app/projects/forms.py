@@ -10,6 +10,10 @@ class NewProjectForm(BaseModel):
     description: Annotated[str, Field(max_length=2000)] = ""
 
 
+class ModelForm(BaseModel):
+    model: Annotated[str, Field(max_length=500)] = ""
+
+
 class SettingsForm(BaseModel):
     name: Annotated[str, Field(min_length=1, max_length=200)]
     description: Annotated[str, Field(max_length=2000)] = ""

@@ -16,6 +16,15 @@ def by_slug(session: Session, slug: str) -> Project | None:
     return session.scalars(select(Project).where(Project.slug == slug)).one_or_none()
 
 
+def base_models(session: Session) -> list[str]:
+    """Locations of the base models that projects use."""
+    return list(
+        session.scalars(
+            select(ModelVersion.base).where(ModelVersion.role == "base").distinct().order_by(ModelVersion.base)
+        )
+    )
+
+
 class Overview(NamedTuple):
     """What the project's start page shows."""
 

@@ -6,9 +6,10 @@ from fastapi import APIRouter, Form, Request, Response
 
 from app.accounts.access import AdminDep, UserDep
 from app.db import SessionDep
+from app.models import ModelVersion
 from app.projects import queries, service
 from app.projects.access import ProjectDep
-from app.projects.forms import NewProjectForm, SettingsForm
+from app.projects.forms import ModelForm, NewProjectForm, SettingsForm
 from app.render import page, redirect
 from app.specs import Generation
 
@@ -43,8 +44,11 @@ def overview(request: Request, user: UserDep, project: ProjectDep, session: Sess
 
 
 @router.get("/projects/{project_slug}/settings")
-def settings(request: Request, admin: AdminDep, project: ProjectDep) -> Response:
-    return page(request, "projects/settings.html", generation=Generation.model_validate(project.generation))
+def settings(request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep) -> Response:
+    model = session.get(ModelVersion, project.base_model_id) if project.base_model_id else None
+    generation = Generation.model_validate(project.generation)
+    known = queries.base_models(session)
+    return page(request, "projects/settings.html", generation=generation, model=model, known=known)
 
 
 @router.post("/projects/{project_slug}/settings")
@@ -52,4 +56,12 @@ def change_settings(
     admin: AdminDep, project: ProjectDep, session: SessionDep, form: Annotated[SettingsForm, Form()]
 ) -> Response:
     service.update(session, project, form, admin.id)
+    return redirect(f"/projects/{project.slug}/settings")
+
+
+@router.post("/projects/{project_slug}/model")
+def choose_model(
+    admin: AdminDep, project: ProjectDep, session: SessionDep, form: Annotated[ModelForm, Form()]
+) -> Response:
+    service.use_model(session, project, form.model, admin.id)
     return redirect(f"/projects/{project.slug}/settings")

@@ -9,6 +9,7 @@ from app.errors import Conflict, InvalidInput
 from app.models import Project
 from app.projects import queries
 from app.projects.forms import SettingsForm
+from app.rounds import service as rounds
 from app.rubrics import service as rubrics
 from app.specs import Generation
 
@@ -53,6 +54,22 @@ def create(
     rubrics.create_first(session, project, guideline, actor_id)
     audit(session, actor_id, "project.created", project.id, name=project.name)
     return project
+
+
+def use_model(session: Session, project: Project, model: str, actor_id: int) -> None:
+    """Gives a project its base model: a location in the store, an absolute folder, or a hub name.
+
+    Raises:
+        InvalidInput: nothing is named.
+        Conflict: the project has one; its rounds and samples refer to it.
+    """
+    model = model.strip()
+    if not model:
+        raise InvalidInput("No model is named.", "Give the name of one on the hub, or the path of a folder.")
+    if project.base_model_id is not None:
+        raise Conflict("The project has a base model already.", "Make another project to begin from another model.")
+    rounds.adopt_base_model(session, project, model, model.rstrip("/").rpartition("/")[2])
+    audit(session, actor_id, "project.model_chosen", project.id, model=model)
 
 
 def update(session: Session, project: Project, form: SettingsForm, actor_id: int) -> None:

@@ -30,6 +30,11 @@ class RoundConfig(BaseModel):
     ] = "base"
     learning_rate: Annotated[float, Field(gt=0, le=1)]
     epochs: Annotated[int, Field(ge=1, le=100)]
+    # What it reads
+    train_limit: Annotated[
+        int | None, Field(ge=20, description="train on at most so many comparisons, chosen at random by the seed")
+    ] = None
+    heldout_limit: Annotated[int, Field(ge=1, description="measure on at most so many held-out comparisons")] = 500
     # DPO
     beta: Annotated[float, Field(gt=0, le=100)] = _DPO["beta"].default
     # PPO
@@ -54,7 +59,7 @@ class RoundConfig(BaseModel):
             return values
         optimiser = default_optimiser(values.get("algorithm", "dpo"))
         defaults = {"learning_rate": optimiser.learning_rate, "epochs": optimiser.epochs}
-        return defaults | {name: value for name, value in values.items() if value is not None}
+        return defaults | {name: value for name, value in values.items() if value not in (None, "")}
 
     @classmethod
     def defaults(cls, algorithm: Algorithm, generation: Generation) -> "RoundConfig":

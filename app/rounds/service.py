@@ -109,7 +109,14 @@ def start(session: Session, store: ArtifactStore, project: Project, operator: Us
     _refuse_second(session, project)
     if project.policy_id is None:
         raise InvalidInput("The project has no model to improve.", "Give it a base model first.")
-    snapshot = freeze(session, store, project)
+    snapshot = freeze(
+        session,
+        store,
+        project,
+        train_limit=config.train_limit,
+        heldout_limit=config.heldout_limit,
+        seed=config.seed,
+    )
     if (winners := snapshot.counts["winners"]) < MIN_PAIRS:
         raise InvalidInput(
             f"A round needs {MIN_PAIRS} decided comparisons with a winner to train on; there are {winners}.",

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import random
 from collections.abc import Iterable
 
 from pydantic import BaseModel
@@ -46,8 +47,27 @@ def pair_rows(session: Session, project: Project) -> list[PairRow]:
     return rows
 
 
-def freeze(session: Session, store: ArtifactStore, project: Project) -> Snapshot:
+def draw(rows: list[PairRow], limits: dict[str, int | None], seed: int) -> list[PairRow]:
+    """At most `limits[split]` rows of each split, chosen at random by the seed, in their old order."""
+    kept: set[int] = set()
+    for split, limit in limits.items():
+        ids = [row.comparison_id for row in rows if row.split == split]
+        kept.update(ids if limit is None or len(ids) <= limit else random.Random(seed).sample(ids, limit))
+    return [row for row in rows if row.comparison_id in kept]
+
+
+def freeze(
+    session: Session,
+    store: ArtifactStore,
+    project: Project,
+    *,
+    train_limit: int | None = None,
+    heldout_limit: int | None = None,
+    seed: int = 0,
+) -> Snapshot:
     """Writes the project's usable comparisons to the store and returns the snapshot's row (an equal one is reused).
+
+    With a limit, that many of the split, chosen at random by the seed.
 
     The file is in place before the row can be committed; one left by a rolled-back transaction harms nothing, since its
     name is its content's digest.
@@ -55,7 +75,7 @@ def freeze(session: Session, store: ArtifactStore, project: Project) -> Snapshot
     Raises:
         StorageFull: the disk is full; nothing is left behind.
     """
-    rows = pair_rows(session, project)
+    rows = draw(pair_rows(session, project), {"train": train_limit, "heldout": heldout_limit}, seed)
     digest, location = write_lines(store, "snapshots", rows, compressed=True)
     same = select(Snapshot).where(Snapshot.project_id == project.id, Snapshot.digest == digest)
     snapshot = session.scalars(same).one_or_none()

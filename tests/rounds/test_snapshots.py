@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
 from app.models import Adjudication
-from app.rounds.snapshots import freeze, pair_rows
+from app.rounds.snapshots import draw, freeze, pair_rows
 from app.specs import PairRow
 from tests import factories
 from tests.rounds.loop import decided, make_project
@@ -135,3 +135,25 @@ def test_the_same_rows_give_the_same_bytes(session: Session, tmp_path: Path) -> 
     second = two.resolve(freeze(session, two, project).location)
     assert first.name == second.name
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_limits_draw_comparisons_of_each_split_by_the_seed() -> None:
+    def row(number: int, split: str) -> PairRow:
+        return PairRow(
+            comparison_id=number,
+            prompt_id=number,
+            messages=({"role": "user", "content": "?"},),
+            response_a="a",
+            response_b="b",
+            preference=1,
+            p_b=0.75,
+            split=split,
+        )
+
+    rows = [row(n, "train" if n < 30 else "heldout") for n in range(40)]
+    drawn = draw(rows, {"train": 10, "heldout": 4}, seed=1)
+    assert [r.split for r in drawn] == ["train"] * 10 + ["heldout"] * 4
+    assert [r.comparison_id for r in drawn] == sorted({r.comparison_id for r in drawn})
+    assert drawn == draw(rows, {"train": 10, "heldout": 4}, seed=1)
+    assert drawn != draw(rows, {"train": 10, "heldout": 4}, seed=2)
+    assert draw(rows, {"train": None, "heldout": 10}, seed=1) == rows

@@ -1,0 +1,105 @@
+"""Projects over HTTP: making one, its settings, its model, and the starter project."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app.artifacts import ArtifactStore
+from app.models import AuditEvent, Comparison, ModelVersion, Project, Prompt, Rubric, Run
+from app.projects import service, starter
+from tests import factories
+from tests.conftest import SignedIn
+
+SignIn = Callable[..., SignedIn]
+SETTINGS = {
+    "name": "Renamed",
+    "description": "Better",
+    "overlap": "3",
+    "lease_minutes": "5",
+    "review_threshold": "0.8",
+    "samples_per_prompt": "2",
+    "max_new_tokens": "32",
+    "temperature": "0.7",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [("My Project!", "my-project"), ("  Été 2026 ", "t-2026"), ("a--b", "a-b"), ("x" * 90, "x" * 60), ("日本", "")],
+)
+def test_an_address_is_made_from_the_name(name: str, slug: str) -> None:
+    assert service.slugify(name) == slug
+
+
+def test_a_new_project_can_hold_comparisons_at_once(sign_in: SignIn, session: Session) -> None:
+    admin = sign_in("admin")
+    assert admin.post("/projects", {"name": "Poems"}).headers["location"] == "/projects/poems"
+    project = session.scalars(select(Project)).one()
+    assert session.scalars(select(Rubric.version).where(Rubric.project_id == project.id)).all() == [1]
+    assert admin.get("/projects/poems").status_code == 200
+    twice = admin.post("/projects", {"name": "poems"})
+    assert twice.status_code == 409
+    assert "Choose another name" in twice.text
+    assert admin.post("/projects", {"name": "日本"}).status_code == 422
+    assert sign_in("labeler").post("/projects", {"name": "Other"}).status_code == 403
+
+
+def test_the_start_page_is_the_only_project_or_the_list(sign_in: SignIn, session: Session) -> None:
+    client = sign_in("labeler")
+    assert "No project yet" in client.get("/").text
+    factories.project(session, slug="one")
+    session.commit()
+    assert client.get("/").headers["location"] == "/projects/one"
+    factories.project(session, slug="two", name="<b>Second</b>")
+    session.commit()
+    listed = client.get("/").text
+    assert "&lt;b&gt;Second&lt;/b&gt;" in listed
+    assert client.get("/projects/none").status_code == 404
+
+
+def test_settings_are_kept_and_checked(sign_in: SignIn, session: Session) -> None:
+    project = factories.project(session, slug="p")
+    session.commit()
+    admin = sign_in("admin")
+    assert admin.post("/projects/p/settings", SETTINGS).status_code == 303
+    session.refresh(project)
+    assert (project.name, project.overlap, project.lease_minutes, project.review_threshold) == ("Renamed", 3, 5, 0.8)
+    assert project.generation["max_new_tokens"] == 32
+    assert project.generation["temperature"] == 0.7
+    refused = admin.post("/projects/p/settings", SETTINGS | {"overlap": "0"})
+    assert refused.status_code == 422
+    assert "overlap" in refused.text
+    assert "project.settings_changed" in session.scalars(select(AuditEvent.action)).all()
+
+
+def test_a_project_takes_its_model_once(sign_in: SignIn, session: Session) -> None:
+    project = factories.project(session, slug="p")
+    session.commit()
+    admin = sign_in("admin")
+    assert admin.post("/projects/p/model", {"model": " "}).status_code == 422
+    assert admin.post("/projects/p/model", {"model": "models/some-model"}).status_code == 303
+    session.refresh(project)
+    model = session.scalars(select(ModelVersion)).one()
+    assert (model.role, model.base, model.name) == ("base", "models/some-model", "some-model")
+    assert project.base_model_id == project.policy_id == model.id
+    assert "models/some-model" in admin.get("/projects/p/settings").text
+    assert admin.post("/projects/p/model", {"model": "other"}).status_code == 409
+
+
+def test_the_starter_project_is_complete_and_made_once(session: Session, tmp_path: Path) -> None:
+    assert starter.is_first_run(session)
+    project = starter.create(session)
+    assert not starter.is_first_run(session)
+    # Every line of the content becomes one prompt; calibration comparisons refer to prompts that are there.
+    lines = (starter.CONTENT / "prompts.jsonl").read_text().splitlines()
+    assert session.scalar(select(func.count()).select_from(Prompt)) == len(lines)
+    golds = session.scalars(select(Comparison.gold).order_by(Comparison.id)).all()
+    assert len(golds) == 6
+    assert None not in golds
+    (tmp_path / "model").mkdir()
+    starter.use_model(session, ArtifactStore(tmp_path), project, "Org/Tiny-Model", "model")
+    assert session.scalars(select(Run.kind)).all() == ["sample"]
+    assert session.scalars(select(ModelVersion.name)).all() == ["Tiny-Model"]
