@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -214,6 +215,8 @@ def main() -> None:
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
     logging.getLogger("procrastinate").setLevel(logging.WARNING)
+    # peft asks transformers by an old name on every model; nothing a reader of this log can do.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     code = 0
     try:
         with database(settings) as url:
@@ -228,4 +231,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Under the module's own name: tasks of a queue that is built in __main__ could not be found by it elsewhere.
+    from trainer.worker import main as run
+
+    run()
