@@ -15,7 +15,7 @@ from app.rounds import service as rounds
 from app.rubrics import service as rubrics
 from app.specs import Generation
 
-CONTENT = Path(__file__).parent / "starter"
+CONTENT = Path(__file__).parent / "starter_content"
 SLUG = "starter"
 SOURCE = "starter"
 # At temperature 1 a model this small seldom makes sense; training divides by the same temperature.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-STARTER = resources.files("app.projects") / "starter"
+STARTER = resources.files("app.projects") / "starter_content"
 SPLITS = {"train", "heldout", "calibration", "regression"}
 DOMAINS = {"helpfulness", "factual", "instruction", "safety", "over_refusal"}
 DIFFICULTIES = {"easy", "hard", "adversarial"}
