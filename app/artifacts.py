@@ -74,15 +74,16 @@ class ArtifactStore:
         with _named_storage_errors(target):
             staging.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(dir=staging, prefix=f"{target.name}-"))
+            old = temporary.with_name(f"{temporary.name}.old")
             try:
                 yield temporary
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if target.exists():
-                    os.rename(target, temporary.with_suffix(".old"))
+                    os.rename(target, old)
                 os.rename(temporary, target)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-                shutil.rmtree(temporary.with_suffix(".old"), ignore_errors=True)
+                shutil.rmtree(old, ignore_errors=True)
 
     @contextlib.contextmanager
     def file(self, location: str) -> Iterator[Path]:

@@ -235,6 +235,8 @@ def _stop_on_signals() -> Iterator[None]:
 
     before: dict[int, Callable[..., object] | int | None] = {}
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if each == signal.SIGHUP and signal.getsignal(each) == signal.SIG_IGN:
+            continue  # started by nohup: the terminal may go
         before[each] = signal.signal(each, stop)
     try:
         yield

@@ -129,6 +129,9 @@ class Runner:
                     result = dpo.train(spec, self.store, recorder, folder)
                 case PPOSpec():
                     result = ppo.train(spec, self.store, recorder, folder)
+            # Last look before the folder appears: a worker that slept through its own replacement must not put its
+            # model in the place of the one that is recorded.
+            patiently(recorder.flush)
         return result._asdict(), digest_folder(self.store.resolve(location))
 
     def _sample(self, spec: SampleSpec, recorder: RunRecorder) -> dict[str, Any]:

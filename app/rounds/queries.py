@@ -138,6 +138,10 @@ def unfinished_runs(session: Session, round_id: int) -> list[Run]:
     return list(session.scalars(query.with_for_update(key_share=True)))
 
 
+def count_runs(session: Session, project_id: int) -> int:
+    return session.scalar(select(func.count()).where(Run.project_id == project_id)) or 0
+
+
 def sampling_runs(session: Session, project_id: int) -> list[Run]:
     """Runs that sampled outside any round, newest first."""
     query = select(Run).where(Run.project_id == project_id, Run.round_id.is_(None), Run.kind == "sample")

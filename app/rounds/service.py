@@ -185,7 +185,9 @@ def cancel(session: Session, round_: Round, actor: User) -> None:
     Raises:
         Conflict: it has ended already.
     """
-    unfinished = queries.unfinished_runs(session, round_.id)
+    # If a run ended while we waited for its row, the next stage's run was committed with that end: a second statement
+    # sees it, the first could not.
+    unfinished = queries.unfinished_runs(session, round_.id) or queries.unfinished_runs(session, round_.id)
     _lock(session, round_)
     if round_.state not in ACTIVE:
         raise Conflict(f"Round {round_.number} is {round_.state} already.", "Nothing is left to cancel.")

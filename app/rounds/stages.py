@@ -53,7 +53,9 @@ def make_sampling_run(session: Session, store: ArtifactStore, project: Project, 
     assert project.policy_id is not None
     policy = session.get_one(ModelVersion, project.policy_id)
     generation = Generation.model_validate(project.generation)
-    return _add_run(session, project, _sample_spec(session, store, project, policy, generation, prompts, seed=0), None)
+    # Another seed each time: with an old one the same policy would say to the same prompts what it has said before.
+    seed = queries.count_runs(session, project.id)
+    return _add_run(session, project, _sample_spec(session, store, project, policy, generation, prompts, seed), None)
 
 
 def _add_run(session: Session, project: Project, spec: RunSpec, round_id: int | None) -> Run:

@@ -4,13 +4,13 @@ import threading
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
 from app.db import make_session_factory
 from app.errors import Conflict, InvalidInput, PrefloopError, StorageFull
-from app.models import AuditEvent, ModelVersion, Project, Round, Run, Snapshot
+from app.models import AuditEvent, ModelVersion, Project, Round, Run, Snapshot, User
 from app.rounds import service
 from app.specs import RUN_SPEC, DPOSpec, EvaluateSpec, PPOSpec, PromptRow, RewardSpec, SampleSpec
 from tests import factories
@@ -205,6 +205,34 @@ def test_cancelling_a_running_round_asks_the_worker(session: Session, store: Art
     assert (round_.state, run.state) == ("cancelled", "cancelled")
 
 
+def test_a_cancel_that_waited_for_a_stage_to_end_cancels_the_next_one(
+    session: Session, engine: Engine, store: ArtifactStore, project: Project
+) -> None:
+    round_ = start(session, store, project)
+    operator = factories.user(session, "operator")
+    session.commit()
+    finish(session, store, round_)  # not committed: whoever cancels now waits for the run's row
+
+    def cancel() -> None:
+        with make_session_factory(engine).begin() as other:
+            service.cancel(other, other.get_one(Round, round_.id), other.get_one(User, operator.id))
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as watcher:
+        while thread.is_alive() and not watcher.scalar(waiting):
+            pass
+    assert thread.is_alive()
+    session.commit()
+    thread.join()
+    session.expire_all()
+    assert (round_.state, last_run(session, round_).kind) == ("cancelled", "dpo")
+    assert last_run(session, round_).state == "cancelled"
+
+
 def test_a_policy_finished_after_the_cancel_is_kept_but_not_used(
     session: Session, store: ArtifactStore, project: Project
 ) -> None:
@@ -288,6 +316,17 @@ def test_sampling_begins_outside_a_round_once(session: Session, store: ArtifactS
     assert run.state == "cancelled"
     service.retry_run(session, run, operator)
     assert (run.state, jobs(session)) == ("queued", [run.id, run.id])
+
+
+def test_sampling_again_from_the_same_policy_asks_for_other_responses(
+    session: Session, store: ArtifactStore, project: Project
+) -> None:
+    first = service.begin_sampling(session, store, project)
+    service.run_started(session, first)
+    service.run_finished(session, store, first, {})
+    second = service.begin_sampling(session, store, project)
+    assert first.spec["model"] == second.spec["model"]
+    assert first.spec["seed"] != second.spec["seed"]
 
 
 def test_prompts_asked_about_least_are_sampled_first(session: Session, store: ArtifactStore, project: Project) -> None:

@@ -118,6 +118,28 @@ def test_a_finished_run_is_not_done_again(session: Session, runner: Runner, roun
     assert jobs(session) == waiting
 
 
+def test_a_worker_that_slept_leaves_the_model_of_the_one_that_replaced_it(
+    session: Session, runner: Runner, round_: Round, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = last_run(session, round_)
+    location = service.output_of(run.id)
+
+    def sleep_through_the_end(_spec: object, _store: object, _reporter: Reporter, folder: Path) -> object:
+        (folder / "model").write_text("late")
+        with runner.store.folder(location) as other:
+            (other / "model").write_text("recorded")
+        session.refresh(run)
+        service.run_started(session, run)
+        service.run_finished(session, runner.store, run, {}, "digest")
+        session.commit()
+        return data.EncodedPairs([], [], ())  # any result that can be turned into a dictionary
+
+    monkeypatch.setattr(reward, "train", sleep_through_the_end)
+    runner.execute(run.id)
+    assert (runner.store.resolve(location) / "model").read_text() == "recorded"
+    assert reload(session, round_).kind == "dpo"
+
+
 def test_an_attempt_forgets_the_metrics_of_the_one_before(
     session: Session, runner: Runner, round_: Round, monkeypatch: pytest.MonkeyPatch
 ) -> None:
