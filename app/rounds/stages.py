@@ -24,6 +24,7 @@ from app.specs import (
 )
 
 EVALUATION_PROMPTS = 100
+PROMPT_ROOM = 512  # tokens left for a prompt beside the longest response
 
 
 def ref(model: ModelVersion) -> ModelRef:
@@ -77,10 +78,17 @@ def _spec(session: Session, store: ArtifactStore, project: Project, round_: Roun
         update={"learning_rate": config.learning_rate, "epochs": config.epochs}
     )
     snapshot = session.get_one(Snapshot, round_.snapshot_id).location
+    # Long responses need longer sequences, or the round would leave them out and fail once it samples.
+    default_length: int = EvaluateSpec.model_fields["max_length"].default
+    max_length = max(default_length, config.max_new_tokens + PROMPT_ROOM)
 
     if kind == "reward":
         return RewardSpec(
-            backbone=ref(before), snapshot=snapshot, optimiser=_reward_optimiser(config), seed=config.seed
+            backbone=ref(before),
+            snapshot=snapshot,
+            optimiser=_reward_optimiser(config),
+            max_length=max_length,
+            seed=config.seed,
         )
     if kind == "dpo":
         return DPOSpec(
@@ -89,6 +97,7 @@ def _spec(session: Session, store: ArtifactStore, project: Project, round_: Roun
             snapshot=snapshot,
             optimiser=optimiser,
             beta=config.beta,
+            max_length=max_length,
             seed=config.seed,
         )
     if kind == "ppo":
@@ -107,6 +116,7 @@ def _spec(session: Session, store: ArtifactStore, project: Project, round_: Roun
             temperature=config.temperature,
             kl_coef=config.kl_coef,
             kl_target=config.kl_target,
+            max_length=max_length,
             seed=config.seed,
         )
     after = models[_given(round_.policy_after_id)]
@@ -123,6 +133,7 @@ def _spec(session: Session, store: ArtifactStore, project: Project, round_: Roun
         reward_model=models[_given(round_.reward_model_id)].base,
         prompts=prompts_file(store, unseen),
         generation=config.generation.model_copy(update={"samples_per_prompt": 2}),
+        max_length=max_length,
         seed=seed,
     )
 

@@ -301,6 +301,16 @@ def test_a_full_disk_leaves_no_round(session: Session, store: ArtifactStore, pro
     assert not list(store.root.rglob("*.gz"))
 
 
+@pytest.mark.parametrize("algorithm", ["dpo", "ppo"])
+def test_long_responses_leave_room_for_their_prompts_in_every_stage(
+    session: Session, store: ArtifactStore, project: Project, algorithm: str
+) -> None:
+    round_ = start(session, store, project, algorithm, max_new_tokens=2000)
+    while round_.state != "done":
+        assert last_run(session, round_).spec.get("max_length", 2001) > 2000
+        finish(session, store, round_)
+
+
 def test_sampling_begins_outside_a_round_once(session: Session, store: ArtifactStore, project: Project) -> None:
     run = service.begin_sampling(session, store, project)
     spec = RUN_SPEC.validate_python(run.spec)
