@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from typing import Annotated
 
 from fastapi import Depends, Request
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine, create_engine, inspect
 from sqlalchemy.orm import Session, sessionmaker
 
 SessionFactory = Callable[[], AbstractContextManager[Session]]
@@ -43,6 +43,11 @@ def get_session(request: Request) -> Iterator[Session]:
         except Exception:
             # A rollback expires what was loaded; the error page still shows the signed-in user and the project.
             session.expunge_all()
+            for name in ("user", "project"):
+                # A failed flush has rolled back, and so expired them, already: that page does without.
+                row = getattr(request.state, name, None)
+                if row is not None and inspect(row).expired_attributes:
+                    setattr(request.state, name, None)
             raise
 
 

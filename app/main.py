@@ -3,13 +3,14 @@
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from sqlalchemy import text
-from sqlalchemy.exc import OperationalError, TimeoutError
+from sqlalchemy.exc import DataError, OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -61,9 +62,7 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
         yield
         engine.dispose()
 
-    app = FastAPI(
-        title="Prefloop", lifespan=lifespan, dependencies=[Depends(verify_csrf)], docs_url=None, redoc_url=None
-    )
+    app = FastAPI(title="Prefloop", lifespan=lifespan, dependencies=[Depends(verify_csrf)], openapi_url=None)
     app.state.settings = settings
     app.state.session_factory = make_session_factory(engine)
     app.state.store = ArtifactStore(settings.artifacts_root)
@@ -83,6 +82,7 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
     app.add_exception_handler(PrefloopError, _show_error)
     app.add_exception_handler(RequestValidationError, _show_invalid)
     app.add_exception_handler(HTTPException, _show_http_error)
+    app.add_exception_handler(DataError, _show_not_storable)
     app.add_exception_handler(OperationalError, _show_unavailable)
     app.add_exception_handler(TimeoutError, _show_unavailable)
     app.add_exception_handler(Exception, _show_unexpected)
@@ -116,7 +116,7 @@ def _show_error(request: Request, error: Exception) -> Response:
         return page(request, "errors/_message.html", status=error.status, error=error)
     if isinstance(error, NotSignedIn) and request.method == "GET":
         query = f"?{request.url.query}" if request.url.query else ""
-        return redirect(f"/sign-in?next={request.url.path}{query}")
+        return redirect(f"/sign-in?next={quote(f'{request.url.path}{query}')}")
     return page(request, "errors/page.html", status=error.status, error=error)
 
 
@@ -137,9 +137,18 @@ def _show_http_error(request: Request, error: Exception) -> Response:
     return _show_error(request, shown)
 
 
+def _show_not_storable(request: Request, error: Exception) -> Response:
+    """What no form's own check looks for: a number beyond the database's integers, a NUL character in a text."""
+    log.info("%s %s was refused by the database: %s", request.method, request.url.path, error)
+    advice = "Check the address, the numbers and pasted text for what does not belong there, and send it again."
+    return _show_error(request, InvalidInput("A number is too large, or a character cannot be stored.", advice))
+
+
 def _show_unavailable(request: Request, error: Exception) -> Response:
     log.warning("The database did not answer %s %s: %s", request.method, request.url.path, error)
-    advice = "Nothing was lost: what you typed is still in the form. Wait a few seconds and send it again."
+    # htmx leaves the form as it is; a page of its own takes its place.
+    where = "what you typed is still in the form" if "HX-Request" in request.headers else "go back to what you typed"
+    advice = f"Nothing was lost: {where}. Wait a few seconds and send it again."
     return _show_error(request, Unavailable("The database cannot be reached right now.", advice))
 
 

@@ -62,7 +62,9 @@ def _check_roles(roles: list[str]) -> None:
 
 
 def set_password(session: Session, user: User, password: str) -> None:
+    """Also ends the user's sign-ins: whoever knew the old password is out."""
     user.password_hash = _hash_password(password)
+    queries.delete_sessions_of(session, user.id)
     audit(session, user.id, "user.password_set")
 
 
@@ -156,9 +158,9 @@ def set_roles(session: Session, actor: User, user: User, roles: list[str], *, is
         Conflict: it would leave no active admin.
     """
     if "admin" in user.roles and ("admin" not in roles or not is_active):
-        # Locks the other admins' rows, so that two admins cannot remove each other at the same time.
-        others = select(User.id).where(User.id != user.id, User.is_active, User.roles.contains(["admin"]))
-        if not session.scalars(others.with_for_update()).all():
+        # Locks all admins' rows, in one order, so that two admins cannot remove each other at the same time.
+        admins = select(User.id).where(User.is_active, User.roles.contains(["admin"])).order_by(User.id)
+        if not set(session.scalars(admins.with_for_update())) - {user.id}:
             raise Conflict("This is the last admin.", "Make someone else an admin first.")
     user.roles = roles
     user.is_active = is_active

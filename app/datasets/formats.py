@@ -92,7 +92,7 @@ class Tags(Line):
         if isinstance(values, dict) and isinstance(values.get("tags"), dict):
             known = {
                 name: values["tags"][name]
-                for name in ("domain", "difficulty", "safety_category")
+                for name in ("domain", "topic", "difficulty", "safety_category", "split")
                 if name in values["tags"]
             }
             return known | values
@@ -110,7 +110,7 @@ class Answer(Line):
     preference: Preference | None = None
     rationale: Text = ""
     submitted_at: datetime | None = None
-    duration_ms: Annotated[int, Field(ge=0)] | None = None
+    duration_ms: Annotated[int, Field(ge=0, lt=2**63)] | None = None
 
     @model_validator(mode="after")
     def _agree(self) -> "Answer":

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, StringConstraints
 
 
 class NewProjectForm(BaseModel):
@@ -15,7 +15,7 @@ class ModelForm(BaseModel):
 
 
 class SettingsForm(BaseModel):
-    name: Annotated[str, Field(min_length=1, max_length=200)]
+    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
     description: Annotated[str, Field(max_length=2000)] = ""
     overlap: Annotated[int, Field(ge=1, le=100)]
     lease_minutes: Annotated[int, Field(ge=1, le=1440)]

@@ -74,7 +74,7 @@ def use_model(session: Session, project: Project, model: str, actor_id: int) -> 
 
 def update(session: Session, project: Project, form: SettingsForm, actor_id: int) -> None:
     """Changes the settings. Comparisons that are open already keep the overlap they were opened with."""
-    project.name = form.name.strip()
+    project.name = form.name
     project.description = form.description
     project.overlap = form.overlap
     project.lease_minutes = form.lease_minutes

@@ -23,8 +23,6 @@ STAGE_LABELS = {
     "sampling": "New samples",
     "evaluating": "Evaluation",
 }
-# How app.css colours a state.
-BADGES = {"done": "ok", "succeeded": "ok", "failed": "bad", "cancelled": "quiet", "queued": "quiet"}
 
 
 class Chart(NamedTuple):

@@ -9,6 +9,11 @@ function isTyping(target) {
 
 document.addEventListener("keydown", (event) => {
   if (!form || event.altKey || event.metaKey) return;
+  // A key held down must not decide the comparison that comes next as well.
+  if (event.repeat && !isTyping(event.target)) {
+    if (event.key === "Enter") event.preventDefault();
+    return;
+  }
   const note = form.elements.note;
   if (event.key === "Escape" && isTyping(event.target)) return event.target.blur();
   if (event.key === "Enter" && event.ctrlKey) return form.requestSubmit();

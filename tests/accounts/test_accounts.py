@@ -1,14 +1,17 @@
 """Sign-in, roles, one-time links and form protection, over HTTP."""
 
 import re
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import Session
 
 from app.accounts import service
+from app.db import make_session_factory
 from app.errors import Conflict, Gone, InvalidInput
 from app.models import AuditEvent, AuthSession, SigninLink, User
 from tests import factories
@@ -28,6 +31,8 @@ def test_signing_in_and_out(sign_in: SignIn, session: Session) -> None:
     account(session, "labeler")
     client = sign_in()
     assert client.get("/projects").headers["location"] == "/sign-in?next=/projects"
+    filtered = client.get("/projects/p/prompts?split=train&text=a%26b").headers["location"]
+    assert parse_qs(urlsplit(filtered).query) == {"next": ["/projects/p/prompts?split=train&text=a%26b"]}
     wrong = client.post("/sign-in", {"email": "ada@example.org", "password": "not the password"})
     assert wrong.status_code == 422
     assert "No active account" in wrong.text
@@ -117,6 +122,7 @@ def test_an_account_says_what_judges_through_it(sign_in: SignIn, session: Sessio
 
 def test_a_password_link_sets_the_password_of_its_user_only(sign_in: SignIn, session: Session) -> None:
     user = account(session, "labeler")
+    stolen = sign_in(user=user)
     page = sign_in("admin").post(f"/people/{user.id}/reset")
     url = re.search(r'value="http://[^"]+(/join/[\w-]+)"', page.text)[1]
     answer = sign_in().post(url, {"password": "another long phrase", "email": "x@example.org", "name": "X"})
@@ -124,6 +130,7 @@ def test_a_password_link_sets_the_password_of_its_user_only(sign_in: SignIn, ses
     session.expire_all()
     assert service.authenticate(session, "ada@example.org", "another long phrase") == user
     assert service.authenticate(session, "ada@example.org", PASSWORD) is None
+    assert stolen.get("/projects").status_code == 303  # older sign-ins end with the old password
 
 
 def test_links_expire_and_are_used_once(session: Session) -> None:
@@ -158,6 +165,43 @@ def test_the_last_admin_stays(sign_in: SignIn, session: Session) -> None:
     sign_in("admin")
     assert admin.post(f"/people/{admin.user.id}", {"roles": ["labeler"], "is_active": "true"}).status_code == 303
     assert "user.roles_set" in session.scalars(select(AuditEvent.action)).all()
+
+
+def test_two_admins_who_remove_each_other_leave_one(session: Session, engine: Engine) -> None:
+    ada, bob = (factories.user(session, "admin").id for _ in range(2))
+    session.commit()
+    factory = make_session_factory(engine)
+    refused: list[Exception] = []
+
+    def remove_ada() -> None:
+        try:
+            with factory.begin() as second:
+                service.set_roles(second, second.get_one(User, bob), second.get_one(User, ada), [], is_active=True)
+        except Exception as error:  # noqa: BLE001 - told apart below
+            refused.append(error)
+
+    other = threading.Thread(target=remove_ada)
+    with factory.begin() as first:
+        service.set_roles(first, first.get_one(User, ada), first.get_one(User, bob), [], is_active=True)
+        other.start()
+        waiting = select(func.count()).select_from(text("pg_locks")).where(text("NOT granted"))
+        while other.is_alive():
+            with factory() as watch:
+                if watch.scalar(waiting):
+                    break
+    other.join(timeout=20)
+    assert [type(error) for error in refused] == [Conflict]
+    assert session.scalars(select(User.id).where(User.roles.contains(["admin"]))).all() == [ada]
+
+
+def test_what_the_database_cannot_hold_is_refused_in_words(sign_in: SignIn, session: Session) -> None:
+    factories.project(session, slug="p")
+    session.commit()
+    admin = sign_in("admin")
+    answers = [admin.get(f"/projects/p/review/{10**30}"), admin.post("/projects", {"name": "Nul\0l"})]
+    for answer in answers:
+        assert answer.status_code == 422
+        assert "cannot be stored" in answer.text
 
 
 def test_hostile_names_are_text(sign_in: SignIn, session: Session) -> None:

@@ -287,12 +287,14 @@ def test_prompts_with_tags_and_messages(session: Session, put: Any) -> None:
     put(
         {"prompt": "Plain?", "domain": "facts", "difficulty": "hard", "split": "calibration"},
         {"messages": chat, "tags": {"domain": "chat", "safety_category": "medical", "colour": "red"}},
+        {"prompt": "Held?", "tags": {"topic": "chess", "split": "heldout"}},
     )
-    plain, tagged = session.scalars(select(Prompt).order_by(Prompt.id)).all()
+    plain, tagged, held = session.scalars(select(Prompt).order_by(Prompt.id)).all()
     assert plain.messages == [{"role": "user", "content": "Plain?"}]
     assert (plain.domain, plain.difficulty, plain.split) == ("facts", "hard", "calibration")
     assert tagged.messages == chat
     assert (tagged.domain, tagged.safety_category, tagged.split) == ("chat", "medical", "train")
+    assert (held.domain, held.split) == ("chess", "heldout")
     assert plain.source == "x"
 
 
