@@ -158,6 +158,8 @@ class PairRow(Spec):
     messages: tuple[dict[str, str], ...]
     response_a: str
     response_b: str
+    finished_a: bool = Field(True, description="False where the response was cut by length")
+    finished_b: bool = True
     preference: float = Field(ge=-3, le=3)
     p_b: float = Field(ge=0, le=1)
     weight: float = Field(1.0, ge=0)

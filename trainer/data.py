@@ -90,12 +90,12 @@ class ChatEncoder:
             ) from error
 
     def completion(self, text: str, finished: bool = True) -> list[int]:
-        """Token ids of a response, with the end of the turn unless it was cut by length (`finished=False`).
+        """Token ids of a response, never none; with the end of the turn unless it was cut by length.
 
         The name of a special token inside a text is text: nobody must be able to end a turn by writing it.
         """
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return [*ids, self.end_id] if finished else list(ids)
+        return [*ids, self.end_id] if finished or not ids else list(ids)
 
     def fit(self, prompt: list[int], completions: Sequence[Sequence[int]]) -> list[TokenSequence] | None:
         """The sequences of one prompt within `max_length`, or None where that would cut a completion.
@@ -143,8 +143,13 @@ class EncodedPairs(NamedTuple):
     dropped: tuple[str, ...]
 
 
-def encode_pairs(rows: Sequence[PairRow], encoder: ChatEncoder) -> EncodedPairs:
-    """Encodes a snapshot. Rows that do not fit, do not count (weight 0) or hold one response twice are named."""
+def encode_pairs(rows: Sequence[PairRow], encoder: ChatEncoder, *, close_cut: bool = True) -> EncodedPairs:
+    """Encodes a snapshot. Rows that do not fit, do not count (weight 0) or hold one response twice are named.
+
+    Args:
+        close_cut: end the turn of responses that were cut by length too. A reward model reads them as what they are,
+            a whole answer that stops; a policy must not learn that it ended, or did not want to end, its turn there.
+    """
     pairs: dict[str, list[Pair]] = {"train": [], "heldout": []}
     left_out: dict[str, list[int]] = {}
     for row in rows:
@@ -154,9 +159,11 @@ def encode_pairs(rows: Sequence[PairRow], encoder: ChatEncoder) -> EncodedPairs:
         if row.response_a == row.response_b:
             left_out.setdefault("compare a response with itself", []).append(row.comparison_id)
             continue
-        fitted = encoder.fit(
-            encoder.prompt(row.messages), [encoder.completion(row.response_a), encoder.completion(row.response_b)]
-        )
+        completions = [
+            encoder.completion(row.response_a, row.finished_a or close_cut),
+            encoder.completion(row.response_b, row.finished_b or close_cut),
+        ]
+        fitted = encoder.fit(encoder.prompt(row.messages), completions)
         if fitted is None:
             reason = f"are longer than {encoder.max_length} tokens without their prompt"
             left_out.setdefault(reason, []).append(row.comparison_id)

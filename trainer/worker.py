@@ -184,9 +184,11 @@ class Worker:
                     for run_id in await asyncio.to_thread(self._recover):
                         log.warning("Run %d was left by a worker that is gone; it is queued again.", run_id)
                 except Exception as error:
-                    if not is_outage(error):
-                        raise
-                    quiet_until = time.monotonic() + STALLED_SECONDS
+                    if is_outage(error):
+                        quiet_until = time.monotonic() + STALLED_SECONDS
+                    else:
+                        # Without this look, a run whose worker died would wait for ever.
+                        log.exception("Looking for runs that were left behind failed; trying again.")
             await asyncio.sleep(RECOVERY_SECONDS)
             if time.monotonic() - began > 3 * RECOVERY_SECONDS:
                 # This process was asleep, or the database: everybody now needs time to give a sign of life.

@@ -56,6 +56,8 @@ def usable_comparisons(session: Session, project_id: int) -> Sequence[Any]:
             Prompt.safety_category,
             a.text.label("text_a"),
             b.text.label("text_b"),
+            func.coalesce(a.finish_reason != "length", True).label("finished_a"),
+            func.coalesce(b.finish_reason != "length", True).label("finished_b"),
             Rubric.version.label("rubric_version"),
             Adjudication.verdict,
             func.coalesce(live.c.judgments, []).label("judgments"),

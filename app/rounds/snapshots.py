@@ -35,6 +35,8 @@ def pair_rows(session: Session, project: Project) -> list[PairRow]:
                 messages=tuple(found.messages),
                 response_a=found.text_a,
                 response_b=found.text_b,
+                finished_a=found.finished_a,
+                finished_b=found.finished_b,
                 preference=agreed.preference,
                 p_b=agreed.p_b,
                 weight=agreed.weight,

@@ -6,10 +6,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
-from app.models import Adjudication
+from app.models import Adjudication, Comparison, Completion
 from app.rounds.snapshots import draw, freeze, pair_rows
 from app.specs import PairRow
 from tests import factories
@@ -135,6 +136,18 @@ def test_the_same_rows_give_the_same_bytes(session: Session, tmp_path: Path) -> 
     second = two.resolve(freeze(session, two, project).location)
     assert first.name == second.name
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_responses_cut_by_length_are_marked(session: Session) -> None:
+    project = make_project(session, train=1, heldout=0)
+    before = pair_rows(session, project)
+    assert [(row.finished_a, row.finished_b) for row in before] == [(True, True)]  # imported ones do not say
+    comparison = session.scalars(select(Comparison)).one()
+    for completion_id, reason in ((comparison.completion_a_id, "length"), (comparison.completion_b_id, "eos")):
+        session.get_one(Completion, completion_id).finish_reason = reason
+    session.flush()
+    after = pair_rows(session, project)
+    assert [(row.finished_a, row.finished_b) for row in after] == [(False, True)]
 
 
 def test_limits_draw_comparisons_of_each_split_by_the_seed() -> None:

@@ -131,6 +131,15 @@ def test_pairs_are_oriented_by_the_consensus(encoder: ChatEncoder) -> None:
         assert pair.tied == (p_b == 0.5)
 
 
+def test_a_response_cut_by_length_ends_its_turn_only_where_that_is_asked_for(encoder: ChatEncoder) -> None:
+    cut = row(finished_a=False)
+    closed, open_ = (encode_pairs([cut], encoder, close_cut=close).train[0] for close in (True, False))
+    assert closed.chosen.completion == encoder.completion("a long answer")
+    assert open_.chosen.completion == closed.chosen.completion[:-1]
+    assert open_.rejected == closed.rejected
+    assert encoder.completion("", finished=False) == encoder.completion("")
+
+
 def test_too_few_pairs_are_refused_with_their_number(encoder: ChatEncoder) -> None:
     pairs = encode_pairs([row(i, p_b=0.5 if i < 3 else 0.9) for i in range(21)], encoder).train
     with pytest.raises(InvalidInput, match=r"at least 20 .* there are 18 \(and 3 ties\)"):

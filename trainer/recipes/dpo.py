@@ -53,7 +53,8 @@ def train(spec: DPOSpec, store: ArtifactStore, reporter: Reporter, folder: Path)
     policy_ref, reference_ref = resolve(store, spec.policy), resolve(store, spec.reference)
     tokenizer = load_tokenizer(policy_ref)
     pad_id = tokenizer.pad_token_id
-    encoded = encode_pairs(read_pairs(store.resolve(spec.snapshot)), ChatEncoder(tokenizer, spec.max_length))
+    rows = read_pairs(store.resolve(spec.snapshot))
+    encoded = encode_pairs(rows, ChatEncoder(tokenizer, spec.max_length), close_cut=False)
     require_pairs(encoded.train, "DPO")
     train_pairs = [pair for pair in encoded.train if not pair.tied]
     heldout = [pair for pair in encoded.heldout if not pair.tied]
