@@ -34,6 +34,7 @@ def _highlight(code: str, language: str, _attributes: str) -> str:
 
 # html=False: tags in the text are shown as text. nh3 then removes whatever slips through all the same.
 _markdown = MarkdownIt("commonmark", {"html": False, "highlight": _highlight}).enable(["table", "strikethrough"])
+_markdown.disable("image")
 _ALLOWED = {
     "a", "blockquote", "br", "code", "del", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p", "pre", "s",
     "span", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul",
@@ -42,7 +43,11 @@ _ATTRIBUTES = {"a": {"href", "title"}, "span": {"class"}, "code": {"class"}, "ol
 
 
 def markdown(text: str) -> Markup:
-    """Sanitised HTML of a Markdown text. Images are left out: they would tell their host who reads what."""
+    """Sanitised HTML of a Markdown text.
+
+    Images are shown as links, or they would tell their host who reads what; links open a tab of their own, or one click
+    would lose what a labeler has typed.
+    """
     if len(text) > MARKDOWN_LIMIT:
         return Markup('<div class="plain">{}</div>').format(text)
     html = nh3.clean(
@@ -51,6 +56,7 @@ def markdown(text: str) -> Markup:
         attributes=_ATTRIBUTES,
         url_schemes={"http", "https", "mailto"},
         link_rel="noopener noreferrer nofollow",
+        set_tag_attribute_values={"a": {"target": "_blank"}},
     )
     return Markup(html)
 

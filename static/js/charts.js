@@ -167,7 +167,9 @@ class Watch {
     if (!answer.ok) throw new Error(`status ${answer.status}`);
     const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
     for (const id of ["round-head", "round-figures", "round-facts"]) {
-      document.getElementById(id).replaceWith(document.adoptNode(fresh.getElementById(id)));
+      const part = document.adoptNode(fresh.getElementById(id));
+      document.getElementById(id).replaceWith(part);
+      part.dispatchEvent(new CustomEvent("htmx:load", { bubbles: true })); // as any swap: times become local
     }
     this.root.dataset.state = state;
   }
