@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 import uvicorn
+from pydantic import ValidationError
 
 from app.accounts import queries as account_queries
 from app.accounts import service as accounts
@@ -133,6 +134,15 @@ def main() -> None:
         typer.secho(error.message, fg="red", err=True)
         if error.advice:
             typer.echo(error.advice, err=True)
+        sys.exit(1)
+    except ValidationError as error:
+        if error.title != Settings.__name__:
+            raise
+        for problem in error.errors():
+            setting = str(problem["loc"][0])
+            name = setting if setting == "DATABASE_URL" else f"PREFLOOP_{setting.upper()}"
+            typer.secho(f"{name} is {problem['input']!r}: {problem['msg']}.", fg="red", err=True)
+        typer.echo("The README lists the settings.", err=True)
         sys.exit(1)
 
 

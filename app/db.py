@@ -8,14 +8,23 @@ from fastapi import Depends, Request
 from sqlalchemy import Engine, create_engine, inspect
 from sqlalchemy.orm import Session, sessionmaker
 
+from app.errors import InvalidInput
+
 SessionFactory = Callable[[], AbstractContextManager[Session]]
 
 
 def sqlalchemy_url(url: str) -> str:
-    """The same URL, naming psycopg 3 as the driver."""
-    scheme, rest = url.split("://", 1)
-    if scheme not in ("postgresql", "postgres", "postgresql+psycopg"):
-        raise ValueError(f"DATABASE_URL must be a postgresql:// address; it begins with {scheme}://.")
+    """The same URL, naming psycopg 3 as the driver.
+
+    Raises:
+        InvalidInput: it is not PostgreSQL's.
+    """
+    scheme, _, rest = url.partition("://")
+    if scheme not in ("postgresql", "postgres", "postgresql+psycopg") or not rest:
+        # The address itself is not repeated: it may hold a password.
+        raise InvalidInput(
+            "DATABASE_URL is not the address of a PostgreSQL.", "Write it as postgresql://user:password@host/name."
+        )
     return f"postgresql+psycopg://{rest}"
 
 
