@@ -47,7 +47,7 @@ def overview(session: Session, project: Project) -> Overview:
     unfinished = select(Run).where(Run.project_id == project.id, Run.state.in_(("queued", "running"))).order_by(Run.id)
     last_round = select(Round).where(Round.project_id == project.id).order_by(Round.number.desc()).limit(1)
     return Overview(
-        states=dict(session.execute(states.group_by(Comparison.state)).tuples().all()),
+        states=dict(session.execute(states.group_by(Comparison.state)).all()),
         judgments=judgments,
         labelers=labelers,
         runs=list(session.scalars(unfinished)),
