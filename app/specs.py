@@ -45,7 +45,7 @@ class Optimiser(Spec):
     epochs: int = Field(1, ge=1, le=100)
     batch_size: int = Field(8, ge=1, le=4096, description="rows (pairs or episodes) an optimiser step")
     microbatch_size: int = Field(8, ge=1, le=4096, description="rows forwarded together; gradients accumulate")
-    microbatch_tokens: int = Field(2048, ge=1, description="tokens forwarded together, padding included: bounds memory")
+    microbatch_tokens: int = Field(1024, ge=1, description="tokens forwarded together, padding included: bounds memory")
     warmup_ratio: float = Field(0.1, ge=0, le=1)
     weight_decay: float = Field(0.0, ge=0, le=1)
     max_grad_norm: float = Field(1.0, gt=0)

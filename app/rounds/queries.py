@@ -297,12 +297,12 @@ def last_values(session: Session, run_ids: list[int]) -> Sequence[Any]:
     return session.execute(query).all()
 
 
-def round_values(session: Session, round_ids: list[int]) -> Sequence[Any]:
-    """The newest value of every metric and slice of the runs that measure a round."""
+def round_values(session: Session, round_ids: list[int], names: Sequence[str]) -> Sequence[Any]:
+    """The newest value of these metrics, by slice, of the runs that measure a round."""
     query = (
         select(Run.round_id, Run.kind, Metric.name, Metric.slice, Metric.value)
         .join(Run, Run.id == Metric.run_id)
-        .where(Run.round_id.in_(round_ids), Run.kind.in_(("reward", "evaluate")))
+        .where(Run.round_id.in_(round_ids), Run.kind.in_(("reward", "evaluate")), Metric.name.in_(names))
         .ext(distinct_on(Run.round_id, Run.kind, Metric.name, Metric.slice))
         .order_by(Run.round_id, Run.kind, Metric.name, Metric.slice, Metric.step.desc())
     )

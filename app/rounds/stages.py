@@ -24,6 +24,7 @@ from app.specs import (
 )
 
 EVALUATION_PROMPTS = 100
+EVALUATION_SEED = 1_000_003
 PROMPT_ROOM = 512  # tokens left for a prompt beside the longest response
 
 
@@ -134,7 +135,8 @@ def _spec(session: Session, store: ArtifactStore, project: Project, round_: Roun
         prompts=prompts_file(store, unseen),
         generation=config.generation.model_copy(update={"samples_per_prompt": 2}),
         max_length=max_length,
-        seed=seed,
+        # Other samples than those drawn for the queue: figures over both then count nothing twice.
+        seed=seed + EVALUATION_SEED,
     )
 
 

@@ -236,7 +236,7 @@ def loop(session: Session, project: Project) -> Loop:
     rounds = queries.rounds(session, project.id)[::-1]
     ids = [round_.id for round_ in rounds]
     values: dict[tuple[int, str, str, str], float] = {}
-    for row in queries.round_values(session, ids):
+    for row in queries.round_values(session, ids, (ACCURACY, KL, REWARD)):
         values[row.round_id, row.kind, row.name, row.slice] = row.value
     wins = win_rates(session, ids)
     snapshots = queries.snapshots_of(session, ids)

@@ -27,6 +27,7 @@ document.addEventListener("keydown", (event) => {
     step.focus();
   } else if (event.key === "e") note.focus();
   else if (event.key === "s") document.getElementById("later").click();
+  else if (button?.classList.contains("danger")) button.focus(); // Enter then confirms: one key must not withdraw
   else if (button) button.click();
   else return;
   event.preventDefault();

@@ -59,7 +59,10 @@ def test_the_queue_by_keys_alone(session: Session, open_page: Callable[..., Page
     page.keyboard.press("m")
     expect(page.get_by_text("Question 3?")).to_be_visible()
     assert state(session, rows[2]) == "open"
+    # One key alone does not withdraw: it goes to the button, which Enter presses.
     page.keyboard.press("w")
+    expect(page.get_by_role("button", name="Withdraw")).to_be_focused()
+    page.keyboard.press("Enter")
     expect(page.get_by_text("Question 0?")).to_be_visible()
     assert state(session, rows[3]) == "withdrawn"
 
