@@ -1,7 +1,6 @@
 """Engine, sessions, and the one commit site of the web service."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -9,8 +8,6 @@ from sqlalchemy import Engine, create_engine, inspect
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.errors import InvalidInput
-
-SessionFactory = Callable[[], AbstractContextManager[Session]]
 
 
 def sqlalchemy_url(url: str) -> str:

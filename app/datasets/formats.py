@@ -5,6 +5,7 @@ and refusing them would make people edit files that are fine.
 """
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -71,9 +72,9 @@ class Line(BaseModel):
         aliases = {field.alias for field in cls.model_fields.values() if field.alias}
         return frozenset(cls.model_fields) | aliases
 
+    @abstractmethod
     def record(self, source: str) -> Record:
         """What the line says; `source` names the labeler and the responses' origin where the line does not."""
-        raise NotImplementedError
 
 
 class Tags(Line):
@@ -163,8 +164,9 @@ class _Pair(Tags, Answer):
     labeler: Name | None = None
     choices: dict[Name, Choice] | None = None  # labeler: choice
 
+    @abstractmethod
     def _messages(self) -> list[dict[str, str]]:
-        raise NotImplementedError
+        """The conversation both responses answer."""
 
     def _models(self) -> tuple[str, str]:
         return self.model_a, self.model_b

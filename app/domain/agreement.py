@@ -13,24 +13,6 @@ from numpy.typing import ArrayLike, NDArray
 Level = Literal["nominal", "ordinal", "interval"]
 
 
-def count_values(units: ArrayLike, answers: ArrayLike, values: ArrayLike) -> NDArray[np.int64]:
-    """Counts from one (unit, answer) pair a judgment.
-
-    Args:
-        units: (n,) unit of each judgment, integers from 0.
-        answers: (n,) value of each judgment; each must be in `values`.
-        values: (V,) all possible values, ascending.
-
-    Returns:
-        (U, V) counts, U one more than the largest unit.
-    """
-    units_, values_ = np.asarray(units, dtype=np.int64), np.asarray(values)
-    columns = np.searchsorted(values_, answers)
-    n_units = int(units_.max()) + 1 if units_.size else 0
-    flat = np.bincount(units_ * values_.size + columns, minlength=n_units * values_.size)
-    return flat.reshape(n_units, values_.size)
-
-
 def krippendorff_alpha(counts: ArrayLike, values: ArrayLike, level: Level) -> float | None:
     """alpha = 1 - D_o / D_e (Krippendorff 2011, Computing Krippendorff's alpha-reliability).
 

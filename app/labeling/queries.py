@@ -313,6 +313,6 @@ def project_with_work(session: Session, labeler_id: int) -> str | None:
         .limit(1)
         .scalar_subquery()
     )
-    with_work = select(Project.slug).where(Project.archived_at.is_(None), or_(waiting, held))
+    with_work = select(Project.slug).where(or_(waiting, held))
     order = (held.desc(), (Project.id == func.coalesce(last, 0)).desc(), Project.id)
     return session.scalar(with_work.order_by(*order).limit(1))

@@ -1,7 +1,5 @@
 """A project: one policy, one rubric line, one queue."""
 
-from datetime import datetime
-
 from sqlalchemy import CheckConstraint, ForeignKey
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -31,4 +29,3 @@ class Project(Base):
     base_model_id: Mapped[int | None] = mapped_column(ForeignKey("model_version.id", use_alter=True))
     policy_id: Mapped[int | None] = mapped_column(ForeignKey("model_version.id", use_alter=True))
     created_at: Mapped[Now]
-    archived_at: Mapped[datetime | None]

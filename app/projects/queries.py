@@ -9,7 +9,7 @@ from app.models import Comparison, Judgment, ModelVersion, Project, Round, Run
 
 
 def active_projects(session: Session) -> list[Project]:
-    return list(session.scalars(select(Project).where(Project.archived_at.is_(None)).order_by(Project.id)))
+    return list(session.scalars(select(Project).order_by(Project.id)))
 
 
 def by_slug(session: Session, slug: str) -> Project | None:

@@ -91,7 +91,6 @@ def upgrade() -> None:
         sa.Column("base_model_id", sa.BigInteger(), nullable=True),
         sa.Column("policy_id", sa.BigInteger(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.Column("archived_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint("slug ~ '^[a-z0-9]+(-[a-z0-9]+)*$'", name=op.f("ck_project_slug_form")),
         sa.CheckConstraint("overlap BETWEEN 1 AND 100", name=op.f("ck_project_overlap_range")),
         sa.CheckConstraint("review_threshold BETWEEN 0 AND 1", name=op.f("ck_project_review_threshold_range")),

@@ -1,5 +1,6 @@
 """`prefloop up` and `prefloop simulate` as a newcomer meets them: real processes, a tiny model, nothing prepared."""
 
+import contextlib
 import json
 import os
 import re
@@ -153,8 +154,12 @@ def test_from_nothing_through_a_round_and_on_after_a_restart(
 
 def test_a_worker_that_is_killed_is_started_again(start: Callable[[], Up]) -> None:
     def workers() -> list[psutil.Process]:
-        children = psutil.Process(up.process.pid).children()
-        return [child for child in children if "trainer.worker" in child.cmdline()]
+        found = []
+        for child in psutil.Process(up.process.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended between the two looks, or is a zombie
+                if "trainer.worker" in child.cmdline():
+                    found.append(child)
+        return found
 
     up = start()
     up.wait_for(lambda: workers(), 90)

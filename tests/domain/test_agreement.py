@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from app.domain.agreement import Level, count_values, krippendorff_alpha, percent_agreement
+from app.domain.agreement import Level, krippendorff_alpha, percent_agreement
 
 LEVELS: tuple[Level, ...] = ("nominal", "ordinal", "interval")
 TABLES = {t["name"]: t for t in json.loads((Path(__file__).parent / "agreement_known_values.json").read_text())}
@@ -19,7 +19,10 @@ def counts_of(ratings: list[list[float | None]]) -> tuple[NDArray[np.int64], NDA
     """(units, values) counts and the values of a table with one row a unit, None where somebody did not answer."""
     cells = [(unit, value) for unit, row in enumerate(ratings) for value in row if value is not None]
     values = np.unique([value for _, value in cells])
-    return count_values([unit for unit, _ in cells], [value for _, value in cells], values), values
+    counts = np.zeros((len(ratings), values.size), dtype=np.int64)
+    for unit, value in cells:
+        counts[unit, np.searchsorted(values, value)] += 1
+    return counts, values
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -96,8 +99,3 @@ def test_alpha_is_undefined_without_pairs_or_without_variation(level: Level) -> 
 def test_percent_agreement_is_undefined_without_pairs_only() -> None:
     assert percent_agreement([[1, 0], [0, 1]]) is None
     assert percent_agreement([[0, 3]]) == 1.0
-
-
-def test_counts_of_no_judgments_are_empty() -> None:
-    assert count_values([], [], [-1, 0, 1]).shape == (0, 3)
-    assert count_values([0, 2, 2, 2], [1, -1, -1, 0], [-1, 0, 1]).tolist() == [[0, 0, 1], [0, 0, 0], [2, 1, 0]]

@@ -122,8 +122,6 @@ def test_the_project_with_work(session: Session) -> None:
     first, second = factories.project(session), factories.project(session)
     for project in (first, second, second):
         factories.comparison(session, project)
-    archived = factories.project(session, archived_at=datetime.now(UTC))
-    factories.comparison(session, archived)
     assert service.project_with_work(session, labeler) == first.slug
     judge(session, second, labeler, take(session, second, labeler))
     assert service.project_with_work(session, labeler) == second.slug  # where they were
