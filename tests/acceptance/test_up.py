@@ -91,6 +91,7 @@ def test_from_nothing_through_a_round_and_on_after_a_restart(
     up = start()
     up.wait_for(up.ready, 60)
     assert httpx.get(f"{up.url}/healthz").status_code == 200
+    up.wait_for(lambda: re.search(r"one-time link: \S+\n", up.said()), 60)  # printed a moment after the address
     link = re.search(r"one-time link: (\S+)", up.said())
     assert link
     assert "makes your account" in httpx.get(link[1]).text
