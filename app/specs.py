@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-RunKind = Literal["sample", "reward", "dpo", "ppo", "evaluate"]
+RunKind = Literal["sample", "sft", "reward", "dpo", "ppo", "evaluate"]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 class Spec(BaseModel):
@@ -50,20 +51,49 @@ class Optimiser(Spec):
     weight_decay: float = Field(0.0, ge=0, le=1)
     max_grad_norm: float = Field(1.0, gt=0)
     eps: float = Field(1e-5, gt=0)
+    gradient_checkpointing: bool = Field(False, description="compute activations twice to hold fewer: slower, smaller")
+    precision: Precision = Field("auto", description="of frozen weights and matrix products; auto measures")
+
+
+class Server(Spec):
+    """An OpenAI-compatible server (vLLM and others) that samples instead of this process. Its key is a setting."""
+
+    url: str = Field(description="up to and including /v1")
+    model: str = Field(description="the name under which it serves the model that is sampled")
+    timeout_seconds: float = Field(120, gt=0)
+    retries: int = Field(4, ge=0, le=20)
+    concurrency: int = Field(32, ge=1, le=1024, description="requests under way at once")
 
 
 class SampleSpec(Spec):
-    """Sample k responses for each prompt from each model."""
+    """Sample k responses for each prompt from each model; sample j of model m has the index m * k + j."""
 
     kind: Literal["sample"] = "sample"
-    model: ModelRef
+    models: tuple[ModelRef, ...] = Field(min_length=1)
+    servers: tuple[Server | None, ...] = Field((), description="one a model; none, or no entry: sample here")
     prompts: str = Field(description="location of a prompts JSONL: id, messages")
     generation: Generation = Generation()
     seed: int = 0
 
 
+class SFTSpec(Spec):
+    """Supervised fine-tuning on demonstrations: the loss is on the tokens of the answers only."""
+
+    kind: Literal["sft"] = "sft"
+    policy: ModelRef
+    demonstrations: str = Field(description="location of a demonstrations JSONL: see DemonstrationRow")
+    lora: Lora | None = Lora()
+    optimiser: Optimiser = Optimiser(learning_rate=2e-4, epochs=2)
+    packing: bool = Field(True, description="several demonstrations stand in one row; none sees another")
+    max_length: int = Field(1024, ge=16)
+    seed: int = 0
+
+
 class RewardSpec(Spec):
-    """Train a Bradley-Terry reward model on a snapshot's pairs."""
+    """Train a Bradley-Terry reward model on a snapshot's pairs.
+
+    Heads: `reward`, or `reward/0` ... for an ensemble, and one for each aspect; all read the same trunk.
+    """
 
     kind: Literal["reward"] = "reward"
     backbone: ModelRef
@@ -73,11 +103,27 @@ class RewardSpec(Spec):
     max_length: int = Field(1024, ge=16)
     centering: float = Field(0.01, ge=0, description="weight of mean((r_c + r_r)^2)")
     soft_labels: bool = Field(True, description="targets are the labelers' consensus probabilities, not 0 or 1")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    margin: Literal["none", "small", "large"] = Field("none", description="what d must exceed, by strength (Llama 2)")
+    ties: Literal["half", "rao_kupper", "davidson"] = Field(
+        "half", description="a tie is half a win each way, or an outcome of its own with a learned parameter"
+    )
+    ensemble: int = Field(
+        1, ge=1, le=16, description="heads on the trunk, each with its own init and bootstrap weights"
+    )
+    aspects: tuple[str, ...] = Field((), description="aspects rated apart that get a head of their own")
     seed: int = 0
 
 
+PreferenceLoss = Literal["dpo", "robust", "ipo", "hinge", "kto", "orpo", "simpo"]
+
+
 class DPOSpec(Spec):
-    """Direct preference optimisation (Rafailov et al. 2023) on a snapshot's pairs."""
+    """Preference optimisation without sampling on a snapshot's pairs: DPO (Rafailov et al. 2023) and its family.
+
+    `dpo` with `label_smoothing` is conservative DPO; `robust` takes it as the rate of flipped labels. ORPO and SimPO
+    have no reference; KTO also learns from `thumbs`, single responses that were liked or not.
+    """
 
     kind: Literal["dpo"] = "dpo"
     policy: ModelRef
@@ -85,8 +131,15 @@ class DPOSpec(Spec):
     snapshot: str
     lora: Lora | None = Lora()
     optimiser: Optimiser = Optimiser(learning_rate=2e-4, epochs=2)
-    beta: float = Field(0.1, gt=0)
+    loss: PreferenceLoss = "dpo"
+    beta: float = Field(0.1, gt=0, description="strength of the leash; tau of IPO, lambda of ORPO")
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    length_average: bool = Field(False, description="IPO: log-ratios a token instead of their sum")
+    gamma: float = Field(0.5, ge=0, description="SimPO: the margin, in units of beta times log-prob a token")
+    desirable_weight: float = Field(1.0, ge=0, description="KTO")
+    undesirable_weight: float = Field(1.0, ge=0, description="KTO")
+    thumbs: str | None = Field(None, description="KTO: location of a thumbs JSONL: see ThumbRow")
+    nll_weight: float = Field(0.0, ge=0, description="weight of the chosen responses' NLL a token (RPO)")
     max_length: int = Field(1024, ge=16)
     seed: int = 0
 
@@ -97,7 +150,11 @@ class PPOSpec(Spec):
     kind: Literal["ppo"] = "ppo"
     policy: ModelRef
     reference: ModelRef
-    reward_model: str = Field(description="location of a sequence-classification folder with one label")
+    reward_models: tuple[str, ...] = Field(min_length=1, description="locations of reward models: several, an ensemble")
+    ensemble_score: Literal["mean", "min", "mean_minus_variance"] = Field(
+        "mean", description="how the heads of all reward models make one score (Coste et al. 2023)"
+    )
+    variance_weight: float = Field(0.1, ge=0, description="lambda of mean_minus_variance")
     prompts: str
     lora: Lora | None = Lora()
     optimiser: Optimiser = Optimiser(learning_rate=6e-4, epochs=2, batch_size=8, warmup_ratio=0.0)
@@ -110,13 +167,28 @@ class PPOSpec(Spec):
     kl_target: float | None = Field(6.0, gt=0, description="nats a sequence; none keeps kl_coef fixed")
     kl_horizon: int = Field(100, ge=1, description="episodes over which the controller adapts")
     kl_stop: float | None = Field(None, gt=0, description="stop when a rollout's KL exceeds this many nats a sequence")
+    approxkl_stop: float | None = Field(
+        None, gt=0, description="end a rollout's updates once policy/approxkl exceeds it"
+    )
     gamma: float = Field(1.0, gt=0, le=1)
     gae_lambda: float = Field(0.95, ge=0, le=1)
     clip_range: float = Field(0.2, gt=0)
     value_clip_range: float = Field(0.2, gt=0)
     vf_coef: float = Field(0.1, ge=0)
+    critic: Literal["policy", "reward"] = Field(
+        "policy",
+        description="a zero value head on the policy's trunk, or a model of its own that begins as the reward's",
+    )
+    normalise_scores: bool = Field(False, description="divide scores by their running standard deviation")
+    clip_score: float | None = Field(None, gt=0, description="scores are clipped to +- this, after normalisation")
     whiten_rewards: bool = False
-    missing_eos_penalty: float | None = Field(1.0, ge=0, description="subtracted from the score of unfinished answers")
+    missing_eos: Literal["subtract", "replace"] = "subtract"
+    missing_eos_penalty: float | None = Field(
+        1.0, ge=0, description="taken from the score of unfinished answers, or what replaces it, negated"
+    )
+    ptx: str | None = Field(None, description="location of demonstrations whose NLL is mixed into every step")
+    ptx_coef: float = Field(0.1, ge=0)
+    evaluate_every: int = Field(2, ge=1, description="rollouts between sample pages")
     max_length: int = Field(1024, ge=16)
     seed: int = 0
 
@@ -127,14 +199,14 @@ class EvaluateSpec(Spec):
     kind: Literal["evaluate"] = "evaluate"
     policy: ModelRef
     reference: ModelRef
-    reward_model: str
+    reward_models: tuple[str, ...] = Field(min_length=1)
     prompts: str = Field(description="held-out and regression prompts")
     generation: Generation = Generation(samples_per_prompt=2)
     max_length: int = Field(1024, ge=16)
     seed: int = 0
 
 
-RunSpec = Annotated[SampleSpec | RewardSpec | DPOSpec | PPOSpec | EvaluateSpec, Field(discriminator="kind")]
+RunSpec = Annotated[SampleSpec | SFTSpec | RewardSpec | DPOSpec | PPOSpec | EvaluateSpec, Field(discriminator="kind")]
 RUN_SPEC: TypeAdapter[RunSpec] = TypeAdapter(RunSpec)
 
 
@@ -162,8 +234,34 @@ class PairRow(Spec):
     finished_b: bool = True
     preference: float = Field(ge=-3, le=3)
     p_b: float = Field(ge=0, le=1)
+    p_tie: float = Field(0.0, ge=0, le=1, description="probability of a tie; p_b counts half of it")
+    agreement: float | None = Field(None, ge=0, le=1, description="share of the labelers who chose the winner")
+    aspects: dict[str, float] = Field(default_factory=dict, description="p_b by aspect, where rated apart")
+    ranking: int | None = Field(None, description="pairs of one k-way ranking share it: one batch element")
     weight: float = Field(1.0, ge=0)
     judgments: tuple[int, ...] = Field(default=(), description="ids of the judgments behind it")
     rubric_version: int | None = None
     split: Literal["train", "heldout"]
+    slices: dict[str, str] = Field(default_factory=dict)
+
+
+class DemonstrationRow(Spec):
+    """A line of a demonstrations file: a conversation and the answer to learn."""
+
+    id: int
+    messages: tuple[dict[str, str], ...]
+    response: str
+    weight: float = Field(1.0, ge=0)
+    split: Literal["train", "heldout"] = "train"
+    slices: dict[str, str] = Field(default_factory=dict)
+
+
+class ThumbRow(Spec):
+    """A line of a thumbs file: one response, liked or not, without a rival."""
+
+    id: int
+    messages: tuple[dict[str, str], ...]
+    response: str
+    liked: bool
+    weight: float = Field(1.0, ge=0)
     slices: dict[str, str] = Field(default_factory=dict)
