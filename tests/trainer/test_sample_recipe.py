@@ -1,6 +1,7 @@
 """The sampling recipe: streamed, resumable, repeatable."""
 
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,12 @@ import torch
 from app.artifacts import ArtifactStore
 from app.specs import Generation, Lora, ModelRef, PromptRow, SampleSpec
 from tests.trainer.conftest import user
+from trainer.data import ChatEncoder, read_prompts
 from trainer.modeling import load_causal_lm, load_tokenizer, save_policy
 from trainer.recipes import sample
 from trainer.recipes.sample import Completion
 from trainer.reporting import ConsoleReporter, RunCancelled
+from trainer.rollout import Sampling, generate
 
 
 @pytest.fixture
@@ -21,7 +24,7 @@ def spec(tiny_ref: ModelRef, tmp_path: Path) -> SampleSpec:
     rows = [PromptRow(id=100 + i, messages=user("z" * (i * 5 % 17))) for i in range(9)]
     path.write_text("".join(row.model_dump_json() + "\n" for row in rows))
     generation = Generation(samples_per_prompt=3, max_new_tokens=60, temperature=0.9, batch_size=12)
-    return SampleSpec(model=tiny_ref, prompts=str(path), generation=generation, seed=5)
+    return SampleSpec(models=(tiny_ref,), prompts=str(path), generation=generation, seed=5)
 
 
 def by_key(completions: list[Completion]) -> dict[tuple[int, int], Completion]:
@@ -73,18 +76,62 @@ def test_a_run_goes_on_where_it_was_cut(spec: SampleSpec, store: ArtifactStore) 
     assert again.samples == 0
 
 
+def test_several_models_are_sampled_in_one_run(
+    spec: SampleSpec, store: ArtifactStore, other_tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = ModelRef(base=str(other_tiny_model))
+    both = spec.model_copy(update={"models": (*spec.models, other)})
+    loaded: list[weakref.ref] = []
+
+    def load(ref: ModelRef) -> torch.nn.Module:
+        assert all(model() is None for model in loaded), "the model before is still in memory"
+        model = load_causal_lm(ref)
+        loaded.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(sample, "load_causal_lm", load)
+    whole: list[Completion] = []
+    assert sample.sample(both, store, ConsoleReporter(stream=None), whole.extend).samples == 54
+    assert len(loaded) == 2
+    assert sorted(by_key(whole)) == [(100 + i, index) for i in range(9) for index in range(6)]
+    assert len({c.seed for c in whole}) == 54
+
+    # The first model's samples are those it gives alone; the second's come from the second.
+    alone: list[Completion] = []
+    sample.sample(spec, store, ConsoleReporter(stream=None), alone.extend)
+    assert by_key(alone).items() <= by_key(whole).items()
+    model, encoder = load_causal_lm(other), ChatEncoder(load_tokenizer(other), 512)
+    for completion in [c for c in whole if c.sample_index >= 3][:4]:
+        row = next(row for row in read_prompts(Path(spec.prompts)) if row.id == completion.prompt_id)
+        [[made_again]] = generate(
+            model,
+            [encoder.prompt(row.messages)],
+            [[completion.seed]],
+            Sampling(60, 0.9, frozenset({encoder.end_id})),
+            encoder.end_id,
+        )
+        assert encoder.tokenizer.decode(made_again.body, skip_special_tokens=True) == completion.text
+
+    # A run that was cut within the second model loads that one only.
+    kept = [c for c in whole if c.sample_index < 3 or c.prompt_id < 103]
+    rest: list[Completion] = []
+    sample.sample(both, store, ConsoleReporter(stream=None), rest.extend, done=by_key(kept).keys())
+    assert len(loaded) == 4  # both above, the first alone, the second now
+    assert by_key(kept + rest) == by_key(whole)
+
+
 def test_a_policy_with_an_adapter_is_sampled(spec: SampleSpec, store: ArtifactStore, tmp_path: Path) -> None:
-    model = load_causal_lm(spec.model, Lora(rank=4), trainable=True)
+    model = load_causal_lm(spec.models[0], Lora(rank=4), trainable=True)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.2, generator=torch.Generator().manual_seed(0))
-    save_policy(model, load_tokenizer(spec.model), tmp_path / "adapter")
+    save_policy(model, load_tokenizer(spec.models[0]), tmp_path / "adapter")
     plain: list[Completion] = []
     adapted: list[Completion] = []
     sample.sample(spec, store, ConsoleReporter(stream=None), plain.extend)
-    with_adapter = spec.model_copy(update={"model": ModelRef(base=spec.model.base, adapter=str(tmp_path / "adapter"))})
-    sample.sample(with_adapter, store, ConsoleReporter(stream=None), adapted.extend)
+    adapter = ModelRef(base=spec.models[0].base, adapter=str(tmp_path / "adapter"))
+    sample.sample(spec.model_copy(update={"models": (adapter,)}), store, ConsoleReporter(stream=None), adapted.extend)
     assert sum(a.text != b.text for a, b in zip(plain, adapted, strict=True)) > 20
 
 

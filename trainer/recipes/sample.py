@@ -1,26 +1,27 @@
-"""Samples k responses to each prompt, and hands them on as they are done."""
+"""Samples k responses to each prompt from each model, and hands them on as they are done."""
 
+import gc
 import json
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 
 from app.artifacts import ArtifactStore
-from app.specs import Generation, PromptRow, SampleSpec
+from app.specs import Generation, ModelRef, PromptRow, SampleSpec
 from trainer.data import ChatEncoder, read_prompts
 from trainer.modeling import load_causal_lm, load_tokenizer, resolve
 from trainer.reporting import Reporter
-from trainer.rollout import Response, Sampler
+from trainer.rollout import Response, Sampler, Tick
 
 
 class Completion(NamedTuple):
     """One sampled response, as it is stored.
 
     Attributes:
-        sample_index: which of the prompt's samples this is, from 0.
+        sample_index: which of the prompt's samples this is: m * k + j for sample j of model m.
         finish_reason: `eos` when the model ended its turn, `length` when it was cut.
         n_tokens: tokens sampled, the end-of-turn token included.
         seed: with the model, the prompt and `sampling` it makes this response again.
@@ -69,52 +70,61 @@ def sample(
 ) -> SampleResult:
     """Calls `on_completions` with each batch as it is done, small ones first; skips `done`: (prompt id, sample index).
 
-    A sample depends on the model, its prompt and its seed, so a run that was interrupted ends with the same samples.
+    Models are sampled in turn, one in memory at a time; sample j of model m has the index m * k + j. A sample depends
+    on the model, its prompt and its seed, so a run that was interrupted ends with the same samples.
 
     Raises:
         InvalidInput: the prompts file is wrong or empty.
-        ModelUnavailable: the model does not load.
+        ModelUnavailable: a model does not load.
         RunCancelled: what was handed on stays.
     """
     started = time.monotonic()
-    rows, generation = read_prompts(store.resolve(spec.prompts)), spec.generation
-    wanted = missing(rows, generation.samples_per_prompt, done)
-    total = len(rows) * generation.samples_per_prompt
-    left = sum(len(indices) for _, indices in wanted)
-    reporter.progress(total - left, total, "sampling")
-    if not wanted:
-        return SampleResult(0, 0, 0, time.monotonic() - started)
-
-    ref = resolve(store, spec.model)
-    tokenizer, model = load_tokenizer(ref), load_causal_lm(ref)
-    encoder = ChatEncoder(tokenizer, context_length(model))
+    rows, k = read_prompts(store.resolve(spec.prompts)), spec.generation.samples_per_prompt
+    plan = [missing(rows, range(m * k, (m + 1) * k), done) for m in range(len(spec.models))]
+    total = len(rows) * k * len(spec.models)
+    before = total - sum(len(indices) for wanted in plan for _, indices in wanted)
     samples, finished, tokens = 0, 0, 0
 
     def tick() -> None:
-        reporter.progress(total - left + samples, total, "sampling")
+        reporter.progress(before + samples, total, "sampling")
 
-    sampler = Sampler(model, encoder, generation.max_new_tokens, generation.temperature, spec.seed, tick)
-    order = torch.Generator().manual_seed(spec.seed)  # not by length: whoever labels the first ones sees all kinds
-    for responses in sampler.respond(wanted, generation.batch_size, order, ramp=True):
-        on_completions([Completion.of(response, generation) for response in responses])
-        samples += len(responses)
-        finished += sum(response.sample.finished for response in responses)
-        tokens += sum(len(response.sample.tokens) for response in responses)
-        tick()
+    tick()
+    for model, wanted in zip(spec.models, plan, strict=True):
+        for completions in _from_model(resolve(store, model), wanted, spec, tick) if wanted else ():
+            on_completions(completions)
+            samples += len(completions)
+            finished += sum(completion.finish_reason == "eos" for completion in completions)
+            tokens += sum(completion.n_tokens for completion in completions)
+            tick()
     seconds = time.monotonic() - started
-    reporter.metrics(
-        0, {"samples": samples, "share_finished": finished / samples, "tokens_per_second": tokens / seconds}
-    )
+    if samples:
+        reporter.metrics(
+            0, {"samples": samples, "share_finished": finished / samples, "tokens_per_second": tokens / seconds}
+        )
     return SampleResult(samples, finished, tokens, seconds)
 
 
-def missing(
-    rows: Sequence[PromptRow], samples_per_prompt: int, done: Collection[tuple[int, int]]
-) -> list[tuple[PromptRow, list[int]]]:
-    """The sample indices of each prompt that are not in `done`; prompts with none left are left out."""
+Wanted = Sequence[tuple[PromptRow, Sequence[int]]]
+"""Prompts, each with the indices of the samples that are wanted of it."""
+
+
+def missing(rows: Sequence[PromptRow], indices: Sequence[int], done: Collection[tuple[int, int]]) -> Wanted:
+    """The indices that are not in `done` for each prompt; prompts with none left are left out."""
     known = set(done)
-    wanted = [(row, [k for k in range(samples_per_prompt) if (row.id, k) not in known]) for row in rows]
-    return [(row, indices) for row, indices in wanted if indices]
+    wanted = [(row, [index for index in indices if (row.id, index) not in known]) for row in rows]
+    return [(row, left) for row, left in wanted if left]
+
+
+def _from_model(ref: ModelRef, wanted: Wanted, spec: SampleSpec, tick: Tick) -> Iterator[list[Completion]]:
+    """Loads a model for as long as this iterator lives."""
+    model, generation = load_causal_lm(ref), spec.generation
+    encoder = ChatEncoder(load_tokenizer(ref), context_length(model))
+    sampler = Sampler(model, encoder, generation.max_new_tokens, generation.temperature, spec.seed, tick)
+    order = torch.Generator().manual_seed(spec.seed)  # not by length: whoever labels the first ones sees all kinds
+    for responses in sampler.respond(wanted, generation.batch_size, order, ramp=True):
+        yield [Completion.of(response, generation) for response in responses]
+    del model, sampler
+    gc.collect()  # modules stand in reference cycles; the next model needs the room
 
 
 def context_length(model: Any) -> int:
