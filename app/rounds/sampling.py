@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.domain.pairing import Pair, Sample, pairs_across, pairs_within
 from app.errors import Conflict
-from app.models import Comparison, Completion, Project, Prompt, Round, Run
+from app.models import Comparison, Completion, ModelVersion, Project, Prompt, Round, Run
 from app.rounds import queries
 from app.rounds.forms import RoundConfig
 from app.specs import RUN_SPEC, EvaluateSpec, SampleSpec
@@ -17,7 +17,7 @@ PAIRS_PER_PROMPT: int = RoundConfig.model_fields["pairs_per_prompt"].default
 
 
 class NewSample(NamedTuple):
-    """A response that a run has drawn; `sample_index` counts a prompt's samples from 0."""
+    """A response that a run has drawn; `sample_index` counts a prompt's samples from 0, all models together."""
 
     prompt_id: int
     sample_index: int
@@ -40,14 +40,16 @@ def store_samples(session: Session, run: Run, samples: Sequence[NewSample]) -> i
     """
     spec = RUN_SPEC.validate_python(run.spec)
     assert isinstance(spec, SampleSpec | EvaluateSpec)
-    source = spec.model if isinstance(spec, SampleSpec) else spec.policy
-    model = queries.model_of(session, run.project_id, source.base, source.adapter)
-    if model is None:
-        raise Conflict("The model that this run samples from is no longer registered.", "Start the sampling again.")
+    models = _sampled_models(session, run.project_id, spec)
+    per_model = spec.generation.samples_per_prompt
     rows = [
         sample._asdict()
-        # A model may say NUL, which PostgreSQL's text cannot hold.
-        | {"text": sample.text.replace("\0", "\ufffd"), "model_version_id": model.id, "run_id": run.id}
+        | {
+            # A model may say NUL, which PostgreSQL's text cannot hold.
+            "text": sample.text.replace("\0", "\ufffd"),
+            "model_version_id": models[sample.sample_index // per_model].id,
+            "run_id": run.id,
+        }
         for sample in samples
     ]
     stored = session.scalars(
@@ -62,8 +64,19 @@ def store_samples(session: Session, run: Run, samples: Sequence[NewSample]) -> i
     by_prompt: dict[int, list[Completion]] = {prompt_id: [] for prompt_id in touched}
     for completion in queries.completions_of_run(session, run.id, touched):
         by_prompt[completion.prompt_id].append(completion)
-    wanted = spec.generation.samples_per_prompt
+    wanted = per_model * len(models)
     return _open_comparisons(session, run, {p: found for p, found in by_prompt.items() if len(found) == wanted})
+
+
+def _sampled_models(session: Session, project_id: int, spec: SampleSpec | EvaluateSpec) -> list[ModelVersion]:
+    """The models in the spec's order: sample `index` is of model `index // samples_per_prompt`."""
+    found = []
+    for source in spec.models if isinstance(spec, SampleSpec) else (spec.policy,):
+        model = queries.model_of(session, project_id, source.base, source.adapter)
+        if model is None:
+            raise Conflict("The model that this run samples from is no longer registered.", "Start the sampling again.")
+        found.append(model)
+    return found
 
 
 def _open_comparisons(session: Session, run: Run, by_prompt: dict[int, list[Completion]]) -> int:

@@ -108,7 +108,7 @@ def _spec(session: Session, store: ArtifactStore, project: Project, round_: Roun
         return PPOSpec(
             policy=ref(before),
             reference=reference,
-            reward_model=models[_given(round_.reward_model_id)].base,
+            reward_models=(models[_given(round_.reward_model_id)].base,),
             prompts=prompts_file(store, prompts),
             optimiser=optimiser,
             episodes=config.episodes,
@@ -131,7 +131,7 @@ def _spec(session: Session, store: ArtifactStore, project: Project, round_: Roun
     return EvaluateSpec(
         policy=ref(after),
         reference=ref(base),
-        reward_model=models[_given(round_.reward_model_id)].base,
+        reward_models=(models[_given(round_.reward_model_id)].base,),
         prompts=prompts_file(store, unseen),
         generation=config.generation.model_copy(update={"samples_per_prompt": 2}),
         max_length=max_length,
@@ -152,7 +152,7 @@ def _sample_spec(
     prompts = queries.prompts_to_sample(session, project.id, limit, seed)
     if not prompts:
         raise InvalidInput("The project has no train or held-out prompts to sample from.", "Import prompts first.")
-    return SampleSpec(model=ref(model), prompts=prompts_file(store, prompts), generation=generation, seed=seed)
+    return SampleSpec(models=(ref(model),), prompts=prompts_file(store, prompts), generation=generation, seed=seed)
 
 
 def _reward_optimiser(config: RoundConfig) -> Optimiser:

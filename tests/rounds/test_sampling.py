@@ -65,6 +65,20 @@ def test_a_resumed_run_doubles_nothing(session: Session, store: ArtifactStore, p
     assert queries.stored_samples(session, run.id) == {(prompt.id, i) for i in range(4)}
 
 
+def test_samples_of_several_models_are_told_apart_by_their_index(
+    session: Session, store: ArtifactStore, project: Project
+) -> None:
+    prompt = factories.prompt(session, project)
+    other = factories.model(session, project, "policy", base="models/base", adapter="models/run-9")
+    run = sampling_run(session, store, project)
+    run.spec = run.spec | {"models": [{"base": "models/base"}, {"base": "models/base", "adapter": "models/run-9"}]}
+    assert store_samples(session, run, new_samples(prompt.id, ["a", "b", "c", "d"])) == 0  # the other's are missing
+    assert store_samples(session, run, new_samples(prompt.id, ["w", "x", "y", "z"], first=4)) == 3
+    made_by = dict(session.execute(select(Completion.text, Completion.model_version_id)).all())
+    assert {text for text, model in made_by.items() if model == project.policy_id} == set("abcd")
+    assert {text for text, model in made_by.items() if model == other.id} == set("wxyz")
+
+
 def test_equal_answers_are_not_asked_about(session: Session, store: ArtifactStore, project: Project) -> None:
     same, half = factories.prompt(session, project), factories.prompt(session, project)
     run = sampling_run(session, store, project)
@@ -94,7 +108,7 @@ def round_with_new_policy(session: Session, project: Project) -> tuple[Round, Ru
     )
     spec = {
         "kind": "sample",
-        "model": {"base": "models/base", "adapter": "models/run-9"},
+        "models": [{"base": "models/base", "adapter": "models/run-9"}],
         "prompts": "prompts/none.jsonl",
         "generation": GENERATION.model_dump(),
         "seed": 0,

@@ -94,12 +94,12 @@ def test_a_round_walks_through_its_stages(session: Session, store: ArtifactStore
 
     sample_spec = RUN_SPEC.validate_python(finish(session, store, round_).spec)
     assert isinstance(sample_spec, SampleSpec)
-    assert sample_spec.model.adapter == policy.adapter
+    assert [model.adapter for model in sample_spec.models] == [policy.adapter]
     assert round_.state == "evaluating"
     evaluate_spec = RUN_SPEC.validate_python(finish(session, store, round_).spec)
     assert isinstance(evaluate_spec, EvaluateSpec)
     assert (evaluate_spec.reference.base, evaluate_spec.reference.adapter) == ("models/base", None)
-    assert evaluate_spec.reward_model == reward.base
+    assert evaluate_spec.reward_models == (reward.base,)
     assert round_.state == "done"
     assert round_.finished_at is not None
     assert [run.state for run in session.scalars(select(Run))] == ["succeeded"] * 4
@@ -116,7 +116,7 @@ def test_ppo_samples_from_train_prompts_and_scores_with_the_rounds_reward_model(
     spec = RUN_SPEC.validate_python(last_run(session, round_).spec)
     assert isinstance(spec, PPOSpec)
     assert (spec.episodes, spec.rollout_size, spec.kl_target) == (24, 24, 2.5)
-    assert spec.reward_model == f"models/run-{session.get_one(ModelVersion, round_.reward_model_id).run_id}"
+    assert spec.reward_models == (f"models/run-{session.get_one(ModelVersion, round_.reward_model_id).run_id}",)
     prompts = [PromptRow.model_validate_json(line) for line in store.resolve(spec.prompts).read_text().splitlines()]
     assert {prompt.slices["split"] for prompt in prompts} == {"train"}
     assert len(prompts) == 20
@@ -315,7 +315,7 @@ def test_sampling_begins_outside_a_round_once(session: Session, store: ArtifactS
     run = service.begin_sampling(session, store, project)
     spec = RUN_SPEC.validate_python(run.spec)
     assert isinstance(spec, SampleSpec)
-    assert (spec.model.base, spec.generation.samples_per_prompt) == ("models/base", 4)
+    assert ([model.base for model in spec.models], spec.generation.samples_per_prompt) == (["models/base"], 4)
     prompts = [PromptRow.model_validate_json(line) for line in store.resolve(spec.prompts).read_text().splitlines()]
     assert sorted({prompt.slices["split"] for prompt in prompts}) == ["heldout", "train"]
     assert jobs(session) == [run.id]
@@ -335,7 +335,7 @@ def test_sampling_again_from_the_same_policy_asks_for_other_responses(
     service.run_started(session, first)
     service.run_finished(session, store, first, {})
     second = service.begin_sampling(session, store, project)
-    assert first.spec["model"] == second.spec["model"]
+    assert first.spec["models"] == second.spec["models"]
     assert first.spec["seed"] != second.spec["seed"]
 
 
