@@ -42,6 +42,9 @@ class Settings(BaseSettings):
         "HuggingFaceTB/SmolLM2-135M-Instruct",
         description="Base model of the starter project: a hub name, or the absolute path of a folder.",
     )
+    sampling_key: str | None = Field(
+        None, description="Key of the OpenAI-compatible server that samples, where one does. Never stored with a run."
+    )
     max_upload_mb: int = Field(256, ge=1, description="Largest request body in megabytes; bounds uploads to import.")
     log_level: str = Field("info", description="debug, info, warning or error.")
 

@@ -4,17 +4,21 @@ import gc
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 
 from app.artifacts import ArtifactStore
+from app.errors import InvalidInput
+from app.settings import Settings
 from app.specs import Generation, ModelRef, PromptRow, SampleSpec
 from trainer.data import ChatEncoder, read_prompts
 from trainer.modeling import load_causal_lm, load_tokenizer, resolve
 from trainer.reporting import Reporter
 from trainer.rollout import Response, Sampler, Tick
+from trainer.serving import Answer, ServedModel
 
 
 class Completion(NamedTuple):
@@ -45,8 +49,24 @@ class Completion(NamedTuple):
             "eos" if response.sample.finished else "length",
             len(response.sample.tokens),
             response.seed,
-            {"temperature": generation.temperature, "max_new_tokens": generation.max_new_tokens},
+            _sampling(generation),
         )
+
+    @classmethod
+    def of_server(cls, answer: Answer, generation: Generation) -> "Completion":
+        return cls(
+            answer.row.id,
+            answer.sample_index,
+            answer.text,
+            "eos" if answer.finished else "length",
+            answer.n_tokens,
+            answer.seed,
+            _sampling(generation),
+        )
+
+
+def _sampling(generation: Generation) -> dict[str, float]:
+    return {"temperature": generation.temperature, "max_new_tokens": generation.max_new_tokens}
 
 
 OnCompletions = Callable[[Sequence[Completion]], None]
@@ -74,11 +94,16 @@ def sample(
     on the model, its prompt and its seed, so a run that was interrupted ends with the same samples.
 
     Raises:
-        InvalidInput: the prompts file is wrong or empty.
-        ModelUnavailable: a model does not load.
+        InvalidInput: the prompts file is wrong or empty, or a server refuses a prompt.
+        ModelUnavailable: a model does not load, or its server does not have it.
+        Unavailable: a server does not answer.
         RunCancelled: what was handed on stays.
     """
     started = time.monotonic()
+    if len(spec.servers) > len(spec.models):
+        raise InvalidInput(
+            f"There are {len(spec.servers)} servers for {len(spec.models)} models.", "Name at most one server a model."
+        )
     rows, k = read_prompts(store.resolve(spec.prompts)), spec.generation.samples_per_prompt
     plan = [missing(rows, range(m * k, (m + 1) * k), done) for m in range(len(spec.models))]
     total = len(rows) * k * len(spec.models)
@@ -89,8 +114,18 @@ def sample(
         reporter.progress(before + samples, total, "sampling")
 
     tick()
-    for model, wanted in zip(spec.models, plan, strict=True):
-        for completions in _from_model(resolve(store, model), wanted, spec, tick) if wanted else ():
+    key = Settings().sampling_key
+    servers = [ServedModel(server, key) if server else None for server in spec.servers]
+    sources = [source for source in zip_longest(spec.models, servers, plan) if source[2]]
+    for _, server, _ in sources:
+        if server:
+            server.check()
+    for model, server, wanted in sources:
+        if server:
+            batches = _from_server(server, wanted, spec, tick)
+        else:
+            batches = _from_model(resolve(store, model), wanted, spec, tick)
+        for completions in batches:
             on_completions(completions)
             samples += len(completions)
             finished += sum(completion.finish_reason == "eos" for completion in completions)
@@ -125,6 +160,12 @@ def _from_model(ref: ModelRef, wanted: Wanted, spec: SampleSpec, tick: Tick) -> 
         yield [Completion.of(response, generation) for response in responses]
     del model, sampler
     gc.collect()  # modules stand in reference cycles; the next model needs the room
+
+
+def _from_server(server: ServedModel, wanted: Wanted, spec: SampleSpec, tick: Tick) -> Iterator[list[Completion]]:
+    order = torch.Generator().manual_seed(spec.seed)
+    for answers in server.respond(wanted, spec.generation, spec.seed, order, tick):
+        yield [Completion.of_server(answer, spec.generation) for answer in answers]
 
 
 def context_length(model: Any) -> int:

@@ -1,0 +1,456 @@
+"""Sampling through a real HTTP server that answers as vLLM does, and fails in the ways servers fail."""
+
+import hashlib
+import json
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from app.artifacts import ArtifactStore
+from app.errors import InvalidInput, ModelUnavailable, PrefloopError, Unavailable
+from app.specs import Generation, ModelRef, PromptRow, SampleSpec, Server
+from tests.trainer.conftest import user
+from trainer.recipes import sample
+from trainer.recipes.sample import Completion
+from trainer.reporting import ConsoleReporter, RunCancelled
+from trainer.rollout import sample_seed
+from trainer.serving import Answer, ServedModel
+
+MODELS = ("pf", "base")
+Fault = Callable[["Handler"], None]
+
+
+def text_of(request: dict[str, Any]) -> str:
+    """What the server "samples": a function of the conversation, the seed and the temperature."""
+    key = json.dumps([request["messages"], request["seed"], request["temperature"]])
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: "Vllm"
+
+    def do_GET(self) -> None:
+        if self.path != "/v1/models":
+            return self.answer(404, {"detail": "Not Found"})
+        if self.refused():
+            return None
+        return self.answer(
+            200, {"object": "list", "data": [{"id": name, "object": "model"} for name in ("pf", "base")]}
+        )
+
+    def do_POST(self) -> None:
+        self.request_body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.entered(self.request_body)
+        try:
+            if self.refused():
+                return
+            if self.path != "/v1/chat/completions":
+                return self.answer(404, {"detail": "Not Found"})
+            if self.request_body["model"] not in MODELS:
+                message = f"The model `{self.request_body['model']}` does not exist."
+                return self.answer(404, {"error": {"message": message, "type": "NotFoundError", "code": 404}})
+            self.server.next_fault()(self)
+        finally:
+            self.server.left()
+
+    def refused(self) -> bool:
+        if self.server.key is None or self.headers["Authorization"] == f"Bearer {self.server.key}":
+            return False
+        self.answer(401, {"error": "Unauthorized"})
+        return True
+
+    def complete(self, **changes: Any) -> None:
+        cut = int(text_of(self.request_body)[0], 16) < 4
+        tokens = self.request_body["max_tokens"] if cut else 5
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": text_of(self.request_body)},
+            "finish_reason": "length" if cut else "stop",
+        }
+        reply = {
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": self.request_body["model"],
+            "choices": [choice | changes.pop("choice", {})],
+            "usage": {"prompt_tokens": 3, "completion_tokens": tokens, "total_tokens": tokens + 3},
+        }
+        self.answer(200, reply | changes)
+
+    def answer(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args: Any) -> None:
+        """Quiet."""
+
+
+class Vllm(ThreadingHTTPServer):
+    """`faults` are used up one a chat request, in order of arrival; afterwards `ordinary` answers."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.key: str | None = None
+        self.faults: list[Fault] = []
+        self.ordinary: Fault = Handler.complete
+        self.requests: list[dict[str, Any]] = []
+        self.under_way = self.most_under_way = 0
+        self.closing = threading.Event()
+        self._lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+    def entered(self, request: dict[str, Any]) -> None:
+        with self._lock:
+            self.requests.append(request)
+            self.under_way += 1
+            self.most_under_way = max(self.most_under_way, self.under_way)
+
+    def left(self) -> None:
+        with self._lock:
+            self.under_way -= 1
+
+    def next_fault(self) -> Fault:
+        with self._lock:
+            return self.faults.pop(0) if self.faults else self.ordinary
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is what some tests want."""
+
+
+@pytest.fixture
+def vllm() -> Iterator[Vllm]:
+    server = Vllm()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield server
+    server.closing.set()
+    server.shutdown()
+    server.server_close()
+    thread.join(timeout=20)
+
+
+def status(code: int, message: str = "Engine busy.", **headers: str) -> Fault:
+    """An error in vLLM's form. A server may say how soon to come back, which keeps tests short."""
+    body = {"error": {"message": message, "type": "Error", "code": code}}
+    return lambda handler: handler.answer(code, body, {"retry-after-ms": "5", **headers})
+
+
+def hang(handler: Handler) -> None:
+    handler.server.closing.wait(60)
+    handler.close_connection = True
+
+
+def break_off(handler: Handler) -> None:
+    """Closes the connection in the middle of the body it announced."""
+    handler.send_response(200)
+    handler.send_header("Content-Type", "application/json")
+    handler.send_header("Content-Length", "500")
+    handler.end_headers()
+    handler.wfile.write(b'{"id": "chatcmpl-1", "choi')
+    handler.wfile.flush()
+    handler.connection.shutdown(socket.SHUT_RDWR)
+    handler.close_connection = True
+
+
+ROWS = [PromptRow(id=100 + i, messages=user(f"Question {i}")) for i in range(6)]
+GENERATION = Generation(samples_per_prompt=2, max_new_tokens=9, temperature=0.7)
+
+
+def spec_of(vllm: Vllm, **changes: Any) -> Server:
+    return Server(**{"url": vllm.url, "model": "pf", "timeout_seconds": 20, "retries": 2, "concurrency": 4, **changes})
+
+
+def respond(server: Server, key: str | None = None, rows: list[PromptRow] = ROWS) -> list[Answer]:
+    wanted = [(row, range(2)) for row in rows]
+    batches = ServedModel(server, key).respond(wanted, GENERATION, 3, torch.Generator().manual_seed(0))
+    return [answer for batch in batches for answer in batch]
+
+
+def test_every_sample_is_a_request_with_its_own_seed_on_the_whole_distribution(vllm: Vllm) -> None:
+    answers = respond(spec_of(vllm))
+    assert sorted((a.row.id, a.sample_index) for a in answers) == [(row.id, k) for row in ROWS for k in (0, 1)]
+    assert len({a.seed for a in answers}) == len(vllm.requests) == 12
+    for answer in answers:
+        assert answer.seed == sample_seed(3, answer.row.id, answer.sample_index) >> 32 < 2**31
+        [request] = [request for request in vllm.requests if request["seed"] == answer.seed]
+        assert request["messages"] == list(answer.row.messages)
+        assert (request["model"], request["temperature"], request["max_tokens"]) == ("pf", 0.7, 9)
+        assert (request["top_p"], request["top_k"], request["min_p"], request["repetition_penalty"]) == (1, -1, 0, 1)
+        assert answer.text == text_of(request)
+        assert answer.finished == (int(answer.text[0], 16) >= 4)
+        assert answer.n_tokens == (5 if answer.finished else 9)
+    assert {answer.finished for answer in answers} == {True, False}
+
+
+def test_the_same_seed_asks_for_the_same_again(vllm: Vllm) -> None:
+    first = {(a.row.id, a.sample_index): a for a in respond(spec_of(vllm))}
+    again = {(a.row.id, a.sample_index): a for a in respond(spec_of(vllm, concurrency=1))}
+    assert first == again
+
+
+def test_as_many_requests_as_allowed_are_under_way_and_no_more(vllm: Vllm) -> None:
+    together = threading.Barrier(3)
+
+    def wait_for_others(handler: Handler) -> None:
+        together.wait(timeout=20)  # breaks unless three are under way at once
+        handler.complete()
+
+    vllm.ordinary = wait_for_others
+    assert len(respond(spec_of(vllm, concurrency=3))) == 12
+    assert vllm.most_under_way == 3
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [status(500), status(500)],
+        [status(429), status(503)],
+        [break_off],
+        [hang],
+    ],
+    ids=["500 twice", "429 and 503", "connection closed in the body", "no answer in time"],
+)
+def test_what_failed_by_chance_is_tried_again(vllm: Vllm, faults: list[Fault]) -> None:
+    vllm.faults = list(faults)
+    answers = respond(spec_of(vllm, concurrency=1, timeout_seconds=1), rows=ROWS[:2])
+    assert len(answers) == 4
+    assert len(vllm.requests) == 4 + len(faults)
+    assert Counter(request["seed"] for request in vllm.requests)[vllm.requests[0]["seed"]] == 1 + len(faults)
+
+
+def failure(server: Server, key: str | None = None) -> PrefloopError:
+    with pytest.raises(PrefloopError) as caught:
+        respond(server, key)
+    return caught.value
+
+
+def caught_by_check(server: Server, key: str | None = None) -> PrefloopError:
+    with pytest.raises(PrefloopError) as caught:
+        ServedModel(server, key).check()
+    return caught.value
+
+
+def test_a_server_that_stays_broken_ends_the_run_by_name(vllm: Vllm) -> None:
+    vllm.ordinary = status(500, "CUDA error: out of memory")
+    error = failure(spec_of(vllm, concurrency=1))
+    assert isinstance(error, Unavailable)
+    assert len(vllm.requests) == 3
+    assert "answered 500 to 3 attempts: CUDA error: out of memory" in error.message
+    assert vllm.url in error.message
+
+
+def test_a_server_that_hangs_ends_the_run_by_name(vllm: Vllm) -> None:
+    vllm.ordinary = hang
+    error = failure(spec_of(vllm, concurrency=1, timeout_seconds=0.2, retries=0))
+    assert "did not answer within 0.2 seconds" in error.message
+
+
+def test_no_server_at_all() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    server = Server(url=f"http://127.0.0.1:{port}/v1", model="pf", retries=0)
+    for error in (failure(server), caught_by_check(server)):
+        assert isinstance(error, Unavailable)
+        assert f"http://127.0.0.1:{port}/v1 cannot be reached" in error.message
+        assert "PREFLOOP_SAMPLING_URL" in error.advice
+
+
+def test_a_wrong_key_and_a_right_one(vllm: Vllm) -> None:
+    vllm.key = "secret"
+    for error in (failure(spec_of(vllm), "wrong"), failure(spec_of(vllm)), caught_by_check(spec_of(vllm), "wrong")):
+        assert isinstance(error, Unavailable)
+        assert "refuses the key" in error.message
+        assert "PREFLOOP_SAMPLING_KEY" in error.advice
+        assert "wrong" not in str(error)
+    ServedModel(spec_of(vllm), "secret").check()
+    assert len(respond(spec_of(vllm), "secret")) == 12
+
+
+def test_a_model_that_is_not_served_is_named_with_those_that_are(vllm: Vllm) -> None:
+    server = spec_of(vllm, model="other")
+    for error in (failure(server), caught_by_check(server)):
+        assert isinstance(error, ModelUnavailable)
+        assert "does not serve other; it serves pf, base." in error.message
+        assert "PREFLOOP_SAMPLING_MODEL" in error.advice
+
+
+def test_an_address_without_its_path(vllm: Vllm) -> None:
+    server = spec_of(vllm).model_copy(update={"url": vllm.url.removesuffix("/v1")})
+    for error in (failure(server), caught_by_check(server)):
+        assert "There is no OpenAI-compatible server at" in error.message
+        assert "/v1" in error.advice
+
+
+def test_a_prompt_that_does_not_fit(vllm: Vllm) -> None:
+    vllm.ordinary = status(400, "This model's maximum context length is 8 tokens. However, you requested 12 tokens.")
+    error = failure(spec_of(vllm, concurrency=1))
+    assert isinstance(error, InvalidInput)
+    assert "refuses prompt 10" in error.message
+    assert "maximum context length is 8 tokens" in error.message
+    assert "fewer new tokens" in error.advice
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (lambda handler: handler.answer(200, b"<html>welcome"), "does not answer as an OpenAI-compatible server does"),
+        (lambda handler: handler.answer(200, b'"text"'), "does not answer as an OpenAI-compatible server does"),
+        (lambda handler: handler.answer(200, {"object": "?"}), "does not answer as an OpenAI-compatible server does"),
+        (lambda handler: handler.complete(choices=[]), "without a choice"),
+        (lambda handler: handler.complete(choice={"finish_reason": "content_filter"}), "by content_filter"),
+        (lambda handler: handler.complete(usage=None), "how many tokens"),
+    ],
+    ids=["garbage", "a string", "another object", "no choices", "filtered", "no usage"],
+)
+def test_an_answer_that_is_none(vllm: Vllm, answer: Fault, says: str) -> None:
+    vllm.ordinary = answer
+    error = failure(spec_of(vllm, concurrency=1))
+    assert isinstance(error, Unavailable)
+    assert says in error.message
+    assert error.advice
+
+
+def test_an_answer_that_ends_at_once_is_an_empty_one(vllm: Vllm) -> None:
+    vllm.ordinary = lambda handler: handler.complete(
+        choice={"message": {"role": "assistant", "content": None}, "finish_reason": "stop"}
+    )
+    assert {(answer.text, answer.finished) for answer in respond(spec_of(vllm))} == {("", True)}
+
+
+def test_a_server_strict_about_the_protocol_is_asked_without_what_is_beyond_it(vllm: Vllm) -> None:
+    def strict(handler: Handler) -> None:
+        if "top_k" in handler.request_body:
+            return status(400, "Unrecognized request argument supplied: top_k")(handler)
+        return handler.complete()
+
+    vllm.ordinary = strict
+    assert len(respond(spec_of(vllm, concurrency=1))) == 12
+    assert len(vllm.requests) == 13  # refused once, remembered
+    assert "min_p" not in vllm.requests[-1]
+    assert vllm.requests[-1]["top_p"] == 1
+
+
+# ---- the recipe ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def spec(vllm: Vllm, tiny_ref: ModelRef, tmp_path: Path) -> SampleSpec:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(row.model_dump_json() + "\n" for row in ROWS))
+    return SampleSpec(
+        models=(tiny_ref, tiny_ref), servers=(None, spec_of(vllm)), prompts=str(path), generation=GENERATION, seed=3
+    )
+
+
+def run(spec: SampleSpec, store: ArtifactStore, done: Any = ()) -> list[Completion]:
+    completions: list[Completion] = []
+    sample.sample(spec, store, ConsoleReporter(stream=None), completions.extend, done)
+    return completions
+
+
+def test_one_run_samples_here_and_there(spec: SampleSpec, store: ArtifactStore, vllm: Vllm) -> None:
+    completions = run(spec, store)
+    assert sorted((c.prompt_id, c.sample_index) for c in completions) == [(r.id, i) for r in ROWS for i in range(4)]
+    served = [c for c in completions if c.sample_index >= 2]
+    assert {c.text for c in served} == {text_of(request) for request in vllm.requests}
+    assert {c.finish_reason for c in served} == {"eos", "length"}
+    assert all((c.finish_reason == "length") == (c.n_tokens == 9) for c in served)
+    assert all(c.sampling == {"temperature": 0.7, "max_new_tokens": 9} for c in completions)
+
+
+def test_what_arrived_before_a_failure_is_kept_and_the_rest_comes_later(
+    spec: SampleSpec, store: ArtifactStore, vllm: Vllm
+) -> None:
+    spec = spec.model_copy(update={"models": spec.models[:1], "servers": (spec_of(vllm, concurrency=2, retries=0),)})
+    vllm.faults = [Handler.complete] * 7 + [status(500)]
+    kept: list[Completion] = []
+    with pytest.raises(Unavailable):
+        sample.sample(spec, store, ConsoleReporter(stream=None), kept.extend)
+    assert len(kept) >= 7
+    rest = run(spec, store, done={(c.prompt_id, c.sample_index) for c in kept})
+    assert sorted((c.prompt_id, c.sample_index) for c in kept + rest) == [(r.id, i) for r in ROWS for i in (0, 1)]
+
+
+def test_answers_are_handed_on_while_others_are_awaited(spec: SampleSpec, store: ArtifactStore, vllm: Vllm) -> None:
+    spec = spec.model_copy(update={"models": spec.models[:1], "servers": (spec_of(vllm, concurrency=4),)})
+    handed_on = threading.Event()
+
+    def wait(handler: Handler) -> None:
+        assert handed_on.wait(20)  # it never ends unless the others are handed on before it
+        handler.complete()
+
+    vllm.faults = [Handler.complete, wait]
+    batches: list[int] = []
+
+    def on_completions(completions: Any) -> None:
+        batches.append(len(completions))
+        handed_on.set()
+
+    sample.sample(spec, store, ConsoleReporter(stream=None), on_completions)
+    assert len(batches) > 1
+    assert sum(batches) == 12
+
+
+def test_a_cancelled_run_leaves_the_server_at_once(spec: SampleSpec, store: ArtifactStore, vllm: Vllm) -> None:
+    spec = spec.model_copy(update={"models": spec.models[:1], "servers": (spec_of(vllm, timeout_seconds=600),)})
+    gone = threading.Event()
+
+    def watch(handler: Handler) -> None:
+        assert handler.connection.recv(1) == b""  # the client closed its end
+        gone.set()
+        handler.close_connection = True
+
+    vllm.ordinary = watch
+
+    class Cancelling(ConsoleReporter):
+        def progress(self, done: int, total: int, message: str = "") -> None:
+            if vllm.requests:
+                raise RunCancelled("The run was cancelled.")
+
+    with pytest.raises(RunCancelled):
+        sample.sample(spec, store, Cancelling(stream=None), lambda completions: None)
+    assert gone.wait(20)
+
+
+def test_a_wrong_name_shows_before_the_first_sample(spec: SampleSpec, store: ArtifactStore, vllm: Vllm) -> None:
+    spec = spec.model_copy(update={"servers": (None, spec_of(vllm, model="other"))})
+    handed_on: list[Completion] = []
+    with pytest.raises(ModelUnavailable, match="does not serve other"):
+        sample.sample(spec, store, ConsoleReporter(stream=None), handed_on.extend)
+    assert handed_on == []
+
+
+def test_the_key_is_a_setting(
+    spec: SampleSpec, store: ArtifactStore, vllm: Vllm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vllm.key = "from the environment"
+    monkeypatch.setenv("PREFLOOP_SAMPLING_KEY", "from the environment")
+    assert len(run(spec, store)) == 24
+    monkeypatch.delenv("PREFLOOP_SAMPLING_KEY")
+    with pytest.raises(Unavailable, match="refuses the key"):
+        run(spec, store)
+
+
+def test_more_servers_than_models_are_refused(spec: SampleSpec, store: ArtifactStore, vllm: Vllm) -> None:
+    with pytest.raises(InvalidInput, match="3 servers for 2 models"):
+        run(spec.model_copy(update={"servers": (None, None, spec_of(vllm))}), store)
