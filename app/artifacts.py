@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from app.errors import NotFound, StorageFull
@@ -27,10 +27,10 @@ def digest_file(path: Path) -> str:
     return sha.hexdigest()
 
 
-def digest_folder(folder: Path) -> str:
-    """SHA-256 over the sorted relative names and contents of a folder's files, in hex."""
+def digest_folder(folder: Path, leave_out: Collection[str] = ()) -> str:
+    """SHA-256 over the sorted relative names and contents of a folder's files, those named left out, in hex."""
     sha = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in leave_out):
         sha.update(f"{path.relative_to(folder).as_posix()}\0{digest_file(path)}\n".encode())
     return sha.hexdigest()
 

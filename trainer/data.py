@@ -130,9 +130,8 @@ class Pair(NamedTuple):
         return self.p_chosen == 0.5
 
     @property
-    def width(self) -> int:
-        """Tokens it takes in a batch where both are padded to one length."""
-        return 2 * max(self.chosen.length, self.rejected.length)
+    def sequences(self) -> tuple[TokenSequence, TokenSequence]:
+        return self.chosen, self.rejected
 
 
 class EncodedPairs(NamedTuple):

@@ -1,4 +1,4 @@
-"""Models: loaded, given adapters, run on completions only, scored, saved.
+"""Language models: loaded, given adapters, run on completions only, saved. Reward models are in `reward_model`.
 
 Everything here loads safetensors only and never runs code that comes with a model. Models stay in `eval()` mode, also
 while they are trained: dropout would make the log-probs of one model differ between two passes.
@@ -6,24 +6,29 @@ while they are trained: dropout would make the log-probs of one model differ bet
 
 import contextlib
 import json
+import logging
 import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from app.artifacts import ArtifactStore
 from app.errors import ModelUnavailable, NotFound
 from app.specs import Lora, ModelRef
-from trainer.data import Batch, end_of_turn_id
+from trainer.algorithms.logprobs import entropy, token_logps
+from trainer.data import TokenSequence, end_of_turn_id
+from trainer.packing import Packed, pack
+
+log = logging.getLogger(__name__)
 
 transformers_logging.disable_progress_bar()
 
@@ -78,7 +83,7 @@ def resolve(store: ArtifactStore, ref: ModelRef) -> ModelRef:
 
 
 @contextlib.contextmanager
-def _loading(name: str) -> Iterator[None]:
+def loading(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -97,7 +102,7 @@ def load_tokenizer(ref: ModelRef | str) -> Any:
         ModelUnavailable: there is no tokenizer, or it has no end-of-sequence token.
     """
     name = ref if isinstance(ref, str) else ref.base
-    with _loading(name):
+    with loading(name):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise ModelUnavailable(
@@ -112,7 +117,7 @@ def load_tokenizer(ref: ModelRef | str) -> Any:
 
 
 def _load_base(name: str, dtype: torch.dtype) -> Any:
-    with _loading(name):
+    with loading(name):
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False)
     return model.to(device()).eval()
 
@@ -124,11 +129,11 @@ def _check_adapter(folder: str) -> None:
 
 def _with_adapter(model: Any, folder: str, trainable: bool) -> PeftModel:
     _check_adapter(folder)
-    with _loading(folder):
+    with loading(folder):
         return PeftModel.from_pretrained(model, folder, adapter_name=POLICY, is_trainable=trainable).eval()
 
 
-def _lora_config(lora: Lora, task_type: str = "CAUSAL_LM") -> LoraConfig:
+def lora_config(lora: Lora, task_type: str = "CAUSAL_LM") -> LoraConfig:
     return LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules="all-linear", task_type=task_type
     )
@@ -145,7 +150,7 @@ def load_causal_lm(ref: ModelRef, lora: Lora | None = None, trainable: bool = Fa
         base = _load_base(ref.base, weights_dtype())
         if ref.adapter:
             return _with_adapter(base, ref.adapter, trainable=True)
-        return get_peft_model(base, _lora_config(lora), adapter_name=POLICY).eval()
+        return get_peft_model(base, lora_config(lora), adapter_name=POLICY).eval()
     # Merging adds small numbers to large ones: in fp32, rounded once afterwards.
     model = _load_base(ref.base, torch.float32 if ref.adapter else weights_dtype(trainable))
     if ref.adapter:
@@ -174,7 +179,7 @@ def load_policy_and_reference(policy: ModelRef, reference: ModelRef, lora: Lora 
     if reference.adapter is None:
         return model, lambda: _adapters_disabled(model)
     _check_adapter(reference.adapter)
-    with _loading(reference.adapter):
+    with loading(reference.adapter):
         model.load_adapter(reference.adapter, adapter_name=REFERENCE, is_trainable=False)
     model.set_adapter(POLICY)
     return model.eval(), lambda: _second_adapter(model)
@@ -214,18 +219,14 @@ def trunk_of(model: Any) -> Any:
     return (model.get_base_model() if isinstance(model, PeftModel) else model).base_model
 
 
-def hidden_states(trunk: Any, batch: Batch) -> Tensor:
-    """Last hidden states (B, T, H), after the final norm; meaningless at padding."""
-    if bool(batch.valid_mask[:, 0].all()):
-        # Padding on the right only: causal attention never reaches it, positions are 0, 1, 2..., and attention without
-        # a mask takes the faster kernels.
-        return trunk(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-    return trunk(
-        input_ids=batch.input_ids,
-        attention_mask=batch.valid_mask.long(),
-        position_ids=batch.position_ids,
-        use_cache=False,
-    ).last_hidden_state
+def hidden_states(trunk: Any, packed: Packed) -> Tensor:
+    """Last hidden states (R * T, H) by flat place, after the final norm; meaningless at padding."""
+    places = {}
+    if packed.attention_mask is not None:
+        places = {"attention_mask": packed.attention_mask, "position_ids": packed.position_ids}
+    # Without a mask padding is on the right only: causal attention never reaches it, positions are 0, 1, 2..., and
+    # attention without a mask takes the faster kernels.
+    return trunk(input_ids=packed.input_ids, use_cache=False, **places).last_hidden_state.flatten(0, 1)
 
 
 def vocabulary_logits(model: Any, hidden: Tensor) -> Tensor:
@@ -242,14 +243,68 @@ def vocabulary_logits(model: Any, hidden: Tensor) -> Tensor:
     return logits
 
 
-def completion_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Logits (N, V) that predict the N completion tokens of a batch, and those tokens (N,), in row order.
+class TokenOutputs(NamedTuple):
+    """Of the N completion tokens of a packed batch: log-probs, entropies in nats, hidden states (N, H) before them."""
 
-    The vocabulary projection is run on these positions only: on a small model it is a fifth of all work.
+    logps: Tensor
+    entropy: Tensor | None
+    hidden: Tensor
+
+
+def completion_outputs(model: Any, packed: Packed, temperature: float = 1.0, entropies: bool = False) -> TokenOutputs:
+    """One forward pass. The vocabulary projection, a fifth of a small model's work, is run where it is needed only."""
+    hidden = hidden_states(trunk_of(model), packed)[packed.predictors]
+    logits = vocabulary_logits(model, hidden)
+    logps = token_logps(logits, packed.targets, temperature)
+    return TokenOutputs(logps, entropy(logits.detach(), temperature) if entropies else None, hidden)
+
+
+class Policy(nn.Module):
+    """A causal LM to be trained, run through `forward` only, as processes and shards need it.
+
+    Attributes:
+        causal: the language model, peft or plain.
+        critic: from hidden states (N, H) to values (N,), where a recipe needs values.
+        share: whether prompts may be shared in a row (see `can_share`).
     """
-    predicts = batch.completion_mask[:, 1:]  # position t predicts token t + 1
-    hidden = hidden_states(trunk_of(model), batch)[:, :-1][predicts]
-    return vocabulary_logits(model, hidden), batch.input_ids[:, 1:][predicts]
+
+    def __init__(self, causal: Any, critic: nn.Module | None = None) -> None:
+        super().__init__()
+        self.causal, self.critic, self.share = causal, critic, can_share(trunk_of(causal))
+
+    def forward(self, packed: Packed, temperature: float = 1.0, entropies: bool = False) -> TokenOutputs:
+        return completion_outputs(self.causal, packed, temperature, entropies)
+
+
+@torch.no_grad()
+def can_share(trunk: Any) -> bool:
+    """Whether a trunk reads packed rows right: completions after one shared prompt, groups side by side in a row.
+
+    Tried on the model itself. Attention that takes no such mask, recurrent layers and positions of another kind show;
+    attention windows shorter than the test would not, so a model with a window reads every sequence alone.
+    """
+    config = trunk.config.get_text_config()
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        return False
+    ids = torch.randint(0, config.vocab_size, (24,), generator=torch.Generator().manual_seed(0)).tolist()
+    a, b = ids[:7], ids[7:10]
+    sequences = [TokenSequence(a, ids[10:13]), TokenSequence(a, ids[13:18]), TokenSequence(b, ids[18:20])]
+    sequences += [TokenSequence(b, ids[20:24])]
+    where = next(trunk.parameters()).device
+    try:
+        states = []
+        for share in (False, True):
+            packed = pack(sequences, 0, share).to(where)
+            states.append(hidden_states(trunk, packed)[packed.predictors].float())
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        shared = False
+    else:
+        alone, together = states
+        tolerance = 1e-4 if next(trunk.parameters()).dtype == torch.float32 else 5e-2
+        shared = bool((alone - together).abs().max() <= tolerance * alone.abs().max())
+    if not shared:
+        log.warning("%s does not read shared prompts right; every response is read with its own.", config.model_type)
+    return shared
 
 
 # ---- the policy on disk ----------------------------------------------------------------------------------------------
@@ -277,119 +332,3 @@ def _sort_sets(path: Path) -> None:
         if isinstance(config.get(key), list):
             config[key] = sorted(config[key])
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-# ---- reward models ---------------------------------------------------------------------------------------------------
-
-
-class RewardModel(nn.Module):
-    """A sequence classifier with one label, pooled at the LAST VALID token by mask, minus `offset`.
-
-    Pooling by padding id, as transformers does, reads the wrong place when padding and EOS are one token; here ids
-    never decide. For plain transformers the saved folder has a padding token that no response ends with, so both agree.
-    """
-
-    def __init__(self, classifier: Any, offset: float = 0.0) -> None:
-        super().__init__()
-        self.classifier = classifier
-        self.offset = offset
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Rewards (B,) in fp32."""
-        hidden = hidden_states(trunk_of(self.classifier), batch)
-        pooled = hidden[torch.arange(len(hidden), device=hidden.device), last_valid(batch.valid_mask)]
-        return self.classifier.score(pooled.to(self.classifier.score.weight.dtype)).squeeze(-1).float() - self.offset
-
-
-def last_valid(valid_mask: Tensor) -> Tensor:
-    """Index (B,) of each row's last valid token, on whatever side the padding is."""
-    positions = torch.arange(valid_mask.shape[-1], device=valid_mask.device)
-    return (positions * valid_mask).argmax(-1)
-
-
-def new_reward_model(backbone: ModelRef, lora: Lora | None) -> tuple[RewardModel, Callable[[], None]]:
-    """A reward model on a policy's trunk, and a function that merges its adapters once training is over.
-
-    The head is N(0, 1 / (H + 1)) in variance (Stiennon et al. 2020), without a bias, in fp32, always trained in full.
-    """
-    causal = load_causal_lm(backbone, trainable=lora is None)
-    config = type(causal.config).from_dict(causal.config.to_dict())
-    config.num_labels, config.id2label, config.label2id = 1, {0: "reward"}, {"reward": 0}
-    with torch.device("meta"), _loading(backbone.base):
-        classifier = AutoModelForSequenceClassification.from_config(config)
-    if not isinstance(getattr(classifier, "score", None), nn.Linear):
-        raise ModelUnavailable(
-            f"The architecture of {backbone.base} ({config.model_type}) has no scalar head that reads the last token.",
-            "Choose a decoder-only model.",
-        )
-    trunk = causal.base_model
-    setattr(classifier, classifier.base_model_prefix, trunk)
-    hidden_size = config.get_text_config().hidden_size
-    classifier.score = nn.Linear(hidden_size, 1, bias=False)
-    nn.init.normal_(classifier.score.weight, std=(hidden_size + 1) ** -0.5)
-    classifier.score.to(device())
-    model = RewardModel(classifier).eval()
-    if lora is None:
-        return model, lambda: None
-    adapted = get_peft_model(trunk, _lora_config(lora, "FEATURE_EXTRACTION"))  # swaps the trunk's layers in place
-
-    def merge() -> None:
-        classifier.float()  # bf16 would round the adapters' small changes away
-        adapted.merge_and_unload()
-
-    return model.eval(), merge
-
-
-def save_reward_model(model: RewardModel, tokenizer: Any, folder: Path) -> None:
-    """Writes a folder for `AutoModelForSequenceClassification.from_pretrained`, with its tokenizer. Merge first.
-
-    The heads of decoder classifiers have no bias, so the offset stays in the config: plain transformers scores are ours
-    plus `reward_offset`, the same shift for every response.
-    """
-    classifier = model.classifier
-    pad_id = _padding_that_ends_no_response(tokenizer, classifier)
-    classifier.config.pad_token_id = pad_id
-    classifier.config.get_text_config().pad_token_id = pad_id
-    classifier.config.reward_offset = model.offset
-    classifier.config.reward_pooling = "last_valid_token"
-    classifier.save_pretrained(folder)
-    tokenizer.padding_side = "right"
-    tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(
-        "# Reward model\n\n"
-        "Bradley-Terry reward model: one scalar, read at the last valid token of the chat with the response and its\n"
-        f"end-of-turn token. Padding is `{tokenizer.pad_token}`, a token no response ends with, so that pooling by\n"
-        "padding id (plain transformers) and by mask (Prefloop) read the same place.\n\n"
-        "Rewards of the training responses have standard deviation 1. They have mean 0 after `reward_offset`\n"
-        f"({model.offset:.6g}, in config.json) is subtracted; Prefloop's loader does that.\n"
-    )
-
-
-def _padding_that_ends_no_response(tokenizer: Any, classifier: Any) -> int:
-    """Makes the tokenizer pad with a token other than the end of a turn, and returns its id."""
-    ends = {tokenizer.eos_token_id, end_of_turn_id(tokenizer)}
-    if tokenizer.pad_token_id in ends:
-        spare = next((t for t in (tokenizer.unk_token_id, tokenizer.bos_token_id) if t not in (None, *ends)), None)
-        if spare is None:
-            tokenizer.add_special_tokens({"pad_token": "<|reward_pad|>"})
-            if len(tokenizer) > classifier.get_input_embeddings().num_embeddings:
-                classifier.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        else:
-            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(spare)
-    return tokenizer.pad_token_id
-
-
-def load_reward_model(folder: str | Path) -> tuple[RewardModel, Any]:
-    """A frozen reward model and its tokenizer.
-
-    Raises:
-        ModelUnavailable: nothing loads from there, or it has more than one label.
-    """
-    with _loading(str(folder)):
-        classifier = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=weights_dtype(), use_safetensors=True, trust_remote_code=False
-        )
-    if classifier.config.num_labels != 1:
-        raise ModelUnavailable(f"{folder} has {classifier.config.num_labels} labels; a reward model has one.")
-    classifier = classifier.requires_grad_(False).to(device()).eval()
-    return RewardModel(classifier, getattr(classifier.config, "reward_offset", 0.0)), load_tokenizer(str(folder))

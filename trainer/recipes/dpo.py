@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,42 +10,41 @@ import torch
 from torch import Tensor
 
 from app.artifacts import ArtifactStore
-from app.specs import DPOSpec, Optimiser
-from trainer.algorithms.logprobs import sequence_logps, token_logps
+from app.specs import DPOSpec
 from trainer.algorithms.preference import dpo_loss, implicit_rewards, log_ratio_margin
-from trainer.data import (
-    ChatEncoder,
-    Pair,
-    by_length,
-    collate,
-    encode_pairs,
-    length_batches,
-    microbatches,
-    read_pairs,
-    require_pairs,
-    slice_names,
-)
+from trainer.checkpoints import Checkpoints
+from trainer.data import ChatEncoder, Pair, encode_pairs, read_pairs, require_pairs, slice_names
 from trainer.modeling import (
-    completion_logits,
+    Policy,
+    completion_outputs,
     device,
     load_policy_and_reference,
     load_tokenizer,
     resolve,
     save_policy,
     seed_everything,
-    trainable_parameters,
 )
-from trainer.optimisation import Stepper
+from trainer.packing import Packed, pack, packed_length, token_parts
 from trainer.reporting import PolicyResult, Reporter
+from trainer.training import Training, deal, sum_over_processes
+
+FORWARD_TOKENS = 2048  # forwarded at once without gradients; logits are what takes memory
 
 
-def train(spec: DPOSpec, store: ArtifactStore, reporter: Reporter, folder: Path) -> PolicyResult:
+def train(
+    spec: DPOSpec,
+    store: ArtifactStore,
+    reporter: Reporter,
+    folder: Path,
+    checkpoints: Checkpoints | None = None,
+) -> PolicyResult:
     """Trains on the snapshot's `train` rows with a winner, measures on `heldout` ones, saves to `folder`.
 
     Raises:
         InvalidInput: too few comparisons with a winner.
         ModelUnavailable: policy or reference does not load.
-        RunCancelled, TrainingDiverged: nothing is saved.
+        StorageFull: no room for a checkpoint or the model; checkpoints saved before stay.
+        RunCancelled, TrainingDiverged: no model is saved.
     """
     started = time.monotonic()
 
@@ -60,91 +59,102 @@ def train(spec: DPOSpec, store: ArtifactStore, reporter: Reporter, folder: Path)
     heldout = [pair for pair in encoded.heldout if not pair.tied]
 
     # 2. Models; the seed fixes the adapters and the order of the rows.
-    order = seed_everything(spec.seed)
-    model, reference = load_policy_and_reference(policy_ref, reference_ref, spec.lora)
+    seed_everything(spec.seed)
+    causal, reference = load_policy_and_reference(policy_ref, reference_ref, spec.lora)
+    policy = Policy(causal)
 
     # 3. The reference never changes: its log-probs are computed once.
-    settings = spec.optimiser
-    with reference() as reference_model:
-        message = "log-probs of the reference"
-        train_reference = all_pair_logps(reference_model, train_pairs, settings, pad_id, reporter, message)
-        heldout_reference = all_pair_logps(reference_model, heldout, settings, pad_id, reporter, message)
+    def measure(model: Any, pairs: Sequence[Pair], message: str) -> Tensor:
+        return pair_logps(model, pairs, policy.share, pad_id, lambda n: reporter.progress(n, len(pairs), message))
 
-    def evaluate(step: int, heldout_policy: Tensor) -> dict[str, float]:
-        """Reports the held-out metrics, by slice too; returns those of all rows."""
-        members: dict[str, list[int]] = defaultdict(list)
-        for i, pair in enumerate(heldout):
-            for name in ["", *slice_names(pair.row.slices)]:
-                members[name].append(i)
-        for name, indices in members.items():
-            values = _statistics(spec, heldout_policy[:, indices], heldout_reference[:, indices], "eval_")
-            reporter.metrics(step, values, name)
-        return _statistics(spec, heldout_policy, heldout_reference, "eval_") if heldout else {}
+    with reference() as reference_model:
+        train_reference = measure(reference_model, train_pairs, "log-probs of the reference")
+        heldout_reference = measure(reference_model, heldout, "log-probs of the reference")
 
     # 4. Where we start from. A policy that starts as its reference has just been measured.
-    if policy_ref == reference_ref:
-        start = heldout_reference
-    else:
-        start = all_pair_logps(model, heldout, settings, pad_id, reporter, "held-out comparisons")
-    evaluate(0, start)
+    training = Training(policy, spec.optimiser, len(train_pairs), seed=spec.seed, checkpoints=checkpoints)
+    if training.resumed is None:
+        same = policy_ref == reference_ref
+        start = heldout_reference if same else measure(causal, heldout, "held-out comparisons")
+        report_heldout(spec, 0, heldout, start, heldout_reference, reporter)
 
     # 5. Train.
-    steps = settings.epochs * -(-len(train_pairs) // settings.batch_size)
-    stepper = Stepper(trainable_parameters(model), settings, steps)
-    widths = [pair.width for pair in train_pairs]
-    tokens = 0
-    values: dict[str, float] = {}
-    for _epoch in range(settings.epochs):
-        for indices in length_batches(widths, settings.batch_size, order):
-            total_weight = sum(train_pairs[i].row.weight for i in indices)
-            loss, parts = 0.0, []
-            for part in microbatches(indices, widths, settings.microbatch_size, settings.microbatch_tokens):
-                reporter.progress(stepper.steps, steps, "training the policy")
-                pairs = [train_pairs[i] for i in part]
-                policy_logps = pair_logps(model, pairs, pad_id)
-                h = log_ratio_margin(*policy_logps, *train_reference[:, part].to(policy_logps.device))
-                weights = torch.tensor([pair.row.weight for pair in pairs], device=h.device)
-                part_loss = (weights * dpo_loss(h, spec.beta, spec.label_smoothing)).sum() / total_weight
-                part_loss.backward()
-                loss += part_loss.item()
-                parts.append(policy_logps.detach().cpu())
-                tokens += sum(pair.chosen.length + pair.rejected.length for pair in pairs)
-            grad_norm, lr = stepper.step(loss)
-            values = _statistics(spec, torch.cat(parts, 1), train_reference[:, indices])
-            values |= {"loss": loss, "grad_norm": grad_norm, "lr": lr}
-            reporter.metrics(stepper.steps, values)
+    lengths = [packed_length(pair.sequences, policy.share) for pair in train_pairs]
+    weights = torch.tensor([pair.row.weight for pair in train_pairs])
+    for batch in training.batches(lengths):
+        total_weight = float(weights[batch].sum())
+        logps, losses = torch.zeros(2, len(batch)), torch.zeros(1)
+        for part in training.parts(batch, lengths):
+            reporter.progress(training.steps, training.total_steps, "training the policy")
+            packed = pack_pairs([train_pairs[i] for i in part.rows], policy.share, pad_id)
+            part_logps = split_pairs(packed.per_sequence(training.model(packed).logps))
+            h = log_ratio_margin(*part_logps, *train_reference[:, part.rows].to(part_logps.device))
+            row_losses = dpo_loss(h, spec.beta, spec.label_smoothing)
+            loss = (weights[part.rows].to(h.device) * row_losses).sum() / total_weight
+            training.backward(loss, part)
+            if part.counts:
+                logps[:, part.places] = part_logps.detach().cpu()
+                losses += loss.detach().cpu()
+                training.tokens += packed.tokens
+        logps, losses = sum_over_processes(logps), sum_over_processes(losses)
+        grad_norm, lr = training.step(float(losses))
+        values = statistics(spec, logps, train_reference[:, batch])
+        reporter.metrics(training.steps, values | {"loss": float(losses), "grad_norm": grad_norm, "lr": lr})
+        training.save_if_due({"values": values})
 
     # 6. Where we ended; save.
-    values |= evaluate(
-        stepper.steps, all_pair_logps(model, heldout, settings, pad_id, reporter, "held-out comparisons")
-    )
-    save_policy(model, tokenizer, folder)
-    return PolicyResult(values, len(train_pairs), encoded.dropped, tokens, time.monotonic() - started)
+    after = measure(causal, heldout, "held-out comparisons")
+    values = report_heldout(spec, training.steps, heldout, after, heldout_reference, reporter)
+    save_policy(causal, tokenizer, folder)
+    return PolicyResult(values, len(train_pairs), encoded.dropped, training.tokens, time.monotonic() - started)
 
 
-def pair_logps(model: Any, pairs: Sequence[Pair], pad_id: int) -> Tensor:
-    """Log-probs (2, B) of the chosen and the rejected completions, from one forward pass over both."""
-    batch = collate([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs], pad_id).to(device())
-    logits, tokens = completion_logits(model, batch)
-    return sequence_logps(token_logps(logits, tokens), batch.completion_mask).view(2, len(pairs))
+def pack_pairs(pairs: Sequence[Pair], share: bool, pad_id: int) -> Packed:
+    """Chosen and rejected of each pair, one after the other, on the device."""
+    return pack([sequence for pair in pairs for sequence in pair.sequences], pad_id, share).to(device())
+
+
+def split_pairs(values: Tensor) -> Tensor:
+    """(2, B), chosen first, of the values (2 B,) of packed pairs."""
+    return values.view(-1, 2).T
 
 
 @torch.no_grad()
-def all_pair_logps(
-    model: Any, pairs: Sequence[Pair], settings: Optimiser, pad_id: int, reporter: Reporter, message: str
+def pair_logps(
+    model: Any, pairs: Sequence[Pair], share: bool, pad_id: int, tick: Callable[[int], None] = lambda done: None
 ) -> Tensor:
-    """`pair_logps` (2, N) of any number of pairs, on the CPU, without gradients, batched by length."""
-    logps = torch.empty(2, len(pairs))
-    widths = [pair.width for pair in pairs]
+    """Log-probs (2, N) of the chosen and rejected completions of any number of pairs, on the CPU, batched by length."""
+    logps = torch.zeros(2, len(pairs))
+    lengths = [packed_length(pair.sequences, share) for pair in pairs]
     done = 0
-    for indices in microbatches(by_length(widths), widths, settings.microbatch_size, settings.microbatch_tokens):
-        reporter.progress(done, len(pairs), message)
-        logps[:, indices] = pair_logps(model, [pairs[i] for i in indices], pad_id).cpu()
-        done += len(indices)
-    return logps
+    for part, counts in deal(token_parts(range(len(pairs)), lengths, len(pairs), FORWARD_TOKENS)):
+        tick(done)
+        packed = pack_pairs([pairs[i] for i in part], share, pad_id)
+        part_logps = split_pairs(packed.per_sequence(completion_outputs(model, packed).logps))
+        if counts:
+            logps[:, part] = part_logps.cpu()
+            done += len(part)
+    return sum_over_processes(logps)
 
 
-def _statistics(spec: DPOSpec, policy_logps: Tensor, reference_logps: Tensor, prefix: str = "") -> dict[str, float]:
+def report_heldout(
+    spec: DPOSpec, step: int, pairs: Sequence[Pair], policy_logps: Tensor, reference_logps: Tensor, reporter: Reporter
+) -> dict[str, float]:
+    """Reports the metrics of held-out pairs, by slice too; returns those of all pairs, none where there is no pair."""
+    members: dict[str, list[int]] = defaultdict(list)
+    for i, pair in enumerate(pairs):
+        for name in ["", *slice_names(pair.row.slices)]:
+            members[name].append(i)
+    measured = {
+        name: statistics(spec, policy_logps[:, indices], reference_logps[:, indices], "eval_")
+        for name, indices in members.items()
+    }
+    for name, values in measured.items():
+        reporter.metrics(step, values, name)
+    return measured.get("", {})
+
+
+def statistics(spec: DPOSpec, policy_logps: Tensor, reference_logps: Tensor, prefix: str = "") -> dict[str, float]:
     """The field's metrics of log-probs (2, B) each, chosen first; means over rows."""
     rewards = implicit_rewards(policy_logps, reference_logps, spec.beta)
     losses = dpo_loss(log_ratio_margin(*policy_logps, *reference_logps), spec.beta, spec.label_smoothing)

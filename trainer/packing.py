@@ -1,0 +1,166 @@
+"""Sequences laid out in rows for a forward pass: prompts shared between their completions, rows filled up, no padding.
+
+    plain     [prompt c1 ....]            shared, filled   [prompt c1 c2][prompt c1 c2 c3]
+              [prompt c2 ....]                             [prompt c1 c2 c3 c4 ..........]
+
+A prompt stands once before all its completions: (P + C + R) tokens are worked on instead of (2 P + C + R). A completion
+sees its prompt and itself; other completions and other prompts in the row are masked away, and positions go on from the
+prompt, so every number is what it would be alone (`trainer.modeling.can_share` checks that of each model).
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trainer.data import TokenSequence
+
+
+class Packed(NamedTuple):
+    """S sequences in R rows of T tokens. Flat places are indices into the R * T tokens, row by row.
+
+    Attributes:
+        input_ids: (R, T), padding included.
+        position_ids: (R, T), counted along each sequence from its prompt's first token.
+        attention_mask: (R, 1, T, T), True where a token (first T) sees another; None where causality alone is right.
+        predictors: (N,) flat places whose state predicts each of the N completion tokens, sequence by sequence.
+        targets: (N,) those tokens.
+        owners: (N,) which sequence, 0 to S - 1, each of them belongs to.
+        ends: (S,) flat place of each sequence's last token.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor | None
+    predictors: Tensor
+    targets: Tensor
+    owners: Tensor
+    ends: Tensor
+
+    def to(self, device: torch.device) -> "Packed":
+        return Packed._make(None if tensor is None else tensor.to(device) for tensor in self)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens a forward pass works on, padding included."""
+        return self.input_ids.numel()
+
+    def per_sequence(self, values: Tensor) -> Tensor:
+        """Sums (S,) of values (N,) of completion tokens."""
+        return torch.zeros(len(self.ends), dtype=values.dtype, device=values.device).index_add(0, self.owners, values)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Completion tokens (S,) of each sequence."""
+        return torch.bincount(self.owners, minlength=len(self.ends))
+
+
+def groups_of(sequences: Sequence[TokenSequence], share: bool) -> list[list[int]]:
+    """Indices of sequences that stand together: neighbours with one prompt where it is shared, else each alone."""
+    groups: list[list[int]] = []
+    for i, sequence in enumerate(sequences):
+        if share and groups and list(sequences[groups[-1][0]].prompt) == list(sequence.prompt):
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+def packed_length(sequences: Sequence[TokenSequence], share: bool) -> int:
+    """Tokens these sequences take, before any padding."""
+    return sum(
+        len(sequences[group[0]].prompt) + sum(len(sequences[i].completion) for i in group)
+        for group in groups_of(sequences, share)
+    )
+
+
+def pack(sequences: Sequence[TokenSequence], pad_id: int, share: bool) -> Packed:
+    """Lays sequences out, as wide as the widest group; with `share`, smaller groups fill rows up (first fit, longest
+    first). Without, every sequence has a row of its own, padded on the right: any causal model takes that.
+
+    Every prompt has at least one token.
+    """
+    groups = groups_of(sequences, share)
+    lengths = [packed_length([sequences[i] for i in group], share) for group in groups]
+    width = max(lengths)
+    starts, rows = _first_fit(lengths, width) if share else ([(row, 0) for row in range(len(groups))], len(groups))
+
+    input_ids = torch.full((rows, width), pad_id, dtype=torch.long)
+    # Padding counts on: places that rise along the row are what an unpacked row has.
+    position_ids = torch.arange(width).repeat(rows, 1)
+    group_ids = torch.full((rows, width), -1, dtype=torch.long)
+    branches = torch.zeros((rows, width), dtype=torch.long)  # 0 the prompt, then the completions
+    predictors: list[list[int]] = [[] for _ in sequences]
+    ends = [0] * len(sequences)
+    for number, (group, (row, start)) in enumerate(zip(groups, starts, strict=True)):
+        prompt = sequences[group[0]].prompt
+        group_ids[row, start : start + lengths[number]] = number
+        at = start + len(prompt)
+        input_ids[row, start:at] = torch.as_tensor(prompt)
+        position_ids[row, start:at] = torch.arange(len(prompt))
+        last_of_prompt = row * width + at - 1
+        for branch, i in enumerate(group, start=1):
+            completion = sequences[i].completion
+            end = at + len(completion)
+            if completion:
+                input_ids[row, at:end] = torch.as_tensor(completion)
+            position_ids[row, at:end] = torch.arange(len(prompt), len(prompt) + len(completion))
+            branches[row, at:end] = branch
+            place = row * width + at
+            predictors[i] = [last_of_prompt, *range(place, place + len(completion) - 1)][: len(completion)]
+            ends[i] = place + len(completion) - 1 if completion else last_of_prompt
+            at = end
+
+    alone = all(len(group) == 1 for group in groups) and rows == len(groups)
+    return Packed(
+        input_ids,
+        position_ids,
+        None if alone else visible(group_ids, branches),
+        predictors=torch.tensor([place for places in predictors for place in places], dtype=torch.long),
+        targets=torch.tensor([token for sequence in sequences for token in sequence.completion], dtype=torch.long),
+        owners=torch.repeat_interleave(torch.tensor([len(sequence.completion) for sequence in sequences])),
+        ends=torch.tensor(ends),
+    )
+
+
+def visible(group_ids: Tensor, branches: Tensor) -> Tensor:
+    """The mask (R, 1, T, T) of rows with these groups and branches (R, T): [i, j] is True where token i sees token j.
+
+    That is where j is not later, of the same group, and in its prompt or in i's own completion. Padding (group -1) sees
+    padding, so that no row of the softmax is empty.
+    """
+    earlier = torch.ones(group_ids.shape[1], group_ids.shape[1], dtype=torch.bool, device=group_ids.device).tril()
+    same_group = group_ids[:, :, None] == group_ids[:, None, :]
+    own = (branches[:, None, :] == 0) | (branches[:, :, None] == branches[:, None, :])
+    return (earlier & same_group & own).unsqueeze(1)
+
+
+def _first_fit(lengths: Sequence[int], width: int) -> tuple[list[tuple[int, int]], int]:
+    """(row, first column) of each group, and how many rows: the longest first, each into the first row with room."""
+    starts = [(0, 0)] * len(lengths)
+    filled: list[int] = []
+    for group in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        row = next((r for r, used in enumerate(filled) if used + lengths[group] <= width), len(filled))
+        if row == len(filled):
+            filled.append(0)
+        starts[group] = (row, filled[row])
+        filled[row] += lengths[group]
+    return starts, len(filled)
+
+
+def token_parts(indices: Sequence[int], lengths: Sequence[int], rows: int, tokens: int) -> Iterator[list[int]]:
+    """Splits a batch into what is forwarded at once: at most `rows` entries and `tokens` tokens, of similar length.
+
+    An entry longer than `tokens` goes alone. Memory grows with tokens, the result does not depend on the split.
+    """
+    part: list[int] = []
+    total = 0
+    for index in sorted(indices, key=lambda i: lengths[i]):
+        if part and (len(part) == rows or total + lengths[index] > tokens):
+            yield part
+            part, total = [], 0
+        part.append(index)
+        total += lengths[index]
+    if part:
+        yield part

@@ -1,0 +1,228 @@
+"""What all recipes that train share: AdamW, a rate that goes linearly to 0, batches dealt to processes, checkpoints.
+
+A recipe's loop stays visible and reads the same on one process, on several (`accelerate launch`) and after a SIGKILL:
+
+    training = Training(module, settings, rows, seed=..., checkpoints=...)
+    for batch in training.batches(lengths):               # those not yet trained on
+        for part in training.parts(batch, lengths):       # this process's share, forwarded at once
+            loss = ... / total weight of the whole batch
+            training.backward(loss, part)
+        step = training.step(loss)                         # clips, checks, steps, says norm and rate
+        training.save_if_due()
+
+Everything random is derived from the seed and the place in the run, so that going on from a checkpoint is going on.
+"""
+
+import functools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from app.specs import Optimiser
+from trainer.checkpoints import Checkpoint, Checkpoints, random_states, set_random_states
+from trainer.data import length_batches
+from trainer.packing import token_parts
+from trainer.reporting import TrainingDiverged
+
+RECIPE = "recipe/"  # prefix of the tensors that a recipe adds to a checkpoint
+
+
+@functools.cache
+def accelerator() -> Accelerator:
+    """Devices and processes, as `accelerate launch` or torchrun set them; one process where nothing did."""
+    return Accelerator(cpu=not torch.cuda.is_available())
+
+
+class Part(NamedTuple):
+    """Rows that one process forwards at once.
+
+    Attributes:
+        rows: the rows.
+        places: where they stand in the batch they are part of.
+        counts: False for a repeat that only keeps this process in step with the others; it must change nothing.
+    """
+
+    rows: list[int]
+    places: list[int]
+    counts: bool
+
+
+class Step(NamedTuple):
+    """What an optimiser step did: the gradient's norm before clipping, and the learning rate that was used."""
+
+    grad_norm: float
+    lr: float
+
+
+def learning_rate(settings: Optimiser, step: int, total_steps: int) -> float:
+    """The rate of a step, counted from 0: up over the warm-up, then linearly to 0."""
+    warmup = round(settings.warmup_ratio * total_steps)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / (warmup + 1)
+    return settings.learning_rate * max(0.0, (total_steps - step) / max(1, total_steps - warmup))
+
+
+class Training:
+    """A module being trained, its optimiser, and how far it is. Goes on from the newest checkpoint, if there is one.
+
+    Args:
+        module: all that is trained, run through its `forward` only: `model` below is what to call.
+        rows: how many rows an epoch has; None where the caller counts steps itself and gives `total_steps`.
+
+    Attributes:
+        model: the module as devices and processes need it (DDP or FSDP around it, or itself).
+        steps: optimiser steps done.
+        tokens: tokens trained on, as the recipe counts them.
+        resumed: the checkpoint this went on from; its recipe's tensors and state are the recipe's to restore.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        settings: Optimiser,
+        rows: int | None = None,
+        *,
+        seed: int,
+        total_steps: int | None = None,
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
+        self.settings, self.seed, self.checkpoints = settings, seed, checkpoints
+        self.steps_an_epoch = -(-rows // settings.batch_size) if rows is not None else 0
+        self.total_steps = settings.epochs * self.steps_an_epoch if total_steps is None else total_steps
+        self.steps = self.tokens = 0
+        self.accelerator = accelerator()
+        self.module = module
+        self.optimiser: Any = torch.optim.AdamW(
+            [parameter for parameter in module.parameters() if parameter.requires_grad],
+            lr=settings.learning_rate,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self.model, self.optimiser = self.accelerator.prepare(module, self.optimiser)
+        self.model.train(module.training)  # prepare leaves it; said because dropout must stay off
+        self.resumed = self._restore()
+
+    # ---- batches -----------------------------------------------------------------------------------------------------
+
+    @property
+    def epoch_ends(self) -> bool:
+        """Whether the step just done was the last of an epoch."""
+        return self.steps % self.steps_an_epoch == 0
+
+    def batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Rows of each optimiser step that is still to be done, of similar length; every epoch in another order."""
+        for epoch in range(self.steps // self.steps_an_epoch, self.settings.epochs):
+            order = length_batches(lengths, self.settings.batch_size, self.generator(epoch))
+            for number, batch in enumerate(order):
+                if epoch * self.steps_an_epoch + number >= self.steps:
+                    yield batch
+
+    def generator(self, *place: int) -> torch.Generator:
+        """A random generator that depends on the seed and a place in the run only."""
+        return generator_at(self.seed, *place)
+
+    def parts(self, batch: Sequence[int], lengths: Sequence[int]) -> Iterator[Part]:
+        """This process's parts of a batch. Gradients are exchanged in the last one only."""
+        processes = self.accelerator.num_processes
+        rows = min(self.settings.microbatch_size, -(-len(batch) // processes))
+        places = {row: place for place, row in enumerate(batch)}
+        mine = list(deal(token_parts(batch, lengths, rows, self.settings.microbatch_tokens)))
+        for number, (part, counts) in enumerate(mine):
+            last = number == len(mine) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                yield Part(part, [places[row] for row in part], counts)
+
+    def backward(self, loss: Tensor, part: Part) -> None:
+        """Adds the gradients of a part's share of the batch's loss: the shares of all parts of all processes add up."""
+        # The average over processes is what is exchanged, the sum is what is wanted.
+        self.accelerator.backward(loss * (self.accelerator.num_processes if part.counts else 0))
+
+    def step(self, loss: float) -> Step:
+        """One step with the gradients accumulated so far, which are cleared. `loss` is what they are gradients of.
+
+        Raises:
+            TrainingDiverged: the loss or the gradient's norm is NaN or infinite; no parameter has been changed by it.
+        """
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+        grad_norm = float(norm) if norm is not None else 0.0
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise TrainingDiverged(
+                f"The loss became {loss} and the gradient norm {grad_norm} at step {self.steps + 1}.",
+                "Nothing was saved of it; the last checkpoint is kept. Lower the learning rate and start again.",
+            )
+        lr = learning_rate(self.settings, self.steps, self.total_steps)
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.steps += 1
+        return Step(grad_norm, lr)
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------------
+
+    def save_if_due(self, state: Mapping[str, Any] | None = None, tensors: Mapping[str, Tensor] | None = None) -> None:
+        """Writes a checkpoint if the last one is long enough ago; `state` (JSON) and `tensors` are the recipe's own.
+
+        Raises:
+            StorageFull: no room; earlier checkpoints stay.
+        """
+        if self.checkpoints is not None and self.accelerator.is_main_process and self.checkpoints.due():
+            own = {f"weights/{name}": parameter for name, parameter in self._trained()}
+            for number, parameter in enumerate(self._optimised()):
+                for key, value in self.optimiser.state.get(parameter, {}).items():
+                    own[f"adam/{number}/{key}"] = torch.as_tensor(value)
+            added = {RECIPE + name: tensor for name, tensor in (tensors or {}).items()}
+            counters = {"tokens": self.tokens, "recipe": dict(state or {})}
+            self.checkpoints.save(self.steps, {**own, **random_states(), **added}, counters)
+
+    def _restore(self) -> Checkpoint | None:
+        found = self.checkpoints.load() if self.checkpoints is not None else None
+        if found is None:
+            return None
+        with torch.no_grad():
+            for name, parameter in self._trained():
+                parameter.copy_(found.tensors[f"weights/{name}"])
+        for number, parameter in enumerate(self._optimised()):
+            prefix = f"adam/{number}/"
+            kept = {key.removeprefix(prefix): value for key, value in found.tensors.items() if key.startswith(prefix)}
+            if kept:
+                # A copy: what was loaded may be a view of the file.
+                self.optimiser.state[parameter] = {k: v.clone().to(parameter.device) for k, v in kept.items()}
+        set_random_states(found.tensors)
+        self.steps, self.tokens = found.step, found.state["tokens"]
+        own = {name.removeprefix(RECIPE): t for name, t in found.tensors.items() if name.startswith(RECIPE)}
+        return Checkpoint(found.step, own, found.state["recipe"])
+
+    def _trained(self) -> list[tuple[str, Tensor]]:
+        return [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
+
+    def _optimised(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
+
+
+def generator_at(seed: int, *place: int) -> torch.Generator:
+    """A random generator for one place in a run: what is drawn there depends on nothing drawn before."""
+    mixed = seed
+    for number in place:
+        mixed = (mixed * 1_000_003 + number + 1) % 2**63
+    return torch.Generator().manual_seed(mixed)
+
+
+def deal(parts: Iterable[list[int]]) -> Iterator[tuple[list[int], bool]]:
+    """This process's parts, as many as every other process gets; False beside those that only fill up the number."""
+    dealer, everyone = accelerator(), list(parts)
+    for number in range(
+        dealer.process_index, -(-len(everyone) // dealer.num_processes) * dealer.num_processes, dealer.num_processes
+    ):
+        yield everyone[number % len(everyone)], number < len(everyone)
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """The sum over all processes of what each filled in, on the CPU."""
+    return accelerator().reduce(values.to(accelerator().device), reduction="sum").cpu()
