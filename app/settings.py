@@ -42,6 +42,23 @@ class Settings(BaseSettings):
         "HuggingFaceTB/SmolLM2-135M-Instruct",
         description="Base model of the starter project: a hub name, or the absolute path of a folder.",
     )
+    trust_remote_code: bool = Field(
+        False, description="Run Python code that a model's folder brings along. Only for models whose code you have read."
+    )
+    checkpoint_seconds: float = Field(
+        60, ge=0, description="Least seconds between two checkpoints of a training run; 0: one after every step."
+    )
+    checkpoints_kept: int = Field(2, ge=1, description="Newest checkpoints of a training run that are kept.")
+    sampling_url: str | None = Field(
+        None,
+        description="OpenAI-compatible server (vLLM and others) that samples responses, up to and including `/v1`. "
+        "Unset: the worker samples.",
+    )
+    sampling_model: str | None = Field(
+        None,
+        description="Name under which that server serves the model. Unset: the last part of the adapter's or model's "
+        "location.",
+    )
     sampling_key: str | None = Field(
         None, description="Key of the OpenAI-compatible server that samples, where one does. Never stored with a run."
     )
