@@ -3,10 +3,9 @@ import math
 import pytest
 import torch
 
-from trainer.algorithms.bradley_terry import (
+from trainer.algorithms.bradley_terry import bradley_terry_loss, centering_penalty
+from trainer.algorithms.calibration import (
     accuracy,
-    bradley_terry_loss,
-    centering_penalty,
     expected_calibration_error,
     length_bias,
 )

@@ -1,8 +1,11 @@
 """The Bradley-Terry model of pairwise preference: P(chosen better) = s(d), d = r_chosen - r_rejected, s the logistic.
 
 Bradley and Terry 1952; as a loss for reward models Ouyang et al. 2022 (InstructGPT), with margins Touvron et al. 2023
-(Llama 2). Losses are per row (B,), so that the caller weighs and averages.
+(Llama 2). With ties as an outcome of its own: Rao and Kupper 1967, Davidson 1970. Losses are per row (B,), so that the
+caller weighs and averages.
 """
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,21 +13,36 @@ from torch import Tensor
 
 
 def bradley_terry_loss(
-    chosen_rewards: Tensor, rejected_rewards: Tensor, p_chosen: Tensor | None = None, margin: Tensor | None = None
+    chosen_rewards: Tensor,
+    rejected_rewards: Tensor,
+    p_chosen: Tensor | None = None,
+    margin: Tensor | None = None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Negative log-likelihood (B,) of rewards (B,) each.
 
     Args:
         p_chosen: probability (B,) that chosen is better, the soft label; certain (1) if None.
         margin: what d must exceed (B,), larger for stronger preferences; 0 if None.
+        label_smoothing: the share of labels believed flipped, whatever `p_chosen` says.
     """
     d = chosen_rewards - rejected_rewards
     if margin is not None:
         d = d - margin
-    if p_chosen is None:
+    if p_chosen is None and not label_smoothing:
         return -F.logsigmoid(d)  # L = -log s(d - m), Llama 2 eq. 2
     # L = -(p log s(d - m) + (1 - p) log s(m - d)): cross-entropy to the labelers' posterior
-    return -(p_chosen * F.logsigmoid(d) + (1 - p_chosen) * F.logsigmoid(-d))
+    p = torch.ones_like(d) if p_chosen is None else p_chosen
+    p = (1 - label_smoothing) * p + label_smoothing * (1 - p)
+    return -(p * F.logsigmoid(d) + (1 - p) * F.logsigmoid(-d))
+
+
+def margin_of_strength(strength: Tensor, kind: Literal["small", "large"]) -> Tensor:
+    """Margins (B,) of preference strengths (B,), 0 a tie and 3 the strongest (Llama 2, table 27).
+
+    Strengths 3, 2, 1, 0 have the margins 1, 2/3, 1/3, 0 (small) or 3, 2, 1, 0 (large); linear between them.
+    """
+    return strength / 3 if kind == "small" else strength
 
 
 def centering_penalty(chosen_rewards: Tensor, rejected_rewards: Tensor) -> Tensor:
@@ -32,32 +50,73 @@ def centering_penalty(chosen_rewards: Tensor, rejected_rewards: Tensor) -> Tenso
     return (chosen_rewards + rejected_rewards) ** 2
 
 
-def accuracy(differences: Tensor) -> Tensor:
-    """Share () of d (B,) above 0; 0 counts one half."""
-    return (differences > 0).float().mean() + 0.5 * (differences == 0).float().mean()
+def group_weights(groups: Tensor) -> Tensor:
+    """Weights (P,) of pairs with group ids (P,), those of a group equal and adding up to 1.
 
-
-def expected_calibration_error(differences: Tensor, bins: int = 15) -> Tensor:
-    """ECE () of d (B,): sum over bins of n_b / n * |accuracy_b - confidence_b| (Guo et al. 2017).
-
-    Confidence is s(|d|), in [0.5, 1], cut into equal bins (lower, upper]; d = 0 is half correct.
+    The pairs of one k-way ranking form a group: the loss of a ranking is the mean over its k(k-1)/2 pairs, so that a
+    prompt counts once however many responses it has (InstructGPT, eq. 1).
     """
-    confidence = torch.sigmoid(differences.double().abs())
-    correct = (differences > 0).double() + 0.5 * (differences == 0).double()
-    index = (((confidence - 0.5) / 0.5 * bins).ceil().long() - 1).clamp(0, bins - 1)
-    gap = torch.zeros(bins, dtype=torch.double).index_add(0, index.cpu(), (correct - confidence).cpu())
-    return gap.abs().sum() / len(differences)  # n_b / n * |mean gap of the bin| = |sum of its gaps| / n
+    _, index, counts = torch.unique(groups, return_inverse=True, return_counts=True)
+    return 1 / counts[index]
 
 
-def length_bias(differences: Tensor, chosen_lengths: Tensor, rejected_lengths: Tensor) -> Tensor | None:
-    """How much more often the model prefers the longer response than people do: a difference of shares () in [-1, 1].
+# ---- ties: three outcomes, chosen better, rejected better, neither ---------------------------------------------------
 
-    Over pairs (B,) whose lengths in tokens differ; None where there is none. A model's d = 0 counts one half.
+
+def rao_kupper_log_probabilities(d: Tensor, log_theta: Tensor) -> Tensor:
+    """Log-probabilities (B, 3) of chosen, rejected, tie at differences d (B,): a tie is a |d| too small to see.
+
+    `log_theta` () is that threshold n > 0. Positivity is the caller's: let n be the softplus of what is learned.
     """
-    differ = chosen_lengths != rejected_lengths
-    if not differ.any():
-        return None
-    chosen_is_longer = (chosen_lengths > rejected_lengths)[differ]
-    d = differences[differ]
-    towards_longer = torch.where(chosen_is_longer, d, -d)
-    return accuracy(towards_longer) - chosen_is_longer.float().mean()
+    n = log_theta.clamp(min=1e-6)  # softplus underflows to 0, where a tie would be impossible and its log infinite
+    # P(c) = s(d - n), P(r) = s(-d - n), P(tie) = (e^{2n} - 1) s(d - n) s(-d - n)
+    log_chosen, log_rejected = F.logsigmoid(d - n), F.logsigmoid(-d - n)
+    log_tie = 2 * n + torch.log(-torch.expm1(-2 * n)) + log_chosen + log_rejected
+    return torch.stack([log_chosen, log_rejected, log_tie], -1)
+
+
+def davidson_log_probabilities(d: Tensor, log_nu: Tensor) -> Tensor:
+    """Log-probabilities (B, 3) of chosen, rejected, tie at differences d (B,); `log_nu` () is any real number.
+
+    P(chosen | no tie) = s(d), the plain Bradley-Terry model.
+    """
+    # softmax over [d / 2, -d / 2, ln nu]
+    return torch.log_softmax(torch.stack([d / 2, -d / 2, log_nu.expand_as(d)], -1), -1)
+
+
+def rao_kupper_loss(d: Tensor, p_chosen: Tensor, p_rejected: Tensor, p_tie: Tensor, log_theta: Tensor) -> Tensor:
+    """Cross-entropy (B,) of the Rao-Kupper model at d (B,) to the labelers' posterior, its three parts (B,) each."""
+    return -(torch.stack([p_chosen, p_rejected, p_tie], -1) * rao_kupper_log_probabilities(d, log_theta)).sum(-1)
+
+
+def davidson_loss(d: Tensor, p_chosen: Tensor, p_rejected: Tensor, p_tie: Tensor, log_nu: Tensor) -> Tensor:
+    """Cross-entropy (B,) of the Davidson model at d (B,) to the labelers' posterior, its three parts (B,) each."""
+    return -(torch.stack([p_chosen, p_rejected, p_tie], -1) * davidson_log_probabilities(d, log_nu)).sum(-1)
+
+
+def rao_kupper_probabilities(d: Tensor, log_theta: Tensor) -> Tensor:
+    """Probabilities (B, 3) of chosen, rejected, tie."""
+    return rao_kupper_log_probabilities(d, log_theta).exp()
+
+
+def davidson_probabilities(d: Tensor, log_nu: Tensor) -> Tensor:
+    """Probabilities (B, 3) of chosen, rejected, tie."""
+    return davidson_log_probabilities(d, log_nu).exp()
+
+
+# ---- ensembles -------------------------------------------------------------------------------------------------------
+
+
+def ensemble_score(
+    rewards: Tensor, kind: Literal["mean", "min", "mean_minus_variance"] = "mean", variance_weight: float = 0.1
+) -> Tensor:
+    """One score (B,) of the rewards (B, H) of an ensemble's members (Coste et al. 2023, section 3.2).
+
+    `min` is their worst-case optimisation, `mean_minus_variance` the uncertainty-weighted one: a response that the
+    members disagree about is likely one that fools some of them.
+    """
+    if kind == "min":
+        return rewards.amin(-1)
+    mean = rewards.mean(-1)
+    # mean_i r_i - lambda mean_i (r_i - mean)^2
+    return mean if kind == "mean" else mean - variance_weight * rewards.var(-1, correction=0)

@@ -3,7 +3,9 @@
 Shapes: (B, T) over the tokens of responses, padded on the right, unless said otherwise; `valid_mask` True on tokens.
 """
 
-from typing import NamedTuple
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,9 +21,56 @@ class TokenRewards(NamedTuple):
     non_score: Tensor
 
 
-def penalise_unfinished(scores: Tensor, finished: Tensor, penalty: float | None) -> Tensor:
-    """Scores (B,) less `penalty` where a response was cut by length: that is no EOS, and ending must pay."""
-    return scores if penalty is None else torch.where(finished, scores, scores - penalty)
+def penalise_unfinished(
+    scores: Tensor, finished: Tensor, penalty: float | None, missing_eos: Literal["subtract", "replace"] = "subtract"
+) -> Tensor:
+    """Scores (B,), made worse where a response was cut by length: that is no EOS, and ending must pay.
+
+    `subtract` takes the penalty from the score; `replace` puts -penalty in its place, because the reward model never
+    saw responses that do not end (Huang et al. 2024, detail 4.1). None leaves scores as they are.
+    """
+    if penalty is None:
+        return scores
+    punished = scores - penalty if missing_eos == "subtract" else torch.full_like(scores, -penalty)
+    return torch.where(finished, scores, punished)
+
+
+def clip_scores(scores: Tensor, limit: float | None) -> Tensor:
+    """Scores (B,) within [-limit, limit]; as they are if None. One fooled score cannot then drive a whole batch."""
+    return scores if limit is None else scores.clamp(-limit, limit)
+
+
+@dataclass(frozen=True)
+class RunningScale:
+    """Mean and standard deviation of all scores so far (Chan et al. 1983, merging whole batches).
+
+    `update` returns the next one and changes nothing. The fields are numbers: `asdict` and `RunningScale(**saved)`
+    take it to a checkpoint and back.
+    """
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0  # sum of squared deviations from the mean
+
+    def update(self, scores: Tensor) -> "RunningScale":
+        """The scale after scores (B,) more."""
+        n, batch = len(scores), scores.detach().double()
+        if not n:
+            return self
+        mean, squares = batch.mean().item(), batch.var(correction=0).item() * n
+        # d = mean_b - mean_a;  M = M_a + M_b + d^2 n_a n_b / n
+        total, d = self.count + n, mean - self.mean
+        return RunningScale(total, self.mean + d * n / total, self.squares + squares + d * d * self.count * n / total)
+
+    @property
+    def std(self) -> float:
+        """Standard deviation, with Bessel's correction; 1 while there is nothing to measure it by."""
+        std = math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else 0.0
+        return std if std > 1e-6 else 1.0
+
+    def normalise(self, scores: Tensor) -> Tensor:
+        """Scores (B,) in units of the standard deviation. Not centred: a score's sign means something."""
+        return scores / self.std
 
 
 def token_rewards(

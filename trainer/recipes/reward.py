@@ -10,7 +10,7 @@ from torch import Tensor
 
 from app.artifacts import ArtifactStore
 from app.specs import Optimiser, RewardSpec
-from trainer.algorithms import bradley_terry
+from trainer.algorithms import bradley_terry, calibration
 from trainer.data import (
     ChatEncoder,
     Pair,
@@ -131,7 +131,7 @@ def _reward_stats(rewards: Tensor, prefix: str = "") -> dict[str, float]:
     """The field's metrics of rewards (2, B), chosen first."""
     d = rewards[0] - rewards[1]
     values = {
-        "accuracy": bradley_terry.accuracy(d),
+        "accuracy": calibration.accuracy(d),
         "margin": d.mean(),
         "min_reward": rewards.min(),
         "mean_reward": rewards.mean(),
@@ -171,8 +171,8 @@ def evaluate(
     for name, rows in members.items():
         d = rewards[0, rows] - rewards[1, rows]
         values = {"eval_loss": float(losses[rows].mean()), **_reward_stats(rewards[:, rows], "eval_")}
-        values["eval_ece"] = float(bradley_terry.expected_calibration_error(d))
-        bias = bradley_terry.length_bias(d, lengths[0, rows], lengths[1, rows])
+        values["eval_ece"] = float(calibration.expected_calibration_error(d))
+        bias = calibration.length_bias(d, lengths[0, rows], lengths[1, rows])
         if bias is not None:
             values["eval_length_bias"] = float(bias)
         results[name] = values
