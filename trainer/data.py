@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from app.errors import InvalidInput
-from app.specs import PairRow, PromptRow
+from app.specs import PairRow, PromptRow, ThumbRow
 
 MIN_PAIRS = 20
 
@@ -42,6 +42,11 @@ def _read_rows(path: Path, model: type[Row]) -> list[Row]:
 def read_pairs(path: Path) -> list[PairRow]:
     """Rows of a snapshot (JSONL or JSONL.gz). Raises InvalidInput naming the line that is wrong."""
     return _read_rows(path, PairRow)
+
+
+def read_thumbs(path: Path) -> list[ThumbRow]:
+    """Rows of a thumbs file (JSONL or JSONL.gz). Raises InvalidInput naming the line that is wrong."""
+    return _read_rows(path, ThumbRow)
 
 
 def read_prompts(path: Path) -> list[PromptRow]:
@@ -171,6 +176,37 @@ def encode_pairs(rows: Sequence[PairRow], encoder: ChatEncoder, *, close_cut: bo
         chosen, rejected, p = (b, a, row.p_b) if row.p_b >= 0.5 else (a, b, 1 - row.p_b)
         pairs[row.split].append(Pair(chosen, rejected, p, row))
     return EncodedPairs(pairs["train"], pairs["heldout"], describe_left_out(left_out, "comparisons"))
+
+
+class Thumb(NamedTuple):
+    """A response that was liked or not, as token ids."""
+
+    sequence: TokenSequence
+    row: ThumbRow
+
+
+class EncodedThumbs(NamedTuple):
+    """The usable rows of a thumbs file, and why others were left out."""
+
+    thumbs: list[Thumb]
+    dropped: tuple[str, ...]
+
+
+def encode_thumbs(rows: Sequence[ThumbRow], encoder: ChatEncoder) -> EncodedThumbs:
+    """Encodes single responses, each with the end of its turn. Rows that do not fit or do not count are named."""
+    thumbs: list[Thumb] = []
+    left_out: dict[str, list[int]] = {}
+    for row in rows:
+        if row.weight == 0:
+            left_out.setdefault("have weight 0", []).append(row.id)
+            continue
+        fitted = encoder.fit(encoder.prompt(row.messages), [encoder.completion(row.response)])
+        if fitted is None:
+            reason = f"are longer than {encoder.max_length} tokens without their prompt"
+            left_out.setdefault(reason, []).append(row.id)
+            continue
+        thumbs.append(Thumb(fitted[0], row))
+    return EncodedThumbs(thumbs, describe_left_out(left_out, "thumbs"))
 
 
 def require_pairs(pairs: Sequence[Pair], what: str) -> None:
