@@ -1,13 +1,21 @@
+"""Bradley-Terry, ties and ensembles against hand arithmetic, the slow reference and central differences."""
+
 import math
 
 import pytest
 import torch
 
-from trainer.algorithms.bradley_terry import bradley_terry_loss, centering_penalty
-from trainer.algorithms.calibration import (
-    accuracy,
-    expected_calibration_error,
-    length_bias,
+from tests.trainer.reference import slope, tie_probabilities
+from trainer.algorithms.bradley_terry import (
+    bradley_terry_loss,
+    centering_penalty,
+    davidson_loss,
+    davidson_probabilities,
+    ensemble_score,
+    group_weights,
+    margin_of_strength,
+    rao_kupper_loss,
+    rao_kupper_probabilities,
 )
 
 LN3 = math.log(3)  # s(ln 3) = 3/4
@@ -51,33 +59,121 @@ def test_centering_penalty() -> None:
     assert centering_penalty(torch.tensor([2.0]), torch.tensor([-0.5])).item() == 2.25
 
 
-def test_accuracy_counts_no_difference_as_half() -> None:
-    assert accuracy(torch.tensor([1.0, -1.0, 0.0, 2.0])).item() == pytest.approx((1 + 0 + 0.5 + 1) / 4)
+def test_label_smoothing_flips_a_share_of_hard_and_of_soft_labels() -> None:
+    d, zero = torch.tensor([LN3]), torch.tensor([0.0])
+    hard = bradley_terry_loss(d, zero, label_smoothing=0.1)
+    assert hard.item() == pytest.approx(-(0.9 * math.log(3 / 4) + 0.1 * math.log(1 / 4)))
+    # 0.8 of the labelers, one in ten of whom errs: 0.9 * 0.8 + 0.1 * 0.2
+    soft = bradley_terry_loss(d, zero, torch.tensor([0.8]), label_smoothing=0.1)
+    assert soft.item() == pytest.approx(-(0.74 * math.log(3 / 4) + 0.26 * math.log(1 / 4)))
 
 
-def test_calibration_error_by_hand() -> None:
-    # Four pairs at confidence 3/4, three of them right: calibrated. Two at 9/10, one right: off by 4/10.
-    ln9 = math.log(9)
-    d = torch.tensor([LN3, LN3, LN3, -LN3, ln9, -ln9])
-    assert expected_calibration_error(d).item() == pytest.approx(2 / 6 * 0.4, abs=1e-6)
+def test_margins_are_llama_2s_tables() -> None:
+    strengths = torch.tensor([3.0, 2.0, 1.0, 0.0, 1.5])
+    assert margin_of_strength(strengths, "large").tolist() == [3, 2, 1, 0, 1.5]
+    assert margin_of_strength(strengths, "small").tolist() == pytest.approx([1, 2 / 3, 1 / 3, 0, 1 / 2])
 
 
-def test_calibration_error_of_certain_and_of_undecided_models() -> None:
-    assert expected_calibration_error(torch.tensor([50.0, 50.0])).item() == pytest.approx(0, abs=1e-6)
-    assert expected_calibration_error(torch.tensor([-50.0, -50.0])).item() == pytest.approx(1, abs=1e-6)
-    assert expected_calibration_error(torch.zeros(3)).item() == pytest.approx(0, abs=1e-6)
+def test_the_pairs_of_a_ranking_weigh_one_together() -> None:
+    # Two rankings of four and of three responses, 6 and 3 pairs, and a pair on its own.
+    weights = group_weights(torch.tensor([7, 7, 7, 9, 9, 9, 7, 7, 7, 2]))
+    assert weights.tolist() == pytest.approx([1 / 6] * 3 + [1 / 3] * 3 + [1 / 6] * 3 + [1])
 
 
-def test_neighbouring_bins_are_not_pooled() -> None:
-    # 15 bins on [0.5, 1] are 1/30 wide: 0.51 is in the first, 0.55 in the second. Pooled, their errors would cancel.
-    d = torch.logit(torch.tensor([0.51, 0.55]))
-    d[1] = -d[1]
-    assert expected_calibration_error(d).item() == pytest.approx((0.49 + 0.55) / 2, abs=1e-6)
+# ---- ties ------------------------------------------------------------------------------------------------------------
+
+TIES = {
+    "rao_kupper": (rao_kupper_probabilities, rao_kupper_loss, 0.6),
+    "davidson": (davidson_probabilities, davidson_loss, -0.4),
+}
 
 
-def test_length_bias_is_the_models_share_minus_peoples() -> None:
-    chosen, rejected = torch.tensor([9, 2, 3, 4]), torch.tensor([5, 7, 8, 4])
-    # People took the longer one in 1 of 3 pairs that differ; this model prefers it in all 3.
-    assert length_bias(torch.tensor([1.0, -1.0, -1.0, 1.0]), chosen, rejected).item() == pytest.approx(1 - 1 / 3)
-    assert length_bias(torch.tensor([1.0, 1.0, 1.0, 1.0]), chosen, rejected).item() == pytest.approx(0)
-    assert length_bias(torch.tensor([1.0]), torch.tensor([4]), torch.tensor([4])) is None
+@pytest.mark.parametrize("kind", TIES)
+def test_tie_probabilities_are_the_papers(kind: str) -> None:
+    probabilities, _, parameter = TIES[kind]
+    d = torch.tensor([-20.0, -3.0, -0.5, 0.0, 1.25, 6.0, 20.0], dtype=torch.float64)
+    ours = probabilities(d, torch.tensor(parameter, dtype=torch.float64))
+    for row, x in zip(ours.tolist(), d.tolist(), strict=True):
+        assert row == pytest.approx(tie_probabilities(kind, x, parameter), rel=1e-9, abs=1e-15)
+    torch.testing.assert_close(ours.sum(-1), torch.ones(7, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", TIES)
+def test_tie_losses_and_gradients_equal_the_slow_reference(kind: str) -> None:
+    _, loss, parameter = TIES[kind]
+    posterior = (0.5, 0.2, 0.3)
+
+    def reference(d: float, parameter: float) -> float:
+        return -sum(p * math.log(q) for p, q in zip(posterior, tie_probabilities(kind, d, parameter), strict=True))
+
+    ds = [-3.0, 0.0, 0.4, 7.0]
+    d = torch.tensor(ds, dtype=torch.float64, requires_grad=True)
+    learned = torch.tensor(parameter, dtype=torch.float64, requires_grad=True)
+    p_chosen, p_rejected, p_tie = (torch.full((4,), p, dtype=torch.float64) for p in posterior)
+    losses = loss(d, p_chosen, p_rejected, p_tie, learned)
+    losses.sum().backward()
+    assert losses.tolist() == pytest.approx([reference(x, parameter) for x in ds])
+    assert d.grad is not None
+    assert d.grad.tolist() == pytest.approx(
+        [slope(lambda x: reference(x, parameter), x) for x in ds], rel=1e-6, abs=1e-9
+    )
+    assert learned.grad is not None
+    expected = sum(slope(lambda n, x=x: reference(x, n), parameter) for x in ds)
+    assert learned.grad.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", TIES)
+def test_tie_losses_are_finite_far_out_in_float32(kind: str) -> None:
+    _, loss, _ = TIES[kind]
+    for parameter in (1e-12, 0.5, 30.0):
+        d = torch.tensor([-80.0, 0.0, 80.0], requires_grad=True)
+        learned = torch.tensor(parameter, requires_grad=True)
+        third = torch.full((3,), 1 / 3)
+        losses = loss(d, third, third, third, learned)
+        losses.sum().backward()
+        assert losses.isfinite().all()
+        assert d.grad is not None
+        assert d.grad.isfinite().all()
+        assert learned.grad is not None
+        assert learned.grad.isfinite()
+        # The better by 80 is certain: only the two other outcomes cost anything, and the worst of them most.
+        certain = loss(d.detach(), (d > 0).float(), (d < 0).float(), (d == 0).float(), torch.tensor(0.5))
+        assert certain[[0, 2]].abs().max() < 1e-6
+
+
+def test_davidson_without_ties_is_bradley_terry() -> None:
+    d = torch.linspace(-4, 4, 9)
+    chosen, rejected, _ = davidson_probabilities(d, torch.tensor(0.7)).unbind(-1)
+    torch.testing.assert_close(chosen / (chosen + rejected), torch.sigmoid(d))
+
+
+@pytest.mark.parametrize("kind", TIES)
+def test_the_learned_parameter_finds_the_share_of_ties(kind: str) -> None:
+    # Equal responses, two in five of them called ties: the likelihood is highest where P(tie | d = 0) is 0.4.
+    probabilities, loss, _ = TIES[kind]
+    raw = torch.zeros((), requires_grad=True)
+    optimiser = torch.optim.Adam([raw], lr=0.1)
+    d, ones = torch.zeros(1), torch.ones(1)
+
+    def parameter() -> torch.Tensor:
+        return torch.nn.functional.softplus(raw) if kind == "rao_kupper" else raw
+
+    for _ in range(200):
+        optimiser.zero_grad()
+        loss(d, 0.3 * ones, 0.3 * ones, 0.4 * ones, parameter()).sum().backward()
+        optimiser.step()
+    assert probabilities(d, parameter().detach())[0].tolist() == pytest.approx([0.3, 0.3, 0.4], abs=1e-3)
+
+
+# ---- ensembles -------------------------------------------------------------------------------------------------------
+
+
+def test_ensemble_scores() -> None:
+    rewards = torch.tensor([[1.0, 3.0, 5.0], [2.0, 2.0, 2.0]])
+    assert ensemble_score(rewards, "mean").tolist() == [3, 2]
+    assert ensemble_score(rewards, "min").tolist() == [1, 2]
+    # variance (4 + 0 + 4) / 3 over the members, not corrected (Coste et al. 2023)
+    assert ensemble_score(rewards, "mean_minus_variance", 0.5).tolist() == pytest.approx([3 - 0.5 * 8 / 3, 2])
+    one = torch.tensor([[1.5], [-2.0]])
+    for kind in ("mean", "min", "mean_minus_variance"):
+        assert ensemble_score(one, kind).tolist() == [1.5, -2.0]
