@@ -17,7 +17,10 @@ REFERENCE_FREE: frozenset[PreferenceLoss] = frozenset({"orpo", "simpo"})
 
 
 class PairLogps(NamedTuple):
-    """Of pairs, all (2, B), chosen first: log-probs of the completions and their lengths in tokens."""
+    """Of pairs, all (2, B), chosen first: log-probs of the completions and their lengths in tokens.
+
+    A length of 0 in KTO is a response that is not there: a thumb stands in the row of its kind, without a rival.
+    """
 
     policy: Tensor
     reference: Tensor | None  # None for losses in REFERENCE_FREE
@@ -75,12 +78,10 @@ def preference_loss(
         case "kto":
             if kto_z is None:
                 raise ValueError("KTO needs its reference point, kto_z.")
-            chosen, rejected = pairs.log_ratios
-            liked = kto_loss(chosen, torch.ones_like(chosen, dtype=torch.bool), kto_z, beta, desirable_weight)
-            disliked = kto_loss(
-                rejected, torch.zeros_like(rejected, dtype=torch.bool), kto_z, beta, 1.0, undesirable_weight
-            )
-            loss = (liked + disliked) / 2  # a mean over responses: two thumbs are a pair
+            liked = torch.tensor([[True], [False]], device=kto_z.device)
+            losses = kto_loss(pairs.log_ratios, liked, kto_z, beta, desirable_weight, undesirable_weight)
+            # A mean over responses: two thumbs are a pair, and where a thumb has no rival it counts half of one.
+            loss = losses.where(pairs.lengths > 0, 0.0).sum(0) / 2
         case "orpo":
             loss = orpo_loss(pairs.averages[0], pairs.averages[1], beta)
         case "simpo":
