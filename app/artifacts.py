@@ -6,16 +6,21 @@ or none, also after SIGKILL or a full disk. Several machines share a store by mo
 
 import contextlib
 import errno
+import gzip
 import hashlib
 import os
+import re
 import shutil
 import tempfile
+import time
+import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from app.errors import NotFound, StorageFull
+from app.errors import InvalidInput, NotFound, StorageFull
 
 _CHUNK = 1 << 20
+_RESTORE = "Restore it from a backup of the artifacts, or start a new round."
 
 
 def digest_file(path: Path) -> str:
@@ -104,9 +109,43 @@ class ArtifactStore:
             finally:
                 shutil.rmtree(temporary.parent, ignore_errors=True)
 
-    def sweep(self) -> None:
-        """Removes what writers killed half-way left in staging. Call only while no writer runs."""
-        shutil.rmtree(self.root / ".staging", ignore_errors=True)
+    def remove(self, location: str) -> None:
+        """Removes an artifact, file or folder; nothing happens where there is none."""
+        path = self.root / location
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+    def sweep(self, older_than_seconds: float = 0.0) -> None:
+        """Removes what writers killed half-way left in staging.
+
+        Without an age call it only while no writer runs; a writer that needs longer than the age would lose its work.
+        """
+        for entry in (self.root / ".staging").glob("*"):
+            with contextlib.suppress(FileNotFoundError):  # its writer has just finished
+                if time.time() - entry.stat().st_mtime >= older_than_seconds:
+                    shutil.rmtree(entry, ignore_errors=True)
+
+
+def read_content(path: Path) -> bytes:
+    """The bytes of a snapshot or another file named after its content, decompressed where it ends in `.gz`.
+
+    Files whose name is not a digest are read as they are.
+
+    Raises:
+        InvalidInput: the content is not what the name says: it was damaged, or changed by hand.
+    """
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise InvalidInput(f"{path.name} is not a whole gzip file: {error}.", _RESTORE) from error
+    name = path.name.partition(".")[0]
+    if re.fullmatch(r"[0-9a-f]{32}", name) and not hashlib.sha256(content).hexdigest().startswith(name):
+        raise InvalidInput(f"{path.name} is not what was written: its digest differs.", _RESTORE)
+    return content
 
 
 @contextlib.contextmanager

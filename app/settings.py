@@ -3,9 +3,17 @@
 import secrets
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class SamplingServer(NamedTuple):
+    """An OpenAI-compatible server that samples; without a `model` it serves each under its location's last part."""
+
+    url: str
+    model: str | None = None
 
 
 class Settings(BaseSettings):
@@ -43,7 +51,7 @@ class Settings(BaseSettings):
         description="Base model of the starter project: a hub name, or the absolute path of a folder.",
     )
     trust_remote_code: bool = Field(
-        False, description="Run Python code that a model's folder brings along. Only for models whose code you have read."
+        False, description="Run Python code that a model brings along. Only for models whose code you have read."
     )
     checkpoint_seconds: float = Field(
         60, ge=0, description="Least seconds between two checkpoints of a training run; 0: one after every step."
@@ -68,6 +76,10 @@ class Settings(BaseSettings):
     @property
     def artifacts_root(self) -> Path:
         return (self.artifacts or self.home / "artifacts").expanduser().absolute()
+
+    @property
+    def sampling_server(self) -> SamplingServer | None:
+        return SamplingServer(self.sampling_url, self.sampling_model) if self.sampling_url else None
 
     @property
     def url(self) -> str:

@@ -130,7 +130,7 @@ class DPOSpec(Spec):
     reference: ModelRef
     snapshot: str
     lora: Lora | None = Lora()
-    optimiser: Optimiser = Optimiser(learning_rate=2e-4, epochs=2)
+    optimiser: Optimiser = Optimiser(learning_rate=1e-4, epochs=1)
     loss: PreferenceLoss = "dpo"
     beta: float = Field(0.1, gt=0, description="strength of the leash; tau of IPO, lambda of ORPO")
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
@@ -160,6 +160,7 @@ class PPOSpec(Spec):
     optimiser: Optimiser = Optimiser(learning_rate=6e-4, epochs=2, batch_size=8, warmup_ratio=0.0)
     episodes: int = Field(192, ge=1, description="sampled responses in all")
     rollout_size: int = Field(32, ge=1, description="responses sampled before each round of updates")
+    samples_per_prompt: int = Field(1, ge=1, le=64, description="of those, how many answer one prompt, read once")
     rollout_batch_size: int = Field(64, ge=1, le=4096, description="sequences generated together")
     max_new_tokens: int = Field(48, ge=1, le=8192)
     temperature: float = Field(1.0, gt=0, le=5)

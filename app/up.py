@@ -29,6 +29,7 @@ from app.projects import starter
 from app.settings import Settings
 
 console = Console(highlight=False, soft_wrap=True)
+DAY = 24 * 60 * 60.0  # seconds: no artifact takes that long to write
 PR_SET_PDEATHSIG = 1
 
 
@@ -66,9 +67,8 @@ def prepare(settings: Settings) -> None:
 
 def _serve(settings: Settings, url: str, factory: sessionmaker[Session]) -> None:
     environment = _environment(settings, url)
-    if not settings.database_url:
-        # Only this command's children write to an embedded set-up, and none runs yet.
-        ArtifactStore(settings.artifacts_root).sweep()
+    # Only this command's children write beside an embedded database, and none runs yet; else others may be writing.
+    ArtifactStore(settings.artifacts_root).sweep(older_than_seconds=DAY if settings.database_url else 0)
     with _child("web", environment, "-m", "app.cli", "web") as web:
         _wait_until_served(settings, web)
         _print_address(settings, factory)
@@ -103,7 +103,8 @@ def _prepare_first_project(settings: Settings, environment: dict[str, str], fact
     with factory.begin() as session:
         project = projects.by_slug(session, starter.SLUG)
         assert project is not None
-        starter.use_model(session, ArtifactStore(settings.artifacts_root), project, settings.model, location)
+        store = ArtifactStore(settings.artifacts_root)
+        starter.use_model(session, store, project, settings.model, location, settings.sampling_server)
 
 
 def _fetch_model(settings: Settings, environment: dict[str, str]) -> str:

@@ -92,6 +92,7 @@ def model(session: Session, project: Project, role: str = "policy", **values: An
 def round_(session: Session, project: Project, **values: Any) -> Round:
     given = {"number": next(_number), "state": "done", "algorithm": "dpo", "config": {}} | values
     given.setdefault("policy_before_id", model(session, project).id)
+    given.setdefault("reference_id", given["policy_before_id"])
     return _add(session, Round(project_id=project.id, **given))
 
 

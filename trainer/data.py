@@ -4,7 +4,6 @@ Masks are True = valid. Sequences are right-padded (a causal model never looks a
 wait for generation are left-padded.
 """
 
-import gzip
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -14,6 +13,7 @@ from jinja2 import TemplateError
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
+from app.artifacts import read_content
 from app.errors import InvalidInput
 from app.specs import PairRow, PromptRow, ThumbRow
 
@@ -25,17 +25,16 @@ Row = TypeVar("Row", bound=BaseModel)
 def _read_rows(path: Path, model: type[Row]) -> list[Row]:
     rows, number = [], 0
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-            for line in lines:
-                number += 1
-                if line.strip():
-                    rows.append(model.model_validate_json(line))
+        for line in read_content(path).decode().split("\n"):
+            number += 1
+            if line.strip():
+                rows.append(model.model_validate_json(line))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the line"
         raise InvalidInput(f"Line {number} of {path.name}: {where}: {first['msg']}.") from error
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-        raise InvalidInput(f"{path.name} is not a whole UTF-8 JSONL file: {error}.") from error
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{path.name} is not UTF-8: {error}.") from error
     return rows
 
 

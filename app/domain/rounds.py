@@ -1,12 +1,16 @@
 """A round's life as a table: which stage follows which, and what the worker runs in each.
 
-    frozen -> reward -> policy -> sampling -> evaluating -> done
-       \\________\\_________\\__________\\___________\\____-> failed, cancelled
+    algorithm          stages, from frozen to done
+    dpo, ppo           reward -> policy -> sampling -> evaluating
+    sft                          policy -> sampling -> evaluating    where the project has a reward model
+    sft                          policy -> sampling                  where it has none to score its answers with
 
-A round is `frozen` from the moment its snapshot exists until the worker takes its first run. A failed round is retried
-in the stage that failed, so what succeeded before it is kept.
+Every state before `done` may also end in `failed` or `cancelled`. A round is `frozen` from the moment its snapshot
+exists until the worker takes its first run. A failed round is retried in the stage that failed, so what succeeded
+before is kept.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 Stage = Literal["reward", "policy", "sampling", "evaluating"]
@@ -16,56 +20,46 @@ STAGES: tuple[Stage, ...] = ("reward", "policy", "sampling", "evaluating")
 ACTIVE = ("frozen", *STAGES)
 FINAL = ("done", "failed", "cancelled")
 
-# (state, what happened to the state's run) -> new state. What is not here cannot happen.
-TRANSITIONS: dict[tuple[str, Event], str] = {
-    ("frozen", "started"): "reward",
-    ("reward", "succeeded"): "policy",
-    ("policy", "succeeded"): "sampling",
-    ("sampling", "succeeded"): "evaluating",
-    ("evaluating", "succeeded"): "done",
-    **{(state, "failed"): "failed" for state in ACTIVE},
-    **{(state, "cancelled"): "cancelled" for state in ACTIVE},
-}
-
-_STAGE_OF_RUN: dict[str, Stage] = {
-    "reward": "reward",
-    "dpo": "policy",
-    "ppo": "policy",
-    "sample": "sampling",
-    "evaluate": "evaluating",
-}
+_RUNS: dict[Stage, str] = {"reward": "reward", "sampling": "sample", "evaluating": "evaluate"}
 
 
 class ImpossibleTransition(ValueError):
     """The table has no such step."""
 
 
-def after(state: str, event: Event) -> str:
+def plan(algorithm: str, has_reward_model: bool) -> tuple[Stage, ...]:
+    """The stages of a round. `has_reward_model` counts for fine-tuning only: the other algorithms train one."""
+    if algorithm != "sft":
+        return STAGES
+    return STAGES[1:] if has_reward_model else STAGES[1:-1]
+
+
+def after(state: str, event: Event, stages: Sequence[Stage] = STAGES) -> str:
     """The state that follows. A run that starts again in its own stage (a retry, a dead worker) changes nothing.
+
+    Args:
+        stages: the round's plan.
 
     Raises:
         ImpossibleTransition: the table has no such step, for instance out of `done`.
     """
-    if event == "started" and state in STAGES:
-        return state
-    try:
-        return TRANSITIONS[state, event]
-    except KeyError:
-        raise ImpossibleTransition(f"A round that is {state} cannot see its run {event}.") from None
+    path = ["frozen", *stages, "done"]
+    if state in path[:-1]:
+        if event in ("failed", "cancelled"):
+            return event
+        if event == "started":
+            return stages[0] if state == "frozen" else state
+        if state != "frozen":
+            return path[path.index(state) + 1]
+    raise ImpossibleTransition(f"A round that is {state} cannot see its run {event}.")
 
 
-def run_kind(stage: str, algorithm: str) -> str | None:
-    """The kind of run that a stage needs; none in states where nothing runs. A frozen round waits for its first."""
-    kinds = {
-        "frozen": "reward",
-        "reward": "reward",
-        "policy": algorithm,
-        "sampling": "sample",
-        "evaluating": "evaluate",
-    }
-    return kinds.get(stage)
+def run_kind(state: str, algorithm: str, stages: Sequence[Stage] = STAGES) -> str | None:
+    """The kind of run that a state needs; none where nothing runs. A frozen round waits for its first."""
+    stage = stages[0] if state == "frozen" else state
+    return algorithm if stage == "policy" else _RUNS.get(stage)  # type: ignore[call-overload]
 
 
 def stage_of(kind: str) -> Stage:
-    """The stage a kind of run belongs to; a retry goes back there."""
-    return _STAGE_OF_RUN[kind]
+    """The stage a kind of run belongs to."""
+    return next((stage for stage, run in _RUNS.items() if run == kind), "policy")

@@ -2,9 +2,10 @@
 
 from app.models.base import Base
 from app.models.comparison import Adjudication, Comparison, Judgment, Lease
+from app.models.demonstration import Demonstration
 from app.models.project import Project
 from app.models.prompt import Completion, Prompt
-from app.models.round import Metric, ModelVersion, Round, Run, Snapshot
+from app.models.round import Metric, ModelVersion, Round, Run, Snapshot, SnapshotComparison
 from app.models.rubric import Rubric
 from app.models.user import AuditEvent, AuthSession, SigninLink, User
 
@@ -15,6 +16,7 @@ __all__ = [
     "Base",
     "Comparison",
     "Completion",
+    "Demonstration",
     "Judgment",
     "Lease",
     "Metric",
@@ -26,5 +28,6 @@ __all__ = [
     "Run",
     "SigninLink",
     "Snapshot",
+    "SnapshotComparison",
     "User",
 ]

@@ -25,7 +25,9 @@ class Project(Base):
     review_threshold: Mapped[float] = mapped_column(server_default="0.6")
     # app.specs.Generation as JSON: how responses are sampled for the queue.
     generation: Mapped[Json] = mapped_column(server_default="{}")
-    # The base model and the policy that samples now; none in a project that only holds imported judgments.
+    # The base model, the model that policies are kept close to (the newest fine-tuned one, else the base), and the
+    # policy that samples now; none in a project that only holds imported judgments.
     base_model_id: Mapped[int | None] = mapped_column(ForeignKey("model_version.id", use_alter=True))
+    reference_id: Mapped[int | None] = mapped_column(ForeignKey("model_version.id", use_alter=True))
     policy_id: Mapped[int | None] = mapped_column(ForeignKey("model_version.id", use_alter=True))
     created_at: Mapped[Now]

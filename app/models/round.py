@@ -8,6 +8,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from app.models.base import Base, Id, Json, Now, one_of
 
 ROUND_STATES = ("frozen", "reward", "policy", "sampling", "evaluating", "done", "failed", "cancelled")
+ALGORITHMS = ("sft", "dpo", "ppo")
 ACTIVE_ROUND = "state NOT IN ('done', 'failed', 'cancelled')"
 RUN_KINDS = ("sample", "sft", "reward", "dpo", "ppo", "evaluate", "judge")
 RUN_STATES = ("queued", "running", "succeeded", "failed", "cancelled")
@@ -15,28 +16,37 @@ MODEL_ROLES = ("base", "sft", "reward", "policy")
 
 
 class Snapshot(Base):
-    """A frozen, content-hashed file of exactly what a run reads."""
+    """A frozen, content-hashed file of exactly what a round reads. Rounds that read the same share the file."""
 
     __tablename__ = "snapshot"
-    __table_args__ = (UniqueConstraint("project_id", "digest"),)
 
     id: Mapped[Id]
     project_id: Mapped[int] = mapped_column(ForeignKey("project.id"))
     digest: Mapped[str]  # SHA-256 of the uncompressed lines
-    location: Mapped[str]  # in the artifact store; lines are app.specs.PairRow
+    location: Mapped[str]  # in the artifact store; lines are app.specs.PairRow, or DemonstrationRow
     counts: Mapped[Json]
     created_at: Mapped[Now]
 
 
+class SnapshotComparison(Base):
+    """That a snapshot holds a comparison: tells which ones a new round would read again."""
+
+    __tablename__ = "snapshot_comparison"
+    __table_args__ = (Index("ix_snapshot_comparison_comparison", "comparison_id"),)
+
+    snapshot_id: Mapped[int] = mapped_column(ForeignKey("snapshot.id"), primary_key=True)
+    comparison_id: Mapped[int] = mapped_column(ForeignKey("comparison.id"), primary_key=True)
+
+
 class Round(Base):
-    """One turn of the loop: snapshot, reward model, policy, samples, evaluation."""
+    """One turn of the loop: snapshot, reward model, policy, samples, evaluation; see app.domain.rounds."""
 
     __tablename__ = "round"
     __table_args__ = (
         UniqueConstraint("project_id", "number"),
         Index("uq_round_one_active", "project_id", unique=True, postgresql_where=text(ACTIVE_ROUND)),
         one_of("state", ROUND_STATES),
-        one_of("algorithm", ("dpo", "ppo")),
+        one_of("algorithm", ALGORITHMS),
     )
 
     id: Mapped[Id]
@@ -46,6 +56,9 @@ class Round(Base):
     algorithm: Mapped[str]
     config: Mapped[Json]  # app.rounds.forms.RoundConfig
     snapshot_id: Mapped[int | None] = mapped_column(ForeignKey("snapshot.id"))
+    ptx_snapshot_id: Mapped[int | None] = mapped_column(ForeignKey("snapshot.id"))  # demonstrations PPO mixes in
+    # What the project's reference was when the round began; the round's KL is measured to it.
+    reference_id: Mapped[int] = mapped_column(ForeignKey("model_version.id"))
     policy_before_id: Mapped[int] = mapped_column(ForeignKey("model_version.id"))
     policy_after_id: Mapped[int | None] = mapped_column(ForeignKey("model_version.id"))
     reward_model_id: Mapped[int | None] = mapped_column(ForeignKey("model_version.id"))
@@ -75,6 +88,7 @@ class Run(Base):
     state: Mapped[str] = mapped_column(server_default="queued")
     cancel_requested: Mapped[bool] = mapped_column(server_default="false")
     attempts: Mapped[int] = mapped_column(server_default="0")
+    attempts_since_checkpoint: Mapped[int] = mapped_column(server_default="0")
     progress_done: Mapped[int] = mapped_column(server_default="0")
     progress_total: Mapped[int] = mapped_column(server_default="0")
     progress_message: Mapped[str] = mapped_column(server_default="")

@@ -13,6 +13,7 @@ from app.projects import service
 from app.prompts import service as prompts
 from app.rounds import service as rounds
 from app.rubrics import service as rubrics
+from app.settings import SamplingServer
 from app.specs import Generation
 
 CONTENT = Path(__file__).parent / "starter_content"
@@ -61,10 +62,17 @@ def create(session: Session) -> Project:
     return project
 
 
-def use_model(session: Session, store: ArtifactStore, project: Project, name: str, location: str) -> None:
+def use_model(
+    session: Session,
+    store: ArtifactStore,
+    project: Project,
+    name: str,
+    location: str,
+    server: SamplingServer | None = None,
+) -> None:
     """Makes a model in the store the project's first policy and begins sampling from it."""
     rounds.adopt_base_model(session, project, location, name.rpartition("/")[2])
-    rounds.begin_sampling(session, store, project)
+    rounds.begin_sampling(session, store, project, server)
 
 
 def _read(name: str) -> list[dict[str, Any]]:

@@ -31,10 +31,10 @@ NumberOption = Annotated[int | None, typer.Option("--round", "-r", help="the rou
 def start(
     project: ProjectOption,
     operator: OperatorOption,
-    algorithm: Annotated[str, typer.Option(help="dpo or ppo")] = "dpo",
+    algorithm: Annotated[str, typer.Option(help="dpo, ppo or sft")] = "dpo",
     set_: Annotated[list[str] | None, typer.Option("--set", help="a setting, as name=value; repeat")] = None,
 ) -> None:
-    """Start a round."""
+    """Start a round. The settings are those of the form, by the names that a wrong one lists."""
     settings = Settings()
     with _session(settings) as session:
         found = _project(session, project)
@@ -70,9 +70,11 @@ def cancel(project: ProjectOption, operator: OperatorOption, number: NumberOptio
 @round_app.command()
 def retry(project: ProjectOption, operator: OperatorOption, number: NumberOption = None) -> None:
     """Retry a failed round in the stage that failed."""
-    with _session(Settings()) as session:
+    settings = Settings()
+    with _session(settings) as session:
         round_ = _round(session, _project(session, project), number)
-        service.retry(session, round_, _operator(session, operator))
+        store = ArtifactStore(settings.artifacts_root)
+        service.retry(session, store, round_, _operator(session, operator), settings.sampling_server)
         typer.echo(f"Round {round_.number} is {round_.state} again.")
 
 

@@ -1,16 +1,39 @@
-"""What an operator decides about a round. Stored with it, complete, so that nothing depends on later defaults."""
+"""What an operator decides about a round. Stored with it, complete, so that nothing depends on later defaults.
 
-from typing import Annotated, Any, Literal
+A setting has the name of the spec's field it becomes, those of the reward model with `reward_` before it (see
+`app.rounds.stages`). The form of a new round is made from what stands here.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.specs import DPOSpec, Generation, Optimiser, PPOSpec, RewardSpec
+from app.domain.replay import Reading
+from app.specs import DPOSpec, Generation, Lora, Optimiser, PPOSpec, Precision, PreferenceLoss, RewardSpec, SFTSpec
 
-Algorithm = Literal["dpo", "ppo"]
+Algorithm = Literal["sft", "dpo", "ppo"]
+Group = Literal["reads", "policy", "reward", "samples"]
 
-_SPECS: dict[Any, type[DPOSpec] | type[PPOSpec]] = {"dpo": DPOSpec, "ppo": PPOSpec}
+_SPECS: dict[Any, type[SFTSpec] | type[DPOSpec] | type[PPOSpec]] = {"sft": SFTSpec, "dpo": DPOSpec, "ppo": PPOSpec}
 _REWARD_OPTIMISER: Optimiser = RewardSpec.model_fields["optimiser"].default
-_DPO, _PPO = DPOSpec.model_fields, PPOSpec.model_fields
+_DPO, _PPO, _REWARD = DPOSpec.model_fields, PPOSpec.model_fields, RewardSpec.model_fields
+
+
+class Setting(NamedTuple):
+    """Where a setting stands in the form, and for which algorithms."""
+
+    group: Group
+    label: str
+    algorithms: tuple[str, ...] = ("sft", "dpo", "ppo")
+    advanced: bool = False
+
+
+SFT, DPO, PPO, LEARNS_REWARD = ("sft",), ("dpo",), ("ppo",), ("dpo", "ppo")
+
+
+def _rare(group: Group, label: str, algorithms: tuple[str, ...] = ("sft", "dpo", "ppo")) -> Setting:
+    return Setting(group, label, algorithms, advanced=True)
 
 
 def default_optimiser(algorithm: Algorithm) -> Optimiser:
@@ -19,38 +42,221 @@ def default_optimiser(algorithm: Algorithm) -> Optimiser:
 
 
 class RoundConfig(BaseModel):
-    """The settings of a round. Those of the other algorithm are kept at their defaults and not used."""
+    """The settings of a round. Those of the other algorithms are kept at their defaults and not used."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     algorithm: Algorithm = "dpo"
+
+    # ---- what it reads
+    train_limit: Annotated[
+        int | None,
+        Field(ge=20, description="chosen at random by the seed; empty: all"),
+        Setting("reads", "Train on at most"),
+    ] = None
+    heldout_limit: Annotated[
+        int, Field(ge=1, description="held out, chosen at random"), Setting("reads", "Measure on at most")
+    ] = 500
+    replay_share: Annotated[
+        float | None,
+        Field(ge=0, le=1, description="of what it trains on, earlier rounds may have read this share; empty: any"),
+        Setting("reads", "Replayed share", LEARNS_REWARD),
+    ] = None
+    replay_rounds: Annotated[
+        int | None,
+        Field(ge=1, le=100_000, description="replay only what was first read so many rounds ago; empty: any"),
+        Setting("reads", "Replayed rounds", LEARNS_REWARD),
+    ] = None
+
+    # ---- policy
+    learning_rate: Annotated[
+        float,
+        Field(gt=0, le=1, description="full weights want about a tenth of it"),
+        Setting("policy", "Learning rate"),
+    ]
+    epochs: Annotated[
+        int, Field(ge=1, le=100, description="over what it reads; PPO: over each batch"), Setting("policy", "Epochs")
+    ]
     reference: Annotated[
         Literal["base", "previous"],
-        Field(description="the model the policy is kept close to: the base model, or the policy the round begins with"),
+        Field(
+            description="base: the newest fine-tuned model, else the base model; previous: the policy it begins with"
+        ),
+        Setting("policy", "Kept close to", LEARNS_REWARD),
     ] = "base"
-    learning_rate: Annotated[float, Field(gt=0, le=1)]
-    epochs: Annotated[int, Field(ge=1, le=100)]
-    # What it reads
-    train_limit: Annotated[
-        int | None, Field(ge=20, description="train on at most so many comparisons, chosen at random by the seed")
-    ] = None
-    heldout_limit: Annotated[int, Field(ge=1, description="measure on at most so many held-out comparisons")] = 500
-    # DPO
-    beta: Annotated[float, Field(gt=0, le=100)] = _DPO["beta"].default
-    # PPO
-    episodes: Annotated[int, Field(ge=1, le=1_000_000)] = _PPO["episodes"].default
-    kl_coef: Annotated[float, Field(ge=0, le=100)] = _PPO["kl_coef"].default
-    kl_target: Annotated[float, Field(gt=0, le=10_000)] = _PPO["kl_target"].default
-    # Reward model
-    reward_learning_rate: Annotated[float, Field(gt=0, le=1)] = _REWARD_OPTIMISER.learning_rate
-    reward_epochs: Annotated[int, Field(ge=1, le=100)] = _REWARD_OPTIMISER.epochs
-    # Samples that return to the queue
-    samples_per_prompt: Annotated[int, Field(ge=2, le=64)] = 4
-    max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = 64
-    temperature: Annotated[float, Field(gt=0, le=5)] = 1.0
-    prompts: Annotated[int, Field(ge=1, le=100_000, description="prompts sampled after training")] = 100
-    pairs_per_prompt: Annotated[int, Field(ge=1, le=100, description="comparisons opened of one prompt's samples")] = 3
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    loss: Annotated[
+        PreferenceLoss, Field(description="ORPO and SimPO have no reference"), Setting("policy", "Loss", DPO)
+    ] = _DPO["loss"].default
+    beta: Annotated[
+        float, Field(gt=0, le=100, description="smaller: further from the reference"), Setting("policy", "Beta", DPO)
+    ] = _DPO["beta"].default
+    label_smoothing: Annotated[
+        float,
+        Field(ge=0, lt=0.5, description="above 0: conservative DPO; robust: the rate of flipped labels"),
+        _rare("policy", "Label smoothing", DPO),
+    ] = _DPO["label_smoothing"].default
+    length_average: Annotated[
+        bool, Field(description="IPO: log-ratios a token, not their sum"), _rare("policy", "Length average", DPO)
+    ] = _DPO["length_average"].default
+    simpo_gamma: Annotated[
+        float, Field(ge=0, le=100, description="SimPO: the margin"), _rare("policy", "Gamma", DPO)
+    ] = _DPO["gamma"].default
+    desirable_weight: Annotated[
+        float, Field(ge=0, le=100, description="KTO: of liked responses"), _rare("policy", "Desirable weight", DPO)
+    ] = _DPO["desirable_weight"].default
+    undesirable_weight: Annotated[
+        float, Field(ge=0, le=100, description="KTO: of disliked ones"), _rare("policy", "Undesirable weight", DPO)
+    ] = _DPO["undesirable_weight"].default
+    nll_weight: Annotated[
+        float,
+        Field(ge=0, le=100, description="of the chosen responses' likelihood, mixed into the loss"),
+        _rare("policy", "NLL weight", DPO),
+    ] = _DPO["nll_weight"].default
+    episodes: Annotated[
+        int, Field(ge=1, le=1_000_000, description="sampled responses in all"), Setting("policy", "Episodes", PPO)
+    ] = _PPO["episodes"].default
+    rollout_size: Annotated[
+        int,
+        Field(ge=1, le=100_000, description="sampled before each round of updates"),
+        _rare("policy", "Rollout", PPO),
+    ] = _PPO["rollout_size"].default
+    kl_coef: Annotated[
+        float, Field(ge=0, le=100, description="where the leash begins"), Setting("policy", "KL coefficient", PPO)
+    ] = _PPO["kl_coef"].default
+    kl_control: Annotated[
+        Literal["adaptive", "fixed"],
+        Field(description="adaptive: the coefficient follows the target"),
+        Setting("policy", "KL control", PPO),
+    ] = "adaptive"
+    kl_target: Annotated[
+        float, Field(gt=0, le=10_000, description="nats a response"), Setting("policy", "KL target", PPO)
+    ] = _PPO["kl_target"].default
+    kl_horizon: Annotated[
+        int, Field(ge=1, le=1_000_000, description="episodes over which it adapts"), _rare("policy", "KL horizon", PPO)
+    ] = _PPO["kl_horizon"].default
+    kl_stop: Annotated[
+        float | None,
+        Field(gt=0, le=10_000, description="stop beyond these nats a response; empty: never"),
+        _rare("policy", "Stop at KL", PPO),
+    ] = _PPO["kl_stop"].default
+    approxkl_stop: Annotated[
+        float | None,
+        Field(gt=0, le=100, description="end a batch's updates beyond this policy/approxkl; empty: never"),
+        _rare("policy", "Stop at approximate KL", PPO),
+    ] = _PPO["approxkl_stop"].default
+    clip_range: Annotated[
+        float, Field(gt=0, le=10, description="of the probability ratio"), _rare("policy", "Clip range", PPO)
+    ] = _PPO["clip_range"].default
+    critic: Annotated[
+        Literal["policy", "reward"],
+        Field(description="a value head on the policy, or a model that begins as the reward's"),
+        _rare("policy", "Critic", PPO),
+    ] = _PPO["critic"].default
+    ensemble_score: Annotated[
+        Literal["mean", "min", "mean_minus_variance"],
+        Field(description="how an ensemble's heads make one score"),
+        _rare("policy", "Ensemble score", PPO),
+    ] = _PPO["ensemble_score"].default
+    variance_weight: Annotated[
+        float, Field(ge=0, le=100, description="of mean_minus_variance"), _rare("policy", "Variance weight", PPO)
+    ] = _PPO["variance_weight"].default
+    normalise_scores: Annotated[
+        bool, Field(description="by their running deviation"), _rare("policy", "Normalise scores", PPO)
+    ] = _PPO["normalise_scores"].default
+    clip_score: Annotated[
+        float | None,
+        Field(gt=0, le=1e6, description="to plus or minus this; empty: not"),
+        _rare("policy", "Clip scores", PPO),
+    ] = _PPO["clip_score"].default
+    whiten_rewards: Annotated[bool, Field(description="of each batch"), _rare("policy", "Whiten rewards", PPO)] = _PPO[
+        "whiten_rewards"
+    ].default
+    missing_eos: Annotated[
+        Literal["subtract", "replace"],
+        Field(description="what the penalty does to the score of a cut response"),
+        _rare("policy", "Cut responses", PPO),
+    ] = _PPO["missing_eos"].default
+    missing_eos_penalty: Annotated[
+        float, Field(ge=0, le=1e6, description="of a response cut by length"), _rare("policy", "Penalty", PPO)
+    ] = _PPO["missing_eos_penalty"].default
+    ptx: Annotated[
+        bool, Field(description="mix approved demonstrations into every step"), _rare("policy", "Demonstrations", PPO)
+    ] = False
+    ptx_coef: Annotated[
+        float, Field(ge=0, le=100, description="weight of the demonstrations"), _rare("policy", "Their weight", PPO)
+    ] = _PPO["ptx_coef"].default
+    packing: Annotated[
+        bool, Field(description="several demonstrations in one row"), _rare("policy", "Packing", SFT)
+    ] = SFTSpec.model_fields["packing"].default
+    lora: Annotated[bool, Field(description="low-rank adapters; off: all weights"), _rare("policy", "LoRA")] = True
+    lora_rank: Annotated[
+        int, Field(ge=1, le=512, description="of the policy's and the reward model's"), _rare("policy", "LoRA rank")
+    ] = Lora().rank
+    batch_size: Annotated[int, Field(ge=1, le=4096, description="rows a step"), _rare("policy", "Batch size")]
+    microbatch_size: Annotated[
+        int, Field(ge=1, le=4096, description="rows at once; gradients accumulate"), _rare("policy", "Microbatch size")
+    ]
+    gradient_checkpointing: Annotated[
+        bool, Field(description="less memory, more time"), _rare("policy", "Gradient checkpointing")
+    ] = False
+    precision: Annotated[
+        Precision, Field(description="auto: what this machine is fastest in"), _rare("policy", "Precision")
+    ] = "auto"
+
+    # ---- reward model
+    reward_learning_rate: Annotated[float, Field(gt=0, le=1), Setting("reward", "Learning rate", LEARNS_REWARD)] = (
+        _REWARD_OPTIMISER.learning_rate
+    )
+    reward_epochs: Annotated[int, Field(ge=1, le=100), Setting("reward", "Epochs", LEARNS_REWARD)] = (
+        _REWARD_OPTIMISER.epochs
+    )
+    reward_ensemble: Annotated[
+        int, Field(ge=1, le=16, description="heads on one trunk"), _rare("reward", "Ensemble", LEARNS_REWARD)
+    ] = _REWARD["ensemble"].default
+    reward_ties: Annotated[
+        Literal["half", "rao_kupper", "davidson"],
+        Field(description="half a win each way, or an outcome of their own"),
+        _rare("reward", "Ties", LEARNS_REWARD),
+    ] = _REWARD["ties"].default
+    reward_margin: Annotated[
+        Literal["none", "small", "large"],
+        Field(description="what the difference must exceed, by strength"),
+        _rare("reward", "Margin", LEARNS_REWARD),
+    ] = _REWARD["margin"].default
+    reward_soft_labels: Annotated[
+        bool,
+        Field(description="labelers' shares as targets, not 0 or 1"),
+        _rare("reward", "Soft labels", LEARNS_REWARD),
+    ] = _REWARD["soft_labels"].default
+    reward_label_smoothing: Annotated[float, Field(ge=0, lt=0.5), _rare("reward", "Label smoothing", LEARNS_REWARD)] = (
+        _REWARD["label_smoothing"].default
+    )
+    reward_centering: Annotated[
+        float,
+        Field(ge=0, le=10, description="weight of a mean reward of 0"),
+        _rare("reward", "Centering", LEARNS_REWARD),
+    ] = _REWARD["centering"].default
+    reward_lora: Annotated[
+        bool, Field(description="low-rank adapters; off: all weights"), _rare("reward", "LoRA", LEARNS_REWARD)
+    ] = True
+
+    # ---- samples that return to the queue
+    prompts: Annotated[
+        int, Field(ge=1, le=100_000, description="at most, least asked first"), Setting("samples", "Prompts")
+    ] = 100
+    samples_per_prompt: Annotated[int, Field(ge=2, le=64), Setting("samples", "Samples per prompt")] = 4
+    pairs_per_prompt: Annotated[
+        int, Field(ge=1, le=100, description="at most"), Setting("samples", "Comparisons per prompt")
+    ] = 3
+    max_new_tokens: Annotated[
+        int, Field(ge=1, le=8192, description="tokens"), Setting("samples", "Longest response")
+    ] = 64
+    temperature: Annotated[
+        float, Field(gt=0, le=5, description="PPO samples with it too"), _rare("samples", "Temperature")
+    ] = 1.0
+    seed: Annotated[
+        int, Field(ge=0, lt=2**31, description="the same seed repeats the round"), Setting("samples", "Seed")
+    ] = 0
 
     @model_validator(mode="before")
     @classmethod
@@ -58,7 +264,7 @@ class RoundConfig(BaseModel):
         if not isinstance(values, dict) or values.get("algorithm", "dpo") not in _SPECS:
             return values
         optimiser = default_optimiser(values.get("algorithm", "dpo"))
-        defaults = {"learning_rate": optimiser.learning_rate, "epochs": optimiser.epochs}
+        defaults = optimiser.model_dump(include={"learning_rate", "epochs", "batch_size", "microbatch_size"})
         return defaults | {name: value for name, value in values.items() if value not in (None, "")}
 
     @classmethod
@@ -74,3 +280,62 @@ class RoundConfig(BaseModel):
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
         )
+
+    @property
+    def reading(self) -> Reading:
+        return Reading(**{name: getattr(self, name) for name in Reading._fields})
+
+    def named(self, names: Iterable[str], prefix: str = "") -> dict[str, Any]:
+        """The settings called like these fields of a spec, with the prefix: what the spec takes from here as it is."""
+        own = type(self).model_fields
+        return {name: getattr(self, prefix + name) for name in names if prefix + name in own}
+
+
+class FormField(NamedTuple):
+    """A control of the form."""
+
+    name: str
+    label: str
+    hint: str
+    value: str  # as typed
+    options: tuple[tuple[str, str], ...]  # (value, text) of a list; none: a number is typed
+    limits: dict[str, float]  # min and max, where the bound itself is allowed
+    step: str
+    required: bool
+    advanced: bool
+    error: str
+
+
+def form_fields(algorithm: str, values: Mapping[str, Any], errors: Mapping[str, str]) -> dict[Group, list[FormField]]:
+    """The form's controls by group, with what was typed and what is wrong with it."""
+    groups: dict[Group, list[FormField]] = {"reads": [], "policy": [], "reward": [], "samples": []}
+    for name, info in RoundConfig.model_fields.items():
+        setting = next((each for each in info.metadata if isinstance(each, Setting)), None)
+        if setting is None or algorithm not in setting.algorithms:
+            continue
+        value = values.get(name)
+        kind: Any = info.annotation
+        words = getattr(kind, "__args__", ())
+        options: tuple[tuple[str, str], ...] = ()
+        if kind is bool:
+            options = (("true", "on"), ("false", "off"))
+        elif all(isinstance(word, str) for word in words):
+            options = tuple((word, word.replace("_", " ")) for word in words)
+        bounds = {"ge": "min", "gt": "min", "le": "max", "lt": "max"}
+        groups[setting.group].append(
+            FormField(
+                name=name,
+                label=setting.label,
+                hint=info.description or "",
+                value="" if value is None else str(value).lower() if isinstance(value, bool) else str(value),
+                options=options,
+                limits={
+                    bounds[key]: getattr(each, key) for each in info.metadata for key in bounds if hasattr(each, key)
+                },
+                step="1" if kind is int or int in words else "any",
+                required=type(None) not in words,
+                advanced=setting.advanced,
+                error=errors.get(name, ""),
+            )
+        )
+    return groups

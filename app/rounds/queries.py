@@ -4,7 +4,22 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Integer, Select, and_, case, cast, func, or_, select, tuple_
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ColumnElement,
+    Integer,
+    Select,
+    and_,
+    case,
+    cast,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    tuple_,
+)
 from sqlalchemy.dialects.postgresql import aggregate_order_by, distinct_on
 from sqlalchemy.orm import Session, aliased
 
@@ -13,6 +28,7 @@ from app.models import (
     Adjudication,
     Comparison,
     Completion,
+    Demonstration,
     Judgment,
     Metric,
     ModelVersion,
@@ -21,6 +37,7 @@ from app.models import (
     Rubric,
     Run,
     Snapshot,
+    SnapshotComparison,
 )
 
 # What a round may read. Repeats and calibration items measure labelers, not responses.
@@ -32,8 +49,11 @@ _USABLE = (
 _HELDOUT = or_(Prompt.split == "heldout", Comparison.purpose == "heldout")
 
 
-def usable_comparisons(session: Session, project_id: int) -> Sequence[Any]:
-    """Comparisons a round reads, with texts, live judgments and verdict; one statement, so one moment in time."""
+def usable_comparisons(session: Session, project_id: int, *, texts: bool) -> Sequence[Any]:
+    """Comparisons a round may read, with live judgments and verdict, and with texts where they are wanted.
+
+    One statement, so one moment in time. `first_round` is the number of the round that first trained on it.
+    """
     a, b = aliased(Completion), aliased(Completion)
     live = (
         select(
@@ -45,61 +65,99 @@ def usable_comparisons(session: Session, project_id: int) -> Sequence[Any]:
         .group_by(Judgment.comparison_id)
         .subquery()
     )
+    read = (
+        select(SnapshotComparison.comparison_id, func.min(Round.number).label("first_round"))
+        .join(Round, Round.snapshot_id == SnapshotComparison.snapshot_id)
+        .where(*_trained(project_id))
+        .group_by(SnapshotComparison.comparison_id)
+        .subquery()
+    )
+    columns = (
+        Comparison.id,
+        Adjudication.verdict,
+        func.coalesce(live.c.judgments, []).label("judgments"),
+        func.coalesce(live.c.preferences, []).label("preferences"),
+        _HELDOUT.label("heldout"),
+        read.c.first_round,
+    )
+    query = (
+        select(*columns)
+        .join(Prompt, Prompt.id == Comparison.prompt_id)
+        .outerjoin(Adjudication, Adjudication.comparison_id == Comparison.id)
+        .outerjoin(live, live.c.comparison_id == Comparison.id)
+        .outerjoin(read, read.c.comparison_id == Comparison.id)
+        .where(Comparison.project_id == project_id, *_USABLE)
+        .order_by(Comparison.id)
+    )
+    if texts:
+        query = (
+            query.add_columns(
+                Comparison.prompt_id,
+                Prompt.messages,
+                Prompt.split.label("prompt_split"),
+                Prompt.domain,
+                Prompt.difficulty,
+                Prompt.safety_category,
+                a.text.label("text_a"),
+                b.text.label("text_b"),
+                func.coalesce(a.finish_reason != "length", True).label("finished_a"),
+                func.coalesce(b.finish_reason != "length", True).label("finished_b"),
+                Rubric.version.label("rubric_version"),
+            )
+            .join(a, a.id == Comparison.completion_a_id)
+            .join(b, b.id == Comparison.completion_b_id)
+            .join(Rubric, Rubric.id == Comparison.rubric_id)
+        )
+    return session.execute(query).all()
+
+
+def _trained(project_id: int) -> tuple[ColumnElement[bool], ...]:
+    """Rounds whose comparisons a policy has learned from."""
+    return Round.project_id == project_id, Round.algorithm != "sft", Round.policy_after_id.is_not(None)
+
+
+def trained_rounds(session: Session, project_id: int) -> list[int]:
+    """Numbers of the rounds whose comparisons a policy has learned from."""
+    return list(session.scalars(select(Round.number).where(*_trained(project_id)).order_by(Round.number)))
+
+
+def add_snapshot_comparisons(session: Session, snapshot_id: int, comparison_ids: list[int]) -> None:
+    held = select(literal(snapshot_id, BigInteger), func.unnest(literal(comparison_ids, ARRAY(BigInteger))))
+    session.execute(insert(SnapshotComparison).from_select(["snapshot_id", "comparison_id"], held))
+
+
+def undecided(session: Session, project_id: int) -> int:
+    """Comparisons that are open or in review."""
+    waiting = Comparison.state.in_(("open", "in_review"))
+    return session.scalar(select(func.count()).where(Comparison.project_id == project_id, waiting)) or 0
+
+
+def approved_demonstrations(session: Session, project_id: int) -> Sequence[Any]:
+    """Approved demonstrations on train and held-out prompts, with the prompt's messages and tags."""
     query = (
         select(
-            Comparison.id,
-            Comparison.prompt_id,
+            Demonstration.id,
+            Demonstration.text,
             Prompt.messages,
-            Prompt.split.label("prompt_split"),
+            Prompt.split,
             Prompt.domain,
             Prompt.difficulty,
             Prompt.safety_category,
-            a.text.label("text_a"),
-            b.text.label("text_b"),
-            func.coalesce(a.finish_reason != "length", True).label("finished_a"),
-            func.coalesce(b.finish_reason != "length", True).label("finished_b"),
-            Rubric.version.label("rubric_version"),
-            Adjudication.verdict,
-            func.coalesce(live.c.judgments, []).label("judgments"),
-            func.coalesce(live.c.preferences, []).label("preferences"),
-            _HELDOUT.label("heldout"),
         )
-        .join(Prompt, Prompt.id == Comparison.prompt_id)
-        .join(a, a.id == Comparison.completion_a_id)
-        .join(b, b.id == Comparison.completion_b_id)
-        .join(Rubric, Rubric.id == Comparison.rubric_id)
-        .outerjoin(Adjudication, Adjudication.comparison_id == Comparison.id)
-        .outerjoin(live, live.c.comparison_id == Comparison.id)
-        .where(Comparison.project_id == project_id, *_USABLE)
-        .order_by(Comparison.id)
+        .join(Prompt, Prompt.id == Demonstration.prompt_id)
+        .where(
+            Demonstration.project_id == project_id,
+            Demonstration.state == "approved",
+            Prompt.split.in_(("train", "heldout")),
+        )
+        .order_by(Demonstration.id)
     )
     return session.execute(query).all()
 
 
-class Available(NamedTuple):
-    """Counts of what a round started now would read."""
-
-    train: int
-    winners: int
-    heldout: int
-    ties: int
-    undecided: int  # open or in review: not read
-
-
-def available(session: Session, project_id: int) -> Available:
-    counted = (
-        select(
-            func.count().filter(*_USABLE, ~_HELDOUT),
-            func.count().filter(*_USABLE, ~_HELDOUT, Comparison.consensus != 0),
-            func.count().filter(*_USABLE, _HELDOUT),
-            func.count().filter(*_USABLE, Comparison.consensus == 0),
-            func.count().filter(Comparison.state.in_(("open", "in_review"))),
-        )
-        .select_from(Comparison)
-        .join(Prompt, Prompt.id == Comparison.prompt_id)
-        .where(Comparison.project_id == project_id)
-    )
-    return Available(*session.execute(counted).one())
+def pending_demonstrations(session: Session, project_id: int) -> int:
+    pending = (Demonstration.project_id == project_id, Demonstration.state == "pending")
+    return session.scalar(select(func.count()).where(*pending)) or 0
 
 
 def judgments_since(session: Session, project_id: int, moment: datetime | None) -> int:
@@ -164,6 +222,11 @@ def model_of(session: Session, project_id: int, base: str, adapter: str | None) 
 def models_by_id(session: Session, ids: set[int | None]) -> dict[int, ModelVersion]:
     found = session.scalars(select(ModelVersion).where(ModelVersion.id.in_(ids - {None})))
     return {model.id: model for model in found}
+
+
+def newest_reward_model_id(session: Session, project_id: int) -> int | None:
+    query = select(ModelVersion.id).where(ModelVersion.project_id == project_id, ModelVersion.role == "reward")
+    return session.scalar(query.order_by(ModelVersion.id.desc()).limit(1))
 
 
 def newest_rubric_id(session: Session, project_id: int) -> int | None:
@@ -309,7 +372,7 @@ def round_values(session: Session, round_ids: list[int], names: Sequence[str]) -
     return session.execute(query).all()
 
 
-def snapshots_of(session: Session, round_ids: list[int]) -> dict[int, dict[str, int]]:
+def snapshots_of(session: Session, round_ids: list[int]) -> dict[int, dict[str, Any]]:
     """By round: the counts of what it read."""
     query = select(Round.id, Snapshot.counts).join(Snapshot, Snapshot.id == Round.snapshot_id)
     return {row[0]: row[1] for row in session.execute(query.where(Round.id.in_(round_ids)))}

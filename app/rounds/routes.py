@@ -1,18 +1,21 @@
 """Rounds in the browser: the list, starting one, watching it, its samples, and the loop over all of them."""
 
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
-from fastapi import APIRouter, Depends, Form, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from sqlalchemy.orm import Session
+from starlette.datastructures import FormData
 
 from app.accounts.access import OperatorDep, StaffDep
 from app.db import SessionDep
-from app.errors import NotFound
-from app.models import Round, Run
+from app.errors import InvalidInput, NotFound, PrefloopError
+from app.models import ModelVersion, Project, Round, Run
 from app.projects.access import ProjectDep
 from app.render import page, redirect
 from app.rounds import queries, service, views
-from app.rounds.forms import Algorithm, RoundConfig
+from app.rounds.forms import Algorithm, RoundConfig, form_fields
 from app.specs import Generation
 
 router = APIRouter(prefix="/projects/{project_slug}")
@@ -33,6 +36,11 @@ def run_of_path(project: ProjectDep, session: SessionDep, run_id: int) -> Run:
     return run
 
 
+async def _sent(request: Request) -> FormData:
+    # Not a Form() model: a wrong field must not cost what was typed in the others.
+    return await request.form()
+
+
 RoundDep = Annotated[Round, Depends(round_of_path)]
 RunDep = Annotated[Run, Depends(run_of_path)]
 
@@ -44,7 +52,7 @@ def list_rounds(request: Request, staff: StaffDep, project: ProjectDep, session:
         "rounds/list.html",
         rows=views.loop(session, project).rows[::-1],
         sampling=queries.sampling_runs(session, project.id),
-        preview=service.preview(session, project),
+        policy=session.get(ModelVersion, project.policy_id) if project.policy_id else None,
     )
 
 
@@ -54,7 +62,19 @@ def new_round(
 ) -> Response:
     """What a round would read, and its settings."""
     config = RoundConfig.defaults(algorithm, Generation.model_validate(project.generation))
-    return page(request, "rounds/new.html", preview=service.preview(session, project), config=config)
+    return _new_page(request, project, session, config.model_dump())
+
+
+@router.get("/rounds/preview")
+def preview(request: Request, operator: OperatorDep, project: ProjectDep, session: SessionDep) -> Response:
+    """What a round with the query's settings would read, as a part of the form's page; nothing if one is wrong."""
+    try:
+        config = RoundConfig.model_validate(dict(request.query_params))
+    except ValidationError:
+        return Response(status_code=204)
+    return page(
+        request, "rounds/_reads.html", preview=service.preview(session, project, config), algorithm=config.algorithm
+    )
 
 
 @router.post("/rounds")
@@ -63,17 +83,63 @@ def start(
     operator: OperatorDep,
     project: ProjectDep,
     session: SessionDep,
-    form: Annotated[RoundConfig, Form()],
+    sent: Annotated[FormData, Depends(_sent)],
 ) -> Response:
-    round_ = service.start(session, request.app.state.store, project, operator, form)
-    return redirect(_address(project.slug, round_))
+    """Starts a round. A form that is refused comes back as it was typed, with the reason."""
+    typed = {name: value for name, value in sent.items() if isinstance(value, str)}
+    try:
+        config = RoundConfig.model_validate(typed)
+        with session.begin_nested():  # nothing of a round that is refused stays
+            round_ = service.start(session, request.app.state.store, project, operator, config)
+    except ValidationError as error:
+        reasons = {str(each["loc"][0]): each["msg"] for each in error.errors()}
+        problem: PrefloopError = InvalidInput(
+            f"Not accepted: {'; '.join(f'{name}: {reason}' for name, reason in reasons.items())}.",
+            "Correct it and send the form again.",
+        )
+    except PrefloopError as error:
+        reasons, problem = {}, error
+    else:
+        return redirect(_address(project.slug, round_))
+    if "application/json" in request.headers.get("accept", ""):
+        raise problem
+    return _new_page(request, project, session, typed, reasons, problem)
+
+
+def _new_page(
+    request: Request,
+    project: Project,
+    session: Session,
+    values: dict[str, Any],
+    reasons: dict[str, str] | None = None,
+    problem: PrefloopError | None = None,
+) -> Response:
+    """The form of a new round; with the problem, where it was refused, and what was typed."""
+    defaults = RoundConfig.defaults("dpo", Generation.model_validate(project.generation))
+    algorithm = values.get("algorithm", defaults.algorithm)
+    if algorithm not in get_args(Algorithm):
+        algorithm = defaults.algorithm
+    try:
+        config = RoundConfig.model_validate(values)
+    except ValidationError:
+        config = RoundConfig.defaults(algorithm, defaults.generation)
+    return page(
+        request,
+        "rounds/new.html",
+        status=problem.status if problem else 200,
+        preview=service.preview(session, project, config),
+        algorithm=algorithm,
+        groups=form_fields(algorithm, config.model_dump() | values, reasons or {}),
+        reasons=reasons or {},
+        problem=problem,
+    )
 
 
 @router.get("/rounds/{number}")
 def show(request: Request, staff: StaffDep, round_: RoundDep, session: SessionDep) -> Response:
     if "application/json" in request.headers.get("accept", ""):
         return status(staff, round_, session)
-    return page(request, "rounds/page.html", view=views.page(session, round_))
+    return page(request, "rounds/page.html", view=views.page(session, request.app.state.store, round_))
 
 
 @router.get("/rounds/{number}/status")
@@ -95,8 +161,11 @@ def cancel(operator: OperatorDep, project: ProjectDep, round_: RoundDep, session
 
 
 @router.post("/rounds/{number}/retry")
-def retry(operator: OperatorDep, project: ProjectDep, round_: RoundDep, session: SessionDep) -> Response:
-    service.retry(session, round_, operator)
+def retry(
+    request: Request, operator: OperatorDep, project: ProjectDep, round_: RoundDep, session: SessionDep
+) -> Response:
+    state = request.app.state
+    service.retry(session, state.store, round_, operator, state.settings.sampling_server)
     return redirect(_address(project.slug, round_))
 
 
@@ -134,7 +203,8 @@ def samples_file(
 
 @router.post("/sampling")
 def begin_sampling(request: Request, operator: OperatorDep, project: ProjectDep, session: SessionDep) -> Response:
-    service.begin_sampling(session, request.app.state.store, project)
+    state = request.app.state
+    service.begin_sampling(session, state.store, project, state.settings.sampling_server)
     return redirect(f"/projects/{project.slug}/rounds")
 
 

@@ -4,24 +4,27 @@ Each function works in the caller's transaction and never commits: a round, its 
 run's job appear together or not at all. Rows are locked in one order: run, project, round.
 """
 
+import logging
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import func
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from app.accounts.service import audit
 from app.artifacts import ArtifactStore
 from app.domain.rounds import ACTIVE, after, stage_of
-from app.errors import Conflict, InvalidInput
+from app.errors import Conflict, InvalidInput, PrefloopError
 from app.models import ModelVersion, Project, Round, Run, User
 from app.queue import enqueue_run
 from app.rounds import queries, stages
 from app.rounds.forms import RoundConfig
 from app.rounds.queries import stored_samples
 from app.rounds.sampling import NewSample, store_samples
-from app.rounds.snapshots import freeze
-from app.rounds.stages import output_of
+from app.rounds.snapshots import demonstration_counts, demonstration_rows, freeze, freeze_demonstrations, would_read
+from app.rounds.stages import Maker, checkpoints_of, output_of, samples_of
+from app.settings import SamplingServer
 
 __all__ = [
     "NewSample",
@@ -29,6 +32,7 @@ __all__ = [
     "begin_sampling",
     "cancel",
     "cancel_run",
+    "checkpoints_of",
     "output_of",
     "preview",
     "retry",
@@ -36,12 +40,18 @@ __all__ = [
     "run_cancelled",
     "run_failed",
     "run_finished",
+    "run_given_back",
+    "run_progressed",
     "run_started",
+    "samples_of",
     "start",
     "store_samples",
     "stored_samples",
 ]
 
+log = logging.getLogger(__name__)
+
+MIN_DEMONSTRATIONS = 20
 MIN_PAIRS = 20  # with a winner; from fewer, training would learn noise (trainer.data refuses them too)
 # FOR NO KEY UPDATE: it must not wait for an import, whose new rows merely refer to the project.
 LOCK = {"key_share": True}
@@ -52,49 +62,86 @@ FIRST_PROMPTS = 200  # prompts sampled before the first round
 class Preview(NamedTuple):
     """What a round started now would read."""
 
-    train: int
-    winners: int  # of train, those that are not ties
-    heldout: int
-    ties: int
-    undecided: int
+    counts: dict[str, Any]  # those its snapshot would have
+    waiting: int  # comparisons not decided yet, or demonstrations not reviewed yet: not read
     new_judgments: int
     policy: ModelVersion | None
     active: Round | None
     warnings: tuple[str, ...]
-
-    @property
-    def can_start(self) -> bool:
-        return self.policy is not None and self.active is None and self.winners >= MIN_PAIRS
+    can_start: bool
 
 
-def preview(session: Session, project: Project) -> Preview:
-    counts = queries.available(session, project.id)
+def preview(session: Session, project: Project, config: RoundConfig) -> Preview:
+    """What `start` would read with these settings: counted by the same functions."""
     past = queries.rounds(session, project.id)
     policy = session.get(ModelVersion, project.policy_id) if project.policy_id else None
     new_judgments = queries.judgments_since(session, project.id, past[0].created_at if past else None)
+    active = queries.active_round(session, project.id)
     warnings = []
     if policy is None:
         warnings.append("The project has no model yet: a round needs a policy to improve.")
-    if counts.winners < MIN_PAIRS:
-        warnings.append(
-            f"{counts.winners} decided comparisons with a winner can be trained on; a round needs {MIN_PAIRS}. "
-            "Label more, or settle those under review."
-        )
-    elif counts.winners < FEW_PAIRS:
-        warnings.append(f"Only {counts.winners} comparisons to train on: from under {FEW_PAIRS}, little is learned.")
-    if counts.train and not counts.heldout:
-        warnings.append("No held-out comparison is decided, so the reward model's accuracy cannot be measured.")
-    if past and not new_judgments:
-        warnings.append(f"No judgment was given since round {past[0].number}: it would train on the same data again.")
-    if counts.train and counts.ties * 2 > counts.train + counts.heldout:
-        warnings.append("More than half of the comparisons are ties, which say little about what is better.")
+    demonstrations = demonstration_counts(demonstration_rows(session, project, config.reading))
+    if config.algorithm == "sft":
+        counts, waiting = demonstrations, queries.pending_demonstrations(session, project.id)
+    else:
+        counts, waiting = would_read(session, project, config.reading), queries.undecided(session, project.id)
+    lacking = _lacking(config, counts, demonstrations["train"])
+    if lacking:
+        warnings.append(str(lacking))
+    if config.algorithm != "sft":
+        warnings += _doubts(counts)
+        if past and not new_judgments:
+            warnings.append(
+                f"No judgment was given since round {past[0].number}: it would train on the same data again."
+            )
     return Preview(
-        *counts,
+        counts=counts,
+        waiting=waiting,
         new_judgments=new_judgments,
         policy=policy,
-        active=queries.active_round(session, project.id),
+        active=active,
         warnings=tuple(warnings),
+        can_start=policy is not None and active is None and lacking is None,
     )
+
+
+def _lacking(config: RoundConfig, counts: dict[str, Any], demonstrations: int) -> InvalidInput | None:
+    """Why this is too little to train on, if it is."""
+    if config.algorithm == "sft":
+        if counts["train"] < MIN_DEMONSTRATIONS:
+            return InvalidInput(
+                f"Fine-tuning needs {MIN_DEMONSTRATIONS} approved demonstrations on train prompts; "
+                f"there are {counts['train']}.",
+                "Import some with `prefloop import --kind demonstrations` or on the Data page.",
+            )
+        return None
+    if counts["winners"] < MIN_PAIRS:
+        replayed = (
+            " (replay leaves earlier ones out)" if config.replay_share is not None or config.replay_rounds else ""
+        )
+        return InvalidInput(
+            f"A round needs {MIN_PAIRS} decided comparisons with a winner to train on; "
+            f"there are {counts['winners']}{replayed}.",
+            "Label or import more, or settle those under review.",
+        )
+    if config.algorithm == "ppo" and config.ptx and not demonstrations:
+        return InvalidInput(
+            "There is no approved demonstration on a train prompt to mix into PPO.",
+            "Import demonstrations, or switch them off (ptx).",
+        )
+    return None
+
+
+def _doubts(counts: dict[str, Any]) -> list[str]:
+    """Why a round on these comparisons may disappoint."""
+    doubts = []
+    if MIN_PAIRS <= counts["winners"] < FEW_PAIRS:
+        doubts.append(f"Only {counts['winners']} comparisons to train on: from under {FEW_PAIRS}, little is learned.")
+    if counts["train"] and not counts["heldout"]:
+        doubts.append("No held-out comparison is decided, so the reward model's accuracy cannot be measured.")
+    if counts["train"] and counts["ties"] * 2 > counts["train"] + counts["heldout"]:
+        doubts.append("More than half of the comparisons are ties, which say little about what is better.")
+    return doubts
 
 
 def start(session: Session, store: ArtifactStore, project: Project, operator: User, config: RoundConfig) -> Round:
@@ -102,26 +149,18 @@ def start(session: Session, store: ArtifactStore, project: Project, operator: Us
 
     Raises:
         Conflict: a round of the project is under way.
-        InvalidInput: the project has no policy, or too few decided comparisons.
+        InvalidInput: the project has no policy, or too little to learn from.
         StorageFull: no room for the snapshot.
     """
     _lock(session, project)
     _refuse_second(session, project)
     if project.policy_id is None:
         raise InvalidInput("The project has no model to improve.", "Give it a base model first.")
-    snapshot = freeze(
-        session,
-        store,
-        project,
-        train_limit=config.train_limit,
-        heldout_limit=config.heldout_limit,
-        seed=config.seed,
-    )
-    if (winners := snapshot.counts["winners"]) < MIN_PAIRS:
-        raise InvalidInput(
-            f"A round needs {MIN_PAIRS} decided comparisons with a winner to train on; there are {winners}.",
-            "Label or import more, or settle those under review.",
-        )
+    is_sft = config.algorithm == "sft"
+    mixed = freeze_demonstrations(session, store, project) if config.algorithm == "ppo" and config.ptx else None
+    snapshot = (freeze_demonstrations if is_sft else freeze)(session, store, project, config.reading)
+    if lacking := _lacking(config, snapshot.counts, mixed.counts["train"] if mixed else 0):
+        raise lacking
     past = queries.rounds(session, project.id)
     round_ = Round(
         project_id=project.id,
@@ -130,7 +169,11 @@ def start(session: Session, store: ArtifactStore, project: Project, operator: Us
         algorithm=config.algorithm,
         config=config.model_dump(mode="json"),
         snapshot_id=snapshot.id,
+        ptx_snapshot_id=mixed.id if mixed else None,
+        reference_id=project.reference_id or project.policy_id,
         policy_before_id=project.policy_id,
+        # Fine-tuning trains none: its policy is measured by the newest there is.
+        reward_model_id=queries.newest_reward_model_id(session, project.id) if is_sft else None,
         started_by=operator.id,
     )
     session.add(round_)
@@ -144,11 +187,17 @@ def start(session: Session, store: ArtifactStore, project: Project, operator: Us
         snapshot=snapshot.digest,
         config=round_.config,
     )
-    _enqueue_stage(session, store, project, round_)
+    _enqueue_stage(Maker(session, store, project), round_)
+    if past:
+        # It can no longer be retried, so nothing will go on from what its runs had kept.
+        for run in queries.runs_of(session, past[0].id):
+            store.remove(checkpoints_of(run.id))
     return round_
 
 
-def begin_sampling(session: Session, store: ArtifactStore, project: Project) -> Run:
+def begin_sampling(
+    session: Session, store: ArtifactStore, project: Project, server: SamplingServer | None = None
+) -> Run:
     """Enqueues a run that samples the queue's first comparisons from the present policy, outside any round.
 
     Raises:
@@ -162,7 +211,7 @@ def begin_sampling(session: Session, store: ArtifactStore, project: Project) -> 
         raise Conflict("The project has no published rubric.", "Publish one: labelers judge by it.")
     if any(run.state in ("queued", "running") for run in queries.sampling_runs(session, project.id)):
         raise Conflict("Responses are being sampled already.", "Wait until that is done.")
-    run = stages.make_sampling_run(session, store, project, FIRST_PROMPTS)
+    run = Maker(session, store, project, server).sampling_run(FIRST_PROMPTS)
     enqueue_run(session, run.id)
     return run
 
@@ -172,7 +221,7 @@ def adopt_base_model(session: Session, project: Project, base: str, name: str) -
     model = ModelVersion(project_id=project.id, role="base", name=name, base=base)
     session.add(model)
     session.flush()
-    project.base_model_id = project.policy_id = model.id
+    project.base_model_id = project.reference_id = project.policy_id = model.id
     return model
 
 
@@ -213,24 +262,32 @@ def _cancel(session: Session, run: Run) -> None:
         run_cancelled(session, run)
 
 
-def retry(session: Session, round_: Round, actor: User) -> None:
+def retry(
+    session: Session, store: ArtifactStore, round_: Round, actor: User, server: SamplingServer | None = None
+) -> None:
     """Repeats the stage in which a round failed; what earlier stages made, and samples already stored, are kept.
 
     Raises:
         Conflict: the round has not failed, is not the newest, or another one is under way.
+        InvalidInput: what the stage lacked is still missing.
     """
     project = session.get_one(Project, round_.project_id)
     _lock(session, project)
-    failed = [run for run in queries.runs_of(session, round_.id) if run.state == "failed"]
     _lock(session, round_)
-    if round_.state != "failed" or not failed:
+    if round_.state != "failed":
         raise Conflict(f"Round {round_.number} is {round_.state}, not failed.", "Only a failed round can be retried.")
     _refuse_second(session, project)
     if queries.rounds(session, project.id)[0].id != round_.id:
         raise Conflict("A newer round has been run since.", "Start a new round: it reads the newer judgments too.")
-    round_.state, round_.error, round_.finished_at = stage_of(failed[-1].kind), None, None
+    runs = queries.runs_of(session, round_.id)
+    done = {stage_of(run.kind) for run in runs if run.state == "succeeded"}
+    round_.state = next(stage for stage in stages.plan_of(round_) if stage not in done)
+    round_.error = round_.finished_at = None
     audit(session, actor.id, "round.retried", project.id, number=round_.number, stage=round_.state)
-    _requeue(session, failed[-1])
+    if failed := [run for run in runs if run.state == "failed"]:
+        _requeue(session, failed[-1])
+    else:  # it failed before the stage's run could be made
+        _enqueue_stage(Maker(session, store, project, server), round_)
 
 
 def retry_run(session: Session, run: Run, actor: User) -> None:
@@ -243,7 +300,7 @@ def retry_run(session: Session, run: Run, actor: User) -> None:
 
 
 def _requeue(session: Session, run: Run) -> None:
-    run.state, run.attempts, run.cancel_requested = "queued", 0, False
+    run.state, run.attempts, run.attempts_since_checkpoint, run.cancel_requested = "queued", 0, 0, False
     run.error, run.finished_at, run.started_at, run.heartbeat_at = None, None, None, None
     run.progress_done, run.progress_total, run.progress_message = 0, 0, ""
     enqueue_run(session, run.id)
@@ -253,21 +310,46 @@ def _requeue(session: Session, run: Run) -> None:
 
 
 def run_started(session: Session, run: Run) -> None:
-    """The worker has taken a run. Counts the attempt and forgets what an earlier one, if it died, had reported."""
+    """The worker has taken a run. Counts the attempt and forgets what an earlier one, if it died, had reported.
+
+    Raises:
+        ImpossibleTransition: the run's round has ended, or waits for another stage.
+    """
+    if run.round_id is not None:
+        round_ = session.get_one(Round, run.round_id, with_for_update=LOCK)
+        round_.state = after(round_.state, "started", stages.plan_of(round_))
     run.state = "running"
     run.attempts += 1
+    run.attempts_since_checkpoint += 1
     # Also the worker's proof that the run is still its own: see trainer.recording.
     run.started_at = run.heartbeat_at = session.scalar(func.clock_timestamp())
     run.progress_done, run.progress_total, run.progress_message = 0, 0, ""
-    if run.round_id is not None:
-        round_ = session.get_one(Round, run.round_id, with_for_update=LOCK)
-        round_.state = after(round_.state, "started")
+
+
+def run_progressed(run: Run) -> None:
+    """A checkpoint was written: a worker's death after this is no sign that the run kills its workers."""
+    run.attempts_since_checkpoint = 0
+
+
+def run_given_back(session: Session, run: Run) -> None:
+    """The worker stops and returns the run to the queue, as if this attempt had not been."""
+    run.state = "queued"
+    run.attempts -= 1
+    run.attempts_since_checkpoint = max(0, run.attempts_since_checkpoint - 1)
+    enqueue_run(session, run.id)
 
 
 def run_finished(
-    session: Session, store: ArtifactStore, run: Run, result: dict[str, Any], digest: str | None = None
+    session: Session,
+    store: ArtifactStore,
+    run: Run,
+    result: dict[str, Any],
+    digest: str | None = None,
+    server: SamplingServer | None = None,
 ) -> None:
     """A run has succeeded and what it made is saved: records the model, advances the round, enqueues the next run.
+
+    Where the next run cannot be made, the round fails in that stage and says why; what this run made is kept.
 
     Args:
         result: the recipe's figures, JSON.
@@ -278,42 +360,55 @@ def run_finished(
         return
     project = session.get_one(Project, run.project_id, with_for_update=LOCK)
     round_ = session.get_one(Round, run.round_id, with_for_update=LOCK)
-    if run.kind in ("reward", "dpo", "ppo"):
+    if run.kind in ("sft", "reward", "dpo", "ppo"):
         model = stages.record_model(session, round_, run, digest, result)
-        if model.role == "policy" and not run.cancel_requested:
+        if model.role != "reward" and not run.cancel_requested:
             project.policy_id = model.id
+            if model.role == "sft":
+                project.reference_id = model.id
     if run.cancel_requested:
         _end(round_, "cancelled")
         return
-    round_.state = after(round_.state, "succeeded")
+    round_.state = after(round_.state, "succeeded", stages.plan_of(round_))
     if round_.state == "done":
         round_.finished_at = _now()
-    else:
-        _enqueue_stage(session, store, project, round_)
+        return
+    try:
+        with session.begin_nested():
+            _enqueue_stage(Maker(session, store, project, server), round_)
+    except DBAPIError:
+        raise  # the whole transaction is repeated
+    except Exception as error:
+        log.exception("The stage %s of round %d could not begin", round_.state, round_.id)
+        reason = str(error) if isinstance(error, PrefloopError) else f"{type(error).__name__}: {error}"
+        round_.error = f"The stage “{round_.state}” could not begin. {reason}"
+        _end(round_, "failed")
 
 
 def run_failed(session: Session, run: Run, error: str) -> None:
     """A run has failed, and with it its round, which says so and can be retried."""
     run.state, run.error, run.finished_at = "failed", error, _now()
-    if run.round_id is not None:
-        round_ = session.get_one(Round, run.round_id, with_for_update=LOCK)
-        round_.error = error
-        _end(round_, "failed")
+    _end_round_of(session, run, "failed", error)
 
 
 def run_cancelled(session: Session, run: Run) -> None:
     run.state, run.finished_at = "cancelled", _now()
-    if run.round_id is not None:
-        _end(session.get_one(Round, run.round_id, with_for_update=LOCK), "cancelled")
+    _end_round_of(session, run, "cancelled")
 
 
-def _enqueue_stage(session: Session, store: ArtifactStore, project: Project, round_: Round) -> None:
-    run = stages.make_run(session, store, project, round_)
-    assert run is not None
-    enqueue_run(session, run.id)
+def _end_round_of(session: Session, run: Run, how: Literal["failed", "cancelled"], error: str | None = None) -> None:
+    """A round that has ended already stays as it is: its run was left over."""
+    round_ = session.get_one(Round, run.round_id, with_for_update=LOCK) if run.round_id is not None else None
+    if round_ is not None and round_.state in ACTIVE:
+        round_.error = error
+        _end(round_, how)
 
 
-def _end(round_: Round, how: Any) -> None:
+def _enqueue_stage(maker: Maker, round_: Round) -> None:
+    enqueue_run(maker.session, maker.run_of(round_).id)
+
+
+def _end(round_: Round, how: Literal["failed", "cancelled"]) -> None:
     round_.state, round_.finished_at = after(round_.state, how), _now()
 
 

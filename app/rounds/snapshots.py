@@ -2,74 +2,74 @@
 
 import gzip
 import hashlib
-import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
-from app.domain.consensus import consensus
+from app.domain.consensus import Consensus, consensus
+from app.domain.replay import Candidate, Reading, choose, counts, draw
 from app.domain.slices import of_prompt
 from app.models import Project, Prompt, Snapshot
 from app.rounds import queries
-from app.specs import PairRow, PromptRow
+from app.specs import DemonstrationRow, PairRow, PromptRow
 
 
-def pair_rows(session: Session, project: Project) -> list[PairRow]:
-    """Every settled or adjudicated comparison as the trainer will see it, in the order of their ids.
+class Readable(NamedTuple):
+    """A decided comparison: what its being read depends on, its row of the query, and the labelers' consensus."""
+
+    candidate: Candidate
+    row: Any
+    consensus: Consensus
+
+
+def readable(session: Session, project: Project, *, texts: bool) -> list[Readable]:
+    """Every comparison a round may read, in the order of their ids.
 
     A held-out prompt's comparisons are held out whatever they were asked for, so no held-out prompt is trained on.
     """
-    rows = []
-    for found in queries.usable_comparisons(session, project.id):
-        agreed = consensus(found.preferences, found.verdict)
+    found = []
+    for row in queries.usable_comparisons(session, project.id, texts=texts):
+        agreed = consensus(row.preferences, row.verdict)
         if agreed is None:  # settled without a judgment left: all were superseded
             continue
-        tags = of_prompt(found.domain, found.difficulty, found.safety_category, found.prompt_split)
-        rows.append(
-            PairRow(
-                comparison_id=found.id,
-                prompt_id=found.prompt_id,
-                messages=tuple(found.messages),
-                response_a=found.text_a,
-                response_b=found.text_b,
-                finished_a=found.finished_a,
-                finished_b=found.finished_b,
-                preference=agreed.preference,
-                p_b=agreed.p_b,
-                weight=agreed.weight,
-                judgments=tuple(found.judgments),
-                rubric_version=found.rubric_version,
-                split="heldout" if found.heldout else "train",
-                slices=tags,
-            )
-        )
-    return rows
+        split = "heldout" if row.heldout else "train"
+        candidate = Candidate(row.id, split, agreed.p_b, len(row.judgments), row.first_round)
+        found.append(Readable(candidate, row, agreed))
+    return found
 
 
-def draw(rows: list[PairRow], limits: dict[str, int | None], seed: int) -> list[PairRow]:
-    """At most `limits[split]` rows of each split, chosen at random by the seed, in their old order."""
-    kept: set[int] = set()
-    for split, limit in limits.items():
-        ids = [row.comparison_id for row in rows if row.split == split]
-        kept.update(ids if limit is None or len(ids) <= limit else random.Random(seed).sample(ids, limit))
-    return [row for row in rows if row.comparison_id in kept]
+def pair_row(found: Readable) -> PairRow:
+    """A comparison as the trainer sees it."""
+    row = found.row
+    return PairRow(
+        comparison_id=row.id,
+        prompt_id=row.prompt_id,
+        messages=tuple(row.messages),
+        response_a=row.text_a,
+        response_b=row.text_b,
+        finished_a=row.finished_a,
+        finished_b=row.finished_b,
+        preference=found.consensus.preference,
+        p_b=found.consensus.p_b,
+        weight=found.consensus.weight,
+        judgments=tuple(row.judgments),
+        rubric_version=row.rubric_version,
+        split="heldout" if row.heldout else "train",
+        slices=of_prompt(row.domain, row.difficulty, row.safety_category, row.prompt_split),
+    )
 
 
-def freeze(
-    session: Session,
-    store: ArtifactStore,
-    project: Project,
-    *,
-    train_limit: int | None = None,
-    heldout_limit: int | None = None,
-    seed: int = 0,
-) -> Snapshot:
-    """Writes the project's usable comparisons to the store and returns the snapshot's row (an equal one is reused).
+def would_read(session: Session, project: Project, reading: Reading) -> dict[str, Any]:
+    """The counts of what `freeze` would write now."""
+    candidates = [found.candidate for found in readable(session, project, texts=False)]
+    return counts(choose(candidates, queries.trained_rounds(session, project.id), reading))
 
-    With a limit, that many of the split, chosen at random by the seed.
+
+def freeze(session: Session, store: ArtifactStore, project: Project, reading: Reading = Reading()) -> Snapshot:
+    """Writes the comparisons that the round reads to the store and adds the row that says so.
 
     The file is in place before the row can be committed; one left by a rolled-back transaction harms nothing, since its
     name is its content's digest.
@@ -77,25 +77,55 @@ def freeze(
     Raises:
         StorageFull: the disk is full; nothing is left behind.
     """
-    rows = draw(pair_rows(session, project), {"train": train_limit, "heldout": heldout_limit}, seed)
-    digest, location = write_lines(store, "snapshots", rows, compressed=True)
-    same = select(Snapshot).where(Snapshot.project_id == project.id, Snapshot.digest == digest)
-    snapshot = session.scalars(same).one_or_none()
-    if snapshot is None:
-        snapshot = Snapshot(project_id=project.id, digest=digest, location=location, counts=_counts(rows))
-        session.add(snapshot)
-        session.flush()
+    found = readable(session, project, texts=True)
+    chosen = choose([each.candidate for each in found], queries.trained_rounds(session, project.id), reading)
+    ids = {candidate.comparison_id for candidate in chosen}
+    rows = [pair_row(each) for each in found if each.candidate.comparison_id in ids]
+    snapshot = _add_snapshot(session, store, project, rows, counts(chosen))
+    queries.add_snapshot_comparisons(session, snapshot.id, sorted(ids))
     return snapshot
 
 
-def _counts(rows: list[PairRow]) -> dict[str, int]:
-    return {
-        "train": sum(row.split == "train" for row in rows),
-        "heldout": sum(row.split == "heldout" for row in rows),
-        "ties": sum(row.p_b == 0.5 for row in rows),
-        "winners": sum(row.split == "train" and row.p_b != 0.5 for row in rows),
-        "judgments": sum(len(row.judgments) for row in rows),
-    }
+def demonstration_rows(session: Session, project: Project, reading: Reading) -> list[DemonstrationRow]:
+    """The approved demonstrations that a round reads, as the trainer sees them; limits as for comparisons."""
+    rows = [
+        DemonstrationRow(
+            id=found.id,
+            messages=tuple(found.messages),
+            response=found.text,
+            split=found.split,
+            slices=of_prompt(found.domain, found.difficulty, found.safety_category, found.split),
+        )
+        for found in queries.approved_demonstrations(session, project.id)
+    ]
+    limits = {"train": reading.train_limit, "heldout": reading.heldout_limit}
+    kept = set().union(
+        *(draw([row.id for row in rows if row.split == split], limit, reading.seed) for split, limit in limits.items())
+    )
+    return [row for row in rows if row.id in kept]
+
+
+def demonstration_counts(rows: Sequence[DemonstrationRow]) -> dict[str, Any]:
+    train = sum(row.split == "train" for row in rows)
+    return {"train": train, "heldout": len(rows) - train, "demonstrations": len(rows)}
+
+
+def freeze_demonstrations(
+    session: Session, store: ArtifactStore, project: Project, reading: Reading = Reading()
+) -> Snapshot:
+    """As `freeze`, of the approved demonstrations."""
+    rows = demonstration_rows(session, project, reading)
+    return _add_snapshot(session, store, project, rows, demonstration_counts(rows))
+
+
+def _add_snapshot(
+    session: Session, store: ArtifactStore, project: Project, rows: Sequence[BaseModel], counted: dict[str, Any]
+) -> Snapshot:
+    digest, location = write_lines(store, "snapshots", rows, compressed=True)
+    snapshot = Snapshot(project_id=project.id, digest=digest, location=location, counts=counted)
+    session.add(snapshot)
+    session.flush()
+    return snapshot
 
 
 def prompts_file(store: ArtifactStore, prompts: Iterable[Prompt]) -> str:

@@ -1,26 +1,30 @@
 """The frozen spec of each stage's run, and what a finished run leaves: a model version."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
-from app.domain.rounds import run_kind
+from app.domain.rounds import Stage, plan, run_kind
 from app.errors import InvalidInput
 from app.models import ModelVersion, Project, Round, Run, Snapshot
 from app.rounds import queries
 from app.rounds.forms import RoundConfig, default_optimiser
 from app.rounds.snapshots import prompts_file
+from app.settings import SamplingServer
 from app.specs import (
     DPOSpec,
     EvaluateSpec,
     Generation,
+    Lora,
     ModelRef,
     Optimiser,
     PPOSpec,
     RewardSpec,
     RunSpec,
     SampleSpec,
+    Server,
+    SFTSpec,
 )
 
 EVALUATION_PROMPTS = 100
@@ -37,127 +41,170 @@ def output_of(run_id: int) -> str:
     return f"models/run-{run_id}"
 
 
-def make_run(session: Session, store: ArtifactStore, project: Project, round_: Round) -> Run | None:
-    """Adds the run that the round's state asks for, its spec complete; None where nothing is left to run.
-
-    Raises:
-        InvalidInput: the project has no prompts of the kind the run needs.
-    """
-    kind = run_kind(round_.state, round_.algorithm)
-    if kind is None:
-        return None
-    spec = _spec(session, store, project, round_, kind)
-    return _add_run(session, project, spec, round_.id)
+def samples_of(run_id: int) -> str:
+    """Where a training run leaves what its policy said at each evaluation: see `app.rounds.training_samples`."""
+    return f"runs/run-{run_id}/samples.jsonl"
 
 
-def make_sampling_run(session: Session, store: ArtifactStore, project: Project, prompts: int) -> Run:
-    """Adds a run that samples from the project's present policy, outside any round."""
-    assert project.policy_id is not None
-    policy = session.get_one(ModelVersion, project.policy_id)
-    generation = Generation.model_validate(project.generation)
-    # Another seed each time: with an old one the same policy would say to the same prompts what it has said before.
-    seed = queries.count_runs(session, project.id)
-    return _add_run(session, project, _sample_spec(session, store, project, policy, generation, prompts, seed), None)
+def checkpoints_of(run_id: int) -> str:
+    """The folder of a training run's checkpoints."""
+    return f"checkpoints/run-{run_id}"
 
 
-def _add_run(session: Session, project: Project, spec: RunSpec, round_id: int | None) -> Run:
-    run = Run(project_id=project.id, round_id=round_id, kind=spec.kind, spec=spec.model_dump(mode="json"))
-    session.add(run)
-    session.flush()
-    return run
+def plan_of(round_: Round) -> tuple[Stage, ...]:
+    """The stages of a round; see app.domain.rounds."""
+    return plan(round_.algorithm, round_.reward_model_id is not None)
 
 
-def _spec(session: Session, store: ArtifactStore, project: Project, round_: Round, kind: str) -> RunSpec:
-    config = RoundConfig.model_validate(round_.config)
-    models = queries.models_by_id(
-        session, {round_.policy_before_id, round_.policy_after_id, round_.reward_model_id, project.base_model_id}
-    )
-    before = models[round_.policy_before_id]
-    base = models[project.base_model_id] if project.base_model_id else before
-    reference = ref(before if config.reference == "previous" else base)
-    optimiser = default_optimiser(config.algorithm).model_copy(
-        update={"learning_rate": config.learning_rate, "epochs": config.epochs}
-    )
-    snapshot = session.get_one(Snapshot, round_.snapshot_id).location
-    # Long responses need longer sequences, or the round would leave them out and fail once it samples.
-    default_length: int = EvaluateSpec.model_fields["max_length"].default
-    max_length = max(default_length, config.max_new_tokens + PROMPT_ROOM)
+class Maker(NamedTuple):
+    """Makes the runs of one project, their specs complete."""
 
-    if kind == "reward":
-        return RewardSpec(
-            backbone=ref(before),
-            snapshot=snapshot,
-            optimiser=_reward_optimiser(config),
-            max_length=max_length,
-            seed=config.seed,
+    session: Session
+    store: ArtifactStore
+    project: Project
+    server: SamplingServer | None = None
+
+    def run_of(self, round_: Round) -> Run:
+        """Adds the run that the round's state asks for.
+
+        Raises:
+            InvalidInput: the project has no prompts of the kind the run needs.
+        """
+        kind = run_kind(round_.state, round_.algorithm, plan_of(round_))
+        assert kind is not None, "nothing runs in the state the round is in"
+        return self._add(self._spec(round_, kind), round_.id)
+
+    def sampling_run(self, prompts: int) -> Run:
+        """Adds a run that samples from the project's present policy, outside any round."""
+        assert self.project.policy_id is not None
+        policy = self.session.get_one(ModelVersion, self.project.policy_id)
+        generation = Generation.model_validate(self.project.generation)
+        # Another seed each time: with an old one the same policy would say to the same prompts what it has said before.
+        seed = queries.count_runs(self.session, self.project.id)
+        return self._add(self._sample_spec(policy, generation, prompts, seed), None)
+
+    def _add(self, spec: RunSpec, round_id: int | None) -> Run:
+        run = Run(project_id=self.project.id, round_id=round_id, kind=spec.kind, spec=spec.model_dump(mode="json"))
+        self.session.add(run)
+        self.session.flush()
+        return run
+
+    def _spec(self, round_: Round, kind: str) -> RunSpec:
+        config = RoundConfig.model_validate(round_.config)
+        models = queries.models_by_id(
+            self.session,
+            {round_.policy_before_id, round_.policy_after_id, round_.reward_model_id, round_.reference_id},
         )
-    if kind == "dpo":
-        return DPOSpec(
-            policy=ref(before),
-            reference=reference,
-            snapshot=snapshot,
-            optimiser=optimiser,
-            beta=config.beta,
-            max_length=max_length,
-            seed=config.seed,
-        )
-    if kind == "ppo":
-        prompts = queries.train_prompts(session, project.id)
-        if not prompts:
-            raise InvalidInput("The project has no train prompts, which PPO samples from.", "Import some, or use DPO.")
-        return PPOSpec(
-            policy=ref(before),
+        before, reference = ref(models[round_.policy_before_id]), ref(models[round_.reference_id])
+        # Long responses need longer sequences, or the round would leave them out and fail once it samples.
+        default_length: int = EvaluateSpec.model_fields["max_length"].default
+        max_length = max(default_length, config.max_new_tokens + PROMPT_ROOM)
+
+        if kind == "reward":
+            return RewardSpec(
+                **config.named(RewardSpec.model_fields, "reward_")
+                | {
+                    "backbone": before,
+                    "snapshot": self._file(round_.snapshot_id),
+                    "lora": _lora(config, config.reward_lora),
+                    "optimiser": reward_optimiser(config),
+                    "max_length": max_length,
+                    "seed": config.seed,
+                }
+            )
+        if kind in ("sft", "dpo", "ppo"):
+            kept_to = before if config.reference == "previous" else reference
+            reward = models[round_.reward_model_id].base if round_.reward_model_id else None
+            return self._policy_spec(round_, config, before, kept_to, reward, max_length)
+        new = models[_given(round_.policy_after_id)]
+        seed = config.seed + round_.number
+        if kind == "sample":
+            return self._sample_spec(new, config.generation, config.prompts, seed)
+        unseen = queries.prompts_to_evaluate(self.session, self.project.id, EVALUATION_PROMPTS)
+        if not unseen:
+            raise InvalidInput("The project has no prompts to evaluate on.", "Import some and retry the round.")
+        # Measured to the project's reference whatever the leash was tied to: then rounds stand on one axis.
+        return EvaluateSpec(
+            policy=ref(new),
             reference=reference,
             reward_models=(models[_given(round_.reward_model_id)].base,),
-            prompts=prompts_file(store, prompts),
-            optimiser=optimiser,
-            episodes=config.episodes,
-            rollout_size=min(PPOSpec.model_fields["rollout_size"].default, config.episodes),
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            kl_coef=config.kl_coef,
-            kl_target=config.kl_target,
+            prompts=prompts_file(self.store, unseen),
+            generation=config.generation.model_copy(update={"samples_per_prompt": 2}),
             max_length=max_length,
-            seed=config.seed,
+            # Other samples than those drawn for the queue: figures over both then count nothing twice.
+            seed=seed + EVALUATION_SEED,
         )
-    after = models[_given(round_.policy_after_id)]
-    seed = config.seed + round_.number
-    if kind == "sample":
-        return _sample_spec(session, store, project, after, config.generation, config.prompts, seed)
-    unseen = queries.prompts_to_evaluate(session, project.id, EVALUATION_PROMPTS)
-    if not unseen:
-        raise InvalidInput("The project has no prompts to evaluate on.", "Import some and retry the round.")
-    # Always measured against the base model: then the figures of all rounds stand on one axis.
-    return EvaluateSpec(
-        policy=ref(after),
-        reference=ref(base),
-        reward_models=(models[_given(round_.reward_model_id)].base,),
-        prompts=prompts_file(store, unseen),
-        generation=config.generation.model_copy(update={"samples_per_prompt": 2}),
-        max_length=max_length,
-        # Other samples than those drawn for the queue: figures over both then count nothing twice.
-        seed=seed + EVALUATION_SEED,
-    )
+
+    def _policy_spec(
+        self,
+        round_: Round,
+        config: RoundConfig,
+        policy: ModelRef,
+        reference: ModelRef,
+        reward_model: str | None,
+        max_length: int,
+    ) -> RunSpec:
+        common = {
+            "policy": policy,
+            "lora": _lora(config, config.lora),
+            "optimiser": policy_optimiser(config),
+            "max_length": max_length,
+        }
+        if config.algorithm == "sft":
+            own = config.named(SFTSpec.model_fields) | common
+            return SFTSpec(**own | {"demonstrations": self._file(round_.snapshot_id)})
+        common["reference"] = reference
+        if config.algorithm == "dpo":
+            own = config.named(DPOSpec.model_fields) | common
+            return DPOSpec(**own | {"snapshot": self._file(round_.snapshot_id), "gamma": config.simpo_gamma})
+        prompts = queries.train_prompts(self.session, self.project.id)
+        if not prompts:
+            raise InvalidInput("The project has no train prompts, which PPO samples from.", "Import some, or use DPO.")
+        own = config.named(PPOSpec.model_fields) | common
+        return PPOSpec(
+            **own
+            | {
+                "reward_models": (reward_model,),
+                "prompts": prompts_file(self.store, prompts),
+                "rollout_size": min(config.rollout_size, config.episodes),
+                "kl_target": config.kl_target if config.kl_control == "adaptive" else None,
+                "ptx": self._file(round_.ptx_snapshot_id) if round_.ptx_snapshot_id else None,
+            }
+        )
+
+    def _sample_spec(self, model: ModelVersion, generation: Generation, limit: int, seed: int) -> SampleSpec:
+        prompts = queries.prompts_to_sample(self.session, self.project.id, limit, seed)
+        if not prompts:
+            raise InvalidInput("The project has no train or held-out prompts to sample from.", "Import prompts first.")
+        location = model.adapter or model.base
+        server = self.server and Server(
+            url=self.server.url, model=self.server.model or location.rstrip("/").rpartition("/")[2]
+        )
+        return SampleSpec(
+            models=(ref(model),),
+            servers=(server,) if server else (),
+            prompts=prompts_file(self.store, prompts),
+            generation=generation,
+            seed=seed,
+        )
+
+    def _file(self, snapshot_id: int | None) -> str:
+        return self.session.get_one(Snapshot, snapshot_id).location
 
 
-def _sample_spec(
-    session: Session,
-    store: ArtifactStore,
-    project: Project,
-    model: ModelVersion,
-    generation: Generation,
-    limit: int,
-    seed: int,
-) -> SampleSpec:
-    prompts = queries.prompts_to_sample(session, project.id, limit, seed)
-    if not prompts:
-        raise InvalidInput("The project has no train or held-out prompts to sample from.", "Import prompts first.")
-    return SampleSpec(models=(ref(model),), prompts=prompts_file(store, prompts), generation=generation, seed=seed)
+def policy_optimiser(config: RoundConfig) -> Optimiser:
+    return default_optimiser(config.algorithm).model_copy(update=config.named(Optimiser.model_fields))
 
 
-def _reward_optimiser(config: RoundConfig) -> Optimiser:
+def reward_optimiser(config: RoundConfig) -> Optimiser:
+    """The reward model's own rate and epochs; what saves memory is one setting for both models."""
+    shared = config.named(("microbatch_size", "gradient_checkpointing", "precision"))
     default: Optimiser = RewardSpec.model_fields["optimiser"].default
-    return default.model_copy(update={"learning_rate": config.reward_learning_rate, "epochs": config.reward_epochs})
+    return default.model_copy(update=shared | config.named(Optimiser.model_fields, "reward_"))
+
+
+def _lora(config: RoundConfig, wanted: bool) -> Lora | None:
+    return Lora(rank=config.lora_rank, alpha=2 * config.lora_rank) if wanted else None
 
 
 def _given(model_id: int | None) -> int:
@@ -170,11 +217,12 @@ def record_model(session: Session, round_: Round, run: Run, digest: str | None, 
     before = session.get_one(ModelVersion, round_.policy_before_id)
     snapshot = session.get_one(Snapshot, round_.snapshot_id)
     card = {"round": round_.number, "run": run.id, "algorithm": run.kind, "snapshot": snapshot.digest, "result": result}
+    role = run.kind if run.kind in ("reward", "sft") else "policy"
     is_adapter = run.kind != "reward" and run.spec.get("lora") is not None
     model = ModelVersion(
         project_id=run.project_id,
-        role="reward" if run.kind == "reward" else "policy",
-        name=f"{'reward' if run.kind == 'reward' else 'policy'}-{round_.number}",
+        role=role,
+        name=f"{role}-{round_.number}",
         parent_id=before.id,
         run_id=run.id,
         base=before.base if is_adapter else output_of(run.id),

@@ -8,12 +8,14 @@ from typing import Any, Literal, NamedTuple
 
 from sqlalchemy.orm import Session
 
+from app.artifacts import ArtifactStore
 from app.domain.proportions import wilson
-from app.domain.rounds import ACTIVE, STAGES, run_kind, stage_of
+from app.domain.rounds import ACTIVE, stage_of
 from app.domain.slices import of_prompt
 from app.models import ModelVersion, Project, Round, Run, Snapshot
 from app.rounds import queries
 from app.rounds.queries import HumanEval
+from app.rounds.stages import plan_of, samples_of
 
 ACCURACY, KL, REWARD = "eval_accuracy", "eval_objective/kl", "eval_objective/scores"
 
@@ -38,6 +40,7 @@ CHARTS = (
     Chart("Reward model: loss", ("reward",), ("loss", "eval_loss")),
     Chart("Reward model: accuracy", ("reward",), ("accuracy", "eval_accuracy"), "eval_: held-out comparisons"),
     Chart("Reward model: margin", ("reward",), ("margin", "eval_margin"), "mean reward of chosen less rejected"),
+    Chart("Policy: loss", ("sft",), ("loss", "eval_loss"), "nats a token of the answers"),
     Chart("Policy: loss", ("dpo",), ("loss", "eval_loss")),
     Chart("Policy: reward", ("dpo",), ("rewards/chosen", "rewards/rejected", "rewards/margins")),
     Chart("Policy: accuracy", ("dpo",), ("rewards/accuracies", "eval_rewards/accuracies")),
@@ -45,6 +48,9 @@ CHARTS = (
     Chart("Policy: KL", ("ppo",), ("objective/kl",), "nats a sequence, to the reference"),
     Chart("Policy: loss", ("ppo",), ("loss/policy_avg", "loss/value_avg")),
 )
+
+
+POLICY_KINDS = ("sft", "dpo", "ppo")
 
 
 class StageView(NamedTuple):
@@ -55,12 +61,16 @@ class StageView(NamedTuple):
 
 
 def stages_of(round_: Round, runs: Sequence[Run]) -> list[StageView]:
-    """The four stages with their runs; a stage that is not reached yet waits."""
+    """The stages of the round's plan with their runs; a stage that is not reached yet waits."""
     by_stage = {stage_of(run.kind): run for run in runs}
-    return [
-        StageView(stage, STAGE_LABELS[stage], run.state if (run := by_stage.get(stage)) else "waiting", run)
-        for stage in STAGES
-    ]
+    found: list[StageView] = []
+    for stage in plan_of(round_):
+        run = by_stage.get(stage)
+        # A stage whose run could not even be made.
+        stopped = round_.state == "failed" and all(each.state == "succeeded" for each in found)
+        state = run.state if run else "failed" if stopped else "waiting"
+        found.append(StageView(stage, STAGE_LABELS[stage], state, run))
+    return found
 
 
 def status(round_: Round, runs: Sequence[Run]) -> dict[str, Any]:
@@ -131,13 +141,24 @@ class Page(NamedTuple):
     opened: dict[str, tuple[int, int]]  # by purpose: comparisons opened, decided
     wins: "WinRate | None"
     cancelling: bool
+    reads: str  # what it trained on, in words
+    has_training_samples: bool
 
     @property
     def active(self) -> bool:
         return self.round.state in ACTIVE
 
 
-def page(session: Session, round_: Round) -> Page:
+def reads(algorithm: str, counts: dict[str, Any]) -> str:
+    """`300 new + 120 earlier comparisons`, what a round trains on, of a snapshot's counts."""
+    if algorithm == "sft":
+        return f"{counts['train']:,} demonstrations"
+    earlier = sum(counts.get("earlier", {}).values())
+    new = counts.get("new", counts["train"])
+    return f"{new:,} new + {earlier:,} earlier comparisons" if earlier else f"{new:,} comparisons"
+
+
+def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
     runs = queries.runs_of(session, round_.id)
     kinds = {run.id: run.kind for run in runs}
     summaries: dict[str, dict[str, float]] = defaultdict(dict)
@@ -147,17 +168,22 @@ def page(session: Session, round_: Round) -> Page:
             by_slice[row.slice][kinds[row.run_id]][row.name] = row.value
         else:
             summaries[kinds[row.run_id]][row.name] = row.value
-    models = queries.models_by_id(session, {round_.policy_before_id, round_.policy_after_id, round_.reward_model_id})
+    models = queries.models_by_id(
+        session, {round_.policy_before_id, round_.policy_after_id, round_.reward_model_id, round_.reference_id}
+    )
     named = {
         "Policy before": round_.policy_before_id,
+        "Reference": round_.reference_id,
         "Reward model": round_.reward_model_id,
         "New policy": round_.policy_after_id,
     }
-    used = {"reward", run_kind("policy", round_.algorithm)}
+    stages = stages_of(round_, runs)
+    used = {"reward"} & {stage.name for stage in stages} | {round_.algorithm}
+    snapshot = session.get(Snapshot, round_.snapshot_id) if round_.snapshot_id else None
     return Page(
         round=round_,
-        stages=stages_of(round_, runs),
-        snapshot=session.get(Snapshot, round_.snapshot_id) if round_.snapshot_id else None,
+        stages=stages,
+        snapshot=snapshot,
         models={label: models.get(model_id) if model_id else None for label, model_id in named.items()},
         charts=[chart for chart in CHARTS if used & set(chart.kinds)],
         summaries=dict(summaries),
@@ -165,6 +191,8 @@ def page(session: Session, round_: Round) -> Page:
         opened={p: counts for (_, p), counts in queries.opened_comparisons(session, [round_.id]).items()},
         wins=win_rates(session, [round_.id]).get((round_.id, "")),
         cancelling=round_.state in ACTIVE and any(run.cancel_requested for run in runs),
+        reads=reads(round_.algorithm, snapshot.counts) if snapshot else "",
+        has_training_samples=any(store.exists(samples_of(run.id)) for run in runs if run.kind in POLICY_KINDS),
     )
 
 
@@ -205,7 +233,7 @@ class RoundRow(NamedTuple):
     judgments: int
     pairs: int
     accuracy: float | None  # of the reward model on held-out comparisons
-    kl: float | None  # nats a sequence, to the base model
+    kl: float | None  # nats a sequence, to the reference model
     reward: float | None  # mean score of the new policy's responses
     wins: WinRate | None
 

@@ -89,6 +89,7 @@ def upgrade() -> None:
         sa.Column("review_threshold", sa.Float(), server_default="0.6", nullable=False),
         sa.Column("generation", postgresql.JSONB(astext_type=sa.Text()), server_default="{}", nullable=False),
         sa.Column("base_model_id", sa.BigInteger(), nullable=True),
+        sa.Column("reference_id", sa.BigInteger(), nullable=True),
         sa.Column("policy_id", sa.BigInteger(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.CheckConstraint("slug ~ '^[a-z0-9]+(-[a-z0-9]+)*$'", name=op.f("ck_project_slug_form")),
@@ -234,7 +235,6 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_snapshot_project_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_snapshot")),
-        sa.UniqueConstraint("project_id", "digest", name=op.f("uq_snapshot_project_id_digest")),
     )
     op.create_table(
         "round",
@@ -245,6 +245,8 @@ def upgrade() -> None:
         sa.Column("algorithm", sa.Text(), nullable=False),
         sa.Column("config", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
         sa.Column("snapshot_id", sa.BigInteger(), nullable=True),
+        sa.Column("ptx_snapshot_id", sa.BigInteger(), nullable=True),
+        sa.Column("reference_id", sa.BigInteger(), nullable=False),
         sa.Column("policy_before_id", sa.BigInteger(), nullable=False),
         sa.Column("policy_after_id", sa.BigInteger(), nullable=True),
         sa.Column("reward_model_id", sa.BigInteger(), nullable=True),
@@ -252,7 +254,7 @@ def upgrade() -> None:
         sa.Column("started_by", sa.BigInteger(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
-        sa.CheckConstraint("algorithm IN ('dpo', 'ppo')", name=op.f("ck_round_algorithm_known")),
+        sa.CheckConstraint("algorithm IN ('sft', 'dpo', 'ppo')", name=op.f("ck_round_algorithm_known")),
         sa.CheckConstraint(
             "state IN ('frozen', 'reward', 'policy', 'sampling', 'evaluating', 'done', 'failed', 'cancelled')",
             name=op.f("ck_round_state_known"),
@@ -260,6 +262,8 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["policy_after_id"], ["model_version.id"], name=op.f("fk_round_policy_after_id")),
         sa.ForeignKeyConstraint(["policy_before_id"], ["model_version.id"], name=op.f("fk_round_policy_before_id")),
         sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_round_project_id")),
+        sa.ForeignKeyConstraint(["ptx_snapshot_id"], ["snapshot.id"], name=op.f("fk_round_ptx_snapshot_id")),
+        sa.ForeignKeyConstraint(["reference_id"], ["model_version.id"], name=op.f("fk_round_reference_id")),
         sa.ForeignKeyConstraint(["reward_model_id"], ["model_version.id"], name=op.f("fk_round_reward_model_id")),
         sa.ForeignKeyConstraint(["snapshot_id"], ["snapshot.id"], name=op.f("fk_round_snapshot_id")),
         sa.ForeignKeyConstraint(["started_by"], ["user_account.id"], name=op.f("fk_round_started_by")),
@@ -283,6 +287,7 @@ def upgrade() -> None:
         sa.Column("state", sa.Text(), server_default="queued", nullable=False),
         sa.Column("cancel_requested", sa.Boolean(), server_default="false", nullable=False),
         sa.Column("attempts", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("attempts_since_checkpoint", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("progress_done", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("progress_total", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("progress_message", sa.Text(), server_default="", nullable=False),
@@ -307,6 +312,25 @@ def upgrade() -> None:
     op.create_index(
         "ix_run_unfinished", "run", ["state"], unique=False, postgresql_where=sa.text("state IN ('queued', 'running')")
     )
+    op.create_table(
+        "demonstration",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("project_id", sa.BigInteger(), nullable=False),
+        sa.Column("prompt_id", sa.BigInteger(), nullable=False),
+        sa.Column("text", sa.Text(), nullable=False),
+        sa.Column("digest", sa.Text(), nullable=False),
+        sa.Column("author_id", sa.BigInteger(), nullable=True),
+        sa.Column("source", sa.Text(), server_default="", nullable=False),
+        sa.Column("state", sa.Text(), server_default="pending", nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.CheckConstraint("state IN ('pending', 'approved', 'rejected')", name=op.f("ck_demonstration_state_known")),
+        sa.ForeignKeyConstraint(["author_id"], ["user_account.id"], name=op.f("fk_demonstration_author_id")),
+        sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_demonstration_project_id")),
+        sa.ForeignKeyConstraint(["prompt_id"], ["prompt.id"], name=op.f("fk_demonstration_prompt_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_demonstration")),
+        sa.UniqueConstraint("prompt_id", "digest", name=op.f("uq_demonstration_prompt_id_digest")),
+    )
+    op.create_index("ix_demonstration_project_state", "demonstration", ["project_id", "state"], unique=False)
     op.create_table(
         "completion",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
@@ -408,6 +432,17 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_comparison_round_id"), "comparison", ["round_id"], unique=False)
     op.create_table(
+        "snapshot_comparison",
+        sa.Column("snapshot_id", sa.BigInteger(), nullable=False),
+        sa.Column("comparison_id", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["comparison_id"], ["comparison.id"], name=op.f("fk_snapshot_comparison_comparison_id")
+        ),
+        sa.ForeignKeyConstraint(["snapshot_id"], ["snapshot.id"], name=op.f("fk_snapshot_comparison_snapshot_id")),
+        sa.PrimaryKeyConstraint("snapshot_id", "comparison_id", name=op.f("pk_snapshot_comparison")),
+    )
+    op.create_index("ix_snapshot_comparison_comparison", "snapshot_comparison", ["comparison_id"], unique=False)
+    op.create_table(
         "adjudication",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
         sa.Column("comparison_id", sa.BigInteger(), nullable=False),
@@ -486,6 +521,7 @@ def upgrade() -> None:
     )
     # Cycles among these three tables: the keys come last.
     op.create_foreign_key(op.f("fk_project_base_model_id"), "project", "model_version", ["base_model_id"], ["id"])
+    op.create_foreign_key(op.f("fk_project_reference_id"), "project", "model_version", ["reference_id"], ["id"])
     op.create_foreign_key(op.f("fk_project_policy_id"), "project", "model_version", ["policy_id"], ["id"])
     op.create_foreign_key(op.f("fk_model_version_run_id"), "model_version", "run", ["run_id"], ["id"])
     connection = op.get_bind()

@@ -145,7 +145,7 @@ def test_a_missing_model_fails_the_round_by_name_and_a_retry_goes_on(
     assert f"The model {tmp_path / 'model'} does not exist" in (round_.error or "")
 
     (tmp_path / "elsewhere").rename(tmp_path / "model")
-    service.retry(session, round_, operator)
+    service.retry(session, store, round_, operator)
     session.commit()
     work_until_empty(settings, settings.database_url or "")
     session.expire_all()
@@ -175,7 +175,7 @@ def test_a_full_disk_fails_the_round_by_name_and_keeps_the_old_policy(
     assert not (store.root / "models").exists() or not list((store.root / "models").iterdir())
     assert not list((store.root / ".staging").iterdir())
 
-    service.retry(session, round_, operator)
+    service.retry(session, store, round_, operator)
     session.commit()
     work_until_empty(settings, settings.database_url or "")
     session.expire_all()

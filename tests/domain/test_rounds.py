@@ -1,18 +1,32 @@
 """The state machine of a round, by its table."""
 
+from typing import get_args
+
 import pytest
 
-from app.domain.rounds import ACTIVE, FINAL, STAGES, ImpossibleTransition, after, run_kind, stage_of
-from app.models.round import ROUND_STATES, RUN_KINDS
+from app.domain.rounds import ACTIVE, FINAL, STAGES, ImpossibleTransition, after, plan, run_kind, stage_of
+from app.models.round import ALGORITHMS, ROUND_STATES, RUN_KINDS
+from app.rounds.forms import Algorithm
 
 
-def test_a_round_passes_through_every_stage_in_order() -> None:
-    state = after("frozen", "started")
-    seen = [state]
-    while state != "done":
-        state = after(state, "succeeded")
-        seen.append(state)
-    assert seen == ["reward", "policy", "sampling", "evaluating", "done"]
+@pytest.mark.parametrize(
+    ("algorithm", "has_reward_model", "expected"),
+    [
+        ("dpo", False, ["reward", "policy", "sampling", "evaluating", "done"]),
+        ("ppo", True, ["reward", "policy", "sampling", "evaluating", "done"]),
+        ("sft", True, ["policy", "sampling", "evaluating", "done"]),
+        ("sft", False, ["policy", "sampling", "done"]),
+    ],
+)
+def test_a_round_passes_through_every_stage_of_its_plan_in_order(
+    algorithm: str, has_reward_model: bool, expected: list[str]
+) -> None:
+    stages = plan(algorithm, has_reward_model)
+    seen = [after("frozen", "started", stages)]
+    while seen[-1] != "done":
+        seen.append(after(seen[-1], "succeeded", stages))
+    assert seen == expected
+    assert run_kind("frozen", algorithm, stages) == run_kind(expected[0], algorithm, stages)
 
 
 @pytest.mark.parametrize("state", ACTIVE)
@@ -45,8 +59,10 @@ def test_every_stage_has_its_run_and_every_run_its_stage() -> None:
         assert [stage_of(kind) for kind in kinds if kind] == list(STAGES)
         assert run_kind("frozen", algorithm) == "reward"
         assert {kind for kind in kinds if kind} <= set(RUN_KINDS)
+    assert stage_of("sft") == "policy"
     assert [run_kind(state, "dpo") for state in FINAL] == [None, None, None]
 
 
 def test_the_table_and_the_database_know_the_same_states() -> None:
     assert {*ACTIVE, *FINAL} == set(ROUND_STATES)
+    assert set(ALGORITHMS) == set(get_args(Algorithm))

@@ -44,7 +44,15 @@ def test_starting_freezes_enqueues_and_is_audited(session: Session, store: Artif
     round_ = start(session, store, project, beta=0.3, reward_epochs=5)
     assert (round_.number, round_.state, round_.policy_before_id) == (1, "frozen", project.policy_id)
     snapshot = session.get_one(Snapshot, round_.snapshot_id)
-    assert snapshot.counts == {"train": 20, "heldout": 2, "ties": 0, "winners": 20, "judgments": 44}
+    assert snapshot.counts == {
+        "train": 20,
+        "heldout": 2,
+        "ties": 0,
+        "winners": 20,
+        "judgments": 44,
+        "new": 20,
+        "earlier": {},
+    }
     run = last_run(session, round_)
     assert jobs(session) == [run.id]
     spec = RUN_SPEC.validate_python(run.spec)
@@ -163,7 +171,7 @@ def test_what_cannot_be_trained_on_is_refused(session: Session, store: ArtifactS
     decided(session, project, factories.prompt(session, project), labelers, preferences=(0, 0))
     with pytest.raises(InvalidInput, match="needs 20 decided comparisons with a winner to train on; there are 19"):
         start(session, store, project)
-    assert not service.preview(session, project).can_start
+    assert not service.preview(session, project, config()).can_start
     project.policy_id = None
     with pytest.raises(InvalidInput, match="no model"):
         start(session, store, project)
@@ -173,15 +181,15 @@ def test_the_preview_counts_what_a_round_would_read(session: Session, store: Art
     labelers = [factories.user(session).id, factories.user(session).id]
     decided(session, project, factories.prompt(session, project), labelers, preferences=(0, 0))
     factories.comparison(session, project)
-    seen = service.preview(session, project)
-    assert (seen.train, seen.winners, seen.heldout, seen.ties) == (21, 20, 2, 1)
-    assert (seen.undecided, seen.new_judgments) == (1, 46)
+    seen = service.preview(session, project, config())
+    assert [seen.counts[name] for name in ("train", "winners", "heldout", "ties")] == [21, 20, 2, 1]
+    assert (seen.waiting, seen.new_judgments) == (1, 46)
     assert any("Only 20 comparisons" in warning for warning in seen.warnings)
     assert seen.can_start
     session.commit()
     round_ = start(session, store, project)
     session.commit()
-    after = service.preview(session, project)
+    after = service.preview(session, project, config())
     assert (after.new_judgments, after.active, after.can_start) == (0, round_, False)
 
 
@@ -264,7 +272,7 @@ def test_a_failed_round_is_retried_in_the_stage_that_failed(
     models = session.scalar(select(func.count()).select_from(ModelVersion))
     runs = session.scalar(select(func.count()).select_from(Run))
 
-    service.retry(session, round_, factories.user(session, "operator"))
+    service.retry(session, store, round_, factories.user(session, "operator"))
     session.flush()
     assert (round_.state, round_.error, round_.finished_at) == (stage, None, None)
     assert (run.state, run.attempts, run.error) == ("queued", 0, None)
@@ -279,15 +287,15 @@ def test_only_the_newest_failed_round_can_be_retried(session: Session, store: Ar
     operator = factories.user(session, "operator")
     failed = start(session, store, project)
     with pytest.raises(Conflict, match="not failed"):
-        service.retry(session, failed, operator)
+        service.retry(session, store, failed, operator)
     service.run_started(session, last_run(session, failed))
     service.run_failed(session, last_run(session, failed), "broken")
     newer = start(session, store, project)
     with pytest.raises(Conflict, match="Round 2 is still frozen"):
-        service.retry(session, failed, operator)
+        service.retry(session, store, failed, operator)
     service.cancel(session, newer, operator)
     with pytest.raises(Conflict, match="newer round"):
-        service.retry(session, failed, operator)
+        service.retry(session, store, failed, operator)
 
 
 def test_a_full_disk_leaves_no_round(session: Session, store: ArtifactStore, project: Project, monkeypatch) -> None:  # type: ignore[no-untyped-def]

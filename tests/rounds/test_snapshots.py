@@ -10,8 +10,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
-from app.models import Adjudication, Comparison, Completion
-from app.rounds.snapshots import draw, freeze, pair_rows
+from app.models import Adjudication, Comparison, Completion, Project
+from app.rounds.snapshots import freeze, pair_row, readable
 from app.specs import PairRow
 from tests import factories
 from tests.rounds.loop import decided, make_project
@@ -20,6 +20,10 @@ from tests.rounds.loop import decided, make_project
 @pytest.fixture
 def store(tmp_path: Path) -> ArtifactStore:
     return ArtifactStore(tmp_path / "artifacts")
+
+
+def pair_rows(session: Session, project: Project) -> list[PairRow]:
+    return [pair_row(found) for found in readable(session, project, texts=True)]
 
 
 def read(store: ArtifactStore, location: str) -> list[PairRow]:
@@ -56,7 +60,8 @@ def test_the_snapshot_holds_exactly_the_live_judgments(session: Session, store: 
         split="train",
         slices={"domain": "safety", "difficulty": "hard", "safety_category": "weapons", "split": "train"},
     )
-    assert snapshot.counts == {"train": 2, "heldout": 0, "ties": 0, "winners": 2, "judgments": 5}
+    expected = {"train": 2, "heldout": 0, "ties": 0, "winners": 2, "judgments": 5, "new": 2, "earlier": {}}
+    assert snapshot.counts == expected
 
 
 def test_only_decided_comparisons_are_read_and_no_repeats_calibration_or_regression(
@@ -113,14 +118,16 @@ def test_ties_are_kept_and_counted(session: Session, store: ArtifactStore) -> No
     assert [row.p_b for row in read(store, snapshot.location)] == [pytest.approx(1 / 6), 0.5]
 
 
-def test_the_digest_is_of_the_lines_and_an_equal_snapshot_is_the_same(session: Session, store: ArtifactStore) -> None:
+def test_the_digest_is_of_the_lines_and_an_equal_snapshot_shares_the_file(
+    session: Session, store: ArtifactStore
+) -> None:
     project = make_project(session)
     first = freeze(session, store, project)
     file = store.resolve(first.location)
     assert hashlib.sha256(gzip.decompress(file.read_bytes())).hexdigest() == first.digest
     written = file.read_bytes()
     again = freeze(session, store, project)
-    assert again.id == first.id
+    assert (again.digest, again.location) == (first.digest, first.location)
     decided(session, project, factories.prompt(session, project), [factories.user(session).id], preferences=(1,))
     other = freeze(session, store, project)
     assert other.digest != first.digest
@@ -148,25 +155,3 @@ def test_responses_cut_by_length_are_marked(session: Session) -> None:
     session.flush()
     after = pair_rows(session, project)
     assert [(row.finished_a, row.finished_b) for row in after] == [(False, True)]
-
-
-def test_limits_draw_comparisons_of_each_split_by_the_seed() -> None:
-    def row(number: int, split: str) -> PairRow:
-        return PairRow(
-            comparison_id=number,
-            prompt_id=number,
-            messages=({"role": "user", "content": "?"},),
-            response_a="a",
-            response_b="b",
-            preference=1,
-            p_b=0.75,
-            split=split,
-        )
-
-    rows = [row(n, "train" if n < 30 else "heldout") for n in range(40)]
-    drawn = draw(rows, {"train": 10, "heldout": 4}, seed=1)
-    assert [r.split for r in drawn] == ["train"] * 10 + ["heldout"] * 4
-    assert [r.comparison_id for r in drawn] == sorted({r.comparison_id for r in drawn})
-    assert drawn == draw(rows, {"train": 10, "heldout": 4}, seed=1)
-    assert drawn != draw(rows, {"train": 10, "heldout": 4}, seed=2)
-    assert draw(rows, {"train": None, "heldout": 10}, seed=1) == rows
