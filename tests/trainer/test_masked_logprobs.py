@@ -1,9 +1,12 @@
+"""Masked statistics and log-probs against hand arithmetic and the slow reference."""
+
 import math
 
 import pytest
 import torch
 
-from trainer.algorithms.logprobs import entropy, scatter_to_mask, sequence_logps, token_logps
+from tests.trainer import reference
+from trainer.algorithms.logprobs import entropy, projected_logps, scatter_to_mask, sequence_logps, token_logps
 from trainer.algorithms.masked import masked_mean, masked_var, masked_whiten
 
 VALUES = torch.tensor([[1.0, 2.0, 99.0], [6.0, -50.0, float("nan")]])
@@ -60,3 +63,108 @@ def test_scatter_and_sequence_sums_follow_row_order() -> None:
     sequence_logps(logps, mask)[0].backward()
     assert logps.grad is not None
     assert logps.grad.tolist() == [1, 1, 0]
+
+
+# ---- log-probs from hidden states ------------------------------------------------------------------------------------
+
+N, H, V = 13, 6, 37
+
+
+def problem(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Hidden states (N, H), a head (V, H), tokens (N,), and what comes from above (N,)."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(N, H, generator=generator, dtype=torch.float64).to(dtype)
+    weight = torch.randn(V, H, generator=generator, dtype=torch.float64).to(dtype)
+    tokens = torch.randint(V, (N,), generator=generator)
+    return hidden, weight, tokens, torch.randn(N, generator=generator)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 2.0])
+def test_projected_logps_and_entropies_equal_the_slow_reference(temperature: float) -> None:
+    hidden, weight, tokens, _ = problem()
+    ours = projected_logps(hidden, weight, tokens, temperature, chunk=4, with_entropy=True)
+    assert ours.entropy is not None
+    logits = (hidden.double() @ weight.double().T).tolist()
+    for i, row in enumerate(logits):
+        assert ours.logps[i].item() == pytest.approx(reference.log_prob(row, int(tokens[i]), temperature), rel=1e-5)
+        assert ours.entropy[i].item() == pytest.approx(reference.entropy(row, temperature), rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("with_entropy", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("chunk", [1, 4, N, 100])
+@pytest.mark.parametrize("learns", ["hidden", "weight", "both"])
+@pytest.mark.parametrize("kept_logits", [0, N * V])
+def test_projected_gradients_equal_autograds_in_float64(
+    learns: str, chunk: int, temperature: float, with_entropy: bool, kept_logits: int
+) -> None:
+    hidden, weight, tokens, above = problem()
+    exact = [tensor.double().requires_grad_() for tensor in (hidden, weight)]
+    logps = torch.log_softmax(exact[0] @ exact[1].T / temperature, -1)[torch.arange(N), tokens]
+    logps.backward(above.double())
+
+    hidden.requires_grad_(learns != "weight")
+    weight.requires_grad_(learns != "hidden")
+    ours = projected_logps(hidden, weight, tokens, temperature, chunk, with_entropy, kept_logits)
+    ours.logps.backward(above)
+    torch.testing.assert_close(ours.logps, logps.float())
+    for tensor, expected in zip((hidden, weight), exact, strict=True):
+        if tensor.requires_grad:
+            assert expected.grad is not None
+            torch.testing.assert_close(tensor.grad, expected.grad.float(), rtol=1e-4, atol=1e-5)
+        else:
+            assert tensor.grad is None
+    assert (ours.entropy is not None) == with_entropy
+    assert ours.entropy is None or not ours.entropy.requires_grad
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_projected_logps_of_no_tokens(learns: bool) -> None:
+    hidden, weight, tokens, _ = problem()
+    weight.requires_grad_(learns)
+    empty = hidden[:0].requires_grad_()
+    for kept_logits in (0, 100):
+        ours = projected_logps(empty, weight, tokens[:0], with_entropy=True, kept_logits=kept_logits)
+        assert ours.logps.shape == (0,)
+        assert ours.entropy is not None
+        assert ours.entropy.shape == (0,)
+        ours.logps.sum().backward()
+
+
+def test_projected_logps_in_bfloat16_have_float32_digits() -> None:
+    hidden, weight, tokens, above = problem(torch.bfloat16)
+    hidden.requires_grad_()
+    ours = projected_logps(hidden, weight, tokens, chunk=4)
+    ours.logps.backward(above)
+    logits = (hidden.detach() @ weight.T).float()  # what a head in bfloat16 gives
+    assert ours.logps.dtype == torch.float32
+    torch.testing.assert_close(ours.logps.detach(), token_logps(logits, tokens))
+    exact = hidden.detach().double().requires_grad_()
+    token_logps_64 = torch.log_softmax(exact @ weight.double().T, -1)[torch.arange(N), tokens]
+    token_logps_64.backward(above.double())
+    assert hidden.grad is not None
+    assert exact.grad is not None
+    assert (hidden.grad.double() - exact.grad).abs().max() < 0.03 * exact.grad.abs().max()
+
+
+def test_nothing_of_the_vocabularys_size_is_kept_for_backward() -> None:
+    hidden, weight, tokens, _ = problem()
+    sizes: list[int] = []
+    hidden.requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (sizes.append(t.numel()), t)[1], lambda t: t):
+        projected_logps(hidden, weight, tokens, chunk=4).logps.sum().backward()
+        assert 0 < max(sizes) <= N * H
+        sizes.clear()
+        token_logps(hidden @ weight.T, tokens).sum().backward()
+        assert max(sizes) == N * V  # so the test would notice
+
+
+def test_gradients_do_not_depend_on_the_chunk_or_on_other_rows() -> None:
+    hidden, weight, tokens, above = problem()
+    hidden.requires_grad_()
+    projected_logps(hidden, weight, tokens, chunk=5).logps.backward(above)
+    assert hidden.grad is not None
+    for i in range(N):
+        row = hidden[i : i + 1].detach().requires_grad_()
+        projected_logps(row, weight, tokens[i : i + 1]).logps.backward(above[i : i + 1])
+        torch.testing.assert_close(row.grad, hidden.grad[i : i + 1])
