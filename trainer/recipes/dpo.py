@@ -1,34 +1,57 @@
-"""Direct preference optimisation on a snapshot (Rafailov et al. 2023): the policy is its own reward model."""
+"""Preference optimisation without sampling: DPO (Rafailov et al. 2023), where the policy is its own reward model, and
+its family (`trainer.algorithms.preference`).
+"""
 
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from app.artifacts import ArtifactStore
+from app.errors import InvalidInput
 from app.specs import DPOSpec
-from trainer.algorithms.preference import dpo_loss, implicit_rewards, log_ratio_margin
+from trainer.algorithms.preference import (
+    REFERENCE_FREE,
+    PairLogps,
+    kto_reference_point,
+    preference_loss,
+    preference_rewards,
+)
 from trainer.checkpoints import Checkpoints
-from trainer.data import ChatEncoder, Pair, encode_pairs, read_pairs, require_pairs, slice_names
+from trainer.data import (
+    MIN_PAIRS,
+    ChatEncoder,
+    TokenSequence,
+    encode_pairs,
+    encode_thumbs,
+    read_pairs,
+    read_thumbs,
+    require_pairs,
+    slice_names,
+)
 from trainer.modeling import (
     Policy,
-    completion_outputs,
     device,
+    load_causal_lm,
     load_policy_and_reference,
     load_tokenizer,
     resolve,
     save_policy,
     seed_everything,
 )
-from trainer.packing import Packed, pack, packed_length, token_parts
+from trainer.packing import pack, packed_length
+from trainer.reference_logps import Group, completion_logps, reference_logps
 from trainer.reporting import PolicyResult, Reporter
-from trainer.training import Training, deal, sum_over_processes
+from trainer.training import Training, sum_over_processes
 
-FORWARD_TOKENS = 2048  # forwarded at once without gradients; logits are what takes memory
+CHOSEN, REJECTED = 0, 1  # rows of every (2, N) below; a response that was liked stands with the chosen ones
+
+LogpsOf = Callable[..., Tensor]  # the policy's `completion_logps` of groups, `tick` optional
 
 
 def train(
@@ -38,59 +61,64 @@ def train(
     folder: Path,
     checkpoints: Checkpoints | None = None,
 ) -> PolicyResult:
-    """Trains on the snapshot's `train` rows with a winner, measures on `heldout` ones, saves to `folder`.
+    """Trains on the snapshot's `train` rows with a winner, and on thumbs; measures on `heldout` rows; saves to `folder`.
 
     Raises:
-        InvalidInput: too few comparisons with a winner.
+        InvalidInput: too few rows to learn from, or thumbs for a loss that needs pairs.
         ModelUnavailable: policy or reference does not load.
         StorageFull: no room for a checkpoint or the model; checkpoints saved before stay.
         RunCancelled, TrainingDiverged: no model is saved.
     """
     started = time.monotonic()
 
-    # 1. Data, before anything that takes time. A tie says nothing about which response to make likelier.
-    policy_ref, reference_ref = resolve(store, spec.policy), resolve(store, spec.reference)
+    # 1. Data, before anything that takes time.
+    policy_ref = resolve(store, spec.policy)
+    reference_ref = None if spec.loss in REFERENCE_FREE else resolve(store, spec.reference)
     tokenizer = load_tokenizer(policy_ref)
-    pad_id = tokenizer.pad_token_id
-    rows = read_pairs(store.resolve(spec.snapshot))
-    encoded = encode_pairs(rows, ChatEncoder(tokenizer, spec.max_length), close_cut=False)
-    require_pairs(encoded.train, "DPO")
-    train_pairs = [pair for pair in encoded.train if not pair.tied]
-    heldout = [pair for pair in encoded.heldout if not pair.tied]
+    train_rows, heldout, dropped = read_rows(spec, store, ChatEncoder(tokenizer, spec.max_length))
 
     # 2. Models; the seed fixes the adapters and the order of the rows.
     seed_everything(spec.seed)
-    causal, reference = load_policy_and_reference(policy_ref, reference_ref, spec.lora)
+    if reference_ref is None:
+        causal, reference = load_causal_lm(policy_ref, spec.lora, trainable=True), None
+    else:
+        causal, reference = load_policy_and_reference(policy_ref, reference_ref, spec.lora)
     policy = Policy(causal)
+    layout = {"share": policy.share, "pad_id": tokenizer.pad_token_id}
 
-    # 3. The reference never changes: its log-probs are computed once.
-    def measure(model: Any, pairs: Sequence[Pair], message: str) -> Tensor:
-        return pair_logps(model, pairs, policy.share, pad_id, lambda n: reporter.progress(n, len(pairs), message))
-
-    with reference() as reference_model:
-        train_reference = measure(reference_model, train_pairs, "log-probs of the reference")
-        heldout_reference = measure(reference_model, heldout, "log-probs of the reference")
+    # 3. The reference never changes: what it says is computed once, and needed no more once that is known.
+    if reference is not None and reference_ref is not None:
+        with reference() as model:
+            for rows in (train_rows, heldout):
+                tick = partial(reporter.progress, total=len(rows.groups), message="log-probs of the reference")
+                rows.keep(reference_logps(store, reference_ref, model, rows.groups, tick=tick, **layout))
+        del reference, model
 
     # 4. Where we start from. A policy that starts as its reference has just been measured.
-    training = Training(policy, spec.optimiser, len(train_pairs), seed=spec.seed, checkpoints=checkpoints)
-    if training.resumed is None:
-        same = policy_ref == reference_ref
-        start = heldout_reference if same else measure(causal, heldout, "held-out comparisons")
-        report_heldout(spec, 0, heldout, start, heldout_reference, reporter)
+    training = Training(policy, spec.optimiser, len(train_rows.examples), seed=spec.seed, checkpoints=checkpoints)
+    logps_of: LogpsOf = partial(completion_logps, training.model, **layout)
+    values: dict[str, float] = {}
+    if training.resumed is not None:
+        values = training.resumed.state["values"]
+    elif policy_ref == reference_ref and heldout.reference is not None:
+        report_heldout(spec, 0, heldout, heldout.reference, torch.zeros(()), reporter)
+    else:
+        measure_heldout(spec, 0, heldout, logps_of, reporter)
 
     # 5. Train.
-    lengths = [packed_length(pair.sequences, policy.share) for pair in train_pairs]
-    weights = torch.tensor([pair.row.weight for pair in train_pairs])
+    lengths = [packed_length(example.sequences, policy.share) for example in train_rows.examples]
     for batch in training.batches(lengths):
-        total_weight = float(weights[batch].sum())
+        z = train_rows.reference_point(logps_of, batch)
+        total = float(train_rows.shares[batch].sum())
         logps, losses = torch.zeros(2, len(batch)), torch.zeros(1)
         for part in training.parts(batch, lengths):
             reporter.progress(training.steps, training.total_steps, "training the policy")
-            packed = pack_pairs([train_pairs[i] for i in part.rows], policy.share, pad_id)
-            part_logps = split_pairs(packed.per_sequence(training.model(packed).logps))
-            h = log_ratio_margin(*part_logps, *train_reference[:, part.rows].to(part_logps.device))
-            row_losses = dpo_loss(h, spec.beta, spec.label_smoothing)
-            loss = (weights[part.rows].to(h.device) * row_losses).sum() / total_weight
+            examples = [train_rows.examples[i] for i in part.rows]
+            packed = pack([s for example in examples for s in example.sequences], tokenizer.pad_token_id, policy.share)
+            packed = packed.to(device())
+            part_logps = by_kind(packed.per_sequence(training.model(packed).logps), examples)
+            row_losses = losses_of(spec, train_rows.pairs(part_logps, part.rows), z.to(part_logps.device))
+            loss = (train_rows.weights[part.rows].to(row_losses.device) * row_losses).sum() / total
             training.backward(loss, part)
             if part.counts:
                 logps[:, part.places] = part_logps.detach().cpu()
@@ -98,73 +126,194 @@ def train(
                 training.tokens += packed.tokens
         logps, losses = sum_over_processes(logps), sum_over_processes(losses)
         grad_norm, lr = training.step(float(losses))
-        values = statistics(spec, logps, train_reference[:, batch])
-        reporter.metrics(training.steps, values | {"loss": float(losses), "grad_norm": grad_norm, "lr": lr})
+        values = statistics(spec, train_rows.pairs(logps, batch), z) | {"loss": float(losses)}
+        reporter.metrics(training.steps, values | {"grad_norm": grad_norm, "lr": lr})
         training.save_if_due({"values": values})
 
     # 6. Where we ended; save.
-    after = measure(causal, heldout, "held-out comparisons")
-    values = report_heldout(spec, training.steps, heldout, after, heldout_reference, reporter)
+    values |= measure_heldout(spec, training.steps, heldout, logps_of, reporter)
     save_policy(causal, tokenizer, folder)
-    return PolicyResult(values, len(train_pairs), encoded.dropped, training.tokens, time.monotonic() - started)
+    return PolicyResult(values, len(train_rows.examples), dropped, training.tokens, time.monotonic() - started)
 
 
-def pack_pairs(pairs: Sequence[Pair], share: bool, pad_id: int) -> Packed:
-    """Chosen and rejected of each pair, one after the other, on the device."""
-    return pack([sequence for pair in pairs for sequence in pair.sequences], pad_id, share).to(device())
+# ---- rows ------------------------------------------------------------------------------------------------------------
 
 
-def split_pairs(values: Tensor) -> Tensor:
-    """(2, B), chosen first, of the values (2 B,) of packed pairs."""
-    return values.view(-1, 2).T
+class Example(NamedTuple):
+    """What an entry of a batch is made of: a pair, or one response where there is no rival."""
+
+    sequences: tuple[TokenSequence, ...]
+    kinds: tuple[int, ...]  # CHOSEN or REJECTED, of each
+    weight: float
+    slices: dict[str, str]
 
 
-@torch.no_grad()
-def pair_logps(
-    model: Any, pairs: Sequence[Pair], share: bool, pad_id: int, tick: Callable[[int], None] = lambda done: None
-) -> Tensor:
-    """Log-probs (2, N) of the chosen and rejected completions of any number of pairs, on the CPU, batched by length."""
-    logps = torch.zeros(2, len(pairs))
-    lengths = [packed_length(pair.sequences, share) for pair in pairs]
-    done = 0
-    for part, counts in deal(token_parts(range(len(pairs)), lengths, len(pairs), FORWARD_TOKENS)):
-        tick(done)
-        packed = pack_pairs([pairs[i] for i in part], share, pad_id)
-        part_logps = split_pairs(packed.per_sequence(completion_outputs(model, packed).logps))
-        if counts:
-            logps[:, part] = part_logps.cpu()
-            done += len(part)
-    return sum_over_processes(logps)
+class Rows:
+    """N examples with all that never changes about them, (2, N), 0 where there is no such response.
+
+    Attributes:
+        weights: (N,) how much each counts in the loss.
+        shares: (N,) what the loss is divided by: a single response is half a pair.
+        lengths: tokens of the completions.
+        strangers: for KTO, each example's prompt with the completions of another prompt; else empty.
+        reference: log-probs of the reference; None for a loss without one.
+    """
+
+    def __init__(self, examples: list[Example], strangers: list[Group]) -> None:
+        self.examples, self.strangers = examples, strangers
+        self.weights = torch.tensor([example.weight for example in examples])
+        self.shares = torch.tensor([example.weight * len(example.sequences) / 2 for example in examples])
+        tokens = [float(len(sequence.completion)) for example in examples for sequence in example.sequences]
+        self.lengths = by_kind(torch.tensor(tokens), examples)
+        self.reference: Tensor | None = None
+        self.strangers_reference: list[Tensor] = []
+
+    @property
+    def groups(self) -> list[Group]:
+        """All that a reference is asked about."""
+        return [example.sequences for example in self.examples] + self.strangers
+
+    def keep(self, reference_logps: Tensor) -> None:
+        """Takes the reference's log-probs (S,) of all completions in `groups`."""
+        split = [*reference_logps.split([len(group) for group in self.groups])]
+        self.reference = by_kind(torch.cat([torch.zeros(0), *split[: len(self.examples)]]), self.examples)
+        self.strangers_reference = split[len(self.examples) :]
+
+    def pairs(self, policy_logps: Tensor, rows: Sequence[int]) -> PairLogps:
+        """What the losses read of these rows, whose log-probs (2, B) under the policy are given."""
+        reference = self.reference[:, rows].to(policy_logps.device) if self.reference is not None else None
+        return PairLogps(policy_logps, reference, self.lengths[:, rows].to(policy_logps.device))
+
+    def reference_point(self, logps_of: LogpsOf, rows: Sequence[int]) -> Tensor:
+        """KTO's z () by the policy as it is, of a whole batch however it is split; 0 where there are no strangers."""
+        if not self.strangers:
+            return torch.zeros(())
+        strangers_reference = torch.cat([self.strangers_reference[i] for i in rows])
+        return kto_reference_point(logps_of([self.strangers[i] for i in rows]) - strangers_reference)
+
+
+def read_rows(spec: DPOSpec, store: ArtifactStore, encoder: ChatEncoder) -> tuple[Rows, Rows, tuple[str, ...]]:
+    """Training and held-out rows, and why others were left out. Raises InvalidInput where there is too little."""
+    encoded = encode_pairs(read_pairs(store.resolve(spec.snapshot)), encoder, close_cut=False)
+    # A tie says nothing about which response to make likelier.
+    train, heldout = (
+        [Example(p.sequences, (CHOSEN, REJECTED), p.row.weight, p.row.slices) for p in pairs if not p.tied]
+        for pairs in (encoded.train, encoded.heldout)
+    )
+    dropped = encoded.dropped
+    if spec.loss != "kto":
+        if spec.thumbs:
+            raise InvalidInput(
+                f"The loss {spec.loss} compares responses: thumbs are of no use to it.", "Choose KTO, or no thumbs."
+            )
+        require_pairs(encoded.train, "DPO" if spec.loss == "dpo" else f"Preference optimisation ({spec.loss})")
+        return Rows(train, []), Rows(heldout, []), dropped
+
+    if spec.thumbs:
+        thumbs, thumbs_dropped = encode_thumbs(read_thumbs(store.resolve(spec.thumbs)), encoder)
+        train += [
+            Example((t.sequence,), (CHOSEN if t.row.liked else REJECTED,), t.row.weight, t.row.slices) for t in thumbs
+        ]
+        dropped += thumbs_dropped
+    liked, disliked = (sum(kind in example.kinds for example in train) for kind in (CHOSEN, REJECTED))
+    if min(liked, disliked) < MIN_PAIRS:
+        raise InvalidInput(
+            f"KTO needs at least {MIN_PAIRS} responses that were liked and as many that were not; "
+            f"there are {liked} and {disliked}.",
+            "Collect more judgments, or a thumbs file with both kinds.",
+        )
+    strangers = strangers_of(train, encoder)
+    if not strangers:
+        raise InvalidInput(
+            "KTO compares responses with those to other prompts, and all of these answer the same one.",
+            "Collect judgments on more prompts, or choose another loss.",
+        )
+    return Rows(train, strangers), Rows(heldout, strangers_of(heldout, encoder)), dropped
+
+
+def strangers_of(examples: Sequence[Example], encoder: ChatEncoder) -> list[Group]:
+    """Each example's prompt with the completions of the next one whose prompt is another; empty where none is.
+
+    Fixed once, as shuffling would change what the reference must be asked; the field's code does so too.
+    """
+    prompts = [tuple(example.sequences[0].prompt) for example in examples]
+    if len(set(prompts)) < 2:
+        return []
+    strangers: list[Group] = []
+    for i, prompt in enumerate(prompts):
+        other = next(j % len(prompts) for j in range(i + 1, i + len(prompts)) if prompts[j % len(prompts)] != prompt)
+        fitted = encoder.fit(list(prompt), [sequence.completion for sequence in examples[other].sequences])
+        assert fitted is not None  # they fitted their own prompts' room, which did not depend on the prompt
+        strangers.append(fitted)
+    return strangers
+
+
+def by_kind(values: Tensor, examples: Sequence[Example]) -> Tensor:
+    """(2, N), chosen first, of the values (S,) of all examples' sequences; 0 where an example has no such response."""
+    kinds = torch.tensor([kind for example in examples for kind in example.kinds], dtype=torch.long)
+    columns = torch.tensor([n for n, example in enumerate(examples) for _ in example.kinds], dtype=torch.long)
+    table = torch.zeros(2, len(examples), dtype=values.dtype, device=values.device)
+    return table.index_put((kinds.to(values.device), columns.to(values.device)), values)
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def losses_of(spec: DPOSpec, pairs: PairLogps, z: Tensor) -> Tensor:
+    """The spec's loss (B,)."""
+    return preference_loss(
+        spec.loss,
+        pairs,
+        beta=spec.beta,
+        label_smoothing=spec.label_smoothing,
+        length_average=spec.length_average,
+        gamma=spec.gamma,
+        desirable_weight=spec.desirable_weight,
+        undesirable_weight=spec.undesirable_weight,
+        kto_z=z,
+        nll_weight=spec.nll_weight,
+    )
+
+
+def measure_heldout(spec: DPOSpec, step: int, heldout: Rows, logps_of: LogpsOf, reporter: Reporter) -> dict[str, float]:
+    """Runs the policy on held-out rows and reports them; returns the metrics of all rows."""
+    everything = range(len(heldout.examples))
+    tick = partial(reporter.progress, total=len(heldout.examples), message="held-out comparisons")
+    logps = logps_of([example.sequences for example in heldout.examples], tick=tick)
+    z = heldout.reference_point(logps_of, everything)
+    return report_heldout(spec, step, heldout, by_kind(logps, heldout.examples), z, reporter)
 
 
 def report_heldout(
-    spec: DPOSpec, step: int, pairs: Sequence[Pair], policy_logps: Tensor, reference_logps: Tensor, reporter: Reporter
+    spec: DPOSpec, step: int, heldout: Rows, logps: Tensor, z: Tensor, reporter: Reporter
 ) -> dict[str, float]:
-    """Reports the metrics of held-out pairs, by slice too; returns those of all pairs, none where there is no pair."""
+    """Reports metrics of log-probs (2, N), by slice too; returns those of all rows, none where there is no row."""
     members: dict[str, list[int]] = defaultdict(list)
-    for i, pair in enumerate(pairs):
-        for name in ["", *slice_names(pair.row.slices)]:
+    for i, example in enumerate(heldout.examples):
+        for name in ["", *slice_names(example.slices)]:
             members[name].append(i)
     measured = {
-        name: statistics(spec, policy_logps[:, indices], reference_logps[:, indices], "eval_")
-        for name, indices in members.items()
+        name: statistics(spec, heldout.pairs(logps[:, rows], rows), z, "eval_") for name, rows in members.items()
     }
     for name, values in measured.items():
         reporter.metrics(step, values, name)
     return measured.get("", {})
 
 
-def statistics(spec: DPOSpec, policy_logps: Tensor, reference_logps: Tensor, prefix: str = "") -> dict[str, float]:
-    """The field's metrics of log-probs (2, B) each, chosen first; means over rows."""
-    rewards = implicit_rewards(policy_logps, reference_logps, spec.beta)
-    losses = dpo_loss(log_ratio_margin(*policy_logps, *reference_logps), spec.beta, spec.label_smoothing)
-    values = {
-        "loss": losses.mean(),
-        "rewards/chosen": rewards[0].mean(),
-        "rewards/rejected": rewards[1].mean(),
-        "rewards/accuracies": (rewards[0] > rewards[1]).float().mean(),
-        "rewards/margins": (rewards[0] - rewards[1]).mean(),
-        "logps/chosen": policy_logps[0].mean(),
-        "logps/rejected": policy_logps[1].mean(),
-    }
+def statistics(spec: DPOSpec, pairs: PairLogps, z: Tensor, prefix: str = "") -> dict[str, float]:
+    """The field's metrics of a batch, means over the responses that are there; a single response has no margin."""
+    rewards = preference_rewards(spec.loss, pairs, spec.beta)
+    there = pairs.lengths > 0
+    values = {"loss": losses_of(spec, pairs, z).sum() * 2 / there.sum()}
+    for kind, name in ((CHOSEN, "chosen"), (REJECTED, "rejected")):
+        if there[kind].any():
+            values[f"rewards/{name}"] = rewards[kind, there[kind]].mean()
+            values[f"logps/{name}"] = pairs.policy[kind, there[kind]].mean()
+    if (both := there.all(0)).any():
+        margins = rewards[CHOSEN, both] - rewards[REJECTED, both]
+        values |= {"rewards/accuracies": (margins > 0).float().mean(), "rewards/margins": margins.mean()}
+    if spec.loss == "kto":
+        values["kl"] = z  # TRL's name
+    if (spec.nll_weight or spec.loss == "orpo") and there[CHOSEN].any():
+        values["nll_loss"] = -pairs.averages[CHOSEN, there[CHOSEN]].mean()
     return {prefix + name: float(value) for name, value in values.items()}
