@@ -6,32 +6,36 @@ from threading import Event
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from sqlalchemy import delete
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.artifacts import ArtifactStore, digest_folder
-from app.errors import PrefloopError
+from app.errors import InvalidInput, PrefloopError
 from app.models import Metric, Run
-from app.queue import enqueue_run
 from app.rounds import service as rounds
 from app.rounds.service import NewSample
+from app.settings import Settings
 from app.specs import RUN_SPEC, DPOSpec, EvaluateSpec, PPOSpec, RewardSpec, RunSpec, SampleSpec
+from trainer.checkpoints import Checkpoints
 from trainer.recipes import dpo, evaluate, ppo, reward, sample
 from trainer.recipes.sample import Completion, OnCompletions
-from trainer.recording import RunLost, RunRecorder, WorkerStopping, patiently
+from trainer.recording import RunLost, RunRecorder, WorkerStopping, is_outage, patiently
 from trainer.reporting import PolicyResult, RewardResult, RunCancelled
 
 log = logging.getLogger(__name__)
 
-# A run that was started this often and never ended kills its worker, most probably by taking all memory.
+# A run that was started this often without writing a checkpoint kills its worker, most probably by taking all memory.
 MAX_ATTEMPTS = 3
 
 
 class Runner:
     """Executes runs, one at a time. `stopping` is set when the worker must end."""
 
-    def __init__(self, sessions: sessionmaker[Session], store: ArtifactStore, stopping: Event) -> None:
-        self.sessions, self.store, self.stopping = sessions, store, stopping
+    def __init__(
+        self, sessions: sessionmaker[Session], store: ArtifactStore, stopping: Event, settings: Settings
+    ) -> None:
+        self.sessions, self.store, self.stopping, self.settings = sessions, store, stopping, settings
         self.current: RunRecorder | None = None
 
     def execute(self, run_id: int) -> None:
@@ -55,6 +59,7 @@ class Runner:
         except RunCancelled:
             log.info("Run %d was cancelled.", run_id)
             self._end(recorder, rounds.run_cancelled)
+            self.store.remove(rounds.checkpoints_of(run_id))
         except Exception as error:
             log.exception("Run %d (%s) failed", run_id, spec.kind)
             message = describe(error)
@@ -64,41 +69,49 @@ class Runner:
 
     def give_back(self) -> None:
         """Returns the current run to the queue, as if this attempt had not been."""
-        recorder = self.current
-        if recorder is None:
-            return
-
-        def requeue(session: Session, run: Run) -> None:
-            run.state = "queued"
-            run.attempts -= 1  # it was not the run that ended the worker
-            enqueue_run(session, run.id)
-
-        self._end(recorder, requeue)
+        if self.current is not None:
+            self._end(self.current, rounds.run_given_back)
 
     def _take(self, run_id: int) -> tuple[RunSpec, RunRecorder] | None:
-        """Marks the run as ours; None where there is nothing left to do for it."""
-        with self.sessions.begin() as session:
-            run = session.get(Run, run_id, with_for_update={"key_share": True})
-            if run is None or run.state not in ("queued", "running"):
-                return None
-            if run.cancel_requested:
-                rounds.run_cancelled(session, run)
-                return None
-            if run.attempts >= MAX_ATTEMPTS:
-                doing = run.progress_message or "starting"
-                rounds.run_failed(
-                    session,
-                    run,
-                    f"The worker died {run.attempts} times while {doing}; it probably ran out of memory. "
-                    "Use a smaller model, shorter responses or a machine with more memory, then retry.",
-                )
-                return None
+        """Marks the run as ours; None where there is nothing left to do for it, or nothing that can be done."""
+        try:
+            with self.sessions.begin() as session:
+                return self._begin(session, run_id)
+        except Exception as error:
+            if is_outage(error):
+                raise
+            # A run that cannot begin now never can: on the queue it would wait for ever.
+            log.exception("Run %d cannot begin", run_id)
+            message = describe(error)
+            with self.sessions.begin() as session:
+                rounds.run_failed(session, session.get_one(Run, run_id, with_for_update={"key_share": True}), message)
+            return None
+
+    def _begin(self, session: Session, run_id: int) -> tuple[RunSpec, RunRecorder] | None:
+        run = session.get(Run, run_id, with_for_update={"key_share": True})
+        if run is not None and run.state in ("queued", "running") and run.cancel_requested:
+            rounds.run_cancelled(session, run)
+        if run is None or run.state not in ("queued", "running"):
+            if run is not None and run.state == "cancelled":
+                self.store.remove(rounds.checkpoints_of(run_id))
+            return None
+        if run.attempts_since_checkpoint >= MAX_ATTEMPTS:
+            doing = run.progress_message or "starting"
+            rounds.run_failed(
+                session,
+                run,
+                f"The worker died {run.attempts_since_checkpoint} times while {doing}; it probably ran out of memory. "
+                "Use a smaller model, shorter responses or a machine with more memory, then retry.",
+            )
+            return None
+        if not self.store.exists(rounds.checkpoints_of(run_id)):
+            # From a checkpoint the run repeats itself, and writes over what it had recorded after it.
             session.execute(delete(Metric).where(Metric.run_id == run_id))
-            rounds.run_started(session, run)
-            assert run.started_at is not None
-            log.info("Run %d (%s) starts, attempt %d.", run_id, run.kind, run.attempts)
-            spec = RUN_SPEC.validate_python(run.spec)
-            return spec, RunRecorder(self.sessions, run_id, run.started_at, self.stopping)
+            self.store.remove(rounds.samples_of(run_id))
+        rounds.run_started(session, run)
+        assert run.started_at is not None
+        log.info("Run %d (%s) starts, attempt %d.", run_id, run.kind, run.attempts)
+        return _spec_of(run), RunRecorder(self.sessions, run_id, run.started_at, self.stopping, self.store)
 
     def _run(self, spec: RunSpec, recorder: RunRecorder) -> None:
         digest = None
@@ -112,27 +125,45 @@ class Runner:
 
         def finish(session: Session, run: Run) -> None:
             recorder.write_metrics(session)
-            rounds.run_finished(session, self.store, run, result, digest)
+            rounds.run_finished(session, self.store, run, result, digest, self.settings.sampling_server)
 
         self._end(recorder, finish)
+        self.store.remove(rounds.checkpoints_of(recorder.run_id))
         log.info("Run %d (%s) is done.", recorder.run_id, spec.kind)
 
     def _train(self, spec: RewardSpec | DPOSpec | PPOSpec, recorder: RunRecorder) -> tuple[dict[str, Any], str]:
         """Trains into the store; the model's folder appears whole, before the run's row says so."""
         location = rounds.output_of(recorder.run_id)
+        checkpoints = self._checkpoints(spec, recorder)
         with self.store.folder(location) as folder:
             result: RewardResult | PolicyResult
             match spec:
                 case RewardSpec():
                     result = reward.train(spec, self.store, recorder, folder)
                 case DPOSpec():
-                    result = dpo.train(spec, self.store, recorder, folder)
+                    result = dpo.train(spec, self.store, recorder, folder, checkpoints)
                 case PPOSpec():
                     result = ppo.train(spec, self.store, recorder, folder)
             # Last look before the folder appears: a worker that slept through its own replacement must not put its
             # model in the place of the one that is recorded.
             patiently(recorder.flush)
         return result._asdict(), digest_folder(self.store.resolve(location))
+
+    def _checkpoints(self, spec: RunSpec, recorder: RunRecorder) -> Checkpoints:
+        """The run's checkpoints; each one written counts as progress."""
+
+        def write() -> None:
+            with recorder.held() as (_session, run):
+                rounds.run_progressed(run)
+
+        return Checkpoints(
+            self.store,
+            rounds.checkpoints_of(recorder.run_id),
+            spec,
+            self.settings.checkpoint_seconds,
+            self.settings.checkpoints_kept,
+            on_saved=lambda _step: patiently(write),
+        )
 
     def _sample(self, spec: SampleSpec, recorder: RunRecorder) -> dict[str, Any]:
         """Goes on where an attempt before this one ended."""
@@ -168,6 +199,19 @@ class Runner:
             patiently(write)
         except RunLost as error:
             log.warning("%s", error)
+
+
+def _spec_of(run: Run) -> RunSpec:
+    """Raises InvalidInput where another version of the program has written the run."""
+    try:
+        return RUN_SPEC.validate_python(run.spec)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InvalidInput(
+            f"The specification of run {run.id} cannot be read: {where}: {first['msg']}.",
+            "It was probably written by another version: start a new round.",
+        ) from error
 
 
 def describe(error: Exception) -> str:

@@ -113,7 +113,7 @@ class Worker:
         self.engine = engine
         self.sessions: sessionmaker[Session] = make_session_factory(engine)
         self.stopping = threading.Event()
-        self.runner = Runner(self.sessions, ArtifactStore(settings.artifacts_root), self.stopping)
+        self.runner = Runner(self.sessions, ArtifactStore(settings.artifacts_root), self.stopping, settings)
         conninfo = sqlalchemy_url(database_url).replace("+psycopg", "", 1)
         self.app = App(
             connector=PatientConnector(conninfo=conninfo, min_size=1, max_size=4, timeout=5, reconnect_timeout=3600)

@@ -9,9 +9,9 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from app.artifacts import ArtifactStore
 from app.db import make_session_factory
-from app.errors import ModelUnavailable
+from app.errors import InvalidInput, ModelUnavailable
 from app.models import Metric, Round, Run
-from app.rounds import service
+from app.rounds import service, stages
 from app.settings import Settings
 from tests import factories
 from tests.rounds.loop import config, jobs, last_run, make_project
@@ -20,7 +20,7 @@ from trainer import data
 from trainer.recipes import reward
 from trainer.recording import RunRecorder, patiently
 from trainer.reporting import Reporter
-from trainer.tasks import Runner, describe
+from trainer.tasks import MAX_ATTEMPTS, Runner, describe
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def sessions(engine: Engine) -> sessionmaker[Session]:
 
 @pytest.fixture
 def runner(sessions: sessionmaker[Session], settings: Settings) -> Runner:
-    return Runner(sessions, ArtifactStore(settings.artifacts_root), threading.Event())
+    return Runner(sessions, ArtifactStore(settings.artifacts_root), threading.Event(), settings)
 
 
 @pytest.fixture
@@ -150,6 +150,109 @@ def test_an_attempt_forgets_the_metrics_of_the_one_before(
     runner.execute(run.id)
     session.rollback()
     assert [metric.step for metric in session.scalars(select(Metric))] == [1]
+
+
+def test_a_run_that_goes_on_from_a_checkpoint_keeps_its_metrics(
+    session: Session, runner: Runner, round_: Round, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = last_run(session, round_)
+    session.add(Metric(run_id=run.id, name="loss", step=40, value=1.0))
+    session.commit()
+    with runner.store.folder(f"{service.checkpoints_of(run.id)}/step-00000040"):
+        pass
+    fail_with(monkeypatch, MemoryError())
+    runner.execute(run.id)
+    session.rollback()
+    assert sorted(metric.step for metric in session.scalars(select(Metric))) == [1, 40]
+    assert runner.store.exists(service.checkpoints_of(run.id))  # kept: a retry goes on from it
+
+
+def test_deaths_after_a_checkpoint_do_not_count(session: Session, runner: Runner, round_: Round) -> None:
+    run = last_run(session, round_)
+    for attempt in range(1, 3 * MAX_ATTEMPTS + 1):
+        taken = runner._take(run.id)
+        assert taken is not None, f"attempt {attempt} was refused"
+        spec, recorder = taken
+        runner._checkpoints(spec, recorder).save(attempt, {}, {})
+    run = reload(session, round_)
+    assert (run.attempts, run.attempts_since_checkpoint) == (3 * MAX_ATTEMPTS, 0)
+    for _ in range(MAX_ATTEMPTS):
+        assert runner._take(run.id) is not None
+    assert runner._take(run.id) is None
+    assert "The worker died 3 times" in (reload(session, round_).error or "")
+
+
+def test_checkpoints_go_with_a_cancelled_or_finished_run(
+    session: Session, runner: Runner, round_: Round, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = last_run(session, round_)
+    location = service.checkpoints_of(run.id)
+
+    def succeed(spec: object, store: object, reporter: RunRecorder, folder: Path) -> object:
+        runner._checkpoints(spec, reporter).save(1, {}, {})  # type: ignore[arg-type]
+        return data.EncodedPairs([], [], ())
+
+    monkeypatch.setattr(reward, "train", succeed)
+    runner.execute(run.id)
+    assert reload(session, round_).kind == "dpo"
+    assert not runner.store.exists(location)
+
+    waiting = last_run(session, round_)
+    with runner.store.folder(f"{service.checkpoints_of(waiting.id)}/step-00000001"):
+        pass
+    service.cancel(session, round_, factories.user(session, "operator"))
+    session.commit()
+    runner.execute(waiting.id)  # its job, still on the queue
+    assert not runner.store.exists(service.checkpoints_of(waiting.id))
+
+
+def test_a_run_that_cannot_begin_fails_by_name(session: Session, runner: Runner, round_: Round) -> None:
+    run = last_run(session, round_)
+    run.spec = run.spec | {"backbone": None}
+    session.commit()
+    runner.execute(run.id)
+    run = reload(session, round_)
+    assert (run.state, round_.state) == ("failed", "failed")
+    assert "specification of run" in (round_.error or "")
+    assert "backbone" in (round_.error or "")
+
+
+def test_a_run_left_over_by_an_ended_round_fails_and_leaves_the_round(
+    session: Session, runner: Runner, round_: Round
+) -> None:
+    run = last_run(session, round_)
+    round_.state = "done"
+    session.commit()
+    runner.execute(run.id)
+    run = reload(session, round_)
+    assert (run.state, round_.state, round_.error) == ("failed", "done", None)
+    assert "A round that is done cannot see its run started" in (run.error or "")
+
+
+def test_a_stage_that_cannot_begin_keeps_the_model_before_it(
+    session: Session, runner: Runner, round_: Round, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = last_run(session, round_)
+
+    def succeed(_spec: object, _store: object, _reporter: Reporter, folder: Path) -> object:
+        (folder / "model").write_text("trained")
+        return data.EncodedPairs([], [], ())
+
+    def refuse(*_: object) -> object:
+        raise InvalidInput("There is no prompt left.", "Import some.")
+
+    monkeypatch.setattr(reward, "train", succeed)
+    with monkeypatch.context() as broken:
+        broken.setattr(stages.Maker, "_policy_spec", refuse)
+        runner.execute(run.id)
+    assert reload(session, round_).state == "succeeded"
+    assert round_.state == "failed"
+    assert round_.error == "The stage “policy” could not begin. There is no prompt left. Import some."
+    assert round_.reward_model_id is not None
+    assert (runner.store.resolve(service.output_of(run.id)) / "model").read_text() == "trained"
+    service.retry(session, runner.store, round_, factories.user(session, "operator"))
+    session.commit()
+    assert (reload(session, round_).kind, round_.state, round_.error) == ("dpo", "policy", None)
 
 
 def test_the_database_is_waited_for_only_when_it_is_away() -> None:
