@@ -7,9 +7,9 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 from app.errors import Conflict, PrefloopError
 
@@ -40,6 +40,18 @@ class Reporter(Protocol):
             RunCancelled: a person cancelled the run.
         """
 
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Keeps a page of responses, a JSON object each, for a person to read. A step's page replaces its older one."""
+
+
+def with_page(pages: str, step: int, rows: Sequence[Mapping[str, Any]]) -> str:
+    """JSON lines of pages with that of `step` at their end.
+
+    A run that goes on from a checkpoint comes to a step again: what it wrote then, of this step or later, goes.
+    """
+    kept = [line for line in pages.splitlines() if json.loads(line)["step"] < step]
+    return "".join(f"{line}\n" for line in [*kept, *(json.dumps({"step": step, **row}) for row in rows)])
+
 
 class Metric(NamedTuple):
     """One recorded value."""
@@ -51,12 +63,16 @@ class Metric(NamedTuple):
 
 
 class ConsoleReporter:
-    """Keeps every metric in memory, prints to `stream`, and appends JSON lines to `path` where one is given."""
+    """Keeps every metric and page in memory, prints to `stream`, and appends JSON lines to `path` where one is given.
+
+    Pages of responses go to `samples.jsonl` beside it.
+    """
 
     def __init__(
         self, stream: IO[str] | None = sys.stderr, path: Path | None = None, every_seconds: float = 2.0
     ) -> None:
         self.recorded: list[Metric] = []
+        self.pages: dict[int, list[dict[str, Any]]] = {}
         self._stream, self._path, self._every = stream, path, every_seconds
         self._last_line = -math.inf
 
@@ -74,6 +90,12 @@ class ConsoleReporter:
         if self._stream is not None and (done >= total or now - self._last_line >= self._every):
             self._last_line = now
             print(f"{message or 'progress'} {done}/{total}", file=self._stream)
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.pages[step] = [dict(row) for row in rows]
+        if self._path is not None:
+            path = self._path.with_name("samples.jsonl")
+            path.write_text(with_page(path.read_text() if path.exists() else "", step, rows))
 
     def values(self, name: str, slice: str = "") -> list[float]:
         """The values of one metric in the order they were recorded."""
@@ -93,14 +115,19 @@ class RewardResult(NamedTuple):
     eval_accuracy: float | None
     eval_ece: float | None
     eval_length_bias: float | None
+    eval_accuracy_gap: float | None
+    """Accuracy on training pairs less that on held-out ones: how far the model has learned them by heart."""
     train_pairs: int
     heldout_pairs: int
     dropped: tuple[str, ...]
     """Why rows were left out, one sentence each with the comparisons' ids."""
-    gain: float
-    """What the head was multiplied by so that rewards have standard deviation 1 over the snapshot's responses."""
-    offset: float
-    """What the loader subtracts so that they have mean 0 (kept in the config: the head has no bias)."""
+    heads: tuple[str, ...]
+    gains: tuple[float, ...]
+    """What each head was multiplied by so that rewards have standard deviation 1 over the snapshot's responses."""
+    offsets: tuple[float, ...]
+    """What the loader subtracts so that they have mean 0 (kept in the config: heads have no bias)."""
+    reference_samples: int
+    """How many responses that mean and standard deviation are of."""
     tokens: int
     seconds: float
 

@@ -1,6 +1,6 @@
 """Reward models: a policy's trunk with scalar heads, made, run, saved, loaded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 from app.errors import ModelUnavailable
 from app.specs import Lora, ModelRef
+from trainer.checks import refuse_nan, refuse_pickles
 from trainer.data import end_of_turn_id
 from trainer.modeling import (
     can_share,
@@ -21,40 +22,84 @@ from trainer.modeling import (
     loading,
     lora_config,
     trunk_of,
-    weights_dtype,
+    trusts_remote_code,
+    working_dtype,
 )
 from trainer.packing import Packed
 
 
+POOLING = "last_valid_token"
+REWARD = "reward"  # the head, or the prefix of the heads, whose score is the reward; others are aspects
+
+
 class RewardModel(nn.Module):
-    """A sequence classifier with one label, pooled at the LAST VALID token by mask, minus `offset`.
+    """A sequence classifier with a label a head, pooled at the LAST VALID token by mask, minus `offsets`.
 
     Pooling by padding id, as transformers does, reads the wrong place when padding and EOS are one token; here ids
     never decide. For plain transformers the saved folder has a padding token that no response ends with, so both agree.
+
+    Attributes:
+        heads: the names of the H heads: `reward`, or `reward/0` ... of an ensemble, then aspects.
+        offsets: (H,) subtracted from the heads' outputs.
+        gains: (H,) what the heads were multiplied by after training: rewards / gains are on Bradley-Terry's scale.
     """
 
-    def __init__(self, classifier: Any, offset: float = 0.0) -> None:
+    offsets: Tensor
+    gains: Tensor
+
+    def __init__(self, classifier: Any, offsets: Sequence[float] | None = None, gains: Sequence[float] | None = None):
         super().__init__()
         self.classifier = classifier
-        self.offset = offset
+        self.heads = tuple(classifier.config.id2label[i] for i in range(classifier.config.num_labels))
+        where = classifier.score.weight.device
+        # Not in the state: they live in the folder's config, where other programs find them.
+        for name, values, default in (("offsets", offsets, 0.0), ("gains", gains, 1.0)):
+            self.register_buffer(
+                name, torch.tensor(values or [default] * len(self.heads), device=where), persistent=False
+            )
         self.share = can_share(trunk_of(classifier))
 
+    @property
+    def score_heads(self) -> list[int]:
+        """Which heads score the response as a whole: one, or the members of the ensemble."""
+        return [i for i, name in enumerate(self.heads) if name.partition("/")[0] == REWARD]
+
+    def score(self, rewards: Tensor) -> Tensor:
+        """The mean (...) over the score heads of rewards (..., H)."""
+        return rewards[..., self.score_heads].mean(-1)
+
     def forward(self, packed: Packed) -> Tensor:
-        """Rewards (S,) in fp32."""
+        """Rewards (S, H) in fp32."""
         pooled = hidden_states(trunk_of(self.classifier), packed)[packed.ends]
-        return self.classifier.score(pooled.to(self.classifier.score.weight.dtype)).squeeze(-1).float() - self.offset
+        return self.classifier.score(pooled.to(self.classifier.score.weight.dtype)).float() - self.offsets
+
+    @torch.no_grad()
+    def normalise(self, mean: Tensor, deviation: Tensor) -> None:
+        """Makes rewards that have this mean and standard deviation (H,) have 0 and 1. Call once, after training."""
+        mean, deviation = mean.to(self.offsets), deviation.to(self.offsets)
+        self.classifier.score.weight.div_(deviation[:, None])
+        self.gains.div_(deviation)
+        self.offsets.add_(mean).div_(deviation)
 
 
-def new_reward_model(backbone: ModelRef, lora: Lora | None) -> tuple[RewardModel, Callable[[], None]]:
+def head_names(ensemble: int, aspects: Sequence[str]) -> tuple[str, ...]:
+    """Names of a new model's heads."""
+    return (*([REWARD] if ensemble == 1 else [f"{REWARD}/{i}" for i in range(ensemble)]), *aspects)
+
+
+def new_reward_model(
+    backbone: ModelRef, lora: Lora | None, heads: Sequence[str] = (REWARD,), dtype: torch.dtype | None = None
+) -> tuple[RewardModel, Callable[[], None]]:
     """A reward model on a policy's trunk, and a function that merges its adapters once training is over.
 
-    The head is N(0, 1 / (H + 1)) in variance (Stiennon et al. 2020), without a bias, in fp32, always trained in full.
+    Each head is N(0, 1 / (hidden + 1)) in variance (Stiennon et al. 2020), without a bias, in fp32, trained in full.
     """
-    causal = load_causal_lm(backbone, trainable=lora is None)
+    causal = load_causal_lm(backbone, trainable=lora is None, dtype=dtype)
     config = type(causal.config).from_dict(causal.config.to_dict())
-    config.num_labels, config.id2label, config.label2id = 1, {0: "reward"}, {"reward": 0}
+    config.num_labels = len(heads)
+    config.id2label, config.label2id = dict(enumerate(heads)), {name: i for i, name in enumerate(heads)}
     with torch.device("meta"), loading(backbone.base):
-        classifier = AutoModelForSequenceClassification.from_config(config)
+        classifier = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trusts_remote_code())
     if not isinstance(getattr(classifier, "score", None), nn.Linear):
         raise ModelUnavailable(
             f"The architecture of {backbone.base} ({config.model_type}) has no scalar head that reads the last token.",
@@ -63,7 +108,7 @@ def new_reward_model(backbone: ModelRef, lora: Lora | None) -> tuple[RewardModel
     trunk = causal.base_model
     setattr(classifier, classifier.base_model_prefix, trunk)
     hidden_size = config.get_text_config().hidden_size
-    classifier.score = nn.Linear(hidden_size, 1, bias=False)
+    classifier.score = nn.Linear(hidden_size, len(heads), bias=False)
     nn.init.normal_(classifier.score.weight, std=(hidden_size + 1) ** -0.5)
     classifier.score.to(device())
     model = RewardModel(classifier).eval()
@@ -81,26 +126,19 @@ def new_reward_model(backbone: ModelRef, lora: Lora | None) -> tuple[RewardModel
 def save_reward_model(model: RewardModel, tokenizer: Any, folder: Path) -> None:
     """Writes a folder for `AutoModelForSequenceClassification.from_pretrained`, with its tokenizer. Merge first.
 
-    The heads of decoder classifiers have no bias, so the offset stays in the config: plain transformers scores are ours
-    plus `reward_offset`, the same shift for every response.
+    The heads of decoder classifiers have no bias, so offsets stay in the config: plain transformers scores are ours
+    plus `reward_offsets`, the same shift for every response.
     """
     classifier = model.classifier
     pad_id = _padding_that_ends_no_response(tokenizer, classifier)
     classifier.config.pad_token_id = pad_id
     classifier.config.get_text_config().pad_token_id = pad_id
-    classifier.config.reward_offset = model.offset
-    classifier.config.reward_pooling = "last_valid_token"
+    classifier.config.reward_offsets = model.offsets.tolist()
+    classifier.config.reward_gains = model.gains.tolist()
+    classifier.config.reward_pooling = POOLING
     classifier.save_pretrained(folder)
     tokenizer.padding_side = "right"
     tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(
-        "# Reward model\n\n"
-        "Bradley-Terry reward model: one scalar, read at the last valid token of the chat with the response and its\n"
-        f"end-of-turn token. Padding is `{tokenizer.pad_token}`, a token no response ends with, so that pooling by\n"
-        "padding id (plain transformers) and by mask (Prefloop) read the same place.\n\n"
-        "Rewards of the training responses have standard deviation 1. They have mean 0 after `reward_offset`\n"
-        f"({model.offset:.6g}, in config.json) is subtracted; Prefloop's loader does that.\n"
-    )
 
 
 def _padding_that_ends_no_response(tokenizer: Any, classifier: Any) -> int:
@@ -121,13 +159,24 @@ def load_reward_model(folder: str | Path) -> tuple[RewardModel, Any]:
     """A frozen reward model and its tokenizer.
 
     Raises:
-        ModelUnavailable: nothing loads from there, or it has more than one label.
+        ModelUnavailable: nothing loads from there, or it is no reward model of ours.
     """
+    refuse_pickles(str(folder))
     with loading(str(folder)):
         classifier = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=weights_dtype(), use_safetensors=True, trust_remote_code=False
+            folder,
+            dtype=working_dtype("auto", str(folder)),
+            use_safetensors=True,
+            trust_remote_code=trusts_remote_code(),
         )
-    if classifier.config.num_labels != 1:
-        raise ModelUnavailable(f"{folder} has {classifier.config.num_labels} labels; a reward model has one.")
+    config = classifier.config
+    if config.num_labels != 1 and getattr(config, "reward_pooling", None) != POOLING:
+        raise ModelUnavailable(
+            f"{folder} is a classifier with {config.num_labels} labels, not a reward model.",
+            "Choose a reward model trained here, or a sequence classifier with one label.",
+        )
+    refuse_nan(classifier, str(folder))
     classifier = classifier.requires_grad_(False).to(device()).eval()
-    return RewardModel(classifier, getattr(classifier.config, "reward_offset", 0.0)), load_tokenizer(str(folder))
+    classifier.score.float()  # rewards are compared to more digits than bf16 has
+    offsets, gains = getattr(config, "reward_offsets", None), getattr(config, "reward_gains", None)
+    return RewardModel(classifier, offsets, gains), load_tokenizer(str(folder))

@@ -1,211 +1,294 @@
-"""Trains a reward model on a snapshot: Bradley-Terry with soft labels (Ouyang et al. 2022, section 3.5)."""
+"""Trains a reward model on a snapshot: Bradley-Terry on pairs and rankings (Ouyang et al. 2022, section 3.5)."""
 
+import itertools
+import json
 import time
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from app.artifacts import ArtifactStore
-from app.specs import Optimiser, RewardSpec
-from trainer.algorithms import bradley_terry, calibration
-from trainer.data import (
-    ChatEncoder,
-    Pair,
-    TokenSequence,
-    by_length,
-    collate,
-    encode_pairs,
-    length_batches,
-    microbatches,
-    read_pairs,
-    require_pairs,
-    slice_names,
-)
-from trainer.modeling import (
-    RewardModel,
-    device,
-    load_tokenizer,
-    new_reward_model,
-    resolve,
-    save_reward_model,
-    seed_everything,
-    trainable_parameters,
-)
-from trainer.optimisation import Stepper
+from app.artifacts import ArtifactStore, digest_file
+from app.errors import InvalidInput
+from app.specs import RewardSpec
+from trainer import reward_card
+from trainer.algorithms.bradley_terry import davidson_probabilities, rao_kupper_probabilities
+from trainer.checkpoints import Checkpoints
+from trainer.data import MIN_PAIRS, ChatEncoder, Pair, chunks, encode_pairs, read_pairs, require_pairs
+from trainer.modeling import device, load_tokenizer, resolve, seed_everything
+from trainer.packing import pack, packed_length, token_parts
 from trainer.reporting import Reporter, RewardResult, TrainingDiverged
+from trainer.reward_model import POOLING, REWARD, RewardModel, head_names, new_reward_model, save_reward_model
+from trainer.reward_objective import (
+    Element,
+    RewardObjective,
+    by_pair,
+    elements_of,
+    pack_elements,
+    pair_losses,
+    targets_of,
+    weighted_loss,
+)
+from trainer.reward_report import (
+    Measured,
+    Variants,
+    decided_logit,
+    head_figures,
+    overfitting,
+    pair_figures,
+    probe_figures,
+    probed_pairs,
+    report_metrics,
+    slice_metrics,
+    split_figures,
+    statistics,
+)
+from trainer.training import Training, deal, sum_over_processes
 
-REFERENCE_PAIRS = 256  # training pairs whose rewards are brought to mean 0 and standard deviation 1
+FORWARD_TOKENS = 2048  # forwarded at once without gradients
+PROBES = 1_000_002  # a place in the run that no epoch has
 
 
-def train(spec: RewardSpec, store: ArtifactStore, reporter: Reporter, folder: Path) -> RewardResult:
-    """Trains on the snapshot's `train` rows, measures on its `heldout` rows, saves to `folder`.
+def train(
+    spec: RewardSpec,
+    store: ArtifactStore,
+    reporter: Reporter,
+    folder: Path,
+    checkpoints: Checkpoints | None = None,
+) -> RewardResult:
+    """Trains on the snapshot's `train` rows, measures on its `heldout` rows, saves model, report and card to `folder`.
 
     Raises:
-        InvalidInput: too few comparisons with a winner.
+        InvalidInput: too few comparisons with a winner, or too few that rate an aspect.
         ModelUnavailable: the backbone does not load.
-        RunCancelled, TrainingDiverged: nothing is saved.
+        StorageFull: no room for a checkpoint or the model; checkpoints saved before stay.
+        RunCancelled, TrainingDiverged: no model is saved.
     """
     started = time.monotonic()
 
     # 1. Data, before anything that takes time.
     backbone = resolve(store, spec.backbone)
     tokenizer = load_tokenizer(backbone)
-    encoder = ChatEncoder(tokenizer, spec.max_length)
-    train_pairs, heldout, dropped = encode_pairs(read_pairs(store.resolve(spec.snapshot)), encoder)
-    if not spec.soft_labels:  # a tie has no hard label
-        train_pairs = [pair._replace(p_chosen=1.0) for pair in train_pairs if not pair.tied]
-    require_pairs(train_pairs, "A reward model")
-
-    # 2. Model: the policy's trunk with a fresh head; the seed fixes head, adapters and the order of the rows.
-    order = seed_everything(spec.seed)
-    model, merge_adapters = new_reward_model(backbone, spec.lora)
     pad_id = tokenizer.pad_token_id
+    snapshot = store.resolve(spec.snapshot)
+    encoder = ChatEncoder(tokenizer, spec.max_length)
+    encoded = encode_pairs(read_pairs(snapshot), encoder)
+    train_pairs, heldout = usable(spec, encoded.train), encoded.heldout
+    require_targets(spec, train_pairs)
+    elements, heldout_elements = elements_of(train_pairs), elements_of(heldout)
+    targets = targets_of(train_pairs, elements, spec)
 
-    # 3. Train.
-    settings = spec.optimiser
-    steps = settings.epochs * -(-len(train_pairs) // settings.batch_size)
-    stepper = Stepper(trainable_parameters(model), settings, steps)
-    widths = [pair.width for pair in train_pairs]
-    tokens = 0
-    for epoch in range(settings.epochs):
-        for indices in length_batches(widths, settings.batch_size, order):
-            total_weight = sum(train_pairs[i].row.weight for i in indices)
-            loss, rewards = 0.0, []
-            for rows in microbatches(indices, widths, settings.microbatch_size, settings.microbatch_tokens):
-                reporter.progress(stepper.steps, steps, "training the reward model")
-                part = [train_pairs[i] for i in rows]
-                chosen, rejected = _pair_rewards(model, part, pad_id)
-                row_losses = _losses(spec, part, chosen, rejected)
-                weights = torch.tensor([pair.row.weight for pair in part], device=row_losses.device)
-                part_loss = (weights * row_losses).sum() / total_weight
-                part_loss.backward()
-                loss += part_loss.item()
-                rewards.append(torch.stack([chosen, rejected]).detach().cpu())
-                tokens += sum(pair.chosen.length + pair.rejected.length for pair in part)
-            grad_norm, lr = stepper.step(loss)
-            reporter.metrics(
-                stepper.steps, {"loss": loss, **_reward_stats(torch.cat(rewards, 1)), "grad_norm": grad_norm, "lr": lr}
-            )
-        # 4. Measure on held-out rows, by slice once at the end.
-        results = evaluate(model, heldout, spec, pad_id, reporter, slices=epoch == settings.epochs - 1)
-        for name, values in results.items():
-            reporter.metrics(stepper.steps, values, name)
+    # 2. Model: the policy's trunk with fresh heads; the seed fixes heads, adapters, bootstrap, the order of the rows.
+    seed_everything(spec.seed)
+    model, merge_adapters = new_reward_model(backbone, spec.lora, head_names(spec.ensemble, spec.aspects))
+    tie_share = sum(pair.row.p_tie for pair in train_pairs) / len(train_pairs)
+    objective = RewardObjective(model, spec.ties, tie_share)
 
-    # 5. Normalise, save.
-    gain, offset = _normalise(model, train_pairs, settings, pad_id, order, reporter)
+    # 3. Train: a batch is of elements, a pair or a whole ranking each.
+    training = Training(objective, spec.optimiser, len(elements), seed=spec.seed, checkpoints=checkpoints)
+    lengths = [packed_length(element.sequences, model.share) for element in elements]
+    for batch in training.batches(lengths):
+        pairs = [i for number in batch for i in elements[number].pairs]
+        places = {pair: place for place, pair in enumerate(pairs)}
+        total = targets.share[pairs].sum(0).to(device())
+        rewards, losses = torch.zeros(2, len(pairs), len(model.heads)), torch.zeros(1)
+        for part in training.parts(batch, lengths):
+            reporter.progress(training.steps, training.total_steps, "training the reward model")
+            packed, rows, sides = pack_elements([elements[number] for number in part.rows], pad_id, model.share)
+            sequence_rewards, tie = training.model(packed.to(device()))
+            pair_rewards = sequence_rewards[sides.to(device())]
+            part_targets = targets.at(rows, device())
+            row_losses = pair_losses(pair_rewards, part_targets, tie, spec)
+            loss = weighted_loss(row_losses, part_targets.weight, total)
+            training.backward(loss, part)
+            if part.counts:
+                rewards[:, [places[row] for row in rows]] = pair_rewards.detach().cpu()
+                losses += loss.detach().cpu()
+                training.tokens += packed.tokens
+        rewards, losses = sum_over_processes(rewards), sum_over_processes(losses)
+        grad_norm, lr = training.step(float(losses))
+        values = {"loss": float(losses), **statistics(model.score(rewards))}
+        reporter.metrics(training.steps, values | {"grad_norm": grad_norm, "lr": lr})
+        if training.epoch_ends and training.steps < training.total_steps:
+            heldout_rewards = response_rewards(model, heldout_elements, pad_id, reporter, "held-out comparisons")
+            measured = measured_pairs(spec, objective, heldout, by_pair(heldout_rewards, heldout_elements))
+            for name, values in slice_metrics(measured).items():
+                if not name:
+                    reporter.metrics(training.steps, values)
+        training.save_if_due()
+
+    # 4. Measure on both splits, on the scale Bradley-Terry fits.
+    heldout_rewards = response_rewards(model, heldout_elements, pad_id, reporter, "held-out comparisons")
+    heldout_pairs = by_pair(heldout_rewards, heldout_elements)
+    reference = response_rewards(model, elements, pad_id, reporter, "rewards of the training responses")
+    measured = measured_pairs(spec, objective, heldout, heldout_pairs)
+    on_train = measured_pairs(spec, objective, train_pairs, by_pair(reference, elements))
+    results = slice_metrics(measured)
+    report = {
+        "train": split_figures(on_train),
+        "heldout": split_figures(measured),
+        "ties": tie_figures(spec, objective, heldout, heldout_pairs),
+        "heads": head_figures(heldout, heldout_pairs, model.heads, model.score_heads),
+    }
+    report["gap"] = overfitting(report["train"], report["heldout"])
+
+    # 5. Bring each head to mean 0 and standard deviation 1 over the training responses.
+    mean, deviation = reference.double().mean(0), reference.double().std(0)
+    if not bool((deviation > 1e-6).all()):
+        raise TrainingDiverged(
+            f"The reward model gives every response the same reward (standard deviation {deviation.tolist()}).",
+            "No model was saved. Lower the learning rate, or check that the judgments are not all alike.",
+        )
+    model.normalise(mean, deviation)
+    spread = float(model.score((reference - mean) / deviation).std())  # of an ensemble's mean it is below 1
+
+    # 6. Held-out figures that need more passes: rewritten responses.
+    if measured.pairs:
+        report |= pair_figures(measured)
+        probed = probed_pairs(measured.pairs, training.tokens, training.generator(PROBES))
+        report["probes"] = probe_figures(probed, text_scorer(model, encoder, spread, pad_id, reporter))
+    for name, values in (results | {"": results.get("", {}) | report_metrics(report)}).items():
+        reporter.metrics(training.steps, values, name)
+
+    # 7. Save.
     merge_adapters()
-    model.classifier.config.reward_gain = gain
     save_reward_model(model, tokenizer, folder)
+    report["model"] = {
+        "heads": list(model.heads),
+        "gains": model.gains.tolist(),
+        "offsets": model.offsets.tolist(),
+        "reference_samples": len(reference),
+        "pooling": POOLING,
+    }
+    report["data"] = {
+        "snapshot": digest_file(snapshot),
+        "train_pairs": len(train_pairs),
+        "train_elements": len(elements),
+        "heldout_pairs": len(heldout),
+        "dropped": list(encoded.dropped),
+    }
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    (folder / "README.md").write_text(reward_card.model_card(spec, report))
     overall = results.get("", {})
     return RewardResult(
         eval_accuracy=overall.get("eval_accuracy"),
         eval_ece=overall.get("eval_ece"),
         eval_length_bias=overall.get("eval_length_bias"),
+        eval_accuracy_gap=report["gap"]["accuracy"],
         train_pairs=len(train_pairs),
         heldout_pairs=len(heldout),
-        dropped=dropped,
-        gain=gain,
-        offset=offset,
-        tokens=tokens,
+        dropped=encoded.dropped,
+        heads=model.heads,
+        gains=tuple(model.gains.tolist()),
+        offsets=tuple(model.offsets.tolist()),
+        reference_samples=len(reference),
+        tokens=training.tokens,
         seconds=time.monotonic() - started,
     )
 
 
-def _pair_rewards(model: RewardModel, pairs: Sequence[Pair], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Rewards (B,) of the chosen and of the rejected responses, from one forward pass over both."""
-    sequences = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-    rewards = model(collate(sequences, pad_id).to(device()))
-    return rewards[: len(pairs)], rewards[len(pairs) :]
+def usable(spec: RewardSpec, pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs that have a target: a tie has no hard label unless ties are an outcome of their own."""
+    return [pair for pair in pairs if spec.soft_labels or spec.ties != "half" or not pair.tied]
 
 
-def _losses(spec: RewardSpec, pairs: Sequence[Pair], chosen: Tensor, rejected: Tensor) -> Tensor:
-    p_chosen = torch.tensor([pair.p_chosen for pair in pairs], device=chosen.device)
-    likelihood = bradley_terry.bradley_terry_loss(chosen, rejected, p_chosen)
-    return likelihood + spec.centering * bradley_terry.centering_penalty(chosen, rejected)
-
-
-def _reward_stats(rewards: Tensor, prefix: str = "") -> dict[str, float]:
-    """The field's metrics of rewards (2, B), chosen first."""
-    d = rewards[0] - rewards[1]
-    values = {
-        "accuracy": calibration.accuracy(d),
-        "margin": d.mean(),
-        "min_reward": rewards.min(),
-        "mean_reward": rewards.mean(),
-        "max_reward": rewards.max(),
-    }
-    return {prefix + name: float(value) for name, value in values.items()}
+def require_targets(spec: RewardSpec, pairs: Sequence[Pair]) -> None:
+    """Raises InvalidInput unless enough pairs have a winner, in each aspect too, and heads' names differ."""
+    require_pairs(pairs, "A reward model")
+    for aspect in spec.aspects:
+        if aspect.partition("/")[0] == REWARD or spec.aspects.count(aspect) > 1:
+            raise InvalidInput(
+                f"The name {aspect} cannot be an aspect's: two heads would share it.",
+                f"Name each aspect once, and none {REWARD}.",
+            )
+        decided = sum(pair.row.aspects.get(aspect, 0.5) != 0.5 for pair in pairs)
+        if decided < MIN_PAIRS:
+            raise InvalidInput(
+                f"A head for {aspect} needs at least {MIN_PAIRS} training comparisons with a winner in it; there are "
+                f"{decided}.",
+                "Leave the aspect out, or collect more judgments that rate it.",
+            )
 
 
 @torch.no_grad()
-def evaluate(
-    model: RewardModel, pairs: Sequence[Pair], spec: RewardSpec, pad_id: int, reporter: Reporter, slices: bool = True
-) -> dict[str, dict[str, float]]:
-    """Metrics of held-out pairs with a winner, by slice ("" is all of them); empty where there is none.
-
-    Calibration is measured on the scale Bradley-Terry fits, that is before rewards are normalised.
-    """
-    pairs = [pair for pair in pairs if not pair.tied]
-    if not pairs:
-        return {}
-    rewards, losses = torch.empty(2, len(pairs)), torch.empty(len(pairs))
-    widths = [pair.width for pair in pairs]
-    settings, done = spec.optimiser, 0
-    for indices in microbatches(by_length(widths), widths, settings.microbatch_size, settings.microbatch_tokens):
-        reporter.progress(done, len(pairs), "measuring on held-out comparisons")
-        part = [pairs[i] for i in indices]
-        chosen, rejected = _pair_rewards(model, part, pad_id)
-        rewards[:, indices] = torch.stack([chosen, rejected]).cpu()
-        losses[indices] = _losses(spec, part, chosen, rejected).cpu()
+def response_rewards(
+    model: RewardModel, elements: Sequence[Element], pad_id: int, reporter: Reporter, message: str
+) -> Tensor:
+    """Rewards (S, H) of the sequences of all elements, on the CPU."""
+    starts = [0, *itertools.accumulate(len(element.sequences) for element in elements)]
+    rewards = torch.zeros(starts[-1], len(model.heads))
+    if not elements:
+        return rewards
+    lengths = [packed_length(element.sequences, model.share) for element in elements]
+    done = 0
+    for part, counts in deal(token_parts(range(len(elements)), lengths, len(elements), FORWARD_TOKENS)):
+        reporter.progress(done, len(elements), message)
+        sequences = [sequence for number in part for sequence in elements[number].sequences]
+        part_rewards = model(pack(sequences, pad_id, model.share).to(device()))
+        if counts:
+            rewards[[place for number in part for place in range(starts[number], starts[number + 1])]] = (
+                part_rewards.cpu()
+            )
         done += len(part)
-
-    members: dict[str, list[int]] = defaultdict(list)
-    for i, pair in enumerate(pairs):
-        for name in ["", *(slice_names(pair.row.slices) if slices else [])]:
-            members[name].append(i)
-    lengths = torch.tensor([[len(p.chosen.completion) for p in pairs], [len(p.rejected.completion) for p in pairs]])
-    results = {}
-    for name, rows in members.items():
-        d = rewards[0, rows] - rewards[1, rows]
-        values = {"eval_loss": float(losses[rows].mean()), **_reward_stats(rewards[:, rows], "eval_")}
-        values["eval_ece"] = float(calibration.expected_calibration_error(d))
-        bias = calibration.length_bias(d, lengths[0, rows], lengths[1, rows])
-        if bias is not None:
-            values["eval_length_bias"] = float(bias)
-        results[name] = values
-    return results
+    return sum_over_processes(rewards)
 
 
-@torch.no_grad()
-def _normalise(
-    model: RewardModel,
-    pairs: Sequence[Pair],
-    settings: Optimiser,
-    pad_id: int,
-    order: torch.Generator,
-    reporter: Reporter,
-) -> tuple[float, float]:
-    """Brings rewards of (at most `REFERENCE_PAIRS` pairs of) the training responses to mean 0, standard deviation 1.
+def measured_pairs(spec: RewardSpec, objective: RewardObjective, pairs: Sequence[Pair], rewards: Tensor) -> Measured:
+    """The decided ones of pairs with rewards (2, N, H)."""
+    rows = [i for i, pair in enumerate(pairs) if not pair.tied]
+    decided = [pairs[i] for i in rows]
+    targets, tie = targets_of(decided, elements_of(decided), spec), cpu(objective.tie())
+    rewards = rewards[:, rows]
+    losses = objective.model.score(pair_losses(rewards, targets, tie, spec))
+    scores = objective.model.score(rewards)
+    mean_tie = None if tie is None else float(tie.mean())
+    return Measured(decided, scores, losses, decided_logit(scores[0] - scores[1], spec.ties, mean_tie))
 
-    The gain goes into the head, the mean into the model's offset. Returns both.
+
+def cpu(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().cpu()
+
+
+def tie_figures(
+    spec: RewardSpec, objective: RewardObjective, pairs: Sequence[Pair], rewards: Tensor
+) -> dict[str, Any] | None:
+    """The tie model, its learned parameters, and how often held-out pairs tie: as it predicts, as labelers said.
+
+    None where ties count half each way.
     """
-    sample = [pairs[i] for i in torch.randperm(len(pairs), generator=order)[:REFERENCE_PAIRS].tolist()]
-    sequences: list[TokenSequence] = [sequence for pair in sample for sequence in (pair.chosen, pair.rejected)]
-    lengths = [sequence.length for sequence in sequences]
-    rewards: list[float] = []
-    for indices in microbatches(by_length(lengths), lengths, 2 * settings.microbatch_size, settings.microbatch_tokens):
-        reporter.progress(len(rewards), len(sequences), "normalising rewards")
-        rewards += model(collate([sequences[i] for i in indices], pad_id).to(device())).tolist()
-    values = torch.tensor(rewards, dtype=torch.double)
-    mean, deviation = values.mean().item(), values.std().item()
-    if not deviation > 1e-6:
-        raise TrainingDiverged(
-            f"The reward model gives every response the same reward (standard deviation {deviation}).",
-            "Nothing was saved. Lower the learning rate, or check that the judgments are not all alike.",
-        )
-    model.classifier.score.weight.mul_(1 / deviation)
-    model.offset = mean / deviation
-    return 1 / deviation, model.offset
+    tie = cpu(objective.tie())
+    if tie is None:
+        return None
+    probabilities = rao_kupper_probabilities if spec.ties == "rao_kupper" else davidson_probabilities
+    d = (rewards[0] - rewards[1])[:, objective.model.score_heads]
+    return {
+        "model": spec.ties,
+        "parameter": "ln theta" if spec.ties == "rao_kupper" else "ln nu",
+        "values": tie.tolist(),
+        "predicted": float(probabilities(d, tie)[..., 2].mean()) if pairs else None,
+        "observed": sum(pair.row.p_tie for pair in pairs) / len(pairs) if pairs else None,
+    }
+
+
+def text_scorer(
+    model: RewardModel, encoder: ChatEncoder, spread: float, pad_id: int, reporter: Reporter
+) -> Callable[[Sequence[Variants]], list[Tensor | None]]:
+    """Scores texts in units of `spread`, the standard deviation of the training responses' scores."""
+
+    def score(variants: Sequence[Variants]) -> list[Tensor | None]:
+        elements: list[Element] = []
+        counts = []
+        for messages, texts in variants:
+            fitted = encoder.fit(encoder.prompt(messages), [encoder.completion(text) for text in texts]) or []
+            counts.append(len(fitted))
+            # Not all in one row: attention within it grows with the square of its length.
+            length = len(fitted[0].prompt) + max(len(s.completion) for s in fitted) if fitted else 1
+            for some in chunks(fitted, max(1, FORWARD_TOKENS // length)):
+                elements.append(Element(tuple(some), (), ()))
+        rewards = response_rewards(model, elements, pad_id, reporter, "scoring rewritten responses")
+        scores = (model.score(rewards) / spread).split(counts)
+        return [part if len(part) else None for part in scores]
+
+    return score

@@ -1,0 +1,160 @@
+"""The model card of a reward model: its report as Markdown, for whoever finds the folder without Prefloop."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from app.specs import RewardSpec
+from trainer.probes import DESCRIPTIONS
+
+Figures = dict[str, Any]
+
+ENOUGH_REFERENCES = 256  # fewer leave mean and standard deviation uncertain (by 1 / sqrt(n): 6 % at 256)
+
+
+def model_card(spec: RewardSpec, report: Figures) -> str:
+    """README.md of a reward model's folder, from `report.json`'s contents."""
+    parts = [_model(report["model"]), _data(spec, report), _figures(report)]
+    if "probes" in report:
+        parts.append(_probes(report["probes"]))
+    return "\n".join(["# Reward model\n", *parts, _limits()])
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table; floats to three places, what could not be measured as a dash."""
+    lines = [columns, ["---"] * len(columns), *[[_cell(value) for value in row] for row in rows]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    text = f"{value:.3f}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _model(model: Figures) -> str:
+    n = model["reference_samples"]
+    few = "" if n >= ENOUGH_REFERENCES else f" Fewer than {ENOUGH_REFERENCES}: both are uncertain."
+    rows = list(zip(model["heads"], model["gains"], model["offsets"], strict=True))
+    return (
+        "Bradley-Terry reward model: a scalar a head, read at the last valid token of the chat with the response and\n"
+        f"its end-of-turn token (pooling: `{model['pooling']}`). The padding token ends no response, so that pooling by\n"
+        "padding id (plain transformers) and by mask (Prefloop) read the same place.\n\n"
+        f"Rewards have standard deviation 1 over {n} responses of training comparisons, and mean 0 once the offset is\n"
+        f"subtracted (`reward_offsets` in config.json; Prefloop's loader does that).{few} A difference of rewards\n"
+        "divided by the gain is the log-odds of preference.\n\n" + table(["head", "gain", "offset"], rows)
+    )
+
+
+def _data(spec: RewardSpec, report: Figures) -> str:
+    data = report["data"]
+    dropped = "".join(f"- {reason}\n" for reason in data["dropped"]) or "None.\n"
+    settings = {
+        "backbone": spec.backbone.base,
+        "adapter of the backbone": spec.backbone.adapter,
+        "snapshot (SHA-256)": data["snapshot"],
+        "training comparisons": data["train_pairs"],
+        "in batch elements (a ranking is one)": data["train_elements"],
+        "held-out comparisons": data["heldout_pairs"],
+        "labels": "soft: consensus probabilities" if spec.soft_labels else "hard: the consensus winner",
+        "label smoothing": spec.label_smoothing,
+        "margin": spec.margin,
+        "ties": spec.ties,
+        "centering": spec.centering,
+        "LoRA": f"rank {spec.lora.rank}, alpha {spec.lora.alpha}" if spec.lora else "no: all weights",
+        "learning rate": f"{spec.optimiser.learning_rate:g}",
+        "epochs": spec.optimiser.epochs,
+        "seed": spec.seed,
+    }
+    return (
+        f"## Training\n\n{table(['setting', 'value'], list(settings.items()))}\nLeft out of the snapshot:\n\n{dropped}"
+    )
+
+
+def _figures(report: Figures) -> str:
+    train, heldout, gap = report["train"], report["heldout"], report["gap"]
+    text = "## Held-out comparisons\n\n"
+    if not heldout["pairs"]:
+        return (
+            text
+            + "There were none with a winner: nothing is known of how this model does on prompts it has not seen.\n"
+        )
+    text += table(
+        ["", "pairs", "accuracy", "loss"],
+        [
+            ["train", *train.values()],
+            ["held out", *heldout.values()],
+            ["gap (overfitting)", None, gap["accuracy"], gap["loss"]],
+        ],
+    )
+    text += (
+        "\nAgainst the labelers: of comparisons that several judged, the share of labelers who chose the winner (the\n"
+        "ceiling; they are among those who made the winner, so it is an upper bound), and the share the model agrees\n"
+        "with.\n\n"
+    )
+    columns = ["pairs", "accuracy", "judged_by_several", "labelers", "model"]
+    names = ["pairs", "accuracy", "judged by several", "labelers", "model"]
+    rows = [["all", *[report["against_labelers"][c] for c in columns]]]
+    rows += [[f"strength {name}", *[f[c] for c in columns]] for name, f in report["by_strength"].items()]
+    rows += [[name, *[f[c] for c in columns]] for name, f in report["by_slice"].items()]
+    text += table(["", *names], rows)
+
+    if len(report["heads"]) > 1:
+        rows = [[name, figures["pairs"], figures["accuracy"]] for name, figures in report["heads"].items()]
+        text += "\nBy head, an aspect's against its own judgments:\n\n" + table(["head", "pairs", "accuracy"], rows)
+    if ties := report["ties"]:
+        values = ", ".join(f"{value:.3f}" for value in ties["values"])
+        text += (
+            f"\nTies ({ties['model']}, {ties['parameter']} {values}): predicted share {_cell(ties['predicted'])}, "
+            f"observed {_cell(ties['observed'])}.\n"
+        )
+
+    bars = [list(bar.values()) for bar in report["calibration"]["reliability"]]
+    text += f"\nCalibration: expected calibration error {report['calibration']['ece']:.3f}.\n\n"
+    text += table(["confidence", "accuracy", "pairs"], bars)
+    rows = [[name, *figures.values()] for name, figures in report["separability"].items()]
+    text += (
+        "\nSeparability: mean difference in units of its standard deviation. Easy and hard are the prompts' tags, else\n"
+        "the labelers' agreement (0.8 and more is easy).\n\n"
+    )
+    text += table(["", "pairs", "separability", "accuracy"], rows)
+    length = report["length"]
+    text += "\nLength:\n\n" + table(
+        ["figure", "value"],
+        [
+            ["prefers the longer response more often than people do, by", length["bias"]],
+            ["slope of the log-odds a 100 tokens more", length["slope_per_100_tokens"]],
+            ["accuracy on pairs of like length (within 10 %)", length["matched_accuracy"]],
+        ],
+    )
+    return text
+
+
+def _probes(probes: Figures) -> str:
+    text = (
+        f"## Probes\n\nOn {probes['pairs']} held-out comparisons ({probes['too_long']} more were too long), one a "
+        "prompt; changes are in standard\ndeviations of the reward. Texts are rewritten by fixed English rules.\n\n"
+        "Harmless edits of one of the two responses: the share of comparisons whose order turns round.\n\n"
+    )
+    rows = [
+        [f"{name}: {DESCRIPTIONS[name]}", f["pairs"], f["flipped"], f["mean_change"]]
+        for name, f in probes["invariance"].items()
+    ]
+    text += table(["edit", "pairs changed", "flipped", "mean absolute change"], rows)
+    text += "\nTricks against the better response: the share of prompts where the trick is rewarded more.\n\n"
+    rows = [
+        [f"{name}: {DESCRIPTIONS[name]}", f["prompts"], f["wins"], f["mean_change"]]
+        for name, f in probes["adversarial"].items()
+    ]
+    return text + table(["probe", "prompts", "wins", "mean change"], rows)
+
+
+def _limits() -> str:
+    return (
+        "## Limits\n\n"
+        "- Rewards compare responses to one prompt; across prompts they say little.\n"
+        "- It is right about as often as the figures above say, on prompts like the held-out ones, by the rubric the\n"
+        "  labelers had. A policy trained against it will find where it is wrong: watch people's judgments as well.\n"
+        "- Figures of a few dozen comparisons are uncertain by several percent.\n"
+        "- A refusal may be the right answer to a harmful prompt: read its probe by slice of the prompts.\n"
+    )

@@ -1,0 +1,320 @@
+"""What held-out comparisons say of a reward model: the figures of its report, from rewards and rules only.
+
+Rewards (2, N) are of N pairs, chosen first, on the scale Bradley-Terry fits (before normalisation) unless said
+otherwise. Figures that no pair allows are None. Everything returned is ready for JSON.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from app.specs import PairRow
+from trainer import probes
+from trainer.algorithms import calibration
+from trainer.data import Pair, slice_names
+
+PROBED_PAIRS = 256
+LEAST_PROBED = 16
+EASY_AGREEMENT = 0.8  # pairs without a difficulty are easy where this share of the labelers agreed
+
+Figures = dict[str, Any]
+
+
+class Variants(NamedTuple):
+    """Several responses to one conversation."""
+
+    messages: tuple[dict[str, str], ...]
+    texts: tuple[str, ...]
+
+
+TextScorer = Callable[[Sequence[Variants]], list[Tensor | None]]
+"""Normalised scores (number of texts,) of each; None where the texts are too long for the model."""
+
+
+def statistics(rewards: Tensor, prefix: str = "") -> dict[str, float]:
+    """The field's metrics of rewards (2, N)."""
+    d = rewards[0] - rewards[1]
+    values = {
+        "accuracy": calibration.accuracy(d),
+        "margin": d.mean(),
+        "min_reward": rewards.min(),
+        "mean_reward": rewards.mean(),
+        "max_reward": rewards.max(),
+    }
+    return {prefix + name: float(value) for name, value in values.items()}
+
+
+def decided_logit(d: Tensor, ties: str, tie: float | None) -> Tensor:
+    """The log-odds (N,) that chosen is better, given that one is, at differences d (N,).
+
+    That is d itself for Bradley-Terry and Davidson; Rao and Kupper's threshold makes decided pairs clearer.
+    """
+    if ties != "rao_kupper" or tie is None:
+        return d
+    return F.logsigmoid(d - tie) - F.logsigmoid(-d - tie)  # log P(c) - log P(r)
+
+
+class Measured(NamedTuple):
+    """N decided pairs of a split, measured.
+
+    Attributes:
+        rewards: (2, N) scores, chosen first.
+        losses: (N,) as in training, of the score heads.
+        logits: (N,) log-odds that chosen is better: see `decided_logit`.
+    """
+
+    pairs: list[Pair]
+    rewards: Tensor
+    losses: Tensor
+    logits: Tensor
+
+    @property
+    def differences(self) -> Tensor:
+        return self.rewards[0] - self.rewards[1]
+
+
+def slice_metrics(measured: Measured) -> dict[str, dict[str, float]]:
+    """The metrics of held-out pairs by slice, `""` for all; empty without pairs."""
+    pairs, rewards, losses, logits = measured
+    members: dict[str, list[int]] = defaultdict(list)
+    for i, pair in enumerate(pairs):
+        for name in ["", *slice_names(pair.row.slices)]:
+            members[name].append(i)
+    lengths = lengths_of(pairs)
+    results = {}
+    for name, rows in members.items():
+        values = {"eval_loss": float(losses[rows].mean()), **statistics(rewards[:, rows], "eval_")}
+        values["eval_ece"] = float(calibration.expected_calibration_error(logits[rows]))
+        bias = calibration.length_bias(measured.differences[rows], *lengths[:, rows])
+        if bias is not None:
+            values["eval_length_bias"] = float(bias)
+        results[name] = values
+    return results
+
+
+def split_figures(measured: Measured) -> Figures:
+    """Accuracy and loss of a split's pairs."""
+    if not measured.pairs:
+        return {"pairs": 0, "accuracy": None, "loss": None}
+    accuracy = float(calibration.accuracy(measured.differences))
+    return {"pairs": len(measured.pairs), "accuracy": accuracy, "loss": float(measured.losses.mean())}
+
+
+def overfitting(train: Figures, heldout: Figures) -> Figures:
+    """How much better the model is on what it was trained on: of `split_figures`, both ways round so that it is > 0."""
+    if not heldout["pairs"]:
+        return {"accuracy": None, "loss": None}
+    return {"accuracy": train["accuracy"] - heldout["accuracy"], "loss": heldout["loss"] - train["loss"]}
+
+
+def lengths_of(pairs: Sequence[Pair]) -> Tensor:
+    """Tokens (2, N) of the responses, chosen first."""
+    return torch.tensor([[len(p.chosen.completion) for p in pairs], [len(p.rejected.completion) for p in pairs]])
+
+
+# ---- figures of decided pairs ----------------------------------------------------------------------------------------
+
+
+def pair_figures(measured: Measured) -> Figures:
+    """Accuracy by strength, by slice and against the labelers, calibration, separability, length. Needs a pair."""
+    d, logits = measured.differences, measured.logits
+    rows = [pair.row for pair in measured.pairs]
+    slices: dict[str, list[int]] = defaultdict(list)
+    strengths: dict[str, list[int]] = defaultdict(list)
+    difficulties: dict[str, list[int]] = {"easy": [], "hard": []}
+    for i, row in enumerate(rows):
+        strengths[str(strength_of(row))].append(i)
+        for name in slice_names(row.slices):
+            slices[name].append(i)
+        if difficulty := difficulty_of(row):
+            difficulties[difficulty].append(i)
+    lengths = lengths_of(measured.pairs)
+    return {
+        "by_strength": {name: agreement_figures(rows, d, strengths[name]) for name in sorted(strengths)},
+        "by_slice": {name: agreement_figures(rows, d, slices[name]) for name in sorted(slices)},
+        "against_labelers": agreement_figures(rows, d, range(len(rows))),
+        "calibration": {
+            "ece": float(calibration.expected_calibration_error(logits)),
+            "reliability": [bar._asdict() for bar in calibration.reliability_diagram(logits)],
+        },
+        "separability": {
+            name: {
+                "pairs": len(members),
+                "separability": number(calibration.separability(d[members])),
+                "accuracy": number(calibration.accuracy(d[members])) if members else None,
+            }
+            for name, members in difficulties.items()
+        },
+        "length": {
+            "bias": number(calibration.length_bias(d, *lengths)),
+            "slope_per_100_tokens": number(calibration.length_slope(d, *lengths)),
+            "matched_accuracy": number(calibration.matched_length_accuracy(d, *lengths)),
+        },
+    }
+
+
+def number(value: Tensor | None) -> float | None:
+    return None if value is None else float(value)
+
+
+def strength_of(row: PairRow) -> int:
+    """1, 2 or 3: the consensus strength rounded, and at least 1 since there is a winner."""
+    return min(3, max(1, int(abs(row.preference) + 0.5)))
+
+
+def known_agreement(row: PairRow) -> float | None:
+    """The labelers' agreement, None where one alone judged: with oneself one always agrees."""
+    return None if len(row.judgments) == 1 else row.agreement
+
+
+def difficulty_of(row: PairRow) -> str | None:
+    """`easy` or `hard` by the prompt's tag, else by the labelers' agreement; None where neither is known."""
+    tag = row.slices.get("difficulty")
+    if tag:
+        return "easy" if tag == "easy" else "hard"
+    agreement = known_agreement(row)
+    if agreement is None:
+        return None
+    return "easy" if agreement >= EASY_AGREEMENT else "hard"
+
+
+def agreement_figures(rows: Sequence[PairRow], d: Tensor, members: Sequence[int]) -> Figures:
+    """Accuracy against the consensus, and on pairs of several labelers against one of them, with theirs as the ceiling.
+
+    `labelers` is the weighted share of labelers who chose the winner; `model` the share of labelers the model decides
+    alike. Labelers are among those who made the consensus, so theirs is an upper bound.
+    """
+    correct = (d > 0).double() + 0.5 * (d == 0)
+    known = [(i, a) for i in members if (a := known_agreement(rows[i])) is not None]
+    figures: Figures = {"pairs": len(members), "accuracy": float(correct[list(members)].mean())}
+    figures |= {"judged_by_several": len(known), "labelers": None, "model": None}
+    if known:
+        weights = torch.tensor([rows[i].weight for i, _ in known], dtype=torch.double)
+        weights = weights / weights.sum()
+        agreement = torch.tensor([a for _, a in known], dtype=torch.double)
+        right = correct[[i for i, _ in known]]
+        figures["labelers"] = float((weights * agreement).sum())
+        figures["model"] = float((weights * (right * agreement + (1 - right) * (1 - agreement))).sum())
+    return figures
+
+
+def head_figures(pairs: Sequence[Pair], rewards: Tensor, heads: Sequence[str], score_heads: Sequence[int]) -> Figures:
+    """Accuracy of each head on rewards (2, N, H): score heads by the consensus, others by their aspect's.
+
+    Pairs without a winner in it are left out.
+    """
+    figures = {}
+    for h, name in enumerate(heads):
+        if h in score_heads:
+            kept = [(i, 1) for i, pair in enumerate(pairs) if not pair.tied]
+        else:
+            kept = [
+                (i, 1 if (pair.row.aspects[name] > 0.5) == (pair.row.p_b >= 0.5) else -1)
+                for i, pair in enumerate(pairs)
+                if pair.row.aspects.get(name, 0.5) != 0.5
+            ]
+        rows, signs = [i for i, _ in kept], torch.tensor([sign for _, sign in kept], dtype=torch.float)
+        d = signs * (rewards[0, rows, h] - rewards[1, rows, h])
+        figures[name] = {"pairs": len(rows), "accuracy": float(calibration.accuracy(d)) if rows else None}
+    return figures
+
+
+def report_metrics(report: Figures) -> dict[str, float]:
+    """The figures that are worth following from round to round, as metrics; those that could not be measured are left
+    out."""
+    length, separability = report.get("length", {}), report.get("separability", {})
+    against = report.get("against_labelers", {})
+    probed = report.get("probes", {"invariance": {}, "adversarial": {}})
+    values = {
+        "eval_accuracy_gap": report["gap"]["accuracy"],
+        "eval_loss_gap": report["gap"]["loss"],
+        "eval_labeler_agreement": against.get("labelers"),
+        "eval_model_agreement": against.get("model"),
+        "eval_length_slope": length.get("slope_per_100_tokens"),
+        "eval_length_matched_accuracy": length.get("matched_accuracy"),
+        "eval_separability_easy": separability.get("easy", {}).get("separability"),
+        "eval_separability_hard": separability.get("hard", {}).get("separability"),
+        **{f"eval_flipped/{name}": figures["flipped"] for name, figures in probed["invariance"].items()},
+        **{f"eval_probe_wins/{name}": figures["wins"] for name, figures in probed["adversarial"].items()},
+    }
+    if len(report["heads"]) > 1:
+        values |= {f"eval_accuracy/{name}": figures["accuracy"] for name, figures in report["heads"].items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+# ---- probes ----------------------------------------------------------------------------------------------------------
+
+
+def probed_pairs(pairs: Sequence[Pair], tokens: int, generator: torch.Generator) -> list[Pair]:
+    """A random pair of each of at most 256 prompts, fewer where rewriting them takes more than `tokens` tokens."""
+    order = torch.randperm(len(pairs), generator=generator).tolist()
+    variants = 2 + 2 * len(probes.HARMLESS) + len(probes.ADVERSARIAL)
+    chosen: dict[int, Pair] = {}
+    used = 0
+    for i in order:
+        pair = pairs[i]
+        used += len(pair.chosen.prompt) + variants * max(len(s.completion) for s in pair.sequences)
+        if len(chosen) == PROBED_PAIRS or (used > tokens and len(chosen) >= LEAST_PROBED):
+            break
+        chosen.setdefault(pair.row.prompt_id, pair)
+    return list(chosen.values())
+
+
+def probe_figures(pairs: Sequence[Pair], score: TextScorer) -> Figures:
+    """How harmless edits and adversarial probes move the scores of decided pairs' responses.
+
+    An edit is made to one of the two responses at a time. `flipped` is the share of pairs, of those it changes, whose
+    order it turns round; `mean_change` the mean absolute change. A probe is made of the better response; `wins` is the
+    share of prompts where it beats that, `mean_change` by how much on average. Changes are in standard deviations.
+    """
+    variants, texts_of = [], []
+    for pair in pairs:
+        row = pair.row
+        better, worse = (row.response_b, row.response_a) if row.p_b >= 0.5 else (row.response_a, row.response_b)
+        texts = {("honest", "better"): better, ("honest", "worse"): worse}
+        texts |= {(name, "better"): rule(better) for name, rule in (probes.HARMLESS | probes.ADVERSARIAL).items()}
+        texts |= {(name, "worse"): rule(worse) for name, rule in probes.HARMLESS.items()}
+        variants.append(Variants(row.messages, tuple(dict.fromkeys(texts.values()))))
+        texts_of.append(texts)
+    cases = []
+    for variant, texts, scores in zip(variants, texts_of, score(variants), strict=True):
+        if scores is not None:
+            by_text = dict(zip(variant.texts, scores.tolist(), strict=True))
+            cases.append({key: (text, by_text[text]) for key, text in texts.items()})
+    return {
+        "pairs": len(cases),
+        "too_long": len(pairs) - len(cases),
+        "invariance": {name: _invariance(cases, name) for name in probes.HARMLESS},
+        "adversarial": {name: _wins(cases, name) for name in probes.ADVERSARIAL},
+    }
+
+
+Case = dict[tuple[str, str], tuple[str, float]]  # text and score by rule and side
+
+
+def _invariance(cases: Sequence[Case], name: str) -> Figures:
+    flipped, changes = [], []
+    for case in cases:
+        flips = []
+        for side, other, sign in (("better", "worse", 1), ("worse", "better", -1)):
+            (before_text, before), (after_text, after) = case["honest", side], case[name, side]
+            rival = case["honest", other][1]
+            if after_text != before_text:
+                changes.append(abs(after - before))
+                flips.append((sign * (before - rival) > 0) != (sign * (after - rival) > 0))
+        if flips:
+            flipped.append(any(flips))
+    return {"pairs": len(flipped), "flipped": _mean(flipped), "mean_change": _mean(changes)}
+
+
+def _wins(cases: Sequence[Case], name: str) -> Figures:
+    changes = [case[name, "better"][1] - case["honest", "better"][1] for case in cases]
+    return {"prompts": len(changes), "wins": _mean([c > 0 for c in changes]), "mean_change": _mean(changes)}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
