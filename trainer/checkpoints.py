@@ -113,6 +113,14 @@ class Checkpoints:
             return Checkpoint(contents["step"], tensors, contents["state"])
         return None
 
+    def remembered(self, name: str, decide: Callable[[], str]) -> str:
+        """What `decide` said when the run first started: what depends on a measurement must not change half-way."""
+        path = self.folder / name
+        if not path.exists():
+            with self.store.file(f"{self.location}/{name}") as staging:
+                staging.write_text(decide())
+        return path.read_text()
+
     def remove(self) -> None:
         """Removes all of them: the run has ended."""
         shutil.rmtree(self.folder, ignore_errors=True)

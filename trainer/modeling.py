@@ -1,7 +1,8 @@
 """Language models: loaded, given adapters, run on completions only, saved. Reward models are in `reward_model`.
 
-Everything here loads safetensors only and never runs code that comes with a model. Models stay in `eval()` mode, also
-while they are trained: dropout would make the log-probs of one model differ between two passes.
+Everything here loads safetensors only, and runs code that comes with a model only where the operator's setting says
+so. Models stay in `eval()` mode, also while they are trained: dropout would make the log-probs of one model differ
+between two passes.
 """
 
 import contextlib
@@ -18,15 +19,28 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from app.artifacts import ArtifactStore
 from app.errors import ModelUnavailable, NotFound
-from app.specs import Lora, ModelRef
+from app.settings import Settings
+from app.specs import Lora, ModelRef, Precision
 from trainer.algorithms.logprobs import entropy, token_logps
+from trainer.checkpoints import Checkpoints
+from trainer.checks import (
+    ADAPTER_CONFIG,
+    check_adapter,
+    local_folder,
+    record_base,
+    refuse_nan,
+    refuse_pickles,
+    require_tokens_fit,
+)
 from trainer.data import TokenSequence, end_of_turn_id
 from trainer.packing import Packed, pack
+from trainer.precision import autocast, choose, computes_in, set_compute_dtype
+from trainer.training import accelerator, the_main_processes
 
 log = logging.getLogger(__name__)
 
@@ -44,13 +58,26 @@ Reference = Callable[[], AbstractContextManager[Any]]
 
 
 def device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """This process's accelerator if there is one, else the CPU."""
+    return accelerator().device
 
 
-def weights_dtype(trainable_weights: bool = False) -> torch.dtype:
-    """bf16 on CUDA for weights that stay frozen; fp32 for training them, and on CPUs, where bf16 is slower."""
-    return torch.bfloat16 if device().type == "cuda" and not trainable_weights else torch.float32
+def working_dtype(precision: Precision, name: ModelRef | str, checkpoints: Checkpoints | None = None) -> torch.dtype:
+    """What a model's frozen weights are held and its matrix products computed in (see `trainer.precision`).
+
+    What was measured holds for all processes of a run, and for a run that goes on from its checkpoints.
+
+    Raises:
+        ModelUnavailable: the model has no configuration.
+    """
+    name = name if isinstance(name, str) else name.base
+    hidden_size = load_config(name).get_text_config().hidden_size
+
+    def decide() -> str:
+        return str(choose(precision, hidden_size, device())).removeprefix("torch.")
+
+    decided = the_main_processes(lambda: checkpoints.remembered("precision", decide) if checkpoints else decide())
+    return getattr(torch, decided)
 
 
 def seed_everything(seed: int) -> torch.Generator:
@@ -82,28 +109,52 @@ def resolve(store: ArtifactStore, ref: ModelRef) -> ModelRef:
     return ModelRef(base=find(ref.base), adapter=find(ref.adapter) if ref.adapter else None)
 
 
+def trusts_remote_code() -> bool:
+    """Whether the operator lets models run the Python code they bring along."""
+    return Settings().trust_remote_code
+
+
+_UNLOADABLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError, SafetensorError)
+
+
 @contextlib.contextmanager
 def loading(name: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except _UNLOADABLE as error:
+        if "trust_remote_code" in str(error):
+            raise ModelUnavailable(
+                f"The model {name} brings Python code of its own, which is not run.",
+                "Read that code; if you trust it, the operator sets PREFLOOP_TRUST_REMOTE_CODE=true.",
+            ) from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelUnavailable(
-            f"The model {name} cannot be loaded: {str(error).strip().splitlines()[0]}",
+            f"The model {name} cannot be loaded: {reason}",
             "Check its name or folder, and that its weights are stored as safetensors.",
         ) from error
+
+
+def load_config(name: str) -> Any:
+    """A model's configuration. Raises ModelUnavailable."""
+    with loading(name):
+        return AutoConfig.from_pretrained(name, trust_remote_code=trusts_remote_code())
 
 
 def load_tokenizer(ref: ModelRef | str) -> Any:
     """The tokenizer of a model, with a chat template, an EOS and a padding token.
 
-    A model without a template gets a plain one; without a padding token EOS pads (masks decide what is valid, not ids).
+    A model without a template gets a plain one (`notes_on` says so); without a padding token EOS pads (masks decide
+    what is valid, not ids).
 
     Raises:
-        ModelUnavailable: there is no tokenizer, or it has no end-of-sequence token.
+        ModelUnavailable: no model or tokenizer; it has no end-of-sequence token, or more tokens than the model.
     """
     name = ref if isinstance(ref, str) else ref.base
+    refuse_pickles(name)
+    config = load_config(name)
     with loading(name):
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trusts_remote_code())
+    require_tokens_fit(tokenizer, config, name)
     if tokenizer.eos_token_id is None:
         raise ModelUnavailable(
             f"The tokenizer of {name} has no end-of-sequence token.",
@@ -113,24 +164,54 @@ def load_tokenizer(ref: ModelRef | str) -> Any:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
+        log.warning("%s has no chat template; a plain one is used.", name)
     return tokenizer
 
 
+def notes_on(tokenizer: Any) -> tuple[str, ...]:
+    """What a reader of a run's result has to know about its tokenizer."""
+    if tokenizer.chat_template == PLAIN_CHAT_TEMPLATE:
+        return ("The base model has no chat template: chats are written with a plain one, saved with the tokenizer.",)
+    return ()
+
+
+def require_one_vocabulary(first: str, second: str) -> None:
+    """Raises ModelUnavailable unless two models have the same tokens under the same ids, and as many logits."""
+    sizes = [load_config(name).get_text_config().vocab_size for name in (first, second)]
+    same = sizes[0] == sizes[1] and load_tokenizer(first).get_vocab() == load_tokenizer(second).get_vocab()
+    if not same:
+        raise ModelUnavailable(
+            f"{first} and {second} do not share a vocabulary ({sizes[0]} and {sizes[1]} tokens).",
+            "Choose two models with the same tokenizer.",
+        )
+
+
 def _load_base(name: str, dtype: torch.dtype) -> Any:
+    refuse_pickles(name)
     with loading(name):
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, use_safetensors=True, trust_remote_code=trusts_remote_code()
+        )
+    refuse_nan(model, name)
     return model.to(device()).eval()
 
 
-def _check_adapter(folder: str) -> None:
-    if Path(folder).is_dir() and not (Path(folder) / "adapter_model.safetensors").exists():
-        raise ModelUnavailable(f"The adapter {folder} holds no adapter_model.safetensors.")
+def _adapter_folder(name: str, base: str, model: nn.Module) -> str:
+    """The folder of an adapter that fits the model; its weights are safetensors."""
+    refuse_pickles(name)
+    with loading(name):
+        folder = local_folder(name, "adapter_model.safetensors")
+        check_adapter(folder, base, model)
+    return str(folder)
 
 
-def _with_adapter(model: Any, folder: str, trainable: bool) -> PeftModel:
-    _check_adapter(folder)
-    with loading(folder):
-        return PeftModel.from_pretrained(model, folder, adapter_name=POLICY, is_trainable=trainable).eval()
+def _with_adapter(model: Any, ref: ModelRef, trainable: bool) -> PeftModel:
+    assert ref.adapter is not None
+    folder = _adapter_folder(ref.adapter, ref.base, model)
+    with loading(ref.adapter):
+        adapted = PeftModel.from_pretrained(model, folder, adapter_name=POLICY, is_trainable=trainable)
+    refuse_nan(adapted, ref.adapter)
+    return adapted.eval()
 
 
 def lora_config(lora: Lora, task_type: str = "CAUSAL_LM") -> LoraConfig:
@@ -139,26 +220,42 @@ def lora_config(lora: Lora, task_type: str = "CAUSAL_LM") -> LoraConfig:
     )
 
 
-def load_causal_lm(ref: ModelRef, lora: Lora | None = None, trainable: bool = False) -> Any:
+def load_causal_lm(
+    ref: ModelRef, lora: Lora | None = None, trainable: bool = False, dtype: torch.dtype | None = None
+) -> Any:
     """A language model in `eval()` mode on `device()`.
 
     Frozen by default: the base with its adapter merged. With `trainable` and `lora`: a peft model whose adapter (the
     one `ref` carries, else a new one, which starts as the identity) is the only part with gradients. With `trainable`
     and no `lora`: full weights, an adapter merged into them.
+
+    Args:
+        dtype: of frozen weights and matrix products; None: as `working_dtype` measures. What learns is fp32.
+
+    Raises:
+        ModelUnavailable: it does not load, holds NaN, or the adapter was made for another base.
     """
+    dtype = working_dtype("auto", ref) if dtype is None else dtype
     if trainable and lora is not None:
-        base = _load_base(ref.base, weights_dtype())
+        model = _load_base(ref.base, dtype)
         if ref.adapter:
-            return _with_adapter(base, ref.adapter, trainable=True)
-        return get_peft_model(base, lora_config(lora), adapter_name=POLICY).eval()
-    # Merging adds small numbers to large ones: in fp32, rounded once afterwards.
-    model = _load_base(ref.base, torch.float32 if ref.adapter else weights_dtype(trainable))
-    if ref.adapter:
-        model = _with_adapter(model, ref.adapter, trainable=False).merge_and_unload().to(weights_dtype(trainable))
-    return model.requires_grad_(trainable).eval()
+            model = _with_adapter(model, ref, trainable=True)
+        else:
+            model = get_peft_model(model, lora_config(lora), adapter_name=POLICY).eval()
+    else:
+        held = torch.float32 if trainable else dtype
+        # Merging adds small numbers to large ones: in fp32, rounded once afterwards.
+        model = _load_base(ref.base, torch.float32 if ref.adapter else held)
+        if ref.adapter:
+            model = _with_adapter(model, ref, trainable=False).merge_and_unload().to(held)
+        model = model.requires_grad_(trainable).eval()
+    set_compute_dtype(trunk_of(model), dtype)
+    return model
 
 
-def load_policy_and_reference(policy: ModelRef, reference: ModelRef, lora: Lora | None) -> tuple[Any, Reference]:
+def load_policy_and_reference(
+    policy: ModelRef, reference: ModelRef, lora: Lora | None, dtype: torch.dtype | None = None
+) -> tuple[Any, Reference]:
     """The model to train, and `with reference() as model:` for one that computes the reference, without gradients.
 
     The reference shares the policy's weights where it can: adapters disabled when it is the bare base, a second frozen
@@ -167,20 +264,19 @@ def load_policy_and_reference(policy: ModelRef, reference: ModelRef, lora: Lora 
     Raises:
         ModelUnavailable: one does not load, or their vocabularies differ.
     """
-    model = load_causal_lm(policy, lora, trainable=True)
+    if reference.base != policy.base:
+        require_one_vocabulary(policy.base, reference.base)
+    dtype = working_dtype("auto", policy) if dtype is None else dtype
+    model = load_causal_lm(policy, lora, trainable=True, dtype=dtype)
     if lora is None or reference.base != policy.base:
-        frozen = load_causal_lm(reference)
-        if frozen.config.get_text_config().vocab_size != model.config.get_text_config().vocab_size:
-            raise ModelUnavailable(
-                f"The reference {reference.base} and the policy {policy.base} do not share a vocabulary.",
-                "Choose a reference with the policy's tokenizer.",
-            )
+        frozen = load_causal_lm(reference, dtype=dtype)
         return model, lambda: _no_grad(frozen)
     if reference.adapter is None:
         return model, lambda: _adapters_disabled(model)
-    _check_adapter(reference.adapter)
+    folder = _adapter_folder(reference.adapter, reference.base, model)
     with loading(reference.adapter):
-        model.load_adapter(reference.adapter, adapter_name=REFERENCE, is_trainable=False)
+        model.load_adapter(folder, adapter_name=REFERENCE, is_trainable=False)
+    refuse_nan(model, reference.adapter)
     model.set_adapter(POLICY)
     return model.eval(), lambda: _second_adapter(model)
 
@@ -226,14 +322,16 @@ def hidden_states(trunk: Any, packed: Packed) -> Tensor:
         places = {"attention_mask": packed.attention_mask, "position_ids": packed.position_ids}
     # Without a mask padding is on the right only: causal attention never reaches it, positions are 0, 1, 2..., and
     # attention without a mask takes the faster kernels.
-    return trunk(input_ids=packed.input_ids, use_cache=False, **places).last_hidden_state.flatten(0, 1)
+    with autocast(trunk):
+        return trunk(input_ids=packed.input_ids, use_cache=False, **places).last_hidden_state.flatten(0, 1)
 
 
 def vocabulary_logits(model: Any, hidden: Tensor) -> Tensor:
     """fp32 logits (..., V) of hidden states (..., H), with the scaling and capping some architectures put on top."""
     causal = model.get_base_model() if isinstance(model, PeftModel) else model
     config = causal.config.get_text_config()
-    logits = causal.get_output_embeddings()(hidden).float()
+    with autocast(trunk_of(model)):
+        logits = causal.get_output_embeddings()(hidden).float()
     if scale := getattr(config, "logit_scale", None):  # Cohere
         logits = logits * scale
     if scaling := getattr(config, "logits_scaling", None):  # Granite
@@ -244,19 +342,34 @@ def vocabulary_logits(model: Any, hidden: Tensor) -> Tensor:
 
 
 class TokenOutputs(NamedTuple):
-    """Of the N completion tokens of a packed batch: log-probs, entropies in nats, hidden states (N, H) before them."""
+    """Of the N completion tokens of a packed batch.
+
+    Attributes:
+        logps: (N,) in fp32.
+        entropy: (N,) in nats, without gradient, where asked for.
+        hidden: (N, H) states before them.
+        correct: (N,) whether the token was the likeliest one, where asked for.
+    """
 
     logps: Tensor
     entropy: Tensor | None
     hidden: Tensor
+    correct: Tensor | None = None
 
 
-def completion_outputs(model: Any, packed: Packed, temperature: float = 1.0, entropies: bool = False) -> TokenOutputs:
+def completion_outputs(
+    model: Any, packed: Packed, temperature: float = 1.0, entropies: bool = False, accuracy: bool = False
+) -> TokenOutputs:
     """One forward pass. The vocabulary projection, a fifth of a small model's work, is run where it is needed only."""
     hidden = hidden_states(trunk_of(model), packed)[packed.predictors]
     logits = vocabulary_logits(model, hidden)
     logps = token_logps(logits, packed.targets, temperature)
-    return TokenOutputs(logps, entropy(logits.detach(), temperature) if entropies else None, hidden)
+    return TokenOutputs(
+        logps,
+        entropy(logits.detach(), temperature) if entropies else None,
+        hidden,
+        logits.detach().argmax(-1) == packed.targets if accuracy else None,
+    )
 
 
 class Policy(nn.Module):
@@ -272,8 +385,10 @@ class Policy(nn.Module):
         super().__init__()
         self.causal, self.critic, self.share = causal, critic, can_share(trunk_of(causal))
 
-    def forward(self, packed: Packed, temperature: float = 1.0, entropies: bool = False) -> TokenOutputs:
-        return completion_outputs(self.causal, packed, temperature, entropies)
+    def forward(
+        self, packed: Packed, temperature: float = 1.0, entropies: bool = False, accuracy: bool = False
+    ) -> TokenOutputs:
+        return completion_outputs(self.causal, packed, temperature, entropies, accuracy)
 
 
 @torch.no_grad()
@@ -300,7 +415,7 @@ def can_share(trunk: Any) -> bool:
         shared = False
     else:
         alone, together = states
-        tolerance = 1e-4 if next(trunk.parameters()).dtype == torch.float32 else 5e-2
+        tolerance = 1e-4 if computes_in(trunk) == torch.float32 else 5e-2
         shared = bool((alone - together).abs().max() <= tolerance * alone.abs().max())
     if not shared:
         log.warning("%s does not read shared prompts right; every response is read with its own.", config.model_type)
@@ -310,24 +425,54 @@ def can_share(trunk: Any) -> bool:
 # ---- the policy on disk ----------------------------------------------------------------------------------------------
 
 
-def save_policy(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Writes a peft folder for a LoRA policy, a transformers folder for full weights; the tokenizer goes with it.
+def save_policy(model: Any, tokenizer: Any, folder: Path, base: str | None = None) -> None:
+    """Writes a peft folder for a LoRA policy, a transformers folder for full weights, with tokenizer and model card.
 
-    Both load with `AutoModelForCausalLM.from_pretrained(folder)`, the first as long as its base stays where it was.
+    Args:
+        base: where an adapter's folder says that its base is: a store location, so that stores can move (None: where it
+            was loaded from). Only readers and plain transformers go by it.
     """
     if isinstance(model, PeftModel):
+        loaded_from = model.get_base_model().name_or_path
+        base = base or loaded_from
         model.save_pretrained(folder, selected_adapters=[POLICY])
-        _sort_sets(folder / "adapter_config.json")
+        _write_adapter_config(folder / ADAPTER_CONFIG, base)
+        record_base(folder, loaded_from, base)
+        card = ADAPTER_CARD.format(base=base)
     else:
         model.generation_config.eos_token_id = end_of_turn_id(tokenizer)
         model.generation_config.pad_token_id = tokenizer.pad_token_id
         model.save_pretrained(folder)
+        card = FULL_CARD
     tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text("".join([card, *(f"\n{note}\n" for note in notes_on(tokenizer))]))
 
 
-def _sort_sets(path: Path) -> None:
-    # peft writes sets in hash order, which differs between processes; equal adapters shall have equal digests.
+ADAPTER_CARD = """---
+base_model: {base}
+library_name: peft
+---
+# Policy: LoRA adapter on {base}
+
+Load it onto its base, wherever that lies:
+
+    base = AutoModelForCausalLM.from_pretrained(BASE_FOLDER)
+    policy = PeftModel.from_pretrained(base, THIS_FOLDER)
+
+`AutoModelForCausalLM.from_pretrained(THIS_FOLDER)` finds the base by the name above: a relative one from the artifact
+folder. `base.json` has the fingerprint of the weights it was trained on; Prefloop refuses others.
+"""
+
+FULL_CARD = """# Policy: full weights
+
+    policy = AutoModelForCausalLM.from_pretrained(THIS_FOLDER)
+"""
+
+
+def _write_adapter_config(path: Path, base: str) -> None:
     config = json.loads(path.read_text())
+    config["base_model_name_or_path"] = base
+    # peft writes sets in hash order, which differs between processes; equal adapters shall have equal digests.
     for key in ("target_modules", "modules_to_save"):
         if isinstance(config.get(key), list):
             config[key] = sorted(config[key])

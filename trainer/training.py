@@ -15,19 +15,23 @@ Everything random is derived from the seed and the place in the run, so that goi
 
 import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from app.specs import Optimiser
+from trainer.activations import recompute_activations
 from trainer.checkpoints import Checkpoint, Checkpoints, random_states, set_random_states
 from trainer.data import length_batches
 from trainer.packing import token_parts
 from trainer.reporting import TrainingDiverged
+
+Value = TypeVar("Value")
 
 RECIPE = "recipe/"  # prefix of the tensors that a recipe adds to a checkpoint
 
@@ -36,6 +40,12 @@ RECIPE = "recipe/"  # prefix of the tensors that a recipe adds to a checkpoint
 def accelerator() -> Accelerator:
     """Devices and processes, as `accelerate launch` or torchrun set them; one process where nothing did."""
     return Accelerator(cpu=not torch.cuda.is_available())
+
+
+def the_main_processes(value: Callable[[], Value]) -> Value:
+    """What the main process computes, on all of them."""
+    shared = [value() if accelerator().is_main_process else None]
+    return broadcast_object_list(shared)[0]
 
 
 class Part(NamedTuple):
@@ -106,6 +116,8 @@ class Training:
         )
         self.model, self.optimiser = self.accelerator.prepare(module, self.optimiser)
         self.model.train(module.training)  # prepare leaves it; said because dropout must stay off
+        if settings.gradient_checkpointing:
+            recompute_activations(module)
         self.resumed = self._restore()
 
     # ---- batches -----------------------------------------------------------------------------------------------------
@@ -172,7 +184,12 @@ class Training:
         Raises:
             StorageFull: no room; earlier checkpoints stay.
         """
-        if self.checkpoints is not None and self.accelerator.is_main_process and self.checkpoints.due():
+        if self.checkpoints is not None and self.checkpoints.due():
+            self.save(state, tensors)
+
+    def save(self, state: Mapping[str, Any] | None = None, tensors: Mapping[str, Tensor] | None = None) -> None:
+        """Writes a checkpoint whenever the last one was: for what took long to make."""
+        if self.checkpoints is not None and self.accelerator.is_main_process:
             own = {f"weights/{name}": parameter for name, parameter in self._trained()}
             for number, parameter in enumerate(self._optimised()):
                 for key, value in self.optimiser.state.get(parameter, {}).items():
