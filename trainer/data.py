@@ -15,7 +15,7 @@ from torch import Tensor
 
 from app.artifacts import read_content
 from app.errors import InvalidInput
-from app.specs import PairRow, PromptRow, ThumbRow
+from app.specs import DemonstrationRow, PairRow, PromptRow, ThumbRow
 
 MIN_PAIRS = 20
 
@@ -46,6 +46,11 @@ def read_pairs(path: Path) -> list[PairRow]:
 def read_thumbs(path: Path) -> list[ThumbRow]:
     """Rows of a thumbs file (JSONL or JSONL.gz). Raises InvalidInput naming the line that is wrong."""
     return _read_rows(path, ThumbRow)
+
+
+def read_demonstrations(path: Path) -> list[DemonstrationRow]:
+    """Rows of a demonstrations file (JSONL or JSONL.gz). Raises InvalidInput naming the line that is wrong."""
+    return _read_rows(path, DemonstrationRow)
 
 
 def read_prompts(path: Path) -> list[PromptRow]:

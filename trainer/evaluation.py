@@ -2,7 +2,7 @@
 
 | metric | of one response | reported |
 |---|---|---|
-| `eval_objective/scores` | the reward model's score, no penalty | mean |
+| `eval_objective/scores` | the mean of all reward heads, no penalty | mean |
 | `eval_objective/scores_std` | | standard deviation over responses |
 | `eval_objective/kl` | k1 summed over the response: KL to the reference, nats a sequence | mean |
 | `eval_objective/kl_per_token` | | KL of all responses / tokens of all responses |
@@ -19,16 +19,18 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from app.specs import PromptRow
+from trainer.algorithms.bradley_terry import ensemble_score
 from trainer.algorithms.kl import k1
-from trainer.algorithms.logprobs import token_logps
-from trainer.data import ChatEncoder, TokenSequence, by_length, collate, microbatches, slice_names
-from trainer.modeling import completion_logits, device, load_reward_model
+from trainer.data import ChatEncoder, TokenSequence, slice_names
+from trainer.modeling import can_share, completion_outputs, device, trunk_of
+from trainer.packing import pack, token_parts
+from trainer.reward_model import RewardModel, load_reward_model
 from trainer.rollout import Response, Tick, no_tick
 
 Scorer = Callable[[Sequence[Response]], Tensor]
@@ -45,32 +47,61 @@ REFUSAL = re.compile(
 )
 
 
-def reward_model_scorer(folder: str | Path, max_length: int, tick: Tick = no_tick) -> Scorer:
-    """Scores by a reward model's folder, read as its training data was: the text as people saw it, and the end of turn.
+# ---- scores ----------------------------------------------------------------------------------------------------------
 
-    A response cut by length is closed too; how it ended is not the reward model's business (see `missing_eos_penalty`).
+
+def reward_models_scorer(
+    folders: Sequence[str | Path],
+    max_length: int,
+    combine: Literal["mean", "min", "mean_minus_variance"] = "mean",
+    variance_weight: float = 0.1,
+    tick: Tick = no_tick,
+) -> Scorer:
+    """Scores by the heads of all reward models, combined into one (see `ensemble_score`).
+
+    A response is read as training data was: the text as people saw it, and the end of turn. One cut by length is closed
+    too; how it ended is not the reward model's business (see `missing_eos_penalty`).
 
     Raises:
-        ModelUnavailable: the folder holds no reward model.
+        ModelUnavailable: a folder holds no reward model.
     """
+    members = [_member(folder, max_length, tick) for folder in folders]
+
+    def score(responses: Sequence[Response]) -> Tensor:
+        return ensemble_score(torch.cat([member(responses) for member in members], -1), combine, variance_weight)
+
+    return score
+
+
+def _member(folder: str | Path, max_length: int, tick: Tick) -> Callable[[Sequence[Response]], Tensor]:
+    """Rewards (N, H) of one reward model's scoring heads."""
     model, tokenizer = load_reward_model(folder)
     encoder = ChatEncoder(tokenizer, max_length)
+    heads = scoring_heads(model)
 
     @torch.no_grad()
-    def score(responses: Sequence[Response]) -> Tensor:
+    def rewards(responses: Sequence[Response]) -> Tensor:
         sequences = []
         for response in responses:
             completion = encoder.completion(response.text)[-(max_length - 1) :]
             room = max_length - len(completion)
             sequences.append(TokenSequence(encoder.prompt(response.row.messages)[-room:], completion))
-        scores = torch.empty(len(sequences))
-        for part in forward_batches(sequences):
+        found = torch.empty(len(sequences), len(heads))
+        for part in forward_batches(sequences, model.share):
             tick()
-            batch = collate([sequences[i] for i in part], tokenizer.pad_token_id)
-            scores[part] = model(batch.to(device())).cpu()
-        return scores
+            packed = pack([sequences[i] for i in part], tokenizer.pad_token_id, model.share)
+            found[part] = model(packed.to(device()))[:, heads].float().cpu()
+        return found
 
-    return score
+    return rewards
+
+
+def scoring_heads(model: RewardModel) -> list[int]:
+    """The heads that make the score; aspects only where there is nothing else. A foreign classifier's label is one."""
+    return model.score_heads or list(range(len(model.heads)))
+
+
+# ---- passes without gradients ----------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -83,19 +114,50 @@ def response_logps(
 ) -> list[Tensor]:
     """Log-probs of each completion's tokens, one tensor (its length,) a sequence, on the CPU."""
     logps: list[Tensor] = [torch.empty(0)] * len(sequences)
-    for part in forward_batches(sequences):
+    share = can_share(trunk_of(model))
+    for part in forward_batches(sequences, share):
         tick()
-        batch = collate([sequences[i] for i in part], pad_id).to(device())
-        flat = token_logps(*completion_logits(model, batch), temperature).cpu()
+        packed = pack([sequences[i] for i in part], pad_id, share).to(device())
+        flat = completion_outputs(model, packed, temperature).logps.cpu()
         for i, row in zip(part, flat.split([len(sequences[i].completion) for i in part]), strict=True):
             logps[i] = row
     return logps
 
 
-def forward_batches(sequences: Sequence[TokenSequence]) -> Iterator[list[int]]:
-    """Indices of sequences to forward together when no gradients are wanted: of similar length, bounded in tokens."""
-    widths = [sequence.length for sequence in sequences]
-    return microbatches(by_length(widths), widths, FORWARD_ROWS, FORWARD_TOKENS)
+def prompt_groups(
+    sequences: Sequence[TokenSequence], indices: Iterable[int], share: bool, tokens: int
+) -> tuple[list[list[int]], list[int]]:
+    """Indices grouped by prompt, at most `tokens` tokens a group, and each group's tokens; without `share` each alone.
+
+    Groups are what is forwarded together or apart: their members share the prompt in a row (`trainer.packing`).
+    """
+    by_prompt: dict[Any, list[int]] = defaultdict(list)
+    for i in indices:
+        by_prompt[tuple(sequences[i].prompt) if share else i].append(i)
+    groups: list[list[int]] = []
+    lengths: list[int] = []
+    for members in by_prompt.values():
+        length = tokens + 1  # opens a group for the first
+        for i in members:
+            added = len(sequences[i].completion)
+            if length + added > tokens:
+                groups.append([])
+                lengths.append(0)
+                length = len(sequences[i].prompt)
+            length += added
+            groups[-1].append(i)
+            lengths[-1] = length
+    return groups, lengths
+
+
+def forward_batches(sequences: Sequence[TokenSequence], share: bool) -> Iterator[list[int]]:
+    """Indices of sequences to forward together when no gradients are wanted; those of one prompt are neighbours."""
+    groups, lengths = prompt_groups(sequences, range(len(sequences)), share, FORWARD_TOKENS)
+    for part in token_parts(range(len(groups)), lengths, FORWARD_ROWS, FORWARD_TOKENS):
+        yield [i for group in part for i in groups[group]]
+
+
+# ---- measures --------------------------------------------------------------------------------------------------------
 
 
 def slice_members(rows: Iterable[PromptRow]) -> dict[str, list[int]]:

@@ -6,20 +6,21 @@ still the one this attempt set: a worker that was suspended while another took i
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from threading import Event
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, TimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 
+from app.artifacts import ArtifactStore
 from app.errors import Unavailable
 from app.models import Metric, Run
-from trainer.reporting import RunCancelled
+from trainer.reporting import RunCancelled, with_page
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +74,15 @@ class RunRecorder:
     and the run goes on.
     """
 
-    def __init__(self, sessions: sessionmaker[Session], run_id: int, started_at: datetime, stopping: Event) -> None:
-        self.run_id = run_id
+    def __init__(
+        self,
+        sessions: sessionmaker[Session],
+        run_id: int,
+        started_at: datetime,
+        stopping: Event,
+        store: ArtifactStore,
+    ) -> None:
+        self.run_id, self.store = run_id, store
         self._sessions, self._started_at, self._stopping = sessions, started_at, stopping
         self._metrics: dict[tuple[str, str, int], float] = {}
         self._progress = (0, 0, "")
@@ -84,6 +92,14 @@ class RunRecorder:
     def metrics(self, step: int, values: Mapping[str, float], slice: str = "") -> None:
         for name, value in values.items():
             self._metrics[name, slice, step] = float(value)
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Adds a page to the run's artifact `runs/run-<id>/samples.jsonl`, which is whole at any time."""
+        location = f"runs/run-{self.run_id}/samples.jsonl"
+        path = self.store.root / location
+        pages = with_page(path.read_text() if path.exists() else "", step, rows)
+        with self.store.file(location) as staged:
+            staged.write_text(pages)
 
     def progress(self, done: int, total: int, message: str = "") -> None:
         """Raises RunCancelled, WorkerStopping or RunLost where the run must end."""

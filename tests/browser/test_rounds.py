@@ -11,6 +11,7 @@ from playwright.sync_api import Page, expect
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
+from app.artifacts import ArtifactStore
 from app.db import make_session_factory
 from app.models import Project, Round, Run
 from app.rounds import service
@@ -84,7 +85,9 @@ def test_a_real_round_is_watched_to_its_end(
         take_picture(page, f"{path.partition('?')[0].replace('/', '-')}-{width}")
 
 
-def test_curves_grow_without_reloading(open_page: OpenPage, engine: Engine, session: Session, project: Project) -> None:
+def test_curves_grow_without_reloading(
+    open_page: OpenPage, engine: Engine, session: Session, project: Project, tmp_path: Path
+) -> None:
     page = open_page("operator")
     start_round(page, project)
     page.evaluate("window.neverReloaded = true")
@@ -92,7 +95,9 @@ def test_curves_grow_without_reloading(open_page: OpenPage, engine: Engine, sess
     service.run_started(session, run)
     session.commit()
     assert run.started_at is not None
-    recorder = RunRecorder(make_session_factory(engine), run.id, run.started_at, threading.Event())
+    recorder = RunRecorder(
+        make_session_factory(engine), run.id, run.started_at, threading.Event(), ArtifactStore(tmp_path)
+    )
     summary = page.locator("figure", has_text="Reward model: loss").locator(".chart-summary")
     for step in range(1, 4):
         recorder.metrics(step, {"loss": 1 / step, "accuracy": 0.5})
@@ -110,7 +115,9 @@ def test_curves_grow_without_reloading(open_page: OpenPage, engine: Engine, sess
     session.execute(Run.__table__.metadata.tables["metric"].delete())
     session.commit()
     assert run.started_at is not None
-    recorder = RunRecorder(make_session_factory(engine), run.id, run.started_at, threading.Event())
+    recorder = RunRecorder(
+        make_session_factory(engine), run.id, run.started_at, threading.Event(), ArtifactStore(tmp_path)
+    )
     recorder.metrics(1, {"loss": 0.9})
     recorder.flush()
     expect(summary).to_have_text("loss 0.9")

@@ -10,11 +10,12 @@ from app.artifacts import ArtifactStore
 from app.specs import EvaluateSpec, Generation, ModelRef, PromptRow
 from tests.trainer.conftest import user
 from trainer.data import ChatEncoder
-from trainer.evaluation import measure, refuses, repetition, reward_model_scorer
-from trainer.modeling import load_tokenizer, new_reward_model, save_reward_model
+from trainer.evaluation import measure, refuses, repetition, reward_models_scorer
+from trainer.modeling import load_tokenizer
 from trainer.recipes import evaluate
 from trainer.recipes.sample import Completion
 from trainer.reporting import ConsoleReporter
+from trainer.reward_model import new_reward_model, save_reward_model
 from trainer.rollout import Response, Sample
 
 
@@ -78,7 +79,7 @@ def reward_folder(tiny_ref: ModelRef, tmp_path: Path) -> Path:
     torch.manual_seed(0)
     model, merge = new_reward_model(tiny_ref, None)
     merge()
-    model.offset = 0.25
+    model.offsets.fill_(0.25)
     folder = tmp_path / "reward"
     folder.mkdir()
     save_reward_model(model, load_tokenizer(tiny_ref), folder)
@@ -87,7 +88,7 @@ def reward_folder(tiny_ref: ModelRef, tmp_path: Path) -> Path:
 
 def test_scores_are_those_of_plain_transformers(reward_folder: Path) -> None:
     responses = [response("Yes." * i, 3, finished=i % 2 == 0) for i in range(5)]
-    scores = reward_model_scorer(reward_folder, max_length=256)(responses)
+    scores = reward_models_scorer([reward_folder], max_length=256)(responses)
     classifier = AutoModelForSequenceClassification.from_pretrained(reward_folder)
     encoder = ChatEncoder(load_tokenizer(str(reward_folder)), 256)
     for i, item in enumerate(responses):
@@ -108,7 +109,7 @@ def test_the_recipe_measures_what_plain_transformers_says(
     spec = EvaluateSpec(
         policy=tiny_ref,
         reference=ModelRef(base=str(other_tiny_model)),
-        reward_model=str(reward_folder),
+        reward_models=(str(reward_folder),),
         prompts=str(prompts),
         generation=Generation(samples_per_prompt=2, max_new_tokens=10, temperature=0.8, batch_size=4),
         max_length=128,

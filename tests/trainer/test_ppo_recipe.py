@@ -48,7 +48,7 @@ def spec_of(ref: ModelRef, prompts: Path, **changes: Any) -> PPOSpec:
     settings: dict[str, Any] = {
         "policy": ref,
         "reference": ref,
-        "reward_model": "unused",
+        "reward_models": ("unused",),
         "prompts": str(prompts),
         "optimiser": Optimiser(learning_rate=1e-3, epochs=2, batch_size=8, microbatch_size=8, warmup_ratio=0.0),
         "episodes": 24,
@@ -63,7 +63,7 @@ def spec_of(ref: ModelRef, prompts: Path, **changes: Any) -> PPOSpec:
 def train(spec: PPOSpec, store: ArtifactStore, folder: Path, scorer: Any = low_bytes) -> tuple[PolicyResult, Any]:
     reporter = ConsoleReporter(stream=None)
     folder.mkdir()
-    return ppo.train(spec, store, reporter, folder, scorer), reporter
+    return ppo.train(spec, store, reporter, folder, scorer=scorer), reporter
 
 
 def test_learns_a_known_optimum_within_the_leash(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from app.artifacts import ArtifactStore
 from app.specs import EvaluateSpec
 from trainer.data import ChatEncoder, read_prompts
-from trainer.evaluation import Scorer, measure, response_logps, reward_model_scorer
+from trainer.evaluation import Scorer, measure, response_logps, reward_models_scorer
 from trainer.modeling import load_causal_lm, load_tokenizer, resolve
 from trainer.recipes.sample import Completion, OnCompletions, write_completions
 from trainer.reporting import Reporter
@@ -30,7 +30,8 @@ def evaluate(
     on_completions: OnCompletions,
     scorer: Scorer | None = None,
 ) -> EvaluateResult:
-    """Samples, scores, measures; `on_completions` gets the samples batch by batch. `scorer` replaces the reward model.
+    """Samples, scores, measures; `on_completions` gets the samples batch by batch. `scorer` replaces the reward
+    models.
 
     The samples of a prompt depend on the spec's seed: two policies evaluated with one seed draw with the same numbers,
     which makes their comparison less noisy.
@@ -52,7 +53,9 @@ def evaluate(
         reporter.progress(len(responses), total, "evaluating")
 
     tick()
-    scorer = scorer or reward_model_scorer(store.resolve(spec.reward_model), spec.max_length, tick)
+    if scorer is None:
+        folders = [store.resolve(location) for location in spec.reward_models]
+        scorer = reward_models_scorer(folders, spec.max_length, tick=tick)
     policy = load_causal_lm(policy_ref)
 
     # 2. Sample.

@@ -1,58 +1,113 @@
-"""Proximal policy optimisation against a reward model with a KL leash (Ziegler et al. 2019; Ouyang et al. 2022)."""
+"""Proximal policy optimisation against reward models with a KL leash (Ziegler et al. 2019; Ouyang et al. 2022).
+
+| metric | of a rollout |
+|---|---|
+| `objective/scores` | the reward models' score as it is: before normalisation, clipping and the penalty for no EOS |
+| `objective/non_score_reward` | -beta * k1 summed over a sequence |
+| `objective/rlhf_reward` | what is maximised: the score after all of these, and the leash |
+| `objective/kl`, `objective/kl_per_token` | nats a sequence, and of all sequences / tokens of all sequences |
+| `objective/entropy` | -log-prob of a sequence, nats |
+| `policy/*`, `loss/*`, `val/*` | means over the tokens of a minibatch, then over the rollout's minibatches |
+| `policy/early_stop` | 1 where `approxkl_stop` ended the updates |
+| `time/generation`, `time/scoring`, `time/update` | seconds |
+| `eps` | episodes a second since the run began, interruptions left out |
+
+Log-probs are of logits / temperature, in sampling, reference and update alike; nothing is ever cut off by top-k or
+top-p, because the ratio of two policies needs the probabilities that tokens were really drawn with.
+"""
 
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from app.artifacts import ArtifactStore
-from app.specs import PPOSpec, PromptRow
+from app.specs import PPOSpec
 from trainer.algorithms.gae import gae
-from trainer.algorithms.kl import KLController, k1
-from trainer.algorithms.logprobs import entropy, scatter_to_mask, token_logps
-from trainer.algorithms.masked import masked_mean, masked_whiten
+from trainer.algorithms.kl import KLController
+from trainer.algorithms.masked import masked_whiten
 from trainer.algorithms.ppo import (
+    RunningScale,
+    clip_scores,
     explained_variance,
     penalise_unfinished,
     policy_loss,
     token_rewards,
     value_loss,
 )
-from trainer.data import ChatEncoder, chunks, collate, microbatches, read_prompts
-from trainer.evaluation import Scorer, forward_batches, reward_model_scorer, slice_members
+from trainer.checkpoints import Checkpoints
+from trainer.critics import ActorCritic, RewardCritic, ValueHead
+from trainer.data import ChatEncoder, chunks, read_prompts
+from trainer.evaluation import Scorer, prompt_groups, reward_models_scorer, slice_members
+from trainer.experience import (
+    MINIBATCHES,
+    PAGE_SAMPLE,
+    Clock,
+    Collector,
+    Rollout,
+    draw,
+    page_prompts,
+    rollout_sizes,
+)
 from trainer.modeling import (
     device,
-    hidden_states,
     load_policy_and_reference,
     load_tokenizer,
     resolve,
     save_policy,
     seed_everything,
-    trainable_parameters,
-    trunk_of,
-    vocabulary_logits,
 )
-from trainer.optimisation import Stepper
+from trainer.packing import pack
+from trainer.ptx import Mix
 from trainer.reporting import PolicyResult, Reporter
-from trainer.rollout import Response, Sampler, Tick
+from trainer.rollout import Response, Sampler
+from trainer.training import Training, accelerator, sum_over_processes
+
+
+@dataclass
+class Progress:
+    """What a checkpoint says of the run besides weights and rollout.
+
+    Attributes:
+        rollout: rollouts that are done with.
+        beta, scale: of the rollout in hand; those of the next one follow from it.
+        watched: of each update of the rollout in hand.
+        seconds: of the rollout in hand, by what they were spent on.
+        values: metrics of the last rollout that is done with.
+        elapsed: seconds of the run up to here.
+    """
+
+    beta: float
+    scale: dict[str, Any]
+    rollout: int = 0
+    watched: list[dict[str, float]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
+    elapsed: float = 0.0
 
 
 def train(
-    spec: PPOSpec, store: ArtifactStore, reporter: Reporter, folder: Path, scorer: Scorer | None = None
+    spec: PPOSpec,
+    store: ArtifactStore,
+    reporter: Reporter,
+    folder: Path,
+    checkpoints: Checkpoints | None = None,
+    scorer: Scorer | None = None,
 ) -> PolicyResult:
-    """Trains on the prompts' own samples and saves the policy to `folder`. `scorer` replaces the reward model.
+    """Trains on the prompts' own samples and saves the policy to `folder`. `scorer` replaces the reward models.
 
-    One metrics step is one rollout with its updates.
+    One metrics step is one rollout with its updates. A run that was interrupted goes on from its last checkpoint, in
+    the middle of a rollout's updates too, and ends with the weights it would have ended with.
 
     Raises:
-        InvalidInput: the prompts file is wrong or empty.
-        ModelUnavailable: policy, reference or reward model does not load.
-        RunCancelled, TrainingDiverged: nothing is saved.
+        InvalidInput: a file of prompts or demonstrations is wrong or empty.
+        ModelUnavailable: policy, reference or a reward model does not load, or cannot be the critic.
+        StorageFull: no room for a checkpoint or the model; checkpoints saved before stay.
+        RunCancelled, TrainingDiverged: no model is saved.
     """
     started = time.monotonic()
 
@@ -60,247 +115,248 @@ def train(
     rows = read_prompts(store.resolve(spec.prompts))
     policy_ref, reference_ref = resolve(store, spec.policy), resolve(store, spec.reference)
     tokenizer = load_tokenizer(policy_ref)
-    episodes, tokens, doing = 0, 0, "loading models"
+    pad_id = tokenizer.pad_token_id
+    encoder = ChatEncoder(tokenizer, spec.max_length)
+    mix = None
+    if spec.ptx is not None:
+        mix = Mix(store.resolve(spec.ptx), encoder, spec.ptx_coef, spec.optimiser.batch_size, pad_id)
+    sizes = rollout_sizes(spec)
+    episodes, doing = 0, "loading models"
 
     def tick() -> None:
         reporter.progress(episodes, spec.episodes, doing)
 
     tick()
-    scorer = scorer or reward_model_scorer(store.resolve(spec.reward_model), spec.max_length, tick)
-    order = seed_everything(spec.seed)
-    model, reference = load_policy_and_reference(policy_ref, reference_ref, spec.lora)
-    critic = Critic(model)
-    encoder = ChatEncoder(tokenizer, spec.max_length)
-    sampler = Sampler(model, encoder, spec.max_new_tokens, spec.temperature, spec.seed, tick)
-    learner = Learner(spec, model, critic, tokenizer.pad_token_id, order, tick)
-    controller = KLController(spec.kl_coef, spec.kl_target, spec.kl_horizon)
+    folders = [store.resolve(location) for location in spec.reward_models] if scorer is None else []
+    if scorer is None:
+        scorer = reward_models_scorer(folders, spec.max_length, spec.ensemble_score, spec.variance_weight, tick)
+    seed_everything(spec.seed)
+    causal, reference = load_policy_and_reference(policy_ref, reference_ref, spec.lora)
+    critic: ValueHead | RewardCritic = ValueHead(causal)
+    if spec.critic == "reward":
+        critic = RewardCritic(store.resolve(spec.reward_models[0]), tokenizer, spec.lora)
+    module = ActorCritic(causal, critic).eval()  # no dropout: it would make two passes of one policy differ
+    sampler = Sampler(causal, encoder, spec.max_new_tokens, spec.temperature, spec.seed, tick)
+    collector = Collector(module, reference, sampler, scorer, rows, spec.rollout_batch_size, pad_id, tick)
 
-    values: dict[str, float] = {}
-    prompts = endless_prompts(rows, order)
-    for step, size in enumerate(rollout_sizes(spec), start=1):
-        # 2. Sample responses from the policy as it is now.
+    # 2. Where we are: at the start, or where the last checkpoint was written.
+    steps = [updates(spec, size) for size in sizes]
+    training = Training(module, spec.optimiser, seed=spec.seed, total_steps=sum(steps), checkpoints=checkpoints)
+    learner = Learner(spec, training, module.share, pad_id, mix)
+    progress, rollout = Progress(spec.kl_coef, asdict(RunningScale())), None
+    pages = page_prompts(rows, spec.seed)
+
+    def show_page(step: int) -> None:
+        answers, looked = collector.collect([(row, [PAGE_SAMPLE]) for row in pages], Clock())
+        if accelerator().is_main_process:
+            reporter.samples(step, page(answers, looked))
+
+    if training.resumed is not None:
+        progress = Progress(**training.resumed.state)
+        rollout = Rollout(**training.resumed.tensors) if training.resumed.tensors else None
+        started -= progress.elapsed
+    else:
         doing = "sampling from the policy"
-        batches = sampler.respond(draw(prompts, size), spec.rollout_batch_size)
-        responses = [response for batch in batches for response in batch]
+        show_page(0)
 
-        # 3. Log-probs and values of the policy that sampled, log-probs of the reference, scores.
-        doing = "scoring the samples"
-        rollout = learner.look(responses, reference())
-        finished = torch.tensor([response.sample.finished for response in responses])
-        raw_scores = scorer(responses).float().cpu()
-        kl = k1(rollout.logps, rollout.reference_logps).sum(1)  # (B,) nats a sequence
-        mean_kl = float(kl.mean())
+    for number in range(progress.rollout, len(sizes)):
+        size, episodes = sizes[number], number * spec.rollout_size
+        clock = Clock(progress.seconds)
+
+        # 3. Sample responses from the policy as it is now; log-probs and values of that policy, log-probs of the
+        # reference, scores. It is what takes longest, so it is never done twice.
+        if rollout is None:
+            doing = "sampling from the policy"
+            _responses, rollout = collector.collect(draw(rows, spec, episodes, size), clock)
+            progress.seconds, progress.elapsed = clock.seconds, time.monotonic() - started
+            training.save(asdict(progress), rollout._asdict())
+        mask, mean_kl = rollout.valid_mask, float(rollout.kl.mean())
         stop = spec.kl_stop is not None and mean_kl > spec.kl_stop
 
-        # 4. Rewards: the leash on every token, the score on the last.
-        scores = penalise_unfinished(raw_scores, finished, spec.missing_eos_penalty)
-        rewards, non_score = token_rewards(
-            scores, rollout.logps, rollout.reference_logps, rollout.valid_mask, controller.beta
-        )
+        # 4. Rewards: the leash on every token, the score on the last, which is EOS where the response has one.
+        scale = RunningScale(**progress.scale).update(rollout.scores)
+        scores = scale.normalise(rollout.scores) if spec.normalise_scores else rollout.scores
+        scores = clip_scores(scores, spec.clip_score)
+        scores = penalise_unfinished(scores, rollout.finished, spec.missing_eos_penalty, spec.missing_eos)
+        rewards, non_score = token_rewards(scores, rollout.logps, rollout.reference_logps, mask, progress.beta)
         if spec.whiten_rewards:
-            rewards = masked_whiten(rewards, rollout.valid_mask, shift_mean=False)
+            rewards = masked_whiten(rewards, mask, shift_mean=False)
 
-        # 5. Advantages, and returns before any whitening.
-        advantages, returns = gae(rewards, rollout.values, rollout.valid_mask, spec.gamma, spec.gae_lambda)
+        # 5. Advantages, and returns before any whitening: values are fitted to real rewards.
+        advantages, returns = gae(rewards, rollout.values, mask, spec.gamma, spec.gae_lambda)
 
         # 6. Several epochs of minibatch updates, a fresh permutation each; none once the policy has strayed too far.
         doing = "training the policy"
-        update = {} if stop else learner.update(rollout, advantages, returns)
+        first_step = sum(steps[:number])
+        early = False
+        for minibatch in [] if stop else minibatches(spec, training, number, size)[len(progress.watched) :]:
+            tick()
+            watched = learner.accumulate(rollout, minibatch, advantages, returns)
+            early = spec.approxkl_stop is not None and watched["policy/approxkl_avg"] > spec.approxkl_stop
+            if early:
+                training.optimiser.zero_grad(set_to_none=True)  # the step that would lead further still is not taken
+                progress.watched.append(watched)
+                break
+            watched["lr"] = training.step(watched["loss"]).lr
+            progress.watched.append(watched)
+            clock.spent_on("update")
+            progress.seconds, progress.elapsed = clock.seconds, time.monotonic() - started
+            training.save_if_due(asdict(progress), rollout._asdict())
+        if not stop:
+            training.steps = first_step + steps[number]  # the rate goes to 0 at the planned end, early stops or not
+        clock.spent_on("update")
 
         # 7. Metrics, of the policy that sampled; then lead the leash.
         episodes += size
-        tokens += int(rollout.valid_mask.sum())
-        values = {
-            "objective/kl": mean_kl,  # summed over a sequence, mean over sequences
-            "objective/kl_per_token": float(kl.sum() / rollout.valid_mask.sum()),
-            "objective/kl_coef": controller.beta,
-            "objective/scores": float(raw_scores.mean()),
+        training.tokens += int(mask.sum())
+        progress.values = {
+            "objective/kl": mean_kl,
+            "objective/kl_per_token": float(rollout.kl.sum() / mask.sum()),
+            "objective/kl_coef": progress.beta,
+            "objective/scores": float(rollout.scores.mean()),
             "objective/non_score_reward": float(non_score.sum(1).mean()),
             "objective/rlhf_reward": float((non_score.sum(1) + scores).mean()),
             "objective/entropy": float(-rollout.logps.sum(1).mean()),
-            **update,
-            "ppo/val/var_explained": float(explained_variance(rollout.values, returns, rollout.valid_mask)),
-            "val/num_eos_tokens": float(finished.sum()),
+            **averaged(progress.watched),
+            **({"policy/early_stop": float(early)} if spec.approxkl_stop is not None else {}),
+            "ppo/val/var_explained": float(explained_variance(rollout.values, returns, mask)),
+            "val/num_eos_tokens": float(rollout.finished.sum()),
+            **{f"time/{what}": seconds for what, seconds in clock.seconds.items()},
             "eps": episodes / (time.monotonic() - started),
         }
-        reporter.metrics(step, values)
-        for name, members in slice_members(response.row for response in responses).items():
+        reporter.metrics(number + 1, progress.values)
+        for name, members in slice_members([rows[i] for i in rollout.rows.tolist()]).items():
             if name:
-                by_slice = {"objective/scores": raw_scores[members].mean(), "objective/kl": kl[members].mean()}
-                reporter.metrics(step, {metric: float(value) for metric, value in by_slice.items()}, name)
+                reporter.metrics(number + 1, slice_values(rollout, members), name)
+        if stop or (number + 1) % spec.evaluate_every == 0 or number + 1 == len(sizes):
+            doing = "sampling from the policy"
+            show_page(number + 1)
         tick()
         if stop:
             break
-        controller = controller.step(mean_kl, size)
+        controller = KLController(progress.beta, spec.kl_target, spec.kl_horizon).step(mean_kl, size)
+        progress = Progress(controller.beta, asdict(scale), number + 1, values=progress.values)
+        rollout, progress.elapsed = None, time.monotonic() - started
+        training.save_if_due(asdict(progress))
 
     # 8. Save. The critic is not part of the policy.
-    save_policy(model, tokenizer, folder)
-    return PolicyResult(values, episodes, (), tokens, time.monotonic() - started)
+    episodes = episodes or spec.episodes  # resumed behind the last rollout
+    save_policy(causal, tokenizer, folder)
+    dropped = mix.dropped if mix else ()
+    return PolicyResult(progress.values, episodes, dropped, training.tokens, time.monotonic() - started)
 
 
-# ---- prompts ---------------------------------------------------------------------------------------------------------
+# ---- updates ---------------------------------------------------------------------------------------------------------
 
 
-def rollout_sizes(spec: PPOSpec) -> list[int]:
-    """Episodes of each rollout; they add up to `spec.episodes`."""
-    whole, rest = divmod(spec.episodes, spec.rollout_size)
-    return [spec.rollout_size] * whole + ([rest] if rest else [])
+def updates(spec: PPOSpec, size: int) -> int:
+    """Optimiser steps that a rollout of `size` episodes is used for."""
+    return spec.optimiser.epochs * -(-size // spec.optimiser.batch_size)
 
 
-def endless_prompts(rows: Sequence[PromptRow], order: torch.Generator) -> Iterator[tuple[PromptRow, int]]:
-    """Every prompt once in random order, then again in another; with how often it has come before."""
-    turn = 0
-    while True:
-        for i in torch.randperm(len(rows), generator=order).tolist():
-            yield rows[i], turn
-        turn += 1
-
-
-def draw(prompts: Iterator[tuple[PromptRow, int]], count: int) -> list[tuple[PromptRow, list[int]]]:
-    """The next `count` prompts, each with its sample indices; one that comes twice is read once."""
-    drawn: dict[int, tuple[PromptRow, list[int]]] = {}
-    for _ in range(count):
-        row, index = next(prompts)
-        drawn.setdefault(row.id, (row, []))[1].append(index)
-    return list(drawn.values())
-
-
-# ---- learning --------------------------------------------------------------------------------------------------------
-
-
-class Critic(nn.Module):
-    """A value head on the policy's trunk, zero at first: then the first advantages are the rewards themselves."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.head = nn.Linear(model.config.get_text_config().hidden_size, 1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-        self.to(device())
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Values (N,) in fp32 of hidden states (N, H)."""
-        return self.head(hidden.float()).squeeze(-1)
-
-
-class Rollout(NamedTuple):
-    """Responses and what the models said of them, before any update. All (B, T) over response tokens, on the CPU."""
-
-    responses: list[Response]
-    valid_mask: Tensor
-    logps: Tensor
-    reference_logps: Tensor
-    values: Tensor
-
-
-class Outputs(NamedTuple):
-    """Of the response tokens of some responses, all (B, T): log-probs, entropies in nats, values of the states."""
-
-    logps: Tensor
-    entropy: Tensor
-    values: Tensor
+def minibatches(spec: PPOSpec, training: Training, rollout: int, size: int) -> list[Sequence[int]]:
+    """The episodes of each update of a rollout, as a function of the seed and the rollout's number."""
+    found: list[Sequence[int]] = []
+    for epoch in range(spec.optimiser.epochs):
+        permutation = torch.randperm(size, generator=training.generator(MINIBATCHES, rollout, epoch)).tolist()
+        found += chunks(permutation, spec.optimiser.batch_size)
+    return found
 
 
 class Learner:
-    """Runs the policy on responses and updates it and the critic. One optimiser for the whole run."""
+    """Gradients of minibatches of a rollout."""
 
-    def __init__(
-        self, spec: PPOSpec, model: Any, critic: Critic, pad_id: int, order: torch.Generator, tick: Tick
-    ) -> None:
-        self.spec, self.model, self.critic, self.pad_id = spec, model, critic, pad_id
-        self.order, self.tick = order, tick
-        settings = spec.optimiser
-        steps = sum(settings.epochs * -(-size // settings.batch_size) for size in rollout_sizes(spec))
-        self.stepper = Stepper([*trainable_parameters(model), *critic.parameters()], settings, steps)
+    def __init__(self, spec: PPOSpec, training: Training, share: bool, pad_id: int, mix: Mix | None) -> None:
+        self.spec, self.training, self.share, self.pad_id, self.mix = spec, training, share, pad_id, mix
 
-    def run(self, model: Any, responses: Sequence[Response], width: int) -> Outputs:
-        """One forward pass over a microbatch; outputs are padded to `width` tokens."""
-        self.tick()
-        batch = collate([response.sequence for response in responses], self.pad_id).to(device())
-        predicts = batch.completion_mask[:, 1:]  # the state at position t is the one in which token t + 1 is chosen
-        hidden = hidden_states(trunk_of(model), batch)[:, :-1][predicts]
-        logits, chosen = vocabulary_logits(model, hidden), batch.input_ids[:, 1:][predicts]
-        flat = (
-            token_logps(logits, chosen, self.spec.temperature),
-            entropy(logits.detach(), self.spec.temperature),
-            self.critic(hidden),
-        )
-        mask = response_mask(responses, width).to(device())
-        return Outputs(*(scatter_to_mask(column, mask) for column in flat))
+    def accumulate(
+        self, rollout: Rollout, minibatch: Sequence[int], advantages: Tensor, returns: Tensor
+    ) -> dict[str, float]:
+        """Adds the gradients of a minibatch; returns its loss and what is watched, means over its tokens."""
+        spec, training = self.spec, self.training
+        mixed = {"loss/ptx_avg": self.mix.accumulate(training, self.share)} if self.mix else {}
+        minibatch_tokens = int(rollout.lengths[minibatch].sum())
+        # Whitened a minibatch at a time, so that a step's size does not depend on the scale of rewards.
+        whitened = torch.zeros_like(advantages)
+        mask, whitened[minibatch] = rollout.valid_mask, advantages[minibatch]
+        if minibatch_tokens > 1:  # one token has no variance
+            whitened[minibatch] = masked_whiten(advantages[minibatch], mask[minibatch])
 
-    @torch.no_grad()
-    def look(self, responses: list[Response], reference: AbstractContextManager[Any]) -> Rollout:
-        """Log-probs and values of the policy as it is, and log-probs of the reference.
+        sequences = rollout.sequences()
+        groups, lengths = prompt_groups(sequences, minibatch, self.share, spec.optimiser.microbatch_tokens)
+        sums = torch.zeros(len(WATCHED))
+        for part in training.parts(range(len(groups)), lengths):
+            episodes = [i for group in part.rows for i in groups[group]]
+            packed = pack([sequences[i] for i in episodes], self.pad_id, self.share).to(device())
+            new = training.model(packed, spec.temperature, True)
+            # Flat (N,): the tokens of the episodes one after the other, as the model returns them.
+            old = (rollout.logps, rollout.values, whitened, returns)
+            old_logps, old_values, token_advantages, token_returns = (
+                column[episodes][mask[episodes]].to(device()) for column in old
+            )
+            valid = torch.ones_like(new.logps, dtype=torch.bool)
+            policy = policy_loss(new.logps, old_logps, token_advantages, valid, spec.clip_range)
+            value = value_loss(new.values, old_values, token_returns, valid, spec.value_clip_range)
+            share = len(new.logps) / minibatch_tokens  # means over the minibatch's tokens are sums over its parts
+            loss = share * (policy.loss + spec.vf_coef * value.loss)
+            training.backward(loss, part)
+            if part.counts:
+                seen = (policy.loss, value.loss, policy.approxkl, policy.clipfrac, new.entropy.mean(), value.clipfrac)
+                sums += share * torch.stack([*seen, policy.ratio]).detach().cpu()
+        watched = dict(zip(WATCHED, sum_over_processes(sums).tolist(), strict=True))
+        loss = watched["loss/policy_avg"] + spec.vf_coef * watched["loss/value_avg"]
+        return {"loss": loss + spec.ptx_coef * mixed.get("loss/ptx_avg", 0.0), **watched, **mixed}
 
-        The policy's log-probs are computed by the pass that updates use, so that the first ratio is exactly 1; sampling
-        computed the same ones token by token (a test holds the two together).
-        """
-        mask = response_mask(responses, max(len(response.sample.tokens) for response in responses))
-        logps, values, reference_logps = (torch.zeros(mask.shape) for _ in range(3))
-        parts = list(forward_batches([response.sequence for response in responses]))
-        for part in parts:
-            outputs = self.run(self.model, [responses[i] for i in part], mask.shape[1])
-            logps[part], values[part] = outputs.logps.cpu(), outputs.values.cpu()
-        with reference as reference_model:
-            for part in parts:
-                outputs = self.run(reference_model, [responses[i] for i in part], mask.shape[1])
-                reference_logps[part] = outputs.logps.cpu()
-        return Rollout(responses, mask, logps, reference_logps, values)
 
-    def update(self, rollout: Rollout, advantages: Tensor, returns: Tensor) -> dict[str, float]:
-        """The epochs of one rollout. Returns the means of what was watched over all minibatches."""
-        settings = self.spec.optimiser
-        watched: list[Mapping[str, float]] = []
-        lr = 0.0
-        for _epoch in range(settings.epochs):
-            permutation = torch.randperm(len(rollout.responses), generator=self.order).tolist()
-            for minibatch in chunks(permutation, settings.batch_size):
-                # Whitened a minibatch at a time, so that a step's size does not depend on the scale of rewards.
-                mask = rollout.valid_mask[minibatch]
-                whitened = advantages.clone()
-                if mask.sum() > 1:  # one token has no variance
-                    whitened[minibatch] = masked_whiten(advantages[minibatch], mask)
-                losses: Counter[str] = Counter()
-                for part in self._microbatches(rollout, minibatch):
-                    losses.update(self._accumulate(rollout, part, int(mask.sum()), whitened, returns))
-                lr = self.stepper.step(losses["loss"]).lr
-                watched.append(losses)
-        ratios = torch.tensor([values["val/ratio"] for values in watched])
-        means = {name: sum(values[name] for values in watched) / len(watched) for name in watched[0] if name != "loss"}
-        return {**means, "val/ratio_var": float(ratios.var(correction=0)), "lr": lr}
+WATCHED = (
+    "loss/policy_avg",
+    "loss/value_avg",
+    "policy/approxkl_avg",
+    "policy/clipfrac_avg",
+    "policy/entropy_avg",
+    "val/clipfrac_avg",
+    "val/ratio",
+)
 
-    def _microbatches(self, rollout: Rollout, minibatch: Sequence[int]) -> Iterator[list[int]]:
-        settings = self.spec.optimiser
-        widths = [response.sequence.length for response in rollout.responses]
-        ordered = sorted(minibatch, key=lambda i: widths[i])
-        return microbatches(ordered, widths, settings.microbatch_size, settings.microbatch_tokens)
 
-    def _accumulate(
-        self, rollout: Rollout, part: list[int], minibatch_tokens: int, advantages: Tensor, returns: Tensor
-    ) -> Mapping[str, float]:
-        """Adds one microbatch's gradients; its share of the minibatch's means, which are over tokens."""
-        mask = rollout.valid_mask[part]
-        share = int(mask.sum()) / minibatch_tokens
-        new = self.run(self.model, [rollout.responses[i] for i in part], mask.shape[1])
-        old = (rollout.logps, rollout.values, advantages, returns, rollout.valid_mask)
-        old_logps, old_values, advantages, returns, mask = (column[part].to(device()) for column in old)
-        policy = policy_loss(new.logps, old_logps, advantages, mask, self.spec.clip_range)
-        value = value_loss(new.values, old_values, returns, mask, self.spec.value_clip_range)
-        loss = share * (policy.loss + self.spec.vf_coef * value.loss)
-        loss.backward()
-        return {
-            "loss": loss.item(),
-            "loss/policy_avg": share * policy.loss.item(),
-            "loss/value_avg": share * value.loss.item(),
-            "policy/approxkl_avg": share * policy.approxkl.item(),
-            "policy/clipfrac_avg": share * policy.clipfrac.item(),
-            "policy/entropy_avg": share * masked_mean(new.entropy, mask).item(),
-            "val/clipfrac_avg": share * value.clipfrac.item(),
-            "val/ratio": share * policy.ratio.item(),
+def averaged(watched: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means over a rollout's updates, the variance of their ratios, and the rate of the last; nothing of none."""
+    if not watched:
+        return {}
+    names = [name for name in watched[0] if name not in ("loss", "lr")]
+    ratios = torch.tensor([values["val/ratio"] for values in watched], dtype=torch.float64)
+    rates = [values["lr"] for values in watched if "lr" in values]
+    return {
+        **{name: sum(values[name] for values in watched) / len(watched) for name in names},
+        "val/ratio_var": float(ratios.var(correction=0)),
+        **({"lr": rates[-1]} if rates else {}),
+    }
+
+
+# ---- what is shown ---------------------------------------------------------------------------------------------------
+
+
+def slice_values(rollout: Rollout, members: Sequence[int]) -> dict[str, float]:
+    """Metrics of the episodes of one slice."""
+    kl = rollout.kl[members]
+    return {
+        "objective/scores": float(rollout.scores[members].mean()),
+        "objective/kl": float(kl.mean()),
+        "objective/kl_per_token": float(kl.sum() / rollout.lengths[members].sum()),
+    }
+
+
+def page(responses: Sequence[Response], rollout: Rollout) -> list[dict[str, Any]]:
+    """Responses as a sample page shows them."""
+    return [
+        {
+            "prompt_id": response.row.id,
+            "messages": list(response.row.messages),
+            "slices": response.row.slices,
+            "response": response.text,
+            "score": score,
+            "kl": kl,
+            "finished": response.sample.finished,
         }
-
-
-def response_mask(responses: Sequence[Response], width: int) -> Tensor:
-    """True on the tokens of each response (B, width), the end-of-turn token included."""
-    lengths = torch.tensor([len(response.sample.tokens) for response in responses])
-    return torch.arange(width) < lengths[:, None]
+        for response, score, kl in zip(responses, rollout.scores.tolist(), rollout.kl.tolist(), strict=True)
+    ]

@@ -1,0 +1,92 @@
+"""The policy and its critic as one module: processes exchange the gradients of both, checkpoints hold both."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from peft import get_peft_model
+from torch import Tensor, nn
+
+from app.errors import ModelUnavailable
+from app.specs import Lora
+from trainer.evaluation import scoring_heads
+from trainer.modeling import Policy, device, lora_config, trunk_of
+from trainer.packing import Packed
+from trainer.reward_model import load_reward_model
+
+
+class Outputs(NamedTuple):
+    """Of the N response tokens of a packed batch, all (N,): log-probs, entropies in nats, values of the states before.
+
+    Entropies are there where they were asked for, and carry no gradient.
+    """
+
+    logps: Tensor
+    entropy: Tensor | None
+    values: Tensor
+
+
+class ActorCritic(nn.Module):
+    """All that PPO trains. Both parts read the same packed rows.
+
+    Attributes:
+        share: whether both read rows with shared prompts right.
+    """
+
+    def __init__(self, causal: Any, critic: "ValueHead | RewardCritic") -> None:
+        super().__init__()
+        self.policy, self.critic = Policy(causal), critic
+        self.share = self.policy.share and critic.share
+
+    def forward(self, packed: Packed, temperature: float = 1.0, entropies: bool = False) -> Outputs:
+        outputs = self.policy(packed, temperature, entropies)
+        return Outputs(outputs.logps, outputs.entropy, self.critic(packed, outputs.hidden))
+
+
+class ValueHead(nn.Module):
+    """A head on the policy's trunk, zero at first: then the first advantages are the rewards themselves."""
+
+    share = True
+
+    def __init__(self, causal: Any) -> None:
+        super().__init__()
+        self.head = nn.Linear(causal.config.get_text_config().hidden_size, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.to(device())
+
+    def forward(self, packed: Packed, hidden: Tensor) -> Tensor:
+        """Values (N,) in fp32 of the policy's hidden states (N, H)."""
+        return self.head(hidden.float()).squeeze(-1)
+
+
+class RewardCritic(nn.Module):
+    """A model of its own that begins as a reward model (Ouyang et al. 2022): its score of what stands there so far.
+
+    It knows from the start what is good, and the policy's trunk need not serve two masters; it takes the memory and the
+    time of a second model. With `lora` its trunk learns through adapters; its head always learns in full.
+    """
+
+    def __init__(self, folder: str | Path, tokenizer: Any, lora: Lora | None) -> None:
+        """Raises ModelUnavailable: the folder holds no reward model, or one that reads other tokens than the policy."""
+        super().__init__()
+        model, own_tokenizer = load_reward_model(folder)
+        vocabulary = own_tokenizer.get_vocab()
+        if any(vocabulary.get(token) != i for token, i in tokenizer.get_vocab().items()):
+            raise ModelUnavailable(
+                f"The reward model {folder} does not read the policy's tokens, so it cannot be the critic.",
+                "Choose critic `policy`, or a reward model that was trained on a model with the policy's tokenizer.",
+            )
+        self.model, self.share = model, model.share
+        self.heads = scoring_heads(model)
+        trunk, head = trunk_of(model.classifier), model.classifier.score
+        if lora is None:
+            model.float().requires_grad_(True)
+        else:
+            get_peft_model(trunk, lora_config(lora, "FEATURE_EXTRACTION"))  # swaps the trunk's layers in place
+        head.float().requires_grad_(True)
+        self.eval()
+
+    def forward(self, packed: Packed, hidden: Tensor) -> Tensor:
+        """Values (N,) in fp32: the mean of the scoring heads at the N states; the policy's own states are not read."""
+        # A reward is read at the last token of a sequence; here at every token that a response token follows.
+        return self.model(packed._replace(ends=packed.predictors))[:, self.heads].mean(-1)
