@@ -213,6 +213,41 @@ def encode_thumbs(rows: Sequence[ThumbRow], encoder: ChatEncoder) -> EncodedThum
     return EncodedThumbs(thumbs, describe_left_out(left_out, "thumbs"))
 
 
+class Demonstration(NamedTuple):
+    """A conversation with the answer to learn, as token ids."""
+
+    sequence: TokenSequence
+    row: DemonstrationRow
+
+
+class EncodedDemonstrations(NamedTuple):
+    """The usable rows of a demonstrations file, and why others were left out."""
+
+    train: list[Demonstration]
+    heldout: list[Demonstration]
+    dropped: tuple[str, ...]
+
+
+def encode_demonstrations(rows: Sequence[DemonstrationRow], encoder: ChatEncoder) -> EncodedDemonstrations:
+    """Encodes demonstrations, each with the end of its turn. Rows that do not fit or teach nothing are named."""
+    demonstrations: dict[str, list[Demonstration]] = {"train": [], "heldout": []}
+    left_out: dict[str, list[int]] = {}
+    for row in rows:
+        if row.weight == 0:
+            left_out.setdefault("have weight 0", []).append(row.id)
+            continue
+        if not row.response.strip():
+            left_out.setdefault("have an empty answer", []).append(row.id)
+            continue
+        fitted = encoder.fit(encoder.prompt(row.messages), [encoder.completion(row.response)])
+        if fitted is None:
+            reason = f"are longer than {encoder.max_length} tokens without their prompt"
+            left_out.setdefault(reason, []).append(row.id)
+            continue
+        demonstrations[row.split].append(Demonstration(fitted[0], row))
+    return EncodedDemonstrations(**demonstrations, dropped=describe_left_out(left_out, "demonstrations"))
+
+
 def require_pairs(pairs: Sequence[Pair], what: str) -> None:
     """Raises InvalidInput unless at least `MIN_PAIRS` pairs have a winner: fewer teach nothing that holds elsewhere."""
     decided = sum(not pair.tied for pair in pairs)

@@ -133,10 +133,11 @@ class RewardResult(NamedTuple):
 
 
 class PolicyResult(NamedTuple):
-    """A trained policy: the last values of its main metrics, and what was left out."""
+    """A trained policy: the last values of its main metrics, what was left out, and what else a reader has to know."""
 
     metrics: dict[str, float]
     train_rows: int
     dropped: tuple[str, ...]
     tokens: int
     seconds: float
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,173 @@
+"""Supervised fine-tuning on demonstrations: the first policy, and the reference of the rounds that follow.
+
+The loss is the negative log-likelihood of the answers' tokens, the end of the turn among them, as a mean over the
+tokens of a batch: sum_i w_i nll_i / sum_i w_i n_i with rows' weights w, log-likelihoods and numbers of tokens n. So
+every token counts alike, not every answer, which is what the field's trainers do (TRL's, with completion-only loss).
+"""
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from app.artifacts import ArtifactStore
+from app.errors import InvalidInput
+from app.specs import SFTSpec
+from trainer.checkpoints import Checkpoints
+from trainer.data import ChatEncoder, Demonstration, encode_demonstrations, read_demonstrations, slice_names
+from trainer.modeling import (
+    Policy,
+    device,
+    load_causal_lm,
+    load_tokenizer,
+    notes_on,
+    resolve,
+    save_policy,
+    seed_everything,
+    working_dtype,
+)
+from trainer.packing import pack, token_parts
+from trainer.reporting import PolicyResult, Reporter
+from trainer.training import Training, deal, sum_over_processes
+
+MIN_DEMONSTRATIONS = 20
+FORWARD_TOKENS = 2048  # forwarded at once without gradients; logits are what takes memory
+
+
+def train(
+    spec: SFTSpec,
+    store: ArtifactStore,
+    reporter: Reporter,
+    folder: Path,
+    checkpoints: Checkpoints | None = None,
+) -> PolicyResult:
+    """Trains on the `train` rows, measures on the `heldout` ones, saves to `folder`.
+
+    Raises:
+        InvalidInput: too few demonstrations.
+        ModelUnavailable: the policy does not load.
+        StorageFull: no room for a checkpoint or the model; checkpoints saved before stay.
+        RunCancelled, TrainingDiverged: no model is saved.
+    """
+    started = time.monotonic()
+
+    # 1. Data, before anything that takes time.
+    policy_ref = resolve(store, spec.policy)
+    tokenizer = load_tokenizer(policy_ref)
+    pad_id = tokenizer.pad_token_id
+    rows = read_demonstrations(store.resolve(spec.demonstrations))
+    train_rows, heldout, dropped = encode_demonstrations(rows, ChatEncoder(tokenizer, spec.max_length))
+    if len(train_rows) < MIN_DEMONSTRATIONS:
+        raise InvalidInput(
+            f"Fine-tuning needs at least {MIN_DEMONSTRATIONS} training demonstrations; there are {len(train_rows)}."
+            + "".join(f" {sentence}." for sentence in dropped),
+            "Approve or import more demonstrations.",
+        )
+
+    # 2. Model; the seed fixes the adapters and the order of the rows.
+    seed_everything(spec.seed)
+    dtype = working_dtype(spec.optimiser.precision, policy_ref, checkpoints)
+    causal = load_causal_lm(policy_ref, spec.lora, trainable=True, dtype=dtype)
+    policy = Policy(causal)
+    share = spec.packing and policy.share
+
+    # 3. Where we start from.
+    training = Training(policy, spec.optimiser, len(train_rows), seed=spec.seed, checkpoints=checkpoints)
+
+    def measure(rows: Sequence[Demonstration]) -> Tensor:
+        return token_sums(
+            training.model, rows, share, pad_id, lambda done: reporter.progress(done, len(rows), "held-out")
+        )
+
+    if training.resumed is None:
+        report_heldout(0, heldout, measure(heldout), reporter)
+
+    # 4. Train.
+    lengths = [row.sequence.length for row in train_rows]
+    for batch in training.batches(lengths):
+        counted = torch.tensor([train_rows[i].row.weight * len(train_rows[i].sequence.completion) for i in batch])
+        sums = torch.zeros(len(Sums._fields), len(batch))
+        for part in training.parts(batch, lengths):
+            reporter.progress(training.steps, training.total_steps, "training the policy")
+            part_rows = [train_rows[i] for i in part.rows]
+            part_sums = forward(training.model, part_rows, share, pad_id)
+            weights = torch.tensor([row.row.weight for row in part_rows], device=part_sums.nll.device)
+            training.backward((weights * part_sums.nll).sum() / float(counted.sum()), part)
+            if part.counts:
+                sums[:, part.places] = torch.stack(part_sums).detach().cpu()
+        training.tokens += sum(lengths[i] for i in batch)
+        sums = sum_over_processes(sums)
+        values = statistics([train_rows[i] for i in batch], sums)
+        grad_norm, lr = training.step(values["loss"])
+        values |= {"grad_norm": grad_norm, "lr": lr, "num_tokens": training.tokens}
+        reporter.metrics(training.steps, values)
+        training.save_if_due()
+
+    # 5. Where we ended; save.
+    results = report_heldout(training.steps, heldout, measure(heldout), reporter)
+    save_policy(causal, tokenizer, folder, spec.policy.base)
+    seconds = time.monotonic() - started
+    return PolicyResult(results, len(train_rows), dropped, training.tokens, seconds, notes_on(tokenizer))
+
+
+class Sums(NamedTuple):
+    """Of each of B answers, sums (B,) over its tokens: negative log-likelihood in nats, and how many were likeliest."""
+
+    nll: Tensor
+    correct: Tensor
+
+
+def forward(model: torch.nn.Module, rows: Sequence[Demonstration], share: bool, pad_id: int) -> Sums:
+    """One forward pass of a `Policy` over demonstrations, several in a row where they share."""
+    packed = pack([row.sequence for row in rows], pad_id, share).to(device())
+    outputs = model(packed, accuracy=True)
+    return Sums(packed.per_sequence(-outputs.logps), packed.per_sequence(outputs.correct.float()))
+
+
+@torch.no_grad()
+def token_sums(
+    model: torch.nn.Module,
+    rows: Sequence[Demonstration],
+    share: bool,
+    pad_id: int,
+    tick: Callable[[int], None] = lambda done: None,
+) -> Tensor:
+    """The `Sums` (2, N) of any number of demonstrations, on the CPU, batched by length."""
+    sums = torch.zeros(len(Sums._fields), len(rows))
+    lengths = [row.sequence.length for row in rows]
+    done = 0
+    for part, counts in deal(token_parts(range(len(rows)), lengths, len(rows), FORWARD_TOKENS)):
+        tick(done)
+        part_sums = forward(model, [rows[i] for i in part], share, pad_id)
+        if counts:
+            sums[:, part] = torch.stack(part_sums).cpu()
+            done += len(part)
+    return sum_over_processes(sums)
+
+
+def statistics(rows: Sequence[Demonstration], sums: Tensor, prefix: str = "") -> dict[str, float]:
+    """The field's metrics of rows and their `Sums` (2, B), means over tokens, weighted as the loss is."""
+    weights = torch.tensor([row.row.weight for row in rows])
+    tokens = float((weights * torch.tensor([len(row.sequence.completion) for row in rows])).sum())
+    loss, accuracy = ((sums * weights).sum(-1) / tokens).tolist()
+    return {f"{prefix}loss": loss, f"{prefix}mean_token_accuracy": accuracy}
+
+
+def report_heldout(step: int, rows: Sequence[Demonstration], sums: Tensor, reporter: Reporter) -> dict[str, float]:
+    """Reports the metrics of held-out rows, by slice too; returns those of all rows, none where there is no row."""
+    members: dict[str, list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        for name in ["", *slice_names(row.row.slices)]:
+            members[name].append(i)
+    measured = {}
+    for name, indices in members.items():
+        values = statistics([rows[i] for i in indices], sums[:, indices], "eval_")
+        # Above 700 nats a token exp overflows; such a model is broken, its loss says so.
+        measured[name] = values | {"eval_perplexity": math.exp(min(values["eval_loss"], 700.0))}
+        reporter.metrics(step, measured[name], name)
+    return measured.get("", {})
