@@ -1,43 +1,91 @@
+"""The DPO family as a whole: expected values come from plain transformers in float64 and formulas written out here."""
+
 import math
+import random
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.artifacts import ArtifactStore, digest_folder
 from app.errors import InvalidInput
-from app.specs import DPOSpec, Lora, ModelRef, Optimiser
-from tests.trainer.conftest import separable_pairs, write_rows
-from trainer.data import ChatEncoder, encode_pairs
+from app.specs import DPOSpec, Lora, ModelRef, Optimiser, PairRow, ThumbRow
+from tests.trainer.conftest import separable_pairs, user, write_rows
+from trainer.checkpoints import Checkpoints
+from trainer.data import ChatEncoder, TokenSequence, encode_pairs
 from trainer.recipes import dpo
 from trainer.reporting import ConsoleReporter, PolicyResult
+
+# Every loss, with settings that are not its defaults.
+LOSSES: dict[str, dict[str, object]] = {
+    "dpo": {},
+    "cdpo": {"label_smoothing": 0.1},
+    "robust": {"loss": "robust", "label_smoothing": 0.1},
+    "ipo": {"loss": "ipo"},
+    "ipo_average": {"loss": "ipo", "length_average": True},
+    "hinge": {"loss": "hinge"},
+    "kto": {"loss": "kto", "desirable_weight": 1.2, "undesirable_weight": 0.7},
+    "orpo": {"loss": "orpo", "beta": 0.5},
+    "simpo": {"loss": "simpo", "beta": 2.0},
+    "rpo": {"nll_weight": 0.5},
+}
 
 
 def spec_of(model: ModelRef, snapshot: Path, **changes: object) -> DPOSpec:
     settings = Optimiser(learning_rate=1e-3, epochs=1, batch_size=8, microbatch_size=8)
-    return DPOSpec(policy=model, reference=model, snapshot=str(snapshot), optimiser=settings).model_copy(update=changes)
+    values = {"policy": model, "reference": model, "snapshot": str(snapshot), "optimiser": settings} | changes
+    return DPOSpec.model_validate(values)
 
 
-def train(spec: DPOSpec, store: ArtifactStore, location: str = "models/dpo") -> tuple[PolicyResult, ConsoleReporter]:
-    reporter = ConsoleReporter(stream=None)
+def train(
+    spec: DPOSpec,
+    store: ArtifactStore,
+    location: str = "models/dpo",
+    reporter: ConsoleReporter | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> tuple[PolicyResult, ConsoleReporter]:
+    reporter = reporter or ConsoleReporter(stream=None)
     with store.folder(location) as staging:
-        result = dpo.train(spec, store, reporter, staging)
+        result = dpo.train(spec, store, reporter, staging, checkpoints)
     return result, reporter
 
 
-def plain_logps(folder: str, rows: list) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sequence log-probs by transformers' own loss, one sequence at a time."""
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    logps = []
-    for pair in encode_pairs(rows, ChatEncoder(tokenizer, 512)).train:
-        for prompt, completion in (pair.chosen, pair.rejected):
-            ids = torch.tensor([[*prompt, *completion]])
-            labels = torch.tensor([[-100] * len(prompt) + list(completion)])
-            with torch.no_grad():
-                logps.append(-model(input_ids=ids, labels=labels).loss * len(completion))
-    return torch.stack(logps[::2]), torch.stack(logps[1::2])
+def write_thumbs(path: Path, rows: list[ThumbRow]) -> Path:
+    path.write_text("".join(row.model_dump_json() + "\n" for row in rows))
+    return path
+
+
+def thumbs(count: int, first: int = 1) -> list[ThumbRow]:
+    """Apples are liked, rocks are not."""
+    nouns = ("apples", "rocks")
+    return [
+        ThumbRow(id=i, messages=user(f"Thumb {i}?"), response=f"{nouns[i % 2]} {i}", liked=i % 2 == 0)
+        for i in range(first, first + count)
+    ]
+
+
+class PlainLogps:
+    """Log-probs of completions by transformers alone, in float64, one sequence at a time."""
+
+    def __init__(self, folder: str) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+
+    @torch.no_grad()
+    def __call__(self, sequences: list[TokenSequence]) -> np.ndarray:
+        logps = []
+        for prompt, completion in sequences:
+            logits = self.model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
+            logps.append(torch.log_softmax(logits, -1)[range(len(completion)), list(completion)].sum().item())
+        return np.array(logps)
+
+
+def heldout_pairs(folder: str, rows: list[PairRow]) -> tuple[list[TokenSequence], list[TokenSequence]]:
+    encoder = ChatEncoder(AutoTokenizer.from_pretrained(folder), 512)
+    pairs = encode_pairs(rows, encoder, close_cut=False).heldout
+    return [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]
 
 
 def test_raises_the_margin_and_the_saved_policy_has_it_in_plain_transformers(
@@ -56,13 +104,170 @@ def test_raises_the_margin_and_the_saved_policy_has_it_in_plain_transformers(
     assert end > 0.5
     assert reporter.last("eval_rewards/accuracies") > 0.9
     assert reporter.last("eval_rewards/accuracies", "domain=stone") > 0.9
-    assert result.metrics["eval_rewards/margins"] == end
 
-    heldout = [row.model_copy(update={"split": "train"}) for row in separable_pairs(160, 40)[:40]]
-    chosen, rejected = plain_logps(str(store.resolve("models/dpo")), heldout)
-    base_chosen, base_rejected = plain_logps(tiny_ref.base, heldout)
-    assert (0.1 * ((chosen - rejected) - (base_chosen - base_rejected))).mean().item() == pytest.approx(end, abs=1e-3)
-    assert reporter.last("eval_logps/chosen") == pytest.approx(chosen.mean().item(), abs=1e-2)
+    # The result holds what was last said of training and held-out rows.
+    assert result.metrics == {name: reporter.last(name) for name in names | {f"eval_{name}" for name in names}}
+
+    chosen, rejected = heldout_pairs(tiny_ref.base, separable_pairs(160, 40))
+    policy, base = PlainLogps(str(store.resolve("models/dpo"))), PlainLogps(tiny_ref.base)
+    margins = (policy(chosen) - policy(rejected)) - (base(chosen) - base(rejected))
+    assert 0.1 * margins.mean() == pytest.approx(end, abs=1e-3)
+    assert reporter.last("eval_logps/chosen") == pytest.approx(policy(chosen).mean(), abs=1e-3)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def log_odds(logps: np.ndarray) -> np.ndarray:
+    return logps - np.log(1 - np.exp(logps))
+
+
+# Of log-ratios x (2, N), chosen first, log-probs a token a (2, N), KTO's z, and log-ratios a token t (2, N).
+FORMULAS: Mapping[str, Callable[[np.ndarray, np.ndarray, float, np.ndarray], np.ndarray]] = {
+    "dpo": lambda x, a, z, t: -np.log(sigmoid(0.1 * (x[0] - x[1]))),
+    "cdpo": lambda x, a, z, t: (
+        -0.9 * np.log(sigmoid(0.1 * (x[0] - x[1]))) - 0.1 * np.log(sigmoid(-0.1 * (x[0] - x[1])))
+    ),
+    "robust": lambda x, a, z, t: (
+        (-0.9 * np.log(sigmoid(0.1 * (x[0] - x[1]))) + 0.1 * np.log(sigmoid(-0.1 * (x[0] - x[1])))) / 0.8
+    ),
+    "ipo": lambda x, a, z, t: (x[0] - x[1] - 1 / 0.2) ** 2,
+    "ipo_average": lambda x, a, z, t: (t[0] - t[1] - 1 / 0.2) ** 2,
+    "hinge": lambda x, a, z, t: np.maximum(0, 1 - 0.1 * (x[0] - x[1])),
+    "kto": lambda x, a, z, t: 0.5 * (1.2 * (1 - sigmoid(0.1 * (x[0] - z))) + 0.7 * (1 - sigmoid(0.1 * (z - x[1])))),
+    "orpo": lambda x, a, z, t: -a[0] - 0.5 * np.log(sigmoid(log_odds(a[0]) - log_odds(a[1]))),
+    "simpo": lambda x, a, z, t: -np.log(sigmoid(2.0 * (a[0] - a[1]) - 0.5)),
+    "rpo": lambda x, a, z, t: -np.log(sigmoid(0.1 * (x[0] - x[1]))) - 0.5 * a[0],
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_is_its_formula_on_plain_log_probs_and_learns(
+    name: str, tiny_ref: ModelRef, other_tiny_model: Path, store: ArtifactStore, tmp_path: Path
+) -> None:
+    rows = separable_pairs(52, 12)
+    snapshot = write_rows(tmp_path / "snapshot.jsonl", rows)
+    settings = Optimiser(learning_rate=2e-3, epochs=2, batch_size=8, microbatch_size=3)
+    changes = LOSSES[name] | {"reference": {"base": str(other_tiny_model)}, "optimiser": settings}
+    _, reporter = train(spec_of(tiny_ref, snapshot, **changes), store)
+
+    chosen, rejected = heldout_pairs(tiny_ref.base, rows)
+    policy, reference = PlainLogps(tiny_ref.base), PlainLogps(str(other_tiny_model))
+    logps = np.stack([policy(chosen), policy(rejected)])
+    ratios = logps - np.stack([reference(chosen), reference(rejected)])
+    lengths = np.array([[len(sequence.completion) for sequence in side] for side in (chosen, rejected)])
+    # KTO: every prompt with both answers to the next one, the last with those to the first.
+    strangers = [
+        TokenSequence(prompt.prompt, answer.completion)
+        for prompt, answers in zip(
+            chosen, [*zip(chosen[1:], rejected[1:], strict=True), (chosen[0], rejected[0])], strict=True
+        )
+        for answer in answers
+    ]
+    z = max(0.0, float((policy(strangers) - reference(strangers)).mean()))
+    if name == "kto":
+        assert reporter.values("eval_kl")[0] == pytest.approx(z, rel=1e-4)
+    expected = FORMULAS[name](ratios, logps / lengths, z, ratios / lengths).mean()
+    assert reporter.values("eval_loss")[0] == pytest.approx(expected, rel=1e-4)
+    assert reporter.values("eval_logps/rejected")[0] == pytest.approx(logps[1].mean(), rel=1e-5)
+    beta = LOSSES[name].get("beta", 0.1)
+    rewards = beta * (logps / lengths if name in ("orpo", "simpo") else ratios)
+    assert reporter.values("eval_rewards/chosen")[0] == pytest.approx(rewards[0].mean(), rel=1e-4)
+    assert reporter.values("eval_rewards/margins")[0] == pytest.approx((rewards[0] - rewards[1]).mean(), rel=1e-3)
+
+    before, after = reporter.values("eval_rewards/margins")
+    assert after > before
+    assert reporter.last("eval_loss") < reporter.values("eval_loss")[0]
+
+
+def test_a_loss_without_a_reference_loads_none(tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path) -> None:
+    snapshot = write_rows(tmp_path / "snapshot.jsonl", separable_pairs(24, 4))
+    nowhere = {"reference": {"base": "models/nowhere"}}
+    for loss in ("orpo", "simpo"):
+        result, _ = train(spec_of(tiny_ref, snapshot, loss=loss, **nowhere), store)
+        assert result.metrics["eval_rewards/margins"] != 0
+    assert not store.exists("reference-logps")
+
+
+# ---- thumbs ----------------------------------------------------------------------------------------------------------
+
+
+def test_thumbs_join_the_pairs_in_kto(tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path) -> None:
+    pairs = separable_pairs(20, 10)
+    snapshot = write_rows(tmp_path / "snapshot.jsonl", pairs)
+    rows = [*thumbs(60), thumbs(1, 900)[0].model_copy(update={"response": "x" * 200})]
+    rows.append(thumbs(1, 901)[0].model_copy(update={"weight": 0}))
+    file = write_thumbs(tmp_path / "thumbs.jsonl", rows)
+    settings = Optimiser(learning_rate=2e-3, epochs=2, batch_size=8)
+    spec = spec_of(tiny_ref, snapshot, loss="kto", thumbs=str(file), max_length=128, optimiser=settings)
+    result, reporter = train(spec, store)
+    assert result.train_rows == 10 + 60
+    assert sorted(result.dropped) == [
+        "1 thumbs are longer than 128 tokens without their prompt: 900",
+        "1 thumbs have weight 0: 901",
+    ]
+    # Nearly all that speaks of apples and rocks here are thumbs: held-out pairs show that they taught it.
+    assert reporter.last("eval_rewards/accuracies") > 0.9
+    # The first step is taken where policy and reference are one: every sigmoid is a half, whatever the kind and weight.
+    assert reporter.values("loss")[0] == pytest.approx(0.5, abs=1e-6)
+    assert reporter.values("kl")[0] == pytest.approx(0, abs=1e-5)
+
+
+def test_two_thumbs_teach_what_their_pair_teaches(tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path) -> None:
+    """One step on all pairs, and on the same responses one by one, from where policy and reference are one (z = 0)."""
+    pairs = separable_pairs(24, 0)
+    pairs = [
+        row.model_copy(update={"p_b": 1.0, "preference": 3.0, "weight": 1 + row.comparison_id % 2}) for row in pairs
+    ]
+    singles = [
+        ThumbRow(id=10 * row.comparison_id + i, messages=row.messages, response=text, liked=i == 1, weight=row.weight)
+        for row in pairs
+        for i, text in enumerate((row.response_a, row.response_b))
+    ]
+    paired = write_rows(tmp_path / "pairs.jsonl", pairs)
+    empty = write_rows(tmp_path / "empty.jsonl", [])
+    file = write_thumbs(tmp_path / "thumbs.jsonl", singles)
+    policies = {}
+    for name, snapshot, thumbs_file, size in (("pairs", paired, None, 24), ("thumbs", empty, str(file), 48)):
+        settings = Optimiser(learning_rate=1e-3, batch_size=size, microbatch_size=7, epochs=1, warmup_ratio=0)
+        spec = spec_of(tiny_ref, snapshot, loss="kto", thumbs=thumbs_file, optimiser=settings, lora=None)
+        _, reporter = train(spec, store, f"models/{name}")
+        policies[name] = reporter
+    for name in ("loss", "grad_norm", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected"):
+        assert policies["thumbs"].values(name) == pytest.approx(policies["pairs"].values(name), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        (lambda row: row.liked, r"at least 20 responses that were liked and as many that were not; there are 30 and 0"),
+        (lambda row: row.id <= 24, r"there are 12 and 12"),
+    ],
+)
+def test_too_few_thumbs_of_a_kind_are_refused(
+    kept: Callable[[ThumbRow], bool], message: str, tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path
+) -> None:
+    snapshot = write_rows(tmp_path / "snapshot.jsonl", [])
+    file = write_thumbs(tmp_path / "thumbs.jsonl", [row for row in thumbs(60) if kept(row)])
+    with pytest.raises(InvalidInput, match=message):
+        train(spec_of(tiny_ref, snapshot, loss="kto", thumbs=str(file)), store)
+
+
+def test_kto_on_one_prompt_is_refused_and_thumbs_for_another_loss_too(
+    tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path
+) -> None:
+    snapshot = write_rows(
+        tmp_path / "snapshot.jsonl",
+        [row.model_copy(update={"messages": user("One?")}) for row in separable_pairs(24, 0)],
+    )
+    with pytest.raises(InvalidInput, match="all of these answer the same one"):
+        train(spec_of(tiny_ref, snapshot, loss="kto"), store)
+    with pytest.raises(InvalidInput, match="dpo compares responses"):
+        train(spec_of(tiny_ref, snapshot, thumbs=str(write_thumbs(tmp_path / "thumbs.jsonl", thumbs(40)))), store)
+
+
+# ---- the same again --------------------------------------------------------------------------------------------------
 
 
 def test_equal_specs_give_equal_files_and_another_seed_does_not(
@@ -71,20 +276,117 @@ def test_equal_specs_give_equal_files_and_another_seed_does_not(
     snapshot = write_rows(tmp_path / "snapshot.jsonl", separable_pairs(30, 0))
     for location, seed in (("models/a", 0), ("models/b", 0), ("models/c", 1)):
         train(spec_of(tiny_ref, snapshot, seed=seed), store, location)
+    train(spec_of(tiny_ref, snapshot), ArtifactStore(tmp_path / "another"), "models/d")
     digests = [digest_folder(store.resolve(f"models/{name}")) for name in "abc"]
-    assert digests[0] == digests[1] != digests[2]
+    digests.append(digest_folder(tmp_path / "another" / "models" / "d"))
+    assert digests[0] == digests[1] == digests[3] != digests[2]
 
 
-def test_microbatches_change_nothing(tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["dpo", "kto", "orpo"])
+def test_microbatches_change_nothing(name: str, tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path) -> None:
     rows = [row.model_copy(update={"weight": 1 + row.comparison_id % 3}) for row in separable_pairs(30, 4)]
     snapshot = write_rows(tmp_path / "snapshot.jsonl", rows)
+    changes = dict(LOSSES[name])
+    if name == "kto":
+        changes["thumbs"] = str(write_thumbs(tmp_path / "thumbs.jsonl", thumbs(9)))
     runs = []
     for size, tokens in ((8, 4096), (3, 4096), (8, 300)):
         settings = Optimiser(learning_rate=1e-3, epochs=1, microbatch_size=size, microbatch_tokens=tokens)
-        runs.append(train(spec_of(tiny_ref, snapshot, optimiser=settings), store)[1])
-    for name in ("loss", "grad_norm", "rewards/margins", "logps/chosen", "eval_loss"):
+        runs.append(train(spec_of(tiny_ref, snapshot, optimiser=settings, **changes), store)[1])
+    for metric in ("loss", "grad_norm", "rewards/margins", "logps/chosen", "eval_loss"):
         for run in runs[1:]:
-            assert run.values(name) == pytest.approx(runs[0].values(name), rel=1e-3, abs=1e-3)
+            assert run.values(metric) == pytest.approx(runs[0].values(metric), rel=1e-3, abs=1e-3)
+
+
+class Killed(Exception):
+    pass
+
+
+class KilledAfter(ConsoleReporter):
+    """Ends the run at that call, whichever it is (asking the reference, measuring, training); at 0 never."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__(stream=None)
+        self.left = calls
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+
+    def metrics(self, step: int, values: Mapping[str, float], slice: str = "") -> None:
+        self._count()
+        super().metrics(step, values, slice)
+
+    def progress(self, done: int, total: int, message: str = "") -> None:
+        self._count()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_run_that_was_killed_goes_on_to_the_same_bits(
+    name: str, tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path
+) -> None:
+    snapshot = write_rows(tmp_path / "snapshot.jsonl", separable_pairs(44, 6))
+    changes = dict(LOSSES[name])
+    if name == "kto":
+        changes["thumbs"] = str(write_thumbs(tmp_path / "thumbs.jsonl", thumbs(9)))
+    settings = Optimiser(learning_rate=1e-3, epochs=2, batch_size=8, microbatch_size=3)
+    spec = spec_of(tiny_ref, snapshot, optimiser=settings, **changes)
+    whole, _ = train(spec, store, "models/whole")
+
+    # A store of its own: no log-prob of the reference is known there.
+    other = ArtifactStore(tmp_path / "other")
+    generator = random.Random(name)
+
+    def go_on(calls: int) -> PolicyResult:
+        checkpoints = Checkpoints(other, "checkpoints/run", spec, every_seconds=0)
+        return train(spec, other, "models/resumed", KilledAfter(calls), checkpoints)[0]
+
+    for _kill in range(4):
+        with pytest.raises(Killed):
+            go_on(generator.randint(1, 12))
+        assert not other.exists("models/resumed")
+    resumed = go_on(0)
+    assert digest_folder(other.resolve("models/resumed")) == digest_folder(store.resolve("models/whole"))
+    assert resumed.metrics == whole.metrics
+    assert (resumed.tokens, resumed.train_rows) == (whole.tokens, whole.train_rows)
+
+
+def test_a_run_that_goes_on_after_its_last_step_still_says_how_training_ended(
+    tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path
+) -> None:
+    spec = spec_of(tiny_ref, write_rows(tmp_path / "snapshot.jsonl", separable_pairs(30, 6)))
+    checkpoints = Checkpoints(store, "checkpoints/run", spec, every_seconds=0)
+    first, reporter = train(spec, store, "models/first", checkpoints=checkpoints)
+    again, silent = train(spec, store, "models/again", checkpoints=checkpoints)
+    assert silent.values("loss") == []
+    assert again.metrics == first.metrics
+    assert again.metrics["loss"] == reporter.last("loss")
+    assert digest_folder(store.resolve("models/again")) == digest_folder(store.resolve("models/first"))
+
+
+# ---- policy and reference --------------------------------------------------------------------------------------------
+
+
+def test_a_reference_that_has_answered_is_not_asked_again(
+    tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path
+) -> None:
+    class Listening(ConsoleReporter):
+        asked = 0
+
+        def progress(self, done: int, total: int, message: str = "") -> None:
+            self.asked += message == "log-probs of the reference"
+
+    rows = separable_pairs(40, 8)
+    asked = []
+    runs = []
+    for count, changes in ((40, {}), (40, {"beta": 0.2}), (30, {"loss": "hinge"})):
+        snapshot = write_rows(tmp_path / f"{count}.jsonl", rows[:count])
+        runs.append(train(spec_of(tiny_ref, snapshot, **changes), store, reporter=(listening := Listening(None)))[1])
+        asked.append(listening.asked)
+    assert asked[0] > 0
+    assert asked[1:] == [0, 0]
+    assert runs[1].values("eval_logps/chosen")[0] == runs[0].values("eval_logps/chosen")[0]
 
 
 def test_continues_an_adapter_against_an_earlier_policy(

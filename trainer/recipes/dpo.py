@@ -61,7 +61,7 @@ def train(
     folder: Path,
     checkpoints: Checkpoints | None = None,
 ) -> PolicyResult:
-    """Trains on the snapshot's `train` rows with a winner, and on thumbs; measures on `heldout` rows; saves to `folder`.
+    """Trains on the snapshot's `train` rows with a winner and on thumbs, measures on `heldout` rows, saves to `folder`.
 
     Raises:
         InvalidInput: too few rows to learn from, or thumbs for a loss that needs pairs.
