@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 from app.datasets.reading import FileContent, Located, Problem
-from app.datasets.records import JudgmentRecord, PairRecord, PromptRecord, Record
+from app.datasets.records import DemonstrationRecord, JudgmentRecord, PairRecord, PromptRecord, Record
 
 MAX_JUDGMENTS = 1000  # on one comparison: the table's limit
 R = TypeVar("R", bound=Record)
@@ -27,6 +27,7 @@ class Known:
     comparisons: dict[str, StoredPair] = field(default_factory=dict)  # by digest
     by_pair_id: dict[str, list[str]] = field(default_factory=dict)
     preferences: dict[tuple[str, str], int] = field(default_factory=dict)  # of live judgments, by digest and labeler
+    demonstrations: set[tuple[str, str]] = field(default_factory=set)  # digests of prompt and text
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class Checked:
     prompts: dict[str, tuple[PromptRecord, str]] = field(default_factory=dict)  # by digest, with the source
     pairs: dict[str, PairRecord] = field(default_factory=dict)  # by digest
     votes: dict[tuple[str, str], Vote] = field(default_factory=dict)  # by pair digest and labeler, new ones only
+    demonstrations: dict[tuple[str, str], DemonstrationRecord] = field(default_factory=dict)  # by key, new ones only
     repeated: Counter[str] = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
 
@@ -59,6 +61,8 @@ def check(contents: Sequence[FileContent], known: Known, strengths: int) -> Chec
         checker.run(checker.add_prompt, prompt, located)
     for pair, located in _of_type(contents, PairRecord):
         checker.run(checker.add_pair, pair, located)
+    for demonstration, located in _of_type(contents, DemonstrationRecord):
+        checker.run(checker.add_demonstration, demonstration, located)
     # Last, so that the order of the files does not matter.
     for judgment, located in _of_type(contents, JudgmentRecord):
         checker.run(checker.add_judgment, judgment, located)
@@ -127,6 +131,13 @@ class _Checker:
             self.checked.repeated["comparisons"] += 1
         self.checked.pairs.setdefault(digest, pair)
         self.keep(digest, votes, repeated=len(labelers) - len(votes))
+
+    def add_demonstration(self, demonstration: DemonstrationRecord, located: Located) -> None:
+        self.add_prompt(demonstration.prompt, located)
+        if demonstration.key in self.checked.demonstrations or demonstration.key in self.known.demonstrations:
+            self.checked.repeated["demonstrations"] += 1
+        else:
+            self.checked.demonstrations[demonstration.key] = demonstration
 
     def add_judgment(self, judgment: JudgmentRecord, located: Located) -> None:
         pair_id = judgment.pair_id

@@ -27,7 +27,9 @@ def import_command(
     paths: Annotated[list[Path], typer.Argument(help="JSONL or JSONL.gz files, or folders of them.")],
     project: Annotated[str, typer.Option(help="Address of the project; made when there is none.")],
     name: Annotated[str | None, typer.Option(help="Name of a project that is made.")] = None,
-    format_: Annotated[str | None, typer.Option("--format", help=f"Else found from the keys. {FORMAT_HELP}.")] = None,
+    format_: Annotated[
+        str | None, typer.Option("--format", "--kind", help=f"Else found from the keys. {FORMAT_HELP}.")
+    ] = None,
     source: Annotated[
         str | None, typer.Option(help="Name for labelers and responses the lines give none. Else the file's name.")
     ] = None,
@@ -39,7 +41,7 @@ def import_command(
     ] = "prompt",
     skip_invalid: Annotated[bool, typer.Option(help="Import the good lines and list the bad ones.")] = False,
 ) -> None:
-    """Bring prompts, pairs of responses and judgments into a project. Running it again adds nothing twice.
+    """Bring prompts, pairs, judgments and demonstrations into a project. Running it again adds nothing twice.
 
     Formats and fields are described in docs/import.md. A bad line is named with its number and reason, and then nothing
     is written, unless --skip-invalid is given.
@@ -58,19 +60,28 @@ def import_command(
 def export_command(
     project: Annotated[str, typer.Option(help="Address of the project.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write, .jsonl or .jsonl.gz.")],
-    split: Annotated[Literal["all", "train", "heldout"], typer.Option(help="Which comparisons.")] = "all",
+    kind: Annotated[export.Kind, typer.Option(help="Settled comparisons, or approved demonstrations.")] = "preferences",
+    split: Annotated[Literal["all", "train", "heldout"], typer.Option(help="On which prompts.")] = "all",
     columns: Annotated[
         str, typer.Option(help=f"Further columns, separated by commas: {', '.join(export.COLUMNS)}, or all.")
     ] = "",
 ) -> None:
-    """Write settled comparisons in the preference format that TRL's trainers read: prompt, chosen, rejected."""
+    """Write what people decided in the formats that TRL's trainers read.
+
+    Comparisons become prompt, chosen and rejected; demonstrations prompt and completion.
+    """
     wanted = export.parse_columns(columns)
     with _session() as session, _bars() as progress:
         target = queries.project_by_slug(session, project)
         if target is None:
             raise NotFound(f"There is no project {project}.", "Its address is the last part of the project page's URL.")
-        counts = export.write_preferences(session, target, output, split=split, columns=wanted, progress=progress)
-    Console().print(f"{counts.describe()} Written to {output}.", soft_wrap=True)
+        if kind == "demonstrations":
+            n = export.write_demonstrations(session, target, output, split=split, columns=wanted, progress=progress)
+            done = f"{n:,} demonstrations."
+        else:
+            counts = export.write_preferences(session, target, output, split=split, columns=wanted, progress=progress)
+            done = counts.describe()
+    Console().print(f"{done} Written to {output}.", soft_wrap=True)
 
 
 @contextmanager
@@ -105,11 +116,14 @@ def _show(report: ImportReport, project: str) -> None:
     console = Console(soft_wrap=True, highlight=False, markup=False)
     for file in report.files:
         console.print(f"{file.name}: {len(file.records) + len(file.problems):,} lines, format {file.format}")
-    for what in ("prompts", "comparisons", "judgments"):
+    for what in ("prompts", "comparisons", "judgments", "demonstrations"):
         console.print(f"{what}: {report.added[what]:,} added, {report.present[what]:,} were there already")
     console.print(f"labelers: {report.added['labelers']:,} new; held-out prompts in {project}: {report.heldout:,}")
     states = ", ".join(f"{n:,} {state.replace('_', ' ')}" for state, n in sorted(report.states.items()))
     console.print(f"comparisons of {project} now: {states or 'none'}")
+    if report.demonstrations:
+        states = ", ".join(f"{n:,} {state}" for state, n in sorted(report.demonstrations.items()))
+        console.print(f"demonstrations of {project} now: {states}")
     for note in report.notes:
         console.print(note)
     if report.skipped:

@@ -1,4 +1,7 @@
-"""Export in the preference format that TRL's trainers read: prompt, chosen and rejected as lists of chat messages."""
+"""Export in the formats that TRL's trainers read, as lists of chat messages.
+
+Preferences are prompt, chosen and rejected; demonstrations are prompt and completion.
+"""
 
 import contextlib
 import errno
@@ -15,7 +18,7 @@ from typing import IO, Any, Literal
 from sqlalchemy.orm import Session
 
 from app.datasets import queries
-from app.datasets.queries import ExportRow
+from app.datasets.queries import ExportedDemonstration, ExportRow
 from app.datasets.reading import Progress
 from app.domain import slices
 from app.domain.consensus import consensus
@@ -24,6 +27,7 @@ from app.models import Project
 
 COLUMNS = ("margin", "p", "ids", "slices")
 Split = Literal["all", "train", "heldout"]
+Kind = Literal["preferences", "demonstrations"]
 
 
 @dataclass
@@ -90,6 +94,43 @@ def write_preferences(
     return counts
 
 
+def write_demonstrations(
+    session: Session,
+    project: Project,
+    path: Path,
+    *,
+    split: Split = "all",
+    columns: tuple[str, ...] = (),
+    progress: Progress,
+) -> int:
+    """Writes every approved demonstration as prompt and completion, in the order they came; returns how many.
+
+    Of the columns ids (demonstration and prompt) and slices are theirs. Errors as for `write_preferences`.
+    """
+    total, n = queries.demonstrations(session, project.id).get("approved", 0), 0
+    with _replacing(path) as handle:
+        for n, row in enumerate(queries.exported_demonstrations(session, project.id, split), 1):
+            line: dict[str, Any] = {
+                "prompt": row.messages,
+                "completion": [{"role": "assistant", "content": row.text}],
+            }
+            if "ids" in columns:
+                line |= {"demonstration_id": row.demonstration_id, "prompt_id": row.prompt_id}
+            if "slices" in columns:
+                line["slices"] = _slices(row)
+            handle.write(json.dumps(line, ensure_ascii=False) + "\n")
+            if n % 500 == 0:
+                progress("writing demonstrations", n, total)
+    progress("writing demonstrations", n, n)
+    return n
+
+
+def _slices(row: ExportRow | ExportedDemonstration) -> dict[str, str]:
+    """Every line has every key: readers that infer a schema from the first lines fail on later keys."""
+    tags = slices.of_prompt(row.domain, row.difficulty, row.safety_category, row.split)
+    return dict.fromkeys(slices.NAMES, "") | tags
+
+
 def preference_line(row: ExportRow, columns: tuple[str, ...] = ()) -> dict[str, Any] | None:
     """The exported object of a comparison; none for a tie."""
     found = consensus(row.preferences, row.verdict)
@@ -109,10 +150,7 @@ def preference_line(row: ExportRow, columns: tuple[str, ...] = ()) -> dict[str, 
     if "ids" in columns:
         line |= {"comparison_id": row.comparison_id, "prompt_id": row.prompt_id, "judgment_ids": row.judgment_ids}
     if "slices" in columns:
-        # Every line has every key: readers that infer a schema from the first lines fail on later keys.
-        line["slices"] = dict.fromkeys(slices.NAMES, "") | slices.of_prompt(
-            row.domain, row.difficulty, row.safety_category, row.split
-        )
+        line["slices"] = _slices(row)
     return line
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from app.datasets.records import JudgmentRecord, PairRecord, PromptRecord, Record
+from app.datasets.records import DemonstrationRecord, JudgmentRecord, PairRecord, PromptRecord, Record
 from app.datasets.transcripts import Turns, join_runs, turns_of
 from app.errors import PrefloopError
 from app.prompts.service import check_messages
@@ -46,6 +46,17 @@ def _conversation(value: object) -> list[dict[str, str]]:
     except PrefloopError as error:
         raise ValueError(error.message) from error
     return kept
+
+
+def _answer(value: object) -> str:
+    """An assistant's answer: a string, or the one message of a list."""
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
+        message = value[0]
+        if message.get("role") == "assistant":
+            value = message.get("content")
+    if not isinstance(value, str):
+        raise ValueError("must be a string or a list of one assistant message")
+    return _not_blank(_storable(value))
 
 
 def _side(value: object) -> int:
@@ -141,6 +152,44 @@ class PromptLine(Tags):
         return self._prompt(self.prompt)
 
 
+class DemonstrationLine(Tags):
+    """A prompt and the answer to imitate, or a whole conversation whose last turn it is."""
+
+    messages: Any = None
+    prompt: Any = None
+    response: Annotated[str | None, BeforeValidator(_answer)] = None
+    completion: Annotated[str | None, BeforeValidator(_answer)] = None
+    author: Name | None = None
+
+    def record(self, source: str) -> Record:
+        given = [answer for answer in (self.response, self.completion) if answer is not None]
+        before = self.prompt if self.prompt is not None else self.messages
+        if not given and isinstance(before, list) and before and isinstance(before[-1], dict):
+            if before[-1].get("role") != "assistant":
+                raise ValueError("has no response, and its messages do not end with the assistant's turn")
+            given, before = [_answer(before[-1:])], before[:-1]
+        if len(given) != 1 or before is None:
+            raise ValueError(
+                "must hold a prompt and one of response or completion, or messages that end with the answer"
+            )
+        return DemonstrationRecord(self._prompt(_conversation(before)), given[0], self.author or source)
+
+
+class InstructionLine(Tags):
+    """Alpaca: an instruction, perhaps with an input, and the output to imitate."""
+
+    instruction: Filled
+    input: Text = ""
+    output: Filled
+
+    def record(self, source: str) -> Record:
+        return DemonstrationRecord(self._prompt(_instruction(self.instruction, self.input)), self.output, source)
+
+
+def _instruction(instruction: str, given: str) -> list[dict[str, str]]:
+    return _conversation(f"{instruction}\n\n{given}" if given.strip() else instruction)
+
+
 class JudgmentLine(Answer):
     pair_id: PairId
     labeler: Name
@@ -212,7 +261,7 @@ class PandaLine(_Pair):
     pair_id: PairId | None = Field(None, alias="id")
 
     def _messages(self) -> list[dict[str, str]]:
-        return _conversation(f"{self.instruction}\n\n{self.input}" if self.input.strip() else self.instruction)
+        return _instruction(self.instruction, self.input)
 
     def _models(self) -> tuple[str, str]:
         first, _, second = self.models.partition("_")
@@ -292,6 +341,12 @@ FORMATS: Mapping[str, Format] = {
         TranscriptLine, _keys("chosen rejected"), "chosen, rejected: HH-RLHF transcripts, or messages beside a prompt"
     ),
     "judgments": Format(JudgmentLine, _keys("pair_id labeler"), "pair_id, labeler, choice or preference"),
+    "demonstrations": Format(
+        DemonstrationLine,
+        _keys("prompt response", "prompt completion", "messages response", "messages completion"),
+        "prompt and response (or completion), or messages that end with the answer",
+    ),
+    "instructions": Format(InstructionLine, _keys("instruction output"), "Alpaca: instruction, input, output"),
     "prompts": Format(PromptLine, _keys("prompt", "messages"), "prompt (a string or messages), split and tags"),
 }
 
@@ -299,7 +354,12 @@ FORMATS: Mapping[str, Format] = {
 def detect(line: Mapping[str, object]) -> str | None:
     """The format whose keys this line has, or none."""
     present = line.keys()
-    return next((name for name, f in FORMATS.items() if any(keys <= present for keys in f.keys)), None)
+    found = next((name for name, f in FORMATS.items() if any(keys <= present for keys in f.keys)), None)
+    messages = line.get("messages")
+    if found == "prompts" and isinstance(messages, list) and messages and isinstance(messages[-1], dict):
+        # A conversation with its answer is no prompt.
+        return "demonstrations" if messages[-1].get("role") == "assistant" else found
+    return found
 
 
 def parser(name: str, source: str) -> Callable[[dict[str, object]], Record]:

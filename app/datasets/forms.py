@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
+from app.datasets.export import Kind
 from app.datasets.formats import FORMATS
 from app.datasets.service import ImportOptions
 from app.errors import InvalidInput
@@ -29,6 +30,7 @@ class ImportForm(BaseModel):
 
 
 class ExportQuery(BaseModel):
+    kind: Kind = "preferences"
     split: Literal["all", "train", "heldout"] = "all"
     columns: Annotated[str, Field(max_length=100)] = ""
     gzip: bool = False

@@ -9,7 +9,7 @@ from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.orm import Session, aliased
 
 from app.datasets.checking import Known, StoredPair
-from app.models import Adjudication, Comparison, Completion, Judgment, Project, Prompt, User
+from app.models import Adjudication, Comparison, Completion, Demonstration, Judgment, Project, Prompt, User
 
 CHUNK = 5000  # rows a statement, so that progress can be shown
 
@@ -43,6 +43,10 @@ def known(session: Session, project_id: int) -> Known:
         if external_id is not None:
             by_pair_id[external_id].append(digest)
     found.by_pair_id = dict(by_pair_id)
+    demonstrations = select(Prompt.digest, Demonstration.digest).join(Prompt, Prompt.id == Demonstration.prompt_id)
+    found.demonstrations = {
+        (prompt, text) for prompt, text in session.execute(demonstrations.where(Demonstration.project_id == project_id))
+    }
     found.preferences = {(str(digest), name): said for digest, name, said in session.execute(preferences)}
     return found
 
@@ -110,6 +114,12 @@ def states(session: Session, project_id: int) -> dict[str, int]:
     """Comparisons by state."""
     found = select(Comparison.state, func.count()).where(Comparison.project_id == project_id)
     return dict(session.execute(found.group_by(Comparison.state)).all())
+
+
+def demonstrations(session: Session, project_id: int) -> dict[str, int]:
+    """Demonstrations by review state."""
+    found = select(Demonstration.state, func.count()).where(Demonstration.project_id == project_id)
+    return dict(session.execute(found.group_by(Demonstration.state)).all())
 
 
 def heldout(session: Session, project_id: int) -> int:
@@ -198,6 +208,40 @@ def export_rows(session: Session, project_id: int, split: str) -> Iterator[Expor
         yield exported._replace(preferences=exported.preferences or [], judgment_ids=exported.judgment_ids or [])
 
 
+class ExportedDemonstration(NamedTuple):
+    """An approved demonstration with its prompt."""
+
+    demonstration_id: int
+    prompt_id: int
+    messages: list[dict[str, str]]
+    domain: str
+    difficulty: str
+    safety_category: str | None
+    split: str
+    text: str
+
+
+def exported_demonstrations(session: Session, project_id: int, split: str) -> Iterator[ExportedDemonstration]:
+    found = (
+        select(
+            Demonstration.id,
+            Demonstration.prompt_id,
+            Prompt.messages,
+            Prompt.domain,
+            Prompt.difficulty,
+            Prompt.safety_category,
+            Prompt.split,
+            Demonstration.text,
+        )
+        .join(Prompt, Prompt.id == Demonstration.prompt_id)
+        .where(Demonstration.project_id == project_id, Demonstration.state == "approved")
+        .order_by(Demonstration.id)
+        .execution_options(yield_per=1000)
+    )
+    for row in session.execute(found if split == "all" else found.where(Prompt.split == split)):
+        yield ExportedDemonstration(*row)
+
+
 class Holdings(NamedTuple):
     """What a project holds."""
 
@@ -206,6 +250,7 @@ class Holdings(NamedTuple):
     comparisons: dict[str, int]  # by state
     judgments: int  # live
     labelers: int
+    demonstrations: dict[str, int]  # by review state
 
 
 def holdings(session: Session, project_id: int) -> Holdings:
@@ -223,4 +268,5 @@ def holdings(session: Session, project_id: int) -> Holdings:
         comparisons=states(session, project_id),
         judgments=judgments,
         labelers=labelers,
+        demonstrations=demonstrations(session, project_id),
     )

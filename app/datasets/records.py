@@ -1,4 +1,4 @@
-"""What a line of an import file says, whatever its format: a prompt, a pair of responses, or a judgment on a pair."""
+"""What a line of an import file says, whatever its format: a prompt, a pair, a judgment on one, or a demonstration."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -54,4 +54,22 @@ class PairRecord:
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-Record = PromptRecord | PairRecord | JudgmentRecord
+@dataclass(frozen=True, slots=True)
+class DemonstrationRecord:
+    """An answer to be imitated."""
+
+    prompt: PromptRecord
+    text: str
+    source: str
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """By which the demonstration is known: digests of prompt and text."""
+        return self.prompt.digest, self.digest
+
+
+Record = PromptRecord | PairRecord | JudgmentRecord | DemonstrationRecord

@@ -79,15 +79,14 @@ def _kept(upload: UploadFile, path: Path) -> ImportFile:
 def download(
     admin: AdminDep, project: ProjectDep, session: SessionDep, wanted: Annotated[ExportQuery, Query()]
 ) -> Response:
-    """The preference file, made first and then sent, so that an error is never half a file."""
-    name = f"{project.slug}-preferences.jsonl{'.gz' if wanted.gzip else ''}"
+    """The file, made first and then sent, so that an error is never half a file."""
+    name = f"{project.slug}-{wanted.kind}.jsonl{'.gz' if wanted.gzip else ''}"
     with contextlib.ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="prefloop-export-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         columns = export.parse_columns(wanted.columns)
-        export.write_preferences(
-            session, project, folder / name, split=wanted.split, columns=columns, progress=service.no_progress
-        )
+        write = export.write_demonstrations if wanted.kind == "demonstrations" else export.write_preferences
+        write(session, project, folder / name, split=wanted.split, columns=columns, progress=service.no_progress)
         kept_until_sent = stack.pop_all()
     kind = "application/gzip" if wanted.gzip else "application/jsonl"
     background = BackgroundTask(kept_until_sent.close)

@@ -1,4 +1,4 @@
-"""Importing files of prompts, pairs and judgments: all are read and checked, then written in one transaction."""
+"""Importing files of prompts, pairs, judgments and demonstrations: all are checked, then written in one transaction."""
 
 import hashlib
 from collections import Counter
@@ -42,14 +42,15 @@ class ImportOptions:
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What an import did. `added` and `present` (said again, or there before) count prompts, comparisons, judgments;
-    `added` also labelers. `states` and `heldout` are of the whole project afterwards.
+    """What an import did. `added` and `present` (said again, or there before) count prompts, comparisons, judgments and
+    demonstrations; `added` also labelers. `states`, `demonstrations` and `heldout` are of the whole project afterwards.
     """
 
     files: Sequence[FileContent]
     added: Counter[str]
     present: Counter[str]
     states: dict[str, int]  # comparisons by state
+    demonstrations: dict[str, int]  # by review state
     heldout: int  # prompts in the split heldout
     skipped: Sequence[Problem]
     notes: Sequence[str]
@@ -119,6 +120,7 @@ def import_files(
         added=added,
         present=checked.repeated,
         states=queries.states(session, project.id),
+        demonstrations=queries.demonstrations(session, project.id),
         heldout=queries.heldout(session, project.id),
         skipped=checked.problems,
         notes=_notes(contents, checked),

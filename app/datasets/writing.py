@@ -10,7 +10,7 @@ from app.datasets import queries
 from app.datasets.checking import Checked, Known, StoredPair, Vote
 from app.datasets.reading import Progress
 from app.labeling import service as labeling
-from app.models import Comparison, Completion, Judgment, Project, Rubric, User
+from app.models import Comparison, Completion, Demonstration, Judgment, Project, Rubric, User
 
 # Prompts of any other split are never trained on, so neither are the comparisons on them.
 PURPOSE = {"train": "train", "calibration": "calibration"}
@@ -19,10 +19,10 @@ PURPOSE = {"train": "train", "calibration": "calibration"}
 def write(
     session: Session, project: Project, rubric: Rubric, checked: Checked, known: Known, progress: Progress
 ) -> Counter[str]:
-    """Adds the pairs and votes that are new, whose prompts must be there, and settles what they complete.
+    """Adds the pairs, votes and demonstrations that are new, whose prompts must be there; settles what they complete.
 
     Returns:
-        how many comparisons, judgments and labelers were added.
+        how many comparisons, judgments, labelers and demonstrations were added.
     """
     votes: defaultdict[str, list[Vote]] = defaultdict(list)
     for (digest, _), vote in checked.votes.items():
@@ -47,7 +47,25 @@ def write(
     ]
     _add(session, Judgment, rows, progress)
     labeling.settle(session, [stored[digest].id for digest in votes])
-    return Counter(comparisons=len(new), judgments=len(rows), labelers=n_labelers)
+    demonstrations = _add_demonstrations(session, project, checked, progress)
+    return Counter(comparisons=len(new), judgments=len(rows), labelers=n_labelers, demonstrations=demonstrations)
+
+
+def _add_demonstrations(session: Session, project: Project, checked: Checked, progress: Progress) -> int:
+    """Somebody chose what to import, so these need no review."""
+    prompts = queries.prompts_by_digest(session, project.id, list({digest for digest, _ in checked.demonstrations}))
+    rows = [
+        {
+            "project_id": project.id,
+            "prompt_id": prompts[prompt].id,
+            "text": demonstration.text,
+            "digest": digest,
+            "source": demonstration.source,
+            "state": "approved",
+        }
+        for (prompt, digest), demonstration in checked.demonstrations.items()
+    ]
+    return len(_add(session, Demonstration, rows, progress))
 
 
 def _add_comparisons(

@@ -85,5 +85,15 @@ def test_wrong_arguments_are_named(command: Command, session: Session, tmp_path:
 
 def test_help_names_the_formats(command: Command) -> None:
     shown = command("import", "--help").output
-    for name in ("prompts", "pairs", "judgments", "preferences", "pandalm", "arguments", "--skip-invalid"):
+    for name in (
+        "prompts",
+        "pairs",
+        "judgments",
+        "preferences",
+        "pandalm",
+        "arguments",
+        "demonstrations",
+        "--kind",
+        "--skip-invalid",
+    ):
         assert name in shown
