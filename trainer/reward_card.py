@@ -38,11 +38,12 @@ def _model(model: Figures) -> str:
     rows = list(zip(model["heads"], model["gains"], model["offsets"], strict=True))
     return (
         "Bradley-Terry reward model: a scalar a head, read at the last valid token of the chat with the response and\n"
-        f"its end-of-turn token (pooling: `{model['pooling']}`). The padding token ends no response, so that pooling by\n"
-        "padding id (plain transformers) and by mask (Prefloop) read the same place.\n\n"
+        f"its end-of-turn token (pooling: `{model['pooling']}`). The padding token ends no response, so that pooling\n"
+        "by padding id (plain transformers) and by mask (Prefloop) read the same place.\n\n"
         f"Rewards have standard deviation 1 over {n} responses of training comparisons, and mean 0 once the offset is\n"
-        f"subtracted (`reward_offsets` in config.json; Prefloop's loader does that).{few} A difference of rewards\n"
-        "divided by the gain is the log-odds of preference.\n\n" + table(["head", "gain", "offset"], rows)
+        f"subtracted (`reward_offsets` in config.json; Prefloop's loader does that).{few}\n\n"
+        "A difference of rewards divided by the gain is the log-odds of preference.\n\n"
+        + table(["head", "gain", "offset"], rows)
     )
 
 
@@ -114,8 +115,8 @@ def _figures(report: Figures) -> str:
     text += table(["confidence", "accuracy", "pairs"], bars)
     rows = [[name, *figures.values()] for name, figures in report["separability"].items()]
     text += (
-        "\nSeparability: mean difference in units of its standard deviation. Easy and hard are the prompts' tags, else\n"
-        "the labelers' agreement (0.8 and more is easy).\n\n"
+        "\nSeparability: mean difference in units of its standard deviation. Easy and hard are the prompts' tags,\n"
+        "else the labelers' agreement (0.8 and more is easy).\n\n"
     )
     text += table(["", "pairs", "separability", "accuracy"], rows)
     length = report["length"]

@@ -27,7 +27,6 @@ from trainer.modeling import (
 )
 from trainer.packing import Packed
 
-
 POOLING = "last_valid_token"
 REWARD = "reward"  # the head, or the prefix of the heads, whose score is the reward; others are aspects
 
@@ -155,8 +154,11 @@ def _padding_that_ends_no_response(tokenizer: Any, classifier: Any) -> int:
     return tokenizer.pad_token_id
 
 
-def load_reward_model(folder: str | Path) -> tuple[RewardModel, Any]:
+def load_reward_model(folder: str | Path, dtype: torch.dtype | None = None) -> tuple[RewardModel, Any]:
     """A frozen reward model and its tokenizer.
+
+    Args:
+        dtype: of its weights; None: as `working_dtype` measures.
 
     Raises:
         ModelUnavailable: nothing loads from there, or it is no reward model of ours.
@@ -165,7 +167,7 @@ def load_reward_model(folder: str | Path) -> tuple[RewardModel, Any]:
     with loading(str(folder)):
         classifier = AutoModelForSequenceClassification.from_pretrained(
             folder,
-            dtype=working_dtype("auto", str(folder)),
+            dtype=working_dtype("auto", str(folder)) if dtype is None else dtype,
             use_safetensors=True,
             trust_remote_code=trusts_remote_code(),
         )

@@ -209,7 +209,8 @@ def pair_losses(rewards: Tensor, targets: Targets, tie: Tensor | None, spec: Rew
         members = spec.ensemble
         with_ties = bradley_terry.rao_kupper_loss if spec.ties == "rao_kupper" else bradley_terry.davidson_loss
         d = (chosen - rejected - targets.margin)[:, :members]
-        main = with_ties(d, *targets.p[:, :members].unbind(-1), tie)
+        p_chosen, p_rejected, p_tie = targets.p[:, :members].unbind(-1)
+        main = with_ties(d, p_chosen, p_rejected, p_tie, tie)
         aspects = bradley_terry.bradley_terry_loss(
             chosen[:, members:], rejected[:, members:], targets.p[:, members:, 0]
         )

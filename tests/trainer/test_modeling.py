@@ -17,17 +17,15 @@ from trainer.modeling import (
     last_valid,
     load_causal_lm,
     load_policy_and_reference,
-    load_reward_model,
     load_tokenizer,
-    new_reward_model,
     resolve,
     save_policy,
-    save_reward_model,
     seed_everything,
     trainable_parameters,
     trunk_of,
     vocabulary_logits,
 )
+from trainer.reward_model import load_reward_model
 
 TEXTS = {"Say hi": "Hi", "Name a colour, please": "Green is one of them", "Why?": ""}
 
@@ -177,78 +175,6 @@ def test_a_policy_with_an_adapter_goes_on_training_it(tiny_ref: ModelRef, adapte
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert digest_folder(Path(adapter.adapter)) == digest_folder(tmp_path / "again")
-
-
-# ---- reward models ---------------------------------------------------------------------------------------------------
-
-
-def test_last_valid_token_on_both_sides() -> None:
-    mask = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1], [0, 1, 1, 0]]).bool()
-    assert last_valid(mask).tolist() == [1, 3, 2]
-
-
-@pytest.mark.parametrize("lora", [Lora(rank=4), None])
-def test_rewards_are_read_at_the_last_valid_token_where_padding_is_eos(tiny_ref: ModelRef, lora: Lora | None) -> None:
-    tokenizer = load_tokenizer(tiny_ref)
-    assert tokenizer.pad_token_id == tokenizer.eos_token_id
-    seed_everything(0)
-    model, _ = new_reward_model(tiny_ref, lora)
-    perturb(model)
-    with torch.no_grad():
-        expected = []
-        for prompt, completion in sequences(tokenizer):
-            hidden = trunk_of(model.classifier)(input_ids=torch.tensor([[*prompt, *completion]])).last_hidden_state
-            expected.append((hidden[0, -1] @ model.classifier.score.weight[0]).item())
-        for side in ("right", "left"):
-            rewards = model(collate(sequences(tokenizer), tokenizer.pad_token_id, side))
-            assert rewards.tolist() == pytest.approx(expected, abs=1e-4)
-
-
-def test_the_new_head_has_the_variance_and_the_seed_asked_for(tiny_ref: ModelRef) -> None:
-    weights = []
-    for seed in (1, 1, *range(2, 40)):
-        seed_everything(seed)
-        weights.append(new_reward_model(tiny_ref, None)[0].classifier.score.weight.detach())
-    assert torch.equal(weights[0], weights[1])
-    assert torch.stack(weights[1:]).var().item() == pytest.approx(1 / 97, rel=0.1)
-
-
-@pytest.mark.parametrize("lora", [Lora(rank=4), None])
-def test_a_saved_reward_model_scores_alike_in_plain_transformers(
-    tiny_ref: ModelRef, tmp_path: Path, lora: Lora | None
-) -> None:
-    tokenizer = load_tokenizer(tiny_ref)
-    model, merge = new_reward_model(tiny_ref, lora)
-    perturb(model)
-    model.offset = 0.75
-    with torch.no_grad():
-        before = model(batch_of(tiny_ref))
-        merge()
-        save_reward_model(model, tokenizer, tmp_path)
-        loaded, saved_tokenizer = load_reward_model(tmp_path)
-        torch.testing.assert_close(loaded(batch_of(tiny_ref)), before, atol=1e-4, rtol=1e-4)
-
-        plain = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
-        assert plain.config.num_labels == 1
-        assert saved_tokenizer.pad_token_id != saved_tokenizer.eos_token_id
-        texts = [saved_tokenizer.decode([*s.prompt, *s.completion]) for s in sequences(tokenizer)]
-        padded = saved_tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
-        scores = plain(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"]).logits[:, 0]
-        torch.testing.assert_close(scores - plain.config.reward_offset, before, atol=1e-4, rtol=1e-4)
-        for text, reward in zip(texts, before, strict=True):  # unpadded, one at a time
-            alone = saved_tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-            assert plain(input_ids=alone).logits.item() - 0.75 == pytest.approx(reward.item(), abs=1e-4)
-
-
-def test_a_tokenizer_with_one_special_token_gets_a_padding_token_of_its_own(tiny_ref: ModelRef, tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(tiny_ref)
-    tokenizer.unk_token = tokenizer.bos_token = tokenizer.eos_token
-    model, merge = new_reward_model(tiny_ref, None)
-    merge()
-    save_reward_model(model, tokenizer, tmp_path)
-    loaded, saved = load_reward_model(tmp_path)
-    assert saved.pad_token == "<|reward_pad|>"
-    assert loaded.classifier.config.pad_token_id == saved.pad_token_id == loaded.classifier.config.vocab_size - 1
 
 
 # ---- what cannot be loaded -------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Trains a reward model on a snapshot: Bradley-Terry on pairs and rankings (Ouyang et al. 2022, section 3.5)."""
 
+import hashlib
 import itertools
 import json
 import time
@@ -10,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.artifacts import ArtifactStore, digest_file
+from app.artifacts import ArtifactStore, read_content
 from app.errors import InvalidInput
 from app.specs import RewardSpec
 from trainer import reward_card
 from trainer.algorithms.bradley_terry import davidson_probabilities, rao_kupper_probabilities
 from trainer.checkpoints import Checkpoints
 from trainer.data import MIN_PAIRS, ChatEncoder, Pair, chunks, encode_pairs, read_pairs, require_pairs
-from trainer.modeling import device, load_tokenizer, resolve, seed_everything
+from trainer.modeling import device, load_tokenizer, resolve, seed_everything, working_dtype
 from trainer.packing import pack, packed_length, token_parts
 from trainer.reporting import Reporter, RewardResult, TrainingDiverged
 from trainer.reward_model import POOLING, REWARD, RewardModel, head_names, new_reward_model, save_reward_model
@@ -82,7 +83,8 @@ def train(
 
     # 2. Model: the policy's trunk with fresh heads; the seed fixes heads, adapters, bootstrap, the order of the rows.
     seed_everything(spec.seed)
-    model, merge_adapters = new_reward_model(backbone, spec.lora, head_names(spec.ensemble, spec.aspects))
+    dtype = working_dtype(spec.optimiser.precision, backbone, checkpoints)
+    model, merge_adapters = new_reward_model(backbone, spec.lora, head_names(spec.ensemble, spec.aspects), dtype)
     tie_share = sum(pair.row.p_tie for pair in train_pairs) / len(train_pairs)
     objective = RewardObjective(model, spec.ties, tie_share)
 
@@ -126,7 +128,7 @@ def train(
     measured = measured_pairs(spec, objective, heldout, heldout_pairs)
     on_train = measured_pairs(spec, objective, train_pairs, by_pair(reference, elements))
     results = slice_metrics(measured)
-    report = {
+    report: dict[str, Any] = {
         "train": split_figures(on_train),
         "heldout": split_figures(measured),
         "ties": tie_figures(spec, objective, heldout, heldout_pairs),
@@ -163,7 +165,7 @@ def train(
         "pooling": POOLING,
     }
     report["data"] = {
-        "snapshot": digest_file(snapshot),
+        "snapshot": hashlib.sha256(read_content(snapshot)).hexdigest(),
         "train_pairs": len(train_pairs),
         "train_elements": len(elements),
         "heldout_pairs": len(heldout),

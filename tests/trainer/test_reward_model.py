@@ -1,0 +1,126 @@
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from app.errors import ModelUnavailable
+from app.specs import Lora, ModelRef
+from tests.trainer.conftest import user
+from trainer.data import ChatEncoder, TokenSequence
+from trainer.modeling import load_tokenizer, seed_everything, trainable_parameters, trunk_of
+from trainer.packing import Packed, pack
+from trainer.reward_model import head_names, load_reward_model, new_reward_model, save_reward_model
+
+TEXTS = {"Say hi": "Hi", "Name a colour, please": "Green is one of them", "Why?": ""}
+
+
+def sequences(tokenizer: object) -> list[TokenSequence]:
+    encoder = ChatEncoder(tokenizer, max_length=256)
+    return [TokenSequence(encoder.prompt(user(q)), encoder.completion(a)) for q, a in TEXTS.items()]
+
+
+def packed_texts(ref: ModelRef, share: bool = True) -> Packed:
+    tokenizer = load_tokenizer(ref)
+    return pack(sequences(tokenizer), tokenizer.pad_token_id, share)
+
+
+def perturb(model: torch.nn.Module, seed: int = 0) -> None:
+    """Moves trainable parameters to where training might have taken them."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in trainable_parameters(model):
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+
+
+@pytest.mark.parametrize("lora", [Lora(rank=4), None])
+def test_rewards_are_read_at_the_last_valid_token_where_padding_is_eos(tiny_ref: ModelRef, lora: Lora | None) -> None:
+    tokenizer = load_tokenizer(tiny_ref)
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    seed_everything(0)
+    model, _ = new_reward_model(tiny_ref, lora, ("reward", "style"))
+    perturb(model)
+    with torch.no_grad():
+        expected = []
+        for prompt, completion in sequences(tokenizer):
+            hidden = trunk_of(model.classifier)(input_ids=torch.tensor([[*prompt, *completion]])).last_hidden_state
+            expected.append(hidden[0, -1] @ model.classifier.score.weight.T)
+        for share in (False, True):
+            rewards = model(packed_texts(tiny_ref, share))
+            torch.testing.assert_close(rewards, torch.stack(expected), atol=1e-4, rtol=1e-4)
+
+
+def test_each_new_head_has_the_variance_and_the_seed_asked_for(tiny_ref: ModelRef) -> None:
+    weights = []
+    for seed in (1, 1, *range(2, 20)):
+        seed_everything(seed)
+        model, _ = new_reward_model(tiny_ref, None, head_names(2, ()))
+        weights.append(model.classifier.score.weight.detach())
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0][0], weights[0][1])
+    for head in (0, 1):
+        assert torch.stack(weights[1:])[:, head].var().item() == pytest.approx(1 / 97, rel=0.15)
+
+
+def test_heads_are_named_after_what_they_score(tiny_ref: ModelRef) -> None:
+    assert head_names(1, ()) == ("reward",)
+    names = head_names(2, ("factuality", "style"))
+    assert names == ("reward/0", "reward/1", "factuality", "style")
+    model, _ = new_reward_model(tiny_ref, None, names)
+    assert model.heads == names
+    assert model.score_heads == [0, 1]
+    assert model.score(torch.tensor([[1.0, 3.0, 50.0, 70.0]])).tolist() == [2.0]
+
+
+@pytest.mark.parametrize("lora", [Lora(rank=4), None])
+@pytest.mark.parametrize("heads", [("reward",), ("reward/0", "reward/1", "style")])
+def test_a_saved_reward_model_scores_alike_in_plain_transformers(
+    tiny_ref: ModelRef, tmp_path: Path, lora: Lora | None, heads: tuple[str, ...]
+) -> None:
+    tokenizer = load_tokenizer(tiny_ref)
+    model, merge = new_reward_model(tiny_ref, lora, heads)
+    perturb(model)
+    with torch.no_grad():
+        raw = model(packed_texts(tiny_ref))
+        model.normalise(torch.full((len(heads),), 0.75), torch.full((len(heads),), 2.0))
+        before = model(packed_texts(tiny_ref))
+        torch.testing.assert_close(before, (raw - 0.75) / 2)
+        merge()
+        save_reward_model(model, tokenizer, tmp_path)
+        loaded, saved_tokenizer = load_reward_model(tmp_path)
+        assert loaded.heads == heads
+        assert loaded.gains.tolist() == [0.5] * len(heads)
+        torch.testing.assert_close(loaded(packed_texts(tiny_ref)), before, atol=1e-4, rtol=1e-4)
+
+        plain = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+        assert plain.config.num_labels == len(heads)
+        assert tuple(plain.config.id2label[i] for i in range(len(heads))) == heads
+        assert saved_tokenizer.pad_token_id != saved_tokenizer.eos_token_id
+        offsets = torch.tensor(plain.config.reward_offsets)
+        assert offsets.tolist() == [0.375] * len(heads)
+        texts = [saved_tokenizer.decode([*s.prompt, *s.completion]) for s in sequences(tokenizer)]
+        padded = saved_tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
+        scores = plain(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"]).logits
+        torch.testing.assert_close(scores - offsets, before, atol=1e-4, rtol=1e-4)
+        for text, rewards in zip(texts, before, strict=True):  # unpadded, one at a time
+            alone = saved_tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+            torch.testing.assert_close(plain(input_ids=alone).logits[0] - offsets, rewards, atol=1e-4, rtol=1e-4)
+
+
+def test_a_tokenizer_with_one_special_token_gets_a_padding_token_of_its_own(tiny_ref: ModelRef, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(tiny_ref)
+    tokenizer.unk_token = tokenizer.bos_token = tokenizer.eos_token
+    model, merge = new_reward_model(tiny_ref, None)
+    merge()
+    save_reward_model(model, tokenizer, tmp_path)
+    loaded, saved = load_reward_model(tmp_path)
+    assert saved.pad_token == "<|reward_pad|>"
+    assert loaded.classifier.config.pad_token_id == saved.pad_token_id == loaded.classifier.config.vocab_size - 1
+
+
+def test_a_classifier_of_something_else_is_no_reward_model(tiny_ref: ModelRef, tmp_path: Path) -> None:
+    model, _ = new_reward_model(tiny_ref, None, ("negative", "positive"))
+    model.classifier.save_pretrained(tmp_path)
+    load_tokenizer(tiny_ref).save_pretrained(tmp_path)
+    with pytest.raises(ModelUnavailable, match="2 labels, not a reward model"):
+        load_reward_model(tmp_path)
