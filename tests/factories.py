@@ -8,7 +8,20 @@ from uuid import uuid4
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.models import Comparison, Completion, Judgment, Lease, ModelVersion, Project, Prompt, Round, Rubric, Run, User
+from app.models import (
+    Comparison,
+    Completion,
+    Demonstration,
+    Judgment,
+    Lease,
+    ModelVersion,
+    Project,
+    Prompt,
+    Round,
+    Rubric,
+    Run,
+    User,
+)
 from app.models.base import Base
 
 _number = itertools.count(1)
@@ -52,6 +65,11 @@ def prompt(session: Session, project: Project, content: str | None = None, **val
 
 def completion(session: Session, prompt: Prompt, text: str | None = None, **values: Any) -> Completion:
     return _add(session, Completion(prompt_id=prompt.id, text=text or f"Answer {next(_number)}.", **values))
+
+
+def demonstration(session: Session, prompt: Prompt, text: str | None = None, **values: Any) -> Demonstration:
+    given = {"text": text or f"A good answer {next(_number)}.", "digest": uuid4().hex, "state": "approved"} | values
+    return _add(session, Demonstration(project_id=prompt.project_id, prompt_id=prompt.id, **given))
 
 
 def comparison(session: Session, project_: Project | None = None, **values: Any) -> Comparison:

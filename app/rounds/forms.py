@@ -120,6 +120,9 @@ class RoundConfig(BaseModel):
         Field(ge=1, le=100_000, description="sampled before each round of updates"),
         _rare("policy", "Rollout", PPO),
     ] = _PPO["rollout_size"].default
+    rollout_samples: Annotated[
+        int, Field(ge=1, le=64, description="of a rollout, to one prompt"), _rare("policy", "Answers per prompt", PPO)
+    ] = _PPO["samples_per_prompt"].default
     kl_coef: Annotated[
         float, Field(ge=0, le=100, description="where the leash begins"), Setting("policy", "KL coefficient", PPO)
     ] = _PPO["kl_coef"].default

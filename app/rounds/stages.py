@@ -166,6 +166,7 @@ class Maker(NamedTuple):
             | {
                 "reward_models": (reward_model,),
                 "prompts": prompts_file(self.store, prompts),
+                "samples_per_prompt": config.rollout_samples,
                 "rollout_size": min(config.rollout_size, config.episodes),
                 "kl_target": config.kl_target if config.kl_control == "adaptive" else None,
                 "ptx": self._file(round_.ptx_snapshot_id) if round_.ptx_snapshot_id else None,

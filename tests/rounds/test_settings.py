@@ -1,0 +1,190 @@
+"""Every setting of a round reaches what the worker reads: a table, so that a forgotten one fails."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app.artifacts import ArtifactStore
+from app.models import Comparison, Project, Run, Snapshot
+from app.rounds import service
+from app.rounds.forms import RoundConfig, form_fields
+from app.rounds.service import store_samples
+from app.specs import DPOSpec, Generation, PPOSpec, RewardSpec, SFTSpec
+from tests import factories
+from tests.rounds.loop import config, last_run, make_project, new_samples
+
+# name: (algorithm, value, kind of run, path in its spec, what stands there)
+IN_SPECS: dict[str, tuple[str, Any, str, str, Any]] = {
+    "algorithm": ("ppo", "ppo", "ppo", "kind", "ppo"),
+    "learning_rate": ("dpo", 0.003, "dpo", "optimiser.learning_rate", 0.003),
+    "epochs": ("sft", 7, "sft", "optimiser.epochs", 7),
+    "batch_size": ("dpo", 5, "dpo", "optimiser.batch_size", 5),
+    "microbatch_size": ("dpo", 3, "reward", "optimiser.microbatch_size", 3),
+    "gradient_checkpointing": ("dpo", True, "reward", "optimiser.gradient_checkpointing", True),
+    "precision": ("ppo", "bfloat16", "ppo", "optimiser.precision", "bfloat16"),
+    "reference": ("dpo", "previous", "dpo", "reference.adapter", "models/run-0"),
+    "loss": ("dpo", "ipo", "dpo", "loss", "ipo"),
+    "beta": ("dpo", 0.7, "dpo", "beta", 0.7),
+    "label_smoothing": ("dpo", 0.2, "dpo", "label_smoothing", 0.2),
+    "length_average": ("dpo", True, "dpo", "length_average", True),
+    "simpo_gamma": ("dpo", 0.9, "dpo", "gamma", 0.9),
+    "desirable_weight": ("dpo", 1.3, "dpo", "desirable_weight", 1.3),
+    "undesirable_weight": ("dpo", 1.4, "dpo", "undesirable_weight", 1.4),
+    "nll_weight": ("dpo", 0.6, "dpo", "nll_weight", 0.6),
+    "episodes": ("ppo", 77, "ppo", "episodes", 77),
+    "rollout_size": ("ppo", 11, "ppo", "rollout_size", 11),
+    "rollout_samples": ("ppo", 4, "ppo", "samples_per_prompt", 4),
+    "kl_coef": ("ppo", 0.33, "ppo", "kl_coef", 0.33),
+    "kl_control": ("ppo", "fixed", "ppo", "kl_target", None),
+    "kl_target": ("ppo", 2.5, "ppo", "kl_target", 2.5),
+    "kl_horizon": ("ppo", 55, "ppo", "kl_horizon", 55),
+    "kl_stop": ("ppo", 9.0, "ppo", "kl_stop", 9.0),
+    "approxkl_stop": ("ppo", 0.4, "ppo", "approxkl_stop", 0.4),
+    "clip_range": ("ppo", 0.15, "ppo", "clip_range", 0.15),
+    "critic": ("ppo", "reward", "ppo", "critic", "reward"),
+    "ensemble_score": ("ppo", "min", "ppo", "ensemble_score", "min"),
+    "variance_weight": ("ppo", 0.8, "ppo", "variance_weight", 0.8),
+    "normalise_scores": ("ppo", True, "ppo", "normalise_scores", True),
+    "clip_score": ("ppo", 4.0, "ppo", "clip_score", 4.0),
+    "whiten_rewards": ("ppo", True, "ppo", "whiten_rewards", True),
+    "missing_eos": ("ppo", "replace", "ppo", "missing_eos", "replace"),
+    "missing_eos_penalty": ("ppo", 2.0, "ppo", "missing_eos_penalty", 2.0),
+    "ptx_coef": ("ppo", 0.35, "ppo", "ptx_coef", 0.35),
+    "packing": ("sft", False, "sft", "packing", False),
+    "lora": ("dpo", False, "dpo", "lora", None),
+    "lora_rank": ("ppo", 4, "ppo", "lora", {"rank": 4, "alpha": 8}),
+    "reward_learning_rate": ("dpo", 0.004, "reward", "optimiser.learning_rate", 0.004),
+    "reward_epochs": ("dpo", 9, "reward", "optimiser.epochs", 9),
+    "reward_ensemble": ("dpo", 3, "reward", "ensemble", 3),
+    "reward_ties": ("dpo", "davidson", "reward", "ties", "davidson"),
+    "reward_margin": ("dpo", "large", "reward", "margin", "large"),
+    "reward_soft_labels": ("dpo", False, "reward", "soft_labels", False),
+    "reward_label_smoothing": ("dpo", 0.1, "reward", "label_smoothing", 0.1),
+    "reward_centering": ("dpo", 0.5, "reward", "centering", 0.5),
+    "reward_lora": ("dpo", False, "reward", "lora", None),
+    "samples_per_prompt": ("dpo", 6, "sample", "generation.samples_per_prompt", 6),
+    "max_new_tokens": ("ppo", 21, "ppo", "max_new_tokens", 21),
+    "temperature": ("dpo", 0.6, "sample", "generation.temperature", 0.6),
+    "seed": ("dpo", 5, "dpo", "seed", 5),
+}
+# Those that decide which rows are read or asked about, each with a test of its own below.
+ELSEWHERE = {"train_limit", "heldout_limit", "replay_share", "replay_rounds", "ptx", "prompts", "pairs_per_prompt"}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(tmp_path / "artifacts")
+
+
+@pytest.fixture
+def project(session: Session) -> Project:
+    """A project that has moved on from its base model, with comparisons and demonstrations."""
+    project = make_project(session, train=30, heldout=5)
+    project.policy_id = factories.model(session, project, base="models/base", adapter="models/run-0").id
+    for _ in range(22):
+        factories.demonstration(session, factories.prompt(session, project))
+    return project
+
+
+def runs(session: Session, store: ArtifactStore, project: Project, wanted: str, **values: Any) -> dict[str, Run]:
+    """The runs of a whole round of the wanted algorithm, by kind."""
+    operator = factories.user(session, "operator")
+    round_ = service.start(session, store, project, operator, config(**{"algorithm": wanted} | values))
+    found = {}
+    while round_.state not in ("done", "failed"):
+        run = last_run(session, round_)
+        found[run.kind] = run
+        service.run_started(session, run)
+        service.run_finished(session, store, run, {}, "digest")
+        session.flush()
+    assert round_.error is None
+    return found
+
+
+def at(spec: Any, path: str) -> Any:
+    for key in path.split("."):
+        spec = spec[key]
+    return spec
+
+
+def test_no_setting_is_forgotten() -> None:
+    assert {*IN_SPECS, *ELSEWHERE} == set(RoundConfig.model_fields)
+
+
+@pytest.mark.parametrize("name", IN_SPECS)
+def test_a_setting_reaches_the_spec(session: Session, store: ArtifactStore, project: Project, name: str) -> None:
+    algorithm, value, kind, path, expected = IN_SPECS[name]
+    found = runs(session, store, project, algorithm, **{name: value})
+    assert at(found[kind].spec, path) == expected
+    if name != "algorithm":
+        default = RoundConfig.model_validate({"algorithm": algorithm})
+        assert getattr(default, name) != value, "the test must change something"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("lora", False), ("gradient_checkpointing", True), ("precision", "float32")]
+)
+@pytest.mark.parametrize("algorithm", ["sft", "dpo", "ppo"])
+def test_what_saves_memory_is_for_every_algorithm(
+    session: Session, store: ArtifactStore, project: Project, algorithm: str, name: str, value: Any
+) -> None:
+    spec = runs(session, store, project, algorithm, **{name: value})[algorithm].spec
+    assert (spec["lora"] is None) if name == "lora" else (spec["optimiser"][name] == value)
+
+
+def test_the_number_of_prompts_and_pairs(session: Session, store: ArtifactStore, project: Project) -> None:
+    found = runs(session, store, project, "dpo", prompts=7, pairs_per_prompt=2, samples_per_prompt=4)
+    rows = store.resolve(found["sample"].spec["prompts"]).read_text().splitlines()
+    assert len(rows) == 7
+    train = next(row for row in map(json.loads, rows) if row["slices"]["split"] == "train")
+    before = session.scalar(select(func.count()).select_from(Comparison)) or 0
+    store_samples(session, found["sample"], new_samples(train["id"], ["a", "b", "c", "d"]))
+    assert (session.scalar(select(func.count()).select_from(Comparison)) or 0) - before == 2
+
+
+def test_limits_are_of_each_split(session: Session, store: ArtifactStore, project: Project) -> None:
+    runs(session, store, project, "dpo", train_limit=25, heldout_limit=2)
+    snapshot = session.scalars(select(Snapshot)).one()
+    assert (snapshot.counts["train"], snapshot.counts["heldout"]) == (25, 2)
+
+
+def test_ppo_mixes_in_the_approved_demonstrations(session: Session, store: ArtifactStore, project: Project) -> None:
+    factories.demonstration(session, factories.prompt(session, project), state="pending")
+    assert runs(session, store, project, "ppo")["ppo"].spec["ptx"] is None
+    location = runs(session, store, project, "ppo", ptx=True)["ppo"].spec["ptx"]
+    snapshot = session.scalars(select(Snapshot).where(Snapshot.location == location)).one()
+    assert snapshot.counts == {"train": 22, "heldout": 0, "demonstrations": 22}
+
+
+def test_defaults_are_those_of_the_specs(session: Session, store: ArtifactStore, project: Project) -> None:
+    """A round without settings trains as the recipes do by themselves, but for what it must name and its own seed."""
+    for algorithm, spec in (("sft", SFTSpec), ("dpo", DPOSpec), ("ppo", PPOSpec)):
+        found = runs(session, store, project, algorithm, temperature=1.0, max_new_tokens=48)
+        for kind, model in ((algorithm, spec), ("reward", RewardSpec)):
+            if kind not in found:
+                continue
+            for name, field in model.model_fields.items():
+                if not field.is_required() and name not in ("max_length", "kind"):
+                    default = field.get_default()
+                    default = default.model_dump(mode="json") if hasattr(default, "model_dump") else default
+                    wanted = list(default) if isinstance(default, tuple) else default
+                    assert found[kind].spec[name] == wanted, f"{kind}.{name}"
+
+
+def test_the_form_has_every_setting_that_counts_for_its_algorithm() -> None:
+    for algorithm in ("sft", "dpo", "ppo"):
+        values = RoundConfig.defaults(algorithm, Generation()).model_dump()
+        shown = {each.name for group in form_fields(algorithm, values, {}).values() for each in group}
+        counted = {name for name, row in IN_SPECS.items() if row[0] == algorithm} | {"seed", "learning_rate", "lora"}
+        assert counted - {"algorithm"} <= shown
+    everywhere = {
+        each.name
+        for algorithm in ("sft", "dpo", "ppo")
+        for group in form_fields(algorithm, {}, {}).values()
+        for each in group
+    }
+    assert everywhere == set(RoundConfig.model_fields) - {"algorithm"}
