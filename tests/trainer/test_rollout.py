@@ -1,22 +1,32 @@
-"""Sampling: what it returns equals what plain transformers computes, and depends on neither batch nor padding."""
+"""Sampling: what it returns equals what plain transformers computes, and depends on neither batch, padding nor way."""
 
+import logging
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import GemmaConfig, GemmaForCausalLM, MistralConfig, MistralForCausalLM
 
 from app.errors import InvalidInput
 from app.specs import Lora, ModelRef, PromptRow
 from tests.trainer.conftest import user
+from trainer import decoding
 from trainer.data import ChatEncoder
+from trainer.decoding import PackedLinears, draw
+from trainer.generation import Sample, Sampling, Ways, best_ways, generate
 from trainer.modeling import load_causal_lm, load_tokenizer
 from trainer.reporting import RunCancelled
-from trainer.rollout import Sampler, Sampling, _inverse_cdf, generate, sample_seed
+from trainer.rollout import Sampler, sample_seed
 
 EOS = 2
 SHORT, MIDDLE, LONG = list(range(5, 9)), list(range(20, 30)), list(range(40, 70))
 SEEDS = [[11, 12, 13], [21, 22, 23], [31, 32, 33]]
+WAYS = [Ways(), Ways(refill=True), Ways(packed=True), Ways(refill=True, packed=True)]
+
+# Enough stop tokens that rows end all along: a tenth of the vocabulary.
+STOPS = frozenset(range(2, 260, 10))
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +34,18 @@ def model(tiny_model: Path) -> torch.nn.Module:
     return load_causal_lm(ModelRef(base=str(tiny_model)))
 
 
-# Enough stop tokens that rows end all along: a tenth of the vocabulary.
-STOPS = frozenset(range(2, 260, 10))
+def sampled(
+    model: torch.nn.Module,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[Sequence[int]],
+    sampling: Sampling,
+    rows: int = 1000,
+    ways: Ways = Ways(),
+) -> list[list[Sample]]:
+    """The samples of each prompt; each prompt comes once."""
+    done = [pair for batch in generate(model, prompts, seeds, sampling, EOS, rows, ways=ways) for pair in batch]
+    assert sorted(number for number, _ in done) == list(range(len(prompts)))
+    return [samples for _, samples in sorted(done, key=lambda pair: pair[0])]
 
 
 @torch.no_grad()
@@ -35,59 +55,208 @@ def plain_logps(model: torch.nn.Module, prompt: list[int], tokens: list[int], te
     return torch.log_softmax(logits, -1)[torch.arange(len(tokens)) + len(prompt) - 1, torch.tensor(tokens)]
 
 
+def assert_plain(
+    model: torch.nn.Module, prompts: list[list[int]], samples: list[list[Sample]], temperature: float = 1.0
+) -> None:
+    for prompt, of_prompt in zip(prompts, samples, strict=True):
+        for sample in of_prompt:
+            expected = plain_logps(model, prompt, sample.tokens, temperature)
+            torch.testing.assert_close(torch.tensor(sample.logps), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("ways", WAYS)
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("prompts", [[SHORT, MIDDLE, LONG], [MIDDLE, MIDDLE[::-1], [*MIDDLE[1:], 3]]])
 def test_log_probs_are_those_of_a_plain_forward_pass(
-    model: torch.nn.Module, prompts: list[list[int]], temperature: float
+    model: torch.nn.Module, prompts: list[list[int]], temperature: float, ways: Ways
 ) -> None:
     sampling = Sampling(100, temperature, STOPS)  # beyond one block of the cache
-    rows = generate(model, prompts, SEEDS, sampling, pad_id=EOS)
-    lengths = set()
-    for prompt, samples in zip(prompts, rows, strict=True):
-        assert len(samples) == 3
-        for sample in samples:
-            expected = plain_logps(model, prompt, sample.tokens, temperature)
-            torch.testing.assert_close(torch.tensor(sample.logps), expected, atol=1e-5, rtol=1e-5)
-            lengths.add(len(sample.tokens))
+    samples = sampled(model, prompts, SEEDS, sampling, ways=ways)
+    assert [len(of_prompt) for of_prompt in samples] == [3, 3, 3]
+    assert_plain(model, prompts, samples, temperature)
+    lengths = {len(sample.tokens) for of_prompt in samples for sample in of_prompt}
     assert len(lengths) > 3  # rows ended at different times: the batch was compacted on the way
 
 
-def test_a_row_that_never_ends_crosses_blocks_of_the_cache(model: torch.nn.Module) -> None:
-    samples = generate(model, [SHORT, LONG], [[1], [2]], Sampling(150, 1.0, frozenset({-1})), pad_id=EOS)
-    for prompt, [sample] in zip([SHORT, LONG], samples, strict=True):
-        assert len(sample.tokens) == 150
-        assert not sample.finished
-        expected = plain_logps(model, prompt, sample.tokens, 1.0)
-        torch.testing.assert_close(torch.tensor(sample.logps), expected, atol=1e-5, rtol=1e-5)
+# Long ones late and between short ones: the cache gets columns on its left, and loses them again.
+MANY = [SHORT, MIDDLE, SHORT[::-1], [9], LONG, MIDDLE[::-1], SHORT, [*LONG, *LONG], [8, 9], LONG[::-1], [7], MIDDLE] * 2
+MANY_SEEDS = [[100 * i + j for j in range(1 + i % 3)] for i in range(len(MANY))]
+
+
+@pytest.fixture(scope="module")
+def alone(model: torch.nn.Module) -> list[list[Sample]]:
+    return sampled(model, MANY, MANY_SEEDS, Sampling(150, 1.0, STOPS), rows=1)
+
+
+@pytest.mark.parametrize("rows", [3, 8])
+@pytest.mark.parametrize("ways", WAYS[1:])
+def test_prompts_that_take_rows_over_are_sampled_as_alone(
+    model: torch.nn.Module, alone: list[list[Sample]], ways: Ways, rows: int
+) -> None:
+    together = sampled(model, MANY, MANY_SEEDS, Sampling(150, 1.0, STOPS), rows, ways)
+    assert [[s.tokens for s in of_prompt] for of_prompt in together] == [[s.tokens for s in of] for of in alone]
+    assert_plain(model, MANY, together)
+
+
+def test_a_batch_stays_full_while_prompts_wait(model: torch.nn.Module) -> None:
+    shapes = []
+    handle = model.model.embed_tokens.register_forward_hook(
+        lambda module, inputs, output: shapes.append(tuple(inputs[0].shape))
+    )
+    prompts, seeds = [SHORT] * 40, [[10 * i + j for j in range(4)] for i in range(40)]
+    samples = sampled(model, prompts, seeds, Sampling(40, 1.0, STOPS), 16, Ways(refill=True))
+    handle.remove()
+    decoded = sum(len(sample.tokens) - 1 for of_prompt in samples for sample in of_prompt)
+    steps = [batch for batch, length in shapes if length == 1]
+    assert max(steps) == 16
+    assert decoded / sum(steps) > 0.75
+    assert sum(batch for batch, length in shapes if length > 1) == 40  # each prompt was read once
+
+
+def test_the_cache_stays_as_wide_as_its_rows(model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    rooms = []
+    original = decoding._room
+
+    def room(states: torch.Tensor, columns: int) -> torch.Tensor:
+        rooms.append(columns)
+        return original(states, columns)
+
+    monkeypatch.setattr(decoding, "_room", room)
+    prompts, seeds = [SHORT] * 300, [[i] for i in range(300)]
+    samples = sampled(model, prompts, seeds, Sampling(40, 1.0, STOPS), 4, Ways(refill=True))
+    steps = sum(len(of_prompt[0].tokens) for of_prompt in samples) / 4
+    assert steps > 600  # columns that a cache without an end on its left would hold
+    assert max(rooms) <= len(SHORT) + 40 + 2 * decoding.CACHE_BLOCK
+
+
+@pytest.mark.parametrize("ways", WAYS)
+def test_a_row_that_never_ends_crosses_blocks_of_the_cache(model: torch.nn.Module, ways: Ways) -> None:
+    prompts = [SHORT, LONG]
+    samples = sampled(model, prompts, [[1], [2]], Sampling(150, 1.0, frozenset({-1})), ways=ways)
+    assert [(len(sample.tokens), sample.finished) for [sample] in samples] == [(150, False)] * 2
+    assert_plain(model, prompts, samples)
 
 
 def test_a_sample_made_again_alone_equals_the_one_from_a_batch(model: torch.nn.Module) -> None:
     sampling = Sampling(24, 1.0, STOPS)
     prompts = [SHORT, MIDDLE, LONG]
-    batch = generate(model, prompts, SEEDS, sampling, pad_id=EOS)
+    batch = sampled(model, prompts, SEEDS, sampling, ways=Ways(refill=True, packed=True))
     for prompt, seeds, samples in zip(prompts, SEEDS, batch, strict=True):
         for seed, sample in zip(seeds, samples, strict=True):
-            [[again]] = generate(model, [prompt], [[seed]], sampling, pad_id=EOS)
+            [[again]] = sampled(model, [prompt], [[seed]], sampling)
             assert again.tokens == sample.tokens
             assert again.finished == sample.finished
             assert again.logps == pytest.approx(sample.logps, abs=1e-5)
 
 
-def test_an_adapter_is_part_of_what_is_sampled_from(tiny_model: Path) -> None:
+@pytest.fixture
+def adapted(tiny_model: Path) -> torch.nn.Module:
+    """A model in training, whose adapter does something."""
     model = load_causal_lm(ModelRef(base=str(tiny_model)), Lora(rank=4), trainable=True)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.2, generator=torch.Generator().manual_seed(0))
-    [[sample]] = generate(model, [SHORT], [[1]], Sampling(20, 1.0, frozenset({EOS})), pad_id=EOS)
-    with_adapter = plain_logps(model, SHORT, sample.tokens, 1.0)
-    torch.testing.assert_close(torch.tensor(sample.logps), with_adapter, atol=1e-5, rtol=1e-5)
-    with model.disable_adapter():
-        assert (plain_logps(model, SHORT, sample.tokens, 1.0) - with_adapter).abs().max() > 0.1
+    return model
+
+
+@pytest.mark.parametrize("ways", WAYS)
+def test_an_adapter_is_part_of_what_is_sampled_from(adapted: torch.nn.Module, ways: Ways) -> None:
+    sampling = Sampling(20, 1.0, frozenset({EOS}))
+    before = {name: tensor.clone() for name, tensor in adapted.state_dict().items()}
+    samples = sampled(adapted, [SHORT], [[1, 2]], sampling, ways=ways)
+    assert_plain(adapted, [SHORT], samples)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in adapted.state_dict().items())
+    with adapted.disable_adapter():
+        tokens = samples[0][0].tokens
+        assert (plain_logps(adapted, SHORT, tokens, 1.0) - torch.tensor(samples[0][0].logps)).abs().max() > 0.1
+        assert_plain(adapted, [SHORT], sampled(adapted, [SHORT], [[1, 2]], sampling, ways=ways))
+
+
+def test_weights_that_have_changed_are_packed_anew(adapted: torch.nn.Module) -> None:
+    ways = best_ways(adapted)
+    assert ways == Ways(refill=True, packed=True)
+    for _ in range(2):
+        assert_plain(adapted, [SHORT], sampled(adapted, [SHORT], [[1]], Sampling(20, 1.0, STOPS), ways=ways))
+        with torch.no_grad():
+            for parameter in adapted.parameters():
+                if parameter.requires_grad:
+                    parameter.mul_(1.5)
+
+
+def test_between_two_batches_the_model_is_as_it_was(model: torch.nn.Module) -> None:
+    batches = generate(model, MANY, MANY_SEEDS, Sampling(9, 1.0, STOPS), EOS, 8, ways=Ways(refill=True, packed=True))
+    assert len(PackedLinears(model)) == 2 * 7 + 1  # two layers of seven matrices, and the vocabulary
+    next(batches)
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert torch.is_grad_enabled()
+
+
+# ---- what cannot take the shortcuts ----------------------------------------------------------------------------------
+
+
+def test_sliding_windows_take_the_plain_way() -> None:
+    """Rows of a window's cache cannot be taken over: it forgets columns by their number, not by row."""
+    config = MistralConfig(
+        vocab_size=260,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=8,
+    )
+    torch.manual_seed(0)
+    model = MistralForCausalLM(config).eval()
+    assert_plain(model, MANY, sampled(model, MANY, MANY_SEEDS, Sampling(30, 1.0, STOPS), 8, best_ways(model)))
+
+
+def test_another_architecture_takes_the_shortcuts() -> None:
+    config = GemmaConfig(
+        vocab_size=260,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=16,
+    )
+    torch.manual_seed(0)
+    model = GemmaForCausalLM(config).eval()
+    assert best_ways(model) == Ways(refill=True, packed=True)
+    assert_plain(model, MANY, sampled(model, MANY, MANY_SEEDS, Sampling(30, 1.0, STOPS), 8, best_ways(model)))
+
+
+def test_a_shortcut_that_is_wrong_or_missing_is_not_taken(
+    model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    original = decoding._packed_forward
+
+    def wrong(layer: torch.nn.Module) -> object:
+        forward = original(layer)
+        return lambda x: forward(x) * 1.01
+
+    def missing(layer: torch.nn.Module) -> object:
+        raise RuntimeError("no such operator")
+
+    for broken, says in ((wrong, "differ by up to"), (missing, "no such operator")):
+        monkeypatch.setattr(decoding, "_packed_forward", broken)
+        with caplog.at_level(logging.WARNING):
+            assert best_ways(model) == Ways(refill=True)
+        assert says in caplog.text
+
+    def misplaced(self: decoding.RoomyLayer, rows: torch.Tensor, other: object, owners: torch.Tensor) -> None:
+        """Forgets to copy the prompt."""
+
+    monkeypatch.setattr(decoding.RoomyLayer, "take_over", misplaced)
+    assert best_ways(model) == Ways()
+
+
+# ---- draws -----------------------------------------------------------------------------------------------------------
 
 
 def test_finished_means_a_stop_token_was_drawn(model: torch.nn.Module) -> None:
-    [samples] = generate(model, [SHORT], [list(range(40))], Sampling(6, 1.0, STOPS), pad_id=EOS)
+    [samples] = sampled(model, [SHORT], [list(range(40))], Sampling(6, 1.0, STOPS))
     assert {sample.finished for sample in samples} == {True, False}
     for sample in samples:
         assert not STOPS & set(sample.tokens[:-1])
@@ -98,20 +267,41 @@ def test_finished_means_a_stop_token_was_drawn(model: torch.nn.Module) -> None:
 
 def test_tokens_are_drawn_with_their_probabilities() -> None:
     logits = torch.tensor([0.5, 0.2, 0.2, 0.1]).log()
-    uniforms = torch.tensor([0.0, 0.499, 0.501, 0.699, 0.701, 0.899, 0.901, 0.9999999])
-    assert _inverse_cdf(logits.expand(8, 4), uniforms.double()).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    uniforms = torch.tensor([0.0, 0.499, 0.501, 0.699, 0.701, 0.899, 0.901, 0.9999999]).double()
+    tokens, logps = draw(logits.expand(8, 4), uniforms, 1.0)
+    assert tokens.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert logps.tolist() == pytest.approx([logits[token].item() for token in tokens], abs=1e-6)
+
+
+@pytest.mark.parametrize("vocabulary", [3, 256, 1000, 49152])
+def test_a_draw_is_the_inverse_of_the_cumulative_distribution(vocabulary: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(200, vocabulary, generator=generator)
+    uniforms = torch.rand(200, generator=generator, dtype=torch.float64)
+    tokens, logps = draw(logits, uniforms, 0.7)
+    probabilities = torch.softmax(logits.double() / 0.7, -1)
+    cumulative = probabilities.cumsum(-1)
+    rows = torch.arange(200)
+    below = cumulative[rows, tokens] - probabilities[rows, tokens]
+    assert (below <= uniforms + 1e-6).all()
+    assert (uniforms <= cumulative[rows, tokens] + 1e-6).all()
+    torch.testing.assert_close(logps.double(), probabilities[rows, tokens].log(), atol=1e-5, rtol=1e-5)
 
 
 def test_impossible_tokens_are_never_drawn() -> None:
-    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf]])
-    for uniform in (0.0, 0.5, 1 - 2**-53):
-        assert _inverse_cdf(logits, torch.tensor([uniform], dtype=torch.float64)).item() == 1
+    for vocabulary in (3, 600):
+        for possible in (1, vocabulary // 2, vocabulary - 2):
+            logits = torch.full((1, vocabulary), -torch.inf)
+            logits[0, possible] = 0.0
+            for uniform in (0.0, 0.5, 1 - 2**-53):
+                tokens, logps = draw(logits, torch.tensor([uniform], dtype=torch.float64), 1.0)
+                assert (tokens.item(), logps.item()) == (possible, 0.0)
 
 
 def test_first_tokens_of_many_samples_have_the_models_distribution(model: torch.nn.Module) -> None:
     count, temperature = 3000, 0.2
     seeds = [[sample_seed(0, 7, index) for index in range(count)]]
-    [samples] = generate(model, [MIDDLE], seeds, Sampling(1, temperature, frozenset({EOS})), pad_id=EOS)
+    [samples] = sampled(model, [MIDDLE], seeds, Sampling(1, temperature, frozenset({EOS})), rows=8)
     drawn = Counter(sample.tokens[0] for sample in samples)
     with torch.no_grad():
         probabilities = torch.softmax(model(torch.tensor([MIDDLE])).logits[0, -1] / temperature, -1)
@@ -120,27 +310,34 @@ def test_first_tokens_of_many_samples_have_the_models_distribution(model: torch.
         assert abs(drawn[token] / count - p) < 4 * (p * (1 - p) / count) ** 0.5
 
 
+# ---- the batch -------------------------------------------------------------------------------------------------------
+
+
 def test_prompts_are_read_once_whatever_the_number_of_samples(model: torch.nn.Module) -> None:
     shapes = []
     handle = model.model.embed_tokens.register_forward_hook(
         lambda module, inputs, output: shapes.append(inputs[0].shape)
     )
-    generate(model, [SHORT, LONG], [[1, 2, 3, 4], [5, 6, 7, 8]], Sampling(3, 1.0, frozenset({-1})), pad_id=EOS)
+    sampled(model, [SHORT, LONG], [[1, 2, 3, 4], [5, 6, 7, 8]], Sampling(3, 1.0, frozenset({-1})))
     handle.remove()
     assert [tuple(shape) for shape in shapes] == [(2, len(LONG)), (8, 1), (8, 1)]
 
 
-def test_rows_that_ended_leave_the_batch(model: torch.nn.Module) -> None:
+@pytest.mark.parametrize("ways", WAYS)
+def test_rows_that_ended_leave_a_batch_that_nobody_waits_for(model: torch.nn.Module, ways: Ways) -> None:
     sizes = []
     handle = model.model.embed_tokens.register_forward_hook(
         lambda module, inputs, output: sizes.append(inputs[0].shape[0])
     )
-    rows = generate(model, [SHORT] * 4, [list(range(16))] * 4, Sampling(30, 1.0, STOPS), pad_id=EOS)
+    samples = sampled(model, [SHORT] * 4, [list(range(16))] * 4, Sampling(30, 1.0, STOPS), ways=ways)
     handle.remove()
-    useful = sum(len(sample.tokens) for row in rows for sample in row)
+    useful = sum(len(sample.tokens) for of_prompt in samples for sample in of_prompt)
     assert sizes[1] <= 64
     assert sizes[-1] < 16
     assert sum(sizes[1:]) < useful / 0.75  # never less than three quarters of the rows run
+
+
+# ---- the sampler -----------------------------------------------------------------------------------------------------
 
 
 def row(number: int, text: str) -> PromptRow:
@@ -152,13 +349,27 @@ def sampler(model: torch.nn.Module, tiny_model: Path, **changes: object) -> Samp
     return Sampler(model, encoder, **{"max_new_tokens": 8, "temperature": 1.0, "seed": 0, **changes})
 
 
-def test_every_wanted_sample_comes_once_and_first_batches_are_small(model: torch.nn.Module, tiny_model: Path) -> None:
+def test_every_wanted_sample_comes_once_with_those_of_its_prompt(model: torch.nn.Module, tiny_model: Path) -> None:
     wanted = [(row(i, "x" * (i % 7)), [0, 1, 3]) for i in range(20)]
-    batches = list(sampler(model, tiny_model).respond(wanted, 24, torch.Generator().manual_seed(0), ramp=True))
+    batches = list(sampler(model, tiny_model).respond(wanted, 24, torch.Generator().manual_seed(0)))
     keys = [(response.row.id, response.sample_index) for batch in batches for response in batch]
     assert sorted(keys) == [(i, k) for i in range(20) for k in (0, 1, 3)]
-    assert [len(batch) for batch in batches[:4]] == [6, 6, 6, 6]
-    assert max(len(batch) for batch in batches) == 24
+    assert len(batches) >= 3
+    for batch in batches:
+        counts = Counter(response.row.id for response in batch)
+        assert set(counts.values()) == {3}
+
+
+def test_a_prompt_is_handed_on_before_all_are_read(model: torch.nn.Module, tiny_model: Path) -> None:
+    read = []
+    handle = model.model.embed_tokens.register_forward_hook(
+        lambda module, inputs, output: read.append(inputs[0].shape[0] if inputs[0].shape[1] > 1 else 0)
+    )
+    batches: Iterator[list] = sampler(model, tiny_model).respond([(row(i, "q"), [0, 1]) for i in range(30)], 8)
+    read.clear()
+    first = next(batches)
+    handle.remove()
+    assert 1 <= len(first) // 2 <= sum(read) < 30
 
 
 def test_batch_size_changes_nothing(model: torch.nn.Module, tiny_model: Path) -> None:

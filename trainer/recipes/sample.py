@@ -156,7 +156,7 @@ def _from_model(ref: ModelRef, wanted: Wanted, spec: SampleSpec, tick: Tick) -> 
     encoder = ChatEncoder(load_tokenizer(ref), context_length(model))
     sampler = Sampler(model, encoder, generation.max_new_tokens, generation.temperature, spec.seed, tick)
     order = torch.Generator().manual_seed(spec.seed)  # not by length: whoever labels the first ones sees all kinds
-    for responses in sampler.respond(wanted, generation.batch_size, order, ramp=True):
+    for responses in sampler.respond(wanted, generation.batch_size, order):
         yield [Completion.of(response, generation) for response in responses]
     del model, sampler
     gc.collect()  # modules stand in reference cycles; the next model needs the room
