@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from peft import get_peft_model
 from torch import Tensor, nn
 
@@ -11,6 +12,7 @@ from app.specs import Lora
 from trainer.evaluation import scoring_heads
 from trainer.modeling import Policy, device, lora_config, trunk_of
 from trainer.packing import Packed
+from trainer.precision import set_compute_dtype
 from trainer.reward_model import load_reward_model
 
 
@@ -63,13 +65,14 @@ class RewardCritic(nn.Module):
     """A model of its own that begins as a reward model (Ouyang et al. 2022): its score of what stands there so far.
 
     It knows from the start what is good, and the policy's trunk need not serve two masters; it takes the memory and the
-    time of a second model. With `lora` its trunk learns through adapters; its head always learns in full.
+    time of a second model. With `lora` its trunk learns through adapters; its head always learns in full. Products are
+    computed in `dtype`.
     """
 
-    def __init__(self, folder: str | Path, tokenizer: Any, lora: Lora | None) -> None:
+    def __init__(self, folder: str | Path, tokenizer: Any, lora: Lora | None, dtype: torch.dtype) -> None:
         """Raises ModelUnavailable: the folder holds no reward model, or one that reads other tokens than the policy."""
         super().__init__()
-        model, own_tokenizer = load_reward_model(folder)
+        model, own_tokenizer = load_reward_model(folder, dtype if lora else torch.float32)
         vocabulary = own_tokenizer.get_vocab()
         if any(vocabulary.get(token) != i for token, i in tokenizer.get_vocab().items()):
             raise ModelUnavailable(
@@ -78,13 +81,13 @@ class RewardCritic(nn.Module):
             )
         self.model, self.share = model, model.share
         self.heads = scoring_heads(model)
-        trunk, head = trunk_of(model.classifier), model.classifier.score
+        trunk = trunk_of(model.classifier)
+        set_compute_dtype(trunk, dtype)
         if lora is None:
-            model.float().requires_grad_(True)
+            trunk.requires_grad_(True)
         else:
             get_peft_model(trunk, lora_config(lora, "FEATURE_EXTRACTION"))  # swaps the trunk's layers in place
-        head.float().requires_grad_(True)
-        self.eval()
+        model.classifier.score.requires_grad_(True)
 
     def forward(self, packed: Packed, hidden: Tensor) -> Tensor:
         """Values (N,) in fp32: the mean of the scoring heads at the N states; the policy's own states are not read."""

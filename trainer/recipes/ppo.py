@@ -60,6 +60,7 @@ from trainer.modeling import (
     resolve,
     save_policy,
     seed_everything,
+    working_dtype,
 )
 from trainer.packing import pack
 from trainer.ptx import Mix
@@ -131,10 +132,11 @@ def train(
     if scorer is None:
         scorer = reward_models_scorer(folders, spec.max_length, spec.ensemble_score, spec.variance_weight, tick)
     seed_everything(spec.seed)
-    causal, reference = load_policy_and_reference(policy_ref, reference_ref, spec.lora)
+    dtype = working_dtype(spec.optimiser.precision, policy_ref, checkpoints)
+    causal, reference = load_policy_and_reference(policy_ref, reference_ref, spec.lora, dtype)
     critic: ValueHead | RewardCritic = ValueHead(causal)
     if spec.critic == "reward":
-        critic = RewardCritic(store.resolve(spec.reward_models[0]), tokenizer, spec.lora)
+        critic = RewardCritic(store.resolve(spec.reward_models[0]), tokenizer, spec.lora, dtype)
     module = ActorCritic(causal, critic).eval()  # no dropout: it would make two passes of one policy differ
     sampler = Sampler(causal, encoder, spec.max_new_tokens, spec.temperature, spec.seed, tick)
     collector = Collector(module, reference, sampler, scorer, rows, spec.rollout_batch_size, pad_id, tick)
