@@ -121,6 +121,10 @@ class Checkpoints:
                 staging.write_text(decide())
         return path.read_text()
 
+    def any(self) -> bool:
+        """Whether there is one to go on from, whole or not."""
+        return bool(self._newest_first())
+
     def remove(self) -> None:
         """Removes all of them: the run has ended."""
         shutil.rmtree(self.folder, ignore_errors=True)

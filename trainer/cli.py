@@ -2,28 +2,54 @@
 
 A spec file is the JSON that the service freezes with each run (`app.specs`); locations in it are absolute paths or
 relative to `--store`. The result lands in the output folder together with its spec and `metrics.jsonl`.
+
+A training run that was stopped goes on when the same command is given again: until it is done its checkpoints lie
+beside the output. Several processes (`accelerate launch -m trainer.cli ...`, `torchrun -m trainer.cli ...`) share the
+work; the main one writes and speaks.
 """
 
+import functools
 import importlib
 import json
+import logging
+import os
+import shutil
 import sys
+import tempfile
+import time
+import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
+import torch
 import typer
 from pydantic import ValidationError
 
 from app.artifacts import ArtifactStore
 from app.errors import InvalidInput, PrefloopError
 from app.specs import RUN_SPEC, RunSpec
+from trainer.checkpoints import Checkpoints
 from trainer.default_model import DEFAULT_MODEL, fetch_model
 from trainer.reporting import ConsoleReporter
+from trainer.training import accelerator
+
+# An error that all processes meet is told by the main one, whose end is the others' end; they wait with it so long.
+_SECOND_SPEAKER_SECONDS = 10.0
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train and sample without the service.")
 
 SpecFile = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="the run's spec, as JSON")]
 Output = Annotated[Path, typer.Argument(help="the folder to write; it must not exist")]
 Store = Annotated[Path, typer.Option("--store", help="what locations in the spec are relative to")]
+CheckpointFolder = Annotated[
+    Path | None, typer.Option("--checkpoints", help="folder of checkpoints; without it, beside the output")
+]
+CheckpointSeconds = Annotated[
+    float, typer.Option("--checkpoint-seconds", min=0, help="least seconds between two; 0: after every step")
+]
+Keep = Annotated[int, typer.Option("--keep", min=1, help="newest checkpoints that are kept")]
+
+METRICS, PAGES = "metrics.jsonl", "samples.jsonl"
 
 
 def read_spec(path: Path, kind: str) -> RunSpec:
@@ -38,18 +64,63 @@ def read_spec(path: Path, kind: str) -> RunSpec:
     return spec
 
 
-def run(kind: str, spec_file: Path, output: Path, store: Path) -> None:
-    """Runs a recipe; a run that fails leaves nothing at `output`."""
+class CheckpointOptions(NamedTuple):
+    """Where checkpoints go (None: beside the output), the least seconds between two, and how many are kept."""
+
+    folder: Path | None
+    every_seconds: float
+    keep: int
+
+
+def run(kind: str, spec_file: Path, output: Path, store: Path, options: CheckpointOptions | None = None) -> None:
+    """Runs a recipe; one that fails leaves nothing at `output`, and its checkpoints where it had saved some."""
     if output.exists():
         raise InvalidInput(f"{output} exists already.", "Choose a folder that does not.")
-    spec = read_spec(spec_file, kind)
+    spec, output, artifacts = read_spec(spec_file, kind), output.absolute(), ArtifactStore(store.absolute())
     train = importlib.import_module(f"trainer.recipes.{kind}").train
-    output = output.absolute()
-    with ArtifactStore(output.parent).folder(output.name) as staging:
-        reporter = ConsoleReporter(path=staging / "metrics.jsonl")
-        result = train(spec, ArtifactStore(store.absolute()), reporter, staging)
-        (staging / "spec.json").write_text(spec.model_dump_json(indent=2) + "\n")
+    checkpoints = None
+    if options is not None:
+        train = functools.partial(train, checkpoints=(checkpoints := checkpoints_of(spec, output, options)))
+    if not accelerator().is_main_process:
+        with tempfile.TemporaryDirectory() as scratch:
+            train(spec, artifacts, ConsoleReporter(stream=None), Path(scratch))
+        return
+    try:
+        with ArtifactStore(output.parent).folder(output.name) as staging:
+            # What a run says outlives it with its checkpoints, so that one that goes on has it all.
+            log = checkpoints.folder if checkpoints is not None else staging
+            log.mkdir(parents=True, exist_ok=True)
+            result = train(spec, artifacts, ConsoleReporter(path=log / METRICS), staging)
+            if checkpoints is not None:
+                collect_log(checkpoints.folder, staging)
+            (staging / "spec.json").write_text(spec.model_dump_json(indent=2) + "\n")
+    except BaseException:
+        if checkpoints is not None and not checkpoints.any():
+            checkpoints.remove()
+        raise
+    if checkpoints is not None:
+        checkpoints.remove()
     print(json.dumps(result._asdict(), indent=2))
+
+
+def checkpoints_of(spec: RunSpec, output: Path, options: CheckpointOptions) -> Checkpoints:
+    """The checkpoints of the run that writes `output`."""
+    folder = (options.folder or output.with_name(f"{output.name}.checkpoints")).absolute()
+    return Checkpoints(ArtifactStore(folder.parent), folder.name, spec, options.every_seconds, options.keep)
+
+
+def collect_log(source: Path, target: Path) -> None:
+    """Moves what the reporter wrote to the output. Of steps done twice, after a checkpoint, the later line counts."""
+    lines = {}
+    for line in (source / METRICS).read_text().splitlines() if (source / METRICS).exists() else []:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # the process ended while it wrote
+        lines[entry["step"], entry["slice"], *entry] = line
+    (target / METRICS).write_text("".join(f"{line}\n" for line in lines.values()))
+    if (source / PAGES).exists():
+        shutil.copy(source / PAGES, target / PAGES)
 
 
 @app.command("fetch-model")
@@ -68,21 +139,55 @@ def sample(spec: SpecFile, output: Output, store: Store = Path()) -> None:
 
 
 @app.command()
-def reward(spec: SpecFile, output: Output, store: Store = Path()) -> None:
+def sft(
+    spec: SpecFile,
+    output: Output,
+    store: Store = Path(),
+    checkpoints: CheckpointFolder = None,
+    checkpoint_seconds: CheckpointSeconds = 60.0,
+    keep: Keep = 2,
+) -> None:
+    """Fine-tune a policy on demonstrations."""
+    run("sft", spec, output, store, CheckpointOptions(checkpoints, checkpoint_seconds, keep))
+
+
+@app.command()
+def reward(
+    spec: SpecFile,
+    output: Output,
+    store: Store = Path(),
+    checkpoints: CheckpointFolder = None,
+    checkpoint_seconds: CheckpointSeconds = 60.0,
+    keep: Keep = 2,
+) -> None:
     """Train a reward model."""
-    run("reward", spec, output, store)
+    run("reward", spec, output, store, CheckpointOptions(checkpoints, checkpoint_seconds, keep))
 
 
 @app.command()
-def dpo(spec: SpecFile, output: Output, store: Store = Path()) -> None:
+def dpo(
+    spec: SpecFile,
+    output: Output,
+    store: Store = Path(),
+    checkpoints: CheckpointFolder = None,
+    checkpoint_seconds: CheckpointSeconds = 60.0,
+    keep: Keep = 2,
+) -> None:
     """Train a policy by direct preference optimisation."""
-    run("dpo", spec, output, store)
+    run("dpo", spec, output, store, CheckpointOptions(checkpoints, checkpoint_seconds, keep))
 
 
 @app.command()
-def ppo(spec: SpecFile, output: Output, store: Store = Path()) -> None:
+def ppo(
+    spec: SpecFile,
+    output: Output,
+    store: Store = Path(),
+    checkpoints: CheckpointFolder = None,
+    checkpoint_seconds: CheckpointSeconds = 60.0,
+    keep: Keep = 2,
+) -> None:
     """Train a policy against a reward model."""
-    run("ppo", spec, output, store)
+    run("ppo", spec, output, store, CheckpointOptions(checkpoints, checkpoint_seconds, keep))
 
 
 @app.command()
@@ -93,13 +198,28 @@ def evaluate(spec: SpecFile, output: Output, store: Store = Path()) -> None:
 
 def main() -> None:
     """Entry point: errors meant for a person are two lines, not a traceback."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("trainer").setLevel(logging.INFO)
+    # peft asks transformers by an old name on every model; nothing a reader can do about it.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    process = int(os.environ["RANK"]) if "RANK" in os.environ else None  # of several
+    if process:
+        logging.disable(logging.WARNING)
     try:
         app()
     except PrefloopError as error:
+        if process:
+            time.sleep(_SECOND_SPEAKER_SECONDS)
         print(f"{error.title}: {error.message}", file=sys.stderr)
         if error.advice:
             print(error.advice, file=sys.stderr)
+        if process is not None:
+            sys.stderr.flush()
+            os._exit(1)  # at once: whoever launched the processes now ends the others
         sys.exit(1)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -1,13 +1,19 @@
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from app.specs import DPOSpec, ModelRef, Optimiser, RewardSpec
-from tests.trainer.conftest import separable_pairs, write_rows
+from app.artifacts import digest_folder
+from app.errors import StorageFull
+from app.specs import DemonstrationRow, DPOSpec, ModelRef, Optimiser, RewardSpec, SFTSpec
+from tests.trainer.conftest import separable_pairs, user, write_rows
 from trainer import cli
-from trainer.modeling import load_reward_model
+from trainer.checkpoints import Checkpoints
+from trainer.reward_model import load_reward_model
 
 
 def prefloop_trainer(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -75,3 +81,106 @@ def test_fetching_prints_the_location(
 ) -> None:
     assert prefloop_trainer(monkeypatch, "fetch-model", tiny_model, "--store", tmp_path) == 0
     assert capsys.readouterr().out.strip() == str(tiny_model)
+
+
+# ---- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def demonstrations(tiny_model: Path, tmp_path: Path) -> Path:
+    """The spec of a fine-tuning run of eight steps over a store at `tmp_path`."""
+    rows = [
+        DemonstrationRow(
+            id=i, messages=user(f"Say {i}"), response=f"{i} apples" * (i % 3 + 1), split="heldout" if i < 4 else "train"
+        )
+        for i in range(36)
+    ]
+    write_rows(tmp_path / "demonstrations.jsonl", rows)
+    spec = SFTSpec(
+        policy=ModelRef(base=str(tiny_model)),
+        demonstrations="demonstrations.jsonl",
+        optimiser=Optimiser(learning_rate=1e-3, epochs=2, microbatch_size=3),
+    )
+    path = tmp_path / "sft.json"
+    path.write_text(spec.model_dump_json())
+    return path
+
+
+def metrics_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_that_failed_goes_on_when_it_is_started_again(
+    demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fills up at the fifth checkpoint; with room again, the same command ends as if nothing had been."""
+    arguments = ("--store", tmp_path, "--checkpoint-seconds", 0)
+    assert prefloop_trainer(monkeypatch, "sft", demonstrations, tmp_path / "whole", *arguments) == 0
+    assert not (tmp_path / "whole.checkpoints").exists()
+
+    save = Checkpoints.save
+
+    def full_disk(self: Checkpoints, step: int, *rest: Any) -> None:
+        if step == 5:
+            raise StorageFull("There was no room left on the disk.")
+        save(self, step, *rest)
+
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    arguments = (*arguments, "--checkpoints", kept, "--keep", 3)
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "save", full_disk)
+        assert prefloop_trainer(monkeypatch, "sft", demonstrations, out, *arguments) == 1
+    assert not out.exists()
+    assert sorted(path.name for path in kept.glob("step-*")) == ["step-00000002", "step-00000003", "step-00000004"]
+
+    assert prefloop_trainer(monkeypatch, "sft", demonstrations, out, *arguments) == 0
+    assert not kept.exists()
+    assert metrics_of(out) == metrics_of(tmp_path / "whole")
+    assert digest_folder(out) == digest_folder(tmp_path / "whole")
+
+
+# ---- several processes -----------------------------------------------------------------------------------------------
+
+
+LAUNCHERS = {
+    "torchrun": ("torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+    "accelerate": ("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0"),
+}
+
+
+def launched(launcher: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """`trainer.cli ARGUMENTS` in two processes."""
+    return subprocess.run(
+        [sys.executable, "-m", *LAUNCHERS[launcher], "-m", "trainer.cli", *map(str, arguments)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_write_one_output_with_the_losses_of_one(
+    demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str
+) -> None:
+    assert prefloop_trainer(monkeypatch, "sft", demonstrations, tmp_path / "one", "--store", tmp_path) == 0
+    done = launched(launcher, "sft", demonstrations, tmp_path / "two", "--store", tmp_path, "--checkpoint-seconds", 0)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["train_rows"] == 32  # one result, not two
+    assert done.stderr.count("step 7 ") == 1
+    one, two = metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two")
+    assert [entry.keys() for entry in one] == [entry.keys() for entry in two]
+    for alone, shared in zip(one, two, strict=True):
+        for name in alone.keys() - {"slice"}:
+            assert shared[name] == pytest.approx(alone[name], rel=1e-3, abs=1e-4), (name, alone["step"])
+    assert sorted(p.name for p in (tmp_path / "two").iterdir()) == sorted(p.name for p in (tmp_path / "one").iterdir())
+    assert not list(tmp_path.glob("*.checkpoints"))
+
+
+def test_an_error_that_two_processes_meet_is_told_once(demonstrations: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "demonstrations.jsonl", [])
+    done = launched("torchrun", "sft", demonstrations, tmp_path / "two", "--store", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("needs at least 20 training demonstrations; there are 0") == 1
+    assert not (tmp_path / "two").exists()
