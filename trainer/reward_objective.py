@@ -117,7 +117,7 @@ def targets_of(pairs: Sequence[Pair], elements: Sequence[Element], spec: RewardS
             [outcomes(pair, spec)] * spec.ensemble + [aspect_outcomes(pair, a, spec) for a in spec.aspects]
             for pair in pairs
         ]
-    ).view(len(pairs), -1, 3)
+    ).view(len(pairs), spec.ensemble + len(spec.aspects), 3)
     # Smoothing: a share of the labels is believed to be the wrong way round.
     p = (1 - spec.label_smoothing) * p + spec.label_smoothing * p[..., [1, 0, 2]]
 

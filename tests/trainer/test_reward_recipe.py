@@ -1,18 +1,24 @@
+import itertools
+import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
-from app.artifacts import ArtifactStore, digest_folder
+from app.artifacts import ArtifactStore, digest_file, digest_folder
 from app.errors import InvalidInput
-from app.specs import Lora, ModelRef, Optimiser, RewardSpec
-from tests.trainer.conftest import separable_pairs, write_rows
-from trainer.data import ChatEncoder, collate, encode_pairs, read_pairs
-from trainer.modeling import load_reward_model, new_reward_model, seed_everything, trainable_parameters
+from app.specs import Lora, ModelRef, Optimiser, PairRow, RewardSpec
+from tests.trainer.conftest import separable_pairs, user, write_rows
+from trainer.checkpoints import Checkpoints
+from trainer.data import ChatEncoder, encode_pairs, read_pairs
+from trainer.modeling import load_tokenizer, seed_everything, trainable_parameters
+from trainer.packing import pack
 from trainer.recipes import reward
 from trainer.reporting import ConsoleReporter, RewardResult, RunCancelled, TrainingDiverged
+from trainer.reward_model import load_reward_model, new_reward_model
 
 
 def spec_of(model: ModelRef, snapshot: Path, **changes: object) -> RewardSpec:
@@ -36,6 +42,7 @@ def test_learns_a_preference_and_scores_alike_in_plain_transformers(
     assert (result.train_pairs, result.heldout_pairs, result.dropped) == (120, 40, ())
     assert reporter.last("eval_accuracy") == result.eval_accuracy
     assert reporter.last("eval_accuracy", "domain=fruit") > 0.9
+    assert len(reporter.values("eval_accuracy")) == 2  # after each epoch
     assert {m.name for m in reporter.recorded if not m.name.startswith("eval_")} == {
         *("loss", "accuracy", "margin", "min_reward", "mean_reward", "max_reward", "grad_norm", "lr")
     }
@@ -45,18 +52,19 @@ def test_learns_a_preference_and_scores_alike_in_plain_transformers(
 
     folder = store.resolve("models/rm")
     plain = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model, _ = load_reward_model(folder)
+    assert plain.config.num_labels == 1
+    model, tokenizer = load_reward_model(folder)
     pairs = encode_pairs(read_pairs(separable_snapshot), ChatEncoder(tokenizer, 512))
     with torch.no_grad():
         # Mean 0 and standard deviation 1 over the training responses.
         sequences = [s for pair in pairs.train for s in (pair.chosen, pair.rejected)]
-        rewards = model(collate(sequences, tokenizer.pad_token_id))
+        rewards = model(pack(sequences, tokenizer.pad_token_id, share=True))
+        assert rewards.shape == (240, 1)
         assert rewards.mean().item() == pytest.approx(0, abs=1e-3)
         assert rewards.std().item() == pytest.approx(1, abs=1e-3)
-        batch = collate(sequences[:8], tokenizer.pad_token_id)
-        scores = plain(input_ids=batch.input_ids, attention_mask=batch.valid_mask.long()).logits[:, 0]
-        torch.testing.assert_close(scores - plain.config.reward_offset, rewards[:8], atol=1e-4, rtol=1e-4)
+        for sequence, ours in zip(sequences[:8], rewards, strict=False):
+            score = plain(input_ids=torch.tensor([[*sequence.prompt, *sequence.completion]])).logits[0]
+            torch.testing.assert_close(score - plain.config.reward_offsets[0], ours, atol=1e-4, rtol=1e-4)
 
 
 def test_equal_specs_give_equal_files_and_another_seed_does_not(
@@ -92,10 +100,10 @@ def test_the_loss_of_the_first_step_by_hand(tiny_ref: ModelRef, store: ArtifactS
 
     seed_everything(0)
     model, _ = new_reward_model(tiny_ref, Lora())
-    tokenizer = AutoTokenizer.from_pretrained(tiny_ref.base)
+    tokenizer = load_tokenizer(tiny_ref)
     total = torch.zeros(())
     for pair in encode_pairs(rows, ChatEncoder(tokenizer, 512)).train:
-        c, r = (model(collate([sequence], tokenizer.pad_token_id))[0] for sequence in (pair.chosen, pair.rejected))
+        c, r = (model(pack([s], 0, share=False))[0, 0] for s in pair.sequences)
         loss = -0.95 * torch.log(1 / (1 + torch.exp(r - c))) - 0.05 * torch.log(1 / (1 + torch.exp(c - r)))
         total = total + pair.row.weight * (loss + 0.01 * (c + r) ** 2)
     total = total / sum(row.weight for row in rows)
@@ -159,3 +167,219 @@ def test_cancelling_saves_nothing(tiny_ref: ModelRef, separable_snapshot: Path, 
     with pytest.raises(RunCancelled), store.folder("models/rm") as staging:
         reward.train(spec_of(tiny_ref, separable_snapshot), store, Cancelling(stream=None), staging)
     assert not store.exists("models/rm")
+
+
+# ---- going on --------------------------------------------------------------------------------------------------------
+
+
+class Killed(Exception):
+    pass
+
+
+class Killing(ConsoleReporter):
+    """Ends a run at a step, as SIGKILL would: nothing after it happens."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__(stream=None)
+        self.at = at
+
+    def metrics(self, step: int, values: Mapping[str, float], slice: str = "") -> None:
+        super().metrics(step, values, slice)
+        if step == self.at:
+            raise Killed
+
+
+@pytest.mark.parametrize("lora", [Lora(rank=4), None])
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path, lora: Lora | None
+) -> None:
+    """With ties and an ensemble, whose parameters and bootstrap weights have to be found again too."""
+    snapshot = write_rows(tmp_path / "snapshot.jsonl", separable_pairs(40, 8))
+    settings = Optimiser(learning_rate=1e-3, epochs=2, batch_size=8, microbatch_size=3)
+    spec = spec_of(tiny_ref, snapshot, optimiser=settings, lora=lora, ties="davidson", ensemble=2)
+    train(spec, store, "models/whole")
+    reporters = []
+    for at in (1, 3, 4, 7, 99):  # 4 ends an epoch
+        checkpoints = Checkpoints(store, "checkpoints/run", spec, every_seconds=0)
+        reporters.append(Killing(at))
+        try:
+            with store.folder("models/killed") as staging:
+                reward.train(spec, store, reporters[-1], staging, checkpoints)
+        except Killed:
+            assert not store.exists("models/killed")
+    assert [r.recorded[0].step for r in reporters] == [1, 1, 3, 4, 7]
+    assert digest_folder(store.resolve("models/whole")) == digest_folder(store.resolve("models/killed"))
+
+
+def test_a_run_that_diverges_keeps_its_last_checkpoint(
+    tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path
+) -> None:
+    snapshot = write_rows(tmp_path / "snapshot.jsonl", separable_pairs(40, 8))
+    settings = Optimiser(learning_rate=1.0, epochs=50, warmup_ratio=0, max_grad_norm=1e30)
+    spec = spec_of(tiny_ref, snapshot, optimiser=settings, centering=1e17)
+    checkpoints = Checkpoints(store, "checkpoints/run", spec, every_seconds=0)
+    with pytest.raises(TrainingDiverged, match=r"nan|inf"), store.folder("models/rm") as staging:
+        reward.train(spec, store, ConsoleReporter(stream=None), staging, checkpoints)
+    kept = checkpoints.load()
+    assert kept is not None
+    assert all(tensor.isfinite().all() for name, tensor in kept.tensors.items() if name.startswith("weights/"))
+
+
+# ---- rankings --------------------------------------------------------------------------------------------------------
+
+
+def rankings(count: int, k: int = 4) -> list[PairRow]:
+    """All pairs of `count` rankings of k responses each, the one with more apples being better."""
+    rows = []
+    for number in range(count):
+        for i, j in itertools.combinations(range(k), 2):
+            rows.append(
+                PairRow(
+                    comparison_id=len(rows) + 1,
+                    prompt_id=number + 1,
+                    messages=user(f"Apples {number}?"),
+                    response_a="apple " * (i + 1),
+                    response_b="apple " * (j + 1),
+                    preference=2,
+                    p_b=0.9,
+                    ranking=number + 1,
+                    split="train",
+                )
+            )
+    return rows
+
+
+def first_step(spec: RewardSpec, store: ArtifactStore) -> tuple[float, float]:
+    reporter = Killing(1)
+    with pytest.raises(Killed), store.folder("models/rm") as staging:
+        reward.train(spec, store, reporter, staging)
+    return reporter.last("loss"), reporter.last("grad_norm")
+
+
+def test_a_ranking_is_one_element_with_the_loss_and_gradient_of_its_pairs(
+    tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four rankings of four: as 4 elements, and as 24 pairs whose mean is the same, since all are of one size."""
+    rows = rankings(4)
+    together = write_rows(tmp_path / "together.jsonl", rows)
+    apart = write_rows(tmp_path / "apart.jsonl", [row.model_copy(update={"ranking": None}) for row in rows])
+    settings = Optimiser(learning_rate=1e-3, batch_size=4, microbatch_size=2)
+    spec = spec_of(tiny_ref, together, optimiser=settings)
+    forwarded: list[int] = []
+    original = reward.pack_elements
+
+    def counting(elements: list, pad_id: int, share: bool) -> object:
+        packed = original(elements, pad_id, share)
+        forwarded.append(len(packed.packed.ends))
+        return packed
+
+    monkeypatch.setattr(reward, "pack_elements", counting)
+    loss, grad_norm = first_step(spec, store)
+    assert sum(forwarded) == 4 * 4  # every response once, not 6 times 2
+    forwarded.clear()
+    plain = first_step(
+        spec_of(tiny_ref, apart, optimiser=settings.model_copy(update={"batch_size": 24, "microbatch_size": 24})), store
+    )
+    assert sum(forwarded) == 24 * 2
+    assert (loss, grad_norm) == pytest.approx(plain, rel=1e-4)
+
+
+def test_shared_and_plain_rows_train_alike(
+    tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(
+        tiny_ref,
+        write_rows(tmp_path / "rankings.jsonl", [*rankings(6), *separable_pairs(12, 4)]),
+        optimiser=Optimiser(learning_rate=1e-3, batch_size=4, microbatch_size=4),
+    )
+    shared = train(spec, store)[1]
+    monkeypatch.setattr("trainer.reward_model.can_share", lambda trunk: False)
+    plain = train(spec, store)[1]
+    for name in ("loss", "grad_norm", "margin", "eval_loss"):
+        assert plain.values(name) == pytest.approx(shared.values(name), abs=2e-3)
+
+
+# ---- heads -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_aspects_head_learns_the_aspect_and_not_the_verdict(
+    tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path
+) -> None:
+    """Labelers prefer apples; the style that they rated apart is the other way round, and only in half the rows."""
+    rows = [
+        row.model_copy(update={"aspects": {"style": 1 - row.p_b}}) if row.comparison_id % 2 else row
+        for row in separable_pairs(160, 40)
+    ]
+    snapshot = write_rows(tmp_path / "snapshot.jsonl", rows)
+    result, reporter = train(spec_of(tiny_ref, snapshot, ensemble=2, aspects=("style",)), store)
+    assert result.heads == ("reward/0", "reward/1", "style")
+    assert result.eval_accuracy is not None
+    assert result.eval_accuracy > 0.9
+    report = json.loads((store.resolve("models/rm") / "report.json").read_text())
+    assert report["heads"]["style"] == {"pairs": 20, "accuracy": reporter.last("eval_accuracy/style")}
+    assert reporter.last("eval_accuracy/style") > 0.9
+    model, tokenizer = load_reward_model(store.resolve("models/rm"))
+    pairs = encode_pairs(rows, ChatEncoder(tokenizer, 512)).heldout
+    with torch.no_grad():
+        rewards = model(pack([s for p in pairs for s in p.sequences], tokenizer.pad_token_id, share=True))
+    d = rewards[::2] - rewards[1::2]
+    assert (d[:, :2] > 0).float().mean() > 0.9
+    assert (d[:, 2] < 0).float().mean() > 0.9
+    assert not torch.allclose(rewards[:, 0], rewards[:, 1], atol=1e-2)  # members differ
+
+
+@pytest.mark.parametrize(
+    ("aspects", "message"),
+    [(("style",), "head for style needs at least 20 .* there are 0"), (("reward",), "cannot be an aspect's")],
+)
+def test_aspects_that_cannot_be_learned_are_refused(
+    tiny_ref: ModelRef, separable_snapshot: Path, store: ArtifactStore, aspects: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        train(spec_of(tiny_ref, separable_snapshot, aspects=aspects), store)
+
+
+# ---- ties ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ties", "expected"), [("rao_kupper", math.log(3)), ("davidson", math.log(0.4 / 0.05**0.5))])
+def test_the_tie_parameter_is_learned(
+    tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path, ties: str, expected: float
+) -> None:
+    """Apples win 50 %, rocks 10 %, 40 % are ties. Only one d and parameter give that.
+
+    Rao-Kupper: s(d - n) = 1/2, so d = n, and s(-2 n) = 1/10: n = ln 3. Davidson: nu = P(tie) / sqrt(P(c) P(r)).
+    """
+    rows = [
+        row.model_copy(update={"p_tie": 0.4, "p_b": 0.7 if row.p_b > 0.5 else 0.3}) for row in separable_pairs(160, 40)
+    ]
+    snapshot = write_rows(tmp_path / "snapshot.jsonl", rows)
+    settings = Optimiser(learning_rate=3e-3, epochs=4)
+    train(spec_of(tiny_ref, snapshot, ties=ties, centering=0.0, optimiser=settings), store)
+    folder = store.resolve("models/rm")
+    figures = json.loads((folder / "report.json").read_text())["ties"]
+    assert figures["values"] == pytest.approx([expected], abs=0.1)
+    assert figures["observed"] == pytest.approx(0.4)
+    assert figures["predicted"] == pytest.approx(0.4, abs=0.03)
+    assert f"Ties ({ties}, {figures['parameter']}" in (folder / "README.md").read_text()
+
+
+# ---- report ----------------------------------------------------------------------------------------------------------
+
+
+def test_report_and_card_say_what_the_model_is_made_of(
+    tiny_ref: ModelRef, separable_snapshot: Path, store: ArtifactStore
+) -> None:
+    result, reporter = train(spec_of(tiny_ref, separable_snapshot), store)
+    folder = store.resolve("models/rm")
+    report = json.loads((folder / "report.json").read_text())
+    assert report["data"]["snapshot"] == digest_file(separable_snapshot)
+    assert report["model"]["reference_samples"] == result.reference_samples == 240
+    assert report["heldout"]["accuracy"] == result.eval_accuracy
+    assert report["gap"]["accuracy"] == result.eval_accuracy_gap == reporter.last("eval_accuracy_gap")
+    assert sum(bar["pairs"] for bar in report["calibration"]["reliability"]) == 40
+    assert report["probes"]["pairs"] == 40
+    assert report["probes"]["adversarial"]["refusal"]["prompts"] == 40
+    card = (folder / "README.md").read_text()
+    for fact in (digest_file(separable_snapshot), "last_valid_token", "240 responses", "Fewer than 256", "refusal"):
+        assert fact in card
