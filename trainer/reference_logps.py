@@ -4,29 +4,29 @@ A reference never changes: what it says of a prompt and a completion is stored u
 precision it ran in, and read again in later epochs, in a run that goes on after a kill, and in later rounds.
 """
 
-import functools
 import hashlib
 import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from app.artifacts import ArtifactStore, digest_folder
 from app.specs import ModelRef
+from trainer.checks import ADAPTER_CONFIG, local_folder
 from trainer.data import TokenSequence, chunks
-from trainer.modeling import TokenOutputs, completion_outputs, device
+from trainer.modeling import TokenOutputs, completion_outputs, device, trunk_of
 from trainer.packing import Packed, pack, packed_length, token_parts
-from trainer.training import accelerator, deal, sum_over_processes
+from trainer.precision import computes_in
+from trainer.training import accelerator, deal, sum_over_processes, the_main_processes
 
 log = logging.getLogger(__name__)
 
@@ -87,12 +87,13 @@ def reference_logps(
     Raises:
         StorageFull: no room for what was computed.
     """
-    kept = KeptLogps(store, ref, str(model.get_input_embeddings().weight.dtype).removeprefix("torch."))
+    kept = KeptLogps(store, ref, computes_in(trunk_of(model)))
     sums: list[Tensor] = []
     done, saved = 0, time.monotonic()
     for chunk in chunks(groups, CHUNK):
         keys = [[key_of(sequence) for sequence in group] for group in chunk]
-        missing = kept.lacks(keys)
+        # All processes must compute the same: the main one looks up.
+        missing = the_main_processes(partial(kept.lacks, keys))
         if missing:
             computed = completion_logps(
                 lambda packed: completion_outputs(model, packed),
@@ -105,7 +106,7 @@ def reference_logps(
             if time.monotonic() - saved > SAVE_SECONDS:
                 kept.save()
                 saved = time.monotonic()
-        sums.append(kept.of([key for group in keys for key in group]))
+        sums.append(the_main_processes(partial(kept.of, keys)))
         done += len(chunk)
     kept.save()
     return torch.cat(sums) if sums else torch.zeros(0)
@@ -125,38 +126,33 @@ class KeptLogps:
     time, and of two runs that write at once one may lose what it added. A model without a local folder keeps nothing.
     """
 
-    def __init__(self, store: ArtifactStore, ref: ModelRef, dtype: str) -> None:
-        digest = model_digest(ref)
+    def __init__(self, store: ArtifactStore, ref: ModelRef, dtype: torch.dtype) -> None:
         self.store = store
-        self.location = f"reference-logps/{digest}-{dtype}.safetensors" if digest else None
+        self.location: str | None = None  # in other processes too, whose knowledge nobody asks for
+        if accelerator().is_main_process and (digest := model_digest(ref)):
+            self.location = f"reference-logps/{digest}-{str(dtype).removeprefix('torch.')}.safetensors"
         self.known = self._read()
         self._unsaved: dict[bytes, float] = {}
 
     def lacks(self, keys: Sequence[Sequence[bytes]]) -> list[int]:
-        """Which groups of keys are not all known. Decided by the main process: all must compute the same."""
-        lacking = torch.zeros(len(keys), dtype=torch.int32)
-        if accelerator().is_main_process:
-            lacking[:] = torch.tensor([not all(key in self.known for key in group) for group in keys])
-        return sum_over_processes(lacking).nonzero().flatten().tolist()
+        """Which groups of keys are not all known."""
+        return [i for i, group in enumerate(keys) if not all(key in self.known for key in group)]
 
     def add(self, keys: Sequence[bytes], logps: Tensor) -> None:
         new = dict(zip(keys, logps.tolist(), strict=True))
         self._unsaved |= new
         self.known |= new
 
-    def of(self, keys: Sequence[bytes]) -> Tensor:
-        """Sums (N,) float32 of known keys."""
-        values = torch.zeros(len(keys))
-        if accelerator().is_main_process:
-            values[:] = torch.tensor([self.known[key] for key in keys])
-        return sum_over_processes(values)
+    def of(self, keys: Sequence[Sequence[bytes]]) -> Tensor:
+        """Sums (N,) float32 of groups of known keys."""
+        return torch.tensor([self.known[key] for group in keys for key in group])
 
     def save(self) -> None:
         """Adds what is new to the file. Raises StorageFull."""
         # What is not finite is a broken model's: it fails the run by name, and must not fail the next one too.
         new = {key: value for key, value in self._unsaved.items() if math.isfinite(value)}
         self._unsaved = {}
-        if self.location is None or not new or not accelerator().is_main_process:
+        if self.location is None or not new:
             return
         everything = self._read() | new  # another run may have written since
         keys = torch.frombuffer(bytearray(b"".join(everything)), dtype=torch.uint8).view(-1, 16)
@@ -177,20 +173,13 @@ class KeptLogps:
 
 def model_digest(ref: ModelRef) -> str | None:
     """What identifies a model's weights: of its folders' files; None for a hub name that no folder here holds."""
-    folders = [_local_folder(location) for location in (ref.base, ref.adapter) if location]
-    if None in folders:
-        return None
-    digests = [_digest_of(folder, _state_of(folder)) for folder in folders if folder]
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:32]
-
-
-def _local_folder(location: str) -> Path | None:
-    if Path(location).is_dir():
-        return Path(location)
     try:
-        return Path(snapshot_download(location, local_files_only=True))
-    except (LocalEntryNotFoundError, ValueError):  # not there, or not the shape of a hub name
+        folders = [local_folder(ref.base, "config.json")]
+        folders += [local_folder(ref.adapter, ADAPTER_CONFIG)] if ref.adapter else []
+    except OSError:
         return None
+    digests = [_digest_of(folder, _state_of(folder)) for folder in folders]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:32]
 
 
 def _state_of(folder: Path) -> tuple[tuple[str, int, int], ...]:
@@ -198,7 +187,7 @@ def _state_of(folder: Path) -> tuple[tuple[str, int, int], ...]:
     return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
 
 
-@functools.lru_cache(maxsize=64)
+@lru_cache(maxsize=64)
 def _digest_of(folder: Path, state: tuple[tuple[str, int, int], ...]) -> str:
     """`digest_folder`, read again only where the files' times or sizes changed (`state`): gigabytes take a while."""
     return digest_folder(folder)

@@ -40,9 +40,11 @@ from trainer.modeling import (
     load_causal_lm,
     load_policy_and_reference,
     load_tokenizer,
+    notes_on,
     resolve,
     save_policy,
     seed_everything,
+    working_dtype,
 )
 from trainer.packing import pack, packed_length
 from trainer.reference_logps import Group, completion_logps, reference_logps
@@ -79,10 +81,11 @@ def train(
 
     # 2. Models; the seed fixes the adapters and the order of the rows.
     seed_everything(spec.seed)
+    dtype = working_dtype(spec.optimiser.precision, policy_ref, checkpoints)
     if reference_ref is None:
-        causal, reference = load_causal_lm(policy_ref, spec.lora, trainable=True), None
+        causal, reference = load_causal_lm(policy_ref, spec.lora, trainable=True, dtype=dtype), None
     else:
-        causal, reference = load_policy_and_reference(policy_ref, reference_ref, spec.lora)
+        causal, reference = load_policy_and_reference(policy_ref, reference_ref, spec.lora, dtype)
     policy = Policy(causal)
     layout = {"share": policy.share, "pad_id": tokenizer.pad_token_id}
 
@@ -132,8 +135,9 @@ def train(
 
     # 6. Where we ended; save.
     values |= measure_heldout(spec, training.steps, heldout, logps_of, reporter)
-    save_policy(causal, tokenizer, folder)
-    return PolicyResult(values, len(train_rows.examples), dropped, training.tokens, time.monotonic() - started)
+    save_policy(causal, tokenizer, folder, spec.policy.base)
+    seconds = time.monotonic() - started
+    return PolicyResult(values, len(train_rows.examples), dropped, training.tokens, seconds, notes_on(tokenizer))
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
