@@ -6,18 +6,20 @@ import torch
 from transformers import AutoTokenizer
 
 from app.errors import InvalidInput
-from app.specs import PairRow, PromptRow
+from app.specs import PairRow, PromptRow, ThumbRow
 from tests.trainer.conftest import byte_tokenizer, user, write_rows
 from trainer.data import (
     ChatEncoder,
     TokenSequence,
     collate,
     encode_pairs,
+    encode_thumbs,
     end_of_turn_id,
     length_batches,
     microbatches,
     read_pairs,
     read_prompts,
+    read_thumbs,
     require_pairs,
 )
 from trainer.modeling import PLAIN_CHAT_TEMPLATE
@@ -73,6 +75,16 @@ def test_prompts_are_read_and_an_empty_file_is_refused(tmp_path: Path) -> None:
         read_prompts(path)
 
 
+def test_thumbs_are_read_with_a_wrong_line_named(tmp_path: Path) -> None:
+    path = tmp_path / "thumbs.jsonl"
+    good = ThumbRow(id=4, messages=user("Hi"), response="ok", liked=False, slices={"domain": "math"})
+    path.write_text(good.model_dump_json() + "\n")
+    assert read_thumbs(path) == [good]
+    path.write_text(good.model_dump_json() + '\n{"id": 5, "messages": [], "response": "ok"}\n')
+    with pytest.raises(InvalidInput, match=r"Line 2 of thumbs\.jsonl: liked: Field required"):
+        read_thumbs(path)
+
+
 def test_prompt_and_completion_together_are_the_rendered_chat(encoder: ChatEncoder) -> None:
     ids = [*encoder.prompt(user("Hi")), *encoder.completion("Hello")]
     expected = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>"
@@ -119,6 +131,31 @@ def test_rows_left_out_are_counted_and_named(encoder: ChatEncoder) -> None:
         "1 comparisons are longer than 64 tokens without their prompt: 3",
         "1 comparisons compare a response with itself: 4",
         "2 comparisons have weight 0: 2, 5",
+    ]
+
+
+def test_thumbs_left_out_are_counted_and_named_and_none_is_cut_to_nothing(encoder: ChatEncoder) -> None:
+    def thumb(number: int, **changes: object) -> ThumbRow:
+        values = {"id": number, "messages": user("Hi"), "response": "ok", "liked": True} | changes
+        return ThumbRow.model_validate(values)
+
+    rows = [
+        thumb(1, liked=False),
+        thumb(2, weight=0),
+        thumb(3, response="y" * 63),  # with the end of its turn it leaves no room for a prompt
+        thumb(4, response="y" * 62),
+        thumb(5, messages=user("x" * 100)),
+    ]
+    encoded = encode_thumbs(rows, encoder)
+    assert [(thumb.row.id, thumb.row.liked) for thumb in encoded.thumbs] == [(1, False), (4, True), (5, True)]
+    ok = encoder.completion("ok")
+    assert encoded.thumbs[0].sequence == TokenSequence(encoder.prompt(user("Hi")), ok)
+    # Room for one token of the prompt, its last; a long prompt loses its beginning, a completion nothing.
+    assert encoded.thumbs[1].sequence == TokenSequence(encoder.prompt(user("Hi"))[-1:], encoder.completion("y" * 62))
+    assert encoded.thumbs[2].sequence == TokenSequence(encoder.prompt(user("x" * 100))[-61:], ok)
+    assert sorted(encoded.dropped) == [
+        "1 thumbs are longer than 64 tokens without their prompt: 3",
+        "1 thumbs have weight 0: 2",
     ]
 
 

@@ -47,7 +47,7 @@ from trainer.modeling import (
     working_dtype,
 )
 from trainer.packing import pack, packed_length
-from trainer.reference_logps import Group, completion_logps, reference_logps
+from trainer.reference_logps import Group, Tick, completion_logps, reference_logps
 from trainer.reporting import PolicyResult, Reporter
 from trainer.training import Training, sum_over_processes
 
@@ -109,13 +109,16 @@ def train(
         measure_heldout(spec, 0, heldout, logps_of, reporter)
 
     # 5. Train.
+    def tick_training(_done: int = 0) -> None:
+        reporter.progress(training.steps, training.total_steps, "training the policy")
+
     lengths = [packed_length(example.sequences, policy.share) for example in train_rows.examples]
     for batch in training.batches(lengths):
-        z = train_rows.reference_point(logps_of, batch)
+        z = train_rows.reference_point(logps_of, batch, tick_training)
         total = float(train_rows.shares[batch].sum())
         logps, losses = torch.zeros(2, len(batch)), torch.zeros(1)
         for part in training.parts(batch, lengths):
-            reporter.progress(training.steps, training.total_steps, "training the policy")
+            tick_training()
             examples = [train_rows.examples[i] for i in part.rows]
             packed = pack([s for example in examples for s in example.sequences], tokenizer.pad_token_id, policy.share)
             packed = packed.to(device())
@@ -126,7 +129,7 @@ def train(
             if part.counts:
                 logps[:, part.places] = part_logps.detach().cpu()
                 losses += loss.detach().cpu()
-                training.tokens += packed.tokens
+        training.tokens += sum(lengths[i] for i in batch)
         logps, losses = sum_over_processes(logps), sum_over_processes(losses)
         grad_norm, lr = training.step(float(losses))
         values = statistics(spec, train_rows.pairs(logps, batch), z) | {"loss": float(losses)}
@@ -188,12 +191,12 @@ class Rows:
         reference = self.reference[:, rows].to(policy_logps.device) if self.reference is not None else None
         return PairLogps(policy_logps, reference, self.lengths[:, rows].to(policy_logps.device))
 
-    def reference_point(self, logps_of: LogpsOf, rows: Sequence[int]) -> Tensor:
+    def reference_point(self, logps_of: LogpsOf, rows: Sequence[int], tick: Tick) -> Tensor:
         """KTO's z () by the policy as it is, of a whole batch however it is split; 0 where there are no strangers."""
         if not self.strangers:
             return torch.zeros(())
         strangers_reference = torch.cat([self.strangers_reference[i] for i in rows])
-        return kto_reference_point(logps_of([self.strangers[i] for i in rows]) - strangers_reference)
+        return kto_reference_point(logps_of([self.strangers[i] for i in rows], tick=tick) - strangers_reference)
 
 
 def read_rows(spec: DPOSpec, store: ArtifactStore, encoder: ChatEncoder) -> tuple[Rows, Rows, tuple[str, ...]]:
@@ -284,7 +287,7 @@ def measure_heldout(spec: DPOSpec, step: int, heldout: Rows, logps_of: LogpsOf, 
     everything = range(len(heldout.examples))
     tick = partial(reporter.progress, total=len(heldout.examples), message="held-out comparisons")
     logps = logps_of([example.sequences for example in heldout.examples], tick=tick)
-    z = heldout.reference_point(logps_of, everything)
+    z = heldout.reference_point(logps_of, everything, tick)
     return report_heldout(spec, step, heldout, by_kind(logps, heldout.examples), z, reporter)
 
 
