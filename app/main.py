@@ -23,6 +23,7 @@ from app.errors import InvalidInput, NotFound, NotSignedIn, PrefloopError, Unava
 from app.insights.routes import router as insights
 from app.labeling.routes import router as labeling
 from app.limits import BodyLimit
+from app.lineage.routes import router as lineage
 from app.projects.routes import router as projects
 from app.prompts.routes import router as prompts
 from app.render import ROOT, page, redirect
@@ -43,6 +44,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     insights,
     datasets,
     rounds,
+    lineage,
 )
 
 SECURITY_HEADERS = {

@@ -1,6 +1,6 @@
 """Rounds in the browser: the list, starting one, watching it, its samples, and the loop over all of them."""
 
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
@@ -16,6 +16,7 @@ from app.projects.access import ProjectDep
 from app.render import page, redirect
 from app.rounds import queries, service, views
 from app.rounds.forms import Algorithm, RoundConfig, form_fields
+from app.rounds.training_samples import PROMPTS_PER_PAGE, STEPS_PER_PAGE, read_training_samples, side_by_side
 from app.specs import Generation
 
 router = APIRouter(prefix="/projects/{project_slug}")
@@ -171,9 +172,33 @@ def retry(
 
 @router.get("/rounds/{number}/samples")
 def round_samples(
-    request: Request, staff: StaffDep, project: ProjectDep, round_: RoundDep, session: SessionDep, offset: int = 0
+    request: Request,
+    staff: StaffDep,
+    project: ProjectDep,
+    round_: RoundDep,
+    session: SessionDep,
+    shown: Literal["training", "queue"] | None = None,
+    slice: str = "",
+    offset: int = 0,
+    steps: int = 0,
 ) -> Response:
-    return _samples_page(request, project, session, round_=round_, split=None, offset=offset)
+    """The new policy's responses for the queue, or what it said while it was trained, where there is that."""
+    path = views.training_samples_of(session, request.app.state.store, round_)
+    if shown == "queue" or (shown is None and path is None):
+        return _samples_page(request, project, session, round_=round_, split=None, offset=offset)
+    offset, steps = min(max(offset, 0), 2**31), min(max(steps, 0), 2**31)
+    samples = read_training_samples(path) if path else []
+    return page(
+        request,
+        "rounds/training_samples.html",
+        round=round_,
+        view=side_by_side(samples, slice, offset, steps),
+        slice=slice,
+        prompt_offset=offset,
+        prompts_per_page=PROMPTS_PER_PAGE,
+        step_offset=steps,
+        steps_per_page=STEPS_PER_PAGE,
+    )
 
 
 @router.get("/rounds/{number}/samples.jsonl")

@@ -4,6 +4,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from sqlalchemy.orm import Session
@@ -192,7 +193,7 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
         wins=win_rates(session, [round_.id]).get((round_.id, "")),
         cancelling=round_.state in ACTIVE and any(run.cancel_requested for run in runs),
         reads=reads(round_.algorithm, snapshot.counts) if snapshot else "",
-        has_training_samples=any(store.exists(samples_of(run.id)) for run in runs if run.kind in POLICY_KINDS),
+        has_training_samples=training_samples_of(session, store, round_) is not None,
     )
 
 
@@ -289,6 +290,13 @@ def loop(session: Session, project: Project) -> Loop:
 
 
 # ---- samples ---------------------------------------------------------------------------------------------------------
+
+
+def training_samples_of(session: Session, store: ArtifactStore, round_: Round) -> Path | None:
+    """The file of what the round's policy said while it was trained, if there is one."""
+    runs = [run for run in queries.runs_of(session, round_.id) if run.kind in POLICY_KINDS]
+    return next((store.resolve(samples_of(run.id)) for run in runs if store.exists(samples_of(run.id))), None)
+
 
 Split = Literal["train", "heldout", "regression", "calibration"]
 

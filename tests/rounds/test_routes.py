@@ -5,15 +5,16 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from bs4 import BeautifulSoup
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.models import Metric, Project, Round, Run
+from app.models import Metric, Project, Round, Run, Snapshot
 from app.rounds import service
 from app.rounds.service import store_samples
 from tests import factories
 from tests.conftest import SignedIn
-from tests.rounds.loop import jobs, last_run, make_project, new_samples
+from tests.rounds.loop import decided, jobs, last_run, make_project, new_samples
 
 
 @pytest.fixture
@@ -82,6 +83,56 @@ def test_only_operators_start_cancel_and_retry(
 def test_a_form_without_our_token_is_refused(sign_in: SignIn, session: Session, project: Project) -> None:
     assert sign_in("operator").post(f"/projects/{project.slug}/rounds", FORM, csrf=False).status_code == 403
     assert session.scalars(select(Round)).all() == []
+
+
+def test_a_refused_form_comes_back_as_it_was_typed(sign_in: SignIn, session: Session, project: Project) -> None:
+    client = sign_in("operator")
+    answer = start(client, project, beta="-3", epochs="4", kl_stop="", nll_weight="0.25", lora="false")
+    assert answer.status_code == 422
+    soup = BeautifulSoup(answer.text, "html.parser")
+    beta = soup.select_one("#beta")
+    assert beta is not None
+    assert (beta["value"], beta["aria-invalid"]) == ("-3", "true")
+    assert "beta-error" in beta["aria-describedby"]
+    reason = soup.select_one("#beta-error")
+    assert reason is not None
+    assert "greater than 0" in reason.text
+    assert soup.select_one("#epochs")["value"] == "4"  # type: ignore[index]
+    assert soup.select_one("#nll_weight")["value"] == "0.25"  # type: ignore[index]
+    assert soup.select_one("#lora option[selected]")["value"] == "false"  # type: ignore[index]
+    assert soup.select_one("button.primary[disabled]") is None
+    wrong, program = FORM | {"beta": "0"}, {"Accept": "application/json"}
+    refused = client.post(f"/projects/{project.slug}/rounds", wrong, headers=program)
+    assert (refused.status_code, "beta" in refused.json()["error"]) == (422, True)
+
+
+def test_a_round_that_cannot_start_leaves_nothing_and_keeps_the_form(
+    sign_in: SignIn, session: Session, project: Project
+) -> None:
+    answer = start(sign_in("operator"), project, algorithm="sft", epochs="3")
+    assert answer.status_code == 422
+    assert "Fine-tuning needs 20 approved demonstrations on train prompts; there are 0." in answer.text
+    assert BeautifulSoup(answer.text, "html.parser").select_one("#epochs")["value"] == "3"  # type: ignore[index]
+    assert session.scalars(select(Snapshot)).all() == []
+
+
+def test_the_preview_follows_the_settings(sign_in: SignIn, session: Session, project: Project) -> None:
+    labelers = [factories.user(session).id]
+    for _ in range(10):
+        decided(session, project, factories.prompt(session, project), labelers, preferences=(1,))
+    session.commit()
+    client = sign_in("operator")
+    base = f"/projects/{project.slug}/rounds/preview"
+
+    def shown(**query: str) -> str | None:
+        answer = client.get(base, params=FORM | query)
+        assert answer.status_code == 200
+        return BeautifulSoup(answer.text, "html.parser").select_one(".stat-value").text  # type: ignore[union-attr]
+
+    assert shown() == "30"
+    assert shown(train_limit="25") == "25"
+    assert client.get(base, params=FORM | {"train_limit": "many"}).status_code == 204
+    assert sign_in("admin").get(base, params=FORM).status_code == 403
 
 
 def test_cancel_retry_and_their_errors(sign_in: SignIn, session: Session, project: Project) -> None:

@@ -1,0 +1,65 @@
+"""The artifact store's own promises: content is what its name says, sweeping spares what is being written."""
+
+import gzip
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from app.artifacts import ArtifactStore, read_content
+from app.errors import InvalidInput
+from app.rounds.snapshots import write_lines
+from app.specs import PromptRow
+
+ROW = PromptRow(id=1, messages=({"role": "user", "content": "Why?"},))
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_a_file_named_after_its_content_is_checked_when_it_is_read(tmp_path: Path, compressed: bool) -> None:
+    store = ArtifactStore(tmp_path)
+    path = store.resolve(write_lines(store, "prompts", [ROW], compressed=compressed)[1])
+    assert read_content(path) == ROW.model_dump_json().encode() + b"\n"
+    changed = read_content(path).replace(b"Why", b"How")
+    path.write_bytes(gzip.compress(changed) if compressed else changed)
+    with pytest.raises(InvalidInput, match="is not what was written"):
+        read_content(path)
+
+
+def test_a_truncated_file_is_named(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    path = store.resolve(write_lines(store, "prompts", [ROW] * 50, compressed=True)[1])
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(InvalidInput, match="not a whole gzip file"):
+        read_content(path)
+
+
+def test_files_with_other_names_are_read_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text("{}\n")
+    assert read_content(tmp_path / "mine.jsonl") == b"{}\n"
+
+
+def test_sweeping_by_age_spares_what_is_being_written(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    old = tmp_path / ".staging" / "old"
+    old.mkdir(parents=True)
+    os.utime(old, (time.time() - 90_000,) * 2)
+    with store.folder("models/new") as folder:
+        (folder / "weights").write_text("1")
+        store.sweep(older_than_seconds=86_400)
+        assert not old.exists()
+    assert (tmp_path / "models/new/weights").exists()
+    (tmp_path / ".staging" / "left").mkdir()
+    store.sweep()
+    assert list((tmp_path / ".staging").iterdir()) == []
+
+
+def test_removing_takes_files_folders_and_nothing(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    with store.folder("a/folder") as folder:
+        (folder / "x").write_text("x")
+    with store.file("a/file") as file:
+        file.write_text("x")
+    for location in ("a/folder", "a/file", "a/none"):
+        store.remove(location)
+        assert not store.exists(location)

@@ -1,0 +1,209 @@
+"""What rounds read besides all comparisons: demonstrations, replayed comparisons; and stages that cannot begin."""
+
+import gzip
+from pathlib import Path
+
+import pytest
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from app.artifacts import ArtifactStore
+from app.errors import InvalidInput
+from app.models import ModelVersion, Project, Prompt, Run, Snapshot
+from app.rounds import queries, service, views
+from app.settings import SamplingServer
+from app.specs import RUN_SPEC, DemonstrationRow, EvaluateSpec, SampleSpec, SFTSpec
+from tests import factories
+from tests.rounds.loop import config, decided, last_run, make_project
+from tests.rounds.test_service import finish, start
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(tmp_path / "artifacts")
+
+
+@pytest.fixture
+def project(session: Session) -> Project:
+    return make_project(session)
+
+
+def with_demonstrations(session: Session, project: Project, train: int, heldout: int = 0) -> None:
+    for split, count in (("train", train), ("heldout", heldout)):
+        for _ in range(count):
+            factories.demonstration(session, factories.prompt(session, project, split=split))
+
+
+def test_fine_tuning_makes_the_reference_of_later_rounds(
+    session: Session, store: ArtifactStore, project: Project
+) -> None:
+    with_demonstrations(session, project, 21, heldout=3)
+    factories.demonstration(session, factories.prompt(session, project), state="rejected")
+    factories.demonstration(session, factories.prompt(session, project, split="regression"))
+    base_id = project.policy_id
+    round_ = start(session, store, project, "sft", epochs=3)
+    snapshot = session.get_one(Snapshot, round_.snapshot_id)
+    assert snapshot.counts == {"train": 21, "heldout": 3, "demonstrations": 24}
+    spec = RUN_SPEC.validate_python(finish(session, store, round_).spec)
+    assert isinstance(spec, SFTSpec)
+    assert (spec.policy.base, spec.demonstrations, spec.optimiser.epochs) == ("models/base", snapshot.location, 3)
+    with gzip.open(store.resolve(spec.demonstrations), "rt") as lines:
+        rows = [DemonstrationRow.model_validate_json(line) for line in lines]
+    assert [row.split for row in rows] == ["train"] * 21 + ["heldout"] * 3
+    model = session.get_one(ModelVersion, project.policy_id)
+    assert (model.role, model.name, model.base, model.parent_id) == ("sft", "sft-1", "models/base", base_id)
+    assert (project.reference_id, project.base_model_id) == (model.id, base_id)
+    assert finish(session, store, round_).kind == "sample"
+    assert (round_.state, round_.policy_after_id) == ("done", model.id)  # nothing scores it yet
+
+    second = start(session, store, project)
+    specs = {}
+    while second.state != "done":
+        run = finish(session, store, second)
+        specs[run.kind] = RUN_SPEC.validate_python(run.spec)
+    for kind in ("dpo", "evaluate"):
+        assert specs[kind].reference.adapter == model.adapter  # type: ignore[union-attr]
+
+    third = start(session, store, project, "sft")
+    kinds = []
+    while third.state != "done":
+        kinds.append(finish(session, store, third).kind)
+    assert kinds == ["sft", "sample", "evaluate"]
+    evaluated = RUN_SPEC.validate_python(last_run(session, third).spec)
+    assert isinstance(evaluated, EvaluateSpec)
+    assert evaluated.reward_models == (session.get_one(ModelVersion, second.reward_model_id).base,)
+    assert evaluated.reference.adapter == model.adapter  # the reference as it was, not the model itself
+    assert evaluated.policy.adapter != model.adapter
+
+
+def test_fine_tuning_needs_twenty_approved_demonstrations(
+    session: Session, store: ArtifactStore, project: Project
+) -> None:
+    with_demonstrations(session, project, 19, heldout=5)
+    factories.demonstration(session, factories.prompt(session, project), state="pending")
+    words = "needs 20 approved demonstrations on train prompts; there are 19"
+    with pytest.raises(InvalidInput, match=words):
+        start(session, store, project, "sft")
+    seen = service.preview(session, project, config("sft"))
+    assert not seen.can_start
+    assert (seen.counts, seen.waiting) == ({"train": 19, "heldout": 5, "demonstrations": 24}, 1)
+    assert any(words in warning for warning in seen.warnings)
+    with_demonstrations(session, project, 1)
+    assert service.preview(session, project, config("sft")).can_start
+
+
+def test_mixing_in_demonstrations_needs_some(session: Session, store: ArtifactStore, project: Project) -> None:
+    with pytest.raises(InvalidInput, match="no approved demonstration"):
+        start(session, store, project, "ppo", ptx=True)
+    assert not service.preview(session, project, config("ppo", ptx=True)).can_start
+
+
+def test_replay_mixes_earlier_comparisons_and_says_how_many(
+    session: Session, store: ArtifactStore, project: Project
+) -> None:
+    labelers = [factories.user(session).id]
+
+    def label(count: int) -> None:
+        for _ in range(count):
+            decided(session, project, factories.prompt(session, project), labelers, preferences=(2,))
+
+    def turn(**values: object) -> dict[str, object]:
+        expected = service.preview(session, project, config(**values)).counts
+        round_ = start(session, store, project, **values)
+        counts = session.get_one(Snapshot, round_.snapshot_id).counts
+        assert counts == expected
+        while round_.state != "done":
+            finish(session, store, round_)
+        return counts
+
+    assert turn()["earlier"] == {}  # 20 new
+    label(30)
+    cancelled = start(session, store, project)  # reads them, but no policy learns from them
+    service.cancel(session, cancelled, factories.user(session, "operator"))
+    third = turn(replay_share=0.25)
+    assert (third["train"], third["new"], third["earlier"]) == (40, 30, {"1": 10})
+    assert turn()["earlier"] == {"1": 20, "3": 30}
+    label(40)
+    fifth = turn(replay_share=0.2)
+    assert (fifth["train"], fifth["new"]) == (50, 40)
+    label(25)
+    assert turn(replay_rounds=1)["earlier"] == {"5": 40}
+    with pytest.raises(InvalidInput, match=r"there are 0 \(replay leaves earlier ones out\)"):
+        start(session, store, project, replay_share=0.0)
+
+
+def test_a_round_says_what_it_replayed(session: Session) -> None:
+    assert views.reads("dpo", {"train": 420, "new": 300, "earlier": {"1": 80, "2": 40}}) == (
+        "300 new + 120 earlier comparisons"
+    )
+    assert views.reads("ppo", {"train": 30, "new": 30, "earlier": {}}) == "30 comparisons"
+    assert views.reads("sft", {"train": 21, "heldout": 3, "demonstrations": 24}) == "21 demonstrations"
+
+
+def test_a_tie_of_people_is_no_winner_whatever_the_mean_strength(
+    session: Session, store: ArtifactStore, project: Project
+) -> None:
+    labelers = [factories.user(session).id, factories.user(session).id]
+    decided(session, project, factories.prompt(session, project), labelers, preferences=(3, -1))
+    seen = service.preview(session, project, config()).counts
+    assert (seen["train"], seen["winners"], seen["ties"]) == (21, 20, 1)
+    assert session.get_one(Snapshot, start(session, store, project).snapshot_id).counts == seen
+
+
+def test_a_stage_that_cannot_be_made_fails_the_round_and_keeps_the_model(
+    session: Session, store: ArtifactStore, project: Project
+) -> None:
+    round_ = start(session, store, project)
+    finish(session, store, round_)
+    prompts = session.scalars(select(Prompt)).all()
+    splits = {prompt.id: prompt.split for prompt in prompts}
+    for prompt in prompts:
+        prompt.split = "regression"
+    finish(session, store, round_)
+    assert round_.state == "failed"
+    assert round_.error is not None
+    assert "“sampling” could not begin. The project has no train or held-out prompts" in round_.error
+    assert project.policy_id == round_.policy_after_id is not None
+    states = [stage.state for stage in views.stages_of(round_, queries.runs_of(session, round_.id))]
+    assert states == ["succeeded", "succeeded", "failed", "waiting"]
+    operator = factories.user(session, "operator")
+    with pytest.raises(InvalidInput, match="no train or held-out prompts"), session.begin_nested():
+        service.retry(session, store, round_, operator)
+    for prompt in prompts:
+        prompt.split = splits[prompt.id]
+    service.retry(session, store, round_, operator)
+    assert (round_.state, round_.error, last_run(session, round_).kind) == ("sampling", None, "sample")
+
+
+def test_a_new_round_removes_what_the_failed_one_kept_for_going_on(
+    session: Session, store: ArtifactStore, project: Project
+) -> None:
+    failed = start(session, store, project)
+    run = last_run(session, failed)
+    with store.folder(f"{service.checkpoints_of(run.id)}/step-00000001"):
+        pass
+    service.run_started(session, run)
+    service.run_failed(session, run, "broken")
+    assert store.exists(service.checkpoints_of(run.id))
+    start(session, store, project)
+    assert not store.exists(service.checkpoints_of(run.id))
+
+
+@pytest.mark.parametrize("named", [None, "served"])
+def test_a_server_samples_where_one_is_set(
+    session: Session, store: ArtifactStore, project: Project, named: str | None
+) -> None:
+    server = SamplingServer("http://gpu:8000/v1", named)
+    first = RUN_SPEC.validate_python(service.begin_sampling(session, store, project, server).spec)
+    session.execute(delete(Run))
+    round_ = start(session, store, project)
+    finish(session, store, round_)
+    run = last_run(session, round_)
+    service.run_started(session, run)
+    service.run_finished(session, store, run, {}, "digest", server)
+    second = RUN_SPEC.validate_python(last_run(session, round_).spec)
+    assert isinstance(first, SampleSpec)
+    assert isinstance(second, SampleSpec)
+    servers = [each for spec in (first, second) for each in spec.servers if each]
+    assert [each.url for each in servers] == ["http://gpu:8000/v1"] * 2
+    assert [each.model for each in servers] == [named or "base", named or f"run-{run.id}"]
