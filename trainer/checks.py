@@ -146,9 +146,11 @@ def _misfit(tensor: StoredTensor, shapes: dict[str, tuple[int, ...]]) -> str:
         return f"there is no {module}"
     if len(weight) != 2:
         return ""
-    size, expected = (tensor.shape[1], weight[1]) if part == "A.weight" else (tensor.shape[0], weight[0])
+    side, size, expected = (
+        ("inputs", tensor.shape[1], weight[1]) if part == "A.weight" else ("outputs", tensor.shape[0], weight[0])
+    )
     # Some layers (GPT-2's) store their weights as (in, out).
-    return "" if size in weight else f"{module} has {expected} where the adapter has {size}"
+    return "" if size in weight else f"{module} has {expected} {side}, the adapter {size}"
 
 
 # ---- vocabularies ----------------------------------------------------------------------------------------------------

@@ -1,31 +1,30 @@
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.artifacts import ArtifactStore, digest_folder
 from app.errors import ModelUnavailable
 from app.specs import Lora, ModelRef
 from tests.trainer.conftest import user
-from trainer.algorithms.logprobs import sequence_logps, token_logps
-from trainer.data import Batch, ChatEncoder, TokenSequence, collate
+from trainer.data import ChatEncoder, TokenSequence
 from trainer.modeling import (
-    completion_logits,
-    last_valid,
+    completion_outputs,
     load_causal_lm,
     load_policy_and_reference,
     load_tokenizer,
     resolve,
     save_policy,
-    seed_everything,
     trainable_parameters,
     trunk_of,
     vocabulary_logits,
 )
-from trainer.reward_model import load_reward_model
+from trainer.packing import Packed, pack
 
 TEXTS = {"Say hi": "Hi", "Name a colour, please": "Green is one of them", "Why?": ""}
 
@@ -35,9 +34,9 @@ def sequences(tokenizer: object) -> list[TokenSequence]:
     return [TokenSequence(encoder.prompt(user(q)), encoder.completion(a)) for q, a in TEXTS.items()]
 
 
-def batch_of(ref: ModelRef, side: str = "right") -> Batch:
+def packed_of(ref: ModelRef) -> Packed:
     tokenizer = load_tokenizer(ref)
-    return collate(sequences(tokenizer), tokenizer.pad_token_id, side)
+    return pack(sequences(tokenizer), tokenizer.pad_token_id, share=False)
 
 
 def perturb(model: torch.nn.Module, seed: int = 0) -> None:
@@ -48,9 +47,9 @@ def perturb(model: torch.nn.Module, seed: int = 0) -> None:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
 
 
-def logits_of(model: object, ref: ModelRef) -> torch.Tensor:
+def logps_of(model: object, ref: ModelRef) -> torch.Tensor:
     with torch.no_grad():
-        return completion_logits(model, batch_of(ref))[0]
+        return completion_outputs(model, packed_of(ref)).logps
 
 
 # ---- log-probs -------------------------------------------------------------------------------------------------------
@@ -59,9 +58,7 @@ def logits_of(model: object, ref: ModelRef) -> torch.Tensor:
 def test_completion_logps_equal_the_models_own_loss(tiny_ref: ModelRef) -> None:
     """Independent reference: transformers' cross-entropy over labels, one unpadded sequence at a time."""
     model = load_causal_lm(tiny_ref)
-    batch = batch_of(tiny_ref)
-    logits, tokens = completion_logits(model, batch)
-    ours = sequence_logps(token_logps(logits, tokens), batch.completion_mask)
+    ours = packed_of(tiny_ref).per_sequence(logps_of(model, tiny_ref))
     for mine, (prompt, completion) in zip(ours, sequences(load_tokenizer(tiny_ref)), strict=True):
         ids = torch.tensor([[*prompt, *completion]])
         labels = torch.tensor([[-100] * len(prompt) + list(completion)])
@@ -70,15 +67,17 @@ def test_completion_logps_equal_the_models_own_loss(tiny_ref: ModelRef) -> None:
         assert mine.item() == pytest.approx(-loss.item() * len(completion), abs=1e-4)
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_results_do_not_depend_on_padding(tiny_ref: ModelRef, side: str) -> None:
+def test_a_token_is_correct_where_the_model_would_have_chosen_it(tiny_ref: ModelRef) -> None:
     model = load_causal_lm(tiny_ref)
-    tokenizer = load_tokenizer(tiny_ref)
-    together = completion_logits(model, collate(sequences(tokenizer), tokenizer.pad_token_id, side))[0]
-    alone = [completion_logits(model, collate([s], tokenizer.pad_token_id))[0] for s in sequences(tokenizer)]
-    torch.testing.assert_close(together, torch.cat(alone), atol=2e-5, rtol=1e-5)
-    other_id = completion_logits(model, collate(sequences(tokenizer), 7, side))[0]
-    torch.testing.assert_close(together, other_id, atol=2e-5, rtol=1e-5)
+    prompt = sequences(load_tokenizer(tiny_ref))[0].prompt
+    chosen = model.generate(torch.tensor([prompt]), max_new_tokens=5, do_sample=False, eos_token_id=None)[
+        0, len(prompt) :
+    ]
+    wrong = (int(chosen[-1]) + 1) % 260
+    packed = pack([TokenSequence(prompt, [*chosen.tolist()[:-1], wrong])], 0, share=False)
+    correct = completion_outputs(model, packed, accuracy=True).correct
+    assert correct is not None
+    assert correct.tolist() == [True, True, True, True, False]
 
 
 def test_capped_and_scaled_logits_equal_the_architectures_own() -> None:
@@ -103,13 +102,13 @@ def test_capped_and_scaled_logits_equal_the_architectures_own() -> None:
 
 
 def test_the_reference_is_the_base_while_the_adapter_trains(tiny_ref: ModelRef) -> None:
-    base = logits_of(load_causal_lm(tiny_ref), tiny_ref)
+    base = logps_of(load_causal_lm(tiny_ref), tiny_ref)
     model, reference = load_policy_and_reference(tiny_ref, tiny_ref, Lora())
-    torch.testing.assert_close(logits_of(model, tiny_ref), base)  # a new adapter is the identity
+    torch.testing.assert_close(logps_of(model, tiny_ref), base)  # a new adapter is the identity
     perturb(model)
     with reference() as reference_model:
-        torch.testing.assert_close(logits_of(reference_model, tiny_ref), base)
-    assert (logits_of(model, tiny_ref) - base).abs().max() > 0.01
+        torch.testing.assert_close(logps_of(reference_model, tiny_ref), base)
+    assert (logps_of(model, tiny_ref) - base).abs().max() > 0.01
     assert all("lora_" in name for name, p in model.named_parameters() if p.requires_grad)
 
 
@@ -123,33 +122,57 @@ def adapter(tiny_ref: ModelRef, tmp_path: Path) -> ModelRef:
 
 
 def test_a_second_adapter_is_the_reference_and_stays_frozen(tiny_ref: ModelRef, adapter: ModelRef) -> None:
-    expected = logits_of(load_causal_lm(adapter), tiny_ref)
+    expected = logps_of(load_causal_lm(adapter), tiny_ref)
     model, reference = load_policy_and_reference(adapter, adapter, Lora())
     before = [p.detach().clone() for p in trainable_parameters(model)]
     with reference() as reference_model:
         assert not trainable_parameters(reference_model)
-        torch.testing.assert_close(logits_of(reference_model, tiny_ref), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(logps_of(reference_model, tiny_ref), expected, atol=1e-4, rtol=1e-4)
     assert [p.shape for p in trainable_parameters(model)] == [p.shape for p in before]
     perturb(model, seed=1)
     with reference() as reference_model:
-        torch.testing.assert_close(logits_of(reference_model, tiny_ref), expected, atol=1e-4, rtol=1e-4)
-    assert (logits_of(model, tiny_ref) - expected).abs().max() > 0.01
+        torch.testing.assert_close(logps_of(reference_model, tiny_ref), expected, atol=1e-4, rtol=1e-4)
+    assert (logps_of(model, tiny_ref) - expected).abs().max() > 0.01
 
 
 def test_another_base_is_a_second_model(tiny_ref: ModelRef, other_tiny_model: Path) -> None:
     other = ModelRef(base=str(other_tiny_model))
     _, reference = load_policy_and_reference(tiny_ref, other, Lora())
     with reference() as reference_model:
-        torch.testing.assert_close(logits_of(reference_model, tiny_ref), logits_of(load_causal_lm(other), tiny_ref))
+        torch.testing.assert_close(logps_of(reference_model, tiny_ref), logps_of(load_causal_lm(other), tiny_ref))
 
 
 def test_full_weights_train_from_the_merged_adapter(tiny_ref: ModelRef, adapter: ModelRef) -> None:
     model, reference = load_policy_and_reference(adapter, tiny_ref, None)
     assert not isinstance(model, PeftModel)
     assert len(trainable_parameters(model)) == len(list(model.parameters()))
-    torch.testing.assert_close(logits_of(model, tiny_ref), logits_of(load_causal_lm(adapter), tiny_ref))
+    torch.testing.assert_close(logps_of(model, tiny_ref), logps_of(load_causal_lm(adapter), tiny_ref))
     with reference() as reference_model:
-        torch.testing.assert_close(logits_of(reference_model, tiny_ref), logits_of(load_causal_lm(tiny_ref), tiny_ref))
+        torch.testing.assert_close(logps_of(reference_model, tiny_ref), logps_of(load_causal_lm(tiny_ref), tiny_ref))
+
+
+def test_a_saved_adapter_is_found_wherever_its_base_has_gone(
+    store: ArtifactStore, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole store moves; what the adapter says of its base is a location in it, and no path of any machine."""
+    shutil.copytree(tiny_model, store.root / "models/base")
+    location = ModelRef(base="models/base", adapter="models/run-1")
+    model = load_causal_lm(resolve(store, ModelRef(base=location.base)), Lora(rank=4), trainable=True)
+    perturb(model)
+    with store.folder("models/run-1") as folder:
+        save_policy(model, load_tokenizer(str(tiny_model)), folder, location.base)
+    expected = logps_of(load_causal_lm(resolve(store, location)), ModelRef(base=str(tiny_model)))
+
+    moved = ArtifactStore(tmp_path / "elsewhere")
+    store.root.rename(moved.root)
+    written = [path.read_bytes() for path in (moved.root / "models/run-1").iterdir()]
+    assert not any(str(tmp_path).encode() in content for content in written)
+    again = load_causal_lm(resolve(moved, location))
+    torch.testing.assert_close(logps_of(again, ModelRef(base=str(tiny_model))), expected)
+    monkeypatch.chdir(moved.root)
+    plain = AutoModelForCausalLM.from_pretrained("models/run-1").eval()
+    torch.testing.assert_close(logps_of(plain, ModelRef(base=str(tiny_model))), expected, atol=1e-5, rtol=1e-5)
+    assert json.loads((moved.root / "models/run-1/base.json").read_text())["location"] == "models/base"
 
 
 @pytest.mark.parametrize("lora", [Lora(rank=4), None])
@@ -177,24 +200,7 @@ def test_a_policy_with_an_adapter_goes_on_training_it(tiny_ref: ModelRef, adapte
     assert digest_folder(Path(adapter.adapter)) == digest_folder(tmp_path / "again")
 
 
-# ---- what cannot be loaded -------------------------------------------------------------------------------------------
-
-
-def test_models_that_do_not_load_are_named(tmp_path: Path, tiny_ref: ModelRef) -> None:
-    (tmp_path / "empty").mkdir()
-    for load in (load_tokenizer, load_causal_lm, load_reward_model):
-        target = str(tmp_path / "empty") if load is not load_causal_lm else ModelRef(base=str(tmp_path / "empty"))
-        with pytest.raises(ModelUnavailable, match="empty cannot be loaded"):
-            load(target)  # type: ignore[arg-type]
-    with pytest.raises(ModelUnavailable, match=r"adapter_model\.safetensors"):
-        load_causal_lm(ModelRef(base=tiny_ref.base, adapter=str(tmp_path / "empty")))
-
-
-def test_pickled_weights_are_refused(tiny_ref: ModelRef, tmp_path: Path) -> None:
-    AutoModelForCausalLM.from_pretrained(tiny_ref.base).config.save_pretrained(tmp_path)
-    torch.save(AutoModelForCausalLM.from_pretrained(tiny_ref.base).state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(ModelUnavailable, match="safetensors"):
-        load_causal_lm(ModelRef(base=str(tmp_path)))
+# ---- where models are, and what they lack ----------------------------------------------------------------------------
 
 
 def test_locations_resolve_in_the_store_and_names_stay_names(store: ArtifactStore) -> None:
@@ -208,14 +214,12 @@ def test_locations_resolve_in_the_store_and_names_stay_names(store: ArtifactStor
 
 
 def test_a_tokenizer_without_template_or_padding_is_completed(tiny_model: Path, tmp_path: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "chat_template.jinja").unlink()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     tokenizer.chat_template = tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path)
     completed = load_tokenizer(str(tmp_path))
     assert completed.pad_token == completed.eos_token
     rendered = completed.apply_chat_template(list(user("Hi")), add_generation_prompt=True, tokenize=False)
     assert rendered == "User:\nHi<|im_end|>\nAssistant:\n"
-    completed.eos_token = None
-    completed.save_pretrained(tmp_path)
-    with pytest.raises(ModelUnavailable, match="no end-of-sequence token"):
-        load_tokenizer(str(tmp_path))

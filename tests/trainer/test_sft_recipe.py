@@ -153,7 +153,7 @@ def test_rows_count_by_weight_and_by_token(tmp_path: Path, tiny_model: Path) -> 
     assert trained.reporter.values("loss")[0] == pytest.approx(total / tokens, rel=1e-5)
 
 
-def test_packed_rows_take_fewer_tokens_and_give_the_same_numbers(tiny_model: Path) -> None:
+def test_packed_rows_give_the_same_numbers(tiny_model: Path) -> None:
     ref = ModelRef(base=str(tiny_model))
     rows = encode_demonstrations(demonstrations(), ChatEncoder(load_tokenizer(ref), 1024)).train
     model = Policy(load_causal_lm(ref))
@@ -210,7 +210,6 @@ class Interrupting(ConsoleReporter):
 
 
 def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path, tiny_model: Path) -> None:
-    """Also where measuring its precision anew would now come out differently."""
     whole = Trained(tmp_path / "whole", tiny_model, demonstrations())
     expected = whole.run()
     again = Trained(tmp_path / "again", tiny_model, demonstrations())
