@@ -94,12 +94,22 @@ class RunRecorder:
             self._metrics[name, slice, step] = float(value)
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Adds a page to the run's artifact `runs/run-<id>/samples.jsonl`, which is whole at any time."""
+        """Adds a page to the run's artifact `runs/run-<id>/samples.jsonl`, which is whole at any time.
+
+        Raises:
+            RunLost: the run is another worker's, and so are its pages.
+            StorageFull: no room for it.
+        """
         location = f"runs/run-{self.run_id}/samples.jsonl"
-        path = self.store.root / location
-        pages = with_page(path.read_text() if path.exists() else "", step, rows)
-        with self.store.file(location) as staged:
-            staged.write_text(pages)
+
+        def write() -> None:
+            with self.held():
+                path = self.store.root / location
+                pages = with_page(path.read_text() if path.exists() else "", step, rows)
+                with self.store.file(location) as staged:
+                    staged.write_text(pages)
+
+        patiently(write)
 
     def progress(self, done: int, total: int, message: str = "") -> None:
         """Raises RunCancelled, WorkerStopping or RunLost where the run must end."""

@@ -15,6 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from app.artifacts import ArtifactStore
 from app.specs import ModelRef, PairRow
+from trainer.modeling import load_tokenizer
+from trainer.reward_model import new_reward_model, save_reward_model
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -137,3 +139,20 @@ def separable_pairs(count: int, heldout: int, seed: int = 0) -> list[PairRow]:
 def separable_snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A snapshot of 160 separable pairs, 40 of them held out."""
     return write_rows(tmp_path_factory.mktemp("snapshot") / "snapshot.jsonl", separable_pairs(160, 40))
+
+
+def build_reward_model(folder: Path, backbone: ModelRef, seed: int = 0, heads: Sequence[str] = ("reward",)) -> Path:
+    """Saves a reward model with random heads, each with an offset of its own, 0.25 the first."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model, _merge = new_reward_model(backbone, None, heads)
+    model.offsets.copy_(0.25 * torch.arange(1, len(heads) + 1))
+    folder.mkdir(parents=True)
+    save_reward_model(model, load_tokenizer(backbone), folder)
+    return folder
+
+
+@pytest.fixture
+def reward_folder(tiny_ref: ModelRef, tmp_path: Path) -> Path:
+    """Folder of a reward model with one random head and the offset 0.25."""
+    return build_reward_model(tmp_path / "reward", tiny_ref)

@@ -1,21 +1,23 @@
 """Evaluation: its metrics by arithmetic, the recipe against plain transformers."""
 
+import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from app.artifacts import ArtifactStore
 from app.specs import EvaluateSpec, Generation, ModelRef, PromptRow
-from tests.trainer.conftest import user
+from tests.trainer.conftest import build_reward_model, user
 from trainer.data import ChatEncoder
 from trainer.evaluation import measure, refuses, repetition, reward_models_scorer
 from trainer.modeling import load_tokenizer
 from trainer.recipes import evaluate
 from trainer.recipes.sample import Completion
 from trainer.reporting import ConsoleReporter
-from trainer.reward_model import new_reward_model, save_reward_model
 from trainer.rollout import Response, Sample
 
 
@@ -74,18 +76,6 @@ def test_metrics_by_slice() -> None:
     assert measured["domain=safety"]["eval_refusals"] == 1
 
 
-@pytest.fixture
-def reward_folder(tiny_ref: ModelRef, tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    model, merge = new_reward_model(tiny_ref, None)
-    merge()
-    model.offsets.fill_(0.25)
-    folder = tmp_path / "reward"
-    folder.mkdir()
-    save_reward_model(model, load_tokenizer(tiny_ref), folder)
-    return folder
-
-
 def test_scores_are_those_of_plain_transformers(reward_folder: Path) -> None:
     responses = [response("Yes." * i, 3, finished=i % 2 == 0) for i in range(5)]
     scores = reward_models_scorer([reward_folder], max_length=256)(responses)
@@ -96,6 +86,38 @@ def test_scores_are_those_of_plain_transformers(reward_folder: Path) -> None:
         with torch.no_grad():
             expected = classifier(torch.tensor([ids])).logits[0, 0].item() - 0.25
         assert scores[i].item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("combine", ["mean", "min", "mean_minus_variance"])
+def test_the_heads_of_all_reward_models_make_one_score(tiny_ref: ModelRef, tmp_path: Path, combine: Any) -> None:
+    folders = [
+        build_reward_model(tmp_path / "a", tiny_ref, 1, ("reward/0", "reward/1", "style")),
+        build_reward_model(tmp_path / "b", tiny_ref, 2),
+    ]
+    questions = [
+        PromptRow(id=i, messages=user("Why?" if i < 3 else "How?"), slices={}) for i in range(5)
+    ]  # of one prompt they are read together
+    responses = [Response(row, 0, 0, [5], Sample([7], [], True), "So. " * row.id) for row in questions]
+    scores = reward_models_scorer(folders, 256, combine, variance_weight=0.5)(responses)
+    encoder = ChatEncoder(load_tokenizer(str(folders[0])), 256)
+    classifiers = [AutoModelForSequenceClassification.from_pretrained(folder) for folder in folders]
+    for response, score in zip(responses, scores.tolist(), strict=True):
+        ids = torch.tensor([[*encoder.prompt(response.row.messages), *encoder.completion(response.text)]])
+        with torch.no_grad():
+            a, b = (classifier(ids).logits[0].tolist() for classifier in classifiers)
+        heads = np.array([a[0] - 0.25, a[1] - 0.5, b[0] - 0.25])  # style is not asked
+        expected = {"mean": heads.mean(), "min": heads.min(), "mean_minus_variance": heads.mean() - 0.5 * heads.var()}
+        assert score == pytest.approx(expected[combine], abs=1e-5)
+
+
+def test_a_classifier_from_elsewhere_scores_by_its_only_label(reward_folder: Path) -> None:
+    before = reward_models_scorer([reward_folder], 256)([response("Yes.", 3)])
+    config = json.loads((reward_folder / "config.json").read_text())
+    del config["id2label"], config["label2id"], config["reward_offsets"]
+    config["num_labels"] = 1
+    (reward_folder / "config.json").write_text(json.dumps(config))
+    after = reward_models_scorer([reward_folder], 256)([response("Yes.", 3)])
+    assert after.item() == pytest.approx(before.item() + 0.25)
 
 
 def test_the_recipe_measures_what_plain_transformers_says(

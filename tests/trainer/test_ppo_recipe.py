@@ -1,24 +1,24 @@
-"""The PPO recipe, whole, on a tiny model with a reward whose optimum is known."""
+"""The PPO recipe, whole, on a tiny model."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from app.artifacts import ArtifactStore
+from app.artifacts import ArtifactStore, digest_folder
 from app.errors import InvalidInput
 from app.specs import Lora, ModelRef, Optimiser, PPOSpec, PromptRow
 from tests.trainer.conftest import user
-from trainer.algorithms.gae import gae
-from trainer.data import ChatEncoder
-from trainer.modeling import load_policy_and_reference, load_tokenizer, seed_everything, trainable_parameters
+from trainer.checkpoints import Checkpoints
 from trainer.recipes import ppo
 from trainer.reporting import ConsoleReporter, PolicyResult, RunCancelled
-from trainer.rollout import Response, Sampler, no_tick
+from trainer.rollout import Response
 
 FIELD_NAMES = {
     "objective/kl", "objective/kl_per_token", "objective/kl_coef", "objective/scores", "objective/rlhf_reward",
@@ -26,6 +26,7 @@ FIELD_NAMES = {
     "policy/entropy_avg", "loss/policy_avg", "loss/value_avg", "val/clipfrac_avg", "val/ratio", "val/ratio_var",
     "val/num_eos_tokens", "ppo/val/var_explained", "lr", "eps",
 }  # fmt: skip
+TIMES = {"time/generation", "time/scoring", "time/update"}
 
 
 def low_bytes(responses: Sequence[Response]) -> Tensor:
@@ -60,58 +61,72 @@ def spec_of(ref: ModelRef, prompts: Path, **changes: Any) -> PPOSpec:
     return PPOSpec(**settings | changes)
 
 
-def train(spec: PPOSpec, store: ArtifactStore, folder: Path, scorer: Any = low_bytes) -> tuple[PolicyResult, Any]:
-    reporter = ConsoleReporter(stream=None)
+def train(
+    spec: PPOSpec, store: ArtifactStore, folder: Path, scorer: Any = low_bytes
+) -> tuple[PolicyResult, ConsoleReporter]:
     folder.mkdir()
+    reporter = ConsoleReporter(stream=None, path=folder.with_suffix(".jsonl"))
     return ppo.train(spec, store, reporter, folder, scorer=scorer), reporter
-
-
-def test_learns_a_known_optimum_within_the_leash(
-    tiny_ref: ModelRef, prompts: Path, store: ArtifactStore, tmp_path: Path
-) -> None:
-    spec = spec_of(
-        tiny_ref,
-        prompts,
-        lora=None,
-        optimiser=Optimiser(learning_rate=5e-4, epochs=2, batch_size=16, microbatch_size=16, warmup_ratio=0.0),
-        episodes=1024,
-        rollout_size=64,
-        kl_coef=0.1,
-        kl_target=2.0,
-        kl_horizon=64,  # a fifth a rollout, either way
-    )
-    _result, reporter = train(spec, store, tmp_path / "policy")
-    scores, kl, beta = (reporter.values(f"objective/{name}") for name in ("scores", "kl", "kl_coef"))
-    first, last = sum(scores[:3]) / 3, sum(scores[-3:]) / 3
-    # A response's share has a standard deviation of 0.5 / sqrt(8) = 0.18; a mean over 192 responses one of 0.013.
-    assert first == pytest.approx(0.5, abs=0.06)
-    assert last > first + 8 * 0.013
-    assert kl[0] == pytest.approx(0, abs=1e-4)
-    assert 0.5 < sum(kl[-5:]) / 5 < 1.5 * 2.0
-    # Below its target the leash loosens, above it tightens, by at most a fifth a rollout.
-    for before, after, measured in zip(beta, beta[1:], kl, strict=False):
-        expected = before * (1 + min(max(measured / 2.0 - 1, -0.2), 0.2))
-        assert after == pytest.approx(expected)
 
 
 def test_metrics_have_the_fields_names_and_slices(
     tiny_ref: ModelRef, prompts: Path, store: ArtifactStore, tmp_path: Path
 ) -> None:
     result, reporter = train(spec_of(tiny_ref, prompts, missing_eos_penalty=1.0), store, tmp_path / "policy")
-    assert {m.name for m in reporter.recorded if not m.slice} == FIELD_NAMES == set(result.metrics)
+    assert {m.name for m in reporter.recorded if not m.slice} == FIELD_NAMES | TIMES == set(result.metrics)
     assert {(m.name, m.slice) for m in reporter.recorded if m.slice} == {
-        (f"objective/{name}", f"domain={value}") for name in ("scores", "kl") for value in ("even", "odd")
+        (f"objective/{name}", f"domain={value}")
+        for name in ("scores", "kl", "kl_per_token")
+        for value in ("even", "odd")
     }
     assert result.train_rows == 24
-    assert result.metrics == {name: reporter.last(name) for name in FIELD_NAMES}
+    assert result.metrics == {name: reporter.last(name) for name in FIELD_NAMES | TIMES}
+    assert all(reporter.last(name) > 0 for name in TIMES)
     for step in (1, 2):
         at = {m.name: m.value for m in reporter.recorded if m.step == step and not m.slice}
+        # Subtracted from the reward, not from the score that is shown.
         unfinished = 1 - at["val/num_eos_tokens"] / 12
         expected = at["objective/scores"] - unfinished + at["objective/non_score_reward"]
         assert at["objective/rlhf_reward"] == pytest.approx(expected, abs=1e-5)
         assert at["objective/non_score_reward"] == pytest.approx(
             -at["objective/kl_coef"] * at["objective/kl"], abs=1e-5
         )
+        # A rollout of 12 has each prompt once: six of each slice.
+        for name in ("objective/scores", "objective/kl"):
+            by_slice = [m.value for m in reporter.recorded if m.step == step and m.slice and m.name == name]
+            assert at[name] == pytest.approx(sum(by_slice) / 2, abs=1e-5)
+
+
+def test_scores_are_normalised_then_clipped_then_replaced_where_unfinished(
+    tiny_ref: ModelRef, prompts: Path, store: ArtifactStore, tmp_path: Path
+) -> None:
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def scorer(responses: Sequence[Response]) -> Tensor:
+        scores = torch.tensor([5.0 * len(r.text) - 20 for r in responses])
+        if len(responses) == 12:  # not a sample page
+            seen.append((scores.double().numpy(), np.array([r.sample.finished for r in responses])))
+        return scores
+
+    spec = spec_of(
+        tiny_ref,
+        prompts,
+        episodes=36,
+        max_new_tokens=40,  # some end by themselves
+        normalise_scores=True,
+        clip_score=0.75,
+        missing_eos="replace",
+        missing_eos_penalty=2.0,
+    )
+    _result, reporter = train(spec, store, tmp_path / "policy", scorer)
+    assert any(finished.any() for _, finished in seen)
+    every = np.concatenate([scores for scores, _ in seen])
+    for number, (scores, finished) in enumerate(seen):
+        clipped = np.clip(scores / every[: 12 * (number + 1)].std(ddof=1), -0.75, 0.75)
+        expected = np.where(finished, clipped, -2.0).mean()
+        assert reporter.values("objective/scores")[number] == pytest.approx(scores.mean(), rel=1e-5)
+        measured = reporter.values("objective/rlhf_reward")[number]
+        assert measured - reporter.values("objective/non_score_reward")[number] == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("lora", [Lora(rank=4, alpha=8), None])
@@ -125,83 +140,6 @@ def test_the_policy_is_saved_and_differs_from_its_base(
         base = AutoModelForCausalLM.from_pretrained(tiny_ref.base)(ids).logits
         policy = AutoModelForCausalLM.from_pretrained(folder)(ids).logits
     assert 1e-3 < (policy - base).abs().max() < 5
-
-
-class Bench:
-    """A learner with a rollout that has been looked at, before any update."""
-
-    def __init__(self, spec: PPOSpec, rows: list[PromptRow]) -> None:
-        order = seed_everything(0)
-        self.model, self.reference = load_policy_and_reference(spec.policy, spec.reference, spec.lora)
-        tokenizer = load_tokenizer(spec.policy)
-        sampler = Sampler(self.model, ChatEncoder(tokenizer, 128), spec.max_new_tokens, spec.temperature, 0)
-        self.responses = [r for batch in sampler.respond([(row, [0, 1]) for row in rows], 8) for r in batch]
-        self.critic = ppo.Critic(self.model)
-        self.learner = ppo.Learner(spec, self.model, self.critic, tokenizer.pad_token_id, order, no_tick)
-        self.rollout = self.learner.look(self.responses, self.reference())
-
-    def gradients(self) -> list[Tensor]:
-        parameters = [*trainable_parameters(self.model), *self.critic.parameters()]
-        return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
-
-
-ROWS = [PromptRow(id=i, messages=user("Hm" * (1 + 4 * i))) for i in range(4)]
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_log_probs_of_sampling_and_update_agree(tiny_ref: ModelRef, prompts: Path, temperature: float) -> None:
-    bench = Bench(spec_of(tiny_ref, prompts, temperature=temperature), ROWS)
-    for i, response in enumerate(bench.responses):
-        length = len(response.sample.tokens)
-        assert bench.rollout.valid_mask[i].sum() == length
-        sampled = torch.tensor(response.sample.logps)
-        torch.testing.assert_close(bench.rollout.logps[i, :length], sampled, atol=1e-5, rtol=1e-5)
-    # A new adapter is the identity, and a new critic says 0.
-    torch.testing.assert_close(bench.rollout.logps, bench.rollout.reference_logps, atol=1e-5, rtol=1e-5)
-    assert bench.rollout.values.abs().max() == 0
-
-
-def test_the_first_ratio_is_one(tiny_ref: ModelRef, prompts: Path) -> None:
-    one_step = Optimiser(learning_rate=1e-3, epochs=1, batch_size=8, microbatch_size=3, warmup_ratio=0.0)
-    bench = Bench(spec_of(tiny_ref, prompts, optimiser=one_step, temperature=0.7), ROWS)
-    mask = bench.rollout.valid_mask
-    advantages = torch.where(mask, torch.randn(mask.shape), 0)
-    watched = bench.learner.update(bench.rollout, advantages, advantages)
-    assert watched["val/ratio"] == pytest.approx(1, abs=1e-5)
-    assert watched["policy/approxkl_avg"] < 1e-9
-    assert watched["policy/clipfrac_avg"] == 0
-    assert watched["val/ratio_var"] == 0
-    # ... and of the second epoch it is not.
-    assert bench.learner.update(bench.rollout, advantages, advantages)["policy/approxkl_avg"] > 1e-7
-
-
-@pytest.mark.parametrize("microbatch_size", [1, 3])
-def test_the_split_into_microbatches_changes_no_gradient(
-    tiny_ref: ModelRef, prompts: Path, microbatch_size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also the test that padding changes nothing: one row alone has none."""
-    gradients = []
-    for size in (8, microbatch_size):
-        settings = Optimiser(learning_rate=1e-3, epochs=1, batch_size=8, microbatch_size=size, warmup_ratio=0.0)
-        bench = Bench(spec_of(tiny_ref, prompts, optimiser=settings), ROWS)
-        rollout = bench.rollout
-        scores = low_bytes(bench.responses)
-        rewards, _ = ppo.token_rewards(scores, rollout.logps, rollout.reference_logps, rollout.valid_mask, 0.1)
-        advantages, returns = gae(rewards, rollout.values, rollout.valid_mask, 1.0, 0.95)
-        taken: list[list[Tensor]] = []
-        step = bench.learner.stepper.step
-
-        def spy(loss: float, step: Any = step, bench: Bench = bench, taken: list[list[Tensor]] = taken) -> Any:
-            taken.append(bench.gradients())
-            return step(loss)
-
-        monkeypatch.setattr(bench.learner.stepper, "step", spy)
-        bench.learner.update(rollout, advantages, returns)
-        assert len(taken) == 1
-        gradients.append(taken[0])
-    assert max(float(gradient.abs().max()) for gradient in gradients[0]) > 1e-3
-    for whole, split in zip(*gradients, strict=True):
-        torch.testing.assert_close(split, whole, atol=2e-6, rtol=1e-3)
 
 
 def test_kl_stop_ends_before_another_update(
@@ -231,18 +169,112 @@ def test_a_rest_of_episodes_is_trained_on_too(
 ) -> None:
     spec = spec_of(tiny_ref, prompts, episodes=17, max_new_tokens=1)  # rollouts of 12 and 5; the last minibatch has 5
     result, reporter = train(spec, store, tmp_path / "policy")
-    assert result.train_rows == 17
-    assert result.tokens == 17
+    assert result.train_rows == result.tokens == 17
     assert len(reporter.values("lr")) == 2
 
 
-def test_prompts_come_round_in_new_orders_with_new_samples() -> None:
-    prompts = ppo.endless_prompts(ROWS, torch.Generator().manual_seed(0))
-    drawn = ppo.draw(prompts, 10)
-    assert sum(len(indices) for _, indices in drawn) == 10
-    for _row, indices in drawn:
-        assert indices == list(range(len(indices)))
-        assert len(indices) in (2, 3)
+def test_approxkl_stop_ends_the_updates_of_a_rollout_before_the_step_that_would_go_further(
+    tiny_ref: ModelRef, prompts: Path, store: ArtifactStore, tmp_path: Path
+) -> None:
+    settings = Optimiser(learning_rate=1e-3, epochs=4, batch_size=4, warmup_ratio=0.0)  # 12 updates a rollout
+    spec = spec_of(tiny_ref, prompts, lora=None, optimiser=settings, approxkl_stop=0.01)
+    result, reporter = train(spec, store, tmp_path / "policy")
+    assert reporter.values("policy/early_stop") == [1, 1]
+    # The schedule goes on as planned: the second rollout begins at half the rate, however early the first one ended.
+    taken = [1 - lr / 1e-3 for lr in reporter.values("lr")]  # the last step's place in the run, 0 to 1
+    assert taken[0] < 0.5 <= taken[1] < 1
+    assert result.train_rows == 24
+    calm = train(spec.model_copy(update={"approxkl_stop": 100.0}), store, tmp_path / "calm")[1]
+    assert calm.values("policy/early_stop") == [0, 0]
+    assert calm.values("policy/approxkl_avg")[0] > reporter.values("policy/approxkl_avg")[0]
+
+
+def test_sample_pages_show_the_same_prompts_answered_with_the_same_seeds(
+    tiny_ref: ModelRef, prompts: Path, store: ArtifactStore, tmp_path: Path
+) -> None:
+    spec = spec_of(tiny_ref, prompts, episodes=60, evaluate_every=2, max_new_tokens=4)
+    _result, reporter = train(spec, store, tmp_path / "policy")
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [step for step in (0, 2, 4, 5) for _ in range(8)]
+    assert set(rows[0]) == {"step", "prompt_id", "messages", "slices", "response", "score", "kl", "finished"}
+    pages = [rows[start : start + 8] for start in range(0, 32, 8)]
+    for page in pages:
+        assert [row["prompt_id"] for row in page] == [row["prompt_id"] for row in pages[0]]
+        assert [row["slices"]["domain"] for row in page].count("even") == 4
+        assert page[0]["messages"] == list(user("Hm" * (1 + page[0]["prompt_id"] % 3)))
+    # The policy that starts as its reference has no KL; the one that was trained says other things.
+    assert all(abs(row["kl"]) < 1e-4 for row in pages[0])
+    assert any(abs(row["kl"]) > 1e-3 for row in pages[3])
+    assert reporter.pages[5] == [{k: v for k, v in row.items() if k != "step"} for row in pages[3]]
+    # Samples of pages are not those that are trained on: the run is the same without them.
+    apart = spec.model_copy(update={"evaluate_every": 100})
+    assert train(apart, store, tmp_path / "again")[1].values("objective/scores") == reporter.values("objective/scores")
+
+
+@pytest.mark.parametrize("changes", [{"lora": None}, {"critic": "reward", "approxkl_stop": 0.004}])
+def test_an_interrupted_run_never_samples_twice_and_ends_with_the_same_weights(
+    tiny_ref: ModelRef,
+    reward_folder: Path,
+    prompts: Path,
+    store: ArtifactStore,
+    tmp_path: Path,
+    changes: dict[str, Any],
+) -> None:
+    settings = Optimiser(learning_rate=1e-3, epochs=2, batch_size=4, microbatch_size=3, warmup_ratio=0.0)
+    spec = spec_of(
+        tiny_ref,
+        prompts,
+        reward_models=(str(reward_folder),),
+        optimiser=settings,
+        max_new_tokens=4,
+        normalise_scores=True,
+        **changes,
+    )
+    whole_reporter = train(spec, store, tmp_path / "whole")[1]
+
+    class Killed(Exception):
+        pass
+
+    class Dying(ConsoleReporter):
+        def __init__(self, after: int) -> None:
+            super().__init__(stream=None)
+            self.after = after
+
+        def progress(self, done: int, total: int, message: str = "") -> None:
+            if message == "training the policy":
+                self.after -= 1
+                if not self.after:
+                    raise Killed
+
+    rollouts = 0
+
+    def counting(responses: Sequence[Response]) -> Tensor:
+        nonlocal rollouts
+        rollouts += len(responses) == 12  # a page has 8
+        return low_bytes(responses)
+
+    (tmp_path / "parts").mkdir()
+    values: dict[tuple[int, str, str], float] = {}
+    attempts = 0
+    while True:
+        attempts += 1
+        # Every second checkpoint of an update is missed: some updates are done twice, no rollout is.
+        checkpoints = Checkpoints(store, "checkpoints", spec, every_seconds=0 if attempts % 2 else 1e9)
+        reporter = Dying(after=attempts)
+        try:
+            ppo.train(spec, store, reporter, tmp_path / "parts", checkpoints, counting)
+            break
+        except Killed:
+            pass
+        finally:
+            values |= {(m.step, m.name, m.slice): m.value for m in reporter.recorded}
+    assert attempts > 3
+    assert rollouts == 2
+    assert digest_folder(tmp_path / "parts") == digest_folder(tmp_path / "whole")
+    timed = TIMES | {"eps"}
+    assert {place: value for place, value in values.items() if place[1] not in timed} == {
+        (m.step, m.name, m.slice): m.value for m in whole_reporter.recorded if m.name not in timed
+    }
 
 
 def test_cancelling_saves_nothing(tiny_ref: ModelRef, prompts: Path, store: ArtifactStore, tmp_path: Path) -> None:
@@ -252,7 +284,7 @@ def test_cancelling_saves_nothing(tiny_ref: ModelRef, prompts: Path, store: Arti
                 raise RunCancelled("The run was cancelled.")
 
     with pytest.raises(RunCancelled):
-        ppo.train(spec_of(tiny_ref, prompts), store, Cancelling(stream=None), tmp_path, low_bytes)
+        ppo.train(spec_of(tiny_ref, prompts), store, Cancelling(stream=None), tmp_path, scorer=low_bytes)
     assert not (tmp_path / "adapter_config.json").exists()
 
 

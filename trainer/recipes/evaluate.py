@@ -4,6 +4,10 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
 from app.artifacts import ArtifactStore
 from app.specs import EvaluateSpec
 from trainer.data import ChatEncoder, read_prompts
@@ -12,6 +16,7 @@ from trainer.modeling import load_causal_lm, load_tokenizer, resolve
 from trainer.recipes.sample import Completion, OnCompletions, write_completions
 from trainer.reporting import Reporter
 from trainer.rollout import Response, Sampler
+from trainer.training import accelerator
 
 
 class EvaluateResult(NamedTuple):
@@ -21,6 +26,15 @@ class EvaluateResult(NamedTuple):
     samples: int
     tokens: int
     seconds: float
+
+
+class Share(NamedTuple):
+    """What one process found out about its responses, in their order."""
+
+    responses: list[Response]
+    scores: list[float]
+    logps: list[Tensor]
+    reference_logps: list[Tensor]
 
 
 def evaluate(
@@ -58,11 +72,14 @@ def evaluate(
         scorer = reward_models_scorer(folders, spec.max_length, tick=tick)
     policy = load_causal_lm(policy_ref)
 
-    # 2. Sample.
+    # 2. Sample. Every process does its share of the prompts.
+    main = accelerator().is_main_process
+    mine = rows[accelerator().process_index :: accelerator().num_processes]
     encoder = ChatEncoder(tokenizer, spec.max_length)
     sampler = Sampler(policy, encoder, generation.max_new_tokens, generation.temperature, spec.seed, tick)
-    for batch in sampler.respond([(row, range(k)) for row in rows], generation.batch_size):
-        on_completions([Completion.of(response, generation) for response in batch])
+    for batch in sampler.respond([(row, range(k)) for row in mine], generation.batch_size):
+        if main:
+            on_completions([Completion.of(response, generation) for response in batch])
         responses += batch
         tick()
 
@@ -78,7 +95,17 @@ def evaluate(
         reference = load_causal_lm(reference_ref)
         reference_logps = response_logps(reference, sequences, generation.temperature, pad_id, tick)
 
-    # 4. Report by slice.
+    # 4. Bring the shares together. The main process's come first, and have been handed on.
+    shares = gather_object([Share(responses, scores.tolist(), logps, reference_logps)])
+    if main:
+        for share in shares[1:]:
+            on_completions([Completion.of(response, generation) for response in share.responses])
+    responses = [response for share in shares for response in share.responses]
+    scores = torch.tensor([score for share in shares for score in share.scores])
+    logps = [row for share in shares for row in share.logps]
+    reference_logps = [row for share in shares for row in share.reference_logps]
+
+    # 5. Report by slice.
     measured = measure(responses, scores, logps, reference_logps)
     for name, values in measured.items():
         reporter.metrics(0, values, name)

@@ -1,0 +1,70 @@
+"""Both critics: a head that knows nothing, and a reward model that goes on learning."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from app.errors import ModelUnavailable
+from app.specs import Lora, ModelRef
+from tests.trainer.conftest import build_reward_model
+from trainer.critics import ActorCritic, RewardCritic, ValueHead
+from trainer.data import TokenSequence
+from trainer.modeling import load_causal_lm, load_tokenizer, trainable_parameters
+from trainer.packing import pack
+
+SEQUENCES = [
+    TokenSequence([5, 6, 7, 8], [9, 10, 11]),
+    TokenSequence([5, 6, 7, 8], [12]),
+    TokenSequence([20, 21], [22, 23, 24, 25]),
+]
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("lora", [None, Lora(rank=4)])
+def test_a_reward_critic_says_what_the_reward_model_says_of_every_beginning(
+    tiny_ref: ModelRef, tmp_path: Path, lora: Lora | None, share: bool
+) -> None:
+    folder = build_reward_model(tmp_path / "rewards", tiny_ref, heads=("reward/0", "reward/1", "style"))
+    critic = RewardCritic(folder, load_tokenizer(tiny_ref), lora, torch.float32)
+    module = ActorCritic(load_causal_lm(tiny_ref, Lora(rank=4), trainable=True), critic).eval()
+    values = module(pack(SEQUENCES, 0, share)).values
+    classifier = AutoModelForSequenceClassification.from_pretrained(folder)
+    expected = []
+    for prompt, completion in SEQUENCES:
+        for t in range(len(completion)):
+            with torch.no_grad():
+                seen = classifier(torch.tensor([[*prompt, *completion[:t]]])).logits[0]
+            # The mean of the members, each less its offset; style is no member. A value is of the state before token t.
+            expected.append((seen[0] - 0.25 + seen[1] - 0.5) / 2)
+    torch.testing.assert_close(values, torch.stack(expected), atol=1e-5, rtol=1e-5)
+
+    values.sum().backward()
+    named = [name for name, parameter in critic.named_parameters() if parameter.requires_grad]
+    assert any("score" in name for name in named)
+    assert all("lora" in name or "score" in name for name in named) is (lora is not None)
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in critic.named_parameters() if "score" in n)
+
+
+def test_a_value_head_is_zero_and_learns_on_the_policys_trunk(tiny_ref: ModelRef) -> None:
+    causal = load_causal_lm(tiny_ref, Lora(rank=4), trainable=True)
+    module = ActorCritic(causal, ValueHead(causal)).eval()
+    outputs = module(pack(SEQUENCES, 0, module.share))
+    assert outputs.values.tolist() == [0.0] * 8
+    assert outputs.values.dtype == torch.float32
+    (outputs.values - 1).square().sum().backward()
+    assert module.critic.head.weight.grad.abs().max() > 0
+    torch.nn.init.ones_(module.critic.head.weight)
+    module(pack(SEQUENCES, 0, module.share)).values.sum().backward()
+    adapters = [p for name, p in causal.named_parameters() if "lora_B" in name]
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in adapters)
+    # Everything that learns is in the one module that processes and checkpoints know.
+    assert len(trainable_parameters(module)) == len(trainable_parameters(causal)) + 2
+
+
+def test_a_reward_model_with_other_tokens_cannot_be_the_critic(tiny_ref: ModelRef, reward_folder: Path) -> None:
+    tokenizer = load_tokenizer(tiny_ref)
+    tokenizer.add_tokens(["unheard-of"])
+    with pytest.raises(ModelUnavailable, match="does not read the policy's tokens"):
+        RewardCritic(reward_folder, tokenizer, None, torch.float32)

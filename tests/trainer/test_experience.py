@@ -1,0 +1,215 @@
+"""Which prompt comes when; what is looked at before an update; that the update's pass sees the same."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from app.specs import Lora, ModelRef, Optimiser, PPOSpec, PromptRow
+from tests.trainer.conftest import user
+from trainer.algorithms.gae import gae
+from trainer.algorithms.ppo import token_rewards
+from trainer.critics import ActorCritic, ValueHead
+from trainer.data import ChatEncoder
+from trainer.experience import Clock, Collector, Rollout, draw, in_turn, page_prompts, rollout_sizes
+from trainer.modeling import load_policy_and_reference, load_tokenizer, seed_everything, trainable_parameters
+from trainer.recipes.ppo import Learner, averaged, minibatches
+from trainer.rollout import Sampler, no_tick
+from trainer.training import Training, generator_at
+
+ROWS = [PromptRow(id=10 + i, messages=user("Hm" * (1 + 4 * i))) for i in range(4)]
+
+
+def spec_of(ref: ModelRef, **changes: Any) -> PPOSpec:
+    settings: dict[str, Any] = {
+        "policy": ref,
+        "reference": ref,
+        "reward_models": ("unused",),
+        "prompts": "unused",
+        "optimiser": Optimiser(learning_rate=1e-3, epochs=1, batch_size=8, microbatch_size=3, warmup_ratio=0.0),
+        "episodes": 8,
+        "rollout_size": 8,
+        "samples_per_prompt": 2,
+        "max_new_tokens": 8,
+        "max_length": 128,
+        "lora": Lora(rank=4, alpha=8),
+    }
+    return PPOSpec(**settings | changes)
+
+
+# ---- prompts in turn -------------------------------------------------------------------------------------------------
+
+
+def test_things_come_in_turn_wherever_one_begins() -> None:
+    def generator(turn: int) -> torch.Generator:
+        return generator_at(7, turn)
+
+    whole = list(in_turn(5, 0, 17, generator))
+    assert [turn for _, turn in whole] == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 2
+    orders = [[i for i, turn in whole if turn == number] for number in range(3)]
+    assert all(sorted(order) == list(range(5)) for order in orders)
+    assert orders[0] != orders[1] or orders[1] != orders[2]
+    assert list(in_turn(5, 8, 9, generator)) == whole[8:]
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_no_sample_of_a_prompt_is_drawn_twice_in_a_run(tiny_ref: ModelRef, k: int) -> None:
+    spec = spec_of(tiny_ref, episodes=29, rollout_size=9, samples_per_prompt=k)
+    sizes = rollout_sizes(spec)
+    assert sizes == [9, 9, 9, 2]
+    drawn: Counter[tuple[int, int]] = Counter()
+    for number, size in enumerate(sizes):
+        wanted = draw(ROWS, spec, 9 * number, size)
+        assert sum(len(indices) for _, indices in wanted) == size
+        assert len({row.id for row, _ in wanted}) == len(wanted)  # each is read once
+        drawn.update((row.id, index) for row, indices in wanted for index in indices)
+    assert set(drawn.values()) == {1}
+    counts = Counter(row_id for row_id, _ in drawn)
+    assert max(counts.values()) - min(counts.values()) <= k
+    assert {index for _, index in drawn} == set(range(max(counts.values())))
+
+
+def test_every_epoch_of_a_rollout_is_a_fresh_permutation(tiny_ref: ModelRef) -> None:
+    spec = spec_of(tiny_ref, optimiser=Optimiser(learning_rate=1e-3, epochs=3, batch_size=4))
+    training = Training(torch.nn.Linear(1, 1), spec.optimiser, seed=0, total_steps=9)
+    batches = minibatches(spec, training, rollout=5, size=10)
+    assert [len(batch) for batch in batches] == [4, 4, 2] * 3
+    epochs = [[i for batch in batches[start : start + 3] for i in batch] for start in (0, 3, 6)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert minibatches(spec, training, rollout=5, size=10) == batches != minibatches(spec, training, 6, 10)
+
+
+def test_pages_show_every_slice() -> None:
+    rows = [PromptRow(id=i, messages=user("Q"), slices={"domain": "rare" if i == 70 else "common"}) for i in range(90)]
+    rows += [
+        PromptRow(id=90 + i, messages=user("Q"), slices={"domain": "common", "difficulty": "hard"}) for i in (0, 1)
+    ]
+    chosen = page_prompts(rows, seed=3)
+    assert len(chosen) == len({row.id for row in chosen}) == 8
+    assert 70 in {row.id for row in chosen}
+    assert chosen == page_prompts(rows, seed=3) != page_prompts(rows, seed=4)
+    assert sorted(row.id for row in page_prompts(rows[:5], seed=0)) == [0, 1, 2, 3, 4]
+
+
+# ---- a rollout, and its updates --------------------------------------------------------------------------------------
+
+
+class Bench:
+    """A learner with a rollout that has been looked at, before any update."""
+
+    def __init__(self, spec: PPOSpec) -> None:
+        seed_everything(0)
+        self.model, reference = load_policy_and_reference(spec.policy, spec.reference, spec.lora)
+        tokenizer = load_tokenizer(spec.policy)
+        self.module = ActorCritic(self.model, ValueHead(self.model)).eval()
+        sampler = Sampler(self.model, ChatEncoder(tokenizer, 128), spec.max_new_tokens, spec.temperature, 0)
+        pad_id = tokenizer.pad_token_id
+        collector = Collector(
+            self.module,
+            reference,
+            sampler,
+            lambda responses: torch.tensor([float(len(r.text)) for r in responses]),
+            ROWS,
+            8,
+            pad_id,
+            no_tick,
+        )
+        self.clock = Clock()
+        self.responses, self.rollout = collector.collect([(row, [0, 1]) for row in ROWS], self.clock)
+        self.training = Training(self.module, spec.optimiser, seed=0, total_steps=10)
+        self.learner = Learner(spec, self.training, self.module.share, pad_id, None)
+
+    def update(self, advantages: Tensor, returns: Tensor) -> dict[str, float]:
+        return self.learner.accumulate(self.rollout, range(8), advantages, returns)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probs_of_sampling_reference_and_update_agree(tiny_ref: ModelRef, temperature: float) -> None:
+    bench = Bench(spec_of(tiny_ref, temperature=temperature))
+    rollout = bench.rollout
+    for i, response in enumerate(bench.responses):
+        length = len(response.sample.tokens)
+        assert rollout.lengths[i] == rollout.valid_mask[i].sum() == length
+        sampled = torch.tensor(response.sample.logps)
+        torch.testing.assert_close(rollout.logps[i, :length], sampled, atol=1e-5, rtol=1e-5)
+        assert rollout.sequences()[i] == (response.prompt, response.sample.tokens)
+        assert ROWS[int(rollout.rows[i])] == response.row
+        assert rollout.scores[i] == len(response.text)
+        assert rollout.finished[i] == response.sample.finished
+    # A new adapter is the identity, and a new critic says 0.
+    torch.testing.assert_close(rollout.logps, rollout.reference_logps, atol=1e-5, rtol=1e-5)
+    assert rollout.kl.abs().max() < 1e-4
+    assert rollout.values.abs().max() == 0
+    assert set(bench.clock.seconds) == {"generation", "scoring"}
+
+
+def test_kl_is_summed_over_the_tokens_of_a_response_and_no_padding() -> None:
+    blank = torch.zeros(2, 3)
+    rollout = Rollout(
+        *(torch.zeros(2, dtype=torch.long), torch.zeros(2, 1), torch.ones(2)),
+        tokens=blank,
+        lengths=torch.tensor([1, 3]),
+        finished=torch.ones(2, dtype=torch.bool),
+        scores=torch.zeros(2),
+        logps=torch.tensor([[-1.0, 9, 9], [-1, -2, -3]]),
+        reference_logps=torch.tensor([[-1.5, 0, 0], [-2, -2, -2.5]]),
+        values=blank,
+    )
+    assert rollout.kl.tolist() == [0.5, 0.5]
+
+
+def test_the_first_ratio_is_one(tiny_ref: ModelRef) -> None:
+    bench = Bench(spec_of(tiny_ref, temperature=0.7))
+    mask = bench.rollout.valid_mask
+    advantages = torch.where(mask, torch.randn(mask.shape, generator=torch.Generator().manual_seed(0)), 0)
+    first = bench.update(advantages, advantages)
+    assert first["val/ratio"] == pytest.approx(1, abs=1e-5)
+    assert first["policy/approxkl_avg"] < 1e-9
+    assert first["policy/clipfrac_avg"] == 0
+    # Whitened advantages have mean 0, so the surrogate of ratio 1 is 0; values are 0, so theirs is R^2 / 2.
+    assert first["loss/policy_avg"] == pytest.approx(0, abs=1e-5)
+    assert first["loss/value_avg"] == pytest.approx(float(advantages[mask].square().mean()) / 2, rel=1e-5)
+    assert first["loss"] == pytest.approx(first["loss/policy_avg"] + 0.1 * first["loss/value_avg"])
+    bench.training.step(first["loss"])
+    # ... and of the second update it is not.
+    second = bench.update(advantages, advantages)
+    assert second["policy/approxkl_avg"] > 1e-7
+    means = averaged([{**first, "lr": 0.5}, {**second, "lr": 0.25}])
+    ratios = first["val/ratio"], second["val/ratio"]
+    assert means["val/ratio"] == pytest.approx(sum(ratios) / 2)
+    assert means["val/ratio_var"] == pytest.approx((ratios[0] - ratios[1]) ** 2 / 4, abs=1e-12)
+    assert means["lr"] == 0.25
+    assert "loss" not in means
+
+
+@pytest.mark.parametrize(("rows", "tokens", "share"), [(1, 10_000, True), (3, 60, True), (8, 10_000, False)])
+def test_how_a_minibatch_is_laid_out_changes_no_gradient(
+    tiny_ref: ModelRef, rows: int, tokens: int, share: bool
+) -> None:
+    """Also the test that padding changes nothing: one row alone has none, a row to itself has the most."""
+    gradients = []
+    for size, room, together in ((8, 10_000, True), (rows, tokens, share)):
+        settings = Optimiser(learning_rate=1e-3, batch_size=8, microbatch_size=size, microbatch_tokens=room)
+        bench = Bench(spec_of(tiny_ref, optimiser=settings))
+        bench.learner.share = together
+        rollout = bench.rollout
+        rewards, _ = token_rewards(rollout.scores, rollout.logps, rollout.reference_logps, rollout.valid_mask, 0.1)
+        bench.update(*gae(rewards, rollout.values, rollout.valid_mask, 1.0, 0.95))
+        gradients.append([p.grad for p in trainable_parameters(bench.module) if p.grad is not None])
+        assert len(gradients[-1]) > 2
+    assert max(float(gradient.abs().max()) for gradient in gradients[0]) > 1e-3
+    for whole, split in zip(*gradients, strict=True):
+        torch.testing.assert_close(split, whole, atol=3e-6, rtol=1e-3)
+
+
+def test_a_rollout_goes_through_a_checkpoint_as_it_is(tiny_ref: ModelRef, tmp_path: Path) -> None:
+    rollout = Bench(spec_of(tiny_ref)).rollout
+    save_file(rollout._asdict(), tmp_path / "rollout.safetensors")
+    for before, after in zip(rollout, Rollout(**load_file(tmp_path / "rollout.safetensors")), strict=True):
+        assert before.dtype == after.dtype
+        assert torch.equal(before, after)

@@ -1,0 +1,146 @@
+"""The PPO recipe where the optimum is known: answers of one token, whose reward is a table.
+
+Maximising E[r] - beta KL(pi || pi_ref) over all policies gives pi*(y) = pi_ref(y) exp(r(y) / beta) / Z.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from app.artifacts import ArtifactStore
+from app.specs import ModelRef, Optimiser, PPOSpec, PromptRow
+from tests.trainer.conftest import user
+from trainer.recipes import ppo
+from trainer.reporting import ConsoleReporter
+from trainer.rollout import Response
+
+LETTERS = "abcdefgh"
+PROMPTS = ("ab", "cd", "ga", "hf")
+REWARDS = torch.tensor([-0.25, -0.75, 0, 1, -1, 0.75, -0.5, 0.5, 0.25])  # of the end of turn, then of each letter
+
+
+class Toy(NamedTuple):
+    """A policy over nine tokens, and what it says to four prompts: log-probs (4, 9) in float64."""
+
+    folder: Path
+    logps: Tensor
+
+    def trained(self, store: ArtifactStore, out: Path, **changes: Any) -> tuple[Tensor, ConsoleReporter]:
+        """Log-probs (4, 9) after training, and what was reported."""
+        ref = ModelRef(base=str(self.folder))
+        settings = Optimiser(learning_rate=3e-3, epochs=4, batch_size=64, microbatch_size=64, warmup_ratio=0.0)
+        spec = PPOSpec(
+            policy=ref,
+            reference=ref,
+            reward_models=("none: the table scores",),
+            prompts=str(self.folder / "prompts.jsonl"),
+            lora=None,
+            optimiser=settings,
+            episodes=50 * 64,
+            rollout_size=64,
+            samples_per_prompt=16,
+            max_new_tokens=1,
+            max_length=16,
+            missing_eos_penalty=None,  # one token is all there is
+            evaluate_every=50,
+            **changes,
+        )
+        out.mkdir()
+        reporter = ConsoleReporter(stream=None)
+        ppo.train(spec, store, reporter, out, scorer=table)
+        return logps_of(out), reporter
+
+
+def table(responses: Sequence[Response]) -> Tensor:
+    return REWARDS[[response.sample.tokens[0] for response in responses]]
+
+
+def logps_of(folder: Path) -> Tensor:
+    """By plain transformers."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    ids = torch.tensor([[1 + LETTERS.index(letter) for letter in prompt] for prompt in PROMPTS])
+    with torch.no_grad():
+        return torch.log_softmax(model(ids).logits[:, -1].double(), -1)
+
+
+def kl(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p || q) (4,) of log-probs (4, 9) each."""
+    return (p.exp() * (p - q)).sum(-1)
+
+
+def optimum(reference: Tensor, beta: float) -> Tensor:
+    return torch.log_softmax(reference + REWARDS.double() / beta, -1)
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Toy:
+    vocabulary = {token: i for i, token in enumerate(["</s>", *LETTERS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="</s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    config = LlamaConfig(
+        vocab_size=9,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=16,
+        initializer_range=0.3,  # the reference prefers some tokens to others
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    folder = tmp_path / "toy"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="</s>",
+        unk_token="</s>",
+        pad_token="</s>",
+        chat_template="{% for message in messages %}{{ message['content'] }}{% endfor %}",
+    ).save_pretrained(folder)
+    rows = [PromptRow(id=i, messages=user(prompt)) for i, prompt in enumerate(PROMPTS)]
+    (folder / "prompts.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in rows))
+    return Toy(folder, logps_of(folder))
+
+
+def test_a_fixed_leash_leads_to_the_optimum(toy: Toy, store: ArtifactStore, tmp_path: Path) -> None:
+    policy, reporter = toy.trained(store, tmp_path / "policy", kl_coef=0.5, kl_target=None)
+    best = optimum(toy.logps, 0.5)
+    assert kl(toy.logps, best).mean() > 0.5  # far away at first
+    assert kl(policy, best).max() < 0.02
+    assert set(reporter.values("objective/kl_coef")) == {0.5}
+    # What the run says is what is so: KL to the reference, in nats a sequence of one token.
+    sampled = reporter.values("objective/kl")[-15:]
+    assert sum(sampled) / 15 == pytest.approx(float(kl(best, toy.logps).mean()), abs=0.1)
+    assert reporter.values("objective/kl") == pytest.approx(reporter.values("objective/kl_per_token"))
+    expected = float((policy.exp() * REWARDS.double()).sum(-1).mean())
+    assert sum(reporter.values("objective/scores")[-15:]) / 15 == pytest.approx(expected, abs=0.05)
+
+
+def test_the_controller_holds_its_target_at_the_optimum_for_its_beta(
+    toy: Toy, store: ArtifactStore, tmp_path: Path
+) -> None:
+    target = 0.3
+    policy, reporter = toy.trained(store, tmp_path / "policy", kl_coef=0.5, kl_target=target, kl_horizon=256)
+    # The beta whose optimum is that far from the reference, by bisection.
+    low, high = 0.1, 10.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if kl(optimum(toy.logps, middle), toy.logps).mean() > target else (low, middle)
+    betas, sampled = reporter.values("objective/kl_coef"), reporter.values("objective/kl")
+    assert float(kl(policy, toy.logps).mean()) == pytest.approx(target, rel=0.25)
+    assert sum(sampled[-20:]) / 20 == pytest.approx(target, rel=0.25)
+    assert sum(betas[-20:]) / 20 == pytest.approx(low, rel=0.15)
+    assert kl(policy, optimum(toy.logps, betas[-1])).max() < 0.05
+    # Every rollout moved beta by Ziegler et al.'s rule: 64 episodes of a horizon of 256.
+    for before, after, measured in zip(betas, betas[1:], sampled, strict=False):
+        assert after == pytest.approx(before * (1 + min(max(measured / target - 1, -0.2), 0.2) * 64 / 256))
