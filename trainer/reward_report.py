@@ -105,7 +105,7 @@ def split_figures(measured: Measured) -> Figures:
 
 
 def overfitting(train: Figures, heldout: Figures) -> Figures:
-    """How much better the model is on what it was trained on: of `split_figures`, both ways round so that it is > 0."""
+    """How much better the model is on what it was trained on, of the splits' figures: accuracy more, loss less."""
     if not heldout["pairs"]:
         return {"accuracy": None, "loss": None}
     return {"accuracy": train["accuracy"] - heldout["accuracy"], "loss": heldout["loss"] - train["loss"]}

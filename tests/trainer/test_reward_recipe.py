@@ -123,7 +123,9 @@ def test_ties_pull_rewards_together_only_as_soft_labels(
     settings = Optimiser(learning_rate=1e-3)
     assert train(spec_of(tiny_ref, snapshot, optimiser=settings), store)[0].train_pairs == 31
     hard = spec_of(tiny_ref, snapshot, optimiser=settings, soft_labels=False)
-    assert train(hard, store)[0].train_pairs == 30
+    result, _ = train(hard, store)
+    assert result.train_pairs == 30
+    assert result.dropped == ("1 comparisons are ties, which hard labels cannot say: 99",)
 
 
 def test_without_held_out_rows_there_is_no_accuracy_to_report(

@@ -17,7 +17,17 @@ from app.specs import RewardSpec
 from trainer import reward_card
 from trainer.algorithms.bradley_terry import davidson_probabilities, rao_kupper_probabilities
 from trainer.checkpoints import Checkpoints
-from trainer.data import MIN_PAIRS, ChatEncoder, Pair, chunks, encode_pairs, read_pairs, require_pairs
+from trainer.data import (
+    MIN_PAIRS,
+    ChatEncoder,
+    EncodedPairs,
+    Pair,
+    chunks,
+    describe_left_out,
+    encode_pairs,
+    read_pairs,
+    require_pairs,
+)
 from trainer.modeling import device, load_tokenizer, resolve, seed_everything, working_dtype
 from trainer.packing import pack, packed_length, token_parts
 from trainer.reporting import Reporter, RewardResult, TrainingDiverged
@@ -76,7 +86,8 @@ def train(
     snapshot = store.resolve(spec.snapshot)
     encoder = ChatEncoder(tokenizer, spec.max_length)
     encoded = encode_pairs(read_pairs(snapshot), encoder)
-    train_pairs, heldout = usable(spec, encoded.train), encoded.heldout
+    heldout = encoded.heldout
+    train_pairs, dropped = usable(spec, encoded)
     require_targets(spec, train_pairs)
     elements, heldout_elements = elements_of(train_pairs), elements_of(heldout)
     targets = targets_of(train_pairs, elements, spec)
@@ -111,14 +122,13 @@ def train(
                 training.tokens += packed.tokens
         rewards, losses = sum_over_processes(rewards), sum_over_processes(losses)
         grad_norm, lr = training.step(float(losses))
-        values = {"loss": float(losses), **statistics(model.score(rewards))}
-        reporter.metrics(training.steps, values | {"grad_norm": grad_norm, "lr": lr})
+        decided = [places[row] for row in pairs if not train_pairs[row].tied]
+        values = statistics(model.score(rewards[:, decided])) if decided else {}
+        reporter.metrics(training.steps, {"loss": float(losses), **values, "grad_norm": grad_norm, "lr": lr})
         if training.epoch_ends and training.steps < training.total_steps:
-            heldout_rewards = response_rewards(model, heldout_elements, pad_id, reporter, "held-out comparisons")
-            measured = measured_pairs(spec, objective, heldout, by_pair(heldout_rewards, heldout_elements))
-            for name, values in slice_metrics(measured).items():
-                if not name:
-                    reporter.metrics(training.steps, values)
+            rewards = response_rewards(model, heldout_elements, pad_id, reporter, "held-out comparisons")
+            measured = measured_pairs(spec, objective, heldout, by_pair(rewards, heldout_elements))
+            reporter.metrics(training.steps, slice_metrics(measured).get("", {}))
         training.save_if_due()
 
     # 4. Measure on both splits, on the scale Bradley-Terry fits.
@@ -149,7 +159,8 @@ def train(
     # 6. Held-out figures that need more passes: rewritten responses.
     if measured.pairs:
         report |= pair_figures(measured)
-        probed = probed_pairs(measured.pairs, training.tokens, training.generator(PROBES))
+        trained_on = spec.optimiser.epochs * sum(lengths)  # without gradients, so a third of the training's time
+        probed = probed_pairs(measured.pairs, trained_on, training.generator(PROBES))
         report["probes"] = probe_figures(probed, text_scorer(model, encoder, spread, pad_id, reporter))
     for name, values in (results | {"": results.get("", {}) | report_metrics(report)}).items():
         reporter.metrics(training.steps, values, name)
@@ -169,7 +180,7 @@ def train(
         "train_pairs": len(train_pairs),
         "train_elements": len(elements),
         "heldout_pairs": len(heldout),
-        "dropped": list(encoded.dropped),
+        "dropped": list(dropped),
     }
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     (folder / "README.md").write_text(reward_card.model_card(spec, report))
@@ -181,7 +192,7 @@ def train(
         eval_accuracy_gap=report["gap"]["accuracy"],
         train_pairs=len(train_pairs),
         heldout_pairs=len(heldout),
-        dropped=encoded.dropped,
+        dropped=dropped,
         heads=model.heads,
         gains=tuple(model.gains.tolist()),
         offsets=tuple(model.offsets.tolist()),
@@ -191,9 +202,17 @@ def train(
     )
 
 
-def usable(spec: RewardSpec, pairs: Sequence[Pair]) -> list[Pair]:
-    """The pairs that have a target: a tie has no hard label unless ties are an outcome of their own."""
-    return [pair for pair in pairs if spec.soft_labels or spec.ties != "half" or not pair.tied]
+def usable(spec: RewardSpec, encoded: EncodedPairs) -> tuple[list[Pair], tuple[str, ...]]:
+    """The training pairs that have a target, and why others were left out.
+
+    A tie has no hard label, unless ties are an outcome of their own.
+    """
+    if spec.soft_labels or spec.ties != "half":
+        return encoded.train, encoded.dropped
+    ties = [pair.row.comparison_id for pair in encoded.train if pair.tied]
+    left_out = {"are ties, which hard labels cannot say": ties} if ties else {}
+    kept = [pair for pair in encoded.train if not pair.tied]
+    return kept, (*encoded.dropped, *describe_left_out(left_out, "comparisons"))
 
 
 def require_targets(spec: RewardSpec, pairs: Sequence[Pair]) -> None:
