@@ -377,13 +377,12 @@ class Policy(nn.Module):
 
     Attributes:
         causal: the language model, peft or plain.
-        critic: from hidden states (N, H) to values (N,), where a recipe needs values.
         share: whether prompts may be shared in a row (see `can_share`).
     """
 
-    def __init__(self, causal: Any, critic: nn.Module | None = None) -> None:
+    def __init__(self, causal: Any) -> None:
         super().__init__()
-        self.causal, self.critic, self.share = causal, critic, can_share(trunk_of(causal))
+        self.causal, self.share = causal, can_share(trunk_of(causal))
 
     def forward(
         self, packed: Packed, temperature: float = 1.0, entropies: bool = False, accuracy: bool = False

@@ -115,7 +115,7 @@ class Training:
             fused=True,
         )
         self.model, self.optimiser = self.accelerator.prepare(module, self.optimiser)
-        self.model.train(module.training)  # prepare leaves it; said because dropout must stay off
+        self.model.eval()  # a new module says it is in training: dropout would make two passes of one model differ
         if settings.gradient_checkpointing:
             recompute_activations(module)
         self.resumed = self._restore()

@@ -1,6 +1,7 @@
 """The PPO recipe, whole, on a tiny model."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,22 @@ def test_the_policy_is_saved_and_differs_from_its_base(
         base = AutoModelForCausalLM.from_pretrained(tiny_ref.base)(ids).logits
         policy = AutoModelForCausalLM.from_pretrained(folder)(ids).logits
     assert 1e-3 < (policy - base).abs().max() < 5
+
+
+def test_a_model_with_dropout_is_trained_without_it(
+    tiny_model: Path, prompts: Path, store: ArtifactStore, tmp_path: Path
+) -> None:
+    folder = tmp_path / "dropping"
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.5}))
+    once = Optimiser(learning_rate=1e-3, epochs=1, batch_size=12, microbatch_size=12, warmup_ratio=0.0)
+    spec = spec_of(ModelRef(base=str(folder)), prompts, optimiser=once, episodes=12)
+    _result, reporter = train(spec, store, tmp_path / "policy")
+    # One update, on the very policy that sampled: any noise between the two passes would show.
+    assert reporter.last("val/ratio") == pytest.approx(1, abs=1e-5)
+    assert reporter.last("policy/approxkl_avg") < 1e-9
+    assert reporter.last("objective/kl") == pytest.approx(0, abs=1e-4)
 
 
 def test_kl_stop_ends_before_another_update(

@@ -109,3 +109,9 @@ def test_the_gradients_of_parts_add_up_to_the_whole_batch(rows: int, tokens: int
         assert len(part.rows) == 1 or (len(part.rows) <= rows and sum(lengths[row] for row in part.rows) <= tokens)
         training.backward((split(x[part.rows]) ** 2).sum() / len(batch), part)
     torch.testing.assert_close(split.w.grad, whole.w.grad)
+
+
+def test_dropout_stays_off_in_what_is_trained() -> None:
+    module = nn.Sequential(Line(1.0), nn.Dropout(0.5))  # a new module says that it is in training
+    training = training_of(module)
+    assert not any(part.training for part in training.model.modules())

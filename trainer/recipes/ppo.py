@@ -137,7 +137,7 @@ def train(
     critic: ValueHead | RewardCritic = ValueHead(causal)
     if spec.critic == "reward":
         critic = RewardCritic(store.resolve(spec.reward_models[0]), tokenizer, spec.lora, dtype)
-    module = ActorCritic(causal, critic).eval()  # no dropout: it would make two passes of one policy differ
+    module = ActorCritic(causal, critic)
     sampler = Sampler(causal, encoder, spec.max_new_tokens, spec.temperature, spec.seed, tick)
     collector = Collector(module, reference, sampler, scorer, rows, spec.rollout_batch_size, pad_id, tick)
 
