@@ -1,0 +1,153 @@
+"""The form of a new round, the samples while training and a model's page, as people see them."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from playwright.sync_api import Page, expect
+from sqlalchemy.orm import Session
+
+from app.models import ModelVersion, Project, Run
+from app.rounds.service import samples_of
+from tests import factories
+from tests.browser.test_rounds import take_picture
+from tests.lineage.test_model_page import REPORT, made
+from tests.rounds.loop import decided, make_project
+from tests.rounds.test_service import finish, start
+from tests.rounds.test_training_samples import line
+
+OpenPage = Callable[..., Page]
+SIZES = pytest.mark.parametrize(("width", "dark"), [(1440, False), (390, True)])
+
+
+@pytest.fixture
+def project(session: Session) -> Project:
+    project = make_project(session, train=24, heldout=3)
+    session.commit()
+    return project
+
+
+def look(page: Page, name: str, width: int, dark: bool) -> None:
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    take_picture(page, f"{name}-{width}-{'dark' if dark else 'light'}")
+
+
+@SIZES
+@pytest.mark.parametrize("algorithm", ["sft", "dpo", "ppo"])
+def test_a_refused_round_keeps_what_was_typed(
+    open_page: OpenPage, project: Project, width: int, dark: bool, algorithm: str
+) -> None:
+    page = open_page("operator", width=width, dark=dark)
+    page.goto(f"/projects/{project.slug}/rounds/new?algorithm={algorithm}")
+    look(page, f"new-{algorithm}", width, dark)
+    if algorithm == "sft":
+        expect(page.get_by_text("Fine-tuning needs 20 approved demonstrations")).to_be_visible()
+        expect(page.get_by_role("button", name="Start round")).to_be_disabled()
+        return
+    page.locator("details.rare summary").first.click()
+    page.get_by_label("LoRA rank").fill("7")
+    page.locator("#epochs").fill("3")
+    page.locator("form#new-round").evaluate("form => form.noValidate = true")
+    page.locator("#batch_size").fill("0")
+    page.get_by_role("button", name="Start round").click()
+    expect(page.locator("#batch_size-error")).to_contain_text("greater than or equal to 1")
+    expect(page.locator("#batch_size")).to_be_visible()  # its group is open
+    expect(page.locator("#epochs")).to_have_value("3")
+    expect(page.locator("#lora_rank")).to_have_value("7")
+    look(page, f"new-{algorithm}-refused", width, dark)
+    page.locator("#batch_size").fill("4")
+    page.get_by_role("button", name="Start round").click()
+    expect(page.get_by_role("heading", name="Round 1")).to_be_visible()
+
+
+def test_the_numbers_follow_the_settings_before_the_start(
+    open_page: OpenPage, session: Session, project: Project
+) -> None:
+    page = open_page("operator")
+    page.goto(f"/projects/{project.slug}/rounds/new")
+    read = page.locator(".stat", has_text="To train on").locator(".stat-value")
+    expect(read).to_have_text("24")
+    page.locator("#train_limit").fill("21")
+    page.locator("#train_limit").blur()
+    expect(read).to_have_text("21")
+
+
+def training(app: FastAPI, session: Session, project: Project) -> None:
+    round_ = factories.round_(session, project, number=1, algorithm="ppo", state="done", config={})
+    run = factories.run(session, project, "ppo", round_id=round_.id, state="succeeded")
+    session.commit()
+    path = app.state.store.root / samples_of(run.id)
+    path.parent.mkdir(parents=True)
+    words = "The answer grows with every step, **as it should**, and says what was asked for. "
+    lines: list[dict[str, Any]] = [
+        line(step, prompt, words * (1 + (step + prompt) % 4), score=step / 7 - 0.4, finished=prompt != 2)
+        for step in range(0, 18, 2)
+        for prompt in range(13)
+    ]
+    path.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    assert session.get(Run, run.id)
+
+
+@SIZES
+def test_samples_while_training_are_read_side_by_side(
+    open_page: OpenPage, app: FastAPI, session: Session, project: Project, width: int, dark: bool
+) -> None:
+    training(app, session, project)
+    page = open_page("admin", width=width, dark=dark)
+    page.goto(f"/projects/{project.slug}/rounds/1")
+    page.get_by_role("link", name="Samples while training").click()
+    first = page.locator("article").first
+    expect(first.get_by_role("heading")).to_have_text([f"Step {step}" for step in range(16, 4, -2)])
+    look(page, "training-samples", width, dark)
+    page.get_by_role("link", name="Older steps").click()
+    expect(first.get_by_role("heading")).to_have_text(["Step 4", "Step 2", "Step 0"])
+    page.get_by_role("link", name="domain: safety").click()
+    expect(page.locator("article")).to_have_count(6)
+    page.get_by_role("link", name="For the queue").click()
+    expect(page.get_by_text("No samples here")).to_be_visible()
+
+
+@SIZES
+def test_a_models_page_shows_its_report(
+    open_page: OpenPage, app: FastAPI, session: Session, project: Project, width: int, dark: bool
+) -> None:
+    base = session.get_one(ModelVersion, project.base_model_id)
+    model = made(session, project, made(session, project, base, 1), 2)
+    model.base, model.role = "models/run-7", "reward"
+    model.card = {"round": 2, "snapshot": "ab" * 32, "result": {"eval_accuracy": 0.71, "train_pairs": 120}}
+    session.commit()
+    folder = app.state.store.root / "models/run-7"
+    folder.mkdir(parents=True)
+    (folder / "report.json").write_text(json.dumps(REPORT))
+    (folder / "README.md").write_text("# Reward model\n\nWhat it was trained on.\n\n| a | b |\n|---|---|\n| 1 | 2 |\n")
+    page = open_page("operator", width=width, dark=dark)
+    page.goto(f"/projects/{project.slug}/models/{model.id}")
+    expect(page.get_by_role("heading", name="Heldout: calibration: reliability")).to_be_visible()
+    assert page.locator("meter").count() == 4
+    page.get_by_text("README of its folder").click()
+    look(page, "model", width, dark)
+    page.get_by_role("link", name="policy-1").click()
+    expect(page.get_by_role("heading", name="policy-1")).to_be_visible()
+
+
+@SIZES
+def test_a_round_says_what_it_replayed(
+    open_page: OpenPage, app: FastAPI, session: Session, project: Project, width: int, dark: bool
+) -> None:
+    store = app.state.store
+    earlier = start(session, store, project)
+    while earlier.state != "done":
+        finish(session, store, earlier)
+    labelers = [factories.user(session).id]
+    for _ in range(5):
+        decided(session, project, factories.prompt(session, project), labelers, preferences=(1,))
+    session.commit()
+    page = open_page("operator", width=width, dark=dark)
+    page.goto(f"/projects/{project.slug}/rounds/new")
+    expect(page.locator(".stat", has_text="To train on")).to_contain_text("5 new + 24 earlier comparisons")
+    page.get_by_role("button", name="Start round").click()
+    expect(page.locator(".stat", has_text="Reads")).to_contain_text("5 new + 24 earlier comparisons, 3 held out")
+    expect(page.locator("#round-facts")).to_contain_text("24 of round 1")
+    look(page, "round", width, dark)
