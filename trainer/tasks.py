@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from threading import Event
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ from app.models import Metric, Run
 from app.rounds import service as rounds
 from app.rounds.service import NewSample
 from app.settings import Settings
-from app.specs import RUN_SPEC, DPOSpec, EvaluateSpec, PPOSpec, RewardSpec, RunSpec, SampleSpec
+from app.specs import RUN_SPEC, DPOSpec, EvaluateSpec, PPOSpec, RewardSpec, RunSpec, SampleSpec, SFTSpec
 from trainer.checkpoints import Checkpoints
-from trainer.recipes import dpo, evaluate, ppo, reward, sample
+from trainer.recipes import dpo, evaluate, ppo, reward, sample, sft
 from trainer.recipes.sample import Completion, OnCompletions
 from trainer.recording import RunLost, RunRecorder, WorkerStopping, is_outage, patiently
 from trainer.reporting import PolicyResult, RewardResult, RunCancelled
@@ -27,6 +28,9 @@ log = logging.getLogger(__name__)
 
 # A run that was started this often without writing a checkpoint kills its worker, most probably by taking all memory.
 MAX_ATTEMPTS = 3
+
+TrainingSpec = SFTSpec | RewardSpec | DPOSpec | PPOSpec
+RECIPES: dict[str, ModuleType] = {"sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo}
 
 
 class Runner:
@@ -116,7 +120,7 @@ class Runner:
     def _run(self, spec: RunSpec, recorder: RunRecorder) -> None:
         digest = None
         match spec:
-            case RewardSpec() | DPOSpec() | PPOSpec():
+            case SFTSpec() | RewardSpec() | DPOSpec() | PPOSpec():
                 result, digest = self._train(spec, recorder)
             case SampleSpec():
                 result = self._sample(spec, recorder)
@@ -131,19 +135,12 @@ class Runner:
         self.store.remove(rounds.checkpoints_of(recorder.run_id))
         log.info("Run %d (%s) is done.", recorder.run_id, spec.kind)
 
-    def _train(self, spec: RewardSpec | DPOSpec | PPOSpec, recorder: RunRecorder) -> tuple[dict[str, Any], str]:
+    def _train(self, spec: TrainingSpec, recorder: RunRecorder) -> tuple[dict[str, Any], str]:
         """Trains into the store; the model's folder appears whole, before the run's row says so."""
         location = rounds.output_of(recorder.run_id)
-        checkpoints = self._checkpoints(spec, recorder)
         with self.store.folder(location) as folder:
-            result: RewardResult | PolicyResult
-            match spec:
-                case RewardSpec():
-                    result = reward.train(spec, self.store, recorder, folder)
-                case DPOSpec():
-                    result = dpo.train(spec, self.store, recorder, folder, checkpoints)
-                case PPOSpec():
-                    result = ppo.train(spec, self.store, recorder, folder)
+            train: Callable[..., RewardResult | PolicyResult] = RECIPES[spec.kind].train
+            result = train(spec, self.store, recorder, folder, self._checkpoints(spec, recorder))
             # Last look before the folder appears: a worker that slept through its own replacement must not put its
             # model in the place of the one that is recorded.
             patiently(recorder.flush)

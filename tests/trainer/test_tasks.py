@@ -51,7 +51,7 @@ def reload(session: Session, round_: Round) -> Run:
 def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     """The reward recipe reports a step and then fails."""
 
-    def train(_spec: object, _store: object, reporter: Reporter, _folder: Path) -> None:
+    def train(_spec: object, _store: object, reporter: Reporter, _folder: Path, *_: object) -> None:
         reporter.metrics(1, {"loss": 0.5})
         reporter.progress(1, 2, "training the reward model")
         raise error
@@ -85,10 +85,12 @@ def test_a_cancelled_run_stops_at_its_next_report(session: Session, runner: Runn
     run = last_run(session, round_)
     original = reward.train
 
-    def cancel_while_training(spec: object, store: object, reporter: RunRecorder, folder: Path) -> object:
+    def cancel_while_training(
+        spec: object, store: object, reporter: RunRecorder, folder: Path, *rest: object
+    ) -> object:
         service.cancel(session, round_, factories.user(session, "operator"))
         session.commit()
-        return original(spec, store, reporter, folder)  # type: ignore[arg-type]
+        return original(spec, store, reporter, folder, *rest)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(reward, "train", cancel_while_training)
@@ -124,7 +126,7 @@ def test_a_worker_that_slept_leaves_the_model_of_the_one_that_replaced_it(
     run = last_run(session, round_)
     location = service.output_of(run.id)
 
-    def sleep_through_the_end(_spec: object, _store: object, _reporter: Reporter, folder: Path) -> object:
+    def sleep_through_the_end(_spec: object, _store: object, _reporter: Reporter, folder: Path, *_: object) -> object:
         (folder / "model").write_text("late")
         with runner.store.folder(location) as other:
             (other / "model").write_text("recorded")
@@ -188,7 +190,7 @@ def test_checkpoints_go_with_a_cancelled_or_finished_run(
     run = last_run(session, round_)
     location = service.checkpoints_of(run.id)
 
-    def succeed(spec: object, store: object, reporter: RunRecorder, folder: Path) -> object:
+    def succeed(spec: object, store: object, reporter: RunRecorder, folder: Path, *_: object) -> object:
         runner._checkpoints(spec, reporter).save(1, {}, {})  # type: ignore[arg-type]
         return data.EncodedPairs([], [], ())
 
@@ -234,7 +236,7 @@ def test_a_stage_that_cannot_begin_keeps_the_model_before_it(
 ) -> None:
     run = last_run(session, round_)
 
-    def succeed(_spec: object, _store: object, _reporter: Reporter, folder: Path) -> object:
+    def succeed(_spec: object, _store: object, _reporter: Reporter, folder: Path, *_: object) -> object:
         (folder / "model").write_text("trained")
         return data.EncodedPairs([], [], ())
 
