@@ -1,0 +1,151 @@
+"""Training speed beside TRL's, in one run: the same model, tokens, optimiser batches, dtype and optimiser.
+
+Each side runs in a process of its own, the two in turn, and their losses must agree before a ratio is printed. The
+first optimiser step of a process is not counted. Pairs per second are those of optimiser steps; where the reference is
+not stored, the time of its pass over the same pairs is added to ours (TRL runs it inside the step).
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from app.artifacts import ArtifactStore
+from app.specs import PairRow
+from benchmarks import data
+from benchmarks.sides import Job
+from trainer.default_model import DEFAULT_MODEL, fetch_model
+
+TOLERANCE = 2e-3  # of losses, absolute: fp32 sums in another order, through optimiser steps
+
+
+class Figures(NamedTuple):
+    pairs_per_second: float
+    peak_mib: float
+    losses: list[float]
+
+
+def run(side: str, job: Job, with_reference: bool = False) -> Figures:
+    """One side in a process of its own."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as handle:
+        handle.write(job.model_dump_json())
+        handle.flush()
+        command = [sys.executable, "-m", "benchmarks.sides", side, handle.name]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{side} failed:\n{done.stderr[-3000:]}")
+    said = json.loads(done.stdout.splitlines()[-1])
+    counted = said["step_seconds"][1:]
+    steps = len(said["step_seconds"])
+    reference = said["reference_seconds"] / steps / job.epochs * len(counted) if with_reference else 0.0
+    return Figures(job.batch_size * len(counted) / (sum(counted) + reference), said["peak_mib"], said["losses"])
+
+
+def compare(name: str, ours: Job, theirs: Job, peer: str, repeats: int, with_reference: bool = False) -> str:
+    """Both sides in turn; the line with the ratio of their median rates. The peer `plain` is ours, pair by pair."""
+    mine, others = [], []
+    for _ in range(repeats):
+        mine.append(run("ours", ours, with_reference))
+        others.append(run("ours" if peer == "plain" else "theirs", theirs))
+        apart = max(abs(a - b) for a, b in zip(mine[-1].losses, others[-1].losses, strict=True))
+        if apart > TOLERANCE:
+            raise SystemExit(f"{name}: losses differ by {apart}: {mine[-1].losses} and {others[-1].losses}")
+    scale = theirs.batch_size / ours.batch_size if peer == "plain" else 1.0  # pairs an element of ours stands for
+    rates = [statistics.median(f.pairs_per_second for f in side) for side in (mine, others)]
+    rates[0] *= scale
+    spread = [f.pairs_per_second * scale / g.pairs_per_second for f, g in zip(mine, others, strict=True)]
+    print(
+        f"{name:24} ours {rates[0]:7.3f} pairs/s {max(f.peak_mib for f in mine):7.0f} MiB   "
+        f"{peer} {rates[1]:7.3f} pairs/s {max(f.peak_mib for f in others):7.0f} MiB   losses agree to {apart:.1e}   "
+        f"ratios {min(spread):.2f} to {max(spread):.2f}",
+        flush=True,
+    )
+    return f"ratio {name} {rates[0] / rates[1]:.2f}"
+
+
+def lengths_of(rows: Sequence[PairRow], model: str) -> str:
+    """Mean tokens of prompts and responses, as the peer pads and as we pack them."""
+    from trainer.data import ChatEncoder, encode_pairs
+    from trainer.modeling import load_tokenizer
+    from trainer.packing import packed_length
+
+    pairs = encode_pairs(rows, ChatEncoder(load_tokenizer(model), 1024)).train
+    n = len(pairs)
+    prompt = sum(len(p.chosen.prompt) for p in pairs) / n
+    response = sum(len(s.completion) for p in pairs for s in p.sequences) / n / 2
+    packed = sum(packed_length(p.sequences, True) for p in pairs)
+    return f"{n} pairs, on average prompts {prompt:.0f}, responses {response:.0f}, pairs packed {packed / n:.0f} tokens"
+
+
+def matmul_rate() -> float:
+    """Floating-point operations a second of fp32 matrix products of the default model's shapes."""
+    a, b = torch.randn(1024, 576), torch.randn(576, 1536)
+    a @ b
+    best = 0.0
+    for _ in range(20):
+        started = time.perf_counter()
+        a @ b
+        best = max(best, 2 * a.numel() * b.shape[1] / (time.perf_counter() - started))
+    return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", nargs="*", type=Path, help="pairs in any import format; none: made pairs")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--only", choices=["dpo", "dpo_stored_reference", "reward", "ranking_k4"])
+    parser.add_argument("--steps", type=int, default=3, help="optimiser steps, the first not counted")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--store", type=Path, default=Path(".benchmark"), help="where the model is kept")
+    args = parser.parse_args()
+
+    torch.manual_seed(0)
+    store = ArtifactStore(args.store.absolute())
+    model = str(store.resolve(fetch_model(store, args.model, say=lambda line: print(line, flush=True))))
+    wanted = args.steps * args.batch_size
+    sets: dict[str, list[PairRow]] = {"made": data.made(wanted)}
+    for path in args.files:
+        rows = data.read(path)
+        pick = torch.randperm(len(rows))[:wanted].tolist()
+        sets[path.parent.name if path.stem == "pairs" or path.name.startswith("pairs.") else path.stem] = [
+            rows[i] for i in pick
+        ]
+    print(f"{torch.get_num_threads()} threads, fp32 matrix products {matmul_rate() / 1e9:.0f} GFLOP/s")
+
+    lines: list[str] = []
+    for name, rows in sets.items():
+        print(f"{name}: {lengths_of(rows, model)}")
+        common: dict[str, Any] = {
+            "model": model,
+            "rows": rows,
+            "batch_size": args.batch_size,
+            "threads": torch.get_num_threads(),
+        }
+        for kind, precomputed in (("dpo", False), ("dpo_stored_reference", True), ("reward", False)):
+            if args.only in (None, kind):
+                job = Job(kind=kind.split("_")[0], precomputed=precomputed, **common)
+                mine = compare(kind, job, job, "TRL", args.repeats, with_reference=kind == "dpo")
+                lines.append(mine if name == list(sets)[-1] else f"{mine} on {name}")
+    if args.only in (None, "ranking_k4"):
+        # One batch holds everything, and is repeated: then both ways see the same pairs in every step.
+        rankings = data.made(args.batch_size // 4, responses=4)
+        pairs = [row.model_copy(update={"ranking": None}) for row in rankings]
+        common = {"kind": "reward", "model": model, "epochs": args.steps, "threads": torch.get_num_threads()}
+        ours = Job(rows=rankings, batch_size=args.batch_size // 4, **common)
+        lines.append(
+            compare("ranking_k4", ours, Job(rows=pairs, batch_size=len(pairs), **common), "plain", args.repeats)
+        )
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

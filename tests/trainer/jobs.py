@@ -1,0 +1,102 @@
+"""One small job of every recipe that trains, run in a process of its own: to be killed, or to be shared by several.
+
+`python -m tests.trainer.jobs KIND FOLDER OUT` runs one, and prints the losses it reported.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app.artifacts import ArtifactStore
+from app.specs import (
+    DemonstrationRow,
+    DPOSpec,
+    Lora,
+    ModelRef,
+    Optimiser,
+    PPOSpec,
+    PromptRow,
+    RewardSpec,
+    RunSpec,
+    SFTSpec,
+)
+from tests.trainer.conftest import build_model, separable_pairs, user, write_rows
+from trainer.checkpoints import Checkpoints
+from trainer.modeling import load_tokenizer
+from trainer.recipes import dpo, ppo, reward, sft
+from trainer.reporting import ConsoleReporter
+from trainer.reward_model import new_reward_model, save_reward_model
+
+KINDS = ("sft", "reward", "dpo", "kto", "ppo")
+RECIPES: dict[str, Any] = {"sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo}
+CHECKPOINTS = "checkpoints"
+
+
+def prepare(folder: Path) -> None:
+    """Writes what all jobs read: a tiny model, a reward model that knows nothing, and files of rows."""
+    build_model(folder / "tiny")
+    pairs = separable_pairs(60, 8)
+    write_rows(folder / "snapshot.jsonl", pairs)
+    demonstrations = [
+        DemonstrationRow(id=row.prompt_id, messages=row.messages, response=row.response_a, split=row.split)
+        for row in pairs
+    ]
+    (folder / "demonstrations.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in demonstrations))
+    prompts = [PromptRow(id=i, messages=user("Hm" * (1 + i % 3)), slices={"domain": "ab"[i % 2]}) for i in range(10)]
+    (folder / "prompts.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in prompts))
+    torch.manual_seed(1)
+    model, _ = new_reward_model(ModelRef(base=str(folder / "tiny")), None)
+    save_reward_model(model, load_tokenizer(str(folder / "tiny")), folder / "reward")
+
+
+def spec_of(kind: str, folder: Path, lora: bool = True) -> RunSpec:
+    """The job's specification; a few seconds of work, and more than one epoch or rollout."""
+    tiny = ModelRef(base=str(folder / "tiny"))
+    adapters = Lora(rank=4, alpha=8) if lora else None
+    optimiser = Optimiser(learning_rate=1e-3, epochs=2, batch_size=8, microbatch_size=3)
+    snapshot = str(folder / "snapshot.jsonl")
+    common: dict[str, Any] = {"lora": adapters, "optimiser": optimiser, "max_length": 128, "seed": 3}
+    match kind:
+        case "sft":
+            return SFTSpec(policy=tiny, demonstrations=str(folder / "demonstrations.jsonl"), **common)
+        case "reward":
+            return RewardSpec(backbone=tiny, snapshot=snapshot, ensemble=2, **common)
+        case "dpo" | "kto":
+            loss: Any = kind
+            return DPOSpec(policy=tiny, reference=tiny, snapshot=snapshot, loss=loss, **common)
+        case "ppo":
+            return PPOSpec(
+                policy=tiny,
+                reference=tiny,
+                reward_models=(str(folder / "reward"),),
+                prompts=str(folder / "prompts.jsonl"),
+                episodes=24,
+                rollout_size=8,
+                max_new_tokens=8,
+                critic="reward",
+                ptx=str(folder / "demonstrations.jsonl"),
+                **common,
+            )
+    raise ValueError(kind)
+
+
+def run(kind: str, folder: Path, out: Path, checkpoints: bool = False, lora: bool = True) -> ConsoleReporter:
+    """Runs a job into the new folder `out`; with `checkpoints`, saves after every step and goes on from the last."""
+    torch.set_num_threads(1)
+    spec, store, reporter = spec_of(kind, folder, lora), ArtifactStore(folder / "store"), ConsoleReporter(stream=None)
+    kept = Checkpoints(store, f"{CHECKPOINTS}/{out.name}", spec, every_seconds=0) if checkpoints else None
+    with ArtifactStore(out.parent).folder(out.name) as staging:
+        RECIPES[spec.kind].train(spec, store, reporter, staging, kept)
+    if kept is not None:
+        kept.remove()
+    return reporter
+
+
+if __name__ == "__main__":
+    kind, folder, out = sys.argv[1:]
+    said = run(kind, Path(folder), Path(out))
+    name = "loss/policy_avg" if kind == "ppo" else "loss"
+    print(json.dumps(said.values(name)))

@@ -1,0 +1,181 @@
+"""A run that is killed at any moment goes on from its last checkpoint and ends with the very same weights."""
+
+import logging
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+from multiprocessing.context import BaseContext
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.artifacts import ArtifactStore, digest_folder
+from app.specs import Optimiser
+from tests.trainer import jobs
+from trainer.checkpoints import Checkpoints, random_states, set_random_states
+
+KILLS = 30
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("jobs")
+    jobs.prepare(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def processes() -> BaseContext:
+    """Processes that start with everything imported, so that a kill meets the work and not the imports."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([jobs.__name__])
+    first = context.Process(target=os.getpid)  # the imports happen before this one starts
+    first.start()
+    first.join()
+    return context
+
+
+@pytest.mark.parametrize("kind", jobs.KINDS)
+def test_thirty_kills_change_no_bit(kind: str, folder: Path, tmp_path: Path, processes: BaseContext) -> None:
+    plain = processes.Process(target=jobs.run, args=(kind, folder, tmp_path / "plain"))
+    started = time.monotonic()
+    plain.start()
+    plain.join()
+    seconds = time.monotonic() - started
+    expected = digest_folder(tmp_path / "plain")
+
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    moments = random.Random(seed)
+    kills = finished = 0
+    out, steps = tmp_path / "killed", set()
+    checkpoints = folder / "store" / jobs.CHECKPOINTS / out.name
+    while kills < KILLS or not finished:
+        attempt = processes.Process(target=jobs.run, args=(kind, folder, out, True))
+        attempt.start()
+        # Often enough past loading that the run gets on, often enough before that loading is met too.
+        attempt.join(moments.uniform(0, 1.2 * seconds) if kills < KILLS else None)
+        if attempt.is_alive():
+            assert attempt.pid is not None
+            os.kill(attempt.pid, signal.SIGKILL)
+            kills += 1
+        attempt.join()
+        if attempt.exitcode == 0:
+            finished += 1
+            assert digest_folder(out) == expected
+            assert not checkpoints.exists()
+            shutil.rmtree(out)
+        else:
+            assert attempt.exitcode == -signal.SIGKILL
+            assert not out.exists()
+            steps.update(path.name for path in checkpoints.glob("step-*"))
+    assert len(steps) > 3, "the kills met a run that had not begun"
+
+
+@pytest.mark.parametrize("kind", jobs.KINDS)
+def test_equal_specs_give_equal_weights(kind: str, folder: Path, tmp_path: Path, processes: BaseContext) -> None:
+    digests = set()
+    for name in ("one", "two"):
+        process = processes.Process(target=jobs.run, args=(kind, folder, tmp_path / name, False, False))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+        digests.add(digest_folder(tmp_path / name))
+    assert len(digests) == 1
+
+
+# ---- checkpoints by themselves ---------------------------------------------------------------------------------------
+
+
+def checkpoints_in(root: Path, learning_rate: float = 1e-3, keep: int = 2) -> Checkpoints:
+    spec = Optimiser(learning_rate=learning_rate)
+    return Checkpoints(ArtifactStore(root), "checkpoints/run-1", spec, every_seconds=0, keep=keep)
+
+
+def save(checkpoints: Checkpoints, step: int) -> None:
+    checkpoints.save(step, {"weights": torch.full((3,), float(step))}, {"step": step})
+
+
+def test_the_newest_is_read_and_the_oldest_are_pruned(tmp_path: Path) -> None:
+    checkpoints = checkpoints_in(tmp_path)
+    assert checkpoints.load() is None
+    for step in (1, 2, 3):
+        save(checkpoints, step)
+    assert [path.name for path in sorted(checkpoints.folder.iterdir())] == ["step-00000002", "step-00000003"]
+    found = checkpoints.load()
+    assert found is not None
+    assert (found.step, found.state["step"], found.tensors["weights"].tolist()) == (3, 3, [3.0, 3.0, 3.0])
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "no digest"])
+def test_a_damaged_one_is_named_and_the_one_before_is_taken(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = checkpoints_in(tmp_path)
+    save(checkpoints, 1)
+    save(checkpoints, 2)
+    file = checkpoints.folder / "step-00000002" / "tensors.safetensors"
+    content = file.read_bytes()
+    match damage:
+        case "flip":
+            file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        case "cut":
+            file.write_bytes(content[:-4])
+        case "remove":
+            file.unlink()
+        case "no digest":
+            (file.parent / "digest").unlink()
+    with caplog.at_level(logging.WARNING):
+        found = checkpoints.load()
+    assert found is not None
+    assert found.step == 1
+    assert "step-00000002" in caplog.text
+
+
+def test_one_of_another_specification_is_not_taken(tmp_path: Path) -> None:
+    save(checkpoints_in(tmp_path), 1)
+    assert checkpoints_in(tmp_path, learning_rate=2e-3).load() is None
+
+
+def _save_in_little_room(root: Path, room: int) -> None:
+    """Saves while no file may grow beyond `room` bytes: a write then ends as on a full disk, half-way."""
+    import errno
+
+    from app.errors import StorageFull
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+    checkpoints = checkpoints_in(root)
+    try:
+        checkpoints.save(2, {"weights": torch.zeros(room)}, {})
+    except StorageFull:
+        os._exit(0)
+    except Exception as error:  # noqa: BLE001 - a limit on files says EFBIG where a full disk says ENOSPC
+        os._exit(0 if errno.EFBIG in (getattr(error, "errno", None),) or "File too large" in str(error) else 3)
+    os._exit(4)
+
+
+def test_a_disk_that_fills_up_keeps_the_last_good_one(tmp_path: Path, processes: BaseContext) -> None:
+    save(checkpoints_in(tmp_path), 1)
+    process = processes.Process(target=_save_in_little_room, args=(tmp_path, 4096))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    found = checkpoints_in(tmp_path).load()
+    assert found is not None
+    assert found.step == 1
+    assert [path.name for path in checkpoints_in(tmp_path).folder.iterdir()] == ["step-00000001"]
+
+
+def test_random_states_of_every_library_come_back() -> None:
+    import numpy as np
+
+    states = random_states()
+    drawn = (random.random(), np.random.random(), torch.rand(1).item())
+    set_random_states(states)
+    assert (random.random(), np.random.random(), torch.rand(1).item()) == drawn
