@@ -57,6 +57,7 @@ from trainer.modeling import (
     device,
     load_policy_and_reference,
     load_tokenizer,
+    notes_on,
     resolve,
     save_policy,
     seed_everything,
@@ -243,9 +244,10 @@ def train(
 
     # 8. Save. The critic is not part of the policy.
     episodes = episodes or spec.episodes  # resumed behind the last rollout
-    save_policy(causal, tokenizer, folder)
+    save_policy(causal, tokenizer, folder, spec.policy.base)
     dropped = mix.dropped if mix else ()
-    return PolicyResult(progress.values, episodes, dropped, training.tokens, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return PolicyResult(progress.values, episodes, dropped, training.tokens, seconds, notes_on(tokenizer))
 
 
 # ---- updates ---------------------------------------------------------------------------------------------------------
