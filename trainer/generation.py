@@ -17,13 +17,14 @@ from trainer.algorithms.logprobs import token_logps
 from trainer.data import TokenSequence, collate
 from trainer.decoding import PackedLinears, draw, is_roomy, new_cache
 from trainer.modeling import trunk_of, vocabulary_logits
+from trainer.precision import autocast, computes_in
 
 log = logging.getLogger(__name__)
 
 COMPACT_AT = 0.75  # rows are dropped from a batch that nobody waits for once at most this share of them still runs
 REFILL_AT = 0.125  # free rows are taken over once they are this share of the batch: few prompts read badly
 TICK_TOKENS = 8  # tokens between two heartbeats
-TOLERANCE = 1e-3  # nats a token; sums of fp32 in another order differ by 1e-5
+TOLERANCE = 1e-3  # nats a token in fp32; sums in another order differ by 1e-5
 
 Tick = Callable[[], None]
 """Called every second or so in long work: a heartbeat, and the place where a cancelled run ends by an exception."""
@@ -77,13 +78,16 @@ def best_ways(model: Any) -> Ways:
 
     What fails is said in the log.
     """
+    tolerance = TOLERANCE
+    if computes_in(trunk_of(model)) is not torch.float32:
+        tolerance = max(TOLERANCE, 3 * _largest_error(model, Ways()))  # rounding alone makes more of a difference
     for ways in (Ways(refill=True, packed=True), Ways(refill=True)):
         try:
             error = _largest_error(model, ways)
         except (RuntimeError, AttributeError) as failure:  # an operator that this build of torch lacks
             log.warning("Generation with %s fails (%s); it goes on without.", ways, failure)
             continue
-        if error <= TOLERANCE:
+        if error <= tolerance:
             return ways
         log.warning(
             "Log-probs with %s differ by up to %.2g from a plain pass; generation goes on without.", ways, error
@@ -108,7 +112,9 @@ def _largest_error(model: Any, ways: Ways) -> float:
 def plain_logps(model: Any, prompt: Sequence[int], tokens: Sequence[int], temperature: float = 1.0) -> Tensor:
     """Log-probs of tokens behind a prompt by one forward pass without cache, mask or padding, on the CPU."""
     sequence = torch.tensor([[*prompt, *tokens]], device=next(model.parameters()).device)
-    hidden = trunk_of(model)(input_ids=sequence, use_cache=False).last_hidden_state[0, len(prompt) - 1 : -1]
+    trunk = trunk_of(model)
+    with autocast(trunk):
+        hidden = trunk(input_ids=sequence, use_cache=False).last_hidden_state[0, len(prompt) - 1 : -1]
     return token_logps(vocabulary_logits(model, hidden), sequence[0, len(prompt) :], temperature).cpu()
 
 
@@ -253,7 +259,7 @@ class RunningBatch:
     def _read(self, cache: Any, input_ids: Tensor, valid_mask: Tensor, positions: Tensor) -> Tensor:
         """Last hidden states (B, H) after reading input_ids (B, T) behind what the cache holds."""
         padded = not bool(valid_mask.all())  # without padding, attention needs no mask and takes its fastest kernel
-        with self._linears:
+        with self._linears, autocast(self._trunk):
             output = self._trunk(
                 input_ids=input_ids,
                 attention_mask=valid_mask.long() if padded else None,

@@ -12,7 +12,7 @@ from transformers import GemmaConfig, GemmaForCausalLM, MistralConfig, MistralFo
 from app.errors import InvalidInput
 from app.specs import Lora, ModelRef, PromptRow
 from tests.trainer.conftest import user
-from trainer import decoding
+from trainer import decoding, generation
 from trainer.data import ChatEncoder
 from trainer.decoding import PackedLinears, draw
 from trainer.generation import Sample, Sampling, Ways, best_ways, generate
@@ -192,6 +192,22 @@ def test_between_two_batches_the_model_is_as_it_was(model: torch.nn.Module) -> N
     assert torch.is_grad_enabled()
 
 
+def test_in_bf16_the_shortcuts_round_no_worse_than_the_plain_way(tiny_model: Path) -> None:
+    for lora in (None, Lora(rank=4)):
+        ref = ModelRef(base=str(tiny_model))
+        model = load_causal_lm(ref, lora, trainable=lora is not None, dtype=torch.bfloat16)
+        assert best_ways(model) == Ways(refill=True, packed=True)
+        errors = []
+        for ways in (Ways(), Ways(refill=True, packed=True)):
+            samples = sampled(model, MANY, MANY_SEEDS, Sampling(20, 1.0, STOPS), 8, ways)
+            errors += [
+                (torch.tensor(sample.logps) - generation.plain_logps(model, prompt, sample.tokens)).abs().max()
+                for prompt, of_prompt in zip(MANY, samples, strict=True)
+                for sample in of_prompt
+            ]
+        assert max(errors) < 0.1
+
+
 # ---- what cannot take the shortcuts ----------------------------------------------------------------------------------
 
 
@@ -232,11 +248,11 @@ def test_a_shortcut_that_is_wrong_or_missing_is_not_taken(
 ) -> None:
     original = decoding._packed_forward
 
-    def wrong(layer: torch.nn.Module) -> object:
-        forward = original(layer)
+    def wrong(layer: torch.nn.Module, dtype: torch.dtype) -> object:
+        forward = original(layer, dtype)
         return lambda x: forward(x) * 1.01
 
-    def missing(layer: torch.nn.Module) -> object:
+    def missing(layer: torch.nn.Module, dtype: torch.dtype) -> object:
         raise RuntimeError("no such operator")
 
     for broken, says in ((wrong, "differ by up to"), (missing, "no such operator")):

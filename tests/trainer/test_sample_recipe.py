@@ -3,6 +3,7 @@
 import json
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -83,9 +84,9 @@ def test_several_models_are_sampled_in_one_run(
     both = spec.model_copy(update={"models": (*spec.models, other)})
     loaded: list[weakref.ref] = []
 
-    def load(ref: ModelRef) -> torch.nn.Module:
+    def load(ref: ModelRef, **how: Any) -> torch.nn.Module:
         assert all(model() is None for model in loaded), "the model before is still in memory"
-        model = load_causal_lm(ref)
+        model = load_causal_lm(ref, **how)
         loaded.append(weakref.ref(model))
         return model
 

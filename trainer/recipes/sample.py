@@ -15,7 +15,7 @@ from app.errors import InvalidInput
 from app.settings import Settings
 from app.specs import Generation, ModelRef, PromptRow, SampleSpec
 from trainer.data import ChatEncoder, read_prompts
-from trainer.modeling import load_causal_lm, load_tokenizer, resolve
+from trainer.modeling import device, load_causal_lm, load_tokenizer, resolve
 from trainer.reporting import Reporter
 from trainer.rollout import Response, Sampler, Tick
 from trainer.serving import Answer, ServedModel
@@ -152,7 +152,9 @@ def missing(rows: Sequence[PromptRow], indices: Sequence[int], done: Collection[
 
 def _from_model(ref: ModelRef, wanted: Wanted, spec: SampleSpec, tick: Tick) -> Iterator[list[Completion]]:
     """Loads a model for as long as this iterator lives."""
-    model, generation = load_causal_lm(ref), spec.generation
+    # On CPUs fp32, whatever is fastest: bf16 rounds enough for a sample to come out otherwise in another batch.
+    model = load_causal_lm(ref, dtype=torch.float32 if device().type == "cpu" else None)
+    generation = spec.generation
     encoder = ChatEncoder(load_tokenizer(ref), context_length(model))
     sampler = Sampler(model, encoder, generation.max_new_tokens, generation.temperature, spec.seed, tick)
     order = torch.Generator().manual_seed(spec.seed)  # not by length: whoever labels the first ones sees all kinds
