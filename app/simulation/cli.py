@@ -27,7 +27,7 @@ def simulate_command(
     preference: Annotated[str, typer.Option(help=f"what they like: {', '.join(PREFERENCES)}")] = "concise",
     noise: Annotated[float, typer.Option(min=0, max=1, help="share of judgments made at random")] = 0.1,
     position_bias: Annotated[float, typer.Option(min=0, max=1, help="share that goes to the left unread")] = 0.05,
-    algorithm: Annotated[str, typer.Option(help="dpo or ppo")] = "dpo",
+    algorithm: Annotated[str, typer.Option(help="dpo, ppo or sft")] = "dpo",
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="a setting of the rounds, as name=value; repeat")
     ] = None,

@@ -96,7 +96,8 @@ def test_a_round_from_judgments_to_new_comparisons(
     probe = torch.arange(3, 40)[None]
     with torch.no_grad():
         assert not torch.allclose(loaded(probe).logits, base(probe).logits, atol=1e-3)
-    assert metric(session, round_, "evaluate", views.KL)[0] > 0
+    # An estimate from few samples: of a policy that has moved little it may be below 0.
+    assert metric(session, round_, "evaluate", views.KL)[0] != 0
     assert metric(session, round_, "evaluate", views.REWARD, "split=regression") != []
     if algorithm == "ppo":
         assert metric(session, round_, "ppo", "objective/kl") != []

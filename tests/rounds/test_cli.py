@@ -3,11 +3,12 @@
 from collections.abc import Callable
 
 import pytest
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 from typer.testing import CliRunner, Result
 
 from app.errors import Conflict, Forbidden, InvalidInput, NotFound
-from app.models import Project
+from app.models import Project, Round
 from app.rounds.cli import round_app
 from app.settings import Settings
 from tests import factories
@@ -48,6 +49,27 @@ def test_a_round_from_the_command_line(session: Session, run: Run) -> None:
     assert isinstance(run("retry").exception, Conflict)
     assert "Round 1 is being cancelled" in run("cancel").output
     assert "cancelled" in run("status", operator=None).output
+
+
+def test_every_setting_can_be_given(session: Session, run: Run) -> None:
+    settings = {"lora": "false", "replay_share": "0.3", "loss": "ipo", "reward_ensemble": "3", "beta": "0.4"}
+    assert (
+        "is frozen" in run("start", *(part for item in settings.items() for part in ("--set", "=".join(item)))).output
+    )
+    config = session.scalars(select(Round.config)).one()
+    assert {name: config[name] for name in settings} == {
+        "lora": False,
+        "replay_share": 0.3,
+        "loss": "ipo",
+        "reward_ensemble": 3,
+        "beta": 0.4,
+    }
+
+
+def test_fine_tuning_from_the_command_line_says_what_it_lacks(run: Run) -> None:
+    refused = run("start", "--algorithm", "sft").exception
+    assert isinstance(refused, InvalidInput)
+    assert "needs 20 approved demonstrations" in str(refused)
 
 
 @pytest.mark.parametrize(
