@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.artifacts import ArtifactStore
 from app.errors import ModelUnavailable, PrefloopError
+from trainer.modeling import trusts_remote_code
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_LOCATION = "models/smollm2-135m-instruct"
@@ -95,8 +96,9 @@ def _from_hub(store: ArtifactStore, name: str, location: str, say: Say) -> None:
     say(f"Asking the model hub for {name}")
     revision = HfApi().model_info(name, timeout=_HUB_SECONDS).sha
     say(f"Downloading {name}")
+    wanted = [*_WANTED, *(["*.py"] if trusts_remote_code() else [])]
     with store.folder(location) as staging:
-        snapshot_download(name, revision=revision, local_dir=staging, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
+        snapshot_download(name, revision=revision, local_dir=staging, allow_patterns=wanted, ignore_patterns=_UNWANTED)
         if not any(staging.glob("*.safetensors")):
             raise ModelUnavailable(f"The model {name} has no weights stored as safetensors.", "Choose another model.")
     say(f"{name} is ready")
