@@ -130,6 +130,7 @@ class RewardResult(NamedTuple):
     """How many responses that mean and standard deviation are of."""
     tokens: int
     seconds: float
+    notes: tuple[str, ...] = ()
 
 
 class PolicyResult(NamedTuple):

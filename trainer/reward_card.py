@@ -50,6 +50,7 @@ def _model(model: Figures) -> str:
 def _data(spec: RewardSpec, report: Figures) -> str:
     data = report["data"]
     dropped = "".join(f"- {reason}\n" for reason in data["dropped"]) or "None.\n"
+    notes = "".join(f"\n{note}\n" for note in data["notes"])
     settings = {
         "backbone": spec.backbone.base,
         "adapter of the backbone": spec.backbone.adapter,
@@ -67,9 +68,8 @@ def _data(spec: RewardSpec, report: Figures) -> str:
         "epochs": spec.optimiser.epochs,
         "seed": spec.seed,
     }
-    return (
-        f"## Training\n\n{table(['setting', 'value'], list(settings.items()))}\nLeft out of the snapshot:\n\n{dropped}"
-    )
+    rows = list(settings.items())
+    return f"## Training\n\n{table(['setting', 'value'], rows)}\nLeft out of the snapshot:\n\n{dropped}{notes}"
 
 
 def _figures(report: Figures) -> str:
@@ -157,5 +157,5 @@ def _limits() -> str:
         "- It is right about as often as the figures above say, on prompts like the held-out ones, by the rubric the\n"
         "  labelers had. A policy trained against it will find where it is wrong: watch people's judgments as well.\n"
         "- Figures of a few dozen comparisons are uncertain by several percent.\n"
-        "- A refusal may be the right answer to a harmful prompt: read its probe by slice of the prompts.\n"
+        "- A refusal may be the right answer to a harmful prompt: there its probe should win.\n"
     )

@@ -257,10 +257,12 @@ def probed_pairs(pairs: Sequence[Pair], tokens: int, generator: torch.Generator)
     used = 0
     for i in order:
         pair = pairs[i]
+        if pair.row.prompt_id in chosen:
+            continue
         used += len(pair.chosen.prompt) + variants * max(len(s.completion) for s in pair.sequences)
         if len(chosen) == PROBED_PAIRS or (used > tokens and len(chosen) >= LEAST_PROBED):
             break
-        chosen.setdefault(pair.row.prompt_id, pair)
+        chosen[pair.row.prompt_id] = pair
     return list(chosen.values())
 
 

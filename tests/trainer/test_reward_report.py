@@ -210,6 +210,7 @@ def report_of(measured: Measured, **changes: object) -> dict:
             "train_elements": 25,
             "heldout_pairs": 4,
             "dropped": ["1 comparisons have weight 0: 7"],
+            "notes": ["The base model has no chat template."],
         },
     }
     return report | changes
@@ -226,6 +227,7 @@ def test_the_card_holds_every_figure_and_only_names_what_was_measured() -> None:
         "| snapshot (SHA-256) | f00d |",
         "| margin | small |",
         "- 1 comparisons have weight 0: 7",
+        "The base model has no chat template.",
         "| held out | 4 | 0.750 |",
         "| domain=x\\|y | 4 | 0.750 | 4 | 0.750 | 0.625 |",  # the model: 3/4 of 0.75 and 1/4 of 0.25
         "| 0.881 | 0.750 | 4 |",  # s(2)

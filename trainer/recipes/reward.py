@@ -5,6 +5,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ from trainer.data import (
     read_pairs,
     require_pairs,
 )
-from trainer.modeling import device, load_tokenizer, resolve, seed_everything, working_dtype
-from trainer.packing import pack, packed_length, token_parts
+from trainer.modeling import device, load_tokenizer, notes_on, resolve, seed_everything, working_dtype
+from trainer.packing import Packed, pack, packed_length, token_parts
 from trainer.reporting import Reporter, RewardResult, TrainingDiverged
 from trainer.reward_model import POOLING, REWARD, RewardModel, head_names, new_reward_model, save_reward_model
 from trainer.reward_objective import (
@@ -44,6 +45,7 @@ from trainer.reward_objective import (
 )
 from trainer.reward_report import (
     Measured,
+    TextScorer,
     Variants,
     decided_logit,
     head_figures,
@@ -60,6 +62,9 @@ from trainer.training import Training, deal, sum_over_processes
 
 FORWARD_TOKENS = 2048  # forwarded at once without gradients
 PROBES = 1_000_002  # a place in the run that no epoch has
+
+RewardsOf = Callable[[Sequence[Element], str], Tensor]
+"""Rewards (S, H) of the sequences of all elements; the text says what is going on."""
 
 
 def train(
@@ -101,6 +106,7 @@ def train(
 
     # 3. Train: a batch is of elements, a pair or a whole ranking each.
     training = Training(objective, spec.optimiser, len(elements), seed=spec.seed, checkpoints=checkpoints)
+    rewards_of: RewardsOf = partial(response_rewards, training.model, model, pad_id, reporter)
     lengths = [packed_length(element.sequences, model.share) for element in elements]
     for batch in training.batches(lengths):
         pairs = [i for number in batch for i in elements[number].pairs]
@@ -119,22 +125,22 @@ def train(
             if part.counts:
                 rewards[:, [places[row] for row in rows]] = pair_rewards.detach().cpu()
                 losses += loss.detach().cpu()
-                training.tokens += packed.tokens
+        training.tokens += sum(lengths[number] for number in batch)
         rewards, losses = sum_over_processes(rewards), sum_over_processes(losses)
         grad_norm, lr = training.step(float(losses))
         decided = [places[row] for row in pairs if not train_pairs[row].tied]
         values = statistics(model.score(rewards[:, decided])) if decided else {}
         reporter.metrics(training.steps, {"loss": float(losses), **values, "grad_norm": grad_norm, "lr": lr})
         if training.epoch_ends and training.steps < training.total_steps:
-            rewards = response_rewards(model, heldout_elements, pad_id, reporter, "held-out comparisons")
+            rewards = rewards_of(heldout_elements, "held-out comparisons")
             measured = measured_pairs(spec, objective, heldout, by_pair(rewards, heldout_elements))
             reporter.metrics(training.steps, slice_metrics(measured).get("", {}))
         training.save_if_due()
 
     # 4. Measure on both splits, on the scale Bradley-Terry fits.
-    heldout_rewards = response_rewards(model, heldout_elements, pad_id, reporter, "held-out comparisons")
+    heldout_rewards = rewards_of(heldout_elements, "held-out comparisons")
     heldout_pairs = by_pair(heldout_rewards, heldout_elements)
-    reference = response_rewards(model, elements, pad_id, reporter, "rewards of the training responses")
+    reference = rewards_of(elements, "rewards of the training responses")
     measured = measured_pairs(spec, objective, heldout, heldout_pairs)
     on_train = measured_pairs(spec, objective, train_pairs, by_pair(reference, elements))
     results = slice_metrics(measured)
@@ -161,7 +167,7 @@ def train(
         report |= pair_figures(measured)
         trained_on = spec.optimiser.epochs * sum(lengths)  # without gradients, so a third of the training's time
         probed = probed_pairs(measured.pairs, trained_on, training.generator(PROBES))
-        report["probes"] = probe_figures(probed, text_scorer(model, encoder, spread, pad_id, reporter))
+        report["probes"] = probe_figures(probed, text_scorer(rewards_of, model, encoder, spread))
     for name, values in (results | {"": results.get("", {}) | report_metrics(report)}).items():
         reporter.metrics(training.steps, values, name)
 
@@ -181,6 +187,7 @@ def train(
         "train_elements": len(elements),
         "heldout_pairs": len(heldout),
         "dropped": list(dropped),
+        "notes": list(notes_on(tokenizer)),
     }
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     (folder / "README.md").write_text(reward_card.model_card(spec, report))
@@ -199,6 +206,7 @@ def train(
         reference_samples=len(reference),
         tokens=training.tokens,
         seconds=time.monotonic() - started,
+        notes=notes_on(tokenizer),
     )
 
 
@@ -235,7 +243,12 @@ def require_targets(spec: RewardSpec, pairs: Sequence[Pair]) -> None:
 
 @torch.no_grad()
 def response_rewards(
-    model: RewardModel, elements: Sequence[Element], pad_id: int, reporter: Reporter, message: str
+    run: Callable[[Packed], tuple[Tensor, Tensor | None]],
+    model: RewardModel,
+    pad_id: int,
+    reporter: Reporter,
+    elements: Sequence[Element],
+    message: str,
 ) -> Tensor:
     """Rewards (S, H) of the sequences of all elements, on the CPU."""
     starts = [0, *itertools.accumulate(len(element.sequences) for element in elements)]
@@ -247,7 +260,7 @@ def response_rewards(
     for part, counts in deal(token_parts(range(len(elements)), lengths, len(elements), FORWARD_TOKENS)):
         reporter.progress(done, len(elements), message)
         sequences = [sequence for number in part for sequence in elements[number].sequences]
-        part_rewards = model(pack(sequences, pad_id, model.share).to(device()))
+        part_rewards, _ = run(pack(sequences, pad_id, model.share).to(device()))
         if counts:
             rewards[[place for number in part for place in range(starts[number], starts[number + 1])]] = (
                 part_rewards.cpu()
@@ -293,9 +306,7 @@ def tie_figures(
     }
 
 
-def text_scorer(
-    model: RewardModel, encoder: ChatEncoder, spread: float, pad_id: int, reporter: Reporter
-) -> Callable[[Sequence[Variants]], list[Tensor | None]]:
+def text_scorer(rewards_of: RewardsOf, model: RewardModel, encoder: ChatEncoder, spread: float) -> TextScorer:
     """Scores texts in units of `spread`, the standard deviation of the training responses' scores."""
 
     def score(variants: Sequence[Variants]) -> list[Tensor | None]:
@@ -308,7 +319,7 @@ def text_scorer(
             length = len(fitted[0].prompt) + max(len(s.completion) for s in fitted) if fitted else 1
             for some in chunks(fitted, max(1, FORWARD_TOKENS // length)):
                 elements.append(Element(tuple(some), (), ()))
-        rewards = response_rewards(model, elements, pad_id, reporter, "scoring rewritten responses")
+        rewards = rewards_of(elements, "scoring rewritten responses")
         scores = (model.score(rewards) / spread).split(counts)
         return [part if len(part) else None for part in scores]
 
