@@ -43,7 +43,12 @@ class Job(BaseModel):
     @property
     def optimiser(self) -> Optimiser:
         return Optimiser(
-            learning_rate=1e-5, epochs=self.epochs, batch_size=self.batch_size, microbatch_size=64, warmup_ratio=0
+            learning_rate=1e-5,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            microbatch_size=64,
+            warmup_ratio=0,
+            precision="bfloat16" if torch.cuda.is_available() else "float32",
         )
 
 

@@ -1,6 +1,6 @@
 """One small job of every recipe that trains, run in a process of its own: to be killed, or to be shared by several.
 
-`python -m tests.trainer.jobs KIND FOLDER OUT` runs one, and prints the losses it reported.
+`python -m tests.trainer.jobs KIND FOLDER OUT` runs one; each process writes the losses it reported beside OUT.
 """
 
 import json
@@ -29,6 +29,7 @@ from trainer.modeling import load_tokenizer
 from trainer.recipes import dpo, ppo, reward, sft
 from trainer.reporting import ConsoleReporter
 from trainer.reward_model import new_reward_model, save_reward_model
+from trainer.training import accelerator
 
 KINDS = ("sft", "reward", "dpo", "kto", "ppo")
 RECIPES: dict[str, Any] = {"sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo}
@@ -95,8 +96,11 @@ def run(kind: str, folder: Path, out: Path, checkpoints: bool = False, lora: boo
     return reporter
 
 
+def losses_of(kind: str, reporter: ConsoleReporter) -> list[float]:
+    return reporter.values("loss/policy_avg" if kind == "ppo" else "loss")
+
+
 if __name__ == "__main__":
     kind, folder, out = sys.argv[1:]
-    said = run(kind, Path(folder), Path(out))
-    name = "loss/policy_avg" if kind == "ppo" else "loss"
-    print(json.dumps(said.values(name)))
+    said = run(kind, Path(folder), Path(f"{out}-{accelerator().process_index}"))
+    Path(f"{out}-{accelerator().process_index}.json").write_text(json.dumps(losses_of(kind, said)))
