@@ -28,10 +28,12 @@ from app.specs import PromptRow
 from trainer.algorithms.bradley_terry import ensemble_score
 from trainer.algorithms.kl import k1
 from trainer.data import ChatEncoder, TokenSequence, slice_names
-from trainer.modeling import can_share, completion_outputs, device, trunk_of
+from trainer.generation import Tick, no_tick
+from trainer.modeling import device
 from trainer.packing import pack, token_parts
+from trainer.policy import can_share, completion_outputs, trunk_of
 from trainer.reward_model import RewardModel, load_reward_model
-from trainer.rollout import Response, Tick, no_tick
+from trainer.rollout import Response
 
 Scorer = Callable[[Sequence[Response]], Tensor]
 """Scores (N,) of responses: a reward model, or any function of what was said."""

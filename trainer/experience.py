@@ -14,9 +14,11 @@ from trainer.algorithms.logprobs import scatter_to_mask
 from trainer.critics import ActorCritic
 from trainer.data import TokenSequence
 from trainer.evaluation import Scorer, forward_batches
-from trainer.modeling import Reference, can_share, completion_outputs, device, trunk_of
+from trainer.generation import Tick
+from trainer.modeling import Reference, device
 from trainer.packing import pack
-from trainer.rollout import Response, Sampler, Tick
+from trainer.policy import can_share, completion_outputs, trunk_of
+from trainer.rollout import Response, Sampler
 from trainer.training import accelerator, deal, generator_at, sum_over_processes
 
 Wanted = list[tuple[PromptRow, list[int]]]
@@ -161,6 +163,8 @@ class Collector:
         self.module, self.reference, self.sampler, self.scorer = module, reference, sampler, scorer
         self.batch_size, self.pad_id, self.tick = batch_size, pad_id, tick
         self.numbers = {row.id: number for number, row in enumerate(rows)}
+        with reference() as model:  # may be of another architecture
+            self.reference_share = module.share and can_share(trunk_of(model))
 
     def collect(self, wanted: Wanted, clock: Clock) -> tuple[list[Response], Rollout]:
         """Responses of the policy as it is now. A sample depends on its prompt and its index, not on who draws it."""
@@ -200,10 +204,9 @@ class Collector:
                 logps[part] = scatter_to_mask(outputs.logps.cpu(), mask[part])
                 values[part] = scatter_to_mask(outputs.values.cpu(), mask[part])
         with self.reference() as reference:
-            share = self.module.share and can_share(trunk_of(reference))
-            for part, counts in deal(forward_batches(sequences, share)):
+            for part, counts in deal(forward_batches(sequences, self.reference_share)):
                 self.tick()
-                packed = pack([sequences[i] for i in part], self.pad_id, share).to(device())
+                packed = pack([sequences[i] for i in part], self.pad_id, self.reference_share).to(device())
                 if counts:
                     flat = completion_outputs(reference, packed, temperature).logps.cpu()
                     reference_logps[part] = scatter_to_mask(flat, mask[part])

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from app.errors import InvalidInput
-from trainer.data import ChatEncoder, TokenSequence, describe_left_out, read_demonstrations
+from trainer.data import ChatEncoder, encode_demonstrations, read_demonstrations
 from trainer.experience import DEMONSTRATIONS, in_turn
 from trainer.modeling import device
-from trainer.packing import pack, packed_length
+from trainer.packing import pack
 from trainer.training import Training, sum_over_processes
 
 EPISODES_A_DEMONSTRATION = 4  # in a minibatch: demonstrations shall steady the policy, not lead it
@@ -25,26 +25,15 @@ class Mix:
     def __init__(self, path: Path, encoder: ChatEncoder, coefficient: float, batch_size: int, pad_id: int) -> None:
         """Raises InvalidInput: a line is wrong, or no demonstration is left to train on."""
         self.coefficient, self.pad_id = coefficient, pad_id
-        self.sequences: list[TokenSequence] = []
-        weights: list[float] = []
-        left_out: dict[str, list[int]] = {}
-        for row in read_demonstrations(path):
-            if row.split != "train":
-                continue
-            fitted = encoder.fit(encoder.prompt(row.messages), [encoder.completion(row.response)])
-            if not row.weight or fitted is None:
-                reason = "have weight 0" if not row.weight else f"are longer than {encoder.max_length} tokens"
-                left_out.setdefault(reason, []).append(row.id)
-                continue
-            self.sequences += fitted
-            weights.append(row.weight)
-        self.dropped = describe_left_out(left_out, "demonstrations")
+        encoded = encode_demonstrations(read_demonstrations(path), encoder)
+        self.sequences = [demonstration.sequence for demonstration in encoded.train]
+        self.dropped = encoded.dropped
         if not self.sequences:
             raise InvalidInput(
                 f"{path.name} holds no demonstration to train on. {' '.join(self.dropped)}",
                 "Choose other demonstrations, or none.",
             )
-        self.weights = torch.tensor(weights)
+        self.weights = torch.tensor([demonstration.row.weight for demonstration in encoded.train])
         self.number = min(len(self.sequences), -(-batch_size // EPISODES_A_DEMONSTRATION))
 
     def accumulate(self, training: Training, share: bool) -> float:
@@ -60,7 +49,7 @@ class Mix:
         )
         chosen = [i for i, _turn in turns]
         weights = [float(self.weights[i]) * len(self.sequences[i].completion) for i in chosen]
-        lengths = [packed_length([sequence], share) for sequence in self.sequences]
+        lengths = [sequence.length for sequence in self.sequences]
         total = torch.zeros(1)
         with training.accelerator.no_sync(training.model):
             for part in training.parts(chosen, lengths):

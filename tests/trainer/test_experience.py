@@ -16,9 +16,10 @@ from trainer.algorithms.ppo import token_rewards
 from trainer.critics import ActorCritic, ValueHead
 from trainer.data import ChatEncoder
 from trainer.experience import Clock, Collector, Rollout, draw, in_turn, page_prompts, rollout_sizes
+from trainer.generation import no_tick
 from trainer.modeling import load_policy_and_reference, load_tokenizer, seed_everything, trainable_parameters
 from trainer.recipes.ppo import Learner, averaged, minibatches
-from trainer.rollout import Sampler, no_tick
+from trainer.rollout import Sampler
 from trainer.training import Training, generator_at
 
 ROWS = [PromptRow(id=10 + i, messages=user("Hm" * (1 + 4 * i))) for i in range(4)]

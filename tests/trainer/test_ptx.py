@@ -76,7 +76,7 @@ def test_what_cannot_be_learned_is_named(tiny_ref: ModelRef, tmp_path: Path) -> 
     mix = Mix(path, encoder, 0.5, 8, pad_id=2)
     assert len(mix.sequences) == mix.number == 1
     assert mix.dropped == (
-        "1 demonstrations are longer than 64 tokens: 0",
+        "1 demonstrations are longer than 64 tokens without their prompt: 0",
         "1 demonstrations have weight 0: 1",
     )
     write(path, [*rows[:2], rows[2].model_copy(update={"split": "heldout"})])

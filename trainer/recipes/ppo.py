@@ -53,6 +53,7 @@ from trainer.experience import (
     page_prompts,
     rollout_sizes,
 )
+from trainer.generation import Tick, no_tick
 from trainer.modeling import (
     device,
     load_policy_and_reference,
@@ -145,7 +146,7 @@ def train(
     # 2. Where we are: at the start, or where the last checkpoint was written.
     steps = [updates(spec, size) for size in sizes]
     training = Training(module, spec.optimiser, seed=spec.seed, total_steps=sum(steps), checkpoints=checkpoints)
-    learner = Learner(spec, training, module.share, pad_id, mix)
+    learner = Learner(spec, training, module.share, pad_id, mix, tick)
     progress, rollout = Progress(spec.kl_coef, asdict(RunningScale())), None
     pages = page_prompts(rows, spec.seed)
 
@@ -193,7 +194,6 @@ def train(
         first_step = sum(steps[:number])
         early = False
         for minibatch in [] if stop else minibatches(spec, training, number, size)[len(progress.watched) :]:
-            tick()
             watched = learner.accumulate(rollout, minibatch, advantages, returns)
             early = spec.approxkl_stop is not None and watched["policy/approxkl_avg"] > spec.approxkl_stop
             if early:
@@ -270,8 +270,11 @@ def minibatches(spec: PPOSpec, training: Training, rollout: int, size: int) -> l
 class Learner:
     """Gradients of minibatches of a rollout."""
 
-    def __init__(self, spec: PPOSpec, training: Training, share: bool, pad_id: int, mix: Mix | None) -> None:
-        self.spec, self.training, self.share, self.pad_id, self.mix = spec, training, share, pad_id, mix
+    def __init__(
+        self, spec: PPOSpec, training: Training, share: bool, pad_id: int, mix: Mix | None, tick: Tick = no_tick
+    ) -> None:
+        self.spec, self.training, self.share, self.pad_id = spec, training, share, pad_id
+        self.mix, self.tick = mix, tick
 
     def accumulate(
         self, rollout: Rollout, minibatch: Sequence[int], advantages: Tensor, returns: Tensor
@@ -290,6 +293,7 @@ class Learner:
         groups, lengths = prompt_groups(sequences, minibatch, self.share, spec.optimiser.microbatch_tokens)
         sums = torch.zeros(len(WATCHED))
         for part in training.parts(range(len(groups)), lengths):
+            self.tick()
             episodes = [i for group in part.rows for i in groups[group]]
             packed = pack([sequences[i] for i in episodes], self.pad_id, self.share).to(device())
             new = training.model(packed, spec.temperature, True)
