@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from app.errors import ModelUnavailable
 from app.specs import Lora
 from trainer.evaluation import scoring_heads
-from trainer.modeling import Policy, device, lora_config, trunk_of
+from trainer.modeling import device, lora_config
 from trainer.packing import Packed
+from trainer.policy import Policy, trunk_of
 from trainer.precision import set_compute_dtype
 from trainer.reward_model import load_reward_model
 

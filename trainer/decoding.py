@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from trainer.modeling import trunk_of
+from trainer.policy import trunk_of
 from trainer.precision import computes_in
 
 CACHE_BLOCK = 64  # positions a cache grows by

@@ -16,7 +16,7 @@ from torch import Tensor
 from trainer.algorithms.logprobs import token_logps
 from trainer.data import TokenSequence, collate
 from trainer.decoding import PackedLinears, draw, is_roomy, new_cache
-from trainer.modeling import trunk_of, vocabulary_logits
+from trainer.policy import trunk_of, vocabulary_logits
 from trainer.precision import autocast, computes_in
 
 log = logging.getLogger(__name__)

@@ -12,13 +12,13 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -26,7 +26,6 @@ from app.artifacts import ArtifactStore
 from app.errors import ModelUnavailable, NotFound
 from app.settings import Settings
 from app.specs import Lora, ModelRef, Precision
-from trainer.algorithms.logprobs import entropy, token_logps
 from trainer.checkpoints import Checkpoints
 from trainer.checks import (
     ADAPTER_CONFIG,
@@ -37,9 +36,9 @@ from trainer.checks import (
     refuse_pickles,
     require_tokens_fit,
 )
-from trainer.data import TokenSequence, end_of_turn_id
-from trainer.packing import Packed, pack
-from trainer.precision import autocast, choose, computes_in, set_compute_dtype
+from trainer.data import end_of_turn_id
+from trainer.policy import trunk_of
+from trainer.precision import choose, set_compute_dtype
 from trainer.training import accelerator, the_main_processes
 
 log = logging.getLogger(__name__)
@@ -305,120 +304,6 @@ def _second_adapter(model: PeftModel) -> Iterator[Any]:
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-# ---- running ---------------------------------------------------------------------------------------------------------
-
-
-def trunk_of(model: Any) -> Any:
-    """The decoder without its head (adapters inside it included), of a plain or peft causal LM or classifier."""
-    return (model.get_base_model() if isinstance(model, PeftModel) else model).base_model
-
-
-def hidden_states(trunk: Any, packed: Packed) -> Tensor:
-    """Last hidden states (R * T, H) by flat place, after the final norm; meaningless at padding."""
-    places = {}
-    if packed.attention_mask is not None:
-        places = {"attention_mask": packed.attention_mask, "position_ids": packed.position_ids}
-    # Without a mask padding is on the right only: causal attention never reaches it, positions are 0, 1, 2..., and
-    # attention without a mask takes the faster kernels.
-    with autocast(trunk):
-        return trunk(input_ids=packed.input_ids, use_cache=False, **places).last_hidden_state.flatten(0, 1)
-
-
-def vocabulary_logits(model: Any, hidden: Tensor) -> Tensor:
-    """fp32 logits (..., V) of hidden states (..., H), with the scaling and capping some architectures put on top."""
-    causal = model.get_base_model() if isinstance(model, PeftModel) else model
-    config = causal.config.get_text_config()
-    with autocast(trunk_of(model)):
-        logits = causal.get_output_embeddings()(hidden).float()
-    if scale := getattr(config, "logit_scale", None):  # Cohere
-        logits = logits * scale
-    if scaling := getattr(config, "logits_scaling", None):  # Granite
-        logits = logits / scaling
-    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
-        logits = cap * torch.tanh(logits / cap)
-    return logits
-
-
-class TokenOutputs(NamedTuple):
-    """Of the N completion tokens of a packed batch.
-
-    Attributes:
-        logps: (N,) in fp32.
-        entropy: (N,) in nats, without gradient, where asked for.
-        hidden: (N, H) states before them.
-        correct: (N,) whether the token was the likeliest one, where asked for.
-    """
-
-    logps: Tensor
-    entropy: Tensor | None
-    hidden: Tensor
-    correct: Tensor | None = None
-
-
-def completion_outputs(
-    model: Any, packed: Packed, temperature: float = 1.0, entropies: bool = False, accuracy: bool = False
-) -> TokenOutputs:
-    """One forward pass. The vocabulary projection, a fifth of a small model's work, is run where it is needed only."""
-    hidden = hidden_states(trunk_of(model), packed)[packed.predictors]
-    logits = vocabulary_logits(model, hidden)
-    logps = token_logps(logits, packed.targets, temperature)
-    return TokenOutputs(
-        logps,
-        entropy(logits.detach(), temperature) if entropies else None,
-        hidden,
-        logits.detach().argmax(-1) == packed.targets if accuracy else None,
-    )
-
-
-class Policy(nn.Module):
-    """A causal LM to be trained, run through `forward` only, as processes and shards need it.
-
-    Attributes:
-        causal: the language model, peft or plain.
-        share: whether prompts may be shared in a row (see `can_share`).
-    """
-
-    def __init__(self, causal: Any) -> None:
-        super().__init__()
-        self.causal, self.share = causal, can_share(trunk_of(causal))
-
-    def forward(
-        self, packed: Packed, temperature: float = 1.0, entropies: bool = False, accuracy: bool = False
-    ) -> TokenOutputs:
-        return completion_outputs(self.causal, packed, temperature, entropies, accuracy)
-
-
-@torch.no_grad()
-def can_share(trunk: Any) -> bool:
-    """Whether a trunk reads packed rows right: completions after one shared prompt, groups side by side in a row.
-
-    Tried on the model itself. Attention that takes no such mask, recurrent layers and positions of another kind show;
-    attention windows shorter than the test would not, so a model with a window reads every sequence alone.
-    """
-    config = trunk.config.get_text_config()
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        return False
-    ids = torch.randint(0, config.vocab_size, (24,), generator=torch.Generator().manual_seed(0)).tolist()
-    a, b = ids[:7], ids[7:10]
-    sequences = [TokenSequence(a, ids[10:13]), TokenSequence(a, ids[13:18]), TokenSequence(b, ids[18:20])]
-    sequences += [TokenSequence(b, ids[20:24])]
-    where = next(trunk.parameters()).device
-    try:
-        states = []
-        for share in (False, True):
-            packed = pack(sequences, 0, share).to(where)
-            states.append(hidden_states(trunk, packed)[packed.predictors].float())
-    except (RuntimeError, ValueError, TypeError, IndexError):
-        shared = False
-    else:
-        alone, together = states
-        tolerance = 1e-4 if computes_in(trunk) == torch.float32 else 5e-2
-        shared = bool((alone - together).abs().max() <= tolerance * alone.abs().max())
-    if not shared:
-        log.warning("%s does not read shared prompts right; every response is read with its own.", config.model_type)
-    return shared
 
 
 # ---- the policy on disk ----------------------------------------------------------------------------------------------

@@ -23,8 +23,9 @@ from app.artifacts import ArtifactStore, digest_folder
 from app.specs import ModelRef
 from trainer.checks import ADAPTER_CONFIG, local_folder
 from trainer.data import TokenSequence, chunks
-from trainer.modeling import TokenOutputs, completion_outputs, device, trunk_of
+from trainer.modeling import device
 from trainer.packing import Packed, pack, packed_length, token_parts
+from trainer.policy import TokenOutputs, completion_outputs, trunk_of
 from trainer.precision import computes_in
 from trainer.training import accelerator, deal, sum_over_processes, the_main_processes
 

@@ -14,18 +14,16 @@ from app.specs import Lora, ModelRef
 from trainer.checks import refuse_nan, refuse_pickles
 from trainer.data import end_of_turn_id
 from trainer.modeling import (
-    can_share,
     device,
-    hidden_states,
     load_causal_lm,
     load_tokenizer,
     loading,
     lora_config,
-    trunk_of,
     trusts_remote_code,
     working_dtype,
 )
 from trainer.packing import Packed
+from trainer.policy import can_share, hidden_states, trunk_of
 
 POOLING = "last_valid_token"
 REWARD = "reward"  # the head, or the prefix of the heads, whose score is the reward; others are aspects

@@ -14,17 +14,15 @@ from app.specs import Lora, ModelRef
 from tests.trainer.conftest import user
 from trainer.data import ChatEncoder, TokenSequence
 from trainer.modeling import (
-    completion_outputs,
     load_causal_lm,
     load_policy_and_reference,
     load_tokenizer,
     resolve,
     save_policy,
     trainable_parameters,
-    trunk_of,
-    vocabulary_logits,
 )
 from trainer.packing import Packed, pack
+from trainer.policy import completion_outputs, trunk_of, vocabulary_logits
 
 TEXTS = {"Say hi": "Hi", "Name a colour, please": "Green is one of them", "Why?": ""}
 

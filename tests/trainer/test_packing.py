@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from trainer.data import TokenSequence
-from trainer.modeling import Policy, can_share, completion_outputs, hidden_states, trunk_of
 from trainer.packing import Packed, groups_of, pack, packed_length, token_parts, visible
+from trainer.policy import Policy, can_share, completion_outputs, hidden_states, trunk_of
 
 EOS = 2
 SHAPE = {

@@ -15,8 +15,9 @@ from trainer import precision
 from trainer.activations import recompute_activations
 from trainer.checkpoints import Checkpoints
 from trainer.data import TokenSequence
-from trainer.modeling import Policy, load_causal_lm, load_policy_and_reference, trainable_parameters, working_dtype
+from trainer.modeling import load_causal_lm, load_policy_and_reference, trainable_parameters, working_dtype
 from trainer.packing import pack
+from trainer.policy import Policy
 from trainer.precision import Rates, choose, measure
 from trainer.reward_model import new_reward_model
 from trainer.training import Training

@@ -11,8 +11,9 @@ from app.specs import Lora, ModelRef
 from tests.trainer.conftest import build_model
 from trainer import reference_logps as module
 from trainer.data import TokenSequence
-from trainer.modeling import TokenOutputs, completion_outputs, load_causal_lm
+from trainer.modeling import load_causal_lm
 from trainer.packing import Packed
+from trainer.policy import TokenOutputs, completion_outputs
 from trainer.reference_logps import completion_logps, key_of, model_digest, reference_logps
 
 

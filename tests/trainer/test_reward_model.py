@@ -8,8 +8,9 @@ from app.errors import ModelUnavailable
 from app.specs import Lora, ModelRef
 from tests.trainer.conftest import user
 from trainer.data import ChatEncoder, TokenSequence
-from trainer.modeling import load_tokenizer, seed_everything, trainable_parameters, trunk_of
+from trainer.modeling import load_tokenizer, seed_everything, trainable_parameters
 from trainer.packing import Packed, pack
+from trainer.policy import trunk_of
 from trainer.reward_model import head_names, load_reward_model, new_reward_model, save_reward_model
 
 TEXTS = {"Say hi": "Hi", "Name a colour, please": "Green is one of them", "Why?": ""}

@@ -17,7 +17,8 @@ from app.specs import DemonstrationRow, Lora, ModelRef, Optimiser, SFTSpec
 from tests.trainer.conftest import user, write_rows
 from trainer.checkpoints import Checkpoints
 from trainer.data import ChatEncoder, encode_demonstrations
-from trainer.modeling import PLAIN_CHAT_TEMPLATE, Policy, load_causal_lm, load_tokenizer
+from trainer.modeling import PLAIN_CHAT_TEMPLATE, load_causal_lm, load_tokenizer
+from trainer.policy import Policy
 from trainer.recipes import sft
 from trainer.reporting import ConsoleReporter, PolicyResult
 

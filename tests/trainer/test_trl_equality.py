@@ -22,8 +22,8 @@ from trainer.algorithms.bradley_terry import bradley_terry_loss, centering_penal
 from trainer.algorithms.logprobs import projected_logps, sequence_logps, token_logps
 from trainer.algorithms.preference import PairLogps, dpo_loss, kto_loss, kto_reference_point, preference_loss
 from trainer.data import TokenSequence, collate
-from trainer.modeling import Policy
 from trainer.packing import pack
+from trainer.policy import Policy
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -202,9 +202,7 @@ def test_a_worker_that_lost_its_run_writes_nothing(session: Session, engine: Eng
     service.run_started(session, run)
     session.commit()
     assert run.started_at is not None
-    old = RunRecorder(
-        make_session_factory(engine), run.id, run.started_at, threading.Event(), ArtifactStore(tmp_path)
-    )
+    old = RunRecorder(make_session_factory(engine), run.id, run.started_at, threading.Event(), ArtifactStore(tmp_path))
     service.run_started(session, run)  # another worker took it
     session.commit()
     old.metrics(1, {"loss": 1.0})

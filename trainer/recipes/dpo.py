@@ -35,7 +35,6 @@ from trainer.data import (
     slice_names,
 )
 from trainer.modeling import (
-    Policy,
     device,
     load_causal_lm,
     load_policy_and_reference,
@@ -47,6 +46,7 @@ from trainer.modeling import (
     working_dtype,
 )
 from trainer.packing import pack, packed_length
+from trainer.policy import Policy
 from trainer.reference_logps import Group, Tick, completion_logps, reference_logps
 from trainer.reporting import PolicyResult, Reporter
 from trainer.training import Training, sum_over_processes

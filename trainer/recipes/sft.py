@@ -21,7 +21,6 @@ from app.specs import SFTSpec
 from trainer.checkpoints import Checkpoints
 from trainer.data import ChatEncoder, Demonstration, encode_demonstrations, read_demonstrations, slice_names
 from trainer.modeling import (
-    Policy,
     device,
     load_causal_lm,
     load_tokenizer,
@@ -32,6 +31,7 @@ from trainer.modeling import (
     working_dtype,
 )
 from trainer.packing import pack, token_parts
+from trainer.policy import Policy
 from trainer.reporting import PolicyResult, Reporter
 from trainer.training import Training, deal, sum_over_processes
 
