@@ -25,6 +25,10 @@ Wanted = list[tuple[PromptRow, list[int]]]
 """Prompts, each with the indices of the samples that are wanted of it."""
 
 
+PROMPTS, MINIBATCHES, DEMONSTRATIONS, PAGES = range(4)  # first part of a random generator's place
+PAGE_SAMPLE = -1  # index of the sample that a page shows: none that is trained on has it
+
+
 # ---- which prompt when: functions of the seed and the place in the run -----------------------------------------------
 
 
@@ -78,10 +82,6 @@ def page_prompts(rows: Sequence[PromptRow], seed: int, most: int = 8) -> list[Pr
         for item in rows[best].slices.items():
             shown[item] = shown.get(item, 0) + 1
     return [rows[i] for i in chosen]
-
-
-PROMPTS, MINIBATCHES, DEMONSTRATIONS, PAGES = range(4)  # first part of a random generator's place
-PAGE_SAMPLE = -1  # index of the sample that a page shows: none that is trained on has it
 
 
 # ---- rollouts --------------------------------------------------------------------------------------------------------
