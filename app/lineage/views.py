@@ -58,15 +58,7 @@ def tables(value: Any, path: tuple[str, ...] = ()) -> Iterator[Table]:
     """
     title = ": ".join(path)
     if isinstance(value, list):
-        yield _of_rows(
-            title,
-            (),
-            [
-                (),
-            ]
-            * len(value),
-            value,
-        )
+        yield _of_rows(title, (), [()] * len(value), value)
         return
     plain = {name: each for name, each in value.items() if _is_plain(each)}
     flat = {name: each for name, each in value.items() if isinstance(each, dict) and each and _is_flat(each)}

@@ -1,26 +1,33 @@
-"""Rounds: what one would read, starting, cancelling and retrying it, and what happens when one of its runs ends.
+"""Rounds: what one would read; starting, cancelling and retrying it. What its runs report is in `app.rounds.runs`.
 
 Each function works in the caller's transaction and never commits: a round, its snapshot's row, its first run and that
 run's job appear together or not at all. Rows are locked in one order: run, project, round.
 """
 
-import logging
-from datetime import UTC, datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import func
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from app.accounts.service import audit
 from app.artifacts import ArtifactStore
-from app.domain.rounds import ACTIVE, after, stage_of
-from app.errors import Conflict, InvalidInput, PrefloopError
+from app.domain.rounds import ACTIVE, stage_of
+from app.errors import Conflict, InvalidInput
 from app.models import ModelVersion, Project, Round, Run, User
 from app.queue import enqueue_run
 from app.rounds import queries, stages
 from app.rounds.forms import RoundConfig
 from app.rounds.queries import stored_samples
+from app.rounds.runs import (
+    LOCK,
+    end_round,
+    enqueue_stage,
+    run_cancelled,
+    run_failed,
+    run_finished,
+    run_given_back,
+    run_progressed,
+    run_started,
+)
 from app.rounds.sampling import NewSample, store_samples
 from app.rounds.snapshots import demonstration_counts, demonstration_rows, freeze, freeze_demonstrations, would_read
 from app.rounds.stages import Maker, checkpoints_of, output_of, samples_of
@@ -49,12 +56,8 @@ __all__ = [
     "stored_samples",
 ]
 
-log = logging.getLogger(__name__)
-
 MIN_DEMONSTRATIONS = 20
 MIN_PAIRS = 20  # with a winner; from fewer, training would learn noise (trainer.data refuses them too)
-# FOR NO KEY UPDATE: it must not wait for an import, whose new rows merely refer to the project.
-LOCK = {"key_share": True}
 FEW_PAIRS = 100  # below this a reward model learns little
 FIRST_PROMPTS = 200  # prompts sampled before the first round
 
@@ -187,7 +190,7 @@ def start(session: Session, store: ArtifactStore, project: Project, operator: Us
         snapshot=snapshot.digest,
         config=round_.config,
     )
-    _enqueue_stage(Maker(session, store, project), round_)
+    enqueue_stage(Maker(session, store, project), round_)
     if past:
         # It can no longer be retried, so nothing will go on from what its runs had kept.
         for run in queries.runs_of(session, past[0].id):
@@ -244,7 +247,7 @@ def cancel(session: Session, round_: Round, actor: User) -> None:
     for run in unfinished:
         _cancel(session, run)
     if not unfinished:
-        _end(round_, "cancelled")
+        end_round(round_, "cancelled")
 
 
 def cancel_run(session: Session, run: Run, actor: User) -> None:
@@ -287,7 +290,7 @@ def retry(
     if failed := [run for run in runs if run.state == "failed"]:
         _requeue(session, failed[-1])
     else:  # it failed before the stage's run could be made
-        _enqueue_stage(Maker(session, store, project, server), round_)
+        enqueue_stage(Maker(session, store, project, server), round_)
 
 
 def retry_run(session: Session, run: Run, actor: User) -> None:
@@ -306,112 +309,6 @@ def _requeue(session: Session, run: Run) -> None:
     enqueue_run(session, run.id)
 
 
-# ---- what the worker reports; it holds the run's row locked ----------------------------------------------------------
-
-
-def run_started(session: Session, run: Run) -> None:
-    """The worker has taken a run. Counts the attempt and forgets what an earlier one, if it died, had reported.
-
-    Raises:
-        ImpossibleTransition: the run's round has ended, or waits for another stage.
-    """
-    if run.round_id is not None:
-        round_ = session.get_one(Round, run.round_id, with_for_update=LOCK)
-        round_.state = after(round_.state, "started", stages.plan_of(round_))
-    run.state = "running"
-    run.attempts += 1
-    run.attempts_since_checkpoint += 1
-    # Also the worker's proof that the run is still its own: see trainer.recording.
-    run.started_at = run.heartbeat_at = session.scalar(func.clock_timestamp())
-    run.progress_done, run.progress_total, run.progress_message = 0, 0, ""
-
-
-def run_progressed(run: Run) -> None:
-    """A checkpoint was written: a worker's death after this is no sign that the run kills its workers."""
-    run.attempts_since_checkpoint = 0
-
-
-def run_given_back(session: Session, run: Run) -> None:
-    """The worker stops and returns the run to the queue, as if this attempt had not been."""
-    run.state = "queued"
-    run.attempts -= 1
-    run.attempts_since_checkpoint = max(0, run.attempts_since_checkpoint - 1)
-    enqueue_run(session, run.id)
-
-
-def run_finished(
-    session: Session,
-    store: ArtifactStore,
-    run: Run,
-    result: dict[str, Any],
-    digest: str | None = None,
-    server: SamplingServer | None = None,
-) -> None:
-    """A run has succeeded and what it made is saved: records the model, advances the round, enqueues the next run.
-
-    Where the next run cannot be made, the round fails in that stage and says why; what this run made is kept.
-
-    Args:
-        result: the recipe's figures, JSON.
-        digest: of the model folder at `output_of(run.id)`, for runs that train one.
-    """
-    run.state, run.result, run.finished_at = "succeeded", result, _now()
-    if run.round_id is None:
-        return
-    project = session.get_one(Project, run.project_id, with_for_update=LOCK)
-    round_ = session.get_one(Round, run.round_id, with_for_update=LOCK)
-    if run.kind in ("sft", "reward", "dpo", "ppo"):
-        model = stages.record_model(session, round_, run, digest, result)
-        if model.role != "reward" and not run.cancel_requested:
-            project.policy_id = model.id
-            if model.role == "sft":
-                project.reference_id = model.id
-    if run.cancel_requested:
-        _end(round_, "cancelled")
-        return
-    round_.state = after(round_.state, "succeeded", stages.plan_of(round_))
-    if round_.state == "done":
-        round_.finished_at = _now()
-        return
-    try:
-        with session.begin_nested():
-            _enqueue_stage(Maker(session, store, project, server), round_)
-    except DBAPIError:
-        raise  # the whole transaction is repeated
-    except Exception as error:
-        log.exception("The stage %s of round %d could not begin", round_.state, round_.id)
-        reason = str(error) if isinstance(error, PrefloopError) else f"{type(error).__name__}: {error}"
-        round_.error = f"The stage “{round_.state}” could not begin. {reason}"
-        _end(round_, "failed")
-
-
-def run_failed(session: Session, run: Run, error: str) -> None:
-    """A run has failed, and with it its round, which says so and can be retried."""
-    run.state, run.error, run.finished_at = "failed", error, _now()
-    _end_round_of(session, run, "failed", error)
-
-
-def run_cancelled(session: Session, run: Run) -> None:
-    run.state, run.finished_at = "cancelled", _now()
-    _end_round_of(session, run, "cancelled")
-
-
-def _end_round_of(session: Session, run: Run, how: Literal["failed", "cancelled"], error: str | None = None) -> None:
-    """A round that has ended already stays as it is: its run was left over."""
-    round_ = session.get_one(Round, run.round_id, with_for_update=LOCK) if run.round_id is not None else None
-    if round_ is not None and round_.state in ACTIVE:
-        round_.error = error
-        _end(round_, how)
-
-
-def _enqueue_stage(maker: Maker, round_: Round) -> None:
-    enqueue_run(maker.session, maker.run_of(round_).id)
-
-
-def _end(round_: Round, how: Literal["failed", "cancelled"]) -> None:
-    round_.state, round_.finished_at = after(round_.state, how), _now()
-
-
 def _lock(session: Session, row: Project | Round | Run) -> None:
     """Waits for whoever changes the row (two people pressing Start at once) and reads what they left."""
     session.flush()  # refreshing would forget what is not written yet
@@ -421,7 +318,3 @@ def _lock(session: Session, row: Project | Round | Run) -> None:
 def _refuse_second(session: Session, project: Project) -> None:
     if active := queries.active_round(session, project.id):
         raise Conflict(f"Round {active.number} is still {active.state}.", "Wait until it is done, or cancel it.")
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)

@@ -14,8 +14,8 @@ from app.domain.proportions import wilson
 from app.domain.rounds import ACTIVE, stage_of
 from app.domain.slices import of_prompt
 from app.models import ModelVersion, Project, Round, Run, Snapshot
-from app.rounds import queries
-from app.rounds.queries import HumanEval
+from app.rounds import queries, result_queries
+from app.rounds.result_queries import HumanEval
 from app.rounds.stages import plan_of, samples_of
 
 ACCURACY, KL, REWARD = "eval_accuracy", "eval_objective/kl", "eval_objective/scores"
@@ -107,7 +107,7 @@ def metrics(session: Session, round_: Round, after: str) -> dict[str, Any]:
     """
     runs = queries.runs_of(session, round_.id)
     run_id, step = parse_cursor(after)
-    rows = queries.metrics_from(session, [run.id for run in runs], run_id, step)
+    rows = result_queries.metrics_from(session, [run.id for run in runs], run_id, step)
     cursor = f"{rows[-1].run_id}.{rows[-1].step}" if rows else f"{run_id}.{step}"
     kinds = {run.id: run.kind for run in runs}
     return status(round_, runs) | {
@@ -164,7 +164,7 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
     kinds = {run.id: run.kind for run in runs}
     summaries: dict[str, dict[str, float]] = defaultdict(dict)
     by_slice: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
-    for row in queries.last_values(session, [run.id for run in runs]):
+    for row in result_queries.last_values(session, [run.id for run in runs]):
         if row.slice:
             by_slice[row.slice][kinds[row.run_id]][row.name] = row.value
         else:
@@ -189,7 +189,7 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
         charts=[chart for chart in CHARTS if used & set(chart.kinds)],
         summaries=dict(summaries),
         slices=sorted(by_slice.items()),
-        opened={p: counts for (_, p), counts in queries.opened_comparisons(session, [round_.id]).items()},
+        opened={p: counts for (_, p), counts in result_queries.opened_comparisons(session, [round_.id]).items()},
         wins=win_rates(session, [round_.id]).get((round_.id, "")),
         cancelling=round_.state in ACTIVE and any(run.cancel_requested for run in runs),
         reads=reads(round_.algorithm, snapshot.counts) if snapshot else "",
@@ -219,7 +219,7 @@ def win_rate(counts: HumanEval) -> WinRate | None:
 def win_rates(session: Session, round_ids: list[int]) -> dict[tuple[int, str], WinRate]:
     """By round and slice ("" is all)."""
     sums: dict[tuple[int, str], HumanEval] = defaultdict(lambda: HumanEval(0, 0, 0))
-    for row in queries.human_eval(session, round_ids):
+    for row in result_queries.human_eval(session, round_ids):
         counts = HumanEval(row.wins, row.ties, row.losses)
         tags = of_prompt(row.domain, row.difficulty, row.safety_category, "")
         for name in ["", *(f"{kind}={value}" for kind, value in tags.items())]:
@@ -265,10 +265,10 @@ def loop(session: Session, project: Project) -> Loop:
     rounds = queries.rounds(session, project.id)[::-1]
     ids = [round_.id for round_ in rounds]
     values: dict[tuple[int, str, str, str], float] = {}
-    for row in queries.round_values(session, ids, (ACCURACY, KL, REWARD)):
+    for row in result_queries.round_values(session, ids, (ACCURACY, KL, REWARD)):
         values[row.round_id, row.kind, row.name, row.slice] = row.value
     wins = win_rates(session, ids)
-    snapshots = queries.snapshots_of(session, ids)
+    snapshots = result_queries.snapshots_of(session, ids)
 
     def row_of(round_: Round, slice_: str) -> RoundRow:
         counts = snapshots.get(round_.id, {})

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from app.artifacts import ArtifactStore
 from app.errors import Conflict
 from app.models import Comparison, Completion, Project, Round, Run
-from app.rounds import queries, service
+from app.rounds import queries, result_queries, service
 from app.rounds.service import store_samples
 from tests import factories
 from tests.rounds.loop import GENERATION, decided, new_samples
@@ -165,9 +165,9 @@ def test_the_win_rate_counts_the_new_policys_side(session: Session, store: Artif
     judged(new, old, -1)  # a win
     judged(new, old, 1)  # a loss
     judged(old, new, 0)  # a tie
-    (row,) = queries.human_eval(session, [round_.id])
+    (row,) = result_queries.human_eval(session, [round_.id])
     assert (row.domain, row.wins, row.ties, row.losses) == ("safety", 2, 1, 1)
-    assert queries.opened_comparisons(session, [round_.id]) == {(round_.id, "human_eval"): (4, 4)}
+    assert result_queries.opened_comparisons(session, [round_.id]) == {(round_.id, "human_eval"): (4, 4)}
 
 
 def test_a_project_without_a_rubric_says_so(session: Session, store: ArtifactStore) -> None:

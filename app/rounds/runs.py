@@ -1,0 +1,133 @@
+"""What the worker reports of a run, and what follows for its round. The worker holds the run's row locked.
+
+Each function works in the caller's transaction and never commits. Rows are locked in one order: run, project, round.
+"""
+
+import logging
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from sqlalchemy import func
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from app.artifacts import ArtifactStore
+from app.domain.rounds import ACTIVE, after
+from app.errors import PrefloopError
+from app.models import Project, Round, Run
+from app.queue import enqueue_run
+from app.rounds import stages
+from app.rounds.stages import Maker
+from app.settings import SamplingServer
+
+log = logging.getLogger(__name__)
+
+# FOR NO KEY UPDATE: it must not wait for an import, whose new rows merely refer to the project.
+LOCK = {"key_share": True}
+
+
+def run_started(session: Session, run: Run) -> None:
+    """The worker has taken a run. Counts the attempt and forgets what an earlier one, if it died, had reported.
+
+    Raises:
+        ImpossibleTransition: the run's round has ended, or waits for another stage.
+    """
+    if run.round_id is not None:
+        round_ = session.get_one(Round, run.round_id, with_for_update=LOCK)
+        round_.state = after(round_.state, "started", stages.plan_of(round_))
+    run.state = "running"
+    run.attempts += 1
+    run.attempts_since_checkpoint += 1
+    # Also the worker's proof that the run is still its own: see trainer.recording.
+    run.started_at = run.heartbeat_at = session.scalar(func.clock_timestamp())
+    run.progress_done, run.progress_total, run.progress_message = 0, 0, ""
+
+
+def run_progressed(run: Run) -> None:
+    """A checkpoint was written: a worker's death after this is no sign that the run kills its workers."""
+    run.attempts_since_checkpoint = 0
+
+
+def run_given_back(session: Session, run: Run) -> None:
+    """The worker stops and returns the run to the queue, as if this attempt had not been."""
+    run.state = "queued"
+    run.attempts -= 1
+    run.attempts_since_checkpoint = max(0, run.attempts_since_checkpoint - 1)
+    enqueue_run(session, run.id)
+
+
+def run_finished(
+    session: Session,
+    store: ArtifactStore,
+    run: Run,
+    result: dict[str, Any],
+    digest: str | None = None,
+    server: SamplingServer | None = None,
+) -> None:
+    """A run has succeeded and what it made is saved: records the model, advances the round, enqueues the next run.
+
+    Where the next run cannot be made, the round fails in that stage and says why; what this run made is kept.
+
+    Args:
+        result: the recipe's figures, JSON.
+        digest: of the model folder at `output_of(run.id)`, for runs that train one.
+    """
+    run.state, run.result, run.finished_at = "succeeded", result, _now()
+    if run.round_id is None:
+        return
+    project = session.get_one(Project, run.project_id, with_for_update=LOCK)
+    round_ = session.get_one(Round, run.round_id, with_for_update=LOCK)
+    if run.kind in ("sft", "reward", "dpo", "ppo"):
+        model = stages.record_model(session, round_, run, digest, result)
+        if model.role != "reward" and not run.cancel_requested:
+            project.policy_id = model.id
+            if model.role == "sft":
+                project.reference_id = model.id
+    if run.cancel_requested:
+        end_round(round_, "cancelled")
+        return
+    round_.state = after(round_.state, "succeeded", stages.plan_of(round_))
+    if round_.state == "done":
+        round_.finished_at = _now()
+        return
+    try:
+        with session.begin_nested():
+            enqueue_stage(Maker(session, store, project, server), round_)
+    except DBAPIError:
+        raise  # the whole transaction is repeated
+    except Exception as error:
+        log.exception("The stage %s of round %d could not begin", round_.state, round_.id)
+        reason = str(error) if isinstance(error, PrefloopError) else f"{type(error).__name__}: {error}"
+        round_.error = f"The stage “{round_.state}” could not begin. {reason}"
+        end_round(round_, "failed")
+
+
+def run_failed(session: Session, run: Run, error: str) -> None:
+    """A run has failed, and with it its round, which says so and can be retried."""
+    run.state, run.error, run.finished_at = "failed", error, _now()
+    _end_round_of(session, run, "failed", error)
+
+
+def run_cancelled(session: Session, run: Run) -> None:
+    run.state, run.finished_at = "cancelled", _now()
+    _end_round_of(session, run, "cancelled")
+
+
+def _end_round_of(session: Session, run: Run, how: Literal["failed", "cancelled"], error: str | None = None) -> None:
+    """A round that has ended already stays as it is: its run was left over."""
+    round_ = session.get_one(Round, run.round_id, with_for_update=LOCK) if run.round_id is not None else None
+    if round_ is not None and round_.state in ACTIVE:
+        round_.error = error
+        end_round(round_, how)
+
+
+def enqueue_stage(maker: Maker, round_: Round) -> None:
+    enqueue_run(maker.session, maker.run_of(round_).id)
+
+
+def end_round(round_: Round, how: Literal["failed", "cancelled"]) -> None:
+    round_.state, round_.finished_at = after(round_.state, how), _now()
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
