@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: help run test lint format docs clean
+.PHONY: help run test lint format docs benchmark clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 14
@@ -43,6 +43,9 @@ format: $(DEV_STAMP) ## rewrite the code in the house's format
 
 docs: $(DEV_STAMP) ## write the settings table into README.md
 	$(BIN)/python -c 'import pathlib, re; from app.settings import markdown_table as t; p = pathlib.Path("README.md"); p.write_text(re.sub(r"(?s)(<!-- settings -->\n).*?(\n<!-- /settings -->)", lambda m: m[1] + t() + m[2], p.read_text()))'
+
+benchmark: $(DEV_STAMP) ## speed of training and sampling beside TRL and transformers (DATA="file.jsonl ...": pairs to train on)
+	$(BIN)/python -m benchmarks $(DATA)
 
 clean: ## remove what was installed and built (no data)
 	rm -rf $(VENV) static/vendor .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist

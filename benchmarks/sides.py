@@ -171,7 +171,7 @@ def theirs(job: Job) -> Outcome:
             from trainer.reward_model import new_reward_model
 
             seed_everything(SEED)
-            head, _merge = new_reward_model(ModelRef(base=job.model), None)
+            head = new_reward_model(ModelRef(base=job.model), None)
             classifier = head.classifier
             classifier.config.pad_token_id = tokenizer.pad_token_id = 0  # a token that ends no response
             config = RewardConfig(**settings)

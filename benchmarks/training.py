@@ -49,8 +49,8 @@ def run(side: str, job: Job, with_reference: bool = False) -> Figures:
     return Figures(job.batch_size * len(counted) / (sum(counted) + reference), said["peak_mib"], said["losses"])
 
 
-def compare(name: str, ours: Job, theirs: Job, peer: str, repeats: int, with_reference: bool = False) -> str:
-    """Both sides in turn; the line with the ratio of their median rates. The peer `plain` is ours, pair by pair."""
+def compare(name: str, ours: Job, theirs: Job, peer: str, repeats: int, with_reference: bool = False) -> float:
+    """Both sides in turn; the ratio of their median rates. The peer `plain` is ours, pair by pair."""
     mine, others = [], []
     for _ in range(repeats):
         mine.append(run("ours", ours, with_reference))
@@ -68,7 +68,7 @@ def compare(name: str, ours: Job, theirs: Job, peer: str, repeats: int, with_ref
         f"ratios {min(spread):.2f} to {max(spread):.2f}",
         flush=True,
     )
-    return f"ratio {name} {rates[0] / rates[1]:.2f}"
+    return rates[0] / rates[1]
 
 
 def lengths_of(rows: Sequence[PairRow], model: str) -> str:
@@ -97,16 +97,17 @@ def matmul_rate() -> float:
     return best
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> list[str]:
+    """Prints figures as they come, and returns the lines with the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="*", type=Path, help="pairs in any import format; none: made pairs")
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--only", choices=["dpo", "dpo_stored_reference", "reward", "ranking_k4"])
     parser.add_argument("--steps", type=int, default=3, help="optimiser steps, the first not counted")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--store", type=Path, default=Path(".benchmark"), help="where the model is kept")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
 
     torch.manual_seed(0)
     store = ArtifactStore(args.store.absolute())
@@ -119,33 +120,30 @@ def main() -> None:
         sets[path.parent.name if path.stem == "pairs" or path.name.startswith("pairs.") else path.stem] = [
             rows[i] for i in pick
         ]
-    print(f"{torch.get_num_threads()} threads, fp32 matrix products {matmul_rate() / 1e9:.0f} GFLOP/s")
+    threads = torch.get_num_threads()
+    print(f"{threads} threads, fp32 matrix products {matmul_rate() / 1e9:.0f} GFLOP/s")
 
-    lines: list[str] = []
+    ratios: dict[str, list[float]] = {}
     for name, rows in sets.items():
-        print(f"{name}: {lengths_of(rows, model)}")
-        common: dict[str, Any] = {
-            "model": model,
-            "rows": rows,
-            "batch_size": args.batch_size,
-            "threads": torch.get_num_threads(),
-        }
-        for kind, precomputed in (("dpo", False), ("dpo_stored_reference", True), ("reward", False)):
+        print(f"{name}: {lengths_of(rows, model)}", flush=True)
+        common: dict[str, Any] = {"model": model, "rows": rows, "batch_size": args.batch_size, "threads": threads}
+        for kind in ("dpo", "dpo_stored_reference", "reward"):
             if args.only in (None, kind):
-                job = Job(kind=kind.split("_")[0], precomputed=precomputed, **common)
-                mine = compare(kind, job, job, "TRL", args.repeats, with_reference=kind == "dpo")
-                lines.append(mine if name == list(sets)[-1] else f"{mine} on {name}")
+                job = Job(kind=kind.split("_")[0], precomputed=kind == "dpo_stored_reference", **common)
+                ratios.setdefault(kind, []).append(
+                    compare(kind, job, job, "TRL", args.repeats, with_reference=kind == "dpo")
+                )
     if args.only in (None, "ranking_k4"):
         # One batch holds everything, and is repeated: then both ways see the same pairs in every step.
-        rankings = data.made(args.batch_size // 4, responses=4)
+        rankings = data.made(max(4, args.batch_size // 4), responses=4)
         pairs = [row.model_copy(update={"ranking": None}) for row in rankings]
-        common = {"kind": "reward", "model": model, "epochs": args.steps, "threads": torch.get_num_threads()}
-        ours = Job(rows=rankings, batch_size=args.batch_size // 4, **common)
-        lines.append(
-            compare("ranking_k4", ours, Job(rows=pairs, batch_size=len(pairs), **common), "plain", args.repeats)
-        )
-    print("\n".join(lines))
+        common = {"kind": "reward", "model": model, "epochs": args.steps, "threads": threads}
+        ours = Job(rows=rankings, batch_size=len(pairs) // 6, **common)
+        plain = Job(rows=pairs, batch_size=len(pairs), **common)
+        ratios["ranking_k4"] = [compare("ranking_k4", ours, plain, "plain", args.repeats)]
+    # Of several sets, the geometric mean.
+    return [f"ratio {name} {statistics.geometric_mean(values):.2f}" for name, values in ratios.items()]
 
 
 if __name__ == "__main__":
-    main()
+    print("\n".join(main()))

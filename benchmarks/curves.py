@@ -1,0 +1,203 @@
+"""Reward and KL of the default model while DPO and PPO train it towards a scripted reward: the curves in docs/.
+
+The reward is a rule, so nothing has to be trusted: 1 for an answer of twelve words, less the further from it, 0 from
+none or twenty-four on. DPO learns from pairs of the model's own samples that the rule has judged; PPO is scored by it.
+Every point is measured on held-out prompts, with new samples: mean reward, and KL to the start in nats a response.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from app.artifacts import ArtifactStore
+from app.specs import DPOSpec, EvaluateSpec, Generation, Lora, ModelRef, PairRow, PPOSpec, PromptRow, SampleSpec
+from trainer.checkpoints import Checkpoints
+from trainer.default_model import DEFAULT_MODEL, fetch_model
+from trainer.recipes import dpo, evaluate, ppo, sample
+from trainer.recipes.sample import Completion
+from trainer.reporting import ConsoleReporter
+from trainer.rollout import Response
+
+PROMPTS = Path(__file__).parent.parent / "app" / "projects" / "starter_content" / "prompts.jsonl"
+WORDS, MAX_NEW_TOKENS, HELDOUT = 12, 48, 20
+QUIET = ConsoleReporter(stream=None)
+
+
+def reward(text: str) -> float:
+    return max(0.0, 1 - abs(len(text.split()) - WORDS) / WORDS)
+
+
+def scorer(responses: Sequence[Response]) -> Tensor:
+    return torch.tensor([reward(response.text) for response in responses])
+
+
+class Point(NamedTuple):
+    """A measurement: optimiser steps (DPO) or episodes (PPO) so far, mean reward, KL in nats a response."""
+
+    at: int
+    reward: float
+    kl: float
+
+
+class Bench:
+    """The default model, its prompts, and a place to work in."""
+
+    def __init__(self, store: ArtifactStore, root: Path, seed: int) -> None:
+        self.store, self.root, self.seed = store, root, seed
+        self.base = ModelRef(base=str(store.resolve(fetch_model(store, DEFAULT_MODEL, say=print))))
+        with PROMPTS.open(encoding="utf-8") as lines:
+            rows = [PromptRow(id=i, messages=tuple(json.loads(line)["messages"])) for i, line in enumerate(lines)]
+        random.Random(0).shuffle(rows)  # the same held-out prompts for every seed
+        self.heldout, self.train = rows[:HELDOUT], rows[HELDOUT:]
+
+    def file(self, name: str, rows: Sequence[PromptRow | PairRow]) -> str:
+        path = self.root / name
+        path.write_text("".join(row.model_dump_json() + "\n" for row in rows))
+        return str(path)
+
+    def measure(self, at: int, policy: ModelRef) -> Point:
+        spec = EvaluateSpec(
+            policy=policy,
+            reference=self.base,
+            reward_models=("scripted",),
+            prompts=self.file("heldout.jsonl", self.heldout),
+            generation=Generation(samples_per_prompt=4, max_new_tokens=MAX_NEW_TOKENS, batch_size=64),
+            seed=1000 + self.seed,
+        )
+        values = evaluate.evaluate(spec, self.store, QUIET, lambda completions: None, scorer).metrics
+        point = Point(at, values["eval_objective/scores"], values["eval_objective/kl"])
+        print(f"  at {at}: reward {point.reward:.3f}, KL {point.kl:.2f}", flush=True)
+        return point
+
+    def judged_pairs(self, samples_per_prompt: int) -> list[PairRow]:
+        """Pairs of the model's own samples whose rewards differ: the best with the worst, and so on inwards."""
+        completions: list[Completion] = []
+        spec = SampleSpec(
+            models=(self.base,),
+            prompts=self.file("train.jsonl", self.train),
+            generation=Generation(samples_per_prompt=samples_per_prompt, max_new_tokens=MAX_NEW_TOKENS, batch_size=64),
+            seed=self.seed,
+        )
+        sample.sample(spec, self.store, QUIET, completions.extend)
+        pairs: list[PairRow] = []
+        for row in self.train:
+            ranked = sorted((c for c in completions if c.prompt_id == row.id), key=lambda c: -reward(c.text))
+            for good, bad in zip(ranked, reversed(ranked), strict=True):
+                if reward(good.text) - reward(bad.text) > 0.2 and bad.text.strip():
+                    pairs.append(self._pair(len(pairs), row, good, bad))
+        return pairs
+
+    def _pair(self, number: int, row: PromptRow, good: Completion, bad: Completion) -> PairRow:
+        return PairRow(
+            comparison_id=number,
+            prompt_id=row.id,
+            messages=row.messages,
+            response_a=good.text,
+            response_b=bad.text,
+            finished_a=good.finish_reason == "eos",
+            finished_b=bad.finish_reason == "eos",
+            preference=-3,
+            p_b=0,
+            split="train",
+        )
+
+    def dpo(self, points: int) -> list[Point]:
+        """One epoch; the adapter is measured at `points` places, from the checkpoints of the run."""
+        pairs = self.judged_pairs(8)
+        defaults = DPOSpec.model_fields["optimiser"].default
+        spec = DPOSpec(
+            policy=self.base,
+            reference=self.base,
+            snapshot=self.file("pairs.jsonl", pairs),
+            optimiser=defaults,
+            seed=self.seed,
+        )
+        steps = defaults.epochs * -(-len(pairs) // defaults.batch_size)
+        wanted = sorted({round(steps * i / points) for i in range(1, points)})
+        print(f"DPO, seed {self.seed}: {len(pairs)} pairs, {steps} steps, {defaults!r}", flush=True)
+        kept = self.root / "kept"
+
+        def keep(step: int) -> None:
+            if step in wanted:
+                shutil.copytree(checkpoints.folder / f"step-{step:08d}", kept / str(step))
+
+        checkpoints = Checkpoints(ArtifactStore(self.root), "checkpoints", spec, every_seconds=0, on_saved=keep)
+        final = self.root / "dpo"
+        final.mkdir()
+        dpo.train(spec, self.store, QUIET, final, checkpoints)
+        measured = [self.measure(0, self.base)]
+        for step in wanted:
+            measured.append(self.measure(step, self._adapter_at(kept / str(step), final)))
+        return [*measured, self.measure(steps, ModelRef(base=self.base.base, adapter=str(final)))]
+
+    def _adapter_at(self, checkpoint: Path, final: Path) -> ModelRef:
+        """The adapter that a checkpoint holds, as a folder like the final one."""
+        from safetensors.torch import load_file, save_file
+
+        folder = checkpoint / "adapter"
+        shutil.copytree(final, folder)
+        weights = load_file(checkpoint / "tensors.safetensors")
+        prefix = "weights/causal."
+        adapter = {
+            n.removeprefix(prefix).replace(".default.", "."): t for n, t in weights.items() if n.startswith(prefix)
+        }
+        assert adapter.keys() == load_file(folder / "adapter_model.safetensors").keys()
+        save_file(adapter, folder / "adapter_model.safetensors")
+        return ModelRef(base=self.base.base, adapter=str(folder))
+
+    def ppo(self, episodes: int, kl_target: float) -> list[Point]:
+        """Reward and KL of each rollout's own samples on the train prompts, and at the end on held-out ones."""
+        spec = PPOSpec(
+            policy=self.base,
+            reference=self.base,
+            reward_models=("scripted",),
+            prompts=self.file("train.jsonl", self.train),
+            episodes=episodes,
+            max_new_tokens=MAX_NEW_TOKENS,
+            kl_target=kl_target,
+            missing_eos_penalty=None,
+            lora=Lora(),
+            seed=self.seed,
+        )
+        print(f"PPO, seed {self.seed}: {episodes} episodes, {spec.optimiser!r}", flush=True)
+        reporter, final = ConsoleReporter(stream=None), self.root / "ppo"
+        final.mkdir()
+        measured = [self.measure(0, self.base)]
+        ppo.train(spec, self.store, reporter, final, scorer=scorer)
+        own = zip(reporter.values("objective/scores"), reporter.values("objective/kl"), strict=True)
+        for number, (score, kl) in enumerate(own):
+            print(f"  rollout {number + 1}: own samples' reward {score:.3f}, KL {kl:.2f}")
+        return [*measured, self.measure(episodes, ModelRef(base=self.base.base, adapter=str(final)))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("algorithm", choices=["dpo", "ppo"])
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--episodes", type=int, default=320)
+    parser.add_argument("--kl-target", type=float, default=PPOSpec.model_fields["kl_target"].default)
+    parser.add_argument("--points", type=int, default=4)
+    parser.add_argument("--store", type=Path, default=Path(".benchmark"))
+    parser.add_argument("--output", type=Path, help="a JSON file for the points of every seed")
+    args = parser.parse_args()
+    runs: dict[str, list[Point]] = {}
+    for seed in range(args.seeds):
+        with tempfile.TemporaryDirectory() as root:
+            bench = Bench(ArtifactStore(args.store.absolute()), Path(root), seed)
+            runs[str(seed)] = (
+                bench.dpo(args.points) if args.algorithm == "dpo" else bench.ppo(args.episodes, args.kl_target)
+            )
+            if args.output:
+                args.output.write_text(json.dumps(runs))
+
+
+if __name__ == "__main__":
+    main()
