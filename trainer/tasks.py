@@ -23,6 +23,7 @@ from trainer.recipes import dpo, evaluate, ppo, reward, sample, sft
 from trainer.recipes.sample import Completion, OnCompletions
 from trainer.recording import RunLost, RunRecorder, WorkerStopping, is_outage, patiently
 from trainer.reporting import PolicyResult, RewardResult, RunCancelled
+from trainer.training import accelerator
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class Runner:
             self._end(recorder, lambda session, run: rounds.run_failed(session, run, message))
         finally:
             self.current = None
+            free_memory()
 
     def give_back(self) -> None:
         """Returns the current run to the queue, as if this attempt had not been."""
@@ -209,6 +211,12 @@ def _spec_of(run: Run) -> RunSpec:
             f"The specification of run {run.id} cannot be read: {where}: {first['msg']}.",
             "It was probably written by another version: start a new round.",
         ) from error
+
+
+def free_memory() -> None:
+    """Lets go of the models of a run that has ended: accelerate keeps what it prepared, modules stand in cycles."""
+    if accelerator.cache_info().currsize:
+        accelerator().free_memory()
 
 
 def describe(error: Exception) -> str:

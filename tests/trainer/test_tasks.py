@@ -1,6 +1,7 @@
 """How a run ends, by what its recipe does: each error becomes words on the round's page."""
 
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from app.settings import Settings
 from tests import factories
 from tests.rounds.loop import config, jobs, last_run, make_project
 from tests.trainer.conftest import build_model
-from trainer import data
+from trainer import data, tasks
 from trainer.recipes import reward
 from trainer.recording import RunRecorder, patiently
 from trainer.reporting import Reporter
@@ -206,6 +207,37 @@ def test_checkpoints_go_with_a_cancelled_or_finished_run(
     session.commit()
     runner.execute(waiting.id)  # its job, still on the queue
     assert not runner.store.exists(service.checkpoints_of(waiting.id))
+
+
+@pytest.mark.parametrize("ending", ["succeeded", "failed"])
+def test_a_workers_next_run_finds_the_memory_of_the_one_before(
+    session: Session,
+    runner: Runner,
+    round_: Round,
+    monkeypatch: pytest.MonkeyPatch,
+    ending: str,
+) -> None:
+    models = []
+    original_model, original_save = reward.new_reward_model, reward.save_reward_model
+
+    def make(*arguments: object, **options: object) -> object:
+        model = original_model(*arguments, **options)  # type: ignore[arg-type]
+        models.append(weakref.ref(model))
+        return model
+
+    def save(*arguments: object) -> None:
+        if ending == "failed":
+            raise ModelUnavailable("It cannot be saved.")
+        original_save(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(reward, "new_reward_model", make)
+    monkeypatch.setattr(reward, "save_reward_model", save)
+    monkeypatch.setattr(tasks.log, "disabled", True)  # pytest keeps logged errors, and the frames they went through
+    run = last_run(session, round_)
+    runner.execute(run.id)
+    session.refresh(run)
+    assert run.state == ending, run.error
+    assert [model() for model in models] == [None]
 
 
 def test_a_run_that_cannot_begin_fails_by_name(session: Session, runner: Runner, round_: Round) -> None:
