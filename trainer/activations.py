@@ -21,7 +21,7 @@ def recompute_activations(module: nn.Module) -> None:
         InvalidInput: the architecture cannot.
     """
     layers: list[nn.Module] = []
-    for model in _outermost_models(module):
+    for model in outermost_models(module):
         try:
             model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
         except ValueError as error:
@@ -50,7 +50,8 @@ def recompute_activations(module: nn.Module) -> None:
     module.register_forward_hook(end, always_call=True)
 
 
-def _outermost_models(module: nn.Module) -> list[PreTrainedModel]:
+def outermost_models(module: nn.Module) -> list[PreTrainedModel]:
+    """The transformers models a module holds, none of which is part of another."""
     if isinstance(module, PreTrainedModel):
         return [module]
-    return [model for child in module.children() for model in _outermost_models(child)]
+    return [model for child in module.children() for model in outermost_models(child)]

@@ -1,11 +1,12 @@
 """Reward models: a policy's trunk with scalar heads, made, run, saved, loaded."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
@@ -86,8 +87,8 @@ def head_names(ensemble: int, aspects: Sequence[str]) -> tuple[str, ...]:
 
 def new_reward_model(
     backbone: ModelRef, lora: Lora | None, heads: Sequence[str] = (REWARD,), dtype: torch.dtype | None = None
-) -> tuple[RewardModel, Callable[[], None]]:
-    """A reward model on a policy's trunk, and a function that merges its adapters once training is over.
+) -> RewardModel:
+    """A reward model on a policy's trunk; `merge_adapters` once training is over.
 
     Each head is N(0, 1 / (hidden + 1)) in variance (Stiennon et al. 2020), without a bias, in fp32, trained in full.
     """
@@ -109,15 +110,20 @@ def new_reward_model(
     nn.init.normal_(classifier.score.weight, std=(hidden_size + 1) ** -0.5)
     classifier.score.to(device())
     model = RewardModel(classifier).eval()
-    if lora is None:
-        return model, lambda: None
-    adapted = get_peft_model(trunk, lora_config(lora, "FEATURE_EXTRACTION"))  # swaps the trunk's layers in place
+    if lora is not None:
+        get_peft_model(trunk, lora_config(lora, "FEATURE_EXTRACTION"))  # swaps the trunk's layers in place
+    return model.eval()
 
-    def merge() -> None:
-        classifier.float()  # bf16 would round the adapters' small changes away
-        adapted.merge_and_unload()
 
-    return model.eval(), merge
+@torch.no_grad()
+def merge_adapters(model: RewardModel) -> None:
+    """Adds what adapters learned to the weights they stand beside, and removes them; does nothing without any."""
+    layers = [(name, m) for name, m in model.classifier.named_modules() if isinstance(m, BaseTunerLayer)]
+    if layers:
+        model.classifier.float()  # bf16 would round the adapters' small changes away
+    for name, layer in layers:
+        layer.merge()
+        model.classifier.set_submodule(name, layer.get_base_layer())
 
 
 def save_reward_model(model: RewardModel, tokenizer: Any, folder: Path) -> None:

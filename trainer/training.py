@@ -21,15 +21,17 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
+from app.errors import InvalidInput
 from app.specs import Optimiser
 from trainer.activations import recompute_activations
 from trainer.checkpoints import Checkpoint, Checkpoints, random_states, set_random_states
 from trainer.data import length_batches
 from trainer.packing import token_parts
 from trainer.reporting import TrainingDiverged
+from trainer.sharding import check_launch, fill, outline, shard, shards_like, wants_shards, whole
 
 Value = TypeVar("Value")
 
@@ -38,7 +40,12 @@ RECIPE = "recipe/"  # prefix of the tensors that a recipe adds to a checkpoint
 
 @functools.cache
 def accelerator() -> Accelerator:
-    """Devices and processes, as `accelerate launch` or torchrun set them; one process where nothing did."""
+    """Devices and processes, as `accelerate launch` or torchrun set them; one process where nothing did.
+
+    Raises:
+        InvalidInput: they were launched in a way that is not supported.
+    """
+    check_launch()
     return Accelerator(cpu=not torch.cuda.is_available())
 
 
@@ -107,14 +114,20 @@ class Training:
         self.steps = self.tokens = 0
         self.accelerator = accelerator()
         self.module = module
-        self.optimiser: Any = torch.optim.AdamW(
+        self._outline: nn.Module | None = None
+        if wants_shards() and self.accelerator.num_processes > 1:
+            self._outline = outline(module)
+            shard(module, self.accelerator.device, self.accelerator.num_processes)
+            self.model = module
+        else:
+            self.model = self.accelerator.prepare(module)
+        self.optimiser = torch.optim.AdamW(
             [parameter for parameter in module.parameters() if parameter.requires_grad],
             lr=settings.learning_rate,
             eps=settings.eps,
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        self.model, self.optimiser = self.accelerator.prepare(module, self.optimiser)
         self.model.eval()  # a new module says it is in training: dropout would make two passes of one model differ
         if settings.gradient_checkpointing:
             recompute_activations(module)
@@ -146,8 +159,9 @@ class Training:
         places = {row: place for place, row in enumerate(batch)}
         mine = list(deal(token_parts(batch, lengths, rows, self.settings.microbatch_tokens)))
         for number, (part, counts) in enumerate(mine):
-            last = number == len(mine) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
+            # Shards exchange theirs every time: kept until the last part, gradients would be whole on every process.
+            now = number == len(mine) - 1 or self._outline is not None
+            with nullcontext() if now else self.accelerator.no_sync(self.model):
                 yield Part(part, [places[row] for row in part], counts)
 
     def backward(self, loss: Tensor, part: Part) -> None:
@@ -162,7 +176,7 @@ class Training:
             TrainingDiverged: the loss or the gradient's norm is NaN or infinite; no parameter has been changed by it.
         """
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
-        grad_norm = float(norm) if norm is not None else 0.0
+        grad_norm = float(whole(norm)) if norm is not None else 0.0
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise TrainingDiverged(
                 f"The loss became {loss} and the gradient norm {grad_norm} at step {self.steps + 1}.",
@@ -176,6 +190,16 @@ class Training:
         self.steps += 1
         return Step(grad_norm, lr)
 
+    def whole_module(self) -> Any:
+        """The module with all its weights on every process: what is measured further and saved once training is over.
+
+        Without shards the module itself; with them a copy, so what is done to it does not reach `model`.
+        """
+        if self._outline is None:
+            return self.module
+        fill(self._outline, self.module)
+        return self._outline.eval()
+
     # ---- checkpoints -------------------------------------------------------------------------------------------------
 
     def save_if_due(self, state: Mapping[str, Any] | None = None, tensors: Mapping[str, Tensor] | None = None) -> None:
@@ -184,33 +208,49 @@ class Training:
         Raises:
             StorageFull: no room; earlier checkpoints stay.
         """
-        if self.checkpoints is not None and self.checkpoints.due():
+        due = self.checkpoints is not None and self.checkpoints.due()
+        if due if self._outline is None else the_main_processes(lambda: due):
             self.save(state, tensors)
 
     def save(self, state: Mapping[str, Any] | None = None, tensors: Mapping[str, Tensor] | None = None) -> None:
         """Writes a checkpoint whenever the last one was: for what took long to make."""
-        if self.checkpoints is not None and self.accelerator.is_main_process:
-            own = {f"weights/{name}": parameter for name, parameter in self._trained()}
-            for number, parameter in enumerate(self._optimised()):
-                for key, value in self.optimiser.state.get(parameter, {}).items():
-                    own[f"adam/{number}/{key}"] = torch.as_tensor(value)
+        writes = self.checkpoints is not None and self.accelerator.is_main_process
+        if self._outline is None and not writes:
+            return
+        own: dict[str, Tensor] = {}
+        for name, tensor in self._own_tensors():
+            gathered = whole(tensor.detach())  # by all processes together, one at a time
+            if writes:
+                own[name] = gathered.cpu()
+        if self.checkpoints is not None and writes:
             added = {RECIPE + name: tensor for name, tensor in (tensors or {}).items()}
             counters = {"tokens": self.tokens, "recipe": dict(state or {})}
             self.checkpoints.save(self.steps, {**own, **random_states(), **added}, counters)
 
+    def _own_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield from ((f"weights/{name}", parameter) for name, parameter in self._trained())
+        for number, parameter in enumerate(self._optimised()):
+            for key, value in self.optimiser.state.get(parameter, {}).items():
+                yield f"adam/{number}/{key}", torch.as_tensor(value)
+
     def _restore(self) -> Checkpoint | None:
         found = self.checkpoints.load() if self.checkpoints is not None else None
+        if self.accelerator.num_processes > 1 and len(set(gather_object([found and found.step]))) > 1:
+            raise InvalidInput(
+                "The processes do not find the same checkpoint to go on from.",
+                "Keep the checkpoints on a file system that all machines see, or start again without them.",
+            )
         if found is None:
             return None
         with torch.no_grad():
             for name, parameter in self._trained():
-                parameter.copy_(found.tensors[f"weights/{name}"])
+                parameter.copy_(shards_like(found.tensors[f"weights/{name}"], parameter))
         for number, parameter in enumerate(self._optimised()):
             prefix = f"adam/{number}/"
             kept = {key.removeprefix(prefix): value for key, value in found.tensors.items() if key.startswith(prefix)}
             if kept:
                 # A copy: what was loaded may be a view of the file.
-                self.optimiser.state[parameter] = {k: v.clone().to(parameter.device) for k, v in kept.items()}
+                self.optimiser.state[parameter] = {k: shards_like(v.clone(), parameter) for k, v in kept.items()}
         set_random_states(found.tensors)
         self.steps, self.tokens = found.step, found.state["tokens"]
         own = {name.removeprefix(RECIPE): t for name, t in found.tensors.items() if name.startswith(RECIPE)}

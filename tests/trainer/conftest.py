@@ -145,7 +145,7 @@ def build_reward_model(folder: Path, backbone: ModelRef, seed: int = 0, heads: S
     """Saves a reward model with random heads, each with an offset of its own, 0.25 the first."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model, _merge = new_reward_model(backbone, None, heads)
+        model = new_reward_model(backbone, None, heads)
     model.offsets.copy_(0.25 * torch.arange(1, len(heads) + 1))
     folder.mkdir(parents=True)
     save_reward_model(model, load_tokenizer(backbone), folder)

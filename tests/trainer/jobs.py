@@ -1,10 +1,13 @@
 """One small job of every recipe that trains, run in a process of its own: to be killed, or to be shared by several.
 
-`python -m tests.trainer.jobs KIND FOLDER OUT` runs one; each process writes the losses it reported beside OUT.
+`python -m tests.trainer.jobs FOLDER OUT NAME...` runs several one after the other, each NAME a kind, or KIND/full for
+full weights, with a + behind it for checkpoints, all of which are kept. Process P writes what it made to OUT-P, and the
+losses it reported to OUT-P/losses.json.
 """
 
 import json
 import sys
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +52,7 @@ def prepare(folder: Path) -> None:
     prompts = [PromptRow(id=i, messages=user("Hm" * (1 + i % 3)), slices={"domain": "ab"[i % 2]}) for i in range(10)]
     (folder / "prompts.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in prompts))
     torch.manual_seed(1)
-    model, _ = new_reward_model(ModelRef(base=str(folder / "tiny")), None)
+    model = new_reward_model(ModelRef(base=str(folder / "tiny")), None)
     save_reward_model(model, load_tokenizer(str(folder / "tiny")), folder / "reward")
 
 
@@ -84,14 +87,19 @@ def spec_of(kind: str, folder: Path, lora: bool = True) -> RunSpec:
     raise ValueError(kind)
 
 
-def run(kind: str, folder: Path, out: Path, checkpoints: bool = False, lora: bool = True) -> ConsoleReporter:
-    """Runs a job into the new folder `out`; with `checkpoints`, saves after every step and goes on from the last."""
+def run(
+    kind: str, folder: Path, out: Path, checkpoints: bool = False, lora: bool = True, keep: int | None = None
+) -> ConsoleReporter:
+    """Runs a job into the new folder `out`; with `checkpoints`, saves after every step and goes on from the last.
+
+    They are removed at the end, unless `keep` says how many stay.
+    """
     torch.set_num_threads(1)
     spec, store, reporter = spec_of(kind, folder, lora), ArtifactStore(folder / "store"), ConsoleReporter(stream=None)
-    kept = Checkpoints(store, f"{CHECKPOINTS}/{out.name}", spec, every_seconds=0) if checkpoints else None
+    kept = Checkpoints(store, f"{CHECKPOINTS}/{out.name}", spec, 0, keep or 2) if checkpoints else None
     with ArtifactStore(out.parent).folder(out.name) as staging:
         RECIPES[spec.kind].train(spec, store, reporter, staging, kept)
-    if kept is not None:
+    if kept is not None and keep is None:
         kept.remove()
     return reporter
 
@@ -100,7 +108,23 @@ def losses_of(kind: str, reporter: ConsoleReporter) -> list[float]:
     return reporter.values("loss/policy_avg" if kind == "ppo" else "loss")
 
 
+def run_all(folder: Path, out: Path, names: Sequence[str], checkpoints: Collection[str] = ()) -> dict[str, list[float]]:
+    """Runs jobs into `out`, those in `checkpoints` with all their checkpoints kept; the losses of each."""
+    losses = {}
+    for name in names:
+        kind, _, weights = name.partition("/")
+        said = run(kind, folder, out / folder_of(name), name in checkpoints, weights != "full", keep=1000)
+        losses[name] = losses_of(kind, said)
+    return losses
+
+
+def folder_of(name: str) -> str:
+    return name.replace("/", "-")
+
+
 if __name__ == "__main__":
-    kind, folder, out = sys.argv[1:]
-    said = run(kind, Path(folder), Path(f"{out}-{accelerator().process_index}"))
-    Path(f"{out}-{accelerator().process_index}.json").write_text(json.dumps(losses_of(kind, said)))
+    folder, out, *names = sys.argv[1:]
+    mine = Path(f"{out}-{accelerator().process_index}")
+    checkpoints = {name.removesuffix("+") for name in names if name.endswith("+")}
+    losses = run_all(Path(folder), mine, [name.removesuffix("+") for name in names], checkpoints)
+    (mine / "losses.json").write_text(json.dumps(losses))

@@ -19,7 +19,7 @@ from trainer.modeling import load_causal_lm, load_policy_and_reference, trainabl
 from trainer.packing import pack
 from trainer.policy import Policy
 from trainer.precision import Rates, choose, measure
-from trainer.reward_model import new_reward_model
+from trainer.reward_model import merge_adapters, new_reward_model
 from trainer.training import Training
 
 CPU = torch.device("cpu")
@@ -117,11 +117,11 @@ def test_reference_and_reward_model_follow(tiny_ref: ModelRef, other_tiny_model:
     _, reference = load_policy_and_reference(tiny_ref, other, None, torch.bfloat16)
     with reference() as frozen:
         assert {p.dtype for p in frozen.parameters()} == {torch.bfloat16}
-    model, merge = new_reward_model(tiny_ref, Lora(rank=4), dtype=torch.bfloat16)
+    model = new_reward_model(tiny_ref, Lora(rank=4), dtype=torch.bfloat16)
     packed = pack(SEQUENCES, 2, share=True)
     rewards = model(packed)
     assert rewards.dtype == torch.float32
-    merge()
+    merge_adapters(model)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     torch.testing.assert_close(model(packed), rewards, atol=0.1, rtol=0.1)
 

@@ -1,14 +1,24 @@
-"""The recipes under `accelerate launch`: two processes give the losses that one gives."""
+"""Recipes under `accelerate launch`, plain and sharded: two processes give what one gives, to float tolerance."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
+from safetensors.torch import load_file
 
+from app.errors import InvalidInput
 from tests.trainer import jobs
+from trainer.sharding import check_launch, wants_shards
+
+SHARDED = ("sft", "reward", "dpo", "sft/full", "reward/full", "dpo/full")
+WRITES, GOES_ON = "dpo", "sft/full"  # of the sharded ones: whose checkpoints one process reads, who reads one process's
+STEPS_DONE = 5
 
 
 @pytest.fixture(scope="module")
@@ -18,15 +28,113 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", jobs.KINDS)
-def test_two_processes_give_the_losses_of_one(kind: str, folder: Path, tmp_path: Path) -> None:
-    alone = jobs.losses_of(kind, jobs.run(kind, folder, tmp_path / "one"))
-    assert len(alone) > 2
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "docs/accelerate/two_cpus.yaml"]
-    command += ["-m", "tests.trainer.jobs", kind, str(folder), str(tmp_path / "two")]
+@pytest.fixture(scope="module")
+def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[float]]]:
+    """What one process makes of every job, and its losses."""
+    out = tmp_path_factory.mktemp("one")
+    losses = jobs.run_all(folder, out, sorted({*jobs.KINDS, *SHARDED}), checkpoints={GOES_ON})
+    assert all(len(values) > 2 for values in losses.values())
+    return out, losses
+
+
+def launch(config: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"docs/accelerate/{config}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(
+        [*command, "-m", *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def keep_first_steps(folder: Path, name: str) -> None:
+    """Removes the checkpoints that a run wrote later: it now looks as if it had been stopped."""
+    written = sorted((folder / "store" / jobs.CHECKPOINTS / jobs.folder_of(name)).glob("step-*"))
+    assert len(written) > STEPS_DONE
+    for later in written[STEPS_DONE:]:
+        shutil.rmtree(later)
+
+
+def assert_same_weights(made: Path, expected: Path) -> None:
+    """Same files, and float tolerance: sums in another order, amplified by Adam's first steps."""
+    assert {p.name for p in made.iterdir()} == {p.name for p in expected.iterdir()}
+    for path in expected.glob("*.safetensors"):
+        weights, expected_weights = load_file(made / path.name), load_file(path)
+        assert weights.keys() == expected_weights.keys()
+        for name, weight in weights.items():
+            assert weight.shape == expected_weights[name].shape
+            assert (weight - expected_weights[name]).abs().max() < 1e-4, name
+
+
+def test_two_processes_give_what_one_gives(
+    folder: Path, alone: tuple[Path, dict[str, list[float]]], tmp_path: Path
+) -> None:
+    made, losses = alone
+    done = launch("two_cpus.yaml", "tests.trainer.jobs", str(folder), str(tmp_path / "two"), *jobs.KINDS)
     assert done.returncode == 0, done.stderr[-3000:]
     for process in (0, 1):
-        losses = json.loads((tmp_path / f"two-{process}.json").read_text())
-        assert losses == pytest.approx(alone, abs=2e-5)
+        two = json.loads((tmp_path / f"two-{process}" / "losses.json").read_text())
+        for kind in jobs.KINDS:
+            assert two[kind] == pytest.approx(losses[kind], abs=2e-5), kind
+    for kind in jobs.KINDS:
+        assert_same_weights(tmp_path / "two-0" / kind, made / kind)
+
+
+def test_two_processes_that_share_out_the_weights_give_what_one_gives(
+    folder: Path, alone: tuple[Path, dict[str, list[float]]], tmp_path: Path
+) -> None:
+    made, losses = alone
+    keep_first_steps(folder, GOES_ON)
+    names = [f"{name}+" if name in (WRITES, GOES_ON) else name for name in SHARDED]
+    done = launch("fsdp_two_cpus.yaml", "tests.trainer.jobs", str(folder), str(tmp_path / "two"), *names)
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected = {name: losses[name][STEPS_DONE if name == GOES_ON else 0 :] for name in SHARDED}
+    for process in (0, 1):
+        two = json.loads((tmp_path / f"two-{process}" / "losses.json").read_text())
+        for name in SHARDED:
+            assert two[name] == pytest.approx(expected[name], abs=2e-5), name
+    for name in SHARDED:
+        assert_same_weights(tmp_path / "two-0" / jobs.folder_of(name), made / jobs.folder_of(name))
+
+    # One process goes on from what the shards were gathered into.
+    keep_first_steps(folder, WRITES)
+    again = jobs.run_all(folder, tmp_path / "again", [WRITES], checkpoints={WRITES})
+    assert again[WRITES] == pytest.approx(losses[WRITES][STEPS_DONE:], abs=2e-5)
+    assert_same_weights(tmp_path / "again" / WRITES, made / WRITES)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "named"),
+    [
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "mixed_precision: bf16"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed"),
+        ("FSDP_VERSION", "1", "fsdp_version: 1"),
+        ("FSDP_OFFLOAD_PARAMS", "true", "fsdp_offload_params: true"),
+        ("FSDP_CPU_RAM_EFFICIENT_LOADING", "True", "fsdp_cpu_ram_efficient_loading: True"),
+    ],
+)
+def test_what_a_launch_asks_for_in_vain_is_named(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, named: str
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    check_launch()
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(InvalidInput, match=named):
+        check_launch()
+
+
+def test_ppo_is_refused_under_fsdp(monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InvalidInput, match="PPO does not run under FSDP"):
+        jobs.run("ppo", folder, tmp_path / "ppo")
+
+
+@pytest.mark.parametrize("config", sorted(Path("docs/accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_each_configuration_is_one_that_accelerate_reads_and_recipes_take(
+    monkeypatch: pytest.MonkeyPatch, config: Path
+) -> None:
+    arguments = ["--config_file", str(config), "-m", "trainer.cli"]
+    args, _defaults, _ = _validate_launch_command(launch_command_parser().parse_args(arguments))
+    for name, value in prepare_multi_gpu_env(args).items():
+        if name.startswith(("ACCELERATE_", "FSDP_")):
+            monkeypatch.setenv(name, value)
+    assert wants_shards() == ("fsdp" in config.stem)
+    check_launch()

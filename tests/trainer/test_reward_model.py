@@ -11,7 +11,7 @@ from trainer.data import ChatEncoder, TokenSequence
 from trainer.modeling import load_tokenizer, seed_everything, trainable_parameters
 from trainer.packing import Packed, pack
 from trainer.policy import trunk_of
-from trainer.reward_model import head_names, load_reward_model, new_reward_model, save_reward_model
+from trainer.reward_model import head_names, load_reward_model, merge_adapters, new_reward_model, save_reward_model
 
 TEXTS = {"Say hi": "Hi", "Name a colour, please": "Green is one of them", "Why?": ""}
 
@@ -39,7 +39,7 @@ def test_rewards_are_read_at_the_last_valid_token_where_padding_is_eos(tiny_ref:
     tokenizer = load_tokenizer(tiny_ref)
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
     seed_everything(0)
-    model, _ = new_reward_model(tiny_ref, lora, ("reward", "style"))
+    model = new_reward_model(tiny_ref, lora, ("reward", "style"))
     perturb(model)
     with torch.no_grad():
         expected = []
@@ -55,7 +55,7 @@ def test_each_new_head_has_the_variance_and_the_seed_asked_for(tiny_ref: ModelRe
     weights = []
     for seed in (1, 1, *range(2, 20)):
         seed_everything(seed)
-        model, _ = new_reward_model(tiny_ref, None, head_names(2, ()))
+        model = new_reward_model(tiny_ref, None, head_names(2, ()))
         weights.append(model.classifier.score.weight.detach())
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0][0], weights[0][1])
@@ -67,7 +67,7 @@ def test_heads_are_named_after_what_they_score(tiny_ref: ModelRef) -> None:
     assert head_names(1, ()) == ("reward",)
     names = head_names(2, ("factuality", "style"))
     assert names == ("reward/0", "reward/1", "factuality", "style")
-    model, _ = new_reward_model(tiny_ref, None, names)
+    model = new_reward_model(tiny_ref, None, names)
     assert model.heads == names
     assert model.score_heads == [0, 1]
     assert model.score(torch.tensor([[1.0, 3.0, 50.0, 70.0]])).tolist() == [2.0]
@@ -79,14 +79,14 @@ def test_a_saved_reward_model_scores_alike_in_plain_transformers(
     tiny_ref: ModelRef, tmp_path: Path, lora: Lora | None, heads: tuple[str, ...]
 ) -> None:
     tokenizer = load_tokenizer(tiny_ref)
-    model, merge = new_reward_model(tiny_ref, lora, heads)
+    model = new_reward_model(tiny_ref, lora, heads)
     perturb(model)
     with torch.no_grad():
         raw = model(packed_texts(tiny_ref))
         model.normalise(torch.full((len(heads),), 0.75), torch.full((len(heads),), 2.0))
         before = model(packed_texts(tiny_ref))
         torch.testing.assert_close(before, (raw - 0.75) / 2)
-        merge()
+        merge_adapters(model)
         save_reward_model(model, tokenizer, tmp_path)
         loaded, saved_tokenizer = load_reward_model(tmp_path)
         assert loaded.heads == heads
@@ -111,8 +111,8 @@ def test_a_saved_reward_model_scores_alike_in_plain_transformers(
 def test_a_tokenizer_with_one_special_token_gets_a_padding_token_of_its_own(tiny_ref: ModelRef, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tiny_ref)
     tokenizer.unk_token = tokenizer.bos_token = tokenizer.eos_token
-    model, merge = new_reward_model(tiny_ref, None)
-    merge()
+    model = new_reward_model(tiny_ref, None)
+    merge_adapters(model)
     save_reward_model(model, tokenizer, tmp_path)
     loaded, saved = load_reward_model(tmp_path)
     assert saved.pad_token == "<|reward_pad|>"
@@ -120,7 +120,7 @@ def test_a_tokenizer_with_one_special_token_gets_a_padding_token_of_its_own(tiny
 
 
 def test_a_classifier_of_something_else_is_no_reward_model(tiny_ref: ModelRef, tmp_path: Path) -> None:
-    model, _ = new_reward_model(tiny_ref, None, ("negative", "positive"))
+    model = new_reward_model(tiny_ref, None, ("negative", "positive"))
     model.classifier.save_pretrained(tmp_path)
     load_tokenizer(tiny_ref).save_pretrained(tmp_path)
     with pytest.raises(ModelUnavailable, match="2 labels, not a reward model"):

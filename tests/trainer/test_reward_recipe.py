@@ -99,7 +99,7 @@ def test_the_loss_of_the_first_step_by_hand(tiny_ref: ModelRef, store: ArtifactS
     _, reporter = train(spec_of(tiny_ref, snapshot, optimiser=settings, centering=0.01), store)
 
     seed_everything(0)
-    model, _ = new_reward_model(tiny_ref, Lora())
+    model = new_reward_model(tiny_ref, Lora())
     tokenizer = load_tokenizer(tiny_ref)
     total = torch.zeros(())
     for pair in encode_pairs(rows, ChatEncoder(tokenizer, 512)).train:

@@ -47,6 +47,7 @@ from trainer.modeling import (
 )
 from trainer.packing import pack, packed_length
 from trainer.policy import Policy
+from trainer.precision import name_of
 from trainer.reference_logps import Group, Tick, completion_logps, reference_logps
 from trainer.reporting import PolicyResult, Reporter
 from trainer.training import Training, sum_over_processes
@@ -138,9 +139,17 @@ def train(
 
     # 6. Where we ended; save.
     values |= measure_heldout(spec, training.steps, heldout, logps_of, reporter)
-    save_policy(causal, tokenizer, folder, spec.policy.base)
+    save_policy(training.whole_module().causal, tokenizer, folder, spec.policy.base)
     seconds = time.monotonic() - started
-    return PolicyResult(values, len(train_rows.examples), dropped, training.tokens, seconds, notes_on(tokenizer))
+    return PolicyResult(
+        values,
+        len(train_rows.examples),
+        dropped,
+        training.tokens,
+        seconds,
+        precision=name_of(dtype),
+        notes=notes_on(tokenizer),
+    )
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------

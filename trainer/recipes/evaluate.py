@@ -1,5 +1,6 @@
 """Evaluates a policy on held-out prompts: its own samples, scored and compared with the reference, by slice."""
 
+import gc
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,8 @@ from app.artifacts import ArtifactStore
 from app.specs import EvaluateSpec
 from trainer.data import ChatEncoder, read_prompts
 from trainer.evaluation import Scorer, measure, response_logps, reward_models_scorer
-from trainer.modeling import load_causal_lm, load_tokenizer, resolve
+from trainer.modeling import load_causal_lm, load_tokenizer, resolve, sampling_dtype
+from trainer.precision import name_of
 from trainer.recipes.sample import Completion, OnCompletions, write_completions
 from trainer.reporting import Reporter
 from trainer.rollout import Response, Sampler
@@ -26,6 +28,8 @@ class EvaluateResult(NamedTuple):
     samples: int
     tokens: int
     seconds: float
+    precision: str
+    """Of all models: with it in the spec's generation instead of `auto`, the evaluation can be repeated."""
 
 
 class Share(NamedTuple):
@@ -59,6 +63,7 @@ def evaluate(
     rows, generation = read_prompts(store.resolve(spec.prompts)), spec.generation
     policy_ref, reference_ref = resolve(store, spec.policy), resolve(store, spec.reference)
     tokenizer = load_tokenizer(policy_ref)
+    dtype = sampling_dtype(generation.precision, policy_ref)
     k = generation.samples_per_prompt
     total = len(rows) * k
     responses: list[Response] = []
@@ -69,8 +74,8 @@ def evaluate(
     tick()
     if scorer is None:
         folders = [store.resolve(location) for location in spec.reward_models]
-        scorer = reward_models_scorer(folders, spec.max_length, tick=tick)
-    policy = load_causal_lm(policy_ref)
+        scorer = reward_models_scorer(folders, spec.max_length, tick=tick, dtype=dtype)
+    policy = load_causal_lm(policy_ref, dtype=dtype)
 
     # 2. Sample. Every process does its share of the prompts.
     main = accelerator().is_main_process
@@ -92,7 +97,8 @@ def evaluate(
         reference_logps = logps
     else:
         del policy, sampler
-        reference = load_causal_lm(reference_ref)
+        gc.collect()  # modules stand in reference cycles; the reference needs the room
+        reference = load_causal_lm(reference_ref, dtype=dtype)
         reference_logps = response_logps(reference, sequences, generation.temperature, pad_id, tick)
 
     # 4. Bring the shares together. The main process's come first, and have been handed on.
@@ -110,7 +116,7 @@ def evaluate(
     for name, values in measured.items():
         reporter.metrics(0, values, name)
     tokens = sum(len(response.sample.tokens) for response in responses)
-    return EvaluateResult(measured[""], total, tokens, time.monotonic() - started)
+    return EvaluateResult(measured[""], total, tokens, time.monotonic() - started, name_of(dtype))
 
 
 def train(spec: EvaluateSpec, store: ArtifactStore, reporter: Reporter, folder: Path) -> EvaluateResult:

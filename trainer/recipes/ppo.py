@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from app.artifacts import ArtifactStore
+from app.errors import InvalidInput
 from app.specs import PPOSpec
 from trainer.algorithms.gae import gae
 from trainer.algorithms.kl import KLController
@@ -65,9 +66,11 @@ from trainer.modeling import (
     working_dtype,
 )
 from trainer.packing import pack
+from trainer.precision import name_of
 from trainer.ptx import Mix
 from trainer.reporting import PolicyResult, Reporter
 from trainer.rollout import Response, Sampler
+from trainer.sharding import wants_shards
 from trainer.training import Training, accelerator, sum_over_processes
 
 
@@ -107,12 +110,17 @@ def train(
     the middle of a rollout's updates too, and ends with the weights it would have ended with.
 
     Raises:
-        InvalidInput: a file of prompts or demonstrations is wrong or empty.
+        InvalidInput: a file of prompts or demonstrations is wrong or empty, or the processes share out weights.
         ModelUnavailable: policy, reference or a reward model does not load, or cannot be the critic.
         StorageFull: no room for a checkpoint or the model; checkpoints saved before stay.
         RunCancelled, TrainingDiverged: no model is saved.
     """
     started = time.monotonic()
+    if wants_shards():
+        raise InvalidInput(
+            "PPO does not run under FSDP: it samples from the whole policy between its updates.",
+            "Launch it with docs/accelerate/ddp.yaml; with LoRA, the frozen base then takes the memory of one copy.",
+        )
 
     # 1. Prompts and models; the seed fixes the samples, the adapters and the order of everything.
     rows = read_prompts(store.resolve(spec.prompts))
@@ -130,11 +138,11 @@ def train(
         reporter.progress(episodes, spec.episodes, doing)
 
     tick()
+    dtype = working_dtype(spec.optimiser.precision, policy_ref, checkpoints)  # of all models, also those that score
     folders = [store.resolve(location) for location in spec.reward_models] if scorer is None else []
     if scorer is None:
-        scorer = reward_models_scorer(folders, spec.max_length, spec.ensemble_score, spec.variance_weight, tick)
+        scorer = reward_models_scorer(folders, spec.max_length, spec.ensemble_score, spec.variance_weight, tick, dtype)
     seed_everything(spec.seed)
-    dtype = working_dtype(spec.optimiser.precision, policy_ref, checkpoints)
     causal, reference = load_policy_and_reference(policy_ref, reference_ref, spec.lora, dtype)
     critic: ValueHead | RewardCritic = ValueHead(causal)
     if spec.critic == "reward":
@@ -247,7 +255,15 @@ def train(
     save_policy(causal, tokenizer, folder, spec.policy.base)
     dropped = mix.dropped if mix else ()
     seconds = time.monotonic() - started
-    return PolicyResult(progress.values, episodes, dropped, training.tokens, seconds, notes_on(tokenizer))
+    return PolicyResult(
+        progress.values,
+        episodes,
+        dropped,
+        training.tokens,
+        seconds,
+        precision=name_of(dtype),
+        notes=notes_on(tokenizer),
+    )
 
 
 # ---- updates ---------------------------------------------------------------------------------------------------------

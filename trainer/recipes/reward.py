@@ -31,8 +31,17 @@ from trainer.data import (
 )
 from trainer.modeling import device, load_tokenizer, notes_on, resolve, seed_everything, working_dtype
 from trainer.packing import Packed, pack, packed_length, token_parts
+from trainer.precision import name_of
 from trainer.reporting import Reporter, RewardResult, TrainingDiverged
-from trainer.reward_model import POOLING, REWARD, RewardModel, head_names, new_reward_model, save_reward_model
+from trainer.reward_model import (
+    POOLING,
+    REWARD,
+    RewardModel,
+    head_names,
+    merge_adapters,
+    new_reward_model,
+    save_reward_model,
+)
 from trainer.reward_objective import (
     Element,
     RewardObjective,
@@ -100,7 +109,7 @@ def train(
     # 2. Model: the policy's trunk with fresh heads; the seed fixes heads, adapters, bootstrap, the order of the rows.
     seed_everything(spec.seed)
     dtype = working_dtype(spec.optimiser.precision, backbone, checkpoints)
-    model, merge_adapters = new_reward_model(backbone, spec.lora, head_names(spec.ensemble, spec.aspects), dtype)
+    model = new_reward_model(backbone, spec.lora, head_names(spec.ensemble, spec.aspects), dtype)
     tie_share = sum(pair.row.p_tie for pair in train_pairs) / len(train_pairs)
     objective = RewardObjective(model, spec.ties, tie_share)
 
@@ -153,6 +162,8 @@ def train(
     report["gap"] = overfitting(report["train"], report["heldout"])
 
     # 5. Bring each head to mean 0 and standard deviation 1 over the training responses.
+    trained = training.whole_module()
+    model, rewards_of = trained.model, partial(response_rewards, trained, trained.model, pad_id, reporter)
     mean, deviation = reference.double().mean(0), reference.double().std(0)
     if not bool((deviation > 1e-6).all()):
         raise TrainingDiverged(
@@ -172,7 +183,7 @@ def train(
         reporter.metrics(training.steps, values, name)
 
     # 7. Save.
-    merge_adapters()
+    merge_adapters(model)
     save_reward_model(model, tokenizer, folder)
     report["model"] = {
         "heads": list(model.heads),
@@ -206,6 +217,7 @@ def train(
         reference_samples=len(reference),
         tokens=training.tokens,
         seconds=time.monotonic() - started,
+        precision=name_of(dtype),
         notes=notes_on(tokenizer),
     )
 

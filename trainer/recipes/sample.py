@@ -15,7 +15,8 @@ from app.errors import InvalidInput
 from app.settings import Settings
 from app.specs import Generation, ModelRef, PromptRow, SampleSpec
 from trainer.data import ChatEncoder, read_prompts
-from trainer.modeling import device, load_causal_lm, load_tokenizer, resolve
+from trainer.modeling import load_causal_lm, load_tokenizer, resolve, sampling_dtype
+from trainer.precision import name_of
 from trainer.reporting import Reporter
 from trainer.rollout import Response, Sampler, Tick
 from trainer.serving import Answer, ServedModel
@@ -79,6 +80,8 @@ class SampleResult(NamedTuple):
     finished: int
     tokens: int
     seconds: float
+    precision: tuple[str, ...]
+    """Of each model that was sampled here: with it in the spec instead of `auto`, the same samples come again."""
 
 
 def sample(
@@ -120,11 +123,15 @@ def sample(
     for _, server, _ in sources:
         if server:
             server.check()
+    precisions: list[str] = []
     for model, server, wanted in sources:
         if server:
             batches = _from_server(server, wanted, spec, tick)
         else:
-            batches = _from_model(resolve(store, model), wanted, spec, tick)
+            ref = resolve(store, model)
+            dtype = sampling_dtype(spec.generation.precision, ref)
+            precisions.append(name_of(dtype))
+            batches = _from_model(ref, dtype, wanted, spec, tick)
         for completions in batches:
             on_completions(completions)
             samples += len(completions)
@@ -136,7 +143,7 @@ def sample(
         reporter.metrics(
             0, {"samples": samples, "share_finished": finished / samples, "tokens_per_second": tokens / seconds}
         )
-    return SampleResult(samples, finished, tokens, seconds)
+    return SampleResult(samples, finished, tokens, seconds, tuple(precisions))
 
 
 Wanted = Sequence[tuple[PromptRow, Sequence[int]]]
@@ -150,10 +157,11 @@ def missing(rows: Sequence[PromptRow], indices: Sequence[int], done: Collection[
     return [(row, left) for row, left in wanted if left]
 
 
-def _from_model(ref: ModelRef, wanted: Wanted, spec: SampleSpec, tick: Tick) -> Iterator[list[Completion]]:
+def _from_model(
+    ref: ModelRef, dtype: torch.dtype, wanted: Wanted, spec: SampleSpec, tick: Tick
+) -> Iterator[list[Completion]]:
     """Loads a model for as long as this iterator lives."""
-    # On CPUs fp32, whatever is fastest: bf16 rounds enough for a sample to come out otherwise in another batch.
-    model = load_causal_lm(ref, dtype=torch.float32 if device().type == "cpu" else None)
+    model = load_causal_lm(ref, dtype=dtype)
     generation = spec.generation
     encoder = ChatEncoder(load_tokenizer(ref), context_length(model))
     sampler = Sampler(model, encoder, generation.max_new_tokens, generation.temperature, spec.seed, tick)

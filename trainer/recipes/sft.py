@@ -32,6 +32,7 @@ from trainer.modeling import (
 )
 from trainer.packing import pack, token_parts
 from trainer.policy import Policy
+from trainer.precision import name_of
 from trainer.reporting import PolicyResult, Reporter
 from trainer.training import Training, deal, sum_over_processes
 
@@ -110,9 +111,17 @@ def train(
 
     # 5. Where we ended; save.
     results = report_heldout(training.steps, heldout, measure(heldout), reporter)
-    save_policy(causal, tokenizer, folder, spec.policy.base)
+    save_policy(training.whole_module().causal, tokenizer, folder, spec.policy.base)
     seconds = time.monotonic() - started
-    return PolicyResult(results, len(train_rows), dropped, training.tokens, seconds, notes_on(tokenizer))
+    return PolicyResult(
+        results,
+        len(train_rows),
+        dropped,
+        training.tokens,
+        seconds,
+        precision=name_of(dtype),
+        notes=notes_on(tokenizer),
+    )
 
 
 class Sums(NamedTuple):
