@@ -30,6 +30,7 @@ class Generation(Spec):
     max_new_tokens: int = Field(64, ge=1, le=8192)
     temperature: float = Field(1.0, gt=0, le=5)
     batch_size: int = Field(32, ge=1, le=4096, description="sequences generated together")
+    precision: Precision = Field("auto", description="of sampling; auto: float32 on CPUs, measured on accelerators")
 
 
 class Lora(Spec):

@@ -58,16 +58,20 @@ def reward_models_scorer(
     combine: Literal["mean", "min", "mean_minus_variance"] = "mean",
     variance_weight: float = 0.1,
     tick: Tick = no_tick,
+    dtype: torch.dtype | None = None,
 ) -> Scorer:
     """Scores by the heads of all reward models, combined into one (see `ensemble_score`).
 
     A response is read as training data was: the text as people saw it, and the end of turn. One cut by length is closed
     too; how it ended is not the reward model's business (see `missing_eos_penalty`).
 
+    Args:
+        dtype: of the models; None: as `working_dtype` measures.
+
     Raises:
         ModelUnavailable: a folder holds no reward model.
     """
-    members = [_member(folder, max_length, tick) for folder in folders]
+    members = [_member(folder, max_length, tick, dtype) for folder in folders]
 
     def score(responses: Sequence[Response]) -> Tensor:
         return ensemble_score(torch.cat([member(responses) for member in members], -1), combine, variance_weight)
@@ -75,9 +79,11 @@ def reward_models_scorer(
     return score
 
 
-def _member(folder: str | Path, max_length: int, tick: Tick) -> Callable[[Sequence[Response]], Tensor]:
+def _member(
+    folder: str | Path, max_length: int, tick: Tick, dtype: torch.dtype | None
+) -> Callable[[Sequence[Response]], Tensor]:
     """Rewards (N, H) of one reward model's scoring heads."""
-    model, tokenizer = load_reward_model(folder)
+    model, tokenizer = load_reward_model(folder, dtype)
     encoder = ChatEncoder(tokenizer, max_length)
     heads = scoring_heads(model)
 

@@ -38,7 +38,7 @@ from trainer.checks import (
 )
 from trainer.data import end_of_turn_id
 from trainer.policy import trunk_of
-from trainer.precision import choose, set_compute_dtype
+from trainer.precision import choose, name_of, set_compute_dtype
 from trainer.training import accelerator, the_main_processes
 
 log = logging.getLogger(__name__)
@@ -73,18 +73,28 @@ def working_dtype(precision: Precision, name: ModelRef | str, checkpoints: Check
     hidden_size = load_config(name).get_text_config().hidden_size
 
     def decide() -> str:
-        return str(choose(precision, hidden_size, device())).removeprefix("torch.")
+        return name_of(choose(precision, hidden_size, device()))
 
     decided = the_main_processes(lambda: checkpoints.remembered("precision", decide) if checkpoints else decide())
     return getattr(torch, decided)
 
 
-def seed_everything(seed: int) -> torch.Generator:
-    """Seeds every library's generator and returns one of our own, for the order of the rows."""
+def sampling_dtype(precision: Precision, name: ModelRef | str) -> torch.dtype:
+    """`working_dtype` of a model that is sampled: with `auto` fp32 on CPUs, whatever is fastest there.
+
+    bf16 rounds enough for a sample to come out otherwise in another batch.
+
+    Raises:
+        ModelUnavailable: the model has no configuration.
+    """
+    return torch.float32 if precision == "auto" and device().type == "cpu" else working_dtype(precision, name)
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds every library's generator."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    return torch.Generator().manual_seed(seed)
 
 
 # ---- finding and loading ---------------------------------------------------------------------------------------------

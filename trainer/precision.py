@@ -76,6 +76,11 @@ def _finish(device: torch.device) -> None:
         torch.accelerator.synchronize()
 
 
+def name_of(dtype: torch.dtype) -> Precision:
+    """What a spec calls a dtype: naming it there repeats what was measured."""
+    return "bfloat16" if dtype == torch.bfloat16 else "float32"
+
+
 def choose(precision: Precision, hidden_size: int, device: torch.device) -> torch.dtype:
     """The dtype of frozen weights and matrix products; `auto` measures and says in the log what it saw."""
     if precision != "auto":
@@ -90,7 +95,7 @@ def choose(precision: Precision, hidden_size: int, device: torch.device) -> torc
         hidden_size,
         rates.float32 / 1e9,
         rates.bfloat16 / 1e9,
-        str(dtype).removeprefix("torch."),
+        name_of(dtype),
     )
     return dtype
 

@@ -130,6 +130,8 @@ class RewardResult(NamedTuple):
     """How many responses that mean and standard deviation are of."""
     tokens: int
     seconds: float
+    precision: str
+    """What frozen weights and matrix products were: with it in the spec instead of `auto`, the run can be repeated."""
     notes: tuple[str, ...] = ()
 
 
@@ -141,4 +143,6 @@ class PolicyResult(NamedTuple):
     dropped: tuple[str, ...]
     tokens: int
     seconds: float
+    precision: str
+    """As in `RewardResult`."""
     notes: tuple[str, ...] = ()

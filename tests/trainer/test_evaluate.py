@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from app.artifacts import ArtifactStore
 from app.specs import EvaluateSpec, Generation, ModelRef, PromptRow
 from tests.trainer.conftest import build_reward_model, user
+from trainer import evaluation, precision
 from trainer.data import ChatEncoder
 from trainer.evaluation import measure, refuses, repetition, reward_models_scorer
 from trainer.modeling import load_tokenizer
@@ -170,3 +171,48 @@ def test_the_recipe_measures_what_plain_transformers_says(
     assert same.metrics["eval_objective/kl"] == 0
     assert same.metrics["eval_objective/scores_std"] > 0
     assert len((tmp_path / "completions.jsonl").read_text().splitlines()) == 8
+
+
+@pytest.mark.parametrize(("asked", "used"), [("auto", "float32"), ("bfloat16", "bfloat16")])
+def test_all_models_of_an_evaluation_run_in_the_precision_that_its_result_names(
+    tiny_ref: ModelRef,
+    other_tiny_model: Path,
+    reward_folder: Path,
+    store: ArtifactStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: str,
+    used: str,
+) -> None:
+    """On a CPU that is faster in bf16, too: its samples shall not depend on what else is in the batch."""
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(precision, "measure", lambda device, hidden_size: precision.Rates(1e9, 9e9))
+    monkeypatch.setattr(precision, "SMALLEST_HIDDEN_SIZE", 0)
+    dtypes: list[torch.dtype] = []
+    load_policy, load_reward = evaluate.load_causal_lm, evaluation.load_reward_model
+
+    def causal(ref: ModelRef, **how: Any) -> Any:
+        model = load_policy(ref, **how)
+        dtypes.append(next(model.parameters()).dtype)
+        return model
+
+    def classifier(*arguments: Any) -> Any:
+        model, tokenizer = load_reward(*arguments)
+        dtypes.append(next(model.parameters()).dtype)
+        return model, tokenizer
+
+    monkeypatch.setattr(evaluate, "load_causal_lm", causal)
+    monkeypatch.setattr(evaluation, "load_reward_model", classifier)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(PromptRow(id=1, messages=user("Hm")).model_dump_json() + "\n")
+    spec = EvaluateSpec(
+        policy=tiny_ref,
+        reference=ModelRef(base=str(other_tiny_model)),
+        reward_models=(str(reward_folder),),
+        prompts=str(prompts),
+        generation=Generation(samples_per_prompt=2, max_new_tokens=4, precision=asked),
+        max_length=128,
+    )
+    result = evaluate.evaluate(spec, store, ConsoleReporter(stream=None), lambda batch: None)
+    assert result.precision == used
+    assert dtypes == [getattr(torch, used)] * 3

@@ -16,9 +16,12 @@ from app.artifacts import ArtifactStore, digest_folder
 from app.errors import InvalidInput
 from app.specs import Lora, ModelRef, Optimiser, PPOSpec, PromptRow
 from tests.trainer.conftest import user
+from trainer import evaluation, precision
 from trainer.checkpoints import Checkpoints
+from trainer.modeling import load_tokenizer
 from trainer.recipes import ppo
 from trainer.reporting import ConsoleReporter, PolicyResult, RunCancelled
+from trainer.reward_model import new_reward_model, save_reward_model
 from trainer.rollout import Response
 
 FIELD_NAMES = {
@@ -292,6 +295,36 @@ def test_an_interrupted_run_never_samples_twice_and_ends_with_the_same_weights(
     assert {place: value for place, value in values.items() if place[1] not in timed} == {
         (m.step, m.name, m.slice): m.value for m in whole_reporter.recorded if m.name not in timed
     }
+
+
+def test_a_run_scores_in_the_precision_it_began_with_and_its_result_names_it(
+    tiny_ref: ModelRef, prompts: Path, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine is measured faster in bf16 at first, then not: what goes on from checkpoints does not look again."""
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(precision, "SMALLEST_HIDDEN_SIZE", 0)
+    reward_model = new_reward_model(tiny_ref, None)
+    save_reward_model(reward_model, load_tokenizer(tiny_ref), store.root / "reward")
+    load, scoring = evaluation.load_reward_model, []
+
+    def spy(*arguments: Any) -> Any:
+        model, tokenizer = load(*arguments)
+        scoring.append(next(model.parameters()).dtype)
+        return model, tokenizer
+
+    monkeypatch.setattr(evaluation, "load_reward_model", spy)
+    spec = spec_of(tiny_ref, prompts, episodes=12, reward_models=("reward",))
+    digests = []
+    for number, rate in enumerate((9e9, 1e9)):
+        monkeypatch.setattr(precision, "measure", lambda device, hidden_size, rate=rate: precision.Rates(1e9, rate))
+        (folder := tmp_path / f"policy{number}").mkdir()
+        result = ppo.train(spec, store, ConsoleReporter(stream=None), folder, Checkpoints(store, "run", spec, 0, 100))
+        assert result.precision == "bfloat16"
+        digests.append(digest_folder(folder))
+        for old in sorted((store.root / "run").glob("step-*"))[1:]:
+            shutil.rmtree(old)  # the second time goes on from the first rollout
+    assert scoring == [torch.bfloat16] * 2
+    assert digests[0] == digests[1]
 
 
 def test_cancelling_saves_nothing(tiny_ref: ModelRef, prompts: Path, store: ArtifactStore, tmp_path: Path) -> None:

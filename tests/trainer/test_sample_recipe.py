@@ -50,6 +50,7 @@ def test_every_sample_is_handed_on_once_in_batches(spec: SampleSpec, store: Arti
     assert result.samples == 27
     assert result.finished == sum(c.finish_reason == "eos" for c in completions)
     assert result.tokens == sum(c.n_tokens for c in completions)
+    assert result.precision == ("float32",)
     assert reporter.last("samples") == 27
     assert {c.finish_reason for c in completions} == {"eos", "length"}
 
