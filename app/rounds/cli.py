@@ -121,7 +121,7 @@ def _config(algorithm: str, generation: Generation, settings: list[str]) -> Roun
         raise InvalidInput(f"Unknown settings: {', '.join(sorted(unknown))}.", f"Known: {_KNOWN}.")
     try:
         known: Algorithm = RoundConfig.model_validate({"algorithm": algorithm}).algorithm
-        return RoundConfig.model_validate(RoundConfig.defaults(known, generation).model_dump() | named)
+        return RoundConfig.defaults(known, generation, **named)
     except ValidationError as error:
         first = error.errors()[0]
         raise InvalidInput(f"{'.'.join(map(str, first['loc']))}: {first['msg']}.", "Correct it.") from error

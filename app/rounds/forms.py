@@ -20,6 +20,11 @@ _REWARD_OPTIMISER: Optimiser = RewardSpec.model_fields["optimiser"].default
 _DPO, _PPO, _REWARD = DPOSpec.model_fields, PPOSpec.model_fields, RewardSpec.model_fields
 
 
+# Full weights learn best at about a tenth of the rate of adapters ("LoRA Without Regret", Schulman et al. 2025).
+FULL_WEIGHTS = 0.1
+RATES = {"learning_rate": "lora", "reward_learning_rate": "reward_lora"}  # where not given, it depends on the other
+
+
 class Setting(NamedTuple):
     """Where a setting stands in the form, and for which algorithms."""
 
@@ -39,6 +44,13 @@ def _rare(group: Group, label: str, algorithms: tuple[str, ...] = ("sft", "dpo",
 def default_optimiser(algorithm: Algorithm) -> Optimiser:
     """The optimiser settings an algorithm's spec begins with."""
     return _SPECS[algorithm].model_fields["optimiser"].default
+
+
+def default_rate(name: str, algorithm: Algorithm, lora: bool) -> float:
+    """What the learning rate of this name is where none is given."""
+    optimiser = default_optimiser(algorithm) if name == "learning_rate" else _REWARD_OPTIMISER
+    # Rounded: a tenth of 3e-4 is 3e-5, not 2.9999999999999997e-05.
+    return optimiser.learning_rate if lora else float(f"{optimiser.learning_rate * FULL_WEIGHTS:.6g}")
 
 
 class RoundConfig(BaseModel):
@@ -71,7 +83,7 @@ class RoundConfig(BaseModel):
     # ---- policy
     learning_rate: Annotated[
         float,
-        Field(gt=0, le=1, description="full weights want about a tenth of it"),
+        Field(gt=0, le=1),
         Setting("policy", "Learning rate"),
     ]
     epochs: Annotated[
@@ -150,6 +162,25 @@ class RoundConfig(BaseModel):
     clip_range: Annotated[
         float, Field(gt=0, le=10, description="of the probability ratio"), _rare("policy", "Clip range", PPO)
     ] = _PPO["clip_range"].default
+    gamma: Annotated[float, Field(gt=0, le=1, description="of later rewards"), _rare("policy", "Discount", PPO)] = _PPO[
+        "gamma"
+    ].default
+    gae_lambda: Annotated[
+        float,
+        Field(ge=0, le=1, description="of advantages; 1: less bias, more noise"),
+        _rare("policy", "GAE lambda", PPO),
+    ] = _PPO["gae_lambda"].default
+    vf_coef: Annotated[
+        float, Field(ge=0, le=100, description="weight of the value loss"), _rare("policy", "Value coefficient", PPO)
+    ] = _PPO["vf_coef"].default
+    value_clip_range: Annotated[
+        float, Field(gt=0, le=100, description="of the values, about the old ones"), _rare("policy", "Value clip", PPO)
+    ] = _PPO["value_clip_range"].default
+    evaluate_every: Annotated[
+        int,
+        Field(ge=1, le=100_000, description="rollouts between sample pages"),
+        _rare("policy", "Evaluate every", PPO),
+    ] = _PPO["evaluate_every"].default
     critic: Annotated[
         Literal["policy", "reward"],
         Field(description="a value head on the policy, or a model that begins as the reward's"),
@@ -199,6 +230,12 @@ class RoundConfig(BaseModel):
     microbatch_size: Annotated[
         int, Field(ge=1, le=4096, description="rows at once; gradients accumulate"), _rare("policy", "Microbatch size")
     ]
+    warmup_ratio: Annotated[
+        float, Field(ge=0, le=1, description="share of the steps in which the rate rises"), _rare("policy", "Warm-up")
+    ]
+    weight_decay: Annotated[float, Field(ge=0, le=1), _rare("policy", "Weight decay")] = Optimiser.model_fields[
+        "weight_decay"
+    ].default
     gradient_checkpointing: Annotated[
         bool, Field(description="less memory, more time"), _rare("policy", "Gradient checkpointing")
     ] = False
@@ -207,9 +244,7 @@ class RoundConfig(BaseModel):
     ] = "auto"
 
     # ---- reward model
-    reward_learning_rate: Annotated[float, Field(gt=0, le=1), Setting("reward", "Learning rate", LEARNS_REWARD)] = (
-        _REWARD_OPTIMISER.learning_rate
-    )
+    reward_learning_rate: Annotated[float, Field(gt=0, le=1), Setting("reward", "Learning rate", LEARNS_REWARD)]
     reward_epochs: Annotated[int, Field(ge=1, le=100), Setting("reward", "Epochs", LEARNS_REWARD)] = (
         _REWARD_OPTIMISER.epochs
     )
@@ -254,6 +289,11 @@ class RoundConfig(BaseModel):
     max_new_tokens: Annotated[
         int, Field(ge=1, le=8192, description="tokens"), Setting("samples", "Longest response")
     ] = 64
+    sample_previous: Annotated[
+        bool,
+        Field(description="the policy before answers the same prompts anew"),
+        _rare("samples", "Previous policy too"),
+    ] = False
     temperature: Annotated[
         float, Field(gt=0, le=5, description="PPO samples with it too"), _rare("samples", "Temperature")
     ] = 1.0
@@ -263,18 +303,22 @@ class RoundConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _optimiser_of_the_algorithm(cls, values: Any) -> Any:
+    def _defaults_of_the_algorithm(cls, values: Any) -> Any:
         if not isinstance(values, dict) or values.get("algorithm", "dpo") not in _SPECS:
             return values
-        optimiser = default_optimiser(values.get("algorithm", "dpo"))
-        defaults = optimiser.model_dump(include={"learning_rate", "epochs", "batch_size", "microbatch_size"})
-        return defaults | {name: value for name, value in values.items() if value not in (None, "")}
+        algorithm = values.get("algorithm", "dpo")
+        given = {name: value for name, value in values.items() if value not in (None, "")}
+        rates = {name: default_rate(name, algorithm, not _is_off(given.get(lora))) for name, lora in RATES.items()}
+        own = default_optimiser(algorithm).model_dump(
+            include={"epochs", "batch_size", "microbatch_size", "warmup_ratio"}
+        )
+        return own | rates | given
 
     @classmethod
-    def defaults(cls, algorithm: Algorithm, generation: Generation) -> "RoundConfig":
-        """What the form begins with: the project's way of sampling and the algorithm's own settings."""
+    def defaults(cls, algorithm: Algorithm, generation: Generation, **settings: Any) -> "RoundConfig":
+        """The project's way of sampling and the algorithm's own settings, but for those that are given."""
         sampling = generation.model_dump(include={"samples_per_prompt", "max_new_tokens", "temperature"})
-        return cls.model_validate({"algorithm": algorithm, **sampling})
+        return cls.model_validate({"algorithm": algorithm} | sampling | settings)
 
     @property
     def generation(self) -> Generation:
@@ -294,6 +338,11 @@ class RoundConfig(BaseModel):
         return {name: getattr(self, prefix + name) for name in names if prefix + name in own}
 
 
+def _is_off(value: Any) -> bool:
+    """As pydantic reads it; what is neither on nor off is refused with its own field."""
+    return str(value).lower() in ("false", "off", "no", "0", "f", "n")
+
+
 class FormField(NamedTuple):
     """A control of the form."""
 
@@ -309,13 +358,19 @@ class FormField(NamedTuple):
     error: str
 
 
-def form_fields(algorithm: str, values: Mapping[str, Any], errors: Mapping[str, str]) -> dict[Group, list[FormField]]:
+def form_fields(
+    algorithm: Algorithm, values: Mapping[str, Any], errors: Mapping[str, str]
+) -> dict[Group, list[FormField]]:
     """The form's controls by group, with what was typed and what is wrong with it."""
     groups: dict[Group, list[FormField]] = {"reads": [], "policy": [], "reward": [], "samples": []}
     for name, info in RoundConfig.model_fields.items():
         setting = next((each for each in info.metadata if isinstance(each, Setting)), None)
         if setting is None or algorithm not in setting.algorithms:
             continue
+        hint = info.description or ""
+        if name in RATES:
+            rates = (default_rate(name, algorithm, lora) for lora in (True, False))
+            hint = "empty: {:g} with LoRA, {:g} for full weights".format(*rates)
         value = values.get(name)
         kind: Any = info.annotation
         words = getattr(kind, "__args__", ())
@@ -329,14 +384,14 @@ def form_fields(algorithm: str, values: Mapping[str, Any], errors: Mapping[str, 
             FormField(
                 name=name,
                 label=setting.label,
-                hint=info.description or "",
+                hint=hint,
                 value="" if value is None else str(value).lower() if isinstance(value, bool) else str(value),
                 options=options,
                 limits={
                     bounds[key]: getattr(each, key) for each in info.metadata for key in bounds if hasattr(each, key)
                 },
                 step="1" if kind is int or int in words else "any",
-                required=type(None) not in words,
+                required=type(None) not in words and name not in RATES,
                 advanced=setting.advanced,
                 error=errors.get(name, ""),
             )

@@ -15,7 +15,7 @@ from app.models import ModelVersion, Project, Round, Run
 from app.projects.access import ProjectDep
 from app.render import page, redirect
 from app.rounds import queries, service, views
-from app.rounds.forms import Algorithm, RoundConfig, form_fields
+from app.rounds.forms import RATES, Algorithm, RoundConfig, form_fields
 from app.rounds.training_samples import PROMPTS_PER_PAGE, STEPS_PER_PAGE, read_training_samples, side_by_side
 from app.specs import Generation
 
@@ -63,7 +63,7 @@ def new_round(
 ) -> Response:
     """What a round would read, and its settings."""
     config = RoundConfig.defaults(algorithm, Generation.model_validate(project.generation))
-    return _new_page(request, project, session, config.model_dump())
+    return _new_page(request, project, session, config.model_dump(exclude=set(RATES)))
 
 
 @router.get("/rounds/preview")
@@ -130,7 +130,8 @@ def _new_page(
         status=problem.status if problem else 200,
         preview=service.preview(session, project, config),
         algorithm=algorithm,
-        groups=form_fields(algorithm, config.model_dump() | values, reasons or {}),
+        # A learning rate that nobody typed is not shown: it depends on LoRA, which may still be switched.
+        groups=form_fields(algorithm, config.model_dump(exclude=set(RATES)) | values, reasons or {}),
         reasons=reasons or {},
         problem=problem,
     )

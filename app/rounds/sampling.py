@@ -95,7 +95,11 @@ def _open_comparisons(session: Session, run: Run, by_prompt: dict[int, list[Comp
     opened = 0
     for prompt_id, completions in by_prompt.items():
         seed = run.id * 1_000_003 + prompt_id
-        for purpose, pair in _pairs(prompts[prompt_id], completions, older.get(prompt_id, []), limit, seed):
+        # Where the previous policy was sampled too, what it says now stands in place of what it said before.
+        before_id = round_.policy_before_id if round_ else None
+        old = [each for each in completions if each.model_version_id == before_id]
+        new = [each for each in completions if each.model_version_id != before_id]
+        for purpose, pair in _pairs(prompts[prompt_id], new, old or older.get(prompt_id, []), limit, seed):
             comparison = Comparison(
                 project_id=project.id,
                 prompt_id=prompt_id,
@@ -117,12 +121,17 @@ def _open_comparisons(session: Session, run: Run, by_prompt: dict[int, list[Comp
 def _pairs(
     prompt: Prompt, completions: list[Completion], older: list[Completion], limit: int, seed: int
 ) -> list[tuple[str, Pair]]:
-    """(purpose, pair) to ask about for one prompt; pairs with older responses take half of the limit."""
+    """(purpose, pair) to ask about for one prompt; pairs with older responses take half of the limit.
+
+    Only on held-out prompts do they tell how often people prefer the new policy: it was trained on the others.
+    """
     new, old = _samples(completions), _samples(older)
     across = pairs_across(new, old, limit - limit // 2, seed) if old else []
     within = pairs_within(new, limit - len(across) or 1, seed)
-    purpose = "heldout" if prompt.split == "heldout" else "train"
-    return [("human_eval", pair) for pair in across] + [(purpose, pair) for pair in within]
+    heldout = prompt.split == "heldout"
+    return [("human_eval" if heldout else "train", pair) for pair in across] + [
+        ("heldout" if heldout else "train", pair) for pair in within
+    ]
 
 
 def _samples(completions: list[Completion]) -> list[Sample]:

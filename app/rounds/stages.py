@@ -81,7 +81,7 @@ class Maker(NamedTuple):
         generation = Generation.model_validate(self.project.generation)
         # Another seed each time: with an old one the same policy would say to the same prompts what it has said before.
         seed = queries.count_runs(self.session, self.project.id)
-        return self._add(self._sample_spec(policy, generation, prompts, seed), None)
+        return self._add(self._sample_spec([policy], generation, prompts, seed), None)
 
     def _add(self, spec: RunSpec, round_id: int | None) -> Run:
         run = Run(project_id=self.project.id, round_id=round_id, kind=spec.kind, spec=spec.model_dump(mode="json"))
@@ -119,7 +119,10 @@ class Maker(NamedTuple):
         new = models[_given(round_.policy_after_id)]
         seed = config.seed + round_.number
         if kind == "sample":
-            return self._sample_spec(new, config.generation, config.prompts, seed)
+            sampled = [new]
+            if config.sample_previous:
+                sampled.append(models[round_.policy_before_id])
+            return self._sample_spec(sampled, config.generation, config.prompts, seed)
         unseen = queries.prompts_to_evaluate(self.session, self.project.id, EVALUATION_PROMPTS)
         if not unseen:
             raise InvalidInput("The project has no prompts to evaluate on.", "Import some and retry the round.")
@@ -173,17 +176,16 @@ class Maker(NamedTuple):
             }
         )
 
-    def _sample_spec(self, model: ModelVersion, generation: Generation, limit: int, seed: int) -> SampleSpec:
+    def _sample_spec(self, models: list[ModelVersion], generation: Generation, limit: int, seed: int) -> SampleSpec:
         prompts = queries.prompts_to_sample(self.session, self.project.id, limit, seed)
         if not prompts:
             raise InvalidInput("The project has no train or held-out prompts to sample from.", "Import prompts first.")
-        location = model.adapter or model.base
-        server = self.server and Server(
-            url=self.server.url, model=self.server.model or location.rstrip("/").rpartition("/")[2]
-        )
+        # A name that is set is that of one model, the first; the worker samples the others.
+        one_name = self.server is not None and self.server.model is not None
+        servers = tuple(None if one_name and i else _served(self.server, model) for i, model in enumerate(models))
         return SampleSpec(
-            models=(ref(model),),
-            servers=(server,) if server else (),
+            models=tuple(ref(model) for model in models),
+            servers=servers if any(servers) else (),
             prompts=prompts_file(self.store, prompts),
             generation=generation,
             seed=seed,
@@ -191,6 +193,11 @@ class Maker(NamedTuple):
 
     def _file(self, snapshot_id: int | None) -> str:
         return self.session.get_one(Snapshot, snapshot_id).location
+
+
+def _served(server: SamplingServer | None, model: ModelVersion) -> Server | None:
+    location = model.adapter or model.base
+    return server and Server(url=server.url, model=server.model or location.rstrip("/").rpartition("/")[2])
 
 
 def policy_optimiser(config: RoundConfig) -> Optimiser:

@@ -41,6 +41,13 @@ def metric(session: Session, round_: Round, kind: str, name: str, slice: str = "
     return list(session.scalars(query.order_by(Metric.step)))
 
 
+def sampled(session: Session, round_: Round) -> set[tuple[int | None, int | None]]:
+    """(model, sample index) of what the round's sampling run stored."""
+    query = select(Completion.model_version_id, Completion.sample_index).join(Run, Run.id == Completion.run_id)
+    rows = session.execute(query.where(Run.round_id == round_.id, Run.kind == "sample"))
+    return {(model, index) for model, index in rows}
+
+
 def load_policy(model: ModelVersion, store: ArtifactStore) -> torch.nn.Module:
     """The way anybody would load it."""
     assert model.adapter is not None
@@ -123,9 +130,10 @@ def test_two_rounds_follow_each_other(
     session: Session, settings: Settings, store: ArtifactStore, project: Project
 ) -> None:
     operator = factories.user(session, "operator")
+    chosen = config(learning_rate=1e-3, epochs=1, prompts=4, sample_previous=True)
     numbers = []
     for _ in range(2):
-        service.start(session, store, project, operator, config(learning_rate=1e-3, epochs=1, prompts=4))
+        service.start(session, store, project, operator, chosen)
         session.commit()
         work_until_empty(settings, settings.database_url or "")
         session.expire_all()
@@ -133,6 +141,9 @@ def test_two_rounds_follow_each_other(
     assert numbers == ["policy-1", "policy-2"]
     first, second = views.loop(session, project).rows
     assert second.round.policy_before_id == first.round.policy_after_id
+    for row in (first, second):
+        after, before = row.round.policy_after_id, row.round.policy_before_id
+        assert sampled(session, row.round) == {(after, i) for i in range(4)} | {(before, i) for i in range(4, 8)}
     assert None not in (first.accuracy, first.kl, second.accuracy, second.kl)
 
 

@@ -66,6 +66,11 @@ def test_every_setting_can_be_given(session: Session, run: Run) -> None:
     }
 
 
+def test_full_weights_begin_with_their_own_rate(session: Session, run: Run) -> None:
+    run("start", "--set", "lora=false")
+    assert session.scalars(select(Round.config["learning_rate"])).one() == 1e-5
+
+
 def test_fine_tuning_from_the_command_line_says_what_it_lacks(run: Run) -> None:
     refused = run("start", "--algorithm", "sft").exception
     assert isinstance(refused, InvalidInput)

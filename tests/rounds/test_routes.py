@@ -116,6 +116,20 @@ def test_a_round_that_cannot_start_leaves_nothing_and_keeps_the_form(
     assert session.scalars(select(Snapshot)).all() == []
 
 
+def test_a_learning_rate_that_nobody_typed_follows_lora(sign_in: SignIn, session: Session, project: Project) -> None:
+    client = sign_in("operator")
+    soup = BeautifulSoup(client.get(f"/projects/{project.slug}/rounds/new").text, "html.parser")
+    for name in ("learning_rate", "reward_learning_rate"):
+        control = soup.select_one(f"#{name}")
+        assert control is not None
+        assert (control["value"], control.has_attr("required")) == ("", False)
+    assert "0.0001 with LoRA, 1e-05 for full weights" in soup.select_one("#learning_rate-hint").text  # type: ignore[union-attr]
+    typed = {"learning_rate": "", "reward_learning_rate": "0.5", "lora": "false", "reward_lora": "false"}
+    assert start(client, project, **typed).status_code == 303
+    config = session.scalars(select(Round.config)).one()
+    assert (config["learning_rate"], config["reward_learning_rate"]) == (1e-5, 0.5)
+
+
 def test_the_preview_follows_the_settings(sign_in: SignIn, session: Session, project: Project) -> None:
     labelers = [factories.user(session).id]
     for _ in range(10):

@@ -140,6 +140,26 @@ def test_a_new_policy_is_compared_with_the_previous_one_on_heldout_prompts(
         assert models == [round_.policy_before_id, round_.policy_after_id]
 
 
+def test_both_policies_may_answer_anew(session: Session, store: ArtifactStore, project: Project) -> None:
+    """People then compare what both say today; on train prompts, that teaches but is no measure of the new policy."""
+    heldout, train = factories.prompt(session, project, split="heldout"), factories.prompt(session, project)
+    store_samples(session, sampling_run(session, store, project), new_samples(heldout.id, ["a", "b", "c", "d"]))
+    before = len(comparisons(session))
+    _, run = round_with_new_policy(session, project)
+    run.spec = run.spec | {"models": [*run.spec["models"], {"base": "models/base"}]}
+    for prompt in (heldout, train):
+        store_samples(session, run, new_samples(prompt.id, ["s", "t", "u", "v", "w", "x", "y", "z"]))
+    opened = comparisons(session)[before:]
+    assert [(c.prompt_id == heldout.id, c.purpose) for c in opened] == (
+        [(True, "human_eval")] * 2 + [(True, "heldout")] + [(False, "train")] * 3
+    )
+    for i, comparison in enumerate(opened):
+        sides = [session.get_one(Completion, s) for s in (comparison.completion_a_id, comparison.completion_b_id)]
+        across = {"stuv".find(sides[0].text) >= 0, "stuv".find(sides[1].text) >= 0} == {True, False}
+        assert across == (i % 3 < 2)  # two across, then one within the new policy
+        assert sides[0].run_id == sides[1].run_id == run.id
+
+
 def test_the_win_rate_counts_the_new_policys_side(session: Session, store: ArtifactStore, project: Project) -> None:
     prompt = factories.prompt(session, project, split="heldout", domain="safety")
     round_, _ = round_with_new_policy(session, project)

@@ -24,6 +24,8 @@ IN_SPECS: dict[str, tuple[str, Any, str, str, Any]] = {
     "epochs": ("sft", 7, "sft", "optimiser.epochs", 7),
     "batch_size": ("dpo", 5, "dpo", "optimiser.batch_size", 5),
     "microbatch_size": ("dpo", 3, "reward", "optimiser.microbatch_size", 3),
+    "warmup_ratio": ("sft", 0.3, "sft", "optimiser.warmup_ratio", 0.3),
+    "weight_decay": ("dpo", 0.02, "dpo", "optimiser.weight_decay", 0.02),
     "gradient_checkpointing": ("dpo", True, "reward", "optimiser.gradient_checkpointing", True),
     "precision": ("ppo", "bfloat16", "ppo", "optimiser.precision", "bfloat16"),
     "reference": ("dpo", "previous", "dpo", "reference.adapter", "models/run-0"),
@@ -45,6 +47,11 @@ IN_SPECS: dict[str, tuple[str, Any, str, str, Any]] = {
     "kl_stop": ("ppo", 9.0, "ppo", "kl_stop", 9.0),
     "approxkl_stop": ("ppo", 0.4, "ppo", "approxkl_stop", 0.4),
     "clip_range": ("ppo", 0.15, "ppo", "clip_range", 0.15),
+    "gamma": ("ppo", 0.9, "ppo", "gamma", 0.9),
+    "gae_lambda": ("ppo", 0.8, "ppo", "gae_lambda", 0.8),
+    "vf_coef": ("ppo", 0.3, "ppo", "vf_coef", 0.3),
+    "value_clip_range": ("ppo", 0.25, "ppo", "value_clip_range", 0.25),
+    "evaluate_every": ("ppo", 5, "ppo", "evaluate_every", 5),
     "critic": ("ppo", "reward", "ppo", "critic", "reward"),
     "ensemble_score": ("ppo", "min", "ppo", "ensemble_score", "min"),
     "variance_weight": ("ppo", 0.8, "ppo", "variance_weight", 0.8),
@@ -66,6 +73,7 @@ IN_SPECS: dict[str, tuple[str, Any, str, str, Any]] = {
     "reward_label_smoothing": ("dpo", 0.1, "reward", "label_smoothing", 0.1),
     "reward_centering": ("dpo", 0.5, "reward", "centering", 0.5),
     "reward_lora": ("dpo", False, "reward", "lora", None),
+    "sample_previous": ("dpo", True, "sample", "models.1.adapter", "models/run-0"),
     "samples_per_prompt": ("dpo", 6, "sample", "generation.samples_per_prompt", 6),
     "max_new_tokens": ("ppo", 21, "ppo", "max_new_tokens", 21),
     "temperature": ("dpo", 0.6, "sample", "generation.temperature", 0.6),
@@ -107,7 +115,7 @@ def runs(session: Session, store: ArtifactStore, project: Project, wanted: str, 
 
 def at(spec: Any, path: str) -> Any:
     for key in path.split("."):
-        spec = spec[key]
+        spec = spec[int(key) if key.isdecimal() else key]
     return spec
 
 
@@ -173,6 +181,15 @@ def test_defaults_are_those_of_the_specs(session: Session, store: ArtifactStore,
                     default = default.model_dump(mode="json") if hasattr(default, "model_dump") else default
                     wanted = list(default) if isinstance(default, tuple) else default
                     assert found[kind].spec[name] == wanted, f"{kind}.{name}"
+
+
+@pytest.mark.parametrize(("algorithm", "rate"), [("sft", 2e-5), ("dpo", 1e-5), ("ppo", 6e-5)])
+def test_full_weights_learn_at_a_tenth_of_the_rate(algorithm: str, rate: float) -> None:
+    full = config(algorithm, lora="false", reward_lora=False)
+    assert (full.learning_rate, full.reward_learning_rate) == (rate, 3e-5)
+    only_policy = config(algorithm, lora=False, learning_rate="")
+    assert (only_policy.learning_rate, only_policy.reward_learning_rate) == (rate, 3e-4)
+    assert config(algorithm, lora=False, learning_rate="0.5").learning_rate == 0.5
 
 
 def test_the_form_has_every_setting_that_counts_for_its_algorithm() -> None:
