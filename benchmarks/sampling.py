@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from app.specs import ModelRef, PromptRow
-from trainer.data import ChatEncoder, TokenSequence, by_length, chunks, collate
+from trainer.data import ChatEncoder, by_length, chunks, left_padded
 from trainer.generation import plain_logps
 from trainer.modeling import load_causal_lm, load_tokenizer
 from trainer.rollout import Response, Sampler
@@ -74,7 +74,7 @@ class Sides:
         prompts = [self.encoder.prompt(row.messages)[-room:] for row in self.rows]
         order = by_length([len(prompt) for prompt in prompts])
         for part in chunks(order, max(1, args.batch_size // args.k)):
-            batch = collate([TokenSequence(prompts[i]) for i in part], pad_id, side="left")
+            batch = left_padded([prompts[i] for i in part], pad_id)
             out = self.model.generate(
                 input_ids=batch.input_ids,
                 attention_mask=batch.valid_mask.long(),

@@ -1,7 +1,7 @@
-"""From rows to tensors: snapshots and prompts are read, chats encoded, sequences padded and batched by length.
+"""From rows to token ids: snapshots and prompts are read, chats encoded, rows batched by length.
 
-Masks are True = valid. Sequences are right-padded (a causal model never looks at padding on the right), prompts that
-wait for generation are left-padded.
+How sequences are laid out for a forward pass is `trainer.packing`; only prompts that wait for generation are padded
+here, on the left. Masks are True = valid.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,6 +20,7 @@ from app.specs import DemonstrationRow, PairRow, PromptRow, ThumbRow
 MIN_PAIRS = 20
 
 Row = TypeVar("Row", bound=BaseModel)
+Response = TypeVar("Response", ThumbRow, DemonstrationRow)
 
 
 def _read_rows(path: Path, model: type[Row]) -> list[Row]:
@@ -198,19 +199,25 @@ class EncodedThumbs(NamedTuple):
 
 def encode_thumbs(rows: Sequence[ThumbRow], encoder: ChatEncoder) -> EncodedThumbs:
     """Encodes single responses, each with the end of its turn. Rows that do not fit or do not count are named."""
-    thumbs: list[Thumb] = []
+    fitted, left_out = _fitted(rows, encoder)
+    return EncodedThumbs([Thumb(sequence, row) for sequence, row in fitted], describe_left_out(left_out, "thumbs"))
+
+
+def _fitted(
+    rows: Sequence[Response], encoder: ChatEncoder
+) -> tuple[list[tuple[TokenSequence, Response]], dict[str, list[int]]]:
+    """Rows of one response that count and fit, as token ids, and the ids of others by reason."""
+    fitted: list[tuple[TokenSequence, Response]] = []
     left_out: dict[str, list[int]] = {}
     for row in rows:
         if row.weight == 0:
             left_out.setdefault("have weight 0", []).append(row.id)
-            continue
-        fitted = encoder.fit(encoder.prompt(row.messages), [encoder.completion(row.response)])
-        if fitted is None:
+        elif sequences := encoder.fit(encoder.prompt(row.messages), [encoder.completion(row.response)]):
+            fitted.append((sequences[0], row))
+        else:
             reason = f"are longer than {encoder.max_length} tokens without their prompt"
             left_out.setdefault(reason, []).append(row.id)
-            continue
-        thumbs.append(Thumb(fitted[0], row))
-    return EncodedThumbs(thumbs, describe_left_out(left_out, "thumbs"))
+    return fitted, left_out
 
 
 class Demonstration(NamedTuple):
@@ -230,21 +237,12 @@ class EncodedDemonstrations(NamedTuple):
 
 def encode_demonstrations(rows: Sequence[DemonstrationRow], encoder: ChatEncoder) -> EncodedDemonstrations:
     """Encodes demonstrations, each with the end of its turn. Rows that do not fit or teach nothing are named."""
+    empty = [row.id for row in rows if row.weight and not row.response.strip()]
+    fitted, left_out = _fitted([row for row in rows if not row.weight or row.response.strip()], encoder)
     demonstrations: dict[str, list[Demonstration]] = {"train": [], "heldout": []}
-    left_out: dict[str, list[int]] = {}
-    for row in rows:
-        if row.weight == 0:
-            left_out.setdefault("have weight 0", []).append(row.id)
-            continue
-        if not row.response.strip():
-            left_out.setdefault("have an empty answer", []).append(row.id)
-            continue
-        fitted = encoder.fit(encoder.prompt(row.messages), [encoder.completion(row.response)])
-        if fitted is None:
-            reason = f"are longer than {encoder.max_length} tokens without their prompt"
-            left_out.setdefault(reason, []).append(row.id)
-            continue
-        demonstrations[row.split].append(Demonstration(fitted[0], row))
+    for sequence, row in fitted:
+        demonstrations[row.split].append(Demonstration(sequence, row))
+    left_out |= {"have an empty answer": empty} if empty else {}
     return EncodedDemonstrations(**demonstrations, dropped=describe_left_out(left_out, "demonstrations"))
 
 
@@ -267,48 +265,29 @@ def describe_left_out(left_out: dict[str, list[int]], noun: str) -> tuple[str, .
     )
 
 
-class Batch(NamedTuple):
-    """Padded sequences. All tensors are (B, T).
+class Prompts(NamedTuple):
+    """Prompts that wait for generation, padded on the left so that all go on at the same column. All (B, T).
 
     Attributes:
         input_ids: token ids, padding included.
-        valid_mask: True on tokens of the sequence, False on padding (whatever id padding has).
-        position_ids: 0 on each sequence's first valid token, counted along valid tokens.
-        completion_mask: True on the tokens of the completion, its end-of-turn token included.
+        valid_mask: True on tokens of the prompt, False on padding (whatever id padding has).
+        position_ids: counted along valid tokens from 0; 0 on padding.
     """
 
     input_ids: Tensor
     valid_mask: Tensor
     position_ids: Tensor
-    completion_mask: Tensor
-
-    def to(self, device: torch.device) -> "Batch":
-        return Batch(*(tensor.to(device) for tensor in self))
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that a forward pass works on, padding included."""
-        return self.input_ids.numel()
 
 
-def position_ids_from(valid_mask: Tensor) -> Tensor:
-    """Positions (B, T) along valid tokens from 0; padding has 0 on the left and the last position on the right."""
-    return (valid_mask.long().cumsum(-1) - 1).clamp(min=0)
-
-
-def collate(sequences: Sequence[TokenSequence], pad_id: int, side: str = "right") -> Batch:
-    """Pads sequences to the longest on one side, `right` for training and scoring, `left` for generation."""
-    width = max(sequence.length for sequence in sequences)
-    input_ids = torch.full((len(sequences), width), pad_id, dtype=torch.long)
-    valid_mask = torch.zeros((len(sequences), width), dtype=torch.bool)
-    completion_mask = torch.zeros((len(sequences), width), dtype=torch.bool)
-    for i, (prompt, completion) in enumerate(sequences):
-        start = 0 if side == "right" else width - len(prompt) - len(completion)
-        middle, end = start + len(prompt), start + len(prompt) + len(completion)
-        input_ids[i, start:end] = torch.tensor([*prompt, *completion])
-        valid_mask[i, start:end] = True
-        completion_mask[i, middle:end] = True
-    return Batch(input_ids, valid_mask, position_ids_from(valid_mask), completion_mask)
+def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> Prompts:
+    """Pads prompts of token ids to the longest."""
+    width = max(len(prompt) for prompt in prompts)
+    input_ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
+    valid_mask = torch.zeros((len(prompts), width), dtype=torch.bool)
+    for i, prompt in enumerate(prompts):
+        input_ids[i, width - len(prompt) :] = torch.as_tensor(prompt)
+        valid_mask[i, width - len(prompt) :] = True
+    return Prompts(input_ids, valid_mask, (valid_mask.long().cumsum(-1) - 1).clamp(min=0))
 
 
 def by_length(lengths: Sequence[int]) -> list[int]:
@@ -331,25 +310,6 @@ def length_batches(
         ordered = sorted(shuffled[start : start + span], key=lambda i: lengths[i])
         batches += [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
-
-
-def microbatches(indices: Sequence[int], widths: Sequence[int], rows: int, tokens: int) -> Iterator[list[int]]:
-    """Splits a batch into what is forwarded at once: at most `rows` rows, and `tokens` tokens, padding included.
-
-    `widths[i]` is how many tokens row `i` takes; rows are padded to the widest of their microbatch. A row wider than
-    `tokens` goes alone. Memory grows with tokens (some 2.5 MB each for the activations of a 135M model in fp32), the
-    result does not depend on the split.
-    """
-    part: list[int] = []
-    widest = 0
-    for index in indices:
-        widest = max(widest, widths[index])
-        if part and (len(part) == rows or widest * (len(part) + 1) > tokens):
-            yield part
-            part, widest = [], widths[index]
-        part.append(index)
-    if part:
-        yield part
 
 
 def chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

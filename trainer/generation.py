@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trainer.algorithms.logprobs import token_logps
-from trainer.data import TokenSequence, collate
+from trainer.data import left_padded
 from trainer.decoding import PackedLinears, draw, is_roomy, new_cache
 from trainer.policy import trunk_of, vocabulary_logits
 from trainer.precision import autocast, computes_in
@@ -207,18 +207,17 @@ class RunningBatch:
 
     def admit(self, prompts: Sequence[tuple[int, Sequence[int], Sequence[int]]]) -> None:
         """Reads (number, tokens, seeds) of prompts, once each, and draws the first token of each of their samples."""
-        # Left padding, so that all rows go on at the same column.
-        batch = collate([TokenSequence(list(tokens)) for _, tokens, _ in prompts], self._pad_id, side="left")
-        batch = batch.to(self._device)
+        padded = left_padded([tokens for _, tokens, _ in prompts], self._pad_id)
+        input_ids, valid_mask, position_ids = (tensor.to(self._device) for tensor in padded)
         cache = new_cache(self._trunk)
-        hidden = self._read(cache, batch.input_ids, batch.valid_mask, batch.position_ids)
+        hidden = self._read(cache, input_ids, valid_mask, position_ids)
 
         # One row for each sample: the prompt's keys and values are copied, not computed again.
         drafts = [_Draft(number, place) for number, _, seeds in prompts for place in range(len(seeds))]
         owners = torch.tensor([i for i, (_, _, seeds) in enumerate(prompts) for _ in seeds], device=self._device)
         uniforms = torch.stack([self._uniforms_of(seed) for _, _, seeds in prompts for seed in seeds])
         self._samples |= {number: [None] * len(seeds) for number, _, seeds in prompts}
-        position, valid_mask = batch.position_ids[owners, -1:] + 1, batch.valid_mask[owners]
+        position, valid_mask = position_ids[owners, -1:] + 1, valid_mask[owners]
         if self.running:
             rows = [row for row, draft in enumerate(self._drafts) if draft is None][: len(drafts)]
             self._take_over(rows, drafts, cache, owners, position, valid_mask, uniforms)

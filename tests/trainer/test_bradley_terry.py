@@ -12,7 +12,6 @@ from trainer.algorithms.bradley_terry import (
     davidson_loss,
     davidson_probabilities,
     ensemble_score,
-    group_weights,
     margin_of_strength,
     rao_kupper_loss,
     rao_kupper_probabilities,
@@ -72,12 +71,6 @@ def test_margins_are_llama_2s_tables() -> None:
     strengths = torch.tensor([3.0, 2.0, 1.0, 0.0, 1.5])
     assert margin_of_strength(strengths, "large").tolist() == [3, 2, 1, 0, 1.5]
     assert margin_of_strength(strengths, "small").tolist() == pytest.approx([1, 2 / 3, 1 / 3, 0, 1 / 2])
-
-
-def test_the_pairs_of_a_ranking_weigh_one_together() -> None:
-    # Two rankings of four and of three responses, 6 and 3 pairs, and a pair on its own.
-    weights = group_weights(torch.tensor([7, 7, 7, 9, 9, 9, 7, 7, 7, 2]))
-    assert weights.tolist() == pytest.approx([1 / 6] * 3 + [1 / 3] * 3 + [1 / 6] * 3 + [1])
 
 
 # ---- ties ------------------------------------------------------------------------------------------------------------

@@ -11,12 +11,11 @@ from tests.trainer.conftest import byte_tokenizer, user, write_rows
 from trainer.data import (
     ChatEncoder,
     TokenSequence,
-    collate,
     encode_pairs,
     encode_thumbs,
     end_of_turn_id,
+    left_padded,
     length_batches,
-    microbatches,
     read_pairs,
     read_prompts,
     read_thumbs,
@@ -183,19 +182,11 @@ def test_too_few_pairs_are_refused_with_their_number(encoder: ChatEncoder) -> No
         require_pairs(pairs, "A reward model")
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_masks_do_not_depend_on_the_id_of_padding(side: str) -> None:
-    batch = collate([TokenSequence([5, 6], [7, 2]), TokenSequence([8], [2])], pad_id=2, side=side)
-    if side == "right":
-        assert batch.input_ids.tolist() == [[5, 6, 7, 2], [8, 2, 2, 2]]
-        assert batch.valid_mask.long().tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
-        assert batch.completion_mask.long().tolist() == [[0, 0, 1, 1], [0, 1, 0, 0]]
-        assert batch.position_ids[:, :2].tolist() == [[0, 1], [0, 1]]
-    else:
-        assert batch.input_ids.tolist() == [[5, 6, 7, 2], [2, 2, 8, 2]]
-        assert batch.valid_mask.long().tolist() == [[1, 1, 1, 1], [0, 0, 1, 1]]
-        assert batch.completion_mask.long().tolist() == [[0, 0, 1, 1], [0, 0, 0, 1]]
-        assert batch.position_ids[:, 2:].tolist() == [[2, 3], [0, 1]]
+def test_the_mask_of_prompts_does_not_depend_on_the_id_of_padding() -> None:
+    prompts = left_padded([[5, 6, 2], [2], [8, 2]], pad_id=2)
+    assert prompts.input_ids.tolist() == [[5, 6, 2], [2, 2, 2], [2, 8, 2]]
+    assert prompts.valid_mask.long().tolist() == [[1, 1, 1], [0, 0, 1], [0, 1, 1]]
+    assert prompts.position_ids.tolist() == [[0, 1, 2], [0, 0, 0], [0, 0, 1]]
 
 
 def test_an_epoch_visits_every_row_once_in_an_order_of_the_seed() -> None:
@@ -215,13 +206,6 @@ def test_batches_by_length_pad_less_than_batches_by_chance() -> None:
 
     by_chance = [list(range(start, start + 8)) for start in range(0, 512, 8)]
     assert padded(length_batches(lengths, 8, generator)) < 0.75 * padded(by_chance)
-
-
-def test_microbatches_keep_to_rows_and_tokens() -> None:
-    widths = [10, 10, 10, 10, 30, 60, 500]
-    # Three rows at most; 30 x 2 > 50; 500 alone although too wide.
-    assert list(microbatches(range(7), widths, rows=3, tokens=50)) == [[0, 1, 2], [3], [4], [5], [6]]
-    assert list(microbatches([6, 0], widths, rows=3, tokens=1000)) == [[6, 0]]
 
 
 def test_the_byte_tokenizer_survives_saving(tmp_path: Path) -> None:

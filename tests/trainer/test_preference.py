@@ -15,11 +15,9 @@ from trainer.algorithms.preference import (
     average,
     dpo_loss,
     hinge_loss,
-    implicit_rewards,
     ipo_loss,
     kto_loss,
     kto_reference_point,
-    log_ratio_margin,
     orpo_loss,
     preference_loss,
     preference_rewards,
@@ -130,8 +128,9 @@ def test_an_empty_completion_gives_finite_losses_and_gradients(name: PreferenceL
 
 
 def test_margin_is_relative_to_the_reference() -> None:
-    h = log_ratio_margin(torch.tensor([-4.0]), torch.tensor([-9.0]), torch.tensor([-5.0]), torch.tensor([-7.0]))
-    assert h.item() == (-4 + 9) - (-5 + 7)
+    pairs = PairLogps(torch.tensor([[-4.0], [-9.0]]), torch.tensor([[-5.0], [-7.0]]), torch.ones(2, 1))
+    h = (-4 + 9) - (-5 + 7)
+    assert preference_loss("hinge", pairs, beta=0.1).item() == pytest.approx(1 - 0.1 * h)
 
 
 def test_dpo_loss_is_log_2_where_the_policy_is_its_reference() -> None:
@@ -231,13 +230,6 @@ def test_nll_is_a_mean_over_tokens_of_the_chosen_completion() -> None:
 
 
 # ---- what is shown ---------------------------------------------------------------------------------------------------
-
-
-def test_implicit_rewards_carry_no_gradient() -> None:
-    logps = torch.tensor([-3.0], requires_grad=True)
-    rewards = implicit_rewards(logps, torch.tensor([-5.0]), beta=0.1)
-    assert rewards.item() == pytest.approx(0.2)
-    assert not rewards.requires_grad
 
 
 def test_rewards_are_what_the_loss_ranks_by() -> None:

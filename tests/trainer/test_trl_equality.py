@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from tests.trainer import reference as slow
 from trainer.algorithms.bradley_terry import bradley_terry_loss, centering_penalty, margin_of_strength
-from trainer.algorithms.logprobs import projected_logps, sequence_logps, token_logps
+from trainer.algorithms.logprobs import projected_logps, scatter_to_mask, token_logps
 from trainer.algorithms.preference import PairLogps, dpo_loss, kto_loss, kto_reference_point, preference_loss
-from trainer.data import TokenSequence, collate
+from trainer.data import TokenSequence
 from trainer.packing import pack
 from trainer.policy import Policy
 
@@ -60,9 +60,35 @@ LENGTHS = torch.tensor([[len(c) for _, c, _ in PAIRS], [len(r) for _, _, r in PA
 Reader = Callable[[Any, list[TokenSequence]], Tensor]
 
 
+class Padded(NamedTuple):
+    """All (B, T); masks True on tokens, and on tokens of completions."""
+
+    input_ids: Tensor
+    valid_mask: Tensor
+    position_ids: Tensor
+    completion_mask: Tensor
+
+
+def pad(sequences: list[TokenSequence], side: str, pad_id: int = EOS) -> Padded:
+    width = max(sequence.length for sequence in sequences)
+    rows = []
+    for prompt, completion in sequences:
+        free = width - len(prompt) - len(completion)
+        left, right = (free, 0) if side == "left" else (0, free)
+        rows.append(
+            (
+                [pad_id] * left + [*prompt, *completion] + [pad_id] * right,
+                [False] * left + [True] * (width - free) + [False] * right,
+                [0] * left + list(range(width - free)) + [0] * right,
+                [False] * (left + len(prompt)) + [True] * len(completion) + [False] * right,
+            )
+        )
+    return Padded(*(torch.tensor(column) for column in zip(*rows, strict=True)))
+
+
 def padded(side: str, chunk: int = 0) -> Reader:
     def read(model: Any, sequences: list[TokenSequence]) -> Tensor:
-        batch = collate(sequences, EOS, side)
+        batch = pad(sequences, side)
         hidden = model.base_model(
             input_ids=batch.input_ids, attention_mask=batch.valid_mask.long(), position_ids=batch.position_ids
         ).last_hidden_state
@@ -72,7 +98,7 @@ def padded(side: str, chunk: int = 0) -> Reader:
             logps = projected_logps(states, model.lm_head.weight, tokens, chunk=chunk, kept_logits=0).logps
         else:
             logps = token_logps(model.lm_head(states), tokens)
-        return sequence_logps(logps, batch.completion_mask)
+        return scatter_to_mask(logps, batch.completion_mask).sum(1)
 
     return read
 
@@ -186,7 +212,7 @@ def test_log_probs_and_gradients_do_not_depend_on_batch_or_padding(models: Model
 
 def test_sft_loss_and_gradients_equal_trls(models: Models, read: Reader, tmp_path: Path) -> None:
     trl = trainer_of(SFTTrainer, SFTConfig, models, tmp_path, {"prompt": "a", "completion": "b"})
-    batch = collate(SEQUENCES, EOS)
+    batch = pad(SEQUENCES, "right")
     labels = torch.where(batch.completion_mask, batch.input_ids, -100)
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.valid_mask.long(), "labels": labels}
     their_loss = trl.compute_loss(models.policy, inputs)
@@ -292,7 +318,7 @@ def test_losses_without_a_reference_equal_trls(models: Models, read: Reader, nam
     """TRL's own functions on the model's logits; its ORPO adds the NLL of prompt and response, ours of the response."""
     pairs = build_pairs(empty=False)
     sequences = [TokenSequence(p, c) for p, c, _ in pairs] + [TokenSequence(p, r) for p, _, r in pairs]
-    batch = collate(sequences, EOS)
+    batch = pad(sequences, "right")
     labels = torch.where(batch.completion_mask, batch.input_ids, -100)
     logits = models.policy(input_ids=batch.input_ids, attention_mask=batch.valid_mask.long()).logits
     averages = (CPOTrainer if name == "simpo" else ORPOTrainer).get_batch_logps(logits, labels, average_log_prob=True)
@@ -336,7 +362,7 @@ def test_reward_losses_and_gradients_equal_trls(
     # transformers pools by the padding's id, so here padding is a token that nothing ends with.
     classifier.policy.config.pad_token_id = 0
     chosen, rejected = [SEQUENCES[i] for i in rows], [SEQUENCES[i + len(PAIRS)] for i in rows]
-    batch = collate(chosen + rejected, 0)
+    batch = pad(chosen + rejected, "right", 0)
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.valid_mask.long()}
     margins = margin_of_strength(torch.tensor([3.0, 1.0, 2.0, 0.5, 0.0])[: len(rows)], "large") if margin else None
     if margins is not None:

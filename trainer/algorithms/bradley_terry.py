@@ -50,16 +50,6 @@ def centering_penalty(chosen_rewards: Tensor, rejected_rewards: Tensor) -> Tenso
     return (chosen_rewards + rejected_rewards) ** 2
 
 
-def group_weights(groups: Tensor) -> Tensor:
-    """Weights (P,) of pairs with group ids (P,), those of a group equal and adding up to 1.
-
-    The pairs of one k-way ranking form a group: the loss of a ranking is the mean over its k(k-1)/2 pairs, so that a
-    prompt counts once however many responses it has (InstructGPT, eq. 1).
-    """
-    _, index, counts = torch.unique(groups, return_inverse=True, return_counts=True)
-    return 1 / counts[index]
-
-
 # ---- ties: three outcomes, chosen better, rejected better, neither ---------------------------------------------------
 
 

@@ -136,9 +136,3 @@ class _ProjectedLogps(torch.autograd.Function):
 def scatter_to_mask(values: Tensor, mask: Tensor) -> Tensor:
     """Puts values (N,) at the N True places of mask (B, T) in row order, 0 elsewhere; differentiable."""
     return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
-
-
-def sequence_logps(logps: Tensor, mask: Tensor) -> Tensor:
-    """Sums (B,) of token log-probs (N,) that lie, in row order, at the N True places of mask (B, T)."""
-    rows = mask.nonzero()[:, 0]
-    return torch.zeros(mask.shape[0], dtype=logps.dtype, device=logps.device).index_add(0, rows, logps)

@@ -1,9 +1,9 @@
 """Preference optimisation without reinforcement learning: DPO (Rafailov et al. 2023) and its family.
 
 Log-probs of a sequence are sums over its completion's tokens. Losses are per row (B,), so that the caller weighs and
-averages. In most of them the policy enters through the log-ratio margin
+averages. In most of them the policy enters through the margin of log-ratios
 
-h = (log pi(chosen) - log pi(rejected)) - (log ref(chosen) - log ref(rejected)).
+h = (log pi(chosen) - log ref(chosen)) - (log pi(rejected) - log ref(rejected)).
 """
 
 from typing import Literal, NamedTuple
@@ -89,13 +89,11 @@ def preference_loss(
     return loss - nll_weight * pairs.averages[0] if nll_weight else loss  # RPO (Pang et al. 2024, eq. 1)
 
 
-def implicit_rewards(policy_logps: Tensor, reference_logps: Tensor, beta: float) -> Tensor:
-    """beta log(pi / ref) (B,): the reward a policy is optimal for, up to a function of the prompt (DPO eq. 5)."""
-    return beta * (policy_logps - reference_logps).detach()
-
-
 def preference_rewards(name: PreferenceLoss, pairs: PairLogps, beta: float) -> Tensor:
-    """The rewards (2, B), detached, that the loss of that name ranks by: what `rewards/...` metrics show."""
+    """The rewards (2, B), detached, that the loss of that name ranks by: what `rewards/...` metrics show.
+
+    beta log(pi / ref) is the reward a policy is optimal for, up to a function of the prompt (DPO, eq. 5).
+    """
     rewards = pairs.averages if name in REFERENCE_FREE else pairs.log_ratios
     return beta * rewards.detach()
 
@@ -103,17 +101,8 @@ def preference_rewards(name: PreferenceLoss, pairs: PairLogps, beta: float) -> T
 # ---- losses on the margin --------------------------------------------------------------------------------------------
 
 
-def log_ratio_margin(
-    policy_chosen_logps: Tensor,
-    policy_rejected_logps: Tensor,
-    reference_chosen_logps: Tensor,
-    reference_rejected_logps: Tensor,
-) -> Tensor:
-    """h (B,) of sequence log-probs (B,) each."""
-    return (policy_chosen_logps - policy_rejected_logps) - (reference_chosen_logps - reference_rejected_logps)
-
-
 def _margin(ratios: Tensor) -> Tensor:
+    """h (B,) of log-ratios (2, B)."""
     return ratios[0] - ratios[1]
 
 
