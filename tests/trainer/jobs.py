@@ -2,7 +2,7 @@
 
 `python -m tests.trainer.jobs FOLDER OUT NAME...` runs several one after the other, each NAME a kind, or KIND/full for
 full weights, with a + behind it for checkpoints, all of which are kept. Process P writes what it made to OUT-P, and the
-losses it reported to OUT-P/losses.json.
+losses it reported to OUT-P/losses.json, and to OUT-P/share.json which share of a model's weights it holds in training.
 """
 
 import json
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from app.artifacts import ArtifactStore
 from app.specs import (
@@ -28,11 +29,12 @@ from app.specs import (
 )
 from tests.trainer.conftest import build_model, separable_pairs, user, write_rows
 from trainer.checkpoints import Checkpoints
-from trainer.modeling import load_tokenizer
+from trainer.modeling import load_causal_lm, load_tokenizer
+from trainer.policy import Policy
 from trainer.recipes import dpo, ppo, reward, sft
 from trainer.reporting import ConsoleReporter
 from trainer.reward_model import new_reward_model, save_reward_model
-from trainer.training import accelerator
+from trainer.training import Training, accelerator
 
 KINDS = ("sft", "reward", "dpo", "kto", "ppo")
 RECIPES: dict[str, Any] = {"sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo}
@@ -122,9 +124,18 @@ def folder_of(name: str) -> str:
     return name.replace("/", "-")
 
 
+def share_held(folder: Path) -> float:
+    """Which share of a policy's weights this process holds while it is trained."""
+    causal = load_causal_lm(ModelRef(base=str(folder / "tiny")), trainable=True)
+    model = Training(Policy(causal), Optimiser(learning_rate=1e-3), 8, seed=0).model
+    parts = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
+    return sum(part.numel() for part in parts) / sum(p.numel() for p in model.parameters())
+
+
 if __name__ == "__main__":
     folder, out, *names = sys.argv[1:]
     mine = Path(f"{out}-{accelerator().process_index}")
     checkpoints = {name.removesuffix("+") for name in names if name.endswith("+")}
     losses = run_all(Path(folder), mine, [name.removesuffix("+") for name in names], checkpoints)
     (mine / "losses.json").write_text(json.dumps(losses))
+    (mine / "share.json").write_text(json.dumps(share_held(Path(folder))))

@@ -74,6 +74,7 @@ def test_two_processes_give_what_one_gives(
         two = json.loads((tmp_path / f"two-{process}" / "losses.json").read_text())
         for kind in jobs.KINDS:
             assert two[kind] == pytest.approx(losses[kind], abs=2e-5), kind
+        assert json.loads((tmp_path / f"two-{process}" / "share.json").read_text()) == 1
     for kind in jobs.KINDS:
         assert_same_weights(tmp_path / "two-0" / kind, made / kind)
 
@@ -91,6 +92,7 @@ def test_two_processes_that_share_out_the_weights_give_what_one_gives(
         two = json.loads((tmp_path / f"two-{process}" / "losses.json").read_text())
         for name in SHARDED:
             assert two[name] == pytest.approx(expected[name], abs=2e-5), name
+        assert json.loads((tmp_path / f"two-{process}" / "share.json").read_text()) == pytest.approx(0.5, abs=0.01)
     for name in SHARDED:
         assert_same_weights(tmp_path / "two-0" / jobs.folder_of(name), made / jobs.folder_of(name))
 
