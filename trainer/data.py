@@ -4,6 +4,7 @@ How sequences are laid out for a forward pass is `trainer.packing`; only prompts
 here, on the left. Masks are True = valid.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -55,10 +56,19 @@ def read_demonstrations(path: Path) -> list[DemonstrationRow]:
 
 
 def read_prompts(path: Path) -> list[PromptRow]:
-    """Rows of a prompts file (JSONL or JSONL.gz). Raises InvalidInput naming a wrong line or an empty file."""
+    """Rows of a prompts file (JSONL or JSONL.gz).
+
+    Raises:
+        InvalidInput: a line is wrong, there is none, or two have one id, by which samples are drawn and kept.
+    """
     rows = _read_rows(path, PromptRow)
     if not rows:
         raise InvalidInput(f"{path.name} holds no prompts.", "Choose at least one prompt.")
+    id_, times = Counter(row.id for row in rows).most_common(1)[0]
+    if times > 1:
+        raise InvalidInput(
+            f"{path.name} holds {times} prompts with the id {id_}.", "Give each prompt an id of its own."
+        )
     return rows
 
 
@@ -68,7 +78,7 @@ def slice_names(slices: dict[str, str]) -> list[str]:
 
 
 class TokenSequence(NamedTuple):
-    """One prompt with one completion, as token ids. An empty completion is a prompt that waits for generation."""
+    """One prompt with one completion, as token ids."""
 
     prompt: Sequence[int]
     completion: Sequence[int] = ()

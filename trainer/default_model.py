@@ -45,7 +45,7 @@ def fetch_model(store: ArtifactStore, name: str = DEFAULT_MODEL, say: Say = prin
     if Path(name).is_absolute() or store.exists(name):
         store.resolve(name)
         return name
-    location = "models/" + re.sub(r"[^a-z0-9.-]+", "-", name.lower().rpartition("/")[2])
+    location = "models/" + re.sub(r"[^a-z0-9._-]+", "-", name.lower().replace("/", "--"))  # of two owners, two models
     if not store.exists(location):
         try:
             _from_hub(store, name, location, say)

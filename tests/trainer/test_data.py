@@ -74,6 +74,15 @@ def test_prompts_are_read_and_an_empty_file_is_refused(tmp_path: Path) -> None:
         read_prompts(path)
 
 
+def test_two_prompts_with_one_id_are_refused(tmp_path: Path) -> None:
+    """Their samples would be drawn with one seed and kept in one place: one prompt's answers for both."""
+    path = tmp_path / "prompts.jsonl"
+    rows = [PromptRow(id=i, messages=user(f"Hi {n}")) for n, i in enumerate((4, 7, 7, 5))]
+    path.write_text("".join(row.model_dump_json() + "\n" for row in rows))
+    with pytest.raises(InvalidInput, match=r"2 prompts with the id 7"):
+        read_prompts(path)
+
+
 def test_thumbs_are_read_with_a_wrong_line_named(tmp_path: Path) -> None:
     path = tmp_path / "thumbs.jsonl"
     good = ThumbRow(id=4, messages=user("Hi"), response="ok", liked=False, slices={"domain": "math"})

@@ -129,6 +129,9 @@ def test_other_models_are_folders_locations_or_hub_names(
         default_model.fetch_model(store, str(tmp_path / "nowhere"))
     with pytest.raises(ModelUnavailable, match=r"some/model cannot be fetched: .*service not known"):
         default_model.fetch_model(store, "some/model", say=lambda line: None)
-    with store.folder("models/model"):
+    with store.folder("models/some--model"):
         pass
-    assert default_model.fetch_model(store, "some/Model") == "models/model"
+    assert default_model.fetch_model(store, "some/Model") == "models/some--model"
+    for other in ("another/model", "some/mo_del", "model"):  # none of them is the one that is there
+        with pytest.raises(ModelUnavailable, match=f"{other} cannot be fetched"):
+            default_model.fetch_model(store, other, say=lambda line: None)
