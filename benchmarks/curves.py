@@ -2,7 +2,8 @@
 
 The reward is a rule, so nothing has to be trusted: 1 for an answer of twelve words, less the further from it, 0 from
 none or twenty-four on. DPO learns from pairs of the model's own samples that the rule has judged; PPO is scored by it.
-Every point is measured on held-out prompts, with new samples: mean reward, and KL to the start in nats a response.
+First and last point are measured on held-out prompts with new samples, and DPO's between them too: mean reward, and KL
+to the start in nats a response. PPO's between them are its own rollouts, on the train prompts.
 """
 
 import argparse
@@ -172,9 +173,12 @@ class Bench:
         final.mkdir()
         measured = [self.measure(0, self.base)]
         ppo.train(spec, self.store, reporter, final, scorer=scorer)
+        # Between, a rollout's own samples on train prompts: what PPO itself sees.
+        size = spec.rollout_size
         own = zip(reporter.values("objective/scores"), reporter.values("objective/kl"), strict=True)
-        for number, (score, kl) in enumerate(own):
-            print(f"  rollout {number + 1}: own samples' reward {score:.3f}, KL {kl:.2f}")
+        measured += [Point(size * number, *values) for number, values in enumerate(own) if number]
+        for point in measured[1:]:
+            print(f"  at {point.at}: own samples' reward {point.reward:.3f}, KL {point.kl:.2f}")
         return [*measured, self.measure(episodes, ModelRef(base=self.base.base, adapter=str(final)))]
 
 
@@ -188,15 +192,15 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=Path(".benchmark"))
     parser.add_argument("--output", type=Path, help="a JSON file for the points of every seed")
     args = parser.parse_args()
-    runs: dict[str, list[Point]] = {}
+    runs: list[dict[str, object]] = []
     for seed in range(args.seeds):
         with tempfile.TemporaryDirectory() as root:
             bench = Bench(ArtifactStore(args.store.absolute()), Path(root), seed)
-            runs[str(seed)] = (
-                bench.dpo(args.points) if args.algorithm == "dpo" else bench.ppo(args.episodes, args.kl_target)
-            )
-            if args.output:
-                args.output.write_text(json.dumps(runs))
+            points = bench.dpo(args.points) if args.algorithm == "dpo" else bench.ppo(args.episodes, args.kl_target)
+            runs.append({"seed": seed, "points": points})
+        if args.output:
+            unit = "optimiser steps" if args.algorithm == "dpo" else "episodes"
+            args.output.write_text(json.dumps({"unit": unit, "kl_target": args.kl_target, "runs": runs}))
 
 
 if __name__ == "__main__":

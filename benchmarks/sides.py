@@ -39,6 +39,10 @@ class Job(BaseModel):
     peer_batch_size: int = 8  # the peer's sequences at once are twice this
     precomputed: bool = False  # the peer computes reference log-probs before it starts
     threads: int = 2
+    cpu_time: bool = False  # of all threads, for machines that others use too
+
+    def now(self) -> float:
+        return time.process_time() if self.cpu_time else time.perf_counter()
 
     @property
     def optimiser(self) -> Optimiser:
@@ -55,18 +59,19 @@ class Job(BaseModel):
 class Clock:
     """A reporter that notes when things happened."""
 
-    def __init__(self) -> None:
+    def __init__(self, job: Job) -> None:
+        self.now = job.now
         self.steps: list[float] = []
         self.losses: list[float] = []
         self.phases: dict[str, list[float]] = {}
 
     def metrics(self, step: int, values: Mapping[str, float], slice: str = "") -> None:
         if "loss" in values and not slice:
-            self.steps.append(time.perf_counter())
+            self.steps.append(self.now())
             self.losses.append(values["loss"])
 
     def progress(self, done: int, total: int, message: str = "") -> None:
-        self.phases.setdefault(message, []).append(time.perf_counter())
+        self.phases.setdefault(message, []).append(self.now())
 
     def samples(self, step: int, rows: Any) -> None:
         """Nothing is sampled here."""
@@ -86,7 +91,7 @@ def ours(job: Job) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         snapshot = Path(folder) / "snapshot.jsonl"
         snapshot.write_text("".join(row.model_dump_json() + "\n" for row in job.rows))
-        store, clock, ref = ArtifactStore(Path(folder)), Clock(), ModelRef(base=job.model)
+        store, clock, ref = ArtifactStore(Path(folder)), Clock(job), ModelRef(base=job.model)
         common: dict[str, Any] = {"snapshot": str(snapshot), "lora": None, "optimiser": job.optimiser, "seed": SEED}
         if job.kind == "dpo":
             dpo.train(DPOSpec(policy=ref, reference=ref, **common), store, clock, Path(folder) / "out")
@@ -131,10 +136,10 @@ def theirs(job: Job) -> Outcome:
 
     class Watch(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            steps.append(time.perf_counter())
+            steps.append(job.now())
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            steps.append(time.perf_counter())
+            steps.append(job.now())
 
     with tempfile.TemporaryDirectory() as folder:
         settings: dict[str, Any] = {
