@@ -61,6 +61,13 @@ class Gone(PrefloopError):
     title = "This has expired"
 
 
+class TooMany(PrefloopError):
+    """Something was tried too often; it may be tried again later."""
+
+    status = 429
+    title = "Too many attempts"
+
+
 class Unavailable(PrefloopError):
     """The store or a worker cannot be reached right now."""
 

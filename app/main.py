@@ -31,6 +31,7 @@ from app.review.routes import router as review
 from app.rounds.routes import router as rounds
 from app.rubrics.routes import router as rubrics
 from app.settings import Settings
+from app.typed import not_accepted
 
 log = logging.getLogger(__name__)
 
@@ -124,8 +125,9 @@ def _show_error(request: Request, error: Exception) -> Response:
 
 def _show_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    problems = "; ".join(f"{'.'.join(str(p) for p in e['loc'][1:])}: {e['msg']}" for e in error.errors()[:5])
-    return _show_error(request, InvalidInput(f"Not accepted: {problems}.", "Correct it and send the form again."))
+    return _show_error(
+        request, not_accepted({".".join(map(str, each["loc"][1:])): each["msg"] for each in error.errors()[:5]})
+    )
 
 
 def _show_http_error(request: Request, error: Exception) -> Response:

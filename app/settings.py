@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -73,18 +73,30 @@ class Settings(BaseSettings):
     max_upload_mb: int = Field(256, ge=1, description="Largest request body in megabytes; bounds uploads to import.")
     log_level: str = Field("info", description="debug, info, warning or error.")
 
+    @field_validator("home", "artifacts")
+    @classmethod
+    def _of_the_user(cls, path: Path | None) -> Path | None:
+        """A `~` comes as it is from `.env` files, and from shells that expand none in what they export."""
+        return path and path.expanduser()
+
     @property
     def artifacts_root(self) -> Path:
-        return (self.artifacts or self.home / "artifacts").expanduser().absolute()
+        return (self.artifacts or self.home / "artifacts").absolute()
 
     @property
     def sampling_server(self) -> SamplingServer | None:
         return SamplingServer(self.sampling_url, self.sampling_model) if self.sampling_url else None
 
     @property
+    def local_url(self) -> str:
+        """Where the web service answers on this machine. A host of all addresses is reached at the loopback's."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @property
     def url(self) -> str:
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
-        return (self.public_url or f"http://{host}:{self.port}").rstrip("/")
+        """Where people reach it."""
+        return (self.public_url or self.local_url).rstrip("/")
 
     @cached_property
     def signing_key(self) -> bytes:

@@ -249,23 +249,24 @@ def _stop_on_signals() -> Iterator[None]:
 
 
 def _check_port(settings: Settings) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except OSError as error:
-            raise Conflict(
-                f"Port {settings.port} on {settings.host} cannot be used: {error.strerror}.",
-                f"Set PREFLOOP_PORT to a free one, for instance PREFLOOP_PORT={settings.port + 1}.",
-            ) from error
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in found:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+    except OSError as error:
+        raise Conflict(
+            f"Port {settings.port} on {settings.host} cannot be used: {error.strerror}.",
+            f"Set PREFLOOP_PORT to a free one, for instance PREFLOOP_PORT={settings.port + 1}.",
+        ) from error
 
 
 def _wait_until_served(settings: Settings, web: "subprocess.Popen[bytes]") -> None:
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
     deadline = time.monotonic() + 60
     while web.poll() is None and time.monotonic() < deadline:
         try:
-            if httpx.get(f"http://{host}:{settings.port}/healthz", timeout=2).status_code == 200:
+            if httpx.get(f"{settings.local_url}/healthz", timeout=2).status_code == 200:
                 return
         except httpx.HTTPError:
             pass

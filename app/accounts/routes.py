@@ -1,13 +1,13 @@
 """Sign in and out, one-time links, and the people page."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Form, Request, Response
 
 from app.accounts import access, queries, service
 from app.accounts.forms import InviteForm, RedeemForm, RolesForm, SignInForm
 from app.db import SessionDep
-from app.errors import InvalidInput, NotFound, PrefloopError
+from app.errors import InvalidInput, NotFound, PrefloopError, TooMany
 from app.models import User
 from app.models.user import ROLES
 from app.render import page, redirect
@@ -26,12 +26,17 @@ def sign_in_page(request: Request, user: access.VisitorDep, next: str = "/") -> 
 def sign_in(
     request: Request, user: access.VisitorDep, session: SessionDep, form: Annotated[SignInForm, Form()]
 ) -> Response:
-    found = service.authenticate(session, form.email, form.password)
-    if found is None:
-        error = InvalidInput("No active account has this address and password.", "Check both and try again.")
-        context = {"next": _local(form.next), "email": form.email, "error": error}
-        return page(request, "accounts/sign_in.html", status=422, **context)
-    return _start(request, session, found, _local(form.next))
+    address = request.client.host if request.client else ""
+    try:
+        found = service.authenticate(session, form.email, form.password, address)
+    except TooMany as error:
+        problem: PrefloopError = error
+    else:
+        if found is not None:
+            return _start(request, session, found, _local(form.next))
+        problem = InvalidInput("No active account has this address and password.", "Check both and try again.")
+    context = {"next": _local(form.next), "email": form.email, "error": problem}
+    return page(request, "accounts/sign_in.html", status=problem.status, **context)
 
 
 @router.post("/sign-out")
@@ -67,8 +72,7 @@ def join(
 
 @router.get("/people")
 def people(request: Request, admin: access.AdminDep, session: SessionDep) -> Response:
-    context: dict[str, Any] = {"people": queries.people(session), "links": queries.open_links(session), "roles": ROLES}
-    return page(request, "accounts/people.html", invitation=None, **context)
+    return _people(request, session)
 
 
 @router.post("/people/invite")
@@ -76,11 +80,21 @@ def invite(
     request: Request, admin: access.AdminDep, session: SessionDep, form: Annotated[InviteForm, Form()]
 ) -> Response:
     """Shows the link on the page that answers: only its hash is stored, so it cannot be shown again."""
-    settings = request.app.state.settings
-    token = service.create_link(
-        session, roles=list(form.roles), created_by=admin.id, days=settings.link_days, kind=form.kind
-    )
+    days = request.app.state.settings.link_days
+    try:
+        token = service.create_link(session, roles=list(form.roles), created_by=admin.id, days=days, kind=form.kind)
+    except PrefloopError as error:
+        return _people(request, session, error=error, invited=form)
     return _with_link(request, session, token, f"invites someone as {', '.join(form.roles)}")
+
+
+@router.post("/people/links/{link_id}/revoke")
+def revoke(request: Request, admin: access.AdminDep, session: SessionDep, link_id: int) -> Response:
+    try:
+        service.revoke_link(session, admin, link_id)
+    except PrefloopError as error:
+        return _people(request, session, error=error)
+    return redirect("/people")
 
 
 @router.post("/people/{user_id}/reset")
@@ -92,16 +106,47 @@ def reset(request: Request, admin: access.AdminDep, session: SessionDep, user_id
 
 
 @router.post("/people/{user_id}")
-def change(admin: access.AdminDep, session: SessionDep, user_id: int, form: Annotated[RolesForm, Form()]) -> Response:
-    service.set_roles(session, admin, _person(session, user_id), list(form.roles), is_active=form.is_active)
+def change(
+    request: Request, admin: access.AdminDep, session: SessionDep, user_id: int, form: Annotated[RolesForm, Form()]
+) -> Response:
+    user = _person(session, user_id)
+    try:
+        service.set_roles(session, admin, user, list(form.roles), is_active=form.is_active)
+    except PrefloopError as error:
+        return _people(request, session, error=error, changed={user.id: form})
     return redirect("/people")
 
 
 def _with_link(request: Request, session: SessionDep, token: str, purpose: str) -> Response:
     session.flush()
-    invitation = {"url": f"{request.app.state.settings.url}/join/{token}", "purpose": purpose}
-    context: dict[str, Any] = {"people": queries.people(session), "links": queries.open_links(session), "roles": ROLES}
-    return page(request, "accounts/people.html", invitation=invitation, **context)
+    url = f"{request.app.state.settings.url}/join/{token}"
+    return _people(request, session, invitation={"url": url, "purpose": purpose})
+
+
+def _people(
+    request: Request,
+    session: SessionDep,
+    *,
+    invitation: dict[str, str] | None = None,
+    error: PrefloopError | None = None,
+    invited: InviteForm = InviteForm(roles=["labeler"]),
+    changed: dict[int, RolesForm] | None = None,
+) -> Response:
+    """The people page; with what was chosen where that was refused: `invited`, or by person's id `changed`."""
+    found = queries.people(session)
+    return page(
+        request,
+        "accounts/people.html",
+        status=error.status if error else 200,
+        people=found,
+        names={person.id: person.name for person in found},
+        links=queries.open_links(session),
+        roles=ROLES,
+        invitation=invitation,
+        error=error,
+        invited=invited,
+        changed=changed or {},
+    )
 
 
 def _person(session: SessionDep, user_id: int) -> User:

@@ -6,11 +6,12 @@ from datetime import UTC, datetime, timedelta
 
 from pwdlib import PasswordHash
 from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.accounts import queries
-from app.errors import Conflict, Gone, InvalidInput
-from app.models import AuditEvent, AuthSession, SigninLink, User
+from app.errors import Conflict, Gone, InvalidInput, TooMany
+from app.models import AuditEvent, AuthSession, SigninFailure, SigninLink, User
 from app.models.user import ROLES
 
 # argon2id with the library's recommended cost.
@@ -18,6 +19,10 @@ _passwords = PasswordHash.recommended()
 # Verified when there is no such account, so that the answer takes as long as for a real one.
 _NOBODY = _passwords.hash(secrets.token_hex(16))
 MIN_PASSWORD = 10
+# Wrong passwords that are let pass in the time before; in the database, so that they count in all web processes.
+FAILURE_TIME = timedelta(minutes=15)
+# From one address to one account; to one account; from one address, behind which a whole office may sit.
+MAX_FAILURES = queries.Failures(of_both=10, of_account=100, of_address=100)
 
 
 def audit(
@@ -47,11 +52,12 @@ def create_user(
     if not name.strip():
         raise InvalidInput("The name is empty.", "Enter the name others will see.")
     _check_roles(roles)
-    if queries.user_by_email(session, email):
-        raise Conflict(f"{email} has an account already.", "Sign in instead, or use another address.")
     user = User(email=email, name=name.strip(), password_hash=_hash_password(password), roles=roles, kind=kind)
-    session.add(user)
-    session.flush()
+    try:
+        with session.begin_nested():  # the constraint decides also between two who come at once
+            session.add(user)
+    except IntegrityError as error:
+        raise Conflict(f"{email} has an account already.", "Sign in instead, or use another address.") from error
     audit(session, user.id, "user.created", roles=roles, kind=kind)
     return user
 
@@ -65,6 +71,7 @@ def set_password(session: Session, user: User, password: str) -> None:
     """Also ends the user's sign-ins: whoever knew the old password is out."""
     user.password_hash = _hash_password(password)
     queries.delete_sessions_of(session, user.id)
+    _forget_failures(session, user)
     audit(session, user.id, "user.password_set")
 
 
@@ -76,16 +83,39 @@ def _hash_password(password: str) -> str:
     return _passwords.hash(password)
 
 
-def authenticate(session: Session, email: str, password: str) -> User | None:
-    """The active user with this address and password, or none."""
-    user = queries.user_by_email(session, email.strip().lower())
+def authenticate(session: Session, email: str, password: str, address: str = "") -> User | None:
+    """The active user with this e-mail and password, or none: then the failure is recorded, to be committed.
+
+    Args:
+        address: where on the network the attempt comes from.
+
+    Raises:
+        TooMany: there were too many wrong passwords lately; this one was not even looked at.
+    """
+    email = email.strip().lower()
+    counted = queries.failures(session, email, address, datetime.now(UTC) - FAILURE_TIME)
+    if any(n >= most for n, most in zip(counted, MAX_FAILURES, strict=True)):
+        raise TooMany(
+            "There were too many sign-ins with a wrong password.",
+            f"Wait {FAILURE_TIME.seconds // 60} minutes, or ask an admin for a password link.",
+        )
+    user = queries.user_by_email(session, email)
     known = user is not None and user.is_active and user.password_hash is not None
     matches = _passwords.verify(password, user.password_hash if user and known and user.password_hash else _NOBODY)
-    return user if known and matches else None
+    if user is None or not known or not matches:
+        session.add(SigninFailure(email=email, address=address))
+        return None
+    _forget_failures(session, user)
+    return user
+
+
+def _forget_failures(session: Session, user: User) -> None:
+    queries.delete_failures(session, user.email or "", datetime.now(UTC) - FAILURE_TIME)
 
 
 def open_session(session: Session, user: User, days: int) -> str:
-    """Signs a user in; returns the cookie's token, of which only a hash is stored."""
+    """Signs a user in; returns the cookie's token, of which only a hash is stored. Sign-ins that expired go."""
+    queries.delete_expired_sessions(session)
     token = secrets.token_urlsafe(32)
     expires_at = datetime.now(UTC) + timedelta(days=days)
     session.add(AuthSession(token_hash=hash_token(token), user_id=user.id, expires_at=expires_at))
@@ -126,6 +156,19 @@ def create_link(
     session.add(link)
     audit(session, created_by, "link.created", roles=roles, user_id=user_id, kind=kind)
     return token
+
+
+def revoke_link(session: Session, actor: User, link_id: int) -> None:
+    """Removes a link that was not used.
+
+    Raises:
+        Conflict: it was used or revoked in the meantime.
+    """
+    link = session.get(SigninLink, link_id, with_for_update=True)
+    if link is None or link.used_at is not None:
+        raise Conflict("This link was used or revoked in the meantime.", "The list below is up to date.")
+    session.delete(link)
+    audit(session, actor.id, "link.revoked", roles=link.roles, user_id=link.user_id, kind=link.kind)
 
 
 def open_link(session: Session, token: str) -> SigninLink:

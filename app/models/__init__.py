@@ -7,7 +7,7 @@ from app.models.project import Project
 from app.models.prompt import Completion, Prompt
 from app.models.round import Metric, ModelVersion, Round, Run, Snapshot, SnapshotComparison
 from app.models.rubric import Rubric
-from app.models.user import AuditEvent, AuthSession, SigninLink, User
+from app.models.user import AuditEvent, AuthSession, SigninFailure, SigninLink, User
 
 __all__ = [
     "Adjudication",
@@ -26,6 +26,7 @@ __all__ = [
     "Round",
     "Rubric",
     "Run",
+    "SigninFailure",
     "SigninLink",
     "Snapshot",
     "SnapshotComparison",

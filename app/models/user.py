@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import CheckConstraint, ForeignKey, Text
+from sqlalchemy import CheckConstraint, ForeignKey, Index, Text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -42,6 +42,21 @@ class AuthSession(Base):
     user_id: Mapped[int] = mapped_column(ForeignKey("user_account.id"), index=True)
     created_at: Mapped[Now]
     expires_at: Mapped[datetime]
+
+
+class SigninFailure(Base):
+    """A wrong password, kept for as long as it counts: see `app.accounts.service.authenticate`."""
+
+    __tablename__ = "signin_failure"
+    __table_args__ = (
+        Index("ix_signin_failure_email", "email", "at"),
+        Index("ix_signin_failure_address", "address", "at"),
+    )
+
+    id: Mapped[Id]
+    email: Mapped[str]  # as typed, lower case; there may be no such account
+    address: Mapped[str]  # of the network, where the attempt came from
+    at: Mapped[Now]
 
 
 class SigninLink(Base):

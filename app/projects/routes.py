@@ -3,15 +3,19 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Request, Response
+from pydantic import ValidationError
+from sqlalchemy.orm import Session
 
 from app.accounts.access import AdminDep, UserDep
 from app.db import SessionDep
-from app.models import ModelVersion
+from app.errors import PrefloopError
+from app.models import ModelVersion, Project
 from app.projects import queries, service
 from app.projects.access import ProjectDep
 from app.projects.forms import ModelForm, NewProjectForm, SettingsForm
 from app.render import page, redirect
 from app.specs import Generation
+from app.typed import TypedDep, not_accepted, reasons_of
 
 router = APIRouter()
 
@@ -20,20 +24,30 @@ router = APIRouter()
 def home(request: Request, user: UserDep, session: SessionDep) -> Response:
     """The list of projects; with only one, that one."""
     projects = queries.active_projects(session)
-    if len(projects) == 1:
-        return redirect(f"/projects/{projects[0].slug}")
-    return page(request, "projects/list.html", projects=projects)
+    return redirect(f"/projects/{projects[0].slug}") if len(projects) == 1 else _list(request, session)
 
 
 @router.get("/projects")
 def project_list(request: Request, user: UserDep, session: SessionDep) -> Response:
-    return page(request, "projects/list.html", projects=queries.active_projects(session))
+    return _list(request, session)
 
 
 @router.post("/projects")
-def create(admin: AdminDep, session: SessionDep, form: Annotated[NewProjectForm, Form()]) -> Response:
-    project = service.create(session, name=form.name, description=form.description, actor_id=admin.id)
+def create(request: Request, admin: AdminDep, session: SessionDep, form: Annotated[NewProjectForm, Form()]) -> Response:
+    try:
+        project = service.create(session, name=form.name, description=form.description, actor_id=admin.id)
+    except PrefloopError as error:
+        return _list(request, session, form, error)
     return redirect(f"/projects/{project.slug}")
+
+
+def _list(
+    request: Request, session: Session, form: NewProjectForm = NewProjectForm(), error: PrefloopError | None = None
+) -> Response:
+    """The list; with what was typed for a new project and the error, where it was refused."""
+    found = queries.active_projects(session)
+    status = error.status if error else 200
+    return page(request, "projects/list.html", status=status, projects=found, form=form, error=error)
 
 
 @router.get("/projects/{project_slug}")
@@ -45,23 +59,47 @@ def overview(request: Request, user: UserDep, project: ProjectDep, session: Sess
 
 @router.get("/projects/{project_slug}/settings")
 def settings(request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep) -> Response:
-    model = session.get(ModelVersion, project.base_model_id) if project.base_model_id else None
-    generation = Generation.model_validate(project.generation)
-    known = queries.base_models(session)
-    return page(request, "projects/settings.html", generation=generation, model=model, known=known)
+    return _settings(request, project, session, {})
 
 
 @router.post("/projects/{project_slug}/settings")
 def change_settings(
-    admin: AdminDep, project: ProjectDep, session: SessionDep, form: Annotated[SettingsForm, Form()]
+    request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep, typed: TypedDep
 ) -> Response:
+    try:
+        form = SettingsForm.model_validate(typed)
+    except ValidationError as error:
+        return _settings(request, project, session, typed, not_accepted(reasons_of(error)))
     service.update(session, project, form, admin.id)
     return redirect(f"/projects/{project.slug}/settings")
 
 
 @router.post("/projects/{project_slug}/model")
 def choose_model(
-    admin: AdminDep, project: ProjectDep, session: SessionDep, form: Annotated[ModelForm, Form()]
+    request: Request,
+    admin: AdminDep,
+    project: ProjectDep,
+    session: SessionDep,
+    form: Annotated[ModelForm, Form()],
 ) -> Response:
-    service.use_model(session, project, form.model, admin.id)
+    try:
+        service.use_model(session, project, form.model, admin.id)
+    except PrefloopError as error:
+        return _settings(request, project, session, form.model_dump(), error)
     return redirect(f"/projects/{project.slug}/settings")
+
+
+def _settings(
+    request: Request, project: Project, session: Session, typed: dict[str, str], error: PrefloopError | None = None
+) -> Response:
+    """The settings; with what was typed and the error, where it was refused."""
+    own = {name: getattr(project, name) for name in SettingsForm.model_fields if hasattr(project, name)}
+    return page(
+        request,
+        "projects/settings.html",
+        status=error.status if error else 200,
+        values=own | Generation.model_validate(project.generation).model_dump() | {"model": ""} | typed,
+        base_model=session.get(ModelVersion, project.base_model_id) if project.base_model_id else None,
+        known=queries.base_models(session),
+        error=error,
+    )

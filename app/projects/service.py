@@ -2,12 +2,12 @@
 
 import re
 
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.accounts.service import audit
 from app.errors import Conflict, InvalidInput
 from app.models import Project
-from app.projects import queries
 from app.projects.forms import SettingsForm
 from app.rounds import service as rounds
 from app.rubrics import service as rubrics
@@ -44,13 +44,14 @@ def create(
     slug = slug or slugify(name)
     if not slug:
         raise InvalidInput("The name has no letter or digit to make an address from.", "Use at least one of a-z, 0-9.")
-    if queries.by_slug(session, slug):
-        raise Conflict(f"A project with the address “{slug}” exists.", "Choose another name.")
     project = Project(
         slug=slug, name=name.strip(), description=description, generation=(generation or Generation()).model_dump()
     )
-    session.add(project)
-    session.flush()
+    try:
+        with session.begin_nested():  # the constraint decides also between two who come at once
+            session.add(project)
+    except IntegrityError as error:
+        raise Conflict(f"A project with the address “{slug}” exists.", "Choose another name.") from error
     rubrics.create_first(session, project, guideline, actor_id)
     audit(session, actor_id, "project.created", project.id, name=project.name)
     return project

@@ -369,8 +369,8 @@ def form_fields(
             continue
         hint = info.description or ""
         if name in RATES:
-            rates = (default_rate(name, algorithm, lora) for lora in (True, False))
-            hint = "empty: {:g} with LoRA, {:g} for full weights".format(*rates)
+            rates = (f"{default_rate(name, algorithm, lora):.8f}".rstrip("0") for lora in (True, False))
+            hint = "empty: {} with LoRA, {} for full weights".format(*rates)
         value = values.get(name)
         kind: Any = info.annotation
         words = getattr(kind, "__args__", ())

@@ -6,11 +6,10 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
-from starlette.datastructures import FormData
 
 from app.accounts.access import OperatorDep, StaffDep
 from app.db import SessionDep
-from app.errors import InvalidInput, NotFound, PrefloopError
+from app.errors import NotFound, PrefloopError
 from app.models import ModelVersion, Project, Round, Run
 from app.projects.access import ProjectDep
 from app.render import page, redirect
@@ -18,6 +17,7 @@ from app.rounds import queries, service, views
 from app.rounds.forms import RATES, Algorithm, RoundConfig, form_fields
 from app.rounds.training_samples import PROMPTS_PER_PAGE, STEPS_PER_PAGE, read_training_samples, side_by_side
 from app.specs import Generation
+from app.typed import TypedDep, not_accepted, reasons_of
 
 router = APIRouter(prefix="/projects/{project_slug}")
 SAMPLES_PER_PAGE = 50
@@ -35,11 +35,6 @@ def run_of_path(project: ProjectDep, session: SessionDep, run_id: int) -> Run:
     if run is None or run.project_id != project.id or run.round_id is not None:
         raise NotFound("The project has no such sampling run.", "Those there are stand on the Rounds page.")
     return run
-
-
-async def _sent(request: Request) -> FormData:
-    # Not a Form() model: a wrong field must not cost what was typed in the others.
-    return await request.form()
 
 
 RoundDep = Annotated[Round, Depends(round_of_path)]
@@ -84,20 +79,16 @@ def start(
     operator: OperatorDep,
     project: ProjectDep,
     session: SessionDep,
-    sent: Annotated[FormData, Depends(_sent)],
+    typed: TypedDep,
 ) -> Response:
     """Starts a round. A form that is refused comes back as it was typed, with the reason."""
-    typed = {name: value for name, value in sent.items() if isinstance(value, str)}
     try:
         config = RoundConfig.model_validate(typed)
         with session.begin_nested():  # nothing of a round that is refused stays
             round_ = service.start(session, request.app.state.store, project, operator, config)
     except ValidationError as error:
-        reasons = {str(each["loc"][0]): each["msg"] for each in error.errors()}
-        problem: PrefloopError = InvalidInput(
-            f"Not accepted: {'; '.join(f'{name}: {reason}' for name, reason in reasons.items())}.",
-            "Correct it and send the form again.",
-        )
+        reasons = reasons_of(error)
+        problem: PrefloopError = not_accepted(reasons)
     except PrefloopError as error:
         reasons, problem = {}, error
     else:

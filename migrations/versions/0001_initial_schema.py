@@ -207,6 +207,16 @@ def upgrade() -> None:
     )
     op.create_index("uq_rubric_one_draft", "rubric", ["project_id"], unique=True, postgresql_where="version IS NULL")
     op.create_table(
+        "signin_failure",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("email", sa.Text(), nullable=False),
+        sa.Column("address", sa.Text(), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_signin_failure")),
+    )
+    op.create_index("ix_signin_failure_address", "signin_failure", ["address", "at"], unique=False)
+    op.create_index("ix_signin_failure_email", "signin_failure", ["email", "at"], unique=False)
+    op.create_table(
         "signin_link",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
         sa.Column("token_hash", sa.Text(), nullable=False),

@@ -7,13 +7,15 @@ from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from bs4 import BeautifulSoup
 from sqlalchemy import Engine, func, select, text
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 
 from app.accounts import service
 from app.db import make_session_factory
-from app.errors import Conflict, Gone, InvalidInput
-from app.models import AuditEvent, AuthSession, SigninLink, User
+from app.errors import Conflict, Gone, InvalidInput, TooMany
+from app.models import AuditEvent, AuthSession, SigninFailure, SigninLink, User
+from app.projects import service as projects
 from tests import factories
 from tests.conftest import SignedIn
 
@@ -98,6 +100,99 @@ def test_a_form_without_our_token_is_refused(sign_in: SignIn) -> None:
     assert other.post("/projects", {"name": "X"}, csrf=False, headers={"X-CSRF-Token": token[1]}).status_code == 403
 
 
+def failures(session: Session, n: int, email: str = "ada@example.org", address: str = "testclient") -> None:
+    """Wrong passwords given a minute ago."""
+    at = datetime.now(UTC) - timedelta(minutes=1)
+    session.add_all(SigninFailure(email=email, address=address, at=at) for _ in range(n))
+    session.commit()
+
+
+def test_guessing_passwords_ends(sign_in: SignIn, session: Session) -> None:
+    account(session, "labeler")
+    client = sign_in()
+    wrong = {"email": "Ada@example.org", "password": "not the password"}
+    assert [client.post("/sign-in", wrong).status_code for _ in range(11)] == [422] * 10 + [429]
+    right = client.post("/sign-in", wrong | {"password": PASSWORD})
+    assert right.status_code == 429
+    assert "Wait 15 minutes" in right.text
+    # Other people behind the same address, and the same account from elsewhere, go on.
+    assert service.authenticate(session, "bo@example.org", "wrong", "testclient") is None
+    assert service.authenticate(session, "ada@example.org", PASSWORD, "198.51.100.7") is not None
+
+
+def test_failures_count_for_a_quarter_of_an_hour_and_until_a_right_password(sign_in: SignIn, session: Session) -> None:
+    account(session, "labeler")
+    client, right = sign_in(), {"email": "ada@example.org", "password": PASSWORD}
+    failures(session, 9)
+    assert client.post("/sign-in", right).status_code == 303
+    assert session.scalars(select(SigninFailure)).all() == []
+    failures(session, 10)
+    assert client.post("/sign-in", right).status_code == 429
+    session.execute(SigninFailure.__table__.update().values(at=datetime.now(UTC) - timedelta(minutes=15, seconds=1)))
+    session.commit()
+    assert client.post("/sign-in", right).status_code == 303
+
+
+@pytest.mark.parametrize("spread", ["addresses", "accounts"])
+def test_guesses_that_are_spread_end_too(session: Session, spread: str) -> None:
+    account(session, "labeler")
+    for i in range(100):
+        given = {"address": f"198.51.100.{i}"} if spread == "addresses" else {"email": f"{i}@example.org"}
+        failures(session, 1, **given)
+    with pytest.raises(TooMany):
+        service.authenticate(session, "ada@example.org", PASSWORD, "testclient")
+    elsewhere = ("bo@example.org", "testclient") if spread == "addresses" else ("ada@example.org", "192.0.2.1")
+    service.authenticate(session, elsewhere[0], PASSWORD, elsewhere[1])
+
+
+def test_a_password_link_helps_who_is_locked_out(session: Session) -> None:
+    user = account(session, "labeler")
+    failures(session, 10)
+    token = service.create_link(session, roles=[], created_by=None, days=1, user_id=user.id)
+    service.redeem_link(session, token, email="", name="", password="another long phrase")
+    assert service.authenticate(session, "ada@example.org", "another long phrase", "testclient") == user
+
+
+def test_a_sign_in_clears_away_those_that_expired(session: Session) -> None:
+    user = account(session, "labeler")
+    service.open_session(session, user, days=1)
+    session.flush()
+    session.execute(AuthSession.__table__.update().values(expires_at=datetime.now(UTC) - timedelta(seconds=1)))
+    token = service.open_session(session, user, days=1)
+    session.flush()
+    assert session.scalars(select(AuthSession.token_hash)).all() == [service.hash_token(token)]
+
+
+def test_unused_links_are_listed_and_revoked(sign_in: SignIn, session: Session) -> None:
+    admin = sign_in("admin")
+    invited = admin.post("/people/invite", {"roles": ["labeler"], "kind": "ai_judge"})
+    url = re.search(r'value="http://[^"]+(/join/[\w-]+)"', invited.text)[1]
+    listed = admin.get("/people").text
+    assert "invites as labeler" in listed
+    action = re.search(r'"(/people/links/\d+/revoke)"', listed)[1]
+    assert sign_in("labeler").post(action).status_code == 403
+    assert admin.post(action).status_code == 303
+    assert "Unused links" not in admin.get("/people").text
+    assert sign_in().get(url).status_code == 410
+    again = admin.post(action)
+    assert again.status_code == 409
+    assert "used or revoked in the meantime" in again.text
+    assert "link.revoked" in session.scalars(select(AuditEvent.action)).all()
+
+
+def test_refused_people_forms_keep_what_was_chosen(sign_in: SignIn) -> None:
+    admin = sign_in("admin")
+    refused = admin.post("/people/invite", {"kind": "ai_judge"})
+    assert refused.status_code == 422
+    form = BeautifulSoup(refused.text, "html.parser").select_one("form[action='/people/invite']")
+    assert form.select_one("option[selected]")["value"] == "ai_judge"
+    assert form.select("input[checked]") == []
+    last = admin.post(f"/people/{admin.user.id}", {"roles": ["operator"], "is_active": "true"})
+    own = BeautifulSoup(last.text, "html.parser").select_one(f"form[action='/people/{admin.user.id}']")
+    assert [box["value"] for box in own.select("input[checked]")] == ["operator", "true"]
+    assert "last admin" in last.text
+
+
 def test_an_invitation_makes_one_account_with_its_roles(sign_in: SignIn, session: Session) -> None:
     page = sign_in("admin").post("/people/invite", {"roles": ["labeler", "operator"]})
     url = re.search(r'value="http://[^"]+(/join/[\w-]+)"', page.text)[1]
@@ -167,6 +262,43 @@ def test_the_last_admin_stays(sign_in: SignIn, session: Session) -> None:
     assert "user.roles_set" in session.scalars(select(AuditEvent.action)).all()
 
 
+def start_and_wait_for_its_lock(work: Callable[[], None], factory: sessionmaker[Session]) -> threading.Thread:
+    """Runs it in a thread of its own; returns once it waits for another transaction, or has ended."""
+    other = threading.Thread(target=work)
+    other.start()
+    waiting = select(func.count()).select_from(text("pg_locks")).where(text("NOT granted"))
+    while other.is_alive():
+        with factory() as watch:
+            if watch.scalar(waiting):
+                break
+    return other
+
+
+@pytest.mark.parametrize("kind", ["account", "project"])
+def test_of_two_with_one_name_at_once_the_second_is_told(session: Session, engine: Engine, kind: str) -> None:
+    factory = make_session_factory(engine)
+    refused: list[Exception] = []
+
+    def make(own: Session) -> None:
+        if kind == "account":
+            service.create_user(own, email="a@example.org", name="A", password=PASSWORD, roles=["labeler"])
+        else:
+            projects.create(own, name="Poems", actor_id=None)
+
+    def second() -> None:
+        try:
+            with factory.begin() as own:
+                make(own)
+        except Exception as error:  # noqa: BLE001 - told apart below
+            refused.append(error)
+
+    with factory.begin() as first:
+        make(first)
+        other = start_and_wait_for_its_lock(second, factory)
+    other.join(timeout=20)
+    assert [type(error) for error in refused] == [Conflict]
+
+
 def test_two_admins_who_remove_each_other_leave_one(session: Session, engine: Engine) -> None:
     ada, bob = (factories.user(session, "admin").id for _ in range(2))
     session.commit()
@@ -180,15 +312,9 @@ def test_two_admins_who_remove_each_other_leave_one(session: Session, engine: En
         except Exception as error:  # noqa: BLE001 - told apart below
             refused.append(error)
 
-    other = threading.Thread(target=remove_ada)
     with factory.begin() as first:
         service.set_roles(first, first.get_one(User, ada), first.get_one(User, bob), [], is_active=True)
-        other.start()
-        waiting = select(func.count()).select_from(text("pg_locks")).where(text("NOT granted"))
-        while other.is_alive():
-            with factory() as watch:
-                if watch.scalar(waiting):
-                    break
+        other = start_and_wait_for_its_lock(remove_ada, factory)
     other.join(timeout=20)
     assert [type(error) for error in refused] == [Conflict]
     assert session.scalars(select(User.id).where(User.roles.contains(["admin"]))).all() == [ada]

@@ -1,12 +1,16 @@
-"""What the supervisor does with signals, without starting anything."""
+"""What the supervisor does with signals and addresses, without starting anything."""
 
 import os
 import signal
+import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from app.up import _stop_on_signals
+from app.errors import Conflict
+from app.settings import Settings
+from app.up import _check_port, _stop_on_signals
 
 
 @pytest.fixture
@@ -32,3 +36,32 @@ def test_a_terminal_that_goes_does_not_stop_it_under_nohup(hang_up: None) -> Non
         os.kill(os.getpid(), signal.SIGHUP)
         after = "still running"
     assert after == "still running"
+
+
+@pytest.mark.parametrize(
+    ("host", "family", "address"),
+    [
+        ("::", socket.AF_INET6, "http://[::1]"),
+        ("::1", socket.AF_INET6, "http://[::1]"),
+        ("0.0.0.0", socket.AF_INET, "http://127.0.0.1"),
+        ("localhost", socket.AF_INET, "http://localhost"),
+    ],
+)
+def test_every_kind_of_address_is_checked_and_reached(host: str, family: int, address: str) -> None:
+    with socket.socket(family) as taken:
+        taken.bind((host, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        settings = Settings(host=host, port=port, _env_file=None)
+        assert settings.url == f"{address}:{port}"
+        with pytest.raises(Conflict, match=f"Port {port} on {host} cannot be used"):
+            _check_port(settings)
+    _check_port(settings)
+
+
+def test_a_tilde_is_the_users_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv("PREFLOOP_HOME", "~/data")
+    monkeypatch.setenv("PREFLOOP_ARTIFACTS", "~/models")
+    settings = Settings(_env_file=None)
+    assert (settings.home, settings.artifacts_root) == (Path("/home/ada/data"), Path("/home/ada/models"))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from bs4 import BeautifulSoup
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
@@ -40,9 +41,11 @@ def test_a_new_project_can_hold_comparisons_at_once(sign_in: SignIn, session: Se
     project = session.scalars(select(Project)).one()
     assert session.scalars(select(Rubric.version).where(Rubric.project_id == project.id)).all() == [1]
     assert admin.get("/projects/poems").status_code == 200
-    twice = admin.post("/projects", {"name": "poems"})
+    twice = admin.post("/projects", {"name": "poems", "description": "Again"})
     assert twice.status_code == 409
     assert "Choose another name" in twice.text
+    typed = BeautifulSoup(twice.text, "html.parser")
+    assert [typed.select_one(f"#{name}")["value"] for name in ("name", "description")] == ["poems", "Again"]
     assert admin.post("/projects", {"name": "日本"}).status_code == 422
     assert sign_in("labeler").post("/projects", {"name": "Other"}).status_code == 403
 
@@ -69,9 +72,17 @@ def test_settings_are_kept_and_checked(sign_in: SignIn, session: Session) -> Non
     assert (project.name, project.overlap, project.lease_minutes, project.review_threshold) == ("Renamed", 3, 5, 0.8)
     assert project.generation["max_new_tokens"] == 32
     assert project.generation["temperature"] == 0.7
-    refused = admin.post("/projects/p/settings", SETTINGS | {"overlap": "0"})
+    refused = admin.post("/projects/p/settings", SETTINGS | {"overlap": "0", "name": "Typed", "temperature": "1.5"})
     assert refused.status_code == 422
-    assert "overlap" in refused.text
+    assert "overlap: Input should be greater than or equal to 1" in refused.text
+    form = BeautifulSoup(refused.text, "html.parser")
+    assert [form.select_one(f"#{name}")["value"] for name in ("name", "overlap", "temperature")] == [
+        "Typed",
+        "0",
+        "1.5",
+    ]
+    session.refresh(project)
+    assert project.name == "Renamed"
     assert "project.settings_changed" in session.scalars(select(AuditEvent.action)).all()
 
 

@@ -123,7 +123,7 @@ def test_a_learning_rate_that_nobody_typed_follows_lora(sign_in: SignIn, session
         control = soup.select_one(f"#{name}")
         assert control is not None
         assert (control["value"], control.has_attr("required")) == ("", False)
-    assert "0.0001 with LoRA, 1e-05 for full weights" in soup.select_one("#learning_rate-hint").text  # type: ignore[union-attr]
+    assert "0.0001 with LoRA, 0.00001 for full weights" in soup.select_one("#learning_rate-hint").text  # type: ignore[union-attr]
     typed = {"learning_rate": "", "reward_learning_rate": "0.5", "lora": "false", "reward_lora": "false"}
     assert start(client, project, **typed).status_code == 303
     config = session.scalars(select(Round.config)).one()
