@@ -25,7 +25,7 @@ OTHER_WAYS = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_
 FSDP_SETTINGS = {
     "FSDP_VERSION": "2",
     "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_AUTO_WRAP_POLICY": "transformer_based_wrap",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
     "FSDP_OFFLOAD_PARAMS": "false",
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
     "FSDP_ACTIVATION_CHECKPOINTING": "false",
@@ -50,7 +50,7 @@ def check_launch() -> None:
     if not wants_shards():
         return
     for name, expected in FSDP_SETTINGS.items():
-        if (value := os.environ.get(name, expected)).lower() != expected:
+        if (value := os.environ.get(name, expected)).lower() != expected.lower():
             raise InvalidInput(
                 f"The accelerate configuration says {name.lower()}: {value}.",
                 f"Say {name.lower()}: {expected}; docs/training.md says what is possible.",
