@@ -7,12 +7,25 @@ from typing import Any
 
 import pytest
 
-from app.artifacts import digest_folder
+from app.artifacts import ArtifactStore, digest_folder
 from app.errors import StorageFull
-from app.specs import DemonstrationRow, DPOSpec, ModelRef, Optimiser, RewardSpec, SFTSpec
+from app.specs import (
+    DemonstrationRow,
+    DPOSpec,
+    Generation,
+    ModelRef,
+    Optimiser,
+    PromptRow,
+    RewardSpec,
+    SampleSpec,
+    SFTSpec,
+)
 from tests.trainer.conftest import separable_pairs, user, write_rows
 from trainer import cli
 from trainer.checkpoints import Checkpoints
+from trainer.recipes import sample
+from trainer.recipes.sample import Completion
+from trainer.reporting import ConsoleReporter
 from trainer.reward_model import load_reward_model
 
 
@@ -176,6 +189,23 @@ def test_two_processes_write_one_output_with_the_losses_of_one(
             assert shared[name] == pytest.approx(alone[name], rel=1e-3, abs=1e-4), (name, alone["step"])
     assert sorted(p.name for p in (tmp_path / "two").iterdir()) == sorted(p.name for p in (tmp_path / "one").iterdir())
     assert not list(tmp_path.glob("*.checkpoints"))
+
+
+def test_two_processes_sample_what_one_samples(tiny_ref: ModelRef, tmp_path: Path) -> None:
+    rows = [PromptRow(id=i, messages=user("z" * (i * 5 % 17))) for i in range(5)]
+    (tmp_path / "prompts.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in rows))
+    generation = Generation(samples_per_prompt=2, max_new_tokens=20, batch_size=4)
+    spec = SampleSpec(models=(tiny_ref,), prompts="prompts.jsonl", generation=generation, seed=5)
+    (tmp_path / "spec.json").write_text(spec.model_dump_json())
+    one: list[Completion] = []
+    sample.sample(spec, ArtifactStore(tmp_path), ConsoleReporter(stream=None), one.extend)
+    done = launched("torchrun", "sample", tmp_path / "spec.json", tmp_path / "two", "--store", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["samples"] == 10
+    two = [Completion(**json.loads(line)) for line in (tmp_path / "two" / "completions.jsonl").open()]
+    assert sorted(two, key=lambda c: (c.prompt_id, c.sample_index)) == sorted(
+        one, key=lambda c: (c.prompt_id, c.sample_index)
+    )
 
 
 def test_an_error_that_two_processes_meet_is_told_once(demonstrations: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from accelerate.utils import gather_object
 
 from app.artifacts import ArtifactStore
 from app.errors import InvalidInput
@@ -20,6 +21,7 @@ from trainer.precision import name_of
 from trainer.reporting import Reporter
 from trainer.rollout import Response, Sampler, Tick
 from trainer.serving import Answer, ServedModel
+from trainer.training import accelerator
 
 
 class Completion(NamedTuple):
@@ -94,7 +96,8 @@ def sample(
     """Calls `on_completions` with each batch as it is done, small ones first; skips `done`: (prompt id, sample index).
 
     Models are sampled in turn, one in memory at a time; sample j of model m has the index m * k + j. A sample depends
-    on the model, its prompt and its seed, so a run that was interrupted ends with the same samples.
+    on the model, its prompt and its seed, so a run that was interrupted ends with the same samples. Of several
+    processes each does its share of the prompts, and the main one hands on all samples: others' after its own.
 
     Raises:
         InvalidInput: the prompts file is wrong or empty, or a server refuses a prompt.
@@ -116,6 +119,13 @@ def sample(
     def tick() -> None:
         reporter.progress(before + samples, total, "sampling")
 
+    def hand_on(completions: Sequence[Completion]) -> None:
+        nonlocal samples, finished, tokens
+        on_completions(completions)
+        samples += len(completions)
+        finished += sum(completion.finish_reason == "eos" for completion in completions)
+        tokens += sum(completion.n_tokens for completion in completions)
+
     tick()
     key = Settings().sampling_key
     servers = [ServedModel(server, key) if server else None for server in spec.servers]
@@ -124,20 +134,25 @@ def sample(
         if server:
             server.check()
     precisions: list[str] = []
+    dealer = accelerator()
     for model, server, wanted in sources:
         if server:
-            batches = _from_server(server, wanted, spec, tick)
+            batches = _from_server(server, wanted if dealer.is_main_process else [], spec, tick)
         else:
             ref = resolve(store, model)
             dtype = sampling_dtype(spec.generation.precision, ref)
             precisions.append(name_of(dtype))
-            batches = _from_model(ref, dtype, wanted, spec, tick)
+            batches = _from_model(ref, dtype, wanted[dealer.process_index :: dealer.num_processes], spec, tick)
+        of_others: list[Completion] = []
         for completions in batches:
-            on_completions(completions)
-            samples += len(completions)
-            finished += sum(completion.finish_reason == "eos" for completion in completions)
-            tokens += sum(completion.n_tokens for completion in completions)
+            if dealer.is_main_process:
+                hand_on(completions)
+            else:
+                of_others += completions
             tick()
+        for completions in gather_object([of_others])[1:]:
+            if dealer.is_main_process:
+                hand_on(completions)
     seconds = time.monotonic() - started
     if samples:
         reporter.metrics(
