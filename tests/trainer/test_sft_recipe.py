@@ -69,6 +69,7 @@ def test_it_learns_what_the_demonstrations_show(tmp_path: Path, tiny_model: Path
     assert losses[-1] < 0.7 * losses[0]
     assert trained.reporter.values("eval_mean_token_accuracy")[-1] > 0.2
     assert result.metrics["eval_perplexity"] == pytest.approx(math.exp(losses[-1]))
+    assert result.metrics["loss"] == trained.reporter.last("loss")
     assert result.train_rows == 32
     assert result.notes == ()
     assert {m.slice for m in trained.reporter.recorded} == {"", "domain=fruit", "domain=stone"}

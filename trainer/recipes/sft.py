@@ -85,7 +85,10 @@ def train(
             training.model, rows, share, pad_id, lambda done: reporter.progress(done, len(rows), "held-out")
         )
 
-    if training.resumed is None:
+    values: dict[str, float] = {}
+    if training.resumed is not None:
+        values = training.resumed.state["values"]
+    else:
         report_heldout(0, heldout, measure(heldout), reporter)
 
     # 4. Train.
@@ -107,14 +110,14 @@ def train(
         grad_norm, lr = training.step(values["loss"])
         values |= {"grad_norm": grad_norm, "lr": lr, "num_tokens": training.tokens}
         reporter.metrics(training.steps, values)
-        training.save_if_due()
+        training.save_if_due({"values": values})
 
     # 5. Where we ended; save.
-    results = report_heldout(training.steps, heldout, measure(heldout), reporter)
+    values |= report_heldout(training.steps, heldout, measure(heldout), reporter)
     save_policy(training.whole_module().causal, tokenizer, folder, spec.policy.base)
     seconds = time.monotonic() - started
     return PolicyResult(
-        results,
+        values,
         len(train_rows),
         dropped,
         training.tokens,
