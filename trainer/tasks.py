@@ -110,14 +110,16 @@ class Runner:
                 "Use a smaller model, shorter responses or a machine with more memory, then retry.",
             )
             return None
-        if not self.store.exists(rounds.checkpoints_of(run_id)):
+        rounds.run_started(session, run)
+        assert run.started_at is not None
+        spec = _spec_of(run)
+        recorder = RunRecorder(self.sessions, run_id, run.started_at, self.stopping, self.store)
+        if not self._checkpoints(spec, recorder).any():
             # From a checkpoint the run repeats itself, and writes over what it had recorded after it.
             session.execute(delete(Metric).where(Metric.run_id == run_id))
             self.store.remove(rounds.samples_of(run_id))
-        rounds.run_started(session, run)
-        assert run.started_at is not None
         log.info("Run %d (%s) starts, attempt %d.", run_id, run.kind, run.attempts)
-        return _spec_of(run), RunRecorder(self.sessions, run_id, run.started_at, self.stopping, self.store)
+        return spec, recorder
 
     def _run(self, spec: RunSpec, recorder: RunRecorder) -> None:
         digest = None

@@ -149,6 +149,8 @@ def test_an_attempt_forgets_the_metrics_of_the_one_before(
     run = last_run(session, round_)
     session.add(Metric(run_id=run.id, name="loss", step=99, value=1.0))
     session.commit()
+    with runner.store.file(f"{service.checkpoints_of(run.id)}/precision") as path:
+        path.write_text("float32")  # what it had measured stays; there is nothing to go on from
     fail_with(monkeypatch, MemoryError())
     runner.execute(run.id)
     session.rollback()
