@@ -109,6 +109,15 @@ class ArtifactStore:
             finally:
                 shutil.rmtree(temporary.parent, ignore_errors=True)
 
+    def size(self, location: str) -> int:
+        """Bytes of an artifact's files; 0 where there is none, or it is just going."""
+        total = 0
+        path = self.root / location
+        for file in (path, *path.rglob("*")):
+            with contextlib.suppress(FileNotFoundError):
+                total += file.stat().st_size if file.is_file() else 0
+        return total
+
     def remove(self, location: str) -> None:
         """Removes an artifact, file or folder; nothing happens where there is none."""
         path = self.root / location

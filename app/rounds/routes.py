@@ -162,6 +162,14 @@ def retry(
     return redirect(_address(project.slug, round_))
 
 
+@router.post("/rounds/{number}/checkpoints/discard")
+def discard_checkpoints(
+    request: Request, operator: OperatorDep, project: ProjectDep, round_: RoundDep, session: SessionDep
+) -> Response:
+    service.discard_checkpoints(session, request.app.state.store, round_, operator)
+    return redirect(_address(project.slug, round_))
+
+
 @router.get("/rounds/{number}/samples")
 def round_samples(
     request: Request,

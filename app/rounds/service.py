@@ -40,6 +40,7 @@ __all__ = [
     "cancel",
     "cancel_run",
     "checkpoints_of",
+    "discard_checkpoints",
     "output_of",
     "preview",
     "retry",
@@ -291,6 +292,20 @@ def retry(
         _requeue(session, failed[-1])
     else:  # it failed before the stage's run could be made
         enqueue_stage(Maker(session, store, project, server), round_)
+
+
+def discard_checkpoints(session: Session, store: ArtifactStore, round_: Round, actor: User) -> None:
+    """Frees the room that a failed round's checkpoints take: a retry then begins its stage anew.
+
+    Raises:
+        Conflict: the round has not failed.
+    """
+    _lock(session, round_)  # a retry waits, and so reads nothing that is half removed
+    if round_.state != "failed":
+        raise Conflict(f"Round {round_.number} is {round_.state}, not failed.", "Its checkpoints may be in use.")
+    for run in queries.runs_of(session, round_.id):
+        store.remove(checkpoints_of(run.id))
+    audit(session, actor.id, "round.checkpoints_discarded", round_.project_id, number=round_.number)
 
 
 def retry_run(session: Session, run: Run, actor: User) -> None:

@@ -16,7 +16,7 @@ from app.domain.slices import of_prompt
 from app.models import ModelVersion, Project, Round, Run, Snapshot
 from app.rounds import queries, result_queries
 from app.rounds.result_queries import HumanEval
-from app.rounds.stages import plan_of, samples_of
+from app.rounds.stages import checkpoints_of, plan_of, samples_of
 
 ACCURACY, KL, REWARD = "eval_accuracy", "eval_objective/kl", "eval_objective/scores"
 
@@ -144,6 +144,7 @@ class Page(NamedTuple):
     cancelling: bool
     reads: str  # what it trained on, in words
     has_training_samples: bool
+    checkpoint_bytes: int  # kept for a retry of a failed round
 
     @property
     def active(self) -> bool:
@@ -194,6 +195,7 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
         cancelling=round_.state in ACTIVE and any(run.cancel_requested for run in runs),
         reads=reads(round_.algorithm, snapshot.counts) if snapshot else "",
         has_training_samples=training_samples_of(session, store, round_) is not None,
+        checkpoint_bytes=sum(store.size(checkpoints_of(run.id)) for run in runs) if round_.state == "failed" else 0,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from bs4 import BeautifulSoup
+from fastapi import FastAPI
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -167,6 +168,30 @@ def test_cancel_retry_and_their_errors(sign_in: SignIn, session: Session, projec
     assert client.post(f"{base}/cancel").status_code == 303
     assert the_round(session).state == "cancelled"
     assert client.post(f"{base}/cancel").status_code == 409
+
+
+def test_a_failed_rounds_checkpoints_can_be_discarded(
+    app: FastAPI, sign_in: SignIn, session: Session, project: Project
+) -> None:
+    client = sign_in("operator")
+    page = start(client, project).headers["location"]
+    round_ = session.scalars(select(Round)).one()
+    run = last_run(session, round_)
+    with app.state.store.folder(f"{service.checkpoints_of(run.id)}/step-00000001") as folder:
+        (folder / "model.safetensors").write_bytes(bytes(2_500_000))
+    refused = client.post(f"{page}/checkpoints/discard")
+    assert refused.status_code == 409
+    assert app.state.store.exists(service.checkpoints_of(run.id))
+    service.run_started(session, run)
+    service.run_failed(session, run, "broken")
+    session.commit()
+    assert "Checkpoints of 2.5 MB are kept" in client.get(page).text
+    assert "Discard" not in sign_in("admin").get(page).text
+    assert sign_in("admin").post(f"{page}/checkpoints/discard").status_code == 403
+    assert client.post(f"{page}/checkpoints/discard").status_code == 303
+    assert not app.state.store.exists(service.checkpoints_of(run.id))
+    assert "Checkpoints of" not in client.get(page).text
+    assert client.post(f"{page}/retry").status_code == 303
 
 
 def test_the_status_is_json_for_programs(sign_in: SignIn, session: Session, project: Project) -> None:
