@@ -1,10 +1,10 @@
 """What an operator decides about a round. Stored with it, complete, so that nothing depends on later defaults.
 
 A setting has the name of the spec's field it becomes, those of the reward model with `reward_` before it (see
-`app.rounds.stages`). The form of a new round is made from what stands here.
+`app.rounds.stages`). The form of a new round is made from what stands here: see `app.rounds.controls`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -341,59 +341,3 @@ class RoundConfig(BaseModel):
 def _is_off(value: Any) -> bool:
     """As pydantic reads it; what is neither on nor off is refused with its own field."""
     return str(value).lower() in ("false", "off", "no", "0", "f", "n")
-
-
-class FormField(NamedTuple):
-    """A control of the form."""
-
-    name: str
-    label: str
-    hint: str
-    value: str  # as typed
-    options: tuple[tuple[str, str], ...]  # (value, text) of a list; none: a number is typed
-    limits: dict[str, float]  # min and max, where the bound itself is allowed
-    step: str
-    required: bool
-    advanced: bool
-    error: str
-
-
-def form_fields(
-    algorithm: Algorithm, values: Mapping[str, Any], errors: Mapping[str, str]
-) -> dict[Group, list[FormField]]:
-    """The form's controls by group, with what was typed and what is wrong with it."""
-    groups: dict[Group, list[FormField]] = {"reads": [], "policy": [], "reward": [], "samples": []}
-    for name, info in RoundConfig.model_fields.items():
-        setting = next((each for each in info.metadata if isinstance(each, Setting)), None)
-        if setting is None or algorithm not in setting.algorithms:
-            continue
-        hint = info.description or ""
-        if name in RATES:
-            rates = (f"{default_rate(name, algorithm, lora):.8f}".rstrip("0") for lora in (True, False))
-            hint = "empty: {} with LoRA, {} for full weights".format(*rates)
-        value = values.get(name)
-        kind: Any = info.annotation
-        words = getattr(kind, "__args__", ())
-        options: tuple[tuple[str, str], ...] = ()
-        if kind is bool:
-            options = (("true", "on"), ("false", "off"))
-        elif all(isinstance(word, str) for word in words):
-            options = tuple((word, word.replace("_", " ")) for word in words)
-        bounds = {"ge": "min", "gt": "min", "le": "max", "lt": "max"}
-        groups[setting.group].append(
-            FormField(
-                name=name,
-                label=setting.label,
-                hint=hint,
-                value="" if value is None else str(value).lower() if isinstance(value, bool) else str(value),
-                options=options,
-                limits={
-                    bounds[key]: getattr(each, key) for each in info.metadata for key in bounds if hasattr(each, key)
-                },
-                step="1" if kind is int or int in words else "any",
-                required=type(None) not in words and name not in RATES,
-                advanced=setting.advanced,
-                error=errors.get(name, ""),
-            )
-        )
-    return groups

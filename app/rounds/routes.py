@@ -14,7 +14,8 @@ from app.models import ModelVersion, Project, Round, Run
 from app.projects.access import ProjectDep
 from app.render import page, redirect
 from app.rounds import queries, service, views
-from app.rounds.forms import RATES, Algorithm, RoundConfig, form_fields
+from app.rounds.controls import form_fields
+from app.rounds.forms import RATES, Algorithm, RoundConfig
 from app.rounds.training_samples import PROMPTS_PER_PAGE, STEPS_PER_PAGE, read_training_samples, side_by_side
 from app.specs import Generation
 from app.typed import TypedDep, not_accepted, reasons_of

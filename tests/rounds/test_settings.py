@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 from app.artifacts import ArtifactStore
 from app.models import Comparison, Project, Run, Snapshot
 from app.rounds import service
-from app.rounds.forms import RoundConfig, form_fields
+from app.rounds.controls import form_fields
+from app.rounds.forms import RoundConfig
 from app.rounds.service import store_samples
 from app.specs import DPOSpec, Generation, PPOSpec, RewardSpec, SFTSpec
 from tests import factories
