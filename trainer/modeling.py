@@ -312,10 +312,6 @@ def _second_adapter(model: PeftModel) -> Iterator[Any]:
         model.set_adapter(POLICY)
 
 
-def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
 # ---- the policy on disk ----------------------------------------------------------------------------------------------
 
 

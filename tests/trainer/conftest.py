@@ -156,3 +156,7 @@ def build_reward_model(folder: Path, backbone: ModelRef, seed: int = 0, heads: S
 def reward_folder(tiny_ref: ModelRef, tmp_path: Path) -> Path:
     """Folder of a reward model with one random head and the offset 0.25."""
     return build_reward_model(tmp_path / "reward", tiny_ref)
+
+
+def trainable_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]

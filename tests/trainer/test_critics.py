@@ -8,10 +8,10 @@ from transformers import AutoModelForSequenceClassification
 
 from app.errors import ModelUnavailable
 from app.specs import Lora, ModelRef
-from tests.trainer.conftest import build_reward_model
+from tests.trainer.conftest import build_reward_model, trainable_parameters
 from trainer.critics import ActorCritic, RewardCritic, ValueHead
 from trainer.data import TokenSequence
-from trainer.modeling import load_causal_lm, load_tokenizer, trainable_parameters
+from trainer.modeling import load_causal_lm, load_tokenizer
 from trainer.packing import pack
 
 SEQUENCES = [

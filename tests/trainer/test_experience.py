@@ -10,14 +10,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from app.specs import Lora, ModelRef, Optimiser, PPOSpec, PromptRow
-from tests.trainer.conftest import user
+from tests.trainer.conftest import trainable_parameters, user
 from trainer.algorithms.gae import gae
 from trainer.algorithms.ppo import token_rewards
 from trainer.critics import ActorCritic, ValueHead
 from trainer.data import ChatEncoder
 from trainer.experience import Clock, Collector, Rollout, draw, in_turn, page_prompts, rollout_sizes
 from trainer.generation import no_tick
-from trainer.modeling import load_policy_and_reference, load_tokenizer, seed_everything, trainable_parameters
+from trainer.modeling import load_policy_and_reference, load_tokenizer, seed_everything
 from trainer.recipes.ppo import Learner, averaged, minibatches
 from trainer.rollout import Sampler
 from trainer.training import Training, generator_at

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from app.artifacts import ArtifactStore, digest_folder
 from app.errors import ModelUnavailable
 from app.specs import Lora, ModelRef
-from tests.trainer.conftest import user
+from tests.trainer.conftest import trainable_parameters, user
 from trainer.data import ChatEncoder, TokenSequence
 from trainer.modeling import (
     load_causal_lm,
@@ -19,7 +19,6 @@ from trainer.modeling import (
     load_tokenizer,
     resolve,
     save_policy,
-    trainable_parameters,
 )
 from trainer.packing import Packed, pack
 from trainer.policy import completion_outputs, trunk_of, vocabulary_logits

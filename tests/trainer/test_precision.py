@@ -10,12 +10,12 @@ from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, LlamaConfig,
 from app.artifacts import ArtifactStore
 from app.errors import InvalidInput
 from app.specs import Lora, ModelRef, Optimiser
-from tests.trainer.conftest import byte_tokenizer
+from tests.trainer.conftest import byte_tokenizer, trainable_parameters
 from trainer import precision
 from trainer.activations import recompute_activations
 from trainer.checkpoints import Checkpoints
 from trainer.data import TokenSequence
-from trainer.modeling import load_causal_lm, load_policy_and_reference, trainable_parameters, working_dtype
+from trainer.modeling import load_causal_lm, load_policy_and_reference, working_dtype
 from trainer.packing import pack
 from trainer.policy import Policy
 from trainer.precision import Rates, choose, measure

@@ -6,9 +6,9 @@ from transformers import AutoModelForSequenceClassification
 
 from app.errors import ModelUnavailable
 from app.specs import Lora, ModelRef
-from tests.trainer.conftest import user
+from tests.trainer.conftest import trainable_parameters, user
 from trainer.data import ChatEncoder, TokenSequence
-from trainer.modeling import load_tokenizer, seed_everything, trainable_parameters
+from trainer.modeling import load_tokenizer, seed_everything
 from trainer.packing import Packed, pack
 from trainer.policy import trunk_of
 from trainer.reward_model import head_names, load_reward_model, merge_adapters, new_reward_model, save_reward_model

@@ -11,10 +11,10 @@ from transformers import AutoModelForSequenceClassification
 from app.artifacts import ArtifactStore, digest_file, digest_folder
 from app.errors import InvalidInput
 from app.specs import Lora, ModelRef, Optimiser, PairRow, RewardSpec
-from tests.trainer.conftest import separable_pairs, user, write_rows
+from tests.trainer.conftest import separable_pairs, trainable_parameters, user, write_rows
 from trainer.checkpoints import Checkpoints
 from trainer.data import ChatEncoder, encode_pairs, read_pairs
-from trainer.modeling import load_tokenizer, seed_everything, trainable_parameters
+from trainer.modeling import load_tokenizer, seed_everything
 from trainer.packing import pack
 from trainer.recipes import reward
 from trainer.reporting import ConsoleReporter, RewardResult, RunCancelled, TrainingDiverged
