@@ -158,6 +158,7 @@ class PPOSpec(Spec):
     variance_weight: float = Field(0.1, ge=0, description="lambda of mean_minus_variance")
     prompts: str
     lora: Lora | None = Lora()
+    # For LoRA in short runs: in 24 updates of a 135M model 3e-4 moved nothing, 1.2e-3 went too far (approxkl 0.29).
     optimiser: Optimiser = Optimiser(learning_rate=6e-4, epochs=2, batch_size=8, warmup_ratio=0.0)
     episodes: int = Field(192, ge=1, description="sampled responses in all")
     rollout_size: int = Field(32, ge=1, description="responses sampled before each round of updates")

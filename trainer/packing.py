@@ -5,7 +5,10 @@
 
 A prompt stands once before all its completions: (P + C + R) tokens are worked on instead of (2 P + C + R). A completion
 sees its prompt and itself; other completions and other prompts in the row are masked away, and positions go on from the
-prompt, so every number is what it would be alone (`trainer.modeling.can_share` checks that of each model).
+prompt, so every number is what it would be alone (`trainer.policy.can_share` checks that of each model).
+
+Attention is torch's own with a mask of all pairs of tokens (SDPA), which every device has. FlashAttention 2 takes no
+such mask, and FlexAttention is compiled for the shapes it meets, which change with every batch.
 """
 
 from collections.abc import Iterator, Sequence
