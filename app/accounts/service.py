@@ -56,6 +56,7 @@ def create_user(
     try:
         with session.begin_nested():  # the constraint decides also between two who come at once
             session.add(user)
+            session.flush()
     except IntegrityError as error:
         raise Conflict(f"{email} has an account already.", "Sign in instead, or use another address.") from error
     audit(session, user.id, "user.created", roles=roles, kind=kind)

@@ -50,6 +50,7 @@ def create(
     try:
         with session.begin_nested():  # the constraint decides also between two who come at once
             session.add(project)
+            session.flush()
     except IntegrityError as error:
         raise Conflict(f"A project with the address “{slug}” exists.", "Choose another name.") from error
     rubrics.create_first(session, project, guideline, actor_id)

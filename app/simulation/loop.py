@@ -41,8 +41,14 @@ class Loop:
         self.say = say
 
     def wait_for_samples(self, patience: float = 600) -> None:
-        """Until something can be compared or nothing more is being sampled."""
+        """Until the project has a model, and something can be compared or nothing more is being sampled."""
         deadline = time.monotonic() + patience
+        if self._policy() == "none":  # a first start is still fetching it
+            self.say("waiting for the project's model")
+        while self._policy() == "none":
+            if time.monotonic() > deadline:
+                raise PrefloopError("The project got no model in ten minutes.", "Its Settings page can give it one.")
+            time.sleep(POLL_SECONDS)
         while self._sampling() and not self._to_compare():
             if time.monotonic() > deadline:
                 raise PrefloopError(
@@ -80,6 +86,9 @@ class Loop:
 
     def _to_compare(self) -> int:
         return int(self.operator.open(self.base).text(".stats .stat-value") or 0)
+
+    def _policy(self) -> str | None:
+        return self.operator.open(self.base).text(".stats .stat:last-child .stat-value")
 
     def _sampling(self) -> bool:
         return self.operator.open(self.base).soup.select_one(".progress-row") is not None
