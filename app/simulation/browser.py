@@ -85,6 +85,9 @@ class Browser:
     def _checked(response: httpx.Response) -> httpx.Response:
         if response.is_success:
             return response
-        said = BeautifulSoup(response.text, "html.parser").select_one("main, .message")
+        soup = BeautifulSoup(response.text, "html.parser")
+        said = soup.select_one("[role=alert]") or soup.select_one(
+            "main, .message"
+        )  # a refused form says why at its top
         reason = " ".join(said.get_text(" ", strip=True).split()) if said else response.text[:300]
         raise PrefloopError(f"{response.request.method} {response.url.path} answered {response.status_code}: {reason}")
