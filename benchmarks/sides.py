@@ -36,7 +36,9 @@ class Job(BaseModel):
     rows: list[PairRow]
     batch_size: int
     epochs: int = 1
-    peer_batch_size: int = 8  # the peer's sequences at once are twice this
+    # Pairs the peer forwards at once. With 8, its default, it needs over 24 GiB for pairs of HH's lengths; with fewer it
+    # also pads less.
+    peer_batch_size: int = 2
     precomputed: bool = False  # the peer computes reference log-probs before it starts
     threads: int = 2
     cpu_time: bool = False  # of all threads, for machines that others use too
