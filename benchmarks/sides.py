@@ -36,8 +36,8 @@ class Job(BaseModel):
     rows: list[PairRow]
     batch_size: int
     epochs: int = 1
-    # Pairs the peer forwards at once. With 8, its default, it needs over 24 GiB for pairs of HH's lengths; with fewer it
-    # also pads less.
+    # Pairs the peer forwards at once. With 8, its default, it needs over 24 GiB for pairs of HH's lengths; with fewer
+    # it also pads less.
     peer_batch_size: int = 2
     precomputed: bool = False  # the peer computes reference log-probs before it starts
     threads: int = 2
