@@ -136,7 +136,7 @@ def theirs(job: Job) -> Outcome:
 
     steps: list[float] = []
 
-    class Watch(TrainerCallback):  # type: ignore[misc]
+    class Watch(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             steps.append(job.now())
 
@@ -168,7 +168,7 @@ def theirs(job: Job) -> Outcome:
         common: dict[str, Any] = {"processing_class": tokenizer, "callbacks": [Watch()]}
         if job.kind == "dpo":
 
-            class Peer(DPOTrainer):  # type: ignore[misc]
+            class Peer(DPOTrainer):
                 def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
                     return dataset  # tokens already: both sides must read the same ones
 

@@ -132,68 +132,35 @@ def fetch_model_command(
     print(fetch_model(ArtifactStore(store.absolute()), name, say=lambda line: print(line, file=sys.stderr)))
 
 
-@app.command()
-def sample(spec: SpecFile, output: Output, store: Store = Path()) -> None:
-    """Sample responses to prompts."""
-    run("sample", spec, output, store)
+def add_recipe(kind: str, about: str) -> None:
+    """The command of a recipe that keeps no checkpoints."""
+
+    @app.command(kind, help=about)
+    def command(spec: SpecFile, output: Output, store: Store = Path()) -> None:
+        run(kind, spec, output, store)
 
 
-@app.command()
-def sft(
-    spec: SpecFile,
-    output: Output,
-    store: Store = Path(),
-    checkpoints: CheckpointFolder = None,
-    checkpoint_seconds: CheckpointSeconds = 60.0,
-    keep: Keep = 2,
-) -> None:
-    """Fine-tune a policy on demonstrations."""
-    run("sft", spec, output, store, CheckpointOptions(checkpoints, checkpoint_seconds, keep))
+def add_training(kind: str, about: str) -> None:
+    """The command of a recipe that trains, and goes on from its checkpoints."""
+
+    @app.command(kind, help=about)
+    def command(
+        spec: SpecFile,
+        output: Output,
+        store: Store = Path(),
+        checkpoints: CheckpointFolder = None,
+        checkpoint_seconds: CheckpointSeconds = 60.0,
+        keep: Keep = 2,
+    ) -> None:
+        run(kind, spec, output, store, CheckpointOptions(checkpoints, checkpoint_seconds, keep))
 
 
-@app.command()
-def reward(
-    spec: SpecFile,
-    output: Output,
-    store: Store = Path(),
-    checkpoints: CheckpointFolder = None,
-    checkpoint_seconds: CheckpointSeconds = 60.0,
-    keep: Keep = 2,
-) -> None:
-    """Train a reward model."""
-    run("reward", spec, output, store, CheckpointOptions(checkpoints, checkpoint_seconds, keep))
-
-
-@app.command()
-def dpo(
-    spec: SpecFile,
-    output: Output,
-    store: Store = Path(),
-    checkpoints: CheckpointFolder = None,
-    checkpoint_seconds: CheckpointSeconds = 60.0,
-    keep: Keep = 2,
-) -> None:
-    """Train a policy by direct preference optimisation."""
-    run("dpo", spec, output, store, CheckpointOptions(checkpoints, checkpoint_seconds, keep))
-
-
-@app.command()
-def ppo(
-    spec: SpecFile,
-    output: Output,
-    store: Store = Path(),
-    checkpoints: CheckpointFolder = None,
-    checkpoint_seconds: CheckpointSeconds = 60.0,
-    keep: Keep = 2,
-) -> None:
-    """Train a policy against a reward model."""
-    run("ppo", spec, output, store, CheckpointOptions(checkpoints, checkpoint_seconds, keep))
-
-
-@app.command()
-def evaluate(spec: SpecFile, output: Output, store: Store = Path()) -> None:
-    """Score a policy's responses by slice."""
-    run("evaluate", spec, output, store)
+add_recipe("sample", "Sample responses to prompts.")
+add_training("sft", "Fine-tune a policy on demonstrations.")
+add_training("reward", "Train a reward model.")
+add_training("dpo", "Train a policy by direct preference optimisation.")
+add_training("ppo", "Train a policy against a reward model.")
+add_recipe("evaluate", "Score a policy's responses by slice.")
 
 
 def main() -> None:

@@ -20,7 +20,8 @@ STAGES: tuple[Stage, ...] = ("reward", "policy", "sampling", "evaluating")
 ACTIVE = ("frozen", *STAGES)
 FINAL = ("done", "failed", "cancelled")
 
-_RUNS: dict[Stage, str] = {"reward": "reward", "sampling": "sample", "evaluating": "evaluate"}
+# Which stage a kind of run belongs to; every other kind trains the policy.
+_STAGE_OF: dict[str, Stage] = {"reward": "reward", "sample": "sampling", "evaluate": "evaluating"}
 
 
 class ImpossibleTransition(ValueError):
@@ -57,9 +58,9 @@ def after(state: str, event: Event, stages: Sequence[Stage] = STAGES) -> str:
 def run_kind(state: str, algorithm: str, stages: Sequence[Stage] = STAGES) -> str | None:
     """The kind of run that a state needs; none where nothing runs. A frozen round waits for its first."""
     stage = stages[0] if state == "frozen" else state
-    return algorithm if stage == "policy" else _RUNS.get(stage)  # type: ignore[call-overload]
+    return algorithm if stage == "policy" else next((kind for kind, its in _STAGE_OF.items() if its == stage), None)
 
 
 def stage_of(kind: str) -> Stage:
     """The stage a kind of run belongs to."""
-    return next((stage for stage, run in _RUNS.items() if run == kind), "policy")
+    return _STAGE_OF.get(kind, "policy")
