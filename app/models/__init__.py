@@ -1,10 +1,12 @@
 """SQLAlchemy tables, one noun a file. No relationships: queries join what they need."""
 
 from app.models.base import Base
-from app.models.comparison import Adjudication, Comparison, Judgment, Lease
-from app.models.demonstration import Demonstration
+from app.models.comparison import Adjudication, Comparison, Judgment, Lease, Ranking
+from app.models.demonstration import Demonstration, DemonstrationTask
+from app.models.labeler import LabelerGroup, LabelerGroupMember, ProjectLabeler, Qualification
 from app.models.project import Project
 from app.models.prompt import Completion, Prompt
+from app.models.red_team import RedTeamAttempt
 from app.models.round import Metric, ModelVersion, Round, Run, Snapshot, SnapshotComparison
 from app.models.rubric import Rubric
 from app.models.user import AuditEvent, AuthSession, SigninFailure, SigninLink, User
@@ -17,12 +19,19 @@ __all__ = [
     "Comparison",
     "Completion",
     "Demonstration",
+    "DemonstrationTask",
     "Judgment",
+    "LabelerGroup",
+    "LabelerGroupMember",
     "Lease",
     "Metric",
     "ModelVersion",
     "Project",
+    "ProjectLabeler",
     "Prompt",
+    "Qualification",
+    "Ranking",
+    "RedTeamAttempt",
     "Round",
     "Rubric",
     "Run",

@@ -1,10 +1,11 @@
 """Comparisons, the leases and judgments on them, and a reviewer's verdict.
 
-Preference is always stored in canonical order: -3 (A much better) to 3 (B much better), 0 a tie, whichever side was
+Preference is always stored in canonical order: -4 (A far better) to 4 (B far better), 0 a tie, whichever side was
 shown left. `app.labeling.service` is the only place that turns shown sides into canonical ones.
 """
 
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
@@ -19,15 +20,23 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.models.base import Base, Id, Now, one_of
+from app.models.base import Base, Id, Json, Now, one_of
 
 PURPOSES = ("train", "heldout", "calibration", "human_eval", "repeat")
 STATES = ("open", "settled", "in_review", "adjudicated", "withdrawn")
-LEASE_STATES = ("live", "submitted", "expired", "released")
+LEASE_STATES = ("live", "submitted", "expired", "released", "skipped")
+REVIEW_REASONS = ("split", "unjudgeable", "flagged", "reward_model", "requested")
+SUPERSEDED_FOR = ("edited", "undone", "removed", "relabeled")
+AVAILABLE = "state = 'open' AND offered AND judgment_count + lease_count < overlap"
 
 
 class Comparison(Base):
     """A prompt and two of its completions, waiting for `overlap` judgments.
+
+    `overlap` is what is wanted now; where overlap is adaptive it moves between 1 and `overlap_max` while answers come.
+    A comparison kept for one labeler or one group is offered to nobody else. Of a k-way ranking only the first pair is
+    offered; its answer yields the judgments of all pairs with the same `ranking_id`. A `repeat` shows a labeler what
+    they judged before (`repeat_of_id`), not before `not_before`, sides swapped.
 
     `judgment_count` and `lease_count` are kept by triggers on judgment and lease; the check below then makes it
     impossible to give a comparison to more people than it wants.
@@ -42,17 +51,42 @@ class Comparison(Base):
         CheckConstraint("completion_a_id <> completion_b_id", name="two_completions"),
         CheckConstraint("overlap BETWEEN 1 AND 1000", name="overlap_range"),
         CheckConstraint("judgment_count + lease_count <= overlap", name="overlap_never_exceeded"),
-        CheckConstraint("gold BETWEEN -3 AND 3", name="gold_range"),
+        CheckConstraint("overlap_max BETWEEN overlap AND 1000", name="overlap_max_range"),
+        CheckConstraint("gold BETWEEN -4 AND 4", name="gold_range"),
+        CheckConstraint("p_b BETWEEN 0 AND 1", name="p_b_range"),
+        CheckConstraint("p_tie BETWEEN 0 AND 1", name="p_tie_range"),
+        CheckConstraint("reward_p_b BETWEEN 0 AND 1", name="reward_p_b_range"),
+        CheckConstraint("(repeat_of_id IS NULL) = (purpose <> 'repeat')", name="repeat_of_something"),
+        CheckConstraint("labeler_id IS NULL OR group_id IS NULL", name="kept_for_one"),
+        one_of("review_reason", REVIEW_REASONS),
         CheckConstraint("(gold IS NULL) OR purpose = 'calibration'", name="gold_is_calibration"),
         Index(
             "ix_comparison_available",
             "project_id",
             text("priority DESC"),
             "id",
-            postgresql_where=text("state = 'open' AND judgment_count + lease_count < overlap"),
+            postgresql_where=text(f"{AVAILABLE} AND labeler_id IS NULL AND group_id IS NULL"),
+        ),
+        Index(
+            "ix_comparison_kept_for_labeler",
+            "labeler_id",
+            "project_id",
+            text("priority DESC"),
+            "id",
+            postgresql_where=text(f"{AVAILABLE} AND labeler_id IS NOT NULL"),
+        ),
+        Index(
+            "ix_comparison_kept_for_group",
+            "group_id",
+            text("priority DESC"),
+            "id",
+            postgresql_where=text(f"{AVAILABLE} AND group_id IS NOT NULL"),
         ),
         Index("ix_comparison_review", "project_id", "agreement", "id", postgresql_where=text("state = 'in_review'")),
         Index("ix_comparison_project_state", "project_id", "state"),
+        Index("ix_comparison_flagged", "project_id", "id", postgresql_where=text("flagged")),
+        Index("ix_comparison_repeat_of", "repeat_of_id", postgresql_where=text("repeat_of_id IS NOT NULL")),
+        Index("ix_comparison_ranking", "ranking_id", postgresql_where=text("ranking_id IS NOT NULL")),
     )
 
     id: Mapped[Id]
@@ -64,6 +98,15 @@ class Comparison(Base):
     round_id: Mapped[int | None] = mapped_column(ForeignKey("round.id"), index=True)  # whose samples opened it
     purpose: Mapped[str]
     overlap: Mapped[int]
+    overlap_max: Mapped[int | None]  # none: the overlap is fixed
+    labeler_id: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
+    group_id: Mapped[int | None] = mapped_column(ForeignKey("labeler_group.id"))
+    not_before: Mapped[datetime | None]
+    repeat_of_id: Mapped[int | None] = mapped_column(ForeignKey("comparison.id"))
+    ranking_id: Mapped[int | None] = mapped_column(ForeignKey("ranking.id"))
+    offered: Mapped[bool] = mapped_column(server_default="true")
+    # How the pair was chosen: policy (app.domain.pairing), and the numbers it looked at.
+    selection: Mapped[Json] = mapped_column(server_default="{}")
     priority: Mapped[int] = mapped_column(server_default="0")
     gold: Mapped[int | None] = mapped_column(SmallInteger)
     # Of imported pairs only: the data set's own name for the pair, and a digest that tells when it comes again.
@@ -75,8 +118,28 @@ class Comparison(Base):
     # Written when it settles: share of judgment pairs on the same side, and the consensus preference.
     agreement: Mapped[float | None] = mapped_column()
     consensus: Mapped[float | None] = mapped_column()
+    # The project's consensus method's posterior that B is better (a tie counts half) and of a tie; what the newest
+    # reward model says; what brought it to review; whether a live judgment carries a content flag.
+    p_b: Mapped[float | None]
+    p_tie: Mapped[float | None]
+    reward_p_b: Mapped[float | None]
+    review_reason: Mapped[str | None]
+    flagged: Mapped[bool] = mapped_column(server_default="false")
     created_at: Mapped[Now]
     settled_at: Mapped[datetime | None]
+
+
+class Ranking(Base):
+    """K completions of one prompt to be put in order. Its pairs are comparisons; the first of them is offered."""
+
+    __tablename__ = "ranking"
+    __table_args__ = (CheckConstraint("size BETWEEN 3 AND 9", name="size_range"),)
+
+    id: Mapped[Id]
+    project_id: Mapped[int] = mapped_column(ForeignKey("project.id"))
+    prompt_id: Mapped[int] = mapped_column(ForeignKey("prompt.id"), index=True)
+    size: Mapped[int] = mapped_column(SmallInteger)
+    created_at: Mapped[Now]
 
 
 class Lease(Base):
@@ -94,13 +157,20 @@ class Lease(Base):
     comparison_id: Mapped[int] = mapped_column(ForeignKey("comparison.id"), index=True)
     labeler_id: Mapped[int] = mapped_column(ForeignKey("user_account.id"))
     swapped: Mapped[bool]  # True: B is shown first (left)
+    # Order in which a ranking's completions are shown; none for a pair.
+    shown: Mapped[list[Any] | None]
     state: Mapped[str] = mapped_column(server_default="live")
+    reason: Mapped[str] = mapped_column(server_default="")  # why it was skipped
     created_at: Mapped[Now]
     expires_at: Mapped[datetime]
 
 
 class Judgment(Base):
-    """One labeler's answer. Append-only by a trigger: an edit is a new row, the old one gets `superseded_at`."""
+    """One labeler's answer. Append-only by a trigger: an edit is a new row, the old one gets `superseded_at`.
+
+    `preference` is none where the labeler could not judge; a tie with `both_bad` says that neither response is any
+    good. `aspects` are preferences by aspect of the rubric, `flags` names of its content flags.
+    """
 
     __tablename__ = "judgment"
     __table_args__ = (
@@ -116,7 +186,10 @@ class Judgment(Base):
         Index("ix_judgment_labeler", "labeler_id", "created_at"),
         # Superseded ones too: nobody is asked twice, and moving a comparison to a new rubric checks the foreign key.
         Index("ix_judgment_comparison", "comparison_id", "labeler_id"),
-        CheckConstraint("preference BETWEEN -3 AND 3", name="preference_range"),
+        CheckConstraint("preference BETWEEN -4 AND 4", name="preference_range"),
+        CheckConstraint("NOT both_bad OR preference = 0", name="both_bad_is_a_tie"),
+        CheckConstraint("(superseded_at IS NULL) = (superseded_for IS NULL)", name="superseded_for_something"),
+        one_of("superseded_for", SUPERSEDED_FOR),
         CheckConstraint("duration_ms >= 0", name="duration_not_negative"),
     )
 
@@ -125,20 +198,24 @@ class Judgment(Base):
     labeler_id: Mapped[int] = mapped_column(ForeignKey("user_account.id"))
     rubric_id: Mapped[int]
     lease_id: Mapped[UUID | None] = mapped_column(ForeignKey("lease.id"))
-    preference: Mapped[int] = mapped_column(SmallInteger)
+    preference: Mapped[int | None] = mapped_column(SmallInteger)
+    both_bad: Mapped[bool] = mapped_column(server_default="false")
+    aspects: Mapped[Json] = mapped_column(server_default="{}")
+    flags: Mapped[list[Any]] = mapped_column(server_default="[]")
     rationale: Mapped[str] = mapped_column(server_default="")
     swapped: Mapped[bool | None]  # none: the side shown is not known (imported)
     duration_ms: Mapped[int | None]
     idempotency_key: Mapped[UUID | None] = mapped_column(unique=True)
     created_at: Mapped[Now]
     superseded_at: Mapped[datetime | None]
+    superseded_for: Mapped[str | None]
 
 
 class Adjudication(Base):
     """An admin's verdict on a split comparison; it stands in place of the judgments."""
 
     __tablename__ = "adjudication"
-    __table_args__ = (CheckConstraint("verdict BETWEEN -3 AND 3", name="verdict_range"),)
+    __table_args__ = (CheckConstraint("verdict BETWEEN -4 AND 4", name="verdict_range"),)
 
     id: Mapped[Id]
     comparison_id: Mapped[int] = mapped_column(ForeignKey("comparison.id"), unique=True)

@@ -1,6 +1,8 @@
-"""Answers that people wrote or chose to be imitated."""
+"""Answers that people wrote or chose to be imitated, and the wish for them."""
 
-from sqlalchemy import ForeignKey, Index, UniqueConstraint
+from datetime import datetime
+
+from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.models.base import Base, Id, Now, one_of
@@ -27,4 +29,29 @@ class Demonstration(Base):
     author_id: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
     source: Mapped[str] = mapped_column(server_default="")  # the file or person it is said to come from
     state: Mapped[str] = mapped_column(server_default="pending")
+    rubric_id: Mapped[int | None] = mapped_column(ForeignKey("rubric.id"))  # written under it; none: imported
+    completion_id: Mapped[int | None] = mapped_column(ForeignKey("completion.id"))  # the sample it was edited from
+    duration_ms: Mapped[int | None]
+    reviewer_id: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
+    review_note: Mapped[str] = mapped_column(server_default="")
+    reviewed_at: Mapped[datetime | None]
+    created_at: Mapped[Now]
+
+
+class DemonstrationTask(Base):
+    """That a prompt wants an answer written, and who is writing it now; gone once it is written."""
+
+    __tablename__ = "demonstration_task"
+    __table_args__ = (
+        CheckConstraint("(labeler_id IS NULL) = (expires_at IS NULL)", name="held_until"),
+        Index("ix_demonstration_task_queue", "project_id", "id"),
+        Index("uq_demonstration_task_labeler", "project_id", "labeler_id", unique=True),
+    )
+
+    id: Mapped[Id]
+    project_id: Mapped[int] = mapped_column(ForeignKey("project.id"))
+    prompt_id: Mapped[int] = mapped_column(ForeignKey("prompt.id"), index=True)
+    completion_id: Mapped[int | None] = mapped_column(ForeignKey("completion.id"))  # a sample to start from
+    labeler_id: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
+    expires_at: Mapped[datetime | None]
     created_at: Mapped[Now]

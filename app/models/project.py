@@ -23,6 +23,9 @@ class Project(Base):
     lease_minutes: Mapped[int] = mapped_column(server_default="15")
     # A comparison whose judgments agree less than this (share of agreeing pairs) goes to review.
     review_threshold: Mapped[float] = mapped_column(server_default="0.6")
+    # app.judging.LabelingSettings as JSON: overlap by slice and purpose, adaptive overlap, calibration,
+    # repeats, quiz, which pairs to ask, consensus method, what labelers see of their own figures.
+    labeling: Mapped[Json] = mapped_column(server_default="{}")
     # app.specs.Generation as JSON: how responses are sampled for the queue.
     generation: Mapped[Json] = mapped_column(server_default="{}")
     # The base model, the model that policies are kept close to (the newest fine-tuned one, else the base), and the

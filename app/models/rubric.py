@@ -1,6 +1,7 @@
 """Rubrics: a draft, or a published version that never changes (by a trigger)."""
 
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
@@ -18,7 +19,7 @@ class Rubric(Base):
         UniqueConstraint("project_id", "version"),
         Index("uq_rubric_one_draft", "project_id", unique=True, postgresql_where="version IS NULL"),
         one_of("rationale_rule", RATIONALE_RULES),
-        CheckConstraint("strengths BETWEEN 1 AND 3", name="strengths_range"),
+        CheckConstraint("strengths BETWEEN 1 AND 4", name="strengths_range"),
         CheckConstraint("(version IS NULL) = (published_at IS NULL)", name="published_has_version"),
     )
 
@@ -28,7 +29,14 @@ class Rubric(Base):
     guideline: Mapped[str]  # Markdown
     strengths: Mapped[int] = mapped_column(server_default="3")
     allow_tie: Mapped[bool] = mapped_column(server_default="true")
+    allow_both_bad: Mapped[bool] = mapped_column(server_default="true")
+    allow_cannot_judge: Mapped[bool] = mapped_column(server_default="true")
     rationale_rule: Mapped[str] = mapped_column(server_default="optional")
+    # Lists of app.judging's Aspect, Flag, Example and QuizItem as JSON.
+    aspects: Mapped[list[Any]] = mapped_column(server_default="[]")
+    flags: Mapped[list[Any]] = mapped_column(server_default="[]")
+    examples: Mapped[list[Any]] = mapped_column(server_default="[]")
+    quiz: Mapped[list[Any]] = mapped_column(server_default="[]")
     created_by: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
     created_at: Mapped[Now]
     # Of the draft: goes up with every edit, so that nobody overwrites an edit they have not seen.

@@ -67,12 +67,13 @@ CREATE TRIGGER rubric_published_is_final BEFORE UPDATE OR DELETE ON rubric
     FOR EACH ROW WHEN (OLD.version IS NOT NULL) EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER judgment_not_deleted BEFORE DELETE ON judgment
     FOR EACH ROW EXECUTE FUNCTION refuse_change();
--- The one change a judgment may see: becoming superseded, once.
+-- The one change a judgment may see: becoming superseded, once, for a reason.
 CREATE TRIGGER judgment_append_only BEFORE UPDATE ON judgment
     FOR EACH ROW WHEN (
         OLD.superseded_at IS NOT NULL
         OR NEW.superseded_at IS NULL
-        OR to_jsonb(OLD) - 'superseded_at' IS DISTINCT FROM to_jsonb(NEW) - 'superseded_at'
+        OR to_jsonb(OLD) - '{superseded_at,superseded_for}'::text[]
+            IS DISTINCT FROM to_jsonb(NEW) - '{superseded_at,superseded_for}'::text[]
     ) EXECUTE FUNCTION refuse_change();
 """
 
@@ -87,6 +88,7 @@ def upgrade() -> None:
         sa.Column("overlap", sa.BigInteger(), server_default="2", nullable=False),
         sa.Column("lease_minutes", sa.BigInteger(), server_default="15", nullable=False),
         sa.Column("review_threshold", sa.Float(), server_default="0.6", nullable=False),
+        sa.Column("labeling", postgresql.JSONB(astext_type=sa.Text()), server_default="{}", nullable=False),
         sa.Column("generation", postgresql.JSONB(astext_type=sa.Text()), server_default="{}", nullable=False),
         sa.Column("base_model_id", sa.BigInteger(), nullable=True),
         sa.Column("reference_id", sa.BigInteger(), nullable=True),
@@ -187,7 +189,13 @@ def upgrade() -> None:
         sa.Column("guideline", sa.Text(), nullable=False),
         sa.Column("strengths", sa.BigInteger(), server_default="3", nullable=False),
         sa.Column("allow_tie", sa.Boolean(), server_default="true", nullable=False),
+        sa.Column("allow_both_bad", sa.Boolean(), server_default="true", nullable=False),
+        sa.Column("allow_cannot_judge", sa.Boolean(), server_default="true", nullable=False),
         sa.Column("rationale_rule", sa.Text(), server_default="optional", nullable=False),
+        sa.Column("aspects", postgresql.JSONB(astext_type=sa.Text()), server_default="[]", nullable=False),
+        sa.Column("flags", postgresql.JSONB(astext_type=sa.Text()), server_default="[]", nullable=False),
+        sa.Column("examples", postgresql.JSONB(astext_type=sa.Text()), server_default="[]", nullable=False),
+        sa.Column("quiz", postgresql.JSONB(astext_type=sa.Text()), server_default="[]", nullable=False),
         sa.Column("created_by", sa.BigInteger(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("revision", sa.BigInteger(), server_default="1", nullable=False),
@@ -197,7 +205,7 @@ def upgrade() -> None:
         sa.Column("published_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint("rationale_rule IN ('optional', 'required')", name=op.f("ck_rubric_rationale_rule_known")),
         sa.CheckConstraint("(version IS NULL) = (published_at IS NULL)", name=op.f("ck_rubric_published_has_version")),
-        sa.CheckConstraint("strengths BETWEEN 1 AND 3", name=op.f("ck_rubric_strengths_range")),
+        sa.CheckConstraint("strengths BETWEEN 1 AND 4", name=op.f("ck_rubric_strengths_range")),
         sa.ForeignKeyConstraint(["created_by"], ["user_account.id"], name=op.f("fk_rubric_created_by")),
         sa.ForeignKeyConstraint(["edited_by"], ["user_account.id"], name=op.f("fk_rubric_edited_by")),
         sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_rubric_project_id")),
@@ -323,25 +331,6 @@ def upgrade() -> None:
         "ix_run_unfinished", "run", ["state"], unique=False, postgresql_where=sa.text("state IN ('queued', 'running')")
     )
     op.create_table(
-        "demonstration",
-        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
-        sa.Column("project_id", sa.BigInteger(), nullable=False),
-        sa.Column("prompt_id", sa.BigInteger(), nullable=False),
-        sa.Column("text", sa.Text(), nullable=False),
-        sa.Column("digest", sa.Text(), nullable=False),
-        sa.Column("author_id", sa.BigInteger(), nullable=True),
-        sa.Column("source", sa.Text(), server_default="", nullable=False),
-        sa.Column("state", sa.Text(), server_default="pending", nullable=False),
-        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.CheckConstraint("state IN ('pending', 'approved', 'rejected')", name=op.f("ck_demonstration_state_known")),
-        sa.ForeignKeyConstraint(["author_id"], ["user_account.id"], name=op.f("fk_demonstration_author_id")),
-        sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_demonstration_project_id")),
-        sa.ForeignKeyConstraint(["prompt_id"], ["prompt.id"], name=op.f("fk_demonstration_prompt_id")),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_demonstration")),
-        sa.UniqueConstraint("prompt_id", "digest", name=op.f("uq_demonstration_prompt_id_digest")),
-    )
-    op.create_index("ix_demonstration_project_state", "demonstration", ["project_id", "state"], unique=False)
-    op.create_table(
         "completion",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
         sa.Column("prompt_id", sa.BigInteger(), nullable=False),
@@ -368,6 +357,90 @@ def upgrade() -> None:
     op.create_index(op.f("ix_completion_model_version_id"), "completion", ["model_version_id"], unique=False)
     op.create_index("ix_completion_prompt_model", "completion", ["prompt_id", "model_version_id"], unique=False)
     op.create_table(
+        "demonstration",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("project_id", sa.BigInteger(), nullable=False),
+        sa.Column("prompt_id", sa.BigInteger(), nullable=False),
+        sa.Column("text", sa.Text(), nullable=False),
+        sa.Column("digest", sa.Text(), nullable=False),
+        sa.Column("author_id", sa.BigInteger(), nullable=True),
+        sa.Column("source", sa.Text(), server_default="", nullable=False),
+        sa.Column("state", sa.Text(), server_default="pending", nullable=False),
+        sa.Column("rubric_id", sa.BigInteger(), nullable=True),
+        sa.Column("completion_id", sa.BigInteger(), nullable=True),
+        sa.Column("duration_ms", sa.BigInteger(), nullable=True),
+        sa.Column("reviewer_id", sa.BigInteger(), nullable=True),
+        sa.Column("review_note", sa.Text(), server_default="", nullable=False),
+        sa.Column("reviewed_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.CheckConstraint("state IN ('pending', 'approved', 'rejected')", name=op.f("ck_demonstration_state_known")),
+        sa.ForeignKeyConstraint(["author_id"], ["user_account.id"], name=op.f("fk_demonstration_author_id")),
+        sa.ForeignKeyConstraint(["completion_id"], ["completion.id"], name=op.f("fk_demonstration_completion_id")),
+        sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_demonstration_project_id")),
+        sa.ForeignKeyConstraint(["prompt_id"], ["prompt.id"], name=op.f("fk_demonstration_prompt_id")),
+        sa.ForeignKeyConstraint(["reviewer_id"], ["user_account.id"], name=op.f("fk_demonstration_reviewer_id")),
+        sa.ForeignKeyConstraint(["rubric_id"], ["rubric.id"], name=op.f("fk_demonstration_rubric_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_demonstration")),
+        sa.UniqueConstraint("prompt_id", "digest", name=op.f("uq_demonstration_prompt_id_digest")),
+    )
+    op.create_index("ix_demonstration_project_state", "demonstration", ["project_id", "state"], unique=False)
+    op.create_table(
+        "demonstration_task",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("project_id", sa.BigInteger(), nullable=False),
+        sa.Column("prompt_id", sa.BigInteger(), nullable=False),
+        sa.Column("completion_id", sa.BigInteger(), nullable=True),
+        sa.Column("labeler_id", sa.BigInteger(), nullable=True),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.CheckConstraint(
+            "(labeler_id IS NULL) = (expires_at IS NULL)", name=op.f("ck_demonstration_task_held_until")
+        ),
+        sa.ForeignKeyConstraint(["completion_id"], ["completion.id"], name=op.f("fk_demonstration_task_completion_id")),
+        sa.ForeignKeyConstraint(["labeler_id"], ["user_account.id"], name=op.f("fk_demonstration_task_labeler_id")),
+        sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_demonstration_task_project_id")),
+        sa.ForeignKeyConstraint(["prompt_id"], ["prompt.id"], name=op.f("fk_demonstration_task_prompt_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_demonstration_task")),
+    )
+    op.create_index(op.f("ix_demonstration_task_prompt_id"), "demonstration_task", ["prompt_id"], unique=False)
+    op.create_index("ix_demonstration_task_queue", "demonstration_task", ["project_id", "id"], unique=False)
+    op.create_index("uq_demonstration_task_labeler", "demonstration_task", ["project_id", "labeler_id"], unique=True)
+    op.create_table(
+        "red_team_attempt",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("project_id", sa.BigInteger(), nullable=False),
+        sa.Column("author_id", sa.BigInteger(), nullable=False),
+        sa.Column("prompt_id", sa.BigInteger(), nullable=False),
+        sa.Column("run_id", sa.BigInteger(), nullable=True),
+        sa.Column("completion_id", sa.BigInteger(), nullable=True),
+        sa.Column("goal", sa.Text(), server_default="", nullable=False),
+        sa.Column("state", sa.Text(), server_default="waiting", nullable=False),
+        sa.Column("severity", sa.SmallInteger(), nullable=True),
+        sa.Column("tags", postgresql.JSONB(astext_type=sa.Text()), server_default="[]", nullable=False),
+        sa.Column("note", sa.Text(), server_default="", nullable=False),
+        sa.Column("idempotency_key", sa.Uuid(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("rated_at", sa.DateTime(timezone=True), nullable=True),
+        sa.CheckConstraint(
+            "state IN ('waiting', 'answered', 'rated', 'failed')", name=op.f("ck_red_team_attempt_state_known")
+        ),
+        sa.CheckConstraint(
+            "(severity IS NULL) = (rated_at IS NULL)", name=op.f("ck_red_team_attempt_rated_has_severity")
+        ),
+        sa.CheckConstraint("severity BETWEEN 0 AND 3", name=op.f("ck_red_team_attempt_severity_range")),
+        sa.ForeignKeyConstraint(["author_id"], ["user_account.id"], name=op.f("fk_red_team_attempt_author_id")),
+        sa.ForeignKeyConstraint(["completion_id"], ["completion.id"], name=op.f("fk_red_team_attempt_completion_id")),
+        sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_red_team_attempt_project_id")),
+        sa.ForeignKeyConstraint(["prompt_id"], ["prompt.id"], name=op.f("fk_red_team_attempt_prompt_id")),
+        sa.ForeignKeyConstraint(["run_id"], ["run.id"], name=op.f("fk_red_team_attempt_run_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_red_team_attempt")),
+        sa.UniqueConstraint("idempotency_key", name=op.f("uq_red_team_attempt_idempotency_key")),
+    )
+    op.create_index("ix_red_team_attempt_author", "red_team_attempt", ["author_id", "id"], unique=False)
+    op.create_index("ix_red_team_attempt_project", "red_team_attempt", ["project_id", "id"], unique=False)
+    op.create_index(op.f("ix_red_team_attempt_prompt_id"), "red_team_attempt", ["prompt_id"], unique=False)
+    op.create_index(op.f("ix_red_team_attempt_run_id"), "red_team_attempt", ["run_id"], unique=False)
+    op.create_table(
         "metric",
         sa.Column("run_id", sa.BigInteger(), nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
@@ -377,6 +450,79 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["run_id"], ["run.id"], name=op.f("fk_metric_run_id")),
         sa.PrimaryKeyConstraint("run_id", "name", "slice", "step", name=op.f("pk_metric")),
     )
+    op.create_table(
+        "labeler_group",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("project_id", sa.BigInteger(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_labeler_group_project_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_labeler_group")),
+        sa.UniqueConstraint("project_id", "name", name=op.f("uq_labeler_group_project_id_name")),
+    )
+    op.create_table(
+        "labeler_group_member",
+        sa.Column("group_id", sa.BigInteger(), nullable=False),
+        sa.Column("labeler_id", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["group_id"], ["labeler_group.id"], name=op.f("fk_labeler_group_member_group_id"), ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(["labeler_id"], ["user_account.id"], name=op.f("fk_labeler_group_member_labeler_id")),
+        sa.PrimaryKeyConstraint("group_id", "labeler_id", name=op.f("pk_labeler_group_member")),
+    )
+    op.create_index(op.f("ix_labeler_group_member_labeler_id"), "labeler_group_member", ["labeler_id"], unique=False)
+    op.create_table(
+        "project_labeler",
+        sa.Column("project_id", sa.BigInteger(), nullable=False),
+        sa.Column("labeler_id", sa.BigInteger(), nullable=False),
+        sa.Column("state", sa.Text(), server_default="active", nullable=False),
+        sa.Column("reason", sa.Text(), server_default="", nullable=False),
+        sa.Column("changed_by", sa.BigInteger(), nullable=True),
+        sa.Column("changed_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("reliability", sa.Float(), nullable=True),
+        sa.Column("counted_from", sa.DateTime(timezone=True), nullable=True),
+        sa.CheckConstraint("state IN ('active', 'paused', 'removed')", name=op.f("ck_project_labeler_state_known")),
+        sa.ForeignKeyConstraint(["changed_by"], ["user_account.id"], name=op.f("fk_project_labeler_changed_by")),
+        sa.ForeignKeyConstraint(["labeler_id"], ["user_account.id"], name=op.f("fk_project_labeler_labeler_id")),
+        sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_project_labeler_project_id")),
+        sa.PrimaryKeyConstraint("project_id", "labeler_id", name=op.f("pk_project_labeler")),
+    )
+    op.create_index(op.f("ix_project_labeler_labeler_id"), "project_labeler", ["labeler_id"], unique=False)
+    op.create_table(
+        "qualification",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("rubric_id", sa.BigInteger(), nullable=False),
+        sa.Column("labeler_id", sa.BigInteger(), nullable=False),
+        sa.Column("attempt", sa.BigInteger(), server_default="1", nullable=False),
+        sa.Column("answers", postgresql.JSONB(astext_type=sa.Text()), server_default="{}", nullable=False),
+        sa.Column("correct", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("passed", sa.Boolean(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.CheckConstraint(
+            "(passed IS NULL) = (finished_at IS NULL)", name=op.f("ck_qualification_finished_has_outcome")
+        ),
+        sa.ForeignKeyConstraint(["labeler_id"], ["user_account.id"], name=op.f("fk_qualification_labeler_id")),
+        sa.ForeignKeyConstraint(["rubric_id"], ["rubric.id"], name=op.f("fk_qualification_rubric_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_qualification")),
+        sa.UniqueConstraint(
+            "rubric_id", "labeler_id", "attempt", name=op.f("uq_qualification_rubric_id_labeler_id_attempt")
+        ),
+    )
+    op.create_index(op.f("ix_qualification_labeler_id"), "qualification", ["labeler_id"], unique=False)
+    op.create_table(
+        "ranking",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("project_id", sa.BigInteger(), nullable=False),
+        sa.Column("prompt_id", sa.BigInteger(), nullable=False),
+        sa.Column("size", sa.SmallInteger(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.CheckConstraint("size BETWEEN 3 AND 9", name=op.f("ck_ranking_size_range")),
+        sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_ranking_project_id")),
+        sa.ForeignKeyConstraint(["prompt_id"], ["prompt.id"], name=op.f("fk_ranking_prompt_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_ranking")),
+    )
+    op.create_index(op.f("ix_ranking_prompt_id"), "ranking", ["prompt_id"], unique=False)
     op.create_table(
         "comparison",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
@@ -388,6 +534,14 @@ def upgrade() -> None:
         sa.Column("round_id", sa.BigInteger(), nullable=True),
         sa.Column("purpose", sa.Text(), nullable=False),
         sa.Column("overlap", sa.BigInteger(), nullable=False),
+        sa.Column("overlap_max", sa.BigInteger(), nullable=True),
+        sa.Column("labeler_id", sa.BigInteger(), nullable=True),
+        sa.Column("group_id", sa.BigInteger(), nullable=True),
+        sa.Column("not_before", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("repeat_of_id", sa.BigInteger(), nullable=True),
+        sa.Column("ranking_id", sa.BigInteger(), nullable=True),
+        sa.Column("offered", sa.Boolean(), server_default="true", nullable=False),
+        sa.Column("selection", postgresql.JSONB(astext_type=sa.Text()), server_default="{}", nullable=False),
         sa.Column("priority", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("gold", sa.SmallInteger(), nullable=True),
         sa.Column("external_id", sa.Text(), nullable=True),
@@ -397,27 +551,48 @@ def upgrade() -> None:
         sa.Column("lease_count", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("agreement", sa.Float(), nullable=True),
         sa.Column("consensus", sa.Float(), nullable=True),
+        sa.Column("p_b", sa.Float(), nullable=True),
+        sa.Column("p_tie", sa.Float(), nullable=True),
+        sa.Column("reward_p_b", sa.Float(), nullable=True),
+        sa.Column("review_reason", sa.Text(), nullable=True),
+        sa.Column("flagged", sa.Boolean(), server_default="false", nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("settled_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint("(gold IS NULL) OR purpose = 'calibration'", name=op.f("ck_comparison_gold_is_calibration")),
         sa.CheckConstraint(
+            "(repeat_of_id IS NULL) = (purpose <> 'repeat')", name=op.f("ck_comparison_repeat_of_something")
+        ),
+        sa.CheckConstraint(
             "purpose IN ('train', 'heldout', 'calibration', 'human_eval', 'repeat')",
             name=op.f("ck_comparison_purpose_known"),
+        ),
+        sa.CheckConstraint(
+            "review_reason IN ('split', 'unjudgeable', 'flagged', 'reward_model', 'requested')",
+            name=op.f("ck_comparison_review_reason_known"),
         ),
         sa.CheckConstraint(
             "state IN ('open', 'settled', 'in_review', 'adjudicated', 'withdrawn')",
             name=op.f("ck_comparison_state_known"),
         ),
         sa.CheckConstraint("completion_a_id <> completion_b_id", name=op.f("ck_comparison_two_completions")),
-        sa.CheckConstraint("gold BETWEEN -3 AND 3", name=op.f("ck_comparison_gold_range")),
+        sa.CheckConstraint("gold BETWEEN -4 AND 4", name=op.f("ck_comparison_gold_range")),
         sa.CheckConstraint(
             "judgment_count + lease_count <= overlap", name=op.f("ck_comparison_overlap_never_exceeded")
         ),
+        sa.CheckConstraint("labeler_id IS NULL OR group_id IS NULL", name=op.f("ck_comparison_kept_for_one")),
         sa.CheckConstraint("overlap BETWEEN 1 AND 1000", name=op.f("ck_comparison_overlap_range")),
+        sa.CheckConstraint("overlap_max BETWEEN overlap AND 1000", name=op.f("ck_comparison_overlap_max_range")),
+        sa.CheckConstraint("p_b BETWEEN 0 AND 1", name=op.f("ck_comparison_p_b_range")),
+        sa.CheckConstraint("p_tie BETWEEN 0 AND 1", name=op.f("ck_comparison_p_tie_range")),
+        sa.CheckConstraint("reward_p_b BETWEEN 0 AND 1", name=op.f("ck_comparison_reward_p_b_range")),
         sa.ForeignKeyConstraint(["completion_a_id"], ["completion.id"], name=op.f("fk_comparison_completion_a_id")),
         sa.ForeignKeyConstraint(["completion_b_id"], ["completion.id"], name=op.f("fk_comparison_completion_b_id")),
+        sa.ForeignKeyConstraint(["group_id"], ["labeler_group.id"], name=op.f("fk_comparison_group_id")),
+        sa.ForeignKeyConstraint(["labeler_id"], ["user_account.id"], name=op.f("fk_comparison_labeler_id")),
         sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_comparison_project_id")),
         sa.ForeignKeyConstraint(["prompt_id"], ["prompt.id"], name=op.f("fk_comparison_prompt_id")),
+        sa.ForeignKeyConstraint(["ranking_id"], ["ranking.id"], name=op.f("fk_comparison_ranking_id")),
+        sa.ForeignKeyConstraint(["repeat_of_id"], ["comparison.id"], name=op.f("fk_comparison_repeat_of_id")),
         sa.ForeignKeyConstraint(["round_id"], ["round.id"], name=op.f("fk_comparison_round_id")),
         sa.ForeignKeyConstraint(["rubric_id"], ["rubric.id"], name=op.f("fk_comparison_rubric_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_comparison")),
@@ -429,10 +604,48 @@ def upgrade() -> None:
         "comparison",
         ["project_id", sa.literal_column("priority DESC"), "id"],
         unique=False,
-        postgresql_where=sa.text("state = 'open' AND judgment_count + lease_count < overlap"),
+        postgresql_where=sa.text(
+            "state = 'open' AND offered AND judgment_count + lease_count < overlap"
+            " AND labeler_id IS NULL AND group_id IS NULL"
+        ),
+    )
+    op.create_index(
+        "ix_comparison_flagged", "comparison", ["project_id", "id"], unique=False, postgresql_where=sa.text("flagged")
+    )
+    op.create_index(
+        "ix_comparison_kept_for_group",
+        "comparison",
+        ["group_id", sa.literal_column("priority DESC"), "id"],
+        unique=False,
+        postgresql_where=sa.text(
+            "state = 'open' AND offered AND judgment_count + lease_count < overlap AND group_id IS NOT NULL"
+        ),
+    )
+    op.create_index(
+        "ix_comparison_kept_for_labeler",
+        "comparison",
+        ["labeler_id", "project_id", sa.literal_column("priority DESC"), "id"],
+        unique=False,
+        postgresql_where=sa.text(
+            "state = 'open' AND offered AND judgment_count + lease_count < overlap AND labeler_id IS NOT NULL"
+        ),
     )
     op.create_index("ix_comparison_project_state", "comparison", ["project_id", "state"], unique=False)
     op.create_index(op.f("ix_comparison_prompt_id"), "comparison", ["prompt_id"], unique=False)
+    op.create_index(
+        "ix_comparison_ranking",
+        "comparison",
+        ["ranking_id"],
+        unique=False,
+        postgresql_where=sa.text("ranking_id IS NOT NULL"),
+    )
+    op.create_index(
+        "ix_comparison_repeat_of",
+        "comparison",
+        ["repeat_of_id"],
+        unique=False,
+        postgresql_where=sa.text("repeat_of_id IS NOT NULL"),
+    )
     op.create_index(
         "ix_comparison_review",
         "comparison",
@@ -460,7 +673,7 @@ def upgrade() -> None:
         sa.Column("verdict", sa.SmallInteger(), nullable=False),
         sa.Column("note", sa.Text(), server_default="", nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.CheckConstraint("verdict BETWEEN -3 AND 3", name=op.f("ck_adjudication_verdict_range")),
+        sa.CheckConstraint("verdict BETWEEN -4 AND 4", name=op.f("ck_adjudication_verdict_range")),
         sa.ForeignKeyConstraint(["comparison_id"], ["comparison.id"], name=op.f("fk_adjudication_comparison_id")),
         sa.ForeignKeyConstraint(["reviewer_id"], ["user_account.id"], name=op.f("fk_adjudication_reviewer_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_adjudication")),
@@ -472,10 +685,14 @@ def upgrade() -> None:
         sa.Column("comparison_id", sa.BigInteger(), nullable=False),
         sa.Column("labeler_id", sa.BigInteger(), nullable=False),
         sa.Column("swapped", sa.Boolean(), nullable=False),
+        sa.Column("shown", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
         sa.Column("state", sa.Text(), server_default="live", nullable=False),
+        sa.Column("reason", sa.Text(), server_default="", nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
-        sa.CheckConstraint("state IN ('live', 'submitted', 'expired', 'released')", name=op.f("ck_lease_state_known")),
+        sa.CheckConstraint(
+            "state IN ('live', 'submitted', 'expired', 'released', 'skipped')", name=op.f("ck_lease_state_known")
+        ),
         sa.ForeignKeyConstraint(["comparison_id"], ["comparison.id"], name=op.f("fk_lease_comparison_id")),
         sa.ForeignKeyConstraint(["labeler_id"], ["user_account.id"], name=op.f("fk_lease_labeler_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_lease")),
@@ -501,15 +718,27 @@ def upgrade() -> None:
         sa.Column("labeler_id", sa.BigInteger(), nullable=False),
         sa.Column("rubric_id", sa.BigInteger(), nullable=False),
         sa.Column("lease_id", sa.Uuid(), nullable=True),
-        sa.Column("preference", sa.SmallInteger(), nullable=False),
+        sa.Column("preference", sa.SmallInteger(), nullable=True),
+        sa.Column("both_bad", sa.Boolean(), server_default="false", nullable=False),
+        sa.Column("aspects", postgresql.JSONB(astext_type=sa.Text()), server_default="{}", nullable=False),
+        sa.Column("flags", postgresql.JSONB(astext_type=sa.Text()), server_default="[]", nullable=False),
         sa.Column("rationale", sa.Text(), server_default="", nullable=False),
         sa.Column("swapped", sa.Boolean(), nullable=True),
         sa.Column("duration_ms", sa.BigInteger(), nullable=True),
         sa.Column("idempotency_key", sa.Uuid(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("superseded_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("superseded_for", sa.Text(), nullable=True),
+        sa.CheckConstraint(
+            "superseded_for IN ('edited', 'undone', 'removed', 'relabeled')",
+            name=op.f("ck_judgment_superseded_for_known"),
+        ),
+        sa.CheckConstraint(
+            "(superseded_at IS NULL) = (superseded_for IS NULL)", name=op.f("ck_judgment_superseded_for_something")
+        ),
+        sa.CheckConstraint("NOT both_bad OR preference = 0", name=op.f("ck_judgment_both_bad_is_a_tie")),
         sa.CheckConstraint("duration_ms >= 0", name=op.f("ck_judgment_duration_not_negative")),
-        sa.CheckConstraint("preference BETWEEN -3 AND 3", name=op.f("ck_judgment_preference_range")),
+        sa.CheckConstraint("preference BETWEEN -4 AND 4", name=op.f("ck_judgment_preference_range")),
         sa.ForeignKeyConstraint(
             ["comparison_id", "rubric_id"],
             ["comparison.id", "comparison.rubric_id"],
@@ -520,8 +749,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_judgment")),
         sa.UniqueConstraint("idempotency_key", name=op.f("uq_judgment_idempotency_key")),
     )
-    op.create_index("ix_judgment_labeler", "judgment", ["labeler_id", "created_at"], unique=False)
     op.create_index("ix_judgment_comparison", "judgment", ["comparison_id", "labeler_id"], unique=False)
+    op.create_index("ix_judgment_labeler", "judgment", ["labeler_id", "created_at"], unique=False)
     op.create_index(
         "uq_judgment_one_live",
         "judgment",

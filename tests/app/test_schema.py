@@ -49,12 +49,12 @@ def test_a_judgment_is_append_only_and_may_be_superseded_once(session: Session) 
         session.execute(text("UPDATE judgment SET preference = 3"))
     with pytest.raises(IntegrityError, match="append-only"), session.begin_nested():
         session.execute(text("DELETE FROM judgment"))
-    session.execute(text("UPDATE judgment SET superseded_at = now()"))
+    session.execute(text("UPDATE judgment SET superseded_at = now(), superseded_for = 'undone'"))
     assert session.scalar(select(Comparison.judgment_count)) == 0
     factories.judgment(session, comparison, preference=2, labeler_id=judgment.labeler_id)
     assert session.scalar(select(Comparison.judgment_count)) == 1
     with pytest.raises(IntegrityError, match="append-only"), session.begin_nested():
-        session.execute(text("UPDATE judgment SET superseded_at = NULL WHERE superseded_at IS NOT NULL"))
+        session.execute(text("UPDATE judgment SET superseded_at = NULL, superseded_for = NULL WHERE superseded_at IS NOT NULL"))
     assert len(session.scalars(select(Judgment)).all()) == 2
 
 

@@ -43,7 +43,7 @@ def test_alpha_and_percent_of_a_project(session: Session, project: Project) -> N
     judged(session, factories.project(session), {labelers[0]: 1, labelers[1]: -1})
     row = judged(session, project, {})
     old = factories.judgment(session, row, preference=3, labeler_id=labelers[0].id)
-    old.superseded_at = old.created_at
+    old.superseded_at, old.superseded_for = old.created_at, "undone"
     session.flush()
 
     found = service.agreement(session, project.id)

@@ -71,7 +71,7 @@ def test_nobody_gets_what_they_judged_even_if_it_was_superseded(session: Session
     factories.judgment(session, live, preference=1, labeler_id=labeler.id)
     withdrawn = factories.comparison(session, project)
     factories.judgment(session, withdrawn, preference=1, labeler_id=labeler.id)
-    session.execute(text("UPDATE judgment SET superseded_at = now() WHERE comparison_id = :c"), {"c": withdrawn.id})
+    session.execute(text("UPDATE judgment SET superseded_at = now(), superseded_for = 'undone' WHERE comparison_id = :c"), {"c": withdrawn.id})
     assert service.next_task(session, project, labeler) is None
     assert take(session, project, factories.user(session)).position.comparison_id == live.id
 

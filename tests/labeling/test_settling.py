@@ -61,7 +61,7 @@ def test_settling_many_at_once_leaves_the_unfinished_open(session: Session) -> N
         factories.judgment(session, comparison, preference=1)
         factories.judgment(session, comparison, preference=2)
     replaced = factories.judgment(session, unfinished, preference=-3)
-    session.execute(text("UPDATE judgment SET superseded_at = now() WHERE id = :id"), {"id": replaced.id})
+    session.execute(text("UPDATE judgment SET superseded_at = now(), superseded_for = 'undone' WHERE id = :id"), {"id": replaced.id})
     factories.judgment(session, unfinished, preference=2, labeler_id=replaced.labeler_id)
     assert service.settle(session, [c.id for c in (*done, unfinished)]) == 3
     states = dict(session.execute(select(Comparison.id, Comparison.state)).all())

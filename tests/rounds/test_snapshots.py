@@ -37,7 +37,7 @@ def test_the_snapshot_holds_exactly_the_live_judgments(session: Session, store: 
     prompt = factories.prompt(session, project, domain="safety", difficulty="hard", safety_category="weapons")
     comparison = factories.comparison(session, project, prompt=prompt, texts=("no", "yes"), overlap=3)
     first, second, third = (factories.judgment(session, comparison, preference=p) for p in (3, -1, 0))
-    third.superseded_at = datetime.now(UTC)
+    third.superseded_at, third.superseded_for = datetime.now(UTC), "undone"
     session.flush()
     edited = factories.judgment(session, comparison, preference=1, labeler_id=third.labeler_id)
     comparison.state = "settled"

@@ -55,7 +55,7 @@ def test_publishing_moves_only_what_nobody_has_begun(session: Session) -> None:
     factories.lease(session, on_desk)
     factories.lease(session, abandoned, expires_at=text("now() - interval '1 minute'"))
     factories.judgment(session, replaced, preference=1)
-    session.execute(text("UPDATE judgment SET superseded_at = now() WHERE comparison_id = :id"), {"id": replaced.id})
+    session.execute(text("UPDATE judgment SET superseded_at = now(), superseded_for = 'undone' WHERE comparison_id = :id"), {"id": replaced.id})
     session.execute(update(Comparison).where(Comparison.id == closed.id).values(state="withdrawn"))
     assert queries.open_comparisons(session, project.id) == (1, 4)  # the abandoned one counts until it is expired
 
