@@ -26,6 +26,7 @@ class Packed(NamedTuple):
     Attributes:
         input_ids: (R, T), padding included.
         position_ids: (R, T), counted along each sequence from its prompt's first token.
+        there: (R, T), False at padding, which is on the right.
         attention_mask: (R, 1, T, T), True where a token (first T) sees another; None where causality alone is right.
         predictors: (N,) flat places whose state predicts each of the N completion tokens, sequence by sequence.
         targets: (N,) those tokens.
@@ -35,6 +36,7 @@ class Packed(NamedTuple):
 
     input_ids: Tensor
     position_ids: Tensor
+    there: Tensor
     attention_mask: Tensor | None
     predictors: Tensor
     targets: Tensor
@@ -119,6 +121,7 @@ def pack(sequences: Sequence[TokenSequence], pad_id: int, share: bool) -> Packed
     return Packed(
         input_ids,
         position_ids,
+        group_ids >= 0,
         None if alone else visible(group_ids, branches),
         predictors=torch.tensor([place for places in predictors for place in places], dtype=torch.long),
         targets=torch.tensor([token for sequence in sequences for token in sequence.completion], dtype=torch.long),

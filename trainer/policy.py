@@ -8,9 +8,11 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from trainer.algorithms.logprobs import entropy, projected_logps, token_logps
+from trainer.attention import RAGGED
 from trainer.data import TokenSequence
 from trainer.packing import Packed, pack
 from trainer.precision import autocast, computes_in
+from trainer.products import FastProducts
 
 log = logging.getLogger(__name__)
 
@@ -22,13 +24,20 @@ def trunk_of(model: Any) -> Any:
 
 def hidden_states(trunk: Any, packed: Packed) -> Tensor:
     """Last hidden states (R * T, H) by flat place, after the final norm; meaningless at padding."""
-    places = {}
-    if packed.attention_mask is not None:
-        places = {"attention_mask": packed.attention_mask, "position_ids": packed.position_ids}
+    ids, places = packed.input_ids, {}
     # Without a mask padding is on the right only: causal attention never reaches it, positions are 0, 1, 2..., and
     # attention without a mask takes the faster kernels.
-    with autocast(trunk):
-        return trunk(input_ids=packed.input_ids, use_cache=False, **places).last_hidden_state.flatten(0, 1)
+    if packed.attention_mask is not None:
+        places = {"attention_mask": packed.attention_mask, "position_ids": packed.position_ids}
+    there = packed.there if packed.attention_mask is not None and trunk.config._attn_implementation == RAGGED else None
+    if there is not None:
+        ids, places["position_ids"] = ids[there][None], packed.position_ids[there][None]
+        places["row_lengths"] = there.sum(1).tolist()
+    with autocast(trunk), FastProducts():
+        states = trunk(input_ids=ids, use_cache=False, **places).last_hidden_state.flatten(0, 1)
+    if there is None:
+        return states
+    return states.new_zeros(packed.tokens, states.shape[1]).index_copy(0, there.flatten().nonzero()[:, 0], states)
 
 
 def head_of(model: Any) -> tuple[Any, float, float | None]:
@@ -42,7 +51,7 @@ def head_of(model: Any) -> tuple[Any, float, float | None]:
 def vocabulary_logits(model: Any, hidden: Tensor) -> Tensor:
     """fp32 logits (..., V) of hidden states (..., H), with the scaling and capping some architectures put on top."""
     head, scale, cap = head_of(model)
-    with autocast(trunk_of(model)):
+    with autocast(trunk_of(model)), FastProducts():
         logits = head(hidden).float()
     if scale != 1:  # Cohere, Granite
         logits = logits * scale
@@ -73,7 +82,10 @@ def completion_outputs(
     head, scale, cap = head_of(model)
     plain = type(head) is nn.Linear and head.bias is None and cap is None
     if plain and head.weight.dtype == computes_in(trunk_of(model)) and not accuracy:
-        projected = projected_logps(hidden, head.weight, packed.targets, temperature / scale, with_entropy=entropies)
+        with FastProducts():
+            projected = projected_logps(
+                hidden, head.weight, packed.targets, temperature / scale, with_entropy=entropies
+            )
         return TokenOutputs(projected.logps, projected.entropy, hidden)
     logits = vocabulary_logits(model, hidden)
     logps = token_logps(logits, packed.targets, temperature)
@@ -103,17 +115,35 @@ class Policy(nn.Module):
         return completion_outputs(self.causal, packed, temperature, entropies, accuracy)
 
 
-@torch.no_grad()
 def can_share(trunk: Any) -> bool:
     """Whether a trunk reads packed rows right: completions after one shared prompt, groups side by side in a row.
 
     Tried on the model itself. Attention that takes no such mask, recurrent layers and positions of another kind show;
-    attention windows shorter than the test would not, so a model with a window reads every sequence alone.
+    attention windows shorter than the test would not, so a model with a window reads every sequence alone. On a CPU,
+    where it pays, a model that takes it is set to attention without padding.
     """
     config = trunk.config.get_text_config()
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         return False
-    ids = torch.randint(0, config.vocab_size, (24,), generator=torch.Generator().manual_seed(0)).tolist()
+    before = trunk.config._attn_implementation
+    if before == RAGGED:
+        return True
+    if before == "sdpa" and next(trunk.parameters()).device.type == "cpu":
+        trunk.config._attn_implementation = RAGGED
+        if _reads_packed_rows(trunk):
+            return True
+        trunk.config._attn_implementation = before
+    shared = _reads_packed_rows(trunk)
+    if not shared:
+        log.warning("%s does not read shared prompts right; every response is read with its own.", config.model_type)
+    return shared
+
+
+@torch.no_grad()
+def _reads_packed_rows(trunk: Any) -> bool:
+    ids = torch.randint(
+        0, trunk.config.get_text_config().vocab_size, (24,), generator=torch.Generator().manual_seed(0)
+    ).tolist()
     a, b = ids[:7], ids[7:10]
     sequences = [TokenSequence(a, ids[10:13]), TokenSequence(a, ids[13:18]), TokenSequence(b, ids[18:20])]
     sequences += [TokenSequence(b, ids[20:24])]
@@ -124,11 +154,7 @@ def can_share(trunk: Any) -> bool:
             packed = pack(sequences, 0, share).to(where)
             states.append(hidden_states(trunk, packed)[packed.predictors].float())
     except (RuntimeError, ValueError, TypeError, IndexError):
-        shared = False
-    else:
-        alone, together = states
-        tolerance = 1e-4 if computes_in(trunk) == torch.float32 else 5e-2
-        shared = bool((alone - together).abs().max() <= tolerance * alone.abs().max())
-    if not shared:
-        log.warning("%s does not read shared prompts right; every response is read with its own.", config.model_type)
-    return shared
+        return False
+    alone, together = states
+    tolerance = 1e-4 if computes_in(trunk) == torch.float32 else 5e-2
+    return bool((alone - together).abs().max() <= tolerance * alone.abs().max())

@@ -19,6 +19,7 @@ from app.rounds.service import NewSample
 from app.settings import Settings
 from app.specs import RUN_SPEC, DPOSpec, EvaluateSpec, PPOSpec, RewardSpec, RunSpec, SampleSpec, SFTSpec
 from trainer.checkpoints import Checkpoints
+from trainer.memory import give_back_memory
 from trainer.recipes import dpo, evaluate, ppo, reward, sample, sft
 from trainer.recipes.sample import Completion, OnCompletions
 from trainer.recording import RunLost, RunRecorder, WorkerStopping, is_outage, patiently
@@ -219,6 +220,7 @@ def free_memory() -> None:
     """Lets go of the models of a run that has ended: accelerate keeps what it prepared, modules stand in cycles."""
     if accelerator.cache_info().currsize:
         accelerator().free_memory()
+    give_back_memory()
 
 
 def describe(error: Exception) -> str:

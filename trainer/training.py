@@ -29,6 +29,7 @@ from app.specs import Optimiser
 from trainer.activations import recompute_activations
 from trainer.checkpoints import Checkpoint, Checkpoints, random_states, set_random_states
 from trainer.data import length_batches
+from trainer.memory import keep_freed_memory
 from trainer.packing import token_parts
 from trainer.reporting import TrainingDiverged
 from trainer.sharding import check_launch, fill, outline, shard, shards_like, wants_shards, whole
@@ -46,6 +47,7 @@ def accelerator() -> Accelerator:
         InvalidInput: they were launched in a way that is not supported.
     """
     check_launch()
+    keep_freed_memory()
     return Accelerator(cpu=not torch.cuda.is_available())
 
 
