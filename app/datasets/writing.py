@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from app.datasets import queries
 from app.datasets.checking import Checked, Known, StoredPair, Vote
 from app.datasets.reading import Progress
-from app.labeling import service as labeling
+from app.labeling import settling
 from app.models import Comparison, Completion, Demonstration, Judgment, Project, Rubric, User
 
 # Prompts of any other split are never trained on, so neither are the comparisons on them.
@@ -46,7 +46,7 @@ def write(
         for (digest, labeler), vote in checked.votes.items()
     ]
     _add(session, Judgment, rows, progress)
-    labeling.settle(session, [stored[digest].id for digest in votes])
+    settling.settle(session, [stored[digest].id for digest in votes])
     demonstrations = _add_demonstrations(session, project, checked, progress)
     return Counter(comparisons=len(new), judgments=len(rows), labelers=n_labelers, demonstrations=demonstrations)
 

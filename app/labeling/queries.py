@@ -54,7 +54,9 @@ class Task(NamedTuple):
 
 # Literally the predicate of ix_comparison_available: only then does the planner use it.
 AVAILABLE = text(
-    "comparison.state = 'open' AND comparison.judgment_count + comparison.lease_count < comparison.overlap"
+    "comparison.state = 'open' AND comparison.offered"
+    " AND comparison.judgment_count + comparison.lease_count < comparison.overlap"
+    " AND comparison.labeler_id IS NULL AND comparison.group_id IS NULL"
 )
 
 

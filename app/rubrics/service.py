@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from app.accounts.service import audit
 from app.errors import Conflict, InvalidInput, NotFound
-from app.labeling import service as labeling
+from app.labeling import assigning
 from app.models import Project, Rubric, User
 from app.rubrics import queries
 from app.rubrics.forms import RubricForm
@@ -145,7 +145,7 @@ def publish(session: Session, project: Project, form: RubricForm, publisher: Use
     draft.published_by = publisher.id
     draft.published_at = datetime.now(UTC)
     session.flush()
-    labeling.expire_leases(session)  # a desk abandoned long ago must not keep its comparison on the old version
+    assigning.expire_leases(session)  # a desk abandoned long ago must not keep its comparison on the old version
     moved = queries.move_open_comparisons(session, project.id, draft.id)
     audit(session, publisher.id, "rubric.published", project.id, version=draft.version, comparisons_moved=moved)
     return draft

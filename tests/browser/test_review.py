@@ -6,7 +6,7 @@ from playwright.sync_api import Page, expect
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.labeling import service as labeling
+from app.labeling import settling
 from app.models import Adjudication, Comparison, Project
 from tests import factories
 
@@ -17,7 +17,7 @@ def split(session: Session, project: Project, number: int) -> Comparison:
     row = factories.comparison(session, project, prompt=prompt, texts=(f"Left {number}", f"Right {number}"))
     factories.judgment(session, row, preference=2, rationale="It cites a **source**.")
     factories.judgment(session, row, preference=-1)
-    labeling.settle(session, [row.id])
+    settling.settle(session, [row.id])
     return row
 
 
@@ -112,7 +112,7 @@ def test_texts_cannot_inject(session: Session, open_page: Callable[..., Page]) -
     row = factories.comparison(session, project, texts=("<script>document.title='x'</script>", "![i](http://x/y.png)"))
     factories.judgment(session, row, preference=1, rationale="<img src=x onerror=alert(1)>")
     factories.judgment(session, row, preference=-1)
-    labeling.settle(session, [row.id])
+    settling.settle(session, [row.id])
     session.commit()
     page = open_page("admin")
     page.goto(f"/projects/{project.slug}/review/{row.id}")

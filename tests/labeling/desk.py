@@ -6,14 +6,14 @@ from uuid import UUID, uuid4
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from app.labeling import service
+from app.labeling import assigning, service
 from app.labeling.forms import LabelForm
 from app.labeling.queries import Task
 from app.models import Comparison, Judgment, Lease, Project, User
 
 
 def take(session: Session, project: Project, labeler: User, **kwargs: object) -> Task:
-    task = service.next_task(session, project, labeler, **kwargs)  # type: ignore[arg-type]
+    task = assigning.next_task(session, project, labeler, **kwargs)  # type: ignore[arg-type]
     assert task is not None
     return task
 

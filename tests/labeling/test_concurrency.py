@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from app.db import make_session_factory
 from app.errors import PrefloopError
-from app.labeling import service
+from app.labeling import assigning, service
 from app.labeling.forms import LabelForm
 from app.labeling.queries import Task
 from app.models import Comparison, Judgment, Lease, Project, User
@@ -42,12 +42,12 @@ def work(sessions: sessionmaker[Session], project: Project, labeler: User, luck:
     """Labels like a person does, until nothing is left: now and then skips, sends twice, or walks away from a card."""
     walked_away = 0
     with sessions.begin() as session:
-        task = service.next_task(session, project, labeler)
+        task = assigning.next_task(session, project, labeler)
     while True:
         if task is None:
             with sessions.begin() as session:
-                task = service.next_task(session, project, labeler)
-                if task is None and service.idle(session, project, labeler).reason in ("judged", "finished"):
+                task = assigning.next_task(session, project, labeler)
+                if task is None and assigning.idle(session, project, labeler).reason in ("judged", "finished"):
                     return
             continue
         dice = luck.random()
@@ -60,14 +60,14 @@ def work(sessions: sessionmaker[Session], project: Project, labeler: User, luck:
             continue
         if dice < 0.15:
             with sessions.begin() as session:
-                position = service.release(session, project, task.lease_id, labeler)
-                task = service.next_task(session, project, labeler, skipped=position)
+                position = assigning.release(session, project, task.lease_id, labeler)
+                task = assigning.next_task(session, project, labeler, skipped=position)
             continue
         form = LabelForm(idempotency_key=uuid4(), rubric_id=task.rubric.id, preference=luck.randint(-3, 3))
         for _ in range(2 if dice < 0.3 else 1):
             with sessions.begin() as session:
                 service.submit(session, project, task.lease_id, labeler, form)
-                following = service.next_task(session, project, labeler)
+                following = assigning.next_task(session, project, labeler)
         task = following
 
 
@@ -98,7 +98,7 @@ def test_two_tabs_opened_at_once_show_the_same_card(session: Session, sessions: 
 
     def open_tab() -> Task | None:
         with sessions.begin() as own:
-            return service.next_task(own, project, labeler)
+            return assigning.next_task(own, project, labeler)
 
     tabs = together([open_tab] * 6)
     assert len({tab.lease_id for tab in tabs if isinstance(tab, Task)}) == 1
@@ -110,7 +110,7 @@ def test_the_same_form_sent_at_the_same_moment_is_one_judgment(
 ) -> None:
     project, labeler = factories.project(session), factories.user(session)
     factories.comparison(session, project)
-    task = service.next_task(session, project, labeler)
+    task = assigning.next_task(session, project, labeler)
     assert task
     session.commit()
     form = LabelForm(idempotency_key=uuid4(), rubric_id=task.rubric.id, preference=1)
@@ -126,7 +126,7 @@ def test_the_same_form_sent_at_the_same_moment_is_one_judgment(
 def test_two_tabs_answering_at_the_same_moment(session: Session, sessions: sessionmaker[Session]) -> None:
     project, labeler = factories.project(session, overlap=3), factories.user(session)
     factories.comparison(session, project)
-    task = service.next_task(session, project, labeler)
+    task = assigning.next_task(session, project, labeler)
     assert task
     session.commit()
 
@@ -148,7 +148,7 @@ def test_the_last_place_after_an_expired_lease_goes_to_one(session: Session, ses
     project = factories.project(session, overlap=2)
     comparison = factories.comparison(session, project)
     late = [factories.user(session), factories.user(session)]
-    tasks = [service.next_task(session, project, who) for who in late]
+    tasks = [assigning.next_task(session, project, who) for who in late]
     session.execute(update(Lease).values(state="expired"))
     factories.judgment(session, comparison, preference=0)
     session.commit()

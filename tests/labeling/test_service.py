@@ -8,7 +8,7 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound
-from app.labeling import service
+from app.labeling import assigning, service
 from app.models import Comparison, Judgment, Lease, Rubric
 from tests import factories
 from tests.labeling.desk import answer, counts, judge, run_out, take
@@ -26,7 +26,7 @@ def test_most_urgent_first_then_oldest(session: Session) -> None:
         given.append(task.position.comparison_id)
         judge(session, project, labeler, task)
     assert given == [urgent.id, first.id, second.id]
-    assert service.next_task(session, project, labeler) is None
+    assert assigning.next_task(session, project, labeler) is None
 
 
 def test_something_more_urgent_comes_before_what_follows_the_last_one(session: Session) -> None:
@@ -47,7 +47,7 @@ def test_what_came_back_behind_the_labeler_is_found_again(session: Session) -> N
     task = take(session, project, labeler)
     assert task.position.comparison_id == late.id
     judge(session, project, labeler, task)
-    service.release(session, project, held.lease_id, other)
+    assigning.release(session, project, held.lease_id, other)
     assert take(session, project, labeler).position.comparison_id == early.id
 
 
@@ -71,15 +71,18 @@ def test_nobody_gets_what_they_judged_even_if_it_was_superseded(session: Session
     factories.judgment(session, live, preference=1, labeler_id=labeler.id)
     withdrawn = factories.comparison(session, project)
     factories.judgment(session, withdrawn, preference=1, labeler_id=labeler.id)
-    session.execute(text("UPDATE judgment SET superseded_at = now(), superseded_for = 'undone' WHERE comparison_id = :c"), {"c": withdrawn.id})
-    assert service.next_task(session, project, labeler) is None
+    session.execute(
+        text("UPDATE judgment SET superseded_at = now(), superseded_for = 'undone' WHERE comparison_id = :c"),
+        {"c": withdrawn.id},
+    )
+    assert assigning.next_task(session, project, labeler) is None
     assert take(session, project, factories.user(session)).position.comparison_id == live.id
 
 
 def test_overlap_bounds_how_many_hold_a_comparison(session: Session) -> None:
     project = factories.project(session, overlap=2)
     factories.comparison(session, project)
-    tasks = [service.next_task(session, project, factories.user(session)) for _ in range(3)]
+    tasks = [assigning.next_task(session, project, factories.user(session)) for _ in range(3)]
     assert [task is None for task in tasks] == [False, False, True]
 
 
@@ -88,7 +91,7 @@ def test_an_abandoned_lease_returns_to_the_queue(session: Session) -> None:
     comparison = factories.comparison(session, project)
     gone, next_one = factories.user(session), factories.user(session)
     left_behind = take(session, project, gone)
-    assert service.next_task(session, project, next_one) is None
+    assert assigning.next_task(session, project, next_one) is None
     run_out(session, left_behind.lease_id)
     assert take(session, project, next_one).position.comparison_id == comparison.id
     assert session.scalar(select(Lease.state).where(Lease.id == left_behind.lease_id)) == "expired"
@@ -231,7 +234,7 @@ def test_unknown_and_foreign_leases(session: Session) -> None:
     with pytest.raises(Forbidden):
         service.submit(session, project, task.lease_id, factories.user(session), answer(task))
     with pytest.raises(Forbidden):
-        service.release(session, project, task.lease_id, factories.user(session))
+        assigning.release(session, project, task.lease_id, factories.user(session))
 
 
 def test_a_stale_rubric_version_is_refused_and_the_comparison_comes_again(session: Session) -> None:
@@ -239,7 +242,7 @@ def test_a_stale_rubric_version_is_refused_and_the_comparison_comes_again(sessio
     comparison = factories.comparison(session, project)
     task = take(session, project, labeler)
     run_out(session, task.lease_id)
-    service.expire_leases(session)
+    assigning.expire_leases(session)
     newer = factories.rubric(session, project, version=2)
     session.execute(update(Comparison).values(rubric_id=newer.id))
     with pytest.raises(Conflict, match="new version of the rubric"):
@@ -260,7 +263,7 @@ def test_a_withdrawn_comparison_is_gone(session: Session) -> None:
     session.execute(update(Comparison).values(state="withdrawn"))
     with pytest.raises(Gone, match="withdrawn"):
         judge(session, project, labeler, task)
-    assert service.next_task(session, project, labeler) is None
+    assert assigning.next_task(session, project, labeler) is None
 
 
 @pytest.mark.parametrize(
@@ -311,15 +314,15 @@ def test_a_skipped_task_goes_back_and_does_not_come_again_at_once(session: Sessi
     project, labeler = factories.project(session, overlap=1), factories.user(session)
     skipped, other = factories.comparison(session, project), factories.comparison(session, project)
     task = take(session, project, labeler)
-    position = service.release(session, project, task.lease_id, labeler)
+    position = assigning.release(session, project, task.lease_id, labeler)
     assert position.comparison_id == skipped.id
     assert counts(session, skipped.id) == (0, 0)
     following = take(session, project, labeler, skipped=position)
     assert following.position.comparison_id == other.id
     # The second half of a double click gives nothing more back.
-    service.release(session, project, task.lease_id, labeler)
+    assigning.release(session, project, task.lease_id, labeler)
     assert take(session, project, labeler, skipped=position).lease_id == following.lease_id
     judge(session, project, labeler, following)
-    assert service.next_task(session, project, labeler, skipped=position) is None
-    assert service.idle(session, project, labeler, position).reason == "skipped"
+    assert assigning.next_task(session, project, labeler, skipped=position) is None
+    assert assigning.idle(session, project, labeler, position).reason == "skipped"
     assert take(session, project, labeler).position.comparison_id == skipped.id

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
-from app.labeling import service
+from app.labeling import assigning, settling
 from app.models import Comparison, Lease
 from tests import factories
 from tests.labeling.desk import judge, take
@@ -61,16 +61,18 @@ def test_settling_many_at_once_leaves_the_unfinished_open(session: Session) -> N
         factories.judgment(session, comparison, preference=1)
         factories.judgment(session, comparison, preference=2)
     replaced = factories.judgment(session, unfinished, preference=-3)
-    session.execute(text("UPDATE judgment SET superseded_at = now(), superseded_for = 'undone' WHERE id = :id"), {"id": replaced.id})
+    session.execute(
+        text("UPDATE judgment SET superseded_at = now(), superseded_for = 'undone' WHERE id = :id"), {"id": replaced.id}
+    )
     factories.judgment(session, unfinished, preference=2, labeler_id=replaced.labeler_id)
-    assert service.settle(session, [c.id for c in (*done, unfinished)]) == 3
+    assert settling.settle(session, [c.id for c in (*done, unfinished)]) == 3
     states = dict(session.execute(select(Comparison.id, Comparison.state)).all())
     assert states == dict.fromkeys((c.id for c in done), "settled") | {unfinished.id: "open", not_asked_for.id: "open"}
     factories.judgment(session, unfinished, preference=3)
-    assert service.settle(session, [unfinished.id]) == 1
+    assert settling.settle(session, [unfinished.id]) == 1
     consensus = select(Comparison.consensus).where(Comparison.id == unfinished.id)
     assert session.scalar(consensus) == 2.5  # the superseded -3 does not count
-    assert service.settle(session, []) == 0
+    assert settling.settle(session, []) == 0
 
 
 # --- what the page says ----------------------------------------------------------------------------------------------
@@ -85,10 +87,10 @@ def test_progress_counts_what_this_labeler_did_and_may_still_do(session: Session
     factories.judgment(session, comparisons[2], preference=1, labeler_id=labeler.id, **yesterday)
     factories.judgment(session, factories.comparison(session), preference=1, labeler_id=labeler.id)  # elsewhere, counts
     task = take(session, project, labeler)
-    assert service.progress(session, project, labeler, task) == (3, 2)
-    assert service.progress(session, project, labeler, None).left == 0
+    assert assigning.progress(session, project, labeler, task) == (3, 2)
+    assert assigning.progress(session, project, labeler, None).left == 0
     fresh = factories.user(session)
-    progress = service.progress(session, project, fresh, take(session, project, fresh))
+    progress = assigning.progress(session, project, fresh, take(session, project, fresh))
     assert (progress, progress.left_is_exact) == ((0, 5), True)
 
 
@@ -97,12 +99,12 @@ def test_why_there_is_nothing_to_do(session: Session) -> None:
     labeler, other = factories.user(session), factories.user(session)
 
     def reason() -> str:
-        assert service.next_task(session, project, labeler) is None
-        return service.idle(session, project, labeler).reason
+        assert assigning.next_task(session, project, labeler) is None
+        return assigning.idle(session, project, labeler).reason
 
     assert reason() == "nothing"
     sampling = factories.run(session, project, "sample", state="running", progress_done=3, progress_total=10)
-    assert service.idle(session, project, labeler) == ("sampling", 3, 10)
+    assert assigning.idle(session, project, labeler) == ("sampling", 3, 10)
     sampling.state = "succeeded"
     session.flush()
     factories.comparison(session, project)
@@ -113,17 +115,17 @@ def test_why_there_is_nothing_to_do(session: Session) -> None:
     judge(session, project, other, task)
     assert reason() == "finished"
     factories.comparison(session, project)
-    assert service.idle(session, project, labeler).reason == "busy"
+    assert assigning.idle(session, project, labeler).reason == "busy"
 
 
 def test_the_project_with_work(session: Session) -> None:
     labeler = factories.user(session)
-    assert service.project_with_work(session, labeler) is None
+    assert assigning.project_with_work(session, labeler) is None
     first, second = factories.project(session), factories.project(session)
     for project in (first, second, second):
         factories.comparison(session, project)
-    assert service.project_with_work(session, labeler) == first.slug
+    assert assigning.project_with_work(session, labeler) == first.slug
     judge(session, second, labeler, take(session, second, labeler))
-    assert service.project_with_work(session, labeler) == second.slug  # where they were
+    assert assigning.project_with_work(session, labeler) == second.slug  # where they were
     take(session, first, labeler)
-    assert service.project_with_work(session, labeler) == first.slug  # a card is on the desk
+    assert assigning.project_with_work(session, labeler) == first.slug  # a card is on the desk

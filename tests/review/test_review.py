@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from app.db import make_session_factory
 from app.errors import Conflict, InvalidInput, NotFound
-from app.labeling import service as labeling
+from app.labeling import assigning, settling
 from app.models import Adjudication, AuditEvent, Comparison, Project, User
 from app.review import queries, service, views
 from tests import factories
@@ -32,7 +32,7 @@ def split(session: Session, project: Project, *preferences: int, **values: Any) 
     row = factories.comparison(session, project, overlap=len(preferences), **values)
     for preference in preferences:
         factories.judgment(session, row, preference=preference, rationale=f"because {preference}")
-    labeling.settle(session, [row.id])
+    settling.settle(session, [row.id])
     session.refresh(row)
     return row
 
@@ -76,19 +76,19 @@ def test_more_labelers_and_then_it_settles_anew(session: Session, project: Proje
     row = split(session, project, 2, -2)
     service.ask_more(session, project, reviewer, row.id, more=2)
     assert (row.state, row.overlap) == ("open", 4)
-    assert labeling.next_task(session, project, factories.user(session)) is not None
+    assert assigning.next_task(session, project, factories.user(session)) is not None
     session.refresh(row)
     for lease in session.scalars(select(factories.Lease).where(factories.Lease.comparison_id == row.id)):
         lease.state = "released"
     session.flush()
     for _ in range(2):
         factories.judgment(session, row, preference=2)
-    labeling.settle(session, [row.id])
+    settling.settle(session, [row.id])
     session.refresh(row)
     assert (row.state, row.agreement) == ("in_review", 0.5)  # three to one: 3 of 6 pairs
     service.ask_more(session, project, reviewer, row.id, more=1)
     factories.judgment(session, row, preference=3)
-    labeling.settle(session, [row.id])
+    settling.settle(session, [row.id])
     session.refresh(row)
     assert (row.state, row.agreement) == ("settled", 0.6)  # four to one: 6 of 10
 
