@@ -13,10 +13,15 @@ def sampling() -> list[str]:
     """The sampling benchmark in a process of its own; the line with its ratio."""
     store = ArtifactStore(Path(".benchmark").absolute())
     model = str(store.resolve(fetch_model(store, DEFAULT_MODEL, say=lambda line: None)))
-    command = [sys.executable, "-m", "benchmarks.sampling", model]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    print(done.stdout, end="", flush=True)
-    return [line for line in done.stdout.splitlines() if line.startswith("ratio ")]
+    command = [sys.executable, "-u", "-m", "benchmarks.sampling", model]
+    lines = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout or ():
+            print(line, end="", flush=True)
+            lines.append(line.strip())
+    if process.returncode != 0:
+        raise SystemExit(process.returncode)
+    return [line for line in lines if line.startswith("ratio ")]
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@
 Log-probs are those of the distribution sampled from: logits divided by the sampling temperature.
 """
 
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,6 +35,8 @@ from trainer.packing import pack, token_parts
 from trainer.policy import can_share, completion_outputs, trunk_of
 from trainer.reward_model import RewardModel, load_reward_model
 from trainer.rollout import Response
+
+log = logging.getLogger(__name__)
 
 Scorer = Callable[[Sequence[Response]], Tensor]
 """Scores (N,) of responses: a reward model, or any function of what was said."""
@@ -89,11 +92,18 @@ def _member(
 
     @torch.no_grad()
     def rewards(responses: Sequence[Response]) -> Tensor:
-        sequences = []
+        sequences, cut = [], 0
         for response in responses:
-            completion = encoder.completion(response.text)[-(max_length - 1) :]
+            completion = encoder.completion(response.text)
+            cut += len(completion) >= max_length
+            completion = completion[-(max_length - 1) :]
             room = max_length - len(completion)
             sequences.append(TokenSequence(encoder.prompt(response.row.messages)[-room:], completion))
+        if cut:
+            log.warning(
+                "%d of %d responses are longer than the %d tokens that are read: scored by their ends.",
+                *(cut, len(responses), max_length),
+            )
         found = torch.empty(len(sequences), len(heads))
         for part in forward_batches(sequences, model.share):
             tick()

@@ -66,6 +66,7 @@ def _data(spec: RewardSpec, report: Figures) -> str:
         "LoRA": f"rank {spec.lora.rank}, alpha {spec.lora.alpha}" if spec.lora else "no: all weights",
         "learning rate": f"{spec.optimiser.learning_rate:g}",
         "epochs": spec.optimiser.epochs,
+        "precision": data["precision"],
         "seed": spec.seed,
     }
     rows = list(settings.items())

@@ -15,6 +15,7 @@ Everything random is derived from the seed and the place in the run, so that goi
 
 import functools
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeVar
@@ -92,6 +93,7 @@ class Training:
     Args:
         module: all that is trained, run through its `forward` only: `model` below is what to call.
         rows: how many rows an epoch has; None where the caller counts steps itself and gives `total_steps`.
+        started: when the run began, of `time.monotonic`; default: now.
 
     Attributes:
         model: the module as devices and processes need it (DDP or FSDP around it, or itself).
@@ -108,12 +110,14 @@ class Training:
         *,
         seed: int,
         total_steps: int | None = None,
+        started: float | None = None,
         checkpoints: Checkpoints | None = None,
     ) -> None:
         self.settings, self.seed, self.checkpoints = settings, seed, checkpoints
         self.steps_an_epoch = -(-rows // settings.batch_size) if rows is not None else 0
         self.total_steps = settings.epochs * self.steps_an_epoch if total_steps is None else total_steps
         self.steps = self.tokens = 0
+        self._started = time.monotonic() if started is None else started
         self.accelerator = accelerator()
         self.module = module
         self._outline: nn.Module | None = None
@@ -134,6 +138,11 @@ class Training:
         if settings.gradient_checkpointing:
             recompute_activations(module)
         self.resumed = self._restore()
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken, with earlier attempts up to their last checkpoint."""
+        return time.monotonic() - self._started
 
     # ---- batches -----------------------------------------------------------------------------------------------------
 
@@ -226,7 +235,7 @@ class Training:
                 own[name] = gathered.cpu()
         if self.checkpoints is not None and writes:
             added = {RECIPE + name: tensor for name, tensor in (tensors or {}).items()}
-            counters = {"tokens": self.tokens, "recipe": dict(state or {})}
+            counters = {"tokens": self.tokens, "seconds": self.seconds, "recipe": dict(state or {})}
             self.checkpoints.save(self.steps, {**own, **random_states(), **added}, counters)
 
     def _own_tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -255,6 +264,7 @@ class Training:
                 self.optimiser.state[parameter] = {k: shards_like(v.clone(), parameter) for k, v in kept.items()}
         set_random_states(found.tensors)
         self.steps, self.tokens = found.step, found.state["tokens"]
+        self._started -= found.state["seconds"]
         own = {name.removeprefix(RECIPE): t for name, t in found.tensors.items() if name.startswith(RECIPE)}
         return Checkpoint(found.step, own, found.state["recipe"])
 

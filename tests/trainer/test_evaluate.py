@@ -89,6 +89,17 @@ def test_scores_are_those_of_plain_transformers(reward_folder: Path) -> None:
         assert scores[i].item() == pytest.approx(expected, abs=1e-5)
 
 
+def test_responses_longer_than_is_read_are_scored_by_their_ends_and_counted(
+    reward_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    long, ending = response("No. " * 40 + "Yes." * 40, 3), response("Yes." * 40, 3)
+    encoder = ChatEncoder(load_tokenizer(str(reward_folder)), 64)
+    assert encoder.completion(long.text)[-63:] == encoder.completion(ending.text)[-63:]
+    scores = reward_models_scorer([reward_folder], max_length=64)([long, ending, response("Yes.", 3)])
+    assert scores[0].item() == pytest.approx(scores[1].item(), abs=1e-6)
+    assert "2 of 3 responses are longer than the 64 tokens" in caplog.text
+
+
 @pytest.mark.parametrize("combine", ["mean", "min", "mean_minus_variance"])
 def test_the_heads_of_all_reward_models_make_one_score(tiny_ref: ModelRef, tmp_path: Path, combine: Any) -> None:
     folders = [

@@ -1,10 +1,14 @@
 """What recipes share: the schedule and a step by arithmetic, batches that visit everything, parts that add up."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from app.artifacts import ArtifactStore
 from app.specs import Optimiser
+from trainer.checkpoints import Checkpoints
 from trainer.reporting import TrainingDiverged
 from trainer.training import Training, learning_rate
 
@@ -115,3 +119,16 @@ def test_dropout_stays_off_in_what_is_trained() -> None:
     module = nn.Sequential(Line(1.0), nn.Dropout(0.5))  # a new module says that it is in training
     training = training_of(module)
     assert not any(part.training for part in training.model.modules())
+
+
+def test_seconds_go_on_from_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("trainer.training.time.monotonic", lambda: now[0])
+    settings = Optimiser(learning_rate=0.1)
+    checkpoints = Checkpoints(ArtifactStore(tmp_path), "run", settings)
+    first = Training(Line(1.0), settings, 8, seed=0, started=990.0, checkpoints=checkpoints)
+    now[0] = 1030.0
+    first.save()
+    now[0] = 5000.0  # another process, whose clock began elsewhere
+    again = Training(Line(1.0), settings, 8, seed=0, started=4995.0, checkpoints=checkpoints)
+    assert again.seconds == pytest.approx(40 + 5)

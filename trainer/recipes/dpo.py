@@ -99,7 +99,9 @@ def train(
         del reference, model
 
     # 4. Where we start from. A policy that starts as its reference has just been measured.
-    training = Training(policy, spec.optimiser, len(train_rows.examples), seed=spec.seed, checkpoints=checkpoints)
+    training = Training(
+        policy, spec.optimiser, len(train_rows.examples), seed=spec.seed, started=started, checkpoints=checkpoints
+    )
     logps_of: LogpsOf = partial(completion_logps, training.model, **layout)
     values: dict[str, float] = {}
     if training.resumed is not None:
@@ -140,13 +142,12 @@ def train(
     # 6. Where we ended; save.
     values |= measure_heldout(spec, training.steps, heldout, logps_of, reporter)
     save_policy(training.whole_module().causal, tokenizer, folder, spec.policy.base)
-    seconds = time.monotonic() - started
     return PolicyResult(
         values,
         len(train_rows.examples),
         dropped,
         training.tokens,
-        seconds,
+        training.seconds,
         precision=name_of(dtype),
         notes=notes_on(tokenizer),
     )

@@ -84,7 +84,6 @@ class Progress:
         watched: of each update of the rollout in hand.
         seconds: of the rollout in hand, by what they were spent on.
         values: metrics of the last rollout that is done with.
-        elapsed: seconds of the run up to here.
     """
 
     beta: float
@@ -93,7 +92,6 @@ class Progress:
     watched: list[dict[str, float]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)
-    elapsed: float = 0.0
 
 
 def train(
@@ -153,7 +151,9 @@ def train(
 
     # 2. Where we are: at the start, or where the last checkpoint was written.
     steps = [updates(spec, size) for size in sizes]
-    training = Training(module, spec.optimiser, seed=spec.seed, total_steps=sum(steps), checkpoints=checkpoints)
+    training = Training(
+        module, spec.optimiser, seed=spec.seed, total_steps=sum(steps), started=started, checkpoints=checkpoints
+    )
     learner = Learner(spec, training, module.share, pad_id, mix, tick)
     progress, rollout = Progress(spec.kl_coef, asdict(RunningScale())), None
     pages = page_prompts(rows, spec.seed)
@@ -166,7 +166,6 @@ def train(
     if training.resumed is not None:
         progress = Progress(**training.resumed.state)
         rollout = Rollout(**training.resumed.tensors) if training.resumed.tensors else None
-        started -= progress.elapsed
     else:
         doing = "sampling from the policy"
         show_page(0)
@@ -180,7 +179,7 @@ def train(
         if rollout is None:
             doing = "sampling from the policy"
             _responses, rollout = collector.collect(draw(rows, spec, episodes, size), clock)
-            progress.seconds, progress.elapsed = clock.seconds, time.monotonic() - started
+            progress.seconds = clock.seconds
             training.save(asdict(progress), rollout._asdict())
         mask, mean_kl = rollout.valid_mask, float(rollout.kl.mean())
         stop = spec.kl_stop is not None and mean_kl > spec.kl_stop
@@ -211,7 +210,7 @@ def train(
             watched["lr"] = training.step(watched["loss"]).lr
             progress.watched.append(watched)
             clock.spent_on("update")
-            progress.seconds, progress.elapsed = clock.seconds, time.monotonic() - started
+            progress.seconds = clock.seconds
             training.save_if_due(asdict(progress), rollout._asdict())
         if not stop:
             training.steps = first_step + steps[number]  # the rate goes to 0 at the planned end, early stops or not
@@ -233,7 +232,7 @@ def train(
             "ppo/val/var_explained": float(explained_variance(rollout.values, returns, mask)),
             "val/num_eos_tokens": float(rollout.finished.sum()),
             **{f"time/{what}": seconds for what, seconds in clock.seconds.items()},
-            "eps": episodes / (time.monotonic() - started),
+            "eps": episodes / training.seconds,
         }
         reporter.metrics(number + 1, progress.values)
         for name, members in slice_members([rows[i] for i in rollout.rows.tolist()]).items():
@@ -247,20 +246,19 @@ def train(
             break
         controller = KLController(progress.beta, spec.kl_target, spec.kl_horizon).step(mean_kl, size)
         progress = Progress(controller.beta, asdict(scale), number + 1, values=progress.values)
-        rollout, progress.elapsed = None, time.monotonic() - started
+        rollout = None
         training.save_if_due(asdict(progress))
 
     # 8. Save. The critic is not part of the policy.
     episodes = episodes or spec.episodes  # resumed behind the last rollout
     save_policy(causal, tokenizer, folder, spec.policy.base)
     dropped = mix.dropped if mix else ()
-    seconds = time.monotonic() - started
     return PolicyResult(
         progress.values,
         episodes,
         dropped,
         training.tokens,
-        seconds,
+        training.seconds,
         precision=name_of(dtype),
         notes=notes_on(tokenizer),
     )

@@ -114,7 +114,9 @@ def train(
     objective = RewardObjective(model, spec.ties, tie_share)
 
     # 3. Train: a batch is of elements, a pair or a whole ranking each.
-    training = Training(objective, spec.optimiser, len(elements), seed=spec.seed, checkpoints=checkpoints)
+    training = Training(
+        objective, spec.optimiser, len(elements), seed=spec.seed, started=started, checkpoints=checkpoints
+    )
     rewards_of: RewardsOf = partial(response_rewards, training.model, model, pad_id, reporter)
     lengths = [packed_length(element.sequences, model.share) for element in elements]
     for batch in training.batches(lengths):
@@ -193,6 +195,7 @@ def train(
         "pooling": POOLING,
     }
     report["data"] = {
+        "precision": name_of(dtype),
         "snapshot": hashlib.sha256(read_content(snapshot)).hexdigest(),
         "train_pairs": len(train_pairs),
         "train_elements": len(elements),
@@ -216,7 +219,7 @@ def train(
         offsets=tuple(model.offsets.tolist()),
         reference_samples=len(reference),
         tokens=training.tokens,
-        seconds=time.monotonic() - started,
+        seconds=training.seconds,
         precision=name_of(dtype),
         notes=notes_on(tokenizer),
     )

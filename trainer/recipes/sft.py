@@ -78,7 +78,9 @@ def train(
     share = spec.packing and policy.share
 
     # 3. Where we start from.
-    training = Training(policy, spec.optimiser, len(train_rows), seed=spec.seed, checkpoints=checkpoints)
+    training = Training(
+        policy, spec.optimiser, len(train_rows), seed=spec.seed, started=started, checkpoints=checkpoints
+    )
 
     def measure(rows: Sequence[Demonstration]) -> Tensor:
         return token_sums(
@@ -115,13 +117,12 @@ def train(
     # 5. Where we ended; save.
     values |= report_heldout(training.steps, heldout, measure(heldout), reporter)
     save_policy(training.whole_module().causal, tokenizer, folder, spec.policy.base)
-    seconds = time.monotonic() - started
     return PolicyResult(
         values,
         len(train_rows),
         dropped,
         training.tokens,
-        seconds,
+        training.seconds,
         precision=name_of(dtype),
         notes=notes_on(tokenizer),
     )

@@ -1,0 +1,70 @@
+"""Attention without padding: the same numbers as with it, and as each sequence read alone."""
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from trainer.attention import RAGGED
+from trainer.data import TokenSequence
+from trainer.packing import pack
+from trainer.policy import Policy, can_share, hidden_states, trunk_of
+
+SEQUENCES = [TokenSequence([5, 6, 7], [8, 9]), TokenSequence([5, 6, 7], [10]), TokenSequence([11], [12] * 9)]
+SEQUENCES += [TokenSequence([13, 14], [15]), TokenSequence([13, 14], [])]
+
+
+def llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=32, num_hidden_layers=2, **shape)).eval()
+
+
+def test_a_model_on_a_cpu_reads_without_padding_and_learns_the_same() -> None:
+    padded, ragged = llama(), llama()
+    assert padded.config._attn_implementation == "sdpa"
+    assert can_share(trunk_of(ragged))
+    assert ragged.config._attn_implementation == RAGGED
+    packed = pack(SEQUENCES, 0, share=True)
+    assert not bool(packed.there.all())
+    seen: list[tuple[int, ...]] = []
+    for model in (padded, ragged):
+        model.model.layers[0].mlp.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape[:2])))
+        states = hidden_states(trunk_of(model), packed)
+        states[packed.predictors].square().sum().backward()
+    rows, columns = packed.input_ids.shape
+    assert seen == [(rows, columns), (1, int(packed.there.sum()))]
+    for (name, wanted), found in zip(padded.named_parameters(), ragged.parameters(), strict=True):
+        if wanted.grad is not None:
+            torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_log_probs_are_those_of_each_sequence_alone() -> None:
+    policy = Policy(llama())
+    alone = [policy(pack([sequence], 0, share=False)).logps for sequence in SEQUENCES if sequence.completion]
+    together = policy(pack(SEQUENCES, 0, policy.share)).logps
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
+
+
+def test_generation_of_a_model_set_to_it_is_as_before() -> None:
+    plain, ragged = llama(), llama()
+    can_share(trunk_of(ragged))
+    prompts, mask = torch.tensor([[1, 2, 3], [0, 4, 5]]), torch.tensor([[1, 1, 1], [0, 1, 1]])
+    wanted, found = (
+        model.generate(prompts, attention_mask=mask, max_new_tokens=6, do_sample=False, pad_token_id=0)
+        for model in (plain, ragged)
+    )
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_other_architectures_share_or_stay_as_they_are(implementation: str) -> None:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=32, n_embd=24, n_layer=2, n_head=2, n_positions=64)
+    config._attn_implementation = implementation
+    policy = Policy(GPT2LMHeadModel(config).eval())
+    assert policy.share
+    if implementation == "eager":
+        assert policy.causal.config._attn_implementation == "eager"
+    alone = [policy(pack([sequence], 0, share=False)).logps for sequence in SEQUENCES if sequence.completion]
+    together = policy(pack(SEQUENCES, 0, policy.share)).logps
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
