@@ -7,7 +7,7 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from app.domain import assignment
+from app.domain import scale
 from app.errors import Conflict, Gone, InvalidInput
 from app.labeling import queries
 from app.labeling.assigning import own_lease
@@ -64,7 +64,7 @@ def submit(session: Session, project: Project, lease_id: UUID, labeler: User, fo
         labeler_id=labeler.id,
         rubric_id=rubric.id,
         lease_id=lease_id,
-        preference=assignment.canonical(preference, swapped=lease.swapped),
+        preference=scale.canonical(preference, swapped=lease.swapped),
         rationale=form.rationale,
         swapped=lease.swapped,
         duration_ms=age_ms if form.duration_ms is None else min(form.duration_ms, age_ms),
@@ -78,7 +78,7 @@ def submit(session: Session, project: Project, lease_id: UUID, labeler: User, fo
 
 def _says(judgment: Judgment) -> tuple[int, UUID | None, int, str]:
     """Who said what where, as it was shown. The same key with anything else is a page from the browser's history."""
-    shown = assignment.canonical(judgment.preference, swapped=bool(judgment.swapped))
+    shown = scale.canonical(judgment.preference, swapped=bool(judgment.swapped))
     return judgment.labeler_id, judgment.lease_id, shown, judgment.rationale
 
 
@@ -90,7 +90,7 @@ def _check(form: LabelForm, rubric: Rubric) -> int:
     """The preference, as shown, if the rubric allows the answer."""
     if form.preference is None:
         raise InvalidInput("No preference was chosen.", "Choose one of the steps between the two responses.")
-    if form.preference not in assignment.scale(rubric.strengths, allow_tie=rubric.allow_tie):
+    if form.preference not in scale.values(rubric.strengths, allow_tie=rubric.allow_tie):
         if form.preference == 0:
             raise InvalidInput("This rubric has no tie.", "Choose the response that is better, if only slightly.")
         raise InvalidInput("This preference is not on the rubric's scale.", "Choose one of the steps shown.")

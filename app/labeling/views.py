@@ -3,7 +3,7 @@
 from typing import NamedTuple
 from uuid import UUID, uuid4
 
-from app.domain.assignment import Step, steps
+from app.domain.scale import Step, steps
 from app.labeling.forms import LabelForm
 from app.labeling.queries import Task
 from app.models import Rubric

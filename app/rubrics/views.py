@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from app.domain.assignment import Step, steps
+from app.domain.scale import Step, steps
 from app.models import Rubric
 from app.rubrics.forms import RubricForm
 

@@ -1,7 +1,7 @@
 """The preference scale, and the way between the side shown and the canonical order.
 
-A preference in canonical order runs from -strengths (A much better) to strengths (B much better); 0 is a tie. The same
-numbers on the screen run from the first (left) response to the second (right) one.
+A preference in canonical order runs from -strengths (A is better, as strongly as can be said) to strengths (B is); 0 is
+a tie. The same numbers on the screen run from the first (left) response to the second (right) one.
 """
 
 from typing import NamedTuple
@@ -11,10 +11,11 @@ _WORDS = {
     1: ("better",),
     2: ("better", "much better"),
     3: ("slightly better", "better", "much better"),
+    4: ("slightly better", "better", "much better", "far better"),
 }
 
 
-def scale(strengths: int, *, allow_tie: bool) -> tuple[int, ...]:
+def values(strengths: int, *, allow_tie: bool) -> tuple[int, ...]:
     """Every preference that can be given, from the first response's side to the second's."""
     return tuple(value for value in range(-strengths, strengths + 1) if value or allow_tie)
 
@@ -42,7 +43,7 @@ class Step(NamedTuple):
 def steps(strengths: int, *, allow_tie: bool) -> list[Step]:
     """The scale as it is shown, from the first response's side to the second's."""
     found = []
-    for key, value in enumerate(scale(strengths, allow_tie=allow_tie), start=1):
+    for key, value in enumerate(values(strengths, allow_tie=allow_tie), start=1):
         said = words(value, strengths)
         side = "tie" if value == 0 else "first" if value < 0 else "second"
         label = "Tie" if value == 0 else f"{side.capitalize()} response {said}"
