@@ -3,10 +3,15 @@
 from procrastinate.jobs import Job
 from procrastinate.manager import JobManager
 from procrastinate.sync_psycopg_connector import SyncPsycopgConnector
+from sqlalchemy import select
 from sqlalchemy.orm import Session
+
+from app.models import Run
 
 QUEUE = "runs"
 RUN_TASK = "run"
+# Somebody sits in front of a red-team attempt and waits; a stage of a round that is queued can.
+PRIORITY = {"red_team": 1}
 
 _manager = JobManager(SyncPsycopgConnector())
 
@@ -18,7 +23,15 @@ def enqueue_run(session: Session, run_id: int) -> int:
     """
     connection = session.connection().connection.driver_connection
     session.flush()
-    job = Job(queue=QUEUE, lock=f"run:{run_id}", queueing_lock=None, task_name=RUN_TASK, task_kwargs={"run_id": run_id})
+    kind = session.scalar(select(Run.kind).where(Run.id == run_id))
+    job = Job(
+        queue=QUEUE,
+        priority=PRIORITY.get(kind or "", 0),
+        lock=f"run:{run_id}",
+        queueing_lock=None,
+        task_name=RUN_TASK,
+        task_kwargs={"run_id": run_id},
+    )
     enqueued = _manager.defer_job(job, connection=connection)
     assert enqueued.id is not None
     return enqueued.id

@@ -1,6 +1,7 @@
 """Answers that people wrote or chose to be imitated, and the wish for them."""
 
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
@@ -17,7 +18,8 @@ class Demonstration(Base):
     __table_args__ = (
         # The same answer to the same prompt stands once.
         UniqueConstraint("prompt_id", "digest"),
-        Index("ix_demonstration_project_state", "project_id", "state"),
+        Index("ix_demonstration_project_state", "project_id", "state", "id"),
+        Index("ix_demonstration_author", "author_id", "id"),
         one_of("state", REVIEW_STATES),
     )
 
@@ -25,6 +27,7 @@ class Demonstration(Base):
     project_id: Mapped[int] = mapped_column(ForeignKey("project.id"))
     prompt_id: Mapped[int] = mapped_column(ForeignKey("prompt.id"))
     text: Mapped[str]
+    written: Mapped[str | None]  # what its author had written, where the reviewer's edit stands in `text`
     digest: Mapped[str]  # of the text: SHA-256
     author_id: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
     source: Mapped[str] = mapped_column(server_default="")  # the file or person it is said to come from
@@ -54,4 +57,5 @@ class DemonstrationTask(Base):
     completion_id: Mapped[int | None] = mapped_column(ForeignKey("completion.id"))  # a sample to start from
     labeler_id: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
     expires_at: Mapped[datetime | None]
+    skips: Mapped[list[Any]] = mapped_column(server_default="[]")  # [{"labeler": id, "reason": "..."}, ...]
     created_at: Mapped[Now]

@@ -7,19 +7,22 @@ from uuid import UUID
 from sqlalchemy import CheckConstraint, ForeignKey, Index, SmallInteger
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.models.base import Base, Id, Now, one_of
-
-ATTEMPT_STATES = ("waiting", "answered", "rated", "failed")
+from app.models.base import Base, Id, Json, Now
 
 
 class RedTeamAttempt(Base):
-    """One attempt. `severity` 0 (held) to 3 (failed badly); tags say in which ways. Rated ones can become prompts."""
+    """One attempt. `severity` 0 (held) to 3 (failed badly); tags say in which ways.
+
+    Its conversation and answer stand here, and no prompt has them, until an admin accepts it into the project: nothing
+    that samples, trains or evaluates can meet it before. Whether it still waits for its answer, its run tells.
+    """
 
     __tablename__ = "red_team_attempt"
     __table_args__ = (
-        one_of("state", ATTEMPT_STATES),
         CheckConstraint("severity BETWEEN 0 AND 3", name="severity_range"),
         CheckConstraint("(severity IS NULL) = (rated_at IS NULL)", name="rated_has_severity"),
+        CheckConstraint("severity IS NULL OR answer IS NOT NULL", name="rated_has_answer"),
+        CheckConstraint("prompt_id IS NULL OR severity IS NOT NULL", name="accepted_is_rated"),
         Index("ix_red_team_attempt_project", "project_id", "id"),
         Index("ix_red_team_attempt_author", "author_id", "id"),
     )
@@ -27,14 +30,17 @@ class RedTeamAttempt(Base):
     id: Mapped[Id]
     project_id: Mapped[int] = mapped_column(ForeignKey("project.id"))
     author_id: Mapped[int] = mapped_column(ForeignKey("user_account.id"))
-    prompt_id: Mapped[int] = mapped_column(ForeignKey("prompt.id"), index=True)
-    run_id: Mapped[int | None] = mapped_column(ForeignKey("run.id"), index=True)
-    completion_id: Mapped[int | None] = mapped_column(ForeignKey("completion.id"))
+    messages: Mapped[list[Any]]  # as a prompt's
+    domain: Mapped[str] = mapped_column(server_default="")
+    safety_category: Mapped[str]
     goal: Mapped[str] = mapped_column(server_default="")  # what the author wanted the policy to do
-    state: Mapped[str] = mapped_column(server_default="waiting")
+    model_version_id: Mapped[int] = mapped_column(ForeignKey("model_version.id"))  # the policy that is asked
+    run_id: Mapped[int | None] = mapped_column(ForeignKey("run.id"), index=True)
+    answer: Mapped[Json | None]  # text, finish_reason, n_tokens, seed and sampling, as a completion's
     severity: Mapped[int | None] = mapped_column(SmallInteger)
     tags: Mapped[list[Any]] = mapped_column(server_default="[]")
     note: Mapped[str] = mapped_column(server_default="")
     idempotency_key: Mapped[UUID | None] = mapped_column(unique=True)
     created_at: Mapped[Now]
     rated_at: Mapped[datetime | None]
+    prompt_id: Mapped[int | None] = mapped_column(ForeignKey("prompt.id"), index=True)  # what it was accepted as

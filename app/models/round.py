@@ -10,7 +10,7 @@ from app.models.base import Base, Id, Json, Now, one_of
 ROUND_STATES = ("frozen", "reward", "policy", "sampling", "evaluating", "done", "failed", "cancelled")
 ALGORITHMS = ("sft", "dpo", "ppo")
 ACTIVE_ROUND = "state NOT IN ('done', 'failed', 'cancelled')"
-RUN_KINDS = ("sample", "sft", "reward", "dpo", "ppo", "evaluate", "judge")
+RUN_KINDS = ("sample", "sft", "reward", "dpo", "ppo", "evaluate", "judge", "red_team")
 RUN_STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 MODEL_ROLES = ("base", "sft", "reward", "policy")
 

@@ -17,6 +17,7 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    update,
 )
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.orm import Session, aliased
@@ -30,6 +31,7 @@ from app.models import (
     Judgment,
     ModelVersion,
     Prompt,
+    RedTeamAttempt,
     Round,
     Rubric,
     Run,
@@ -285,6 +287,16 @@ def stored_samples(session: Session, run_id: int) -> set[tuple[int, int]]:
     """(prompt id, sample index) of what a sampling run has stored."""
     query = select(Completion.prompt_id, Completion.sample_index).where(Completion.run_id == run_id)
     return {(prompt_id, index) for prompt_id, index in session.execute(query) if index is not None}
+
+
+def store_answer(session: Session, run_id: int, sample: dict[str, Any]) -> None:
+    """What the policy said to the red-team attempt that the run is for; what is stored already stays.
+
+    The attempt's id stands where a prompt's does. An attempt that another run answers by now takes nothing.
+    """
+    own = (RedTeamAttempt.id == sample["prompt_id"], RedTeamAttempt.run_id == run_id, RedTeamAttempt.answer.is_(None))
+    answer = {name: sample[name] for name in ("text", "finish_reason", "n_tokens", "seed", "sampling")}
+    session.execute(update(RedTeamAttempt).where(*own).values(answer=answer))
 
 
 def newest_completions(session: Session, prompt_ids: set[int], model_id: int) -> dict[int, list[Completion]]:

@@ -32,12 +32,16 @@ def store_samples(session: Session, run: Run, samples: Sequence[NewSample]) -> i
     """Stores a batch of a run's samples; returns how many comparisons it opened.
 
     A sampling run opens a prompt's comparisons in the transaction that stores the prompt's last sample, and a sample
-    stored before is skipped, so a resumed run doubles neither. An evaluation's samples are kept but not asked about.
-    The caller holds the run's row locked.
+    stored before is skipped, so a resumed run doubles neither. An evaluation's samples are kept but not asked about; a
+    red-team attempt's answer stays with the attempt. The caller holds the run's row locked.
 
     Raises:
         Conflict: the project has no published rubric, or the model the samples came from is not known.
     """
+    if run.kind == "red_team":
+        for sample in samples:
+            queries.store_answer(session, run.id, sample._asdict() | {"text": _storable(sample.text)})
+        return 0
     spec = RUN_SPEC.validate_python(run.spec)
     assert isinstance(spec, SampleSpec | EvaluateSpec)
     models = _sampled_models(session, run.project_id, spec)
@@ -45,8 +49,7 @@ def store_samples(session: Session, run: Run, samples: Sequence[NewSample]) -> i
     rows = [
         sample._asdict()
         | {
-            # A model may say NUL, which PostgreSQL's text cannot hold.
-            "text": sample.text.replace("\0", "\ufffd"),
+            "text": _storable(sample.text),
             "model_version_id": models[sample.sample_index // per_model].id,
             "run_id": run.id,
         }
@@ -66,6 +69,11 @@ def store_samples(session: Session, run: Run, samples: Sequence[NewSample]) -> i
         by_prompt[completion.prompt_id].append(completion)
     wanted = per_model * len(models)
     return _open_comparisons(session, run, {p: found for p, found in by_prompt.items() if len(found) == wanted})
+
+
+def _storable(text: str) -> str:
+    """A model may say NUL, which PostgreSQL's text cannot hold."""
+    return text.replace("\0", "\ufffd")
 
 
 def _sampled_models(session: Session, project_id: int, spec: SampleSpec | EvaluateSpec) -> list[ModelVersion]:

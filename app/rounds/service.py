@@ -32,10 +32,12 @@ from app.rounds.sampling import NewSample, store_samples
 from app.rounds.snapshots import demonstration_counts, demonstration_rows, freeze, freeze_demonstrations, would_read
 from app.rounds.stages import Maker, checkpoints_of, output_of, samples_of
 from app.settings import SamplingServer
+from app.specs import PromptRow
 
 __all__ = [
     "NewSample",
     "adopt_base_model",
+    "begin_answer",
     "begin_sampling",
     "cancel",
     "cancel_run",
@@ -216,6 +218,23 @@ def begin_sampling(
     if any(run.state in ("queued", "running") for run in queries.sampling_runs(session, project.id)):
         raise Conflict("Responses are being sampled already.", "Wait until that is done.")
     run = Maker(session, store, project, server).sampling_run(FIRST_PROMPTS)
+    enqueue_run(session, run.id)
+    return run
+
+
+def begin_answer(
+    session: Session, store: ArtifactStore, project: Project, row: PromptRow, server: SamplingServer | None = None
+) -> Run:
+    """Enqueues a run in which the present policy answers a red-team attempt; `row.id` is the attempt's.
+
+    It opens no comparison and belongs to no round; it goes before whatever else is queued.
+
+    Raises:
+        InvalidInput: the project has no policy.
+    """
+    if project.policy_id is None:
+        raise InvalidInput("The project has no model that could answer.", "An admin gives it one in the settings.")
+    run = Maker(session, store, project, server).answering_run(row)
     enqueue_run(session, run.id)
     return run
 

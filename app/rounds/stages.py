@@ -10,7 +10,7 @@ from app.errors import InvalidInput
 from app.models import ModelVersion, Project, Round, Run, Snapshot
 from app.rounds import queries
 from app.rounds.forms import RoundConfig, default_optimiser
-from app.rounds.snapshots import prompts_file
+from app.rounds.snapshots import prompts_file, write_lines
 from app.settings import SamplingServer
 from app.specs import (
     DPOSpec,
@@ -20,6 +20,7 @@ from app.specs import (
     ModelRef,
     Optimiser,
     PPOSpec,
+    PromptRow,
     RewardSpec,
     RunSpec,
     SampleSpec,
@@ -83,8 +84,25 @@ class Maker(NamedTuple):
         seed = queries.count_runs(self.session, self.project.id)
         return self._add(self._sample_spec([policy], generation, prompts, seed), None)
 
-    def _add(self, spec: RunSpec, round_id: int | None) -> Run:
-        run = Run(project_id=self.project.id, round_id=round_id, kind=spec.kind, spec=spec.model_dump(mode="json"))
+    def answering_run(self, row: PromptRow) -> Run:
+        """Adds a run in which the present policy answers one prompt once, which is not one of the project's."""
+        assert self.project.policy_id is not None
+        policy = self.session.get_one(ModelVersion, self.project.policy_id)
+        generation = Generation.model_validate(self.project.generation).model_copy(update={"samples_per_prompt": 1})
+        served = _served(self.server, policy)
+        spec = SampleSpec(
+            models=(ref(policy),),
+            servers=(served,) if served else (),
+            prompts=write_lines(self.store, "prompts", [row], compressed=False)[1],
+            generation=generation,
+            seed=queries.count_runs(self.session, self.project.id),
+        )
+        return self._add(spec, None, kind="red_team")
+
+    def _add(self, spec: RunSpec, round_id: int | None, kind: str | None = None) -> Run:
+        run = Run(
+            project_id=self.project.id, round_id=round_id, kind=kind or spec.kind, spec=spec.model_dump(mode="json")
+        )
         self.session.add(run)
         self.session.flush()
         return run

@@ -316,7 +316,8 @@ def upgrade() -> None:
         sa.Column("heartbeat_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint(
-            "kind IN ('sample', 'sft', 'reward', 'dpo', 'ppo', 'evaluate', 'judge')", name=op.f("ck_run_kind_known")
+            "kind IN ('sample', 'sft', 'reward', 'dpo', 'ppo', 'evaluate', 'judge', 'red_team')",
+            name=op.f("ck_run_kind_known"),
         ),
         sa.CheckConstraint(
             "state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled')", name=op.f("ck_run_state_known")
@@ -362,6 +363,7 @@ def upgrade() -> None:
         sa.Column("project_id", sa.BigInteger(), nullable=False),
         sa.Column("prompt_id", sa.BigInteger(), nullable=False),
         sa.Column("text", sa.Text(), nullable=False),
+        sa.Column("written", sa.Text(), nullable=True),
         sa.Column("digest", sa.Text(), nullable=False),
         sa.Column("author_id", sa.BigInteger(), nullable=True),
         sa.Column("source", sa.Text(), server_default="", nullable=False),
@@ -383,7 +385,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_demonstration")),
         sa.UniqueConstraint("prompt_id", "digest", name=op.f("uq_demonstration_prompt_id_digest")),
     )
-    op.create_index("ix_demonstration_project_state", "demonstration", ["project_id", "state"], unique=False)
+    op.create_index("ix_demonstration_author", "demonstration", ["author_id", "id"], unique=False)
+    op.create_index("ix_demonstration_project_state", "demonstration", ["project_id", "state", "id"], unique=False)
     op.create_table(
         "demonstration_task",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
@@ -392,6 +395,7 @@ def upgrade() -> None:
         sa.Column("completion_id", sa.BigInteger(), nullable=True),
         sa.Column("labeler_id", sa.BigInteger(), nullable=True),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("skips", postgresql.JSONB(astext_type=sa.Text()), server_default="[]", nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.CheckConstraint(
             "(labeler_id IS NULL) = (expires_at IS NULL)", name=op.f("ck_demonstration_task_held_until")
@@ -410,26 +414,32 @@ def upgrade() -> None:
         sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
         sa.Column("project_id", sa.BigInteger(), nullable=False),
         sa.Column("author_id", sa.BigInteger(), nullable=False),
-        sa.Column("prompt_id", sa.BigInteger(), nullable=False),
-        sa.Column("run_id", sa.BigInteger(), nullable=True),
-        sa.Column("completion_id", sa.BigInteger(), nullable=True),
+        sa.Column("messages", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("domain", sa.Text(), server_default="", nullable=False),
+        sa.Column("safety_category", sa.Text(), nullable=False),
         sa.Column("goal", sa.Text(), server_default="", nullable=False),
-        sa.Column("state", sa.Text(), server_default="waiting", nullable=False),
+        sa.Column("model_version_id", sa.BigInteger(), nullable=False),
+        sa.Column("run_id", sa.BigInteger(), nullable=True),
+        sa.Column("answer", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
         sa.Column("severity", sa.SmallInteger(), nullable=True),
         sa.Column("tags", postgresql.JSONB(astext_type=sa.Text()), server_default="[]", nullable=False),
         sa.Column("note", sa.Text(), server_default="", nullable=False),
         sa.Column("idempotency_key", sa.Uuid(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("rated_at", sa.DateTime(timezone=True), nullable=True),
-        sa.CheckConstraint(
-            "state IN ('waiting', 'answered', 'rated', 'failed')", name=op.f("ck_red_team_attempt_state_known")
-        ),
+        sa.Column("prompt_id", sa.BigInteger(), nullable=True),
         sa.CheckConstraint(
             "(severity IS NULL) = (rated_at IS NULL)", name=op.f("ck_red_team_attempt_rated_has_severity")
         ),
+        sa.CheckConstraint(
+            "prompt_id IS NULL OR severity IS NOT NULL", name=op.f("ck_red_team_attempt_accepted_is_rated")
+        ),
+        sa.CheckConstraint("severity IS NULL OR answer IS NOT NULL", name=op.f("ck_red_team_attempt_rated_has_answer")),
         sa.CheckConstraint("severity BETWEEN 0 AND 3", name=op.f("ck_red_team_attempt_severity_range")),
         sa.ForeignKeyConstraint(["author_id"], ["user_account.id"], name=op.f("fk_red_team_attempt_author_id")),
-        sa.ForeignKeyConstraint(["completion_id"], ["completion.id"], name=op.f("fk_red_team_attempt_completion_id")),
+        sa.ForeignKeyConstraint(
+            ["model_version_id"], ["model_version.id"], name=op.f("fk_red_team_attempt_model_version_id")
+        ),
         sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_red_team_attempt_project_id")),
         sa.ForeignKeyConstraint(["prompt_id"], ["prompt.id"], name=op.f("fk_red_team_attempt_prompt_id")),
         sa.ForeignKeyConstraint(["run_id"], ["run.id"], name=op.f("fk_red_team_attempt_run_id")),
