@@ -24,10 +24,24 @@ from app.models.base import Base, Id, Json, Now, one_of
 
 PURPOSES = ("train", "heldout", "calibration", "human_eval", "repeat")
 STATES = ("open", "settled", "in_review", "adjudicated", "withdrawn")
-LEASE_STATES = ("live", "submitted", "expired", "released", "skipped")
+# Recused: the labeler has seen what others judged, and so gave up judging the comparison themselves.
+LEASE_STATES = ("live", "submitted", "expired", "released", "skipped", "recused")
 REVIEW_REASONS = ("split", "unjudgeable", "flagged", "reward_model", "requested")
 SUPERSEDED_FOR = ("edited", "undone", "removed", "relabeled")
 AVAILABLE = "state = 'open' AND offered AND judgment_count + lease_count < overlap"
+
+# What waits for a reviewer. Each has an index that holds exactly these, in the order they are reviewed in.
+IN_DISAGREEMENT = "state = 'in_review' AND review_reason IS DISTINCT FROM 'requested'"
+IN_CONFLICT = (  # people chose one side, and the reward model is sure of the other
+    "state IN ('settled', 'in_review') AND NOT conflict_dismissed AND ("
+    "coalesce(p_b - 0.5, consensus) > 0 AND reward_p_b <= 0.2"
+    " OR coalesce(p_b - 0.5, consensus) < 0 AND reward_p_b >= 0.8)"
+)
+IS_FLAGGED = "flagged AND state <> 'withdrawn'"
+IS_REQUESTED = "state = 'in_review' AND review_reason = 'requested'"
+LEAST_AGREED = "coalesce(agreement, 0)"
+# Below 1 where the reward model was not trained on the comparison: it agrees with what it has learned by heart.
+SUREST_CONFLICT = "reward_trained::integer + least(reward_p_b, 1 - reward_p_b)"
 
 
 class Comparison(Base):
@@ -36,7 +50,8 @@ class Comparison(Base):
     `overlap` is what is wanted now; where overlap is adaptive it moves between 1 and `overlap_max` while answers come.
     A comparison kept for one labeler or one group is offered to nobody else. Of a k-way ranking only the first pair is
     offered; its answer yields the judgments of all pairs with the same `ranking_id`. A `repeat` shows a labeler what
-    they judged before (`repeat_of_id`), not before `not_before`, sides swapped.
+    they judged before (`repeat_of_id`), not before `not_before`, sides swapped. A comparison asked again under a newer
+    rubric is another one (`relabel_of_id`); the old one is then withdrawn and its judgments superseded.
 
     `judgment_count` and `lease_count` are kept by triggers on judgment and lease; the check below then makes it
     impossible to give a comparison to more people than it wants.
@@ -82,10 +97,30 @@ class Comparison(Base):
             "id",
             postgresql_where=text(f"{AVAILABLE} AND group_id IS NOT NULL"),
         ),
-        Index("ix_comparison_review", "project_id", "agreement", "id", postgresql_where=text("state = 'in_review'")),
+        Index(
+            "ix_comparison_in_disagreement",
+            "project_id",
+            text(LEAST_AGREED),
+            "id",
+            postgresql_where=text(IN_DISAGREEMENT),
+        ),
+        Index(
+            "ix_comparison_in_conflict",
+            "project_id",
+            text(f"({SUREST_CONFLICT})"),
+            "id",
+            postgresql_where=text(IN_CONFLICT),
+        ),
+        Index("ix_comparison_flagged", "project_id", "id", postgresql_where=text(IS_FLAGGED)),
+        Index("ix_comparison_requested", "project_id", "id", postgresql_where=text(IS_REQUESTED)),
         Index("ix_comparison_project_state", "project_id", "state"),
-        Index("ix_comparison_flagged", "project_id", "id", postgresql_where=text("flagged")),
         Index("ix_comparison_repeat_of", "repeat_of_id", postgresql_where=text("repeat_of_id IS NOT NULL")),
+        Index(
+            "uq_comparison_relabel_of",
+            "relabel_of_id",
+            unique=True,
+            postgresql_where=text("relabel_of_id IS NOT NULL"),
+        ),
         Index("ix_comparison_ranking", "ranking_id", postgresql_where=text("ranking_id IS NOT NULL")),
     )
 
@@ -103,6 +138,7 @@ class Comparison(Base):
     group_id: Mapped[int | None] = mapped_column(ForeignKey("labeler_group.id"))
     not_before: Mapped[datetime | None]
     repeat_of_id: Mapped[int | None] = mapped_column(ForeignKey("comparison.id"))
+    relabel_of_id: Mapped[int | None] = mapped_column(ForeignKey("comparison.id"))
     ranking_id: Mapped[int | None] = mapped_column(ForeignKey("ranking.id"))
     offered: Mapped[bool] = mapped_column(server_default="true")
     # How the pair was chosen: policy (app.domain.pairing), and the numbers it looked at.
@@ -118,13 +154,18 @@ class Comparison(Base):
     # Written when it settles: share of judgment pairs on the same side, and the consensus preference.
     agreement: Mapped[float | None] = mapped_column()
     consensus: Mapped[float | None] = mapped_column()
-    # The project's consensus method's posterior that B is better (a tie counts half) and of a tie; what the newest
-    # reward model says; what brought it to review; whether a live judgment carries a content flag.
+    # The project's consensus method's posterior that B is better (a tie counts half) and of a tie.
     p_b: Mapped[float | None]
     p_tie: Mapped[float | None]
+    # What the newest reward model that read it says, which model that is, and whether it was trained on it.
     reward_p_b: Mapped[float | None]
+    reward_model_id: Mapped[int | None] = mapped_column(ForeignKey("model_version.id"))
+    reward_trained: Mapped[bool] = mapped_column(server_default="false")
+    # What brought it to review; a live judgment carries a content flag that no reviewer has dealt with; a reviewer
+    # found the people right against the reward model.
     review_reason: Mapped[str | None]
     flagged: Mapped[bool] = mapped_column(server_default="false")
+    conflict_dismissed: Mapped[bool] = mapped_column(server_default="false")
     created_at: Mapped[Now]
     settled_at: Mapped[datetime | None]
 

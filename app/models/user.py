@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, Text
+from sqlalchemy import CheckConstraint, ForeignKey, Index, Text, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -80,6 +80,14 @@ class AuditEvent(Base):
     """Who did what when. Append-only by a trigger."""
 
     __tablename__ = "audit_event"
+    __table_args__ = (
+        # What reviewers did with one comparison.
+        Index(
+            "ix_audit_event_comparison",
+            text("(details ->> 'comparison_id')"),
+            postgresql_where=text("(details ->> 'comparison_id') IS NOT NULL"),
+        ),
+    )
 
     id: Mapped[Id]
     at: Mapped[Now]

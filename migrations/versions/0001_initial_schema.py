@@ -131,6 +131,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_audit_event")),
     )
     op.create_index(op.f("ix_audit_event_project_id"), "audit_event", ["project_id"], unique=False)
+    op.create_index(
+        "ix_audit_event_comparison",
+        "audit_event",
+        [sa.literal_column("(details ->> 'comparison_id')")],
+        unique=False,
+        postgresql_where=sa.text("(details ->> 'comparison_id') IS NOT NULL"),
+    )
     op.create_table(
         "auth_session",
         sa.Column("token_hash", sa.Text(), nullable=False),
@@ -549,6 +556,7 @@ def upgrade() -> None:
         sa.Column("group_id", sa.BigInteger(), nullable=True),
         sa.Column("not_before", sa.DateTime(timezone=True), nullable=True),
         sa.Column("repeat_of_id", sa.BigInteger(), nullable=True),
+        sa.Column("relabel_of_id", sa.BigInteger(), nullable=True),
         sa.Column("ranking_id", sa.BigInteger(), nullable=True),
         sa.Column("offered", sa.Boolean(), server_default="true", nullable=False),
         sa.Column("selection", postgresql.JSONB(astext_type=sa.Text()), server_default="{}", nullable=False),
@@ -564,8 +572,11 @@ def upgrade() -> None:
         sa.Column("p_b", sa.Float(), nullable=True),
         sa.Column("p_tie", sa.Float(), nullable=True),
         sa.Column("reward_p_b", sa.Float(), nullable=True),
+        sa.Column("reward_model_id", sa.BigInteger(), nullable=True),
+        sa.Column("reward_trained", sa.Boolean(), server_default="false", nullable=False),
         sa.Column("review_reason", sa.Text(), nullable=True),
         sa.Column("flagged", sa.Boolean(), server_default="false", nullable=False),
+        sa.Column("conflict_dismissed", sa.Boolean(), server_default="false", nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("settled_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint("(gold IS NULL) OR purpose = 'calibration'", name=op.f("ck_comparison_gold_is_calibration")),
@@ -602,7 +613,9 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_comparison_project_id")),
         sa.ForeignKeyConstraint(["prompt_id"], ["prompt.id"], name=op.f("fk_comparison_prompt_id")),
         sa.ForeignKeyConstraint(["ranking_id"], ["ranking.id"], name=op.f("fk_comparison_ranking_id")),
+        sa.ForeignKeyConstraint(["relabel_of_id"], ["comparison.id"], name=op.f("fk_comparison_relabel_of_id")),
         sa.ForeignKeyConstraint(["repeat_of_id"], ["comparison.id"], name=op.f("fk_comparison_repeat_of_id")),
+        sa.ForeignKeyConstraint(["reward_model_id"], ["model_version.id"], name=op.f("fk_comparison_reward_model_id")),
         sa.ForeignKeyConstraint(["round_id"], ["round.id"], name=op.f("fk_comparison_round_id")),
         sa.ForeignKeyConstraint(["rubric_id"], ["rubric.id"], name=op.f("fk_comparison_rubric_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_comparison")),
@@ -620,7 +633,43 @@ def upgrade() -> None:
         ),
     )
     op.create_index(
-        "ix_comparison_flagged", "comparison", ["project_id", "id"], unique=False, postgresql_where=sa.text("flagged")
+        "ix_comparison_flagged",
+        "comparison",
+        ["project_id", "id"],
+        unique=False,
+        postgresql_where=sa.text("flagged AND state <> 'withdrawn'"),
+    )
+    op.create_index(
+        "ix_comparison_requested",
+        "comparison",
+        ["project_id", "id"],
+        unique=False,
+        postgresql_where=sa.text("state = 'in_review' AND review_reason = 'requested'"),
+    )
+    op.create_index(
+        "ix_comparison_in_disagreement",
+        "comparison",
+        ["project_id", sa.literal_column("coalesce(agreement, 0)"), "id"],
+        unique=False,
+        postgresql_where=sa.text("state = 'in_review' AND review_reason IS DISTINCT FROM 'requested'"),
+    )
+    op.create_index(
+        "ix_comparison_in_conflict",
+        "comparison",
+        ["project_id", sa.literal_column("(reward_trained::integer + least(reward_p_b, 1 - reward_p_b))"), "id"],
+        unique=False,
+        postgresql_where=sa.text(
+            "state IN ('settled', 'in_review') AND NOT conflict_dismissed AND ("
+            "coalesce(p_b - 0.5, consensus) > 0 AND reward_p_b <= 0.2"
+            " OR coalesce(p_b - 0.5, consensus) < 0 AND reward_p_b >= 0.8)"
+        ),
+    )
+    op.create_index(
+        "uq_comparison_relabel_of",
+        "comparison",
+        ["relabel_of_id"],
+        unique=True,
+        postgresql_where=sa.text("relabel_of_id IS NOT NULL"),
     )
     op.create_index(
         "ix_comparison_kept_for_group",
@@ -655,13 +704,6 @@ def upgrade() -> None:
         ["repeat_of_id"],
         unique=False,
         postgresql_where=sa.text("repeat_of_id IS NOT NULL"),
-    )
-    op.create_index(
-        "ix_comparison_review",
-        "comparison",
-        ["project_id", "agreement", "id"],
-        unique=False,
-        postgresql_where=sa.text("state = 'in_review'"),
     )
     op.create_index(op.f("ix_comparison_round_id"), "comparison", ["round_id"], unique=False)
     op.create_table(
@@ -701,7 +743,8 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
         sa.CheckConstraint(
-            "state IN ('live', 'submitted', 'expired', 'released', 'skipped')", name=op.f("ck_lease_state_known")
+            "state IN ('live', 'submitted', 'expired', 'released', 'skipped', 'recused')",
+            name=op.f("ck_lease_state_known"),
         ),
         sa.ForeignKeyConstraint(["comparison_id"], ["comparison.id"], name=op.f("fk_lease_comparison_id")),
         sa.ForeignKeyConstraint(["labeler_id"], ["user_account.id"], name=op.f("fk_lease_labeler_id")),
