@@ -44,13 +44,21 @@ class Idle(NamedTuple):
 
 
 def next_task(
-    session: Session, project: Project, labeler: User, *, again: UUID | None = None, skipped: Position | None = None
+    session: Session,
+    project: Project,
+    labeler: User,
+    *,
+    again: UUID | None = None,
+    skipped: Position | None = None,
+    beside: UUID | None = None,
 ) -> Task | None:
     """The labeler's task: the one on the desk (a second tab or a reload sees the same), else the next in the queue.
 
     Args:
         again: a lease of theirs whose comparison comes first if it is still to be had, with the sides as they were.
         skipped: where they skipped; that comparison is not given again at once.
+        beside: the lease of the card on the desk, when the one after it is wanted ahead. A labeler so holds two leases
+            at most, and any tab sees the same two in the same order.
 
     Returns:
         None when there is nothing for this labeler now; `idle` says why.
@@ -58,7 +66,8 @@ def next_task(
     lasting = timedelta(minutes=project.lease_minutes)
     queries.lock_labeler(session, labeler.id)
     queries.expire_leases(session)
-    lease_id = queries.renew_live_lease(session, project.id, labeler.id, lasting)
+    held = queries.renew_live_leases(session, project.id, labeler.id, lasting)
+    lease_id = next((held_id for held_id in held if held_id != beside), None)
     if lease_id is None:
         chosen = _claim_again(session, project, labeler, again) or _claim_next(session, project, labeler, skipped)
         if chosen is None:
@@ -97,18 +106,34 @@ def own_lease(session: Session, project: Project, lease_id: UUID, labeler: User)
     return lease
 
 
-def release(session: Session, project: Project, lease_id: UUID, labeler: User) -> Position:
-    """Gives a task back to the queue ("skip"); returns where in the queue it is. Twice changes nothing.
+def renew(session: Session, project: Project, labeler: User) -> list[UUID]:
+    """Makes the leases that the labeler holds in this project last again from now on; returns them, oldest first."""
+    queries.lock_labeler(session, labeler.id)
+    return queries.renew_live_leases(session, project.id, labeler.id, timedelta(minutes=project.lease_minutes))
+
+
+def skip(session: Session, project: Project, lease_id: UUID, labeler: User, reason: str) -> Position:
+    """Gives a task back to the queue because the labeler does not want it; returns where in the queue it is. Twice
+    changes nothing.
 
     Raises:
         NotFound, Forbidden: as in `own_lease`.
     """
+    return _give_back(session, project, lease_id, labeler, "skipped", reason)
+
+
+def release(session: Session, project: Project, lease_id: UUID, labeler: User) -> Position:
+    """Gives back a task that the labeler has not looked at; otherwise as `skip`."""
+    return _give_back(session, project, lease_id, labeler, "released", "")
+
+
+def _give_back(session: Session, project: Project, lease_id: UUID, labeler: User, state: str, reason: str) -> Position:
     queries.lock_labeler(session, labeler.id)
     lease = own_lease(session, project, lease_id, labeler)
     comparison = queries.lock_comparison(session, lease.comparison_id)
     session.refresh(lease, with_for_update=True)
     if lease.state == "live":
-        lease.state = "released"
+        lease.state, lease.reason = state, reason
         session.flush()
     return Position(comparison.priority, comparison.id)
 
@@ -122,7 +147,8 @@ def progress(session: Session, project: Project, labeler: User, task: Task | Non
     done = queries.judged_today(session, labeler.id)
     if task is None:
         return Progress(done, 0)
-    left = 1 + queries.remaining(session, project.id, labeler.id, task.position, COUNT_LIMIT - 1)
+    held = queries.held(session, project.id, labeler.id)
+    left = held + queries.remaining(session, project.id, labeler.id, task.position, COUNT_LIMIT - held)
     return Progress(done, left)
 
 

@@ -95,18 +95,15 @@ def expire_leases(session: Session, limit: int = 200) -> int:
     return len(ids)
 
 
-def renew_live_lease(session: Session, project_id: int, labeler_id: int, lasting: timedelta) -> UUID | None:
-    """The lease that the labeler holds in this project, made to last again from now on."""
-    own = (
-        select(Lease.id)
-        .join(Comparison, Comparison.id == Lease.comparison_id)
-        .where(Lease.labeler_id == labeler_id, Lease.state == "live", Comparison.project_id == project_id)
-        .where(Comparison.state == "open")
-        .order_by(Lease.created_at.desc())
-        .limit(1)
+def renew_live_leases(session: Session, project_id: int, labeler_id: int, lasting: timedelta) -> list[UUID]:
+    """The leases that the labeler holds in this project, oldest first, made to last again from now on."""
+    own = update(Lease).where(Lease.labeler_id == labeler_id, Lease.state == "live")
+    own = own.where(Lease.comparison_id == Comparison.id, Comparison.project_id == project_id)
+    renewed = own.where(Comparison.state == "open").values(expires_at=func.now() + lasting)
+    rows = session.execute(
+        renewed.returning(Lease.created_at, Lease.id), execution_options={"synchronize_session": False}
     )
-    renewed = update(Lease).where(Lease.id == own.scalar_subquery(), Lease.state == "live")
-    return session.scalar(renewed.values(expires_at=func.now() + lasting).returning(Lease.id))
+    return [row.id for row in sorted(rows, key=lambda row: row.created_at)]
 
 
 def last_judged(session: Session, project_id: int, labeler_id: int) -> Position | None:
@@ -260,6 +257,13 @@ def judged_today(session: Session, labeler_id: int) -> int:
     midnight = datetime.combine(datetime.now(UTC).date(), time(), UTC)
     mine = select(func.count()).where(Judgment.labeler_id == labeler_id, Judgment.superseded_at.is_(None))
     return session.scalar(mine.where(Judgment.created_at >= midnight)) or 0
+
+
+def held(session: Session, project_id: int, labeler_id: int) -> int:
+    """How many tasks the labeler has on the desk, or ready to follow."""
+    own = select(func.count()).select_from(Lease).join(Comparison, Comparison.id == Lease.comparison_id)
+    own = own.where(Lease.labeler_id == labeler_id, Lease.state == "live", Comparison.project_id == project_id)
+    return session.scalar(own.where(Comparison.state == "open")) or 0
 
 
 def remaining(session: Session, project_id: int, labeler_id: int, after: Position, limit: int) -> int:
