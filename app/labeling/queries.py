@@ -29,7 +29,7 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
 from app.models import Comparison, Completion, Judgment, Lease, Project, Prompt, Rubric, Run, User
 
@@ -42,14 +42,25 @@ class Position(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A lease and all that its card shows; responses in the order shown."""
+    """A lease and all that its card shows.
+
+    responses: texts in the order shown, two of a pair or all of a ranking.
+    """
 
     lease_id: UUID
     position: Position
     messages: list[dict[str, str]]
-    first: str
-    second: str
+    responses: list[str]
     rubric: Rubric
+    is_ranking: bool = False
+
+    @property
+    def first(self) -> str:
+        return self.responses[0]
+
+    @property
+    def second(self) -> str:
+        return self.responses[1]
 
 
 # Literally the predicate of ix_comparison_available: only then does the planner use it.
@@ -163,19 +174,20 @@ def add_lease(session: Session, comparison_id: int, labeler_id: int, swapped: bo
 
 
 def task(session: Session, lease_id: UUID) -> Task:
-    a, b = aliased(Completion), aliased(Completion)
     row = session.execute(
-        select(Comparison.priority, Comparison.id, Lease.swapped, Prompt.messages)
-        .add_columns(a.text.label("a"), b.text.label("b"), Rubric)
+        select(Lease.swapped, Lease.shown, Comparison, Prompt.messages, Rubric)
         .join(Comparison, Comparison.id == Lease.comparison_id)
         .join(Prompt, Prompt.id == Comparison.prompt_id)
-        .join(a, a.id == Comparison.completion_a_id)
-        .join(b, b.id == Comparison.completion_b_id)
         .join(Rubric, Rubric.id == Comparison.rubric_id)
         .where(Lease.id == lease_id)
     ).one()
-    first, second = (row.b, row.a) if row.swapped else (row.a, row.b)
-    return Task(lease_id, Position(row.priority, row.id), row.messages, first, second, row.Rubric)
+    comparison: Comparison = row.Comparison
+    pair = [comparison.completion_a_id, comparison.completion_b_id]
+    shown = row.shown or (pair[::-1] if row.swapped else pair)
+    texts = dict(session.execute(select(Completion.id, Completion.text).where(Completion.id.in_(shown))).all())
+    position = Position(comparison.priority, comparison.id)
+    responses = [texts[completion_id] for completion_id in shown]
+    return Task(lease_id, position, row.messages, responses, row.Rubric, comparison.ranking_id is not None)
 
 
 def lease_on(session: Session, lease_id: UUID, labeler_id: int) -> tuple[int, bool] | None:
