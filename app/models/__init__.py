@@ -1,7 +1,7 @@
 """SQLAlchemy tables, one noun a file. No relationships: queries join what they need."""
 
 from app.models.base import Base
-from app.models.comparison import Adjudication, Comparison, Judgment, Lease, Ranking
+from app.models.comparison import Adjudication, Comparison, Judgment, Lease, QueuePlace, Ranking
 from app.models.demonstration import Demonstration, DemonstrationTask
 from app.models.labeler import LabelerGroup, LabelerGroupMember, ProjectLabeler, Qualification
 from app.models.project import Project
@@ -30,6 +30,7 @@ __all__ = [
     "ProjectLabeler",
     "Prompt",
     "Qualification",
+    "QueuePlace",
     "Ranking",
     "RedTeamAttempt",
     "Round",

@@ -28,7 +28,12 @@ STATES = ("open", "settled", "in_review", "adjudicated", "withdrawn")
 LEASE_STATES = ("live", "submitted", "expired", "released", "skipped", "recused")
 REVIEW_REASONS = ("split", "unjudgeable", "flagged", "reward_model", "requested")
 SUPERSEDED_FOR = ("edited", "undone", "removed", "relabeled")
-AVAILABLE = "state = 'open' AND offered AND judgment_count + lease_count < overlap"
+# A calibration item with its gold stands in no queue: it is mixed in, to each labeler once.
+AVAILABLE = "state = 'open' AND offered AND judgment_count + lease_count < overlap AND gold IS NULL"
+IN_OPEN_QUEUE = f"{AVAILABLE} AND labeler_id IS NULL AND group_id IS NULL"
+KEPT_FOR_LABELER = f"{AVAILABLE} AND labeler_id IS NOT NULL"
+KEPT_FOR_GROUP = f"{AVAILABLE} AND group_id IS NOT NULL"
+IN_CALIBRATION = "state = 'open' AND gold IS NOT NULL"
 
 # What waits for a reviewer. Each has an index that holds exactly these, in the order they are reviewed in.
 IN_DISAGREEMENT = "state = 'in_review' AND review_reason IS DISTINCT FROM 'requested'"
@@ -48,13 +53,18 @@ class Comparison(Base):
     """A prompt and two of its completions, waiting for `overlap` judgments.
 
     `overlap` is what is wanted now; where overlap is adaptive it moves between 1 and `overlap_max` while answers come.
+    Elsewhere it grows (`grown`) when labelers could not judge. A calibration item (`gold`) is never settled: it is for
+    every labeler once, so its overlap grows as it is given out. `opened_xid` is the transaction that last put it into a
+    queue, or to another place there (kept by a trigger): how a labeler who has been past it learns of it.
     A comparison kept for one labeler or one group is offered to nobody else. Of a k-way ranking only the first pair is
     offered; its answer yields the judgments of all pairs with the same `ranking_id`. A `repeat` shows a labeler what
-    they judged before (`repeat_of_id`), not before `not_before`, sides swapped. A comparison asked again under a newer
-    rubric is another one (`relabel_of_id`); the old one is then withdrawn and its judgments superseded.
+    they judged before (`repeat_of_id`), sides swapped; a calibration item may be the copy of a comparison too. A
+    comparison asked again under a newer rubric is another one (`relabel_of_id`); the old one is then withdrawn and its
+    judgments superseded.
 
-    `judgment_count` and `lease_count` are kept by triggers on judgment and lease; the check below then makes it
-    impossible to give a comparison to more people than it wants.
+    While nobody has begun a comparison, its `rubric_id` may be of an older version: a trigger on lease puts the newest
+    there when it is first handed out. `judgment_count` and `lease_count` are kept by triggers on judgment and lease;
+    the check below then makes it impossible to give a comparison to more people than it wants.
     """
 
     __tablename__ = "comparison"
@@ -64,14 +74,16 @@ class Comparison(Base):
         one_of("purpose", PURPOSES),
         one_of("state", STATES),
         CheckConstraint("completion_a_id <> completion_b_id", name="two_completions"),
-        CheckConstraint("overlap BETWEEN 1 AND 1000", name="overlap_range"),
+        CheckConstraint("overlap >= 1 AND (overlap <= 1000 OR gold IS NOT NULL)", name="overlap_range"),
         CheckConstraint("judgment_count + lease_count <= overlap", name="overlap_never_exceeded"),
         CheckConstraint("overlap_max BETWEEN overlap AND 1000", name="overlap_max_range"),
         CheckConstraint("gold BETWEEN -4 AND 4", name="gold_range"),
         CheckConstraint("p_b BETWEEN 0 AND 1", name="p_b_range"),
         CheckConstraint("p_tie BETWEEN 0 AND 1", name="p_tie_range"),
         CheckConstraint("reward_p_b BETWEEN 0 AND 1", name="reward_p_b_range"),
-        CheckConstraint("(repeat_of_id IS NULL) = (purpose <> 'repeat')", name="repeat_of_something"),
+        CheckConstraint("purpose <> 'repeat' OR repeat_of_id IS NOT NULL", name="repeat_of_something"),
+        CheckConstraint("repeat_of_id IS NULL OR purpose IN ('repeat', 'calibration')", name="repeated_for_measuring"),
+        CheckConstraint("grown BETWEEN 0 AND overlap - 1", name="grown_range"),
         CheckConstraint("labeler_id IS NULL OR group_id IS NULL", name="kept_for_one"),
         one_of("review_reason", REVIEW_REASONS),
         CheckConstraint("(gold IS NULL) OR purpose = 'calibration'", name="gold_is_calibration"),
@@ -80,22 +92,25 @@ class Comparison(Base):
             "project_id",
             text("priority DESC"),
             "id",
-            postgresql_where=text(f"{AVAILABLE} AND labeler_id IS NULL AND group_id IS NULL"),
+            postgresql_where=text(IN_OPEN_QUEUE),
         ),
+        Index("ix_comparison_opened", "project_id", "opened_xid", "id", postgresql_where=text(IN_OPEN_QUEUE)),
+        Index("ix_comparison_opened_in_group", "group_id", "opened_xid", "id", postgresql_where=text(KEPT_FOR_GROUP)),
+        Index("ix_comparison_in_calibration", "project_id", "id", postgresql_where=text(IN_CALIBRATION)),
         Index(
             "ix_comparison_kept_for_labeler",
             "labeler_id",
             "project_id",
             text("priority DESC"),
             "id",
-            postgresql_where=text(f"{AVAILABLE} AND labeler_id IS NOT NULL"),
+            postgresql_where=text(KEPT_FOR_LABELER),
         ),
         Index(
             "ix_comparison_kept_for_group",
             "group_id",
             text("priority DESC"),
             "id",
-            postgresql_where=text(f"{AVAILABLE} AND group_id IS NOT NULL"),
+            postgresql_where=text(KEPT_FOR_GROUP),
         ),
         Index(
             "ix_comparison_in_disagreement",
@@ -134,9 +149,9 @@ class Comparison(Base):
     purpose: Mapped[str]
     overlap: Mapped[int]
     overlap_max: Mapped[int | None]  # none: the overlap is fixed
+    grown: Mapped[int] = mapped_column(SmallInteger, server_default="0")
     labeler_id: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
     group_id: Mapped[int | None] = mapped_column(ForeignKey("labeler_group.id"))
-    not_before: Mapped[datetime | None]
     repeat_of_id: Mapped[int | None] = mapped_column(ForeignKey("comparison.id"))
     relabel_of_id: Mapped[int | None] = mapped_column(ForeignKey("comparison.id"))
     ranking_id: Mapped[int | None] = mapped_column(ForeignKey("ranking.id"))
@@ -151,6 +166,7 @@ class Comparison(Base):
     state: Mapped[str] = mapped_column(server_default="open")
     judgment_count: Mapped[int] = mapped_column(server_default="0")
     lease_count: Mapped[int] = mapped_column(server_default="0")
+    opened_xid: Mapped[int] = mapped_column(server_default=text("(pg_current_xact_id())::text::bigint"))
     # Written when it settles: share of judgment pairs on the same side, and the consensus preference.
     agreement: Mapped[float | None] = mapped_column()
     consensus: Mapped[float | None] = mapped_column()
@@ -192,10 +208,12 @@ class Lease(Base):
         Index("uq_lease_one_live", "comparison_id", "labeler_id", unique=True, postgresql_where=text("state = 'live'")),
         Index("ix_lease_live_expiry", "expires_at", postgresql_where=text("state = 'live'")),
         Index("ix_lease_live_labeler", "labeler_id", postgresql_where=text("state = 'live'")),
+        Index("ix_lease_skipped", "labeler_id", "created_at", postgresql_where=text("state = 'skipped'")),
+        Index("ix_lease_comparison", "comparison_id", "labeler_id"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
-    comparison_id: Mapped[int] = mapped_column(ForeignKey("comparison.id"), index=True)
+    comparison_id: Mapped[int] = mapped_column(ForeignKey("comparison.id"))
     labeler_id: Mapped[int] = mapped_column(ForeignKey("user_account.id"))
     swapped: Mapped[bool]  # True: B is shown first (left)
     # Order in which a ranking's completions are shown; none for a pair.
@@ -204,6 +222,30 @@ class Lease(Base):
     reason: Mapped[str] = mapped_column(server_default="")  # why it was skipped
     created_at: Mapped[Now]
     expires_at: Mapped[datetime]
+
+
+class QueuePlace(Base):
+    """How far a labeler has come in a queue: what precedes this place (by priority, then id) is not for them any more.
+
+    That holds for what was in the queue before `checked_xid`; what came into it since has a later `opened_xid` and is
+    looked at apart. So the next task is found without looking at what was judged already, however much that is.
+    """
+
+    __tablename__ = "queue_place"
+    __table_args__ = (
+        UniqueConstraint("labeler_id", "project_id", "group_id", postgresql_nulls_not_distinct=True),
+        CheckConstraint("(priority IS NULL) = (comparison_id IS NULL)", name="whole_place"),
+    )
+
+    id: Mapped[Id]
+    labeler_id: Mapped[int] = mapped_column(ForeignKey("user_account.id"))
+    project_id: Mapped[int] = mapped_column(ForeignKey("project.id"))
+    group_id: Mapped[int | None] = mapped_column(
+        ForeignKey("labeler_group.id", ondelete="CASCADE")
+    )  # none: the open one
+    priority: Mapped[int | None]  # none: nothing is left
+    comparison_id: Mapped[int | None]  # a mark only; the comparison need not be there any more
+    checked_xid: Mapped[int]
 
 
 class Judgment(Base):

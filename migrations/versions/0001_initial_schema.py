@@ -47,12 +47,51 @@ BEGIN
     RETURN NULL;
 END $$;
 
+-- Labelers remember how far they have come in a queue: what comes into it behind them must be found by its transaction.
+CREATE FUNCTION mark_opened() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.opened_xid := pg_current_xact_id()::text::bigint;
+    RETURN NEW;
+END $$;
+
+CREATE TRIGGER comparison_opened BEFORE UPDATE ON comparison
+    FOR EACH ROW WHEN (
+        NEW.state = 'open' AND NEW.offered AND NEW.judgment_count + NEW.lease_count < NEW.overlap
+        AND (
+            OLD.state <> 'open' OR NOT OLD.offered OR OLD.judgment_count + OLD.lease_count >= OLD.overlap
+            OR (OLD.priority, OLD.labeler_id, OLD.group_id)
+                IS DISTINCT FROM (NEW.priority, NEW.labeler_id, NEW.group_id)
+        )
+    ) EXECUTE FUNCTION mark_opened();
 CREATE TRIGGER lease_counted AFTER INSERT OR UPDATE OF state ON lease
     FOR EACH ROW EXECUTE FUNCTION count_lease();
 CREATE TRIGGER judgment_counted AFTER UPDATE OF superseded_at ON judgment
     FOR EACH ROW EXECUTE FUNCTION count_judgment();
 CREATE TRIGGER new_judgments_counted AFTER INSERT ON judgment
     REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION count_new_judgments();
+"""
+
+# Publishing a rubric touches no comparison, however many wait: one that nobody has begun takes the newest version when
+# it is handed out, the pairs of a ranking together. Whoever comes after the first judges by the same version.
+NEWEST_RUBRIC = """
+CREATE FUNCTION take_newest_rubric() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    leased comparison%ROWTYPE;
+    newest bigint;
+BEGIN
+    SELECT * INTO leased FROM comparison WHERE id = NEW.comparison_id;
+    SELECT id INTO newest FROM rubric WHERE project_id = leased.project_id AND version IS NOT NULL
+        ORDER BY version DESC LIMIT 1;
+    IF leased.rubric_id <> newest AND leased.judgment_count = 0 AND leased.lease_count = 0
+        AND NOT EXISTS (SELECT FROM judgment WHERE comparison_id = leased.id)
+    THEN
+        UPDATE comparison SET rubric_id = newest WHERE id = leased.id OR ranking_id = leased.ranking_id;
+    END IF;
+    RETURN NEW;
+END $$;
+
+CREATE TRIGGER lease_takes_newest_rubric BEFORE INSERT ON lease
+    FOR EACH ROW WHEN (NEW.state = 'live') EXECUTE FUNCTION take_newest_rubric();
 """
 
 APPEND_ONLY = """
@@ -552,9 +591,9 @@ def upgrade() -> None:
         sa.Column("purpose", sa.Text(), nullable=False),
         sa.Column("overlap", sa.BigInteger(), nullable=False),
         sa.Column("overlap_max", sa.BigInteger(), nullable=True),
+        sa.Column("grown", sa.SmallInteger(), server_default="0", nullable=False),
         sa.Column("labeler_id", sa.BigInteger(), nullable=True),
         sa.Column("group_id", sa.BigInteger(), nullable=True),
-        sa.Column("not_before", sa.DateTime(timezone=True), nullable=True),
         sa.Column("repeat_of_id", sa.BigInteger(), nullable=True),
         sa.Column("relabel_of_id", sa.BigInteger(), nullable=True),
         sa.Column("ranking_id", sa.BigInteger(), nullable=True),
@@ -567,6 +606,12 @@ def upgrade() -> None:
         sa.Column("state", sa.Text(), server_default="open", nullable=False),
         sa.Column("judgment_count", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("lease_count", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column(
+            "opened_xid",
+            sa.BigInteger(),
+            server_default=sa.text("(pg_current_xact_id())::text::bigint"),
+            nullable=False,
+        ),
         sa.Column("agreement", sa.Float(), nullable=True),
         sa.Column("consensus", sa.Float(), nullable=True),
         sa.Column("p_b", sa.Float(), nullable=True),
@@ -581,8 +626,13 @@ def upgrade() -> None:
         sa.Column("settled_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint("(gold IS NULL) OR purpose = 'calibration'", name=op.f("ck_comparison_gold_is_calibration")),
         sa.CheckConstraint(
-            "(repeat_of_id IS NULL) = (purpose <> 'repeat')", name=op.f("ck_comparison_repeat_of_something")
+            "purpose <> 'repeat' OR repeat_of_id IS NOT NULL", name=op.f("ck_comparison_repeat_of_something")
         ),
+        sa.CheckConstraint(
+            "repeat_of_id IS NULL OR purpose IN ('repeat', 'calibration')",
+            name=op.f("ck_comparison_repeated_for_measuring"),
+        ),
+        sa.CheckConstraint("grown BETWEEN 0 AND overlap - 1", name=op.f("ck_comparison_grown_range")),
         sa.CheckConstraint(
             "purpose IN ('train', 'heldout', 'calibration', 'human_eval', 'repeat')",
             name=op.f("ck_comparison_purpose_known"),
@@ -601,7 +651,9 @@ def upgrade() -> None:
             "judgment_count + lease_count <= overlap", name=op.f("ck_comparison_overlap_never_exceeded")
         ),
         sa.CheckConstraint("labeler_id IS NULL OR group_id IS NULL", name=op.f("ck_comparison_kept_for_one")),
-        sa.CheckConstraint("overlap BETWEEN 1 AND 1000", name=op.f("ck_comparison_overlap_range")),
+        sa.CheckConstraint(
+            "overlap >= 1 AND (overlap <= 1000 OR gold IS NOT NULL)", name=op.f("ck_comparison_overlap_range")
+        ),
         sa.CheckConstraint("overlap_max BETWEEN overlap AND 1000", name=op.f("ck_comparison_overlap_max_range")),
         sa.CheckConstraint("p_b BETWEEN 0 AND 1", name=op.f("ck_comparison_p_b_range")),
         sa.CheckConstraint("p_tie BETWEEN 0 AND 1", name=op.f("ck_comparison_p_tie_range")),
@@ -628,9 +680,36 @@ def upgrade() -> None:
         ["project_id", sa.literal_column("priority DESC"), "id"],
         unique=False,
         postgresql_where=sa.text(
-            "state = 'open' AND offered AND judgment_count + lease_count < overlap"
+            "state = 'open' AND offered AND judgment_count + lease_count < overlap AND gold IS NULL"
             " AND labeler_id IS NULL AND group_id IS NULL"
         ),
+    )
+    op.create_index(
+        "ix_comparison_opened",
+        "comparison",
+        ["project_id", "opened_xid", "id"],
+        unique=False,
+        postgresql_where=sa.text(
+            "state = 'open' AND offered AND judgment_count + lease_count < overlap AND gold IS NULL"
+            " AND labeler_id IS NULL AND group_id IS NULL"
+        ),
+    )
+    op.create_index(
+        "ix_comparison_opened_in_group",
+        "comparison",
+        ["group_id", "opened_xid", "id"],
+        unique=False,
+        postgresql_where=sa.text(
+            "state = 'open' AND offered AND judgment_count + lease_count < overlap AND gold IS NULL"
+            " AND group_id IS NOT NULL"
+        ),
+    )
+    op.create_index(
+        "ix_comparison_in_calibration",
+        "comparison",
+        ["project_id", "id"],
+        unique=False,
+        postgresql_where=sa.text("state = 'open' AND gold IS NOT NULL"),
     )
     op.create_index(
         "ix_comparison_flagged",
@@ -677,7 +756,8 @@ def upgrade() -> None:
         ["group_id", sa.literal_column("priority DESC"), "id"],
         unique=False,
         postgresql_where=sa.text(
-            "state = 'open' AND offered AND judgment_count + lease_count < overlap AND group_id IS NOT NULL"
+            "state = 'open' AND offered AND judgment_count + lease_count < overlap AND gold IS NULL"
+            " AND group_id IS NOT NULL"
         ),
     )
     op.create_index(
@@ -686,7 +766,8 @@ def upgrade() -> None:
         ["labeler_id", "project_id", sa.literal_column("priority DESC"), "id"],
         unique=False,
         postgresql_where=sa.text(
-            "state = 'open' AND offered AND judgment_count + lease_count < overlap AND labeler_id IS NOT NULL"
+            "state = 'open' AND offered AND judgment_count + lease_count < overlap AND gold IS NULL"
+            " AND labeler_id IS NOT NULL"
         ),
     )
     op.create_index("ix_comparison_project_state", "comparison", ["project_id", "state"], unique=False)
@@ -750,7 +831,14 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["labeler_id"], ["user_account.id"], name=op.f("fk_lease_labeler_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_lease")),
     )
-    op.create_index(op.f("ix_lease_comparison_id"), "lease", ["comparison_id"], unique=False)
+    op.create_index("ix_lease_comparison", "lease", ["comparison_id", "labeler_id"], unique=False)
+    op.create_index(
+        "ix_lease_skipped",
+        "lease",
+        ["labeler_id", "created_at"],
+        unique=False,
+        postgresql_where=sa.text("state = 'skipped'"),
+    )
     op.create_index(
         "ix_lease_live_expiry", "lease", ["expires_at"], unique=False, postgresql_where=sa.text("state = 'live'")
     )
@@ -811,13 +899,37 @@ def upgrade() -> None:
         unique=True,
         postgresql_where=sa.text("superseded_at IS NULL"),
     )
+    op.create_table(
+        "queue_place",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("labeler_id", sa.BigInteger(), nullable=False),
+        sa.Column("project_id", sa.BigInteger(), nullable=False),
+        sa.Column("group_id", sa.BigInteger(), nullable=True),
+        sa.Column("priority", sa.BigInteger(), nullable=True),
+        sa.Column("comparison_id", sa.BigInteger(), nullable=True),
+        sa.Column("checked_xid", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("(priority IS NULL) = (comparison_id IS NULL)", name=op.f("ck_queue_place_whole_place")),
+        sa.ForeignKeyConstraint(
+            ["group_id"], ["labeler_group.id"], name=op.f("fk_queue_place_group_id"), ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(["labeler_id"], ["user_account.id"], name=op.f("fk_queue_place_labeler_id")),
+        sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_queue_place_project_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_queue_place")),
+        sa.UniqueConstraint(
+            "labeler_id",
+            "project_id",
+            "group_id",
+            name=op.f("uq_queue_place_labeler_id_project_id_group_id"),
+            postgresql_nulls_not_distinct=True,
+        ),
+    )
     # Cycles among these three tables: the keys come last.
     op.create_foreign_key(op.f("fk_project_base_model_id"), "project", "model_version", ["base_model_id"], ["id"])
     op.create_foreign_key(op.f("fk_project_reference_id"), "project", "model_version", ["reference_id"], ["id"])
     op.create_foreign_key(op.f("fk_project_policy_id"), "project", "model_version", ["policy_id"], ["id"])
     op.create_foreign_key(op.f("fk_model_version_run_id"), "model_version", "run", ["run_id"], ["id"])
     connection = op.get_bind()
-    for script in (COUNTERS, APPEND_ONLY, SchemaManager.get_schema()):
+    for script in (COUNTERS, NEWEST_RUBRIC, APPEND_ONLY, SchemaManager.get_schema()):
         connection.connection.driver_connection.execute(script)  # no parameters: % stays as it is
 
 
