@@ -1,8 +1,9 @@
 """Training speed beside TRL's, in one run: the same model, tokens, optimiser batches, dtype and optimiser.
 
 Each side runs in a process of its own, the two in turn, and their losses must agree before a ratio is printed. The
-first two optimiser steps of a process are not counted: until then memory is asked for that later steps find there. Pairs per second are those of optimiser steps; where the reference is
-not stored, the time of its pass over the same pairs is added to ours (TRL runs it inside the step).
+first two optimiser steps of a process are not counted: until then memory is asked for that later steps find there.
+Pairs per second are those of optimiser steps; where the reference is not stored, the time of its pass over the same
+pairs is added to ours (TRL runs it inside the step).
 """
 
 import argparse
