@@ -1,5 +1,6 @@
 """SQLAlchemy tables, one noun a file. No relationships: queries join what they need."""
 
+from app.models.agreement import AgreementTally
 from app.models.base import Base
 from app.models.comparison import Adjudication, Comparison, Judgment, Lease, QueuePlace, Ranking
 from app.models.demonstration import Demonstration, DemonstrationTask
@@ -13,6 +14,7 @@ from app.models.user import AuditEvent, AuthSession, SigninFailure, SigninLink, 
 
 __all__ = [
     "Adjudication",
+    "AgreementTally",
     "AuditEvent",
     "AuthSession",
     "Base",

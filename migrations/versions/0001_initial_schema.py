@@ -94,6 +94,85 @@ CREATE TRIGGER lease_takes_newest_rubric BEFORE INSERT ON lease
     FOR EACH ROW WHEN (NEW.state = 'live') EXECUTE FUNCTION take_newest_rubric();
 """
 
+# Live counts of patterns of answers: see app.models.agreement. Nested loops only: these functions' plans are cached for
+# a connection, and one made while an import adds a hundred thousand rows would read whole tables for a single judgment.
+TALLY = """
+CREATE FUNCTION answer_code(kind text, preference smallint) RETURNS smallint LANGUAGE sql IMMUTABLE AS $$
+    SELECT (9 * array_position('{person,imported,simulated,ai_judge}', kind) - 9 + preference + 4)::smallint
+$$;
+
+CREATE FUNCTION fold_tally(folded_project bigint) RETURNS void LANGUAGE sql AS $$
+    WITH gone AS (DELETE FROM agreement_tally WHERE project_id = folded_project RETURNING answers, n)
+    INSERT INTO agreement_tally (project_id, answers, n)
+    SELECT folded_project, answers, sum(n) FROM gone GROUP BY answers HAVING sum(n) <> 0
+$$;
+
+-- After the trigger that counts judgments (by name), whose update of the comparison makes others wait: what is read
+-- here is all there is. Inserted judgments were not there before; updated ones were, and now are superseded.
+CREATE FUNCTION tally_judgments() RETURNS trigger LANGUAGE plpgsql
+    SET enable_hashjoin = off SET enable_mergejoin = off SET enable_seqscan = off AS $$
+DECLARE
+    added record;
+BEGIN
+    FOR added IN
+        WITH changed AS (
+            SELECT id, comparison_id FROM new_rows
+            WHERE preference IS NOT NULL AND (superseded_at IS NULL) = (TG_OP = 'INSERT')
+        ), units AS (
+            SELECT comparison.project_id,
+                array_agg(code ORDER BY code) FILTER (WHERE is_live) AS after,
+                array_agg(code ORDER BY code) FILTER (WHERE is_live <> is_changed) AS before
+            FROM (SELECT DISTINCT comparison_id FROM changed) AS touched
+            JOIN comparison ON comparison.id = touched.comparison_id
+            JOIN judgment ON judgment.comparison_id = comparison.id AND judgment.preference IS NOT NULL
+            JOIN user_account ON user_account.id = judgment.labeler_id
+            CROSS JOIN LATERAL (
+                SELECT answer_code(user_account.kind, judgment.preference) AS code,
+                    judgment.superseded_at IS NULL AS is_live,
+                    judgment.id IN (SELECT id FROM changed) AS is_changed
+            ) AS said
+            WHERE comparison.state <> 'withdrawn' AND comparison.purpose <> 'repeat'
+            GROUP BY comparison.id, comparison.project_id
+        )
+        INSERT INTO agreement_tally (project_id, answers, n)
+        SELECT project_id, answers, sum(n)
+        FROM units CROSS JOIN LATERAL (VALUES (after, 1), (before, -1)) AS moved (answers, n)
+        WHERE answers IS NOT NULL
+        GROUP BY project_id, answers HAVING sum(n) <> 0
+        RETURNING id, project_id
+    LOOP
+        -- Whoever folds keeps others from folding, not from adding.
+        IF added.id % 1000 = 0
+            AND pg_try_advisory_xact_lock(hashtextextended('agreement_tally', added.project_id))
+        THEN
+            PERFORM fold_tally(added.project_id);
+        END IF;
+    END LOOP;
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION tally_withdrawal() RETURNS trigger LANGUAGE plpgsql
+    SET enable_hashjoin = off SET enable_mergejoin = off SET enable_seqscan = off AS $$
+BEGIN
+    INSERT INTO agreement_tally (project_id, answers, n)
+    SELECT NEW.project_id, array_agg(code ORDER BY code), CASE WHEN NEW.state = 'withdrawn' THEN -1 ELSE 1 END
+    FROM judgment
+    JOIN user_account ON user_account.id = judgment.labeler_id
+    CROSS JOIN LATERAL (SELECT answer_code(user_account.kind, judgment.preference) AS code) AS said
+    WHERE judgment.comparison_id = NEW.id AND judgment.superseded_at IS NULL AND judgment.preference IS NOT NULL
+    HAVING count(*) > 0;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER new_judgments_tallied AFTER INSERT ON judgment
+    REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION tally_judgments();
+CREATE TRIGGER superseded_judgments_tallied AFTER UPDATE ON judgment
+    REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION tally_judgments();
+CREATE TRIGGER withdrawal_tallied AFTER UPDATE OF state ON comparison
+    FOR EACH ROW WHEN (NEW.purpose <> 'repeat' AND (OLD.state = 'withdrawn') <> (NEW.state = 'withdrawn'))
+    EXECUTE FUNCTION tally_withdrawal();
+"""
+
 APPEND_ONLY = """
 CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -923,6 +1002,16 @@ def upgrade() -> None:
             postgresql_nulls_not_distinct=True,
         ),
     )
+    op.create_table(
+        "agreement_tally",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("project_id", sa.BigInteger(), nullable=False),
+        sa.Column("answers", postgresql.ARRAY(sa.SmallInteger()), nullable=False),
+        sa.Column("n", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_agreement_tally_project_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_agreement_tally")),
+    )
+    op.create_index("ix_agreement_tally_project", "agreement_tally", ["project_id"], unique=False)
     # Cycles among these three tables: the keys come last.
     op.create_foreign_key(op.f("fk_project_base_model_id"), "project", "model_version", ["base_model_id"], ["id"])
     op.create_foreign_key(op.f("fk_project_reference_id"), "project", "model_version", ["reference_id"], ["id"])
