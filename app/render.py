@@ -99,8 +99,8 @@ def _environment() -> Environment:
 templates = _environment()
 
 
-def page(request: Request, template: str, *, status: int = 200, **context: Any) -> Response:
-    """Renders a template with what all pages share: `user`, `project`, `path`, `csrf_token`, `csrf_field()`."""
+def fragment(request: Request, template: str, **context: Any) -> str:
+    """A template with what all pages share: `user`, `project`, `path`, `csrf_token`, `csrf_field()`."""
     token = csrf_token(request)
     shared = {
         "user": getattr(request.state, "user", None),
@@ -109,7 +109,11 @@ def page(request: Request, template: str, *, status: int = 200, **context: Any) 
         "csrf_token": token,
         "csrf_field": lambda: Markup('<input type="hidden" name="{}" value="{}">').format(CSRF_FIELD, token),
     }
-    response = HTMLResponse(templates.get_template(template).render(shared | context), status_code=status)
+    return templates.get_template(template).render(shared | context)
+
+
+def page(request: Request, template: str, *, status: int = 200, **context: Any) -> Response:
+    response = HTMLResponse(fragment(request, template, **context), status_code=status)
     remember_visitor(request, response)
     return response
 

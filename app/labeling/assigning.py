@@ -67,14 +67,17 @@ def next_task(
     queries.lock_labeler(session, labeler.id)
     queries.expire_leases(session)
     held = queries.renew_live_leases(session, project.id, labeler.id, lasting)
-    lease_id = next((held_id for held_id in held if held_id != beside), None)
-    if lease_id is None:
-        chosen = _claim_again(session, project, labeler, again) or _claim_next(session, project, labeler, skipped)
-        if chosen is None:
-            return None
-        comparison_id, swapped = chosen
-        lease_id = queries.add_lease(session, comparison_id, labeler.id, swapped, lasting)
-    return queries.task(session, lease_id)
+    if again is not None and again in held:
+        return queries.task(session, again)
+    chosen = _claim_again(session, project, labeler, again)
+    if chosen is None:
+        if lease_id := next((held_id for held_id in held if held_id != beside), None):
+            return queries.task(session, lease_id)
+        chosen = _claim_next(session, project, labeler, skipped)
+    if chosen is None:
+        return None
+    comparison_id, swapped = chosen
+    return queries.task(session, queries.add_lease(session, comparison_id, labeler.id, swapped, lasting))
 
 
 def _claim_again(session: Session, project: Project, labeler: User, lease_id: UUID | None) -> tuple[int, bool] | None:
@@ -143,13 +146,11 @@ def expire_leases(session: Session) -> int:
     return queries.expire_leases(session)
 
 
-def progress(session: Session, project: Project, labeler: User, task: Task | None) -> Progress:
+def progress(session: Session, project: Project, labeler: User) -> Progress:
     done = queries.judged_today(session, labeler.id)
-    if task is None:
-        return Progress(done, 0)
     held = queries.held(session, project.id, labeler.id)
-    left = held + queries.remaining(session, project.id, labeler.id, task.position, COUNT_LIMIT - held)
-    return Progress(done, left)
+    after = queries.last_judged(session, project.id, labeler.id)
+    return Progress(done, held + queries.remaining(session, project.id, labeler.id, after, COUNT_LIMIT - held))
 
 
 def is_same_comparison(session: Session, task: Task, lease_id: UUID) -> bool:

@@ -1,11 +1,21 @@
 """What the labeling card sends."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 MAX_RATIONALE = 10_000
+MAX_SKIP_REASON = 500
+SKIP_REASONS = ("too long", "not my field", "unclear", "other")
+
+# The names of what is not a step of the scale, among the values of `preference`.
+BOTH_BAD = "both_bad"
+CANNOT_JUDGE = "cannot_judge"
+ASPECT = "aspect:"  # what the name of an aspect's field begins with
+
+# Fields of the page that say nothing about the answer.
+_OF_THE_PAGE = {"csrf_token", "reason", "other"}
 
 
 def _clean(text: str) -> str:
@@ -17,18 +27,73 @@ def _none_if_empty(value: object) -> object:
     return None if value == "" else value
 
 
-class LabelForm(BaseModel):
-    """One answer, as seen on the screen.
+def _preference(value: object) -> object:
+    if value in ("", None, BOTH_BAD, CANNOT_JUDGE):
+        return value or None
+    try:
+        return int(str(value))
+    except ValueError:
+        raise ValueError("this is no step of the scale") from None
+
+
+Measured = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_none_if_empty)]
+Desk = Annotated[UUID | None, BeforeValidator(_none_if_empty)]
+Rank = Annotated[Annotated[int, Field(ge=1, le=9)] | None, BeforeValidator(_none_if_empty)]
+
+
+class Draft(BaseModel):
+    """What an answer says, as seen on the screen.
+
+    Attributes:
+        preference: from -strengths (first response much better) to strengths (second much better); 0 a tie; or that
+            both are bad, or that the labeler cannot judge. None on a ranking that is judged.
+        ranks: of a ranking, for each response in the order shown: 1 is best, equal ranks tie, none is unranked.
+        aspects: by name, -1 (first), 0 (same) or 1 (second).
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    preference: Annotated[int | Literal["both_bad", "cannot_judge"] | None, BeforeValidator(_preference)] = None
+    ranks: list[Rank] = Field([], max_length=9)
+    aspects: dict[str, int] = Field({}, max_length=100)
+    flags: list[str] = Field([], max_length=100)
+    rationale: Annotated[str, BeforeValidator(_clean), Field(max_length=MAX_RATIONALE)] = ""
+
+
+class LabelForm(Draft):
+    """One answer as it is sent. A field that no card has is refused by name; aspects come as fields `aspect:NAME`, empty
+    where not said.
 
     Attributes:
         idempotency_key: made with the card; the same key twice is the same answer sent twice.
         rubric_id: the rubric that was shown.
-        preference: from -strengths (first response much better) to strengths (second much better); 0 a tie.
         duration_ms: time the card was in sight, as the browser measured it; none without JavaScript.
+        desk: the lease of the card that the page shows by now, loaded ahead; none if it has none to show.
     """
 
     idempotency_key: UUID
     rubric_id: int
-    preference: Annotated[int | None, BeforeValidator(_none_if_empty)] = None
-    rationale: Annotated[str, BeforeValidator(_clean), Field(max_length=MAX_RATIONALE)] = ""
-    duration_ms: Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_none_if_empty)] = None
+    duration_ms: Measured = None
+    desk: Desk = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def aspects_by_name(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        said = {name: value for name, value in fields.items() if name not in _OF_THE_PAGE}
+        rated = {name: said.pop(name) for name in list(said) if name.startswith(ASPECT)}
+        if rated:
+            said["aspects"] = {name.removeprefix(ASPECT): value for name, value in rated.items() if value != ""}
+        return said
+
+
+class SkipForm(BaseModel):
+    """Why a task is not wanted: one of `SKIP_REASONS`, or in the labeler's own words in `other`."""
+
+    reason: Literal["", "too long", "not my field", "unclear", "other"] = ""
+    other: Annotated[str, BeforeValidator(_clean), Field(max_length=MAX_SKIP_REASON)] = ""
+    desk: Desk = None  # as in `LabelForm`
+
+    def words(self) -> str:
+        return (self.other or self.reason) if self.reason in ("", "other") else self.reason

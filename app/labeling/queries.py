@@ -265,10 +265,11 @@ def settle(session: Session, comparison_ids: Collection[int]) -> int:
 
 
 def judged_today(session: Session, labeler_id: int) -> int:
-    """The labeler's judgments in all projects since midnight, UTC."""
+    """The labeler's answers in all projects since midnight, UTC; a ranking is one answer."""
     midnight = datetime.combine(datetime.now(UTC).date(), time(), UTC)
-    mine = select(func.count()).where(Judgment.labeler_id == labeler_id, Judgment.superseded_at.is_(None))
-    return session.scalar(mine.where(Judgment.created_at >= midnight)) or 0
+    mine = select(func.count(Judgment.id)).where(Judgment.labeler_id == labeler_id, Judgment.superseded_at.is_(None))
+    offered = mine.join(Comparison, Comparison.id == Judgment.comparison_id).where(Comparison.offered)
+    return session.scalar(offered.where(Judgment.created_at >= midnight)) or 0
 
 
 def held(session: Session, project_id: int, labeler_id: int) -> int:
@@ -278,7 +279,7 @@ def held(session: Session, project_id: int, labeler_id: int) -> int:
     return session.scalar(own.where(Comparison.state == "open")) or 0
 
 
-def remaining(session: Session, project_id: int, labeler_id: int, after: Position, limit: int) -> int:
+def remaining(session: Session, project_id: int, labeler_id: int, after: Position | None, limit: int) -> int:
     """How many more comparisons this labeler could be given now, counted up to `limit`.
 
     Stops as soon as one stretch of the queue fills the limit, so that a long queue costs no more than a short one.

@@ -1,20 +1,22 @@
-"""The labeling page. One template serves the page and the swap; without JavaScript every form answers with a page."""
+"""The labeling page. The page's script asks for JSON with the card as HTML in it; without JavaScript every form answers
+with a page made of the same template."""
 
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Form, Request, Response
+from fastapi.responses import JSONResponse
 from sqlalchemy.orm import Session
 
 from app.accounts.access import LabelerDep
 from app.db import SessionDep
-from app.errors import Conflict, Gone, InvalidInput, PrefloopError
-from app.labeling import assigning, service, views
-from app.labeling.forms import LabelForm
+from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound, PrefloopError
+from app.labeling import answers, assigning, history, views
+from app.labeling.forms import Draft, LabelForm, SkipForm
 from app.labeling.queries import Position, Task
 from app.models import Project, User
 from app.projects.access import ProjectDep
-from app.render import page, redirect
+from app.render import fragment, page, redirect
 
 router = APIRouter()
 
@@ -31,6 +33,67 @@ def show(request: Request, project: ProjectDep, labeler: LabelerDep, session: Se
     return _desk(request, session, project, labeler, assigning.next_task(session, project, labeler))
 
 
+@router.get("/projects/{project_slug}/label/ahead")
+def ahead(
+    request: Request, project: ProjectDep, labeler: LabelerDep, session: SessionDep, beside: UUID | None = None
+) -> Response:
+    """The card that follows the one on the desk, for the script to show without asking; none if nothing follows."""
+    task = assigning.next_task(session, project, labeler, beside=beside)
+    if task is None or task.lease_id == beside:
+        return JSONResponse({"card": None})
+    return _desk(request, session, project, labeler, task, name="card")
+
+
+@router.post("/projects/{project_slug}/label/here")
+def here(project: ProjectDep, labeler: LabelerDep, session: SessionDep) -> Response:
+    """The labeler is at work: their tasks last again from now on."""
+    return JSONResponse({"live": [str(lease_id) for lease_id in assigning.renew(session, project, labeler)]})
+
+
+@router.post("/projects/{project_slug}/label/undo")
+def undo(request: Request, project: ProjectDep, labeler: LabelerDep, session: SessionDep) -> Response:
+    """Takes the last answer back and shows its card again, filled in."""
+    lease_id = answers.undo(session, project, labeler)
+    task = assigning.next_task(session, project, labeler, again=lease_id)
+    if not _wants_json(request):
+        return redirect(f"/projects/{project.slug}/label")
+    return _desk(request, session, project, labeler, task)
+
+
+@router.get("/projects/{project_slug}/label/mine")
+def mine(
+    request: Request, project: ProjectDep, labeler: LabelerDep, session: SessionDep, before: int | None = None
+) -> Response:
+    """What the labeler has done here, and may still change."""
+    return page(request, "labeling/mine.html", mine=history.mine(session, project, labeler, before))
+
+
+@router.get("/projects/{project_slug}/label/judgments/{judgment_id}")
+def show_answer(
+    request: Request, project: ProjectDep, labeler: LabelerDep, session: SessionDep, judgment_id: int
+) -> Response:
+    judgment = answers.own_judgment(session, project, judgment_id, labeler)
+    if why := answers.why_final(session, judgment):
+        raise Conflict(f"This answer can no longer be changed. {why}", "Tell an admin if it should be.")
+    return _answer(request, session, project, labeler, judgment_id)
+
+
+@router.post("/projects/{project_slug}/label/judgments/{judgment_id}")
+def edit(
+    request: Request,
+    project: ProjectDep,
+    labeler: LabelerDep,
+    session: SessionDep,
+    judgment_id: int,
+    form: Annotated[LabelForm, Form()],
+) -> Response:
+    try:
+        answers.edit(session, project, judgment_id, labeler, form)
+    except InvalidInput as problem:
+        return _answer(request, session, project, labeler, judgment_id, problem, form)
+    return redirect(f"/projects/{project.slug}/label/mine")
+
+
 @router.post("/projects/{project_slug}/label/{lease_id}")
 def submit(
     request: Request,
@@ -40,26 +103,61 @@ def submit(
     lease_id: UUID,
     form: Annotated[LabelForm, Form()],
 ) -> Response:
-    """Takes the answer; htmx gets the next card in the same response. A refused answer comes back with the reason."""
+    """Takes the answer. A refused one comes back with the reason, and with what was typed in any case."""
     try:
-        service.submit(session, project, lease_id, labeler, form)
-    except (InvalidInput, Conflict, Gone) as problem:
-        # Nothing was written. The same comparison comes back if it can, and what was typed in any case.
+        answers.submit(session, project, lease_id, labeler, form)
+    except (InvalidInput, Conflict, Gone, NotFound, Forbidden) as problem:
+        # Nothing was written. The same comparison comes back if it can.
         task = assigning.next_task(session, project, labeler, again=lease_id)
         return _desk(request, session, project, labeler, task, problem=problem, refused=(lease_id, form))
-    if "HX-Request" not in request.headers:
-        return redirect(f"/projects/{project.slug}/label")
-    return _desk(request, session, project, labeler, assigning.next_task(session, project, labeler))
+    return _next(request, session, project, labeler, form.desk)
 
 
 @router.post("/projects/{project_slug}/label/{lease_id}/skip")
-def skip(request: Request, project: ProjectDep, labeler: LabelerDep, session: SessionDep, lease_id: UUID) -> Response:
+def skip(
+    request: Request,
+    project: ProjectDep,
+    labeler: LabelerDep,
+    session: SessionDep,
+    lease_id: UUID,
+    form: Annotated[SkipForm, Form()],
+) -> Response:
     """Gives the task back and shows another one."""
-    skipped = assigning.release(session, project, lease_id, labeler)
+    skipped = assigning.skip(session, project, lease_id, labeler, form.words())
+    return _next(request, session, project, labeler, form.desk, skipped)
+
+
+@router.post("/projects/{project_slug}/label/{lease_id}/release")
+def release(project: ProjectDep, labeler: LabelerDep, session: SessionDep, lease_id: UUID) -> Response:
+    """The page was closed: what it had loaded ahead goes back to the queue."""
+    assigning.release(session, project, lease_id, labeler)
+    return Response(status_code=204)
+
+
+def _wants_json(request: Request) -> bool:
+    return "application/json" in request.headers.get("accept", "")
+
+
+def _next(
+    request: Request,
+    session: Session,
+    project: Project,
+    labeler: User,
+    desk: UUID | None,
+    skipped: Position | None = None,
+) -> Response:
+    """After an answer: where a page asked, the page again; where the script did, a card unless it shows one already."""
+    if _wants_json(request) and desk and desk in assigning.renew(session, project, labeler):
+        return JSONResponse({"desk": None} | _numbers(session, project, labeler))
     task = assigning.next_task(session, project, labeler, skipped=skipped)
-    if task and "HX-Request" not in request.headers:
-        return redirect(f"/projects/{project.slug}/label")
-    return _desk(request, session, project, labeler, task, skipped=skipped)
+    if _wants_json(request) or task is None:
+        return _desk(request, session, project, labeler, task, skipped=skipped)
+    return redirect(f"/projects/{project.slug}/label")
+
+
+def _numbers(session: Session, project: Project, labeler: User) -> dict[str, object]:
+    progress = assigning.progress(session, project, labeler)
+    return {"done": progress.done, "left": f"{progress.left}{'' if progress.left_is_exact else '+'}"}
 
 
 def _desk(
@@ -69,30 +167,58 @@ def _desk(
     labeler: User,
     task: Task | None,
     *,
+    name: str = "desk",
     skipped: Position | None = None,
     problem: PrefloopError | None = None,
     refused: tuple[UUID, LabelForm] | None = None,
 ) -> Response:
-    """The card, or why there is none; the whole page, or for htmx only what changes.
+    """The card, or why there is none: as a page, or for the script as JSON, under `name`.
 
     Args:
         refused: the lease and form of an answer that was not taken. Its text goes back into the form when the same
             comparison is on the desk again, else it is shown to be copied.
     """
     same = bool(task and refused and assigning.is_same_comparison(session, task, refused[0]))
-    draft = refused[1] if refused else None
+    sent = refused[1] if refused else None
+    draft: Draft | None = (sent if same else history.taken_back(session, task, labeler)) if task else None
+    context = {
+        "card": views.card(task, draft) if task else None,
+        "progress": assigning.progress(session, project, labeler),
+        "idle": None if task else assigning.idle(session, project, labeler, skipped),
+        "problem": problem,
+        "unsent": sent.rationale if sent and not same else "",
+    }
+    status = problem.status if problem else 200
+    if _wants_json(request):
+        html = fragment(request, "labeling/_desk.html", **context)
+        response: Response = JSONResponse({name: html} | _numbers(session, project, labeler), status)
+    else:
+        response = page(request, "labeling/page.html", status=status, **context)
+    # Going back in the browser's history shows what is on the desk now, not a card that was answered.
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def _answer(
+    request: Request,
+    session: Session,
+    project: Project,
+    labeler: User,
+    judgment_id: int,
+    problem: InvalidInput | None = None,
+    refused: LabelForm | None = None,
+) -> Response:
+    """An answer's card, to change it."""
+    judgment = answers.own_judgment(session, project, judgment_id, labeler)
+    task = history.task_of(session, judgment)
     response = page(
         request,
-        "labeling/_desk.html" if "HX-Request" in request.headers else "labeling/page.html",
+        "labeling/page.html",
         status=problem.status if problem else 200,
-        card=views.card(task, draft if same else None) if task else None,
-        progress=assigning.progress(session, project, labeler, task),
-        idle=None if task else assigning.idle(session, project, labeler, skipped),
+        card=views.card(task, refused or history.as_shown(session, judgment), judgment_id=judgment.id),
+        progress=assigning.progress(session, project, labeler),
         problem=problem,
-        unsent=draft.rationale if draft and not same else "",
+        unsent="",
     )
-    # Errors go to #messages by themselves (see layout.html); this one brings its card along.
-    response.headers["HX-Retarget"] = "#desk"
-    # Going back in the browser's history shows what is on the desk now, not a card that was answered.
     response.headers["Cache-Control"] = "no-store"
     return response

@@ -1,7 +1,7 @@
 """Comparisons, the leases and judgments on them, and a reviewer's verdict.
 
 Preference is always stored in canonical order: -4 (A far better) to 4 (B far better), 0 a tie, whichever side was
-shown left. `app.labeling.service` is the only place that turns shown sides into canonical ones.
+shown left. `app.labeling.answers` is the only place that turns shown sides into canonical ones.
 """
 
 from datetime import datetime

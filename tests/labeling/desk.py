@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from app.labeling import assigning, service
+from app.labeling import answers, assigning
 from app.labeling.forms import LabelForm
 from app.labeling.queries import Task
 from app.models import Comparison, Judgment, Lease, Project, User
@@ -24,7 +24,7 @@ def answer(task: Task, preference: int | None = 1, **values: object) -> LabelFor
 
 
 def judge(session: Session, project: Project, labeler: User, task: Task, preference: int = 1) -> Judgment:
-    return service.submit(session, project, task.lease_id, labeler, answer(task, preference))
+    return answers.submit(session, project, task.lease_id, labeler, answer(task, preference))
 
 
 def run_out(session: Session, lease_id: UUID, age: timedelta = timedelta(hours=1)) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from app.db import make_session_factory
 from app.errors import PrefloopError
-from app.labeling import assigning, service
+from app.labeling import answers, assigning
 from app.labeling.forms import LabelForm
 from app.labeling.queries import Task
 from app.models import Comparison, Judgment, Lease, Project, User
@@ -66,7 +66,7 @@ def work(sessions: sessionmaker[Session], project: Project, labeler: User, luck:
         form = LabelForm(idempotency_key=uuid4(), rubric_id=task.rubric.id, preference=luck.randint(-3, 3))
         for _ in range(2 if dice < 0.3 else 1):
             with sessions.begin() as session:
-                service.submit(session, project, task.lease_id, labeler, form)
+                answers.submit(session, project, task.lease_id, labeler, form)
                 following = assigning.next_task(session, project, labeler)
         task = following
 
@@ -117,7 +117,7 @@ def test_the_same_form_sent_at_the_same_moment_is_one_judgment(
 
     def send() -> int:
         with sessions.begin() as own:
-            return service.submit(own, project, task.lease_id, labeler, form).id
+            return answers.submit(own, project, task.lease_id, labeler, form).id
 
     assert len(set(together([send] * 6))) == 1
     assert session.scalar(select(func.count()).select_from(Judgment)) == 1
@@ -134,7 +134,7 @@ def test_two_tabs_answering_at_the_same_moment(session: Session, sessions: sessi
         form = LabelForm(idempotency_key=uuid4(), rubric_id=task.rubric.id, preference=preference)
         try:
             with sessions.begin() as own:
-                return service.submit(own, project, task.lease_id, labeler, form).id
+                return answers.submit(own, project, task.lease_id, labeler, form).id
         except PrefloopError as error:
             return error
 
@@ -158,7 +158,7 @@ def test_the_last_place_after_an_expired_lease_goes_to_one(session: Session, ses
         form = LabelForm(idempotency_key=uuid4(), rubric_id=task.rubric.id, preference=0)
         try:
             with sessions.begin() as own:
-                service.submit(own, project, task.lease_id, who, form)
+                answers.submit(own, project, task.lease_id, who, form)
         except PrefloopError as error:
             return type(error).__name__
         return "taken"

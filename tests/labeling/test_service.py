@@ -8,7 +8,7 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound
-from app.labeling import assigning, service
+from app.labeling import answers, assigning, queries
 from app.models import Comparison, Judgment, Lease, Rubric
 from tests import factories
 from tests.labeling.desk import answer, counts, judge, run_out, take
@@ -126,7 +126,7 @@ def test_the_queue_is_read_through_its_index(session: Session) -> None:
         {"id": comparison.id},
     )
     session.execute(text("ANALYZE comparison"))
-    statement = service.queries._available(project.id, 1).order_by(Comparison.priority.desc(), Comparison.id).limit(1)
+    statement = queries._available(project.id, 1).order_by(Comparison.priority.desc(), Comparison.id).limit(1)
     compiled = statement.compile(session.get_bind(), compile_kwargs={"literal_binds": True})
     plan = "\n".join(session.scalars(text(f"EXPLAIN {compiled}")))
     assert "ix_comparison_available" in plan
@@ -141,8 +141,8 @@ def test_the_same_answer_twice_is_one_judgment(session: Session) -> None:
     comparison = factories.comparison(session, project)
     task = take(session, project, labeler)
     form = answer(task, 2, rationale="because")
-    first = service.submit(session, project, task.lease_id, labeler, form)
-    second = service.submit(session, project, task.lease_id, labeler, form)
+    first = answers.submit(session, project, task.lease_id, labeler, form)
+    second = answers.submit(session, project, task.lease_id, labeler, form)
     assert first.id == second.id
     assert counts(session, comparison.id) == (1, 0)
 
@@ -163,10 +163,10 @@ def test_the_same_form_with_another_answer_is_not_taken_for_a_repetition(session
     factories.comparison(session, project)
     task = take(session, project, labeler)
     form = answer(task, 2, rationale="because")
-    first = service.submit(session, project, task.lease_id, labeler, form)
+    first = answers.submit(session, project, task.lease_id, labeler, form)
     for changed in ({"preference": -2}, {"rationale": "no"}, {"preference": None}):
         with pytest.raises(Conflict, match="judged this comparison already"):
-            service.submit(session, project, task.lease_id, labeler, form.model_copy(update=changed))
+            answers.submit(session, project, task.lease_id, labeler, form.model_copy(update=changed))
     assert session.scalars(select(Judgment.id)).all() == [first.id]
 
 
@@ -175,10 +175,10 @@ def test_a_key_used_for_another_task_is_refused(session: Session) -> None:
     for _ in range(2):
         factories.comparison(session, project)
     form = answer(task := take(session, project, labeler))
-    service.submit(session, project, task.lease_id, labeler, form)
+    answers.submit(session, project, task.lease_id, labeler, form)
     other = take(session, project, labeler)
     with pytest.raises(Conflict):
-        service.submit(session, project, other.lease_id, labeler, form)
+        answers.submit(session, project, other.lease_id, labeler, form)
 
 
 def test_an_expired_lease_is_honoured_while_there_is_room(session: Session) -> None:
@@ -228,11 +228,11 @@ def test_unknown_and_foreign_leases(session: Session) -> None:
     factories.comparison(session, project)
     task = take(session, project, labeler)
     with pytest.raises(NotFound):
-        service.submit(session, project, uuid4(), labeler, answer(task))
+        answers.submit(session, project, uuid4(), labeler, answer(task))
     with pytest.raises(NotFound):
-        service.submit(session, factories.project(session), task.lease_id, labeler, answer(task))
+        answers.submit(session, factories.project(session), task.lease_id, labeler, answer(task))
     with pytest.raises(Forbidden):
-        service.submit(session, project, task.lease_id, factories.user(session), answer(task))
+        answers.submit(session, project, task.lease_id, factories.user(session), answer(task))
     with pytest.raises(Forbidden):
         assigning.release(session, project, task.lease_id, factories.user(session))
 
@@ -284,7 +284,7 @@ def test_answers_the_rubric_does_not_allow(
     factories.comparison(session, project)
     task = take(session, project, labeler)
     with pytest.raises(InvalidInput, match=reason):
-        service.submit(session, project, task.lease_id, labeler, answer(task, preference, rationale=rationale))
+        answers.submit(session, project, task.lease_id, labeler, answer(task, preference, rationale=rationale))
     assert session.scalar(select(func.count()).select_from(Judgment)) == 0
     assert take(session, project, labeler).lease_id == task.lease_id
 
@@ -294,7 +294,7 @@ def test_what_is_stored_with_a_judgment(session: Session) -> None:
     factories.comparison(session, project)
     task = take(session, project, labeler)
     form = answer(task, rationale="line one\r\nline\0 two ")
-    judgment = service.submit(session, project, task.lease_id, labeler, form)
+    judgment = answers.submit(session, project, task.lease_id, labeler, form)
     assert judgment.rationale == "line one\nline two"
     assert judgment.rubric_id == session.scalars(select(Rubric.id)).one()
     assert session.scalar(select(Lease.state).where(Lease.id == task.lease_id)) == "submitted"
@@ -307,7 +307,7 @@ def test_the_duration_is_the_browsers_bounded_by_ours(session: Session, measured
     task = take(session, project, labeler)
     session.execute(text("UPDATE lease SET created_at = now() - interval '1 minute'"))
     form = answer(task, duration_ms="" if measured is None else str(measured))
-    assert service.submit(session, project, task.lease_id, labeler, form).duration_ms == stored
+    assert answers.submit(session, project, task.lease_id, labeler, form).duration_ms == stored
 
 
 def test_a_skipped_task_goes_back_and_does_not_come_again_at_once(session: Session) -> None:

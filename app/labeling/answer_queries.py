@@ -1,0 +1,174 @@
+"""SQL of given answers: what one lease said, what may still change, and a labeler's history."""
+
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime, time, timedelta
+from typing import NamedTuple
+from uuid import UUID
+
+from sqlalchemy import Float, Row, Select, exists, func, select, update
+from sqlalchemy.orm import Session, aliased
+
+from app.labeling.queries import lock_comparison
+from app.models import Comparison, Judgment, Lease, Prompt, Rubric, SnapshotComparison
+
+# Closed by the service itself, so that another answer may open it again; a person's wish for review stays.
+BY_ITSELF = ("split", "unjudgeable", "flagged")
+
+
+def lock_pairs(session: Session, comparison_id: int) -> list[Comparison]:
+    """The comparison, locked; of a ranking all its pairs, the offered one first."""
+    comparison = lock_comparison(session, comparison_id)
+    if comparison.ranking_id is None:
+        return [comparison]
+    pairs = select(Comparison).where(Comparison.ranking_id == comparison.ranking_id).order_by(Comparison.id)
+    return list(session.scalars(pairs.with_for_update(), execution_options={"populate_existing": True}))
+
+
+def said_on(session: Session, judgment: Judgment) -> list[Judgment]:
+    """The answer that a judgment belongs to: itself, or the judgments on all pairs of a ranking."""
+    same = (
+        select(Judgment)
+        .join(Comparison, Comparison.id == Judgment.comparison_id)
+        .where(
+            Comparison.ranking_id.in_(
+                select(Comparison.ranking_id).where(Comparison.id == judgment.comparison_id).scalar_subquery()
+            ),
+            Judgment.labeler_id == judgment.labeler_id,
+            Judgment.lease_id == judgment.lease_id,
+            Judgment.superseded_at.is_not_distinct_from(judgment.superseded_at),
+        )
+        .order_by(Judgment.comparison_id)
+    )
+    return list(session.scalars(same)) or [judgment]
+
+
+def ranked_pairs(session: Session, judgment: Judgment) -> dict[tuple[int, int], int | None]:
+    """Of the ranking that a judgment is part of: (completion A, completion B) -> preference towards B."""
+    parts = {part.comparison_id: part.preference for part in said_on(session, judgment)}
+    pairs = select(Comparison.id, Comparison.completion_a_id, Comparison.completion_b_id)
+    rows = session.execute(pairs.where(Comparison.id.in_(parts)))
+    return {(row.completion_a_id, row.completion_b_id): parts[row.id] for row in rows}
+
+
+def find_judgment(session: Session, project_id: int, judgment_id: int) -> Judgment | None:
+    of_project = Judgment.comparison_id.in_(select(Comparison.id).where(Comparison.project_id == project_id))
+    return session.scalars(select(Judgment).where(Judgment.id == judgment_id, of_project)).one_or_none()
+
+
+def last_answer(session: Session, project_id: int, labeler_id: int) -> Judgment | None:
+    """The labeler's newest judgment from the desk that still stands; of a ranking, the one on the offered pair."""
+    mine = (
+        select(Judgment)
+        .join(Comparison, Comparison.id == Judgment.comparison_id)
+        .where(Judgment.labeler_id == labeler_id, Judgment.superseded_at.is_(None), Judgment.lease_id.is_not(None))
+        .where(Comparison.project_id == project_id, Comparison.offered)
+        .order_by(Judgment.created_at.desc(), Judgment.id.desc())
+    )
+    return session.scalars(mine.limit(1)).one_or_none()
+
+
+def undone(session: Session, comparison_id: int, labeler_id: int, lease_id: UUID) -> Judgment | None:
+    """What the labeler had said on this lease before taking it back."""
+    said = select(Judgment).where(
+        Judgment.comparison_id == comparison_id,
+        Judgment.labeler_id == labeler_id,
+        Judgment.lease_id == lease_id,
+        Judgment.superseded_for == "undone",
+    )
+    return session.scalars(said.order_by(Judgment.id.desc()).limit(1)).one_or_none()
+
+
+def closed_by(session: Session, judgments: Sequence[Judgment], since: timedelta) -> set[int]:
+    """Of the judgments' comparisons, those that nobody has judged, frozen in a snapshot or decided since, and whose
+    judgment is not older than `since`."""
+    later = aliased(Judgment)
+    overtaken = exists().where(
+        later.comparison_id == Judgment.comparison_id, later.id > Judgment.id, later.superseded_at.is_(None)
+    )
+    frozen = exists().where(SnapshotComparison.comparison_id == Judgment.comparison_id)
+    found = (
+        select(Judgment.comparison_id)
+        .join(Comparison, Comparison.id == Judgment.comparison_id)
+        .where(
+            Judgment.id.in_([judgment.id for judgment in judgments]),
+            Judgment.created_at >= func.now() - since,
+            Comparison.state.in_(("settled", "in_review")),
+            func.coalesce(Comparison.review_reason, BY_ITSELF[0]).in_(BY_ITSELF),
+            ~overtaken,
+            ~frozen,
+        )
+    )
+    return set(session.scalars(found))
+
+
+def supersede(session: Session, judgments: Sequence[Judgment], reason: str) -> None:
+    rows = update(Judgment).where(Judgment.id.in_([judgment.id for judgment in judgments]))
+    session.execute(rows.values(superseded_at=func.now(), superseded_for=reason))
+
+
+def reopen(session: Session, comparison_ids: Collection[int]) -> None:
+    """Takes back what settling wrote."""
+    closed = update(Comparison).where(Comparison.id.in_(comparison_ids), Comparison.state != "open")
+    nothing = dict.fromkeys(("settled_at", "agreement", "consensus", "p_b", "p_tie", "review_reason"))
+    session.execute(closed.values(state="open", **nothing))
+
+
+def note_flags(session: Session, comparison_ids: Collection[int]) -> None:
+    """Whether a standing judgment on each comparison carries a content flag."""
+    flagged = exists().where(
+        Judgment.comparison_id == Comparison.id,
+        Judgment.superseded_at.is_(None),
+        func.jsonb_array_length(Judgment.flags) > 0,
+    )
+    session.execute(update(Comparison).where(Comparison.id.in_(comparison_ids)).values(flagged=flagged))
+
+
+def release(session: Session, lease_ids: Collection[UUID]) -> None:
+    """Gives tasks that were not looked at yet back to the queue."""
+    session.execute(update(Lease).where(Lease.id.in_(lease_ids), Lease.state == "live").values(state="released"))
+
+
+def states(session: Session, comparison_ids: Collection[int]) -> set[str]:
+    return set(session.scalars(select(Comparison.state).where(Comparison.id.in_(comparison_ids))))
+
+
+class Figures(NamedTuple):
+    """today, total: answers that stand (a ranking is one), since midnight UTC and ever. seconds: median of an answer,
+    of those that were timed."""
+
+    today: int
+    total: int
+    seconds: float | None
+
+
+def _answers(project_id: int, labeler_id: int) -> Select[Judgment]:
+    """One judgment an answer: the one on the pair that was offered."""
+    return (
+        select(Judgment)
+        .join(Comparison, Comparison.id == Judgment.comparison_id)
+        .where(Judgment.labeler_id == labeler_id, Comparison.project_id == project_id, Comparison.offered)
+    )
+
+
+def figures(session: Session, project_id: int, labeler_id: int) -> Figures:
+    standing = _answers(project_id, labeler_id).where(Judgment.superseded_at.is_(None))
+    midnight = datetime.combine(datetime.now(UTC).date(), time(), UTC)
+    median = func.percentile_cont(0.5, type_=Float).within_group(Judgment.duration_ms)
+    row = session.execute(
+        standing.with_only_columns(func.count().filter(Judgment.created_at >= midnight), func.count(), median)
+    ).one()
+    return Figures(row[0], row[1], None if row[2] is None else row[2] / 1000)
+
+
+def history(session: Session, project_id: int, labeler_id: int, before: int | None, limit: int) -> list[Row]:
+    """The labeler's judgments, newest first, those that no longer stand too: (Judgment, Comparison, Prompt.messages,
+    Rubric.strengths)."""
+    found = (
+        _answers(project_id, labeler_id)
+        .join(Prompt, Prompt.id == Comparison.prompt_id)
+        .join(Rubric, Rubric.id == Judgment.rubric_id)
+        .with_only_columns(Judgment, Comparison, Prompt.messages, Rubric.strengths)
+    )
+    if before is not None:
+        found = found.where(Judgment.id < before)
+    return list(session.execute(found.order_by(Judgment.id.desc()).limit(limit)))

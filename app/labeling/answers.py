@@ -1,0 +1,245 @@
+"""Taking answers, taking them back, and changing them.
+
+The only place that turns a preference for a side shown into one in canonical order.
+"""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from app.domain import ranking, scale
+from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound
+from app.labeling import answer_queries, queries, recusal
+from app.labeling.assigning import own_lease
+from app.labeling.checking import Said, check
+from app.labeling.forms import LabelForm
+from app.labeling.settling import settle
+from app.models import Comparison, Judgment, Lease, Project, Rubric, User
+
+# How long an answer that closed its comparison can be taken back; one that waits for others, as long as it waits.
+CHANGEABLE_FOR = timedelta(minutes=10)
+
+
+def submit(session: Session, project: Project, lease_id: UUID, labeler: User, form: LabelForm) -> Judgment:
+    """Takes an answer; the last one wanted settles the comparison. The same form again changes nothing.
+
+    A ranking's answer becomes a judgment on each of its pairs; the one on the offered pair is returned. A lease that
+    ran out does no harm as long as nobody else took its place. Nothing is written when this raises.
+
+    Raises:
+        NotFound: no such lease in this project.
+        Forbidden: another labeler's lease.
+        Conflict: judged already (in another tab), or under a rubric that has changed since.
+        Gone: the time ran out and others took the place, or the comparison was closed.
+        InvalidInput: the answer is not one that the rubric allows.
+    """
+    queries.lock_labeler(session, labeler.id)
+    lease = own_lease(session, project, lease_id, labeler)
+    pairs = answer_queries.lock_pairs(session, lease.comparison_id)
+    offered = pairs[0]
+    leases = queries.lock_leases(session, offered.id, labeler.id)
+    sent_before = queries.judgment_by_key(session, form.idempotency_key)
+    if sent_before and _is_same(session, sent_before, lease, pairs, form):
+        return sent_before
+    if sent_before or queries.live_judgment(session, offered.id, labeler.id):
+        raise Conflict("You have judged this comparison already, perhaps in another tab.", "Your first answer stands.")
+    if recusal.is_recused(session, offered.id, labeler.id):
+        raise Gone("You have seen what others judged here, so you cannot judge it yourself.", "Take the next one.")
+    if offered.state == "withdrawn":
+        raise Gone("This comparison was withdrawn while you had it.", "No answer to it is needed any more.")
+    if offered.state != "open":
+        raise _taken()
+    if form.rubric_id != offered.rubric_id:
+        raise Conflict(
+            "A new version of the rubric applies to this comparison since you opened it.",
+            "Please read what changed and judge once more.",
+        )
+    holds_place = any(own.state == "live" for own, _age in leases)
+    if not holds_place and not _has_room(offered):
+        raise _taken()
+    said = check(form, session.get_one(Rubric, offered.rubric_id), ranked=_ranked(lease))
+
+    age_ms = 0
+    for own, age in leases:
+        if own.id == lease_id:
+            own.state, age_ms = "submitted", age
+        elif own.state == "live":
+            own.state = "released"
+    session.flush()  # The place must be free before the judgment takes it: see overlap_never_exceeded.
+    # A reviewer may have decided single pairs of a ranking already.
+    wanted = [pair for pair in pairs if pair is offered or (pair.state == "open" and _has_room(pair))]
+    duration_ms = age_ms if form.duration_ms is None else min(form.duration_ms, age_ms)
+    return _write(session, wanted, lease, said, form.idempotency_key, duration_ms)
+
+
+def undo(session: Session, project: Project, labeler: User) -> UUID:
+    """Takes back the labeler's last answer in this project and puts its card on the desk again; returns its lease.
+
+    Raises:
+        Conflict: there is none, or it can no longer be changed.
+    """
+    queries.lock_labeler(session, labeler.id)
+    last = answer_queries.last_answer(session, project.id, labeler.id)
+    if last is None or last.lease_id is None:
+        raise Conflict("You have no answer here that could be taken back.")
+    _take_back(session, last, "undone")
+    lasting = timedelta(minutes=project.lease_minutes)
+    held = queries.renew_live_leases(session, project.id, labeler.id, lasting)
+    lease = session.get_one(Lease, last.lease_id, with_for_update=True)
+    lease.state = "live"
+    session.flush()
+    queries.renew_live_leases(session, project.id, labeler.id, lasting)
+    # The card that was on the desk follows; what was loaded ahead of it goes back.
+    answer_queries.release(session, held[1:])
+    return lease.id
+
+
+def edit(session: Session, project: Project, judgment_id: int, labeler: User, form: LabelForm) -> Judgment:
+    """Puts another answer in place of one; the old one is kept, superseded. The same form again changes nothing.
+
+    Raises:
+        NotFound, Forbidden: no such judgment here, or somebody else's.
+        Conflict: it can no longer be changed.
+        InvalidInput: the answer is not one that the rubric allows.
+    """
+    queries.lock_labeler(session, labeler.id)
+    before = own_judgment(session, project, judgment_id, labeler)
+    lease = session.get_one(Lease, before.lease_id)
+    pairs = answer_queries.lock_pairs(session, lease.comparison_id)
+    sent_before = queries.judgment_by_key(session, form.idempotency_key)
+    if sent_before and _is_same(session, sent_before, lease, pairs, form):
+        return sent_before
+    if sent_before:
+        raise Conflict("This form was sent before with another answer.", "Open the answer again from your history.")
+    if before.superseded_at is not None:
+        raise Conflict("This answer was replaced already.", "Open the newest one from your history.")
+    if form.rubric_id != before.rubric_id:
+        raise InvalidInput("This form belongs to another version of the rubric.", "Open the answer once more.")
+    said = check(form, session.get_one(Rubric, before.rubric_id), ranked=_ranked(lease))
+    judged = _take_back(session, before, "edited")
+    wanted = [pair for pair in pairs if pair.id in judged]
+    return _write(session, wanted, lease, said, form.idempotency_key, before.duration_ms)
+
+
+def own_judgment(session: Session, project: Project, judgment_id: int, labeler: User) -> Judgment:
+    """A judgment that this labeler gave at the desk; of a ranking, the one on the pair that was offered.
+
+    Raises:
+        NotFound, Forbidden: no such judgment here, or somebody else's.
+    """
+    judgment = answer_queries.find_judgment(session, project.id, judgment_id)
+    if judgment is None or judgment.lease_id is None:
+        raise NotFound("There is no such answer in this project.", "Open it from your history.")
+    if judgment.labeler_id != labeler.id:
+        raise Forbidden("Somebody else gave this answer.", "You can change your own.")
+    return answer_queries.said_on(session, judgment)[0]
+
+
+def why_final(session: Session, judgment: Judgment) -> str:
+    """Why an answer can no longer be changed; empty where it can."""
+    if judgment.superseded_at is not None:
+        return "It was replaced or taken back."
+    if recusal.is_recused(session, judgment.comparison_id, judgment.labeler_id):
+        return "You have seen what others judged."
+    parts = answer_queries.said_on(session, judgment)
+    closed = {part.comparison_id for part in parts} - answer_queries.closed_by(session, parts, CHANGEABLE_FOR)
+    states = answer_queries.states(session, closed)
+    if "withdrawn" in states:
+        return "The comparison was withdrawn."
+    if "adjudicated" in states:
+        return "A reviewer has decided this comparison."
+    return "" if states <= {"open"} else "The comparison is settled."
+
+
+def _take_back(session: Session, judgment: Judgment, reason: str) -> set[int]:
+    """Supersedes an answer and reopens what it had closed; returns the comparisons that it was about."""
+    answer_queries.lock_pairs(session, judgment.comparison_id)
+    if why := why_final(session, judgment):
+        raise Conflict(f"This answer can no longer be changed. {why}", "Tell an admin if it should be.")
+    parts = answer_queries.said_on(session, judgment)
+    judged = {part.comparison_id for part in parts}
+    answer_queries.supersede(session, parts, reason)
+    answer_queries.reopen(session, judged)
+    answer_queries.note_flags(session, judged)
+    session.expire_all()
+    return judged
+
+
+def _write(
+    session: Session,
+    pairs: Sequence[Comparison],
+    lease: Lease,
+    said: Said,
+    idempotency_key: UUID,
+    duration_ms: int | None,
+) -> Judgment:
+    """Stores the answer and settles what it completes; returns the judgment on the first of the pairs."""
+    judgments = [
+        Judgment(
+            comparison_id=pair.id, labeler_id=lease.labeler_id, rubric_id=pair.rubric_id, lease_id=lease.id, **values
+        )
+        for pair, values in zip(pairs, _values(pairs, lease, said), strict=True)
+    ]
+    # One answer, one key and one time, however many pairs it is about.
+    judgments[0].idempotency_key, judgments[0].duration_ms = idempotency_key, duration_ms
+    session.add_all(judgments)
+    session.flush()
+    ids = [pair.id for pair in pairs]
+    if said.flags:
+        answer_queries.note_flags(session, ids)
+    settle(session, ids)
+    for pair in pairs:
+        session.expire(pair)  # counted and settled behind the session's back
+    return judgments[0]
+
+
+def _values(pairs: Sequence[Comparison], lease: Lease, said: Said) -> list[dict[str, Any]]:
+    """What an answer says of each pair, in canonical order. Of a ranking, flags and reason stand on the first pair."""
+    remarks: dict[str, Any] = {"flags": said.flags, "rationale": said.rationale}
+    if said.ranks is None or lease.shown is None:
+        swapped = lease.swapped
+        preference = None if said.preference is None else scale.canonical(said.preference, swapped=swapped)
+        aspects = {name: scale.canonical(value, swapped=swapped) for name, value in said.aspects.items()}
+        return [{"preference": preference, "both_bad": said.both_bad, "aspects": aspects, "swapped": swapped} | remarks]
+    rank = dict(zip(lease.shown, said.ranks, strict=True))
+    values = []
+    for pair in pairs:
+        a, b = pair.completion_a_id, pair.completion_b_id
+        swapped = lease.shown.index(b) < lease.shown.index(a)
+        about: dict[str, Any] = {"preference": ranking.preference(rank[a], rank[b]), "swapped": swapped}
+        values.append(about | {"both_bad": False, "aspects": {}, "flags": [], "rationale": ""})
+    values[0] |= remarks
+    return values
+
+
+def _is_same(
+    session: Session, sent_before: Judgment, lease: Lease, pairs: Sequence[Comparison], form: LabelForm
+) -> bool:
+    """Whether the answer with this key said the same. If not, it is a page from the browser's history."""
+    if sent_before.lease_id != lease.id:
+        return False
+    try:
+        said = check(form, session.get_one(Rubric, sent_before.rubric_id), ranked=_ranked(lease))
+    except InvalidInput:
+        return False
+    stored = {part.comparison_id: part for part in answer_queries.said_on(session, sent_before)}
+    judged = [pair for pair in pairs if pair.id in stored]
+    return all(
+        all(getattr(stored[pair.id], name) == value for name, value in values.items())
+        for pair, values in zip(judged, _values(judged, lease, said), strict=True)
+    )
+
+
+def _ranked(lease: Lease) -> int:
+    return len(lease.shown or ())
+
+
+def _has_room(comparison: Comparison) -> bool:
+    return comparison.judgment_count + comparison.lease_count < comparison.overlap
+
+
+def _taken() -> Gone:
+    return Gone("Your time for this comparison ran out and others took it.", "Your answer was not needed any more.")

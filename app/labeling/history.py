@@ -1,0 +1,121 @@
+"""What a labeler has answered: the list of it, their own figures, and an answer put back into its card."""
+
+from typing import Literal, NamedTuple
+
+from sqlalchemy.orm import Session
+
+from app.domain import ranking, scale
+from app.judging import LabelingSettings
+from app.labeling import answer_queries, queries, recusal
+from app.labeling.answers import CHANGEABLE_FOR
+from app.labeling.forms import Draft
+from app.labeling.queries import Task
+from app.models import Comparison, Judgment, Lease, Project, User
+
+PAGE = 50
+EXCERPT = 160
+
+
+class Answered(NamedTuple):
+    """One answer as its labeler sees it again. became: '' while it stands, else edited, undone, removed, relabeled."""
+
+    judgment: Judgment
+    question: str
+    said: str
+    aspects: list[str]
+    became: str
+    can_change: bool
+
+
+class Mine(NamedTuple):
+    """seconds: median time of an answer, none if the project does not show it. older: where the next page begins."""
+
+    today: int
+    total: int
+    seconds: float | None
+    rows: list[Answered]
+    older: int | None
+
+
+def mine(session: Session, project: Project, labeler: User, before: int | None) -> Mine:
+    shown = LabelingSettings.model_validate(project.labeling).own_figures
+    figures = answer_queries.figures(session, project.id, labeler.id)
+    found = answer_queries.history(session, project.id, labeler.id, before, PAGE + 1)
+    judged = [judgment for judgment, *_rest in found[:PAGE]]
+    changeable = answer_queries.closed_by(session, judged, CHANGEABLE_FOR)
+    changeable |= {comparison.id for _judgment, comparison, *_rest in found if comparison.state == "open"}
+    changeable -= recusal.recused_from(session, changeable, labeler.id)
+    rows = [
+        Answered(
+            judgment=judgment,
+            question=excerpt(messages),
+            said=_said(judgment, comparison, strengths),
+            aspects=[_aspect(name, value, judgment) for name, value in judgment.aspects.items()],
+            became=judgment.superseded_for or "",
+            can_change=judgment.superseded_at is None and judgment.lease_id is not None and comparison.id in changeable,
+        )
+        for judgment, comparison, messages, strengths in found[:PAGE]
+    ]
+    older = judged[-1].id if len(found) > PAGE else None
+    return Mine(figures.today, figures.total, figures.seconds if shown.seconds else None, rows, older)
+
+
+def excerpt(messages: list[dict[str, str]]) -> str:
+    """The beginning of the last thing that was asked."""
+    asked = " ".join(messages[-1]["content"][: 4 * EXCERPT].split()) if messages else ""
+    return asked if len(asked) <= EXCERPT else f"{asked[:EXCERPT]}…"
+
+
+def _said(judgment: Judgment, comparison: Comparison, strengths: int) -> str:
+    if comparison.ranking_id is not None:
+        return "Ranked" if judgment.preference is not None else "Ranked in part, or cannot judge"
+    if judgment.preference is None:
+        return "Cannot judge"
+    if judgment.both_bad:
+        return "Both bad"
+    shown = scale.canonical(judgment.preference, swapped=bool(judgment.swapped))
+    return {step.value: step.label for step in scale.steps(strengths, allow_tie=True)}[shown]
+
+
+def _aspect(name: str, value: int, judgment: Judgment) -> str:
+    shown = scale.canonical(value, swapped=bool(judgment.swapped))
+    return f"{name}: {('first', 'same', 'second')[shown + 1]}"
+
+
+def task_of(session: Session, judgment: Judgment) -> Task:
+    """The card that a judgment was given on."""
+    assert judgment.lease_id is not None, "given at the desk"
+    return queries.task(session, judgment.lease_id)
+
+
+def taken_back(session: Session, task: Task, labeler: User) -> Draft | None:
+    """What this card said before the labeler took it back."""
+    undone = answer_queries.undone(session, task.position.comparison_id, labeler.id, task.lease_id)
+    return as_shown(session, undone) if undone else None
+
+
+def as_shown(session: Session, judgment: Judgment) -> Draft:
+    """An answer as its form had it: sides as shown, a ranking as ranks."""
+    preference: int | Literal["both_bad", "cannot_judge"] | None = None
+    ranks: list[int | None] = []
+    lease = session.get(Lease, judgment.lease_id)
+    if lease is not None and lease.shown:
+        pairs = answer_queries.ranked_pairs(session, judgment)
+        if all(said is None for said in pairs.values()):
+            preference = "cannot_judge"
+        else:
+            ranks = ranking.ranks(lease.shown, pairs)
+    elif judgment.preference is None:
+        preference = "cannot_judge"
+    elif judgment.both_bad:
+        preference = "both_bad"
+    else:
+        preference = scale.canonical(judgment.preference, swapped=bool(judgment.swapped))
+    aspects = {name: scale.canonical(value, swapped=bool(judgment.swapped)) for name, value in judgment.aspects.items()}
+    return Draft(
+        preference=preference,
+        ranks=ranks,
+        aspects=aspects,
+        flags=list(judgment.flags),
+        rationale=judgment.rationale,
+    )
