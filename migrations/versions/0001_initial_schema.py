@@ -1018,7 +1018,7 @@ def upgrade() -> None:
     op.create_foreign_key(op.f("fk_project_policy_id"), "project", "model_version", ["policy_id"], ["id"])
     op.create_foreign_key(op.f("fk_model_version_run_id"), "model_version", "run", ["run_id"], ["id"])
     connection = op.get_bind()
-    for script in (COUNTERS, NEWEST_RUBRIC, APPEND_ONLY, SchemaManager.get_schema()):
+    for script in (COUNTERS, TALLY, NEWEST_RUBRIC, APPEND_ONLY, SchemaManager.get_schema()):
         connection.connection.driver_connection.execute(script)  # no parameters: % stays as it is
 
 
