@@ -248,6 +248,20 @@ class PairRow(Spec):
     slices: dict[str, str] = Field(default_factory=dict)
 
 
+REWARD_VIEWS = "comparisons.jsonl"  # in a reward model's folder: a RewardView for each comparison it has read
+
+
+class RewardView(Spec):
+    """What a reward model says of a comparison of its snapshot: the probability that B is better, given that one is.
+
+    `trained` is False where it was held out or left out of training: only there is agreement no matter of memory.
+    """
+
+    comparison_id: int
+    p_b: float = Field(ge=0, le=1)
+    trained: bool
+
+
 class DemonstrationRow(Spec):
     """A line of a demonstrations file: a conversation and the answer to learn."""
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.specs import PairRow
+from app.specs import PairRow, RewardView
 from trainer import probes
 from trainer.algorithms import calibration
 from trainer.data import Pair, slice_names
@@ -56,6 +56,22 @@ def decided_logit(d: Tensor, ties: str, tie: float | None) -> Tensor:
     if ties != "rao_kupper" or tie is None:
         return d
     return F.logsigmoid(d - tie) - F.logsigmoid(-d - tie)  # log P(c) - log P(r)
+
+
+def views_of(
+    pairs: Sequence[Pair], scores: Tensor, ties: str, tie: Tensor | None, *, trained: bool
+) -> list[RewardView]:
+    """What the model says of each pair, tied ones too, at scores (2, N), chosen first."""
+    logits = decided_logit(scores[0] - scores[1], ties, None if tie is None else float(tie.mean()))
+    p_chosen = logits.double().sigmoid().tolist()
+    return [
+        RewardView(
+            comparison_id=pair.row.comparison_id,
+            p_b=round(p if pair.row.p_b >= 0.5 else 1 - p, 6),  # chosen is B: see encode_pairs
+            trained=trained,
+        )
+        for pair, p in zip(pairs, p_chosen, strict=True)
+    ]
 
 
 class Measured(NamedTuple):

@@ -14,6 +14,7 @@ from app.projects import queries, service
 from app.projects.access import ProjectDep
 from app.projects.forms import ModelForm, NewProjectForm, SettingsForm
 from app.render import page, redirect
+from app.review import service as review
 from app.specs import Generation
 from app.typed import TypedDep, not_accepted, reasons_of
 
@@ -54,7 +55,8 @@ def _list(
 def overview(request: Request, user: UserDep, project: ProjectDep, session: SessionDep) -> Response:
     """Where the project stands. htmx asks for the changing part alone while work is under way."""
     template = "projects/_status.html" if "HX-Request" in request.headers else "projects/overview.html"
-    return page(request, template, overview=queries.overview(session, project))
+    waiting = review.waiting(session, project) if "admin" in user.roles else {}
+    return page(request, template, overview=queries.overview(session, project), review=waiting)
 
 
 @router.get("/projects/{project_slug}/settings")

@@ -1,69 +1,27 @@
-"""SQL of the review queue: comparisons whose labelers split, lowest agreement first (ix_comparison_review)."""
+"""SQL of one comparison under review: everything that is known about it."""
 
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import Text, cast, func, literal, select, tuple_
+from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session, aliased
 
-from app.models import Adjudication, AuditEvent, Comparison, Completion, Judgment, ModelVersion, Prompt, Rubric, User
-
-PAGE = 50
-EXCERPT = 160  # characters
-
-
-class Place(NamedTuple):
-    """A place in the queue."""
-
-    agreement: float
-    comparison_id: int
-
-
-class Queued(NamedTuple):
-    place: Place
-    messages: list[dict[str, str]]
-    domain: str
-    a: str  # the beginnings of the responses
-    b: str
-    preferences: list[int]
-
-
-def queue(session: Session, project_id: int, after: Place | None, limit: int = PAGE) -> list[Queued]:
-    """The next comparisons in review after a place."""
-    said = select(func.array_agg(Judgment.preference)).where(
-        Judgment.comparison_id == Comparison.id, Judgment.superseded_at.is_(None)
-    )
-    completion_a, completion_b = aliased(Completion), aliased(Completion)
-    found = (
-        select(
-            Comparison.agreement,
-            Comparison.id,
-            Prompt.messages,
-            Prompt.domain,
-            func.left(completion_a.text, EXCERPT),
-            func.left(completion_b.text, EXCERPT),
-            said.scalar_subquery(),
-        )
-        .join(Prompt, Prompt.id == Comparison.prompt_id)
-        .join(completion_a, completion_a.id == Comparison.completion_a_id)
-        .join(completion_b, completion_b.id == Comparison.completion_b_id)
-        .where(Comparison.project_id == project_id, Comparison.state == "in_review")
-        .order_by(Comparison.agreement, Comparison.id)
-        .limit(limit)
-    )
-    if after is not None:
-        place = tuple_(literal(after.agreement), literal(after.comparison_id))
-        found = found.where(tuple_(Comparison.agreement, Comparison.id) > place)
-    rows = session.execute(found)
-    return [
-        Queued(Place(agreement or 0.0, id_), messages, domain, a, b, sorted(preferences or []))
-        for agreement, id_, messages, domain, a, b, preferences in rows
-    ]
-
-
-def waiting(session: Session, project_id: int) -> int:
-    in_review = select(func.count()).where(Comparison.project_id == project_id, Comparison.state == "in_review")
-    return session.scalar(in_review) or 0
+from app.models import (
+    Adjudication,
+    AuditEvent,
+    Comparison,
+    Completion,
+    Judgment,
+    LabelerGroup,
+    LabelerGroupMember,
+    Lease,
+    ModelVersion,
+    ProjectLabeler,
+    Prompt,
+    Rubric,
+    User,
+)
+from app.review.queues import about
 
 
 class Response(NamedTuple):
@@ -72,73 +30,129 @@ class Response(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A comparison with what a reviewer sees of it; reviewers are not blind."""
+    """A comparison with what a reviewer sees of it.
+
+    asked_again: the comparison that replaced it under a newer rubric. before: the one it replaced, and its version.
+    """
 
     comparison: Comparison
     prompt: Prompt
     rubric: Rubric
     a: Response
     b: Response
+    reward_model: str | None
+    asked_again: int | None
+    before: int | None
+    before_version: int | None
 
 
 def case(session: Session, project_id: int, comparison_id: int) -> Case | None:
-    completion_a, completion_b = aliased(Completion), aliased(Completion)
-    model_a, model_b = aliased(ModelVersion), aliased(ModelVersion)
+    a, b = aliased(Completion), aliased(Completion)
+    model_a, model_b, reward_model = aliased(ModelVersion), aliased(ModelVersion), aliased(ModelVersion)
+    newer, older, older_rubric = aliased(Comparison), aliased(Comparison), aliased(Rubric)
     found = (
         select(
             Comparison,
             Prompt,
             Rubric,
-            completion_a.text,
-            func.coalesce(model_a.name, completion_a.source),
-            completion_b.text,
-            func.coalesce(model_b.name, completion_b.source),
+            a.text,
+            func.coalesce(model_a.name, a.source),
+            b.text,
+            func.coalesce(model_b.name, b.source),
+            reward_model.name,
+            newer.id,
+            older.id,
+            older_rubric.version,
         )
         .join(Prompt, Prompt.id == Comparison.prompt_id)
         .join(Rubric, Rubric.id == Comparison.rubric_id)
-        .join(completion_a, completion_a.id == Comparison.completion_a_id)
-        .join(completion_b, completion_b.id == Comparison.completion_b_id)
-        .outerjoin(model_a, model_a.id == completion_a.model_version_id)
-        .outerjoin(model_b, model_b.id == completion_b.model_version_id)
+        .join(a, a.id == Comparison.completion_a_id)
+        .join(b, b.id == Comparison.completion_b_id)
+        .outerjoin(model_a, model_a.id == a.model_version_id)
+        .outerjoin(model_b, model_b.id == b.model_version_id)
+        .outerjoin(reward_model, reward_model.id == Comparison.reward_model_id)
+        .outerjoin(newer, newer.relabel_of_id == Comparison.id)
+        .outerjoin(older, older.id == Comparison.relabel_of_id)
+        .outerjoin(older_rubric, older_rubric.id == older.rubric_id)
         .where(Comparison.id == comparison_id, Comparison.project_id == project_id)
     )
     row = session.execute(found).one_or_none()
     if row is None:
         return None
-    comparison, prompt, rubric, text_a, source_a, text_b, source_b = row
-    return Case(comparison, prompt, rubric, Response(text_a, source_a), Response(text_b, source_b))
+    comparison, prompt, rubric, text_a, source_a, text_b, source_b, *rest = row
+    return Case(comparison, prompt, rubric, Response(text_a, source_a), Response(text_b, source_b), *rest)
 
 
 class Said(NamedTuple):
+    """A judgment and who gave it; `reliability` is none where nothing was measured."""
+
+    judgment: Judgment
     labeler: str
     kind: str
-    preference: int
-    rationale: str
-    created_at: datetime
-    duration_ms: int | None
+    reliability: float | None
 
 
-def judgments(session: Session, comparison_id: int) -> list[Said]:
-    """The live judgments, in the order they were given."""
+def judgments(session: Session, comparison: Comparison) -> list[Said]:
+    """All judgments, superseded ones too, in the order they were given."""
     found = (
-        select(User.name, User.kind, Judgment.preference, Judgment.rationale, Judgment.created_at, Judgment.duration_ms)
+        select(Judgment, User.name, User.kind, ProjectLabeler.reliability)
         .join(User, User.id == Judgment.labeler_id)
-        .where(Judgment.comparison_id == comparison_id, Judgment.superseded_at.is_(None))
+        .outerjoin(
+            ProjectLabeler,
+            (ProjectLabeler.labeler_id == User.id) & (ProjectLabeler.project_id == comparison.project_id),
+        )
+        .where(Judgment.comparison_id == comparison.id)
         .order_by(Judgment.created_at, Judgment.id)
     )
     return [Said(*row) for row in session.execute(found)]
 
 
-class Verdict(NamedTuple):
+class Skip(NamedTuple):
+    labeler: str
+    reason: str
+    at: datetime
+
+
+def skips(session: Session, comparison_id: int) -> list[Skip]:
+    """Who passed it over, and why."""
+    found = (
+        select(User.name, Lease.reason, Lease.created_at)
+        .join(User, User.id == Lease.labeler_id)
+        .where(Lease.comparison_id == comparison_id, Lease.state == "skipped")
+        .order_by(Lease.created_at)
+    )
+    return [Skip(*row) for row in session.execute(found)]
+
+
+class Decision(NamedTuple):
+    """Something a reviewer did: `review.adjudicated` and the like, with its details."""
+
+    id: int
+    action: str
     reviewer: str
-    verdict: int
-    note: str
-    created_at: datetime
+    at: datetime
+    details: dict[str, Any]
+
+
+def decisions(session: Session, comparison_id: int) -> list[Decision]:
+    """What reviewers did with a comparison, oldest first."""
+    found = (
+        select(AuditEvent.id, AuditEvent.action, User.name, AuditEvent.at, AuditEvent.details)
+        .join(User, User.id == AuditEvent.actor_id)
+        .where(about == str(comparison_id), AuditEvent.action.startswith("review."))
+        .order_by(AuditEvent.id)
+    )
+    return [Decision(*row) for row in session.execute(found)]
+
+
+class Verdict(NamedTuple):
+    adjudication: Adjudication
+    reviewer: str
 
 
 def verdict(session: Session, comparison_id: int) -> Verdict | None:
     found = (
-        select(User.name, Adjudication.verdict, Adjudication.note, Adjudication.created_at)
+        select(Adjudication, User.name)
         .join(User, User.id == Adjudication.reviewer_id)
         .where(Adjudication.comparison_id == comparison_id)
     )
@@ -152,15 +166,61 @@ def lock(session: Session, project_id: int, comparison_id: int) -> Comparison | 
     return session.scalars(wanted.with_for_update(), execution_options={"populate_existing": True}).one_or_none()
 
 
-def last_decision(session: Session, project_id: int, comparison_id: int) -> tuple[str, str] | None:
-    """(action, who) of the last thing a reviewer did with a comparison."""
+def replacement(session: Session, comparison_id: int) -> int | None:
+    """The comparison that asks this one again under a newer rubric."""
+    return session.scalar(select(Comparison.id).where(Comparison.relabel_of_id == comparison_id))
+
+
+def domains(session: Session, project_id: int) -> list[str]:
+    found = select(Prompt.domain).where(Prompt.project_id == project_id, Prompt.domain != "")
+    return list(session.scalars(found.distinct().order_by(Prompt.domain)))
+
+
+def safety_categories(session: Session, project_id: int) -> list[str]:
+    found = select(Prompt.safety_category).where(Prompt.project_id == project_id, Prompt.safety_category.is_not(None))
+    return [category for category in session.scalars(found.distinct().order_by(Prompt.safety_category)) if category]
+
+
+def versions(session: Session, project_id: int) -> list[Rubric]:
+    """Published rubric versions, newest first."""
+    published = select(Rubric).where(Rubric.project_id == project_id, Rubric.version.is_not(None))
+    return list(session.scalars(published.order_by(Rubric.version.desc())))
+
+
+class Asked(NamedTuple):
+    """Whom a reviewer can ask: a person, or a group with how many of it can still be asked."""
+
+    id: int
+    name: str
+    people: int = 1
+
+
+def people_to_ask(session: Session, comparison: Comparison) -> list[Asked]:
+    """Labelers who may judge in the project and have not had to do with this comparison, by name."""
+    found = select(User.id, User.name).where(*_can_be_asked(comparison)).order_by(User.name, User.id).limit(500)
+    return [Asked(*row) for row in session.execute(found)]
+
+
+def groups_to_ask(session: Session, comparison: Comparison) -> list[Asked]:
     found = (
-        select(AuditEvent.action, User.name)
-        .join(User, User.id == AuditEvent.actor_id)
-        .where(AuditEvent.project_id == project_id, AuditEvent.action.startswith("review."))
-        .where(AuditEvent.details["comparison_id"].astext == cast(literal(comparison_id), Text))
-        .order_by(AuditEvent.id.desc())
-        .limit(1)
+        select(LabelerGroup.id, LabelerGroup.name, func.count())
+        .join(LabelerGroupMember, LabelerGroupMember.group_id == LabelerGroup.id)
+        .join(User, User.id == LabelerGroupMember.labeler_id)
+        .where(LabelerGroup.project_id == comparison.project_id, *_can_be_asked(comparison))
+        .group_by(LabelerGroup.id)
+        .order_by(LabelerGroup.name)
     )
-    row = session.execute(found).one_or_none()
-    return (row[0], row[1]) if row else None
+    return [Asked(*row) for row in session.execute(found)]
+
+
+def _can_be_asked(comparison: Comparison) -> tuple[Any, ...]:
+    judged = exists().where(Judgment.comparison_id == comparison.id, Judgment.labeler_id == User.id)
+    recused = exists().where(
+        Lease.comparison_id == comparison.id, Lease.labeler_id == User.id, Lease.state == "recused"
+    )
+    kept_out = exists().where(
+        ProjectLabeler.project_id == comparison.project_id,
+        ProjectLabeler.labeler_id == User.id,
+        ProjectLabeler.state != "active",
+    )
+    return User.is_active, User.roles.contains(["labeler"]), User.kind != "imported", ~judged, ~recused, ~kept_out

@@ -1,111 +1,209 @@
-"""The review queue, one comparison in it, and the three things a reviewer can do."""
+"""The review queues, one comparison, and what a reviewer can do with it."""
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Form, Query, Request, Response
+from fastapi import APIRouter, Form, Path, Query, Request, Response
+from sqlalchemy.orm import Session
 
 from app.accounts.access import AdminDep
 from app.db import SessionDep
-from app.errors import NotFound
-from app.models import Project
+from app.errors import Forbidden, InvalidInput
+from app.models import Comparison, Project, User
+from app.models.prompt import DIFFICULTIES, SPLITS
 from app.projects.access import ProjectDep
 from app.render import page, redirect
-from app.review import queries, service, views
-from app.review.forms import MoreLabelersForm, VerdictForm, WithdrawForm
-from app.review.queries import Place
+from app.review import queries, queues, service, views
+from app.review.forms import DecisionForm, MoreLabelersForm, VerdictForm, Wanted
+from app.review.queues import Place
+from app.review.relabel_routes import router as relabel
 
 router = APIRouter(prefix="/projects/{project_slug}/review")
+router.include_router(relabel)
+
+WantedDep = Annotated[Wanted, Query()]
 
 
 @router.get("")
-def queue(
-    request: Request,
-    admin: AdminDep,
-    project: ProjectDep,
-    session: SessionDep,
-    agreement: Annotated[float | None, Query(ge=0, le=1)] = None,
-    after: Annotated[int, Query(ge=0)] = 0,
-) -> Response:
-    """The queue, lowest agreement first, from after a place on."""
-    start = Place(agreement, after) if agreement is not None else None
-    rows = queries.queue(session, project.id, start)
+def queue(request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep, wanted: WantedDep) -> Response:
+    """A queue in the order it is reviewed in, from after a place on."""
+    start = Place(wanted.key, wanted.after) if wanted.after else None
+    rows = queues.page(session, project.id, wanted, start)
+    blind = service.blind_for(session, admin, [row.comparison for row in rows])
     return page(
         request,
         "review/queue.html",
-        rows=[(row, views.tally(row.preferences)) for row in rows],
-        waiting=queries.waiting(session, project.id),
-        following=rows[-1].place if len(rows) == queries.PAGE else None,
-        is_start=start is None,
+        wanted=wanted,
+        rows=[views.row(wanted.queue, row, hidden=row.comparison.id in blind) for row in rows],
+        waiting=service.waiting(session, project),
+        limit=queues.COUNT_LIMIT,
+        following=queues.place_of(wanted.queue, rows[-1].comparison) if len(rows) == queues.PAGE else None,
+        slices={
+            "domain": queries.domains(session, project.id),
+            "difficulty": DIFFICULTIES,
+            "safety_category": queries.safety_categories(session, project.id),
+            "split": SPLITS,
+        },
+        versions=queries.versions(session, project.id),
+        who=views.who,
     )
 
 
 @router.get("/next")
-def following(
-    admin: AdminDep,
-    project: ProjectDep,
-    session: SessionDep,
-    agreement: Annotated[float, Query(ge=0, le=1)] = 0.0,
-    after: Annotated[int, Query(ge=0)] = 0,
-) -> Response:
+def following(admin: AdminDep, project: ProjectDep, session: SessionDep, wanted: WantedDep) -> Response:
     """To the next comparison after a place, so that leaving one for later leads on."""
-    return _to_next(session, project, Place(agreement, after))
+    return _on(session, project, wanted, Place(wanted.key, wanted.after))
 
 
 @router.get("/{comparison_id}")
-def case(request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep, comparison_id: int) -> Response:
-    """One comparison with everything about it; decisions are offered while it is in review."""
-    found = queries.case(session, project.id, comparison_id)
-    if found is None:
-        raise NotFound(f"This project has no comparison {comparison_id}.", "Go back to the review queue.")
-    said = queries.judgments(session, comparison_id)
-    return page(
-        request,
-        "review/case.html",
-        case=found,
-        judgments=said,
-        tally=views.tally([judgment.preference for judgment in said]),
-        describe=views.describe,
-        steps=views.steps(found.rubric.strengths),
-        verdict=queries.verdict(session, comparison_id),
-        waiting=queries.waiting(session, project.id),
-    )
+def case(
+    request: Request,
+    admin: AdminDep,
+    project: ProjectDep,
+    session: SessionDep,
+    comparison_id: int,
+    wanted: WantedDep,
+) -> Response:
+    return _case(request, session, project, admin, comparison_id, wanted)
+
+
+@router.post("/{comparison_id}/recuse")
+def give_up(
+    admin: AdminDep, project: ProjectDep, session: SessionDep, comparison_id: int, wanted: WantedDep
+) -> Response:
+    service.give_up(session, project, admin, comparison_id)
+    return redirect(f"/projects/{project.slug}/review/{comparison_id}?{wanted.query()}")
 
 
 @router.post("/{comparison_id}/verdict")
 def adjudicate(
+    request: Request,
     admin: AdminDep,
     project: ProjectDep,
     session: SessionDep,
     comparison_id: int,
+    wanted: WantedDep,
     form: Annotated[VerdictForm, Form()],
 ) -> Response:
-    place = service.adjudicate(session, project, admin, comparison_id, verdict=form.verdict, note=form.note)
-    return _to_next(session, project, place)
+    def decide() -> Comparison:
+        return service.adjudicate(session, project, admin, comparison_id, **form.model_dump())
+
+    return _decide(request, session, project, admin, comparison_id, wanted, form, decide)
 
 
 @router.post("/{comparison_id}/more")
 def ask_more(
+    request: Request,
     admin: AdminDep,
     project: ProjectDep,
     session: SessionDep,
     comparison_id: int,
+    wanted: WantedDep,
     form: Annotated[MoreLabelersForm, Form()],
 ) -> Response:
-    return _to_next(session, project, service.ask_more(session, project, admin, comparison_id, more=form.more))
+    kind, _, id_ = form.who.partition("-")
+    asked: dict[str, Any] = form.model_dump(exclude={"who"}) | ({f"{kind}_id": int(id_)} if kind else {})
+
+    def decide() -> Comparison:
+        return service.ask_more(session, project, admin, comparison_id, **asked)
+
+    return _decide(request, session, project, admin, comparison_id, wanted, form, decide)
 
 
-@router.post("/{comparison_id}/withdraw")
-def withdraw(
+# What needs no more than a note.
+ACTIONS: dict[str, Callable[..., Comparison]] = {
+    "withdraw": service.withdraw,
+    "dismiss-flags": service.dismiss_flags,
+    "people-are-right": service.people_are_right,
+    "request": service.request,
+}
+
+
+@router.post("/{comparison_id}/{action}")
+def act(
+    request: Request,
     admin: AdminDep,
     project: ProjectDep,
     session: SessionDep,
     comparison_id: int,
-    form: Annotated[WithdrawForm, Form()],
+    action: Annotated[str, Path(pattern=f"^({'|'.join(ACTIONS)})$")],
+    wanted: WantedDep,
+    form: Annotated[DecisionForm, Form()],
 ) -> Response:
-    return _to_next(session, project, service.withdraw(session, project, admin, comparison_id, note=form.note))
+    def decide() -> Comparison:
+        return ACTIONS[action](session, project, admin, comparison_id, **form.model_dump())
+
+    # What was put up for review is decided about at once.
+    stay = action == "request"
+    return _decide(request, session, project, admin, comparison_id, wanted, form, decide, stay=stay)
 
 
-def _to_next(session: SessionDep, project: Project, after: Place) -> Response:
-    place = service.next_place(session, project, after)
+def _decide(
+    request: Request,
+    session: Session,
+    project: Project,
+    admin: User,
+    comparison_id: int,
+    wanted: Wanted,
+    form: DecisionForm,
+    decide: Callable[[], Comparison],
+    *,
+    stay: bool = False,
+) -> Response:
+    """To the next comparison; or the same one with the reason and what was typed, where the decision is refused."""
+    try:
+        comparison = decide()
+    except InvalidInput as problem:  # nothing was written
+        return _case(request, session, project, admin, comparison_id, wanted, problem=problem, note=form.note)
+    if stay:
+        return redirect(f"/projects/{project.slug}/review/{comparison_id}?{wanted.query()}")
+    return _on(session, project, wanted, queues.place_of(wanted.queue, comparison))
+
+
+def _on(session: Session, project: Project, wanted: Wanted, after: Place) -> Response:
     base = f"/projects/{project.slug}/review"
-    return redirect(f"{base}/{place.comparison_id}" if place else base)
+    comparison_id = service.following(session, project, wanted, after)
+    return redirect(f"{base}/{comparison_id}?{wanted.query()}" if comparison_id else f"{base}?{wanted.query()}")
+
+
+def _case(
+    request: Request,
+    session: Session,
+    project: Project,
+    admin: User,
+    comparison_id: int,
+    wanted: Wanted,
+    *,
+    problem: InvalidInput | None = None,
+    note: str = "",
+) -> Response:
+    """One comparison with everything about it; closed to whoever may still judge it."""
+    try:
+        found = service.open_case(session, project, admin, comparison_id)
+    except Forbidden as closed:
+        context = {"comparison_id": comparison_id, "wanted": wanted, "closed": closed}
+        return page(request, "review/closed.html", status=closed.status, **context)
+    comparison = found.comparison
+    judgments = queries.judgments(session, comparison)
+    decisions = queries.decisions(session, comparison_id)
+    can_ask = comparison.state in ("settled", "in_review")
+    return page(
+        request,
+        "review/case.html",
+        status=problem.status if problem else 200,
+        case=found,
+        wanted=wanted,
+        place=queues.place_of(wanted.queue, comparison),
+        live=[said for said in judgments if said.judgment.superseded_at is None],
+        superseded=[said for said in judgments if said.judgment.superseded_at is not None],
+        skips=queries.skips(session, comparison_id),
+        decisions=[(decision, views.decision(decision, found.rubric.strengths)) for decision in decisions],
+        seen=service.as_seen(comparison, decisions),
+        verdict=queries.verdict(session, comparison_id),
+        people=queries.people_to_ask(session, comparison) if can_ask else [],
+        groups=queries.groups_to_ask(session, comparison) if can_ask else [],
+        waiting=service.waiting(session, project),
+        views=views,
+        problem=problem,
+        note=note,
+    )

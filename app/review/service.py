@@ -1,95 +1,260 @@
-"""What a reviewer decides about a comparison whose labelers split. Every decision is audited and made once."""
+"""What a reviewer decides about a comparison. Every decision is audited, and made once.
 
+Reviewers read what others judged, so they give up judging the same comparison themselves: `open_case`.
+"""
+
+from collections.abc import Collection
 from datetime import UTC, datetime
 
 from sqlalchemy.orm import Session
 
 from app.accounts.service import audit
-from app.errors import Conflict, InvalidInput, NotFound
+from app.domain import scale
+from app.errors import Conflict, Forbidden, InvalidInput, NotFound
+from app.labeling import recusal
 from app.models import Adjudication, Comparison, Project, Rubric, User
-from app.review import queries
-from app.review.queries import Place
+from app.review import queries, queues
+from app.review.forms import QueueName, Wanted
+from app.review.queries import Case
+from app.review.queues import Place
 
 MAX_OVERLAP = 1000  # the table's limit
+# What a reviewer did, as others read it.
 DONE = {
     "review.adjudicated": "gave the verdict on this comparison",
     "review.more_asked": "asked more labelers about this comparison",
     "review.withdrawn": "withdrew this comparison",
+    "review.flags_dismissed": "dismissed the flags of this comparison",
+    "review.people_right": "found the labelers of this comparison right",
+    "review.requested": "put this comparison up for review",
 }
 
 
-def adjudicate(
-    session: Session, project: Project, reviewer: User, comparison_id: int, *, verdict: int, note: str = ""
-) -> Place:
-    """The reviewer's verdict stands in place of the judgments from now on.
-
-    Returns:
-        where the comparison stood in the queue.
+def open_case(session: Session, project: Project, viewer: User, comparison_id: int) -> Case:
+    """Everything about a comparison, for a reviewer, who from now on is not asked to judge it.
 
     Raises:
-        Conflict: it is not in review any more.
+        NotFound: the project has no such comparison.
+        Forbidden: it is open and the viewer may still judge it: see `give_up`.
+    """
+    found = queries.case(session, project.id, comparison_id)
+    if found is None:
+        raise _unknown(comparison_id)
+    _refuse_blind(session, viewer, found.comparison)
+    recusal.recuse(session, comparison_id, viewer.id)
+    return found
+
+
+def blind_for(session: Session, viewer: User, comparisons: Collection[Comparison]) -> set[int]:
+    """Ids of those comparisons that the viewer could still judge, or where they could change how they did."""
+    opened = {comparison.id for comparison in comparisons if comparison.state == "open"}
+    if not opened or "labeler" not in viewer.roles:
+        return set()
+    return opened - recusal.recused_from(session, opened, viewer.id)
+
+
+def give_up(session: Session, project: Project, labeler: User, comparison_id: int) -> None:
+    """The labeler gives up judging the comparison in order to review it. A judgment they gave before stands."""
+    if queries.case(session, project.id, comparison_id) is None:
+        raise _unknown(comparison_id)
+    recusal.recuse(session, comparison_id, labeler.id)
+    audit(session, labeler.id, "labeling.recused", project.id, comparison_id=comparison_id)
+
+
+def as_seen(comparison: Comparison, decisions: Collection[queries.Decision]) -> str:
+    """What a reviewer saw, to be sent along with the decision: the state and the last thing somebody decided."""
+    return f"{comparison.state}-{max((decision.id for decision in decisions), default=0)}"
+
+
+def adjudicate(
+    session: Session,
+    project: Project,
+    reviewer: User,
+    comparison_id: int,
+    *,
+    verdict: int,
+    note: str = "",
+    seen: str = "",
+) -> Comparison:
+    """The reviewer's verdict stands in place of the judgments from now on.
+
+    Raises:
+        Conflict: somebody decided since the reviewer looked, or it has a verdict or was withdrawn.
+        Forbidden: it is open and the reviewer may still judge it.
         InvalidInput: the verdict is outside the rubric's scale.
         NotFound: the project has no such comparison.
     """
-    comparison, place = _take(session, project, comparison_id)
+    comparison = _take(session, project, reviewer, comparison_id, seen, ("open", "settled", "in_review"))
     strengths = session.get_one(Rubric, comparison.rubric_id).strengths
-    if abs(verdict) > strengths:
+    if verdict not in scale.values(strengths, allow_tie=True):
         raise InvalidInput(f"The verdict {verdict} is outside the rubric's scale.", f"Choose 0 to {strengths}.")
-    session.add(Adjudication(comparison_id=comparison.id, reviewer_id=reviewer.id, verdict=verdict, note=note.strip()))
-    comparison.state = "adjudicated"
+    session.add(Adjudication(comparison_id=comparison.id, reviewer_id=reviewer.id, verdict=verdict, note=note))
+    comparison.state, comparison.flagged = "adjudicated", False
     comparison.consensus = float(verdict)
     comparison.settled_at = datetime.now(UTC)
-    audit(
-        session, reviewer.id, "review.adjudicated", project.id, comparison_id=comparison.id, verdict=verdict, note=note
-    )
-    session.flush()
-    return place
+    return _decided(session, reviewer, comparison, "review.adjudicated", verdict=verdict, note=note)
 
 
-def ask_more(session: Session, project: Project, reviewer: User, comparison_id: int, *, more: int) -> Place:
-    """Puts the comparison back into the labeling queue for that many further labelers; it settles anew after them.
+def ask_more(
+    session: Session,
+    project: Project,
+    reviewer: User,
+    comparison_id: int,
+    *,
+    more: int,
+    group_id: int | None = None,
+    labeler_id: int | None = None,
+    note: str = "",
+    seen: str = "",
+) -> Comparison:
+    """Puts the comparison back into the labeling queue, before others, for that many further labelers; it settles anew
+    after them. They may be kept to a group or a person. A pair of a ranking is asked about alone.
 
     Raises:
-        Conflict, NotFound: as `adjudicate`.
-        InvalidInput: it would want more labelers than a comparison may have.
+        Conflict, Forbidden, NotFound: as `adjudicate`.
+        InvalidInput: it would want more labelers than it may have, or than the group or person can give.
     """
-    comparison, place = _take(session, project, comparison_id)
-    if comparison.overlap + more > MAX_OVERLAP:
+    comparison = _take(session, project, reviewer, comparison_id, seen, ("settled", "in_review"))
+    overlap = comparison.judgment_count + max(more, comparison.lease_count)
+    if overlap > MAX_OVERLAP:
         raise InvalidInput(f"A comparison takes {MAX_OVERLAP} judgments at most.", "Give a verdict instead.")
-    comparison.overlap = comparison.judgment_count + more
-    comparison.state = "open"
-    audit(session, reviewer.id, "review.more_asked", project.id, comparison_id=comparison.id, more=more)
-    session.flush()
-    return place
+    asked = _whom(session, comparison, more, group_id, labeler_id)
+    comparison.overlap, comparison.overlap_max = overlap, None
+    comparison.group_id, comparison.labeler_id = group_id, labeler_id
+    comparison.ranking_id, comparison.offered = None, True
+    comparison.priority += 1
+    comparison.state, comparison.review_reason, comparison.settled_at = "open", None, None
+    comparison.conflict_dismissed = False
+    return _decided(session, reviewer, comparison, "review.more_asked", more=more, asked=asked, note=note)
 
 
-def withdraw(session: Session, project: Project, reviewer: User, comparison_id: int, *, note: str = "") -> Place:
+def _whom(
+    session: Session, comparison: Comparison, more: int, group_id: int | None, labeler_id: int | None
+) -> str | None:
+    """The name of the group or person asked; none for anyone."""
+    if labeler_id is not None:
+        person = next((one for one in queries.people_to_ask(session, comparison) if one.id == labeler_id), None)
+        if person is None:
+            raise InvalidInput("This person cannot be asked: they judged or reviewed it, or may not label here.")
+        if more > 1:
+            raise InvalidInput(f"{person.name} alone cannot give {more} judgments.", "Ask for one, or ask a group.")
+        return person.name
+    if group_id is not None:
+        group = next((one for one in queries.groups_to_ask(session, comparison) if one.id == group_id), None)
+        if group is None:
+            raise InvalidInput("Nobody of this group can still be asked.", "Ask another group, or anyone.")
+        if more > group.people:
+            raise InvalidInput(
+                f"Of {group.name}, {group.people} can still be asked, not {more}.", "Ask for fewer, or ask anyone."
+            )
+        return group.name
+    return None
+
+
+def withdraw(
+    session: Session, project: Project, reviewer: User, comparison_id: int, *, note: str, seen: str = ""
+) -> Comparison:
     """Takes the comparison out: nothing reads it any more. Its judgments stay stored.
 
     Raises:
-        Conflict, NotFound: as `adjudicate`.
+        Conflict, Forbidden, NotFound: as `adjudicate`.
+        InvalidInput: no reason is given.
     """
-    comparison, place = _take(session, project, comparison_id)
-    comparison.state = "withdrawn"
-    audit(session, reviewer.id, "review.withdrawn", project.id, comparison_id=comparison.id, note=note)
+    comparison = _take(session, project, reviewer, comparison_id, seen, ("open", "settled", "in_review"))
+    if not note:
+        raise InvalidInput("Withdrawing needs a reason.", "Say in the note why nobody should learn from it.")
+    comparison.state, comparison.flagged = "withdrawn", False
+    return _decided(session, reviewer, comparison, "review.withdrawn", note=note)
+
+
+def dismiss_flags(
+    session: Session, project: Project, reviewer: User, comparison_id: int, *, note: str = "", seen: str = ""
+) -> Comparison:
+    """The flags need nothing done. A flag that a labeler sets later brings the comparison back.
+
+    Raises:
+        Conflict: as `adjudicate`, or nothing is flagged any more.
+        Forbidden, NotFound: as `adjudicate`.
+    """
+    comparison = _take(session, project, reviewer, comparison_id, seen, ("open", "settled", "in_review", "adjudicated"))
+    if not comparison.flagged:
+        raise Conflict("No flag of this comparison waits for a reviewer.", "Nothing was changed.")
+    comparison.flagged = False
+    return _decided(session, reviewer, comparison, "review.flags_dismissed", note=note)
+
+
+def people_are_right(
+    session: Session, project: Project, reviewer: User, comparison_id: int, *, note: str = "", seen: str = ""
+) -> Comparison:
+    """The labelers are right and the reward model is wrong: the comparison leaves the queue of such conflicts for good.
+
+    Raises:
+        Conflict, Forbidden, NotFound: as `adjudicate`.
+    """
+    comparison = _take(session, project, reviewer, comparison_id, seen, ("settled", "in_review"))
+    comparison.conflict_dismissed = True
+    return _decided(session, reviewer, comparison, "review.people_right", note=note)
+
+
+def request(
+    session: Session, project: Project, reviewer: User, comparison_id: int, *, note: str = "", seen: str = ""
+) -> Comparison:
+    """Puts a decided or withdrawn comparison up for review; a verdict it has is taken back.
+
+    Raises:
+        Conflict: as `adjudicate`, or it was asked again under a newer rubric.
+        Forbidden, NotFound: as `adjudicate`.
+    """
+    comparison = _take(session, project, reviewer, comparison_id, seen, ("settled", "adjudicated", "withdrawn"))
+    if (newer := queries.replacement(session, comparison.id)) is not None:
+        raise Conflict(f"It is asked again as comparison {newer} under a newer rubric.", f"Review {newer} instead.")
+    if verdict := queries.verdict(session, comparison.id):
+        session.delete(verdict.adjudication)
+    comparison.state, comparison.review_reason, comparison.settled_at = "in_review", "requested", None
+    return _decided(session, reviewer, comparison, "review.requested", note=note)
+
+
+def _decided(session: Session, reviewer: User, comparison: Comparison, action: str, **details: object) -> Comparison:
+    audit(session, reviewer.id, action, comparison.project_id, comparison_id=comparison.id, **details)
     session.flush()
-    return place
+    return comparison
 
 
-def _take(session: Session, project: Project, comparison_id: int) -> tuple[Comparison, Place]:
-    """The comparison, locked, which must still be in review, and its place."""
+def _take(
+    session: Session, project: Project, reviewer: User, comparison_id: int, saw: str, states: Collection[str]
+) -> Comparison:
+    """The comparison, locked: in one of these states, and as the reviewer saw it."""
     comparison = queries.lock(session, project.id, comparison_id)
     if comparison is None:
-        raise NotFound(f"This project has no comparison {comparison_id}.", "Go back to the review queue.")
-    if comparison.state != "in_review":
+        raise _unknown(comparison_id)
+    decisions = queries.decisions(session, comparison_id)
+    if comparison.state not in states or (saw and saw != as_seen(comparison, decisions)):
         # Two reviewers at once: the lock let the first one through; the second hears who that was.
-        action, name = queries.last_decision(session, project.id, comparison_id) or ("", "")
-        message = f"{name} already {DONE[action]}." if action in DONE else "This comparison is not in review any more."
+        last = decisions[-1] if decisions else None
+        message = f"{last.reviewer} already {DONE[last.action]}." if last else "This comparison has changed since."
         raise Conflict(message, "Nothing was changed. Go on with the next one in the review queue.")
-    return comparison, Place(comparison.agreement or 0.0, comparison.id)
+    _refuse_blind(session, reviewer, comparison)
+    return comparison
 
 
-def next_place(session: Session, project: Project, after: Place) -> Place | None:
-    """The next comparison in review, from the queue's start again after its end; none when it is empty."""
-    found = queries.queue(session, project.id, after, 1) or queries.queue(session, project.id, None, 1)
-    return found[0].place if found else None
+def _refuse_blind(session: Session, viewer: User, comparison: Comparison) -> None:
+    if blind_for(session, viewer, [comparison]):
+        raise Forbidden(
+            "This comparison is open and you may judge it yourself, so what others said is closed to you.",
+            "Give up judging it in order to review it.",
+        )
+
+
+def _unknown(comparison_id: int) -> NotFound:
+    return NotFound(f"This project has no comparison {comparison_id}.", "Go back to the review queue.")
+
+
+def waiting(session: Session, project: Project) -> dict[QueueName, int]:
+    """How many comparisons wait for a reviewer by reason, counted up to `queues.COUNT_LIMIT`."""
+    return queues.waiting(session, project.id)
+
+
+def following(session: Session, project: Project, wanted: Wanted, after: Place) -> int | None:
+    """The next comparison of the queue, from its start again after its end; none when nothing else is in it."""
+    found = queues.next_id(session, project.id, wanted, after) or queues.next_id(session, project.id, wanted, None)
+    return None if found == after.comparison_id else found

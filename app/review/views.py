@@ -1,15 +1,25 @@
-"""What the review templates show."""
+"""What the review templates show, in words."""
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-STRENGTHS = {1: "slightly better", 2: "better", 3: "much better"}
+from app.domain import scale
+from app.models import Comparison, Judgment
+from app.review.queries import Decision, Said
+from app.review.queues import Answer, Queued
 
 
-def describe(preference: int) -> str:
+def describe(preference: int | None, strengths: int, *, both_bad: bool = False) -> str:
     """`2` -> "B is better"."""
+    if preference is None:
+        return "Could not judge"
     if preference == 0:
-        return "Tie"
-    return f"{'B' if preference > 0 else 'A'} is {STRENGTHS[abs(preference)]}"
+        return "Both bad" if both_bad else "Tie"
+    return f"{side(preference)} is {scale.words(preference, strengths)}"
+
+
+def side(preference: float) -> str:
+    return "B" if preference > 0 else "A"
 
 
 class Step(NamedTuple):
@@ -17,24 +27,118 @@ class Step(NamedTuple):
 
     value: int
     label: str
+    words: str
     mark: str
     key: int
 
 
 def steps(strengths: int) -> list[Step]:
-    """From A much better to B much better, with keys from 1."""
-    values = range(-strengths, strengths + 1)
-    marks = {value: "=" if value == 0 else ("B" if value > 0 else "A") + "+" * (abs(value) - 1) for value in values}
-    return [Step(value, describe(value), marks[value], key) for key, value in enumerate(values, 1)]
+    """From A to B with keys from 1. A reviewer may always call it a tie."""
+    found = []
+    for key, value in enumerate(scale.values(strengths, allow_tie=True), 1):
+        mark = "=" if value == 0 else side(value) + "+" * (abs(value) - 1)
+        found.append(Step(value, describe(value, strengths), scale.words(value, strengths), mark, key))
+    return found
 
 
-class Tally(NamedTuple):
-    """How many said A, tie and B."""
+def tally(answers: Sequence[tuple[int | None, bool]]) -> str:
+    """Answers (preference, both bad) as "3 for A, 2 for B, 1 tie, 1 could not judge"."""
+    preferences = [preference for preference, _ in answers if preference is not None]
+    both_bad = sum(bad for _, bad in answers)
+    parts = (
+        (sum(p < 0 for p in preferences), "for A"),
+        (sum(p > 0 for p in preferences), "for B"),
+        (preferences.count(0) - both_bad, "tie"),
+        (both_bad, "both bad"),
+        (len(answers) - len(preferences), "could not judge"),
+    )
+    return ", ".join(f"{n} {words}" for n, words in parts if n) or "no judgments"
 
-    a: int
-    tie: int
-    b: int
+
+def tally_of(judgments: Iterable[Said]) -> str:
+    return tally([(said.judgment.preference, said.judgment.both_bad) for said in judgments])
 
 
-def tally(preferences: list[int]) -> Tally:
-    return Tally(sum(p < 0 for p in preferences), sum(p == 0 for p in preferences), sum(p > 0 for p in preferences))
+def odds(p_b: float) -> str:
+    """`0.06` -> "94% for A"."""
+    # Never "100%": a model is not certain, and rounding must not say that it is.
+    percent = min(99, int(100 * max(p_b, 1 - p_b) + 0.5))
+    return f"{percent}% for {'B' if p_b > 0.5 else 'A'}" if p_b != 0.5 else "50% for either"
+
+
+def people_prefer(comparison: Comparison) -> float:
+    """Above 0 where people prefer B: by the consensus method's posterior, or the mean where it has none."""
+    return comparison.p_b - 0.5 if comparison.p_b is not None else comparison.consensus or 0.0
+
+
+def is_conflict(comparison: Comparison) -> bool:
+    """Whether the reward model is sure that people chose the wrong side: as app.models.comparison.IN_CONFLICT."""
+    p, people = comparison.reward_p_b, people_prefer(comparison)
+    return p is not None and ((people > 0 and p <= 0.2) or (people < 0 and p >= 0.8))
+
+
+class Row(NamedTuple):
+    """A comparison in a queue. why: in words; hidden: the viewer may still judge it, so its judgments are not told."""
+
+    queued: Queued
+    why: str
+    hidden: bool
+
+
+def row(queue: str, queued: Queued, *, hidden: bool) -> Row:
+    said = tally([(answer.preference, answer.both_bad) for answer in queued.answers])
+    comparison = queued.comparison
+    if queue == "flagged":
+        return Row(queued, flags_in_words(queued.answers), hidden)
+    if queue == "conflict":
+        assert comparison.reward_p_b is not None
+        return Row(queued, f"{said}; reward model {odds(comparison.reward_p_b)}", hidden)
+    if queue == "requested":
+        asked = (
+            f"{queued.requested_by} asked for a second look" if queued.requested_by else "A second look was asked for"
+        )
+        return Row(queued, asked + (f": “{queued.request}”" if queued.request else f" ({said})"), hidden)
+    reason = "labelers could not judge it: " if comparison.review_reason == "unjudgeable" else ""
+    return Row(queued, reason + said, hidden)
+
+
+def flags_in_words(answers: Iterable[Answer]) -> str:
+    """`harmful: Ada, Bo (imported)`, one part a flag."""
+    by_flag: dict[str, list[str]] = {}
+    for answer in answers:
+        for flag in answer.flags:
+            by_flag.setdefault(flag, []).append(who(answer.labeler, answer.kind))
+    return (
+        "; ".join(f"{flag}: {', '.join(names)}" for flag, names in sorted(by_flag.items())) or "flag taken back since"
+    )
+
+
+def who(name: str, kind: str) -> str:
+    """Machines' and imported judgments are never taken for a person's."""
+    return name if kind == "person" else f"{name} ({kind.replace('_', ' ')})"
+
+
+def decision(made: Decision, strengths: int) -> str:
+    """`asked 2 more labelers (Experts)`, to follow the reviewer's name."""
+    details = made.details
+    match made.action:
+        case "review.adjudicated":
+            return f"gave the verdict: {describe(details['verdict'], strengths)}"
+        case "review.more_asked":
+            whom = f" ({details['asked']})" if details.get("asked") else ""
+            return f"asked {details['more']} more labeler{'' if details['more'] == 1 else 's'}{whom}"
+        case "review.withdrawn":
+            return "withdrew it"
+        case "review.flags_dismissed":
+            return "dismissed its flags"
+        case "review.people_right":
+            return "found the labelers right, not the reward model"
+        case "review.requested":
+            return "put it up for review"
+    return made.action.removeprefix("review.").replace("_", " ")
+
+
+def aspects(judgment: Judgment) -> list[str]:
+    """What a judgment says of the aspects: `factuality: B`, `style: same`."""
+    words = {-1: "A", 0: "same", 1: "B"}
+    return [f"{name}: {words[value]}" for name, value in sorted(judgment.aspects.items())]

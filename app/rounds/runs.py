@@ -17,6 +17,7 @@ from app.errors import PrefloopError
 from app.models import Project, Round, Run
 from app.queue import enqueue_run
 from app.rounds import stages
+from app.rounds.reward_views import store_views
 from app.rounds.stages import Maker
 from app.settings import SamplingServer
 
@@ -79,7 +80,9 @@ def run_finished(
     round_ = session.get_one(Round, run.round_id, with_for_update=LOCK)
     if run.kind in ("sft", "reward", "dpo", "ppo"):
         model = stages.record_model(session, round_, run, digest, result)
-        if model.role != "reward" and not run.cancel_requested:
+        if model.role == "reward":
+            store_views(session, store, model)
+        elif not run.cancel_requested:
             project.policy_id = model.id
             if model.role == "sft":
                 project.reference_id = model.id

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from app.artifacts import ArtifactStore, read_content
 from app.errors import InvalidInput
-from app.specs import RewardSpec
+from app.specs import REWARD_VIEWS, RewardSpec
 from trainer import reward_card
 from trainer.algorithms.bradley_terry import davidson_probabilities, rao_kupper_probabilities
 from trainer.checkpoints import Checkpoints
@@ -66,6 +66,7 @@ from trainer.reward_report import (
     slice_metrics,
     split_figures,
     statistics,
+    views_of,
 )
 from trainer.training import Training, deal, sum_over_processes
 
@@ -101,7 +102,7 @@ def train(
     encoder = ChatEncoder(tokenizer, spec.max_length)
     encoded = encode_pairs(read_pairs(snapshot), encoder)
     heldout = encoded.heldout
-    train_pairs, dropped = usable(spec, encoded)
+    train_pairs, unused, dropped = usable(spec, encoded)
     require_targets(spec, train_pairs)
     elements, heldout_elements = elements_of(train_pairs), elements_of(heldout)
     targets = targets_of(train_pairs, elements, spec)
@@ -152,8 +153,21 @@ def train(
     heldout_rewards = rewards_of(heldout_elements, "held-out comparisons")
     heldout_pairs = by_pair(heldout_rewards, heldout_elements)
     reference = rewards_of(elements, "rewards of the training responses")
+    train_rewards = by_pair(reference, elements)
+    unused_elements = elements_of(unused)
+    unused_rewards = by_pair(rewards_of(unused_elements, "comparisons that were not trained on"), unused_elements)
     measured = measured_pairs(spec, objective, heldout, heldout_pairs)
-    on_train = measured_pairs(spec, objective, train_pairs, by_pair(reference, elements))
+    on_train = measured_pairs(spec, objective, train_pairs, train_rewards)
+    tie = cpu(objective.tie())
+    views = [
+        view
+        for pairs, rewards, trained in (
+            (train_pairs, train_rewards, True),
+            (heldout, heldout_pairs, False),
+            (unused, unused_rewards, False),
+        )
+        for view in views_of(pairs, objective.model.score(rewards), spec.ties, tie, trained=trained)
+    ]
     results = slice_metrics(measured)
     report: dict[str, Any] = {
         "train": split_figures(on_train),
@@ -200,10 +214,12 @@ def train(
         "train_pairs": len(train_pairs),
         "train_elements": len(elements),
         "heldout_pairs": len(heldout),
+        "scored_pairs": len(views),
         "dropped": list(dropped),
         "notes": list(notes_on(tokenizer)),
     }
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    (folder / REWARD_VIEWS).write_text("".join(view.model_dump_json() + "\n" for view in views))
     (folder / "README.md").write_text(reward_card.model_card(spec, report))
     overall = results.get("", {})
     return RewardResult(
@@ -225,17 +241,17 @@ def train(
     )
 
 
-def usable(spec: RewardSpec, encoded: EncodedPairs) -> tuple[list[Pair], tuple[str, ...]]:
-    """The training pairs that have a target, and why others were left out.
+def usable(spec: RewardSpec, encoded: EncodedPairs) -> tuple[list[Pair], list[Pair], tuple[str, ...]]:
+    """The training pairs that have a target, those that have none, and why they were left out.
 
     A tie has no hard label, unless ties are an outcome of their own.
     """
     if spec.soft_labels or spec.ties != "half":
-        return encoded.train, encoded.dropped
-    ties = [pair.row.comparison_id for pair in encoded.train if pair.tied]
-    left_out = {"are ties, which hard labels cannot say": ties} if ties else {}
+        return encoded.train, [], encoded.dropped
     kept = [pair for pair in encoded.train if not pair.tied]
-    return kept, (*encoded.dropped, *describe_left_out(left_out, "comparisons"))
+    ties = [pair for pair in encoded.train if pair.tied]
+    left_out = {"are ties, which hard labels cannot say": [pair.row.comparison_id for pair in ties]} if ties else {}
+    return kept, ties, (*encoded.dropped, *describe_left_out(left_out, "comparisons"))
 
 
 def require_targets(spec: RewardSpec, pairs: Sequence[Pair]) -> None:

@@ -1,0 +1,169 @@
+"""SQL of relabeling: decided comparisons to be asked again under a newer rubric version."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ColumnElement,
+    Select,
+    any_,
+    exists,
+    func,
+    insert,
+    literal,
+    select,
+    update,
+)
+from sqlalchemy.orm import Session, aliased
+
+from app.models import Comparison, Judgment, Prompt, Rubric
+from app.review.forms import RelabelForm
+
+DECIDED = ("settled", "in_review", "adjudicated")
+# Repeats and calibration items measure labelers, not responses.
+PURPOSES = ("train", "heldout", "human_eval")
+PREFERENCES = tuple(range(-4, 5))
+# What the new comparison has of the old one. Not its digest: by that an import knows the old judgments again.
+_KEPT = (
+    "project_id",
+    "prompt_id",
+    "completion_a_id",
+    "completion_b_id",
+    "round_id",
+    "purpose",
+    "priority",
+    "selection",
+    "external_id",
+    "reward_p_b",
+    "reward_model_id",
+    "reward_trained",
+)
+
+
+def _fitting(project_id: int, form: RelabelForm) -> list[ColumnElement[bool]]:
+    """Conditions of the comparisons that the form asks for."""
+    said = Judgment.comparison_id == Comparison.id, Judgment.superseded_at.is_(None)
+    found = [
+        Comparison.project_id == project_id,
+        Comparison.state.in_(DECIDED),
+        Comparison.purpose.in_(PURPOSES),
+        Comparison.rubric_id != form.rubric,
+    ]
+    if form.slice:
+        name, _, value = form.slice.partition("=")
+        if name == "purpose":
+            found.append(Comparison.purpose == value)
+        else:
+            found.append(exists().where(Prompt.id == Comparison.prompt_id, getattr(Prompt, name) == value))
+    if form.flag:
+        found.append(exists().where(*said, Judgment.flags.contains([form.flag])))
+    if form.aspect:
+        found.append(exists().where(*said, Judgment.aspects.has_key(form.aspect)))
+    if form.agreement:
+        found.append(Comparison.agreement < int(form.agreement) / 100)
+    return found
+
+
+def count(session: Session, project_id: int, form: RelabelForm) -> int:
+    return session.scalar(select(func.count()).select_from(Comparison).where(*_fitting(project_id, form))) or 0
+
+
+def lock(session: Session, project_id: int, form: RelabelForm, limit: int) -> list[int]:
+    """At most that many of the comparisons, the same by chance every time, locked until the transaction ends."""
+    fitting = _fitting(project_id, form)
+    drawn = select(Comparison.id).where(*fitting).order_by(func.md5(func.concat(Comparison.id))).limit(limit)
+    # The conditions once more: what somebody changed while we waited for its lock is left out.
+    locked = select(Comparison.id).where(Comparison.id.in_(drawn), *fitting).order_by(Comparison.id)
+    return list(session.scalars(locked.with_for_update(of=Comparison)))
+
+
+def ask_again(session: Session, ids: Sequence[int], rubric_id: int, overlap: int) -> None:
+    """Opens a comparison under the rubric for each of these, which are withdrawn, their judgments superseded.
+
+    A pair of a ranking is asked about alone.
+    """
+    these = literal(list(ids), ARRAY(BigInteger))
+    old = select(
+        *(getattr(Comparison, name) for name in _KEPT), literal(rubric_id, BigInteger), literal(overlap), Comparison.id
+    ).where(Comparison.id == any_(these))
+    columns = (*_KEPT, "rubric_id", "overlap", "relabel_of_id")
+    session.execute(insert(Comparison).from_select(columns, old.order_by(Comparison.id)))
+    live = update(Judgment).where(Judgment.comparison_id == any_(these), Judgment.superseded_at.is_(None))
+    quietly = {"synchronize_session": False}
+    session.execute(live.values(superseded_at=func.now(), superseded_for="relabeled"), execution_options=quietly)
+    replaced = update(Comparison).where(Comparison.id == any_(these))
+    session.execute(replaced.values(state="withdrawn", flagged=False), execution_options=quietly)
+    # A hidden repeat compares an answer with one under the old rubric, which does not count any more.
+    repeats = update(Comparison).where(Comparison.repeat_of_id == any_(these), Comparison.state == "open")
+    session.execute(repeats.values(state="withdrawn"), execution_options=quietly)
+
+
+def flags(session: Session, project_id: int) -> list[str]:
+    """Names of the flags that any published rubric version of the project has."""
+    return _names(session, project_id, "flags")
+
+
+def aspects(session: Session, project_id: int) -> list[str]:
+    return _names(session, project_id, "aspects")
+
+
+def _names(session: Session, project_id: int, column: str) -> list[str]:
+    published = select(getattr(Rubric, column)).where(Rubric.project_id == project_id, Rubric.version.is_not(None))
+    return sorted({entry["name"] for entries in session.scalars(published) for entry in entries})
+
+
+class Progress(NamedTuple):
+    """Of the comparisons asked again under a version: how many, and how many are decided anew."""
+
+    asked: int
+    decided: int
+
+
+def progress(session: Session, rubric_id: int) -> Progress:
+    again = select(func.count(), func.count().filter(Comparison.state.in_(DECIDED)))
+    row = session.execute(
+        again.where(
+            Comparison.relabel_of_id.is_not(None), Comparison.rubric_id == rubric_id, Comparison.state != "withdrawn"
+        )
+    ).one()
+    return Progress(*row)
+
+
+class Pattern(NamedTuple):
+    """Comparisons decided before and after with the same numbers of answers: how many answers gave each of PREFERENCES
+    before, and after, and how many comparisons that holds for."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    comparisons: int
+
+
+def patterns(session: Session, rubric_id: int) -> list[Pattern]:
+    """The judgments of comparisons asked again under the version and decided since, before and after."""
+    old, new = aliased(Comparison), aliased(Comparison)
+    again = (
+        select(old.id.label("old_id"), new.id.label("new_id"))
+        .join(old, old.id == new.relabel_of_id)
+        .where(new.rubric_id == rubric_id, new.state.in_(DECIDED))
+        .cte("again")
+    )
+
+    def counted(of: ColumnElement[int], *standing: ColumnElement[bool]) -> Select[tuple[int, ...]]:
+        counts = [func.count().filter(Judgment.preference == value).label(f"n{value}") for value in PREFERENCES]
+        return (
+            select(again.c.new_id, *counts)
+            .join(Judgment, Judgment.comparison_id == of)
+            .where(*standing)
+            .group_by(again.c.new_id)
+        )
+
+    before = counted(again.c.old_id, Judgment.superseded_for == "relabeled").subquery()
+    after = counted(again.c.new_id, Judgment.superseded_at.is_(None)).subquery()
+    counts = [side.c[f"n{value}"] for side in (before, after) for value in PREFERENCES]
+    found = select(*counts, func.count()).join(after, after.c.new_id == before.c.new_id).group_by(*counts)
+    size = len(PREFERENCES)
+    return [
+        Pattern(tuple(row[:size]), tuple(row[size : 2 * size]), row[2 * size]) for row in session.execute(found).all()
+    ]
