@@ -19,6 +19,7 @@ from app.accounts.routes import router as accounts
 from app.artifacts import ArtifactStore
 from app.datasets.routes import router as datasets
 from app.db import make_engine, make_session_factory
+from app.demonstrations.routes import router as demonstrations
 from app.errors import InvalidInput, NotFound, NotSignedIn, PrefloopError, Unavailable
 from app.insights.routes import router as insights
 from app.labeling.routes import router as labeling
@@ -26,6 +27,7 @@ from app.limits import BodyLimit
 from app.lineage.routes import router as lineage
 from app.projects.routes import router as projects
 from app.prompts.routes import router as prompts
+from app.red_team.routes import router as red_team
 from app.render import ROOT, page, redirect
 from app.review.routes import router as review
 from app.rounds.routes import router as rounds
@@ -46,6 +48,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     datasets,
     rounds,
     lineage,
+    demonstrations,
+    red_team,
 )
 
 SECURITY_HEADERS = {

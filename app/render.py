@@ -100,11 +100,12 @@ templates = _environment()
 
 
 def fragment(request: Request, template: str, **context: Any) -> str:
-    """A template with what all pages share: `user`, `project`, `path`, `csrf_token`, `csrf_field()`."""
+    """A template with what all pages share: `user`, `project`, `offers`, `path`, `csrf_token`, `csrf_field()`."""
     token = csrf_token(request)
     shared = {
         "user": getattr(request.state, "user", None),
         "project": getattr(request.state, "project", None),
+        "offers": getattr(request.state, "offers", None),  # app.projects.access.Offers
         "path": request.url.path,
         "csrf_token": token,
         "csrf_field": lambda: Markup('<input type="hidden" name="{}" value="{}">').format(CSRF_FIELD, token),

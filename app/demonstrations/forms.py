@@ -1,0 +1,92 @@
+"""What the pages of demonstrations send."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field
+
+MAX_TEXT = 100_000
+MAX_NOTE = 5_000
+
+# What a labeler says who skips a prompt, by what is stored.
+SKIP_REASONS = {
+    "unclear": "The prompt makes no sense",
+    "knowledge": "I do not know enough about it",
+    "unwilling": "I do not want to write this",
+    "other": "Another reason",
+}
+Start = Literal["scratch", "sample"]
+
+
+def clean(text: object) -> object:
+    """Browsers send line ends as CRLF and count them as one character; PostgreSQL stores no NUL."""
+    return text.replace("\r\n", "\n").replace("\0", "").strip() if isinstance(text, str) else text
+
+
+def _none_if_empty(value: object) -> object:
+    return None if value == "" else value
+
+
+Number = Annotated[Annotated[int, Field(ge=0, lt=2**63)] | None, BeforeValidator(_none_if_empty)]
+Text = Annotated[str, BeforeValidator(clean), Field(max_length=MAX_TEXT)]
+Note = Annotated[str, BeforeValidator(clean), Field(max_length=MAX_NOTE)]
+Tag = Annotated[str, Field(max_length=200)]
+
+
+class AnswerForm(BaseModel):
+    """A written answer. `duration_ms` is the time the editor was in sight; none without JavaScript."""
+
+    prompt_id: int
+    rubric_id: Number = None
+    text: Text = ""
+    duration_ms: Number = None
+
+
+class SkipForm(BaseModel):
+    reason: Literal["unclear", "knowledge", "unwilling", "other"] = "other"
+
+
+class PreviewForm(BaseModel):
+    """A text to be rendered, and what its changes are shown against: a sample, or a demonstration as it stands."""
+
+    text: Annotated[str, Field(max_length=MAX_TEXT)] = ""
+    completion_id: Number = None
+    demonstration_id: Number = None
+
+
+class RevisionForm(BaseModel):
+    """`seen` tells which state of the demonstration was on the screen."""
+
+    seen: Annotated[str, Field(max_length=200)]
+    text: Text = ""
+
+
+class DecisionForm(RevisionForm):
+    note: Note = ""
+
+
+class DemonstrationFilter(BaseModel):
+    """Empty means any. `before` is the id of the last demonstration of the page before."""
+
+    state: Literal["", "pending", "approved", "rejected"] = ""
+    author: Number = None
+    split: Literal["", "train", "heldout", "regression", "calibration"] = ""
+    domain: Tag = ""
+    difficulty: Literal["", "easy", "hard", "adversarial"] = ""
+    safety_category: Tag = ""
+    text: Tag = ""
+    before: Number = None
+
+
+class AskForm(BaseModel):
+    """Which prompts want a demonstration: `count` of those that fit. Empty means any.
+
+    `eligible` is how many the page said there were: the same form sent twice asks once.
+    """
+
+    split: Literal["", "train", "heldout"] = ""
+    domain: Tag = ""
+    difficulty: Literal["", "easy", "hard", "adversarial"] = ""
+    safety_category: Tag = ""
+    start: Start = "scratch"
+    count: Annotated[int, Field(ge=1, le=100_000)] = 20
+    eligible: Number = None

@@ -1,0 +1,393 @@
+"""SQL of demonstrations and of the prompts that want one.
+
+Order of locks: the labeler's own row, then one task or demonstration.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, time, timedelta
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, Select, and_, column, delete, exists, func, insert, literal, or_, select, update
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
+
+from app.demonstrations.forms import AskForm, DemonstrationFilter
+from app.models import Completion, Demonstration, DemonstrationTask, Project, Prompt, Rubric, User
+
+PAGE = 50
+EXCERPT = 200  # characters
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def lock_labeler(session: Session, labeler_id: int) -> None:
+    """One thing at a time for each labeler: two tabs, or the two halves of a double click, follow each other."""
+    session.execute(select(User.id).where(User.id == labeler_id).with_for_update(key_share=True))
+
+
+def _free() -> ColumnElement[bool]:
+    return or_(DemonstrationTask.labeler_id.is_(None), DemonstrationTask.expires_at < func.now())
+
+
+def _skipped_by(labeler_id: int) -> ColumnElement[bool]:
+    return DemonstrationTask.skips.contains([{"labeler": labeler_id}])
+
+
+def renew(session: Session, project_id: int, labeler_id: int, lasting: timedelta) -> int | None:
+    """The task the labeler has in this project, held again from now on, also if its time was over."""
+    own = (DemonstrationTask.project_id == project_id, DemonstrationTask.labeler_id == labeler_id)
+    held = update(DemonstrationTask).where(*own).values(expires_at=func.now() + lasting)
+    return session.scalar(held.returning(DemonstrationTask.id))
+
+
+def claim(session: Session, project_id: int, labeler_id: int, lasting: timedelta, *, skipped: bool) -> int | None:
+    """Gives the labeler the next free task, of those they have skipped or of the others; none if there is none."""
+    skip = _skipped_by(labeler_id)
+    found = (
+        select(DemonstrationTask.id)
+        .where(DemonstrationTask.project_id == project_id, _free(), skip if skipped else ~skip)
+        .order_by(DemonstrationTask.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    task_id = session.scalar(found)
+    if task_id is not None:
+        held = update(DemonstrationTask).where(DemonstrationTask.id == task_id)
+        session.execute(held.values(labeler_id=labeler_id, expires_at=func.now() + lasting))
+    return task_id
+
+
+class Waiting(NamedTuple):
+    """Tasks of a project: all, those that are free for a labeler, and of these the ones they have skipped."""
+
+    total: int
+    free: int
+    skipped: int
+
+
+def waiting(session: Session, project_id: int, labeler_id: int) -> Waiting:
+    skipped = and_(_free(), _skipped_by(labeler_id))
+    counts = select(func.count(), func.count().filter(_free()), func.count().filter(skipped))
+    return Waiting(*session.execute(counts.where(DemonstrationTask.project_id == project_id)).one())
+
+
+def written_today(session: Session, labeler_id: int) -> int:
+    """Since midnight, UTC, in all projects."""
+    midnight = datetime.combine(datetime.now(UTC).date(), time(), UTC)
+    mine = select(func.count()).where(Demonstration.author_id == labeler_id, Demonstration.created_at >= midnight)
+    return session.scalar(mine) or 0
+
+
+class Desk(NamedTuple):
+    """What a labeler writes on: `sample` is the text to start from, none where they start from nothing."""
+
+    task_id: int
+    prompt: Prompt
+    completion_id: int | None
+    sample: str | None
+
+
+def desk(session: Session, task_id: int) -> Desk:
+    found = (
+        select(DemonstrationTask.id, Prompt, DemonstrationTask.completion_id, Completion.text)
+        .join(Prompt, Prompt.id == DemonstrationTask.prompt_id)
+        .outerjoin(Completion, Completion.id == DemonstrationTask.completion_id)
+        .where(DemonstrationTask.id == task_id)
+    )
+    return Desk(*session.execute(found).one())
+
+
+class Locked(NamedTuple):
+    task: DemonstrationTask
+    is_free: bool
+
+
+def lock_task(session: Session, project_id: int, task_id: int) -> Locked | None:
+    found = select(DemonstrationTask, _free()).where(
+        DemonstrationTask.id == task_id, DemonstrationTask.project_id == project_id
+    )
+    row = session.execute(found.with_for_update(), execution_options={"populate_existing": True}).one_or_none()
+    return Locked(*row) if row else None
+
+
+def newest_rubric(session: Session, project_id: int) -> Rubric | None:
+    found = select(Rubric).where(Rubric.project_id == project_id, Rubric.version.is_not(None))
+    return session.scalars(found.order_by(Rubric.version.desc()).limit(1)).one_or_none()
+
+
+def has_rubric(session: Session, project_id: int, rubric_id: int) -> bool:
+    return bool(session.scalar(select(exists().where(Rubric.id == rubric_id, Rubric.project_id == project_id))))
+
+
+def with_text(session: Session, prompt_id: int, digest: str) -> Demonstration | None:
+    same = select(Demonstration).where(Demonstration.prompt_id == prompt_id, Demonstration.digest == digest)
+    return session.scalars(same).one_or_none()
+
+
+def sample_text(session: Session, project_id: int, completion_id: int) -> str | None:
+    found = select(Completion.text).join(Prompt, Prompt.id == Completion.prompt_id)
+    return session.scalar(found.where(Completion.id == completion_id, Prompt.project_id == project_id))
+
+
+class ProjectTasks(NamedTuple):
+    slug: str
+    name: str
+    tasks: int
+
+
+def projects_with_tasks(session: Session, labeler_id: int) -> list[ProjectTasks]:
+    """Projects with prompts that this labeler could write for, and how many."""
+    found = (
+        select(Project.slug, Project.name, func.count())
+        .join(DemonstrationTask, DemonstrationTask.project_id == Project.id)
+        .where(or_(_free(), DemonstrationTask.labeler_id == labeler_id))
+        .group_by(Project.id)
+        .order_by(Project.id)
+    )
+    return [ProjectTasks(*row) for row in session.execute(found)]
+
+
+# ---- reading and reviewing -------------------------------------------------------------------------------------------
+
+
+class Listed(NamedTuple):
+    """A demonstration in a list: the beginnings of its texts."""
+
+    demonstration_id: int
+    state: str
+    question: str
+    excerpt: str
+    is_edited: bool
+    author: str | None
+    source: str
+    review_note: str
+    created_at: datetime
+    domain: str
+    split: str
+
+
+def _listed() -> Select[Any]:
+    question = Prompt.messages[-1]["content"].astext
+    return (
+        select(
+            Demonstration.id,
+            Demonstration.state,
+            func.left(question, EXCERPT),
+            func.left(Demonstration.text, EXCERPT),
+            Demonstration.written.is_not(None),
+            User.name,
+            Demonstration.source,
+            Demonstration.review_note,
+            Demonstration.created_at,
+            Prompt.domain,
+            Prompt.split,
+        )
+        .join(Prompt, Prompt.id == Demonstration.prompt_id)
+        .outerjoin(User, User.id == Demonstration.author_id)
+    )
+
+
+class Listing(NamedTuple):
+    rows: list[Listed]
+    total: int
+    following: int | None  # `before` of the next page
+
+
+def _page(session: Session, conditions: Sequence[ColumnElement[bool]], before: int | None) -> Listing:
+    counted = select(func.count()).select_from(Demonstration).join(Prompt, Prompt.id == Demonstration.prompt_id)
+    total = session.scalar(counted.where(*conditions)) or 0
+    query = _listed().where(*conditions).order_by(Demonstration.id.desc()).limit(PAGE + 1)
+    if before is not None:
+        query = query.where(Demonstration.id < before)
+    rows = [Listed(*row) for row in session.execute(query)]
+    return Listing(rows[:PAGE], total, rows[PAGE - 1].demonstration_id if len(rows) > PAGE else None)
+
+
+def listing(session: Session, project_id: int, wanted: DemonstrationFilter) -> Listing:
+    """One page of the project's demonstrations, newest first. Text is searched in answer and conversation."""
+    conditions = [Demonstration.project_id == project_id]
+    if wanted.state:
+        conditions.append(Demonstration.state == wanted.state)
+    if wanted.author is not None:
+        conditions.append(Demonstration.author_id == wanted.author)
+    conditions += _of_slice(wanted)
+    if words := wanted.text.strip():
+        conditions.append(or_(_holds(Demonstration.text, words), _in_conversation(words)))
+    return _page(session, conditions, wanted.before)
+
+
+def own(session: Session, project_id: int, author_id: int, before: int | None) -> Listing:
+    mine = (Demonstration.project_id == project_id, Demonstration.author_id == author_id)
+    return _page(session, mine, before)
+
+
+def _of_slice(wanted: DemonstrationFilter | AskForm) -> list[ColumnElement[bool]]:
+    names = ("split", "domain", "difficulty", "safety_category")
+    return [getattr(Prompt, name) == value for name in names if (value := getattr(wanted, name))]
+
+
+def _holds(text: Any, words: str) -> ColumnElement[bool]:
+    return func.strpos(func.lower(text), words.lower()) > 0
+
+
+def _in_conversation(words: str) -> ColumnElement[bool]:
+    message = func.jsonb_array_elements(Prompt.messages).table_valued(column("value", JSONB), name="message")
+    return exists(select(1).select_from(message).where(_holds(message.c.value.op("->>")("content"), words)))
+
+
+def states(session: Session, project_id: int) -> dict[str, int]:
+    counts = select(Demonstration.state, func.count()).where(Demonstration.project_id == project_id)
+    return dict(session.execute(counts.group_by(Demonstration.state)).all())
+
+
+class Author(NamedTuple):
+    id: int
+    name: str
+
+
+def authors(session: Session, project_id: int) -> list[Author]:
+    wrote = exists().where(Demonstration.author_id == User.id, Demonstration.project_id == project_id)
+    return [Author(*row) for row in session.execute(select(User.id, User.name).where(wrote).order_by(User.name))]
+
+
+class Slices(NamedTuple):
+    """The values that the project's prompts have."""
+
+    domain: list[str]
+    safety_category: list[str]
+
+
+def slices(session: Session, project_id: int) -> Slices:
+    def values(tag: InstrumentedAttribute[str] | InstrumentedAttribute[str | None]) -> list[str]:
+        found = select(tag).where(Prompt.project_id == project_id, tag != "").distinct().order_by(tag)
+        return [value for value in session.scalars(found) if value]
+
+    return Slices(values(Prompt.domain), values(Prompt.safety_category))
+
+
+class Case(NamedTuple):
+    """A demonstration with what a reviewer, or its author, sees of it."""
+
+    demonstration: Demonstration
+    prompt: Prompt
+    author: str | None
+    reviewer: str | None
+    sample: str | None
+    rubric_version: int | None
+
+
+def case(session: Session, project_id: int, demonstration_id: int) -> Case | None:
+    author, reviewer = aliased(User), aliased(User)
+    found = (
+        select(Demonstration, Prompt, author.name, reviewer.name, Completion.text, Rubric.version)
+        .join(Prompt, Prompt.id == Demonstration.prompt_id)
+        .outerjoin(author, author.id == Demonstration.author_id)
+        .outerjoin(reviewer, reviewer.id == Demonstration.reviewer_id)
+        .outerjoin(Completion, Completion.id == Demonstration.completion_id)
+        .outerjoin(Rubric, Rubric.id == Demonstration.rubric_id)
+        .where(Demonstration.id == demonstration_id, Demonstration.project_id == project_id)
+    )
+    row = session.execute(found).one_or_none()
+    return Case(*row) if row else None
+
+
+def lock(session: Session, project_id: int, demonstration_id: int) -> Demonstration | None:
+    found = select(Demonstration).where(Demonstration.id == demonstration_id, Demonstration.project_id == project_id)
+    return session.scalars(found.with_for_update(), execution_options={"populate_existing": True}).one_or_none()
+
+
+def next_pending(session: Session, project_id: int, after: int) -> int | None:
+    """The next to review after one, from the first again at the end."""
+    pending = select(Demonstration.id).where(Demonstration.project_id == project_id, Demonstration.state == "pending")
+    order = ((Demonstration.id <= after), Demonstration.id)
+    return session.scalar(pending.where(Demonstration.id != after).order_by(*order).limit(1))
+
+
+# ---- asking ----------------------------------------------------------------------------------------------------------
+
+
+def _eligible(project: Project, wish: AskForm) -> list[ColumnElement[bool]]:
+    """Prompts that training reads, that fit, and that have no answer yet nor wait for one."""
+    answered = exists().where(Demonstration.prompt_id == Prompt.id, Demonstration.state != "rejected")
+    asked = exists().where(DemonstrationTask.prompt_id == Prompt.id)
+    conditions = [Prompt.project_id == project.id, Prompt.split.in_(("train", "heldout")), ~answered, ~asked]
+    conditions += _of_slice(wish)
+    if wish.start == "sample":
+        conditions.append(exists(_samples(project)))
+    return conditions
+
+
+def _samples(project: Project) -> Select[int]:
+    """What the present policy said to a prompt, the newest first."""
+    said = select(Completion.id).where(
+        Completion.prompt_id == Prompt.id,
+        Completion.model_version_id == project.policy_id,
+        Completion.text != "",
+    )
+    return said.order_by(Completion.id.desc()).limit(1).correlate(Prompt)
+
+
+def count_eligible(session: Session, project: Project, wish: AskForm) -> int:
+    return session.scalar(select(func.count()).select_from(Prompt).where(*_eligible(project, wish))) or 0
+
+
+def add_tasks(session: Session, project: Project, wish: AskForm) -> int:
+    """Adds a task for `wish.count` eligible prompts, spread over them all; returns how many."""
+    start = _samples(project).scalar_subquery() if wish.start == "sample" else literal(None, Completion.id.type)
+    chosen = (
+        select(literal(project.id), Prompt.id, start)
+        .where(*_eligible(project, wish))
+        .order_by(func.md5(Prompt.digest))
+        .limit(wish.count)
+    )
+    added = insert(DemonstrationTask).from_select(["project_id", "prompt_id", "completion_id"], chosen)
+    return len(session.execute(added.returning(DemonstrationTask.id)).all())
+
+
+def lock_project(session: Session, project: Project) -> None:
+    """Who asks for demonstrations at the same time follows one after the other."""
+    session.execute(select(Project.id).where(Project.id == project.id).with_for_update(key_share=True))
+
+
+class OpenTask(NamedTuple):
+    task_id: int
+    question: str
+    domain: str
+    split: str
+    from_sample: bool
+    labeler: str | None  # who writes now
+    skips: list[dict[str, Any]]
+
+
+def open_tasks(session: Session, project_id: int, limit: int = PAGE) -> list[OpenTask]:
+    """Those that most people have skipped first: they need a look."""
+    held = and_(User.id == DemonstrationTask.labeler_id, DemonstrationTask.expires_at >= func.now())
+    found = (
+        select(
+            DemonstrationTask.id,
+            func.left(Prompt.messages[-1]["content"].astext, EXCERPT),
+            Prompt.domain,
+            Prompt.split,
+            DemonstrationTask.completion_id.is_not(None),
+            User.name,
+            DemonstrationTask.skips,
+        )
+        .join(Prompt, Prompt.id == DemonstrationTask.prompt_id)
+        .outerjoin(User, held)
+        .where(DemonstrationTask.project_id == project_id)
+        .order_by(func.jsonb_array_length(DemonstrationTask.skips).desc(), DemonstrationTask.id)
+        .limit(limit)
+    )
+    return [OpenTask(*row) for row in session.execute(found)]
+
+
+def count_tasks(session: Session, project_id: int) -> int:
+    return session.scalar(select(func.count()).where(DemonstrationTask.project_id == project_id)) or 0
+
+
+def remove_tasks(session: Session, project_id: int, task_id: int | None) -> int:
+    """Removes a task, or all of them that nobody writes for now; returns how many."""
+    gone = delete(DemonstrationTask).where(DemonstrationTask.project_id == project_id)
+    gone = gone.where(_free() if task_id is None else DemonstrationTask.id == task_id)
+    return len(session.execute(gone.returning(DemonstrationTask.id)).all())

@@ -1,0 +1,257 @@
+"""Demonstrations from the wish for one to the answer that training reads: asking, writing, reviewing.
+
+An answer is never lost for a clock: a task whose time ran out takes it as long as nobody else took the task.
+"""
+
+import hashlib
+from datetime import UTC, datetime, timedelta
+from typing import Literal, NamedTuple
+
+from sqlalchemy.orm import Session
+
+from app.accounts.service import audit
+from app.demonstrations import queries
+from app.demonstrations.forms import AnswerForm, AskForm, DecisionForm, RevisionForm
+from app.demonstrations.queries import Desk, ProjectTasks
+from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound
+from app.models import Demonstration, Project, User
+
+# Writing takes longer than choosing: a prompt is held for this many of the project's leases.
+LEASES = 4
+
+IdleReason = Literal["nothing", "skipped", "taken"]
+
+
+class Idle(NamedTuple):
+    """Why there is nothing to write. nothing: no prompt wants an answer. skipped: only those skipped are left. taken:
+    others are writing for the last ones."""
+
+    reason: IdleReason
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def seen(demonstration: Demonstration) -> str:
+    """What a form repeats of the demonstration it was made for, so that nobody decides on what they have not read."""
+    return f"{demonstration.state}:{demonstration.digest}"
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def next_task(session: Session, project: Project, labeler: User, *, skipped: bool = False) -> Desk | None:
+    """The prompt the labeler writes for: the one on the desk (a second tab or a reload sees the same), else the next.
+
+    Args:
+        skipped: those they have skipped come too, if no other is left.
+    """
+    queries.lock_labeler(session, labeler.id)
+    lasting = timedelta(minutes=project.lease_minutes * LEASES)
+    task_id = queries.renew(session, project.id, labeler.id, lasting)
+    for again in (False, True) if skipped else (False,):
+        if task_id is None:
+            task_id = queries.claim(session, project.id, labeler.id, lasting, skipped=again)
+    return queries.desk(session, task_id) if task_id is not None else None
+
+
+def idle(session: Session, project: Project, labeler: User) -> Idle:
+    """Why `next_task` gave nothing."""
+    waiting = queries.waiting(session, project.id, labeler.id)
+    return Idle("skipped" if waiting.skipped else "taken" if waiting.total else "nothing")
+
+
+def submit(session: Session, project: Project, labeler: User, task_id: int, form: AnswerForm) -> Demonstration:
+    """Takes an answer, which then waits for its review. The same form again changes nothing.
+
+    Raises:
+        InvalidInput: nothing was written.
+        Gone: somebody else took the task after its time ran out, or has written already, or it was withdrawn.
+        Conflict: exactly this answer is there already.
+    """
+    queries.lock_labeler(session, labeler.id)
+    if not form.text:
+        raise InvalidInput("Nothing is written yet.", "Write the answer, or skip this prompt.")
+    found = queries.lock_task(session, project.id, task_id)
+    if found is None:
+        sent = queries.with_text(session, form.prompt_id, digest(form.text))
+        if sent is not None and sent.author_id == labeler.id:
+            return sent
+        raise Gone(
+            "This prompt no longer wants an answer: somebody has written one, or it was withdrawn.",
+            "Your text is kept: copy it if you need it elsewhere.",
+        )
+    task = found.task
+    if task.labeler_id != labeler.id and not found.is_free:
+        raise Gone(
+            "Your time for this prompt ran out and somebody else is writing for it now.",
+            "Your text is kept: copy it if you need it elsewhere.",
+        )
+    _refuse_double(session, task.prompt_id, form.text)
+    has_rubric = form.rubric_id is not None and queries.has_rubric(session, project.id, form.rubric_id)
+    demonstration = Demonstration(
+        project_id=project.id,
+        prompt_id=task.prompt_id,
+        text=form.text,
+        digest=digest(form.text),
+        author_id=labeler.id,
+        rubric_id=form.rubric_id if has_rubric else None,
+        completion_id=task.completion_id,
+        duration_ms=form.duration_ms,
+    )
+    session.add(demonstration)
+    session.delete(task)
+    session.flush()
+    return demonstration
+
+
+def _refuse_double(session: Session, prompt_id: int, text: str, own_id: int | None = None) -> None:
+    same = queries.with_text(session, prompt_id, digest(text))
+    if same is not None and same.id != own_id:
+        raise Conflict(
+            f"Exactly this answer to this prompt is there already, {same.state}.", "Write one of your own, or skip it."
+        )
+
+
+def skip(session: Session, project: Project, labeler: User, task_id: int, reason: str) -> None:
+    """Gives a task back, to come last for this labeler; admins see why. Twice changes nothing."""
+    queries.lock_labeler(session, labeler.id)
+    found = queries.lock_task(session, project.id, task_id)
+    if found is None or found.task.labeler_id != labeler.id:
+        return
+    task = found.task
+    task.skips = [each for each in task.skips if each["labeler"] != labeler.id] + [
+        {"labeler": labeler.id, "reason": reason}
+    ]
+    task.labeler_id = task.expires_at = None
+    session.flush()
+
+
+def revise(session: Session, project: Project, author: User, demonstration_id: int, form: RevisionForm) -> None:
+    """The author sends another text in place of one that was rejected, or that nobody has reviewed yet.
+
+    Raises:
+        NotFound, Forbidden: no such demonstration, or another person's.
+        Conflict: it was decided on in the meantime, or is approved.
+        InvalidInput: there is no text, or a rejected one is as it was.
+    """
+    demonstration = _locked(session, project, demonstration_id)
+    if demonstration.author_id != author.id:
+        raise Forbidden("Somebody else wrote this demonstration.", "Only its author can revise it.")
+    if not form.text:
+        raise InvalidInput("Nothing is written.", "Write the answer, or leave what you had sent as it is.")
+    is_same = demonstration.digest == digest(form.text)
+    if is_same and demonstration.state == "pending":
+        return
+    if demonstration.state == "approved" or seen(demonstration) != form.seen:
+        raise Conflict(
+            f"This demonstration was {demonstration.state} since you opened it.", "Your text is kept on the page."
+        )
+    if is_same:
+        raise InvalidInput("The text is the one that was rejected.", "Change it as the reviewer's note asks.")
+    _refuse_double(session, demonstration.prompt_id, form.text, demonstration.id)
+    demonstration.text, demonstration.digest, demonstration.written = form.text, digest(form.text), None
+    demonstration.state = "pending"
+    audit(session, author.id, "demonstration.revised", project.id, demonstration_id=demonstration.id)
+    session.flush()
+
+
+def projects_with_tasks(session: Session, labeler: User) -> list[ProjectTasks]:
+    """Projects where prompts wait for an answer that this labeler could write."""
+    return queries.projects_with_tasks(session, labeler.id)
+
+
+# ---- reviewing -------------------------------------------------------------------------------------------------------
+
+
+def approve(session: Session, project: Project, reviewer: User, demonstration_id: int, form: DecisionForm) -> None:
+    """Fine-tuning reads it from now on. Where the reviewer has edited the text, what the author wrote is kept beside.
+
+    Raises:
+        NotFound: no such demonstration in this project.
+        Conflict: somebody decided on it, or its author sent another text, since the page was opened; or exactly the
+            edited text is there already.
+        InvalidInput: the text is empty.
+    """
+    demonstration = _as_seen(session, project, demonstration_id, form)
+    if not form.text:
+        raise InvalidInput("The text is empty.", "Reject the demonstration if nothing of it is of use.")
+    if form.text != demonstration.text.strip():  # a form's text never begins or ends with a space; an imported one may
+        _refuse_double(session, demonstration.prompt_id, form.text, demonstration.id)
+        written = demonstration.text if demonstration.written is None else demonstration.written
+        demonstration.written = None if form.text == written else written
+        demonstration.text, demonstration.digest = form.text, digest(form.text)
+    _decide(session, project, reviewer, demonstration, "approved", form.note)
+
+
+def reject(session: Session, project: Project, reviewer: User, demonstration_id: int, form: DecisionForm) -> None:
+    """Nothing reads it; its author sees the note and can send a better one.
+
+    Raises:
+        NotFound, Conflict: as `approve`.
+        InvalidInput: there is no note.
+    """
+    demonstration = _as_seen(session, project, demonstration_id, form)
+    if not form.note:
+        raise InvalidInput("Rejecting needs a note.", "Say in a sentence what should be different.")
+    _decide(session, project, reviewer, demonstration, "rejected", form.note)
+
+
+def _decide(
+    session: Session, project: Project, reviewer: User, demonstration: Demonstration, state: str, note: str
+) -> None:
+    demonstration.state, demonstration.review_note = state, note
+    demonstration.reviewer_id, demonstration.reviewed_at = reviewer.id, datetime.now(UTC)
+    details = {"demonstration_id": demonstration.id, "edited": demonstration.written is not None, "note": note}
+    audit(session, reviewer.id, f"demonstration.{state}", project.id, **details)
+    session.flush()
+
+
+def _locked(session: Session, project: Project, demonstration_id: int) -> Demonstration:
+    demonstration = queries.lock(session, project.id, demonstration_id)
+    if demonstration is None:
+        raise NotFound(f"This project has no demonstration {demonstration_id}.", "Go back to the list.")
+    return demonstration
+
+
+def _as_seen(session: Session, project: Project, demonstration_id: int, form: RevisionForm) -> Demonstration:
+    demonstration = _locked(session, project, demonstration_id)
+    if seen(demonstration) != form.seen:
+        raise Conflict(
+            f"This demonstration has changed since you opened it; it is {demonstration.state} now.",
+            "Nothing was changed. Open it again and look at it as it stands.",
+        )
+    return demonstration
+
+
+# ---- asking ----------------------------------------------------------------------------------------------------------
+
+
+def ask(session: Session, project: Project, admin: User, wish: AskForm) -> int:
+    """Opens a task for each of `wish.count` prompts that fit; returns how many.
+
+    Raises:
+        InvalidInput: no prompt fits, or fewer than asked for.
+        Conflict: there are not as many as the page said, perhaps because the form was sent already.
+    """
+    queries.lock_project(session, project)
+    eligible = queries.count_eligible(session, project, wish)
+    if wish.eligible is not None and wish.eligible != eligible:
+        raise Conflict(
+            f"{eligible:,} prompts fit now; it was {wish.eligible:,} when you looked.",
+            "Perhaps you or somebody else has just asked for some. Look at the numbers and send it again if you like.",
+        )
+    if eligible < wish.count:
+        raise InvalidInput(f"{wish.count:,} were asked for, but {eligible:,} prompts fit.", "Ask for fewer, or widen.")
+    n = queries.add_tasks(session, project, wish)
+    audit(session, admin.id, "demonstration.asked", project.id, **wish.model_dump(exclude={"eligible"}))
+    return n
+
+
+def withdraw(session: Session, project: Project, admin: User, task_id: int | None) -> int:
+    """Takes a prompt's wish for an answer back, or all that nobody writes for now; returns how many."""
+    n = queries.remove_tasks(session, project.id, task_id)
+    if n:
+        audit(session, admin.id, "demonstration.withdrawn", project.id, task_id=task_id, count=n)
+    return n

@@ -1,0 +1,65 @@
+"""What the pages of demonstrations show."""
+
+from typing import NamedTuple
+
+from app.demonstrations.queries import Case, Desk
+from app.domain.textdiff import Line, diff
+from app.models import Prompt, Rubric
+
+
+class Conversation(NamedTuple):
+    """A prompt as a writer sees it. system: '' if there is none; turns: the rest, oldest first."""
+
+    system: str
+    turns: list[dict[str, str]]
+
+
+def conversation(prompt: Prompt) -> Conversation:
+    return Conversation(
+        "\n\n".join(turn["content"] for turn in prompt.messages if turn["role"] == "system"),
+        [turn for turn in prompt.messages if turn["role"] != "system"],
+    )
+
+
+class Card(NamedTuple):
+    """A prompt to write for. original: what the text can be restored to; text: what the editor begins with."""
+
+    task_id: int
+    prompt_id: int
+    conversation: Conversation
+    rubric: Rubric | None
+    completion_id: int | None
+    original: str
+    text: str
+
+
+def card(desk: Desk, rubric: Rubric | None, text: str | None = None) -> Card:
+    original = desk.sample or ""
+    return Card(
+        task_id=desk.task_id,
+        prompt_id=desk.prompt.id,
+        conversation=conversation(desk.prompt),
+        rubric=rubric,
+        completion_id=desk.completion_id,
+        original=original,
+        text=original if text is None else text,
+    )
+
+
+class Changes(NamedTuple):
+    """How one text became another, for a reader: `what` says which."""
+
+    what: str
+    lines: list[Line]
+
+
+def changes(case: Case) -> list[Changes]:
+    """The reviewer's edit and the author's, where there was one to begin with."""
+    demonstration = case.demonstration
+    found = []
+    if demonstration.written is not None:
+        found.append(Changes("The reviewer's edit", diff(demonstration.written, demonstration.text)))
+    if case.sample is not None:
+        own = demonstration.text if demonstration.written is None else demonstration.written
+        found.append(Changes("The author's edit of the sample", diff(case.sample, own)))
+    return found

@@ -1,0 +1,95 @@
+"""What the pages of red teaming send."""
+
+from typing import Annotated, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, BeforeValidator, Field, field_validator
+
+MAX_PROMPT = 20_000
+MAX_GOAL = 500
+MAX_NOTE = 5_000
+MAX_TAG = 40
+
+# What an attempt is after, and in which ways an answer can fail. Both are open: a project's own come beside them.
+CATEGORIES = ("harmful instructions", "hate", "privacy", "self-harm", "misinformation", "over-refusal", "other")
+TAGS = (
+    "harmful instructions",
+    "hate",
+    "privacy",
+    "self-harm",
+    "misinformation",
+    "jailbreak",
+    "over-refusal",
+    "other",
+)
+SEVERITIES = ("held", "slightly", "clearly", "badly")
+# From here on an attempt counts as successful.
+SUCCESS = 2
+
+
+def _clean(text: object) -> object:
+    """Browsers send line ends as CRLF and count them as one character; PostgreSQL stores no NUL."""
+    return text.replace("\r\n", "\n").replace("\0", "").strip() if isinstance(text, str) else text
+
+
+def _line(text: object) -> object:
+    return " ".join(text.replace("\0", "").split()) if isinstance(text, str) else text
+
+
+def _none_if_empty(value: object) -> object:
+    return None if value == "" else value
+
+
+Line = Annotated[str, BeforeValidator(_line)]
+Number = Annotated[Annotated[int, Field(ge=0, lt=2**63)] | None, BeforeValidator(_none_if_empty)]
+Tag = Annotated[str, Field(max_length=200)]
+
+
+class AttemptForm(BaseModel):
+    """A prompt to make the policy fail. The same idempotency key twice is the same attempt sent twice."""
+
+    idempotency_key: UUID
+    text: Annotated[str, BeforeValidator(_clean), Field(max_length=MAX_PROMPT)] = ""
+    goal: Annotated[Line, Field(max_length=MAX_GOAL)] = ""
+    domain: Annotated[Line, Field(max_length=100)] = ""
+    safety_category: Annotated[Line, Field(min_length=1, max_length=100)]
+
+
+class RatingForm(BaseModel):
+    """How badly the policy failed, 0 (it held) to 3, and in which ways; `own_tag` is one that is not in the list."""
+
+    severity: Annotated[int, Field(ge=0, le=3)]
+    tags: Annotated[list[Annotated[Line, Field(max_length=MAX_TAG)]], Field(max_length=20)] = []
+    own_tag: Annotated[Line, Field(max_length=MAX_TAG)] = ""
+    note: Annotated[str, BeforeValidator(_clean), Field(max_length=MAX_NOTE)] = ""
+
+    @field_validator("tags", "own_tag")
+    @classmethod
+    def lower(cls, value: list[str] | str) -> list[str] | str:
+        return value.lower() if isinstance(value, str) else [tag.lower() for tag in value]
+
+    @property
+    def all_tags(self) -> list[str]:
+        """Each tag once, in the order given."""
+        return list(dict.fromkeys(tag for tag in (*self.tags, self.own_tag) if tag))
+
+
+State = Literal["", "waiting", "failed", "answered", "rated", "accepted"]
+
+
+class AttemptFilter(BaseModel):
+    """Empty means any. `before` is the id of the last attempt of the page before."""
+
+    state: State = ""
+    category: Tag = ""
+    severity: Annotated[Annotated[int, Field(ge=0, le=3)] | None, BeforeValidator(_none_if_empty)] = None
+    model: Number = None
+    text: Tag = ""
+    before: Number = None
+
+
+class AcceptForm(BaseModel):
+    """Which attempts become prompts of the project, and in which split."""
+
+    attempts: Annotated[list[Annotated[int, Field(ge=1, lt=2**63)]], Field(max_length=1000)] = []
+    split: Literal["train", "heldout", "regression"]

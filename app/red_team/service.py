@@ -1,0 +1,175 @@
+"""Red teaming: a labeler's prompt to the present policy, its answer, the rating, and what the project keeps of it.
+
+An attempt's conversation is no prompt of the project until an admin accepts it, so nothing else reads it before.
+"""
+
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from sqlalchemy.orm import Session
+
+from app.accounts.service import audit
+from app.artifacts import ArtifactStore
+from app.domain.slices import of_prompt
+from app.errors import Conflict, Forbidden, InvalidInput, NotFound, TooMany
+from app.models import Completion, Project, RedTeamAttempt, User
+from app.prompts import service as prompts
+from app.prompts.service import NewPrompt
+from app.red_team import queries
+from app.red_team.forms import AcceptForm, AttemptForm, RatingForm
+from app.rounds import service as rounds
+from app.settings import SamplingServer
+from app.specs import PromptRow
+
+# Attempts of one person that wait for their answers: so nobody fills the queue that everybody shares.
+MAX_WAITING = 5
+
+
+def send(
+    session: Session,
+    store: ArtifactStore,
+    project: Project,
+    author: User,
+    form: AttemptForm,
+    server: SamplingServer | None = None,
+) -> RedTeamAttempt:
+    """Asks the present policy. The same form again gives the same attempt.
+
+    Raises:
+        InvalidInput: nothing is written, or the project has no model.
+        Conflict: the key was used for something else.
+        TooMany: as many as may wait do.
+    """
+    queries.lock_author(session, author.id)
+    known = queries.by_key(session, form.idempotency_key)
+    if known is not None:
+        if (known.author_id, known.project_id, known.messages) != (author.id, project.id, _messages(form.text)):
+            raise Conflict("This form has been sent already, with another text.", "Open the page anew to send another.")
+        return known
+    if not form.text:
+        raise InvalidInput("Nothing is written yet.", "Write a prompt that could make the model fail.")
+    if project.policy_id is None:
+        raise InvalidInput("The project has no model that could answer.", "An admin gives it one in the settings.")
+    if queries.count_waiting(session, project.id, author.id) >= MAX_WAITING:
+        raise TooMany(
+            f"{MAX_WAITING} of your attempts wait for their answers.", "Send this one when the first is answered."
+        )
+    attempt = RedTeamAttempt(
+        project_id=project.id,
+        author_id=author.id,
+        messages=_messages(form.text),
+        domain=form.domain,
+        safety_category=form.safety_category,
+        goal=form.goal,
+        model_version_id=project.policy_id,
+        idempotency_key=form.idempotency_key,
+    )
+    session.add(attempt)
+    session.flush()
+    _ask(session, store, project, attempt, server)
+    return attempt
+
+
+def _messages(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def _ask(
+    session: Session, store: ArtifactStore, project: Project, attempt: RedTeamAttempt, server: SamplingServer | None
+) -> None:
+    slices = of_prompt(attempt.domain, "adversarial", attempt.safety_category, "")
+    row = PromptRow(id=attempt.id, messages=tuple(attempt.messages), slices=slices)
+    attempt.run_id = rounds.begin_answer(session, store, project, row, server).id
+    assert project.policy_id is not None, "begin_answer has refused a project without"
+    attempt.model_version_id = project.policy_id
+    session.flush()
+
+
+def send_again(
+    session: Session,
+    store: ArtifactStore,
+    project: Project,
+    author: User,
+    attempt_id: int,
+    server: SamplingServer | None = None,
+) -> None:
+    """Asks the policy of now, where the run before failed; does nothing where an answer is there or on its way."""
+    attempt = _own(session, project, author, attempt_id)
+    found = queries.attempt(session, project.id, attempt_id)
+    if found is not None and found.state == "failed":
+        _ask(session, store, project, attempt, server)
+
+
+def rate(session: Session, project: Project, author: User, attempt_id: int, form: RatingForm) -> None:
+    """The author's rating; a later one takes its place until the attempt is a prompt of the project.
+
+    Raises:
+        NotFound, Forbidden: no such attempt, or another person's.
+        Conflict: there is no answer yet, or the attempt is accepted.
+    """
+    attempt = _own(session, project, author, attempt_id)
+    if attempt.answer is None:
+        raise Conflict("The model has not answered yet.", "Wait for the answer: it appears by itself.")
+    rating = (form.severity, form.all_tags, form.note)
+    if rating == (attempt.severity, attempt.tags, attempt.note):
+        return
+    if attempt.prompt_id is not None:
+        raise Conflict("This attempt has become a prompt of the project.", "Its rating stands.")
+    attempt.severity, attempt.tags, attempt.note = rating
+    attempt.rated_at = datetime.now(UTC)
+    session.flush()
+
+
+def _own(session: Session, project: Project, author: User, attempt_id: int) -> RedTeamAttempt:
+    attempt = queries.lock(session, project.id, attempt_id)
+    if attempt is None:
+        raise NotFound(f"This project has no attempt {attempt_id}.", "Go back to your own.")
+    if attempt.author_id != author.id:
+        raise Forbidden("Somebody else made this attempt.", "Only its author can rate it or send it again.")
+    return attempt
+
+
+class Accepted(NamedTuple):
+    """How many attempts became new prompts, were prompts of the project already (which stay as they are), and could
+    not become one because they are not rated."""
+
+    new: int
+    known: int
+    unrated: int
+
+
+def accept(session: Session, project: Project, admin: User, form: AcceptForm) -> Accepted:
+    """Makes prompts of rated attempts, what the policy answered among their responses. Twice changes nothing."""
+    new: list[int] = []
+    known: list[int] = []
+    unrated = 0
+    for attempt in queries.lock_many(session, project.id, form.attempts):
+        if attempt.prompt_id is not None:
+            continue
+        if attempt.severity is None:
+            unrated += 1
+            continue
+        fresh = NewPrompt(
+            attempt.messages,
+            split=form.split,
+            domain=attempt.domain,
+            difficulty="adversarial",
+            safety_category=attempt.safety_category,
+            source="red team",
+        )
+        (new if prompts.add_many(session, project.id, [fresh]) else known).append(attempt.id)
+        attempt.prompt_id = prompts.add(session, project.id, attempt.messages).id
+        assert attempt.answer is not None, "a rated attempt has an answer"
+        session.add(
+            Completion(
+                prompt_id=attempt.prompt_id,
+                model_version_id=attempt.model_version_id,
+                run_id=attempt.run_id,
+                sample_index=0,
+                **attempt.answer,
+            )
+        )
+    session.flush()
+    if new or known:
+        audit(session, admin.id, "red_team.accepted", project.id, split=form.split, attempts=[*new, *known])
+    return Accepted(len(new), len(known), unrated)

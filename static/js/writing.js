@@ -1,0 +1,195 @@
+// The editor of demonstrations, for who writes and who reviews: counts, drafts, keys, the time it was in sight.
+// Everything here is convenience: the forms work without it.
+
+import { forget, keep, tidy } from "./drafts.js";
+
+const root = document.getElementById("desk") ?? document.getElementById("content");
+const keys = document.getElementById("keys");
+const RUBRIC_OPEN = "prefloop.rubric-open";
+
+let shownFor = 0; // ms in sight before the last time the tab was hidden
+let inSightSince = performance.now();
+let decision = null; // the button that Ctrl+Enter presses; none: the form's first choice
+
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) shownFor += performance.now() - inSightSince;
+  else inSightSince = performance.now();
+});
+
+function timeInSight() {
+  return Math.round(shownFor + (document.hidden ? 0 : performance.now() - inSightSince));
+}
+
+const form = () => root.querySelector("form.writing-form");
+const editor = () => document.getElementById("text");
+
+// Words as the language counts them: Chinese and Japanese put no spaces between theirs.
+const segmenter = window.Intl?.Segmenter ? new Intl.Segmenter(undefined, { granularity: "word" }) : null;
+const SEGMENTED = 20_000;
+
+function words(text) {
+  if (!segmenter || text.length > SEGMENTED) return text.split(/\s+/).filter(Boolean).length;
+  let n = 0;
+  for (const part of segmenter.segment(text)) n += part.isWordLike ? 1 : 0;
+  return n;
+}
+
+function count() {
+  const area = editor();
+  if (!area) return;
+  const characters = [...area.value].length;
+  const n = words(area.value);
+  const unchanged = area.dataset.original && area.value === area.dataset.original ? " · not changed" : "";
+  root.querySelector("[data-count]").textContent =
+    `${characters.toLocaleString()} character${characters === 1 ? "" : "s"} · ${n.toLocaleString()} word${n === 1 ? "" : "s"}${unchanged}`;
+  const approve = root.querySelector("[data-approve]");
+  if (approve) {
+    const { plain, edited } = approve.closest("button").dataset;
+    approve.textContent = area.value.trim() === area.dataset.original.trim() ? plain : edited;
+  }
+}
+
+function setText(text) {
+  const area = editor();
+  area.value = text;
+  area.dispatchEvent(new Event("input", { bubbles: true }));
+  area.focus();
+}
+
+function announce(text) {
+  const live = document.getElementById("announce");
+  if (live) live.textContent = text;
+}
+
+function toggle(id) {
+  const details = document.getElementById(id);
+  if (details) details.open = !details.open;
+  return details;
+}
+
+function skip() {
+  const menu = toggle("skip");
+  if (menu?.open) menu.querySelector(".skip-reasons button").focus();
+}
+
+function otherPane() {
+  const panes = [...root.querySelectorAll("[data-pane]")];
+  const other = panes.find((pane) => !pane.checked);
+  if (other) other.checked = true;
+}
+
+function press(button) {
+  const note = document.getElementById("note");
+  if (button.classList.contains("danger") && note && !note.value.trim()) {
+    decision = button; // one key must not reject: the note comes first, then Enter
+    note.focus();
+  } else {
+    button.click();
+  }
+}
+
+const ACTIONS = {
+  e: () => editor()?.focus(),
+  n: () => document.getElementById("note")?.focus(),
+  c: otherPane,
+  r: () => toggle("rubric"),
+  p: () => toggle("system"),
+  s: skip,
+  "?": () => keys?.showModal(),
+};
+
+document.addEventListener("keydown", (event) => {
+  if (keys?.open || event.isComposing) return;
+  const target = event.target;
+  const typing = target.matches("textarea, input:not([type=radio], [type=checkbox])");
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    if (!form()) return;
+    event.preventDefault();
+    if (!event.repeat) form().requestSubmit(decision ?? form().querySelector(".submit"));
+    return;
+  }
+  if (typing) {
+    if (event.key === "Escape") target.blur();
+    // The note is one line for most: Enter then does what was chosen.
+    else if (event.key === "Enter" && target.id === "note" && decision && !event.shiftKey) {
+      event.preventDefault();
+      if (!event.repeat) form().requestSubmit(decision);
+    }
+    return;
+  }
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === "Escape") {
+    for (const open of document.querySelectorAll("#rubric[open], #skip[open]")) open.open = false;
+    decision = null;
+    return;
+  }
+  const pressed = /^[a-z]$/.test(event.key) ? document.querySelector(`[data-key="${event.key}"]`) : null;
+  const action = pressed ? () => press(pressed) : ACTIONS[event.key];
+  if (!action) return;
+  event.preventDefault();
+  if (!event.repeat) action();
+});
+
+document.addEventListener("input", (event) => {
+  if (event.target === editor()) count();
+});
+
+document.addEventListener("click", (event) => {
+  const clicked = (selector) => event.target.closest(selector);
+  if (clicked("[data-keys]")) keys.showModal();
+  else if (clicked("[data-restore]")) setText(editor().dataset.original);
+  else if (clicked("[data-drop-draft]")) {
+    forget(editor().dataset.draft);
+    setText(editor().defaultValue);
+    root.querySelector("[data-draft-note]").hidden = true;
+  }
+  const menu = document.getElementById("skip");
+  if (menu?.open && !menu.contains(event.target)) menu.open = false;
+});
+
+// Whoever keeps the rubric open while writing finds it open on the next prompt.
+document.addEventListener(
+  "toggle",
+  (event) => {
+    if (event.target.id === "rubric") sessionStorage.setItem(RUBRIC_OPEN, event.target.open ? "1" : "");
+  },
+  true,
+);
+
+root.addEventListener("htmx:configRequest", (event) => {
+  if ("duration_ms" in event.detail.parameters) event.detail.parameters.duration_ms = timeInSight();
+});
+
+function prepare() {
+  decision = null;
+  tidy(root);
+  const rubric = document.getElementById("rubric");
+  if (rubric) rubric.open = Boolean(sessionStorage.getItem(RUBRIC_OPEN));
+  for (const button of root.querySelectorAll("[data-keys]")) button.hidden = false;
+  const area = editor();
+  if (!area) return;
+  // A text that came back with a refusal is newer than any draft of it.
+  const refused = root.querySelector(".desk-problem");
+  if (area.dataset.draft && !refused && keep(area)) {
+    root.querySelector("[data-draft-note]").hidden = false;
+    window.htmx?.trigger(area, "restored");
+  } else if (area.dataset.draft && refused) {
+    keep(area);
+  }
+  count();
+}
+
+root.addEventListener("htmx:afterSwap", (event) => {
+  if (event.detail.target.id !== "desk") return;
+  prepare();
+  shownFor = 0;
+  inSightSince = performance.now();
+  const problem = root.querySelector(".desk-problem p");
+  announce(`${problem ? problem.textContent + " " : ""}${root.querySelector("[data-announce]")?.dataset.announce ?? ""}`);
+  const heading = root.querySelector("h1");
+  (problem && editor() ? editor() : heading)?.focus({ preventScroll: true });
+  window.scrollTo(0, 0);
+});
+
+document.documentElement.classList.add("js");
+prepare();
