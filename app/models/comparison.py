@@ -36,13 +36,13 @@ KEPT_FOR_GROUP = f"{AVAILABLE} AND group_id IS NOT NULL"
 IN_CALIBRATION = "state = 'open' AND gold IS NOT NULL"
 
 # What waits for a reviewer. Each has an index that holds exactly these, in the order they are reviewed in.
-IN_DISAGREEMENT = "state = 'in_review' AND review_reason IS DISTINCT FROM 'requested'"
+IN_DISAGREEMENT = "state = 'in_review' AND coalesce(review_reason, 'split') NOT IN ('flagged', 'requested')"
 IN_CONFLICT = (  # people chose one side, and the reward model is sure of the other
     "state IN ('settled', 'in_review') AND NOT conflict_dismissed AND ("
     "coalesce(p_b - 0.5, consensus) > 0 AND reward_p_b <= 0.2"
     " OR coalesce(p_b - 0.5, consensus) < 0 AND reward_p_b >= 0.8)"
 )
-IS_FLAGGED = "flagged AND state <> 'withdrawn'"
+IS_FLAGGED = "(flagged OR state = 'in_review' AND review_reason = 'flagged') AND state <> 'withdrawn'"
 IS_REQUESTED = "state = 'in_review' AND review_reason = 'requested'"
 LEAST_AGREED = "coalesce(agreement, 0)"
 # Below 1 where the reward model was not trained on the comparison: it agrees with what it has learned by heart.

@@ -107,6 +107,12 @@ def judgments(session: Session, comparison: Comparison) -> list[Said]:
     return [Said(*row) for row in session.execute(found)]
 
 
+def could_not_judge(session: Session, comparison_id: int) -> int:
+    """How many of its live judgments say no preference."""
+    without = Judgment.preference.is_(None), Judgment.superseded_at.is_(None)
+    return session.scalar(select(func.count()).where(Judgment.comparison_id == comparison_id, *without)) or 0
+
+
 class Skip(NamedTuple):
     labeler: str
     reason: str

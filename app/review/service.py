@@ -120,6 +120,8 @@ def ask_more(
         raise InvalidInput(f"A comparison takes {MAX_OVERLAP} judgments at most.", "Give a verdict instead.")
     asked = _whom(session, comparison, more, group_id, labeler_id)
     comparison.overlap, comparison.overlap_max = overlap, None
+    # So many preferences are wanted as there are and are asked for; who could not judge does not count among them.
+    comparison.grown = queries.could_not_judge(session, comparison.id)
     comparison.group_id, comparison.labeler_id = group_id, labeler_id
     comparison.ranking_id, comparison.offered = None, True
     comparison.priority += 1
@@ -177,9 +179,11 @@ def dismiss_flags(
         Forbidden, NotFound: as `adjudicate`.
     """
     comparison = _take(session, project, reviewer, comparison_id, seen, ("open", "settled", "in_review", "adjudicated"))
-    if not comparison.flagged:
+    if not comparison.flagged and comparison.review_reason != "flagged":
         raise Conflict("No flag of this comparison waits for a reviewer.", "Nothing was changed.")
     comparison.flagged = False
+    if comparison.state == "in_review" and comparison.review_reason == "flagged":  # nothing else was the matter
+        comparison.state, comparison.review_reason, comparison.settled_at = "settled", None, datetime.now(UTC)
     return _decided(session, reviewer, comparison, "review.flags_dismissed", note=note)
 
 

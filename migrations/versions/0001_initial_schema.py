@@ -795,7 +795,9 @@ def upgrade() -> None:
         "comparison",
         ["project_id", "id"],
         unique=False,
-        postgresql_where=sa.text("flagged AND state <> 'withdrawn'"),
+        postgresql_where=sa.text(
+            "(flagged OR state = 'in_review' AND review_reason = 'flagged') AND state <> 'withdrawn'"
+        ),
     )
     op.create_index(
         "ix_comparison_requested",
@@ -809,7 +811,9 @@ def upgrade() -> None:
         "comparison",
         ["project_id", sa.literal_column("coalesce(agreement, 0)"), "id"],
         unique=False,
-        postgresql_where=sa.text("state = 'in_review' AND review_reason IS DISTINCT FROM 'requested'"),
+        postgresql_where=sa.text(
+            "state = 'in_review' AND coalesce(review_reason, 'split') NOT IN ('flagged', 'requested')"
+        ),
     )
     op.create_index(
         "ix_comparison_in_conflict",
