@@ -8,14 +8,16 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from app.errors import Forbidden, NotFound
-from app.labeling import queries
+from app.judging import LabelingSettings
+from app.labeling import claim_queries, mixing, mixing_queries, queries
+from app.labeling.claim_queries import Queue, Standing
 from app.labeling.queries import Position, Task
-from app.models import Lease, Project, User
+from app.models import Comparison, Lease, Project, User
 
 # Counting further would cost time and tell a labeler nothing.
 COUNT_LIMIT = 500
 
-Reason = Literal["busy", "skipped", "sampling", "nothing", "judged", "taken", "finished"]
+Reason = Literal["paused", "removed", "busy", "skipped", "sampling", "nothing", "judged", "kept", "taken", "finished"]
 
 
 class Progress(NamedTuple):
@@ -33,14 +35,24 @@ class Progress(NamedTuple):
 class Idle(NamedTuple):
     """Why there is no task.
 
-    busy: others took the last ones this moment, ask again. skipped: only the one just skipped is left. sampling: a
-    model is writing new responses. nothing: the project holds no comparison. judged: what is open waits for other
-    people. taken: what is open is on other people's desks. finished: everything has its judgments.
+    paused, removed: the labeler may not label here now; `message` says why. busy: others took the last ones this
+    moment, ask again. skipped: only the one just skipped is left. sampling: a model is writing new responses. nothing:
+    the project holds no comparison. judged: what is open waits for other people. kept: what is open is kept for others
+    by name. taken: what is open is on other people's desks. finished: everything has its judgments.
     """
 
     reason: Reason
     sampled: int = 0
     to_sample: int = 0
+    message: str = ""
+
+
+class Claim(NamedTuple):
+    """A comparison to be leased, and how it is shown; see Lease."""
+
+    comparison_id: int
+    swapped: bool
+    shown: list[int] | None = None
 
 
 def next_task(
@@ -52,7 +64,10 @@ def next_task(
     skipped: Position | None = None,
     beside: UUID | None = None,
 ) -> Task | None:
-    """The labeler's task: the one on the desk (a second tab or a reload sees the same), else the next in the queue.
+    """The labeler's task: the one on the desk (a second tab or a reload sees the same), else the next one.
+
+    Mixed in by chance are calibration items and repeats; then comes what is kept for the labeler or a group of theirs,
+    then the open queue, and what they skipped at last.
 
     Args:
         again: a lease of theirs whose comparison comes first if it is still to be had, with the sides as they were.
@@ -66,32 +81,76 @@ def next_task(
     lasting = timedelta(minutes=project.lease_minutes)
     queries.lock_labeler(session, labeler.id)
     queries.expire_leases(session)
+    standing = claim_queries.standing(session, project.id, labeler.id)
+    if standing.state != "active":
+        return None
     held = queries.renew_live_leases(session, project.id, labeler.id, lasting)
     if again is not None and again in held:
         return queries.task(session, again)
-    chosen = _claim_again(session, project, labeler, again)
-    if chosen is None:
+    claim = _claim_again(session, project, labeler, standing, again)
+    if claim is None:
         if lease_id := next((held_id for held_id in held if held_id != beside), None):
             return queries.task(session, lease_id)
-        chosen = _claim_next(session, project, labeler, skipped)
-    if chosen is None:
+        claim = _claim_next(session, project, labeler, standing, skipped)
+    if claim is None:
         return None
-    comparison_id, swapped = chosen
-    return queries.task(session, queries.add_lease(session, comparison_id, labeler.id, swapped, lasting))
+    return queries.task(session, queries.add_lease(session, labeler.id, lasting, **claim._asdict()))
 
 
-def _claim_again(session: Session, project: Project, labeler: User, lease_id: UUID | None) -> tuple[int, bool] | None:
-    before = queries.lease_on(session, lease_id, labeler.id) if lease_id else None
-    if before and queries.claim_one(session, project.id, labeler.id, before[0]) is not None:
-        return before
-    return None
+def _claim_again(
+    session: Session, project: Project, labeler: User, standing: Standing, lease_id: UUID | None
+) -> Claim | None:
+    before = session.get(Lease, lease_id) if lease_id else None
+    if before is None or before.labeler_id != labeler.id:
+        return None
+    comparison_id = before.comparison_id
+    if claim_queries.claim_one(session, project.id, labeler.id, standing.groups, comparison_id) is None:
+        return None
+    mixing_queries.make_room(session, comparison_id)
+    return Claim(comparison_id, before.swapped, before.shown)
 
 
-def _claim_next(session: Session, project: Project, labeler: User, skipped: Position | None) -> tuple[int, bool] | None:
-    after = skipped or queries.last_judged(session, project.id, labeler.id)
-    except_id = skipped.comparison_id if skipped else None
-    comparison_id = queries.claim(session, project.id, labeler.id, after=after, except_id=except_id)
-    return None if comparison_id is None else (comparison_id, bool(secrets.randbits(1)))
+def _claim_next(
+    session: Session, project: Project, labeler: User, standing: Standing, skipped: Position | None
+) -> Claim | None:
+    settings = LabelingSettings.model_validate(project.labeling)
+    found = mixing.claim(session, project, labeler, settings)
+    if found is None:
+        found = _find(session, project, labeler, standing, skipped.comparison_id if skipped else None, lock=True)
+    return None if found is None else _laid_out(session, found, labeler)
+
+
+def _find(
+    session: Session, project: Project, labeler: User, standing: Standing, except_id: int | None, *, lock: bool
+) -> int | None:
+    """The comparison that comes next; with `lock`, locked, and the labeler's places remembered."""
+    found = claim_queries.next_kept(session, project.id, labeler.id, except_id=except_id, lock=lock)
+    if found is not None:
+        return found
+    places = claim_queries.places(session, project.id, labeler.id, standing.now_xid)
+    for group_id in (*standing.groups, None):
+        queue, place = Queue(project.id, group_id), places.get(group_id)
+        found, reached = claim_queries.next_in_queue(
+            session, queue, labeler.id, place, standing.now_xid, except_id=except_id, lock=lock
+        )
+        if lock and reached != place:
+            claim_queries.save_place(session, queue, labeler.id, reached)
+        if found is not None:
+            return found
+    return claim_queries.next_skipped(session, project.id, labeler.id, standing.groups, except_id=except_id, lock=lock)
+
+
+def _laid_out(session: Session, comparison_id: int, labeler: User) -> Claim:
+    """Draws the order in which the responses are shown; a repeat shows them the other way round than before."""
+    comparison = session.get_one(Comparison, comparison_id)
+    if comparison.ranking_id is not None:
+        shown = queries.ranked_completions(session, comparison.ranking_id)
+        secrets.SystemRandom().shuffle(shown)
+        return Claim(comparison_id, swapped=False, shown=shown)
+    before = None
+    if comparison.purpose == "repeat" and comparison.repeat_of_id is not None:
+        before = mixing_queries.seen_swapped(session, comparison.repeat_of_id, labeler.id)
+    return Claim(comparison_id, swapped=bool(secrets.randbits(1)) if before is None else not before)
 
 
 def own_lease(session: Session, project: Project, lease_id: UUID, labeler: User) -> Lease:
@@ -146,11 +205,18 @@ def expire_leases(session: Session) -> int:
     return queries.expire_leases(session)
 
 
-def progress(session: Session, project: Project, labeler: User) -> Progress:
+def progress(session: Session, project: Project, labeler: User, task: Task | None) -> Progress:
     done = queries.judged_today(session, labeler.id)
-    held = queries.held(session, project.id, labeler.id)
-    after = queries.last_judged(session, project.id, labeler.id)
-    return Progress(done, held + queries.remaining(session, project.id, labeler.id, after, COUNT_LIMIT - held))
+    if task is None:
+        return Progress(done, 0)
+    left = queries.held(session, project.id, labeler.id)
+    left += claim_queries.count_kept(session, project.id, labeler.id, COUNT_LIMIT - left)
+    standing = claim_queries.standing(session, project.id, labeler.id)
+    places = claim_queries.places(session, project.id, labeler.id, standing.now_xid)
+    for group_id in (*standing.groups, None):
+        queue, place = Queue(project.id, group_id), places.get(group_id)
+        left += claim_queries.count_left(session, queue, labeler.id, place, COUNT_LIMIT - left)
+    return Progress(done, left)
 
 
 def is_same_comparison(session: Session, task: Task, lease_id: UUID) -> bool:
@@ -161,21 +227,32 @@ def is_same_comparison(session: Session, task: Task, lease_id: UUID) -> bool:
 
 def idle(session: Session, project: Project, labeler: User, skipped: Position | None = None) -> Idle:
     """Why `next_task` gave nothing."""
+    standing = claim_queries.standing(session, project.id, labeler.id)
+    if standing.state != "active":
+        return Idle("paused" if standing.state == "paused" else "removed", message=standing.reason)
     except_id = skipped.comparison_id if skipped else None
-    if queries.is_available(session, project.id, labeler.id, except_id=except_id):
+    if _find(session, project, labeler, standing, except_id, lock=False) is not None:
         return Idle("busy")
-    if skipped and queries.is_available(session, project.id, labeler.id, except_id=None):
+    if skipped and _find(session, project, labeler, standing, None, lock=False) is not None:
         return Idle("skipped")
     if sampling := queries.sampling(session, project.id):
         return Idle("sampling", *sampling)
-    any_at_all, any_open, any_with_room = queries.open_counts(session, project.id)
-    if not any_at_all:
-        return Idle("nothing")
-    if any_with_room:
+    waiting = queries.waiting(session, project.id, labeler.id, standing.groups)
+    if waiting.with_room:
         return Idle("judged")
-    return Idle("taken" if any_open else "finished")
+    if waiting.kept:
+        return Idle("kept")
+    if waiting.open:
+        return Idle("taken")
+    return Idle("finished" if waiting.any else "nothing")
 
 
 def project_with_work(session: Session, labeler: User) -> str | None:
-    """Slug of a project that has a task for this labeler."""
-    return queries.project_with_work(session, labeler.id)
+    """Slug of a project that has a task for this labeler: a card on the desk first, then the one judged in last."""
+    for project, holds_card in claim_queries.projects_with_work(session, labeler.id):
+        standing = claim_queries.standing(session, project.id, labeler.id)
+        if standing.state != "active":
+            continue
+        if holds_card or _find(session, project, labeler, standing, None, lock=False) is not None:
+            return project.slug
+    return None

@@ -138,8 +138,8 @@ def test_two_tabs_answering_at_the_same_moment(session: Session, sessions: sessi
         except PrefloopError as error:
             return error
 
-    answers = together([lambda: send(2), lambda: send(-2)])
-    assert sorted(type(one).__name__ for one in answers) == ["Conflict", "int"]
+    outcomes = together([lambda: send(2), lambda: send(-2)])
+    assert sorted(type(one).__name__ for one in outcomes) == ["Conflict", "int"]
     assert session.scalar(select(func.count()).select_from(Judgment)) == 1
 
 

@@ -8,7 +8,7 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound
-from app.labeling import answers, assigning, queries
+from app.labeling import answers, assigning
 from app.models import Comparison, Judgment, Lease, Rubric
 from tests import factories
 from tests.labeling.desk import answer, counts, judge, run_out, take
@@ -110,27 +110,6 @@ def test_both_sides_come_up_and_texts_follow_them(session: Session) -> None:
         assert judgment.preference == (2 if judgment.swapped else -2)
         seen.add(judgment.swapped)
     assert seen == {True, False}  # by chance alone this fails once in 2^39 times
-
-
-def test_the_queue_is_read_through_its_index(session: Session) -> None:
-    """Not proof of speed, but a claim that stops matching the index's predicate would scan the table."""
-    project = factories.project(session)
-    comparison = factories.comparison(session, project)
-    session.execute(
-        text(
-            "INSERT INTO comparison"
-            " (project_id, prompt_id, completion_a_id, completion_b_id, rubric_id, purpose, overlap)"
-            " SELECT project_id, prompt_id, completion_a_id, completion_b_id, rubric_id, 'train', 2"
-            " FROM comparison, generate_series(1, 3000) WHERE id = :id"
-        ),
-        {"id": comparison.id},
-    )
-    session.execute(text("ANALYZE comparison"))
-    statement = queries._available(project.id, 1).order_by(Comparison.priority.desc(), Comparison.id).limit(1)
-    compiled = statement.compile(session.get_bind(), compile_kwargs={"literal_binds": True})
-    plan = "\n".join(session.scalars(text(f"EXPLAIN {compiled}")))
-    assert "ix_comparison_available" in plan
-    assert "Sort" not in plan
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,336 @@
+"""SQL of claims: which comparison a labeler is given next.
+
+Every queue is read through one index, in its order: highest priority first, then id. Behind a labeler stay the
+comparisons they have judged and that wait for other people; those are never walked over twice. The labeler's place
+(`queue_place`) says where what is left for them begins, and whatever came into the queue behind it since carries a
+later transaction id and is found by that. So a claim costs the same however long the queue and however much the
+labeler has judged.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ColumnElement,
+    Row,
+    Select,
+    TextClause,
+    any_,
+    exists,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+    text,
+)
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session, aliased
+
+from app.models import (
+    Comparison,
+    Judgment,
+    LabelerGroup,
+    LabelerGroupMember,
+    Lease,
+    Project,
+    ProjectLabeler,
+    QueuePlace,
+)
+from app.models.comparison import AVAILABLE, IN_CALIBRATION, IN_OPEN_QUEUE, KEPT_FOR_GROUP, KEPT_FOR_LABELER
+
+# So many that came into a queue behind a labeler are sorted by urgency; where there are more, the labeler starts anew.
+FEW = 100
+
+# Everything by transactions before this one is visible to whoever reads it.
+_OLDEST_RUNNING = literal_column("pg_snapshot_xmin(pg_current_snapshot())::text::bigint", BigInteger)
+
+
+def literally(predicate: str) -> TextClause:
+    """An index's predicate, word for word: only then does the planner use that index."""
+    columns = r"\b(state|offered|judgment_count|lease_count|overlap|gold|labeler_id|group_id)\b(?!')"
+    return text(re.sub(columns, r"comparison.\1", predicate))
+
+
+class Queue(NamedTuple):
+    """A project's open queue, or what is kept there for a group."""
+
+    project_id: int
+    group_id: int | None = None
+
+    def members(self) -> list[ColumnElement[bool] | TextClause]:
+        if self.group_id is None:
+            return [Comparison.project_id == self.project_id, literally(IN_OPEN_QUEUE)]
+        return [Comparison.group_id == self.group_id, literally(KEPT_FOR_GROUP)]
+
+
+class Place(NamedTuple):
+    """Where in a queue that begins which is left for a labeler; see the table of the same name."""
+
+    priority: int | None
+    comparison_id: int | None
+    checked_xid: int
+
+
+class Standing(NamedTuple):
+    """A labeler in a project: state and reason (see ProjectLabeler), groups, and the oldest transaction running now."""
+
+    state: str
+    reason: str
+    groups: list[int]
+    now_xid: int
+
+
+def standing(session: Session, project_id: int, labeler_id: int) -> Standing:
+    own = ProjectLabeler.project_id == project_id, ProjectLabeler.labeler_id == labeler_id
+    groups = (
+        select(func.array_agg(LabelerGroup.id))
+        .join(LabelerGroupMember, LabelerGroupMember.group_id == LabelerGroup.id)
+        .where(LabelerGroup.project_id == project_id, LabelerGroupMember.labeler_id == labeler_id)
+    )
+    row = session.execute(
+        select(
+            func.coalesce(select(ProjectLabeler.state).where(*own).scalar_subquery(), "active"),
+            func.coalesce(select(ProjectLabeler.reason).where(*own).scalar_subquery(), ""),
+            groups.scalar_subquery(),
+            _OLDEST_RUNNING,
+        )
+    ).one()
+    return Standing(row[0], row[1], sorted(row[2] or []), row[3])
+
+
+def places(session: Session, project_id: int, labeler_id: int, now_xid: int) -> dict[int | None, Place]:
+    """The labeler's places in the project's queues, by group (none: the open one)."""
+    own = select(QueuePlace.group_id, QueuePlace.priority, QueuePlace.comparison_id, QueuePlace.checked_xid)
+    rows = session.execute(own.where(QueuePlace.labeler_id == labeler_id, QueuePlace.project_id == project_id))
+    # A place from the future was written in another cluster, before a restore: transaction ids began anew.
+    return {group_id: place for group_id, *rest in rows if (place := Place(*rest)).checked_xid <= now_xid}
+
+
+def save_place(session: Session, queue: Queue, labeler_id: int, place: Place) -> None:
+    key = {"labeler_id": labeler_id, "project_id": queue.project_id, "group_id": queue.group_id}
+    fresh = insert(QueuePlace).values(**key, **place._asdict())
+    session.execute(fresh.on_conflict_do_update(index_elements=list(key), set_=place._asdict()))
+
+
+# ---- what is left for a labeler --------------------------------------------------------------------------------------
+
+
+def judged_by(labeler_id: int) -> ColumnElement[bool]:
+    """Also where the judgment was superseded: nobody is asked twice."""
+    return exists().where(Judgment.comparison_id == Comparison.id, Judgment.labeler_id == labeler_id)
+
+
+def leased_to(labeler_id: int, *states: str) -> ColumnElement[bool]:
+    own = Lease.comparison_id == Comparison.id, Lease.labeler_id == labeler_id
+    return exists().where(*own, Lease.state.in_(states))
+
+
+def _not_done(labeler_id: int) -> list[ColumnElement[bool]]:
+    """Neither judged nor given up for good; what was skipped comes back last, by another way."""
+    return [~judged_by(labeler_id), ~leased_to(labeler_id, "skipped", "recused")]
+
+
+def _free(labeler_id: int, except_id: int | None) -> list[ColumnElement[bool]]:
+    found = [~judged_by(labeler_id), ~leased_to(labeler_id, "live", "skipped", "recused")]
+    return found if except_id is None else [*found, Comparison.id != except_id]
+
+
+def _in_order(conditions: Sequence[ColumnElement[bool] | TextClause]) -> Select[tuple[int, int]]:
+    query = select(Comparison.priority, Comparison.id).where(*conditions)
+    return query.order_by(Comparison.priority.desc(), Comparison.id)
+
+
+def _first(session: Session, query: Select[tuple[int, int]], *, lock: bool) -> Row[tuple[int, int]] | None:
+    """The first row; with `lock`, the first that nobody else has locked, locked."""
+    query = query.limit(1)
+    if lock:
+        query = query.with_for_update(skip_locked=True, of=Comparison)
+    return session.execute(query).one_or_none()
+
+
+def _stretches(place: Place | None) -> list[list[ColumnElement[bool]]]:
+    """The parts of a queue from a place on; each is one range of the index."""
+    if place is None:
+        return [[]]
+    if place.priority is None or place.comparison_id is None:
+        return []
+    same: list[ColumnElement[bool]] = [
+        Comparison.priority == place.priority,
+        Comparison.id >= place.comparison_id,
+    ]
+    return [same, [Comparison.priority < place.priority]]
+
+
+def _opened_behind(queue: Queue, labeler_id: int, place: Place) -> Select[tuple[int, int]]:
+    behind: list[ColumnElement[bool]] = []
+    if place.priority is not None:
+        behind = [
+            or_(
+                Comparison.priority > place.priority,
+                (Comparison.priority == place.priority) & (Comparison.id < place.comparison_id),
+            )
+        ]
+    opened = Comparison.opened_xid >= place.checked_xid
+    query = select(Comparison.id, Comparison.opened_xid).where(*queue.members(), opened, *behind)
+    return query.where(*_not_done(labeler_id)).order_by(Comparison.opened_xid, Comparison.id).limit(FEW + 1)
+
+
+def next_in_queue(
+    session: Session,
+    queue: Queue,
+    labeler_id: int,
+    place: Place | None,
+    now_xid: int,
+    *,
+    except_id: int | None = None,
+    lock: bool = True,
+) -> tuple[int | None, Place]:
+    """The next comparison for this labeler in a queue, locked; and the labeler's place from now on.
+
+    Args:
+        place: where they were; none: at the beginning.
+        now_xid: as `standing` said in this transaction.
+
+    Returns:
+        None for the comparison when there is none now, or others are taking the last ones at this very moment.
+    """
+    free = _free(labeler_id, except_id)
+    if place is not None:
+        opened = session.execute(_opened_behind(queue, labeler_id, place)).all()
+        if len(opened) > FEW:
+            place = None
+        else:
+            place = place._replace(checked_xid=min(opened[0].opened_xid, now_xid) if opened else now_xid)
+            if opened:
+                ids = literal([row.id for row in opened], ARRAY(BigInteger))
+                among = _in_order([Comparison.id == any_(ids), *queue.members(), *free])
+                if found := _first(session, among, lock=lock):
+                    return found.id, place
+    checked = place.checked_xid if place else now_xid
+    ahead = None
+    for stretch in _stretches(place):
+        ahead = _first(session, _in_order([*queue.members(), *stretch, *_not_done(labeler_id)]), lock=False)
+        if ahead:
+            break
+    if ahead is None:
+        return None, Place(None, None, checked)
+    place = Place(ahead.priority, ahead.id, checked)
+    for stretch in _stretches(place):
+        if found := _first(session, _in_order([*queue.members(), *stretch, *free]), lock=lock):
+            return found.id, place
+    return None, place
+
+
+def next_kept(
+    session: Session, project_id: int, labeler_id: int, *, except_id: int | None = None, lock: bool = True
+) -> int | None:
+    """The next comparison that is kept for this labeler by name, locked."""
+    kept = [Comparison.labeler_id == labeler_id, Comparison.project_id == project_id, literally(KEPT_FOR_LABELER)]
+    found = _first(session, _in_order([*kept, *_free(labeler_id, except_id)]), lock=lock)
+    return found.id if found else None
+
+
+def _open_to(labeler_id: int, groups: list[int]) -> list[ColumnElement[bool] | TextClause]:
+    """Comparisons with room that are kept for nobody else."""
+    return [
+        literally(AVAILABLE),
+        or_(Comparison.labeler_id.is_(None), Comparison.labeler_id == labeler_id),
+        or_(Comparison.group_id.is_(None), Comparison.group_id == any_(literal(groups, ARRAY(BigInteger)))),
+    ]
+
+
+def next_skipped(
+    session: Session,
+    project_id: int,
+    labeler_id: int,
+    groups: list[int],
+    *,
+    except_id: int | None = None,
+    lock: bool = True,
+) -> int | None:
+    """What the labeler skipped, the longest ago first; locked."""
+    query = (
+        select(Comparison.id)
+        .join(Lease, Lease.comparison_id == Comparison.id)
+        .where(Lease.labeler_id == labeler_id, Lease.state == "skipped", Comparison.project_id == project_id)
+        .where(*_open_to(labeler_id, groups), ~judged_by(labeler_id))
+        .where(~_leased_otherwise(labeler_id))
+        .order_by(Lease.created_at)
+        .limit(1)
+    )
+    if except_id is not None:
+        query = query.where(Comparison.id != except_id)
+    return session.scalar(query.with_for_update(skip_locked=True, of=Comparison) if lock else query)
+
+
+def _leased_otherwise(labeler_id: int) -> ColumnElement[bool]:
+    """Whether the labeler holds or gave up what they skipped, or skipped it once more, later."""
+    other = aliased(Lease)
+    own = other.comparison_id == Lease.comparison_id, other.labeler_id == labeler_id
+    later = (other.state == "skipped") & (other.created_at > Lease.created_at)
+    return exists().where(*own, or_(other.state.in_(("live", "recused")), later))
+
+
+def claim_one(session: Session, project_id: int, labeler_id: int, groups: list[int], comparison_id: int) -> int | None:
+    """Locks that comparison, if this labeler can judge it, skipped or not."""
+    chosen = select(Comparison.id).where(
+        Comparison.id == comparison_id,
+        Comparison.project_id == project_id,
+        or_(literally(f"({IN_CALIBRATION})"), literally(f"({AVAILABLE})")),
+        or_(Comparison.labeler_id.is_(None), Comparison.labeler_id == labeler_id),
+        or_(Comparison.group_id.is_(None), Comparison.group_id == any_(literal(groups, ARRAY(BigInteger)))),
+        ~judged_by(labeler_id),
+        ~leased_to(labeler_id, "live", "recused"),
+    )
+    return session.scalar(chosen.with_for_update(skip_locked=True, of=Comparison))
+
+
+def count_left(session: Session, queue: Queue, labeler_id: int, place: Place | None, limit: int) -> int:
+    """How many comparisons of a queue this labeler could be given now, counted up to `limit`."""
+    free, count = _free(labeler_id, None), 0
+    parts = [select(Comparison.id).where(*queue.members(), *stretch, *free) for stretch in _stretches(place)]
+    if place is not None:
+        behind = _opened_behind(queue, labeler_id, place).subquery()
+        parts.append(select(Comparison.id).join(behind, behind.c.id == Comparison.id).where(*free))
+    for part in parts:
+        if count < limit:
+            some = part.limit(limit - count).subquery()
+            count += session.scalar(select(func.count()).select_from(some)) or 0
+    return count
+
+
+def count_kept(session: Session, project_id: int, labeler_id: int, limit: int) -> int:
+    kept = [Comparison.labeler_id == labeler_id, Comparison.project_id == project_id, literally(KEPT_FOR_LABELER)]
+    some = select(Comparison.id).where(*kept, *_free(labeler_id, None)).limit(limit).subquery()
+    return session.scalar(select(func.count()).select_from(some)) or 0
+
+
+def projects_with_work(session: Session, labeler_id: int) -> Sequence[Row[Project, bool]]:
+    """(project, whether a card is on the desk) of projects with something open: first those with a card, then the one
+    judged in last. Whether it is for this labeler has to be looked up."""
+    on_desk = exists().where(
+        Lease.labeler_id == labeler_id, Lease.state == "live", Lease.comparison_id == Comparison.id
+    )
+    held = exists().where(Comparison.project_id == Project.id, Comparison.state == "open", on_desk)
+    own_groups = select(LabelerGroupMember.group_id).where(LabelerGroupMember.labeler_id == labeler_id)
+    of_project = Comparison.project_id == Project.id
+    waiting = [
+        exists().where(of_project, literally(IN_OPEN_QUEUE)),
+        exists().where(of_project, Comparison.labeler_id == labeler_id, literally(KEPT_FOR_LABELER)),
+        exists().where(of_project, Comparison.group_id.in_(own_groups), literally(KEPT_FOR_GROUP)),
+    ]
+    last = (
+        select(Comparison.project_id)
+        .join(Judgment, Judgment.comparison_id == Comparison.id)
+        .where(Judgment.labeler_id == labeler_id)
+        .order_by(Judgment.created_at.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    with_work = select(Project, held.label("held")).where(or_(held, *waiting))
+    order = (held.desc(), (Project.id == func.coalesce(last, 0)).desc(), Project.id)
+    return session.execute(with_work.order_by(*order)).all()

@@ -1,0 +1,115 @@
+"""SQL of settling: what was said of comparisons, and what became of them."""
+
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Double,
+    SmallInteger,
+    Text,
+    any_,
+    case,
+    column,
+    func,
+    literal,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import JSONB, aggregate_order_by
+from sqlalchemy.orm import Session
+
+from app.models import Comparison, Judgment, Project, Rubric
+
+
+class Answered(NamedTuple):
+    """An open comparison and its live judgments in the order they were given; preference none: could not judge."""
+
+    id: int
+    project_id: int
+    purpose: str
+    gold: int | None
+    overlap: int
+    overlap_max: int | None
+    grown: int
+    judgment_count: int
+    ranking_id: int | None
+    offered: bool
+    flagged: bool
+    strengths: int
+    labelers: list[int]
+    preferences: list[int | None]
+
+    @property
+    def decided(self) -> list[int]:
+        return [preference for preference in self.preferences if preference is not None]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What settling may change, as it is."""
+        unchanged = {"id": self.id, "overlap": self.overlap, "grown": self.grown, "state": "open"}
+        return unchanged | dict.fromkeys(("review_reason", "agreement", "consensus", "p_b", "p_tie"))
+
+
+def answered(session: Session, comparison_ids: Sequence[int]) -> list[Answered]:
+    """Of these comparisons, and of the rankings they belong to, the open ones that somebody has judged; locked.
+
+    The lock comes first, in a statement of its own: only the next one sees the judgments of whoever held it.
+    """
+    ids = any_(literal(list(comparison_ids), ARRAY(BigInteger)))  # one parameter, however many
+    rankings = select(Comparison.ranking_id).where(Comparison.id == ids, Comparison.ranking_id.is_not(None))
+    named = or_(Comparison.id == ids, Comparison.ranking_id.in_(rankings))
+    locked = select(Comparison.id).where(named, Comparison.state == "open").order_by(Comparison.id)
+    held = any_(literal(list(session.scalars(locked.with_for_update())), ARRAY(BigInteger)))
+    said = (
+        select(
+            Judgment.comparison_id,
+            func.array_agg(aggregate_order_by(Judgment.labeler_id, Judgment.id)).label("labelers"),
+            func.array_agg(aggregate_order_by(Judgment.preference, Judgment.id)).label("preferences"),
+        )
+        .where(Judgment.comparison_id == held, Judgment.superseded_at.is_(None))
+        .group_by(Judgment.comparison_id)
+        .subquery()
+    )
+    own = [getattr(Comparison, name) for name in Answered._fields[:11]]
+    rows = session.execute(
+        select(*own, Rubric.strengths, said.c.labelers, said.c.preferences)
+        .join(said, said.c.comparison_id == Comparison.id)
+        .join(Rubric, Rubric.id == Comparison.rubric_id)
+        .order_by(Comparison.id)
+    )
+    return [Answered(*row) for row in rows]
+
+
+def projects(session: Session, ids: Collection[int]) -> dict[int, Project]:
+    return {project.id: project for project in session.scalars(select(Project).where(Project.id.in_(ids)))}
+
+
+def write(session: Session, changes: list[dict[str, Any]]) -> None:
+    """Each change holds a comparison's id and all that settling decides about it."""
+    if not changes:
+        return
+    new = (
+        func.jsonb_to_recordset(literal(changes, JSONB))
+        .table_valued(
+            column("id", BigInteger),
+            column("overlap", BigInteger),
+            column("grown", SmallInteger),
+            column("state", Text),
+            column("review_reason", Text),
+            column("agreement", Double),
+            column("consensus", Double),
+            column("p_b", Double),
+            column("p_tie", Double),
+            name="new",
+        )
+        .render_derived(with_types=True)
+    )
+    values = {name: new.c[name] for name in changes[0] if name != "id"}
+    settled_at = case((new.c.state == "settled", func.now()))
+    session.execute(
+        update(Comparison).where(Comparison.id == new.c.id).values(**values, settled_at=settled_at),
+        execution_options={"synchronize_session": False},
+    )

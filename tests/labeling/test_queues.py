@@ -1,0 +1,322 @@
+"""Whose turn it is: what is kept by name, queues and places in them, what was skipped, and where a search looks."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from sqlalchemy import Engine, event, func, select, text, update
+from sqlalchemy.orm import Session, sessionmaker
+
+from app.db import make_session_factory
+from app.labeling import assigning, claim_queries
+from app.models import (
+    Comparison,
+    LabelerGroup,
+    LabelerGroupMember,
+    Lease,
+    Project,
+    ProjectLabeler,
+    QueuePlace,
+    User,
+)
+from tests import factories
+from tests.labeling.desk import judge, take
+
+
+@pytest.fixture
+def sessions(engine: Engine) -> sessionmaker[Session]:
+    return make_session_factory(engine)
+
+
+def group(session: Session, project: Project, *members: User) -> LabelerGroup:
+    row = LabelerGroup(project_id=project.id, name="experts")
+    session.add(row)
+    session.flush()
+    session.add_all([LabelerGroupMember(group_id=row.id, labeler_id=member.id) for member in members])
+    session.flush()
+    return row
+
+
+def given(session: Session, project: Project, labeler: User, n: int = 999) -> list[int]:
+    """The comparisons that the labeler is given one after the other, each judged; until there is none."""
+    found: list[int] = []
+    while len(found) < n and (task := assigning.next_task(session, project, labeler)):
+        found.append(task.position.comparison_id)
+        judge(session, project, labeler, task)
+    return found
+
+
+def fill(session: Session, comparison: Comparison, n: int) -> list[int]:
+    """Many more like it; their ids."""
+    columns = "project_id, prompt_id, completion_a_id, completion_b_id, rubric_id, purpose, overlap, priority"
+    copied = text(
+        f"INSERT INTO comparison ({columns}) SELECT {columns} FROM comparison, generate_series(1, :n)"
+        " WHERE comparison.id = :id RETURNING id"
+    )
+    return list(session.scalars(copied, {"n": n, "id": comparison.id}))
+
+
+# --- kept by name ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_kept_for_a_labeler_comes_first_and_goes_to_nobody_else(session: Session) -> None:
+    project, labeler, other = factories.project(session, overlap=1), factories.user(session), factories.user(session)
+    free = factories.comparison(session, project, priority=9)
+    kept = factories.comparison(session, project, labeler_id=labeler.id)
+    assert given(session, project, other) == [free.id]
+    free_again = factories.comparison(session, project, priority=9)
+    assert given(session, project, labeler) == [kept.id, free_again.id]
+
+
+def test_what_is_kept_for_a_group_goes_to_its_members(session: Session) -> None:
+    project = factories.project(session, overlap=2)
+    members, other = [factories.user(session) for _ in range(2)], factories.user(session)
+    experts = group(session, project, *members)
+    free = factories.comparison(session, project)
+    kept = [factories.comparison(session, project, group_id=experts.id, priority=n).id for n in (0, 3, 0)]
+    assert given(session, project, other) == [free.id]
+    assert assigning.idle(session, project, other).reason == "judged"
+    for member in members:
+        assert given(session, project, member)[:3] == [kept[1], kept[0], kept[2]]
+
+
+def test_who_joins_a_group_gets_what_is_kept_for_it(session: Session) -> None:
+    project, labeler = factories.project(session, overlap=1), factories.user(session)
+    experts = group(session, project)
+    kept = factories.comparison(session, project, group_id=experts.id)
+    assert given(session, project, labeler) == []
+    assert assigning.idle(session, project, labeler).reason == "kept"
+    session.add(LabelerGroupMember(group_id=experts.id, labeler_id=labeler.id))
+    assert given(session, project, labeler) == [kept.id]
+
+
+def test_a_group_of_another_project_opens_nothing(session: Session) -> None:
+    project, elsewhere, labeler = factories.project(session), factories.project(session), factories.user(session)
+    experts = group(session, elsewhere, labeler)
+    kept = factories.comparison(session, elsewhere, group_id=experts.id)
+    factories.published_rubric(session, project)
+    assert given(session, project, labeler) == []
+    assert given(session, elsewhere, labeler) == [kept.id]
+
+
+def test_freed_comparisons_return_to_the_queue_behind_everybody(session: Session) -> None:
+    project, labeler, other = factories.project(session, overlap=1), factories.user(session), factories.user(session)
+    kept = factories.comparison(session, project, labeler_id=other.id)
+    late = factories.comparison(session, project)
+    assert given(session, project, labeler) == [late.id]
+    session.execute(update(Comparison).where(Comparison.id == kept.id).values(labeler_id=None))
+    assert given(session, project, labeler) == [kept.id]
+
+
+# --- places ----------------------------------------------------------------------------------------------------------
+
+
+def test_priorities_that_change_are_seen_at_once(session: Session) -> None:
+    project, labeler, other = factories.project(session, overlap=2), factories.user(session), factories.user(session)
+    ids = [factories.comparison(session, project).id for _ in range(5)]
+    assert given(session, project, labeler, 2) == ids[:2]
+    session.execute(update(Comparison).where(Comparison.id == ids[4]).values(priority=3))
+    assert given(session, project, labeler) == [ids[4], ids[2], ids[3]]
+    session.execute(update(Comparison).where(Comparison.id == ids[3]).values(priority=1))
+    assert given(session, project, other) == [ids[4], ids[3], ids[0], ids[1], ids[2]]
+
+
+def test_more_judgments_wanted_of_what_is_behind(session: Session) -> None:
+    project, labeler = factories.project(session, overlap=1), factories.user(session)
+    early, late = factories.comparison(session, project), factories.comparison(session, project)
+    assert given(session, project, factories.user(session), 1) == [early.id]
+    assert given(session, project, labeler) == [late.id]
+    session.execute(update(Comparison).where(Comparison.id == early.id).values(state="open", overlap=2))
+    assert given(session, project, labeler) == [early.id]
+
+
+def test_many_that_open_behind_come_in_order_of_urgency(session: Session) -> None:
+    """More than are sorted apart: the labeler's search begins anew."""
+    project, labeler = factories.project(session, overlap=2), factories.user(session)
+    early = [factories.comparison(session, project).id for _ in range(3)]
+    assert given(session, project, labeler) == early
+    first = factories.comparison(session, project, priority=1)
+    ordinary = [first.id, *fill(session, first, claim_queries.FEW + 20)]
+    urgent = factories.comparison(session, project, priority=2).id
+    assert given(session, project, labeler) == [urgent, *ordinary]
+
+
+def test_what_was_inserted_earlier_and_committed_later_is_found(
+    session: Session, sessions: sessionmaker[Session]
+) -> None:
+    """A long import writes comparisons that nobody sees while a labeler goes past their place."""
+    project, labeler = factories.project(session, overlap=1), factories.user(session)
+    factories.published_rubric(session, project)
+    session.commit()
+    with sessions() as importing:
+        early = factories.comparison(importing, project).id
+        late = factories.comparison(session, project).id
+        session.commit()
+        assert early < late
+        assert given(session, project, labeler) == [late]
+        session.commit()
+        assert given(session, project, labeler) == []
+        session.commit()
+        importing.commit()
+    assert given(session, project, labeler) == [early]
+
+
+def test_a_place_from_before_a_restore_is_forgotten(session: Session) -> None:
+    """Transaction ids begin anew in another cluster; what opens there must not look old."""
+    project, labeler = factories.project(session, overlap=1), factories.user(session)
+    behind = factories.comparison(session, project)
+    far = QueuePlace(project_id=project.id, labeler_id=labeler.id, checked_xid=2**62)
+    session.add(far)
+    session.flush()
+    assert given(session, project, labeler) == [behind.id]
+    session.refresh(far)
+    assert far.checked_xid < 2**62
+
+
+@contextmanager
+def rows_read(session: Session) -> Iterator[list[float]]:
+    """The rows that PostgreSQL's executor looks at in each statement on comparison, by its own count."""
+    counts: list[float] = []
+    connection = session.connection()
+
+    def explain(conn, cursor, statement, parameters, context, executemany):  # type: ignore[no-untyped-def]
+        if statement.startswith("SELECT") and "FROM comparison" in statement and "EXPLAIN" not in statement:
+            with conn.connection.cursor() as own:
+                own.execute("EXPLAIN (ANALYZE, FORMAT JSON) " + statement, parameters)
+                counts.append(_rows(own.fetchone()[0][0]["Plan"]))
+
+    event.listen(connection, "before_cursor_execute", explain)
+    try:
+        yield counts
+    finally:
+        event.remove(connection, "before_cursor_execute", explain)
+
+
+def _rows(plan: dict) -> float:  # type: ignore[type-arg]
+    removed = plan.get("Rows Removed by Filter", 0) + plan.get("Rows Removed by Join Filter", 0)
+    own = (plan["Actual Rows"] + removed) * plan["Actual Loops"]
+    return own + sum(_rows(child) for child in plan.get("Plans", []))
+
+
+def test_a_claim_does_not_walk_over_what_was_judged(session: Session) -> None:
+    """Three thousand that wait for other people lie behind, ahead lies nothing: no search looks at them."""
+    project, labeler = factories.project(session, overlap=3), factories.user(session)
+    first = factories.comparison(session, project)
+    ids = [first.id, *fill(session, first, 3000)]
+    session.execute(
+        text(
+            "INSERT INTO judgment (comparison_id, labeler_id, rubric_id, preference, swapped)"
+            " SELECT id, :labeler, rubric_id, 1, false FROM comparison WHERE id <> :last"
+        ),
+        {"labeler": labeler.id, "last": ids[-1]},
+    )
+    session.commit()
+    session.execute(text("ANALYZE"))
+    assert given(session, project, labeler) == [ids[-1]]
+    session.commit()
+    with rows_read(session) as counts:
+        assert assigning.next_task(session, project, labeler) is None
+        assert assigning.idle(session, project, labeler).reason == "judged"
+        assert assigning.project_with_work(session, labeler) is None
+    assert counts
+    assert sum(counts) < 100
+    urgent = factories.comparison(session, project, priority=1)
+    session.commit()
+    with rows_read(session) as counts:
+        assert take(session, project, labeler).position.comparison_id == urgent.id
+    assert sum(counts) < 100
+
+
+def test_a_fresh_labelers_first_claim_reads_one_comparison(session: Session) -> None:
+    project, labeler = factories.project(session), factories.user(session)
+    first = factories.comparison(session, project)
+    fill(session, first, 3000)
+    session.commit()
+    session.execute(text("ANALYZE"))
+    with rows_read(session) as counts:
+        assert take(session, project, labeler).position.comparison_id == first.id
+    assert sum(counts) < 100
+
+
+def test_a_place_is_one_row_a_queue(session: Session) -> None:
+    project, labeler = factories.project(session, overlap=2), factories.user(session)
+    experts = group(session, project, labeler)
+    for n in range(4):
+        factories.comparison(session, project, group_id=experts.id if n % 2 else None)
+    assert len(given(session, project, labeler)) == 4
+    places = session.execute(select(QueuePlace.group_id, QueuePlace.priority, QueuePlace.comparison_id)).all()
+    assert sorted(places, key=str) == sorted([(None, None, None), (experts.id, None, None)], key=str)
+
+
+# --- what was skipped, given up, or is not to be judged by them ------------------------------------------------------
+
+
+def skip(session: Session, project: Project, labeler: User) -> int:
+    task = take(session, project, labeler)
+    assigning.skip(session, project, task.lease_id, labeler, "too long")
+    return task.position.comparison_id
+
+
+def test_skipped_comparisons_come_back_last_the_oldest_first(session: Session) -> None:
+    project, labeler = factories.project(session, overlap=1), factories.user(session)
+    ids = [factories.comparison(session, project).id for _ in range(4)]
+    skipped = []
+    for _ in range(2):
+        skipped.append(skip(session, project, labeler))
+        session.commit()  # leases of one transaction are given out at one moment
+    assert skipped == ids[:2]
+    urgent = factories.comparison(session, project, priority=1).id
+    assert given(session, project, labeler) == [urgent, *ids[2:], *ids[:2]]
+
+
+def test_skipping_again_and_again_goes_round(session: Session) -> None:
+    project, labeler = factories.project(session, overlap=1), factories.user(session)
+    ids = [factories.comparison(session, project).id for _ in range(3)]
+    seen = []
+    for _ in range(6):
+        seen.append(skip(session, project, labeler))
+        session.commit()
+    assert seen == ids + ids
+
+
+def test_others_get_at_once_what_somebody_skipped(session: Session) -> None:
+    project, labeler, other = factories.project(session, overlap=1), factories.user(session), factories.user(session)
+    ids = [factories.comparison(session, project).id for _ in range(2)]
+    skip(session, project, labeler)
+    assert given(session, project, other) == ids
+
+
+def test_a_recused_labeler_is_not_asked(session: Session) -> None:
+    project, labeler = factories.project(session, overlap=1), factories.user(session)
+    recused, other = factories.comparison(session, project), factories.comparison(session, project)
+    factories.lease(session, recused, labeler_id=labeler.id, state="recused")
+    assert given(session, project, labeler) == [other.id]
+
+
+@pytest.mark.parametrize("state", ["paused", "removed"])
+def test_who_may_not_label_is_told_why(session: Session, state: str) -> None:
+    project, labeler = factories.project(session), factories.user(session)
+    factories.comparison(session, project)
+    take(session, project, labeler)
+    session.add(ProjectLabeler(project_id=project.id, labeler_id=labeler.id, state=state, reason="Ask Ada."))
+    session.flush()
+    assert assigning.next_task(session, project, labeler) is None
+    idle = assigning.idle(session, project, labeler)
+    assert (idle.reason, idle.message) == (state, "Ask Ada.")
+    assert assigning.project_with_work(session, labeler) is None
+    elsewhere = factories.comparison(session)
+    assert take(session, session.get_one(Project, elsewhere.project_id), labeler)
+
+
+def test_what_is_left_counts_every_queue(session: Session) -> None:
+    project, labeler = factories.project(session, overlap=2), factories.user(session)
+    experts = group(session, project, labeler)
+    other = factories.user(session)
+    for keys in ({}, {}, {"group_id": experts.id}, {"labeler_id": labeler.id}, {"labeler_id": other.id}):
+        factories.comparison(session, project, **keys)
+    for left in (4, 3, 2, 1):
+        task = take(session, project, labeler)
+        assert assigning.progress(session, project, labeler, task).left == left
+        judge(session, project, labeler, task)
+    assert assigning.next_task(session, project, labeler) is None
+    assert session.scalar(select(func.count()).select_from(Lease).where(Lease.state == "live")) == 0
