@@ -205,10 +205,7 @@ def expire_leases(session: Session) -> int:
     return queries.expire_leases(session)
 
 
-def progress(session: Session, project: Project, labeler: User, task: Task | None) -> Progress:
-    done = queries.judged_today(session, labeler.id)
-    if task is None:
-        return Progress(done, 0)
+def progress(session: Session, project: Project, labeler: User) -> Progress:
     left = queries.held(session, project.id, labeler.id)
     left += claim_queries.count_kept(session, project.id, labeler.id, COUNT_LIMIT - left)
     standing = claim_queries.standing(session, project.id, labeler.id)
@@ -216,7 +213,7 @@ def progress(session: Session, project: Project, labeler: User, task: Task | Non
     for group_id in (*standing.groups, None):
         queue, place = Queue(project.id, group_id), places.get(group_id)
         left += claim_queries.count_left(session, queue, labeler.id, place, COUNT_LIMIT - left)
-    return Progress(done, left)
+    return Progress(queries.judged_today(session, labeler.id), left)
 
 
 def is_same_comparison(session: Session, task: Task, lease_id: UUID) -> bool:

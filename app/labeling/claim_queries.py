@@ -42,6 +42,8 @@ from app.models import (
 )
 from app.models.comparison import AVAILABLE, IN_CALIBRATION, IN_OPEN_QUEUE, KEPT_FOR_GROUP, KEPT_FOR_LABELER
 
+Condition = ColumnElement[bool] | TextClause
+
 # So many that came into a queue behind a labeler are sorted by urgency; where there are more, the labeler starts anew.
 FEW = 100
 
@@ -61,7 +63,7 @@ class Queue(NamedTuple):
     project_id: int
     group_id: int | None = None
 
-    def members(self) -> list[ColumnElement[bool] | TextClause]:
+    def members(self) -> list[Condition]:
         if self.group_id is None:
             return [Comparison.project_id == self.project_id, literally(IN_OPEN_QUEUE)]
         return [Comparison.group_id == self.group_id, literally(KEPT_FOR_GROUP)]
@@ -107,7 +109,7 @@ def places(session: Session, project_id: int, labeler_id: int, now_xid: int) -> 
     own = select(QueuePlace.group_id, QueuePlace.priority, QueuePlace.comparison_id, QueuePlace.checked_xid)
     rows = session.execute(own.where(QueuePlace.labeler_id == labeler_id, QueuePlace.project_id == project_id))
     # A place from the future was written in another cluster, before a restore: transaction ids began anew.
-    return {group_id: place for group_id, *rest in rows if (place := Place(*rest)).checked_xid <= now_xid}
+    return {row.group_id: Place(*row[1:]) for row in rows if row.checked_xid <= now_xid}
 
 
 def save_place(session: Session, queue: Queue, labeler_id: int, place: Place) -> None:
@@ -139,12 +141,12 @@ def _free(labeler_id: int, except_id: int | None) -> list[ColumnElement[bool]]:
     return found if except_id is None else [*found, Comparison.id != except_id]
 
 
-def _in_order(conditions: Sequence[ColumnElement[bool] | TextClause]) -> Select[tuple[int, int]]:
+def _in_order(conditions: Sequence[Condition]) -> Select[int, int]:
     query = select(Comparison.priority, Comparison.id).where(*conditions)
     return query.order_by(Comparison.priority.desc(), Comparison.id)
 
 
-def _first(session: Session, query: Select[tuple[int, int]], *, lock: bool) -> Row[tuple[int, int]] | None:
+def _first(session: Session, query: Select[int, int], *, lock: bool) -> Row[int, int] | None:
     """The first row; with `lock`, the first that nobody else has locked, locked."""
     query = query.limit(1)
     if lock:
@@ -165,7 +167,7 @@ def _stretches(place: Place | None) -> list[list[ColumnElement[bool]]]:
     return [same, [Comparison.priority < place.priority]]
 
 
-def _opened_behind(queue: Queue, labeler_id: int, place: Place) -> Select[tuple[int, int]]:
+def _opened_behind(queue: Queue, labeler_id: int, place: Place) -> Select[int, int]:
     behind: list[ColumnElement[bool]] = []
     if place.priority is not None:
         behind = [
@@ -225,16 +227,20 @@ def next_in_queue(
     return None, place
 
 
+def _kept(project_id: int, labeler_id: int) -> list[Condition]:
+    return [Comparison.labeler_id == labeler_id, Comparison.project_id == project_id, literally(KEPT_FOR_LABELER)]
+
+
 def next_kept(
     session: Session, project_id: int, labeler_id: int, *, except_id: int | None = None, lock: bool = True
 ) -> int | None:
     """The next comparison that is kept for this labeler by name, locked."""
-    kept = [Comparison.labeler_id == labeler_id, Comparison.project_id == project_id, literally(KEPT_FOR_LABELER)]
+    kept = _kept(project_id, labeler_id)
     found = _first(session, _in_order([*kept, *_free(labeler_id, except_id)]), lock=lock)
     return found.id if found else None
 
 
-def _open_to(labeler_id: int, groups: list[int]) -> list[ColumnElement[bool] | TextClause]:
+def _open_to(labeler_id: int, groups: list[int]) -> list[Condition]:
     """Comparisons with room that are kept for nobody else."""
     return [
         literally(AVAILABLE),
@@ -304,7 +310,7 @@ def count_left(session: Session, queue: Queue, labeler_id: int, place: Place | N
 
 
 def count_kept(session: Session, project_id: int, labeler_id: int, limit: int) -> int:
-    kept = [Comparison.labeler_id == labeler_id, Comparison.project_id == project_id, literally(KEPT_FOR_LABELER)]
+    kept = _kept(project_id, labeler_id)
     some = select(Comparison.id).where(*kept, *_free(labeler_id, None)).limit(limit).subquery()
     return session.scalar(select(func.count()).select_from(some)) or 0
 

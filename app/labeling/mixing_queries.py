@@ -6,7 +6,7 @@ from sqlalchemy import exists, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
-from app.labeling.claim_queries import judged_by, leased_to, literally
+from app.labeling.claim_queries import Condition, judged_by, leased_to, literally
 from app.models import Comparison, Judgment, ProjectLabeler, Rubric
 from app.models.comparison import IN_CALIBRATION
 
@@ -16,7 +16,7 @@ def claim_calibration(session: Session, project_id: int, labeler_id: int) -> int
 
     The search begins at a random one, so that people meet them in different orders.
     """
-    items = [Comparison.project_id == project_id, literally(IN_CALIBRATION)]
+    items: list[Condition] = [Comparison.project_id == project_id, literally(IN_CALIBRATION)]
     low, high = func.min(Comparison.id), func.max(Comparison.id)
     start = select(func.coalesce(low + func.floor(func.random() * (high - low + 1)), 0)).where(*items).scalar_subquery()
     seen_before = exists().where(Judgment.comparison_id == Comparison.repeat_of_id, Judgment.labeler_id == labeler_id)

@@ -80,7 +80,7 @@ def answered(session: Session, comparison_ids: Sequence[int]) -> list[Answered]:
         .join(Rubric, Rubric.id == Comparison.rubric_id)
         .order_by(Comparison.id)
     )
-    return [Answered(*row) for row in rows]
+    return [Answered._make(row) for row in rows]
 
 
 def projects(session: Session, ids: Collection[int]) -> dict[int, Project]:

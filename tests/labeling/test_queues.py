@@ -316,7 +316,7 @@ def test_what_is_left_counts_every_queue(session: Session) -> None:
         factories.comparison(session, project, **keys)
     for left in (4, 3, 2, 1):
         task = take(session, project, labeler)
-        assert assigning.progress(session, project, labeler, task).left == left
+        assert assigning.progress(session, project, labeler).left == left
         judge(session, project, labeler, task)
     assert assigning.next_task(session, project, labeler) is None
     assert session.scalar(select(func.count()).select_from(Lease).where(Lease.state == "live")) == 0
