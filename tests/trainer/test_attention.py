@@ -62,9 +62,9 @@ def test_other_architectures_share_or_stay_as_they_are(implementation: str) -> N
     config = GPT2Config(vocab_size=32, n_embd=24, n_layer=2, n_head=2, n_positions=64)
     config._attn_implementation = implementation
     policy = Policy(GPT2LMHeadModel(config).eval())
-    assert policy.share
-    if implementation == "eager":
-        assert policy.causal.config._attn_implementation == "eager"
+    # Eager attention adds the mask to the scores: it takes none of True and False.
+    assert policy.share == (implementation == "sdpa")
+    assert policy.causal.config._attn_implementation == (RAGGED if implementation == "sdpa" else "eager")
     alone = [policy(pack([sequence], 0, share=False)).logps for sequence in SEQUENCES if sequence.completion]
     together = policy(pack(SEQUENCES, 0, policy.share)).logps
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
