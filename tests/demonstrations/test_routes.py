@@ -1,0 +1,244 @@
+"""The pages of demonstrations: who may see which, and what a form that is refused gives back."""
+
+import re
+from collections.abc import Callable
+from html import unescape
+
+import pytest
+from sqlalchemy.orm import Session
+
+from app.demonstrations import service
+from app.models import DemonstrationTask
+from tests import factories
+from tests.conftest import SignedIn
+from tests.demonstrations.desk import demonstrations, task, tasks
+
+SignIn = Callable[..., SignedIn]
+HTMX = {"HX-Request": "true"}
+HOSTILE = '<script>alert(1)</script> <img src=x onerror=alert(2)> [x](javascript:alert(3)) \u202eevil ‌"quoted"'
+
+
+def base(project: object) -> str:
+    return f"/projects/{project.slug}/demonstrations"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("roles", "path", "status"),
+    [
+        (("labeler",), "", 303),
+        (("labeler",), "/write", 200),
+        (("labeler",), "/own", 200),
+        (("labeler",), "/ask", 403),
+        (("labeler",), "/review", 403),
+        (("labeler",), "/1", 403),
+        (("admin",), "", 200),
+        (("admin",), "/write", 403),
+        (("admin",), "/ask", 200),
+        (("admin",), "/999", 404),
+        (("admin",), f"/{2**70}", 404),
+        (("operator",), "/ask", 403),
+        ((), "/write", 303),
+    ],
+)
+def test_who_sees_what(session: Session, sign_in: SignIn, roles: tuple[str, ...], path: str, status: int) -> None:
+    project = factories.project(session)
+    session.commit()
+    assert sign_in(*roles).get(base(project) + path).status_code == status
+
+
+def test_the_next_prompt_comes_in_the_same_response(session: Session, sign_in: SignIn) -> None:
+    project = factories.project(session)
+    first, second = task(session, project, "First question?"), task(session, project, "Second question?")
+    labeler = sign_in("labeler")
+    assert "First question?" in labeler.get(base(project) + "/write").text
+    form = {"prompt_id": first.prompt_id, "text": "An answer.", "duration_ms": ""}
+    answered = labeler.post(f"{base(project)}/write/{first.id}", form, headers=HTMX)
+    assert answered.status_code == 200
+    assert "Second question?" in answered.text
+    assert "<html" not in answered.text
+    assert f'data-sent="{project.slug}/task-{first.id}"' in answered.text
+    skipped = labeler.post(f"{base(project)}/write/{second.id}/skip", {"reason": "unclear"}, headers=HTMX)
+    assert "Only prompts you skipped are left" in skipped.text
+    assert "Second question?" in labeler.get(base(project) + "/write?skipped=true").text
+
+
+def test_without_javascript_a_page_follows(session: Session, sign_in: SignIn) -> None:
+    project = factories.project(session)
+    given = task(session, project)
+    labeler = sign_in("labeler")
+    form = {"prompt_id": given.prompt_id, "text": "An answer."}
+    sent = labeler.post(f"{base(project)}/write/{given.id}", form)
+    assert (sent.status_code, sent.headers["location"]) == (303, f"{base(project)}/write")
+    assert "No prompt wants an answer written" in labeler.get(f"{base(project)}/write").text
+    assert [row.author_id for row in demonstrations(session)] == [labeler.user.id if labeler.user else None]
+
+
+def test_a_text_that_came_too_late_is_given_back(session: Session, sign_in: SignIn) -> None:
+    project = factories.project(session)
+    given, following = task(session, project, "Lost question?"), task(session, project, "Next question?")
+    labeler = sign_in("labeler")
+    session.delete(given)
+    session.commit()
+    form = {"prompt_id": following.prompt_id, "text": "Minutes of work & more."}
+    answered = labeler.post(f"{base(project)}/write/{given.id}", form, headers=HTMX)
+    assert answered.status_code == 410
+    assert answered.headers["HX-Retarget"] == "#desk"
+    assert "no longer wants an answer" in answered.text
+    assert "Next question?" in answered.text
+    kept = re.search(r'<textarea id="unsent"[^>]*>\n?(.*?)</textarea>', answered.text, re.DOTALL)
+    assert kept is not None
+    assert unescape(kept[1]).strip() == "Minutes of work & more."
+
+
+def test_an_empty_text_keeps_the_prompt_on_the_desk(session: Session, sign_in: SignIn) -> None:
+    project = factories.project(session)
+    given = task(session, project, "The question?")
+    labeler = sign_in("labeler")
+    labeler.get(base(project) + "/write")
+    answered = labeler.post(f"{base(project)}/write/{given.id}", {"prompt_id": given.prompt_id, "text": "  "})
+    assert answered.status_code == 422
+    assert "Nothing is written yet." in answered.text
+    assert "The question?" in answered.text
+
+
+def test_hostile_texts_stay_texts(session: Session, sign_in: SignIn) -> None:
+    project, labeler, admin = factories.project(session), sign_in("labeler"), sign_in("admin")
+    prompt = factories.prompt(session, project, HOSTILE, domain=HOSTILE)
+    sample = factories.completion(session, prompt, HOSTILE)
+    given = task(session, project, prompt=prompt, completion_id=sample.id)
+    session.commit()
+    pages = [labeler.get(base(project) + "/write").text]
+    text = HOSTILE + " </textarea><script>alert(4)</script>"
+    preview = {"text": text, "completion_id": sample.id}
+    pages.append(labeler.post(base(project) + "/preview", preview, headers=HTMX).text)
+    form = {"prompt_id": prompt.id, "text": text}
+    assert labeler.post(f"{base(project)}/write/{given.id}", form).status_code == 303
+    (written,) = demonstrations(session)
+    here = f"{base(project)}/{written.id}"
+    decided = {"seen": service.seen(written), "text": text + HOSTILE, "note": HOSTILE}
+    assert admin.post(here + "/approve", decided).status_code == 303
+    pages += [admin.get(here).text, admin.get(base(project)).text, admin.get(base(project) + "/ask").text]
+    pages += [labeler.get(f"{base(project)}/own").text, labeler.get(f"{base(project)}/own/{written.id}").text]
+    for html in pages:
+        assert "<script>alert" not in html
+        assert "<img src=x" not in html
+        assert 'href="javascript:' not in html
+        assert "alert(1)" in html
+
+
+def test_a_text_beyond_the_limit_is_refused_by_name(session: Session, sign_in: SignIn) -> None:
+    project, labeler = factories.project(session), sign_in("labeler")
+    given = task(session, project)
+    session.commit()
+    form = {"prompt_id": given.prompt_id, "text": "x" * 100_001}
+    answered = labeler.post(f"{base(project)}/write/{given.id}", form, headers=HTMX)
+    assert answered.status_code == 422
+    assert "text" in answered.text
+    # What is a megabyte of one word to the preview is shown as it is.
+    assert labeler.post(base(project) + "/preview", {"text": "y" * 100_000}, headers=HTMX).status_code == 200
+
+
+def test_ones_own_list_tells_what_became_of_each(session: Session, sign_in: SignIn) -> None:
+    project, labeler = factories.project(session), sign_in("labeler")
+    assert labeler.user is not None
+    prompt = factories.prompt(session, project)
+    mine = factories.demonstration(
+        session,
+        prompt,
+        "Too short.",
+        digest=service.digest("Too short."),
+        author_id=labeler.user.id,
+        state="rejected",
+        review_note="Say why.",
+    )
+    other = factories.demonstration(session, prompt, "Somebody else's.", author_id=factories.user(session).id)
+    session.commit()
+    listed = labeler.get(base(project) + "/own").text
+    assert "Too short." in listed
+    assert "Say why." in listed
+    assert "Somebody else" not in listed
+    assert labeler.get(f"{base(project)}/own/{other.id}").status_code == 403
+    assert "Say why." in labeler.get(f"{base(project)}/own/{mine.id}").text
+    preview = {"text": "x", "demonstration_id": other.id}
+    assert labeler.post(base(project) + "/preview", preview, headers=HTMX).status_code == 403
+
+    here = f"{base(project)}/own/{mine.id}"
+    seen = service.seen(mine)
+    assert labeler.post(here, {"seen": seen, "text": "Too short."}).status_code == 422
+    sent = labeler.post(here, {"seen": seen, "text": "Longer, because."})
+    assert sent.headers["location"] == f"{base(project)}/own?sent={mine.id}"
+    assert f'data-sent="{project.slug}/demonstration-{mine.id}"' in labeler.get(sent.headers["location"]).text
+    stale = labeler.post(here, {"seen": seen, "text": "Another try."})
+    assert stale.status_code == 409
+    assert "Another try." in stale.text
+
+
+def test_a_stale_decision_shows_what_stands_now_and_what_was_typed(session: Session, sign_in: SignIn) -> None:
+    project, admin = factories.project(session), sign_in("admin")
+    written = factories.demonstration(session, factories.prompt(session, project), "First text.", state="pending")
+    session.commit()
+    old = service.seen(written)
+    written.text, written.digest = "Second text.", service.digest("Second text.")
+    session.commit()
+    answered = admin.post(f"{base(project)}/{written.id}/approve", {"seen": old, "text": "First text, edited."})
+    assert answered.status_code == 409
+    editor = re.search(r'<textarea id="text"[^>]*>\n(.*?)</textarea>', answered.text, re.DOTALL)
+    assert editor is not None
+    assert editor[1] == "Second text."
+    assert "First text, edited." in answered.text
+    session.expire_all()
+    assert written.state == "pending"
+
+
+def test_decisions_lead_to_the_next_and_at_the_end_to_the_list(session: Session, sign_in: SignIn) -> None:
+    project, admin = factories.project(session), sign_in("admin")
+    rows = [factories.demonstration(session, factories.prompt(session, project), state="pending") for _ in range(2)]
+    session.commit()
+    assert admin.get(base(project) + "/review").headers["location"] == f"{base(project)}/{rows[0].id}"
+    form = {"seen": service.seen(rows[0]), "text": rows[0].text, "note": ""}
+    done = admin.post(f"{base(project)}/{rows[0].id}/approve", form)
+    assert done.headers["location"] == f"{base(project)}/{rows[1].id}"
+    form = {"seen": service.seen(rows[1]), "text": rows[1].text, "note": "No."}
+    done = admin.post(f"{base(project)}/{rows[1].id}/reject", form)
+    assert done.headers["location"] == base(project)
+    assert admin.get(base(project) + "/review").headers["location"] == base(project)
+
+
+def test_asking_says_how_many_prompts_fit(session: Session, sign_in: SignIn) -> None:
+    project, admin = factories.project(session), sign_in("admin")
+    for n in range(3):
+        factories.prompt(session, project, domain="law" if n else "sea")
+    session.commit()
+    ask = base(project) + "/ask"
+    assert "<b>3</b> prompts fit" in admin.get(ask).text
+    part = admin.get(ask + "?domain=law&count=5", headers=HTMX).text
+    assert "<b>2</b> prompts fit" in part
+    assert "<html" not in part
+    refused = admin.post(ask, {"domain": "law", "count": "5", "eligible": "2"})
+    assert refused.status_code == 422
+    assert "5 were asked for, but 2 prompts fit" in refused.text
+    done = admin.post(ask, {"domain": "law", "count": "2", "eligible": "2"})
+    assert done.headers["location"] == f"{ask}?asked=2"
+    assert "2 prompts now wait" in admin.get(done.headers["location"]).text
+    again = admin.post(ask, {"domain": "law", "count": "2", "eligible": "2"})
+    assert again.status_code == 409
+    waiting: list[DemonstrationTask] = tasks(session)
+    admin.post(ask + "/withdraw", {"task_id": str(waiting[0].id)})
+    assert len(tasks(session)) == 1
+    admin.post(ask + "/withdraw")
+    assert tasks(session) == []
+
+
+def test_the_navigation_offers_writing_where_there_is_some(session: Session, sign_in: SignIn) -> None:
+    project, labeler = factories.project(session), sign_in("labeler")
+    session.commit()
+    link = f'href="{base(project)}"'
+    home = f"/projects/{project.slug}"
+    assert link not in labeler.get(home).text
+    given = task(session, project)
+    session.commit()
+    assert link in labeler.get(home).text
+    labeler.post(f"{base(project)}/write/{given.id}", {"prompt_id": given.prompt_id, "text": "An answer."})
+    assert link in labeler.get(home).text  # for what became of it
+    assert link not in sign_in("labeler").get(home).text
+    assert link in sign_in("admin").get(home).text
