@@ -12,8 +12,12 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
+# Files by name, or all that match a pattern into a folder.
 FILES = {
     "htmx.org/dist/htmx.min.js": "htmx.min.js",
+    "katex/dist/katex.min.css": "katex.min.css",
+    "katex/dist/katex.min.js": "katex.min.js",
+    "katex/dist/fonts/*.woff2": "fonts/",
     "uplot/dist/uPlot.iife.min.js": "uPlot.iife.min.js",
     "uplot/dist/uPlot.min.css": "uPlot.min.css",
 }
@@ -41,5 +45,11 @@ class FrontendHook(BuildHookInterface):
             shutil.rmtree(vendor, ignore_errors=True)
             vendor.mkdir(parents=True)
             for source, target in FILES.items():
-                shutil.copy(Path(folder) / "node_modules" / source, vendor / target)
+                if target.endswith("/"):
+                    (vendor / target).mkdir()
+                found = sorted((Path(folder) / "node_modules").glob(source))
+                if not found:
+                    raise RuntimeError(f"{source} is not in its package: did its layout change?")
+                for file in found:
+                    shutil.copy(file, vendor / target)
         stamp.write_text(wanted)

@@ -1,64 +1,18 @@
-"""The one template environment, Markdown, and what every page gets."""
+"""The one template environment, and what every page gets."""
 
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import nh3
 from fastapi import Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markdown_it import MarkdownIt
 from markupsafe import Markup
-from pygments import highlight
-from pygments.formatters import HtmlFormatter
-from pygments.lexers import get_lexer_by_name
-from pygments.util import ClassNotFound
 
 from app.accounts.access import CSRF_FIELD, csrf_token, remember_visitor
+from app.markup import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
-# Past this size a text is shown as it is: Markdown and highlighting of a megabyte would hold a thread for seconds.
-MARKDOWN_LIMIT = 50_000
-
-_formatter = HtmlFormatter(nowrap=True, classprefix="hl-")
-
-
-def _highlight(code: str, language: str, _attributes: str) -> str:
-    try:
-        lexer = get_lexer_by_name(language) if language else None
-    except ClassNotFound:
-        lexer = None
-    return highlight(code, lexer, _formatter) if lexer else ""
-
-
-# html=False: tags in the text are shown as text. nh3 then removes whatever slips through all the same.
-_markdown = MarkdownIt("commonmark", {"html": False, "highlight": _highlight}).enable(["table", "strikethrough"])
-_markdown.disable("image")
-_ALLOWED = {
-    "a", "blockquote", "br", "code", "del", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p", "pre", "s",
-    "span", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul",
-}  # fmt: skip
-_ATTRIBUTES = {"a": {"href", "title"}, "span": {"class"}, "code": {"class"}, "ol": {"start"}}
-
-
-def markdown(text: str) -> Markup:
-    """Sanitised HTML of a Markdown text.
-
-    Images are shown as links, or they would tell their host who reads what; links open a tab of their own, or one click
-    would lose what a labeler has typed.
-    """
-    if len(text) > MARKDOWN_LIMIT:
-        return Markup('<div class="plain">{}</div>').format(text)
-    html = nh3.clean(
-        _markdown.render(text),
-        tags=_ALLOWED,
-        attributes=_ATTRIBUTES,
-        url_schemes={"http", "https", "mailto"},
-        link_rel="noopener noreferrer nofollow",
-        set_tag_attribute_values={"a": {"target": "_blank"}},
-    )
-    return Markup(html)
 
 
 def _date(value: datetime | None) -> Markup:

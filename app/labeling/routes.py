@@ -149,7 +149,7 @@ def _next(
     """After an answer: where a page asked, the page again; where the script did, a card unless it shows one already."""
     if _wants_json(request) and desk and desk in assigning.renew(session, project, labeler):
         return JSONResponse({"desk": None} | _numbers(session, project, labeler))
-    task = assigning.next_task(session, project, labeler, skipped=skipped)
+    task = assigning.next_task(session, project, labeler, skipped=skipped, again=desk)
     if _wants_json(request) or task is None:
         return _desk(request, session, project, labeler, task, skipped=skipped)
     return redirect(f"/projects/{project.slug}/label")

@@ -1,4 +1,4 @@
-// What every page does: local times, dismissing messages, copying a link by clicking it.
+// What every page does: local times, formulas, dismissing messages, copying a link by clicking it.
 
 function localTimes(root) {
   for (const time of root.querySelectorAll("time[datetime]:not([data-local])")) {
@@ -17,7 +17,14 @@ document.addEventListener("click", (event) => {
   }
 });
 
-document.addEventListener("htmx:load", (event) => localTimes(event.target));
+async function formulas(root) {
+  if (root.querySelector(".math:not(.drawn)")) (await import("./math.js")).drawMath(root);
+}
+
+document.addEventListener("htmx:load", (event) => {
+  localTimes(event.target);
+  formulas(event.target);
+});
 // A server that does not answer at all gives no response to swap: say so in the same place.
 document.addEventListener("htmx:sendError", () => {
   const box = document.createElement("div");
@@ -30,3 +37,4 @@ document.addEventListener("htmx:beforeSwap", (event) => {
   if (event.detail.xhr.status < 400) document.getElementById("messages").replaceChildren();
 });
 localTimes(document);
+formulas(document);

@@ -1,9 +1,35 @@
-// The labeling card by keyboard; focus and announcement after each swap; the time a card was in sight.
-// Everything here is convenience: the form works without it.
+// The labeling desk: one card after another without waiting for the service.
+//
+// The card that follows is loaded while this one is read. Submitting puts it on the desk at once and sends the answer
+// behind it (label-outbox.js); if the service refuses, its card comes back with the reason. Without this script the same
+// forms work as ordinary pages.
+
+import { clearDifferences, markDifferences, scrollTogether } from "./label-compare.js";
+import { forgetDraft, keepDraft, restoreDraft } from "./label-draft.js";
+import { bindKeys } from "./label-keys.js";
+import { Outbox } from "./label-outbox.js";
+import { isRanked, isRanking, prepareRanking } from "./label-ranking.js";
+import { read, write } from "./label-store.js";
+
+const RUBRIC_OPEN = "rubric-open";
+const DIFF_ON = "diff-on";
+const SYNC_ON = "sync-on";
 
 const desk = document.getElementById("desk");
-const keys = document.getElementById("keys");
-const RUBRIC_OPEN = "prefloop.rubric-open";
+const { base, labeler, leaseSeconds } = desk.dataset;
+const sending = document.getElementById("sending");
+const csrf = JSON.parse(document.body.getAttribute("hx-headers"));
+
+const form = () => desk.querySelector("form.answer");
+const leaseOnDesk = () => desk.querySelector(".task")?.dataset.lease ?? "";
+
+let ahead = null; // the card that follows: {lease, card}
+let done = Number(desk.querySelector("[data-done]")?.textContent ?? 0);
+let left = desk.querySelector("[data-left]")?.textContent ?? "";
+let isActive = true;
+let polling;
+
+// ---- time in sight ---------------------------------------------------------------------------------------------------
 
 let shownFor = 0; // ms in sight before the last time the tab was hidden
 let inSightSince = performance.now();
@@ -13,119 +39,311 @@ document.addEventListener("visibilitychange", () => {
   else inSightSince = performance.now();
 });
 
-function timeInSight() {
-  return Math.round(shownFor + (document.hidden ? 0 : performance.now() - inSightSince));
-}
+const timeInSight = () => Math.round(shownFor + (document.hidden ? 0 : performance.now() - inSightSince));
 
-const form = () => desk.querySelector("form.answer");
-const radios = () => [...desk.querySelectorAll("input[name=preference]")];
+// ---- talking to the service ------------------------------------------------------------------------------------------
+
+function ask(url, fields = null) {
+  const headers = { Accept: "application/json", ...csrf };
+  return fetch(url, fields ? { method: "POST", headers, body: new URLSearchParams(fields) } : { headers });
+}
 
 function announce(text) {
   document.getElementById("announce").textContent = text;
 }
 
-function choose(radio) {
-  if (!radio) return;
-  radio.checked = true;
-  radio.focus({ preventScroll: true });
+function tell(problem) {
+  const box = document.createElement("div");
+  box.className = "message message-bad";
+  box.textContent = `${problem.error ?? "The service does not answer."} ${problem.advice ?? "Try again in a moment."}`;
+  document.getElementById("messages").replaceChildren(box);
 }
 
-function step(by) {
-  const all = radios();
-  const at = all.findIndex((radio) => radio.checked);
-  const middle = (all.length - 1) / 2;
-  const from = at >= 0 ? at + by : by < 0 ? Math.ceil(middle) - 1 : Math.floor(middle) + 1;
-  choose(all[Math.max(0, Math.min(all.length - 1, from))]);
+const outbox = new Outbox(`outbox.${labeler}`, {
+  post: (entry) => ask(entry.url, [...entry.fields, ["desk", isWaiting() ? "" : leaseOnDesk()]]),
+  taken,
+  changed(unsent, problem) {
+    sending.hidden = !unsent;
+    sending.classList.toggle("message-warn", Boolean(problem));
+    if (!unsent) return;
+    const words = unsent === 1 ? "1 answer is not sent yet" : `${unsent} answers are not sent yet`;
+    sending.textContent = problem ? `${words}: ${problem} They are kept in this browser.` : `${words}, trying again.`;
+  },
+});
+
+// The card on the desk was answered, and what follows is still on its way.
+const isWaiting = () => desk.hasAttribute("aria-busy") || outbox.has(leaseOnDesk());
+
+function numbers(body) {
+  if (body.done === undefined) return;
+  done = body.done + outbox.entries.filter((entry) => entry.isAnswer).length;
+  left = body.left;
+  showNumbers();
+}
+
+function showNumbers() {
+  for (const place of desk.querySelectorAll("[data-done]")) place.textContent = done;
+  for (const place of desk.querySelectorAll("[data-left]")) place.textContent = left;
+  for (const undo of desk.querySelectorAll(".task .undo")) undo.hidden = !done;
+}
+
+async function taken(entry, response, body) {
+  if (response.ok) forgetDraft(entry.lease);
+  numbers(body);
+  if (body.desk) {
+    // A card is wanted, or the answer was refused and its card comes back with the reason, or the time of the card on
+    // the desk is over.
+    ahead = null;
+    show(parse(body.desk));
+  } else if (!response.ok) {
+    tell(body);
+    await reload();
+  }
+  await loadAhead();
+}
+
+async function reload() {
+  try {
+    const body = await (await ask(base)).json();
+    numbers(body);
+    if (body.desk) show(parse(body.desk));
+    else tell(body);
+  } catch {
+    tell({});
+  }
+}
+
+async function loadAhead() {
+  const beside = leaseOnDesk();
+  if (ahead || !beside || outbox.entries.length || form()?.hasAttribute("data-plain")) return;
+  try {
+    const body = await (await ask(`${base}/ahead?beside=${beside}`)).json();
+    if (!body.card || ahead || leaseOnDesk() !== beside || outbox.entries.length) return;
+    const card = parse(body.card);
+    ahead = { lease: card.querySelector(".task").dataset.lease, card };
+    await drawMath(card);
+  } catch {
+    // The next card then comes with the answer to this one.
+  }
+}
+
+// ---- the desk --------------------------------------------------------------------------------------------------------
+
+function parse(html) {
+  const template = document.createElement("template");
+  template.innerHTML = html;
+  return template.content;
+}
+
+async function drawMath(root) {
+  if (root.querySelector(".math:not(.drawn)")) (await import("./math.js")).drawMath(root);
+}
+
+function show(content) {
+  const wasIdle = desk.querySelector(".idle h1")?.textContent;
+  const draft = form();
+  if (draft && !draft.hasAttribute("data-plain") && !isWaiting()) keepDraft(leaseOnDesk(), draft);
+  desk.removeAttribute("aria-busy");
+  desk.replaceChildren(content);
+  document.getElementById("messages").replaceChildren();
+  prepare();
+  shownFor = 0;
+  inSightSince = performance.now();
+  showNumbers();
+  // A look that found nothing new moves no focus and says nothing.
+  if (wasIdle && desk.querySelector(".idle h1")?.textContent === wasIdle) return;
+  const problem = desk.querySelector(".desk-problem p")?.textContent ?? "";
+  const shown = desk.querySelector(".task") ? `Comparison ${done + 1} of today.` : "No comparison to judge now.";
+  const filled = desk.querySelector("[data-announce*='still in the form']") ? " Your answer is still in the form." : "";
+  announce(`${problem} ${shown}${filled}`.trim());
+  desk.querySelector("h1")?.focus({ preventScroll: true });
+  scrollTo(0, 0);
+}
+
+function prepare() {
+  const rubric = document.getElementById("rubric");
+  if (rubric) rubric.open = Boolean(read(RUBRIC_OPEN));
+  if (form() && !form().hasAttribute("data-plain")) restoreDraft(leaseOnDesk(), form());
+  prepareRanking(desk);
+  const panes = [...desk.querySelectorAll(".response")];
+  scrollTogether(panes, () => Boolean(read(SYNC_ON)));
+  showToggles();
+  drawMath(desk);
+  clearTimeout(polling);
+  const poll = desk.querySelector("[data-poll]")?.dataset.poll;
+  if (poll) polling = setTimeout(reload, 1000 * poll);
+}
+
+function wait() {
+  desk.setAttribute("aria-busy", "true");
+  announce("Sending.");
+}
+
+function send(url, fields, isAnswer) {
+  const lease = leaseOnDesk();
+  if (isWaiting()) return;
+  keepDraft(lease, form());
+  const entry = { id: crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`, lease, url, isAnswer };
+  entry.fields = fields.filter(([name]) => name !== "csrf_token");
+  done += isAnswer ? 1 : 0;
+  if (/^\d+$/.test(left)) left = String(Math.max(0, Number(left) - 1));
+  const following = ahead;
+  ahead = null;
+  if (!following) wait();
+  // Kept before anything is shown: what is on the screen as done is never only in memory.
+  const sent = outbox.add(entry);
+  if (following) show(following.card);
+  return sent;
 }
 
 function submit() {
-  if (!form()) return;
-  if (!radios().some((radio) => radio.checked)) announce("Choose a preference first.");
-  form().requestSubmit(form().querySelector(".submit"));
+  const answer = form();
+  if (!answer) return;
+  const missing = isRanking(desk)
+    ? !isRanked(desk) && !answer.querySelector("input[name=preference]:checked")
+    : !answer.querySelector("input[name=preference]:checked");
+  if (missing) announce(isRanking(desk) ? "Give at least one response its rank." : "Choose a preference first.");
+  if (missing && isRanking(desk)) return;
+  answer.requestSubmit(answer.querySelector(".submit"));
 }
 
-function toggle(id) {
-  const details = document.getElementById(id);
-  if (details) details.open = !details.open;
-}
-
-const ACTIONS = {
-  ArrowLeft: () => step(-1),
-  ArrowRight: () => step(1),
-  Enter: submit,
-  s: () => desk.querySelector(".skip-task")?.click(),
-  r: () => toggle("rubric"),
-  p: () => toggle("system"),
-  e: () => document.getElementById("rationale")?.focus(),
-  "?": () => keys.showModal(),
-};
-
-document.addEventListener("keydown", (event) => {
-  if (keys.open) return; // the dialog handles Escape itself
-  const target = event.target;
-  if (target.matches("textarea")) {
-    if (event.key === "Escape") {
-      (radios().find((radio) => radio.checked) ?? document.getElementById("task-title"))?.focus({ preventScroll: true });
-    } else if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
-      event.preventDefault();
-      submit();
-    }
-    return;
+document.addEventListener("submit", (event) => {
+  const sent = event.target;
+  if (sent.matches("form.undo")) {
+    event.preventDefault();
+    undo();
   }
-  if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
-  if (event.key === "Escape") {
-    const rubric = document.getElementById("rubric");
-    if (rubric) rubric.open = false;
-    return;
-  }
-  // Enter on a link, button or summary means that one.
-  if (event.key === "Enter" && target.closest("a, button, summary")) return;
-  const action = /^[1-9]$/.test(event.key)
-    ? () => choose(radios().find((radio) => radio.dataset.key === event.key))
-    : ACTIONS[event.key];
-  if (!action || !form() && event.key !== "?") return;
+  if (!sent.matches("form.answer") || sent.hasAttribute("data-plain")) return;
   event.preventDefault();
-  if (!event.repeat || event.key.startsWith("Arrow")) action();
+  const button = event.submitter;
+  const skips = button?.matches(".skip-task");
+  const data = new FormData(sent, button);
+  if (skips) send(button.getAttribute("formaction"), [["reason", data.get("reason")], ["other", data.get("other") ?? ""]], false);
+  else {
+    data.set("duration_ms", timeInSight());
+    data.delete("other");
+    send(sent.getAttribute("action"), [...data], true);
+  }
 });
 
-desk.addEventListener("htmx:configRequest", (event) => {
-  if ("duration_ms" in event.detail.parameters) event.detail.parameters.duration_ms = timeInSight();
-});
+async function undo() {
+  if (form()?.hasAttribute("data-plain")) return;
+  await outbox.send();
+  if (outbox.entries.length) return announce("The last answer is not sent yet.");
+  try {
+    const response = await ask(`${base}/undo`, []);
+    const body = await response.json();
+    if (!response.ok) {
+      tell(body);
+      return announce(body.error);
+    }
+    numbers(body);
+    const before = desk.querySelector(".task") ? { lease: leaseOnDesk(), card: document.createDocumentFragment() } : null;
+    if (before) {
+      keepDraft(before.lease, form());
+      before.card.append(...desk.childNodes);
+    }
+    const card = parse(body.desk);
+    forgetDraft(card.querySelector(".task")?.dataset.lease);
+    show(card);
+    ahead = before;
+    if (!ahead) loadAhead();
+  } catch {
+    tell({});
+  }
+}
+
+// ---- reading ---------------------------------------------------------------------------------------------------------
+
+function showToggles() {
+  for (const [name, key] of [["diff", DIFF_ON], ["sync", SYNC_ON]]) {
+    desk.querySelector(`[data-toggle=${name}]`)?.setAttribute("aria-pressed", String(Boolean(read(key))));
+  }
+  clearDifferences();
+  const [first, second] = desk.querySelectorAll(".response .prose");
+  return read(DIFF_ON) && second && !isRanking(desk) ? markDifferences(first, second) : undefined;
+}
+
+function toggleDiff() {
+  write(DIFF_ON, read(DIFF_ON) ? null : true);
+  const marked = showToggles();
+  if (!read(DIFF_ON)) announce("Differences are not marked.");
+  else if (marked === null) announce("This browser cannot mark differences.");
+  else announce(`${marked ?? 0} words differ.`);
+}
+
+function toggleSync() {
+  write(SYNC_ON, read(SYNC_ON) ? null : true);
+  showToggles();
+  announce(read(SYNC_ON) ? "The responses scroll together." : "The responses scroll apart.");
+}
 
 document.addEventListener("click", (event) => {
-  if (event.target.closest("[data-keys]")) keys.showModal();
+  const toggle = event.target.closest("[data-toggle]")?.dataset.toggle;
+  if (toggle === "diff") toggleDiff();
+  if (toggle === "sync") toggleSync();
 });
 
 // Whoever keeps the rubric open while labeling finds it open on the next card.
 document.addEventListener(
   "toggle",
   (event) => {
-    if (event.target.id === "rubric") sessionStorage.setItem(RUBRIC_OPEN, event.target.open ? "1" : "");
+    if (event.target.id === "rubric") write(RUBRIC_OPEN, event.target.open ? true : null);
+    else if (event.target.closest?.(".response")) showToggles();
   },
   true,
 );
 
-function prepare() {
-  const rubric = document.getElementById("rubric");
-  if (rubric) rubric.open = Boolean(sessionStorage.getItem(RUBRIC_OPEN));
-  for (const button of desk.querySelectorAll("[data-keys]")) button.hidden = false;
+// ---- drafts, leases --------------------------------------------------------------------------------------------------
+
+for (const kind of ["input", "change"]) {
+  desk.addEventListener(kind, () => {
+    if (form() && !form().hasAttribute("data-plain")) keepDraft(leaseOnDesk(), form());
+  });
 }
 
-desk.addEventListener("htmx:afterSwap", (event) => {
-  if (event.detail.target !== desk) return;
-  prepare();
-  shownFor = 0;
-  inSightSince = performance.now();
-  const shown = desk.querySelector("[data-announce]");
-  const problem = desk.querySelector(".desk-problem p");
-  const said = `${problem ? problem.textContent + " " : ""}${shown?.dataset.announce ?? ""}`;
-  const live = document.getElementById("announce");
-  // A poll that found nothing new moves no focus and says nothing.
-  if (shown?.matches(".idle") && live.textContent === said) return;
-  announce(said);
-  desk.querySelector("h1")?.focus({ preventScroll: true });
-  window.scrollTo(0, 0);
+for (const kind of ["keydown", "pointerdown", "wheel", "scroll", "touchmove"]) {
+  document.addEventListener(kind, () => (isActive = true), { capture: true, passive: true });
+}
+
+// Whoever is at work keeps their tasks; whoever is gone loses them to others when their time is over.
+async function stayHere() {
+  if (!isActive || !leaseOnDesk()) return;
+  isActive = false;
+  try {
+    const body = await (await ask(`${base}/here`, [])).json();
+    if (ahead && body.live && !body.live.includes(ahead.lease)) {
+      ahead = null;
+      await loadAhead();
+    }
+  } catch {
+    isActive = true;
+  }
+}
+
+setInterval(stayHere, Math.max(5, leaseSeconds / 4) * 1000);
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) return;
+  isActive = true;
+  stayHere();
 });
 
+// What was loaded ahead goes back when the page is closed; what is on the desk stays for when it is opened again.
+addEventListener("pagehide", () => {
+  if (ahead) navigator.sendBeacon(`${base}/${ahead.lease}/release`, new URLSearchParams({ csrf_token: csrf["X-CSRF-Token"] }));
+});
+addEventListener("pageshow", (event) => {
+  if (!event.persisted) return;
+  ahead = null; // given back when the page was left
+  reload();
+});
+
+bindKeys({ submit, undo, toggleDiff, toggleSync, mine: () => (location.href = `${base}/mine`), say: announce });
 document.documentElement.classList.add("js");
 prepare();
+if (outbox.entries.length) {
+  if (outbox.has(leaseOnDesk())) wait();
+  outbox.send().then(loadAhead);
+} else {
+  loadAhead();
+}

@@ -1,10 +1,11 @@
-"""The labeling page over HTTP: with htmx, without JavaScript, and what comes back when an answer is refused."""
+"""The labeling page over HTTP: as its script asks, without JavaScript, and what comes back for a refused answer."""
 
 import re
 from collections.abc import Callable
 from uuid import uuid4
 
 import pytest
+from httpx import Response
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
@@ -12,7 +13,7 @@ from app.models import Comparison, Judgment, Lease, Project
 from tests import factories
 from tests.conftest import SignedIn
 
-HTMX = {"HX-Request": "true"}
+SCRIPT = {"Accept": "application/json"}
 
 
 class Shown:
@@ -20,7 +21,7 @@ class Shown:
 
     def __init__(self, html: str) -> None:
         self.html = html
-        action = re.search(r'<form class="answer" method="post" action="([^"]+)"', html)
+        action = re.search(r'<form class="answer" id="answer" method="post" action="([^"]+)"', html)
         assert action, "no card on this page"
         self.action = action[1]
         self.fields = dict(re.findall(r'<input type="hidden" name="(idempotency_key|rubric_id)" value="([^"]*)"', html))
@@ -36,6 +37,11 @@ def project(session: Session) -> Project:
         factories.comparison(session, project, texts=(f"a{n}", f"b{n}"))
     session.commit()
     return project
+
+
+def html_of(response: Response) -> str:
+    """What is on the desk after it, asked for by the script or not."""
+    return response.json()["desk"] if response.headers["content-type"] == "application/json" else response.text
 
 
 def url(project: Project) -> str:
@@ -57,15 +63,16 @@ def test_only_labelers(sign_in: Callable[..., SignedIn], project: Project) -> No
     assert labeler.post(card.action, card.answer(), csrf=False).status_code == 403
 
 
-def test_with_htmx_the_next_card_is_in_the_answer(
+def test_the_script_gets_the_next_card_in_the_answer(
     sign_in: Callable[..., SignedIn], session: Session, project: Project
 ) -> None:
     labeler = sign_in("labeler")
     first = Shown(labeler.get(url(project)).text)
-    answer = labeler.post(first.action, first.answer(2), headers=HTMX)
-    assert (answer.status_code, answer.headers["hx-retarget"]) == (200, "#desk")
-    assert "<html" not in answer.text
-    second = Shown(answer.text)
+    answer = labeler.post(first.action, first.answer(2), headers=SCRIPT)
+    assert answer.status_code == 200
+    assert (answer.json()["done"], answer.json()["left"]) == (1, "2")
+    assert "<html" not in answer.json()["desk"]
+    second = Shown(answer.json()["desk"])
     assert second.action != first.action
     assert second.fields["idempotency_key"] != first.fields["idempotency_key"]
     assert judgments(session) == 1
@@ -88,13 +95,13 @@ def test_sending_twice_answers_alike(sign_in: Callable[..., SignedIn], session: 
     labeler = sign_in("labeler")
     card = Shown(labeler.get(url(project)).text)
     form = card.answer(3)
-    answers = [labeler.post(card.action, form, headers=HTMX) for _ in range(2)]
+    answers = [labeler.post(card.action, form, headers=SCRIPT) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [200, 200]
-    assert Shown(answers[0].text).action == Shown(answers[1].text).action
+    assert Shown(html_of(answers[0])).action == Shown(html_of(answers[1])).action
     assert judgments(session) == 1
 
 
-@pytest.mark.parametrize("headers", [HTMX, {}])
+@pytest.mark.parametrize("headers", [SCRIPT, {}])
 def test_a_refused_answer_comes_back_in_its_form(
     sign_in: Callable[..., SignedIn], session: Session, project: Project, headers: dict[str, str]
 ) -> None:
@@ -102,9 +109,10 @@ def test_a_refused_answer_comes_back_in_its_form(
     card = Shown(labeler.get(url(project)).text)
     answer = labeler.post(card.action, card.answer("", rationale="well <b>thought</b>"), headers=headers)
     assert answer.status_code == 422
-    assert "No preference was chosen." in answer.text
-    assert ">well &lt;b&gt;thought&lt;/b&gt;</textarea>" in answer.text
-    assert Shown(answer.text).action == card.action
+    html = html_of(answer)
+    assert "No preference was chosen." in html
+    assert ">well &lt;b&gt;thought&lt;/b&gt;</textarea>" in html
+    assert Shown(html).action == card.action
     assert judgments(session) == 0
 
 
@@ -119,13 +127,14 @@ def test_a_late_answer_nobody_needs_is_shown_to_copy(
     session.commit()
     taken = Shown(quick.get(url(project)).text)
     assert quick.post(taken.action, taken.answer()).status_code == 303
-    answer = slow.post(card.action, card.answer(1, rationale="an hour of thought"), headers=HTMX)
+    answer = slow.post(card.action, card.answer(1, rationale="an hour of thought"), headers=SCRIPT)
     assert answer.status_code == 410
-    assert "ran out" in answer.text
-    assert re.search(r'<textarea id="unsent"[^>]*>an hour of thought</textarea>', answer.text)
-    following = Shown(answer.text)
+    html = html_of(answer)
+    assert "ran out" in html
+    assert re.search(r'<textarea id="unsent"[^>]*>an hour of thought</textarea>', html)
+    following = Shown(html)
     assert following.action != card.action
-    assert re.search(r'<textarea id="rationale"[^>]*></textarea>', answer.text)
+    assert re.search(r'<textarea id="rationale"[^>]*></textarea>', html)
     assert judgments(session) == 1
 
 
@@ -138,12 +147,13 @@ def test_a_stale_rubric_shows_the_card_again_under_the_new_one(
     session.execute(text("UPDATE lease SET state = 'expired'"))
     session.execute(text("UPDATE comparison SET rubric_id = :id"), {"id": newer.id})
     session.commit()
-    answer = labeler.post(card.action, card.answer(2, rationale="kept"), headers=HTMX)
+    answer = labeler.post(card.action, card.answer(2, rationale="kept"), headers=SCRIPT)
     assert answer.status_code == 409
-    assert "A new version of the rubric applies" in answer.text
-    assert "The new rule." in answer.text
-    assert ">kept</textarea>" in answer.text
-    again = Shown(answer.text)
+    html = html_of(answer)
+    assert "A new version of the rubric applies" in html
+    assert "The new rule." in html
+    assert ">kept</textarea>" in html
+    again = Shown(html)
     leases = session.execute(select(Lease.comparison_id, Lease.swapped).order_by(Lease.created_at)).all()
     assert leases[0] == leases[1]
     assert labeler.post(again.action, again.answer(2)).status_code == 303
@@ -227,10 +237,10 @@ def test_while_sampling_the_page_asks_again(sign_in: Callable[..., SignedIn], se
     labeler = sign_in("labeler")
     html = labeler.get(url(project)).text
     assert "2 of 60" in html
-    assert f'hx-get="{url(project)}" hx-trigger="every 3s"' in html
+    assert 'data-poll="3"' in html
     factories.comparison(session, project)
     session.commit()
-    Shown(labeler.get(url(project), headers=HTMX).text)
+    Shown(html_of(labeler.get(url(project), headers=SCRIPT)))
     assert session.scalars(select(Comparison.lease_count)).one() == 1
 
 
@@ -240,8 +250,8 @@ def test_skipping_the_only_one_says_so(sign_in: Callable[..., SignedIn], session
     session.commit()
     labeler = sign_in("labeler")
     card = Shown(labeler.get(url(project)).text)
-    for headers in (HTMX, {}):
+    for headers in (SCRIPT, {}):
         answer = labeler.post(f"{card.action}/skip", headers=headers)
         assert answer.status_code == 200
-        assert "Only the one you skipped is left" in answer.text
+        assert "Only what you skipped is left" in html_of(answer)
     Shown(labeler.get(url(project)).text)
