@@ -1,20 +1,75 @@
-"""What the labelers of one comparison say together, as training reads it."""
+"""What the labelers of a comparison say together, as training reads it.
+
+Four methods, chosen by project. All give probabilities that never reach certainty, and mirrored judgments give mirrored
+probabilities. A reviewer's verdict stands in place of the judgments under every method.
+"""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.domain import crowd_bt, reliability
+from app.domain.crowd_bt import SCORE_VARIANCE, Habits
+from app.domain.pooling import Floats, sums
+from app.domain.reliability import Weights
+
+Method = Literal["majority", "strength_weighted", "dawid_skene", "crowd_bt"]
 
 # Beta(1/2, 1/2), the Jeffreys prior: a lone vote gives 3/4, and no number of votes gives certainty.
 PRIOR = 0.5
 # A reviewer who saw all judgments and rationales counts as this many labelers of one mind (p = 0.9).
 VERDICT_VOTES = 4
+NEWTON_STEPS = 40
 
 
 class Consensus(NamedTuple):
-    """preference: mean strength in [-3, 3] towards B. p_b: probability that B is better. weight: in the loss."""
+    """What training reads of a comparison; floats, or in `decide` arrays (C,).
+
+    preference: strength towards B, in steps of the rubric: the mean of what was said; for the methods that weigh
+        labelers, how far the posterior leans, see `lean`.
+    p_b: probability that B is better, a tie counting half. p_tie: probability of a tie.
+    weight: in the loss. 1 for all: how sure the labelers are is already in p_b.
+    """
 
     preference: float
     p_b: float
-    weight: float
+    p_tie: float
+    weight: float = 1.0
+
+
+class Decisions(NamedTuple):
+    """`Consensus` of C comparisons, arrays (C,)."""
+
+    preference: Floats
+    p_b: Floats
+    p_tie: Floats
+
+
+class Crowd(NamedTuple):
+    """What the last fit says of an average labeler; `ties`: whether anybody ever said tie."""
+
+    weights: Weights = reliability.UNFITTED
+    habits: Habits[float] = crowd_bt.UNFITTED
+    ties: bool = True
+
+
+class Votes(NamedTuple):
+    """J live judgments that say a preference, on C comparisons.
+
+    Attributes:
+        comparison: (J,) index of the comparison, below C.
+        preference: (J,) towards B.
+        strengths: (C,) steps each way of the rubric's scale, 1 to 4.
+        weights: (J, 2) the labeler's `Weights`; habits: (J, 2) the labeler's `Habits`. The crowd's where not known.
+    """
+
+    comparison: NDArray[np.int64]
+    preference: NDArray[np.int64]
+    strengths: NDArray[np.int64]
+    weights: Floats
+    habits: Floats
 
 
 def side(preference: float) -> int:
@@ -22,25 +77,100 @@ def side(preference: float) -> int:
     return (preference > 0) - (preference < 0)
 
 
-def consensus(preferences: Sequence[int], verdict: int | None = None) -> Consensus | None:
-    """The consensus of live judgments; a reviewer's verdict, where there is one, stands in their place.
-
-    p_b is the posterior mean of the share of people who prefer B, ties counting half for each side:
-    p_b = (n_B + n_tie / 2 + 1/2) / (n + 1).
-
-    Every comparison weighs 1: how sure its labelers are is already in p_b.
+def consensus(
+    preferences: Sequence[int], verdict_: int | None = None, stored: Consensus | None = None
+) -> Consensus | None:
+    """What stands of a comparison: the verdict, else what is stored, else (nothing is yet) what the majority says.
 
     Returns:
-        None when there is neither a judgment nor a verdict.
+        None when there is neither a verdict nor a judgment, whatever is stored of judgments that are no more.
     """
-    if verdict is not None:
-        return Consensus(float(verdict), probability_b([verdict] * VERDICT_VOTES), 1.0)
+    if verdict_ is not None:
+        return verdict(verdict_)
     if not preferences:
         return None
-    return Consensus(sum(preferences) / len(preferences), probability_b(preferences), 1.0)
+    return stored or majority(preferences)
 
 
-def probability_b(preferences: Sequence[int]) -> float:
-    """The smoothed share for B, in (0, 1)."""
-    votes = sum((1 + side(preference)) / 2 for preference in preferences)
-    return (votes + PRIOR) / (len(preferences) + 2 * PRIOR)
+def verdict(preference: int) -> Consensus:
+    """A reviewer's."""
+    return majority([preference] * VERDICT_VOTES)
+
+
+def majority(preferences: Sequence[int]) -> Consensus:
+    """The consensus of one comparison by majority, of one judgment or more."""
+    votes = Votes(
+        np.zeros(len(preferences), np.int64), np.array(preferences), np.ones(1, np.int64), np.empty(0), np.empty(0)
+    )
+    found = decide("majority", votes, Crowd())
+    return Consensus(float(found.preference[0]), float(found.p_b[0]), float(found.p_tie[0]))
+
+
+def decide(method: Method, votes: Votes, crowd: Crowd) -> Decisions:
+    """The consensus of comparisons that each have one vote or more; costs O(votes).
+
+    Labelers are weighed as at the last fit over all judgments (`app.domain.reliability`, `app.domain.crowd_bt`).
+
+    - majority: p_b = (n_B + n_tie / 2 + 1/2) / (n + 1), the posterior mean of the share of people who prefer B, ties
+      counting half for each side; p_tie = n_tie / (n + 1).
+    - strength_weighted: the same, a vote for a side counting in proportion to its strength, 1 for the scale's mean
+      step, and a tie 1: of three steps "slightly better" counts 1/2, "much better" 3/2.
+    - dawid_skene: Bayes' rule over A, tie and B.
+    - crowd_bt: the most likely difference of the two responses' scores. Only a fit over all judgments knows what other
+      comparisons say of the two.
+    """
+    if method == "majority":
+        return _smoothed(votes, np.ones(len(votes.preference)))
+    if method == "strength_weighted":
+        steps = 2 * np.abs(votes.preference) / (votes.strengths[votes.comparison] + 1)
+        return _smoothed(votes, np.where(votes.preference == 0, 1.0, steps))
+    p_b, p_tie = _dawid_skene(votes, crowd.ties) if method == "dawid_skene" else _crowd_bt(votes, crowd.habits.nu)
+    return Decisions(lean(votes, p_b), p_b, p_tie)
+
+
+def lean(votes: Votes, p_b: Floats) -> Floats:
+    """(C,) how far the posterior leans to a side, in steps: (2 p_b - 1) times the mean strength of those who said that
+    side, or of all who said one."""
+    n = len(votes.strengths)
+    strength = np.abs(votes.preference).astype(float)
+
+    def mean(mask: NDArray[np.bool_]) -> Floats:
+        total = sums(votes.comparison, strength * mask, n)
+        return total / np.maximum(sums(votes.comparison, mask, n), 1)
+
+    towards = votes.preference * (p_b - 0.5)[votes.comparison] > 0
+    with_side = mean(towards)
+    return (2 * p_b - 1) * np.where(with_side > 0, with_side, mean(votes.preference != 0))
+
+
+def _smoothed(votes: Votes, weight: Floats) -> Decisions:
+    n = len(votes.strengths)
+    sides = np.sign(votes.preference)
+    total = sums(votes.comparison, weight, n) + 2 * PRIOR
+    for_b = sums(votes.comparison, weight * (1 + sides) / 2, n) + PRIOR
+    ties = sums(votes.comparison, weight * (sides == 0), n)
+    preference = sums(votes.comparison, votes.preference, n) / np.maximum(np.bincount(votes.comparison, minlength=n), 1)
+    return Decisions(preference, for_b / total, ties / total)
+
+
+def _dawid_skene(votes: Votes, ties: bool) -> tuple[Floats, Floats]:
+    sides = np.sign(votes.preference)
+    cell = votes.comparison * 3 + sides + 1
+    adds = np.where(sides == 0, votes.weights[:, 1], votes.weights[:, 0])
+    posterior = reliability.softmax(sums(cell, adds, 3 * len(votes.strengths)).reshape(-1, 3), ties)
+    return posterior[:, 2] + posterior[:, 1] / 2, posterior[:, 1]
+
+
+def _crowd_bt(votes: Votes, crowd_nu: float) -> tuple[Floats, Floats]:
+    n = len(votes.strengths)
+    sides = np.sign(votes.preference)
+    eta, nu = votes.habits.T
+    d = np.zeros(n)
+    for _ in range(NEWTON_STEPS):
+        slope, bend = crowd_bt.derivatives(votes.comparison, sides, d, eta, nu)
+        # A difference of two scores has twice their variance.
+        step = np.clip((slope - d / (2 * SCORE_VARIANCE)) / (bend + 1 / (2 * SCORE_VARIANCE)), -1, 1)
+        d += step
+        if np.abs(step).max(initial=0.0) < 1e-7:
+            break
+    return crowd_bt.outcomes(d, crowd_nu)

@@ -1,23 +1,110 @@
 """Which pairs of responses to ask people about.
 
+Policies, mixed by shares:
+
+- `random`: spread evenly over the responses;
+- `near_miss`: those whose rewards are closest;
+- `uncertain`: those over whose difference the heads of the reward model disagree most;
+- `new_against_old`: a new policy's response against an older one's.
+
 Pure and seeded: the same samples and seed give the same pairs, so a resumed run opens what the first one would have.
 Two responses with the same text are never a pair: there is nothing to prefer.
 """
 
 import random
-from collections.abc import Iterator, Sequence
-from itertools import islice
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import combinations, islice
+from statistics import fmean, pvariance
+from typing import Any, NamedTuple
+
+from app.domain.shares import slots
+
+# In this order they take their slots: those that look for something first.
+POLICIES = ("new_against_old", "uncertain", "near_miss", "random")
+NOT_SCORED = "no reward model has scored the responses"
+ONE_HEAD = "the reward model has a single head, which cannot disagree"
+NO_OLDER = "there is no older response"
+TOO_FEW = "all such pairs are taken"
 
 
 class Sample(NamedTuple):
-    """A response that may be shown: its completion's id and its text."""
+    """A response that may be shown: its completion's id, its text, and what the reward model's heads say of it."""
 
     id: int
     text: str
+    rewards: tuple[float, ...] = ()
 
 
 Pair = tuple[int, int]
+
+
+class Choice(NamedTuple):
+    """A pair (ids ascending; which side is shown first is drawn for each labeler), or the responses of a ranking.
+
+    selection: the policy and the numbers it looked at; of a policy that had nothing to choose from, `random` with what
+    was `wanted` and why not (`because`).
+    """
+
+    ids: tuple[int, ...]
+    selection: dict[str, Any]
+
+
+# ---- pairs -----------------------------------------------------------------------------------------------------------
+
+
+def choose_pairs(
+    new: Sequence[Sample], old: Sequence[Sample], limit: int, shares: Mapping[str, float], seed: int
+) -> list[Choice]:
+    """At most `limit` pairs of one prompt's responses, by policies in proportion to their shares.
+
+    Args:
+        old: responses of an earlier policy; only `new_against_old` shows them.
+    """
+    ordered = {policy: shares.get(policy, 0.0) for policy in POLICIES}
+    everything = [pair for pair, _ in _candidates("random", new, old, seed)[0]]
+    sources = {policy: _candidates(policy, new, old, seed) for policy in POLICIES}
+    used: set[Pair] = set()
+    chosen: list[Choice] = []
+
+    def take(candidates: Iterable[tuple[Pair, dict[str, Any]]], selection: dict[str, Any]) -> bool:
+        for pair, numbers in candidates:
+            if pair not in used:
+                used.add(pair)
+                chosen.append(Choice(pair, selection | numbers))
+                return True
+        return False
+
+    for policy in slots(ordered, limit, seed):
+        candidates, because = sources[policy]
+        if not take(candidates, {"policy": policy}):
+            instead = {} if policy == "random" else {"wanted": policy, "because": because or TOO_FEW}
+            take(((pair, {}) for pair in everything), {"policy": "random"} | instead)
+    return chosen
+
+
+def _candidates(
+    policy: str, new: Sequence[Sample], old: Sequence[Sample], seed: int
+) -> tuple[list[tuple[Pair, dict[str, Any]]], str]:
+    """The pairs a policy would ask about, best first, with the numbers it looked at; or none, and why."""
+    if policy == "random":
+        return [(pair, {}) for pair in pairs_within(new, len(new) ** 2, seed)], ""
+    if policy == "new_against_old":
+        return [(pair, {}) for pair in pairs_across(new, old, len(new) * len(old), seed)], "" if old else NO_OLDER
+    samples = _distinct(new)
+    if not all(sample.rewards for sample in samples):
+        return [], NOT_SCORED
+    if policy == "uncertain" and any(len(sample.rewards) < 2 for sample in samples):
+        return [], ONE_HEAD
+    found = []
+    for a, b in combinations(samples, 2):
+        rewards = [fmean(a.rewards), fmean(b.rewards)]
+        if policy == "near_miss":
+            gap = abs(rewards[0] - rewards[1])
+            found.append((gap, (a.id, b.id), {"rewards": rewards, "gap": gap}))
+        else:
+            variance = pvariance([x - y for x, y in zip(a.rewards, b.rewards, strict=True)])
+            found.append((-variance, (a.id, b.id), {"rewards": rewards, "variance": variance}))
+    return [(pair, numbers) for _, pair, numbers in sorted(found, key=lambda each: each[:2])], ""
 
 
 def pairs_within(samples: Sequence[Sample], limit: int, seed: int) -> list[Pair]:
@@ -60,3 +147,52 @@ def _tournament(ids: Sequence[int]) -> Iterator[Pair]:
             if a is not None and b is not None:
                 yield min(a, b), max(a, b)
         players.insert(1, players.pop())
+
+
+# ---- rankings --------------------------------------------------------------------------------------------------------
+
+
+def choose_ranking(
+    new: Sequence[Sample], old: Sequence[Sample], size: int, shares: Mapping[str, float], seed: int
+) -> Choice | None:
+    """At most `size` responses of one prompt to be put in order, by one policy drawn by the shares; none where fewer
+    than two differ.
+
+    `near_miss` takes those whose rewards lie closest together, `uncertain` those over which the heads disagree most,
+    `new_against_old` half of each.
+    """
+    ordered = {policy: shares.get(policy, 0.0) for policy in POLICIES}
+    (policy,) = slots(ordered, 1, seed)
+    samples, order = _distinct(new), random.Random(seed)
+    order.shuffle(samples)
+    because = ""
+    if policy == "new_against_old":
+        said = {sample.text.strip() for sample in samples}
+        olds = [sample for sample in _distinct(old) if sample.text.strip() not in said]
+        order.shuffle(olds)
+        if olds:
+            members = [*samples[: size - min(size // 2, len(olds))], *olds]
+            return _ranking(members[:size], {"policy": policy})
+        because = TOO_FEW if old else NO_OLDER
+    elif policy != "random" and not all(sample.rewards for sample in samples):
+        because = NOT_SCORED
+    elif policy == "near_miss":
+        samples.sort(key=lambda sample: fmean(sample.rewards))
+        windows = [samples[i : i + size] for i in range(max(1, len(samples) - size + 1))]
+        samples = min(windows, key=lambda window: fmean(window[-1].rewards) - fmean(window[0].rewards))
+        return _ranking(samples, {"policy": policy, "rewards": [fmean(sample.rewards) for sample in samples]})
+    elif policy == "uncertain":
+        if all(len(sample.rewards) > 1 for sample in samples):
+            # How far heads are from each other altogether says nothing of an order: their own means are left out.
+            means = [fmean(column) for column in zip(*(sample.rewards for sample in samples), strict=True)]
+            spread = {s.id: pvariance([r - m for r, m in zip(s.rewards, means, strict=True)]) for s in samples}
+            samples.sort(key=lambda sample: -spread[sample.id])
+            samples = samples[:size]
+            return _ranking(samples, {"policy": policy, "variances": [spread[sample.id] for sample in samples]})
+        because = ONE_HEAD
+    instead = {"wanted": policy, "because": because} if because else {}
+    return _ranking(samples[:size], {"policy": "random"} | instead)
+
+
+def _ranking(samples: Sequence[Sample], selection: dict[str, Any]) -> Choice | None:
+    return Choice(tuple(sample.id for sample in samples), selection) if len(samples) > 1 else None

@@ -1,0 +1,70 @@
+"""The bootstrap over units that come in few kinds: estimates with their 95% intervals.
+
+Resampling a million units is drawing how often each of their few kinds comes up; what is computed from the draws is
+computed for all replicates at once.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+REPLICATES = 1000
+# What drawing costs in nanoseconds on one core: a unit by its number, or how often a kind comes up as a binomial.
+DRAW_UNIT, DRAW_KIND = 8, 60
+BLOCK = 4_000_000  # numbers drawn and held at once
+
+
+class Estimate(NamedTuple):
+    """A coefficient, its 95% interval and standard error; none where undefined."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    error: float | None = None
+
+
+def estimates(
+    frequencies: NDArray[np.int64],
+    coefficients: Callable[[NDArray[np.int64]], NDArray[np.float64]],
+    rng: np.random.Generator,
+    replicates: int = REPLICATES,
+) -> list[Estimate]:
+    """Coefficients of units of K kinds, with percentile intervals (Efron 1979) from resampling the units.
+
+    Args:
+        frequencies: (K,) how many units are of each kind; at least one in all.
+        coefficients: (R, K) frequencies -> (C, R) coefficients of each of R samples, NaN where undefined.
+        replicates: 0 gives the values alone.
+
+    Returns:
+        C estimates. One that is undefined in more than half of the replicates has no interval: what is left would say
+        little of how it spreads.
+    """
+    values = coefficients(frequencies[None])[:, 0]
+    size = max(1, BLOCK // max(len(frequencies), min(int(frequencies.sum()), 10 * len(frequencies))))
+    blocks = [min(size, replicates - begin) for begin in range(0, replicates, size)]
+    drawn = [coefficients(resampled(frequencies, block, rng)) for block in blocks]
+    spread = np.concatenate(drawn, axis=1) if drawn else np.empty((len(values), 0))
+    return [_estimate(value, replicated) for value, replicated in zip(values, spread, strict=True)]
+
+
+def resampled(frequencies: NDArray[np.int64], replicates: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """(replicates, K) how often each kind comes up when as many units as there are get drawn with replacement."""
+    n, kinds = int(frequencies.sum()), len(frequencies)
+    if n * DRAW_UNIT > kinds * DRAW_KIND:
+        return rng.multinomial(n, frequencies / n, size=replicates)
+    drawn = np.repeat(np.arange(kinds), frequencies)[rng.integers(n, size=(replicates, n))]
+    drawn += np.arange(replicates)[:, None] * kinds
+    return np.bincount(drawn.ravel(), minlength=replicates * kinds).reshape(replicates, kinds)
+
+
+def _estimate(value: float, replicated: NDArray[np.float64]) -> Estimate:
+    if np.isnan(value):
+        return Estimate(None)
+    defined = replicated[np.isfinite(replicated)]
+    if 2 * len(defined) <= len(replicated):
+        return Estimate(float(value))
+    low, high = np.quantile(defined, (0.025, 0.975))
+    return Estimate(float(value), float(low), float(high), float(defined.std()))

@@ -1,0 +1,72 @@
+"""The bootstrap: what it draws, and that its intervals are as wide as theory says."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from app.domain import bootstrap
+from app.domain.bootstrap import Estimate, estimates, resampled
+from app.domain.proportions import wilson
+
+
+def share_of_first(times: NDArray[np.int64]) -> NDArray[np.float64]:
+    return (times[:, 0] / times.sum(axis=1))[None]
+
+
+@pytest.mark.parametrize("frequencies", [[3, 1, 0, 2, 1, 1, 1], [5000, 2500, 0, 2500]], ids=["by unit", "by kind"])
+def test_draws_are_as_many_units_in_the_proportions_there_are(frequencies: list[int]) -> None:
+    had = np.array(frequencies)
+    n = had.sum()
+    drawn = resampled(had, 4000, np.random.default_rng(1))
+    assert drawn.shape == (4000, len(had))
+    assert (drawn.sum(axis=1) == n).all()
+    assert (drawn[:, had == 0] == 0).all()
+    # Each is binomial(n, f / n): its mean f within 4 standard errors, its variance f (1 - f / n) within 10 %.
+    variance = had * (1 - had / n)
+    assert (np.abs(drawn.mean(axis=0) - had) <= 4 * np.sqrt(variance / 4000)).all()
+    assert drawn.var(axis=0) == pytest.approx(variance, rel=0.1)
+
+
+def test_both_ways_of_drawing_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    had = np.array([40, 10, 30])
+
+    def spread(cost: int) -> NDArray[np.float64]:
+        monkeypatch.setattr(bootstrap, "DRAW_KIND", cost)
+        return np.cov(resampled(had, 20_000, np.random.default_rng(2)).T)
+
+    assert spread(0) == pytest.approx(spread(10**6), abs=0.6)  # variances of 20, 8.75 and 18.75
+
+
+def test_the_interval_of_a_share_is_that_of_a_binomial() -> None:
+    (found,) = estimates(np.array([620, 380]), share_of_first, np.random.default_rng(3), 4000)
+    low, high = wilson(620, 1000) or (0, 0)
+    assert found.value == 0.62
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.003)
+    assert found.error == pytest.approx(np.sqrt(0.62 * 0.38 / 1000), rel=0.05)
+
+
+def test_the_same_seed_gives_the_same_interval_in_blocks_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    had = np.array([30, 20, 50])
+    whole = estimates(had, share_of_first, np.random.default_rng(4))
+    assert whole == estimates(had, share_of_first, np.random.default_rng(4))
+    monkeypatch.setattr(bootstrap, "BLOCK", 3000)
+    (in_blocks,) = estimates(had, share_of_first, np.random.default_rng(4))
+    assert in_blocks.low == pytest.approx(whole[0].low, abs=0.02)
+
+
+def test_what_is_undefined_is_none_and_rarely_defined_has_no_interval() -> None:
+    def coefficients(times: NDArray[np.int64]) -> NDArray[np.float64]:
+        first, second = times.T
+        never = np.full(len(times), np.nan)
+        # A replicate without a unit of the second kind happens in about 1 of 3 draws of 100.
+        return np.stack([never, np.where(second == 0, np.nan, first), np.where(second == 1, 1.0, np.nan)])
+
+    never, mostly, rarely = estimates(np.array([99, 1]), coefficients, np.random.default_rng(5))
+    assert never == Estimate(None, None, None, None)
+    assert mostly.value == 99
+    assert mostly.low is not None
+    assert rarely == Estimate(1.0, None, None, None)  # second == 1 in 37 % of the draws
+
+
+def test_values_alone() -> None:
+    assert estimates(np.array([1, 3]), share_of_first, np.random.default_rng(0), 0) == [Estimate(0.25)]
