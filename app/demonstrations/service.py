@@ -14,19 +14,20 @@ from app.demonstrations import queries
 from app.demonstrations.forms import AnswerForm, AskForm, DecisionForm, RevisionForm
 from app.demonstrations.queries import Desk, ProjectTasks
 from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound
-from app.models import Demonstration, Project, User
+from app.models import Demonstration, Project, ProjectLabeler, User
 
 # Writing takes longer than choosing: a prompt is held for this many of the project's leases.
 LEASES = 4
 
-IdleReason = Literal["nothing", "skipped", "taken"]
+IdleReason = Literal["nothing", "skipped", "taken", "paused"]
 
 
 class Idle(NamedTuple):
     """Why there is nothing to write. nothing: no prompt wants an answer. skipped: only those skipped are left. taken:
-    others are writing for the last ones."""
+    others are writing for the last ones. paused: the labeler gets no tasks here, for the reason told in `words`."""
 
     reason: IdleReason
+    words: str = ""
 
 
 def digest(text: str) -> str:
@@ -48,6 +49,8 @@ def next_task(session: Session, project: Project, labeler: User, *, skipped: boo
         skipped: those they have skipped come too, if no other is left.
     """
     queries.lock_labeler(session, labeler.id)
+    if _standing(session, project, labeler) is not None:
+        return None
     lasting = timedelta(minutes=project.lease_minutes * LEASES)
     task_id = queries.renew(session, project.id, labeler.id, lasting)
     for again in (False, True) if skipped else (False,):
@@ -58,19 +61,32 @@ def next_task(session: Session, project: Project, labeler: User, *, skipped: boo
 
 def idle(session: Session, project: Project, labeler: User) -> Idle:
     """Why `next_task` gave nothing."""
+    if standing := _standing(session, project, labeler):
+        return Idle("paused", standing.reason)
     waiting = queries.waiting(session, project.id, labeler.id)
     return Idle("skipped" if waiting.skipped else "taken" if waiting.total else "nothing")
 
 
+def _standing(session: Session, project: Project, labeler: User) -> ProjectLabeler | None:
+    """The standing of a labeler who is paused or removed; none for everybody else."""
+    standing = session.get(ProjectLabeler, (project.id, labeler.id))
+    return standing if standing is not None and standing.state != "active" else None
+
+
 def submit(session: Session, project: Project, labeler: User, task_id: int, form: AnswerForm) -> Demonstration:
-    """Takes an answer, which then waits for its review. The same form again changes nothing.
+    """Takes an answer, which then waits for its review. The same form again changes nothing. Also somebody who has been
+    paused since hands in what they have written.
 
     Raises:
+        Forbidden: the labeler was removed from the project.
         InvalidInput: nothing was written.
         Gone: somebody else took the task after its time ran out, or has written already, or it was withdrawn.
         Conflict: exactly this answer is there already.
     """
     queries.lock_labeler(session, labeler.id)
+    standing = _standing(session, project, labeler)
+    if standing is not None and standing.state == "removed":
+        raise Forbidden("You no longer take part in this project.", "An admin of the project can tell you why.")
     if not form.text:
         raise InvalidInput("Nothing is written yet.", "Write the answer, or skip this prompt.")
     found = queries.lock_task(session, project.id, task_id)

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.accounts.access import LabelerDep
 from app.db import SessionDep
+from app.demonstrations import service as demonstrations
 from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound, PrefloopError
 from app.labeling import answers, assigning, history, views
 from app.labeling.forms import Draft, LabelForm, SkipForm
@@ -25,7 +26,9 @@ router = APIRouter()
 def start(request: Request, labeler: LabelerDep, session: SessionDep) -> Response:
     """To a project that has a task for this labeler."""
     slug = assigning.project_with_work(session, labeler)
-    return redirect(f"/projects/{slug}/label") if slug else page(request, "labeling/no_work.html")
+    if slug:
+        return redirect(f"/projects/{slug}/label")
+    return page(request, "labeling/no_work.html", writing=demonstrations.projects_with_tasks(session, labeler))
 
 
 @router.get("/projects/{project_slug}/label")

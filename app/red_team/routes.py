@@ -66,7 +66,7 @@ def send(request: Request, labeler: LabelerDep, project: ProjectDep, session: Se
         attempt = service.send(session, state.store, project, labeler, form, state.settings.sampling_server)
     except ValidationError as error:
         return _desk(request, session, project, labeler, typed=typed, problem=not_accepted(reasons_of(error)))
-    except (InvalidInput, Conflict, TooMany) as problem:
+    except (InvalidInput, Conflict, TooMany, Forbidden) as problem:
         return _desk(request, session, project, labeler, typed=typed, problem=problem)
     return redirect(f"{_base(project)}/{attempt.id}")
 
@@ -96,6 +96,7 @@ def _desk(
         values=values,
         limits={"text": MAX_PROMPT, "goal": MAX_GOAL},
         problem=problem,
+        paused=service.paused(session, project, labeler),
         before=before,
         rated=rated,
     )

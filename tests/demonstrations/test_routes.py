@@ -229,6 +229,17 @@ def test_asking_says_how_many_prompts_fit(session: Session, sign_in: SignIn) -> 
     assert tasks(session) == []
 
 
+def test_the_labeling_pages_tell_of_prompts_to_write_for(session: Session, sign_in: SignIn) -> None:
+    project, labeler = factories.project(session), sign_in("labeler")
+    session.commit()
+    here = f'href="{base(project)}/write"'
+    assert here not in labeler.get("/label").text
+    task(session, project)
+    session.commit()
+    assert here in labeler.get("/label").text
+    assert here in labeler.get(f"/projects/{project.slug}/label").text
+
+
 def test_the_navigation_offers_writing_where_there_is_some(session: Session, sign_in: SignIn) -> None:
     project, labeler = factories.project(session), sign_in("labeler")
     session.commit()

@@ -12,7 +12,7 @@ from app.db import make_session_factory
 from app.demonstrations import queries, service
 from app.demonstrations.forms import RevisionForm
 from app.errors import Conflict, Forbidden, Gone, InvalidInput
-from app.models import Project, User
+from app.models import Project, ProjectLabeler, User
 from tests import factories
 from tests.demonstrations.desk import answer, decision, demonstrations, task, tasks
 
@@ -227,3 +227,21 @@ def test_projects_with_prompts_to_write_for(session: Session) -> None:
     task(session, free), task(session, free)
     assert [(found.slug, found.tasks) for found in service.projects_with_tasks(session, ann)] == [(free.slug, 2)]
     assert [found.slug for found in service.projects_with_tasks(session, bob)] == [busy.slug, free.slug]
+
+
+def test_who_is_paused_hands_in_what_they_have_and_gets_nothing_new(session: Session) -> None:
+    project, ann = factories.project(session), factories.user(session)
+    held = task(session, project)
+    task(session, project)
+    service.next_task(session, project, ann)
+    standing = ProjectLabeler(project_id=project.id, labeler_id=ann.id, state="paused", reason="Please call Bob.")
+    session.add(standing)
+    session.flush()
+    assert service.submit(session, project, ann, held.id, answer(held)).author_id == ann.id
+    assert service.next_task(session, project, ann) is None
+    assert service.idle(session, project, ann) == ("paused", "Please call Bob.")
+    assert service.next_task(session, factories.project(session), ann) is None
+    standing.state = "removed"
+    session.flush()
+    with pytest.raises(Forbidden, match="no longer take part"):
+        service.submit(session, project, ann, tasks(session)[0].id, answer(held))

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from app.artifacts import ArtifactStore
 from app.errors import Conflict, Forbidden, InvalidInput, NotFound, TooMany
 from app.labeling import queries as labeling
-from app.models import Comparison, Completion, Prompt, RedTeamAttempt, Run
+from app.models import Comparison, Completion, ProjectLabeler, Prompt, RedTeamAttempt, Run
 from app.prompts.service import digest
 from app.red_team import queries, service, views
 from app.red_team.forms import AcceptForm, AttemptFilter, RatingForm
@@ -93,6 +93,15 @@ def test_what_cannot_be_asked_is_refused_with_the_reason(session: Session, tmp_p
     send(session, project, ann, tmp_path)
 
 
+def test_who_is_paused_makes_no_attempts(session: Session, tmp_path: Path) -> None:
+    project, ann = project_with_model(session), factories.user(session)
+    session.add(ProjectLabeler(project_id=project.id, labeler_id=ann.id, state="paused", reason="Please call Bob."))
+    session.flush()
+    with pytest.raises(Forbidden, match="Please call Bob"):
+        send(session, project, ann, tmp_path)
+    assert attempts(session) == []
+
+
 def test_the_answer_stays_with_the_attempt(session: Session, tmp_path: Path) -> None:
     project, ann = project_with_model(session), factories.user(session)
     factories.rubric(session, project)
@@ -114,7 +123,6 @@ def test_the_answer_stays_with_the_attempt(session: Session, tmp_path: Path) -> 
     # Nothing of it is seen by anything else.
     for table, n in ((Prompt, 1), (Completion, 0), (Comparison, 0)):
         assert session.scalar(select(func.count()).select_from(table)) == n
-    assert len(rounds_queries.prompts_to_sample(session, project.id, 10, 0)) == 1
     assert rounds_queries.sampling_runs(session, project.id) == []
 
 
