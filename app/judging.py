@@ -2,14 +2,25 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+# A key in stored judgments, exports and metrics, hence plain; what people read is the question or label beside it.
 Name = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[a-z0-9][a-z0-9_ -]{0,39}$")]
 Line = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=300)]
+# Kept to the character (code begins with spaces), but never blank.
+Text = Annotated[str, StringConstraints(pattern=r"\S", max_length=20_000)]
+Reason = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=2_000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 ConsensusMethod = Literal["majority", "strength_weighted", "dawid_skene", "crowd_bt"]
 PairPolicy = Literal["random", "near_miss", "uncertain", "new_against_old"]
+
+MAX_GUIDELINE = 50_000
+MAX_ASPECTS = 12
+MAX_FLAGS = 12
+MAX_EXAMPLES = 30
+MAX_EXAMPLES_LENGTH = 100_000
+MAX_QUIZ_ITEMS = 50
 
 
 class Document(BaseModel):
@@ -36,20 +47,20 @@ class Flag(Document):
 class Example(Document):
     """A worked example in the rubric: two responses, which one is right, and why."""
 
-    prompt: str = Field(min_length=1, max_length=20_000)
-    better: str = Field(min_length=1, max_length=20_000)
-    worse: str = Field(min_length=1, max_length=20_000)
-    reason: str = Field(min_length=1, max_length=2_000)
+    prompt: Text
+    better: Text
+    worse: Text
+    reason: Reason
 
 
 class QuizItem(Document):
     """A question of the training quiz. `answer` is the side that is right: -1 first, 0 tie, 1 second."""
 
-    prompt: str = Field(min_length=1, max_length=20_000)
-    first: str = Field(min_length=1, max_length=20_000)
-    second: str = Field(min_length=1, max_length=20_000)
+    prompt: Text
+    first: Text
+    second: Text
     answer: Literal[-1, 0, 1]
-    feedback: str = Field(min_length=1, max_length=2_000, description="shown after the answer, right or wrong")
+    feedback: Reason = Field(description="shown after the answer, right or wrong")
 
 
 DEFAULT_ASPECTS = (
@@ -61,6 +72,56 @@ DEFAULT_FLAGS = (
     Flag(name="personal data", label="Contains personal data"),
     Flag(name="broken", label="The prompt makes no sense"),
 )
+
+
+class RubricContent(Document):
+    """All that a rubric version says: the columns of the same names.
+
+    The numbers bound what a labeler can be asked to hold in mind, and what every card of theirs carries along.
+    """
+
+    guideline: Annotated[str, StringConstraints(pattern=r"\S", max_length=MAX_GUIDELINE)]
+    strengths: int = Field(3, ge=1, le=4)
+    allow_tie: bool = True
+    allow_both_bad: bool = True
+    allow_cannot_judge: bool = True
+    rationale_rule: Literal["optional", "required"] = "optional"
+    aspects: tuple[Aspect, ...] = Field(DEFAULT_ASPECTS, max_length=MAX_ASPECTS)
+    flags: tuple[Flag, ...] = Field(DEFAULT_FLAGS, max_length=MAX_FLAGS)
+    examples: tuple[Example, ...] = Field((), max_length=MAX_EXAMPLES)
+    quiz: tuple[QuizItem, ...] = Field((), max_length=MAX_QUIZ_ITEMS)
+
+    @field_validator("guideline")
+    @classmethod
+    def ends_with_one_newline(cls, guideline: str) -> str:
+        return guideline.strip() + "\n"
+
+    @field_validator("aspects", "flags")
+    @classmethod
+    def named_apart(cls, rows: tuple[Aspect, ...] | tuple[Flag, ...]) -> tuple[Aspect, ...] | tuple[Flag, ...]:
+        """“personal data”, “personal-data” and “personal_data” would be taken for one another."""
+        seen: dict[str, str] = {}
+        for row in rows:
+            folded = row.name.replace("_", " ").replace("-", " ")
+            if folded in seen:
+                raise ValueError(f"two have the same name: “{seen[folded]}” and “{row.name}”")
+            seen[folded] = row.name
+        return rows
+
+    @field_validator("examples")
+    @classmethod
+    def not_a_book(cls, examples: tuple[Example, ...]) -> tuple[Example, ...]:
+        length = sum(len(text) for example in examples for text in example.model_dump().values())
+        if length > MAX_EXAMPLES_LENGTH:
+            raise ValueError(f"together they have {length:,} characters; at most {MAX_EXAMPLES_LENGTH:,}")
+        return examples
+
+    @model_validator(mode="after")
+    def quiz_is_on_the_scale(self) -> "RubricContent":
+        ties = [number for number, item in enumerate(self.quiz, 1) if item.answer == 0]
+        if ties and not self.allow_tie:
+            raise ValueError(f"the right answer to quiz question {ties[0]} is a tie, but the scale has none")
+        return self
 
 
 # ---- of a project ----------------------------------------------------------------------------------------------------
@@ -109,7 +170,7 @@ class PairShares(Document):
     random: float = Field(1.0, ge=0)
     near_miss: float = Field(0.0, ge=0, description="closest in reward")
     uncertain: float = Field(0.0, ge=0, description="where the heads of the reward model disagree most")
-    new_against_old: float = Field(0.5, ge=0, description="the new policy's response against the one before")
+    new_against_old: float = Field(1.0, ge=0, description="the new policy's response against the one before")
 
     @model_validator(mode="after")
     def something(self) -> "PairShares":

@@ -27,6 +27,7 @@ from app.limits import BodyLimit
 from app.lineage.routes import router as lineage
 from app.projects.routes import router as projects
 from app.prompts.routes import router as prompts
+from app.qualification.routes import router as qualification
 from app.red_team.routes import router as red_team
 from app.render import ROOT, page, redirect
 from app.review.routes import router as review
@@ -42,6 +43,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     projects,
     labeling,
     rubrics,
+    qualification,
     prompts,
     review,
     insights,

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from app.accounts.service import audit
 from app.errors import Conflict, InvalidInput
+from app.judging import RubricContent
 from app.models import Project
 from app.projects.forms import SettingsForm
 from app.rounds import service as rounds
@@ -53,7 +54,7 @@ def create(
             session.flush()
     except IntegrityError as error:
         raise Conflict(f"A project with the address “{slug}” exists.", "Choose another name.") from error
-    rubrics.create_first(session, project, guideline, actor_id)
+    rubrics.create_first(session, project, RubricContent(guideline=guideline), actor_id)
     audit(session, actor_id, "project.created", project.id, name=project.name)
     return project
 

@@ -1,27 +1,228 @@
-"""What the rubric editor sends."""
+"""What the rubric editor sends: what was typed, kept as it is until it can be accepted."""
 
-from typing import Annotated, Literal
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, Field
+from fastapi import Depends, Form, Request
+from pydantic import ValidationError
+from starlette.datastructures import FormData
 
-MAX_GUIDELINE = 50_000
+from app.errors import InvalidInput
+from app.judging import DEFAULT_ASPECTS, DEFAULT_FLAGS, Aspect, Document, Example, Flag, QuizItem, RubricContent
+from app.models import Rubric
+
+Row = dict[str, str]
 
 
-def _clean(text: str) -> str:
-    """Browsers send line ends as CRLF and count them as one character; PostgreSQL stores no NUL."""
-    return text.replace("\r\n", "\n").replace("\0", "")
+class RowKind(NamedTuple):
+    """A list in the rubric whose rows are edited: what one is called, what it becomes, and its fields."""
+
+    one: str
+    document: type[Document]
+    fields: dict[str, str]
 
 
-class RubricForm(BaseModel):
-    """The editor's fields.
+ROW_KINDS = {
+    "aspects": RowKind("Aspect", Aspect, {"name": "name", "question": "question"}),
+    "flags": RowKind("Flag", Flag, {"name": "name", "label": "label"}),
+    "examples": RowKind(
+        "Example",
+        Example,
+        {"prompt": "prompt", "better": "better response", "worse": "worse response", "reason": "reason"},
+    ),
+    "quiz": RowKind(
+        "Question",
+        QuizItem,
+        {
+            "prompt": "prompt",
+            "first": "first response",
+            "second": "second response",
+            "answer": "right answer",
+            "feedback": "explanation",
+        },
+    ),
+}
+SWITCHES = ("allow_tie", "allow_both_bad", "allow_cannot_judge")
+NOTHING_REMOVED: dict[str, Row] = {kind: {} for kind in ROW_KINDS}
+ANSWERS = {"-1": "First is better", "0": "Tie", "1": "Second is better"}
+
+
+class RubricRefused(InvalidInput):
+    """What was typed is not a rubric yet.
 
     Attributes:
-        revision: of the draft that the editor began from; 0 where there was none.
-        allow_tie: a checkbox, absent when it is off.
+        reasons: by the id of the field in the page, what is wrong there.
     """
 
-    guideline: Annotated[str, BeforeValidator(_clean), Field(max_length=MAX_GUIDELINE)] = ""
-    strengths: Annotated[int, Field(ge=1, le=3)] = 3
-    allow_tie: bool = False
-    rationale_rule: Literal["optional", "required"] = "optional"
-    revision: Annotated[int, Field(ge=0)] = 0
+    def __init__(self, reasons: dict[str, str]) -> None:
+        more = f" And {len(reasons) - 3} more." if len(reasons) > 3 else ""
+        super().__init__(" ".join(f"{reason}." for reason in list(reasons.values())[:3]) + more, "Nothing was saved.")
+        self.reasons = reasons
+
+
+class RubricForm(NamedTuple):
+    """The editor's fields as text; in lists, one row after the other.
+
+    revision: of the draft that the editor began from; 0 where there was none.
+    removed: of each list the row that was taken out last, and the place it had (`at`), to be put back.
+    """
+
+    guideline: str
+    strengths: str
+    allow_tie: bool
+    allow_both_bad: bool
+    allow_cannot_judge: bool
+    rationale_rule: str
+    rows: dict[str, list[Row]]
+    revision: int
+    removed: dict[str, Row]
+
+    @classmethod
+    def of(cls, rubric: Rubric | None, revision: int = 0) -> "RubricForm":
+        """The fields filled in with a rubric, or with what a first one begins with. Not checked: what is stored must be
+        shown even where the rules for new text have become stricter."""
+        if rubric is None:
+            begun = {"aspects": DEFAULT_ASPECTS, "flags": DEFAULT_FLAGS}
+            rows = {kind: [row.model_dump() for row in begun.get(kind, ())] for kind in ROW_KINDS}
+            return cls("", "3", True, True, True, "optional", rows, revision, NOTHING_REMOVED)
+        return cls(
+            guideline=rubric.guideline,
+            strengths=str(rubric.strengths),
+            allow_tie=rubric.allow_tie,
+            allow_both_bad=rubric.allow_both_bad,
+            allow_cannot_judge=rubric.allow_cannot_judge,
+            rationale_rule=rubric.rationale_rule,
+            rows={kind: [as_text(kind, row) for row in getattr(rubric, kind)] for kind in ROW_KINDS},
+            revision=revision,
+            removed=NOTHING_REMOVED,
+        )
+
+    def filled(self) -> "RubricForm":
+        """Without the rows in which nothing was typed."""
+        rows = {kind: [row for row in rows if is_filled(row)] for kind, rows in self.rows.items()}
+        return self._replace(rows=rows)
+
+    def content(self) -> RubricContent:
+        """What was typed, as a rubric; rows left empty do not count.
+
+        Raises:
+            RubricRefused: something is missing, too long, or not allowed.
+        """
+        try:
+            return RubricContent.model_validate(
+                {
+                    "guideline": self.guideline,
+                    "strengths": self.strengths,
+                    **{name: getattr(self, name) for name in SWITCHES},
+                    "rationale_rule": self.rationale_rule,
+                    **{kind: [_as_stored(row) for row in rows] for kind, rows in self.filled().rows.items()},
+                }
+            )
+        except ValidationError as error:
+            raise RubricRefused(_reasons(error)) from error
+
+
+def complete(kind: str, rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
+    """Those of the rows that can be accepted, as they would be stored."""
+    for row in rows:
+        with contextlib.suppress(ValidationError):
+            yield ROW_KINDS[kind].document.model_validate(_as_stored(row)).model_dump()
+
+
+def as_text(kind: str, row: Mapping[str, Any]) -> Row:
+    return {field: str(row.get(field, "")) for field in ROW_KINDS[kind].fields}
+
+
+def _as_stored(row: Row) -> dict[str, Any]:
+    stored: dict[str, Any] = dict(row)
+    if "name" in row:
+        stored["name"] = " ".join(row["name"].lower().split())
+    if row.get("answer") in ANSWERS:
+        stored["answer"] = int(row["answer"])
+    return stored
+
+
+def is_filled(row: Row) -> bool:
+    return any(text.strip() for text in row.values())
+
+
+def field_id(kind: str, index: int, field: str) -> str:
+    return f"{kind}-{index}-{field}"
+
+
+def _reasons(error: ValidationError) -> dict[str, str]:
+    """Why each field is refused, by its id in the page, in words for whoever typed it."""
+    reasons: dict[str, str] = {}
+    for each in error.errors():
+        match each["loc"]:
+            case (str(kind), int(index), str(field)):
+                row = ROW_KINDS[kind]
+                reasons[field_id(kind, index, field)] = f"{row.one} {index + 1}: the {row.fields[field]} {_why(each)}"
+            case (str(kind),) if kind in ROW_KINDS:
+                reasons[kind] = f"{ {'quiz': 'Quiz'}.get(kind, kind.capitalize()) }: {_why(each)}"
+            case (str(field),):
+                reasons[field] = f"The {field.replace('_', ' ')} {_why(each)}"
+            case _:
+                reasons["quiz"] = f"Quiz: {_why(each)}"
+    return reasons
+
+
+def _why(error: Any) -> str:
+    limits, given = error.get("ctx", {}), error["input"]
+    match error["type"]:
+        case "value_error":
+            return str(limits["error"])
+        case "string_too_long":
+            return f"has {len(given):,} characters; at most {limits['max_length']:,}"
+        case "too_long":
+            return f"{limits['actual_length']} are too many; at most {limits['max_length']}"
+        case "string_too_short" | "missing":
+            return "is empty"
+        case "string_pattern_mismatch" if not given.strip():
+            return "is empty"
+        case "string_pattern_mismatch":
+            return "may only hold a-z, 0-9, spaces, - and _, 40 at most, a letter or digit first"
+        case "literal_error" if not given:
+            return "is not chosen"
+        case _:
+            return f"cannot be “{str(given)[:40]}”"
+
+
+async def _typed(request: Request, revision: Annotated[str, Form()] = "") -> RubricForm:
+    # With a parameter of the form FastAPI has read it already, within the limits that the router sets.
+    form = await request.form()
+    return RubricForm(
+        guideline=_text(form, "guideline"),
+        strengths=_text(form, "strengths"),
+        allow_tie="allow_tie" in form,
+        allow_both_bad="allow_both_bad" in form,
+        allow_cannot_judge="allow_cannot_judge" in form,
+        rationale_rule=_text(form, "rationale_rule"),
+        rows={kind: _rows(form, kind) for kind in ROW_KINDS},
+        revision=int(revision) if revision.isdecimal() and len(revision) < 10 else 0,
+        removed={kind: _removed(form, kind) for kind in ROW_KINDS},
+    )
+
+
+def _text(form: FormData, name: str) -> str:
+    return next(iter(_texts(form, name)), "")
+
+
+def _texts(form: FormData, name: str) -> list[str]:
+    """Browsers send line ends as CRLF and count them as one character; PostgreSQL stores no NUL."""
+    return [v.replace("\r\n", "\n").replace("\0", "") for v in form.getlist(name) if isinstance(v, str)]
+
+
+def _rows(form: FormData, kind: str) -> list[Row]:
+    columns = {field: _texts(form, f"{kind}.{field}") for field in ROW_KINDS[kind].fields}
+    length = max(map(len, columns.values()))
+    return [{field: values[n] if n < len(values) else "" for field, values in columns.items()} for n in range(length)]
+
+
+def _removed(form: FormData, kind: str) -> Row:
+    fields = [*ROW_KINDS[kind].fields, "at"]
+    return {field: _text(form, f"removed.{kind}.{field}") for field in fields if f"removed.{kind}.{field}" in form}
+
+
+RubricFormDep = Annotated[RubricForm, Depends(_typed)]

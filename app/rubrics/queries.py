@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, exists, func, select, update
+from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
 from app.models import Comparison, Judgment, Project, Rubric, User
@@ -29,7 +29,7 @@ def draft(session: Session, project_id: int) -> Rubric | None:
 
 
 class Version(NamedTuple):
-    """A published rubric, who published it, and the judgments made under it."""
+    """A published rubric, who published it, and the live judgments made under it."""
 
     rubric: Rubric
     publisher: str | None
@@ -38,19 +38,18 @@ class Version(NamedTuple):
 
 def versions(session: Session, project_id: int) -> list[Version]:
     """Published versions, newest first."""
-    judgments = (
-        select(func.count())
-        .select_from(Judgment)
-        .where(Judgment.rubric_id == Rubric.id, Judgment.superseded_at.is_(None))
-        .scalar_subquery()
-    )
+    of_project = Rubric.project_id == project_id, Rubric.version.is_not(None)
+    ids = select(Rubric.id).where(*of_project)
+    # One walk over the judgments, however many versions there are.
+    counted = select(Judgment.rubric_id, func.count()).where(Judgment.superseded_at.is_(None))
+    judgments = dict(session.execute(counted.where(Judgment.rubric_id.in_(ids)).group_by(Judgment.rubric_id)).all())
     rows = session.execute(
-        select(Rubric, User.name, judgments)
+        select(Rubric, User.name)
         .join(User, User.id == Rubric.published_by, isouter=True)
-        .where(Rubric.project_id == project_id, Rubric.version.is_not(None))
+        .where(*of_project)
         .order_by(Rubric.version.desc())
     )
-    return [Version(*row) for row in rows]
+    return [Version(rubric, name, judgments.get(rubric.id, 0)) for rubric, name in rows]
 
 
 def user_name(session: Session, user_id: int | None) -> str:
@@ -58,27 +57,10 @@ def user_name(session: Session, user_id: int | None) -> str:
     return name or "Somebody"
 
 
-def _not_begun(project_id: int) -> list[ColumnElement[bool]]:
-    """Open comparisons that nobody has judged (superseded judgments count) or has on the desk."""
+def not_begun(session: Session, project_id: int, limit: int) -> int:
+    """Open comparisons that nobody has judged (superseded judgments count) or has on the desk, counted up to `limit`:
+    those that a new version will apply to."""
     judged = exists().where(Judgment.comparison_id == Comparison.id)
-    of_project = Comparison.project_id == project_id, Comparison.state == "open"
-    return [*of_project, Comparison.lease_count == 0, ~judged]
-
-
-def open_comparisons(session: Session, project_id: int) -> tuple[int, int]:
-    """(not begun, begun) of the open comparisons: the first would move to a new version."""
-    opened = select(func.count()).where(Comparison.project_id == project_id, Comparison.state == "open")
-    not_begun = session.scalar(select(func.count()).select_from(Comparison).where(*_not_begun(project_id))) or 0
-    return not_begun, (session.scalar(opened) or 0) - not_begun
-
-
-def move_open_comparisons(session: Session, project_id: int, rubric_id: int) -> int:
-    """Puts the comparisons nobody has begun under the rubric; returns how many.
-
-    A labeler who takes one of them meanwhile holds its row; the update then waits, looks again and leaves it alone.
-    """
-    moved = update(Comparison).where(*_not_begun(project_id), Comparison.rubric_id != rubric_id)
-    result = session.execute(
-        moved.values(rubric_id=rubric_id).execution_options(synchronize_session=False).returning(Comparison.id)
-    )
-    return len(result.all())
+    waiting = select(Comparison.id).where(Comparison.project_id == project_id, Comparison.state == "open")
+    waiting = waiting.where(Comparison.lease_count == 0, Comparison.judgment_count == 0, ~judged).limit(limit)
+    return session.scalar(select(func.count()).select_from(waiting.subquery())) or 0

@@ -1,21 +1,25 @@
-"""The rubric's page: the draft in an editor with its preview, and the published versions."""
+"""The rubric's pages: the draft in an editor with its preview, the published versions, what differs between two."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import APIRouter, Form, Query, Request, Response
 from sqlalchemy.orm import Session
 
 from app.accounts.access import AdminDep
 from app.db import SessionDep
 from app.errors import Conflict, InvalidInput, PrefloopError
-from app.models import Project
+from app.models import Project, Rubric
 from app.projects.access import ProjectDep
 from app.render import page, redirect
-from app.rubrics import queries, service, views
-from app.rubrics.forms import RubricForm
+from app.rubrics import comparing, editing, queries, service, views
+from app.rubrics.forms import ANSWERS, RubricForm, RubricFormDep, RubricRefused
 
-router = APIRouter(prefix="/projects/{project_slug}/rubric")
-RubricFormDep = Annotated[RubricForm, Form()]
+# A form that is too long must arrive all the same, to come back with the reason and with every word of it.
+router = APIRouter(
+    prefix="/projects/{project_slug}/rubric", form_limits={"max_fields": 10_000, "max_part_size": 16 << 20}
+)
+# Waiting comparisons are counted up to here.
+COUNT_LIMIT = 10_000
 
 
 @router.get("")
@@ -26,7 +30,7 @@ def show(request: Request, project: ProjectDep, admin: AdminDep, session: Sessio
 @router.post("")
 def save(request: Request, project: ProjectDep, admin: AdminDep, session: SessionDep, form: RubricFormDep) -> Response:
     try:
-        service.save_draft(session, project, form, admin)
+        service.save_draft(session, project, form.content(), form.revision, admin)
     except (Conflict, InvalidInput) as problem:
         return _page(request, session, project, problem=problem, sent=form)
     return redirect(f"/projects/{project.slug}/rubric")
@@ -37,10 +41,10 @@ def publish(
     request: Request, project: ProjectDep, admin: AdminDep, session: SessionDep, form: RubricFormDep
 ) -> Response:
     try:
-        service.publish(session, project, form, admin)
+        rubric = service.publish(session, project, form.content(), form.revision, admin)
     except (Conflict, InvalidInput) as problem:
         return _page(request, session, project, problem=problem, sent=form)
-    return redirect(f"/projects/{project.slug}/rubric")
+    return redirect(f"/projects/{project.slug}/rubric/{rubric.version}")
 
 
 @router.post("/discard")
@@ -57,13 +61,91 @@ def discard(
 @router.post("/preview")
 def preview(request: Request, project: ProjectDep, admin: AdminDep, form: RubricFormDep) -> Response:
     """What is in the editor, as the labeler would see it. Nothing is stored."""
-    return page(request, "rubrics/_preview.html", card=views.preview(form))
+    shown, reasons = views.typed_preview(form)
+    return page(request, "rubrics/_preview.html", shown=shown, reasons=reasons)
 
 
-@router.get("/{version}")
+@router.post("/edit")
+def edit(
+    request: Request,
+    project: ProjectDep,
+    admin: AdminDep,
+    session: SessionDep,
+    form: RubricFormDep,
+    do: Annotated[str, Form()] = "",
+) -> Response:
+    """A button that changes what is in the form: the page with it, or for htmx the section. Nothing is stored."""
+    edited = editing.edit(form, do)
+    if "HX-Request" not in request.headers or not edited.section:
+        return _page(request, session, project, sent=edited.form, focus=edited.focus)
+    shown, reasons = views.typed_preview(edited.form)
+    return page(
+        request,
+        "rubrics/_edited.html",
+        section=edited.section,
+        form=edited.form,
+        focus=edited.focus,
+        errors={},
+        shown=shown,
+        reasons=reasons,
+        **views.EDITOR,
+    )
+
+
+@router.get("/diff")
+def diff(
+    request: Request,
+    project: ProjectDep,
+    admin: AdminDep,
+    session: SessionDep,
+    was: Annotated[str, Query()] = "",
+    now: Annotated[str, Query()] = "draft",
+) -> Response:
+    """What changed from one version, or the draft, to another."""
+    old, new = _version(session, project, was), _version(session, project, now)
+    return page(
+        request,
+        "rubrics/diff.html",
+        old=old,
+        new=new,
+        sections=comparing.compare(old, new),
+        versions=queries.versions(session, project.id),
+        draft=queries.draft(session, project.id),
+    )
+
+
+def _version(session: Session, project: Project, name: str) -> Rubric:
+    if name == "draft":
+        return service.draft(session, project)
+    return service.published(session, project, int(name) if name.isdecimal() and len(name) < 10 else 0)
+
+
+@router.get("/{version:int}")
 def version(request: Request, project: ProjectDep, admin: AdminDep, session: SessionDep, version: int) -> Response:
     rubric = service.published(session, project, version)
-    return page(request, "rubrics/version.html", rubric=rubric, card=views.preview(rubric))
+    found = queries.versions(session, project.id)
+    at = next(n for n, row in enumerate(found) if row.rubric.id == rubric.id)
+    before = found[at + 1].rubric if at + 1 < len(found) else None
+    return page(
+        request,
+        "rubrics/version.html",
+        this=found[at],
+        before=before,
+        newest=found[0].rubric,
+        judged_before=sum(row.judgments for row in found[at + 1 :]),
+        quiz_is_new=bool(rubric.quiz) and (before is None or before.quiz != rubric.quiz),
+        settings=comparing.settings(rubric),
+        scale_name=views.scale_name(rubric),
+        shown=views.preview(rubric),
+        reasons={},
+        answers=ANSWERS,
+    )
+
+
+@router.get("/{form}")
+def back_to_the_editor(project: ProjectDep, admin: AdminDep, form: Literal["edit", "publish", "discard"]) -> Response:
+    """A form that came back without JavaScript is at the address it was sent to; opened anew that is the editor."""
+    return redirect(f"/projects/{project.slug}/rubric")
 
 
 def _page(
@@ -73,28 +155,38 @@ def _page(
     *,
     problem: PrefloopError | None = None,
     sent: RubricForm | None = None,
+    focus: str = "",
 ) -> Response:
-    """The editor. After a conflict it holds what was sent, on top of the other admin's draft, which is shown too."""
+    """The editor. After a conflict it holds what was sent, on top of the other admin's draft; what differs is shown."""
     versions = queries.versions(session, project.id)
     newest = versions[0].rubric if versions else None
     draft = queries.draft(session, project.id)
     form = views.editor(draft, newest)
     if sent:
         revision = form.revision if isinstance(problem, Conflict) else sent.revision
-        form = sent.model_copy(update={"revision": revision})
-    not_begun, begun = queries.open_comparisons(session, project.id)
+        form = sent._replace(revision=revision)
+        if isinstance(problem, RubricRefused):
+            form = form.filled()  # the reasons count the rows like this
+    theirs = draft if isinstance(problem, Conflict) else None
+    shown, reasons = views.typed_preview(form)
     return page(
         request,
         "rubrics/page.html",
         status=problem.status if problem else 200,
         form=form,
-        card=views.preview(form),
+        focus=focus,
+        errors=problem.reasons if isinstance(problem, RubricRefused) else {},
+        shown=shown,
+        reasons=reasons,
         draft=draft,
         editor=queries.user_name(session, draft.edited_by) if draft else None,
-        theirs=draft if isinstance(problem, Conflict) else None,
+        unsaved=sent is not None,
+        theirs=comparing.compare(theirs, form) if theirs else None,
         versions=versions,
-        next_version=(newest.version or 0) + 1 if newest else 1,
-        not_begun=not_begun,
-        begun=begun,
+        newest=newest,
+        not_begun=queries.not_begun(session, project.id, COUNT_LIMIT),
+        count_limit=COUNT_LIMIT,
         problem=problem,
+        scale_name=views.scale_name,
+        **views.EDITOR,
     )

@@ -1,31 +1,82 @@
 """What the rubric pages show."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from app.domain.scale import Step, steps
+from app import judging
+from app.labeling.views import Answer, answer
 from app.models import Rubric
-from app.rubrics.forms import RubricForm
+from app.rubrics.forms import ANSWERS, SWITCHES, RubricForm, RubricRefused, complete
+
+
+class Preset(NamedTuple):
+    """A scale by its name; `words` says what can be answered."""
+
+    strengths: int
+    allow_tie: bool
+    name: str
+    words: str
+
+    @property
+    def tie(self) -> str:
+        return "tie" if self.allow_tie else "no"
+
+
+PRESETS = (
+    Preset(1, False, "Binary", "better, no tie"),
+    Preset(1, True, "3 points", "better, or a tie"),
+    Preset(2, True, "5 points", "better, much better, or a tie"),
+    Preset(3, True, "7 points", "slightly, plainly or much better, or a tie"),
+    Preset(4, False, "4 levels each way", "slightly, plainly, much or far better, no tie"),
+)
+
+
+# What the editor's templates need to know whatever is being edited.
+EDITOR: dict[str, Any] = {
+    "presets": PRESETS,
+    "answers": ANSWERS,
+    "limits": {
+        "aspects": judging.MAX_ASPECTS,
+        "flags": judging.MAX_FLAGS,
+        "examples": judging.MAX_EXAMPLES,
+        "quiz": judging.MAX_QUIZ_ITEMS,
+    },
+}
+
+
+def scale_name(rubric: Rubric | RubricForm) -> str:
+    """“7 points”, or the numbers of a scale that has no name."""
+    for preset in PRESETS:
+        if (str(preset.strengths), preset.allow_tie) == (str(rubric.strengths), rubric.allow_tie):
+            return preset.name
+    return f"{rubric.strengths} each way, {'tie' if rubric.allow_tie else 'no tie'}"
 
 
 class Preview(NamedTuple):
-    """A rubric as the labeler sees it; `steps` and `chosen` are what the labeling card's scale reads."""
+    """A rubric as the labeler sees it: the sheet, and the controls of the labeling card."""
 
-    guideline: str
-    rationale_rule: str
-    steps: list[Step]
-    chosen: None = None
+    rubric: Rubric
+    answer: Answer
 
 
-def preview(rubric: Rubric | RubricForm) -> Preview:
-    scale = steps(rubric.strengths, allow_tie=rubric.allow_tie)
-    return Preview(rubric.guideline, rubric.rationale_rule, scale)
+def preview(rubric: Rubric) -> Preview:
+    return Preview(rubric, answer(rubric))
+
+
+def typed_preview(form: RubricForm) -> tuple[Preview, dict[str, str]]:
+    """The preview of what is in the editor, as far as it has come, and what is still missing or wrong."""
+    try:
+        values: dict[str, Any] = form.content().model_dump(mode="json")
+        reasons = {}
+    except RubricRefused as refused:
+        reasons = refused.reasons
+        rows = {kind: list(complete(kind, rows)) for kind, rows in form.rows.items()}
+        strengths = int(form.strengths) if form.strengths in ("1", "2", "3", "4") else 3
+        switches = {name: getattr(form, name) for name in SWITCHES}
+        values = {"guideline": form.guideline, "strengths": strengths, "rationale_rule": form.rationale_rule}
+        values |= switches | rows
+    return preview(Rubric(**values)), reasons
 
 
 def editor(draft: Rubric | None, newest: Rubric | None) -> RubricForm:
-    """What the editor begins with: the draft, else the newest version, else nothing."""
-    begun = draft or newest
-    if begun is None:
-        return RubricForm(allow_tie=True)
-    # Not checked again: what is stored must be shown even where the rules for new text have become stricter.
-    said = {name: getattr(begun, name) for name in ("guideline", "strengths", "allow_tie", "rationale_rule")}
-    return RubricForm.model_construct(**said, revision=draft.revision if draft else 0)
+    """What the editor begins with: the draft, else the newest version, else what a first one begins with."""
+    return RubricForm.of(draft or newest, draft.revision if draft else 0)

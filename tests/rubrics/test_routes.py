@@ -1,5 +1,6 @@
 """The rubric's pages: who may, what they answer, and that text is never lost."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -9,8 +10,9 @@ from sqlalchemy.orm import Session
 from app.models import Project, Rubric
 from tests import factories
 from tests.conftest import SignedIn
+from tests.rubrics.fields import EXAMPLE, QUESTION, fields
 
-EDIT = {"guideline": "Prefer *short* ones.", "strengths": 2, "allow_tie": "true", "rationale_rule": "required"}
+SignIn = Callable[..., SignedIn]
 
 
 @pytest.fixture
@@ -21,71 +23,269 @@ def project(session: Session) -> Project:
     return project
 
 
-def test_only_admins(sign_in: Callable[..., SignedIn], project: Project) -> None:
-    url = f"/projects/{project.slug}/rubric"
+@pytest.fixture
+def url(project: Project) -> str:
+    return f"/projects/{project.slug}/rubric"
+
+
+def drafts(session: Session) -> list[Rubric]:
+    session.rollback()
+    return list(session.scalars(select(Rubric).where(Rubric.version.is_(None))))
+
+
+def test_only_admins(sign_in: SignIn, url: str) -> None:
     for roles in (("labeler",), ("operator",)):
         client = sign_in(*roles)
-        assert client.get(url).status_code == 403
-        assert client.get(f"{url}/1").status_code == 403
-        for path in ("", "/publish", "/discard", "/preview"):
-            assert client.post(url + path, EDIT).status_code == 403
-    assert sign_in("admin").post(url, EDIT, csrf=False).status_code == 403
+        for path in ("", "/1", "/diff?was=1&now=1", "/edit"):
+            assert client.get(url + path).status_code == 403
+        for path in ("", "/publish", "/discard", "/preview", "/edit"):
+            assert client.post(url + path, fields()).status_code == 403
+    assert sign_in("admin").post(url, fields(), csrf=False).status_code == 403
 
 
-def test_edit_publish_and_read(sign_in: Callable[..., SignedIn], session: Session, project: Project) -> None:
-    admin, url = sign_in("admin"), f"/projects/{project.slug}/rubric"
+def test_edit_publish_and_read(sign_in: SignIn, session: Session, url: str) -> None:
+    admin = sign_in("admin")
     assert "The first one." in admin.get(url).text
-    assert admin.post(url, EDIT | {"revision": 0}).headers["location"] == url
+    assert admin.post(url, fields(revision=0)).headers["location"] == url
     page = admin.get(url).text
     assert '<input type="hidden" name="revision" value="1">' in page
     assert "Prefer <em>short</em> ones." in page
-    assert admin.post(f"{url}/publish", EDIT | {"revision": 1}).status_code == 303
+    sent = fields(revision=1, strengths="2", rationale_rule="required", flags=[("harmful", "Harmful")])
+    sent |= fields(examples=[EXAMPLE], quiz=[QUESTION], strengths="2", rationale_rule="required", revision=1)
+    assert admin.post(f"{url}/publish", sent).headers["location"] == f"{url}/2"
     rubric = session.scalars(select(Rubric).where(Rubric.version == 2)).one()
     assert (rubric.guideline, rubric.strengths, rubric.rationale_rule) == ("Prefer *short* ones.\n", 2, "required")
-    assert "Prefer <em>short</em> ones." in admin.get(f"{url}/2").text
+    assert rubric.aspects == [
+        {"name": "factuality", "question": "Which is more accurate?"},
+        {"name": "style", "question": "Which is better written?"},
+    ]
+    assert rubric.examples == [{"prompt": "2 + 2?", "better": "4", "worse": "5", "reason": "It is right."}]
+    assert rubric.quiz == [
+        {
+            "prompt": "Capital of France?",
+            "first": "Paris",
+            "second": "Rome",
+            "answer": -1,
+            "feedback": "Paris is the capital.",
+        }
+    ]
+    page = admin.get(f"{url}/2").text
+    assert "Prefer <em>short</em> ones." in page
+    assert "Paris is the capital." in page
     assert "The first one." in admin.get(f"{url}/1").text
     assert admin.get(f"{url}/3").status_code == 404
 
 
-def test_an_unticked_tie_is_stored(sign_in: Callable[..., SignedIn], session: Session, project: Project) -> None:
-    """A browser sends nothing for it."""
-    fields = {name: value for name, value in EDIT.items() if name != "allow_tie"}
-    sign_in("admin").post(f"/projects/{project.slug}/rubric", fields)
-    assert session.scalars(select(Rubric.allow_tie).where(Rubric.version.is_(None))).one() is False
+def test_switches_that_are_off_are_stored(sign_in: SignIn, session: Session, url: str) -> None:
+    """A browser sends nothing for them."""
+    sign_in("admin").post(url, fields(allow_tie=None, allow_both_bad=None, allow_cannot_judge=None))
+    [draft] = drafts(session)
+    assert (draft.allow_tie, draft.allow_both_bad, draft.allow_cannot_judge) == (False, False, False)
 
 
-def test_a_conflict_shows_both_texts_and_saving_again_replaces(
-    sign_in: Callable[..., SignedIn], session: Session, project: Project
-) -> None:
-    url = f"/projects/{project.slug}/rubric"
+def test_a_conflict_shows_what_differs_and_saving_again_replaces(sign_in: SignIn, session: Session, url: str) -> None:
     ann, bob = sign_in(user=factories.user(session, "admin", name="Ann <b>")), sign_in("admin")
-    ann.post(url, EDIT | {"guideline": "from Ann"})
-    answer = bob.post(f"{url}/publish", EDIT | {"guideline": "from Bob"})
+    ann.post(url, fields("Text from Ann"))
+    answer = bob.post(f"{url}/publish", fields("Text from Bob"))
     assert answer.status_code == 409
     assert "Ann &lt;b&gt; changed this draft after you opened it." in answer.text
-    assert ">from Bob</textarea>" in answer.text
-    assert '<pre class="plain">from Ann' in answer.text
+    assert "\nText from Bob</textarea>" in answer.text
+    assert "Text from <del>Ann</del>" in answer.text
+    assert "Text from <ins>Bob</ins>" in answer.text
     assert '<input type="hidden" name="revision" value="1">' in answer.text
-    assert bob.post(url, EDIT | {"guideline": "from Bob", "revision": 1}).status_code == 303
+    assert bob.post(url, fields("Text from Bob", revision=1)).status_code == 303
 
 
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        ({"guideline": " \n"}, "The guideline is empty."),
+        ({"guideline": "x" * 50_001}, "The guideline has 50,001 characters; at most 50,000."),
+        ({"strengths": "9"}, "The strengths cannot be “9”."),
+        ({"rationale_rule": "sometimes"}, "The rationale rule cannot be “sometimes”."),
+        ({"aspects": [("Ünïcode", "Which?")]}, "Aspect 1: the name may only hold a-z"),
+        ({"aspects": [("a" * 41, "Which?")]}, "Aspect 1: the name may only hold a-z"),
+        ({"aspects": [("fine", " ")]}, "Aspect 1: the question is empty."),
+        ({"aspects": [("fine", "w" * 301)]}, "Aspect 1: the question has 301 characters; at most 300."),
+        ({"aspects": [("style", "A?"), ("Style ", "B?")]}, "two have the same name: “style” and “style”."),
+        ({"flags": [("a b", "A"), ("a_b", "B")]}, "two have the same name: “a b” and “a_b”."),
+        ({"aspects": [(f"a{n}", "Which?") for n in range(200)]}, "200 are too many; at most 12."),
+        ({"flags": [(f"a{n}", "Which?") for n in range(13)]}, "13 are too many; at most 12."),
+        ({"examples": [("p", "b", "w", "")]}, "Example 1: the reason is empty."),
+        ({"examples": [("p", "b" * 20_001, "w", "r")]}, "the better response has 20,001 characters; at most 20,000."),
+        ({"examples": [("p", "b" * 19_000, "w", "r")] * 6}, "together they have 114,018 characters; at most 100,000."),
+        ({"quiz": [("p", "a", "b", "", "f")]}, "Question 1: the right answer is not chosen."),
+        ({"quiz": [("p", "a", "b", "7", "f")]}, "Question 1: the right answer cannot be “7”."),
+        (
+            {"quiz": [("p", "a", "b", "0", "f")], "allow_tie": None},
+            "the right answer to quiz question 1 is a tie, but the scale has none.",
+        ),
+        ({"quiz": [QUESTION] * 51}, "51 are too many; at most 50."),
+    ],
+)
 def test_what_cannot_be_accepted_comes_back_with_the_reason(
-    sign_in: Callable[..., SignedIn], session: Session, project: Project
+    sign_in: SignIn, session: Session, url: str, sent: dict[str, object], reason: str
 ) -> None:
-    admin, url = sign_in("admin"), f"/projects/{project.slug}/rubric"
-    answer = admin.post(url, EDIT | {"guideline": " "})
+    admin = sign_in("admin")
+    for path in ("", "/publish"):
+        answer = admin.post(url + path, fields(**sent))
+        assert answer.status_code == 422
+        assert reason in answer.text
+        for value in sent.values():
+            for text in value[0] if isinstance(value, list) else [value]:
+                assert text is None or str(text).strip() in answer.text, "what was typed is lost"
+    assert drafts(session) == []
+    assert session.scalars(select(Rubric.version)).all() == [1]
+
+
+def test_a_megabyte_of_guideline_comes_back_whole(sign_in: SignIn, session: Session, url: str) -> None:
+    text = "A very long guideline. " * 100_000  # 2.3 MB
+    answer = sign_in("admin").post(url, fields(text))
     assert answer.status_code == 422
-    assert "The guideline is empty." in answer.text
-    assert admin.post(url, EDIT | {"strengths": 9}).status_code == 422
-    assert session.scalars(select(Rubric).where(Rubric.version.is_(None))).all() == []
+    assert "The guideline has 2,300,000 characters; at most 50,000." in answer.text
+    assert text in answer.text
+    assert drafts(session) == []
 
 
-def test_the_preview_stores_nothing_and_runs_nothing(
-    sign_in: Callable[..., SignedIn], session: Session, project: Project
-) -> None:
-    hostile = EDIT | {"guideline": "<script>alert(1)</script> **bold**"}
-    answer = sign_in("admin").post(f"/projects/{project.slug}/rubric/preview", hostile)
+def test_rows_left_empty_do_not_count(sign_in: SignIn, session: Session, url: str) -> None:
+    rows = [("", ""), ("style", "Which is better written?"), ("  ", "")]
+    assert sign_in("admin").post(url, fields(aspects=rows, quiz=[("", "", "", "", "")])).status_code == 303
+    [draft] = drafts(session)
+    assert [aspect["name"] for aspect in draft.aspects] == ["style"]
+    assert draft.quiz == []
+
+
+def test_names_are_brought_into_form(sign_in: SignIn, session: Session, url: str) -> None:
+    sign_in("admin").post(url, fields(aspects=[("  Personal   Data ", " Which is\u00a0more private? ")]))
+    [draft] = drafts(session)
+    assert draft.aspects == [{"name": "personal data", "question": "Which is\u00a0more private?"}]
+
+
+def test_line_ends_and_nul_characters(sign_in: SignIn, session: Session, url: str) -> None:
+    sent = fields("One\r\ntwo\0", examples=[("a\r\nb", "  code\r\n  more", "\0w", "r")])
+    sign_in("admin").post(url, sent)
+    [draft] = drafts(session)
+    assert draft.guideline == "One\ntwo\n"
+    assert draft.examples == [{"prompt": "a\nb", "better": "  code\n  more", "worse": "w", "reason": "r"}]
+
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>\u202e</textarea>\"'>"
+
+
+def test_hostile_text_is_shown_as_text(sign_in: SignIn, session: Session, url: str) -> None:
+    admin = sign_in(user=factories.user(session, "admin", name=HOSTILE))
+    sent = fields(
+        HOSTILE,
+        aspects=[("style", HOSTILE)],
+        flags=[("harmful", HOSTILE)],
+        examples=[(HOSTILE,) * 4],
+        quiz=[(HOSTILE, HOSTILE, HOSTILE, "1", HOSTILE)],
+    )
+    assert admin.post(url, sent).status_code == 303
+    pages = [admin.get(url), admin.get(f"{url}/diff?was=1"), admin.post(f"{url}/edit", sent | {"do": "quiz.remove.0"})]
+    assert admin.post(f"{url}/publish", sent | {"revision": 1}).status_code == 303
+    pages += [admin.get(url), admin.get(f"{url}/2"), admin.get(f"{url}/diff?was=1&now=2")]
+    for page in pages:
+        assert page.status_code == 200
+        body = page.text.replace('<script src="/static', "")
+        assert "<script" not in body
+        assert "<img" not in body
+        assert page.text.count("<textarea") == page.text.count("</textarea>")
+
+
+def test_the_preview_stores_nothing_and_says_what_is_missing(sign_in: SignIn, session: Session, url: str) -> None:
+    admin = sign_in("admin")
+    answer = admin.post(f"{url}/preview", fields("<script>alert(1)</script> **bold**", strengths="2"))
     assert "<strong>bold</strong>" in answer.text
     assert "<script" not in answer.text
-    assert answer.text.count('type="radio"') == 5  # two strengths each way and a tie
-    assert session.scalars(select(Rubric).where(Rubric.version.is_(None))).all() == []
+    assert "Not complete yet" not in answer.text
+    assert len(re.findall(r'name="preference" value="-?[0-2]"', answer.text)) == 5  # two each way and a tie
+    answer = admin.post(f"{url}/preview", fields("", examples=[("p", "b", "", "")]))
+    assert answer.status_code == 200
+    assert "Not complete yet" in answer.text
+    assert "The guideline is empty." in answer.text
+    assert "Example 1: the worse response is empty." in answer.text
+    assert drafts(session) == []
+
+
+def test_rows_are_edited_by_posting(sign_in: SignIn, session: Session, url: str) -> None:
+    """Without JavaScript each button answers with the page; nothing is stored and nothing typed elsewhere is lost."""
+    admin = sign_in("admin")
+    typed = fields("Typed but not saved.", flags=[("harmful", "Harmful")])
+
+    def after(do: str, **more: object) -> str:
+        answer = admin.post(f"{url}/edit", typed | {"do": do} | more)
+        assert answer.status_code == 200
+        assert "Typed but not saved." in answer.text
+        assert 'value="harmful"' in answer.text
+        return answer.text
+
+    def names(page: str) -> list[str]:
+        return re.findall(r'name="aspects.name" value="([^"]*)"', page)
+
+    assert names(after("aspects.add")) == ["factuality", "style", ""]
+    assert 'id="aspects-2-name" name="aspects.name" value="" dir="auto" autocomplete="off" autofocus' in after(
+        "aspects.add"
+    )
+    assert names(after("aspects.down.0")) == ["style", "factuality"]
+    assert names(after("aspects.up.1")) == ["style", "factuality"]
+    removed = after("aspects.remove.0")
+    assert names(removed) == ["style"]
+    assert "Put it back" in removed
+    hidden = dict(re.findall(r'name="(removed\.aspects\.\w+)" value="([^"]*)"', removed))
+    assert hidden["removed.aspects.question"] == "Which is more accurate?"
+    back = admin.post(f"{url}/edit", typed | fields(aspects=[("style", "Which?")]) | hidden | {"do": "aspects.restore"})
+    assert names(back.text) == ["factuality", "style"]
+    for nonsense in ("", "aspects", "aspects.up.0", "aspects.up.99", "aspects.remove.x", "nothing.add", "aspects.x.0"):
+        assert names(after(nonsense)) == ["factuality", "style"]
+    for nonsense in ("aspects.restore", f"aspects.remove.{'9' * 5000}", "scale.3.tie"):
+        assert names(after(nonsense)) == ["factuality", "style"]
+    assert drafts(session) == []
+    assert admin.get(f"{url}/edit").headers["location"] == url
+
+
+def test_a_scale_by_its_name(sign_in: SignIn, url: str) -> None:
+    answer = sign_in("admin").post(f"{url}/edit", fields() | {"do": "scale.4.no"})
+    assert '<option value="4" selected>' in answer.text
+    assert 'name="allow_tie" value="true">' in answer.text  # not checked
+    assert len(re.findall(r'name="preference" value="-?[1-4]"', answer.text)) == 8
+
+
+def test_htmx_gets_the_section_and_the_preview(sign_in: SignIn, url: str) -> None:
+    answer = sign_in("admin").post(f"{url}/edit", fields() | {"do": "aspects.add"}, headers={"HX-Request": "true"})
+    assert "<html" not in answer.text
+    assert 'id="section-aspects"' in answer.text
+    assert 'id="section-flags"' not in answer.text
+    assert '<div id="preview" hx-swap-oob="true">' in answer.text
+
+
+def test_what_changed_between_two_versions(sign_in: SignIn, url: str) -> None:
+    admin = sign_in("admin")
+    admin.post(f"{url}/publish", fields("The first one.\n\nAnd more.", flags=[("harmful", "Harmful")], strengths="1"))
+    page = admin.get(f"{url}/diff?was=1&now=2").text
+    assert "From version 1 to version 2" in page
+    assert "And more." in page
+    assert "Flag “harmful”" in page
+    assert "Strengths each way" in page
+    admin.post(url, fields("A draft."))
+    assert "From version 2 to the draft" in admin.get(f"{url}/diff?was=2&now=draft").text
+    assert "Both say the same." in admin.get(f"{url}/diff?was=2&now=2").text
+    for nonsense in ("was=9&now=1", "was=x&now=1", f"was={'9' * 5000}&now=1", ""):
+        assert admin.get(f"{url}/diff?{nonsense}").status_code == 404
+
+
+def test_after_publishing_items_can_be_asked_again(
+    sign_in: SignIn, session: Session, project: Project, url: str
+) -> None:
+    admin = sign_in("admin")
+    admin.post(f"{url}/publish", fields("Nothing was judged yet."))
+    assert "Ask again" not in admin.get(f"{url}/2").text
+    factories.judgment(session, factories.comparison(session, project), preference=1)
+    session.commit()
+    admin.post(f"{url}/publish", fields("Now something was.", quiz=[QUESTION]))
+    rubric = session.scalars(select(Rubric).where(Rubric.version == 3)).one()
+    page = admin.get(f"{url}/3").text
+    assert f'href="/projects/{project.slug}/review/relabel?rubric={rubric.id}"' in page
+    assert "1 judgment was made under earlier versions" in page
+    assert "The quiz is new" in page
+    assert "Ask again" not in admin.get(f"{url}/2").text, "only for the version in force"

@@ -8,93 +8,131 @@ from sqlalchemy import Engine, func, select, text, update
 from sqlalchemy.orm import Session
 
 from app.db import make_session_factory
-from app.errors import Conflict, InvalidInput, NotFound
-from app.models import AuditEvent, Comparison, Judgment, Lease, Rubric
+from app.errors import Conflict, NotFound
+from app.judging import DEFAULT_ASPECTS, DEFAULT_FLAGS, RubricContent
+from app.models import AuditEvent, Comparison, Judgment, Ranking, Rubric
 from app.rubrics import queries, service
-from app.rubrics.forms import RubricForm
 from tests import factories
 
 
-def form(guideline: str = "New text.", revision: int = 0, **values: object) -> RubricForm:
-    return RubricForm.model_validate({"guideline": guideline, "revision": revision, "allow_tie": True} | values)
+def content(guideline: str = "New text.", **values: object) -> RubricContent:
+    return RubricContent.model_validate({"guideline": guideline} | values)
 
 
 def test_the_first_version(session: Session) -> None:
     project, admin = factories.project(session), factories.user(session, "admin")
     with pytest.raises(NotFound, match="no published rubric"):
         service.current(session, project)
-    first = service.create_first(session, project, "Be kind.", admin.id, strengths=2, allow_tie=False)
+    first = service.create_first(session, project, content("Be kind.", strengths=2, allow_tie=False), admin.id)
     assert service.current(session, project).id == first.id
     assert (first.version, first.strengths, first.allow_tie, first.published_by) == (1, 2, False, admin.id)
-    with pytest.raises(InvalidInput):
-        service.create_first(session, factories.project(session), "  \n")
+    assert first.aspects == [aspect.model_dump() for aspect in DEFAULT_ASPECTS]
+    assert [aspect["name"] for aspect in first.aspects] == ["factuality", "style"]
+    assert first.flags == [flag.model_dump() for flag in DEFAULT_FLAGS]
 
 
 def test_a_draft_changes_nothing_until_it_is_published(session: Session) -> None:
     project, admin = factories.project(session), factories.user(session, "admin")
     first = factories.rubric(session, project)
-    draft = service.save_draft(session, project, form("Shorter.\r\nIs better.", strengths=1), admin)
+    draft = service.save_draft(session, project, content("Shorter.\nIs better.", strengths=1), 0, admin)
     assert (draft.version, draft.revision, draft.guideline) == (None, 1, "Shorter.\nIs better.\n")
     assert service.current(session, project).id == first.id
-    published = service.publish(session, project, form("Shorter.", revision=1, strengths=1), admin)
+    published = service.publish(session, project, content("Shorter.", strengths=1), 1, admin)
     assert published.id == draft.id
     assert (published.version, published.guideline, published.strengths) == (2, "Shorter.\n", 1)
     assert service.current(session, project).id == published.id
     assert queries.draft(session, project.id) is None
     [event] = session.scalars(select(AuditEvent).where(AuditEvent.action == "rubric.published"))
     assert (event.actor_id, event.project_id) == (admin.id, project.id)
-    assert event.details == {"version": 2, "comparisons_moved": 0}
+    assert event.details == {"version": 2}
 
 
-def test_publishing_moves_only_what_nobody_has_begun(session: Session) -> None:
-    project, admin = factories.project(session, overlap=2), factories.user(session, "admin")
+def test_a_new_version_applies_to_what_nobody_has_begun(session: Session) -> None:
+    project, admin = factories.project(session, overlap=3), factories.user(session, "admin")
     first = factories.rubric(session, project)
     untouched, judged, on_desk, abandoned, replaced, closed = (factories.comparison(session, project) for _ in range(6))
     elsewhere = factories.comparison(session)
     judgment = factories.judgment(session, judged, preference=1)
     factories.lease(session, on_desk)
-    factories.lease(session, abandoned, expires_at=text("now() - interval '1 minute'"))
+    gone = factories.lease(session, abandoned)
+    gone.state = "expired"
     factories.judgment(session, replaced, preference=1)
-    session.execute(text("UPDATE judgment SET superseded_at = now(), superseded_for = 'undone' WHERE comparison_id = :id"), {"id": replaced.id})
+    session.execute(
+        text("UPDATE judgment SET superseded_at = now(), superseded_for = 'undone' WHERE comparison_id = :id"),
+        {"id": replaced.id},
+    )
     session.execute(update(Comparison).where(Comparison.id == closed.id).values(state="withdrawn"))
-    assert queries.open_comparisons(session, project.id) == (1, 4)  # the abandoned one counts until it is expired
+    session.flush()
+    assert queries.not_begun(session, project.id, 100) == 2
+    assert queries.not_begun(session, project.id, 1) == 1
 
-    second = service.publish(session, project, form(), admin)
+    second = service.publish(session, project, content(), 0, admin)
+    assert set(session.scalars(select(Comparison.rubric_id).where(Comparison.project_id == project.id))) == {first.id}
+    for comparison in (untouched, judged, on_desk, abandoned, replaced, elsewhere):
+        factories.lease(session, comparison)  # each is handed out to somebody
 
     rubrics = dict(session.execute(select(Comparison.id, Comparison.rubric_id)).all())
     assert {id_ for id_, rubric in rubrics.items() if rubric == second.id} == {untouched.id, abandoned.id}
     assert rubrics[elsewhere.id] not in (first.id, second.id)
     assert session.scalar(select(Judgment.rubric_id).where(Judgment.id == judgment.id)) == first.id
-    assert session.scalar(select(Lease.state).where(Lease.comparison_id == abandoned.id)) == "expired"
     assert {v.rubric.version: v.judgments for v in queries.versions(session, project.id)} == {2: 0, 1: 1}
+
+
+def test_whoever_comes_second_judges_by_the_version_of_the_first(session: Session) -> None:
+    project, admin = factories.project(session, overlap=2), factories.user(session, "admin")
+    first = factories.rubric(session, project)
+    comparison = factories.comparison(session, project)
+    factories.lease(session, comparison)
+    service.publish(session, project, content(), 0, admin)
+    factories.lease(session, comparison)
+    assert session.scalar(select(Comparison.rubric_id)) == first.id
+
+
+def test_the_pairs_of_a_ranking_take_the_new_version_together(session: Session) -> None:
+    project, admin = factories.project(session), factories.user(session, "admin")
+    factories.rubric(session, project)
+    prompt = factories.prompt(session, project)
+    ranking = Ranking(project_id=project.id, prompt_id=prompt.id, size=3)
+    session.add(ranking)
+    session.flush()
+    pairs = [
+        factories.comparison(session, project, prompt=prompt, ranking_id=ranking.id, offered=at == 0) for at in range(3)
+    ]
+    alone = factories.comparison(session, project)
+    second = service.publish(session, project, content(), 0, admin)
+    factories.lease(session, pairs[0])
+    rubrics = dict(session.execute(select(Comparison.id, Comparison.rubric_id)).all())
+    assert {id_ for id_, rubric in rubrics.items() if rubric == second.id} == {pair.id for pair in pairs}
+    assert rubrics[alone.id] != second.id
 
 
 def test_publishing_the_same_again_is_refused(session: Session) -> None:
     project, admin = factories.project(session), factories.user(session, "admin")
-    service.create_first(session, project, "Be kind.")
+    service.create_first(session, project, content("Be kind."))
     with pytest.raises(Conflict, match="the same as version 1"):
-        service.publish(session, project, form("Be kind.  "), admin)
-    assert service.publish(session, project, form("Be kind.", allow_tie=False), admin).version == 2
+        service.publish(session, project, content("Be kind.  "), 0, admin)
+    assert service.publish(session, project, content("Be kind.", allow_tie=False), 0, admin).version == 2
+    assert service.publish(session, project, content("Be kind.", allow_tie=False, flags=()), 0, admin).version == 3
 
 
 def test_an_edit_that_was_not_seen_is_not_overwritten(session: Session) -> None:
     project = factories.project(session)
     ann, bob = factories.user(session, "admin", name="Ann"), factories.user(session, "admin", name="Bob")
-    service.save_draft(session, project, form("Ann's"), ann)
+    service.save_draft(session, project, content("Ann's"), 0, ann)
     for stale in (0, 2):
         with pytest.raises(Conflict, match="Ann changed this draft"):
-            service.save_draft(session, project, form("Bob's", revision=stale), bob)
+            service.save_draft(session, project, content("Bob's"), stale, bob)
         with pytest.raises(Conflict, match="Ann changed this draft"):
-            service.publish(session, project, form("Bob's", revision=stale), bob)
+            service.publish(session, project, content("Bob's"), stale, bob)
         with pytest.raises(Conflict, match="Ann changed this draft"):
             service.discard_draft(session, project, stale)
     assert session.scalars(select(Rubric.guideline)).one() == "Ann's\n"
-    assert service.save_draft(session, project, form("Bob's", revision=1), bob).revision == 2
+    assert service.save_draft(session, project, content("Bob's"), 1, bob).revision == 2
     with pytest.raises(Conflict, match="Bob changed this draft"):
-        service.save_draft(session, project, form("Ann's again", revision=1), ann)
+        service.save_draft(session, project, content("Ann's again"), 1, ann)
     service.discard_draft(session, project, 2)
     with pytest.raises(Conflict, match="published or discarded"):
-        service.save_draft(session, project, form("Bob's", revision=2), bob)
+        service.save_draft(session, project, content("Bob's"), 2, bob)
 
 
 def test_two_admins_beginning_a_draft_at_the_same_moment(session: Session, engine: Engine) -> None:
@@ -107,7 +145,7 @@ def test_two_admins_beginning_a_draft_at_the_same_moment(session: Session, engin
         barrier.wait()
         try:
             with sessions.begin() as own:
-                service.save_draft(own, project, form(f"by {admins[n].name}"), admins[n])
+                service.save_draft(own, project, content(f"by {admins[n].name}"), 0, admins[n])
         except Conflict as error:
             return error.message
         return admins[n].name

@@ -1,0 +1,145 @@
+"""SQL of the training quiz.
+
+A quiz belongs to a rubric version; versions that have the very same quiz share it, so that an edit elsewhere in the
+rubric asks nobody to take it again.
+"""
+
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, Select, any_, column, exists, func, literal, select
+from sqlalchemy.dialects.postgresql import distinct_on, insert
+from sqlalchemy.orm import Session, aliased
+
+from app.models import Qualification, Rubric, User
+
+
+def _newest(project_id: int) -> Select[Any]:
+    published = select(Rubric).where(Rubric.project_id == project_id, Rubric.version.is_not(None))
+    return published.order_by(Rubric.version.desc()).limit(1)
+
+
+def requires_quiz(session: Session, project_id: int, labeler_id: int) -> bool:
+    """Whether the newest version has a quiz that this labeler has not passed. One query, by index."""
+    newest = aliased(Rubric, _newest(project_id).subquery())
+    passed = (
+        exists()
+        .where(Qualification.labeler_id == labeler_id, Qualification.passed.is_(True))
+        .where(Rubric.id == Qualification.rubric_id)
+        .where(Rubric.project_id == project_id, Rubric.quiz == newest.quiz)
+    )
+    return bool(session.scalar(select((func.jsonb_array_length(newest.quiz) > 0) & ~passed)))
+
+
+def newest_rubric(session: Session, project_id: int) -> Rubric | None:
+    return session.scalars(_newest(project_id)).one_or_none()
+
+
+def same_quiz(rubric: Rubric) -> ColumnElement[bool]:
+    """Of a query over rubrics: the published ones with this one's quiz."""
+    return (Rubric.project_id == rubric.project_id) & Rubric.version.is_not(None) & (Rubric.quiz == rubric.quiz)
+
+
+def newest_attempt(
+    session: Session, rubric: Rubric, labeler_id: int, *, for_update: bool = False
+) -> Qualification | None:
+    """The labeler's latest attempt at the quiz of this rubric, begun under whatever version that has it."""
+    attempts = (
+        select(Qualification)
+        .join(Rubric, Rubric.id == Qualification.rubric_id)
+        .where(Qualification.labeler_id == labeler_id, same_quiz(rubric))
+        .order_by(Qualification.attempt.desc())
+        .limit(1)
+    )
+    if for_update:
+        attempts = attempts.with_for_update(of=Qualification)
+    return session.scalars(attempts, execution_options={"populate_existing": True}).one_or_none()
+
+
+def add_attempt(session: Session, rubric_id: int, labeler_id: int, attempt: int) -> None:
+    """Begins that attempt; nothing when it has begun already (a second click, another tab)."""
+    fresh = insert(Qualification).values(rubric_id=rubric_id, labeler_id=labeler_id, attempt=attempt)
+    session.execute(fresh.on_conflict_do_nothing())
+
+
+# ---- for staff -------------------------------------------------------------------------------------------------------
+
+
+def versions_with_quiz(session: Session, project_id: int) -> list[Rubric]:
+    """Published versions that have a quiz, newest first."""
+    published = select(Rubric).where(Rubric.project_id == project_id, Rubric.version.is_not(None))
+    with_quiz = published.where(func.jsonb_array_length(Rubric.quiz) > 0)
+    return list(session.scalars(with_quiz.order_by(Rubric.version.desc())))
+
+
+class Result(NamedTuple):
+    """A labeler's latest attempt."""
+
+    name: str
+    labeler_id: int
+    version: int
+    attempt: int
+    correct: int
+    answered: int
+    passed: bool | None  # none: not finished
+    at: datetime  # finished, else begun
+
+
+def results(session: Session, rubric: Rubric, limit: int, offset: int) -> list[Result]:
+    """One row a labeler: those who have not passed first, then by name."""
+    latest = (
+        select(Qualification, Rubric.version)
+        .join(Rubric, Rubric.id == Qualification.rubric_id)
+        .where(same_quiz(rubric))
+        .ext(distinct_on(Qualification.labeler_id))
+        .order_by(Qualification.labeler_id, Qualification.attempt.desc())
+        .subquery()
+    )
+    attempt = aliased(Qualification, latest)
+    answered = select(func.count()).select_from(func.jsonb_object_keys(attempt.answers)).scalar_subquery()
+    rows = session.execute(
+        select(User.name, User.id, latest.c.version, attempt.attempt, attempt.correct, answered, attempt.passed)
+        .add_columns(func.coalesce(attempt.finished_at, attempt.created_at))
+        .join_from(attempt, User, User.id == attempt.labeler_id)
+        .order_by(func.coalesce(attempt.passed, False), User.name, User.id)
+        .limit(limit)
+        .offset(offset)
+    )
+    return [Result(*row) for row in rows]
+
+
+class Totals(NamedTuple):
+    """How many labelers passed, and how many tried and have not; labelers: all active people with the role."""
+
+    passed: int
+    trying: int
+    labelers: int
+
+
+def totals(session: Session, rubric: Rubric) -> Totals:
+    taken = (
+        select(Qualification.labeler_id, func.bool_or(Qualification.passed.is_(True)).label("passed"))
+        .join(Rubric, Rubric.id == Qualification.rubric_id)
+        .where(same_quiz(rubric))
+        .group_by(Qualification.labeler_id)
+        .subquery()
+    )
+    passed, trying = session.execute(
+        select(func.count().filter(taken.c.passed), func.count().filter(~taken.c.passed)).select_from(taken)
+    ).one()
+    people = select(func.count()).where(User.is_active, User.kind == "person", literal("labeler") == any_(User.roles))
+    return Totals(passed, trying, session.scalar(people) or 0)
+
+
+def first_answers(session: Session, rubric: Rubric) -> dict[tuple[int, int], int]:
+    """How many labelers gave which answer to which question (its place in the quiz) at their first attempt."""
+    answer = func.jsonb_each_text(Qualification.answers).table_valued(column("key"), column("value"))
+    rows = session.execute(
+        select(answer.c.key, answer.c.value, func.count())
+        .select_from(Qualification)
+        .join(Rubric, Rubric.id == Qualification.rubric_id)
+        .join(answer, onclause=Qualification.id.is_not(None))
+        .where(same_quiz(rubric), Qualification.attempt == 1)
+        .group_by(answer.c.key, answer.c.value)
+    )
+    return {(int(key), int(value)): count for key, value, count in rows}

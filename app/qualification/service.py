@@ -1,0 +1,112 @@
+"""The training quiz: who has to take it, attempts at it, and their outcome."""
+
+import random
+from datetime import UTC, datetime
+from math import ceil
+from typing import NamedTuple
+
+from sqlalchemy.orm import Session
+
+from app.errors import Conflict, InvalidInput, NotFound
+from app.judging import LabelingSettings, QuizItem
+from app.models import Project, Qualification, Rubric, User
+from app.qualification import queries
+
+
+def requires_quiz(session: Session, project: Project, labeler: User) -> bool:
+    """Whether the labeler must pass the quiz of the newest rubric version before judging. One query."""
+    return queries.requires_quiz(session, project.id, labeler.id)
+
+
+class Standing(NamedTuple):
+    """Where a labeler is with the quiz.
+
+    rubric: the newest version. items: its quiz. needed: right answers that pass. attempt: the latest one; none before
+    the first.
+    """
+
+    rubric: Rubric
+    items: list[QuizItem]
+    needed: int
+    attempt: Qualification | None
+
+    @property
+    def next_item(self) -> int | None:
+        """Place in the quiz of the question to answer next; none when all are answered, or nothing has begun."""
+        if self.attempt is None:
+            return None
+        order = order_of(len(self.items), self.attempt.labeler_id, self.attempt.attempt)
+        return next((item for item in order if str(item) not in self.attempt.answers), None)
+
+
+def standing(session: Session, project: Project, labeler: User, *, for_update: bool = False) -> Standing:
+    """Where the labeler is.
+
+    Raises:
+        NotFound: no rubric is published, or the newest one has no quiz.
+    """
+    rubric = queries.newest_rubric(session, project.id)
+    if rubric is None or not rubric.quiz:
+        raise NotFound("This project has no training quiz.", "You can label right away.")
+    items = [QuizItem.model_validate(item) for item in rubric.quiz]
+    attempt = queries.newest_attempt(session, rubric, labeler.id, for_update=for_update)
+    return Standing(rubric, items, needed_of(project, len(items)), attempt)
+
+
+def needed_of(project: Project, questions: int) -> int:
+    """Right answers that pass. 0.7 of 10 is 7: what floating point adds to that does not ask for an eighth."""
+    return ceil(LabelingSettings.model_validate(project.labeling).quiz_pass * questions - 1e-9)
+
+
+def order_of(questions: int, labeler_id: int, attempt: int) -> list[int]:
+    """The order of the questions: the author's at first, shuffled when the quiz is taken again."""
+    authors = list(range(questions))
+    if attempt == 1:
+        return authors
+    shuffled = authors.copy()
+    random.Random(f"{labeler_id} {attempt}").shuffle(shuffled)
+    return shuffled if shuffled != authors else [*authors[1:], *authors[:1]]
+
+
+def begin(session: Session, project: Project, labeler: User) -> Qualification:
+    """Begins an attempt: the first, or another after a failed one. One under way goes on; one passed stands."""
+    now = standing(session, project, labeler)
+    if now.attempt is None or now.attempt.passed is False:
+        number = now.attempt.attempt + 1 if now.attempt else 1
+        queries.add_attempt(session, now.rubric.id, labeler.id, number)
+        now = standing(session, project, labeler)
+    assert now.attempt is not None
+    return now.attempt
+
+
+def answer(session: Session, project: Project, labeler: User, attempt: int, item: int, said: int | None) -> None:
+    """Takes an answer to a question; the first one stands. The last one ends the attempt.
+
+    Args:
+        attempt: id of the attempt that the question was shown in.
+        item: place of the question in the quiz.
+        said: -1 first, 0 tie, 1 second.
+
+    Raises:
+        Conflict: the quiz has changed since, or the attempt is over.
+        NotFound: no such question.
+        InvalidInput: no answer, or one that the scale does not have.
+    """
+    now = standing(session, project, labeler, for_update=True)
+    own = now.attempt
+    if own is None or own.id != attempt:
+        raise Conflict("The quiz has changed since you opened this question.", "Go on with the one that is shown now.")
+    if not 0 <= item < len(now.items):
+        raise NotFound("There is no such question in this quiz.", "Open the quiz again.")
+    if str(item) in own.answers:
+        return
+    if said is None:
+        raise InvalidInput("No answer was chosen.", "Choose which response is better.")
+    if said not in ((-1, 0, 1) if now.rubric.allow_tie else (-1, 1)):
+        raise InvalidInput("This answer is not on the rubric's scale.", "Choose one of those shown.")
+    own.answers = {**own.answers, str(item): said}
+    own.correct += said == now.items[item].answer
+    if len(own.answers) == len(now.items):
+        own.passed = own.correct >= now.needed
+        own.finished_at = datetime.now(UTC)
+    session.flush()

@@ -1,0 +1,69 @@
+"""The buttons of the rubric editor: rows added, moved, taken out and put back, a scale chosen by its name.
+
+They only change what is in the form; nothing is stored.
+"""
+
+from typing import NamedTuple
+
+from app.rubrics.forms import ROW_KINDS, Row, RubricForm, field_id, is_filled
+
+
+class Edited(NamedTuple):
+    """The form after a button, the section of it that changed, and the id of what the keyboard goes on with."""
+
+    form: RubricForm
+    section: str
+    focus: str
+
+
+def edit(form: RubricForm, action: str) -> Edited:
+    """What a button of the editor does, named like `aspects.add`, `quiz.up.2`, `flags.remove.0`, `flags.restore` or
+    `scale.3.tie`. An action that makes no sense changes nothing."""
+    match action.split("."):
+        case ["scale", strengths, tie]:
+            scale = form._replace(strengths=strengths, allow_tie=tie == "tie")
+            return Edited(scale, "scale", f"scale-{strengths}-{tie}")
+        case [kind, "add"] if kind in ROW_KINDS:
+            return _insert(form, kind, len(form.rows[kind]), dict.fromkeys(ROW_KINDS[kind].fields, ""))
+        case [kind, "restore"] if kind in ROW_KINDS and form.removed[kind]:
+            return _restore(form, kind)
+        case [kind, verb, at] if kind in ROW_KINDS and at in map(str, range(len(form.rows[kind]))):
+            return _remove(form, kind, int(at)) if verb == "remove" else _move(form, kind, int(at), verb)
+        case _:
+            return Edited(form, "", "")
+
+
+def _with(form: RubricForm, kind: str, rows: list[Row], removed: Row) -> RubricForm:
+    return form._replace(rows=form.rows | {kind: rows}, removed=form.removed | {kind: removed})
+
+
+def _insert(form: RubricForm, kind: str, at: int, row: Row) -> Edited:
+    rows = [*form.rows[kind][:at], row, *form.rows[kind][at:]]
+    first_field, *_ = ROW_KINDS[kind].fields
+    return Edited(_with(form, kind, rows, form.removed[kind]), kind, field_id(kind, at, first_field))
+
+
+def _remove(form: RubricForm, kind: str, at: int) -> Edited:
+    """What is taken out stays in the page until the next one is: a button puts it back."""
+    rows = list(form.rows[kind])
+    row = rows.pop(at)
+    if not is_filled(row):
+        return Edited(_with(form, kind, rows, form.removed[kind]), kind, f"{kind}-add")
+    return Edited(_with(form, kind, rows, row | {"at": str(at)}), kind, f"{kind}-restore")
+
+
+def _restore(form: RubricForm, kind: str) -> Edited:
+    row = {field: form.removed[kind].get(field, "") for field in ROW_KINDS[kind].fields}
+    at, end = form.removed[kind].get("at", ""), len(form.rows[kind])
+    place = int(at) if at in map(str, range(end)) else end
+    return _insert(form._replace(removed=form.removed | {kind: {}}), kind, place, row)
+
+
+def _move(form: RubricForm, kind: str, at: int, way: str) -> Edited:
+    rows, to = list(form.rows[kind]), at + (1 if way == "down" else -1)
+    if way not in ("up", "down") or not 0 <= to < len(rows):
+        return Edited(form, kind, "")
+    rows[at], rows[to] = rows[to], rows[at]
+    # At either end the button that was pressed is gone; the keyboard goes on with the other one.
+    again = {0: "down", len(rows) - 1: "up"}.get(to, way)
+    return Edited(_with(form, kind, rows, form.removed[kind]), kind, f"{kind}-{again}-{to}")

@@ -1,0 +1,16 @@
+// The rubric editor: warns before unsaved changes are left behind. The form works without it.
+
+const form = document.getElementById("rubric-form");
+let unsaved = form.hasAttribute("data-unsaved");
+
+form.addEventListener("input", () => (unsaved = true));
+form.addEventListener("htmx:afterSwap", (event) => {
+  if (event.detail.target.matches(".rubric-section")) unsaved = true;
+});
+form.addEventListener("submit", () => (unsaved = false));
+window.addEventListener("beforeunload", (event) => {
+  if (unsaved) event.preventDefault();
+});
+
+// The preview shows the labeling card, which shows its keys where scripts run.
+document.documentElement.classList.add("js");
