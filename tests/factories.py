@@ -89,7 +89,7 @@ def comparison(session: Session, project_: Project | None = None, **values: Any)
     return _add(session, Comparison(**given))
 
 
-def judgment(session: Session, comparison: Comparison, *, preference: int, **values: Any) -> Judgment:
+def judgment(session: Session, comparison: Comparison, *, preference: int | None, **values: Any) -> Judgment:
     labeler_id = values.pop("labeler_id", None) or user(session).id
     given = {"rubric_id": comparison.rubric_id, "swapped": False, "duration_ms": 5000} | values
     row = Judgment(comparison_id=comparison.id, labeler_id=labeler_id, preference=preference, **given)

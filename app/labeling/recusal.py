@@ -5,7 +5,7 @@ from collections.abc import Collection
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
 
-from app.labeling import queries
+from app.labeling import answer_queries, queries
 from app.models import Lease
 
 
@@ -20,18 +20,20 @@ def is_recused(session: Session, comparison_id: int, labeler_id: int) -> bool:
 
 
 def recuse(session: Session, comparison_id: int, labeler_id: int) -> None:
-    """They are not offered the comparison again, and a task they still have of it is taken back.
+    """They are not offered the comparison again, and a task they still have of it is taken back; of a pair of a
+    ranking, the whole ranking.
 
     A judgment they gave before stands; they cannot edit it any more. Twice changes nothing.
     """
     if is_recused(session, comparison_id, labeler_id):
         return
     queries.lock_labeler(session, labeler_id)
-    queries.lock_comparison(session, comparison_id)
-    own = Lease.comparison_id == comparison_id, Lease.labeler_id == labeler_id
+    ids = {pair.id for pair in answer_queries.lock_pairs(session, comparison_id)}
+    own = Lease.comparison_id.in_(ids), Lease.labeler_id == labeler_id
     # Not only live ones: an answer may come on a lease that ran out.
     unanswered = Lease.state.in_(("live", "expired", "released"))
     session.execute(update(Lease).where(*own, unanswered).values(state="recused"))
-    if not is_recused(session, comparison_id, labeler_id):
-        values = {"comparison_id": comparison_id, "labeler_id": labeler_id, "swapped": False, "state": "recused"}
-        session.execute(insert(Lease).values(**values, expires_at=func.now()))
+    if others := ids - recused_from(session, ids, labeler_id):
+        values = {"labeler_id": labeler_id, "swapped": False, "state": "recused"}
+        rows = [{"comparison_id": id_, **values} for id_ in sorted(others)]
+        session.execute(insert(Lease).values(expires_at=func.now()), rows)

@@ -1,0 +1,112 @@
+"""Whoever may still judge a comparison does not see what others said of it."""
+
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.errors import Conflict, Forbidden, Gone
+from app.labeling import answers, assigning
+from app.labeling.forms import LabelForm
+from app.models import Comparison, Lease, Project, User
+from app.review import service
+from tests import factories
+from tests.review.cases import judged
+
+
+@pytest.fixture
+def project(session: Session) -> Project:
+    return factories.project(session)
+
+
+@pytest.fixture
+def both(session: Session) -> User:
+    """An admin who labels too."""
+    return factories.user(session, "admin", "labeler", name="Ada")
+
+
+@pytest.fixture
+def opened(session: Session, project: Project) -> Comparison:
+    row = factories.comparison(session, project, overlap=3, flagged=True)
+    factories.judgment(session, row, preference=3, rationale="B cites the law.", flags=["harmful"])
+    return row
+
+
+def form(row: Comparison) -> LabelForm:
+    return LabelForm(preference=1, idempotency_key=uuid4(), rubric_id=row.rubric_id)
+
+
+def test_an_open_comparison_is_closed_to_who_may_judge_it(
+    session: Session, project: Project, both: User, opened: Comparison, sign_in: Callable[..., Any]
+) -> None:
+    session.commit()
+    client = sign_in(user=both)
+    base = f"/projects/{project.slug}/review"
+    queue = client.get(f"{base}?queue=flagged").text
+    assert "harmful: " in queue
+    assert "for B" not in queue
+    shown = client.get(f"{base}/{opened.id}")
+    assert shown.status_code == 403
+    assert "you may judge it yourself" in shown.text
+    assert "cites the law" not in shown.text
+    for action, data in (("verdict", {"verdict": "1"}), ("dismiss-flags", {}), ("withdraw", {"note": "x"})):
+        assert client.post(f"{base}/{opened.id}/{action}", data).status_code == 403, action
+    # They are still offered it: looking at the closed page gave nothing up.
+    assert assigning.next_task(session, project, both) is not None
+
+    # An admin who does not label has nothing to give up.
+    assert "cites the law" in sign_in("admin").get(f"{base}/{opened.id}").text
+
+
+def test_giving_it_up_opens_it_for_good(
+    session: Session, project: Project, both: User, opened: Comparison, sign_in: Callable[..., Any]
+) -> None:
+    task = assigning.next_task(session, project, both)
+    assert task is not None
+    session.commit()
+    client = sign_in(user=both)
+    base = f"/projects/{project.slug}/review"
+    answer = client.post(f"{base}/{opened.id}/recuse?queue=flagged")
+    assert answer.headers["location"] == f"{base}/{opened.id}?queue=flagged"
+    assert "cites the law" in client.get(f"{base}/{opened.id}").text
+    session.expire_all()
+    # The card they held is taken back, and they are not offered it again.
+    assert session.scalars(select(Lease.state)).all() == ["recused"]
+    assert opened.lease_count == 0
+    with pytest.raises(Gone, match="seen what others judged"):
+        answers.submit(session, project, task.lease_id, both, form(opened))
+    assert assigning.next_task(session, project, both) is None
+    assert client.post(f"{base}/{opened.id}/dismiss-flags?queue=flagged", {}).status_code == 303
+
+
+def test_a_judgment_given_before_stands_and_cannot_be_changed(
+    session: Session, project: Project, both: User, opened: Comparison
+) -> None:
+    task = assigning.next_task(session, project, both)
+    assert task is not None
+    judgment = answers.submit(session, project, task.lease_id, both, form(opened))
+    with pytest.raises(Forbidden):
+        service.open_case(session, project, both, opened.id)
+    service.give_up(session, project, both, opened.id)
+    assert service.open_case(session, project, both, opened.id).comparison.judgment_count == 2
+    with pytest.raises(Conflict, match="seen what others judged"):
+        answers.edit(session, project, judgment.id, both, form(opened))
+    with pytest.raises(Conflict, match="seen what others judged"):
+        answers.undo(session, project, both)
+
+
+def test_who_has_read_a_closed_one_is_not_asked_when_it_opens_again(
+    session: Session, project: Project, both: User
+) -> None:
+    row = judged(session, project, 2, -2)
+    service.open_case(session, project, both, row.id)
+    service.open_case(session, project, both, row.id)
+    service.ask_more(session, project, factories.user(session, "admin"), row.id, more=1)
+    assert assigning.next_task(session, project, both) is None
+    assert assigning.next_task(session, project, factories.user(session)) is not None
+    # And they may follow what comes of it.
+    assert service.open_case(session, project, both, row.id).comparison.state == "open"
+    assert len(session.scalars(select(Lease.id).where(Lease.labeler_id == both.id)).all()) == 1
