@@ -74,6 +74,8 @@ class SampleSpec(Spec):
     servers: tuple[Server | None, ...] = Field((), description="one a model; none, or no entry: sample here")
     prompts: str = Field(description="location of a prompts JSONL: id, messages")
     generation: Generation = Generation()
+    reward_models: tuple[str, ...] = Field((), description="score every sample, for choosing which pairs to ask about")
+    max_length: int = Field(1024, ge=16, description="tokens that the reward models read")
     seed: int = 0
 
 
@@ -224,7 +226,7 @@ class PromptRow(Spec):
 class PairRow(Spec):
     """A line of a snapshot: one comparison as the trainer sees it.
 
-    `preference` is the consensus strength in [-3, 3] towards B; `p_b` the consensus probability that B is better;
+    `preference` is the consensus strength in [-4, 4] towards B; `p_b` the consensus probability that B is better;
     `weight` how much the row counts in the loss.
     """
 
@@ -235,10 +237,11 @@ class PairRow(Spec):
     response_b: str
     finished_a: bool = Field(True, description="False where the response was cut by length")
     finished_b: bool = True
-    preference: float = Field(ge=-3, le=3)
+    preference: float = Field(ge=-4, le=4)
     p_b: float = Field(ge=0, le=1)
     p_tie: float = Field(0.0, ge=0, le=1, description="probability of a tie; p_b counts half of it")
     agreement: float | None = Field(None, ge=0, le=1, description="share of the labelers who chose the winner")
+    both_bad: float = Field(0.0, ge=0, le=1, description="share of the labelers who found neither any good")
     aspects: dict[str, float] = Field(default_factory=dict, description="p_b by aspect, where rated apart")
     ranking: int | None = Field(None, description="pairs of one k-way ranking share it: one batch element")
     weight: float = Field(1.0, ge=0)

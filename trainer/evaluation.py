@@ -20,7 +20,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -74,24 +74,47 @@ def reward_models_scorer(
     Raises:
         ModelUnavailable: a folder holds no reward model.
     """
-    members = [_member(folder, max_length, tick, dtype) for folder in folders]
+    heads = reward_heads(folders, max_length, tick, dtype)
 
     def score(responses: Sequence[Response]) -> Tensor:
-        return ensemble_score(torch.cat([member(responses) for member in members], -1), combine, variance_weight)
+        return ensemble_score(heads(responses), combine, variance_weight)
 
     return score
 
 
-def _member(
-    folder: str | Path, max_length: int, tick: Tick, dtype: torch.dtype | None
-) -> Callable[[Sequence[Response]], Tensor]:
-    """Rewards (N, H) of one reward model's scoring heads."""
+class Said(Protocol):
+    """A response, wherever it was sampled."""
+
+    @property
+    def row(self) -> PromptRow: ...
+    @property
+    def text(self) -> str: ...
+
+
+Heads = Callable[[Sequence[Said]], Tensor]
+"""Rewards (N, H) of responses, a column for each scoring head of all reward models."""
+
+
+def reward_heads(
+    folders: Sequence[str | Path], max_length: int, tick: Tick = no_tick, dtype: torch.dtype | None = None
+) -> Heads:
+    """What each head of the reward models says, of responses read as `reward_models_scorer` does.
+
+    Raises:
+        ModelUnavailable: a folder holds no reward model.
+    """
+    members = [_member(folder, max_length, tick, dtype) for folder in folders]
+    return lambda responses: torch.cat([member(responses) for member in members], -1)
+
+
+def _member(folder: str | Path, max_length: int, tick: Tick, dtype: torch.dtype | None) -> Heads:
+    """Those of one reward model."""
     model, tokenizer = load_reward_model(folder, dtype)
     encoder = ChatEncoder(tokenizer, max_length)
     heads = scoring_heads(model)
 
     @torch.no_grad()
-    def rewards(responses: Sequence[Response]) -> Tensor:
+    def rewards(responses: Sequence[Said]) -> Tensor:
         sequences, cut = [], 0
         for response in responses:
             completion = encoder.completion(response.text)

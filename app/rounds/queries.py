@@ -1,6 +1,6 @@
 """SQL of rounds: what they read, what they wrote, where they stand."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -23,6 +23,7 @@ from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.orm import Session, aliased
 
 from app.domain.rounds import ACTIVE
+from app.domain.shares import quotas
 from app.models import (
     Adjudication,
     Comparison,
@@ -50,7 +51,8 @@ _HELDOUT = or_(Prompt.split == "heldout", Comparison.purpose == "heldout")
 def usable_comparisons(session: Session, project_id: int, *, texts: bool) -> Sequence[Any]:
     """Comparisons a round may read, with live judgments and verdict, and with texts where they are wanted.
 
-    One statement, so one moment in time. `first_round` is the number of the round that first trained on it.
+    One statement, so one moment in time. Judgments that could not say a preference do not count. `first_round` is the
+    number of the round that first trained on it.
     """
     a, b = aliased(Completion), aliased(Completion)
     live = (
@@ -58,8 +60,10 @@ def usable_comparisons(session: Session, project_id: int, *, texts: bool) -> Seq
             Judgment.comparison_id,
             func.array_agg(aggregate_order_by(Judgment.id, Judgment.id)).label("judgments"),
             func.array_agg(aggregate_order_by(cast(Judgment.preference, Integer), Judgment.id)).label("preferences"),
+            func.avg(cast(Judgment.both_bad, Integer)).label("both_bad"),
+            func.jsonb_agg(Judgment.aspects).filter(Judgment.aspects != {}).label("aspects"),
         )
-        .where(Judgment.superseded_at.is_(None))
+        .where(Judgment.superseded_at.is_(None), Judgment.preference.is_not(None))
         .group_by(Judgment.comparison_id)
         .subquery()
     )
@@ -75,6 +79,9 @@ def usable_comparisons(session: Session, project_id: int, *, texts: bool) -> Seq
         Adjudication.verdict,
         func.coalesce(live.c.judgments, []).label("judgments"),
         func.coalesce(live.c.preferences, []).label("preferences"),
+        Comparison.consensus,
+        Comparison.p_b,
+        Comparison.p_tie,
         _HELDOUT.label("heldout"),
         read.c.first_round,
     )
@@ -91,6 +98,9 @@ def usable_comparisons(session: Session, project_id: int, *, texts: bool) -> Seq
         query = (
             query.add_columns(
                 Comparison.prompt_id,
+                Comparison.ranking_id,
+                func.coalesce(live.c.both_bad, 0).label("both_bad"),
+                func.coalesce(live.c.aspects, []).label("aspects"),
                 Prompt.messages,
                 Prompt.split.label("prompt_split"),
                 Prompt.domain,
@@ -248,23 +258,26 @@ def train_prompts(session: Session, project_id: int) -> list[Prompt]:
     )
 
 
-def prompts_to_sample(session: Session, project_id: int, limit: int, seed: int) -> list[Prompt]:
+def prompts_to_sample(
+    session: Session, project_id: int, limit: int, seed: int, shares: Mapping[str, float]
+) -> list[Prompt]:
     """Train and held-out prompts, at most `limit`.
 
-    Of the train prompts those asked about least. Of the held-out ones (at most three in ten) always the same, because a
-    new policy is compared with the previous one's responses to them.
+    Of the train prompts those asked about least, mixed by difficulty in proportion to the shares. Of the held-out ones
+    (at most three in ten) always the same, because a new policy is compared with the previous one's responses to them.
     """
     asked = select(func.count()).where(Comparison.prompt_id == Prompt.id).correlate(Prompt).scalar_subquery()
     of_split = select(Prompt).where(Prompt.project_id == project_id)
     heldout = list(
         session.scalars(of_split.where(Prompt.split == "heldout").order_by(_spread(0)).limit(max(1, limit * 3 // 10)))
     )
-    train = list(
-        session.scalars(
-            of_split.where(Prompt.split == "train").order_by(asked, _spread(seed)).limit(max(limit - len(heldout), 0))
-        )
-    )
-    return sorted(train + heldout, key=lambda prompt: prompt.id)
+    counted = select(Prompt.difficulty, func.count()).where(Prompt.project_id == project_id, Prompt.split == "train")
+    there_are = dict(session.execute(counted.group_by(Prompt.difficulty).order_by(Prompt.difficulty)).all())
+    found = heldout
+    for difficulty, n in quotas(there_are, shares, max(limit - len(heldout), 0)).items():
+        train = of_split.where(Prompt.split == "train", Prompt.difficulty == difficulty)
+        found = found + list(session.scalars(train.order_by(asked, _spread(seed)).limit(n)))
+    return sorted(found, key=lambda prompt: prompt.id)
 
 
 def prompts_to_evaluate(session: Session, project_id: int, limit: int) -> list[Prompt]:

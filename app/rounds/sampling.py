@@ -1,19 +1,16 @@
 """The way back: sampled responses are stored, and comparisons open as soon as a prompt's samples are complete."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from app.domain.pairing import Pair, Sample, pairs_across, pairs_within
 from app.errors import Conflict
-from app.models import Comparison, Completion, ModelVersion, Project, Prompt, Round, Run
+from app.models import Completion, ModelVersion, Run
 from app.rounds import queries
-from app.rounds.forms import RoundConfig
+from app.rounds.opening import open_comparisons
 from app.specs import RUN_SPEC, EvaluateSpec, SampleSpec
-
-PAIRS_PER_PROMPT: int = RoundConfig.model_fields["pairs_per_prompt"].default
 
 
 class NewSample(NamedTuple):
@@ -25,7 +22,7 @@ class NewSample(NamedTuple):
     finish_reason: str  # eos | length
     n_tokens: int
     seed: int
-    sampling: dict[str, float]
+    sampling: dict[str, Any]  # how it was sampled, and what a reward model says of it: see trainer.recipes.sample
 
 
 def store_samples(session: Session, run: Run, samples: Sequence[NewSample]) -> int:
@@ -68,7 +65,7 @@ def store_samples(session: Session, run: Run, samples: Sequence[NewSample]) -> i
     for completion in queries.completions_of_run(session, run.id, touched):
         by_prompt[completion.prompt_id].append(completion)
     wanted = per_model * len(models)
-    return _open_comparisons(session, run, {p: found for p, found in by_prompt.items() if len(found) == wanted})
+    return open_comparisons(session, run, {p: found for p, found in by_prompt.items() if len(found) == wanted})
 
 
 def _storable(text: str) -> str:
@@ -85,62 +82,3 @@ def _sampled_models(session: Session, project_id: int, spec: SampleSpec | Evalua
             raise Conflict("The model that this run samples from is no longer registered.", "Start the sampling again.")
         found.append(model)
     return found
-
-
-def _open_comparisons(session: Session, run: Run, by_prompt: dict[int, list[Completion]]) -> int:
-    if not by_prompt:
-        return 0
-    project = session.get_one(Project, run.project_id)
-    rubric_id = queries.newest_rubric_id(session, project.id)
-    if rubric_id is None:
-        raise Conflict("The project has no published rubric.", "Publish one, then retry.")
-    round_ = session.get_one(Round, run.round_id) if run.round_id else None
-    limit = RoundConfig.model_validate(round_.config).pairs_per_prompt if round_ else PAIRS_PER_PROMPT
-    prompts = queries.prompts_by_id(session, set(by_prompt))
-    heldout = {prompt_id for prompt_id in by_prompt if prompts[prompt_id].split == "heldout"}
-    older = queries.newest_completions(session, heldout, round_.policy_before_id) if round_ else {}
-
-    opened = 0
-    for prompt_id, completions in by_prompt.items():
-        seed = run.id * 1_000_003 + prompt_id
-        # Where the previous policy was sampled too, what it says now stands in place of what it said before.
-        before_id = round_.policy_before_id if round_ else None
-        old = [each for each in completions if each.model_version_id == before_id]
-        new = [each for each in completions if each.model_version_id != before_id]
-        for purpose, pair in _pairs(prompts[prompt_id], new, old or older.get(prompt_id, []), limit, seed):
-            comparison = Comparison(
-                project_id=project.id,
-                prompt_id=prompt_id,
-                completion_a_id=pair[0],
-                completion_b_id=pair[1],
-                rubric_id=rubric_id,
-                round_id=run.round_id,
-                purpose=purpose,
-                overlap=project.overlap,
-                # The newest policy's responses are asked about first: judgments of them teach it most.
-                priority=round_.number if round_ else 0,
-            )
-            session.add(comparison)
-            opened += 1
-    session.flush()
-    return opened
-
-
-def _pairs(
-    prompt: Prompt, completions: list[Completion], older: list[Completion], limit: int, seed: int
-) -> list[tuple[str, Pair]]:
-    """(purpose, pair) to ask about for one prompt; pairs with older responses take half of the limit.
-
-    Only on held-out prompts do they tell how often people prefer the new policy: it was trained on the others.
-    """
-    new, old = _samples(completions), _samples(older)
-    across = pairs_across(new, old, limit - limit // 2, seed) if old else []
-    within = pairs_within(new, limit - len(across) or 1, seed)
-    heldout = prompt.split == "heldout"
-    return [("human_eval" if heldout else "train", pair) for pair in across] + [
-        ("heldout" if heldout else "train", pair) for pair in within
-    ]
-
-
-def _samples(completions: list[Completion]) -> list[Sample]:
-    return [Sample(completion.id, completion.text) for completion in completions]

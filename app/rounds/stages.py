@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 from app.artifacts import ArtifactStore
 from app.domain.rounds import Stage, plan, run_kind
 from app.errors import InvalidInput
+from app.judging import LabelingSettings
 from app.models import ModelVersion, Project, Round, Run, Snapshot
 from app.rounds import queries
 from app.rounds.forms import RoundConfig, default_optimiser
@@ -82,7 +83,9 @@ class Maker(NamedTuple):
         generation = Generation.model_validate(self.project.generation)
         # Another seed each time: with an old one the same policy would say to the same prompts what it has said before.
         seed = queries.count_runs(self.session, self.project.id)
-        return self._add(self._sample_spec([policy], generation, prompts, seed), None)
+        newest = queries.newest_reward_model_id(self.session, self.project.id)
+        reward = self.session.get_one(ModelVersion, newest).base if newest else None
+        return self._add(self._sample_spec([policy], generation, prompts, seed, reward), None)
 
     def answering_run(self, row: PromptRow) -> Run:
         """Adds a run in which the present policy answers one prompt once, which is not one of the project's."""
@@ -140,7 +143,8 @@ class Maker(NamedTuple):
             sampled = [new]
             if config.sample_previous:
                 sampled.append(models[round_.policy_before_id])
-            return self._sample_spec(sampled, config.generation, config.prompts, seed)
+            reward = models[round_.reward_model_id].base if round_.reward_model_id else None
+            return self._sample_spec(sampled, config.generation, config.prompts, seed, reward)
         unseen = queries.prompts_to_evaluate(self.session, self.project.id, EVALUATION_PROMPTS)
         if not unseen:
             raise InvalidInput("The project has no prompts to evaluate on.", "Import some and retry the round.")
@@ -194,8 +198,14 @@ class Maker(NamedTuple):
             }
         )
 
-    def _sample_spec(self, models: list[ModelVersion], generation: Generation, limit: int, seed: int) -> SampleSpec:
-        prompts = queries.prompts_to_sample(self.session, self.project.id, limit, seed)
+    def _sample_spec(
+        self, models: list[ModelVersion], generation: Generation, limit: int, seed: int, reward_model: str | None
+    ) -> SampleSpec:
+        labeling = LabelingSettings.model_validate(self.project.labeling)
+        shares = labeling.difficulties.model_dump()
+        prompts = queries.prompts_to_sample(self.session, self.project.id, limit, seed, shares)
+        # Scoring costs a pass over every sample: only where a policy of choosing pairs looks at it.
+        scores = labeling.pairs.near_miss > 0 or labeling.pairs.uncertain > 0
         if not prompts:
             raise InvalidInput("The project has no train or held-out prompts to sample from.", "Import prompts first.")
         # A name that is set is that of one model, the first; the worker samples the others.
@@ -206,6 +216,8 @@ class Maker(NamedTuple):
             servers=servers if any(servers) else (),
             prompts=prompts_file(self.store, prompts),
             generation=generation,
+            reward_models=(reward_model,) if reward_model and scores else (),
+            max_length=max(SampleSpec.model_fields["max_length"].default, generation.max_new_tokens + PROMPT_ROOM),
             seed=seed,
         )
 

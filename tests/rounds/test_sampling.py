@@ -1,5 +1,6 @@
 """The way back to the queue: stored once, asked once, each kind of prompt for its purpose."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,10 @@ from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
 from app.errors import Conflict
+from app.labeling import assigning
 from app.models import Comparison, Completion, Project, Round, Run
 from app.rounds import queries, result_queries, service
-from app.rounds.service import store_samples
+from app.rounds.service import NewSample, store_samples
 from tests import factories
 from tests.rounds.loop import GENERATION, decided, new_samples
 
@@ -22,7 +24,9 @@ def store(tmp_path: Path) -> ArtifactStore:
 
 @pytest.fixture
 def project(session: Session) -> Project:
-    project = factories.project(session, generation=GENERATION.model_dump(), overlap=3)
+    # Of three pairs two are with the older policy, where there is one.
+    labeling = {"pairs": {"random": 1, "new_against_old": 2}}
+    project = factories.project(session, generation=GENERATION.model_dump(), overlap=3, labeling=labeling)
     factories.published_rubric(session, project)
     service.adopt_base_model(session, project, "models/base", "base")
     return project
@@ -51,6 +55,8 @@ def test_comparisons_open_when_a_prompt_is_complete(session: Session, store: Art
     assert (completion.model_version_id, completion.run_id, completion.sample_index) == (project.policy_id, run.id, 2)
     assert (completion.seed, completion.finish_reason, completion.n_tokens) == (17, "eos", 3)
     assert completion.sampling == {"temperature": 1.0, "max_new_tokens": 8}
+    assert {c.selection["policy"] for c in opened} == {"random"}
+    assert {c.selection.get("because") for c in opened} == {None, "there is no older response"}
 
 
 def test_a_resumed_run_doubles_nothing(session: Session, store: ArtifactStore, project: Project) -> None:
@@ -218,3 +224,161 @@ def test_a_response_with_a_nul_is_stored(session: Session, store: ArtifactStore,
     run = sampling_run(session, store, project)
     store_samples(session, run, new_samples(prompt.id, ["a\0b"]))
     assert session.scalars(select(Completion.text)).all() == ["a\ufffdb"]
+
+
+# --- policies, rankings, overlap -------------------------------------------------------------------------------------
+
+
+def scored(prompt_id: int, rewards: list[list[float]]) -> list[NewSample]:
+    samples = new_samples(prompt_id, [f"response {n}" for n in range(len(rewards))])
+    return [
+        sample._replace(sampling=sample.sampling | {"reward": {"models": ["models/run-3"], "heads": heads}})
+        for sample, heads in zip(samples, rewards, strict=True)
+    ]
+
+
+def asked_about(session: Session) -> list[tuple[str, str, str]]:
+    """(policy, text of A, text of B) of each comparison."""
+    return [
+        (
+            c.selection["policy"],
+            *(session.get_one(Completion, side).text for side in (c.completion_a_id, c.completion_b_id)),
+        )
+        for c in comparisons(session)
+    ]
+
+
+def test_the_closest_rewards_are_asked_about_with_what_was_looked_at(
+    session: Session, store: ArtifactStore, project: Project
+) -> None:
+    project.labeling = {"pairs": {"random": 0, "near_miss": 1, "new_against_old": 0}}
+    prompt = factories.prompt(session, project)
+    run = sampling_run(session, store, project)
+    assert store_samples(session, run, scored(prompt.id, [[0.0], [5.0], [1.5], [5.25]])) == 3
+    assert asked_about(session) == [
+        ("near_miss", "response 1", "response 3"),  # 0.25 apart
+        ("near_miss", "response 0", "response 2"),  # 1.5
+        ("near_miss", "response 1", "response 2"),  # 3.5
+    ]
+    assert comparisons(session)[0].selection == {"policy": "near_miss", "rewards": [5.0, 5.25], "gap": 0.25}
+
+
+def test_where_the_heads_disagree_most(session: Session, store: ArtifactStore, project: Project) -> None:
+    project.labeling = {"pairs": {"random": 0, "uncertain": 1, "new_against_old": 0}}
+    prompt = factories.prompt(session, project)
+    run = sampling_run(session, store, project)
+    # Differences by head: 0-1: 1, 1; 0-2: 1, -1; 0-3: 0, 0; 1-2: 0, -2; 1-3: -1, -1; 2-3: -1, 1.
+    store_samples(session, run, scored(prompt.id, [[1.0, 1.0], [0.0, 0.0], [0.0, 2.0], [1.0, 1.0]]))
+    opened = comparisons(session)
+    assert [c.selection["variance"] for c in opened] == [1.0, 1.0, 1.0]
+    assert {name for row in asked_about(session) for name in row[1:]} >= {"response 2"}
+    assert all("response 2" in row for row in asked_about(session))
+
+
+@pytest.mark.parametrize(
+    ("policy", "rewards", "because"),
+    [
+        ("near_miss", None, "no reward model has scored the responses"),
+        ("uncertain", None, "no reward model has scored the responses"),
+        ("uncertain", [[1.0], [2.0], [3.0], [4.0]], "the reward model has a single head, which cannot disagree"),
+        ("new_against_old", None, "there is no older response"),
+    ],
+)
+def test_a_policy_without_what_it_needs_gives_way_and_says_so(
+    session: Session,
+    store: ArtifactStore,
+    project: Project,
+    policy: str,
+    rewards: list[list[float]] | None,
+    because: str,
+) -> None:
+    project.labeling = {"pairs": {"random": 0, "new_against_old": 0, policy: 1}}
+    prompt = factories.prompt(session, project)
+    run = sampling_run(session, store, project)
+    samples = scored(prompt.id, rewards) if rewards else new_samples(prompt.id, ["a", "b", "c", "d"])
+    assert store_samples(session, run, samples) == 3
+    assert [c.selection for c in comparisons(session)] == [
+        {"policy": "random", "wanted": policy, "because": because}
+    ] * 3
+
+
+def test_the_worker_scores_samples_only_where_a_policy_looks(
+    session: Session, store: ArtifactStore, project: Project
+) -> None:
+    factories.prompt(session, project)
+    assert sampling_run(session, store, project).spec["reward_models"] == []
+    project.labeling = {"pairs": {"near_miss": 1}}
+    runs = select(Run).where(Run.state == "running")
+    session.scalars(runs).one().state = "succeeded"
+    assert sampling_run(session, store, project).spec["reward_models"] == []  # there is none
+    session.scalars(runs).one().state = "succeeded"
+    factories.model(session, project, "reward", base="models/run-3")
+    factories.model(session, project, "reward", base="models/run-7")
+    assert sampling_run(session, store, project).spec["reward_models"] == ["models/run-7"]
+
+
+def test_overlap_by_purpose_slice_and_answers(session: Session, store: ArtifactStore, project: Project) -> None:
+    rules = [{"where": "purpose=heldout", "overlap": 5}, {"where": "domain=law", "overlap": 4}]
+    project.labeling = {"overlap": rules, "adaptive": {"at_least": 1, "at_most": 6}}
+    law = factories.prompt(session, project, domain="law")
+    plain = factories.prompt(session, project, domain="plain")
+    heldout = factories.prompt(session, project, domain="law", split="heldout")
+    run = sampling_run(session, store, project)
+    for prompt in (law, plain, heldout):
+        store_samples(session, run, new_samples(prompt.id, ["a", "b", "c", "d"]))
+    asked = {c.prompt_id: (c.overlap, c.overlap_max) for c in comparisons(session)}
+    assert asked == {law.id: (4, None), plain.id: (1, 6), heldout.id: (5, None)}
+
+
+def test_a_ranking_is_offered_through_one_of_its_pairs(
+    session: Session, store: ArtifactStore, project: Project
+) -> None:
+    project.labeling = {"ranking_size": 3, "pairs": {"random": 1, "new_against_old": 0}}
+    prompt = factories.prompt(session, project)
+    run = sampling_run(session, store, project)
+    assert store_samples(session, run, new_samples(prompt.id, ["a", "b", "c", "d"])) == 3
+    opened = comparisons(session)
+    assert len({c.ranking_id for c in opened}) == 1
+    assert [c.offered for c in opened] == [True, False, False]
+    members = {side for c in opened for side in (c.completion_a_id, c.completion_b_id)}
+    assert len(members) == 3
+    assert all(c.completion_a_id < c.completion_b_id for c in opened)
+    task = assigning.next_task(session, project, factories.user(session))
+    assert task is not None
+    assert (task.is_ranking, len(task.responses)) == (True, 3)
+    assert assigning.next_task(session, project, factories.user(session)).position == task.position  # type: ignore[union-attr]
+
+
+def test_a_ranking_of_old_and_new_on_a_heldout_prompt_measures_the_new(
+    session: Session, store: ArtifactStore, project: Project
+) -> None:
+    heldout = factories.prompt(session, project, split="heldout")
+    store_samples(session, sampling_run(session, store, project), new_samples(heldout.id, ["a", "b", "c", "d"]))
+    before = len(comparisons(session))
+    project.labeling = {"ranking_size": 4, "pairs": {"random": 0, "new_against_old": 1}}
+    _, run = round_with_new_policy(session, project)
+    assert store_samples(session, run, new_samples(heldout.id, ["w", "x", "y", "z"])) == 6
+    opened = comparisons(session)[before:]
+    # Two old and two new ones: four pairs across, two within.
+    assert sorted(c.purpose for c in opened) == ["heldout"] * 2 + ["human_eval"] * 4
+
+
+def test_two_different_responses_are_a_pair_however_large_rankings_are(
+    session: Session, store: ArtifactStore, project: Project
+) -> None:
+    project.labeling = {"ranking_size": 4}
+    prompt = factories.prompt(session, project)
+    run = sampling_run(session, store, project)
+    assert store_samples(session, run, new_samples(prompt.id, ["a", "b", "a", "b"])) == 1
+    (pair,) = comparisons(session)
+    assert (pair.ranking_id, pair.offered) == (None, True)
+
+
+def test_prompts_are_mixed_by_difficulty(session: Session, store: ArtifactStore, project: Project) -> None:
+    for difficulty, n in (("easy", 20), ("hard", 20), ("adversarial", 2)):
+        for _ in range(n):
+            factories.prompt(session, project, difficulty=difficulty)
+    found = queries.prompts_to_sample(session, project.id, 12, 0, {"easy": 1, "hard": 3, "adversarial": 1})
+    assert Counter(prompt.difficulty for prompt in found) == {"easy": 2, "hard": 8, "adversarial": 2}
+    none_easy = queries.prompts_to_sample(session, project.id, 40, 0, {"easy": 0, "hard": 1, "adversarial": 1})
+    assert Counter(prompt.difficulty for prompt in none_easy) == {"hard": 20, "adversarial": 2}

@@ -16,6 +16,7 @@ from app.errors import InvalidInput
 from app.settings import Settings
 from app.specs import Generation, ModelRef, PromptRow, SampleSpec
 from trainer.data import ChatEncoder, read_prompts
+from trainer.evaluation import reward_heads
 from trainer.modeling import load_causal_lm, load_tokenizer, resolve, sampling_dtype
 from trainer.precision import name_of
 from trainer.reporting import Reporter
@@ -32,7 +33,8 @@ class Completion(NamedTuple):
         finish_reason: `eos` when the model ended its turn, `length` when it was cut.
         n_tokens: tokens sampled, the end-of-turn token included.
         seed: with the model, the prompt and `sampling` it makes this response again.
-        sampling: temperature and max_new_tokens.
+        sampling: temperature and max_new_tokens; `reward`, where the spec names reward models: the `models` and what
+            each of their `heads` says.
     """
 
     prompt_id: int
@@ -41,7 +43,7 @@ class Completion(NamedTuple):
     finish_reason: Literal["eos", "length"]
     n_tokens: int
     seed: int
-    sampling: dict[str, float]
+    sampling: dict[str, Any]
 
     @classmethod
     def of(cls, response: Response, generation: Generation) -> "Completion":
@@ -68,8 +70,31 @@ class Completion(NamedTuple):
         )
 
 
-def _sampling(generation: Generation) -> dict[str, float]:
+def _sampling(generation: Generation) -> dict[str, Any]:
     return {"temperature": generation.temperature, "max_new_tokens": generation.max_new_tokens}
+
+
+Scorer = Callable[[Sequence[Response] | Sequence[Answer], list[Completion]], list[Completion]]
+
+
+def _unscored(_responses: Sequence[Response] | Sequence[Answer], completions: list[Completion]) -> list[Completion]:
+    return completions
+
+
+def _scorer(spec: SampleSpec, store: ArtifactStore, tick: Tick) -> Scorer:
+    """Adds what the spec's reward models say to completions. They stay in memory beside the model that is sampled."""
+    if not spec.reward_models:
+        return _unscored
+    heads = reward_heads([store.resolve(location) for location in spec.reward_models], spec.max_length, tick)
+
+    def score(responses: Sequence[Response] | Sequence[Answer], completions: list[Completion]) -> list[Completion]:
+        said = [{"models": list(spec.reward_models), "heads": row} for row in heads(responses).tolist()]
+        return [
+            completion._replace(sampling=completion.sampling | {"reward": reward})
+            for completion, reward in zip(completions, said, strict=True)
+        ]
+
+    return score
 
 
 OnCompletions = Callable[[Sequence[Completion]], None]
@@ -135,14 +160,16 @@ def sample(
             server.check()
     precisions: list[str] = []
     dealer = accelerator()
+    score = _scorer(spec, store, tick) if sources else _unscored
     for model, server, wanted in sources:
         if server:
-            batches = _from_server(server, wanted if dealer.is_main_process else [], spec, tick)
+            batches = _from_server(server, wanted if dealer.is_main_process else [], spec, score, tick)
         else:
             ref = resolve(store, model)
             dtype = sampling_dtype(spec.generation.precision, ref)
             precisions.append(name_of(dtype))
-            batches = _from_model(ref, dtype, wanted[dealer.process_index :: dealer.num_processes], spec, tick)
+            share = wanted[dealer.process_index :: dealer.num_processes]
+            batches = _from_model(ref, dtype, share, spec, score, tick)
         of_others: list[Completion] = []
         for completions in batches:
             if dealer.is_main_process:
@@ -173,7 +200,7 @@ def missing(rows: Sequence[PromptRow], indices: Sequence[int], done: Collection[
 
 
 def _from_model(
-    ref: ModelRef, dtype: torch.dtype, wanted: Wanted, spec: SampleSpec, tick: Tick
+    ref: ModelRef, dtype: torch.dtype, wanted: Wanted, spec: SampleSpec, score: Scorer, tick: Tick
 ) -> Iterator[list[Completion]]:
     """Loads a model for as long as this iterator lives."""
     model = load_causal_lm(ref, dtype=dtype)
@@ -182,15 +209,17 @@ def _from_model(
     sampler = Sampler(model, encoder, generation.max_new_tokens, generation.temperature, spec.seed, tick)
     order = torch.Generator().manual_seed(spec.seed)  # not by length: whoever labels the first ones sees all kinds
     for responses in sampler.respond(wanted, generation.batch_size, order):
-        yield [Completion.of(response, generation) for response in responses]
+        yield score(responses, [Completion.of(response, generation) for response in responses])
     del model, sampler
     gc.collect()  # modules stand in reference cycles; the next model needs the room
 
 
-def _from_server(server: ServedModel, wanted: Wanted, spec: SampleSpec, tick: Tick) -> Iterator[list[Completion]]:
+def _from_server(
+    server: ServedModel, wanted: Wanted, spec: SampleSpec, score: Scorer, tick: Tick
+) -> Iterator[list[Completion]]:
     order = torch.Generator().manual_seed(spec.seed)
     for answers in server.respond(wanted, spec.generation, spec.seed, order, tick):
-        yield [Completion.of_server(answer, spec.generation) for answer in answers]
+        yield score(answers, [Completion.of_server(answer, spec.generation) for answer in answers])
 
 
 def context_length(model: Any) -> int:
