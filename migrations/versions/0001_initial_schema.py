@@ -94,8 +94,7 @@ CREATE TRIGGER lease_takes_newest_rubric BEFORE INSERT ON lease
     FOR EACH ROW WHEN (NEW.state = 'live') EXECUTE FUNCTION take_newest_rubric();
 """
 
-# Live counts of patterns of answers: see app.models.agreement. Nested loops only: these functions' plans are cached for
-# a connection, and one made while an import adds a hundred thousand rows would read whole tables for a single judgment.
+# Live counts of patterns of answers: see app.models.agreement.
 TALLY = """
 CREATE FUNCTION answer_code(kind text, preference smallint) RETURNS smallint LANGUAGE sql IMMUTABLE AS $$
     SELECT (9 * array_position('{person,imported,simulated,ai_judge}', kind) - 9 + preference + 4)::smallint
@@ -109,8 +108,7 @@ $$;
 
 -- After the trigger that counts judgments (by name), whose update of the comparison makes others wait: what is read
 -- here is all there is. Inserted judgments were not there before; updated ones were, and now are superseded.
-CREATE FUNCTION tally_judgments() RETURNS trigger LANGUAGE plpgsql
-    SET enable_hashjoin = off SET enable_mergejoin = off SET enable_seqscan = off AS $$
+CREATE FUNCTION tally_judgments() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     added record;
 BEGIN
@@ -151,8 +149,7 @@ BEGIN
     RETURN NULL;
 END $$;
 
-CREATE FUNCTION tally_withdrawal() RETURNS trigger LANGUAGE plpgsql
-    SET enable_hashjoin = off SET enable_mergejoin = off SET enable_seqscan = off AS $$
+CREATE FUNCTION tally_withdrawal() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO agreement_tally (project_id, answers, n)
     SELECT NEW.project_id, array_agg(code ORDER BY code), CASE WHEN NEW.state = 'withdrawn' THEN -1 ELSE 1 END
@@ -207,6 +204,7 @@ def upgrade() -> None:
         sa.Column("lease_minutes", sa.BigInteger(), server_default="15", nullable=False),
         sa.Column("review_threshold", sa.Float(), server_default="0.6", nullable=False),
         sa.Column("labeling", postgresql.JSONB(astext_type=sa.Text()), server_default="{}", nullable=False),
+        sa.Column("fitted", postgresql.JSONB(astext_type=sa.Text()), server_default="{}", nullable=False),
         sa.Column("generation", postgresql.JSONB(astext_type=sa.Text()), server_default="{}", nullable=False),
         sa.Column("base_model_id", sa.BigInteger(), nullable=True),
         sa.Column("reference_id", sa.BigInteger(), nullable=True),
@@ -615,6 +613,7 @@ def upgrade() -> None:
         sa.Column("changed_by", sa.BigInteger(), nullable=True),
         sa.Column("changed_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("reliability", sa.Float(), nullable=True),
+        sa.Column("fitted", postgresql.JSONB(astext_type=sa.Text()), server_default="{}", nullable=False),
         sa.Column("counted_from", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint("state IN ('active', 'paused', 'removed')", name=op.f("ck_project_labeler_state_known")),
         sa.ForeignKeyConstraint(["changed_by"], ["user_account.id"], name=op.f("fk_project_labeler_changed_by")),

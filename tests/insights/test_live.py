@@ -204,20 +204,3 @@ def test_rows_are_added_up_now_and_then(session: Session, project: Project) -> N
     # 1041 rows were added, the thousandth added up those before.
     assert (session.scalar(select(func.count()).select_from(AgreementTally)) or 0) < 60
     check(session, project)
-
-
-def test_a_short_plan_also_after_an_import(session: Session, project: Project) -> None:
-    """The functions of one connection keep their plans: an import must not make single judgments read whole tables."""
-    people = labelers(session)
-    rows = [factories.comparison(session, project, overlap=20) for _ in range(60)]
-    values = [
-        {"comparison_id": row.id, "labeler_id": labeler.id, "rubric_id": row.rubric_id, "preference": 1}
-        for row in rows
-        for labeler in people[:6]
-    ]
-    session.execute(insert(Judgment), values)
-    session.commit()
-    scans = text("SELECT seq_scan FROM pg_stat_xact_user_tables WHERE relname = 'judgment'")
-    before = session.scalar(scans)
-    judge(session, rows[0], people[7], 2)
-    assert session.scalar(scans) == before
