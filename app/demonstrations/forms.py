@@ -1,6 +1,7 @@
 """What the pages of demonstrations send."""
 
 from typing import Annotated, Literal
+from uuid import UUID
 
 from pydantic import BaseModel, BeforeValidator, Field
 
@@ -78,10 +79,7 @@ class DemonstrationFilter(BaseModel):
 
 
 class AskForm(BaseModel):
-    """Which prompts want a demonstration: `count` of those that fit. Empty means any.
-
-    `eligible` is how many the page said there were: the same form sent twice asks once.
-    """
+    """Which prompts want a demonstration: `count` of those that fit. Empty means any. The same `key` asks once."""
 
     split: Literal["", "train", "heldout"] = ""
     domain: Tag = ""
@@ -89,4 +87,4 @@ class AskForm(BaseModel):
     safety_category: Tag = ""
     start: Start = "scratch"
     count: Annotated[int, Field(ge=1, le=100_000)] = 20
-    eligible: Number = None
+    key: Annotated[UUID | None, BeforeValidator(_none_if_empty)] = None

@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from app.demonstrations.forms import AskForm, DemonstrationFilter
-from app.models import Completion, Demonstration, DemonstrationTask, Project, Prompt, Rubric, User
+from app.models import AuditEvent, Completion, Demonstration, DemonstrationTask, Project, Prompt, Rubric, User
 
 PAGE = 50
 EXCERPT = 200  # characters
@@ -348,6 +348,12 @@ def add_tasks(session: Session, project: Project, wish: AskForm) -> int:
 def lock_project(session: Session, project: Project) -> None:
     """Who asks for demonstrations at the same time follows one after the other."""
     session.execute(select(Project.id).where(Project.id == project.id).with_for_update(key_share=True))
+
+
+def was_asked(session: Session, project_id: int, key: str) -> bool:
+    """Whether the form with this key has been taken."""
+    events = (AuditEvent.project_id == project_id, AuditEvent.action == "demonstration.asked")
+    return bool(session.scalar(select(exists().where(*events, AuditEvent.details["key"].astext == key))))
 
 
 class OpenTask(NamedTuple):

@@ -1,6 +1,7 @@
 """Demonstrations: writing them, one's own, and for admins the list, the review and asking for more."""
 
 from typing import Annotated
+from uuid import uuid4
 
 from fastapi import APIRouter, Form, Query, Request, Response
 from sqlalchemy.orm import Session
@@ -262,7 +263,7 @@ def ask(
 ) -> Response:
     try:
         n = service.ask(session, project, admin, form)
-    except (InvalidInput, Conflict) as problem:
+    except InvalidInput as problem:
         return _ask(request, session, project, form, problem=problem)
     return redirect(f"{_base(project)}/ask?asked={n}")
 
@@ -281,6 +282,7 @@ def _ask(
         "demonstrations/ask.html",
         status=problem.status if problem else 200,
         wish=wish,
+        key=wish.key or uuid4(),
         eligible=queries.count_eligible(session, project, wish),
         slices=queries.slices(session, project.id),
         difficulties=DIFFICULTIES,

@@ -245,23 +245,20 @@ def _as_seen(session: Session, project: Project, demonstration_id: int, form: Re
 
 
 def ask(session: Session, project: Project, admin: User, wish: AskForm) -> int:
-    """Opens a task for each of `wish.count` prompts that fit; returns how many.
+    """Opens a task for each of `wish.count` prompts that fit; returns how many. The same form again asks no more.
 
     Raises:
-        InvalidInput: no prompt fits, or fewer than asked for.
-        Conflict: there are not as many as the page said, perhaps because the form was sent already.
+        InvalidInput: fewer prompts fit than were asked for.
     """
     queries.lock_project(session, project)
+    if wish.key is not None and queries.was_asked(session, project.id, str(wish.key)):
+        return wish.count
     eligible = queries.count_eligible(session, project, wish)
-    if wish.eligible is not None and wish.eligible != eligible:
-        raise Conflict(
-            f"{eligible:,} prompts fit now; it was {wish.eligible:,} when you looked.",
-            "Perhaps you or somebody else has just asked for some. Look at the numbers and send it again if you like.",
-        )
     if eligible < wish.count:
         raise InvalidInput(f"{wish.count:,} were asked for, but {eligible:,} prompts fit.", "Ask for fewer, or widen.")
     n = queries.add_tasks(session, project, wish)
-    audit(session, admin.id, "demonstration.asked", project.id, **wish.model_dump(exclude={"eligible"}))
+    audit(session, admin.id, "demonstration.asked", project.id, **wish.model_dump(mode="json"))
+    session.flush()
     return n
 
 

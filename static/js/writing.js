@@ -157,7 +157,7 @@ document.addEventListener(
 );
 
 root.addEventListener("htmx:configRequest", (event) => {
-  if ("duration_ms" in event.detail.parameters) event.detail.parameters.duration_ms = timeInSight();
+  if (event.detail.parameters.duration_ms !== undefined) event.detail.parameters.duration_ms = timeInSight();
 });
 
 function prepare() {
@@ -172,12 +172,20 @@ function prepare() {
   const refused = root.querySelector(".desk-problem");
   if (area.dataset.draft && !refused && keep(area)) {
     root.querySelector("[data-draft-note]").hidden = false;
-    window.htmx?.trigger(area, "restored");
+    area.dataset.restored = "1";
   } else if (area.dataset.draft && refused) {
     keep(area);
   }
   count();
 }
+
+// The preview of a draft that was put back; before this event htmx does not listen to the new editor yet.
+document.addEventListener("htmx:load", () => {
+  const area = editor();
+  if (!area?.dataset.restored) return;
+  delete area.dataset.restored;
+  window.htmx.trigger(area, "restored");
+});
 
 root.addEventListener("htmx:afterSwap", (event) => {
   if (event.detail.target.id !== "desk") return;
