@@ -256,7 +256,7 @@ def test_htmx_gets_the_section_and_the_preview(sign_in: SignIn, url: str) -> Non
     assert "<html" not in answer.text
     assert 'id="section-aspects"' in answer.text
     assert 'id="section-flags"' not in answer.text
-    assert '<div id="preview" hx-swap-oob="true">' in answer.text
+    assert '<div id="preview" hx-swap-oob="innerHTML">' in answer.text
 
 
 def test_what_changed_between_two_versions(sign_in: SignIn, url: str) -> None:
