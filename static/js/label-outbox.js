@@ -1,6 +1,7 @@
 // Answers on their way to the service. They are sent one after the other, in the order given; while the service does
 // not answer they wait in localStorage, through reloads too, and are tried again with the same idempotency key, so that
-// none is lost and none is counted twice.
+// none is lost and none is counted twice. Tabs share the storage; each sends what it was given, and what it found there
+// when it was opened.
 
 import { read, write } from "./label-store.js";
 
@@ -13,17 +14,23 @@ export class Outbox {
   // changes; problem is what the service said where trying again will not help.
   constructor(key, { post, taken, changed }) {
     Object.assign(this, { key, post, taken, changed });
+    this.mine = new Set(this.all.map((entry) => entry.id));
     this.sending = null;
     this.wait = 500;
     addEventListener("online", () => this.retryNow());
   }
 
-  get entries() {
+  get all() {
     return read(this.key) ?? [];
   }
 
+  get entries() {
+    return this.all.filter((entry) => this.mine.has(entry.id));
+  }
+
   add(entry) {
-    write(this.key, [...this.entries, entry]);
+    this.mine.add(entry.id);
+    write(this.key, [...this.all, entry]);
     return this.send();
   }
 
@@ -32,7 +39,7 @@ export class Outbox {
   }
 
   remove(entry) {
-    const left = this.entries.filter((other) => other.id !== entry.id);
+    const left = this.all.filter((other) => other.id !== entry.id);
     write(this.key, left.length ? left : null);
   }
 

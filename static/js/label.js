@@ -23,11 +23,16 @@ const csrf = JSON.parse(document.body.getAttribute("hx-headers"));
 const form = () => desk.querySelector("form.answer");
 const leaseOnDesk = () => desk.querySelector(".task")?.dataset.lease ?? "";
 
-let ahead = null; // the card that follows: {lease, card}
+let ahead = null; // the card that follows: {lease, card}; the desk's data-ahead tells that it is there
 let done = Number(desk.querySelector("[data-done]")?.textContent ?? 0);
 let left = desk.querySelector("[data-left]")?.textContent ?? "";
 let isActive = true;
 let polling;
+
+function setAhead(following) {
+  ahead = following;
+  desk.toggleAttribute("data-ahead", Boolean(following));
+}
 
 // ---- time in sight ---------------------------------------------------------------------------------------------------
 
@@ -87,13 +92,17 @@ function showNumbers() {
   for (const undo of desk.querySelectorAll(".task .undo")) undo.hidden = !done;
 }
 
+// For styles and tests: whether answers are still on their way.
+const noteUnsent = () => desk.toggleAttribute("data-unsent", outbox.entries.length > 0);
+
 async function taken(entry, response, body) {
+  noteUnsent();
   if (response.ok) forgetDraft(entry.lease);
   numbers(body);
   if (body.desk) {
     // A card is wanted, or the answer was refused and its card comes back with the reason, or the time of the card on
     // the desk is over.
-    ahead = null;
+    setAhead(null);
     show(parse(body.desk));
   } else if (!response.ok) {
     tell(body);
@@ -120,7 +129,7 @@ async function loadAhead() {
     const body = await (await ask(`${base}/ahead?beside=${beside}`)).json();
     if (!body.card || ahead || leaseOnDesk() !== beside || outbox.entries.length) return;
     const card = parse(body.card);
-    ahead = { lease: card.querySelector(".task").dataset.lease, card };
+    setAhead({ lease: card.querySelector(".task").dataset.lease, card });
     await drawMath(card);
   } catch {
     // The next card then comes with the answer to this one.
@@ -188,10 +197,11 @@ function send(url, fields, isAnswer) {
   done += isAnswer ? 1 : 0;
   if (/^\d+$/.test(left)) left = String(Math.max(0, Number(left) - 1));
   const following = ahead;
-  ahead = null;
+  setAhead(null);
   if (!following) wait();
   // Kept before anything is shown: what is on the screen as done is never only in memory.
   const sent = outbox.add(entry);
+  noteUnsent();
   if (following) show(following.card);
   return sent;
 }
@@ -246,7 +256,7 @@ async function undo() {
     const card = parse(body.desk);
     forgetDraft(card.querySelector(".task")?.dataset.lease);
     show(card);
-    ahead = before;
+    setAhead(before);
     if (!ahead) loadAhead();
   } catch {
     tell({});
@@ -313,7 +323,7 @@ async function stayHere() {
   try {
     const body = await (await ask(`${base}/here`, [])).json();
     if (ahead && body.live && !body.live.includes(ahead.lease)) {
-      ahead = null;
+      setAhead(null);
       await loadAhead();
     }
   } catch {
@@ -334,7 +344,7 @@ addEventListener("pagehide", () => {
 });
 addEventListener("pageshow", (event) => {
   if (!event.persisted) return;
-  ahead = null; // given back when the page was left
+  setAhead(null); // given back when the page was left
   reload();
 });
 
@@ -343,7 +353,11 @@ document.documentElement.classList.add("js");
 prepare();
 if (outbox.entries.length) {
   if (outbox.has(leaseOnDesk())) wait();
-  outbox.send().then(loadAhead);
+  outbox.send().then(() => {
+    // Another tab had sent it by now.
+    if (desk.hasAttribute("aria-busy") && !outbox.entries.length) return reload().then(loadAhead);
+    return loadAhead();
+  });
 } else {
   loadAhead();
 }

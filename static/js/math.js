@@ -14,26 +14,41 @@ await Promise.all([
   load("script", { src: new URL("../vendor/katex.min.js", import.meta.url) }),
 ]);
 
-export function drawMath(root) {
-  for (const place of [...root.querySelectorAll(".math:not(.drawn)")].slice(0, MOST_FORMULAS)) {
-    const tex = place.textContent;
-    place.classList.add("drawn");
-    if (tex.length > LONGEST) continue;
-    const drawn = document.createElement("span");
-    try {
-      window.katex.render(tex, drawn, {
-        displayMode: place.classList.contains("math-display"),
-        throwOnError: true,
-        trust: false,
-        strict: "ignore",
-        maxSize: 20,
-        maxExpand: 100,
-      });
-    } catch {
-      continue;
-    }
-    // The content security policy ignores style attributes; set from here they hold.
-    for (const svg of drawn.querySelectorAll("svg[style]")) svg.style.cssText = svg.getAttribute("style");
-    place.replaceChildren(...drawn.childNodes);
+// KaTeX sets some styles as attributes, which the content security policy refuses; set as properties they hold.
+function withStylesAsProperties(draw) {
+  const { setAttribute } = Element.prototype;
+  Element.prototype.setAttribute = function (name, value) {
+    if (name === "style") this.style.cssText = value;
+    else setAttribute.call(this, name, value);
+  };
+  try {
+    draw();
+  } finally {
+    Element.prototype.setAttribute = setAttribute;
   }
+}
+
+function draw(place) {
+  const tex = place.textContent;
+  place.classList.add("drawn");
+  if (tex.length > LONGEST) return;
+  const drawn = document.createElement("span");
+  try {
+    window.katex.render(tex, drawn, {
+      displayMode: place.classList.contains("math-display"),
+      throwOnError: true,
+      trust: false,
+      strict: "ignore",
+      maxSize: 20,
+      maxExpand: 100,
+    });
+  } catch {
+    return; // it stays as it was written
+  }
+  place.replaceChildren(...drawn.childNodes);
+}
+
+export function drawMath(root) {
+  const places = [...root.querySelectorAll(".math:not(.drawn)")].slice(0, MOST_FORMULAS);
+  withStylesAsProperties(() => places.forEach(draw));
 }

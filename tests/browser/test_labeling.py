@@ -14,6 +14,15 @@ from tests import factories
 OpenPage = Callable[..., Page]
 
 
+def all_sent(page: Page) -> None:
+    expect(page.locator("#desk:not([data-unsent])")).to_be_visible()
+
+
+def wait_for_next(page: Page) -> None:
+    """Until the card that follows is loaded."""
+    expect(page.locator("#desk[data-ahead]")).to_be_visible()
+
+
 def judgments(session: Session) -> list[Judgment]:
     session.rollback()  # see what the service has committed since
     return list(session.scalars(select(Judgment).order_by(Judgment.id)))
@@ -60,6 +69,7 @@ def test_several_cards_by_keyboard_only(session: Session, open_page: OpenPage) -
     expect(question).to_contain_text("Question number 2?")
 
     page.keyboard.press("s")
+    page.keyboard.press("2")
     expect(question).to_contain_text("Question number 3?")
 
     page.keyboard.press("Enter")  # nothing chosen yet: said, not sent
@@ -70,6 +80,7 @@ def test_several_cards_by_keyboard_only(session: Session, open_page: OpenPage) -
     page.keyboard.press("Control+Enter")
     expect(question).to_contain_text("Question number 4?")
     expect(page.locator(".task-progress")).to_contain_text("3 done today")
+    all_sent(page)
 
     first, second, third = judgments(session)
     shown = [-row.preference if row.swapped else row.preference for row in (first, second, third)]
@@ -107,18 +118,19 @@ def test_without_javascript(session: Session, open_page: OpenPage) -> None:
     project = project_with(session, 3)
     page = open_desk(open_page, project, javascript=False)
     page.get_by_role("radio", name="First response much better").check()
-    page.get_by_label("Reason").fill("Because.\nReally.")
+    page.locator("#rationale").fill("Because.\nReally.")
     page.get_by_role("button", name="Submit").click()
     expect(page.locator(".conversation")).to_contain_text("Question number 1?")
-    page.get_by_role("button", name="Skip").click()
+    page.locator(".skip-menu summary").click()
+    page.get_by_role("button", name="Unclear").click()
     expect(page.locator(".conversation")).to_contain_text("Question number 2?")
     page.get_by_text("Rubric v1").click()
     expect(page.get_by_role("complementary", name="Rubric")).to_be_visible()
     page.locator("form.answer").evaluate("form => form.noValidate = true")
-    page.get_by_label("Reason").fill("no choice made")
+    page.locator("#rationale").fill("no choice made")
     page.get_by_role("button", name="Submit").click()
     expect(page.get_by_role("alert").filter(has_text="No preference was chosen.")).to_be_visible()
-    expect(page.get_by_label("Reason")).to_have_value("no choice made")
+    expect(page.locator("#rationale")).to_have_value("no choice made")
     page.get_by_role("radio", name="Tie").check()
     page.get_by_role("button", name="Submit").click()
     expect(page.get_by_role("heading", level=1)).to_be_visible()
@@ -161,22 +173,44 @@ def test_a_second_tab_shows_the_same_card_and_cannot_answer_it_again(session: Se
 
 
 def test_a_lost_connection_loses_nothing(session: Session, open_page: OpenPage) -> None:
-    project = project_with(session, 2)
+    project = project_with(session, 3)
     page = open_desk(open_page, project)
+    wait_for_next(page)
     page.keyboard.press("e")
     page.keyboard.type("Long thought")
     page.keyboard.press("Escape")
     page.keyboard.press("3")
     page.context.set_offline(True)
     page.keyboard.press("Enter")
-    expect(page.locator("#messages")).to_contain_text("does not answer")
-    expect(page.locator("#rationale")).to_have_value("Long thought")
-    page.context.set_offline(False)
+    expect(page.locator(".conversation")).to_contain_text("Question number 1?")  # work goes on
+    expect(page.locator("#sending")).to_have_text("1 answer is not sent yet, trying again.")
+    page.keyboard.press("2")
     page.keyboard.press("Enter")
+    expect(page.locator("#sending")).to_have_text("2 answers are not sent yet, trying again.")
+    expect(page.locator("#desk")).to_have_attribute("aria-busy", "true")  # no card is left to show
+    page.context.set_offline(False)
+    expect(page.locator(".conversation")).to_contain_text("Question number 2?")
+    expect(page.locator("#sending")).to_be_hidden()
+    first, second = judgments(session)
+    assert first.rationale == "Long thought"
+    assert second.rationale == ""
+
+
+def test_an_answer_outlives_a_reload_before_it_is_sent(session: Session, open_page: OpenPage) -> None:
+    project = project_with(session, 3)
+    page = open_desk(open_page, project)
+    wait_for_next(page)
+    page.route(re.compile(r"/label/[0-9a-f-]{36}$"), lambda route: route.abort())
+    page.keyboard.press("7")
+    page.keyboard.press("Enter")
+    expect(page.locator("#sending")).to_be_visible()
+    assert judgments(session) == []
+    page.unroute_all()
+    page.reload()
     expect(page.locator(".conversation")).to_contain_text("Question number 1?")
-    expect(page.locator("#messages")).to_be_empty()
+    expect(page.locator(".task-progress")).to_contain_text("1 done today")
     [judgment] = judgments(session)
-    assert judgment.rationale == "Long thought"
+    assert abs(judgment.preference or 0) == 3
 
 
 HOSTILE = (
@@ -235,7 +269,7 @@ def test_a_small_scale_without_tie_and_with_a_reason_required(session: Session, 
     factories.comparison(session, project)
     session.commit()
     page = open_desk(open_page, project)
-    names = [radio.get_attribute("aria-label") for radio in page.get_by_role("radio").all()]
+    names = [radio.get_attribute("aria-label") for radio in page.locator(".scale").get_by_role("radio").all()]
     assert names == [
         "First response much better",
         "First response better",
@@ -245,11 +279,12 @@ def test_a_small_scale_without_tie_and_with_a_reason_required(session: Session, 
     page.keyboard.press("ArrowLeft")
     expect(page.get_by_role("radio", name="First response better", exact=True)).to_be_checked()
     page.keyboard.press("Enter")
-    expect(page.get_by_label("Reason")).to_be_focused()  # the browser points to what is missing
+    expect(page.locator("#rationale")).to_be_focused()  # the browser points to what is missing
     assert judgments(session) == []
     page.keyboard.type("Plainer.")
     page.keyboard.press("Control+Enter")
     expect(page.locator(".idle")).to_be_visible()
+    all_sent(page)
     assert session.scalar(select(func.abs(Judgment.preference))) == 1
 
 

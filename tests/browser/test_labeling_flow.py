@@ -1,0 +1,400 @@
+"""One card after another: loading ahead, taking back, changing, skipping, drafts, and what happens in between."""
+
+import re
+import time
+from datetime import UTC, datetime, timedelta
+
+from playwright.sync_api import Page, expect
+from sqlalchemy import select, text, update
+from sqlalchemy.orm import Session
+
+from app.judging import DEFAULT_ASPECTS, DEFAULT_FLAGS
+from app.models import Comparison, Judgment, Lease, Project
+from tests import factories
+from tests.browser.test_labeling import OpenPage, all_sent, judgments, open_desk, project_with, wait_for_next
+
+ASPECTS = [aspect.model_dump() for aspect in DEFAULT_ASPECTS]
+FLAGS = [flag.model_dump() for flag in DEFAULT_FLAGS]
+
+
+def rich_project(session: Session, n: int = 3) -> Project:
+    project = factories.project(session, overlap=2)
+    factories.rubric(session, project, aspects=ASPECTS, flags=FLAGS)
+    for i in range(n):
+        prompt = factories.prompt(session, project, f"Question number {i}?")
+        factories.comparison(session, project, prompt=prompt, texts=(f"Alpha {i}", f"Beta {i}"))
+    session.commit()
+    return project
+
+
+def live_leases(session: Session) -> list[int]:
+    session.rollback()
+    live = select(Lease.comparison_id).where(Lease.state == "live").order_by(Lease.comparison_id)
+    return list(session.scalars(live))
+
+
+def question(page: Page, number: int) -> None:
+    expect(page.locator(".conversation")).to_contain_text(f"Question number {number}?")
+
+
+def press(page: Page, *keys: str) -> None:
+    for key in keys:
+        page.keyboard.press(key)
+
+
+# --- what an answer says ---------------------------------------------------------------------------------------------
+
+
+def test_aspects_flags_and_what_is_beside_the_scale_by_keys(session: Session, open_page: OpenPage) -> None:
+    project = rich_project(session, 4)
+    page = open_desk(open_page, project)
+    press(page, "6", "a", "1")
+    expect(page.get_by_role("radiogroup", name="Which is better written?").locator(":focus")).to_have_count(1)
+    press(page, "3")
+    expect(page.get_by_role("radio", name="Second response better", exact=True)).to_be_focused()
+    press(page, "f", "1", "3", "1", "Escape", "Enter")  # harmful set and cleared again
+    question(page, 1)
+    press(page, "b", "Enter")
+    question(page, 2)
+    press(page, "a", "2", "0", "c", "Enter")
+    question(page, 3)
+    press(page, "5", "b", "6", "Enter")  # another choice takes the place of the one before
+    expect(page.locator(".idle")).to_be_visible()
+    all_sent(page)
+
+    first, second, third, fourth = judgments(session)
+    sign = -1 if first.swapped else 1
+    assert first.preference == 2 * sign
+    assert first.aspects == {"factuality": -1 * sign, "style": 1 * sign}
+    assert first.flags == ["broken"]
+    assert (second.preference, second.both_bad) == (0, True)
+    assert (third.preference, third.both_bad, third.aspects) == (None, False, {"factuality": 0})
+    assert (abs(fourth.preference or 0), fourth.both_bad, fourth.aspects) == (2, False, {})
+    assert [row.flagged for row in session.scalars(select(Comparison).order_by(Comparison.id))] == [
+        True, False, False, False,
+    ]  # fmt: skip
+
+
+def test_keys_without_control_can_be_switched_off(session: Session, open_page: OpenPage) -> None:
+    project = rich_project(session)
+    page = open_desk(open_page, project)
+    press(page, "?")
+    page.get_by_label("Keys without Ctrl work").uncheck()
+    press(page, "Escape", "6", "b", "s")
+    expect(page.locator("input[name=preference]:checked")).to_have_count(0)
+    expect(page.locator(".skip-reasons")).to_be_hidden()
+    page.reload()
+    press(page, "6")
+    expect(page.locator("input[name=preference]:checked")).to_have_count(0)
+    press(page, "?")  # the way back
+    page.get_by_label("Keys without Ctrl work").check()
+    press(page, "Escape", "6")
+    expect(page.locator("input[name=preference]:checked")).to_have_count(1)
+
+
+def test_skipping_says_why(session: Session, open_page: OpenPage) -> None:
+    project = rich_project(session)
+    page = open_desk(open_page, project)
+    wait_for_next(page)
+    press(page, "s")
+    expect(page.get_by_role("group", name="Why skip?")).to_be_visible()
+    press(page, "Escape")
+    expect(page.get_by_role("group", name="Why skip?")).to_be_hidden()
+    expect(page.locator(".skip-menu summary")).to_be_focused()
+    press(page, "s", "1")
+    question(page, 1)
+    expect(page.locator("h1")).to_be_focused()
+    wait_for_next(page)
+    press(page, "s", "4")
+    page.keyboard.type("It is about me")
+    press(page, "Enter")
+    question(page, 2)
+    all_sent(page)
+    skipped = select(Lease.reason).where(Lease.state == "skipped").order_by(Lease.comparison_id)
+    assert session.scalars(skipped).all() == ["too long", "It is about me"]
+    assert judgments(session) == []
+
+
+# --- loaded ahead ----------------------------------------------------------------------------------------------------
+
+
+def test_the_next_card_is_leased_ahead_and_given_back_when_the_page_is_left(
+    session: Session, open_page: OpenPage
+) -> None:
+    project = project_with(session, 4)
+    ids = list(session.scalars(select(Comparison.id).order_by(Comparison.id)))
+    page = open_desk(open_page, project)
+    wait_for_next(page)
+    assert live_leases(session) == ids[:2]
+    second = page.context.new_page()
+    second.goto(f"/projects/{project.slug}/label")
+    wait_for_next(second)
+    assert live_leases(session) == ids[:2]  # a second tab shows the same two
+    second.close()
+
+    press(page, "3", "Enter")
+    question(page, 1)
+    wait_for_next(page)
+    all_sent(page)
+    assert live_leases(session) == ids[1:3]
+    page.goto(f"/projects/{project.slug}/label/mine")
+    deadline = time.monotonic() + 20
+    while live_leases(session) != ids[1:2]:
+        assert time.monotonic() < deadline, "what was loaded ahead was not given back"
+    page.goto(f"/projects/{project.slug}/label")
+    question(page, 1)
+
+
+def test_a_card_loaded_ahead_is_for_nobody_else(session: Session, open_page: OpenPage) -> None:
+    project = project_with(session, 2)
+    session.execute(text("UPDATE comparison SET overlap = 1"))
+    session.commit()
+    first = open_desk(open_page, project)
+    wait_for_next(first)
+    second = open_desk(open_page, project)
+    expect(second.get_by_role("heading", name="The last comparisons are with other labelers")).to_be_visible()
+    press(first, "3", "Enter")
+    question(first, 1)
+    press(first, "3", "Enter")
+    expect(first.locator(".idle")).to_be_visible()
+    all_sent(first)
+    assert len(judgments(session)) == 2
+
+
+def test_a_new_rubric_is_noticed_when_the_answer_is_sent(session: Session, open_page: OpenPage) -> None:
+    project = project_with(session, 3)
+    page = open_desk(open_page, project)
+    wait_for_next(page)
+    newer = factories.rubric(session, project, version=2, guideline="The new rule.")
+    first = session.scalars(select(Comparison.id).order_by(Comparison.id)).first()
+    session.execute(update(Lease).where(Lease.comparison_id == first).values(state="expired"))
+    session.execute(update(Comparison).where(Comparison.id == first).values(rubric_id=newer.id))
+    session.commit()
+    press(page, "6", "e")
+    page.keyboard.type("Kept")
+    press(page, "Control+Enter")
+    # The next card was there at once; then the refused one came back, with its answer still in the form.
+    expect(page.locator(".desk-problem")).to_contain_text("A new version of the rubric applies")
+    question(page, 0)
+    expect(page.locator("#rationale")).to_have_value("Kept")
+    expect(page.get_by_role("radio", name="Second response better", exact=True)).to_be_checked()
+    expect(page.locator("h1")).to_be_focused()
+    wait_for_next(page)
+    press(page, "Enter")
+    question(page, 1)
+    all_sent(page)
+    [judgment] = judgments(session)
+    assert (judgment.rubric_id, judgment.rationale) == (newer.id, "Kept")
+
+
+def test_a_card_whose_time_ran_out_unseen_is_replaced(session: Session, open_page: OpenPage) -> None:
+    project = project_with(session, 3)
+    session.execute(text("UPDATE comparison SET overlap = 1"))
+    session.commit()
+    page = open_desk(open_page, project)
+    wait_for_next(page)
+    second = session.scalars(select(Comparison.id).order_by(Comparison.id)).all()[1]
+    session.execute(update(Lease).where(Lease.comparison_id == second).values(state="expired"))
+    factories.judgment(session, session.get_one(Comparison, second), preference=1)  # somebody else was faster
+    session.execute(update(Comparison).where(Comparison.id == second).values(state="settled"))
+    session.commit()
+    press(page, "6", "Enter")
+    question(page, 2)
+    assert len(judgments(session)) == 2
+
+
+def test_whoever_is_at_work_keeps_the_task(session: Session, open_page: OpenPage) -> None:
+    project = project_with(session, 2)
+    session.execute(text("UPDATE project SET lease_minutes = 4"))
+    session.commit()
+    page = open_page("labeler")
+    page.clock.install()
+    page.goto(f"/projects/{project.slug}/label")
+    wait_for_next(page)
+    soon = datetime.now(UTC) + timedelta(seconds=5)
+    session.execute(update(Lease).values(expires_at=soon))
+    session.commit()
+    press(page, "j")
+    with page.expect_response(re.compile("/label/here$")) as here:
+        page.clock.run_for(61_000)
+    assert len(here.value.json()["live"]) == 2
+    session.rollback()
+    assert all(lease.expires_at > soon + timedelta(minutes=3) for lease in session.scalars(select(Lease)))
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.clock.run_for(200_000)  # nobody there: nothing is renewed
+    assert not [url for url in requests if url.endswith("/here")]
+
+
+# --- drafts ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_draft_outlives_a_reload(session: Session, open_page: OpenPage) -> None:
+    project = rich_project(session)
+    page = open_desk(open_page, project)
+    press(page, "6", "a", "1", "2", "f", "2", "Escape", "e")
+    page.keyboard.type("Half a thought")
+    page.reload()
+    expect(page.locator("#rationale")).to_have_value("Half a thought")
+    expect(page.get_by_role("radio", name="Second response better", exact=True)).to_be_checked()
+    expect(page.get_by_label("Contains personal data")).to_be_checked()
+    expect(page.locator("input[name='aspect:style'][value='0']")).to_be_checked()
+    press(page, "Enter")
+    question(page, 1)
+    expect(page.locator("#rationale")).to_have_value("")
+    expect(page.locator("input[name=preference]:checked")).to_have_count(0)
+    all_sent(page)
+    assert judgments(session)[0].rationale == "Half a thought"
+
+
+# --- taking back, changing -------------------------------------------------------------------------------------------
+
+
+def test_undo_brings_the_last_card_back_filled_in(session: Session, open_page: OpenPage) -> None:
+    project = rich_project(session, 4)
+    page = open_desk(open_page, project)
+    expect(page.locator(".undo")).to_be_hidden()  # nothing to take back yet
+    wait_for_next(page)
+    press(page, "6", "a", "3", "Escape", "e")
+    page.keyboard.type("First thought")
+    press(page, "Control+Enter")
+    question(page, 1)
+    press(page, "e")
+    page.keyboard.type("Draft of the second")
+    press(page, "Escape", "u")
+    question(page, 0)
+    expect(page.locator("h1")).to_be_focused()
+    expect(page.locator("#announce")).to_have_text("Comparison 1 of today. Your answer is still in the form.")
+    expect(page.get_by_role("radio", name="Second response better", exact=True)).to_be_checked()
+    expect(page.locator("input[name='aspect:factuality'][value='1']")).to_be_checked()
+    expect(page.locator("#rationale")).to_have_value("First thought")
+    expect(page.locator("[data-done]").first).to_have_text("0")
+
+    press(page, "2", "Enter")
+    question(page, 1)  # what was on the desk follows, with its draft
+    expect(page.locator("#rationale")).to_have_value("Draft of the second")
+    all_sent(page)
+    taken_back, standing = judgments(session)
+    assert (taken_back.superseded_for, standing.superseded_for) == ("undone", None)
+    assert taken_back.lease_id == standing.lease_id
+    assert taken_back.preference == -(standing.preference or 0)  # 6 and 2 lie opposite each other
+
+    press(page, "Enter")  # nothing is chosen on the second card
+    question(page, 1)
+    press(page, "1", "Enter")
+    question(page, 2)
+    press(page, "Control+z")
+    question(page, 1)
+    press(page, "Control+z")
+    question(page, 0)
+    assert len(live_leases(session)) == 2  # the rest went back to the queue
+    assert [row.superseded_for for row in judgments(session)] == ["undone", "undone", "undone"]
+    press(page, "u")
+    expect(page.locator("#messages")).to_contain_text("You have no answer here that could be taken back.")
+    question(page, 0)
+
+
+def test_an_answer_that_settled_can_be_taken_back_at_once_but_not_after_others(
+    session: Session, open_page: OpenPage
+) -> None:
+    project = project_with(session, 2)
+    session.execute(text("UPDATE comparison SET overlap = 1"))
+    session.commit()
+    page = open_desk(open_page, project)
+    press(page, "6", "Enter")
+    question(page, 1)
+    all_sent(page)
+    assert session.scalars(select(Comparison.state).order_by(Comparison.id)).first() == "settled"
+    press(page, "u")
+    question(page, 0)
+    session.rollback()
+    assert session.scalars(select(Comparison.state).order_by(Comparison.id)).first() == "open"
+    press(page, "6", "Enter")
+    question(page, 1)
+    all_sent(page)
+    session.execute(text("SET session_replication_role = replica"))  # as if it had been an hour ago
+    session.execute(text("UPDATE judgment SET created_at = now() - interval '1 hour'"))
+    session.execute(text("SET session_replication_role = origin"))
+    session.commit()
+    press(page, "u")
+    expect(page.locator("#messages")).to_contain_text(
+        "This answer can no longer be changed. The comparison is settled."
+    )
+    question(page, 1)
+
+
+def test_changing_an_answer_from_the_history(session: Session, open_page: OpenPage) -> None:
+    project = rich_project(session)
+    page = open_desk(open_page, project)
+    wait_for_next(page)
+    press(page, "6", "a", "1", "Enter")
+    question(page, 1)
+    press(page, "b", "Enter")
+    question(page, 2)
+    all_sent(page)
+    press(page, "h")
+    expect(page.get_by_role("heading", name="My answers")).to_be_visible()
+    rows = page.locator("tbody tr")
+    expect(rows).to_have_count(2)
+    expect(rows.nth(0)).to_contain_text("Both bad")
+    expect(rows.nth(1)).to_contain_text("Second response better")
+    expect(rows.nth(1)).to_contain_text("factuality: first")
+    rows.nth(1).get_by_role("link", name="Change").click()
+    question(page, 0)
+    expect(page.get_by_role("radio", name="Second response better", exact=True)).to_be_checked()
+    press(page, "1", "e")
+    page.keyboard.type("On reflection")
+    press(page, "Control+Enter")
+    expect(rows).to_have_count(3)
+    expect(rows.nth(0)).to_contain_text("First response much better")
+    expect(rows.nth(2)).to_contain_text("changed")
+    expect(page.get_by_role("link", name="Change")).to_have_count(2)
+    old, _other, new = judgments(session)
+    assert (old.superseded_for, new.superseded_for, new.rationale) == ("edited", None, "On reflection")
+    assert (old.lease_id, old.swapped, old.duration_ms) == (new.lease_id, new.swapped, new.duration_ms)
+    assert session.scalars(select(Comparison.judgment_count).order_by(Comparison.id)).all() == [1, 1, 0]
+    page.get_by_role("link", name="Label", exact=True).click()
+    question(page, 2)
+
+
+# --- the keyboard alone ----------------------------------------------------------------------------------------------
+
+
+def test_everything_is_reached_by_tab_and_focus_is_never_lost(session: Session, open_page: OpenPage) -> None:
+    project = rich_project(session)
+    page = open_desk(open_page, project)
+    wait_for_next(page)
+    press(page, "6", "Enter")
+    question(page, 1)
+    assert page.evaluate("document.activeElement.id") == "task-title"
+    wanted = page.locator("#desk").evaluate(
+        """desk => [...desk.querySelectorAll('a[href], button, summary, textarea, [tabindex="0"]')]
+            .filter(e => e.checkVisibility()).length"""
+    )
+    groups = page.locator("#desk").evaluate(
+        "desk => new Set([...desk.querySelectorAll('input[type=radio]')].map(e => e.name)).size"
+        " + desk.querySelectorAll('input[type=checkbox]').length"
+    )
+    reached = set()
+    for _ in range(wanted + groups + 5):
+        page.keyboard.press("Tab")
+        inside = page.evaluate(
+            "document.activeElement.closest('#desk')"
+            " && [...document.querySelectorAll('#desk *')].indexOf(document.activeElement)"
+        )
+        if inside is not None:
+            reached.add(inside)
+    assert len(reached) == wanted + groups
+
+
+def test_changing_is_for_ones_own_answers(session: Session, open_page: OpenPage) -> None:
+    project = rich_project(session)
+    comparison = session.scalars(select(Comparison)).first()
+    assert comparison
+    lease = factories.lease(session, comparison, state="submitted")
+    theirs = factories.judgment(session, comparison, preference=1, labeler_id=lease.labeler_id, lease_id=lease.id)
+    session.commit()
+    page = open_page("labeler")
+    page.goto(f"/projects/{project.slug}/label/judgments/{theirs.id}")
+    expect(page.locator("main")).to_contain_text("Somebody else gave this answer.")
+    assert [row.id for row in session.scalars(select(Judgment))] == [theirs.id]
