@@ -22,6 +22,8 @@ from app.db import make_engine, make_session_factory
 from app.demonstrations.routes import router as demonstrations
 from app.errors import InvalidInput, NotFound, NotSignedIn, PrefloopError, Unavailable
 from app.insights.routes import router as insights
+from app.insights.service import Tables
+from app.labelers.routes import router as labelers
 from app.labeling.routes import router as labeling
 from app.limits import BodyLimit
 from app.lineage.routes import router as lineage
@@ -47,6 +49,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     prompts,
     review,
     insights,
+    labelers,
     datasets,
     rounds,
     lineage,
@@ -75,6 +78,7 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
     app.state.settings = settings
     app.state.session_factory = make_session_factory(engine)
     app.state.store = ArtifactStore(settings.artifacts_root)
+    app.state.agreement_tables = Tables()
 
     @app.get("/healthz", include_in_schema=False)
     def healthz() -> Response:

@@ -21,7 +21,7 @@ from app.datasets import queries
 from app.datasets.queries import ExportedDemonstration, ExportRow
 from app.datasets.reading import Progress
 from app.domain import slices
-from app.domain.consensus import consensus
+from app.domain.consensus import Consensus, consensus
 from app.errors import InvalidInput, StorageFull
 from app.models import Project
 
@@ -133,7 +133,10 @@ def _slices(row: ExportRow | ExportedDemonstration) -> dict[str, str]:
 
 def preference_line(row: ExportRow, columns: tuple[str, ...] = ()) -> dict[str, Any] | None:
     """The exported object of a comparison; none for a tie."""
-    found = consensus(row.preferences, row.verdict)
+    stored = None
+    if row.consensus is not None and row.p_b is not None and row.p_tie is not None:
+        stored = Consensus(row.consensus, row.p_b, row.p_tie)
+    found = consensus(row.preferences, row.verdict, stored)
     if found is None or found.preference == 0:
         return None
     b_chosen = found.preference > 0

@@ -129,7 +129,10 @@ def heldout(session: Session, project_id: int) -> int:
 
 
 class ExportRow(NamedTuple):
-    """A decided comparison with its live judgments in the order they were given."""
+    """A decided comparison with its live judgments that say a preference, in the order they were given.
+
+    consensus, p_b, p_tie: as stored (app.domain.consensus); none where the comparison was never fitted.
+    """
 
     comparison_id: int
     prompt_id: int
@@ -143,6 +146,9 @@ class ExportRow(NamedTuple):
     verdict: int | None
     preferences: list[int]
     judgment_ids: list[int]
+    consensus: float | None
+    p_b: float | None
+    p_tie: float | None
 
 
 DECIDED = ("settled", "adjudicated")
@@ -175,7 +181,11 @@ def export_rows(session: Session, project_id: int, split: str) -> Iterator[Expor
             func.array_agg(aggregate_order_by(Judgment.preference, Judgment.id)).label("preferences"),
             func.array_agg(aggregate_order_by(Judgment.id, Judgment.id)).label("ids"),
         )
-        .where(Judgment.comparison_id == Comparison.id, Judgment.superseded_at.is_(None))
+        .where(
+            Judgment.comparison_id == Comparison.id,
+            Judgment.superseded_at.is_(None),
+            Judgment.preference.is_not(None),
+        )
         .lateral()
     )
     found = (
@@ -192,6 +202,9 @@ def export_rows(session: Session, project_id: int, split: str) -> Iterator[Expor
             Adjudication.verdict,
             judged.c.preferences,
             judged.c.ids,
+            Comparison.consensus,
+            Comparison.p_b,
+            Comparison.p_tie,
         )
         .join(Prompt, Prompt.id == Comparison.prompt_id)
         .join(completion_a, completion_a.id == Comparison.completion_a_id)

@@ -22,6 +22,7 @@ PRIOR = 0.5
 # A reviewer who saw all judgments and rationales counts as this many labelers of one mind (p = 0.9).
 VERDICT_VOTES = 4
 NEWTON_STEPS = 40
+DIGITS = 6
 
 
 class Consensus(NamedTuple):
@@ -37,6 +38,10 @@ class Consensus(NamedTuple):
     p_b: float
     p_tie: float
     weight: float = 1.0
+
+    def rounded(self) -> "Consensus":
+        """To what is stored: so the same judgments give the same snapshot on every machine."""
+        return Consensus(*(round(value, DIGITS) for value in self))
 
 
 class Decisions(NamedTuple):
@@ -89,7 +94,7 @@ def consensus(
         return verdict(verdict_)
     if not preferences:
         return None
-    return stored or majority(preferences)
+    return stored or majority(preferences).rounded()
 
 
 def verdict(preference: int) -> Consensus:

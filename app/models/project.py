@@ -26,6 +26,8 @@ class Project(Base):
     # app.judging.LabelingSettings as JSON: overlap by slice and purpose, adaptive overlap, calibration,
     # repeats, quiz, which pairs to ask, consensus method, what labelers see of their own figures.
     labeling: Mapped[Json] = mapped_column(server_default="{}")
+    # app.labelers.fitting.Fitted as JSON: the last fit over all judgments; empty: none yet.
+    fitted: Mapped[Json] = mapped_column(server_default="{}")
     # app.specs.Generation as JSON: how responses are sampled for the queue.
     generation: Mapped[Json] = mapped_column(server_default="{}")
     # The base model, the model that policies are kept close to (the newest fine-tuned one, else the base), and the

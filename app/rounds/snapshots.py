@@ -9,9 +9,10 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
-from app.domain.consensus import Consensus, consensus
+from app.domain.consensus import Consensus, consensus, majority, side
 from app.domain.replay import Candidate, Reading, choose, counts, draw
 from app.domain.slices import of_prompt
+from app.labelers import fitting
 from app.models import Project, Prompt, Snapshot
 from app.rounds import queries
 from app.specs import DemonstrationRow, PairRow, PromptRow
@@ -32,7 +33,9 @@ def readable(session: Session, project: Project, *, texts: bool) -> list[Readabl
     """
     found = []
     for row in queries.usable_comparisons(session, project.id, texts=texts):
-        agreed = consensus(row.preferences, row.verdict)
+        complete = None not in (row.consensus, row.p_b, row.p_tie)
+        stored = Consensus(row.consensus, row.p_b, row.p_tie) if complete else None
+        agreed = consensus(row.preferences, row.verdict, stored)
         if agreed is None:  # settled without a judgment left: all were superseded
             continue
         split = "heldout" if row.heldout else "train"
@@ -44,6 +47,12 @@ def readable(session: Session, project: Project, *, texts: bool) -> list[Readabl
 def pair_row(found: Readable) -> PairRow:
     """A comparison as the trainer sees it."""
     row = found.row
+    winner = side(round(found.consensus.p_b - 0.5, 9))
+    chose_it = [side(preference) == winner for preference in row.preferences]
+    aspects: dict[str, list[int]] = {}
+    for said in row.aspects:
+        for name, preference in said.items():
+            aspects.setdefault(name, []).append(preference)
     return PairRow(
         comparison_id=row.id,
         prompt_id=row.prompt_id,
@@ -54,6 +63,11 @@ def pair_row(found: Readable) -> PairRow:
         finished_b=row.finished_b,
         preference=found.consensus.preference,
         p_b=found.consensus.p_b,
+        p_tie=found.consensus.p_tie,
+        agreement=sum(chose_it) / len(chose_it) if chose_it else None,
+        both_bad=row.both_bad,
+        aspects={name: majority(said).p_b for name, said in sorted(aspects.items())},
+        ranking=row.ranking_id,
         weight=found.consensus.weight,
         judgments=tuple(row.judgments),
         rubric_version=row.rubric_version,
@@ -71,12 +85,15 @@ def would_read(session: Session, project: Project, reading: Reading) -> dict[str
 def freeze(session: Session, store: ArtifactStore, project: Project, reading: Reading = Reading()) -> Snapshot:
     """Writes the comparisons that the round reads to the store and adds the row that says so.
 
+    What labelers say together is fitted anew before, over all their judgments.
+
     The file is in place before the row can be committed; one left by a rolled-back transaction harms nothing, since its
     name is its content's digest.
 
     Raises:
         StorageFull: the disk is full; nothing is left behind.
     """
+    fitting.refit(session, project)
     found = readable(session, project, texts=True)
     chosen = choose([each.candidate for each in found], queries.trained_rounds(session, project.id), reading)
     ids = {candidate.comparison_id for candidate in chosen}

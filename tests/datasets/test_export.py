@@ -69,7 +69,7 @@ def test_verdicts_stand_in_place_and_ties_and_open_ones_are_counted(
     comparison(session, project, 2, state="open", overlap=2)
     comparison(session, project, 2, -1, state="in_review")
     comparison(session, project, 2, state="withdrawn")
-    comparison(session, project, 2, purpose="repeat")
+    comparison(session, project, 2, purpose="repeat", repeat_of_id=decided.id)
     session.flush()
     counts = write_preferences(session, project, tmp_path / "x.jsonl", progress=no_progress)
     assert (counts.written, counts.ties, counts.undecided) == (1, 2, 2)

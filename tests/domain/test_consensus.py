@@ -1,46 +1,115 @@
+"""Each method by arithmetic, mirrored judgments, and what a verdict or an empty comparison gives."""
+
+import numpy as np
 import pytest
 
-from app.domain.consensus import consensus, probability_b
-from app.domain.slices import masks, of_prompt
+from app.domain import consensus as module
+from app.domain.consensus import Consensus, Crowd, Decisions, Method, Votes, consensus, decide, majority, verdict
+from app.domain.crowd_bt import SCORE_VARIANCE, Habits
+from app.domain.reliability import Weights
+
+METHODS: tuple[Method, ...] = ("majority", "strength_weighted", "dawid_skene", "crowd_bt")
 
 
-def test_consensus_is_the_mean_and_the_smoothed_share() -> None:
-    # Three for B, one tie, one for A: (3 + 1/2 + 1/2) / (5 + 1).
-    found = consensus([3, 1, 2, 0, -1])
-    assert found is not None
-    assert found.preference == pytest.approx(1.0)
-    assert found.p_b == pytest.approx(4 / 6)
-    assert found.weight == 1.0
+def votes_of(*preferences: list[int], strengths: int = 3) -> Votes:
+    """One comparison for each list, of labelers nothing is known of."""
+    said = [p for each in preferences for p in each]
+    return Votes(
+        comparison=np.repeat(np.arange(len(preferences)), [len(each) for each in preferences]),
+        preference=np.array(said),
+        strengths=np.full(len(preferences), strengths),
+        weights=np.tile(Crowd().weights, (len(said), 1)),
+        habits=np.tile(Crowd().habits, (len(said), 1)),
+    )
 
 
-def test_probability_is_symmetric_and_never_certain() -> None:
-    for votes in ([1], [2, 2, 2], [3, -1, 0], [0, 0]):
-        assert probability_b(votes) + probability_b([-v for v in votes]) == pytest.approx(1)
-    assert probability_b([1]) == pytest.approx(3 / 4)
-    assert probability_b([0]) == pytest.approx(1 / 2)
-    assert probability_b([1] * 1000) < 1
+def one(method: Method, *preferences: int, strengths: int = 3, crowd: Crowd = Crowd()) -> Consensus:
+    found = decide(method, votes_of(list(preferences), strengths=strengths), crowd)
+    return Consensus(*(float(value[0]) for value in found))
 
 
-def test_a_verdict_stands_in_place_of_the_judgments() -> None:
-    found = consensus([3, 3, -1], verdict=-2)
-    assert found is not None
-    assert found.preference == -2.0
-    assert found.p_b == pytest.approx(0.5 / 5)
-    tie = consensus([3, 3], verdict=0)
-    assert tie is not None
-    assert tie.p_b == pytest.approx(0.5)
+def test_majority_is_the_mean_and_the_smoothed_share() -> None:
+    # Three for B, one tie, one for A: (3 + 1/2 + 1/2) / (5 + 1), and one tie of those six.
+    found = majority([3, 1, 2, 0, -1])
+    assert found == (pytest.approx(1.0), pytest.approx(4 / 6), pytest.approx(1 / 6), 1.0)
+    assert majority([1]).p_b == pytest.approx(3 / 4)
+    assert majority([0]) == (0.0, 0.5, 0.5, 1.0)
 
 
-def test_nothing_said_is_no_consensus() -> None:
-    assert consensus([]) is None
+def test_strengths_weigh_by_the_scales_mean_step() -> None:
+    # Of three steps: 3 counts 3/2 and 1 counts 1/2. (3/2 + 1/2) / (3/2 + 1/2 + 1), and the mean of 3 and -1.
+    assert one("strength_weighted", 3, -1) == (1.0, pytest.approx(2 / 3), 0.0, 1.0)
+    # A tie counts 1: (3/2 + 1/2 + 1/2) / (3/2 + 1 + 1).
+    assert one("strength_weighted", 3, 0)[1:3] == (pytest.approx(2.5 / 3.5), pytest.approx(1 / 3.5))
+    # Where there is only one step, it is the majority.
+    assert one("strength_weighted", 1, 1, -1, 0, strengths=1) == pytest.approx(majority([1, 1, -1, 0]))
 
 
-def test_slices_leave_out_what_a_prompt_does_not_have() -> None:
-    assert of_prompt("safety", "hard", None, "train") == {"domain": "safety", "difficulty": "hard", "split": "train"}
-    found = masks({"domain": ["b", "a", "", "b"], "split": ["t", "t", "t", "h"]})
-    assert {key: mask.tolist() for key, mask in found.items()} == {
-        ("domain", "a"): [False, True, False, False],
-        ("domain", "b"): [True, False, False, True],
-        ("split", "h"): [False, False, False, True],
-        ("split", "t"): [True, True, True, False],
-    }
+def test_dawid_skene_is_bayes_rule() -> None:
+    # ln 4 for B against nothing for A and tie: 4 of 6, and half of the tie's 1 of 6.
+    assert one("dawid_skene", 2)[1:3] == (pytest.approx(0.75), pytest.approx(1 / 6))
+    # A labeler of weight ln 9 outvotes two of weight ln 2 each: 9, 4 and 1 of 14.
+    trusted = votes_of([2, -1, -1])._replace(weights=np.log([[9.0, 1.0], [2.0, 1.0], [2.0, 1.0]]))
+    found = decide("dawid_skene", trusted, Crowd())
+    assert found.p_b[0] == pytest.approx((9 + 1 / 2) / 14)
+    # It leans (2 p - 1) of the strength that the labelers of its side gave.
+    assert found.preference[0] == pytest.approx((2 * 9.5 / 14 - 1) * 2)
+    # Where nobody ever says tie, there is none: 4 of 5.
+    found = decide("dawid_skene", votes_of([1]), Crowd(ties=False))
+    assert (found.p_b[0], found.p_tie[0]) == (pytest.approx(0.8), 0.0)
+
+
+def test_crowd_bt_is_the_most_likely_difference() -> None:
+    crowd = Crowd(habits=Habits(0.9, 0.5))
+    said = votes_of([1, 1, 0, -1])._replace(habits=np.array([[0.9, 0.5], [0.7, 0.2], [0.8, 1.0], [0.6, 0.4]]))
+    found = decide("crowd_bt", said, crowd)
+    # The same by looking everywhere: log-likelihood of the model's own words, and the prior of two scores.
+    d = np.linspace(-6, 6, 240_001)
+    up = 1 / (1 + np.exp(-d))
+    total = -d * d / (4 * SCORE_VARIANCE)
+    for (eta, nu), side in zip(said.habits, np.sign(said.preference), strict=True):
+        room = np.exp(d / 2) + np.exp(-d / 2) + nu
+        for_b = eta * up + (1 - eta) * (1 - up)
+        share = {1: for_b, -1: 1 - for_b}.get(int(side))
+        total += np.log(nu / room) if share is None else np.log(share * (room - nu) / room)
+    best = d[total.argmax()]
+    room = np.exp(best / 2) + np.exp(-best / 2) + 0.5
+    assert found.p_b[0] == pytest.approx((np.exp(best / 2) + 0.25) / room, abs=1e-4)
+    assert found.p_tie[0] == pytest.approx(0.5 / room, abs=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_mirrored_judgments_mirror_and_nothing_is_certain(method: Method) -> None:
+    for said in ([1], [2, 2, 2], [3, -1, 0], [0, 0], [-3, -3, 1, 0, 0]):
+        one_way, other = one(method, *said), one(method, *(-p for p in said))
+        assert one_way.p_b + other.p_b == pytest.approx(1)
+        assert one_way.p_tie == pytest.approx(other.p_tie)
+        assert one_way.preference == pytest.approx(-other.preference)
+        assert 0 < one_way.p_b < 1
+        assert one_way.p_tie / 2 <= min(one_way.p_b, 1 - one_way.p_b) + 1e-12
+    assert one(method, 0, 0).p_b == pytest.approx(0.5)
+    assert one(method, 1, 1).p_b > one(method, 1).p_b > 0.5
+    assert one(method, 1, 1, 1, 1, -1).preference > 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_comparisons_do_not_mix(method: Method) -> None:
+    together = decide(method, votes_of([2, 1], [-3], [0, 1, -1]), Crowd())
+    apart = [decide(method, votes_of(each), Crowd()) for each in ([2, 1], [-3], [0, 1, -1])]
+    for field, values in zip(Decisions._fields, together, strict=True):
+        assert values == pytest.approx([float(getattr(each, field)[0]) for each in apart])
+
+
+def test_a_verdict_stands_in_place_of_judgments_and_of_what_is_stored() -> None:
+    stored = Consensus(1.5, 0.8, 0.1)
+    assert consensus([3, 3, -1], -2, stored) == verdict(-2) == (-2.0, pytest.approx(0.1), 0.0, 1.0)
+    assert verdict(0)[:2] == (0.0, 0.5)
+    assert consensus([3, 3, -1], None, stored) == stored
+    assert consensus([3, 3, -1]) == majority([3, 3, -1])
+    # What is stored of judgments that are no more says nothing.
+    assert consensus([], None, stored) is None
+
+
+def test_weights_of_nobody_are_the_majoritys() -> None:
+    assert one("dawid_skene", 1).p_b == pytest.approx(majority([1]).p_b)
+    assert module.Crowd().weights == Weights(*[pytest.approx(np.log(4))] * 2)

@@ -1,0 +1,75 @@
+"""Whole columns between PostgreSQL and numpy, by binary COPY: a million rows in about a second each way.
+
+Every column is a BIGINT or a DOUBLE PRECISION and never NULL, so that all rows have one length and no row is parsed.
+"""
+
+import struct
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import BigInteger, Double, Select
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.orm import Session
+
+_SIGNATURE = b"PGCOPY\n\xff\r\n\x00"
+_HEADER = _SIGNATURE + struct.pack(">ii", 0, 0)
+_TRAILER = struct.pack(">h", -1)
+
+
+def read_columns(session: Session, query: Select[*tuple[Any, ...]]) -> dict[str, NDArray[Any]]:
+    """The query's columns by their names, int64 or float64 arrays (rows,).
+
+    Columns must be cast to BigInteger or Double and be NOT NULL; the query must hold no % sign.
+    """
+    session.flush()
+    layout = _layout({column.name: _code(column.type) for column in query.selected_columns})
+    compiled = query.compile(dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True})
+    connection = session.connection().connection.driver_connection
+    assert connection is not None
+    with connection.cursor() as cursor, cursor.copy(f"COPY ({compiled}) TO STDOUT (FORMAT BINARY)") as copy:
+        content = b"".join(copy)
+    rows = content[len(_HEADER) : -len(_TRAILER)]
+    if len(rows) % layout.itemsize:
+        raise ValueError("A column is NULL, or neither BIGINT nor DOUBLE PRECISION.")
+    table = np.frombuffer(rows, layout)
+    return {
+        column.name: table[column.name].astype(table[column.name].dtype.newbyteorder("="))
+        for column in query.selected_columns
+    }
+
+
+def load_columns(session: Session, table: str, columns: dict[str, NDArray[Any]]) -> None:
+    """Makes a temporary table of these columns, all of one length; it goes with the transaction.
+
+    Integers become BIGINT, floats DOUBLE PRECISION.
+    """
+    codes = {name: "i8" if column.dtype.kind in "iu" else "f8" for name, column in columns.items()}
+    kinds = ", ".join(f"{name} {'BIGINT' if code == 'i8' else 'DOUBLE PRECISION'}" for name, code in codes.items())
+    layout = _layout(codes)
+    rows = np.zeros(len(next(iter(columns.values()))), layout)
+    rows["fields"] = len(columns)
+    for name, column in columns.items():
+        rows[f"length of {name}"], rows[name] = 8, column
+    connection = session.connection().connection.driver_connection
+    assert connection is not None
+    with connection.cursor() as cursor:
+        cursor.execute(f"DROP TABLE IF EXISTS pg_temp.{table}")
+        cursor.execute(f"CREATE TEMPORARY TABLE {table} ({kinds}) ON COMMIT DROP")
+        with cursor.copy(f"COPY {table} FROM STDIN (FORMAT BINARY)") as copy:
+            copy.write(_HEADER + rows.tobytes() + _TRAILER)
+        cursor.execute(f"ANALYZE {table}")
+
+
+def _code(kind: object) -> str:
+    if isinstance(kind, BigInteger):
+        return "i8"
+    if isinstance(kind, Double):
+        return "f8"
+    raise TypeError(f"A column is of type {kind}; cast it to BigInteger or Double.")
+
+
+def _layout(codes: dict[str, str]) -> np.dtype[Any]:
+    """A row of the binary format: how many fields, then each one's length and value."""
+    fields = [field for name, code in codes.items() for field in ((f"length of {name}", ">i4"), (name, f">{code}"))]
+    return np.dtype([("fields", ">i2"), *fields])

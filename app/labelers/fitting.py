@@ -1,0 +1,168 @@
+"""What labelers say together and how reliable each is: fitted over all judgments, or from the last fit for a few.
+
+All judgments: when a snapshot is frozen, when somebody is removed, and when an admin asks. A few: whenever a comparison
+settles.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy.orm import Session
+
+from app.domain import consensus, crowd_bt, reliability
+from app.domain.consensus import DIGITS, Consensus, Crowd, Decisions, Votes
+from app.domain.crowd_bt import Habits
+from app.domain.reliability import UNKNOWN, Weights
+from app.judging import ConsensusMethod, LabelingSettings
+from app.labelers import fitting_queries as queries
+from app.models import Project
+
+NOT_GIVEN = queries.NOT_GIVEN
+
+
+class Fitted(BaseModel):
+    """`project.fitted`: when and over what the last fit was, and an average labeler by it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    at: datetime
+    method: ConsensusMethod
+    judgments: int
+    comparisons: int
+    labelers: int
+    iterations: int
+    converged: bool
+    ties: bool
+    weights: tuple[float, float]
+    habits: tuple[float, float] | None = None
+
+
+class Said(NamedTuple):
+    """What is said of one comparison: one preference or more, by whom, on a scale of so many steps each way."""
+
+    labelers: Sequence[int]
+    preferences: Sequence[int]
+    strengths: int = 3
+
+
+def last_fit(project: Project) -> Fitted | None:
+    return Fitted.model_validate(project.fitted) if project.fitted else None
+
+
+def decide(session: Session, project: Project, said: Sequence[Said]) -> list[Consensus]:
+    """The consensus of comparisons by the project's method, their labelers weighed as at the last fit.
+
+    Costs O(judgments given), and one query where the method weighs labelers. None of `said` may be without a
+    preference; verdicts are `app.domain.consensus.verdict`.
+    """
+    if not said:
+        return []
+    method = LabelingSettings.model_validate(project.labeling).consensus
+    crowd = _crowd(last_fit(project))
+    labelers = [labeler for each in said for labeler in each.labelers]
+    by_labeler = queries.weights(session, project.id, set(labelers)) if method in ("dawid_skene", "crowd_bt") else {}
+    average = queries.Fit(list(crowd.weights), list(crowd.habits))
+    fits = [by_labeler.get(labeler, average) for labeler in labelers]
+    votes = Votes(
+        comparison=np.repeat(np.arange(len(said)), [len(each.labelers) for each in said]),
+        preference=np.array([preference for each in said for preference in each.preferences]),
+        strengths=np.array([each.strengths for each in said]),
+        weights=np.array([fit.weights or average.weights for fit in fits], float),
+        habits=np.array([fit.habits or average.habits for fit in fits], float),
+    )
+    found = consensus.decide(method, votes, crowd)
+    return [Consensus(*map(float, row)).rounded() for row in zip(*found, strict=True)]
+
+
+def lock(session: Session, project: Project) -> None:
+    """One fit of a project at a time."""
+    queries.lock(session, project.id)
+
+
+def refit(session: Session, project: Project) -> Fitted:
+    """Fits over all live judgments of the project and writes what follows: every labeler's reliability, and preference,
+    p_b and p_tie of all comparisons that are decided or in review.
+
+    Repeats, asked of those who have answered already, say nothing new. Dawid-Skene measures labelers on verdicts and on
+    answers to calibration items, too; it gives the reliabilities under every method but Crowd-BT. Objects loaded before
+    are not refreshed.
+    """
+    lock(session, project)
+    method = LabelingSettings.model_validate(project.labeling).consensus
+    judged, compared = queries.judged(session, project.id), queries.compared(session, project.id)
+    n = len(compared["id"])
+    comparison = np.searchsorted(compared["id"], judged["comparison"])
+    # Two statements: what was withdrawn, or judged for the first time, in between is left for the next fit.
+    there = compared["id"][np.minimum(comparison, n - 1)] == judged["comparison"] if n else comparison < 0
+    comparison, preference = comparison[there], judged["preference"][there]
+    labeler_ids, labeler = np.unique(judged["labeler"][there], return_inverse=True)
+    sides = np.sign(preference)
+
+    fit = reliability.fit(comparison, labeler, sides, comparisons=n, labelers=len(labeler_ids), known=_known(compared))
+    shares, low, high = fit.reliability, fit.low, fit.high
+    iterations, converged, habits = fit.iterations, fit.converged, None
+    by_labeler: dict[str, NDArray[Any]] = {"side": fit.weights[:, 0], "tie": fit.weights[:, 1]}
+    crowd = Crowd(fit.crowd, ties=fit.ties)
+    votes = Votes(comparison, preference, compared["strengths"], fit.weights[labeler], np.empty(0))
+    if method == "crowd_bt":
+        _, items = np.unique(np.stack([compared["a"], compared["b"]], axis=1), return_inverse=True)
+        joint = crowd_bt.fit(comparison, labeler, sides, items.reshape(-1, 2), labelers=len(labeler_ids))
+        shares, low, high = joint.habits.eta, joint.low, joint.high
+        iterations, converged, habits = joint.iterations, joint.converged, joint.crowd
+        by_labeler |= {"eta": joint.habits.eta, "nu": joint.habits.nu}
+        found = Decisions(consensus.lean(votes, joint.p_b), joint.p_b, joint.p_tie)
+    else:
+        found = consensus.decide(method, votes, crowd)
+
+    answered = np.bincount(comparison, minlength=n) > 0
+    queries.write_consensus(session, _with_verdicts(compared, answered, found))
+    queries.write_labelers(
+        session,
+        project.id,
+        {"labeler": labeler_ids, "reliability": shares, "low": low, "high": high} | by_labeler,
+    )
+    fitted = Fitted(
+        at=datetime.now(UTC),
+        method=method,
+        judgments=len(preference),
+        comparisons=n,
+        labelers=len(labeler_ids),
+        iterations=iterations,
+        converged=converged,
+        ties=crowd.ties,
+        weights=crowd.weights,
+        habits=habits,
+    )
+    project.fitted = fitted.model_dump(mode="json")
+    session.flush()
+    return fitted
+
+
+def _crowd(fitted: Fitted | None) -> Crowd:
+    if fitted is None:
+        return Crowd()
+    habits = Habits(*fitted.habits) if fitted.habits else crowd_bt.UNFITTED
+    return Crowd(Weights(*fitted.weights), habits, fitted.ties)
+
+
+def _known(compared: queries.Columns) -> NDArray[np.int64]:
+    """(C,) the side of a verdict, or of a calibration item's answer; UNKNOWN elsewhere."""
+    truth = np.where(compared["verdict"] != NOT_GIVEN, compared["verdict"], compared["gold"])
+    return np.where(truth != NOT_GIVEN, np.sign(truth), UNKNOWN)
+
+
+def _with_verdicts(compared: queries.Columns, answered: NDArray[np.bool_], found: Decisions) -> dict[str, NDArray[Any]]:
+    """What is written: the verdict's consensus in place of the labelers', and nothing where neither is."""
+    columns = {name: np.array(values) for name, values in found._asdict().items()}
+    for value in np.unique(compared["verdict"]):
+        if value != NOT_GIVEN:
+            for name, given in consensus.verdict(int(value))._asdict().items():
+                if name in columns:
+                    columns[name][compared["verdict"] == value] = given
+    written = answered | (compared["verdict"] != NOT_GIVEN)
+    rounded: dict[str, NDArray[Any]] = {n: values[written].round(DIGITS) for n, values in columns.items()}
+    return {"id": compared["id"][written]} | rounded

@@ -1,0 +1,28 @@
+"""What the labelers' pages send."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+Kind = Literal["person", "imported", "simulated", "ai_judge", "all"]
+
+
+class LabelersFilter(BaseModel):
+    kind: Kind | None = Field(None, description="none: people, or where there are none the first kind there is")
+    page: int = Field(0, ge=0, le=100_000)
+
+
+class PauseForm(BaseModel):
+    message: Annotated[str, Field(max_length=2000)] = ""
+
+
+class RemoveForm(BaseModel):
+    reason: Annotated[str, Field(max_length=2000)] = ""
+
+
+class GroupForm(BaseModel):
+    name: Annotated[str, Field(max_length=80)] = ""
+
+
+class MembersForm(BaseModel):
+    labeler_ids: list[int] = []

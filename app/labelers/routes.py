@@ -1,0 +1,233 @@
+"""The labelers of a project: who needs attention and why; one labeler; pauses, removals and groups."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Form, Query, Request, Response
+
+from app.accounts.access import AdminDep, StaffDep
+from app.db import SessionDep
+from app.domain.labelers import figures
+from app.errors import PrefloopError
+from app.judging import LabelingSettings
+from app.labelers import queries, service, views
+from app.labelers.forms import GroupForm, LabelersFilter, MembersForm, PauseForm, RemoveForm
+from app.models import Project
+from app.projects.access import ProjectDep
+from app.render import page, redirect
+
+router = APIRouter(prefix="/projects/{project_slug}/labelers")
+
+PAGE = 100
+
+
+def _url(project: Project, *path: object) -> str:
+    return "/".join((f"/projects/{project.slug}/labelers", *map(str, path)))
+
+
+@router.get("")
+def listing(
+    request: Request,
+    staff: StaffDep,
+    project: ProjectDep,
+    session: SessionDep,
+    wanted: Annotated[LabelersFilter, Query()],
+) -> Response:
+    settings = LabelingSettings.model_validate(project.labeling)
+    found = service.overview(session, project)
+    return page(
+        request,
+        "labelers/list.html",
+        listing=views.listing(found, settings.calibration, wanted.kind),
+        fitted=found.fitted,
+        method=settings.consensus,
+        kind_names=views.KINDS,
+        number=wanted.page,
+        size=PAGE,
+    )
+
+
+@router.post("/refit")
+def refit(staff: StaffDep, project: ProjectDep, session: SessionDep) -> Response:
+    service.refit(session, project)
+    return redirect(_url(project))
+
+
+@router.get("/groups")
+def groups(request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep) -> Response:
+    return _groups(request, project, session)
+
+
+def _groups(
+    request: Request, project: Project, session: SessionDep, error: PrefloopError | None = None, name: str = ""
+) -> Response:
+    return page(
+        request,
+        "labelers/groups.html",
+        status=error.status if error else 200,
+        groups=queries.groups(session, project.id),
+        people=queries.may_label(session),
+        error=error,
+        name=name,
+    )
+
+
+@router.post("/groups")
+def add_group(
+    request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep, form: Annotated[GroupForm, Form()]
+) -> Response:
+    try:
+        service.add_group(session, project, admin, form.name)
+    except PrefloopError as error:
+        return _groups(request, project, session, error, form.name)
+    return redirect(_url(project, "groups"))
+
+
+@router.post("/groups/{group_id}/members")
+def add_members(
+    request: Request,
+    admin: AdminDep,
+    project: ProjectDep,
+    session: SessionDep,
+    group_id: int,
+    form: Annotated[MembersForm, Form()],
+) -> Response:
+    try:
+        service.add_members(session, project, admin, group_id, form.labeler_ids)
+    except PrefloopError as error:
+        return _groups(request, project, session, error)
+    return redirect(_url(project, "groups"))
+
+
+@router.post("/groups/{group_id}/members/{labeler_id}/remove")
+def remove_member(
+    admin: AdminDep, project: ProjectDep, session: SessionDep, group_id: int, labeler_id: int
+) -> Response:
+    service.remove_member(session, project, admin, group_id, labeler_id)
+    return redirect(_url(project, "groups"))
+
+
+@router.post("/groups/{group_id}/delete")
+def delete_group(
+    request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep, group_id: int
+) -> Response:
+    try:
+        service.delete_group(session, project, admin, group_id)
+    except PrefloopError as error:
+        return _groups(request, project, session, error)
+    return redirect(_url(project, "groups"))
+
+
+@router.get("/{labeler_id}")
+def detail(request: Request, staff: StaffDep, project: ProjectDep, session: SessionDep, labeler_id: int) -> Response:
+    return _detail(request, project, session, labeler_id)
+
+
+def _detail(
+    request: Request,
+    project: Project,
+    session: SessionDep,
+    labeler_id: int,
+    error: PrefloopError | None = None,
+    message: str = "",
+) -> Response:
+    settings = LabelingSettings.model_validate(project.labeling)
+    labeler, row = _row(project, session, labeler_id)
+    read = queries.judged(session, project.id, of_labeler=labeler_id)
+    i = read.index_of(labeler_id)
+    own = figures(read.judged, len(read.labeler_ids), weeks=26)
+    mine = [] if i is None else read.comparison_ids[read.judged.comparison[read.judged.labeler == i]].tolist()
+    return page(
+        request,
+        "labelers/detail.html",
+        status=error.status if error else 200,
+        row=row,
+        weeks=[] if i is None else views.weeks(own, i),
+        slices=[] if i is None else views.slices(read, i, queries.tags(session, mine)),
+        judgments=queries.last_judgments(session, project.id, labeler_id),
+        history=queries.history(session, project.id, labeler_id),
+        groups=queries.groups_of(session, project.id, labeler_id),
+        by_project=queries.by_project(session, labeler_id),
+        uses=service.uses(session, project, labeler_id),
+        own=settings.own_figures,
+        error=error,
+        message=message,
+        labeler=labeler,
+    )
+
+
+def _row(project: Project, session: SessionDep, labeler_id: int) -> tuple[queries.Labeler, views.Row]:
+    """The labeler with the figures of the list, where they are held against the others of their kind."""
+    labeler = service.find(session, project, labeler_id)
+    settings = LabelingSettings.model_validate(project.labeling)
+    rows = views.listing(service.overview(session, project), settings.calibration, labeler.kind).rows
+    return labeler, next(row for row in rows if row.labeler.id == labeler_id)
+
+
+@router.post("/{labeler_id}/pause")
+def pause(
+    request: Request,
+    admin: AdminDep,
+    project: ProjectDep,
+    session: SessionDep,
+    labeler_id: int,
+    form: Annotated[PauseForm, Form()],
+) -> Response:
+    service.find(session, project, labeler_id)
+    try:
+        service.pause(session, project, admin, labeler_id, form.message)
+    except PrefloopError as error:
+        return _detail(request, project, session, labeler_id, error, form.message)
+    return redirect(_url(project, labeler_id))
+
+
+@router.post("/{labeler_id}/resume")
+def resume(request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep, labeler_id: int) -> Response:
+    service.find(session, project, labeler_id)
+    try:
+        service.resume(session, project, admin, labeler_id)
+    except PrefloopError as error:
+        return _detail(request, project, session, labeler_id, error)
+    return redirect(_url(project, labeler_id))
+
+
+@router.get("/{labeler_id}/remove")
+def removal(request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep, labeler_id: int) -> Response:
+    """What a removal would change, and what it cannot: asked before it is done."""
+    return _removal(request, project, session, labeler_id)
+
+
+def _removal(
+    request: Request,
+    project: Project,
+    session: SessionDep,
+    labeler_id: int,
+    error: PrefloopError | None = None,
+    reason: str = "",
+) -> Response:
+    return page(
+        request,
+        "labelers/remove.html",
+        status=error.status if error else 200,
+        labeler=service.find(session, project, labeler_id),
+        affected=service.removal(session, project, labeler_id),
+        uses=service.uses(session, project, labeler_id),
+        error=error,
+        reason=reason,
+    )
+
+
+@router.post("/{labeler_id}/remove")
+def remove(
+    request: Request,
+    admin: AdminDep,
+    project: ProjectDep,
+    session: SessionDep,
+    labeler_id: int,
+    form: Annotated[RemoveForm, Form()],
+) -> Response:
+    service.find(session, project, labeler_id)
+    try:
+        service.remove(session, project, admin, labeler_id, form.reason)
+    except PrefloopError as error:
+        return _removal(request, project, session, labeler_id, error, form.reason)
+    return redirect(_url(project, labeler_id))

@@ -1,0 +1,298 @@
+"""How labelers stand in a project: figures, pauses, groups, and taking somebody out again. Decisions are audited."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, time
+from typing import NamedTuple
+
+import numpy as np
+from sqlalchemy import func
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from app.accounts.service import audit
+from app.domain.labelers import Figures, figures
+from app.errors import Conflict, InvalidInput, NotFound
+from app.judging import OwnFigures
+from app.labelers import fitting, queries
+from app.labelers.fitting import Fitted
+from app.labelers.queries import Affected, Labeler, Made, Read, UsedIn
+from app.models import LabelerGroup, Project, ProjectLabeler, User
+
+OWN_JUDGMENTS = 500  # the last ones, from which a labeler's own figures are taken
+
+
+class Standing(NamedTuple):
+    """state: active, paused or removed. message: what the labeler is told while paused."""
+
+    state: str
+    message: str
+
+
+class Overview(NamedTuple):
+    """All labelers of a project with their figures.
+
+    Attributes:
+        labelers: everybody who has judged, has a standing or is in a group.
+        row_of: of each labeler in figures, by id; not there without a judgment.
+        consistency: by id: hidden repeats answered as the first time, and answered.
+        fitted: the last fit, if any.
+    """
+
+    labelers: list[Labeler]
+    figures: Figures
+    row_of: dict[int, int]
+    consistency: dict[int, tuple[int, int]]
+    fitted: Fitted | None
+
+
+class OwnNumbers(NamedTuple):
+    """What labelers read of themselves; none where the project does not show it, or there is nothing yet.
+
+    seconds: median. agreement: share on the side most others chose, of how many. calibration: likewise of known
+    answers. Both of the last `OWN_JUDGMENTS`.
+    """
+
+    today: int
+    total: int
+    seconds: float | None = None
+    agreement: tuple[float, int] | None = None
+    calibration: tuple[float, int] | None = None
+
+
+class Uses(NamedTuple):
+    """Where a labeler's judgments went: snapshots, the models trained on them, and models that began with those."""
+
+    snapshots: list[UsedIn]
+    trained: list[Made]
+    descended: list[Made]
+
+
+# ---- figures ---------------------------------------------------------------------------------------------------------
+
+
+def overview(session: Session, project: Project) -> Overview:
+    read = queries.judged(session, project.id)
+    ids = [int(id_) for id_ in read.labeler_ids]
+    return Overview(
+        labelers=queries.labelers(session, project.id, ids),
+        figures=figures(read.judged, len(ids)),
+        row_of={id_: i for i, id_ in enumerate(ids)},
+        consistency=queries.consistency(session, project.id),
+        fitted=fitting.last_fit(project),
+    )
+
+
+def of_one(session: Session, project: Project, labeler_id: int) -> tuple[Labeler, Read]:
+    """A labeler, and everything said on the comparisons they have judged.
+
+    Raises:
+        NotFound: they have nothing to do with the project.
+    """
+    return find(session, project, labeler_id), queries.judged(session, project.id, of_labeler=labeler_id)
+
+
+def find(session: Session, project: Project, labeler_id: int) -> Labeler:
+    """Raises NotFound for whoever has nothing to do with the project."""
+    found = queries.labeler(session, project.id, labeler_id) if labeler_id < 2**63 else None
+    if found is None:
+        raise NotFound("Nobody of that number judges in this project.", "The list of labelers names those who do.")
+    return found
+
+
+def standing(session: Session, project: Project, labeler: User) -> Standing:
+    """Whether somebody may label here. Nobody needs to be let in: only who was paused or removed may not."""
+    row = session.get(ProjectLabeler, (project.id, labeler.id), populate_existing=True)
+    return Standing(row.state, row.reason) if row else Standing("active", "")
+
+
+def own_figures(session: Session, project: Project, labeler: User, wanted: OwnFigures) -> OwnNumbers:
+    """A labeler's own numbers in a project, those that it shows; costs O(their judgments)."""
+    midnight = datetime.combine(datetime.now(UTC).date(), time(), UTC)
+    numbers = OwnNumbers(*queries.done_since(session, project.id, labeler.id, midnight))
+    if not (wanted.seconds or wanted.agreement or wanted.calibration) or not numbers.total:
+        return numbers
+    read = queries.judged(session, project.id, of_labeler=labeler.id, limit=OWN_JUDGMENTS)
+    i = read.index_of(labeler.id)
+    if i is None:
+        return numbers
+    found = figures(read.judged, len(read.labeler_ids))
+    if wanted.seconds and not np.isnan(found.median_ms[i]):
+        numbers = numbers._replace(seconds=float(found.median_ms[i]) / 1000)
+    if wanted.agreement and (n := int(found.compared[i])):
+        numbers = numbers._replace(agreement=(float(found.agreed[i]) / n, n))
+    if wanted.calibration and (n := int(found.measured[i])):
+        numbers = numbers._replace(calibration=(float(found.right[i]) / n, n))
+    return numbers
+
+
+def refit(session: Session, project: Project) -> Fitted:
+    """See `app.labelers.fitting.refit`."""
+    return fitting.refit(session, project)
+
+
+def uses(session: Session, project: Project, labeler_id: int) -> Uses:
+    snapshots = queries.snapshots_with(session, project.id, labeler_id)
+    rounds = {used.round_id for used in snapshots if used.round_id is not None}
+    trained: list[Made] = []
+    descended: list[Made] = []
+    tainted: set[int | None] = set()
+    for made in queries.models(session, project.id):  # oldest first: parents come before their children
+        if made.round_id in rounds:
+            trained.append(made)
+        elif tainted.intersection((made.parent_id, *made.began_with)):
+            descended.append(made)
+        else:
+            continue
+        tainted.add(made.id)
+    return Uses(snapshots, trained, descended)
+
+
+# ---- decisions -------------------------------------------------------------------------------------------------------
+
+
+def pause(session: Session, project: Project, admin: User, labeler_id: int, message: str) -> None:
+    """The labeler gets no more tasks and reads the message instead, until an admin lets them go on.
+
+    Raises:
+        InvalidInput: no message. Conflict: they were removed. NotFound: they have nothing to do with the project.
+    """
+    message = message.strip()
+    if not message:
+        raise InvalidInput("The message is empty.", "Tell the labeler why they are paused and what to do.")
+    row = _locked(session, project, labeler_id)
+    if row.state == "removed":
+        raise Conflict("This labeler was removed from the project.", "There is nobody to pause.")
+    _change(session, row, admin, "paused", message)
+    audit(session, admin.id, "labeler.paused", project.id, labeler_id=labeler_id, because="admin", message=message)
+
+
+def resume(session: Session, project: Project, admin: User, labeler_id: int) -> None:
+    """Lets a paused or removed labeler work again. Calibration looks back no further than to this moment; judgments
+    that a removal took out stay out.
+
+    Raises:
+        Conflict: nothing keeps them from working. NotFound: they have nothing to do with the project.
+    """
+    row = _locked(session, project, labeler_id)
+    if row.state == "active":
+        raise Conflict("This labeler is not paused.", "Nothing was changed.")
+    before = row.state
+    _change(session, row, admin, "active", "")
+    row.counted_from = func.now()
+    audit(session, admin.id, "labeler.resumed", project.id, labeler_id=labeler_id, from_state=before)
+    session.flush()
+
+
+def removal(session: Session, project: Project, labeler_id: int) -> Affected:
+    """What `remove` would change."""
+    return queries.affected(session, project.id, labeler_id)
+
+
+def remove(session: Session, project: Project, admin: User, labeler_id: int, reason: str) -> Affected:
+    """Takes a labeler and all their judgments out: they withdrew their consent, or sent spam.
+
+    Their judgments stay stored, superseded; comparisons that lack judgments now go back into the queue; what everybody
+    else says is fitted anew. Snapshots and models made before are not changed: `uses` names them.
+
+    Returns:
+        what was changed.
+
+    Raises:
+        InvalidInput: no reason. Conflict: they were removed already. NotFound: as `pause`.
+    """
+    reason = reason.strip()
+    if not reason:
+        raise InvalidInput("The reason is empty.", "Say why: consent withdrawn, spam, ...")
+    row = _locked(session, project, labeler_id)
+    if row.state == "removed":
+        raise Conflict("This labeler was removed already.", "Nothing was changed.")
+    fitting.lock(session, project)  # before the comparisons, as every fit does
+    before = queries.affected(session, project.id, labeler_id)
+    used = uses(session, project, labeler_id)
+    comparisons = queries.take_out(session, project.id, labeler_id)
+    reopened = queries.reopen(session, comparisons)
+    queries.release_kept(session, project.id, labeler_id)
+    queries.leave_groups(session, project.id, labeler_id)
+    _change(session, row, admin, "removed", reason)
+    done = before._replace(judgments=len(comparisons), comparisons=len(comparisons), reopened=reopened)
+    audit(
+        session,
+        admin.id,
+        "labeler.removed",
+        project.id,
+        labeler_id=labeler_id,
+        reason=reason,
+        judgments=done.judgments,
+        reopened=done.reopened,
+        snapshots=[snapshot.snapshot_id for snapshot in used.snapshots],
+        models=[model.id for model in (*used.trained, *used.descended)],
+    )
+    fitting.refit(session, project)
+    return done
+
+
+def _locked(session: Session, project: Project, labeler_id: int) -> ProjectLabeler:
+    if labeler_id >= 2**63 or not queries.lock_labeler(session, labeler_id):
+        raise NotFound("Nobody of that number judges in this project.", "The list of labelers names those who do.")
+    return queries.lock_standing(session, project.id, labeler_id)
+
+
+def _change(session: Session, row: ProjectLabeler, admin: User, state: str, reason: str) -> None:
+    row.state, row.reason, row.changed_by, row.changed_at = state, reason, admin.id, datetime.now(UTC)
+    session.flush()
+
+
+# ---- groups ----------------------------------------------------------------------------------------------------------
+
+
+def add_group(session: Session, project: Project, admin: User, name: str) -> LabelerGroup:
+    """Raises InvalidInput for an empty name, Conflict for one that the project has."""
+    name = name.strip()
+    if not name:
+        raise InvalidInput("The name is empty.", "Name the group by what its members know: “law”, “Arabic”.")
+    group = LabelerGroup(project_id=project.id, name=name)
+    try:
+        with session.begin_nested():
+            session.add(group)
+            session.flush()
+    except IntegrityError as error:
+        raise Conflict(f"There is a group “{name}” already.", "Choose another name.") from error
+    audit(session, admin.id, "group.added", project.id, group_id=group.id, name=name)
+    return group
+
+
+def delete_group(session: Session, project: Project, admin: User, group_id: int) -> None:
+    """Raises Conflict while comparisons are kept for the group, NotFound where there is none."""
+    group = _group(session, project, group_id)
+    if queries.is_kept_for(session, group.id):
+        raise Conflict(f"Comparisons are kept for the group “{group.name}”.", "Empty it instead.")
+    audit(session, admin.id, "group.deleted", project.id, group_id=group.id, name=group.name)
+    session.delete(group)
+    session.flush()
+
+
+def add_members(session: Session, project: Project, admin: User, group_id: int, labeler_ids: Sequence[int]) -> None:
+    """Raises NotFound for a group or a labeler that is not there."""
+    group = _group(session, project, group_id)
+    known = {user.id for user in queries.may_label(session)}
+    if not labeler_ids:
+        raise InvalidInput("Nobody was chosen.", "Choose who joins the group.")
+    if not known >= set(labeler_ids):
+        raise NotFound("Somebody chosen cannot label any more.", "Reload the page and choose again.")
+    for labeler_id in labeler_ids:
+        queries.add_member(session, group.id, labeler_id)
+    audit(session, admin.id, "group.joined", project.id, group_id=group.id, labeler_ids=list(labeler_ids))
+
+
+def remove_member(session: Session, project: Project, admin: User, group_id: int, labeler_id: int) -> None:
+    """Raises NotFound for a group that is not there."""
+    group = _group(session, project, group_id)
+    queries.remove_member(session, group.id, labeler_id)
+    audit(session, admin.id, "group.left", project.id, group_id=group.id, labeler_ids=[labeler_id])
+
+
+def _group(session: Session, project: Project, group_id: int) -> LabelerGroup:
+    group = queries.group(session, project.id, group_id) if group_id < 2**63 else None
+    if group is None:
+        raise NotFound("This project has no such group.", "Reload the page: somebody may have deleted it.")
+    return group
