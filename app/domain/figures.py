@@ -119,9 +119,9 @@ class PairPatterns(Patterns):
         coefficients, to_side = self.coefficients(patterns, categories), sides_of(self.values)
 
         def of(times: NDArray[np.int64]) -> NDArray[np.float64]:
-            confusion = np.zeros((len(times), size * size))
-            confusion[:, patterns] = times
-            confusion = confusion.reshape(-1, size, size)
+            cells = np.zeros((len(times), size * size))
+            cells[:, patterns] = times
+            confusion = cells.reshape(-1, size, size)
             by_side = to_side.T @ confusion @ to_side
             kappas = [cohen_kappa(by_side), cohen_kappa(confusion, "quadratic")]
             return np.concatenate([kappas, coefficients(times)])

@@ -1,100 +1,158 @@
-"""SQL of the agreement page: one grouped read of all live judgments, and the labelers' table."""
+"""SQL of the agreement page: all judgments as arrays, the live counts, and names."""
 
+from collections.abc import Collection
+from functools import reduce
 from typing import NamedTuple
 
-from sqlalchemy import Float, and_, case, cast, func, select
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ColumnElement,
+    LargeBinary,
+    SmallInteger,
+    and_,
+    any_,
+    cast,
+    func,
+    literal,
+    select,
+)
 from sqlalchemy.orm import Session
 
-from app.models import Comparison, Judgment, Prompt, User
+from app.domain.agreement_table import NOT_SAID, Judgments, Tags
+from app.models import AgreementTally, Comparison, Judgment, Prompt, Round, Rubric, User
 
-PREFERENCES = tuple(range(-3, 4))
-PAGE = 50
-
-
-class Unit(NamedTuple):
-    """A comparison: its slices, and how many judgments gave each of PREFERENCES."""
-
-    domain: str
-    difficulty: str
-    split: str
-    purpose: str
-    counts: tuple[int, ...]
+CHUNK = 500_000  # comparisons whose judgments come as one value, which PostgreSQL limits to a gigabyte
+MONDAY = 2  # 2000-01-03, in days since PostgreSQL's epoch
+DAY = 86_400_000_000  # microseconds
+COUNTS = and_(Comparison.state != "withdrawn", Comparison.purpose != "repeat")  # nobody agrees with themselves
 
 
-def units(session: Session, project_id: int) -> list[Unit]:
-    """The comparisons that have live judgments, without withdrawn ones."""
-    counted = [func.count().filter(Judgment.preference == preference) for preference in PREFERENCES]
-    # Grouped by comparison before its slices are joined: fewer and narrower rows to sort.
-    judged = (
-        select(Judgment.comparison_id, *(n.label(f"n{i}") for i, n in enumerate(counted)))
-        .where(Judgment.superseded_at.is_(None))
-        .join(Comparison, Comparison.id == Judgment.comparison_id)
-        .where(Comparison.project_id == project_id, Comparison.state != "withdrawn")
-        .group_by(Judgment.comparison_id)
-        .subquery()
+def judgments(session: Session, project_id: int, kinds: Collection[str], aspects: Collection[str]) -> Judgments:
+    """The live judgments that state a preference, by labelers of these kinds; not of withdrawn comparisons and repeats.
+
+    Numbers come as packed bytes: a million rows as Python objects would take longer than all that follows.
+    """
+    # Groups are hashed, not sorted on disk; compiling would take longer than it saves.
+    local = {"work_mem": "128MB", "enable_sort": "off", "jit": "off"}
+    session.execute(select(*(func.set_config(name, value, True) for name, value in local.items())))
+    said = _said(session, project_id, kinds, aspects)
+    tags, ties, comparison, tag = _tagged(session, project_id)
+    # A judgment taken back between both reads may leave a comparison without any: it is in the first alone.
+    is_tagged = np.isin(said["comparison"], comparison)
+    if not is_tagged.all():
+        said = {name: column[is_tagged] for name, column in said.items()}
+    at = np.searchsorted(comparison, said["comparison"])
+    return Judgments(
+        tags=tags,
+        ties=ties,
+        tag=tag[at],
+        comparison=said["comparison"],
+        labeler=said["labeler"],
+        week=(said["at"] // DAY - MONDAY) // 7,
+        preference=said["preference"],
+        aspects={name: said["aspects"][:, i] for i, name in enumerate(aspects)},
     )
-    found = (
-        select(
-            Prompt.domain,
-            Prompt.difficulty,
-            Prompt.split,
-            Comparison.purpose,
-            *(judged.c[f"n{i}"] for i in range(len(PREFERENCES))),
-        )
-        .select_from(judged)
-        .join(Comparison, Comparison.id == judged.c.comparison_id)
-        .join(Prompt, Prompt.id == Comparison.prompt_id)
-    )
-    return [
-        Unit(domain, difficulty, split, purpose, tuple(counts))
-        for domain, difficulty, split, purpose, *counts in session.execute(found)
+
+
+def _said(
+    session: Session, project_id: int, kinds: Collection[str], aspects: Collection[str]
+) -> dict[str, NDArray[np.int64]]:
+    """The judgments' columns."""
+    numbers = [("comparison", ">i8"), ("labeler", ">i8"), ("at", ">i8"), ("preference", ">i2")]
+    record = np.dtype([*numbers, ("aspects", ">i2", len(aspects))])
+    packed: list[ColumnElement[bytes]] = [
+        func.int8send(Judgment.comparison_id, type_=LargeBinary),
+        func.int8send(Judgment.labeler_id),
+        func.timestamptz_send(Judgment.created_at),
+        func.int2send(Judgment.preference),
     ]
-
-
-class LabelerRow(NamedTuple):
-    name: str
-    kind: str
-    judgments: int
-    with_consensus: float | None  # share on the side of the consensus, over decided comparisons of others too
-    left_picks: float | None  # share of non-ties where the left response was chosen, where the shown side is known
-
-
-class LabelerPage(NamedTuple):
-    rows: list[LabelerRow]
-    total: int
-
-
-def labelers(session: Session, project_id: int, number: int) -> LabelerPage:
-    """A page (from 0) of the labelers, those with most judgments first."""
-    decided = Comparison.state.in_(("settled", "in_review", "adjudicated")) & (Comparison.judgment_count > 1)
-    agrees = func.sign(Judgment.preference) == func.sign(Comparison.consensus)
-    sided = and_(Judgment.swapped.is_not(None), Judgment.preference != 0)
-    left = (Judgment.preference < 0) != Judgment.swapped
-    judged = (
-        select(
-            Judgment.labeler_id,
-            func.count().label("judgments"),
-            func.avg(case((agrees, 1.0), else_=0.0)).filter(decided).label("with_consensus"),
-            func.avg(case((left, 1.0), else_=0.0)).filter(sided).label("left_picks"),
-        )
+    for name in aspects:
+        answer = func.coalesce(Judgment.aspects[name].as_integer(), NOT_SAID)
+        packed.append(func.int2send(cast(answer, SmallInteger)))
+    joined = reduce(lambda left, right: left.op("||")(right), packed)
+    found = (
+        select(func.string_agg(joined, literal(b"", LargeBinary)))
         .join(Comparison, Comparison.id == Judgment.comparison_id)
-        .where(Comparison.project_id == project_id, Comparison.state != "withdrawn", Judgment.superseded_at.is_(None))
-        .group_by(Judgment.labeler_id)
-        .subquery()
+        .join(User, User.id == Judgment.labeler_id)
+        .where(Comparison.project_id == project_id, COUNTS, User.kind.in_(kinds))
+        .where(Judgment.superseded_at.is_(None), Judgment.preference.is_not(None))
+        .group_by(Comparison.id // CHUNK)
+    )
+    all_ = np.frombuffer(b"".join(session.scalars(found)), dtype=record)
+    return {name: all_[name].astype(np.int64) for name in record.fields or ()}
+
+
+def _tagged(
+    session: Session, project_id: int
+) -> tuple[list[Tags], NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
+    """Combinations of tags, whether each allows ties; ids of comparisons, ascending, and their combinations."""
+    columns = (
+        func.coalesce(Rubric.version, 0),
+        Prompt.domain,
+        Prompt.difficulty,
+        func.coalesce(Prompt.safety_category, ""),
+        Prompt.split,
+        Comparison.purpose,
+        func.coalesce(Round.number, 0),
+        Rubric.allow_tie | Rubric.allow_both_bad,
     )
     found = (
-        select(
-            User.name,
-            User.kind,
-            judged.c.judgments,
-            cast(judged.c.with_consensus, Float),
-            cast(judged.c.left_picks, Float),
-            func.count().over(),
-        )
-        .join(judged, judged.c.labeler_id == User.id)
-        .order_by(judged.c.judgments.desc(), User.id)
-        .offset(number * PAGE)
-        .limit(PAGE)
+        select(*columns, func.string_agg(func.int8send(Comparison.id), literal(b"", LargeBinary), type_=LargeBinary))
+        .join(Prompt, Prompt.id == Comparison.prompt_id)
+        .join(Rubric, Rubric.id == Comparison.rubric_id)
+        .outerjoin(Round, Round.id == Comparison.round_id)
+        .where(Comparison.project_id == project_id, Comparison.judgment_count > 0)
+        .group_by(*columns)
     )
     rows = session.execute(found).all()
-    return LabelerPage([LabelerRow(*row[:5]) for row in rows], rows[0][5] if rows else 0)
+    tags = [Tags(*("" if value == 0 else str(value) for value in row[:-2])) for row in rows]
+    ids = np.frombuffer(b"".join(row[-1] for row in rows), dtype=">i8").astype(np.int64)
+    tag = np.repeat(np.arange(len(rows)), [len(row[-1]) // 8 for row in rows])
+    order = np.argsort(ids)
+    return tags, np.array([row[-2] for row in rows], dtype=bool), ids[order], tag[order]
+
+
+class Tally(NamedTuple):
+    """How many comparisons have exactly these answers: app.models.AgreementTally."""
+
+    answers: list[int]
+    n: int
+
+
+def tally(session: Session, project_id: int) -> list[Tally]:
+    """The patterns of answers in the project that occur now."""
+    n = func.sum(AgreementTally.n)
+    found = select(AgreementTally.answers, n).where(AgreementTally.project_id == project_id)
+    rows = session.execute(found.group_by(AgreementTally.answers).having(n != 0).order_by(AgreementTally.answers))
+    return [Tally(answers, int(count)) for answers, count in rows]
+
+
+class Scales(NamedTuple):
+    """What the project's published rubrics ask for."""
+
+    has_tie: bool
+    strengths: int  # of the widest
+    aspects: list[str]
+
+
+def scales(session: Session, project_id: int) -> Scales:
+    published = (Rubric.project_id == project_id, Rubric.version.is_not(None))
+    columns = select(Rubric.allow_tie | Rubric.allow_both_bad, Rubric.strengths, Rubric.aspects)
+    rows = session.execute(columns.where(*published).order_by(Rubric.version)).all()
+    names = [aspect["name"] for *_, aspects in rows for aspect in aspects]
+    return Scales(
+        has_tie=any(has_tie for has_tie, *_ in rows),
+        strengths=max((strengths for _, strengths, _ in rows), default=1),
+        aspects=list(dict.fromkeys(names)),
+    )
+
+
+def labelers(session: Session, ids: Collection[int]) -> dict[int, tuple[str, str]]:
+    """(name, kind) by id."""
+    wanted = User.id == any_(literal(list(ids), ARRAY(BigInteger)))
+    return {
+        id_: (name, kind) for id_, name, kind in session.execute(select(User.id, User.name, User.kind).where(wanted))
+    }

@@ -1,18 +1,43 @@
-"""The agreement page, and the same numbers as JSON for programs."""
+"""The agreement page, its parts that load by themselves, and the same numbers as JSON for programs."""
 
-from dataclasses import asdict
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
+from sqlalchemy.orm import Session
 
 from app.accounts.access import StaffDep
 from app.db import SessionDep
-from app.insights import queries, service
+from app.errors import NotFound
+from app.insights import queries, service, views
+from app.insights.service import Computed, Tables
+from app.models import Project
+from app.models.user import USER_KINDS
 from app.projects.access import ProjectDep
 from app.render import page
 
 router = APIRouter(prefix="/projects/{project_slug}/agreement")
+
+# A table of more judgments may take over a second: the page shows the live figures and loads it behind them.
+AT_ONCE = 5_000
+
+
+def _kinds(
+    kind: Annotated[list[Literal["person", "imported", "simulated", "ai_judge"]] | None, Query()] = None,
+) -> tuple[str, ...]:
+    return tuple(each for each in USER_KINDS if each in kind) if kind else service.PEOPLE
+
+
+def _tables(request: Request) -> Tables:
+    tables: Tables = request.app.state.agreement_tables
+    return tables
+
+
+KindsDep = Annotated[tuple[str, ...], Depends(_kinds)]
+TablesDep = Annotated[Tables, Depends(_tables)]
+DimensionQuery = Annotated[str, Query(max_length=40)]
+NumberQuery = Annotated[int, Query(ge=0, le=100_000)]
 
 
 @router.get("")
@@ -21,20 +46,86 @@ def agreement(
     staff: StaffDep,
     project: ProjectDep,
     session: SessionDep,
-    labelers: Annotated[int, Query(ge=0, le=100_000)] = 0,
+    kinds: KindsDep,
+    tables: TablesDep,
+    wait: bool = False,
+    dimension: DimensionQuery = "",
+    number: NumberQuery = 0,
 ) -> Response:
-    """Agreement as a whole and by slice; `labelers` is the page of the labelers' table."""
-    found = service.agreement(session, project.id)
+    """Live figures of the whole, and the table, which large projects load behind them unless told to wait."""
+    live = service.live(session, project.id, kinds)
     if "application/json" in request.headers.get("accept", ""):
-        by_slice = {f"{name}={value}": asdict(part) for (name, value), part in found.by_slice.items()}
-        return JSONResponse(asdict(found.whole) | {"slices": by_slice, "preferences": found.preferences})
+        computed = _computed(session, project, kinds, tables)
+        names = queries.labelers(session, views.labelers_of(computed.table))
+        return JSONResponse(views.as_json(live, computed, names, kinds))
+    at_once = wait or live.figures.judgments <= AT_ONCE or tables.kept((project.id, kinds)) is not None
+    shown = _view(session, project, kinds, tables, {dimension: number}) if at_once and live.figures.judgments else None
     return page(
         request,
         "insights/agreement.html",
-        whole=found.whole,
-        slices=[(name, value, part) for (name, value), part in found.by_slice.items()],
-        preferences=found.preferences,
-        labelers=queries.labelers(session, project.id, labelers),
-        labelers_page=labelers,
-        labelers_pages=queries.PAGE,
+        live=live,
+        answers=views.answers(live, queries.scales(session, project.id).strengths),
+        others=views.others(live, kinds),
+        view=shown,
+        **_shared(project, kinds),
     )
+
+
+@router.get("/live")
+def live(request: Request, staff: StaffDep, project: ProjectDep, session: SessionDep, kinds: KindsDep) -> Response:
+    """The live figures alone."""
+    found = service.live(session, project.id, kinds)
+    return page(request, "insights/_live.html", live=found, **_shared(project, kinds))
+
+
+@router.get("/table")
+def table(
+    request: Request, staff: StaffDep, project: ProjectDep, session: SessionDep, kinds: KindsDep, tables: TablesDep
+) -> Response:
+    """Everything below the live figures."""
+    shown = _view(session, project, kinds, tables, {})
+    return page(request, "insights/_table.html", view=shown, **_shared(project, kinds))
+
+
+@router.get("/section")
+def section(
+    request: Request,
+    staff: StaffDep,
+    project: ProjectDep,
+    session: SessionDep,
+    kinds: KindsDep,
+    tables: TablesDep,
+    dimension: DimensionQuery,
+    number: NumberQuery = 0,
+) -> Response:
+    """One page of the parts of one kind."""
+    shown = _view(session, project, kinds, tables, {dimension: number})
+    found = views.section(shown, dimension)
+    if found is None:
+        raise NotFound(f"There is nothing to show by {dimension}.", "Open the agreement page anew.")
+    return page(request, "insights/_section.html", view=shown, section=found, **_shared(project, kinds))
+
+
+def _computed(session: Session, project: Project, kinds: tuple[str, ...], tables: Tables) -> Computed:
+    return tables.get((project.id, kinds), lambda: service.table(session, project.id, kinds))
+
+
+def _view(
+    session: Session, project: Project, kinds: tuple[str, ...], tables: Tables, pages: Mapping[str, int]
+) -> views.View:
+    computed = _computed(session, project, kinds, tables)
+    names = queries.labelers(session, views.labelers_of(computed.table))
+    return views.view(computed, names, project.review_threshold, pages)
+
+
+def _shared(project: Project, kinds: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "here": f"/projects/{project.slug}/agreement",
+        "kinds": kinds,
+        "words": views.KINDS,
+        "query": "&".join(f"kind={kind}" for kind in kinds),
+        "is_default": kinds == service.PEOPLE,
+        "least": views.LEAST,
+        "page_size": views.PAGE,
+        "chart": views.chart,
+    }

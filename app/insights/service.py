@@ -1,66 +1,115 @@
-"""How far a project's labelers agree, as a whole and by slice."""
+"""How far a project's labelers agree: live figures of the whole, and the full table."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Hashable
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
-from app.domain import slices
-from app.domain.agreement import krippendorff_alpha, percent_agreement
+from app.domain import agreement_table
+from app.domain.agreement_table import PREFERENCES, Table
+from app.domain.bootstrap import REPLICATES
+from app.domain.figures import Figures, Patterns
 from app.insights import queries
-from app.insights.queries import PREFERENCES
+from app.models.user import USER_KINDS
 
-SIDES = (-1, 0, 1)
-SLICES = ("domain", "difficulty", "split", "purpose")
+# Whose judgments a page is about unless it is told otherwise: people's, not machines'.
+PEOPLE = ("person", "imported")
+ANSWERS = len(PREFERENCES)  # codes of one kind of labeler in AgreementTally.answers
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Coefficients over some comparisons; none where undefined (app.domain.agreement).
+class Live(NamedTuple):
+    """The project as a whole, as of the last judgment."""
 
-    nominal_alpha and percent compare sides (A, tie, B); ordinal_alpha the seven preferences from -3 to 3.
+    figures: Figures
+    preferences: dict[int, int]  # judgments by preference
+    judgments_by_kind: dict[str, int]  # of all kinds of labelers, also those left out
+
+
+def live(session: Session, project_id: int, kinds: Collection[str] = PEOPLE) -> Live:
+    """Figures over the live judgments of labelers of these kinds, from counts that every judgment keeps up to date.
+
+    Costs the same for a thousand and a million judgments: it reads the distinct patterns of answers alone. The rules
+    of what counts are those of `queries.judgments`.
+    """
+    tallies = queries.tally(session, project_id)
+    by_code = np.zeros((len(tallies), len(USER_KINDS) * ANSWERS), dtype=np.int64)
+    for row, tally in zip(by_code, tallies, strict=True):
+        np.add.at(row, tally.answers, 1)
+    by_kind = by_code.reshape(-1, len(USER_KINDS), ANSWERS)
+    times = np.array([tally.n for tally in tallies], dtype=np.int64)
+    counts = by_kind[:, [kind in kinds for kind in USER_KINDS]].sum(axis=1)
+
+    judged = counts.any(axis=1)
+    patterns, pattern = agreement_table.distinct(counts[judged])
+    frequencies = np.bincount(pattern, times[judged], minlength=len(patterns)).astype(np.int64)
+    categories = 2 + int(queries.scales(session, project_id).has_tie)
+    # Where nearly every comparison is a pattern of its own there are many, and fewer replicates must do.
+    replicates = int(np.clip(20_000_000 // max(1, len(patterns)), 100, REPLICATES))
+    figures = Patterns(patterns, PREFERENCES).figures(
+        np.arange(len(patterns)), frequencies, categories, np.random.default_rng(0), replicates
+    )
+    said = (counts * times[:, None]).sum(axis=0)
+    of_kinds = (by_kind.sum(axis=2) * times[:, None]).sum(axis=0)
+    return Live(
+        figures,
+        {int(preference): int(n) for preference, n in zip(PREFERENCES, said, strict=True)},
+        {kind: int(n) for kind, n in zip(USER_KINDS, of_kinds, strict=True)},
+    )
+
+
+def table(session: Session, project_id: int, kinds: Collection[str] = PEOPLE) -> Table:
+    """All figures, computed from all judgments: a few seconds for a million."""
+    judgments = queries.judgments(session, project_id, kinds, queries.scales(session, project_id).aspects)
+    return agreement_table.table(judgments)
+
+
+class Computed(NamedTuple):
+    table: Table
+    at: datetime
+    seconds: float
+
+
+class Tables:
+    """Tables that took long, kept for twenty times what they cost: a busy page costs a twentieth of a core at most.
+
+    What takes less than a second is computed anew each time.
     """
 
-    comparisons: int  # with at least one judgment
-    judgments: int
-    nominal_alpha: float | None
-    ordinal_alpha: float | None
-    percent: float | None
+    KEPT_FOR = 20
+    WORTH_KEEPING = 1.0  # seconds
 
+    def __init__(self) -> None:
+        self._kept: dict[Hashable, Computed] = {}
+        self._locks: defaultdict[Hashable, threading.Lock] = defaultdict(threading.Lock)
+        self._guard = threading.Lock()
 
-@dataclass(frozen=True)
-class ProjectAgreement:
-    whole: Agreement
-    by_slice: dict[tuple[str, str], Agreement]  # by (slice's name, value)
-    preferences: dict[int, int]  # judgments by preference
+    def kept(self, key: Hashable) -> Computed | None:
+        """The table, if there is one that is new enough."""
+        with self._guard:
+            now = datetime.now(UTC)
+            for old in [old for old, found in self._kept.items() if now > found.at + self._lasting(found)]:
+                del self._kept[old]
+            return self._kept.get(key)
 
+    def get(self, key: Hashable, compute: Callable[[], Table]) -> Computed:
+        """The table kept, else a new one. Who asks while it is being computed waits for that one."""
+        with self._guard:
+            lock = self._locks[key]
+        with lock:
+            if found := self.kept(key):
+                return found
+            began = time.perf_counter()
+            table = compute()
+            found = Computed(table, datetime.now(UTC), time.perf_counter() - began)
+            if found.seconds > self.WORTH_KEEPING:
+                with self._guard:
+                    self._kept[key] = found
+            return found
 
-def agreement(session: Session, project_id: int) -> ProjectAgreement:
-    """Agreement over the live judgments of all comparisons that are not withdrawn."""
-    units = queries.units(session, project_id)
-    counts = np.array([unit.counts for unit in units], dtype=np.int64).reshape(-1, len(PREFERENCES))
-    masks = slices.masks({name: [getattr(unit, name) for unit in units] for name in SLICES})
-    totals = counts.sum(axis=0)
-    return ProjectAgreement(
-        whole=of_counts(counts),
-        by_slice={key: of_counts(counts[mask]) for key, mask in masks.items()},
-        preferences={preference: int(n) for preference, n in zip(PREFERENCES, totals, strict=True)},
-    )
-
-
-def of_counts(counts: NDArray[np.int64]) -> Agreement:
-    """Agreement from (comparisons, 7) counts of the preferences -3 to 3."""
-    sides = np.stack([_sum(counts, [p for p in PREFERENCES if np.sign(p) == side]) for side in SIDES], axis=1)
-    return Agreement(
-        comparisons=len(counts),
-        judgments=int(counts.sum()),
-        nominal_alpha=krippendorff_alpha(sides, SIDES, "nominal"),
-        ordinal_alpha=krippendorff_alpha(counts, PREFERENCES, "ordinal"),
-        percent=percent_agreement(sides),
-    )
-
-
-def _sum(counts: NDArray[np.int64], preferences: Sequence[int]) -> NDArray[np.int64]:
-    return counts[:, [PREFERENCES.index(preference) for preference in preferences]].sum(axis=1)
+    def _lasting(self, found: Computed) -> timedelta:
+        return timedelta(seconds=self.KEPT_FOR * found.seconds)

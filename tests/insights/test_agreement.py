@@ -1,138 +1,336 @@
-"""Agreement of a project: the numbers, the slices, the labelers' table and the page."""
+"""Agreement of a project: what counts, whose judgments, the page, its parts and its JSON."""
 
+import threading
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import krippendorff
 import numpy as np
 import pytest
+from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from app.insights import queries, service
-from app.models import Project
+from app.domain.agreement_table import Table
+from app.insights import queries, routes, service, views
+from app.insights.service import Computed, Tables
+from app.models import Project, User
+from benchmarks import agreement as benchmark
 from tests import factories
 
 NAN = float("nan")
+JSON = {"Accept": "application/json"}
 
 
 @pytest.fixture
 def project(session: Session) -> Project:
-    return factories.project(session)
+    return factories.project(session, review_threshold=0.6)
 
 
-def judged(session: Session, project: Project, answers: dict[Any, int], **values: Any) -> Any:
-    """A comparison with these preferences by labeler."""
+def judged(session: Session, project: Project, answers: dict[User, int], **values: Any) -> Any:
+    """A comparison with these preferences by labeler; `aspects=` are everybody's."""
+    said = {"aspects": values.pop("aspects", {})} | ({"created_at": at} if (at := values.pop("at", None)) else {})
     row = factories.comparison(session, project, overlap=10, **values)
     for labeler, preference in answers.items():
-        factories.judgment(session, row, preference=preference, labeler_id=labeler.id)
+        factories.judgment(session, row, preference=preference, labeler_id=labeler.id, **said)
     return row
+
+
+def of_slice(session: Session, project: Project, domain: str, n: int, agreeing: int, labelers: list[User]) -> None:
+    """n comparisons of a domain, on `agreeing` of which both labelers are on one side."""
+    for i in range(n):
+        prompt = factories.prompt(session, project, domain=domain)
+        first = 1 if i % 2 else -1
+        second = first if i < agreeing else -first
+        judged(session, project, {labelers[0]: first, labelers[1]: second}, prompt=prompt)
 
 
 def test_alpha_and_percent_of_a_project(session: Session, project: Project) -> None:
     rng = np.random.default_rng(7)
     labelers = [factories.user(session) for _ in range(4)]
-    table = rng.integers(-3, 4, (4, 15)).astype(float)
-    table[:, :6] = np.clip(table[0, :6] + rng.integers(0, 2, (4, 6)), -3, 3)  # some agreement
+    table = rng.integers(-4, 5, (4, 15)).astype(float)
+    table[:, :6] = np.clip(table[0, :6] + rng.integers(0, 2, (4, 6)), -4, 4)  # some agreement
     table[rng.random(table.shape) < 0.3] = NAN
     for unit in table.T:
         said = {labeler: int(x) for labeler, x in zip(labelers, unit, strict=True) if not np.isnan(x)}
         judged(session, project, said)
-    # None of these count: superseded, withdrawn, another project's.
+    # None of these count: superseded, withdrawn, a hidden repeat, "cannot judge", another project's.
     row = judged(session, project, {labelers[0]: 1}, state="withdrawn")
     factories.judgment(session, row, preference=-3, labeler_id=labelers[1].id)
+    judged(session, project, {labelers[0]: 1, labelers[1]: -1}, purpose="repeat", repeat_of_id=row.id)
     judged(session, factories.project(session), {labelers[0]: 1, labelers[1]: -1})
     row = judged(session, project, {})
+    factories.judgment(session, row, preference=None, labeler_id=labelers[1].id)  # type: ignore[arg-type]
     old = factories.judgment(session, row, preference=3, labeler_id=labelers[0].id)
-    old.superseded_at, old.superseded_for = old.created_at, "undone"
+    old.superseded_at, old.superseded_for = datetime.now(UTC), "undone"
     session.flush()
 
-    found = service.agreement(session, project.id)
     sides = np.sign(table)
-    assert found.whole.nominal_alpha == pytest.approx(
-        krippendorff.alpha(reliability_data=sides, level_of_measurement="nominal"), abs=1e-9
-    )
-    assert found.whole.ordinal_alpha == pytest.approx(
-        krippendorff.alpha(reliability_data=table, level_of_measurement="ordinal"), abs=1e-9
-    )
     pairs = [(a, b) for unit in sides.T for i, a in enumerate(unit) for b in unit[i + 1 :] if a == a and b == b]
-    assert found.whole.percent == pytest.approx(sum(a == b for a, b in pairs) / len(pairs))
-    assert found.whole.judgments == np.isfinite(table).sum()
-    assert found.preferences == {p: int((table == p).sum()) for p in range(-3, 4)}
+    live = service.live(session, project.id)
+    for whole in (live.figures, service.table(session, project.id).whole):
+        assert whole.nominal_alpha.value == pytest.approx(
+            krippendorff.alpha(reliability_data=sides, level_of_measurement="nominal"), abs=1e-9
+        )
+        assert whole.ordinal_alpha.value == pytest.approx(
+            krippendorff.alpha(reliability_data=table, level_of_measurement="ordinal"), abs=1e-9
+        )
+        assert whole.percent.value == pytest.approx(sum(a == b for a, b in pairs) / len(pairs))
+        assert whole.judgments == np.isfinite(table).sum()
+    assert live.preferences == {p: int((table == p).sum()) for p in range(-4, 5)}
 
 
-def test_slices_are_computed_apart(session: Session, project: Project) -> None:
+def test_slices_aspects_rounds_and_weeks(session: Session, project: Project) -> None:
     ann, bob = factories.user(session), factories.user(session)
-    facts = factories.prompt(session, project, domain="facts", difficulty="hard")
+    aspects = [{"name": "style", "question": "Which is better written?"}]
+    first = factories.rubric(session, project, version=1, aspects=aspects)
+    second = factories.rubric(session, project, version=2, allow_tie=False, allow_both_bad=False)
+    loop = factories.round_(session, project, number=7)
+    law = factories.prompt(session, project, domain="law", difficulty="hard", safety_category="self-harm")
     chat = factories.prompt(session, project, domain="chat", split="heldout")
-    judged(session, project, {ann: 2, bob: 2}, prompt=facts)
-    judged(session, project, {ann: -1, bob: -3}, prompt=facts)
-    judged(session, project, {ann: 1, bob: -1}, prompt=chat, purpose="heldout")
-    found = service.agreement(session, project.id).by_slice
-    assert found["domain", "facts"].percent == 1.0
-    assert found["domain", "facts"].nominal_alpha == 1.0
-    assert (found["domain", "facts"].comparisons, found["domain", "facts"].judgments) == (2, 4)
-    assert found["domain", "chat"].percent == 0.0
-    assert found["split", "heldout"] == found["purpose", "heldout"] == found["domain", "chat"]
-    assert found["difficulty", "hard"] == found["domain", "facts"]
-    assert list(found) == [
-        ("domain", "chat"),
-        ("domain", "facts"),
-        ("difficulty", "easy"),
-        ("difficulty", "hard"),
-        ("split", "heldout"),
-        ("split", "train"),
-        ("purpose", "heldout"),
-        ("purpose", "train"),
+    monday, sunday = datetime(2026, 10, 5, tzinfo=UTC), datetime(2026, 10, 11, 23, 59, tzinfo=UTC)
+    judged(session, project, {ann: 2, bob: 2}, prompt=law, rubric_id=first.id, at=monday, aspects={"style": 1})
+    judged(session, project, {ann: -1, bob: -3}, prompt=law, rubric_id=first.id, at=sunday, aspects={"style": -1})
+    judged(
+        session, project, {ann: 1, bob: -1}, prompt=chat, rubric_id=second.id, round_id=loop.id, purpose="human_eval",
+        at=datetime(2026, 10, 12, tzinfo=UTC),
+    )  # fmt: skip
+    found = service.table(session, project.id)
+    assert {name: set(parts) for name, parts in found.slices.items()} == {
+        "rubric": {"1", "2"},
+        "domain": {"law", "chat"},
+        "difficulty": {"hard", "easy"},
+        "safety_category": {"self-harm"},
+        "split": {"train", "heldout"},
+        "purpose": {"train", "human_eval"},
+        "round": {"7"},
+    }
+    law_figures, chat_figures = found.slices["domain"]["law"], found.slices["domain"]["chat"]
+    assert (law_figures.percent.value, law_figures.nominal_alpha.value, law_figures.comparisons) == (1.0, 1.0, 2)
+    assert chat_figures.percent.value == 0.0
+    # Two answers to choose from under version 2: half of chance; three under version 1.
+    assert found.slices["rubric"]["2"].gwet_ac1.value == pytest.approx((0 - 0.5) / (1 - 0.5))
+    assert found.whole.gwet_ac1.value == pytest.approx((2 / 3 - 0.25) / (1 - 0.25))
+    assert (found.aspects["style"].comparisons, found.aspects["style"].percent.value) == (2, 1.0)
+    weeks = {(views.FIRST_MONDAY.toordinal() + 7 * week): part.comparisons for week, part in found.weeks.items()}
+    assert weeks == {monday.toordinal(): 2, monday.toordinal() + 7: 1}
+    ((pair,),) = (found.pairs,)
+    assert pair.labelers == (ann.id, bob.id)
+    assert pair.figures.figures.shared == 3
+
+
+def test_machines_count_only_when_asked_for(session: Session, project: Project) -> None:
+    ann, file, robot, judge = (
+        factories.user(session, kind=kind) for kind in ("person", "imported", "simulated", "ai_judge")
+    )
+    judged(session, project, {ann: 1, file: 1, robot: -1, judge: -2})
+    expected = {
+        service.PEOPLE: (2, 1.0),
+        ("simulated", "ai_judge"): (2, 1.0),
+        ("person", "simulated"): (2, 0.0),
+        ("person", "imported", "simulated", "ai_judge"): (4, 1 / 3),
+        ("ai_judge",): (1, None),
+    }
+    for kinds, (judgments, percent) in expected.items():
+        live, table = service.live(session, project.id, kinds), service.table(session, project.id, kinds)
+        assert (live.figures.judgments, live.figures.percent.value) == (judgments, percent)
+        assert table.whole == live.figures
+    assert live.judgments_by_kind == {"person": 1, "imported": 1, "simulated": 1, "ai_judge": 1}
+
+
+def test_worst_slices_come_first_and_are_marked(session: Session, project: Project) -> None:
+    labelers = [factories.user(session), factories.user(session)]
+    of_slice(session, project, "chat", 60, 54, labelers)
+    of_slice(session, project, "law", 40, 12, labelers)
+    of_slice(session, project, "maths", 40, 34, labelers)
+    of_slice(session, project, "tiny", 3, 0, labelers)
+    table = service.table(session, project.id)
+    shown = views.view(Computed(table, datetime.now(UTC), 0.1), names_of(session, table), 0.6, {})
+    (section,) = (each for each in shown.sections if each.dimension == "domain")
+    assert [(row.label, row.lower, row.under) for row in section.rows] == [
+        ("law", True, True),
+        ("maths", False, False),
+        ("chat", False, False),
     ]
+    assert (section.total, section.marked) == (3, 1)
+    assert [row.label for row in section.few] == ["tiny"]  # three that all disagree may be luck
+    assert [row.label for row in shown.loudest] == ["law"]
+    assert not shown.whole_under
+    assert shown.same == ["difficulty easy", "rubric version 1", "purpose train", "split train"]
+    assert shown.pairs.total == shown.pairs_total == 1
 
 
-def test_labelers_with_their_consensus_and_left_share(session: Session, project: Project) -> None:
-    ann, bob = factories.user(session, name="Ann"), factories.user(session, name="Bob")
-    values = {"state": "settled", "overlap": 2}
-    for preference, swapped, consensus in ((2, True, 1.0), (-1, False, -1.0), (1, False, -2.0), (0, False, 0.0)):
-        row = factories.comparison(session, project, consensus=consensus, **values)
-        factories.judgment(session, row, preference=preference, labeler_id=ann.id, swapped=swapped)
-        factories.judgment(session, row, preference=0, labeler_id=bob.id, swapped=None)
-    alone = factories.comparison(session, project, consensus=3.0, state="settled", overlap=1)
-    factories.judgment(session, alone, preference=3, labeler_id=ann.id, swapped=None)
-    found = {row.name: row for row in queries.labelers(session, project.id, 0).rows}
-    assert found["Ann"].judgments == 5
-    assert found["Ann"].with_consensus == pytest.approx(3 / 4)  # the comparison only Ann judged says nothing
-    assert found["Ann"].left_picks == pytest.approx(2 / 3)  # B shown left and chosen, A left and chosen, B right
-    assert found["Bob"].with_consensus == pytest.approx(1 / 4)
-    assert found["Bob"].left_picks is None
+def names_of(session: Session, table: Table) -> dict[int, tuple[str, str]]:
+    return queries.labelers(session, views.labelers_of(table))
 
 
-def test_the_labelers_table_has_pages(session: Session, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queries, "PAGE", 2)
-    labelers = [factories.user(session) for _ in range(3)]
-    judged(session, project, dict.fromkeys(labelers, 1))
-    judged(session, project, dict.fromkeys(labelers[1:], 1))
-    first, second = (queries.labelers(session, project.id, number) for number in (0, 1))
-    assert [row.name for row in (*first.rows, *second.rows)] == [
-        u.name for u in (labelers[1], labelers[2], labelers[0])
-    ]
-    assert first.total == second.total == 3
-    assert queries.labelers(session, project.id, 2).rows == []
+def test_a_project_that_agrees_nowhere_is_told_so(session: Session, project: Project) -> None:
+    of_slice(session, project, "law", 40, 10, [factories.user(session), factories.user(session)])
+    table = service.table(session, project.id)
+    shown = views.view(Computed(table, datetime.now(UTC), 0.1), names_of(session, table), 0.6, {})
+    assert shown.whole_under
+    assert shown.loudest == []  # there is but one of everything: nothing to compare
 
 
-def test_the_page_and_its_json(session: Session, project: Project, sign_in: Callable[..., Any]) -> None:
+@pytest.fixture
+def url(project: Project) -> str:
+    return f"/projects/{project.slug}/agreement"
+
+
+def test_the_page_and_its_json(session: Session, project: Project, url: str, sign_in: Callable[..., Any]) -> None:
     session.commit()
     admin = sign_in("admin")
-    url = f"/projects/{project.slug}/agreement"
     assert "No judgments yet" in admin.get(url).text
-    judged(session, project, {factories.user(session): 3, factories.user(session): 3})
+    empty = admin.get(url, headers=JSON).json()
+    assert (empty["percent"], empty["judgments"], empty["slices"]) == (None, 0, {})
+    judged(session, project, {factories.user(session, name="Ann"): 3, factories.user(session, name="Bob"): 3})
     session.commit()
     shown = admin.get(url).text
     assert "100.0%" in shown  # they agree, while alpha has no variation to go by
     assert "–" in shown
-    program = sign_in("operator").get(url, headers={"Accept": "application/json"}).json()
+    assert "Ann and Bob" in shown
+    program = sign_in("operator").get(url, headers=JSON).json()
     assert program["percent"] == 1.0
+    assert program["intervals"]["percent"] == [1.0, 1.0]
     assert program["nominal_alpha"] is None
-    assert program["judgments"] == 2
+    assert program["intervals"]["nominal_alpha"] is None
+    assert (program["judgments"], program["shared"], program["preferences"]["3"]) == (2, 1, 2)
     assert program["slices"]["split=train"]["comparisons"] == 1
+    assert [labeler["name"] for labeler in program["pairs"][0]["labelers"]] == ["Ann", "Bob"]
     assert sign_in("labeler").get(url).status_code == 403
 
 
-def test_judgments_of_one_value_have_no_alpha(session: Session, project: Project) -> None:
-    assert service.agreement(session, project.id).whole == service.Agreement(0, 0, None, None, None)
+def test_only_machines_have_judged(session: Session, project: Project, url: str, sign_in: Callable[..., Any]) -> None:
+    robots = [factories.user(session, kind="simulated") for _ in range(2)]
+    judged(session, project, dict.fromkeys(robots, 2))
+    session.commit()
+    admin = sign_in("admin")
+    shown = admin.get(url).text
+    assert "Only simulated labelers have judged here so far" in shown
+    assert f'href="{url}?kind=simulated"' in shown
+    assert "You see a selection" in admin.get(f"{url}?kind=simulated").text
+    assert admin.get(f"{url}?kind=simulated", headers=JSON).json()["labelers"] == ["simulated"]
+    assert admin.get(f"{url}?kind=nobody").status_code == 422
+
+
+def test_a_large_project_shows_live_figures_at_once_and_loads_the_rest(
+    session: Session, project: Project, url: str, sign_in: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routes, "AT_ONCE", 1)
+    judged(session, project, {factories.user(session): 1, factories.user(session): -1})
+    session.commit()
+    admin = sign_in("admin")
+    shown = admin.get(url).text
+    assert "Comparing 2 judgments" in shown
+    assert "Needs attention" not in shown
+    assert f'hx-get="{url}/table?kind=person&amp;kind=imported" hx-trigger="load"' in shown
+    part = admin.get(f"{url}/table?kind=person&kind=imported", headers={"HX-Request": "true"}).text
+    assert "Needs attention" in part
+    assert "<html" not in part
+    assert "Needs attention" in admin.get(f"{url}?wait=true").text  # without JavaScript
+
+
+def test_live_figures_as_a_part_of_their_own(
+    session: Session, project: Project, url: str, sign_in: Callable[..., Any]
+) -> None:
+    judged(session, project, {factories.user(session): 1, factories.user(session): 1})
+    session.commit()
+    shown = sign_in("admin").get(f"{url}/live").text
+    assert "100.0%" in shown
+    assert "<html" not in shown
+    assert sign_in("labeler").get(f"{url}/live").status_code == 403
+
+
+def test_a_kind_of_slices_has_pages(
+    session: Session, project: Project, url: str, sign_in: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(views, "PAGE", 2)
+    monkeypatch.setattr(views, "LEAST", 1)
+    labelers = [factories.user(session), factories.user(session)]
+    for n, domain in enumerate(("worst", "poor", "fair", "good", "best")):
+        of_slice(session, project, domain, 4, n, labelers)
+    session.commit()
+    admin = sign_in("admin")
+    pages = [admin.get(f"{url}/section?dimension=domain&number={number}").text for number in range(3)]
+    for shown, domains in zip(pages, (("worst", "poor"), ("fair", "good"), ("best",)), strict=True):
+        for domain in ("worst", "poor", "fair", "good", "best"):
+            assert (f">{domain}<" in shown) == (domain in domains)
+    assert ">fair<" in admin.get(f"{url}?dimension=domain&number=1&wait=true").text
+    refused = admin.get(f"{url}/section?dimension=nothing", headers=JSON)
+    assert (refused.status_code, refused.json()["error"]) == (404, "There is nothing to show by nothing.")
+
+
+def test_hostile_names_are_text(session: Session, project: Project, url: str, sign_in: Callable[..., Any]) -> None:
+    labelers = [factories.user(session, name="<img src=x onerror=alert(1)>"), factories.user(session, name="Bob")]
+    of_slice(session, project, "<script>alert(1)</script>", 3, 3, labelers)
+    of_slice(session, project, "plain", 3, 3, labelers)
+    session.commit()
+    shown = sign_in("admin").get(url).text
+    assert "<script>alert" not in shown
+    assert "<img src=x" not in shown
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in shown
+
+
+# --- tables that took long are kept ----------------------------------------------------------------------------------
+
+
+def a_table(session: Session) -> Table:
+    return service.table(session, 0)
+
+
+def test_a_table_that_took_long_is_kept_for_a_while(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, calls, now = a_table(session), [], [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def compute(seconds: float) -> Table:
+        calls.append(seconds)
+        now[0] += seconds
+        return table
+
+    tables = Tables()
+    tables.get("quick", lambda: compute(0.5))
+    tables.get("quick", lambda: compute(0.5))
+    assert calls == [0.5, 0.5]
+    slow = tables.get("slow", lambda: compute(3.0))
+    assert tables.get("slow", lambda: compute(3.0)) is slow
+    assert tables.get("other", lambda: compute(3.0)) is not slow
+    assert calls == [0.5, 0.5, 3.0, 3.0]
+    monkeypatch.setattr(Tables, "KEPT_FOR", 0)
+    assert tables.kept("slow") is None
+
+
+def test_who_asks_meanwhile_waits_for_the_same_table(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tables, "WORTH_KEEPING", 0.0)
+    monkeypatch.setattr(Tables, "KEPT_FOR", 10**6)
+    table, tables, calls = a_table(session), Tables(), []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def compute() -> Table:
+        calls.append(1)
+        begun.set()
+        assert go_on.wait(20)
+        return table
+
+    found: list[Computed] = []
+    threads = [threading.Thread(target=lambda: found.append(tables.get("key", compute))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    assert begun.wait(20)
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1
+    assert all(each is found[0] for each in found)
+
+
+def test_the_benchmark_measures_the_whole_table(engine: Engine, session: Session) -> None:
+    seconds = benchmark.measure(engine, 600)
+    assert 0 < seconds < 60
+    (project,) = session.query(Project).all()
+    found = service.table(session, project.id)
+    assert found.whole.judgments == 600
+    assert len(found.slices["rubric"]) == 3
+    assert len(found.aspects) == 2
+    assert len(found.weeks) >= 26
+    assert 0 < found.whole.nominal_alpha.value < 1

@@ -1,0 +1,241 @@
+"""What the agreement page shows: parts worst first, marked where somebody should look, in words."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import chain
+from typing import Any, NamedTuple
+
+from app.domain import scale
+from app.domain.agreement_table import Table
+from app.domain.attention import clearly_below
+from app.domain.bootstrap import Estimate
+from app.domain.figures import Figures
+from app.insights.service import Computed, Live
+
+LEAST = 20  # comparisons judged twice; with fewer a part is not compared
+PAGE = 10  # parts shown at once of each kind
+FOLDED = 100  # parts with too few comparisons that are listed
+LOUDEST = 8  # parts in the list of those that need attention
+FIRST_MONDAY = datetime(2000, 1, 3, tzinfo=UTC)
+
+# In the order shown, which is that of what can be acted upon.
+TITLES = {
+    "domain": "Domain",
+    "difficulty": "Difficulty",
+    "safety_category": "Safety category",
+    "aspect": "Aspect",
+    "rubric": "Rubric version",
+    "round": "Round",
+    "purpose": "Purpose",
+    "split": "Split",
+    "pair": "Pairs of labelers",
+}
+KINDS = {
+    "person": "people",
+    "imported": "imported labelers",
+    "simulated": "simulated labelers",
+    "ai_judge": "AI judges",
+}
+
+
+class Row(NamedTuple):
+    """A part of the judgments. lower: clearly below the whole; under: its interval lies below the review threshold."""
+
+    dimension: str
+    label: str
+    figures: Figures
+    lower: bool = False
+    under: bool = False
+    kappas: tuple[Estimate, Estimate] | None = None  # Cohen's and weighted, of a pair
+
+    @property
+    def needs_attention(self) -> bool:
+        return self.lower or self.under
+
+
+class Section(NamedTuple):
+    """The parts of one kind: one page of those that can be compared, and those with too few comparisons."""
+
+    dimension: str
+    rows: list[Row]
+    number: int  # of the page, from 0
+    total: int
+    marked: int
+    few: list[Row]
+    few_total: int
+
+    @property
+    def title(self) -> str:
+        return TITLES[self.dimension]
+
+
+class View(NamedTuple):
+    whole: Figures
+    whole_under: bool
+    threshold: float
+    loudest: list[Row]
+    marked: int
+    sections: list[Section]
+    same: list[str]  # what all comparisons have in common: no use comparing it
+    pairs: Section
+    pairs_total: int
+    weeks: list[tuple[datetime, Figures]]
+    at: datetime
+    seconds: float
+
+
+def view(computed: Computed, names: Mapping[int, tuple[str, str]], threshold: float, pages: Mapping[str, int]) -> View:
+    """
+    Args:
+        names: (name, kind) of the labelers in pairs.
+        pages: by dimension, the page asked for.
+    """
+    table, whole = computed.table, computed.table.whole
+    sections, same = [], []
+    for dimension in TITLES:
+        parts = table.aspects if dimension == "aspect" else table.slices.get(dimension, {})
+        if len(parts) == 1 and dimension != "aspect" and next(iter(parts.values())).comparisons == whole.comparisons:
+            same.append(f"{TITLES[dimension].lower()} {next(iter(parts)).replace('_', ' ')}")
+        elif parts:
+            rows = [Row(dimension, said(dimension, value), figures) for value, figures in parts.items()]
+            sections.append((dimension, _marked(rows, whole, threshold)))
+    loudest = [row for row in chain.from_iterable(rows for _, rows in sections) if row.needs_attention]
+    loudest.sort(key=lambda row: (not row.lower, row.figures.percent.value))
+    pairs = [
+        Row("pair", _pair(pair.labelers, names), figures, kappas=(cohen, weighted))
+        for pair in table.pairs
+        for cohen, weighted, figures in [pair.figures]
+    ]
+    return View(
+        whole=whole,
+        whole_under=_is_under(whole.percent, threshold),
+        threshold=threshold,
+        loudest=loudest[:LOUDEST],
+        marked=len(loudest),
+        sections=[_section(name, sorted(rows, key=_worst_first), pages.get(name, 0)) for name, rows in sections],
+        same=same,
+        # Those who share most stay first: their figures are the surest.
+        pairs=_section("pair", _marked(pairs, whole, threshold), pages.get("pair", 0)),
+        pairs_total=table.pairs_total,
+        weeks=[(FIRST_MONDAY + timedelta(weeks=week), table.weeks[week]) for week in sorted(table.weeks)],
+        at=computed.at,
+        seconds=computed.seconds,
+    )
+
+
+def section(shown: View, dimension: str) -> Section | None:
+    return next((each for each in (*shown.sections, shown.pairs) if each.dimension == dimension), None)
+
+
+def said(dimension: str, value: str) -> str:
+    """The name of a part in words; what people wrote stays as they wrote it."""
+    words = {"rubric": f"version {value}", "round": f"round {value}"}.get(dimension)
+    return words or (value.replace("_", " ") if dimension in ("purpose", "split", "difficulty") else value)
+
+
+def others(live: Live, kinds: Collection[str]) -> list[str]:
+    """Kinds of labelers that have judged but are left out."""
+    return [kind for kind, n in live.judgments_by_kind.items() if n and kind not in kinds]
+
+
+def answers(live: Live, strengths: int) -> list[tuple[str, int]]:
+    """Judgments by what they say, from A to B, on the widest scale that is or was in use."""
+    used = [abs(preference) for preference, n in live.preferences.items() if n]
+    widest = max([strengths, *used])
+    return [
+        (f"{'A' if value < 0 else 'B'} {scale.words(value, widest)}" if value else "Tie", live.preferences[value])
+        for value in scale.values(widest, allow_tie=True)
+    ]
+
+
+def chart(weeks: Sequence[tuple[datetime, Figures]]) -> str:
+    """Columns of the trend as JSON: seconds since 1970, then what is drawn."""
+    columns: dict[str, list[float | None]] = {"week": [], "alpha": [], "low": [], "high": [], "percent": []}
+    for monday, figures in weeks:
+        alpha = figures.nominal_alpha
+        values = (monday.timestamp(), alpha.value, alpha.low, alpha.high, figures.percent.value)
+        for column, value in zip(columns.values(), values, strict=True):
+            column.append(value)
+    return json.dumps(columns)
+
+
+def as_json(
+    live: Live, computed: Computed, names: Mapping[int, tuple[str, str]], kinds: Sequence[str]
+) -> dict[str, Any]:
+    """Everything, for programs: numbers by name, their intervals beside them."""
+    table = computed.table
+    parts = {f"{name}={value}": each for name, found in table.slices.items() for value, each in found.items()}
+    return {
+        "labelers": list(kinds),
+        **_numbers(table.whole),
+        "preferences": live.preferences,
+        "slices": {name: _numbers(figures) for name, figures in parts.items()},
+        "aspects": {name: _numbers(figures) for name, figures in table.aspects.items()},
+        "weeks": {
+            (FIRST_MONDAY + timedelta(weeks=week)).date().isoformat(): _numbers(figures)
+            for week, figures in sorted(table.weeks.items())
+        },
+        "pairs_total": table.pairs_total,
+        "pairs": [
+            {
+                "labelers": [{"id": id_, "name": names[id_][0], "kind": names[id_][1]} for id_ in pair.labelers],
+                **_numbers(
+                    pair.figures.figures,
+                    cohen_kappa=pair.figures.cohen_kappa,
+                    weighted_kappa=pair.figures.weighted_kappa,
+                ),
+            }
+            for pair in table.pairs
+        ],
+    }
+
+
+def labelers_of(table: Table) -> list[int]:
+    return sorted({labeler for pair in table.pairs for labeler in pair.labelers})
+
+
+def _numbers(figures: Figures, **more: Estimate) -> dict[str, Any]:
+    found = figures._asdict() | more
+    estimates = {name: each for name, each in found.items() if isinstance(each, Estimate)}
+    return {
+        **{name: each for name, each in found.items() if not isinstance(each, Estimate)},
+        **{name: each.value for name, each in estimates.items()},
+        "intervals": {name: None if e.low is None else [e.low, e.high] for name, e in estimates.items()},
+    }
+
+
+def _pair(labelers: tuple[int, int], names: Mapping[int, tuple[str, str]]) -> str:
+    return " and ".join(names[labeler][0] for labeler in labelers)
+
+
+def _marked(rows: Sequence[Row], whole: Figures, threshold: float) -> list[Row]:
+    """The rows, those marked that have enough comparisons and agree too little."""
+    enough = [row.figures.shared >= LEAST for row in rows]
+    # An aspect is a question of its own: it has no whole to be compared with.
+    compared = [
+        row.figures.percent if many and row.dimension != "aspect" else Estimate(None)
+        for row, many in zip(rows, enough, strict=True)
+    ]
+    lower = clearly_below(compared, whole.percent.value or 0.0)
+    return [
+        row._replace(lower=low, under=many and _is_under(row.figures.percent, threshold))
+        for row, low, many in zip(rows, lower, enough, strict=True)
+    ]
+
+
+def _is_under(percent: Estimate, threshold: float) -> bool:
+    return percent.high is not None and percent.high < threshold
+
+
+def _worst_first(row: Row) -> tuple[bool, bool, float, str]:
+    percent = row.figures.percent.value
+    return not row.lower, not row.under, 2.0 if percent is None else percent, row.label
+
+
+def _section(dimension: str, rows: Sequence[Row], number: int) -> Section:
+    many = [row for row in rows if row.figures.shared >= LEAST]
+    few = sorted((row for row in rows if row.figures.shared < LEAST), key=lambda row: -row.figures.shared)
+    shown = many[number * PAGE : (number + 1) * PAGE]
+    marked = sum(row.needs_attention for row in many)
+    return Section(dimension, shown, number, len(many), marked, few[:FOLDED], len(few))
