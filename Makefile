@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: help run test lint format docs benchmark clean
+.PHONY: help run test lint format docs benchmark benchmark-labeling clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 14
@@ -46,6 +46,9 @@ docs: $(DEV_STAMP) ## write the settings table into README.md
 
 benchmark: $(DEV_STAMP) ## speed of training and sampling beside TRL and transformers (DATA="file.jsonl ...": pairs to train on)
 	$(BIN)/python -m benchmarks $(DATA)
+
+benchmark-labeling: $(DEV_STAMP) ## cost of a task and of an answer with 10 thousand and 1 million open comparisons
+	$(BIN)/python -m benchmarks.labeling
 
 clean: ## remove what was installed and built (no data)
 	rm -rf $(VENV) static/vendor .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist

@@ -1,6 +1,6 @@
 """SQL of settling: what was said of comparisons, and what became of them."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -14,7 +14,6 @@ from sqlalchemy import (
     column,
     func,
     literal,
-    or_,
     select,
     update,
 )
@@ -58,11 +57,13 @@ def answered(session: Session, comparison_ids: Sequence[int]) -> list[Answered]:
 
     The lock comes first, in a statement of its own: only the next one sees the judgments of whoever held it.
     """
-    ids = any_(literal(list(comparison_ids), ARRAY(BigInteger)))  # one parameter, however many
-    rankings = select(Comparison.ranking_id).where(Comparison.id == ids, Comparison.ranking_id.is_not(None))
-    named = or_(Comparison.id == ids, Comparison.ranking_id.in_(rankings))
-    locked = select(Comparison.id).where(named, Comparison.state == "open").order_by(Comparison.id)
-    held = any_(literal(list(session.scalars(locked.with_for_update())), ARRAY(BigInteger)))
+    named = _one_of(comparison_ids)
+    rankings = session.scalars(select(Comparison.ranking_id).where(Comparison.id == named, Comparison.ranking_id > 0))
+    if of_rankings := set(rankings):
+        pairs = session.scalars(select(Comparison.id).where(Comparison.ranking_id == _one_of(of_rankings)))
+        named = _one_of({*comparison_ids, *pairs})
+    locked = select(Comparison.id).where(Comparison.id == named, Comparison.state == "open").order_by(Comparison.id)
+    held = _one_of(session.scalars(locked.with_for_update()))
     said = (
         select(
             Judgment.comparison_id,
@@ -81,6 +82,10 @@ def answered(session: Session, comparison_ids: Sequence[int]) -> list[Answered]:
         .order_by(Comparison.id)
     )
     return [Answered._make(row) for row in rows]
+
+
+def _one_of(ids: Iterable[int | None]) -> Any:
+    return any_(literal([*ids], ARRAY(BigInteger)))  # one parameter, however many
 
 
 def projects(session: Session, ids: Collection[int]) -> dict[int, Project]:
