@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification
 
 from app.artifacts import ArtifactStore, digest_file, digest_folder
 from app.errors import InvalidInput
-from app.specs import Lora, ModelRef, Optimiser, PairRow, RewardSpec
+from app.specs import REWARD_VIEWS, Lora, ModelRef, Optimiser, PairRow, RewardSpec, RewardView
 from tests.trainer.conftest import separable_pairs, trainable_parameters, user, write_rows
 from trainer.checkpoints import Checkpoints
 from trainer.data import ChatEncoder, encode_pairs, read_pairs
@@ -65,6 +65,37 @@ def test_learns_a_preference_and_scores_alike_in_plain_transformers(
         for sequence, ours in zip(sequences[:8], rewards, strict=False):
             score = plain(input_ids=torch.tensor([[*sequence.prompt, *sequence.completion]])).logits[0]
             torch.testing.assert_close(score - plain.config.reward_offsets[0], ours, atol=1e-4, rtol=1e-4)
+
+
+def test_it_leaves_what_it_says_of_every_comparison(tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path) -> None:
+    """The probability that B is better, whichever side people chose; ties that hard labels leave out are scored too."""
+    rows = separable_pairs(40, 10)
+    rows += [
+        row.model_copy(update={"comparison_id": row.comparison_id + 100, "p_b": 0.5, "preference": 0.0})
+        for row in separable_pairs(2, 0)
+    ]
+    snapshot = write_rows(tmp_path / "snapshot.jsonl", rows)
+    spec = spec_of(tiny_ref, snapshot, soft_labels=False)
+    result, reporter = train(spec, store)
+    folder = store.resolve("models/rm")
+    views = [RewardView.model_validate_json(line) for line in (folder / REWARD_VIEWS).read_text().splitlines()]
+    by_id = {view.comparison_id: view for view in views}
+    assert len(views) == len(by_id) == 42
+    assert {id_ for id_, view in by_id.items() if view.trained} == {row.comparison_id for row in rows[10:40]}
+
+    model, tokenizer = load_reward_model(folder)
+    encoder = ChatEncoder(tokenizer, 512)
+    for row in (*rows[:3], *rows[20:23], *rows[40:]):
+        fitted = encoder.fit(
+            encoder.prompt(row.messages), [encoder.completion(t) for t in (row.response_a, row.response_b)]
+        )
+        with torch.no_grad():
+            a, b = model(pack(fitted or [], tokenizer.pad_token_id, share=True))[:, 0].tolist()
+        # Rewards are brought to standard deviation 1; Bradley-Terry holds for the scale they had before.
+        d = (b - a) / result.gains[0]
+        assert by_id[row.comparison_id].p_b == pytest.approx(1 / (1 + math.exp(-d)), abs=1e-4)
+    heldout_right = [(by_id[row.comparison_id].p_b > 0.5) == (row.p_b > 0.5) for row in rows[:10]]
+    assert sum(heldout_right) / 10 == pytest.approx(reporter.last("eval_accuracy"))
 
 
 def test_equal_specs_give_equal_files_and_another_seed_does_not(
