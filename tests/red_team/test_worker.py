@@ -1,0 +1,68 @@
+"""An attempt and the worker as a process of its own, killed while it answers."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app.models import Run
+from app.settings import Settings
+from tests import factories
+from tests.red_team.attempts import project_with_model, run_of, send
+from tests.trainer.conftest import build_model
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen within {seconds:.0f} s"
+        time.sleep(0.005)
+
+
+def test_what_a_killed_worker_left_is_answered_by_the_next(
+    session: Session, settings: Settings, tmp_path: Path
+) -> None:
+    build_model(tmp_path / "model")
+    project = project_with_model(session, str(tmp_path / "model"), generation={"max_new_tokens": 200})
+    attempt = send(session, project, factories.user(session), settings.artifacts_root)
+    run = run_of(session, attempt)
+    session.commit()
+
+    def state() -> str:
+        session.rollback()
+        session.refresh(run)
+        return run.state
+
+    environment = os.environ | {
+        "DATABASE_URL": settings.database_url or "",
+        "PREFLOOP_HOME": str(settings.home),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    command = [sys.executable, "-m", "trainer.worker"]
+    with (tmp_path / "worker.log").open("ab") as log:
+        workers = [subprocess.Popen(command, env=environment, stdout=log, stderr=log)]
+        try:
+            wait_for(lambda: state() == "running", "the run's start")
+            workers[0].send_signal(signal.SIGKILL)
+            workers[0].wait()
+            assert state() == "running"
+            session.refresh(attempt)
+            assert attempt.answer is None
+            workers.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+            wait_for(lambda: state() in ("succeeded", "failed"), "the run's end")
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.wait()
+    session.refresh(attempt)
+    assert (run.state, run.error, run.attempts) == ("succeeded", None, 2)
+    assert attempt.answer is not None
+    assert attempt.answer["n_tokens"] >= 1
+    assert session.scalar(select(func.count()).select_from(Run)) == 1
