@@ -107,12 +107,11 @@ def _short(text: str) -> str:
 
 def _change(kind: str, key: tuple[str, int], old: Row | None, new: Row | None) -> Change:
     state = "added" if old is None else "removed" if new is None else "changed"
-    parts = []
-    for field, label in ROW_KINDS[kind].fields.items():
-        lines = textdiff.diff(_said(old, field), _said(new, field))
-        if lines:
-            parts.append(Part(label, lines))
-    return Change(f"{ROW_KINDS[kind].one} “{_short(key[0])}”", state, parts)
+    text = key[0]
+    # The title says the first field already, unless it is too long for it.
+    fields = list(ROW_KINDS[kind].fields.items())[_short(text) == text :]
+    parts = [Part(label, textdiff.diff(_said(old, field), _said(new, field))) for field, label in fields]
+    return Change(f"{ROW_KINDS[kind].one} “{_short(text)}”", state, [part for part in parts if part.lines])
 
 
 def _said(row: Row | None, field: str) -> str:
