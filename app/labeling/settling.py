@@ -1,14 +1,16 @@
 """When a comparison has all it needs: more are asked, or it is settled, or sent to review. The one rule for it."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.domain.consensus import Consensus, consensus
+from app.domain.consensus import Consensus
 from app.domain.overlap import Asked, Growth, agreement, growth, sureness, why_review
 from app.judging import AdaptiveOverlap, LabelingSettings
+from app.labelers import fitting
+from app.labelers.fitting import Said
 from app.labeling import calibration, settling_queries
 from app.labeling.settling_queries import Answered
 from app.models import Project
@@ -30,17 +32,28 @@ def settle(session: Session, comparison_ids: Collection[int]) -> int:
     for start in range(0, len(ids), BATCH):
         rows = settling_queries.answered(session, ids[start : start + BATCH])
         projects = settling_queries.projects(session, {row.project_id for row in rows})
-        for row in rows:
-            if row.gold is not None:
-                calibration.look_at(session, projects[row.project_id], row.labelers[-1])
-        changes = [
-            change
-            for task in _tasks(row for row in rows if row.gold is None)
-            for change in _decide(task, projects[task[0].project_id])
-        ]
-        settling_queries.write(session, changes)
-        closed += sum(change["state"] != "open" for change in changes)
+        for project in projects:
+            changes = _look_at(session, project, [row for row in rows if row.project_id == project.id])
+            settling_queries.write(session, changes)
+            closed += sum(change["state"] != "open" for change in changes)
     return closed
+
+
+def _look_at(session: Session, project: Project, rows: list[Answered]) -> list[dict[str, Any]]:
+    """New values of those of a project's comparisons that have all they asked for; and what calibration makes of it."""
+    for row in rows:
+        if row.gold is not None:
+            calibration.look_at(session, project, row.labelers[-1])
+    due = [
+        task
+        for task in _tasks(row for row in rows if row.gold is None)
+        if all(row.judgment_count >= row.overlap for row in task)
+    ]
+    decided = [row for task in due for row in task if row.decided and row.purpose != "repeat"]
+    said = [Said([who for who, _ in row.said], row.decided, row.strengths) for row in decided]
+    found = {row.id: each for row, each in zip(decided, fitting.decide(session, project, said), strict=True)}
+    settings = LabelingSettings.model_validate(project.labeling)
+    return [change for task in due for change in _decide(task, project, settings, found)]
 
 
 def _tasks(rows: Iterable[Answered]) -> list[list[Answered]]:
@@ -51,38 +64,47 @@ def _tasks(rows: Iterable[Answered]) -> list[list[Answered]]:
     return list(tasks.values())
 
 
-def _decide(task: list[Answered], project: Project) -> list[dict[str, Any]]:
-    """New values of the task's comparisons; none where answers are still to come."""
-    if any(row.judgment_count < row.overlap for row in task):
-        return []
-    settings = LabelingSettings.model_validate(project.labeling)
+def _decide(
+    task: list[Answered], project: Project, settings: LabelingSettings, found: Mapping[int, Consensus]
+) -> list[dict[str, Any]]:
+    """New values of what is decided together.
+
+    Args:
+        found: the consensus of each comparison on which somebody said a preference.
+    """
     if task[0].purpose == "repeat":
         return [_closed(task[0], None, None, None)]
-    asked = [_asked(row, settings) for row in task]
+    asked = [
+        Asked(row.overlap, row.grown, row.overlap_max, len(row.decided), _is_sure(row, settings, found.get(row.id)))
+        for row in task
+    ]
     # Unranked responses leave pairs undecided; the ranking as a whole was judged if any pair was.
-    whole = asked[0]._replace(decided=max(each.decided for each in asked), sure=all(each.sure for each in asked))
+    whole = asked[0]._replace(
+        decided=max(each.decided for each in asked),
+        sure=any(each.decided for each in asked) and all(each.sure for each in asked if each.decided),
+    )
     if (more := growth(whole)).more:
         return [_grown(row, more) for row in task]
     changes = []
-    for row, each in zip(task, asked, strict=True):
-        said = row.decided
-        agreed = agreement(said)
-        judged = each._replace(decided=whole.decided) if row.ranking_id else each
-        reason = why_review(judged, agreed, project.review_threshold, flagged=row.flagged)
+    for row in task:
+        agreed = agreement(row.decided)
+        reason = why_review(whole, agreed, project.review_threshold, flagged=row.flagged)
         if reason == "unjudgeable" and not row.offered:
             reason = None  # the ranking is reviewed once, through the pair that was offered
-        changes.append(_closed(row, agreed, _consensus(row, settings), reason))
+        changes.append(_closed(row, agreed, found.get(row.id), reason))
     return changes
 
 
-def _asked(row: Answered, settings: LabelingSettings) -> Asked:
-    sure = (settings.adaptive or AdaptiveOverlap()).sure
-    said = row.decided
-    return Asked(row.overlap, row.grown, row.overlap_max, len(said), bool(said) and sureness(said) >= sure)
-
-
-def _consensus(row: Answered, settings: LabelingSettings) -> Consensus | None:
-    return consensus(row.decided)
+def _is_sure(row: Answered, settings: LabelingSettings, said: Consensus | None) -> bool:
+    """Whether the likeliest outcome is as probable as the project wants it, by its method of consensus."""
+    if said is None or row.overlap_max is None:
+        return False
+    if settings.consensus in ("majority", "strength_weighted"):
+        # Their p_b is the share of people for B; here it is asked whether that is more than half.
+        probability = sureness(row.decided)
+    else:
+        probability = max(said.p_b, 1 - said.p_b, said.p_tie)
+    return probability >= (settings.adaptive or AdaptiveOverlap()).sure
 
 
 def _grown(row: Answered, more: Growth) -> dict[str, Any]:
@@ -96,5 +118,5 @@ def _closed(row: Answered, agreed: float | None, said: Consensus | None, reason:
         "agreement": agreed,
         "consensus": said.preference if said else None,
         "p_b": said.p_b if said else None,
-        "p_tie": None,
+        "p_tie": said.p_tie if said else None,
     }

@@ -42,8 +42,14 @@ class Answered(NamedTuple):
     preferences: list[int | None]
 
     @property
+    def said(self) -> list[tuple[int, int]]:
+        """(labeler, preference) of the judgments that say one."""
+        both = zip(self.labelers, self.preferences, strict=True)
+        return [(labeler, preference) for labeler, preference in both if preference is not None]
+
+    @property
     def decided(self) -> list[int]:
-        return [preference for preference in self.preferences if preference is not None]
+        return [preference for _, preference in self.said]
 
     @property
     def values(self) -> dict[str, Any]:
@@ -88,8 +94,8 @@ def _one_of(ids: Iterable[int | None]) -> Any:
     return any_(literal([*ids], ARRAY(BigInteger)))  # one parameter, however many
 
 
-def projects(session: Session, ids: Collection[int]) -> dict[int, Project]:
-    return {project.id: project for project in session.scalars(select(Project).where(Project.id.in_(ids)))}
+def projects(session: Session, ids: Collection[int]) -> list[Project]:
+    return list(session.scalars(select(Project).where(Project.id.in_(ids)).order_by(Project.id)))
 
 
 def write(session: Session, changes: list[dict[str, Any]]) -> None:
