@@ -265,11 +265,11 @@ def by_project(session: Session, labeler_id: int) -> list[Elsewhere]:
 
 
 def done_since(session: Session, project_id: int, labeler_id: int, moment: datetime) -> tuple[int, int]:
-    """The labeler's live judgments in the project since a moment, and all of them."""
+    """The labeler's live answers in the project since a moment, and all of them; a ranking is one answer."""
     found = (
         select(func.count().filter(Judgment.created_at >= moment), func.count())
         .join(Comparison, Comparison.id == Judgment.comparison_id)
-        .where(Comparison.project_id == project_id, Judgment.labeler_id == labeler_id)
+        .where(Comparison.project_id == project_id, Comparison.offered, Judgment.labeler_id == labeler_id)
         .where(Judgment.superseded_at.is_(None))
     )
     today, total = session.execute(found).one()

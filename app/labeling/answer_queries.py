@@ -1,11 +1,10 @@
 """SQL of given answers: what one lease said, what may still change, and a labeler's history."""
 
 from collections.abc import Collection, Sequence
-from datetime import UTC, datetime, time, timedelta
-from typing import NamedTuple
+from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import Float, Row, Select, exists, func, select, update
+from sqlalchemy import Row, Select, exists, func, select, update
 from sqlalchemy.orm import Session, aliased
 
 from app.labeling.queries import lock_comparison
@@ -132,15 +131,6 @@ def states(session: Session, comparison_ids: Collection[int]) -> set[str]:
     return set(session.scalars(select(Comparison.state).where(Comparison.id.in_(comparison_ids))))
 
 
-class Figures(NamedTuple):
-    """today, total: answers that stand (a ranking is one), since midnight UTC and ever. seconds: median of an answer,
-    of those that were timed."""
-
-    today: int
-    total: int
-    seconds: float | None
-
-
 def _answers(project_id: int, labeler_id: int) -> Select[Judgment]:
     """One judgment an answer: the one on the pair that was offered."""
     return (
@@ -148,16 +138,6 @@ def _answers(project_id: int, labeler_id: int) -> Select[Judgment]:
         .join(Comparison, Comparison.id == Judgment.comparison_id)
         .where(Judgment.labeler_id == labeler_id, Comparison.project_id == project_id, Comparison.offered)
     )
-
-
-def figures(session: Session, project_id: int, labeler_id: int) -> Figures:
-    standing = _answers(project_id, labeler_id).where(Judgment.superseded_at.is_(None))
-    midnight = datetime.combine(datetime.now(UTC).date(), time(), UTC)
-    median = func.percentile_cont(0.5, type_=Float).within_group(Judgment.duration_ms)
-    row = session.execute(
-        standing.with_only_columns(func.count().filter(Judgment.created_at >= midnight), func.count(), median)
-    ).one()
-    return Figures(row[0], row[1], None if row[2] is None else row[2] / 1000)
 
 
 def history(session: Session, project_id: int, labeler_id: int, before: int | None, limit: int) -> list[Row]:

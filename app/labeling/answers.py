@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from app.domain import ranking, scale
 from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound
 from app.labeling import answer_queries, queries, recusal
-from app.labeling.assigning import own_lease
+from app.labeling.assigning import check_may_label, own_lease
 from app.labeling.checking import Said, check
 from app.labeling.forms import LabelForm
 from app.labeling.settling import settle
@@ -31,7 +31,7 @@ def submit(session: Session, project: Project, lease_id: UUID, labeler: User, fo
 
     Raises:
         NotFound: no such lease in this project.
-        Forbidden: another labeler's lease.
+        Forbidden: another labeler's lease, or the labeler is paused or was removed.
         Conflict: judged already (in another tab), or under a rubric that has changed since.
         Gone: the time ran out and others took the place, or the comparison was closed.
         InvalidInput: the answer is not one that the rubric allows.
@@ -44,6 +44,7 @@ def submit(session: Session, project: Project, lease_id: UUID, labeler: User, fo
     sent_before = queries.judgment_by_key(session, form.idempotency_key)
     if sent_before and _is_same(session, sent_before, lease, pairs, form):
         return sent_before
+    check_may_label(session, project, labeler)
     if sent_before or queries.live_judgment(session, offered.id, labeler.id):
         raise Conflict("You have judged this comparison already, perhaps in another tab.", "Your first answer stands.")
     if recusal.is_recused(session, offered.id, labeler.id):
@@ -80,8 +81,10 @@ def undo(session: Session, project: Project, labeler: User) -> UUID:
 
     Raises:
         Conflict: there is none, or it can no longer be changed.
+        Forbidden: the labeler is paused or was removed.
     """
     queries.lock_labeler(session, labeler.id)
+    check_may_label(session, project, labeler)
     last = answer_queries.last_answer(session, project.id, labeler.id)
     if last is None or last.lease_id is None:
         raise Conflict("You have no answer here that could be taken back.")
@@ -101,11 +104,12 @@ def edit(session: Session, project: Project, judgment_id: int, labeler: User, fo
     """Puts another answer in place of one; the old one is kept, superseded. The same form again changes nothing.
 
     Raises:
-        NotFound, Forbidden: no such judgment here, or somebody else's.
+        NotFound, Forbidden: no such judgment here, or somebody else's; or the labeler is paused or was removed.
         Conflict: it can no longer be changed.
         InvalidInput: the answer is not one that the rubric allows.
     """
     queries.lock_labeler(session, labeler.id)
+    check_may_label(session, project, labeler)
     before = own_judgment(session, project, judgment_id, labeler)
     lease = session.get_one(Lease, before.lease_id)
     pairs = answer_queries.lock_pairs(session, lease.comparison_id)

@@ -13,11 +13,14 @@ from app.labeling import claim_queries, mixing, mixing_queries, queries
 from app.labeling.claim_queries import Queue, Standing
 from app.labeling.queries import Position, Task
 from app.models import Comparison, Lease, Project, User
+from app.qualification import service as qualification
 
 # Counting further would cost time and tell a labeler nothing.
 COUNT_LIMIT = 500
 
-Reason = Literal["paused", "removed", "busy", "skipped", "sampling", "nothing", "judged", "kept", "taken", "finished"]
+Reason = Literal[
+    "paused", "removed", "quiz", "busy", "skipped", "sampling", "nothing", "judged", "kept", "taken", "finished"
+]
 
 
 class Progress(NamedTuple):
@@ -35,10 +38,11 @@ class Progress(NamedTuple):
 class Idle(NamedTuple):
     """Why there is no task.
 
-    paused, removed: the labeler may not label here now; `message` says why. busy: others took the last ones this
-    moment, ask again. skipped: only the one just skipped is left. sampling: a model is writing new responses. nothing:
-    the project holds no comparison. judged: what is open waits for other people. kept: what is open is kept for others
-    by name. taken: what is open is on other people's desks. finished: everything has its judgments.
+    paused, removed: the labeler may not label here now; `message` says why. quiz: they have not passed it. busy:
+    others took the last ones this moment, ask again. skipped: only the one just skipped is left. sampling: a model
+    is writing new responses. nothing: the project holds no comparison. judged: what is open waits for other people.
+    kept: what is open is kept for others by name. taken: what is open is on other people's desks. finished:
+    everything has its judgments.
     """
 
     reason: Reason
@@ -91,6 +95,8 @@ def next_task(
     if claim is None:
         if lease_id := next((held_id for held_id in held if held_id != beside), None):
             return queries.task(session, lease_id)
+        if qualification.requires_quiz(session, project, labeler):
+            return None
         claim = _claim_next(session, project, labeler, standing, skipped)
     if claim is None:
         return None
@@ -168,6 +174,15 @@ def own_lease(session: Session, project: Project, lease_id: UUID, labeler: User)
     return lease
 
 
+def check_may_label(session: Session, project: Project, labeler: User) -> None:
+    """Raises Forbidden, with what they are to be told, for whoever is paused or removed."""
+    standing = claim_queries.standing(session, project.id, labeler.id)
+    if standing.state == "paused":
+        raise Forbidden("You are paused in this project, so this answer was not taken.", standing.reason)
+    if standing.state == "removed":
+        raise Forbidden("You are no longer a labeler of this project, so this answer was not taken.")
+
+
 def renew(session: Session, project: Project, labeler: User) -> list[UUID]:
     """Makes the leases that the labeler holds in this project last again from now on; returns them, oldest first."""
     queries.lock_labeler(session, labeler.id)
@@ -227,6 +242,8 @@ def idle(session: Session, project: Project, labeler: User, skipped: Position | 
     standing = claim_queries.standing(session, project.id, labeler.id)
     if standing.state != "active":
         return Idle("paused" if standing.state == "paused" else "removed", message=standing.reason)
+    if qualification.requires_quiz(session, project, labeler):
+        return Idle("quiz")
     except_id = skipped.comparison_id if skipped else None
     if _find(session, project, labeler, standing, except_id, lock=False) is not None:
         return Idle("busy")

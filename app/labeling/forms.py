@@ -61,8 +61,8 @@ class Draft(BaseModel):
 
 
 class LabelForm(Draft):
-    """One answer as it is sent. A field that no card has is refused by name; aspects come as fields `aspect:NAME`, empty
-    where not said.
+    """One answer as it is sent: aspects in fields `aspect:NAME`, empty where not said. A field that no card has is
+    refused by name.
 
     Attributes:
         idempotency_key: made with the card; the same key twice is the same answer sent twice.

@@ -6,6 +6,7 @@ from sqlalchemy.orm import Session
 
 from app.domain import ranking, scale
 from app.judging import LabelingSettings
+from app.labelers.service import OwnNumbers, own_figures
 from app.labeling import answer_queries, queries, recusal
 from app.labeling.answers import CHANGEABLE_FOR
 from app.labeling.forms import Draft
@@ -28,18 +29,15 @@ class Answered(NamedTuple):
 
 
 class Mine(NamedTuple):
-    """seconds: median time of an answer, none if the project does not show it. older: where the next page begins."""
+    """numbers: those that the project shows. older: where the next page begins."""
 
-    today: int
-    total: int
-    seconds: float | None
+    numbers: OwnNumbers
     rows: list[Answered]
     older: int | None
 
 
 def mine(session: Session, project: Project, labeler: User, before: int | None) -> Mine:
     shown = LabelingSettings.model_validate(project.labeling).own_figures
-    figures = answer_queries.figures(session, project.id, labeler.id)
     found = answer_queries.history(session, project.id, labeler.id, before, PAGE + 1)
     judged = [judgment for judgment, *_rest in found[:PAGE]]
     changeable = answer_queries.closed_by(session, judged, CHANGEABLE_FOR)
@@ -57,7 +55,7 @@ def mine(session: Session, project: Project, labeler: User, before: int | None) 
         for judgment, comparison, messages, strengths in found[:PAGE]
     ]
     older = judged[-1].id if len(found) > PAGE else None
-    return Mine(figures.today, figures.total, figures.seconds if shown.seconds else None, rows, older)
+    return Mine(own_figures(session, project, labeler, shown), rows, older)
 
 
 def excerpt(messages: list[dict[str, str]]) -> str:

@@ -33,7 +33,10 @@ def start(request: Request, labeler: LabelerDep, session: SessionDep) -> Respons
 
 @router.get("/projects/{project_slug}/label")
 def show(request: Request, project: ProjectDep, labeler: LabelerDep, session: SessionDep) -> Response:
-    return _desk(request, session, project, labeler, assigning.next_task(session, project, labeler))
+    task = assigning.next_task(session, project, labeler)
+    if task is None and not _wants_json(request) and assigning.idle(session, project, labeler).reason == "quiz":
+        return redirect(f"/projects/{project.slug}/quiz")
+    return _desk(request, session, project, labeler, task)
 
 
 @router.get("/projects/{project_slug}/label/ahead")
@@ -150,9 +153,10 @@ def _next(
     skipped: Position | None = None,
 ) -> Response:
     """After an answer: where a page asked, the page again; where the script did, a card unless it shows one already."""
-    if _wants_json(request) and desk and desk in assigning.renew(session, project, labeler):
+    shown = assigning.next_task(session, project, labeler, again=desk) if _wants_json(request) and desk else None
+    if shown and shown.lease_id == desk:
         return JSONResponse({"desk": None} | _numbers(session, project, labeler))
-    task = assigning.next_task(session, project, labeler, skipped=skipped, again=desk)
+    task = shown or assigning.next_task(session, project, labeler, skipped=skipped)
     if _wants_json(request) or task is None:
         return _desk(request, session, project, labeler, task, skipped=skipped)
     return redirect(f"/projects/{project.slug}/label")

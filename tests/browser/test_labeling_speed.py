@@ -1,0 +1,51 @@
+"""How long a labeler waits for the next card, in a real browser on the loopback: at most 150 ms in 95 of 100."""
+
+import statistics
+
+from playwright.sync_api import Page, expect
+from sqlalchemy.orm import Session
+
+from tests.browser.test_labeling import OpenPage, judgments, open_desk
+from tests.browser.test_labeling_flow import rich_project
+
+# From the key that submits to the frame that shows another question.
+STOPWATCH = """() => {
+  window.waited = [];
+  let pressed = 0;
+  addEventListener("keydown", (event) => { if (event.key === "Enter") pressed = performance.now(); }, true);
+  const question = () => document.querySelector(".conversation")?.textContent;
+  let shown = question();
+  new MutationObserver(() => {
+    const now = question();
+    if (!now || now === shown || !pressed) return;
+    shown = now;
+    const since = pressed;
+    pressed = 0;
+    requestAnimationFrame(() => setTimeout(() => window.waited.push(performance.now() - since)));
+  }).observe(document.getElementById("desk"), { childList: true });
+}"""
+
+
+def time_judgments(page: Page, n: int) -> list[float]:
+    """Milliseconds from submit to the next card, of n judgments in a row."""
+    page.evaluate(STOPWATCH)
+    for number in range(n):
+        # A person reads the card first; the one that follows is loaded meanwhile.
+        page.locator("#desk[data-ahead]").wait_for()
+        page.keyboard.press("1234567"[number % 7])
+        page.keyboard.press("Enter")
+        page.locator(".conversation", has_text=f"Question number {number + 1}?").wait_for()
+    found = page.evaluate("() => new Promise(done => requestAnimationFrame(() => setTimeout(() => done(waited))))")
+    return [float(each) for each in found]
+
+
+def test_the_next_card_is_there_within_150_ms(session: Session, open_page: OpenPage) -> None:
+    project = rich_project(session, 205)
+    page = open_desk(open_page, project)
+    waited = time_judgments(page, 202)
+    assert len(waited) == 202
+    cuts = statistics.quantiles(waited, n=100)
+    print(f"\nsubmit to next card: p50 {cuts[49]:.0f} ms, p95 {cuts[94]:.0f} ms, most {max(waited):.0f} ms")
+    assert cuts[94] < 150
+    expect(page.locator("#desk:not([data-unsent])")).to_be_visible()
+    assert len(judgments(session)) == 202
