@@ -40,7 +40,11 @@ KINDS = {
 
 
 class Row(NamedTuple):
-    """A part of the judgments. lower: clearly below the whole; under: its interval lies below the review threshold."""
+    """A part of the judgments.
+
+    lower: clearly below the whole. under: its interval lies below the review threshold, and the whole's does not: where
+    everything is under it, marking everything would tell nobody where to begin.
+    """
 
     dimension: str
     label: str
@@ -74,6 +78,7 @@ class View(NamedTuple):
     whole: Figures
     whole_under: bool
     threshold: float
+    comparable: bool  # whether any part has enough comparisons
     loudest: list[Row]
     marked: int
     sections: list[Section]
@@ -111,6 +116,7 @@ def view(computed: Computed, names: Mapping[int, tuple[str, str]], threshold: fl
         whole=whole,
         whole_under=_is_under(whole.percent, threshold),
         threshold=threshold,
+        comparable=any(row.figures.shared >= LEAST for _, rows in sections for row in rows),
         loudest=loudest[:LOUDEST],
         marked=len(loudest),
         sections=[_section(name, sorted(rows, key=_worst_first), pages.get(name, 0)) for name, rows in sections],
@@ -213,14 +219,16 @@ def _marked(rows: Sequence[Row], whole: Figures, threshold: float) -> list[Row]:
     """The rows, those marked that have enough comparisons and agree too little."""
     enough = [row.figures.shared >= LEAST for row in rows]
     # An aspect is a question of its own: it has no whole to be compared with.
+    is_part = [row.dimension != "aspect" for row in rows]
     compared = [
-        row.figures.percent if many and row.dimension != "aspect" else Estimate(None)
-        for row, many in zip(rows, enough, strict=True)
+        row.figures.percent if many and part else Estimate(None)
+        for row, many, part in zip(rows, enough, is_part, strict=True)
     ]
     lower = clearly_below(compared, whole.percent.value or 0.0)
+    all_under = _is_under(whole.percent, threshold)
     return [
-        row._replace(lower=low, under=many and _is_under(row.figures.percent, threshold))
-        for row, low, many in zip(rows, lower, enough, strict=True)
+        row._replace(lower=low, under=many and _is_under(row.figures.percent, threshold) and not (part and all_under))
+        for row, low, many, part in zip(rows, lower, enough, is_part, strict=True)
     ]
 
 

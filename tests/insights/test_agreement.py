@@ -165,12 +165,21 @@ def names_of(session: Session, table: Table) -> dict[int, tuple[str, str]]:
     return queries.labelers(session, views.labelers_of(table))
 
 
-def test_a_project_that_agrees_nowhere_is_told_so(session: Session, project: Project) -> None:
-    of_slice(session, project, "law", 40, 10, [factories.user(session), factories.user(session)])
+def test_where_everything_is_under_the_threshold_only_what_is_lower_still_is_marked(
+    session: Session, project: Project
+) -> None:
+    labelers = [factories.user(session), factories.user(session)]
+    of_slice(session, project, "law", 60, 24, labelers)
+    of_slice(session, project, "maths", 40, 0, labelers)
     table = service.table(session, project.id)
     shown = views.view(Computed(table, datetime.now(UTC), 0.1), names_of(session, table), 0.6, {})
     assert shown.whole_under
-    assert shown.loudest == []  # there is but one of everything: nothing to compare
+    (section,) = (each for each in shown.sections if each.dimension == "domain")
+    assert [(row.label, row.lower, row.under) for row in section.rows] == [
+        ("maths", True, False),
+        ("law", False, False),
+    ]
+    assert [row.label for row in shown.loudest] == ["maths"]
 
 
 @pytest.fixture
