@@ -24,17 +24,20 @@ class Page:
         found = self.soup.select_one(selector)
         if found is None:
             raise PrefloopError(f"{self.url} has no form {selector}.", "Is the service of the same version?")
-        return Form(found, str(self.url))
+        return Form(found, str(self.url), self.soup)
 
 
 class Form:
-    """A form's address and the values it would send untouched."""
+    """A form's address and the values it would send untouched; those that several lists share are in their order."""
 
-    def __init__(self, form: Tag, url: str) -> None:
+    def __init__(self, form: Tag, url: str, page: Tag) -> None:
         self.action = str(form.get("action") or url)
         self.values: dict[str, Any] = {}
         self.choices: dict[str, list[str]] = {}
-        for control in form.select("input[name], textarea[name], select[name]"):
+        controls = form.select("input[name], textarea[name], select[name]")
+        if form.get("id"):  # controls that stand elsewhere on the page
+            controls += page.select(f'[name][form="{form["id"]}"]')
+        for control in controls:
             name, kind = str(control["name"]), control.get("type")
             if kind in ("radio", "checkbox"):
                 self.choices.setdefault(name, []).append(str(control.get("value", "on")))
@@ -42,13 +45,17 @@ class Form:
                     continue
             if control.name == "select":
                 chosen = control.select_one("option[selected]") or control.select_one("option")
-                self.values[name] = str(chosen["value"]) if chosen else ""
+                self._add(name, str(chosen["value"]) if chosen else "")
             elif control.name == "textarea":
                 self.values[name] = control.get_text()
             elif kind == "checkbox":
                 self.values.setdefault(name, []).append(str(control.get("value", "on")))
             else:
                 self.values[name] = str(control.get("value", ""))
+
+    def _add(self, name: str, value: str) -> None:
+        before = self.values.get(name)
+        self.values[name] = value if before is None else [*(before if isinstance(before, list) else [before]), value]
 
 
 class Browser:

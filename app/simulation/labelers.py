@@ -4,19 +4,33 @@ import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-from app.simulation.browser import Browser, Page
+from app.simulation.browser import Browser, Form, Page
 from app.simulation.preference import Score, SimulatedLabeler
 
 CARD = "form.answer"
 
 
-def question_and_responses(card: Page) -> tuple[str, str, str]:
-    """What a card shows: the last thing the user said, and the two responses in the order shown."""
+def question_and_responses(card: Page) -> tuple[str, list[str]]:
+    """What a card shows: the last thing the user said, and the responses in the order shown."""
     turns = card.soup.select(".turn-user .prose")
     question = turns[-1].get_text(" ", strip=True) if turns else ""
-    first, second = (card.text(f'[data-response="{name}"] .prose') or "" for name in ("first", "second"))
-    return question, first, second
+    texts = [response.select_one(".prose") for response in card.soup.select("[data-response]")]
+    return question, [text.get_text(" ", strip=True) if text else "" for text in texts]
+
+
+def answered(card: Page, form: Form, labeler: SimulatedLabeler) -> dict[str, Any]:
+    """The fields in which the labeler says what they prefer: a step of the scale, or a rank for each response."""
+    question, responses = question_and_responses(card)
+    if "ranks" in form.values:
+        return {"ranks": [str(rank) for rank in labeler.rank(question, responses)]}
+    steps = sorted(int(value) for value in form.choices["preference"] if value.lstrip("-").isdigit())
+    first, second = responses
+    judged = labeler.judge(question, first, second, strengths=max(steps))
+    if judged not in steps:  # a rubric without ties
+        judged = labeler.rng.choice((-1, 1))
+    return {"preference": str(judged)}
 
 
 def work(browser: Browser, labeler: SimulatedLabeler, desk: str, limit: int) -> int:
@@ -25,11 +39,7 @@ def work(browser: Browser, labeler: SimulatedLabeler, desk: str, limit: int) -> 
     page = browser.open(desk)
     while done < limit and page.soup.select_one(CARD):
         form = page.form(CARD)
-        values = sorted(int(value) for value in form.choices["preference"])
-        judged = labeler.judge(*question_and_responses(page), strengths=max(values))
-        if judged not in values:  # a rubric without ties
-            judged = labeler.rng.choice((-1, 1))
-        page = browser.send(form, preference=str(judged))
+        page = browser.send(form, **answered(page, form, labeler))
         done += 1
     return done
 

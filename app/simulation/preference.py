@@ -7,7 +7,7 @@ what the win rate is measured with.
 import math
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 Score = Callable[[str, str], float]
@@ -75,6 +75,16 @@ class SimulatedLabeler:
         if chance < self.noise + self.position_bias:
             return -1
         return strength_of(self.score(question, right) - self.score(question, left), strengths)
+
+    def rank(self, question: str, responses: Sequence[str]) -> list[int]:
+        """Ranks in the order shown, 1 the best, without ties; erring as often as in `judge`."""
+        chance = self.rng.random()
+        order = list(range(len(responses)))
+        if chance < self.noise:
+            self.rng.shuffle(order)
+        elif chance >= self.noise + self.position_bias:
+            order.sort(key=lambda i: -self.score(question, responses[i]))
+        return [order.index(i) + 1 for i in range(len(responses))]
 
 
 def strength_of(difference: float, strengths: int = 3) -> int:

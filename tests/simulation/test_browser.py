@@ -1,10 +1,10 @@
-"""What the browser without a screen says of an answer that refuses."""
+"""What the browser without a screen says of an answer that refuses, and what it finds in a form."""
 
 import httpx
 import pytest
 
 from app.errors import PrefloopError
-from app.simulation.browser import Browser
+from app.simulation.browser import Browser, Page
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,17 @@ def test_a_refusal_is_told_without_the_page_around_it(body: str, said: str) -> N
         browser.open("/page")
     assert error.value.message == f"GET /page answered 422: {said}"
     browser.close()
+
+
+def test_a_form_has_the_controls_that_stand_elsewhere_too() -> None:
+    """As in a ranking's card: each response has its rank in its own head."""
+    html = """
+        <select name="ranks" form="answer"><option value="">none</option><option value="1">1</option></select>
+        <form id="answer" class="answer" action="/send"><input name="key" value="k"><input type="radio" name="p" value="1">
+        <input type="checkbox" name="flags" value="x" checked></form>
+        <select name="ranks" form="answer"><option value="1">1</option><option value="2" selected>2</option></select>
+        <select name="ranks" form="other"><option value="3">3</option></select>"""
+    form = Page(httpx.Response(200, html=html, request=httpx.Request("GET", "http://service/desk"))).form("form.answer")
+    assert form.action == "/send"
+    assert form.values == {"key": "k", "flags": ["x"], "ranks": ["", "2"]}
+    assert form.choices == {"p": ["1"], "flags": ["x"]}
