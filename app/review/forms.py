@@ -36,6 +36,7 @@ class VerdictForm(DecisionForm):
     """`verdict` is in canonical order: -4 (A far better) to 4 (B far better)."""
 
     verdict: Annotated[int, Field(ge=-4, le=4)]
+    calibrate: bool = False  # and make a calibration item of it
 
 
 class MoreLabelersForm(DecisionForm):

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import exists, func, select
+from sqlalchemy import exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from app.models import (
@@ -145,7 +145,8 @@ def decisions(session: Session, comparison_id: int) -> list[Decision]:
     found = (
         select(AuditEvent.id, AuditEvent.action, User.name, AuditEvent.at, AuditEvent.details)
         .join(User, User.id == AuditEvent.actor_id)
-        .where(about == str(comparison_id), AuditEvent.action.startswith("review."))
+        .where(about == str(comparison_id))
+        .where(or_(AuditEvent.action.startswith("review."), AuditEvent.action == "calibration.added"))
         .order_by(AuditEvent.id)
     )
     return [Decision(*row) for row in session.execute(found)]

@@ -95,7 +95,7 @@ def ask_again(session: Session, ids: Sequence[int], rubric_id: int, overlap: int
     session.execute(live.values(superseded_at=func.now(), superseded_for="relabeled"), execution_options=quietly)
     replaced = update(Comparison).where(Comparison.id == any_(these))
     session.execute(replaced.values(state="withdrawn", flagged=False), execution_options=quietly)
-    # A hidden repeat compares an answer with one under the old rubric, which does not count any more.
+    # Hidden repeats and calibration items of them go by what was answered under the old rubric.
     repeats = update(Comparison).where(Comparison.repeat_of_id == any_(these), Comparison.state == "open")
     session.execute(repeats.values(state="withdrawn"), execution_options=quietly)
 

@@ -116,6 +116,7 @@ ACTIONS: dict[str, Callable[..., Comparison]] = {
     "dismiss-flags": service.dismiss_flags,
     "people-are-right": service.people_are_right,
     "request": service.request,
+    "calibrate": service.make_calibration,
 }
 
 
@@ -133,8 +134,8 @@ def act(
     def decide() -> Comparison:
         return ACTIONS[action](session, project, admin, comparison_id, **form.model_dump())
 
-    # What was put up for review is decided about at once.
-    stay = action == "request"
+    # What was put up for review is decided about at once; what has a verdict is in no queue to go on in.
+    stay = action in ("request", "calibrate")
     return _decide(request, session, project, admin, comparison_id, wanted, form, decide, stay=stay)
 
 
@@ -152,8 +153,9 @@ def _decide(
 ) -> Response:
     """To the next comparison; or the same one with the reason and what was typed, where the decision is refused."""
     try:
-        comparison = decide()
-    except InvalidInput as problem:  # nothing was written
+        with session.begin_nested():  # a decision that is refused half-way is not made
+            comparison = decide()
+    except InvalidInput as problem:
         return _case(request, session, project, admin, comparison_id, wanted, problem=problem, note=form.note)
     if stay:
         return redirect(f"/projects/{project.slug}/review/{comparison_id}?{wanted.query()}")

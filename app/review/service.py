@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from app.accounts.service import audit
 from app.domain import scale
 from app.errors import Conflict, Forbidden, InvalidInput, NotFound
-from app.labeling import recusal
+from app.labeling import calibration, recusal
 from app.models import Adjudication, Comparison, Project, Rubric, User
 from app.review import queries, queues
 from app.review.forms import QueueName, Wanted
@@ -27,6 +27,7 @@ DONE = {
     "review.flags_dismissed": "dismissed the flags of this comparison",
     "review.people_right": "found the labelers of this comparison right",
     "review.requested": "put this comparison up for review",
+    "calibration.added": "made a calibration item of this comparison",
 }
 
 
@@ -74,12 +75,17 @@ def adjudicate(
     *,
     verdict: int,
     note: str = "",
+    calibrate: bool = False,
     seen: str = "",
 ) -> Comparison:
     """The reviewer's verdict stands in place of the judgments from now on.
 
+    Args:
+        calibrate: it is the known answer of a calibration item from now on, too.
+
     Raises:
-        Conflict: somebody decided since the reviewer looked, or it has a verdict or was withdrawn.
+        Conflict: somebody decided since the reviewer looked, it has a verdict or was withdrawn, or no calibration item
+            can be made of it.
         Forbidden: it is open and the reviewer may still judge it.
         InvalidInput: the verdict is outside the rubric's scale.
         NotFound: the project has no such comparison.
@@ -92,7 +98,27 @@ def adjudicate(
     comparison.state, comparison.flagged = "adjudicated", False
     comparison.consensus = float(verdict)
     comparison.settled_at = datetime.now(UTC)
-    return _decided(session, reviewer, comparison, "review.adjudicated", verdict=verdict, note=note)
+    _decided(session, reviewer, comparison, "review.adjudicated", verdict=verdict, note=note)
+    if calibrate:
+        calibration.make_calibration(session, project, comparison.id, verdict, reviewer)
+    return comparison
+
+
+def make_calibration(
+    session: Session, project: Project, reviewer: User, comparison_id: int, *, note: str = "", seen: str = ""
+) -> Comparison:
+    """Makes a calibration item of a comparison that has a verdict, which is its known answer.
+
+    Raises:
+        Conflict: as `adjudicate`, or it is one already.
+        Forbidden, NotFound: as `adjudicate`.
+    """
+    comparison = _take(session, project, reviewer, comparison_id, seen, ("adjudicated",))
+    verdict = queries.verdict(session, comparison_id)
+    if verdict is None:
+        raise Conflict("Its verdict was imported without a record.", "Put it up for review and decide it here.")
+    calibration.make_calibration(session, project, comparison_id, verdict.adjudication.verdict, reviewer)
+    return comparison
 
 
 def ask_more(

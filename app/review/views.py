@@ -135,6 +135,8 @@ def decision(made: Decision, strengths: int) -> str:
             return "found the labelers right, not the reward model"
         case "review.requested":
             return "put it up for review"
+        case "calibration.added":
+            return "made a calibration item of it"
     return made.action.removeprefix("review.").replace("_", " ")
 
 

@@ -1,11 +1,11 @@
 // Keys of a comparison under review: digits choose, Enter gives the verdict, e writes a note, s leaves it for later; the
-// other letters stand on their buttons.
+// other letters stand on their buttons and boxes.
 
 document.documentElement.classList.add("js");
-const form = document.querySelector("form.verdict");
+const form = document.querySelector("form.decision");
 
 function isTyping(target) {
-  return target.matches("textarea, select, input:not([type=radio])");
+  return target.matches("textarea, select, input:not([type=radio], [type=checkbox])");
 }
 
 document.addEventListener("keydown", (event) => {
@@ -22,12 +22,14 @@ document.addEventListener("keydown", (event) => {
   // A button or link that has the focus answers Enter itself.
   if (event.key === "Enter" && event.target.closest("a, button, summary")) return;
   const key = CSS.escape(event.key);
-  const step = form?.querySelector(`input[data-key="${key}"]`);
+  const step = form?.querySelector(`input[type=radio][data-key="${key}"]`);
+  const box = form?.querySelector(`input[type=checkbox][data-key="${key}"]`);
   const button = document.querySelector(`button[data-key="${key}"]`);
   if (step) {
     step.checked = true;
     step.focus();
-  } else if (event.key === "e" && form) form.elements.note.focus();
+  } else if (box) box.click();
+  else if (event.key === "e" && form) form.elements.note.focus();
   else if (event.key === "s") document.getElementById("later").click();
   else if (button?.classList.contains("danger")) {
     // Withdrawing needs a reason, and a second key: one alone must not withdraw.

@@ -1,22 +1,26 @@
 """What a reviewer does in a browser, by keys alone and without JavaScript."""
 
 from collections.abc import Callable
+from typing import Any
 
+import pytest
 from playwright.sync_api import Page, expect
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.labeling import settling
-from app.models import Adjudication, Comparison, Project
+from app.models import Adjudication, Comparison, LabelerGroup, LabelerGroupMember, Project
 from tests import factories
 
 
-def split(session: Session, project: Project, number: int) -> Comparison:
-    """A comparison that two labelers judged differently."""
+def split(session: Session, project: Project, number: int, *preferences: int, **values: Any) -> Comparison:
+    """A comparison that labelers judged, differently if nothing else is said."""
+    given = preferences or (2, -1)
     prompt = factories.prompt(session, project, f"Question {number}?")
-    row = factories.comparison(session, project, prompt=prompt, texts=(f"Left {number}", f"Right {number}"))
-    factories.judgment(session, row, preference=2, rationale="It cites a **source**.")
-    factories.judgment(session, row, preference=-1)
+    texts = (f"Left {number}", f"Right {number}")
+    row = factories.comparison(session, project, prompt=prompt, texts=texts, overlap=len(given), **values)
+    for preference in given:
+        factories.judgment(session, row, preference=preference, rationale="It cites a **source**.")
     settling.settle(session, [row.id])
     return row
 
@@ -32,12 +36,13 @@ def test_the_queue_by_keys_alone(session: Session, open_page: Callable[..., Page
     session.commit()
     page = open_page("admin")
     page.goto(f"/projects/{project.slug}/review")
-    expect(page.get_by_text("4 comparisons wait for a verdict")).to_be_visible()
+    expect(page.get_by_role("link", name="Disagreement 4")).to_have_attribute("aria-current", "page")
+    expect(page.get_by_text("1 for A, 1 for B").first).to_be_visible()
     page.get_by_role("link", name="Begin with the first").press("Enter")
 
     # The case shows what the labelers said.
     expect(page.get_by_text("Question 0?")).to_be_visible()
-    expect(page.get_by_text("It cites a **source**.")).to_be_visible()
+    expect(page.get_by_text("It cites a **source**.").first).to_be_visible()
     expect(page.locator(".response-first")).to_contain_text("Left 0")
 
     # Later leads on without a decision.
@@ -59,9 +64,15 @@ def test_the_queue_by_keys_alone(session: Session, open_page: Callable[..., Page
     page.keyboard.press("m")
     expect(page.get_by_text("Question 3?")).to_be_visible()
     assert state(session, rows[2]) == "open"
-    # One key alone does not withdraw: it goes to the button, which Enter presses.
+
+    # Withdrawing asks for its reason first, then for a second key.
+    page.keyboard.press("w")
+    expect(page.get_by_role("textbox", name="Note")).to_be_focused()
+    page.keyboard.type("Both leak a name.")
+    page.keyboard.press("Escape")
     page.keyboard.press("w")
     expect(page.get_by_role("button", name="Withdraw")).to_be_focused()
+    assert state(session, rows[3]) == "in_review"
     page.keyboard.press("Enter")
     expect(page.get_by_text("Question 0?")).to_be_visible()
     assert state(session, rows[3]) == "withdrawn"
@@ -70,10 +81,99 @@ def test_the_queue_by_keys_alone(session: Session, open_page: Callable[..., Page
     page.keyboard.press("Enter")
     expect(page.get_by_text("Question 0?")).to_be_visible()
     assert state(session, rows[0]) == "in_review"
-    page.keyboard.press("4")
+    page.keyboard.press("1")
+    page.keyboard.press("c")
+    expect(page.get_by_role("checkbox", name="as a calibration item too")).to_be_checked()
     page.keyboard.press("Enter")
-    expect(page.get_by_text("Nothing to review")).to_be_visible()
+    expect(page.get_by_text("Nothing to review here")).to_be_visible()
     assert state(session, rows[0]) == "adjudicated"
+    assert session.scalars(select(Comparison.gold).where(Comparison.purpose == "calibration")).all() == [-3]
+
+
+def test_conflicts_and_flags_by_keys(session: Session, open_page: Callable[..., Page]) -> None:
+    project = factories.project(session)
+    model = factories.model(session, project, "reward", name="reward-3")
+    conflicts = [
+        split(session, project, n, -2, -2, reward_p_b=p, reward_model_id=model.id, reward_trained=trained)
+        for n, (p, trained) in enumerate([(0.99, True), (0.94, False)])
+    ]
+    flagged = split(session, project, 7, 1, 1)
+    flagged.flagged = True
+    session.commit()
+    page = open_page("admin")
+    page.goto(f"/projects/{project.slug}/review")
+    page.get_by_role("link", name="Reward model disagrees 2").click()
+    expect(page.locator("tbody tr").first).to_contain_text("2 for A; reward model 94% for B")
+    expect(page.locator("tbody tr").first).to_contain_text("held out")
+    expect(page.locator("tbody tr").last).to_contain_text("trained on it")
+    page.get_by_role("link", name="Question 1?").click()
+    expect(page.get_by_text("reward-3, not trained on it")).to_be_visible()
+    page.keyboard.press("p")
+    expect(page.get_by_text("Question 0?")).to_be_visible()
+    page.keyboard.press("p")
+    expect(page.get_by_text("Nothing to review here")).to_be_visible()
+    assert {state(session, row) for row in conflicts} == {"settled"}
+    assert session.scalars(select(Comparison.conflict_dismissed).order_by(Comparison.id)).all() == [True, True, False]
+
+    page.get_by_role("link", name="Flagged 1").click()
+    page.get_by_role("link", name="Begin with the first").click()
+    page.keyboard.press("d")
+    expect(page.get_by_text("Nothing to review here")).to_be_visible()
+    # Anything decided can be put up for review, and is decided about at once.
+    page.goto(f"/projects/{project.slug}/review/{flagged.id}")
+    page.keyboard.press("r")
+    expect(page.get_by_text("put it up for review")).to_be_visible()
+    page.keyboard.press("7")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("Nothing to review here")).to_be_visible()
+    assert state(session, flagged) == "adjudicated"
+
+
+def test_experts_are_asked_for_more(session: Session, open_page: Callable[..., Page]) -> None:
+    project = factories.project(session)
+    row = split(session, project, 1)
+    experts = LabelerGroup(project_id=project.id, name="Experts")
+    session.add(experts)
+    session.flush()
+    session.add(LabelerGroupMember(group_id=experts.id, labeler_id=factories.user(session).id))
+    session.commit()
+    page = open_page("admin")
+    page.goto(f"/projects/{project.slug}/review/{row.id}")
+    page.get_by_label("more of").select_option(label="Experts (1)")
+    page.get_by_role("button", name="Ask").click()
+    expect(page.get_by_text("Nothing to review here")).to_be_visible()
+    session.rollback()
+    session.refresh(row)
+    assert (row.state, row.group_id, row.overlap) == ("open", experts.id, 3)
+
+
+def test_relabeling_in_the_browser(session: Session, open_page: Callable[..., Page]) -> None:
+    project = factories.project(session)
+    factories.rubric(session, project, version=1)
+    rows = [split(session, project, number, 1, -1 if number < 2 else 1) for number in range(3)]
+    factories.rubric(session, project, version=2)
+    session.commit()
+    page = open_page("admin")
+    page.goto(f"/projects/{project.slug}/review")
+    page.get_by_role("link", name="Ask again under a new rubric").click()
+    expect(page.get_by_text("3 comparisons, 6 new judgments.")).to_be_visible()
+    page.get_by_label("Agreement below, %").fill("60")
+    page.get_by_label("Judgments of each").fill("1")
+    page.get_by_role("button", name="Count them").click()
+    expect(page.get_by_text("2 comparisons, 2 new judgments.")).to_be_visible()
+    page.get_by_role("button", name="Ask them again").click()
+    expect(page.get_by_text("2 comparisons are asked again.")).to_be_visible()
+    assert [state(session, row) for row in rows] == ["withdrawn", "withdrawn", "settled"]
+    again = session.scalars(select(Comparison).where(Comparison.relabel_of_id.is_not(None)))
+    for row in again.all():
+        factories.judgment(session, row, preference=1)
+        settling.settle(session, [row.id])
+    session.commit()
+    page.reload()
+    expect(
+        page.get_by_text("Of 2 asked again, 2 are decided anew; 2 of these came out on another side.")
+    ).to_be_visible()
+    expect(page.get_by_role("row", name="Percent on one side")).to_contain_text("0.0%")
 
 
 def test_a_phone_without_javascript(session: Session, open_page: Callable[..., Page]) -> None:
@@ -81,12 +181,13 @@ def test_a_phone_without_javascript(session: Session, open_page: Callable[..., P
     row = split(session, project, 1)
     session.commit()
     page = open_page("admin", width=390, javascript=False)
-    page.goto(f"/projects/{project.slug}/review/{row.id}")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for path in ("", "/relabel", f"/{row.id}"):
+        page.goto(f"/projects/{project.slug}/review{path}")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.get_by_role("radio", name="A is much better").check(force=True)
     page.get_by_role("textbox", name="Note").fill("Clearer.")
     page.get_by_role("button", name="Give verdict").click()
-    expect(page.get_by_text("Nothing to review")).to_be_visible()
+    expect(page.get_by_text("Nothing to review here")).to_be_visible()
     assert state(session, row) == "adjudicated"
 
 
@@ -100,22 +201,46 @@ def test_two_admins_at_once(session: Session, open_page: Callable[..., Page]) ->
         page.goto(f"/projects/{project.slug}/review/{row.id}")
         page.keyboard.press("1" if page is pages[0] else "7")
     pages[0].keyboard.press("Enter")
-    expect(pages[0].get_by_text("Nothing to review")).to_be_visible()
+    expect(pages[0].get_by_text("Nothing to review here")).to_be_visible()
     pages[1].keyboard.press("Enter")
     expect(pages[1].get_by_text("Ada Lovelace already gave the verdict on this comparison.")).to_be_visible()
     session.rollback()
     assert session.scalars(select(Adjudication.verdict)).all() == [-3]
 
 
-def test_texts_cannot_inject(session: Session, open_page: Callable[..., Page]) -> None:
+def test_giving_up_a_judgment_to_review(session: Session, open_page: Callable[..., Page]) -> None:
     project = factories.project(session)
-    row = factories.comparison(session, project, texts=("<script>document.title='x'</script>", "![i](http://x/y.png)"))
-    factories.judgment(session, row, preference=1, rationale="<img src=x onerror=alert(1)>")
+    row = factories.comparison(session, project, overlap=2, flagged=True)
+    factories.judgment(session, row, preference=2, rationale="B says it.", flags=["harmful"])
+    session.commit()
+    page = open_page("admin", "labeler")
+    page.goto(f"/projects/{project.slug}/review?queue=flagged")
+    page.get_by_role("link", name="Begin with the first").click()
+    expect(page.get_by_text("what others said is closed to you")).to_be_visible()
+    expect(page.get_by_text("B says it.")).to_have_count(0)
+    page.get_by_role("button", name="Give up judging it and review it").click()
+    expect(page.get_by_text("B says it.")).to_be_visible()
+    page.keyboard.press("d")
+    expect(page.get_by_text("Nothing to review here")).to_be_visible()
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_texts_cannot_inject_or_break_the_page(session: Session, open_page: Callable[..., Page], width: int) -> None:
+    project = factories.project(session, name="<b>x</b>" + "W" * 300)
+    hostile = "<img src=x onerror=alert(1)>"
+    texts = ("<script>document.title='x'</script>" + "A" * 3000, "![i](http://x/y.png)")
+    row = factories.comparison(session, project, texts=texts, flagged=True)
+    named = factories.user(session, name="<i>Eve</i>‮" + "M" * 200)
+    factories.judgment(
+        session, row, preference=1, labeler_id=named.id, rationale=hostile + "z" * 900, flags=["<u>" + "f" * 200]
+    )
     factories.judgment(session, row, preference=-1)
     settling.settle(session, [row.id])
     session.commit()
-    page = open_page("admin")
-    page.goto(f"/projects/{project.slug}/review/{row.id}")
-    expect(page.get_by_text("<img src=x onerror=alert(1)>")).to_be_visible()
+    page = open_page("admin", width=width)
+    for path in ("", "?queue=flagged", f"/{row.id}"):
+        page.goto(f"/projects/{project.slug}/review{path}")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+        assert page.locator("main img, main i, main u, main script").count() == 0
+    expect(page.get_by_text(hostile)).to_be_visible()
     expect(page.get_by_text("<script>document.title='x'</script>")).to_be_visible()
-    assert page.locator("article img").count() == 0
