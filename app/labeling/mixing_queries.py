@@ -18,7 +18,9 @@ def claim_calibration(session: Session, project_id: int, labeler_id: int) -> int
     """
     items: list[Condition] = [Comparison.project_id == project_id, literally(IN_CALIBRATION)]
     low, high = func.min(Comparison.id), func.max(Comparison.id)
-    start = select(func.coalesce(low + func.floor(func.random() * (high - low + 1)), 0)).where(*items).scalar_subquery()
+    start = session.scalar(select(low + func.floor(func.random() * (high - low + 1))).where(*items))
+    if start is None:
+        return None
     seen_before = exists().where(Judgment.comparison_id == Comparison.repeat_of_id, Judgment.labeler_id == labeler_id)
     fresh = [~judged_by(labeler_id), ~leased_to(labeler_id, "live", "skipped", "recused"), ~seen_before]
     for part in (Comparison.id >= start, Comparison.id < start):

@@ -1,9 +1,11 @@
 """What the tests of the queue do all the time: take a task, answer it, let its time run out."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
-from sqlalchemy import select, update
+from sqlalchemy import event, select, text, update
 from sqlalchemy.orm import Session
 
 from app.labeling import answers, assigning
@@ -40,3 +42,38 @@ def counts(session: Session, comparison_id: int) -> tuple[int, int]:
         select(Comparison.judgment_count, Comparison.lease_count).where(Comparison.id == comparison_id)
     ).one()
     return row.judgment_count, row.lease_count
+
+
+def fill(session: Session, comparison: Comparison, n: int) -> list[int]:
+    """Many more like it; their ids."""
+    columns = "project_id, prompt_id, completion_a_id, completion_b_id, rubric_id, purpose, overlap, priority"
+    copied = text(
+        f"INSERT INTO comparison ({columns}) SELECT {columns} FROM comparison, generate_series(1, :n)"
+        " WHERE comparison.id = :id RETURNING id"
+    )
+    return list(session.scalars(copied, {"n": n, "id": comparison.id}))
+
+
+@contextmanager
+def rows_read(session: Session) -> Iterator[list[float]]:
+    """The rows that PostgreSQL's executor looks at in each statement on comparison, by its own count."""
+    counts: list[float] = []
+    connection = session.connection()
+
+    def explain(conn, cursor, statement, parameters, context, executemany):  # type: ignore[no-untyped-def]
+        if statement.startswith("SELECT") and "FROM comparison" in statement and "EXPLAIN" not in statement:
+            with conn.connection.cursor() as own:
+                own.execute("EXPLAIN (ANALYZE, FORMAT JSON) " + statement, parameters)
+                counts.append(_rows(own.fetchone()[0][0]["Plan"]))
+
+    event.listen(connection, "before_cursor_execute", explain)
+    try:
+        yield counts
+    finally:
+        event.remove(connection, "before_cursor_execute", explain)
+
+
+def _rows(plan: dict) -> float:  # type: ignore[type-arg]
+    removed = plan.get("Rows Removed by Filter", 0) + plan.get("Rows Removed by Join Filter", 0)
+    own = (plan["Actual Rows"] + removed) * plan["Actual Loops"]
+    return own + sum(_rows(child) for child in plan.get("Plans", []))

@@ -1,10 +1,7 @@
 """Whose turn it is: what is kept by name, queues and places in them, what was skipped, and where a search looks."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
-from sqlalchemy import Engine, event, func, select, text, update
+from sqlalchemy import Engine, func, select, text, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.db import make_session_factory
@@ -20,7 +17,7 @@ from app.models import (
     User,
 )
 from tests import factories
-from tests.labeling.desk import judge, take
+from tests.labeling.desk import fill, judge, rows_read, take
 
 
 @pytest.fixture
@@ -44,16 +41,6 @@ def given(session: Session, project: Project, labeler: User, n: int = 999) -> li
         found.append(task.position.comparison_id)
         judge(session, project, labeler, task)
     return found
-
-
-def fill(session: Session, comparison: Comparison, n: int) -> list[int]:
-    """Many more like it; their ids."""
-    columns = "project_id, prompt_id, completion_a_id, completion_b_id, rubric_id, purpose, overlap, priority"
-    copied = text(
-        f"INSERT INTO comparison ({columns}) SELECT {columns} FROM comparison, generate_series(1, :n)"
-        " WHERE comparison.id = :id RETURNING id"
-    )
-    return list(session.scalars(copied, {"n": n, "id": comparison.id}))
 
 
 # --- kept by name ----------------------------------------------------------------------------------------------------
@@ -171,31 +158,6 @@ def test_a_place_from_before_a_restore_is_forgotten(session: Session) -> None:
     assert given(session, project, labeler) == [behind.id]
     session.refresh(far)
     assert far.checked_xid < 2**62
-
-
-@contextmanager
-def rows_read(session: Session) -> Iterator[list[float]]:
-    """The rows that PostgreSQL's executor looks at in each statement on comparison, by its own count."""
-    counts: list[float] = []
-    connection = session.connection()
-
-    def explain(conn, cursor, statement, parameters, context, executemany):  # type: ignore[no-untyped-def]
-        if statement.startswith("SELECT") and "FROM comparison" in statement and "EXPLAIN" not in statement:
-            with conn.connection.cursor() as own:
-                own.execute("EXPLAIN (ANALYZE, FORMAT JSON) " + statement, parameters)
-                counts.append(_rows(own.fetchone()[0][0]["Plan"]))
-
-    event.listen(connection, "before_cursor_execute", explain)
-    try:
-        yield counts
-    finally:
-        event.remove(connection, "before_cursor_execute", explain)
-
-
-def _rows(plan: dict) -> float:  # type: ignore[type-arg]
-    removed = plan.get("Rows Removed by Filter", 0) + plan.get("Rows Removed by Join Filter", 0)
-    own = (plan["Actual Rows"] + removed) * plan["Actual Loops"]
-    return own + sum(_rows(child) for child in plan.get("Plans", []))
 
 
 def test_a_claim_does_not_walk_over_what_was_judged(session: Session) -> None:

@@ -1,15 +1,16 @@
 """When a comparison has its judgments, and what the page says meanwhile."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
-from app.labeling import assigning, settling
-from app.models import Comparison, Lease
+from app.labeling import answers, assigning, settling
+from app.models import Comparison, Lease, Project, Ranking
 from tests import factories
-from tests.labeling.desk import judge, take
+from tests.labeling.desk import answer, fill, judge, rows_read, take
 
 # --- settling --------------------------------------------------------------------------------------------------------
 
@@ -128,3 +129,181 @@ def test_the_project_with_work(session: Session) -> None:
     assert assigning.project_with_work(session, labeler) == second.slug  # where they were
     take(session, first, labeler)
     assert assigning.project_with_work(session, labeler) == first.slug  # a card is on the desk
+
+
+# --- settling: who could not judge, adaptive overlap, rankings, flags ------------------------------------------------
+
+
+def say(session: Session, project: Project, *preferences: int | str) -> list[int]:
+    """Each by somebody new, in canonical order; returns the overlap after each answer, of the first comparison."""
+    overlaps = []
+    for preference in preferences:
+        labeler = factories.user(session)
+        task = take(session, project, labeler)
+        said: int | str = preference
+        if isinstance(preference, int):
+            swapped = session.scalars(select(Lease.swapped).where(Lease.id == task.lease_id)).one()
+            said = -preference if swapped else preference
+        answers.submit(session, project, task.lease_id, labeler, answer(task, said))  # type: ignore[arg-type]
+        overlaps.append(session.scalars(select(Comparison.overlap).order_by(Comparison.id)).first() or 0)
+    return overlaps
+
+
+NOT = "cannot_judge"
+
+
+@pytest.mark.parametrize(
+    ("overlap", "said", "overlaps", "state", "reason", "consensus"),
+    [
+        (1, [NOT, 2], [2, 2], "settled", None, 2.0),
+        (1, [NOT, NOT, NOT], [2, 3, 3], "in_review", "unjudgeable", None),
+        (2, [1, NOT, 2], [2, 3, 3], "settled", None, 1.5),
+        (2, [NOT, NOT, 1, 2], [2, 4, 4, 4], "settled", None, 1.5),
+        (2, [NOT, NOT, 1, NOT], [2, 4, 4, 4], "in_review", "unjudgeable", 1.0),
+        (2, [NOT, 1, -1], [2, 3, 3], "in_review", "split", 0.0),
+    ],
+)
+def test_who_could_not_judge_is_replaced(
+    session: Session,
+    overlap: int,
+    said: list[int | str],
+    overlaps: list[int],
+    state: str,
+    reason: str | None,
+    consensus: float | None,
+) -> None:
+    project = factories.project(session, overlap=overlap)
+    comparison = factories.comparison(session, project)
+    assert say(session, project, *said) == overlaps
+    session.refresh(comparison)
+    assert (comparison.state, comparison.review_reason) == (state, reason)
+    assert comparison.consensus == consensus
+    assert comparison.judgment_count == len(said)
+
+
+@pytest.mark.parametrize(
+    ("said", "overlaps", "state", "p_b"),
+    [
+        # Most people prefer one side with probability 0.82 after one vote, 0.92 after two alike, 0.5 after a split.
+        ([1, 1], [2, 2], "settled", 2.5 / 3),
+        ([-1, -2], [2, 2], "settled", 0.5 / 3),
+        ([1, -1, 1, 1, 1], [2, 3, 4, 5, 5], "settled", 4.5 / 6),
+        ([1, -1, 1, -1, 1], [2, 3, 4, 5, 5], "in_review", 3.5 / 6),
+        ([0, 0], [2, 2], "settled", 0.5),
+        ([NOT, 1, 1], [2, 3, 3], "settled", 2.5 / 3),
+        ([NOT, NOT, NOT, NOT, NOT], [2, 3, 4, 5, 5], "in_review", None),
+    ],
+)
+def test_adaptive_overlap_asks_while_it_is_split(
+    session: Session, said: list[int | str], overlaps: list[int], state: str, p_b: float | None
+) -> None:
+    adaptive = {"at_least": 1, "at_most": 5, "sure": 0.9}
+    project = factories.project(session, overlap=2, labeling={"adaptive": adaptive}, review_threshold=0.5)
+    comparison = factories.comparison(session, project, overlap=1, overlap_max=5)
+    assert say(session, project, *said) == overlaps
+    session.refresh(comparison)
+    assert comparison.state == state
+    assert comparison.p_b == (None if p_b is None else pytest.approx(p_b, abs=1e-6))
+    assert comparison.judgment_count == len(said)
+
+
+def test_where_labelers_are_weighed_their_posterior_decides_when_to_stop(session: Session) -> None:
+    labeling = {"adaptive": {"at_least": 1, "at_most": 5, "sure": 0.9}, "consensus": "dawid_skene"}
+    project = factories.project(session, labeling=labeling)
+    comparison = factories.comparison(session, project, overlap=1, overlap_max=5)
+    # A vote for a side counts log 4 before any fit: 4:1 after one, 16:1 after two.
+    assert say(session, project, 1, 1) == [2, 2]
+    session.refresh(comparison)
+    assert comparison.state == "settled"
+    assert comparison.p_b is not None
+    assert comparison.p_b > 0.9
+
+
+def test_a_flag_sends_an_agreed_comparison_to_review(session: Session) -> None:
+    project, labeler = factories.project(session, overlap=1), factories.user(session)
+    factories.rubric(session, project, flags=[{"name": "harmful", "label": "Harmful"}])
+    comparison = factories.comparison(session, project)
+    task = take(session, project, labeler)
+    answers.submit(session, project, task.lease_id, labeler, answer(task, 1, flags=["harmful"]))
+    session.refresh(comparison)
+    assert (comparison.state, comparison.review_reason, comparison.flagged) == ("in_review", "flagged", True)
+
+
+def ranking(session: Session, project: Project, **values: Any) -> list[Comparison]:
+    """Three responses and their pairs, of which the first is offered."""
+    prompt = factories.prompt(session, project)
+    a, b, c = (factories.completion(session, prompt, text).id for text in ("one", "two", "three"))
+    row = Ranking(project_id=project.id, prompt_id=prompt.id, size=3)
+    session.add(row)
+    session.flush()
+    return [
+        factories.comparison(
+            session,
+            project,
+            prompt=prompt,
+            completion_a_id=x,
+            completion_b_id=y,
+            ranking_id=row.id,
+            offered=n == 0,
+            **values,
+        )
+        for n, (x, y) in enumerate([(a, b), (a, c), (b, c)])
+    ]
+
+
+def rank(session: Session, project: Project, order: dict[str, int | str]) -> None:
+    """Somebody new gives each response, by its text, a rank; an empty one is unranked."""
+    labeler = factories.user(session)
+    task = take(session, project, labeler)
+    ranks = [order[text] for text in task.responses]
+    answers.submit(session, project, task.lease_id, labeler, answer(task, None, ranks=ranks))
+
+
+def test_the_pairs_of_a_ranking_settle_together(session: Session) -> None:
+    project = factories.project(session, overlap=2)
+    pairs = ranking(session, project)
+    rank(session, project, {"one": 1, "two": 2, "three": 3})
+    assert {pair.state for pair in session.scalars(select(Comparison))} == {"open"}
+    rank(session, project, {"one": 1, "two": 3, "three": 2})
+    for pair in pairs:
+        session.refresh(pair)
+    assert [(pair.state, pair.agreement) for pair in pairs] == [("settled", 1.0), ("settled", 1.0), ("in_review", 0.0)]
+    assert [pair.consensus for pair in pairs] == [-1.0, -1.0, 0.0]
+
+
+def test_unranked_responses_leave_their_pair_undecided_and_nobody_is_asked_again(session: Session) -> None:
+    project = factories.project(session, overlap=1)
+    pairs = ranking(session, project)
+    rank(session, project, {"one": 1, "two": "", "three": ""})
+    for pair in pairs:
+        session.refresh(pair)
+    assert [(pair.state, pair.consensus, pair.review_reason) for pair in pairs] == [
+        ("settled", -1.0, None),
+        ("settled", -1.0, None),
+        ("settled", None, None),
+    ]
+
+
+def test_a_ranking_asks_for_more_of_all_its_pairs_while_one_is_split(session: Session) -> None:
+    project = factories.project(session, labeling={"adaptive": {"at_most": 3, "sure": 0.9}}, review_threshold=0)
+    pairs = ranking(session, project, overlap=1, overlap_max=3)
+    for order, overlap in (((1, 2, 3), 2), ((1, 3, 2), 3), ((1, 2, 3), 3)):
+        rank(session, project, dict(zip(("one", "two", "three"), order, strict=True)))
+        assert set(session.scalars(select(Comparison.overlap))) == {overlap}
+    for pair in pairs:
+        session.refresh(pair)
+    assert {(pair.state, pair.judgment_count) for pair in pairs} == {("settled", 3)}
+
+
+def test_settling_reads_no_more_than_its_own_rows(session: Session) -> None:
+    project, labeler = factories.project(session, overlap=3), factories.user(session)
+    first = factories.comparison(session, project)
+    fill(session, first, 3000)
+    session.commit()
+    session.execute(text("ANALYZE"))
+    task = take(session, project, labeler)
+    session.commit()
+    with rows_read(session) as counts:
+        judge(session, project, labeler, task)
+    assert counts
+    assert sum(counts) < 100
