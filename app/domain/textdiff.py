@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 # Unchanged lines shown around a change.
 CONTEXT = 2
 # Comparing takes up to (a) x (b) steps; past this a block counts as replaced, which is true if not helpful.
-_MOST_STEPS = 1_000_000
+_MOST_STEPS = 10_000_000
 # Blocks that share less than this are replaced rather than edited: marking their common commas would only confuse.
 _LEAST_ALIKE = 0.35
 

@@ -7,20 +7,31 @@ rubric asks nobody to take it again.
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, any_, column, exists, func, literal, select
+from sqlalchemy import (
+    BigInteger,
+    BindParameter,
+    ColumnElement,
+    Select,
+    any_,
+    bindparam,
+    column,
+    exists,
+    func,
+    literal,
+    select,
+)
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.orm import Session, aliased
 
 from app.models import Qualification, Rubric, User
 
 
-def _newest(project_id: int) -> Select[Any]:
+def _newest(project_id: int | BindParameter[int]) -> Select[Any]:
     published = select(Rubric).where(Rubric.project_id == project_id, Rubric.version.is_not(None))
     return published.order_by(Rubric.version.desc()).limit(1)
 
 
-def requires_quiz(session: Session, project_id: int, labeler_id: int) -> bool:
-    """Whether the newest version has a quiz that this labeler has not passed. One query, by index."""
+def _requires_quiz(project_id: BindParameter[int], labeler_id: BindParameter[int]) -> Select[Any]:
     newest = aliased(Rubric, _newest(project_id).subquery())
     passed = (
         exists()
@@ -28,7 +39,16 @@ def requires_quiz(session: Session, project_id: int, labeler_id: int) -> bool:
         .where(Rubric.id == Qualification.rubric_id)
         .where(Rubric.project_id == project_id, Rubric.quiz == newest.quiz)
     )
-    return bool(session.scalar(select((func.jsonb_array_length(newest.quiz) > 0) & ~passed)))
+    return select((func.jsonb_array_length(newest.quiz) > 0) & ~passed)
+
+
+# Asked with every task that is handed out, so it is put together once.
+_REQUIRES_QUIZ = _requires_quiz(bindparam("project_id", type_=BigInteger), bindparam("labeler_id", type_=BigInteger))
+
+
+def requires_quiz(session: Session, project_id: int, labeler_id: int) -> bool:
+    """Whether the newest version has a quiz that this labeler has not passed. One query, by index."""
+    return bool(session.scalar(_REQUIRES_QUIZ, {"project_id": project_id, "labeler_id": labeler_id}))
 
 
 def newest_rubric(session: Session, project_id: int) -> Rubric | None:

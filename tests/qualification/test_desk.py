@@ -61,7 +61,7 @@ def test_a_card_on_the_desk_is_finished_before_a_new_quiz(sign_in: SignIn, sessi
     form = {"idempotency_key": str(uuid4()), "rubric_id": task.rubric.id, "preference": "1"}
     answer = labeler.post(f"{url}/label/{task.lease_id}", form, headers=JSON)
     assert answer.status_code == 200
-    assert "A short quiz comes first" in answer.json()["desk"]
+    assert f'href="{url}/quiz"' in answer.json()["desk"]
     assert session.scalar(select(func.count()).select_from(Judgment)) == 1
     assert labeler.get(f"{url}/label").headers["location"] == f"{url}/quiz"
 
