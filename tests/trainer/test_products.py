@@ -38,12 +38,16 @@ PRODUCT = trainer.products.product
 def test_values_and_gradients_equal_float64(
     shape: tuple[int, ...], bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert multiplies_right()  # tried once a process, and not counted below
     torch.manual_seed(0)
     x, weight, shift = torch.randn(shape), torch.randn(11, shape[-1]), torch.randn(11)
     grad = torch.randn(*shape[:-1], 11)
     found, wanted = [], []
     for results, dtype in ((found, torch.float32), (wanted, torch.float64)):
-        leaves = [value.to(dtype).requires_grad_() for value in ((x, weight, shift) if bias else (x, weight))]
+        leaves = [
+            value.detach().to(dtype, copy=True).requires_grad_()
+            for value in ((x, weight, shift) if bias else (x, weight))
+        ]
         with counting(monkeypatch) as taken, FastProducts():
             output = F.linear(*leaves)
         output.backward(grad.to(dtype))

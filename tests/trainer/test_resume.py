@@ -72,7 +72,9 @@ def test_thirty_kills_change_no_bit(kind: str, folder: Path, tmp_path: Path, pro
             shutil.rmtree(out)
         else:
             assert attempt.exitcode == -signal.SIGKILL
-            assert not out.exists()
+            if out.exists():  # killed between the move into place and the end of the process: then it is whole
+                assert digest_folder(out) == expected
+                shutil.rmtree(out)
             steps.update(path.name for path in checkpoints.glob("step-*"))
     assert len(steps) > 3, "the kills met a run that had not begun"
 

@@ -205,6 +205,7 @@ def report_of(measured: Measured, **changes: object) -> dict:
             "pooling": "last_valid_token",
         },
         "data": {
+            "precision": "float32",
             "snapshot": "f00d",
             "train_pairs": 150,
             "train_elements": 25,
@@ -226,6 +227,7 @@ def test_the_card_holds_every_figure_and_only_names_what_was_measured() -> None:
         "| reward | 0.500 | 0.125 |",
         "| snapshot (SHA-256) | f00d |",
         "| margin | small |",
+        "| precision | float32 |",
         "- 1 comparisons have weight 0: 7",
         "The base model has no chat template.",
         "| held out | 4 | 0.750 |",
