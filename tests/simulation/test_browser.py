@@ -32,8 +32,8 @@ def test_a_form_has_the_controls_that_stand_elsewhere_too() -> None:
     """As in a ranking's card: each response has its rank in its own head."""
     html = """
         <select name="ranks" form="answer"><option value="">none</option><option value="1">1</option></select>
-        <form id="answer" class="answer" action="/send"><input name="key" value="k"><input type="radio" name="p" value="1">
-        <input type="checkbox" name="flags" value="x" checked></form>
+        <form id="answer" class="answer" action="/send"><input name="key" value="k">
+        <input type="radio" name="p" value="1"><input type="checkbox" name="flags" value="x" checked></form>
         <select name="ranks" form="answer"><option value="1">1</option><option value="2" selected>2</option></select>
         <select name="ranks" form="other"><option value="3">3</option></select>"""
     form = Page(httpx.Response(200, html=html, request=httpx.Request("GET", "http://service/desk"))).form("form.answer")
