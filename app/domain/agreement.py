@@ -55,19 +55,20 @@ def terms(counts: ArrayLike) -> Floats:
 def summed(terms: Floats, times: ArrayLike | None = None) -> Sums:
     """Adds up `terms`; times: (..., U) how often each unit counts, by default once."""
     total = terms.sum(axis=0) if times is None else np.asarray(times, dtype=np.float64) @ terms
-    # T = 1 + V + 4 + V^2
-    values = int(np.sqrt(terms.shape[1] - 5 + 0.25))
-    units, shares, pairable, agreeing, pairs, equal_pairs, coincidences = np.split(
-        total, np.cumsum([1, values, 1, 1, 1, 1]), axis=-1
+    values = int(np.sqrt(terms.shape[1] - 5 + 0.25))  # T = 1 + V + 4 + V^2
+    shares, single, coincidences = (
+        total[..., 1 : 1 + values],
+        total[..., 1 + values : 5 + values],
+        total[..., 5 + values :],
     )
     return Sums(
-        units[..., 0],
-        shares,
-        pairable[..., 0],
-        agreeing[..., 0],
-        pairs[..., 0],
-        equal_pairs[..., 0],
-        coincidences.reshape(*coincidences.shape[:-1], values, values),
+        units=total[..., 0],
+        shares=shares,
+        pairable=single[..., 0],
+        agreeing=single[..., 1],
+        pairs=single[..., 2],
+        equal_pairs=single[..., 3],
+        coincidences=coincidences.reshape(*total.shape[:-1], values, values),
     )
 
 

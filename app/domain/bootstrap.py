@@ -47,7 +47,13 @@ def estimates(
     blocks = [min(size, replicates - begin) for begin in range(0, replicates, size)]
     drawn = [coefficients(resampled(frequencies, block, rng)) for block in blocks]
     spread = np.concatenate(drawn, axis=1) if drawn else np.empty((len(values), 0))
-    return [_estimate(value, replicated) for value, replicated in zip(values, spread, strict=True)]
+    low, high, error = _intervals(spread)
+    return [
+        Estimate(None)
+        if np.isnan(value)
+        else Estimate(float(value), *(None if np.isnan(x) else float(x) for x in rest))
+        for value, *rest in zip(values, low, high, error, strict=True)
+    ]
 
 
 def resampled(frequencies: NDArray[np.int64], replicates: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -60,11 +66,23 @@ def resampled(frequencies: NDArray[np.int64], replicates: int, rng: np.random.Ge
     return np.bincount(drawn.ravel(), minlength=replicates * kinds).reshape(replicates, kinds)
 
 
-def _estimate(value: float, replicated: NDArray[np.float64]) -> Estimate:
-    if np.isnan(value):
-        return Estimate(None)
-    defined = replicated[np.isfinite(replicated)]
-    if 2 * len(defined) <= len(replicated):
-        return Estimate(float(value))
-    low, high = np.quantile(defined, (0.025, 0.975))
-    return Estimate(float(value), float(low), float(high), float(defined.std()))
+def _intervals(spread: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(3, C) the 2.5% and 97.5% quantiles and standard deviations of (C, R) replicates; NaN where half are undefined.
+
+    As `np.nanquantile` and `np.nanstd`, which take longer than all the rest for thousands of slices.
+    """
+    found = np.full((3, len(spread)), np.nan)
+    ordered = np.sort(spread, axis=1)  # NaN last
+    is_defined = ~np.isnan(ordered)
+    n = is_defined.sum(axis=1)
+    rows = np.flatnonzero(2 * n > spread.shape[1])
+    ordered, is_defined, n = ordered[rows], is_defined[rows], n[rows]
+    for bound, share in zip(found, (0.025, 0.975), strict=False):
+        place = share * (n - 1)
+        before = place.astype(np.int64)
+        left, right = (ordered[np.arange(len(rows)), np.minimum(at, n - 1)] for at in (before, before + 1))
+        bound[rows] = left + (place - before) * (right - left)
+    values = np.where(is_defined, ordered, 0.0)
+    apart = np.where(is_defined, values - (values.sum(axis=1) / n)[:, None], 0.0)
+    found[2, rows] = np.sqrt((apart**2).sum(axis=1) / n)
+    return found

@@ -68,5 +68,16 @@ def test_what_is_undefined_is_none_and_rarely_defined_has_no_interval() -> None:
     assert rarely == Estimate(1.0, None, None, None)  # second == 1 in 37 % of the draws
 
 
+def test_intervals_are_numpys_quantiles_and_deviations() -> None:
+    spread = np.random.default_rng(6).normal(size=(4, 501))
+    spread[1, ::3] = np.nan
+    spread[2, 1:] = np.nan
+    low, high, error = bootstrap._intervals(spread)
+    for row in (0, 1, 3):
+        assert (low[row], high[row]) == pytest.approx(np.nanquantile(spread[row], (0.025, 0.975)), abs=1e-12)
+        assert error[row] == pytest.approx(np.nanstd(spread[row]), abs=1e-12)
+    assert np.isnan([low[2], high[2], error[2]]).all()
+
+
 def test_values_alone() -> None:
     assert estimates(np.array([1, 3]), share_of_first, np.random.default_rng(0), 0) == [Estimate(0.25)]
