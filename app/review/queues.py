@@ -38,7 +38,7 @@ from app.review.forms import QueueName, Wanted
 
 PAGE = 50
 EXCERPT = 160  # characters
-COUNT_LIMIT = 10_000
+COUNT_LIMIT = 1_000
 # Which comparison an audit event is about: literally the expression of ix_audit_event_comparison.
 about = literal_column("(audit_event.details ->> 'comparison_id')", Text)
 
