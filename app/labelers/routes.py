@@ -148,7 +148,7 @@ def _detail(
         groups=queries.groups_of(session, project.id, labeler_id),
         by_project=queries.by_project(session, labeler_id),
         uses=service.uses(session, project, labeler_id),
-        own=settings.own_figures,
+        own_seen=", ".join(["their count", *(name for name, shown in settings.own_figures if shown)]),
         error=error,
         message=message,
         labeler=labeler,

@@ -200,8 +200,8 @@ def _reasons(row_: Row, calibration: Calibration, crowd: float | None) -> Iterat
         side, picked = ("left", left) if left.value > 0.5 else ("right", _other(left))
         yield Reason(SIDE, f"picks {side} {picked.words}")
     if row_.streaks:
-        times = "once" if row_.streaks == 1 else f"{row_.streaks} times"
-        yield Reason(FAST, f"{STREAK} or more answers in a row too fast, {times} ({row_.fast} answers)")
+        runs = "one run" if row_.streaks == 1 else f"{row_.streaks} runs"
+        yield Reason(FAST, f"{row_.fast} answers too fast, in {runs} of {STREAK} or more")
     steady = row_.consistency
     if steady and _bounds(steady)[1] < LEAST_CONSISTENT:
         yield Reason(CONSISTENCY, f"repeats their own answer {steady.words}")

@@ -267,6 +267,25 @@ def test_kto_on_one_prompt_is_refused_and_thumbs_for_another_loss_too(
         train(spec_of(tiny_ref, snapshot, thumbs=str(write_thumbs(tmp_path / "thumbs.jsonl", thumbs(40)))), store)
 
 
+def test_kto_learns_to_avoid_both_where_neither_is_any_good(
+    tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path
+) -> None:
+    rows = sorted(separable_pairs(38, 8), key=lambda row: row.split, reverse=True)  # 30 to train on, then 8
+    # Most said both bad: as a tie; with one voice for B; too few said it; and a held-out one.
+    said = [(0, 1.0, 0.5), (1, 2 / 3, 0.625), (2, 0.5, 0.9), (30, 1.0, 0.5)]
+    for i, both_bad, p_b in said:
+        rows[i] = rows[i].model_copy(update={"both_bad": both_bad, "p_b": p_b})
+    snapshot = write_rows(tmp_path / "snapshot.jsonl", rows)
+    encoder = ChatEncoder(AutoTokenizer.from_pretrained(tiny_ref.base), 256)
+    kinds = {}
+    for loss in ("kto", "dpo"):
+        train_rows, heldout, _ = dpo.read_rows(spec_of(tiny_ref, snapshot, loss=loss), store, encoder)
+        kinds[loss] = sorted(example.kinds for example in train_rows.examples)
+        assert [example.kinds for example in heldout.examples] == [(dpo.CHOSEN, dpo.REJECTED)] * 7
+    assert kinds["kto"] == [(dpo.CHOSEN, dpo.REJECTED)] * 28 + [(dpo.REJECTED,)] * 4
+    assert kinds["dpo"] == [(dpo.CHOSEN, dpo.REJECTED)] * 29  # one voice for B is a winner; a tie is none
+
+
 # ---- the same again --------------------------------------------------------------------------------------------------
 
 

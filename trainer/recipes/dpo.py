@@ -26,6 +26,7 @@ from trainer.checkpoints import Checkpoints
 from trainer.data import (
     MIN_PAIRS,
     ChatEncoder,
+    Pair,
     TokenSequence,
     encode_pairs,
     encode_thumbs,
@@ -212,11 +213,8 @@ class Rows:
 def read_rows(spec: DPOSpec, store: ArtifactStore, encoder: ChatEncoder) -> tuple[Rows, Rows, tuple[str, ...]]:
     """Training and held-out rows, and why others were left out. Raises InvalidInput where there is too little."""
     encoded = encode_pairs(read_pairs(store.resolve(spec.snapshot)), encoder, close_cut=False)
-    # A tie says nothing about which response to make likelier.
-    train, heldout = (
-        [Example(p.sequences, (CHOSEN, REJECTED), p.row.weight, p.row.slices) for p in pairs if not p.tied]
-        for pairs in (encoded.train, encoded.heldout)
-    )
+    train = examples_of(encoded.train, avoid_both_bad=spec.loss == "kto")
+    heldout = examples_of(encoded.heldout)
     dropped = encoded.dropped
     if spec.loss != "kto":
         if spec.thumbs:
@@ -246,6 +244,23 @@ def read_rows(spec: DPOSpec, store: ArtifactStore, encoder: ChatEncoder) -> tupl
             "Collect judgments on more prompts, or choose another loss.",
         )
     return Rows(train, strangers), Rows(heldout, strangers_of(heldout, encoder)), dropped
+
+
+def examples_of(pairs: Sequence[Pair], *, avoid_both_bad: bool = False) -> list[Example]:
+    """What pairs teach. A tie says nothing about which response to make likelier.
+
+    Args:
+        avoid_both_bad: where most labelers found neither any good both are to be avoided, whichever is less bad; for
+            KTO, which needs no rival.
+    """
+    examples = []
+    for pair in pairs:
+        weight, slices = pair.row.weight, pair.row.slices
+        if avoid_both_bad and pair.row.both_bad > 0.5:
+            examples += [Example((sequence,), (REJECTED,), weight, slices) for sequence in pair.sequences]
+        elif not pair.tied:
+            examples.append(Example(pair.sequences, (CHOSEN, REJECTED), weight, slices))
+    return examples
 
 
 def strangers_of(examples: Sequence[Example], encoder: ChatEncoder) -> list[Group]:
