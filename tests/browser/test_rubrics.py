@@ -63,7 +63,7 @@ def test_edit_preview_and_publish(session: Session, open_page: OpenPage) -> None
     session.rollback()
     assert session.scalars(select(Rubric.version).order_by(Rubric.id)).all() == [1, None]
 
-    expect(page.locator(".rubric-actions .hint")).to_contain_text("1 open comparison nobody has begun moves")
+    expect(page.locator(".publishing")).to_contain_text("1 open comparison nobody has begun moves")
     page.get_by_role("button", name="Publish as version 2").click()
     expect(page.get_by_role("heading", name="Rubric version 2")).to_be_visible()
     expect(page.get_by_text("in force")).to_be_visible()
