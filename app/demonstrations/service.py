@@ -14,20 +14,21 @@ from app.demonstrations import queries
 from app.demonstrations.forms import AnswerForm, AskForm, DecisionForm, RevisionForm
 from app.demonstrations.queries import Desk, ProjectTasks
 from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound
-from app.models import Demonstration, Project, ProjectLabeler, User
+from app.labelers import service as labelers
+from app.models import Demonstration, Project, User
 
 # Writing takes longer than choosing: a prompt is held for this many of the project's leases.
 LEASES = 4
 
-IdleReason = Literal["nothing", "skipped", "taken", "paused"]
+IdleReason = Literal["nothing", "skipped", "taken", "paused", "removed"]
 
 
 class Idle(NamedTuple):
     """Why there is nothing to write. nothing: no prompt wants an answer. skipped: only those skipped are left. taken:
-    others are writing for the last ones. paused: the labeler gets no tasks here, for the reason told in `words`."""
+    others are writing for the last ones. paused, removed: the labeler gets no tasks here; `message` says why."""
 
     reason: IdleReason
-    words: str = ""
+    message: str = ""
 
 
 def digest(text: str) -> str:
@@ -49,7 +50,7 @@ def next_task(session: Session, project: Project, labeler: User, *, skipped: boo
         skipped: those they have skipped come too, if no other is left.
     """
     queries.lock_labeler(session, labeler.id)
-    if _standing(session, project, labeler) is not None:
+    if labelers.standing(session, project, labeler).state != "active":
         return None
     lasting = timedelta(minutes=project.lease_minutes * LEASES)
     task_id = queries.renew(session, project.id, labeler.id, lasting)
@@ -61,16 +62,11 @@ def next_task(session: Session, project: Project, labeler: User, *, skipped: boo
 
 def idle(session: Session, project: Project, labeler: User) -> Idle:
     """Why `next_task` gave nothing."""
-    if standing := _standing(session, project, labeler):
-        return Idle("paused", standing.reason)
+    standing = labelers.standing(session, project, labeler)
+    if standing.state != "active":
+        return Idle("removed" if standing.state == "removed" else "paused", standing.message)
     waiting = queries.waiting(session, project.id, labeler.id)
     return Idle("skipped" if waiting.skipped else "taken" if waiting.total else "nothing")
-
-
-def _standing(session: Session, project: Project, labeler: User) -> ProjectLabeler | None:
-    """The standing of a labeler who is paused or removed; none for everybody else."""
-    standing = session.get(ProjectLabeler, (project.id, labeler.id))
-    return standing if standing is not None and standing.state != "active" else None
 
 
 def submit(session: Session, project: Project, labeler: User, task_id: int, form: AnswerForm) -> Demonstration:
@@ -84,8 +80,7 @@ def submit(session: Session, project: Project, labeler: User, task_id: int, form
         Conflict: exactly this answer is there already.
     """
     queries.lock_labeler(session, labeler.id)
-    standing = _standing(session, project, labeler)
-    if standing is not None and standing.state == "removed":
+    if labelers.standing(session, project, labeler).state == "removed":
         raise Forbidden("You no longer take part in this project.", "An admin of the project can tell you why.")
     if not form.text:
         raise InvalidInput("Nothing is written yet.", "Write the answer, or skip this prompt.")

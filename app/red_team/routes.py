@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from app.accounts.access import AdminDep, LabelerDep, StaffDep, UserDep
 from app.db import SessionDep
 from app.errors import Conflict, Forbidden, InvalidInput, NotFound, PrefloopError, TooMany
+from app.labelers import service as labelers
 from app.models import Project, User
 from app.projects.access import ProjectDep
 from app.red_team import queries, service, views
@@ -96,7 +97,7 @@ def _desk(
         values=values,
         limits={"text": MAX_PROMPT, "goal": MAX_GOAL},
         problem=problem,
-        paused=service.paused(session, project, labeler),
+        standing=labelers.standing(session, project, labeler),
         before=before,
         rated=rated,
     )

@@ -12,7 +12,8 @@ from app.accounts.service import audit
 from app.artifacts import ArtifactStore
 from app.domain.slices import of_prompt
 from app.errors import Conflict, Forbidden, InvalidInput, NotFound, TooMany
-from app.models import Completion, Project, ProjectLabeler, RedTeamAttempt, User
+from app.labelers import service as labelers
+from app.models import Completion, Project, RedTeamAttempt, User
 from app.prompts import service as prompts
 from app.prompts.service import NewPrompt
 from app.red_team import queries
@@ -23,14 +24,6 @@ from app.specs import PromptRow
 
 # Attempts of one person that wait for their answers: so nobody fills the queue that everybody shares.
 MAX_WAITING = 5
-
-
-def paused(session: Session, project: Project, labeler: User) -> str | None:
-    """Why this labeler may make no attempts in the project now; none where they may."""
-    standing = session.get(ProjectLabeler, (project.id, labeler.id))
-    if standing is None or standing.state == "active":
-        return None
-    return standing.reason or "An admin of the project can tell you why."
 
 
 def send(
@@ -47,7 +40,7 @@ def send(
         InvalidInput: nothing is written, or the project has no model.
         Conflict: the key was used for something else.
         TooMany: as many as may wait do.
-        Forbidden: the labeler is paused in the project.
+        Forbidden: the labeler is paused in the project, or was removed.
     """
     queries.lock_author(session, author.id)
     known = queries.by_key(session, form.idempotency_key)
@@ -59,8 +52,9 @@ def send(
         raise InvalidInput("Nothing is written yet.", "Write a prompt that could make the model fail.")
     if project.policy_id is None:
         raise InvalidInput("The project has no model that could answer.", "An admin gives it one in the settings.")
-    if (reason := paused(session, project, author)) is not None:
-        raise Forbidden("You are paused in this project.", reason)
+    standing = labelers.standing(session, project, author)
+    if standing.state != "active":
+        raise Forbidden("You take no part in this project now.", standing.message)
     if queries.count_waiting(session, project.id, author.id) >= MAX_WAITING:
         raise TooMany(
             f"{MAX_WAITING} of your attempts wait for their answers.", "Send this one when the first is answered."

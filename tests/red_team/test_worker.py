@@ -18,11 +18,12 @@ from tests.red_team.attempts import project_with_model, run_of, send
 from tests.trainer.conftest import build_model
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], object], what: str, every: float, seconds: float = 180.0) -> None:
+    """Longer than anything takes on a busy machine: two starts of the worker, and until the first counts as dead."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not happen within {seconds:.0f} s"
-        time.sleep(0.005)
+        time.sleep(every)
 
 
 def test_what_a_killed_worker_left_is_answered_by_the_next(
@@ -49,14 +50,14 @@ def test_what_a_killed_worker_left_is_answered_by_the_next(
     with (tmp_path / "worker.log").open("ab") as log:
         workers = [subprocess.Popen(command, env=environment, stdout=log, stderr=log)]
         try:
-            wait_for(lambda: state() == "running", "the run's start")
+            wait_for(lambda: state() == "running", "the run's start", every=0.005)
             workers[0].send_signal(signal.SIGKILL)
             workers[0].wait()
             assert state() == "running"
             session.refresh(attempt)
             assert attempt.answer is None
             workers.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
-            wait_for(lambda: state() in ("succeeded", "failed"), "the run's end")
+            wait_for(lambda: state() in ("succeeded", "failed"), "the run's end", every=0.2)
         finally:
             for worker in workers:
                 worker.kill()
