@@ -9,26 +9,36 @@ GAP = 0.05  # less is not worth anybody's time, however sure
 FALSE_DISCOVERIES = 0.05
 
 
-def clearly_below(parts: Sequence[Estimate], whole: float, gap: float = GAP) -> list[bool]:
+def clearly_below(
+    parts: Sequence[Estimate], sizes: Sequence[int], whole: Estimate, size: int, gap: float = GAP
+) -> list[bool]:
     """Of each part, whether its value lies at least `gap` below the whole's and not by luck.
 
     Among thousands of slices hundreds lie below the whole's interval by luck alone. The step-up procedure of Benjamini
-    and Hochberg (1995) keeps the expected share of lucky ones among those marked below 5%. One-sided, with the
-    bootstrap's standard error; a part without one is not marked.
+    and Hochberg (1995) keeps the expected share of lucky ones among those marked below 5%. One-sided, with the standard
+    error that a part of its size would have if it were like the whole: its own is small just where luck made it low.
+
+    Args:
+        parts: a part without a value is not marked.
+        sizes: units in each part.
+        whole, size: the whole's estimate with its standard error, and its units.
     """
-    chances = [_chance(part, whole) for part in parts]
+    if whole.value is None or whole.error is None:
+        return [False] * len(parts)
+    errors = [whole.error * sqrt(size / max(n, 1)) for n in sizes]
+    chances = [_chance(part.value, whole.value, error) for part, error in zip(parts, errors, strict=True)]
     limit = 0.0
     for rank, chance in enumerate(sorted(chances), 1):
         if chance <= FALSE_DISCOVERIES * rank / len(chances):
             limit = chance
     return [
-        chance <= limit and part.value is not None and whole - part.value >= gap
+        chance <= limit and part.value is not None and whole.value - part.value >= gap
         for part, chance in zip(parts, chances, strict=True)
     ]
 
 
-def _chance(part: Estimate, whole: float) -> float:
+def _chance(value: float | None, whole: float, error: float) -> float:
     """How likely a value as low as this is where the part is like the whole."""
-    if part.value is None or part.error is None or part.value >= whole:
+    if value is None or value >= whole or error == 0:
         return 1.0
-    return 0.0 if part.error == 0 else erfc((whole - part.value) / part.error / sqrt(2)) / 2
+    return erfc((whole - value) / error / sqrt(2)) / 2

@@ -106,7 +106,8 @@ def view(computed: Computed, names: Mapping[int, tuple[str, str]], threshold: fl
             rows = [Row(dimension, said(dimension, value), figures) for value, figures in parts.items()]
             sections.append((dimension, _marked(rows, whole, threshold)))
     loudest = [row for row in chain.from_iterable(rows for _, rows in sections) if row.needs_attention]
-    loudest.sort(key=lambda row: (not row.lower, row.figures.percent.value))
+    # Those that are surely lowest: a small slice may be low by a few comparisons.
+    loudest.sort(key=lambda row: (not row.lower, row.figures.percent.high))
     pairs = [
         Row("pair", _pair(pair.labelers, names), figures, kappas=(cohen, weighted))
         for pair in table.pairs
@@ -224,7 +225,7 @@ def _marked(rows: Sequence[Row], whole: Figures, threshold: float) -> list[Row]:
         row.figures.percent if many and part else Estimate(None)
         for row, many, part in zip(rows, enough, is_part, strict=True)
     ]
-    lower = clearly_below(compared, whole.percent.value or 0.0)
+    lower = clearly_below(compared, [row.figures.shared for row in rows], whole.percent, whole.shared)
     all_under = _is_under(whole.percent, threshold)
     return [
         row._replace(lower=low, under=many and _is_under(row.figures.percent, threshold) and not (part and all_under))
