@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.accounts.access import verify_csrf
 from app.accounts.routes import router as accounts
 from app.artifacts import ArtifactStore
+from app.assignments.routes import router as assignments
 from app.datasets.routes import router as datasets
 from app.db import make_engine, make_session_factory
 from app.demonstrations.routes import router as demonstrations
@@ -50,6 +51,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     review,
     insights,
     labelers,
+    assignments,
     datasets,
     rounds,
     lineage,

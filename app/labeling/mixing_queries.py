@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from sqlalchemy import exists, func, select, update
+from sqlalchemy import BigInteger, cast, exists, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
@@ -18,7 +18,8 @@ def claim_calibration(session: Session, project_id: int, labeler_id: int) -> int
     """
     items: list[Condition] = [Comparison.project_id == project_id, literally(IN_CALIBRATION)]
     low, high = func.min(Comparison.id), func.max(Comparison.id)
-    start = session.scalar(select(low + func.floor(func.random() * (high - low + 1))).where(*items))
+    drawn = cast(func.floor(func.random() * (high - low + 1)), BigInteger)
+    start = session.scalar(select(low + drawn).where(*items))
     if start is None:
         return None
     seen_before = exists().where(Judgment.comparison_id == Comparison.repeat_of_id, Judgment.labeler_id == labeler_id)

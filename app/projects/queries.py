@@ -2,10 +2,10 @@
 
 from typing import NamedTuple
 
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
-from app.models import Comparison, Judgment, ModelVersion, Project, Round, Run
+from app.models import Comparison, Judgment, ModelVersion, Project, ProjectLabeler, Round, Run, User
 
 
 def active_projects(session: Session) -> list[Project]:
@@ -37,7 +37,9 @@ class Overview(NamedTuple):
 
 
 def overview(session: Session, project: Project) -> Overview:
-    states = select(Comparison.state, func.count()).where(Comparison.project_id == project.id)
+    # Calibration items and repeats are no work that waits, nor any that was done.
+    measures = or_(Comparison.gold.is_not(None), Comparison.purpose == "repeat")
+    states = select(Comparison.state, func.count()).where(Comparison.project_id == project.id, ~measures)
     judged = (
         select(func.count(), func.count(Judgment.labeler_id.distinct()))
         .join(Comparison, Comparison.id == Judgment.comparison_id)
@@ -54,3 +56,15 @@ def overview(session: Session, project: Project) -> Overview:
         last_round=session.scalars(last_round).one_or_none(),
         policy=session.get(ModelVersion, project.policy_id) if project.policy_id else None,
     )
+
+
+def paused_by_calibration(session: Session, project_id: int) -> list[User]:
+    """Labelers whom the service itself has paused, the last one first: an admin has to look at them."""
+    paused = (
+        select(User)
+        .join(ProjectLabeler, ProjectLabeler.labeler_id == User.id)
+        .where(ProjectLabeler.project_id == project_id, ProjectLabeler.state == "paused")
+        .where(ProjectLabeler.changed_by.is_(None))
+        .order_by(ProjectLabeler.changed_at.desc())
+    )
+    return list(session.scalars(paused))

@@ -9,8 +9,9 @@ from sqlalchemy.orm import Session
 from app.accounts.access import AdminDep, UserDep
 from app.db import SessionDep
 from app.errors import PrefloopError
+from app.judging import LabelingSettings
 from app.models import ModelVersion, Project
-from app.projects import queries, service
+from app.projects import labeling_form, queries, service
 from app.projects.access import ProjectDep
 from app.projects.forms import ModelForm, NewProjectForm, SettingsForm
 from app.render import page, redirect
@@ -55,8 +56,14 @@ def _list(
 def overview(request: Request, user: UserDep, project: ProjectDep, session: SessionDep) -> Response:
     """Where the project stands. htmx asks for the changing part alone while work is under way."""
     template = "projects/_status.html" if "HX-Request" in request.headers else "projects/overview.html"
-    waiting = review.waiting(session, project) if "admin" in user.roles else {}
-    return page(request, template, overview=queries.overview(session, project), review=waiting)
+    is_admin = "admin" in user.roles
+    return page(
+        request,
+        template,
+        overview=queries.overview(session, project),
+        review=review.waiting(session, project) if is_admin else {},
+        paused=queries.paused_by_calibration(session, project.id) if is_admin else [],
+    )
 
 
 @router.get("/projects/{project_slug}/settings")
@@ -76,6 +83,19 @@ def change_settings(
     return redirect(f"/projects/{project.slug}/settings")
 
 
+@router.post("/projects/{project_slug}/settings/labeling")
+def change_labeling(
+    request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep, typed: TypedDep
+) -> Response:
+    try:
+        wanted = labeling_form.read(typed)
+    except ValidationError as error:
+        problem = not_accepted(labeling_form.problems(error))
+        return _settings(request, project, session, {}, problem, labeling_form.NOTHING | typed)
+    service.update_labeling(session, project, wanted, admin.id)
+    return redirect(f"/projects/{project.slug}/settings")
+
+
 @router.post("/projects/{project_slug}/model")
 def choose_model(
     request: Request,
@@ -92,15 +112,29 @@ def choose_model(
 
 
 def _settings(
-    request: Request, project: Project, session: Session, typed: dict[str, str], error: PrefloopError | None = None
+    request: Request,
+    project: Project,
+    session: Session,
+    typed: dict[str, str],
+    error: PrefloopError | None = None,
+    labeling: dict[str, str] | None = None,
 ) -> Response:
-    """The settings; with what was typed and the error, where it was refused."""
+    """The settings; with what was typed and the error, where it was refused.
+
+    Args:
+        labeling: what was typed into the form of the labeling settings.
+    """
     own = {name: getattr(project, name) for name in SettingsForm.model_fields if hasattr(project, name)}
+    shown = labeling or labeling_form.values(LabelingSettings.model_validate(project.labeling))
     return page(
         request,
         "projects/settings.html",
         status=error.status if error else 200,
         values=own | Generation.model_validate(project.generation).model_dump() | {"model": ""} | typed,
+        groups=labeling_form.GROUPS,
+        rule_names=labeling_form.RULE_NAMES,
+        rules=labeling_form.rows(shown),
+        labeling=shown,
         base_model=session.get(ModelVersion, project.base_model_id) if project.base_model_id else None,
         known=queries.base_models(session),
         error=error,

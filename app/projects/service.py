@@ -7,7 +7,8 @@ from sqlalchemy.orm import Session
 
 from app.accounts.service import audit
 from app.errors import Conflict, InvalidInput
-from app.judging import RubricContent
+from app.judging import LabelingSettings, RubricContent
+from app.labelers import service as labelers
 from app.models import Project
 from app.projects.forms import SettingsForm
 from app.rounds import service as rounds
@@ -73,6 +74,21 @@ def use_model(session: Session, project: Project, model: str, actor_id: int) -> 
         raise Conflict("The project has a base model already.", "Make another project to begin from another model.")
     rounds.adopt_base_model(session, project, model, model.rstrip("/").rpartition("/")[2])
     audit(session, actor_id, "project.model_chosen", project.id, model=model)
+
+
+def update_labeling(session: Session, project: Project, wanted: LabelingSettings, actor_id: int) -> None:
+    """Changes what the project wants of its judgments. Comparisons that are open keep the overlap they were opened
+    with; another method of consensus is applied to all that are decided."""
+    before = LabelingSettings.model_validate(project.labeling)
+    old, new = before.model_dump(mode="json"), wanted.model_dump(mode="json")
+    changed = {name: new[name] for name in new if new[name] != old[name]}
+    if not changed:
+        return
+    project.labeling = new
+    audit(session, actor_id, "project.labeling_changed", project.id, **changed)
+    session.flush()
+    if wanted.consensus != before.consensus:
+        labelers.refit(session, project)
 
 
 def update(session: Session, project: Project, form: SettingsForm, actor_id: int) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy import event, select, text, update
@@ -11,7 +12,8 @@ from sqlalchemy.orm import Session
 from app.labeling import answers, assigning
 from app.labeling.forms import LabelForm
 from app.labeling.queries import Task
-from app.models import Comparison, Judgment, Lease, Project, User
+from app.models import Comparison, Judgment, Lease, Project, Ranking, User
+from tests import factories
 
 
 def take(session: Session, project: Project, labeler: User, **kwargs: object) -> Task:
@@ -77,3 +79,33 @@ def _rows(plan: dict) -> float:  # type: ignore[type-arg]
     removed = plan.get("Rows Removed by Filter", 0) + plan.get("Rows Removed by Join Filter", 0)
     own = (plan["Actual Rows"] + removed) * plan["Actual Loops"]
     return own + sum(_rows(child) for child in plan.get("Plans", []))
+
+
+def ranking(session: Session, project: Project, **values: Any) -> list[Comparison]:
+    """Three responses and their pairs, of which the first is offered."""
+    prompt = factories.prompt(session, project)
+    a, b, c = (factories.completion(session, prompt, text).id for text in ("one", "two", "three"))
+    row = Ranking(project_id=project.id, prompt_id=prompt.id, size=3)
+    session.add(row)
+    session.flush()
+    return [
+        factories.comparison(
+            session,
+            project,
+            prompt=prompt,
+            completion_a_id=x,
+            completion_b_id=y,
+            ranking_id=row.id,
+            offered=n == 0,
+            **values,
+        )
+        for n, (x, y) in enumerate([(a, b), (a, c), (b, c)])
+    ]
+
+
+def rank(session: Session, project: Project, order: dict[str, int | str]) -> None:
+    """Somebody new gives each response, by its text, a rank; an empty one is unranked."""
+    labeler = factories.user(session)
+    task = take(session, project, labeler)
+    ranks = [order[text] for text in task.responses]
+    answers.submit(session, project, task.lease_id, labeler, answer(task, None, ranks=ranks))

@@ -1,16 +1,15 @@
 """When a comparison has its judgments, and what the page says meanwhile."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
 from app.labeling import answers, assigning, settling
-from app.models import Comparison, Lease, Project, Ranking
+from app.models import Comparison, Lease, Project
 from tests import factories
-from tests.labeling.desk import answer, fill, judge, rows_read, take
+from tests.labeling.desk import answer, fill, judge, rank, ranking, rows_read, take
 
 # --- settling --------------------------------------------------------------------------------------------------------
 
@@ -227,36 +226,6 @@ def test_a_flag_sends_an_agreed_comparison_to_review(session: Session) -> None:
     answers.submit(session, project, task.lease_id, labeler, answer(task, 1, flags=["harmful"]))
     session.refresh(comparison)
     assert (comparison.state, comparison.review_reason, comparison.flagged) == ("in_review", "flagged", True)
-
-
-def ranking(session: Session, project: Project, **values: Any) -> list[Comparison]:
-    """Three responses and their pairs, of which the first is offered."""
-    prompt = factories.prompt(session, project)
-    a, b, c = (factories.completion(session, prompt, text).id for text in ("one", "two", "three"))
-    row = Ranking(project_id=project.id, prompt_id=prompt.id, size=3)
-    session.add(row)
-    session.flush()
-    return [
-        factories.comparison(
-            session,
-            project,
-            prompt=prompt,
-            completion_a_id=x,
-            completion_b_id=y,
-            ranking_id=row.id,
-            offered=n == 0,
-            **values,
-        )
-        for n, (x, y) in enumerate([(a, b), (a, c), (b, c)])
-    ]
-
-
-def rank(session: Session, project: Project, order: dict[str, int | str]) -> None:
-    """Somebody new gives each response, by its text, a rank; an empty one is unranked."""
-    labeler = factories.user(session)
-    task = take(session, project, labeler)
-    ranks = [order[text] for text in task.responses]
-    answers.submit(session, project, task.lease_id, labeler, answer(task, None, ranks=ranks))
 
 
 def test_the_pairs_of_a_ranking_settle_together(session: Session) -> None:

@@ -1,0 +1,72 @@
+"""The assignment page: what is open for whom, and a form that changes it."""
+
+from fastapi import APIRouter, Request, Response
+from pydantic import ValidationError
+from sqlalchemy.orm import Session
+
+from app.accounts.access import AdminDep
+from app.assignments import queries, service
+from app.assignments.forms import AssignForm
+from app.db import SessionDep
+from app.errors import PrefloopError
+from app.models import Project
+from app.projects.access import ProjectDep
+from app.render import page, redirect
+from app.typed import TypedDep, not_accepted, reasons_of
+
+router = APIRouter(prefix="/projects/{project_slug}/assignment")
+
+LABELS = {
+    "held": "Which are now",
+    "purpose": "Purpose",
+    "slice": "Slice",
+    "value": "Value of the slice",
+    "ids": "Numbers",
+    "most": "How many at most",
+    "owner": "For whom",
+    "priority": "Priority",
+}
+
+
+@router.get("")
+def show(
+    request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep, changed: int | None = None
+) -> Response:
+    return _page(request, session, project, {}, changed=changed)
+
+
+@router.post("")
+def assign(request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep, typed: TypedDep) -> Response:
+    try:
+        form = AssignForm.model_validate({name: typed[name] for name in LABELS if name in typed})
+        changed = service.assign(session, project, admin, form)
+    except ValidationError as error:
+        problem = not_accepted({LABELS.get(name, name): reason for name, reason in reasons_of(error).items()})
+        return _page(request, session, project, typed, problem)
+    except PrefloopError as error:
+        return _page(request, session, project, typed, error)
+    return redirect(f"/projects/{project.slug}/assignment?changed={changed}")
+
+
+def _page(
+    request: Request,
+    session: Session,
+    project: Project,
+    typed: dict[str, str],
+    error: PrefloopError | None = None,
+    *,
+    changed: int | None = None,
+) -> Response:
+    """The page; with what was typed and the error, where it was refused."""
+    return page(
+        request,
+        "assignments/page.html",
+        status=error.status if error else 200,
+        held=queries.held(session, project.id),
+        priorities=queries.priorities(session, project.id),
+        labelers=queries.labelers(session, project.id),
+        groups=queries.groups(session, project.id),
+        values=dict.fromkeys(LABELS, "") | typed,
+        changed=changed,
+        error=error,
+    )
