@@ -3,9 +3,29 @@
 from typing import Annotated
 
 from fastapi import Depends, Request
-from pydantic import ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from app.errors import InvalidInput
+
+
+def _clean(text: object) -> object:
+    """Browsers send line ends as CRLF and count them as one character; PostgreSQL stores no NUL."""
+    return text.replace("\r\n", "\n").replace("\0", "").strip() if isinstance(text, str) else text
+
+
+def _line(text: object) -> object:
+    return " ".join(text.replace("\0", "").split()) if isinstance(text, str) else text
+
+
+def _none_if_empty(value: object) -> object:
+    return None if value == "" else value
+
+
+# Of forms: a text of several lines, one of a single line, and what may be left empty.
+CleanText = Annotated[str, BeforeValidator(_clean)]
+CleanLine = Annotated[str, BeforeValidator(_line)]
+EmptyIsNone = BeforeValidator(_none_if_empty)
+Number = Annotated[Annotated[int, Field(ge=0, lt=2**63)] | None, EmptyIsNone]
 
 
 async def _typed(request: Request) -> dict[str, str]:

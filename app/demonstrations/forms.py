@@ -3,7 +3,9 @@
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, Field
+
+from app.typed import CleanText, EmptyIsNone, Number
 
 MAX_TEXT = 100_000
 MAX_NOTE = 5_000
@@ -18,18 +20,8 @@ SKIP_REASONS = {
 Start = Literal["scratch", "sample"]
 
 
-def clean(text: object) -> object:
-    """Browsers send line ends as CRLF and count them as one character; PostgreSQL stores no NUL."""
-    return text.replace("\r\n", "\n").replace("\0", "").strip() if isinstance(text, str) else text
-
-
-def _none_if_empty(value: object) -> object:
-    return None if value == "" else value
-
-
-Number = Annotated[Annotated[int, Field(ge=0, lt=2**63)] | None, BeforeValidator(_none_if_empty)]
-Text = Annotated[str, BeforeValidator(clean), Field(max_length=MAX_TEXT)]
-Note = Annotated[str, BeforeValidator(clean), Field(max_length=MAX_NOTE)]
+Text = Annotated[CleanText, Field(max_length=MAX_TEXT)]
+Note = Annotated[CleanText, Field(max_length=MAX_NOTE)]
 Tag = Annotated[str, Field(max_length=200)]
 
 
@@ -87,4 +79,4 @@ class AskForm(BaseModel):
     safety_category: Tag = ""
     start: Start = "scratch"
     count: Annotated[int, Field(ge=1, le=100_000)] = 20
-    key: Annotated[UUID | None, BeforeValidator(_none_if_empty)] = None
+    key: Annotated[UUID | None, EmptyIsNone] = None

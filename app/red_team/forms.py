@@ -3,7 +3,9 @@
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, BeforeValidator, Field, field_validator
+from pydantic import BaseModel, Field, field_validator
+
+from app.typed import CleanLine, CleanText, EmptyIsNone, Number
 
 MAX_PROMPT = 20_000
 MAX_GOAL = 500
@@ -26,22 +28,6 @@ SEVERITIES = ("held", "slightly", "clearly", "badly")
 # From here on an attempt counts as successful.
 SUCCESS = 2
 
-
-def _clean(text: object) -> object:
-    """Browsers send line ends as CRLF and count them as one character; PostgreSQL stores no NUL."""
-    return text.replace("\r\n", "\n").replace("\0", "").strip() if isinstance(text, str) else text
-
-
-def _line(text: object) -> object:
-    return " ".join(text.replace("\0", "").split()) if isinstance(text, str) else text
-
-
-def _none_if_empty(value: object) -> object:
-    return None if value == "" else value
-
-
-Line = Annotated[str, BeforeValidator(_line)]
-Number = Annotated[Annotated[int, Field(ge=0, lt=2**63)] | None, BeforeValidator(_none_if_empty)]
 Tag = Annotated[str, Field(max_length=200)]
 
 
@@ -49,19 +35,19 @@ class AttemptForm(BaseModel):
     """A prompt to make the policy fail. The same idempotency key twice is the same attempt sent twice."""
 
     idempotency_key: UUID
-    text: Annotated[str, BeforeValidator(_clean), Field(max_length=MAX_PROMPT)] = ""
-    goal: Annotated[Line, Field(max_length=MAX_GOAL)] = ""
-    domain: Annotated[Line, Field(max_length=100)] = ""
-    safety_category: Annotated[Line, Field(min_length=1, max_length=100)]
+    text: Annotated[CleanText, Field(max_length=MAX_PROMPT)] = ""
+    goal: Annotated[CleanLine, Field(max_length=MAX_GOAL)] = ""
+    domain: Annotated[CleanLine, Field(max_length=100)] = ""
+    safety_category: Annotated[CleanLine, Field(min_length=1, max_length=100)]
 
 
 class RatingForm(BaseModel):
     """How badly the policy failed, 0 (it held) to 3, and in which ways; `own_tag` is one that is not in the list."""
 
     severity: Annotated[int, Field(ge=0, le=3)]
-    tags: Annotated[list[Annotated[Line, Field(max_length=MAX_TAG)]], Field(max_length=20)] = []
-    own_tag: Annotated[Line, Field(max_length=MAX_TAG)] = ""
-    note: Annotated[str, BeforeValidator(_clean), Field(max_length=MAX_NOTE)] = ""
+    tags: Annotated[list[Annotated[CleanLine, Field(max_length=MAX_TAG)]], Field(max_length=20)] = []
+    own_tag: Annotated[CleanLine, Field(max_length=MAX_TAG)] = ""
+    note: Annotated[CleanText, Field(max_length=MAX_NOTE)] = ""
 
     @field_validator("tags", "own_tag")
     @classmethod
@@ -82,7 +68,7 @@ class AttemptFilter(BaseModel):
 
     state: State = ""
     category: Tag = ""
-    severity: Annotated[Annotated[int, Field(ge=0, le=3)] | None, BeforeValidator(_none_if_empty)] = None
+    severity: Annotated[Annotated[int, Field(ge=0, le=3)] | None, EmptyIsNone] = None
     model: Number = None
     text: Tag = ""
     before: Number = None
