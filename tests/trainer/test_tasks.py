@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from app.artifacts import ArtifactStore
 from app.db import make_session_factory
 from app.errors import InvalidInput, ModelUnavailable
-from app.models import Metric, Round, Run
+from app.models import Comparison, Metric, Round, Run
 from app.rounds import service, stages
 from app.settings import Settings
 from tests import factories
@@ -80,6 +80,20 @@ def test_an_error_fails_the_round_in_words(
     assert run.progress_message == "training the reward model"
     assert list((runner.store.root / ".staging").iterdir()) == []
     assert not runner.store.exists(service.output_of(run.id))
+
+
+def test_a_reward_model_says_what_it_thinks_of_every_comparison(
+    session: Session, runner: Runner, round_: Round
+) -> None:
+    runner.execute(last_run(session, round_).id)
+    session.rollback()
+    said = select(Comparison.reward_trained, Comparison.reward_p_b).where(
+        Comparison.project_id == round_.project_id, Comparison.reward_model_id == round_.reward_model_id
+    )
+    rows = session.execute(said).all()
+    assert [row.reward_trained for row in rows].count(True) == 20  # of make_project's train prompts
+    assert [row.reward_trained for row in rows].count(False) == 2  # held out
+    assert all(0 < row.reward_p_b < 1 for row in rows)
 
 
 def test_a_cancelled_run_stops_at_its_next_report(session: Session, runner: Runner, round_: Round) -> None:
