@@ -10,17 +10,13 @@ from sqlalchemy import (
     BigInteger,
     Double,
     and_,
-    any_,
     case,
     cast,
-    delete,
     exists,
     func,
-    literal,
     or_,
     select,
     text,
-    update,
 )
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
@@ -35,14 +31,9 @@ from app.models import (
     Judgment,
     LabelerGroup,
     LabelerGroupMember,
-    ModelVersion,
     Project,
     ProjectLabeler,
     Prompt,
-    Round,
-    Run,
-    Snapshot,
-    SnapshotComparison,
     User,
 )
 
@@ -228,8 +219,15 @@ def tags(session: Session, comparison_ids: Collection[int]) -> dict[int, tuple[s
 class Event(NamedTuple):
     at: datetime
     action: str
-    actor: str | None
+    actor: str | None  # none: the service itself
     details: dict[str, Any]
+
+    @property
+    def why(self) -> str:
+        """What was told or noted with it."""
+        if self.details.get("because") == "calibration":
+            return f"{self.details['right']} of {self.details['answers']} right on calibration items"
+        return self.details.get("message") or self.details.get("reason") or ""
 
 
 def history(session: Session, project_id: int, labeler_id: int) -> list[Event]:
@@ -274,301 +272,6 @@ def done_since(session: Session, project_id: int, labeler_id: int, moment: datet
     )
     today, total = session.execute(found).one()
     return today, total
-
-
-# ---- groups ----------------------------------------------------------------------------------------------------------
-
-
-class Member(NamedTuple):
-    id: int
-    name: str
-    kind: str
-
-
-class Group(NamedTuple):
-    id: int
-    name: str
-    members: list[Member]
-    kept: int  # open comparisons that only the group is offered
-
-
-def groups(session: Session, project_id: int) -> list[Group]:
-    kept = (
-        select(func.count())
-        .where(Comparison.group_id == LabelerGroup.id, Comparison.state == "open")
-        .correlate(LabelerGroup)
-        .scalar_subquery()
-    )
-    found = {
-        id_: Group(id_, name, [], n)
-        for id_, name, n in session.execute(
-            select(LabelerGroup.id, LabelerGroup.name, kept)
-            .where(LabelerGroup.project_id == project_id)
-            .order_by(LabelerGroup.name)
-        )
-    }
-    members = (
-        select(LabelerGroupMember.group_id, User.id, User.name, User.kind)
-        .join(User, User.id == LabelerGroupMember.labeler_id)
-        .where(LabelerGroupMember.group_id.in_(found))
-        .order_by(User.name, User.id)
-    )
-    for group_id, id_, name, kind in session.execute(members):
-        found[group_id].members.append(Member(id_, name, kind))
-    return list(found.values())
-
-
-def group(session: Session, project_id: int, group_id: int) -> LabelerGroup | None:
-    wanted = select(LabelerGroup).where(LabelerGroup.id == group_id, LabelerGroup.project_id == project_id)
-    return session.scalars(wanted).one_or_none()
-
-
-def groups_of(session: Session, project_id: int, labeler_id: int) -> list[str]:
-    found = (
-        select(LabelerGroup.name)
-        .join(LabelerGroupMember, LabelerGroupMember.group_id == LabelerGroup.id)
-        .where(LabelerGroup.project_id == project_id, LabelerGroupMember.labeler_id == labeler_id)
-    )
-    return list(session.scalars(found.order_by(LabelerGroup.name)))
-
-
-def may_label(session: Session) -> list[User]:
-    """Everybody who can be given work."""
-    active = select(User).where(User.is_active, literal("labeler") == any_(User.roles))
-    return list(session.scalars(active.order_by(User.name, User.id)))
-
-
-def is_kept_for(session: Session, group_id: int) -> bool:
-    return bool(session.scalar(select(exists().where(Comparison.group_id == group_id))))
-
-
-def add_member(session: Session, group_id: int, labeler_id: int) -> None:
-    values = {"group_id": group_id, "labeler_id": labeler_id}
-    session.execute(insert(LabelerGroupMember).values(values).on_conflict_do_nothing())
-
-
-def remove_member(session: Session, group_id: int, labeler_id: int) -> None:
-    session.execute(
-        delete(LabelerGroupMember).where(
-            LabelerGroupMember.group_id == group_id, LabelerGroupMember.labeler_id == labeler_id
-        )
-    )
-
-
-def leave_groups(session: Session, project_id: int, labeler_id: int) -> None:
-    own = select(LabelerGroup.id).where(LabelerGroup.project_id == project_id)
-    session.execute(
-        delete(LabelerGroupMember).where(
-            LabelerGroupMember.labeler_id == labeler_id, LabelerGroupMember.group_id.in_(own)
-        )
-    )
-
-
-# ---- removal ---------------------------------------------------------------------------------------------------------
-
-
-class Affected(NamedTuple):
-    """judgments: live ones of the labeler. comparisons: they are on. reopened: of those, how many get back into the
-    queue for somebody else. withdrawn: hidden repeats, which nobody else can answer."""
-
-    judgments: int
-    comparisons: int
-    reopened: int
-    withdrawn: int
-
-
-def affected(session: Session, project_id: int, labeler_id: int) -> Affected:
-    lacking = and_(Comparison.state.in_(("settled", "in_review")), Comparison.judgment_count - 1 < Comparison.overlap)
-    is_repeat = Comparison.purpose == "repeat"
-    found = (
-        select(
-            func.count(),
-            func.count().filter(lacking, ~is_repeat),
-            func.count().filter(is_repeat, Comparison.state != "withdrawn"),
-        )
-        .select_from(Judgment)
-        .join(Comparison, Comparison.id == Judgment.comparison_id)
-        .where(Comparison.project_id == project_id, Judgment.labeler_id == labeler_id)
-        .where(Judgment.superseded_at.is_(None))
-    )
-    judgments, reopened, repeats = session.execute(found).one()
-    # One live judgment a labeler and comparison: so many judgments, so many comparisons.
-    return Affected(judgments, judgments, reopened, repeats)
-
-
-def take_out(session: Session, project_id: int, labeler_id: int) -> list[int]:
-    """Ends the labeler's leases and supersedes their judgments in the project; ids of the comparisons these were on.
-
-    Comparisons are locked first, in the order of their ids.
-    """
-    own = {"project": project_id, "labeler": labeler_id}
-    ids = list(
-        session.scalars(
-            text(
-                """
-                SELECT id FROM comparison WHERE project_id = :project AND id IN (
-                    SELECT comparison_id FROM judgment WHERE labeler_id = :labeler AND superseded_at IS NULL
-                    UNION SELECT comparison_id FROM lease WHERE labeler_id = :labeler AND state = 'live'
-                ) ORDER BY id FOR UPDATE
-                """
-            ),
-            own,
-        )
-    )
-    held = {"ids": ids, "labeler": labeler_id}
-    session.execute(
-        text(
-            "UPDATE lease SET state = 'released'"
-            " WHERE comparison_id = ANY(:ids) AND labeler_id = :labeler AND state = 'live'"
-        ),
-        held,
-    )
-    judged_ = session.scalars(
-        text(
-            "UPDATE judgment SET superseded_at = now(), superseded_for = 'removed'"
-            " WHERE comparison_id = ANY(:ids) AND labeler_id = :labeler AND superseded_at IS NULL"
-            " RETURNING comparison_id"
-        ),
-        held,
-    )
-    return list(judged_)
-
-
-def reopen(session: Session, comparison_ids: list[int]) -> int:
-    """Opens those of them that lack judgments now; returns how many. Repeats are withdrawn; nobody else can answer one.
-
-    What waited for the person removed is offered to everybody.
-    """
-    ids = text("comparison.id = ANY(:ids)").bindparams(ids=comparison_ids)
-    session.execute(
-        update(Comparison).where(ids, Comparison.purpose == "repeat").values(state="withdrawn"),
-        execution_options={"synchronize_session": False},
-    )
-    # Content flags were for reviewers to look at; those of judgments that are no more are not.
-    session.execute(
-        update(Comparison)
-        .where(ids, Comparison.flagged)
-        .where(
-            ~exists().where(
-                Judgment.comparison_id == Comparison.id,
-                Judgment.superseded_at.is_(None),
-                func.jsonb_array_length(Judgment.flags) > 0,
-            )
-        )
-        .values(flagged=False),
-        execution_options={"synchronize_session": False},
-    )
-    opened = session.execute(
-        update(Comparison)
-        .where(ids, Comparison.state.in_(("settled", "in_review")), Comparison.purpose != "repeat")
-        .where(Comparison.judgment_count < Comparison.overlap)
-        .values(
-            state="open",
-            settled_at=None,
-            agreement=None,
-            consensus=None,
-            p_b=None,
-            p_tie=None,
-            review_reason=None,
-            labeler_id=None,
-        )
-        .returning(Comparison.id),
-        execution_options={"synchronize_session": False},
-    )
-    return len(opened.all())
-
-
-def release_kept(session: Session, project_id: int, labeler_id: int) -> None:
-    """Comparisons nobody has judged yet that only this labeler would have been offered: to everybody."""
-    session.execute(
-        update(Comparison)
-        .where(Comparison.project_id == project_id, Comparison.labeler_id == labeler_id)
-        .where(Comparison.state == "open", Comparison.purpose != "repeat")
-        .values(labeler_id=None),
-        execution_options={"synchronize_session": False},
-    )
-    session.execute(
-        update(Comparison)
-        .where(Comparison.project_id == project_id, Comparison.labeler_id == labeler_id)
-        .where(Comparison.state == "open", Comparison.purpose == "repeat")
-        .values(state="withdrawn"),
-        execution_options={"synchronize_session": False},
-    )
-
-
-class UsedIn(NamedTuple):
-    """A snapshot that holds judgments of a labeler, and the round that read it, if any."""
-
-    snapshot_id: int
-    digest: str
-    created_at: datetime
-    judgments: int
-    round_number: int | None
-    round_id: int | None
-
-
-def snapshots_with(session: Session, project_id: int, labeler_id: int) -> list[UsedIn]:
-    """Snapshots frozen while a judgment of theirs on a comparison in it was live."""
-    held = (
-        select(SnapshotComparison.snapshot_id, func.count().label("judgments"))
-        .join(Snapshot, Snapshot.id == SnapshotComparison.snapshot_id)
-        .join(Judgment, Judgment.comparison_id == SnapshotComparison.comparison_id)
-        .where(Snapshot.project_id == project_id, Judgment.labeler_id == labeler_id)
-        .where(Judgment.created_at <= Snapshot.created_at)
-        .where(or_(Judgment.superseded_at.is_(None), Judgment.superseded_at > Snapshot.created_at))
-        .group_by(SnapshotComparison.snapshot_id)
-        .subquery()
-    )
-    found = (
-        select(Snapshot.id, Snapshot.digest, Snapshot.created_at, held.c.judgments, Round.number, Round.id)
-        .join(held, held.c.snapshot_id == Snapshot.id)
-        .outerjoin(Round, Round.snapshot_id == Snapshot.id)
-        .order_by(Snapshot.id)
-    )
-    return [UsedIn(*row) for row in session.execute(found)]
-
-
-class Made(NamedTuple):
-    """A model, the round that made it, and what that round began with."""
-
-    id: int
-    name: str
-    role: str
-    parent_id: int | None
-    round_id: int | None
-    round_number: int | None
-    began_with: tuple[int, ...]
-
-
-def models(session: Session, project_id: int) -> list[Made]:
-    """All models of the project, oldest first."""
-    found = (
-        select(
-            ModelVersion.id,
-            ModelVersion.name,
-            ModelVersion.role,
-            ModelVersion.parent_id,
-            Round.id,
-            Round.number,
-            Round.policy_before_id,
-            Round.reward_model_id,
-            Round.reference_id,
-        )
-        .outerjoin(Run, Run.id == ModelVersion.run_id)
-        .outerjoin(Round, Round.id == Run.round_id)
-        .where(ModelVersion.project_id == project_id)
-        .order_by(ModelVersion.id)
-    )
-    return [
-        Made(*row[:6], tuple(id_ for id_ in row[6:] if id_ is not None and id_ != row[0]))
-        for row in session.execute(found)
-    ]
-
-
-def paused(session: Session, project_id: int) -> int:
-    """How many labelers wait for an admin to let them go on."""
-    wanted = select(func.count()).where(ProjectLabeler.project_id == project_id, ProjectLabeler.state == "paused")
-    return session.scalar(wanted) or 0
 
 
 def lock_labeler(session: Session, labeler_id: int) -> bool:

@@ -9,7 +9,7 @@ from app.db import SessionDep
 from app.domain.labelers import figures
 from app.errors import PrefloopError
 from app.judging import LabelingSettings
-from app.labelers import queries, service, views
+from app.labelers import group_queries, queries, service, views
 from app.labelers.forms import GroupForm, LabelersFilter, MembersForm, PauseForm, RemoveForm
 from app.models import Project
 from app.projects.access import ProjectDep
@@ -64,8 +64,8 @@ def _groups(
         request,
         "labelers/groups.html",
         status=error.status if error else 200,
-        groups=queries.groups(session, project.id),
-        people=queries.may_label(session),
+        groups=group_queries.groups(session, project.id),
+        people=group_queries.may_label(session),
         error=error,
         name=name,
     )
@@ -145,7 +145,7 @@ def _detail(
         slices=[] if i is None else views.slices(read, i, queries.tags(session, mine)),
         judgments=queries.last_judgments(session, project.id, labeler_id),
         history=queries.history(session, project.id, labeler_id),
-        groups=queries.groups_of(session, project.id, labeler_id),
+        groups=group_queries.groups_of(session, project.id, labeler_id),
         by_project=queries.by_project(session, labeler_id),
         uses=service.uses(session, project, labeler_id),
         own_seen=", ".join(["their count", *(name for name, shown in settings.own_figures if shown)]),

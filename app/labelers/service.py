@@ -13,9 +13,10 @@ from app.accounts.service import audit
 from app.domain.labelers import Figures, figures
 from app.errors import Conflict, InvalidInput, NotFound
 from app.judging import OwnFigures
-from app.labelers import fitting, queries
+from app.labelers import fitting, group_queries, queries, removal_queries
 from app.labelers.fitting import Fitted
-from app.labelers.queries import Affected, Labeler, Made, Read, UsedIn
+from app.labelers.queries import Labeler, Read
+from app.labelers.removal_queries import Affected, Made, UsedIn
 from app.models import LabelerGroup, Project, ProjectLabeler, User
 
 OWN_JUDGMENTS = 500  # the last ones, from which a labeler's own figures are taken
@@ -131,12 +132,12 @@ def refit(session: Session, project: Project) -> Fitted:
 
 
 def uses(session: Session, project: Project, labeler_id: int) -> Uses:
-    snapshots = queries.snapshots_with(session, project.id, labeler_id)
+    snapshots = removal_queries.snapshots_with(session, project.id, labeler_id)
     rounds = {used.round_id for used in snapshots if used.round_id is not None}
     trained: list[Made] = []
     descended: list[Made] = []
     tainted: set[int | None] = set()
-    for made in queries.models(session, project.id):  # oldest first: parents come before their children
+    for made in removal_queries.models(session, project.id):  # oldest first: parents come before their children
         if made.round_id in rounds:
             trained.append(made)
         elif tainted.intersection((made.parent_id, *made.began_with)):
@@ -185,7 +186,7 @@ def resume(session: Session, project: Project, admin: User, labeler_id: int) -> 
 
 def removal(session: Session, project: Project, labeler_id: int) -> Affected:
     """What `remove` would change."""
-    return queries.affected(session, project.id, labeler_id)
+    return removal_queries.affected(session, project.id, labeler_id)
 
 
 def remove(session: Session, project: Project, admin: User, labeler_id: int, reason: str) -> Affected:
@@ -207,12 +208,12 @@ def remove(session: Session, project: Project, admin: User, labeler_id: int, rea
     if row.state == "removed":
         raise Conflict("This labeler was removed already.", "Nothing was changed.")
     fitting.lock(session, project)  # before the comparisons, as every fit does
-    before = queries.affected(session, project.id, labeler_id)
+    before = removal_queries.affected(session, project.id, labeler_id)
     used = uses(session, project, labeler_id)
-    comparisons = queries.take_out(session, project.id, labeler_id)
-    reopened = queries.reopen(session, comparisons)
-    queries.release_kept(session, project.id, labeler_id)
-    queries.leave_groups(session, project.id, labeler_id)
+    comparisons = removal_queries.take_out(session, project.id, labeler_id)
+    reopened = removal_queries.reopen(session, comparisons)
+    removal_queries.release_kept(session, project.id, labeler_id)
+    group_queries.leave_groups(session, project.id, labeler_id)
     _change(session, row, admin, "removed", reason)
     done = before._replace(judgments=len(comparisons), comparisons=len(comparisons), reopened=reopened)
     audit(
@@ -264,7 +265,7 @@ def add_group(session: Session, project: Project, admin: User, name: str) -> Lab
 def delete_group(session: Session, project: Project, admin: User, group_id: int) -> None:
     """Raises Conflict while comparisons are kept for the group, NotFound where there is none."""
     group = _group(session, project, group_id)
-    if queries.is_kept_for(session, group.id):
+    if group_queries.is_kept_for(session, group.id):
         raise Conflict(f"Comparisons are kept for the group “{group.name}”.", "Empty it instead.")
     audit(session, admin.id, "group.deleted", project.id, group_id=group.id, name=group.name)
     session.delete(group)
@@ -274,25 +275,25 @@ def delete_group(session: Session, project: Project, admin: User, group_id: int)
 def add_members(session: Session, project: Project, admin: User, group_id: int, labeler_ids: Sequence[int]) -> None:
     """Raises NotFound for a group or a labeler that is not there."""
     group = _group(session, project, group_id)
-    known = {user.id for user in queries.may_label(session)}
+    known = {user.id for user in group_queries.may_label(session)}
     if not labeler_ids:
         raise InvalidInput("Nobody was chosen.", "Choose who joins the group.")
     if not known >= set(labeler_ids):
         raise NotFound("Somebody chosen cannot label any more.", "Reload the page and choose again.")
     for labeler_id in labeler_ids:
-        queries.add_member(session, group.id, labeler_id)
+        group_queries.add_member(session, group.id, labeler_id)
     audit(session, admin.id, "group.joined", project.id, group_id=group.id, labeler_ids=list(labeler_ids))
 
 
 def remove_member(session: Session, project: Project, admin: User, group_id: int, labeler_id: int) -> None:
     """Raises NotFound for a group that is not there."""
     group = _group(session, project, group_id)
-    queries.remove_member(session, group.id, labeler_id)
+    group_queries.remove_member(session, group.id, labeler_id)
     audit(session, admin.id, "group.left", project.id, group_id=group.id, labeler_ids=[labeler_id])
 
 
 def _group(session: Session, project: Project, group_id: int) -> LabelerGroup:
-    group = queries.group(session, project.id, group_id) if group_id < 2**63 else None
+    group = group_queries.group(session, project.id, group_id) if group_id < 2**63 else None
     if group is None:
         raise NotFound("This project has no such group.", "Reload the page: somebody may have deleted it.")
     return group
