@@ -11,15 +11,12 @@ from app.red_team.forms import AttemptFilter
 
 PAGE = 50
 
-_ENDED = ("failed", "cancelled")
-_UNANSWERED = RedTeamAttempt.answer.is_(None)
-
-# A run that was cancelled, or that ended without having stored an answer, will bring none.
+# A run that has ended without having stored an answer will bring none.
 _STATE = case(
     (RedTeamAttempt.prompt_id.is_not(None), "accepted"),
     (RedTeamAttempt.severity.is_not(None), "rated"),
-    (~_UNANSWERED, "answered"),
-    (Run.state.in_((*_ENDED, "succeeded")), "failed"),
+    (RedTeamAttempt.answer.is_not(None), "answered"),
+    (Run.state.not_in(("queued", "running")), "failed"),
     else_="waiting",
 )
 
