@@ -72,7 +72,7 @@ def write_preferences(
 
     Args:
         split: of the prompts.
-        columns: of COLUMNS. margin: strength of the consensus, above 0 to 3. p: probability that the chosen one is the
+        columns: of COLUMNS. margin: strength of the consensus, above 0 to 4. p: probability that the chosen one is the
             better (app.domain.consensus). ids: of comparison, prompt and judgments. slices: the prompt's tags.
 
     Raises:

@@ -70,7 +70,8 @@ Name = Annotated[str, Field(max_length=200), AfterValidator(_storable), AfterVal
 Filled = Annotated[Text, AfterValidator(_not_blank)]
 Conversation = Annotated[list[dict[str, str]], BeforeValidator(_conversation)]
 Choice = Annotated[int, BeforeValidator(_side)]
-Preference = Annotated[int, Field(ge=-3, le=3, strict=True)]
+# As far as any scale goes; a rubric with fewer steps refuses the rest.
+Preference = Annotated[int, Field(ge=-4, le=4, strict=True)]
 # Data sets name their items by numbers as often as by words.
 PairId = Annotated[Name, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
 

@@ -24,7 +24,7 @@ class PromptRecord:
 
 @dataclass(frozen=True, slots=True)
 class JudgmentRecord:
-    """One answer. Either `preference`, -3 (A much better) to 3 (B much better), or `side` alone: -1 A, 0 tie, 1 B."""
+    """One answer. Either `preference` on the rubric's scale (below 0 A, above 0 B), or `side`: -1 A, 0 tie, 1 B."""
 
     labeler: str
     side: int

@@ -234,7 +234,7 @@ def test_one_bad_line_stops_everything_unless_skipped(session: Session, put: Any
             pair(prompt=[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]),
             "ends with the assistant's turn",
         ),
-        (pair(preference=4), "preference: Input should be less than or equal to 3"),
+        (pair(preference=5), "preference: Input should be less than or equal to 4"),
         (pair(preference=1.5), "preference: Input should be a valid integer"),
         (pair(choice="A", preference=2), "choice and preference name different sides"),
         (pair(response_a="\0"), "holds a NUL character"),
