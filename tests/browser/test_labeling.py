@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable
 
-import pytest
 from playwright.sync_api import Page, expect
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
@@ -211,44 +210,6 @@ def test_an_answer_outlives_a_reload_before_it_is_sent(session: Session, open_pa
     expect(page.locator(".task-progress")).to_contain_text("1 done today")
     [judgment] = judgments(session)
     assert abs(judgment.preference or 0) == 3
-
-
-HOSTILE = (
-    "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'><svg onload='window.hacked = 3'>"
-    "<a href='javascript:window.hacked=4'>a</a> [b](javascript:window.hacked=5) ![c](data:text/html,<script>1</script>)"
-    "\n\n<style>body { display: none }</style>\n\n</section></article></main>\n\n"
-    "\u202eright to left override\u202e " + "unbroken" * 500 + "\n\n| a | b |\n|---|---|\n| " + "cell" * 300 + " | x |"
-    "\n\n```python\n" + "wide = " * 300 + "\n"  # an open fence
-)
-
-
-@pytest.mark.parametrize("width", [1440, 390])
-def test_hostile_text_neither_runs_nor_breaks_the_layout(session: Session, open_page: OpenPage, width: int) -> None:
-    project = factories.project(session)
-    prompt = factories.prompt(session, project)
-    prompt.messages = [{"role": "system", "content": HOSTILE}, {"role": "user", "content": HOSTILE}]
-    huge = "word " * 200_000  # a megabyte
-    factories.rubric(session, project, guideline=HOSTILE)
-    factories.comparison(session, project, prompt=prompt, texts=(HOSTILE, huge))
-    session.commit()
-    page = open_page("labeler", width=width)
-    dialogs: list[str] = []
-    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
-    page.goto(f"/projects/{project.slug}/label")
-    page.keyboard.press("p")
-    page.keyboard.press("r")
-    for link in page.locator(".task .prose a").all():
-        assert re.match(r"https?:|mailto:", link.get_attribute("href") or "")
-    assert page.evaluate("window.hacked") is None
-    assert dialogs == []
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    # However long the texts, the answer is in reach.
-    expect(page.get_by_role("button", name="Submit")).to_be_in_viewport(ratio=1)
-    page.keyboard.press("r")
-    page.keyboard.press("4")
-    page.keyboard.press("Enter")
-    expect(page.get_by_role("heading", name="You have judged everything there is")).to_be_visible()
-    assert len(judgments(session)) == 1
 
 
 def test_new_work_appears_while_sampling(session: Session, open_page: OpenPage) -> None:
