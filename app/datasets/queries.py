@@ -54,13 +54,17 @@ def known(session: Session, project_id: int) -> Known:
 class StoredPrompt(NamedTuple):
     id: int
     split: str
+    domain: str
+    difficulty: str
+    safety_category: str | None
 
 
 def prompts_by_digest(session: Session, project_id: int, digests: Sequence[str]) -> dict[str, StoredPrompt]:
     """Prompts of the project, by digest."""
     wanted = Prompt.digest == any_(literal(list(digests), ARRAY(Text)))
-    found = select(Prompt.digest, Prompt.id, Prompt.split).where(Prompt.project_id == project_id, wanted)
-    return {digest: StoredPrompt(id_, split) for digest, id_, split in session.execute(found)}
+    columns = [getattr(Prompt, name) for name in StoredPrompt._fields]
+    found = select(Prompt.digest, *columns).where(Prompt.project_id == project_id, wanted)
+    return {row.digest: StoredPrompt._make(row[1:]) for row in session.execute(found)}
 
 
 def imported_completions(session: Session, prompt_ids: Sequence[int]) -> Iterator[tuple[tuple[int, str, str], int]]:

@@ -9,7 +9,10 @@ from sqlalchemy.orm import Session
 from app.datasets import queries
 from app.datasets.checking import Checked, Known, StoredPair, Vote
 from app.datasets.reading import Progress
+from app.domain.overlap import Overlap
+from app.judging import LabelingSettings
 from app.labeling import settling
+from app.labeling.opening import wanted as overlap_of
 from app.models import Comparison, Completion, Demonstration, Judgment, Project, Rubric, User
 
 # Prompts of any other split are never trained on, so neither are the comparisons on them.
@@ -85,6 +88,12 @@ def _add_comparisons(
         for prompt, pair in zip(prompt_of, pairs, strict=True)
     ]
     completions = _completions(session, wanted, progress)
+    settings = LabelingSettings.model_validate(project.labeling)
+    purposes = [PURPOSE.get(prompt.split, "heldout") for prompt in prompt_of]
+    asked = [
+        Overlap(len(votes[digest])) if votes[digest] else overlap_of(project, settings, prompt, purpose)
+        for digest, prompt, purpose in zip(digests, prompt_of, purposes, strict=True)
+    ]
     rows = [
         {
             "project_id": project.id,
@@ -92,12 +101,15 @@ def _add_comparisons(
             "completion_a_id": a,
             "completion_b_id": b,
             "rubric_id": rubric.id,
-            "purpose": PURPOSE.get(prompt.split, "heldout"),
-            "overlap": len(votes[digest]) or project.overlap,
+            "purpose": purpose,
+            "overlap": overlap.overlap,
+            "overlap_max": overlap.most,
             "external_id": pair.pair_id,
             "digest": digest,
         }
-        for digest, pair, prompt, (a, b) in zip(digests, pairs, prompt_of, completions, strict=True)
+        for digest, pair, prompt, (a, b), purpose, overlap in zip(
+            digests, pairs, prompt_of, completions, purposes, asked, strict=True
+        )
     ]
     ids = _add(session, Comparison, rows, progress)
     return {digest: StoredPair(id_, rubric.id) for digest, id_ in zip(digests, ids, strict=True)}

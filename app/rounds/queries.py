@@ -39,10 +39,11 @@ from app.models import (
     SnapshotComparison,
 )
 
+PURPOSES = ("train", "heldout", "human_eval")
 # What a round may read. Repeats and calibration items measure labelers, not responses.
 _USABLE = (
     Comparison.state.in_(("settled", "adjudicated")),
-    Comparison.purpose.in_(("train", "heldout", "human_eval")),
+    Comparison.purpose.in_(PURPOSES),
     Prompt.split.in_(("train", "heldout")),
 )
 _HELDOUT = or_(Prompt.split == "heldout", Comparison.purpose == "heldout")
@@ -135,9 +136,9 @@ def add_snapshot_comparisons(session: Session, snapshot_id: int, comparison_ids:
 
 
 def undecided(session: Session, project_id: int) -> int:
-    """Comparisons that are open or in review."""
-    waiting = Comparison.state.in_(("open", "in_review"))
-    return session.scalar(select(func.count()).where(Comparison.project_id == project_id, waiting)) or 0
+    """Comparisons that are open or in review, of those that a round would read once they are decided."""
+    waiting = Comparison.state.in_(("open", "in_review")), Comparison.purpose.in_(PURPOSES)
+    return session.scalar(select(func.count()).where(Comparison.project_id == project_id, *waiting)) or 0
 
 
 def approved_demonstrations(session: Session, project_id: int) -> Sequence[Any]:

@@ -17,8 +17,9 @@ from app.errors import PrefloopError
 from app.labeling import answers, assigning
 from app.labeling.forms import LabelForm
 from app.labeling.queries import Task
-from app.models import Comparison, Judgment, Lease, Project, User
+from app.models import Comparison, Judgment, LabelerGroup, LabelerGroupMember, Lease, Project, User
 from tests import factories
+from tests.labeling.desk import ranking
 
 
 @pytest.fixture
@@ -167,3 +168,129 @@ def test_the_last_place_after_an_expired_lease_goes_to_one(session: Session, ses
     assert sorted(map(str, together(jobs))) == ["Gone", "taken"]
     row = session.execute(select(Comparison.judgment_count, Comparison.lease_count, Comparison.state)).one()
     assert tuple(row) == (2, 0, "settled")
+
+
+def answers_of(luck: random.Random, task: Task) -> dict[str, object]:
+    """Any answer: a preference, that they cannot judge, or an order of what is ranked."""
+    if task.is_ranking:
+        return {"preference": None, "ranks": [luck.choice([1, 2, 3, ""]) for _ in task.responses[1:]] + [1]}
+    return {"preference": luck.choice([-2, -1, 0, 1, 2, "cannot_judge"])}
+
+
+def label(sessions: sessionmaker[Session], project: Project, labeler: User, luck: random.Random) -> None:
+    """As `work`, with every kind of answer, until there is nothing but what is too much: repeats of repeats."""
+    for _ in range(400):
+        with sessions.begin() as session:
+            task = assigning.next_task(session, project, labeler)
+            if task is None:
+                if assigning.idle(session, project, labeler).reason in ("judged", "finished", "kept", "paused"):
+                    return
+                continue
+            if luck.random() < 0.05:
+                assigning.skip(session, project, task.lease_id, labeler, "not mine")
+                continue
+        form = LabelForm.model_validate(
+            {"idempotency_key": uuid4(), "rubric_id": task.rubric.id} | answers_of(luck, task)
+        )
+        with sessions.begin() as session:
+            answers.submit(session, project, task.lease_id, labeler, form)
+
+
+def test_every_kind_of_task_at_once_keeps_exactly_its_overlap(
+    session: Session, sessions: sessionmaker[Session]
+) -> None:
+    """Eight people; adaptive overlap, rankings, who cannot judge, what is kept, calibration items and repeats."""
+    labeling = {
+        "adaptive": {"at_least": 1, "at_most": 4, "sure": 0.9},
+        "calibration": {"rate": 0.2, "least": 1000},
+        "repeats": {"rate": 0.1, "gap": 3},
+    }
+    project = factories.project(session, labeling=labeling)
+    labelers = [factories.user(session) for _ in range(8)]
+    experts = LabelerGroup(project_id=project.id, name="experts")
+    session.add(experts)
+    session.flush()
+    session.add_all([LabelerGroupMember(group_id=experts.id, labeler_id=who.id) for who in labelers[:4]])
+    adaptive = [factories.comparison(session, project, overlap=1, overlap_max=4) for _ in range(10)]
+    fixed = [factories.comparison(session, project, overlap=2) for _ in range(6)]
+    grouped = [factories.comparison(session, project, overlap=2, group_id=experts.id) for _ in range(4)]
+    kept = factories.comparison(session, project, overlap=1, labeler_id=labelers[7].id)
+    ranked = [pair for _ in range(3) for pair in ranking(session, project, overlap=2)]
+    items = [factories.comparison(session, project, purpose="calibration", gold=1, overlap=1) for _ in range(3)]
+    session.commit()
+    together([lambda n=n, who=who: label(sessions, project, who, random.Random(n)) for n, who in enumerate(labelers)])
+
+    session.expire_all()
+    judged = session.execute(select(Judgment.comparison_id, Judgment.labeler_id)).all()
+    assert max(Counter(map(tuple, judged)).values()) == 1
+    by = Counter(row.comparison_id for row in judged)
+    for row in session.scalars(select(Comparison)):
+        assert (row.judgment_count, row.lease_count) == (by[row.id], 0)
+        assert row.judgment_count <= row.overlap
+    for one in (*adaptive, *fixed, *grouped, kept, *ranked):
+        session.refresh(one)
+        assert one.state in ("settled", "in_review")
+        assert by[one.id] == one.overlap
+    assert all(1 <= one.overlap <= 4 for one in adaptive)
+    assert all(2 <= one.overlap <= 4 for one in (*fixed, *grouped))
+    assert {row.labeler_id for row in judged if row.comparison_id == kept.id} == {labelers[7].id}
+    members = {who.id for who in labelers[:4]}
+    assert {row.labeler_id for row in judged if row.comparison_id in {one.id for one in grouped}} <= members
+    for pairs in (ranked[n : n + 3] for n in range(0, 9, 3)):
+        assert len({by[pair.id] for pair in pairs}) == 1
+    assert all(session.get_one(Comparison, one.id).state == "open" for one in items)
+    repeats = session.scalars(select(Comparison).where(Comparison.purpose == "repeat")).all()
+    assert all(by[one.id] <= 1 for one in repeats)
+    assert {(one.repeat_of_id, one.labeler_id) for one in repeats} <= {tuple(row) for row in judged}
+
+
+def test_the_last_place_of_an_item_that_just_grew_goes_to_one(
+    session: Session, sessions: sessionmaker[Session]
+) -> None:
+    """Eight ask at once for a comparison that wants one judgment; each answer leaves doubt and makes it ask on."""
+    labeling = {"adaptive": {"at_least": 1, "at_most": 8, "sure": 0.999}}
+    project = factories.project(session, labeling=labeling)
+    comparison = factories.comparison(session, project, overlap=1, overlap_max=8)
+    labelers = [factories.user(session) for _ in range(8)]
+    session.commit()
+
+    def answer_it(who: User) -> None:
+        while True:
+            with sessions.begin() as own:
+                task = assigning.next_task(own, project, who)
+            if task is not None:
+                break
+        form = LabelForm(idempotency_key=uuid4(), rubric_id=task.rubric.id, preference=0)
+        with sessions.begin() as own:
+            answers.submit(own, project, task.lease_id, who, form)
+
+    together([lambda who=who: answer_it(who) for who in labelers])
+    session.refresh(comparison)
+    assert (comparison.judgment_count, comparison.overlap, comparison.lease_count) == (8, 8, 0)
+    assert comparison.state != "open"
+
+
+def test_calibration_items_are_given_out_to_eight_at_once(session: Session, sessions: sessionmaker[Session]) -> None:
+    project = factories.project(session, labeling={"calibration": {"rate": 1, "least": 1000}})
+    items = [factories.comparison(session, project, purpose="calibration", gold=1, overlap=1) for _ in range(2)]
+    labelers = [factories.user(session) for _ in range(8)]
+    session.commit()
+
+    def measured(who: User) -> None:
+        given = 0
+        while given < len(items):  # an item that somebody holds at that very moment is passed over
+            with sessions.begin() as own:
+                task = assigning.next_task(own, project, who)
+            if task is None:
+                continue
+            form = LabelForm(idempotency_key=uuid4(), rubric_id=task.rubric.id, preference=1)
+            with sessions.begin() as own:
+                answers.submit(own, project, task.lease_id, who, form)
+            given += 1
+
+    together([lambda who=who: measured(who) for who in labelers])
+    judged = Counter(session.scalars(select(Judgment.comparison_id)))
+    assert judged == {one.id: 8 for one in items}
+    for one in items:
+        session.refresh(one)
+        assert (one.judgment_count, one.lease_count, one.state) == (8, 0, "open")
