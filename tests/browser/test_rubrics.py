@@ -122,6 +122,9 @@ def test_rows_by_keyboard_alone(session: Session, open_page: OpenPage) -> None:
     draft = newest(session)
     assert draft.guideline == "Typed, not saved.\n"
     assert [aspect["name"] for aspect in draft.aspects] == ["safety", "style"]
+    page.get_by_label("Guideline", exact=True).press_sequentially("More. ")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("input[name=revision]")).to_have_value("2")
 
 
 def test_examples_and_quiz(session: Session, open_page: OpenPage) -> None:
