@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
-from app.domain.consensus import Consensus, consensus, majority, side
+from app.domain.consensus import DIGITS, Consensus, consensus, majority, side
 from app.domain.replay import Candidate, Reading, choose, counts, draw
 from app.domain.slices import of_prompt
 from app.labelers import fitting
@@ -64,9 +64,9 @@ def pair_row(found: Readable) -> PairRow:
         preference=found.consensus.preference,
         p_b=found.consensus.p_b,
         p_tie=found.consensus.p_tie,
-        agreement=sum(chose_it) / len(chose_it) if chose_it else None,
-        both_bad=row.both_bad,
-        aspects={name: majority(said).p_b for name, said in sorted(aspects.items())},
+        agreement=round(sum(chose_it) / len(chose_it), DIGITS) if chose_it else None,
+        both_bad=round(row.both_bad, DIGITS),
+        aspects={name: majority(said).rounded().p_b for name, said in sorted(aspects.items())},
         ranking=row.ranking_id,
         weight=found.consensus.weight,
         judgments=tuple(row.judgments),

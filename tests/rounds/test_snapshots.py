@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
-from app.models import Adjudication, Comparison, Completion, Project
+from app.models import Adjudication, Comparison, Completion, Project, Ranking
 from app.rounds.snapshots import freeze, pair_row, readable
 from app.specs import PairRow
 from tests import factories
@@ -54,6 +54,7 @@ def test_the_snapshot_holds_exactly_the_live_judgments(session: Session, store: 
         response_b="yes",
         preference=1.0,  # (3 - 1 + 1) / 3
         p_b=(2 + 0.5) / (3 + 1),  # two of three for B, Jeffreys prior
+        agreement=round(2 / 3, 6),
         weight=1.0,
         judgments=(first.id, second.id, edited.id),
         rubric_version=1,
@@ -72,8 +73,8 @@ def test_only_decided_comparisons_are_read_and_no_repeats_calibration_or_regress
     labelers = [factories.user(session).id, factories.user(session).id]
     for state in ("open", "in_review", "withdrawn"):
         decided(session, project, factories.prompt(session, project), labelers).state = state
-    for purpose in ("calibration", "repeat"):
-        decided(session, project, factories.prompt(session, project), labelers, purpose=purpose)
+    measured = decided(session, project, factories.prompt(session, project), labelers, purpose="calibration")
+    decided(session, project, factories.prompt(session, project), labelers, purpose="repeat", repeat_of_id=measured.id)
     for split in ("calibration", "regression"):
         decided(session, project, factories.prompt(session, project, split=split), labelers)
     decided(session, factories.project(session), factories.prompt(session, project), labelers)  # another project's
@@ -106,6 +107,47 @@ def test_a_verdict_stands_in_place_of_the_judgments(session: Session) -> None:
     (settled,) = pair_rows(session, project)
     assert (settled.preference, settled.p_b) == (2.0, 0.9)
     assert len(settled.judgments) == 2
+
+
+def test_all_that_was_said_reaches_the_trainer(session: Session, store: ArtifactStore) -> None:
+    project = make_project(session, train=0, heldout=0)
+    ranking = Ranking(project_id=project.id, prompt_id=factories.prompt(session, project).id, size=3)
+    session.add(ranking)
+    session.flush()
+    comparison = factories.comparison(session, project, overlap=4, state="settled", ranking_id=ranking.id)
+    first, second, third = (
+        factories.judgment(session, comparison, preference=preference, **values)
+        for preference, values in (
+            (0, {"both_bad": True, "aspects": {"style": 1, "factuality": -1}}),
+            (0, {"both_bad": True, "aspects": {"style": 0}}),
+            (1, {"aspects": {}}),
+        )
+    )
+    factories.judgment(session, comparison, preference=None, aspects={"style": -1})  # could not judge
+    (row,) = read(store, freeze(session, store, project).location)
+    assert row.judgments == (first.id, second.id, third.id)
+    assert row.ranking == ranking.id
+    assert row.both_bad == pytest.approx(2 / 3, abs=1e-6)
+    # One for B and two ties: (1 + 1 + 1/2) / 4, and 2 / 4 a tie. One of the three chose the winner.
+    assert (row.p_b, row.p_tie, row.agreement) == (0.625, 0.5, pytest.approx(1 / 3, abs=1e-6))
+    # By aspect: one for B and a tie, (1 + 1/2 + 1/2) / 3; one for A, (0 + 1/2) / 2.
+    assert row.aspects == {"factuality": 0.25, "style": pytest.approx(2 / 3, abs=1e-6)}
+
+
+def test_the_posterior_is_that_of_the_projects_method(session: Session, store: ArtifactStore) -> None:
+    project = make_project(session, train=8, heldout=0)
+    said = readable(session, project, texts=False)
+    assert {found.consensus.p_b for found in said} == {round(1 / 6, 6)}  # never fitted: the majority, two of two
+    project.labeling = {"consensus": "dawid_skene"}
+    session.flush()
+    rows = read(store, freeze(session, store, project).location)
+    assert len({row.p_b for row in rows}) == 1
+    assert rows[0].p_b < 0.1
+    assert rows[0].preference == pytest.approx((2 * rows[0].p_b - 1) * 1.5, abs=1e-5)
+    stored = session.scalars(select(Comparison.p_b).where(Comparison.id == rows[0].comparison_id)).one()
+    assert stored == rows[0].p_b
+    # A preview of the next round reads what is stored.
+    assert readable(session, project, texts=False)[0].consensus.p_b == rows[0].p_b
 
 
 def test_ties_are_kept_and_counted(session: Session, store: ArtifactStore) -> None:
