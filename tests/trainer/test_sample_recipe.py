@@ -10,13 +10,15 @@ import torch
 
 from app.artifacts import ArtifactStore
 from app.specs import Generation, Lora, ModelRef, PromptRow, SampleSpec
-from tests.trainer.conftest import user
-from trainer.data import ChatEncoder, read_prompts
+from tests.trainer.conftest import build_reward_model, user
+from trainer.data import ChatEncoder, TokenSequence, read_prompts
 from trainer.generation import Sampling, generate
 from trainer.modeling import load_causal_lm, load_tokenizer, save_policy
+from trainer.packing import pack
 from trainer.recipes import sample
 from trainer.recipes.sample import Completion
 from trainer.reporting import ConsoleReporter, RunCancelled
+from trainer.reward_model import load_reward_model
 
 
 @pytest.fixture
@@ -137,3 +139,29 @@ def test_on_the_command_line_completions_become_a_file(spec: SampleSpec, store: 
     rows = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text().splitlines()]
     assert len(rows) == result.samples == 27
     assert set(rows[0]) == {"prompt_id", "sample_index", "text", "finish_reason", "n_tokens", "seed", "sampling"}
+
+
+def test_reward_models_say_what_they_think_of_each_sample(
+    spec: SampleSpec, tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path
+) -> None:
+    """Each head's reward of the text as people read it, batch by batch; the samples themselves are the same."""
+    two = build_reward_model(tmp_path / "two", tiny_ref, seed=3, heads=("reward/0", "reward/1"))
+    one = build_reward_model(tmp_path / "one", tiny_ref, seed=4)
+    plain: list[Completion] = []
+    sample.sample(spec, store, ConsoleReporter(stream=None), plain.extend)
+    scored: list[Completion] = []
+    with_rewards = spec.model_copy(update={"reward_models": (str(two), str(one)), "max_length": 200})
+    sample.sample(with_rewards, store, ConsoleReporter(stream=None), scored.extend)
+    assert [c._replace(sampling={}) for c in scored] == [c._replace(sampling={}) for c in plain]
+    rows = {row.id: row for row in read_prompts(Path(spec.prompts))}
+    for c in scored[::7]:
+        assert c.sampling["reward"]["models"] == [str(two), str(one)]
+        expected = []
+        for folder in (two, one):
+            model, tokenizer = load_reward_model(folder, torch.float32)
+            encoder = ChatEncoder(tokenizer, 200)
+            tokens = encoder.prompt(rows[c.prompt_id].messages) + encoder.completion(c.text)
+            batch = pack([TokenSequence(tokens[:-1], tokens[-1:])], tokenizer.pad_token_id, model.share)
+            expected += model(batch)[0].tolist()
+        assert c.sampling["reward"]["heads"] == pytest.approx(expected, abs=1e-4)
+    json.dumps([c._asdict() for c in scored])  # as they are stored
