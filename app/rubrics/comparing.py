@@ -19,7 +19,7 @@ class Part(NamedTuple):
 
 
 class Change(NamedTuple):
-    """One thing that was added, removed, changed or moved; '' where `parts` say enough."""
+    """One thing that was added, removed or changed; title and state are '' where `parts` say enough."""
 
     title: str
     state: str
