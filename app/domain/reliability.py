@@ -21,7 +21,8 @@ from app.domain.pooling import Floats, logit_interval, pooled, sums
 
 UNKNOWN = 2  # of `known`: no truth is given
 # What the crowd weighs in a labeler's own parameters, in answers, and in the weight of their votes, as a share. On the
-# topics of UKPConvArg1 4 to 12 answers and 0.1 to 0.5 do alike; with less pooling some topics fall below the majority.
+# topics of UKPConvArg1 4 to 12 answers and 0.1 to 0.5 do alike; with less pooling topics fall below the majority. The
+# price: of labelers with thousands of answers the best and the worst are drawn to the crowd, by up to 0.06.
 PRIOR_ANSWERS = 6.0
 POOLED_WEIGHT = 0.3
 EVEN = 1 / 3  # habit, where nothing is known of it: A, tie and B alike

@@ -194,7 +194,7 @@ def _reasons(row_: Row, calibration: Calibration, crowd: float | None) -> Iterat
         yield Reason(CALIBRATION, f"right on {known.hits:.0f} of {known.n} calibration items, {known.words}")
     agreed = row_.agreement
     if agreed and crowd is not None and _bounds(agreed)[1] < crowd - AGREEMENT_GAP:
-        yield Reason(AGREEMENT, f"agrees with others {agreed.words}, the rest {crowd:.0%}")
+        yield Reason(AGREEMENT, f"agrees with others {agreed.words}, usual is {crowd:.0%}")
     left = row_.left
     if left and not _bounds(left)[0] <= 0.5 <= _bounds(left)[1]:
         side, picked = ("left", left) if left.value > 0.5 else ("right", _other(left))

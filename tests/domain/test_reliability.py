@@ -117,14 +117,15 @@ def test_nothing_to_fit() -> None:
 
 
 def test_real_votes_as_a_whole() -> None:
-    """Majority 89.4%, the model of 1979 87.4%, ours 93.8%."""
+    """Majority 88.4% or 89.4%, by what becomes of a shared first place; the model of 1979 87.7%; ours 93.8%."""
     sample = votes.everything()
-    majority = sample.accuracy(sample.counts.astype(float))
+    majority = sample.majority(shared_is_tie=True), sample.majority()
     plain = sample.accuracy(votes.plain_dawid_skene(sample, iterations=30))
     found = fit(sample)
     ours = sample.accuracy(outcomes(found.p_b, found.p_tie))
     assert found.converged
-    assert (majority, plain) == (pytest.approx(0.894, abs=0.001), pytest.approx(0.877, abs=0.005))
+    assert majority == pytest.approx((0.884, 0.894), abs=0.001)
+    assert plain == pytest.approx(0.877, abs=0.005)
     assert ours > 0.935
 
 
@@ -133,7 +134,7 @@ def test_real_votes_of_a_topic_never_fall_below_the_majority(number: int) -> Non
     """In a topic the median worker has judged one pair or two; the model of 1979 is worse than counting there."""
     sample = votes.everything().topic(number)
     assert np.median(np.bincount(sample.labeler)) <= 2
-    majority = sample.accuracy(sample.counts.astype(float))
+    majority = max(sample.majority(), sample.majority(shared_is_tie=True))
     found = fit(sample)
     assert found.converged
     assert sample.accuracy(outcomes(found.p_b, found.p_tie)) >= majority - 1e-12

@@ -30,6 +30,13 @@ class Sample(NamedTuple):
         """(C, 3) votes for A, tie and B."""
         return np.bincount(self.comparison * 3 + self.side + 1, minlength=3 * len(self.gold)).reshape(-1, 3)
 
+    def majority(self, *, shared_is_tie: bool = False) -> float:
+        """Accuracy of counting votes, a shared first place being a guess among those who share it, or a tie."""
+        if not shared_is_tie:
+            return self.accuracy(self.counts.astype(float))
+        top = self.counts == self.counts.max(axis=1, keepdims=True)
+        return self.accuracy(np.where(top.sum(axis=1, keepdims=True) > 1, [[0.0, 1.0, 0.0]], top))
+
     def accuracy(self, scores: NDArray[np.float64]) -> float:
         """Share of gold labels hit by the highest score; shared highest ones count as a guess among them."""
         given = self.gold != 2
