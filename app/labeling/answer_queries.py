@@ -112,14 +112,19 @@ def reopen(session: Session, comparison_ids: Collection[int]) -> None:
     session.execute(closed.values(state="open", **nothing))
 
 
-def note_flags(session: Session, comparison_ids: Collection[int]) -> None:
-    """Whether a standing judgment on each comparison carries a content flag."""
+def flag(session: Session, comparison_ids: Collection[int]) -> None:
+    """Puts them before a reviewer for their content, also where flags set earlier were dismissed."""
+    session.execute(update(Comparison).where(Comparison.id.in_(comparison_ids)).values(flagged=True))
+
+
+def unflag(session: Session, comparison_ids: Collection[int]) -> None:
+    """Takes those back from the reviewer on which no standing judgment carries a content flag any more."""
     flagged = exists().where(
         Judgment.comparison_id == Comparison.id,
         Judgment.superseded_at.is_(None),
         func.jsonb_array_length(Judgment.flags) > 0,
     )
-    session.execute(update(Comparison).where(Comparison.id.in_(comparison_ids)).values(flagged=flagged))
+    session.execute(update(Comparison).where(Comparison.id.in_(comparison_ids), ~flagged).values(flagged=False))
 
 
 def release(session: Session, lease_ids: Collection[UUID]) -> None:

@@ -167,7 +167,7 @@ def _take_back(session: Session, judgment: Judgment, reason: str) -> set[int]:
     judged = {part.comparison_id for part in parts}
     answer_queries.supersede(session, parts, reason)
     answer_queries.reopen(session, judged)
-    answer_queries.note_flags(session, judged)
+    answer_queries.unflag(session, judged)
     session.expire_all()
     return judged
 
@@ -193,7 +193,7 @@ def _write(
     session.flush()
     ids = [pair.id for pair in pairs]
     if said.flags:
-        answer_queries.note_flags(session, ids)
+        answer_queries.flag(session, ids[:1])  # of a ranking, flags stand on the first pair
     settle(session, ids)
     for pair in pairs:
         session.expire(pair)  # counted and settled behind the session's back

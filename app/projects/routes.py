@@ -62,6 +62,7 @@ def overview(request: Request, user: UserDep, project: ProjectDep, session: Sess
         template,
         overview=queries.overview(session, project),
         review=review.waiting(session, project) if is_admin else {},
+        review_limit=review.COUNT_LIMIT,
         paused=queries.paused_by_calibration(session, project.id) if is_admin else [],
     )
 

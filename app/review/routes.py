@@ -205,6 +205,7 @@ def _case(
         people=queries.people_to_ask(session, comparison) if can_ask else [],
         groups=queries.groups_to_ask(session, comparison) if can_ask else [],
         waiting=service.waiting(session, project),
+        limit=queues.COUNT_LIMIT,
         views=views,
         problem=problem,
         note=note,

@@ -16,7 +16,24 @@ from app.models import Adjudication, Comparison, Project, Rubric, User
 from app.review import queries, queues
 from app.review.forms import QueueName, Wanted
 from app.review.queries import Case
-from app.review.queues import Place
+from app.review.queues import COUNT_LIMIT, Place
+
+__all__ = [
+    "COUNT_LIMIT",
+    "adjudicate",
+    "as_seen",
+    "ask_more",
+    "blind_for",
+    "dismiss_flags",
+    "following",
+    "give_up",
+    "make_calibration",
+    "open_case",
+    "people_are_right",
+    "request",
+    "waiting",
+    "withdraw",
+]
 
 MAX_OVERLAP = 1000  # the table's limit
 # What a reviewer did, as others read it.
@@ -280,7 +297,7 @@ def _unknown(comparison_id: int) -> NotFound:
 
 
 def waiting(session: Session, project: Project) -> dict[QueueName, int]:
-    """How many comparisons wait for a reviewer by reason, counted up to `queues.COUNT_LIMIT`."""
+    """How many comparisons wait for a reviewer by reason, counted up to `COUNT_LIMIT`."""
     return queues.waiting(session, project.id)
 
 

@@ -2,6 +2,7 @@
 
 import threading
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import Engine, select
@@ -9,7 +10,8 @@ from sqlalchemy.orm import Session
 
 from app.db import make_session_factory
 from app.errors import Conflict, InvalidInput, NotFound
-from app.labeling import assigning, settling
+from app.labeling import answers, assigning, settling
+from app.labeling.forms import LabelForm
 from app.models import (
     Adjudication,
     AuditEvent,
@@ -216,6 +218,33 @@ def test_dismissed_flags_come_back_with_a_new_flag_only(session: Session, projec
     assert (row.flagged, row.state) == (False, "settled")
     with pytest.raises(Conflict, match="No flag"):
         service.dismiss_flags(session, project, reviewer, row.id)
+
+
+def test_only_a_new_flag_brings_back_what_was_dismissed(session: Session, project: Project, reviewer: User) -> None:
+    flags = [{"name": name, "label": name} for name in ("harmful", "broken")]
+    factories.rubric(session, project, flags=flags)
+    row = factories.comparison(session, project, overlap=5)
+    first, second = factories.user(session), factories.user(session)
+
+    def answer(labeler: User, *flags: str) -> None:
+        task = assigning.next_task(session, project, labeler)
+        assert task is not None
+        form = LabelForm(preference=1, flags=list(flags), idempotency_key=uuid4(), rubric_id=row.rubric_id)
+        answers.submit(session, project, task.lease_id, labeler, form)
+        session.refresh(row)
+
+    answer(first, "harmful")
+    assert row.flagged
+    service.dismiss_flags(session, project, reviewer, row.id)
+    answer(second)
+    answers.undo(session, project, second)
+    session.refresh(row)
+    assert not row.flagged
+    answer(second, "broken")
+    assert row.flagged
+    answers.undo(session, project, second)  # the first one's flag is still there
+    session.refresh(row)
+    assert row.flagged
 
 
 def test_a_comparison_in_review_for_its_flags_alone_is_settled_by_dismissing_them(
