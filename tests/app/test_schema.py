@@ -54,7 +54,9 @@ def test_a_judgment_is_append_only_and_may_be_superseded_once(session: Session) 
     factories.judgment(session, comparison, preference=2, labeler_id=judgment.labeler_id)
     assert session.scalar(select(Comparison.judgment_count)) == 1
     with pytest.raises(IntegrityError, match="append-only"), session.begin_nested():
-        session.execute(text("UPDATE judgment SET superseded_at = NULL, superseded_for = NULL WHERE superseded_at IS NOT NULL"))
+        session.execute(
+            text("UPDATE judgment SET superseded_at = NULL, superseded_for = NULL WHERE superseded_at IS NOT NULL")
+        )
     assert len(session.scalars(select(Judgment)).all()) == 2
 
 
