@@ -1,0 +1,84 @@
+"""An admin decides how judgments are made, and who gets which comparisons, in the browser."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from playwright.sync_api import Page, expect
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.models import Comparison
+from tests import factories
+
+OpenPage = Callable[..., Page]
+
+
+def look(page: Page, name: str) -> None:
+    """Keeps a picture where one is asked for."""
+    if folder := os.environ.get("PREFLOOP_PICTURES"):
+        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+
+
+def test_labeling_settings_are_changed_and_refused_in_words(open_page: OpenPage, session: Session) -> None:
+    project = factories.project(session, slug="p", name="Law")
+    session.commit()
+    page = open_page("admin")
+    page.goto("/projects/p/settings")
+    look(page, "settings")
+    page.get_by_label("Adapt the overlap to the answers").check()
+    page.get_by_label("Judgments at most").fill("4")
+    page.get_by_role("group", name="Calibration").get_by_label("Share of tasks").fill("0.1")
+    rule = page.get_by_role("group", name="Overlap rule 1")
+    rule.get_by_label("Slice or purpose").select_option("purpose")
+    rule.get_by_label("Value").fill("heldout")
+    rule.get_by_label("Judgments wanted").fill("5")
+    page.get_by_label("Method").select_option("dawid_skene")
+    page.get_by_role("button", name="Save how judgments are made").click()
+    expect(page.get_by_role("group", name="Overlap rule 2")).to_be_visible()
+    expect(page.get_by_role("group", name="Overlap rule 1").get_by_label("Value")).to_have_value("heldout")
+    session.refresh(project)
+    assert project.labeling["adaptive"] == {"at_least": 1, "at_most": 4, "sure": 0.9}
+    assert project.labeling["consensus"] == "dawid_skene"
+
+    page.get_by_label("Judgments asked for at first").fill("9")
+    page.get_by_role("button", name="Save how judgments are made").click()
+    expect(page.get_by_role("alert").filter(has_text="the least overlap is above the cap")).to_be_visible()
+    expect(page.get_by_label("Judgments asked for at first")).to_have_value("9")
+    look(page, "settings-refused")
+    phone = open_page("admin", width=390, dark=True)
+    phone.goto("/projects/p/settings")
+    look(phone, "settings-phone")
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_comparisons_are_kept_for_somebody_and_freed(open_page: OpenPage, session: Session) -> None:
+    project, labeler = factories.project(session, slug="p", overlap=3), factories.user(session, name="Grace")
+    for domain in ("law", "law", "maths"):
+        factories.comparison(session, project, prompt=factories.prompt(session, project, domain=domain))
+    session.commit()
+    page = open_page("admin")
+    page.goto("/projects/p")
+    page.get_by_role("link", name="Assignment").click()
+    page.get_by_label("Slice", exact=True).select_option("domain")
+    page.get_by_label("Value of the slice").fill("law")
+    page.get_by_label("For whom").select_option(label="Grace")
+    page.get_by_role("button", name="Assign").click()
+    expect(page.get_by_role("status")).to_have_text("2 comparisons changed.")
+    expect(page.get_by_role("row", name="Grace")).to_contain_text("2")
+    look(page, "assignment")
+    kept = select(Comparison).where(Comparison.labeler_id == labeler.id)
+    assert len(session.scalars(kept).all()) == 2
+
+    page.get_by_label("Which are now").select_option("kept")
+    page.get_by_label("For whom").select_option("everybody")
+    page.get_by_label("Priority").fill("3")
+    page.get_by_role("button", name="Assign").click()
+    expect(page.get_by_role("row", name="Grace")).to_have_count(0)
+    session.expire_all()
+    assert session.scalars(kept).all() == []
+    expect(page.get_by_text("By priority")).to_contain_text("3: 2, 0: 1")
+    phone = open_page("admin", width=390)
+    phone.goto("/projects/p/assignment")
+    look(phone, "assignment-phone")
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 390
