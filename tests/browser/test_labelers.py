@@ -6,7 +6,7 @@ from playwright.sync_api import Page, expect
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.models import Judgment, Project, ProjectLabeler, User
+from app.models import Judgment, LabelerGroup, LabelerGroupMember, Project, ProjectLabeler, User
 from tests import factories
 from tests.labelers.scenes import Habit, judged
 
@@ -92,7 +92,14 @@ def test_groups_by_keyboard_alone(session: Session, open_page: Callable[..., Pag
 
 
 def test_nothing_is_wider_than_a_phone(session: Session, open_page: Callable[..., Page]) -> None:
-    _, labelers = scene(session)
+    project, labelers = scene(session)
+    factories.user(session, name="Lefty Longname-With-Hyphens von und zu Hohenlohe " + "W" * 60)
+    group = LabelerGroup(project_id=project.id, name="x" * 80)
+    session.add(group)
+    session.flush()
+    session.add(LabelerGroupMember(group_id=group.id, labeler_id=labelers[0].id))
+    session.add(LabelerGroupMember(group_id=group.id, labeler_id=factories.user(session, name="Y" * 120).id))
+    session.commit()
     page = open_page("admin", width=390, dark=True)
     for path in ("", f"/{labelers[4].id}", f"/{labelers[4].id}/remove", "/groups"):
         page.goto(f"/projects/desk/labelers{path}")
