@@ -136,7 +136,9 @@ class _Progress:
         try:
             with self.factory() as session:
                 recent = session.scalars(select(Run).order_by(Run.id.desc()).limit(5)).all()
-                waiting = session.scalar(select(func.count()).where(Comparison.state == "open")) or 0
+                # A calibration item is open for ever.
+                is_open = Comparison.state == "open", Comparison.gold.is_(None)
+                waiting = session.scalar(select(func.count()).where(*is_open)) or 0
         except Exception as error:  # noqa: BLE001 - a database that is away must not end the supervisor
             console.print(f"[dim]The database does not answer: {type(error).__name__}[/dim]")
             return
