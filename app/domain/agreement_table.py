@@ -17,6 +17,7 @@ PREFERENCES = np.arange(-4, 5)
 ASPECT_VALUES = np.arange(-1, 2)
 NOT_SAID = 9  # an aspect the labeler left out
 PAIRS = 100  # labelers' pairs that get figures, those that share most
+PAIR_REPLICATES = 400  # their intervals are wide, and a hundred of them would cost more than the slices
 # Many slices share their replicates out, so that five thousand of them still take seconds.
 ALL_REPLICATES, LEAST_REPLICATES = 300_000, 200
 
@@ -74,7 +75,7 @@ def table(judgments: Judgments, replicates: int = REPLICATES) -> Table:
     """All figures. The same judgments give the same intervals.
 
     Args:
-        replicates: of the bootstrap; slices get fewer where there are very many.
+        replicates: of the bootstrap; pairs of labelers get fewer, and slices where there are very many.
     """
     if not len(judgments.comparison):
         return Table(NOTHING, {name: {} for name in Tags._fields}, {}, {}, [], 0)
@@ -83,7 +84,9 @@ def table(judgments: Judgments, replicates: int = REPLICATES) -> Table:
     categories = 2 + int(judgments.ties.any())
     whole = patterns.figures(np.arange(kinds), np.bincount(units.pattern), categories, rng, replicates)
 
-    columns = {name: _numbered(values) for name, values in zip(Tags._fields, zip(*judgments.tags), strict=True)}
+    columns = {
+        name: _numbered(values) for name, values in zip(Tags._fields, zip(*judgments.tags, strict=True), strict=True)
+    }
     n_slices = sum(len(values) for values, _ in columns.values())
     fewer = min(replicates, max(LEAST_REPLICATES, ALL_REPLICATES // max(1, n_slices)))
     unit_tag = judgments.tag[units.order][units.starts]
@@ -98,7 +101,7 @@ def table(judgments: Judgments, replicates: int = REPLICATES) -> Table:
 
     week = np.maximum.reduceat(judgments.week[units.order], units.starts)
     by_week = _parts(week, units.pattern, np.ones_like(week), kinds)
-    pairs, pairs_total = _pairs(judgments, units, categories, rng, replicates)
+    pairs, pairs_total = _pairs(judgments, units, categories, rng, min(replicates, PAIR_REPLICATES))
     return Table(
         whole=whole,
         slices=slices,

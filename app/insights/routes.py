@@ -20,7 +20,7 @@ from app.render import page
 router = APIRouter(prefix="/projects/{project_slug}/agreement")
 
 # A table of more judgments may take over a second: the page shows the live figures and loads it behind them.
-AT_ONCE = 5_000
+AT_ONCE = 2_000
 
 
 def _kinds(

@@ -9,7 +9,7 @@ from typing import Any
 import krippendorff
 import numpy as np
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 from app.domain.agreement_table import Table
@@ -120,6 +120,26 @@ def test_slices_aspects_rounds_and_weeks(session: Session, project: Project) -> 
     assert pair.figures.figures.shared == 3
 
 
+def test_a_comparison_that_loses_its_judgments_while_they_are_read_does_not_count(
+    session: Session, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann, bob = factories.user(session), factories.user(session)
+    for preference in (1, 2, -3):
+        judged(session, project, {ann: preference, bob: preference})
+    read = queries._tagged
+
+    def meanwhile(*args: Any) -> Any:
+        session.execute(
+            text("UPDATE judgment SET superseded_at = now(), superseded_for = 'undone' WHERE preference = 2")
+        )
+        return read(*args)
+
+    monkeypatch.setattr(queries, "_tagged", meanwhile)
+    found = queries.judgments(session, project.id, service.PEOPLE, [])
+    assert sorted(found.preference.tolist()) == [-3, -3, 1, 1]
+    assert len(found.tag) == len(found.labeler) == len(found.week) == 4
+
+
 def test_machines_count_only_when_asked_for(session: Session, project: Project) -> None:
     ann, file, robot, judge = (
         factories.user(session, kind=kind) for kind in ("person", "imported", "simulated", "ai_judge")
@@ -199,6 +219,7 @@ def test_the_page_and_its_json(session: Session, project: Project, url: str, sig
     assert "100.0%" in shown  # they agree, while alpha has no variation to go by
     assert "–" in shown
     assert "Ann and Bob" in shown
+    assert "there are no slices to compare" in shown
     program = sign_in("operator").get(url, headers=JSON).json()
     assert program["percent"] == 1.0
     assert program["intervals"]["percent"] == [1.0, 1.0]
