@@ -45,7 +45,6 @@ def queue(request: Request, admin: AdminDep, project: ProjectDep, session: Sessi
             "split": SPLITS,
         },
         versions=queries.versions(session, project.id),
-        who=views.who,
     )
 
 

@@ -25,6 +25,12 @@ def split(session: Session, project: Project, number: int, *preferences: int, **
     return row
 
 
+def arrived(page: Page, text: str) -> None:
+    """The page that says this is there, and listens to keys."""
+    expect(page.get_by_text(text)).to_be_visible()
+    expect(page.locator("html.js")).to_be_attached()
+
+
 def state(session: Session, row: Comparison) -> str:
     session.rollback()
     return session.scalars(select(Comparison.state).where(Comparison.id == row.id)).one()
@@ -41,13 +47,13 @@ def test_the_queue_by_keys_alone(session: Session, open_page: Callable[..., Page
     page.get_by_role("link", name="Begin with the first").press("Enter")
 
     # The case shows what the labelers said.
-    expect(page.get_by_text("Question 0?")).to_be_visible()
+    arrived(page, "Question 0?")
     expect(page.get_by_text("It cites a **source**.").first).to_be_visible()
     expect(page.locator(".response-first")).to_contain_text("Left 0")
 
     # Later leads on without a decision.
     page.keyboard.press("s")
-    expect(page.get_by_text("Question 1?")).to_be_visible()
+    arrived(page, "Question 1?")
 
     # A verdict with a note; typing in the note presses no keys.
     page.keyboard.press("6")
@@ -56,13 +62,13 @@ def test_the_queue_by_keys_alone(session: Session, open_page: Callable[..., Page
     page.keyboard.type("w is for withdraw, 1 for A")
     page.keyboard.press("Escape")
     page.keyboard.press("Enter")
-    expect(page.get_by_text("Question 2?")).to_be_visible()
+    arrived(page, "Question 2?")
     session.rollback()
     verdict = session.scalars(select(Adjudication)).one()
     assert (verdict.comparison_id, verdict.verdict, verdict.note) == (rows[1].id, 2, "w is for withdraw, 1 for A")
 
     page.keyboard.press("m")
-    expect(page.get_by_text("Question 3?")).to_be_visible()
+    arrived(page, "Question 3?")
     assert state(session, rows[2]) == "open"
 
     # Withdrawing asks for its reason first, then for a second key.
@@ -74,12 +80,12 @@ def test_the_queue_by_keys_alone(session: Session, open_page: Callable[..., Page
     expect(page.get_by_role("button", name="Withdraw")).to_be_focused()
     assert state(session, rows[3]) == "in_review"
     page.keyboard.press("Enter")
-    expect(page.get_by_text("Question 0?")).to_be_visible()
+    arrived(page, "Question 0?")
     assert state(session, rows[3]) == "withdrawn"
 
     # Enter without a choice decides nothing: the form asks for one.
     page.keyboard.press("Enter")
-    expect(page.get_by_text("Question 0?")).to_be_visible()
+    arrived(page, "Question 0?")
     assert state(session, rows[0]) == "in_review"
     page.keyboard.press("1")
     page.keyboard.press("c")
@@ -107,9 +113,9 @@ def test_conflicts_and_flags_by_keys(session: Session, open_page: Callable[..., 
     expect(page.locator("tbody tr").first).to_contain_text("held out")
     expect(page.locator("tbody tr").last).to_contain_text("trained on it")
     page.get_by_role("link", name="Question 1?").click()
-    expect(page.get_by_text("reward-3, not trained on it")).to_be_visible()
+    arrived(page, "reward-3, not trained on it")
     page.keyboard.press("p")
-    expect(page.get_by_text("Question 0?")).to_be_visible()
+    arrived(page, "Question 0?")
     page.keyboard.press("p")
     expect(page.get_by_text("Nothing to review here")).to_be_visible()
     assert {state(session, row) for row in conflicts} == {"settled"}
@@ -117,12 +123,13 @@ def test_conflicts_and_flags_by_keys(session: Session, open_page: Callable[..., 
 
     page.get_by_role("link", name="Flagged 1").click()
     page.get_by_role("link", name="Begin with the first").click()
+    arrived(page, "Question 7?")
     page.keyboard.press("d")
     expect(page.get_by_text("Nothing to review here")).to_be_visible()
     # Anything decided can be put up for review, and is decided about at once.
     page.goto(f"/projects/{project.slug}/review/{flagged.id}")
     page.keyboard.press("r")
-    expect(page.get_by_text("put it up for review")).to_be_visible()
+    arrived(page, "put it up for review")
     page.keyboard.press("7")
     page.keyboard.press("Enter")
     expect(page.get_by_text("Nothing to review here")).to_be_visible()
@@ -219,7 +226,7 @@ def test_giving_up_a_judgment_to_review(session: Session, open_page: Callable[..
     expect(page.get_by_text("what others said is closed to you")).to_be_visible()
     expect(page.get_by_text("B says it.")).to_have_count(0)
     page.get_by_role("button", name="Give up judging it and review it").click()
-    expect(page.get_by_text("B says it.")).to_be_visible()
+    arrived(page, "B says it.")
     page.keyboard.press("d")
     expect(page.get_by_text("Nothing to review here")).to_be_visible()
 

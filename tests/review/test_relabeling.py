@@ -1,12 +1,14 @@
 """Asking decided comparisons again under a newer rubric."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
+from app.db import make_session_factory
 from app.errors import Conflict, InvalidInput
 from app.labeling import settling
 from app.models import AuditEvent, Comparison, Judgment, Project, Rubric, User
@@ -114,6 +116,34 @@ def test_what_is_chosen(session: Session, project: Project, admin: User) -> None
     assert session.scalars(select(Comparison.id).where(Comparison.relabel_of_id.is_not(None))).all() == []
     relabeling.relabel(session, project, admin, sampled, expected=3)
     assert fitting() == 1
+
+
+def test_two_admins_at_once_ask_each_comparison_once(
+    session: Session, engine: Engine, project: Project, admin: User
+) -> None:
+    old = judged(session, project, 1, -1)
+    rubric = publish(session, project)
+    form = RelabelForm(rubric=rubric.id)
+    session.commit()
+    begun, failed = threading.Event(), []
+
+    def relabel_too() -> None:
+        with make_session_factory(engine)() as other, other.begin():
+            project_, admin_ = other.get_one(Project, project.id), other.get_one(User, admin.id)
+            begun.set()
+            try:
+                relabeling.relabel(other, project_, admin_, form, expected=1)
+            except Conflict as error:
+                failed.append(error.message)
+
+    relabeling.relabel(session, project, admin, form, expected=1)
+    thread = threading.Thread(target=relabel_too)
+    thread.start()  # waits for the comparison that the first one holds until its commit
+    assert begun.wait(10)
+    session.commit()
+    thread.join(10)
+    assert failed == ["It would be 0 comparisons now, not 1: some were decided or changed meanwhile."]
+    assert asked_again(session, old).state == "open"
 
 
 def test_open_repeats_of_what_is_asked_again_end(session: Session, project: Project, admin: User) -> None:
