@@ -2,7 +2,9 @@
 
 import contextlib
 import logging
+import os
 from collections.abc import AsyncIterator
+from typing import Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
@@ -91,7 +93,7 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
 
     for router in ROUTERS:
         app.include_router(router)
-    app.mount("/static", StaticFiles(directory=ROOT / "static"), name="static")
+    app.mount("/static", Static(directory=ROOT / "static"), name="static")
     app.add_middleware(BodyLimit, limit=settings.max_upload_mb << 20)
     app.add_middleware(SecurityHeaders)
     app.add_exception_handler(PrefloopError, _show_error)
@@ -102,6 +104,18 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
     app.add_exception_handler(TimeoutError, _show_unavailable)
     app.add_exception_handler(Exception, _show_unexpected)
     return app
+
+
+class Static(StaticFiles):
+    """Files that pages name by version are kept by browsers for good; those that scripts name, only while unchanged."""
+
+    def file_response(
+        self, full_path: Any, stat_result: os.stat_result, scope: Scope, status_code: int = 200
+    ) -> Response:
+        response = super().file_response(full_path, stat_result, scope, status_code)
+        versioned = b"v=" in scope["query_string"]
+        response.headers["Cache-Control"] = "public, max-age=31536000, immutable" if versioned else "no-cache"
+        return response
 
 
 class SecurityHeaders:

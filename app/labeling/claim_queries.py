@@ -44,7 +44,7 @@ from app.models.comparison import AVAILABLE, IN_CALIBRATION, IN_OPEN_QUEUE, KEPT
 
 Condition = ColumnElement[bool] | TextClause
 
-# So many that came into a queue behind a labeler are sorted by urgency; where there are more, the labeler starts anew.
+# So many that came into a queue are looked through; where there are more, the labeler's search starts anew.
 FEW = 100
 
 # Everything by transactions before this one is visible to whoever reads it.
@@ -122,9 +122,9 @@ def save_place(session: Session, queue: Queue, labeler_id: int, place: Place) ->
 
 
 def judged_by(labeler_id: int) -> ColumnElement[bool]:
-    """Also where the judgment was superseded: nobody is asked twice."""
+    """Also where the judgment was superseded: nobody is asked twice. But for what they took back themselves."""
     own = Judgment.comparison_id == Comparison.id, Judgment.labeler_id == labeler_id
-    return _looked_up(select(Judgment.id).where(*own))
+    return _looked_up(select(Judgment.id).where(*own, Judgment.superseded_for.is_distinct_from("undone")))
 
 
 def leased_to(labeler_id: int, *states: str) -> ColumnElement[bool]:
@@ -174,18 +174,22 @@ def _stretches(place: Place | None) -> list[list[ColumnElement[bool]]]:
     return [same, [Comparison.priority < place.priority]]
 
 
-def _opened_behind(queue: Queue, labeler_id: int, place: Place) -> Select[int, int]:
-    behind: list[ColumnElement[bool]] = []
-    if place.priority is not None:
-        behind = [
-            or_(
-                Comparison.priority > place.priority,
-                (Comparison.priority == place.priority) & (Comparison.id < place.comparison_id),
-            )
-        ]
-    opened = Comparison.opened_xid >= place.checked_xid
-    query = select(Comparison.id, Comparison.opened_xid).where(*queue.members(), opened, *behind)
-    return query.where(*_not_done(labeler_id)).order_by(Comparison.opened_xid, Comparison.id).limit(FEW + 1)
+def _opened_behind(
+    session: Session, queue: Queue, labeler_id: int, place: Place
+) -> Sequence[Row[int, int, int]] | None:
+    """(id, priority, opened_xid) of what came into the queue behind a place, the earliest first.
+
+    None where more came into it altogether than is worth looking through: an import, or a round's samples.
+    """
+    query = select(Comparison.id, Comparison.priority, Comparison.opened_xid).where(*queue.members())
+    query = query.where(Comparison.opened_xid >= place.checked_xid, *_not_done(labeler_id))
+    opened = session.execute(query.order_by(Comparison.opened_xid, Comparison.id).limit(FEW + 1)).all()
+    if len(opened) > FEW:
+        return None
+    if place.priority is None or place.comparison_id is None:
+        return opened
+    begin = (-place.priority, place.comparison_id)
+    return [row for row in opened if (-row.priority, row.id) < begin]
 
 
 def next_in_queue(
@@ -209,8 +213,8 @@ def next_in_queue(
     """
     free = _free(labeler_id, except_id)
     if place is not None:
-        opened = session.execute(_opened_behind(queue, labeler_id, place)).all()
-        if len(opened) > FEW:
+        opened = _opened_behind(session, queue, labeler_id, place)
+        if opened is None:
             place = None
         else:
             place = place._replace(checked_xid=min(opened[0].opened_xid, now_xid) if opened else now_xid)
@@ -305,13 +309,12 @@ def claim_one(session: Session, project_id: int, labeler_id: int, groups: list[i
 def count_left(session: Session, queue: Queue, labeler_id: int, place: Place | None, limit: int) -> int:
     """How many comparisons of a queue this labeler could be given now, counted up to `limit`."""
     free, count = _free(labeler_id, None), 0
-    parts = [select(Comparison.id).where(*queue.members(), *stretch, *free) for stretch in _stretches(place)]
-    if place is not None:
-        behind = _opened_behind(queue, labeler_id, place).subquery()
-        parts.append(select(Comparison.id).join(behind, behind.c.id == Comparison.id).where(*free))
+    parts = [[*queue.members(), *stretch] for stretch in _stretches(place)]
+    if place is not None and (opened := _opened_behind(session, queue, labeler_id, place)):
+        parts.append([Comparison.id.in_([row.id for row in opened])])
     for part in parts:
         if count < limit:
-            some = part.limit(limit - count).subquery()
+            some = select(Comparison.id).where(*part, *free).limit(limit - count).subquery()
             count += session.scalar(select(func.count()).select_from(some)) or 0
     return count
 

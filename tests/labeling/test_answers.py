@@ -26,7 +26,7 @@ from app.models import (
 )
 from tests import factories
 from tests.browser.test_labeling_ranking import ranking
-from tests.labeling.desk import answer, counts, judge, take
+from tests.labeling.desk import answer, counts, judge, run_out, take
 
 ASPECTS = [aspect.model_dump() for aspect in DEFAULT_ASPECTS]
 FLAGS = [flag.model_dump() for flag in DEFAULT_FLAGS]
@@ -399,3 +399,13 @@ def test_a_repeated_undo_never_exceeds_the_overlap(session: Session) -> None:
     judge(session, project, labeler, take(session, project, labeler))
     assert counts(session, task.position.comparison_id) == (1, 0)
     assert session.execute(text("SELECT max(judgment_count + lease_count - overlap) FROM comparison")).scalar() == 0
+
+
+def test_what_was_taken_back_and_left_comes_again(session: Session) -> None:
+    project, labeler = rich(session, 2, overlap=1)
+    task = take(session, project, labeler)
+    judge(session, project, labeler, task)
+    answers.undo(session, project, labeler)
+    run_out(session, task.lease_id)
+    assert take(session, project, labeler).position == task.position
+    assert take(session, project, factories.user(session)).position != task.position

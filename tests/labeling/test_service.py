@@ -72,7 +72,7 @@ def test_nobody_gets_what_they_judged_even_if_it_was_superseded(session: Session
     withdrawn = factories.comparison(session, project)
     factories.judgment(session, withdrawn, preference=1, labeler_id=labeler.id)
     session.execute(
-        text("UPDATE judgment SET superseded_at = now(), superseded_for = 'undone' WHERE comparison_id = :c"),
+        text("UPDATE judgment SET superseded_at = now(), superseded_for = 'relabeled' WHERE comparison_id = :c"),
         {"c": withdrawn.id},
     )
     assert assigning.next_task(session, project, labeler) is None
