@@ -189,6 +189,19 @@ def test_a_claim_does_not_walk_over_what_was_judged(session: Session) -> None:
     assert sum(counts) < 100
 
 
+def test_a_large_import_ahead_of_a_labeler_is_not_looked_through(session: Session) -> None:
+    project, labeler = factories.project(session, overlap=2), factories.user(session)
+    first = factories.comparison(session, project)
+    assert given(session, project, labeler) == [first.id]
+    session.commit()
+    new = fill(session, first, 3000)
+    session.commit()
+    session.execute(text("ANALYZE"))
+    with rows_read(session) as counts:
+        assert take(session, project, labeler).position.comparison_id == new[0]
+    assert sum(counts) < 600
+
+
 def test_a_fresh_labelers_first_claim_reads_one_comparison(session: Session) -> None:
     project, labeler = factories.project(session), factories.user(session)
     first = factories.comparison(session, project)
