@@ -7,7 +7,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
 from app.labeling.claim_queries import Condition, judged_by, leased_to, literally
-from app.models import Comparison, Judgment, ProjectLabeler, Rubric
+from app.models import Comparison, Judgment, Lease, ProjectLabeler, Rubric
 from app.models.comparison import IN_CALIBRATION
 
 
@@ -23,7 +23,11 @@ def claim_calibration(session: Session, project_id: int, labeler_id: int) -> int
     if start is None:
         return None
     seen_before = exists().where(Judgment.comparison_id == Comparison.repeat_of_id, Judgment.labeler_id == labeler_id)
-    fresh = [~judged_by(labeler_id), ~leased_to(labeler_id, "live", "skipped", "recused"), ~seen_before]
+    # Whoever reviewed the comparison that it is a copy of knows the answer.
+    reviewed = exists().where(
+        Lease.comparison_id == Comparison.repeat_of_id, Lease.labeler_id == labeler_id, Lease.state == "recused"
+    )
+    fresh = [~judged_by(labeler_id), ~leased_to(labeler_id, "live", "skipped", "recused"), ~seen_before, ~reviewed]
     for part in (Comparison.id >= start, Comparison.id < start):
         query = select(Comparison.id).where(*items, part, *fresh).order_by(Comparison.id).limit(1)
         found = session.scalar(query.with_for_update(skip_locked=True, of=Comparison))

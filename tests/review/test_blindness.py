@@ -111,3 +111,12 @@ def test_who_has_read_a_closed_one_is_not_asked_when_it_opens_again(
     # And they may follow what comes of it.
     assert service.open_case(session, project, both, row.id).comparison.state == "open"
     assert len(session.scalars(select(Lease.id).where(Lease.labeler_id == both.id)).all()) == 1
+
+
+def test_who_reviewed_a_comparison_does_not_get_its_calibration_item(session: Session, both: User) -> None:
+    project = factories.project(session, labeling={"calibration": {"rate": 1.0}})
+    row = judged(session, project, 2, -2)
+    service.open_case(session, project, both, row.id)
+    service.adjudicate(session, project, both, row.id, verdict=2, calibrate=True)
+    assert assigning.next_task(session, project, both) is None
+    assert assigning.next_task(session, project, factories.user(session)) is not None
