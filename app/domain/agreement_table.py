@@ -5,12 +5,13 @@ them occurs in it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain.bootstrap import REPLICATES
+from app.domain.bootstrap import REPLICATES, affordable
 from app.domain.figures import NOTHING, Figures, PairFigures, PairPatterns, Patterns
 
 PREFERENCES = np.arange(-4, 5)
@@ -18,8 +19,6 @@ ASPECT_VALUES = np.arange(-1, 2)
 NOT_SAID = 9  # an aspect the labeler left out
 PAIRS = 100  # labelers' pairs that get figures, those that share most
 PAIR_REPLICATES = 400  # their intervals are wide, and a hundred of them would cost more than the slices
-# Many slices share their replicates out, so that five thousand of them still take seconds.
-ALL_REPLICATES, LEAST_REPLICATES = 300_000, 200
 
 
 class Tags(NamedTuple):
@@ -82,35 +81,38 @@ def table(judgments: Judgments, replicates: int = REPLICATES) -> Table:
     units, rng = _units(judgments), np.random.default_rng(0)
     patterns, kinds = units.patterns, len(units.patterns.counts)
     categories = 2 + int(judgments.ties.any())
-    whole = patterns.figures(np.arange(kinds), np.bincount(units.pattern), categories, rng, replicates)
+    n = affordable(kinds, replicates)
+    whole = patterns.figures(np.arange(kinds), np.bincount(units.pattern), categories, rng, n)
 
+    unit_tag = judgments.tag[units.order][units.starts]
+    cell, frequency = np.unique(unit_tag * kinds + units.pattern, return_counts=True)
     columns = {
         name: _numbered(values) for name, values in zip(Tags._fields, zip(*judgments.tags, strict=True), strict=True)
     }
-    n_slices = sum(len(values) for values, _ in columns.values())
-    fewer = min(replicates, max(LEAST_REPLICATES, ALL_REPLICATES // max(1, n_slices)))
-    unit_tag = judgments.tag[units.order][units.starts]
-    cell, frequency = np.unique(unit_tag * kinds + units.pattern, return_counts=True)
+    parts = {
+        name: list(_parts(number[cell // kinds], cell % kinds, frequency, kinds))
+        for name, (_, number) in columns.items()
+    }
+    week = np.maximum.reduceat(judgments.week[units.order], units.starts)
+    weeks = list(_parts(week, units.pattern, np.ones_like(week), kinds))
+    fewer = affordable(sum(len(found) for _, found, _ in chain(weeks, *parts.values())), replicates)
     slices: dict[str, dict[str, Figures]] = {}
     for name, (values, number) in columns.items():
         with_tie = set(number[judgments.ties].tolist())
         slices[name] = {
             values[part]: patterns.figures(found, times, 2 + (part in with_tie), rng, fewer)
-            for part, found, times in _parts(number[cell // kinds], cell % kinds, frequency, kinds)
+            for part, found, times in parts[name]
         }
-
-    week = np.maximum.reduceat(judgments.week[units.order], units.starts)
-    by_week = _parts(week, units.pattern, np.ones_like(week), kinds)
     pairs, pairs_total = _pairs(judgments, units, categories, rng, min(replicates, PAIR_REPLICATES))
     return Table(
         whole=whole,
         slices=slices,
         aspects={
-            name: _aspect(units, said[units.order], rng, replicates)
+            name: _aspect(units, said[units.order], rng, n)
             for name, said in judgments.aspects.items()
             if (said != NOT_SAID).any()
         },
-        weeks={part: patterns.figures(found, times, categories, rng, fewer) for part, found, times in by_week},
+        weeks={part: patterns.figures(found, times, categories, rng, fewer) for part, found, times in weeks},
         pairs=pairs,
         pairs_total=pairs_total,
     )

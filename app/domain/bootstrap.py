@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 REPLICATES = 1000
+# Where there are very many kinds in all, replicates are fewer: this many numbers are drawn, or the least replicates.
+DRAWS, LEAST = 20_000_000, 200
 # What drawing costs in nanoseconds on one core: a unit by its number, or how often a kind comes up as a binomial.
 DRAW_UNIT, DRAW_KIND = 8, 60
 BLOCK = 4_000_000  # numbers drawn and held at once
@@ -23,6 +25,11 @@ class Estimate(NamedTuple):
     low: float | None = None
     high: float | None = None
     error: float | None = None
+
+
+def affordable(kinds: int, replicates: int = REPLICATES) -> int:
+    """How many replicates of so many kinds, over everything to be estimated, take a second or two."""
+    return min(replicates, max(LEAST, DRAWS // max(1, kinds)))
 
 
 def estimates(

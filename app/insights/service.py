@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from app.domain import agreement_table
 from app.domain.agreement_table import PREFERENCES, Table
-from app.domain.bootstrap import REPLICATES
+from app.domain.bootstrap import affordable
 from app.domain.figures import Figures, Patterns
 from app.insights import queries
 from app.models.user import USER_KINDS
@@ -48,10 +48,8 @@ def live(session: Session, project_id: int, kinds: Collection[str] = PEOPLE) -> 
     patterns, pattern = agreement_table.distinct(counts[judged])
     frequencies = np.bincount(pattern, times[judged], minlength=len(patterns)).astype(np.int64)
     categories = 2 + int(queries.scales(session, project_id).has_tie)
-    # Where nearly every comparison is a pattern of its own there are many, and fewer replicates must do.
-    replicates = int(np.clip(20_000_000 // max(1, len(patterns)), 100, REPLICATES))
     figures = Patterns(patterns, PREFERENCES).figures(
-        np.arange(len(patterns)), frequencies, categories, np.random.default_rng(0), replicates
+        np.arange(len(patterns)), frequencies, categories, np.random.default_rng(0), affordable(len(patterns))
     )
     said = (counts * times[:, None]).sum(axis=0)
     of_kinds = (by_kind.sum(axis=2) * times[:, None]).sum(axis=0)

@@ -6,7 +6,7 @@ import krippendorff
 import numpy as np
 import pytest
 
-from app.domain import agreement_table
+from app.domain import agreement_table, bootstrap
 from app.domain.agreement_table import NOT_SAID, Judgments, Table, Tags, distinct, table
 from app.domain.figures import NOTHING, Figures
 from app.domain.kappa import cohen_kappa
@@ -188,10 +188,12 @@ def test_the_same_judgments_give_the_same_table_in_any_order() -> None:
     assert table(shuffled, replicates=50) == table(judgments, replicates=50)
 
 
-def test_many_slices_share_the_replicates(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_very_many_patterns_share_the_replicates(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(agreement_table, "ALL_REPLICATES", 1000)
-    monkeypatch.setattr(agreement_table, "LEAST_REPLICATES", 20)
+    judgments = made(5)
+    patterns = len({tuple(sorted(unit)) for unit in preferences_by_unit(judgments)})
+    monkeypatch.setattr(bootstrap, "DRAWS", 60 * patterns)
+    monkeypatch.setattr(bootstrap, "LEAST", 5)
     original = agreement_table.Patterns.figures
 
     def figures(self: agreement_table.Patterns, *args: object) -> Figures:
@@ -199,8 +201,19 @@ def test_many_slices_share_the_replicates(monkeypatch: pytest.MonkeyPatch) -> No
         return original(self, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(agreement_table.Patterns, "figures", figures)
-    table(made(5), replicates=300)
-    assert set(asked) == {100, 300}  # 10 slices; the whole, aspects and pairs keep theirs
+    table(judgments, replicates=300)
+    # The whole and the aspect get 60. Weeks and four kinds of slices hold every comparison, and so every pattern: with
+    # domains and rounds they share out less than a fifth each.
+    assert len(set(asked)) == 2
+    assert max(asked) == 60
+    assert 5 <= min(asked) < 60 / 5
+
+
+def preferences_by_unit(judgments: Judgments) -> list[list[int]]:
+    said: defaultdict[int, list[int]] = defaultdict(list)
+    for comparison, preference in zip(judgments.comparison, judgments.preference, strict=True):
+        said[comparison].append(int(preference))
+    return list(said.values())
 
 
 def test_distinct_rows_of_any_size() -> None:

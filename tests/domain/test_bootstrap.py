@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from app.domain import bootstrap
-from app.domain.bootstrap import Estimate, estimates, resampled
+from app.domain.bootstrap import Estimate, affordable, estimates, resampled
 from app.domain.proportions import wilson
 
 
@@ -77,6 +77,11 @@ def test_intervals_are_numpys_quantiles_and_deviations() -> None:
         assert (low[row], high[row]) == pytest.approx(np.nanquantile(spread[row], (0.025, 0.975)), abs=1e-12)
         assert error[row] == pytest.approx(np.nanstd(spread[row]), abs=1e-12)
     assert np.isnan([low[2], high[2], error[2]]).all()
+
+
+def test_replicates_are_fewer_only_where_there_are_very_many_kinds() -> None:
+    assert [affordable(kinds) for kinds in (0, 1, 20_000, 40_000, 10**6)] == [1000, 1000, 1000, 500, 200]
+    assert affordable(10, replicates=300) == 300
 
 
 def test_values_alone() -> None:
