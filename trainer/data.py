@@ -147,7 +147,8 @@ class Pair(NamedTuple):
 
     @property
     def tied(self) -> bool:
-        return self.p_chosen == 0.5
+        """Whether there is no winner: both are as probably better, or most probably neither is."""
+        return self.p_chosen == 0.5 or self.row.p_tie > self.p_chosen - self.row.p_tie / 2
 
     @property
     def sequences(self) -> tuple[TokenSequence, TokenSequence]:

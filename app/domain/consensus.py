@@ -39,6 +39,11 @@ class Consensus(NamedTuple):
     p_tie: float
     weight: float = 1.0
 
+    @property
+    def is_tie(self) -> bool:
+        """Whether there is no winner: both are as probably better, or most probably neither is."""
+        return self.p_b == 0.5 or self.p_tie > max(self.p_b, 1 - self.p_b) - self.p_tie / 2
+
     def rounded(self) -> "Consensus":
         """To what is stored: so the same judgments give the same snapshot on every machine."""
         return Consensus(*(round(value, DIGITS) for value in self))

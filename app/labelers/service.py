@@ -204,10 +204,9 @@ def remove(session: Session, project: Project, admin: User, labeler_id: int, rea
     reason = reason.strip()
     if not reason:
         raise InvalidInput("The reason is empty.", "Say why: consent withdrawn, spam, ...")
-    row = _locked(session, project, labeler_id)
+    row = _locked(session, project, labeler_id, to_fit=True)
     if row.state == "removed":
         raise Conflict("This labeler was removed already.", "Nothing was changed.")
-    fitting.lock(session, project)  # before the comparisons, as every fit does
     before = removal_queries.affected(session, project.id, labeler_id)
     used = uses(session, project, labeler_id)
     comparisons = removal_queries.take_out(session, project.id, labeler_id)
@@ -232,9 +231,13 @@ def remove(session: Session, project: Project, admin: User, labeler_id: int, rea
     return done
 
 
-def _locked(session: Session, project: Project, labeler_id: int) -> ProjectLabeler:
+def _locked(session: Session, project: Project, labeler_id: int, *, to_fit: bool = False) -> ProjectLabeler:
+    """The labeler's standing. Locked in this order: the labeler, the project if it will be fitted, the standing; what
+    comes after are comparisons. No fit or answer holds a comparison, or a standing, while it waits for one before."""
     if labeler_id >= 2**63 or not queries.lock_labeler(session, labeler_id):
         raise NotFound("Nobody of that number judges in this project.", "The list of labelers names those who do.")
+    if to_fit:
+        fitting.lock(session, project)
     return queries.lock_standing(session, project.id, labeler_id)
 
 

@@ -39,7 +39,8 @@ def readable(session: Session, project: Project, *, texts: bool) -> list[Readabl
         if agreed is None:  # settled without a judgment left: all were superseded
             continue
         split = "heldout" if row.heldout else "train"
-        candidate = Candidate(row.id, split, agreed.p_b, len(row.judgments), row.first_round)
+        p_b = 0.5 if agreed.is_tie else agreed.p_b
+        candidate = Candidate(row.id, split, p_b, len(row.judgments), row.first_round)
         found.append(Readable(candidate, row, agreed))
     return found
 

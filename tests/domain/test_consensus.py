@@ -105,9 +105,17 @@ def test_a_verdict_stands_in_place_of_judgments_and_of_what_is_stored() -> None:
     assert consensus([3, 3, -1], -2, stored) == verdict(-2) == (-2.0, pytest.approx(0.1), 0.0, 1.0)
     assert verdict(0)[:2] == (0.0, 0.5)
     assert consensus([3, 3, -1], None, stored) == stored
-    assert consensus([3, 3, -1]) == majority([3, 3, -1])
+    assert consensus([3, 3, -1]) == majority([3, 3, -1]).rounded()
     # What is stored of judgments that are no more says nothing.
     assert consensus([], None, stored) is None
+
+
+def test_a_tie_is_where_nothing_is_likelier() -> None:
+    assert majority([0]).is_tie
+    assert majority([1, -1]).is_tie
+    assert majority([0, 0, 1]).is_tie  # 1/2 a tie, 3/8 B, 1/8 A
+    assert not majority([0, 1]).is_tie  # 1/3 a tie, 1/2 B, 1/6 A
+    assert not majority([-1]).is_tie
 
 
 def test_weights_of_nobody_are_the_majoritys() -> None:

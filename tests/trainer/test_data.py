@@ -174,6 +174,9 @@ def test_pairs_are_oriented_by_the_consensus(encoder: ChatEncoder) -> None:
         assert pair.chosen.completion == chosen
         assert pair.p_chosen == pytest.approx(p_chosen)
         assert pair.tied == (p_b == 0.5)
+    # Most probably a tie, though B is likelier than A: no winner to learn from. Half as likely as B: one.
+    for p_b, p_tie, tied in ((0.55, 0.8, True), (0.3, 0.5, True), (0.7, 0.3, False)):
+        assert encode_pairs([row(p_b=p_b, p_tie=p_tie)], encoder).train[0].tied == tied
 
 
 def test_a_response_cut_by_length_ends_its_turn_only_where_that_is_asked_for(encoder: ChatEncoder) -> None:
