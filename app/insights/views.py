@@ -107,7 +107,7 @@ def view(computed: Computed, names: Mapping[int, tuple[str, str]], threshold: fl
             sections.append((dimension, _marked(rows, whole, threshold)))
     loudest = [row for row in chain.from_iterable(rows for _, rows in sections) if row.needs_attention]
     # Those that are surely lowest: a small slice may be low by a few comparisons.
-    loudest.sort(key=lambda row: (not row.lower, row.figures.percent.high))
+    loudest.sort(key=lambda row: (not row.lower, 1.0 if row.figures.percent.high is None else row.figures.percent.high))
     pairs = [
         Row("pair", _pair(pair.labelers, names), figures, kappas=(cohen, weighted))
         for pair in table.pairs

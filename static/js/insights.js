@@ -1,4 +1,4 @@
-// The trend of agreement by week. Colours are read from the page's CSS variables.
+// The agreement page: the trend by week, in the colours of the page's CSS variables, and focus that stays where it was.
 
 function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -52,4 +52,9 @@ function drawIn(root) {
 }
 
 document.addEventListener("htmx:load", (event) => drawIn(event.target));
+// htmx gives the focus back to a link of the same id; on the last page that link is gone.
+document.addEventListener("htmx:afterSettle", (event) => {
+  const part = document.getElementById(event.detail.target?.id);
+  if (document.activeElement === document.body && part?.matches(".part")) part.querySelector("h2").focus();
+});
 drawIn(document);

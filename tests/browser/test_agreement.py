@@ -52,6 +52,11 @@ def test_which_slices_need_attention(
     expect(domains).to_contain_text(["law", "chat"])
     page.get_by_role("link", name="Next").press("Enter")
     expect(domains).to_contain_text(["maths", "code"])
+    expect(page.get_by_role("heading", name="Domain")).to_be_focused()  # there is no next page any more
+    page.get_by_role("link", name="Before").press("Enter")
+    expect(domains).to_contain_text(["law", "chat"])
+    page.get_by_role("link", name="Next").press("Enter")
+    expect(domains).to_contain_text(["maths", "code"])
     expect(page.get_by_text("1 with too little to compare")).to_be_visible()
     expect(page.get_by_role("rowheader", name="art")).to_be_hidden()
     page.get_by_text("1 with too little to compare").press("Enter")

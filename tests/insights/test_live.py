@@ -140,9 +140,13 @@ def test_labelers_judge_withdraw_and_undo_at_the_same_time(engine: Engine, sessi
     people = labelers(session)
     rows = [factories.comparison(session, project, overlap=20) for _ in range(3)]
     session.commit()
-    factory = make_session_factory(engine)
+    factory, project_id = make_session_factory(engine), project.id
     failed: list[BaseException] = []
     turn = text("UPDATE comparison SET state = CASE state WHEN 'open' THEN 'withdrawn' ELSE 'open' END WHERE id = :id")
+
+    fold = text(
+        "SELECT fold_tally(:project) WHERE pg_try_advisory_xact_lock(hashtextextended('agreement_tally', :project))"
+    )
 
     def work(labeler: User, seed: int) -> None:
         draw = random.Random(seed)
@@ -153,6 +157,8 @@ def test_labelers_judge_withdraw_and_undo_at_the_same_time(engine: Engine, sessi
                     does = draw.random()
                     if does < 0.1:
                         own.execute(turn, {"id": row.id})
+                    elif does < 0.2:
+                        own.execute(fold, {"project": project_id})
                     elif own.scalar(live_judgment(row, labeler)) is None:
                         judge(own, row, labeler, draw.choice(PREFERENCES))
                     else:
