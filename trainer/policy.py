@@ -24,20 +24,23 @@ def trunk_of(model: Any) -> Any:
 
 def hidden_states(trunk: Any, packed: Packed) -> Tensor:
     """Last hidden states (R * T, H) by flat place, after the final norm; meaningless at padding."""
-    ids, places = packed.input_ids, {}
+    ids, places = packed.input_ids, dict[str, Any]()
     # Without a mask padding is on the right only: causal attention never reaches it, positions are 0, 1, 2..., and
     # attention without a mask takes the faster kernels.
     if packed.attention_mask is not None:
         places = {"attention_mask": packed.attention_mask, "position_ids": packed.position_ids}
-    there = packed.there if packed.attention_mask is not None and trunk.config._attn_implementation == RAGGED else None
-    if there is not None:
-        ids, places["position_ids"] = ids[there][None], packed.position_ids[there][None]
-        places["row_lengths"] = there.sum(1).tolist()
+    ragged = packed.attention_mask is not None and trunk.config._attn_implementation == RAGGED
+    if ragged:
+        there = packed.there
+        ids = ids[there][None]
+        places |= {"position_ids": packed.position_ids[there][None], "row_lengths": there.sum(1).tolist()}
     with autocast(trunk), FastProducts():
         states = trunk(input_ids=ids, use_cache=False, **places).last_hidden_state.flatten(0, 1)
-    if there is None:
+    if not ragged:
         return states
-    return states.new_zeros(packed.tokens, states.shape[1]).index_copy(0, there.flatten().nonzero()[:, 0], states)
+    return states.new_zeros(packed.tokens, states.shape[1]).index_copy(
+        0, packed.there.flatten().nonzero()[:, 0], states
+    )
 
 
 def head_of(model: Any) -> tuple[Any, float, float | None]:
