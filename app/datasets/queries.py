@@ -47,7 +47,9 @@ def known(session: Session, project_id: int) -> Known:
     found.demonstrations = {
         (prompt, text) for prompt, text in session.execute(demonstrations.where(Demonstration.project_id == project_id))
     }
-    found.preferences = {(str(digest), name): said for digest, name, said in session.execute(preferences)}
+    found.preferences = {
+        (str(digest), name): said for digest, name, said in session.execute(preferences) if said is not None
+    }
     return found
 
 
