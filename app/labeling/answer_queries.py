@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import Row, Select, exists, func, select, update
+from sqlalchemy import Row, Select, case, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from app.labeling.queries import lock_comparison
@@ -91,7 +91,7 @@ def closed_by(session: Session, judgments: Sequence[Judgment], since: timedelta)
         .where(
             Judgment.id.in_([judgment.id for judgment in judgments]),
             Judgment.created_at >= func.now() - since,
-            Comparison.state.in_(("settled", "in_review")),
+            or_(Comparison.state.in_(("settled", "in_review")), Comparison.gold.is_not(None)),
             func.coalesce(Comparison.review_reason, BY_ITSELF[0]).in_(BY_ITSELF),
             ~overtaken,
             ~frozen,
@@ -133,7 +133,10 @@ def release(session: Session, lease_ids: Collection[UUID]) -> None:
 
 
 def states(session: Session, comparison_ids: Collection[int]) -> set[str]:
-    return set(session.scalars(select(Comparison.state).where(Comparison.id.in_(comparison_ids))))
+    """A calibration item, which never closes, says that it is settled: how long an answer can be changed must not tell
+    it from others."""
+    said = case((Comparison.gold.is_not(None) & (Comparison.state == "open"), "settled"), else_=Comparison.state)
+    return set(session.scalars(select(said).where(Comparison.id.in_(comparison_ids))))
 
 
 def _answers(project_id: int, labeler_id: int) -> Select[Judgment]:

@@ -59,6 +59,7 @@ CREATE TRIGGER comparison_opened BEFORE UPDATE ON comparison
         NEW.state = 'open' AND NEW.offered AND NEW.judgment_count + NEW.lease_count < NEW.overlap
         AND (
             OLD.state <> 'open' OR NOT OLD.offered OR OLD.judgment_count + OLD.lease_count >= OLD.overlap
+            OR NEW.judgment_count < OLD.judgment_count  -- whoever took their answer back may be asked again
             OR (OLD.priority, OLD.labeler_id, OLD.group_id)
                 IS DISTINCT FROM (NEW.priority, NEW.labeler_id, NEW.group_id)
         )

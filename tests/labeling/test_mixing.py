@@ -11,7 +11,7 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, InvalidInput, NotFound
-from app.labeling import assigning, calibration
+from app.labeling import answers, assigning, calibration
 from app.labeling.queries import Task
 from app.models import AuditEvent, Comparison, Judgment, Lease, Project, ProjectLabeler, User
 from tests import factories
@@ -220,6 +220,25 @@ def test_answers_to_a_retired_item_no_longer_count(session: Session) -> None:
     assert assigning.idle(session, project, labeler).reason != "paused"
 
 
+def test_how_long_an_answer_can_be_changed_does_not_tell_an_item(session: Session) -> None:
+    """Of an item as of a comparison that the answer closed: for a while, and until somebody else has judged."""
+    project, labeler = factories.project(session, overlap=1, labeling=ALWAYS), factories.user(session)
+    measured, usual = item(session, project), factories.comparison(session, project)
+    given = [judge(session, project, labeler, take(session, project, labeler)) for _ in range(2)]
+    assert [judgment.comparison_id for judgment in given] == [measured.id, usual.id]
+    session.commit()
+    assert {answers.why_final(session, judgment) for judgment in given} == {""}
+    age_answers(session)
+    assert {answers.why_final(session, judgment) for judgment in given} == {"The comparison is settled."}
+
+
+def age_answers(session: Session) -> None:
+    """As if all had been given an hour earlier."""
+    session.execute(text("SET LOCAL session_replication_role = replica"))
+    session.execute(text("UPDATE judgment SET created_at = created_at - interval '1 hour'"))
+    session.execute(text("SET LOCAL session_replication_role = DEFAULT"))
+
+
 # --- repeats ---------------------------------------------------------------------------------------------------------
 
 
@@ -271,14 +290,14 @@ def test_answers_to_repeats_are_answers_in_between(session: Session) -> None:
     assert session.get_one(Comparison, task.position.comparison_id).repeat_of_id == given[1].comparison_id
 
 
-@pytest.mark.parametrize("reason", ["gap", "rubric", "ranking", "undone", "calibration", "imported", "cannot judge"])
+@pytest.mark.parametrize("reason", ["gap", "rubric", "ranking", "removed", "calibration", "imported", "cannot judge"])
 def test_what_is_not_repeated(session: Session, reason: str) -> None:
     project, labeler, given = repeating(session, gap=3 if reason != "gap" else 4, n=4)
     first = given[0].comparison_id
     if reason == "rubric":
         factories.rubric(session, project, version=2)
-    if reason == "undone":
-        session.execute(text("UPDATE judgment SET superseded_at = now(), superseded_for = 'undone' WHERE id = 1"))
+    if reason == "removed":
+        session.execute(text("UPDATE judgment SET superseded_at = now(), superseded_for = 'removed' WHERE id = 1"))
     if reason == "calibration":
         session.execute(update(Comparison).where(Comparison.id == first).values(purpose="calibration"))
     if reason in ("imported", "cannot judge"):

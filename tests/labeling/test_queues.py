@@ -5,7 +5,7 @@ from sqlalchemy import Engine, func, select, text, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.db import make_session_factory
-from app.labeling import assigning, claim_queries
+from app.labeling import answers, assigning, claim_queries
 from app.models import (
     Comparison,
     LabelerGroup,
@@ -17,7 +17,7 @@ from app.models import (
     User,
 )
 from tests import factories
-from tests.labeling.desk import fill, judge, rows_read, take
+from tests.labeling.desk import fill, judge, rows_read, run_out, take
 
 
 @pytest.fixture
@@ -146,6 +146,22 @@ def test_what_was_inserted_earlier_and_committed_later_is_found(
         session.commit()
         importing.commit()
     assert given(session, project, labeler) == [early]
+
+
+def test_what_a_labeler_took_back_is_found_again_behind_them(session: Session) -> None:
+    """It had room all the while: other people's places in it were free."""
+    project, labeler = factories.project(session, overlap=3), factories.user(session)
+    ids = [factories.comparison(session, project).id for _ in range(3)]
+    for _ in range(2):
+        judge(session, project, labeler, take(session, project, labeler))
+        session.commit()
+    take(session, project, labeler)
+    session.commit()
+    lease_id = answers.undo(session, project, labeler)
+    run_out(session, lease_id)
+    assigning.expire_leases(session)
+    session.execute(update(Lease).where(Lease.state == "live").values(state="released"))
+    assert given(session, project, labeler) == ids[1:]
 
 
 def test_a_place_from_before_a_restore_is_forgotten(session: Session) -> None:
