@@ -32,7 +32,9 @@ function step(by) {
 
 function toggle(id) {
   const details = document.getElementById(id);
-  if (details) details.open = !details.open;
+  if (!details) return;
+  details.open = !details.open;
+  if (details.open) details.scrollIntoView({ block: "nearest" });
 }
 
 function focusAspect(aspect) {

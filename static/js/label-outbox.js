@@ -56,6 +56,7 @@ export class Outbox {
   }
 
   async sendAll() {
+    await null; // whoever added an entry shows the next card first, and then says which one
     for (let entry = this.entries[0]; entry; entry = this.entries[0]) {
       const slow = setTimeout(() => this.changed(this.entries.length, ""), SLOW_MS);
       let response = null;

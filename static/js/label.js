@@ -173,6 +173,7 @@ function prepare() {
   const rubric = document.getElementById("rubric");
   if (rubric) rubric.open = Boolean(read(RUBRIC_OPEN));
   if (form() && !form().hasAttribute("data-plain")) restoreDraft(leaseOnDesk(), form());
+  showLastTurn();
   prepareRanking(desk);
   const panes = [...desk.querySelectorAll(".response")];
   scrollTogether(panes, () => Boolean(read(SYNC_ON)));
@@ -181,6 +182,13 @@ function prepare() {
   clearTimeout(polling);
   const poll = desk.querySelector("[data-poll]")?.dataset.poll;
   if (poll) polling = setTimeout(reload, 1000 * poll);
+}
+
+// Of a long conversation the last turn is what the responses answer.
+function showLastTurn() {
+  const conversation = desk.querySelector(".conversation");
+  const last = conversation && [...conversation.querySelectorAll(".turn")].at(-1);
+  if (last) conversation.scrollTop += last.getBoundingClientRect().top - conversation.getBoundingClientRect().top - 8;
 }
 
 function wait() {

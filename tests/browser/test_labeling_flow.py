@@ -9,7 +9,7 @@ from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
 from app.judging import DEFAULT_ASPECTS, DEFAULT_FLAGS
-from app.models import Comparison, Judgment, Lease, Project
+from app.models import Comparison, Judgment, Lease, Project, Prompt
 from tests import factories
 from tests.browser.test_labeling import OpenPage, all_sent, judgments, open_desk, project_with, wait_for_next
 
@@ -73,6 +73,31 @@ def test_aspects_flags_and_what_is_beside_the_scale_by_keys(session: Session, op
     assert [row.flagged for row in session.scalars(select(Comparison).order_by(Comparison.id))] == [
         True, False, False, False,
     ]  # fmt: skip
+
+
+def test_the_last_answer_can_be_taken_back_when_nothing_is_left(session: Session, open_page: OpenPage) -> None:
+    page = open_desk(open_page, rich_project(session, 1))
+    press(page, "6", "Enter")
+    expect(page.locator(".idle")).to_be_visible()
+    press(page, "u")
+    question(page, 0)
+    expect(page.get_by_role("radio", name="Second response better", exact=True)).to_be_checked()
+
+
+def test_a_long_conversation_shows_its_last_turn_and_the_system_prompt_on_demand(
+    session: Session, open_page: OpenPage
+) -> None:
+    project = rich_project(session, 1)
+    prompt = session.scalars(select(Prompt)).one()
+    talk = [{"role": role, "content": f"{role} said {n}. " * 40} for n in range(9) for role in ("user", "assistant")]
+    prompt.messages = [{"role": "system", "content": "Be terse."}, *talk, {"role": "user", "content": "And now?"}]
+    session.commit()
+    page = open_desk(open_page, project)
+    expect(page.get_by_text("And now?")).to_be_in_viewport()
+    expect(page.get_by_text("user said 0.")).not_to_be_in_viewport()
+    expect(page.get_by_text("Be terse.")).to_be_hidden()
+    press(page, "p")
+    expect(page.get_by_text("Be terse.")).to_be_in_viewport()
 
 
 def test_keys_without_control_can_be_switched_off(session: Session, open_page: OpenPage) -> None:
@@ -143,6 +168,20 @@ def test_the_next_card_is_leased_ahead_and_given_back_when_the_page_is_left(
         assert time.monotonic() < deadline, "what was loaded ahead was not given back"
     page.goto(f"/projects/{project.slug}/label")
     question(page, 1)
+
+
+def test_the_card_that_was_loaded_ahead_stays_when_the_answer_is_taken(session: Session, open_page: OpenPage) -> None:
+    page = open_desk(open_page, project_with(session, 3))
+    wait_for_next(page)
+    press(page, "3", "Enter")
+    question(page, 1)
+    page.evaluate("document.querySelector('.task').id = 'the-same'")
+    press(page, "e")
+    all_sent(page)
+    wait_for_next(page)
+    expect(page.locator("#the-same")).to_be_visible()
+    expect(page.locator("#rationale")).to_be_focused()
+    expect(page.locator("[data-left]")).to_have_text("2")
 
 
 def test_a_card_loaded_ahead_is_for_nobody_else(session: Session, open_page: OpenPage) -> None:
@@ -341,6 +380,7 @@ def test_changing_an_answer_from_the_history(session: Session, open_page: OpenPa
     expect(rows.nth(1)).to_contain_text("factuality: first")
     rows.nth(1).get_by_role("link", name="Change").click()
     question(page, 0)
+    page.locator("html.js").wait_for()
     expect(page.get_by_role("radio", name="Second response better", exact=True)).to_be_checked()
     press(page, "1", "e")
     page.keyboard.type("On reflection")
