@@ -1,4 +1,4 @@
-"""How many judgments are asked for: rules at opening, and what answers make of it; probabilities by exact arithmetic."""
+"""How many judgments are asked for: rules at opening, and what answers make of it; probabilities by arithmetic."""
 
 from math import comb
 

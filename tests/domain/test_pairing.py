@@ -3,7 +3,7 @@
 from collections import Counter
 from itertools import combinations
 
-from app.domain.pairing import Sample, pairs_across, pairs_within
+from app.domain.pairing import POLICIES, Sample, choose_pairs, choose_ranking, pairs_across, pairs_within
 
 
 def of(*texts: str, first_id: int = 1) -> list[Sample]:
@@ -57,3 +57,84 @@ def test_no_samples_give_no_pairs() -> None:
     assert pairs_within([], 3, seed=0) == []
     assert pairs_within(of("alone"), 3, seed=0) == []
     assert pairs_across([], of("a"), 3, seed=0) == []
+
+
+# --- policies --------------------------------------------------------------------------------------------------------
+
+
+def scored(*rewards: tuple[float, ...]) -> list[Sample]:
+    return [Sample(1 + i, f"text {i}", each) for i, each in enumerate(rewards)]
+
+
+ONLY = {policy: {policy: 1.0} for policy in POLICIES}
+
+
+def test_near_misses_come_closest_first() -> None:
+    chosen = choose_pairs(scored((0.0,), (10.0,), (11.0,), (3.0,)), [], 3, ONLY["near_miss"], seed=0)
+    assert [choice.ids for choice in chosen] == [(2, 3), (1, 4), (2, 4)]
+    assert [choice.selection["gap"] for choice in chosen] == [1.0, 3.0, 7.0]
+
+
+def test_uncertain_pairs_are_those_whose_difference_the_heads_dispute() -> None:
+    # Heads that disagree by a constant agree on every difference: samples 1 and 2.
+    samples = scored((0.0, 5.0), (1.0, 6.0), (4.0, 5.0))
+    chosen = choose_pairs(samples, [], 3, ONLY["uncertain"], seed=0)
+    assert {choice.ids: choice.selection["variance"] for choice in chosen} == {(1, 3): 4.0, (2, 3): 4.0, (1, 2): 0.0}
+    assert chosen[-1].ids == (1, 2)
+
+
+def test_shares_mix_the_policies_and_no_pair_comes_twice() -> None:
+    samples, old = scored(*[(float(n * n), float(n)) for n in range(5)]), of("a", "b", first_id=50)
+    counted: Counter[str] = Counter()
+    for seed in range(300):
+        chosen = choose_pairs(samples, old, 4, {"random": 1, "near_miss": 1, "new_against_old": 2}, seed)
+        assert len({choice.ids for choice in chosen}) == 4
+        counted.update(choice.selection["policy"] for choice in chosen)
+    assert counted["new_against_old"] == 600
+    assert counted["random"] == counted["near_miss"] == 300
+    assert "uncertain" not in counted
+
+
+def test_a_policy_that_runs_dry_gives_way_to_chance_and_says_so() -> None:
+    new, old = of("a", "b", "c", first_id=5), of("x")
+    chosen = choose_pairs(new, old, 6, ONLY["new_against_old"], seed=1)
+    assert [choice.selection["policy"] for choice in chosen] == ["new_against_old"] * 3 + ["random"] * 3
+    assert chosen[-1].selection == {
+        "policy": "random",
+        "wanted": "new_against_old",
+        "because": "all such pairs are taken",
+    }
+    assert choose_pairs(of("a", "a"), [], 3, ONLY["random"], seed=0) == []
+
+
+def test_the_same_seed_chooses_the_same_in_any_order() -> None:
+    samples = scored(*[(float(n), float(-n)) for n in range(6)])
+    shares = {"random": 1.0, "near_miss": 1.0, "uncertain": 1.0}
+    for seed in range(20):
+        assert choose_pairs(samples, [], 4, shares, seed) == choose_pairs(samples[::-1], [], 4, shares, seed)
+
+
+def test_rankings_by_policy() -> None:
+    samples = scored((0.0, 0.0), (5.0, 5.0), (5.5, 9.5), (5.2, 5.2), (40.0, 40.0))
+    nearest = choose_ranking(samples, [], 3, ONLY["near_miss"], seed=0)
+    assert nearest is not None
+    assert sorted(nearest.ids) == [2, 3, 4]  # rewards 5, 5.2 and 7.5
+    disputed = choose_ranking(samples, [], 2, ONLY["uncertain"], seed=0)
+    assert disputed is not None
+    assert 3 in disputed.ids  # the one response on which the heads differ
+    mixed = choose_ranking(samples, of("x", "y", "z", first_id=50), 4, ONLY["new_against_old"], seed=0)
+    assert mixed is not None
+    assert sum(id_ >= 50 for id_ in mixed.ids) == 2
+    plain = choose_ranking(of(*"abcdefghij"), [], 9, ONLY["random"], seed=0)
+    assert plain is not None
+    assert len(set(plain.ids)) == 9
+    assert choose_ranking(of("a", "a "), [], 4, ONLY["random"], seed=0) is None
+
+
+def test_a_ranking_without_what_it_needs_says_so() -> None:
+    chosen = choose_ranking(of("a", "b", "c"), [], 3, ONLY["near_miss"], seed=0)
+    assert chosen is not None
+    assert chosen.selection["wanted"] == "near_miss"
+    same = choose_ranking(of("a", "b", "c", first_id=9), of("a", "b"), 3, ONLY["new_against_old"], seed=0)
+    assert same is not None
+    assert same.selection["policy"] == "random"
