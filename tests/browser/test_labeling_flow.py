@@ -427,6 +427,23 @@ def test_everything_is_reached_by_tab_and_focus_is_never_lost(session: Session, 
     assert len(reached) == wanted + groups
 
 
+def test_what_has_the_focus_is_never_under_the_bar_of_a_phone(session: Session, open_page: OpenPage) -> None:
+    page = open_desk(open_page, rich_project(session), width=390)
+    seen = []
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        found = page.evaluate(
+            """() => { const focused = document.activeElement, bar = document.querySelector(".answer-bar");
+            if (!focused.closest(".task") || bar.contains(focused)) return null;
+            const to = (focused.closest("label") ?? focused).getBoundingClientRect();
+            return [focused.name || focused.className, to.top < bar.getBoundingClientRect().top && to.bottom > 0]; }"""
+        )
+        if found:
+            seen.append(found)
+    assert {name for name, _visible in seen} >= {"aspect:factuality", "aspect:style", "flags"}
+    assert [name for name, visible in seen if not visible] == []
+
+
 def test_changing_is_for_ones_own_answers(session: Session, open_page: OpenPage) -> None:
     project = rich_project(session)
     comparison = session.scalars(select(Comparison)).first()
