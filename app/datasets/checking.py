@@ -119,6 +119,8 @@ class _Checker:
             other, said = self.pair_ids.get(pair.pair_id, (digest, ""))
             if other != digest:
                 raise ValueError(f"pair_id {pair.pair_id} is already another pair's ({said})")
+        if pair.gold is not None and abs(pair.gold) > self.strengths:
+            raise ValueError(f"known_answer {pair.gold} is outside the rubric's {-self.strengths} to {self.strengths}")
         labelers = [judgment.labeler for judgment in pair.judgments]
         votes = [vote for judgment in pair.judgments if (vote := self.vote(digest, judgment))]
         if len(set(labelers)) < len(labelers):

@@ -213,6 +213,8 @@ class _Pair(Tags, Answer):
     model_b: Text = ""
     labeler: Name | None = None
     choices: dict[Name, Choice] | None = None  # labeler: choice
+    # By which labelers are to be measured. Not `gold`: data sets call so what they know of all their pairs.
+    known_answer: Preference | None = None
 
     @abstractmethod
     def _messages(self) -> list[dict[str, str]]:
@@ -233,6 +235,7 @@ class _Pair(Tags, Answer):
             source_a=model_a or source,
             source_b=model_b or source,
             judgments=tuple([own, *judgments] if own else judgments),
+            gold=self.known_answer,
         )
 
 

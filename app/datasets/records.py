@@ -46,6 +46,7 @@ class PairRecord:
     source_a: str = ""
     source_b: str = ""
     judgments: tuple[JudgmentRecord, ...] = field(default=())
+    gold: int | None = None
 
     @property
     def digest(self) -> str:

@@ -89,7 +89,10 @@ def _add_comparisons(
     ]
     completions = _completions(session, wanted, progress)
     settings = LabelingSettings.model_validate(project.labeling)
-    purposes = [PURPOSE.get(prompt.split, "heldout") for prompt in prompt_of]
+    purposes = [
+        "calibration" if pair.gold is not None else PURPOSE.get(prompt.split, "heldout")
+        for pair, prompt in zip(pairs, prompt_of, strict=True)
+    ]
     asked = [
         Overlap(len(votes[digest])) if votes[digest] else overlap_of(project, settings, prompt, purpose)
         for digest, prompt, purpose in zip(digests, prompt_of, purposes, strict=True)
@@ -103,7 +106,8 @@ def _add_comparisons(
             "rubric_id": rubric.id,
             "purpose": purpose,
             "overlap": overlap.overlap,
-            "overlap_max": overlap.most,
+            "overlap_max": None if pair.gold is not None else overlap.most,
+            "gold": pair.gold,
             "external_id": pair.pair_id,
             "digest": digest,
         }

@@ -15,8 +15,11 @@ SETTLED = ("settled", "adjudicated")
 def look_at(session: Session, project: Project, labeler_id: int) -> bool:
     """Pauses a labeler whose newest answers to calibration items are too often wrong; whether it did.
 
-    Nobody is paused before they have given `least` answers since they began, or since an admin let them go on.
+    Nobody is paused before they have given `least` answers since they began, or since an admin let them go on; nor
+    who only came with imported data.
     """
+    if session.get_one(User, labeler_id).kind == "imported":
+        return False
     wanted = LabelingSettings.model_validate(project.labeling).calibration
     record = mixing_queries.calibration_record(session, project.id, labeler_id, wanted.window)
     if record.answers < wanted.least or record.right >= wanted.threshold * record.answers:

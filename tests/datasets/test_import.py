@@ -282,6 +282,29 @@ def test_byte_order_marks_blank_lines_and_gzip_without_the_name(
     assert report.added["prompts"] == 2
 
 
+def test_a_known_answer_makes_a_calibration_item(session: Session, put: Any) -> None:
+    put(
+        {"prompt": "Known?", "response_a": "yes", "response_b": "no", "known_answer": -2},
+        {
+            "prompt": "Judged?",
+            "response_a": "yes",
+            "response_b": "no",
+            "known_answer": 1,
+            "choices": {"Ada": "A", "Bob": "A"},
+        },
+        {"prompt": "Open?", "response_a": "yes", "response_b": "no"},
+    )
+    known, judged, open_ = session.scalars(select(Comparison).order_by(Comparison.id)).all()
+    assert (known.purpose, known.gold, known.state) == ("calibration", -2, "open")
+    assert (judged.purpose, judged.gold, judged.state, judged.judgment_count) == ("calibration", 1, "open", 2)
+    assert (open_.purpose, open_.gold) == ("train", None)
+
+
+def test_a_known_answer_is_on_the_rubrics_scale(put: Any) -> None:
+    with pytest.raises(InvalidInput, match="known_answer 4 is outside the rubric's -3 to 3"):
+        put({"prompt": "Known?", "response_a": "yes", "response_b": "no", "known_answer": 4})
+
+
 def test_prompts_with_tags_and_messages(session: Session, put: Any) -> None:
     chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     put(
