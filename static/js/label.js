@@ -105,8 +105,8 @@ async function taken(entry, response, body) {
     setAhead(null);
     show(parse(body.desk));
   } else if (!response.ok) {
+    await reload(); // its card is still there, and its draft
     tell(body);
-    await reload();
   }
   await loadAhead();
 }

@@ -226,6 +226,23 @@ def test_a_new_rubric_is_noticed_when_the_answer_is_sent(session: Session, open_
     assert (judgment.rubric_id, judgment.rationale) == (newer.id, "Kept")
 
 
+def test_a_form_that_is_refused_before_it_is_read_comes_back_with_the_reason(
+    session: Session, open_page: OpenPage
+) -> None:
+    page = open_desk(open_page, project_with(session, 3))
+    wait_for_next(page)
+    page.locator("form.answer").evaluate(
+        "form => form.insertAdjacentHTML('beforeend', '<input name=strength value=9>')"
+    )
+    press(page, "6", "Enter")
+    expect(page.locator("#messages")).to_contain_text("strength")
+    question(page, 0)
+    expect(page.get_by_role("radio", name="Second response better", exact=True)).to_be_checked()
+    assert judgments(session) == []
+    press(page, "Enter")
+    question(page, 1)
+
+
 def test_a_card_whose_time_ran_out_unseen_is_replaced(session: Session, open_page: OpenPage) -> None:
     project = project_with(session, 3)
     session.execute(text("UPDATE comparison SET overlap = 1"))

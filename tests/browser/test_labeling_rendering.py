@@ -1,5 +1,6 @@
 """How texts are shown: formulas, code, other scripts, long answers side by side, and texts that mean harm."""
 
+import random
 import time
 
 import pytest
@@ -72,6 +73,34 @@ def test_differences_are_marked_and_remembered(session: Session, open_page: Open
     assert page.evaluate(marked, "only-second") == []
 
 
+def common(a: list[str], b: list[str]) -> int:
+    """Length of the longest common subsequence, by the textbook's table."""
+    above = [0] * (len(b) + 1)
+    for one in a:
+        row = [0]
+        for j, other in enumerate(b):
+            row.append(above[j] + 1 if one == other else max(above[j + 1], row[j]))
+        above = row
+    return above[-1]
+
+
+def test_differences_leave_a_longest_common_subsequence(session: Session, open_page: OpenPage) -> None:
+    page = unswapped(session, open_page, "a", "b")
+    luck = random.Random(1)
+    cases = [[luck.choices("abcd", k=luck.randrange(12)) for _side in range(2)] for _ in range(300)]
+    found = page.evaluate(
+        """async cases => { const { differences } = await import("/static/js/label-compare.js");
+        return cases.map(([a, b]) => differences(a, b).map(marks => [...marks])); }""",
+        cases,
+    )
+    for (a, b), marks in zip(cases, found, strict=True):
+        kept = [
+            [word for word, marked in zip(*side, strict=True) if not marked] for side in zip((a, b), marks, strict=True)
+        ]
+        assert kept[0] == kept[1]
+        assert len(kept[0]) == common(a, b)
+
+
 def test_differences_of_very_long_texts_are_found_in_time(session: Session, open_page: OpenPage) -> None:
     words = [f"word{n * 7919 % 10_007}" for n in range(6000)]
     page = unswapped(session, open_page, " ".join(words), " ".join(reversed(words)))
@@ -91,7 +120,8 @@ def test_long_answers_scroll_together_when_wanted(session: Session, open_page: O
     first, second = page.locator(".response-first"), page.locator(".response-second")
     share = "e => e.scrollTop / (e.scrollHeight - e.clientHeight)"
     first.evaluate("e => { e.scrollTop = (e.scrollHeight - e.clientHeight) / 2; }")
-    page.wait_for_timeout(200)  # what must not happen has had its time
+    frames = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+    page.evaluate(frames)  # scroll events come with the next frame
     assert second.evaluate(share) == 0
     press(page, "y")
     first.evaluate("e => { e.scrollTop = (e.scrollHeight - e.clientHeight) / 4; }")
