@@ -47,7 +47,8 @@ def ahead(
     task = assigning.next_task(session, project, labeler, beside=beside)
     if task is None or task.lease_id == beside:
         return JSONResponse({"card": None})
-    return _desk(request, session, project, labeler, task, name="card")
+    # The script knows the numbers that will be true when the card is shown.
+    return JSONResponse({"card": _html(request, session, labeler, task, assigning.Progress(0, 0))})
 
 
 @router.post("/projects/{project_slug}/label/here")
@@ -155,16 +156,20 @@ def _next(
     """After an answer: where a page asked, the page again; where the script did, a card unless it shows one already."""
     shown = assigning.next_task(session, project, labeler, again=desk) if _wants_json(request) and desk else None
     if shown and shown.lease_id == desk:
-        return JSONResponse({"desk": None} | _numbers(session, project, labeler))
+        return JSONResponse({"desk": None} | _numbers(assigning.progress(session, project, labeler)))
     task = shown or assigning.next_task(session, project, labeler, skipped=skipped)
     if _wants_json(request) or task is None:
         return _desk(request, session, project, labeler, task, skipped=skipped)
     return redirect(f"/projects/{project.slug}/label")
 
 
-def _numbers(session: Session, project: Project, labeler: User) -> dict[str, object]:
-    progress = assigning.progress(session, project, labeler)
+def _numbers(progress: assigning.Progress) -> dict[str, object]:
     return {"done": progress.done, "left": f"{progress.left}{'' if progress.left_is_exact else '+'}"}
+
+
+def _html(request: Request, session: Session, labeler: User, task: Task, progress: assigning.Progress) -> str:
+    card = views.card(task, history.taken_back(session, task, labeler))
+    return fragment(request, "labeling/_desk.html", card=card, progress=progress, problem=None, unsent="")
 
 
 def _desk(
@@ -174,12 +179,11 @@ def _desk(
     labeler: User,
     task: Task | None,
     *,
-    name: str = "desk",
     skipped: Position | None = None,
     problem: PrefloopError | None = None,
     refused: tuple[UUID, LabelForm] | None = None,
 ) -> Response:
-    """The card, or why there is none: as a page, or for the script as JSON, under `name`.
+    """The card, or why there is none: as a page, or for the script as JSON.
 
     Args:
         refused: the lease and form of an answer that was not taken. Its text goes back into the form when the same
@@ -188,9 +192,10 @@ def _desk(
     same = bool(task and refused and assigning.is_same_comparison(session, task, refused[0]))
     sent = refused[1] if refused else None
     draft: Draft | None = (sent if same else history.taken_back(session, task, labeler)) if task else None
+    progress = assigning.progress(session, project, labeler)
     context = {
         "card": views.card(task, draft) if task else None,
-        "progress": assigning.progress(session, project, labeler),
+        "progress": progress,
         "idle": None if task else assigning.idle(session, project, labeler, skipped),
         "problem": problem,
         "unsent": sent.rationale if sent and not same else "",
@@ -198,7 +203,7 @@ def _desk(
     status = problem.status if problem else 200
     if _wants_json(request):
         html = fragment(request, "labeling/_desk.html", **context)
-        response: Response = JSONResponse({name: html} | _numbers(session, project, labeler), status)
+        response: Response = JSONResponse({"desk": html} | _numbers(progress), status)
     else:
         response = page(request, "labeling/page.html", status=status, **context)
     # Going back in the browser's history shows what is on the desk now, not a card that was answered.
