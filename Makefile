@@ -47,7 +47,8 @@ docs: $(DEV_STAMP) ## write the settings table into README.md
 benchmark: $(DEV_STAMP) ## speed of training and sampling beside TRL and transformers (DATA="file.jsonl ...": pairs to train on)
 	$(BIN)/python -m benchmarks $(DATA)
 
-benchmark-labeling: $(DEV_STAMP) ## cost of a task and of an answer with 10 thousand and 1 million open comparisons
+benchmark-labeling: $(DEV_STAMP) ## the next card in the browser; a task and an answer with 10 thousand and 1 million open comparisons
+	$(BIN)/python -m pytest -q -s -p tests.conftest benchmarks/test_desk.py
 	$(BIN)/python -m benchmarks.labeling
 
 clean: ## remove what was installed and built (no data)

@@ -1,4 +1,8 @@
-"""How long a labeler waits for the next card, in a real browser on the loopback: at most 150 ms in 95 of 100."""
+"""How long a labeler waits for the next card, in a real browser on the loopback: 95 of 100 at most 150 ms.
+
+`python -m pytest -p tests.conftest -s benchmarks/test_desk.py`: it needs the tests' server and browser, but is not one
+of them, since what it measures is the machine's too.
+"""
 
 import statistics
 
