@@ -61,7 +61,7 @@ class Loop:
         began = time.monotonic()
         self.wait_for_samples()
         judgments = self.crew.label_all(f"{self.base}/label", limit, self._sampling, self.say)
-        agreement = self.operator.json(f"{self.base}/agreement")
+        agreement = self.operator.json(f"{self.base}/agreement", kind="simulated")
         number = self._start(settings)
         self._follow(number)
         metrics = self._last_metrics(number)
