@@ -187,7 +187,6 @@ def _own_case(request: Request, case: Case, problem: PrefloopError | None = None
         "demonstrations/own_case.html",
         status=problem.status if problem else 200,
         case=case,
-        conversation=views.conversation(case.prompt),
         changes=views.changes(case),
         seen=service.seen(case.demonstration),
         text=case.demonstration.text if typed is None or stale else typed,

@@ -4,21 +4,7 @@ from typing import NamedTuple
 
 from app.demonstrations.queries import Case, Desk
 from app.domain.textdiff import Line, diff
-from app.models import Prompt, Rubric
-
-
-class Conversation(NamedTuple):
-    """A prompt as a writer sees it. system: '' if there is none; turns: the rest, oldest first."""
-
-    system: str
-    turns: list[dict[str, str]]
-
-
-def conversation(prompt: Prompt) -> Conversation:
-    return Conversation(
-        "\n\n".join(turn["content"] for turn in prompt.messages if turn["role"] == "system"),
-        [turn for turn in prompt.messages if turn["role"] != "system"],
-    )
+from app.models import Rubric
 
 
 class Card(NamedTuple):
@@ -26,7 +12,7 @@ class Card(NamedTuple):
 
     task_id: int
     prompt_id: int
-    conversation: Conversation
+    messages: list[dict[str, str]]
     rubric: Rubric | None
     completion_id: int | None
     original: str
@@ -38,7 +24,7 @@ def card(desk: Desk, rubric: Rubric | None, text: str | None = None) -> Card:
     return Card(
         task_id=desk.task_id,
         prompt_id=desk.prompt.id,
-        conversation=conversation(desk.prompt),
+        messages=desk.prompt.messages,
         rubric=rubric,
         completion_id=desk.completion_id,
         original=original,

@@ -15,7 +15,7 @@ from app.errors import Conflict, InvalidInput, NotFound
 from app.judging import OwnFigures
 from app.labelers import fitting, group_queries, queries, removal_queries
 from app.labelers.fitting import Fitted
-from app.labelers.queries import Labeler, Read
+from app.labelers.queries import Labeler
 from app.labelers.removal_queries import Affected, Made, UsedIn
 from app.models import LabelerGroup, Project, ProjectLabeler, User
 
@@ -81,15 +81,6 @@ def overview(session: Session, project: Project) -> Overview:
         consistency=queries.consistency(session, project.id),
         fitted=fitting.last_fit(project),
     )
-
-
-def of_one(session: Session, project: Project, labeler_id: int) -> tuple[Labeler, Read]:
-    """A labeler, and everything said on the comparisons they have judged.
-
-    Raises:
-        NotFound: they have nothing to do with the project.
-    """
-    return find(session, project, labeler_id), queries.judged(session, project.id, of_labeler=labeler_id)
 
 
 def find(session: Session, project: Project, labeler_id: int) -> Labeler:

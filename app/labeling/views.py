@@ -112,7 +112,6 @@ class Response(NamedTuple):
 class Card(Answer):
     """A task as the template shows it. Nothing here tells which response is A or where one came from.
 
-    system: the system prompt, '' if there is none. turns: the rest of the conversation, oldest first.
     judgment_id: of the answer that this card changes, if it does. is_filled: an answer is in the form already.
     """
 
@@ -120,8 +119,7 @@ class Card(Answer):
     judgment_id: int | None
     idempotency_key: UUID
     rubric: Rubric
-    system: str
-    turns: list[dict[str, str]]
+    messages: list[dict[str, str]]
     responses: list[Response]
     is_filled: bool
 
@@ -145,8 +143,7 @@ def card(task: Task, draft: Draft | None = None, *, judgment_id: int | None = No
         judgment_id=judgment_id,
         idempotency_key=uuid4(),
         rubric=task.rubric,
-        system="\n\n".join(turn["content"] for turn in task.messages if turn["role"] == "system"),
-        turns=[turn for turn in task.messages if turn["role"] != "system"],
+        messages=task.messages,
         responses=responses,
         is_filled=draft is not None,
     )

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from app.demonstrations import service
-from app.models import DemonstrationTask
+from app.models import DemonstrationTask, Project
 from tests import factories
 from tests.conftest import SignedIn
 from tests.demonstrations.desk import demonstrations, task, tasks
@@ -19,8 +19,8 @@ HTMX = {"HX-Request": "true"}
 HOSTILE = '<script>alert(1)</script> <img src=x onerror=alert(2)> [x](javascript:alert(3)) \u202eevil ‌"quoted"'
 
 
-def base(project: object) -> str:
-    return f"/projects/{project.slug}/demonstrations"  # type: ignore[attr-defined]
+def base(project: Project) -> str:
+    return f"/projects/{project.slug}/demonstrations"
 
 
 @pytest.mark.parametrize(
