@@ -1,10 +1,11 @@
 """Checkpoints: all that a training run needs to go on as if it had never been interrupted, kept in the artifact store.
 
-A checkpoint is a folder `<run>/step-00000040` with `tensors.safetensors` (weights, moments, random states, a rollout),
-`state.json` (counters, the recipe's own state) and `digest`. It appears whole or not at all; one that is damaged later
-is noticed by its digest when it is read, and the one before it is taken.
+A checkpoint is a folder `<run>/<spec>/step-00000040` with `tensors.safetensors` (weights, moments, random states, a
+rollout), `state.json` (counters, the recipe's own state) and `digest`. It appears whole or not at all; one that is
+damaged later is noticed by its digest when it is read, and the one before it is taken.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -40,7 +41,8 @@ class Checkpoints:
     """The checkpoints of one run, under `location` in the store.
 
     Args:
-        spec: what the run does; checkpoints of another spec are not taken.
+        spec: what the run does. Each spec has a folder of its own: a run whose spec was changed begins anew, and what
+            was kept of it before is neither taken nor lost.
         every_seconds: least time between two (0: whenever asked).
         keep: how many are kept; at least 1.
         on_saved: called with the step once a checkpoint is in place.
@@ -55,8 +57,8 @@ class Checkpoints:
         keep: int = 2,
         on_saved: Callable[[int], None] = lambda step: None,
     ) -> None:
-        self.store, self.location, self.keep, self.on_saved = store, location, max(1, keep), on_saved
-        self.spec_digest = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
+        self.store, self.keep, self.on_saved = store, max(1, keep), on_saved
+        self.location = f"{location}/{hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:16]}"
         self._pause = self.every_seconds = every_seconds
         self._last = time.monotonic()
 
@@ -75,7 +77,7 @@ class Checkpoints:
             StorageFull: no room; those saved before stay.
         """
         started = time.monotonic()
-        contents = {"step": step, "spec": self.spec_digest, "state": dict(state)}
+        contents = {"step": step, "state": dict(state)}
         with self.store.folder(f"{self.location}/step-{step:08d}") as folder:
             save_file(
                 {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()},
@@ -92,7 +94,7 @@ class Checkpoints:
         self.on_saved(step)
 
     def load(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole and of this spec; None where there is none."""
+        """The newest checkpoint that is whole; None where there is none."""
         for folder in self._newest_first():
             try:
                 expected = (folder / "digest").read_text()
@@ -102,15 +104,14 @@ class Checkpoints:
                     )
                     continue
                 contents = json.loads((folder / "state.json").read_text())
-                if contents["spec"] != self.spec_digest:
-                    log.warning("The checkpoint %s is of another specification and is not taken.", folder.name)
-                    continue
                 tensors = load_file(folder / "tensors.safetensors")
             except (OSError, ValueError, KeyError) as error:
                 log.warning("The checkpoint %s cannot be read (%s). Taking the one before.", folder.name, error)
                 continue
             log.info("Going on from step %d.", contents["step"])
             return Checkpoint(contents["step"], tensors, contents["state"])
+        if others := [path for path in self.folder.parent.glob("*/step-*") if path.parent != self.folder]:
+            log.warning("The checkpoints under %s are of another specification and are not taken.", others[0].parent)
         return None
 
     def remembered(self, name: str, decide: Callable[[], str]) -> str:
@@ -128,6 +129,8 @@ class Checkpoints:
     def remove(self) -> None:
         """Removes all of them: the run has ended."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another spec's are there, or nothing is
+            self.folder.parent.rmdir()
 
     def _newest_first(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"), reverse=True)

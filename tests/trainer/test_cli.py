@@ -144,7 +144,7 @@ def test_a_run_that_failed_goes_on_when_it_is_started_again(
         patched.setattr(Checkpoints, "save", full_disk)
         assert prefloop_trainer(monkeypatch, "sft", demonstrations, out, *arguments) == 1
     assert not out.exists()
-    assert sorted(path.name for path in kept.glob("step-*")) == ["step-00000002", "step-00000003", "step-00000004"]
+    assert sorted(path.name for path in kept.glob("*/step-*")) == ["step-00000002", "step-00000003", "step-00000004"]
 
     assert prefloop_trainer(monkeypatch, "sft", demonstrations, out, *arguments) == 0
     assert not kept.exists()

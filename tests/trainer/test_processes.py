@@ -47,7 +47,7 @@ def launch(config: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
 
 def keep_first_steps(folder: Path, name: str) -> None:
     """Removes the checkpoints that a run wrote later: it now looks as if it had been stopped."""
-    written = sorted((folder / "store" / jobs.CHECKPOINTS / jobs.folder_of(name)).glob("step-*"))
+    written = sorted((folder / "store" / jobs.CHECKPOINTS / jobs.folder_of(name)).glob("*/step-*"))
     assert len(written) > STEPS_DONE
     for later in written[STEPS_DONE:]:
         shutil.rmtree(later)

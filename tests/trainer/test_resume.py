@@ -53,7 +53,7 @@ def test_thirty_kills_change_no_bit(kind: str, folder: Path, tmp_path: Path, pro
     print(f"seed {seed}")
     moments = random.Random(seed)
     kills = finished = 0
-    out, steps = tmp_path / "killed", set()
+    out, steps = tmp_path / f"killed-{kind}", set()
     checkpoints = folder / "store" / jobs.CHECKPOINTS / out.name
     while kills < KILLS or not finished:
         attempt = processes.Process(target=jobs.run, args=(kind, folder, out, True))
@@ -75,7 +75,7 @@ def test_thirty_kills_change_no_bit(kind: str, folder: Path, tmp_path: Path, pro
             if out.exists():  # killed between the move into place and the end of the process: then it is whole
                 assert digest_folder(out) == expected
                 shutil.rmtree(out)
-            steps.update(path.name for path in checkpoints.glob("step-*"))
+            steps.update(path.name for path in checkpoints.glob("*/step-*"))
     assert len(steps) > 3, "the kills met a run that had not begun"
 
 
@@ -139,9 +139,25 @@ def test_a_damaged_one_is_named_and_the_one_before_is_taken(
     assert "step-00000002" in caplog.text
 
 
-def test_one_of_another_specification_is_not_taken(tmp_path: Path) -> None:
-    save(checkpoints_in(tmp_path), 1)
-    assert checkpoints_in(tmp_path, learning_rate=2e-3).load() is None
+def test_those_of_another_specification_are_neither_taken_nor_in_the_way(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before, changed = checkpoints_in(tmp_path), checkpoints_in(tmp_path, learning_rate=2e-3)
+    save(before, 8)
+    save(before, 9)
+    with caplog.at_level(logging.WARNING):
+        assert changed.load() is None
+    assert "another specification" in caplog.text
+    save(changed, 1)
+    found = changed.load()
+    assert found is not None
+    assert found.step == 1
+    changed.remove()
+    found = before.load()
+    assert found is not None
+    assert found.step == 9
+    before.remove()
+    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 def _save_in_little_room(root: Path, room: int) -> None:
