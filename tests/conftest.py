@@ -37,6 +37,10 @@ from app.settings import Settings
 from tests import factories
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)  # stable: otherwise the order stays
+
+
 @pytest.fixture(scope="session")
 def database_url() -> Iterator[str]:
     # Not tmp_path: a socket's path must stay short.

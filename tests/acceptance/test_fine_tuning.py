@@ -19,6 +19,8 @@ from tests.rounds.loop import config, make_project
 from tests.trainer.conftest import build_model
 from trainer.worker import work_until_empty
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize("algorithm", ["dpo", "ppo"])
 def test_imported_demonstrations_become_the_reference_of_the_next_round(

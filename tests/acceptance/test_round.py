@@ -18,6 +18,8 @@ from tests.rounds.loop import config, decided, jobs, make_project
 from tests.trainer.conftest import build_model
 from trainer.worker import work_until_empty
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def store(settings: Settings) -> ArtifactStore:

@@ -19,6 +19,8 @@ import pytest
 
 from tests.trainer.conftest import build_model
 
+pytestmark = pytest.mark.long
+
 
 class Up:
     """A running `prefloop up` and what it has printed so far."""

@@ -19,6 +19,8 @@ from app.specs import Optimiser
 from tests.trainer import jobs
 from trainer.checkpoints import Checkpoints, random_states, set_random_states
 
+pytestmark = pytest.mark.long
+
 KILLS = 30
 
 

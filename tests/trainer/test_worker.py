@@ -30,6 +30,8 @@ from trainer.recording import RunLost, RunRecorder
 from trainer.tasks import MAX_ATTEMPTS
 from trainer.worker import STALLED_SECONDS, recover, work_until_empty
 
+pytestmark = pytest.mark.long
+
 Worker = subprocess.Popen[bytes]
 
 
