@@ -30,6 +30,11 @@ def _percent(value: float | None, digits: int = 0) -> str:
     return "–" if value is None else f"{value:.{digits}%}"
 
 
+def _counted(n: int, one: str, many: str = "") -> str:
+    """`1 comparison`, `2,000 comparisons`; `many` where it is not `one` and an s."""
+    return f"{n:,} {one if n == 1 else many or f'{one}s'}"
+
+
 def _static_url(path: str) -> str:
     """Address of a static file that changes with the file, so that browsers never keep an old one."""
     file = ROOT / "static" / path
@@ -45,7 +50,13 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"markdown": markdown, "date": _date, "number": _number, "percent": _percent}
+    environment.filters |= {
+        "markdown": markdown,
+        "date": _date,
+        "number": _number,
+        "percent": _percent,
+        "counted": _counted,
+    }
     environment.globals["static_url"] = _static_url
     return environment
 

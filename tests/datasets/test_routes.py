@@ -36,6 +36,7 @@ def test_pairs_and_judgments_uploaded_together(session: Session, project: Projec
     answer = admin.post(f"/projects/{project.slug}/data", {"heldout_percent": "50", "split_by": "topic"}, files=sent)
     assert answer.status_code == 200
     assert "18 comparisons, 90 judgments" in answer.text
+    assert f'<a href="/projects/{project.slug}/agreement">agree</a>' in answer.text
     assert session.scalar(select(func.count()).select_from(Comparison)) == 18
     event = session.scalars(select(AuditEvent).where(AuditEvent.action == "data.imported")).one()
     assert event.actor_id == admin.user.id
