@@ -87,6 +87,16 @@ def table(
     return page(request, "insights/_table.html", view=shown, **_shared(project, kinds))
 
 
+@router.get("/attention")
+def attention(
+    request: Request, staff: StaffDep, project: ProjectDep, session: SessionDep, tables: TablesDep
+) -> Response:
+    """Which slices need attention, alone: for the project's start page."""
+    shown = _view(session, project, service.PEOPLE, tables, {})
+    shared = _shared(project, service.PEOPLE)
+    return page(request, "insights/_attention.html", view=shown, at=f"{shared['here']}?wait=true", **shared)
+
+
 @router.get("/section")
 def section(
     request: Request,

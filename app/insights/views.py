@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 from app.domain import scale
 from app.domain.agreement_table import Table
@@ -31,6 +32,7 @@ TITLES = {
     "split": "Split",
     "pair": "Pairs of labelers",
 }
+REVIEWED = ("domain", "difficulty", "safety_category", "split", "purpose")  # by which the review queue can be filtered
 KINDS = {
     "person": "people",
     "imported": "imported labelers",
@@ -42,6 +44,7 @@ KINDS = {
 class Row(NamedTuple):
     """A part of the judgments.
 
+    value: as stored; the label says it in words. labelers: (id, name) of a pair.
     lower: clearly below the whole. under: its interval lies below the review threshold, and the whole's does not: where
     everything is under it, marking everything would tell nobody where to begin.
     """
@@ -52,10 +55,19 @@ class Row(NamedTuple):
     lower: bool = False
     under: bool = False
     kappas: tuple[Estimate, Estimate] | None = None  # Cohen's and weighted, of a pair
+    value: str = ""
+    labelers: tuple[tuple[int, str], ...] = ()
 
     @property
     def needs_attention(self) -> bool:
         return self.lower or self.under
+
+    @property
+    def review(self) -> str:
+        """The review queue's filter for this part, as part of an address; empty where it has none."""
+        if self.dimension == "rubric":
+            return urlencode({"version": self.value})
+        return urlencode({"slice": f"{self.dimension}={self.value}"}) if self.dimension in REVIEWED else ""
 
 
 class Section(NamedTuple):
@@ -103,14 +115,15 @@ def view(computed: Computed, names: Mapping[int, tuple[str, str]], threshold: fl
         if len(parts) == 1 and dimension != "aspect" and next(iter(parts.values())).comparisons == whole.comparisons:
             same.append(f"{TITLES[dimension].lower()} {next(iter(parts)).replace('_', ' ')}")
         elif parts:
-            rows = [Row(dimension, said(dimension, value), figures) for value, figures in parts.items()]
+            rows = [Row(dimension, said(dimension, value), figures, value=value) for value, figures in parts.items()]
             sections.append((dimension, _marked(rows, whole, threshold)))
     loudest = [row for row in chain.from_iterable(rows for _, rows in sections) if row.needs_attention]
     # Those that are surely lowest: a small slice may be low by a few comparisons.
     loudest.sort(key=lambda row: (not row.lower, 1.0 if row.figures.percent.high is None else row.figures.percent.high))
     pairs = [
-        Row("pair", _pair(pair.labelers, names), figures, kappas=(cohen, weighted))
+        Row("pair", " and ".join(name for _, name in two), figures, kappas=(cohen, weighted), labelers=two)
         for pair in table.pairs
+        for two in [tuple((labeler, names[labeler][0]) for labeler in pair.labelers)]
         for cohen, weighted, figures in [pair.figures]
     ]
     return View(
@@ -210,10 +223,6 @@ def _numbers(figures: Figures, **more: Estimate) -> dict[str, Any]:
         **{name: each.value for name, each in estimates.items()},
         "intervals": {name: None if e.low is None else [e.low, e.high] for name, e in estimates.items()},
     }
-
-
-def _pair(labelers: tuple[int, int], names: Mapping[int, tuple[str, str]]) -> str:
-    return " and ".join(names[labeler][0] for labeler in labelers)
 
 
 def _marked(rows: Sequence[Row], whole: Figures, threshold: float) -> list[Row]:

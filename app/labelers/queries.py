@@ -34,6 +34,7 @@ from app.models import (
     Project,
     ProjectLabeler,
     Prompt,
+    Rubric,
     User,
 )
 
@@ -183,6 +184,7 @@ class LastJudgment(NamedTuple):
     created_at: datetime
     superseded_for: str | None
     consensus: float | None
+    strengths: int  # of the rubric it was given under
 
 
 def last_judgments(session: Session, project_id: int, labeler_id: int) -> list[LastJudgment]:
@@ -199,9 +201,11 @@ def last_judgments(session: Session, project_id: int, labeler_id: int) -> list[L
             Judgment.created_at,
             Judgment.superseded_for,
             Comparison.consensus,
+            Rubric.strengths,
         )
         .join(Comparison, Comparison.id == Judgment.comparison_id)
         .join(Prompt, Prompt.id == Comparison.prompt_id)
+        .join(Rubric, Rubric.id == Judgment.rubric_id)
         .where(Comparison.project_id == project_id, Judgment.labeler_id == labeler_id)
         .order_by(Judgment.created_at.desc(), Judgment.id.desc())
         .limit(SHOWN)

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Form, Query, Request, Response
 
 from app.accounts.access import AdminDep, StaffDep
 from app.db import SessionDep
+from app.domain import scale
 from app.domain.labelers import figures
 from app.errors import PrefloopError
 from app.judging import LabelingSettings
@@ -44,6 +45,14 @@ def listing(
         number=wanted.page,
         size=PAGE,
     )
+
+
+@router.get("/attention")
+def attention(request: Request, staff: StaffDep, project: ProjectDep, session: SessionDep) -> Response:
+    """Who needs attention, alone: for the project's start page."""
+    settings = LabelingSettings.model_validate(project.labeling)
+    listing = views.listing(service.overview(session, project), settings.calibration, None)
+    return page(request, "labelers/_attention.html", listing=listing)
 
 
 @router.post("/refit")
@@ -143,6 +152,7 @@ def _detail(
         row=row,
         weeks=[] if i is None else views.weeks(own, i),
         slices=[] if i is None else views.slices(read, i, queries.tags(session, mine)),
+        words=scale.words,
         judgments=queries.last_judgments(session, project.id, labeler_id),
         history=queries.history(session, project.id, labeler_id),
         groups=group_queries.groups_of(session, project.id, labeler_id),

@@ -2,10 +2,10 @@
 
 from typing import NamedTuple
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import exists, func, or_, select
 from sqlalchemy.orm import Session
 
-from app.models import Comparison, Judgment, ModelVersion, Project, ProjectLabeler, Round, Run, User
+from app.models import Comparison, Judgment, ModelVersion, Project, ProjectLabeler, Prompt, Round, Run, User
 
 
 def active_projects(session: Session) -> list[Project]:
@@ -34,6 +34,7 @@ class Overview(NamedTuple):
     runs: list[Run]  # unfinished, oldest first
     last_round: Round | None
     policy: ModelVersion | None
+    has_prompts: bool
 
 
 def overview(session: Session, project: Project) -> Overview:
@@ -55,6 +56,7 @@ def overview(session: Session, project: Project) -> Overview:
         runs=list(session.scalars(unfinished)),
         last_round=session.scalars(last_round).one_or_none(),
         policy=session.get(ModelVersion, project.policy_id) if project.policy_id else None,
+        has_prompts=bool(session.scalar(select(exists().where(Prompt.project_id == project.id)))),
     )
 
 

@@ -53,7 +53,7 @@ def test_which_slices_need_attention(
     page.get_by_role("link", name="Next").press("Enter")
     expect(domains).to_contain_text(["maths", "code"])
     expect(page.get_by_role("heading", name="Domain")).to_be_focused()  # there is no next page any more
-    page.get_by_role("link", name="Before").press("Enter")
+    page.get_by_role("link", name="Previous").press("Enter")
     expect(domains).to_contain_text(["law", "chat"])
     page.get_by_role("link", name="Next").press("Enter")
     expect(domains).to_contain_text(["maths", "code"])
@@ -71,6 +71,7 @@ def test_which_slices_need_attention(
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
     # Machines apart from people.
+    page.get_by_text("Judgments of people and imported labelers").click()
     for name in ("people", "imported labelers"):
         page.get_by_role("checkbox", name=name).uncheck()
     page.get_by_role("checkbox", name="simulated labelers").check()
