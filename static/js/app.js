@@ -1,4 +1,4 @@
-// What every page does: local times, formulas, dismissing messages, copying a link by clicking it.
+// What every page does: local times, formulas, the menu, dismissing messages, copying a link by clicking it.
 
 function localTimes(root) {
   for (const time of root.querySelectorAll("time[datetime]:not([data-local])")) {
@@ -10,12 +10,30 @@ function localTimes(root) {
 }
 
 document.addEventListener("click", (event) => {
-  if (event.target.closest("[data-dismiss]")) document.getElementById("messages").replaceChildren();
+  if (event.target.closest("[data-dismiss]")) {
+    const messages = document.getElementById("messages");
+    messages.replaceChildren();
+    messages.focus({ preventScroll: true }); // the button that had the focus is gone
+  }
   if (event.target.matches("input.copy")) event.target.select();
   for (const menu of document.querySelectorAll("details.menu[open]")) {
     if (!menu.contains(event.target)) menu.open = false;
   }
 });
+
+document.addEventListener("keydown", (event) => {
+  const menu = document.querySelector("details.menu[open]");
+  if (event.key !== "Escape" || !menu) return;
+  menu.open = false;
+  menu.querySelector("summary").focus();
+});
+
+// On a phone the navigation is one line that scrolls: it begins with where one is.
+function showWhere() {
+  const here = document.querySelector(".nav [aria-current]");
+  const nav = here?.parentElement;
+  if (nav) nav.scrollLeft = here.offsetLeft - nav.offsetLeft - (nav.clientWidth - here.offsetWidth) / 2;
+}
 
 async function formulas(root) {
   if (root.querySelector(".math:not(.drawn)")) (await import("./math.js")).drawMath(root);
@@ -36,5 +54,6 @@ document.addEventListener("htmx:beforeSwap", (event) => {
   // A request that worked clears the last error.
   if (event.detail.xhr.status < 400) document.getElementById("messages").replaceChildren();
 });
+showWhere();
 localTimes(document);
 formulas(document);
