@@ -68,8 +68,8 @@ def overview(request: Request, user: UserDep, project: ProjectDep, session: Sess
 
 
 @router.get("/projects/{project_slug}/settings")
-def settings(request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep) -> Response:
-    return _settings(request, project, session, {})
+def settings(request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep, saved: str = "") -> Response:
+    return _settings(request, project, session, {}, saved=saved)
 
 
 @router.post("/projects/{project_slug}/settings")
@@ -81,7 +81,7 @@ def change_settings(
     except ValidationError as error:
         return _settings(request, project, session, typed, not_accepted(reasons_of(error)))
     service.update(session, project, form, admin.id)
-    return redirect(f"/projects/{project.slug}/settings")
+    return redirect(f"/projects/{project.slug}/settings?saved=project")
 
 
 @router.post("/projects/{project_slug}/settings/labeling")
@@ -94,7 +94,7 @@ def change_labeling(
         problem = not_accepted(labeling_form.problems(error))
         return _settings(request, project, session, {}, problem, labeling_form.NOTHING | typed)
     service.update_labeling(session, project, wanted, admin.id)
-    return redirect(f"/projects/{project.slug}/settings")
+    return redirect(f"/projects/{project.slug}/settings?saved=labeling#labeling")
 
 
 @router.post("/projects/{project_slug}/model")
@@ -119,11 +119,13 @@ def _settings(
     typed: dict[str, str],
     error: PrefloopError | None = None,
     labeling: dict[str, str] | None = None,
+    saved: str = "",
 ) -> Response:
     """The settings; with what was typed and the error, where it was refused.
 
     Args:
         labeling: what was typed into the form of the labeling settings.
+        saved: which of the forms has just been saved.
     """
     own = {name: getattr(project, name) for name in SettingsForm.model_fields if hasattr(project, name)}
     shown = labeling or labeling_form.values(LabelingSettings.model_validate(project.labeling))
@@ -139,4 +141,5 @@ def _settings(
         base_model=session.get(ModelVersion, project.base_model_id) if project.base_model_id else None,
         known=queries.base_models(session),
         error=error,
+        saved=saved,
     )

@@ -100,7 +100,9 @@ def shown(html: str) -> dict[str, str]:
 def test_every_setting_is_kept_and_shown(sign_in: SignIn, session: Session, project: Project) -> None:
     admin = sign_in("admin")
     fields = {path: typed for path, (typed, _) in CHANGED.items() if typed} | RULES
-    assert admin.post("/projects/p/settings/labeling", fields).status_code == 303
+    saved = admin.post("/projects/p/settings/labeling", fields)
+    assert saved.status_code == 303
+    assert "Saved." in admin.get(saved.headers["location"]).text
     session.refresh(project)
     stored = LabelingSettings.model_validate(project.labeling).model_dump()
     default = LabelingSettings().model_dump()

@@ -67,7 +67,10 @@ def test_settings_are_kept_and_checked(sign_in: SignIn, session: Session) -> Non
     project = factories.project(session, slug="p")
     session.commit()
     admin = sign_in("admin")
-    assert admin.post("/projects/p/settings", SETTINGS).status_code == 303
+    saved = admin.post("/projects/p/settings", SETTINGS)
+    assert saved.status_code == 303
+    assert "Saved." in admin.get(saved.headers["location"]).text
+    assert "Saved." not in admin.get("/projects/p/settings").text
     session.refresh(project)
     assert (project.name, project.overlap, project.lease_minutes, project.review_threshold) == ("Renamed", 3, 5, 0.8)
     assert project.generation["max_new_tokens"] == 32
