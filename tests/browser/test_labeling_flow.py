@@ -410,7 +410,7 @@ def test_changing_an_answer_from_the_history(session: Session, open_page: OpenPa
     assert (old.superseded_for, new.superseded_for, new.rationale) == ("edited", None, "On reflection")
     assert (old.lease_id, old.swapped, old.duration_ms) == (new.lease_id, new.swapped, new.duration_ms)
     assert session.scalars(select(Comparison.judgment_count).order_by(Comparison.id)).all() == [1, 1, 0]
-    page.get_by_role("link", name="Label", exact=True).click()
+    page.get_by_role("link", name="Go on comparing").click()
     question(page, 2)
 
 

@@ -103,7 +103,7 @@ def test_a_case_shows_everything(session: Session, project: Project, sign_in: Ca
         "1 earlier judgment, no longer counted",
         "too early",
         "edited",
-        "Passed over by 1",
+        "Skipped by 1",
         "I do not know the law.",
         "A: policy-7 B: elsewhere.jsonl",
         "This response is empty.",
