@@ -7,8 +7,11 @@ A prompt stands once before all its completions: (P + C + R) tokens are worked o
 sees its prompt and itself; other completions and other prompts in the row are masked away, and positions go on from the
 prompt, so every number is what it would be alone (`trainer.policy.can_share` checks that of each model).
 
-Attention is torch's own with a mask of all pairs of tokens (SDPA), which every device has. FlashAttention 2 takes no
-such mask, and FlexAttention is compiled for the shapes it meets, which change with every batch.
+On CPUs (`trainer.attention`) padding is left out, and what all prompts begin with, a template's or a project's system
+prompt, stands once for all groups.
+
+Elsewhere attention is torch's own with a mask of all pairs of tokens (SDPA), which every device has. FlashAttention 2
+takes no such mask, and FlexAttention is compiled for the shapes it meets, which change with every batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,14 +23,32 @@ from torch import Tensor
 from trainer.data import TokenSequence
 
 
+class Ragged(NamedTuple):
+    """N tokens of G groups behind one another.
+
+    Attributes:
+        places: (N,) their flat places in the rows.
+        lengths: tokens of each group.
+        common: how many of the first group's tokens all later groups see before their own.
+        masks: of each group (1, 1, tokens, seen), True where a token sees another; None where causality is all.
+    """
+
+    places: Tensor
+    lengths: list[int]
+    common: int
+    masks: list[Tensor | None]
+
+
 class Packed(NamedTuple):
     """S sequences in R rows of T tokens. Flat places are indices into the R * T tokens, row by row.
 
     Attributes:
-        input_ids: (R, T), padding included.
+        input_ids: (R, T), padding included, which is on the right.
         position_ids: (R, T), counted along each sequence from its prompt's first token.
-        there: (R, T), False at padding, which is on the right.
-        attention_mask: (R, 1, T, T), True where a token (first T) sees another; None where causality alone is right.
+        group_ids: (R, T) which group a token is of, -1 at padding.
+        branches: (R, T) 0 in the prompt of a group, in its completions 1, 2...
+        alone: each row is one sequence, for which causality alone is right.
+        common: tokens with which the prompts of all groups begin, each prompt being longer; 0 for one group.
         predictors: (N,) flat places whose state predicts each of the N completion tokens, sequence by sequence.
         targets: (N,) those tokens.
         owners: (N,) which sequence, 0 to S - 1, each of them belongs to.
@@ -36,15 +57,39 @@ class Packed(NamedTuple):
 
     input_ids: Tensor
     position_ids: Tensor
-    there: Tensor
-    attention_mask: Tensor | None
+    group_ids: Tensor
+    branches: Tensor
+    alone: bool
+    common: int
     predictors: Tensor
     targets: Tensor
     owners: Tensor
     ends: Tensor
 
     def to(self, device: torch.device) -> "Packed":
-        return Packed._make(None if tensor is None else tensor.to(device) for tensor in self)
+        return Packed._make(value.to(device) if isinstance(value, Tensor) else value for value in self)
+
+    @property
+    def attention_mask(self) -> Tensor | None:
+        """(R, 1, T, T), True where a token (first T) sees another; None where causality alone is right."""
+        return None if self.alone else visible(self.group_ids, self.branches)
+
+    def ragged(self) -> Ragged:
+        """The same without padding, and with what all groups begin with in the first of them only."""
+        ids = self.group_ids.flatten()
+        places = (ids >= 0).nonzero()[:, 0]
+        groups, lengths = (found.tolist() for found in ids[places].unique_consecutive(return_counts=True))
+        masks: list[Tensor | None] = []
+        for group, branches in zip(groups, self.branches.flatten()[places].split(lengths), strict=True):
+            skipped = self.common if group != groups[0] else 0
+            plain = skipped == 0 and branches.max() <= 1
+            mask = None if plain else visible(torch.zeros_like(branches)[None], branches[None])
+            masks.append(None if mask is None else mask[:, :, skipped:])
+        if self.common:
+            later = (ids[places] != groups[0]) & (self.position_ids.flatten()[places] < self.common)
+            places = places[~later]
+            lengths = [lengths[0], *(length - self.common for length in lengths[1:])]
+        return Ragged(places, lengths, self.common, masks)
 
     @property
     def tokens(self) -> int:
@@ -117,17 +162,28 @@ def pack(sequences: Sequence[TokenSequence], pad_id: int, share: bool) -> Packed
             ends[i] = place + len(completion) - 1 if completion else last_of_prompt
             at = end
 
-    alone = all(len(group) == 1 for group in groups) and rows == len(groups)
     return Packed(
         input_ids,
         position_ids,
-        group_ids >= 0,
-        None if alone else visible(group_ids, branches),
+        group_ids,
+        branches,
+        alone=all(len(group) == 1 for group in groups) and rows == len(groups),
+        common=common_start([sequences[group[0]].prompt for group in groups]) if share else 0,
         predictors=torch.tensor([place for places in predictors for place in places], dtype=torch.long),
         targets=torch.tensor([token for sequence in sequences for token in sequence.completion], dtype=torch.long),
         owners=torch.repeat_interleave(torch.tensor([len(sequence.completion) for sequence in sequences])),
         ends=torch.tensor(ends),
     )
+
+
+def common_start(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all of these prompts begin with, less than the shortest has; 0 for a single one."""
+    if len(prompts) < 2:
+        return 0
+    # What the first and the last in order begin with, all between them do.
+    first, last = (list(prompt) for prompt in (min(prompts, key=list), max(prompts, key=list)))
+    most = min(len(prompt) for prompt in prompts) - 1
+    return next((i for i in range(most) if first[i] != last[i]), most)
 
 
 def visible(group_ids: Tensor, branches: Tensor) -> Tensor:

@@ -23,24 +23,26 @@ def trunk_of(model: Any) -> Any:
 
 
 def hidden_states(trunk: Any, packed: Packed) -> Tensor:
-    """Last hidden states (R * T, H) by flat place, after the final norm; meaningless at padding."""
-    ids, places = packed.input_ids, dict[str, Any]()
-    # Without a mask padding is on the right only: causal attention never reaches it, positions are 0, 1, 2..., and
+    """Last hidden states (R * T, H) by flat place, after the final norm.
+
+    Meaningless at padding, and where later groups begin as the first one does.
+    """
+    ids, positions = packed.input_ids, packed.position_ids
+    ragged = packed.ragged() if trunk.config._attn_implementation == RAGGED else None
+    # Of sequences alone padding is on the right: causal attention never reaches it, positions are 0, 1, 2..., and
     # attention without a mask takes the faster kernels.
-    if packed.attention_mask is not None:
-        places = {"attention_mask": packed.attention_mask, "position_ids": packed.position_ids}
-    ragged = packed.attention_mask is not None and trunk.config._attn_implementation == RAGGED
-    if ragged:
-        there = packed.there
-        ids = ids[there][None]
-        places |= {"position_ids": packed.position_ids[there][None], "row_lengths": there.sum(1).tolist()}
+    places: dict[str, Any] = {}
+    if ragged is not None:
+        ids, positions = (tensor.flatten()[ragged.places][None] for tensor in (ids, positions))
+        mask = ids.new_ones(1, 1, 1, 1, dtype=torch.bool)  # not looked at: with none, the trunk would make one of N * N
+        places = {"attention_mask": mask, "position_ids": positions, "ragged": ragged}
+    elif not packed.alone:
+        places = {"attention_mask": packed.attention_mask, "position_ids": positions}
     with autocast(trunk), FastProducts():
         states = trunk(input_ids=ids, use_cache=False, **places).last_hidden_state.flatten(0, 1)
-    if not ragged:
+    if ragged is None:
         return states
-    return states.new_zeros(packed.tokens, states.shape[1]).index_copy(
-        0, packed.there.flatten().nonzero()[:, 0], states
-    )
+    return states.new_zeros(packed.tokens, states.shape[1]).index_copy(0, ragged.places, states)
 
 
 def head_of(model: Any) -> tuple[Any, float, float | None]:
@@ -131,33 +133,35 @@ def can_share(trunk: Any) -> bool:
     before = trunk.config._attn_implementation
     if before == RAGGED:
         return True
-    if before == "sdpa" and next(trunk.parameters()).device.type == "cpu":
-        trunk.config._attn_implementation = RAGGED
-        if _reads_packed_rows(trunk):
+    where, precise = next(trunk.parameters()).device, computes_in(trunk) == torch.float32
+    ragged = [RAGGED] if before == "sdpa" and where.type == "cpu" else []
+    sequences = _sequences(config.vocab_size)
+    alone = _states(trunk, pack(sequences, 0, share=False).to(where))
+    for implementation in (*ragged, before):
+        trunk.config._attn_implementation = implementation
+        try:
+            together = _states(trunk, pack(sequences, 0, share=True).to(where))
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            continue
+        if bool((alone - together).abs().max() <= (1e-4 if precise else 5e-2) * alone.abs().max()):
             return True
-        trunk.config._attn_implementation = before
-    shared = _reads_packed_rows(trunk)
-    if not shared:
-        log.warning("%s does not read shared prompts right; every response is read with its own.", config.model_type)
-    return shared
+    log.warning("%s does not read shared prompts right; every response is read with its own.", config.model_type)
+    return False
+
+
+def _sequences(vocabulary: int) -> list[TokenSequence]:
+    """Groups with several completions and with one, whose prompts begin alike."""
+    ids = torch.randint(0, vocabulary, (24,), generator=torch.Generator().manual_seed(0)).tolist()
+    a, b = ids[:7], [*ids[:2], *ids[7:10]]
+    return [
+        TokenSequence(a, ids[10:13]),
+        TokenSequence(a, ids[13:18]),
+        TokenSequence(b, ids[18:20]),
+        TokenSequence(b, ids[20:23]),
+        TokenSequence([*ids[:3], ids[23]], ids[5:8]),
+    ]
 
 
 @torch.no_grad()
-def _reads_packed_rows(trunk: Any) -> bool:
-    ids = torch.randint(
-        0, trunk.config.get_text_config().vocab_size, (24,), generator=torch.Generator().manual_seed(0)
-    ).tolist()
-    a, b = ids[:7], ids[7:10]
-    sequences = [TokenSequence(a, ids[10:13]), TokenSequence(a, ids[13:18]), TokenSequence(b, ids[18:20])]
-    sequences += [TokenSequence(b, ids[20:24])]
-    where = next(trunk.parameters()).device
-    try:
-        states = []
-        for share in (False, True):
-            packed = pack(sequences, 0, share).to(where)
-            states.append(hidden_states(trunk, packed)[packed.predictors].float())
-    except (RuntimeError, ValueError, TypeError, IndexError):
-        return False
-    alone, together = states
-    tolerance = 1e-4 if computes_in(trunk) == torch.float32 else 5e-2
-    return bool((alone - together).abs().max() <= tolerance * alone.abs().max())
+def _states(trunk: Any, packed: Packed) -> Tensor:
+    return hidden_states(trunk, packed)[packed.predictors].float()

@@ -23,8 +23,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from trainer.attention import RAGGED
 from trainer.data import TokenSequence
-from trainer.packing import Packed, groups_of, pack, packed_length, token_parts, visible
+from trainer.packing import Packed, common_start, groups_of, pack, packed_length, token_parts, visible
 from trainer.policy import Policy, can_share, completion_outputs, hidden_states, trunk_of
 
 EOS = 2
@@ -101,6 +102,11 @@ BATCHES: dict[str, list[TokenSequence]] = {
     "single sequences": [*group(4, 3, seed=15), *group(4, 6, seed=16), *group(2, 1, seed=17), *group(9, 2, seed=18)],
     "equal completions": [TokenSequence([5, 6, 7], [8, EOS])] * 2,
 }
+# What every prompt of a project begins with.
+BATCHES["one system prompt"] = [
+    TokenSequence([*ids(6, 99), *prompt], completion)
+    for prompt, completion in (*BATCHES["odd lengths"], *BATCHES["empty completions"], *BATCHES["single sequences"])
+]
 
 
 def plain_states(model: Any, sequences: Sequence[TokenSequence]) -> Tensor:
@@ -131,12 +137,15 @@ def gradients(model: Any, loss: Tensor) -> list[Tensor]:
 # ---- numbers ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("way", ["plain", "shared", "ragged"])
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("name", SHARING)
-def test_every_number_is_that_of_the_sequence_alone(name: str, batch: str, share: bool) -> None:
+def test_every_number_is_that_of_the_sequence_alone(name: str, batch: str, way: str) -> None:
     model, sequences = built(name), BATCHES[batch]
-    packed = pack(sequences, EOS, share)
+    if way == "ragged":
+        assert can_share(trunk_of(model))
+        assert model.config._attn_implementation == RAGGED
+    packed = pack(sequences, EOS, way != "plain")
     with torch.no_grad():
         states = hidden_states(trunk_of(model), packed)[packed.predictors]
         outputs = completion_outputs(model, packed)
@@ -147,14 +156,18 @@ def test_every_number_is_that_of_the_sequence_alone(name: str, batch: str, share
     torch.testing.assert_close(packed.per_sequence(outputs.logps), sums, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("batch", ["odd lengths", "k completions", "empty completions", "a wide one"])
+@pytest.mark.parametrize(
+    "batch", ["odd lengths", "k completions", "empty completions", "a wide one", "one system prompt"]
+)
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_gradients_are_those_of_the_sequences_alone(name: str, batch: str) -> None:
     model, sequences = built(name), BATCHES[batch]
     weights = torch.linspace(-1, 2, len(sequences), dtype=torch.float64)
     expected = gradients(model, sum(w * p.sum() for w, p in zip(weights, plain_logps(model, sequences), strict=True)))
-    for share in (False, True):
-        packed = pack(sequences, EOS, share)
+    for way in ("plain", "shared", "ragged"):
+        if way == "ragged":
+            assert can_share(trunk_of(model))
+        packed = pack(sequences, EOS, way != "plain")
         loss = (weights * packed.per_sequence(completion_outputs(model, packed).logps)).sum()
         for found, gradient in zip(gradients(model, loss), expected, strict=True):
             torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-4 * float(gradient.abs().max() + 1))
@@ -257,6 +270,56 @@ def test_shared_prompts_and_filled_rows_by_hand() -> None:
             [0, 0, 0, 1, 1, 1],
         ],
     ]
+
+
+def test_without_padding_and_with_one_beginning_by_hand() -> None:
+    prompts = [[7, 8, *A], [7, 8, *B], [7, 8, *C]]
+    packed = pack(
+        [
+            TokenSequence(prompts[0], [14, 15]),
+            TokenSequence(prompts[0], [16]),
+            TokenSequence(prompts[1], [22, 23]),
+            TokenSequence(prompts[2], [33]),
+        ],
+        0,
+        share=True,
+    )
+    # Rows of eight, longest group first: 7 8 A 14 15 16 | 7 8 B 22 23 and padding | 7 8 C 33 and padding.
+    ragged = packed.ragged()
+    assert packed.common == ragged.common == 2
+    assert packed.input_ids.flatten()[ragged.places].tolist() == [7, 8, *A, 14, 15, 16, *B, 22, 23, *C, 33]
+    assert packed.position_ids.flatten()[ragged.places].tolist() == [0, 1, 2, 3, 4, 5, 6, 5, 2, 3, 4, 2, 3, 4]
+    assert ragged.lengths == [8, 3, 3]
+    first, *later = ragged.masks
+    assert first is not None
+    assert first[0, 0].int().tolist()[4:] == [
+        [1, 1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 1, 1, 1, 0],
+        [1, 1, 1, 1, 1, 0, 0, 1],
+    ]
+    for mask in later:  # what begins all prompts, then what is their own
+        assert mask is not None
+        assert mask[0, 0].int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+
+
+def test_groups_that_causality_is_enough_for_have_no_mask() -> None:
+    assert pack([TokenSequence(A, [1, 5]), TokenSequence(B, [1])], 0, share=True).ragged().masks == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [
+        ([[1, 2, 3], [1, 2, 4], [1, 2, 3, 5]], 2),
+        ([[1, 2, 3], [1, 2, 3], [1, 2, 3, 4]], 2),  # the last token of a prompt predicts: it stays
+        ([[1], [1, 2]], 0),
+        ([[3, 1], [3, 2], [4, 1]], 0),
+        ([[1, 2, 3]], 0),
+        ([], 0),
+    ],
+)
+def test_what_all_prompts_begin_with(prompts: list[list[int]], expected: int) -> None:
+    assert common_start(prompts) == expected
 
 
 def test_plain_rows_by_hand() -> None:
