@@ -6,14 +6,21 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 # A key in stored judgments, exports and metrics, hence plain; what people read is the question or label beside it.
 Name = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[a-z0-9][a-z0-9_ -]{0,39}$")]
-Line = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=300)]
-# Kept to the character (code begins with spaces), but never blank.
-Text = Annotated[str, StringConstraints(pattern=r"\S", max_length=20_000)]
-Reason = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=2_000)]
+# Something to be seen: spaces, controls and characters of no width alone would leave a label, or a text, empty.
+VISIBLE = r"[^\s\p{Cc}\p{Cf}]"
+Line = Annotated[str, StringConstraints(strip_whitespace=True, pattern=VISIBLE, max_length=300)]
+# Kept to the character: code begins with spaces.
+Text = Annotated[str, StringConstraints(pattern=VISIBLE, max_length=20_000)]
+Reason = Annotated[str, StringConstraints(strip_whitespace=True, pattern=VISIBLE, max_length=2_000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 ConsensusMethod = Literal["majority", "strength_weighted", "dawid_skene", "crowd_bt"]
 PairPolicy = Literal["random", "near_miss", "uncertain", "new_against_old"]
+# Of other slices every project has its own.
+CLOSED_SLICES = {
+    "difficulty": ("easy", "hard", "adversarial"),
+    "purpose": ("train", "heldout", "human_eval", "calibration"),
+}
 
 MAX_GUIDELINE = 50_000
 MAX_ASPECTS = 12
@@ -80,7 +87,7 @@ class RubricContent(Document):
     The numbers bound what a labeler can be asked to hold in mind, and what every card of theirs carries along.
     """
 
-    guideline: Annotated[str, StringConstraints(pattern=r"\S", max_length=MAX_GUIDELINE)]
+    guideline: Annotated[str, StringConstraints(pattern=VISIBLE, max_length=MAX_GUIDELINE)]
     strengths: int = Field(3, ge=1, le=4)
     allow_tie: bool = True
     allow_both_bad: bool = True
@@ -132,6 +139,13 @@ class OverlapRule(Document):
 
     where: Annotated[str, StringConstraints(pattern=r"^(domain|difficulty|safety_category|purpose)=.{1,100}$")]
     overlap: int = Field(ge=1, le=100)
+
+    @model_validator(mode="after")
+    def fits_something(self) -> "OverlapRule":
+        name, _, value = self.where.partition("=")
+        if value not in CLOSED_SLICES.get(name, (value,)):
+            raise ValueError(f"there is no {name} “{value}”, but {', '.join(CLOSED_SLICES[name])}")
+        return self
 
 
 class AdaptiveOverlap(Document):
@@ -185,6 +199,12 @@ class DifficultyShares(Document):
     easy: float = Field(1.0, ge=0)
     hard: float = Field(1.0, ge=0)
     adversarial: float = Field(1.0, ge=0)
+
+    @model_validator(mode="after")
+    def something(self) -> "DifficultyShares":
+        if not any((self.easy, self.hard, self.adversarial)):
+            raise ValueError("at least one share must be above 0")
+        return self
 
 
 class OwnFigures(Document):

@@ -2,14 +2,16 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
-from difflib import SequenceMatcher
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Literal, NamedTuple
 
 # Unchanged lines shown around a change.
 CONTEXT = 2
-# Comparing takes up to (a) x (b) steps; past this a block counts as replaced, which is true if not helpful.
-_MOST_STEPS = 10_000_000
+# Comparing keeps a bit for each pair of words (or lines); past so many a block counts as replaced, which is true if not
+# helpful.
+_MOST_PAIRS = 30_000_000
 # Blocks that share less than this are replaced rather than edited: marking their common commas would only confuse.
 _LEAST_ALIKE = 0.35
 
@@ -23,6 +25,16 @@ Kind = Literal["same", "removed", "added", "gap"]
 class Piece(NamedTuple):
     text: str
     marked: bool  # differs from the other side
+
+
+class Opcode(NamedTuple):
+    """A stretch of a, from i1 to i2, and what is in its place in b."""
+
+    tag: Literal["equal", "replace"]
+    i1: int
+    i2: int
+    j1: int
+    j2: int
 
 
 class Line(NamedTuple):
@@ -51,21 +63,71 @@ def diff(old: str, new: str) -> list[Line]:
     return lines
 
 
-def _opcodes(before: Sequence[str], after: Sequence[str]) -> list[tuple[str, int, int, int, int]]:
-    """difflib's, with the common beginning and end set aside first: most edits leave little between them."""
-    most = min(len(before), len(after))
-    start = next((n for n in range(most) if before[n] != after[n]), most)
-    end = next((n for n in range(most - start) if before[-1 - n] != after[-1 - n]), most - start)
-    a, b = before[start : len(before) - end], after[start : len(after) - end]
-    found: list[tuple[str, int, int, int, int]] = [("equal", 0, start, 0, start)] if start else []
-    if len(a) * len(b) > _MOST_STEPS:
-        found.append(("replace", start, start + len(a), start, start + len(b)))
-    else:
-        for tag, i1, i2, j1, j2 in SequenceMatcher(None, a, b).get_opcodes():
-            found.append((tag, i1 + start, i2 + start, j1 + start, j2 + start))
-    if end:
-        found.append(("equal", len(before) - end, len(before), len(after) - end, len(after)))
+def kept(old: str, new: str) -> float:
+    """The share of the longer text, in characters, that stands in both in the same order."""
+    a, b = _TOKEN.findall(old), _TOKEN.findall(new)
+    return _common(a, _opcodes(a, b)) / max(len(old), len(new), 1)
+
+
+def _common(a: Sequence[str], opcodes: Iterable[Opcode]) -> int:
+    return sum(len(token) for tag, i1, i2, *_ in opcodes if tag == "equal" for token in a[i1:i2])
+
+
+def _opcodes(a: Sequence[str], b: Sequence[str]) -> list[Opcode]:
+    """How a becomes b: stretches of both that are equal or replaced, in turns and in order.
+
+    The common beginning and end are set aside first: most edits leave little between them.
+    """
+    most = min(len(a), len(b))
+    start = next((n for n in range(most) if a[n] != b[n]), most)
+    end = next((n for n in range(most - start) if a[-1 - n] != b[-1 - n]), most - start)
+    middle = _longest_common(a[start : len(a) - end], b[start : len(b) - end])
+    pairs = [(0, 0, start), *((start + i, start + j, n) for i, j, n in middle), (len(a) - end, len(b) - end, end)]
+    found: list[Opcode] = []
+    i = j = 0
+    for at_a, at_b, length in pairs:
+        if i < at_a or j < at_b:
+            found.append(Opcode("replace", i, at_a, j, at_b))
+        if length:
+            found.append(Opcode("equal", at_a, at_a + length, at_b, at_b + length))
+        i, j = at_a + length, at_b + length
     return found
+
+
+def _longest_common(a: Sequence[str], b: Sequence[str]) -> Iterator[tuple[int, int, int]]:
+    """A longest common subsequence: (place in a, place in b, length) of its stretches.
+
+    Bit-parallel (Hyyrö 2004): after i tokens of a, bit j of the row is 0 where token j of b makes the longest common
+    subsequence of both beginnings longer. From the ends of both the rows then tell the way back.
+    """
+    if len(a) * len(b) > _MOST_PAIRS:
+        return
+    places: dict[str, int] = defaultdict(int)
+    for j, token in enumerate(b):
+        places[token] |= 1 << j
+    row = all_ones = (1 << len(b)) - 1
+    rows = [row]
+    for token in a:
+        matching = row & places.get(token, 0)
+        row = ((row + matching) | (row - matching)) & all_ones
+        rows.append(row)
+    matches: list[tuple[int, int]] = []
+    i, j = len(a), len(b)
+    while i and j:
+        if a[i - 1] == b[j - 1]:
+            i, j = i - 1, j - 1
+            matches.append((i, j))
+        elif rows[i] >> (j - 1) & 1:
+            j -= 1
+        else:
+            i -= 1
+    for _, stretch in groupby(
+        enumerate(reversed(matches)), key=lambda each: (each[1][0] - each[0], each[1][1] - each[0])
+    ):
+        first, *rest = (pair for _, pair in stretch)
+        # Spaces between words that all changed: to mark each word by itself would only confuse.
+        if not all(a[i].isspace() and a[i] != "\n" for i, _ in (first, *rest)):
+            yield (*first, 1 + len(rest))
 
 
 def _folded(lines: Sequence[str], *, is_first: bool, is_last: bool) -> list[Line]:
@@ -85,9 +147,8 @@ def _replaced(before: Sequence[str], after: Sequence[str]) -> list[Line]:
     """Removed lines, then added ones; where they are alike, with the words marked that differ."""
     a, b = _TOKEN.findall("\n".join(before)), _TOKEN.findall("\n".join(after))
     opcodes = _opcodes(a, b) if a and b else []
-    common = sum(len(token) for tag, i1, i2, *_ in opcodes if tag == "equal" for token in a[i1:i2])
     total = max(sum(map(len, a)), sum(map(len, b)))
-    if not opcodes or common < _LEAST_ALIKE * total:
+    if not opcodes or _common(a, opcodes) < _LEAST_ALIKE * total:
         return [*_plain("removed", before), *_plain("added", after)]
     sides: tuple[list[Piece], list[Piece]] = ([], [])
     for tag, i1, i2, j1, j2 in opcodes:

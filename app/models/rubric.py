@@ -45,3 +45,9 @@ class Rubric(Base):
     edited_at: Mapped[Now]
     published_by: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
     published_at: Mapped[datetime | None]
+    # The number of the version whose quiz counts as this one's: who passed it need not take this one's; none: its own.
+    quiz_of_version: Mapped[int | None]
+
+    @property
+    def quiz_version(self) -> int | None:
+        return self.quiz_of_version or self.version

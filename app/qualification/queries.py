@@ -1,7 +1,7 @@
 """SQL of the training quiz.
 
-A quiz belongs to a rubric version; versions that have the very same quiz share it, so that an edit elsewhere in the
-rubric asks nobody to take it again.
+A quiz belongs to a rubric version; later versions may count as asking the same (`quiz_of_version`), so that an edit
+elsewhere in the rubric, or of a question's wording, asks nobody to take it again.
 """
 
 from datetime import datetime
@@ -19,11 +19,17 @@ from sqlalchemy import (
     func,
     literal,
     select,
+    true,
 )
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.orm import Session, aliased
 
 from app.models import Qualification, Rubric, User
+
+
+def _quiz_version(rubric: type[Rubric]) -> ColumnElement[int]:
+    """The number of the version whose quiz counts as this version's."""
+    return func.coalesce(rubric.quiz_of_version, rubric.version)
 
 
 def _newest(project_id: int | BindParameter[int]) -> Select[Any]:
@@ -37,7 +43,7 @@ def _requires_quiz(project_id: BindParameter[int], labeler_id: BindParameter[int
         exists()
         .where(Qualification.labeler_id == labeler_id, Qualification.passed.is_(True))
         .where(Rubric.id == Qualification.rubric_id)
-        .where(Rubric.project_id == project_id, Rubric.quiz == newest.quiz)
+        .where(Rubric.project_id == project_id, _quiz_version(Rubric) == _quiz_version(newest))
     )
     return select((func.jsonb_array_length(newest.quiz) > 0) & ~passed)
 
@@ -55,25 +61,26 @@ def newest_rubric(session: Session, project_id: int) -> Rubric | None:
     return session.scalars(_newest(project_id)).one_or_none()
 
 
-def same_quiz(rubric: Rubric) -> ColumnElement[bool]:
-    """Of a query over rubrics: the published ones with this one's quiz."""
-    return (Rubric.project_id == rubric.project_id) & Rubric.version.is_not(None) & (Rubric.quiz == rubric.quiz)
+def counts_for(rubric: Rubric) -> ColumnElement[bool]:
+    """Of a query over rubrics: the published versions whose quiz counts as this one's."""
+    return (Rubric.project_id == rubric.project_id) & (_quiz_version(Rubric) == rubric.quiz_version)
 
 
 def newest_attempt(
     session: Session, rubric: Rubric, labeler_id: int, *, for_update: bool = False
-) -> Qualification | None:
-    """The labeler's latest attempt at the quiz of this rubric, begun under whatever version that has it."""
+) -> tuple[Qualification, list[Any]] | None:
+    """The labeler's latest attempt that counts for this rubric, and the questions that were asked in it."""
     attempts = (
-        select(Qualification)
+        select(Qualification, Rubric.quiz)
         .join(Rubric, Rubric.id == Qualification.rubric_id)
-        .where(Qualification.labeler_id == labeler_id, same_quiz(rubric))
+        .where(Qualification.labeler_id == labeler_id, counts_for(rubric))
         .order_by(Qualification.attempt.desc())
         .limit(1)
     )
     if for_update:
         attempts = attempts.with_for_update(of=Qualification)
-    return session.scalars(attempts, execution_options={"populate_existing": True}).one_or_none()
+    found = session.execute(attempts, execution_options={"populate_existing": True}).one_or_none()
+    return None if found is None else (found[0], found[1])
 
 
 def add_attempt(session: Session, rubric_id: int, labeler_id: int, attempt: int) -> None:
@@ -110,7 +117,7 @@ def results(session: Session, rubric: Rubric, limit: int, offset: int) -> list[R
     latest = (
         select(Qualification, Rubric.version)
         .join(Rubric, Rubric.id == Qualification.rubric_id)
-        .where(same_quiz(rubric))
+        .where(counts_for(rubric))
         .ext(distinct_on(Qualification.labeler_id))
         .order_by(Qualification.labeler_id, Qualification.attempt.desc())
         .subquery()
@@ -140,7 +147,7 @@ def totals(session: Session, rubric: Rubric) -> Totals:
     taken = (
         select(Qualification.labeler_id, func.bool_or(Qualification.passed.is_(True)).label("passed"))
         .join(Rubric, Rubric.id == Qualification.rubric_id)
-        .where(same_quiz(rubric))
+        .where(counts_for(rubric))
         .group_by(Qualification.labeler_id)
         .subquery()
     )
@@ -152,14 +159,21 @@ def totals(session: Session, rubric: Rubric) -> Totals:
 
 
 def first_answers(session: Session, rubric: Rubric) -> dict[tuple[int, int], int]:
-    """How many labelers gave which answer to which question (its place in the quiz) at their first attempt."""
-    answer = func.jsonb_each_text(Qualification.answers).table_valued(column("key"), column("value"))
+    """How many labelers gave which answer to which question (its place in the quiz) at their first attempt at exactly
+    these questions."""
+    first = (
+        select(Qualification.answers)
+        .join(Rubric, Rubric.id == Qualification.rubric_id)
+        .where(Rubric.project_id == rubric.project_id, Rubric.version.is_not(None), Rubric.quiz == rubric.quiz)
+        .ext(distinct_on(Qualification.labeler_id))
+        .order_by(Qualification.labeler_id, Qualification.id)
+        .subquery()
+    )
+    answer = func.jsonb_each_text(first.c.answers).table_valued(column("key"), column("value"))
     rows = session.execute(
         select(answer.c.key, answer.c.value, func.count())
-        .select_from(Qualification)
-        .join(Rubric, Rubric.id == Qualification.rubric_id)
-        .join(answer, onclause=Qualification.id.is_not(None))
-        .where(same_quiz(rubric), Qualification.attempt == 1)
+        .select_from(first)
+        .join(answer, onclause=true())
         .group_by(answer.c.key, answer.c.value)
     )
     return {(int(key), int(value)): count for key, value, count in rows}

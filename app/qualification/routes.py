@@ -64,7 +64,7 @@ def people(
             "number": number,
             "totals": queries.totals(session, rubric),
             "figures": views.figures(rubric, queries.first_answers(session, rubric)),
-            "shared": [each for each in versions if each.quiz == rubric.quiz and each.id != rubric.id],
+            "shared": [each for each in versions if each.quiz_version == rubric.quiz_version and each.id != rubric.id],
             "needed": service.needed_of(project, len(rubric.quiz)),
             "words": views.WORDS,
         }

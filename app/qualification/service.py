@@ -21,14 +21,16 @@ def requires_quiz(session: Session, project: Project, labeler: User) -> bool:
 class Standing(NamedTuple):
     """Where a labeler is with the quiz.
 
-    rubric: the newest version. items: its quiz. needed: right answers that pass. attempt: the latest one; none before
-    the first.
+    rubric: the newest version. items: its quiz, or the one that was passed. needed: right answers that pass.
+    attempt: the latest one; none before the first, and while what was begun or failed had other questions.
+    attempts: how many there were.
     """
 
     rubric: Rubric
     items: list[QuizItem]
     needed: int
     attempt: Qualification | None
+    attempts: int
 
     @property
     def next_item(self) -> int | None:
@@ -48,9 +50,12 @@ def standing(session: Session, project: Project, labeler: User, *, for_update: b
     rubric = queries.newest_rubric(session, project.id)
     if rubric is None or not rubric.quiz:
         raise NotFound("This project has no training quiz.", "You can label right away.")
-    items = [QuizItem.model_validate(item) for item in rubric.quiz]
-    attempt = queries.newest_attempt(session, rubric, labeler.id, for_update=for_update)
-    return Standing(rubric, items, needed_of(project, len(items)), attempt)
+    attempt, asked = queries.newest_attempt(session, rubric, labeler.id, for_update=for_update) or (None, rubric.quiz)
+    attempts = attempt.attempt if attempt else 0
+    if attempt and not attempt.passed and asked != rubric.quiz:
+        attempt, asked = None, rubric.quiz
+    items = [QuizItem.model_validate(item) for item in asked]
+    return Standing(rubric, items, needed_of(project, len(items)), attempt, attempts)
 
 
 def needed_of(project: Project, questions: int) -> int:
@@ -72,8 +77,7 @@ def begin(session: Session, project: Project, labeler: User) -> Qualification:
     """Begins an attempt: the first, or another after a failed one. One under way goes on; one passed stands."""
     now = standing(session, project, labeler)
     if now.attempt is None or now.attempt.passed is False:
-        number = now.attempt.attempt + 1 if now.attempt else 1
-        queries.add_attempt(session, now.rubric.id, labeler.id, number)
+        queries.add_attempt(session, now.rubric.id, labeler.id, now.attempts + 1)
         now = standing(session, project, labeler)
     assert now.attempt is not None
     return now.attempt

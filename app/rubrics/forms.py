@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Annotated, Any, NamedTuple
 
 from fastapi import Depends, Form, Request
@@ -9,8 +10,19 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData
 
 from app.errors import InvalidInput
-from app.judging import DEFAULT_ASPECTS, DEFAULT_FLAGS, Aspect, Document, Example, Flag, QuizItem, RubricContent
+from app.judging import (
+    DEFAULT_ASPECTS,
+    DEFAULT_FLAGS,
+    VISIBLE,
+    Aspect,
+    Document,
+    Example,
+    Flag,
+    QuizItem,
+    RubricContent,
+)
 from app.models import Rubric
+from app.rubrics.retaking import RETAKES, Retake
 
 Row = dict[str, str]
 
@@ -46,6 +58,10 @@ ROW_KINDS = {
 SWITCHES = ("allow_tie", "allow_both_bad", "allow_cannot_judge")
 NOTHING_REMOVED: dict[str, Row] = {kind: {} for kind in ROW_KINDS}
 ANSWERS = {"-1": "First is better", "0": "Tie", "1": "Second is better"}
+# Fields that are chosen, not typed: what the editor does not offer is no draft either.
+CHOICES = ("strengths", "rationale_rule")
+# Of all that is typed, in characters: more than any rubric may hold.
+MAX_DRAFT = 5_000_000
 
 
 class RubricRefused(InvalidInput):
@@ -66,6 +82,7 @@ class RubricForm(NamedTuple):
 
     revision: of the draft that the editor began from; 0 where there was none.
     removed: of each list the row that was taken out last, and the place it had (`at`), to be put back.
+    retake: of publishing: whether who passed the quiz takes it again.
     """
 
     guideline: str
@@ -77,6 +94,7 @@ class RubricForm(NamedTuple):
     rows: dict[str, list[Row]]
     revision: int
     removed: dict[str, Row]
+    retake: Retake = "changed"
 
     @classmethod
     def of(cls, rubric: Rubric | None, revision: int = 0) -> "RubricForm":
@@ -121,6 +139,30 @@ class RubricForm(NamedTuple):
             )
         except ValidationError as error:
             raise RubricRefused(_reasons(error)) from error
+
+    def draft(self) -> dict[str, Any]:
+        """The columns of a draft. What is no rubric yet stays as it was typed; rows left empty do not count.
+
+        Raises:
+            RubricRefused: it is far too long, or something was chosen that the editor does not offer.
+        """
+        try:
+            return self.content().model_dump(mode="json")
+        except RubricRefused as refused:
+            reasons = {name: reason for name, reason in refused.reasons.items() if name in CHOICES}
+        rows = self.filled().rows
+        length = len(self.guideline) + sum(len(text) for row in chain(*rows.values()) for text in row.values())
+        if length > MAX_DRAFT:
+            reasons["guideline"] = f"All together has {length:,} characters; a draft holds {MAX_DRAFT:,}"
+        if reasons:
+            raise RubricRefused(reasons)
+        return {
+            "guideline": self.guideline,
+            "strengths": int(self.strengths),
+            **{name: getattr(self, name) for name in SWITCHES},
+            "rationale_rule": self.rationale_rule,
+            **rows,
+        }
 
 
 def complete(kind: str, rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
@@ -179,7 +221,7 @@ def _why(error: Any) -> str:
             return f"{limits['actual_length']} are too many; at most {limits['max_length']}"
         case "string_too_short" | "missing":
             return "is empty"
-        case "string_pattern_mismatch" if not given.strip():
+        case "string_pattern_mismatch" if limits["pattern"] == VISIBLE or not given.strip():
             return "is empty"
         case "string_pattern_mismatch":
             return "may only hold a-z, 0-9, spaces, - and _, 40 at most, a letter or digit first"
@@ -202,6 +244,7 @@ async def _typed(request: Request, revision: Annotated[str, Form()] = "") -> Rub
         rows={kind: _rows(form, kind) for kind in ROW_KINDS},
         revision=int(revision) if revision.isdecimal() and len(revision) < 10 else 0,
         removed={kind: _removed(form, kind) for kind in ROW_KINDS},
+        retake=next((name for name in RETAKES if name == _text(form, "retake")), "changed"),
     )
 
 

@@ -13,6 +13,12 @@ def newest_published(session: Session, project_id: int) -> Rubric | None:
     return session.scalars(published.order_by(Rubric.version.desc()).limit(1)).one_or_none()
 
 
+def all_published(session: Session, project_id: int) -> list[Rubric]:
+    """Newest first."""
+    found = select(Rubric).where(Rubric.project_id == project_id, Rubric.version.is_not(None))
+    return list(session.scalars(found.order_by(Rubric.version.desc())))
+
+
 def published(session: Session, project_id: int, version: int) -> Rubric | None:
     that = select(Rubric).where(Rubric.project_id == project_id, Rubric.version == version)
     return session.scalars(that).one_or_none()

@@ -1,6 +1,6 @@
 """The rubric's pages: the draft in an editor with its preview, the published versions, what differs between two."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Form, Query, Request, Response
 from sqlalchemy.orm import Session
@@ -30,7 +30,7 @@ def show(request: Request, project: ProjectDep, admin: AdminDep, session: Sessio
 @router.post("")
 def save(request: Request, project: ProjectDep, admin: AdminDep, session: SessionDep, form: RubricFormDep) -> Response:
     try:
-        service.save_draft(session, project, form.content(), form.revision, admin)
+        service.save_draft(session, project, form.draft(), form.revision, admin)
     except (Conflict, InvalidInput) as problem:
         return _page(request, session, project, problem=problem, sent=form)
     return redirect(f"/projects/{project.slug}/rubric")
@@ -41,7 +41,7 @@ def publish(
     request: Request, project: ProjectDep, admin: AdminDep, session: SessionDep, form: RubricFormDep
 ) -> Response:
     try:
-        rubric = service.publish(session, project, form.content(), form.revision, admin)
+        rubric = service.publish(session, project, form.content(), form.revision, admin, form.retake)
     except (Conflict, InvalidInput) as problem:
         return _page(request, session, project, problem=problem, sent=form)
     return redirect(f"/projects/{project.slug}/rubric/{rubric.version}")
@@ -78,18 +78,9 @@ def edit(
     edited = editing.edit(form, do)
     if "HX-Request" not in request.headers or not edited.section:
         return _page(request, session, project, sent=edited.form, focus=edited.focus)
-    shown, reasons = views.typed_preview(edited.form)
-    return page(
-        request,
-        "rubrics/_edited.html",
-        section=edited.section,
-        form=edited.form,
-        focus=edited.focus,
-        errors={},
-        shown=shown,
-        reasons=reasons,
-        **views.EDITOR,
-    )
+    template = "rubrics/_scale_section.html" if edited.section == "scale" else "rubrics/_rows_section.html"
+    section: dict[str, Any] = {"section": edited.section, "form": edited.form, "focus": edited.focus, "errors": {}}
+    return page(request, template, **section, **views.EDITOR)
 
 
 @router.get("/diff")
@@ -133,7 +124,7 @@ def version(request: Request, project: ProjectDep, admin: AdminDep, session: Ses
         before=before,
         newest=found[0].rubric,
         judged_before=sum(row.judgments for row in found[at + 1 :]),
-        quiz_is_new=bool(rubric.quiz) and (before is None or before.quiz != rubric.quiz),
+        quiz_news=views.quiz_news(rubric, before),
         settings=comparing.settings(rubric),
         scale_name=views.scale_name(rubric),
         shown=views.preview(rubric),
@@ -157,7 +148,7 @@ def _page(
     sent: RubricForm | None = None,
     focus: str = "",
 ) -> Response:
-    """The editor. After a conflict it holds what was sent, on top of the other admin's draft; what differs is shown."""
+    """The editor. After a conflict it holds what was sent, on top of what stands now; what differs is shown."""
     versions = queries.versions(session, project.id)
     newest = versions[0].rubric if versions else None
     draft = queries.draft(session, project.id)
@@ -167,7 +158,7 @@ def _page(
         form = sent._replace(revision=revision)
         if isinstance(problem, RubricRefused):
             form = form.filled()  # the reasons count the rows like this
-    theirs = draft if isinstance(problem, Conflict) else None
+    theirs = (draft or newest) if isinstance(problem, Conflict) else None
     shown, reasons = views.typed_preview(form)
     return page(
         request,
@@ -180,6 +171,7 @@ def _page(
         reasons=reasons,
         draft=draft,
         editor=queries.user_name(session, draft.edited_by) if draft else None,
+        has_quiz=any(row.rubric.quiz for row in versions),
         unsaved=sent is not None,
         theirs=comparing.compare(theirs, form) if theirs else None,
         versions=versions,

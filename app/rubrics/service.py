@@ -10,7 +10,8 @@ from app.accounts.service import audit
 from app.errors import Conflict, NotFound
 from app.judging import RubricContent
 from app.models import Project, Rubric, User
-from app.rubrics import queries
+from app.rubrics import queries, retaking
+from app.rubrics.retaking import Retake
 
 
 def create_first(session: Session, project: Project, content: RubricContent, actor_id: int | None = None) -> Rubric:
@@ -69,10 +70,11 @@ def draft(session: Session, project: Project) -> Rubric:
     return rubric
 
 
-def save_draft(session: Session, project: Project, content: RubricContent, revision: int, editor: User) -> Rubric:
+def save_draft(session: Session, project: Project, columns: dict[str, Any], revision: int, editor: User) -> Rubric:
     """Writes the draft, or begins one.
 
     Args:
+        columns: RubricContent's fields as JSON; a draft need not be a rubric yet.
         revision: of the draft that the editor began from; 0 where there was none.
 
     Raises:
@@ -91,7 +93,7 @@ def save_draft(session: Session, project: Project, content: RubricContent, revis
     elif draft.revision != revision:
         raise _edited_meanwhile(session, draft)
     draft.revision += 1
-    for column, value in _columns(content).items():
+    for column, value in columns.items():
         setattr(draft, column, value)
     draft.edited_by = editor.id
     draft.edited_at = datetime.now(UTC)
@@ -122,23 +124,37 @@ def discard_draft(session: Session, project: Project, revision: int) -> None:
     session.flush()
 
 
-def publish(session: Session, project: Project, content: RubricContent, revision: int, publisher: User) -> Rubric:
+def publish(
+    session: Session,
+    project: Project,
+    content: RubricContent,
+    revision: int,
+    publisher: User,
+    retake: Retake = "changed",
+) -> Rubric:
     """Saves the draft and makes it the next version.
 
     Comparisons that nobody has begun are judged by it from now on (a trigger gives it to each when it is handed out);
     those begun keep the version they have, so that all judgments of a comparison were made under the same one.
 
+    Args:
+        retake: whether those who passed the quiz of an earlier version take this one's.
+
     Raises:
         Conflict: somebody else changed the draft; or it says the same as the published version.
     """
     queries.lock(session, project.id)
-    before = queries.newest_published(session, project.id)
-    if before and all(getattr(before, column) == value for column, value in _columns(content).items()):
-        raise Conflict(f"This says the same as version {before.version}.", "Change something, or keep that version.")
-    draft = save_draft(session, project, content, revision, publisher)
-    draft.version = (before.version or 0) + 1 if before else 1
+    columns = _columns(content)
+    versions = queries.all_published(session, project.id)
+    newest = versions[0] if versions else None
+    if newest and all(getattr(newest, column) == value for column, value in columns.items()):
+        raise Conflict(f"This says the same as version {newest.version}.", "Change something, or keep that version.")
+    draft = save_draft(session, project, columns, revision, publisher)
+    draft.version = (newest.version or 0) + 1 if newest else 1
+    draft.quiz_of_version = retaking.same_as(draft.quiz, versions, retake)
     draft.published_by = publisher.id
     draft.published_at = datetime.now(UTC)
     session.flush()
-    audit(session, publisher.id, "rubric.published", project.id, version=draft.version)
+    of_quiz = {"quiz_version": draft.quiz_version} if draft.quiz else {}
+    audit(session, publisher.id, "rubric.published", project.id, version=draft.version, **of_quiz)
     return draft

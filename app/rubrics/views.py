@@ -51,6 +51,18 @@ def scale_name(rubric: Rubric | RubricForm) -> str:
     return f"{rubric.strengths} each way, {'tie' if rubric.allow_tie else 'no tie'}"
 
 
+def quiz_news(rubric: Rubric, before: Rubric | None) -> str:
+    """What a version's quiz means for those who passed the one before; '' where it is the same."""
+    if not rubric.quiz:
+        return ""
+    if rubric.quiz_of_version is None:
+        news = "The quiz has to be taken again" if before and before.quiz else "The quiz is new"
+        return f"{news}: labelers who have not passed it take it before they go on."
+    if before and before.quiz == rubric.quiz:
+        return ""
+    return f"The quiz changed: who passed it under version {rubric.quiz_of_version} need not take it again."
+
+
 class Preview(NamedTuple):
     """A rubric as the labeler sees it: the sheet, and the controls of the labeling card."""
 

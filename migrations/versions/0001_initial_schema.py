@@ -327,6 +327,7 @@ def upgrade() -> None:
         sa.Column("edited_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("published_by", sa.BigInteger(), nullable=True),
         sa.Column("published_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("quiz_of_version", sa.BigInteger(), nullable=True),
         sa.CheckConstraint("rationale_rule IN ('optional', 'required')", name=op.f("ck_rubric_rationale_rule_known")),
         sa.CheckConstraint("(version IS NULL) = (published_at IS NULL)", name=op.f("ck_rubric_published_has_version")),
         sa.CheckConstraint("strengths BETWEEN 1 AND 4", name=op.f("ck_rubric_strengths_range")),

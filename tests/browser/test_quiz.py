@@ -94,6 +94,7 @@ def test_without_javascript_and_on_a_phone(session: Session, open_page: OpenPage
     page.get_by_role("button", name="Answer").click()
     expect(page.get_by_text("Paris it is.")).to_be_visible()
     page.get_by_role("link", name="Next question").click()
+    expect(page.get_by_role("heading", name="Question 2 of 2")).to_be_visible()  # the page is there: now it is measured
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     expect(page.get_by_role("button", name="Answer")).to_be_in_viewport()
     page.get_by_label("Second is better").check()

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Dialog, Locator, Page, Route, expect
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -161,6 +161,88 @@ def test_examples_and_quiz(session: Session, open_page: OpenPage) -> None:
     expect(page.get_by_text("Nobody has taken it yet")).to_be_visible()
 
 
+def test_a_half_written_example_is_kept_in_the_draft(session: Session, open_page: OpenPage) -> None:
+    project = project_with_rubric(session)
+    page = open_page("admin")
+    preview = open_editor(page, project)
+    page.get_by_role("button", name="Add an example").click()
+    example = page.get_by_role("group", name="Example 1")
+    example.get_by_label("Prompt").fill("2 + 2?")
+    page.get_by_role("button", name="Save draft").click()
+    expect(page.locator(".badge").filter(has_text="draft")).to_be_visible()
+    expect(example.get_by_label("Prompt")).to_have_value("2 + 2?")
+    expect(preview.get_by_text("Example 1: the better response is empty.")).to_be_visible()
+    page.get_by_role("button", name="Publish as version 2").click()
+    expect(page.get_by_role("link", name="Example 1: the reason is empty")).to_be_visible()
+    assert newest(session).version is None
+
+
+def test_saving_while_a_section_is_on_its_way_loses_no_row(session: Session, open_page: OpenPage) -> None:
+    page = open_page("admin")
+    aspects = [{"name": name, "question": f"Which has more {name}?"} for name in ("style", "wit")]
+    preview = open_editor(page, project_with_rubric(session, aspects=aspects))
+    held: list[Route] = []
+    page.route("**/rubric/edit", held.append)
+    page.get_by_role("button", name="Remove aspect 2").click()
+    expect(page.locator("#section-aspects[inert]")).to_have_count(1)
+    page.get_by_role("button", name="Save draft").click()
+    held[0].continue_()
+    expect(page.locator(".badge").filter(has_text="draft")).to_be_visible()
+    assert [aspect["name"] for aspect in newest(session).aspects] == ["style"]
+
+    # And where nothing comes back, all is as it was.
+    page.unroute("**/rubric/edit")
+    page.route("**/rubric/edit", lambda route: route.abort())
+    page.get_by_role("button", name="Add an aspect").click()
+    expect(page.get_by_text("The service does not answer")).to_be_visible()
+    expect(page.get_by_role("button", name="Add an aspect")).to_be_focused()
+    expect(preview.get_by_text("Which has more style?")).to_be_visible()
+
+
+def test_a_late_preview_does_not_show_what_was_removed(session: Session, open_page: OpenPage) -> None:
+    page = open_page("admin")
+    aspects = [{"name": name, "question": f"Which has more {name}?"} for name in ("style", "wit")]
+    preview = open_editor(page, project_with_rubric(session, aspects=aspects))
+    page.get_by_label("Guideline", exact=True).press_sequentially("Or not. ")
+    expect(preview.get_by_text("Or not.")).to_be_visible()
+    previews: list[Route] = []
+    edits: list[Route] = []
+    page.route("**/rubric/preview", previews.append)
+    page.route("**/rubric/edit", edits.append)
+    with page.expect_request("**/rubric/preview"):  # leaving the text, it is looked at once more
+        page.get_by_role("button", name="Remove aspect 2").click()
+    with page.expect_event("requestfailed", lambda request: request == previews[0].request):  # not waited for any more
+        edits[0].continue_()
+    expect(page.get_by_role("button", name="Put it back")).to_be_focused()
+    page.unroute("**/rubric/preview")
+    previews[-1].continue_()
+    expect(preview.get_by_text("Which has more wit?")).to_have_count(0)
+    expect(preview.get_by_text("Which has more style?")).to_be_visible()
+
+
+def test_a_draft_is_not_thrown_away_by_one_click(session: Session, open_page: OpenPage) -> None:
+    page = open_page("admin")
+    project = project_with_rubric(session)
+    open_editor(page, project)
+    page.get_by_label("Guideline", exact=True).fill("A long text.")
+    page.get_by_role("button", name="Save draft").click()
+    expect(page.locator(".badge").filter(has_text="draft")).to_be_visible()
+    answers = [False, True]
+    asked: list[str] = []
+
+    def answer(dialog: Dialog) -> None:
+        asked.append(dialog.message)
+        (dialog.accept if answers[len(asked) - 1] else dialog.dismiss)()
+
+    page.on("dialog", answer)
+    page.get_by_role("button", name="Discard draft").click()
+    expect(page.get_by_label("Guideline", exact=True)).to_have_value("A long text.\n")
+    assert newest(session).guideline == "A long text.\n"
+    page.get_by_role("button", name="Discard draft").click()
+    expect(page.get_by_text("No draft.")).to_be_visible()
+    assert asked == ["Throw this draft away, and what you typed since?"] * 2
+
+
 def test_two_admins_and_one_draft(session: Session, open_page: OpenPage) -> None:
     project = project_with_rubric(session)
     ann = open_page(user=factories.user(session, "admin", name="Ann"))
@@ -209,8 +291,10 @@ def test_without_javascript_and_on_a_phone(session: Session, open_page: OpenPage
     expect(page.get_by_label("Guideline", exact=True)).to_have_value("Plain *words*.")
     page.get_by_role("button", name="Put it back").click()
     expect(page.locator("#section-aspects").get_by_label("Question")).to_have_value("Which?")
-    page.get_by_role("button", name="Save draft").click()
     expect(page.locator("#preview em")).to_have_text("words")
+    page.get_by_role("button", name="Save draft").click()
+    # Only the page that comes after it: all else is on the one before, too.
+    expect(page.locator(".badge").filter(has_text="draft")).to_be_visible()
     assert newest(session).flags == [{"name": "harmful", "label": "Harmful"}]
     page.get_by_role("button", name="Discard draft").click()
     expect(page.get_by_text("No draft.")).to_be_visible()

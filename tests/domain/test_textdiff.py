@@ -1,6 +1,11 @@
 """Line and word differences; expected values are what anybody reading both texts would say."""
 
-from app.domain.textdiff import CONTEXT, Line, Piece, diff
+import random
+import time
+
+import pytest
+
+from app.domain.textdiff import CONTEXT, Line, Piece, diff, kept
 
 
 def said(lines: list[Line]) -> list[str]:
@@ -76,3 +81,33 @@ def test_texts_too_large_to_compare_word_by_word_are_replaced() -> None:
     lines = diff(old, new)
     assert [line.kind for line in lines] == ["removed"] * 4000 + ["added"] * 4000
     assert not any(piece.marked for line in lines for piece in line.pieces)
+
+
+def test_words_that_stand_in_both_are_not_marked() -> None:
+    old = "The quick brown fox jumps over the lazy dog and then goes home."
+    new = "The slow red fox jumps over a lazy cat and then it goes home again."
+    assert said(diff(old, new)) == [
+        "-The [quick brown] fox jumps over [the] lazy [dog] and then goes home.",
+        "+The [slow red] fox jumps over [a] lazy [cat] and then[ it] goes home[ again].",
+    ]
+
+
+def test_how_much_of_a_text_is_kept() -> None:
+    assert kept("", "") == 0
+    assert kept("Same.", "Same.") == 1
+    assert kept("one two", "one") == pytest.approx(3 / 7)
+    assert kept("one", "one two") == pytest.approx(3 / 7)
+    assert kept("nothing", "alike") == 0
+
+
+@pytest.mark.parametrize("words", [2, 90, 2500])
+def test_no_texts_take_longer_than_reading_them(words: int) -> None:
+    """Every second word is another one: no long stretches, and each word in many places."""
+    drawn = random.Random(0)
+    old, new = (" ".join(f"w{drawn.randrange(words)} {other}{n}" for n in range(1350)) for other in ("y", "z"))
+    begun = time.process_time()
+    lines = diff(old, new)
+    assert kept(old, new) < 0.5
+    assert time.process_time() - begun < 1
+    assert rebuilt(lines, "same", "removed") == old
+    assert rebuilt(lines, "same", "added") == new

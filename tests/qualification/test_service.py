@@ -120,20 +120,60 @@ def test_an_unchanged_quiz_carries_over_and_a_changed_one_does_not(session: Sess
     service.answer(session, project, under_way, attempt.id, 1, 0)
     assert attempt.correct == 2
 
-    changed = [QUIZ[0], QUIZ[1], QUIZ[2] | {"feedback": "Four."}]
+    changed = [QUIZ[0], QUIZ[1], QUIZ[2] | {"first": "4", "second": "5", "answer": -1}]
     rubrics.publish(session, project, RubricContent(guideline="Two.", quiz=changed), 0, admin)
     for labeler in (passed, under_way):
         assert service.requires_quiz(session, project, labeler)
         assert service.standing(session, project, labeler).attempt is None
     with pytest.raises(Conflict, match="has changed"):
         service.answer(session, project, under_way, attempt.id, 2, 1)
-    take(session, project, passed)
+    take(session, project, passed, RIGHT | {2: -1})
     assert not service.requires_quiz(session, project, passed)
 
     rubrics.publish(session, project, RubricContent(guideline="Three.", quiz=QUIZ), 0, admin)
     assert not service.requires_quiz(session, project, passed), "they passed this very quiz before"
     rubrics.publish(session, project, RubricContent(guideline="Four."), 0, admin)
     assert not service.requires_quiz(session, project, under_way)
+
+
+def test_who_passed_need_not_take_a_mended_quiz_and_others_begin_it_anew(session: Session) -> None:
+    project, admin = factories.project(session), factories.user(session, "admin")
+    passed, failed, under_way = (factories.user(session) for _ in range(3))
+    rubrics.create_first(session, project, RubricContent(guideline="One.", quiz=QUIZ))
+    take(session, project, passed)
+    take(session, project, failed, {0: 1, 1: 1, 2: 1})
+    attempt = take(session, project, under_way, {0: 1})
+    mended = [QUIZ[0] | {"prompt": "The capital of France?"}, *QUIZ[1:]]
+    second = rubrics.publish(session, project, RubricContent(guideline="One.", quiz=mended), 0, admin)
+
+    assert not service.requires_quiz(session, project, passed)
+    assert service.standing(session, project, passed).items[0].prompt == QUIZ[0]["prompt"]
+    for labeler in (failed, under_way):
+        assert service.requires_quiz(session, project, labeler)
+        assert service.standing(session, project, labeler).attempt is None
+    with pytest.raises(Conflict, match="has changed"):
+        service.answer(session, project, under_way, attempt.id, 1, 0)
+    again = take(session, project, under_way)
+    assert (again.attempt, again.rubric_id, again.passed) == (2, second.id, True)
+
+    assert queries.totals(session, second) == (2, 1, 3)
+    # Of exactly these questions one labeler has answered any.
+    assert queries.first_answers(session, second) == {(0, -1): 1, (1, 0): 1, (2, 1): 1}
+
+
+def test_an_admin_may_ask_for_it_again_or_spare_people(session: Session) -> None:
+    project, admin, labeler = factories.project(session), factories.user(session, "admin"), factories.user(session)
+    rubrics.create_first(session, project, RubricContent(guideline="One.", quiz=QUIZ))
+    take(session, project, labeler)
+    rubrics.publish(session, project, RubricContent(guideline="Two.", quiz=QUIZ), 0, admin, "yes")
+    assert service.requires_quiz(session, project, labeler)
+    assert service.standing(session, project, labeler).attempt is None
+    attempt = take(session, project, labeler)
+    assert (attempt.attempt, attempt.passed) == (1, True)
+    longer = [*QUIZ, QUIZ[0] | {"prompt": "Capital of Italy?", "answer": 1}]
+    rubrics.publish(session, project, RubricContent(guideline="Three.", quiz=longer), 0, admin, "no")
+    assert not service.requires_quiz(session, project, labeler)
+    assert len(service.standing(session, project, labeler).items) == 3, "the quiz that they passed"
 
 
 def test_whether_a_quiz_is_required_takes_one_query(session: Session, engine: Engine) -> None:

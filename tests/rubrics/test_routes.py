@@ -1,5 +1,6 @@
 """The rubric's pages: who may, what they answer, and that text is never lost."""
 
+import html
 import re
 from collections.abc import Callable
 
@@ -127,24 +128,79 @@ def test_what_cannot_be_accepted_comes_back_with_the_reason(
     sign_in: SignIn, session: Session, url: str, sent: dict[str, object], reason: str
 ) -> None:
     admin = sign_in("admin")
-    for path in ("", "/publish"):
-        answer = admin.post(url + path, fields(**sent))
+
+    def is_all_there(page: str) -> bool:
+        typed = [text for value in sent.values() for text in (value[0] if isinstance(value, list) else [value]) if text]
+        return all(html.escape(str(text).strip()) in page for text in typed)
+
+    answer = admin.post(f"{url}/publish", fields(**sent))
+    assert answer.status_code == 422
+    assert reason in answer.text
+    assert is_all_there(answer.text)
+    assert drafts(session) == []
+
+    answer = admin.post(url, fields(**sent))
+    if sent.keys() & {"strengths", "rationale_rule"}:  # chosen, not typed: no draft either
         assert answer.status_code == 422
         assert reason in answer.text
-        for value in sent.values():
-            for text in value[0] if isinstance(value, list) else [value]:
-                assert text is None or str(text).strip() in answer.text, "what was typed is lost"
-    assert drafts(session) == []
-    assert session.scalars(select(Rubric.version)).all() == [1]
+    else:
+        assert answer.status_code == 303
+        page = admin.get(url).text
+        assert is_all_there(page)
+        assert reason.rstrip(".") in page, "the preview names what is missing"
+        assert admin.get(f"{url}/diff?was=1").status_code == 200
+        answer = admin.post(f"{url}/publish", fields(**sent) | {"revision": 1})
+        assert answer.status_code == 422
+    assert session.scalars(select(Rubric.version).where(Rubric.version.is_not(None))).all() == [1]
+
+
+def test_a_draft_keeps_what_is_half_written(sign_in: SignIn, session: Session, url: str) -> None:
+    """Rows that are complete are brought into form; the others stay as they were typed."""
+    admin = sign_in("admin")
+    half = ("2 + 2?", "  4", "", "")
+    sent = fields(
+        "  ",
+        aspects=[(" Style ", "Which?"), ("", "Unnamed?")],
+        examples=[half],
+        quiz=[("p", "", "", "1", ""), ("",) * 5],
+    )
+    assert admin.post(url, sent).status_code == 303
+    [draft] = drafts(session)
+    assert draft.examples == [{"prompt": "2 + 2?", "better": "  4", "worse": "", "reason": ""}]
+    assert [aspect["question"] for aspect in draft.aspects] == ["Which?", "Unnamed?"]
+    page = admin.get(url).text
+    assert "\n  4</textarea>" in page
+    assert '<option value="1" selected>Second is better</option>' in page
+    assert "Example 1: the worse response is empty" in page
+    assert page.count('name="quiz.prompt"') == 1
+    whole = fields("Now.", aspects=[("style", "Which?")], examples=[EXAMPLE], quiz=[QUESTION], revision=1)
+    assert admin.post(f"{url}/publish", whole).headers["location"] == f"{url}/2"
 
 
 def test_a_megabyte_of_guideline_comes_back_whole(sign_in: SignIn, session: Session, url: str) -> None:
-    text = "A very long guideline. " * 100_000  # 2.3 MB
-    answer = sign_in("admin").post(url, fields(text))
+    admin, text = sign_in("admin"), "A very long guideline. " * 100_000  # 2.3 MB
+    answer = admin.post(f"{url}/publish", fields(text))
     assert answer.status_code == 422
     assert "The guideline has 2,300,000 characters; at most 50,000." in answer.text
     assert text in answer.text
     assert drafts(session) == []
+    assert admin.post(url, fields(text)).status_code == 303
+    assert text.strip() in admin.get(url).text
+    far_too_much = text * 3
+    answer = admin.post(url, fields(far_too_much, revision=1))
+    assert answer.status_code == 422
+    assert "All together has 6,900,0" in answer.text
+    assert far_too_much in answer.text
+    assert drafts(session)[0].guideline == text
+
+
+@pytest.mark.parametrize("nothing", ["\u200b", "\u2060\ufeff\u202e", "\u200b \n\t"])
+def test_what_cannot_be_seen_is_no_text(sign_in: SignIn, url: str, nothing: str) -> None:
+    sent = fields(nothing, flags=[("harmful", nothing)], examples=[(nothing, "4", "5", nothing)])
+    answer = sign_in("admin").post(f"{url}/publish", sent)
+    assert answer.status_code == 422
+    for field in ("The guideline", "Flag 1: the label", "Example 1: the prompt", "Example 1: the reason"):
+        assert f"{field} is empty." in answer.text
 
 
 def test_rows_left_empty_do_not_count(sign_in: SignIn, session: Session, url: str) -> None:
@@ -251,12 +307,11 @@ def test_a_scale_by_its_name(sign_in: SignIn, url: str) -> None:
     assert len(re.findall(r'name="preference" value="-?[1-4]"', answer.text)) == 8
 
 
-def test_htmx_gets_the_section_and_the_preview(sign_in: SignIn, url: str) -> None:
+def test_htmx_gets_the_section(sign_in: SignIn, url: str) -> None:
     answer = sign_in("admin").post(f"{url}/edit", fields() | {"do": "aspects.add"}, headers={"HX-Request": "true"})
     assert "<html" not in answer.text
     assert 'id="section-aspects"' in answer.text
     assert 'id="section-flags"' not in answer.text
-    assert '<div id="preview" hx-swap-oob="innerHTML">' in answer.text
 
 
 def test_what_changed_between_two_versions(sign_in: SignIn, url: str) -> None:
@@ -289,3 +344,37 @@ def test_after_publishing_items_can_be_asked_again(
     assert "1 judgment was made under earlier versions" in page
     assert "The quiz is new" in page
     assert "Ask again" not in admin.get(f"{url}/2").text, "only for the version in force"
+
+
+def test_whether_the_quiz_is_taken_again_is_chosen(sign_in: SignIn, session: Session, url: str) -> None:
+    admin = sign_in("admin")
+    assert 'name="retake"' not in admin.get(url).text, "there was no quiz yet"
+    admin.post(f"{url}/publish", fields("One.", quiz=[QUESTION]))
+    assert '<option value="changed" selected>' in admin.get(url).text
+    refused = admin.post(f"{url}/publish", fields("", quiz=[QUESTION], retake="no")).text
+    assert '<option value="no" selected>' in refused
+    mended = [("Captial of France?", *QUESTION[1:])]
+    for retake, quiz, counts_as in (("changed", mended, 2), ("yes", mended, None), ("nonsense", [QUESTION], 4)):
+        answer = admin.post(f"{url}/publish", fields(f"{retake}.", quiz=quiz, retake=retake))
+        assert answer.status_code == 303
+        newest = select(Rubric).order_by(Rubric.id.desc()).limit(1)
+        session.rollback()
+        assert session.scalars(newest).one().quiz_of_version == counts_as
+        page = admin.get(answer.headers["location"]).text
+        if retake == "changed":
+            assert "who passed it under version 2 need not take it again" in page
+        elif retake == "yes":
+            assert "The quiz has to be taken again" in page
+
+
+def test_a_draft_published_in_another_tab(sign_in: SignIn, session: Session, url: str) -> None:
+    """What was typed since is still there, on top of the version, with what differs."""
+    admin = sign_in("admin")
+    admin.post(url, fields("The second one."))
+    admin.post(f"{url}/publish", fields("The second one.", revision=1))
+    answer = admin.post(url, fields("The third one.", revision=1))
+    assert answer.status_code == 409
+    assert "published or discarded by somebody else" in answer.text
+    assert "From version 2 to yours" in answer.text
+    assert "The <ins>third</ins> one." in answer.text
+    assert admin.post(url, fields("The third one.", revision=0)).status_code == 303

@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, func, select, text, update
@@ -12,11 +13,16 @@ from app.errors import Conflict, NotFound
 from app.judging import DEFAULT_ASPECTS, DEFAULT_FLAGS, RubricContent
 from app.models import AuditEvent, Comparison, Judgment, Ranking, Rubric
 from app.rubrics import queries, service
+from app.rubrics.retaking import Retake
 from tests import factories
 
 
 def content(guideline: str = "New text.", **values: object) -> RubricContent:
     return RubricContent.model_validate({"guideline": guideline} | values)
+
+
+def columns(guideline: str, **values: object) -> dict[str, Any]:
+    return content(guideline, **values).model_dump(mode="json")
 
 
 def test_the_first_version(session: Session) -> None:
@@ -34,7 +40,7 @@ def test_the_first_version(session: Session) -> None:
 def test_a_draft_changes_nothing_until_it_is_published(session: Session) -> None:
     project, admin = factories.project(session), factories.user(session, "admin")
     first = factories.rubric(session, project)
-    draft = service.save_draft(session, project, content("Shorter.\nIs better.", strengths=1), 0, admin)
+    draft = service.save_draft(session, project, columns("Shorter.\nIs better.", strengths=1), 0, admin)
     assert (draft.version, draft.revision, draft.guideline) == (None, 1, "Shorter.\nIs better.\n")
     assert service.current(session, project).id == first.id
     published = service.publish(session, project, content("Shorter.", strengths=1), 1, admin)
@@ -118,21 +124,21 @@ def test_publishing_the_same_again_is_refused(session: Session) -> None:
 def test_an_edit_that_was_not_seen_is_not_overwritten(session: Session) -> None:
     project = factories.project(session)
     ann, bob = factories.user(session, "admin", name="Ann"), factories.user(session, "admin", name="Bob")
-    service.save_draft(session, project, content("Ann's"), 0, ann)
+    service.save_draft(session, project, columns("Ann's"), 0, ann)
     for stale in (0, 2):
         with pytest.raises(Conflict, match="Ann changed this draft"):
-            service.save_draft(session, project, content("Bob's"), stale, bob)
+            service.save_draft(session, project, columns("Bob's"), stale, bob)
         with pytest.raises(Conflict, match="Ann changed this draft"):
             service.publish(session, project, content("Bob's"), stale, bob)
         with pytest.raises(Conflict, match="Ann changed this draft"):
             service.discard_draft(session, project, stale)
     assert session.scalars(select(Rubric.guideline)).one() == "Ann's\n"
-    assert service.save_draft(session, project, content("Bob's"), 1, bob).revision == 2
+    assert service.save_draft(session, project, columns("Bob's"), 1, bob).revision == 2
     with pytest.raises(Conflict, match="Bob changed this draft"):
-        service.save_draft(session, project, content("Ann's again"), 1, ann)
+        service.save_draft(session, project, columns("Ann's again"), 1, ann)
     service.discard_draft(session, project, 2)
     with pytest.raises(Conflict, match="published or discarded"):
-        service.save_draft(session, project, content("Bob's"), 2, bob)
+        service.save_draft(session, project, columns("Bob's"), 2, bob)
 
 
 def test_two_admins_beginning_a_draft_at_the_same_moment(session: Session, engine: Engine) -> None:
@@ -145,7 +151,7 @@ def test_two_admins_beginning_a_draft_at_the_same_moment(session: Session, engin
         barrier.wait()
         try:
             with sessions.begin() as own:
-                service.save_draft(own, project, content(f"by {admins[n].name}"), 0, admins[n])
+                service.save_draft(own, project, columns(f"by {admins[n].name}"), 0, admins[n])
         except Conflict as error:
             return error.message
         return admins[n].name
@@ -163,3 +169,56 @@ def test_a_version_by_its_number(session: Session) -> None:
     with pytest.raises(NotFound, match="no version 2"):
         service.published(session, project, 2)
     assert session.scalar(select(func.count()).select_from(Rubric)) == 1
+
+
+QUIZ: list[dict[str, Any]] = [
+    {"prompt": "Captial of France?", "first": "Paris", "second": "Rome", "answer": -1, "feedback": "It is Paris."},
+    {"prompt": "2 + 2?", "first": "Five, I think.", "second": "Four.", "answer": 1, "feedback": "Count."},
+]
+# The first question without its typo; then with another right answer; then another question with the same one.
+MENDED = [QUIZ[0] | {"prompt": "Capital of France?", "feedback": "Paris is its capital."}, QUIZ[1]]
+TURNED = [QUIZ[0] | {"answer": 1}, QUIZ[1]]
+OTHER = [QUIZ[0] | {"prompt": "Largest planet?", "first": "Jupiter.", "second": "Mars."}, QUIZ[1]]
+
+
+@pytest.mark.parametrize(
+    ("quiz", "retake", "counts_as"),
+    [
+        (QUIZ, "changed", 1),
+        (MENDED, "changed", 1),
+        (TURNED, "changed", None),
+        (OTHER, "changed", None),
+        (QUIZ[:1], "changed", None),
+        (QUIZ[::-1], "changed", None),
+        (QUIZ, "yes", None),
+        (MENDED, "yes", None),
+        (TURNED, "no", 1),
+        (QUIZ[:1], "no", 1),
+        ([], "no", None),
+    ],
+)
+def test_whether_the_quiz_is_taken_again(
+    session: Session, quiz: list[dict[str, Any]], retake: Retake, counts_as: int | None
+) -> None:
+    project, admin = factories.project(session), factories.user(session, "admin")
+    service.create_first(session, project, content("One.", quiz=QUIZ))
+    second = service.publish(session, project, content("Two.", quiz=quiz), 0, admin, retake)
+    assert second.quiz_of_version == counts_as
+    [event] = session.scalars(select(AuditEvent).where(AuditEvent.action == "rubric.published"))
+    assert event.details == {"version": 2} | ({"quiz_version": counts_as or 2} if quiz else {})
+
+
+def test_a_quiz_counts_as_the_one_it_came_from_however_often_it_was_mended(session: Session) -> None:
+    project, admin = factories.project(session), factories.user(session, "admin")
+
+    def publish(guideline: str, quiz: list[dict[str, Any]], retake: Retake = "changed") -> int | None:
+        return service.publish(session, project, content(guideline, quiz=quiz), 0, admin, retake).quiz_of_version
+
+    service.create_first(session, project, content("1", quiz=QUIZ))
+    assert publish("2", MENDED) == 1
+    assert publish("3", []) is None
+    assert publish("4", MENDED) == 1  # over a version without any
+    assert publish("5", TURNED) is None
+    assert publish("6", QUIZ) == 1  # back to what some have passed
+    assert publish("7", QUIZ, "yes") is None
+    assert publish("8", MENDED) == 7

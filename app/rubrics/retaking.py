@@ -1,0 +1,42 @@
+"""Whether those who passed the quiz of an earlier version take a new version's quiz."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+from app.domain import textdiff
+from app.models import Rubric
+
+# What the admin says when publishing; `changed`: only if it asks something else now.
+Retake = Literal["changed", "yes", "no"]
+RETAKES: tuple[Retake, ...] = get_args(Retake)
+# A question of which less than this is left is another one.
+LEAST_KEPT = 0.5
+
+Question = Mapping[str, Any]
+
+
+def is_same(old: Sequence[Question], new: Sequence[Question]) -> bool:
+    """Whether two quizzes ask the same: equally many questions, in the same places with the same right answers, and no
+    more than their wording changed. Explanations do not count."""
+    return len(old) == len(new) and all(map(_is_same, old, new))
+
+
+def _is_same(old: Question, new: Question) -> bool:
+    return old["answer"] == new["answer"] and textdiff.kept(_asked(old), _asked(new)) >= LEAST_KEPT
+
+
+def _asked(question: Question) -> str:
+    return "\n".join(question[field] for field in ("prompt", "first", "second"))
+
+
+def same_as(quiz: Sequence[Question], before: Sequence[Rubric], retake: Retake) -> int | None:
+    """The number of the version whose quiz counts as the new one; none: everybody has to pass the new one.
+
+    Args:
+        before: published versions, newest first.
+    """
+    with_quiz = [rubric for rubric in before if rubric.quiz] if quiz else []
+    for rubric in with_quiz:
+        if retake == "no" or (retake == "changed" and is_same(rubric.quiz, quiz)):
+            return rubric.quiz_version
+    return None
