@@ -1,5 +1,6 @@
 """What was typed into a form, before it is checked: a form that is refused comes back with it, and with the reason."""
 
+import re
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -13,8 +14,13 @@ def _clean(text: object) -> object:
     return text.replace("\r\n", "\n").replace("\0", "").strip() if isinstance(text, str) else text
 
 
+# In a line, which stands among words of ours, these have no use but to hide or to turn what follows: what has no width,
+# and what embeds or overrides a direction.
+_HIDING = re.compile("[\0\u00ad\u200b\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
+
+
 def _line(text: object) -> object:
-    return " ".join(text.replace("\0", "").split()) if isinstance(text, str) else text
+    return " ".join(_HIDING.sub("", text).split()) if isinstance(text, str) else text
 
 
 def _none_if_empty(value: object) -> object:

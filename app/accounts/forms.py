@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from app.typed import CleanLine
+
 Role = Literal["labeler", "admin", "operator"]
 Text = Annotated[str, Field(max_length=500)]
 
@@ -16,7 +18,7 @@ class SignInForm(BaseModel):
 
 class RedeemForm(BaseModel):
     email: Text = ""
-    name: Text = ""
+    name: Annotated[CleanLine, Field(max_length=500)] = ""
     password: Text = ""
 
 

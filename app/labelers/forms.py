@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from app.typed import CleanLine
+
 Kind = Literal["person", "imported", "simulated", "ai_judge", "all"]
 
 
@@ -21,7 +23,7 @@ class RemoveForm(BaseModel):
 
 
 class GroupForm(BaseModel):
-    name: Annotated[str, Field(max_length=80)] = ""
+    name: Annotated[CleanLine, Field(max_length=80)] = ""
 
 
 class MembersForm(BaseModel):

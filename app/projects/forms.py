@@ -2,11 +2,13 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, Field
+
+from app.typed import CleanLine
 
 
 class NewProjectForm(BaseModel):
-    name: Annotated[str, Field(max_length=200)] = ""
+    name: Annotated[CleanLine, Field(max_length=200)] = ""
     description: Annotated[str, Field(max_length=2000)] = ""
 
 
@@ -15,7 +17,7 @@ class ModelForm(BaseModel):
 
 
 class SettingsForm(BaseModel):
-    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+    name: Annotated[CleanLine, Field(min_length=1, max_length=200)]
     description: Annotated[str, Field(max_length=2000)] = ""
     overlap: Annotated[int, Field(ge=1, le=100)]
     lease_minutes: Annotated[int, Field(ge=1, le=1440)]

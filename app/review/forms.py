@@ -3,11 +3,16 @@
 from typing import Annotated, Literal
 from urllib.parse import urlencode
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, Field
+
+from app.typed import CleanText
 
 QueueName = Literal["disagreement", "conflict", "flagged", "requested"]
-Note = Annotated[str, StringConstraints(strip_whitespace=True, max_length=10_000)]
-Slice = Annotated[str, Field(pattern=r"^((domain|difficulty|safety_category|split|purpose)=.{1,200})?$")]
+Note = Annotated[CleanText, Field(max_length=10_000)]
+# (?s): what an import names a domain may be of several lines.
+Slice = Annotated[
+    str, Field(pattern=r"(?s)^((domain|difficulty|safety_category|split|purpose)=.+)?$", max_length=10_000)
+]
 
 
 class Wanted(BaseModel):

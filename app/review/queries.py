@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import exists, func, or_, select
+from sqlalchemy import ColumnElement, exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from app.models import (
@@ -113,6 +113,22 @@ def could_not_judge(session: Session, comparison_id: int) -> int:
     return session.scalar(select(func.count()).where(Judgment.comparison_id == comparison_id, *without)) or 0
 
 
+def preferences(session: Session, comparison_id: int) -> tuple[list[int], list[int]]:
+    """Labelers, and what they prefer, of the live judgments that say it."""
+    found = select(Judgment.labeler_id, Judgment.preference).where(Judgment.comparison_id == comparison_id)
+    found = found.where(Judgment.superseded_at.is_(None), Judgment.preference.is_not(None)).order_by(Judgment.id)
+    rows = session.execute(found).all()
+    return [labeler for labeler, _ in rows], [preference for _, preference in rows]
+
+
+def newest(session: Session, comparison_id: int) -> tuple[int, int]:
+    """Ids of its newest judgment and of what reviewers last did with it; 0 for none."""
+    judgment = select(func.max(Judgment.id)).where(Judgment.comparison_id == comparison_id).scalar_subquery()
+    decision = select(func.max(AuditEvent.id)).where(*_of_reviewers(comparison_id)).scalar_subquery()
+    row = session.execute(select(func.coalesce(judgment, 0), func.coalesce(decision, 0))).one()
+    return row[0], row[1]
+
+
 class Skip(NamedTuple):
     labeler: str
     reason: str
@@ -145,11 +161,15 @@ def decisions(session: Session, comparison_id: int) -> list[Decision]:
     found = (
         select(AuditEvent.id, AuditEvent.action, User.name, AuditEvent.at, AuditEvent.details)
         .join(User, User.id == AuditEvent.actor_id)
-        .where(about == str(comparison_id))
-        .where(or_(AuditEvent.action.startswith("review."), AuditEvent.action == "calibration.added"))
+        .where(*_of_reviewers(comparison_id))
         .order_by(AuditEvent.id)
     )
     return [Decision(*row) for row in session.execute(found)]
+
+
+def _of_reviewers(comparison_id: int) -> tuple[ColumnElement[bool], ...]:
+    by_reviewers = or_(AuditEvent.action.startswith("review."), AuditEvent.action == "calibration.added")
+    return about == str(comparison_id), by_reviewers
 
 
 class Verdict(NamedTuple):

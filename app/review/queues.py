@@ -125,10 +125,10 @@ class Queued(NamedTuple):
     """A comparison in a queue with the beginnings of its texts; who asked for the review and why, where one did."""
 
     comparison: Comparison
-    messages: list[dict[str, str]]
-    domain: str
+    prompt: str  # its last turn
     a: str
     b: str
+    domain: str
     answers: list[Answer]
     requested_by: str
     request: str
@@ -138,8 +138,9 @@ def page(session: Session, project_id: int, wanted: Wanted, after: Place | None,
     """The next comparisons of a queue after a place."""
     ids = list(session.scalars(_ids(project_id, wanted, after).limit(limit)))
     a, b = aliased(Completion), aliased(Completion)
+    texts = (func.left(each, EXCERPT) for each in (Prompt.messages[-1]["content"].astext, a.text, b.text))
     found = (
-        select(Comparison, Prompt.messages, Prompt.domain, func.left(a.text, EXCERPT), func.left(b.text, EXCERPT))
+        select(Comparison, Prompt.domain, *texts)
         .join(Prompt, Prompt.id == Comparison.prompt_id)
         .join(a, a.id == Comparison.completion_a_id)
         .join(b, b.id == Comparison.completion_b_id)
@@ -151,8 +152,8 @@ def page(session: Session, project_id: int, wanted: Wanted, after: Place | None,
     # A comparison decided between the two reads is still shown: opening it says so.
     queued = []
     for id_ in ids:
-        comparison, messages, domain, text_a, text_b = rows[id_]
-        queued.append(Queued(comparison, messages, domain, text_a, text_b, answers[id_], *requests.get(id_, ("", ""))))
+        comparison, domain, *excerpts = rows[id_]
+        queued.append(Queued(comparison, *excerpts, domain, answers[id_], *requests.get(id_, ("", ""))))
     return queued
 
 

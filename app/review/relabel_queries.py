@@ -9,6 +9,7 @@ from sqlalchemy import (
     ColumnElement,
     Select,
     any_,
+    case,
     exists,
     func,
     insert,
@@ -18,7 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session, aliased
 
-from app.models import Comparison, Judgment, Prompt, Rubric
+from app.models import Comparison, Judgment, LabelerGroupMember, Lease, ProjectLabeler, Prompt, Rubric, User
 from app.review.forms import RelabelForm
 
 DECIDED = ("settled", "in_review", "adjudicated")
@@ -82,14 +83,36 @@ def lock(session: Session, project_id: int, form: RelabelForm, limit: int) -> li
 def ask_again(session: Session, ids: Sequence[int], rubric_id: int, overlap: int) -> None:
     """Opens a comparison under the rubric for each of these, which are withdrawn, their judgments superseded.
 
-    A pair of a ranking is asked about alone.
+    A pair of a ranking is asked about alone. What was kept for a group or a person stays so where they can give as many
+    judgments as are wanted.
     """
     these = literal(list(ids), ARRAY(BigInteger))
+    members = (
+        select(func.count())
+        .select_from(LabelerGroupMember)
+        .join(User, User.id == LabelerGroupMember.labeler_id)
+        .where(LabelerGroupMember.group_id == Comparison.group_id, *_may_label())
+        .scalar_subquery()
+    )
+    can = exists().where(User.id == Comparison.labeler_id, literal(overlap) == 1, *_may_label())
     old = select(
-        *(getattr(Comparison, name) for name in _KEPT), literal(rubric_id, BigInteger), literal(overlap), Comparison.id
+        *(getattr(Comparison, name) for name in _KEPT),
+        literal(rubric_id, BigInteger),
+        literal(overlap),
+        Comparison.id,
+        case((members >= overlap, Comparison.group_id)),
+        case((can, Comparison.labeler_id)),
     ).where(Comparison.id == any_(these))
-    columns = (*_KEPT, "rubric_id", "overlap", "relabel_of_id")
+    columns = (*_KEPT, "rubric_id", "overlap", "relabel_of_id", "group_id", "labeler_id")
     session.execute(insert(Comparison).from_select(columns, old.order_by(Comparison.id)))
+    # Whoever read what others said of the old one does not judge the new one either.
+    given_up = (
+        select(Comparison.id, Lease.labeler_id, literal(False), literal("recused"), func.now())
+        .join(Lease, Lease.comparison_id == Comparison.relabel_of_id)
+        .where(Comparison.relabel_of_id == any_(these), Lease.state == "recused")
+    )
+    recused = ("comparison_id", "labeler_id", "swapped", "state", "expires_at")
+    session.execute(insert(Lease).from_select(recused, given_up))
     live = update(Judgment).where(Judgment.comparison_id == any_(these), Judgment.superseded_at.is_(None))
     quietly = {"synchronize_session": False}
     session.execute(live.values(superseded_at=func.now(), superseded_for="relabeled"), execution_options=quietly)
@@ -98,6 +121,16 @@ def ask_again(session: Session, ids: Sequence[int], rubric_id: int, overlap: int
     # Hidden repeats and calibration items of them go by what was answered under the old rubric.
     repeats = update(Comparison).where(Comparison.repeat_of_id == any_(these), Comparison.state == "open")
     session.execute(repeats.values(state="withdrawn"), execution_options=quietly)
+
+
+def _may_label() -> tuple[ColumnElement[bool], ...]:
+    """Of a user, in the project of the comparison in the query around."""
+    kept_out = exists().where(
+        ProjectLabeler.project_id == Comparison.project_id,
+        ProjectLabeler.labeler_id == User.id,
+        ProjectLabeler.state != "active",
+    )
+    return User.is_active, User.roles.contains(["labeler"]), ~kept_out
 
 
 def flags(session: Session, project_id: int) -> list[str]:

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.accounts.access import AdminDep
 from app.db import SessionDep
-from app.errors import Forbidden, InvalidInput
+from app.errors import Conflict, Forbidden, InvalidInput
 from app.models import Comparison, Project, User
 from app.models.prompt import DIFFICULTIES, SPLITS
 from app.projects.access import ProjectDep
@@ -154,8 +154,8 @@ def _decide(
     try:
         with session.begin_nested():  # a decision that is refused half-way is not made
             comparison = decide()
-    except InvalidInput as problem:
-        return _case(request, session, project, admin, comparison_id, wanted, problem=problem, note=form.note)
+    except (Conflict, InvalidInput) as problem:
+        return _case(request, session, project, admin, comparison_id, wanted, problem=problem, form=form)
     if stay:
         return redirect(f"/projects/{project.slug}/review/{comparison_id}?{wanted.query()}")
     return _on(session, project, wanted, queues.place_of(wanted.queue, comparison))
@@ -175,19 +175,25 @@ def _case(
     comparison_id: int,
     wanted: Wanted,
     *,
-    problem: InvalidInput | None = None,
-    note: str = "",
+    problem: Conflict | InvalidInput | None = None,
+    form: DecisionForm | None = None,
 ) -> Response:
-    """One comparison with everything about it; closed to whoever may still judge it."""
+    """One comparison with everything about it; closed to whoever may still judge it.
+
+    Args:
+        form: a decision that was refused; what was typed and chosen is still there.
+    """
     try:
         found = service.open_case(session, project, admin, comparison_id)
     except Forbidden as closed:
         context = {"comparison_id": comparison_id, "wanted": wanted, "closed": closed}
         return page(request, "review/closed.html", status=closed.status, **context)
     comparison = found.comparison
+    seen = service.as_seen(session, comparison)
     judgments = queries.judgments(session, comparison)
     decisions = queries.decisions(session, comparison_id)
-    can_ask = comparison.state in ("settled", "in_review")
+    is_measuring = comparison.purpose in service.MEASURING
+    can_ask = comparison.state in ("settled", "in_review") and not is_measuring
     return page(
         request,
         "review/case.html",
@@ -199,7 +205,7 @@ def _case(
         superseded=[said for said in judgments if said.judgment.superseded_at is not None],
         skips=queries.skips(session, comparison_id),
         decisions=[(decision, views.decision(decision, found.rubric.strengths)) for decision in decisions],
-        seen=service.as_seen(comparison, decisions),
+        seen=seen,
         verdict=queries.verdict(session, comparison_id),
         people=queries.people_to_ask(session, comparison) if can_ask else [],
         groups=queries.groups_to_ask(session, comparison) if can_ask else [],
@@ -207,5 +213,9 @@ def _case(
         limit=queues.COUNT_LIMIT,
         views=views,
         problem=problem,
-        note=note,
+        note=form.note if form else "",
+        chosen=form.verdict if isinstance(form, VerdictForm) else None,
+        is_measuring=is_measuring,
+        can_ask=can_ask,
+        judged_too=any(said.judgment.labeler_id == admin.id for said in judgments),
     )

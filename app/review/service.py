@@ -9,8 +9,11 @@ from datetime import UTC, datetime
 from sqlalchemy.orm import Session
 
 from app.accounts.service import audit
-from app.domain import scale
+from app.domain import consensus, overlap, scale
+from app.domain.consensus import Consensus
 from app.errors import Conflict, Forbidden, InvalidInput, NotFound
+from app.labelers import fitting
+from app.labelers.fitting import Said
 from app.labeling import calibration, recusal
 from app.models import Adjudication, Comparison, Project, Rubric, User
 from app.review import queries, queues
@@ -36,6 +39,8 @@ __all__ = [
 ]
 
 MAX_OVERLAP = 1000  # the table's limit
+# What is asked of labelers to measure them: it has its answer, and nothing learns from it.
+MEASURING = ("calibration", "repeat")
 # What a reviewer did, as others read it.
 DONE = {
     "review.adjudicated": "gave the verdict on this comparison",
@@ -79,9 +84,11 @@ def give_up(session: Session, project: Project, labeler: User, comparison_id: in
     audit(session, labeler.id, "labeling.recused", project.id, comparison_id=comparison_id)
 
 
-def as_seen(comparison: Comparison, decisions: Collection[queries.Decision]) -> str:
-    """What a reviewer saw, to be sent along with the decision: the state and the last thing somebody decided."""
-    return f"{comparison.state}-{max((decision.id for decision in decisions), default=0)}"
+def as_seen(session: Session, comparison: Comparison) -> str:
+    """What a reviewer sees, to be sent along with the decision: the state, what was judged, and what somebody decided.
+    To be asked before the judgments are read: what comes in between has then not been seen."""
+    judgment, decision = queries.newest(session, comparison.id)
+    return f"{comparison.state}-{comparison.judgment_count}-{judgment}-{decision}"
 
 
 def adjudicate(
@@ -101,19 +108,20 @@ def adjudicate(
         calibrate: it is the known answer of a calibration item from now on, too.
 
     Raises:
-        Conflict: somebody decided since the reviewer looked, it has a verdict or was withdrawn, or no calibration item
-            can be made of it.
+        Conflict: somebody judged or decided since the reviewer looked, it has a verdict or was withdrawn, it measures
+            labelers, or no calibration item can be made of it.
         Forbidden: it is open and the reviewer may still judge it.
         InvalidInput: the verdict is outside the rubric's scale.
         NotFound: the project has no such comparison.
     """
     comparison = _take(session, project, reviewer, comparison_id, seen, ("open", "settled", "in_review"))
+    _refuse_measuring(comparison)
     strengths = session.get_one(Rubric, comparison.rubric_id).strengths
     if verdict not in scale.values(strengths, allow_tie=True):
         raise InvalidInput(f"The verdict {verdict} is outside the rubric's scale.", f"Choose 0 to {strengths}.")
     session.add(Adjudication(comparison_id=comparison.id, reviewer_id=reviewer.id, verdict=verdict, note=note))
     comparison.state, comparison.flagged = "adjudicated", False
-    comparison.consensus = float(verdict)
+    _write_consensus(comparison, consensus.verdict(verdict).rounded())
     comparison.settled_at = datetime.now(UTC)
     _decided(session, reviewer, comparison, "review.adjudicated", verdict=verdict, note=note)
     if calibrate:
@@ -158,11 +166,12 @@ def ask_more(
         InvalidInput: it would want more labelers than it may have, or than the group or person can give.
     """
     comparison = _take(session, project, reviewer, comparison_id, seen, ("settled", "in_review"))
-    overlap = comparison.judgment_count + max(more, comparison.lease_count)
-    if overlap > MAX_OVERLAP:
+    _refuse_measuring(comparison)
+    wanted = comparison.judgment_count + max(more, comparison.lease_count)
+    if wanted > MAX_OVERLAP:
         raise InvalidInput(f"A comparison takes {MAX_OVERLAP} judgments at most.", "Give a verdict instead.")
     asked = _whom(session, comparison, more, group_id, labeler_id)
-    comparison.overlap, comparison.overlap_max = overlap, None
+    comparison.overlap, comparison.overlap_max = wanted, None
     # So many preferences are wanted as there are and are asked for; who could not judge does not count among them.
     comparison.grown = queries.could_not_judge(session, comparison.id)
     comparison.group_id, comparison.labeler_id = group_id, labeler_id
@@ -246,19 +255,31 @@ def people_are_right(
 def request(
     session: Session, project: Project, reviewer: User, comparison_id: int, *, note: str = "", seen: str = ""
 ) -> Comparison:
-    """Puts a decided or withdrawn comparison up for review; a verdict it has is taken back.
+    """Puts a decided or withdrawn comparison up for review; a verdict it has is taken back, and what the labelers say
+    together stands again.
 
     Raises:
         Conflict: as `adjudicate`, or it was asked again under a newer rubric.
         Forbidden, NotFound: as `adjudicate`.
     """
     comparison = _take(session, project, reviewer, comparison_id, seen, ("settled", "adjudicated", "withdrawn"))
+    _refuse_measuring(comparison)
     if (newer := queries.replacement(session, comparison.id)) is not None:
         raise Conflict(f"It is asked again as comparison {newer} under a newer rubric.", f"Review {newer} instead.")
     if verdict := queries.verdict(session, comparison.id):
         session.delete(verdict.adjudication)
     comparison.state, comparison.review_reason, comparison.settled_at = "in_review", "requested", None
+    labelers, preferences = queries.preferences(session, comparison.id)
+    strengths = session.get_one(Rubric, comparison.rubric_id).strengths
+    said = [Said(labelers, preferences, strengths)] if preferences else []
+    _write_consensus(comparison, next(iter(fitting.decide(session, project, said)), None))
+    comparison.agreement = overlap.agreement(preferences)
     return _decided(session, reviewer, comparison, "review.requested", note=note)
+
+
+def _write_consensus(comparison: Comparison, found: Consensus | None) -> None:
+    comparison.consensus = found.preference if found else None
+    comparison.p_b, comparison.p_tie = (found.p_b, found.p_tie) if found else (None, None)
 
 
 def _decided(session: Session, reviewer: User, comparison: Comparison, action: str, **details: object) -> Comparison:
@@ -274,14 +295,30 @@ def _take(
     comparison = queries.lock(session, project.id, comparison_id)
     if comparison is None:
         raise _unknown(comparison_id)
-    decisions = queries.decisions(session, comparison_id)
-    if comparison.state not in states or (saw and saw != as_seen(comparison, decisions)):
-        # Two reviewers at once: the lock let the first one through; the second hears who that was.
-        last = decisions[-1] if decisions else None
-        message = f"{last.reviewer} already {DONE[last.action]}." if last else "This comparison has changed since."
-        raise Conflict(message, "Nothing was changed. Go on with the next one in the review queue.")
     _refuse_blind(session, reviewer, comparison)
+    sees = as_seen(session, comparison)
+    if comparison.state not in states or (saw and saw != sees):
+        # Two reviewers at once: the lock let the first one through; the second hears who that was.
+        if decisions := queries.decisions(session, comparison_id) if _last(saw) != _last(sees) else []:
+            last = decisions[-1]
+            message = f"{last.reviewer} already {DONE[last.action]}."
+        else:
+            message = "This comparison was judged or changed since you opened it."
+        raise Conflict(message, "Nothing was changed. This is what stands now; “Later” leads to the next one.")
     return comparison
+
+
+def _last(seen: str) -> str:
+    """The decision that was the last one then."""
+    return seen.rpartition("-")[2]
+
+
+def _refuse_measuring(comparison: Comparison) -> None:
+    if comparison.purpose in MEASURING:
+        raise Conflict(
+            "Calibration items and repeats measure labelers: a decision about one would change nothing.",
+            "Its flags can be dismissed, and it can be withdrawn.",
+        )
 
 
 def _refuse_blind(session: Session, viewer: User, comparison: Comparison) -> None:

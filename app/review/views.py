@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from markupsafe import Markup
+
 from app.domain import scale
 from app.models import Comparison, Judgment
 from app.review.queries import Decision, Said
@@ -81,7 +83,7 @@ class Row(NamedTuple):
     """A comparison in a queue. why: in words; hidden: the viewer may still judge it, so its judgments are not told."""
 
     queued: Queued
-    why: str
+    why: str | Markup
     hidden: bool
 
 
@@ -94,28 +96,32 @@ def row(queue: str, queued: Queued, *, hidden: bool) -> Row:
         assert comparison.reward_p_b is not None
         return Row(queued, f"{said}; reward model {odds(comparison.reward_p_b)}", hidden)
     if queue == "requested":
-        asked = (
-            f"{queued.requested_by} asked for a second look" if queued.requested_by else "A second look was asked for"
-        )
-        return Row(queued, asked + (f": “{queued.request}”" if queued.request else f" ({said})"), hidden)
+        asked = "{} asked for a second look" if queued.requested_by else "A second look was asked for"
+        why = f"{asked}: “{{}}”" if queued.request else f"{asked} ({said})"
+        given = [_apart(text) for text in (queued.requested_by, queued.request) if text]
+        return Row(queued, Markup(why).format(*given), hidden)
     reason = "labelers could not judge it: " if comparison.review_reason == "unjudgeable" else ""
     return Row(queued, reason + said, hidden)
 
 
-def flags_in_words(answers: Iterable[Answer]) -> str:
+def flags_in_words(answers: Iterable[Answer]) -> Markup:
     """`harmful: Ada, Bo (imported)`, one part a flag."""
-    by_flag: dict[str, list[str]] = {}
+    by_flag: dict[str, list[Markup]] = {}
     for answer in answers:
         for flag in answer.flags:
-            by_flag.setdefault(flag, []).append(who(answer.labeler, answer.kind))
-    return (
-        "; ".join(f"{flag}: {', '.join(names)}" for flag, names in sorted(by_flag.items())) or "flag taken back since"
-    )
+            by_flag.setdefault(flag, []).append(_who(answer.labeler, answer.kind))
+    parts = (Markup("{}: {}").format(_apart(flag), Markup(", ").join(names)) for flag, names in sorted(by_flag.items()))
+    return Markup("; ").join(parts) or Markup("flag taken back since")
 
 
-def who(name: str, kind: str) -> str:
+def _who(name: str, kind: str) -> Markup:
     """Machines' and imported judgments are never taken for a person's."""
-    return name if kind == "person" else f"{name} ({kind.replace('_', ' ')})"
+    return _apart(name) if kind == "person" else Markup("{} ({})").format(_apart(name), kind.replace("_", " "))
+
+
+def _apart(text: str) -> Markup:
+    """What somebody wrote, on a line with words of ours: its direction is not theirs."""
+    return Markup("<bdi>{}</bdi>").format(text)
 
 
 def decision(made: Decision, strengths: int) -> str:
@@ -123,7 +129,8 @@ def decision(made: Decision, strengths: int) -> str:
     details = made.details
     match made.action:
         case "review.adjudicated":
-            return f"gave the verdict: {describe(details['verdict'], strengths)}"
+            # One taken back may be from a rubric before: who judged nothing yet is asked by the newest.
+            return f"gave the verdict: {describe(details['verdict'], max(strengths, abs(details['verdict'])))}"
         case "review.more_asked":
             whom = f" ({details['asked']})" if details.get("asked") else ""
             return f"asked {details['more']} more labeler{'' if details['more'] == 1 else 's'}{whom}"

@@ -17,7 +17,10 @@ document.addEventListener("keydown", (event) => {
     return;
   }
   if (event.key === "Escape" && typing) return event.target.blur();
-  if (event.key === "Enter" && event.ctrlKey) return form?.requestSubmit();
+  if (event.key === "Enter" && event.ctrlKey) {
+    // Of the form one is in: also where labelers are asked.
+    return (event.target.form ?? form)?.querySelector("[data-key=Enter], [data-key=m]")?.click();
+  }
   if (typing || event.ctrlKey) return;
   // A button or link that has the focus answers Enter itself.
   if (event.key === "Enter" && event.target.closest("a, button, summary")) return;

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.db import make_session_factory
 from app.errors import Conflict, InvalidInput, NotFound
+from app.labelers import fitting
 from app.labeling import answers, assigning, settling
 from app.labeling.forms import LabelForm
 from app.models import (
@@ -50,7 +51,7 @@ def settle(session: Session, row: Comparison) -> None:
 
 def saw(session: Session, row: Comparison) -> str:
     """What a page of the comparison, opened now, would send along."""
-    return service.as_seen(row, queries.decisions(session, row.id))
+    return service.as_seen(session, row)
 
 
 # ---- a verdict -------------------------------------------------------------------------------------------------------
@@ -99,6 +100,57 @@ def test_a_verdict_can_be_taken_back(session: Session, project: Project, reviewe
     service.adjudicate(session, project, reviewer, row.id, verdict=-1)
     actions = [decision.action for decision in queries.decisions(session, row.id)]
     assert actions == ["review.adjudicated", "review.requested", "review.adjudicated"]
+
+
+@pytest.mark.parametrize("by", ["verdict", "withdrawal"])
+def test_taken_back_the_labelers_consensus_stands_again(
+    session: Session, project: Project, reviewer: User, by: str
+) -> None:
+    """Two of three prefer A, whatever the reviewer decided meanwhile: nothing conflicts with a verdict that is gone."""
+    row = judged(session, project, -2, -1, 1, reward_p_b=0.1)
+    before = (row.consensus, row.p_b, row.p_tie, row.agreement)
+    assert before[0] == pytest.approx(-2 / 3, abs=1e-6)
+    assert row.p_b == pytest.approx(0.375)  # majority: (1 + 1/2) / (3 + 1)
+    if by == "verdict":
+        service.adjudicate(session, project, reviewer, row.id, verdict=3)
+        assert row.consensus == 3
+        assert row.p_b == pytest.approx(0.9)  # as four labelers of one mind: (4 + 1/2) / (4 + 1)
+        fitting.refit(session, project)
+    else:
+        service.withdraw(session, project, reviewer, row.id, note="x")
+    service.request(session, project, reviewer, row.id)
+    session.flush()
+    session.refresh(row)
+    assert (row.consensus, row.p_b, row.p_tie, row.agreement) == before
+    assert service.waiting(session, project)["conflict"] == 0
+
+
+def test_taken_back_where_nobody_judged_there_is_no_consensus(
+    session: Session, project: Project, reviewer: User
+) -> None:
+    row = factories.comparison(session, project, flagged=True)
+    service.adjudicate(session, project, reviewer, row.id, verdict=-3)
+    service.request(session, project, reviewer, row.id)
+    assert (row.consensus, row.p_b, row.p_tie, row.agreement) == (None, None, None, None)
+
+
+@pytest.mark.parametrize("purpose", ["calibration", "repeat"])
+def test_what_measures_labelers_is_not_decided_about(
+    session: Session, project: Project, reviewer: User, purpose: str
+) -> None:
+    of = judged(session, project, 1)
+    values = {"gold": 2} if purpose == "calibration" else {}
+    row = factories.comparison(session, project, purpose=purpose, repeat_of_id=of.id, flagged=True, overlap=1, **values)
+    for decide in (service.request, service.people_are_right):
+        with pytest.raises(Conflict):
+            decide(session, project, reviewer, row.id)
+    with pytest.raises(Conflict, match="measure labelers"):
+        service.adjudicate(session, project, reviewer, row.id, verdict=1)
+    service.dismiss_flags(session, project, reviewer, row.id)
+    service.withdraw(session, project, reviewer, row.id, note="Leaks a name.")
+    with pytest.raises(Conflict, match="measure labelers"):
+        service.request(session, project, reviewer, row.id)
+    assert (row.state, row.flagged) == ("withdrawn", False)
 
 
 # ---- more labelers ---------------------------------------------------------------------------------------------------
@@ -307,7 +359,7 @@ def test_the_second_of_two_reviewers_hears_who_was_first(
     thread.join(10)
     assert failed == [
         "Ada already gave the verdict on this comparison. Nothing was changed. "
-        "Go on with the next one in the review queue."
+        "This is what stands now; “Later” leads to the next one."
     ]
     assert session.scalars(select(Adjudication.verdict)).all() == [-1]
 
@@ -330,6 +382,21 @@ def test_a_page_from_before_decides_nothing(session: Session, project: Project, 
     service.adjudicate(session, project, bea, row.id, verdict=0, seen=saw(session, row))
 
 
+def test_a_flag_set_since_the_page_was_opened_is_not_dismissed_unseen(
+    session: Session, project: Project, reviewer: User
+) -> None:
+    row = factories.comparison(session, project, overlap=3, flagged=True)
+    factories.judgment(session, row, preference=1, flags=["harmful"])
+    session.refresh(row)
+    before = saw(session, row)
+    factories.judgment(session, row, preference=1, flags=["personal data"])
+    with pytest.raises(Conflict, match="judged or changed since"):
+        service.dismiss_flags(session, project, reviewer, row.id, seen=before)
+    session.refresh(row)
+    assert row.flagged
+    service.dismiss_flags(session, project, reviewer, row.id, seen=saw(session, row))
+
+
 def test_who_did_something_else_with_it_is_named_too(session: Session, project: Project, reviewer: User) -> None:
     withdrawn, right = judged(session, project, 2, -2), conflicting(session, project, 0.9)
     before = saw(session, right)
@@ -342,7 +409,7 @@ def test_who_did_something_else_with_it_is_named_too(session: Session, project: 
     never = judged(session, project, 1, 1)
     never.state = "adjudicated"
     session.flush()
-    with pytest.raises(Conflict, match="changed since"):
+    with pytest.raises(Conflict, match="judged or changed since"):
         service.adjudicate(session, project, reviewer, never.id, verdict=0)
     with pytest.raises(NotFound):
         service.adjudicate(session, factories.project(session), reviewer, right.id, verdict=0)

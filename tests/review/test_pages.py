@@ -21,7 +21,7 @@ def project(session: Session) -> Project:
 
 
 def words(page: str) -> str:
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", re.sub(r"</?bdi>", "", page)))
 
 
 def test_the_next_item_comes_after_each_decision(
@@ -125,11 +125,13 @@ def test_a_late_verdict_names_the_first_and_roles_are_kept(
     session.commit()
     admin = sign_in("admin")
     base = f"/projects/{project.slug}/review"
-    late = admin.post(f"{base}/{row.id}/verdict", {"verdict": "-1"})
+    late = admin.post(f"{base}/{row.id}/verdict", {"verdict": "-1", "note": "A long thought."})
     assert late.status_code == 409
     assert "Ada already gave the verdict" in late.text
+    assert "A long thought." in late.text
+    assert "decided by Ada" in words(late.text), "what stands now"
     shown = admin.get(f"{base}/{row.id}").text
-    assert "decided by Ada" in shown
+    assert "decided by Ada" in words(shown)
     assert "Ada gave the verdict: B is slightly better." in words(shown)
     assert 'name="verdict"' not in shown
     assert admin.post(f"{base}/{row.id}/verdict", {"verdict": "9"}).status_code == 422
@@ -139,6 +141,22 @@ def test_a_late_verdict_names_the_first_and_roles_are_kept(
         client = sign_in(role)
         assert client.get(base).status_code == 403
         assert client.post(f"{base}/{row.id}/withdraw", {"note": "x"}).status_code == 403
+
+
+def test_a_verdict_from_before_a_shorter_scale_is_still_told(
+    session: Session, project: Project, sign_in: Callable[..., Any]
+) -> None:
+    ada = factories.user(session, "admin", name="Ada")
+    row = factories.comparison(session, project, flagged=True)
+    service.adjudicate(session, project, ada, row.id, verdict=3)
+    service.request(session, project, ada, row.id)
+    service.ask_more(session, project, ada, row.id, more=1)
+    factories.rubric(session, project, version=2, strengths=1)
+    factories.lease(session, row)  # nobody had judged it: it goes by the newest version
+    session.commit()
+    shown = words(sign_in("admin").get(f"/projects/{project.slug}/review/{row.id}").text)
+    assert "rubric version 2" in shown
+    assert "gave the verdict: B is much better" in shown
 
 
 def test_a_refused_decision_gives_back_what_was_typed(
@@ -153,6 +171,18 @@ def test_a_refused_decision_gives_back_what_was_typed(
     assert "Nobody of this group can still be asked." in refused.text
     assert "The lawyers know." in refused.text
     assert "needs a reason" in admin.post(f"{here}/withdraw", {"note": "  "}).text
+    seen = re.search(r'name="seen" value="([^"]+)"', refused.text)
+    assert seen
+    factories.judgment(session, factories.comparison(session, project), preference=1)  # elsewhere: changes nothing here
+    row.flagged = True
+    row.overlap = 3
+    factories.judgment(session, row, preference=1, flags=["harmful"])
+    session.commit()
+    changed = admin.post(f"{here}/verdict", {"verdict": "2", "note": "B, I think.\0", "seen": seen[1]})
+    assert changed.status_code == 409
+    assert "judged or changed since you opened it" in changed.text
+    assert ">B, I think.</textarea>" in changed.text
+    assert re.search(r'value="2"[^>]* checked>', changed.text)
     session.refresh(row)
     assert row.state == "in_review"
 
@@ -165,7 +195,7 @@ def test_a_verdict_can_be_a_known_answer(session: Session, project: Project, sig
     base = f"/projects/{project.slug}/review"
     # No labeler could answer it with a tie; and then there is no verdict either.
     refused = admin.post(f"{base}/{at_once.id}/verdict", {"verdict": "0", "calibrate": "true"})
-    assert "is not on the rubric" in words(refused.text).replace("&#39;", "'")
+    assert "This rubric has no tie" in refused.text
     assert session.scalars(select(Adjudication)).all() == []
     assert admin.post(f"{base}/{at_once.id}/verdict", {"verdict": "2", "calibrate": "true"}).status_code == 303
     admin.post(f"{base}/{later.id}/verdict", {"verdict": "-1"})
@@ -178,6 +208,42 @@ def test_a_verdict_can_be_a_known_answer(session: Session, project: Project, sig
         (2, at_once.completion_a_id),
         (-1, later.completion_a_id),
     ]
+
+
+def test_who_judged_it_too_is_told_so(session: Session, project: Project, sign_in: Callable[..., Any]) -> None:
+    both = factories.user(session, "admin", "labeler")
+    own, others = factories.comparison(session, project), judged(session, project, 1, -1)
+    factories.judgment(session, own, preference=1, labeler_id=both.id)
+    own.state, own.review_reason = "in_review", "requested"
+    session.commit()
+    client, base = sign_in(user=both), f"/projects/{project.slug}/review"
+    assert "You judged this yourself." in client.get(f"{base}/{own.id}").text
+    assert "You judged this yourself." not in client.get(f"{base}/{others.id}").text
+    assert "You judged this yourself." not in sign_in("admin").get(f"{base}/{own.id}").text
+
+
+def test_a_calibration_item_offers_no_verdict(session: Session, project: Project, sign_in: Callable[..., Any]) -> None:
+    of = judged(session, project, 1)
+    item = factories.comparison(session, project, purpose="calibration", gold=1, repeat_of_id=of.id, flagged=True)
+    session.commit()
+    admin, here = sign_in("admin"), f"/projects/{project.slug}/review/{item.id}"
+    shown = admin.get(here).text
+    assert 'name="verdict"' not in shown
+    assert "Give verdict" not in shown
+    assert "Dismiss flags" in shown
+    assert admin.post(f"{here}/withdraw", {"note": "Leaks a name."}).status_code == 303
+    assert "Put up for review" not in admin.get(here).text
+
+
+def test_a_slice_may_have_any_name(session: Session, project: Project, sign_in: Callable[..., Any]) -> None:
+    domain = "law & order,\n\u202e" + "x" * 500
+    judged(session, project, 1, -1, prompt=factories.prompt(session, project, "Guilty?", domain=domain))
+    session.commit()
+    admin = sign_in("admin")
+    for path in ("", "/relabel"):
+        answer = admin.get(f"/projects/{project.slug}/review{path}", params={"slice": f"domain={domain}"})
+        assert answer.status_code == 200
+    assert "Guilty?" in admin.get(f"/projects/{project.slug}/review", params={"slice": f"domain={domain}"}).text
 
 
 def test_the_overview_says_what_waits(session: Session, project: Project, sign_in: Callable[..., Any]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from markupsafe import escape
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
@@ -30,7 +31,7 @@ def ids(session: Session, project: Project, queue: str, **filters: Any) -> list[
 
 def words(session: Session, project: Project, queue: str) -> list[str]:
     rows = queues.page(session, project.id, Wanted(queue=queue), None)
-    return [views.row(queue, row, hidden=False).why for row in rows]
+    return [re.sub("</?bdi>", "", views.row(queue, row, hidden=False).why) for row in rows]
 
 
 def test_disagreement_comes_least_agreed_first(session: Session, project: Project) -> None:
@@ -118,6 +119,32 @@ def test_requested_says_who_asked_and_why(session: Session, project: Project) ->
         "Ada asked for a second look: “Both cite the same source.”",
         "Ada asked for a second look (2 for A)",
     ]
+
+
+def test_names_and_notes_turn_no_direction_and_are_text(session: Session, project: Project) -> None:
+    """Each is isolated on its line; see also the tests in the browser."""
+    eve = factories.user(session, "admin", "labeler", name="<i>Eve</i>\u202e")
+    flagged = factories.comparison(session, project, flagged=True)
+    factories.judgment(session, flagged, preference=1, labeler_id=eve.id, flags=["<u>"])
+    asked = judged(session, project, 1, 1)
+    service.request(session, project, eve, asked.id, note="</bdi>\u202e")
+    for queue, why in (
+        ("flagged", "<bdi>&lt;u&gt;</bdi>: <bdi>&lt;i&gt;Eve&lt;/i&gt;\u202e</bdi>"),
+        (
+            "requested",
+            "<bdi>&lt;i&gt;Eve&lt;/i&gt;\u202e</bdi> asked for a second look: “<bdi>&lt;/bdi&gt;\u202e</bdi>”",
+        ),
+    ):
+        [row] = queues.page(session, project.id, Wanted(queue=queue), None)
+        assert escape(views.row(queue, row, hidden=False).why) == why
+
+
+def test_of_texts_only_the_beginning_is_read(session: Session, project: Project) -> None:
+    prompt = factories.prompt(session, project, "Long? " * 200_000)
+    judged(session, project, 1, -1, prompt=prompt, texts=("a" * 1_000_000, "b" * 1_000_000))
+    [row] = queues.page(session, project.id, Wanted(), None)
+    assert {len(row.prompt), len(row.a), len(row.b)} == {queues.EXCERPT}
+    assert row.prompt.startswith("Long?")
 
 
 def test_paging_goes_through_equal_keys(session: Session, project: Project) -> None:

@@ -10,8 +10,9 @@ from sqlalchemy.orm import Session
 
 from app.db import make_session_factory
 from app.errors import Conflict, InvalidInput
-from app.labeling import settling
-from app.models import AuditEvent, Comparison, Judgment, Project, Rubric, User
+from app.labeling import assigning, settling
+from app.models import AuditEvent, Comparison, Judgment, LabelerGroup, LabelerGroupMember, Project, Rubric, User
+from app.models.labeler import ProjectLabeler
 from app.review import relabeling, service
 from app.review.forms import RelabelForm
 from tests import factories
@@ -144,6 +145,45 @@ def test_two_admins_at_once_ask_each_comparison_once(
     thread.join(10)
     assert failed == ["It would be 0 comparisons now, not 1: some were decided or changed meanwhile."]
     assert asked_again(session, old).state == "open"
+
+
+def test_who_reviewed_it_does_not_judge_it_again_either(session: Session, project: Project, admin: User) -> None:
+    both = factories.user(session, "admin", "labeler")
+    old = judged(session, project, 1)
+    service.open_case(session, project, both, old.id)
+    rubric = publish(session, project)
+    relabeling.relabel(session, project, admin, RelabelForm(rubric=rubric.id), expected=1)
+    assert assigning.next_task(session, project, both) is None
+    assert assigning.next_task(session, project, factories.user(session)) is not None
+
+
+def test_what_was_kept_for_somebody_stays_theirs_if_they_can_do_it(
+    session: Session, project: Project, admin: User
+) -> None:
+    experts, ann, bob = (
+        LabelerGroup(project_id=project.id, name="Experts"),
+        factories.user(session),
+        factories.user(session),
+    )
+    session.add(experts)
+    session.flush()
+    session.add_all(LabelerGroupMember(group_id=experts.id, labeler_id=each.id) for each in (ann, bob))
+    of_group, of_ann, of_bob = judged(session, project, 1), judged(session, project, 1), judged(session, project, 1)
+    of_group.group_id, of_ann.labeler_id, of_bob.labeler_id = experts.id, ann.id, bob.id
+    session.add(ProjectLabeler(project_id=project.id, labeler_id=bob.id, state="paused"))
+    session.flush()
+
+    def again(version: int, overlap: int) -> list[tuple[int | None, int | None]]:
+        form = RelabelForm(rubric=publish(session, project, version).id, overlap=overlap)
+        relabeling.relabel(session, project, admin, form, expected=3)
+        found = select(Comparison).where(Comparison.state == "open").order_by(Comparison.id)
+        rows = session.scalars(found, execution_options={"populate_existing": True}).all()
+        for row in rows:
+            answer(session, row, *[1] * overlap)
+        return [(row.group_id, row.labeler_id) for row in rows]
+
+    assert again(2, 1) == [(experts.id, None), (None, ann.id), (None, None)]
+    assert again(3, 2) == [(None, None)] * 3  # one of the two experts is paused
 
 
 def test_open_repeats_of_what_is_asked_again_end(session: Session, project: Project, admin: User) -> None:
