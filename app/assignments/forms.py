@@ -17,12 +17,12 @@ class AssignForm(BaseModel):
     """Which open comparisons, and what becomes of them.
 
     Attributes:
-        held: where they are now: anywhere, open to everybody, or kept for somebody.
+        held: where they are now: anywhere, open to everybody, kept for somebody, or kept with nobody left to answer.
         slice, value: of their prompts. ids: numbers and ranges, such as `12, 20-25`. most: how many at most.
         owner: `everybody`, `labeler:ID` or `group:ID`; empty leaves it. priority: none leaves it.
     """
 
-    held: Literal["", "everybody", "kept"] = ""
+    held: Literal["", "everybody", "kept", "stuck"] = ""
     purpose: Literal["", "train", "heldout", "human_eval", "calibration"] = ""
     slice: Literal["", "domain", "difficulty", "safety_category"] = ""
     value: Line = ""

@@ -8,6 +8,7 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Row,
+    and_,
     any_,
     case,
     exists,
@@ -21,17 +22,9 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session, aliased
 
 from app.judging import LabelingSettings
-from app.models import (
-    Comparison,
-    Judgment,
-    LabelerGroup,
-    LabelerGroupMember,
-    Lease,
-    Project,
-    ProjectLabeler,
-    Prompt,
-    User,
-)
+from app.labeling.claim_queries import judged_by, leased_to
+from app.labeling.eligibility import is_member_left, left_of_kept, may_label, members_left
+from app.models import Comparison, LabelerGroup, LabelerGroupMember, Project, Prompt, User
 
 # Neither calibration items nor repeats are given to people by name: they are measures of them.
 ASSIGNABLE = (
@@ -40,16 +33,20 @@ ASSIGNABLE = (
     Comparison.gold.is_(None),
     Comparison.purpose != "repeat",
 )
+# Whoever has one on the desk may still answer it.
+STUCK = and_(Comparison.lease_count == 0, left_of_kept() == 0)
 
 
 class Held(NamedTuple):
-    """How many comparisons are open to somebody, and how many of these nobody has begun; neither id: to everybody."""
+    """How many comparisons are open to somebody, and how many of these nobody has begun; neither id: to everybody.
+    stuck: nobody of those they are kept for can answer them: paused, gone, or done with them."""
 
     labeler_id: int | None
     group_id: int | None
     name: str
     comparisons: int
     untouched: int
+    stuck: int
 
 
 def held(session: Session, project_id: int) -> list[Held]:
@@ -57,14 +54,14 @@ def held(session: Session, project_id: int) -> list[Held]:
     owner = Comparison.labeler_id, Comparison.group_id
     untouched = func.count().filter(Comparison.judgment_count + Comparison.lease_count == 0)
     counted = (
-        select(*owner, func.count().label("n"), untouched.label("untouched"))
+        select(*owner, func.count().label("n"), untouched.label("untouched"), func.count().filter(STUCK).label("stuck"))
         .where(Comparison.project_id == project_id, *ASSIGNABLE)
         .group_by(*owner)
         .subquery()
     )
     name = func.coalesce(User.name, LabelerGroup.name, "")
     rows = session.execute(
-        select(counted.c.labeler_id, counted.c.group_id, name, counted.c.n, counted.c.untouched)
+        select(counted.c.labeler_id, counted.c.group_id, name, counted.c.n, counted.c.untouched, counted.c.stuck)
         .outerjoin(User, User.id == counted.c.labeler_id)
         .outerjoin(LabelerGroup, LabelerGroup.id == counted.c.group_id)
         .order_by(name != "", counted.c.group_id.is_(None), name)
@@ -80,16 +77,18 @@ def priorities(session: Session, project_id: int) -> Sequence[Row[int, int]]:
 
 def labelers(session: Session, project_id: int) -> list[User]:
     """People who can label in the project now, by name."""
-    stopped = exists().where(
-        ProjectLabeler.project_id == project_id, ProjectLabeler.labeler_id == User.id, ProjectLabeler.state != "active"
-    )
-    can = User.roles.contains(["labeler"]), User.is_active, User.kind != "imported", ~stopped
-    return list(session.scalars(select(User).where(*can).order_by(User.name, User.id)))
+    return list(session.scalars(select(User).where(*may_label(project_id)).order_by(User.name, User.id)))
 
 
 def groups(session: Session, project_id: int) -> Sequence[Row[LabelerGroup, int]]:
-    """(group, members), by name."""
-    members = select(func.count()).where(LabelerGroupMember.group_id == LabelerGroup.id).scalar_subquery()
+    """(group, members who can label now), by name."""
+    members = (
+        select(func.count())
+        .select_from(LabelerGroupMember)
+        .join(User, User.id == LabelerGroupMember.labeler_id)
+        .where(LabelerGroupMember.group_id == LabelerGroup.id, *may_label(project_id))
+        .scalar_subquery()
+    )
     found = select(LabelerGroup, members).where(LabelerGroup.project_id == project_id)
     return session.execute(found.order_by(LabelerGroup.name)).all()
 
@@ -105,35 +104,46 @@ class Chosen(NamedTuple):
     most: int | None
 
 
-def choose(session: Session, project_id: int, chosen: Chosen, for_labeler: int | None) -> list[int]:
-    """Ids of comparisons in the order of the queue, locked; those that somebody is changing now are left out.
+class Found(NamedTuple):
+    """Ids in the order of the queue, locked; and how many more fit but are on somebody's desk."""
+
+    ids: list[int]
+    on_desks: int = 0
+
+
+def choose(
+    session: Session, project_id: int, chosen: Chosen, *, labeler_id: int | None = None, group_id: int | None = None
+) -> Found:
+    """The comparisons, without those that somebody is changing now.
 
     Args:
-        for_labeler: without what this person has judged, gave up, or holds now.
+        labeler_id, group_id: for whom they are to be kept: without those that the person, or all of the group, have
+            judged or given up, and those on a desk: whoever has them there would take a place of theirs.
     """
-    query = select(Comparison.id).where(Comparison.project_id == project_id, *ASSIGNABLE)
+    fitting = [Comparison.project_id == project_id, *ASSIGNABLE]
     kept = or_(Comparison.labeler_id.is_not(None), Comparison.group_id.is_not(None))
     if chosen.held:
-        query = query.where(kept if chosen.held == "kept" else ~kept)
+        fitting.append({"kept": kept, "everybody": ~kept, "stuck": STUCK}[chosen.held])
     if chosen.purpose:
-        query = query.where(Comparison.purpose == chosen.purpose)
+        fitting.append(Comparison.purpose == chosen.purpose)
     if chosen.slice:
-        column = getattr(Prompt, chosen.slice)
-        query = query.join(Prompt, Prompt.id == Comparison.prompt_id).where(column == chosen.value)
+        of_slice = Prompt.id == Comparison.prompt_id, getattr(Prompt, chosen.slice) == chosen.value
+        fitting.append(exists().where(*of_slice))
     if chosen.ids is not None:
-        query = query.where(Comparison.id == _one_of(chosen.ids))
-    if for_labeler is not None:
-        judged = exists().where(Judgment.comparison_id == Comparison.id, Judgment.labeler_id == for_labeler)
-        leased = exists().where(
-            Lease.comparison_id == Comparison.id,
-            Lease.labeler_id == for_labeler,
-            Lease.state.in_(("live", "recused")),
-        )
-        query = query.where(~judged, ~leased)
-    query = query.order_by(Comparison.priority.desc(), Comparison.id)
+        fitting.append(Comparison.id == _one_of(chosen.ids))
+    on_desks = 0
+    if labeler_id is not None:
+        fitting += [~judged_by(labeler_id), ~leased_to(labeler_id, "recused")]
+    if group_id is not None:
+        fitting.append(is_member_left(group_id))
+    if labeler_id is not None or group_id is not None:
+        on_desk = select(func.count()).select_from(Comparison).where(*fitting, Comparison.lease_count > 0)
+        on_desks = session.scalar(on_desk) or 0
+        fitting.append(Comparison.lease_count == 0)
+    query = select(Comparison.id).where(*fitting).order_by(Comparison.priority.desc(), Comparison.id)
     if chosen.most is not None:
         query = query.limit(chosen.most)
-    return list(session.scalars(query.with_for_update(skip_locked=True, of=Comparison)))
+    return Found(list(session.scalars(query.with_for_update(skip_locked=True, of=Comparison))), on_desks)
 
 
 def _one_of(ids: Sequence[int]) -> ColumnElement[Any]:
@@ -157,24 +167,24 @@ def set_priority(session: Session, ids: Sequence[int], priority: int) -> None:
 
 def keep_for_labeler(session: Session, ids: Sequence[int], labeler_id: int) -> None:
     """They then ask for exactly one judgment more than there are: this person's."""
-    begun = Comparison.judgment_count + Comparison.lease_count
+    done = Comparison.judgment_count
     changed = (
         update(Comparison)
         .where(Comparison.id == _one_of(ids))
         .values(
             labeler_id=labeler_id,
             group_id=None,
-            overlap=begun + 1,
+            overlap=done + 1,
             overlap_max=None,
-            grown=func.least(Comparison.grown, begun),
+            grown=func.least(Comparison.grown, done),
         )
     )
     session.execute(changed, execution_options={"synchronize_session": False})
 
 
-def keep_for_group(session: Session, project: Project, ids: Sequence[int], group_id: int | None, members: int) -> None:
-    """For a group, or for everybody. They ask for what a new comparison would, of a group at most one of each member;
-    of one that has as many already, for one more."""
+def keep_for_group(session: Session, project: Project, ids: Sequence[int], group_id: int | None) -> None:
+    """For a group, or for everybody. They ask for what a new comparison would, of a group at most one of each member
+    who can still answer; of one that has as many already, for one more."""
     settings = LabelingSettings.model_validate(project.labeling)
     columns: dict[str, Any] = {"purpose": Comparison.purpose} | {
         name: select(getattr(Prompt, name)).where(Prompt.id == Comparison.prompt_id).scalar_subquery()
@@ -189,7 +199,7 @@ def keep_for_group(session: Session, project: Project, ids: Sequence[int], group
     usual = adaptive.at_least if adaptive else project.overlap
     asked: Any = case(*rules, else_=usual) if rules else literal(usual, BigInteger)
     if group_id is not None:
-        asked = func.least(asked, begun + members)
+        asked = func.least(asked, begun + members_left(group_id))
     overlap = func.greatest(asked, begun + 1)
     most: Any = null()
     if adaptive and group_id is None:

@@ -30,22 +30,28 @@ LABELS = {
 
 @router.get("")
 def show(
-    request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep, changed: int | None = None
+    request: Request,
+    admin: AdminDep,
+    project: ProjectDep,
+    session: SessionDep,
+    changed: int | None = None,
+    on_desks: int = 0,
 ) -> Response:
-    return _page(request, session, project, {}, changed=changed)
+    return _page(request, session, project, {}, changed=changed, on_desks=on_desks)
 
 
 @router.post("")
 def assign(request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep, typed: TypedDep) -> Response:
     try:
         form = AssignForm.model_validate({name: typed[name] for name in LABELS if name in typed})
-        changed = service.assign(session, project, admin, form)
+        done = service.assign(session, project, admin, form)
     except ValidationError as error:
         problem = not_accepted({LABELS.get(name, name): reason for name, reason in reasons_of(error).items()})
         return _page(request, session, project, typed, problem)
     except PrefloopError as error:
         return _page(request, session, project, typed, error)
-    return redirect(f"/projects/{project.slug}/assignment?changed={changed}")
+    on_desks = f"&on_desks={done.on_desks}" if done.on_desks else ""
+    return redirect(f"/projects/{project.slug}/assignment?changed={done.changed}{on_desks}")
 
 
 def _page(
@@ -56,6 +62,7 @@ def _page(
     error: PrefloopError | None = None,
     *,
     changed: int | None = None,
+    on_desks: int = 0,
 ) -> Response:
     """The page; with what was typed and the error, where it was refused."""
     return page(
@@ -68,5 +75,6 @@ def _page(
         groups=queries.groups(session, project.id),
         values=dict.fromkeys(LABELS, "") | typed,
         changed=changed,
+        on_desks=on_desks,
         error=error,
     )

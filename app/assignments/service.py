@@ -1,5 +1,7 @@
 """Named assignment: comparisons kept for a person or a group, freed again, or made more urgent."""
 
+from typing import NamedTuple
+
 from sqlalchemy.orm import Session
 
 from app.accounts.service import audit
@@ -10,10 +12,18 @@ from app.errors import InvalidInput, NotFound
 from app.models import Project, User
 
 
-def assign(session: Session, project: Project, actor: User, form: AssignForm) -> int:
-    """Changes whom open comparisons are for, or how urgent they are; returns how many.
+class Assigned(NamedTuple):
+    """changed: comparisons. on_desks: left as they are, since somebody has them on the desk."""
 
-    Left out are those that the person has judged or given up, and those that somebody else is changing this moment.
+    changed: int
+    on_desks: int
+
+
+def assign(session: Session, project: Project, actor: User, form: AssignForm) -> Assigned:
+    """Changes whom open comparisons are for, or how urgent they are.
+
+    Left out are those that the person, or everybody of the group, has judged or given up, and those that somebody is
+    changing this moment; of what is to be kept, also what somebody has on the desk.
 
     Raises:
         InvalidInput: nothing is to change, a slice has no value, or the numbers cannot be read.
@@ -25,21 +35,21 @@ def assign(session: Session, project: Project, actor: User, form: AssignForm) ->
         raise InvalidInput("The slice has no value.", "Write for instance “law” beside “domain”.")
     kind, _, number = form.owner.partition(":")
     labeler_id = _labeler(session, project, int(number)) if kind == "labeler" else None
-    members = _members(session, project, int(number)) if kind == "group" else 0
+    group_id = _group(session, project, int(number)) if kind == "group" else None
     chosen = Chosen(form.held, form.purpose, form.slice, form.value, form.numbers(), form.most)
-    ids = queries.choose(session, project.id, chosen, labeler_id)
+    ids, on_desks = queries.choose(session, project.id, chosen, labeler_id=labeler_id, group_id=group_id)
     if not ids:
-        return 0
+        return Assigned(0, on_desks)
     if labeler_id is not None:
         queries.keep_for_labeler(session, ids, labeler_id)
     elif kind:
-        queries.keep_for_group(session, project, ids, int(number) if kind == "group" else None, members)
+        queries.keep_for_group(session, project, ids, group_id)
     if form.priority is not None:
         queries.set_priority(session, ids, form.priority)
     queries.let_pairs_follow(session, ids)
     said = form.model_dump(exclude={"ids"})
     audit(session, actor.id, "comparisons.assigned", project.id, comparisons=len(ids), **said)
-    return len(ids)
+    return Assigned(len(ids), on_desks)
 
 
 def _labeler(session: Session, project: Project, labeler_id: int) -> int:
@@ -48,10 +58,12 @@ def _labeler(session: Session, project: Project, labeler_id: int) -> int:
     return labeler_id
 
 
-def _members(session: Session, project: Project, group_id: int) -> int:
+def _group(session: Session, project: Project, group_id: int) -> int:
     for group, members in queries.groups(session, project.id):
         if group.id == group_id:
             if not members:
-                raise InvalidInput(f"The group “{group.name}” has no members.", "Add some on the page of the labelers.")
-            return members
+                raise InvalidInput(
+                    f"The group “{group.name}” has nobody who can label now.", "Add some on the page of the labelers."
+                )
+            return group_id
     raise NotFound("This project has no such group.", "Reload the page: somebody may have deleted it.")

@@ -76,10 +76,11 @@ def sureness(preferences: Sequence[int]) -> float:
 
 
 class Asked(NamedTuple):
-    """Where a comparison that has all the judgments it asked for stands.
+    """Where a comparison stands.
 
-    grown: by how many the overlap has grown because labelers could not judge. most: see Overlap.
-    decided: judgments that say a preference. sure: the posterior is as sure as the project wants it.
+    grown: by how many the overlap has grown because labelers could not judge. most: see Overlap. decided: judgments
+    that say a preference. sure: the posterior is as sure as the project wants it. could_answer: how many of those it is
+    kept for are left; none: it is kept for nobody.
     """
 
     overlap: int
@@ -87,6 +88,7 @@ class Asked(NamedTuple):
     most: int | None
     decided: int
     sure: bool
+    could_answer: int | None = None
 
 
 class Growth(NamedTuple):
@@ -97,12 +99,15 @@ class Growth(NamedTuple):
 
 
 def growth(asked: Asked) -> Growth:
-    """How many more judgments are wanted; none where the comparison is done."""
+    """How many more judgments are wanted of a comparison that has all it asked for; none where it is done."""
     if asked.most is not None:
-        return Growth() if asked.sure else Growth(min(1, asked.most - asked.overlap))
-    lacking = asked.overlap - asked.grown - asked.decided
-    more = max(0, min(lacking, MOST_GROWTH - asked.grown))
-    return Growth(more, more)
+        more = 0 if asked.sure else min(1, asked.most - asked.overlap)
+    else:
+        lacking = asked.overlap - asked.grown - asked.decided
+        more = max(0, min(lacking, MOST_GROWTH - asked.grown))
+    if asked.could_answer is not None:
+        more = min(more, asked.could_answer)
+    return Growth(more, more if asked.most is None else 0)
 
 
 def is_unjudgeable(asked: Asked) -> bool:

@@ -75,7 +75,14 @@ def _decide(
     if task[0].purpose == "repeat":
         return [_closed(task[0], None, None, None)]
     asked = [
-        Asked(row.overlap, row.grown, row.overlap_max, len(row.decided), _is_sure(row, settings, found.get(row.id)))
+        Asked(
+            overlap=row.overlap,
+            grown=row.grown,
+            most=row.overlap_max,
+            decided=len(row.decided),
+            sure=_is_sure(row, settings, found.get(row.id)),
+            could_answer=row.could_answer,
+        )
         for row in task
     ]
     # Unranked responses leave pairs undecided; the ranking as a whole was judged if any pair was.

@@ -20,11 +20,15 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, aggregate_order_by
 from sqlalchemy.orm import Session
 
+from app.labeling.eligibility import left_of_kept
 from app.models import Comparison, Judgment, Project, Rubric
 
 
 class Answered(NamedTuple):
-    """An open comparison and its live judgments in the order they were given; preference none: could not judge."""
+    """An open comparison and its live judgments in the order they were given; preference none: could not judge.
+
+    could_answer: how many still can, of those it is kept for; none where it is open to everybody.
+    """
 
     id: int
     project_id: int
@@ -37,6 +41,7 @@ class Answered(NamedTuple):
     ranking_id: int | None
     offered: bool
     flagged: bool
+    could_answer: int | None
     strengths: int
     labelers: list[int]
     preferences: list[int | None]
@@ -80,9 +85,9 @@ def answered(session: Session, comparison_ids: Sequence[int]) -> list[Answered]:
         .group_by(Judgment.comparison_id)
         .subquery()
     )
-    own = [getattr(Comparison, name) for name in Answered._fields[:11]]
+    own = [getattr(Comparison, name) for name in Answered._fields[: Answered._fields.index("could_answer")]]
     rows = session.execute(
-        select(*own, Rubric.strengths, said.c.labelers, said.c.preferences)
+        select(*own, left_of_kept(), Rubric.strengths, said.c.labelers, said.c.preferences)
         .join(said, said.c.comparison_id == Comparison.id)
         .join(Rubric, Rubric.id == Comparison.rubric_id)
         .order_by(Comparison.id)

@@ -4,16 +4,16 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from app.assignments import service
+from app.assignments import queries, service
 from app.assignments.forms import AssignForm
 from app.errors import InvalidInput, NotFound
-from app.labeling import assigning
+from app.labeling import answers, assigning
 from app.models import AuditEvent, Comparison, LabelerGroup, LabelerGroupMember, Project, ProjectLabeler, User
 from tests import factories
-from tests.labeling.desk import judge, rank, ranking, take
+from tests.labeling.desk import answer, judge, rank, ranking, take
 
 SignIn = Callable[..., Any]
 
@@ -24,9 +24,9 @@ def admin(session: Session) -> User:
 
 
 def assign(session: Session, project: Project, admin: User, **values: Any) -> int:
-    changed = service.assign(session, project, admin, AssignForm.model_validate(values))
+    done = service.assign(session, project, admin, AssignForm.model_validate(values))
     session.expire_all()
-    return changed
+    return done.changed
 
 
 def group(session: Session, project: Project, *members: User) -> str:
@@ -120,14 +120,13 @@ def test_a_group_is_never_asked_for_more_judgments_than_it_has_members(session: 
 
 
 def test_the_pairs_of_a_ranking_go_together(session: Session, admin: User) -> None:
-    project, holder, labeler = factories.project(session, overlap=3), factories.user(session), factories.user(session)
+    project, labeler = factories.project(session, overlap=3), factories.user(session)
     pairs = ranking(session, project)
     rank(session, project, {"one": 1, "two": 2, "three": 3})
-    take(session, project, holder)  # on somebody's desk meanwhile
     assert assign(session, project, admin, owner=f"labeler:{labeler.id}", priority="4") == 1
     for pair in pairs:
         session.refresh(pair)
-    assert {(pair.overlap, pair.labeler_id, pair.priority) for pair in pairs} == {(3, labeler.id, 4)}
+    assert {(pair.overlap, pair.labeler_id, pair.priority) for pair in pairs} == {(2, labeler.id, 4)}
     assert take(session, project, labeler).position.comparison_id == pairs[0].id
 
 
@@ -174,8 +173,95 @@ def test_nothing_is_kept_for_who_may_not_label_or_for_nobody(session: Session, a
     session.flush()
     with pytest.raises(NotFound, match="cannot label"):
         assign(session, project, admin, owner=f"labeler:{paused.id}")
-    with pytest.raises(InvalidInput, match="no members"):
+    with pytest.raises(InvalidInput, match="nobody who can label"):
         assign(session, project, admin, owner=group(session, project))
+
+
+# --- what never gets stuck -------------------------------------------------------------------------------------------
+
+
+def test_what_is_on_somebodys_desk_is_not_kept_for_another(session: Session, admin: User) -> None:
+    """They would answer it, or give it back and leave a place that nobody may take."""
+    project, labeler, holder = factories.project(session, overlap=3), factories.user(session), factories.user(session)
+    held, free = factories.comparison(session, project, priority=1), factories.comparison(session, project)
+    task = take(session, project, holder)
+    owner = f"labeler:{labeler.id}"
+    form = AssignForm.model_validate({"owner": owner})
+    assert service.assign(session, project, admin, form) == (1, 1)
+    assert session.scalars(select(Comparison.id).where(Comparison.labeler_id == labeler.id)).all() == [free.id]
+    assigning.release(session, project, task.lease_id, holder)
+    assert assign(session, project, admin, ids=str(held.id), owner=owner) == 1
+    judge(session, project, labeler, take(session, project, labeler))
+    session.refresh(held)
+    assert (held.judgment_count, held.overlap, held.state) == (1, 1, "settled")
+
+
+def test_a_group_is_asked_only_for_those_of_it_who_have_not_judged(session: Session, admin: User) -> None:
+    project = factories.project(session, overlap=4)
+    members = [factories.user(session) for _ in range(3)]
+    comparison = factories.comparison(session, project)
+    judge(session, project, members[0], take(session, project, members[0]))
+    factories.lease(session, comparison, labeler_id=members[1].id, state="recused")
+    owner = group(session, project, *members)
+    assert assign(session, project, admin, owner=owner) == 1
+    judge(session, project, members[2], take(session, project, members[2]))
+    session.refresh(comparison)
+    assert (comparison.judgment_count, comparison.state == "open") == (2, False)
+    done = factories.comparison(session, project)
+    for member in members:
+        factories.judgment(session, done, preference=1, labeler_id=member.id)
+    assert assign(session, project, admin, owner=owner) == 0
+
+
+@pytest.mark.parametrize("kept_for", ["person", "group"])
+def test_nobody_waits_for_a_replacement_that_cannot_come(session: Session, admin: User, kept_for: str) -> None:
+    """Somebody else is asked where one cannot judge; but of those it is kept for all have."""
+    project = factories.project(session, overlap=2)
+    members = [factories.user(session) for _ in range(2 if kept_for == "group" else 1)]
+    comparison = factories.comparison(session, project)
+    owner = group(session, project, *members) if kept_for == "group" else f"labeler:{members[0].id}"
+    assert assign(session, project, admin, owner=owner) == 1
+    for number, member in enumerate(members):
+        task = take(session, project, member)
+        said = "cannot_judge" if number == 0 else 1
+        answers.submit(session, project, task.lease_id, member, answer(task, said))  # type: ignore[arg-type]
+    session.refresh(comparison)
+    assert (comparison.state, comparison.review_reason) == ("in_review", "unjudgeable")
+    assert comparison.overlap == comparison.judgment_count == len(members)
+
+
+def test_in_a_larger_group_somebody_else_is_asked(session: Session, admin: User) -> None:
+    project = factories.project(session, overlap=2)
+    members = [factories.user(session) for _ in range(3)]
+    comparison = factories.comparison(session, project)
+    assert assign(session, project, admin, owner=group(session, project, *members)) == 1
+    for member, said in zip(members, (1, "cannot_judge", 1), strict=True):
+        task = take(session, project, member)
+        answers.submit(session, project, task.lease_id, member, answer(task, said))  # type: ignore[arg-type]
+    session.refresh(comparison)
+    assert (comparison.state == "open", comparison.judgment_count) == (False, 3)
+
+
+@pytest.mark.parametrize("why", ["paused", "emptied", "inactive", "done"])
+def test_what_nobody_is_left_to_answer_is_shown_and_can_be_freed(session: Session, admin: User, why: str) -> None:
+    project = factories.project(session, overlap=1)
+    member, holder = factories.user(session), factories.user(session)
+    comparison = factories.comparison(session, project)
+    owner = group(session, project, member)
+    assert assign(session, project, admin, owner=owner) == 1
+    assert [row.stuck for row in queries.held(session, project.id)] == [0]
+    if why == "paused":
+        session.add(ProjectLabeler(project_id=project.id, labeler_id=member.id, state="paused", reason="..."))
+    elif why == "emptied":
+        session.execute(delete(LabelerGroupMember))
+    elif why == "inactive":
+        member.is_active = False
+    else:
+        factories.lease(session, comparison, labeler_id=member.id, state="recused")
+    session.flush()
+    assert [(row.name, row.comparisons, row.stuck) for row in queries.held(session, project.id)] == [("experts", 1, 1)]
+    assert assign(session, project, admin, held="stuck", owner="everybody") == 1
+    assert take(session, project, holder).position.comparison_id == comparison.id
 
 
 def test_the_page_shows_what_is_open_for_whom_and_changes_it(sign_in: SignIn, session: Session) -> None:
@@ -191,6 +277,7 @@ def test_the_page_shows_what_is_open_for_whom_and_changes_it(sign_in: SignIn, se
     assert sent.headers["location"] == "/projects/p/assignment?changed=2"
     page = admin.get(sent.headers["location"]).text
     assert "2 comparisons changed." in page
+    assert "1 more is on somebody’s desk and stays" in admin.get("/projects/p/assignment?changed=0&on_desks=1").text
     assert [row.labeler_id for row in session.scalars(select(Comparison).order_by(Comparison.id))] == [
         labeler.id,
         labeler.id,
