@@ -20,6 +20,7 @@ from app.accounts.access import verify_csrf
 from app.accounts.routes import router as accounts
 from app.artifacts import ArtifactStore
 from app.assignments.routes import router as assignments
+from app.calibration.routes import router as calibration
 from app.datasets.routes import router as datasets
 from app.db import make_engine, make_session_factory
 from app.demonstrations.routes import router as demonstrations
@@ -54,6 +55,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     insights,
     labelers,
     assignments,
+    calibration,
     datasets,
     rounds,
     lineage,

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
 from app.datasets.reading import FileContent, Located, Problem
@@ -13,10 +13,11 @@ R = TypeVar("R", bound=Record)
 
 
 class StoredPair(NamedTuple):
-    """A comparison in the database; its judgments must be made under its rubric."""
+    """A comparison in the database; its judgments must be made under its rubric. gold: of a calibration item."""
 
     id: int
     rubric_id: int
+    gold: int | None = None
 
 
 @dataclass
@@ -40,23 +41,29 @@ class Vote:
 
 @dataclass
 class Checked:
-    """What the import will hold, each thing once; `repeated` counts lines that say again what was said or is known."""
+    """What the import will hold, each thing once; `repeated` counts lines that say again what was said or is known.
+
+    not_taken: pairs with a known answer that the project has as an ordinary comparison ("ordinary"), or with another
+    known answer ("other").
+    """
 
     prompts: dict[str, tuple[PromptRecord, str]] = field(default_factory=dict)  # by digest, with the source
     pairs: dict[str, PairRecord] = field(default_factory=dict)  # by digest
     votes: dict[tuple[str, str], Vote] = field(default_factory=dict)  # by pair digest and labeler, new ones only
     demonstrations: dict[tuple[str, str], DemonstrationRecord] = field(default_factory=dict)  # by key, new ones only
     repeated: Counter[str] = field(default_factory=Counter)
+    not_taken: Counter[str] = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
 
 
-def check(contents: Sequence[FileContent], known: Known, strengths: int) -> Checked:
+def check(contents: Sequence[FileContent], known: Known, strengths: int, *, allow_tie: bool = True) -> Checked:
     """Puts the files' records together; a line that contradicts another or the project becomes a problem.
 
     Args:
         strengths: of the rubric. A choice without a strength becomes the middle one: 2 of 3, 1 of 1 or 2.
+        allow_tie: else a tie is no known answer, since nobody could give it. That people were once undecided is kept.
     """
-    checker = _Checker(known, strengths)
+    checker = _Checker(known, strengths, allow_tie=allow_tie)
     for prompt, located in _of_type(contents, PromptRecord):
         checker.run(checker.add_prompt, prompt, located)
     for pair, located in _of_type(contents, PairRecord):
@@ -82,9 +89,10 @@ def _of_type(contents: Iterable[FileContent], kind: type[R]) -> Iterator[tuple[R
 class _Checker:
     """Its methods raise ValueError for a line that does not fit, before anything of that line is kept."""
 
-    def __init__(self, known: Known, strengths: int) -> None:
+    def __init__(self, known: Known, strengths: int, *, allow_tie: bool) -> None:
         self.known = known
         self.strengths = strengths
+        self.allow_tie = allow_tie
         self.checked = Checked()
         self.explicit_splits: dict[str, tuple[str, str]] = {}  # by prompt digest: split, where it was said
         self.pair_ids: dict[str, tuple[str, str]] = {}  # pair digest, where it was said
@@ -121,6 +129,11 @@ class _Checker:
                 raise ValueError(f"pair_id {pair.pair_id} is already another pair's ({said})")
         if pair.gold is not None and abs(pair.gold) > self.strengths:
             raise ValueError(f"known_answer {pair.gold} is outside the rubric's {-self.strengths} to {self.strengths}")
+        if pair.gold == 0 and not self.allow_tie:
+            raise ValueError("known_answer 0 is a tie, which the rubric does not have")
+        earlier, stored = self.checked.pairs.get(digest, pair), self.known.comparisons.get(digest)
+        if pair.gold is not None and earlier.gold not in (None, pair.gold):
+            raise ValueError(f"known_answer {pair.gold} contradicts an earlier line's {earlier.gold}")
         labelers = [judgment.labeler for judgment in pair.judgments]
         votes = [vote for judgment in pair.judgments if (vote := self.vote(digest, judgment))]
         if len(set(labelers)) < len(labelers):
@@ -131,7 +144,10 @@ class _Checker:
             self.pair_ids.setdefault(pair.pair_id, (digest, where))
         if digest in self.checked.pairs or digest in self.known.comparisons:
             self.checked.repeated["comparisons"] += 1
-        self.checked.pairs.setdefault(digest, pair)
+        # An earlier line may have left the known answer to this one.
+        self.checked.pairs[digest] = earlier if pair.gold is None else replace(earlier, gold=pair.gold)
+        if stored is not None and pair.gold not in (None, stored.gold):
+            self.checked.not_taken["ordinary" if stored.gold is None else "other"] += 1
         self.keep(digest, votes, repeated=len(labelers) - len(votes))
 
     def add_demonstration(self, demonstration: DemonstrationRecord, located: Located) -> None:

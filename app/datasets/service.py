@@ -106,7 +106,7 @@ def import_files(
     # One import a project at a time, without holding up anybody who works in it.
     queries.lock_project(session, project.id)
     known = queries.known(session, project.id)
-    checked = check(contents, known, rubric.strengths)
+    checked = check(contents, known, rubric.strengths, allow_tie=rubric.allow_tie)
     if checked.problems and not options.skip_invalid:
         raise ImportRefused(checked.problems)
     new = [
@@ -152,4 +152,14 @@ def _notes(contents: Sequence[FileContent], checked: Checked) -> list[str]:
     for n, what in ((empty, "an empty response"), (same, "two equal responses")):
         if n:
             notes.append(f"Pairs with {what}: {n:,}, imported as they are.")
+    if n := checked.not_taken["other"]:
+        notes.append(
+            f"Calibration items with another known answer here: {n:,}, which stays. An admin can change it on the page "
+            "of the calibration items."
+        )
+    if n := checked.not_taken["ordinary"]:
+        notes.append(
+            f"Known answers to pairs that are ordinary comparisons here: {n:,}, not taken. A reviewer who decides such "
+            "a comparison can make a calibration item of it."
+        )
     return notes

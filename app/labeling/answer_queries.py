@@ -8,7 +8,7 @@ from sqlalchemy import Row, Select, case, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from app.labeling.queries import lock_comparison
-from app.models import Comparison, Judgment, Lease, Prompt, Rubric, SnapshotComparison
+from app.models import Comparison, Judgment, Prompt, Rubric, SnapshotComparison
 
 # Closed by the service itself, so that another answer may open it again; a person's wish for review stays.
 BY_ITSELF = ("split", "unjudgeable", "flagged")
@@ -105,11 +105,35 @@ def supersede(session: Session, judgments: Sequence[Judgment], reason: str) -> N
     session.execute(rows.values(superseded_at=func.now(), superseded_for=reason))
 
 
-def reopen(session: Session, comparison_ids: Collection[int]) -> None:
-    """Takes back what settling wrote."""
-    closed = update(Comparison).where(Comparison.id.in_(comparison_ids), Comparison.state != "open")
+def reopen(session: Session, comparison_ids: Collection[int], at_least: int) -> None:
+    """Takes back what settling made of an answer that stands no more: that it closed them, and that it asked for more.
+
+    Of what it asked for, places that somebody has taken stay, and one stays for what is said instead.
+
+    Args:
+        comparison_ids: one comparison, or the pairs of one ranking, locked.
+        at_least: what adaptive overlap asks for before any answer.
+    """
+    of_them = Comparison.id.in_(comparison_ids)
+    closed = update(Comparison).where(of_them, Comparison.state != "open")
     nothing = dict.fromkeys(("settled_at", "agreement", "consensus", "p_b", "p_tie", "review_reason"))
     session.execute(closed.values(state="open", **nothing))
+    could_judge = (
+        select(func.count(Judgment.preference).label("n"))
+        .where(Judgment.comparison_id.in_(comparison_ids), Judgment.superseded_at.is_(None))
+        .group_by(Judgment.comparison_id)
+        .subquery()
+    )
+    # Whoever left some of a ranking's responses unranked could judge it all the same.
+    could_not = Comparison.judgment_count - func.coalesce(select(func.max(could_judge.c.n)).scalar_subquery(), 0)
+    wanted = case(
+        (Comparison.overlap_max.is_not(None), func.least(Comparison.overlap, at_least)),
+        else_=Comparison.overlap - func.greatest(Comparison.grown - could_not, 0),
+    )
+    overlap = func.greatest(wanted, Comparison.judgment_count + Comparison.lease_count + 1)
+    grown = func.greatest(Comparison.grown - (Comparison.overlap - overlap), 0)
+    grew = update(Comparison).where(of_them, Comparison.gold.is_(None), Comparison.overlap > overlap)
+    session.execute(grew.values(overlap=overlap, grown=grown), execution_options={"synchronize_session": False})
 
 
 def flag(session: Session, comparison_ids: Collection[int]) -> None:
@@ -125,11 +149,6 @@ def unflag(session: Session, comparison_ids: Collection[int]) -> None:
         func.jsonb_array_length(Judgment.flags) > 0,
     )
     session.execute(update(Comparison).where(Comparison.id.in_(comparison_ids), ~flagged).values(flagged=False))
-
-
-def release(session: Session, lease_ids: Collection[UUID]) -> None:
-    """Gives tasks that were not looked at yet back to the queue."""
-    session.execute(update(Lease).where(Lease.id.in_(lease_ids), Lease.state == "live").values(state="released"))
 
 
 def states(session: Session, comparison_ids: Collection[int]) -> set[str]:

@@ -12,8 +12,9 @@ from sqlalchemy.orm import Session
 
 from app.domain import ranking, scale
 from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound
+from app.judging import AdaptiveOverlap, LabelingSettings
 from app.labeling import answer_queries, queries, recusal
-from app.labeling.assigning import check_may_label, own_lease
+from app.labeling.assigning import can_have, check_may_label, own_lease
 from app.labeling.checking import Said, check
 from app.labeling.forms import LabelForm
 from app.labeling.settling import settle
@@ -59,7 +60,8 @@ def submit(session: Session, project: Project, lease_id: UUID, labeler: User, fo
             "Please read what changed and judge once more.",
         )
     holds_place = any(own.state == "live" for own, _age in leases)
-    if not holds_place and not _has_room(offered):
+    # It may be kept for somebody else by now.
+    if not holds_place and not (_has_room(offered) and can_have(session, project, labeler, offered)):
         raise _taken()
     said = check(form, session.get_one(Rubric, offered.rubric_id), ranked=_ranked(lease))
 
@@ -88,7 +90,7 @@ def undo(session: Session, project: Project, labeler: User) -> UUID:
     last = answer_queries.last_answer(session, project.id, labeler.id)
     if last is None or last.lease_id is None:
         raise Conflict("You have no answer here that could be taken back.")
-    _take_back(session, last, "undone")
+    _take_back(session, project, last, "undone")
     lasting = timedelta(minutes=project.lease_minutes)
     held = queries.renew_live_leases(session, project.id, labeler.id, lasting)
     lease = session.get_one(Lease, last.lease_id, with_for_update=True)
@@ -96,7 +98,7 @@ def undo(session: Session, project: Project, labeler: User) -> UUID:
     session.flush()
     queries.renew_live_leases(session, project.id, labeler.id, lasting)
     # The card that was on the desk follows; what was loaded ahead of it goes back.
-    answer_queries.release(session, held[1:])
+    queries.release_leases(session, held[1:])
     return lease.id
 
 
@@ -123,7 +125,7 @@ def edit(session: Session, project: Project, judgment_id: int, labeler: User, fo
     if form.rubric_id != before.rubric_id:
         raise InvalidInput("This form belongs to another version of the rubric.", "Open the answer once more.")
     said = check(form, session.get_one(Rubric, before.rubric_id), ranked=_ranked(lease))
-    judged = _take_back(session, before, "edited")
+    judged = _take_back(session, project, before, "edited")
     wanted = [pair for pair in pairs if pair.id in judged]
     return _write(session, wanted, lease, said, form.idempotency_key, before.duration_ms)
 
@@ -158,15 +160,16 @@ def why_final(session: Session, judgment: Judgment) -> str:
     return "" if states <= {"open"} else "The comparison is settled."
 
 
-def _take_back(session: Session, judgment: Judgment, reason: str) -> set[int]:
+def _take_back(session: Session, project: Project, judgment: Judgment, reason: str) -> set[int]:
     """Supersedes an answer and reopens what it had closed; returns the comparisons that it was about."""
     answer_queries.lock_pairs(session, judgment.comparison_id)
     if why := why_final(session, judgment):
         raise Conflict(f"This answer can no longer be changed. {why}", "Tell an admin if it should be.")
     parts = answer_queries.said_on(session, judgment)
     judged = {part.comparison_id for part in parts}
+    adaptive = LabelingSettings.model_validate(project.labeling).adaptive or AdaptiveOverlap()
     answer_queries.supersede(session, parts, reason)
-    answer_queries.reopen(session, judged)
+    answer_queries.reopen(session, judged, adaptive.at_least)
     answer_queries.unflag(session, judged)
     session.expire_all()
     return judged

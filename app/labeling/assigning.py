@@ -25,14 +25,20 @@ Reason = Literal[
 
 class Progress(NamedTuple):
     """done: judgments today (UTC), in all projects. left: comparisons to come, with the one on the desk; counted up to
-    `COUNT_LIMIT`."""
+    `COUNT_LIMIT`. mixed: others come between them unseen."""
 
     done: int
     left: int
+    mixed: bool = False
 
     @property
-    def left_is_exact(self) -> bool:
-        return self.left < COUNT_LIMIT
+    def to_go(self) -> str:
+        """`left` in words: rounded where it would tell what is mixed in by standing still."""
+        if self.left >= COUNT_LIMIT:
+            return f"{COUNT_LIMIT}+"
+        if not self.mixed or not self.left:
+            return str(self.left)
+        return f"about {round(self.left, -1)}" if self.left >= 10 else "fewer than 10"
 
 
 class Idle(NamedTuple):
@@ -70,8 +76,8 @@ def next_task(
 ) -> Task | None:
     """The labeler's task: the one on the desk (a second tab or a reload sees the same), else the next one.
 
-    Mixed in by chance are calibration items and repeats; then comes what is kept for the labeler or a group of theirs,
-    then the open queue, and what they skipped at last.
+    First comes what is kept for the labeler or a group of theirs, then the open queue, and what they skipped at last.
+    By chance a calibration item or a repeat comes in between; never where nothing new waits, or that would tell.
 
     Args:
         again: a lease of theirs whose comparison comes first if it is still to be had, with the sides as they were.
@@ -87,6 +93,7 @@ def next_task(
     queries.expire_leases(session)
     standing = claim_queries.standing(session, project.id, labeler.id)
     if standing.state != "active":
+        queries.end_leases(session, project.id, labeler.id)
         return None
     held = queries.renew_live_leases(session, project.id, labeler.id, lasting)
     if again is not None and again in held:
@@ -112,24 +119,37 @@ def _claim_again(
     comparison_id = before.comparison_id
     if claim_queries.claim_one(session, project.id, labeler.id, standing.groups, comparison_id) is None:
         return None
-    mixing_queries.make_room(session, comparison_id)
+    _make_room(session, comparison_id)
     return Claim(comparison_id, before.swapped, before.shown)
 
 
 def _claim_next(
     session: Session, project: Project, labeler: User, standing: Standing, skipped: Position | None
 ) -> Claim | None:
-    settings = LabelingSettings.model_validate(project.labeling)
-    found = mixing.claim(session, project, labeler, settings)
+    except_id = skipped.comparison_id if skipped else None
+    found = _find_new(session, project, labeler, standing, except_id, lock=True)
     if found is None:
-        found = _find(session, project, labeler, standing, skipped.comparison_id if skipped else None, lock=True)
+        found = claim_queries.next_skipped(session, project.id, labeler.id, standing.groups, except_id=except_id)
+    elif session.get_one(Comparison, found).purpose != "repeat":  # one they were given before
+        found = mixing.claim(session, project, labeler, LabelingSettings.model_validate(project.labeling)) or found
     return None if found is None else _laid_out(session, found, labeler)
 
 
-def _find(
+def _is_there(
+    session: Session, project: Project, labeler: User, standing: Standing, except_id: int | None = None
+) -> bool:
+    """Whether there is anything to be given, new or skipped."""
+    found = _find_new(session, project, labeler, standing, except_id, lock=False)
+    if found is None:
+        groups = standing.groups
+        found = claim_queries.next_skipped(session, project.id, labeler.id, groups, except_id=except_id, lock=False)
+    return found is not None
+
+
+def _find_new(
     session: Session, project: Project, labeler: User, standing: Standing, except_id: int | None, *, lock: bool
 ) -> int | None:
-    """The comparison that comes next; with `lock`, locked, and the labeler's places remembered."""
+    """The comparison that comes next and was not skipped; with `lock`, locked, and the labeler's places remembered."""
     found = claim_queries.next_kept(session, project.id, labeler.id, except_id=except_id, lock=lock)
     if found is not None:
         return found
@@ -143,12 +163,12 @@ def _find(
             claim_queries.save_place(session, queue, labeler.id, reached)
         if found is not None:
             return found
-    return claim_queries.next_skipped(session, project.id, labeler.id, standing.groups, except_id=except_id, lock=lock)
+    return None
 
 
 def _laid_out(session: Session, comparison_id: int, labeler: User) -> Claim:
     """Draws the order in which the responses are shown; a repeat shows them the other way round than before."""
-    comparison = session.get_one(Comparison, comparison_id)
+    comparison = _make_room(session, comparison_id)
     if comparison.ranking_id is not None:
         shown = queries.ranked_completions(session, comparison.ranking_id)
         secrets.SystemRandom().shuffle(shown)
@@ -157,6 +177,14 @@ def _laid_out(session: Session, comparison_id: int, labeler: User) -> Claim:
     if comparison.purpose == "repeat" and comparison.repeat_of_id is not None:
         before = mixing_queries.seen_swapped(session, comparison.repeat_of_id, labeler.id)
     return Claim(comparison_id, swapped=bool(secrets.randbits(1)) if before is None else not before)
+
+
+def _make_room(session: Session, comparison_id: int) -> Comparison:
+    """The comparison, which is locked; a calibration item takes one labeler more than it has."""
+    comparison = session.get_one(Comparison, comparison_id)
+    if comparison.gold is not None:
+        mixing_queries.make_room(session, comparison_id)
+    return comparison
 
 
 def own_lease(session: Session, project: Project, lease_id: UUID, labeler: User) -> Lease:
@@ -183,9 +211,18 @@ def check_may_label(session: Session, project: Project, labeler: User) -> None:
         raise Forbidden("You are no longer a labeler of this project, so this answer was not taken.")
 
 
+def can_have(session: Session, project: Project, labeler: User, comparison: Comparison) -> bool:
+    """Whether the labeler, who holds no lease on it, could be given this comparison now."""
+    groups = claim_queries.standing(session, project.id, labeler.id).groups
+    return claim_queries.claim_one(session, project.id, labeler.id, groups, comparison.id) is not None
+
+
 def renew(session: Session, project: Project, labeler: User) -> list[UUID]:
-    """Makes the leases that the labeler holds in this project last again from now on; returns them, oldest first."""
+    """Makes the leases that the labeler holds in this project last again from now on; returns them, oldest first. Of
+    whoever is paused or removed none: an open page would keep them from others for ever."""
     queries.lock_labeler(session, labeler.id)
+    if claim_queries.standing(session, project.id, labeler.id).state != "active":
+        return []
     return queries.renew_live_leases(session, project.id, labeler.id, timedelta(minutes=project.lease_minutes))
 
 
@@ -228,7 +265,9 @@ def progress(session: Session, project: Project, labeler: User) -> Progress:
     for group_id in (*standing.groups, None):
         queue, place = Queue(project.id, group_id), places.get(group_id)
         left += claim_queries.count_left(session, queue, labeler.id, place, COUNT_LIMIT - left)
-    return Progress(queries.judged_today(session, labeler.id), left)
+    settings = LabelingSettings.model_validate(project.labeling)
+    mixed = settings.calibration.rate > 0 or settings.repeats.rate > 0
+    return Progress(queries.judged_today(session, labeler.id), left, mixed)
 
 
 def is_same_comparison(session: Session, task: Task, lease_id: UUID) -> bool:
@@ -244,10 +283,9 @@ def idle(session: Session, project: Project, labeler: User, skipped: Position | 
         return Idle("paused" if standing.state == "paused" else "removed", message=standing.reason)
     if qualification.requires_quiz(session, project, labeler):
         return Idle("quiz")
-    except_id = skipped.comparison_id if skipped else None
-    if _find(session, project, labeler, standing, except_id, lock=False) is not None:
+    if _is_there(session, project, labeler, standing, skipped.comparison_id if skipped else None):
         return Idle("busy")
-    if skipped and _find(session, project, labeler, standing, None, lock=False) is not None:
+    if skipped and _is_there(session, project, labeler, standing):
         return Idle("skipped")
     if sampling := queries.sampling(session, project.id):
         return Idle("sampling", *sampling)
@@ -267,6 +305,6 @@ def project_with_work(session: Session, labeler: User) -> str | None:
         standing = claim_queries.standing(session, project.id, labeler.id)
         if standing.state != "active":
             continue
-        if holds_card or _find(session, project, labeler, standing, None, lock=False) is not None:
+        if holds_card or _is_there(session, project, labeler, standing):
             return project.slug
     return None

@@ -5,8 +5,9 @@ from sqlalchemy.orm import Session
 
 from app.accounts.service import audit
 from app.errors import Conflict, InvalidInput, NotFound
-from app.judging import LabelingSettings
+from app.judging import Calibration, LabelingSettings
 from app.labeling import mixing_queries, queries
+from app.labeling.mixing_queries import Record
 from app.models import Comparison, Project, Rubric, User
 
 SETTLED = ("settled", "adjudicated")
@@ -20,9 +21,8 @@ def look_at(session: Session, project: Project, labeler_id: int) -> bool:
     """
     if session.get_one(User, labeler_id).kind == "imported":
         return False
-    wanted = LabelingSettings.model_validate(project.labeling).calibration
-    record = mixing_queries.calibration_record(session, project.id, labeler_id, wanted.window)
-    if record.answers < wanted.least or record.right >= wanted.threshold * record.answers:
+    record, wanted = _record(session, project, labeler_id)
+    if record.answers < wanted.least or _is_passed(record, wanted):
         return False
     standing = mixing_queries.lock_standing(session, project.id, labeler_id)
     if standing.state != "active":
@@ -48,6 +48,24 @@ def look_at(session: Session, project: Project, labeler_id: int) -> bool:
     return True
 
 
+def _record(session: Session, project: Project, labeler_id: int) -> tuple[Record, Calibration]:
+    wanted = LabelingSettings.model_validate(project.labeling).calibration
+    # A window that holds fewer answers than are waited for would never pause anybody.
+    window = max(wanted.window, wanted.least)
+    return mixing_queries.calibration_record(session, project.id, labeler_id, window), wanted
+
+
+def _is_passed(record: Record, wanted: Calibration) -> bool:
+    return record.right >= wanted.threshold * record.answers
+
+
+def paused_no_longer_rightly(session: Session, project: Project) -> list[User]:
+    """Labelers paused for their answers to items whose known answer was corrected, or that were retired, since: by what
+    is known now they would not be."""
+    paused = mixing_queries.paused_by_calibration(session, project.id)
+    return [labeler for labeler in paused if _is_passed(*_record(session, project, labeler.id))]
+
+
 def make_calibration(session: Session, project: Project, comparison_id: int, gold: int, actor: User) -> Comparison:
     """Makes a calibration item of a decided comparison: a copy with the known answer, which labelers meet unknowingly.
 
@@ -58,23 +76,22 @@ def make_calibration(session: Session, project: Project, comparison_id: int, gol
 
     Raises:
         NotFound: the project has no such comparison.
-        Conflict: it is not decided, is part of a ranking, or an item was made of it already.
+        Conflict: it is not decided, is an item or a repeat itself, or an item was made of it already.
         InvalidInput: gold is outside the rubric's scale.
     """
     comparison = session.get(Comparison, comparison_id)
     if comparison is None or comparison.project_id != project.id:
         raise NotFound(f"This project has no comparison {comparison_id}.", "Go back to the list.")
     comparison = queries.lock_comparison(session, comparison_id)
-    if comparison.state not in SETTLED or comparison.purpose in ("calibration", "repeat"):
+    if comparison.gold is not None or comparison.purpose == "repeat":
+        raise Conflict(f"Comparison {comparison_id} measures labelers itself.", "Choose the one that it is a copy of.")
+    if comparison.state not in SETTLED:
         raise Conflict(
             f"Comparison {comparison_id} is not decided yet.", "Only what is settled or adjudicated has a known answer."
         )
-    before = mixing_queries.copy_of(session, comparison_id)
-    if before is not None and before.state == "open":
+    if mixing_queries.in_use(session, comparison) is not None:
         raise Conflict(f"Comparison {comparison_id} is a calibration item already.", "Nothing was changed.")
-    rubric = session.get_one(Rubric, comparison.rubric_id)
-    if abs(gold) > rubric.strengths or (gold == 0 and not rubric.allow_tie):
-        raise InvalidInput(f"The answer {gold} is not on the rubric's scale.", f"Choose up to {rubric.strengths}.")
+    _check_gold(session, comparison, gold)
     item = Comparison(
         project_id=project.id,
         prompt_id=comparison.prompt_id,
@@ -98,11 +115,72 @@ def retire(session: Session, project: Project, item_id: int, actor: User) -> Non
     Raises:
         NotFound: the project has no such item.
     """
-    item = session.get(Comparison, item_id)
+    kin = _lock_kin(session, project, item_id)
+    if any(item.state == "open" for item in kin):
+        _change_state(session, kin, "withdrawn")
+        audit(session, actor.id, "calibration.retired", project.id, item_id=item_id)
+
+
+def bring_back(session: Session, project: Project, item_id: int, actor: User) -> None:
+    """Puts a retired item into use again; answers given to it count again.
+
+    Raises:
+        NotFound: the project has no such item.
+        Conflict: another item with the same responses is in use.
+    """
+    kin = _lock_kin(session, project, item_id)
+    if all(item.state == "open" for item in kin):
+        return
+    other = mixing_queries.in_use(session, kin[0])
+    if other is not None and other not in {item.id for item in kin}:
+        raise Conflict(
+            f"Item {other} asks about the same responses and has another known answer.", f"Retire {other} first."
+        )
+    _change_state(session, kin, "open")
+    audit(session, actor.id, "calibration.brought_back", project.id, item_id=item_id)
+
+
+def correct(session: Session, project: Project, item_id: int, gold: int, actor: User) -> None:
+    """Changes the known answer of an item. Answers given before are right or wrong by the new one from now on.
+
+    Raises:
+        NotFound: the project has no such item.
+        Conflict: another item with the same responses has that answer.
+        InvalidInput: gold is outside the rubric's scale.
+    """
+    kin = _lock_kin(session, project, item_id)
+    item = next(each for each in kin if each.id == item_id)
+    _check_gold(session, item, gold)
+    if gold == item.gold:
+        return
+    other = mixing_queries.with_answer(session, item, gold)
+    if other is not None and other not in {each.id for each in kin}:
+        raise Conflict(f"Item {other} asks about the same responses and has this answer.", "Use that one instead.")
+    before = item.gold
+    for each in kin:
+        strengths = session.get_one(Rubric, each.rubric_id).strengths
+        each.gold = max(-strengths, min(strengths, gold))
+    audit(session, actor.id, "calibration.corrected", project.id, item_id=item_id, before=before, gold=gold)
+    session.flush()
+
+
+def _lock_kin(session: Session, project: Project, item_id: int) -> list[Comparison]:
+    """The item and what it was under other rubric versions, locked."""
+    item = session.get(Comparison, item_id) if item_id < 2**63 else None
     if item is None or item.project_id != project.id or item.gold is None:
         raise NotFound(f"This project has no calibration item {item_id}.", "Go back to the list.")
-    item = queries.lock_comparison(session, item_id)
-    if item.state == "open":
-        item.state = "withdrawn"
-        audit(session, actor.id, "calibration.retired", project.id, item_id=item.id)
-        session.flush()
+    return mixing_queries.lock_kin(session, item)
+
+
+def _change_state(session: Session, kin: list[Comparison], state: str) -> None:
+    for item in kin:
+        item.state = state
+    session.flush()
+
+
+def _check_gold(session: Session, comparison: Comparison, gold: int) -> None:
+    rubric = session.get_one(Rubric, comparison.rubric_id)
+    if gold == 0 and not rubric.allow_tie:
+        raise InvalidInput("This rubric has no tie, so nobody could give the known answer.", "Choose a side.")
+    if abs(gold) > rubric.strengths:
+        raise InvalidInput(f"The answer {gold} is not on the rubric's scale.", f"Choose up to {rubric.strengths}.")

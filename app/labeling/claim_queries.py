@@ -132,6 +132,27 @@ def leased_to(labeler_id: int, *states: str) -> ColumnElement[bool]:
     return _looked_up(select(Lease.id).where(*own, Lease.state.in_(states)))
 
 
+def met(labeler_id: int, *states: str) -> ColumnElement[bool]:
+    """Of calibration items: the labeler has judged this very pair before, or has or had a lease on it in these states:
+    as what the item was made of, or under an older rubric. Whoever reviewed that knows the answer."""
+    kin = aliased(Comparison)
+    root = func.coalesce(Comparison.repeat_of_id, Comparison.id)
+    judged = select(Judgment.id).join(kin, kin.id == Judgment.comparison_id)
+    judged = judged.where(Judgment.labeler_id == labeler_id, Judgment.superseded_for.is_distinct_from("undone"))
+    leased = select(Lease.id).join(kin, kin.id == Lease.comparison_id)
+    leased = leased.where(Lease.labeler_id == labeler_id, Lease.state.in_(states))
+    same = or_(kin.id == root, kin.repeat_of_id == root)
+    return or_(_looked_up(judged.where(same)), _looked_up(leased.where(same)))
+
+
+def continued() -> ColumnElement[bool]:
+    """Of calibration items: it goes on as a copy under a newer rubric, and is itself not given out any more."""
+    newer = aliased(Comparison)
+    root = func.coalesce(Comparison.repeat_of_id, Comparison.id)
+    same_side = func.sign(newer.gold) == func.sign(Comparison.gold)
+    return exists().where(newer.repeat_of_id == root, newer.id > Comparison.id, same_side)
+
+
 def _looked_up(rows: Select[Any]) -> ColumnElement[bool]:
     """Whether there are such rows, looked up in an index for each comparison in turn. Without the OFFSET the planner
     may read all that the labeler has ever judged instead, for the sake of one comparison."""
@@ -252,9 +273,9 @@ def next_kept(
 
 
 def _open_to(labeler_id: int, groups: list[int]) -> list[Condition]:
-    """Comparisons with room that are kept for nobody else."""
+    """Comparisons with room that are kept for nobody else; calibration items, where room can be made."""
     return [
-        literally(AVAILABLE),
+        or_(literally(f"({IN_CALIBRATION})"), literally(f"({AVAILABLE})")),
         or_(Comparison.labeler_id.is_(None), Comparison.labeler_id == labeler_id),
         or_(Comparison.group_id.is_(None), Comparison.group_id == any_(literal(groups, ARRAY(BigInteger)))),
     ]
@@ -269,13 +290,14 @@ def next_skipped(
     except_id: int | None = None,
     lock: bool = True,
 ) -> int | None:
-    """What the labeler skipped, the longest ago first; locked."""
+    """What the labeler skipped, the longest ago first; locked. Calibration items too: that one never came back would
+    tell what it was."""
     query = (
         select(Comparison.id)
         .join(Lease, Lease.comparison_id == Comparison.id)
         .where(Lease.labeler_id == labeler_id, Lease.state == "skipped", Comparison.project_id == project_id)
-        .where(*_open_to(labeler_id, groups), ~judged_by(labeler_id))
-        .where(~_leased_otherwise(labeler_id))
+        .where(*_open_to(labeler_id, groups), ~judged_by(labeler_id), ~_leased_otherwise(labeler_id))
+        .where(Comparison.gold.is_(None) | ~met(labeler_id, "live", "recused") & ~continued())
         .order_by(Lease.created_at)
         .limit(1)
     )
@@ -297,9 +319,7 @@ def claim_one(session: Session, project_id: int, labeler_id: int, groups: list[i
     chosen = select(Comparison.id).where(
         Comparison.id == comparison_id,
         Comparison.project_id == project_id,
-        or_(literally(f"({IN_CALIBRATION})"), literally(f"({AVAILABLE})")),
-        or_(Comparison.labeler_id.is_(None), Comparison.labeler_id == labeler_id),
-        or_(Comparison.group_id.is_(None), Comparison.group_id == any_(literal(groups, ARRAY(BigInteger)))),
+        *_open_to(labeler_id, groups),
         ~judged_by(labeler_id),
         ~leased_to(labeler_id, "live", "recused"),
     )

@@ -41,7 +41,8 @@ def mine(session: Session, project: Project, labeler: User, before: int | None) 
     found = answer_queries.history(session, project.id, labeler.id, before, PAGE + 1)
     judged = [judgment for judgment, *_rest in found[:PAGE]]
     changeable = answer_queries.closed_by(session, judged, CHANGEABLE_FOR)
-    changeable |= {comparison.id for _judgment, comparison, *_rest in found if comparison.state == "open"}
+    # A calibration item is open for ever; that it could be changed for ever would tell.
+    changeable |= {row.id for _judgment, row, *_rest in found if row.state == "open" and row.gold is None}
     changeable -= recusal.recused_from(session, changeable, labeler.id)
     rows = [
         Answered(

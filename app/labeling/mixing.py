@@ -13,13 +13,40 @@ _chance = SystemRandom()
 
 def claim(session: Session, project: Project, labeler: User, settings: LabelingSettings) -> int | None:
     """A calibration item or a repeat, locked, where chance wants one and there is one."""
-    if _chance.random() < settings.calibration.rate:
-        found = mixing_queries.claim_calibration(session, project.id, labeler.id)
-        if found is not None:
-            return found
-    if _chance.random() < settings.repeats.rate:
+    drawn = _chance.random()  # one draw for both: each so gets the share of tasks that the settings say
+    if drawn < settings.calibration.rate:
+        return _calibration_item(session, project, labeler)
+    if drawn < settings.calibration.rate + settings.repeats.rate:
         return _open_repeat(session, project, labeler, settings.repeats.gap)
     return None
+
+
+def _calibration_item(session: Session, project: Project, labeler: User) -> int | None:
+    """One that the labeler has not met, under the newest rubric: items that were answered under an older one go on as
+    copies, or they alone would show a guideline that no longer holds."""
+    found = mixing_queries.claim_calibration(session, project.id, labeler.id)
+    if found is None:
+        return None
+    item, newest = session.get_one(Comparison, found), mixing_queries.newest_rubric(session, project.id)
+    if newest is None or item.rubric_id == newest.id or not mixing_queries.is_begun(session, item.id):
+        return item.id
+    assert item.gold is not None
+    if mixing_queries.is_continued(session, item.id) or (item.gold == 0 and not newest.allow_tie):
+        return None  # somebody else was faster; or no labeler could be right any more
+    copy = Comparison(
+        project_id=project.id,
+        prompt_id=item.prompt_id,
+        completion_a_id=item.completion_a_id,
+        completion_b_id=item.completion_b_id,
+        rubric_id=newest.id,
+        purpose="calibration",
+        repeat_of_id=item.repeat_of_id or item.id,
+        gold=max(-newest.strengths, min(newest.strengths, item.gold)),
+        overlap=1,
+    )
+    session.add(copy)
+    session.flush()
+    return copy.id
 
 
 def _open_repeat(session: Session, project: Project, labeler: User, gap: int) -> int | None:

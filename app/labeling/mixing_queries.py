@@ -2,19 +2,21 @@
 
 from typing import NamedTuple
 
-from sqlalchemy import BigInteger, cast, exists, func, select, update
+from sqlalchemy import BigInteger, cast, exists, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
-from app.labeling.claim_queries import Condition, judged_by, leased_to, literally
-from app.models import Comparison, Judgment, Lease, ProjectLabeler, Rubric
+from app.labeling.claim_queries import Condition, continued, literally, met
+from app.models import Comparison, Judgment, Lease, ProjectLabeler, Rubric, User
 from app.models.comparison import IN_CALIBRATION
+
+FEW = 20  # an item is drawn from so many that the labeler has not met
 
 
 def claim_calibration(session: Session, project_id: int, labeler_id: int) -> int | None:
-    """Locks a calibration item that this labeler has not seen and makes room for them; everybody gets each item once.
+    """Locks a calibration item that this labeler has not met, drawn at random; everybody gets each item once.
 
-    The search begins at a random one, so that people meet them in different orders.
+    The search begins at a random id, so that no more than a few are looked at however many there are.
     """
     items: list[Condition] = [Comparison.project_id == project_id, literally(IN_CALIBRATION)]
     low, high = func.min(Comparison.id), func.max(Comparison.id)
@@ -22,19 +24,31 @@ def claim_calibration(session: Session, project_id: int, labeler_id: int) -> int
     start = session.scalar(select(low + drawn).where(*items))
     if start is None:
         return None
-    seen_before = exists().where(Judgment.comparison_id == Comparison.repeat_of_id, Judgment.labeler_id == labeler_id)
-    # Whoever reviewed the comparison that it is a copy of knows the answer.
-    reviewed = exists().where(
-        Lease.comparison_id == Comparison.repeat_of_id, Lease.labeler_id == labeler_id, Lease.state == "recused"
-    )
-    fresh = [~judged_by(labeler_id), ~leased_to(labeler_id, "live", "skipped", "recused"), ~seen_before, ~reviewed]
+    fresh = [*items, ~met(labeler_id, "live", "skipped", "recused"), ~continued()]
     for part in (Comparison.id >= start, Comparison.id < start):
-        query = select(Comparison.id).where(*items, part, *fresh).order_by(Comparison.id).limit(1)
-        found = session.scalar(query.with_for_update(skip_locked=True, of=Comparison))
-        if found is not None:
-            make_room(session, found)
-            return found
+        few = select(Comparison.id).where(*fresh, part).order_by(Comparison.id).limit(FEW)
+        if ids := session.scalars(few).all():
+            among = select(Comparison.id).where(Comparison.id.in_(ids), *items).order_by(func.random()).limit(1)
+            found = session.scalar(among.with_for_update(skip_locked=True, of=Comparison))
+            if found is not None:
+                return found
     return None
+
+
+def newest_rubric(session: Session, project_id: int) -> Rubric | None:
+    published = select(Rubric).where(Rubric.project_id == project_id, Rubric.version.is_not(None))
+    return session.scalars(published.order_by(Rubric.version.desc()).limit(1)).one_or_none()
+
+
+def is_begun(session: Session, comparison_id: int) -> bool:
+    """Whether anybody holds or has judged it: its rubric stays what it is then."""
+    judged = exists().where(Judgment.comparison_id == comparison_id)
+    held = exists().where(Lease.comparison_id == comparison_id, Lease.state == "live")
+    return bool(session.scalar(select(or_(judged, held))))
+
+
+def is_continued(session: Session, item_id: int) -> bool:
+    return bool(session.scalar(select(continued()).where(Comparison.id == item_id)))
 
 
 def make_room(session: Session, comparison_id: int) -> None:
@@ -45,6 +59,7 @@ def make_room(session: Session, comparison_id: int) -> None:
 
 
 WINDOW = 50  # a repeat is drawn from so many answers: those that just became old enough
+LOOK_BACK = 2000  # of somebody who works in many projects, so many more answers are looked through at most
 
 
 def to_repeat(session: Session, project_id: int, labeler_id: int, gap: int) -> int | None:
@@ -52,30 +67,33 @@ def to_repeat(session: Session, project_id: int, labeler_id: int, gap: int) -> i
 
     Not one repeated already, nor one judged under an older rubric, by which the answer may rightly be another.
     """
-    newest = (
-        select(Rubric.id)
-        .where(Rubric.project_id == project_id, Rubric.version.is_not(None))
-        .order_by(Rubric.version.desc())
-        .limit(1)
-        .scalar_subquery()
+    last = (
+        select(Judgment)
+        .where(Judgment.labeler_id == labeler_id)
+        .order_by(Judgment.created_at.desc())
+        .limit(gap + LOOK_BACK)
+        .subquery()
     )
     old_enough = (
-        select(Judgment.comparison_id, Judgment.swapped, Judgment.preference, Judgment.rubric_id)
-        .join(Comparison, Comparison.id == Judgment.comparison_id)
-        .where(Judgment.labeler_id == labeler_id, Judgment.superseded_at.is_(None))
-        .where(Comparison.project_id == project_id, Comparison.offered)  # of a ranking's pairs one: it was one task
-        .order_by(Judgment.created_at.desc())
+        select(last.c.comparison_id, last.c.swapped, last.c.preference, last.c.rubric_id)
+        .join(Comparison, Comparison.id == last.c.comparison_id)
+        .where(last.c.superseded_at.is_(None), Comparison.project_id == project_id)
+        .where(Comparison.offered)  # of a ranking's pairs one: it was one task
+        .order_by(last.c.created_at.desc())
         .offset(gap)
         .limit(WINDOW)
         .subquery()
     )
+    newest = newest_rubric(session, project_id)
+    if newest is None:
+        return None
     own = old_enough.c
     repeat = aliased(Comparison)
     repeated = exists().where(repeat.repeat_of_id == own.comparison_id, repeat.labeler_id == labeler_id)
     query = (
         select(own.comparison_id)
         .join(Comparison, Comparison.id == own.comparison_id)
-        .where(own.preference.is_not(None), own.swapped.is_not(None), own.rubric_id == newest, ~repeated)
+        .where(own.preference.is_not(None), own.swapped.is_not(None), own.rubric_id == newest.id, ~repeated)
         .where(Comparison.purpose.in_(("train", "heldout", "human_eval")), Comparison.ranking_id.is_(None))
         .where(Comparison.state != "withdrawn")
         .order_by(func.random())
@@ -128,7 +146,37 @@ def lock_standing(session: Session, project_id: int, labeler_id: int) -> Project
     return session.get_one(ProjectLabeler, key, with_for_update=True, populate_existing=True)
 
 
-def copy_of(session: Session, comparison_id: int) -> Comparison | None:
-    """The calibration item that was made from a comparison."""
-    query = select(Comparison).where(Comparison.repeat_of_id == comparison_id, Comparison.gold.is_not(None))
-    return session.scalars(query.order_by(Comparison.id.desc()).limit(1)).one_or_none()
+def paused_by_calibration(session: Session, project_id: int) -> list[User]:
+    """Labelers whom the service itself has paused, by name."""
+    paused = ProjectLabeler.project_id == project_id, ProjectLabeler.state == "paused"
+    found = select(User).join(ProjectLabeler, ProjectLabeler.labeler_id == User.id)
+    return list(session.scalars(found.where(*paused, ProjectLabeler.changed_by.is_(None)).order_by(User.name)))
+
+
+# ---- items -----------------------------------------------------------------------------------------------------------
+
+
+def _same_pair(item: Comparison) -> list[Condition]:
+    """Items that ask about what this one asks about: copies of one comparison, which may be an item itself."""
+    root = item.repeat_of_id or item.id
+    return [or_(Comparison.id == root, Comparison.repeat_of_id == root), Comparison.gold.is_not(None)]
+
+
+def lock_kin(session: Session, item: Comparison) -> list[Comparison]:
+    """The item and its like under other rubric versions: with the same side for an answer."""
+    kin = select(Comparison).where(*_same_pair(item), func.sign(Comparison.gold) == func.sign(item.gold))
+    locked = kin.order_by(Comparison.id).with_for_update()
+    return list(session.scalars(locked, execution_options={"populate_existing": True}))
+
+
+def in_use(session: Session, item: Comparison) -> int | None:
+    """An item in use that asks about what this one asks about."""
+    query = select(Comparison.id).where(*_same_pair(item), Comparison.state == "open")
+    return session.scalar(query.order_by(Comparison.id.desc()).limit(1))
+
+
+def with_answer(session: Session, item: Comparison, gold: int) -> int | None:
+    """An item that asks about what this one asks about, and takes the side of gold."""
+    side = (gold > 0) - (gold < 0)
+    query = select(Comparison.id).where(*_same_pair(item), func.sign(Comparison.gold) == side)
+    return session.scalar(query.order_by(Comparison.id.desc()).limit(1))

@@ -4,6 +4,7 @@ Order of locks, so that nobody waits in a circle: the labeler's own row, then on
 these are waited for; whatever else is locked on the way is skipped when someone holds it.
 """
 
+from collections.abc import Collection
 from datetime import UTC, datetime, time, timedelta
 from typing import NamedTuple
 from uuid import UUID
@@ -12,6 +13,7 @@ from sqlalchemy import (
     ARRAY,
     BigInteger,
     Row,
+    Select,
     any_,
     cast,
     exists,
@@ -49,14 +51,6 @@ class Task(NamedTuple):
     rubric: Rubric
     is_ranking: bool = False
 
-    @property
-    def first(self) -> str:
-        return self.responses[0]
-
-    @property
-    def second(self) -> str:
-        return self.responses[1]
-
 
 def lock_labeler(session: Session, labeler_id: int) -> None:
     """One thing at a time for each labeler: two tabs, or the two halves of a double click, follow each other."""
@@ -69,16 +63,29 @@ def expire_leases(session: Session, limit: int = 200) -> int:
     Their comparisons are locked first (a trigger will write to them), and both skipped where somebody holds them: that
     somebody is submitting, or expires them too.
     """
-    overdue = (
-        select(Lease.id)
-        .join(Comparison, Comparison.id == Lease.comparison_id)
-        .where(Lease.state == "live", Lease.expires_at < func.now())
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    ids = session.scalars(overdue).all()
+    overdue = _live().where(Lease.expires_at < func.now()).limit(limit)
+    return _end(session, overdue, "expired")
+
+
+def end_leases(session: Session, project_id: int, labeler_id: int) -> int:
+    """Gives back what the labeler holds in this project, but what somebody else is busy with; returns how many."""
+    own = _live().where(Lease.labeler_id == labeler_id, Comparison.project_id == project_id)
+    return _end(session, own, "released")
+
+
+def release_leases(session: Session, lease_ids: Collection[UUID]) -> int:
+    """Gives tasks that were not looked at yet back to the queue; otherwise as `end_leases`."""
+    return _end(session, _live().where(Lease.id.in_(lease_ids)), "released")
+
+
+def _live() -> Select[UUID]:
+    return select(Lease.id).join(Comparison, Comparison.id == Lease.comparison_id).where(Lease.state == "live")
+
+
+def _end(session: Session, leases: Select[UUID], state: str) -> int:
+    ids = session.scalars(leases.with_for_update(skip_locked=True)).all()
     if ids:
-        session.execute(update(Lease).where(Lease.id.in_(ids)).values(state="expired"))
+        session.execute(update(Lease).where(Lease.id.in_(ids)).values(state=state))
     return len(ids)
 
 
@@ -96,6 +103,15 @@ def renew_live_leases(session: Session, project_id: int, labeler_id: int, lastin
 def add_lease(
     session: Session, labeler_id: int, lasting: timedelta, *, comparison_id: int, swapped: bool, shown: list[int] | None
 ) -> UUID:
+    """A lease for whoever is given the comparison. One that they had, which ran out or went back unanswered, lives
+    again with its sides as they were: their draft is kept by its id."""
+    own = Lease.comparison_id == comparison_id, Lease.labeler_id == labeler_id
+    before = select(Lease.id).where(*own, Lease.state.in_(("expired", "released")))
+    newest = before.order_by(Lease.created_at.desc()).limit(1).scalar_subquery()
+    again = update(Lease).where(Lease.id == newest)
+    again = again.values(state="live", created_at=func.now(), expires_at=func.now() + lasting).returning(Lease.id)
+    if lease_id := session.scalar(again, execution_options={"synchronize_session": False}):
+        return lease_id
     values = {"comparison_id": comparison_id, "labeler_id": labeler_id, "swapped": swapped, "shown": shown}
     fresh = insert(Lease).values(expires_at=func.now() + lasting, **values).returning(Lease.id)
     return session.execute(fresh).scalar_one()

@@ -13,7 +13,7 @@ from app.db import SessionDep
 from app.demonstrations import service as demonstrations
 from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound, PrefloopError
 from app.labeling import answers, assigning, history, views
-from app.labeling.forms import Draft, LabelForm, SkipForm
+from app.labeling.forms import Desk, Draft, LabelForm, SkipForm
 from app.labeling.queries import Position, Task
 from app.models import Project, User
 from app.projects.access import ProjectDep
@@ -52,9 +52,16 @@ def ahead(
 
 
 @router.post("/projects/{project_slug}/label/here")
-def here(project: ProjectDep, labeler: LabelerDep, session: SessionDep) -> Response:
-    """The labeler is at work: their tasks last again from now on."""
-    return JSONResponse({"live": [str(lease_id) for lease_id in assigning.renew(session, project, labeler)]})
+def here(
+    project: ProjectDep, labeler: LabelerDep, session: SessionDep, desk: Annotated[Desk, Form()] = None
+) -> Response:
+    """The labeler is at work: their tasks last again from now on, and the one on the desk is theirs again if its time
+    ran out and nobody has it."""
+    live = assigning.renew(session, project, labeler)
+    if desk is not None and desk not in live:
+        assigning.next_task(session, project, labeler, again=desk)
+        live = assigning.renew(session, project, labeler)
+    return JSONResponse({"live": [str(lease_id) for lease_id in live]})
 
 
 @router.post("/projects/{project_slug}/label/undo")
@@ -136,8 +143,9 @@ def skip(
 
 @router.post("/projects/{project_slug}/label/{lease_id}/release")
 def release(project: ProjectDep, labeler: LabelerDep, session: SessionDep, lease_id: UUID) -> Response:
-    """The page was closed: what it had loaded ahead goes back to the queue."""
-    assigning.release(session, project, lease_id, labeler)
+    """The page was closed: what it had loaded ahead goes back to the queue, unless it is on the desk of another tab."""
+    if assigning.renew(session, project, labeler)[:1] != [lease_id]:
+        assigning.release(session, project, lease_id, labeler)
     return Response(status_code=204)
 
 
@@ -164,7 +172,7 @@ def _next(
 
 
 def _numbers(progress: assigning.Progress) -> dict[str, object]:
-    return {"done": progress.done, "left": f"{progress.left}{'' if progress.left_is_exact else '+'}"}
+    return {"done": progress.done, "left": progress.to_go}
 
 
 def _html(request: Request, session: Session, labeler: User, task: Task, progress: assigning.Progress) -> str:

@@ -91,6 +91,8 @@ class World:
         self.judgment = factories.judgment(
             session, self.answered, preference=1, labeler_id=self.labeler.id, lease_id=lease.id, rationale="Because."
         )
+        measured = factories.comparison(session, project, purpose="calibration", gold=1, texts=(TEXT, "Short."))
+        factories.judgment(session, measured, preference=-1)
         self._rounds(session, store)
         for n in range(3):
             task(session, project, f"Write about {n}, please.")

@@ -300,6 +300,31 @@ def test_a_known_answer_makes_a_calibration_item(session: Session, put: Any) -> 
     assert (open_.purpose, open_.gold) == ("train", None)
 
 
+def test_a_known_answer_that_comes_again_changes_nothing_and_says_so(session: Session, put: Any) -> None:
+    known = {"prompt": "Known?", "response_a": "yes", "response_b": "no"}
+    ordinary = {"prompt": "Open?", "response_a": "yes", "response_b": "no"}
+    put(known | {"known_answer": -2}, ordinary)
+    assert put(known | {"known_answer": -2}, known).notes == []
+    other, not_taken = put(known | {"known_answer": 1}, ordinary | {"known_answer": 1}).notes
+    assert other.startswith("Calibration items with another known answer here: 1, which stays.")
+    assert not_taken.startswith("Known answers to pairs that are ordinary comparisons here: 1, not taken.")
+    assert session.scalars(select(Comparison.gold).order_by(Comparison.id)).all() == [-2, None]
+
+
+def test_known_answers_in_one_import_do_not_contradict_each_other(session: Session, put: Any) -> None:
+    known = {"prompt": "Known?", "response_a": "yes", "response_b": "no"}
+    with pytest.raises(InvalidInput, match="known_answer 1 contradicts an earlier line's -2"):
+        put(known | {"known_answer": -2}, known | {"known_answer": 1})
+    put(known, known | {"known_answer": 1})  # the line that has one decides
+    assert session.scalars(select(Comparison.gold)).one() == 1
+
+
+def test_a_tie_is_no_known_answer_where_the_rubric_has_none(session: Session, project: Project, put: Any) -> None:
+    factories.rubric(session, project, version=2, allow_tie=False)
+    with pytest.raises(InvalidInput, match="known_answer 0 is a tie, which the rubric does not have"):
+        put({"prompt": "Known?", "response_a": "yes", "response_b": "no", "known_answer": 0})
+
+
 def test_a_known_answer_is_on_the_rubrics_scale(put: Any) -> None:
     with pytest.raises(InvalidInput, match="known_answer 4 is outside the rubric's -3 to 3"):
         put({"prompt": "Known?", "response_a": "yes", "response_b": "no", "known_answer": 4})

@@ -19,7 +19,7 @@ from app.labeling.forms import LabelForm
 from app.labeling.queries import Task
 from app.models import Comparison, Judgment, LabelerGroup, LabelerGroupMember, Lease, Project, User
 from tests import factories
-from tests.labeling.desk import ranking
+from tests.labeling.desk import fill, ranking
 
 
 @pytest.fixture
@@ -270,27 +270,48 @@ def test_the_last_place_of_an_item_that_just_grew_goes_to_one(
     assert comparison.state != "open"
 
 
+def test_an_item_goes_on_as_one_copy_when_eight_ask_under_a_new_rubric(
+    session: Session, sessions: sessionmaker[Session]
+) -> None:
+    project = factories.project(session, labeling={"calibration": {"rate": 1, "least": 1000}})
+    item = factories.comparison(session, project, purpose="calibration", gold=1, overlap=1)
+    factories.judgment(session, item, preference=1)
+    fill(session, factories.comparison(session, project, overlap=100), 50)
+    factories.rubric(session, project, version=2)
+    labelers = [factories.user(session) for _ in range(8)]
+    session.commit()
+
+    def ask(who: User) -> None:
+        with sessions.begin() as own:
+            assigning.next_task(own, project, who)
+
+    together([lambda who=who: ask(who) for who in labelers])
+    assert session.scalar(select(func.count()).where(Comparison.repeat_of_id == item.id)) == 1
+
+
 def test_calibration_items_are_given_out_to_eight_at_once(session: Session, sessions: sessionmaker[Session]) -> None:
     project = factories.project(session, labeling={"calibration": {"rate": 1, "least": 1000}})
     items = [factories.comparison(session, project, purpose="calibration", gold=1, overlap=1) for _ in range(2)]
+    item_ids = {one.id for one in items}
+    fill(session, factories.comparison(session, project, overlap=100), 200)
     labelers = [factories.user(session) for _ in range(8)]
     session.commit()
 
     def measured(who: User) -> None:
         given = 0
-        while given < len(items):  # an item that somebody holds at that very moment is passed over
+        while given < len(item_ids):  # an item that somebody holds at that very moment is passed over
             with sessions.begin() as own:
                 task = assigning.next_task(own, project, who)
             if task is None:
                 continue
+            given += task.position.comparison_id in item_ids
             form = LabelForm(idempotency_key=uuid4(), rubric_id=task.rubric.id, preference=1)
             with sessions.begin() as own:
                 answers.submit(own, project, task.lease_id, who, form)
-            given += 1
 
     together([lambda who=who: measured(who) for who in labelers])
     judged = Counter(session.scalars(select(Judgment.comparison_id)))
-    assert judged == {one.id: 8 for one in items}
+    assert [judged[one.id] for one in items] == [8, 8]
     for one in items:
         session.refresh(one)
         assert (one.judgment_count, one.lease_count, one.state) == (8, 0, "open")

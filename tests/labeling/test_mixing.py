@@ -15,13 +15,20 @@ from app.labeling import answers, assigning, calibration
 from app.labeling.queries import Task
 from app.models import AuditEvent, Comparison, Judgment, Lease, Project, ProjectLabeler, User
 from tests import factories
-from tests.labeling.desk import judge, run_out, take
+from tests.labeling.desk import fill, judge, run_out, take
 
 ALWAYS = {"calibration": {"rate": 1, "least": 5, "window": 10, "threshold": 0.7}}
 
 
 def item(session: Session, project: Project, gold: int = 2, **values: Any) -> Comparison:
     return factories.comparison(session, project, purpose="calibration", gold=gold, overlap=1, **values)
+
+
+def ordinary(session: Session, project: Project, n: int = 60) -> Comparison:
+    """Something is always left to be judged: without it nothing is mixed in."""
+    first = factories.comparison(session, project, overlap=100)
+    fill(session, first, n - 1)
+    return first
 
 
 def answered(session: Session, project: Project, labeler: User, task: Task, preference: int) -> Judgment:
@@ -40,7 +47,7 @@ def purpose(session: Session, task: Task) -> str:
 def test_everybody_gets_every_item_once_at_a_rate_of_one_first(session: Session) -> None:
     project = factories.project(session, overlap=1, labeling=ALWAYS)
     items = {item(session, project).id for _ in range(4)}
-    usual = factories.comparison(session, project)
+    usual = ordinary(session, project, 1)
     orders = set()
     for _ in range(6):
         labeler = factories.user(session)
@@ -69,6 +76,7 @@ def test_more_than_a_thousand_labelers_can_be_measured(session: Session) -> None
     )
     session.execute(text("SET LOCAL session_replication_role = DEFAULT"))
     labeler = factories.user(session)
+    ordinary(session, project)
     judge(session, project, labeler, take(session, project, labeler))
     session.refresh(measured)
     assert (measured.judgment_count, measured.overlap) == (1001, 1001)
@@ -77,9 +85,9 @@ def test_more_than_a_thousand_labelers_can_be_measured(session: Session) -> None
 def test_items_come_at_about_their_rate_and_never_without_one(session: Session) -> None:
     labeling = {"calibration": {"rate": 0.3, "least": 1000}}
     project, labeler = factories.project(session, overlap=1, labeling=labeling), factories.user(session)
+    ordinary(session, project, 120)
     for _ in range(120):
         item(session, project)
-        factories.comparison(session, project)
     counted: Counter[str] = Counter()
     for _ in range(120):
         task = take(session, project, labeler)
@@ -102,6 +110,7 @@ def test_an_item_is_not_in_the_queue_and_nothing_counts_it_as_open(session: Sess
 def test_an_item_whose_time_ran_out_comes_again_and_to_others_meanwhile(session: Session) -> None:
     project = factories.project(session, labeling=ALWAYS)
     labeler, other = factories.user(session), factories.user(session)
+    ordinary(session, project)
     measured = item(session, project)
     task = take(session, project, labeler)
     assert take(session, project, other).position.comparison_id == measured.id
@@ -118,6 +127,7 @@ def test_an_item_whose_time_ran_out_comes_again_and_to_others_meanwhile(session:
 def test_right_is_who_takes_the_side(session: Session, gold: int, said: int, right: bool) -> None:
     labeling = {"calibration": {"rate": 1, "least": 1, "threshold": 1}}
     project, labeler = factories.project(session, labeling=labeling), factories.user(session)
+    ordinary(session, project)
     item(session, project, gold)
     answered(session, project, labeler, take(session, project, labeler), said)
     assert (assigning.idle(session, project, labeler).reason == "paused") is not right
@@ -125,6 +135,7 @@ def test_right_is_who_takes_the_side(session: Session, gold: int, said: int, rig
 
 def calibrate(session: Session, project: Project, labeler: User, rights: list[bool]) -> None:
     """Answers new items, each rightly or not, until paused."""
+    ordinary(session, project, 1)
     for right in rights:
         item(session, project)
         task = assigning.next_task(session, project, labeler)
@@ -199,10 +210,11 @@ def test_a_decided_comparison_becomes_an_item_and_stays_what_it_was(session: Ses
         calibration.make_calibration(session, project, original.id, 1, admin)
     project.labeling = ALWAYS
     session.flush()
-    assert assigning.next_task(session, project, judge_) is None  # they have seen it
+    usual = ordinary(session, project, 1)
+    assert take(session, project, judge_).position.comparison_id == usual.id  # they have seen the pair
     assert take(session, project, fresh).position.comparison_id == made.id
     calibration.retire(session, project, made.id, admin)
-    assert assigning.next_task(session, project, factories.user(session)) is None
+    assert take(session, project, factories.user(session)).position.comparison_id == usual.id
     again = calibration.make_calibration(session, project, original.id, 1, admin)
     assert again.id != made.id
     actions = session.scalars(select(AuditEvent.action).order_by(AuditEvent.id)).all()
@@ -213,7 +225,7 @@ def test_answers_to_a_retired_item_no_longer_count(session: Session) -> None:
     project, labeler = factories.project(session, labeling=ALWAYS), factories.user(session)
     admin = factories.user(session, "admin")
     calibrate(session, project, labeler, [False, True, True, True])
-    wrong = session.scalars(select(Comparison).order_by(Comparison.id)).first()
+    wrong = session.scalars(select(Comparison).where(Comparison.gold.is_not(None)).order_by(Comparison.id)).first()
     assert wrong is not None
     calibration.retire(session, project, wrong.id, admin)
     calibrate(session, project, labeler, [False, True])  # 4 of the 5 that count
@@ -243,7 +255,7 @@ def age_answers(session: Session) -> None:
 
 
 def repeating(session: Session, gap: int, n: int, **labeling: Any) -> tuple[Project, User, list[Judgment]]:
-    """A project that repeats whatever it can, and a labeler who has judged n comparisons."""
+    """A project that repeats whatever it can, and a labeler who has judged n comparisons; one more is left to them."""
     project, labeler = factories.project(session, overlap=2), factories.user(session)
     given = []
     now = datetime.now(UTC)
@@ -252,6 +264,7 @@ def repeating(session: Session, gap: int, n: int, **labeling: Any) -> tuple[Proj
         at = now - timedelta(minutes=n - k)
         values = {"labeler_id": labeler.id, "created_at": at, "swapped": bool(k % 2)}
         given.append(factories.judgment(session, comparison, preference=2, **values))
+    factories.comparison(session, project, texts=("first", "second"), overlap=100)
     project.labeling = {"repeats": {"rate": 1, "gap": gap}} | labeling
     session.flush()
     return project, labeler, given
@@ -309,7 +322,7 @@ def test_what_is_not_repeated(session: Session, reason: str) -> None:
         session.execute(text("INSERT INTO ranking (project_id, prompt_id, size) SELECT project_id, prompt_id, 3"
                              " FROM comparison WHERE id = :c"), {"c": first})  # fmt: skip
         session.execute(update(Comparison).where(Comparison.id == first).values(ranking_id=1))
-    assert assigning.next_task(session, project, labeler) is None
+    assert purpose(session, take(session, project, labeler)) == "train"
 
 
 def test_a_repeat_left_on_the_desk_comes_back_the_same_way_round(session: Session) -> None:
@@ -318,10 +331,10 @@ def test_a_repeat_left_on_the_desk_comes_back_the_same_way_round(session: Sessio
     run_out(session, task.lease_id)
     again = take(session, project, labeler)
     assert again.position.comparison_id == task.position.comparison_id
-    assert again.lease_id != task.lease_id
+    assert again.lease_id == task.lease_id
     assert again.responses == task.responses
     assert session.get_one(Lease, again.lease_id).swapped is not given[0].swapped
-    assert assigning.next_task(session, project, factories.user(session)) is not None  # the originals, not the repeat
+    assert purpose(session, take(session, project, factories.user(session))) == "train"  # not the repeat
 
 
 def test_nothing_on_the_page_tells_what_is_mixed_in(session: Session, sign_in: Callable[..., Any]) -> None:
@@ -334,8 +347,7 @@ def test_nothing_on_the_page_tells_what_is_mixed_in(session: Session, sign_in: C
             project.labeling = ALWAYS
             item(session, project, texts=("first", "second"))
         elif kind == "train":
-            project.labeling = {}
-            factories.comparison(session, project, texts=("first", "second"))
+            project.labeling = {"calibration": {"rate": 1}}
         session.commit()
         html = sign_in(user=labeler).get(f"/projects/{project.slug}/label").text
         assert assigning.next_task(session, project, labeler) is not None

@@ -144,6 +144,14 @@ def test_the_page_of_a_new_project_keeps_the_defaults(sign_in: SignIn, session: 
             dict.fromkeys(("pairs.random", "pairs.new_against_old"), "0"),
             "Which pairs are asked: at least one share must",
         ),
+        (
+            dict.fromkeys(("difficulties.easy", "difficulties.hard", "difficulties.adversarial"), "0"),
+            "Which prompts are sampled: at least one share must be above 0",
+        ),
+        (
+            {"overlap.0.name": "purpose", "overlap.0.value": "held-out", "overlap.0.overlap": "3"},
+            "Overlap rule 1: there is no purpose “held-out”, but train, heldout, human_eval, calibration",
+        ),
         ({"ranking_size": "10"}, "Which pairs are asked, “Responses in a task”: must be at most 9"),
         ({"consensus": "dictator"}, "Consensus, “Method”: is none of the choices"),
         ({"overlap.0.name": "domain", "overlap.0.value": "law"}, "Overlap rule 1: must be a whole number"),
@@ -158,11 +166,11 @@ def test_what_is_refused_is_named_as_on_the_page_and_comes_back(
     sign_in: SignIn, session: Session, project: Project, typed: dict[str, str], reason: str
 ) -> None:
     admin = sign_in("admin")
-    fields = shown(admin.get("/projects/p/settings").text) | typed | {"difficulties.easy": "12.5"}
+    fields = shown(admin.get("/projects/p/settings").text) | {"repeats.rate": "0.125"} | typed
     refused = admin.post("/projects/p/settings/labeling", fields)
     assert refused.status_code == 422
     assert reason in refused.text
-    assert shown(refused.text)["difficulties.easy"] == "12.5"
+    assert shown(refused.text)["repeats.rate"] == "0.125"
     for name, value in typed.items():
         if name != "consensus":
             assert shown(refused.text)[name] == value

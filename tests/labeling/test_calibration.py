@@ -1,0 +1,293 @@
+"""Calibration items stay unseen: what is left, empty queues, new rubrics; and what an admin does with an item."""
+
+from collections import Counter
+
+import pytest
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from app.errors import Conflict, Gone, InvalidInput, NotFound
+from app.labeling import assigning, calibration, history
+from app.models import AuditEvent, Comparison, Judgment, Lease, ProjectLabeler
+from tests import factories
+from tests.labeling.desk import judge, run_out, take
+from tests.labeling.test_mixing import (
+    ALWAYS,
+    age_answers,
+    answered,
+    calibrate,
+    item,
+    ordinary,
+    purpose,
+    repeating,
+)
+
+# --- nothing tells ---------------------------------------------------------------------------------------------------
+
+
+def test_what_is_left_does_not_stand_still_where_something_was_mixed_in(session: Session) -> None:
+    """Thirty wait. Counted to the one, the count would not go down on the cards that are not of the thirty."""
+    project, labeler = factories.project(session), factories.user(session)
+    ordinary(session, project, 30)
+    seen = []
+    for n in range(20):
+        project.labeling = {"calibration": {"rate": 1 if n % 2 else 0.000001, "least": 1000}}
+        item(session, project)
+        task = take(session, project, labeler)
+        seen.append((purpose(session, task), assigning.progress(session, project, labeler).to_go))
+        judge(session, project, labeler, task)
+    assert [kind for kind, _ in seen] == ["train", "calibration"] * 10
+    # To the one: 30, 30, 29, 29, 28... The second of two equal ones is always an item.
+    assert [to_go for _, to_go in seen] == ["about 30"] * 10 + ["about 20"] * 10
+    project.labeling = {}
+    assert assigning.progress(session, project, labeler).to_go == "20"
+
+
+@pytest.mark.parametrize(
+    ("left", "mixed", "to_go"),
+    [
+        (0, True, "0"),
+        (1, True, "fewer than 10"),
+        (9, True, "fewer than 10"),
+        (10, True, "about 10"),
+        (36, True, "about 40"),
+        (36, False, "36"),
+        (500, False, "500+"),
+        (500, True, "500+"),
+    ],
+)
+def test_what_is_left_in_words(left: int, mixed: bool, to_go: str) -> None:
+    assert assigning.Progress(3, left, mixed).to_go == to_go
+
+
+def test_where_nothing_else_is_left_nothing_is_mixed_in(session: Session) -> None:
+    """Whoever looks again and again at an empty queue is not fed items; a card that came then would tell what it is."""
+    project, labeler = factories.project(session, overlap=1, labeling=ALWAYS), factories.user(session)
+    item(session, project)
+    assert [assigning.next_task(session, project, labeler) for _ in range(5)] == [None] * 5
+    project, labeler, _ = repeating(session, gap=1, n=4)
+    judge(session, project, labeler, take(session, project, labeler))
+    session.execute(update(Comparison).where(Comparison.overlap == 100).values(state="withdrawn"))
+    assert assigning.next_task(session, project, labeler) is None
+    assert session.scalar(select(func.count()).where(Comparison.purpose == "repeat")) == 1
+
+
+def test_among_what_was_skipped_nothing_is_mixed_in(session: Session) -> None:
+    """Whoever has only cards before them that they know would see which one is new."""
+    project, labeler = factories.project(session, overlap=1), factories.user(session)
+    skipped = {factories.comparison(session, project).id for _ in range(3)}
+    for _ in skipped:
+        task = take(session, project, labeler)
+        assigning.skip(session, project, task.lease_id, labeler, "unclear")
+        session.commit()
+    project.labeling = ALWAYS
+    item(session, project)
+    again = []
+    while (task := assigning.next_task(session, project, labeler)) is not None:
+        again.append(task.position.comparison_id)
+        judge(session, project, labeler, task)
+    assert set(again) == skipped
+
+
+def test_calibration_and_repeats_each_get_their_share(session: Session) -> None:
+    """Of one draw: half of all tasks and the other half, not a half of the rest."""
+    project, labeler, _ = repeating(session, gap=1, n=60)
+    project.labeling = {"repeats": {"rate": 0.5, "gap": 1}, "calibration": {"rate": 0.5, "least": 1000}}
+    for _ in range(40):
+        item(session, project)
+    kinds = Counter[str]()
+    for _ in range(40):
+        task = take(session, project, labeler)
+        kinds[purpose(session, task)] += 1
+        judge(session, project, labeler, task)
+    assert kinds["train"] == 0
+    assert 4 <= kinds["repeat"] <= 36  # 20 in the mean, five standard deviations each way
+
+
+def test_a_skipped_item_comes_back_last_as_anything_skipped(session: Session) -> None:
+    project, labeler = factories.project(session, overlap=1, labeling=ALWAYS), factories.user(session)
+    measured, usual = item(session, project), factories.comparison(session, project)
+    task = take(session, project, labeler)
+    assert task.position.comparison_id == measured.id
+    assigning.skip(session, project, task.lease_id, labeler, "unclear")
+    session.commit()
+    task = take(session, project, labeler)
+    assert task.position.comparison_id == usual.id
+    judge(session, project, labeler, task)
+    back = take(session, project, labeler)
+    assert back.position.comparison_id == measured.id
+    answered(session, project, labeler, back, 2)
+    assert assigning.next_task(session, project, labeler) is None
+
+
+def test_the_history_does_not_offer_to_change_an_item_for_ever(session: Session) -> None:
+    project, labeler = factories.project(session, overlap=1, labeling=ALWAYS), factories.user(session)
+    item(session, project)
+    factories.comparison(session, project)
+    for _ in range(2):
+        judge(session, project, labeler, take(session, project, labeler))
+    session.commit()
+    assert [row.can_change for row in history.mine(session, project, labeler, None).rows] == [True, True]
+    age_answers(session)
+    assert [row.can_change for row in history.mine(session, project, labeler, None).rows] == [False, False]
+
+
+def test_items_of_two_batches_are_met_in_different_orders(session: Session) -> None:
+    """Their ids lie far apart: a search that begins at a random id would begin at the second batch's first item."""
+    project = factories.project(session, labeling=ALWAYS)
+    ordinary(session, project, 1)
+    item(session, project)
+    session.execute(select(func.setval(func.pg_get_serial_sequence("comparison", "id"), 10**12)))
+    for _ in range(6):
+        item(session, project)
+    firsts = {take(session, project, factories.user(session)).position.comparison_id for _ in range(12)}
+    assert len(firsts) > 2  # of six; only two by chance three times in a hundred thousand
+
+
+# --- a new rubric version --------------------------------------------------------------------------------------------
+
+
+def test_under_a_new_rubric_an_item_goes_on_as_a_copy(session: Session) -> None:
+    """Its card would be the only one that shows the old guideline; and who met it before does not meet it again."""
+    project = factories.project(session, labeling=ALWAYS)
+    first, second, third, fourth = (factories.user(session) for _ in range(4))
+    ordinary(session, project, 1)
+    old = item(session, project, gold=3)
+    answered(session, project, first, take(session, project, first), 1)
+    newest = factories.rubric(session, project, version=2, strengths=1)
+    task = take(session, project, second)
+    copy = session.get_one(Comparison, task.position.comparison_id)
+    assert copy.id != old.id
+    assert (copy.rubric_id, copy.gold, copy.purpose, copy.repeat_of_id) == (newest.id, 1, "calibration", old.id)
+    assert (copy.completion_a_id, copy.completion_b_id) == (old.completion_a_id, old.completion_b_id)
+    answered(session, project, second, task, 1)
+    assert purpose(session, take(session, project, first)) == "train"
+    assert take(session, project, third).position.comparison_id == copy.id  # one copy for all
+    factories.rubric(session, project, version=3)
+    again = session.get_one(Comparison, take(session, project, fourth).position.comparison_id)
+    assert (again.repeat_of_id, again.id > copy.id) == (old.id, True)
+    assert purpose(session, take(session, project, second)) == "train"
+
+
+def test_an_item_nobody_has_begun_takes_the_newest_rubric_itself(session: Session) -> None:
+    project, labeler = factories.project(session, labeling=ALWAYS), factories.user(session)
+    ordinary(session, project, 1)
+    measured = item(session, project)
+    newest = factories.rubric(session, project, version=2)
+    task = take(session, project, labeler)
+    assert (task.position.comparison_id, task.rubric.id) == (measured.id, newest.id)
+
+
+def test_a_tie_is_no_known_answer_where_the_new_rubric_has_none(session: Session) -> None:
+    project, labeler = factories.project(session, labeling=ALWAYS), factories.user(session)
+    ordinary(session, project, 1)
+    item(session, project, gold=0)
+    answered(session, project, labeler, take(session, project, labeler), 0)
+    factories.rubric(session, project, version=2, allow_tie=False)
+    assert purpose(session, take(session, project, factories.user(session))) == "train"
+
+
+# --- retiring, bringing back, correcting -----------------------------------------------------------------------------
+
+
+def test_a_corrected_answer_counts_for_all_who_answered_and_is_written_down(session: Session) -> None:
+    project, labeler = factories.project(session, labeling=ALWAYS), factories.user(session)
+    admin = factories.user(session, "admin")
+    calibrate(session, project, labeler, [True, True, True, False, False])  # 3 of 5: paused
+    assert assigning.idle(session, project, labeler).reason == "paused"
+    assert calibration.paused_no_longer_rightly(session, project) == []
+    missed = session.scalars(
+        select(Comparison)
+        .join(Judgment, Judgment.comparison_id == Comparison.id)
+        .where(Comparison.gold > 0, Judgment.preference < 0)
+    ).all()
+    assert len(missed) == 2
+    calibration.correct(session, project, missed[0].id, -1, admin)
+    assert missed[0].gold == -1
+    assert calibration.paused_no_longer_rightly(session, project) == [labeler]  # 4 of 5
+    event = session.scalars(select(AuditEvent).where(AuditEvent.action == "calibration.corrected")).one()
+    assert event.details == {"item_id": missed[0].id, "before": 2, "gold": -1}
+    with pytest.raises(InvalidInput, match="scale"):
+        calibration.correct(session, project, missed[0].id, 4, admin)
+    with pytest.raises(NotFound):
+        calibration.correct(session, factories.project(session), missed[0].id, 1, admin)
+
+
+def test_retiring_and_bringing_back_take_every_version_along(session: Session) -> None:
+    project, admin = factories.project(session, labeling=ALWAYS), factories.user(session, "admin")
+    usual, old = ordinary(session, project, 1), item(session, project)
+    for version in (1, 2):
+        labeler = factories.user(session)
+        answered(session, project, labeler, take(session, project, labeler), 1)
+        factories.rubric(session, project, version=version + 1)
+    copy = session.scalars(select(Comparison).where(Comparison.repeat_of_id == old.id)).one()
+    calibration.retire(session, project, copy.id, admin)
+    assert (old.state, copy.state) == ("withdrawn", "withdrawn")
+    assert take(session, project, factories.user(session)).position.comparison_id == usual.id
+    calibration.retire(session, project, copy.id, admin)  # twice changes nothing
+    calibration.bring_back(session, project, copy.id, admin)
+    assert (old.state, copy.state) == ("open", "open")
+    newest = take(session, project, factories.user(session)).position.comparison_id
+    assert session.get_one(Comparison, newest).repeat_of_id == old.id
+    actions = session.scalars(select(AuditEvent.action).order_by(AuditEvent.id)).all()
+    assert actions == ["calibration.retired", "calibration.brought_back"]
+
+
+def test_two_items_of_one_comparison_are_not_used_at_once(session: Session) -> None:
+    project, admin = factories.project(session, overlap=1), factories.user(session, "admin")
+    labeler = factories.user(session)
+    original = factories.comparison(session, project)
+    judge(session, project, labeler, take(session, project, labeler))
+    session.refresh(original)
+    wrong = calibration.make_calibration(session, project, original.id, -1, admin)
+    calibration.retire(session, project, wrong.id, admin)
+    right = calibration.make_calibration(session, project, original.id, 1, admin)
+    with pytest.raises(Conflict, match=f"Item {right.id}"):
+        calibration.bring_back(session, project, wrong.id, admin)
+    with pytest.raises(Conflict, match=f"Item {right.id}"):
+        calibration.correct(session, project, wrong.id, 2, admin)
+    project.labeling = ALWAYS
+    ordinary(session, project, 1)
+    calibration.retire(session, project, right.id, admin)
+    calibration.bring_back(session, project, wrong.id, admin)
+    assert take(session, project, factories.user(session)).position.comparison_id == wrong.id
+    with pytest.raises(Conflict, match="already"):
+        calibration.make_calibration(session, project, original.id, 1, admin)
+
+
+# --- pausing ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_window_smaller_than_what_is_waited_for_still_pauses(session: Session) -> None:
+    labeling = {"calibration": {"rate": 1, "least": 8, "window": 5, "threshold": 0.7}}
+    project, labeler = factories.project(session, labeling=labeling), factories.user(session)
+    calibrate(session, project, labeler, [False] * 7)
+    assert assigning.idle(session, project, labeler).reason != "paused"
+    calibrate(session, project, labeler, [False])
+    assert assigning.idle(session, project, labeler).reason == "paused"
+
+
+def test_whoever_is_paused_gives_back_what_they_hold_and_keeps_nothing_by_staying(session: Session) -> None:
+    """An open page says every now and then that its labeler is there."""
+    project, labeler = factories.project(session, overlap=1), factories.user(session)
+    held = factories.comparison(session, project)
+    task = take(session, project, labeler)
+    session.add(ProjectLabeler(project_id=project.id, labeler_id=labeler.id, state="paused", reason="Ask Ada."))
+    session.flush()
+    assert assigning.renew(session, project, labeler) == []
+    assert assigning.next_task(session, project, labeler) is None
+    assert session.get_one(Lease, task.lease_id, populate_existing=True).state == "released"
+    assert take(session, project, factories.user(session)).position.comparison_id == held.id
+
+
+def test_an_answer_that_comes_late_takes_no_place_that_is_kept_for_somebody_else(session: Session) -> None:
+    project = factories.project(session, overlap=1)
+    late, expert = factories.user(session), factories.user(session)
+    comparison = factories.comparison(session, project)
+    task = take(session, project, late)
+    run_out(session, task.lease_id)
+    assigning.expire_leases(session)
+    session.execute(update(Comparison).where(Comparison.id == comparison.id).values(labeler_id=expert.id))
+    with pytest.raises(Gone):
+        judge(session, project, late, task)
+    judge(session, project, expert, take(session, project, expert))
