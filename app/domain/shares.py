@@ -14,7 +14,7 @@ def slots(shares: Mapping[str, float], n: int, seed: int) -> list[str]:
     total = sum(shares.values())
     if total <= 0:
         raise ValueError("At least one share must be above 0.")
-    offset = random.Random(seed).random()
+    offset = random.Random(f"slots {seed}").random()  # a stream of its own: others shuffle by the same seed
     points = [(i + offset) / n * total for i in range(n)]
     found: list[str] = []
     upper = 0.0

@@ -95,6 +95,19 @@ def test_shares_mix_the_policies_and_no_pair_comes_twice() -> None:
     assert "uncertain" not in counted
 
 
+def test_which_pair_chance_takes_does_not_depend_on_the_draw_of_the_policy() -> None:
+    """Both are drawn by one seed: of those seeds that draw chance, each of three pairs must still come up as often."""
+    samples = scored((0.0,), (1.0,), (3.0,))
+    counted: Counter[tuple[int, ...]] = Counter()
+    for seed in range(3000):
+        (choice,) = choose_pairs(samples, [], 1, {"random": 1, "near_miss": 1}, seed)
+        if choice.selection["policy"] == "random":
+            counted[choice.ids] += 1
+    assert counted.total() > 1300
+    for pair in ((1, 2), (1, 3), (2, 3)):
+        assert abs(counted[pair] / counted.total() - 1 / 3) < 0.065  # five standard deviations
+
+
 def test_a_policy_that_runs_dry_gives_way_to_chance_and_says_so() -> None:
     new, old = of("a", "b", "c", first_id=5), of("x")
     chosen = choose_pairs(new, old, 6, ONLY["new_against_old"], seed=1)
