@@ -20,41 +20,47 @@ def project_with_quiz(session: Session, **values: object) -> Project:
     return project
 
 
+def press(page: Page, key: str) -> None:
+    """Presses a key where it is listened to: what the page shows is there before its script."""
+    expect(page.locator("html.js")).to_be_attached()
+    page.keyboard.press(key)
+
+
 def test_by_keyboard_alone_from_the_rubric_to_passing(session: Session, open_page: OpenPage) -> None:
     project = project_with_quiz(session)
     page = open_page("labeler")
     page.goto(f"/projects/{project.slug}/quiz")
     expect(page.get_by_text("2 right answers pass")).to_be_visible()  # 0.6 of 3 is 1.8
     expect(page.locator(".prose strong")).to_have_text("short")
-    page.keyboard.press("Enter")
+    press(page, "Enter")
 
     expect(page.get_by_role("heading", name="Question 1 of 3")).to_be_visible()
-    page.keyboard.press("Enter")  # nothing chosen yet: nothing happens
-    page.keyboard.press("1")
+    press(page, "Enter")  # nothing chosen yet: nothing happens
+    press(page, "1")
     expect(page.get_by_label("First is better")).to_be_checked()
-    page.keyboard.press("Enter")
+    press(page, "Enter")
     expect(page.get_by_role("heading", name="✓ Right: first is better.")).to_be_focused()
     expect(page.get_by_text("Paris it is.")).to_be_visible()
-    page.keyboard.press("Enter")
+    press(page, "Enter")
 
     expect(page.get_by_role("heading", name="Question 2 of 3")).to_be_visible()
-    page.keyboard.press("0")
+    press(page, "0")
     expect(page.get_by_label("Tie")).to_be_checked()
-    page.keyboard.press("ArrowRight")
+    press(page, "ArrowRight")
     expect(page.get_by_label("Second is better")).to_be_checked()
-    page.keyboard.press("ArrowLeft")
-    page.keyboard.press("ArrowLeft")
+    press(page, "ArrowLeft")
+    press(page, "ArrowLeft")
     expect(page.get_by_label("First is better")).to_be_checked()
-    page.keyboard.press("r")
+    press(page, "r")
     expect(page.locator("#rubric .prose strong")).to_be_visible()
-    page.keyboard.press("Enter")
+    press(page, "Enter")
     expect(page.get_by_role("heading", name="✗ Not quite: tie. You said: first is better.")).to_be_visible()
-    page.keyboard.press("Enter")
+    press(page, "Enter")
     expect(page.get_by_role("heading", name="Question 3 of 3")).to_be_visible()
-    page.keyboard.press("2")
-    page.keyboard.press("Enter")
+    press(page, "2")
+    press(page, "Enter")
     expect(page.get_by_role("link", name="See how it went")).to_be_visible()
-    page.keyboard.press("Enter")
+    press(page, "Enter")
     expect(page.get_by_role("heading", name="You passed the quiz")).to_be_visible()
     expect(page.get_by_text("2 of 3 right")).to_be_visible()
     expect(page.get_by_role("link", name="Start labeling")).to_be_focused()
@@ -70,15 +76,15 @@ def test_it_goes_on_after_a_reload_and_can_be_taken_again(session: Session, open
     page = open_page(user=labeler)
     page.goto(f"/projects/{project.slug}/quiz")
     expect(page.get_by_role("heading", name="Question 3 of 3")).to_be_visible()
-    page.keyboard.press("1")
-    page.keyboard.press("Enter")
+    press(page, "1")
+    press(page, "Enter")
     expect(page.get_by_role("heading", name="Not quite")).to_be_visible()
     page.reload()
     expect(page.get_by_role("heading", name="Not quite")).to_be_visible()
-    page.keyboard.press("Enter")
+    press(page, "Enter")
     expect(page.get_by_role("heading", name="Not passed yet")).to_be_visible()
     expect(page.get_by_role("button", name="Try again")).to_be_focused()
-    page.keyboard.press("Enter")
+    press(page, "Enter")
     expect(page.get_by_role("heading", name="Question 1 of 3")).to_be_visible()
     expect(page.get_by_text("Capital of France?")).to_have_count(0)  # another order: this one came first before
 

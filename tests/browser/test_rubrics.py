@@ -182,8 +182,9 @@ def test_saving_while_a_section_is_on_its_way_loses_no_row(session: Session, ope
     aspects = [{"name": name, "question": f"Which has more {name}?"} for name in ("style", "wit")]
     preview = open_editor(page, project_with_rubric(session, aspects=aspects))
     held: list[Route] = []
-    page.route("**/rubric/edit", held.append)
-    page.get_by_role("button", name="Remove aspect 2").click()
+    page.route("**/rubric/edit", lambda route: held.append(route))
+    with page.expect_request("**/rubric/edit"):
+        page.get_by_role("button", name="Remove aspect 2").click()
     expect(page.locator("#section-aspects[inert]")).to_have_count(1)
     page.get_by_role("button", name="Save draft").click()
     held[0].continue_()
@@ -207,8 +208,8 @@ def test_a_late_preview_does_not_show_what_was_removed(session: Session, open_pa
     expect(preview.get_by_text("Or not.")).to_be_visible()
     previews: list[Route] = []
     edits: list[Route] = []
-    page.route("**/rubric/preview", previews.append)
-    page.route("**/rubric/edit", edits.append)
+    page.route("**/rubric/preview", lambda route: previews.append(route))
+    page.route("**/rubric/edit", lambda route: edits.append(route))
     with page.expect_request("**/rubric/preview"):  # leaving the text, it is looked at once more
         page.get_by_role("button", name="Remove aspect 2").click()
     with page.expect_event("requestfailed", lambda request: request == previews[0].request):  # not waited for any more
