@@ -150,7 +150,6 @@ _ATTRIBUTES = {
 }
 
 
-@lru_cache(maxsize=256)
 def markdown(text: str) -> Markup:
     """Sanitised HTML of a Markdown text.
 
@@ -158,8 +157,11 @@ def markdown(text: str) -> Markup:
     would lose what a labeler has typed. Each block finds its own direction. Formulas (`\\(x\\)`, `\\[x\\]`, `$$x$$`,
     and `$x$` where it cannot be money) are marked for static/js/math.js.
     """
-    if len(text) > MARKDOWN_LIMIT:
-        return _plain(text)
+    return _plain(text) if len(text) > MARKDOWN_LIMIT else _rendered(text)
+
+
+@lru_cache(maxsize=256)
+def _rendered(text: str) -> Markup:
     environment: dict[str, object] = {}
     tokens = _markdown.parse(text, environment)
     for token in tokens:

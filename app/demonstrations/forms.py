@@ -60,7 +60,7 @@ class DecisionForm(RevisionForm):
 class DemonstrationFilter(BaseModel):
     """Empty means any. `before` is the id of the last demonstration of the page before."""
 
-    state: Literal["", "pending", "approved", "rejected"] = ""
+    state: Literal["", "pending", "approved", "rejected", "withdrawn"] = ""
     author: Number = None
     split: Literal["", "train", "heldout", "regression", "calibration"] = ""
     domain: Tag = ""

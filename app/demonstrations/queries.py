@@ -1,4 +1,4 @@
-"""SQL of demonstrations and of the prompts that want one.
+"""SQL of demonstrations: writing, reading and reviewing them.
 
 Order of locks: the labeler's own row, then one task or demonstration.
 """
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, time, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, and_, column, delete, exists, func, insert, literal, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, column, exists, func, or_, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from app.demonstrations.forms import AskForm, DemonstrationFilter
-from app.models import AuditEvent, Completion, Demonstration, DemonstrationTask, Project, Prompt, Rubric, User
+from app.models import Completion, Demonstration, DemonstrationEvent, DemonstrationTask, Project, Prompt, Rubric, User
 
 PAGE = 50
 EXCERPT = 200  # characters
@@ -26,7 +26,8 @@ def lock_labeler(session: Session, labeler_id: int) -> None:
     session.execute(select(User.id).where(User.id == labeler_id).with_for_update(key_share=True))
 
 
-def _free() -> ColumnElement[bool]:
+def is_free() -> ColumnElement[bool]:
+    """Of a task: nobody writes for it now."""
     return or_(DemonstrationTask.labeler_id.is_(None), DemonstrationTask.expires_at < func.now())
 
 
@@ -46,7 +47,7 @@ def claim(session: Session, project_id: int, labeler_id: int, lasting: timedelta
     skip = _skipped_by(labeler_id)
     found = (
         select(DemonstrationTask.id)
-        .where(DemonstrationTask.project_id == project_id, _free(), skip if skipped else ~skip)
+        .where(DemonstrationTask.project_id == project_id, is_free(), skip if skipped else ~skip)
         .order_by(DemonstrationTask.id)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -67,8 +68,8 @@ class Waiting(NamedTuple):
 
 
 def waiting(session: Session, project_id: int, labeler_id: int) -> Waiting:
-    skipped = and_(_free(), _skipped_by(labeler_id))
-    counts = select(func.count(), func.count().filter(_free()), func.count().filter(skipped))
+    skipped = and_(is_free(), _skipped_by(labeler_id))
+    counts = select(func.count(), func.count().filter(is_free()), func.count().filter(skipped))
     return Waiting(*session.execute(counts.where(DemonstrationTask.project_id == project_id)).one())
 
 
@@ -104,7 +105,7 @@ class Locked(NamedTuple):
 
 
 def lock_task(session: Session, project_id: int, task_id: int) -> Locked | None:
-    found = select(DemonstrationTask, _free()).where(
+    found = select(DemonstrationTask, is_free()).where(
         DemonstrationTask.id == task_id, DemonstrationTask.project_id == project_id
     )
     row = session.execute(found.with_for_update(), execution_options={"populate_existing": True}).one_or_none()
@@ -141,7 +142,7 @@ def projects_with_tasks(session: Session, labeler_id: int) -> list[ProjectTasks]
     found = (
         select(Project.slug, Project.name, func.count())
         .join(DemonstrationTask, DemonstrationTask.project_id == Project.id)
-        .where(or_(_free(), DemonstrationTask.labeler_id == labeler_id))
+        .where(or_(is_free(), DemonstrationTask.labeler_id == labeler_id))
         .group_by(Project.id)
         .order_by(Project.id)
     )
@@ -211,7 +212,7 @@ def listing(session: Session, project_id: int, wanted: DemonstrationFilter) -> L
         conditions.append(Demonstration.state == wanted.state)
     if wanted.author is not None:
         conditions.append(Demonstration.author_id == wanted.author)
-    conditions += _of_slice(wanted)
+    conditions += of_slice(wanted)
     if words := wanted.text.strip():
         conditions.append(or_(_holds(Demonstration.text, words), _in_conversation(words)))
     return _page(session, conditions, wanted.before)
@@ -222,7 +223,8 @@ def own(session: Session, project_id: int, author_id: int, before: int | None) -
     return _page(session, mine, before)
 
 
-def _of_slice(wanted: DemonstrationFilter | AskForm) -> list[ColumnElement[bool]]:
+def of_slice(wanted: DemonstrationFilter | AskForm) -> list[ColumnElement[bool]]:
+    """Of a prompt: it has the split and the tags that are wanted."""
     names = ("split", "domain", "difficulty", "safety_category")
     return [getattr(Prompt, name) == value for name in names if (value := getattr(wanted, name))]
 
@@ -304,96 +306,28 @@ def next_pending(session: Session, project_id: int, after: int) -> int | None:
     return session.scalar(pending.where(Demonstration.id != after).order_by(*order).limit(1))
 
 
-# ---- asking ----------------------------------------------------------------------------------------------------------
+class Event(NamedTuple):
+    """What was done to a demonstration, by whom, and the text as it stood until then."""
+
+    action: str
+    actor: str
+    note: str
+    text: str
+    created_at: datetime
 
 
-def _eligible(project: Project, wish: AskForm) -> list[ColumnElement[bool]]:
-    """Prompts that training reads, that fit, and that have no answer yet nor wait for one."""
-    answered = exists().where(Demonstration.prompt_id == Prompt.id, Demonstration.state != "rejected")
-    asked = exists().where(DemonstrationTask.prompt_id == Prompt.id)
-    conditions = [Prompt.project_id == project.id, Prompt.split.in_(("train", "heldout")), ~answered, ~asked]
-    conditions += _of_slice(wish)
-    if wish.start == "sample":
-        conditions.append(exists(_samples(project)))
-    return conditions
-
-
-def _samples(project: Project) -> Select[int]:
-    """What the present policy said to a prompt, the newest first."""
-    said = select(Completion.id).where(
-        Completion.prompt_id == Prompt.id,
-        Completion.model_version_id == project.policy_id,
-        Completion.text != "",
-    )
-    return said.order_by(Completion.id.desc()).limit(1).correlate(Prompt)
-
-
-def count_eligible(session: Session, project: Project, wish: AskForm) -> int:
-    return session.scalar(select(func.count()).select_from(Prompt).where(*_eligible(project, wish))) or 0
-
-
-def add_tasks(session: Session, project: Project, wish: AskForm) -> int:
-    """Adds a task for `wish.count` eligible prompts, spread over them all; returns how many."""
-    start = _samples(project).scalar_subquery() if wish.start == "sample" else literal(None, Completion.id.type)
-    chosen = (
-        select(literal(project.id), Prompt.id, start)
-        .where(*_eligible(project, wish))
-        .order_by(func.md5(Prompt.digest))
-        .limit(wish.count)
-    )
-    added = insert(DemonstrationTask).from_select(["project_id", "prompt_id", "completion_id"], chosen)
-    return len(session.execute(added.returning(DemonstrationTask.id)).all())
-
-
-def lock_project(session: Session, project: Project) -> None:
-    """Who asks for demonstrations at the same time follows one after the other."""
-    session.execute(select(Project.id).where(Project.id == project.id).with_for_update(key_share=True))
-
-
-def was_asked(session: Session, project_id: int, key: str) -> bool:
-    """Whether the form with this key has been taken."""
-    events = (AuditEvent.project_id == project_id, AuditEvent.action == "demonstration.asked")
-    return bool(session.scalar(select(exists().where(*events, AuditEvent.details["key"].astext == key))))
-
-
-class OpenTask(NamedTuple):
-    task_id: int
-    question: str
-    domain: str
-    split: str
-    from_sample: bool
-    labeler: str | None  # who writes now
-    skips: list[dict[str, Any]]
-
-
-def open_tasks(session: Session, project_id: int, limit: int = PAGE) -> list[OpenTask]:
-    """Those that most people have skipped first: they need a look."""
-    held = and_(User.id == DemonstrationTask.labeler_id, DemonstrationTask.expires_at >= func.now())
+def events(session: Session, demonstration_id: int) -> list[Event]:
+    """What was done to it since it was sent, the earliest first."""
     found = (
         select(
-            DemonstrationTask.id,
-            func.left(Prompt.messages[-1]["content"].astext, EXCERPT),
-            Prompt.domain,
-            Prompt.split,
-            DemonstrationTask.completion_id.is_not(None),
+            DemonstrationEvent.action,
             User.name,
-            DemonstrationTask.skips,
+            DemonstrationEvent.note,
+            DemonstrationEvent.text,
+            DemonstrationEvent.created_at,
         )
-        .join(Prompt, Prompt.id == DemonstrationTask.prompt_id)
-        .outerjoin(User, held)
-        .where(DemonstrationTask.project_id == project_id)
-        .order_by(func.jsonb_array_length(DemonstrationTask.skips).desc(), DemonstrationTask.id)
-        .limit(limit)
+        .join(User, User.id == DemonstrationEvent.actor_id)
+        .where(DemonstrationEvent.demonstration_id == demonstration_id)
+        .order_by(DemonstrationEvent.id)
     )
-    return [OpenTask(*row) for row in session.execute(found)]
-
-
-def count_tasks(session: Session, project_id: int) -> int:
-    return session.scalar(select(func.count()).where(DemonstrationTask.project_id == project_id)) or 0
-
-
-def remove_tasks(session: Session, project_id: int, task_id: int | None) -> int:
-    """Removes a task, or all of them that nobody writes for now; returns how many."""
-    gone = delete(DemonstrationTask).where(DemonstrationTask.project_id == project_id)
-    gone = gone.where(_free() if task_id is None else DemonstrationTask.id == task_id)
-    return len(session.execute(gone.returning(DemonstrationTask.id)).all())
+    return [Event(*row) for row in session.execute(found)]

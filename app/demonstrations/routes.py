@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.accounts.access import AdminDep, LabelerDep, UserDep
 from app.db import SessionDep
-from app.demonstrations import queries, service, views
+from app.demonstrations import asking_queries, queries, service, views
 from app.demonstrations.forms import (
     MAX_TEXT,
     SKIP_REASONS,
@@ -125,9 +125,10 @@ def _desk(
 def preview(
     request: Request, user: UserDep, project: ProjectDep, session: SessionDep, form: Annotated[PreviewForm, Form()]
 ) -> Response:
-    """A text as labelers will see it, and how it differs from what it began as."""
+    """A text as labelers will see it, and how it differs from what it began as. Whoever writes keeps their prompt."""
     if not {"labeler", "admin"} & set(user.roles):
         raise Forbidden("This is for those who write or review demonstrations.")
+    service.renew(session, project, user)
     before = None
     if form.demonstration_id is not None:
         case = _case(session, project, form.demonstration_id)
@@ -160,7 +161,7 @@ def own_case(
     case = _case(session, project, demonstration_id)
     if case.demonstration.author_id != labeler.id:
         raise Forbidden("Somebody else wrote this demonstration.", "Your own are in your list.")
-    return _own_case(request, case)
+    return _own_case(request, session, case)
 
 
 @router.post("/own/{demonstration_id}")
@@ -175,11 +176,17 @@ def revise(
     try:
         service.revise(session, project, labeler, demonstration_id, form)
     except (InvalidInput, Conflict) as problem:
-        return _own_case(request, _case(session, project, demonstration_id), problem, form.text)
+        return _own_case(request, session, _case(session, project, demonstration_id), problem, form.text)
     return redirect(f"{_base(project)}/own?sent={demonstration_id}")
 
 
-def _own_case(request: Request, case: Case, problem: PrefloopError | None = None, typed: str | None = None) -> Response:
+def _own_case(
+    request: Request,
+    session: Session,
+    case: Case,
+    problem: PrefloopError | None = None,
+    typed: str | None = None,
+) -> Response:
     """As `_show`, for its author."""
     stale = isinstance(problem, Conflict)
     return page(
@@ -188,6 +195,7 @@ def _own_case(request: Request, case: Case, problem: PrefloopError | None = None
         status=problem.status if problem else 200,
         case=case,
         changes=views.changes(case),
+        steps=views.steps(case, queries.events(session, case.demonstration.id)),
         seen=service.seen(case.demonstration),
         text=case.demonstration.text if typed is None or stale else typed,
         unsent=typed if stale else "",
@@ -218,7 +226,7 @@ def listing(
         states=queries.states(session, project.id),
         authors=queries.authors(session, project.id),
         slices=queries.slices(session, project.id),
-        tasks=queries.count_tasks(session, project.id),
+        tasks=asking_queries.count_tasks(session, project.id),
         splits=SPLITS,
         difficulties=DIFFICULTIES,
     )
@@ -251,7 +259,7 @@ def ask_form(
 ) -> Response:
     """The form with how many prompts fit; htmx asks for that number alone while the form is filled in."""
     if "HX-Request" in request.headers:
-        eligible = queries.count_eligible(session, project, wish)
+        eligible = asking_queries.count_eligible(session, project, wish)
         return page(request, "demonstrations/_eligible.html", eligible=eligible, wish=wish)
     return _ask(request, session, project, wish, asked=asked)
 
@@ -282,11 +290,11 @@ def _ask(
         status=problem.status if problem else 200,
         wish=wish,
         key=wish.key or uuid4(),
-        eligible=queries.count_eligible(session, project, wish),
+        eligible=asking_queries.count_eligible(session, project, wish),
         slices=queries.slices(session, project.id),
         difficulties=DIFFICULTIES,
-        tasks=queries.open_tasks(session, project.id),
-        total=queries.count_tasks(session, project.id),
+        tasks=asking_queries.open_tasks(session, project.id),
+        total=asking_queries.count_tasks(session, project.id),
         asked=asked,
         problem=problem,
         skip_reasons=SKIP_REASONS,
@@ -365,6 +373,7 @@ def _show(
         status=problem.status if problem else 200,
         case=case,
         changes=views.changes(case),
+        steps=views.steps(case, queries.events(session, case.demonstration.id)),
         seen=service.seen(case.demonstration),
         text=case.demonstration.text if typed is None or stale else typed,
         unsent=typed if stale else "",

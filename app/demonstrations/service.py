@@ -10,22 +10,24 @@ from typing import Literal, NamedTuple
 from sqlalchemy.orm import Session
 
 from app.accounts.service import audit
-from app.demonstrations import queries
+from app.demonstrations import asking_queries, queries
 from app.demonstrations.forms import AnswerForm, AskForm, DecisionForm, RevisionForm
 from app.demonstrations.queries import Desk, ProjectTasks
 from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound
 from app.labelers import service as labelers
-from app.models import Demonstration, Project, User
+from app.models import Demonstration, DemonstrationEvent, Project, User
+from app.qualification import service as qualification
 
 # Writing takes longer than choosing: a prompt is held for this many of the project's leases.
 LEASES = 4
 
-IdleReason = Literal["nothing", "skipped", "taken", "paused", "removed"]
+IdleReason = Literal["nothing", "skipped", "taken", "paused", "removed", "quiz"]
 
 
 class Idle(NamedTuple):
     """Why there is nothing to write. nothing: no prompt wants an answer. skipped: only those skipped are left. taken:
-    others are writing for the last ones. paused, removed: the labeler gets no tasks here; `message` says why."""
+    others are writing for the last ones. paused, removed: the labeler gets no tasks here; `message` says why. quiz:
+    they have not passed the rubric's."""
 
     reason: IdleReason
     message: str = ""
@@ -52,12 +54,22 @@ def next_task(session: Session, project: Project, labeler: User, *, skipped: boo
     queries.lock_labeler(session, labeler.id)
     if labelers.standing(session, project, labeler).state != "active":
         return None
-    lasting = timedelta(minutes=project.lease_minutes * LEASES)
-    task_id = queries.renew(session, project.id, labeler.id, lasting)
+    task_id = renew(session, project, labeler)
+    if task_id is None and qualification.requires_quiz(session, project, labeler):
+        return None
     for again in (False, True) if skipped else (False,):
         if task_id is None:
-            task_id = queries.claim(session, project.id, labeler.id, lasting, skipped=again)
+            task_id = queries.claim(session, project.id, labeler.id, _lasting(project), skipped=again)
     return queries.desk(session, task_id) if task_id is not None else None
+
+
+def renew(session: Session, project: Project, labeler: User) -> int | None:
+    """The task the labeler has in this project, if any; theirs for as long again from now on."""
+    return queries.renew(session, project.id, labeler.id, _lasting(project))
+
+
+def _lasting(project: Project) -> timedelta:
+    return timedelta(minutes=project.lease_minutes * LEASES)
 
 
 def idle(session: Session, project: Project, labeler: User) -> Idle:
@@ -65,6 +77,8 @@ def idle(session: Session, project: Project, labeler: User) -> Idle:
     standing = labelers.standing(session, project, labeler)
     if standing.state != "active":
         return Idle("removed" if standing.state == "removed" else "paused", standing.message)
+    if qualification.requires_quiz(session, project, labeler):
+        return Idle("quiz")
     waiting = queries.waiting(session, project.id, labeler.id)
     return Idle("skipped" if waiting.skipped else "taken" if waiting.total else "nothing")
 
@@ -80,8 +94,7 @@ def submit(session: Session, project: Project, labeler: User, task_id: int, form
         Conflict: exactly this answer is there already.
     """
     queries.lock_labeler(session, labeler.id)
-    if labelers.standing(session, project, labeler).state == "removed":
-        raise Forbidden("You no longer take part in this project.", "An admin of the project can tell you why.")
+    _refuse_removed(session, project, labeler)
     if not form.text:
         raise InvalidInput("Nothing is written yet.", "Write the answer, or skip this prompt.")
     found = queries.lock_task(session, project.id, task_id)
@@ -117,6 +130,11 @@ def submit(session: Session, project: Project, labeler: User, task_id: int, form
     return demonstration
 
 
+def _refuse_removed(session: Session, project: Project, labeler: User) -> None:
+    if labelers.standing(session, project, labeler).state == "removed":
+        raise Forbidden("You no longer take part in this project.", "An admin of the project can tell you why.")
+
+
 def _refuse_double(session: Session, prompt_id: int, text: str, own_id: int | None = None) -> None:
     same = queries.with_text(session, prompt_id, digest(text))
     if same is not None and same.id != own_id:
@@ -143,25 +161,27 @@ def revise(session: Session, project: Project, author: User, demonstration_id: i
     """The author sends another text in place of one that was rejected, or that nobody has reviewed yet.
 
     Raises:
-        NotFound, Forbidden: no such demonstration, or another person's.
+        NotFound, Forbidden: no such demonstration, or another person's; or the author was removed from the project.
         Conflict: it was decided on in the meantime, or is approved.
         InvalidInput: there is no text, or a rejected one is as it was.
     """
     demonstration = _locked(session, project, demonstration_id)
     if demonstration.author_id != author.id:
         raise Forbidden("Somebody else wrote this demonstration.", "Only its author can revise it.")
+    _refuse_removed(session, project, author)
     if not form.text:
         raise InvalidInput("Nothing is written.", "Write the answer, or leave what you had sent as it is.")
     is_same = demonstration.digest == digest(form.text)
     if is_same and demonstration.state == "pending":
         return
-    if demonstration.state == "approved" or seen(demonstration) != form.seen:
+    if demonstration.state in ("approved", "withdrawn") or seen(demonstration) != form.seen:
         raise Conflict(
             f"This demonstration was {demonstration.state} since you opened it.", "Your text is kept on the page."
         )
     if is_same:
         raise InvalidInput("The text is the one that was rejected.", "Change it as the reviewer's note asks.")
     _refuse_double(session, demonstration.prompt_id, form.text, demonstration.id)
+    _remember(session, demonstration, author, "revised", demonstration.text)
     demonstration.text, demonstration.digest, demonstration.written = form.text, digest(form.text), None
     demonstration.state = "pending"
     audit(session, author.id, "demonstration.revised", project.id, demonstration_id=demonstration.id)
@@ -188,12 +208,13 @@ def approve(session: Session, project: Project, reviewer: User, demonstration_id
     demonstration = _as_seen(session, project, demonstration_id, form)
     if not form.text:
         raise InvalidInput("The text is empty.", "Reject the demonstration if nothing of it is of use.")
+    before = demonstration.text
     if form.text != demonstration.text.strip():  # a form's text never begins or ends with a space; an imported one may
         _refuse_double(session, demonstration.prompt_id, form.text, demonstration.id)
         written = demonstration.text if demonstration.written is None else demonstration.written
         demonstration.written = None if form.text == written else written
         demonstration.text, demonstration.digest = form.text, digest(form.text)
-    _decide(session, project, reviewer, demonstration, "approved", form.note)
+    _decide(session, project, reviewer, demonstration, "approved", form.note, before)
 
 
 def reject(session: Session, project: Project, reviewer: User, demonstration_id: int, form: DecisionForm) -> None:
@@ -206,17 +227,26 @@ def reject(session: Session, project: Project, reviewer: User, demonstration_id:
     demonstration = _as_seen(session, project, demonstration_id, form)
     if not form.note:
         raise InvalidInput("Rejecting needs a note.", "Say in a sentence what should be different.")
-    _decide(session, project, reviewer, demonstration, "rejected", form.note)
+    _decide(session, project, reviewer, demonstration, "rejected", form.note, demonstration.text)
 
 
 def _decide(
-    session: Session, project: Project, reviewer: User, demonstration: Demonstration, state: str, note: str
+    session: Session, project: Project, reviewer: User, demonstration: Demonstration, state: str, note: str, before: str
 ) -> None:
+    _remember(session, demonstration, reviewer, state, before, note)
     demonstration.state, demonstration.review_note = state, note
     demonstration.reviewer_id, demonstration.reviewed_at = reviewer.id, datetime.now(UTC)
     details = {"demonstration_id": demonstration.id, "edited": demonstration.written is not None, "note": note}
     audit(session, reviewer.id, f"demonstration.{state}", project.id, **details)
     session.flush()
+
+
+def _remember(
+    session: Session, demonstration: Demonstration, actor: User, action: str, before: str, note: str = ""
+) -> None:
+    """Keeps what was done, and the text as it stood before."""
+    done = {"demonstration_id": demonstration.id, "actor_id": actor.id, "action": action}
+    session.add(DemonstrationEvent(**done, note=note, text=before))
 
 
 def _locked(session: Session, project: Project, demonstration_id: int) -> Demonstration:
@@ -233,6 +263,8 @@ def _as_seen(session: Session, project: Project, demonstration_id: int, form: Re
             f"This demonstration has changed since you opened it; it is {demonstration.state} now.",
             "Nothing was changed. Open it again and look at it as it stands.",
         )
+    if demonstration.state == "withdrawn":
+        raise Conflict("This demonstration was withdrawn with all that its author wrote.", "It stays so.")
     return demonstration
 
 
@@ -245,13 +277,13 @@ def ask(session: Session, project: Project, admin: User, wish: AskForm) -> int:
     Raises:
         InvalidInput: fewer prompts fit than were asked for.
     """
-    queries.lock_project(session, project)
-    if wish.key is not None and queries.was_asked(session, project.id, str(wish.key)):
+    asking_queries.lock_project(session, project)
+    if wish.key is not None and asking_queries.was_asked(session, project.id, str(wish.key)):
         return wish.count
-    eligible = queries.count_eligible(session, project, wish)
+    eligible = asking_queries.count_eligible(session, project, wish)
     if eligible < wish.count:
         raise InvalidInput(f"{wish.count:,} were asked for, but {eligible:,} prompts fit.", "Ask for fewer, or widen.")
-    n = queries.add_tasks(session, project, wish)
+    n = asking_queries.add_tasks(session, project, wish)
     audit(session, admin.id, "demonstration.asked", project.id, **wish.model_dump(mode="json"))
     session.flush()
     return n
@@ -259,7 +291,7 @@ def ask(session: Session, project: Project, admin: User, wish: AskForm) -> int:
 
 def withdraw(session: Session, project: Project, admin: User, task_id: int | None) -> int:
     """Takes a prompt's wish for an answer back, or all that nobody writes for now; returns how many."""
-    n = queries.remove_tasks(session, project.id, task_id)
+    n = asking_queries.remove_tasks(session, project.id, task_id)
     if n:
         audit(session, admin.id, "demonstration.withdrawn", project.id, task_id=task_id, count=n)
     return n

@@ -1,8 +1,10 @@
 """What the pages of demonstrations show."""
 
+from collections.abc import Sequence
+from datetime import datetime
 from typing import NamedTuple
 
-from app.demonstrations.queries import Case, Desk
+from app.demonstrations.queries import Case, Desk, Event
 from app.domain.textdiff import Line, diff
 from app.models import Rubric
 
@@ -49,3 +51,22 @@ def changes(case: Case) -> list[Changes]:
         own = demonstration.text if demonstration.written is None else demonstration.written
         found.append(Changes("The author's edit of the sample", diff(case.sample, own)))
     return found
+
+
+class Step(NamedTuple):
+    """What was done to a demonstration, and what that changed in its text."""
+
+    action: str
+    actor: str
+    note: str
+    created_at: datetime
+    lines: list[Line]
+
+
+def steps(case: Case, events: Sequence[Event]) -> list[Step]:
+    """How it became what it is, the earliest first."""
+    after = [*(event.text for event in events[1:]), case.demonstration.text]
+    return [
+        Step(event.action, event.actor, event.note, event.created_at, diff(event.text, text))
+        for event, text in zip(events, after, strict=False)
+    ]

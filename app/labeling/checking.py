@@ -39,6 +39,8 @@ def check(form: LabelForm, rubric: Rubric, *, ranked: int = 0) -> Said:
     if form.preference == CANNOT_JUDGE:
         if not rubric.allow_cannot_judge:
             raise InvalidInput("This rubric has no “cannot judge”.", "Choose one of the steps shown, or skip.")
+        if any(rank is not None for rank in form.ranks):
+            raise InvalidInput("There are ranks, and “cannot judge” as well.", "Take either of them back.")
         return Said(None, False, [None] * ranked if ranked else None, *rest)
     if ranked:
         return Said(None, False, _ranks(form, rubric, ranked), *rest)

@@ -5,9 +5,10 @@ from uuid import UUID
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from app.typed import CleanText, EmptyIsNone, Number
+
 MAX_RATIONALE = 10_000
 MAX_SKIP_REASON = 500
-SKIP_REASONS = ("too long", "not my field", "unclear", "other")
 
 # The names of what is not a step of the scale, among the values of `preference`.
 BOTH_BAD = "both_bad"
@@ -16,15 +17,6 @@ ASPECT = "aspect:"  # what the name of an aspect's field begins with
 
 # Fields of the page that say nothing about the answer.
 _OF_THE_PAGE = {"csrf_token", "reason", "other"}
-
-
-def _clean(text: str) -> str:
-    """Browsers send line ends as CRLF and count them as one character; PostgreSQL stores no NUL."""
-    return text.replace("\r\n", "\n").replace("\0", "").strip()
-
-
-def _none_if_empty(value: object) -> object:
-    return None if value == "" else value
 
 
 def _preference(value: object) -> object:
@@ -36,9 +28,8 @@ def _preference(value: object) -> object:
         raise ValueError("this is no step of the scale") from None
 
 
-Measured = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_none_if_empty)]
-Desk = Annotated[UUID | None, BeforeValidator(_none_if_empty)]
-Rank = Annotated[Annotated[int, Field(ge=1, le=9)] | None, BeforeValidator(_none_if_empty)]
+Desk = Annotated[UUID | None, EmptyIsNone]
+Rank = Annotated[Annotated[int, Field(ge=1, le=9)] | None, EmptyIsNone]
 
 
 class Draft(BaseModel):
@@ -57,7 +48,7 @@ class Draft(BaseModel):
     ranks: list[Rank] = Field([], max_length=9)
     aspects: dict[str, int] = Field({}, max_length=100)
     flags: list[str] = Field([], max_length=100)
-    rationale: Annotated[str, BeforeValidator(_clean), Field(max_length=MAX_RATIONALE)] = ""
+    rationale: Annotated[CleanText, Field(max_length=MAX_RATIONALE)] = ""
 
 
 class LabelForm(Draft):
@@ -73,7 +64,7 @@ class LabelForm(Draft):
 
     idempotency_key: UUID
     rubric_id: int
-    duration_ms: Measured = None
+    duration_ms: Number = None
     desk: Desk = None
 
     @model_validator(mode="before")
@@ -89,10 +80,10 @@ class LabelForm(Draft):
 
 
 class SkipForm(BaseModel):
-    """Why a task is not wanted: one of `SKIP_REASONS`, or in the labeler's own words in `other`."""
+    """Why a task is not wanted: one of the usual reasons, or in the labeler's own words in `other`."""
 
     reason: Literal["", "too long", "not my field", "unclear", "other"] = ""
-    other: Annotated[str, BeforeValidator(_clean), Field(max_length=MAX_SKIP_REASON)] = ""
+    other: Annotated[CleanText, Field(max_length=MAX_SKIP_REASON)] = ""
     desk: Desk = None  # as in `LabelForm`
 
     def words(self) -> str:

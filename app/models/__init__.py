@@ -3,12 +3,12 @@
 from app.models.agreement import AgreementTally
 from app.models.base import Base
 from app.models.comparison import Adjudication, Comparison, Judgment, Lease, QueuePlace, Ranking
-from app.models.demonstration import Demonstration, DemonstrationTask
+from app.models.demonstration import Demonstration, DemonstrationEvent, DemonstrationTask
 from app.models.labeler import LabelerGroup, LabelerGroupMember, ProjectLabeler, Qualification
 from app.models.project import Project
 from app.models.prompt import Completion, Prompt
 from app.models.red_team import RedTeamAttempt
-from app.models.round import Metric, ModelVersion, Round, Run, Snapshot, SnapshotComparison
+from app.models.round import Metric, ModelVersion, Round, Run, Snapshot, SnapshotComparison, SnapshotDemonstration
 from app.models.rubric import Rubric
 from app.models.user import AuditEvent, AuthSession, SigninFailure, SigninLink, User
 
@@ -21,6 +21,7 @@ __all__ = [
     "Comparison",
     "Completion",
     "Demonstration",
+    "DemonstrationEvent",
     "DemonstrationTask",
     "Judgment",
     "LabelerGroup",
@@ -42,5 +43,6 @@ __all__ = [
     "SigninLink",
     "Snapshot",
     "SnapshotComparison",
+    "SnapshotDemonstration",
     "User",
 ]

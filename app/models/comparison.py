@@ -96,7 +96,7 @@ class Comparison(Base):
         ),
         Index("ix_comparison_opened", "project_id", "opened_xid", "id", postgresql_where=text(IN_OPEN_QUEUE)),
         Index("ix_comparison_opened_in_group", "group_id", "opened_xid", "id", postgresql_where=text(KEPT_FOR_GROUP)),
-        Index("ix_comparison_in_calibration", "project_id", "id", postgresql_where=text(IN_CALIBRATION)),
+        Index("ix_comparison_known", "project_id", "id", postgresql_where=text("gold IS NOT NULL")),
         Index(
             "ix_comparison_kept_for_labeler",
             "labeler_id",
@@ -193,7 +193,7 @@ class Ranking(Base):
     __table_args__ = (CheckConstraint("size BETWEEN 3 AND 9", name="size_range"),)
 
     id: Mapped[Id]
-    project_id: Mapped[int] = mapped_column(ForeignKey("project.id"))
+    project_id: Mapped[int] = mapped_column(ForeignKey("project.id"), index=True)
     prompt_id: Mapped[int] = mapped_column(ForeignKey("prompt.id"), index=True)
     size: Mapped[int] = mapped_column(SmallInteger)
     created_at: Mapped[Now]

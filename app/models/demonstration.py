@@ -8,7 +8,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from app.models.base import Base, Id, Now, one_of
 
-REVIEW_STATES = ("pending", "approved", "rejected")
+# Withdrawn: with all that its author wrote in the project; for good.
+REVIEW_STATES = ("pending", "approved", "rejected", "withdrawn")
+EVENTS = ("approved", "rejected", "revised")
 
 
 class Demonstration(Base):
@@ -38,6 +40,24 @@ class Demonstration(Base):
     reviewer_id: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
     review_note: Mapped[str] = mapped_column(server_default="")
     reviewed_at: Mapped[datetime | None]
+    created_at: Mapped[Now]
+
+
+class DemonstrationEvent(Base):
+    """A review, or another text from the author: what the demonstration's own columns then no longer say."""
+
+    __tablename__ = "demonstration_event"
+    __table_args__ = (
+        Index("ix_demonstration_event_demonstration", "demonstration_id", "id"),
+        one_of("action", EVENTS),
+    )
+
+    id: Mapped[Id]
+    demonstration_id: Mapped[int] = mapped_column(ForeignKey("demonstration.id"))
+    actor_id: Mapped[int] = mapped_column(ForeignKey("user_account.id"))
+    action: Mapped[str]
+    note: Mapped[str] = mapped_column(server_default="")
+    text: Mapped[str]  # as it stood until then
     created_at: Mapped[Now]
 
 

@@ -8,6 +8,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 from app.models.base import Base, Id, Json, Now, one_of
 
 SPLITS = ("train", "heldout", "regression", "calibration")
+# Of a prompt whose author was removed: nothing asks or reads it any more, and nothing can be put there by hand.
+WITHDRAWN = "withdrawn"
 DIFFICULTIES = ("easy", "hard", "adversarial")
 
 
@@ -19,7 +21,7 @@ class Prompt(Base):
         # The same conversation stands once in a project, so that a split cannot leak into another.
         UniqueConstraint("project_id", "digest"),
         Index("ix_prompt_project_split", "project_id", "split"),
-        one_of("split", SPLITS),
+        one_of("split", (*SPLITS, WITHDRAWN)),
         one_of("difficulty", DIFFICULTIES),
     )
 

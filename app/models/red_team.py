@@ -44,3 +44,4 @@ class RedTeamAttempt(Base):
     created_at: Mapped[Now]
     rated_at: Mapped[datetime | None]
     prompt_id: Mapped[int | None] = mapped_column(ForeignKey("prompt.id"), index=True)  # what it was accepted as
+    withdrawn_at: Mapped[datetime | None]  # with all that its author wrote in the project; for good

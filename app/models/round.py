@@ -25,6 +25,7 @@ class Snapshot(Base):
     digest: Mapped[str]  # SHA-256 of the uncompressed lines
     location: Mapped[str]  # in the artifact store; lines are app.specs.PairRow, or DemonstrationRow
     counts: Mapped[Json]
+    consensus: Mapped[str | None]  # the method that its posteriors are of; none: it holds demonstrations
     created_at: Mapped[Now]
 
 
@@ -36,6 +37,16 @@ class SnapshotComparison(Base):
 
     snapshot_id: Mapped[int] = mapped_column(ForeignKey("snapshot.id"), primary_key=True)
     comparison_id: Mapped[int] = mapped_column(ForeignKey("comparison.id"), primary_key=True)
+
+
+class SnapshotDemonstration(Base):
+    """That a snapshot holds a demonstration."""
+
+    __tablename__ = "snapshot_demonstration"
+    __table_args__ = (Index("ix_snapshot_demonstration_demonstration", "demonstration_id"),)
+
+    snapshot_id: Mapped[int] = mapped_column(ForeignKey("snapshot.id"), primary_key=True)
+    demonstration_id: Mapped[int] = mapped_column(ForeignKey("demonstration.id"), primary_key=True)
 
 
 class Round(Base):

@@ -60,7 +60,7 @@ class RatingForm(BaseModel):
         return list(dict.fromkeys(tag for tag in (*self.tags, self.own_tag) if tag))
 
 
-State = Literal["", "waiting", "failed", "answered", "rated", "accepted"]
+State = Literal["", "waiting", "failed", "answered", "rated", "accepted", "withdrawn"]
 
 
 class AttemptFilter(BaseModel):

@@ -13,6 +13,7 @@ PAGE = 50
 
 # A run that has ended without having stored an answer will bring none.
 _STATE = case(
+    (RedTeamAttempt.withdrawn_at.is_not(None), "withdrawn"),
     (RedTeamAttempt.prompt_id.is_not(None), "accepted"),
     (RedTeamAttempt.severity.is_not(None), "rated"),
     (RedTeamAttempt.answer.is_not(None), "answered"),
@@ -53,7 +54,7 @@ def lock_many(session: Session, project_id: int, ids: Collection[int]) -> list[R
 
 
 class Seen(NamedTuple):
-    """An attempt with its state: waiting, failed, answered, rated or accepted."""
+    """An attempt with its state: waiting, failed, answered, rated, accepted or withdrawn."""
 
     attempt: RedTeamAttempt
     state: str
@@ -142,6 +143,7 @@ def outcomes(session: Session, project_id: int) -> list[Outcome]:
         select(ModelVersion.id, ModelVersion.name, RedTeamAttempt.safety_category, *counts)
         .join(ModelVersion, ModelVersion.id == RedTeamAttempt.model_version_id)
         .where(RedTeamAttempt.project_id == project_id, RedTeamAttempt.severity.is_not(None))
+        .where(RedTeamAttempt.withdrawn_at.is_(None))
         .group_by(ModelVersion.id, RedTeamAttempt.safety_category)
         .order_by(ModelVersion.id.desc(), RedTeamAttempt.safety_category)
     )

@@ -13,6 +13,7 @@ from app.errors import Conflict, Forbidden, InvalidInput, NotFound, PrefloopErro
 from app.labelers import service as labelers
 from app.models import Project, User
 from app.projects.access import ProjectDep
+from app.qualification import service as qualification
 from app.red_team import queries, service, views
 from app.red_team.forms import (
     MAX_GOAL,
@@ -98,6 +99,7 @@ def _desk(
         limits={"text": MAX_PROMPT, "goal": MAX_GOAL},
         problem=problem,
         standing=labelers.standing(session, project, labeler),
+        needs_quiz=qualification.requires_quiz(session, project, labeler),
         before=before,
         rated=rated,
     )
@@ -176,6 +178,12 @@ def send_again(
 ) -> Response:
     state = request.app.state
     service.send_again(session, state.store, project, labeler, attempt_id, state.settings.sampling_server)
+    return redirect(f"{_base(project)}/{attempt_id}")
+
+
+@router.post("/{attempt_id}/cancel")
+def cancel(labeler: LabelerDep, project: ProjectDep, session: SessionDep, attempt_id: int) -> Response:
+    service.cancel(session, project, labeler, attempt_id)
     return redirect(f"{_base(project)}/{attempt_id}")
 
 

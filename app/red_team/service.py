@@ -16,6 +16,7 @@ from app.labelers import service as labelers
 from app.models import Completion, Project, RedTeamAttempt, User
 from app.prompts import service as prompts
 from app.prompts.service import NewPrompt
+from app.qualification import service as qualification
 from app.red_team import queries
 from app.red_team.forms import AcceptForm, AttemptForm, RatingForm
 from app.rounds import service as rounds
@@ -40,7 +41,7 @@ def send(
         InvalidInput: nothing is written, or the project has no model.
         Conflict: the key was used for something else.
         TooMany: as many as may wait do.
-        Forbidden: the labeler is paused in the project, or was removed.
+        Forbidden: the labeler is paused in the project, was removed, or has not passed the rubric's quiz.
     """
     queries.lock_author(session, author.id)
     known = queries.by_key(session, form.idempotency_key)
@@ -55,6 +56,8 @@ def send(
     standing = labelers.standing(session, project, author)
     if standing.state != "active":
         raise Forbidden("You take no part in this project now.", standing.message)
+    if qualification.requires_quiz(session, project, author):
+        raise Forbidden("This project has a training quiz.", "Pass it first, then send what you wrote.")
     if queries.count_waiting(session, project.id, author.id) >= MAX_WAITING:
         raise TooMany(
             f"{MAX_WAITING} of your attempts wait for their answers.", "Send this one when the first is answered."
@@ -105,6 +108,19 @@ def send_again(
         _ask(session, store, project, attempt, server)
 
 
+def cancel(session: Session, project: Project, author: User, attempt_id: int) -> None:
+    """The author does not want the answer any more; does nothing where it is there. They may ask again.
+
+    Raises:
+        NotFound, Forbidden: no such attempt, or another person's.
+        Conflict: it was answered at this very moment.
+    """
+    found = queries.attempt(session, project.id, attempt_id)
+    _of_author(found.attempt if found else None, author, attempt_id)
+    if found and found.run and found.state == "waiting":
+        rounds.cancel_run(session, found.run, author)
+
+
 def rate(session: Session, project: Project, author: User, attempt_id: int, form: RatingForm) -> None:
     """The author's rating; a later one takes its place until the attempt is a prompt of the project.
 
@@ -120,17 +136,22 @@ def rate(session: Session, project: Project, author: User, attempt_id: int, form
         return
     if attempt.prompt_id is not None:
         raise Conflict("This attempt has become a prompt of the project.", "Its rating stands.")
+    if attempt.withdrawn_at is not None:
+        raise Conflict("This attempt was withdrawn with all that its author wrote.", "It stays so.")
     attempt.severity, attempt.tags, attempt.note = rating
     attempt.rated_at = datetime.now(UTC)
     session.flush()
 
 
 def _own(session: Session, project: Project, author: User, attempt_id: int) -> RedTeamAttempt:
-    attempt = queries.lock(session, project.id, attempt_id)
+    return _of_author(queries.lock(session, project.id, attempt_id), author, attempt_id)
+
+
+def _of_author(attempt: RedTeamAttempt | None, author: User, attempt_id: int) -> RedTeamAttempt:
     if attempt is None:
         raise NotFound(f"This project has no attempt {attempt_id}.", "Go back to your own.")
     if attempt.author_id != author.id:
-        raise Forbidden("Somebody else made this attempt.", "Only its author can rate it or send it again.")
+        raise Forbidden("Somebody else made this attempt.", "Only its author can rate, cancel or repeat it.")
     return attempt
 
 
@@ -149,7 +170,7 @@ def accept(session: Session, project: Project, admin: User, form: AcceptForm) ->
     known: list[int] = []
     unrated = 0
     for attempt in queries.lock_many(session, project.id, form.attempts):
-        if attempt.prompt_id is not None:
+        if attempt.prompt_id is not None or attempt.withdrawn_at is not None:
             continue
         if attempt.severity is None:
             unrated += 1

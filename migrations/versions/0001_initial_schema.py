@@ -91,7 +91,7 @@ BEGIN
     RETURN NEW;
 END $$;
 
-CREATE TRIGGER lease_takes_newest_rubric BEFORE INSERT ON lease
+CREATE TRIGGER lease_takes_newest_rubric BEFORE INSERT OR UPDATE OF state ON lease
     FOR EACH ROW WHEN (NEW.state = 'live') EXECUTE FUNCTION take_newest_rubric();
 """
 
@@ -153,7 +153,8 @@ END $$;
 CREATE FUNCTION tally_withdrawal() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO agreement_tally (project_id, answers, n)
-    SELECT NEW.project_id, array_agg(code ORDER BY code), CASE WHEN NEW.state = 'withdrawn' THEN -1 ELSE 1 END
+    SELECT NEW.project_id, array_agg(code ORDER BY code),
+        CASE WHEN NEW.state = 'withdrawn' OR NEW.purpose = 'repeat' THEN -1 ELSE 1 END
     FROM judgment
     JOIN user_account ON user_account.id = judgment.labeler_id
     CROSS JOIN LATERAL (SELECT answer_code(user_account.kind, judgment.preference) AS code) AS said
@@ -162,13 +163,51 @@ BEGIN
     RETURN NULL;
 END $$;
 
+-- All that somebody has judged moves when their account becomes of another kind. New judgments of theirs wait for the
+-- account (their foreign key asks for it), those of others for the comparisons.
+CREATE FUNCTION tally_kind() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    judged bigint[];
+BEGIN
+    PERFORM FROM user_account WHERE id = NEW.id FOR UPDATE;
+    SELECT array_agg(id) INTO judged FROM (
+        SELECT id FROM comparison WHERE id IN (
+            SELECT comparison_id FROM judgment WHERE labeler_id = NEW.id AND superseded_at IS NULL
+        ) ORDER BY id FOR NO KEY UPDATE
+    ) AS locked;
+    INSERT INTO agreement_tally (project_id, answers, n)
+    SELECT project_id, answers, sum(n)
+    FROM (
+        SELECT comparison.project_id,
+            array_agg(code ORDER BY code) AS after,
+            array_agg(former ORDER BY former) AS before
+        FROM comparison
+        JOIN judgment ON judgment.comparison_id = comparison.id AND judgment.preference IS NOT NULL
+            AND judgment.superseded_at IS NULL
+        JOIN user_account ON user_account.id = judgment.labeler_id
+        CROSS JOIN LATERAL (
+            SELECT answer_code(user_account.kind, judgment.preference) AS code,
+                answer_code(
+                    CASE WHEN user_account.id = NEW.id THEN OLD.kind ELSE user_account.kind END, judgment.preference
+                ) AS former
+        ) AS said
+        WHERE comparison.id = ANY (judged) AND comparison.state <> 'withdrawn' AND comparison.purpose <> 'repeat'
+        GROUP BY comparison.id, comparison.project_id
+    ) AS units CROSS JOIN LATERAL (VALUES (after, 1), (before, -1)) AS moved (answers, n)
+    GROUP BY project_id, answers HAVING sum(n) <> 0;
+    RETURN NULL;
+END $$;
+
 CREATE TRIGGER new_judgments_tallied AFTER INSERT ON judgment
     REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION tally_judgments();
 CREATE TRIGGER superseded_judgments_tallied AFTER UPDATE ON judgment
     REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION tally_judgments();
-CREATE TRIGGER withdrawal_tallied AFTER UPDATE OF state ON comparison
-    FOR EACH ROW WHEN (NEW.purpose <> 'repeat' AND (OLD.state = 'withdrawn') <> (NEW.state = 'withdrawn'))
-    EXECUTE FUNCTION tally_withdrawal();
+CREATE TRIGGER withdrawal_tallied AFTER UPDATE OF state, purpose ON comparison
+    FOR EACH ROW WHEN (
+        (OLD.state = 'withdrawn' OR OLD.purpose = 'repeat') <> (NEW.state = 'withdrawn' OR NEW.purpose = 'repeat')
+    ) EXECUTE FUNCTION tally_withdrawal();
+CREATE TRIGGER kind_tallied AFTER UPDATE OF kind ON user_account
+    FOR EACH ROW WHEN (OLD.kind <> NEW.kind) EXECUTE FUNCTION tally_kind();
 """
 
 APPEND_ONLY = """
@@ -298,7 +337,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.CheckConstraint("difficulty IN ('easy', 'hard', 'adversarial')", name=op.f("ck_prompt_difficulty_known")),
         sa.CheckConstraint(
-            "split IN ('train', 'heldout', 'regression', 'calibration')", name=op.f("ck_prompt_split_known")
+            "split IN ('train', 'heldout', 'regression', 'calibration', 'withdrawn')", name=op.f("ck_prompt_split_known")
         ),
         sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_prompt_project_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_prompt")),
@@ -375,6 +414,7 @@ def upgrade() -> None:
         sa.Column("digest", sa.Text(), nullable=False),
         sa.Column("location", sa.Text(), nullable=False),
         sa.Column("counts", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("consensus", sa.Text(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_snapshot_project_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_snapshot")),
@@ -500,7 +540,9 @@ def upgrade() -> None:
         sa.Column("review_note", sa.Text(), server_default="", nullable=False),
         sa.Column("reviewed_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.CheckConstraint("state IN ('pending', 'approved', 'rejected')", name=op.f("ck_demonstration_state_known")),
+        sa.CheckConstraint(
+            "state IN ('pending', 'approved', 'rejected', 'withdrawn')", name=op.f("ck_demonstration_state_known")
+        ),
         sa.ForeignKeyConstraint(["author_id"], ["user_account.id"], name=op.f("fk_demonstration_author_id")),
         sa.ForeignKeyConstraint(["completion_id"], ["completion.id"], name=op.f("fk_demonstration_completion_id")),
         sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_demonstration_project_id")),
@@ -512,6 +554,27 @@ def upgrade() -> None:
     )
     op.create_index("ix_demonstration_author", "demonstration", ["author_id", "id"], unique=False)
     op.create_index("ix_demonstration_project_state", "demonstration", ["project_id", "state", "id"], unique=False)
+    op.create_table(
+        "demonstration_event",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("demonstration_id", sa.BigInteger(), nullable=False),
+        sa.Column("actor_id", sa.BigInteger(), nullable=False),
+        sa.Column("action", sa.Text(), nullable=False),
+        sa.Column("note", sa.Text(), server_default="", nullable=False),
+        sa.Column("text", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.CheckConstraint(
+            "action IN ('approved', 'rejected', 'revised')", name=op.f("ck_demonstration_event_action_known")
+        ),
+        sa.ForeignKeyConstraint(["actor_id"], ["user_account.id"], name=op.f("fk_demonstration_event_actor_id")),
+        sa.ForeignKeyConstraint(
+            ["demonstration_id"], ["demonstration.id"], name=op.f("fk_demonstration_event_demonstration_id")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_demonstration_event")),
+    )
+    op.create_index(
+        "ix_demonstration_event_demonstration", "demonstration_event", ["demonstration_id", "id"], unique=False
+    )
     op.create_table(
         "demonstration_task",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
@@ -553,6 +616,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("rated_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("prompt_id", sa.BigInteger(), nullable=True),
+        sa.Column("withdrawn_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint(
             "(severity IS NULL) = (rated_at IS NULL)", name=op.f("ck_red_team_attempt_rated_has_severity")
         ),
@@ -658,6 +722,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["prompt_id"], ["prompt.id"], name=op.f("fk_ranking_prompt_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_ranking")),
     )
+    op.create_index(op.f("ix_ranking_project_id"), "ranking", ["project_id"], unique=False)
     op.create_index(op.f("ix_ranking_prompt_id"), "ranking", ["prompt_id"], unique=False)
     op.create_table(
         "comparison",
@@ -785,11 +850,11 @@ def upgrade() -> None:
         ),
     )
     op.create_index(
-        "ix_comparison_in_calibration",
+        "ix_comparison_known",
         "comparison",
         ["project_id", "id"],
         unique=False,
-        postgresql_where=sa.text("state = 'open' AND gold IS NOT NULL"),
+        postgresql_where=sa.text("gold IS NOT NULL"),
     )
     op.create_index(
         "ix_comparison_flagged",
@@ -882,6 +947,19 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("snapshot_id", "comparison_id", name=op.f("pk_snapshot_comparison")),
     )
     op.create_index("ix_snapshot_comparison_comparison", "snapshot_comparison", ["comparison_id"], unique=False)
+    op.create_table(
+        "snapshot_demonstration",
+        sa.Column("snapshot_id", sa.BigInteger(), nullable=False),
+        sa.Column("demonstration_id", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["demonstration_id"], ["demonstration.id"], name=op.f("fk_snapshot_demonstration_demonstration_id")
+        ),
+        sa.ForeignKeyConstraint(["snapshot_id"], ["snapshot.id"], name=op.f("fk_snapshot_demonstration_snapshot_id")),
+        sa.PrimaryKeyConstraint("snapshot_id", "demonstration_id", name=op.f("pk_snapshot_demonstration")),
+    )
+    op.create_index(
+        "ix_snapshot_demonstration_demonstration", "snapshot_demonstration", ["demonstration_id"], unique=False
+    )
     op.create_table(
         "adjudication",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),

@@ -1,12 +1,9 @@
 // The keys of the labeling desk. Everything they do can be done by mouse, touch or Tab as well.
 
+import { close, isNotForUs, isWriting, showKeys } from "./keys.js";
 import { assignRank, focusResponse, isRanking } from "./label-ranking.js";
-import { read, write } from "./label-store.js";
-
-const SINGLE_KEYS_OFF = "single-keys-off";
 
 const desk = document.getElementById("desk");
-const sheet = document.getElementById("keys");
 const title = () => desk.querySelector("h1");
 const steps = () => [...desk.querySelectorAll(".scale input[name=preference]")];
 const chosen = () => desk.querySelector("input[name=preference]:checked");
@@ -33,12 +30,13 @@ function step(by) {
 function toggle(id) {
   const details = document.getElementById(id);
   if (!details) return;
-  details.open = !details.open;
-  if (details.open) details.scrollIntoView({ block: "nearest" });
+  if (details.open) return close(details);
+  details.open = true;
+  details.scrollIntoView({ block: "nearest" });
 }
 
 function focusAspect(aspect) {
-  aspect?.querySelector("input:checked, input")?.focus();
+  (aspect?.querySelector("input:checked") ?? aspect?.querySelector("input"))?.focus();
 }
 
 function openSkip() {
@@ -86,24 +84,26 @@ function scrollResponses(by) {
 function leave() {
   const skip = document.getElementById("skip-menu");
   if (skip?.open) {
-    skip.open = false;
-    return skip.querySelector("summary").focus();
+    skip.querySelector("summary").focus();
+    return close(skip);
   }
   if (document.activeElement.closest(".aspect, .flags, .rationale, .skip-menu, .response")) {
     return (chosen() ?? title())?.focus({ preventScroll: true });
   }
   const rubric = document.getElementById("rubric");
-  if (rubric) rubric.open = false;
+  if (rubric) close(rubric);
 }
 
-const isWriting = (target) => target.matches("textarea, input:not([type=radio], [type=checkbox]), [contenteditable]");
+// Until nothing has been typed for a moment, keys do nothing.
+const A_MOMENT_MS = 700;
+let pausedUntil = 0;
+
+export function pauseKeys() {
+  pausedUntil = performance.now() + A_MOMENT_MS;
+}
 
 // actions: submit, undo, toggleDiff, toggleSync, mine (no arguments), say(text).
 export function bindKeys(actions) {
-  const single = document.getElementById("single-keys");
-  single.checked = !read(SINGLE_KEYS_OFF);
-  single.addEventListener("change", () => write(SINGLE_KEYS_OFF, single.checked ? null : true));
-
   const onCard = {
     ArrowLeft: () => arrow(-1),
     ArrowRight: () => arrow(1),
@@ -121,11 +121,15 @@ export function bindKeys(actions) {
     s: openSkip,
     y: actions.toggleSync,
   };
-  const always = { u: actions.undo, h: actions.mine, "?": () => sheet.showModal() };
+  const always = { u: actions.undo, h: actions.mine, "?": showKeys };
 
   document.addEventListener("keydown", (event) => {
-    if (sheet.open || event.isComposing) return; // the dialog handles Escape itself
+    if (isNotForUs(event)) return;
     const { target, key } = event;
+    if (performance.now() < pausedUntil && !isWriting(target) && key !== "Tab") {
+      event.preventDefault();
+      return pauseKeys();
+    }
     const withControl = event.ctrlKey || event.metaKey;
     if (key === "Escape") return leave();
     if (key === "Enter" && withControl && desk.querySelector("form.answer")) {
@@ -147,7 +151,6 @@ export function bindKeys(actions) {
     if (target.matches("select") && !/^[0-9]$/.test(key) && key !== "Enter") return;
     // Arrows within an aspect move there, as in any group of radio buttons.
     if (key.startsWith("Arrow") && target.closest(".aspect, .flags")) return;
-    if (!single.checked && key.length === 1 && key !== "?") return;
     const onDesk = desk.querySelector("form.answer");
     const action = /^[0-9]$/.test(key) ? () => digit(key, actions.say) : onCard[key];
     const meant = always[key] ?? (onDesk ? action : undefined);
@@ -157,7 +160,6 @@ export function bindKeys(actions) {
   });
 
   document.addEventListener("click", (event) => {
-    if (event.target.closest("[data-keys]")) sheet.showModal();
     const skip = document.getElementById("skip-menu");
     if (skip?.open && !skip.contains(event.target)) skip.open = false;
   });

@@ -9,9 +9,9 @@ const LONGEST_WAIT_MS = 15_000;
 const SLOW_MS = 1_500;
 
 export class Outbox {
-  // key: of the labeler's own outbox. post(entry) -> Promise<Response>. taken(entry, response, body) is called for every
-  // answer of the service that is not "try again". changed(unsent, problem) when the number of entries that wait visibly
-  // changes; problem is what the service said where trying again will not help.
+  // key: of the labeler's own outbox in this project. post(entry) -> Promise<Response>. taken(entry, response, body) is
+  // called for every answer of the service that is not "try again". changed(unsent, problem) when the number of entries
+  // that wait visibly changes; problem is what the service said where trying again will not help.
   constructor(key, { post, taken, changed }) {
     Object.assign(this, { key, post, taken, changed });
     this.mine = new Set(this.all.map((entry) => entry.id));

@@ -18,10 +18,22 @@ function current(desk) {
   return all.find((select) => responseOf(select) === focused) ?? all.find((select) => !select.value) ?? all[0];
 }
 
+const cannotJudge = (desk) => desk.querySelector(".extra input[name=preference]");
+
+// Whoever cannot judge gives no ranks: those given stay in sight, but are not sent.
+function lockRanks(desk) {
+  for (const select of selects(desk)) select.disabled = Boolean(cannotJudge(desk)?.checked);
+}
+
+function unlockRanks(desk) {
+  if (cannotJudge(desk)?.checked) cannotJudge(desk).click();
+}
+
 // Gives the response in focus a rank ("0": none) and goes on to the next that has none. Returns what to announce.
 export function assignRank(desk, digit) {
   const all = selects(desk);
   if (Number(digit) > all.length) return "";
+  unlockRanks(desk);
   const select = current(desk);
   select.value = digit === "0" ? "" : digit;
   changed(select);
@@ -57,6 +69,7 @@ function groups(desk) {
 
 // Puts one response elsewhere: `to` is {gap: n} (between), {group: n} (level with) or {none: true}.
 function move(desk, select, to) {
+  unlockRanks(desk);
   const [ranked, unranked] = groups(desk);
   const without = (list) => list.filter((other) => other !== select);
   const order = ranked.map(without);
@@ -121,6 +134,7 @@ function dragging(desk) {
       strip.removeEventListener("pointercancel", onEnd);
       const target = ended.type === "pointerup" ? under(ended) : null;
       const select = selects(desk).find((each) => letterOf(each) === dragged.dataset.letter);
+      if (!select) return; // the card went while it was dragged
       if (target?.dataset.none) move(desk, select, { none: true });
       else if (target?.dataset.group) move(desk, select, { group: Number(target.dataset.group) });
       else if (target?.dataset.gap) move(desk, select, { gap: Number(target.dataset.gap) });
@@ -132,10 +146,16 @@ function dragging(desk) {
   });
 }
 
+// A card that comes back to the desk, after an undo, is prepared already.
 export function prepareRanking(desk) {
+  const strip = desk.querySelector("#order");
   if (!isRanking(desk)) return;
-  desk.querySelector("#order").hidden = false;
-  for (const select of selects(desk)) select.addEventListener("change", () => drawOrder(desk));
+  lockRanks(desk);
+  if (strip.hidden) {
+    strip.hidden = false;
+    for (const select of selects(desk)) select.addEventListener("change", () => drawOrder(desk));
+    cannotJudge(desk)?.addEventListener("change", () => lockRanks(desk));
+    dragging(desk);
+  }
   drawOrder(desk);
-  dragging(desk);
 }

@@ -1,9 +1,12 @@
-// What must outlive the page: values in localStorage, which may be full or switched off.
+// What must outlive the page: values in localStorage. Where that is full or switched off they live as long as the page:
+// it then forgets when it is closed, but loses nothing before.
 
 const PREFIX = "prefloop.label.";
 const OLDEST_MS = 7 * 24 * 3600 * 1000;
+const unkept = new Map();
 
 export function read(key) {
+  if (unkept.has(key)) return unkept.get(key);
   try {
     return JSON.parse(localStorage.getItem(PREFIX + key))?.value ?? null;
   } catch {
@@ -15,12 +18,13 @@ export function write(key, value) {
   try {
     if (value === null) localStorage.removeItem(PREFIX + key);
     else localStorage.setItem(PREFIX + key, JSON.stringify({ value, at: Date.now() }));
+    unkept.delete(key);
   } catch {
-    // Full or switched off: the page still works, it only forgets.
+    unkept.set(key, value);
   }
 }
 
-// Drafts of cards that never came back.
+// Drafts of what never came back.
 export function forgetOld(kind) {
   try {
     for (const key of Object.keys(localStorage)) {
@@ -29,6 +33,6 @@ export function forgetOld(kind) {
       if (Date.now() - at > OLDEST_MS) localStorage.removeItem(key);
     }
   } catch {
-    // As above.
+    // Switched off: nothing is there.
   }
 }

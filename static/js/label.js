@@ -4,12 +4,14 @@
 // behind it (label-outbox.js); if the service refuses, its card comes back with the reason. Without this script the same
 // forms work as ordinary pages.
 
+import { isWriting } from "./keys.js";
 import { clearDifferences, markDifferences, scrollTogether } from "./label-compare.js";
 import { forgetDraft, keepDraft, restoreDraft } from "./label-draft.js";
-import { bindKeys } from "./label-keys.js";
+import { bindKeys, pauseKeys } from "./label-keys.js";
 import { Outbox } from "./label-outbox.js";
 import { isRanked, isRanking, prepareRanking } from "./label-ranking.js";
 import { read, write } from "./label-store.js";
+import { seenAnew, timeInSight } from "./sight.js";
 
 const RUBRIC_OPEN = "rubric-open";
 const DIFF_ON = "diff-on";
@@ -22,6 +24,9 @@ const csrf = JSON.parse(document.body.getAttribute("hx-headers"));
 
 const form = () => desk.querySelector("form.answer");
 const leaseOnDesk = () => desk.querySelector(".task")?.dataset.lease ?? "";
+// An answer that is being changed is no task: its form is an ordinary one, and its draft is its own.
+const isChange = () => Boolean(form()?.hasAttribute("data-plain"));
+const draftOnDesk = () => (isChange() ? form().getAttribute("action") : leaseOnDesk());
 
 let ahead = null; // the card that follows: {lease, card}; the desk's data-ahead tells that it is there
 let done = Number(desk.querySelector("[data-done]")?.textContent ?? 0);
@@ -33,18 +38,6 @@ function setAhead(following) {
   ahead = following;
   desk.toggleAttribute("data-ahead", Boolean(following));
 }
-
-// ---- time in sight ---------------------------------------------------------------------------------------------------
-
-let shownFor = 0; // ms in sight before the last time the tab was hidden
-let inSightSince = performance.now();
-
-document.addEventListener("visibilitychange", () => {
-  if (document.hidden) shownFor += performance.now() - inSightSince;
-  else inSightSince = performance.now();
-});
-
-const timeInSight = () => Math.round(shownFor + (document.hidden ? 0 : performance.now() - inSightSince));
 
 // ---- talking to the service ------------------------------------------------------------------------------------------
 
@@ -58,13 +51,16 @@ function announce(text) {
 }
 
 function tell(problem) {
+  const messages = document.getElementById("messages");
   const box = document.createElement("div");
   box.className = "message message-bad";
   box.textContent = `${problem.error ?? "The service does not answer."} ${problem.advice ?? "Try again in a moment."}`;
-  document.getElementById("messages").replaceChildren(box);
+  // What is there already is not read out again.
+  if (messages.textContent !== box.textContent) messages.replaceChildren(box);
 }
 
-const outbox = new Outbox(`outbox.${labeler}`, {
+// One for each project: what the service answers is a card of that project.
+const outbox = new Outbox(`outbox.${labeler}.${base}`, {
   post: (entry) => ask(entry.url, [...entry.fields, ["desk", isWaiting() ? "" : leaseOnDesk()]]),
   taken,
   changed(unsent, problem) {
@@ -112,19 +108,30 @@ async function taken(entry, response, body) {
 }
 
 async function reload() {
+  let isAnswered = false;
   try {
-    const body = await (await ask(base)).json();
+    const response = await ask(base);
+    const body = await response.json();
+    isAnswered = response.status < 500;
     numbers(body);
     if (body.desk) show(parse(body.desk));
     else tell(body);
   } catch {
     tell({});
   }
+  if (!isAnswered) lookAgainSoon();
+}
+
+// While there is nothing to judge, the page asks by itself whether there is something now.
+function lookAgainSoon() {
+  clearTimeout(polling);
+  const poll = desk.querySelector("[data-poll]")?.dataset.poll;
+  if (poll) polling = setTimeout(reload, 1000 * poll);
 }
 
 async function loadAhead() {
   const beside = leaseOnDesk();
-  if (ahead || !beside || outbox.entries.length || form()?.hasAttribute("data-plain")) return;
+  if (ahead || !beside || outbox.entries.length || isChange()) return;
   try {
     const body = await (await ask(`${base}/ahead?beside=${beside}`)).json();
     if (!body.card || ahead || leaseOnDesk() !== beside || outbox.entries.length) return;
@@ -150,14 +157,16 @@ async function drawMath(root) {
 
 function show(content) {
   const wasIdle = desk.querySelector(".idle h1")?.textContent;
-  const draft = form();
-  if (draft && !draft.hasAttribute("data-plain") && !isWaiting()) keepDraft(leaseOnDesk(), draft);
+  if (form() && !isWaiting()) {
+    keepDraft(draftOnDesk(), form());
+    // An answer before was refused. Whoever is typing has not seen that yet: what they type on must press no keys.
+    if (isWriting(document.activeElement)) pauseKeys();
+  }
   desk.removeAttribute("aria-busy");
   desk.replaceChildren(content);
   document.getElementById("messages").replaceChildren();
   prepare();
-  shownFor = 0;
-  inSightSince = performance.now();
+  seenAnew();
   showNumbers();
   // A look that found nothing new moves no focus and says nothing.
   if (wasIdle && desk.querySelector(".idle h1")?.textContent === wasIdle) return;
@@ -172,16 +181,14 @@ function show(content) {
 function prepare() {
   const rubric = document.getElementById("rubric");
   if (rubric) rubric.open = Boolean(read(RUBRIC_OPEN));
-  if (form() && !form().hasAttribute("data-plain")) restoreDraft(leaseOnDesk(), form());
+  if (form()) restoreDraft(draftOnDesk(), form());
   showLastTurn();
   prepareRanking(desk);
   const panes = [...desk.querySelectorAll(".response")];
   scrollTogether(panes, () => Boolean(read(SYNC_ON)));
   showToggles();
   drawMath(desk);
-  clearTimeout(polling);
-  const poll = desk.querySelector("[data-poll]")?.dataset.poll;
-  if (poll) polling = setTimeout(reload, 1000 * poll);
+  lookAgainSoon();
 }
 
 // Of a long conversation the last turn is what the responses answer.
@@ -245,7 +252,7 @@ document.addEventListener("submit", (event) => {
 });
 
 async function undo() {
-  if (form()?.hasAttribute("data-plain")) return;
+  if (isChange()) return;
   await outbox.send();
   if (outbox.entries.length) return announce("The last answer is not sent yet.");
   try {
@@ -287,7 +294,7 @@ function toggleDiff() {
   const marked = showToggles();
   if (!read(DIFF_ON)) announce("Differences are not marked.");
   else if (marked === null) announce("This browser cannot mark differences.");
-  else announce(`${marked ?? 0} words differ.`);
+  else announce(marked === 1 ? "1 word differs." : `${marked ?? 0} words differ.`);
 }
 
 function toggleSync() {
@@ -316,21 +323,31 @@ document.addEventListener(
 
 for (const kind of ["input", "change"]) {
   desk.addEventListener(kind, () => {
-    if (form() && !form().hasAttribute("data-plain")) keepDraft(leaseOnDesk(), form());
+    if (form()) keepDraft(draftOnDesk(), form());
   });
 }
+
+desk.addEventListener("click", (event) => {
+  if (event.target.closest("[data-cancel]")) forgetDraft(draftOnDesk());
+});
 
 for (const kind of ["keydown", "pointerdown", "wheel", "scroll", "touchmove"]) {
   document.addEventListener(kind, () => (isActive = true), { capture: true, passive: true });
 }
 
-// Whoever is at work keeps their tasks; whoever is gone loses them to others when their time is over.
+// Whoever is at work keeps their tasks; whoever is gone loses them to others when their time is over. Whoever comes back
+// gets the task on the desk again if nobody has it, and otherwise learns that before writing more.
 async function stayHere() {
+  const lease = isChange() ? "" : leaseOnDesk();
   if (!isActive || !leaseOnDesk()) return;
   isActive = false;
   try {
-    const body = await (await ask(`${base}/here`, [])).json();
-    if (ahead && body.live && !body.live.includes(ahead.lease)) {
+    const { live } = await (await ask(`${base}/here`, [["desk", lease]])).json();
+    if (!live || lease !== leaseOnDesk()) return;
+    if (lease && !live.includes(lease) && !isWaiting()) {
+      tell({ error: "This comparison is no longer kept for you.", advice: "Reload the page to see what follows." });
+    }
+    if (ahead && !live.includes(ahead.lease)) {
       setAhead(null);
       await loadAhead();
     }

@@ -1,5 +1,7 @@
 // The quiz by keyboard. Everything here is convenience: the forms work without it.
 
+import { close, isNotForUs, showKeys } from "./keys.js";
+
 const radios = [...document.querySelectorAll("input[name=answer]")];
 
 function choose(radio) {
@@ -20,7 +22,7 @@ function goOn() {
 }
 
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || event.repeat) return;
+  if (isNotForUs(event) || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
   if (event.target.matches("textarea, select")) return;
   // Enter on a link, button or summary means that one.
   if (event.key === "Enter" && event.target.closest("a, button, summary")) return;
@@ -30,7 +32,9 @@ document.addEventListener("keydown", (event) => {
   else if (event.key === "ArrowLeft" && radios.length) step(-1);
   else if (event.key === "ArrowRight" && radios.length) step(1);
   else if (event.key === "Enter") goOn();
-  else if (event.key === "r" && rubric) rubric.open = !rubric.open;
+  else if (event.key === "r" && rubric?.open) close(rubric);
+  else if (event.key === "r" && rubric) rubric.open = true;
+  else if (event.key === "?") showKeys();
   else return;
   event.preventDefault();
 });

@@ -2,6 +2,7 @@
 // Everything here is convenience: the forms work without it.
 
 import { forget, keep, tidy } from "./drafts.js";
+import { isNotForUs, isWriting, showKeys } from "./keys.js";
 
 document.documentElement.classList.add("js");
 
@@ -10,9 +11,8 @@ function announce(text) {
   if (live) live.textContent = text;
 }
 
-function isTyping(target) {
-  return target.matches("textarea, select, input:not([type=radio], [type=checkbox])");
-}
+// Letters in a list choose from it.
+const isTyping = (target) => isWriting(target) || target.matches("select");
 
 const rating = () => document.querySelector("form.rating");
 
@@ -23,7 +23,7 @@ function rate() {
 }
 
 document.addEventListener("keydown", (event) => {
-  if (event.isComposing) return;
+  if (isNotForUs(event)) return;
   const target = event.target;
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     const form = rating() ?? document.querySelector("form.attempt-form");
@@ -42,6 +42,9 @@ document.addEventListener("keydown", (event) => {
     event.preventDefault();
     if (!event.repeat) keyed.click();
     keyed.focus();
+  } else if (event.key === "?") {
+    event.preventDefault();
+    showKeys();
   } else if (event.key === "n" && document.getElementById("note")) {
     event.preventDefault();
     document.getElementById("note").focus();

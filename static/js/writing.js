@@ -2,23 +2,13 @@
 // Everything here is convenience: the forms work without it.
 
 import { forget, keep, tidy } from "./drafts.js";
+import { close, isNotForUs, isWriting, showKeys } from "./keys.js";
+import { seenAnew, timeInSight } from "./sight.js";
 
 const root = document.getElementById("desk") ?? document.getElementById("content");
-const keys = document.getElementById("keys");
 const RUBRIC_OPEN = "prefloop.rubric-open";
 
-let shownFor = 0; // ms in sight before the last time the tab was hidden
-let inSightSince = performance.now();
-let decision = null; // the button that Ctrl+Enter presses; none: the form's first choice
-
-document.addEventListener("visibilitychange", () => {
-  if (document.hidden) shownFor += performance.now() - inSightSince;
-  else inSightSince = performance.now();
-});
-
-function timeInSight() {
-  return Math.round(shownFor + (document.hidden ? 0 : performance.now() - inSightSince));
-}
+let decision = null; // the button that Enter presses, after the note; none: the form's first choice
 
 const form = () => root.querySelector("form.writing-form");
 const editor = () => document.getElementById("text");
@@ -63,7 +53,8 @@ function announce(text) {
 
 function toggle(id) {
   const details = document.getElementById(id);
-  if (details) details.open = !details.open;
+  if (details?.open) close(details);
+  else if (details) details.open = true;
   return details;
 }
 
@@ -78,30 +69,42 @@ function otherPane() {
   if (other) other.checked = true;
 }
 
+function decide(button) {
+  decision?.classList.remove("chosen");
+  decision = button;
+  decision?.classList.add("chosen");
+}
+
 function press(button) {
   const note = document.getElementById("note");
   if (button.classList.contains("danger") && note && !note.value.trim()) {
-    decision = button; // one key must not reject: the note comes first, then Enter
+    decide(button); // one key must not reject: the note comes first, then Enter
     note.focus();
   } else {
     button.click();
   }
 }
 
+// Whoever edits the text wants to keep it.
+function edit() {
+  decide(null);
+  editor()?.focus();
+}
+
 const ACTIONS = {
-  e: () => editor()?.focus(),
+  e: edit,
   n: () => document.getElementById("note")?.focus(),
   c: otherPane,
   r: () => toggle("rubric"),
   p: () => toggle("system"),
   s: skip,
-  "?": () => keys?.showModal(),
+  "?": showKeys,
 };
 
 document.addEventListener("keydown", (event) => {
-  if (keys?.open || event.isComposing) return;
+  if (isNotForUs(event)) return;
   const target = event.target;
-  const typing = target.matches("textarea, input:not([type=radio], [type=checkbox])");
+  const typing = isWriting(target);
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     if (!form()) return;
     event.preventDefault();
@@ -119,8 +122,8 @@ document.addEventListener("keydown", (event) => {
   }
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key === "Escape") {
-    for (const open of document.querySelectorAll("#rubric[open], #skip[open]")) open.open = false;
-    decision = null;
+    document.querySelectorAll("#rubric[open], #skip[open]").forEach(close);
+    decide(null);
     return;
   }
   const pressed = /^[a-z]$/.test(event.key) ? document.querySelector(`[data-key="${event.key}"]`) : null;
@@ -136,8 +139,7 @@ document.addEventListener("input", (event) => {
 
 document.addEventListener("click", (event) => {
   const clicked = (selector) => event.target.closest(selector);
-  if (clicked("[data-keys]")) keys.showModal();
-  else if (clicked("[data-restore]")) setText(editor().dataset.original);
+  if (clicked("[data-restore]")) setText(editor().dataset.original);
   else if (clicked("[data-drop-draft]")) {
     forget(editor().dataset.draft);
     setText(editor().defaultValue);
@@ -161,7 +163,7 @@ root.addEventListener("htmx:configRequest", (event) => {
 });
 
 function prepare() {
-  decision = null;
+  decide(null);
   tidy(root);
   const rubric = document.getElementById("rubric");
   if (rubric) rubric.open = Boolean(sessionStorage.getItem(RUBRIC_OPEN));
@@ -190,8 +192,7 @@ document.addEventListener("htmx:load", () => {
 root.addEventListener("htmx:afterSwap", (event) => {
   if (event.detail.target.id !== "desk") return;
   prepare();
-  shownFor = 0;
-  inSightSince = performance.now();
+  seenAnew();
   const problem = root.querySelector(".desk-problem p");
   announce(`${problem ? problem.textContent + " " : ""}${root.querySelector("[data-announce]")?.dataset.announce ?? ""}`);
   const heading = root.querySelector("h1");

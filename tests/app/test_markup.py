@@ -2,6 +2,7 @@
 
 import re
 import time
+import tracemalloc
 
 import pytest
 
@@ -99,3 +100,14 @@ def test_no_text_takes_longer_than_reading_it(unit: str) -> None:
     begun = time.process_time()
     markdown(text)
     assert time.process_time() - begun < 2
+
+
+def test_what_is_shown_as_it_is_is_not_kept() -> None:
+    """Texts of a megabyte, of which a project may have thousands."""
+    tracemalloc.start()
+    try:
+        for n in range(20):
+            assert str(n) in markdown(f"{n} " + "word " * 200_000)
+        assert tracemalloc.get_traced_memory()[0] < 5_000_000
+    finally:
+        tracemalloc.stop()

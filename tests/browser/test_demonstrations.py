@@ -1,14 +1,18 @@
 """Writing demonstrations and reviewing them as people do it, in a real browser."""
 
 import os
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from playwright.sync_api import Page, expect
+from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from app.models import Project
+from app.accounts import service as accounts
+from app.accounts.access import SESSION_COOKIE
+from app.models import DemonstrationTask, Project, User
 from tests import factories
 from tests.demonstrations.desk import demonstrations, task, tasks
 
@@ -202,6 +206,87 @@ def test_the_circle_of_rejecting_and_revising(session: Session, open_page: OpenP
     )
     reviewer.get_by_role("link", name="Longer, because").click()
     expect(reviewer.get_by_role("heading", name="The reviewer's edit")).to_be_visible()
+
+
+def test_a_draft_is_for_who_wrote_it(session: Session, open_page: OpenPage) -> None:
+    """Two people at the same computer, one after the other; the prompt of the first comes to the second."""
+    project = project_to_write_for(session, 1)
+    ann, bob = factories.user(session, "labeler"), factories.user(session, "labeler")
+    page = open_page(user=ann)
+    page.goto(base(project) + "/write")
+    page.get_by_label("Your answer").fill("Ann's thoughts")
+    session.execute(update(DemonstrationTask).values(expires_at=datetime.now(UTC) - timedelta(minutes=1)))
+    sign_in_instead(session, page, bob)
+    page.goto(base(project) + "/write")
+    expect(page.locator("[data-count]")).to_have_text("0 characters · 0 words")
+    expect(page.get_by_label("Your answer")).to_have_value("")
+    session.execute(update(DemonstrationTask).values(labeler_id=None, expires_at=None))
+    sign_in_instead(session, page, ann)
+    page.goto(base(project) + "/write")
+    expect(page.get_by_label("Your answer")).to_have_value("Ann's thoughts")
+
+
+def sign_in_instead(session: Session, page: Page, user: User) -> None:
+    token = accounts.open_session(session, user, days=1)
+    session.commit()
+    [cookie] = [each for each in page.context.cookies() if each["name"] == SESSION_COOKIE]
+    page.context.add_cookies([{"name": SESSION_COOKIE, "value": token, "domain": cookie["domain"], "path": "/"}])
+
+
+def test_a_reviewers_edits_outlive_a_reload_and_end_with_the_decision(session: Session, open_page: OpenPage) -> None:
+    project = factories.project(session)
+    written = factories.demonstration(session, factories.prompt(session, project), "It is red.", state="pending")
+    session.commit()
+    page = open_page("admin")
+    page.goto(f"{base(project)}/{written.id}")
+    answer = page.get_by_label("The answer")
+    answer.fill("It is blue.")
+    page.reload()
+    expect(answer).to_have_value("It is blue.")
+    expect(page.get_by_text("This is the draft you left here.")).to_be_visible()
+    # To reject was begun; whoever edits instead means to keep it.
+    page.keyboard.press("x")
+    expect(page.get_by_role("button", name="Reject")).to_have_class(re.compile("chosen"))
+    page.keyboard.type("No.")
+    page.keyboard.press("Escape")
+    page.keyboard.press("e")
+    expect(page.get_by_role("button", name="Reject")).not_to_have_class(re.compile("chosen"))
+    page.keyboard.press("Control+Enter")
+    expect(page.get_by_role("heading", name="Demonstrations")).to_be_visible()
+    [row] = demonstrations(session)
+    assert (row.state, row.text) == ("approved", "It is blue.")
+    page.goto(f"{base(project)}/{written.id}")
+    expect(page.get_by_text("This is the draft you left here.")).to_be_hidden()
+
+
+def test_keys_without_control_can_be_switched_off_here_too(session: Session, open_page: OpenPage) -> None:
+    page = open_page("labeler")
+    page.goto(base(project_to_write_for(session, 1)) + "/write")
+    expect(page.locator("html.js")).to_be_attached()
+    page.keyboard.press("?")
+    page.get_by_label("Keys without").uncheck()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    page.reload()
+    expect(page.locator("html.js")).to_be_attached()
+    page.keyboard.press("r")
+    page.keyboard.press("s")
+    page.keyboard.press("?")
+    expect(page.get_by_label("Keys without")).not_to_be_checked()
+    page.keyboard.press("Escape")
+    expect(page.locator("#rubric[open], #skip[open]")).to_have_count(0)
+
+
+@pytest.mark.parametrize("close", ["key", "Escape"])
+def test_closing_with_a_key_keeps_the_focus(session: Session, open_page: OpenPage, close: str) -> None:
+    page = open_page("labeler")
+    page.goto(base(project_to_write_for(session, 1)) + "/write")
+    expect(page.locator("html.js")).to_be_attached()
+    for key, details, inside in (("r", "#rubric", "aside"), ("s", "#skip", "button")):
+        page.keyboard.press(key)
+        page.locator(f"{details} {inside}").last.focus()
+        page.keyboard.press(key if close == "key" else close)
+        expect(page.locator(f"{details} > summary")).to_be_focused()
 
 
 def test_an_admin_sees_how_many_prompts_fit_before_asking(session: Session, open_page: OpenPage) -> None:

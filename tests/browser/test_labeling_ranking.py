@@ -164,6 +164,43 @@ def test_ranking_by_dragging(session: Session, open_page: OpenPage) -> None:
     assert stored(session) == {(1, 2): 1, (1, 3): 0, (1, 4): -1, (2, 3): -1, (2, 4): -1, (3, 4): -1}
 
 
+def test_a_card_that_came_back_is_dragged_as_before(session: Session, open_page: OpenPage) -> None:
+    page = open_desk(open_page, project_with_rankings(session, 3))
+    wait_for_next(page)
+    press(page, "1", "Enter")
+    expect(page.locator(".conversation")).to_contain_text("Question number 1?")
+    all_sent(page)
+    press(page, "u")
+    expect(page.locator(".conversation")).to_contain_text("Question number 0?")
+    press(page, "Enter")
+    expect(page.locator(".conversation")).to_contain_text("Question number 1?")
+    shown = letters(page)
+    drag(page, chip(page, shown[1]), page.locator(".order-gap").first)
+    drag(page, chip(page, shown[2]), page.locator(".order-gap").last)
+    drag(page, chip(page, shown[1]), page.locator(".order-group").last)
+    expect(page.locator(".order-group")).to_have_count(1)
+    assert sorted(page.locator(".order-group").inner_text().split()) == sorted([shown[1], shown[2]])
+
+
+def test_ranks_and_cannot_judge_exclude_each_other(session: Session, open_page: OpenPage) -> None:
+    page = open_desk(open_page, project_with_rankings(session, 3, n=3))
+    box = page.get_by_role("checkbox", name="Cannot judge")
+    press(page, "1", "2", "3", "c")
+    expect(page.get_by_role("combobox").first).to_be_disabled()
+    expect(page.get_by_role("combobox").first).to_have_value("1")  # for whoever thinks again
+    press(page, "c")
+    expect(page.get_by_role("combobox").first).to_be_enabled()
+    press(page, "c", "Enter")
+    expect(page.locator(".conversation")).to_contain_text("Question number 1?")
+    press(page, "c", "1", "2")
+    expect(box).not_to_be_checked()
+    press(page, "Enter")
+    expect(page.locator(".conversation")).to_contain_text("Question number 2?")
+    all_sent(page)
+    said = session.scalars(select(Judgment.preference).order_by(Judgment.id)).all()
+    assert [preference is None for preference in said] == [True] * 3 + [False] * 3
+
+
 def test_a_rubric_without_ties_refuses_equal_ranks_and_the_card_comes_back(
     session: Session, open_page: OpenPage
 ) -> None:

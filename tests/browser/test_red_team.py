@@ -143,6 +143,47 @@ def test_a_draft_outlives_reload_and_goes_when_it_is_sent(
     assert len(attempts(session)) == 2
 
 
+def test_an_attempt_is_cancelled_while_it_waits(open_page: OpenPage, session: Session, tmp_path: Path) -> None:
+    project, ann = project_with_model(session), factories.user(session, "labeler")
+    attempt, other = send(session, project, ann, tmp_path), send(session, project, ann, tmp_path, "Another")
+    session.commit()
+    page = open_page(user=ann)
+    page.goto(f"{base(project)}/{attempt.id}")
+    page.get_by_role("button", name="Cancel the attempt").click()
+    expect(page.get_by_role("heading", name="Cancelled")).to_be_visible()
+    expect(page.get_by_role("button", name="Ask again")).to_be_visible()
+    page.goto(f"{base(project)}/{other.id}")
+    page.get_by_role("button", name="Cancel the attempt").focus()
+    answer(session, other)
+    session.commit()
+    expect(page.get_by_role("heading", name="Answer", exact=True)).to_be_focused()  # not lost with the button
+    expect(page.get_by_role("button", name="Cancel the attempt")).to_be_hidden()
+
+
+def test_keys_are_listed_and_those_without_control_can_be_switched_off(
+    open_page: OpenPage, session: Session, tmp_path: Path
+) -> None:
+    project, ann = project_with_model(session), factories.user(session, "labeler")
+    attempt = send(session, project, ann, tmp_path)
+    answer(session, attempt)
+    session.commit()
+    page = open_page(user=ann)
+    page.goto(f"{base(project)}/{attempt.id}")
+    expect(page.locator("html.js")).to_be_attached()
+    page.keyboard.press("2")
+    expect(page.get_by_label("Clearly")).to_be_checked()
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog", name="Keys")).to_be_visible()
+    page.get_by_label("Keys without").uncheck()
+    page.keyboard.press("Escape")
+    page.locator("h1").click()
+    page.keyboard.press("3")
+    page.keyboard.press("w")
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog", name="Keys")).to_be_visible()
+    expect(page.get_by_label("Clearly")).to_be_checked()
+
+
 def test_answers_arrive_in_ones_list_too(open_page: OpenPage, session: Session, tmp_path: Path) -> None:
     project, ann = project_with_model(session), factories.user(session, "labeler")
     training = factories.run(session, project, "ppo", state="running", progress_done=4, progress_total=10)

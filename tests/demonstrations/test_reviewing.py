@@ -11,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
-from app.demonstrations import queries, service, views
+from app.demonstrations import asking_queries, queries, service, views
 from app.demonstrations.forms import AskForm, DemonstrationFilter
 from app.errors import Conflict, InvalidInput, NotFound
 from app.models import AuditEvent, DemonstrationTask, Prompt, Snapshot
@@ -167,7 +167,7 @@ def test_only_prompts_without_an_answer_that_training_reads_are_asked_about(sess
     factories.prompt(session, factories.project(session))
 
     def count(**values: object) -> int:
-        return queries.count_eligible(session, project, wish(**values))
+        return asking_queries.count_eligible(session, project, wish(**values))
 
     assert count() == 4  # train, held-out, law and the one whose only answer was rejected
     assert count(split="heldout") == 1
@@ -206,7 +206,7 @@ def test_samples_of_the_present_policy_are_what_is_edited(session: Session) -> N
     newest = factories.completion(session, sampled, "Newest.", model_version_id=new.id)
     factories.completion(session, stale, "Old.", model_version_id=old.id)
     form = wish(start="sample")
-    assert queries.count_eligible(session, project, form) == 1
+    assert asking_queries.count_eligible(session, project, form) == 1
     service.ask(session, project, admin, form)
     assert [(row.prompt_id, row.completion_id) for row in tasks(session)] == [(sampled.id, newest.id)]
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from html import unescape
 from uuid import uuid4
 
@@ -13,6 +14,7 @@ from app.models import DemonstrationTask, Project
 from tests import factories
 from tests.conftest import SignedIn
 from tests.demonstrations.desk import demonstrations, task, tasks
+from tests.qualification.quizzes import QUIZ, take, with_quiz
 
 SignIn = Callable[..., SignedIn]
 HTMX = {"HX-Request": "true"}
@@ -57,7 +59,8 @@ def test_the_next_prompt_comes_in_the_same_response(session: Session, sign_in: S
     assert answered.status_code == 200
     assert "Second question?" in answered.text
     assert "<html" not in answered.text
-    assert f'data-sent="{project.slug}/task-{first.id}"' in answered.text
+    assert labeler.user
+    assert f'data-sent="{labeler.user.id}/{project.slug}/task-{first.id}"' in answered.text
     skipped = labeler.post(f"{base(project)}/write/{second.id}/skip", {"reason": "unclear"}, headers=HTMX)
     assert "Only prompts you skipped are left" in skipped.text
     assert "Second question?" in labeler.get(base(project) + "/write?skipped=true").text
@@ -168,7 +171,10 @@ def test_ones_own_list_tells_what_became_of_each(session: Session, sign_in: Sign
     assert labeler.post(here, {"seen": seen, "text": "Too short."}).status_code == 422
     sent = labeler.post(here, {"seen": seen, "text": "Longer, because."})
     assert sent.headers["location"] == f"{base(project)}/own?sent={mine.id}"
-    assert f'data-sent="{project.slug}/demonstration-{mine.id}"' in labeler.get(sent.headers["location"]).text
+    assert (
+        f'data-sent="{labeler.user.id}/{project.slug}/demonstration-{mine.id}"'
+        in labeler.get(sent.headers["location"]).text
+    )
     stale = labeler.post(here, {"seen": seen, "text": "Another try."})
     assert stale.status_code == 409
     assert "Another try." in stale.text
@@ -254,3 +260,64 @@ def test_the_navigation_offers_writing_where_there_is_some(session: Session, sig
     assert link in labeler.get(home).text  # for what became of it
     assert link not in sign_in("labeler").get(home).text
     assert link in sign_in("admin").get(home).text
+
+
+def test_who_has_not_passed_the_quiz_is_led_to_it(session: Session, sign_in: SignIn) -> None:
+    project, labeler = factories.project(session), sign_in("labeler")
+    with_quiz(session, project)
+    waiting = task(session, project, "Why is water wet?")
+    session.commit()
+    page = labeler.get(base(project) + "/write").text
+    assert "Why is water wet?" not in page
+    assert f'href="/projects/{project.slug}/quiz"' in page
+    assert labeler.user
+    take(session, project, labeler.user)
+    session.commit()
+    assert "Why is water wet?" in labeler.get(base(project) + "/write").text
+    # A new quiz takes nothing from the desk.
+    with_quiz(session, project, 2, quiz=QUIZ[:1])
+    session.commit()
+    assert "Why is water wet?" in labeler.get(base(project) + "/write").text
+    form = {"prompt_id": waiting.prompt_id, "text": "An answer."}
+    assert labeler.post(f"{base(project)}/write/{waiting.id}", form).status_code == 303
+    task(session, project, "And why is fire hot?")
+    session.commit()
+    assert "fire" not in labeler.get(base(project) + "/write").text
+
+
+def test_whoever_goes_on_writing_keeps_the_prompt(session: Session, sign_in: SignIn) -> None:
+    project, labeler = factories.project(session), sign_in("labeler")
+    task(session, project)
+    session.commit()
+    labeler.get(base(project) + "/write")
+    [held] = tasks(session)
+    held.expires_at = soon = datetime.now(UTC) + timedelta(minutes=1)
+    session.commit()
+    labeler.post(base(project) + "/preview", {"text": "Still at it"}, headers=HTMX)
+    [held] = tasks(session)
+    assert held.expires_at
+    assert held.expires_at > soon + timedelta(minutes=30)
+
+
+def test_author_and_reviewer_see_all_that_was_done(session: Session, sign_in: SignIn) -> None:
+    project, labeler, admin = factories.project(session), sign_in("labeler"), sign_in("admin")
+    given = task(session, project)
+    session.commit()
+    form = {"prompt_id": given.prompt_id, "text": "Water is wet."}
+    labeler.post(f"{base(project)}/write/{given.id}", form)
+    [written] = demonstrations(session)
+    mine, case = f"{base(project)}/own/{written.id}", f"{base(project)}/{written.id}"
+    for note, text in (("Say why.", "Water is wet, I think."), ("Leave yourself out.", "Water is wet: it clings.")):
+        admin.post(f"{case}/reject", {"seen": service.seen(demonstrations(session)[0]), "text": "x", "note": note})
+        labeler.post(mine, {"seen": service.seen(demonstrations(session)[0]), "text": text})
+    seen = service.seen(demonstrations(session)[0])
+    refused = admin.post(f"{case}/reject", {"seen": seen, "text": "x", "note": ""})
+    assert refused.status_code == 422  # leaves no trace
+    admin.post(f"{case}/approve", {"seen": seen, "text": "Water is wet: it clings to things.", "note": "Thanks."})
+    for html in (labeler.get(mine).text, admin.get(case).text):
+        steps = re.findall(r"<b>(Approved|Rejected|Another text)</b>", html)
+        assert steps == ["Rejected", "Another text", "Rejected", "Another text", "Approved"]
+        for said in ("Say why.", "Leave yourself out.", "Thanks."):
+            assert said in html
+        assert "<mark>, I think</mark>" in html  # what the author took back
+        assert "<mark> to things</mark>" in html

@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from app.db import make_session_factory
-from app.demonstrations import queries, service
+from app.demonstrations import asking_queries, queries, service
 from app.demonstrations.forms import RevisionForm
 from app.errors import Conflict, Forbidden, Gone, InvalidInput
 from app.models import Project, ProjectLabeler, User
@@ -118,7 +118,7 @@ def test_skipping_gives_another_and_the_skipped_only_on_request(session: Session
     service.skip(session, project, ann, first.id, "other")  # a new reason takes the old one's place
     assert first.skips == [{"labeler": ann.id, "reason": "other"}]
     assert service.next_task(session, project, bob) is not None
-    assert queries.open_tasks(session, project.id)[0].skips
+    assert asking_queries.open_tasks(session, project.id)[0].skips
 
 
 def test_an_empty_answer_and_one_that_is_there_already_are_refused(session: Session) -> None:
@@ -245,3 +245,6 @@ def test_who_is_paused_hands_in_what_they_have_and_gets_nothing_new(session: Ses
     session.flush()
     with pytest.raises(Forbidden, match="no longer take part"):
         service.submit(session, project, ann, tasks(session)[0].id, answer(held))
+    [written] = demonstrations(session)
+    with pytest.raises(Forbidden, match="no longer take part"):
+        service.revise(session, project, ann, written.id, revision("Another text.", service.seen(written)))

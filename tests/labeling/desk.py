@@ -9,11 +9,27 @@ from uuid import UUID, uuid4
 from sqlalchemy import event, select, text, update
 from sqlalchemy.orm import Session
 
+from app.judging import DEFAULT_ASPECTS, DEFAULT_FLAGS
 from app.labeling import answers, assigning
 from app.labeling.forms import LabelForm
 from app.labeling.queries import Task
 from app.models import Comparison, Judgment, Lease, Project, Ranking, User
 from tests import factories
+
+ASPECTS = [aspect.model_dump() for aspect in DEFAULT_ASPECTS]
+FLAGS = [flag.model_dump() for flag in DEFAULT_FLAGS]
+
+
+def rich(session: Session, n: int = 1, overlap: int = 2, **rubric: object) -> tuple[Project, User]:
+    project = factories.project(session, overlap=overlap)
+    factories.rubric(session, project, **({"aspects": ASPECTS, "flags": FLAGS} | rubric))
+    for _ in range(n):
+        factories.comparison(session, project)
+    return project, factories.user(session)
+
+
+def submit(session: Session, project: Project, labeler: User, task: Task, **values: object) -> Judgment:
+    return answers.submit(session, project, task.lease_id, labeler, answer(task, **values))  # type: ignore[arg-type]
 
 
 def take(session: Session, project: Project, labeler: User, **kwargs: object) -> Task:

@@ -1,16 +1,14 @@
 """What an answer may say under its rubric, taking it back, and changing it; on real PostgreSQL."""
 
-from datetime import timedelta
 from uuid import uuid4
 
 import pytest
 from pydantic import ValidationError
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from app.errors import Conflict, Forbidden, InvalidInput, NotFound
-from app.judging import DEFAULT_ASPECTS, DEFAULT_FLAGS
-from app.labeling import answers, assigning, history
+from app.errors import Conflict, InvalidInput
+from app.labeling import answers, assigning
 from app.labeling.forms import LabelForm, SkipForm
 from app.labeling.queries import Task
 from app.models import (
@@ -18,30 +16,11 @@ from app.models import (
     Judgment,
     Lease,
     Project,
-    ProjectLabeler,
     Ranking,
-    Snapshot,
-    SnapshotComparison,
     User,
 )
-from tests import factories
 from tests.browser.test_labeling_ranking import ranking
-from tests.labeling.desk import answer, counts, judge, run_out, take
-
-ASPECTS = [aspect.model_dump() for aspect in DEFAULT_ASPECTS]
-FLAGS = [flag.model_dump() for flag in DEFAULT_FLAGS]
-
-
-def rich(session: Session, n: int = 1, overlap: int = 2, **rubric: object) -> tuple[Project, User]:
-    project = factories.project(session, overlap=overlap)
-    factories.rubric(session, project, **({"aspects": ASPECTS, "flags": FLAGS} | rubric))
-    for _ in range(n):
-        factories.comparison(session, project)
-    return project, factories.user(session)
-
-
-def submit(session: Session, project: Project, labeler: User, task: Task, **values: object) -> Judgment:
-    return answers.submit(session, project, task.lease_id, labeler, answer(task, **values))  # type: ignore[arg-type]
+from tests.labeling.desk import answer, counts, rich, submit, take
 
 
 def swap(session: Session, task: Task, swapped: bool) -> None:
@@ -201,6 +180,8 @@ def test_rankings_that_are_refused(
         submit(session, project, labeler, task, preference=None, ranks=ranks)
     with pytest.raises(InvalidInput, match="no preference between two"):
         submit(session, project, labeler, task, preference=1, ranks=[1, 2, 3, 4])
+    with pytest.raises(InvalidInput, match="“cannot judge” as well"):
+        submit(session, project, labeler, task, preference="cannot_judge", ranks=[1, None, None, None])
     with pytest.raises(InvalidInput, match="rates no aspect"):
         submit(session, project, labeler, task, preference=None, ranks=[1, 2, 3, 4], aspects={"style": 1})
     assert session.scalar(select(func.count()).select_from(Judgment)) == 0
@@ -225,187 +206,3 @@ def test_a_pair_that_a_reviewer_decided_keeps_its_verdict(session: Session) -> N
     submit(session, project, labeler, task, preference=None, ranks=[1, 2, 3, 4])
     assert counts(session, decided) == (0, 0)
     assert session.scalar(select(func.count()).select_from(Judgment)) == 5
-
-
-def test_a_ranking_is_taken_back_and_changed_as_one(session: Session) -> None:
-    project, labeler, _ranking = ranked(session, overlap=1)
-    task = take(session, project, labeler)
-    submit(session, project, labeler, task, preference=None, ranks=[4, 3, 2, 1], flags=["harmful"])
-    assert set(session.scalars(select(Comparison.state))) >= {"settled"}
-    assert answers.undo(session, project, labeler) == task.lease_id
-    assert set(session.scalars(select(Comparison.state))) == {"open"}
-    again = take(session, project, labeler)
-    assert (again.lease_id, again.responses) == (task.lease_id, task.responses)
-    draft = history.taken_back(session, again, labeler)
-    assert draft
-    assert (draft.ranks, draft.flags) == ([4, 3, 2, 1], ["harmful"])
-    judgment = submit(session, project, labeler, again, preference=None, ranks=[1, 2, 3, 4])
-    edited = answers.edit(session, project, judgment.id, labeler, answer(again, "cannot_judge"))
-    live = list(session.scalars(select(Judgment).where(Judgment.superseded_at.is_(None))))
-    assert [row.preference for row in live] == [None] * 6
-    assert history.as_shown(session, edited).preference == "cannot_judge"
-    assert sorted(session.scalars(select(Judgment.superseded_for).where(Judgment.superseded_at.is_not(None)))) == (
-        ["edited"] * 6 + ["undone"] * 6
-    )
-
-
-# --- taking back and changing ----------------------------------------------------------------------------------------
-
-
-def test_undo_puts_the_same_lease_back_before_what_was_on_the_desk(session: Session) -> None:
-    project, labeler = rich(session, 3)
-    task = take(session, project, labeler)
-    session.execute(update(Lease).values(created_at=func.now() - timedelta(seconds=9)))
-    following = take(session, project, labeler, beside=task.lease_id)
-    judgment = judge(session, project, labeler, task, 2)
-    ahead = take(session, project, labeler, beside=following.lease_id)
-    assert answers.undo(session, project, labeler) == task.lease_id
-    session.refresh(judgment)
-    assert judgment.superseded_for == "undone"
-    assert take(session, project, labeler).lease_id == task.lease_id
-    assert take(session, project, labeler, beside=task.lease_id).lease_id == following.lease_id
-    assert session.scalar(select(Lease.state).where(Lease.id == ahead.lease_id)) == "released"
-    assert counts(session, task.position.comparison_id) == (0, 1)
-    # A late copy of the answer that was taken back changes nothing.
-    key = judgment.idempotency_key
-    form = answer(task, 2, idempotency_key=key)
-    assert answers.submit(session, project, task.lease_id, labeler, form).id == judgment.id
-    assert counts(session, task.position.comparison_id) == (0, 1)
-
-
-def test_an_answer_that_settled_opens_its_comparison_again(session: Session) -> None:
-    project, labeler = rich(session, overlap=1)
-    judgment = judge(session, project, labeler, take(session, project, labeler), 2)
-    comparison = session.get_one(Comparison, judgment.comparison_id)
-    assert (comparison.state, comparison.consensus) == ("settled", judgment.preference)
-    task = history.task_of(session, judgment)
-    edited = answers.edit(session, project, judgment.id, labeler, answer(task, -1))
-    session.refresh(comparison)
-    assert (comparison.state, comparison.consensus, comparison.judgment_count) == ("settled", edited.preference, 1)
-    answers.undo(session, project, labeler)
-    session.refresh(comparison)
-    assert (comparison.state, comparison.consensus, comparison.settled_at, comparison.p_b) == ("open", None, None, None)
-
-
-def test_what_can_no_longer_be_changed(session: Session) -> None:
-    project, labeler = rich(session, overlap=2)
-    other = factories.user(session)
-    judgment = judge(session, project, labeler, take(session, project, labeler), 2)
-    form = answer(history.task_of(session, judgment), 1)
-    assert answers.why_final(session, judgment) == ""
-    later = judge(session, project, other, take(session, project, other), 2)
-    assert "settled" in answers.why_final(session, judgment)  # by another's answer
-    assert answers.why_final(session, later) == ""
-    with pytest.raises(Conflict, match="settled"):
-        answers.edit(session, project, judgment.id, labeler, form)
-    with pytest.raises(Conflict, match="settled"):
-        answers.undo(session, project, labeler)
-
-    snapshot = Snapshot(project_id=project.id, digest="x", location="x", counts={})
-    session.add(snapshot)
-    session.flush()
-    session.add(SnapshotComparison(snapshot_id=snapshot.id, comparison_id=later.comparison_id))
-    session.flush()
-    assert "settled" in answers.why_final(session, later)  # a round reads it now
-    session.execute(update(Comparison).values(state="adjudicated"))
-    assert "A reviewer has decided" in answers.why_final(session, later)
-    session.execute(update(Comparison).values(state="withdrawn"))
-    assert "withdrawn" in answers.why_final(session, later)
-
-
-def test_an_old_answer_that_settled_is_final(session: Session) -> None:
-    _project, labeler = rich(session, overlap=1)
-    comparison = session.scalars(select(Comparison)).one()
-    lease = factories.lease(session, comparison, labeler_id=labeler.id, state="submitted")
-    long_ago = func.now() - answers.CHANGEABLE_FOR - timedelta(seconds=1)
-    given = {"labeler_id": labeler.id, "lease_id": lease.id, "created_at": long_ago}
-    judgment = factories.judgment(session, comparison, preference=1, **given)
-    assert answers.why_final(session, judgment) == ""  # it still waits for settling
-    session.execute(update(Comparison).values(state="settled"))
-    assert "settled" in answers.why_final(session, judgment)
-
-
-def test_an_edit_sent_twice_is_one(session: Session) -> None:
-    project, labeler = rich(session)
-    judgment = judge(session, project, labeler, take(session, project, labeler), 2)
-    form = answer(history.task_of(session, judgment), -1, rationale="Better so.")
-    edited = answers.edit(session, project, judgment.id, labeler, form)
-    assert answers.edit(session, project, judgment.id, labeler, form).id == edited.id
-    with pytest.raises(Conflict, match="replaced already"):
-        answers.edit(session, project, judgment.id, labeler, answer(history.task_of(session, edited), 1))
-    with pytest.raises(InvalidInput, match="No preference"):
-        answers.edit(session, project, edited.id, labeler, answer(history.task_of(session, edited), None))
-    assert counts(session, judgment.comparison_id) == (1, 0)
-
-
-def test_ones_own_answers_only(session: Session) -> None:
-    project, labeler = rich(session, 2)
-    judgment = judge(session, project, labeler, take(session, project, labeler), 2)
-    form = answer(history.task_of(session, judgment), 1)
-    with pytest.raises(Forbidden):
-        answers.edit(session, project, judgment.id, factories.user(session), form)
-    with pytest.raises(NotFound):
-        answers.edit(session, factories.project(session), judgment.id, labeler, form)
-    with pytest.raises(Conflict, match="no answer here"):
-        answers.undo(session, project, factories.user(session))
-    imported = factories.judgment(session, factories.comparison(session, project), preference=1, labeler_id=labeler.id)
-    with pytest.raises(NotFound):
-        answers.own_judgment(session, project, imported.id, labeler)
-
-
-@pytest.mark.parametrize("state", ["paused", "removed"])
-def test_who_may_not_label_changes_nothing(session: Session, state: str) -> None:
-    project, labeler = rich(session, 2)
-    judgment = judge(session, project, labeler, take(session, project, labeler), 2)
-    task = take(session, project, labeler)
-    form = answer(history.task_of(session, judgment), 1)
-    session.add(ProjectLabeler(project_id=project.id, labeler_id=labeler.id, state=state, reason="Read the rubric."))
-    session.flush()
-    with pytest.raises(Forbidden, match="not taken"):
-        judge(session, project, labeler, task)
-    with pytest.raises(Forbidden):
-        answers.undo(session, project, labeler)
-    with pytest.raises(Forbidden):
-        answers.edit(session, project, judgment.id, labeler, form)
-    assert session.scalar(select(func.count()).select_from(Judgment)) == 1
-
-
-def test_the_history_says_what_was_seen(session: Session) -> None:
-    project, labeler = rich(session, 4)
-    said = [{"preference": -3, "aspects": {"style": 1}}, {"preference": "both_bad"}, {"preference": "cannot_judge"}]
-    for each in said:
-        submit(session, project, labeler, take(session, project, labeler), **each)
-    answers.undo(session, project, labeler)
-    mine = history.mine(session, project, labeler, None)
-    assert [(row.said, row.became, row.can_change) for row in mine.rows] == [
-        ("Cannot judge", "undone", False),
-        ("Both bad", "", True),
-        ("First response much better", "", True),
-    ]
-    assert mine.rows[2].aspects == ["style: second"]
-    assert (mine.numbers.today, mine.numbers.total, mine.older) == (2, 2, None)
-    session.execute(update(Project).values(labeling={"own_figures": {"seconds": False, "agreement": False}}))
-    session.expire_all()
-    assert history.mine(session, session.get_one(Project, project.id), labeler, None).numbers.seconds is None
-
-
-def test_a_repeated_undo_never_exceeds_the_overlap(session: Session) -> None:
-    project, labeler = rich(session, overlap=1)
-    other = factories.user(session)
-    task = take(session, project, labeler)
-    judge(session, project, labeler, task)
-    answers.undo(session, project, labeler)
-    assert assigning.next_task(session, project, other) is None  # its place is the labeler's again
-    judge(session, project, labeler, take(session, project, labeler))
-    assert counts(session, task.position.comparison_id) == (1, 0)
-    assert session.execute(text("SELECT max(judgment_count + lease_count - overlap) FROM comparison")).scalar() == 0
-
-
-def test_what_was_taken_back_and_left_comes_again(session: Session) -> None:
-    project, labeler = rich(session, 2, overlap=1)
-    task = take(session, project, labeler)
-    judge(session, project, labeler, task)
-    answers.undo(session, project, labeler)
-    run_out(session, task.lease_id)
-    assert take(session, project, labeler).position == task.position
-    assert take(session, project, factories.user(session)).position != task.position

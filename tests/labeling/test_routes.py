@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from httpx import Response
@@ -154,8 +154,7 @@ def test_a_stale_rubric_shows_the_card_again_under_the_new_one(
     assert "The new rule." in html
     assert ">kept</textarea>" in html
     again = Shown(html)
-    leases = session.execute(select(Lease.comparison_id, Lease.swapped).order_by(Lease.created_at)).all()
-    assert leases[0] == leases[1]
+    assert again.action == card.action
     assert labeler.post(again.action, again.answer(2)).status_code == 303
     assert session.scalars(select(Judgment.rubric_id)).one() == newer.id
 
@@ -255,3 +254,47 @@ def test_skipping_the_only_one_says_so(sign_in: Callable[..., SignedIn], session
         assert answer.status_code == 200
         assert "Only what you skipped is left" in html_of(answer)
     Shown(labeler.get(url(project)).text)
+
+
+def test_who_comes_back_has_the_card_again_unless_others_took_it(
+    sign_in: Callable[..., SignedIn], session: Session, project: Project
+) -> None:
+    session.execute(text("UPDATE comparison SET overlap = 1"))
+    session.commit()
+    labeler, other = sign_in("labeler"), sign_in("labeler")
+    lease = lease_of(Shown(labeler.get(url(project)).text))
+
+    def here() -> list[str]:
+        return labeler.post(f"{url(project)}/here", {"desk": lease}).json()["live"]
+
+    assert here() == [lease]
+    session.execute(text("UPDATE lease SET state = 'expired'"))
+    session.commit()
+    assert here() == [lease]  # nobody had it meanwhile
+    session.execute(text("UPDATE lease SET state = 'expired'"))
+    session.commit()
+    assert Shown(other.get(url(project)).text)
+    assert lease not in here()
+    assert labeler.post(f"{url(project)}/here", {"desk": ""}).status_code == 200
+
+
+def test_closing_a_tab_gives_back_what_it_had_loaded_ahead_not_what_another_tab_shows(
+    sign_in: Callable[..., SignedIn], session: Session, project: Project
+) -> None:
+    labeler = sign_in("labeler")
+    first = Shown(labeler.get(url(project)).text)
+    session.execute(text("UPDATE lease SET created_at = created_at - interval '1 second'"))
+    session.commit()
+    following = Shown(labeler.get(f"{url(project)}/ahead", params={"beside": lease_of(first)}).json()["card"])
+    labeler.post(first.action, first.answer(), headers=SCRIPT)  # in one tab, which now shows what followed
+    assert labeler.post(f"{following.action}/release").status_code == 204  # the other tab is closed
+    states = dict(session.execute(select(Lease.id, Lease.state)).all())
+    assert states[UUID(lease_of(following))] == "live"
+    ahead = Shown(labeler.get(f"{url(project)}/ahead", params={"beside": lease_of(following)}).json()["card"])
+    assert labeler.post(f"{ahead.action}/release").status_code == 204
+    session.expire_all()
+    assert session.scalar(select(Lease.state).where(Lease.id == UUID(lease_of(ahead)))) == "released"
+
+
+def lease_of(card: Shown) -> str:
+    return card.action.rsplit("/", 1)[1]

@@ -59,7 +59,7 @@ def test_a_second_look_gives_the_same_card_and_renews_the_lease(session: Session
     soon = datetime.now(UTC) + timedelta(minutes=1)
     session.execute(update(Lease).where(Lease.id == task.lease_id).values(expires_at=soon))
     again = take(session, project, labeler)
-    assert (again.lease_id, again.first, again.second) == (task.lease_id, task.first, task.second)
+    assert (again.lease_id, again.responses) == (task.lease_id, task.responses)
     assert session.scalar(select(func.count()).select_from(Lease)) == 1
     expires = session.scalars(select(Lease.expires_at).where(Lease.id == task.lease_id)).one()
     assert expires > soon + timedelta(minutes=10)
@@ -106,7 +106,7 @@ def test_both_sides_come_up_and_texts_follow_them(session: Session) -> None:
     for _ in range(40):
         task = take(session, project, labeler)
         judgment = judge(session, project, labeler, task, -2)  # the first one shown is better
-        assert (task.first == "canonical b") is judgment.swapped
+        assert (task.responses[0] == "canonical b") is judgment.swapped
         assert judgment.preference == (2 if judgment.swapped else -2)
         seen.add(judgment.swapped)
     assert seen == {True, False}  # by chance alone this fails once in 2^39 times
@@ -187,19 +187,39 @@ def test_an_expired_lease_whose_place_was_taken_is_gone(session: Session) -> Non
     assert counts(session, comparison.id) == (1, 0)
 
 
-def test_an_old_tab_answers_with_the_side_it_showed(session: Session) -> None:
-    """The lease ran out, the same comparison came again in a new tab, and then the old tab is submitted."""
+@pytest.mark.parametrize("swapped", [True, False])
+@pytest.mark.parametrize("state", ["expired", "released"])
+def test_who_comes_back_gets_the_same_card_with_its_sides(session: Session, swapped: bool, state: str) -> None:
+    """A draft is kept by its lease, and a tab that was open all the time shows the sides as they were."""
     project, labeler = factories.project(session, overlap=1), factories.user(session)
     comparison = factories.comparison(session, project)
     old = take(session, project, labeler)
     run_out(session, old.lease_id)
+    session.execute(text("UPDATE lease SET swapped = :swapped, state = :state"), {"swapped": swapped, "state": state})
+    session.expire_all()
+    assert counts(session, comparison.id) == (0, 0)
     new = take(session, project, labeler)
-    assert new.position.comparison_id == comparison.id
-    assert new.lease_id != old.lease_id
-    session.execute(text("UPDATE lease SET swapped = (id = :old)"), {"old": old.lease_id})
+    assert new.lease_id == old.lease_id
+    assert counts(session, comparison.id) == (0, 1)
     judgment = judge(session, project, labeler, old, 1)
-    assert (judgment.swapped, judgment.preference) == (True, -1)
+    assert (judgment.swapped, judgment.preference) == (swapped, -1 if swapped else 1)
+    assert (judgment.duration_ms or 0) < 60_000  # since it was given out again, not since an hour ago
     assert counts(session, comparison.id) == (1, 0)
+
+
+def test_who_comes_back_judges_by_the_newest_rubric_where_nobody_has_begun(session: Session) -> None:
+    project, labeler = factories.project(session, overlap=2), factories.user(session)
+    untouched, begun = factories.comparison(session, project), factories.comparison(session, project)
+    first = take(session, project, labeler)
+    second = take(session, project, labeler, beside=first.lease_id)
+    factories.judgment(session, begun, preference=1)
+    session.execute(text("UPDATE lease SET state = 'expired'"))
+    newer = factories.rubric(session, project, version=2)
+    session.expire_all()
+    again = take(session, project, labeler)
+    assert (again.lease_id, again.position.comparison_id, again.rubric.id) == (first.lease_id, untouched.id, newer.id)
+    other = take(session, project, labeler, beside=first.lease_id)
+    assert (other.lease_id, other.rubric.id) == (second.lease_id, begun.rubric_id)
 
 
 def test_unknown_and_foreign_leases(session: Session) -> None:
@@ -231,7 +251,7 @@ def test_a_stale_rubric_version_is_refused_and_the_comparison_comes_again(sessio
     again = take(session, project, labeler, again=task.lease_id)
     assert again.position.comparison_id == comparison.id
     assert again.rubric.id == newer.id
-    assert (again.first, again.second) == (task.first, task.second)
+    assert again.responses == task.responses
     assert judge(session, project, labeler, again).swapped is swapped
 
 

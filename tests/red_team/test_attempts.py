@@ -20,6 +20,7 @@ from app.rounds import service as rounds
 from app.settings import SamplingServer
 from app.specs import RUN_SPEC, SampleSpec
 from tests import factories
+from tests.qualification.quizzes import take, with_quiz
 from tests.red_team.attempts import answer, attempts, form, project_with_model, rated, run_of, send
 
 
@@ -100,6 +101,40 @@ def test_who_is_paused_makes_no_attempts(session: Session, tmp_path: Path) -> No
     with pytest.raises(Forbidden, match="Please call Bob"):
         send(session, project, ann, tmp_path)
     assert attempts(session) == []
+
+
+def test_who_has_not_passed_the_quiz_makes_no_attempts(session: Session, tmp_path: Path) -> None:
+    project, ann = project_with_model(session), factories.user(session)
+    with_quiz(session, project)
+    with pytest.raises(Forbidden, match="training quiz"):
+        send(session, project, ann, tmp_path)
+    take(session, project, ann)
+    send(session, project, ann, tmp_path)
+
+
+def test_the_author_cancels_what_waits(session: Session, tmp_path: Path) -> None:
+    project, ann = project_with_model(session), factories.user(session)
+    attempt = send(session, project, ann, tmp_path)
+    for stranger in (factories.user(session), factories.user(session, "admin")):
+        with pytest.raises(Forbidden):
+            service.cancel(session, project, stranger, attempt.id)
+    with pytest.raises(NotFound):
+        service.cancel(session, factories.project(session), ann, attempt.id)
+    for _ in range(2):  # pressed twice
+        service.cancel(session, project, ann, attempt.id)
+        assert (run_of(session, attempt).state, state(session, attempt)) == ("cancelled", "failed")
+    # It no longer counts among those that wait, and can be asked again.
+    for _ in range(service.MAX_WAITING - 1):
+        send(session, project, ann, tmp_path)
+    service.send_again(session, ArtifactStore(tmp_path), project, ann, attempt.id)
+    run = run_of(session, attempt)
+    rounds.run_started(session, run)
+    service.cancel(session, project, ann, attempt.id)  # the worker ends it with its next heartbeat
+    assert (run.cancel_requested, state(session, attempt)) == (True, "waiting")
+    answer(session, attempt)  # or it was answered before
+    rounds.run_finished(session, ArtifactStore(tmp_path), run, {"samples": 1})
+    service.cancel(session, project, ann, attempt.id)
+    assert (run.state, state(session, attempt)) == ("succeeded", "answered")
 
 
 def test_the_answer_stays_with_the_attempt(session: Session, tmp_path: Path) -> None:

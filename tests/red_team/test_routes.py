@@ -12,6 +12,7 @@ from app.models import Project, User
 from app.rounds import service as rounds
 from tests import factories
 from tests.conftest import SignedIn
+from tests.qualification.quizzes import with_quiz
 from tests.red_team.attempts import answer, attempts, project_with_model, rated, run_of, send
 
 SignIn = Callable[..., SignedIn]
@@ -206,3 +207,32 @@ def test_a_project_is_not_reached_through_another(session: Session, sign_in: Sig
     assert client.post(f"{base(project)}/{attempt.id}/rating", {"severity": "0"}).status_code == 404
     client.post(f"{base(project)}/attempts/accept", {"attempts": [attempt.id], "split": "train"})
     assert attempts(session)[0].prompt_id is None
+
+
+def test_a_waiting_attempt_is_cancelled_by_its_author_alone(session: Session, sign_in: SignIn, tmp_path: Path) -> None:
+    project, ann = project_with_model(session), factories.user(session, "labeler")
+    attempt = send(session, project, ann, tmp_path)
+    session.commit()
+    labeler, here = sign_in(user=ann), f"{base(project)}/{attempt.id}"
+    assert "Cancel the attempt" in labeler.get(here).text
+    assert "Cancel the attempt" not in sign_in("operator").get(here).text
+    assert sign_in("labeler").post(here + "/cancel").status_code == 403
+    assert labeler.post(here + "/cancel").headers["location"] == here
+    page = labeler.get(here).text
+    assert "Cancelled" in page
+    assert "Ask again" in page
+    assert "Cancel the attempt" not in page
+    assert "hx-get" not in labeler.get(here + "/answer", headers=HTMX).text
+
+
+def test_who_has_to_take_the_quiz_first_keeps_what_they_wrote(session: Session, sign_in: SignIn) -> None:
+    project, labeler = project_with_model(session), sign_in("labeler")
+    with_quiz(session, project)
+    session.commit()
+    page = labeler.get(base(project)).text
+    assert f'href="/projects/{project.slug}/quiz"' in page
+    assert 'class="card stack attempt-form"' not in page
+    refused = labeler.post(base(project), typed("My long prompt"))  # from a page that was open before
+    assert refused.status_code == 403
+    assert "My long prompt" in refused.text
+    assert attempts(session) == []

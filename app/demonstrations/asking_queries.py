@@ -1,0 +1,102 @@
+"""SQL of asking for demonstrations: which prompts want one, and which still wait for it."""
+
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, Select, and_, delete, exists, func, insert, literal, select
+from sqlalchemy.orm import Session
+
+from app.demonstrations.forms import AskForm
+from app.demonstrations.queries import EXCERPT, PAGE, is_free, of_slice
+from app.models import AuditEvent, Completion, Demonstration, DemonstrationTask, Project, Prompt, User
+
+
+def _eligible(project: Project, wish: AskForm) -> list[ColumnElement[bool]]:
+    """Prompts that training reads, that fit, and that have no answer yet nor wait for one."""
+    answered = exists().where(Demonstration.prompt_id == Prompt.id, Demonstration.state.in_(("pending", "approved")))
+    asked = exists().where(DemonstrationTask.prompt_id == Prompt.id)
+    conditions = [Prompt.project_id == project.id, Prompt.split.in_(("train", "heldout")), ~answered, ~asked]
+    conditions += of_slice(wish)
+    if wish.start == "sample":
+        conditions.append(exists(_samples(project)))
+    return conditions
+
+
+def _samples(project: Project) -> Select[int]:
+    """What the present policy said to a prompt, the newest first."""
+    said = select(Completion.id).where(
+        Completion.prompt_id == Prompt.id,
+        Completion.model_version_id == project.policy_id,
+        Completion.text != "",
+    )
+    return said.order_by(Completion.id.desc()).limit(1).correlate(Prompt)
+
+
+def count_eligible(session: Session, project: Project, wish: AskForm) -> int:
+    return session.scalar(select(func.count()).select_from(Prompt).where(*_eligible(project, wish))) or 0
+
+
+def add_tasks(session: Session, project: Project, wish: AskForm) -> int:
+    """Adds a task for `wish.count` eligible prompts, spread over them all; returns how many."""
+    start = _samples(project).scalar_subquery() if wish.start == "sample" else literal(None, Completion.id.type)
+    chosen = (
+        select(literal(project.id), Prompt.id, start)
+        .where(*_eligible(project, wish))
+        .order_by(func.md5(Prompt.digest))
+        .limit(wish.count)
+    )
+    added = insert(DemonstrationTask).from_select(["project_id", "prompt_id", "completion_id"], chosen)
+    return len(session.execute(added.returning(DemonstrationTask.id)).all())
+
+
+def lock_project(session: Session, project: Project) -> None:
+    """Who asks for demonstrations at the same time follows one after the other."""
+    session.execute(select(Project.id).where(Project.id == project.id).with_for_update(key_share=True))
+
+
+def was_asked(session: Session, project_id: int, key: str) -> bool:
+    """Whether the form with this key has been taken."""
+    events = (AuditEvent.project_id == project_id, AuditEvent.action == "demonstration.asked")
+    return bool(session.scalar(select(exists().where(*events, AuditEvent.details["key"].astext == key))))
+
+
+class OpenTask(NamedTuple):
+    task_id: int
+    question: str
+    domain: str
+    split: str
+    from_sample: bool
+    labeler: str | None  # who writes now
+    skips: list[dict[str, Any]]
+
+
+def open_tasks(session: Session, project_id: int, limit: int = PAGE) -> list[OpenTask]:
+    """Those that most people have skipped first: they need a look."""
+    held = and_(User.id == DemonstrationTask.labeler_id, DemonstrationTask.expires_at >= func.now())
+    found = (
+        select(
+            DemonstrationTask.id,
+            func.left(Prompt.messages[-1]["content"].astext, EXCERPT),
+            Prompt.domain,
+            Prompt.split,
+            DemonstrationTask.completion_id.is_not(None),
+            User.name,
+            DemonstrationTask.skips,
+        )
+        .join(Prompt, Prompt.id == DemonstrationTask.prompt_id)
+        .outerjoin(User, held)
+        .where(DemonstrationTask.project_id == project_id)
+        .order_by(func.jsonb_array_length(DemonstrationTask.skips).desc(), DemonstrationTask.id)
+        .limit(limit)
+    )
+    return [OpenTask(*row) for row in session.execute(found)]
+
+
+def count_tasks(session: Session, project_id: int) -> int:
+    return session.scalar(select(func.count()).where(DemonstrationTask.project_id == project_id)) or 0
+
+
+def remove_tasks(session: Session, project_id: int, task_id: int | None) -> int:
+    """Removes a task, or all of them that nobody writes for now; returns how many."""
+    gone = delete(DemonstrationTask).where(DemonstrationTask.project_id == project_id)
+    gone = gone.where(is_free() if task_id is None else DemonstrationTask.id == task_id)
+    return len(session.execute(gone.returning(DemonstrationTask.id)).all())

@@ -1,0 +1,153 @@
+"""What comes between a labeler and the service: no storage, no connection, time, a refusal while they type."""
+
+import re
+
+from playwright.sync_api import Page, Route, expect
+from sqlalchemy import select, text, update
+from sqlalchemy.orm import Session
+
+from app.models import Comparison, Lease, Project, Run
+from tests import factories
+from tests.browser.test_labeling import OpenPage, all_sent, judgments, open_desk, project_with, wait_for_next
+from tests.browser.test_labeling_flow import ASPECTS, FLAGS, press, question, rich_project
+
+AN_ANSWER = re.compile(r"/label/[0-9a-f-]{36}$")
+NO_STORAGE = """Storage.prototype.setItem = () => { throw new DOMException("full", "QuotaExceededError"); };"""
+
+
+def test_answers_are_sent_where_the_browser_keeps_nothing(session: Session, open_page: OpenPage) -> None:
+    project = project_with(session, 3)
+    page = open_page("labeler")
+    page.add_init_script(NO_STORAGE)
+    page.goto(f"/projects/{project.slug}/label")
+    wait_for_next(page)
+    press(page, "6", "e")
+    page.keyboard.type("Kept")
+    press(page, "Control+Enter")
+    question(page, 1)
+    press(page, "r")  # what is remembered from card to card holds on this page
+    press(page, "2", "Enter")
+    question(page, 2)
+    expect(page.get_by_role("complementary", name="Rubric")).to_be_visible()
+    all_sent(page)
+    assert [row.rationale for row in judgments(session)] == ["Kept", ""]
+
+
+def test_what_another_project_has_not_got_yet_waits_for_its_own_desk(session: Session, open_page: OpenPage) -> None:
+    here, there = project_with(session, 2), project_with(session, 2)
+    session.execute(
+        text("UPDATE prompt SET messages = replace(messages::text, 'Question', 'Other')::jsonb WHERE project_id = :id"),
+        {"id": there.id},
+    )
+    session.commit()
+    page = open_desk(open_page, here)
+    wait_for_next(page)
+    page.route(AN_ANSWER, lambda route: route.abort())
+    press(page, "6", "Enter")
+    question(page, 1)
+    expect(page.locator("#sending")).to_be_visible()
+    page.unroute_all()
+    page.goto(f"/projects/{there.slug}/label")
+    wait_for_next(page)
+    expect(page.locator(".conversation")).to_contain_text("Other number 0?")
+    assert judgments(session) == []
+    page.goto(f"/projects/{here.slug}/label")
+    question(page, 1)
+    all_sent(page)
+    assert len(judgments(session)) == 1
+
+
+def test_a_page_that_waits_goes_on_asking_after_the_connection_was_lost(session: Session, open_page: OpenPage) -> None:
+    project = factories.project(session)
+    factories.run(session, project, "sample", state="running", progress_done=1, progress_total=4)
+    session.commit()
+    page = open_desk(open_page, project)
+    page.context.set_offline(True)
+    expect(page.locator("#messages")).to_contain_text("The service does not answer.")
+    session.execute(update(Run).values(progress_done=3))
+    session.commit()
+    page.context.set_offline(False)
+    expect(page.locator(".idle")).to_contain_text("3 of 4")
+    expect(page.locator("#messages")).to_be_empty()
+
+
+def refuse(session: Session) -> None:
+    """The rubric of the first comparison is another one from now on: an answer under the old one is refused."""
+    first = session.scalars(select(Comparison).order_by(Comparison.id)).first()
+    assert first
+    project = session.get_one(Project, first.project_id)
+    newer = factories.rubric(session, project, version=2, aspects=ASPECTS, flags=FLAGS)
+    session.execute(update(Lease).where(Lease.comparison_id == first.id).values(state="expired"))
+    session.execute(update(Comparison).where(Comparison.id == first.id).values(rubric_id=newer.id))
+    session.commit()
+
+
+def test_typing_on_when_a_refused_answer_comes_back_presses_no_keys(session: Session, open_page: OpenPage) -> None:
+    project = rich_project(session)
+    page = open_page("labeler")
+    page.clock.install()
+    page.goto(f"/projects/{project.slug}/label")
+    wait_for_next(page)
+    refuse(session)
+    held: list[Route] = []
+    page.route(AN_ANSWER, lambda route: held.append(route))
+    press(page, "6", "Enter")
+    question(page, 1)
+    press(page, "e")
+    page.keyboard.type("The first one ")
+    page.wait_for_function("document.getElementById('rationale').value.endsWith(' ')")
+    [route] = held
+    page.unroute_all()
+    route.continue_()
+    expect(page.locator(".desk-problem")).to_contain_text("A new version of the rubric applies")
+    # Those who look at the keyboard while they type go on: a digit and Enter would be an answer, s skips, u takes back.
+    for key in ("1", "u", "s", "1", "Enter", "b", "r"):
+        press(page, key)
+    question(page, 0)
+    expect(page.get_by_role("radio", name="Second response better", exact=True)).to_be_checked()
+    expect(page.locator("#skip-menu")).not_to_have_attribute("open", "")
+    expect(page.get_by_role("complementary", name="Rubric")).to_be_hidden()
+    assert judgments(session) == []
+    page.clock.fast_forward(800)  # whoever pauses looks at the screen
+    press(page, "7", "Enter")
+    question(page, 1)
+    expect(page.locator("#rationale")).to_have_value("The first one ")
+    all_sent(page)
+    assert len(judgments(session)) == 1
+
+
+def come_back(page: Page) -> None:
+    """As the tab is looked at again."""
+    with page.expect_response(re.compile("/label/here$")):
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+
+
+def test_who_was_away_gets_the_card_again_or_learns_that_it_is_gone(session: Session, open_page: OpenPage) -> None:
+    project = project_with(session, 1)
+    session.execute(text("UPDATE comparison SET overlap = 1"))
+    session.commit()
+    page = open_desk(open_page, project)
+    session.execute(text("UPDATE lease SET state = 'expired'"))
+    session.commit()
+    come_back(page)
+    session.rollback()
+    assert session.scalars(select(Lease.state)).all() == ["live"]
+    expect(page.locator("#messages")).to_be_empty()
+    session.execute(text("UPDATE lease SET state = 'expired'"))
+    factories.lease(session, session.scalars(select(Comparison)).one())
+    session.commit()
+    come_back(page)
+    expect(page.locator("#messages")).to_contain_text("This comparison is no longer kept for you.")
+
+
+def test_the_focus_is_not_lost_with_what_is_closed(session: Session, open_page: OpenPage) -> None:
+    page = open_desk(open_page, rich_project(session))
+    for close in ("r", "Escape"):
+        press(page, "r")
+        page.get_by_role("complementary", name="Rubric").focus()
+        press(page, close)
+        expect(page.locator("#rubric > summary")).to_be_focused()
+    press(page, "a", "3")
+    expect(page.locator("input[name='aspect:style']:checked")).to_be_focused()  # the next aspect, where it stands
+    press(page, "a")
+    expect(page.locator("input[name='aspect:factuality'][value='1']")).to_be_focused()
