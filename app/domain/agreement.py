@@ -23,9 +23,7 @@ class Sums(NamedTuple):
     units: Floats  # (...) with an answer
     shares: Floats  # (..., V) of n_uv / m_u over them
     pairable: Floats  # (...) units with two or more answers; only these enter what follows
-    agreeing: Floats  # (...) of the share of a unit's pairs of answers that are equal
-    pairs: Floats  # (...) of m_u (m_u - 1)
-    equal_pairs: Floats  # (...) of sum_v n_uv (n_uv - 1)
+    agreeing: Floats  # (...) of sum_v n_uv (n_uv - 1) / (m_u (m_u - 1)), the share of a unit's pairs that are equal
     coincidences: Floats  # (..., V, V) of n_uv (n_uw - [v = w]) / (m_u - 1)
 
 
@@ -36,7 +34,6 @@ def terms(counts: ArrayLike) -> Floats:
         raise ValueError(f"Counts must be (units, values), not of shape {n.shape}.")
     m = n.sum(axis=1)
     answered, pairable = m > 0, m >= 2
-    pairs = m * (m - 1)
     equal_pairs = (n * (n - 1)).sum(axis=1)
     coincidences = n[:, :, None] * (n[:, None, :] - np.eye(n.shape[1])) / np.where(pairable, m - 1, 1)[:, None, None]
     return np.column_stack(
@@ -44,9 +41,7 @@ def terms(counts: ArrayLike) -> Floats:
             answered,
             n / np.where(answered, m, 1)[:, None],
             pairable,
-            equal_pairs / np.where(pairable, pairs, 1),
-            pairs,
-            equal_pairs,
+            equal_pairs / np.where(pairable, m * (m - 1), 1),
             (coincidences * pairable[:, None, None]).reshape(len(n), n.shape[1] ** 2),
         ]
     )
@@ -54,27 +49,28 @@ def terms(counts: ArrayLike) -> Floats:
 
 def summed(terms: Floats, times: ArrayLike | None = None) -> Sums:
     """Adds up `terms`; times: (..., U) how often each unit counts, by default once."""
-    total = terms.sum(axis=0) if times is None else np.asarray(times, dtype=np.float64) @ terms
-    values = int(np.sqrt(terms.shape[1] - 5 + 0.25))  # T = 1 + V + 4 + V^2
-    shares, single, coincidences = (
-        total[..., 1 : 1 + values],
-        total[..., 1 + values : 5 + values],
-        total[..., 5 + values :],
-    )
+    return named(terms.sum(axis=0) if times is None else np.asarray(times, dtype=np.float64) @ terms)
+
+
+def named(terms: Floats) -> Sums:
+    """The columns of (..., T) `terms`, or of sums of them."""
+    values = int(np.sqrt(terms.shape[-1] - 3 + 0.25))  # T = 1 + V + 2 + V^2
     return Sums(
-        units=total[..., 0],
-        shares=shares,
-        pairable=single[..., 0],
-        agreeing=single[..., 1],
-        pairs=single[..., 2],
-        equal_pairs=single[..., 3],
-        coincidences=coincidences.reshape(*total.shape[:-1], values, values),
+        units=terms[..., 0],
+        shares=terms[..., 1 : 1 + values],
+        pairable=terms[..., 1 + values],
+        agreeing=terms[..., 2 + values],
+        coincidences=terms[..., 3 + values :].reshape(*terms.shape[:-1], values, values),
     )
 
 
 def percent_agreement(sums: Sums) -> Floats:
-    """(...) The share of pairs of answers to one unit that are equal, over the pairs of all units; NaN without one."""
-    return _ratio(sums.equal_pairs, sums.pairs)
+    """(...) The share of a unit's pairs of answers that are equal, the mean over units with a pair; NaN without one.
+
+    It is the p_o of Fleiss' kappa. Over the pairs of all units one with two hundred answers, as calibration items have,
+    would count as twenty thousand with two.
+    """
+    return _ratio(sums.agreeing, sums.pairable)
 
 
 def krippendorff_alpha(sums: Sums, values: ArrayLike, level: Level) -> Floats:
@@ -106,7 +102,7 @@ def fleiss_kappa(sums: Sums) -> Floats:
         (...) kappa; NaN without a pair of answers or when all answers are the same.
     """
     chance = (_shares(sums) ** 2).sum(axis=-1)
-    return _beyond_chance(_ratio(sums.agreeing, sums.pairable), chance)
+    return _beyond_chance(percent_agreement(sums), chance)
 
 
 def gwet_ac1(sums: Sums, categories: ArrayLike) -> Floats:
@@ -122,7 +118,7 @@ def gwet_ac1(sums: Sums, categories: ArrayLike) -> Floats:
     """
     shares = _shares(sums)
     chance = (shares * (1 - shares)).sum(axis=-1) / (np.asarray(categories) - 1)
-    return _beyond_chance(_ratio(sums.agreeing, sums.pairable), chance)
+    return _beyond_chance(percent_agreement(sums), chance)
 
 
 def _shares(sums: Sums) -> Floats:

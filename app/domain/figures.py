@@ -1,7 +1,7 @@
 """The agreement figures of a set of units, each with its bootstrap interval."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -9,9 +9,13 @@ from numpy.typing import ArrayLike, NDArray
 from app.domain import agreement
 from app.domain.bootstrap import REPLICATES, Estimate, estimates
 from app.domain.kappa import cohen_kappa
+from app.domain.pooling import Floats, sums
+from app.domain.proportions import wilson
 
 Coefficients = Callable[[NDArray[np.int64]], NDArray[np.float64]]
 SIDES = (-1, 0, 1)
+# What comes in no kinds is drawn in so many groups, dealt at random: the standard error is then uncertain by 3.5%.
+GROUPS = 400
 
 
 class Figures(NamedTuple):
@@ -25,6 +29,7 @@ class Figures(NamedTuple):
     ordinal_alpha: Estimate  # of the preferences in all their steps
     fleiss_kappa: Estimate
     gwet_ac1: Estimate
+    cohen_kappa: Estimate = Estimate(None)  # of many labelers Conger's; none where who answered is not looked at
 
 
 NOTHING = Figures(0, 0, 0, *[Estimate(None)] * 5)
@@ -33,13 +38,12 @@ NOTHING = Figures(0, 0, 0, *[Estimate(None)] * 5)
 class PairFigures(NamedTuple):
     """How far two labelers agree on what both judged."""
 
-    cohen_kappa: Estimate  # of sides
-    weighted_kappa: Estimate  # of the preferences in all their steps, by the square of how many steps apart
+    weighted_kappa: Estimate  # Cohen's of the preferences in all their steps, by the square of how many steps apart
     figures: Figures
 
 
 class Patterns:
-    """The distinct units, by their counts of answers."""
+    """What is drawn anew in a replicate, by kinds: units of the same counts of answers, or groups of such units."""
 
     def __init__(self, counts: ArrayLike, values: ArrayLike) -> None:
         """
@@ -47,11 +51,35 @@ class Patterns:
             counts: (P, V) how many answers of each value a unit of pattern p has.
             values: (V,) the preferences, ascending; their signs are the sides.
         """
-        self.counts = np.asarray(counts, dtype=np.int64)
+        found = np.asarray(counts, dtype=np.int64)
+        answers = found.sum(axis=1)
         self.values = np.asarray(values, dtype=np.int64)
-        self.answers = self.counts.sum(axis=1)
-        self._steps = agreement.terms(self.counts)
-        self._sides = agreement.terms(self.counts @ sides_of(self.values))
+        self._sizes = np.stack([answers > 0, answers > 1, answers], axis=1).astype(np.int64)
+        self._steps = agreement.terms(found)
+        self._sides = agreement.terms(found @ sides_of(self.values))
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def add_groups(self, members: NDArray[np.int64]) -> None:
+        """Kinds that are several units at once, which come after those there are: (G, M) patterns of their units, -1
+        where a group has fewer."""
+        for name in ("_sizes", "_steps", "_sides"):
+            each = getattr(self, name)
+            together = np.zeros((len(members), each.shape[1]), dtype=each.dtype)
+            for member in members.T:
+                together += np.where(member[:, None] < 0, 0, each[member])
+            setattr(self, name, np.concatenate([each, together]))
+
+    @property
+    def shared(self) -> NDArray[np.int64]:
+        """(P,) how many units of each kind have two answers or more."""
+        return self._sizes[:, 1]
+
+    @property
+    def agreeing(self) -> Floats:
+        """(P,) the share of a unit's pairs of answers that are on one side, added up over its kind's units."""
+        return agreement.named(self._sides).agreeing
 
     def coefficients(self, patterns: NDArray[np.int64], categories: int) -> Coefficients:
         """Frequencies (R, K) of these patterns -> (5, R) coefficients in the order of `Figures`."""
@@ -86,16 +114,25 @@ class Patterns:
         """
         if not len(patterns):
             return NOTHING
-        found = estimates(frequencies, self.coefficients(patterns, categories), rng, replicates)
-        return Figures(*self._sizes(patterns, frequencies), *found)
-
-    def _sizes(self, patterns: NDArray[np.int64], frequencies: NDArray[np.int64]) -> tuple[int, int, int]:
-        answers = self.answers[patterns]
-        return (
-            int(frequencies[answers > 0].sum()),
-            int(frequencies[answers > 1].sum()),
-            int((answers * frequencies).sum()),
+        coefficients = self.coefficients(patterns, categories)
+        telling = self._telling(patterns, frequencies)
+        return self._figures(
+            patterns, frequencies, estimates(frequencies, coefficients, rng, replicates, telling), replicates
         )
+
+    def _telling(self, patterns: NDArray[np.int64], frequencies: NDArray[np.int64]) -> int:
+        return int(frequencies[self.shared[patterns] > 0].sum())
+
+    def _figures(
+        self, patterns: NDArray[np.int64], frequencies: NDArray[np.int64], found: list[Estimate], replicates: int
+    ) -> Figures:
+        percent, *others = found
+        if percent.value is not None and percent.low is None and replicates:
+            # All alike: nothing to resample from, but a share has an interval of its own.
+            telling = self._telling(patterns, frequencies)
+            bounds = wilson(percent.value * telling, telling)
+            percent = Estimate(percent.value, *bounds) if bounds else percent
+        return Figures(*(int(n) for n in frequencies @ self._sizes[patterns]), percent, *others)
 
 
 class PairPatterns(Patterns):
@@ -127,7 +164,48 @@ class PairPatterns(Patterns):
             return np.concatenate([kappas, coefficients(times)])
 
         kappa, weighted, *found = estimates(frequencies, of, rng, replicates)
-        return PairFigures(kappa, weighted, Figures(*self._sizes(patterns, frequencies), *found))
+        return PairFigures(
+            weighted, self._figures(patterns, frequencies, found, replicates)._replace(cohen_kappa=kappa)
+        )
+
+
+class Drawn(NamedTuple):
+    """N units as Conger's kappa reads them; columns (N,).
+
+    shared: two answers or more; agreeing: the share of their pairs that are equal; moves: see
+    `app.domain.kappa.OwnHabits`; together: units of the same number are drawn together.
+    """
+
+    shared: NDArray[np.int64]
+    agreeing: Floats
+    moves: Floats
+    together: NDArray[np.int64]
+
+    def part(self, rows: NDArray[np.int64]) -> Self:
+        return self._replace(**{name: column[rows] for name, column in self._asdict().items()})
+
+
+def conger_kappa(drawn: Drawn, chance: float, rng: np.random.Generator, replicates: int = REPLICATES) -> Estimate:
+    """kappa = (p_o - p_e) / (1 - p_e) with p_o as of Fleiss' kappa and p_e from each labeler's own shares.
+
+    In a replicate p_e follows the units to first order: the shares of thousands of labelers are not computed anew.
+
+    Args:
+        chance: p_e, of `app.domain.kappa.own_habits`.
+    """
+    numbers, together = np.unique(drawn.together, return_inverse=True)
+    n = min(len(numbers), GROUPS)
+    group = rng.permutation(len(numbers))[together] % n
+    terms = np.stack([sums(group, column, n) for column in (drawn.shared, drawn.agreeing, drawn.moves)], axis=1)
+
+    def of(times: NDArray[np.int64]) -> NDArray[np.float64]:
+        shared, agreeing, moved = (times @ terms).T
+        by_chance = chance + moved
+        observed = agreeing / np.where(shared == 0, np.nan, shared)
+        return ((observed - by_chance) / np.where(by_chance < 1, 1 - by_chance, np.nan))[None]
+
+    telling = int((terms[:, 0] > 0).sum())
+    return estimates(np.ones(n, dtype=np.int64), of, rng, replicates, telling)[0]
 
 
 def sides_of(values: NDArray[np.int64]) -> NDArray[np.int64]:

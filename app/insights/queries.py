@@ -15,6 +15,7 @@ from sqlalchemy import (
     and_,
     any_,
     cast,
+    exists,
     func,
     literal,
     select,
@@ -22,7 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from app.domain.agreement_table import NOT_SAID, Judgments, Tags
-from app.models import AgreementTally, Comparison, Judgment, Prompt, Round, Rubric, User
+from app.models import AgreementTally, Comparison, Judgment, Prompt, Ranking, Round, Rubric, User
 
 CHUNK = 500_000  # comparisons whose judgments come as one value, which PostgreSQL limits to a gigabyte
 MONDAY = 2  # 2000-01-03, in days since PostgreSQL's epoch
@@ -39,17 +40,19 @@ def judgments(session: Session, project_id: int, kinds: Collection[str], aspects
     local = {"work_mem": "128MB", "enable_sort": "off", "jit": "off"}
     session.execute(select(*(func.set_config(name, value, True) for name, value in local.items())))
     said = _said(session, project_id, kinds, aspects)
-    tags, ties, comparison, tag = _tagged(session, project_id)
+    tags, ties, comparison, tag, ranking = _tagged(session, project_id)
     # A judgment taken back between both reads may leave a comparison without any: it is in the first alone.
     is_tagged = np.isin(said["comparison"], comparison)
     if not is_tagged.all():
         said = {name: column[is_tagged] for name, column in said.items()}
     at = np.searchsorted(comparison, said["comparison"])
     return Judgments(
+        has_tie=scales(session, project_id).has_tie,
         tags=tags,
         ties=ties,
         tag=tag[at],
         comparison=said["comparison"],
+        ranking=ranking[at],
         labeler=said["labeler"],
         week=(said["at"] // DAY - MONDAY) // 7,
         preference=said["preference"],
@@ -87,8 +90,8 @@ def _said(
 
 def _tagged(
     session: Session, project_id: int
-) -> tuple[list[Tags], NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
-    """Combinations of tags, whether each allows ties; ids of comparisons, ascending, and their combinations."""
+) -> tuple[list[Tags], NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Combinations of tags, whether each allows ties; ids of comparisons, ascending, their combinations, rankings."""
     columns = (
         func.coalesce(Rubric.version, 0),
         Prompt.domain,
@@ -99,8 +102,11 @@ def _tagged(
         func.coalesce(Round.number, 0),
         Rubric.allow_tie | Rubric.allow_both_bad,
     )
+    packed = func.int8send(Comparison.id, type_=LargeBinary).op("||")(
+        func.int8send(func.coalesce(Comparison.ranking_id, 0))
+    )
     found = (
-        select(*columns, func.string_agg(func.int8send(Comparison.id), literal(b"", LargeBinary), type_=LargeBinary))
+        select(*columns, func.string_agg(packed, literal(b"", LargeBinary), type_=LargeBinary))
         .join(Prompt, Prompt.id == Comparison.prompt_id)
         .join(Rubric, Rubric.id == Comparison.rubric_id)
         .outerjoin(Round, Round.id == Comparison.round_id)
@@ -109,10 +115,14 @@ def _tagged(
     )
     rows = session.execute(found).all()
     tags = [Tags(*("" if value == 0 else str(value) for value in row[:-2])) for row in rows]
-    ids = np.frombuffer(b"".join(row[-1] for row in rows), dtype=">i8").astype(np.int64)
-    tag = np.repeat(np.arange(len(rows)), [len(row[-1]) // 8 for row in rows])
+    ids, ranking = np.frombuffer(b"".join(row[-1] for row in rows), dtype=">i8").astype(np.int64).reshape(-1, 2).T
+    tag = np.repeat(np.arange(len(rows)), [len(row[-1]) // 16 for row in rows])
     order = np.argsort(ids)
-    return tags, np.array([row[-2] for row in rows], dtype=bool), ids[order], tag[order]
+    return tags, np.array([row[-2] for row in rows], dtype=bool), ids[order], tag[order], ranking[order]
+
+
+def has_rankings(session: Session, project_id: int) -> bool:
+    return bool(session.scalar(select(exists().where(Ranking.project_id == project_id))))
 
 
 class Tally(NamedTuple):

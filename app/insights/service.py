@@ -34,7 +34,8 @@ def live(session: Session, project_id: int, kinds: Collection[str] = PEOPLE) -> 
     """Figures over the live judgments of labelers of these kinds, from counts that every judgment keeps up to date.
 
     Costs the same for a thousand and a million judgments: it reads the distinct patterns of answers alone. The rules
-    of what counts are those of `queries.judgments`.
+    of what counts are those of `queries.judgments`. What patterns do not tell is left to the table: who answered, which
+    Cohen's kappa asks, and which comparisons are one ranking's, without which intervals would be too narrow.
     """
     tallies = queries.tally(session, project_id)
     by_code = np.zeros((len(tallies), len(USER_KINDS) * ANSWERS), dtype=np.int64)
@@ -48,8 +49,9 @@ def live(session: Session, project_id: int, kinds: Collection[str] = PEOPLE) -> 
     patterns, pattern = agreement_table.distinct(counts[judged])
     frequencies = np.bincount(pattern, times[judged], minlength=len(patterns)).astype(np.int64)
     categories = 2 + int(queries.scales(session, project_id).has_tie)
+    replicates = 0 if queries.has_rankings(session, project_id) else affordable(len(patterns))
     figures = Patterns(patterns, PREFERENCES).figures(
-        np.arange(len(patterns)), frequencies, categories, np.random.default_rng(0), affordable(len(patterns))
+        np.arange(len(patterns)), frequencies, categories, np.random.default_rng(0), replicates
     )
     said = (counts * times[:, None]).sum(axis=0)
     of_kinds = (by_kind.sum(axis=2) * times[:, None]).sum(axis=0)

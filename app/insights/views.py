@@ -54,7 +54,7 @@ class Row(NamedTuple):
     figures: Figures
     lower: bool = False
     under: bool = False
-    kappas: tuple[Estimate, Estimate] | None = None  # Cohen's and weighted, of a pair
+    weighted: Estimate | None = None  # kappa, of a pair
     value: str = ""
     labelers: tuple[tuple[int, str], ...] = ()
 
@@ -88,6 +88,7 @@ class Section(NamedTuple):
 
 class View(NamedTuple):
     whole: Figures
+    everything: Row  # the same as a row
     whole_under: bool
     threshold: float
     comparable: bool  # whether any part has enough comparisons
@@ -121,13 +122,14 @@ def view(computed: Computed, names: Mapping[int, tuple[str, str]], threshold: fl
     # Those that are surely lowest: a small slice may be low by a few comparisons.
     loudest.sort(key=lambda row: (not row.lower, 1.0 if row.figures.percent.high is None else row.figures.percent.high))
     pairs = [
-        Row("pair", " and ".join(name for _, name in two), figures, kappas=(cohen, weighted), labelers=two)
+        Row("pair", " and ".join(name for _, name in two), figures, weighted=weighted, labelers=two)
         for pair in table.pairs
         for two in [tuple((labeler, names[labeler][0]) for labeler in pair.labelers)]
-        for cohen, weighted, figures in [pair.figures]
+        for weighted, figures in [pair.figures]
     ]
     return View(
         whole=whole,
+        everything=Row("whole", "everything", whole),
         whole_under=_is_under(whole.percent, threshold),
         threshold=threshold,
         comparable=any(row.figures.shared >= LEAST for _, rows in sections for row in rows),
@@ -200,11 +202,7 @@ def as_json(
         "pairs": [
             {
                 "labelers": [{"id": id_, "name": names[id_][0], "kind": names[id_][1]} for id_ in pair.labelers],
-                **_numbers(
-                    pair.figures.figures,
-                    cohen_kappa=pair.figures.cohen_kappa,
-                    weighted_kappa=pair.figures.weighted_kappa,
-                ),
+                **_numbers(pair.figures.figures, weighted_kappa=pair.figures.weighted_kappa),
             }
             for pair in table.pairs
         ],

@@ -127,9 +127,11 @@ def test_fleiss_and_ac1_equal_their_definitions(seed: int) -> None:
     assert gwet_ac1(sums_of(counts), 3) == pytest.approx((p_o - chance_ac1) / (1 - chance_ac1), abs=1e-12)
 
 
-def test_percent_agreement_pools_pairs_over_units() -> None:
+def test_percent_agreement_is_the_mean_over_units() -> None:
     # Unit 1: 3 of one kind and 1 of another, 3 of 6 pairs agree. Unit 2: a lone pair that agrees. Unit 3: no pair.
-    assert percent_agreement(sums_of([[3, 1], [0, 2], [1, 0]])) == pytest.approx(4 / 7)
+    assert percent_agreement(sums_of([[3, 1], [0, 2], [1, 0]])) == pytest.approx((1 / 2 + 1) / 2)
+    # One that everybody answered does not drown a hundred that two did.
+    assert percent_agreement(sums_of([[100, 100], *[[2, 0]] * 100])) == pytest.approx((100 * 99 / 19900 + 100) / 101)
 
 
 def test_units_count_as_often_as_they_are_said_to() -> None:

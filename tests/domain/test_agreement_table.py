@@ -8,9 +8,11 @@ import pytest
 
 from app.domain import agreement_table, bootstrap
 from app.domain.agreement_table import NOT_SAID, Judgments, Table, Tags, distinct, table
+from app.domain.bootstrap import Estimate
 from app.domain.figures import NOTHING, Figures
 from app.domain.kappa import cohen_kappa
 
+COLUMNS = ("tag", "comparison", "ranking", "labeler", "week", "preference")
 PLAIN = Tags(rubric="1", domain="", difficulty="easy", safety_category="", split="train", purpose="train", round="")
 
 
@@ -26,6 +28,7 @@ def made(seed: int = 0, units: int = 60, labelers: int = 7) -> Judgments:
     tag, comparison, labeler, week, preference = np.array(rows)[rng.permutation(len(rows))].T
     style = np.where(rng.random(len(tag)) < 0.3, NOT_SAID, np.sign(preference))
     return Judgments(
+        has_tie=True,
         tags=[
             PLAIN._replace(domain="law"),
             PLAIN._replace(domain="law", difficulty="hard", rubric="2", round="1"),
@@ -34,6 +37,7 @@ def made(seed: int = 0, units: int = 60, labelers: int = 7) -> Judgments:
         ties=np.array([True, True, True]),
         tag=tag,
         comparison=comparison,
+        ranking=np.zeros_like(comparison),
         labeler=labeler,
         week=week,
         preference=preference,
@@ -50,6 +54,20 @@ def ratings(judgments: Judgments, rows: np.ndarray, values: np.ndarray) -> np.nd
     return found
 
 
+def conger(sides: np.ndarray) -> float:
+    """Conger's kappa of (labelers, comparisons), by its definition: the chance of any two labelers to agree."""
+    shares = [[(row == side).sum() / np.isfinite(row).sum() for side in (-1, 0, 1)] for row in sides]
+    chance = np.mean([np.dot(a, b) for i, a in enumerate(shares) for j, b in enumerate(shares) if i != j])
+    return float((observed(sides) - chance) / (1 - chance))
+
+
+def observed(sides: np.ndarray) -> float:
+    """The mean over comparisons of the share of equal pairs of answers."""
+    said = [unit[np.isfinite(unit)] for unit in sides.T]
+    pairs = [[a == b for i, a in enumerate(unit) for b in unit[i + 1 :]] for unit in said]
+    return float(np.mean([np.mean(each) for each in pairs if each]))
+
+
 def check(found: Figures, judgments: Judgments, rows: np.ndarray, values: np.ndarray | None = None) -> None:
     values = judgments.preference if values is None else values
     said = ratings(judgments, rows, values)
@@ -60,8 +78,8 @@ def check(found: Figures, judgments: Judgments, rows: np.ndarray, values: np.nda
     ordinal = krippendorff.alpha(reliability_data=said, level_of_measurement="ordinal")
     assert found.nominal_alpha.value == pytest.approx(nominal, abs=1e-9)
     assert found.ordinal_alpha.value == pytest.approx(ordinal, abs=1e-9)
-    equal = [a == b for unit in sides.T for i, a in enumerate(unit) for b in unit[i + 1 :] if a == a and b == b]
-    assert found.percent.value == pytest.approx(np.mean(equal), abs=1e-12)
+    assert found.percent.value == pytest.approx(observed(sides), abs=1e-12)
+    assert found.cohen_kappa.value == pytest.approx(conger(sides), abs=1e-12)
     for estimate in found[3:]:
         assert estimate.low < estimate.value < estimate.high
         assert 0 < estimate.error < 0.25
@@ -133,11 +151,15 @@ def test_pairs_of_labelers() -> None:
         confusion = expected[pair.labelers]
         sides = np.add.reduceat(np.add.reduceat(confusion, [0, 4, 5], axis=0), [0, 4, 5], axis=1)
         assert pair.figures.figures.shared == confusion.sum()
-        assert pair.figures.cohen_kappa.value == pytest.approx(float(cohen_kappa(sides)), abs=1e-12)
+        assert pair.figures.figures.cohen_kappa.value == pytest.approx(float(cohen_kappa(sides)), abs=1e-12)
         weighted = float(cohen_kappa(confusion, "quadratic"))
         assert pair.figures.weighted_kappa.value == pytest.approx(weighted, abs=1e-12)
         assert pair.figures.figures.percent.value == pytest.approx(np.trace(sides) / sides.sum())
-        assert pair.figures.cohen_kappa.low < pair.figures.cohen_kappa.value < pair.figures.cohen_kappa.high
+        assert (
+            pair.figures.figures.cohen_kappa.low
+            < pair.figures.figures.cohen_kappa.value
+            < pair.figures.figures.cohen_kappa.high
+        )
 
 
 def test_only_the_pairs_that_share_most_get_figures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,10 +176,12 @@ def test_ac1_knows_how_many_answers_there_were_to_choose_from() -> None:
     # Two labelers of one mind in 3 of 4 comparisons, A and B chosen equally often: p_o = 3/4.
     said = np.array([1, 1, -1, -1, 1, -1, 1, 1, -1, -1, -1, 1])[:8]
     both = Judgments(
+        has_tie=True,
         tags=[PLAIN, PLAIN._replace(rubric="2")],
         ties=np.array([False, True]),
         tag=np.repeat([0, 1], 8),
         comparison=np.repeat(np.arange(8), 2),
+        ranking=np.zeros(16, dtype=int),
         labeler=np.tile([1, 2], 8),
         week=np.zeros(16, dtype=int),
         preference=np.tile(said, 2),
@@ -174,7 +198,7 @@ def test_ac1_knows_how_many_answers_there_were_to_choose_from() -> None:
 
 def test_nothing_judged() -> None:
     nothing = np.zeros(0, dtype=np.int64)
-    empty = Judgments([], np.zeros(0, dtype=bool), nothing, nothing, nothing, nothing, nothing, {"style": nothing})
+    empty = Judgments(True, [], np.zeros(0, dtype=bool), *[nothing] * 6, {"style": nothing})
     assert table(empty) == Table(NOTHING, {name: {} for name in Tags._fields}, {}, {}, [], 0)
 
 
@@ -182,7 +206,7 @@ def test_the_same_judgments_give_the_same_table_in_any_order() -> None:
     judgments = made(4)
     order = np.random.default_rng(0).permutation(len(judgments.tag))
     shuffled = judgments._replace(
-        **{name: getattr(judgments, name)[order] for name in ("tag", "comparison", "labeler", "week", "preference")},
+        **{name: getattr(judgments, name)[order] for name in judgments._fields if name in COLUMNS},
         aspects={name: said[order] for name, said in judgments.aspects.items()},
     )
     assert table(shuffled, replicates=50) == table(judgments, replicates=50)
@@ -223,3 +247,56 @@ def test_distinct_rows_of_any_size() -> None:
         found, index = distinct(rows)
         np.testing.assert_array_equal(found[index], rows)
         assert len(found) == len(np.unique(rows, axis=0))
+
+
+def ranked(rankings: int, size: int, agreeing: float, seed: int = 0) -> Judgments:
+    """Two labelers put the same responses in order, of one mind about all of them or about none."""
+    rng = np.random.default_rng(seed)
+    pairs = size * (size - 1) // 2
+    first = rng.choice([-1, 1], (rankings, pairs))
+    second = np.where(rng.random((rankings, 1)) < agreeing, first, -first)
+    n = rankings * pairs
+    return Judgments(
+        has_tie=True,
+        tags=[PLAIN],
+        ties=np.array([True]),
+        tag=np.zeros(2 * n, dtype=int),
+        comparison=np.tile(np.arange(n), 2),
+        ranking=np.tile(np.repeat(np.arange(rankings) + 1, pairs), 2),
+        labeler=np.repeat([1, 2], n),
+        week=np.zeros(2 * n, dtype=int),
+        preference=np.concatenate([first.ravel(), second.ravel()]),
+        aspects={},
+    )
+
+
+def test_the_pairs_of_a_ranking_are_drawn_together() -> None:
+    judgments = ranked(100, 5, 0.7)
+    apart = table(judgments._replace(ranking=np.zeros_like(judgments.ranking)), replicates=1000)
+    found = table(judgments, replicates=1000)
+    share = found.whole.percent.value
+    assert (found.whole.shared, found.whole.judgments) == (1000, 2000)
+    # A hundred independent answers, where a thousand pairs would seem to be.
+    for figures in (found.whole, found.slices["split"]["train"], found.weeks[0]):
+        assert figures.percent.error == pytest.approx(np.sqrt(share * (1 - share) / 100), rel=0.1)
+        assert figures.cohen_kappa.error == pytest.approx(2 * figures.percent.error, rel=0.1)  # chance is a half
+    assert apart.whole.percent.error == pytest.approx(np.sqrt(share * (1 - share) / 1000), rel=0.1)
+    for one, other in zip(found.whole, apart.whole, strict=True):
+        assert getattr(one, "value", one) == pytest.approx(getattr(other, "value", other), abs=1e-12)
+
+
+def test_rankings_and_single_comparisons_together() -> None:
+    """The values are those of all comparisons, however they are drawn."""
+    judgments = made(6)
+    some = np.where(judgments.comparison % 3 == 0, 0, judgments.comparison // 6 + 1)  # of the last two tags
+    found = table(judgments._replace(ranking=some, tag=np.zeros_like(judgments.tag)), replicates=100)
+    check(found.whole, judgments, np.ones(len(judgments.tag), dtype=bool))
+    assert sum(part.judgments for part in found.weeks.values()) == len(judgments.tag)
+
+
+def test_comparisons_that_are_all_alike_leave_room_for_doubt() -> None:
+    judgments = ranked(4, 3, 1.0)._replace(preference=np.ones(24, dtype=int), ranking=np.zeros(24, dtype=int))
+    percent = table(judgments).whole.percent
+    # Twelve of twelve: Wilson's interval, by hand 12 / (12 + 1.96^2).
+    assert (percent.value, percent.low, percent.high) == (1.0, pytest.approx(12 / (12 + 1.959964**2)), 1.0)
+    assert table(judgments).whole.gwet_ac1 == Estimate(1.0)

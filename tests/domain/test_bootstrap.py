@@ -1,11 +1,13 @@
 """The bootstrap: what it draws, and that its intervals are as wide as theory says."""
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from app.domain import bootstrap
-from app.domain.bootstrap import Estimate, affordable, estimates, resampled
+from app.domain.bootstrap import Estimate, affordable, estimates, resampled, tail
 from app.domain.proportions import wilson
 
 
@@ -72,7 +74,7 @@ def test_intervals_are_numpys_quantiles_and_deviations() -> None:
     spread = np.random.default_rng(6).normal(size=(4, 501))
     spread[1, ::3] = np.nan
     spread[2, 1:] = np.nan
-    low, high, error = bootstrap._intervals(spread)
+    low, high, error = bootstrap._intervals(spread, 0.025)
     for row in (0, 1, 3):
         assert (low[row], high[row]) == pytest.approx(np.nanquantile(spread[row], (0.025, 0.975)), abs=1e-12)
         assert error[row] == pytest.approx(np.nanstd(spread[row]), abs=1e-12)
@@ -86,3 +88,26 @@ def test_replicates_are_fewer_only_where_there_are_very_many_kinds() -> None:
 
 def test_values_alone() -> None:
     assert estimates(np.array([1, 3]), share_of_first, np.random.default_rng(0), 0) == [Estimate(0.25)]
+
+
+def test_tails_are_students() -> None:
+    # Student's 97.5% quantiles from the usual table: 2.776 of 4, 2.262 of 9 and 2.045 of 29 degrees of freedom.
+    for units, t in ((5, 2.776445), (10, 2.262157), (30, 2.045230)):
+        assert tail(units) == pytest.approx(NormalDist().cdf(-t * (units / (units - 1)) ** 0.5), rel=0.03)
+    assert tail(10**6) == pytest.approx(0.025, abs=1e-5)
+    assert tail(1) == tail(0) == 0.0
+
+
+@pytest.mark.parametrize("units", [6, 12, 30])
+def test_intervals_of_few_units_hold_the_truth_as_often_as_they_say(units: int) -> None:
+    """The mean of normal numbers; plain percentiles would hold it in 87%, 92% and 94% of samples."""
+    rng, held = np.random.default_rng(units), 0
+    for _ in range(1500):
+        numbers = rng.normal(size=units)
+        (found,) = estimates(np.ones(units, dtype=int), lambda times, x=numbers: (times @ x / units)[None], rng, 600)
+        held += (found.low or 0) <= 0 <= (found.high or 0)
+    assert held / 1500 == pytest.approx(0.95, abs=0.02)
+
+
+def test_units_that_are_all_alike_make_nothing_certain() -> None:
+    assert estimates(np.array([7, 0]), share_of_first, np.random.default_rng(0)) == [Estimate(1.0)]

@@ -9,13 +9,15 @@ from typing import Any
 import krippendorff
 import numpy as np
 import pytest
+from bs4 import BeautifulSoup
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 from app.domain.agreement_table import Table
+from app.domain.bootstrap import Estimate
 from app.insights import queries, routes, service, views
 from app.insights.service import Computed, Tables
-from app.models import Project, User
+from app.models import Project, Ranking, User
 from benchmarks import agreement as benchmark
 from tests import factories
 
@@ -67,7 +69,7 @@ def test_alpha_and_percent_of_a_project(session: Session, project: Project) -> N
     session.flush()
 
     sides = np.sign(table)
-    pairs = [(a, b) for unit in sides.T for i, a in enumerate(unit) for b in unit[i + 1 :] if a == a and b == b]
+    pairs = [[a == b for i, a in enumerate(u) for b in u[i + 1 :] if a == a and b == b] for u in sides.T]
     live = service.live(session, project.id)
     for whole in (live.figures, service.table(session, project.id).whole):
         assert whole.nominal_alpha.value == pytest.approx(
@@ -76,7 +78,7 @@ def test_alpha_and_percent_of_a_project(session: Session, project: Project) -> N
         assert whole.ordinal_alpha.value == pytest.approx(
             krippendorff.alpha(reliability_data=table, level_of_measurement="ordinal"), abs=1e-9
         )
-        assert whole.percent.value == pytest.approx(sum(a == b for a, b in pairs) / len(pairs))
+        assert whole.percent.value == pytest.approx(np.mean([np.mean(equal) for equal in pairs if equal]))
         assert whole.judgments == np.isfinite(table).sum()
     assert live.preferences == {p: int((table == p).sum()) for p in range(-4, 5)}
 
@@ -155,7 +157,7 @@ def test_machines_count_only_when_asked_for(session: Session, project: Project) 
     for kinds, (judgments, percent) in expected.items():
         live, table = service.live(session, project.id, kinds), service.table(session, project.id, kinds)
         assert (live.figures.judgments, live.figures.percent.value) == (judgments, percent)
-        assert table.whole == live.figures
+        assert table.whole._replace(cohen_kappa=Estimate(None)) == live.figures
     assert live.judgments_by_kind == {"person": 1, "imported": 1, "simulated": 1, "ai_judge": 1}
 
 
@@ -179,6 +181,37 @@ def test_worst_slices_come_first_and_are_marked(session: Session, project: Proje
     assert not shown.whole_under
     assert shown.same == ["difficulty easy", "rubric version 1", "purpose train", "split train"]
     assert shown.pairs.total == shown.pairs_total == 1
+
+
+def test_live_figures_know_the_same_scales_as_the_table(session: Session, project: Project) -> None:
+    """AC1 depends on how many answers there are to choose from; a version may be published and not yet judged by."""
+    ann, bob = factories.user(session), factories.user(session)
+    binary = factories.rubric(session, project, version=1, allow_tie=False, allow_both_bad=False)
+    for preference in (1, -1, 1):
+        judged(session, project, {ann: preference, bob: 1}, rubric_id=binary.id)
+    factories.rubric(session, project, version=2, allow_tie=True)
+    live, table = service.live(session, project.id), service.table(session, project.id)
+    assert table.whole.gwet_ac1 == live.figures.gwet_ac1
+    assert table.slices["rubric"]["1"].gwet_ac1.value < table.whole.gwet_ac1.value  # chance is a half of two answers
+
+
+def test_rankings_have_their_intervals_from_the_table(session: Session, project: Project) -> None:
+    ann, bob = factories.user(session), factories.user(session)
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        prompt = factories.prompt(session, project)
+        ranking = Ranking(project_id=project.id, prompt_id=prompt.id, size=3)
+        session.add(ranking)
+        session.flush()
+        first, agrees = int(rng.choice([-1, 1])), rng.random() < 0.6
+        for _ in range(3):
+            judged(
+                session, project, {ann: first, bob: first if agrees else -first}, prompt=prompt, ranking_id=ranking.id
+            )
+    live, table = service.live(session, project.id), service.table(session, project.id)
+    assert live.figures.percent == Estimate(table.whole.percent.value)
+    share = table.whole.percent.value
+    assert table.whole.percent.error == pytest.approx(np.sqrt(share * (1 - share) / 12), rel=0.1)
 
 
 def names_of(session: Session, table: Table) -> dict[int, tuple[str, str]]:
@@ -218,11 +251,12 @@ def test_the_page_and_its_json(session: Session, project: Project, url: str, sig
     shown = admin.get(url).text
     assert "100.0%" in shown  # they agree, while alpha has no variation to go by
     assert "–" in shown
-    assert "Ann and Bob" in shown
+    assert "Ann and Bob" in " ".join(BeautifulSoup(shown, "html.parser").get_text(" ").split())
     assert "there are no slices to compare" in shown
     program = sign_in("operator").get(url, headers=JSON).json()
     assert program["percent"] == 1.0
-    assert program["intervals"]["percent"] == [1.0, 1.0]
+    # Of a single comparison: Wilson's interval, 1 / (1 + 1.96^2) at its lower end.
+    assert program["intervals"]["percent"] == [pytest.approx(0.2065, abs=1e-4), 1.0]
     assert program["nominal_alpha"] is None
     assert program["intervals"]["nominal_alpha"] is None
     assert (program["judgments"], program["shared"], program["preferences"]["3"]) == (2, 1, 2)
