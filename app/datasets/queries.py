@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session, aliased
 
 from app.datasets.checking import Known, StoredPair
 from app.models import Adjudication, Comparison, Completion, Demonstration, Judgment, Project, Prompt, User
+from app.models.prompt import WITHDRAWN
 
 CHUNK = 5000  # rows a statement, so that progress can be shown
 
@@ -27,7 +28,7 @@ def known(session: Session, project_id: int) -> Known:
     """What the project holds of what imports bring."""
     splits = select(Prompt.digest, Prompt.split).where(Prompt.project_id == project_id)
     imported = (Comparison.project_id == project_id, Comparison.digest.is_not(None))
-    columns = select(Comparison.digest, Comparison.id, Comparison.rubric_id, Comparison.external_id)
+    columns = select(Comparison.digest, Comparison.id, Comparison.rubric_id, Comparison.gold, Comparison.external_id)
     comparisons = session.execute(columns.where(*imported))
     preferences = (
         select(Comparison.digest, User.name, Judgment.preference)
@@ -37,9 +38,9 @@ def known(session: Session, project_id: int) -> Known:
     )
     found = Known(prompt_splits=dict(session.execute(splits).all()))
     by_pair_id: defaultdict[str, list[str]] = defaultdict(list)
-    for digest, id_, rubric_id, external_id in comparisons:
+    for digest, id_, rubric_id, gold, external_id in comparisons:
         assert digest is not None  # by the query's condition
-        found.comparisons[digest] = StoredPair(id_, rubric_id)
+        found.comparisons[digest] = StoredPair(id_, rubric_id, gold)
         if external_id is not None:
             by_pair_id[external_id].append(digest)
     found.by_pair_id = dict(by_pair_id)
@@ -253,7 +254,7 @@ def exported_demonstrations(session: Session, project_id: int, split: str) -> It
             Demonstration.text,
         )
         .join(Prompt, Prompt.id == Demonstration.prompt_id)
-        .where(Demonstration.project_id == project_id, Demonstration.state == "approved")
+        .where(Demonstration.project_id == project_id, Demonstration.state == "approved", Prompt.split != WITHDRAWN)
         .order_by(Demonstration.id)
         .execution_options(yield_per=1000)
     )

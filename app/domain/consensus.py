@@ -45,8 +45,9 @@ class Consensus(NamedTuple):
         return self.p_b == 0.5 or self.p_tie > max(self.p_b, 1 - self.p_b) - self.p_tie / 2
 
     def rounded(self) -> "Consensus":
-        """To what is stored: so the same judgments give the same snapshot on every machine."""
-        return Consensus(*(round(value, DIGITS) for value in self))
+        """To what is stored: so the same judgments give the same snapshot on every machine. Not to certainty."""
+        p_b = min(max(self.p_b, 10.0**-DIGITS), 1 - 10.0**-DIGITS)
+        return Consensus(*(round(value, DIGITS) for value in self._replace(p_b=p_b)))
 
 
 class Decisions(NamedTuple):
@@ -58,11 +59,13 @@ class Decisions(NamedTuple):
 
 
 class Crowd(NamedTuple):
-    """What the last fit says of an average labeler; `ties`: whether anybody ever said tie."""
+    """What the last fit says of an average labeler. ties: whether anybody ever said tie; tie: the log-odds of one
+    before anyone has answered."""
 
     weights: Weights = reliability.UNFITTED
     habits: Habits[float] = crowd_bt.UNFITTED
     ties: bool = True
+    tie: float = 0.0
 
 
 class Votes(NamedTuple):
@@ -134,7 +137,7 @@ def decide(method: Method, votes: Votes, crowd: Crowd) -> Decisions:
     if method == "strength_weighted":
         steps = 2 * np.abs(votes.preference) / (votes.strengths[votes.comparison] + 1)
         return _smoothed(votes, np.where(votes.preference == 0, 1.0, steps))
-    p_b, p_tie = _dawid_skene(votes, crowd.ties) if method == "dawid_skene" else _crowd_bt(votes, crowd.habits.nu)
+    p_b, p_tie = _dawid_skene(votes, crowd) if method == "dawid_skene" else _crowd_bt(votes, crowd.habits.nu)
     return Decisions(lean(votes, p_b), p_b, p_tie)
 
 
@@ -163,11 +166,12 @@ def _smoothed(votes: Votes, weight: Floats) -> Decisions:
     return Decisions(preference, for_b / total, ties / total)
 
 
-def _dawid_skene(votes: Votes, ties: bool) -> tuple[Floats, Floats]:
+def _dawid_skene(votes: Votes, crowd: Crowd) -> tuple[Floats, Floats]:
     sides = np.sign(votes.preference)
     cell = votes.comparison * 3 + sides + 1
     adds = np.where(sides == 0, votes.weights[:, 1], votes.weights[:, 0])
-    posterior = reliability.softmax(sums(cell, adds, 3 * len(votes.strengths)).reshape(-1, 3), ties)
+    possible = crowd.ties | (sums(votes.comparison, sides == 0, len(votes.strengths)) > 0)
+    posterior = reliability.softmax(sums(cell, adds, 3 * len(votes.strengths)).reshape(-1, 3), crowd.tie, possible)
     return posterior[:, 2] + posterior[:, 1] / 2, posterior[:, 1]
 
 

@@ -95,7 +95,8 @@ def fit(
         # E: who erred. M: labelers.
         right = meant(side, d[comparison], eta[labeler]) * sided
         right_of = sums(labeler, right, labelers)
-        mean_eta = float(right_of.sum() / max(sided_of.sum(), 1.0))
+        if sided.any():
+            mean_eta = float(right_of.sum() / sided_of.sum())
         eta, variance = pooled(right_of, sided_of, mean_eta, PRIOR_ANSWERS)
         cosh = np.cosh(d / 2)[comparison]
         if crowd_nu:

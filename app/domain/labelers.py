@@ -3,7 +3,7 @@
 Everything is counted at once for all labelers, in a few passes over the judgments.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ class Judged(NamedTuple):
         ms: how long it took, UNKNOWN where it was not measured.
         length: bytes of both responses.
         at: seconds since the epoch.
+        ranking: number of the ranking that the comparison is a pair of, 0 for none; size: responses in it, else 2.
     """
 
     labeler: NDArray[np.int64]
@@ -43,22 +44,34 @@ class Judged(NamedTuple):
     ms: Floats
     length: NDArray[np.int64]
     at: Floats
+    ranking: NDArray[np.int64]
+    size: NDArray[np.int64]
+
+    @property
+    def weight(self) -> Floats:
+        """(J,) how many independent choices a judgment is worth. The k (k-1) / 2 pairs of a ranking follow from one
+        another: of a random one, the share on a given side varies as if they were 9 / (2 k + 5) as many (the variance
+        of the number of inversions; Kendall 1938, A New Measure of Rank Correlation)."""
+        return 9 / (2 * self.size + 5)
 
 
 class Figures(NamedTuple):
     """Of L labelers; columns (L,) but weeks (L, W).
 
     Attributes:
-        judgments: all live ones; unsaid: of those, could not judge.
+        judgments: all live ones.
+        answers: the same with a ranking counted once; unsaid: of those, could not judge.
         agreed: on the side of the others' consensus; compared: where others have one.
         right: as a calibration item's answer; measured: calibration items answered.
         left: chose the left response; sided: chose one, the sides being known.
         median_ms: nan where nothing was timed. streaks: runs of STREAK or more too fast answers; fast: answers in them.
+            Agreed, compared, left and sided are in independent choices, see `Judged.weight`.
         week: Monday of each of the W weeks, seconds since the epoch; agreed_by_week, compared_by_week: as above;
             by_week: all judgments.
     """
 
     judgments: NDArray[np.int64]
+    answers: NDArray[np.int64]
     unsaid: NDArray[np.int64]
     agreed: Floats
     compared: Floats
@@ -77,7 +90,7 @@ class Figures(NamedTuple):
 
 def figures(judged: Judged, labelers: int, weeks: int = 12) -> Figures:
     """Figures of all labelers; by week for the last `weeks` in which anybody judged."""
-    who = judged.labeler
+    who, weight = judged.labeler, judged.weight
     others = others_consensus(judged)
     compared = (others != UNSAID) & (judged.side != UNSAID)
     agreed = compared & (others == judged.side)
@@ -85,31 +98,46 @@ def figures(judged: Judged, labelers: int, weeks: int = 12) -> Figures:
     sided = judged.left != UNKNOWN
     fast = too_fast(judged)
     streaks, in_streaks = _streaks(judged, fast, labelers)
+    is_answer, is_silent = _answers(judged)
     weeks_of = (judged.at.astype(np.int64) - MONDAY) // WEEK
     recent = np.unique(weeks_of)[-weeks:]
     is_recent = np.isin(weeks_of, recent)
     cell = who[is_recent] * len(recent) + np.searchsorted(recent, weeks_of[is_recent])
 
-    def by_week(mask: NDArray[np.bool_]) -> Floats:
-        return sums(cell, mask[is_recent], labelers * len(recent)).reshape(labelers, len(recent))
+    def by_week(values: NDArray[Any]) -> Floats:
+        return sums(cell, values[is_recent], labelers * len(recent)).reshape(labelers, len(recent))
 
     return Figures(
         judgments=np.bincount(who, minlength=labelers),
-        unsaid=sums(who, judged.side == UNSAID, labelers).astype(np.int64),
-        agreed=sums(who, agreed, labelers),
-        compared=sums(who, compared, labelers),
+        answers=sums(who, is_answer, labelers).astype(np.int64),
+        unsaid=sums(who, is_answer & is_silent, labelers).astype(np.int64),
+        agreed=sums(who, agreed * weight, labelers),
+        compared=sums(who, compared * weight, labelers),
         right=sums(who, measured & (judged.gold == judged.side), labelers),
         measured=sums(who, measured, labelers),
-        left=sums(who, judged.left == 1, labelers),
-        sided=sums(who, sided, labelers),
+        left=sums(who, (judged.left == 1) * weight, labelers),
+        sided=sums(who, sided * weight, labelers),
         median_ms=_medians(who, judged.ms, labelers),
         streaks=streaks,
         fast=in_streaks,
         week=recent * WEEK + MONDAY,
         by_week=by_week(np.ones(len(who), bool)).astype(np.int64),
-        agreed_by_week=by_week(agreed),
-        compared_by_week=by_week(compared),
+        agreed_by_week=by_week(agreed * weight),
+        compared_by_week=by_week(compared * weight),
     )
+
+
+def _answers(judged: Judged) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """(J,) which judgments stand for an answer, one of each ranking; and of those which say nothing: of a ranking,
+    where no pair was put in order. That two responses were left unranked is no failure to judge."""
+    is_answer, is_silent = judged.ranking == 0, judged.side == UNSAID
+    ranked = np.flatnonzero(judged.ranking)
+    _, ranking = np.unique(judged.ranking[ranked], return_inverse=True)
+    whose = judged.labeler[ranked] * (len(ranked) + 1) + ranking
+    _, first, answer = np.unique(whose, return_index=True, return_inverse=True)
+    has_said = sums(answer, ~is_silent[ranked], len(first)) > 0
+    is_answer[ranked[first]], is_silent[ranked[first]] = True, ~has_said
+    return is_answer, is_silent
 
 
 def others_consensus(judged: Judged) -> NDArray[np.int64]:

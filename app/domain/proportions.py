@@ -5,7 +5,7 @@ from math import sqrt
 Z_95 = 1.959964
 
 
-def wilson(successes: float, n: int, z: float = Z_95) -> tuple[float, float] | None:
+def wilson(successes: float, n: float, z: float = Z_95) -> tuple[float, float] | None:
     """The Wilson score interval of a share (Wilson 1927); None for nothing counted.
 
     Unlike the normal approximation it stays within [0, 1] and is sensible for a handful of cases. `successes` may hold

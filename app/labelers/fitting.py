@@ -37,6 +37,7 @@ class Fitted(BaseModel):
     iterations: int
     converged: bool
     ties: bool
+    tie: float = 0.0
     weights: tuple[float, float]
     habits: tuple[float, float] | None = None
 
@@ -106,7 +107,7 @@ def refit(session: Session, project: Project) -> Fitted:
     shares, low, high = fit.reliability, fit.low, fit.high
     iterations, converged, habits = fit.iterations, fit.converged, None
     by_labeler: dict[str, NDArray[Any]] = {"side": fit.weights[:, 0], "tie": fit.weights[:, 1]}
-    crowd = Crowd(fit.crowd, ties=fit.ties)
+    crowd = Crowd(fit.crowd, ties=fit.ties, tie=fit.tie)
     votes = Votes(comparison, preference, compared["strengths"], fit.weights[labeler], np.empty(0))
     if method == "crowd_bt":
         _, items = np.unique(np.stack([compared["a"], compared["b"]], axis=1), return_inverse=True)
@@ -134,6 +135,7 @@ def refit(session: Session, project: Project) -> Fitted:
         iterations=iterations,
         converged=converged,
         ties=crowd.ties,
+        tie=crowd.tie,
         weights=crowd.weights,
         habits=habits,
     )
@@ -146,7 +148,7 @@ def _crowd(fitted: Fitted | None) -> Crowd:
     if fitted is None:
         return Crowd()
     habits = Habits(*fitted.habits) if fitted.habits else crowd_bt.UNFITTED
-    return Crowd(Weights(*fitted.weights), habits, fitted.ties)
+    return Crowd(Weights(*fitted.weights), habits, fitted.ties, fitted.tie)
 
 
 def _known(compared: queries.Columns) -> NDArray[np.int64]:
@@ -164,5 +166,6 @@ def _with_verdicts(compared: queries.Columns, answered: NDArray[np.bool_], found
                 if name in columns:
                     columns[name][compared["verdict"] == value] = given
     written = answered | (compared["verdict"] != NOT_GIVEN)
+    columns["p_b"] = columns["p_b"].clip(10.0**-DIGITS, 1 - 10.0**-DIGITS)  # as Consensus.rounded
     rounded: dict[str, NDArray[Any]] = {n: values[written].round(DIGITS) for n, values in columns.items()}
     return {"id": compared["id"][written]} | rounded

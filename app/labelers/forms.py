@@ -20,6 +20,7 @@ class PauseForm(BaseModel):
 
 class RemoveForm(BaseModel):
     reason: Annotated[str, Field(max_length=2000)] = ""
+    with_written: bool = Field(False, description="what they wrote is withdrawn too")
 
 
 class GroupForm(BaseModel):

@@ -28,12 +28,15 @@ from app.models import (
     AuditEvent,
     Comparison,
     Completion,
+    Demonstration,
     Judgment,
     LabelerGroup,
     LabelerGroupMember,
     Project,
     ProjectLabeler,
     Prompt,
+    Ranking,
+    RedTeamAttempt,
     Rubric,
     User,
 )
@@ -73,6 +76,8 @@ def judged(session: Session, project_id: int, *, of_labeler: int | None = None, 
         "verdict": func.coalesce(func.sign(Adjudication.verdict), UNSAID),
         "left": left,
         "length": func.octet_length(a.text) + func.octet_length(b.text),
+        "ranking": func.coalesce(Ranking.id, 0),
+        "size": func.coalesce(Ranking.size, 2),
     }
     found = (
         select(
@@ -84,6 +89,7 @@ def judged(session: Session, project_id: int, *, of_labeler: int | None = None, 
         .join(a, a.id == Comparison.completion_a_id)
         .join(b, b.id == Comparison.completion_b_id)
         .outerjoin(Adjudication, (Adjudication.comparison_id == Comparison.id) & (Comparison.state == "adjudicated"))
+        .outerjoin(Ranking, Ranking.id == Comparison.ranking_id)
         .where(Comparison.project_id == project_id, Comparison.state != "withdrawn", Comparison.purpose != "repeat")
         .where(Judgment.superseded_at.is_(None))
         .order_by(Judgment.created_at, Judgment.id)
@@ -132,11 +138,15 @@ class Labeler(NamedTuple):
 
 
 def labelers(session: Session, project_id: int, ids: Collection[int]) -> list[Labeler]:
-    """These, and whoever else has a standing in the project or is in a group of it."""
+    """These, and whoever else has a standing in the project, is in a group of it, or has written something for it."""
     in_group = exists().where(
         LabelerGroupMember.labeler_id == User.id,
         LabelerGroupMember.group_id == LabelerGroup.id,
         LabelerGroup.project_id == project_id,
+    )
+    has_written = or_(
+        exists().where(Demonstration.author_id == User.id, Demonstration.project_id == project_id),
+        exists().where(RedTeamAttempt.author_id == User.id, RedTeamAttempt.project_id == project_id),
     )
     found = (
         select(
@@ -150,7 +160,7 @@ def labelers(session: Session, project_id: int, ids: Collection[int]) -> list[La
             func.coalesce(ProjectLabeler.fitted, text("'{}'::jsonb")),
         )
         .outerjoin(ProjectLabeler, (ProjectLabeler.labeler_id == User.id) & (ProjectLabeler.project_id == project_id))
-        .where(or_(User.id.in_(list(ids)), ProjectLabeler.labeler_id.is_not(None), in_group))
+        .where(or_(User.id.in_(list(ids)), ProjectLabeler.labeler_id.is_not(None), in_group, has_written))
         .order_by(User.id)
     )
     return [Labeler(*row) for row in session.execute(found)]

@@ -1,12 +1,14 @@
-"""SQL of taking a labeler out: what that touches, and where their judgments went before."""
+"""SQL of taking a labeler out: their judgments, and what they wrote."""
 
-from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import and_, exists, func, or_, select, text, update
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Select, and_, delete, exists, func, select, text, update
+from sqlalchemy.orm import Session, aliased
 
-from app.models import Comparison, Judgment, ModelVersion, Round, Run, Snapshot, SnapshotComparison
+from app.models import Comparison, Demonstration, DemonstrationTask, Judgment, Prompt, RedTeamAttempt
+from app.models.prompt import WITHDRAWN
+
+RED_TEAM = "red team"  # source of a prompt that was one's attempt
 
 
 class Affected(NamedTuple):
@@ -138,70 +140,62 @@ def release_kept(session: Session, project_id: int, labeler_id: int) -> None:
     )
 
 
-class UsedIn(NamedTuple):
-    """A snapshot that holds judgments of a labeler, and the round that read it, if any."""
+class Written(NamedTuple):
+    """What a labeler wrote in a project that still stands: demonstrations, red-team attempts, and how many of these
+    were accepted as new prompts."""
 
-    snapshot_id: int
-    digest: str
-    created_at: datetime
-    judgments: int
-    round_number: int | None
-    round_id: int | None
+    demonstrations: int
+    attempts: int
+    prompts: int
 
 
-def snapshots_with(session: Session, project_id: int, labeler_id: int) -> list[UsedIn]:
-    """Snapshots frozen while a judgment of theirs on a comparison in it was live."""
-    held = (
-        select(SnapshotComparison.snapshot_id, func.count().label("judgments"))
-        .join(Snapshot, Snapshot.id == SnapshotComparison.snapshot_id)
-        .join(Judgment, Judgment.comparison_id == SnapshotComparison.comparison_id)
-        .where(Snapshot.project_id == project_id, Judgment.labeler_id == labeler_id)
-        .where(Judgment.created_at <= Snapshot.created_at)
-        .where(or_(Judgment.superseded_at.is_(None), Judgment.superseded_at > Snapshot.created_at))
-        .group_by(SnapshotComparison.snapshot_id)
-        .subquery()
+def own_prompts(project_id: int, labeler_id: int) -> Select[int]:
+    """Prompts that came into the project as red-team attempts of the labeler, and of nobody else."""
+    mine, other = aliased(RedTeamAttempt), aliased(RedTeamAttempt)
+    return (
+        select(Prompt.id)
+        .join(mine, mine.prompt_id == Prompt.id)
+        .where(mine.project_id == project_id, mine.author_id == labeler_id, Prompt.source == RED_TEAM)
+        .where(~exists().where(other.prompt_id == Prompt.id, other.author_id != labeler_id))
+        .distinct()
     )
-    found = (
-        select(Snapshot.id, Snapshot.digest, Snapshot.created_at, held.c.judgments, Round.number, Round.id)
-        .join(held, held.c.snapshot_id == Snapshot.id)
-        .outerjoin(Round, Round.snapshot_id == Snapshot.id)
-        .order_by(Snapshot.id)
+
+
+def written(session: Session, project_id: int, labeler_id: int) -> Written:
+    standing = own_prompts(project_id, labeler_id).where(Prompt.split != WITHDRAWN)
+    counts = (
+        select(func.count()).where(*_demonstrations(project_id, labeler_id)),
+        select(func.count()).where(*_attempts(project_id, labeler_id)),
+        select(func.count()).select_from(standing.subquery()),
     )
-    return [UsedIn(*row) for row in session.execute(found)]
+    return Written(*session.execute(select(*(count.scalar_subquery() for count in counts))).one())
 
 
-class Made(NamedTuple):
-    """A model, the round that made it, and what that round began with."""
-
-    id: int
-    name: str
-    role: str
-    parent_id: int | None
-    round_id: int | None
-    round_number: int | None
-    began_with: tuple[int, ...]
+def _demonstrations(project_id: int, labeler_id: int) -> tuple[ColumnElement[bool], ...]:
+    of_them = (Demonstration.project_id == project_id, Demonstration.author_id == labeler_id)
+    return *of_them, Demonstration.state != "withdrawn"
 
 
-def models(session: Session, project_id: int) -> list[Made]:
-    """All models of the project, oldest first."""
-    found = (
-        select(
-            ModelVersion.id,
-            ModelVersion.name,
-            ModelVersion.role,
-            ModelVersion.parent_id,
-            Round.id,
-            Round.number,
-            Round.policy_before_id,
-            Round.reward_model_id,
-            Round.reference_id,
-        )
-        .outerjoin(Run, Run.id == ModelVersion.run_id)
-        .outerjoin(Round, Round.id == Run.round_id)
-        .where(ModelVersion.project_id == project_id)
-        .order_by(ModelVersion.id)
+def _attempts(project_id: int, labeler_id: int) -> tuple[ColumnElement[bool], ...]:
+    of_them = (RedTeamAttempt.project_id == project_id, RedTeamAttempt.author_id == labeler_id)
+    return *of_them, RedTeamAttempt.withdrawn_at.is_(None)
+
+
+def withdraw_written(session: Session, project_id: int, labeler_id: int, admin_id: int, reason: str) -> None:
+    """Withdraws what they wrote, and what was made of prompts that they wrote: comparisons, wishes for demonstrations.
+    What others wrote on such a prompt stays, unread, for the prompt is in no split that anything reads."""
+    quietly = {"synchronize_session": False}
+    decided = {"state": "withdrawn", "reviewer_id": admin_id, "reviewed_at": func.now(), "review_note": reason}
+    own = update(Demonstration).where(*_demonstrations(project_id, labeler_id))
+    session.execute(own.values(decided), execution_options=quietly)
+    prompts = list(session.scalars(own_prompts(project_id, labeler_id)))
+    attempts = update(RedTeamAttempt).where(*_attempts(project_id, labeler_id))
+    session.execute(attempts.values(withdrawn_at=func.now()), execution_options=quietly)
+    about = (Comparison.prompt_id.in_(prompts), Comparison.state != "withdrawn")
+    session.execute(select(Comparison.id).where(*about).order_by(Comparison.id).with_for_update())
+    compared = update(Comparison).where(*about)
+    session.execute(compared.values(state="withdrawn", flagged=False), execution_options=quietly)
+    session.execute(
+        delete(DemonstrationTask).where(DemonstrationTask.prompt_id.in_(prompts)), execution_options=quietly
     )
-    return [
-        Made(*row[:6], tuple(id_ for id_ in row[6:] if id_ is not None and id_ != row[0]))
-        for row in session.execute(found)
-    ]
+    session.execute(update(Prompt).where(Prompt.id.in_(prompts)).values(split=WITHDRAWN), execution_options=quietly)

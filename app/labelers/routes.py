@@ -158,6 +158,7 @@ def _detail(
         groups=group_queries.groups_of(session, project.id, labeler_id),
         by_project=queries.by_project(session, labeler_id),
         uses=service.uses(session, project, labeler_id),
+        has_written=any(service.written(session, project, labeler_id)),
         own_seen=", ".join(["their count", *(name for name, shown in settings.own_figures if shown)]),
         error=error,
         message=message,
@@ -220,6 +221,7 @@ def _removal(
         status=error.status if error else 200,
         labeler=service.find(session, project, labeler_id),
         affected=service.removal(session, project, labeler_id),
+        written=service.written(session, project, labeler_id),
         uses=service.uses(session, project, labeler_id),
         error=error,
         reason=reason,
@@ -237,7 +239,25 @@ def remove(
 ) -> Response:
     service.find(session, project, labeler_id)
     try:
-        service.remove(session, project, admin, labeler_id, form.reason)
+        service.remove(session, project, admin, labeler_id, form.reason, with_written=form.with_written)
+    except PrefloopError as error:
+        return _removal(request, project, session, labeler_id, error, form.reason)
+    return redirect(_url(project, labeler_id))
+
+
+@router.post("/{labeler_id}/withdraw-written")
+def withdraw_written(
+    request: Request,
+    admin: AdminDep,
+    project: ProjectDep,
+    session: SessionDep,
+    labeler_id: int,
+    form: Annotated[RemoveForm, Form()],
+) -> Response:
+    """Withdraws what somebody wrote who was removed without it."""
+    service.find(session, project, labeler_id)
+    try:
+        service.withdraw_written(session, project, admin, labeler_id, form.reason)
     except PrefloopError as error:
         return _removal(request, project, session, labeler_id, error, form.reason)
     return redirect(_url(project, labeler_id))

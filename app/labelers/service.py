@@ -13,10 +13,11 @@ from app.accounts.service import audit
 from app.domain.labelers import Figures, figures
 from app.errors import Conflict, InvalidInput, NotFound
 from app.judging import OwnFigures
-from app.labelers import fitting, group_queries, queries, removal_queries
+from app.labelers import fitting, group_queries, queries, removal_queries, uses_queries
 from app.labelers.fitting import Fitted
 from app.labelers.queries import Labeler
-from app.labelers.removal_queries import Affected, Made, UsedIn
+from app.labelers.removal_queries import Affected, Written
+from app.labelers.uses_queries import Made, UsedIn
 from app.models import LabelerGroup, Project, ProjectLabeler, User
 
 OWN_JUDGMENTS = 500  # the last ones, from which a labeler's own figures are taken
@@ -33,7 +34,7 @@ class Overview(NamedTuple):
     """All labelers of a project with their figures.
 
     Attributes:
-        labelers: everybody who has judged, has a standing or is in a group.
+        labelers: everybody who has judged or written, has a standing or is in a group.
         row_of: of each labeler in figures, by id; not there without a judgment.
         consistency: by id: hidden repeats answered as the first time, and answered.
         fitted: the last fit, if any.
@@ -61,7 +62,7 @@ class OwnNumbers(NamedTuple):
 
 
 class Uses(NamedTuple):
-    """Where a labeler's judgments went: snapshots, the models trained on them, and models that began with those."""
+    """Where what a labeler judged and wrote went: snapshots, models trained on it, and models that began with those."""
 
     snapshots: list[UsedIn]
     trained: list[Made]
@@ -110,8 +111,8 @@ def own_figures(session: Session, project: Project, labeler: User, wanted: OwnFi
     found = figures(read.judged, len(read.labeler_ids))
     if wanted.seconds and not np.isnan(found.median_ms[i]):
         numbers = numbers._replace(seconds=float(found.median_ms[i]) / 1000)
-    if wanted.agreement and (n := int(found.compared[i])):
-        numbers = numbers._replace(agreement=(float(found.agreed[i]) / n, n))
+    if wanted.agreement and (n := float(found.compared[i])):
+        numbers = numbers._replace(agreement=(float(found.agreed[i]) / n, max(round(n), 1)))
     if wanted.calibration and (n := int(found.measured[i])):
         numbers = numbers._replace(calibration=(float(found.right[i]) / n, n))
     return numbers
@@ -123,13 +124,14 @@ def refit(session: Session, project: Project) -> Fitted:
 
 
 def uses(session: Session, project: Project, labeler_id: int) -> Uses:
-    snapshots = removal_queries.snapshots_with(session, project.id, labeler_id)
+    snapshots = uses_queries.snapshots_with(session, project.id, labeler_id)
     rounds = {used.round_id for used in snapshots if used.round_id is not None}
     trained: list[Made] = []
     descended: list[Made] = []
     tainted: set[int | None] = set()
-    for made in removal_queries.models(session, project.id):  # oldest first: parents come before their children
-        if made.round_id in rounds:
+    # Oldest first: parents come before their children.
+    for made in uses_queries.models(session, project.id, labeler_id):
+        if made.round_id in rounds or made.sampled:
             trained.append(made)
         elif tainted.intersection((made.parent_id, *made.began_with)):
             descended.append(made)
@@ -180,11 +182,21 @@ def removal(session: Session, project: Project, labeler_id: int) -> Affected:
     return removal_queries.affected(session, project.id, labeler_id)
 
 
-def remove(session: Session, project: Project, admin: User, labeler_id: int, reason: str) -> Affected:
+def written(session: Session, project: Project, labeler_id: int) -> Written:
+    """What they wrote that stands: what `withdraw_written` would withdraw."""
+    return removal_queries.written(session, project.id, labeler_id)
+
+
+def remove(
+    session: Session, project: Project, admin: User, labeler_id: int, reason: str, *, with_written: bool = False
+) -> Affected:
     """Takes a labeler and all their judgments out: they withdrew their consent, or sent spam.
 
     Their judgments stay stored, superseded; comparisons that lack judgments now go back into the queue; what everybody
     else says is fitted anew. Snapshots and models made before are not changed: `uses` names them.
+
+    Args:
+        with_written: what they wrote is withdrawn too, see `withdraw_written`.
 
     Returns:
         what was changed.
@@ -198,6 +210,8 @@ def remove(session: Session, project: Project, admin: User, labeler_id: int, rea
     row = _locked(session, project, labeler_id, to_fit=True)
     if row.state == "removed":
         raise Conflict("This labeler was removed already.", "Nothing was changed.")
+    if with_written:
+        _withdraw(session, project, admin, labeler_id, reason)
     before = removal_queries.affected(session, project.id, labeler_id)
     used = uses(session, project, labeler_id)
     comparisons = removal_queries.take_out(session, project.id, labeler_id)
@@ -215,11 +229,41 @@ def remove(session: Session, project: Project, admin: User, labeler_id: int, rea
         reason=reason,
         judgments=done.judgments,
         reopened=done.reopened,
-        snapshots=[snapshot.snapshot_id for snapshot in used.snapshots],
-        models=[model.id for model in (*used.trained, *used.descended)],
+        **_named(used),
     )
     fitting.refit(session, project)
     return done
+
+
+def withdraw_written(session: Session, project: Project, admin: User, labeler_id: int, reason: str) -> None:
+    """Withdraws a labeler's demonstrations and red-team attempts, and the prompts that came of these: nothing reads any
+    of them any more. They stay stored; snapshots and models made before are not changed.
+
+    Raises:
+        InvalidInput: no reason. Conflict: nothing of theirs stands. NotFound: as `pause`.
+    """
+    reason = reason.strip()
+    if not reason:
+        raise InvalidInput("The reason is empty.", "Say why: consent withdrawn, spam, ...")
+    _locked(session, project, labeler_id, to_fit=True)
+    if not any(written(session, project, labeler_id)):
+        raise Conflict("Nothing that this labeler wrote stands.", "Nothing was changed.")
+    _withdraw(session, project, admin, labeler_id, reason)
+    fitting.refit(session, project)
+
+
+def _withdraw(session: Session, project: Project, admin: User, labeler_id: int, reason: str) -> None:
+    counts, used = written(session, project, labeler_id), uses(session, project, labeler_id)
+    removal_queries.withdraw_written(session, project.id, labeler_id, admin.id, reason)
+    details = {"labeler_id": labeler_id, "reason": reason} | counts._asdict() | _named(used)
+    audit(session, admin.id, "labeler.written_withdrawn", project.id, **details)
+
+
+def _named(used: Uses) -> dict[str, list[int]]:
+    return {
+        "snapshots": sorted({snapshot.snapshot_id for snapshot in used.snapshots}),
+        "models": [model.id for model in (*used.trained, *used.descended)],
+    }
 
 
 def _locked(session: Session, project: Project, labeler_id: int, *, to_fit: bool = False) -> ProjectLabeler:

@@ -5,13 +5,12 @@ would be named for nothing. Cells show the 95% interval.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from math import isnan
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from app.domain.labelers import STREAK, Figures, others_consensus
 from app.domain.labelers import UNSAID as UNSAID_SIDE
@@ -38,7 +37,7 @@ class Share(NamedTuple):
     """A share with its 95% interval; `marked` where it says something about the labeler."""
 
     hits: float
-    n: int
+    n: float
     low: float
     high: float
     marked: bool = False
@@ -84,6 +83,7 @@ class Row(NamedTuple):
 
     labeler: Labeler
     judgments: int
+    answers: int
     unsaid: int
     agreement: Share | None
     calibration: Share | None
@@ -122,8 +122,8 @@ class Listing(NamedTuple):
 
 
 def share(hits: float, n: float, *, z: float = 1.959964) -> Share | None:
-    bounds = wilson(hits, int(n), z)
-    return Share(float(hits), int(n), *bounds) if bounds else None
+    bounds = wilson(hits, n, z)
+    return Share(float(hits), float(n), *bounds) if bounds else None
 
 
 def listing(found: Overview, calibration: Calibration, kind: str | None) -> Listing:
@@ -163,12 +163,13 @@ def row(found: Overview, labeler: Labeler, calibration: Calibration, crowd: floa
     consistency = share(*found.consistency.get(labeler.id, (0, 0)))
     fitted = labeler.fitted
     row_ = Row(
-        labeler, 0, 0, None, None, consistency, None, fitted.get("low"), fitted.get("high"), None, 0, 0, None, ()
+        labeler, 0, 0, 0, None, None, consistency, None, fitted.get("low"), fitted.get("high"), None, 0, 0, None, ()
     )
     if i is not None:
         seconds = float(figures.median_ms[i]) / 1000
         row_ = row_._replace(
             judgments=int(figures.judgments[i]),
+            answers=int(figures.answers[i]),
             unsaid=int(figures.unsaid[i]),
             agreement=share(figures.agreed[i], figures.compared[i]),
             calibration=share(figures.right[i], figures.measured[i]),
@@ -191,7 +192,7 @@ def _reasons(row_: Row, calibration: Calibration, crowd: float | None) -> Iterat
         yield Reason(CALIBRATION + 1, "is paused and waits for you")
     known = row_.calibration
     if known and known.n >= calibration.least and known.value < calibration.threshold:
-        yield Reason(CALIBRATION, f"right on {known.hits:.0f} of {known.n} calibration items, {known.words}")
+        yield Reason(CALIBRATION, f"right on {known.hits:.0f} of {known.n:.0f} calibration items, {known.words}")
     agreed = row_.agreement
     if agreed and crowd is not None and _bounds(agreed)[1] < crowd - AGREEMENT_GAP:
         yield Reason(AGREEMENT, f"agrees with others {agreed.words}, usual is {crowd:.0%}")
@@ -207,7 +208,7 @@ def _reasons(row_: Row, calibration: Calibration, crowd: float | None) -> Iterat
         yield Reason(CONSISTENCY, f"repeats their own answer {steady.words}")
     if row_.drift and row_.drift.marked:
         yield Reason(DRIFT, f"agreement fell from {row_.drift.before:.0%} to {row_.drift.now:.0%}")
-    unsaid = share(row_.unsaid, row_.judgments)
+    unsaid = share(row_.unsaid, row_.answers)
     if unsaid and _bounds(unsaid)[0] > MUCH_UNSAID:
         yield Reason(UNSAID, f"cannot judge {unsaid.words}")
 
@@ -266,22 +267,14 @@ def slices(read: Read, i: int, tags: dict[int, tuple[str, str]]) -> list[Slice]:
     """Agreement of labeler `i` with the others by domain and difficulty."""
     mine = np.flatnonzero(read.judged.labeler == i)
     others = others_consensus(read.judged)[mine]
-    side = read.judged.side[mine]
+    side, weight = read.judged.side[mine], read.judged.weight[mine]
     compared = (others != UNSAID_SIDE) & (side != UNSAID_SIDE)
     of = [tags.get(int(id_), ("", "")) for id_ in read.comparison_ids[read.judged.comparison[mine]]]
     found = []
     for place, name in enumerate(("domain", "difficulty")):
         values = np.array([tag[place] for tag in of], dtype=object)
-        found += [_slice(name, value, values == value, compared, others == side) for value in _sorted(values)]
+        for value in sorted({value for value in values if value}):
+            n = compared * weight * (values == value)
+            agreement = share(n[others == side].sum(), n.sum())
+            found.append(Slice(name, value, int((values == value).sum()), agreement))
     return found
-
-
-def _sorted(values: NDArray[np.object_]) -> Sequence[str]:
-    return sorted({value for value in values if value})
-
-
-def _slice(
-    name: str, value: str, mask: NDArray[np.bool_], compared: NDArray[np.bool_], agreed: NDArray[np.bool_]
-) -> Slice:
-    n = int((mask & compared).sum())
-    return Slice(name, value, int(mask.sum()), share(float((mask & compared & agreed).sum()), n))

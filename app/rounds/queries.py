@@ -37,6 +37,7 @@ from app.models import (
     Rubric,
     Run,
     SnapshotComparison,
+    SnapshotDemonstration,
 )
 
 PURPOSES = ("train", "heldout", "human_eval")
@@ -133,6 +134,11 @@ def trained_rounds(session: Session, project_id: int) -> list[int]:
 def add_snapshot_comparisons(session: Session, snapshot_id: int, comparison_ids: list[int]) -> None:
     held = select(literal(snapshot_id, BigInteger), func.unnest(literal(comparison_ids, ARRAY(BigInteger))))
     session.execute(insert(SnapshotComparison).from_select(["snapshot_id", "comparison_id"], held))
+
+
+def add_snapshot_demonstrations(session: Session, snapshot_id: int, demonstration_ids: list[int]) -> None:
+    held = select(literal(snapshot_id, BigInteger), func.unnest(literal(demonstration_ids, ARRAY(BigInteger))))
+    session.execute(insert(SnapshotDemonstration).from_select(["snapshot_id", "demonstration_id"], held))
 
 
 def undecided(session: Session, project_id: int) -> int:

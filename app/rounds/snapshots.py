@@ -94,12 +94,13 @@ def freeze(session: Session, store: ArtifactStore, project: Project, reading: Re
     Raises:
         StorageFull: the disk is full; nothing is left behind.
     """
-    fitting.refit(session, project)
+    fitted = fitting.refit(session, project)
     found = readable(session, project, texts=True)
     chosen = choose([each.candidate for each in found], queries.trained_rounds(session, project.id), reading)
     ids = {candidate.comparison_id for candidate in chosen}
     rows = [pair_row(each) for each in found if each.candidate.comparison_id in ids]
     snapshot = _add_snapshot(session, store, project, rows, counts(chosen))
+    snapshot.consensus = fitted.method
     queries.add_snapshot_comparisons(session, snapshot.id, sorted(ids))
     return snapshot
 
@@ -133,7 +134,9 @@ def freeze_demonstrations(
 ) -> Snapshot:
     """As `freeze`, of the approved demonstrations."""
     rows = demonstration_rows(session, project, reading)
-    return _add_snapshot(session, store, project, rows, demonstration_counts(rows))
+    snapshot = _add_snapshot(session, store, project, rows, demonstration_counts(rows))
+    queries.add_snapshot_demonstrations(session, snapshot.id, [row.id for row in rows])
+    return snapshot
 
 
 def _add_snapshot(

@@ -121,3 +121,16 @@ def test_a_tie_is_where_nothing_is_likelier() -> None:
 def test_weights_of_nobody_are_the_majoritys() -> None:
     assert one("dawid_skene", 1).p_b == pytest.approx(majority([1]).p_b)
     assert module.Crowd().weights == Weights(*[pytest.approx(np.log(4))] * 2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_stored_is_never_certain(method: Method) -> None:
+    """A hundred of one mind; rounded, their probability would be 1."""
+    assert 0.5 < one(method, *[1] * 100).rounded().p_b < 1
+    assert 0 < one(method, *[-1] * 100).rounded().p_b < 0.5
+
+
+def test_the_first_ties_count_though_the_last_fit_knew_none() -> None:
+    found = decide("dawid_skene", votes_of([0, 0, 1], [1, 1]), Crowd(ties=False))
+    assert found.p_tie[0] == pytest.approx(16 / 21)  # 4^2 of 4^2 + 4 + 1
+    assert found.p_tie[1] == 0.0

@@ -98,3 +98,10 @@ def test_sides_mirror() -> None:
     one = crowd_bt.fit(comparison, labeler, side, items, labelers=5)
     other = crowd_bt.fit(comparison, labeler, -side, items[:, ::-1], labelers=5)
     assert other.p_b == pytest.approx(1 - one.p_b, abs=1e-9)
+
+
+def test_where_all_are_ties_nothing_is_known_of_errors() -> None:
+    """Not that everybody errs: who chooses a side next would be understood the other way round."""
+    found = crowd_bt.fit(np.arange(8), np.arange(8) % 2, np.zeros(8, int), np.arange(16).reshape(8, 2), labelers=2)
+    assert found.crowd.eta == crowd_bt.UNFITTED.eta
+    assert found.habits.eta == pytest.approx([crowd_bt.UNFITTED.eta] * 2)

@@ -17,6 +17,8 @@ def judged(*rows: tuple[int, int, int], **columns: object) -> Judged:
         "ms": np.full(n, float(UNKNOWN)),
         "length": np.full(n, 100),
         "at": np.arange(n, dtype=float),
+        "ranking": np.zeros(n, np.int64),
+        "size": np.full(n, 2),
     } | {name: np.asarray(column) for name, column in columns.items()}
     return Judged(labeler, comparison, side, **given)  # type: ignore[arg-type]
 
@@ -108,3 +110,25 @@ def test_agreement_against_counting_one_by_one(seed: int) -> None:
             agreed[who] += side == most[0]
     assert numbers.agreed.tolist() == agreed
     assert numbers.compared.tolist() == compared
+
+
+def test_a_ranking_is_one_answer_and_its_pairs_are_no_independent_ones() -> None:
+    # Ann ranks four responses, all six pairs as Bob does; of five more she ranks two and leaves three; a third ranking
+    # she cannot judge. Beside them two pairs.
+    sixes = [(who, i, 1) for who in (0, 1) for i in range(6)]
+    partial = [(0, 10 + i, UNSAID if i >= 7 else 1) for i in range(10)]
+    silent = [(0, 30 + i, UNSAID) for i in range(3)]
+    pairs = [(0, 40, 1), (0, 41, UNSAID)]
+    found = judged(
+        *sixes, *partial, *silent, *pairs,
+        ranking=[7] * 12 + [8] * 10 + [9] * 3 + [0, 0],
+        size=[4] * 12 + [5] * 10 + [3] * 3 + [2, 2],
+    )  # fmt: skip
+    numbers = figures(found, 2)
+    assert numbers.judgments.tolist() == [21, 6]
+    assert numbers.answers.tolist() == [5, 1]
+    assert numbers.unsaid.tolist() == [2, 0]
+    # Inversions of a random permutation of k vary by k (k - 1) (2 k + 5) / 72, a coin for each pair by k (k - 1) / 8.
+    variance, coins = 4 * 3 * 13 / 72, 4 * 3 / 8
+    assert numbers.compared.tolist() == pytest.approx([6 * coins / variance] * 2)
+    assert numbers.agreed.tolist() == numbers.compared.tolist()

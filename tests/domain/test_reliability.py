@@ -109,6 +109,14 @@ def test_labelers_are_measured_on_known_truths() -> None:
     assert told.confusion.sum(axis=2) == pytest.approx(np.ones((5, 3)))
 
 
+def test_who_is_the_first_to_say_tie_is_believed_as_for_a_side() -> None:
+    sample = simulated([0.8] * 3, [0.0] * 3, 200)
+    sample = sample._replace(side=np.where(sample.side == 0, 1, sample.side))
+    found = fit(sample)
+    assert not found.ties
+    assert found.weights[:, 1].tolist() == found.weights[:, 0].tolist()
+
+
 def test_nothing_to_fit() -> None:
     nothing = np.empty(0, np.int64)
     found = reliability.fit(nothing, nothing, nothing, comparisons=0, labelers=0)

@@ -132,3 +132,37 @@ def test_a_removal_by_its_form(session: Session, project: Project, sign_in: Call
     assert "removed" in shown
     assert "spam" in shown
     assert "They were removed already" in admin.get(f"{one}/remove").text
+
+
+def test_a_removal_offers_to_withdraw_what_somebody_wrote(
+    session: Session, project: Project, sign_in: Callable[..., Any]
+) -> None:
+    (ann, bob), _ = judged(session, project, [Habit("Ann"), Habit("Bob")], comparisons=3, overlap=2)
+    rows = [
+        factories.demonstration(session, factories.prompt(session, project), author_id=labeler.id)
+        for labeler in (ann, bob)
+    ]
+    session.commit()
+    admin = sign_in("admin")
+    asked = admin.get(f"/projects/desk/labelers/{ann.id}/remove").text
+    assert "Also withdraw what they wrote: 1 demonstration" in asked
+    with_it = {"reason": "consent withdrawn", "with_written": "true"}
+    assert admin.post(f"/projects/desk/labelers/{ann.id}/remove", data=with_it).status_code == 303
+    assert admin.post(f"/projects/desk/labelers/{bob.id}/remove", data={"reason": "spam"}).status_code == 303
+    session.rollback()
+    for row in rows:
+        session.refresh(row)
+    assert [row.state for row in rows] == ["withdrawn", "approved"]
+    # What was left can be withdrawn afterwards.
+    one = f"/projects/desk/labelers/{bob.id}"
+    assert "Withdraw what they wrote" in admin.get(one).text
+    assert "What they wrote still stands" in admin.get(f"{one}/remove").text
+    assert admin.post(f"{one}/withdraw-written", data={"reason": "consent withdrawn"}).status_code == 303
+    assert "Withdraw what they wrote" not in admin.get(one).text
+    assert "what they wrote was withdrawn" in admin.get(one).text
+    refused = admin.post(f"{one}/withdraw-written", data={"reason": "again"})
+    assert refused.status_code == 409
+    assert "Nothing that this labeler wrote stands" in refused.text
+    assert sign_in("operator").post(f"{one}/withdraw-written", data={"reason": "x"}).status_code == 403
+    shown = admin.get(f"/projects/desk/demonstrations/{rows[0].id}").text
+    assert "Withdrawn" in shown

@@ -1,29 +1,41 @@
 """Who stands how in a project, what labelers read of themselves, and everything that a removal must and must not do."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from app.artifacts import ArtifactStore
+from app.datasets import queries as datasets_queries
+from app.demonstrations import service as demonstrations
+from app.demonstrations.forms import DecisionForm
 from app.errors import Conflict, InvalidInput, NotFound
 from app.judging import Calibration, OwnFigures
 from app.labelers import group_queries, queries, service, views
 from app.models import (
     AuditEvent,
     Comparison,
+    DemonstrationTask,
     Judgment,
     LabelerGroup,
     Lease,
     ModelVersion,
     Project,
     ProjectLabeler,
+    Prompt,
+    RedTeamAttempt,
     Snapshot,
     SnapshotComparison,
     User,
 )
+from app.models.demonstration import REVIEW_STATES
+from app.rounds import queries as queries_of_rounds
+from app.rounds import snapshots
 from tests import factories
 from tests.labelers.scenes import Habit, judged
+from tests.red_team import attempts as red_team
 
 
 @pytest.fixture
@@ -279,6 +291,146 @@ def test_snapshots_and_models_that_used_somebodys_judgments(session: Session, pr
             session.flush()
             session.connection().exec_driver_sql("ALTER TABLE judgment ENABLE TRIGGER judgment_append_only")
     assert child.id > reward.id
+
+
+@pytest.mark.parametrize("method", ["majority", "strength_weighted", "dawid_skene", "crowd_bt"])
+def test_a_snapshot_holds_what_somebodys_judgments_weighed(
+    session: Session, project: Project, tmp_path: Path, method: str
+) -> None:
+    """Ann judged nothing in the snapshot; where labelers are weighed, what she said weighed those who did."""
+    project.labeling = {"consensus": method}
+    ann, bob, eve, late, unsure = (factories.user(session) for _ in range(5))
+    said(session, project, (bob, 1), (eve, -1))
+    said(session, project, (ann, 1), (bob, 1), (unsure, None), state="open", overlap=5)
+    snapshot = snapshots.freeze(session, ArtifactStore(tmp_path), project)
+    session.connection().exec_driver_sql("ALTER TABLE judgment DISABLE TRIGGER judgment_append_only")
+    said(session, project, (late, 1))
+    session.execute(
+        update(Judgment).where(Judgment.labeler_id == late.id).values(created_at=datetime.now(UTC) + timedelta(hours=1))
+    )
+    session.connection().exec_driver_sql("ALTER TABLE judgment ENABLE TRIGGER judgment_append_only")
+    weighs = method in ("dawid_skene", "crowd_bt")
+    found = {user: service.uses(session, project, user.id).snapshots for user in (ann, bob, late, unsure)}
+    assert [(used.snapshot_id, used.judgments, used.weighed) for used in found[bob]] == [(snapshot.id, 1, weighs)]
+    assert [(used.judgments, used.weighed) for used in found[ann]] == ([(0, True)] if weighs else [])
+    assert found[late] == found[unsure] == []
+
+
+# ---- what they wrote -------------------------------------------------------------------------------------------------
+
+
+def attempt(session: Session, project: Project, author: User, prompt: Prompt | None = None) -> RedTeamAttempt:
+    row = red_team.rated(session, project, 2, author_id=author.id, prompt_id=prompt.id if prompt else None)
+    session.refresh(row)
+    return row
+
+
+def test_what_somebody_wrote_is_withdrawn_with_them(session: Session, project: Project, admin: User) -> None:
+    ann, bob = factories.user(session, name="Ann"), factories.user(session)
+    plain = factories.prompt(session, project)
+    theirs = [factories.demonstration(session, plain, author_id=ann.id, state=state) for state in REVIEW_STATES[:3]]
+    others = factories.demonstration(session, plain, author_id=bob.id)
+    elsewhere = factories.demonstration(
+        session, factories.prompt(session, factories.project(session)), author_id=ann.id
+    )
+    # Prompts that were attempts: hers, one that both of them thought of, and one that was there before.
+    own, shared = (factories.prompt(session, project, source="red team") for _ in range(2))
+    known = factories.prompt(session, project, source="a file")
+    attempts = [attempt(session, project, ann, prompt) for prompt in (own, shared, known, None)]
+    of_bob = attempt(session, project, bob, shared)
+    asked = said(session, project, (bob, 1), prompt=own, state="open", overlap=3)
+    decided = said(session, project, (bob, 1), prompt=own)
+    also = said(session, project, (bob, 1), prompt=shared, state="open", overlap=3)
+    factories.demonstration(session, own, author_id=bob.id)
+    session.add(DemonstrationTask(project_id=project.id, prompt_id=own.id))
+    session.commit()
+
+    # Who has only written is on the list too.
+    assert service.find(session, project, ann.id).name == "Ann"
+    assert service.written(session, project, ann.id) == (3, 4, 1)
+    service.remove(session, project, admin, ann.id, "consent withdrawn", with_written=True)
+    session.commit()
+    session.expire_all()
+    assert [row.state for row in theirs] == ["withdrawn"] * 3
+    assert (theirs[0].reviewer_id, theirs[0].review_note) == (admin.id, "consent withdrawn")
+    assert (others.state, elsewhere.state) == ("approved", "approved")
+    assert all(row.withdrawn_at is not None for row in attempts)
+    assert of_bob.withdrawn_at is None
+    assert [prompt.split for prompt in (own, shared, known, plain)] == ["withdrawn", "train", "train", "train"]
+    assert [row.state for row in (asked, decided, also)] == ["withdrawn", "withdrawn", "open"]
+    assert session.scalars(select(DemonstrationTask)).all() == []
+    assert service.written(session, project, ann.id) == (0, 0, 0)
+    event = session.scalars(select(AuditEvent).where(AuditEvent.action == "labeler.written_withdrawn")).one()
+    assert (event.details["demonstrations"], event.details["attempts"], event.details["prompts"]) == (3, 4, 1)
+    # Nothing reads it: no snapshot, and no sampling.
+    assert [row.id for row in queries_of_rounds.approved_demonstrations(session, project.id)] == [others.id]
+    exported = datasets_queries.exported_demonstrations(session, project.id, "all")
+    assert [row.demonstration_id for row in exported] == [others.id]
+    assert {prompt.id for prompt in queries_of_rounds.train_prompts(session, project.id)} == {
+        shared.id,
+        known.id,
+        plain.id,
+        also.prompt_id,
+    }
+    assert [row.id for row in queries_of_rounds.usable_comparisons(session, project.id, texts=True)] == []
+    with pytest.raises(Conflict, match="Nothing that this labeler wrote stands"):
+        service.withdraw_written(session, project, admin, ann.id, "again")
+
+
+def test_what_somebody_wrote_may_be_withdrawn_later(session: Session, project: Project, admin: User) -> None:
+    ann = factories.user(session)
+    row = factories.demonstration(session, factories.prompt(session, project), author_id=ann.id)
+    service.remove(session, project, admin, ann.id, "spam")
+    session.refresh(row)
+    assert row.state == "approved"
+    with pytest.raises(InvalidInput, match="reason is empty"):
+        service.withdraw_written(session, project, admin, ann.id, " ")
+    service.withdraw_written(session, project, admin, ann.id, "consent withdrawn")
+    session.refresh(row)
+    assert row.state == "withdrawn"
+    # Neither a reviewer nor its author brings it back.
+    form = DecisionForm(text=row.text, seen=demonstrations.seen(row))
+    with pytest.raises(Conflict, match="was withdrawn"):
+        demonstrations.approve(session, project, admin, row.id, form)
+    assert actions(session, project) == ["labeler.removed", "labeler.written_withdrawn"]
+
+
+def test_snapshots_and_models_that_used_what_somebody_wrote(
+    session: Session, project: Project, tmp_path: Path, admin: User
+) -> None:
+    ann, bob = factories.user(session), factories.user(session)
+    store = ArtifactStore(tmp_path)
+    own = factories.prompt(session, project, source="red team")
+    attempt(session, project, ann, own)
+    factories.demonstration(session, factories.prompt(session, project), author_id=ann.id)
+    factories.demonstration(session, own, author_id=bob.id)
+    said(session, project, (bob, 1), (factories.user(session), 1), prompt=own)
+    without = snapshots.freeze_demonstrations(session, store, factories.project(session))
+    written, judged_ = (
+        snapshots.freeze_demonstrations(session, store, project),
+        snapshots.freeze(session, store, project),
+    )
+
+    def model(kind: str, role: str, name: str, **values: object) -> ModelVersion:
+        round_ = factories.round_(session, project, **values)
+        run = factories.run(session, project, kind, round_id=round_.id)
+        return factories.model(session, project, role, run_id=run.id, name=name)
+
+    model("sft", "sft", "sft", snapshot_id=written.id, algorithm="sft")
+    model("ppo", "policy", "mixed in", snapshot_id=without.id, ptx_snapshot_id=written.id)
+    model("dpo", "policy", "compared", snapshot_id=judged_.id)
+    model("ppo", "policy", "sampled", snapshot_id=without.id)
+    model("dpo", "policy", "none of it", snapshot_id=without.id)
+    for _ in range(2):  # the same before and after it is withdrawn
+        found = service.uses(session, project, ann.id)
+        assert {(used.snapshot_id, used.judgments, used.demonstrations, used.prompts) for used in found.snapshots} == {
+            (written.id, 0, 1, 1),
+            (judged_.id, 0, 0, 1),
+        }
+        assert [made.name for made in found.trained] == ["sft", "mixed in", "compared", "sampled"]
+        if service.standing(session, project, ann).state == "active":
+            service.remove(session, project, admin, ann.id, "consent withdrawn", with_written=True)
+    assert not service.uses(session, project, admin.id).snapshots
 
 
 # ---- groups ----------------------------------------------------------------------------------------------------------

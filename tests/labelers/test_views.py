@@ -24,6 +24,8 @@ def table(rows: list[tuple[int, int, int]], **columns: Any) -> Judged:
         "ms": np.full(n, float(UNKNOWN)),
         "length": np.full(n, 100),
         "at": np.zeros(n),
+        "ranking": np.zeros(n, np.int64),
+        "size": np.full(n, 2),
     } | {name: np.asarray(column) for name, column in columns.items()}
     return Judged(labeler, comparison, side, **given)
 
