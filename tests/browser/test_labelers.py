@@ -37,7 +37,7 @@ def test_from_the_list_to_a_pause_and_back(session: Session, open_page: Callable
     expect(page.locator("tbody tr")).to_have_count(5)
     page.get_by_role("link", name="AI judges 1").click()
     expect(page.locator("tbody tr")).to_have_count(1)
-    expect(page.locator("tbody tr").first).to_contain_text("AI judge")
+    expect(page.locator("tbody tr").first).to_contain_text("Machine")
     page.go_back()
 
     page.get_by_role("link", name="Lefty").click()
