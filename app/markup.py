@@ -18,8 +18,8 @@ from pygments.util import ClassNotFound
 MARKDOWN_LIMIT = 50_000
 # Of a longer text, so much is laid out at once; the rest waits behind "show all".
 SHOWN_AT_ONCE = 20_000
-# Past this size code is shown without colours: some lexers take quadratic time.
-HIGHLIGHT_LIMIT = 20_000
+# Past this size code is shown without colours: some lexers take quadratic time, and a text may hold several blocks.
+HIGHLIGHT_LIMIT = 8_000
 FORMULA_LIMIT = 2_000
 FORMULA_LINES = 50
 
@@ -150,14 +150,14 @@ _ATTRIBUTES = {
 }
 
 
-def markdown(text: str) -> Markup:
-    """Sanitised HTML of a Markdown text.
+def markdown(text: str, limit: int = MARKDOWN_LIMIT) -> Markup:
+    """Sanitised HTML of a Markdown text; of one beyond `limit` characters, the text as it is.
 
     Images are shown as links, or they would tell their host who reads what; links open a tab of their own, or one click
     would lose what a labeler has typed. Each block finds its own direction. Formulas (`\\(x\\)`, `\\[x\\]`, `$$x$$`,
     and `$x$` where it cannot be money) are marked for static/js/math.js.
     """
-    return _plain(text) if len(text) > MARKDOWN_LIMIT else _rendered(text)
+    return _plain(text) if len(text) > min(limit, MARKDOWN_LIMIT) else _rendered(text)
 
 
 @lru_cache(maxsize=256)
@@ -180,6 +180,8 @@ def _rendered(text: str) -> Markup:
 
 def _plain(text: str) -> Markup:
     """A text too long for Markdown, as it is; the browser lays out the rest when somebody asks for it."""
+    if len(text) <= SHOWN_AT_ONCE:
+        return Markup('<div class="plain" dir="auto">{}</div>').format(text)
     cut = text.rfind("\n", SHOWN_AT_ONCE // 2, SHOWN_AT_ONCE) + 1 or SHOWN_AT_ONCE
     return Markup(
         '<div class="plain" dir="auto">{}</div>'

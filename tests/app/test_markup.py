@@ -6,7 +6,8 @@ import tracemalloc
 
 import pytest
 
-from app.markup import MARKDOWN_LIMIT, markdown
+from app.markup import HIGHLIGHT_LIMIT, MARKDOWN_LIMIT, markdown
+from app.render import templates
 
 
 @pytest.mark.parametrize(
@@ -111,3 +112,24 @@ def test_what_is_shown_as_it_is_is_not_kept() -> None:
         assert tracemalloc.get_traced_memory()[0] < 5_000_000
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("macro", ["dialogue", "conversation"])
+def test_no_conversation_takes_longer_than_its_longest_turn(macro: str) -> None:
+    """Each turn alone is within the limit. What fits it together is read as Markdown, the rest is shown as it is."""
+    long = ("[" * MARKDOWN_LIMIT)[: MARKDOWN_LIMIT // 2 - 10]
+    turns = [{"role": "user", "content": "*first* " + long}, {"role": "assistant", "content": "*second* " + long}]
+    turns += [{"role": "user" if n % 2 else "assistant", "content": f"*late* {n} " + long} for n in range(20)]
+    begun = time.process_time()
+    shown = str(getattr(templates.get_template("macros.html").module, macro)(turns))
+    assert time.process_time() - begun < 2
+    assert shown.count("<em>") == 2
+    assert shown.count("*late*") == 20
+    assert shown.count("[") == 22 * len(long)
+
+
+def test_code_in_many_blocks_is_coloured_within_the_time_of_one() -> None:
+    block = "```xml\n" + "<!--" * (HIGHLIGHT_LIMIT // 4 - 2) + "\n```\n"
+    begun = time.process_time()
+    markdown((block * 10)[:MARKDOWN_LIMIT])
+    assert time.process_time() - begun < 2
