@@ -22,8 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session, aliased
 
 from app.judging import LabelingSettings
-from app.labeling.claim_queries import judged_by, leased_to
-from app.labeling.eligibility import is_member_left, left_of_kept, may_label, members_left
+from app.labeling.eligibility import is_left_of, left_of, left_of_kept, may_label
 from app.models import Comparison, LabelerGroup, LabelerGroupMember, Project, Prompt, User
 
 # Neither calibration items nor repeats are given to people by name: they are measures of them.
@@ -93,6 +92,12 @@ def groups(session: Session, project_id: int) -> Sequence[Row[LabelerGroup, int]
     return session.execute(found.order_by(LabelerGroup.name)).all()
 
 
+def members(session: Session, project_id: int, group_id: int) -> list[int]:
+    """Ids of the group's members who can label now."""
+    of_group = select(User.id).join(LabelerGroupMember, LabelerGroupMember.labeler_id == User.id)
+    return list(session.scalars(of_group.where(LabelerGroupMember.group_id == group_id, *may_label(project_id))))
+
+
 class Chosen(NamedTuple):
     """Which open comparisons of a project; see `AssignForm`."""
 
@@ -111,14 +116,12 @@ class Found(NamedTuple):
     on_desks: int = 0
 
 
-def choose(
-    session: Session, project_id: int, chosen: Chosen, *, labeler_id: int | None = None, group_id: int | None = None
-) -> Found:
+def choose(session: Session, project_id: int, chosen: Chosen, people: Sequence[int] = ()) -> Found:
     """The comparisons, without those that somebody is changing now.
 
     Args:
-        labeler_id, group_id: for whom they are to be kept: without those that the person, or all of the group, have
-            judged or given up, and those on a desk: whoever has them there would take a place of theirs.
+        people: for whom they are to be kept: without those that none of them can answer, having judged or given them
+            up, and those on a desk: whoever has them there would take a place of theirs.
     """
     fitting = [Comparison.project_id == project_id, *ASSIGNABLE]
     kept = or_(Comparison.labeler_id.is_not(None), Comparison.group_id.is_not(None))
@@ -131,19 +134,19 @@ def choose(
         fitting.append(exists().where(*of_slice))
     if chosen.ids is not None:
         fitting.append(Comparison.id == _one_of(chosen.ids))
-    on_desks = 0
-    if labeler_id is not None:
-        fitting += [~judged_by(labeler_id), ~leased_to(labeler_id, "recused")]
-    if group_id is not None:
-        fitting.append(is_member_left(group_id))
-    if labeler_id is not None or group_id is not None:
-        on_desk = select(func.count()).select_from(Comparison).where(*fitting, Comparison.lease_count > 0)
-        on_desks = session.scalar(on_desk) or 0
-        fitting.append(Comparison.lease_count == 0)
-    query = select(Comparison.id).where(*fitting).order_by(Comparison.priority.desc(), Comparison.id)
-    if chosen.most is not None:
-        query = query.limit(chosen.most)
-    return Found(list(session.scalars(query.with_for_update(skip_locked=True, of=Comparison))), on_desks)
+    in_order = Comparison.priority.desc(), Comparison.id
+    if not people:
+        every = select(Comparison.id).where(*fitting).order_by(*in_order).limit(chosen.most)
+        return Found(list(session.scalars(every.with_for_update(skip_locked=True))))
+    on_desk = select(func.count()).select_from(Comparison).where(*fitting, Comparison.lease_count > 0)
+    on_desks = session.scalar(on_desk.where(is_left_of(people))) or 0
+    free = Comparison.lease_count == 0
+    # Sorted first: then who can answer is looked up only of so many as are wanted.
+    fence = select(Comparison.id, Comparison.priority).where(*fitting, free).order_by(*in_order).offset(0).subquery()
+    wanted = select(fence.c.id).where(is_left_of(people, fence.c.id)).order_by(fence.c.priority.desc(), fence.c.id)
+    ids = session.scalars(wanted.limit(chosen.most)).all()
+    locked = select(Comparison.id).where(Comparison.id == _one_of(ids), free, *ASSIGNABLE)
+    return Found(list(session.scalars(locked.order_by(*in_order).with_for_update(skip_locked=True))), on_desks)
 
 
 def _one_of(ids: Sequence[int]) -> ColumnElement[Any]:
@@ -182,9 +185,11 @@ def keep_for_labeler(session: Session, ids: Sequence[int], labeler_id: int) -> N
     session.execute(changed, execution_options={"synchronize_session": False})
 
 
-def keep_for_group(session: Session, project: Project, ids: Sequence[int], group_id: int | None) -> None:
-    """For a group, or for everybody. They ask for what a new comparison would, of a group at most one of each member
-    who can still answer; of one that has as many already, for one more."""
+def keep_for_group(
+    session: Session, project: Project, ids: Sequence[int], group_id: int | None, members: Sequence[int]
+) -> None:
+    """For a group of these members, or for everybody. They ask for what a new comparison would, of a group at most one
+    of each member who can still answer; of one that has as many already, for one more."""
     settings = LabelingSettings.model_validate(project.labeling)
     columns: dict[str, Any] = {"purpose": Comparison.purpose} | {
         name: select(getattr(Prompt, name)).where(Prompt.id == Comparison.prompt_id).scalar_subquery()
@@ -199,7 +204,7 @@ def keep_for_group(session: Session, project: Project, ids: Sequence[int], group
     usual = adaptive.at_least if adaptive else project.overlap
     asked: Any = case(*rules, else_=usual) if rules else literal(usual, BigInteger)
     if group_id is not None:
-        asked = func.least(asked, begun + members_left(group_id))
+        asked = func.least(asked, begun + left_of(members))
     overlap = func.greatest(asked, begun + 1)
     most: Any = null()
     if adaptive and group_id is None:

@@ -34,16 +34,19 @@ def assign(session: Session, project: Project, actor: User, form: AssignForm) ->
     if form.slice and not form.value:
         raise InvalidInput("The slice has no value.", "Write for instance “law” beside “domain”.")
     kind, _, number = form.owner.partition(":")
-    labeler_id = _labeler(session, project, int(number)) if kind == "labeler" else None
-    group_id = _group(session, project, int(number)) if kind == "group" else None
+    people = []
+    if kind == "labeler":
+        people = [_labeler(session, project, int(number))]
+    elif kind == "group":
+        people = _members(session, project, int(number))
     chosen = Chosen(form.held, form.purpose, form.slice, form.value, form.numbers(), form.most)
-    ids, on_desks = queries.choose(session, project.id, chosen, labeler_id=labeler_id, group_id=group_id)
+    ids, on_desks = queries.choose(session, project.id, chosen, people)
     if not ids:
         return Assigned(0, on_desks)
-    if labeler_id is not None:
-        queries.keep_for_labeler(session, ids, labeler_id)
+    if kind == "labeler":
+        queries.keep_for_labeler(session, ids, people[0])
     elif kind:
-        queries.keep_for_group(session, project, ids, group_id)
+        queries.keep_for_group(session, project, ids, int(number) if kind == "group" else None, people)
     if form.priority is not None:
         queries.set_priority(session, ids, form.priority)
     queries.let_pairs_follow(session, ids)
@@ -58,12 +61,12 @@ def _labeler(session: Session, project: Project, labeler_id: int) -> int:
     return labeler_id
 
 
-def _group(session: Session, project: Project, group_id: int) -> int:
-    for group, members in queries.groups(session, project.id):
-        if group.id == group_id:
-            if not members:
-                raise InvalidInput(
-                    f"The group “{group.name}” has nobody who can label now.", "Add some on the page of the labelers."
-                )
-            return group_id
-    raise NotFound("This project has no such group.", "Reload the page: somebody may have deleted it.")
+def _members(session: Session, project: Project, group_id: int) -> list[int]:
+    """Those of the group who can label."""
+    name = next((group.name for group, _ in queries.groups(session, project.id) if group.id == group_id), None)
+    if name is None:
+        raise NotFound("This project has no such group.", "Reload the page: somebody may have deleted it.")
+    members = queries.members(session, project.id, group_id)
+    if not members:
+        raise InvalidInput(f"The group “{name}” has nobody who can label now.", "Add some on the page of the labelers.")
+    return members

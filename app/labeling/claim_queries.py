@@ -43,6 +43,7 @@ from app.models import (
 from app.models.comparison import AVAILABLE, IN_CALIBRATION, IN_OPEN_QUEUE, KEPT_FOR_GROUP, KEPT_FOR_LABELER
 
 Condition = ColumnElement[bool] | TextClause
+_kin, _newer = aliased(Comparison), aliased(Comparison)  # making one takes longer than what is asked with it
 
 # So many that came into a queue are looked through; where there are more, the labeler's search starts anew.
 FEW = 100
@@ -135,22 +136,20 @@ def leased_to(labeler_id: int, *states: str) -> ColumnElement[bool]:
 def met(labeler_id: int, *states: str) -> ColumnElement[bool]:
     """Of calibration items: the labeler has judged this very pair before, or has or had a lease on it in these states:
     as what the item was made of, or under an older rubric. Whoever reviewed that knows the answer."""
-    kin = aliased(Comparison)
     root = func.coalesce(Comparison.repeat_of_id, Comparison.id)
-    judged = select(Judgment.id).join(kin, kin.id == Judgment.comparison_id)
+    judged = select(Judgment.id).join(_kin, _kin.id == Judgment.comparison_id)
     judged = judged.where(Judgment.labeler_id == labeler_id, Judgment.superseded_for.is_distinct_from("undone"))
-    leased = select(Lease.id).join(kin, kin.id == Lease.comparison_id)
+    leased = select(Lease.id).join(_kin, _kin.id == Lease.comparison_id)
     leased = leased.where(Lease.labeler_id == labeler_id, Lease.state.in_(states))
-    same = or_(kin.id == root, kin.repeat_of_id == root)
+    same = or_(_kin.id == root, _kin.repeat_of_id == root)
     return or_(_looked_up(judged.where(same)), _looked_up(leased.where(same)))
 
 
 def continued() -> ColumnElement[bool]:
     """Of calibration items: it goes on as a copy under a newer rubric, and is itself not given out any more."""
-    newer = aliased(Comparison)
     root = func.coalesce(Comparison.repeat_of_id, Comparison.id)
-    same_side = func.sign(newer.gold) == func.sign(Comparison.gold)
-    return exists().where(newer.repeat_of_id == root, newer.id > Comparison.id, same_side)
+    same_side = func.sign(_newer.gold) == func.sign(Comparison.gold)
+    return exists().where(_newer.repeat_of_id == root, _newer.id > Comparison.id, same_side)
 
 
 def _looked_up(rows: Select[Any]) -> ColumnElement[bool]:

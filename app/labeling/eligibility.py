@@ -1,13 +1,25 @@
 """Who can still answer a comparison, as expressions of SQL."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, ScalarSelect, Select, case, exists, func, select
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ColumnElement,
+    ScalarSelect,
+    Select,
+    case,
+    exists,
+    func,
+    literal,
+    select,
+)
 from sqlalchemy.orm import InstrumentedAttribute
 
 from app.models import Comparison, Judgment, LabelerGroupMember, Lease, ProjectLabeler, User
 
-Number = int | InstrumentedAttribute[Any]
+Number = int | ColumnElement[int] | InstrumentedAttribute[Any]
 
 
 def may_label(project_id: Number) -> list[ColumnElement[bool]]:
@@ -19,41 +31,39 @@ def may_label(project_id: Number) -> list[ColumnElement[bool]]:
     return [User.is_active.is_(True), is_labeler, User.kind != "imported", ~stopped.correlate(User, Comparison)]
 
 
-def members_left(group_id: Number) -> ScalarSelect[int]:
-    """Of comparisons: how many of the group can answer it."""
-    return _members(group_id).with_only_columns(func.count()).scalar_subquery()
+def left_of(people: Sequence[int]) -> ScalarSelect[int]:
+    """Of comparisons: how many of these people, who may label, can answer it."""
+    return _left_of(people, Comparison.id).with_only_columns(func.count(), maintain_column_froms=True).scalar_subquery()
 
 
-def is_member_left(group_id: Number) -> ColumnElement[bool]:
-    """Of comparisons: somebody of the group can answer it."""
-    return exists(_members(group_id))
+def is_left_of(people: Sequence[int], comparison_id: Number = Comparison.id) -> ColumnElement[bool]:
+    """Of comparisons: one of these people, who may label, can answer it."""
+    return exists(_left_of(people, comparison_id))
 
 
 def left_of_kept() -> ColumnElement[int | None]:
     """Of comparisons: how many of those it is kept for can answer it; none where it is open to everybody."""
-    person = _able().where(User.id == Comparison.labeler_id).with_only_columns(func.count()).scalar_subquery()
-    return case(
-        (Comparison.labeler_id.is_not(None), person),
-        (Comparison.group_id.is_not(None), members_left(Comparison.group_id)),
-    )
+    able = select(func.count()).select_from(User).where(*may_label(Comparison.project_id), *_not_done(User.id))
+    able = able.correlate(Comparison)
+    person = able.where(User.id == Comparison.labeler_id).scalar_subquery()
+    members = able.join(LabelerGroupMember, LabelerGroupMember.labeler_id == User.id)
+    of_group = members.where(LabelerGroupMember.group_id == Comparison.group_id).scalar_subquery()
+    return case((Comparison.labeler_id.is_not(None), person), (Comparison.group_id.is_not(None), of_group))
 
 
-def _members(group_id: Number) -> Select[int]:
-    of_group = _able().join(LabelerGroupMember, LabelerGroupMember.labeler_id == User.id)
-    return of_group.where(LabelerGroupMember.group_id == group_id)
+def _left_of(people: Sequence[int], comparison_id: Number) -> Select[int]:
+    given = func.unnest(literal(list(people), ARRAY(BigInteger))).table_valued("id", name="given").render_derived()
+    return select(given.c.id).where(*_not_done(given.c.id, comparison_id)).correlate_except(given)
 
 
-def _able() -> Select[int]:
-    """Those who may label and have neither judged the comparison nor given it up. What they took back, they may say
-    anew."""
-    judged = exists().where(
-        Judgment.comparison_id == Comparison.id,
-        Judgment.labeler_id == User.id,
+def _not_done(labeler_id: Number, comparison_id: Number = Comparison.id) -> list[ColumnElement[bool]]:
+    """They have neither judged the comparison nor given it up. What they took back, they may say anew."""
+    judged = select(Judgment.id).where(
+        Judgment.comparison_id == comparison_id,
+        Judgment.labeler_id == labeler_id,
         Judgment.superseded_for.is_distinct_from("undone"),
     )
-    recused = exists().where(
-        Lease.comparison_id == Comparison.id, Lease.labeler_id == User.id, Lease.state == "recused"
+    recused = select(Lease.id).where(
+        Lease.comparison_id == comparison_id, Lease.labeler_id == labeler_id, Lease.state == "recused"
     )
-    able = select(User.id).select_from(User).where(*may_label(Comparison.project_id))
-    able = able.where(~judged.correlate(User, Comparison), ~recused.correlate(User, Comparison))
-    return able.correlate(Comparison)
+    return [~exists(rows.correlate_except(table)) for rows, table in ((judged, Judgment), (recused, Lease))]

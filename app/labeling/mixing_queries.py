@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from sqlalchemy import BigInteger, cast, exists, func, or_, select, update
+from sqlalchemy import BigInteger, Subquery, cast, exists, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
@@ -10,6 +10,8 @@ from app.labeling.claim_queries import Condition, continued, literally, met
 from app.models import Comparison, Judgment, Lease, ProjectLabeler, Rubric, User
 from app.models.comparison import IN_CALIBRATION
 
+# Of a labeler's judgments, of all projects, so many are looked through: who has given many thousands waits no longer.
+LOOK_BACK = 5000
 FEW = 20  # an item is drawn from so many that the labeler has not met
 
 
@@ -59,7 +61,7 @@ def make_room(session: Session, comparison_id: int) -> None:
 
 
 WINDOW = 50  # a repeat is drawn from so many answers: those that just became old enough
-LOOK_BACK = 2000  # of somebody who works in many projects, so many more answers are looked through at most
+_repeat = aliased(Comparison)
 
 
 def to_repeat(session: Session, project_id: int, labeler_id: int, gap: int) -> int | None:
@@ -67,13 +69,7 @@ def to_repeat(session: Session, project_id: int, labeler_id: int, gap: int) -> i
 
     Not one repeated already, nor one judged under an older rubric, by which the answer may rightly be another.
     """
-    last = (
-        select(Judgment)
-        .where(Judgment.labeler_id == labeler_id)
-        .order_by(Judgment.created_at.desc())
-        .limit(gap + LOOK_BACK)
-        .subquery()
-    )
+    last = _newest(labeler_id, gap + LOOK_BACK)
     old_enough = (
         select(last.c.comparison_id, last.c.swapped, last.c.preference, last.c.rubric_id)
         .join(Comparison, Comparison.id == last.c.comparison_id)
@@ -88,8 +84,7 @@ def to_repeat(session: Session, project_id: int, labeler_id: int, gap: int) -> i
     if newest is None:
         return None
     own = old_enough.c
-    repeat = aliased(Comparison)
-    repeated = exists().where(repeat.repeat_of_id == own.comparison_id, repeat.labeler_id == labeler_id)
+    repeated = exists().where(_repeat.repeat_of_id == own.comparison_id, _repeat.labeler_id == labeler_id)
     query = (
         select(own.comparison_id)
         .join(Comparison, Comparison.id == own.comparison_id)
@@ -100,6 +95,11 @@ def to_repeat(session: Session, project_id: int, labeler_id: int, gap: int) -> i
         .limit(1)
     )
     return session.scalar(query)
+
+
+def _newest(labeler_id: int, limit: int) -> Subquery:
+    newest = select(Judgment).where(Judgment.labeler_id == labeler_id)
+    return newest.order_by(Judgment.created_at.desc(), Judgment.id.desc()).limit(limit).subquery()
 
 
 def seen_swapped(session: Session, comparison_id: int, labeler_id: int) -> bool | None:
@@ -119,19 +119,21 @@ class Record(NamedTuple):
 
 
 def calibration_record(session: Session, project_id: int, labeler_id: int, window: int) -> Record:
-    """Of at most `window` answers since an admin last let the labeler go on."""
+    """Of at most `window` answers, among the last `LOOK_BACK` judgments, since an admin last let the labeler go on."""
     since = (
         select(ProjectLabeler.counted_from)
         .where(ProjectLabeler.project_id == project_id, ProjectLabeler.labeler_id == labeler_id)
         .scalar_subquery()
     )
+    last = _newest(labeler_id, LOOK_BACK)
+    said = last.c
     newest = (
-        select((func.sign(Judgment.preference) == func.sign(Comparison.gold)).label("is_right"))
-        .join(Comparison, Comparison.id == Judgment.comparison_id)
+        select((func.sign(said.preference) == func.sign(Comparison.gold)).label("is_right"))
+        .select_from(last)
+        .join(Comparison, Comparison.id == said.comparison_id)
         .where(Comparison.project_id == project_id, literally(IN_CALIBRATION))
-        .where(Judgment.labeler_id == labeler_id, Judgment.superseded_at.is_(None))
-        .where(Judgment.created_at > func.coalesce(since, func.to_timestamp(0)))
-        .order_by(Judgment.created_at.desc(), Judgment.id.desc())
+        .where(said.superseded_at.is_(None), said.created_at > func.coalesce(since, func.to_timestamp(0)))
+        .order_by(said.created_at.desc(), said.id.desc())
         .limit(window)
         .subquery()
     )
