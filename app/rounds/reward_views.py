@@ -1,17 +1,21 @@
 """What a reward model says of the comparisons it has read, stored beside what people said of them."""
 
-from sqlalchemy import ARRAY, BigInteger, Boolean, Float, any_, func, literal, select, update
+import numpy as np
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
-from app.models import Comparison, ModelVersion
+from app.bulk import load_columns
+from app.models import ModelVersion
 from app.specs import REWARD_VIEWS, RewardView
+
+READ = "comparison JOIN reward_view AS said ON comparison.id = said.id AND comparison.project_id = :project"
 
 
 def store_views(session: Session, store: ArtifactStore, model: ModelVersion) -> int:
     """Writes what a reward model's folder says of each comparison to `comparison.reward_p_b`; returns how many.
 
-    A model without such a file, trained elsewhere, has none.
+    A model without such a file, trained elsewhere, has none. Objects loaded before are not refreshed.
     """
     path = store.root / model.base / REWARD_VIEWS
     if not path.exists():
@@ -22,30 +26,20 @@ def store_views(session: Session, store: ArtifactStore, model: ModelVersion) -> 
 
 
 def _write(session: Session, model: ModelVersion, views: list[RewardView]) -> None:
-    """Two statements, however many there are."""
-    ids = literal([view.comparison_id for view in views], ARRAY(BigInteger))
+    """Three statements, however many there are."""
+    columns = {
+        "id": np.array([view.comparison_id for view in views], dtype=np.int64),
+        "p_b": np.array([view.p_b for view in views], dtype=np.float64),
+        "trained": np.array([view.trained for view in views], dtype=np.int64),
+    }
+    load_columns(session, "reward_view", columns)
+    named = {"project": model.project_id, "model": model.id}
     # Locked in the order of their ids: two who write to many comparisons must not wait for each other in a circle.
+    session.execute(text(f"SELECT FROM {READ} ORDER BY comparison.id FOR NO KEY UPDATE OF comparison"), named)
     session.execute(
-        select(func.count()).select_from(
-            select(Comparison.id)
-            .where(Comparison.id == any_(ids), Comparison.project_id == model.project_id)
-            .order_by(Comparison.id)
-            .with_for_update(key_share=True)
-            .subquery()
-        )
-    )
-    said = (
-        func.unnest(
-            ids,
-            literal([view.p_b for view in views], ARRAY(Float)),
-            literal([view.trained for view in views], ARRAY(Boolean)),
-        )
-        .table_valued("id", "p_b", "trained", name="said")
-        .render_derived()
-    )
-    session.execute(
-        update(Comparison)
-        .where(Comparison.id == said.c.id, Comparison.project_id == model.project_id)
-        .values(reward_p_b=said.c.p_b, reward_trained=said.c.trained, reward_model_id=model.id)
-        .execution_options(synchronize_session=False)
+        text(
+            "UPDATE comparison SET reward_p_b = said.p_b, reward_trained = said.trained > 0, reward_model_id = :model"
+            f" FROM (SELECT said.* FROM {READ}) AS said WHERE comparison.id = said.id"
+        ),
+        named,
     )
