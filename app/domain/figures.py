@@ -132,7 +132,8 @@ class Patterns:
             telling = self._telling(patterns, frequencies)
             bounds = wilson(percent.value * telling, telling)
             percent = Estimate(percent.value, *bounds) if bounds else percent
-        return Figures(*(int(n) for n in frequencies @ self._sizes[patterns]), percent, *others)
+        comparisons, shared, judgments = (int(n) for n in frequencies @ self._sizes[patterns])
+        return Figures(comparisons, shared, judgments, percent, *others)
 
 
 class PairPatterns(Patterns):

@@ -220,7 +220,7 @@ def last_judgments(session: Session, project_id: int, labeler_id: int) -> list[L
         .order_by(Judgment.created_at.desc(), Judgment.id.desc())
         .limit(SHOWN)
     )
-    return [LastJudgment(*row) for row in session.execute(found)]
+    return [LastJudgment._make(row) for row in session.execute(found)]
 
 
 def tags(session: Session, comparison_ids: Collection[int]) -> dict[int, tuple[str, str]]:

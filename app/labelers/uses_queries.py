@@ -74,8 +74,8 @@ def snapshots_with(session: Session, project_id: int, labeler_id: int) -> list[U
     ]
 
 
-def _by_snapshot(session: Session, found: Select[tuple[int, int]]) -> dict[int, int]:
-    return dict(session.execute(found).all())
+def _by_snapshot(session: Session, found: Select[int, int]) -> dict[int, int]:
+    return {row[0]: row[1] for row in session.execute(found)}
 
 
 def _live_at(snapshot: type[Snapshot]) -> ColumnElement[bool]:
@@ -85,7 +85,7 @@ def _live_at(snapshot: type[Snapshot]) -> ColumnElement[bool]:
     )
 
 
-def _judged(project_id: int, labeler_id: int) -> Select[tuple[int, int]]:
+def _judged(project_id: int, labeler_id: int) -> Select[int, int]:
     return (
         select(SnapshotComparison.snapshot_id, func.count())
         .join(Snapshot, Snapshot.id == SnapshotComparison.snapshot_id)
@@ -95,7 +95,7 @@ def _judged(project_id: int, labeler_id: int) -> Select[tuple[int, int]]:
     )
 
 
-def _weighed(project_id: int, labeler_id: int) -> Select[tuple[int]]:
+def _weighed(project_id: int, labeler_id: int) -> Select[int]:
     fitted = exists().where(
         Judgment.comparison_id == Comparison.id,
         Comparison.project_id == project_id,
@@ -107,7 +107,7 @@ def _weighed(project_id: int, labeler_id: int) -> Select[tuple[int]]:
     return select(Snapshot.id).where(Snapshot.project_id == project_id, Snapshot.consensus.in_(WEIGHING), fitted)
 
 
-def _demonstrated(project_id: int, labeler_id: int) -> Select[tuple[int, int]]:
+def _demonstrated(project_id: int, labeler_id: int) -> Select[int, int]:
     return (
         select(SnapshotDemonstration.snapshot_id, func.count())
         .join(Demonstration, Demonstration.id == SnapshotDemonstration.demonstration_id)
@@ -116,7 +116,7 @@ def _demonstrated(project_id: int, labeler_id: int) -> Select[tuple[int, int]]:
     )
 
 
-def _on_own_prompts(project_id: int, labeler_id: int) -> tuple[Select[tuple[int, int]], Select[tuple[int, int]]]:
+def _on_own_prompts(project_id: int, labeler_id: int) -> tuple[Select[int, int], Select[int, int]]:
     prompts = own_prompts(project_id, labeler_id)
     return (
         select(SnapshotComparison.snapshot_id, func.count())

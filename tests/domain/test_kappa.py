@@ -89,7 +89,9 @@ def random_table(seed: int, units: int, labelers: int, missing: float = 0.0) -> 
 def test_congers_kappa_of_gwets_four_raters() -> None:
     """The value of the package irrCAC, for a table with answers missing."""
     table = TABLES["gwet_raw_4raters"]
-    numbers = np.array([[-1 if said is None else int(said) - 1 for said in unit] for unit in table["subjects_by_raters"]])
+    numbers = np.array(
+        [[-1 if said is None else int(said) - 1 for said in unit] for unit in table["subjects_by_raters"]]
+    )
     assert Ratings(numbers, int(numbers.max()) + 1).kappa() == pytest.approx(table["values"]["conger"], abs=5e-6)
 
 

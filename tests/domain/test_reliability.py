@@ -6,6 +6,7 @@ import pytest
 from app.domain import reliability
 from app.domain.reliability import PRIOR_ANSWERS, UNKNOWN, DawidSkene
 from tests.domain import votes
+from tests.domain.crowds import CROWDS
 from tests.domain.votes import Sample, outcomes
 
 
@@ -147,6 +148,36 @@ def test_real_votes_of_a_topic_never_fall_below_the_majority(number: int) -> Non
     assert found.converged
     assert sample.accuracy(outcomes(found.p_b, found.p_tie)) >= majority - 1e-12
     assert sample.accuracy(votes.plain_dawid_skene(sample, iterations=40)) < majority
+
+
+@pytest.mark.parametrize("name", CROWDS)
+def test_no_made_up_crowd_falls_below_the_majority(name: str) -> None:
+    """Crowds that no constant was chosen on. Below: by more than three standard errors of as many coins as there are
+    comparisons that the two decide differently."""
+    samples = [CROWDS[name].sample(seed) for seed in range(5)]
+    fits = [fit(sample) for sample in samples]
+    ours = np.concatenate(
+        [sample.hits(outcomes(found.p_b, found.p_tie)) for sample, found in zip(samples, fits, strict=True)]
+    )
+    majority = np.concatenate([sample.hits(sample.counts.astype(float)) for sample in samples])
+    assert (ours - majority).sum() >= -3 * np.sqrt(((ours - majority) ** 2).sum())
+    plain = np.concatenate([sample.hits(votes.plain_dawid_skene(sample, 40)) for sample in samples])
+    if CROWDS[name].each <= 10 and not CROWDS[name].adversaries:  # where the model of 1979 has too little to go by
+        assert plain.mean() < majority.mean()
+    if name in ("spammers", "adversaries"):  # and where there is something to learn of labelers, it is learned
+        assert ours.mean() > majority.mean() + 0.03
+
+
+def test_how_common_ties_are_is_taken_from_what_most_call() -> None:
+    def odds(ties: int, shared: int, sides: int) -> float:
+        return reliability.tie_odds(np.array([[0, 2, 1]] * ties + [[1, 1, 0]] * shared + [[0, 1, 2]] * sides, float))
+
+    # Of 97 six are ties, and 12 half of one: with one more of each kind 13 of 100, as which they may well be a third.
+    assert odds(6, 12, 79) == pytest.approx(0)
+    # Two in a hundred: four times as many at most, against 46 for either side.
+    assert odds(1, 0, 96) == pytest.approx(np.log(0.08 / 0.46))
+    # More than a third are what they are.
+    assert odds(59, 0, 38) == pytest.approx(np.log(0.6 / 0.2))
 
 
 def test_a_million_judgments() -> None:

@@ -39,10 +39,14 @@ class Sample(NamedTuple):
 
     def accuracy(self, scores: NDArray[np.float64]) -> float:
         """Share of gold labels hit by the highest score; shared highest ones count as a guess among them."""
+        return float(self.hits(scores).mean())
+
+    def hits(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Of each pair with a gold label, how probably it is hit."""
         given = self.gold != 2
         rows = scores[given].round(9)
         top = rows == rows.max(axis=1, keepdims=True)
-        return float((top[np.arange(len(rows)), self.gold[given] + 1] / top.sum(axis=1)).mean())
+        return top[np.arange(len(rows)), self.gold[given] + 1] / top.sum(axis=1)
 
     def topic(self, number: int) -> "Sample":
         """The pairs of one topic, with workers and arguments numbered anew."""
@@ -89,7 +93,7 @@ def plain_dawid_skene(sample: Sample, iterations: int = 100) -> NDArray[np.float
         table = np.log(np.maximum(said / np.maximum(said.sum(axis=2, keepdims=True), 1e-300), 1e-10))
         logs = np.stack(
             [np.bincount(sample.comparison, table[:, z].reshape(-1)[cell], n) for z in range(3)], axis=1
-        ) + np.log(posterior.mean(axis=0))
+        ) + np.log(np.maximum(posterior.mean(axis=0), 1e-300))
         likely = np.exp(logs - logs.max(axis=1, keepdims=True))
         posterior = likely / likely.sum(axis=1, keepdims=True)
     return posterior
