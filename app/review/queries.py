@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, exists, func, or_, select
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from app.models import (
     Adjudication,
@@ -116,8 +116,8 @@ def could_not_judge(session: Session, comparison_id: int) -> int:
 def preferences(session: Session, comparison_id: int) -> tuple[list[int], list[int]]:
     """Labelers, and what they prefer, of the live judgments that say it."""
     found = select(Judgment.labeler_id, Judgment.preference).where(Judgment.comparison_id == comparison_id)
-    found = found.where(Judgment.superseded_at.is_(None), Judgment.preference.is_not(None)).order_by(Judgment.id)
-    rows = session.execute(found).all()
+    found = found.where(Judgment.superseded_at.is_(None)).order_by(Judgment.id)
+    rows = [(labeler, preference) for labeler, preference in session.execute(found) if preference is not None]
     return [labeler for labeler, _ in rows], [preference for _, preference in rows]
 
 
@@ -245,9 +245,14 @@ def _can_be_asked(comparison: Comparison) -> tuple[Any, ...]:
     recused = exists().where(
         Lease.comparison_id == comparison.id, Lease.labeler_id == User.id, Lease.state == "recused"
     )
+    return *may_label(comparison.project_id), ~judged, ~recused
+
+
+def may_label(project_id: int | InstrumentedAttribute[int]) -> tuple[Any, ...]:
+    """Conditions of a user who may judge in a project."""
     kept_out = exists().where(
-        ProjectLabeler.project_id == comparison.project_id,
+        ProjectLabeler.project_id == project_id,
         ProjectLabeler.labeler_id == User.id,
         ProjectLabeler.state != "active",
     )
-    return User.is_active, User.roles.contains(["labeler"]), User.kind != "imported", ~judged, ~recused, ~kept_out
+    return User.is_active, User.roles.contains(["labeler"]), User.kind != "imported", ~kept_out

@@ -152,8 +152,8 @@ def page(session: Session, project_id: int, wanted: Wanted, after: Place | None,
     # A comparison decided between the two reads is still shown: opening it says so.
     queued = []
     for id_ in ids:
-        comparison, domain, *excerpts = rows[id_]
-        queued.append(Queued(comparison, *excerpts, domain, answers[id_], *requests.get(id_, ("", ""))))
+        comparison, domain, prompt, text_a, text_b = rows[id_]
+        queued.append(Queued(comparison, prompt, text_a, text_b, domain, answers[id_], *requests.get(id_, ("", ""))))
     return queued
 
 

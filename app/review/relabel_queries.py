@@ -19,8 +19,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session, aliased
 
-from app.models import Comparison, Judgment, LabelerGroupMember, Lease, ProjectLabeler, Prompt, Rubric, User
+from app.models import Comparison, Judgment, LabelerGroupMember, Lease, Prompt, Rubric, User
 from app.review.forms import RelabelForm
+from app.review.queries import may_label
 
 DECIDED = ("settled", "in_review", "adjudicated")
 # Repeats and calibration items measure labelers, not responses.
@@ -91,10 +92,10 @@ def ask_again(session: Session, ids: Sequence[int], rubric_id: int, overlap: int
         select(func.count())
         .select_from(LabelerGroupMember)
         .join(User, User.id == LabelerGroupMember.labeler_id)
-        .where(LabelerGroupMember.group_id == Comparison.group_id, *_may_label())
+        .where(LabelerGroupMember.group_id == Comparison.group_id, *may_label(Comparison.project_id))
         .scalar_subquery()
     )
-    can = exists().where(User.id == Comparison.labeler_id, literal(overlap) == 1, *_may_label())
+    can = exists().where(User.id == Comparison.labeler_id, literal(overlap) == 1, *may_label(Comparison.project_id))
     old = select(
         *(getattr(Comparison, name) for name in _KEPT),
         literal(rubric_id, BigInteger),
@@ -121,16 +122,6 @@ def ask_again(session: Session, ids: Sequence[int], rubric_id: int, overlap: int
     # Hidden repeats and calibration items of them go by what was answered under the old rubric.
     repeats = update(Comparison).where(Comparison.repeat_of_id == any_(these), Comparison.state == "open")
     session.execute(repeats.values(state="withdrawn"), execution_options=quietly)
-
-
-def _may_label() -> tuple[ColumnElement[bool], ...]:
-    """Of a user, in the project of the comparison in the query around."""
-    kept_out = exists().where(
-        ProjectLabeler.project_id == Comparison.project_id,
-        ProjectLabeler.labeler_id == User.id,
-        ProjectLabeler.state != "active",
-    )
-    return User.is_active, User.roles.contains(["labeler"]), ~kept_out
 
 
 def flags(session: Session, project_id: int) -> list[str]:

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.labeling import settling
 from app.models import Adjudication, Comparison, LabelerGroup, LabelerGroupMember, Project
+from app.review import service
 from tests import factories
 
 
@@ -251,3 +252,25 @@ def test_texts_cannot_inject_or_break_the_page(session: Session, open_page: Call
         assert page.locator("main img, main i, main u, main script").count() == 0
     expect(page.get_by_text(hostile)).to_be_visible()
     expect(page.get_by_text("<script>document.title='x'</script>")).to_be_visible()
+
+
+def test_names_turn_no_words_around_them(session: Session, open_page: Callable[..., Page]) -> None:
+    """What follows a name that begins to write from right to left still stands to its right."""
+    project = factories.project(session)
+    eve = factories.user(session, "admin", name="\u202eEve")
+    row = split(session, project, 1)
+    service.adjudicate(session, project, eve, row.id, verdict=1, note="\u202eBoth cite it.")
+    session.commit()
+    page = open_page("admin")
+    page.goto(f"/projects/{project.slug}/review/{row.id}")
+    for place, before, after in (
+        (".message-ok", "bdi >> nth=0", "time"),
+        (".message-ok", "time", "bdi >> nth=1"),
+        (".decisions li", "time", "bdi >> nth=0"),
+        (".decisions li", "bdi >> nth=0", "bdi >> nth=1"),
+        (".decisions li", "bdi >> nth=1", "bdi >> nth=2"),
+    ):
+        boxes = [page.locator(place).locator(each).bounding_box() for each in (before, after)]
+        assert boxes[0]
+        assert boxes[1]
+        assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"], (place, before, after)
