@@ -97,8 +97,8 @@ def test_typing_on_when_a_refused_answer_comes_back_presses_no_keys(session: Ses
     page.keyboard.type("The first one ")
     page.wait_for_function("document.getElementById('rationale').value.endsWith(' ')")
     [route] = held
-    page.unroute_all()
     route.continue_()
+    page.unroute_all()
     expect(page.locator(".desk-problem")).to_contain_text("A new version of the rubric applies")
     # Those who look at the keyboard while they type go on: a digit and Enter would be an answer, s skips, u takes back.
     for key in ("1", "u", "s", "1", "Enter", "b", "r"):
