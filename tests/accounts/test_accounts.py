@@ -324,7 +324,10 @@ def test_what_the_database_cannot_hold_is_refused_in_words(sign_in: SignIn, sess
     factories.project(session, slug="p")
     session.commit()
     admin = sign_in("admin")
-    answers = [admin.get(f"/projects/p/review/{10**30}"), admin.post("/projects", {"name": "Nul\0l"})]
+    answers = [
+        admin.get(f"/projects/p/review/{10**30}"),
+        admin.post("/projects", {"name": "N", "description": "Nul\0l"}),
+    ]
     for answer in answers:
         assert answer.status_code == 422
         assert "cannot be stored" in answer.text
