@@ -225,13 +225,15 @@ def _kappas(
     answers: _Answers, part: NDArray[np.int64], rng: np.random.Generator, replicates: int
 ) -> dict[int, Estimate]:
     """Conger's kappa of each part, as `_by_part`."""
-    kept = np.flatnonzero(part[answers.unit] >= 0)
-    unit = answers.unit[kept]
+    of, unit, labeler, side = part[answers.unit], answers.unit, answers.labeler, answers.side
+    if (part < 0).any():
+        kept = of >= 0
+        of, unit, labeler, side = of[kept], unit[kept], labeler[kept], side[kept]
     chance, moves = own_habits(
-        part[unit],
+        of,
         unit,
-        answers.labeler[kept],
-        answers.side[kept],
+        labeler,
+        side,
         parts=max(int(part.max()) + 1, 0),
         units=len(part),
         values=len(SIDES),

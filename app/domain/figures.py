@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from app.domain import agreement
 from app.domain.bootstrap import REPLICATES, Estimate, estimates
-from app.domain.kappa import cohen_kappa
+from app.domain.kappa import cohen_kappa, numbered
 from app.domain.pooling import Floats, sums
 from app.domain.proportions import wilson
 
@@ -194,9 +194,9 @@ def conger_kappa(drawn: Drawn, chance: float, rng: np.random.Generator, replicat
     Args:
         chance: p_e, of `app.domain.kappa.own_habits`.
     """
-    numbers, together = np.unique(drawn.together, return_inverse=True)
-    n = min(len(numbers), GROUPS)
-    group = rng.permutation(len(numbers))[together] % n
+    together, draws = numbered(drawn.together - drawn.together.min())
+    n = min(draws, GROUPS)
+    group = rng.permutation(draws)[together] % n
     terms = np.stack([sums(group, column, n) for column in (drawn.shared, drawn.agreeing, drawn.moves)], axis=1)
 
     def of(times: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -30,6 +30,19 @@ def cohen_kappa(confusion: ArrayLike, weights: Weights = "none") -> NDArray[np.f
     return 1 - apart / np.where(expected == 0, np.nan, expected)
 
 
+def numbered(codes: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+    """Which of the distinct codes, none negative, each one is, and how many there are; without sorting where there is
+    room for a place for every code."""
+    places = int(codes.max(initial=-1)) + 1
+    if places > 16 * len(codes) + 1000:
+        found, index = np.unique(codes, return_inverse=True)
+        return index, len(found)
+    is_there = np.zeros(places, dtype=bool)
+    is_there[codes] = True
+    number = np.cumsum(is_there) - 1
+    return number[codes], int(is_there.sum())
+
+
 class OwnHabits(NamedTuple):
     """What chance alone would give where each labeler answers by their own shares of the values.
 
@@ -58,16 +71,17 @@ def own_habits(
     Args:
         part, unit, labeler, value: (J,) of each answer, numbered from 0; all answers to a unit are of one part.
     """
-    codes, who = np.unique(part * (int(labeler.max(initial=0)) + 1) + labeler, return_inverse=True)
-    own_part = np.zeros(len(codes), dtype=np.int64)  # of W labelers, counted apart in each part
+    who, n = numbered(part * (int(labeler.max(initial=0)) + 1) + labeler)  # labelers, counted apart in each part
+    own_part = np.zeros(n, dtype=np.int64)
     own_part[who] = part
-    answers = np.bincount(who, minlength=len(codes))
-    shares = np.bincount(who * values + value, minlength=len(codes) * values).reshape(-1, values) / answers[:, None]
+    answers = np.bincount(who, minlength=n)
+    cell = who * values + value
+    shares = np.bincount(cell, minlength=n * values).reshape(-1, values) / answers[:, None]
     number = np.bincount(own_part, minlength=parts)
     pairs = np.where(number > 1, number * (number - 1.0), np.nan)
     total = np.stack([sums(own_part, share, parts) for share in shares.T], axis=1)
     chance = ((total**2).sum(axis=1) - sums(own_part, (shares**2).sum(axis=1), parts)) / pairs
     others = total[own_part] - shares
-    mean = (others * shares).sum(axis=1)
-    slope = 2 * (others[who, value] - mean[who]) / (answers[who] * pairs[part])
-    return OwnHabits(chance, sums(unit, slope, units))
+    mean = (others * shares).sum(axis=1, keepdims=True)
+    slope = 2 * (others - mean) / (answers * pairs[own_part])[:, None]
+    return OwnHabits(chance, sums(unit, slope.ravel()[cell], units))

@@ -9,9 +9,10 @@ from sqlalchemy.orm import Session
 
 from app.accounts.access import StaffDep
 from app.db import SessionDep
+from app.domain.agreement_table import Table
 from app.errors import NotFound
 from app.insights import queries, service, views
-from app.insights.service import Computed, Tables
+from app.kept import Computed, Kept
 from app.models import Project
 from app.models.user import USER_KINDS
 from app.projects.access import ProjectDep
@@ -29,13 +30,13 @@ def _kinds(
     return tuple(each for each in USER_KINDS if each in kind) if kind else service.PEOPLE
 
 
-def _tables(request: Request) -> Tables:
-    tables: Tables = request.app.state.agreement_tables
+def _tables(request: Request) -> Kept[Table]:
+    tables: Kept[Table] = request.app.state.agreement_tables
     return tables
 
 
 KindsDep = Annotated[tuple[str, ...], Depends(_kinds)]
-TablesDep = Annotated[Tables, Depends(_tables)]
+TablesDep = Annotated[Kept[Table], Depends(_tables)]
 DimensionQuery = Annotated[str, Query(max_length=40)]
 NumberQuery = Annotated[int, Query(ge=0, le=100_000)]
 
@@ -56,7 +57,7 @@ def agreement(
     live = service.live(session, project.id, kinds)
     if "application/json" in request.headers.get("accept", ""):
         computed = _computed(session, project, kinds, tables)
-        names = queries.labelers(session, views.labelers_of(computed.table))
+        names = queries.labelers(session, views.labelers_of(computed.value))
         return JSONResponse(views.as_json(live, computed, names, kinds))
     at_once = wait or live.figures.judgments <= AT_ONCE or tables.kept((project.id, kinds)) is not None
     shown = _view(session, project, kinds, tables, {dimension: number}) if at_once and live.figures.judgments else None
@@ -116,15 +117,15 @@ def section(
     return page(request, "insights/_section.html", view=shown, section=found, **_shared(project, kinds))
 
 
-def _computed(session: Session, project: Project, kinds: tuple[str, ...], tables: Tables) -> Computed:
+def _computed(session: Session, project: Project, kinds: tuple[str, ...], tables: Kept[Table]) -> Computed[Table]:
     return tables.get((project.id, kinds), lambda: service.table(session, project.id, kinds))
 
 
 def _view(
-    session: Session, project: Project, kinds: tuple[str, ...], tables: Tables, pages: Mapping[str, int]
+    session: Session, project: Project, kinds: tuple[str, ...], tables: Kept[Table], pages: Mapping[str, int]
 ) -> views.View:
     computed = _computed(session, project, kinds, tables)
-    names = queries.labelers(session, views.labelers_of(computed.table))
+    names = queries.labelers(session, views.labelers_of(computed.value))
     return views.view(computed, names, project.review_threshold, pages)
 
 

@@ -1,10 +1,6 @@
 """How far a project's labelers agree: live figures of the whole, and the full table."""
 
-import threading
-import time
-from collections import defaultdict
-from collections.abc import Callable, Collection, Hashable
-from datetime import UTC, datetime, timedelta
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -66,50 +62,3 @@ def table(session: Session, project_id: int, kinds: Collection[str] = PEOPLE) ->
     """All figures, computed from all judgments: a few seconds for a million."""
     judgments = queries.judgments(session, project_id, kinds, queries.scales(session, project_id).aspects)
     return agreement_table.table(judgments)
-
-
-class Computed(NamedTuple):
-    table: Table
-    at: datetime
-    seconds: float
-
-
-class Tables:
-    """Tables that took long, kept for twenty times what they cost: a busy page costs a twentieth of a core at most.
-
-    What takes less than a second is computed anew each time.
-    """
-
-    KEPT_FOR = 20
-    WORTH_KEEPING = 1.0  # seconds
-
-    def __init__(self) -> None:
-        self._kept: dict[Hashable, Computed] = {}
-        self._locks: defaultdict[Hashable, threading.Lock] = defaultdict(threading.Lock)
-        self._guard = threading.Lock()
-
-    def kept(self, key: Hashable) -> Computed | None:
-        """The table, if there is one that is new enough."""
-        with self._guard:
-            now = datetime.now(UTC)
-            for old in [old for old, found in self._kept.items() if now > found.at + self._lasting(found)]:
-                del self._kept[old]
-            return self._kept.get(key)
-
-    def get(self, key: Hashable, compute: Callable[[], Table]) -> Computed:
-        """The table kept, else a new one. Who asks while it is being computed waits for that one."""
-        with self._guard:
-            lock = self._locks[key]
-        with lock:
-            if found := self.kept(key):
-                return found
-            began = time.perf_counter()
-            table = compute()
-            found = Computed(table, datetime.now(UTC), time.perf_counter() - began)
-            if found.seconds > self.WORTH_KEEPING:
-                with self._guard:
-                    self._kept[key] = found
-            return found
-
-    def _lasting(self, found: Computed) -> timedelta:
-        return timedelta(seconds=self.KEPT_FOR * found.seconds)

@@ -12,7 +12,8 @@ from app.domain.agreement_table import Table
 from app.domain.attention import clearly_below
 from app.domain.bootstrap import Estimate
 from app.domain.figures import Figures
-from app.insights.service import Computed, Live
+from app.insights.service import Live
+from app.kept import Computed
 
 LEAST = 20  # comparisons judged twice; with fewer a part is not compared
 PAGE = 10  # parts shown at once of each kind
@@ -103,13 +104,15 @@ class View(NamedTuple):
     seconds: float
 
 
-def view(computed: Computed, names: Mapping[int, tuple[str, str]], threshold: float, pages: Mapping[str, int]) -> View:
+def view(
+    computed: Computed[Table], names: Mapping[int, tuple[str, str]], threshold: float, pages: Mapping[str, int]
+) -> View:
     """
     Args:
         names: (name, kind) of the labelers in pairs.
         pages: by dimension, the page asked for.
     """
-    table, whole = computed.table, computed.table.whole
+    table, whole = computed.value, computed.value.whole
     sections, same = [], []
     for dimension in TITLES:
         parts = table.aspects if dimension == "aspect" else table.slices.get(dimension, {})
@@ -183,10 +186,10 @@ def chart(weeks: Sequence[tuple[datetime, Figures]]) -> str:
 
 
 def as_json(
-    live: Live, computed: Computed, names: Mapping[int, tuple[str, str]], kinds: Sequence[str]
+    live: Live, computed: Computed[Table], names: Mapping[int, tuple[str, str]], kinds: Sequence[str]
 ) -> dict[str, Any]:
     """Everything, for programs: numbers by name, their intervals beside them."""
-    table = computed.table
+    table = computed.value
     parts = {f"{name}={value}": each for name, found in table.slices.items() for value, each in found.items()}
     return {
         "labelers": list(kinds),
