@@ -26,7 +26,7 @@ from app.db import make_engine, make_session_factory
 from app.demonstrations.routes import router as demonstrations
 from app.errors import InvalidInput, NotFound, NotSignedIn, PrefloopError, Unavailable
 from app.insights.routes import router as insights
-from app.insights.service import Tables
+from app.kept import Kept
 from app.labelers.routes import router as labelers
 from app.labeling.routes import router as labeling
 from app.limits import BodyLimit
@@ -84,7 +84,8 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
     app.state.settings = settings
     app.state.session_factory = make_session_factory(engine)
     app.state.store = ArtifactStore(settings.artifacts_root)
-    app.state.agreement_tables = Tables()
+    app.state.agreement_tables = Kept()
+    app.state.labelers_overviews = Kept()
 
     @app.get("/healthz", include_in_schema=False)
     def healthz() -> Response:

@@ -10,6 +10,7 @@ from app.domain import scale
 from app.domain.labelers import figures
 from app.errors import PrefloopError
 from app.judging import LabelingSettings
+from app.kept import Kept
 from app.labelers import group_queries, queries, service, views
 from app.labelers.forms import GroupForm, LabelersFilter, MembersForm, PauseForm, RemoveForm
 from app.models import Project
@@ -51,8 +52,9 @@ def listing(
 def attention(request: Request, staff: StaffDep, project: ProjectDep, session: SessionDep) -> Response:
     """Who needs attention, alone: for the project's start page."""
     settings = LabelingSettings.model_validate(project.labeling)
-    listing = views.listing(service.overview(session, project), settings.calibration, None)
-    return page(request, "labelers/_attention.html", listing=listing)
+    overviews: Kept[service.Overview] = request.app.state.labelers_overviews
+    found = overviews.get(project.id, lambda: service.overview(session, project)).value
+    return page(request, "labelers/_attention.html", listing=views.listing(found, settings.calibration, None))
 
 
 @router.post("/refit")

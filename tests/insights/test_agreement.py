@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from app.domain.agreement_table import Table
 from app.domain.bootstrap import Estimate
 from app.insights import queries, routes, service, views
-from app.insights.service import Computed, Tables
+from app.kept import Computed, Kept
 from app.models import Project, Ranking, User
 from benchmarks import agreement as benchmark
 from tests import factories
@@ -352,7 +352,7 @@ def test_a_table_that_took_long_is_kept_for_a_while(session: Session, monkeypatc
         now[0] += seconds
         return table
 
-    tables = Tables()
+    tables = Kept[Table]()
     tables.get("quick", lambda: compute(0.5))
     tables.get("quick", lambda: compute(0.5))
     assert calls == [0.5, 0.5]
@@ -360,14 +360,14 @@ def test_a_table_that_took_long_is_kept_for_a_while(session: Session, monkeypatc
     assert tables.get("slow", lambda: compute(3.0)) is slow
     assert tables.get("other", lambda: compute(3.0)) is not slow
     assert calls == [0.5, 0.5, 3.0, 3.0]
-    monkeypatch.setattr(Tables, "KEPT_FOR", 0)
+    monkeypatch.setattr(Kept, "KEPT_FOR", 0)
     assert tables.kept("slow") is None
 
 
 def test_who_asks_meanwhile_waits_for_the_same_table(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Tables, "WORTH_KEEPING", 0.0)
-    monkeypatch.setattr(Tables, "KEPT_FOR", 10**6)
-    table, tables, calls = a_table(session), Tables(), []
+    monkeypatch.setattr(Kept, "WORTH_KEEPING", 0.0)
+    monkeypatch.setattr(Kept, "KEPT_FOR", 10**6)
+    table, tables, calls = a_table(session), Kept[Table](), []
     begun, go_on = threading.Event(), threading.Event()
 
     def compute() -> Table:
@@ -376,7 +376,7 @@ def test_who_asks_meanwhile_waits_for_the_same_table(session: Session, monkeypat
         assert go_on.wait(20)
         return table
 
-    found: list[Computed] = []
+    found: list[Computed[Table]] = []
     threads = [threading.Thread(target=lambda: found.append(tables.get("key", compute))) for _ in range(4)]
     for thread in threads:
         thread.start()
