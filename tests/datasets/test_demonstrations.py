@@ -131,7 +131,7 @@ def test_the_data_page_imports_shows_and_exports_them(
     content = b'{"prompt": "Why?", "response": "Because."}\n'
     done = admin.post(url, {"format": "demonstrations"}, files={"files": ("d.jsonl", content)})
     assert done.status_code == 200, done.text
-    assert "1 demonstrations" in done.text
+    assert "1 demonstration," in done.text
     assert "1 approved" in done.text
     sent = admin.get(f"{url}/export?kind=demonstrations")
     assert json.loads(sent.text) == {"prompt": [USER], "completion": [ANSWER]}
