@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, exists, func, or_, select
-from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
+from sqlalchemy.orm import Session, aliased
 
 from app.models import (
     Adjudication,
@@ -248,7 +248,7 @@ def _can_be_asked(comparison: Comparison) -> tuple[Any, ...]:
     return *may_label(comparison.project_id), ~judged, ~recused
 
 
-def may_label(project_id: int | InstrumentedAttribute[int]) -> tuple[Any, ...]:
+def may_label(project_id: int) -> tuple[Any, ...]:
     """Conditions of a user who may judge in a project."""
     kept_out = exists().where(
         ProjectLabeler.project_id == project_id,

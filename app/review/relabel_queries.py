@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session, aliased
 
-from app.models import Comparison, Judgment, LabelerGroupMember, Lease, Prompt, Rubric, User
+from app.models import Comparison, Judgment, LabelerGroup, LabelerGroupMember, Lease, Prompt, Rubric, User
 from app.review.forms import RelabelForm
 from app.review.queries import may_label
 
@@ -81,28 +81,21 @@ def lock(session: Session, project_id: int, form: RelabelForm, limit: int) -> li
     return list(session.scalars(locked.with_for_update(of=Comparison)))
 
 
-def ask_again(session: Session, ids: Sequence[int], rubric_id: int, overlap: int) -> None:
+def ask_again(session: Session, project_id: int, ids: Sequence[int], rubric_id: int, overlap: int) -> None:
     """Opens a comparison under the rubric for each of these, which are withdrawn, their judgments superseded.
 
     A pair of a ranking is asked about alone. What was kept for a group or a person stays so where they can give as many
     judgments as are wanted.
     """
     these = literal(list(ids), ARRAY(BigInteger))
-    members = (
-        select(func.count())
-        .select_from(LabelerGroupMember)
-        .join(User, User.id == LabelerGroupMember.labeler_id)
-        .where(LabelerGroupMember.group_id == Comparison.group_id, *may_label(Comparison.project_id))
-        .scalar_subquery()
-    )
-    can = exists().where(User.id == Comparison.labeler_id, literal(overlap) == 1, *may_label(Comparison.project_id))
+    groups, labelers = _who_can(session, project_id, overlap)
     old = select(
         *(getattr(Comparison, name) for name in _KEPT),
         literal(rubric_id, BigInteger),
         literal(overlap),
         Comparison.id,
-        case((members >= overlap, Comparison.group_id)),
-        case((can, Comparison.labeler_id)),
+        case((Comparison.group_id == any_(literal(groups, ARRAY(BigInteger))), Comparison.group_id)),
+        case((Comparison.labeler_id == any_(literal(labelers, ARRAY(BigInteger))), Comparison.labeler_id)),
     ).where(Comparison.id == any_(these))
     columns = (*_KEPT, "rubric_id", "overlap", "relabel_of_id", "group_id", "labeler_id")
     session.execute(insert(Comparison).from_select(columns, old.order_by(Comparison.id)))
@@ -122,6 +115,20 @@ def ask_again(session: Session, ids: Sequence[int], rubric_id: int, overlap: int
     # Hidden repeats and calibration items of them go by what was answered under the old rubric.
     repeats = update(Comparison).where(Comparison.repeat_of_id == any_(these), Comparison.state == "open")
     session.execute(repeats.values(state="withdrawn"), execution_options=quietly)
+
+
+def _who_can(session: Session, project_id: int, judgments: int) -> tuple[list[int], list[int]]:
+    """Groups of the project that can give a comparison so many judgments, and labelers who can give it all of them."""
+    groups = (
+        select(LabelerGroup.id)
+        .join(LabelerGroupMember, LabelerGroupMember.group_id == LabelerGroup.id)
+        .join(User, User.id == LabelerGroupMember.labeler_id)
+        .where(LabelerGroup.project_id == project_id, *may_label(project_id))
+        .group_by(LabelerGroup.id)
+        .having(func.count() >= judgments)
+    )
+    labelers = select(User.id).where(*may_label(project_id))
+    return list(session.scalars(groups)), list(session.scalars(labelers)) if judgments == 1 else []
 
 
 def flags(session: Session, project_id: int) -> list[str]:

@@ -69,7 +69,7 @@ def relabel(session: Session, project: Project, admin: User, form: RelabelForm, 
     if not ids:
         raise InvalidInput("No comparison fits these conditions.", "Take some of them away.")
     overlap = _overlap(project, form)
-    relabel_queries.ask_again(session, ids, rubric.id, overlap)
+    relabel_queries.ask_again(session, project.id, ids, rubric.id, overlap)
     audit(
         session,
         admin.id,

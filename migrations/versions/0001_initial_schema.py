@@ -26,13 +26,12 @@ BEGIN
     RETURN NULL;
 END $$;
 
-CREATE FUNCTION count_judgment() RETURNS trigger LANGUAGE plpgsql AS $$
-DECLARE
-    change integer := (NEW.superseded_at IS NULL)::integer - (OLD.superseded_at IS NULL)::integer;
+-- The one change that a judgment may see is becoming superseded; thousands may at once.
+CREATE FUNCTION count_superseded_judgments() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF change <> 0 THEN
-        UPDATE comparison SET judgment_count = judgment_count + change WHERE id = NEW.comparison_id;
-    END IF;
+    UPDATE comparison SET judgment_count = judgment_count - gone.n
+    FROM (SELECT comparison_id, count(*) AS n FROM new_rows GROUP BY comparison_id) AS gone
+    WHERE comparison.id = gone.comparison_id;
     RETURN NULL;
 END $$;
 
@@ -66,8 +65,8 @@ CREATE TRIGGER comparison_opened BEFORE UPDATE ON comparison
     ) EXECUTE FUNCTION mark_opened();
 CREATE TRIGGER lease_counted AFTER INSERT OR UPDATE OF state ON lease
     FOR EACH ROW EXECUTE FUNCTION count_lease();
-CREATE TRIGGER judgment_counted AFTER UPDATE OF superseded_at ON judgment
-    FOR EACH ROW EXECUTE FUNCTION count_judgment();
+CREATE TRIGGER superseded_judgments_counted AFTER UPDATE ON judgment
+    REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION count_superseded_judgments();
 CREATE TRIGGER new_judgments_counted AFTER INSERT ON judgment
     REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION count_new_judgments();
 """
@@ -337,7 +336,8 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.CheckConstraint("difficulty IN ('easy', 'hard', 'adversarial')", name=op.f("ck_prompt_difficulty_known")),
         sa.CheckConstraint(
-            "split IN ('train', 'heldout', 'regression', 'calibration', 'withdrawn')", name=op.f("ck_prompt_split_known")
+            "split IN ('train', 'heldout', 'regression', 'calibration', 'withdrawn')",
+            name=op.f("ck_prompt_split_known"),
         ),
         sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_prompt_project_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_prompt")),
