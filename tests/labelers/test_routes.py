@@ -1,15 +1,17 @@
 """The labelers' pages: who may see and do what, what stands on them, and refused forms."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import null, select
 from sqlalchemy.orm import Session
 
 from app.models import Comparison, LabelerGroup, Project, ProjectLabeler, User
 from tests import factories
 from tests.labelers.scenes import Habit, judged
+from tests.red_team.attempts import rated
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -166,3 +168,16 @@ def test_a_removal_offers_to_withdraw_what_somebody_wrote(
     assert sign_in("operator").post(f"{one}/withdraw-written", data={"reason": "x"}).status_code == 403
     shown = admin.get(f"/projects/desk/demonstrations/{rows[0].id}").text
     assert "Withdrawn" in shown
+
+
+def test_a_withdrawn_attempt_is_shown_as_one(session: Session, project: Project, sign_in: Callable[..., Any]) -> None:
+    admin = sign_in("admin")
+    unanswered, answered = (rated(session, project, 2, author_id=admin.user.id) for _ in range(2))
+    unanswered.answer, unanswered.severity, unanswered.rated_at = null(), None, None
+    unanswered.withdrawn_at = answered.withdrawn_at = datetime.now(UTC)
+    session.commit()
+    base = "/projects/desk/red-team"
+    assert "Withdrawn before the model answered" in admin.get(f"{base}/{unanswered.id}").text
+    assert "Sure." in admin.get(f"{base}/{answered.id}").text
+    for shown in (admin.get(f"{base}/attempts").text, admin.get(f"{base}/attempts?state=withdrawn").text):
+        assert shown.count(">withdrawn</span>") == 2

@@ -31,6 +31,9 @@ from app.models import (
     User,
 )
 from app.models.demonstration import REVIEW_STATES
+from app.red_team import queries as queries_of_attempts
+from app.red_team import service as attempts_service
+from app.red_team.forms import AcceptForm, RatingForm
 from app.rounds import queries as queries_of_rounds
 from app.rounds import snapshots
 from tests import factories
@@ -362,6 +365,12 @@ def test_what_somebody_wrote_is_withdrawn_with_them(session: Session, project: P
     assert service.written(session, project, ann.id) == (0, 0, 0)
     event = session.scalars(select(AuditEvent).where(AuditEvent.action == "labeler.written_withdrawn")).one()
     assert (event.details["demonstrations"], event.details["attempts"], event.details["prompts"]) == (3, 4, 1)
+    # No later rating, and no acceptance, brings an attempt back.
+    with pytest.raises(Conflict, match="was withdrawn"):
+        attempts_service.rate(session, project, ann, attempts[3].id, RatingForm(severity=0))
+    accepted = attempts_service.accept(session, project, admin, AcceptForm(attempts=[attempts[3].id], split="train"))
+    assert accepted == (0, 0, 0)
+    assert queries_of_attempts.count_states(session, project) == {"withdrawn": 4, "accepted": 1}
     # Nothing reads it: no snapshot, and no sampling.
     assert [row.id for row in queries_of_rounds.approved_demonstrations(session, project.id)] == [others.id]
     exported = datasets_queries.exported_demonstrations(session, project.id, "all")
