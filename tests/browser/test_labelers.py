@@ -30,6 +30,10 @@ def test_from_the_list_to_a_pause_and_back(session: Session, open_page: Callable
     page.goto("/projects/desk/labelers")
     page.get_by_role("button", name="Fit reliabilities now").click()
     expect(page.get_by_text("Reliabilities are from a fit over 720 judgments")).to_be_visible()
+    # Nobody has met a calibration item or a repeat: no column of dashes stands for them.
+    expect(page.get_by_text("Not measured here yet: calibration, repeats.")).to_be_visible()
+    expect(page.get_by_role("columnheader", name="Calibration")).to_have_count(0)
+    expect(page.get_by_role("columnheader", name="Seconds")).to_be_visible()
     # Who needs attention is the first row, with the reason; machines are another tab.
     first = page.locator("tbody tr").first
     expect(first).to_contain_text("Lefty")
