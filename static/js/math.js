@@ -3,6 +3,7 @@
 const MOST_FORMULAS = 1000;
 const LONGEST = 5000;
 const MOST_TIME = 1000; // ms for all of them: nobody waits for formulas that are meant to take long
+const DEEPEST = 150; // elements within elements: to lay out a few hundred fractions in each other crashes the browser
 
 function load(tag, attributes) {
   const element = Object.assign(document.createElement(tag), attributes);
@@ -29,6 +30,15 @@ function withStylesAsProperties(draw) {
   }
 }
 
+function isTooDeep(element) {
+  let level = [element];
+  for (let depth = 0; level.length; depth++) {
+    if (depth > DEEPEST) return true;
+    level = level.flatMap((each) => [...each.children]);
+  }
+  return false;
+}
+
 function draw(place) {
   const tex = place.textContent;
   place.classList.add("drawn");
@@ -46,7 +56,7 @@ function draw(place) {
   } catch {
     return; // it stays as it was written
   }
-  place.replaceChildren(...drawn.childNodes);
+  if (!isTooDeep(drawn)) place.replaceChildren(...drawn.childNodes);
 }
 
 export function drawMath(root) {

@@ -274,3 +274,29 @@ def test_names_turn_no_words_around_them(session: Session, open_page: Callable[.
         assert boxes[0]
         assert boxes[1]
         assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"], (place, before, after)
+
+
+# Formulas nested by their braces, and by macros that nest each other.
+NESTED = {
+    "fractions": "$$" + "\\frac{" * 180 + "x" + "}{y}" * 180 + "$$",
+    "roots": "$$" + "\\sqrt{" * 250 + "x" + "}" * 250 + "$$",
+    "accents": "$$" + "\\hat{" * 300 + "x" + "}" * 300 + "$$",
+    "macros": "$$\\def\\f#1{\\frac{#1}{#1}}\\def\\g#1{\\sqrt{\\sqrt{\\sqrt{\\sqrt{#1}}}}}"
+    + "\\g{" * 60
+    + "x"
+    + "}" * 60
+    + "$$",
+}
+
+
+@pytest.mark.parametrize("kind", NESTED)
+def test_no_formula_crashes_the_page(session: Session, open_page: Callable[..., Page], kind: str) -> None:
+    """To lay out what is nested hundreds of times takes more stack than a browser has: it stays as it was written."""
+    project = factories.project(session)
+    row = factories.comparison(session, project, texts=(NESTED[kind] + "\n\n$$\\frac{1}{2}$$", "$$\\sqrt{2}$$"))
+    session.commit()
+    page = open_page("admin")
+    page.goto(f"/projects/{project.slug}/review/{row.id}")
+    expect(page.locator(".response .katex")).to_have_count(2)  # those that mean no harm
+    assert page.evaluate("document.body.offsetHeight") > 0
+    expect(page.locator(".response .math").first).to_contain_text("x")
