@@ -179,7 +179,8 @@ function overRounds(root) {
   const rows = JSON.parse(root.dataset.rows);
   for (const place of root.querySelectorAll(".plot")) {
     const names = place.dataset.series.split(" ");
-    const plot = new Plot(place, names, { xLabel: "round", dashed: ["win_low", "win_high"], share: "share" in place.dataset });
+    const labels = place.dataset.labels?.split(",") ?? names;
+    const plot = new Plot(place, labels, { xLabel: "round", dashed: ["low", "high"], share: "share" in place.dataset });
     plot.draw(rows.round, names.map((name) => rows[name]));
   }
 }
