@@ -6,7 +6,7 @@ from sqlalchemy import BigInteger, Subquery, cast, exists, func, or_, select, up
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
-from app.labeling.claim_queries import Condition, continued, literally, met
+from app.labeling.claim_queries import Condition, continued, leased_to, literally, met
 from app.models import Comparison, Judgment, Lease, ProjectLabeler, Rubric, User
 from app.models.comparison import IN_CALIBRATION
 
@@ -67,7 +67,8 @@ _repeat = aliased(Comparison)
 def to_repeat(session: Session, project_id: int, labeler_id: int, gap: int) -> int | None:
     """A comparison of the labeler's own whose answer at least `gap` others of theirs followed, drawn at random.
 
-    Not one repeated already, nor one judged under an older rubric, by which the answer may rightly be another.
+    Not one repeated already, nor one judged under an older rubric, by which the answer may rightly be another, nor one
+    of which they have seen since what others said.
     """
     last = _newest(labeler_id, gap + LOOK_BACK)
     old_enough = (
@@ -90,7 +91,7 @@ def to_repeat(session: Session, project_id: int, labeler_id: int, gap: int) -> i
         .join(Comparison, Comparison.id == own.comparison_id)
         .where(own.preference.is_not(None), own.swapped.is_not(None), own.rubric_id == newest.id, ~repeated)
         .where(Comparison.purpose.in_(("train", "heldout", "human_eval")), Comparison.ranking_id.is_(None))
-        .where(Comparison.state != "withdrawn")
+        .where(Comparison.state != "withdrawn", ~leased_to(labeler_id, "recused"))
         .order_by(func.random())
         .limit(1)
     )

@@ -11,7 +11,7 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, InvalidInput, NotFound
-from app.labeling import answers, assigning, calibration
+from app.labeling import answers, assigning, calibration, recusal
 from app.labeling.queries import Task
 from app.models import AuditEvent, Comparison, Judgment, Lease, Project, ProjectLabeler, User
 from tests import factories
@@ -303,7 +303,9 @@ def test_answers_to_repeats_are_answers_in_between(session: Session) -> None:
     assert session.get_one(Comparison, task.position.comparison_id).repeat_of_id == given[1].comparison_id
 
 
-@pytest.mark.parametrize("reason", ["gap", "rubric", "ranking", "removed", "calibration", "imported", "cannot judge"])
+@pytest.mark.parametrize(
+    "reason", ["gap", "rubric", "ranking", "removed", "reviewed", "calibration", "imported", "cannot judge"]
+)
 def test_what_is_not_repeated(session: Session, reason: str) -> None:
     project, labeler, given = repeating(session, gap=3 if reason != "gap" else 4, n=4)
     first = given[0].comparison_id
@@ -311,6 +313,8 @@ def test_what_is_not_repeated(session: Session, reason: str) -> None:
         factories.rubric(session, project, version=2)
     if reason == "removed":
         session.execute(text("UPDATE judgment SET superseded_at = now(), superseded_for = 'removed' WHERE id = 1"))
+    if reason == "reviewed":
+        recusal.recuse(session, first, labeler.id)
     if reason == "calibration":
         session.execute(update(Comparison).where(Comparison.id == first).values(purpose="calibration"))
     if reason in ("imported", "cannot judge"):
