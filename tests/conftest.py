@@ -169,8 +169,9 @@ CHROMIUM_FLAGS = [
 ]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
+    """Of one file only: Playwright's event loop runs in this thread, where other files' code has loops of its own."""
     with sync_playwright() as playwright:
         path = shutil.which("chromium") or shutil.which("google-chrome")
         assert path, "The browser tests need chromium: apt-get install chromium"

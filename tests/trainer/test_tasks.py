@@ -14,10 +14,12 @@ from app.errors import InvalidInput, ModelUnavailable
 from app.models import Comparison, Metric, Round, Run
 from app.rounds import service, stages
 from app.settings import Settings
+from app.specs import RUN_SPEC
 from tests import factories
 from tests.rounds.loop import config, jobs, last_run, make_project
 from tests.trainer.conftest import build_model
 from trainer import data, tasks
+from trainer.checkpoints import Checkpoints
 from trainer.recipes import reward
 from trainer.recording import RunRecorder, patiently
 from trainer.reporting import Reporter
@@ -177,13 +179,13 @@ def test_a_run_that_goes_on_from_a_checkpoint_keeps_its_metrics(
     run = last_run(session, round_)
     session.add(Metric(run_id=run.id, name="loss", step=40, value=1.0))
     session.commit()
-    with runner.store.folder(f"{service.checkpoints_of(run.id)}/step-00000040"):
-        pass
+    kept = Checkpoints(runner.store, service.checkpoints_of(run.id), RUN_SPEC.validate_python(run.spec))
+    kept.save(40, {}, {})
     fail_with(monkeypatch, MemoryError())
     runner.execute(run.id)
     session.rollback()
     assert sorted(metric.step for metric in session.scalars(select(Metric))) == [1, 40]
-    assert runner.store.exists(service.checkpoints_of(run.id))  # kept: a retry goes on from it
+    assert kept.any()  # kept: a retry goes on from it
 
 
 def test_deaths_after_a_checkpoint_do_not_count(session: Session, runner: Runner, round_: Round) -> None:
