@@ -252,11 +252,6 @@ def _give_back(session: Session, project: Project, lease_id: UUID, labeler: User
     return Position(comparison.priority, comparison.id)
 
 
-def expire_leases(session: Session) -> int:
-    """Returns tasks held past their time to the queue, of whatever project; returns how many (some hundred at most)."""
-    return queries.expire_leases(session)
-
-
 def progress(session: Session, project: Project, labeler: User) -> Progress:
     left = queries.held(session, project.id, labeler.id)
     left += claim_queries.count_kept(session, project.id, labeler.id, COUNT_LIMIT - left)

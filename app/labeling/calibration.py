@@ -8,6 +8,7 @@ from app.errors import Conflict, InvalidInput, NotFound
 from app.judging import Calibration, LabelingSettings
 from app.labeling import mixing_queries, queries
 from app.labeling.mixing_queries import Record
+from app.labeling.opening import open_copy
 from app.models import Comparison, Project, Rubric, User
 
 SETTLED = ("settled", "adjudicated")
@@ -92,19 +93,7 @@ def make_calibration(session: Session, project: Project, comparison_id: int, gol
     if mixing_queries.in_use(session, comparison) is not None:
         raise Conflict(f"Comparison {comparison_id} is a calibration item already.", "Nothing was changed.")
     _check_gold(session, comparison, gold)
-    item = Comparison(
-        project_id=project.id,
-        prompt_id=comparison.prompt_id,
-        completion_a_id=comparison.completion_a_id,
-        completion_b_id=comparison.completion_b_id,
-        rubric_id=comparison.rubric_id,
-        purpose="calibration",
-        repeat_of_id=comparison.id,
-        gold=gold,
-        overlap=1,
-    )
-    session.add(item)
-    session.flush()
+    item = open_copy(session, comparison, "calibration", gold=gold)
     audit(session, actor.id, "calibration.added", project.id, comparison_id=comparison.id, item_id=item.id, gold=gold)
     return item
 

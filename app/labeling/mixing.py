@@ -6,6 +6,7 @@ from sqlalchemy.orm import Session
 
 from app.judging import LabelingSettings
 from app.labeling import mixing_queries
+from app.labeling.opening import open_copy
 from app.models import Comparison, Project, User
 
 _chance = SystemRandom()
@@ -33,19 +34,14 @@ def _calibration_item(session: Session, project: Project, labeler: User) -> int 
     assert item.gold is not None
     if mixing_queries.is_continued(session, item.id) or (item.gold == 0 and not newest.allow_tie):
         return None  # somebody else was faster; or no labeler could be right any more
-    copy = Comparison(
-        project_id=project.id,
-        prompt_id=item.prompt_id,
-        completion_a_id=item.completion_a_id,
-        completion_b_id=item.completion_b_id,
+    copy = open_copy(
+        session,
+        item,
+        "calibration",
         rubric_id=newest.id,
-        purpose="calibration",
         repeat_of_id=item.repeat_of_id or item.id,
         gold=max(-newest.strengths, min(newest.strengths, item.gold)),
-        overlap=1,
     )
-    session.add(copy)
-    session.flush()
     return copy.id
 
 
@@ -55,18 +51,4 @@ def _open_repeat(session: Session, project: Project, labeler: User, gap: int) ->
     if found is None:
         return None
     original = session.get_one(Comparison, found)
-    repeat = Comparison(
-        project_id=project.id,
-        prompt_id=original.prompt_id,
-        completion_a_id=original.completion_a_id,
-        completion_b_id=original.completion_b_id,
-        rubric_id=original.rubric_id,
-        purpose="repeat",
-        repeat_of_id=original.id,
-        labeler_id=labeler.id,
-        overlap=1,
-        priority=original.priority,
-    )
-    session.add(repeat)
-    session.flush()
-    return repeat.id
+    return open_copy(session, original, "repeat", labeler_id=labeler.id, priority=original.priority).id

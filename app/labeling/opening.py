@@ -1,11 +1,13 @@
-"""What new comparisons ask for: how many judgments, by the project's settings."""
+"""What new comparisons ask for: how many judgments, by the project's settings; and copies for one judgment more."""
 
-from typing import Protocol
+from typing import Any, Protocol
+
+from sqlalchemy.orm import Session
 
 from app.domain.overlap import Overlap, Rule, at_opening
 from app.domain.slices import of_prompt
 from app.judging import LabelingSettings
-from app.models import Project
+from app.models import Comparison, Project
 
 
 class Tagged(Protocol):
@@ -30,3 +32,13 @@ def wanted(project: Project, settings: LabelingSettings, prompt: Tagged, purpose
         rules.append(Rule(name, value, rule.overlap))
     adaptive = (settings.adaptive.at_least, settings.adaptive.at_most) if settings.adaptive else None
     return at_opening(tags, rules, adaptive, project.overlap)
+
+
+def open_copy(session: Session, original: Comparison, purpose: str, **values: Any) -> Comparison:
+    """The same pair once more, to be judged once under the same rubric, but for the columns given."""
+    copied = ("project_id", "prompt_id", "completion_a_id", "completion_b_id", "rubric_id")
+    columns = {name: getattr(original, name) for name in copied} | {"repeat_of_id": original.id, "overlap": 1}
+    copy = Comparison(purpose=purpose, **columns | values)
+    session.add(copy)
+    session.flush()
+    return copy

@@ -7,7 +7,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Gone, InvalidInput, NotFound
-from app.labeling import assigning, calibration, history
+from app.labeling import assigning, calibration, history, queries
 from app.models import AuditEvent, Comparison, Judgment, Lease, ProjectLabeler
 from tests import factories
 from tests.labeling.desk import judge, run_out, take
@@ -286,7 +286,7 @@ def test_an_answer_that_comes_late_takes_no_place_that_is_kept_for_somebody_else
     comparison = factories.comparison(session, project)
     task = take(session, project, late)
     run_out(session, task.lease_id)
-    assigning.expire_leases(session)
+    queries.expire_leases(session)
     session.execute(update(Comparison).where(Comparison.id == comparison.id).values(labeler_id=expert.id))
     with pytest.raises(Gone):
         judge(session, project, late, task)

@@ -11,7 +11,7 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, InvalidInput, NotFound
-from app.labeling import answers, assigning, calibration, recusal
+from app.labeling import answers, assigning, calibration, queries, recusal
 from app.labeling.queries import Task
 from app.models import AuditEvent, Comparison, Judgment, Lease, Project, ProjectLabeler, User
 from tests import factories
@@ -116,7 +116,7 @@ def test_an_item_whose_time_ran_out_comes_again_and_to_others_meanwhile(session:
     assert take(session, project, other).position.comparison_id == measured.id
     run_out(session, task.lease_id)
     assert take(session, project, labeler).position.comparison_id == measured.id
-    assigning.expire_leases(session)
+    queries.expire_leases(session)
     session.refresh(measured)
     assert measured.lease_count == 2
 
