@@ -168,9 +168,11 @@ class PPOSpec(Spec):
     rollout_batch_size: int = Field(64, ge=1, le=4096, description="sequences generated together")
     max_new_tokens: int = Field(48, ge=1, le=8192)
     temperature: float = Field(1.0, gt=0, le=5)
-    kl_coef: float = Field(0.05, ge=0, description="initial beta of the leash")
+    kl_coef: float = Field(0.05, ge=0, description="initial beta of the leash; 0 stays 0, whatever the target")
     kl_target: float | None = Field(6.0, gt=0, description="nats a sequence; none keeps kl_coef fixed")
-    kl_horizon: int = Field(100, ge=1, description="episodes over which the controller adapts")
+    kl_horizon: int = Field(
+        100, ge=1, description="episodes over which the controller adapts; a larger rollout counts as that many"
+    )
     kl_stop: float | None = Field(None, gt=0, description="stop when a rollout's KL exceeds this many nats a sequence")
     approxkl_stop: float | None = Field(
         None, gt=0, description="end a rollout's updates once policy/approxkl exceeds it"
@@ -241,6 +243,7 @@ class PairRow(Spec):
     p_b: float = Field(ge=0, le=1)
     p_tie: float = Field(0.0, ge=0, le=1, description="probability of a tie; p_b counts half of it")
     agreement: float | None = Field(None, ge=0, le=1, description="share of the labelers who chose the winner")
+    opposed: float | None = Field(None, ge=0, le=1, description="share of the labelers who chose the loser")
     both_bad: float = Field(0.0, ge=0, le=1, description="share of the labelers who found neither any good")
     aspects: dict[str, float] = Field(default_factory=dict, description="p_b by aspect, where rated apart")
     ranking: int | None = Field(None, description="pairs of one k-way ranking share it: one batch element")

@@ -46,7 +46,7 @@ class ActorCritic(nn.Module):
 
 
 class ValueHead(nn.Module):
-    """A head on the policy's trunk, zero at first: then the first advantages are the rewards themselves."""
+    """A head on the policy's trunk, zero at first: the first advantages hold rewards only, no noise of a critic."""
 
     share = True
 

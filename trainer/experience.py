@@ -9,7 +9,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from app.specs import PPOSpec, PromptRow
-from trainer.algorithms.kl import k1
+from trainer.algorithms.kl import k1, k3
 from trainer.algorithms.logprobs import scatter_to_mask
 from trainer.critics import ActorCritic
 from trainer.data import TokenSequence
@@ -18,6 +18,7 @@ from trainer.generation import Tick
 from trainer.modeling import Reference, device
 from trainer.packing import pack
 from trainer.policy import can_share, completion_outputs, trunk_of
+from trainer.reporting import TrainingDiverged
 from trainer.rollout import Response, Sampler
 from trainer.training import accelerator, deal, generator_at, sum_over_processes
 
@@ -121,7 +122,15 @@ class Rollout(NamedTuple):
     @property
     def kl(self) -> Tensor:
         """(B,) nats a sequence: k1 summed over its tokens."""
-        return torch.where(self.valid_mask, k1(self.logps, self.reference_logps), 0).sum(1)
+        return self._summed(k1(self.logps, self.reference_logps))
+
+    @property
+    def kl_k3(self) -> Tensor:
+        """(B,) the same by k3: never negative, and of less noise while policy and reference are near."""
+        return self._summed(k3(self.logps, self.reference_logps))
+
+    def _summed(self, values: Tensor) -> Tensor:
+        return torch.where(self.valid_mask, values, 0).sum(1)
 
     def sequences(self) -> list[TokenSequence]:
         return [
@@ -167,7 +176,12 @@ class Collector:
             self.reference_share = module.share and can_share(trunk_of(model))
 
     def collect(self, wanted: Wanted, clock: Clock) -> tuple[list[Response], Rollout]:
-        """Responses of the policy as it is now. A sample depends on its prompt and its index, not on who draws it."""
+        """Responses of the policy as it is now. A sample depends on its prompt and its index, not on who draws it.
+
+        Raises:
+            TrainingDiverged: a score is NaN or infinite, before anything is learned from it.
+            RunCancelled: by the tick.
+        """
         # 1. Sample this process's prompts.
         dealer = accelerator()
         mine = wanted[dealer.process_index :: dealer.num_processes]
@@ -179,9 +193,16 @@ class Collector:
         by_place = {(item[0].row.id, item[0].sample_index): item for item in gather_object(scored)}
         everything = [by_place[row.id, index] for row, indices in wanted for index in indices]
         responses = [response for response, _ in everything]
+        scores = torch.tensor([score for _, score in everything])
+        if broken := [responses[i] for i in (~scores.isfinite()).nonzero().flatten().tolist()]:
+            raise TrainingDiverged(
+                f"{len(broken)} of {len(responses)} responses got a score that is not a number, the first one to "
+                f"prompt {broken[0].row.id}.",
+                "Nothing was learned from it. Look at the reward models; in bfloat16, try float32.",
+            )
 
         # 3. Log-probs and values of the policy that sampled, log-probs of the reference.
-        rollout = self._look(responses, torch.tensor([score for _, score in everything]))
+        rollout = self._look(responses, scores)
         clock.spent_on("scoring")
         return responses, rollout
 

@@ -46,11 +46,7 @@ class Sampler:
         self.model, self.encoder, self.seed, self.tick = model, encoder, seed, tick
         stops = frozenset({encoder.end_id, encoder.tokenizer.eos_token_id})
         self.sampling = Sampling(max_new_tokens, temperature, stops)
-        if encoder.max_length <= max_new_tokens:
-            raise InvalidInput(
-                f"{max_new_tokens} new tokens leave no room for a prompt within {encoder.max_length} tokens.",
-                "Ask for fewer new tokens.",
-            )
+        self.room = prompt_room(encoder, max_new_tokens)
         self.ways = best_ways(model)
 
     def respond(
@@ -65,8 +61,8 @@ class Sampler:
         length go together, in an order that `order` decides; without it the shortest go first. The weights must not
         change before the last sample has come.
         """
-        room = self.encoder.max_length - self.sampling.max_new_tokens  # a longer prompt loses its beginning
-        prompts = [self.encoder.prompt(row.messages)[-room:] for row, _ in wanted]
+        # A longer prompt loses its beginning.
+        prompts = [self.encoder.prompt(row.messages)[-self.room :] for row, _ in wanted]
         lengths = [len(prompt) for prompt in prompts]
         at_once = max(1, batch_size // max((len(indices) for _, indices in wanted), default=1))
         queue = (
@@ -94,6 +90,20 @@ class Sampler:
 
     def _text(self, sample: Sample) -> str:
         return self.encoder.tokenizer.decode(sample.body, skip_special_tokens=True)
+
+
+def prompt_room(encoder: ChatEncoder, max_new_tokens: int) -> int:
+    """How many tokens of a prompt are read, so that `max_new_tokens` more stay within `max_length`.
+
+    Raises:
+        InvalidInput: none.
+    """
+    if encoder.max_length <= max_new_tokens:
+        raise InvalidInput(
+            f"{max_new_tokens} new tokens leave no room for a prompt within {encoder.max_length} tokens.",
+            "Ask for fewer new tokens.",
+        )
+    return encoder.max_length - max_new_tokens
 
 
 def sample_seed(seed: int, prompt_id: int, index: int) -> int:

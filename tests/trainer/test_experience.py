@@ -1,5 +1,6 @@
 """Which prompt comes when; what is looked at before an update; that the update's pass sees the same."""
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,9 @@ def test_kl_is_summed_over_the_tokens_of_a_response_and_no_padding() -> None:
         values=blank,
     )
     assert rollout.kl.tolist() == [0.5, 0.5]
+    # exp(-x) - 1 + x of 0.5, and of 1, 0, -0.5
+    expected = [math.exp(-0.5) - 0.5, math.exp(-1) + math.exp(0.5) - 1.5]
+    assert rollout.kl_k3.tolist() == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_first_ratio_is_one(tiny_ref: ModelRef) -> None:

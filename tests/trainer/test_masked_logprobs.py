@@ -35,6 +35,12 @@ def test_whitening_without_shift_keeps_the_mean() -> None:
     assert masked_var(whitened, VALID).item() == pytest.approx(1)
 
 
+@pytest.mark.parametrize("shift_mean", [True, False])
+def test_a_single_entry_is_left_as_it_is(shift_mean: bool) -> None:
+    mask = torch.tensor([[False, True], [False, False]])
+    assert masked_whiten(torch.tensor([[9.0, -3], [float("nan"), 9]]), mask, shift_mean).tolist() == [[0, -3], [0, 0]]
+
+
 def test_token_logps_at_a_temperature() -> None:
     logits = torch.tensor([[0.0, math.log(3)], [2.0, 2.0]])
     assert token_logps(logits, torch.tensor([1, 0])).tolist() == pytest.approx([math.log(3 / 4), math.log(1 / 2)])

@@ -121,6 +121,9 @@ def test_explained_variance() -> None:
     assert explained_variance(returns, returns, VALID).item() == 1
     assert explained_variance(returns + 7, returns, VALID).item() == pytest.approx(1)
     assert explained_variance(torch.zeros(2, 3), returns, VALID).item() == 0
+    # Returns that are all one: nothing to explain, whatever the critic says.
+    for values in (torch.full((2, 3), 2.0), torch.randn(2, 3)):
+        assert explained_variance(values, torch.full((2, 3), 2.0), VALID).item() == 0
 
 
 def ragged(generator: torch.Generator, lengths: list[int]) -> list[list[float]]:

@@ -15,22 +15,25 @@ from transformers import AutoModelForCausalLM
 from app.artifacts import ArtifactStore, digest_folder
 from app.errors import InvalidInput
 from app.specs import Lora, ModelRef, Optimiser, PPOSpec, PromptRow
-from tests.trainer.conftest import user
-from trainer import evaluation, precision
+from tests.trainer.conftest import build_reward_model, user
+from trainer import evaluation, precision, rollout
 from trainer.checkpoints import Checkpoints
+from trainer.data import ChatEncoder
+from trainer.evaluation import reward_heads
 from trainer.modeling import load_tokenizer
 from trainer.recipes import ppo
-from trainer.reporting import ConsoleReporter, PolicyResult, RunCancelled
+from trainer.reporting import ConsoleReporter, PolicyResult, RunCancelled, TrainingDiverged
 from trainer.reward_model import new_reward_model, save_reward_model
 from trainer.rollout import Response
 
 FIELD_NAMES = {
-    "objective/kl", "objective/kl_per_token", "objective/kl_coef", "objective/scores", "objective/rlhf_reward",
-    "objective/non_score_reward", "objective/entropy", "policy/approxkl_avg", "policy/clipfrac_avg",
-    "policy/entropy_avg", "loss/policy_avg", "loss/value_avg", "val/clipfrac_avg", "val/ratio", "val/ratio_var",
-    "val/num_eos_tokens", "ppo/val/var_explained", "lr", "eps",
+    "objective/kl", "objective/kl_per_token", "objective/kl_k3", "objective/kl_coef", "objective/scores",
+    "objective/rlhf_reward", "objective/non_score_reward", "objective/entropy", "policy/approxkl_avg",
+    "policy/clipfrac_avg", "policy/entropy_avg", "loss/policy_avg", "loss/value_avg", "val/clipfrac_avg",
+    "val/ratio", "val/ratio_var", "val/num_eos_tokens", "ppo/val/var_explained", "lr", "eps",
 }  # fmt: skip
 TIMES = {"time/generation", "time/scoring", "time/update"}
+HEADS = ("reward/0", "reward/1")
 
 
 def low_bytes(responses: Sequence[Response]) -> Tensor:
@@ -80,12 +83,12 @@ def test_metrics_have_the_fields_names_and_slices(
     assert {m.name for m in reporter.recorded if not m.slice} == FIELD_NAMES | TIMES == set(result.metrics)
     assert {(m.name, m.slice) for m in reporter.recorded if m.slice} == {
         (f"objective/{name}", f"domain={value}")
-        for name in ("scores", "kl", "kl_per_token")
+        for name in ("scores", "kl", "kl_per_token", "kl_k3", "entropy")
         for value in ("even", "odd")
     }
     assert result.train_rows == 24
     assert result.metrics == {name: reporter.last(name) for name in FIELD_NAMES | TIMES}
-    assert all(reporter.last(name) > 0 for name in TIMES)
+    assert all(reporter.last(name) > 0 for name in (*TIMES, "objective/kl_k3"))
     for step in (1, 2):
         at = {m.name: m.value for m in reporter.recorded if m.step == step and not m.slice}
         # Subtracted from the reward, not from the score that is shown.
@@ -96,7 +99,7 @@ def test_metrics_have_the_fields_names_and_slices(
             -at["objective/kl_coef"] * at["objective/kl"], abs=1e-5
         )
         # A rollout of 12 has each prompt once: six of each slice.
-        for name in ("objective/scores", "objective/kl"):
+        for name in ("objective/scores", "objective/kl", "objective/kl_k3", "objective/entropy"):
             by_slice = [m.value for m in reporter.recorded if m.step == step and m.slice and m.name == name]
             assert at[name] == pytest.approx(sum(by_slice) / 2, abs=1e-5)
 
@@ -325,6 +328,137 @@ def test_a_run_scores_in_the_precision_it_began_with_and_its_result_names_it(
             shutil.rmtree(old)  # the second time goes on from the first rollout
     assert scoring == [torch.bfloat16] * 2
     assert digests[0] == digests[1]
+
+
+def test_rewards_are_whitened_before_advantages_without_shifting_their_mean(
+    tiny_ref: ModelRef, prompts: Path, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gae, seen = ppo.gae, []
+
+    def spy(rewards: Tensor, values: Tensor, mask: Tensor, *rest: float) -> Any:
+        seen.append(rewards[mask].double().numpy())
+        return gae(rewards, values, mask, *rest)
+
+    monkeypatch.setattr(ppo, "gae", spy)
+    for whiten in (False, True):
+        spec = spec_of(tiny_ref, prompts, episodes=12, whiten_rewards=whiten)
+        train(spec, store, tmp_path / f"policy-{whiten}")
+    raw, whitened = seen
+    np.testing.assert_allclose(whitened, (raw - raw.mean()) / raw.std(ddof=1) + raw.mean(), atol=1e-5)
+
+
+def test_a_pessimistic_score_is_that_of_the_head_that_likes_a_response_least(
+    tiny_ref: ModelRef, prompts: Path, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [build_reward_model(tmp_path / f"reward-{seed}", tiny_ref, seed, HEADS) for seed in (1, 2)]
+    build, said = ppo.reward_models_scorer, []
+
+    def spy(*arguments: Any) -> Any:
+        score, heads = build(*arguments), reward_heads(folders, 128, dtype=torch.float32)
+
+        def recorded(responses: Sequence[Response]) -> Tensor:
+            said.append(heads(responses))
+            return score(responses)
+
+        return recorded
+
+    monkeypatch.setattr(ppo, "reward_models_scorer", spy)
+    spec = spec_of(tiny_ref, prompts, episodes=12, reward_models=tuple(map(str, folders)), ensemble_score="min")
+    _result, reporter = train(spec, store, tmp_path / "policy", scorer=None)
+    (four,) = [heads for heads in said if len(heads) == 12]  # the rollout; a page has 8
+    assert four.shape == (12, 4)
+    assert len(set(four.argmin(-1).tolist())) > 1  # no head likes all of them least
+    assert reporter.last("objective/scores") == pytest.approx(float(four.amin(-1).mean()), abs=1e-5)
+
+
+def test_one_prompt_one_token_one_episode_left_over(tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path) -> None:
+    """The last rollout is a single token: no variance to whiten by, and nothing that a critic could explain."""
+    path = tmp_path / "one.jsonl"
+    path.write_text(PromptRow(id=7, messages=user("Hm")).model_dump_json() + "\n")
+    spec = spec_of(
+        tiny_ref, path, episodes=13, max_new_tokens=1, temperature=0.7, whiten_rewards=True, normalise_scores=True
+    )
+    result, reporter = train(spec, store, tmp_path / "policy")
+    assert result.train_rows == result.tokens == 13
+    assert len(reporter.values("lr")) == 2
+    assert all(np.isfinite(metric.value) for metric in reporter.recorded)
+    assert reporter.last("ppo/val/var_explained") == 0
+    assert len({json.loads(line)["prompt_id"] for line in (tmp_path / "samples.jsonl").read_text().splitlines()}) == 1
+
+
+def test_responses_that_all_end_at_once_are_empty_and_finished(
+    tiny_ref: ModelRef,
+    reward_folder: Path,
+    prompts: Path,
+    store: ArtifactStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = rollout.Sampling
+    monkeypatch.setattr(rollout, "Sampling", lambda most, heat, _stops: plain(most, heat, frozenset(range(300))))
+    spec = spec_of(tiny_ref, prompts, reward_models=(str(reward_folder),), missing_eos_penalty=5.0)
+    result, reporter = train(spec, store, tmp_path / "policy", scorer=None)
+    assert result.tokens == 24  # the end of the turn, and nothing before it
+    assert reporter.values("val/num_eos_tokens") == [12, 12]
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert {row["response"] for row in rows} == {""}
+    # Nobody is punished for no end, and the score of nothing is the reward model's.
+    score, leash = reporter.last("objective/scores"), reporter.last("objective/non_score_reward")
+    assert reporter.last("objective/rlhf_reward") == pytest.approx(score + leash, abs=1e-5)
+    assert all(np.isfinite(metric.value) for metric in reporter.recorded)
+
+
+def test_a_score_that_is_no_number_stops_the_run_before_anything_is_learned_from_it(
+    tiny_ref: ModelRef, prompts: Path, store: ArtifactStore, tmp_path: Path
+) -> None:
+    rollouts = 0
+
+    def failing(responses: Sequence[Response]) -> Tensor:
+        nonlocal rollouts
+        rollouts += len(responses) == 12
+        scores = low_bytes(responses)
+        if rollouts == 2:
+            scores[3] = float("nan")
+        return scores
+
+    spec = spec_of(tiny_ref, prompts)
+    checkpoints = Checkpoints(store, "run", spec, every_seconds=0, keep=100)
+    (folder := tmp_path / "policy").mkdir()
+    with pytest.raises(TrainingDiverged, match=r"1 of 12 responses got a score that is not a number.* prompt \d+\."):
+        ppo.train(spec, store, ConsoleReporter(stream=None), folder, checkpoints, failing)
+    assert not list(folder.iterdir())
+    kept = checkpoints.load()
+    assert kept is not None
+    assert kept.state["recipe"]["rollout"] == 1  # the first is done with; the second was never kept
+    assert "recipe/scores" not in kept.tensors
+
+
+def test_prompts_that_are_too_long_are_named(
+    tiny_ref: ModelRef, prompts: Path, store: ArtifactStore, tmp_path: Path
+) -> None:
+    lengths = [len(ChatEncoder(load_tokenizer(tiny_ref), 128).prompt(user("Hm" * times))) for times in (1, 2, 3)]
+    spec = spec_of(tiny_ref, prompts, episodes=12, max_length=lengths[1] + 8)
+    result, _reporter = train(spec, store, tmp_path / "policy")
+    assert result.dropped == (
+        f"4 prompts lost their beginning, to stay within {lengths[1] + 8} tokens with 8 new ones: 2, 5, 8, 11",
+    )
+
+
+def test_a_prompt_that_the_template_does_not_take_is_found_before_anything_is_loaded(
+    tiny_model: Path, prompts: Path, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "strict"
+    shutil.copytree(tiny_model, folder)
+    tokenizer = load_tokenizer(str(folder))
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system prompts') }}{% endif %}"
+    tokenizer.chat_template = refusal + tokenizer.chat_template
+    tokenizer.save_pretrained(folder)
+    with prompts.open("a") as file:
+        file.write(PromptRow(id=99, messages=({"role": "system", "content": "Be good."},)).model_dump_json() + "\n")
+    monkeypatch.setattr(ppo, "load_policy_and_reference", lambda *_: pytest.fail("The policy was loaded."))
+    spec = spec_of(ModelRef(base=str(folder)), prompts, episodes=13, rollout_size=1)
+    with pytest.raises(InvalidInput, match=r"does not accept .* No system prompts"):
+        train(spec, store, tmp_path / "policy")
 
 
 def test_cancelling_saves_nothing(tiny_ref: ModelRef, prompts: Path, store: ArtifactStore, tmp_path: Path) -> None:

@@ -51,9 +51,13 @@ class KLController:
     horizon: int = 10_000
 
     def step(self, kl: float, episodes: int) -> "KLController":
-        """The controller after `episodes` sequences with a mean KL of `kl` nats a sequence."""
+        """The controller after `episodes` sequences with a mean KL of `kl` nats a sequence.
+
+        More of them than `horizon` count as one horizon: beyond five, the rule as it stands would make beta negative,
+        and a negative beta pays for leaving the reference.
+        """
         if self.target is None:
             return self
         # e = clip(KL / target - 1, -0.2, 0.2);  beta <- beta (1 + e n / horizon)
         error = min(max(kl / self.target - 1, -0.2), 0.2)
-        return replace(self, beta=self.beta * (1 + error * episodes / self.horizon))
+        return replace(self, beta=self.beta * (1 + error * min(episodes / self.horizon, 1)))

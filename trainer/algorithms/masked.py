@@ -19,8 +19,11 @@ def masked_var(values: Tensor, valid_mask: Tensor, unbiased: bool = True) -> Ten
 def masked_whiten(values: Tensor, valid_mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
     """Valid entries scaled to variance 1, and to mean 0 unless `shift_mean` is False; 0 elsewhere.
 
+    A single entry, which has no variance, is left as it is.
     Rewards are whitened without shifting their mean: the sign of a reward means something (Huang et al. 2024).
     """
+    if valid_mask.sum() < 2:
+        return torch.where(valid_mask, values, 0)
     mean = masked_mean(values, valid_mask)
     whitened = (values - mean) * torch.rsqrt(masked_var(values, valid_mask) + eps)
     if not shift_mean:

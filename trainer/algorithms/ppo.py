@@ -130,6 +130,11 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, valid_mask: 
 
 
 def explained_variance(values: Tensor, returns: Tensor, valid_mask: Tensor) -> Tensor:
-    """1 - Var(R - V) / Var(R) (), over valid tokens: 1 is a perfect critic, 0 one that knows the mean only."""
+    """1 - Var(R - V) / Var(R) (), over valid tokens: 1 is a perfect critic, 0 one that knows the mean only.
+
+    0 too where all returns are one: there is nothing to explain, and the quotient would be noise.
+    """
     residuals, targets = (returns - values)[valid_mask], returns[valid_mask]
-    return 1 - residuals.var(unbiased=False) / targets.var(unbiased=False).clamp(min=1e-8)
+    variance = targets.var(unbiased=False)
+    explained = 1 - residuals.var(unbiased=False) / variance
+    return torch.where(variance > 1e-8, explained, 0.0)

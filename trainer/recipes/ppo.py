@@ -2,12 +2,15 @@
 
 | metric | of a rollout |
 |---|---|
-| `objective/scores` | the reward models' score as it is: before normalisation, clipping and the penalty for no EOS |
+| `objective/scores` | the reward models' score by `ensemble_score`, before normalisation, clipping and EOS penalty |
 | `objective/non_score_reward` | -beta * k1 summed over a sequence |
 | `objective/rlhf_reward` | what is maximised: the score after all of these, and the leash |
-| `objective/kl`, `objective/kl_per_token` | nats a sequence, and of all sequences / tokens of all sequences |
+| `objective/kl`, `objective/kl_per_token` | k1: nats a sequence, and of all sequences / tokens of all sequences |
+| `objective/kl_k3` | the same KL, nats a sequence, by k3: of few sequences, as in a small slice, k1 may be negative |
 | `objective/entropy` | -log-prob of a sequence, nats |
 | `policy/*`, `loss/*`, `val/*` | means over the tokens of a minibatch, then over the rollout's minibatches |
+| `val/ratio_var` | variance over the minibatches of their mean ratios |
+| `val/num_eos_tokens` | responses that ended by themselves |
 | `policy/early_stop` | 1 where `approxkl_stop` ended the updates |
 | `time/generation`, `time/scoring`, `time/update` | seconds |
 | `eps` | episodes a second since the run began, interruptions left out |
@@ -27,7 +30,7 @@ from torch import Tensor
 
 from app.artifacts import ArtifactStore
 from app.errors import InvalidInput
-from app.specs import PPOSpec
+from app.specs import PPOSpec, PromptRow
 from trainer.algorithms.gae import gae
 from trainer.algorithms.kl import KLController
 from trainer.algorithms.masked import masked_whiten
@@ -42,7 +45,7 @@ from trainer.algorithms.ppo import (
 )
 from trainer.checkpoints import Checkpoints
 from trainer.critics import ActorCritic, RewardCritic, ValueHead
-from trainer.data import ChatEncoder, chunks, read_prompts
+from trainer.data import ChatEncoder, chunks, describe_left_out, read_prompts
 from trainer.evaluation import Scorer, prompt_groups, reward_models_scorer, slice_members
 from trainer.experience import (
     MINIBATCHES,
@@ -69,7 +72,7 @@ from trainer.packing import pack
 from trainer.precision import name_of
 from trainer.ptx import Mix
 from trainer.reporting import PolicyResult, Reporter
-from trainer.rollout import Response, Sampler
+from trainer.rollout import Response, Sampler, prompt_room
 from trainer.sharding import wants_shards
 from trainer.training import Training, accelerator, sum_over_processes
 
@@ -108,7 +111,8 @@ def train(
     the middle of a rollout's updates too, and ends with the weights it would have ended with.
 
     Raises:
-        InvalidInput: a file of prompts or demonstrations is wrong or empty, or the processes share out weights.
+        InvalidInput: a file of prompts or demonstrations is wrong or empty, the chat template takes no such prompt, new
+            tokens leave no room for one, or the processes share out weights.
         ModelUnavailable: policy, reference or a reward model does not load, or cannot be the critic.
         StorageFull: no room for a checkpoint or the model; checkpoints saved before stay.
         RunCancelled, TrainingDiverged: no model is saved.
@@ -126,9 +130,11 @@ def train(
     tokenizer = load_tokenizer(policy_ref)
     pad_id = tokenizer.pad_token_id
     encoder = ChatEncoder(tokenizer, spec.max_length)
+    dropped = cut_prompts(rows, spec, encoder)
     mix = None
     if spec.ptx is not None:
         mix = Mix(store.resolve(spec.ptx), encoder, spec.ptx_coef, spec.optimiser.batch_size, pad_id)
+        dropped += mix.dropped
     sizes = rollout_sizes(spec)
     episodes, doing = 0, "loading models"
 
@@ -220,13 +226,10 @@ def train(
         episodes += size
         training.tokens += int(mask.sum())
         progress.values = {
-            "objective/kl": mean_kl,
-            "objective/kl_per_token": float(rollout.kl.sum() / mask.sum()),
+            **rollout_values(rollout, list(range(size))),
             "objective/kl_coef": progress.beta,
-            "objective/scores": float(rollout.scores.mean()),
             "objective/non_score_reward": float(non_score.sum(1).mean()),
             "objective/rlhf_reward": float((non_score.sum(1) + scores).mean()),
-            "objective/entropy": float(-rollout.logps.sum(1).mean()),
             **averaged(progress.watched),
             **({"policy/early_stop": float(early)} if spec.approxkl_stop is not None else {}),
             "ppo/val/var_explained": float(explained_variance(rollout.values, returns, mask)),
@@ -237,7 +240,7 @@ def train(
         reporter.metrics(number + 1, progress.values)
         for name, members in slice_members([rows[i] for i in rollout.rows.tolist()]).items():
             if name:
-                reporter.metrics(number + 1, slice_values(rollout, members), name)
+                reporter.metrics(number + 1, rollout_values(rollout, members), name)
         if stop or (number + 1) % spec.evaluate_every == 0 or number + 1 == len(sizes):
             doing = "sampling from the policy"
             show_page(number + 1)
@@ -252,7 +255,6 @@ def train(
     # 8. Save. The critic is not part of the policy.
     episodes = episodes or spec.episodes  # resumed behind the last rollout
     save_policy(causal, tokenizer, folder, spec.policy.base)
-    dropped = mix.dropped if mix else ()
     return PolicyResult(
         progress.values,
         episodes,
@@ -262,6 +264,15 @@ def train(
         precision=name_of(dtype),
         notes=notes_on(tokenizer),
     )
+
+
+def cut_prompts(rows: Sequence[PromptRow], spec: PPOSpec, encoder: ChatEncoder) -> tuple[str, ...]:
+    """A sentence on the prompts of this run that are too long to be read whole. All are rendered: none fails later."""
+    room = prompt_room(encoder, spec.max_new_tokens)
+    drawn = (row for row, _ in draw(rows, spec, 0, spec.episodes))
+    cut = sorted(row.id for row in drawn if len(encoder.prompt(row.messages)) > room)
+    reason = f"lost their beginning, to stay within {encoder.max_length} tokens with {spec.max_new_tokens} new ones"
+    return describe_left_out({reason: cut} if cut else {}, "prompts")
 
 
 # ---- updates ---------------------------------------------------------------------------------------------------------
@@ -297,11 +308,9 @@ class Learner:
         spec, training = self.spec, self.training
         mixed = {"loss/ptx_avg": self.mix.accumulate(training, self.share)} if self.mix else {}
         minibatch_tokens = int(rollout.lengths[minibatch].sum())
+        mask, whitened = rollout.valid_mask, torch.zeros_like(advantages)
         # Whitened a minibatch at a time, so that a step's size does not depend on the scale of rewards.
-        whitened = torch.zeros_like(advantages)
-        mask, whitened[minibatch] = rollout.valid_mask, advantages[minibatch]
-        if minibatch_tokens > 1:  # one token has no variance
-            whitened[minibatch] = masked_whiten(advantages[minibatch], mask[minibatch])
+        whitened[minibatch] = masked_whiten(advantages[minibatch], mask[minibatch])
 
         sequences = rollout.sequences()
         groups, lengths = prompt_groups(sequences, minibatch, self.share, spec.optimiser.microbatch_tokens)
@@ -358,13 +367,15 @@ def averaged(watched: Sequence[Mapping[str, float]]) -> dict[str, float]:
 # ---- what is shown ---------------------------------------------------------------------------------------------------
 
 
-def slice_values(rollout: Rollout, members: Sequence[int]) -> dict[str, float]:
-    """Metrics of the episodes of one slice."""
+def rollout_values(rollout: Rollout, members: Sequence[int]) -> dict[str, float]:
+    """Metrics of some episodes of a rollout: of all, or of a slice."""
     kl = rollout.kl[members]
     return {
         "objective/scores": float(rollout.scores[members].mean()),
         "objective/kl": float(kl.mean()),
         "objective/kl_per_token": float(kl.sum() / rollout.lengths[members].sum()),
+        "objective/kl_k3": float(rollout.kl_k3[members].mean()),
+        "objective/entropy": float(-rollout.logps[members].sum(1).mean()),
     }
 
 
