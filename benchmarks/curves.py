@@ -3,7 +3,8 @@
 The reward is a rule, so nothing has to be trusted: 1 for an answer of twelve words, less the further from it, 0 from
 none or twenty-four on. DPO learns from pairs of the model's own samples that the rule has judged; PPO is scored by it.
 First and last point are measured on held-out prompts with new samples, and DPO's between them too: mean reward, and KL
-to the start in nats a response. PPO's between them are its own rollouts, on the train prompts.
+to the start in nats a response. PPO's between them are its own rollouts, on the train prompts. Beside them, without any
+training: the best of n samples of the start, on the held-out prompts.
 """
 
 import argparse
@@ -29,6 +30,8 @@ from trainer.rollout import Response
 
 PROMPTS = Path(__file__).parent.parent / "app" / "projects" / "starter_content" / "prompts.jsonl"
 WORDS, MAX_NEW_TOKENS, HELDOUT = 12, 48, 20
+BEST_OF = (1, 2, 4, 8, 16)
+UNITS = {"dpo": "optimiser steps", "ppo": "episodes", "best_of_n": "samples a prompt"}
 QUIET = ConsoleReporter(stream=None)
 
 
@@ -41,7 +44,7 @@ def scorer(responses: Sequence[Response]) -> Tensor:
 
 
 class Point(NamedTuple):
-    """A measurement: optimiser steps (DPO) or episodes (PPO) so far, mean reward, KL in nats a response."""
+    """A measurement: steps (DPO) or episodes (PPO) so far, or n (best of n); mean reward, KL in nats a response."""
 
     at: int
     reward: float
@@ -64,19 +67,32 @@ class Bench:
         path.write_text("".join(row.model_dump_json() + "\n" for row in rows))
         return str(path)
 
-    def measure(self, at: int, policy: ModelRef) -> Point:
+    def evaluate(self, policy: ModelRef, samples_per_prompt: int) -> dict[str, float]:
         spec = EvaluateSpec(
             policy=policy,
             reference=self.base,
             reward_models=("scripted",),
             prompts=self.file("heldout.jsonl", self.heldout),
-            generation=Generation(samples_per_prompt=4, max_new_tokens=MAX_NEW_TOKENS, batch_size=64),
+            generation=Generation(samples_per_prompt=samples_per_prompt, max_new_tokens=MAX_NEW_TOKENS, batch_size=64),
             seed=1000 + self.seed,
         )
-        values = evaluate.evaluate(spec, self.store, QUIET, lambda completions: None, scorer).metrics
+        return evaluate.evaluate(spec, self.store, QUIET, lambda completions: None, scorer).metrics
+
+    def measure(self, at: int, policy: ModelRef) -> Point:
+        values = self.evaluate(policy, 4)
         point = Point(at, values["eval_objective/scores"], values["eval_objective/kl"])
         print(f"  at {at}: reward {point.reward:.3f}, KL {point.kl:.2f}", flush=True)
         return point
+
+    def best_of_n(self) -> list[Point]:
+        """What choosing the best of n samples of the start does, without any training."""
+        measured = []
+        for n in BEST_OF:
+            values = self.evaluate(self.base, n)
+            name = "eval_objective/best_of_n"
+            measured.append(Point(n, values[f"{name}_scores"], values[f"{name}_kl"]))
+            print(f"  best of {n}: reward {measured[-1].reward:.3f}, KL {measured[-1].kl:.2f}", flush=True)
+        return measured
 
     def judged_pairs(self, samples_per_prompt: int) -> list[PairRow]:
         """Pairs of the model's own samples whose rewards differ: the best with the worst, and so on inwards."""
@@ -184,7 +200,7 @@ class Bench:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("algorithm", choices=["dpo", "ppo"])
+    parser.add_argument("algorithm", choices=list(UNITS))
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--episodes", type=int, default=320)
     parser.add_argument("--kl-target", type=float, default=PPOSpec.model_fields["kl_target"].default)
@@ -196,11 +212,17 @@ def main() -> None:
     for seed in range(args.seeds):
         with tempfile.TemporaryDirectory() as root:
             bench = Bench(ArtifactStore(args.store.absolute()), Path(root), seed)
-            points = bench.dpo(args.points) if args.algorithm == "dpo" else bench.ppo(args.episodes, args.kl_target)
+            match args.algorithm:
+                case "dpo":
+                    points = bench.dpo(args.points)
+                case "ppo":
+                    points = bench.ppo(args.episodes, args.kl_target)
+                case _:
+                    points = bench.best_of_n()
             runs.append({"seed": seed, "points": points})
         if args.output:
-            unit = "optimiser steps" if args.algorithm == "dpo" else "episodes"
-            args.output.write_text(json.dumps({"unit": unit, "kl_target": args.kl_target, "runs": runs}))
+            found = {"unit": UNITS[args.algorithm], "kl_target": args.kl_target, "runs": runs}
+            args.output.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

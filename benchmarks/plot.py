@@ -1,36 +1,51 @@
 """Draws the points that `benchmarks.curves` wrote: `python -m benchmarks.plot dpo.json ppo.json docs/curves.svg`.
 
-Needs matplotlib (`pip install --group docs`).
+A file of best-of-n's points before the last argument joins every curve of reward over KL. Needs matplotlib
+(`pip install --group docs`).
 """
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
+from benchmarks.curves import UNITS
+
+
+def root(kl: Sequence[float]) -> list[float]:
+    """Gao et al. 2022: over-optimisation shows where reward turns down over the square root of KL."""
+    return [max(0.0, value) ** 0.5 for value in kl]
+
 
 def main() -> None:
     *sources, target = map(Path, sys.argv[1:])
+    found: dict[str, Any] = {source.stem.upper(): json.loads(source.read_text()) for source in sources}
+    untrained = [run for drawn in found.values() if drawn["unit"] == UNITS["best_of_n"] for run in drawn["runs"]]
+    trained = {name: drawn for name, drawn in found.items() if drawn["unit"] != UNITS["best_of_n"]}
     plt.rcParams |= {"svg.hashsalt": "prefloop", "font.size": 9}  # equal points give an equal file
-    figure, rows = plt.subplots(len(sources), 3, figsize=(11, 2.8 * len(sources)), squeeze=False)
-    for source, (left, middle, right) in zip(sources, rows, strict=True):
-        found = json.loads(source.read_text())
-        for run in found["runs"]:
+    figure, rows = plt.subplots(len(trained), 3, figsize=(11, 2.8 * len(trained)), squeeze=False)
+    for (algorithm, drawn), (left, middle, right) in zip(trained.items(), rows, strict=True):
+        for run in drawn["runs"]:
             at, reward, kl = zip(*run["points"], strict=True)
             label = f"seed {run['seed']}"
             left.plot(at, reward, marker="o", label=label)
             middle.plot(at, kl, marker="o", label=label)
-            # Gao et al. 2022: over-optimisation shows where reward turns down over the square root of KL.
-            right.plot([max(0.0, value) ** 0.5 for value in kl], reward, marker="o", label=label)
-        middle.axhline(found["kl_target"], color="grey", linestyle=":", label="target")
+            right.plot(root(kl), reward, marker="o", label=label)
+        for run in untrained:
+            n, reward, kl = zip(*run["points"], strict=True)
+            label = f"best of {', '.join(map(str, n))}, seed {run['seed']}"
+            right.plot(root(kl), reward, marker=".", color="grey", linestyle="--", label=label)
+        middle.axhline(drawn["kl_target"], color="grey", linestyle=":", label="target")
         titles = ("reward", "KL to the start, nats a response", "reward over the square root of KL")
         for axes, name in zip((left, middle, right), titles, strict=True):
-            axes.set_title(f"{source.stem.upper()}: {name}")
-            axes.set_xlabel("sqrt(KL)" if axes is right else found["unit"])
+            axes.set_title(f"{algorithm}: {name}")
+            axes.set_xlabel("sqrt(KL)" if axes is right else drawn["unit"])
             axes.grid(alpha=0.3)
             axes.legend(frameon=False)
     figure.tight_layout()

@@ -6,13 +6,18 @@
 | `eval_objective/scores_std` | | standard deviation over responses |
 | `eval_objective/kl` | k1 summed over the response: KL to the reference, nats a sequence | mean |
 | `eval_objective/kl_per_token` | | KL of all responses / tokens of all responses |
+| `eval_objective/kl_k3` | k3 summed over the response: the same KL of less noise, never negative | mean |
+| `eval_objective/best_of_n_scores` | the best score of a prompt's n responses | mean over prompts |
+| `eval_objective/best_of_n_kl` | that one's k1 summed + ln n - (n - 1) / n: KL to the reference | mean over prompts |
 | `eval_length` | tokens, the end-of-turn token included | mean |
 | `eval_finished` | ended by itself, not cut by length | share |
 | `eval_repetition` | share of word trigrams that stand earlier in the same response | mean |
 | `eval_refusals` | begins with a phrase of refusal: an estimate by phrases, English only | share |
 | `eval_samples` | | number of responses |
 
-Log-probs are those of the distribution sampled from: logits divided by the sampling temperature.
+Log-probs are those of the distribution sampled from: logits divided by the sampling temperature. Evaluating the
+reference itself with n samples a prompt gives best-of-n's point on the curve of reward over KL, the yardstick for what
+was trained (Gao et al. 2022).
 """
 
 import logging
@@ -27,7 +32,7 @@ from torch import Tensor
 
 from app.specs import PromptRow
 from trainer.algorithms.bradley_terry import ensemble_score
-from trainer.algorithms.kl import k1
+from trainer.algorithms.kl import best_of_n_kl, k1, k3
 from trainer.data import ChatEncoder, TokenSequence, slice_names
 from trainer.generation import Tick, no_tick
 from trainer.modeling import device
@@ -46,7 +51,7 @@ FORWARD_ROWS, FORWARD_TOKENS = 64, 2048  # forwarded at once without gradients; 
 REFUSAL = re.compile(
     r"\b(i(?:'m| am) (?:very |really |so )?(?:sorry|unable|not able)"
     r"|i (?:can't|can ?not|won't|will not|must decline)"
-    r"|i apologi[sz]e|unfortunately,? i|as an ai\b"
+    r"|i apologi[sz]e|unfortunately,? i\b|as an ai\b"
     r"|it(?:'s| is) (?:not |in)appropriate|i do(?:n't| not) feel comfortable)",
     re.IGNORECASE,
 )
@@ -226,10 +231,12 @@ def measure(
     responses: Sequence[Response], scores: Tensor, logps: Sequence[Tensor], reference_logps: Sequence[Tensor]
 ) -> dict[str, dict[str, float]]:
     """The table above by slice, `""` for all. Scores (N,); a tensor of token log-probs a response, twice."""
-    kl = torch.stack([k1(mine, base).sum() for mine, base in zip(logps, reference_logps, strict=True)])
+    pairs = list(zip(logps, reference_logps, strict=True))
+    kl = torch.stack([k1(mine, base).sum() for mine, base in pairs])
     per_response = {
         "eval_objective/scores": scores,
         "eval_objective/kl": kl,
+        "eval_objective/kl_k3": torch.stack([k3(mine, base).sum() for mine, base in pairs]),
         "eval_length": torch.tensor([len(r.sample.tokens) for r in responses]),
         "eval_finished": torch.tensor([r.sample.finished for r in responses]),
         "eval_repetition": torch.tensor([repetition(r.text) for r in responses]),
@@ -240,6 +247,21 @@ def measure(
         values = {metric: float(column[members].double().mean()) for metric, column in per_response.items()}
         values["eval_objective/scores_std"] = float(scores[members].double().std(correction=0))
         values["eval_objective/kl_per_token"] = values["eval_objective/kl"] / values["eval_length"]
+        values["eval_objective/best_of_n_scores"], values["eval_objective/best_of_n_kl"] = best_of_n(
+            [responses[i].row.id for i in members], scores[members], kl[members]
+        )
         values["eval_samples"] = len(members)
         measured[name] = values
     return measured
+
+
+def best_of_n(prompt_ids: Sequence[int], scores: Tensor, kl: Tensor) -> tuple[float, float]:
+    """Mean score and KL to the reference of the best-scored response of each prompt, of scores (N,) and KL (N,)."""
+    by_prompt: dict[int, list[int]] = defaultdict(list)
+    for i, prompt_id in enumerate(prompt_ids):
+        by_prompt[prompt_id].append(i)
+    known = scores.tolist()
+    best = [max(members, key=known.__getitem__) for members in by_prompt.values()]
+    # KL(best || ref) = KL(best || pi) + E_best[log pi - log ref], the former at most ln n - (n - 1) / n
+    to_policy = sum(best_of_n_kl(len(members)) for members in by_prompt.values()) / len(best)
+    return float(scores[best].double().mean()), to_policy + float(kl[best].double().mean())

@@ -1,6 +1,8 @@
 """Evaluation: its metrics by arithmetic, the recipe against plain transformers."""
 
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from app.artifacts import ArtifactStore
+from app.errors import ModelUnavailable
 from app.specs import EvaluateSpec, Generation, ModelRef, PromptRow
 from tests.trainer.conftest import build_reward_model, user
 from trainer import evaluation, precision
 from trainer.data import ChatEncoder
-from trainer.evaluation import measure, refuses, repetition, reward_models_scorer
+from trainer.evaluation import best_of_n, measure, refuses, repetition, reward_models_scorer
 from trainer.modeling import load_tokenizer
 from trainer.recipes import evaluate
 from trainer.recipes.sample import Completion
@@ -22,9 +25,9 @@ from trainer.reporting import ConsoleReporter
 from trainer.rollout import Response, Sample
 
 
-def response(text: str, tokens: int, finished: bool = True, **slices: str) -> Response:
+def response(text: str, tokens: int, finished: bool = True, prompt_id: int = 1, **slices: str) -> Response:
     return Response(
-        PromptRow(id=1, messages=user("Q"), slices=slices), 0, 0, [5], Sample([7] * tokens, [], finished), text
+        PromptRow(id=prompt_id, messages=user("Q"), slices=slices), 0, 0, [5], Sample([7] * tokens, [], finished), text
     )
 
 
@@ -47,6 +50,7 @@ def test_repetition_counts_trigrams_that_came_before() -> None:
         ("He said he was sorry.", False),
         ("I can swim.", False),
         ("x " * 150 + "I cannot help.", False),
+        ("Unfortunately, it rained in 1912.", False),
     ],
 )
 def test_refusals_are_found_by_phrases(text: str, expected: bool) -> None:
@@ -68,6 +72,8 @@ def test_metrics_by_slice() -> None:
     assert everything["eval_objective/scores_std"] == pytest.approx((14 / 3) ** 0.5)
     assert everything["eval_objective/kl"] == pytest.approx((0.5 + 2 + 3) / 3)
     assert everything["eval_objective/kl_per_token"] == pytest.approx(5.5 / 12)
+    # k3 of 0.5; of 1, 0, 0, 1; of 0.5 six times
+    assert everything["eval_objective/kl_k3"] == pytest.approx((7 * (math.exp(-0.5) - 0.5) + 2 * math.exp(-1)) / 3)
     assert everything["eval_length"] == 4
     assert everything["eval_finished"] == pytest.approx(2 / 3)
     assert everything["eval_refusals"] == pytest.approx(1 / 3)
@@ -75,6 +81,36 @@ def test_metrics_by_slice() -> None:
     assert measured["domain=facts"]["eval_objective/scores"] == 4
     assert measured["domain=facts"]["eval_samples"] == 2
     assert measured["domain=safety"]["eval_refusals"] == 1
+
+
+def test_best_of_n_is_the_best_of_each_prompt_at_its_distance_from_the_reference() -> None:
+    responses = [response("Fine.", 1, prompt_id=i, domain="facts" if i < 3 else "safety") for i in (1, 2, 1, 2, 1, 3)]
+    scores = torch.tensor([0.5, -1, 2, -3, 1, 4])  # the best are those with 2, -1 and 4, of 3, 2 and 1
+    kl = [torch.tensor([x]) for x in (10.0, 0.25, 0.5, 10, 10, 0.125)]
+    measured = measure(responses, scores, kl, [torch.zeros(1)] * 6)
+    three, two = math.log(3) - 2 / 3, math.log(2) - 1 / 2
+    assert measured[""]["eval_objective/best_of_n_scores"] == pytest.approx(5 / 3)
+    assert measured[""]["eval_objective/best_of_n_kl"] == pytest.approx((three + 0.5 + two + 0.25 + 0.125) / 3)
+    assert measured["domain=facts"]["eval_objective/best_of_n_scores"] == pytest.approx(1 / 2)
+    assert measured["domain=facts"]["eval_objective/best_of_n_kl"] == pytest.approx((three + 0.5 + two + 0.25) / 2)
+    assert measured["domain=safety"]["eval_objective/best_of_n_kl"] == pytest.approx(0.125)
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_best_of_n_of_a_policy_that_is_not_the_reference_has_the_kl_of_its_distribution(n: int) -> None:
+    """Three answers with known probabilities and distinct scores: the best of n is distributed as P(max <= i) says."""
+    policy, reference = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.3, 0.5])
+    generator = np.random.default_rng(0)
+    drawn = generator.choice(3, size=(20_000, n), p=policy)
+    scores, kl = torch.tensor(drawn.flatten()).float(), torch.tensor(np.log(policy / reference)[drawn.flatten()])
+    mean_score, bound = best_of_n(np.repeat(np.arange(20_000), n).tolist(), scores, kl)
+    best = np.diff(np.cumsum(policy) ** n, prepend=0)
+    assert mean_score == pytest.approx(best @ [0, 1, 2], abs=0.01)
+    exact = best @ np.log(best / reference)
+    # Answers can repeat, so the true divergence is below: by what ties take off KL(best || policy), and no more.
+    ties = math.log(n) - (n - 1) / n - best @ np.log(best / policy)
+    assert ties > 0
+    assert bound == pytest.approx(exact + ties, abs=0.01)
 
 
 def test_scores_are_those_of_plain_transformers(reward_folder: Path) -> None:
@@ -227,3 +263,27 @@ def test_all_models_of_an_evaluation_run_in_the_precision_that_its_result_names(
     result = evaluate.evaluate(spec, store, ConsoleReporter(stream=None), lambda batch: None)
     assert result.precision == used
     assert dtypes == [getattr(torch, used)] * 3
+
+
+def test_a_reference_that_reads_other_tokens_is_refused_before_anything_is_sampled(
+    tiny_model: Path, tiny_ref: ModelRef, reward_folder: Path, store: ArtifactStore, tmp_path: Path
+) -> None:
+    """As many tokens, two of them exchanged: every log-prob would be a number, and none would mean anything."""
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(PromptRow(id=1, messages=user("Hm")).model_dump_json() + "\n")
+    spec = EvaluateSpec(
+        policy=tiny_ref,
+        reference=ModelRef(base=str(other)),
+        reward_models=(str(reward_folder),),
+        prompts=str(prompts),
+        max_length=128,
+    )
+    completions: list[Completion] = []
+    with pytest.raises(ModelUnavailable, match="do not share a vocabulary"):
+        evaluate.evaluate(spec, store, ConsoleReporter(stream=None), completions.extend)
+    assert not completions
