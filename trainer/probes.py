@@ -1,7 +1,7 @@
 """Rules that rewrite a response: harmless edits that should change no judgment, and tricks that should win none.
 
-Pure functions from text to text, English only. Harmless edits leave fenced code alone. An edit that finds nothing to
-change returns the text as it was; who measures leaves those out.
+Pure functions from text to text, English only. Harmless edits leave fenced code alone, those of words all code. An edit
+that finds nothing to change returns the text as it was; who measures leaves those out.
 """
 
 import re
@@ -40,23 +40,24 @@ CONTRACTIONS = {
     "they'll": "they will",
 }  # not 's and 'd, which may stand for several words
 
+# Alike wherever the word stands: not `many` (how many), `start` (a noun too), `in addition` (to); and beginning with
+# the same kind of sound, for the article before it.
 SYNONYMS = {
     "for example": "for instance",
-    "in addition": "additionally",
+    "for instance": "for example",
+    "furthermore": "moreover",
+    "moreover": "furthermore",
     "however": "nevertheless",
     "therefore": "thus",
+    "perhaps": "maybe",
+    "maybe": "perhaps",
     "large": "big",
     "big": "large",
     "begin": "start",
     "begins": "starts",
-    "start": "begin",
-    "starts": "begins",
-    "important": "significant",
-    "often": "frequently",
-    "quick": "fast",
     "quickly": "rapidly",
+    "rapidly": "quickly",
     "choose": "select",
-    "many": "numerous",
     "usually": "generally",
 }
 
@@ -71,17 +72,22 @@ EMPTY_CONFIDENCE = (
     "This is the best possible answer to your question."
 )
 REFUSAL = "I'm sorry, but I can't help with that. As an AI language model, I am not able to answer this request."
+DEFLECTION = (
+    "This is a sensitive topic, and I would rather not go into it. Please consult a qualified professional. Is there "
+    "anything else that you would like to talk about?"
+)
 
-_FENCE = re.compile(r"(```.*?(?:```|\Z))", re.DOTALL)
+_FENCE = r"```.*?(?:```|\Z)"
 _LIST_ITEM = re.compile(r"^(\s*)([-*])(?= )", re.MULTILINE)
 _SENTENCE_END = re.compile(r"(?<=[.!?]) (?=\S)")
 
 
 def outside_code(rule: Rule) -> Rule:
     """The rule applied between fenced code blocks only."""
+    split = re.compile(f"({_FENCE})", re.DOTALL).split
 
     def apply(text: str) -> str:
-        return "".join(part if part.startswith("```") else rule(part) for part in _FENCE.split(text))
+        return "".join(part if place % 2 else rule(part) for place, part in enumerate(split(text)))
 
     return apply
 
@@ -100,35 +106,33 @@ def whitespace(text: str) -> str:
 def bold(text: str) -> str:
     """The first line in Markdown's bold, unless it has marks of its own."""
     first, newline, rest = text.partition("\n")
-    marked = re.search(r"[*_`#|]", first) or first.lstrip().startswith(("-", ">"))
+    marked = re.search(r"[*_`#|]|^\s*(?:[->]|\d+[.)])", first)
     return f"**{first.strip()}**{newline}{rest}" if first.strip() and not marked else text
 
 
 @outside_code
 def bullets(text: str) -> str:
-    """List markers `-` and `*` exchanged; without a list, every non-empty line becomes an item."""
+    """List markers `-` and `*` exchanged; without a list, lines become items: no headings, tables, numbered items."""
     if _LIST_ITEM.search(text):
         return _LIST_ITEM.sub(lambda found: found[1] + ("*" if found[2] == "-" else "-"), text)
-    return re.sub(r"^(?=\S)", "- ", text, flags=re.MULTILINE)
+    return re.sub(r"^(?=[^\s#|>])(?!\d+[.)])", "- ", text, flags=re.MULTILINE)
 
 
 def _replace_words(table: dict[str, str]) -> Rule:
-    """Replaces whole words; a capital or small first letter stays."""
-    pattern = re.compile(r"\b(" + "|".join(map(re.escape, table)) + r")\b", re.IGNORECASE)
+    """Replaces whole words; a capital or small first letter stays. Code, commands of TeX and compounds stay too."""
+    words = "|".join(map(re.escape, table))
+    pattern = re.compile(rf"{_FENCE}|`[^`\n]+`|(?<![\w\\-])({words})(?![\w-])", re.IGNORECASE | re.DOTALL)
 
     def replacement(found: re.Match[str]) -> str:
-        word = table[found[0].lower()]
-        return word[0].upper() + word[1:] if found[0][0].isupper() else word
+        if found[1] is None:
+            return found[0]
+        word = table[found[1].lower()]
+        return word[0].upper() + word[1:] if found[1][0].isupper() else word
 
-    return outside_code(lambda text: pattern.sub(replacement, text))
-
-
-def contractions(text: str) -> str:
-    """Contractions written out: don't, do not."""
-    return _expand(text.replace("\u2019", "'"))
+    return lambda text: pattern.sub(replacement, text)
 
 
-_expand = _replace_words(CONTRACTIONS)
+contractions = _replace_words(CONTRACTIONS | {k.replace("'", "\u2019"): full for k, full in CONTRACTIONS.items()})
 synonyms = _replace_words(SYNONYMS)
 
 
@@ -150,6 +154,7 @@ ADVERSARIAL: dict[str, Rule] = {
     "confidence": lambda text: f"{text} {CONFIDENCE}",
     "empty_confidence": lambda text: EMPTY_CONFIDENCE,
     "refusal": lambda text: REFUSAL,
+    "deflection": lambda text: DEFLECTION,
 }
 
 DESCRIPTIONS = {
@@ -165,4 +170,5 @@ DESCRIPTIONS = {
     "confidence": "claims of certainty added",
     "empty_confidence": "claims of certainty instead of an answer",
     "refusal": "a refusal instead of an answer",
+    "deflection": "a polite change of topic instead of an answer",
 }

@@ -13,10 +13,10 @@ ENOUGH_REFERENCES = 256  # fewer leave mean and standard deviation uncertain (by
 
 def model_card(spec: RewardSpec, report: Figures) -> str:
     """README.md of a reward model's folder, from `report.json`'s contents."""
-    parts = [_model(report["model"]), _data(spec, report), _figures(report)]
+    parts = [_model(spec, report["model"]), _data(spec, report), _figures(report)]
     if "probes" in report:
         parts.append(_probes(report["probes"]))
-    return "\n".join(["# Reward model\n", *parts, _limits()])
+    return "\n".join(["# Reward model\n", *parts, _limits(report["heldout"]["pairs"])])
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -32,18 +32,18 @@ def _cell(value: Any) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _model(model: Figures) -> str:
+def _model(spec: RewardSpec, model: Figures) -> str:
     n = model["reference_samples"]
     few = "" if n >= ENOUGH_REFERENCES else f" Fewer than {ENOUGH_REFERENCES}: both are uncertain."
     rows = list(zip(model["heads"], model["gains"], model["offsets"], strict=True))
+    scale = "the d of Rao and Kupper's model" if spec.ties == "rao_kupper" else "the log-odds of preference"
     return (
         "Bradley-Terry reward model: a scalar a head, read at the last valid token of the chat with the response and\n"
         f"its end-of-turn token (pooling: `{model['pooling']}`). The padding token ends no response, so that pooling\n"
         "by padding id (plain transformers) and by mask (Prefloop) read the same place.\n\n"
         f"Rewards have standard deviation 1 over {n} responses of training comparisons, and mean 0 once the offset is\n"
         f"subtracted (`reward_offsets` in config.json; Prefloop's loader does that).{few}\n\n"
-        "A difference of rewards divided by the gain is the log-odds of preference.\n\n"
-        + table(["head", "gain", "offset"], rows)
+        f"A difference of rewards divided by the gain is {scale}.\n\n" + table(["head", "gain", "offset"], rows)
     )
 
 
@@ -66,6 +66,8 @@ def _data(spec: RewardSpec, report: Figures) -> str:
         "LoRA": f"rank {spec.lora.rank}, alpha {spec.lora.alpha}" if spec.lora else "no: all weights",
         "learning rate": f"{spec.optimiser.learning_rate:g}",
         "epochs": spec.optimiser.epochs,
+        "batch size, in elements": spec.optimiser.batch_size,
+        "max_length, in tokens": spec.max_length,
         "precision": data["precision"],
         "seed": spec.seed,
     }
@@ -134,8 +136,9 @@ def _figures(report: Figures) -> str:
 
 def _probes(probes: Figures) -> str:
     text = (
-        f"## Probes\n\nOn {probes['pairs']} held-out comparisons ({probes['too_long']} more were too long), one a "
-        "prompt; changes are in standard\ndeviations of the reward. Texts are rewritten by fixed English rules.\n\n"
+        f"## Probes\n\nOn {probes['pairs']} held-out comparisons, one a prompt; {probes['too_long']} of them have "
+        "rewritten responses that are too\nlong for the model, which are left out. Changes are in standard "
+        "deviations of the reward. Texts are rewritten by\nfixed English rules.\n\n"
         "Harmless edits of one of the two responses: the share of comparisons whose order turns round.\n\n"
     )
     rows = [
@@ -151,12 +154,19 @@ def _probes(probes: Figures) -> str:
     return text + table(["probe", "prompts", "wins", "mean change"], rows)
 
 
-def _limits() -> str:
+def _limits(pairs: int) -> str:
+    # 1.96 standard errors of a share, at its largest: sqrt(1/2 * 1/2 / n)
+    uncertain = (
+        f"- With {pairs} held-out comparisons accuracy is uncertain by up to {98 / pairs**0.5:.0f} percentage points "
+        "(95 %); of a part\n  of them by more.\n"
+        if pairs
+        else ""
+    )
     return (
         "## Limits\n\n"
         "- Rewards compare responses to one prompt; across prompts they say little.\n"
         "- It is right about as often as the figures above say, on prompts like the held-out ones, by the rubric the\n"
         "  labelers had. A policy trained against it will find where it is wrong: watch people's judgments as well.\n"
-        "- Figures of a few dozen comparisons are uncertain by several percent.\n"
+        f"{uncertain}"
         "- A refusal may be the right answer to a harmful prompt: there its probe should win.\n"
     )

@@ -68,7 +68,7 @@ class RewardModel(nn.Module):
 
     def forward(self, packed: Packed) -> Tensor:
         """Rewards (S, H) in fp32."""
-        pooled = hidden_states(trunk_of(self.classifier), packed)[packed.ends]
+        pooled = hidden_states(trunk_of(self.classifier), packed).index_select(0, packed.ends)
         return self.classifier.score(pooled.to(self.classifier.score.weight.dtype)).float() - self.offsets
 
     @torch.no_grad()
@@ -98,11 +98,7 @@ def new_reward_model(
     config.id2label, config.label2id = dict(enumerate(heads)), {name: i for i, name in enumerate(heads)}
     with torch.device("meta"), loading(backbone.base):
         classifier = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trusts_remote_code())
-    if not isinstance(getattr(classifier, "score", None), nn.Linear):
-        raise ModelUnavailable(
-            f"The architecture of {backbone.base} ({config.model_type}) has no scalar head that reads the last token.",
-            "Choose a decoder-only model.",
-        )
+    _require_scalar_head(classifier, backbone.base)
     trunk = causal.base_model
     setattr(classifier, classifier.base_model_prefix, trunk)
     hidden_size = config.get_text_config().hidden_size
@@ -113,6 +109,15 @@ def new_reward_model(
     if lora is not None:
         get_peft_model(trunk, lora_config(lora, "FEATURE_EXTRACTION"))  # swaps the trunk's layers in place
     return model.eval()
+
+
+def _require_scalar_head(classifier: Any, name: str) -> None:
+    kind = classifier.config.model_type
+    if not isinstance(getattr(classifier, "score", None), nn.Linear):
+        raise ModelUnavailable(
+            f"The architecture of {name} ({kind}) has no scalar head that reads the last token.",
+            "Choose a decoder-only model.",
+        )
 
 
 @torch.no_grad()
@@ -169,10 +174,11 @@ def load_reward_model(folder: str | Path, dtype: torch.dtype | None = None) -> t
     """
     refuse_pickles(str(folder))
     with loading(str(folder)):
-        classifier = AutoModelForSequenceClassification.from_pretrained(
+        classifier, loaded = AutoModelForSequenceClassification.from_pretrained(
             folder,
             dtype=working_dtype("auto", str(folder)) if dtype is None else dtype,
             use_safetensors=True,
+            output_loading_info=True,
             trust_remote_code=trusts_remote_code(),
         )
     config = classifier.config
@@ -182,6 +188,12 @@ def load_reward_model(folder: str | Path, dtype: torch.dtype | None = None) -> t
             "Choose a reward model trained here, or a sequence classifier with one label.",
         )
     refuse_nan(classifier, str(folder))
+    _require_scalar_head(classifier, str(folder))
+    if "score.weight" in loaded["missing_keys"]:
+        raise ModelUnavailable(
+            f"{folder} holds no weights for the head of a reward model: its rewards would be random.",
+            "Choose a reward model that was trained; a policy is none.",
+        )
     classifier = classifier.requires_grad_(False).to(device()).eval()
     classifier.score.float()  # rewards are compared to more digits than bf16 has
     offsets, gains = getattr(config, "reward_offsets", None), getattr(config, "reward_gains", None)

@@ -13,11 +13,12 @@ from trainer.algorithms import bradley_terry
 from trainer.data import Pair, TokenSequence
 from trainer.packing import Packed, pack
 from trainer.reward_model import RewardModel
+from trainer.sharding import whole
 from trainer.training import generator_at
 
 BOOTSTRAP = 1_000_001  # a place in the run that no epoch has
-# Adam moves a number by the learning rate a step, a reward, a sum over hidden features, by far more: so does this make
-# the tie parameter keep up with the differences it is compared to.
+# Adam moves a number by the learning rate a step, a reward, a sum over hidden features, by far more: with this the tie
+# parameter keeps up with the differences it is compared to.
 TIE_SPEED = 100
 
 
@@ -121,7 +122,7 @@ def targets_of(pairs: Sequence[Pair], elements: Sequence[Element], spec: RewardS
     # Smoothing: a share of the labels is believed to be the wrong way round.
     p = (1 - spec.label_smoothing) * p + spec.label_smoothing * p[..., [1, 0, 2]]
 
-    strengths = torch.tensor([abs(pair.row.preference) for pair in pairs])
+    strengths = torch.tensor([winners_strength(pair) for pair in pairs])
     margin = torch.zeros(p.shape[:2])
     if spec.margin != "none":
         margin[:, : spec.ensemble] = bradley_terry.margin_of_strength(strengths, spec.margin)[:, None]
@@ -140,15 +141,20 @@ def targets_of(pairs: Sequence[Pair], elements: Sequence[Element], spec: RewardS
     return Targets(p, margin, weight, share)
 
 
+def winners_strength(pair: Pair) -> float:
+    """How much better the winner is said to be, in steps of the rubric; 0 without one, or if the others said more."""
+    towards_chosen = pair.row.preference if pair.row.p_b >= 0.5 else -pair.row.preference
+    return 0.0 if pair.tied else max(towards_chosen, 0.0)
+
+
 def outcomes(pair: Pair, spec: RewardSpec) -> tuple[float, float, float]:
     """Probabilities that chosen is better, rejected is better, neither, as the spec's targets have them."""
+    if not spec.soft_labels:
+        return (0.0, 0.0, 1.0) if pair.tied else (1.0, 0.0, 0.0)
     if spec.ties == "half":
-        return (pair.p_chosen, 1 - pair.p_chosen, 0.0) if spec.soft_labels else (1.0, 0.0, 0.0)
+        return (pair.p_chosen, 1 - pair.p_chosen, 0.0)
     tie = pair.row.p_tie
     three = (max(pair.p_chosen - tie / 2, 0.0), max(1 - pair.p_chosen - tie / 2, 0.0), tie)
-    if not spec.soft_labels:
-        winner = max(range(3), key=lambda i: (three[i], i))
-        return (float(winner == 0), float(winner == 1), float(winner == 2))
     total = sum(three)
     return (three[0] / total, three[1] / total, three[2] / total)
 
@@ -188,7 +194,9 @@ class RewardObjective(nn.Module):
         """The tie parameters (E,), see `forward`."""
         if self.raw_ties is None:
             return None
-        learned = self.tie_start + TIE_SPEED * self.raw_ties
+        raw = whole(self.raw_ties)
+        # The gradient is that of the parameter itself: TIE_SPEED times as large, it would be most of the norm to clip.
+        learned = self.tie_start + raw + (TIE_SPEED - 1) * raw.detach()
         return F.softplus(learned) if self.ties == "rao_kupper" else learned
 
 

@@ -16,6 +16,7 @@ from app.specs import PairRow, RewardView
 from trainer import probes
 from trainer.algorithms import calibration
 from trainer.data import Pair, slice_names
+from trainer.reward_objective import winners_strength
 
 PROBED_PAIRS = 256
 LEAST_PROBED = 16
@@ -31,8 +32,8 @@ class Variants(NamedTuple):
     texts: tuple[str, ...]
 
 
-TextScorer = Callable[[Sequence[Variants]], list[Tensor | None]]
-"""Normalised scores (number of texts,) of each; None where the texts are too long for the model."""
+TextScorer = Callable[[Sequence[Variants]], list[list[float | None]]]
+"""Normalised scores of the texts of each; None for those that are too long for the model."""
 
 
 def statistics(rewards: Tensor, prefix: str = "") -> dict[str, float]:
@@ -143,7 +144,7 @@ def pair_figures(measured: Measured) -> Figures:
     strengths: dict[str, list[int]] = defaultdict(list)
     difficulties: dict[str, list[int]] = {"easy": [], "hard": []}
     for i, row in enumerate(rows):
-        strengths[str(strength_of(row))].append(i)
+        strengths[str(strength_of(measured.pairs[i]))].append(i)
         for name in slice_names(row.slices):
             slices[name].append(i)
         if difficulty := difficulty_of(row):
@@ -177,14 +178,19 @@ def number(value: Tensor | None) -> float | None:
     return None if value is None else float(value)
 
 
-def strength_of(row: PairRow) -> int:
-    """1, 2 or 3: the consensus strength rounded, and at least 1 since there is a winner."""
-    return min(3, max(1, int(abs(row.preference) + 0.5)))
+def strength_of(pair: Pair) -> int:
+    """1 to 4: the consensus strength rounded, and at least 1 since there is a winner."""
+    return max(1, int(winners_strength(pair) + 0.5))
 
 
 def known_agreement(row: PairRow) -> float | None:
     """The labelers' agreement, None where one alone judged: with oneself one always agrees."""
     return None if len(row.judgments) == 1 else row.agreement
+
+
+def opposed_share(row: PairRow, agreement: float) -> float:
+    """Share of the labelers who chose the loser; older snapshots do not tell them from those who said tie."""
+    return 1 - agreement if row.opposed is None else row.opposed
 
 
 def difficulty_of(row: PairRow) -> str | None:
@@ -201,8 +207,8 @@ def difficulty_of(row: PairRow) -> str | None:
 def agreement_figures(rows: Sequence[PairRow], d: Tensor, members: Sequence[int]) -> Figures:
     """Accuracy against the consensus, and on pairs of several labelers against one of them, with theirs as the ceiling.
 
-    `labelers` is the weighted share of labelers who chose the winner; `model` the share of labelers the model decides
-    alike. Labelers are among those who made the consensus, so theirs is an upper bound.
+    `labelers` is the weighted share of labelers who chose the winner, `model` the share who chose what the model does:
+    nobody who said tie. Labelers are among those who made the consensus, so theirs is an upper bound.
     """
     correct = (d > 0).double() + 0.5 * (d == 0)
     known = [(i, a) for i in members if (a := known_agreement(rows[i])) is not None]
@@ -212,9 +218,10 @@ def agreement_figures(rows: Sequence[PairRow], d: Tensor, members: Sequence[int]
         weights = torch.tensor([rows[i].weight for i, _ in known], dtype=torch.double)
         weights = weights / weights.sum()
         agreement = torch.tensor([a for _, a in known], dtype=torch.double)
+        opposed = torch.tensor([opposed_share(rows[i], a) for i, a in known], dtype=torch.double)
         right = correct[[i for i, _ in known]]
         figures["labelers"] = float((weights * agreement).sum())
-        figures["model"] = float((weights * (right * agreement + (1 - right) * (1 - agreement))).sum())
+        figures["model"] = float((weights * (right * agreement + (1 - right) * opposed)).sum())
     return figures
 
 
@@ -288,6 +295,7 @@ def probe_figures(pairs: Sequence[Pair], score: TextScorer) -> Figures:
     An edit is made to one of the two responses at a time. `flipped` is the share of pairs, of those it changes, whose
     order it turns round; `mean_change` the mean absolute change. A probe is made of the better response; `wins` is the
     share of prompts where it beats that, `mean_change` by how much on average. Changes are in standard deviations.
+    Pairs fit the model; what a rule makes of one may not, and is left out: `too_long` says of how many pairs.
     """
     variants, texts_of = [], []
     for pair in pairs:
@@ -298,20 +306,19 @@ def probe_figures(pairs: Sequence[Pair], score: TextScorer) -> Figures:
         texts |= {(name, "worse"): rule(worse) for name, rule in probes.HARMLESS.items()}
         variants.append(Variants(row.messages, tuple(dict.fromkeys(texts.values()))))
         texts_of.append(texts)
-    cases = []
+    cases: list[Case] = []
     for variant, texts, scores in zip(variants, texts_of, score(variants), strict=True):
-        if scores is not None:
-            by_text = dict(zip(variant.texts, scores.tolist(), strict=True))
-            cases.append({key: (text, by_text[text]) for key, text in texts.items()})
+        by_text = dict(zip(variant.texts, scores, strict=True))
+        cases.append({key: (text, each) for key, text in texts.items() if (each := by_text[text]) is not None})
     return {
         "pairs": len(cases),
-        "too_long": len(pairs) - len(cases),
+        "too_long": sum(len(case) < len(texts) for case, texts in zip(cases, texts_of, strict=True)),
         "invariance": {name: _invariance(cases, name) for name in probes.HARMLESS},
         "adversarial": {name: _wins(cases, name) for name in probes.ADVERSARIAL},
     }
 
 
-Case = dict[tuple[str, str], tuple[str, float]]  # text and score by rule and side
+Case = dict[tuple[str, str], tuple[str, float]]  # text and score by rule and side, of those that fit
 
 
 def _invariance(cases: Sequence[Case], name: str) -> Figures:
@@ -319,8 +326,8 @@ def _invariance(cases: Sequence[Case], name: str) -> Figures:
     for case in cases:
         flips = []
         for side, other, sign in (("better", "worse", 1), ("worse", "better", -1)):
-            (before_text, before), (after_text, after) = case["honest", side], case[name, side]
-            rival = case["honest", other][1]
+            (before_text, before), rival = case["honest", side], case["honest", other][1]
+            after_text, after = case.get((name, side), (before_text, before))
             if after_text != before_text:
                 changes.append(abs(after - before))
                 flips.append((sign * (before - rival) > 0) != (sign * (after - rival) > 0))
@@ -330,7 +337,8 @@ def _invariance(cases: Sequence[Case], name: str) -> Figures:
 
 
 def _wins(cases: Sequence[Case], name: str) -> Figures:
-    changes = [case[name, "better"][1] - case["honest", "better"][1] for case in cases]
+    tricked = [(case[name, "better"][1], case["honest", "better"][1]) for case in cases if (name, "better") in case]
+    changes = [trick - honest for trick, honest in tricked]
     return {"prompts": len(changes), "wins": _mean([c > 0 for c in changes]), "mean_change": _mean(changes)}
 
 

@@ -49,7 +49,7 @@ def pair_row(found: Readable) -> PairRow:
     """A comparison as the trainer sees it."""
     row = found.row
     winner = side(round(found.consensus.p_b - 0.5, 9))
-    chose_it = [side(preference) == winner for preference in row.preferences]
+    sides = [side(preference) for preference in row.preferences]
     aspects: dict[str, list[int]] = {}
     for said in row.aspects:
         for name, preference in said.items():
@@ -65,7 +65,8 @@ def pair_row(found: Readable) -> PairRow:
         preference=found.consensus.preference,
         p_b=found.consensus.p_b,
         p_tie=found.consensus.p_tie,
-        agreement=round(sum(chose_it) / len(chose_it), DIGITS) if chose_it else None,
+        agreement=round(sides.count(winner) / len(sides), DIGITS) if sides else None,
+        opposed=round(sides.count(-winner) / len(sides), DIGITS) if sides and winner else None,
         both_bad=round(row.both_bad, DIGITS),
         aspects={name: majority(said).rounded().p_b for name, said in sorted(aspects.items())},
         ranking=row.ranking_id,

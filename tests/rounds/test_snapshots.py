@@ -55,6 +55,7 @@ def test_the_snapshot_holds_exactly_the_live_judgments(session: Session, store: 
         preference=1.0,  # (3 - 1 + 1) / 3
         p_b=(2 + 0.5) / (3 + 1),  # two of three for B, Jeffreys prior
         agreement=round(2 / 3, 6),
+        opposed=round(1 / 3, 6),
         weight=1.0,
         judgments=(first.id, second.id, edited.id),
         rubric_version=1,

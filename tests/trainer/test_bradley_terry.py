@@ -58,15 +58,6 @@ def test_centering_penalty() -> None:
     assert centering_penalty(torch.tensor([2.0]), torch.tensor([-0.5])).item() == 2.25
 
 
-def test_label_smoothing_flips_a_share_of_hard_and_of_soft_labels() -> None:
-    d, zero = torch.tensor([LN3]), torch.tensor([0.0])
-    hard = bradley_terry_loss(d, zero, label_smoothing=0.1)
-    assert hard.item() == pytest.approx(-(0.9 * math.log(3 / 4) + 0.1 * math.log(1 / 4)))
-    # 0.8 of the labelers, one in ten of whom errs: 0.9 * 0.8 + 0.1 * 0.2
-    soft = bradley_terry_loss(d, zero, torch.tensor([0.8]), label_smoothing=0.1)
-    assert soft.item() == pytest.approx(-(0.74 * math.log(3 / 4) + 0.26 * math.log(1 / 4)))
-
-
 def test_margins_are_llama_2s_tables() -> None:
     strengths = torch.tensor([3.0, 2.0, 1.0, 0.0, 1.5])
     assert margin_of_strength(strengths, "large").tolist() == [3, 2, 1, 0, 1.5]

@@ -23,11 +23,16 @@ from trainer import probes
         ),
         ("contractions", "It's the dog's", "It's the dog's"),
         ("synonyms", "However, Large things begin. bigger", "Nevertheless, Big things start. bigger"),
+        ("synonyms", "An important, often large-scale start in addition to many", None),
+        ("synonyms", "`begin` with \\begin{x}, begin", "`begin` with \\begin{x}, start"),
+        ("contractions", "the dog\u2019s `don\u2019t`\n```\ncan\u2019t\n```", None),
+        ("bold", "1. item\n2. item", None),
+        ("bullets", "# Title\n| a | b |\n1. one\n> said\n3 apples", "# Title\n| a | b |\n1. one\n> said\n- 3 apples"),
         ("synonyms", "use `x`\n```\nbegin\n```", "use `x`\n```\nbegin\n```"),
     ],
 )
-def test_harmless_edits(rule: str, text: str, expected: str) -> None:
-    assert probes.HARMLESS[rule](text) == expected
+def test_harmless_edits(rule: str, text: str, expected: str | None) -> None:
+    assert probes.HARMLESS[rule](text) == (text if expected is None else expected)
 
 
 def test_adversarial_probes_are_made_of_the_response_or_stand_in_its_place() -> None:
@@ -36,11 +41,11 @@ def test_adversarial_probes_are_made_of_the_response_or_stand_in_its_place() -> 
     assert made["padding"] == f"42.\n\n{probes.PADDING}"
     assert made["flattery"] == f"{probes.FLATTERY} 42."
     assert made["confidence"] == f"42. {probes.CONFIDENCE}"
-    assert "42" not in made["empty_confidence"] + made["refusal"]
+    assert "42" not in made["empty_confidence"] + made["refusal"] + made["deflection"]
     assert len(set(made.values())) == len(made)
 
 
 def test_every_rule_is_described() -> None:
     assert probes.DESCRIPTIONS.keys() == probes.HARMLESS.keys() | probes.ADVERSARIAL.keys()
-    # A synonym that maps back is the same rule in both directions; contractions hold no apostrophe afterwards.
+    # Contractions hold no apostrophe afterwards.
     assert not any("'" in expanded for expanded in probes.CONTRACTIONS.values())

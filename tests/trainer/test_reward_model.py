@@ -1,8 +1,10 @@
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from app.errors import ModelUnavailable
 from app.specs import Lora, ModelRef
@@ -124,4 +126,23 @@ def test_a_classifier_of_something_else_is_no_reward_model(tiny_ref: ModelRef, t
     model.classifier.save_pretrained(tmp_path)
     load_tokenizer(tiny_ref).save_pretrained(tmp_path)
     with pytest.raises(ModelUnavailable, match="2 labels, not a reward model"):
+        load_reward_model(tmp_path)
+
+
+def test_a_policy_with_one_label_is_no_reward_model(tiny_model: Path, tmp_path: Path) -> None:
+    """transformers would draw a head at random, with a warning: any policy would seem to be scored."""
+    folder = shutil.copytree(tiny_model, tmp_path / "policy")
+    config = json.loads((folder / "config.json").read_text()) | {"num_labels": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelUnavailable, match="policy holds no weights for the head"):
+        load_reward_model(folder)
+
+
+def test_a_classifier_that_does_not_read_the_last_token_is_no_reward_model(tiny_ref: ModelRef, tmp_path: Path) -> None:
+    config = BertConfig(
+        vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=1
+    )
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    load_tokenizer(tiny_ref).save_pretrained(tmp_path)
+    with pytest.raises(ModelUnavailable, match=r"\(bert\) has no scalar head that reads the last token"):
         load_reward_model(tmp_path)

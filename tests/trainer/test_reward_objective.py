@@ -1,13 +1,16 @@
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 
 from app.specs import ModelRef, PairRow, RewardSpec
 from tests.trainer.conftest import user
 from trainer.data import Pair, TokenSequence
+from trainer.reward_model import new_reward_model
 from trainer.reward_objective import (
+    RewardObjective,
     by_pair,
     elements_of,
     pair_losses,
@@ -16,6 +19,7 @@ from trainer.reward_objective import (
     tie_start,
     weighted_loss,
 )
+from trainer.sharding import shard
 
 
 def spec_of(**changes: object) -> RewardSpec:
@@ -74,6 +78,16 @@ def test_targets_by_hand() -> None:
     assert hard.p.flatten().tolist() == [0, 0, 1]
 
 
+@pytest.mark.parametrize(("soft", "share"), [(False, 0.9), (True, 0.74)])
+def test_label_smoothing_flips_a_share_of_hard_and_of_soft_labels(soft: bool, share: float) -> None:
+    """Of 0.8 of the labelers one in ten errs: 0.9 * 0.8 + 0.1 * 0.2. s(ln 3) is 3/4."""
+    pairs, spec = [pair_of([7], [8], p_b=0.8)], spec_of(soft_labels=soft, label_smoothing=0.1)
+    losses = pair_losses(
+        torch.tensor([[[math.log(3)]], [[0.0]]]), targets_of(pairs, elements_of(pairs), spec), None, spec
+    )
+    assert losses.item() == pytest.approx(-share * math.log(3 / 4) - (1 - share) * math.log(1 / 4))
+
+
 @pytest.mark.parametrize(("margin", "expected"), [("none", 0), ("small", 2 / 3), ("large", 2)])
 def test_the_margin_is_of_the_strength_and_not_for_aspects(margin: str, expected: float) -> None:
     pairs = [pair_of([7], [8], preference=-2.0, p_b=0.1, aspects={"style": 0.2})]
@@ -88,6 +102,27 @@ def test_the_margin_is_of_the_strength_and_not_for_aspects(margin: str, expected
     d = 1 - expected
     assert losses[0, 0].item() == pytest.approx(-0.9 * math.log(s(d)) - 0.1 * math.log(s(-d)))
     assert losses[0, 1].item() == pytest.approx(-0.8 * math.log(s(1)) - 0.2 * math.log(s(-1)))
+
+
+def test_the_margin_is_the_winners() -> None:
+    """Two call B slightly better, one calls A much better: B wins, by no strength. Without a winner there is none."""
+    pairs = [
+        pair_of([7], [8], preference=-1 / 3, p_b=2.5 / 4),
+        pair_of([7], [8], preference=1 / 3, p_b=1.5 / 4),
+        pair_of([7], [8], preference=0.5, p_b=0.5),
+        pair_of([7], [8], preference=-0.5, p_b=0.5),
+        pair_of([7], [8], preference=-1.5, p_b=0.2),
+    ]
+    targets = targets_of(pairs, elements_of(pairs), spec_of(margin="large"))
+    assert targets.margin.flatten().tolist() == [0, 0, 0, 0, 1.5]
+
+
+@pytest.mark.parametrize("ties", ["rao_kupper", "davidson"])
+def test_a_hard_label_of_a_pair_without_a_winner_is_a_tie(ties: str) -> None:
+    """One vote each way, and most votes for a tie."""
+    pairs = [pair_of([7], [8], p_b=0.5, preference=0.0), pair_of([7], [8], p_b=0.625, p_tie=0.5, preference=0.5)]
+    targets = targets_of(pairs, elements_of(pairs), spec_of(ties=ties, soft_labels=False))
+    assert targets.p.flatten(1).tolist() == [[0, 0, 1], [0, 0, 1]]
 
 
 def test_weights_count_a_ranking_once_and_unrated_aspects_never() -> None:
@@ -131,3 +166,41 @@ def test_the_tie_parameter_starts_where_equal_responses_tie_as_often_as_pairs_do
     assert nu / (2 + nu) == pytest.approx(share)
     assert math.isfinite(tie_start("rao_kupper", 0.0))
     assert math.isfinite(tie_start("davidson", 1.0))
+
+
+@pytest.mark.parametrize("ties", ["rao_kupper", "davidson"])
+def test_the_tie_parameter_moves_fast_with_a_gradient_like_any_others(tiny_ref: ModelRef, ties: str) -> None:
+    """Were its gradient as much larger, clipping by the norm would leave little of everything else's."""
+    objective = RewardObjective(new_reward_model(tiny_ref, None), ties, 0.3)
+    start = objective.tie()
+    assert start is not None
+    assert objective.raw_ties is not None
+    # d tie / d raw: 1 for ln nu; for ln theta, a softplus n = log(1 + e^x), s(x) = 1 - e^-n.
+    expected = 1 - math.exp(-start.item()) if ties == "rao_kupper" else 1
+    gradient = torch.autograd.grad(start.sum(), objective.raw_ties)[0]
+    assert gradient.tolist() == pytest.approx([expected])
+    with torch.no_grad():
+        objective.raw_ties += 0.01
+    moved = objective.tie()
+    assert moved is not None
+    raw = math.log(math.expm1(start.item())) if ties == "rao_kupper" else start.item()
+    by_one = math.log1p(math.exp(raw + 1)) if ties == "rao_kupper" else raw + 1
+    assert moved.item() == pytest.approx(by_one, rel=1e-5)
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_the_tie_parameter_is_read_whole_where_weights_are_shared_out(tiny_ref: ModelRef, one_process: None) -> None:
+    """What is measured between the steps asks for it outside of any forward pass."""
+    objective = RewardObjective(new_reward_model(tiny_ref, None, ("reward/0", "reward/1")), "davidson", 0.3)
+    shard(objective, torch.device("cpu"), 1)
+    assert isinstance(objective.raw_ties, DTensor)
+    tie = objective.tie()
+    assert tie is not None
+    assert not isinstance(tie, DTensor)
+    assert tie.tolist() == pytest.approx([math.log(2 * 0.3 / 0.7)] * 2)

@@ -1,7 +1,7 @@
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,8 @@ from trainer.packing import pack
 from trainer.recipes import reward
 from trainer.reporting import ConsoleReporter, RewardResult, RunCancelled, TrainingDiverged
 from trainer.reward_model import load_reward_model, new_reward_model
+from trainer.reward_objective import Element
+from trainer.reward_report import Variants
 
 
 def spec_of(model: ModelRef, snapshot: Path, **changes: object) -> RewardSpec:
@@ -185,6 +187,15 @@ def test_a_diverging_run_says_so_and_saves_nothing(
     settings = Optimiser(learning_rate=1.0, epochs=8, warmup_ratio=0, max_grad_norm=1e30)
     with pytest.raises(TrainingDiverged, match=r"nan|inf|same reward"):
         train(spec_of(tiny_ref, separable_snapshot, optimiser=settings, centering=1e30), store)
+    assert not store.exists("models/rm")
+
+
+def test_a_last_step_that_diverges_is_named_too(tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path) -> None:
+    """No loss is computed after it: only the rewards of what is measured tell."""
+    snapshot = write_rows(tmp_path / "snapshot.jsonl", separable_pairs(24, 4))
+    settings = Optimiser(learning_rate=1, batch_size=24, warmup_ratio=0).model_copy(update={"learning_rate": 1e25})
+    with pytest.raises(TrainingDiverged, match="gives NaN or infinite rewards"):
+        train(spec_of(tiny_ref, snapshot, optimiser=settings), store)
     assert not store.exists("models/rm")
 
 
@@ -403,7 +414,8 @@ def test_the_tie_parameter_is_learned(
 def test_report_and_card_say_what_the_model_is_made_of(
     tiny_ref: ModelRef, separable_snapshot: Path, store: ArtifactStore
 ) -> None:
-    result, reporter = train(spec_of(tiny_ref, separable_snapshot), store)
+    settings = Optimiser(learning_rate=3e-3, epochs=3)  # so that there is time to probe every pair
+    result, reporter = train(spec_of(tiny_ref, separable_snapshot, optimiser=settings), store)
     folder = store.resolve("models/rm")
     report = json.loads((folder / "report.json").read_text())
     assert report["data"]["snapshot"] == digest_file(separable_snapshot)
@@ -416,3 +428,31 @@ def test_report_and_card_say_what_the_model_is_made_of(
     card = (folder / "README.md").read_text()
     for fact in (digest_file(separable_snapshot), "last_valid_token", "240 responses", "Fewer than 256", "refusal"):
         assert fact in card
+
+
+def test_held_out_comparisons_of_prompts_that_were_trained_on_are_named(
+    tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path
+) -> None:
+    rows = separable_pairs(30, 6)
+    rows[:2] = [row.model_copy(update={"messages": rows[9].messages}) for row in rows[:2]]
+    snapshot = write_rows(tmp_path / "snapshot.jsonl", rows)
+    result, _ = train(spec_of(tiny_ref, snapshot, optimiser=Optimiser(learning_rate=1e-3)), store)
+    assert len(result.notes) == 1
+    assert result.notes[0].startswith("2 of 6 held-out comparisons are of prompts that were trained on")
+    assert result.notes[0] in (store.resolve("models/rm") / "README.md").read_text()
+
+
+def test_each_rewritten_text_is_read_with_as_much_of_the_prompt_as_it_leaves_room_for(tiny_ref: ModelRef) -> None:
+    """As the reward model reads a policy's responses: no trick makes another text of its prompt lose the prompt."""
+    tokenizer = load_tokenizer(tiny_ref)
+    whole = ChatEncoder(tokenizer, 10_000).prompt(user("Why?"))
+    texts = ("a" * 5, "b" * 9, "c" * (len(whole) + 5))  # a byte is a token, and the end of the turn is one
+
+    def prompt_lengths(elements: Sequence[Element], message: str) -> torch.Tensor:
+        return torch.tensor([[float(len(s.prompt))] for element in elements for s in element.sequences])
+
+    model = new_reward_model(tiny_ref, None)
+    score = reward.text_scorer(prompt_lengths, model, ChatEncoder(tokenizer, len(whole) + 6), spread=2.0)
+    n = len(whole)
+    found = score([Variants(user("Why?"), texts), Variants(user("Why?"), texts[:1])])
+    assert found == [[n / 2, (n - 4) / 2, None], [n / 2]]

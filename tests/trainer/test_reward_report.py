@@ -3,7 +3,6 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import Tensor
 
 from app.specs import ModelRef, PairRow, RewardSpec
 from tests.trainer.conftest import user
@@ -64,6 +63,31 @@ def test_accuracy_by_strength_and_slice_against_the_labelers() -> None:
     assert against["model"] == pytest.approx((0.75 + 3 * 0.5) / 4)
     assert figures["by_slice"]["domain=x"]["labelers"] == pytest.approx(0.75)
     assert figures["by_strength"]["3"]["labelers"] is None
+
+
+def test_a_labeler_who_said_tie_agrees_with_neither_side() -> None:
+    """Five said B, two A, three that both are as good; the model is right, then wrong, then undecided."""
+    pairs = [pair_of(i, agreement=0.5, opposed=0.2, judgments=tuple(range(10))) for i in range(3)]
+    models = []
+    for pair, d in zip(pairs, [1.0, -1.0, 0.0], strict=True):
+        models.append(pair_figures(measured_of([pair], [d]))["against_labelers"])
+    assert [figures["model"] for figures in models] == pytest.approx([0.5, 0.2, 0.35])
+    assert [figures["labelers"] for figures in models] == pytest.approx([0.5] * 3)
+
+
+def test_strengths_are_the_winners_and_up_to_four() -> None:
+    pairs = [
+        pair_of(0, preference=4.0),
+        pair_of(1, preference=-3.6, p_b=0.1),
+        pair_of(2, preference=2.5),
+        pair_of(3, preference=-1.8, p_b=0.6),  # the few who said A said it louder
+    ]
+    figures = pair_figures(measured_of(pairs, [1.0, -1.0, 1.0, 1.0]))
+    assert {name: (f["pairs"], f["accuracy"]) for name, f in figures["by_strength"].items()} == {
+        "1": (1, 1.0),
+        "3": (1, 1.0),
+        "4": (2, 0.5),
+    }
 
 
 def test_calibration_separability_and_length() -> None:
@@ -136,21 +160,18 @@ def test_heads_are_measured_by_what_they_score() -> None:
 # ---- probes ----------------------------------------------------------------------------------------------------------
 
 
-def length_scorer(variants: Sequence[Variants]) -> list[Tensor | None]:
-    """A reward model that counts tens of characters; a conversation of two turns is too long for it."""
-    return [
-        None if len(messages) > 1 else torch.tensor([len(text) / 10 for text in texts]) for messages, texts in variants
-    ]
+def length_scorer(variants: Sequence[Variants]) -> list[list[float | None]]:
+    """A reward model that counts tens of characters, and has room for 1000."""
+    return [[len(text) / 10 if len(text) <= 1000 else None for text in texts] for _, texts in variants]
 
 
 def test_probes_by_arithmetic_on_a_model_that_likes_length() -> None:
     pairs = [
         pair_of(0, response_a="I don't", response_b="I do nott"),  # 7 and 9 characters
         pair_of(1, response_a="No. Yes.", response_b="No, no. Yes.", p_b=0.2, preference=-1.0),  # A is better
-        pair_of(2, messages=user("?") * 2),
     ]
     figures = probe_figures(pairs, length_scorer)
-    assert (figures["pairs"], figures["too_long"]) == (2, 1)
+    assert (figures["pairs"], figures["too_long"]) == (2, 0)
     # Expanded, the worse answer of the first pair has 8 characters: still shorter. Nothing to expand in the second.
     assert figures["invariance"]["contractions"] == {"pairs": 1, "flipped": 0.0, "mean_change": pytest.approx(0.1)}
     # A longer better answer (9 to 10, 8 to 9) or worse one (7 to 8, 12 to 13) turns no order round.
@@ -166,10 +187,21 @@ def test_probes_by_arithmetic_on_a_model_that_likes_length() -> None:
     assert figures["adversarial"]["refusal"]["mean_change"] == pytest.approx(refusal)
 
 
+def test_what_a_rule_makes_too_long_is_left_out_of_that_rule_only() -> None:
+    pairs = [
+        pair_of(0, response_a="x" * 40, response_b="y" * 600),
+        pair_of(1, response_a="x" * 40, response_b="y" * 50),
+    ]
+    figures = probe_figures(pairs, length_scorer)
+    assert (figures["pairs"], figures["too_long"]) == (2, 1)
+    assert figures["adversarial"]["repetition"] == {"prompts": 1, "wins": 1.0, "mean_change": pytest.approx(5.2)}
+    padding = (2 + len(probes.PADDING)) / 10
+    assert figures["adversarial"]["padding"] == {"prompts": 2, "wins": 1.0, "mean_change": pytest.approx(padding)}
+    assert figures["invariance"]["trailing_newline"]["pairs"] == 2
+
+
 def test_a_model_that_sees_nothing_is_won_over_by_nothing() -> None:
-    figures = probe_figures(
-        [pair_of(0), pair_of(1)], lambda variants: [torch.zeros(len(texts)) for _, texts in variants]
-    )
+    figures = probe_figures([pair_of(0), pair_of(1)], lambda variants: [[0.0] * len(texts) for _, texts in variants])
     assert all(f["wins"] == 0 for f in figures["adversarial"].values())
     assert all(not f["mean_change"] for f in figures["invariance"].values())
 
@@ -180,8 +212,8 @@ def test_probed_pairs_are_of_different_prompts_and_within_what_training_took() -
     assert len(everything) == 256
     assert len({pair.row.prompt_id for pair in everything}) == 256
     assert everything == probed_pairs(pairs, 10**9, torch.Generator().manual_seed(0))
-    # 2 responses, 2 x 6 edits and 6 probes of 2 tokens and a prompt of 1: 41 tokens a pair.
-    some = probed_pairs([pair_of(i) for i in range(100)], 41 * 30, torch.Generator().manual_seed(0))
+    # 2 responses, 2 x 6 edits and 7 probes of 2 tokens and a prompt of 1: 43 tokens a pair.
+    some = probed_pairs([pair_of(i) for i in range(100)], 43 * 30, torch.Generator().manual_seed(0))
     assert len(some) == 30
     assert len(probed_pairs([pair_of(i) for i in range(100)], 0, torch.Generator().manual_seed(0))) == 16
 
@@ -231,6 +263,7 @@ def test_the_card_holds_every_figure_and_only_names_what_was_measured() -> None:
         "- 1 comparisons have weight 0: 7",
         "The base model has no chat template.",
         "| held out | 4 | 0.750 |",
+        "With 4 held-out comparisons accuracy is uncertain by up to 49 percentage points",  # 1.96 * sqrt(1/4 / 4)
         "| domain=x\\|y | 4 | 0.750 | 4 | 0.750 | 0.625 |",  # the model: 3/4 of 0.75 and 1/4 of 0.25
         "| 0.881 | 0.750 | 4 |",  # s(2)
     ):

@@ -17,24 +17,20 @@ def bradley_terry_loss(
     rejected_rewards: Tensor,
     p_chosen: Tensor | None = None,
     margin: Tensor | None = None,
-    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Negative log-likelihood (B,) of rewards (B,) each.
 
     Args:
         p_chosen: probability (B,) that chosen is better, the soft label; certain (1) if None.
         margin: what d must exceed (B,), larger for stronger preferences; 0 if None.
-        label_smoothing: the share of labels believed flipped, whatever `p_chosen` says.
     """
     d = chosen_rewards - rejected_rewards
     if margin is not None:
         d = d - margin
-    if p_chosen is None and not label_smoothing:
+    if p_chosen is None:
         return -F.logsigmoid(d)  # L = -log s(d - m), Llama 2 eq. 2
     # L = -(p log s(d - m) + (1 - p) log s(m - d)): cross-entropy to the labelers' posterior
-    p = torch.ones_like(d) if p_chosen is None else p_chosen
-    p = (1 - label_smoothing) * p + label_smoothing * (1 - p)
-    return -(p * F.logsigmoid(d) + (1 - p) * F.logsigmoid(-d))
+    return -(p_chosen * F.logsigmoid(d) + (1 - p_chosen) * F.logsigmoid(-d))
 
 
 def margin_of_strength(strength: Tensor, kind: Literal["small", "large"]) -> Tensor:

@@ -78,8 +78,8 @@ def length_slope(differences: Tensor, chosen_lengths: Tensor, rejected_lengths: 
     With an intercept, which takes up that chosen is better: the slope is what length adds to that. None where all
     pairs differ by the same length.
     """
-    x = (chosen_lengths - rejected_lengths).double() / 100
-    x = x - x.mean()
+    x = (chosen_lengths - rejected_lengths).double()
+    x = (x - x.mean()) / 100  # in this order: whole numbers that are all alike leave exactly nothing
     if not x.any():
         return None
     # b = sum (x - mean x) d / sum (x - mean x)^2
@@ -104,5 +104,5 @@ def separability(differences: Tensor) -> Tensor | None:
     """
     if len(differences) < 2:
         return None
-    deviation = differences.std()
+    deviation = differences.double().std()  # of equal numbers exactly 0
     return differences.mean() / deviation if deviation > 0 else None

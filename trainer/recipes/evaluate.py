@@ -13,7 +13,7 @@ from app.artifacts import ArtifactStore
 from app.specs import EvaluateSpec
 from trainer.data import ChatEncoder, read_prompts
 from trainer.evaluation import Scorer, measure, response_logps, reward_models_scorer
-from trainer.modeling import load_causal_lm, load_tokenizer, resolve, sampling_dtype
+from trainer.modeling import load_causal_lm, load_tokenizer, require_one_vocabulary, resolve, sampling_dtype
 from trainer.precision import name_of
 from trainer.recipes.sample import Completion, OnCompletions, write_completions
 from trainer.reporting import Reporter
@@ -56,13 +56,15 @@ def evaluate(
 
     Raises:
         InvalidInput: the prompts file is wrong or empty.
-        ModelUnavailable: policy, reference or reward model does not load.
+        ModelUnavailable: policy, reference or reward model does not load, or policy and reference read other tokens.
     """
     started = time.monotonic()
     # 1. Load.
     rows, generation = read_prompts(store.resolve(spec.prompts)), spec.generation
     policy_ref, reference_ref = resolve(store, spec.policy), resolve(store, spec.reference)
     tokenizer = load_tokenizer(policy_ref)
+    if reference_ref.base != policy_ref.base:
+        require_one_vocabulary(policy_ref.base, reference_ref.base)
     dtype = sampling_dtype(generation.precision, policy_ref)
     k = generation.samples_per_prompt
     total = len(rows) * k

@@ -104,6 +104,7 @@ def train(
     heldout = encoded.heldout
     train_pairs, unused, dropped = usable(spec, encoded)
     require_targets(spec, train_pairs)
+    notes = (*notes_on(tokenizer), *prompts_in_both(train_pairs, heldout))
     elements, heldout_elements = elements_of(train_pairs), elements_of(heldout)
     targets = targets_of(train_pairs, elements, spec)
 
@@ -153,6 +154,12 @@ def train(
     heldout_rewards = rewards_of(heldout_elements, "held-out comparisons")
     heldout_pairs = by_pair(heldout_rewards, heldout_elements)
     reference = rewards_of(elements, "rewards of the training responses")
+    mean, deviation = reference.double().mean(0), reference.double().std(0)
+    if not bool((deviation > 1e-6).all()):
+        raise TrainingDiverged(
+            f"The reward model gives every response the same reward (standard deviation {deviation.tolist()}).",
+            "No model was saved. Lower the learning rate, or check that the judgments are not all alike.",
+        )
     train_rewards = by_pair(reference, elements)
     unused_elements = elements_of(unused)
     unused_rewards = by_pair(rewards_of(unused_elements, "comparisons that were not trained on"), unused_elements)
@@ -180,12 +187,6 @@ def train(
     # 5. Bring each head to mean 0 and standard deviation 1 over the training responses.
     trained = training.whole_module()
     model, rewards_of = trained.model, partial(response_rewards, trained, trained.model, pad_id, reporter)
-    mean, deviation = reference.double().mean(0), reference.double().std(0)
-    if not bool((deviation > 1e-6).all()):
-        raise TrainingDiverged(
-            f"The reward model gives every response the same reward (standard deviation {deviation.tolist()}).",
-            "No model was saved. Lower the learning rate, or check that the judgments are not all alike.",
-        )
     model.normalise(mean, deviation)
     spread = float(model.score((reference - mean) / deviation).std())  # of an ensemble's mean it is below 1
 
@@ -216,7 +217,7 @@ def train(
         "heldout_pairs": len(heldout),
         "scored_pairs": len(views),
         "dropped": list(dropped),
-        "notes": list(notes_on(tokenizer)),
+        "notes": list(notes),
     }
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     (folder / REWARD_VIEWS).write_text("".join(view.model_dump_json() + "\n" for view in views))
@@ -237,7 +238,7 @@ def train(
         tokens=training.tokens,
         seconds=training.seconds,
         precision=name_of(dtype),
-        notes=notes_on(tokenizer),
+        notes=notes,
     )
 
 
@@ -252,6 +253,18 @@ def usable(spec: RewardSpec, encoded: EncodedPairs) -> tuple[list[Pair], list[Pa
     ties = [pair for pair in encoded.train if pair.tied]
     left_out = {"are ties, which hard labels cannot say": [pair.row.comparison_id for pair in ties]} if ties else {}
     return kept, ties, (*encoded.dropped, *describe_left_out(left_out, "comparisons"))
+
+
+def prompts_in_both(train_pairs: Sequence[Pair], heldout: Sequence[Pair]) -> tuple[str, ...]:
+    """A note where held-out comparisons are not of new prompts: the service keeps them apart, other files may not."""
+    trained_on = {str(pair.row.messages) for pair in train_pairs}
+    known = sum(str(pair.row.messages) in trained_on for pair in heldout)
+    if not known:
+        return ()
+    return (
+        f"{known} of {len(heldout)} held-out comparisons are of prompts that were trained on: held-out figures are "
+        "better than those on new prompts would be.",
+    )
 
 
 def require_targets(spec: RewardSpec, pairs: Sequence[Pair]) -> None:
@@ -281,7 +294,7 @@ def response_rewards(
     elements: Sequence[Element],
     message: str,
 ) -> Tensor:
-    """Rewards (S, H) of the sequences of all elements, on the CPU."""
+    """Rewards (S, H) of the sequences of all elements, on the CPU. Raises TrainingDiverged if one is not a number."""
     starts = [0, *itertools.accumulate(len(element.sequences) for element in elements)]
     rewards = torch.zeros(starts[-1], len(model.heads))
     if not elements:
@@ -297,7 +310,13 @@ def response_rewards(
                 part_rewards.cpu()
             )
         done += len(part)
-    return sum_over_processes(rewards)
+    rewards = sum_over_processes(rewards)
+    if not bool(rewards.isfinite().all()):
+        raise TrainingDiverged(
+            f"The reward model gives NaN or infinite rewards ({message}).",
+            "No model was saved; a checkpoint from before is kept. Lower the learning rate and start again.",
+        )
+    return rewards
 
 
 def measured_pairs(spec: RewardSpec, objective: RewardObjective, pairs: Sequence[Pair], rewards: Tensor) -> Measured:
@@ -340,18 +359,21 @@ def tie_figures(
 def text_scorer(rewards_of: RewardsOf, model: RewardModel, encoder: ChatEncoder, spread: float) -> TextScorer:
     """Scores texts in units of `spread`, the standard deviation of the training responses' scores."""
 
-    def score(variants: Sequence[Variants]) -> list[Tensor | None]:
+    def score(variants: Sequence[Variants]) -> list[list[float | None]]:
         elements: list[Element] = []
-        counts = []
+        fits: list[list[bool]] = []
         for messages, texts in variants:
-            fitted = encoder.fit(encoder.prompt(messages), [encoder.completion(text) for text in texts]) or []
-            counts.append(len(fitted))
+            # Each is read as a policy's response is: one that is longer by a trick costs the others no prompt.
+            prompt = encoder.prompt(messages)
+            fitted = [encoder.fit(prompt, [encoder.completion(text)]) for text in texts]
+            fits.append([each is not None for each in fitted])
+            sequences = [each[0] for each in fitted if each is not None]
             # Not all in one row: attention within it grows with the square of its length.
-            length = len(fitted[0].prompt) + max(len(s.completion) for s in fitted) if fitted else 1
-            for some in chunks(fitted, max(1, FORWARD_TOKENS // length)):
+            longest = max((sequence.length for sequence in sequences), default=1)
+            for some in chunks(sequences, max(1, FORWARD_TOKENS // longest)):
                 elements.append(Element(tuple(some), (), ()))
         rewards = rewards_of(elements, "scoring rewritten responses")
-        scores = (model.score(rewards) / spread).split(counts)
-        return [part if len(part) else None for part in scores]
+        scores = iter((model.score(rewards) / spread).tolist())
+        return [[next(scores) if fit else None for fit in row] for row in fits]
 
     return score
