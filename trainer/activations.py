@@ -5,6 +5,7 @@ cache go. So the flag is set on the layers alone, not on what is inside them, an
 runs forward: log-probs measured in between, and sampling with a cache, are left as they are.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from app.errors import InvalidInput
+from trainer.products import FastProducts
 
 
 def recompute_activations(module: nn.Module) -> None:
@@ -23,7 +25,9 @@ def recompute_activations(module: nn.Module) -> None:
     layers: list[nn.Module] = []
     for model in outermost_models(module):
         try:
-            model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+            model.activation_checkpointing_enable(
+                {"use_reentrant": False, "preserve_rng_state": False, "context_fn": _contexts}
+            )
         except ValueError as error:
             raise InvalidInput(
                 f"The architecture {model.config.model_type} cannot compute its activations twice.",
@@ -48,6 +52,11 @@ def recompute_activations(module: nn.Module) -> None:
 
     module.register_forward_pre_hook(begin)
     module.register_forward_hook(end, always_call=True)
+
+
+def _contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Those of a layer's two passes. The second must multiply as the first did, which has its own (`hidden_states`)."""
+    return nullcontext(), FastProducts()
 
 
 def outermost_models(module: nn.Module) -> list[PreTrainedModel]:

@@ -9,6 +9,12 @@ import torch
 import torch.nn.functional as F
 
 import trainer.products
+from app.specs import Lora, ModelRef
+from trainer.activations import recompute_activations
+from trainer.data import TokenSequence
+from trainer.modeling import load_causal_lm
+from trainer.packing import pack
+from trainer.policy import Policy
 from trainer.products import SMALLEST, FastProducts, multiplies_right
 
 
@@ -77,3 +83,22 @@ def test_a_build_whose_products_are_wrong_is_not_used(monkeypatch: pytest.Monkey
     multiplies_right.cache_clear()
     assert not multiplies_right()
     multiplies_right.cache_clear()
+
+
+@pytest.mark.usefixtures("small_too")
+@pytest.mark.parametrize("lora", [Lora(rank=4), None])
+def test_layers_that_are_computed_twice_multiply_alike_both_times(tiny_ref: ModelRef, lora: Lora | None) -> None:
+    """What a layer keeps for its backward pass is what torch looks for when it computes the layer again."""
+    torch.manual_seed(0)
+    policy = Policy(load_causal_lm(tiny_ref, lora, trainable=True))
+    packed = pack([TokenSequence([5, 6, 7], [8, 9]), TokenSequence([5, 6, 7], [10])], 0, policy.share)
+
+    def gradients() -> list[torch.Tensor]:
+        policy.zero_grad()
+        policy(packed).logps.sum().backward()
+        return [p.grad.clone() for p in policy.parameters() if p.grad is not None]
+
+    kept = gradients()
+    recompute_activations(policy)
+    for found, wanted in zip(gradients(), kept, strict=True):
+        assert torch.equal(found, wanted)
