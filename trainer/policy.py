@@ -7,6 +7,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from app.errors import ModelUnavailable
 from trainer.algorithms.logprobs import entropy, projected_logps, token_logps
 from trainer.attention import RAGGED
 from trainer.data import TokenSequence
@@ -16,10 +17,17 @@ from trainer.products import FastProducts
 
 log = logging.getLogger(__name__)
 
+OWN_LOGITS = "prefloop_own_logits"  # on a causal LM whose own code makes its logits: what its trunk returns
+
+
+def causal_of(model: Any) -> Any:
+    """The transformers model itself, adapters inside it included, of a plain or peft one."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
 
 def trunk_of(model: Any) -> Any:
     """The decoder without its head (adapters inside it included), of a plain or peft causal LM or classifier."""
-    return (model.get_base_model() if isinstance(model, PeftModel) else model).base_model
+    return causal_of(model).base_model
 
 
 def hidden_states(trunk: Any, packed: Packed) -> Tensor:
@@ -47,7 +55,7 @@ def hidden_states(trunk: Any, packed: Packed) -> Tensor:
 
 def head_of(model: Any) -> tuple[Any, float, float | None]:
     """A causal LM's head, what its logits are multiplied by, and their soft cap, as some architectures have them."""
-    causal = model.get_base_model() if isinstance(model, PeftModel) else model
+    causal = causal_of(model)
     config = causal.config.get_text_config()
     scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
     return causal.get_output_embeddings(), scale, getattr(config, "final_logit_softcapping", None)
@@ -56,11 +64,51 @@ def head_of(model: Any) -> tuple[Any, float, float | None]:
 def vocabulary_logits(model: Any, hidden: Tensor) -> Tensor:
     """fp32 logits (..., V) of hidden states (..., H), with the scaling and capping some architectures put on top."""
     head, scale, cap = head_of(model)
+    causal = causal_of(model)
     with autocast(trunk_of(model)), FastProducts():
+        if output := getattr(causal, OWN_LOGITS, None):
+            return _own_logits(causal, hidden.flatten(0, -2), output).view(*hidden.shape[:-1], -1).float()
         logits = head(hidden).float()
     if scale != 1:  # Cohere, Granite
         logits = logits * scale
     return cap * torch.tanh(logits / cap) if cap else logits  # Gemma
+
+
+def _own_logits(causal: Any, hidden: Tensor, output: Any) -> Tensor:
+    """Logits (N, V) by the architecture's own code, which finds hidden states (N, H) where its trunk ran."""
+    trunk, ids = causal.base_model, torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+    trunk.forward = lambda *_, **__: output(last_hidden_state=hidden[None])
+    try:
+        return causal(input_ids=ids, use_cache=False).logits[0]
+    finally:
+        del trunk.forward
+
+
+@torch.no_grad()
+def check_logits(model: Any) -> None:
+    """Tries on a causal LM itself whether `head_of` knows all that its architecture does to get logits.
+
+    Where it does not, `vocabulary_logits` runs the architecture's own code from now on, which keeps more in memory.
+
+    Raises:
+        ModelUnavailable: that gives other logits too.
+    """
+    causal, trunk = causal_of(model), trunk_of(model)
+    vocabulary, device = causal.config.get_text_config().vocab_size, next(causal.parameters()).device
+    ids = torch.randint(0, vocabulary, (1, 6), generator=torch.Generator().manual_seed(0)).to(device)
+    with autocast(trunk):
+        wanted = causal(input_ids=ids, use_cache=False).logits.float()
+        output = trunk(input_ids=ids, use_cache=False)
+    precise = computes_in(trunk) == torch.float32
+    for way in (None, type(output)):
+        setattr(causal, OWN_LOGITS, way)
+        found = vocabulary_logits(model, output.last_hidden_state)
+        if bool((found - wanted).abs().max() <= (1e-4 if precise else 5e-2) * wanted.abs().max()):
+            return
+    raise ModelUnavailable(
+        f"The architecture {causal.config.model_type} makes its logits in a way that is not known here.",
+        "Choose a model of another architecture.",
+    )
 
 
 class TokenOutputs(NamedTuple):
@@ -83,9 +131,11 @@ def completion_outputs(
     model: Any, packed: Packed, temperature: float = 1.0, entropies: bool = False, accuracy: bool = False
 ) -> TokenOutputs:
     """One forward pass. The vocabulary projection, a fifth of a small model's work, is run where it is needed only."""
-    hidden = hidden_states(trunk_of(model), packed)[packed.predictors]
+    # Not [...]: its gradient adds up what several completions say of one prompt in the order of threads, not of rows.
+    hidden = hidden_states(trunk_of(model), packed).index_select(0, packed.predictors)
     head, scale, cap = head_of(model)
-    plain = type(head) is nn.Linear and head.bias is None and cap is None
+    known = getattr(causal_of(model), OWN_LOGITS, None) is None
+    plain = known and type(head) is nn.Linear and head.bias is None and cap is None
     if plain and head.weight.dtype == computes_in(trunk_of(model)) and not accuracy:
         with FastProducts():
             projected = projected_logps(
