@@ -1,14 +1,15 @@
 """Checkpoints: all that a training run needs to go on as if it had never been interrupted, kept in the artifact store.
 
 A checkpoint is a folder `<run>/<spec>/step-00000040` with `tensors.safetensors` (weights, moments, random states, a
-rollout), `state.json` (counters, the recipe's own state) and `digest`. It appears whole or not at all; one that is
-damaged later is noticed by its digest when it is read, and the one before it is taken.
+rollout), `state.json` (counters, the recipe's own state) and `digest`. It appears whole or not at all, beside those
+that are there; one that is damaged later is noticed by its digest when it is read, and the one before it is taken.
 """
 
 import contextlib
 import hashlib
 import json
 import logging
+import math
 import random
 import shutil
 import time
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from pydantic import BaseModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -45,7 +47,8 @@ class Checkpoints:
             was kept of it before is neither taken nor lost.
         every_seconds: least time between two (0: whenever asked).
         keep: how many are kept; at least 1.
-        on_saved: called with the step once a checkpoint is in place.
+        on_saving: called before one is written: what the run has said so far must outlive the process as it does.
+        on_saved: called with the step once one is in place.
     """
 
     def __init__(
@@ -55,16 +58,15 @@ class Checkpoints:
         spec: BaseModel,
         every_seconds: float = 60.0,
         keep: int = 2,
+        on_saving: Callable[[], None] = lambda: None,
         on_saved: Callable[[int], None] = lambda step: None,
     ) -> None:
-        self.store, self.keep, self.on_saved = store, max(1, keep), on_saved
-        self.location = f"{location}/{hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:16]}"
+        self.keep, self.on_saving, self.on_saved = max(1, keep), on_saving, on_saved
+        self.folder = store.root / location / hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:16]
+        self._store = ArtifactStore(self.folder)  # whose staging holds nothing but what this run was killed over
         self._pause = self.every_seconds = every_seconds
         self._last = time.monotonic()
-
-    @property
-    def folder(self) -> Path:
-        return self.store.root / self.location
+        self._damaged: set[Path] = set()
 
     def due(self) -> bool:
         """Whether enough time has gone by since the last one."""
@@ -76,9 +78,10 @@ class Checkpoints:
         Raises:
             StorageFull: no room; those saved before stay.
         """
+        self.on_saving()
         started = time.monotonic()
         contents = {"step": step, "state": dict(state)}
-        with self.store.folder(f"{self.location}/step-{step:08d}") as folder:
+        with self._store.folder(self._new_name(step)) as folder:
             save_file(
                 {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()},
                 folder / "tensors.safetensors",
@@ -86,7 +89,10 @@ class Checkpoints:
             (folder / "state.json").write_text(json.dumps(contents))
             digest = digest_folder(folder)
             (folder / "digest").write_text(digest)
-        for old in self._newest_first()[self.keep :]:
+        # Those that could not be read do not count, however far they were: or the new one might be what has to go.
+        there = self._newest_first()
+        kept = [path for path in there if path not in self._damaged][: self.keep]
+        for old in set(there) - set(kept):
             shutil.rmtree(old, ignore_errors=True)
         self._last = time.monotonic()
         if self.every_seconds:
@@ -94,19 +100,17 @@ class Checkpoints:
         self.on_saved(step)
 
     def load(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole; None where there is none."""
+        """The newest checkpoint that is whole; None where there is none. Nobody may be writing one meanwhile."""
+        self._store.sweep()
         for folder in self._newest_first():
             try:
-                expected = (folder / "digest").read_text()
-                if digest_folder(folder, leave_out=("digest",)) != expected:
-                    log.warning(
-                        "The checkpoint %s is damaged: its digest is another. Taking the one before.", folder.name
-                    )
-                    continue
+                if digest_folder(folder, leave_out=("digest",)) != (folder / "digest").read_text():
+                    raise ValueError("its digest is another")
                 contents = json.loads((folder / "state.json").read_text())
                 tensors = load_file(folder / "tensors.safetensors")
-            except (OSError, ValueError, KeyError) as error:
-                log.warning("The checkpoint %s cannot be read (%s). Taking the one before.", folder.name, error)
+            except (OSError, ValueError, KeyError, SafetensorError) as error:
+                log.warning("The checkpoint %s is damaged: %s. Taking the one before.", folder.name, error)
+                self._damaged.add(folder)
                 continue
             log.info("Going on from step %d.", contents["step"])
             return Checkpoint(contents["step"], tensors, contents["state"])
@@ -118,7 +122,7 @@ class Checkpoints:
         """What `decide` said when the run first started: what depends on a measurement must not change half-way."""
         path = self.folder / name
         if not path.exists():
-            with self.store.file(f"{self.location}/{name}") as staging:
+            with self._store.file(name) as staging:
                 staging.write_text(decide())
         return path.read_text()
 
@@ -132,8 +136,14 @@ class Checkpoints:
         with contextlib.suppress(OSError):  # another spec's are there, or nothing is
             self.folder.parent.rmdir()
 
+    def _new_name(self, step: int) -> str:
+        """One of the same step is followed, not replaced: a kill in the middle of replacing it would leave neither."""
+        name = f"step-{step:08d}"
+        same_step = sorted(self.folder.glob(f"{name}*"))
+        return f"{same_step[-1].name}+" if same_step else name
+
     def _newest_first(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"), reverse=True)
+        return sorted(self.folder.glob("step-*"), reverse=True)  # a plus sorts before any digit
 
 
 # ---- the random states of every library ------------------------------------------------------------------------------
@@ -141,11 +151,15 @@ class Checkpoints:
 
 def random_states() -> dict[str, Tensor]:
     """The states of the global generators of Python, NumPy and torch."""
-    _version, words, _gauss = random.getstate()
+    _version, words, gauss = random.getstate()
     numpy_state: Any = np.random.get_state()
+    _name, keys, position, has_gauss, numpy_gauss = numpy_state
+    # Normal numbers are made in pairs: the second one of the last pair may still be waiting.
+    waiting = [math.nan if gauss is None else gauss, numpy_gauss if has_gauss else math.nan]
     states = {
         "rng/python": torch.tensor(words, dtype=torch.int64),
-        "rng/numpy": torch.tensor([*numpy_state[1].tolist(), numpy_state[2]], dtype=torch.int64),
+        "rng/numpy": torch.tensor([*keys.tolist(), position], dtype=torch.int64),
+        "rng/gauss": torch.tensor(waiting, dtype=torch.float64),
         "rng/torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():
@@ -155,9 +169,11 @@ def random_states() -> dict[str, Tensor]:
 
 def set_random_states(states: Mapping[str, Tensor]) -> None:
     """Puts the generators back to where `random_states` found them."""
-    random.setstate((3, tuple(states["rng/python"].tolist()), None))
+    gauss, numpy_gauss = (None if math.isnan(number) else number for number in states["rng/gauss"].tolist())
+    random.setstate((3, tuple(states["rng/python"].tolist()), gauss))
     *words, position = states["rng/numpy"].tolist()
-    np.random.set_state(("MT19937", np.array(words, dtype=np.uint32), position, 0, 0.0))
+    keys = np.array(words, dtype=np.uint32)
+    np.random.set_state(("MT19937", keys, position, int(numpy_gauss is not None), numpy_gauss or 0.0))
     torch.set_rng_state(states["rng/torch"])
     if "rng/cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["rng/cuda"])

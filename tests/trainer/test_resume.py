@@ -10,6 +10,7 @@ import signal
 import time
 from multiprocessing.context import BaseContext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -108,12 +109,16 @@ def save(checkpoints: Checkpoints, step: int) -> None:
     checkpoints.save(step, {"weights": torch.full((3,), float(step))}, {"step": step})
 
 
+def names_in(checkpoints: Checkpoints) -> list[str]:
+    return sorted(path.name for path in checkpoints.folder.glob("step-*"))
+
+
 def test_the_newest_is_read_and_the_oldest_are_pruned(tmp_path: Path) -> None:
     checkpoints = checkpoints_in(tmp_path)
     assert checkpoints.load() is None
     for step in (1, 2, 3):
         save(checkpoints, step)
-    assert [path.name for path in sorted(checkpoints.folder.iterdir())] == ["step-00000002", "step-00000003"]
+    assert names_in(checkpoints) == ["step-00000002", "step-00000003"]
     found = checkpoints.load()
     assert found is not None
     assert (found.step, found.state["step"], found.tensors["weights"].tolist()) == (3, 3, [3.0, 3.0, 3.0])
@@ -165,6 +170,77 @@ def test_those_of_another_specification_are_neither_taken_nor_in_the_way(
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
+class Killed(BaseException):
+    pass
+
+
+def test_a_kill_while_one_step_is_saved_again_leaves_one_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PPO saves at one step twice: when a rollout is done with, and when the next one has been sampled."""
+    checkpoints = checkpoints_in(tmp_path, keep=1)
+    save(checkpoints, 3)
+
+    def rename_and_die(*paths: Path, rename: Any = os.rename) -> None:
+        rename(*paths)
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", rename_and_die)
+        with pytest.raises(Killed):
+            checkpoints.save(3, {}, {"rollout": 1})
+    found = checkpoints_in(tmp_path).load()
+    assert found is not None
+    assert (found.step, found.state) == (3, {"rollout": 1})
+    assert names_in(checkpoints) == ["step-00000003", "step-00000003+"]
+
+    checkpoints.save(3, {}, {"rollout": 2})
+    found = checkpoints.load()
+    assert found is not None
+    assert found.state == {"rollout": 2}
+    assert names_in(checkpoints) == ["step-00000003++"]
+    save(checkpoints, 4)
+    assert names_in(checkpoints) == ["step-00000004"]
+
+
+def test_a_damaged_one_further_on_does_not_drive_out_the_good_ones(tmp_path: Path) -> None:
+    before = checkpoints_in(tmp_path)
+    save(before, 4)
+    save(before, 9)
+    (before.folder / "step-00000009" / "tensors.safetensors").write_bytes(b"damaged")
+    again = checkpoints_in(tmp_path, keep=1)
+    found = again.load()
+    assert found is not None
+    assert found.step == 4
+    save(again, 5)
+    assert names_in(again) == ["step-00000005"]
+
+
+def test_what_a_kill_left_half_written_goes_when_the_run_goes_on(tmp_path: Path, processes: BaseContext) -> None:
+    save(checkpoints_in(tmp_path), 1)
+    process = processes.Process(target=_die_while_saving, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    half_written = [path for path in tmp_path.rglob("state.json") if ".staging" in path.parts]
+    assert len(half_written) == 1
+    found = checkpoints_in(tmp_path).load()
+    assert found is not None
+    assert found.step == 1
+    assert not half_written[0].exists()
+
+
+def _die_while_saving(root: Path) -> None:
+    import trainer.checkpoints
+
+    def die(*_: object) -> str:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return ""
+
+    trainer.checkpoints.digest_folder = die  # type: ignore[assignment]
+    save(checkpoints_in(root), 2)
+
+
 def _save_in_little_room(root: Path, room: int) -> None:
     """Saves while no file may grow beyond `room` bytes: a write then ends as on a full disk, half-way."""
     import errno
@@ -192,13 +268,19 @@ def test_a_disk_that_fills_up_keeps_the_last_good_one(tmp_path: Path, processes:
     found = checkpoints_in(tmp_path).load()
     assert found is not None
     assert found.step == 1
-    assert [path.name for path in checkpoints_in(tmp_path).folder.iterdir()] == ["step-00000001"]
+    assert names_in(checkpoints_in(tmp_path)) == ["step-00000001"]
+    assert list((checkpoints_in(tmp_path).folder / ".staging").iterdir()) == []
 
 
 def test_random_states_of_every_library_come_back() -> None:
     import numpy as np
 
-    states = random_states()
-    drawn = (random.random(), np.random.random(), torch.rand(1).item())
-    set_random_states(states)
-    assert (random.random(), np.random.random(), torch.rand(1).item()) == drawn
+    def draw() -> tuple[float, ...]:
+        return random.random(), random.gauss(), np.random.random(), np.random.normal(), torch.rand(1).item()
+
+    # Both make normal numbers in pairs: once a second one is waiting, once none is.
+    for _ in range(2):
+        states = random_states()
+        drawn = draw()
+        set_random_states(states)
+        assert draw() == drawn
