@@ -149,9 +149,10 @@ class RunRecorder:
         """Writes buffered metrics in the caller's transaction; they stay buffered until `flush` has committed."""
         if not self._metrics:
             return
+        said = list(self._metrics.items())  # at once: a worker that stops asks while its run goes on in another thread
         rows = [
             {"run_id": self.run_id, "name": name, "slice": slice, "step": step, "value": value}
-            for (name, slice, step), value in self._metrics.items()
+            for (name, slice, step), value in said
         ]
         upsert = insert(Metric)
         session.execute(

@@ -5,6 +5,7 @@ The worker records metrics in the database; the command line and the tests use `
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -75,6 +76,9 @@ class ConsoleReporter:
         self.pages: dict[int, list[dict[str, Any]]] = {}
         self._stream, self._path, self._every = stream, path, every_seconds
         self._last_line = -math.inf
+        if path is not None and path.exists() and not path.read_bytes().endswith(b"\n"):
+            with path.open("a") as handle:  # the process before this one ended, or the disk, in the middle of a line
+                handle.write("\n")
 
     def metrics(self, step: int, values: Mapping[str, float], slice: str = "") -> None:
         self.recorded += [Metric(step, name, slice, float(value)) for name, value in values.items()]
@@ -95,7 +99,9 @@ class ConsoleReporter:
         self.pages[step] = [dict(row) for row in rows]
         if self._path is not None:
             path = self._path.with_name("samples.jsonl")
-            path.write_text(with_page(path.read_text() if path.exists() else "", step, rows))
+            whole = path.with_name(f"{path.name}.new")
+            whole.write_text(with_page(path.read_text() if path.exists() else "", step, rows))
+            os.replace(whole, path)  # a run that goes on after a kill reads it
 
     def values(self, name: str, slice: str = "") -> list[float]:
         """The values of one metric in the order they were recorded."""

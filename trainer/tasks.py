@@ -133,7 +133,6 @@ class Runner:
                 result = evaluate.evaluate(spec, self.store, recorder, self._storing(recorder))._asdict()
 
         def finish(session: Session, run: Run) -> None:
-            recorder.write_metrics(session)
             rounds.run_finished(session, self.store, run, result, digest, self.settings.sampling_server)
 
         self._end(recorder, finish)
@@ -152,7 +151,10 @@ class Runner:
         return result._asdict(), digest_folder(self.store.resolve(location))
 
     def _checkpoints(self, spec: RunSpec, recorder: RunRecorder) -> Checkpoints:
-        """The run's checkpoints; each one written counts as progress."""
+        """The run's checkpoints; each one written counts as progress.
+
+        A run that goes on from one does not say again what it had said before: so that is recorded first.
+        """
 
         def write() -> None:
             with recorder.held() as (_session, run):
@@ -164,6 +166,7 @@ class Runner:
             spec,
             self.settings.checkpoint_seconds,
             self.settings.checkpoints_kept,
+            on_saving=lambda: patiently(recorder.flush),
             on_saved=lambda _step: patiently(write),
         )
 
@@ -191,10 +194,11 @@ class Runner:
         return store
 
     def _end(self, recorder: RunRecorder, record: Callable[[Session, Run], None]) -> None:
-        """Records how the run ended, waiting for the database if it is away."""
+        """Records how the run ended and what it said last, waiting for the database if it is away."""
 
         def write() -> None:
             with recorder.held() as (session, run):
+                recorder.write_metrics(session)
                 record(session, run)
 
         try:

@@ -27,3 +27,32 @@ def test_a_page_of_samples_stands_there_once_whatever_was_written_before(tmp_pat
         reporter.samples(step, [{"response": f"{step} a"}, {"response": "b"}])
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert lines == [{"step": step, "response": response} for step in (0, 2) for response in (f"{step} a", "b")]
+
+
+def test_a_kill_in_the_middle_of_a_write_costs_no_line_but_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "slice": "", "loss": 0.5}\n{"step": 2, "sli')
+    again = ConsoleReporter(stream=None, path=path)
+    again.metrics(2, {"loss": 0.25})
+    assert [line for line in path.read_text().splitlines() if line.endswith("}")] == [
+        '{"step": 1, "slice": "", "loss": 0.5}',
+        '{"step": 2, "slice": "", "loss": 0.25}',
+    ]
+
+    class Killed(Exception):
+        pass
+
+    def half(file: Path, text: str) -> None:
+        file.open("w").write(text[: len(text) // 2])
+        raise Killed
+
+    again.samples(2, [{"response": "a"}])
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", half)
+        with pytest.raises(Killed):
+            again.samples(4, [{"response": "b"}])
+    ConsoleReporter(stream=None, path=path).samples(4, [{"response": "c"}])
+    pages = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert pages == [{"step": 2, "response": "a"}, {"step": 4, "response": "c"}]

@@ -21,8 +21,8 @@ from tests.trainer.conftest import build_model
 from trainer import data, tasks
 from trainer.checkpoints import Checkpoints
 from trainer.recipes import reward
-from trainer.recording import RunRecorder, patiently
-from trainer.reporting import Reporter
+from trainer.recording import RunRecorder, WorkerStopping, patiently
+from trainer.reporting import Reporter, TrainingDiverged
 from trainer.tasks import MAX_ATTEMPTS, Runner, describe
 
 
@@ -186,6 +186,43 @@ def test_a_run_that_goes_on_from_a_checkpoint_keeps_its_metrics(
     session.rollback()
     assert sorted(metric.step for metric in session.scalars(select(Metric))) == [1, 40]
     assert kept.any()  # kept: a retry goes on from it
+
+
+def test_what_was_said_before_a_checkpoint_is_never_lost(session: Session, runner: Runner, round_: Round) -> None:
+    """A run that goes on does not say it again. Metrics wait a second before they are written, and wait here."""
+    taken = runner._take(last_run(session, round_).id)
+    assert taken is not None
+    spec, recorder = taken
+    recorder.progress(0, 9)  # writes, so that nothing does for a second
+    recorder.metrics(1, {"loss": 0.5})
+
+    class Killed(Exception):
+        pass
+
+    def die(step: int) -> None:
+        raise Killed
+
+    checkpoints = runner._checkpoints(spec, recorder)
+    checkpoints.on_saved = die
+    with pytest.raises(Killed):
+        checkpoints.save(1, {}, {})
+    session.rollback()
+    assert [(metric.step, metric.value) for metric in session.scalars(select(Metric))] == [(1, 0.5)]
+
+
+@pytest.mark.parametrize("error", [TrainingDiverged("The loss became nan."), WorkerStopping()])
+def test_the_last_words_of_a_run_that_ends_early_are_kept(
+    session: Session, runner: Runner, round_: Round, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def train(_spec: object, _store: object, reporter: Reporter, _folder: Path, *_: object) -> None:
+        reporter.progress(0, 2)
+        reporter.metrics(1, {"loss": 0.5})
+        raise error
+
+    monkeypatch.setattr(reward, "train", train)
+    runner.execute(last_run(session, round_).id)
+    session.rollback()
+    assert [(metric.step, metric.value) for metric in session.scalars(select(Metric))] == [(1, 0.5)]
 
 
 def test_deaths_after_a_checkpoint_do_not_count(session: Session, runner: Runner, round_: Round) -> None:
