@@ -4,8 +4,10 @@ How sequences are laid out for a forward pass is `trainer.packing`; only prompts
 here, on the left. Masks are True = valid.
 """
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,10 +17,20 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from app.artifacts import read_content
-from app.errors import InvalidInput
+from app.errors import InvalidInput, ModelUnavailable
 from app.specs import DemonstrationRow, PairRow, PromptRow, ThumbRow
 
 MIN_PAIRS = 20
+
+# Some templates tell the date. A run that is repeated, or goes on, on another day must read the same tokens: for them
+# it is always the same day. A macro of the clock's name hides the clock.
+_DAY = date(2025, 1, 1)
+_DIRECTIVES = ("%a", "%A", "%b", "%B", "%d", "%-d", "%e", "%H", "%I", "%j", "%m", "%-m", "%M", "%p", "%S", "%y", "%Y")
+STOPPED_CLOCK = (
+    "{%- macro strftime_now(format) -%}{{ format"
+    + "".join(f"|replace('{directive}', '{_DAY.strftime(directive)}')" for directive in _DIRECTIVES)
+    + " }}{%- endmacro %}\n"
+)
 
 Row = TypeVar("Row", bound=BaseModel)
 Response = TypeVar("Response", ThumbRow, DemonstrationRow)
@@ -27,7 +39,7 @@ Response = TypeVar("Response", ThumbRow, DemonstrationRow)
 def _read_rows(path: Path, model: type[Row]) -> list[Row]:
     rows, number = [], 0
     try:
-        for line in read_content(path).decode().split("\n"):
+        for line in read_content(path).decode("utf-8-sig").split("\n"):
             number += 1
             if line.strip():
                 rows.append(model.model_validate_json(line))
@@ -92,28 +104,60 @@ class ChatEncoder:
     """Encodes chats with a tokenizer's template.
 
     The prompt is the rendered chat with the header of the assistant's turn; a finished completion is its text and the
-    token that ends the turn, as the model itself would have generated them. `end_id` is that token.
+    token that ends the turn, as the model itself would have generated them. A special token's name inside a message or
+    a response is text: nobody must be able to end a turn, or to begin one, by writing it.
+
+    Args:
+        max_length: the most tokens of a sequence; no more than the model reads, which is also what None means.
+
+    Attributes:
+        end_id: the token that ends the assistant's turn.
+
+    Raises:
+        ModelUnavailable: the chat template cannot be rendered.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int) -> None:
-        self.tokenizer, self.max_length = tokenizer, max_length
+    def __init__(self, tokenizer: Any, max_length: int | None = None) -> None:
+        reads = tokenizer.model_max_length
+        self.tokenizer, self.max_length = tokenizer, reads if max_length is None else min(max_length, reads)
         self.end_id = end_of_turn_id(tokenizer)
+        template = tokenizer.get_chat_template()
+        self._template = STOPPED_CLOCK + template if "strftime_now" in template else template
+        names = [re.escape(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self._special = re.compile("|".join(names) or "(?!)")  # which is nowhere
 
-    def prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Token ids of the conversation up to where the assistant speaks. Raises InvalidInput if it does not render."""
-        try:
-            return self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False)
-        except (TemplateError, KeyError, TypeError) as error:
+    def prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of the conversation up to where the assistant speaks.
+
+        Raises:
+            InvalidInput: it lacks roles or contents, ends with the assistant's turn, or the template refuses it.
+        """
+        if not messages or any(not {"role", "content"} <= message.keys() for message in messages):
             raise InvalidInput(
-                f"The model's chat template does not accept this conversation: {error}.",
+                f"{_shown(messages)} lacks a message, or a message its role or content.",
+                'Write each as {"role": "user", "content": "..."}.',
+            )
+        if messages[-1]["role"] == "assistant":
+            raise InvalidInput(
+                f"{_shown(messages)} ends with the assistant's turn, so it asks for nothing.",
+                "Take that turn for the response, or leave it out.",
+            )
+        try:
+            return self.tokenizer.apply_chat_template(
+                list(messages),
+                chat_template=self._template,
+                add_generation_prompt=True,
+                return_dict=False,
+                sanitize_control_tokens=any(self._special.search(text) for m in messages for text in m.values()),
+            )
+        except (TemplateError, KeyError, TypeError, ValueError) as error:
+            raise InvalidInput(
+                f"The model's chat template does not accept a conversation: {error}. {_shown(messages)}.",
                 "Check the roles and their order.",
             ) from error
 
     def completion(self, text: str, finished: bool = True) -> list[int]:
-        """Token ids of a response, never none; with the end of the turn unless it was cut by length.
-
-        The name of a special token inside a text is text: nobody must be able to end a turn by writing it.
-        """
+        """Token ids of a response, never none; with the end of the turn unless it was cut by length."""
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return [*ids, self.end_id] if finished or not ids else list(ids)
 
@@ -127,13 +171,41 @@ class ChatEncoder:
             return None
         return [TokenSequence(prompt[-room:], completion) for completion in completions]
 
+    @property
+    def too_long(self) -> str:
+        """What is said of rows that do not fit."""
+        return f"are longer than {self.max_length} tokens without their prompt"
+
+    @property
+    def cut(self) -> str:
+        """What is said of rows whose prompt does not fit."""
+        return f"lost the beginning of their prompt, to stay within {self.max_length} tokens"
+
+
+def _shown(messages: Sequence[Mapping[str, str]]) -> str:
+    """A conversation so that it is found among others: its roles, and how it ends."""
+    roles = ", ".join(message.get("role", "no role") for message in messages) or "no message"
+    text = " ".join(messages[-1].get("content", "").split()) if messages else ""
+    return f"The conversation ({roles}) that ends with “{text if len(text) <= 60 else f'...{text[-60:]}'}”"
+
 
 def end_of_turn_id(tokenizer: Any) -> int:
-    """The token that ends an assistant's turn: the special token the template puts after it, else EOS."""
+    """The token that ends an assistant's turn: the special token the template puts after it, else EOS.
+
+    Raises:
+        ModelUnavailable: the template cannot be rendered.
+    """
     probe = [{"role": "user", "content": "Plugh"}, {"role": "assistant", "content": "Xyzzy"}]
-    rendered = tokenizer.apply_chat_template(probe, tokenize=False)
+    try:
+        rendered = tokenizer.apply_chat_template(probe, tokenize=False)
+    except (TemplateError, KeyError, TypeError, ValueError) as error:
+        raise ModelUnavailable(
+            f"The chat template of {tokenizer.name_or_path} does not render a question with its answer: {error}.",
+            "Mend chat_template.jinja in the model's folder, or remove it: then a plain one is used.",
+        ) from error
     tail = tokenizer(rendered.rpartition("Xyzzy")[2], add_special_tokens=False)["input_ids"]
-    special = set(tokenizer.all_special_ids)
+    # Some tokenizers list the end of a turn among their added tokens only, without a role of its own.
+    special = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
     return next((token for token in tail if token in special), tokenizer.eos_token_id)
 
 
@@ -156,7 +228,7 @@ class Pair(NamedTuple):
 
 
 class EncodedPairs(NamedTuple):
-    """The usable rows of a snapshot, and why others were left out."""
+    """The usable rows of a snapshot, and what was left out and why: other rows, and the beginnings of long prompts."""
 
     train: list[Pair]
     heldout: list[Pair]
@@ -164,7 +236,8 @@ class EncodedPairs(NamedTuple):
 
 
 def encode_pairs(rows: Sequence[PairRow], encoder: ChatEncoder, *, close_cut: bool = True) -> EncodedPairs:
-    """Encodes a snapshot. Rows that do not fit, do not count (weight 0) or hold one response twice are named.
+    """Encodes a snapshot. Rows that do not fit, do not count (weight 0) or hold one response twice are named, and those
+    whose prompt was cut.
 
     Args:
         close_cut: end the turn of responses that were cut by length too. A reward model reads them as what they are,
@@ -183,12 +256,14 @@ def encode_pairs(rows: Sequence[PairRow], encoder: ChatEncoder, *, close_cut: bo
             encoder.completion(row.response_a, row.finished_a or close_cut),
             encoder.completion(row.response_b, row.finished_b or close_cut),
         ]
-        fitted = encoder.fit(encoder.prompt(row.messages), completions)
+        prompt = encoder.prompt(row.messages)
+        fitted = encoder.fit(prompt, completions)
         if fitted is None:
-            reason = f"are longer than {encoder.max_length} tokens without their prompt"
-            left_out.setdefault(reason, []).append(row.comparison_id)
+            left_out.setdefault(encoder.too_long, []).append(row.comparison_id)
             continue
         a, b = fitted
+        if len(a.prompt) < len(prompt):
+            left_out.setdefault(encoder.cut, []).append(row.comparison_id)
         chosen, rejected, p = (b, a, row.p_b) if row.p_b >= 0.5 else (a, b, 1 - row.p_b)
         pairs[row.split].append(Pair(chosen, rejected, p, row))
     return EncodedPairs(pairs["train"], pairs["heldout"], describe_left_out(left_out, "comparisons"))
@@ -202,7 +277,7 @@ class Thumb(NamedTuple):
 
 
 class EncodedThumbs(NamedTuple):
-    """The usable rows of a thumbs file, and why others were left out."""
+    """The usable rows of a thumbs file, and what was left out, as in `EncodedPairs`."""
 
     thumbs: list[Thumb]
     dropped: tuple[str, ...]
@@ -217,17 +292,21 @@ def encode_thumbs(rows: Sequence[ThumbRow], encoder: ChatEncoder) -> EncodedThum
 def _fitted(
     rows: Sequence[Response], encoder: ChatEncoder
 ) -> tuple[list[tuple[TokenSequence, Response]], dict[str, list[int]]]:
-    """Rows of one response that count and fit, as token ids, and the ids of others by reason."""
+    """Rows of one response that count and fit, as token ids; by reason the ids of others and of cut ones."""
     fitted: list[tuple[TokenSequence, Response]] = []
     left_out: dict[str, list[int]] = {}
     for row in rows:
         if row.weight == 0:
             left_out.setdefault("have weight 0", []).append(row.id)
-        elif sequences := encoder.fit(encoder.prompt(row.messages), [encoder.completion(row.response)]):
-            fitted.append((sequences[0], row))
-        else:
-            reason = f"are longer than {encoder.max_length} tokens without their prompt"
-            left_out.setdefault(reason, []).append(row.id)
+            continue
+        prompt = encoder.prompt(row.messages)
+        sequences = encoder.fit(prompt, [encoder.completion(row.response)])
+        if sequences is None:
+            left_out.setdefault(encoder.too_long, []).append(row.id)
+            continue
+        fitted.append((sequences[0], row))
+        if len(sequences[0].prompt) < len(prompt):
+            left_out.setdefault(encoder.cut, []).append(row.id)
     return fitted, left_out
 
 
@@ -239,7 +318,7 @@ class Demonstration(NamedTuple):
 
 
 class EncodedDemonstrations(NamedTuple):
-    """The usable rows of a demonstrations file, and why others were left out."""
+    """The usable rows of a demonstrations file, and what was left out, as in `EncodedPairs`."""
 
     train: list[Demonstration]
     heldout: list[Demonstration]
@@ -257,13 +336,17 @@ def encode_demonstrations(rows: Sequence[DemonstrationRow], encoder: ChatEncoder
     return EncodedDemonstrations(**demonstrations, dropped=describe_left_out(left_out, "demonstrations"))
 
 
-def require_pairs(pairs: Sequence[Pair], what: str) -> None:
-    """Raises InvalidInput unless at least `MIN_PAIRS` pairs have a winner: fewer teach nothing that holds elsewhere."""
+def require_pairs(pairs: Sequence[Pair], what: str, dropped: Sequence[str] = ()) -> None:
+    """Raises InvalidInput unless at least `MIN_PAIRS` pairs have a winner: fewer teach nothing that holds elsewhere.
+
+    Args:
+        dropped: why others were left out, a sentence each.
+    """
     decided = sum(not pair.tied for pair in pairs)
     if decided < MIN_PAIRS:
         raise InvalidInput(
             f"{what} needs at least {MIN_PAIRS} training comparisons with a winner; there are {decided} "
-            f"(and {len(pairs) - decided} ties).",
+            f"(and {len(pairs) - decided} ties)." + "".join(f" {sentence}." for sentence in dropped),
             "Collect more judgments, or settle the comparisons under review.",
         )
 

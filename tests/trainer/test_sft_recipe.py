@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from app.artifacts import ArtifactStore, digest_folder
 from app.errors import InvalidInput
 from app.specs import DemonstrationRow, Lora, ModelRef, Optimiser, SFTSpec
-from tests.trainer.conftest import user, write_rows
+from tests.trainer.conftest import byte_tokenizer, user, write_rows
 from trainer.checkpoints import Checkpoints
 from trainer.data import ChatEncoder, encode_demonstrations
 from trainer.modeling import PLAIN_CHAT_TEMPLATE, load_causal_lm, load_tokenizer
@@ -170,15 +170,38 @@ def test_what_cannot_be_learned_from_is_named(tmp_path: Path, tiny_model: Path) 
     rows[5] = rows[5].model_copy(update={"weight": 0.0})
     rows[7] = rows[7].model_copy(update={"response": " "})
     trained = Trained(tmp_path / "run", tiny_model, rows, max_length=64)
-    assert trained.run().dropped == (
+    # Bytes are tokens; around the question there are 19, behind the answer 1.
+    long = [str(r.id) for r in rows if r.weight and 19 + len(r.messages[0]["content"]) + len(r.response) + 1 > 64]
+    assert sorted(trained.run().dropped) == [
         "1 demonstrations are longer than 64 tokens without their prompt: 4",
-        "1 demonstrations have weight 0: 6",
         "1 demonstrations have an empty answer: 8",
-    )
+        "1 demonstrations have weight 0: 6",
+        f"{len(long) - 1} demonstrations lost the beginning of their prompt, to stay within 64 tokens: "
+        + ", ".join(number for number in long if number != "4"),
+    ]
     few = Trained(tmp_path / "few", tiny_model, rows[:22], max_length=64)
-    with pytest.raises(InvalidInput, match=r"at least 20 .* there are 19\. 1 demonstrations are longer than 64"):
+    with pytest.raises(InvalidInput, match=r"at least 20 .* there are 19\. .*1 demonstrations are longer than 64"):
         few.run()
     assert not list(few.folder.iterdir())
+
+
+def test_a_model_with_few_positions_reads_no_more(tmp_path: Path) -> None:
+    """GPT-2 has a table of positions: what is longer would end the run in its middle, whatever max_length allows."""
+    tokenizer = byte_tokenizer()
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(tokenizer), n_positions=60, n_embd=32, n_layer=1, n_head=2, eos_token_id=2)
+    ).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = demonstrations(25, 0)
+    rows[3] = rows[3].model_copy(update={"response": "apples " * 20})
+    rows[5] = rows[5].model_copy(update={"messages": user("Why? " * 20)})
+    trained = Trained(tmp_path / "run", tmp_path / "model", rows, lora=None)
+    result = trained.run()
+    assert "1 demonstrations are longer than 60 tokens without their prompt: 4" in result.dropped
+    [cut] = [sentence for sentence in result.dropped if "lost the beginning of their prompt" in sentence]
+    assert "within 60 tokens" in cut
+    assert " 6," in cut
+    assert result.train_rows == 24
 
 
 def test_a_plain_chat_template_is_told(tmp_path: Path, tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
