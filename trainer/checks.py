@@ -8,15 +8,17 @@ import hashlib
 import json
 import logging
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from peft import PeftConfig
 from torch import nn
 from transformers.utils import cached_file
 
 from app.errors import ModelUnavailable
+from trainer.precision import computes_in
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,35 @@ def refuse_pickles(name: str) -> None:
             "only safetensors are accepted.",
             "If you trust it, load it with transformers (for an adapter: peft) elsewhere and call save_pretrained on "
             "it: that writes safetensors.",
+        )
+
+
+def refuse_missing(missing: Collection[str], name: str) -> None:
+    """Raises ModelUnavailable where files lack some of a model's weights: it would be given random ones instead."""
+    if missing:
+        first, *others = sorted(missing)
+        more = f" and {len(others)} more" if others else ""
+        raise ModelUnavailable(
+            f"The files of {name} lack the weights {first}{more}; they would be random numbers.",
+            "Fetch it again, or choose a model of the kind that is wanted: a language model, or a reward model.",
+        )
+
+
+@torch.no_grad()
+def require_causal(trunk: Any, name: str) -> None:
+    """Raises ModelUnavailable where a token's state depends on tokens behind it: such a model reads what it is to say.
+
+    Tried on two sequences that differ in their last token.
+    """
+    vocabulary = trunk.config.get_text_config().vocab_size
+    ids = torch.arange(3, 11, device=next(trunk.parameters()).device).repeat(2, 1) % vocabulary
+    ids[1, -1] = (ids[1, -1] + 1) % vocabulary
+    one, other = trunk(input_ids=ids, use_cache=False).last_hidden_state[:, :-1].float()
+    tolerance = 1e-4 if computes_in(trunk) == torch.float32 else 1e-2
+    if bool((one - other).abs().max() > tolerance * one.abs().max()):
+        raise ModelUnavailable(
+            f"{name} ({trunk.config.model_type}) reads a text in both directions, so it cannot go on with one.",
+            "Choose a decoder-only language model.",
         )
 
 
@@ -115,6 +146,12 @@ def check_adapter(folder: Path, base: str, model: nn.Module) -> None:
         raise ModelUnavailable(
             f"The adapter {folder} holds no {ADAPTER_WEIGHTS}.", "Choose the folder of a trained adapter."
         )
+    config = PeftConfig.from_pretrained(folder)
+    if config.is_prompt_learning or config.is_adaption_prompt:
+        raise ModelUnavailable(
+            f"The adapter {folder} is of the kind {config.peft_type.value}, which puts tokens before every text.",
+            "Choose one that changes the model's layers, such as LoRA.",
+        )
     advice = "Choose the base that it was trained on, or another adapter."
     if (folder / BASE_RECORD).exists():
         record = json.loads((folder / BASE_RECORD).read_text())
@@ -123,7 +160,7 @@ def check_adapter(folder: Path, base: str, model: nn.Module) -> None:
                 f"The adapter {folder} was made for other weights ({record['location']}) than {base} holds.", advice
             )
     else:
-        recorded = str(json.loads((folder / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path") or "")
+        recorded = str(config.base_model_name_or_path or "")
         if Path(recorded).name != Path(base).name:
             log.warning("The adapter %s says it was made for %s; it is put on %s.", folder, recorded, base)
     shapes = {

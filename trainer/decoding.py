@@ -51,9 +51,9 @@ class RoomyLayer(DynamicLayer):
         self._show(self._start, end)
         return self.keys, self.values
 
-    def batch_select_indices(self, indices: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Tensor) -> None:
         if self._rooms is not None:
-            self._rooms = self._rooms[0][indices], self._rooms[1][indices]
+            self._rooms = self._rooms[0][beam_idx], self._rooms[1][beam_idx]
             self._show(self._start, self._end)
 
     def drop_columns(self, count: int) -> None:
@@ -147,9 +147,9 @@ class PackedLinears:
 
 
 def _linears(module: nn.Module, merge: bool) -> Iterator[Any]:
-    """Linear layers; with `merge` those with an adapter as one."""
+    """Linear layers; with `merge` those with an adapter as one, unless it is more than a sum (DoRA)."""
     for child in module.children():
-        if type(child) is nn.Linear or (merge and type(child) is LoraLinear):
+        if type(child) is nn.Linear or (merge and type(child) is LoraLinear and not child.lora_variant):
             yield child
         else:
             yield from _linears(child, merge)
@@ -160,7 +160,8 @@ def _packed_forward(layer: Any, dtype: torch.dtype) -> Any:
     if isinstance(layer, LoraLinear):
         base = layer.get_base_layer()
         if not layer.disable_adapters and not layer.merged:
-            weight = weight + sum(layer.get_delta_weight(name) for name in layer.active_adapters)
+            own = [name for name in layer.active_adapters if name in layer.lora_A]
+            weight = weight + sum(layer.get_delta_weight(name) for name in own)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype))
     bias = None if base.bias is None else base.bias.detach().to(dtype)
 
@@ -197,5 +198,6 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, 
     # Rounding must not lead behind the block's last possible token, or to a block's empty end.
     last = torch.nextafter(within[:, -1:], torch.zeros_like(threshold))
     token = block * DRAW_BLOCK + torch.searchsorted(within, torch.minimum(threshold, last), right=True)
+    token.clamp_(max=vocabulary - 1)  # where the logits are NaN, which is then the log-prob
     logps = scaled.gather(-1, token) - top - total.log()[:, None].float()
     return token[:, 0], logps[:, 0]

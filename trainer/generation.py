@@ -6,6 +6,7 @@ or top-p: training assumes the policy's own samples.
 
 import contextlib
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -13,11 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from app.errors import ModelUnavailable
 from trainer.algorithms.logprobs import token_logps
 from trainer.data import left_padded
 from trainer.decoding import PackedLinears, draw, is_roomy, new_cache
 from trainer.policy import trunk_of, vocabulary_logits
 from trainer.precision import autocast, computes_in
+from trainer.reporting import TrainingDiverged
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +28,9 @@ COMPACT_AT = 0.75  # rows are dropped from a batch that nobody waits for once at
 REFILL_AT = 0.125  # free rows are taken over once they are this share of the batch: few prompts read badly
 TICK_TOKENS = 8  # tokens between two heartbeats
 TOLERANCE = 1e-3  # nats a token in fp32; sums in another order differ by 1e-5
+UNRELATED = 0.2  # nats a token: more than rounding makes of it in any precision
+# What a model raises that does not take what it is given.
+_FAILURES = (RuntimeError, AttributeError, TypeError, ValueError, LookupError, AssertionError)
 
 Tick = Callable[[], None]
 """Called every second or so in long work: a heartbeat, and the place where a cancelled run ends by an exception."""
@@ -67,24 +73,32 @@ class Ways(NamedTuple):
     Attributes:
         refill: rows that have ended are taken over by prompts that wait, while the others go on.
         packed: matrix products read packed copies of the weights.
+        together: prompts are read side by side, padded on the left; recurrent layers may read that as text.
     """
 
     refill: bool = False
     packed: bool = False
+    together: bool = True
+
+
+PLAINEST = Ways(together=False)
 
 
 def best_ways(model: Any) -> Ways:
     """The fastest ways in which this model gives the log-probs of a plain forward pass; tried on a few short prompts.
 
     What fails is said in the log.
+
+    Raises:
+        ModelUnavailable: it does not go on from what it has read in any of them.
     """
     tolerance = TOLERANCE
     if computes_in(trunk_of(model)) is not torch.float32:
-        tolerance = max(TOLERANCE, 3 * _largest_error(model, Ways()))  # rounding alone makes more of a difference
-    for ways in (Ways(refill=True, packed=True), Ways(refill=True)):
+        tolerance = max(TOLERANCE, 3 * _plainest_error(model))  # rounding alone makes more of a difference
+    for ways in (Ways(refill=True, packed=True), Ways(refill=True), Ways()):
         try:
             error = _largest_error(model, ways)
-        except (RuntimeError, AttributeError) as failure:  # an operator that this build of torch lacks
+        except _FAILURES as failure:  # such as an operator that this build of torch lacks
             log.warning("Generation with %s fails (%s); it goes on without.", ways, failure)
             continue
         if error <= tolerance:
@@ -92,7 +106,26 @@ def best_ways(model: Any) -> Ways:
         log.warning(
             "Log-probs with %s differ by up to %.2g from a plain pass; generation goes on without.", ways, error
         )
-    return Ways()
+    _plainest_error(model)
+    return PLAINEST
+
+
+def _plainest_error(model: Any) -> float:
+    """`_largest_error` without any shortcut: rounding, or else the model cannot be sampled here."""
+    reason: Any = None
+    try:
+        error = _largest_error(model, PLAINEST)
+        if error > UNRELATED:
+            reason = f"log-probs differ by up to {error:.2g} from a plain pass"
+    except _FAILURES as failure:
+        reason = repr(failure)
+    if reason is not None:
+        raise ModelUnavailable(
+            f"A model of the architecture {trunk_of(model).config.model_type} cannot be sampled here: it does not go "
+            f"on with what it has read ({reason}).",
+            "Choose another model, or sample it through a server (PREFLOOP_SAMPLING_URL).",
+        )
+    return error
 
 
 def _largest_error(model: Any, ways: Ways) -> float:
@@ -137,6 +170,9 @@ def generate(
     A sample depends on its prompt, its seed and the model only, up to float rounding: not on what else is in the batch,
     nor on padding. Token t is the inverse of the cumulative distribution at the t-th uniform number of the row's own
     generator.
+
+    Raises:
+        TrainingDiverged: the model predicts NaN.
     """
     batch = RunningBatch(model, sampling, pad_id, ways)
     waiting = deque((i, prompts[i], seeds[i]) for i in range(len(prompts)) if seeds[i])
@@ -147,7 +183,7 @@ def generate(
         admitted: list[tuple[int, Sequence[int], Sequence[int]]] = []
         while waiting and (len(waiting[0][2]) <= free or not (admitted or batch.running)):
             admitted.append(waiting.popleft())
-            free -= len(admitted[-1][2])
+            free -= len(admitted[-1][2]) if ways.together else free
         if admitted:
             batch.admit(admitted)
 
@@ -223,7 +259,7 @@ class RunningBatch:
             self._take_over(rows, drafts, cache, owners, position, valid_mask, uniforms)
         else:
             rows = list(range(len(drafts)))
-            cache.batch_select_indices(owners)
+            cache.reorder_cache(owners)
             self._cache, self._drafts, self._token = cache, list(drafts), torch.zeros_like(position)
             self._position, self._valid_mask, self._uniforms = position, valid_mask, uniforms
         with self._linears:
@@ -250,7 +286,7 @@ class RunningBatch:
         if not keep or len(keep) > COMPACT_AT * len(self._drafts):
             return
         index = torch.tensor(keep, device=self._device)
-        self._cache.batch_select_indices(index)
+        self._cache.reorder_cache(index)
         self._drafts = [self._drafts[row] for row in keep]
         self._token, self._position = self._token[index], self._position[index]
         self._valid_mask, self._uniforms = self._valid_mask[index], self._uniforms[index]
@@ -276,6 +312,11 @@ class RunningBatch:
         tokens, logps = draw(logits, self._uniforms[index, steps], self._sampling.temperature)
         self._token[index, 0] = tokens
         for row, draft, token, logp in zip(rows, drafts, tokens.tolist(), logps.tolist(), strict=True):
+            if math.isnan(logp):
+                raise TrainingDiverged(
+                    "The model that is sampled predicts NaN, no number, for the next token.",
+                    "Train it again with a lower learning rate; if it was sampled in bfloat16, try float32.",
+                )
             draft.tokens.append(token)
             draft.logps.append(logp)
             finished = token in self._sampling.stop_ids

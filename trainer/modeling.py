@@ -32,12 +32,14 @@ from trainer.checks import (
     check_adapter,
     local_folder,
     record_base,
+    refuse_missing,
     refuse_nan,
     refuse_pickles,
+    require_causal,
     require_tokens_fit,
 )
 from trainer.data import end_of_turn_id
-from trainer.policy import trunk_of
+from trainer.policy import check_logits, trunk_of
 from trainer.precision import choose, name_of, set_compute_dtype
 from trainer.training import accelerator, the_main_processes
 
@@ -50,6 +52,8 @@ PLAIN_CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}:\n{{ message['content'] }}{{ eos_token }}\n"
     "{% endfor %}{% if add_generation_prompt %}Assistant:\n{% endif %}"
 )
+# Of models whose tokenizer begins every text so (Gemma, Llama): without it they predict far worse.
+PLAIN_CHAT_TEMPLATE_AFTER_BOS = "{{ bos_token }}" + PLAIN_CHAT_TEMPLATE
 
 POLICY, REFERENCE = "default", "reference"  # adapter names; peft saves the one called default at the folder's root
 
@@ -130,6 +134,8 @@ _UNLOADABLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, Attribute
 def loading(name: str) -> Iterator[None]:
     try:
         yield
+    except torch.OutOfMemoryError:  # a RuntimeError, but no fault of the model's
+        raise
     except _UNLOADABLE as error:
         if "trust_remote_code" in str(error):
             raise ModelUnavailable(
@@ -145,22 +151,28 @@ def loading(name: str) -> Iterator[None]:
 
 def load_config(name: str) -> Any:
     """A model's configuration. Raises ModelUnavailable."""
+    if Path(name, ADAPTER_CONFIG).exists() and not Path(name, "config.json").exists():
+        raise ModelUnavailable(
+            f"{name} is an adapter, not a model.",
+            "Name it as the adapter, and as the base the model it was trained on.",
+        )
     with loading(name):
         return AutoConfig.from_pretrained(name, trust_remote_code=trusts_remote_code())
 
 
 def load_tokenizer(ref: ModelRef | str) -> Any:
-    """The tokenizer of a model, with a chat template, an EOS and a padding token.
+    """The tokenizer of a model, with a chat template, an EOS and a padding token; it knows how much the model reads.
 
-    A model without a template gets a plain one (`notes_on` says so); without a padding token EOS pads (masks decide
-    what is valid, not ids).
+    An adapter that brings a tokenizer was trained with it. A model without a template gets a plain one (`notes_on` says
+    so); without a padding token EOS pads (masks decide what is valid, not ids).
 
     Raises:
         ModelUnavailable: no model or tokenizer; it has no end-of-sequence token, or more tokens than the model.
     """
-    name = ref if isinstance(ref, str) else ref.base
-    refuse_pickles(name)
-    config = load_config(name)
+    ref = ModelRef(base=ref) if isinstance(ref, str) else ref
+    refuse_pickles(ref.base)
+    config = load_config(ref.base)
+    name = ref.adapter if ref.adapter is not None and _holds_tokenizer(ref.adapter) else ref.base
     with loading(name):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trusts_remote_code())
     require_tokens_fit(tokenizer, config, name)
@@ -172,14 +184,21 @@ def load_tokenizer(ref: ModelRef | str) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.chat_template is None:
-        tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
+        begins = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        tokenizer.chat_template = PLAIN_CHAT_TEMPLATE_AFTER_BOS if begins else PLAIN_CHAT_TEMPLATE
         log.warning("%s has no chat template; a plain one is used.", name)
+    if (positions := getattr(config.get_text_config(), "max_position_embeddings", None) or 0) > 0:
+        tokenizer.model_max_length = positions  # what tokenizers say of themselves is often another model's
     return tokenizer
+
+
+def _holds_tokenizer(folder: str) -> bool:
+    return all(Path(folder, file).exists() for file in ("tokenizer.json", "tokenizer_config.json"))
 
 
 def notes_on(tokenizer: Any) -> tuple[str, ...]:
     """What a reader of a run's result has to know about its tokenizer."""
-    if tokenizer.chat_template == PLAIN_CHAT_TEMPLATE:
+    if tokenizer.chat_template in (PLAIN_CHAT_TEMPLATE, PLAIN_CHAT_TEMPLATE_AFTER_BOS):
         return ("The base model has no chat template: chats are written with a plain one, saved with the tokenizer.",)
     return ()
 
@@ -198,11 +217,15 @@ def require_one_vocabulary(first: str, second: str) -> None:
 def _load_base(name: str, dtype: torch.dtype) -> Any:
     refuse_pickles(name)
     with loading(name):
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, use_safetensors=True, trust_remote_code=trusts_remote_code()
+        model, found = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, use_safetensors=True, trust_remote_code=trusts_remote_code(), output_loading_info=True
         )
+    refuse_missing(found["missing_keys"], name)
     refuse_nan(model, name)
-    return model.to(device()).eval()
+    model = model.to(device()).eval()
+    with loading(name):
+        require_causal(trunk_of(model), name)
+    return model
 
 
 def _adapter_folder(name: str, base: str, model: nn.Module) -> str:
@@ -259,6 +282,8 @@ def load_causal_lm(
             model = _with_adapter(model, ref, trainable=False).merge_and_unload().to(held)
         model = model.requires_grad_(trainable).eval()
     set_compute_dtype(trunk_of(model), dtype)
+    with loading(ref.adapter or ref.base):
+        check_logits(model)
     return model
 
 

@@ -85,7 +85,10 @@ def choose(precision: Precision, hidden_size: int, device: torch.device) -> torc
     """The dtype of frozen weights and matrix products; `auto` measures and says in the log what it saw."""
     if precision != "auto":
         return getattr(torch, precision)
-    if hidden_size < SMALLEST_HIDDEN_SIZE or not has_bfloat16(device):
+    if hidden_size < SMALLEST_HIDDEN_SIZE:
+        return torch.float32
+    if not has_bfloat16(device):
+        log.info("This %s does not multiply in bf16; computing in float32.", device.type)
         return torch.float32
     rates = measure(device, hidden_size)
     dtype = torch.bfloat16 if rates.bfloat16 >= FACTOR * rates.float32 else torch.float32

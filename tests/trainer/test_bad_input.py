@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, BertConfig, BertLMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers import dynamic_module_utils as remote_code
 
 from app.errors import ModelUnavailable
@@ -59,6 +60,24 @@ def test_unknown_models(tmp_path: Path) -> None:
             load("nobody/no-such-model")
         with pytest.raises(ModelUnavailable, match="empty cannot be loaded"):
             load(str(tmp_path / "empty"))
+
+
+def test_weights_that_are_not_all_there(model: Path) -> None:
+    """transformers makes the others up, at random."""
+    weights_changed(model / "model.safetensors", lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
+    weights_changed(model / "model.safetensors", lambda tensors: tensors.pop("model.norm.weight"))
+    with pytest.raises(ModelUnavailable, match=r"lack the weights model\.layers\.1\.mlp\.up_proj\.weight and 1 more"):
+        load_causal_lm(ModelRef(base=str(model)))
+
+
+def test_a_model_that_reads_in_both_directions(tiny_model: Path, tmp_path: Path) -> None:
+    """It would see the answers it is to learn: a loss of nothing, and no language model."""
+    config = BertConfig(
+        vocab_size=260, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+    )
+    BertLMHeadModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelUnavailable, match=r"\(bert\) reads a text in both directions"):
+        load_causal_lm(ModelRef(base=str(tmp_path)))
 
 
 def test_a_configuration_that_is_no_json(model: Path) -> None:
@@ -141,6 +160,24 @@ def test_a_models_own_code_runs_only_where_the_operator_allows_it(
 
 
 # ---- adapters of another base ----------------------------------------------------------------------------------------
+
+
+def test_an_adapter_in_the_place_of_its_base(model: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(model, tmp_path / "adapter").adapter
+    assert adapter is not None
+    for load in (load_tokenizer, lambda name: load_causal_lm(ModelRef(base=name))):
+        with pytest.raises(ModelUnavailable, match="adapter is an adapter, not a model"):
+            load(adapter)
+
+
+def test_an_adapter_that_is_no_change_of_layers(model: Path, tmp_path: Path) -> None:
+    """Its virtual tokens would be left out silently: only the model's own layers are run."""
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    get_peft_model(LlamaForCausalLM.from_pretrained(model), config).save_pretrained(tmp_path / "prompt")
+    adapter = ModelRef(base=str(model), adapter=str(tmp_path / "prompt"))
+    for lora in (None, Lora(rank=2)):
+        with pytest.raises(ModelUnavailable, match="of the kind PROMPT_TUNING, which puts tokens before every text"):
+            load_causal_lm(adapter, lora, trainable=True)
 
 
 def other_shape(tiny_model: Path, folder: Path, vocabulary: int = 260, layers: int = 2, hidden: int = 64) -> Path:

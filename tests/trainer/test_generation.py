@@ -7,13 +7,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GemmaConfig, GemmaForCausalLM, MistralConfig, MistralForCausalLM
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    GemmaConfig,
+    GemmaForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
+from app.errors import ModelUnavailable
 from app.specs import Lora, ModelRef
 from trainer import decoding, generation
 from trainer.decoding import PackedLinears, draw
 from trainer.generation import Sample, Sampling, Ways, best_ways, generate
 from trainer.modeling import load_causal_lm
+from trainer.reporting import TrainingDiverged
 from trainer.rollout import sample_seed
 
 EOS = 2
@@ -207,6 +219,20 @@ def test_in_bf16_the_shortcuts_round_no_worse_than_the_plain_way(tiny_model: Pat
 # ---- what cannot take the shortcuts ----------------------------------------------------------------------------------
 
 
+SMALL = {"vocab_size": 260, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2} | {
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+def with_large_weights(model: torch.nn.Module) -> torch.nn.Module:
+    """So large that what a model has read shows in what it says."""
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.15)
+    return model.eval()
+
+
 def test_sliding_windows_take_the_plain_way() -> None:
     """Rows of a window's cache cannot be taken over: it forgets columns by their number, not by row."""
     config = MistralConfig(
@@ -239,6 +265,33 @@ def test_another_architecture_takes_the_shortcuts() -> None:
     assert_plain(model, MANY, sampled(model, MANY, MANY_SEEDS, Sampling(30, 1.0, STOPS), 8, best_ways(model)))
 
 
+def test_a_model_with_recurrent_layers_is_sampled() -> None:
+    """The state of its convolutions is no cache of positions: rows of it can be dropped, but not taken over."""
+    config = Lfm2Config(**SMALL, layer_types=["conv", "full_attention"])
+    torch.manual_seed(0)
+    model = with_large_weights(Lfm2ForCausalLM(config))
+    assert_plain(model, MANY, sampled(model, MANY, MANY_SEEDS, Sampling(30, 1.0, STOPS), 8, best_ways(model)))
+
+
+def test_a_model_that_reads_padding_is_given_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its prompts are read one at a time, each with all its samples."""
+    torch.manual_seed(0)
+    model = with_large_weights(Lfm2ForCausalLM(Lfm2Config(**SMALL, layer_types=["conv", "full_attention"])))
+    trunk, forward = model.model, model.model.forward
+    # As if it took no mask.
+    monkeypatch.setattr(trunk, "forward", lambda *args, **named: forward(*args, **named | {"attention_mask": None}))
+    assert best_ways(model) == Ways(together=False)
+    assert_plain(model, MANY, sampled(model, MANY, MANY_SEEDS, Sampling(30, 1.0, STOPS), 8, best_ways(model)))
+
+
+def test_a_model_that_keeps_no_cache_is_refused() -> None:
+    """Its states are handed on by another name: each token would be drawn as if it were the first."""
+    torch.manual_seed(0)
+    model = with_large_weights(MambaForCausalLM(MambaConfig(vocab_size=260, hidden_size=32, num_hidden_layers=2)))
+    with pytest.raises(ModelUnavailable, match=r"architecture mamba cannot be sampled here: .* differ by up to"):
+        best_ways(model)
+
+
 def test_a_shortcut_that_is_wrong_or_missing_is_not_taken(
     model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -264,7 +317,27 @@ def test_a_shortcut_that_is_wrong_or_missing_is_not_taken(
     assert best_ways(model) == Ways()
 
 
+def test_an_adapter_that_is_more_than_a_sum_is_not_merged(tiny_model: Path) -> None:
+    """DoRA also rescales the weight: a sum is right while it is new, when it is tried, wrong once it has learned."""
+    config = LoraConfig(r=4, target_modules="all-linear", use_dora=True, task_type="CAUSAL_LM")
+    model = get_peft_model(load_causal_lm(ModelRef(base=str(tiny_model))), config).eval()
+    ways = best_ways(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.2, generator=torch.Generator().manual_seed(0))
+    assert_plain(model, [SHORT], sampled(model, [SHORT], [[1, 2]], Sampling(20, 1.0, STOPS), ways=ways))
+
+
 # ---- draws -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_predicts_nan_is_named(tiny_model: Path) -> None:
+    model = load_causal_lm(ModelRef(base=str(tiny_model)))
+    model.model.norm.weight.fill_(torch.nan)
+    for ways in (Ways(), Ways(refill=True, packed=True)):
+        with pytest.raises(TrainingDiverged, match="predicts NaN"):
+            sampled(model, [SHORT], [[1, 2]], Sampling(20, 1.0, STOPS), ways=ways)
 
 
 def test_finished_means_a_stop_token_was_drawn(model: torch.nn.Module) -> None:

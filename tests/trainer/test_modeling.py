@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.artifacts import ArtifactStore, digest_folder
@@ -17,6 +18,7 @@ from trainer.modeling import (
     load_causal_lm,
     load_policy_and_reference,
     load_tokenizer,
+    notes_on,
     resolve,
     save_policy,
 )
@@ -220,3 +222,42 @@ def test_a_tokenizer_without_template_or_padding_is_completed(tiny_model: Path, 
     assert completed.pad_token == completed.eos_token
     rendered = completed.apply_chat_template(list(user("Hi")), add_generation_prompt=True, tokenize=False)
     assert rendered == "User:\nHi<|im_end|>\nAssistant:\n"
+    assert len(notes_on(completed)) == 1
+
+
+def test_the_plain_template_begins_as_the_tokenizer_begins_a_text(tiny_model: Path, tmp_path: Path) -> None:
+    """Gemma without its first token predicts next to nothing; two of them would be as strange to it."""
+    shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "chat_template.jinja").unlink()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.chat_template = None
+    bos = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", bos)]
+    )
+    tokenizer.save_pretrained(tmp_path)
+    completed = load_tokenizer(str(tmp_path))
+    assert completed("Hi")["input_ids"][0] == bos
+    prompt = ChatEncoder(completed).prompt(user("Hi"))
+    assert completed.decode(prompt) == "<|im_start|>User:\nHi<|im_end|>\nAssistant:\n"
+    assert prompt.count(bos) == 1
+    assert len(notes_on(completed)) == 1
+
+
+def test_the_tokenizer_knows_how_much_the_model_reads(tiny_model: Path) -> None:
+    assert ChatEncoder(load_tokenizer(str(tiny_model)), 1024).max_length == 512
+
+
+def test_an_adapter_brings_the_template_it_was_trained_with(
+    tiny_ref: ModelRef, adapter: ModelRef, tmp_path: Path
+) -> None:
+    """Most chat adapters are made for base models that have no template."""
+    assert adapter.adapter is not None
+    (Path(adapter.adapter) / "chat_template.jinja").write_text(
+        "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
+    )
+    assert load_tokenizer(adapter).decode(ChatEncoder(load_tokenizer(adapter)).prompt(user("Hi"))) == "[Hi]"
+    shutil.copytree(adapter.adapter, tmp_path / "bare")
+    (tmp_path / "bare/tokenizer.json").unlink()
+    bare = load_tokenizer(ModelRef(base=tiny_ref.base, adapter=str(tmp_path / "bare")))
+    assert bare.chat_template == load_tokenizer(tiny_ref).chat_template

@@ -58,6 +58,7 @@ def test_bfloat16_is_taken_where_it_is_faster_by_half(
     assert choose("auto", 96, CPU) == torch.float32  # too small for products to matter
     monkeypatch.setattr(precision, "has_bfloat16", lambda device: False)
     assert choose("auto", 576, CPU) == torch.float32
+    assert "This cpu does not multiply in bf16; computing in float32" in caplog.text
 
 
 def test_a_run_keeps_the_precision_it_began_with(
