@@ -5,10 +5,15 @@ broke) after growing pauses, or those the server asks for. Each sample is a requ
 """
 
 import asyncio
+import logging
 import re
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import wait
+from contextlib import contextmanager
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import openai
 import torch
@@ -19,7 +24,10 @@ from app.errors import InvalidInput, ModelUnavailable, PrefloopError, Unavailabl
 from app.specs import Generation, PromptRow, Server
 from trainer.rollout import Tick, no_tick, sample_seed
 
+log = logging.getLogger(__name__)
+
 HAND_ON_SECONDS = 0.5  # what has arrived is handed on this often
+CONNECT_SECONDS = 10.0  # more than any server needs to be there at all
 
 # Training assumes samples from the policy itself, and servers cut the distribution by default (vLLM as the model's
 # generation_config.json says, llama.cpp at 40 tokens). Beyond the protocol: servers that refuse it are asked without.
@@ -47,11 +55,13 @@ class ServedModel:
     """A model that a server samples from."""
 
     def __init__(self, server: Server, key: str | None) -> None:
-        self.server, self._key = server, key
+        self.server, self._key = server, (key or "").strip()
         self._beyond_protocol = dict(WHOLE_DISTRIBUTION)
 
     def check(self) -> None:
         """Asks which models the server has, so that a wrong address, key or name shows before work begins.
+
+        An address or a key that cannot be one is not asked at all: the client's own errors quote them.
 
         Raises:
             Unavailable: there is no server, or it refuses the key.
@@ -62,6 +72,21 @@ class ServedModel:
             async with self._client() as client:
                 await self._names(client)
 
+        if not re.fullmatch(r"[\x20-\x7e]*", self._key):
+            raise Unavailable(
+                "The key of the sampling server holds characters that no key has, such as a line end.",
+                "Set PREFLOOP_SAMPLING_KEY to the key alone.",
+            )
+        try:
+            address = urlsplit(self.server.url)
+            whole = address.scheme in ("http", "https") and address.hostname and address.port != 0
+        except ValueError:  # a port or a bracket that is none
+            whole = False
+        if not whole:
+            raise Unavailable(
+                f"“{self.server.url}” is not the address of a server.",
+                "Set PREFLOOP_SAMPLING_URL to one such as http://127.0.0.1:8001/v1.",
+            )
         asyncio.run(ask())
 
     def respond(
@@ -74,7 +99,8 @@ class ServedModel:
     ) -> Iterator[list[Answer]]:
         """The samples with the wanted indices of each prompt, as they arrive; prompts in an order `order` decides.
 
-        Closing the iterator cancels the requests under way. Before an error all that has arrived is handed on.
+        The server is kept busy while the caller works on what has arrived. Closing the iterator cancels the requests
+        under way. Before an error all that has arrived is handed on.
 
         Raises:
             Unavailable: the server is away, overloaded or talks something else, also after the retries.
@@ -82,38 +108,30 @@ class ServedModel:
             InvalidInput: it refuses a prompt, most often for its length.
         """
         shuffled = [wanted[i] for i in torch.randperm(len(wanted), generator=order).tolist()]
-        requests = iter([(row, index) for row, indices in shuffled for index in indices])
-        arrived: list[Answer] = []
+        requests = deque((row, index) for row, indices in shuffled for index in indices)
+        arrived: deque[Answer] = deque()
 
         async def work(client: AsyncOpenAI) -> None:
-            for row, index in requests:
-                arrived.append(await self._ask(client, row, index, generation, seed))
+            while requests:
+                arrived.append(await self._ask(client, *requests.popleft(), generation, seed))
 
-        async def start() -> tuple[AsyncOpenAI, set[asyncio.Task[None]]]:
-            client = self._new_client()
-            count = min(self.server.concurrency, sum(len(indices) for _, indices in wanted))
-            return client, {asyncio.create_task(work(client)) for _ in range(count)}
-
-        with asyncio.Runner() as runner:  # cancels what still runs when it is left
-            client, workers = runner.run(start())
-            ended: set[asyncio.Task[None]] = set()
+        async def work_on_all() -> None:
             try:
-                while workers:
-                    waiting = asyncio.wait(workers, timeout=HAND_ON_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
-                    newly_ended, workers = runner.run(waiting)
-                    ended |= newly_ended
-                    if arrived:
-                        batch = arrived[:]
-                        arrived.clear()
-                        yield batch
-                    for worker in newly_ended:
-                        worker.result()
-                    tick()
-            finally:
-                for worker in workers:
-                    worker.cancel()
-                runner.run(_settle([*workers, *ended]))
-                runner.run(client.close())
+                async with self._client() as client, asyncio.TaskGroup() as workers:
+                    for _ in range(min(self.server.concurrency, len(requests))):
+                        workers.create_task(work(client))
+            except ExceptionGroup as errors:
+                raise errors.exceptions[0] from errors.exceptions[0].__cause__  # the others were cancelled for it
+
+        with _loop_in_background() as loop:
+            work_under_way = asyncio.run_coroutine_threadsafe(work_on_all(), loop)
+            ended = False
+            while not ended:
+                ended = bool(wait([work_under_way], timeout=HAND_ON_SECONDS).done)
+                if batch := [arrived.popleft() for _ in range(len(arrived))]:
+                    yield batch
+                tick()
+            work_under_way.result()
 
     async def _ask(
         self, client: AsyncOpenAI, row: PromptRow, index: int, generation: Generation, run_seed: int
@@ -133,8 +151,8 @@ class ServedModel:
                 extra_body=beyond_protocol,
             )
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            if beyond_protocol and any(name in str(error) for name in beyond_protocol):
-                self._beyond_protocol = {}
+            if refused := {name for name in beyond_protocol if name in str(error)}:
+                self._ask_without(refused)
                 return await self._ask(client, row, index, generation, run_seed)
             raise self._refused(row, error) from error
         except openai.NotFoundError as error:
@@ -142,11 +160,23 @@ class ServedModel:
             raise Unavailable(f"The server at {self.server.url} does not complete chats: {_said(error)}") from error
         except (openai.OpenAIError, ValueError) as error:
             raise self._failed(error) from error
-        return self._read(reply, row, index, seed)
+        try:
+            return self._read(reply, row, index, seed)
+        except (AttributeError, TypeError) as error:  # the client takes any JSON object for what it was to be
+            raise self._failed(ValueError(f"an answer that is not a chat completion ({error})")) from error
+
+    def _ask_without(self, names: set[str]) -> None:
+        left = {name: value for name, value in self._beyond_protocol.items() if name not in names}
+        if left != self._beyond_protocol:
+            log.warning(
+                "The server at %s does not take %s: make sure that it samples the whole distribution by itself.",
+                *(self.server.url, ", ".join(sorted(names))),
+            )
+        self._beyond_protocol = left
 
     def _read(self, reply: Any, row: PromptRow, index: int, seed: int) -> Answer:
         if not isinstance(reply, ChatCompletion) or not isinstance(reply.choices, list):
-            raise self._failed(ValueError("an answer that is not a chat completion"))
+            raise TypeError("it has no choices")
         if not reply.choices:
             raise Unavailable(
                 f"The server at {self.server.url} answered prompt {row.id} without a choice.",
@@ -164,8 +194,16 @@ class ServedModel:
                 f"The server at {self.server.url} does not say how many tokens it sampled (usage.completion_tokens).",
                 "Sample from a server that does, such as vLLM.",
             )
-        finished = choice.finish_reason == "stop"
-        return Answer(row, index, seed, choice.message.content or "", finished, usage.completion_tokens)
+        # What a reasoning parser takes out of the answer belongs to the sample as much as the rest.
+        if any(getattr(choice.message, name, None) for name in ("reasoning_content", "reasoning")):
+            raise Unavailable(
+                f"The server at {self.server.url} keeps the reasoning apart from its answer to prompt {row.id}.",
+                "Start it without a reasoning parser: a sample is all that the model said.",
+            )
+        text, finished = choice.message.content or "", choice.finish_reason == "stop"
+        if not isinstance(text, str):
+            raise TypeError(f"its content is {type(text).__name__}")
+        return Answer(row, index, seed, text, finished, int(usage.completion_tokens))
 
     async def _names(self, client: AsyncOpenAI) -> None:
         """Raises the error of a server that cannot be asked or does not have the model; a server may list none."""
@@ -220,26 +258,37 @@ class ServedModel:
             "Set PREFLOOP_SAMPLING_URL to the address of one, up to and including /v1.",
         )
 
-    def _new_client(self) -> AsyncOpenAI:
+    def _client(self) -> AsyncOpenAI:
+        seconds = self.server.timeout_seconds
         return AsyncOpenAI(
             base_url=self.server.url,
             api_key=self._key or "none",  # servers without keys ignore it, the client insists
-            timeout=self.server.timeout_seconds,
+            timeout=openai.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS)),
             max_retries=self.server.retries,
         )
 
-    @asynccontextmanager
-    async def _client(self) -> AsyncIterator[AsyncOpenAI]:
-        client = self._new_client()
-        try:
-            yield client
-        finally:
-            await client.close()
+
+@contextmanager
+def _loop_in_background() -> Iterator[asyncio.AbstractEventLoop]:
+    """An event loop that runs whatever this thread does; on leaving, what still runs in it is cancelled."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="requests", daemon=True)
+    thread.start()
+    try:
+        yield loop
+    finally:
+        asyncio.run_coroutine_threadsafe(_cancel_the_others(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
-async def _settle(tasks: Sequence[asyncio.Task[None]]) -> None:
-    """Waits for tasks to end, and looks at their errors, of which one has been raised already."""
-    await asyncio.gather(*tasks, return_exceptions=True)
+async def _cancel_the_others() -> None:
+    """Ends all other tasks of the loop. Their errors have been raised where somebody waited for them."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 def _said(error: openai.APIStatusError) -> str:

@@ -1,6 +1,7 @@
 """The sampling recipe: streamed, resumable, repeatable."""
 
 import json
+import shutil
 import weakref
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from app.artifacts import ArtifactStore
+from app.errors import InvalidInput, ModelUnavailable, PrefloopError
 from app.specs import Generation, Lora, ModelRef, PromptRow, SampleSpec
 from tests.trainer.conftest import build_reward_model, user
 from trainer.data import ChatEncoder, TokenSequence, read_prompts
@@ -117,6 +119,25 @@ def test_several_models_are_sampled_in_one_run(
     sample.sample(both, store, ConsoleReporter(stream=None), rest.extend, done=by_key(kept).keys())
     assert len(loaded) == 4  # both above, the first alone, the second now
     assert by_key(kept + rest) == by_key(whole)
+
+
+@pytest.mark.parametrize("wrong", ["a model", "a length"])
+def test_what_a_later_model_lacks_is_told_before_the_first_is_sampled(
+    spec: SampleSpec, store: ArtifactStore, tmp_path: Path, other_tiny_model: Path, wrong: str
+) -> None:
+    second = shutil.copytree(other_tiny_model, tmp_path / "second")
+    expected: type[PrefloopError] = ModelUnavailable
+    if wrong == "a model":
+        (second / "tokenizer.json").unlink()
+    else:
+        config = json.loads((second / "config.json").read_text())
+        (second / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 60}))
+        expected = InvalidInput
+    both = spec.model_copy(update={"models": (*spec.models, ModelRef(base=str(second)))})
+    handed_on: list[Completion] = []
+    with pytest.raises(expected):
+        sample.sample(both, store, ConsoleReporter(stream=None), handed_on.extend)
+    assert handed_on == []
 
 
 def test_a_policy_with_an_adapter_is_sampled(spec: SampleSpec, store: ArtifactStore, tmp_path: Path) -> None:

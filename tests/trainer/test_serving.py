@@ -1,5 +1,6 @@
 """Sampling through an OpenAI-compatible server: what is asked of it, and what is said where it fails."""
 
+import re
 import socket
 import threading
 from collections import Counter
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import torch
 
@@ -82,6 +84,29 @@ def test_as_many_requests_as_allowed_are_under_way_and_no_more(vllm: Vllm) -> No
     assert vllm.most_under_way == 3
 
 
+def test_the_server_is_kept_busy_while_answers_are_worked_on(vllm: Vllm) -> None:
+    """Scoring a batch can take longer than a request may; no request must end for that."""
+    handed_on, all_asked = threading.Event(), threading.Event()
+
+    def wait_for_the_first_batch(handler: Handler) -> None:
+        assert handed_on.wait(20)
+        handler.complete()
+
+    def complete(handler: Handler) -> None:
+        if len(vllm.requests) == 12:
+            all_asked.set()
+        handler.complete()
+
+    vllm.faults, vllm.ordinary = [Handler.complete, wait_for_the_first_batch], complete
+    wanted = [(row, range(2)) for row in ROWS]
+    server = ServedModel(spec_of(vllm, concurrency=1), None)
+    batches = server.respond(wanted, GENERATION, 3, torch.Generator().manual_seed(0))
+    first = next(batches)
+    handed_on.set()
+    assert all_asked.wait(20)
+    assert len(first) + sum(len(batch) for batch in batches) == 12
+
+
 @pytest.mark.parametrize(
     "faults",
     [
@@ -148,6 +173,31 @@ def test_a_wrong_key_and_a_right_one(vllm: Vllm) -> None:
     assert len(respond(spec_of(vllm), "secret")) == 12
 
 
+def test_a_key_with_a_line_end_is_taken_without_and_one_that_cannot_be_sent_is_not_told(vllm: Vllm) -> None:
+    vllm.key = "secret"
+    assert len(respond(spec_of(vllm), "secret\n")) == 12
+    for key in ("sec\nret", "secrét"):  # the client's own error would quote it
+        error = caught_by_check(spec_of(vllm), key)
+        assert "characters that no key has" in error.message
+        assert "PREFLOOP_SAMPLING_KEY" in error.advice
+        assert not re.search("sec|ret|é", error.message)
+    assert len(vllm.requests) == 12
+
+
+@pytest.mark.parametrize("url", ["", "127.0.0.1:8000/v1", "http://[::1/v1", "http://127.0.0.1:99999/v1", "http:///v1"])
+def test_an_address_that_is_none(url: str) -> None:
+    error = caught_by_check(Server(url=url, model="pf"))
+    assert isinstance(error, Unavailable)
+    assert f"“{url}” is not the address of a server" in error.message
+    assert "PREFLOOP_SAMPLING_URL" in error.advice
+
+
+def test_a_server_that_is_not_there_is_not_waited_for_as_long_as_an_answer() -> None:
+    client = ServedModel(Server(url="http://127.0.0.1:1/v1", model="pf", timeout_seconds=600), None)._client()
+    assert isinstance(client.timeout, openai.Timeout)
+    assert (client.timeout.connect, client.timeout.read) == (10, 600)
+
+
 def test_a_model_that_is_not_served_is_named_with_those_that_are(vllm: Vllm) -> None:
     server = spec_of(vllm, model="other")
     for error in (failure(server), caught_by_check(server)):
@@ -181,8 +231,18 @@ def test_a_prompt_that_does_not_fit(vllm: Vllm) -> None:
         (lambda handler: handler.complete(choices=[]), "without a choice"),
         (lambda handler: handler.complete(choice={"finish_reason": "content_filter"}), "by content_filter"),
         (lambda handler: handler.complete(usage=None), "how many tokens"),
+        (lambda handler: handler.complete(usage={}), "does not answer as an OpenAI-compatible server does"),
+        (lambda handler: handler.complete(choice={"message": None}), "does not answer as an OpenAI-compatible"),
+        (lambda handler: handler.complete(choice={"message": {"content": ["a"]}}), "its content is list"),
+        (
+            lambda handler: handler.complete(choice={"message": {"content": None, "reasoning_content": "Hm."}}),
+            "keeps the reasoning apart",
+        ),
     ],
-    ids=["garbage", "a string", "another object", "no choices", "filtered", "no usage"],
+    ids=[
+        *("garbage", "a string", "another object", "no choices", "filtered", "no usage"),
+        *("empty usage", "no message", "a list of texts", "reasoning apart"),
+    ],
 )
 def test_an_answer_that_is_none(vllm: Vllm, answer: Fault, says: str) -> None:
     vllm.ordinary = answer
@@ -199,17 +259,22 @@ def test_an_answer_that_ends_at_once_is_an_empty_one(vllm: Vllm) -> None:
     assert {(answer.text, answer.finished) for answer in respond(spec_of(vllm))} == {("", True)}
 
 
-def test_a_server_strict_about_the_protocol_is_asked_without_what_is_beyond_it(vllm: Vllm) -> None:
+def test_a_server_strict_about_the_protocol_is_asked_without_what_it_refuses(
+    vllm: Vllm, caplog: pytest.LogCaptureFixture
+) -> None:
     def strict(handler: Handler) -> None:
-        if "top_k" in handler.request_body:
-            return status(400, "Unrecognized request argument supplied: top_k")(handler)
+        for name in ("min_p", "repetition_penalty"):
+            if name in handler.request_body:
+                return status(400, f"Unrecognized request argument supplied: {name}")(handler)
         return handler.complete()
 
     vllm.ordinary = strict
     assert len(respond(spec_of(vllm, concurrency=1))) == 12
-    assert len(vllm.requests) == 13  # refused once, remembered
-    assert "min_p" not in vllm.requests[-1]
-    assert vllm.requests[-1]["top_p"] == 1
+    assert len(vllm.requests) == 14  # each refused once, remembered
+    assert not {"min_p", "repetition_penalty"} & vllm.requests[-1].keys()
+    assert (vllm.requests[-1]["top_p"], vllm.requests[-1]["top_k"]) == (1, -1)  # what it takes it still gets
+    assert "does not take min_p:" in caplog.text
+    assert "whole distribution" in caplog.text
 
 
 # ---- the recipe ------------------------------------------------------------------------------------------------------

@@ -14,13 +14,13 @@ from accelerate.utils import gather_object
 from app.artifacts import ArtifactStore
 from app.errors import InvalidInput
 from app.settings import Settings
-from app.specs import Generation, ModelRef, PromptRow, SampleSpec
+from app.specs import Generation, ModelRef, PromptRow, SampleSpec, Server
 from trainer.data import ChatEncoder, read_prompts
 from trainer.evaluation import reward_heads
 from trainer.modeling import load_causal_lm, load_tokenizer, resolve, sampling_dtype
 from trainer.precision import name_of
 from trainer.reporting import Reporter
-from trainer.rollout import Response, Sampler, Tick
+from trainer.rollout import Response, Sampler, Tick, prompt_room
 from trainer.serving import Answer, ServedModel
 from trainer.training import accelerator
 
@@ -153,23 +153,22 @@ def sample(
 
     tick()
     key = Settings().sampling_key
-    servers = [ServedModel(server, key) if server else None for server in spec.servers]
-    sources = [source for source in zip_longest(spec.models, servers, plan) if source[2]]
-    for _, server, _ in sources:
-        if server:
-            server.check()
+    sources = [
+        (_served(server, key) if server else _Local(resolve(store, model), spec.generation), wanted)
+        for model, server, wanted in zip_longest(spec.models, spec.servers, plan)
+        if wanted
+    ]
     precisions: list[str] = []
     dealer = accelerator()
     score = _scorer(spec, store, tick) if sources else _unscored
-    for model, server, wanted in sources:
-        if server:
-            batches = _from_server(server, wanted if dealer.is_main_process else [], spec, score, tick)
+    for source, wanted in sources:
+        if isinstance(source, ServedModel):
+            batches = _from_server(source, wanted if dealer.is_main_process else [], spec, score, tick)
         else:
-            ref = resolve(store, model)
-            dtype = sampling_dtype(spec.generation.precision, ref)
+            dtype = sampling_dtype(spec.generation.precision, source.ref)
             precisions.append(name_of(dtype))
             share = wanted[dealer.process_index :: dealer.num_processes]
-            batches = _from_model(ref, dtype, share, spec, score, tick)
+            batches = _from_model(source, dtype, share, spec, score, tick)
         of_others: list[Completion] = []
         for completions in batches:
             if dealer.is_main_process:
@@ -199,14 +198,27 @@ def missing(rows: Sequence[PromptRow], indices: Sequence[int], done: Collection[
     return [(row, left) for row, left in wanted if left]
 
 
+class _Local:
+    """A model that is sampled here. What would end its turn at once is found out now, before another model's turn."""
+
+    def __init__(self, ref: ModelRef, generation: Generation) -> None:
+        self.ref, self.encoder = ref, ChatEncoder(load_tokenizer(ref))
+        prompt_room(self.encoder, generation.max_new_tokens)
+
+
+def _served(server: Server, key: str | None) -> ServedModel:
+    served = ServedModel(server, key)
+    served.check()
+    return served
+
+
 def _from_model(
-    ref: ModelRef, dtype: torch.dtype, wanted: Wanted, spec: SampleSpec, score: Scorer, tick: Tick
+    local: _Local, dtype: torch.dtype, wanted: Wanted, spec: SampleSpec, score: Scorer, tick: Tick
 ) -> Iterator[list[Completion]]:
     """Loads a model for as long as this iterator lives."""
-    model = load_causal_lm(ref, dtype=dtype)
+    model = load_causal_lm(local.ref, dtype=dtype)
     generation = spec.generation
-    encoder = ChatEncoder(load_tokenizer(ref), context_length(model))
-    sampler = Sampler(model, encoder, generation.max_new_tokens, generation.temperature, spec.seed, tick)
+    sampler = Sampler(model, local.encoder, generation.max_new_tokens, generation.temperature, spec.seed, tick)
     order = torch.Generator().manual_seed(spec.seed)  # not by length: whoever labels the first ones sees all kinds
     for responses in sampler.respond(wanted, generation.batch_size, order):
         yield score(responses, [Completion.of(response, generation) for response in responses])
@@ -220,11 +232,6 @@ def _from_server(
     order = torch.Generator().manual_seed(spec.seed)
     for answers in server.respond(wanted, spec.generation, spec.seed, order, tick):
         yield score(answers, [Completion.of_server(answer, spec.generation) for answer in answers])
-
-
-def context_length(model: Any) -> int:
-    """The most tokens a model reads, as its config says."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", 4096)
 
 
 def write_completions(path: Path) -> OnCompletions:
