@@ -26,7 +26,7 @@ import typer
 from pydantic import ValidationError
 
 from app.artifacts import ArtifactStore
-from app.errors import InvalidInput, PrefloopError
+from app.errors import InvalidInput, PrefloopError, Unavailable
 from app.specs import RUN_SPEC, RunSpec
 from trainer.checkpoints import Checkpoints
 from trainer.default_model import DEFAULT_MODEL, fetch_model
@@ -173,7 +173,13 @@ def main() -> None:
     if process:
         logging.disable(logging.WARNING)
     try:
-        app()
+        try:
+            app()
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise Unavailable(
+                "The machine ran out of memory.",
+                "Forward less at once (microbatch_tokens; batch_size of generation), or use a smaller model.",
+            ) from error
     except PrefloopError as error:
         if process:
             time.sleep(_SECOND_SPEAKER_SECONDS)

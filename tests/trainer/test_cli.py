@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from app.artifacts import ArtifactStore, digest_folder
 from app.errors import StorageFull
@@ -23,7 +24,7 @@ from app.specs import (
 from tests.trainer.conftest import separable_pairs, user, write_rows
 from trainer import cli
 from trainer.checkpoints import Checkpoints
-from trainer.recipes import sample
+from trainer.recipes import reward, sample
 from trainer.recipes.sample import Completion
 from trainer.reporting import ConsoleReporter
 from trainer.reward_model import load_reward_model
@@ -75,6 +76,19 @@ def test_a_run_that_fails_leaves_nothing_and_two_lines(
     assert "there are 5" in message
     assert advice.startswith("Collect more judgments")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_machine_without_memory_is_told_in_words(
+    spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_room(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(reward, "load_tokenizer", no_room)
+    assert prefloop_trainer(monkeypatch, "reward", spec_file, tmp_path / "out", "--store", tmp_path) == 1
+    message, advice = capsys.readouterr().err.strip().splitlines()[-2:]
+    assert message.endswith("The machine ran out of memory.")
+    assert "microbatch_tokens" in advice
 
 
 def test_specs_that_do_not_fit_are_named(

