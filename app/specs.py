@@ -135,8 +135,11 @@ class DPOSpec(Spec):
     lora: Lora | None = Lora()
     optimiser: Optimiser = Optimiser(learning_rate=1e-4, epochs=1)
     loss: PreferenceLoss = "dpo"
-    beta: float = Field(0.1, gt=0, description="strength of the leash; tau of IPO, lambda of ORPO")
+    beta: float = Field(
+        0.1, gt=0, description="strength of the leash; tau of IPO, lambda of ORPO; SimPO wants 2 to 2.5"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    soft_labels: bool = Field(False, description="dpo: targets are the labelers' consensus probabilities, not 0 or 1")
     length_average: bool = Field(False, description="IPO: log-ratios a token instead of their sum")
     gamma: float = Field(0.5, ge=0, description="SimPO: the margin, in units of beta times log-prob a token")
     desirable_weight: float = Field(1.0, ge=0, description="KTO")

@@ -100,13 +100,18 @@ class RoundConfig(BaseModel):
         PreferenceLoss, Field(description="ORPO and SimPO have no reference"), Setting("policy", "Loss", DPO)
     ] = _DPO["loss"].default
     beta: Annotated[
-        float, Field(gt=0, le=100, description="smaller: further from the reference"), Setting("policy", "Beta", DPO)
+        float,
+        Field(gt=0, le=100, description="smaller: further from the reference; SimPO wants 2 or more"),
+        Setting("policy", "Beta", DPO),
     ] = _DPO["beta"].default
     label_smoothing: Annotated[
         float,
         Field(ge=0, lt=0.5, description="above 0: conservative DPO; robust: the rate of flipped labels"),
         _rare("policy", "Label smoothing", DPO),
     ] = _DPO["label_smoothing"].default
+    soft_labels: Annotated[
+        bool, Field(description="DPO: labelers' shares as targets, not 0 or 1"), _rare("policy", "Soft labels", DPO)
+    ] = _DPO["soft_labels"].default
     length_average: Annotated[
         bool, Field(description="IPO: log-ratios a token, not their sum"), _rare("policy", "Length average", DPO)
     ] = _DPO["length_average"].default

@@ -33,6 +33,7 @@ IN_SPECS: dict[str, tuple[str, Any, str, str, Any]] = {
     "loss": ("dpo", "ipo", "dpo", "loss", "ipo"),
     "beta": ("dpo", 0.7, "dpo", "beta", 0.7),
     "label_smoothing": ("dpo", 0.2, "dpo", "label_smoothing", 0.2),
+    "soft_labels": ("dpo", True, "dpo", "soft_labels", True),
     "length_average": ("dpo", True, "dpo", "length_average", True),
     "simpo_gamma": ("dpo", 0.9, "dpo", "gamma", 0.9),
     "desirable_weight": ("dpo", 1.3, "dpo", "desirable_weight", 1.3),

@@ -23,6 +23,8 @@ from trainer.reporting import ConsoleReporter, PolicyResult
 LOSSES: dict[str, dict[str, object]] = {
     "dpo": {},
     "cdpo": {"label_smoothing": 0.1},
+    "soft": {"soft_labels": True},  # of pairs that 95% are sure of
+    "soft_cdpo": {"soft_labels": True, "label_smoothing": 0.1},
     "robust": {"loss": "robust", "label_smoothing": 0.1},
     "ipo": {"loss": "ipo"},
     "ipo_average": {"loss": "ipo", "length_average": True},
@@ -129,6 +131,13 @@ FORMULAS: Mapping[str, Callable[[np.ndarray, np.ndarray, float, np.ndarray], np.
     "cdpo": lambda x, a, z, t: (
         -0.9 * np.log(sigmoid(0.1 * (x[0] - x[1]))) - 0.1 * np.log(sigmoid(-0.1 * (x[0] - x[1])))
     ),
+    "soft": lambda x, a, z, t: (
+        -0.95 * np.log(sigmoid(0.1 * (x[0] - x[1]))) - 0.05 * np.log(sigmoid(-0.1 * (x[0] - x[1])))
+    ),
+    # Labels flipped at 10%: 0.95 * 0.9 + 0.05 * 0.1 say that chosen is better.
+    "soft_cdpo": lambda x, a, z, t: (
+        -0.86 * np.log(sigmoid(0.1 * (x[0] - x[1]))) - 0.14 * np.log(sigmoid(-0.1 * (x[0] - x[1])))
+    ),
     "robust": lambda x, a, z, t: (
         (-0.9 * np.log(sigmoid(0.1 * (x[0] - x[1]))) + 0.1 * np.log(sigmoid(-0.1 * (x[0] - x[1])))) / 0.8
     ),
@@ -176,7 +185,7 @@ def test_every_loss_is_its_formula_on_plain_log_probs_and_learns(
     assert reporter.values("eval_rewards/chosen")[0] == pytest.approx(rewards[0].mean(), rel=1e-4)
     assert reporter.values("eval_rewards/margins")[0] == pytest.approx((rewards[0] - rewards[1]).mean(), rel=1e-3)
 
-    before, after = reporter.values("eval_rewards/margins")
+    before, _epoch, after = reporter.values("eval_rewards/margins")
     assert after > before
     assert reporter.last("eval_loss") < reporter.values("eval_loss")[0]
 
@@ -438,3 +447,17 @@ def test_too_few_pairs_are_refused(tiny_ref: ModelRef, store: ArtifactStore, tmp
     snapshot = write_rows(tmp_path / "snapshot.jsonl", separable_pairs(12, 0))
     with pytest.raises(InvalidInput, match=r"DPO needs at least 20 .* there are 12"):
         train(spec_of(tiny_ref, snapshot, lora=Lora(rank=2)), store)
+
+
+@pytest.mark.parametrize(("loss", "there_are"), [("dpo", "there are 14 "), ("kto", "there are 14 and 14")])
+def test_a_refusal_says_what_became_of_the_others(
+    loss: str, there_are: str, tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path
+) -> None:
+    rows = [
+        row.model_copy(update={"weight": 0.0 if row.comparison_id <= 10 else 1.0}) for row in separable_pairs(24, 0)
+    ]
+    snapshot = write_rows(tmp_path / "snapshot.jsonl", rows)
+    with pytest.raises(
+        InvalidInput, match=there_are + r".* 10 comparisons have weight 0: 1, 2, 3, 4, 5, 6, 7, 8, 9, 10\."
+    ):
+        train(spec_of(tiny_ref, snapshot, loss=loss), store)

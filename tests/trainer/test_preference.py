@@ -99,7 +99,7 @@ def test_float32_is_finite_and_near_and_rows_do_not_touch(case: str) -> None:
     assert single.policy.grad is not None
     assert single.policy.grad.isfinite().all()
     for i in range(8):
-        alone = PairLogps(*(tensor[:, i : i + 1] for tensor in single))
+        alone = PairLogps(*(tensor[:, i : i + 1] for tensor in single[:3]))
         torch.testing.assert_close(preference_loss(name, alone, beta=0.3, **ours), losses[i : i + 1])
 
 
@@ -157,6 +157,15 @@ def test_conservative_dpo_is_stationary_at_the_log_odds_of_its_noise() -> None:
     dpo_loss(h, beta=0.5, label_smoothing=torch.tensor([0.1, 0.25])).sum().backward()
     assert h.grad is not None
     assert h.grad.tolist() == pytest.approx([0, 0], abs=1e-7)
+
+
+def test_a_soft_label_is_the_mix_of_both_labels_and_smoothing_flips_it_once_more() -> None:
+    batch = pairs()._replace(doubts=torch.tensor([0.0, 0.25] * 4, dtype=torch.float64))
+    for smoothing, rates in ((0.0, (0.0, 0.25)), (0.1, (0.1, 0.25 * 0.9 + 0.75 * 0.1))):
+        losses = preference_loss("dpo", batch, beta=0.3, label_smoothing=smoothing)
+        for i, loss in enumerate(losses.tolist()):
+            args = [(row[0][i], row[1][i]) for row in (POLICY, REFERENCE, LENGTHS)]
+            assert loss == pytest.approx(pair_loss("dpo", *args, 0.3, e=rates[i % 2]), rel=1e-9)
 
 
 def test_robust_dpo_is_unbiased_under_flipped_labels() -> None:

@@ -25,6 +25,7 @@ class PairLogps(NamedTuple):
     policy: Tensor
     reference: Tensor | None  # None for losses in REFERENCE_FREE
     lengths: Tensor
+    doubts: Tensor | float = 0.0  # (B,) how probably the rejected completion is the better one: soft labels of DPO
 
     @property
     def averages(self) -> Tensor:
@@ -67,7 +68,9 @@ def preference_loss(
     """
     match name:
         case "dpo":
-            loss = dpo_loss(_margin(pairs.log_ratios), beta, label_smoothing)
+            # A label is wrong as probably as the labelers doubt it, and flipped once more at the rate of smoothing.
+            flipped = pairs.doubts + (1 - 2 * pairs.doubts) * label_smoothing
+            loss = dpo_loss(_margin(pairs.log_ratios), beta, flipped)
         case "robust":
             loss = robust_dpo_loss(_margin(pairs.log_ratios), beta, label_smoothing)
         case "ipo":

@@ -138,6 +138,8 @@ def train(
         grad_norm, lr = training.step(float(losses))
         values = statistics(spec, train_rows.pairs(logps, batch), z) | {"loss": float(losses)}
         reporter.metrics(training.steps, values | {"grad_norm": grad_norm, "lr": lr})
+        if training.epoch_ends and training.steps < training.total_steps:
+            measure_heldout(spec, training.steps, heldout, logps_of, reporter)
         training.save_if_due({"values": values})
 
     # 6. Where we ended; save.
@@ -164,6 +166,7 @@ class Example(NamedTuple):
     kinds: tuple[int, ...]  # CHOSEN or REJECTED, of each
     weight: float
     slices: dict[str, str]
+    doubt: float = 0.0  # of a pair with a soft label: how probably its rejected response is the better one
 
 
 class Rows:
@@ -172,6 +175,7 @@ class Rows:
     Attributes:
         weights: (N,) how much each counts in the loss.
         shares: (N,) what the loss is divided by: a single response is half a pair.
+        doubts: (N,) how probably the rejected response is the better one.
         lengths: tokens of the completions.
         strangers: for KTO, each example's prompt with the completions of another prompt; else empty.
         reference: log-probs of the reference; None for a loss without one.
@@ -181,6 +185,7 @@ class Rows:
         self.examples, self.strangers = examples, strangers
         self.weights = torch.tensor([example.weight for example in examples])
         self.shares = torch.tensor([example.weight * len(example.sequences) / 2 for example in examples])
+        self.doubts = torch.tensor([example.doubt for example in examples])
         tokens = [float(len(sequence.completion)) for example in examples for sequence in example.sequences]
         self.lengths = by_kind(torch.tensor(tokens), examples)
         self.reference: Tensor | None = None
@@ -199,8 +204,9 @@ class Rows:
 
     def pairs(self, policy_logps: Tensor, rows: Sequence[int]) -> PairLogps:
         """What the losses read of these rows, whose log-probs (2, B) under the policy are given."""
-        reference = self.reference[:, rows].to(policy_logps.device) if self.reference is not None else None
-        return PairLogps(policy_logps, reference, self.lengths[:, rows].to(policy_logps.device))
+        where = policy_logps.device
+        reference = self.reference[:, rows].to(where) if self.reference is not None else None
+        return PairLogps(policy_logps, reference, self.lengths[:, rows].to(where), self.doubts[rows].to(where))
 
     def reference_point(self, logps_of: LogpsOf, rows: Sequence[int], tick: Tick) -> Tensor:
         """KTO's z () by the policy as it is, of a whole batch however it is split; 0 where there are no strangers."""
@@ -213,15 +219,16 @@ class Rows:
 def read_rows(spec: DPOSpec, store: ArtifactStore, encoder: ChatEncoder) -> tuple[Rows, Rows, tuple[str, ...]]:
     """Training and held-out rows, and why others were left out. Raises InvalidInput where there is too little."""
     encoded = encode_pairs(read_pairs(store.resolve(spec.snapshot)), encoder, close_cut=False)
-    train = examples_of(encoded.train, avoid_both_bad=spec.loss == "kto")
-    heldout = examples_of(encoded.heldout)
+    train = examples_of(encoded.train, avoid_both_bad=spec.loss == "kto", soft_labels=spec.soft_labels)
+    heldout = examples_of(encoded.heldout, soft_labels=spec.soft_labels)
     dropped = encoded.dropped
     if spec.loss != "kto":
         if spec.thumbs:
             raise InvalidInput(
                 f"The loss {spec.loss} compares responses: thumbs are of no use to it.", "Choose KTO, or no thumbs."
             )
-        require_pairs(encoded.train, "DPO" if spec.loss == "dpo" else f"Preference optimisation ({spec.loss})")
+        what = "DPO" if spec.loss == "dpo" else f"Preference optimisation ({spec.loss})"
+        require_pairs(encoded.train, what, dropped)
         return Rows(train, []), Rows(heldout, []), dropped
 
     if spec.thumbs:
@@ -234,7 +241,7 @@ def read_rows(spec: DPOSpec, store: ArtifactStore, encoder: ChatEncoder) -> tupl
     if min(liked, disliked) < MIN_PAIRS:
         raise InvalidInput(
             f"KTO needs at least {MIN_PAIRS} responses that were liked and as many that were not; "
-            f"there are {liked} and {disliked}.",
+            f"there are {liked} and {disliked}." + "".join(f" {sentence}." for sentence in dropped),
             "Collect more judgments, or a thumbs file with both kinds.",
         )
     strangers = strangers_of(train, encoder)
@@ -246,12 +253,13 @@ def read_rows(spec: DPOSpec, store: ArtifactStore, encoder: ChatEncoder) -> tupl
     return Rows(train, strangers), Rows(heldout, strangers_of(heldout, encoder)), dropped
 
 
-def examples_of(pairs: Sequence[Pair], *, avoid_both_bad: bool = False) -> list[Example]:
+def examples_of(pairs: Sequence[Pair], *, avoid_both_bad: bool = False, soft_labels: bool = False) -> list[Example]:
     """What pairs teach. A tie says nothing about which response to make likelier.
 
     Args:
         avoid_both_bad: where most labelers found neither any good both are to be avoided, whichever is less bad; for
             KTO, which needs no rival.
+        soft_labels: keep how sure the labelers are together; else the winner is taken for certain.
     """
     examples = []
     for pair in pairs:
@@ -259,7 +267,8 @@ def examples_of(pairs: Sequence[Pair], *, avoid_both_bad: bool = False) -> list[
         if avoid_both_bad and pair.row.both_bad > 0.5:
             examples += [Example((sequence,), (REJECTED,), weight, slices) for sequence in pair.sequences]
         elif not pair.tied:
-            examples.append(Example(pair.sequences, (CHOSEN, REJECTED), weight, slices))
+            doubt = 1 - pair.p_chosen if soft_labels else 0.0
+            examples.append(Example(pair.sequences, (CHOSEN, REJECTED), weight, slices, doubt))
     return examples
 
 
