@@ -18,7 +18,7 @@ from trainer.sharding import check_launch, wants_shards
 
 pytestmark = pytest.mark.long
 
-SHARDED = ("sft", "reward", "dpo", "sft/full", "reward/full", "dpo/full")
+SHARDED = ("sft", "reward", "dpo", "kto", "sft/full", "reward/full", "dpo/full")
 WRITES, GOES_ON = "dpo", "sft/full"  # of the sharded ones: whose checkpoints one process reads, who reads one process's
 STEPS_DONE = 5
 
