@@ -116,6 +116,7 @@ def _member(folder: str | Path, max_length: int, tick: Tick, dtype: torch.dtype 
     """Those of one reward model."""
     model, tokenizer = load_reward_model(folder, dtype)
     encoder = ChatEncoder(tokenizer, max_length)
+    longest = encoder.max_length
     heads = scoring_heads(model)
 
     @torch.no_grad()
@@ -123,14 +124,14 @@ def _member(folder: str | Path, max_length: int, tick: Tick, dtype: torch.dtype 
         sequences, cut = [], 0
         for response in responses:
             completion = encoder.completion(response.text)
-            cut += len(completion) >= max_length
-            completion = completion[-(max_length - 1) :]
-            room = max_length - len(completion)
+            cut += len(completion) >= longest
+            completion = completion[-(longest - 1) :]
+            room = longest - len(completion)
             sequences.append(TokenSequence(encoder.prompt(response.row.messages)[-room:], completion))
         if cut:
             log.warning(
                 "%d of %d responses are longer than the %d tokens that are read: scored by their ends.",
-                *(cut, len(responses), max_length),
+                *(cut, len(responses), longest),
             )
         found = torch.empty(len(sequences), len(heads))
         for part in forward_batches(sequences, model.share):

@@ -69,7 +69,7 @@ def spec_of(kind: str, folder: Path, lora: bool = True) -> RunSpec:
         case "sft":
             return SFTSpec(policy=tiny, demonstrations=str(folder / "demonstrations.jsonl"), **common)
         case "reward":
-            return RewardSpec(backbone=tiny, snapshot=snapshot, ensemble=2, **common)
+            return RewardSpec(backbone=tiny, snapshot=snapshot, ensemble=2, ties="davidson", **common)
         case "dpo" | "kto":
             loss: Any = kind
             return DPOSpec(policy=tiny, reference=tiny, snapshot=snapshot, loss=loss, **common)

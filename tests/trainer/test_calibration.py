@@ -75,9 +75,10 @@ def test_length_slope_of_a_model_that_adds_a_hundredth_a_token() -> None:
     slope = length_slope(1.5 + 0.01 * (chosen - rejected), chosen, rejected)
     assert slope is not None
     assert slope.item() == pytest.approx(1.0, rel=1e-5)  # a nat per 100 tokens
-    # Alike lengths say nothing, though a sum of 0.07s divided by their number may be off 0.07 in the last place.
+    # Alike lengths say nothing, though the sum of three 0.05s is not three times 0.05.
     for n in range(2, 12):
-        assert length_slope(torch.arange(n), torch.full((n,), 17), torch.full((n,), 10)) is None
+        for longer in range(1, 12):
+            assert length_slope(torch.arange(n), torch.full((n,), 50 + longer), torch.full((n,), 50)) is None
 
 
 def test_accuracy_on_pairs_of_like_length() -> None:

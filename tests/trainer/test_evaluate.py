@@ -287,3 +287,13 @@ def test_a_reference_that_reads_other_tokens_is_refused_before_anything_is_sampl
     with pytest.raises(ModelUnavailable, match="do not share a vocabulary"):
         evaluate.evaluate(spec, store, ConsoleReporter(stream=None), completions.extend)
     assert not completions
+
+
+def test_no_more_is_read_than_the_reward_model_can(reward_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever the evaluation's own `max_length`: positions it never learned would score, too."""
+    long, ending = response("No. " * 40 + "Yes." * 40, 3), response("Yes." * 40, 3)
+    config = json.loads((reward_folder / "config.json").read_text()) | {"max_position_embeddings": 64}
+    (reward_folder / "config.json").write_text(json.dumps(config))
+    scores = reward_models_scorer([reward_folder], max_length=512)([long, ending])
+    assert scores[0].item() == pytest.approx(scores[1].item(), abs=1e-6)
+    assert "2 of 2 responses are longer than the 64 tokens" in caplog.text
