@@ -192,6 +192,35 @@ def test_the_first_ratio_is_one(tiny_ref: ModelRef) -> None:
     assert "loss" not in means
 
 
+def noise(mask: Tensor) -> Tensor:
+    return torch.where(mask, torch.randn(mask.shape, generator=torch.Generator().manual_seed(0)), 0)
+
+
+@pytest.mark.parametrize("vf_coef", [0.1, 0.3])
+def test_the_critics_gradient_is_that_of_its_weighted_loss(tiny_ref: ModelRef, vf_coef: float) -> None:
+    bench = Bench(spec_of(tiny_ref, vf_coef=vf_coef))
+    mask = bench.rollout.valid_mask
+    returns = noise(mask) + mask
+    bench.update(noise(mask), returns)
+    # Values are 0: d/db of vf / 2 mean (V - R)^2 is -vf mean R.
+    assert bench.module.critic.head.bias.grad.item() == pytest.approx(-vf_coef * float(returns[mask].mean()), rel=1e-5)
+
+
+def test_advantages_are_whitened_within_their_minibatch(tiny_ref: ModelRef) -> None:
+    """Neither their scale, nor their mean, nor the advantages of other episodes change a step."""
+    gradients = []
+    for scale, shift, others in ((1.0, 0.0, 0.0), (7.0, 3.0, 50.0)):
+        bench = Bench(spec_of(tiny_ref, vf_coef=0.0))
+        mask = bench.rollout.valid_mask
+        advantages = torch.where(mask, scale * noise(mask) + shift, 0)
+        advantages[4:] += others
+        bench.learner.accumulate(bench.rollout, range(4), advantages, torch.zeros_like(advantages))
+        gradients.append([p.grad for p in trainable_parameters(bench.model) if p.grad is not None])
+    assert max(float(gradient.abs().max()) for gradient in gradients[0]) > 1e-3
+    for first, second in zip(*gradients, strict=True):
+        torch.testing.assert_close(second, first, atol=1e-5, rtol=1e-3)
+
+
 @pytest.mark.parametrize(("rows", "tokens", "share"), [(1, 10_000, True), (3, 60, True), (8, 10_000, False)])
 def test_how_a_minibatch_is_laid_out_changes_no_gradient(
     tiny_ref: ModelRef, rows: int, tokens: int, share: bool

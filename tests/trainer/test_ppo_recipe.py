@@ -177,6 +177,16 @@ def test_kl_stop_ends_before_another_update(
     assert (tmp_path / "policy" / "adapter_model.safetensors").exists()
 
 
+def test_the_controller_follows_the_kl_of_whole_responses(
+    tiny_ref: ModelRef, other_tiny_model: Path, prompts: Path, store: ArtifactStore, tmp_path: Path
+) -> None:
+    spec = spec_of(tiny_ref, prompts, reference=ModelRef(base=str(other_tiny_model)), kl_target=None)
+    kl = train(spec, store, tmp_path / "fixed")[1].values("objective/kl")[0]
+    led = train(spec.model_copy(update={"kl_target": 1.1 * kl}), store, tmp_path / "led")[1]
+    # 12 episodes, a horizon of 100, 1 / 1.1 of the target
+    assert led.values("objective/kl_coef") == [0.05, pytest.approx(0.05 * (1 + (1 / 1.1 - 1) * 12 / 100), rel=1e-5)]
+
+
 def test_the_same_seed_makes_the_same_policy(
     tiny_ref: ModelRef, prompts: Path, store: ArtifactStore, tmp_path: Path
 ) -> None:
