@@ -340,6 +340,13 @@ def _second_adapter(model: PeftModel) -> Iterator[Any]:
 # ---- the policy on disk ----------------------------------------------------------------------------------------------
 
 
+def stop_ids(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end a response: the template's and the tokenizer's, and others the model says it ends by."""
+    said = model.generation_config.eos_token_id
+    said = said if isinstance(said, list) else [said]
+    return sorted({end_of_turn_id(tokenizer), tokenizer.eos_token_id, *said} - {None})
+
+
 def save_policy(model: Any, tokenizer: Any, folder: Path, base: str | None = None) -> None:
     """Writes a peft folder for a LoRA policy, a transformers folder for full weights, with tokenizer and model card.
 
@@ -355,7 +362,8 @@ def save_policy(model: Any, tokenizer: Any, folder: Path, base: str | None = Non
         record_base(folder, loaded_from, base)
         card = ADAPTER_CARD.format(base=base)
     else:
-        model.generation_config.eos_token_id = end_of_turn_id(tokenizer)
+        stops = stop_ids(model, tokenizer)
+        model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
         model.generation_config.pad_token_id = tokenizer.pad_token_id
         model.save_pretrained(folder)
         card = FULL_CARD

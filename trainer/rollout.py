@@ -1,15 +1,16 @@
 """Sampling responses: every prompt is read once for its k samples, and every sample can be made again from its seed."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from app.errors import InvalidInput
 from app.specs import PromptRow
-from trainer.data import ChatEncoder, TokenSequence, by_length, length_batches
+from trainer.data import ChatEncoder, TokenSequence, by_length, describe_left_out, length_batches
 from trainer.generation import Sample, Sampling, Tick, best_ways, generate, no_tick
+from trainer.modeling import stop_ids
 
 
 class Response(NamedTuple):
@@ -44,8 +45,8 @@ class Sampler:
         tick: Tick = no_tick,
     ) -> None:
         self.model, self.encoder, self.seed, self.tick = model, encoder, seed, tick
-        stops = frozenset({encoder.end_id, encoder.tokenizer.eos_token_id})
-        self.sampling = Sampling(max_new_tokens, temperature, stops)
+        stops = stop_ids(model, encoder.tokenizer)
+        self.sampling = Sampling(max_new_tokens, temperature, frozenset(stops))
         self.room = prompt_room(encoder, max_new_tokens)
         self.ways = best_ways(model)
 
@@ -104,6 +105,18 @@ def prompt_room(encoder: ChatEncoder, max_new_tokens: int) -> int:
             "Ask for fewer new tokens.",
         )
     return encoder.max_length - max_new_tokens
+
+
+def cut_prompts(rows: Iterable[PromptRow], encoder: ChatEncoder, max_new_tokens: int) -> tuple[str, ...]:
+    """A sentence on the prompts that are too long to be read whole. All are rendered: none fails later.
+
+    Raises:
+        InvalidInput: the chat template refuses one, or new tokens leave no room for any.
+    """
+    room = prompt_room(encoder, max_new_tokens)
+    cut = sorted(row.id for row in rows if len(encoder.prompt(row.messages)) > room)
+    reason = f"lost their beginning, to stay within {encoder.max_length} tokens with {max_new_tokens} new ones"
+    return describe_left_out({reason: cut} if cut else {}, "prompts")
 
 
 def sample_seed(seed: int, prompt_id: int, index: int) -> int:

@@ -24,6 +24,7 @@ from trainer.modeling import (
 )
 from trainer.packing import Packed, pack
 from trainer.policy import completion_outputs, trunk_of, vocabulary_logits
+from trainer.rollout import Sampler
 
 TEXTS = {"Say hi": "Hi", "Name a colour, please": "Green is one of them", "Why?": ""}
 
@@ -172,6 +173,19 @@ def test_a_saved_adapter_is_found_wherever_its_base_has_gone(
     plain = AutoModelForCausalLM.from_pretrained("models/run-1").eval()
     torch.testing.assert_close(logps_of(plain, ModelRef(base=str(tiny_model))), expected, atol=1e-5, rtol=1e-5)
     assert json.loads((moved.root / "models/run-1/base.json").read_text())["location"] == "models/base"
+
+
+def test_a_response_ends_by_whatever_the_model_says_it_ends_by(tiny_model: Path, tmp_path: Path) -> None:
+    """Llama 3 ends by any of three tokens, of which its template and its tokenizer name one."""
+    shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((tmp_path / "model/generation_config.json").read_text())
+    (tmp_path / "model/generation_config.json").write_text(json.dumps(config | {"eos_token_id": [0, 7]}))
+    ref = ModelRef(base=str(tmp_path / "model"))
+    for lora in (Lora(rank=2), None):
+        model, tokenizer = load_causal_lm(ref, lora, trainable=True), load_tokenizer(ref)
+        assert Sampler(model, ChatEncoder(tokenizer, 64), 8, 1.0, 0).sampling.stop_ids == {0, 2, 7}
+    save_policy(model, tokenizer, tmp_path / "out")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config.eos_token_id == [0, 2, 7]
 
 
 @pytest.mark.parametrize("lora", [Lora(rank=4), None])

@@ -140,6 +140,16 @@ def test_what_a_later_model_lacks_is_told_before_the_first_is_sampled(
     assert handed_on == []
 
 
+def test_prompts_that_are_not_read_whole_are_named(spec: SampleSpec, store: ArtifactStore) -> None:
+    rows = read_prompts(Path(spec.prompts))
+    long = rows[4].model_copy(update={"messages": user("z" * 434)})  # 19 tokens more, and 60 new ones: 513
+    Path(spec.prompts).write_text("".join(row.model_dump_json() + "\n" for row in [*rows[:4], long, *rows[5:]]))
+    result = sample.sample(spec, store, ConsoleReporter(stream=None), lambda completions: None)
+    assert result.notes == ("1 prompts lost their beginning, to stay within 512 tokens with 60 new ones: 104",)
+    Path(spec.prompts).write_text("".join(row.model_dump_json() + "\n" for row in rows))
+    assert sample.sample(spec, store, ConsoleReporter(stream=None), lambda completions: None).notes == ()
+
+
 def test_a_policy_with_an_adapter_is_sampled(spec: SampleSpec, store: ArtifactStore, tmp_path: Path) -> None:
     model = load_causal_lm(spec.models[0], Lora(rank=4), trainable=True)
     with torch.no_grad():

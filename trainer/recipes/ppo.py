@@ -30,7 +30,7 @@ from torch import Tensor
 
 from app.artifacts import ArtifactStore
 from app.errors import InvalidInput
-from app.specs import PPOSpec, PromptRow
+from app.specs import PPOSpec
 from trainer.algorithms.gae import gae
 from trainer.algorithms.kl import KLController
 from trainer.algorithms.masked import masked_whiten
@@ -45,7 +45,7 @@ from trainer.algorithms.ppo import (
 )
 from trainer.checkpoints import Checkpoints
 from trainer.critics import ActorCritic, RewardCritic, ValueHead
-from trainer.data import ChatEncoder, chunks, describe_left_out, read_prompts
+from trainer.data import ChatEncoder, chunks, read_prompts
 from trainer.evaluation import Scorer, prompt_groups, reward_models_scorer, slice_members
 from trainer.experience import (
     MINIBATCHES,
@@ -72,7 +72,7 @@ from trainer.packing import pack
 from trainer.precision import name_of
 from trainer.ptx import Mix
 from trainer.reporting import PolicyResult, Reporter
-from trainer.rollout import Response, Sampler, prompt_room
+from trainer.rollout import Response, Sampler, cut_prompts
 from trainer.sharding import wants_shards
 from trainer.training import Training, accelerator, sum_over_processes
 
@@ -130,7 +130,8 @@ def train(
     tokenizer = load_tokenizer(policy_ref)
     pad_id = tokenizer.pad_token_id
     encoder = ChatEncoder(tokenizer, spec.max_length)
-    dropped = cut_prompts(rows, spec, encoder)
+    drawn = (row for row, _ in draw(rows, spec, 0, spec.episodes))
+    dropped = cut_prompts(drawn, encoder, spec.max_new_tokens)
     mix = None
     if spec.ptx is not None:
         mix = Mix(store.resolve(spec.ptx), encoder, spec.ptx_coef, spec.optimiser.batch_size, pad_id)
@@ -264,15 +265,6 @@ def train(
         precision=name_of(dtype),
         notes=notes_on(tokenizer),
     )
-
-
-def cut_prompts(rows: Sequence[PromptRow], spec: PPOSpec, encoder: ChatEncoder) -> tuple[str, ...]:
-    """A sentence on the prompts of this run that are too long to be read whole. All are rendered: none fails later."""
-    room = prompt_room(encoder, spec.max_new_tokens)
-    drawn = (row for row, _ in draw(rows, spec, 0, spec.episodes))
-    cut = sorted(row.id for row in drawn if len(encoder.prompt(row.messages)) > room)
-    reason = f"lost their beginning, to stay within {encoder.max_length} tokens with {spec.max_new_tokens} new ones"
-    return describe_left_out({reason: cut} if cut else {}, "prompts")
 
 
 # ---- updates ---------------------------------------------------------------------------------------------------------

@@ -17,10 +17,10 @@ from app.settings import Settings
 from app.specs import Generation, ModelRef, PromptRow, SampleSpec, Server
 from trainer.data import ChatEncoder, read_prompts
 from trainer.evaluation import reward_heads
-from trainer.modeling import load_causal_lm, load_tokenizer, resolve, sampling_dtype
+from trainer.modeling import load_causal_lm, load_tokenizer, notes_on, resolve, sampling_dtype
 from trainer.precision import name_of
 from trainer.reporting import Reporter
-from trainer.rollout import Response, Sampler, Tick, prompt_room
+from trainer.rollout import Response, Sampler, Tick, cut_prompts
 from trainer.serving import Answer, ServedModel
 from trainer.training import accelerator
 
@@ -109,6 +109,8 @@ class SampleResult(NamedTuple):
     seconds: float
     precision: tuple[str, ...]
     """Of each model that was sampled here: with it in the spec instead of `auto`, the same samples come again."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the samples has to know, each once."""
 
 
 def sample(
@@ -154,7 +156,7 @@ def sample(
     tick()
     key = Settings().sampling_key
     sources = [
-        (_served(server, key) if server else _Local(resolve(store, model), spec.generation), wanted)
+        (_served(server, key) if server else _Local(resolve(store, model), spec.generation, wanted), wanted)
         for model, server, wanted in zip_longest(spec.models, spec.servers, plan)
         if wanted
     ]
@@ -184,7 +186,8 @@ def sample(
         reporter.metrics(
             0, {"samples": samples, "share_finished": finished / samples, "tokens_per_second": tokens / seconds}
         )
-    return SampleResult(samples, finished, tokens, seconds, tuple(precisions))
+    notes = dict.fromkeys(note for source, _ in sources if isinstance(source, _Local) for note in source.notes)
+    return SampleResult(samples, finished, tokens, seconds, tuple(precisions), tuple(notes))
 
 
 Wanted = Sequence[tuple[PromptRow, Sequence[int]]]
@@ -199,11 +202,17 @@ def missing(rows: Sequence[PromptRow], indices: Sequence[int], done: Collection[
 
 
 class _Local:
-    """A model that is sampled here. What would end its turn at once is found out now, before another model's turn."""
+    """A model that is sampled here. What would end its turn at once is found out now, before another model's turn.
 
-    def __init__(self, ref: ModelRef, generation: Generation) -> None:
-        self.ref, self.encoder = ref, ChatEncoder(load_tokenizer(ref))
-        prompt_room(self.encoder, generation.max_new_tokens)
+    Attributes:
+        notes: what a reader of its samples has to know.
+    """
+
+    def __init__(self, ref: ModelRef, generation: Generation, wanted: Wanted) -> None:
+        tokenizer = load_tokenizer(ref)
+        self.ref, self.encoder = ref, ChatEncoder(tokenizer)
+        cut = cut_prompts((row for row, _ in wanted), self.encoder, generation.max_new_tokens)
+        self.notes = (*notes_on(tokenizer), *cut)
 
 
 def _served(server: Server, key: str | None) -> ServedModel:
