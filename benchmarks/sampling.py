@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import torch
 
 from app.specs import ModelRef, PromptRow
-from trainer.data import ChatEncoder, by_length, chunks, left_padded
+from trainer.chat import ChatEncoder
+from trainer.data import by_length, chunks, left_padded
 from trainer.generation import plain_logps
 from trainer.modeling import load_causal_lm, load_tokenizer
 from trainer.rollout import Response, Sampler

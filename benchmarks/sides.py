@@ -21,7 +21,8 @@ from pydantic import BaseModel
 import trainer.training
 from app.artifacts import ArtifactStore
 from app.specs import DPOSpec, ModelRef, Optimiser, PairRow, RewardSpec
-from trainer.data import ChatEncoder, encode_pairs, length_batches
+from trainer.chat import ChatEncoder
+from trainer.data import encode_pairs, length_batches
 from trainer.modeling import load_tokenizer, seed_everything
 from trainer.training import generator_at
 

@@ -78,7 +78,8 @@ def compare(name: str, ours: Job, theirs: Job, peer: str, repeats: int, with_ref
 
 def lengths_of(rows: Sequence[PairRow], model: str) -> str:
     """Mean tokens of prompts and responses, as the peer pads and as we pack them."""
-    from trainer.data import ChatEncoder, encode_pairs
+    from trainer.chat import ChatEncoder
+    from trainer.data import encode_pairs
     from trainer.modeling import load_tokenizer
     from trainer.packing import packed_length
 

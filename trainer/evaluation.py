@@ -33,7 +33,8 @@ from torch import Tensor
 from app.specs import PromptRow
 from trainer.algorithms.bradley_terry import ensemble_score
 from trainer.algorithms.kl import best_of_n_kl, k1, k3
-from trainer.data import ChatEncoder, TokenSequence, slice_names
+from trainer.chat import ChatEncoder, TokenSequence
+from trainer.data import slice_names
 from trainer.generation import Tick, no_tick
 from trainer.modeling import device
 from trainer.packing import pack, token_parts

@@ -11,8 +11,8 @@ from torch import Tensor
 from app.specs import PPOSpec, PromptRow
 from trainer.algorithms.kl import k1, k3
 from trainer.algorithms.logprobs import scatter_to_mask
+from trainer.chat import TokenSequence
 from trainer.critics import ActorCritic
-from trainer.data import TokenSequence
 from trainer.evaluation import Scorer, forward_batches
 from trainer.generation import Tick
 from trainer.modeling import Reference, device

@@ -1,4 +1,4 @@
-"""Language models: loaded, given adapters, run on completions only, saved. Reward models are in `reward_model`.
+"""Language models: found, loaded, given adapters. Reward models are in `reward_model`, saving in `saving`.
 
 Everything here loads safetensors only, and runs code that comes with a model only where the operator's setting says
 so. Models stay in `eval()` mode, also while they are trained: dropout would make the log-probs of one model differ
@@ -6,7 +6,6 @@ between two passes.
 """
 
 import contextlib
-import json
 import logging
 import random
 from collections.abc import Callable, Iterator
@@ -31,14 +30,12 @@ from trainer.checks import (
     ADAPTER_CONFIG,
     check_adapter,
     local_folder,
-    record_base,
     refuse_missing,
     refuse_nan,
     refuse_pickles,
     require_causal,
     require_tokens_fit,
 )
-from trainer.data import end_of_turn_id
 from trainer.policy import check_logits, trunk_of
 from trainer.precision import choose, name_of, set_compute_dtype
 from trainer.training import accelerator, the_main_processes
@@ -335,68 +332,3 @@ def _second_adapter(model: PeftModel) -> Iterator[Any]:
             yield model
     finally:
         model.set_adapter(POLICY)
-
-
-# ---- the policy on disk ----------------------------------------------------------------------------------------------
-
-
-def stop_ids(model: Any, tokenizer: Any) -> list[int]:
-    """The tokens that end a response: the template's and the tokenizer's, and others the model says it ends by."""
-    said = model.generation_config.eos_token_id
-    said = said if isinstance(said, list) else [said]
-    return sorted({end_of_turn_id(tokenizer), tokenizer.eos_token_id, *said} - {None})
-
-
-def save_policy(model: Any, tokenizer: Any, folder: Path, base: str | None = None) -> None:
-    """Writes a peft folder for a LoRA policy, a transformers folder for full weights, with tokenizer and model card.
-
-    Args:
-        base: where an adapter's folder says that its base is: a store location, so that stores can move (None: where it
-            was loaded from). Only readers and plain transformers go by it.
-    """
-    if isinstance(model, PeftModel):
-        loaded_from = model.get_base_model().name_or_path
-        base = base or loaded_from
-        model.save_pretrained(folder, selected_adapters=[POLICY])
-        _write_adapter_config(folder / ADAPTER_CONFIG, base)
-        record_base(folder, loaded_from, base)
-        card = ADAPTER_CARD.format(base=base)
-    else:
-        stops = stop_ids(model, tokenizer)
-        model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
-        model.save_pretrained(folder)
-        card = FULL_CARD
-    tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text("".join([card, *(f"\n{note}\n" for note in notes_on(tokenizer))]))
-
-
-ADAPTER_CARD = """---
-base_model: {base}
-library_name: peft
----
-# Policy: LoRA adapter on {base}
-
-Load it onto its base, wherever that lies:
-
-    base = AutoModelForCausalLM.from_pretrained(BASE_FOLDER)
-    policy = PeftModel.from_pretrained(base, THIS_FOLDER)
-
-`AutoModelForCausalLM.from_pretrained(THIS_FOLDER)` finds the base by the name above: a relative one from the artifact
-folder. `base.json` has the fingerprint of the weights it was trained on; Prefloop refuses others.
-"""
-
-FULL_CARD = """# Policy: full weights
-
-    policy = AutoModelForCausalLM.from_pretrained(THIS_FOLDER)
-"""
-
-
-def _write_adapter_config(path: Path, base: str) -> None:
-    config = json.loads(path.read_text())
-    config["base_model_name_or_path"] = base
-    # peft writes sets in hash order, which differs between processes; equal adapters shall have equal digests.
-    for key in ("target_modules", "modules_to_save"):
-        if isinstance(config.get(key), list):
-            config[key] = sorted(config[key])
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

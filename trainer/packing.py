@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trainer.data import TokenSequence
+from trainer.chat import TokenSequence
 
 
 class Ragged(NamedTuple):

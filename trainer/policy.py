@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from app.errors import ModelUnavailable
 from trainer.algorithms.logprobs import entropy, projected_logps, token_logps
 from trainer.attention import RAGGED
-from trainer.data import TokenSequence
+from trainer.chat import TokenSequence
 from trainer.packing import Packed, pack
 from trainer.precision import autocast, computes_in
 from trainer.products import FastProducts

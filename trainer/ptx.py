@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from app.errors import InvalidInput
-from trainer.data import ChatEncoder, encode_demonstrations, read_demonstrations
+from trainer.chat import ChatEncoder
+from trainer.data import encode_demonstrations, read_demonstrations
 from trainer.experience import DEMONSTRATIONS, in_turn
 from trainer.modeling import device
 from trainer.packing import pack

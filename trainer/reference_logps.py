@@ -21,8 +21,9 @@ from torch import Tensor
 
 from app.artifacts import ArtifactStore, digest_folder
 from app.specs import ModelRef
+from trainer.chat import TokenSequence
 from trainer.checks import ADAPTER_CONFIG, local_folder
-from trainer.data import TokenSequence, chunks
+from trainer.data import chunks
 from trainer.modeling import device
 from trainer.packing import Packed, pack, packed_length, token_parts
 from trainer.policy import TokenOutputs, completion_outputs, trunk_of

@@ -12,8 +12,8 @@ from transformers import AutoModelForSequenceClassification
 
 from app.errors import ModelUnavailable
 from app.specs import Lora, ModelRef
+from trainer.chat import end_of_turn_id
 from trainer.checks import refuse_nan, refuse_pickles
-from trainer.data import end_of_turn_id
 from trainer.modeling import (
     device,
     load_causal_lm,

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from app.specs import RewardSpec
 from trainer.algorithms import bradley_terry
-from trainer.data import Pair, TokenSequence
+from trainer.chat import TokenSequence
+from trainer.data import Pair
 from trainer.packing import Packed, pack
 from trainer.reward_model import RewardModel
 from trainer.sharding import whole

@@ -8,9 +8,9 @@ import torch
 
 from app.errors import InvalidInput
 from app.specs import PromptRow
-from trainer.data import ChatEncoder, TokenSequence, by_length, describe_left_out, length_batches
+from trainer.chat import ChatEncoder, TokenSequence, stop_ids
+from trainer.data import by_length, describe_left_out, length_batches
 from trainer.generation import Sample, Sampling, Tick, best_ways, generate, no_tick
-from trainer.modeling import stop_ids
 
 
 class Response(NamedTuple):

@@ -5,7 +5,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from trainer.attention import RAGGED
-from trainer.data import TokenSequence
+from trainer.chat import TokenSequence
 from trainer.packing import pack
 from trainer.policy import Policy, can_share, hidden_states, trunk_of
 

@@ -9,8 +9,8 @@ from transformers import AutoModelForSequenceClassification
 from app.errors import ModelUnavailable
 from app.specs import Lora, ModelRef
 from tests.trainer.conftest import build_reward_model, trainable_parameters
+from trainer.chat import TokenSequence
 from trainer.critics import ActorCritic, RewardCritic, ValueHead
-from trainer.data import TokenSequence
 from trainer.modeling import load_causal_lm, load_tokenizer
 from trainer.packing import pack
 

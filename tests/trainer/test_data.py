@@ -9,12 +9,10 @@ from transformers import AutoTokenizer
 from app.errors import InvalidInput, ModelUnavailable
 from app.specs import PairRow, PromptRow, ThumbRow
 from tests.trainer.conftest import CHAT_TEMPLATE, byte_tokenizer, user, write_rows
+from trainer.chat import ChatEncoder, TokenSequence, end_of_turn_id
 from trainer.data import (
-    ChatEncoder,
-    TokenSequence,
     encode_pairs,
     encode_thumbs,
-    end_of_turn_id,
     left_padded,
     length_batches,
     read_pairs,

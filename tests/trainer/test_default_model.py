@@ -18,7 +18,7 @@ from app.errors import ModelUnavailable, NotFound
 from app.specs import ModelRef
 from tests.trainer.conftest import CHAT_TEMPLATE, byte_tokenizer
 from trainer import default_model
-from trainer.data import ChatEncoder
+from trainer.chat import ChatEncoder
 from trainer.modeling import load_causal_lm, load_tokenizer
 
 

@@ -14,8 +14,9 @@ from app.artifacts import ArtifactStore, digest_folder
 from app.errors import InvalidInput
 from app.specs import DPOSpec, Lora, ModelRef, Optimiser, PairRow, ThumbRow
 from tests.trainer.conftest import separable_pairs, user, write_rows
+from trainer.chat import ChatEncoder, TokenSequence
 from trainer.checkpoints import Checkpoints
-from trainer.data import ChatEncoder, TokenSequence, encode_pairs
+from trainer.data import encode_pairs
 from trainer.recipes import dpo
 from trainer.reporting import ConsoleReporter, PolicyResult
 

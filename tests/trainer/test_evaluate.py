@@ -16,7 +16,7 @@ from app.errors import ModelUnavailable
 from app.specs import EvaluateSpec, Generation, ModelRef, PromptRow
 from tests.trainer.conftest import build_reward_model, user
 from trainer import evaluation, precision
-from trainer.data import ChatEncoder
+from trainer.chat import ChatEncoder
 from trainer.evaluation import best_of_n, measure, refuses, repetition, reward_models_scorer
 from trainer.modeling import load_tokenizer
 from trainer.recipes import evaluate

@@ -14,8 +14,8 @@ from app.specs import Lora, ModelRef, Optimiser, PPOSpec, PromptRow
 from tests.trainer.conftest import trainable_parameters, user
 from trainer.algorithms.gae import gae
 from trainer.algorithms.ppo import token_rewards
+from trainer.chat import ChatEncoder
 from trainer.critics import ActorCritic, ValueHead
-from trainer.data import ChatEncoder
 from trainer.experience import Clock, Collector, Rollout, draw, in_turn, page_prompts, rollout_sizes
 from trainer.generation import no_tick
 from trainer.modeling import load_policy_and_reference, load_tokenizer, seed_everything

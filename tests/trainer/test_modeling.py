@@ -13,18 +13,12 @@ from app.artifacts import ArtifactStore, digest_folder
 from app.errors import ModelUnavailable
 from app.specs import Lora, ModelRef
 from tests.trainer.conftest import trainable_parameters, user
-from trainer.data import ChatEncoder, TokenSequence
-from trainer.modeling import (
-    load_causal_lm,
-    load_policy_and_reference,
-    load_tokenizer,
-    notes_on,
-    resolve,
-    save_policy,
-)
+from trainer.chat import ChatEncoder, TokenSequence
+from trainer.modeling import load_causal_lm, load_policy_and_reference, load_tokenizer, notes_on, resolve
 from trainer.packing import Packed, pack
 from trainer.policy import completion_outputs, trunk_of, vocabulary_logits
 from trainer.rollout import Sampler
+from trainer.saving import save_policy
 
 TEXTS = {"Say hi": "Hi", "Name a colour, please": "Green is one of them", "Why?": ""}
 

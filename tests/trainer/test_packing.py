@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from trainer.attention import RAGGED
-from trainer.data import TokenSequence
+from trainer.chat import TokenSequence
 from trainer.packing import Packed, common_start, groups_of, pack, packed_length, token_parts, visible
 from trainer.policy import Policy, can_share, completion_outputs, hidden_states, trunk_of
 

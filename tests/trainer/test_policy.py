@@ -22,7 +22,7 @@ from transformers import (
 from app.errors import ModelUnavailable
 from app.specs import ModelRef
 from tests.trainer.conftest import byte_tokenizer
-from trainer.data import TokenSequence
+from trainer.chat import TokenSequence
 from trainer.modeling import load_causal_lm
 from trainer.packing import pack
 from trainer.policy import OWN_LOGITS, Policy, check_logits, completion_outputs

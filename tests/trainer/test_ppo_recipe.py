@@ -17,8 +17,8 @@ from app.errors import InvalidInput
 from app.specs import Lora, ModelRef, Optimiser, PPOSpec, PromptRow
 from tests.trainer.conftest import build_reward_model, user
 from trainer import evaluation, precision, rollout
+from trainer.chat import ChatEncoder
 from trainer.checkpoints import Checkpoints
-from trainer.data import ChatEncoder
 from trainer.evaluation import reward_heads
 from trainer.modeling import load_tokenizer
 from trainer.recipes import ppo

@@ -13,8 +13,8 @@ from app.specs import Lora, ModelRef, Optimiser
 from tests.trainer.conftest import byte_tokenizer, trainable_parameters
 from trainer import precision
 from trainer.activations import recompute_activations
+from trainer.chat import TokenSequence
 from trainer.checkpoints import Checkpoints
-from trainer.data import TokenSequence
 from trainer.modeling import load_causal_lm, load_policy_and_reference, working_dtype
 from trainer.packing import pack
 from trainer.policy import Policy

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import trainer.products
 from app.specs import Lora, ModelRef
 from trainer.activations import recompute_activations
-from trainer.data import TokenSequence
+from trainer.chat import TokenSequence
 from trainer.modeling import load_causal_lm
 from trainer.packing import pack
 from trainer.policy import Policy

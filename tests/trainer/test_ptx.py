@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 from app.errors import InvalidInput
 from app.specs import DemonstrationRow, ModelRef, Optimiser
 from tests.trainer.conftest import user
+from trainer.chat import ChatEncoder
 from trainer.critics import ActorCritic, ValueHead
-from trainer.data import ChatEncoder
 from trainer.modeling import load_causal_lm, load_tokenizer
 from trainer.ptx import Mix
 from trainer.training import Training

@@ -10,7 +10,7 @@ from app.errors import StorageFull
 from app.specs import Lora, ModelRef
 from tests.trainer.conftest import build_model
 from trainer import reference_logps as module
-from trainer.data import TokenSequence
+from trainer.chat import TokenSequence
 from trainer.modeling import load_causal_lm
 from trainer.packing import Packed
 from trainer.policy import TokenOutputs, completion_outputs

@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 from app.errors import ModelUnavailable
 from app.specs import Lora, ModelRef
 from tests.trainer.conftest import trainable_parameters, user
-from trainer.data import ChatEncoder, TokenSequence
+from trainer.chat import ChatEncoder, TokenSequence
 from trainer.modeling import load_tokenizer, seed_everything
 from trainer.packing import Packed, pack
 from trainer.policy import trunk_of

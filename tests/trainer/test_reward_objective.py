@@ -7,7 +7,8 @@ from torch.distributed.tensor import DTensor
 
 from app.specs import ModelRef, PairRow, RewardSpec
 from tests.trainer.conftest import user
-from trainer.data import Pair, TokenSequence
+from trainer.chat import TokenSequence
+from trainer.data import Pair
 from trainer.reward_model import new_reward_model
 from trainer.reward_objective import (
     RewardObjective,

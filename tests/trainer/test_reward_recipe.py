@@ -12,8 +12,9 @@ from app.artifacts import ArtifactStore, digest_file, digest_folder
 from app.errors import InvalidInput
 from app.specs import REWARD_VIEWS, Lora, ModelRef, Optimiser, PairRow, RewardSpec, RewardView
 from tests.trainer.conftest import separable_pairs, trainable_parameters, user, write_rows
+from trainer.chat import ChatEncoder
 from trainer.checkpoints import Checkpoints
-from trainer.data import ChatEncoder, encode_pairs, read_pairs
+from trainer.data import encode_pairs, read_pairs
 from trainer.modeling import load_tokenizer, seed_everything
 from trainer.packing import pack
 from trainer.recipes import reward

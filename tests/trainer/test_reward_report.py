@@ -7,7 +7,8 @@ import torch
 from app.specs import ModelRef, PairRow, RewardSpec
 from tests.trainer.conftest import user
 from trainer import probes
-from trainer.data import Pair, TokenSequence
+from trainer.chat import TokenSequence
+from trainer.data import Pair
 from trainer.reward_card import model_card, table
 from trainer.reward_report import (
     Measured,

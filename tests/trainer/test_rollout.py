@@ -10,7 +10,7 @@ import torch
 from app.errors import InvalidInput
 from app.specs import ModelRef, PromptRow
 from tests.trainer.conftest import user
-from trainer.data import ChatEncoder
+from trainer.chat import ChatEncoder
 from trainer.modeling import load_causal_lm, load_tokenizer
 from trainer.reporting import RunCancelled
 from trainer.rollout import Sampler

@@ -13,14 +13,16 @@ from app.artifacts import ArtifactStore
 from app.errors import InvalidInput, ModelUnavailable, PrefloopError
 from app.specs import Generation, Lora, ModelRef, PromptRow, SampleSpec
 from tests.trainer.conftest import build_reward_model, user
-from trainer.data import ChatEncoder, TokenSequence, read_prompts
+from trainer.chat import ChatEncoder, TokenSequence
+from trainer.data import read_prompts
 from trainer.generation import Sampling, generate
-from trainer.modeling import load_causal_lm, load_tokenizer, save_policy
+from trainer.modeling import load_causal_lm, load_tokenizer
 from trainer.packing import pack
 from trainer.recipes import sample
 from trainer.recipes.sample import Completion
 from trainer.reporting import ConsoleReporter, RunCancelled
 from trainer.reward_model import load_reward_model
+from trainer.saving import save_policy
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ from app.artifacts import ArtifactStore, digest_folder
 from app.errors import InvalidInput
 from app.specs import DemonstrationRow, Lora, ModelRef, Optimiser, SFTSpec
 from tests.trainer.conftest import byte_tokenizer, user, write_rows
+from trainer.chat import ChatEncoder
 from trainer.checkpoints import Checkpoints
-from trainer.data import ChatEncoder, encode_demonstrations
+from trainer.data import encode_demonstrations
 from trainer.modeling import PLAIN_CHAT_TEMPLATE, load_causal_lm, load_tokenizer
 from trainer.policy import Policy
 from trainer.recipes import sft

@@ -22,12 +22,11 @@ from trainer.algorithms.preference import (
     preference_loss,
     preference_rewards,
 )
+from trainer.chat import ChatEncoder, TokenSequence
 from trainer.checkpoints import Checkpoints
 from trainer.data import (
     MIN_PAIRS,
-    ChatEncoder,
     Pair,
-    TokenSequence,
     encode_pairs,
     encode_thumbs,
     read_pairs,
@@ -42,7 +41,6 @@ from trainer.modeling import (
     load_tokenizer,
     notes_on,
     resolve,
-    save_policy,
     seed_everything,
     working_dtype,
 )
@@ -51,6 +49,7 @@ from trainer.policy import Policy
 from trainer.precision import name_of
 from trainer.reference_logps import Group, Tick, completion_logps, reference_logps
 from trainer.reporting import PolicyResult, Reporter
+from trainer.saving import save_policy
 from trainer.training import Training, sum_over_processes
 
 CHOSEN, REJECTED = 0, 1  # rows of every (2, N) below; a response that was liked stands with the chosen ones

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from app.artifacts import ArtifactStore
 from app.specs import EvaluateSpec
-from trainer.data import ChatEncoder, read_prompts
+from trainer.chat import ChatEncoder
+from trainer.data import read_prompts
 from trainer.evaluation import Scorer, measure, response_logps, reward_models_scorer
 from trainer.modeling import load_causal_lm, load_tokenizer, require_one_vocabulary, resolve, sampling_dtype
 from trainer.precision import name_of

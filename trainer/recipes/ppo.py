@@ -43,9 +43,10 @@ from trainer.algorithms.ppo import (
     token_rewards,
     value_loss,
 )
+from trainer.chat import ChatEncoder
 from trainer.checkpoints import Checkpoints
 from trainer.critics import ActorCritic, RewardCritic, ValueHead
-from trainer.data import ChatEncoder, chunks, read_prompts
+from trainer.data import chunks, read_prompts
 from trainer.evaluation import Scorer, prompt_groups, reward_models_scorer, slice_members
 from trainer.experience import (
     MINIBATCHES,
@@ -64,7 +65,6 @@ from trainer.modeling import (
     load_tokenizer,
     notes_on,
     resolve,
-    save_policy,
     seed_everything,
     working_dtype,
 )
@@ -73,6 +73,7 @@ from trainer.precision import name_of
 from trainer.ptx import Mix
 from trainer.reporting import PolicyResult, Reporter
 from trainer.rollout import Response, Sampler, cut_prompts
+from trainer.saving import save_policy
 from trainer.sharding import wants_shards
 from trainer.training import Training, accelerator, sum_over_processes
 

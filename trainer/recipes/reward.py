@@ -17,10 +17,10 @@ from app.errors import InvalidInput
 from app.specs import REWARD_VIEWS, RewardSpec
 from trainer import reward_card
 from trainer.algorithms.bradley_terry import davidson_probabilities, rao_kupper_probabilities
+from trainer.chat import ChatEncoder
 from trainer.checkpoints import Checkpoints
 from trainer.data import (
     MIN_PAIRS,
-    ChatEncoder,
     EncodedPairs,
     Pair,
     chunks,

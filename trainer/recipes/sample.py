@@ -15,7 +15,8 @@ from app.artifacts import ArtifactStore
 from app.errors import InvalidInput
 from app.settings import Settings
 from app.specs import Generation, ModelRef, PromptRow, SampleSpec, Server
-from trainer.data import ChatEncoder, read_prompts
+from trainer.chat import ChatEncoder
+from trainer.data import read_prompts
 from trainer.evaluation import reward_heads
 from trainer.modeling import load_causal_lm, load_tokenizer, notes_on, resolve, sampling_dtype
 from trainer.precision import name_of

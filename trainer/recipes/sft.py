@@ -18,22 +18,15 @@ from torch import Tensor
 from app.artifacts import ArtifactStore
 from app.errors import InvalidInput
 from app.specs import SFTSpec
+from trainer.chat import ChatEncoder
 from trainer.checkpoints import Checkpoints
-from trainer.data import ChatEncoder, Demonstration, encode_demonstrations, read_demonstrations, slice_names
-from trainer.modeling import (
-    device,
-    load_causal_lm,
-    load_tokenizer,
-    notes_on,
-    resolve,
-    save_policy,
-    seed_everything,
-    working_dtype,
-)
+from trainer.data import Demonstration, encode_demonstrations, read_demonstrations, slice_names
+from trainer.modeling import device, load_causal_lm, load_tokenizer, notes_on, resolve, seed_everything, working_dtype
 from trainer.packing import pack, token_parts
 from trainer.policy import Policy
 from trainer.precision import name_of
 from trainer.reporting import PolicyResult, Reporter
+from trainer.saving import save_policy
 from trainer.training import Training, deal, sum_over_processes
 
 MIN_DEMONSTRATIONS = 20

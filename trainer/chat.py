@@ -1,0 +1,147 @@
+"""Conversations as token ids: prompts by the tokenizer's chat template, and the responses that go on with them."""
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import date
+from typing import Any, NamedTuple
+
+from jinja2 import TemplateError
+
+from app.errors import InvalidInput, ModelUnavailable
+
+# Some templates tell the date. A run that is repeated, or goes on, on another day must read the same tokens: for them
+# it is always the same day. A macro of the clock's name hides the clock.
+_DAY = date(2025, 1, 1)
+_DIRECTIVES = ("%a", "%A", "%b", "%B", "%d", "%-d", "%e", "%H", "%I", "%j", "%m", "%-m", "%M", "%p", "%S", "%y", "%Y")
+STOPPED_CLOCK = (
+    "{%- macro strftime_now(format) -%}{{ format"
+    + "".join(f"|replace('{directive}', '{_DAY.strftime(directive)}')" for directive in _DIRECTIVES)
+    + " }}{%- endmacro %}\n"
+)
+
+
+class TokenSequence(NamedTuple):
+    """One prompt with one completion, as token ids."""
+
+    prompt: Sequence[int]
+    completion: Sequence[int] = ()
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.completion)
+
+
+class ChatEncoder:
+    """Encodes chats with a tokenizer's template.
+
+    The prompt is the rendered chat with the header of the assistant's turn; a finished completion is its text and the
+    token that ends the turn, as the model itself would have generated them. A special token's name inside a message or
+    a response is text: nobody must be able to end a turn, or to begin one, by writing it.
+
+    Args:
+        max_length: the most tokens of a sequence; no more than the model reads, which is also what None means.
+
+    Attributes:
+        end_id: the token that ends the assistant's turn.
+
+    Raises:
+        ModelUnavailable: the chat template cannot be rendered.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int | None = None) -> None:
+        reads = tokenizer.model_max_length
+        self.tokenizer, self.max_length = tokenizer, reads if max_length is None else min(max_length, reads)
+        self.end_id = end_of_turn_id(tokenizer)
+        template = tokenizer.get_chat_template()
+        self._template = STOPPED_CLOCK + template if "strftime_now" in template else template
+        names = [re.escape(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self._special = re.compile("|".join(names) or "(?!)")  # which is nowhere
+
+    def prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of the conversation up to where the assistant speaks.
+
+        Raises:
+            InvalidInput: it lacks roles or contents, ends with the assistant's turn, or the template refuses it.
+        """
+        if not messages or any(not {"role", "content"} <= message.keys() for message in messages):
+            raise InvalidInput(
+                f"{_shown(messages)} lacks a message, or a message its role or content.",
+                'Write each as {"role": "user", "content": "..."}.',
+            )
+        if messages[-1]["role"] == "assistant":
+            raise InvalidInput(
+                f"{_shown(messages)} ends with the assistant's turn, so it asks for nothing.",
+                "Take that turn for the response, or leave it out.",
+            )
+        try:
+            return self.tokenizer.apply_chat_template(
+                list(messages),
+                chat_template=self._template,
+                add_generation_prompt=True,
+                return_dict=False,
+                sanitize_control_tokens=any(self._special.search(text) for m in messages for text in m.values()),
+            )
+        except (TemplateError, KeyError, TypeError, ValueError) as error:
+            raise InvalidInput(
+                f"The model's chat template does not accept a conversation: {error}. {_shown(messages)}.",
+                "Check the roles and their order.",
+            ) from error
+
+    def completion(self, text: str, finished: bool = True) -> list[int]:
+        """Token ids of a response, never none; with the end of the turn unless it was cut by length."""
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return [*ids, self.end_id] if finished or not ids else list(ids)
+
+    def fit(self, prompt: list[int], completions: Sequence[Sequence[int]]) -> list[TokenSequence] | None:
+        """The sequences of one prompt within `max_length`, or None where that would cut a completion.
+
+        The prompt is cut from the left, by the same amount for all its completions, so that they stay comparable.
+        """
+        room = self.max_length - max(len(completion) for completion in completions)
+        if room < 1:
+            return None
+        return [TokenSequence(prompt[-room:], completion) for completion in completions]
+
+    @property
+    def too_long(self) -> str:
+        """What is said of rows that do not fit."""
+        return f"are longer than {self.max_length} tokens without their prompt"
+
+    @property
+    def cut(self) -> str:
+        """What is said of rows whose prompt does not fit."""
+        return f"lost the beginning of their prompt, to stay within {self.max_length} tokens"
+
+
+def _shown(messages: Sequence[Mapping[str, str]]) -> str:
+    """A conversation so that it is found among others: its roles, and how it ends."""
+    roles = ", ".join(message.get("role", "no role") for message in messages) or "no message"
+    text = " ".join(messages[-1].get("content", "").split()) if messages else ""
+    return f"The conversation ({roles}) that ends with “{text if len(text) <= 60 else f'...{text[-60:]}'}”"
+
+
+def end_of_turn_id(tokenizer: Any) -> int:
+    """The token that ends an assistant's turn: the special token the template puts after it, else EOS.
+
+    Raises:
+        ModelUnavailable: the template cannot be rendered.
+    """
+    probe = [{"role": "user", "content": "Plugh"}, {"role": "assistant", "content": "Xyzzy"}]
+    try:
+        rendered = tokenizer.apply_chat_template(probe, tokenize=False)
+    except (TemplateError, KeyError, TypeError, ValueError) as error:
+        raise ModelUnavailable(
+            f"The chat template of {tokenizer.name_or_path} does not render a question with its answer: {error}.",
+            "Mend chat_template.jinja in the model's folder, or remove it: then a plain one is used.",
+        ) from error
+    tail = tokenizer(rendered.rpartition("Xyzzy")[2], add_special_tokens=False)["input_ids"]
+    # Some tokenizers list the end of a turn among their added tokens only, without a role of its own.
+    special = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return next((token for token in tail if token in special), tokenizer.eos_token_id)
+
+
+def stop_ids(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end a response: the template's and the tokenizer's, and others the model says it ends by."""
+    said = model.generation_config.eos_token_id
+    said = said if isinstance(said, list) else [said]
+    return sorted({end_of_turn_id(tokenizer), tokenizer.eos_token_id, *said} - {None})
