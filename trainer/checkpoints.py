@@ -115,7 +115,9 @@ class Checkpoints:
             log.info("Going on from step %d.", contents["step"])
             return Checkpoint(contents["step"], tensors, contents["state"])
         if others := [path for path in self.folder.parent.glob("*/step-*") if path.parent != self.folder]:
-            log.warning("The checkpoints under %s are of another specification and are not taken.", others[0].parent)
+            log.warning(
+                "The checkpoints under %s are of another spec or other rows and are not taken.", others[0].parent
+            )
         return None
 
     def remembered(self, name: str, decide: Callable[[], str]) -> str:

@@ -25,7 +25,7 @@ import torch
 import typer
 from pydantic import ValidationError
 
-from app.artifacts import ArtifactStore
+from app.artifacts import ArtifactStore, digest_file
 from app.errors import InvalidInput, PrefloopError, Unavailable
 from app.specs import RUN_SPEC, RunSpec
 from trainer.checkpoints import Checkpoints
@@ -50,6 +50,7 @@ CheckpointSeconds = Annotated[
 Keep = Annotated[int, typer.Option("--keep", min=1, help="newest checkpoints that are kept")]
 
 METRICS, PAGES = "metrics.jsonl", "samples.jsonl"
+DATA = ("snapshot", "thumbs", "demonstrations", "prompts", "ptx")  # fields of specs that name files of rows
 
 
 def read_spec(path: Path, kind: str) -> RunSpec:
@@ -80,7 +81,7 @@ def run(kind: str, spec_file: Path, output: Path, store: Path, options: Checkpoi
     train = importlib.import_module(f"trainer.recipes.{kind}").train
     checkpoints = None
     if options is not None:
-        train = functools.partial(train, checkpoints=(checkpoints := checkpoints_of(spec, output, options)))
+        train = functools.partial(train, checkpoints=(checkpoints := checkpoints_of(spec, artifacts, output, options)))
     if not accelerator().is_main_process:
         with tempfile.TemporaryDirectory() as scratch:
             train(spec, artifacts, ConsoleReporter(stream=None), Path(scratch))
@@ -103,10 +104,18 @@ def run(kind: str, spec_file: Path, output: Path, store: Path, options: Checkpoi
     print(json.dumps(result._asdict(), indent=2))
 
 
-def checkpoints_of(spec: RunSpec, output: Path, options: CheckpointOptions) -> Checkpoints:
-    """The checkpoints of the run that writes `output`."""
+def checkpoints_of(spec: RunSpec, artifacts: ArtifactStore, output: Path, options: CheckpointOptions) -> Checkpoints:
+    """The checkpoints of the run that writes `output`, by what its files of rows hold: people edit them in place.
+
+    Raises:
+        NotFound: there is no such file.
+    """
+    named = {name: getattr(spec, name, None) for name in DATA}
+    held = {name: digest_file(artifacts.resolve(location)) for name, location in named.items() if location}
     folder = (options.folder or output.with_name(f"{output.name}.checkpoints")).absolute()
-    return Checkpoints(ArtifactStore(folder.parent), folder.name, spec, options.every_seconds, options.keep)
+    return Checkpoints(
+        ArtifactStore(folder.parent), folder.name, spec.model_copy(update=held), options.every_seconds, options.keep
+    )
 
 
 def collect_log(source: Path, target: Path) -> None:

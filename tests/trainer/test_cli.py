@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,18 @@ def metrics_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def full_disk_at(full: int) -> Callable[..., None]:
+    """`Checkpoints.save` on a disk that is full at one step."""
+    save = Checkpoints.save
+
+    def saved(self: Checkpoints, step: int, *rest: Any) -> None:
+        if step == full:
+            raise StorageFull("There was no room left on the disk.")
+        save(self, step, *rest)
+
+    return saved
+
+
 def test_a_run_that_failed_goes_on_when_it_is_started_again(
     demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,17 +158,10 @@ def test_a_run_that_failed_goes_on_when_it_is_started_again(
     assert prefloop_trainer(monkeypatch, "sft", demonstrations, tmp_path / "whole", *arguments) == 0
     assert not (tmp_path / "whole.checkpoints").exists()
 
-    save = Checkpoints.save
-
-    def full_disk(self: Checkpoints, step: int, *rest: Any) -> None:
-        if step == 5:
-            raise StorageFull("There was no room left on the disk.")
-        save(self, step, *rest)
-
     out, kept = tmp_path / "out", tmp_path / "kept"
     arguments = (*arguments, "--checkpoints", kept, "--keep", 3)
     with monkeypatch.context() as patched:
-        patched.setattr(Checkpoints, "save", full_disk)
+        patched.setattr(Checkpoints, "save", full_disk_at(5))
         assert prefloop_trainer(monkeypatch, "sft", demonstrations, out, *arguments) == 1
     assert not out.exists()
     assert sorted(path.name for path in kept.glob("*/step-*")) == ["step-00000002", "step-00000003", "step-00000004"]
@@ -164,6 +170,21 @@ def test_a_run_that_failed_goes_on_when_it_is_started_again(
     assert not kept.exists()
     assert metrics_of(out) == metrics_of(tmp_path / "whole")
     assert digest_folder(out) == digest_folder(tmp_path / "whole")
+
+
+def test_a_run_whose_file_was_edited_begins_anew(
+    demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("--store", tmp_path, "--checkpoint-seconds", 0)
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "save", full_disk_at(5))
+        assert prefloop_trainer(monkeypatch, "sft", demonstrations, tmp_path / "out", *arguments) == 1
+    rows = tmp_path / "demonstrations.jsonl"
+    rows.write_text(rows.read_text().replace("9 apples", "9 pears"))
+
+    for name in ("out", "afresh"):
+        assert prefloop_trainer(monkeypatch, "sft", demonstrations, tmp_path / name, *arguments) == 0
+    assert digest_folder(tmp_path / "out") == digest_folder(tmp_path / "afresh")
 
 
 # ---- several processes -----------------------------------------------------------------------------------------------
