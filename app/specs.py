@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 RunKind = Literal["sample", "sft", "reward", "dpo", "ppo", "evaluate"]
 Precision = Literal["auto", "float32", "bfloat16"]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch's generators take
 
 
 class Spec(BaseModel):
@@ -76,7 +77,7 @@ class SampleSpec(Spec):
     generation: Generation = Generation()
     reward_models: tuple[str, ...] = Field((), description="score every sample, for choosing which pairs to ask about")
     max_length: int = Field(1024, ge=16, description="tokens that the reward models read")
-    seed: int = 0
+    seed: Seed = 0
 
 
 class SFTSpec(Spec):
@@ -89,7 +90,7 @@ class SFTSpec(Spec):
     optimiser: Optimiser = Optimiser(learning_rate=2e-4, epochs=2)
     packing: bool = Field(True, description="several demonstrations stand in one row; none sees another")
     max_length: int = Field(1024, ge=16)
-    seed: int = 0
+    seed: Seed = 0
 
 
 class RewardSpec(Spec):
@@ -115,7 +116,7 @@ class RewardSpec(Spec):
         1, ge=1, le=16, description="heads on the trunk, each with its own init and bootstrap weights"
     )
     aspects: tuple[str, ...] = Field((), description="aspects rated apart that get a head of their own")
-    seed: int = 0
+    seed: Seed = 0
 
 
 PreferenceLoss = Literal["dpo", "robust", "ipo", "hinge", "kto", "orpo", "simpo"]
@@ -147,7 +148,7 @@ class DPOSpec(Spec):
     thumbs: str | None = Field(None, description="KTO: location of a thumbs JSONL: see ThumbRow")
     nll_weight: float = Field(0.0, ge=0, description="weight of the chosen responses' NLL a token (RPO)")
     max_length: int = Field(1024, ge=16)
-    seed: int = 0
+    seed: Seed = 0
 
 
 class PPOSpec(Spec):
@@ -200,7 +201,7 @@ class PPOSpec(Spec):
     ptx_coef: float = Field(0.1, ge=0)
     evaluate_every: int = Field(2, ge=1, description="rollouts between sample pages")
     max_length: int = Field(1024, ge=16)
-    seed: int = 0
+    seed: Seed = 0
 
 
 class EvaluateSpec(Spec):
@@ -213,7 +214,7 @@ class EvaluateSpec(Spec):
     prompts: str = Field(description="held-out and regression prompts")
     generation: Generation = Generation(samples_per_prompt=2)
     max_length: int = Field(1024, ge=16)
-    seed: int = 0
+    seed: Seed = 0
 
 
 RunSpec = Annotated[SampleSpec | SFTSpec | RewardSpec | DPOSpec | PPOSpec | EvaluateSpec, Field(discriminator="kind")]

@@ -39,6 +39,7 @@ from trainer.generation import Tick, no_tick
 from trainer.modeling import device
 from trainer.packing import pack, token_parts
 from trainer.policy import can_share, completion_outputs, trunk_of
+from trainer.reporting import TrainingDiverged
 from trainer.reward_model import RewardModel, load_reward_model
 from trainer.rollout import Response
 
@@ -86,6 +87,16 @@ def reward_models_scorer(
         return ensemble_score(heads(responses), combine, variance_weight)
 
     return score
+
+
+def require_numbers(responses: Sequence[Response], scores: Tensor) -> None:
+    """Raises TrainingDiverged if a score (N,) is NaN or infinite, naming the first such response's prompt."""
+    if broken := [responses[i] for i in (~scores.isfinite()).nonzero().flatten().tolist()]:
+        raise TrainingDiverged(
+            f"{len(broken)} of {len(responses)} responses got a score that is not a number, the first one to "
+            f"prompt {broken[0].row.id}.",
+            "Look at the reward models; in bfloat16, try float32.",
+        )
 
 
 class Said(Protocol):

@@ -13,12 +13,11 @@ from trainer.algorithms.kl import k1, k3
 from trainer.algorithms.logprobs import scatter_to_mask
 from trainer.chat import TokenSequence
 from trainer.critics import ActorCritic
-from trainer.evaluation import Scorer, forward_batches
+from trainer.evaluation import Scorer, forward_batches, require_numbers
 from trainer.generation import Tick
 from trainer.modeling import Reference, device
 from trainer.packing import pack
 from trainer.policy import can_share, completion_outputs, trunk_of
-from trainer.reporting import TrainingDiverged
 from trainer.rollout import Response, Sampler
 from trainer.training import accelerator, deal, generator_at, sum_over_processes
 
@@ -194,12 +193,7 @@ class Collector:
         everything = [by_place[row.id, index] for row, indices in wanted for index in indices]
         responses = [response for response, _ in everything]
         scores = torch.tensor([score for _, score in everything])
-        if broken := [responses[i] for i in (~scores.isfinite()).nonzero().flatten().tolist()]:
-            raise TrainingDiverged(
-                f"{len(broken)} of {len(responses)} responses got a score that is not a number, the first one to "
-                f"prompt {broken[0].row.id}.",
-                "Nothing was learned from it. Look at the reward models; in bfloat16, try float32.",
-            )
+        require_numbers(responses, scores)
 
         # 3. Log-probs and values of the policy that sampled, log-probs of the reference.
         rollout = self._look(responses, scores)

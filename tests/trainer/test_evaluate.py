@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from trainer.evaluation import best_of_n, measure, refuses, repetition, reward_m
 from trainer.modeling import load_tokenizer
 from trainer.recipes import evaluate
 from trainer.recipes.sample import Completion
-from trainer.reporting import ConsoleReporter
+from trainer.reporting import ConsoleReporter, TrainingDiverged
 from trainer.rollout import Response, Sample
 
 
@@ -287,6 +288,26 @@ def test_a_reference_that_reads_other_tokens_is_refused_before_anything_is_sampl
     with pytest.raises(ModelUnavailable, match="do not share a vocabulary"):
         evaluate.evaluate(spec, store, ConsoleReporter(stream=None), completions.extend)
     assert not completions
+
+
+def test_a_score_that_is_no_number_is_named_and_not_averaged(
+    tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(PromptRow(id=i, messages=user("Hm")).model_dump_json() + "\n" for i in (1, 7)))
+    spec = EvaluateSpec(
+        policy=tiny_ref,
+        reference=tiny_ref,
+        reward_models=("scripted",),
+        prompts=str(prompts),
+        generation=Generation(samples_per_prompt=4, max_new_tokens=4),
+    )
+
+    def scorer(responses: Sequence[Response]) -> torch.Tensor:
+        return torch.tensor([math.inf if response.row.id == 7 else 1.0 for response in responses])
+
+    with pytest.raises(TrainingDiverged, match=r"4 of 8 responses got a score that is not a number.* prompt 7\."):
+        evaluate.evaluate(spec, store, ConsoleReporter(stream=None), lambda completions: None, scorer)
 
 
 def test_no_more_is_read_than_the_reward_model_can(reward_folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -13,7 +13,7 @@ from app.artifacts import ArtifactStore
 from app.specs import EvaluateSpec
 from trainer.chat import ChatEncoder
 from trainer.data import read_prompts
-from trainer.evaluation import Scorer, measure, response_logps, reward_models_scorer
+from trainer.evaluation import Scorer, measure, require_numbers, response_logps, reward_models_scorer
 from trainer.modeling import load_causal_lm, load_tokenizer, require_one_vocabulary, resolve, sampling_dtype
 from trainer.precision import name_of
 from trainer.recipes.sample import Completion, OnCompletions, write_completions
@@ -58,6 +58,7 @@ def evaluate(
     Raises:
         InvalidInput: the prompts file is wrong or empty.
         ModelUnavailable: policy, reference or reward model does not load, or policy and reference read other tokens.
+        TrainingDiverged: a score is NaN or infinite, or the policy predicts NaN.
     """
     started = time.monotonic()
     # 1. Load.
@@ -111,6 +112,7 @@ def evaluate(
             on_completions([Completion.of(response, generation) for response in share.responses])
     responses = [response for share in shares for response in share.responses]
     scores = torch.tensor([score for share in shares for score in share.scores])
+    require_numbers(responses, scores)
     logps = [row for share in shares for row in share.logps]
     reference_logps = [row for share in shares for row in share.reference_logps]
 
