@@ -85,7 +85,12 @@ class ArtifactStore:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if target.exists():
                     os.rename(target, old)
-                os.rename(temporary, target)
+                try:
+                    os.rename(temporary, target)
+                except OSError:
+                    if old.exists():
+                        os.rename(old, target)
+                    raise
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
                 shutil.rmtree(old, ignore_errors=True)

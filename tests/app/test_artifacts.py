@@ -1,5 +1,6 @@
 """The artifact store's own promises: content is what its name says, sweeping spares what is being written."""
 
+import errno
 import gzip
 import os
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.artifacts import ArtifactStore, read_content
-from app.errors import InvalidInput
+from app.errors import InvalidInput, StorageFull
 from app.rounds.snapshots import write_lines
 from app.specs import PromptRow
 
@@ -63,3 +64,22 @@ def test_removing_takes_files_folders_and_nothing(tmp_path: Path) -> None:
     for location in ("a/folder", "a/file", "a/none"):
         store.remove(location)
         assert not store.exists(location)
+
+
+def test_a_disk_that_fills_up_at_the_last_moment_leaves_the_artifact_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, rename = ArtifactStore(tmp_path), os.rename
+    with store.folder("models/1") as folder:
+        (folder / "weights").write_text("old")
+
+    def full(source: Path, target: Path) -> None:
+        if target == tmp_path / "models/1" and not source.name.endswith(".old"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", full)
+    with pytest.raises(StorageFull), store.folder("models/1") as folder:
+        (folder / "weights").write_text("new")
+    assert (tmp_path / "models/1/weights").read_text() == "old"
+    assert not any((tmp_path / ".staging").iterdir())
