@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import BaseModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -99,8 +100,8 @@ def user(text: str) -> tuple[dict[str, str], ...]:
     return ({"role": "user", "content": text},)
 
 
-def write_rows(path: Path, rows: Sequence[PairRow]) -> Path:
-    """A snapshot file of the rows."""
+def write_rows(path: Path, rows: Sequence[BaseModel]) -> Path:
+    """A file of the rows, a line each."""
     path.write_text("".join(row.model_dump_json() + "\n" for row in rows))
     return path
 

@@ -50,9 +50,9 @@ def prepare(folder: Path) -> None:
         DemonstrationRow(id=row.prompt_id, messages=row.messages, response=row.response_a, split=row.split)
         for row in pairs
     ]
-    (folder / "demonstrations.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in demonstrations))
+    write_rows(folder / "demonstrations.jsonl", demonstrations)
     prompts = [PromptRow(id=i, messages=user("Hm" * (1 + i % 3)), slices={"domain": "ab"[i % 2]}) for i in range(10)]
-    (folder / "prompts.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in prompts))
+    write_rows(folder / "prompts.jsonl", prompts)
     torch.manual_seed(1)
     model = new_reward_model(ModelRef(base=str(folder / "tiny")), None)
     save_reward_model(model, load_tokenizer(str(folder / "tiny")), folder / "reward")

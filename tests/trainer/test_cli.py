@@ -228,7 +228,7 @@ def test_two_processes_write_one_output_with_the_losses_of_one(
 
 def test_two_processes_sample_what_one_samples(tiny_ref: ModelRef, tmp_path: Path) -> None:
     rows = [PromptRow(id=i, messages=user("z" * (i * 5 % 17))) for i in range(5)]
-    (tmp_path / "prompts.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in rows))
+    write_rows(tmp_path / "prompts.jsonl", rows)
     generation = Generation(samples_per_prompt=2, max_new_tokens=20, batch_size=4)
     spec = SampleSpec(models=(tiny_ref,), prompts="prompts.jsonl", generation=generation, seed=5)
     (tmp_path / "spec.json").write_text(spec.model_dump_json())

@@ -83,7 +83,7 @@ def test_two_prompts_with_one_id_are_refused(tmp_path: Path) -> None:
     """Their samples would be drawn with one seed and kept in one place: one prompt's answers for both."""
     path = tmp_path / "prompts.jsonl"
     rows = [PromptRow(id=i, messages=user(f"Hi {n}")) for n, i in enumerate((4, 7, 7, 5))]
-    path.write_text("".join(row.model_dump_json() + "\n" for row in rows))
+    write_rows(path, rows)
     with pytest.raises(InvalidInput, match=r"2 prompts with the id 7"):
         read_prompts(path)
 

@@ -57,7 +57,7 @@ def train(
 
 
 def write_thumbs(path: Path, rows: list[ThumbRow]) -> Path:
-    path.write_text("".join(row.model_dump_json() + "\n" for row in rows))
+    write_rows(path, rows)
     return path
 
 

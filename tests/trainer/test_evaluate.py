@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from app.artifacts import ArtifactStore
 from app.errors import ModelUnavailable
 from app.specs import EvaluateSpec, Generation, ModelRef, PromptRow
-from tests.trainer.conftest import build_reward_model, user
+from tests.trainer.conftest import build_reward_model, user, write_rows
 from trainer import evaluation, precision
 from trainer.chat import ChatEncoder
 from trainer.evaluation import best_of_n, measure, refuses, repetition, reward_models_scorer
@@ -176,7 +176,7 @@ def test_the_recipe_measures_what_plain_transformers_says(
     rows = [
         PromptRow(id=i, messages=user("q" * (1 + 5 * i)), slices={"domain": "a" if i < 2 else "b"}) for i in range(4)
     ]
-    prompts.write_text("".join(row.model_dump_json() + "\n" for row in rows))
+    write_rows(prompts, rows)
     spec = EvaluateSpec(
         policy=tiny_ref,
         reference=ModelRef(base=str(other_tiny_model)),
@@ -251,8 +251,7 @@ def test_all_models_of_an_evaluation_run_in_the_precision_that_its_result_names(
 
     monkeypatch.setattr(evaluate, "load_causal_lm", causal)
     monkeypatch.setattr(evaluation, "load_reward_model", classifier)
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text(PromptRow(id=1, messages=user("Hm")).model_dump_json() + "\n")
+    prompts = write_rows(tmp_path / "prompts.jsonl", [PromptRow(id=1, messages=user("Hm"))])
     spec = EvaluateSpec(
         policy=tiny_ref,
         reference=ModelRef(base=str(other_tiny_model)),
@@ -275,8 +274,7 @@ def test_a_reference_that_reads_other_tokens_is_refused_before_anything_is_sampl
     vocabulary = tokenizer["model"]["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text(PromptRow(id=1, messages=user("Hm")).model_dump_json() + "\n")
+    prompts = write_rows(tmp_path / "prompts.jsonl", [PromptRow(id=1, messages=user("Hm"))])
     spec = EvaluateSpec(
         policy=tiny_ref,
         reference=ModelRef(base=str(other)),
@@ -293,8 +291,7 @@ def test_a_reference_that_reads_other_tokens_is_refused_before_anything_is_sampl
 def test_a_score_that_is_no_number_is_named_and_not_averaged(
     tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path
 ) -> None:
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text("".join(PromptRow(id=i, messages=user("Hm")).model_dump_json() + "\n" for i in (1, 7)))
+    prompts = write_rows(tmp_path / "prompts.jsonl", [PromptRow(id=i, messages=user("Hm")) for i in (1, 7)])
     spec = EvaluateSpec(
         policy=tiny_ref,
         reference=tiny_ref,

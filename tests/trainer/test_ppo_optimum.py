@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from app.artifacts import ArtifactStore
 from app.specs import ModelRef, Optimiser, PPOSpec, PromptRow
-from tests.trainer.conftest import user
+from tests.trainer.conftest import user, write_rows
 from trainer.recipes import ppo
 from trainer.reporting import ConsoleReporter
 from trainer.rollout import Response
@@ -108,7 +108,7 @@ def toy(tmp_path: Path) -> Toy:
         chat_template="{% for message in messages %}{{ message['content'] }}{% endfor %}",
     ).save_pretrained(folder)
     rows = [PromptRow(id=i, messages=user(prompt)) for i, prompt in enumerate(PROMPTS)]
-    (folder / "prompts.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in rows))
+    write_rows(folder / "prompts.jsonl", rows)
     return Toy(folder, logps_of(folder))
 
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from app.artifacts import ArtifactStore, digest_folder
 from app.errors import InvalidInput
 from app.specs import Lora, ModelRef, Optimiser, PPOSpec, PromptRow
-from tests.trainer.conftest import build_reward_model, user
+from tests.trainer.conftest import build_reward_model, user, write_rows
 from trainer import evaluation, precision, rollout
 from trainer.chat import ChatEncoder
 from trainer.checkpoints import Checkpoints
@@ -48,7 +48,7 @@ def prompts(tmp_path: Path) -> Path:
         PromptRow(id=i, messages=user("Hm" * (1 + i % 3)), slices={"domain": "even" if i % 2 == 0 else "odd"})
         for i in range(12)
     ]
-    path.write_text("".join(row.model_dump_json() + "\n" for row in rows))
+    write_rows(path, rows)
     return path
 
 

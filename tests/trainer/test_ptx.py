@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from app.errors import InvalidInput
 from app.specs import DemonstrationRow, ModelRef, Optimiser
-from tests.trainer.conftest import user
+from tests.trainer.conftest import user, write_rows
 from trainer.chat import ChatEncoder
 from trainer.critics import ActorCritic, ValueHead
 from trainer.modeling import load_causal_lm, load_tokenizer
@@ -17,7 +17,7 @@ from trainer.training import Training
 
 
 def write(path: Path, rows: list[DemonstrationRow]) -> Path:
-    path.write_text("".join(row.model_dump_json() + "\n" for row in rows))
+    write_rows(path, rows)
     return path
 
 

@@ -12,7 +12,7 @@ import torch
 from app.artifacts import ArtifactStore
 from app.errors import InvalidInput, ModelUnavailable, PrefloopError
 from app.specs import Generation, Lora, ModelRef, PromptRow, SampleSpec
-from tests.trainer.conftest import build_reward_model, user
+from tests.trainer.conftest import build_reward_model, user, write_rows
 from trainer.chat import ChatEncoder, TokenSequence
 from trainer.data import read_prompts
 from trainer.generation import Sampling, generate
@@ -29,7 +29,7 @@ from trainer.saving import save_policy
 def spec(tiny_ref: ModelRef, tmp_path: Path) -> SampleSpec:
     path = tmp_path / "prompts.jsonl"
     rows = [PromptRow(id=100 + i, messages=user("z" * (i * 5 % 17))) for i in range(9)]
-    path.write_text("".join(row.model_dump_json() + "\n" for row in rows))
+    write_rows(path, rows)
     generation = Generation(samples_per_prompt=3, max_new_tokens=60, temperature=0.9, batch_size=12)
     return SampleSpec(models=(tiny_ref,), prompts=str(path), generation=generation, seed=5)
 
@@ -145,10 +145,10 @@ def test_what_a_later_model_lacks_is_told_before_the_first_is_sampled(
 def test_prompts_that_are_not_read_whole_are_named(spec: SampleSpec, store: ArtifactStore) -> None:
     rows = read_prompts(Path(spec.prompts))
     long = rows[4].model_copy(update={"messages": user("z" * 434)})  # 19 tokens more, and 60 new ones: 513
-    Path(spec.prompts).write_text("".join(row.model_dump_json() + "\n" for row in [*rows[:4], long, *rows[5:]]))
+    write_rows(Path(spec.prompts), [*rows[:4], long, *rows[5:]])
     result = sample.sample(spec, store, ConsoleReporter(stream=None), lambda completions: None)
     assert result.notes == ("1 prompts lost their beginning, to stay within 512 tokens with 60 new ones: 104",)
-    Path(spec.prompts).write_text("".join(row.model_dump_json() + "\n" for row in rows))
+    write_rows(Path(spec.prompts), rows)
     assert sample.sample(spec, store, ConsoleReporter(stream=None), lambda completions: None).notes == ()
 
 

@@ -15,7 +15,7 @@ import torch
 from app.artifacts import ArtifactStore
 from app.errors import InvalidInput, ModelUnavailable, PrefloopError, Unavailable
 from app.specs import Generation, ModelRef, PromptRow, SampleSpec, Server
-from tests.trainer.conftest import user
+from tests.trainer.conftest import user, write_rows
 from tests.trainer.vllm import Fault, Handler, Vllm, break_off, hang, status, text_of
 from trainer.recipes import sample
 from trainer.recipes.sample import Completion
@@ -283,7 +283,7 @@ def test_a_server_strict_about_the_protocol_is_asked_without_what_it_refuses(
 @pytest.fixture
 def spec(vllm: Vllm, tiny_ref: ModelRef, tmp_path: Path) -> SampleSpec:
     path = tmp_path / "prompts.jsonl"
-    path.write_text("".join(row.model_dump_json() + "\n" for row in ROWS))
+    write_rows(path, ROWS)
     return SampleSpec(
         models=(tiny_ref, tiny_ref), servers=(None, spec_of(vllm)), prompts=str(path), generation=GENERATION, seed=3
     )
