@@ -105,7 +105,7 @@ def test_typing_on_when_a_refused_answer_comes_back_presses_no_keys(session: Ses
     question(page, 1)
     press(page, "e")
     page.keyboard.type("The first one ")
-    page.wait_for_function("document.getElementById('rationale').value.endsWith(' ')")
+    expect(page.locator("#rationale")).to_have_value("The first one ")
     [route] = held
     route.continue_()
     page.unroute_all()
