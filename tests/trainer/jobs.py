@@ -139,3 +139,5 @@ if __name__ == "__main__":
     losses = run_all(Path(folder), mine, [name.removesuffix("+") for name in names], checkpoints)
     (mine / "losses.json").write_text(json.dumps(losses))
     (mine / "share.json").write_text(json.dumps(share_held(Path(folder))))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # else gloo's threads may abort a process that is ending
