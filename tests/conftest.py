@@ -97,17 +97,24 @@ class SignedIn:
     def __init__(self, http: TestClient, user: User | None) -> None:
         self.http = http
         self.user = user
+        self._token: tuple[dict[str, str], str] = {}, ""  # and the cookies it belongs to
 
     def get(self, url: str, **kwargs: Any) -> Response:
         return self.http.get(url, **kwargs)
 
     def post(self, url: str, data: dict[str, Any] | None = None, *, csrf: bool = True, **kwargs: Any) -> Response:
         if csrf:
+            kwargs["headers"] = {"X-CSRF-Token": self._csrf_token()} | kwargs.get("headers", {})
+        return self.http.post(url, data=data, **kwargs)
+
+    def _csrf_token(self) -> str:
+        """What a page of this session says; asked for again once the cookies are others."""
+        if not self._token[1] or self._token[0] != dict(self.http.cookies):
             token = re.search(r'name="csrf_token" value="(\w+)"', self.http.get("/sign-in").text)
             token = token or re.search(r'"X-CSRF-Token": "(\w+)"', self.http.get("/projects").text)
             assert token, "no CSRF token on the page"
-            kwargs["headers"] = {"X-CSRF-Token": token[1]} | kwargs.get("headers", {})
-        return self.http.post(url, data=data, **kwargs)
+            self._token = dict(self.http.cookies), token[1]
+        return self._token[1]
 
 
 @pytest.fixture
