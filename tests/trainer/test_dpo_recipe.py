@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM
 
 from app.artifacts import ArtifactStore, digest_folder
 from app.errors import InvalidInput
 from app.specs import DPOSpec, Lora, ModelRef, Optimiser, PairRow, ThumbRow
-from tests.trainer.conftest import separable_pairs, user, write_rows
+from tests.trainer.conftest import byte_tokenizer, separable_pairs, user, write_rows
 from trainer.chat import ChatEncoder, TokenSequence
 from trainer.checkpoints import Checkpoints
 from trainer.data import encode_pairs
@@ -435,12 +435,46 @@ def test_continues_an_adapter_against_an_earlier_policy(
     assert first.train_rows == 120
 
 
-def test_ties_are_left_out_and_full_weights_train(tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path) -> None:
-    tied = [row.model_copy(update={"p_b": 0.5, "comparison_id": 900}) for row in separable_pairs(1, 0)]
-    snapshot = write_rows(tmp_path / "snapshot.jsonl", separable_pairs(24, 0) + tied)
+def test_a_reference_of_another_architecture_is_read_in_the_way_it_can_be(
+    tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path
+) -> None:
+    """The policy reads shared prompts; a window of eight tokens is none of what a mask of shared prompts says."""
+    tokenizer, folder = byte_tokenizer(), tmp_path / "windowed"
+    torch.manual_seed(2)
+    config = MistralConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.3,
+        sliding_window=8,
+    )
+    MistralForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    rows = separable_pairs(24, 4)
+    snapshot = write_rows(tmp_path / "snapshot.jsonl", rows)
+    _, reporter = train(spec_of(tiny_ref, snapshot, reference={"base": str(folder)}), store)
+    chosen, _rejected = heldout_pairs(tiny_ref.base, rows)
+    expected = 0.1 * (PlainLogps(tiny_ref.base)(chosen) - PlainLogps(str(folder))(chosen)).mean()
+    assert reporter.values("eval_rewards/chosen")[0] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["dpo", "kto"])
+def test_ties_are_left_out_by_name_and_full_weights_train(
+    loss: str, tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path
+) -> None:
+    tied = [
+        row.model_copy(update={"p_b": 0.5, "comparison_id": 900 + i, "split": split})
+        for i, (row, split) in enumerate(zip(separable_pairs(2, 0), ("heldout", "train"), strict=True))
+    ]
+    snapshot = write_rows(tmp_path / "snapshot.jsonl", tied + separable_pairs(24, 0))
     settings = Optimiser(learning_rate=1e-4)
-    result, _ = train(spec_of(tiny_ref, snapshot, lora=None, optimiser=settings), store)
+    result, _ = train(spec_of(tiny_ref, snapshot, loss=loss, lora=None, optimiser=settings), store)
     assert result.train_rows == 24
+    assert result.dropped == ("2 comparisons are ties, which do not say what to make likelier: 901, 900",)
     assert (store.resolve("models/dpo") / "model.safetensors").exists()
 
 

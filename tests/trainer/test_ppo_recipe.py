@@ -454,8 +454,9 @@ def test_prompts_that_are_too_long_are_named(
     )
 
 
+@pytest.mark.parametrize("episodes", [1, 13])  # the prompt is on the sample pages only; it is trained on
 def test_a_prompt_that_the_template_does_not_take_is_found_before_anything_is_loaded(
-    tiny_model: Path, prompts: Path, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, prompts: Path, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, episodes: int
 ) -> None:
     folder = tmp_path / "strict"
     shutil.copytree(tiny_model, folder)
@@ -466,7 +467,7 @@ def test_a_prompt_that_the_template_does_not_take_is_found_before_anything_is_lo
     with prompts.open("a") as file:
         file.write(PromptRow(id=99, messages=({"role": "system", "content": "Be good."},)).model_dump_json() + "\n")
     monkeypatch.setattr(ppo, "load_policy_and_reference", lambda *_: pytest.fail("The policy was loaded."))
-    spec = spec_of(ModelRef(base=str(folder)), prompts, episodes=13, rollout_size=1)
+    spec = spec_of(ModelRef(base=str(folder)), prompts, episodes=episodes, rollout_size=1)
     with pytest.raises(InvalidInput, match=r"does not accept .* No system prompts"):
         train(spec, store, tmp_path / "policy")
 

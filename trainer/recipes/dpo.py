@@ -27,6 +27,7 @@ from trainer.checkpoints import Checkpoints
 from trainer.data import (
     MIN_PAIRS,
     Pair,
+    describe_left_out,
     encode_pairs,
     encode_thumbs,
     read_pairs,
@@ -45,7 +46,7 @@ from trainer.modeling import (
     working_dtype,
 )
 from trainer.packing import pack, packed_length
-from trainer.policy import Policy
+from trainer.policy import Policy, can_share, trunk_of
 from trainer.precision import name_of
 from trainer.reference_logps import Group, Tick, completion_logps, reference_logps
 from trainer.reporting import PolicyResult, Reporter
@@ -93,9 +94,11 @@ def train(
     # 3. The reference never changes: what it says is computed once, and needed no more once that is known.
     if reference is not None and reference_ref is not None:
         with reference() as model:
+            # It may be of another architecture, which reads rows in another way.
+            its_layout = layout | {"share": policy.share and can_share(trunk_of(model))}
             for rows in (train_rows, heldout):
                 tick = partial(reporter.progress, total=len(rows.groups), message="log-probs of the reference")
-                rows.keep(reference_logps(store, reference_ref, model, rows.groups, tick=tick, **layout))
+                rows.keep(reference_logps(store, reference_ref, model, rows.groups, tick=tick, **its_layout))
         del reference, model
 
     # 4. Where we start from. A policy that starts as its reference has just been measured.
@@ -218,16 +221,17 @@ class Rows:
 def read_rows(spec: DPOSpec, store: ArtifactStore, encoder: ChatEncoder) -> tuple[Rows, Rows, tuple[str, ...]]:
     """Training and held-out rows, and why others were left out. Raises InvalidInput where there is too little."""
     encoded = encode_pairs(read_pairs(store.resolve(spec.snapshot)), encoder, close_cut=False)
-    train = examples_of(encoded.train, avoid_both_bad=spec.loss == "kto", soft_labels=spec.soft_labels)
-    heldout = examples_of(encoded.heldout, soft_labels=spec.soft_labels)
-    dropped = encoded.dropped
+    train, ties = examples_of(encoded.train, avoid_both_bad=spec.loss == "kto", soft_labels=spec.soft_labels)
+    heldout, heldout_ties = examples_of(encoded.heldout, soft_labels=spec.soft_labels)
+    reasons = {"are ties, which do not say what to make likelier": ties + heldout_ties} if ties or heldout_ties else {}
+    dropped = encoded.dropped + describe_left_out(reasons, "comparisons")
     if spec.loss != "kto":
         if spec.thumbs:
             raise InvalidInput(
                 f"The loss {spec.loss} compares responses: thumbs are of no use to it.", "Choose KTO, or no thumbs."
             )
         what = "DPO" if spec.loss == "dpo" else f"Preference optimisation ({spec.loss})"
-        require_pairs(encoded.train, what, dropped)
+        require_pairs(encoded.train, what, encoded.dropped)
         return Rows(train, []), Rows(heldout, []), dropped
 
     if spec.thumbs:
@@ -252,23 +256,28 @@ def read_rows(spec: DPOSpec, store: ArtifactStore, encoder: ChatEncoder) -> tupl
     return Rows(train, strangers), Rows(heldout, strangers_of(heldout, encoder)), dropped
 
 
-def examples_of(pairs: Sequence[Pair], *, avoid_both_bad: bool = False, soft_labels: bool = False) -> list[Example]:
-    """What pairs teach. A tie says nothing about which response to make likelier.
+def examples_of(
+    pairs: Sequence[Pair], *, avoid_both_bad: bool = False, soft_labels: bool = False
+) -> tuple[list[Example], list[int]]:
+    """What pairs teach, and the ids of ties: they say nothing about which response to make likelier.
 
     Args:
         avoid_both_bad: where most labelers found neither any good both are to be avoided, whichever is less bad; for
             KTO, which needs no rival.
         soft_labels: keep how sure the labelers are together; else the winner is taken for certain.
     """
-    examples = []
+    examples: list[Example] = []
+    ties: list[int] = []
     for pair in pairs:
         weight, slices = pair.row.weight, pair.row.slices
         if avoid_both_bad and pair.row.both_bad > 0.5:
             examples += [Example((sequence,), (REJECTED,), weight, slices) for sequence in pair.sequences]
-        elif not pair.tied:
+        elif pair.tied:
+            ties.append(pair.row.comparison_id)
+        else:
             doubt = 1 - pair.p_chosen if soft_labels else 0.0
             examples.append(Example(pair.sequences, (CHOSEN, REJECTED), weight, slices, doubt))
-    return examples
+    return examples, ties
 
 
 def strangers_of(examples: Sequence[Example], encoder: ChatEncoder) -> list[Group]:

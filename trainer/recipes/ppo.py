@@ -131,8 +131,9 @@ def train(
     tokenizer = load_tokenizer(policy_ref)
     pad_id = tokenizer.pad_token_id
     encoder = ChatEncoder(tokenizer, spec.max_length)
-    drawn = (row for row, _ in draw(rows, spec, 0, spec.episodes))
-    dropped = cut_prompts(drawn, encoder, spec.max_new_tokens)
+    pages = page_prompts(rows, spec.seed)
+    answered = {row.id: row for row in (*pages, *(row for row, _ in draw(rows, spec, 0, spec.episodes)))}
+    dropped = cut_prompts(answered.values(), encoder, spec.max_new_tokens)
     mix = None
     if spec.ptx is not None:
         mix = Mix(store.resolve(spec.ptx), encoder, spec.ptx_coef, spec.optimiser.batch_size, pad_id)
@@ -164,7 +165,6 @@ def train(
     )
     learner = Learner(spec, training, module.share, pad_id, mix, tick)
     progress, rollout = Progress(spec.kl_coef, asdict(RunningScale())), None
-    pages = page_prompts(rows, spec.seed)
 
     def show_page(step: int) -> None:
         answers, looked = collector.collect([(row, [PAGE_SAMPLE]) for row in pages], Clock())
