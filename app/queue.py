@@ -3,7 +3,7 @@
 from procrastinate.jobs import Job
 from procrastinate.manager import JobManager
 from procrastinate.sync_psycopg_connector import SyncPsycopgConnector
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from app.models import Run
@@ -35,3 +35,9 @@ def enqueue_run(session: Session, run_id: int) -> int:
     enqueued = _manager.defer_job(job, connection=connection)
     assert enqueued.id is not None
     return enqueued.id
+
+
+def has_worker(session: Session) -> bool:
+    """Whether a worker has given a sign of life in the time of five of its heartbeats: see `trainer.worker`."""
+    alive = text("SELECT EXISTS (SELECT FROM procrastinate_workers WHERE last_heartbeat > now() - interval '15 s')")
+    return bool(session.scalar(alive))

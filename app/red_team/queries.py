@@ -3,10 +3,11 @@
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, and_, case, exists, func, or_, select, text
+from sqlalchemy import ColumnElement, Select, and_, case, exists, func, or_, select
 from sqlalchemy.orm import Session
 
 from app.models import ModelVersion, Project, Prompt, RedTeamAttempt, Run, User
+from app.queue import has_worker
 from app.red_team.forms import AttemptFilter
 
 PAGE = 50
@@ -198,6 +199,4 @@ def busy(session: Session, attempt_: RedTeamAttempt) -> Busy:
     running = session.scalars(select(Run).where(other).order_by(Run.started_at).limit(1)).one_or_none()
     before = and_(Run.kind == "red_team", Run.state == "queued", Run.id < attempt_.run_id)
     ahead = session.scalar(select(func.count()).where(before)) or 0
-    # Three heartbeats of a worker: see trainer.worker.
-    alive = text("SELECT EXISTS (SELECT FROM procrastinate_workers WHERE last_heartbeat > now() - interval '15 s')")
-    return Busy(running, ahead, bool(session.scalar(alive)))
+    return Busy(running, ahead, has_worker(session))

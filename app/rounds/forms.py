@@ -110,7 +110,9 @@ class RoundConfig(BaseModel):
         _rare("policy", "Label smoothing", DPO),
     ] = _DPO["label_smoothing"].default
     soft_labels: Annotated[
-        bool, Field(description="DPO: labelers' shares as targets, not 0 or 1"), _rare("policy", "Soft labels", DPO)
+        bool,
+        Field(description="DPO: learn how sure the labelers are together, not only who won"),
+        _rare("policy", "Soft labels", DPO),
     ] = _DPO["soft_labels"].default
     length_average: Annotated[
         bool, Field(description="IPO: log-ratios a token, not their sum"), _rare("policy", "Length average", DPO)
@@ -256,6 +258,11 @@ class RoundConfig(BaseModel):
     reward_ensemble: Annotated[
         int, Field(ge=1, le=16, description="heads on one trunk"), _rare("reward", "Ensemble", LEARNS_REWARD)
     ] = _REWARD["ensemble"].default
+    reward_aspects: Annotated[
+        bool,
+        Field(description="a head of its own for each aspect that 20 comparisons decide"),
+        _rare("reward", "Aspects", LEARNS_REWARD),
+    ] = False
     reward_ties: Annotated[
         Literal["half", "rao_kupper", "davidson"],
         Field(description="half a win each way, or an outcome of their own"),
@@ -268,7 +275,7 @@ class RoundConfig(BaseModel):
     ] = _REWARD["margin"].default
     reward_soft_labels: Annotated[
         bool,
-        Field(description="labelers' shares as targets, not 0 or 1"),
+        Field(description="learn how sure the labelers are together, not only who won"),
         _rare("reward", "Soft labels", LEARNS_REWARD),
     ] = _REWARD["soft_labels"].default
     reward_label_smoothing: Annotated[float, Field(ge=0, lt=0.5), _rare("reward", "Label smoothing", LEARNS_REWARD)] = (
@@ -322,7 +329,9 @@ class RoundConfig(BaseModel):
     @classmethod
     def defaults(cls, algorithm: Algorithm, generation: Generation, **settings: Any) -> "RoundConfig":
         """The project's way of sampling and the algorithm's own settings, but for those that are given."""
-        sampling = generation.model_dump(include={"samples_per_prompt", "max_new_tokens", "temperature"})
+        sampling = generation.model_dump(include={"max_new_tokens", "temperature"})
+        # A round compares a prompt's responses; a project may ask for one alone.
+        sampling["samples_per_prompt"] = max(2, generation.samples_per_prompt)
         return cls.model_validate({"algorithm": algorithm} | sampling | settings)
 
     @property

@@ -241,8 +241,10 @@ def cancel_sampling(operator: OperatorDep, project: ProjectDep, run: RunDep, ses
 
 
 @router.post("/sampling/{run_id}/retry")
-def retry_sampling(operator: OperatorDep, project: ProjectDep, run: RunDep, session: SessionDep) -> Response:
-    service.retry_run(session, run, operator)
+def retry_sampling(
+    request: Request, operator: OperatorDep, project: ProjectDep, run: RunDep, session: SessionDep
+) -> Response:
+    service.retry_run(session, run, operator, request.app.state.settings.sampling_server)
     return redirect(f"/projects/{project.slug}/rounds")
 
 

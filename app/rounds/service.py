@@ -30,7 +30,7 @@ from app.rounds.runs import (
 )
 from app.rounds.sampling import NewSample, store_samples
 from app.rounds.snapshots import demonstration_counts, demonstration_rows, freeze, freeze_demonstrations, would_read
-from app.rounds.stages import Maker, checkpoints_of, output_of, samples_of
+from app.rounds.stages import MIN_PAIRS, Maker, checkpoints_of, output_of, sample_by, samples_of
 from app.settings import SamplingServer
 from app.specs import PromptRow
 
@@ -60,7 +60,6 @@ __all__ = [
 ]
 
 MIN_DEMONSTRATIONS = 20
-MIN_PAIRS = 20  # with a winner; from fewer, training would learn noise (trainer.data refuses them too)
 FEW_PAIRS = 100  # below this a reward model learns little
 FIRST_PROMPTS = 200  # prompts sampled before the first round
 
@@ -308,7 +307,7 @@ def retry(
     round_.error = round_.finished_at = None
     audit(session, actor.id, "round.retried", project.id, number=round_.number, stage=round_.state)
     if failed := [run for run in runs if run.state == "failed"]:
-        _requeue(session, failed[-1])
+        _requeue(session, failed[-1], server)
     else:  # it failed before the stage's run could be made
         enqueue_stage(Maker(session, store, project, server), round_)
 
@@ -327,16 +326,18 @@ def discard_checkpoints(session: Session, store: ArtifactStore, round_: Round, a
     audit(session, actor.id, "round.checkpoints_discarded", round_.project_id, number=round_.number)
 
 
-def retry_run(session: Session, run: Run, actor: User) -> None:
+def retry_run(session: Session, run: Run, actor: User, server: SamplingServer | None = None) -> None:
     """Repeats a failed or cancelled sampling run outside a round; samples it has stored are kept."""
     _lock(session, run)
     if run.state not in ("failed", "cancelled") or run.round_id is not None:
         raise Conflict("This run cannot be retried.", "Only a sampling run that failed can.")
     audit(session, actor.id, "run.retried", run.project_id, run=run.id)
-    _requeue(session, run)
+    _requeue(session, run, server)
 
 
-def _requeue(session: Session, run: Run) -> None:
+def _requeue(session: Session, run: Run, server: SamplingServer | None) -> None:
+    if run.kind == "sample":
+        sample_by(run, server)
     run.state, run.attempts, run.attempts_since_checkpoint, run.cancel_requested = "queued", 0, 0, False
     run.error, run.finished_at, run.started_at, run.heartbeat_at = None, None, None, None
     run.progress_done, run.progress_total, run.progress_message = 0, 0, ""

@@ -1,10 +1,12 @@
 """The frozen spec of each stage's run, and what a finished run leaves: a model version."""
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
-from app.artifacts import ArtifactStore
+from app.artifacts import ArtifactStore, read_content
 from app.domain.rounds import Stage, plan, run_kind
 from app.errors import InvalidInput
 from app.judging import LabelingSettings
@@ -20,6 +22,7 @@ from app.specs import (
     Lora,
     ModelRef,
     Optimiser,
+    PairRow,
     PPOSpec,
     PromptRow,
     RewardSpec,
@@ -32,6 +35,7 @@ from app.specs import (
 EVALUATION_PROMPTS = 100
 EVALUATION_SEED = 1_000_003
 PROMPT_ROOM = 512  # tokens left for a prompt beside the longest response
+MIN_PAIRS = 20  # with a winner; from fewer, training would learn noise (trainer.data refuses them too)
 
 
 def ref(model: ModelVersion) -> ModelRef:
@@ -92,10 +96,9 @@ class Maker(NamedTuple):
         assert self.project.policy_id is not None
         policy = self.session.get_one(ModelVersion, self.project.policy_id)
         generation = Generation.model_validate(self.project.generation).model_copy(update={"samples_per_prompt": 1})
-        served = _served(self.server, policy)
         spec = SampleSpec(
             models=(ref(policy),),
-            servers=(served,) if served else (),
+            servers=_servers(self.server, [ref(policy)]),
             prompts=write_lines(self.store, "prompts", [row], compressed=False)[1],
             generation=generation,
             seed=queries.count_runs(self.session, self.project.id),
@@ -127,6 +130,7 @@ class Maker(NamedTuple):
                 | {
                     "backbone": before,
                     "snapshot": self._file(round_.snapshot_id),
+                    "aspects": self._aspects(round_.snapshot_id) if config.reward_aspects else (),
                     "lora": _lora(config, config.reward_lora),
                     "optimiser": reward_optimiser(config),
                     "max_length": max_length,
@@ -208,12 +212,10 @@ class Maker(NamedTuple):
         scores = labeling.pairs.near_miss > 0 or labeling.pairs.uncertain > 0
         if not prompts:
             raise InvalidInput("The project has no train or held-out prompts to sample from.", "Import prompts first.")
-        # A name that is set is that of one model, the first; the worker samples the others.
-        one_name = self.server is not None and self.server.model is not None
-        servers = tuple(None if one_name and i else _served(self.server, model) for i, model in enumerate(models))
+        refs = tuple(ref(model) for model in models)
         return SampleSpec(
-            models=tuple(ref(model) for model in models),
-            servers=servers if any(servers) else (),
+            models=refs,
+            servers=_servers(self.server, refs),
             prompts=prompts_file(self.store, prompts),
             generation=generation,
             reward_models=(reward_model,) if reward_model and scores else (),
@@ -224,10 +226,41 @@ class Maker(NamedTuple):
     def _file(self, snapshot_id: int | None) -> str:
         return self.session.get_one(Snapshot, snapshot_id).location
 
+    def _aspects(self, snapshot_id: int | None) -> tuple[str, ...]:
+        """The aspects that enough of the snapshot's comparisons decide.
 
-def _served(server: SamplingServer | None, model: ModelVersion) -> Server | None:
-    location = model.adapter or model.base
-    return server and Server(url=server.url, model=server.model or location.rstrip("/").rpartition("/")[2])
+        Raises:
+            InvalidInput: there is none.
+        """
+        decided: Counter[str] = Counter()
+        for line in read_content(self.store.resolve(self._file(snapshot_id))).splitlines():
+            row = PairRow.model_validate_json(line)
+            if row.split == "train" and row.p_b != 0.5:
+                decided.update(name for name, p_b in row.aspects.items() if p_b != 0.5)
+        found = tuple(name for name, n in sorted(decided.items()) if n >= MIN_PAIRS)
+        if not found:
+            raise InvalidInput(
+                f"No aspect is decided by {MIN_PAIRS} of the comparisons to train on, so none can have a head.",
+                "Switch the reward model's aspects off, or collect judgments that rate them.",
+            )
+        return found
+
+
+def _servers(server: SamplingServer | None, models: Sequence[ModelRef]) -> tuple[Server | None, ...]:
+    """What samples each model. A name that is set is that of one, the first; the worker samples the others."""
+    if server is None:
+        return ()
+    if server.model is not None:
+        return (Server(url=server.url, model=server.model), *[None] * (len(models) - 1))
+    locations = [model.adapter or model.base for model in models]
+    return tuple(Server(url=server.url, model=each.rstrip("/").rpartition("/")[2]) for each in locations)
+
+
+def sample_by(run: Run, server: SamplingServer | None) -> None:
+    """Gives a sampling run that is tried again to what samples now: the server's address may be what was wrong."""
+    models = [ModelRef.model_validate(model) for model in run.spec["models"]]
+    servers = [each and each.model_dump(mode="json") for each in _servers(server, models)]
+    run.spec = run.spec | {"servers": servers}
 
 
 def policy_optimiser(config: RoundConfig) -> Optimiser:

@@ -14,6 +14,7 @@ from app.domain.proportions import wilson
 from app.domain.rounds import ACTIVE, stage_of
 from app.domain.slices import of_prompt
 from app.models import ModelVersion, Project, Round, Run, Snapshot
+from app.queue import has_worker
 from app.rounds import queries, result_queries
 from app.rounds.result_queries import HumanEval
 from app.rounds.stages import checkpoints_of, plan_of, samples_of
@@ -60,6 +61,12 @@ class StageView(NamedTuple):
     state: str  # waiting | queued | running | succeeded | failed | cancelled
     run: Run | None
 
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader of the stage's figures has to know: rows that were left out, above all."""
+        result = (self.run and self.run.result) or {}
+        return [*result.get("dropped", ()), *result.get("notes", ())]
+
 
 def stages_of(round_: Round, runs: Sequence[Run]) -> list[StageView]:
     """The stages of the round's plan with their runs; a stage that is not reached yet waits."""
@@ -101,7 +108,9 @@ def status(round_: Round, runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def metrics(session: Session, round_: Round, after: str) -> dict[str, Any]:
-    """The round's status, and its metrics from a cursor on, which the answer renews: `cursor` goes into the next call.
+    """The round's status, whether a worker is there, and the metrics from a cursor on, which the answer renews.
+
+    `cursor` goes into the next call.
 
     The step of the cursor comes again, since more may have been recorded for it; readers replace by run, name and step.
     """
@@ -111,6 +120,7 @@ def metrics(session: Session, round_: Round, after: str) -> dict[str, Any]:
     cursor = f"{rows[-1].run_id}.{rows[-1].step}" if rows else f"{run_id}.{step}"
     kinds = {run.id: run.kind for run in runs}
     return status(round_, runs) | {
+        "worker": has_worker(session),
         "cursor": cursor,
         "metrics": [
             {"kind": kinds[row.run_id], "name": row.name, "step": row.step, "value": finite(row.value)} for row in rows
@@ -142,6 +152,7 @@ class Page(NamedTuple):
     opened: dict[str, tuple[int, int]]  # by purpose: comparisons opened, decided
     wins: "WinRate | None"
     cancelling: bool
+    worker: bool  # whether there is one
     reads: str  # what it trained on, in words
     has_training_samples: bool
     checkpoint_bytes: int  # kept for a retry of a failed round
@@ -193,6 +204,7 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
         opened={p: counts for (_, p), counts in result_queries.opened_comparisons(session, [round_.id]).items()},
         wins=win_rates(session, [round_.id]).get((round_.id, "")),
         cancelling=round_.state in ACTIVE and any(run.cancel_requested for run in runs),
+        worker=has_worker(session),
         reads=reads(round_.algorithm, snapshot.counts) if snapshot else "",
         has_training_samples=training_samples_of(session, store, round_) is not None,
         checkpoint_bytes=sum(store.size(checkpoints_of(run.id)) for run in runs) if round_.state == "failed" else 0,
@@ -268,7 +280,8 @@ def loop(session: Session, project: Project) -> Loop:
     ids = [round_.id for round_ in rounds]
     values: dict[tuple[int, str, str, str], float] = {}
     for row in result_queries.round_values(session, ids, (ACCURACY, KL, REWARD)):
-        values[row.round_id, row.kind, row.name, row.slice] = row.value
+        if math.isfinite(row.value):  # the chart is JSON, which has no NaN
+            values[row.round_id, row.kind, row.name, row.slice] = row.value
     wins = win_rates(session, ids)
     snapshots = result_queries.snapshots_of(session, ids)
 

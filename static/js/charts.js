@@ -1,6 +1,7 @@
 // Live curves of a round, and the curves over rounds. Colours are read from the page's CSS variables.
 
 const POLL_MS = 2000;
+const STEPS = [0, 1, 2, 3, 4, 5, 6].flatMap((power) => [1, 2, 5].map((n) => n * 10 ** power));
 
 function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -39,7 +40,7 @@ class Plot {
       {
         ...this.size,
         scales: { x: { time: false }, y: this.share ? { range: [0, 1] } : {} },
-        axes: [{ ...axis, size: 32, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000] },
+        axes: [{ ...axis, size: 32, incrs: STEPS },
           { ...axis, size: 52, values: (_, ticks) => ticks.map(short) }],
         series: [{ label: this.xLabel }, ...series],
         cursor: { drag: { x: false, y: false } },
@@ -100,8 +101,9 @@ class Watch {
     this.figures = [...root.querySelectorAll(".plot")].map((place) => new Curves(place));
     this.cursor = "";
     this.attempts = new Map();
+    this.misses = 0;
     document.addEventListener("visibilitychange", () => {
-      if (!document.hidden && !this.finished) this.schedule(0);
+      if (!document.hidden) this.schedule(0); // also of a round that has ended: it may be retried in another tab
     });
     this.poll();
   }
@@ -117,13 +119,21 @@ class Watch {
       const answer = await fetch(`${this.root.dataset.metrics}?after=${this.cursor}`, { headers: { Accept: "application/json" } });
       if (!answer.ok) throw new Error(`status ${answer.status}`);
       await this.show(await answer.json());
+      this.misses = 0;
+      this.say("no-answer", false);
     } catch {
-      // The service is away for a moment: what is shown stays, and the next call tries again.
+      this.misses += 1; // what is shown stays, and the next call tries again
+      this.say("no-answer", this.misses > 1);
     }
     if (!this.finished) this.schedule(POLL_MS);
   }
 
+  say(id, so) {
+    document.getElementById(id).hidden = !so;
+  }
+
   async show(round) {
+    this.say("no-worker", !round.worker && !round.finished);
     const again = round.stages.filter(({ stage, attempt }) => {
       const before = this.attempts.get(stage) ?? attempt;
       this.attempts.set(stage, attempt);

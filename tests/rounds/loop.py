@@ -36,13 +36,14 @@ def decided(
     *,
     texts: tuple[str, str] = ("short and right", "long, long, long and wrong"),
     preferences: tuple[int, ...] = (-2, -1),
+    aspects: dict[str, int] | None = None,
     **values: Any,
 ) -> Comparison:
-    """A settled comparison of the prompt, judged by the labelers."""
+    """A settled comparison of the prompt, judged by the labelers, who agree on the aspects."""
     given = {"texts": texts, "prompt": prompt, "overlap": len(preferences), "state": "open"} | values
     comparison = factories.comparison(session, project, **given)
     for labeler_id, preference in zip(labelers, preferences, strict=True):
-        factories.judgment(session, comparison, preference=preference, labeler_id=labeler_id)
+        factories.judgment(session, comparison, preference=preference, labeler_id=labeler_id, aspects=aspects or {})
     comparison.state = "settled"
     comparison.consensus = sum(preferences) / len(preferences)
     session.flush()

@@ -208,3 +208,34 @@ def test_a_server_samples_where_one_is_set(
     names = [[each.model if each else None for each in spec.servers] for spec in (first, second)]
     # One name is one model's: the worker itself samples the other.
     assert names == ([["served"], ["served", None]] if named else [["base"], [f"run-{run.id}", "base"]])
+
+
+def test_a_retry_samples_by_the_server_that_is_set_now(
+    session: Session, store: ArtifactStore, project: Project
+) -> None:
+    """The advice of every error of a server: set its address, then retry."""
+    wrong, right = (SamplingServer(f"http://{host}:8000/v1", "served") for host in ("typo", "gpu"))
+    operator = factories.user(session, "operator")
+    outside = service.begin_sampling(session, store, project, wrong)
+    service.run_started(session, outside)
+    service.run_failed(session, outside, "The server cannot be reached.")
+    service.retry_run(session, outside, operator, right)
+    assert [each["url"] for each in outside.spec["servers"]] == ["http://gpu:8000/v1"]
+    service.cancel_run(session, outside, operator)
+    service.retry_run(session, outside, operator)
+    assert outside.spec["servers"] == []  # none is set any more: the worker samples
+
+    round_ = start(session, store, project)
+    finish(session, store, round_)
+    policy = last_run(session, round_)
+    service.run_started(session, policy)
+    service.run_finished(session, store, policy, {}, "digest", wrong)
+    sampling = last_run(session, round_)
+    asked = sampling.spec
+    service.run_started(session, sampling)
+    service.run_failed(session, sampling, "The server cannot be reached.")
+    service.retry(session, store, round_, operator, right)
+    spec = RUN_SPEC.validate_python(sampling.spec)
+    assert isinstance(spec, SampleSpec)
+    assert [each and (each.url, each.model) for each in spec.servers] == [("http://gpu:8000/v1", "served")]
+    assert sampling.spec | {"servers": asked["servers"]} == asked  # nothing else of it has changed

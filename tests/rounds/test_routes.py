@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from bs4 import BeautifulSoup
 from fastapi import FastAPI
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from app.models import Metric, Project, Round, Run, Snapshot
@@ -131,6 +131,19 @@ def test_a_learning_rate_that_nobody_typed_follows_lora(sign_in: SignIn, session
     assert (config["learning_rate"], config["reward_learning_rate"]) == (1e-5, 0.5)
 
 
+def test_a_project_that_samples_one_response_can_start_rounds(
+    sign_in: SignIn, session: Session, project: Project
+) -> None:
+    project.generation = project.generation | {"samples_per_prompt": 1}
+    session.commit()
+    client = sign_in("operator")
+    answer = client.get(f"/projects/{project.slug}/rounds/new")
+    assert answer.status_code == 200
+    soup = BeautifulSoup(answer.text, "html.parser")
+    assert soup.select_one("#samples_per_prompt")["value"] == "2"  # type: ignore[index]
+    assert start(client, project, samples_per_prompt="1").status_code == 422
+
+
 def test_the_preview_follows_the_settings(sign_in: SignIn, session: Session, project: Project) -> None:
     labelers = [factories.user(session).id]
     for _ in range(10):
@@ -202,6 +215,64 @@ def test_the_status_is_json_for_programs(sign_in: SignIn, session: Session, proj
     assert status == client.get(base, headers={"Accept": "application/json"}).json()
     assert (status["state"], status["finished"], status["error"]) == ("frozen", False, None)
     assert [stage["state"] for stage in status["stages"]] == ["queued", "waiting", "waiting", "waiting"]
+
+
+def test_a_round_that_waits_for_a_worker_says_so(sign_in: SignIn, session: Session, project: Project) -> None:
+    client = sign_in("operator")
+    start(client, project)
+    base = f"/projects/{project.slug}/rounds/1"
+
+    def is_said() -> bool:
+        said = BeautifulSoup(client.get(base).text, "html.parser").select_one("#no-worker")
+        assert said is not None
+        assert said.has_attr("hidden") == client.get(f"{base}/metrics").json()["worker"]
+        return not said.has_attr("hidden")
+
+    assert is_said()
+    session.execute(text("INSERT INTO procrastinate_workers (last_heartbeat) VALUES (now())"))
+    session.commit()
+    assert not is_said()
+    session.execute(text("UPDATE procrastinate_workers SET last_heartbeat = now() - interval '16 s'"))  # it died
+    session.commit()
+    assert is_said()
+
+
+def test_what_a_stage_left_out_is_said(sign_in: SignIn, session: Session, project: Project) -> None:
+    client = sign_in("operator")
+    start(client, project)
+    run = session.scalars(select(Run)).one()
+    run.result = {"dropped": ["3 comparisons have weight 0: 4, 9, 12"], "notes": ["The tokenizer had no pad."]}
+    session.commit()
+    page = BeautifulSoup(client.get(f"/projects/{project.slug}/rounds/1").text, "html.parser")
+    said = [each.text for each in page.select("#round-facts section[aria-labelledby=remarks] li")]
+    assert said == ["Reward model: 3 comparisons have weight 0: 4, 9, 12", "Reward model: The tokenizer had no pad."]
+
+
+def test_the_loop_is_drawn_though_a_figure_is_no_number(sign_in: SignIn, session: Session, project: Project) -> None:
+    client = sign_in("operator")
+    start(client, project)
+    run = session.scalars(select(Run)).one()
+    session.add(Metric(run_id=run.id, name="eval_accuracy", step=1, value=float("nan")))
+    session.commit()
+    page = BeautifulSoup(client.get(f"/projects/{project.slug}/loop").text, "html.parser")
+    drawn = page.select_one("#loop")
+    assert drawn is not None
+    assert json.loads(str(drawn["data-rows"]), parse_constant=pytest.fail)["accuracy"] == [None]
+
+
+def test_slices_of_ppo_stand_beside_those_of_its_evaluation(
+    sign_in: SignIn, session: Session, project: Project
+) -> None:
+    client = sign_in("operator")
+    round_ = factories.round_(session, project, number=7, algorithm="ppo", state="policy", config={})
+    run = factories.run(session, project, "ppo", round_id=round_.id, state="running")
+    said = {("objective/scores", 1): 9.0, ("objective/scores", 2): 0.25, ("objective/kl", 2): 3.5}
+    for (name, step), value in said.items():
+        session.add(Metric(run_id=run.id, name=name, slice="domain=safety", step=step, value=value))
+    session.commit()
+    page = BeautifulSoup(client.get(f"/projects/{project.slug}/rounds/7").text, "html.parser")
+    cells = page.select("section[aria-labelledby=by-slice] tbody tr td")
+    assert [cell.text for cell in cells] == ["–", "–", "–", "–", "0.25", "3.50"]
 
 
 def test_metrics_come_in_pieces(sign_in: SignIn, session: Session, project: Project) -> None:

@@ -9,6 +9,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
+from app.errors import InvalidInput
 from app.models import Comparison, Project, Run, Snapshot
 from app.rounds import service
 from app.rounds.controls import form_fields
@@ -16,7 +17,7 @@ from app.rounds.forms import RoundConfig
 from app.rounds.service import store_samples
 from app.specs import DPOSpec, Generation, PPOSpec, RewardSpec, SFTSpec
 from tests import factories
-from tests.rounds.loop import config, last_run, make_project, new_samples
+from tests.rounds.loop import config, decided, last_run, make_project, new_samples
 
 # name: (algorithm, value, kind of run, path in its spec, what stands there)
 IN_SPECS: dict[str, tuple[str, Any, str, str, Any]] = {
@@ -82,7 +83,10 @@ IN_SPECS: dict[str, tuple[str, Any, str, str, Any]] = {
     "seed": ("dpo", 5, "dpo", "seed", 5),
 }
 # Those that decide which rows are read or asked about, each with a test of its own below.
-ELSEWHERE = {"train_limit", "heldout_limit", "replay_share", "replay_rounds", "ptx", "prompts", "pairs_per_prompt"}
+ELSEWHERE = {
+    *("train_limit", "heldout_limit", "replay_share", "replay_rounds", "ptx", "reward_aspects"),
+    *("prompts", "pairs_per_prompt"),
+}
 
 
 @pytest.fixture
@@ -168,6 +172,29 @@ def test_ppo_mixes_in_the_approved_demonstrations(session: Session, store: Artif
     location = runs(session, store, project, "ppo", ptx=True)["ppo"].spec["ptx"]
     snapshot = session.scalars(select(Snapshot).where(Snapshot.location == location)).one()
     assert snapshot.counts == {"train": 22, "heldout": 0, "demonstrations": 22}
+
+
+def test_aspects_that_enough_comparisons_decide_get_heads(
+    session: Session, store: ArtifactStore, project: Project
+) -> None:
+    """20 decide factuality, 19 style; 5 held-out ones, and one without a winner, that rate style do not count."""
+    labelers = [factories.user(session).id]
+
+    def rate(aspects: dict[str, int], preference: int = 1, split: str = "train") -> None:
+        prompt = factories.prompt(session, project, split=split)
+        decided(session, project, prompt, labelers, preferences=(preference,), aspects=aspects)
+
+    with pytest.raises(InvalidInput, match="No aspect is decided by 20"), session.begin_nested():
+        runs(session, store, project, "dpo", reward_aspects=True)
+    for _ in range(19):
+        rate({"factuality": 1, "style": -1})
+    rate({"factuality": -1, "style": 0})
+    rate({"style": 1}, preference=0)
+    for _ in range(5):
+        rate({"style": 1}, split="heldout")
+    found = runs(session, store, project, "dpo", reward_aspects=True)
+    assert found["reward"].spec["aspects"] == ["factuality"]
+    assert runs(session, store, project, "dpo")["reward"].spec["aspects"] == []
 
 
 def test_defaults_are_those_of_the_specs(session: Session, store: ArtifactStore, project: Project) -> None:
