@@ -37,13 +37,17 @@ def _model(spec: RewardSpec, model: Figures) -> str:
     few = "" if n >= ENOUGH_REFERENCES else f" Fewer than {ENOUGH_REFERENCES}: both are uncertain."
     rows = list(zip(model["heads"], model["gains"], model["offsets"], strict=True))
     scale = "the d of Rao and Kupper's model" if spec.ties == "rao_kupper" else "the log-odds of preference"
+    together = (
+        " Members of the ensemble count alike: its score is the mean of their rewards." if spec.ensemble > 1 else ""
+    )
     return (
         "Bradley-Terry reward model: a scalar a head, read at the last valid token of the chat with the response and\n"
         f"its end-of-turn token (pooling: `{model['pooling']}`). The padding token ends no response, so that pooling\n"
         "by padding id (plain transformers) and by mask (Prefloop) read the same place.\n\n"
         f"Rewards have standard deviation 1 over {n} responses of training comparisons, and mean 0 once the offset is\n"
         f"subtracted (`reward_offsets` in config.json; Prefloop's loader does that).{few}\n\n"
-        f"A difference of rewards divided by the gain is {scale}.\n\n" + table(["head", "gain", "offset"], rows)
+        f"A difference of rewards divided by the gain is {scale}.{together}\n\n"
+        + table(["head", "gain", "offset"], rows)
     )
 
 

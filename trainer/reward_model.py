@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 from app.errors import ModelUnavailable
 from app.specs import Lora, ModelRef
 from trainer.chat import end_of_turn_id
-from trainer.checks import refuse_nan, refuse_pickles
+from trainer.checks import refuse_missing, refuse_nan, refuse_pickles
 from trainer.modeling import (
     device,
     load_causal_lm,
@@ -66,6 +66,15 @@ class RewardModel(nn.Module):
         """The mean (...) over the score heads of rewards (..., H)."""
         return rewards[..., self.score_heads].mean(-1)
 
+    def shares(self, deviation: Tensor) -> Tensor:
+        """What to multiply rewards (..., H) with these standard deviations (H,) by for the score that is deployed.
+
+        Normalised members of an ensemble have equal spreads, so one that spread its rewards more counts for less than
+        in the plain mean. Of mean 1 over the score heads: the scale stays theirs. (H,), 1 for a single head.
+        """
+        gains = 1 / deviation.clamp(min=1e-6)
+        return (gains / self.score(gains)).float()
+
     def forward(self, packed: Packed) -> Tensor:
         """Rewards (S, H) in fp32."""
         pooled = hidden_states(trunk_of(self.classifier), packed).index_select(0, packed.ends)
@@ -101,7 +110,7 @@ def new_reward_model(
     _require_scalar_head(classifier, backbone.base)
     trunk = causal.base_model
     setattr(classifier, classifier.base_model_prefix, trunk)
-    hidden_size = config.get_text_config().hidden_size
+    hidden_size = classifier.score.in_features  # not always the layers'
     classifier.score = nn.Linear(hidden_size, len(heads), bias=False)
     nn.init.normal_(classifier.score.weight, std=(hidden_size + 1) ** -0.5)
     classifier.score.to(device())
@@ -194,6 +203,7 @@ def load_reward_model(folder: str | Path, dtype: torch.dtype | None = None) -> t
             f"{folder} holds no weights for the head of a reward model: its rewards would be random.",
             "Choose a reward model that was trained; a policy is none.",
         )
+    refuse_missing(loaded["missing_keys"], str(folder))
     classifier = classifier.requires_grad_(False).to(device()).eval()
     classifier.score.float()  # rewards are compared to more digits than bf16 has
     offsets, gains = getattr(config, "reward_offsets", None), getattr(config, "reward_gains", None)

@@ -59,11 +59,9 @@ def decided_logit(d: Tensor, ties: str, tie: float | None) -> Tensor:
     return F.logsigmoid(d - tie) - F.logsigmoid(-d - tie)  # log P(c) - log P(r)
 
 
-def views_of(
-    pairs: Sequence[Pair], scores: Tensor, ties: str, tie: Tensor | None, *, trained: bool
-) -> list[RewardView]:
+def views_of(pairs: Sequence[Pair], scores: Tensor, ties: str, tie: float | None, *, trained: bool) -> list[RewardView]:
     """What the model says of each pair, tied ones too, at scores (2, N), chosen first."""
-    logits = decided_logit(scores[0] - scores[1], ties, None if tie is None else float(tie.mean()))
+    logits = decided_logit(scores[0] - scores[1], ties, tie)
     p_chosen = logits.double().sigmoid().tolist()
     return [
         RewardView(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from app.errors import ModelUnavailable
@@ -75,6 +76,19 @@ def test_heads_are_named_after_what_they_score(tiny_ref: ModelRef) -> None:
     assert model.score(torch.tensor([[1.0, 3.0, 50.0, 70.0]])).tolist() == [2.0]
 
 
+def test_a_score_is_the_mean_of_normalised_members_on_the_scale_before(tiny_ref: ModelRef) -> None:
+    """One member spreads its rewards eight times as far as the other: in their plain mean it would decide alone."""
+    model = new_reward_model(tiny_ref, None, head_names(2, ("style",)))
+    shares = model.shares(torch.tensor([4.0, 0.5, 9.0], dtype=torch.double))
+    d = torch.tensor([3.0, -1.0, 50.0])
+    normalised = (3 / 4 - 1 / 0.5) / 2  # what is deployed prefers the other response
+    mean_gain = (1 / 4 + 1 / 0.5) / 2
+    assert model.score(d) > 0
+    assert model.score(d * shares).item() == pytest.approx(normalised / mean_gain)
+    alone = new_reward_model(tiny_ref, None, head_names(1, ("style",)))
+    assert alone.shares(torch.tensor([0.3, 9.0])).tolist()[0] == 1
+
+
 @pytest.mark.parametrize("lora", [Lora(rank=4), None])
 @pytest.mark.parametrize("heads", [("reward",), ("reward/0", "reward/1", "style")])
 def test_a_saved_reward_model_scores_alike_in_plain_transformers(
@@ -135,6 +149,16 @@ def test_a_policy_with_one_label_is_no_reward_model(tiny_model: Path, tmp_path: 
     config = json.loads((folder / "config.json").read_text()) | {"num_labels": 1}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelUnavailable, match="policy holds no weights for the head"):
+        load_reward_model(folder)
+
+
+def test_weights_that_are_not_all_there(reward_folder: Path, tmp_path: Path) -> None:
+    """transformers makes them up, at random, with a warning."""
+    folder = shutil.copytree(reward_folder, tmp_path / "torn")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelUnavailable, match=r"torn lack the weights model\.layers\.1\.mlp\.up_proj\.weight"):
         load_reward_model(folder)
 
 

@@ -20,7 +20,7 @@ from trainer.packing import pack
 from trainer.recipes import reward
 from trainer.reporting import ConsoleReporter, RewardResult, RunCancelled, TrainingDiverged
 from trainer.reward_model import load_reward_model, new_reward_model
-from trainer.reward_objective import Element
+from trainer.reward_objective import Element, RewardObjective
 from trainer.reward_report import Variants
 
 
@@ -371,6 +371,12 @@ def test_an_aspects_head_learns_the_aspect_and_not_the_verdict(
     assert (d[:, :2] > 0).float().mean() > 0.9
     assert (d[:, 2] < 0).float().mean() > 0.9
     assert not torch.allclose(rewards[:, 0], rewards[:, 1], atol=1e-2)  # members differ
+    # What it says of each comparison is what its normalised members say together, as they are deployed.
+    lines = (store.resolve("models/rm") / REWARD_VIEWS).read_text().splitlines()
+    p_b = {view.comparison_id: view.p_b for view in map(RewardView.model_validate_json, lines)}
+    said = [p_b[row.comparison_id] if row.p_b > 0.5 else 1 - p_b[row.comparison_id] for *_, row in pairs]
+    assert said == pytest.approx((d[:, :2].sum(-1) / sum(result.gains[:2])).sigmoid().tolist(), abs=1e-4)
+    assert result.gains[0] != pytest.approx(result.gains[1], rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -407,6 +413,22 @@ def test_the_tie_parameter_is_learned(
     assert figures["observed"] == pytest.approx(0.4)
     assert figures["predicted"] == pytest.approx(0.4, abs=0.03)
     assert f"Ties ({ties}, {figures['parameter']}" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("soft", "share"), [(True, 1 / 6), (False, 1 / 3)])
+def test_ties_are_counted_as_they_are_labelled(tiny_ref: ModelRef, soft: bool, share: float) -> None:
+    """One labeler each: those who said tie may be wrong half the time, which a hard label does not know."""
+    rows = separable_pairs(30, 0)
+    rows[:10] = [row.model_copy(update={"p_b": 0.5, "p_tie": 0.5, "preference": 0.0}) for row in rows[:10]]
+    pairs = encode_pairs(rows, ChatEncoder(load_tokenizer(tiny_ref), 512)).train
+    spec = RewardSpec(backbone=tiny_ref, snapshot="", ties="davidson", soft_labels=soft)
+    assert reward.tie_share(spec, pairs) == pytest.approx(share)
+    # Where all rewards are equal, the parameter says from the start what is seen.
+    objective = RewardObjective(new_reward_model(tiny_ref, None), spec.ties, reward.tie_share(spec, pairs))
+    figures = reward.tie_figures(spec, objective, pairs, torch.zeros(2, 30, 1))
+    assert figures is not None
+    assert figures["predicted"] == pytest.approx(share)
+    assert figures["observed"] == pytest.approx(share)
 
 
 # ---- report ----------------------------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ from trainer.reward_objective import (
     RewardObjective,
     by_pair,
     elements_of,
+    outcomes,
     pack_elements,
     pair_losses,
     targets_of,
@@ -112,8 +113,7 @@ def train(
     seed_everything(spec.seed)
     dtype = working_dtype(spec.optimiser.precision, backbone, checkpoints)
     model = new_reward_model(backbone, spec.lora, head_names(spec.ensemble, spec.aspects), dtype)
-    tie_share = sum(pair.row.p_tie for pair in train_pairs) / len(train_pairs)
-    objective = RewardObjective(model, spec.ties, tie_share)
+    objective = RewardObjective(model, spec.ties, tie_share(spec, train_pairs))
 
     # 3. Train: a batch is of elements, a pair or a whole ranking each.
     training = Training(
@@ -144,9 +144,10 @@ def train(
         decided = [places[row] for row in pairs if not train_pairs[row].tied]
         values = statistics(model.score(rewards[:, decided])) if decided else {}
         reporter.metrics(training.steps, {"loss": float(losses), **values, "grad_norm": grad_norm, "lr": lr})
-        if training.epoch_ends and training.steps < training.total_steps:
+        if training.epoch_ends and training.steps < training.total_steps and heldout:
             rewards = rewards_of(heldout_elements, "held-out comparisons")
-            measured = measured_pairs(spec, objective, heldout, by_pair(rewards, heldout_elements))
+            shares = model.shares(rewards.double().std(0))
+            measured = measured_pairs(spec, objective, heldout, by_pair(rewards, heldout_elements), shares)
             reporter.metrics(training.steps, slice_metrics(measured).get("", {}))
         training.save_if_due()
 
@@ -163,9 +164,10 @@ def train(
     train_rewards = by_pair(reference, elements)
     unused_elements = elements_of(unused)
     unused_rewards = by_pair(rewards_of(unused_elements, "comparisons that were not trained on"), unused_elements)
-    measured = measured_pairs(spec, objective, heldout, heldout_pairs)
-    on_train = measured_pairs(spec, objective, train_pairs, train_rewards)
-    tie = cpu(objective.tie())
+    shares = model.shares(deviation)
+    measured = measured_pairs(spec, objective, heldout, heldout_pairs, shares)
+    on_train = measured_pairs(spec, objective, train_pairs, train_rewards, shares)
+    tie = mean_tie(objective, shares)
     views = [
         view
         for pairs, rewards, trained in (
@@ -173,7 +175,7 @@ def train(
             (heldout, heldout_pairs, False),
             (unused, unused_rewards, False),
         )
-        for view in views_of(pairs, objective.model.score(rewards), spec.ties, tie, trained=trained)
+        for view in views_of(pairs, model.score(rewards * shares), spec.ties, tie, trained=trained)
     ]
     results = slice_metrics(measured)
     report: dict[str, Any] = {
@@ -319,20 +321,33 @@ def response_rewards(
     return rewards
 
 
-def measured_pairs(spec: RewardSpec, objective: RewardObjective, pairs: Sequence[Pair], rewards: Tensor) -> Measured:
-    """The decided ones of pairs with rewards (2, N, H)."""
+def measured_pairs(
+    spec: RewardSpec, objective: RewardObjective, pairs: Sequence[Pair], rewards: Tensor, shares: Tensor
+) -> Measured:
+    """The decided ones of pairs with rewards (2, N, H), scored with these `RewardModel.shares` (H,)."""
     rows = [i for i, pair in enumerate(pairs) if not pair.tied]
     decided = [pairs[i] for i in rows]
-    targets, tie = targets_of(decided, elements_of(decided), spec), cpu(objective.tie())
+    targets = targets_of(decided, elements_of(decided), spec)
     rewards = rewards[:, rows]
-    losses = objective.model.score(pair_losses(rewards, targets, tie, spec))
-    scores = objective.model.score(rewards)
-    mean_tie = None if tie is None else float(tie.mean())
-    return Measured(decided, scores, losses, decided_logit(scores[0] - scores[1], spec.ties, mean_tie))
+    losses = objective.model.score(pair_losses(rewards, targets, cpu(objective.tie()), spec))
+    scores = objective.model.score(rewards * shares)
+    logits = decided_logit(scores[0] - scores[1], spec.ties, mean_tie(objective, shares))
+    return Measured(decided, scores, losses, logits)
+
+
+def mean_tie(objective: RewardObjective, shares: Tensor) -> float | None:
+    """The tie parameter beside scores taken with these shares (H,)."""
+    tie = cpu(objective.tie())
+    return None if tie is None else float((tie * shares[objective.model.score_heads]).mean())
 
 
 def cpu(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach().cpu()
+
+
+def tie_share(spec: RewardSpec, pairs: Sequence[Pair]) -> float:
+    """How often pairs tie, by the labels that the spec makes of what was said: hard ones count a likely tie whole."""
+    return sum(outcomes(pair, spec)[2] for pair in pairs) / len(pairs)
 
 
 def tie_figures(
@@ -352,7 +367,7 @@ def tie_figures(
         "parameter": "ln theta" if spec.ties == "rao_kupper" else "ln nu",
         "values": tie.tolist(),
         "predicted": float(probabilities(d, tie)[..., 2].mean()) if pairs else None,
-        "observed": sum(pair.row.p_tie for pair in pairs) / len(pairs) if pairs else None,
+        "observed": tie_share(spec, pairs) if pairs else None,
     }
 
 
