@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, select, text
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
@@ -91,6 +91,8 @@ def test_curves_grow_without_reloading(
     page = open_page("operator")
     start_round(page, project)
     page.evaluate("window.neverReloaded = true")
+    expect(page.get_by_text("No worker is running")).to_be_visible()
+    session.execute(text("INSERT INTO procrastinate_workers (last_heartbeat) VALUES (now() + interval '1 day')"))
     run = session.scalars(select(Run)).one()
     service.run_started(session, run)
     session.commit()
@@ -105,6 +107,7 @@ def test_curves_grow_without_reloading(
         recorder.flush()
         expect(summary).to_contain_text(f"loss {round(1 / step, 3):g}")
         expect(page.locator("[data-stage=reward] .stage-note")).to_have_text(f"{step} of 10 training the reward model")
+    expect(page.get_by_text("No worker is running")).to_be_hidden()
     expect(summary).to_contain_text("loss 0.333 at step 3, from 1")
     expect(page.locator("[data-stage=reward] .stage-state")).to_have_text("running")
     take_picture(page, "round-running-1440")
@@ -121,6 +124,11 @@ def test_curves_grow_without_reloading(
     recorder.metrics(1, {"loss": 0.9})
     recorder.flush()
     expect(summary).to_have_text("loss 0.9")
+
+    page.context.set_offline(True)
+    expect(page.get_by_text("The service does not answer")).to_be_visible()
+    page.context.set_offline(False)
+    expect(page.get_by_text("The service does not answer")).to_be_hidden()
     assert page.evaluate("window.neverReloaded") is True
 
 
@@ -154,6 +162,12 @@ def test_a_failed_round_says_why_and_is_retried(
     expect(page.locator("#round-head")).to_contain_text("does not exist")
     take_picture(page, "round-failed-1440")
     (tmp_path / "gone").rename(tmp_path / "model")
-    page.get_by_role("button", name="Retry the stage that failed").click()
+    other_tab = page.context.new_page()
+    other_tab.goto(page.url)
+    other_tab.get_by_role("button", name="Retry the stage that failed").click()
+    expect(other_tab.locator("h1 .badge")).to_have_text("reward")
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # one comes back to the first tab
+    expect(page.locator("h1 .badge")).to_have_text("reward")
+    other_tab.close()
     with worker(settings):
         expect(page.locator("h1 .badge")).to_have_text("done", timeout=60_000)
