@@ -28,7 +28,7 @@ COMPACT_AT = 0.75  # rows are dropped from a batch that nobody waits for once at
 REFILL_AT = 0.125  # free rows are taken over once they are this share of the batch: few prompts read badly
 TICK_TOKENS = 8  # tokens between two heartbeats
 TOLERANCE = 1e-3  # nats a token in fp32; sums in another order differ by 1e-5
-UNRELATED = 0.2  # nats a token: more than rounding makes of it in any precision
+UNRELATED = 0.5  # nats a token, the median: in bf16 rounding alone moves single ones further, where logits are large
 # What a model raises that does not take what it is given.
 _FAILURES = (RuntimeError, AttributeError, TypeError, ValueError, LookupError, AssertionError)
 
@@ -97,7 +97,9 @@ def best_ways(model: Any) -> Ways:
         tolerance = max(TOLERANCE, 3 * _plainest_error(model))  # rounding alone makes more of a difference
     for ways in (Ways(refill=True, packed=True), Ways(refill=True), Ways()):
         try:
-            error = _largest_error(model, ways)
+            error = float(torch.cat(_errors(model, ways)).max())
+        except torch.OutOfMemoryError:  # a RuntimeError, but no fault of the way's
+            raise
         except _FAILURES as failure:  # such as an operator that this build of torch lacks
             log.warning("Generation with %s fails (%s); it goes on without.", ways, failure)
             continue
@@ -111,12 +113,15 @@ def best_ways(model: Any) -> Ways:
 
 
 def _plainest_error(model: Any) -> float:
-    """`_largest_error` without any shortcut: rounding, or else the model cannot be sampled here."""
+    """The largest of `_errors` without any shortcut: rounding, or else the model cannot be sampled here."""
     reason: Any = None
     try:
-        error = _largest_error(model, PLAINEST)
-        if error > UNRELATED:
-            reason = f"log-probs differ by up to {error:.2g} from a plain pass"
+        errors = _errors(model, PLAINEST)
+        kept = torch.cat([of_sample[1:] for of_sample in errors])  # the first token of each was drawn without a cache
+        if float(kept.median()) > UNRELATED:
+            reason = f"log-probs differ by up to {float(torch.cat(errors).max()):.2g} from a plain pass"
+    except torch.OutOfMemoryError:
+        raise
     except _FAILURES as failure:
         reason = repr(failure)
     if reason is not None:
@@ -125,20 +130,20 @@ def _plainest_error(model: Any) -> float:
             f"on with what it has read ({reason}).",
             "Choose another model, or sample it through a server (PREFLOOP_SAMPLING_URL).",
         )
-    return error
+    return float(torch.cat(errors).max())
 
 
-def _largest_error(model: Any, ways: Ways) -> float:
-    """Largest difference between the log-probs of sampled tokens and those of one forward pass without a cache."""
+def _errors(model: Any, ways: Ways) -> list[Tensor]:
+    """Of each sample, how far its log-probs (its length,) are from those of one forward pass without a cache."""
     vocabulary = model.config.get_text_config().vocab_size
     prompts = [[(7 * i + 3) % vocabulary for i in range(length)] for length in (9, 4, 6, 11)]
     seeds = [[2 * i, 2 * i + 1] for i in range(len(prompts))]
-    sampling = Sampling(6, 1.0, frozenset(range(0, vocabulary, 2)))  # rows end early: others take them over
-    errors = [torch.zeros(1)]
+    sampling = Sampling(6, 1.0, frozenset(range(0, vocabulary, 4)))  # rows end early: others take them over
+    errors = []
     for done in generate(model, prompts, seeds, sampling, 0, 4, ways=ways):
         for prompt, sample in ((prompts[number], sample) for number, samples in done for sample in samples):
             errors.append((torch.tensor(sample.logps) - plain_logps(model, prompt, sample.tokens)).abs())
-    return float(torch.cat(errors).nan_to_num(nan=torch.inf).max())
+    return [of_sample.nan_to_num(nan=torch.inf) for of_sample in errors]
 
 
 @torch.no_grad()

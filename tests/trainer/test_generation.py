@@ -207,10 +207,10 @@ def test_in_bf16_the_shortcuts_round_no_worse_than_the_plain_way(tiny_model: Pat
         assert best_ways(model) == Ways(refill=True, packed=True)
         errors = []
         for ways in (Ways(), Ways(refill=True, packed=True)):
-            samples = sampled(model, MANY, MANY_SEEDS, Sampling(20, 1.0, STOPS), 8, ways)
+            samples = sampled(model, MANY[:12], MANY_SEEDS[:12], Sampling(12, 1.0, STOPS), 8, ways)
             errors += [
                 (torch.tensor(sample.logps) - generation.plain_logps(model, prompt, sample.tokens)).abs().max()
-                for prompt, of_prompt in zip(MANY, samples, strict=True)
+                for prompt, of_prompt in zip(MANY[:12], samples, strict=True)
                 for sample in of_prompt
             ]
         assert max(errors) < 0.1
@@ -225,11 +225,11 @@ SMALL = {"vocab_size": 260, "hidden_size": 32, "intermediate_size": 64, "num_hid
 }
 
 
-def with_large_weights(model: torch.nn.Module) -> torch.nn.Module:
+def with_large_weights(model: torch.nn.Module, std: float = 0.15) -> torch.nn.Module:
     """So large that what a model has read shows in what it says."""
     for parameter in model.parameters():
         if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.15)
+            torch.nn.init.normal_(parameter, std=std)
     return model.eval()
 
 
@@ -287,9 +287,21 @@ def test_a_model_that_reads_padding_is_given_none(monkeypatch: pytest.MonkeyPatc
 def test_a_model_that_keeps_no_cache_is_refused() -> None:
     """Its states are handed on by another name: each token would be drawn as if it were the first."""
     torch.manual_seed(0)
-    model = with_large_weights(MambaForCausalLM(MambaConfig(vocab_size=260, hidden_size=32, num_hidden_layers=2)))
+    model = with_large_weights(MambaForCausalLM(MambaConfig(vocab_size=260, hidden_size=32, num_hidden_layers=2)), 0.3)
     with pytest.raises(ModelUnavailable, match=r"architecture mamba cannot be sampled here: .* differ by up to"):
         best_ways(model)
+
+
+def test_rounding_of_large_logits_is_no_reason_to_refuse_a_model(tiny_model: Path) -> None:
+    """GPT-2's logits are about -100, where bf16 has half a nat between numbers: kernels round one way or another."""
+    model = load_causal_lm(ModelRef(base=str(tiny_model)), dtype=torch.bfloat16)
+    generator = torch.Generator().manual_seed(0)
+
+    def rounded(module: torch.nn.Module, inputs: object, logits: torch.Tensor) -> torch.Tensor:
+        return (logits.float() - 100 + torch.rand(logits.shape, generator=generator) / 2 - 0.25).bfloat16()
+
+    model.lm_head.register_forward_hook(rounded)
+    assert best_ways(model).refill
 
 
 def test_a_shortcut_that_is_wrong_or_missing_is_not_taken(
@@ -315,6 +327,18 @@ def test_a_shortcut_that_is_wrong_or_missing_is_not_taken(
 
     monkeypatch.setattr(decoding.RoomyLayer, "take_over", misplaced)
     assert best_ways(model) == Ways()
+
+
+def test_memory_that_runs_out_is_no_fault_of_the_model(
+    model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*args: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(generation, "RunningBatch", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        best_ways(model)
+    assert not caplog.text
 
 
 def test_an_adapter_that_is_more_than_a_sum_is_not_merged(tiny_model: Path) -> None:
