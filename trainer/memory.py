@@ -1,4 +1,4 @@
-"""The C library's allocator, told to keep what training frees until the run is over.
+"""Memory: the C library's allocator, told to keep what training frees until the run is over; and when there is none.
 
 By default glibc gives large blocks back to the kernel at once and asks for them anew a moment later. Every step then
 pays for gigabytes of fresh pages: under virtualisation up to a third of its time. Elsewhere than on glibc nothing
@@ -6,7 +6,10 @@ happens here.
 """
 
 import ctypes
+import errno
 import sys
+
+import torch
 
 # Numbers of <malloc.h>.
 _M_TRIM_THRESHOLD = -1
@@ -29,3 +32,10 @@ def give_back_memory() -> None:
     """Gives everything that is free back to the kernel; later steps pay for it again."""
     if libc := _libc():
         libc.malloc_trim(0)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the machine or its accelerator had no memory left. Of the machine's torch says so in its text only."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)

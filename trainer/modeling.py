@@ -36,6 +36,7 @@ from trainer.checks import (
     require_causal,
     require_tokens_fit,
 )
+from trainer.memory import is_out_of_memory
 from trainer.policy import check_logits, trunk_of
 from trainer.precision import choose, name_of, set_compute_dtype
 from trainer.training import accelerator, the_main_processes
@@ -131,9 +132,9 @@ _UNLOADABLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, Attribute
 def loading(name: str) -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError:  # a RuntimeError, but no fault of the model's
-        raise
     except _UNLOADABLE as error:
+        if is_out_of_memory(error):  # a RuntimeError, but no fault of the model's
+            raise
         if "trust_remote_code" in str(error):
             raise ModelUnavailable(
                 f"The model {name} brings Python code of its own, which is not run.",

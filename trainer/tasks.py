@@ -6,7 +6,6 @@ from threading import Event
 from types import ModuleType
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 from sqlalchemy import delete
 from sqlalchemy.orm import Session, sessionmaker
@@ -19,7 +18,7 @@ from app.rounds.service import NewSample
 from app.settings import Settings
 from app.specs import RUN_SPEC, DPOSpec, EvaluateSpec, PPOSpec, RewardSpec, RunSpec, SampleSpec, SFTSpec
 from trainer.checkpoints import Checkpoints
-from trainer.memory import give_back_memory
+from trainer.memory import give_back_memory, is_out_of_memory
 from trainer.recipes import dpo, evaluate, ppo, reward, sample, sft
 from trainer.recipes.sample import Completion, OnCompletions
 from trainer.recording import RunLost, RunRecorder, WorkerStopping, is_outage, patiently
@@ -64,8 +63,8 @@ class Runner:
             self.give_back()
         except RunCancelled:
             log.info("Run %d was cancelled.", run_id)
-            self._end(recorder, rounds.run_cancelled)
-            self.store.remove(rounds.checkpoints_of(run_id))
+            if self._end(recorder, rounds.run_cancelled):
+                self.store.remove(rounds.checkpoints_of(run_id))
         except Exception as error:
             log.exception("Run %d (%s) failed", run_id, spec.kind)
             message = describe(error)
@@ -135,9 +134,9 @@ class Runner:
         def finish(session: Session, run: Run) -> None:
             rounds.run_finished(session, self.store, run, result, digest, self.settings.sampling_server)
 
-        self._end(recorder, finish)
-        self.store.remove(rounds.checkpoints_of(recorder.run_id))
-        log.info("Run %d (%s) is done.", recorder.run_id, spec.kind)
+        if self._end(recorder, finish):
+            self.store.remove(rounds.checkpoints_of(recorder.run_id))
+            log.info("Run %d (%s) is done.", recorder.run_id, spec.kind)
 
     def _train(self, spec: TrainingSpec, recorder: RunRecorder) -> tuple[dict[str, Any], str]:
         """Trains into the store; the model's folder appears whole, before the run's row says so."""
@@ -193,8 +192,11 @@ class Runner:
 
         return store
 
-    def _end(self, recorder: RunRecorder, record: Callable[[Session, Run], None]) -> None:
-        """Records how the run ended and what it said last, waiting for the database if it is away."""
+    def _end(self, recorder: RunRecorder, record: Callable[[Session, Run], None]) -> bool:
+        """Records how the run ended and what it said last, waiting for the database if it is away.
+
+        Returns False where the run is another worker's by now, and so are its checkpoints.
+        """
 
         def write() -> None:
             with recorder.held() as (session, run):
@@ -205,6 +207,8 @@ class Runner:
             patiently(write)
         except RunLost as error:
             log.warning("%s", error)
+            return False
+        return True
 
 
 def _spec_of(run: Run) -> RunSpec:
@@ -231,7 +235,7 @@ def describe(error: Exception) -> str:
     """What a person reads on the round's page."""
     if isinstance(error, PrefloopError):
         return str(error)
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if is_out_of_memory(error):
         return "The machine ran out of memory. Use a smaller model or shorter responses, then retry."
     first_line = (str(error).strip().splitlines() or [""])[0].replace("\0", "")[:500]
     return f"{type(error).__name__}: {first_line} (unexpected; the worker's log has the details)"

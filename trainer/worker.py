@@ -5,6 +5,7 @@ its own run back and ends within seconds.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -42,6 +43,7 @@ STALLED_SECONDS = 15.0
 RECOVERY_SECONDS = 5.0
 # After a signal a run ends at its next report; after this long the worker ends without it.
 GRACE_SECONDS = 6.0
+GIVE_BACK_SECONDS = 3.0
 PAUSE_SECONDS = 1.0
 
 
@@ -139,7 +141,8 @@ class Worker:
                         await asyncio.wait({work}, timeout=GRACE_SECONDS)
                         if not work.done():
                             log.warning("The run did not stop within %.0f s: the worker leaves it.", GRACE_SECONDS)
-                            await asyncio.wait_for(asyncio.to_thread(self.runner.give_back), 3.0)
+                            with contextlib.suppress(TimeoutError):  # no database: others find the run left behind
+                                await asyncio.wait_for(asyncio.to_thread(self.runner.give_back), GIVE_BACK_SECONDS)
                     elif error := work.exception():
                         if not isinstance(error, ConnectorException):
                             raise error

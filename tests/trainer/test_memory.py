@@ -1,6 +1,14 @@
+import errno
 import json
+import os
 import subprocess
 import sys
+
+import pytest
+import torch
+
+from trainer.memory import is_out_of_memory
+from trainer.modeling import loading
 
 # In a process of its own: what is set holds until the process ends.
 SCRIPT = """
@@ -41,3 +49,13 @@ def test_freed_memory_is_kept_used_again_and_given_back_when_told() -> None:
     assert kept >= 48
     assert again < kept + 16
     assert after < 16
+
+
+def test_a_machine_without_memory_is_told_from_other_errors() -> None:
+    """torch has an error of its own for accelerators only. It is no fault of the model that is being loaded."""
+    with pytest.raises(RuntimeError) as refused, loading("models/large"):
+        torch.empty(2**55)
+    assert is_out_of_memory(refused.value)
+    assert is_out_of_memory(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
+    assert not is_out_of_memory(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert not is_out_of_memory(RuntimeError("a bug"))

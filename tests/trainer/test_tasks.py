@@ -159,6 +159,26 @@ def test_a_worker_that_slept_leaves_the_model_of_the_one_that_replaced_it(
     assert reload(session, round_).kind == "dpo"
 
 
+def test_a_worker_that_slept_at_the_last_moment_leaves_the_checkpoints_of_the_one_that_replaced_it(
+    session: Session, runner: Runner, round_: Round, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = last_run(session, round_)
+    others = Checkpoints(runner.store, service.checkpoints_of(run.id), RUN_SPEC.validate_python(run.spec))
+
+    def sleep(_folder: Path) -> str:
+        session.refresh(run)
+        service.run_started(session, run)
+        session.commit()
+        others.save(7, {}, {})
+        return "digest"
+
+    monkeypatch.setattr(reward, "train", lambda *_: data.EncodedPairs([], [], ()))
+    monkeypatch.setattr(tasks, "digest_folder", sleep)
+    runner.execute(run.id)
+    assert reload(session, round_).state == "running"
+    assert others.any()
+
+
 def test_an_attempt_forgets_the_metrics_of_the_one_before(
     session: Session, runner: Runner, round_: Round, monkeypatch: pytest.MonkeyPatch
 ) -> None:

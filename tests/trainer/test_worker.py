@@ -1,5 +1,7 @@
 """The worker as a process of its own: killed, interrupted, stopped, and without its database for a while."""
 
+import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -28,11 +30,11 @@ from tests.rounds.loop import config, jobs, last_run, make_project
 from tests.trainer.conftest import build_model
 from trainer.recording import RunLost, RunRecorder
 from trainer.tasks import MAX_ATTEMPTS
-from trainer.worker import STALLED_SECONDS, recover, work_until_empty
+from trainer.worker import STALLED_SECONDS, Worker, recover, work_until_empty
 
 pytestmark = pytest.mark.long
 
-Worker = subprocess.Popen[bytes]
+Process = subprocess.Popen[bytes]
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
@@ -43,12 +45,12 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = 60.0) 
 
 
 @pytest.fixture
-def run_worker(settings: Settings, tmp_path: Path) -> Iterator[Callable[..., Worker]]:
+def run_worker(settings: Settings, tmp_path: Path) -> Iterator[Callable[..., Process]]:
     """Starts real workers; those still alive at the test's end are killed. Their log is in worker.log."""
-    started: list[Worker] = []
+    started: list[Process] = []
     log = (tmp_path / "worker.log").open("ab")
 
-    def start(*arguments: str, url: str | None = None) -> Worker:
+    def start(*arguments: str, url: str | None = None) -> Process:
         environment = os.environ | {
             "DATABASE_URL": url or settings.database_url or "",
             "PREFLOOP_HOME": str(settings.home),
@@ -98,7 +100,7 @@ def no_doubles(session: Session) -> None:
 
 
 def test_a_killed_workers_round_is_finished_by_the_next(
-    session: Session, settings: Settings, tmp_path: Path, run_worker: Callable[..., Worker]
+    session: Session, settings: Settings, tmp_path: Path, run_worker: Callable[..., Process]
 ) -> None:
     round_ = begin_round(session, settings, tmp_path, reward_epochs=20, prompts=24, samples_per_prompt=16)
     first = run_worker()
@@ -132,7 +134,7 @@ def test_a_killed_workers_round_is_finished_by_the_next(
 
 
 def test_a_stopped_worker_gives_its_run_back(
-    session: Session, settings: Settings, tmp_path: Path, run_worker: Callable[..., Worker]
+    session: Session, settings: Settings, tmp_path: Path, run_worker: Callable[..., Process]
 ) -> None:
     round_ = begin_round(session, settings, tmp_path, reward_epochs=100)
     process = run_worker()
@@ -149,7 +151,34 @@ def test_a_stopped_worker_gives_its_run_back(
     assert count(session, text("SELECT count(*) FROM procrastinate_workers")) == 0
 
 
-def test_an_idle_worker_costs_nothing_and_stops_at_once(session: Session, run_worker: Callable[..., Worker]) -> None:
+def test_a_worker_stops_within_seconds_though_run_and_database_do_not_answer(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker(settings, settings.database_url or "")
+    answered = threading.Event()
+
+    async def busy(until_empty: bool) -> None:
+        while not answered.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+
+    async def serve() -> None:
+        await asyncio.wait_for(worker.serve(), 10)
+        answered.set()
+
+    monkeypatch.setattr("trainer.worker.GRACE_SECONDS", 0.05)
+    monkeypatch.setattr("trainer.worker.GIVE_BACK_SECONDS", 0.05)
+    monkeypatch.setattr(worker, "_listen_to_signals", lambda stop: stop.set())
+    monkeypatch.setattr(worker, "_work", busy)
+    monkeypatch.setattr(worker.runner, "give_back", answered.wait)
+    try:
+        asyncio.run(serve())
+    finally:
+        answered.set()
+        worker.engine.dispose()
+
+
+def test_an_idle_worker_costs_nothing_and_stops_at_once(session: Session, run_worker: Callable[..., Process]) -> None:
     process = run_worker()
     wait_for(lambda: count(session, text("SELECT count(*) FROM procrastinate_workers")) == 1, "the worker's start")
     idle = psutil.Process(process.pid)
@@ -214,7 +243,7 @@ def test_a_worker_that_lost_its_run_writes_nothing(session: Session, engine: Eng
 
 
 def test_a_lost_connection_in_the_middle_of_a_run_is_only_a_pause(
-    session: Session, engine: Engine, settings: Settings, tmp_path: Path, run_worker: Callable[..., Worker]
+    session: Session, engine: Engine, settings: Settings, tmp_path: Path, run_worker: Callable[..., Process]
 ) -> None:
     round_ = begin_round(session, settings, tmp_path, reward_epochs=30, prompts=4)
     run_worker()
@@ -241,7 +270,7 @@ def _own_server(home: Path) -> AbstractContextManager[str]:
     return database(Settings(home=home, database_url=None, _env_file=None))
 
 
-def test_a_database_that_goes_away_for_ten_seconds(tmp_path: Path, run_worker: Callable[..., Worker]) -> None:
+def test_a_database_that_goes_away_for_ten_seconds(tmp_path: Path, run_worker: Callable[..., Process]) -> None:
     """A server of its own is stopped and started again under a running round."""
     # Not tmp_path for the database: a socket's path must stay short.
     with tempfile.TemporaryDirectory(prefix="pf-") as home, _own_server(Path(home)) as url:
