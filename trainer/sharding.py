@@ -18,8 +18,13 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from app.errors import InvalidInput
 from trainer.activations import outermost_models
 
-USE_FSDP, MIXED_PRECISION = "ACCELERATE_USE_FSDP", "ACCELERATE_MIXED_PRECISION"  # set by `accelerate launch`
-OTHER_WAYS = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
+# Set by `accelerate launch`.
+USE_FSDP, MIXED_PRECISION, COMPILER = "ACCELERATE_USE_FSDP", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"
+OTHER_WAYS = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "A parallelism_config",
+}
 
 # The one value of each setting that these recipes can do; others have no part in `fully_shard`.
 FSDP_SETTINGS = {
@@ -46,6 +51,11 @@ def check_launch() -> None:
         raise InvalidInput(
             f"The accelerate configuration says mixed_precision: {precision}, but the spec decides that.",
             'Say mixed_precision: "no" there, and optimiser.precision in the spec.',
+        )
+    if (backend := os.environ.get(COMPILER, "no")).lower() != "no":  # accelerate would switch TF32 on with it
+        raise InvalidInput(
+            f"The accelerate configuration says dynamo_backend: {backend}, but models are not compiled.",
+            "Leave dynamo_config out of it.",
         )
     if not wants_shards():
         return

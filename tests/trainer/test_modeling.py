@@ -173,13 +173,19 @@ def test_a_response_ends_by_whatever_the_model_says_it_ends_by(tiny_model: Path,
     """Llama 3 ends by any of three tokens, of which its template and its tokenizer name one."""
     shutil.copytree(tiny_model, tmp_path / "model")
     config = json.loads((tmp_path / "model/generation_config.json").read_text())
-    (tmp_path / "model/generation_config.json").write_text(json.dumps(config | {"eos_token_id": [0, 7]}))
+    (tmp_path / "model/generation_config.json").write_text(
+        json.dumps(config | {"eos_token_id": [0, 7], "temperature": 0.6})
+    )
     ref = ModelRef(base=str(tmp_path / "model"))
     for lora in (Lora(rank=2), None):
         model, tokenizer = load_causal_lm(ref, lora, trainable=True), load_tokenizer(ref)
         assert Sampler(model, ChatEncoder(tokenizer, 64), 8, 1.0, 0).sampling.stop_ids == {0, 2, 7}
     save_policy(model, tokenizer, tmp_path / "out")
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config.eos_token_id == [0, 2, 7]
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config
+    assert (saved.eos_token_id, saved.pad_token_id) == ([0, 2, 7], 2)
+    assert (
+        saved.temperature == 0.6
+    )  # without do_sample: many published models say so, transformers saves no such change
 
 
 @pytest.mark.parametrize("lora", [Lora(rank=4), None])

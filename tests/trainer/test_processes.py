@@ -79,6 +79,7 @@ def test_two_processes_give_what_one_gives(
         assert json.loads((tmp_path / f"two-{process}" / "share.json").read_text()) == 1
     for kind in jobs.KINDS:
         assert_same_weights(tmp_path / "two-0" / kind, made / kind)
+        assert not list((tmp_path / "two-1" / kind).glob("*.safetensors"))  # nobody would read it
 
 
 def test_two_processes_that_share_out_the_weights_give_what_one_gives(
@@ -110,6 +111,8 @@ def test_two_processes_that_share_out_the_weights_give_what_one_gives(
     [
         ("ACCELERATE_MIXED_PRECISION", "bf16", "mixed_precision: bf16"),
         ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "true", "parallelism_config"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "dynamo_backend: INDUCTOR"),
         ("FSDP_VERSION", "1", "fsdp_version: 1"),
         ("FSDP_OFFLOAD_PARAMS", "true", "fsdp_offload_params: true"),
         ("FSDP_CPU_RAM_EFFICIENT_LOADING", "True", "fsdp_cpu_ram_efficient_loading: True"),
