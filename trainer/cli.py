@@ -18,18 +18,22 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-import torch
 import typer
 from pydantic import ValidationError
+from torch import distributed
 
 from app.artifacts import ArtifactStore, digest_file
-from app.errors import InvalidInput, PrefloopError, Unavailable
-from app.specs import RUN_SPEC, RunSpec
+from app.errors import InvalidInput, NotFound, PrefloopError, Unavailable
+from app.specs import RUN_SPEC, ModelRef, RunSpec
 from trainer.checkpoints import Checkpoints
+from trainer.checks import fingerprint
 from trainer.default_model import DEFAULT_MODEL, fetch_model
+from trainer.memory import is_out_of_memory
+from trainer.modeling import loading
 from trainer.reporting import ConsoleReporter
 from trainer.training import accelerator
 
@@ -82,10 +86,21 @@ def run(kind: str, spec_file: Path, output: Path, store: Path, options: Checkpoi
     checkpoints = None
     if options is not None:
         train = functools.partial(train, checkpoints=(checkpoints := checkpoints_of(spec, artifacts, output, options)))
-    if not accelerator().is_main_process:
+    if accelerator().is_main_process:
+        write_output(train, spec, artifacts, output, checkpoints)
+    else:
         with tempfile.TemporaryDirectory() as scratch:
             train(spec, artifacts, ConsoleReporter(stream=None), Path(scratch))
-        return
+    if distributed.is_initialized():
+        # Without it gloo's threads may abort a process that ends well. Not after an error: with NCCL this process would
+        # wait here for others that wait for it, and its error would never be told.
+        distributed.destroy_process_group()
+
+
+def write_output(
+    train: Callable[..., Any], spec: RunSpec, artifacts: ArtifactStore, output: Path, checkpoints: Checkpoints | None
+) -> None:
+    """The main process's part: the folder `output`, with spec and metrics, and the result on stdout."""
     try:
         with ArtifactStore(output.parent).folder(output.name) as staging:
             # What a run says outlives it with its checkpoints, so that one that goes on has it all.
@@ -105,13 +120,28 @@ def run(kind: str, spec_file: Path, output: Path, store: Path, options: Checkpoi
 
 
 def checkpoints_of(spec: RunSpec, artifacts: ArtifactStore, output: Path, options: CheckpointOptions) -> Checkpoints:
-    """The checkpoints of the run that writes `output`, by what its files of rows hold: people edit them in place.
+    """The checkpoints of the run that writes `output`, by what its rows and models hold: people replace them.
 
     Raises:
-        NotFound: there is no such file.
+        ModelUnavailable: the weights of a model are damaged.
     """
-    named = {name: getattr(spec, name, None) for name in DATA}
-    held = {name: digest_file(artifacts.resolve(location)) for name, location in named.items() if location}
+
+    def content(location: str) -> str:
+        try:
+            path = artifacts.resolve(location)
+        except NotFound:
+            return location  # a name on the hub; of what is missing the recipe tells
+        with loading(location):
+            return fingerprint(path) if path.is_dir() else digest_file(path)
+
+    held: dict[str, Any] = {}
+    for name, value in spec:
+        if isinstance(value, ModelRef):
+            held[name] = ModelRef(base=content(value.base), adapter=value.adapter and content(value.adapter))
+        elif name in DATA and value:
+            held[name] = content(value)
+        elif name == "reward_models":
+            held[name] = tuple(map(content, value))
     folder = (options.folder or output.with_name(f"{output.name}.checkpoints")).absolute()
     return Checkpoints(
         ArtifactStore(folder.parent), folder.name, spec.model_copy(update=held), options.every_seconds, options.keep
@@ -184,7 +214,9 @@ def main() -> None:
     try:
         try:
             app()
-        except (MemoryError, torch.OutOfMemoryError) as error:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             raise Unavailable(
                 "The machine ran out of memory.",
                 "Forward less at once (microbatch_tokens; batch_size of generation), or use a smaller model.",
@@ -199,9 +231,6 @@ def main() -> None:
             sys.stderr.flush()
             os._exit(1)  # at once: whoever launched the processes now ends the others
         sys.exit(1)
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

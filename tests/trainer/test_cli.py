@@ -1,16 +1,18 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from app.artifacts import ArtifactStore, digest_folder
-from app.errors import StorageFull
+from app.errors import ModelUnavailable, StorageFull
 from app.specs import (
     DemonstrationRow,
     DPOSpec,
@@ -23,7 +25,7 @@ from app.specs import (
     SFTSpec,
 )
 from tests.trainer.conftest import separable_pairs, user, write_rows
-from trainer import cli
+from trainer import cli, data
 from trainer.checkpoints import Checkpoints
 from trainer.recipes import reward, sample
 from trainer.recipes.sample import Completion
@@ -187,7 +189,46 @@ def test_a_run_whose_file_was_edited_begins_anew(
     assert digest_folder(tmp_path / "out") == digest_folder(tmp_path / "afresh")
 
 
+def test_a_run_whose_model_was_replaced_begins_anew(
+    demonstrations: Path, tiny_model: Path, other_tiny_model: Path, tmp_path: Path
+) -> None:
+    policy = tmp_path / "policy"
+    spec = cli.read_spec(demonstrations, "sft").model_copy(update={"policy": ModelRef(base="policy")})
+
+    def begun() -> Path:
+        return cli.checkpoints_of(
+            spec, ArtifactStore(tmp_path), tmp_path / "out", cli.CheckpointOptions(None, 0, 2)
+        ).folder
+
+    shutil.copytree(tiny_model, policy)
+    before = begun()
+    assert begun() == before
+    shutil.rmtree(policy)
+    shutil.copytree(other_tiny_model, policy)
+    assert begun() != before
+    os.truncate(policy / "model.safetensors", 4)
+    with pytest.raises(ModelUnavailable, match=r"model policy cannot be loaded: .* is damaged"):
+        begun()
+    spec = spec.model_copy(update={"policy": ModelRef(base="someone/some-model")})
+    begun()  # a name on the hub
+
+
 # ---- several processes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_only_a_run_that_ended_well_waits_for_the_other_processes(
+    spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """Leaving the group is a meeting: after an error the others may be waiting elsewhere, for this one."""
+    left: list[str] = []
+    group = SimpleNamespace(is_initialized=lambda: True, destroy_process_group=lambda: left.append("left"))
+    monkeypatch.setattr(cli, "distributed", group)
+    monkeypatch.setattr(reward, "train", lambda *_, **__: data.EncodedPairs([1 // (not fails)], [], ()))
+    monkeypatch.setattr(sys, "argv", ["trainer.cli", "reward", str(spec_file), str(tmp_path / "out")])
+    with pytest.raises(ZeroDivisionError if fails else SystemExit):
+        cli.main()
+    assert left == ([] if fails else ["left"])
 
 
 LAUNCHERS = {
@@ -208,12 +249,11 @@ def launched(launcher: str, *arguments: object) -> subprocess.CompletedProcess[s
     )
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_processes_write_one_output_with_the_losses_of_one(
-    demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str
+    demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert prefloop_trainer(monkeypatch, "sft", demonstrations, tmp_path / "one", "--store", tmp_path) == 0
-    done = launched(launcher, "sft", demonstrations, tmp_path / "two", "--store", tmp_path, "--checkpoint-seconds", 0)
+    done = launched("torchrun", "sft", demonstrations, tmp_path / "two", "--store", tmp_path, "--checkpoint-seconds", 0)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["train_rows"] == 32  # one result, not two
     assert done.stderr.count("step 7 ") == 1
@@ -234,7 +274,7 @@ def test_two_processes_sample_what_one_samples(tiny_ref: ModelRef, tmp_path: Pat
     (tmp_path / "spec.json").write_text(spec.model_dump_json())
     one: list[Completion] = []
     sample.sample(spec, ArtifactStore(tmp_path), ConsoleReporter(stream=None), one.extend)
-    done = launched("torchrun", "sample", tmp_path / "spec.json", tmp_path / "two", "--store", tmp_path)
+    done = launched("accelerate", "sample", tmp_path / "spec.json", tmp_path / "two", "--store", tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["samples"] == 10
     two = [Completion(**json.loads(line)) for line in (tmp_path / "two" / "completions.jsonl").open()]
