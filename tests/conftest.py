@@ -31,10 +31,16 @@ from app.accounts import service as accounts
 from app.accounts.access import SESSION_COOKIE
 from app.db import make_engine, make_session_factory
 from app.main import create_app
-from app.models import Base, User
+from app.models import User
 from app.postgres import database, migrate
 from app.settings import Settings
 from tests import factories
+
+OUR_TABLES = """
+    SELECT relname, pg_relation_size(oid) FROM pg_class
+    WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND relname != 'alembic_version'
+"""
+MANY_BYTES = 1 << 20  # of a table
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -69,11 +75,18 @@ def shared_engine(database_url: str) -> Iterator[Engine]:
 def engine(shared_engine: Engine) -> Iterator[Engine]:
     """The engine for one test; all tables are empty again afterwards."""
     yield shared_engine
-    tables = ", ".join(f'"{table.name}"' for table in Base.metadata.sorted_tables)
     with shared_engine.begin() as connection:
-        connection.execute(
-            text(f"TRUNCATE {tables}, procrastinate_jobs, procrastinate_workers RESTART IDENTITY CASCADE")
-        )
+        found = connection.execute(text(OUR_TABLES)).all()
+        tables = ", ".join(f'"{name}"' for name, _ in found)
+        # Whoever is still writing is waited for.
+        connection.exec_driver_sql(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE")
+        if max(size for _, size in found) > MANY_BYTES:
+            connection.exec_driver_sql(f"TRUNCATE {tables} RESTART IDENTITY")
+            return
+        # Where there is little this takes a tenth of the time: no files are made anew.
+        connection.exec_driver_sql("SET LOCAL session_replication_role = replica")  # in any order
+        connection.exec_driver_sql("; ".join(f'DELETE FROM "{name}"' for name, _ in found))
+        connection.exec_driver_sql("SELECT setval(seqrelid, seqstart, false) FROM pg_sequence")
 
 
 @pytest.fixture
