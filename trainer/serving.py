@@ -80,6 +80,7 @@ class ServedModel:
         try:
             address = urlsplit(self.server.url)
             whole = address.scheme in ("http", "https") and address.hostname and address.port != 0
+            whole = whole and self.server.url.isprintable() and " " not in self.server.url
         except ValueError:  # a port or a bracket that is none
             whole = False
         if not whole:
@@ -157,12 +158,18 @@ class ServedModel:
             raise self._refused(row, error) from error
         except openai.NotFoundError as error:
             await self._names(client)  # says it better
-            raise Unavailable(f"The server at {self.server.url} does not complete chats: {_said(error)}") from error
+            raise Unavailable(
+                f"The server at {self.server.url} does not complete chats: {self._said(error)}"
+            ) from error
         except (openai.OpenAIError, ValueError) as error:
             raise self._failed(error) from error
         try:
             return self._read(reply, row, index, seed)
-        except (AttributeError, TypeError) as error:  # the client takes any JSON object for what it was to be
+        except (
+            AttributeError,
+            TypeError,
+            ValueError,
+        ) as error:  # the client takes any JSON object for what it was to be
             raise self._failed(ValueError(f"an answer that is not a chat completion ({error})")) from error
 
     def _ask_without(self, names: set[str]) -> None:
@@ -203,7 +210,8 @@ class ServedModel:
         text, finished = choice.message.content or "", choice.finish_reason == "stop"
         if not isinstance(text, str):
             raise TypeError(f"its content is {type(text).__name__}")
-        return Answer(row, index, seed, text, finished, int(usage.completion_tokens))
+        whole = text.encode(errors="replace").decode()  # JSON may hold halves of surrogate pairs, no text file may
+        return Answer(row, index, seed, whole, finished, int(usage.completion_tokens))
 
     async def _names(self, client: AsyncOpenAI) -> None:
         """Raises the error of a server that cannot be asked or does not have the model; a server may list none."""
@@ -211,19 +219,20 @@ class ServedModel:
             names = [model.id async for model in client.models.list()]
         except openai.NotFoundError as error:
             raise Unavailable(
-                f"There is no OpenAI-compatible server at {self.server.url}: {_said(error)}",
+                f"There is no OpenAI-compatible server at {self.server.url}: {self._said(error)}",
                 "Set PREFLOOP_SAMPLING_URL to its address up to and including /v1.",
             ) from error
         except (openai.OpenAIError, ValueError, AttributeError, TypeError) as error:
             raise self._failed(error) from error
         if names and self.server.model not in names:
+            served = ", ".join(map(str, names[:20])) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
             raise ModelUnavailable(
-                f"The server at {self.server.url} does not serve {self.server.model}; it serves {', '.join(names)}.",
+                f"The server at {self.server.url} does not serve {self.server.model}; it serves {served}.",
                 "Load the model there under that name, or set PREFLOOP_SAMPLING_MODEL to the name it has.",
             )
 
     def _refused(self, row: PromptRow, error: openai.APIStatusError) -> InvalidInput:
-        said = _said(error)
+        said = self._said(error)
         advice = "Mend the prompt or withdraw it; then retry: what was sampled is kept."
         if re.search(r"context|max_model_len|too long", said, re.IGNORECASE):
             advice = "Ask for fewer new tokens, shorten the prompt, or serve the model with a longer context."
@@ -235,7 +244,7 @@ class ServedModel:
         match error:
             case openai.AuthenticationError() | openai.PermissionDeniedError():
                 return Unavailable(
-                    f"{where} refuses the key: {_said(error)}", "Set PREFLOOP_SAMPLING_KEY to one it takes."
+                    f"{where} refuses the key: {self._said(error)}", "Set PREFLOOP_SAMPLING_KEY to one it takes."
                 )
             case openai.APITimeoutError():
                 return Unavailable(
@@ -250,13 +259,22 @@ class ServedModel:
                 )
             case openai.APIStatusError():
                 return Unavailable(
-                    f"{where} answered {error.status_code} to {attempts} attempts: {_said(error)}",
+                    f"{where} answered {error.status_code} to {attempts} attempts: {self._said(error)}",
                     "Look at its log; then retry: what was sampled is kept.",
                 )
         return Unavailable(
             f"{where} does not answer as an OpenAI-compatible server does: {error}.",
             "Set PREFLOOP_SAMPLING_URL to the address of one, up to and including /v1.",
         )
+
+    def _said(self, error: openai.APIStatusError) -> str:
+        """What the server itself says, at most 300 characters of it, as a page and a database can show them."""
+        body = error.body
+        text = (
+            (body.get("message") or body.get("detail") or body) if isinstance(body, dict) else (body or error.message)
+        )
+        said = str(text).replace(self._key, "...") if self._key else str(text)  # some quote the key they refuse
+        return " ".join("".join(c if c.isprintable() else " " for c in said).split())[:300]
 
     def _client(self) -> AsyncOpenAI:
         seconds = self.server.timeout_seconds
@@ -289,10 +307,3 @@ async def _cancel_the_others() -> None:
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
-
-
-def _said(error: openai.APIStatusError) -> str:
-    """What the server itself says, at most 300 characters of it."""
-    body = error.body
-    text = (body.get("message") or body.get("detail") or body) if isinstance(body, dict) else (body or error.message)
-    return " ".join(str(text).split())[:300]

@@ -184,7 +184,18 @@ def test_a_key_with_a_line_end_is_taken_without_and_one_that_cannot_be_sent_is_n
     assert len(vllm.requests) == 12
 
 
-@pytest.mark.parametrize("url", ["", "127.0.0.1:8000/v1", "http://[::1/v1", "http://127.0.0.1:99999/v1", "http:///v1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "127.0.0.1:8000/v1",
+        "http://[::1/v1",
+        "http://127.0.0.1:99999/v1",
+        "http:///v1",
+        "http://127.0.0.1:1/v1\n",
+        "http://my gpu:1/v1",
+    ],
+)
 def test_an_address_that_is_none(url: str) -> None:
     error = caught_by_check(Server(url=url, model="pf"))
     assert isinstance(error, Unavailable)
@@ -198,12 +209,25 @@ def test_a_server_that_is_not_there_is_not_waited_for_as_long_as_an_answer() -> 
     assert (client.timeout.connect, client.timeout.read) == (10, 600)
 
 
+def test_what_a_server_says_is_told_without_the_key_and_as_a_database_can_hold_it(vllm: Vllm) -> None:
+    vllm.ordinary = lambda handler: handler.answer(403, b"\0\xff no sec-ret-7 here\n\x1b[0m")
+    error = failure(spec_of(vllm, concurrency=1), "sec-ret-7")
+    assert error.message.endswith("refuses the key: \N{REPLACEMENT CHARACTER} no ... here [0m")
+
+
 def test_a_model_that_is_not_served_is_named_with_those_that_are(vllm: Vllm) -> None:
     server = spec_of(vllm, model="other")
     for error in (failure(server), caught_by_check(server)):
         assert isinstance(error, ModelUnavailable)
         assert "does not serve other; it serves pf, base." in error.message
         assert "PREFLOOP_SAMPLING_MODEL" in error.advice
+
+
+def test_not_all_of_many_models_are_named(vllm: Vllm) -> None:
+    vllm.models = tuple(f"model-{i}" for i in range(300))
+    error = caught_by_check(spec_of(vllm))
+    assert "it serves model-0, " in error.message
+    assert error.message.endswith(", model-19 and 280 more.")
 
 
 def test_an_address_without_its_path(vllm: Vllm) -> None:
@@ -232,6 +256,10 @@ def test_a_prompt_that_does_not_fit(vllm: Vllm) -> None:
         (lambda handler: handler.complete(choice={"finish_reason": "content_filter"}), "by content_filter"),
         (lambda handler: handler.complete(usage=None), "how many tokens"),
         (lambda handler: handler.complete(usage={}), "does not answer as an OpenAI-compatible server does"),
+        (
+            lambda handler: handler.complete(usage={"completion_tokens": "many"}),
+            "does not answer as an OpenAI-compatible server does",
+        ),
         (lambda handler: handler.complete(choice={"message": None}), "does not answer as an OpenAI-compatible"),
         (lambda handler: handler.complete(choice={"message": {"content": ["a"]}}), "its content is list"),
         (
@@ -241,7 +269,7 @@ def test_a_prompt_that_does_not_fit(vllm: Vllm) -> None:
     ],
     ids=[
         *("garbage", "a string", "another object", "no choices", "filtered", "no usage"),
-        *("empty usage", "no message", "a list of texts", "reasoning apart"),
+        *("empty usage", "usage in words", "no message", "a list of texts", "reasoning apart"),
     ],
 )
 def test_an_answer_that_is_none(vllm: Vllm, answer: Fault, says: str) -> None:
@@ -257,6 +285,12 @@ def test_an_answer_that_ends_at_once_is_an_empty_one(vllm: Vllm) -> None:
         choice={"message": {"role": "assistant", "content": None}, "finish_reason": "stop"}
     )
     assert {(answer.text, answer.finished) for answer in respond(spec_of(vllm))} == {("", True)}
+
+
+def test_half_a_character_is_none(vllm: Vllm) -> None:
+    """What no file and no database takes must not end a run in its middle."""
+    vllm.ordinary = lambda handler: handler.complete(choice={"message": {"role": "assistant", "content": "Hm \ud83d."}})
+    assert {answer.text for answer in respond(spec_of(vllm))} == {"Hm ?."}
 
 
 def test_a_server_strict_about_the_protocol_is_asked_without_what_it_refuses(

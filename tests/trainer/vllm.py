@@ -8,7 +8,6 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-MODELS = ("pf", "base")
 Fault = Callable[["Handler"], None]
 
 
@@ -28,7 +27,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.refused():
             return None
         return self.answer(
-            200, {"object": "list", "data": [{"id": name, "object": "model"} for name in ("pf", "base")]}
+            200, {"object": "list", "data": [{"id": name, "object": "model"} for name in self.server.models]}
         )
 
     def do_POST(self) -> None:
@@ -39,7 +38,7 @@ class Handler(BaseHTTPRequestHandler):
                 return
             if self.path != "/v1/chat/completions":
                 return self.answer(404, {"detail": "Not Found"})
-            if self.request_body["model"] not in MODELS:
+            if self.request_body["model"] not in self.server.models:
                 message = f"The model `{self.request_body['model']}` does not exist."
                 return self.answer(404, {"error": {"message": message, "type": "NotFoundError", "code": 404}})
             self.server.next_fault()(self)
@@ -93,6 +92,7 @@ class Vllm(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.key: str | None = None
+        self.models: tuple[str, ...] = ("pf", "base")
         self.faults: list[Fault] = []
         self.ordinary: Fault = Handler.complete
         self.requests: list[dict[str, Any]] = []
