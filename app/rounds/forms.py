@@ -233,6 +233,11 @@ class RoundConfig(BaseModel):
     lora_rank: Annotated[
         int, Field(ge=1, le=512, description="of the policy's and the reward model's"), _rare("policy", "LoRA rank")
     ] = Lora().rank
+    max_length: Annotated[
+        int,
+        Field(ge=16, le=131_072, description="tokens of prompt and response; at least the longest response and 512"),
+        _rare("policy", "Max length"),
+    ] = _DPO["max_length"].default
     batch_size: Annotated[int, Field(ge=1, le=4096, description="rows a step"), _rare("policy", "Batch size")]
     microbatch_size: Annotated[
         int, Field(ge=1, le=4096, description="rows at once; gradients accumulate"), _rare("policy", "Microbatch size")

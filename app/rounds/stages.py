@@ -89,7 +89,8 @@ class Maker(NamedTuple):
         seed = queries.count_runs(self.session, self.project.id)
         newest = queries.newest_reward_model_id(self.session, self.project.id)
         reward = self.session.get_one(ModelVersion, newest).base if newest else None
-        return self._add(self._sample_spec([policy], generation, prompts, seed, reward), None)
+        max_length = _room(SampleSpec.model_fields["max_length"].default, generation)
+        return self._add(self._sample_spec([policy], generation, prompts, seed, reward, max_length), None)
 
     def answering_run(self, row: PromptRow) -> Run:
         """Adds a run in which the present policy answers one prompt once, which is not one of the project's."""
@@ -120,9 +121,7 @@ class Maker(NamedTuple):
             {round_.policy_before_id, round_.policy_after_id, round_.reward_model_id, round_.reference_id},
         )
         before, reference = ref(models[round_.policy_before_id]), ref(models[round_.reference_id])
-        # Long responses need longer sequences, or the round would leave them out and fail once it samples.
-        default_length: int = EvaluateSpec.model_fields["max_length"].default
-        max_length = max(default_length, config.max_new_tokens + PROMPT_ROOM)
+        max_length = _room(config.max_length, config.generation)
 
         if kind == "reward":
             return RewardSpec(
@@ -148,7 +147,7 @@ class Maker(NamedTuple):
             if config.sample_previous:
                 sampled.append(models[round_.policy_before_id])
             reward = models[round_.reward_model_id].base if round_.reward_model_id else None
-            return self._sample_spec(sampled, config.generation, config.prompts, seed, reward)
+            return self._sample_spec(sampled, config.generation, config.prompts, seed, reward, max_length)
         unseen = queries.prompts_to_evaluate(self.session, self.project.id, EVALUATION_PROMPTS)
         if not unseen:
             raise InvalidInput("The project has no prompts to evaluate on.", "Import some and retry the round.")
@@ -203,7 +202,13 @@ class Maker(NamedTuple):
         )
 
     def _sample_spec(
-        self, models: list[ModelVersion], generation: Generation, limit: int, seed: int, reward_model: str | None
+        self,
+        models: list[ModelVersion],
+        generation: Generation,
+        limit: int,
+        seed: int,
+        reward_model: str | None,
+        max_length: int,
     ) -> SampleSpec:
         labeling = LabelingSettings.model_validate(self.project.labeling)
         shares = labeling.difficulties.model_dump()
@@ -219,7 +224,7 @@ class Maker(NamedTuple):
             prompts=prompts_file(self.store, prompts),
             generation=generation,
             reward_models=(reward_model,) if reward_model and scores else (),
-            max_length=max(SampleSpec.model_fields["max_length"].default, generation.max_new_tokens + PROMPT_ROOM),
+            max_length=max_length,
             seed=seed,
         )
 
@@ -261,6 +266,11 @@ def sample_by(run: Run, server: SamplingServer | None) -> None:
     models = [ModelRef.model_validate(model) for model in run.spec["models"]]
     servers = [each and each.model_dump(mode="json") for each in _servers(server, models)]
     run.spec = run.spec | {"servers": servers}
+
+
+def _room(max_length: int, generation: Generation) -> int:
+    """Long responses need longer sequences, or a round would leave them out and fail once it samples."""
+    return max(max_length, generation.max_new_tokens + PROMPT_ROOM)
 
 
 def policy_optimiser(config: RoundConfig) -> Optimiser:

@@ -65,6 +65,7 @@ IN_SPECS: dict[str, tuple[str, Any, str, str, Any]] = {
     "missing_eos_penalty": ("ppo", 2.0, "ppo", "missing_eos_penalty", 2.0),
     "ptx_coef": ("ppo", 0.35, "ppo", "ptx_coef", 0.35),
     "packing": ("sft", False, "sft", "packing", False),
+    "max_length": ("ppo", 3000, "ppo", "max_length", 3000),
     "lora": ("dpo", False, "dpo", "lora", None),
     "lora_rank": ("ppo", 4, "ppo", "lora", {"rank": 4, "alpha": 8}),
     "reward_learning_rate": ("dpo", 0.004, "reward", "optimiser.learning_rate", 0.004),
@@ -148,6 +149,14 @@ def test_what_saves_memory_is_for_every_algorithm(
 ) -> None:
     spec = runs(session, store, project, algorithm, **{name: value})[algorithm].spec
     assert (spec["lora"] is None) if name == "lora" else (spec["optimiser"][name] == value)
+
+
+def test_no_stage_cuts_what_another_reads(session: Session, store: ArtifactStore, project: Project) -> None:
+    for algorithm in ("sft", "dpo", "ppo"):
+        found = runs(session, store, project, algorithm, max_length=3000, max_new_tokens=8)
+        assert {kind: run.spec["max_length"] for kind, run in found.items()} == dict.fromkeys(found, 3000)
+    short = runs(session, store, project, "dpo", max_length=16, max_new_tokens=8)
+    assert {run.spec["max_length"] for run in short.values()} == {8 + 512}
 
 
 def test_the_number_of_prompts_and_pairs(session: Session, store: ArtifactStore, project: Project) -> None:
