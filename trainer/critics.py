@@ -12,7 +12,7 @@ from app.specs import Lora
 from trainer.evaluation import scoring_heads
 from trainer.modeling import device, lora_config
 from trainer.packing import Packed
-from trainer.policy import Policy, trunk_of
+from trainer.policy import Policy, head_of, trunk_of
 from trainer.precision import set_compute_dtype
 from trainer.reward_model import load_reward_model
 
@@ -52,7 +52,7 @@ class ValueHead(nn.Module):
 
     def __init__(self, causal: Any) -> None:
         super().__init__()
-        self.head = nn.Linear(causal.config.get_text_config().hidden_size, 1)
+        self.head = nn.Linear(head_of(causal)[0].weight.shape[-1], 1)  # what the trunk gives, not always hidden_size
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.to(device())

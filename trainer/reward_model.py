@@ -132,12 +132,18 @@ def _require_scalar_head(classifier: Any, name: str) -> None:
 @torch.no_grad()
 def merge_adapters(model: RewardModel) -> None:
     """Adds what adapters learned to the weights they stand beside, and removes them; does nothing without any."""
-    layers = [(name, m) for name, m in model.classifier.named_modules() if isinstance(m, BaseTunerLayer)]
+    layers: dict[str, Any] = {}
+    for name, module in model.classifier.named_modules():
+        # Where several parameters of a module are adapted (experts'), one adapter holds the next.
+        if isinstance(module, BaseTunerLayer) and not any(name.startswith(f"{outer}.") for outer in layers):
+            layers[name] = module
     if layers:
         model.classifier.float()  # bf16 would round the adapters' small changes away
-    for name, layer in layers:
-        layer.merge()
-        model.classifier.set_submodule(name, layer.get_base_layer())
+    for name, layer in layers.items():
+        while isinstance(layer, BaseTunerLayer):
+            layer.merge()
+            layer = layer.base_layer
+        model.classifier.set_submodule(name, layer)
 
 
 def save_reward_model(model: RewardModel, tokenizer: Any, folder: Path) -> None:

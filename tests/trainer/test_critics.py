@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, OPTConfig
 
 from app.errors import ModelUnavailable
 from app.specs import Lora, ModelRef
@@ -61,6 +61,15 @@ def test_a_value_head_is_zero_and_learns_on_the_policys_trunk(tiny_ref: ModelRef
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in adapters)
     # Everything that learns is in the one module that processes and checkpoints know.
     assert len(trainable_parameters(module)) == len(trainable_parameters(causal)) + 2
+
+
+def test_a_value_head_reads_states_that_are_narrower_than_the_layers() -> None:
+    config = OPTConfig(
+        vocab_size=260, hidden_size=32, word_embed_proj_dim=16, ffn_dim=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    causal = AutoModelForCausalLM.from_config(config)
+    module = ActorCritic(causal, ValueHead(causal)).eval()
+    assert module(pack(SEQUENCES, 0, module.share)).values.tolist() == [0.0] * 8
 
 
 def test_a_reward_model_with_other_tokens_cannot_be_the_critic(tiny_ref: ModelRef, reward_folder: Path) -> None:

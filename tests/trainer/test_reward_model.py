@@ -5,11 +5,19 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    MixtralConfig,
+    OPTConfig,
+    PreTrainedConfig,
+)
 
 from app.errors import ModelUnavailable
 from app.specs import Lora, ModelRef
-from tests.trainer.conftest import trainable_parameters, user
+from tests.trainer.conftest import byte_tokenizer, trainable_parameters, user
 from trainer.chat import ChatEncoder, TokenSequence
 from trainer.modeling import load_tokenizer, seed_everything
 from trainer.packing import Packed, pack
@@ -55,15 +63,16 @@ def test_rewards_are_read_at_the_last_valid_token_where_padding_is_eos(tiny_ref:
 
 
 def test_each_new_head_has_the_variance_and_the_seed_asked_for(tiny_ref: ModelRef) -> None:
-    weights = []
-    for seed in (1, 1, *range(2, 20)):
+    drawn = []
+    for seed in (1, 1, 2):
         seed_everything(seed)
-        model = new_reward_model(tiny_ref, None, head_names(2, ()))
-        weights.append(model.classifier.score.weight.detach())
-    assert torch.equal(weights[0], weights[1])
-    assert not torch.equal(weights[0][0], weights[0][1])
-    for head in (0, 1):
-        assert torch.stack(weights[1:])[:, head].var().item() == pytest.approx(1 / 97, rel=0.15)
+        drawn.append(new_reward_model(tiny_ref, None, head_names(16, ())).classifier.score.weight.detach())
+    assert torch.equal(drawn[0], drawn[1])
+    weights = torch.cat(drawn[1:], -1)
+    # Within 5 standard errors of a variance, sqrt(2 / n): 0.026 of all 3072 weights, 0.1 of the 192 of a head.
+    assert weights.var().item() == pytest.approx(1 / 97, rel=0.13)
+    assert weights.var(-1).tolist() == pytest.approx([1 / 97] * 16, rel=0.5)
+    assert torch.corrcoef(weights).fill_diagonal_(0).abs().max() < 0.5
 
 
 def test_heads_are_named_after_what_they_score(tiny_ref: ModelRef) -> None:
@@ -122,6 +131,35 @@ def test_a_saved_reward_model_scores_alike_in_plain_transformers(
         for text, rewards in zip(texts, before, strict=True):  # unpadded, one at a time
             alone = saved_tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
             torch.testing.assert_close(plain(input_ids=alone).logits[0] - offsets, rewards, atol=1e-4, rtol=1e-4)
+
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 260}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        # Two weights of all experts at once: one adapter holds the other.
+        MixtralConfig(**SIZES, intermediate_size=16, num_key_value_heads=1, num_local_experts=2),
+        # States narrower than the layers.
+        OPTConfig(**SIZES, word_embed_proj_dim=16, ffn_dim=32, do_layer_norm_before=False, max_position_embeddings=512),
+    ],
+    ids=["mixtral", "opt"],
+)
+def test_other_architectures_are_trained_saved_and_read_alike(config: PreTrainedConfig, tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    byte_tokenizer().save_pretrained(tmp_path / "base")
+    ref = ModelRef(base=str(tmp_path / "base"))
+    model = new_reward_model(ref, Lora(rank=4))
+    perturb(model)
+    with torch.no_grad():
+        packed = packed_texts(ref)
+        before = model(packed)
+        assert before.std() > 1e-2
+        merge_adapters(model)
+        save_reward_model(model, load_tokenizer(ref), tmp_path / "rewards")
+        loaded, _ = load_reward_model(tmp_path / "rewards")
+        torch.testing.assert_close(loaded(packed), before, atol=1e-4, rtol=1e-4)
 
 
 def test_a_tokenizer_with_one_special_token_gets_a_padding_token_of_its_own(tiny_ref: ModelRef, tmp_path: Path) -> None:
