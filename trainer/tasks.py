@@ -30,6 +30,11 @@ log = logging.getLogger(__name__)
 # A run that was started this often without writing a checkpoint kills its worker, most probably by taking all memory.
 MAX_ATTEMPTS = 3
 
+# A retry repeats the run as it is, so that less memory is a matter of a new one.
+MORE_MEMORY = (
+    "Retry with more memory, or start anew with a smaller microbatch size, gradient checkpointing or shorter responses."
+)
+
 TrainingSpec = SFTSpec | RewardSpec | DPOSpec | PPOSpec
 RECIPES: dict[str, ModuleType] = {"sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo}
 
@@ -107,7 +112,7 @@ class Runner:
                 session,
                 run,
                 f"The worker died {run.attempts_since_checkpoint} times while {doing}; it probably ran out of memory. "
-                "Use a smaller model, shorter responses or a machine with more memory, then retry.",
+                + MORE_MEMORY,
             )
             return None
         rounds.run_started(session, run)
@@ -236,6 +241,6 @@ def describe(error: Exception) -> str:
     if isinstance(error, PrefloopError):
         return str(error)
     if is_out_of_memory(error):
-        return "The machine ran out of memory. Use a smaller model or shorter responses, then retry."
+        return f"The machine ran out of memory. {MORE_MEMORY}"
     first_line = (str(error).strip().splitlines() or [""])[0].replace("\0", "")[:500]
     return f"{type(error).__name__}: {first_line} (unexpected; the worker's log has the details)"
