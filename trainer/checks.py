@@ -164,7 +164,7 @@ def check_adapter(folder: Path, base: str, model: nn.Module) -> None:
         if Path(recorded).name != Path(base).name:
             log.warning("The adapter %s says it was made for %s; it is put on %s.", folder, recorded, base)
     shapes = {
-        name.removeprefix("base_model.model.").replace(".base_layer.", "."): tuple(p.shape)
+        name.removeprefix("base_model.model.").replace(".base_layer", ""): tuple(p.shape)
         for name, p in model.named_parameters()
     }
     for tensor in stored_tensors(folder, ADAPTER_WEIGHTS):
@@ -178,10 +178,11 @@ def _misfit(tensor: StoredTensor, shapes: dict[str, tuple[int, ...]]) -> str:
     module, found, part = tensor.name.removeprefix("base_model.model.").partition(".lora_")
     if not found or part not in ("A.weight", "B.weight"):
         return ""  # another kind of adapter: peft checks it as well as it can
+    module = module.replace(".base_layer", "")
     weight = shapes.get(f"{module}.weight")
-    if weight is None:
+    if weight is None and not any(name.startswith(f"{module}.") for name in shapes):
         return f"there is no {module}"
-    if len(weight) != 2:
+    if weight is None or len(weight) != 2:  # experts' weights have names of their own, and three dimensions
         return ""
     side, size, expected = (
         ("inputs", tensor.shape[1], weight[1]) if part == "A.weight" else ("outputs", tensor.shape[0], weight[0])

@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
 from app.artifacts import ArtifactStore, digest_folder
 from app.errors import ModelUnavailable
@@ -211,6 +211,34 @@ def test_a_policy_with_an_adapter_goes_on_training_it(tiny_ref: ModelRef, adapte
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert digest_folder(Path(adapter.adapter)) == digest_folder(tmp_path / "again")
+
+
+def test_adapters_of_experts_come_back(tiny_model: Path, tmp_path: Path) -> None:
+    """Their weights have three dimensions and names of their own; one adapter stands in another."""
+    config = MixtralConfig(
+        vocab_size=260,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=3,
+    )
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "experts")
+    load_tokenizer(str(tiny_model)).save_pretrained(tmp_path / "experts")
+    ref = ModelRef(base=str(tmp_path / "experts"))
+    model = load_causal_lm(ref, Lora(rank=2), trainable=True)
+    perturb(model)
+    save_policy(model, load_tokenizer(ref), tmp_path / "policy")
+    assert any(
+        ".experts.base_layer.lora_A" in name for name in load_file(tmp_path / "policy/adapter_model.safetensors")
+    )
+    policy = ModelRef(base=ref.base, adapter=str(tmp_path / "policy"))
+    expected = logps_of(model, ref)
+    torch.testing.assert_close(logps_of(load_causal_lm(policy), ref), expected, atol=1e-5, rtol=1e-5)
+    _, reference = load_policy_and_reference(policy, policy, Lora(rank=2))
+    with reference() as reference_model:
+        torch.testing.assert_close(logps_of(reference_model, ref), expected)
 
 
 # ---- where models are, and what they lack ----------------------------------------------------------------------------
