@@ -173,6 +173,7 @@ def test_kl_stop_ends_before_another_update(
     result, reporter = train(spec, store, tmp_path / "policy")
     assert reporter.values("objective/kl")[0] > 0.01
     assert result.train_rows == 12
+    assert f"Stopped after 12 of {spec.episodes} episodes: the KL was" in result.notes[-1]
     assert "lr" not in result.metrics  # nothing was updated
     assert (tmp_path / "policy" / "adapter_model.safetensors").exists()
 

@@ -257,6 +257,10 @@ def train(
     # 8. Save. The critic is not part of the policy.
     episodes = episodes or spec.episodes  # resumed behind the last rollout
     save_policy(causal, tokenizer, folder, spec.policy.base)
+    kl, notes = progress.values["objective/kl"], notes_on(tokenizer)
+    if spec.kl_stop is not None and kl > spec.kl_stop:
+        said = f"Stopped after {episodes} of {spec.episodes} episodes: the KL was {kl:.3g} nats a response, "
+        notes += (said + f"more than the {spec.kl_stop:g} of kl_stop.",)
     return PolicyResult(
         progress.values,
         episodes,
@@ -264,7 +268,7 @@ def train(
         training.tokens,
         training.seconds,
         precision=name_of(dtype),
-        notes=notes_on(tokenizer),
+        notes=notes,
     )
 
 
