@@ -353,7 +353,7 @@ def test_an_aspects_head_learns_the_aspect_and_not_the_verdict(
     """Labelers prefer apples; the style that they rated apart is the other way round, and only in half the rows."""
     rows = [
         row.model_copy(update={"aspects": {"style": 1 - row.p_b}}) if row.comparison_id % 2 else row
-        for row in separable_pairs(160, 40)
+        for row in separable_pairs(120, 40)
     ]
     snapshot = write_rows(tmp_path / "snapshot.jsonl", rows)
     result, reporter = train(spec_of(tiny_ref, snapshot, ensemble=2, aspects=("style",)), store)
@@ -402,7 +402,7 @@ def test_the_tie_parameter_is_learned(
     Rao-Kupper: s(d - n) = 1/2, so d = n, and s(-2 n) = 1/10: n = ln 3. Davidson: nu = P(tie) / sqrt(P(c) P(r)).
     """
     rows = [
-        row.model_copy(update={"p_tie": 0.4, "p_b": 0.7 if row.p_b > 0.5 else 0.3}) for row in separable_pairs(160, 40)
+        row.model_copy(update={"p_tie": 0.4, "p_b": 0.7 if row.p_b > 0.5 else 0.3}) for row in separable_pairs(88, 8)
     ]
     snapshot = write_rows(tmp_path / "snapshot.jsonl", rows)
     settings = Optimiser(learning_rate=3e-3, epochs=4)
@@ -435,21 +435,21 @@ def test_ties_are_counted_as_they_are_labelled(tiny_ref: ModelRef, soft: bool, s
 
 
 def test_report_and_card_say_what_the_model_is_made_of(
-    tiny_ref: ModelRef, separable_snapshot: Path, store: ArtifactStore
+    tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path
 ) -> None:
-    settings = Optimiser(learning_rate=3e-3, epochs=3)  # so that there is time to probe every pair
-    result, reporter = train(spec_of(tiny_ref, separable_snapshot, optimiser=settings), store)
+    snapshot = write_rows(tmp_path / "snapshot.jsonl", separable_pairs(60, 10))
+    result, reporter = train(spec_of(tiny_ref, snapshot), store)
     folder = store.resolve("models/rm")
     report = json.loads((folder / "report.json").read_text())
-    assert report["data"]["snapshot"] == digest_file(separable_snapshot)
-    assert report["model"]["reference_samples"] == result.reference_samples == 240
+    assert report["data"]["snapshot"] == digest_file(snapshot)
+    assert report["model"]["reference_samples"] == result.reference_samples == 100
     assert report["heldout"]["accuracy"] == result.eval_accuracy
     assert report["gap"]["accuracy"] == result.eval_accuracy_gap == reporter.last("eval_accuracy_gap")
-    assert sum(bar["pairs"] for bar in report["calibration"]["reliability"]) == 40
-    assert report["probes"]["pairs"] == 40
-    assert report["probes"]["adversarial"]["refusal"]["prompts"] == 40
+    assert sum(bar["pairs"] for bar in report["calibration"]["reliability"]) == 10
+    assert report["probes"]["pairs"] == 10
+    assert report["probes"]["adversarial"]["refusal"]["prompts"] == 10
     card = (folder / "README.md").read_text()
-    for fact in (digest_file(separable_snapshot), "last_valid_token", "240 responses", "Fewer than 256", "refusal"):
+    for fact in (digest_file(snapshot), "last_valid_token", "100 responses", "Fewer than 256", "refusal"):
         assert fact in card
 
 
