@@ -90,7 +90,8 @@ class Sampler:
             ]
 
     def _text(self, sample: Sample) -> str:
-        return self.encoder.tokenizer.decode(sample.body, skip_special_tokens=True)
+        # As the model said it: cleaning up would take the spaces before its punctuation away.
+        return self.encoder.tokenizer.decode(sample.body, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def prompt_room(encoder: ChatEncoder, max_new_tokens: int) -> int:

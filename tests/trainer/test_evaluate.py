@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from app.artifacts import ArtifactStore
-from app.errors import ModelUnavailable
+from app.errors import InvalidInput, ModelUnavailable
 from app.specs import EvaluateSpec, Generation, ModelRef, PromptRow
 from tests.trainer.conftest import build_reward_model, user, write_rows
 from trainer import evaluation, precision
@@ -315,3 +315,25 @@ def test_no_more_is_read_than_the_reward_model_can(reward_folder: Path, caplog: 
     scores = reward_models_scorer([reward_folder], max_length=512)([long, ending])
     assert scores[0].item() == pytest.approx(scores[1].item(), abs=1e-6)
     assert "2 of 2 responses are longer than the 64 tokens" in caplog.text
+
+
+def test_prompts_that_are_not_read_whole_are_named(tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path) -> None:
+    rows = [PromptRow(id=i, messages=user("z" * n)) for i, n in ((3, 9), (4, 10))]  # 19 tokens more, 4 new ones
+    spec = EvaluateSpec(
+        policy=tiny_ref,
+        reference=tiny_ref,
+        reward_models=("scripted",),
+        prompts=str(write_rows(tmp_path / "prompts.jsonl", rows)),
+        generation=Generation(samples_per_prompt=1, max_new_tokens=4),
+        max_length=32,
+    )
+
+    def evaluated(spec: EvaluateSpec) -> evaluate.EvaluateResult:
+        score = lambda responses: torch.zeros(len(responses))  # noqa: E731
+        return evaluate.evaluate(spec, store, ConsoleReporter(stream=None), lambda completions: None, score)
+
+    assert evaluated(spec).notes == ("1 prompts lost their beginning, to stay within 32 tokens with 4 new ones: 4",)
+    # What cannot be sampled is told before the reward models, of which there are none, are looked for.
+    crowded = spec.model_copy(update={"generation": Generation(max_new_tokens=32)})
+    with pytest.raises(InvalidInput, match="no room for a prompt"):
+        evaluate.evaluate(crowded, store, ConsoleReporter(stream=None), lambda completions: None)

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from app.errors import InvalidInput
 from app.specs import ModelRef, PromptRow
-from tests.trainer.conftest import user
+from tests.trainer.conftest import CHAT_TEMPLATE, user
 from trainer.chat import ChatEncoder
+from trainer.generation import Sample
 from trainer.modeling import load_causal_lm, load_tokenizer
 from trainer.reporting import RunCancelled
 from trainer.rollout import Sampler
@@ -86,3 +89,14 @@ def test_a_cancelled_run_ends_in_the_middle_of_a_batch(model: torch.nn.Module, t
     with pytest.raises(RunCancelled):
         list(sampler(model, tiny_model, max_new_tokens=64, tick=tick).respond([(row(1, "a"), range(4))], 4))
     assert len(ticks) == 3
+
+
+def test_a_response_is_read_as_it_was_said(model: torch.nn.Module, tiny_model: Path) -> None:
+    """Tokenizers that are no byte-pair ones may ask for the spaces before punctuation to be taken away."""
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["<s>", "do", "n't", ".", "No", "?"])}, "<s>"))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, eos_token="<s>", chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=True
+    )
+    sampled = sampler(model, tiny_model)
+    sampled.encoder = ChatEncoder(tokenizer, 128)
+    assert sampled._text(Sample([1, 2, 3, 4, 5, 0], [], finished=True)) == "do n't . No ?"

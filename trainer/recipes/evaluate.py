@@ -14,11 +14,18 @@ from app.specs import EvaluateSpec
 from trainer.chat import ChatEncoder
 from trainer.data import read_prompts
 from trainer.evaluation import Scorer, measure, require_numbers, response_logps, reward_models_scorer
-from trainer.modeling import load_causal_lm, load_tokenizer, require_one_vocabulary, resolve, sampling_dtype
+from trainer.modeling import (
+    load_causal_lm,
+    load_tokenizer,
+    notes_on,
+    require_one_vocabulary,
+    resolve,
+    sampling_dtype,
+)
 from trainer.precision import name_of
 from trainer.recipes.sample import Completion, OnCompletions, write_completions
 from trainer.reporting import Reporter
-from trainer.rollout import Response, Sampler
+from trainer.rollout import Response, Sampler, cut_prompts
 from trainer.training import accelerator
 
 
@@ -31,6 +38,8 @@ class EvaluateResult(NamedTuple):
     seconds: float
     precision: str
     """Of all models: with it in the spec's generation instead of `auto`, the evaluation can be repeated."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the metrics has to know: prompts that were cut, a chat template that was made up."""
 
 
 class Share(NamedTuple):
@@ -56,7 +65,8 @@ def evaluate(
     which makes their comparison less noisy.
 
     Raises:
-        InvalidInput: the prompts file is wrong or empty.
+        InvalidInput: the prompts file is wrong or empty, the chat template takes no such prompt, or new tokens leave
+            no room for one.
         ModelUnavailable: policy, reference or reward model does not load, or policy and reference read other tokens.
         TrainingDiverged: a score is NaN or infinite, or the policy predicts NaN.
     """
@@ -65,6 +75,8 @@ def evaluate(
     rows, generation = read_prompts(store.resolve(spec.prompts)), spec.generation
     policy_ref, reference_ref = resolve(store, spec.policy), resolve(store, spec.reference)
     tokenizer = load_tokenizer(policy_ref)
+    encoder = ChatEncoder(tokenizer, spec.max_length)
+    notes = (*notes_on(tokenizer), *cut_prompts(rows, encoder, generation.max_new_tokens))
     if reference_ref.base != policy_ref.base:
         require_one_vocabulary(policy_ref.base, reference_ref.base)
     dtype = sampling_dtype(generation.precision, policy_ref)
@@ -84,7 +96,6 @@ def evaluate(
     # 2. Sample. Every process does its share of the prompts.
     main = accelerator().is_main_process
     mine = rows[accelerator().process_index :: accelerator().num_processes]
-    encoder = ChatEncoder(tokenizer, spec.max_length)
     sampler = Sampler(policy, encoder, generation.max_new_tokens, generation.temperature, spec.seed, tick)
     for batch in sampler.respond([(row, range(k)) for row in mine], generation.batch_size):
         if main:
@@ -121,7 +132,7 @@ def evaluate(
     for name, values in measured.items():
         reporter.metrics(0, values, name)
     tokens = sum(len(response.sample.tokens) for response in responses)
-    return EvaluateResult(measured[""], total, tokens, time.monotonic() - started, name_of(dtype))
+    return EvaluateResult(measured[""], total, tokens, time.monotonic() - started, name_of(dtype), notes)
 
 
 def train(spec: EvaluateSpec, store: ArtifactStore, reporter: Reporter, folder: Path) -> EvaluateResult:

@@ -157,7 +157,7 @@ def sample(
     tick()
     key = Settings().sampling_key
     sources = [
-        (_served(server, key) if server else _Local(resolve(store, model), spec.generation, wanted), wanted)
+        (_served(server, key) if server else _Local(resolve(store, model), spec.generation, rows), wanted)
         for model, server, wanted in zip_longest(spec.models, spec.servers, plan)
         if wanted
     ]
@@ -209,10 +209,10 @@ class _Local:
         notes: what a reader of its samples has to know.
     """
 
-    def __init__(self, ref: ModelRef, generation: Generation, wanted: Wanted) -> None:
+    def __init__(self, ref: ModelRef, generation: Generation, rows: Sequence[PromptRow]) -> None:
         tokenizer = load_tokenizer(ref)
         self.ref, self.encoder = ref, ChatEncoder(tokenizer)
-        cut = cut_prompts((row for row, _ in wanted), self.encoder, generation.max_new_tokens)
+        cut = cut_prompts(rows, self.encoder, generation.max_new_tokens)
         self.notes = (*notes_on(tokenizer), *cut)
 
 
