@@ -25,6 +25,7 @@ from trainer.modeling import (
 )
 from trainer.packing import Packed
 from trainer.policy import can_share, hidden_states, trunk_of
+from trainer.training import accelerator
 
 POOLING = "last_valid_token"
 REWARD = "reward"  # the head, or the prefix of the heads, whose score is the reward; others are aspects
@@ -150,8 +151,10 @@ def save_reward_model(model: RewardModel, tokenizer: Any, folder: Path) -> None:
     """Writes a folder for `AutoModelForSequenceClassification.from_pretrained`, with its tokenizer. Merge first.
 
     The heads of decoder classifiers have no bias, so offsets stay in the config: plain transformers scores are ours
-    plus `reward_offsets`, the same shift for every response.
+    plus `reward_offsets`, the same shift for every response. Of several processes only the main one writes.
     """
+    if not accelerator().is_main_process:
+        return
     classifier = model.classifier
     pad_id = _padding_that_ends_no_response(tokenizer, classifier)
     classifier.config.pad_token_id = pad_id
