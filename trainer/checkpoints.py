@@ -116,7 +116,8 @@ class Checkpoints:
             return Checkpoint(contents["step"], tensors, contents["state"])
         if others := [path for path in self.folder.parent.glob("*/step-*") if path.parent != self.folder]:
             log.warning(
-                "The checkpoints under %s are of another spec or other rows and are not taken.", others[0].parent
+                "The checkpoints under %s are of another spec, other rows or other models, and are not taken.",
+                others[0].parent,
             )
         return None
 
