@@ -1,4 +1,4 @@
-"""The one way to put work on the worker's queue."""
+"""The one way to put work on the worker's queue, and whether there is a worker to take it."""
 
 from procrastinate.jobs import Job
 from procrastinate.manager import JobManager

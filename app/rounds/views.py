@@ -48,6 +48,7 @@ CHARTS = (
     Chart("Policy: accuracy", ("dpo",), ("rewards/accuracies", "eval_rewards/accuracies")),
     Chart("Policy: reward", ("ppo",), ("objective/scores", "objective/rlhf_reward"), "scores: before the KL leash"),
     Chart("Policy: KL", ("ppo",), ("objective/kl",), "nats a sequence, to the reference"),
+    Chart("Policy: KL coefficient", ("ppo",), ("objective/kl_coef",), "the leash: higher holds closer"),
     Chart("Policy: loss", ("ppo",), ("loss/policy_avg", "loss/value_avg")),
 )
 

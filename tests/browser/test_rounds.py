@@ -57,13 +57,12 @@ def start_round(page: Page, project: Project, **settings: str) -> None:
     expect(page.get_by_role("heading", name="Round 1")).to_be_visible()
 
 
-@pytest.mark.parametrize("width", [1440, 390])
 def test_a_real_round_is_watched_to_its_end(
-    open_page: OpenPage, session: Session, settings: Settings, project: Project, width: int
+    open_page: OpenPage, session: Session, settings: Settings, project: Project
 ) -> None:
-    page = open_page("operator", "admin", width=width, dark=width == 390)
+    page = open_page("operator", "admin")
     start_round(page, project, learning_rate="0.002", epochs="3", prompts="8", max_new_tokens="8")
-    take_picture(page, f"round-waiting-{width}")
+    take_picture(page, "round-waiting")
     expect(page.locator("[data-stage=reward] .stage-state")).to_have_text("queued")
     page.evaluate("window.neverReloaded = true")
     with worker(settings):
@@ -76,13 +75,14 @@ def test_a_real_round_is_watched_to_its_end(
     expect(page.get_by_text("New against previous policy")).to_have_count(0)  # the old policy never answered
     expect(page.get_by_role("button", name="Cancel round")).to_have_count(0)
     expect(page.locator("#round-facts")).to_contain_text("policy-1")
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-    take_picture(page, f"round-done-{width}")
-    for path in ("rounds", "loop", "samples", "rounds/new?algorithm=ppo"):
-        page.goto(f"/projects/{project.slug}/{path}")
-        page.wait_for_load_state("networkidle")
-        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), path
-        take_picture(page, f"{path.partition('?')[0].replace('/', '-')}-{width}")
+    for width in (1440, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme="dark" if width == 390 else "light")
+        for path in ("rounds/1", "rounds", "loop", "samples", "rounds/new?algorithm=ppo"):
+            page.goto(f"/projects/{project.slug}/{path}")
+            page.wait_for_load_state("networkidle")
+            assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), path
+            take_picture(page, f"{path.partition('?')[0].replace('/', '-')}-{width}")
 
 
 def test_curves_grow_without_reloading(
