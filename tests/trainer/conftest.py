@@ -12,7 +12,7 @@ import pytest
 import torch
 from pydantic import BaseModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 from app.artifacts import ArtifactStore
 from app.specs import ModelRef, PairRow
@@ -82,6 +82,28 @@ def other_tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny chat model of the same shape with other weights."""
     folder = tmp_path_factory.mktemp("other-tiny-model")
     build_model(folder, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def windowed_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny chat model with the same tokens that sees eight of them at a time: no mask changes that."""
+    folder, tokenizer = tmp_path_factory.mktemp("windowed-model"), byte_tokenizer()
+    config = MistralConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.3,
+        sliding_window=8,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        MistralForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.artifacts import ArtifactStore, digest_folder
 from app.errors import InvalidInput
 from app.specs import DPOSpec, Lora, ModelRef, Optimiser, PairRow, ThumbRow
-from tests.trainer.conftest import byte_tokenizer, separable_pairs, user, write_rows
+from tests.trainer.conftest import separable_pairs, user, write_rows
 from trainer.chat import ChatEncoder, TokenSequence
 from trainer.checkpoints import Checkpoints
 from trainer.data import encode_pairs
@@ -438,29 +438,13 @@ def test_continues_an_adapter_against_an_earlier_policy(
 
 
 def test_a_reference_of_another_architecture_is_read_in_the_way_it_can_be(
-    tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path
+    tiny_ref: ModelRef, windowed_model: Path, store: ArtifactStore, tmp_path: Path
 ) -> None:
-    """The policy reads shared prompts; a window of eight tokens is none of what a mask of shared prompts says."""
-    tokenizer, folder = byte_tokenizer(), tmp_path / "windowed"
-    torch.manual_seed(2)
-    config = MistralConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.3,
-        sliding_window=8,
-    )
-    MistralForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     rows = separable_pairs(24, 4)
     snapshot = write_rows(tmp_path / "snapshot.jsonl", rows)
-    _, reporter = train(spec_of(tiny_ref, snapshot, reference={"base": str(folder)}), store)
+    _, reporter = train(spec_of(tiny_ref, snapshot, reference={"base": str(windowed_model)}), store)
     chosen, _rejected = heldout_pairs(tiny_ref.base, rows)
-    expected = 0.1 * (PlainLogps(tiny_ref.base)(chosen) - PlainLogps(str(folder))(chosen)).mean()
+    expected = 0.1 * (PlainLogps(tiny_ref.base)(chosen) - PlainLogps(str(windowed_model))(chosen)).mean()
     assert reporter.values("eval_rewards/chosen")[0] == pytest.approx(expected, rel=1e-4)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from app.specs import Lora, ModelRef, Optimiser, PPOSpec, PromptRow
 from tests.trainer.conftest import trainable_parameters, user
@@ -148,6 +149,19 @@ def test_log_probs_of_sampling_reference_and_update_agree(tiny_ref: ModelRef, te
     assert rollout.kl.abs().max() < 1e-4
     assert rollout.values.abs().max() == 0
     assert set(bench.clock.seconds) == {"generation", "scoring"}
+
+
+@torch.no_grad()
+def test_a_reference_of_another_architecture_is_read_in_the_way_it_can_be(
+    tiny_ref: ModelRef, windowed_model: Path
+) -> None:
+    bench = Bench(spec_of(tiny_ref, reference=ModelRef(base=str(windowed_model))))
+    assert bench.module.share
+    plain = AutoModelForCausalLM.from_pretrained(windowed_model)
+    for i, (prompt, tokens) in enumerate(bench.rollout.sequences()):
+        logits = plain(input_ids=torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
+        expected = logits.log_softmax(-1)[range(len(tokens)), list(tokens)]
+        torch.testing.assert_close(bench.rollout.reference_logps[i, : len(tokens)], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_kl_is_summed_over_the_tokens_of_a_response_and_no_padding() -> None:
