@@ -457,7 +457,12 @@ def test_prompts_that_are_too_long_are_named(
 
 @pytest.mark.parametrize("episodes", [1, 13])  # the prompt is on the sample pages only; it is trained on
 def test_a_prompt_that_the_template_does_not_take_is_found_before_anything_is_loaded(
-    tiny_model: Path, prompts: Path, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, episodes: int
+    tiny_model: Path,
+    prompts: Path,
+    store: ArtifactStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    episodes: int,
 ) -> None:
     folder = tmp_path / "strict"
     shutil.copytree(tiny_model, folder)
