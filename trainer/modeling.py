@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -28,8 +28,8 @@ from app.specs import Lora, ModelRef, Precision
 from trainer.checkpoints import Checkpoints
 from trainer.checks import (
     ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     check_adapter,
-    local_folder,
     refuse_missing,
     refuse_nan,
     refuse_pickles,
@@ -105,8 +105,11 @@ def seed_everything(seed: int) -> None:
 def resolve(store: ArtifactStore, ref: ModelRef) -> ModelRef:
     """The reference with locations turned into folders; what the store does not hold is taken for a hub name.
 
+    An adapter from the hub is fetched whole: its tokenizer and template are what it was trained with.
+
     Raises:
-        ModelUnavailable: a location that can only be one of the store's, or an absolute path, does not exist.
+        ModelUnavailable: a location that can only be one of the store's, or an absolute path, does not exist, or
+            the hub has no such adapter.
     """
 
     def find(location: str) -> str:
@@ -117,7 +120,13 @@ def resolve(store: ArtifactStore, ref: ModelRef) -> ModelRef:
                 return location
             raise ModelUnavailable(f"The model {location} does not exist.", error.advice) from error
 
-    return ModelRef(base=find(ref.base), adapter=find(ref.adapter) if ref.adapter else None)
+    adapter = find(ref.adapter) if ref.adapter else None
+    if adapter is not None and not Path(adapter).exists():
+        with loading(adapter):
+            adapter = snapshot_download(
+                adapter, allow_patterns=["*.json", "*.jinja", "*.model", "*.txt", ADAPTER_WEIGHTS]
+            )
+    return ModelRef(base=find(ref.base), adapter=adapter)
 
 
 def trusts_remote_code() -> bool:
@@ -226,20 +235,11 @@ def _load_base(name: str, dtype: torch.dtype) -> Any:
     return model
 
 
-def _adapter_folder(name: str, base: str, model: nn.Module) -> str:
-    """The folder of an adapter that fits the model; its weights are safetensors."""
-    refuse_pickles(name)
-    with loading(name):
-        folder = local_folder(name, "adapter_model.safetensors")
-        check_adapter(folder, base, model)
-    return str(folder)
-
-
 def _with_adapter(model: Any, ref: ModelRef, trainable: bool) -> PeftModel:
     assert ref.adapter is not None
-    folder = _adapter_folder(ref.adapter, ref.base, model)
     with loading(ref.adapter):
-        adapted = PeftModel.from_pretrained(model, folder, adapter_name=POLICY, is_trainable=trainable)
+        check_adapter(Path(ref.adapter), ref.base, model)
+        adapted = PeftModel.from_pretrained(model, ref.adapter, adapter_name=POLICY, is_trainable=trainable)
     refuse_nan(adapted, ref.adapter)
     return adapted.eval()
 
@@ -305,9 +305,9 @@ def load_policy_and_reference(
         return model, lambda: _no_grad(frozen)
     if reference.adapter is None:
         return model, lambda: _adapters_disabled(model)
-    folder = _adapter_folder(reference.adapter, reference.base, model)
     with loading(reference.adapter):
-        model.load_adapter(folder, adapter_name=REFERENCE, is_trainable=False)
+        check_adapter(Path(reference.adapter), reference.base, model)
+        model.load_adapter(reference.adapter, adapter_name=REFERENCE, is_trainable=False)
     refuse_nan(model, reference.adapter)
     model.set_adapter(POLICY)
     return model.eval(), lambda: _second_adapter(model)

@@ -254,6 +254,35 @@ def test_locations_resolve_in_the_store_and_names_stay_names(store: ArtifactStor
         resolve(store, ModelRef(base="models/base", adapter="models/run-9"))
 
 
+def test_an_adapter_of_the_hub_is_fetched_with_all_that_it_was_trained_with(
+    store: ArtifactStore, tiny_ref: ModelRef, adapter: ModelRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert adapter.adapter is not None
+    on_hub = Path(adapter.adapter)
+    (on_hub / "chat_template.jinja").write_text("{% for m in messages %}[{{ m['content'] }}]{% endfor %}")
+    (on_hub / "optimizer.pt").write_bytes(b"large")
+
+    def fetch(name: str, allow_patterns: list[str]) -> str:
+        if name != "someone/some-adapter":
+            raise FileNotFoundError(f"{name} is not on the hub")
+        cached = tmp_path / "cached"
+        cached.mkdir()
+        for file in on_hub.iterdir():
+            if any(file.match(pattern) for pattern in allow_patterns):
+                shutil.copy(file, cached)
+        return str(cached)
+
+    monkeypatch.setattr("trainer.modeling.snapshot_download", fetch)
+    resolved = resolve(store, ModelRef(base=tiny_ref.base, adapter="someone/some-adapter"))
+    assert load_tokenizer(resolved).decode(ChatEncoder(load_tokenizer(resolved)).prompt(user("Hi"))) == "[Hi]"
+    torch.testing.assert_close(
+        logps_of(load_causal_lm(resolved), tiny_ref), logps_of(load_causal_lm(adapter), tiny_ref)
+    )
+    assert not (tmp_path / "cached/optimizer.pt").exists()
+    with pytest.raises(ModelUnavailable, match="someone/none cannot be loaded: someone/none is not on the hub"):
+        resolve(store, ModelRef(base=tiny_ref.base, adapter="someone/none"))
+
+
 def test_a_tokenizer_without_template_or_padding_is_completed(tiny_model: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
     (tmp_path / "chat_template.jinja").unlink()
