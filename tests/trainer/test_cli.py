@@ -174,24 +174,10 @@ def test_a_run_that_failed_goes_on_when_it_is_started_again(
     assert digest_folder(out) == digest_folder(tmp_path / "whole")
 
 
-def test_a_run_whose_file_was_edited_begins_anew(
-    demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    arguments = ("--store", tmp_path, "--checkpoint-seconds", 0)
-    with monkeypatch.context() as patched:
-        patched.setattr(Checkpoints, "save", full_disk_at(5))
-        assert prefloop_trainer(monkeypatch, "sft", demonstrations, tmp_path / "out", *arguments) == 1
-    rows = tmp_path / "demonstrations.jsonl"
-    rows.write_text(rows.read_text().replace("9 apples", "9 pears"))
-
-    for name in ("out", "afresh"):
-        assert prefloop_trainer(monkeypatch, "sft", demonstrations, tmp_path / name, *arguments) == 0
-    assert digest_folder(tmp_path / "out") == digest_folder(tmp_path / "afresh")
-
-
-def test_a_run_whose_model_was_replaced_begins_anew(
+def test_a_run_whose_rows_or_model_were_replaced_begins_anew(
     demonstrations: Path, tiny_model: Path, other_tiny_model: Path, tmp_path: Path
 ) -> None:
+    """Checkpoints of another spec, which is another folder, are not taken: test_resume."""
     policy = tmp_path / "policy"
     spec = cli.read_spec(demonstrations, "sft").model_copy(update={"policy": ModelRef(base="policy")})
 
@@ -201,8 +187,12 @@ def test_a_run_whose_model_was_replaced_begins_anew(
         ).folder
 
     shutil.copytree(tiny_model, policy)
+    first = begun()
+    assert begun() == first
+    rows = tmp_path / "demonstrations.jsonl"
+    rows.write_text(rows.read_text().replace("9 apples", "9 pears"))
     before = begun()
-    assert begun() == before
+    assert before != first
     shutil.rmtree(policy)
     shutil.copytree(other_tiny_model, policy)
     assert begun() != before
