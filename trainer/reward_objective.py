@@ -99,7 +99,7 @@ class Targets(NamedTuple):
     Attributes:
         p: (N, H, 3) probabilities of chosen better, rejected better, neither.
         margin: (N, H) what d must exceed.
-        weight: (N, H) of the pair in the head's loss, bootstrap included; 0 where the head's aspect was not rated.
+        weight: (N, H) of the pair in the head's loss, bootstrap included; 0 where nothing is said of what it scores.
         share: (N, H) the same before the bootstrap; what a batch's loss is divided by.
     """
 
@@ -135,10 +135,10 @@ def targets_of(pairs: Sequence[Pair], elements: Sequence[Element], spec: RewardS
         bootstrap[:, : spec.ensemble].exponential_(generator=generator_at(spec.seed, BOOTSTRAP))
     weight = torch.zeros(p.shape[:2])
     for number, element in enumerate(elements):
-        for i in element.pairs:
-            rated = p[i].sum(-1) > 0
-            share[i] = rated * pairs[i].row.weight / len(element.pairs)
-            weight[i] = share[i] * bootstrap[number]
+        rows = list(element.pairs)
+        rated = (p[rows].sum(-1) > 0).float()
+        share[rows] = rated * torch.tensor([[pairs[i].row.weight] for i in rows]) / rated.sum(0).clamp(min=1)
+        weight[rows] = share[rows] * bootstrap[number]
     return Targets(p, margin, weight, share)
 
 
@@ -149,9 +149,12 @@ def winners_strength(pair: Pair) -> float:
 
 
 def outcomes(pair: Pair, spec: RewardSpec) -> tuple[float, float, float]:
-    """Probabilities that chosen is better, rejected is better, neither, as the spec's targets have them."""
+    """Probabilities that chosen is better, rejected is better, neither, as the spec's targets have them.
+
+    Zeros where there is no winner for a hard label to name, and ties are no outcome.
+    """
     if not spec.soft_labels:
-        return (0.0, 0.0, 1.0) if pair.tied else (1.0, 0.0, 0.0)
+        return (0.0, 0.0, float(spec.ties != "half")) if pair.tied else (1.0, 0.0, 0.0)
     if spec.ties == "half":
         return (pair.p_chosen, 1 - pair.p_chosen, 0.0)
     tie = pair.row.p_tie

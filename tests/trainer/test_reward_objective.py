@@ -139,6 +139,15 @@ def test_weights_count_a_ranking_once_and_unrated_aspects_never() -> None:
     assert weighted_loss(losses[:3], targets.weight[:3], targets.share[:3].sum(0)).item() == pytest.approx(2 / 2)
 
 
+def test_a_tie_without_a_hard_label_counts_where_an_aspect_has_a_winner() -> None:
+    """Two responses as good as each other, one of them in better style: in a ranking, and alone."""
+    winner, tie = {"p_b": 0.8}, {"p_b": 0.5, "preference": 0.0, "aspects": {"style": 0.9}}
+    pairs = [pair_of([1], [2], ranking=1, **winner), pair_of([1], [3], ranking=1, **tie), pair_of([2], [3], **tie)]
+    targets = targets_of(pairs, elements_of(pairs), spec_of(aspects=("style",), soft_labels=False))
+    assert targets.p.flatten(1).tolist() == [[1, 0, 0, 0, 0, 0], [0, 0, 0, 1, 0, 0], [0, 0, 0, 1, 0, 0]]
+    assert targets.weight.tolist() == [[1, 0], [0, 1], [0, 1]]
+
+
 def test_members_of_an_ensemble_weigh_elements_by_an_exponential_draw_of_their_own() -> None:
     pairs = [pair_of([1], [2], ranking=i // 2, prompt_id=i // 2) for i in range(4000)]
     elements = elements_of(pairs)

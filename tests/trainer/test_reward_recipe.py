@@ -160,6 +160,10 @@ def test_ties_pull_rewards_together_only_as_soft_labels(
     result, _ = train(hard, store)
     assert result.train_pairs == 30
     assert result.dropped == ("1 comparisons are ties, which hard labels cannot say: 99",)
+    # An aspect may have a winner where the whole has none.
+    styled = [row.model_copy(update={"aspects": {"style": row.p_b if row.p_b != 0.5 else 0.9}}) for row in rows]
+    pairs = encode_pairs(styled, ChatEncoder(load_tokenizer(tiny_ref), 512))
+    assert [len(p) for p in reward.usable(hard.model_copy(update={"aspects": ("style",)}), pairs)] == [31, 0, 0]
 
 
 def test_without_held_out_rows_there_is_no_accuracy_to_report(

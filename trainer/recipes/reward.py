@@ -45,6 +45,7 @@ from trainer.reward_model import (
 from trainer.reward_objective import (
     Element,
     RewardObjective,
+    aspect_outcomes,
     by_pair,
     elements_of,
     outcomes,
@@ -247,12 +248,13 @@ def train(
 def usable(spec: RewardSpec, encoded: EncodedPairs) -> tuple[list[Pair], list[Pair], tuple[str, ...]]:
     """The training pairs that have a target, those that have none, and why they were left out.
 
-    A tie has no hard label, unless ties are an outcome of their own.
+    A tie has no hard label, unless ties are an outcome of their own, or an aspect has a winner.
     """
-    if spec.soft_labels or spec.ties != "half":
-        return encoded.train, [], encoded.dropped
-    kept = [pair for pair in encoded.train if not pair.tied]
-    ties = [pair for pair in encoded.train if pair.tied]
+    kept: list[Pair] = []
+    ties: list[Pair] = []
+    for pair in encoded.train:
+        said = any(outcomes(pair, spec)) or any(any(aspect_outcomes(pair, aspect, spec)) for aspect in spec.aspects)
+        (kept if said else ties).append(pair)
     left_out = {"are ties, which hard labels cannot say": [pair.row.comparison_id for pair in ties]} if ties else {}
     return kept, ties, (*encoded.dropped, *describe_left_out(left_out, "comparisons"))
 
