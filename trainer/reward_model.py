@@ -8,7 +8,7 @@ import torch
 from peft import get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoModelForSequenceClassification
 
 from app.errors import ModelUnavailable
 from app.specs import Lora, ModelRef
@@ -17,6 +17,7 @@ from trainer.checks import refuse_missing, refuse_nan, refuse_pickles
 from trainer.modeling import (
     device,
     load_causal_lm,
+    load_config,
     load_tokenizer,
     loading,
     lora_config,
@@ -102,6 +103,11 @@ def new_reward_model(
 
     Each head is N(0, 1 / (hidden + 1)) in variance (Stiennon et al. 2020), without a bias, in fp32, trained in full.
     """
+    known = load_config(backbone.base)
+    kinds = type(known), type(known.get_text_config())
+    # A model's own code, where it is trusted, says itself what classifier it has.
+    if not trusts_remote_code() and not any(kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING for kind in kinds):
+        raise _no_scalar_head(known, backbone.base)
     causal = load_causal_lm(backbone, trainable=lora is None, dtype=dtype)
     config = type(causal.config).from_dict(causal.config.to_dict())
     config.num_labels = len(heads)
@@ -122,12 +128,15 @@ def new_reward_model(
 
 
 def _require_scalar_head(classifier: Any, name: str) -> None:
-    kind = classifier.config.model_type
     if not isinstance(getattr(classifier, "score", None), nn.Linear):
-        raise ModelUnavailable(
-            f"The architecture of {name} ({kind}) has no scalar head that reads the last token.",
-            "Choose a decoder-only model.",
-        )
+        raise _no_scalar_head(classifier.config, name)
+
+
+def _no_scalar_head(config: Any, name: str) -> ModelUnavailable:
+    return ModelUnavailable(
+        f"The architecture of {name} ({config.model_type}) has no scalar head that reads the last token.",
+        "Choose a decoder-only model that transformers has a sequence classifier for, such as Llama or Qwen.",
+    )
 
 
 @torch.no_grad()

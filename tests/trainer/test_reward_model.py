@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
+    GraniteConfig,
     MixtralConfig,
     OPTConfig,
     PreTrainedConfig,
@@ -208,3 +209,10 @@ def test_a_classifier_that_does_not_read_the_last_token_is_no_reward_model(tiny_
     load_tokenizer(tiny_ref).save_pretrained(tmp_path)
     with pytest.raises(ModelUnavailable, match=r"\(bert\) has no scalar head that reads the last token"):
         load_reward_model(tmp_path)
+
+
+def test_an_architecture_without_a_classifier_is_named_before_its_weights_are_read(tmp_path: Path) -> None:
+    GraniteConfig(vocab_size=260, hidden_size=32).save_pretrained(tmp_path)  # and no weights
+    with pytest.raises(ModelUnavailable, match=r"\(granite\) has no scalar head") as caught:
+        new_reward_model(ModelRef(base=str(tmp_path)), None)
+    assert "sequence classifier" in caught.value.advice
