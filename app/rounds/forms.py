@@ -143,7 +143,9 @@ class RoundConfig(BaseModel):
         int, Field(ge=1, le=64, description="of a rollout, to one prompt"), _rare("policy", "Answers per prompt", PPO)
     ] = _PPO["samples_per_prompt"].default
     kl_coef: Annotated[
-        float, Field(ge=0, le=100, description="where the leash begins"), Setting("policy", "KL coefficient", PPO)
+        float,
+        Field(ge=0, le=100, description="where the leash begins; 0 stays 0"),
+        Setting("policy", "KL coefficient", PPO),
     ] = _PPO["kl_coef"].default
     kl_control: Annotated[
         Literal["adaptive", "fixed"],

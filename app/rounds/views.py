@@ -146,6 +146,7 @@ class Page(NamedTuple):
     round: Round
     stages: list[StageView]
     snapshot: Snapshot | None
+    mixed: Snapshot | None  # the demonstrations that PPO mixed in
     models: dict[str, ModelVersion | None]
     charts: list[Chart]
     summaries: dict[str, dict[str, float]]  # by kind of run: newest value of each metric over all rows
@@ -198,6 +199,7 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
         round=round_,
         stages=stages,
         snapshot=snapshot,
+        mixed=session.get(Snapshot, round_.ptx_snapshot_id) if round_.ptx_snapshot_id else None,
         models={label: models.get(model_id) if model_id else None for label, model_id in named.items()},
         charts=[chart for chart in CHARTS if used & set(chart.kinds)],
         summaries=dict(summaries),

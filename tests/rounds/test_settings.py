@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
 from app.errors import InvalidInput
-from app.models import Comparison, Project, Run, Snapshot
-from app.rounds import service
+from app.models import Comparison, Project, Round, Run, Snapshot
+from app.rounds import service, views
 from app.rounds.controls import form_fields
 from app.rounds.forms import RoundConfig
 from app.rounds.service import store_samples
@@ -194,6 +194,8 @@ def test_ppo_mixes_in_the_approved_demonstrations(session: Session, store: Artif
     location = runs(session, store, project, "ppo", ptx=True)["ppo"].spec["ptx"]
     snapshot = session.scalars(select(Snapshot).where(Snapshot.location == location)).one()
     assert snapshot.counts == {"train": 22, "heldout": 0, "demonstrations": 22}
+    first, second = session.scalars(select(Round).order_by(Round.number))
+    assert [views.page(session, store, round_).mixed for round_ in (first, second)] == [None, snapshot]
 
 
 def test_aspects_that_enough_comparisons_decide_get_heads(
