@@ -159,11 +159,11 @@ def test_every_loss_is_its_formula_on_plain_log_probs_and_learns(
     rows = separable_pairs(30, 6)
     snapshot = write_rows(tmp_path / "snapshot.jsonl", rows)
     settings = Optimiser(learning_rate=3e-3, epochs=2, batch_size=8, microbatch_size=3)
-    changes = LOSSES[name] | {"reference": {"base": str(other_tiny_model)}, "optimiser": settings}
+    changes = LOSSES[name] | {"policy": {"base": str(other_tiny_model)}, "optimiser": settings}
     _, reporter = train(spec_of(tiny_ref, snapshot, **changes), store)
 
     chosen, rejected = heldout_pairs(tiny_ref.base, rows)
-    policy, reference = PlainLogps(tiny_ref.base), PlainLogps(str(other_tiny_model))
+    policy, reference = PlainLogps(str(other_tiny_model)), PlainLogps(tiny_ref.base)
     logps = np.stack([policy(chosen), policy(rejected)])
     ratios = logps - np.stack([reference(chosen), reference(rejected)])
     lengths = np.array([[len(sequence.completion) for sequence in side] for side in (chosen, rejected)])
@@ -176,6 +176,7 @@ def test_every_loss_is_its_formula_on_plain_log_probs_and_learns(
         for answer in answers
     ]
     z = max(0.0, float((policy(strangers) - reference(strangers)).mean()))
+    assert z > 0.1
     if name == "kto":
         assert reporter.values("eval_kl")[0] == pytest.approx(z, rel=1e-4)
     expected = FORMULAS[name](ratios, logps / lengths, z, ratios / lengths).mean()
@@ -189,6 +190,64 @@ def test_every_loss_is_its_formula_on_plain_log_probs_and_learns(
     before, _epoch, after = reporter.values("eval_rewards/margins")
     assert after > before
     assert reporter.last("eval_loss") < reporter.values("eval_loss")[0]
+
+
+@pytest.mark.parametrize("loss", ["dpo", "kto"])
+def test_a_step_is_that_of_the_formula_with_every_rows_own_weight_and_label(
+    loss: str, tiny_ref: ModelRef, other_tiny_model: Path, store: ArtifactStore, tmp_path: Path
+) -> None:
+    """Loss and gradient of one step on all rows, in small microbatches, against plain autograd in float64."""
+    rows = [
+        row.model_copy(update={"weight": 0.5 + i % 3, "p_b": (0.6, 0.9, 0.3, 0.05)[i % 4]})
+        for i, row in enumerate(separable_pairs(22, 0))
+    ]
+    singles = [row.model_copy(update={"weight": 1.0 + row.id % 4}) for row in thumbs(7)] if loss == "kto" else []
+    changes: dict[str, object] = {"soft_labels": True}
+    if loss == "kto":
+        changes = LOSSES["kto"] | {"thumbs": str(write_thumbs(tmp_path / "thumbs.jsonl", singles))}
+    settings = Optimiser(learning_rate=1e-3, batch_size=64, microbatch_size=5, microbatch_tokens=400)
+    changes |= {"policy": {"base": str(other_tiny_model)}, "optimiser": settings, "lora": None}
+    snapshot = write_rows(tmp_path / "snapshot.jsonl", rows)
+    _, reporter = train(spec_of(tiny_ref, snapshot, **changes), store)
+
+    # Of each: its prompt, its responses with whether they were liked, its weight, how probably the first is better.
+    encoder = ChatEncoder(AutoTokenizer.from_pretrained(tiny_ref.base), 512)
+    examples = []
+    for row in rows:
+        texts = [row.response_b, row.response_a] if row.p_b >= 0.5 else [row.response_a, row.response_b]
+        answers = [(encoder.completion(text), i == 0) for i, text in enumerate(texts)]
+        examples.append((encoder.prompt(row.messages), answers, row.weight, max(row.p_b, 1 - row.p_b)))
+    for single in singles:
+        answers = [(encoder.completion(single.response), single.liked)]
+        examples.append((encoder.prompt(single.messages), answers, single.weight, 1.0))
+
+    policy, reference = PlainLogps(str(other_tiny_model)), PlainLogps(tiny_ref.base)
+    strangers = [
+        TokenSequence(prompt, completion)
+        for (prompt, *_), (_, answers, *_) in zip(examples, [*examples[1:], examples[0]], strict=True)
+        for completion, _ in answers
+    ]
+    z = float((policy(strangers) - reference(strangers)).mean())
+    assert z > 0.1
+    total, weights = torch.zeros((), dtype=torch.float64), 0.0
+    for prompt, answers, weight, p in examples:
+        x = []
+        for completion, _ in answers:
+            logits = policy.model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
+            logp = logits.log_softmax(-1)[range(len(completion)), completion].sum()
+            x.append(0.1 * (logp - float(reference([TokenSequence(prompt, completion)])[0])))
+        if loss == "dpo":
+            terms = [-p * torch.sigmoid(x[0] - x[1]).log() - (1 - p) * torch.sigmoid(x[1] - x[0]).log()]
+        else:
+            terms = [
+                1.2 * torch.sigmoid(0.1 * z - u) if liked else 0.7 * torch.sigmoid(u - 0.1 * z)
+                for u, (_, liked) in zip(x, answers, strict=True)
+            ]
+        total, weights = total + weight * sum(terms), weights + weight * len(terms)
+    (total / weights).backward()
+    norm = math.sqrt(sum(float((p.grad**2).sum()) for p in policy.model.parameters()))
+    assert reporter.values("loss") == [pytest.approx(total.item() / weights, rel=1e-5)]
+    assert reporter.values("grad_norm") == [pytest.approx(norm, rel=1e-4)]
 
 
 def test_a_loss_without_a_reference_loads_none(tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path) -> None:
