@@ -186,6 +186,16 @@ def test_too_few_pairs_are_refused_before_a_model_is_loaded(
     assert not store.exists("models/rm")
 
 
+def test_where_too_few_are_left_it_says_what_became_of_the_others(
+    tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path
+) -> None:
+    rows = separable_pairs(22, 0)
+    rows[:3] = [row.model_copy(update={"weight": 0.0}) for row in rows[:3]]
+    snapshot = write_rows(tmp_path / "snapshot.jsonl", rows)
+    with pytest.raises(InvalidInput, match=r"there are 19 .*\. 3 comparisons have weight 0: 1, 2, 3\."):
+        train(spec_of(tiny_ref, snapshot), store)
+
+
 def test_a_diverging_run_says_so_and_saves_nothing(
     tiny_ref: ModelRef, separable_snapshot: Path, store: ArtifactStore
 ) -> None:

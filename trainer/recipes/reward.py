@@ -105,7 +105,7 @@ def train(
     encoded = encode_pairs(read_pairs(snapshot), encoder)
     heldout = encoded.heldout
     train_pairs, unused, dropped = usable(spec, encoded)
-    require_targets(spec, train_pairs)
+    require_targets(spec, train_pairs, dropped)
     notes = (*notes_on(tokenizer), *prompts_in_both(train_pairs, heldout))
     elements, heldout_elements = elements_of(train_pairs), elements_of(heldout)
     targets = targets_of(train_pairs, elements, spec)
@@ -271,9 +271,13 @@ def prompts_in_both(train_pairs: Sequence[Pair], heldout: Sequence[Pair]) -> tup
     )
 
 
-def require_targets(spec: RewardSpec, pairs: Sequence[Pair]) -> None:
-    """Raises InvalidInput unless enough pairs have a winner, in each aspect too, and heads' names differ."""
-    require_pairs(pairs, "A reward model")
+def require_targets(spec: RewardSpec, pairs: Sequence[Pair], dropped: Sequence[str]) -> None:
+    """Raises InvalidInput unless enough pairs have a winner, in each aspect too, and heads' names differ.
+
+    Args:
+        dropped: why others were left out, a sentence each.
+    """
+    require_pairs(pairs, "A reward model", dropped)
     for aspect in spec.aspects:
         if aspect.partition("/")[0] == REWARD or spec.aspects.count(aspect) > 1:
             raise InvalidInput(
