@@ -225,11 +225,11 @@ SMALL = {"vocab_size": 260, "hidden_size": 32, "intermediate_size": 64, "num_hid
 }
 
 
-def with_large_weights(model: torch.nn.Module, std: float = 0.15) -> torch.nn.Module:
+def with_large_weights(model: torch.nn.Module) -> torch.nn.Module:
     """So large that what a model has read shows in what it says."""
     for parameter in model.parameters():
         if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=std)
+            torch.nn.init.normal_(parameter, std=0.15)
     return model.eval()
 
 
@@ -284,10 +284,12 @@ def test_a_model_that_reads_padding_is_given_none(monkeypatch: pytest.MonkeyPatc
     assert_plain(model, MANY, sampled(model, MANY, MANY_SEEDS, Sampling(30, 1.0, STOPS), 8, best_ways(model)))
 
 
-def test_a_model_that_keeps_no_cache_is_refused() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_keeps_no_cache_is_refused(dtype: torch.dtype) -> None:
     """Its states are handed on by another name: each token would be drawn as if it were the first."""
     torch.manual_seed(0)
-    model = with_large_weights(MambaForCausalLM(MambaConfig(vocab_size=260, hidden_size=32, num_hidden_layers=2)), 0.3)
+    config = MambaConfig(vocab_size=260, hidden_size=32, num_hidden_layers=2)
+    model = with_large_weights(MambaForCausalLM(config)).to(dtype)
     with pytest.raises(ModelUnavailable, match=r"architecture mamba cannot be sampled here: .* differ by up to"):
         best_ways(model)
 
