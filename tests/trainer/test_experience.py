@@ -216,7 +216,7 @@ def test_a_later_updates_loss_and_gradients_are_those_of_plain_autograd_in_float
 ) -> None:
     settings = Optimiser(learning_rate=1e-3, batch_size=8, microbatch_size=2, microbatch_tokens=200)
     spec = spec_of(
-        tiny_ref, lora=None, temperature=0.7, clip_range=0.1, value_clip_range=0.05, vf_coef=0.3, optimiser=settings
+        tiny_ref, lora=None, temperature=0.7, clip_range=0.1, value_clip_range=0.001, vf_coef=0.3, optimiser=settings
     )
     bench = Bench(spec)
     rollout, mask = bench.rollout, bench.rollout.valid_mask
@@ -240,7 +240,7 @@ def test_a_later_updates_loss_and_gradients_are_those_of_plain_autograd_in_float
     white = (advantages[mask].double() - advantages[mask].mean()) / advantages[mask].std()
     x, value = torch.cat(logps) - old, torch.cat(values)
     surrogate = torch.minimum(white * x.exp(), white * x.exp().clamp(0.9, 1.1))
-    near = old_values + (value - old_values).clamp(-0.05, 0.05)
+    near = old_values + (value - old_values).clamp(-0.001, 0.001)
     errors = torch.maximum((value - wanted) ** 2, (near - wanted) ** 2) / 2
     loss = -surrogate.mean() + 0.3 * errors.mean()
     loss.backward()
@@ -254,7 +254,7 @@ def test_a_later_updates_loss_and_gradients_are_those_of_plain_autograd_in_float
         "val/ratio": x.exp().mean(),
     }
     assert expected["policy/approxkl_avg"] > 1e-3
-    assert 0 < found["policy/clipfrac_avg"] < 1
+    assert 0 < found["policy/clipfrac_avg"] < 1 > found["val/clipfrac_avg"] > 0
     assert {name: found[name] for name in expected} == pytest.approx(
         {name: tensor.item() for name, tensor in expected.items()}, rel=1e-4
     )
