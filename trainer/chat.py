@@ -134,7 +134,8 @@ def end_of_turn_id(tokenizer: Any) -> int:
             f"The chat template of {tokenizer.name_or_path} does not render a question with its answer: {error}.",
             "Mend chat_template.jinja in the model's folder, or remove it: then a plain one is used.",
         ) from error
-    tail = tokenizer(rendered.rpartition("Xyzzy")[2], add_special_tokens=False)["input_ids"]
+    _, answer, behind = rendered.rpartition("Xyzzy")
+    tail = tokenizer(behind if answer else "", add_special_tokens=False)["input_ids"]  # some render questions only
     # Some tokenizers list the end of a turn among their added tokens only, without a role of its own.
     special = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
     return next((token for token in tail if token in special), tokenizer.eos_token_id)

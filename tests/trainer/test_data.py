@@ -159,6 +159,12 @@ def test_the_end_of_a_turn_is_the_templates_where_it_differs_from_eos() -> None:
     assert end_of_turn_id(tokenizer) == tokenizer.convert_tokens_to_ids("<|endoftext|>")
 
 
+def test_what_begins_a_text_ends_no_turn_of_a_template_that_renders_questions_only() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ bos_token }}{{ messages[0]['content'] }}\n"
+    assert end_of_turn_id(tokenizer) == tokenizer.eos_token_id
+
+
 def test_a_conversation_the_template_refuses_is_named() -> None:
     tokenizer = byte_tokenizer()
     refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
