@@ -240,7 +240,7 @@ class Maker(NamedTuple):
         decided: Counter[str] = Counter()
         for line in read_content(self.store.resolve(self._file(snapshot_id))).splitlines():
             row = PairRow.model_validate_json(line)
-            if row.split == "train" and row.p_b != 0.5:
+            if row.split == "train":
                 decided.update(name for name, p_b in row.aspects.items() if p_b != 0.5)
         found = tuple(name for name, n in sorted(decided.items()) if n >= MIN_PAIRS)
         if not found:

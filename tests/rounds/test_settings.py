@@ -201,7 +201,7 @@ def test_ppo_mixes_in_the_approved_demonstrations(session: Session, store: Artif
 def test_aspects_that_enough_comparisons_decide_get_heads(
     session: Session, store: ArtifactStore, project: Project
 ) -> None:
-    """20 decide factuality, 19 style; 5 held-out ones, and one without a winner, that rate style do not count."""
+    """20 decide factuality, one of them a tie in all; 19 style, for neither held-out ones nor ties in it count."""
     labelers = [factories.user(session).id]
 
     def rate(aspects: dict[str, int], preference: int = 1, split: str = "train") -> None:
@@ -212,8 +212,7 @@ def test_aspects_that_enough_comparisons_decide_get_heads(
         runs(session, store, project, "dpo", reward_aspects=True)
     for _ in range(19):
         rate({"factuality": 1, "style": -1})
-    rate({"factuality": -1, "style": 0})
-    rate({"style": 1}, preference=0)
+    rate({"factuality": -1, "style": 0}, preference=0)
     for _ in range(5):
         rate({"style": 1}, split="heldout")
     found = runs(session, store, project, "dpo", reward_aspects=True)
