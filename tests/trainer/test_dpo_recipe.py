@@ -32,7 +32,7 @@ LOSSES: dict[str, dict[str, object]] = {
     "hinge": {"loss": "hinge"},
     "kto": {"loss": "kto", "desirable_weight": 1.2, "undesirable_weight": 0.7},
     "orpo": {"loss": "orpo", "beta": 0.5},
-    "simpo": {"loss": "simpo", "beta": 2.0},
+    "simpo": {"loss": "simpo", "beta": 2.0, "gamma": 0.8},
     "rpo": {"nll_weight": 0.5},
 }
 
@@ -147,7 +147,7 @@ FORMULAS: Mapping[str, Callable[[np.ndarray, np.ndarray, float, np.ndarray], np.
     "hinge": lambda x, a, z, t: np.maximum(0, 1 - 0.1 * (x[0] - x[1])),
     "kto": lambda x, a, z, t: 0.5 * (1.2 * (1 - sigmoid(0.1 * (x[0] - z))) + 0.7 * (1 - sigmoid(0.1 * (z - x[1])))),
     "orpo": lambda x, a, z, t: -a[0] - 0.5 * np.log(sigmoid(log_odds(a[0]) - log_odds(a[1]))),
-    "simpo": lambda x, a, z, t: -np.log(sigmoid(2.0 * (a[0] - a[1]) - 0.5)),
+    "simpo": lambda x, a, z, t: -np.log(sigmoid(2.0 * (a[0] - a[1]) - 0.8)),
     "rpo": lambda x, a, z, t: -np.log(sigmoid(0.1 * (x[0] - x[1]))) - 0.5 * a[0],
 }
 

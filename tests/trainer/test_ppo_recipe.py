@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from app.artifacts import ArtifactStore, digest_folder
 from app.errors import InvalidInput
-from app.specs import Lora, ModelRef, Optimiser, PPOSpec, PromptRow
+from app.specs import DemonstrationRow, Lora, ModelRef, Optimiser, PPOSpec, PromptRow
 from tests.trainer.conftest import build_reward_model, user, write_rows
 from trainer import evaluation, precision, rollout
 from trainer.chat import ChatEncoder
@@ -79,15 +79,20 @@ def train(
 def test_metrics_have_the_fields_names_and_slices(
     tiny_ref: ModelRef, prompts: Path, store: ArtifactStore, tmp_path: Path
 ) -> None:
-    result, reporter = train(spec_of(tiny_ref, prompts, missing_eos_penalty=1.0), store, tmp_path / "policy")
-    assert {m.name for m in reporter.recorded if not m.slice} == FIELD_NAMES | TIMES == set(result.metrics)
+    demonstration = DemonstrationRow(id=1, messages=user("Hm"), response="yes")
+    ptx = write_rows(tmp_path / "demonstrations.jsonl", [demonstration])
+    spec = spec_of(tiny_ref, prompts, missing_eos_penalty=1.0, ptx=str(ptx), ptx_coef=0.5)
+    result, reporter = train(spec, store, tmp_path / "policy")
+    names = FIELD_NAMES | TIMES | {"loss/ptx_avg"}
+    assert {m.name for m in reporter.recorded if not m.slice} == names == set(result.metrics)
     assert {(m.name, m.slice) for m in reporter.recorded if m.slice} == {
         (f"objective/{name}", f"domain={value}")
         for name in ("scores", "kl", "kl_per_token", "kl_k3", "entropy")
         for value in ("even", "odd")
     }
     assert result.train_rows == 24
-    assert result.metrics == {name: reporter.last(name) for name in FIELD_NAMES | TIMES}
+    assert result.metrics == {name: reporter.last(name) for name in names}
+    assert reporter.values("loss/ptx_avg")[0] > reporter.values("loss/ptx_avg")[1] > 0  # it is learned
     assert all(reporter.last(name) > 0 for name in (*TIMES, "objective/kl_k3"))
     for step in (1, 2):
         at = {m.name: m.value for m in reporter.recorded if m.step == step and not m.slice}
@@ -346,13 +351,14 @@ def test_rewards_are_whitened_before_advantages_without_shifting_their_mean(
 ) -> None:
     gae, seen = ppo.gae, []
 
-    def spy(rewards: Tensor, values: Tensor, mask: Tensor, *rest: float) -> Any:
+    def spy(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float) -> Any:
+        assert (gamma, gae_lambda) == (0.9, 0.8)
         seen.append(rewards[mask].double().numpy())
-        return gae(rewards, values, mask, *rest)
+        return gae(rewards, values, mask, gamma, gae_lambda)
 
     monkeypatch.setattr(ppo, "gae", spy)
     for whiten in (False, True):
-        spec = spec_of(tiny_ref, prompts, episodes=12, whiten_rewards=whiten)
+        spec = spec_of(tiny_ref, prompts, episodes=12, whiten_rewards=whiten, gamma=0.9, gae_lambda=0.8)
         train(spec, store, tmp_path / f"policy-{whiten}")
     raw, whitened = seen
     np.testing.assert_allclose(whitened, (raw - raw.mean()) / raw.std(ddof=1) + raw.mean(), atol=1e-5)
