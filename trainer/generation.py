@@ -162,14 +162,12 @@ def plain_logps(model: Any, prompt: Sequence[int], tokens: Sequence[int], temper
 
 
 @torch.no_grad()
-def _plain_logits(model: Any, ids: Sequence[int]) -> Tensor:
+def _plain_logits(model: Any, ids: list[int]) -> Tensor:
     """Logits (T, V) of a sequence."""
-    trunk = trunk_of(model)
+    trunk, device = trunk_of(model), next(model.parameters()).device
     with autocast(trunk):
-        hidden = trunk(
-            input_ids=torch.tensor([list(ids)], device=next(model.parameters()).device), use_cache=False
-        ).last_hidden_state[0]
-    return vocabulary_logits(model, hidden)
+        output = trunk(input_ids=torch.tensor([ids], device=device), use_cache=False)
+    return vocabulary_logits(model, output.last_hidden_state[0])
 
 
 @torch.no_grad()
