@@ -158,18 +158,14 @@ class ServedModel:
             raise self._refused(row, error) from error
         except openai.NotFoundError as error:
             await self._names(client)  # says it better
-            raise Unavailable(
-                f"The server at {self.server.url} does not complete chats: {self._said(error)}"
-            ) from error
+            where = f"The server at {self.server.url}"
+            raise Unavailable(f"{where} does not complete chats: {self._said(error)}") from error
         except (openai.OpenAIError, ValueError) as error:
             raise self._failed(error) from error
         try:
             return self._read(reply, row, index, seed)
-        except (
-            AttributeError,
-            TypeError,
-            ValueError,
-        ) as error:  # the client takes any JSON object for what it was to be
+        except (AttributeError, TypeError, ValueError) as error:
+            # The client takes any JSON object for what it was to be.
             raise self._failed(ValueError(f"an answer that is not a chat completion ({error})")) from error
 
     def _ask_without(self, names: set[str]) -> None:
