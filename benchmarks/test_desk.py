@@ -1,16 +1,19 @@
-"""How long a labeler waits for the next card, in a real browser on the loopback: 95 of 100 at most 150 ms.
+"""How long a labeler waits, in a real browser on the loopback: 95 of 100 next cards are there within 150 ms, and a card
+of two responses of a megabyte within a second.
 
 `python -m pytest -p tests.conftest -s benchmarks/test_desk.py`: it needs the tests' server and browser, but is not one
 of them, since what it measures is the machine's too.
 """
 
 import statistics
+import time
 
 from playwright.sync_api import Page, expect
 from sqlalchemy.orm import Session
 
 from tests.browser.test_labeling import OpenPage, judgments, open_desk
 from tests.browser.test_labeling_flow import rich_project
+from tests.browser.test_labeling_rendering import HUGE, unswapped
 
 # From the key that submits to the frame that shows another question.
 STOPWATCH = """() => {
@@ -53,3 +56,13 @@ def test_the_next_card_is_there_within_150_ms(session: Session, open_page: OpenP
     assert cuts[94] < 150
     expect(page.locator("#desk:not([data-unsent])")).to_be_visible()
     assert len(judgments(session)) == 202
+
+
+def test_a_megabyte_is_there_within_a_second(session: Session, open_page: OpenPage) -> None:
+    page = unswapped(session, open_page, HUGE, HUGE)
+    begun = time.monotonic()
+    page.reload(wait_until="load")
+    expect(page.get_by_role("button", name="Submit")).to_be_visible()
+    seconds = time.monotonic() - begun
+    print(f"\ntwo responses of a megabyte: {seconds:.2f} s")
+    assert seconds < 1

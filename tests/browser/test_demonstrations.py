@@ -215,6 +215,8 @@ def test_a_draft_is_for_who_wrote_it(session: Session, open_page: OpenPage) -> N
     page = open_page(user=ann)
     page.goto(base(project) + "/write")
     page.get_by_label("Your answer").fill("Ann's thoughts")
+    # Her page's request for a preview keeps the prompt hers: it must not come after the time has run out.
+    expect(page.locator("#preview")).to_contain_text("Ann's thoughts")
     session.execute(update(DemonstrationTask).values(expires_at=datetime.now(UTC) - timedelta(minutes=1)))
     sign_in_instead(session, page, bob)
     page.goto(base(project) + "/write")

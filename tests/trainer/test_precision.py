@@ -37,9 +37,9 @@ def rates(monkeypatch: pytest.MonkeyPatch, float32: float, bfloat16: float) -> N
 def test_measuring_takes_less_than_a_tenth_of_a_second_and_is_done_once() -> None:
     measure(CPU, 576)  # whatever the libraries set up at their first product
     measure.cache_clear()
-    began = time.perf_counter()
+    began = time.process_time()
     seen = measure(CPU, 4096)
-    assert time.perf_counter() - began < 0.5  # under 0.1 s on a machine that does nothing else
+    assert time.process_time() - began < 0.5  # of all threads
     assert min(seen) > 1e8
     assert measure(CPU, 4096) is seen
 
