@@ -18,6 +18,7 @@ from app.errors import ModelUnavailable
 from trainer.algorithms.logprobs import token_logps
 from trainer.data import left_padded
 from trainer.decoding import PackedLinears, draw, is_roomy, new_cache
+from trainer.memory import is_out_of_memory
 from trainer.policy import trunk_of, vocabulary_logits
 from trainer.precision import autocast, computes_in
 from trainer.reporting import TrainingDiverged
@@ -98,9 +99,9 @@ def best_ways(model: Any) -> Ways:
     for ways in (Ways(refill=True, packed=True), Ways(refill=True), Ways()):
         try:
             error = _largest_error(model, ways)
-        except torch.OutOfMemoryError:  # a RuntimeError, but no fault of the way's
-            raise
         except _FAILURES as failure:  # such as an operator that this build of torch lacks
+            if is_out_of_memory(failure):  # no fault of the way's
+                raise
             log.warning("Generation with %s fails (%s); it goes on without.", ways, failure)
             continue
         if error <= tolerance:
@@ -119,9 +120,9 @@ def _plainest_error(model: Any) -> float:
         error = _largest_error(model, PLAINEST)
         if error > UNRELATED + _rounding(model):
             reason = f"log-probs differ by up to {error:.2g} from a plain pass"
-    except torch.OutOfMemoryError:
-        raise
     except _FAILURES as failure:
+        if is_out_of_memory(failure):
+            raise
         reason = repr(failure)
     if reason is not None:
         raise ModelUnavailable(

@@ -24,6 +24,7 @@ from app.specs import Lora, ModelRef
 from trainer import decoding, generation
 from trainer.decoding import PackedLinears, draw
 from trainer.generation import Sample, Sampling, Ways, best_ways, generate
+from trainer.memory import is_out_of_memory
 from trainer.modeling import load_causal_lm
 from trainer.reporting import TrainingDiverged
 from trainer.rollout import sample_seed
@@ -331,15 +332,19 @@ def test_a_shortcut_that_is_wrong_or_missing_is_not_taken(
     assert best_ways(model) == Ways()
 
 
+@pytest.mark.parametrize("where", ["accelerator", "machine"])
 def test_memory_that_runs_out_is_no_fault_of_the_model(
-    model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
 ) -> None:
     def full(*args: object) -> None:
-        raise torch.OutOfMemoryError
+        if where == "accelerator":
+            raise torch.OutOfMemoryError
+        torch.empty(2**55)
 
     monkeypatch.setattr(generation, "RunningBatch", full)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(RuntimeError) as raised:
         best_ways(model)
+    assert is_out_of_memory(raised.value)
     assert not caplog.text
 
 
