@@ -44,7 +44,7 @@ def project_with_rankings(session: Session, k: int, n: int = 2, **rubric: object
 
 
 def stored(session: Session) -> dict[tuple[int, int], int | None]:
-    """(text of A, text of B) -> live preference, of all rankings."""
+    """(text of A, text of B) -> live preference; of rankings of the same texts the one that was answered last."""
     session.rollback()
     ranked = session.scalars(select(Completion).where(Completion.text.startswith("Text ")))
     texts = {row.id: int(row.text.removeprefix("Text ")) for row in ranked}
@@ -52,6 +52,7 @@ def stored(session: Session) -> dict[tuple[int, int], int | None]:
         select(Comparison.completion_a_id, Comparison.completion_b_id, Judgment.preference)
         .join(Judgment, Judgment.comparison_id == Comparison.id)
         .where(Judgment.superseded_at.is_(None))
+        .order_by(Judgment.id)
     )
     return {(texts[a], texts[b]): preference for a, b, preference in rows}
 
