@@ -172,7 +172,7 @@ class Pattern(NamedTuple):
 
 
 def patterns(session: Session, rubric_id: int) -> list[Pattern]:
-    """The judgments of comparisons asked again under the version and decided since, before and after."""
+    """The judgments of comparisons asked again under the version and decided since, before and after, in order."""
     old, new = aliased(Comparison), aliased(Comparison)
     again = (
         select(old.id.label("old_id"), new.id.label("new_id"))
@@ -193,8 +193,9 @@ def patterns(session: Session, rubric_id: int) -> list[Pattern]:
     before = counted(again.c.old_id, Judgment.superseded_for == "relabeled").subquery()
     after = counted(again.c.new_id, Judgment.superseded_at.is_(None)).subquery()
     counts = [side.c[f"n{value}"] for side in (before, after) for value in PREFERENCES]
-    found = select(*counts, func.count()).join(after, after.c.new_id == before.c.new_id).group_by(*counts)
+    found = select(*counts, func.count()).join(after, after.c.new_id == before.c.new_id)
     size = len(PREFERENCES)
     return [
-        Pattern(tuple(row[:size]), tuple(row[size : 2 * size]), row[2 * size]) for row in session.execute(found).all()
+        Pattern(tuple(row[:size]), tuple(row[size : 2 * size]), row[2 * size])
+        for row in session.execute(found.group_by(*counts).order_by(*counts))
     ]

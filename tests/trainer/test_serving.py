@@ -347,7 +347,7 @@ def test_what_arrived_before_a_failure_is_kept_and_the_rest_comes_later(
     kept: list[Completion] = []
     with pytest.raises(Unavailable):
         sample.sample(spec, store, ConsoleReporter(stream=None), kept.extend)
-    assert len(kept) >= 7
+    assert len(kept) >= 6  # the seventh may have been on its way when the eighth failed
     rest = run(spec, store, done={(c.prompt_id, c.sample_index) for c in kept})
     assert sorted((c.prompt_id, c.sample_index) for c in kept + rest) == [(r.id, i) for r in ROWS for i in (0, 1)]
 
