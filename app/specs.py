@@ -4,9 +4,10 @@ A location is a path relative to the artifact store (`app.artifacts`) or an abso
 complete, defaults written out, so a run can be repeated years later.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 RunKind = Literal["sample", "sft", "reward", "dpo", "ppo", "evaluate"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -121,6 +122,17 @@ class RewardSpec(Spec):
 
 PreferenceLoss = Literal["dpo", "robust", "ipo", "hinge", "kto", "orpo", "simpo"]
 
+# Settings of DPOSpec that only these losses read.
+READ_BY: dict[str, tuple[PreferenceLoss, ...]] = {
+    "label_smoothing": ("dpo", "robust"),
+    "soft_labels": ("dpo",),
+    "length_average": ("ipo",),
+    "gamma": ("simpo",),
+    "desirable_weight": ("kto",),
+    "undesirable_weight": ("kto",),
+    "thumbs": ("kto",),
+}
+
 
 class DPOSpec(Spec):
     """Preference optimisation without sampling on a snapshot's pairs: DPO (Rafailov et al. 2023) and its family.
@@ -149,6 +161,23 @@ class DPOSpec(Spec):
     nll_weight: float = Field(0.0, ge=0, description="weight of the chosen responses' NLL a token (RPO)")
     max_length: int = Field(1024, ge=16)
     seed: Seed = 0
+
+    @field_validator(*READ_BY)
+    @classmethod
+    def _its_loss_reads_it(cls, value: Any, info: ValidationInfo) -> Any:
+        return check_read(info.field_name or "", value, info.data.get("loss"))
+
+
+def check_read(name: str, value: Any, loss: PreferenceLoss | None) -> Any:
+    """The value of a setting in READ_BY.
+
+    Raises:
+        PydanticCustomError: it was set, but for another loss, with which it would do nothing.
+    """
+    if loss and loss not in READ_BY[name] and value != DPOSpec.model_fields[name].default:
+        readers = " and ".join(READ_BY[name])
+        raise PydanticCustomError("not_read", f"Loss {loss} does not use it, only {readers}: leave it at its default")
+    return value
 
 
 class PPOSpec(Spec):

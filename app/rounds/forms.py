@@ -7,10 +7,22 @@ A setting has the name of the spec's field it becomes, those of the reward model
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from app.domain.replay import Reading
-from app.specs import DPOSpec, Generation, Lora, Optimiser, PPOSpec, Precision, PreferenceLoss, RewardSpec, SFTSpec
+from app.specs import (
+    READ_BY,
+    DPOSpec,
+    Generation,
+    Lora,
+    Optimiser,
+    PPOSpec,
+    Precision,
+    PreferenceLoss,
+    RewardSpec,
+    SFTSpec,
+    check_read,
+)
 
 Algorithm = Literal["sft", "dpo", "ppo"]
 Group = Literal["reads", "policy", "reward", "samples"]
@@ -23,6 +35,9 @@ _DPO, _PPO, _REWARD = DPOSpec.model_fields, PPOSpec.model_fields, RewardSpec.mod
 # Full weights learn best at about a tenth of the rate of adapters ("LoRA Without Regret", Schulman et al. 2025).
 FULL_WEIGHTS = 0.1
 RATES = {"learning_rate": "lora", "reward_learning_rate": "reward_lora"}  # where not given, it depends on the other
+
+# Settings that only some losses of DPO read, and their names in its spec: PPO has a gamma of its own.
+_OF_LOSSES = {"simpo_gamma" if name == "gamma" else name: name for name in READ_BY if name != "thumbs"}
 
 
 class Setting(NamedTuple):
@@ -332,6 +347,12 @@ class RoundConfig(BaseModel):
             include={"epochs", "batch_size", "microbatch_size", "warmup_ratio"}
         )
         return own | rates | given
+
+    @field_validator(*_OF_LOSSES)
+    @classmethod
+    def _its_loss_reads_it(cls, value: Any, info: ValidationInfo) -> Any:
+        loss = info.data.get("loss") if info.data.get("algorithm") == "dpo" else None
+        return check_read(_OF_LOSSES[info.field_name or ""], value, loss)
 
     @classmethod
     def defaults(cls, algorithm: Algorithm, generation: Generation, **settings: Any) -> "RoundConfig":

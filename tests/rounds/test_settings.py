@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
@@ -15,7 +16,8 @@ from app.rounds import service, views
 from app.rounds.controls import form_fields
 from app.rounds.forms import RoundConfig
 from app.rounds.service import store_samples
-from app.specs import DPOSpec, Generation, PPOSpec, RewardSpec, SFTSpec
+from app.specs import READ_BY, DPOSpec, Generation, PPOSpec, RewardSpec, SFTSpec
+from app.typed import reasons_of
 from tests import factories
 from tests.rounds.loop import config, decided, last_run, make_project, new_samples
 
@@ -147,11 +149,23 @@ def spec_of(
 def test_each_setting_reaches_the_spec(session: Session, store: ArtifactStore, project: Project) -> None:
     found, wanted = {}, {}
     for name, (algorithm, value, kind, path, expected) in IN_SPECS.items():
-        found[name] = at(spec_of(session, store, project, algorithm, kind, **{name: value}), path)
+        loss = {"loss": READ_BY[path][0]} if kind == "dpo" and path in READ_BY else {}
+        found[name] = at(spec_of(session, store, project, algorithm, kind, **loss | {name: value}), path)
         wanted[name] = expected
         default = RoundConfig.model_validate({"algorithm": algorithm})
         assert name == "algorithm" or getattr(default, name) != value, f"{name}: the test must change something"
     assert found == wanted
+
+
+def test_what_the_loss_does_not_read_is_refused_by_name() -> None:
+    with pytest.raises(ValidationError) as refused:
+        config("dpo", loss="ipo", label_smoothing="0.1", simpo_gamma="0.7", soft_labels="false", length_average="on")
+    message = "Loss ipo does not use it, only {}: leave it at its default"
+    assert reasons_of(refused.value) == {
+        "label_smoothing": message.format("dpo and robust"),
+        "simpo_gamma": message.format("simpo"),
+    }
+    assert config("ppo", loss="ipo", label_smoothing="0.1").algorithm == "ppo"  # there neither is read
 
 
 @pytest.mark.parametrize("algorithm", ["sft", "dpo", "ppo"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.artifacts import ArtifactStore, digest_folder
@@ -323,17 +324,28 @@ def test_too_few_thumbs_of_a_kind_are_refused(
         train(spec_of(tiny_ref, snapshot, loss="kto", thumbs=str(file)), store)
 
 
-def test_kto_on_one_prompt_is_refused_and_thumbs_for_another_loss_too(
-    tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path
-) -> None:
+def test_kto_on_one_prompt_is_refused(tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path) -> None:
     snapshot = write_rows(
         tmp_path / "snapshot.jsonl",
         [row.model_copy(update={"messages": user("One?")}) for row in separable_pairs(24, 0)],
     )
     with pytest.raises(InvalidInput, match="all of these answer the same one"):
         train(spec_of(tiny_ref, snapshot, loss="kto"), store)
-    with pytest.raises(InvalidInput, match="dpo compares responses"):
-        train(spec_of(tiny_ref, snapshot, thumbs=str(write_thumbs(tmp_path / "thumbs.jsonl", thumbs(40)))), store)
+
+
+@pytest.mark.parametrize(
+    ("loss", "setting", "value"),
+    [
+        *[("ipo", "label_smoothing", 0.1), ("robust", "soft_labels", True), ("dpo", "length_average", True)],
+        *[("dpo", "gamma", 0.6), ("orpo", "desirable_weight", 1.1), ("hinge", "undesirable_weight", 1.1)],
+        ("dpo", "thumbs", "thumbs.jsonl"),
+    ],
+)
+def test_a_setting_that_the_loss_does_not_read_is_refused(
+    tiny_ref: ModelRef, loss: str, setting: str, value: object
+) -> None:
+    with pytest.raises(ValidationError, match=f"{setting}\n.*Loss {loss} does not use it"):
+        spec_of(tiny_ref, Path("snapshot.jsonl"), loss=loss, **{setting: value})
 
 
 def test_kto_learns_to_avoid_both_where_neither_is_any_good(

@@ -68,7 +68,7 @@ def train(
     """Trains on the snapshot's `train` rows with a winner and on thumbs, measures on `heldout` rows, saves to `folder`.
 
     Raises:
-        InvalidInput: too few rows to learn from, or thumbs for a loss that needs pairs.
+        InvalidInput: too few rows to learn from.
         ModelUnavailable: policy or reference does not load.
         StorageFull: no room for a checkpoint or the model; checkpoints saved before stay.
         RunCancelled, TrainingDiverged: no model is saved.
@@ -226,10 +226,6 @@ def read_rows(spec: DPOSpec, store: ArtifactStore, encoder: ChatEncoder) -> tupl
     reasons = {"are ties, which do not say what to make likelier": ties + heldout_ties} if ties or heldout_ties else {}
     dropped = encoded.dropped + describe_left_out(reasons, "comparisons")
     if spec.loss != "kto":
-        if spec.thumbs:
-            raise InvalidInput(
-                f"The loss {spec.loss} compares responses: thumbs are of no use to it.", "Choose KTO, or no thumbs."
-            )
         what = "DPO" if spec.loss == "dpo" else f"Preference optimisation ({spec.loss})"
         require_pairs(encoded.train, what, encoded.dropped)
         return Rows(train, []), Rows(heldout, []), dropped
