@@ -138,6 +138,7 @@ def test_a_draft_outlives_reload_and_goes_when_it_is_sent(
     page.get_by_label("Safety category").select_option("hate")
     page.get_by_role("button", name="Ask the model").dblclick()
     expect(page.get_by_role("heading", name="The model is to answer")).to_be_visible()
+    page.wait_for_load_state()  # its scripts drop the draft
     page.goto(base(project))
     expect(prompt).to_have_value("")
     assert len(attempts(session)) == 2
