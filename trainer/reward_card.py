@@ -97,11 +97,11 @@ def _figures(report: Figures) -> str:
     )
     text += (
         "\nAgainst the labelers: of comparisons that several judged, the share of labelers who chose the winner (the\n"
-        "ceiling; they are among those who made the winner, so it is an upper bound), and the share the model agrees\n"
-        "with.\n\n"
+        "ceiling; they are among those who made the winner, so it is an upper bound), who chose what another labeler\n"
+        "of the comparison did (what one person reaches), and who chose what the model does.\n\n"
     )
-    columns = ["pairs", "accuracy", "judged_by_several", "labelers", "model"]
-    names = ["pairs", "accuracy", "judged by several", "labelers", "model"]
+    columns = ["pairs", "accuracy", "judged_by_several", "labelers", "another", "model"]
+    names = ["pairs", "accuracy", "judged by several", "the winner", "another labeler", "the model"]
     rows = [["all", *[report["against_labelers"][c] for c in columns]]]
     rows += [[f"strength {name}", *[f[c] for c in columns]] for name, f in report["by_strength"].items()]
     rows += [[name, *[f[c] for c in columns]] for name, f in report["by_slice"].items()]

@@ -205,13 +205,14 @@ def difficulty_of(row: PairRow) -> str | None:
 def agreement_figures(rows: Sequence[PairRow], d: Tensor, members: Sequence[int]) -> Figures:
     """Accuracy against the consensus, and on pairs of several labelers against one of them, with theirs as the ceiling.
 
-    `labelers` is the weighted share of labelers who chose the winner, `model` the share who chose what the model does:
-    nobody who said tie. Labelers are among those who made the consensus, so theirs is an upper bound.
+    Weighted shares of labelers: `labelers` of those who chose the winner, an upper bound, for they made it; `another`
+    of those who chose what another labeler of the pair did: what one person reaches; `model` of those who chose what
+    the model does. Who said tie is among none of them.
     """
     correct = (d > 0).double() + 0.5 * (d == 0)
     known = [(i, a) for i in members if (a := known_agreement(rows[i])) is not None]
     figures: Figures = {"pairs": len(members), "accuracy": float(correct[list(members)].mean())}
-    figures |= {"judged_by_several": len(known), "labelers": None, "model": None}
+    figures |= {"judged_by_several": len(known), "labelers": None, "another": None, "model": None}
     if known:
         weights = torch.tensor([rows[i].weight for i, _ in known], dtype=torch.double)
         weights = weights / weights.sum()
@@ -220,7 +221,27 @@ def agreement_figures(rows: Sequence[PairRow], d: Tensor, members: Sequence[int]
         right = correct[[i for i, _ in known]]
         figures["labelers"] = float((weights * agreement).sum())
         figures["model"] = float((weights * (right * agreement + (1 - right) * opposed)).sum())
+        judges = torch.tensor([len(rows[i].judgments) for i, _ in known], dtype=torch.double)
+        counted = weights * (judges > 1)  # some rows that were not collected here do not tell how many judged
+        if counted.any():
+            shared = shared_choices(agreement, opposed, judges.clamp(min=2))
+            figures["another"] = float((counted * shared).sum() / counted.sum())
     return figures
+
+
+def shared_choices(agreement: Tensor, opposed: Tensor, labelers: Tensor) -> Tensor:
+    """How probably a labeler drawn from these chose what another one does, who takes a side by chance where they said
+    tie, as a model without a preference would.
+
+    Args:
+        agreement: (N,) share of the labelers of each pair who chose the winner.
+        opposed: (N,) share who chose the loser; the others said tie.
+        labelers: (N,) how many there are, at least 2.
+    """
+    chose, against = agreement * labelers, opposed * labelers
+    tied = labelers - chose - against
+    alike = chose * (chose - 1) + against * (against - 1) + tied * (chose + against) / 2
+    return alike / (labelers * (labelers - 1))
 
 
 def head_figures(pairs: Sequence[Pair], rewards: Tensor, heads: Sequence[str], score_heads: Sequence[int]) -> Figures:
@@ -254,6 +275,7 @@ def report_metrics(report: Figures) -> dict[str, float]:
         "eval_accuracy_gap": report["gap"]["accuracy"],
         "eval_loss_gap": report["gap"]["loss"],
         "eval_labeler_agreement": against.get("labelers"),
+        "eval_labeler_pair_agreement": against.get("another"),
         "eval_model_agreement": against.get("model"),
         "eval_length_slope": length.get("slope_per_100_tokens"),
         "eval_length_matched_accuracy": length.get("matched_accuracy"),

@@ -74,6 +74,20 @@ def test_a_labeler_who_said_tie_agrees_with_neither_side() -> None:
         models.append(pair_figures(measured_of([pair], [d]))["against_labelers"])
     assert [figures["model"] for figures in models] == pytest.approx([0.5, 0.2, 0.35])
     assert [figures["labelers"] for figures in models] == pytest.approx([0.5] * 3)
+    # Of 90 ordered pairs 5 * 4 + 2 * 1 chose alike; with one of the 3 undecided before one of the 7, half of 21.
+    assert [figures["another"] for figures in models] == pytest.approx([(22 + 10.5) / 90] * 3)
+
+
+def test_what_another_labeler_chose_is_counted_over_pairs_of_people() -> None:
+    rows = [
+        pair_of(0, agreement=2 / 3, opposed=1 / 3, judgments=(1, 2, 3), weight=2.0),  # 2 of 6 ordered pairs
+        pair_of(1, agreement=1.0, opposed=0.0, judgments=(4, 5)),  # both of 2
+        pair_of(2, agreement=0.5, opposed=0.5, judgments=(6, 7), weight=3.0),  # none of 2
+        pair_of(3, agreement=0.9, opposed=0.1),  # how many there were is not known
+    ]
+    figures = pair_figures(measured_of(rows, [1.0] * 4))["against_labelers"]
+    assert figures["another"] == pytest.approx((2 * 2 / 6 + 1 + 3 * 0) / 6)
+    assert pair_figures(measured_of(rows[3:], [1.0]))["against_labelers"]["another"] is None
 
 
 def test_strengths_are_the_winners_and_up_to_four() -> None:
@@ -251,7 +265,8 @@ def report_of(measured: Measured, **changes: object) -> dict:
 
 
 def test_the_card_holds_every_figure_and_only_names_what_was_measured() -> None:
-    pairs = [pair_of(i, agreement=0.75, slices={"domain": "x|y"}) for i in range(4)]
+    judged = {"agreement": 0.75, "judgments": (1, 2, 3, 4)}  # three for one side: 6 of 12 ordered pairs chose alike
+    pairs = [pair_of(i, **judged, slices={"domain": "x|y"}) for i in range(4)]
     measured = measured_of(pairs, [2.0, 2.0, 2.0, -2.0])
     report = report_of(measured, **pair_figures(measured), probes=probe_figures(pairs, length_scorer))
     spec = RewardSpec(backbone=ModelRef(base="models/base"), snapshot="s", margin="small")
@@ -265,7 +280,7 @@ def test_the_card_holds_every_figure_and_only_names_what_was_measured() -> None:
         "The base model has no chat template.",
         "| held out | 4 | 0.750 |",
         "With 4 held-out comparisons accuracy is uncertain by up to 49 percentage points",  # 1.96 * sqrt(1/4 / 4)
-        "| domain=x\\|y | 4 | 0.750 | 4 | 0.750 | 0.625 |",  # the model: 3/4 of 0.75 and 1/4 of 0.25
+        "| domain=x\\|y | 4 | 0.750 | 4 | 0.750 | 0.500 | 0.625 |",  # the model: 3/4 of 0.75 and 1/4 of 0.25
         "| 0.881 | 0.750 | 4 |",  # s(2)
     ):
         assert line in card
@@ -274,6 +289,7 @@ def test_the_card_holds_every_figure_and_only_names_what_was_measured() -> None:
     metrics = report_metrics(report)
     assert metrics["eval_accuracy_gap"] == 0
     assert metrics["eval_labeler_agreement"] == pytest.approx(0.75)
+    assert metrics["eval_labeler_pair_agreement"] == pytest.approx(0.5)
     assert metrics["eval_model_agreement"] == pytest.approx(0.625)
     assert metrics["eval_probe_wins/repetition"] == 1
     assert "eval_separability_easy" not in metrics  # all four are hard
