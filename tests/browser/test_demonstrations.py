@@ -1,6 +1,5 @@
 """Writing demonstrations and reviewing them as people do it, in a real browser."""
 
-import os
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -14,16 +13,11 @@ from app.accounts import service as accounts
 from app.accounts.access import SESSION_COOKIE
 from app.models import DemonstrationTask, Project, User
 from tests import factories
+from tests.browser.pictures import take_picture
 from tests.demonstrations.desk import demonstrations, task, tasks
 
 OpenPage = Callable[..., Page]
 HOSTILE = '<img src=x onerror="document.title=1"><script>document.title=2</script>[x](javascript:document.title=3)'
-
-
-def take_picture(page: Page, name: str) -> None:
-    """Keeps a picture where SCREENSHOTS says, for people to look at."""
-    if folder := os.environ.get("SCREENSHOTS"):
-        page.screenshot(path=f"{folder}/{name}.png", full_page=True)
 
 
 def project_to_write_for(session: Session, n: int, *, samples: bool = False) -> Project:

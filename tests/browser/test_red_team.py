@@ -1,6 +1,5 @@
 """Red teaming as people do it, in a real browser, the real worker answering."""
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,18 +13,13 @@ from sqlalchemy.orm import Session
 from app.models import Comparison, Completion, Project, Prompt
 from app.settings import Settings
 from tests import factories
+from tests.browser.pictures import take_picture
 from tests.red_team.attempts import answer, attempts, project_with_model, rated, run_of, send
 from tests.trainer.conftest import build_model
 from trainer.worker import work_until_empty
 
 OpenPage = Callable[..., Page]
 HOSTILE = '<img src=x onerror="document.title=1"><script>document.title=2</script>[x](javascript:document.title=3)'
-
-
-def take_picture(page: Page, name: str) -> None:
-    """Keeps a picture where SCREENSHOTS says, for people to look at."""
-    if folder := os.environ.get("SCREENSHOTS"):
-        page.screenshot(path=f"{folder}/{name}.png", full_page=True)
 
 
 def base(project: Project) -> str:

@@ -1,6 +1,5 @@
 """An operator starts a round, watches its curves grow without reloading, and cancels another one."""
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from app.db import make_session_factory
 from app.models import Project, Round, Run
 from app.rounds import service
 from app.settings import Settings
+from tests.browser.pictures import take_picture
 from tests.rounds.loop import make_project
 from tests.trainer.conftest import build_model
 from trainer.recording import RunRecorder
@@ -30,12 +30,6 @@ def project(session: Session, tmp_path: Path) -> Project:
     project = make_project(session, str(tmp_path / "model"), train=20, heldout=3)
     session.commit()
     return project
-
-
-def take_picture(page: Page, name: str) -> None:
-    """Keeps a picture where SCREENSHOTS says, for people to look at."""
-    if folder := os.environ.get("SCREENSHOTS"):
-        page.screenshot(path=f"{folder}/{name}.png", full_page=True)
 
 
 @contextmanager
