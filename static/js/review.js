@@ -1,15 +1,16 @@
 // Keys of a comparison under review: digits choose, Enter gives the verdict, e writes a note, s leaves it for later; the
 // other letters stand on their buttons and boxes.
 
+import { isNotForUs, isWriting, showKeys } from "./keys.js";
+
 document.documentElement.classList.add("js");
 const form = document.querySelector("form.decision");
 
-function isTyping(target) {
-  return target.matches("textarea, select, input:not([type=radio], [type=checkbox])");
-}
+// Letters in a list choose from it.
+const isTyping = (target) => isWriting(target) || target.matches("select");
 
 document.addEventListener("keydown", (event) => {
-  if (event.altKey || event.metaKey) return;
+  if (isNotForUs(event) || event.altKey || event.metaKey) return;
   const typing = isTyping(event.target);
   // A key held down must not decide the comparison that comes next as well.
   if (event.repeat && !typing) {
@@ -22,6 +23,10 @@ document.addEventListener("keydown", (event) => {
     return (event.target.form ?? form)?.querySelector("[data-key=Enter], [data-key=m]")?.click();
   }
   if (typing || event.ctrlKey) return;
+  if (event.key === "?") {
+    event.preventDefault();
+    return showKeys();
+  }
   // A button or link that has the focus answers Enter itself.
   if (event.key === "Enter" && event.target.closest("a, button, summary")) return;
   const key = CSS.escape(event.key);

@@ -97,6 +97,31 @@ def test_the_queue_by_keys_alone(session: Session, open_page: Callable[..., Page
     assert session.scalars(select(Comparison.gold).where(Comparison.purpose == "calibration")).all() == [-3]
 
 
+def test_keys_are_listed_and_single_ones_can_be_switched_off(session: Session, open_page: Callable[..., Page]) -> None:
+    project = factories.project(session)
+    row = split(session, project, 0)
+    session.commit()
+    page = open_page("admin")
+    page.goto(f"/projects/{project.slug}/review/{row.id}")
+    arrived(page, "Question 0?")
+    page.keyboard.press("?")
+    sheet = page.get_by_role("dialog", name="Keys")
+    expect(sheet).to_contain_text("1 … 7the verdict, from A to B")
+    page.keyboard.press("1")  # nothing behind the open list is pressed
+    page.get_by_label("Keys without").uncheck()
+    page.keyboard.press("Escape")
+    expect(sheet).to_be_hidden()
+    page.keyboard.press("w")
+    page.keyboard.press("1")
+    page.get_by_role("button", name="Keys").click()
+    page.get_by_label("Keys without").check()
+    sheet.get_by_role("button", name="Close").click()
+    expect(page.locator("input[name=verdict]:checked")).to_have_count(0)
+    page.keyboard.press("1")
+    expect(page.locator("input[name=verdict]:checked")).to_have_count(1)
+    assert state(session, row) == "in_review"
+
+
 def test_conflicts_and_flags_by_keys(session: Session, open_page: Callable[..., Page]) -> None:
     project = factories.project(session)
     model = factories.model(session, project, "reward", name="reward-3")
