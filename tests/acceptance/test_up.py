@@ -50,7 +50,7 @@ class Up:
         children = psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(signal.SIGINT)
         assert self.process.wait(60) == 0, self.said()
-        return psutil.wait_procs(children, timeout=10)[1]
+        return psutil.wait_procs(children, timeout=60)[1]
 
 
 @pytest.fixture

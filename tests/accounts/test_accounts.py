@@ -295,7 +295,7 @@ def test_of_two_with_one_name_at_once_the_second_is_told(session: Session, engin
     with factory.begin() as first:
         make(first)
         other = start_and_wait_for_its_lock(second, factory)
-    other.join(timeout=20)
+    other.join(timeout=60)
     assert len(refused) == 1
 
 
@@ -315,7 +315,7 @@ def test_two_admins_who_remove_each_other_leave_one(session: Session, engine: En
     with factory.begin() as first:
         service.set_roles(first, first.get_one(User, ada), first.get_one(User, bob), [], is_active=True)
         other = start_and_wait_for_its_lock(remove_ada, factory)
-    other.join(timeout=20)
+    other.join(timeout=60)
     assert len(refused) == 1
     assert session.scalars(select(User.id).where(User.roles.contains(["admin"]))).all() == [ada]
 

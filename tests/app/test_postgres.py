@@ -53,7 +53,7 @@ def leave(process: "subprocess.Popen[str]") -> None:
 
 def answers(url: str) -> bool:
     try:
-        psycopg.connect(url, connect_timeout=3).close()
+        psycopg.connect(url, connect_timeout=30).close()
     except psycopg.OperationalError:
         return False
     return True

@@ -1,7 +1,6 @@
 """One card after another: what an answer says, loading ahead, skipping, and the keyboard alone."""
 
 import re
-import time
 from datetime import UTC, datetime, timedelta
 
 from playwright.sync_api import Page, expect
@@ -12,6 +11,7 @@ from app.judging import DEFAULT_ASPECTS, DEFAULT_FLAGS
 from app.models import Comparison, Lease, Project, Prompt
 from tests import factories
 from tests.browser.test_labeling import OpenPage, all_sent, judgments, open_desk, project_with, wait_for_next
+from tests.waiting import wait_for
 
 ASPECTS = [aspect.model_dump() for aspect in DEFAULT_ASPECTS]
 FLAGS = [flag.model_dump() for flag in DEFAULT_FLAGS]
@@ -154,9 +154,7 @@ def test_the_next_card_is_leased_ahead_and_given_back_when_the_page_is_left(
     all_sent(page)
     assert live_leases(session) == ids[1:3]
     page.goto(f"/projects/{project.slug}/label/mine")
-    deadline = time.monotonic() + 20
-    while live_leases(session) != ids[1:2]:
-        assert time.monotonic() < deadline, "what was loaded ahead was not given back"
+    wait_for(lambda: live_leases(session) == ids[1:2], "what was loaded ahead being given back")
     page.goto(f"/projects/{project.slug}/label")
     question(page, 1)
 

@@ -4,8 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from sqlalchemy import func, select
@@ -16,14 +14,7 @@ from app.settings import Settings
 from tests import factories
 from tests.red_team.attempts import project_with_model, run_of, send
 from tests.trainer.conftest import build_model
-
-
-def wait_for(condition: Callable[[], object], what: str, every: float, seconds: float = 180.0) -> None:
-    """Longer than anything takes on a busy machine: two starts of the worker, and until the first counts as dead."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen within {seconds:.0f} s"
-        time.sleep(every)
+from tests.waiting import wait_for
 
 
 def test_what_a_killed_worker_left_is_answered_by_the_next(
