@@ -16,6 +16,7 @@ import time
 import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 from app.errors import InvalidInput, NotFound, StorageFull
 
@@ -77,11 +78,16 @@ class ArtifactStore:
         target = self.root / location
         staging = self.root / ".staging"
         with _named_storage_errors(target):
-            staging.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(dir=staging, prefix=f"{target.name}-"))
+            # By mkdir, so that the umask decides who may read it: a folder of tempfile's nobody else could.
+            temporary = staging / f"{target.name}-{uuid4().hex}"
+            temporary.mkdir(parents=True)
             old = temporary.with_name(f"{temporary.name}.old")
             try:
                 yield temporary
+                readable = temporary.stat().st_mode & 0o666
+                for file in temporary.rglob("*"):
+                    if file.is_file():  # safetensors makes files that only their owner can read
+                        file.chmod(file.stat().st_mode | readable)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if target.exists():
                     os.rename(target, old)

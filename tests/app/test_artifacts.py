@@ -55,6 +55,16 @@ def test_sweeping_by_age_spares_what_is_being_written(tmp_path: Path) -> None:
     assert list((tmp_path / ".staging").iterdir()) == []
 
 
+def test_who_may_read_an_artifact_is_decided_by_the_umask(tmp_path: Path) -> None:
+    store, plain = ArtifactStore(tmp_path), tmp_path / "plain"
+    plain.mkdir()
+    (plain / "file").touch()
+    with store.folder("models/1") as folder:
+        (folder / "file").touch(mode=0o600)  # as the libraries that save weights do
+    for name in ("", "file"):
+        assert (tmp_path / "models/1" / name).stat().st_mode == (plain / name).stat().st_mode
+
+
 def test_removing_takes_files_folders_and_nothing(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
     with store.folder("a/folder") as folder:
