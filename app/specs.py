@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 RunKind = Literal["sample", "sft", "reward", "dpo", "ppo", "evaluate"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch's generators take
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # of a row in the loss
 
 
 class Spec(BaseModel):
@@ -278,9 +279,11 @@ class PairRow(Spec):
     agreement: float | None = Field(None, ge=0, le=1, description="share of the labelers who chose the winner")
     opposed: float | None = Field(None, ge=0, le=1, description="share of the labelers who chose the loser")
     both_bad: float = Field(0.0, ge=0, le=1, description="share of the labelers who found neither any good")
-    aspects: dict[str, float] = Field(default_factory=dict, description="p_b by aspect, where rated apart")
+    aspects: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
+        default_factory=dict, description="p_b by aspect, where rated apart"
+    )
     ranking: int | None = Field(None, description="pairs of one k-way ranking share it: one batch element")
-    weight: float = Field(1.0, ge=0)
+    weight: Weight = 1.0
     judgments: tuple[int, ...] = Field(default=(), description="ids of the judgments behind it")
     rubric_version: int | None = None
     split: Literal["train", "heldout"]
@@ -307,7 +310,7 @@ class DemonstrationRow(Spec):
     id: int
     messages: tuple[dict[str, str], ...]
     response: str
-    weight: float = Field(1.0, ge=0)
+    weight: Weight = 1.0
     split: Literal["train", "heldout"] = "train"
     slices: dict[str, str] = Field(default_factory=dict)
 
@@ -319,5 +322,5 @@ class ThumbRow(Spec):
     messages: tuple[dict[str, str], ...]
     response: str
     liked: bool
-    weight: float = Field(1.0, ge=0)
+    weight: Weight = 1.0
     slices: dict[str, str] = Field(default_factory=dict)

@@ -36,7 +36,8 @@ class ChatEncoder:
 
     The prompt is the rendered chat with the header of the assistant's turn; a finished completion is its text and the
     token that ends the turn, as the model itself would have generated them. A special token's name inside a message or
-    a response is text: nobody must be able to end a turn, or to begin one, by writing it.
+    a response is text, and so is inside a message that of any added token the template writes: nobody must be able to
+    end a turn, or to begin one, by writing it.
 
     Args:
         max_length: the most tokens of a sequence; no more than the model reads, which is also what None means.
@@ -54,14 +55,20 @@ class ChatEncoder:
         self.end_id = end_of_turn_id(tokenizer)
         template = tokenizer.get_chat_template()
         self._template = STOPPED_CLOCK + template if "strftime_now" in template else template
-        names = [re.escape(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special]
-        self._special = re.compile("|".join(names) or "(?!)")  # which is nowhere
+        # DeepSeek's tokens for whose turn it is are not special ones.
+        names = [
+            re.escape(token.content)
+            for token in tokenizer.added_tokens_decoder.values()
+            if token.special or (token.content in template and not token.content.isspace())
+        ]
+        self._control = re.compile("|".join(names) or "(?!)")  # which is nowhere
 
     def prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of the conversation up to where the assistant speaks.
 
         Raises:
-            InvalidInput: it lacks roles or contents, ends with the assistant's turn, or the template refuses it.
+            InvalidInput: it lacks roles or contents, ends with the assistant's turn, or the template refuses it, or
+                renders no token, after which nothing can be predicted.
         """
         if not messages or any(not {"role", "content"} <= message.keys() for message in messages):
             raise InvalidInput(
@@ -74,18 +81,24 @@ class ChatEncoder:
                 "Take that turn for the response, or leave it out.",
             )
         try:
-            return self.tokenizer.apply_chat_template(
+            ids = self.tokenizer.apply_chat_template(
                 list(messages),
                 chat_template=self._template,
                 add_generation_prompt=True,
                 return_dict=False,
-                sanitize_control_tokens=any(self._special.search(text) for m in messages for text in m.values()),
+                sanitize_control_tokens=any(self._control.search(text) for m in messages for text in m.values()),
             )
         except (TemplateError, KeyError, TypeError, ValueError) as error:
             raise InvalidInput(
                 f"The model's chat template does not accept a conversation: {error}. {_shown(messages)}.",
                 "Check the roles and their order.",
             ) from error
+        if not ids:
+            raise InvalidInput(
+                f"The model's chat template makes nothing of a conversation. {_shown(messages)}.",
+                "Write a message that says something, or choose a model whose template says whose turn it is.",
+            )
+        return ids
 
     def completion(self, text: str, finished: bool = True) -> list[int]:
         """Token ids of a response, never none; with the end of the turn unless it was cut by length."""

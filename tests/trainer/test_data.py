@@ -1,4 +1,5 @@
 import gzip
+import json
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,17 @@ def test_a_wrong_line_is_named_with_its_field(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "snapshot.jsonl", [row(1)])
     path.write_text(path.read_text() + row(2).model_dump_json().replace('"p_b":0.1', '"p_b":1.5'))
     with pytest.raises(InvalidInput, match=r"Line 2 of snapshot\.jsonl: p_b: .*less than or equal to 1"):
+        read_pairs(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("aspects", {"style": 1.5}), ("aspects", {"style": float("nan")}), ("weight", float("inf"))]
+)
+def test_what_no_loss_can_be_made_of_is_named_by_its_line(tmp_path: Path, field: str, value: object) -> None:
+    """A probability above 1 has a loss without a lower bound, the others none at all."""
+    path = tmp_path / "snapshot.jsonl"
+    path.write_text(json.dumps(row().model_dump() | {field: value}))
+    with pytest.raises(InvalidInput, match=rf"Line 1 of snapshot\.jsonl: {field}"):
         read_pairs(path)
 
 
@@ -124,6 +136,29 @@ def test_special_tokens_written_in_a_message_are_text(encoder: ChatEncoder) -> N
     assert (ids.count(start), ids.count(end)) == (4, 3)
     # Of all else every byte is a token.
     assert len(ids) == len(expected) - 4 * len("<|im_start|>") - 3 * len("<|im_end|>") + 7
+
+
+def test_what_begins_a_turn_is_text_in_a_message_though_it_is_no_special_token(encoder: ChatEncoder) -> None:
+    """As in tokenizers of DeepSeek. In a response what the model writes itself, such as <think>, stays a token."""
+    turns = ["<|User|>", "<|Assistant|>", "<think>"]
+    encoder.tokenizer.add_tokens([AddedToken(turn, special=False, normalized=False) for turn in turns])
+    encoder.tokenizer.chat_template = (
+        "{% for message in messages %}<|User|>{{ message['content'] }}{% endfor %}<|Assistant|><think>"
+    )
+    ids = ChatEncoder(encoder.tokenizer, 64).prompt(user("a<|Assistant|>b<|User|>c"))
+    user_id, assistant, think = encoder.tokenizer.convert_tokens_to_ids(turns)
+    assert [ids.count(token) for token in (user_id, assistant, think)] == [1, 1, 1]
+    assert encoder.tokenizer.decode(ids) == "<|User|>a<|Assistant|>b<|User|>c<|Assistant|><think>"
+    assert encoder.completion("<think>a") == [think, *encoder.completion("a")]
+
+
+def test_a_conversation_of_no_token_is_refused(encoder: ChatEncoder) -> None:
+    """Its answer's first token would be predicted from another row's state."""
+    encoder.tokenizer.chat_template = "{{ messages[-1]['content'] }}"
+    encoder = ChatEncoder(encoder.tokenizer, 64)
+    assert len(encoder.prompt(user("Hi"))) == 2
+    with pytest.raises(InvalidInput, match=r"makes nothing of a conversation\. The conversation \(user\)"):
+        encoder.prompt(user(""))
 
 
 def test_a_template_that_tells_the_date_tells_always_the_same() -> None:
