@@ -19,6 +19,8 @@ STOPPED_CLOCK = (
     + " }}{%- endmacro %}\n"
 )
 
+PROBE = [{"role": "user", "content": "Plugh"}, {"role": "assistant", "content": "Xyzzy"}]
+
 
 class TokenSequence(NamedTuple):
     """One prompt with one completion, as token ids."""
@@ -62,6 +64,10 @@ class ChatEncoder:
             if token.special or (token.content in template and not token.content.isspace())
         ]
         self._control = re.compile("|".join(names) or "(?!)")  # which is nowhere
+        answer, prompt = PROBE[1]["content"], self.prompt(PROBE[:1])
+        whole = tokenizer.apply_chat_template(PROBE, chat_template=self._template, return_dict=False)
+        bare = self._bare(answer)
+        self._answers_stand_bare = bare != self._ids(answer) and whole[len(prompt) :][: len(bare)] == bare
 
     def prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of the conversation up to where the assistant speaks.
@@ -102,8 +108,17 @@ class ChatEncoder:
 
     def completion(self, text: str, finished: bool = True) -> list[int]:
         """Token ids of a response, never none; with the end of the turn unless it was cut by length."""
-        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return [*ids, self.end_id] if finished or not ids else list(ids)
+        ids = self._bare(text) if self._answers_stand_bare else self._ids(text)
+        return [*ids, self.end_id] if finished or not ids else ids
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+    def _bare(self, text: str) -> list[int]:
+        """Token ids of a text as it stands in a line of its own: without the space that SentencePiece puts before the
+        first word, which no answer has where a line break ends the header (TinyLlama, Zephyr)."""
+        newline, ids = self._ids("\n"), self._ids("\n" + text)
+        return ids[len(newline) :] if ids[: len(newline)] == newline else self._ids(text)
 
     def fit(self, prompt: list[int], completions: Sequence[Sequence[int]]) -> list[TokenSequence] | None:
         """The sequences of one prompt within `max_length`, or None where that would cut a completion.
@@ -139,15 +154,14 @@ def end_of_turn_id(tokenizer: Any) -> int:
     Raises:
         ModelUnavailable: the template cannot be rendered.
     """
-    probe = [{"role": "user", "content": "Plugh"}, {"role": "assistant", "content": "Xyzzy"}]
     try:
-        rendered = tokenizer.apply_chat_template(probe, tokenize=False)
+        rendered = tokenizer.apply_chat_template(PROBE, tokenize=False)
     except (TemplateError, KeyError, TypeError, ValueError) as error:
         raise ModelUnavailable(
             f"The chat template of {tokenizer.name_or_path} does not render a question with its answer: {error}.",
             "Mend chat_template.jinja in the model's folder, or remove it: then a plain one is used.",
         ) from error
-    _, answer, behind = rendered.rpartition("Xyzzy")
+    _, answer, behind = rendered.rpartition(PROBE[1]["content"])
     tail = tokenizer(behind if answer else "", add_special_tokens=False)["input_ids"]  # some render questions only
     # Some tokenizers list the end of a turn among their added tokens only, without a role of its own.
     special = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}

@@ -1,11 +1,13 @@
 import gzip
 import json
+import string
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
-from tokenizers import AddedToken
-from transformers import AutoTokenizer
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from app.errors import InvalidInput, ModelUnavailable
 from app.specs import PairRow, PromptRow, ThumbRow
@@ -176,6 +178,36 @@ def test_the_end_of_a_turn_may_be_an_added_token_without_a_role() -> None:
     tokenizer.add_tokens([AddedToken("<|end|>", special=True, normalized=False)])
     tokenizer.chat_template = CHAT_TEMPLATE.replace("<|im_end|>", "<|end|>")
     assert end_of_turn_id(tokenizer) == tokenizer.convert_tokens_to_ids("<|end|>") != tokenizer.eos_token_id
+
+
+SPACED = (
+    "<s>{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+LINES = (
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [LINES, SPACED])
+@pytest.mark.parametrize("scheme", ["first", "always"])
+@pytest.mark.parametrize("answer", ["Hi", "Hi there", "\nHi"])
+def test_an_answer_has_the_tokens_that_it_has_in_the_chat(
+    template: str, scheme: Literal["first", "always"], answer: str
+) -> None:
+    """SentencePiece puts a space before a text, but none after the line break that ends TinyLlama's headers."""
+    characters = ["</s>", "<s>", "\u2581", *(c for c in string.printable if c.isprintable() or c == "\n")]
+    model = models.BPE(vocab={c: i for i, c in enumerate([*characters, "\u2581H"])}, merges=[("\u2581", "H")])
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    tokenizer.chat_template = template
+    encoder = ChatEncoder(tokenizer, 256)
+    ours = [*encoder.prompt(user("Hi?")), *encoder.completion(answer, finished=False)]
+    whole = tokenizer.apply_chat_template([*user("Hi?"), {"role": "assistant", "content": answer}], return_dict=False)
+    assert ours == whole[: len(ours)]
+    assert encoder.completion("") == [tokenizer.eos_token_id]
 
 
 def test_no_more_is_read_than_the_model_can() -> None:
