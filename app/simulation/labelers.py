@@ -56,8 +56,8 @@ class Crew:
     def label_all(self, desk: str, limit: int, more_to_come: Callable[[], bool], say: Callable[[str], None]) -> int:
         """Everyone works at once until the queue is empty and no more is to come, or `limit` judgments are made."""
         total = 0
-        share = -(-limit // len(self.pairs))
-        left = dict.fromkeys(range(len(self.pairs)), share)
+        share, over = divmod(limit, len(self.pairs))
+        left = [share + (number < over) for number in range(len(self.pairs))]
         with ThreadPoolExecutor(len(self.pairs)) as pool:
             while True:
                 # Asked before the work: what arrives during it is seen by the next look.
@@ -72,7 +72,7 @@ class Crew:
                 total += sum(done)
                 if sum(done):
                     say(f"{total} judgments")
-                if not any(left.values()) or (not more and not sum(done)):
+                if not any(left) or (not more and not sum(done)):
                     return total
                 if not sum(done):
                     time.sleep(2)

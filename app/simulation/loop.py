@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from app.errors import PrefloopError
+from app.errors import InvalidInput, PrefloopError
 from app.simulation.browser import Browser
 from app.simulation.labelers import Crew
 from app.simulation.preference import Score
@@ -85,7 +85,7 @@ class Loop:
     # ---- pages -------------------------------------------------------------------------------------------------------
 
     def _to_compare(self) -> int:
-        return int(self.operator.open(self.base).text(".stats .stat-value") or 0)
+        return int((self.operator.open(self.base).text(".stats .stat-value") or "0").replace(",", ""))
 
     def _policy(self) -> str | None:
         return self.operator.open(self.base).text(".stats .stat:last-child .stat-value")
@@ -96,6 +96,9 @@ class Loop:
     def _start(self, settings: dict[str, Any]) -> int:
         algorithm = settings.get("algorithm", "dpo")
         form = self.operator.open(f"{self.base}/rounds/new?algorithm={algorithm}").form('form[action$="/rounds"]')
+        if unknown := settings.keys() - form.values.keys() - form.choices.keys():
+            known = ", ".join(sorted({*form.values, *form.choices}))
+            raise InvalidInput(f"Unknown settings: {', '.join(sorted(unknown))}.", f"Known: {known}.")
         page = self.operator.send(form, **settings)
         return int(str(page.url).rpartition("/")[2])
 
@@ -118,7 +121,7 @@ class Loop:
     def _last_metrics(self, number: int) -> dict[tuple[str, str], float]:
         """The newest value of each metric, by kind of run and name."""
         rows = self.operator.json(f"{self.base}/rounds/{number}/metrics")["metrics"]
-        return {(row["kind"], row["name"]): row["value"] for row in sorted(rows, key=lambda row: row["step"])}
+        return {(row["kind"], row["name"]): row["value"] for row in rows}  # in the order of runs and steps
 
     def _win_rate(self) -> WinRate | None:
         """The newest policy's responses to held-out prompts against the first one's, under the hidden preference."""

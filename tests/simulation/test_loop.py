@@ -1,0 +1,71 @@
+"""What the loop reads of pages, what it refuses to send, and who judges how much."""
+
+import re
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from app.errors import InvalidInput
+from app.render import templates
+from app.simulation.browser import Browser
+from app.simulation.labelers import Crew
+from app.simulation.loop import Loop
+from app.simulation.preference import concise
+
+CARD = """
+    <div class="turn-user"><div class="prose">Why?</div></div>
+    <div data-response><div class="prose">So.</div></div><div data-response><div class="prose">Or so.</div></div>
+    <form class="answer" action="/judge"><input type="radio" name="preference" value="-1">
+    <input type="radio" name="preference" value="1"></form>"""
+
+
+def browser(answer: Callable[[httpx.Request], httpx.Response]) -> Browser:
+    one = Browser("http://service")
+    one._http = httpx.Client(base_url="http://service", transport=httpx.MockTransport(answer))
+    return one
+
+
+def operator_of(answer: Callable[[httpx.Request], httpx.Response]) -> Loop:
+    operator = browser(answer)
+    return Loop(operator, Crew([operator], concise, 0, 0, seed=0), "p", concise, lambda line: None)
+
+
+@pytest.mark.parametrize(("limit", "each"), [(5, [2, 2, 1]), (2, [1, 1, 0]), (3, [1, 1, 1])])
+def test_a_crew_makes_no_more_judgments_than_it_was_told_to(limit: int, each: list[int]) -> None:
+    """The queue never ends here, so that the limit alone does."""
+    judged = [0, 0, 0]
+
+    def desk(number: int) -> Callable[[httpx.Request], httpx.Response]:
+        def answer(request: httpx.Request) -> httpx.Response:
+            judged[number] += request.method == "POST"
+            return httpx.Response(200, html=CARD)
+
+        return answer
+
+    crew = Crew([browser(desk(number)) for number in range(3)], concise, 0, 0, seed=0)
+    assert crew.label_all("/desk", limit, lambda: False, lambda line: None) == limit
+    assert judged == each
+
+
+def test_thousands_are_read_as_the_page_writes_them() -> None:
+    written = templates.from_string("{{ 12345 | number(0) }}").render()
+    assert not written.isdecimal()  # it groups its digits
+    page = f'<div class="stats"><div class="stat"><span class="stat-value">{written}</span></div></div>'
+    assert operator_of(lambda request: httpx.Response(200, html=page))._to_compare() == 12345
+
+
+def test_a_setting_the_form_does_not_have_is_named_and_nothing_is_sent() -> None:
+    """The service leaves out fields it does not know: a misspelt one would do nothing without a word."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert request.method == "GET", "it sent the form"
+        return httpx.Response(
+            200,
+            html='<form action="/projects/p/rounds"><input name="algorithm" value="dpo"><input name="epochs" value="1">'
+            '<input type="checkbox" name="soft_labels"></form>',
+        )
+
+    with pytest.raises(InvalidInput, match=re.escape("epohcs")) as error:
+        operator_of(answer)._start({"algorithm": "dpo", "epohcs": "2", "soft_labels": "on"})
+    assert error.value.advice == "Known: algorithm, epochs, soft_labels."
