@@ -181,10 +181,14 @@ class Runner:
             with self.sessions() as session:
                 return rounds.stored_samples(session, recorder.run_id)
 
-        return sample.sample(spec, self.store, recorder, self._storing(recorder), patiently(stored))._asdict()
+        on_completions = self._storing(recorder, goes_on=True)
+        return sample.sample(spec, self.store, recorder, on_completions, patiently(stored))._asdict()
 
-    def _storing(self, recorder: RunRecorder) -> OnCompletions:
-        """Stores each batch as it comes, and opens the comparisons it completes."""
+    def _storing(self, recorder: RunRecorder, *, goes_on: bool = False) -> OnCompletions:
+        """Stores each batch as it comes, and opens the comparisons it completes.
+
+        Where the run goes on behind what is stored, each batch counts as progress, like a checkpoint.
+        """
 
         def store(batch: Sequence[Completion]) -> None:
             samples = [NewSample(*completion) for completion in batch]  # the same fields in the same order
@@ -192,6 +196,8 @@ class Runner:
             def write() -> None:
                 with recorder.held() as (session, run):
                     rounds.store_samples(session, run, samples)
+                    if goes_on:
+                        rounds.run_progressed(run)
 
             patiently(write)
 

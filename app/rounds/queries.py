@@ -309,6 +309,16 @@ def stored_samples(session: Session, run_id: int) -> set[tuple[int, int]]:
     return {(prompt_id, index) for prompt_id, index in session.execute(query) if index is not None}
 
 
+def sampled(session: Session, run_id: int) -> dict[str, int]:
+    """How many responses a sampling run has stored, how many of them ended by themselves, and their tokens."""
+    query = select(
+        func.count().label("samples"),
+        func.count().filter(Completion.finish_reason == "eos").label("finished"),
+        cast(func.coalesce(func.sum(Completion.n_tokens), 0), BigInteger).label("tokens"),
+    ).where(Completion.run_id == run_id)
+    return dict(session.execute(query).one()._mapping)
+
+
 def store_answer(session: Session, run_id: int, sample: dict[str, Any]) -> None:
     """What the policy said to the red-team attempt that the run is for; what is stored already stays.
 

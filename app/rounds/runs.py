@@ -16,7 +16,7 @@ from app.domain.rounds import ACTIVE, after
 from app.errors import PrefloopError
 from app.models import Project, Round, Run
 from app.queue import enqueue_run
-from app.rounds import stages
+from app.rounds import queries, stages
 from app.rounds.reward_views import store_views
 from app.rounds.stages import Maker
 from app.settings import SamplingServer
@@ -45,7 +45,7 @@ def run_started(session: Session, run: Run) -> None:
 
 
 def run_progressed(run: Run) -> None:
-    """A checkpoint was written: a worker's death after this is no sign that the run kills its workers."""
+    """A checkpoint or samples were stored: a worker's death after this is no sign that the run kills its workers."""
     run.attempts_since_checkpoint = 0
 
 
@@ -70,9 +70,11 @@ def run_finished(
     Where the next run cannot be made, the round fails in that stage and says why; what this run made is kept.
 
     Args:
-        result: the recipe's figures, JSON.
+        result: the recipe's figures, JSON; what a sampling run's earlier attempts stored is counted here.
         digest: of the model folder at `output_of(run.id)`, for runs that train one.
     """
+    if run.kind == "sample":
+        result = result | queries.sampled(session, run.id)
     run.state, run.result, run.finished_at = "succeeded", result, _now()
     if run.round_id is None:
         return

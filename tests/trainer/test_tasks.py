@@ -2,6 +2,7 @@
 
 import threading
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from app.artifacts import ArtifactStore
 from app.db import make_session_factory
 from app.errors import InvalidInput, ModelUnavailable
 from app.models import Comparison, Metric, Round, Run
+from app.models import Completion as Stored
 from app.rounds import service, stages
 from app.settings import Settings
 from app.specs import RUN_SPEC
@@ -20,7 +22,8 @@ from tests.rounds.loop import config, jobs, last_run, make_project
 from tests.trainer.conftest import build_model
 from trainer import data, tasks
 from trainer.checkpoints import Checkpoints
-from trainer.recipes import reward
+from trainer.recipes import reward, sample
+from trainer.recipes.sample import Completion, OnCompletions
 from trainer.recording import RunRecorder, WorkerStopping, patiently
 from trainer.reporting import Reporter, TrainingDiverged
 from trainer.tasks import MAX_ATTEMPTS, Runner, describe
@@ -258,6 +261,40 @@ def test_deaths_after_a_checkpoint_do_not_count(session: Session, runner: Runner
         assert runner._take(run.id) is not None
     assert runner._take(run.id) is None
     assert "The worker died 3 times" in (reload(session, round_).error or "")
+
+
+def test_sampling_goes_on_however_often_its_worker_dies(
+    session: Session, runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_model(tmp_path / "model")
+    project = make_project(session, str(tmp_path / "model"))
+    project.generation = project.generation | {"batch_size": 16}
+    run = service.begin_sampling(session, runner.store, project)
+    session.commit()
+
+    class Killed(BaseException):
+        pass
+
+    def sample_once(_spec: object, _store: object, _reporter: object, store: OnCompletions, *rest: object) -> object:
+        def store_and_die(batch: Sequence[Completion]) -> None:
+            store(batch)
+            raise Killed
+
+        return original(_spec, _store, _reporter, store_and_die, *rest)  # type: ignore[arg-type]
+
+    original = sample.sample
+    with monkeypatch.context() as patched:
+        patched.setattr(sample, "sample", sample_once)
+        for _ in range(MAX_ATTEMPTS):
+            with pytest.raises(Killed):
+                runner.execute(run.id)
+    runner.execute(run.id)
+    session.refresh(run)
+    assert run.state == "succeeded", run.error
+    ends = session.scalars(select(Stored.finish_reason).where(Stored.run_id == run.id)).all()
+    assert len(ends) == 22 * 4  # of make_project's prompts
+    assert run.result is not None
+    assert (run.result["samples"], run.result["finished"]) == (88, ends.count("eos"))  # not the last attempt's alone
 
 
 def test_checkpoints_go_with_a_cancelled_or_finished_run(
