@@ -9,6 +9,7 @@ from app.errors import InvalidInput
 from trainer.chat import ChatEncoder
 from trainer.data import encode_demonstrations, read_demonstrations
 from trainer.experience import DEMONSTRATIONS, in_turn
+from trainer.generation import Tick
 from trainer.modeling import device
 from trainer.packing import pack
 from trainer.training import Training, sum_over_processes
@@ -37,7 +38,7 @@ class Mix:
         self.weights = torch.tensor([demonstration.row.weight for demonstration in encoded.train])
         self.number = min(len(self.sequences), -(-batch_size // EPISODES_A_DEMONSTRATION))
 
-    def accumulate(self, training: Training, share: bool) -> float:
+    def accumulate(self, training: Training, share: bool, tick: Tick) -> float:
         """Adds the gradients of the next few demonstrations to those of this step. Returns their NLL a token.
 
         They are exchanged with those of the episodes: accumulate those afterwards.
@@ -54,6 +55,7 @@ class Mix:
         total = torch.zeros(1)
         with training.accelerator.no_sync(training.model):
             for part in training.parts(chosen, lengths):
+                tick()
                 packed = pack([self.sequences[i] for i in part.rows], self.pad_id, share).to(device())
                 logps = training.model(packed).logps
                 token_weights: Tensor = self.weights[part.rows].to(logps.device)[packed.owners]

@@ -20,6 +20,7 @@ from trainer import evaluation, precision, rollout
 from trainer.chat import ChatEncoder
 from trainer.checkpoints import Checkpoints
 from trainer.evaluation import reward_heads
+from trainer.experience import Rollout
 from trainer.modeling import load_tokenizer
 from trainer.recipes import ppo
 from trainer.reporting import ConsoleReporter, PolicyResult, RunCancelled, TrainingDiverged
@@ -346,22 +347,44 @@ def test_a_run_scores_in_the_precision_it_began_with_and_its_result_names_it(
     assert digests[0] == digests[1]
 
 
-def test_rewards_are_whitened_before_advantages_without_shifting_their_mean(
-    tiny_ref: ModelRef, prompts: Path, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("whiten", [False, True])
+def test_updates_get_the_advantages_and_returns_of_their_rollouts_rewards(
+    tiny_ref: ModelRef,
+    prompts: Path,
+    store: ArtifactStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whiten: bool,
 ) -> None:
-    gae, seen = ppo.gae, []
+    accumulate, seen = ppo.Learner.accumulate, []
 
-    def spy(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float) -> Any:
-        assert (gamma, gae_lambda) == (0.9, 0.8)
-        seen.append(rewards[mask].double().numpy())
-        return gae(rewards, values, mask, gamma, gae_lambda)
+    def spy(self: ppo.Learner, drawn: Rollout, minibatch: Any, advantages: Tensor, returns: Tensor) -> Any:
+        seen.append((drawn, advantages, returns))
+        return accumulate(self, drawn, minibatch, advantages, returns)
 
-    monkeypatch.setattr(ppo, "gae", spy)
-    for whiten in (False, True):
-        spec = spec_of(tiny_ref, prompts, episodes=12, whiten_rewards=whiten, gamma=0.9, gae_lambda=0.8)
-        train(spec, store, tmp_path / f"policy-{whiten}")
-    raw, whitened = seen
-    np.testing.assert_allclose(whitened, (raw - raw.mean()) / raw.std(ddof=1) + raw.mean(), atol=1e-5)
+    monkeypatch.setattr(ppo.Learner, "accumulate", spy)
+    spec = spec_of(tiny_ref, prompts, whiten_rewards=whiten, gamma=0.9, gae_lambda=0.8, missing_eos_penalty=None)
+    _result, reporter = train(spec, store, tmp_path / "policy")
+    first_and_last = zip(reporter.values("objective/kl_coef"), (seen[0], seen[-1]), strict=True)
+    for beta, (drawn, advantages, returns) in first_and_last:
+        # The leash on every token, the score on the last one.
+        lengths = drawn.lengths.tolist()
+        kl = (drawn.logps - drawn.reference_logps).double().numpy()
+        rewards = [-beta * row[:n] for row, n in zip(kl, lengths, strict=True)]
+        for row, score in zip(rewards, drawn.scores.tolist(), strict=True):
+            row[-1] += score
+        if whiten:  # the mean stays where it is
+            flat = np.concatenate(rewards)
+            rewards = [(row - flat.mean()) / flat.std(ddof=1) + flat.mean() for row in rewards]
+        for i, (row, n) in enumerate(zip(rewards, lengths, strict=True)):
+            values = [*drawn.values[i, :n].tolist(), 0.0]
+            expected = 0.0
+            for t in reversed(range(n)):
+                expected = row[t] + 0.9 * values[t + 1] - values[t] + 0.9 * 0.8 * expected
+                assert advantages[i, t].item() == pytest.approx(expected, abs=1e-5)
+                # Not of whitened advantages: values are fitted to rewards.
+                assert returns[i, t].item() == pytest.approx(expected + values[t], abs=1e-5)
+    assert seen[0][0].values.abs().max() == 0 < seen[-1][0].values.abs().max()
 
 
 def test_a_pessimistic_score_is_that_of_the_head_that_likes_a_response_least(

@@ -11,6 +11,7 @@ from app.specs import DemonstrationRow, ModelRef, Optimiser
 from tests.trainer.conftest import user, write_rows
 from trainer.chat import ChatEncoder
 from trainer.critics import ActorCritic, ValueHead
+from trainer.generation import no_tick
 from trainer.modeling import load_causal_lm, load_tokenizer
 from trainer.ptx import Mix
 from trainer.training import Training
@@ -36,7 +37,9 @@ def test_the_gradient_is_that_of_transformers_loss_a_token(tiny_ref: ModelRef, t
     settings = Optimiser(learning_rate=1e-3, microbatch_size=microbatch)
     training = Training(module, settings, seed=0, total_steps=10)
     mix = Mix(write(tmp_path / "demos.jsonl", rows_of(3)), encoder, 0.5, batch_size=12, pad_id=2)
-    nll = mix.accumulate(training, module.share)  # all three
+    ticks: list[None] = []
+    nll = mix.accumulate(training, module.share, lambda: ticks.append(None))  # all three
+    assert len(ticks) == {1: 3, 8: 1}[microbatch]  # a run is alive, and can be cancelled, between what is forwarded
 
     plain = AutoModelForCausalLM.from_pretrained(tiny_ref.base)
     total, weights = torch.zeros(()), 0.0
@@ -62,7 +65,7 @@ def test_steps_take_demonstrations_in_turn(tiny_ref: ModelRef, tmp_path: Path) -
     seen = []
     for step in (0, 1, 2, 0):
         training.steps = step
-        seen.append(mix.accumulate(training, True))
+        seen.append(mix.accumulate(training, True, no_tick))
     assert seen[0] == seen[3]
     assert len(set(seen)) > 1
 

@@ -303,7 +303,7 @@ class Learner:
     ) -> dict[str, float]:
         """Adds the gradients of a minibatch; returns its loss and what is watched, means over its tokens."""
         spec, training = self.spec, self.training
-        mixed = {"loss/ptx_avg": self.mix.accumulate(training, self.share)} if self.mix else {}
+        mixed = {"loss/ptx_avg": self.mix.accumulate(training, self.share, self.tick)} if self.mix else {}
         minibatch_tokens = int(rollout.lengths[minibatch].sum())
         mask, whitened = rollout.valid_mask, torch.zeros_like(advantages)
         # Whitened a minibatch at a time, so that a step's size does not depend on the scale of rewards.
