@@ -207,10 +207,11 @@ def test_the_same_seed_makes_the_same_policy(
 def test_a_rest_of_episodes_is_trained_on_too(
     tiny_ref: ModelRef, prompts: Path, store: ArtifactStore, tmp_path: Path
 ) -> None:
-    spec = spec_of(tiny_ref, prompts, episodes=17, max_new_tokens=1)  # rollouts of 12 and 5; the last minibatch has 5
+    spec = spec_of(tiny_ref, prompts, episodes=29, max_new_tokens=1)  # rollouts of 12, 12 and 5
     result, reporter = train(spec, store, tmp_path / "policy")
-    assert result.train_rows == result.tokens == 17
-    assert len(reporter.values("lr")) == 2
+    assert result.train_rows == result.tokens == 29
+    # Twice two minibatches, again, and twice one: the rates of steps 4, 8 and 10 of 10, on a line from 1e-3 to 0.
+    assert reporter.values("lr") == pytest.approx([7e-4, 3e-4, 1e-4])
 
 
 def test_approxkl_stop_ends_the_updates_of_a_rollout_before_the_step_that_would_go_further(
