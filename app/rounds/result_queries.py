@@ -1,9 +1,9 @@
 """SQL of what rounds measured, and of what people said about what they made."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from sqlalchemy import and_, case, func, select, tuple_
+from sqlalchemy import and_, func, select, tuple_
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session, aliased
 
@@ -47,32 +47,19 @@ def snapshots_of(session: Session, round_ids: list[int]) -> dict[int, dict[str, 
     return {row[0]: row[1] for row in session.execute(query.where(Round.id.in_(round_ids)))}
 
 
-class HumanEval(NamedTuple):
-    """Judged comparisons of a round's new policy with the previous one, for one slice of prompts."""
-
-    wins: int
-    ties: int
-    losses: int
-
-    def __add__(self, other: object) -> "HumanEval":
-        if not isinstance(other, HumanEval):
-            return NotImplemented
-        return HumanEval(self.wins + other.wins, self.ties + other.ties, self.losses + other.losses)
-
-
 def human_eval(session: Session, round_ids: list[int]) -> Sequence[Any]:
-    """By round and prompt tags: how often people preferred the new policy's response."""
+    """Decided comparisons of a round's new policy with the previous one: prompt tags, which side is new, consensus."""
     new = aliased(Completion)
-    towards_new = case((new.id == Comparison.completion_b_id, Comparison.consensus), else_=-Comparison.consensus)
     query = (
         select(
             Comparison.round_id,
             Prompt.domain,
             Prompt.difficulty,
             Prompt.safety_category,
-            func.count().filter(towards_new > 0).label("wins"),
-            func.count().filter(towards_new == 0).label("ties"),
-            func.count().filter(towards_new < 0).label("losses"),
+            (new.id == Comparison.completion_b_id).label("new_is_b"),
+            Comparison.consensus,
+            Comparison.p_b,
+            Comparison.p_tie,
         )
         .join(Round, Round.id == Comparison.round_id)
         .join(
@@ -87,8 +74,8 @@ def human_eval(session: Session, round_ids: list[int]) -> Sequence[Any]:
             Comparison.round_id.in_(round_ids),
             Comparison.purpose == "human_eval",
             Comparison.state.in_(("settled", "adjudicated")),
+            Comparison.consensus.is_not(None),
         )
-        .group_by(Comparison.round_id, Prompt.domain, Prompt.difficulty, Prompt.safety_category)
     )
     return session.execute(query).all()
 

@@ -10,13 +10,13 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
+from app.domain.consensus import Consensus, side
 from app.domain.proportions import wilson
 from app.domain.rounds import ACTIVE, stage_of
 from app.domain.slices import of_prompt
 from app.models import ModelVersion, Project, Round, Run, Snapshot
 from app.queue import has_worker
 from app.rounds import queries, result_queries
-from app.rounds.result_queries import HumanEval
 from app.rounds.stages import checkpoints_of, plan_of, samples_of
 
 ACCURACY, KL, REWARD = "eval_accuracy", "eval_objective/kl", "eval_objective/scores"
@@ -226,22 +226,26 @@ class WinRate(NamedTuple):
     n: int
 
 
-def win_rate(counts: HumanEval) -> WinRate | None:
-    n = counts.wins + counts.ties + counts.losses
-    won = counts.wins + counts.ties / 2
-    interval = wilson(won, n)
-    return WinRate(won / n, *interval, n) if interval else None
-
-
 def win_rates(session: Session, round_ids: list[int]) -> dict[tuple[int, str], WinRate]:
     """By round and slice ("" is all)."""
-    sums: dict[tuple[int, str], HumanEval] = defaultdict(lambda: HumanEval(0, 0, 0))
+    won: dict[tuple[int, str], list[float]] = defaultdict(list)
     for row in result_queries.human_eval(session, round_ids):
-        counts = HumanEval(row.wins, row.ties, row.losses)
         tags = of_prompt(row.domain, row.difficulty, row.safety_category, "")
         for name in ["", *(f"{kind}={value}" for kind, value in tags.items())]:
-            sums[row.round_id, name] += counts
-    return {key: rate for key, counts in sums.items() if (rate := win_rate(counts))}
+            won[row.round_id, name].append((1 + _winner(row) * (1 if row.new_is_b else -1)) / 2)
+    return {
+        key: WinRate(sum(wins) / len(wins), *interval, len(wins))
+        for key, wins in won.items()
+        if (interval := wilson(sum(wins), len(wins)))
+    }
+
+
+def _winner(row: Any) -> int:
+    """-1 for A, 0 for a tie, 1 for B: as training reads it, by the labelers' votes and not by their mean strength."""
+    if row.p_b is None or row.p_tie is None:
+        return side(row.consensus)
+    found = Consensus(row.consensus, row.p_b, row.p_tie)
+    return 0 if found.is_tie else side(found.p_b - 0.5)
 
 
 class RoundRow(NamedTuple):

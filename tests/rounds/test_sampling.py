@@ -8,10 +8,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
+from app.domain.consensus import majority
 from app.errors import Conflict
 from app.labeling import assigning
 from app.models import Comparison, Completion, Project, Round, Run
-from app.rounds import queries, result_queries, service
+from app.rounds import queries, result_queries, service, views
 from app.rounds.service import NewSample, store_samples
 from tests import factories
 from tests.rounds.loop import GENERATION, decided, new_samples
@@ -169,31 +170,38 @@ def test_both_policies_may_answer_anew(session: Session, store: ArtifactStore, p
 def test_the_win_rate_counts_the_new_policys_side(session: Session, store: ArtifactStore, project: Project) -> None:
     prompt = factories.prompt(session, project, split="heldout", domain="safety")
     round_, _ = round_with_new_policy(session, project)
-    labeler = [factories.user(session).id]
+    labelers = [factories.user(session).id for _ in range(3)]
     old = {"model_version_id": round_.policy_before_id}
     new = {"model_version_id": round_.policy_after_id}
 
-    def judged(a: dict[str, int], b: dict[str, int], preference: int) -> None:
+    def judged(a: dict[str, int], b: dict[str, int], *preferences: int) -> None:
+        said = majority(preferences)
         sides = [factories.completion(session, prompt, **side).id for side in (a, b)]
         decided(
             session,
             project,
             prompt,
-            labeler,
-            preferences=(preference,),
+            labelers[: len(preferences)],
+            preferences=preferences,
             completion_a_id=sides[0],
             completion_b_id=sides[1],
             purpose="human_eval",
             round_id=round_.id,
+            p_b=said.p_b,
+            p_tie=said.p_tie,
         )
 
     judged(old, new, 2)  # a win
     judged(new, old, -1)  # a win
     judged(new, old, 1)  # a loss
     judged(old, new, 0)  # a tie
-    (row,) = result_queries.human_eval(session, [round_.id])
-    assert (row.domain, row.wins, row.ties, row.losses) == ("safety", 2, 1, 1)
-    assert result_queries.opened_comparisons(session, [round_.id]) == {(round_.id, "human_eval"): (4, 4)}
+    judged(old, new, 3, -1, -1)  # a loss: two of three, whatever their mean strength
+    judged(old, new, 1, 0, 0)  # a tie: two of three
+    rates = views.win_rates(session, [round_.id])
+    assert {(name, rate.value, rate.n) for (_, name), rate in rates.items()} == {
+        (name, (2 + 2 / 2) / 6, 6) for name in ("", "domain=safety", "difficulty=easy")
+    }
+    assert result_queries.opened_comparisons(session, [round_.id]) == {(round_.id, "human_eval"): (6, 6)}
 
 
 def test_a_project_without_a_rubric_says_so(session: Session, store: ArtifactStore) -> None:
