@@ -166,8 +166,7 @@ def write_lines(store: ArtifactStore, folder: str, rows: Iterable[BaseModel], *,
     content = "".join(row.model_dump_json() + "\n" for row in rows).encode()
     digest = hashlib.sha256(content).hexdigest()
     location = f"{folder}/{digest[:32]}.jsonl{'.gz' if compressed else ''}"
-    if not store.exists(location):
-        with store.file(location) as path:
-            # mtime=0: the same lines give the same bytes.
-            path.write_bytes(gzip.compress(content, compresslevel=6, mtime=0) if compressed else content)
+    with store.file(location) as path:  # also where it is already: what is there may have been damaged since
+        # mtime=0: the same lines give the same bytes.
+        path.write_bytes(gzip.compress(content, compresslevel=6, mtime=0) if compressed else content)
     return digest, location

@@ -169,8 +169,10 @@ def test_the_digest_is_of_the_lines_and_an_equal_snapshot_shares_the_file(
     file = store.resolve(first.location)
     assert hashlib.sha256(gzip.decompress(file.read_bytes())).hexdigest() == first.digest
     written = file.read_bytes()
+    file.write_bytes(b"damaged")
     again = freeze(session, store, project)
     assert (again.digest, again.location) == (first.digest, first.location)
+    assert file.read_bytes() == written
     decided(session, project, factories.prompt(session, project), [factories.user(session).id], preferences=(1,))
     other = freeze(session, store, project)
     assert other.digest != first.digest
