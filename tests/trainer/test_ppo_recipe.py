@@ -349,7 +349,7 @@ def test_a_run_scores_in_the_precision_it_began_with_and_its_result_names_it(
 
 
 @pytest.mark.parametrize("whiten", [False, True])
-def test_updates_get_the_advantages_and_returns_of_their_rollouts_rewards(
+def test_updates_and_figures_are_those_of_a_rollouts_rewards(
     tiny_ref: ModelRef,
     prompts: Path,
     store: ArtifactStore,
@@ -364,27 +364,41 @@ def test_updates_get_the_advantages_and_returns_of_their_rollouts_rewards(
         return accumulate(self, drawn, minibatch, advantages, returns)
 
     monkeypatch.setattr(ppo.Learner, "accumulate", spy)
-    spec = spec_of(tiny_ref, prompts, whiten_rewards=whiten, gamma=0.9, gae_lambda=0.8, missing_eos_penalty=None)
-    _result, reporter = train(spec, store, tmp_path / "policy")
-    first_and_last = zip(reporter.values("objective/kl_coef"), (seen[0], seen[-1]), strict=True)
-    for beta, (drawn, advantages, returns) in first_and_last:
+    changes = {"gamma": 0.9, "gae_lambda": 0.8, "missing_eos_penalty": None, "max_new_tokens": 12}
+    plain = rollout.Sampling  # with more ends, so that responses are of many lengths
+    monkeypatch.setattr(rollout, "Sampling", lambda most, heat, _: plain(most, heat, frozenset(range(0, 300, 16))))
+    _result, reporter = train(spec_of(tiny_ref, prompts, whiten_rewards=whiten, **changes), store, tmp_path / "policy")
+    for step, (drawn, advantages, returns) in ((1, seen[0]), (2, seen[-1])):
+        said = {m.name: m.value for m in reporter.recorded if m.step == step and not m.slice}
+        logps, reference, values, fitted = (
+            [row[:n] for row, n in zip(column.double().numpy(), drawn.lengths.tolist(), strict=True)]
+            for column in (drawn.logps, drawn.reference_logps, drawn.values, returns)
+        )
         # The leash on every token, the score on the last one.
-        lengths = drawn.lengths.tolist()
-        kl = (drawn.logps - drawn.reference_logps).double().numpy()
-        rewards = [-beta * row[:n] for row, n in zip(kl, lengths, strict=True)]
+        kl = [mine - base for mine, base in zip(logps, reference, strict=True)]
+        rewards = [-said["objective/kl_coef"] * row for row in kl]
         for row, score in zip(rewards, drawn.scores.tolist(), strict=True):
             row[-1] += score
         if whiten:  # the mean stays where it is
-            flat = np.concatenate(rewards)
-            rewards = [(row - flat.mean()) / flat.std(ddof=1) + flat.mean() for row in rewards]
-        for i, (row, n) in enumerate(zip(rewards, lengths, strict=True)):
-            values = [*drawn.values[i, :n].tolist(), 0.0]
-            expected = 0.0
-            for t in reversed(range(n)):
-                expected = row[t] + 0.9 * values[t + 1] - values[t] + 0.9 * 0.8 * expected
-                assert advantages[i, t].item() == pytest.approx(expected, abs=1e-5)
+            every = np.concatenate(rewards)
+            rewards = [(row - every.mean()) / every.std(ddof=1) + every.mean() for row in rewards]
+        for i, (row, before) in enumerate(zip(rewards, values, strict=True)):
+            advantage = after = 0.0
+            for t in reversed(range(len(row))):
+                advantage = row[t] + 0.9 * after - before[t] + 0.9 * 0.8 * advantage
+                after = before[t]
+                assert advantages[i, t].item() == pytest.approx(advantage, abs=1e-5)
                 # Not of whitened advantages: values are fitted to rewards.
-                assert returns[i, t].item() == pytest.approx(expected + values[t], abs=1e-5)
+                assert fitted[i][t] == pytest.approx(advantage + before[t], abs=1e-5)
+        targets, errors = np.concatenate(fitted), np.concatenate(fitted) - np.concatenate(values)
+        assert len({len(row) for row in kl}) > 3
+        expected = {
+            "objective/kl": np.concatenate(kl).sum() / 12,
+            "objective/kl_per_token": np.concatenate(kl).mean(),
+            "objective/entropy": -np.concatenate(logps).sum() / 12,
+            "ppo/val/var_explained": 1 - errors.var() / targets.var(),
+        }
+        assert {name: said[name] for name in expected} == pytest.approx(expected, abs=1e-5, rel=1e-5)
     assert seen[0][0].values.abs().max() == 0 < seen[-1][0].values.abs().max()
 
 
