@@ -243,10 +243,12 @@ def free_memory() -> None:
 
 
 def describe(error: Exception) -> str:
-    """What a person reads on the round's page."""
+    """What a person reads on the round's page: text that the database takes, whatever files and servers are called."""
     if isinstance(error, PrefloopError):
-        return str(error)
-    if is_out_of_memory(error):
-        return f"The machine ran out of memory. {MORE_MEMORY}"
-    first_line = (str(error).strip().splitlines() or [""])[0].replace("\0", "")[:500]
-    return f"{type(error).__name__}: {first_line} (unexpected; the worker's log has the details)"
+        said = str(error)
+    elif is_out_of_memory(error):
+        said = f"The machine ran out of memory. {MORE_MEMORY}"
+    else:
+        first_line = (str(error).strip().splitlines() or [""])[0][:500]
+        said = f"{type(error).__name__}: {first_line} (unexpected; the worker's log has the details)"
+    return said.replace("\0", "").encode(errors="replace").decode()

@@ -69,6 +69,7 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     ("error", "words"),
     [
         (ModelUnavailable("The model x is gone.", "Bring it back."), "The model x is gone. Bring it back."),
+        (ModelUnavailable("The weights of \udce9\0 are a pickle."), "The weights of ? are a pickle."),
         (MemoryError(), "The machine ran out of memory. Retry with more memory, or start anew with"),
         (ZeroDivisionError("by\nzero"), "ZeroDivisionError: by (unexpected; the worker's log has the details)"),
         (OSError(28, "No space left on device"), "no room left on the disk"),
