@@ -44,7 +44,7 @@ class Packed(NamedTuple):
 
     Attributes:
         input_ids: (R, T), padding included, which is on the right.
-        position_ids: (R, T), counted along each sequence from its prompt's first token.
+        position_ids: (R, T), counted along each sequence from its prompt's first token; 0 at padding.
         group_ids: (R, T) which group a token is of, -1 at padding.
         branches: (R, T) 0 in the prompt of a group, in its completions 1, 2...
         alone: each row is one sequence, for which causality alone is right.
@@ -137,8 +137,7 @@ def pack(sequences: Sequence[TokenSequence], pad_id: int, share: bool) -> Packed
     starts, rows = _first_fit(lengths, width) if share else ([(row, 0) for row in range(len(groups))], len(groups))
 
     input_ids = torch.full((rows, width), pad_id, dtype=torch.long)
-    # Padding counts on: places that rise along the row are what an unpacked row has.
-    position_ids = torch.arange(width).repeat(rows, 1)
+    position_ids = torch.zeros((rows, width), dtype=torch.long)  # also of padding: a row may be wider than models read
     group_ids = torch.full((rows, width), -1, dtype=torch.long)
     branches = torch.zeros((rows, width), dtype=torch.long)  # 0 the prompt, then the completions
     predictors: list[list[int]] = [[] for _ in sequences]

@@ -174,11 +174,13 @@ def can_share(trunk: Any) -> bool:
     """Whether a trunk reads packed rows right: completions after one shared prompt, groups side by side in a row.
 
     Tried on the model itself. Attention that takes no such mask, recurrent layers and positions of another kind show;
-    attention windows shorter than the test would not, so a model with a window reads every sequence alone. On a CPU,
-    where it pays, a model that takes it is set to attention without padding.
+    attention that leaves tokens out only beyond the test's length (windows, indices of the best) would not, so a model
+    with such layers reads every sequence alone. On a CPU, where it pays, a model that takes it is set to attention
+    without padding.
     """
     config = trunk.config.get_text_config()
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    if windowed or {*(getattr(config, "layer_types", None) or ())} - {"full_attention"}:
         return False
     before = trunk.config._attn_implementation
     if before == RAGGED:

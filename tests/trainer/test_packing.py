@@ -9,6 +9,8 @@ from torch import Tensor
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
+    DeepseekV32Config,
+    DeepseekV32ForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     GPT2Config,
@@ -196,6 +198,43 @@ def test_a_window_falls_back_because_a_short_test_would_not_show_it() -> None:
     assert can_share(trunk_of(Qwen2ForCausalLM(Qwen2Config(**SHAPE, sliding_window=64, use_sliding_window=False))))
 
 
+def test_attention_that_looks_for_the_best_tokens_falls_back_because_a_short_test_would_not_show_it() -> None:
+    """It reads everything up to its number of tokens, and its own mask beyond."""
+    config = DeepseekV32Config(
+        **SHAPE | {"num_key_value_heads": 4},
+        moe_intermediate_size=16,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+        index_n_heads=2,
+        index_head_dim=16,
+        index_topk=64,
+    )
+    assert not can_share(trunk_of(DeepseekV32ForCausalLM(config)))
+
+
+@pytest.mark.parametrize("way", ["shared", "ragged"])
+def test_a_row_may_be_wider_than_the_model_reads(way: str) -> None:
+    """Prompt and completions fit by themselves; beside them in a narrower row there is padding beyond every position."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=61, n_positions=16, n_embd=24, n_layer=2, n_head=4)).eval()
+    if way == "ragged":
+        assert can_share(trunk_of(model))
+    sequences = [*group(6, 10, 9, 10, seed=1), *group(4, 12, seed=2)]
+    packed = pack(sequences, EOS, share=True)
+    assert packed.input_ids.shape == (2, 35)
+    with torch.no_grad():
+        found = completion_outputs(model, packed).logps
+        torch.testing.assert_close(found, torch.cat(plain_logps(model, sequences)), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("share", [False, True])
 def test_the_id_of_padding_does_not_matter(share: bool) -> None:
     model, sequences = built("gpt2"), BATCHES["a wide one"]
@@ -332,7 +371,7 @@ def test_plain_rows_by_hand() -> None:
         [31, 32, 33, 0, 0],
     ]
     assert packed.attention_mask is None
-    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4]] * 5
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 0], [0] * 5, [0, 1, 2, 0, 0], [0, 1, 2, 0, 0]]
     assert packed.predictors.tolist() == [2, 3, 7, 15, 16, 21]
     assert packed.ends.tolist() == [4, 8, 10, 17, 22]
     assert packed.per_sequence(torch.tensor([1.0, 2, 4, 8, 16, 32])).tolist() == [3, 4, 0, 24, 32]
