@@ -12,9 +12,8 @@ from pydantic import ValidationError
 from app.accounts import queries as account_queries
 from app.accounts import service as accounts
 from app.datasets.cli import export_command, import_command
-from app.db import make_engine, make_session_factory
 from app.errors import NotFound, PrefloopError
-from app.postgres import database, migrate
+from app.postgres import command_session, database, migrate, require_schema
 from app.rounds.cli import round_app
 from app.settings import Settings
 from app.simulation.cli import simulate_command
@@ -47,6 +46,7 @@ def web() -> None:
 
     settings = Settings()
     with database(settings) as url:
+        require_schema(url)
         # Behind a proxy the client's address and scheme come from its headers, from this machine only.
         uvicorn.run(
             create_app(settings, url),
@@ -90,7 +90,7 @@ def user_add(
     password: Annotated[str, typer.Option(prompt=True, hide_input=True, envvar="PREFLOOP_NEW_PASSWORD")],
 ) -> None:
     """Add an account; asks for its password."""
-    with database(Settings()) as url, make_session_factory(make_engine(url)).begin() as session:
+    with command_session(Settings()) as session:
         accounts.create_user(session, email=email, name=name, password=password, roles=list(role))
     typer.echo(f"{email} can sign in.")
 
@@ -102,7 +102,7 @@ def user_link(
 ) -> None:
     """Print a one-time link: to invite someone, or for someone who lost their password."""
     settings = Settings()
-    with database(settings) as url, make_session_factory(make_engine(url)).begin() as session:
+    with command_session(settings) as session:
         user = account_queries.user_by_email(session, email.lower()) if email else None
         if email and user is None:
             raise NotFound(f"{email} has no account.", "`prefloop user list` shows who has.")
@@ -116,7 +116,7 @@ def user_link(
 @user_app.command("list")
 def user_list() -> None:
     """List the accounts that can sign in."""
-    with database(Settings()) as url, make_session_factory(make_engine(url))() as session:
+    with command_session(Settings()) as session:
         for user in account_queries.people(session):
             off = "" if user.is_active else "  (off)"
             typer.echo(f"{user.email}  {user.name}  {', '.join(user.roles)}{off}")

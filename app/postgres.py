@@ -13,8 +13,11 @@ import fasteners
 import psycopg
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.orm import Session
 
-from app.db import sqlalchemy_url
+from app.db import make_engine, make_session_factory, sqlalchemy_url
 from app.errors import Unavailable
 from app.settings import Settings
 
@@ -101,7 +104,40 @@ def _check(url: str) -> None:
 
 def migrate(url: str) -> None:
     """Brings the database's schema to the newest revision."""
+    command.upgrade(_alembic(url), "head")
+
+
+def require_schema(url: str) -> None:
+    """For what serves, and leaves the schema to `prefloop migrate`.
+
+    Raises:
+        Unavailable: the database has none, or another version's.
+    """
+    engine = make_engine(url, pool_size=1)
+    try:
+        with engine.connect() as connection:
+            found = MigrationContext.configure(connection).get_current_revision()
+    finally:
+        engine.dispose()
+    if found != ScriptDirectory.from_config(_alembic(url)).get_current_head():
+        raise Unavailable("The database's schema is of another version, or missing.", "Run `prefloop migrate` first.")
+
+
+@contextlib.contextmanager
+def command_session(settings: Settings) -> Iterator[Session]:
+    """A session for a command, on the migrated database, committed at the end unless something failed."""
+    with database(settings) as url:
+        migrate(url)
+        engine = make_engine(url, pool_size=1)
+        try:
+            with make_session_factory(engine).begin() as session:
+                yield session
+        finally:
+            engine.dispose()
+
+
+def _alembic(url: str) -> Config:
     config = Config()
     config.set_main_option("script_location", str(ROOT / "migrations"))
     config.set_main_option("sqlalchemy.url", sqlalchemy_url(url).replace("%", "%%"))
-    command.upgrade(config, "head")
+    return config

@@ -80,6 +80,17 @@ def shared_engine(database_url: str) -> Iterator[Engine]:
 
 
 @pytest.fixture
+def empty_database(shared_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A database without a schema, which the settings name."""
+    with shared_engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("CREATE DATABASE empty"))
+        url = shared_engine.url.set(drivername="postgresql", database="empty").render_as_string(hide_password=False)
+        monkeypatch.setenv("DATABASE_URL", url)
+        yield url
+        connection.execute(text("DROP DATABASE empty WITH (FORCE)"))
+
+
+@pytest.fixture
 def engine(shared_engine: Engine) -> Iterator[Engine]:
     """The engine for one test; all tables are empty again afterwards."""
     yield shared_engine

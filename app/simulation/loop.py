@@ -97,7 +97,7 @@ class Loop:
         algorithm = settings.get("algorithm", "dpo")
         form = self.operator.open(f"{self.base}/rounds/new?algorithm={algorithm}").form('form[action$="/rounds"]')
         if unknown := settings.keys() - form.values.keys() - form.choices.keys():
-            known = ", ".join(sorted({*form.values, *form.choices}))
+            known = ", ".join(sorted({*form.values, *form.choices} - {"csrf_token"}))
             raise InvalidInput(f"Unknown settings: {', '.join(sorted(unknown))}.", f"Known: {known}.")
         page = self.operator.send(form, **settings)
         return int(str(page.url).rpartition("/")[2])

@@ -62,7 +62,8 @@ def test_a_setting_the_form_does_not_have_is_named_and_nothing_is_sent() -> None
         assert request.method == "GET", "it sent the form"
         return httpx.Response(
             200,
-            html='<form action="/projects/p/rounds"><input name="algorithm" value="dpo"><input name="epochs" value="1">'
+            html='<form action="/projects/p/rounds"><input type="hidden" name="csrf_token" value="t">'
+            '<input name="algorithm" value="dpo"><input name="epochs" value="1">'
             '<input type="checkbox" name="soft_labels"></form>',
         )
 

@@ -29,6 +29,7 @@ from tests import factories
 from tests.rounds.loop import config, jobs, last_run, make_project
 from tests.trainer.conftest import build_model
 from tests.waiting import wait_for
+from trainer import worker
 from trainer.recording import RunLost, RunRecorder
 from trainer.tasks import MAX_ATTEMPTS
 from trainer.worker import STALLED_SECONDS, Worker, recover, work_until_empty
@@ -123,6 +124,16 @@ def test_a_killed_workers_round_is_finished_by_the_next(
     sampling = session.scalars(select(Run).where(Run.kind == "sample")).one()
     assert count(session, stored.where(Completion.run_id == sampling.id)) == 24 * 16
     no_doubles(session)
+
+
+def test_a_database_without_a_schema_is_told_and_not_waited_for(
+    empty_database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "_exit", sys.exit)  # this process has more to do
+    with pytest.raises(SystemExit) as ended:
+        worker.main()
+    assert ended.value.code == 1
+    assert "prefloop migrate" in capsys.readouterr().err
 
 
 def test_a_stopped_worker_gives_its_run_back(
