@@ -1,19 +1,15 @@
 """All comparisons in one run: `python -m benchmarks [FILE ...]`. The last lines are `ratio NAME X`, one each."""
 
+import argparse
 import subprocess
 import sys
-from pathlib import Path
 
-from app.artifacts import ArtifactStore
 from benchmarks import training
-from trainer.default_model import DEFAULT_MODEL, fetch_model
 
 
-def sampling() -> list[str]:
+def sampling(args: argparse.Namespace, model: str) -> list[str]:
     """The sampling benchmark in a process of its own; the line with its ratio."""
-    store = ArtifactStore(Path(".benchmark").absolute())
-    model = str(store.resolve(fetch_model(store, DEFAULT_MODEL, say=lambda line: None)))
-    command = [sys.executable, "-u", "-m", "benchmarks.sampling", model]
+    command = [sys.executable, "-u", "-m", "benchmarks.sampling", model, *["--cpu-time"][: args.cpu_time]]
     lines = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or ():
@@ -25,5 +21,9 @@ def sampling() -> list[str]:
 
 
 if __name__ == "__main__":
-    lines = [*training.main(), *sampling()]
+    args = training.parsed()
+    model = training.model_of(args)
+    lines = training.main(args, model)
+    if args.only is None:
+        lines += sampling(args, model)
     print("\n".join(lines))

@@ -50,7 +50,7 @@ def run(side: str, job: Job, with_reference: bool = False) -> Figures:
     said = json.loads(done.stdout.splitlines()[-1])
     counted = said["step_seconds"][WARM_UP:]
     steps = len(said["step_seconds"])
-    reference = said["reference_seconds"] / steps / job.epochs * len(counted) if with_reference else 0.0
+    reference = said["reference_seconds"] / steps * len(counted) if with_reference else 0.0
     return Figures(job.batch_size * len(counted) / (sum(counted) + reference), said["peak_mib"], said["losses"])
 
 
@@ -103,10 +103,9 @@ def matmul_rate() -> float:
     return best
 
 
-def main(arguments: Sequence[str] | None = None) -> list[str]:
-    """Prints figures as they come, and returns the lines with the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("files", nargs="*", type=Path, help="pairs in any import format; none: made pairs")
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", type=Path, help="pairs in any import format, to train on beside made ones")
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--only", choices=["dpo", "dpo_stored_reference", "reward", "ranking_k4"])
     parser.add_argument("--steps", type=int, default=4, help=f"optimiser steps, the first {WARM_UP} not counted")
@@ -119,14 +118,26 @@ def main(arguments: Sequence[str] | None = None) -> list[str]:
     args = parser.parse_args(arguments)
     if args.steps <= WARM_UP:
         parser.error(f"--steps must be above {WARM_UP}: the first ones are not counted")
+    return args
 
-    torch.manual_seed(0)
+
+def model_of(args: argparse.Namespace) -> str:
+    """The folder of the model, which is fetched where it is not there."""
     store = ArtifactStore(args.store.absolute())
-    model = str(store.resolve(fetch_model(store, args.model, say=lambda line: print(line, flush=True))))
+    return str(store.resolve(fetch_model(store, args.model, say=lambda line: print(line, flush=True))))
+
+
+def main(args: argparse.Namespace, model: str) -> list[str]:
+    """Prints figures as they come, and returns the lines with the ratios."""
+    torch.manual_seed(0)
     wanted = args.steps * args.batch_size
     sets: dict[str, list[PairRow]] = {"made": data.made(wanted)}
     for path in args.files:
         rows = data.read(path)
+        if len(rows) < wanted:
+            raise SystemExit(
+                f"{path}: {len(rows)} pairs with a winner; {args.steps} steps of {args.batch_size} are asked."
+            )
         pick = torch.randperm(len(rows))[:wanted].tolist()
         sets[path.parent.name if path.stem == "pairs" or path.name.startswith("pairs.") else path.stem] = [
             rows[i] for i in pick
@@ -159,4 +170,5 @@ def main(arguments: Sequence[str] | None = None) -> list[str]:
 
 
 if __name__ == "__main__":
-    print("\n".join(main()))
+    options = parsed()
+    print("\n".join(main(options, model_of(options))))
