@@ -221,7 +221,7 @@ def test_attention_that_looks_for_the_best_tokens_falls_back_because_a_short_tes
 
 @pytest.mark.parametrize("way", ["shared", "ragged"])
 def test_a_row_may_be_wider_than_the_model_reads(way: str) -> None:
-    """Prompt and completions fit by themselves; beside them in a narrower row there is padding beyond every position."""
+    """Each sequence fits; beside them, a narrower row has padding where the model has no positions left."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
         model = GPT2LMHeadModel(GPT2Config(vocab_size=61, n_positions=16, n_embd=24, n_layer=2, n_head=4)).eval()

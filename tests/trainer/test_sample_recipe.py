@@ -157,6 +157,12 @@ def test_prompts_that_are_not_read_whole_are_named(spec: SampleSpec, store: Arti
 
     assert notes((104, 0)) == (note,)
     assert notes((108, 0)) == (note,)  # a run that was cut says what it said before, too
+
+    # Of two models, the first of which was done.
+    spec = spec.model_copy(update={"models": spec.models * 2})
+    result = sample.sample(spec, store, ConsoleReporter(stream=None), lambda completions: None, everything)
+    assert result.notes == (note,)
+    assert result.precision == ("float32", "float32")
     write_rows(Path(spec.prompts), rows)
     assert notes((104, 0)) == ()
 

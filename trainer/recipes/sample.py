@@ -159,11 +159,11 @@ def sample(
     sources = [
         (_served(server, key) if server else _Local(resolve(store, model), spec.generation, rows), wanted)
         for model, server, wanted in zip_longest(spec.models, spec.servers, plan)
-        if wanted
+        if wanted or not server  # a run that goes on says of all models what it would have said
     ]
     precisions: list[str] = []
     dealer = accelerator()
-    score = _scorer(spec, store, tick) if sources else _unscored
+    score = _scorer(spec, store, tick) if any(plan) else _unscored
     for source, wanted in sources:
         if isinstance(source, ServedModel):
             batches = _from_server(source, wanted if dealer.is_main_process else [], spec, score, tick)
@@ -225,7 +225,9 @@ def _served(server: Server, key: str | None) -> ServedModel:
 def _from_model(
     local: _Local, dtype: torch.dtype, wanted: Wanted, spec: SampleSpec, score: Scorer, tick: Tick
 ) -> Iterator[list[Completion]]:
-    """Loads a model for as long as this iterator lives."""
+    """Loads a model for as long as this iterator lives; not at all where nothing is wanted of it."""
+    if not wanted:
+        return
     model = load_causal_lm(local.ref, dtype=dtype)
     generation = spec.generation
     sampler = Sampler(model, local.encoder, generation.max_new_tokens, generation.temperature, spec.seed, tick)
