@@ -91,9 +91,9 @@ def test_from_nothing_through_a_round_and_on_after_a_restart(
     start: Callable[[], Up], environment: dict[str, str]
 ) -> None:
     up = start()
-    up.wait_for(up.ready, 60)
+    up.wait_for(up.ready, 180)
     assert httpx.get(f"{up.url}/healthz").status_code == 200
-    up.wait_for(lambda: re.search(r"one-time link: \S+\n", up.said()), 60)  # printed a moment after the address
+    up.wait_for(lambda: re.search(r"one-time link: \S+\n", up.said()), 180)  # printed a moment after the address
     link = re.search(r"one-time link: (\S+)", up.said())
     assert link
     assert "makes your account" in httpx.get(link[1]).text
@@ -145,7 +145,7 @@ def test_from_nothing_through_a_round_and_on_after_a_restart(
         httpx.get(f"{up.url}/healthz")
 
     again = start()
-    again.wait_for(again.ready, 60)
+    again.wait_for(again.ready, 180)
     # An admin is there already: the simulation's operator is one.
     assert "one-time link" not in again.said()
     listed = subprocess.run(

@@ -44,7 +44,7 @@ CHECKPOINTS = "checkpoints"
 def prepare(folder: Path) -> None:
     """Writes what all jobs read: a tiny model, a reward model that knows nothing, and files of rows."""
     build_model(folder / "tiny")
-    pairs = separable_pairs(60, 8)
+    pairs = separable_pairs(36, 8)
     write_rows(folder / "snapshot.jsonl", pairs)
     demonstrations = [
         DemonstrationRow(id=row.prompt_id, messages=row.messages, response=row.response_a, split=row.split)
