@@ -12,6 +12,7 @@ from sqlalchemy import (
     Select,
     and_,
     cast,
+    exists,
     func,
     insert,
     literal,
@@ -122,12 +123,13 @@ def usable_comparisons(session: Session, project_id: int, *, texts: bool) -> Seq
 
 
 def _trained(project_id: int) -> tuple[ColumnElement[bool], ...]:
-    """Rounds whose comparisons a policy has learned from."""
-    return Round.project_id == project_id, Round.algorithm != "sft", Round.policy_after_id.is_not(None)
+    """Rounds whose comparisons a policy has learned from, but for one that was given up in its last moment."""
+    given_up = exists().where(Run.round_id == Round.id, Run.kind == Round.algorithm, Run.cancel_requested)
+    return Round.project_id == project_id, Round.algorithm != "sft", Round.policy_after_id.is_not(None), ~given_up
 
 
 def trained_rounds(session: Session, project_id: int) -> list[int]:
-    """Numbers of the rounds whose comparisons a policy has learned from."""
+    """Numbers of the rounds whose comparisons a policy has learned from: see `_trained`."""
     return list(session.scalars(select(Round.number).where(*_trained(project_id)).order_by(Round.number)))
 
 

@@ -253,6 +253,8 @@ def test_a_policy_finished_after_the_cancel_is_kept_but_not_used(
     assert round_.state == "cancelled"
     assert round_.policy_after_id is not None
     assert project.policy_id == base_id
+    # What only an unused policy has learned from is new to the next round.
+    assert start(session, store, project, replay_share=0.0).state == "frozen"
 
 
 @pytest.mark.parametrize("stage", ["reward", "policy", "sampling", "evaluating"])
