@@ -25,6 +25,17 @@ def test_compose_sets_only_settings_that_exist(compose: dict) -> None:
         assert set(compose["services"][name]["environment"]) <= VARIABLES
 
 
+def test_compose_hands_on_every_setting_of_the_env_file(compose: dict) -> None:
+    """But those that say where things are inside the container."""
+    for name in ("migrate", "web", "worker"):
+        service = compose["services"][name]
+        assert service["env_file"] == [{"path": ".env", "required": False}]
+        fixed = {key for key, value in service["environment"].items() if "${" not in str(value)}
+        assert fixed == {"PREFLOOP_HOME", "PREFLOOP_HOST", "PREFLOOP_PORT"}
+    port = compose["services"]["web"]["environment"]["PREFLOOP_PORT"]
+    assert compose["services"]["web"]["ports"] == [f"${{PREFLOOP_PORT:-8000}}:{port}"]
+
+
 def test_compose_runs_commands_that_exist(compose: dict) -> None:
     commands = {name: service["command"] for name, service in compose["services"].items() if "command" in service}
     assert set(commands) == {"migrate", "web", "worker"}
