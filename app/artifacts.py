@@ -86,8 +86,9 @@ class ArtifactStore:
                 yield temporary
                 readable = temporary.stat().st_mode & 0o666
                 for file in temporary.rglob("*"):
-                    if file.is_file():  # safetensors makes files that only their owner can read
-                        file.chmod(file.stat().st_mode | readable)
+                    mode = file.stat().st_mode
+                    if file.is_file() and mode | readable != mode:  # safetensors makes files for their owner alone
+                        file.chmod(mode | readable)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if target.exists():
                     os.rename(target, old)
