@@ -21,7 +21,7 @@ Method = Literal["majority", "strength_weighted", "dawid_skene", "crowd_bt"]
 PRIOR = 0.5
 # A reviewer who saw all judgments and rationales counts as this many labelers of one mind (p = 0.9).
 VERDICT_VOTES = 4
-NEWTON_STEPS = 40
+NEWTON_STEPS = 400  # where few trusted labelers stand against many who guess; mostly some ten are enough
 DIGITS = 6
 
 

@@ -59,9 +59,16 @@ def test_dawid_skene_is_bayes_rule() -> None:
     assert (found.p_b[0], found.p_tie[0]) == (pytest.approx(0.8), 0.0)
 
 
-def test_crowd_bt_is_the_most_likely_difference() -> None:
+@pytest.mark.parametrize(
+    ("preferences", "habits"),
+    [
+        ([1, 1, 0, -1], [[0.9, 0.5], [0.7, 0.2], [0.8, 1.0], [0.6, 0.4]]),
+        ([-1] * 3 + [1] * 20, [[0.9, 0.2]] * 3 + [[0.55, 0.2]] * 20),  # few who know against many who guess
+    ],
+)
+def test_crowd_bt_is_the_most_likely_difference(preferences: list[int], habits: list[list[float]]) -> None:
     crowd = Crowd(habits=Habits(0.9, 0.5))
-    said = votes_of([1, 1, 0, -1])._replace(habits=np.array([[0.9, 0.5], [0.7, 0.2], [0.8, 1.0], [0.6, 0.4]]))
+    said = votes_of(preferences)._replace(habits=np.array(habits))
     found = decide("crowd_bt", said, crowd)
     # The same by looking everywhere: log-likelihood of the model's own words, and the prior of two scores.
     d = np.linspace(-6, 6, 240_001)
