@@ -157,14 +157,18 @@ def loading(name: str) -> Iterator[None]:
 
 
 def load_config(name: str) -> Any:
-    """A model's configuration. Raises ModelUnavailable."""
+    """A language model's configuration. Raises ModelUnavailable."""
     if Path(name, ADAPTER_CONFIG).exists() and not Path(name, "config.json").exists():
         raise ModelUnavailable(
             f"{name} is an adapter, not a model.",
             "Name it as the adapter, and as the base the model it was trained on.",
         )
     with loading(name):
-        return AutoConfig.from_pretrained(name, trust_remote_code=trusts_remote_code())
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trusts_remote_code())
+        text = config.get_text_config()
+    if not (hasattr(text, "vocab_size") and hasattr(text, "hidden_size")):
+        raise ModelUnavailable(f"{name} ({config.model_type}) is no language model.", "Choose one that is.")
+    return config
 
 
 def load_tokenizer(ref: ModelRef | str) -> Any:

@@ -7,14 +7,25 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    EncodecConfig,
+    MixtralConfig,
+    MixtralForCausalLM,
+    MusicgenConfig,
+    MusicgenDecoderConfig,
+    PreTrainedConfig,
+    T5Config,
+    ViTConfig,
+)
 
 from app.artifacts import ArtifactStore, digest_folder
 from app.errors import ModelUnavailable
 from app.specs import Lora, ModelRef
 from tests.trainer.conftest import trainable_parameters, user
 from trainer.chat import ChatEncoder, TokenSequence
-from trainer.modeling import load_causal_lm, load_policy_and_reference, load_tokenizer, notes_on, resolve
+from trainer.modeling import load_causal_lm, load_policy_and_reference, load_tokenizer, notes_on, resolve, working_dtype
 from trainer.packing import Packed, pack
 from trainer.policy import completion_outputs, trunk_of, vocabulary_logits
 from trainer.rollout import Sampler
@@ -281,6 +292,27 @@ def test_an_adapter_of_the_hub_is_fetched_with_all_that_it_was_trained_with(
     assert not (tmp_path / "cached/optimizer.pt").exists()
     with pytest.raises(ModelUnavailable, match="someone/none cannot be loaded: someone/none is not on the hub"):
         resolve(store, ModelRef(base=tiny_ref.base, adapter="someone/none"))
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (ViTConfig(), r"\(vit\) is no language model"),
+        (
+            MusicgenConfig(text_encoder=T5Config(), audio_encoder=EncodecConfig(), decoder=MusicgenDecoderConfig()),
+            "cannot be loaded: Multiple valid text configs",
+        ),
+    ],
+    ids=["pictures", "music"],
+)
+def test_a_model_of_something_else_is_refused(
+    tiny_model: Path, tmp_path: Path, config: PreTrainedConfig, says: str
+) -> None:
+    shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
+    config.save_pretrained(tmp_path)
+    for load in (load_tokenizer, lambda name: working_dtype("auto", name)):
+        with pytest.raises(ModelUnavailable, match=says):
+            load(str(tmp_path))
 
 
 def test_a_tokenizer_without_template_or_padding_is_completed(tiny_model: Path, tmp_path: Path) -> None:
