@@ -158,6 +158,7 @@ class Page(NamedTuple):
     reads: str  # what it trained on, in words
     has_training_samples: bool
     checkpoint_bytes: int  # kept for a retry of a failed round
+    can_retry: bool  # it failed, and is the newest
 
     @property
     def active(self) -> bool:
@@ -211,6 +212,7 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
         reads=reads(round_.algorithm, snapshot.counts) if snapshot else "",
         has_training_samples=training_samples_of(session, store, round_) is not None,
         checkpoint_bytes=sum(store.size(checkpoints_of(run.id)) for run in runs) if round_.state == "failed" else 0,
+        can_retry=round_.state == "failed" and queries.by_number(session, round_.project_id, round_.number + 1) is None,
     )
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from app.models import Metric, Project, Round, Run, Snapshot
-from app.rounds import service
+from app.rounds import queries, service
 from app.rounds.service import store_samples
 from tests import factories
 from tests.conftest import SignedIn
@@ -178,9 +178,15 @@ def test_cancel_retry_and_their_errors(sign_in: SignIn, session: Session, projec
     assert "Retry the stage that failed" in page
     assert client.post(f"{base}/retry").status_code == 303
     assert the_round(session).state == "reward"
-    assert client.post(f"{base}/cancel").status_code == 303
-    assert the_round(session).state == "cancelled"
-    assert client.post(f"{base}/cancel").status_code == 409
+    service.run_failed(session, last_run(session, round_), "The disk is full.")
+    session.commit()
+    newer = start(client, project).headers["location"]
+    assert "Retry the stage that failed" not in client.get(base).text  # it would be refused
+    assert client.post(f"{base}/retry").status_code == 409
+    assert client.post(f"{newer}/cancel").status_code == 303
+    session.expire_all()
+    assert [round_.state for round_ in queries.rounds(session, project.id)] == ["cancelled", "failed"]
+    assert client.post(f"{newer}/cancel").status_code == 409
 
 
 def test_a_failed_rounds_checkpoints_can_be_discarded(
