@@ -13,6 +13,7 @@ from trainer.algorithms.kl import k1, k3
 from trainer.algorithms.logprobs import scatter_to_mask
 from trainer.chat import TokenSequence
 from trainer.critics import ActorCritic
+from trainer.data import chunks
 from trainer.evaluation import Scorer, forward_batches, require_numbers
 from trainer.generation import Tick
 from trainer.modeling import Reference, device
@@ -181,9 +182,10 @@ class Collector:
             TrainingDiverged: a score is NaN or infinite, before anything is learned from it.
             RunCancelled: by the tick.
         """
-        # 1. Sample this process's prompts.
+        # 1. Sample this process's share. Of few prompts there are more responses each than are sampled at once.
         dealer = accelerator()
-        mine = wanted[dealer.process_index :: dealer.num_processes]
+        parts = [(row, part) for row, indices in wanted for part in chunks(indices, self.batch_size)]
+        mine = parts[dealer.process_index :: dealer.num_processes]
         sampled = [response for batch in self.sampler.respond(mine, self.batch_size) for response in batch]
         clock.spent_on("generation")
 

@@ -113,7 +113,7 @@ class Bench:
         self.module = ActorCritic(self.model, ValueHead(self.model)).eval()
         sampler = Sampler(self.model, ChatEncoder(tokenizer, 128), spec.max_new_tokens, spec.temperature, 0)
         pad_id = tokenizer.pad_token_id
-        collector = Collector(
+        self.collector = Collector(
             self.module,
             reference,
             sampler,
@@ -124,7 +124,7 @@ class Bench:
             no_tick,
         )
         self.clock = Clock()
-        self.responses, self.rollout = collector.collect([(row, [0, 1]) for row in ROWS], self.clock)
+        self.responses, self.rollout = self.collector.collect([(row, [0, 1]) for row in ROWS], self.clock)
         self.training = Training(self.module, spec.optimiser, seed=0, total_steps=10)
         self.learner = Learner(spec, self.training, self.module.share, pad_id, None)
 
@@ -163,6 +163,23 @@ def test_a_reference_of_another_architecture_is_read_in_the_way_it_can_be(
         logits = plain(input_ids=torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
         expected = logits.log_softmax(-1)[range(len(tokens)), list(tokens)]
         torch.testing.assert_close(bench.rollout.reference_logps[i, : len(tokens)], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_no_more_responses_are_sampled_at_once_than_was_asked_for(tiny_ref: ModelRef) -> None:
+    """Of few prompts a rollout has many responses each: together they may not fit into memory."""
+    bench = Bench(spec_of(tiny_ref))
+    rows: list[int] = []
+    drawn = []
+    embedding = bench.model.get_input_embeddings()
+    with embedding.register_forward_hook(
+        lambda _module, inputs, _output: rows.append(len(inputs[0])) if inputs[0].shape[1] == 1 else None
+    ):
+        for bench.collector.batch_size in (32, 4):
+            rows.clear()
+            drawn.append(bench.collector.collect([(ROWS[1], list(range(10))), (ROWS[0], [0, 1])], Clock())[1])
+            assert max(rows) <= bench.collector.batch_size
+    assert drawn[0].sequences() == drawn[1].sequences()
+    assert drawn[0].rows.tolist() == drawn[1].rows.tolist() == [1] * 10 + [0] * 2
 
 
 def test_kl_is_summed_over_the_tokens_of_a_response_and_no_padding() -> None:

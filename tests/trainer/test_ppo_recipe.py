@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from app.artifacts import ArtifactStore, digest_folder
 from app.errors import InvalidInput
@@ -92,6 +92,7 @@ def test_metrics_have_the_fields_names_and_slices(
         for value in ("even", "odd")
     }
     assert result.train_rows == 24
+    assert result.metrics["eps"] * result.seconds >= 24  # of all episodes; the last page and saving came afterwards
     assert result.metrics == {name: reporter.last(name) for name in names}
     assert reporter.values("loss/ptx_avg")[0] > reporter.values("loss/ptx_avg")[1] > 0  # it is learned
     assert all(reporter.last(name) > 0 for name in (*TIMES, "objective/kl_k3"))
@@ -215,8 +216,15 @@ def test_a_rest_of_episodes_is_trained_on_too(
 
 
 def test_approxkl_stop_ends_the_updates_of_a_rollout_before_the_step_that_would_go_further(
-    tiny_ref: ModelRef, prompts: Path, store: ArtifactStore, tmp_path: Path
+    tiny_ref: ModelRef, prompts: Path, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    accumulate = ppo.Learner.accumulate
+
+    def spy(self: ppo.Learner, *arguments: Any) -> dict[str, float]:
+        assert all(p.grad is None for p in self.training.module.parameters())  # nothing is left of the step not taken
+        return accumulate(self, *arguments)
+
+    monkeypatch.setattr(ppo.Learner, "accumulate", spy)
     settings = Optimiser(learning_rate=1e-3, epochs=4, batch_size=4, warmup_ratio=0.0)  # 12 updates a rollout
     spec = spec_of(tiny_ref, prompts, lora=None, optimiser=settings, approxkl_stop=0.01)
     result, reporter = train(spec, store, tmp_path / "policy")
@@ -402,28 +410,63 @@ def test_updates_and_figures_are_those_of_a_rollouts_rewards(
     assert seen[0][0].values.abs().max() == 0 < seen[-1][0].values.abs().max()
 
 
-def test_a_pessimistic_score_is_that_of_the_head_that_likes_a_response_least(
-    tiny_ref: ModelRef, prompts: Path, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_critic_that_begins_as_the_reward_model_says_what_that_says_of_beginnings(
+    tiny_ref: ModelRef,
+    reward_folder: Path,
+    prompts: Path,
+    store: ArtifactStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    accumulate, seen = ppo.Learner.accumulate, []
+
+    def spy(self: ppo.Learner, drawn: Rollout, *rest: Any) -> dict[str, float]:
+        seen.append(drawn)
+        return accumulate(self, drawn, *rest)
+
+    monkeypatch.setattr(ppo.Learner, "accumulate", spy)
+    spec = spec_of(tiny_ref, prompts, episodes=2, critic="reward", reward_models=(str(reward_folder), "another"))
+    train(spec, store, tmp_path / "policy")
+    classifier = AutoModelForSequenceClassification.from_pretrained(reward_folder)
+    for (prompt, tokens), values in zip(seen[0].sequences(), seen[0].values, strict=True):
+        for t in range(len(tokens)):
+            with torch.no_grad():
+                score = classifier(torch.tensor([[*prompt, *tokens[:t]]])).logits[0, 0] - 0.25  # its offset
+            assert float(values[t]) == pytest.approx(float(score), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["min", "mean_minus_variance"])
+def test_pessimistic_scores_are_made_of_what_all_heads_say(
+    tiny_ref: ModelRef, prompts: Path, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     folders = [build_reward_model(tmp_path / f"reward-{seed}", tiny_ref, seed, HEADS) for seed in (1, 2)]
     build, said = ppo.reward_models_scorer, []
 
     def spy(*arguments: Any) -> Any:
-        score, heads = build(*arguments), reward_heads(folders, 128, dtype=torch.float32)
+        score, heads = build(*arguments), reward_heads(folders, 24, dtype=torch.float32)
 
         def recorded(responses: Sequence[Response]) -> Tensor:
-            said.append(heads(responses))
+            said.append(heads(responses).double())
             return score(responses)
 
         return recorded
 
     monkeypatch.setattr(ppo, "reward_models_scorer", spy)
-    spec = spec_of(tiny_ref, prompts, episodes=12, reward_models=tuple(map(str, folders)), ensemble_score="min")
+    spec = spec_of(
+        tiny_ref,
+        prompts,
+        episodes=12,
+        reward_models=tuple(map(str, folders)),
+        ensemble_score=kind,
+        variance_weight=0.7,
+        max_length=24,  # shorter than some prompts with their responses
+    )
     _result, reporter = train(spec, store, tmp_path / "policy", scorer=None)
     (four,) = [heads for heads in said if len(heads) == 12]  # the rollout; a page has 8
     assert four.shape == (12, 4)
     assert len(set(four.argmin(-1).tolist())) > 1  # no head likes all of them least
-    assert reporter.last("objective/scores") == pytest.approx(float(four.amin(-1).mean()), abs=1e-5)
+    expected = {"min": four.amin(-1), "mean_minus_variance": four.mean(-1) - 0.7 * four.var(-1, correction=0)}[kind]
+    assert reporter.last("objective/scores") == pytest.approx(float(expected.mean()), abs=1e-5)
 
 
 def test_one_prompt_one_token_one_episode_left_over(tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path) -> None:
