@@ -1,5 +1,6 @@
-"""docker-compose.yml, the Dockerfile and the README agree with the code. (They are not built here: no engine.)"""
+"""docker-compose.yml, the Dockerfile and the documents agree with the code. (They are not built here: no engine.)"""
 
+import json
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import yaml
 
 from app.cli import app
 from app.settings import Settings, markdown_table
+from app.specs import RUN_SPEC, DemonstrationRow, PairRow, PromptRow, ThumbRow
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VARIABLES = {"DATABASE_URL"} | {f"PREFLOOP_{name.upper()}" for name in Settings.model_fields}
@@ -81,6 +83,21 @@ def test_the_readme_names_every_command() -> None:
     readme = (ROOT / "README.md").read_text()
     for command in COMMANDS:
         assert f"prefloop {command}" in readme, command
+
+
+def test_the_trainers_manual_shows_what_the_trainer_reads() -> None:
+    manual = (ROOT / "docs" / "training.md").read_text()
+    spec = re.search(r'^    (\{"kind": .*?\})\n\n', manual, re.M | re.S)
+    assert spec
+    assert RUN_SPEC.validate_json(spec[1]).kind == "dpo"
+    rows = {"prompts": PromptRow, "snapshot": PairRow, "demonstrations": DemonstrationRow, "thumbs": ThumbRow}
+    shown = dict(re.findall(r"^- `(\w+)`[^`]*(?:`ptx`[^`]*)?`(\{.*?\})`", manual, re.M | re.S))
+    assert shown.keys() == rows.keys()
+    for name, model in rows.items():
+        # “These fields at least”: all that are shown are needed.
+        needed = {field for field, info in model.model_fields.items() if info.is_required()}
+        assert set(json.loads(shown[name])) - {"split"} == needed - {"split"}, name
+        model.model_validate_json(shown[name].replace("\n", " "))
 
 
 def test_make_lists_its_targets() -> None:
