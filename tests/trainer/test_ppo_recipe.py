@@ -375,7 +375,7 @@ def test_updates_and_figures_are_those_of_a_rollouts_rewards(
     changes = {"gamma": 0.9, "gae_lambda": 0.8, "missing_eos_penalty": None, "max_new_tokens": 12}
     plain = rollout.Sampling  # with more ends, so that responses are of many lengths
     monkeypatch.setattr(rollout, "Sampling", lambda most, heat, _: plain(most, heat, frozenset(range(0, 300, 16))))
-    _result, reporter = train(spec_of(tiny_ref, prompts, whiten_rewards=whiten, **changes), store, tmp_path / "policy")
+    result, reporter = train(spec_of(tiny_ref, prompts, whiten_rewards=whiten, **changes), store, tmp_path / "policy")
     for step, (drawn, advantages, returns) in ((1, seen[0]), (2, seen[-1])):
         said = {m.name: m.value for m in reporter.recorded if m.step == step and not m.slice}
         logps, reference, values, fitted = (
@@ -407,6 +407,7 @@ def test_updates_and_figures_are_those_of_a_rollouts_rewards(
             "ppo/val/var_explained": 1 - errors.var() / targets.var(),
         }
         assert {name: said[name] for name in expected} == pytest.approx(expected, abs=1e-5, rel=1e-5)
+    assert result.tokens == int(seen[0][0].lengths.sum() + seen[-1][0].lengths.sum())
     assert seen[0][0].values.abs().max() == 0 < seen[-1][0].values.abs().max()
 
 
