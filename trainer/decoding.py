@@ -4,7 +4,6 @@ All of it works under transformers' own model code, and gives what that gives wi
 uses it tests that on the model at hand (see `trainer.generation.best_ways`).
 """
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from trainer.memory import memory_in_all
 from trainer.policy import trunk_of
 from trainer.precision import computes_in
 
@@ -129,9 +129,8 @@ class PackedLinears:
         whole = model.get_base_model() if isinstance(model, PeftModel) else model
         layers = [layer for layer in _linears(whole, dtype is torch.float32) if "forward" not in vars(layer)]
         size = sum(dtype.itemsize * layer.weight.numel() for layer in layers)
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         on_cpu = all(layer.weight.device.type == "cpu" for layer in layers)
-        if on_cpu and torch.backends.mkldnn.is_available() and size <= PACKED_SHARE * memory:
+        if on_cpu and torch.backends.mkldnn.is_available() and size <= PACKED_SHARE * memory_in_all():
             self._forwards = [(layer, _packed_forward(layer, dtype)) for layer in layers]
 
     def __len__(self) -> int:

@@ -5,15 +5,20 @@ pays for gigabytes of fresh pages: under virtualisation up to a third of its tim
 happens here.
 """
 
+import contextlib
 import ctypes
 import errno
+import os
 import sys
+from pathlib import Path
 
 import torch
 
 # Numbers of <malloc.h>.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
+
+_CONTAINERS_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def _libc() -> ctypes.CDLL | None:
@@ -32,6 +37,14 @@ def give_back_memory() -> None:
     """Gives everything that is free back to the kernel; later steps pay for it again."""
     if libc := _libc():
         libc.malloc_trim(0)
+
+
+def memory_in_all() -> int:
+    """Bytes of the machine's memory, or what its container may use of it: beyond that the kernel ends the process."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit, which is the word "max"
+        sizes.append(int(_CONTAINERS_LIMIT.read_text()))
+    return min(sizes)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -21,7 +21,7 @@ from transformers import (
 
 from app.errors import ModelUnavailable
 from app.specs import Lora, ModelRef
-from trainer import decoding, generation
+from trainer import decoding, generation, memory
 from trainer.decoding import PackedLinears, draw
 from trainer.generation import Sample, Sampling, Ways, best_ways, generate
 from trainer.memory import is_out_of_memory
@@ -131,11 +131,12 @@ def test_the_cache_stays_as_wide_as_its_rows(model: torch.nn.Module, monkeypatch
         return original(states, columns)
 
     monkeypatch.setattr(decoding, "_room", room)
-    prompts, seeds = [SHORT] * 300, [[i] for i in range(300)]
+    prompts, seeds = [SHORT] * 120, [[i] for i in range(120)]
     samples = sampled(model, prompts, seeds, Sampling(40, 1.0, STOPS), 4, Ways(refill=True))
     steps = sum(len(of_prompt[0].tokens) for of_prompt in samples) / 4
-    assert steps > 600  # columns that a cache without an end on its left would hold
-    assert max(rooms) <= len(SHORT) + 40 + 2 * decoding.CACHE_BLOCK
+    widest = len(SHORT) + 40 + 2 * decoding.CACHE_BLOCK
+    assert steps > 1.4 * widest  # columns that a cache without an end on its left would hold
+    assert max(rooms) <= widest
 
 
 @pytest.mark.parametrize("ways", WAYS)
@@ -199,6 +200,21 @@ def test_between_two_batches_the_model_is_as_it_was(model: torch.nn.Module) -> N
     next(batches)
     assert not any("forward" in vars(module) for module in model.modules())
     assert torch.is_grad_enabled()
+
+
+def test_weights_are_packed_where_memory_allows(
+    model: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most a quarter of what the container may use goes into copies; beyond its limit the kernel ends the worker."""
+    linear = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    size = sum(4 * weight.numel() for weight in linear)
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(memory, "_CONTAINERS_LIMIT", limit)
+    for written, packed in (("max\n", True), (f"{4 * size}\n", True), (f"{4 * size - 1}\n", False)):
+        limit.write_text(written)
+        assert len(PackedLinears(model)) == (len(linear) if packed else 0)
+    limit.unlink()
+    assert memory.memory_in_all() > 4 * size
 
 
 def test_in_bf16_the_shortcuts_round_no_worse_than_the_plain_way(tiny_model: Path) -> None:
