@@ -121,13 +121,15 @@ def _lacking(config: RoundConfig, counts: dict[str, Any], demonstrations: int) -
             )
         return None
     if counts["winners"] < MIN_PAIRS:
-        replayed = (
-            " (replay leaves earlier ones out)" if config.replay_share is not None or config.replay_rounds else ""
-        )
+        left_out = ""
+        if config.replay_share is not None or config.replay_rounds:
+            left_out = " (replay leaves earlier ones out)"
+        elif counts["train"] == config.train_limit:
+            left_out = f" among the {config.train_limit} that “Train on at most” leaves"
         return InvalidInput(
             f"A round needs {MIN_PAIRS} decided comparisons with a winner to train on; "
-            f"there are {counts['winners']}{replayed}.",
-            "Label or import more, or settle those under review.",
+            f"there are {counts['winners']}{left_out}.",
+            "Label or import more, settle those under review, or loosen the limits.",
         )
     if config.algorithm == "ppo" and config.ptx and not demonstrations:
         return InvalidInput(

@@ -172,6 +172,10 @@ def test_what_cannot_be_trained_on_is_refused(session: Session, store: ArtifactS
     with pytest.raises(InvalidInput, match="needs 20 decided comparisons with a winner to train on; there are 19"):
         start(session, store, project)
     assert not service.preview(session, project, config()).can_start
+    for _ in range(20):
+        decided(session, project, factories.prompt(session, project), labelers, preferences=(0, 0))
+    with pytest.raises(InvalidInput, match=r"there are [0-9]+ among the 20 that “Train on at most” leaves"):
+        start(session, store, project, train_limit=20)
     project.policy_id = None
     with pytest.raises(InvalidInput, match="no model"):
         start(session, store, project)
