@@ -27,5 +27,5 @@ def logit_interval(mean: Floats, variance: Floats, z: float = 1.959964) -> tuple
     """Bounds of a share whose posterior has this mean and variance, normal on the logit scale: within (0, 1)."""
     mean = np.clip(mean, 1e-9, 1 - 1e-9)
     centre = np.log(mean / (1 - mean))
-    half = z * np.sqrt(variance) / (mean * (1 - mean))
+    half = np.minimum(z * np.sqrt(variance) / (mean * (1 - mean)), 600.0)  # beyond, exp overflows: nothing is known
     return 1 / (1 + np.exp(half - centre)), 1 / (1 + np.exp(-half - centre))

@@ -85,7 +85,7 @@ def fit(
     comparisons: int,
     labelers: int,
     known: NDArray[np.int64] | None = None,
-    max_iterations: int = 200,
+    max_iterations: int = 1000,
     tolerance: float = 1e-4,
 ) -> DawidSkene:
     """Fits by EM, from an average labeler; deterministic. An iteration reads the J judgments about ten times.

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from app.domain import reliability
+from app.domain.pooling import logit_interval
 from app.domain.reliability import PRIOR_ANSWERS, UNKNOWN, DawidSkene
 from tests.domain import votes
 from tests.domain.crowds import CROWDS
@@ -178,6 +179,31 @@ def test_how_common_ties_are_is_taken_from_what_most_call() -> None:
     assert odds(1, 0, 96) == pytest.approx(np.log(0.08 / 0.46))
     # More than a third are what they are.
     assert odds(59, 0, 38) == pytest.approx(np.log(0.6 / 0.2))
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_interval_of_hardly_anything_known_is_all_there_is() -> None:
+    low, high = logit_interval(np.array([1e-8, 0.5]), np.array([1e-3, 1e-4]))
+    assert (low[0], high[0]) == pytest.approx((0, 1))
+    # On the logit scale 1.96 * 0.01 / (1/2 * 1/2) each way.
+    assert (low[1], high[1]) == pytest.approx((1 / (1 + np.exp(0.0784)), 1 / (1 + np.exp(-0.0784))), abs=1e-6)
+
+
+def test_the_fit_goes_on_until_nothing_moves_where_close_calls_are_common() -> None:
+    """600 pairs of Bradley-Terry's, three votes each: what people disagree about looks like errors, and EM is slow."""
+    rng = np.random.default_rng(0)
+    comparison = np.repeat(np.arange(600), 3)
+    labeler = np.concatenate([rng.choice(30, 3, replace=False) for _ in range(600)])
+    difference, eta = rng.normal(0, 2, 600)[comparison], rng.uniform(0.55, 0.98, 30)[labeler]
+    better = rng.random(1800) < 1 / (1 + np.exp(-difference))
+    side = np.where((rng.random(1800) < eta) == better, 1, -1)
+    side[rng.random(1800) < 0.2 / (np.exp(difference / 2) + np.exp(-difference / 2) + 0.2)] = 0
+    found, exact = (
+        reliability.fit(comparison, labeler, side, comparisons=600, labelers=30, **options)
+        for options in ({}, {"tolerance": 1e-8, "max_iterations": 10_000})
+    )
+    assert found.converged
+    assert found.p_b == pytest.approx(exact.p_b, abs=0.01)
 
 
 def test_a_million_judgments() -> None:
