@@ -41,7 +41,7 @@ def up_command() -> None:
 
 @app.command()
 def web() -> None:
-    """Run the web service alone; DATABASE_URL names the database."""
+    """Run the web service alone, on a migrated database."""
     from app.main import create_app
 
     settings = Settings()
@@ -61,7 +61,7 @@ def web() -> None:
 
 @app.command()
 def worker() -> None:
-    """Run a worker alone: trains, samples and evaluates."""
+    """Run a worker alone, on a migrated database: trains, samples and evaluates."""
     # Replaces this process: the web service's package never imports the trainer.
     os.execv(sys.executable, [sys.executable, "-m", "trainer.worker"])
 

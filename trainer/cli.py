@@ -40,7 +40,11 @@ from trainer.training import accelerator
 # An error that all processes meet is told by the main one, whose end is the others' end; they wait with it so long.
 _SECOND_SPEAKER_SECONDS = 10.0
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train and sample without the service.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Train and sample without the service, by specs as in docs/training.md.",
+)
 
 SpecFile = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="the run's spec, as JSON")]
 Output = Annotated[Path, typer.Argument(help="the folder to write; it must not exist")]

@@ -31,7 +31,7 @@ def start(
     algorithm: Annotated[str, typer.Option(help="dpo, ppo or sft")] = "dpo",
     set_: Annotated[list[str] | None, typer.Option("--set", help="a setting, as name=value; repeat")] = None,
 ) -> None:
-    """Start a round. The settings are those of the form, by the names that a wrong one lists."""
+    """Start a round. Settings are those of the form; an unknown name is answered with all names."""
     settings = Settings()
     with command_session(settings) as session:
         found = _project(session, project)
