@@ -188,8 +188,8 @@ class ServedModel:
         choice, usage = reply.choices[0], reply.usage
         if choice.finish_reason not in ("stop", "length"):
             raise Unavailable(
-                f"The server at {self.server.url} ended its answer to prompt {row.id} by {choice.finish_reason}, "
-                "neither by its end nor by length.",
+                f"The server at {self.server.url} ended its answer to prompt {row.id} by "
+                f"{self._shown(choice.finish_reason)}, neither by its end nor by length.",
                 "Turn filters and tools off there: they would make the samples another model's.",
             )
         if usage is None:
@@ -221,7 +221,8 @@ class ServedModel:
         except (openai.OpenAIError, ValueError, AttributeError, TypeError) as error:
             raise self._failed(error) from error
         if names and self.server.model not in names:
-            served = ", ".join(map(str, names[:20])) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+            served = self._shown(", ".join(map(str, names[:20])), most=2000)
+            served += f" and {len(names) - 20} more" if len(names) > 20 else ""
             raise ModelUnavailable(
                 f"The server at {self.server.url} does not serve {self.server.model}; it serves {served}.",
                 "Load the model there under that name, or set PREFLOOP_SAMPLING_MODEL to the name it has.",
@@ -264,13 +265,16 @@ class ServedModel:
         )
 
     def _said(self, error: openai.APIStatusError) -> str:
-        """What the server itself says, at most 300 characters of it, as a page and a database can show them."""
+        """What the server itself says."""
         body = error.body
-        text = (
+        return self._shown(
             (body.get("message") or body.get("detail") or body) if isinstance(body, dict) else (body or error.message)
         )
-        said = str(text).replace(self._key, "...") if self._key else str(text)  # some quote the key they refuse
-        return " ".join("".join(c if c.isprintable() else " " for c in said).split())[:300]
+
+    def _shown(self, said: Any, most: int = 300) -> str:
+        """At most so many characters of what came from the server, as a page and a database can show them."""
+        text = str(said).replace(self._key, "...") if self._key else str(said)  # some quote the key they refuse
+        return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:most]
 
     def _client(self) -> AsyncOpenAI:
         seconds = self.server.timeout_seconds

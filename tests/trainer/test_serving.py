@@ -119,7 +119,8 @@ def test_the_server_is_kept_busy_while_answers_are_worked_on(vllm: Vllm) -> None
 )
 def test_what_failed_by_chance_is_tried_again(vllm: Vllm, faults: list[Fault]) -> None:
     vllm.faults = list(faults)
-    answers = respond(spec_of(vllm, concurrency=1, timeout_seconds=1), rows=ROWS[:2])
+    seconds = 2 if hang in faults else 20  # a slow machine's ordinary answers are not to be asked for twice
+    answers = respond(spec_of(vllm, concurrency=1, timeout_seconds=seconds), rows=ROWS[:2])
     assert len(answers) == 4
     assert len(vllm.requests) == 4 + len(faults)
     assert Counter(request["seed"] for request in vllm.requests)[vllm.requests[0]["seed"]] == 1 + len(faults)
@@ -213,6 +214,13 @@ def test_what_a_server_says_is_told_without_the_key_and_as_a_database_can_hold_i
     vllm.ordinary = lambda handler: handler.answer(403, b"\0\xff no sec-ret-7 here\n\x1b[0m")
     error = failure(spec_of(vllm, concurrency=1), "sec-ret-7")
     assert error.message.endswith("refuses the key: \N{REPLACEMENT CHARACTER} no ... here [0m")
+
+
+def test_names_and_reasons_of_a_server_are_told_as_a_database_can_hold_them(vllm: Vllm) -> None:
+    vllm.ordinary = lambda handler: handler.complete(choice={"finish_reason": "tired\0\ud83d"})
+    assert "by tired, neither by its end" in failure(spec_of(vllm, concurrency=1)).message
+    vllm.models = ("one\0", "two\ud83d")
+    assert caught_by_check(spec_of(vllm)).message.endswith("it serves one , two.")
 
 
 def test_a_model_that_is_not_served_is_named_with_those_that_are(vllm: Vllm) -> None:
