@@ -38,7 +38,7 @@ def worker(settings: Settings) -> Iterator[threading.Thread]:
     thread = threading.Thread(target=work_until_empty, args=(settings, settings.database_url))
     thread.start()
     yield thread
-    thread.join(timeout=60)
+    thread.join(timeout=180)
     assert not thread.is_alive()
 
 
@@ -60,7 +60,7 @@ def test_a_real_round_is_watched_to_its_end(
     expect(page.locator("[data-stage=reward] .stage-state")).to_have_text("queued")
     page.evaluate("window.neverReloaded = true")
     with worker(settings):
-        expect(page.locator("h1 .badge")).to_have_text("done", timeout=60_000)
+        expect(page.locator("h1 .badge")).to_have_text("done", timeout=180_000)
     expect(page.locator("[data-stage=evaluating] .stage-state")).to_have_text("succeeded")
     assert page.evaluate("window.neverReloaded") is True
     curves = page.locator("figure", has_text="Reward model: loss").locator(".chart-summary")
@@ -134,9 +134,9 @@ def test_a_running_round_is_cancelled(
     start_round(page, project, reward_epochs="100", epochs="100")
     page.evaluate("window.neverReloaded = true")
     with worker(settings):
-        expect(page.locator("[data-stage=reward] .stage-state")).to_have_text("running", timeout=60_000)
+        expect(page.locator("[data-stage=reward] .stage-state")).to_have_text("running", timeout=180_000)
         page.get_by_role("button", name="Cancel round").click()
-        expect(page.locator("h1 .badge")).to_have_text("cancelled", timeout=60_000)
+        expect(page.locator("h1 .badge")).to_have_text("cancelled", timeout=180_000)
     expect(page.locator("[data-stage=reward] .stage-state")).to_have_text("cancelled")
     session.expire_all()
     assert session.scalars(select(Round.state)).one() == "cancelled"
@@ -152,7 +152,7 @@ def test_a_failed_round_says_why_and_is_retried(
     page = open_page("operator")
     start_round(page, project, prompts="4", max_new_tokens="4")
     with worker(settings):
-        expect(page.get_by_text("The round failed.")).to_be_visible(timeout=60_000)
+        expect(page.get_by_text("The round failed.")).to_be_visible(timeout=180_000)
     expect(page.locator("#round-head")).to_contain_text("does not exist")
     take_picture(page, "round-failed-1440")
     (tmp_path / "gone").rename(tmp_path / "model")
@@ -164,4 +164,4 @@ def test_a_failed_round_says_why_and_is_retried(
     expect(page.locator("h1 .badge")).to_have_text("reward")
     other_tab.close()
     with worker(settings):
-        expect(page.locator("h1 .badge")).to_have_text("done", timeout=60_000)
+        expect(page.locator("h1 .badge")).to_have_text("done", timeout=180_000)
