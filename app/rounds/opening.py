@@ -55,6 +55,8 @@ def open_comparisons(session: Session, run: Run, by_prompt: Mapping[int, list[Co
 
     opened = 0
     for prompt_id, completions in by_prompt.items():
+        if prompts[prompt_id].split not in ("train", "heldout"):
+            continue  # withdrawn, or kept for something else, since the run was made
         # Where the previous policy was sampled too, what it says now stands in place of what it said before.
         before_id = round_.policy_before_id if round_ else None
         old = [each for each in completions if each.model_version_id == before_id] or older.get(prompt_id, [])

@@ -227,6 +227,18 @@ def test_which_pairs_are_asked_differs_between_prompts(
     assert len(asked) == 6  # every pair of texts is asked about somewhere
 
 
+@pytest.mark.parametrize("split", ["withdrawn", "regression"])
+def test_a_prompt_that_is_no_longer_for_training_is_not_asked_about(
+    session: Session, store: ArtifactStore, project: Project, split: str
+) -> None:
+    prompt = factories.prompt(session, project)
+    run = sampling_run(session, store, project)
+    prompt.split = split
+    session.flush()
+    assert store_samples(session, run, new_samples(prompt.id, ["a", "b", "c", "d"])) == 0
+    assert comparisons(session) == []
+
+
 def test_a_response_with_a_nul_is_stored(session: Session, store: ArtifactStore, project: Project) -> None:
     prompt = factories.prompt(session, project)
     run = sampling_run(session, store, project)
