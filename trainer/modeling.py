@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -134,7 +135,10 @@ def trusts_remote_code() -> bool:
     return Settings().trust_remote_code
 
 
-_UNLOADABLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError, SafetensorError)
+_UNLOADABLE = (
+    *(OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, ImportError),
+    *(ArithmeticError, AssertionError, SafetensorError, StrictDataclassError),
+)
 
 
 @contextlib.contextmanager
@@ -149,7 +153,8 @@ def loading(name: str) -> Iterator[None]:
                 f"The model {name} brings Python code of its own, which is not run.",
                 "Read that code; if you trust it, the operator sets PREFLOOP_TRUST_REMOTE_CODE=true.",
             ) from error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first, *more = str(error).strip().splitlines() or [type(error).__name__]
+        reason = f"{first} {more[0].strip()}" if more and first.endswith(":") else first
         raise ModelUnavailable(
             f"The model {name} cannot be loaded: {reason}",
             "Check its name or folder, and that its weights are stored as safetensors.",

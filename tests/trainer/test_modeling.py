@@ -315,6 +315,25 @@ def test_a_model_of_something_else_is_refused(
             load(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"hidden_size": "big"}, "'hidden_size': TypeError: Field 'hidden_size' expected int, got str"),
+        ({"num_attention_heads": 7}, "hidden size .96. is not a multiple of the number of attention"),
+        ({"num_attention_heads": 0}, "modulo by zero"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_configuration_that_cannot_be_is_refused_with_the_reason(
+    tiny_model: Path, tmp_path: Path, wrong: dict[str, object], says: str
+) -> None:
+    shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | wrong))
+    with pytest.raises(ModelUnavailable, match=rf"cannot be loaded: .*{says}"):
+        load_tokenizer(str(tmp_path))
+
+
 def test_a_tokenizer_without_template_or_padding_is_completed(tiny_model: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_model, tmp_path, dirs_exist_ok=True)
     (tmp_path / "chat_template.jinja").unlink()
