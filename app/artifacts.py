@@ -59,7 +59,7 @@ class ArtifactStore:
         if not path.exists():
             raise NotFound(
                 f"The artifact {location} is not in {self.root}.",
-                "Was the folder moved, or does this machine use another PREFLOOP_HOME?",
+                "Was it moved, or is this another artifact folder (PREFLOOP_HOME; --store of trainer.cli)?",
             )
         return path
 
