@@ -13,6 +13,8 @@ from trainer.chat import TokenSequence
 from trainer.critics import ActorCritic, RewardCritic, ValueHead
 from trainer.modeling import load_causal_lm, load_tokenizer
 from trainer.packing import pack
+from trainer.policy import trunk_of
+from trainer.precision import computes_in
 
 SEQUENCES = [
     TokenSequence([5, 6, 7, 8], [9, 10, 11]),
@@ -77,3 +79,15 @@ def test_a_reward_model_with_other_tokens_cannot_be_the_critic(tiny_ref: ModelRe
     tokenizer.add_tokens(["unheard-of"])
     with pytest.raises(ModelUnavailable, match="does not read the policy's tokens"):
         RewardCritic(reward_folder, tokenizer, None, torch.float32)
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=4)])
+def test_what_learns_in_a_critic_is_held_in_fp32_whatever_is_computed(
+    tiny_ref: ModelRef, reward_folder: Path, lora: Lora | None
+) -> None:
+    """Small steps would be rounded away in bf16; what is frozen takes half the memory in it."""
+    critic = RewardCritic(reward_folder, load_tokenizer(tiny_ref), lora, torch.bfloat16)
+    assert {p.dtype for p in trainable_parameters(critic)} == {torch.float32}
+    frozen = {p.dtype for p in critic.parameters() if not p.requires_grad}
+    assert frozen == ({torch.bfloat16} if lora else set())
+    assert computes_in(trunk_of(critic.model.classifier)) is torch.bfloat16

@@ -14,16 +14,17 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from app.artifacts import ArtifactStore
 from app.errors import InvalidInput, ModelUnavailable
-from app.specs import EvaluateSpec, Generation, ModelRef, PromptRow
+from app.specs import EvaluateSpec, Generation, Lora, ModelRef, PromptRow
 from tests.trainer.conftest import build_reward_model, user, write_rows
 from trainer import evaluation, precision
 from trainer.chat import ChatEncoder
 from trainer.evaluation import best_of_n, measure, refuses, repetition, reward_models_scorer
-from trainer.modeling import load_tokenizer
+from trainer.modeling import load_causal_lm, load_tokenizer
 from trainer.recipes import evaluate
 from trainer.recipes.sample import Completion
 from trainer.reporting import ConsoleReporter, TrainingDiverged
-from trainer.rollout import Response, Sample
+from trainer.rollout import Response, Sample, sample_seed
+from trainer.saving import save_policy
 
 
 def response(text: str, tokens: int, finished: bool = True, prompt_id: int = 1, **slices: str) -> Response:
@@ -129,12 +130,18 @@ def test_scores_are_those_of_plain_transformers(reward_folder: Path) -> None:
 def test_responses_longer_than_is_read_are_scored_by_their_ends_and_counted(
     reward_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    long, ending = response("No. " * 40 + "Yes." * 40, 3), response("Yes." * 40, 3)
+    # As many tokens as are read, with the end of the turn: one has to go, so that there is a prompt.
+    long, full = response("No. " * 40 + "Yes." * 40, 3), response("No!" + "Yes." * 15, 3)
     encoder = ChatEncoder(load_tokenizer(str(reward_folder)), 64)
-    assert encoder.completion(long.text)[-63:] == encoder.completion(ending.text)[-63:]
-    scores = reward_models_scorer([reward_folder], max_length=64)([long, ending, response("Yes.", 3)])
-    assert scores[0].item() == pytest.approx(scores[1].item(), abs=1e-6)
+    assert len(encoder.completion(full.text)) == 64
+    scores = reward_models_scorer([reward_folder], max_length=64)([long, full, response("Yes.", 3)])
     assert "2 of 3 responses are longer than the 64 tokens" in caplog.text
+    classifier = AutoModelForSequenceClassification.from_pretrained(reward_folder)
+    for item, score in zip((long, full), scores.tolist(), strict=False):
+        ids = [encoder.prompt(item.row.messages)[-1], *encoder.completion(item.text)[-63:]]
+        with torch.no_grad():
+            expected = classifier(torch.tensor([ids])).logits[0, 0].item() - 0.25
+        assert score == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("combine", ["mean", "min", "mean_minus_variance"])
@@ -169,21 +176,31 @@ def test_a_classifier_from_elsewhere_scores_by_its_only_label(reward_folder: Pat
     assert after.item() == pytest.approx(before.item() + 0.25)
 
 
+@pytest.mark.parametrize("bare", [False, True])
 def test_the_recipe_measures_what_plain_transformers_says(
-    tiny_ref: ModelRef, other_tiny_model: Path, reward_folder: Path, store: ArtifactStore, tmp_path: Path
+    tiny_ref: ModelRef, other_tiny_model: Path, reward_folder: Path, store: ArtifactStore, tmp_path: Path, bare: bool
 ) -> None:
+    """Of an adapter, beside another model or beside the bare one that it stands on."""
+    torch.manual_seed(0)
+    adapted = load_causal_lm(tiny_ref, Lora(rank=4), trainable=True)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    save_policy(adapted, load_tokenizer(tiny_ref), tmp_path / "adapter")
+    base = tiny_ref.base if bare else str(other_tiny_model)
     prompts = tmp_path / "prompts.jsonl"
     rows = [
         PromptRow(id=i, messages=user("q" * (1 + 5 * i)), slices={"domain": "a" if i < 2 else "b"}) for i in range(4)
     ]
     write_rows(prompts, rows)
     spec = EvaluateSpec(
-        policy=tiny_ref,
-        reference=ModelRef(base=str(other_tiny_model)),
+        policy=ModelRef(base=tiny_ref.base, adapter=str(tmp_path / "adapter")),
+        reference=ModelRef(base=base),
         reward_models=(str(reward_folder),),
         prompts=str(prompts),
         generation=Generation(samples_per_prompt=2, max_new_tokens=10, temperature=0.8, batch_size=4),
         max_length=128,
+        seed=5,
     )
     completions: list[Completion] = []
     seen: list[Response] = []
@@ -196,25 +213,29 @@ def test_the_recipe_measures_what_plain_transformers_says(
     result = evaluate.evaluate(spec, store, reporter, completions.extend, spying_scorer)
     assert result.samples == len(completions) == len(seen) == 8
     assert result.metrics["eval_objective/scores"] == 3.5
+    assert {(c.prompt_id, c.sample_index, c.seed) for c in completions} == {
+        (i, k, sample_seed(5, i, k)) for i in range(4) for k in range(2)
+    }
 
-    policy = AutoModelForCausalLM.from_pretrained(tiny_ref.base)
-    reference = AutoModelForCausalLM.from_pretrained(other_tiny_model)
+    policy = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    reference = AutoModelForCausalLM.from_pretrained(base)
     total, count = 0.0, 0
     for item in seen:
         ids = torch.tensor([[*item.prompt, *item.sample.tokens]])
         n = len(item.sample.tokens)
         with torch.no_grad():
-            mine, base = (torch.log_softmax(m(ids).logits[0] / 0.8, -1) for m in (policy, reference))
+            mine, theirs = (torch.log_softmax(m(ids).logits[0] / 0.8, -1) for m in (policy, reference))
         at = torch.arange(n) + len(item.prompt) - 1
-        total += float((mine - base)[at, torch.tensor(item.sample.tokens)].sum())
+        total += float((mine - theirs)[at, torch.tensor(item.sample.tokens)].sum())
         count += n
+    assert abs(total) > 0.1
     assert result.metrics["eval_objective/kl"] == pytest.approx(total / 8, rel=1e-4)
     assert result.metrics["eval_objective/kl_per_token"] == pytest.approx(total / count, rel=1e-4)
     assert {m.slice for m in reporter.recorded} == {"", "domain=a", "domain=b"}
 
     # With its own reward model, and as its own reference.
     same = evaluate.train(
-        spec.model_copy(update={"reference": tiny_ref}), store, ConsoleReporter(stream=None), tmp_path
+        spec.model_copy(update={"reference": spec.policy}), store, ConsoleReporter(stream=None), tmp_path
     )
     assert same.metrics["eval_objective/kl"] == 0
     assert same.metrics["eval_objective/scores_std"] > 0

@@ -36,7 +36,7 @@ def test_the_gradient_is_that_of_transformers_loss_a_token(tiny_ref: ModelRef, t
     module = ActorCritic(causal, ValueHead(causal)).eval()
     settings = Optimiser(learning_rate=1e-3, microbatch_size=microbatch)
     training = Training(module, settings, seed=0, total_steps=10)
-    mix = Mix(write(tmp_path / "demos.jsonl", rows_of(3)), encoder, 0.5, batch_size=12, pad_id=2)
+    mix = Mix(write(tmp_path / "demos.jsonl", rows_of(3)), encoder, 0.5, batch_size=9, pad_id=2)
     ticks: list[None] = []
     nll = mix.accumulate(training, module.share, lambda: ticks.append(None))  # all three
     assert len(ticks) == {1: 3, 8: 1}[microbatch]  # a run is alive, and can be cancelled, between what is forwarded

@@ -92,11 +92,14 @@ def test_a_cancelled_run_ends_in_the_middle_of_a_batch(model: torch.nn.Module, t
 
 
 def test_a_response_is_read_as_it_was_said(model: torch.nn.Module, tiny_model: Path) -> None:
-    """Tokenizers that are no byte-pair ones may ask for the spaces before punctuation to be taken away."""
+    """Tokenizers that are no byte-pair ones may ask for the spaces before punctuation to be taken away.
+
+    Control tokens in the midst of an answer are no words of it.
+    """
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["<s>", "do", "n't", ".", "No", "?"])}, "<s>"))
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words, eos_token="<s>", chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=True
     )
     sampled = sampler(model, tiny_model)
     sampled.encoder = ChatEncoder(tokenizer, 128)
-    assert sampled._text(Sample([1, 2, 3, 4, 5, 0], [], finished=True)) == "do n't . No ?"
+    assert sampled._text(Sample([1, 2, 0, 3, 4, 5, 0], [], finished=True)) == "do n't . No ?"
