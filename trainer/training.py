@@ -295,3 +295,17 @@ def deal(parts: Iterable[list[int]]) -> Iterator[tuple[list[int], bool]]:
 def sum_over_processes(values: Tensor) -> Tensor:
     """The sum over all processes of what each filled in, on the CPU."""
     return accelerator().reduce(values.to(accelerator().device), reduction="sum").cpu()
+
+
+def require_finite(values: Tensor, what: str) -> Tensor:
+    """The values. No loss is computed after the last step: only what is measured then tells that it broke the model.
+
+    Raises:
+        TrainingDiverged: one is NaN or infinite.
+    """
+    if not bool(values.isfinite().all()):
+        raise TrainingDiverged(
+            f"The model gives NaN or infinite {what}.",
+            "No model was saved; a checkpoint from before is kept. Lower the learning rate and start again.",
+        )
+    return values

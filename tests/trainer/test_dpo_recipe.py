@@ -19,7 +19,7 @@ from trainer.chat import ChatEncoder, TokenSequence
 from trainer.checkpoints import Checkpoints
 from trainer.data import encode_pairs
 from trainer.recipes import dpo
-from trainer.reporting import ConsoleReporter, PolicyResult
+from trainer.reporting import ConsoleReporter, PolicyResult, TrainingDiverged
 
 # Every loss, with settings that are not its defaults.
 LOSSES: dict[str, dict[str, object]] = {
@@ -539,6 +539,18 @@ def test_too_few_pairs_are_refused(tiny_ref: ModelRef, store: ArtifactStore, tmp
     snapshot = write_rows(tmp_path / "snapshot.jsonl", separable_pairs(12, 0))
     with pytest.raises(InvalidInput, match=r"DPO needs at least 20 .* there are 12"):
         train(spec_of(tiny_ref, snapshot, lora=Lora(rank=2)), store)
+
+
+@pytest.mark.parametrize("heldout", [0, 4])
+def test_a_policy_that_the_last_step_broke_is_not_saved(
+    heldout: int, tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path
+) -> None:
+    """No loss is computed after it: only what is measured tells."""
+    snapshot = write_rows(tmp_path / "snapshot.jsonl", separable_pairs(20 + heldout, heldout))
+    settings = Optimiser(learning_rate=1, batch_size=20, warmup_ratio=0).model_copy(update={"learning_rate": 1e25})
+    with pytest.raises(TrainingDiverged, match="gives NaN or infinite log-probs"):
+        train(spec_of(tiny_ref, snapshot, optimiser=settings), store)
+    assert not store.exists("models/dpo")
 
 
 @pytest.mark.parametrize(("loss", "there_are"), [("dpo", "there are 14 "), ("kto", "there are 14 and 14")])

@@ -21,7 +21,7 @@ from trainer.data import encode_demonstrations
 from trainer.modeling import PLAIN_CHAT_TEMPLATE, load_causal_lm, load_tokenizer
 from trainer.policy import Policy
 from trainer.recipes import sft
-from trainer.reporting import ConsoleReporter, PolicyResult
+from trainer.reporting import ConsoleReporter, PolicyResult, TrainingDiverged
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -184,6 +184,17 @@ def test_what_cannot_be_learned_from_is_named(tmp_path: Path, tiny_model: Path) 
     with pytest.raises(InvalidInput, match=r"at least 20 .* there are 19\. .*1 demonstrations are longer than 64"):
         few.run()
     assert not list(few.folder.iterdir())
+
+
+@pytest.mark.parametrize("heldout", [0, 4])
+def test_a_policy_that_the_last_step_broke_is_not_saved(tmp_path: Path, tiny_model: Path, heldout: int) -> None:
+    """No loss is computed after it: only what is measured tells."""
+    settings = Optimiser(learning_rate=1, epochs=1, batch_size=20, warmup_ratio=0)
+    settings = settings.model_copy(update={"learning_rate": 1e25})
+    trained = Trained(tmp_path / "run", tiny_model, demonstrations(20 + heldout, heldout), optimiser=settings)
+    with pytest.raises(TrainingDiverged, match="gives NaN or infinite log-probs"):
+        trained.run()
+    assert not list(trained.folder.iterdir())
 
 
 def test_a_model_with_few_positions_reads_no_more(tmp_path: Path) -> None:

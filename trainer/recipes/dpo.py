@@ -51,7 +51,7 @@ from trainer.precision import name_of
 from trainer.reference_logps import Group, Tick, completion_logps, reference_logps
 from trainer.reporting import PolicyResult, Reporter
 from trainer.saving import save_policy
-from trainer.training import Training, sum_over_processes
+from trainer.training import Training, require_finite, sum_over_processes
 
 CHOSEN, REJECTED = 0, 1  # rows of every (2, N) below; a response that was liked stands with the chosen ones
 
@@ -105,7 +105,10 @@ def train(
     training = Training(
         policy, spec.optimiser, len(train_rows.examples), seed=spec.seed, started=started, checkpoints=checkpoints
     )
-    logps_of: LogpsOf = partial(completion_logps, training.model, **layout)
+
+    def logps_of(groups: Sequence[Group], tick: Tick = lambda done: None) -> Tensor:
+        return require_finite(completion_logps(training.model, groups, tick=tick, **layout), "log-probs")
+
     values: dict[str, float] = {}
     if training.resumed is not None:
         values = training.resumed.state["values"]
@@ -146,6 +149,8 @@ def train(
 
     # 6. Where we ended; save.
     values |= measure_heldout(spec, training.steps, heldout, logps_of, reporter)
+    if not heldout.examples:
+        logps_of([train_rows.examples[0].sequences])  # they are numbers, or it is not saved
     save_policy(training.whole_module().causal, tokenizer, folder, spec.policy.base)
     return PolicyResult(
         values,

@@ -70,7 +70,7 @@ from trainer.reward_report import (
     statistics,
     views_of,
 )
-from trainer.training import Training, deal, sum_over_processes
+from trainer.training import Training, deal, require_finite, sum_over_processes
 
 FORWARD_TOKENS = 2048  # forwarded at once without gradients
 PROBES = 1_000_002  # a place in the run that no epoch has
@@ -318,13 +318,7 @@ def response_rewards(
                 part_rewards.cpu()
             )
         done += len(part)
-    rewards = sum_over_processes(rewards)
-    if not bool(rewards.isfinite().all()):
-        raise TrainingDiverged(
-            f"The reward model gives NaN or infinite rewards ({message}).",
-            "No model was saved; a checkpoint from before is kept. Lower the learning rate and start again.",
-        )
-    return rewards
+    return require_finite(sum_over_processes(rewards), f"rewards ({message})")
 
 
 def measured_pairs(

@@ -27,7 +27,7 @@ from trainer.policy import Policy
 from trainer.precision import name_of
 from trainer.reporting import PolicyResult, Reporter
 from trainer.saving import save_policy
-from trainer.training import Training, deal, sum_over_processes
+from trainer.training import Training, deal, require_finite, sum_over_processes
 
 MIN_DEMONSTRATIONS = 20
 FORWARD_TOKENS = 2048  # forwarded at once without gradients; logits are what takes memory
@@ -76,9 +76,10 @@ def train(
     )
 
     def measure(rows: Sequence[Demonstration]) -> Tensor:
-        return token_sums(
+        sums = token_sums(
             training.model, rows, share, pad_id, lambda done: reporter.progress(done, len(rows), "held-out")
         )
+        return require_finite(sums, "log-probs")
 
     values: dict[str, float] = {}
     if training.resumed is not None:
@@ -109,6 +110,8 @@ def train(
 
     # 5. Where we ended; save.
     values |= report_heldout(training.steps, heldout, measure(heldout), reporter)
+    if not heldout:
+        measure(train_rows[:1])  # they are numbers, or it is not saved
     save_policy(training.whole_module().causal, tokenizer, folder, spec.policy.base)
     return PolicyResult(
         values,
