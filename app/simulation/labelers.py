@@ -6,10 +6,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from app.errors import Unavailable
 from app.simulation.browser import Browser, Form, Page
 from app.simulation.preference import Score, SimulatedLabeler
 
 CARD = "form.answer"
+PAUSE_SECONDS = 2.0
+PATIENCE_SECONDS = 600.0  # with an empty desk, while more is to come
 
 
 def question_and_responses(card: Page) -> tuple[str, list[str]]:
@@ -54,8 +57,12 @@ class Crew:
         ]
 
     def label_all(self, desk: str, limit: int, more_to_come: Callable[[], bool], say: Callable[[str], None]) -> int:
-        """Everyone works at once until the queue is empty and no more is to come, or `limit` judgments are made."""
-        total = 0
+        """Everyone works at once until the queue is empty and no more is to come, or `limit` judgments are made.
+
+        Raises:
+            Unavailable: more is to come, but did not.
+        """
+        total, worked = 0, time.monotonic()
         share, over = divmod(limit, len(self.pairs))
         left = [share + (number < over) for number in range(len(self.pairs))]
         with ThreadPoolExecutor(len(self.pairs)) as pool:
@@ -72,7 +79,13 @@ class Crew:
                 total += sum(done)
                 if sum(done):
                     say(f"{total} judgments")
+                    worked = time.monotonic()
                 if not any(left) or (not more and not sum(done)):
                     return total
+                if time.monotonic() - worked > PATIENCE_SECONDS:
+                    raise Unavailable(
+                        "Responses are being sampled, but none came to compare in ten minutes.",
+                        "Is a worker running? Look at the Rounds page.",
+                    )
                 if not sum(done):
-                    time.sleep(2)
+                    time.sleep(PAUSE_SECONDS)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from app.errors import InvalidInput
+from app.errors import InvalidInput, Unavailable
 from app.render import templates
+from app.simulation import labelers
 from app.simulation.browser import Browser
 from app.simulation.labelers import Crew
 from app.simulation.loop import Loop
@@ -46,6 +47,14 @@ def test_a_crew_makes_no_more_judgments_than_it_was_told_to(limit: int, each: li
     crew = Crew([browser(desk(number)) for number in range(3)], concise, 0, 0, seed=0)
     assert crew.label_all("/desk", limit, lambda: False, lambda line: None) == limit
     assert judged == each
+
+
+def test_nobody_waits_for_ever_for_a_worker_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labelers, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(labelers, "PAUSE_SECONDS", 0.01)
+    crew = Crew([browser(lambda request: httpx.Response(200, html="Nothing left."))], concise, 0, 0, seed=0)
+    with pytest.raises(Unavailable, match="none came"):
+        crew.label_all("/desk", 10, lambda: True, lambda line: None)
 
 
 def test_thousands_are_read_as_the_page_writes_them() -> None:
