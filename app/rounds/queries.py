@@ -178,12 +178,16 @@ def pending_demonstrations(session: Session, project_id: int) -> int:
 
 
 def judgments_since(session: Session, project_id: int, moment: datetime | None) -> int:
-    """Live judgments given after a moment (all of them for none)."""
+    """Live judgments given after a moment (all of them for none), of comparisons that a round may read."""
     query = (
         select(func.count())
         .select_from(Judgment)
         .join(Comparison, Comparison.id == Judgment.comparison_id)
-        .where(Comparison.project_id == project_id, Judgment.superseded_at.is_(None))
+        .where(
+            Comparison.project_id == project_id,
+            Comparison.purpose.in_(PURPOSES),
+            Judgment.superseded_at.is_(None),
+        )
     )
     return session.scalar(query if moment is None else query.where(Judgment.created_at > moment)) or 0
 

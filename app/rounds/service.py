@@ -95,7 +95,7 @@ def preview(session: Session, project: Project, config: RoundConfig) -> Preview:
         warnings.append(str(lacking))
     if config.algorithm != "sft":
         warnings += _doubts(counts)
-        if past and not new_judgments:
+        if past and not new_judgments and not counts["new"]:
             warnings.append(
                 f"No judgment was given since round {past[0].number}: it would train on the same data again."
             )

@@ -197,6 +197,30 @@ def test_the_preview_counts_what_a_round_would_read(session: Session, store: Art
     assert (after.new_judgments, after.active, after.can_start) == (0, round_, False)
 
 
+def test_a_round_on_the_same_data_is_warned_of(session: Session, store: ArtifactStore, project: Project) -> None:
+    def is_warned_of() -> bool:
+        return any("on the same data again" in each for each in service.preview(session, project, config()).warnings)
+
+    labelers = [factories.user(session).id]
+    prompt = factories.prompt(session, project)
+    reviewed = decided(session, project, prompt, labelers, preferences=(1,))
+    reviewed.state = "in_review"
+    round_ = start(session, store, project)
+    assert not is_warned_of()  # nobody has learned from them yet
+    while round_.state != "done":
+        finish(session, store, round_)
+    session.commit()
+    assert is_warned_of()
+    repeated = {"purpose": "repeat", "repeat_of_id": reviewed.id}  # it measures the labeler only
+    decided(session, project, prompt, labelers, preferences=(1,), **repeated)
+    session.commit()
+    assert service.preview(session, project, config()).new_judgments == 0
+    assert is_warned_of()
+    reviewed.state = "settled"
+    session.flush()
+    assert not is_warned_of()
+
+
 def test_cancelling_a_waiting_round_ends_it_at_once(session: Session, store: ArtifactStore, project: Project) -> None:
     round_ = start(session, store, project)
     service.cancel(session, round_, factories.user(session, "operator"))
