@@ -179,8 +179,8 @@ def load_config(name: str) -> Any:
 def load_tokenizer(ref: ModelRef | str) -> Any:
     """The tokenizer of a model, with a chat template, an EOS and a padding token; it knows how much the model reads.
 
-    An adapter that brings a tokenizer was trained with it. A model without a template gets a plain one (`notes_on` says
-    so); without a padding token EOS pads (masks decide what is valid, not ids).
+    An adapter that brings a tokenizer was trained with it; one without a template speaks by its base's. A model without
+    any gets a plain one (`notes_on` says so); without a padding token EOS pads (masks decide what is valid, not ids).
 
     Raises:
         ModelUnavailable: no model or tokenizer; it has no end-of-sequence token, or more tokens than the model.
@@ -199,6 +199,9 @@ def load_tokenizer(ref: ModelRef | str) -> Any:
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.chat_template is None and name != ref.base:
+        with contextlib.suppress(ModelUnavailable):  # a base may have no tokenizer of its own
+            tokenizer.chat_template = load_tokenizer(ref.base).chat_template
     if tokenizer.chat_template is None:
         begins = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
         tokenizer.chat_template = PLAIN_CHAT_TEMPLATE_AFTER_BOS if begins else PLAIN_CHAT_TEMPLATE

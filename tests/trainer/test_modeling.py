@@ -383,3 +383,23 @@ def test_an_adapter_brings_the_template_it_was_trained_with(
     (tmp_path / "bare/tokenizer.json").unlink()
     bare = load_tokenizer(ModelRef(base=tiny_ref.base, adapter=str(tmp_path / "bare")))
     assert bare.chat_template == load_tokenizer(tiny_ref).chat_template
+
+
+def test_an_adapter_whose_tokenizer_has_no_template_speaks_by_its_bases(
+    tiny_ref: ModelRef, adapter: ModelRef, tmp_path: Path
+) -> None:
+    """Most training programs save the tokenizer beside the adapter, some of them without its template."""
+    assert adapter.adapter is not None
+    (Path(adapter.adapter) / "chat_template.jinja").unlink()
+    assert AutoTokenizer.from_pretrained(adapter.adapter).chat_template is None
+    completed = load_tokenizer(adapter)
+    assert completed.name_or_path == adapter.adapter
+    assert completed.chat_template == load_tokenizer(tiny_ref).chat_template
+    assert notes_on(completed) == ()
+
+    # The base has none either, or no tokenizer at all.
+    for missing in ("chat_template.jinja", "tokenizer.json"):
+        bare = tmp_path / f"without-{missing}"
+        shutil.copytree(tiny_ref.base, bare)
+        (bare / missing).unlink()
+        assert notes_on(load_tokenizer(ModelRef(base=str(bare), adapter=adapter.adapter)))
