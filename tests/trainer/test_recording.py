@@ -73,6 +73,10 @@ def test_a_cancelled_run_ends_at_its_next_heartbeat_with_what_it_has_said(
     assert sorted(recorded(session)) == [(1, "loss", "", 2.0), (1, "loss", "domain=facts", 3.0)]
     session.refresh(run)
     assert (run.progress_done, run.progress_total, run.progress_message) == (3, 7, "training")
+    service.run_cancelled(session, run)
+    session.commit()
+    with pytest.raises(RunLost):  # it has ended: nothing more is written
+        recorder.flush()
 
 
 def test_each_outage_of_the_database_has_its_own_patience_and_costs_no_metric(
@@ -89,7 +93,8 @@ def test_each_outage_of_the_database_has_its_own_patience_and_costs_no_metric(
 
     monkeypatch.setattr(recorder, "_sessions", SimpleNamespace(begin=connect))
     monkeypatch.setattr(recording, "time", SimpleNamespace(monotonic=lambda: now))
-    for step, away in enumerate((False, True, True, False, True, True)):
+    for step, gone in enumerate((False, True, True, False, True, True)):
+        away = gone
         recorder.metrics(step, {"loss": 0.5})
         recorder.progress(step, 9)
         now += PATIENCE_SECONDS - 10
