@@ -19,7 +19,7 @@ from trainer.algorithms.logprobs import token_logps
 from trainer.data import left_padded
 from trainer.decoding import PackedLinears, draw, is_roomy, new_cache
 from trainer.memory import is_out_of_memory
-from trainer.policy import trunk_of, vocabulary_logits
+from trainer.policy import FAILURES, trunk_of, vocabulary_logits
 from trainer.precision import autocast, computes_in
 from trainer.reporting import TrainingDiverged
 
@@ -30,8 +30,6 @@ REFILL_AT = 0.125  # free rows are taken over once they are this share of the ba
 TICK_TOKENS = 8  # tokens between two heartbeats
 TOLERANCE = 1e-3  # nats a token in fp32; sums in another order differ by 1e-5
 UNRELATED = 0.2  # nats a token: more than rounding makes of it, that of the logits themselves aside
-# What a model raises that does not take what it is given.
-_FAILURES = (RuntimeError, AttributeError, TypeError, ValueError, LookupError, AssertionError)
 
 Tick = Callable[[], None]
 """Called every second or so in long work: a heartbeat, and the place where a cancelled run ends by an exception."""
@@ -99,7 +97,7 @@ def best_ways(model: Any) -> Ways:
     for ways in (Ways(refill=True, packed=True), Ways(refill=True), Ways()):
         try:
             error = _largest_error(model, ways)
-        except _FAILURES as failure:  # such as an operator that this build of torch lacks
+        except FAILURES as failure:  # such as an operator that this build of torch lacks
             if is_out_of_memory(failure):  # no fault of the way's
                 raise
             log.warning("Generation with %s fails (%s); it goes on without.", ways, failure)
@@ -120,7 +118,7 @@ def _plainest_error(model: Any) -> float:
         error = _largest_error(model, PLAINEST)
         if error > UNRELATED + _rounding(model):
             reason = f"log-probs differ by up to {error:.2g} from a plain pass"
-    except _FAILURES as failure:
+    except FAILURES as failure:
         if is_out_of_memory(failure):
             raise
         reason = repr(failure)

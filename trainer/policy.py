@@ -11,12 +11,15 @@ from app.errors import ModelUnavailable
 from trainer.algorithms.logprobs import entropy, projected_logps, token_logps
 from trainer.attention import RAGGED
 from trainer.chat import TokenSequence
+from trainer.memory import is_out_of_memory
 from trainer.packing import Packed, pack
 from trainer.precision import autocast, computes_in
 from trainer.products import FastProducts
 
 log = logging.getLogger(__name__)
 
+# What a model raises that does not take what it is given.
+FAILURES = (RuntimeError, AttributeError, TypeError, ValueError, LookupError, AssertionError)
 OWN_LOGITS = "prefloop_own_logits"  # on a causal LM whose own code makes its logits: what its trunk returns
 
 
@@ -193,7 +196,9 @@ def can_share(trunk: Any) -> bool:
         trunk.config._attn_implementation = implementation
         try:
             together = _states(trunk, pack(sequences, 0, share=True).to(where))
-        except (RuntimeError, ValueError, TypeError, IndexError):
+        except FAILURES as failure:
+            if is_out_of_memory(failure):  # no fault of the model's
+                raise
             continue
         if bool((alone - together).abs().max() <= (1e-4 if precise else 5e-2) * alone.abs().max()):
             return True

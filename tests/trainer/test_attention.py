@@ -68,3 +68,28 @@ def test_other_architectures_share_or_stay_as_they_are(implementation: str) -> N
     alone = [policy(pack([sequence], 0, share=False)).logps for sequence in SEQUENCES if sequence.completion]
     together = policy(pack(SEQUENCES, 0, policy.share)).logps
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("failure", [AssertionError("a mask of two dimensions"), KeyError(4), AttributeError("mask")])
+def test_a_model_that_takes_no_such_mask_reads_every_sequence_alone(failure: Exception) -> None:
+    """Code that comes with a model checks in ways of its own."""
+
+    def check(_module: torch.nn.Module, _args: object, named: dict[str, object]) -> None:
+        if named.get("attention_mask") is not None:
+            raise failure
+
+    model = llama()
+    trunk_of(model).register_forward_pre_hook(check, with_kwargs=True)
+    assert not Policy(model).share
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_memory_that_runs_out_while_a_model_is_tried_is_no_fault_of_its() -> None:
+    def full(_module: torch.nn.Module, _args: object, named: dict[str, object]) -> None:
+        if named.get("attention_mask") is not None:
+            raise torch.OutOfMemoryError
+
+    model = llama()
+    trunk_of(model).register_forward_pre_hook(full, with_kwargs=True)
+    with pytest.raises(torch.OutOfMemoryError):
+        can_share(trunk_of(model))
