@@ -89,7 +89,7 @@ def reward_models_scorer(
     return score
 
 
-def require_numbers(responses: Sequence[Response], scores: Tensor) -> None:
+def require_numbers(responses: Sequence["Said"], scores: Tensor) -> None:
     """Raises TrainingDiverged if a score (N,) is NaN or infinite, naming the first such response's prompt."""
     if broken := [responses[i] for i in (~scores.isfinite()).nonzero().flatten().tolist()]:
         raise TrainingDiverged(

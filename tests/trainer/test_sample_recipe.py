@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from app.artifacts import ArtifactStore
 from app.errors import InvalidInput, ModelUnavailable, PrefloopError
@@ -20,7 +21,7 @@ from trainer.modeling import load_causal_lm, load_tokenizer
 from trainer.packing import pack
 from trainer.recipes import sample
 from trainer.recipes.sample import Completion
-from trainer.reporting import ConsoleReporter, RunCancelled
+from trainer.reporting import ConsoleReporter, RunCancelled, TrainingDiverged
 from trainer.reward_model import load_reward_model
 from trainer.saving import save_policy
 
@@ -213,3 +214,19 @@ def test_reward_models_say_what_they_think_of_each_sample(
             expected += model(batch)[0].tolist()
         assert c.sampling["reward"]["heads"] == pytest.approx(expected, abs=1e-4)
     json.dumps([c._asdict() for c in scored])  # as they are stored
+
+
+def test_rewards_that_are_no_numbers_end_the_run_by_name(
+    spec: SampleSpec, tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path
+) -> None:
+    folder = build_reward_model(tmp_path / "broken", tiny_ref)
+    weights = load_file(folder / "model.safetensors")
+    for name in ("model.norm.weight", "score.weight"):
+        weights[name].fill_(1e20)  # numbers, whose product is none
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    kept: list[Completion] = []
+    with pytest.raises(TrainingDiverged, match=r"responses got a score that is not a number.* prompt \d+\."):
+        sample.sample(
+            spec.model_copy(update={"reward_models": (str(folder),)}), store, ConsoleReporter(stream=None), kept.extend
+        )
+    assert kept == []

@@ -17,7 +17,7 @@ from app.settings import Settings
 from app.specs import Generation, ModelRef, PromptRow, SampleSpec, Server
 from trainer.chat import ChatEncoder
 from trainer.data import read_prompts
-from trainer.evaluation import reward_heads
+from trainer.evaluation import require_numbers, reward_heads
 from trainer.modeling import load_causal_lm, load_tokenizer, notes_on, resolve, sampling_dtype
 from trainer.precision import name_of
 from trainer.reporting import Reporter
@@ -89,7 +89,9 @@ def _scorer(spec: SampleSpec, store: ArtifactStore, tick: Tick) -> Scorer:
     heads = reward_heads([store.resolve(location) for location in spec.reward_models], spec.max_length, tick)
 
     def score(responses: Sequence[Response] | Sequence[Answer], completions: list[Completion]) -> list[Completion]:
-        said = [{"models": list(spec.reward_models), "heads": row} for row in heads(responses).tolist()]
+        rewards = heads(responses)
+        require_numbers(responses, rewards.sum(1))
+        said = [{"models": list(spec.reward_models), "heads": row} for row in rewards.tolist()]
         return [
             completion._replace(sampling=completion.sampling | {"reward": reward})
             for completion, reward in zip(completions, said, strict=True)
