@@ -44,7 +44,7 @@ class Packed(NamedTuple):
 
     Attributes:
         input_ids: (R, T), padding included, which is on the right.
-        position_ids: (R, T), counted along each sequence from its prompt's first token; 0 at padding.
+        position_ids: (R, T), counted along each sequence from its prompt's first token.
         group_ids: (R, T) which group a token is of, -1 at padding.
         branches: (R, T) 0 in the prompt of a group, in its completions 1, 2...
         alone: each row is one sequence, for which causality alone is right.
@@ -137,7 +137,10 @@ def pack(sequences: Sequence[TokenSequence], pad_id: int, share: bool) -> Packed
     starts, rows = _first_fit(lengths, width) if share else ([(row, 0) for row in range(len(groups))], len(groups))
 
     input_ids = torch.full((rows, width), pad_id, dtype=torch.long)
-    position_ids = torch.zeros((rows, width), dtype=torch.long)  # also of padding: a row may be wider than models read
+    alone = all(len(group) == 1 for group in groups) and rows == len(groups)
+    # Padding counts on in rows of one sequence: transformers takes what does not rise for a packed row. Others may be
+    # wider than the model has positions for, and bring a mask of their own.
+    position_ids = torch.arange(width).repeat(rows, 1) if alone else torch.zeros((rows, width), dtype=torch.long)
     group_ids = torch.full((rows, width), -1, dtype=torch.long)
     branches = torch.zeros((rows, width), dtype=torch.long)  # 0 the prompt, then the completions
     predictors: list[list[int]] = [[] for _ in sequences]
@@ -166,7 +169,7 @@ def pack(sequences: Sequence[TokenSequence], pad_id: int, share: bool) -> Packed
         position_ids,
         group_ids,
         branches,
-        alone=all(len(group) == 1 for group in groups) and rows == len(groups),
+        alone=alone,
         common=common_start([sequences[group[0]].prompt for group in groups]) if share else 0,
         predictors=torch.tensor([place for places in predictors for place in places], dtype=torch.long),
         targets=torch.tensor([token for sequence in sequences for token in sequence.completion], dtype=torch.long),

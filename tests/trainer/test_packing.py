@@ -371,7 +371,7 @@ def test_plain_rows_by_hand() -> None:
         [31, 32, 33, 0, 0],
     ]
     assert packed.attention_mask is None
-    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 0], [0] * 5, [0, 1, 2, 0, 0], [0, 1, 2, 0, 0]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4]] * 5  # padding too: the rows must not look like packed ones
     assert packed.predictors.tolist() == [2, 3, 7, 15, 16, 21]
     assert packed.ends.tolist() == [4, 8, 10, 17, 22]
     assert packed.per_sequence(torch.tensor([1.0, 2, 4, 8, 16, 32])).tolist() == [3, 4, 0, 24, 32]
