@@ -88,7 +88,7 @@ def test_an_error_fails_the_round_in_words(
 
 
 def test_the_database_takes_what_an_error_says_of_a_name_that_is_no_text(session: Session, round_: Round) -> None:
-    # Not by a run that fails, which logs it: pytest-xdist ends, without a word, at half a surrogate pair in a log.
+    # Not by a run that fails, which logs it: pytest-xdist breaks off at half a surrogate pair in a log.
     message = describe(ModelUnavailable("The weights of \udce9\0 are a pickle."))
     service.run_failed(session, last_run(session, round_), message)
     session.commit()
