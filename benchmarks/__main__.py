@@ -17,7 +17,7 @@ def sampling(args: argparse.Namespace, model: str) -> list[str]:
             lines.append(line.strip())
     if process.returncode != 0:
         raise SystemExit(process.returncode)
-    return [line for line in lines if line.startswith("ratio ")]
+    return [line for line in lines if line.startswith("ratio sampling_k4 ")]
 
 
 if __name__ == "__main__":
