@@ -48,19 +48,21 @@ def snapshots_of(session: Session, round_ids: list[int]) -> dict[int, dict[str, 
 
 
 def human_eval(session: Session, round_ids: list[int]) -> Sequence[Any]:
-    """Decided comparisons of a round's new policy with the previous one: prompt tags, which side is new, consensus."""
+    """Decided comparisons of a round's new policy with the previous one, those alike counted (n): prompt tags, which
+    side is new, consensus."""
     new = aliased(Completion)
+    alike = (
+        Comparison.round_id,
+        Prompt.domain,
+        Prompt.difficulty,
+        Prompt.safety_category,
+        (new.id == Comparison.completion_b_id).label("new_is_b"),
+        Comparison.consensus,
+        Comparison.p_b,
+        Comparison.p_tie,
+    )
     query = (
-        select(
-            Comparison.round_id,
-            Prompt.domain,
-            Prompt.difficulty,
-            Prompt.safety_category,
-            (new.id == Comparison.completion_b_id).label("new_is_b"),
-            Comparison.consensus,
-            Comparison.p_b,
-            Comparison.p_tie,
-        )
+        select(*alike, func.count().label("n"))
         .join(Round, Round.id == Comparison.round_id)
         .join(
             new,
@@ -76,6 +78,7 @@ def human_eval(session: Session, round_ids: list[int]) -> Sequence[Any]:
             Comparison.state.in_(("settled", "adjudicated")),
             Comparison.consensus.is_not(None),
         )
+        .group_by(*alike)
     )
     return session.execute(query).all()
 

@@ -230,16 +230,14 @@ class WinRate(NamedTuple):
 
 def win_rates(session: Session, round_ids: list[int]) -> dict[tuple[int, str], WinRate]:
     """By round and slice ("" is all)."""
-    won: dict[tuple[int, str], list[float]] = defaultdict(list)
+    won: dict[tuple[int, str], float] = defaultdict(float)
+    judged: dict[tuple[int, str], int] = defaultdict(int)
     for row in result_queries.human_eval(session, round_ids):
         tags = of_prompt(row.domain, row.difficulty, row.safety_category, "")
         for name in ["", *(f"{kind}={value}" for kind, value in tags.items())]:
-            won[row.round_id, name].append((1 + _winner(row) * (1 if row.new_is_b else -1)) / 2)
-    return {
-        key: WinRate(sum(wins) / len(wins), *interval, len(wins))
-        for key, wins in won.items()
-        if (interval := wilson(sum(wins), len(wins)))
-    }
+            won[row.round_id, name] += row.n * (1 + _winner(row) * (1 if row.new_is_b else -1)) / 2
+            judged[row.round_id, name] += row.n
+    return {key: WinRate(won[key] / n, *interval, n) for key, n in judged.items() if (interval := wilson(won[key], n))}
 
 
 def _winner(row: Any) -> int:
