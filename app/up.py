@@ -8,10 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 import httpx
 from rich.console import Console
@@ -29,6 +31,7 @@ from app.projects import starter
 from app.settings import Settings
 
 console = Console(highlight=False, soft_wrap=True)
+Pause = Callable[[float], None]  # waits for so many seconds
 DAY = 24 * 60 * 60.0  # seconds: no artifact takes that long to write
 PR_SET_PDEATHSIG = 1
 
@@ -39,14 +42,14 @@ def up(settings: Settings) -> None:
     Raises:
         Conflict: the port is taken, or this home is in use by another `prefloop up`.
     """
-    with _sole_user(settings.home), _stop_on_signals():
+    with _sole_user(settings.home), _stop_on_signals() as pause:
         _check_port(settings)
         console.print(f"Starting PostgreSQL ({'at DATABASE_URL' if settings.database_url else f'in {settings.home}'})")
         with database(settings) as url:
             migrate(url)
             engine = make_engine(url, pool_size=2)
             try:
-                _serve(settings, url, make_session_factory(engine))
+                _serve(settings, url, make_session_factory(engine), pause)
             finally:
                 engine.dispose()
                 console.print("Stopped.")
@@ -59,34 +62,36 @@ def prepare(settings: Settings) -> None:
         engine = make_engine(url, pool_size=2)
         try:
             factory = make_session_factory(engine)
-            _prepare_first_project(settings, _environment(settings, url), factory)
+            _prepare_first_project(settings, _environment(settings, url), factory, time.sleep)
             _print_first_link(settings, factory)
         finally:
             engine.dispose()
 
 
-def _serve(settings: Settings, url: str, factory: sessionmaker[Session]) -> None:
+def _serve(settings: Settings, url: str, factory: sessionmaker[Session], pause: Pause) -> None:
     environment = _environment(settings, url)
     # Only this command's children write beside an embedded database, and none runs yet; else others may be writing.
     ArtifactStore(settings.artifacts_root).sweep(older_than_seconds=DAY if settings.database_url else 0)
     with _child("web", environment, "-m", "app.cli", "web") as web:
-        _wait_until_served(settings, web)
+        _wait_until_served(settings, web, pause)
         _print_address(settings, factory)
-        _prepare_first_project(settings, environment, factory)
+        _prepare_first_project(settings, environment, factory, pause)
         with contextlib.ExitStack() as workers:
             worker = workers.enter_context(_child("worker", environment, "-m", "trainer.worker"))
             progress = _Progress(factory)
             while web.poll() is None:
                 progress.show()
-                time.sleep(1)
+                pause(1)
                 if worker.poll() is not None:
                     console.print(f"The worker ended (code {worker.returncode}); starting it again.")
-                    time.sleep(2)
+                    pause(2)
                     worker = workers.enter_context(_child("worker", environment, "-m", "trainer.worker"))
     raise Unavailable(f"The web service ended with code {web.returncode}.", "Its last lines above say why.")
 
 
-def _prepare_first_project(settings: Settings, environment: dict[str, str], factory: sessionmaker[Session]) -> None:
+def _prepare_first_project(
+    settings: Settings, environment: dict[str, str], factory: sessionmaker[Session], pause: Pause
+) -> None:
     """On a first run: the starter project, then its model. One that did not come is tried again at the next start."""
     with factory.begin() as session:
         if starter.is_first_run(session):
@@ -95,7 +100,7 @@ def _prepare_first_project(settings: Settings, environment: dict[str, str], fact
         if project is None or project.policy_id is not None:
             return
     try:
-        location = _fetch_model(settings, environment)
+        location = _fetch_model(settings, environment, pause)
     except PrefloopError as error:
         console.print(f"[bold]{error.message}[/bold] {error.advice}")
         console.print("Labeling works without it; sampling and training begin once the model is there.")
@@ -107,18 +112,20 @@ def _prepare_first_project(settings: Settings, environment: dict[str, str], fact
         starter.use_model(session, store, project, settings.model, location, settings.sampling_server)
 
 
-def _fetch_model(settings: Settings, environment: dict[str, str]) -> str:
+def _fetch_model(settings: Settings, environment: dict[str, str], pause: Pause) -> str:
     """The model's location in the store. In a process of its own: this one never loads torch."""
     console.print(f"Fetching the model {settings.model}")
-    command = [sys.executable, "-m", "trainer.cli", "fetch-model", settings.model]
-    command += ["--store", str(settings.artifacts_root)]
+    command = ["-m", "trainer.cli", "fetch-model", settings.model, "--store", str(settings.artifacts_root)]
     settings.artifacts_root.mkdir(parents=True, exist_ok=True)
     # The libraries' bars, one for each small step, would bury the lines that say what happens.
     environment = environment | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
-    fetched = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
-    if fetched.returncode != 0:
-        raise Unavailable(f"The model {settings.model} could not be fetched.", "The lines above say why.")
-    return fetched.stdout.strip().splitlines()[-1]
+    with tempfile.TemporaryFile("w+") as said, _child("download", environment, *command, stdout=said) as fetching:
+        while fetching.poll() is None:
+            pause(0.2)
+        if fetching.returncode != 0:
+            raise Unavailable(f"The model {settings.model} could not be fetched.", "The lines above say why.")
+        said.seek(0)
+        return said.read().strip().splitlines()[-1]
 
 
 class _Progress:
@@ -181,7 +188,9 @@ def _environment(settings: Settings, url: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _child(name: str, environment: dict[str, str], *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+def _child(
+    name: str, environment: dict[str, str], *arguments: str, stdout: IO[str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """A process of ours, in a session of its own: Ctrl-C reaches only the supervisor, which then stops it in order."""
     niceness = 10 if name == "worker" else 0  # pages stay quick while a model trains
 
@@ -197,6 +206,7 @@ def _child(name: str, environment: dict[str, str], *arguments: str) -> Iterator[
         start_new_session=True,
         preexec_fn=before_start,
         stdin=subprocess.DEVNULL,
+        stdout=stdout,
     )
     try:
         yield process
@@ -224,27 +234,43 @@ def _sole_user(home: Path) -> Iterator[None]:
         yield
 
 
-class _Stopped(BaseException):
-    """Ends the supervisor from a signal handler; the context managers stop what runs."""
+class _Stopped(Exception):
+    """Somebody asked the supervisor to stop; the context managers then stop what runs."""
 
 
 @contextlib.contextmanager
-def _stop_on_signals() -> Iterator[None]:
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(each, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the stopping
-        console.print("\nStopping …")
-        raise _Stopped
+def _stop_on_signals() -> Iterator[Pause]:
+    """Yields what the supervisor waits with: after a signal, the next wait ends the block.
+
+    The handler itself raises nothing. An exception out of the middle of a library can arrive as another (psycopg made a
+    database error of it, which was taken for an outage), and between two lines of ours it can leave a process behind.
+    """
+    asked = False
+
+    def note(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+
+    def pause(seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not asked and time.monotonic() < until:
+            time.sleep(0.05)
+        if asked:
+            console.print("\nStopping …")
+            raise _Stopped
 
     before: dict[int, Callable[..., object] | int | None] = {}
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if each == signal.SIGHUP and signal.getsignal(each) == signal.SIG_IGN:
             continue  # started by nohup: the terminal may go
-        before[each] = signal.signal(each, stop)
+        before[each] = signal.signal(each, note)
     try:
-        yield
+        yield pause
     except _Stopped:
         pass
+    except PrefloopError:
+        if not asked:  # Ctrl-C in a terminal also reaches a PostgreSQL that is just being set up
+            raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -264,7 +290,7 @@ def _check_port(settings: Settings) -> None:
         ) from error
 
 
-def _wait_until_served(settings: Settings, web: "subprocess.Popen[bytes]") -> None:
+def _wait_until_served(settings: Settings, web: "subprocess.Popen[bytes]", pause: Pause) -> None:
     deadline = time.monotonic() + 60
     while web.poll() is None and time.monotonic() < deadline:
         try:
@@ -272,5 +298,5 @@ def _wait_until_served(settings: Settings, web: "subprocess.Popen[bytes]") -> No
                 return
         except httpx.HTTPError:
             pass
-        time.sleep(0.1)
+        pause(0.1)
     raise Unavailable("The web service did not start.", "Its lines above say why.")

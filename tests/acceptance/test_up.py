@@ -49,7 +49,11 @@ class Up:
         """Presses Ctrl-C; returns the processes that are left over."""
         children = psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(signal.SIGINT)
-        assert self.process.wait(60) == 0, self.said()
+        try:
+            assert self.process.wait(60) == 0, self.said()
+        except subprocess.TimeoutExpired as error:
+            error.add_note(self.said())
+            raise
         return psutil.wait_procs(children, timeout=60)[1]
 
 
@@ -171,3 +175,4 @@ def test_a_worker_that_is_killed_is_started_again(start: Callable[[], Up]) -> No
     up.wait_for(lambda: "starting it again" in up.said(), 30)
     up.wait_for(lambda: [w for w in workers() if w.pid != worker.pid], 30)
     assert httpx.get(f"{up.url}/healthz").status_code == 200
+    assert up.stop() == []

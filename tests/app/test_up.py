@@ -1,5 +1,6 @@
 """What the supervisor does with signals and addresses, without starting anything."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import Conflict
+from app.errors import Conflict, Unavailable
 from app.settings import Settings
 from app.up import _check_port, _stop_on_signals
 
@@ -23,8 +24,9 @@ def hang_up() -> Iterator[None]:
 def test_a_terminal_that_goes_stops_the_service(hang_up: None) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     after = []
-    with _stop_on_signals():
+    with _stop_on_signals() as pause:
         os.kill(os.getpid(), signal.SIGHUP)
+        pause(60)
         after.append("still running")
     assert after == []
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
@@ -32,10 +34,34 @@ def test_a_terminal_that_goes_stops_the_service(hang_up: None) -> None:
 
 def test_a_terminal_that_goes_does_not_stop_it_under_nohup(hang_up: None) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with _stop_on_signals():
+    with _stop_on_signals() as pause:
         os.kill(os.getpid(), signal.SIGHUP)
+        pause(0.1)
         after = "still running"
     assert after == "still running"
+
+
+def test_a_signal_is_not_lost_in_what_it_interrupts() -> None:
+    done = []
+    with _stop_on_signals() as pause:
+        # As in a library that makes its own error of whatever comes up, and a caller that goes on after it.
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("the statement")
+        pause(60)
+        done.append("the next one")
+    assert done == ["the statement"]
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_an_error_is_told_unless_a_signal_may_have_made_it(asked: bool) -> None:
+    with contextlib.ExitStack() as stack:
+        if not asked:
+            stack.enter_context(pytest.raises(Unavailable, match="did not start"))
+        with _stop_on_signals():
+            if asked:
+                os.kill(os.getpid(), signal.SIGINT)
+            raise Unavailable("The embedded PostgreSQL did not start.")
 
 
 @pytest.mark.parametrize(
