@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from app.models import User
 from app.postgres import database, migrate
 from app.settings import Settings
 from tests import factories
+from tests.processes import start_worker
 
 OUR_TABLES = """
     SELECT relname, pg_relation_size(oid) FROM pg_class
@@ -118,6 +120,22 @@ def session(engine: Engine) -> Iterator[Session]:
 @pytest.fixture
 def settings(tmp_path: Path, database_url: str) -> Settings:
     return Settings(home=tmp_path, database_url=database_url, secret_key="test", _env_file=None)
+
+
+@pytest.fixture
+def run_worker(settings: Settings) -> Iterator[Callable[..., ForkServerProcess]]:
+    """Starts real workers; those still alive at the test's end are killed. Their log is in worker.log."""
+    started: list[ForkServerProcess] = []
+
+    def start(url: str | None = None) -> ForkServerProcess:
+        environment = {"DATABASE_URL": url or settings.database_url or "", "PREFLOOP_HOME": str(settings.home)}
+        started.append(start_worker(environment, settings.home / "worker.log"))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
 
 
 # --- the web service -------------------------------------------------------------------------------------------------

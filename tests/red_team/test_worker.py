@@ -1,9 +1,7 @@
 """An attempt and the worker as a process of its own, killed while it answers."""
 
-import os
-import signal
-import subprocess
-import sys
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from sqlalchemy import func, select
@@ -18,7 +16,7 @@ from tests.waiting import wait_for
 
 
 def test_what_a_killed_worker_left_is_answered_by_the_next(
-    session: Session, settings: Settings, tmp_path: Path
+    session: Session, settings: Settings, tmp_path: Path, run_worker: Callable[..., ForkServerProcess]
 ) -> None:
     build_model(tmp_path / "model")
     project = project_with_model(session, str(tmp_path / "model"), generation={"max_new_tokens": 200})
@@ -31,28 +29,15 @@ def test_what_a_killed_worker_left_is_answered_by_the_next(
         session.refresh(run)
         return run.state
 
-    environment = os.environ | {
-        "DATABASE_URL": settings.database_url or "",
-        "PREFLOOP_HOME": str(settings.home),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    command = [sys.executable, "-m", "trainer.worker"]
-    with (tmp_path / "worker.log").open("ab") as log:
-        workers = [subprocess.Popen(command, env=environment, stdout=log, stderr=log)]
-        try:
-            wait_for(lambda: state() == "running", "the run's start", every=0.005)
-            workers[0].send_signal(signal.SIGKILL)
-            workers[0].wait()
-            assert state() == "running"
-            session.refresh(attempt)
-            assert attempt.answer is None
-            workers.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
-            wait_for(lambda: state() in ("succeeded", "failed"), "the run's end", every=0.2)
-        finally:
-            for worker in workers:
-                worker.kill()
-                worker.wait()
+    first = run_worker()
+    wait_for(lambda: state() == "running", "the run's start", every=0.005)
+    first.kill()
+    first.join()
+    assert state() == "running"
+    session.refresh(attempt)
+    assert attempt.answer is None
+    run_worker()
+    wait_for(lambda: state() in ("succeeded", "failed"), "the run's end", every=0.2)
     session.refresh(attempt)
     assert (run.state, run.error, run.attempts) == ("succeeded", None, 2)
     assert attempt.answer is not None

@@ -1,14 +1,12 @@
 """A run that is killed at any moment goes on from its last checkpoint and ends with the very same weights."""
 
 import logging
-import multiprocessing
 import os
 import random
 import resource
 import shutil
 import signal
 import time
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import torch
 
 from app.artifacts import ArtifactStore, digest_folder
 from app.specs import Optimiser
+from tests.processes import context
 from tests.trainer import jobs
 from trainer.checkpoints import Checkpoints, random_states, set_random_states
 
@@ -32,20 +31,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def processes() -> BaseContext:
-    """Processes that start with everything imported, so that a kill meets the work and not the imports."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([jobs.__name__])
-    first = context.Process(target=os.getpid)  # the imports happen before this one starts
-    first.start()
-    first.join()
-    return context
-
-
 @pytest.mark.parametrize("kind", jobs.KINDS)
-def test_thirty_kills_change_no_bit(kind: str, folder: Path, tmp_path: Path, processes: BaseContext) -> None:
-    plain = processes.Process(target=jobs.run, args=(kind, folder, tmp_path / "plain"))
+def test_thirty_kills_change_no_bit(kind: str, folder: Path, tmp_path: Path) -> None:
+    plain = context().Process(target=jobs.run, args=(kind, folder, tmp_path / "plain"))
     started = time.monotonic()
     plain.start()
     plain.join()
@@ -60,7 +48,7 @@ def test_thirty_kills_change_no_bit(kind: str, folder: Path, tmp_path: Path, pro
     checkpoints = folder / "store" / jobs.CHECKPOINTS / out.name
     while kills < KILLS or not finished:
         fresh, started = not checkpoints.exists(), time.monotonic()
-        attempt = processes.Process(target=jobs.run, args=(kind, folder, out, True))
+        attempt = context().Process(target=jobs.run, args=(kind, folder, out, True))
         attempt.start()
         # Often enough past loading that the run gets on, often enough before that loading is met too.
         attempt.join(moments.uniform(0, 1.2 * seconds) if kills < KILLS else None)
@@ -86,10 +74,10 @@ def test_thirty_kills_change_no_bit(kind: str, folder: Path, tmp_path: Path, pro
 
 
 @pytest.mark.parametrize("kind", jobs.KINDS)
-def test_equal_specs_give_equal_weights(kind: str, folder: Path, tmp_path: Path, processes: BaseContext) -> None:
+def test_equal_specs_give_equal_weights(kind: str, folder: Path, tmp_path: Path) -> None:
     digests = set()
     for name in ("one", "two"):
-        process = processes.Process(target=jobs.run, args=(kind, folder, tmp_path / name, False, False))
+        process = context().Process(target=jobs.run, args=(kind, folder, tmp_path / name, False, False))
         process.start()
         process.join()
         assert process.exitcode == 0
@@ -216,9 +204,9 @@ def test_a_damaged_one_further_on_does_not_drive_out_the_good_ones(tmp_path: Pat
     assert names_in(again) == ["step-00000005"]
 
 
-def test_what_a_kill_left_half_written_goes_when_the_run_goes_on(tmp_path: Path, processes: BaseContext) -> None:
+def test_what_a_kill_left_half_written_goes_when_the_run_goes_on(tmp_path: Path) -> None:
     save(checkpoints_in(tmp_path), 1)
-    process = processes.Process(target=_die_while_saving, args=(tmp_path,))
+    process = context().Process(target=_die_while_saving, args=(tmp_path,))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
@@ -259,9 +247,9 @@ def _save_in_little_room(root: Path, room: int) -> None:
     os._exit(4)
 
 
-def test_a_disk_that_fills_up_keeps_the_last_good_one(tmp_path: Path, processes: BaseContext) -> None:
+def test_a_disk_that_fills_up_keeps_the_last_good_one(tmp_path: Path) -> None:
     save(checkpoints_in(tmp_path), 1)
-    process = processes.Process(target=_save_in_little_room, args=(tmp_path, 4096))
+    process = context().Process(target=_save_in_little_room, args=(tmp_path, 4096))
     process.start()
     process.join()
     assert process.exitcode == 0

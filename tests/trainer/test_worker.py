@@ -4,14 +4,14 @@ import asyncio
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import psutil
@@ -35,34 +35,6 @@ from trainer.tasks import MAX_ATTEMPTS
 from trainer.worker import STALLED_SECONDS, Worker, recover, work_until_empty
 
 pytestmark = pytest.mark.long
-
-Process = subprocess.Popen[bytes]
-
-
-@pytest.fixture
-def run_worker(settings: Settings, tmp_path: Path) -> Iterator[Callable[..., Process]]:
-    """Starts real workers; those still alive at the test's end are killed. Their log is in worker.log."""
-    started: list[Process] = []
-    log = (tmp_path / "worker.log").open("ab")
-
-    def start(*arguments: str, url: str | None = None) -> Process:
-        environment = os.environ | {
-            "DATABASE_URL": url or settings.database_url or "",
-            "PREFLOOP_HOME": str(settings.home),
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-        }
-        command = [sys.executable, "-m", "trainer.worker", *arguments]
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-    log.close()
 
 
 def begin_round(session: Session, settings: Settings, tmp_path: Path, **values: object) -> Round:
@@ -95,15 +67,15 @@ def no_doubles(session: Session) -> None:
 
 
 def test_a_killed_workers_round_is_finished_by_the_next(
-    session: Session, settings: Settings, tmp_path: Path, run_worker: Callable[..., Process]
+    session: Session, settings: Settings, tmp_path: Path, run_worker: Callable[..., ForkServerProcess]
 ) -> None:
     round_ = begin_round(session, settings, tmp_path, reward_epochs=20, prompts=24, samples_per_prompt=16)
     first = run_worker()
     run = last_run(session, round_)
     trained = select(func.count()).select_from(Metric).where(Metric.run_id == run.id)
     wait_for(lambda: count(session, trained) > 0, "training")
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+    first.kill()
+    first.join()
     assert state(session, run) == "running"
 
     second = run_worker()
@@ -116,8 +88,8 @@ def test_a_killed_workers_round_is_finished_by_the_next(
     # Once more, while samples are coming in.
     stored = select(func.count()).select_from(Completion).where(Completion.run_id.is_not(None))
     wait_for(lambda: count(session, stored) > 0, "sampling")
-    second.send_signal(signal.SIGKILL)
-    second.wait()
+    second.kill()
+    second.join()
     run_worker()
     wait_for(lambda: state(session, round_) in ("done", "failed"), "the round's end")
     assert round_.error is None
@@ -137,15 +109,16 @@ def test_a_database_without_a_schema_is_told_and_not_waited_for(
 
 
 def test_a_stopped_worker_gives_its_run_back(
-    session: Session, settings: Settings, tmp_path: Path, run_worker: Callable[..., Process]
+    session: Session, settings: Settings, tmp_path: Path, run_worker: Callable[..., ForkServerProcess]
 ) -> None:
     round_ = begin_round(session, settings, tmp_path, reward_epochs=100)
     process = run_worker()
     run = last_run(session, round_)
     trained = select(func.count()).select_from(Metric).where(Metric.run_id == run.id)
     wait_for(lambda: count(session, trained) > 0, "training")
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 0
+    process.terminate()
+    process.join(60)
+    assert process.exitcode == 0
     assert state(session, run) == "queued"
     assert run.attempts == 0
     assert jobs(session) == [run.id]
@@ -179,7 +152,9 @@ def test_a_worker_stops_within_seconds_though_run_and_database_do_not_answer(
         worker.engine.dispose()
 
 
-def test_an_idle_worker_costs_nothing_and_stops_at_once(session: Session, run_worker: Callable[..., Process]) -> None:
+def test_an_idle_worker_costs_nothing_and_stops_at_once(
+    session: Session, run_worker: Callable[..., ForkServerProcess]
+) -> None:
     process = run_worker()
     wait_for(lambda: count(session, text("SELECT count(*) FROM procrastinate_workers")) == 1, "the worker's start")
     idle = psutil.Process(process.pid)
@@ -190,8 +165,9 @@ def test_an_idle_worker_costs_nothing_and_stops_at_once(session: Session, run_wo
     after = idle.cpu_times()
     used = after.user + after.system - before.user - before.system
     assert used / (time.monotonic() - began) < 0.05
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 0
+    idle.send_signal(signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 0
 
 
 def test_a_run_that_kills_its_worker_three_times_fails_by_name(
@@ -244,7 +220,7 @@ def test_a_worker_that_lost_its_run_writes_nothing(session: Session, engine: Eng
 
 
 def test_a_lost_connection_in_the_middle_of_a_run_is_only_a_pause(
-    session: Session, engine: Engine, settings: Settings, tmp_path: Path, run_worker: Callable[..., Process]
+    session: Session, engine: Engine, settings: Settings, tmp_path: Path, run_worker: Callable[..., ForkServerProcess]
 ) -> None:
     round_ = begin_round(session, settings, tmp_path, reward_epochs=30, prompts=4)
     run_worker()
@@ -271,7 +247,9 @@ def _own_server(home: Path) -> AbstractContextManager[str]:
     return database(Settings(home=home, database_url=None, _env_file=None))
 
 
-def test_a_database_that_goes_away_for_ten_seconds(tmp_path: Path, run_worker: Callable[..., Process]) -> None:
+def test_a_database_that_goes_away_for_ten_seconds(
+    tmp_path: Path, run_worker: Callable[..., ForkServerProcess]
+) -> None:
     """A server of its own is stopped and started again under a running round."""
     # Not tmp_path for the database: a socket's path must stay short.
     with tempfile.TemporaryDirectory(prefix="pf-") as home, _own_server(Path(home)) as url:
@@ -294,8 +272,9 @@ def test_a_database_that_goes_away_for_ten_seconds(tmp_path: Path, run_worker: C
             wait_for(lambda: state(session, round_) in ("done", "failed"), "the round's end")
             assert round_.error is None
             assert run.attempts == 1
-            assert worker.poll() is None
+            assert worker.is_alive()
             no_doubles(session)
         engine.dispose()
-        worker.send_signal(signal.SIGTERM)
-        assert worker.wait(timeout=60) == 0
+        worker.terminate()
+        worker.join(60)
+        assert worker.exitcode == 0

@@ -1,0 +1,41 @@
+"""Processes of their own that start with everything imported: a kill meets their work, not the seconds of imports."""
+
+import functools
+import multiprocessing
+import os
+import sys
+from collections.abc import Mapping
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+
+
+@functools.cache
+def context() -> ForkServerContext:
+    """One for all tests of a process: the server that forks cannot be told later what to import."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.trainer.jobs", "trainer.worker"])
+    first = context.Process(target=os.getpid)  # the imports happen before this one starts
+    first.start()
+    first.join()
+    return context
+
+
+def start_worker(environment: Mapping[str, str], log: Path) -> ForkServerProcess:
+    """`python -m trainer.worker`, with its log appended to a file."""
+    process = context().Process(target=_work, args=(dict(environment), log))
+    process.start()
+    return process
+
+
+def _work(environment: dict[str, str], log: Path) -> None:
+    import torch
+
+    from trainer.worker import main
+
+    os.environ |= environment
+    sys.argv = ["trainer.worker"]
+    torch.set_num_threads(1)
+    with log.open("ab") as output:
+        os.dup2(output.fileno(), sys.stdout.fileno())
+        os.dup2(output.fileno(), sys.stderr.fileno())
+    main()
