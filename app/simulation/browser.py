@@ -93,8 +93,8 @@ class Browser:
         if response.is_success:
             return response
         soup = BeautifulSoup(response.text, "html.parser")
-        said = soup.select_one("[role=alert]") or soup.select_one(
-            "main, .message"
-        )  # a refused form says why at its top
-        reason = " ".join(said.get_text(" ", strip=True).split()) if said else response.text[:300]
+        # A refused form says why at its top; every page also has an empty place for alerts of scripts.
+        places = [*soup.select("[role=alert]"), *soup.select("main, .message")]
+        said = (" ".join(place.get_text(" ", strip=True).split()) for place in places)
+        reason = next(filter(None, said), response.text[:300])
         raise PrefloopError(f"{response.request.method} {response.url.path} answered {response.status_code}: {reason}")

@@ -11,10 +11,14 @@ from app.simulation.browser import Browser, Page
     ("body", "said"),
     [
         (
-            '<main><h1>Start</h1><div role="alert"><b>Too little.</b> Label more.</div><form>Rate</form></main>',
+            '<div id="messages" role="alert"></div><main><h1>Start</h1><div role="alert"><b>Too little.</b> Label more.'
+            "</div><form>Rate</form></main>",
             "Too little. Label more.",
         ),
-        ("<main><h1>Not found</h1> <p>Look\n elsewhere.</p></main>", "Not found Look elsewhere."),
+        (
+            '<div role="alert"> </div><main><h1>Not found</h1> <p>Look\n elsewhere.</p></main>',
+            "Not found Look elsewhere.",
+        ),
         ("gone away", "gone away"),
     ],
 )
