@@ -29,7 +29,7 @@ run: $(STAMP) ## start the whole service: database, web, worker (PREFLOOP_HOME, 
 	@exec $(BIN)/prefloop up
 
 test: $(DEV_STAMP) lint ## lint, types, import rules and every test
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 12
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --durations 12
 
 lint: $(DEV_STAMP) ## style, types and import rules only
 	$(BIN)/ruff check .

@@ -206,9 +206,19 @@ def load_tokenizer(ref: ModelRef | str) -> Any:
         begins = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
         tokenizer.chat_template = PLAIN_CHAT_TEMPLATE_AFTER_BOS if begins else PLAIN_CHAT_TEMPLATE
         log.warning("%s has no chat template; a plain one is used.", name)
-    if (positions := getattr(config.get_text_config(), "max_position_embeddings", None) or 0) > 0:
+    if (positions := _positions(config)) is not None:
         tokenizer.model_max_length = positions  # what tokenizers say of themselves is often another model's
     return tokenizer
+
+
+def read_by_all(max_length: int, *models: str) -> int:
+    """The tokens of a sequence that all of these models read: `max_length`, unless one has fewer positions."""
+    return min([max_length, *(n for n in (_positions(load_config(model)) for model in models) if n is not None)])
+
+
+def _positions(config: Any) -> int | None:
+    found = getattr(config.get_text_config(), "max_position_embeddings", None) or 0
+    return found if found > 0 else None
 
 
 def _holds_tokenizer(folder: str) -> bool:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from app.artifacts import ArtifactStore, digest_folder
 from app.errors import InvalidInput
 from app.specs import DPOSpec, Lora, ModelRef, Optimiser, PairRow, ThumbRow
-from tests.trainer.conftest import separable_pairs, user, write_rows
+from tests.trainer.conftest import build_short_model, separable_pairs, user, write_rows
 from trainer.chat import ChatEncoder, TokenSequence
 from trainer.checkpoints import Checkpoints
 from trainer.data import encode_pairs
@@ -517,6 +517,18 @@ def test_a_reference_of_another_architecture_is_read_in_the_way_it_can_be(
     chosen, _rejected = heldout_pairs(tiny_ref.base, rows)
     expected = 0.1 * (PlainLogps(tiny_ref.base)(chosen) - PlainLogps(str(windowed_model))(chosen)).mean()
     assert reporter.values("eval_rewards/chosen")[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_reference_with_few_positions_shortens_what_is_read(
+    tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path
+) -> None:
+    build_short_model(tmp_path / "short", positions=60)
+    rows = separable_pairs(26, 4)
+    rows[5] = rows[5].model_copy(update={"response_a": "apples " * 20})
+    snapshot = write_rows(tmp_path / "snapshot.jsonl", rows)
+    result, _ = train(spec_of(tiny_ref, snapshot, reference={"base": str(tmp_path / "short")}), store)
+    assert result.train_rows == 21
+    assert f"longer than 60 tokens without their prompt: {rows[5].comparison_id}" in result.dropped[0]
 
 
 @pytest.mark.parametrize("loss", ["dpo", "kto"])

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from app.artifacts import ArtifactStore
 from app.errors import InvalidInput, ModelUnavailable
 from app.specs import EvaluateSpec, Generation, Lora, ModelRef, PromptRow
-from tests.trainer.conftest import build_reward_model, user, write_rows
+from tests.trainer.conftest import build_reward_model, build_short_model, user, write_rows
 from trainer import evaluation, precision
 from trainer.chat import ChatEncoder
 from trainer.evaluation import best_of_n, measure, refuses, repetition, reward_models_scorer
@@ -338,15 +338,19 @@ def test_no_more_is_read_than_the_reward_model_can(reward_folder: Path, caplog: 
     assert "2 of 2 responses are longer than the 64 tokens" in caplog.text
 
 
-def test_prompts_that_are_not_read_whole_are_named(tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("short", ["max_length", "reference"])
+def test_prompts_that_are_not_read_whole_are_named(
+    short: str, tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path
+) -> None:
+    build_short_model(tmp_path / "short", positions=32)
     rows = [PromptRow(id=i, messages=user("z" * n)) for i, n in ((3, 9), (4, 10))]  # 19 tokens more, 4 new ones
     spec = EvaluateSpec(
         policy=tiny_ref,
-        reference=tiny_ref,
+        reference=tiny_ref if short == "max_length" else ModelRef(base=str(tmp_path / "short")),
         reward_models=("scripted",),
         prompts=str(write_rows(tmp_path / "prompts.jsonl", rows)),
         generation=Generation(samples_per_prompt=1, max_new_tokens=4),
-        max_length=32,
+        max_length=32 if short == "max_length" else 1024,
     )
 
     def evaluated(spec: EvaluateSpec) -> evaluate.EvaluateResult:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from app.artifacts import ArtifactStore, digest_folder
 from app.errors import InvalidInput
 from app.specs import DemonstrationRow, Lora, ModelRef, Optimiser, PPOSpec, PromptRow
-from tests.trainer.conftest import build_reward_model, user, write_rows
+from tests.trainer.conftest import build_reward_model, build_short_model, user, write_rows
 from trainer import evaluation, precision, rollout
 from trainer.chat import ChatEncoder
 from trainer.checkpoints import Checkpoints
@@ -434,6 +434,17 @@ def test_a_critic_that_begins_as_the_reward_model_says_what_that_says_of_beginni
             with torch.no_grad():
                 score = classifier(torch.tensor([[*prompt, *tokens[:t]]])).logits[0, 0] - 0.25  # its offset
             assert float(values[t]) == pytest.approx(float(score), abs=1e-5)
+
+
+def test_a_critic_with_few_positions_shortens_what_is_read(
+    tiny_ref: ModelRef, prompts: Path, store: ArtifactStore, tmp_path: Path
+) -> None:
+    build_short_model(tmp_path / "short", positions=32)
+    critic = build_reward_model(tmp_path / "reward", ModelRef(base=str(tmp_path / "short")))
+    spec = spec_of(tiny_ref, prompts, critic="reward", reward_models=(str(critic),), lora=None)
+    result, _ = train(spec, store, tmp_path / "policy")
+    # 19 tokens of the chat and 6 of the longest prompts leave no room for 8 new ones.
+    assert result.dropped == ("4 prompts lost their beginning, to stay within 32 tokens with 8 new ones: 2, 5, 8, 11",)
 
 
 @pytest.mark.parametrize("kind", ["min", "mean_minus_variance"])

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.artifacts import ArtifactStore, digest_folder
 from app.errors import InvalidInput
 from app.specs import DemonstrationRow, Lora, ModelRef, Optimiser, SFTSpec
-from tests.trainer.conftest import byte_tokenizer, user, write_rows
+from tests.trainer.conftest import build_short_model, user, write_rows
 from trainer.chat import ChatEncoder
 from trainer.checkpoints import Checkpoints
 from trainer.data import encode_demonstrations
@@ -199,11 +199,7 @@ def test_a_policy_that_the_last_step_broke_is_not_saved(tmp_path: Path, tiny_mod
 
 def test_a_model_with_few_positions_reads_no_more(tmp_path: Path) -> None:
     """GPT-2 has a table of positions: what is longer would end the run in its middle, whatever max_length allows."""
-    tokenizer = byte_tokenizer()
-    GPT2LMHeadModel(
-        GPT2Config(vocab_size=len(tokenizer), n_positions=60, n_embd=32, n_layer=1, n_head=2, eos_token_id=2)
-    ).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
+    build_short_model(tmp_path / "model", positions=60)
     rows = demonstrations(25, 0)
     rows[3] = rows[3].model_copy(update={"response": "apples " * 20})
     rows[5] = rows[5].model_copy(update={"messages": user("Why? " * 20)})

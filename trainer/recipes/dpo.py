@@ -41,6 +41,7 @@ from trainer.modeling import (
     load_policy_and_reference,
     load_tokenizer,
     notes_on,
+    read_by_all,
     resolve,
     seed_everything,
     working_dtype,
@@ -79,7 +80,8 @@ def train(
     policy_ref = resolve(store, spec.policy)
     reference_ref = None if spec.loss in REFERENCE_FREE else resolve(store, spec.reference)
     tokenizer = load_tokenizer(policy_ref)
-    train_rows, heldout, dropped = read_rows(spec, store, ChatEncoder(tokenizer, spec.max_length))
+    longest = read_by_all(spec.max_length, *([reference_ref.base] if reference_ref else []))
+    train_rows, heldout, dropped = read_rows(spec, store, ChatEncoder(tokenizer, longest))
 
     # 2. Models; the seed fixes the adapters and the order of the rows.
     seed_everything(spec.seed)

@@ -18,6 +18,7 @@ from trainer.modeling import (
     load_causal_lm,
     load_tokenizer,
     notes_on,
+    read_by_all,
     require_one_vocabulary,
     resolve,
     sampling_dtype,
@@ -75,7 +76,7 @@ def evaluate(
     rows, generation = read_prompts(store.resolve(spec.prompts)), spec.generation
     policy_ref, reference_ref = resolve(store, spec.policy), resolve(store, spec.reference)
     tokenizer = load_tokenizer(policy_ref)
-    encoder = ChatEncoder(tokenizer, spec.max_length)
+    encoder = ChatEncoder(tokenizer, read_by_all(spec.max_length, reference_ref.base))
     notes = (*notes_on(tokenizer), *cut_prompts(rows, encoder, generation.max_new_tokens))
     if reference_ref.base != policy_ref.base:
         require_one_vocabulary(policy_ref.base, reference_ref.base)
