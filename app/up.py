@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, NoReturn
 
 import httpx
 from rich.console import Console
@@ -242,13 +242,17 @@ class _Stopped(Exception):
 def _stop_on_signals() -> Iterator[Pause]:
     """Yields what the supervisor waits with: after a signal, the next wait ends the block.
 
-    The handler itself raises nothing. An exception out of the middle of a library can arrive as another (psycopg made a
-    database error of it, which was taken for an outage), and between two lines of ours it can leave a process behind.
+    The handler raises nothing at the first one. An exception out of the middle of a library can arrive as another
+    (psycopg made a database error of it, which was taken for an outage), and between two lines of ours it can leave a
+    process behind. A second one does interrupt, as what runs may wait for a database that never answers; once
+    everything is being stopped, nothing does.
     """
-    asked = False
+    asked = stopping = False
 
     def note(_signal: int, _frame: FrameType | None) -> None:
         nonlocal asked
+        if asked and not stopping:
+            stop()
         asked = True
 
     def pause(seconds: float) -> None:
@@ -257,7 +261,12 @@ def _stop_on_signals() -> Iterator[Pause]:
             time.sleep(0.05)
         if asked:
             console.print("\nStopping …")
-            raise _Stopped
+            stop()
+
+    def stop() -> NoReturn:
+        nonlocal stopping
+        stopping = True
+        raise _Stopped
 
     before: dict[int, Callable[..., object] | int | None] = {}
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -266,10 +275,8 @@ def _stop_on_signals() -> Iterator[Pause]:
         before[each] = signal.signal(each, note)
     try:
         yield pause
-    except _Stopped:
-        pass
-    except PrefloopError:
-        if not asked:  # Ctrl-C in a terminal also reaches a PostgreSQL that is just being set up
+    except Exception:
+        if not asked:  # else it may be of the stop's making: Ctrl-C also reaches a PostgreSQL that is being set up
             raise
     finally:
         for number, handler in before.items():

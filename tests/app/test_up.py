@@ -53,6 +53,20 @@ def test_a_signal_is_not_lost_in_what_it_interrupts() -> None:
     assert done == ["the statement"]
 
 
+def test_a_second_signal_interrupts_what_does_not_end_and_the_stopping_is_interrupted_by_none() -> None:
+    done = []
+    with _stop_on_signals():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("waits on")
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append("for ever")
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("stopped in order")
+    assert done == ["waits on", "stopped in order"]
+
+
 @pytest.mark.parametrize("asked", [False, True])
 def test_an_error_is_told_unless_a_signal_may_have_made_it(asked: bool) -> None:
     with contextlib.ExitStack() as stack:
