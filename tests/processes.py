@@ -22,17 +22,17 @@ def context() -> ForkServerContext:
 
 def start_worker(environment: Mapping[str, str], log: Path) -> ForkServerProcess:
     """`python -m trainer.worker`, with its log appended to a file."""
-    process = context().Process(target=_work, args=(dict(environment), log))
+    process = context().Process(target=_work, args=(environment, log))
     process.start()
     return process
 
 
-def _work(environment: dict[str, str], log: Path) -> None:
+def _work(environment: Mapping[str, str], log: Path) -> None:
     import torch
 
     from trainer.worker import main
 
-    os.environ |= environment
+    os.environ.update(environment)
     sys.argv = ["trainer.worker"]
     torch.set_num_threads(1)
     with log.open("ab") as output:

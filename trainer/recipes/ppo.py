@@ -131,9 +131,8 @@ def train(
     policy_ref, reference_ref = resolve(store, spec.policy), resolve(store, spec.reference)
     tokenizer = load_tokenizer(policy_ref)
     pad_id = tokenizer.pad_token_id
-    folders = [store.resolve(location) for location in spec.reward_models] if scorer is None else []
-    critic_ref = store.resolve(spec.reward_models[0]) if spec.critic == "reward" else None
-    others = [reference_ref.base, *([str(critic_ref)] if critic_ref else [])]
+    critic_folder = store.resolve(spec.reward_models[0]) if spec.critic == "reward" else None
+    others = [reference_ref.base, *([str(critic_folder)] if critic_folder else [])]
     encoder = ChatEncoder(tokenizer, read_by_all(spec.max_length, *others))
     pages = page_prompts(rows, spec.seed)
     answered = {row.id: row for row in (*pages, *(row for row, _ in draw(rows, spec, 0, spec.episodes)))}
@@ -151,12 +150,13 @@ def train(
     tick()
     dtype = working_dtype(spec.optimiser.precision, policy_ref, checkpoints)  # of all models, also those that score
     if scorer is None:
+        folders = [store.resolve(location) for location in spec.reward_models]
         scorer = reward_models_scorer(folders, spec.max_length, spec.ensemble_score, spec.variance_weight, tick, dtype)
     seed_everything(spec.seed)
     causal, reference = load_policy_and_reference(policy_ref, reference_ref, spec.lora, dtype)
     critic: ValueHead | RewardCritic = ValueHead(causal)
-    if critic_ref is not None:
-        critic = RewardCritic(critic_ref, tokenizer, spec.lora, dtype)
+    if critic_folder is not None:
+        critic = RewardCritic(critic_folder, tokenizer, spec.lora, dtype)
     module = ActorCritic(causal, critic)
     sampler = Sampler(causal, encoder, spec.max_new_tokens, spec.temperature, spec.seed, tick)
     collector = Collector(module, reference, sampler, scorer, rows, spec.rollout_batch_size, pad_id, tick)
