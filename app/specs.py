@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-RunKind = Literal["sample", "sft", "reward", "dpo", "ppo", "evaluate"]
+RunKind = Literal["sample", "sft", "reward", "dpo", "on_policy_dpo", "best_of_n", "ppo", "evaluate"]
+EnsembleScore = Literal["mean", "min", "mean_minus_variance"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch's generators take
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # of a row in the loss
@@ -188,7 +189,7 @@ class PPOSpec(Spec):
     policy: ModelRef
     reference: ModelRef
     reward_models: tuple[str, ...] = Field(min_length=1, description="locations of reward models: several, an ensemble")
-    ensemble_score: Literal["mean", "min", "mean_minus_variance"] = Field(
+    ensemble_score: EnsembleScore = Field(
         "mean", description="how the heads of all reward models make one score (Coste et al. 2023)"
     )
     variance_weight: float = Field(0.1, ge=0, description="lambda of mean_minus_variance")
@@ -234,6 +235,63 @@ class PPOSpec(Spec):
     seed: Seed = 0
 
 
+class TurnsSpec(Spec):
+    """Settings of the methods that work in turns: sample the policy, score the answers, train on what was chosen.
+
+    Every turn samples the policy that the turn before it trained. Prompts need no judgment to take part.
+    """
+
+    policy: ModelRef
+    reference: ModelRef = Field(description="the model that KL is measured to")
+    reward_models: tuple[str, ...] = Field(min_length=1, description="locations of reward models: several, an ensemble")
+    ensemble_score: EnsembleScore = Field(
+        "mean_minus_variance", description="how all members of the reward models make one score (Coste et al. 2023)"
+    )
+    variance_weight: float = Field(1.0, ge=0, description="lambda of mean_minus_variance")
+    prompts: str = Field(description="location of a prompts JSONL: what the policy is sampled on")
+    lora: Lora | None = Lora()
+    turns: int = Field(1, ge=1, le=100, description="how often the policy is sampled and trained")
+    samples_per_prompt: int = Field(16, ge=2, le=256, description="answers a prompt in each turn")
+    length_weight: float = Field(
+        0.0, ge=0, description="taken from a score for each standard deviation of length: length-controlled reward"
+    )
+    kl_budget: float | None = Field(
+        10.0, gt=0, description="most nats a response that the policy may end from the reference; none: no limit"
+    )
+    rollout_batch_size: int = Field(64, ge=1, le=4096, description="sequences generated together")
+    max_new_tokens: int = Field(64, ge=1, le=8192)
+    temperature: float = Field(1.0, gt=0, le=5)
+    max_length: int = Field(1024, ge=16)
+    seed: Seed = 0
+
+
+class OnPolicyDPOSpec(TurnsSpec):
+    """DPO on people's comparisons, then in turns on pairs of the policy's own answers that the reward model chose.
+
+    Each turn's reference is the policy it begins with.
+    """
+
+    kind: Literal["on_policy_dpo"] = "on_policy_dpo"
+    snapshot: str = Field(description="location of the people's comparisons")
+    optimiser: Optimiser = Optimiser(learning_rate=2e-4, epochs=1)
+    human_learning_rate: float = Field(6e-4, gt=0, le=1, description="of DPO on people's comparisons, before the turns")
+    human_epochs: int = Field(2, ge=0, le=100, description="over people's comparisons before the turns; 0: none")
+    human_share: float = Field(0.0, ge=0, lt=1, description="share of people's comparisons among each turn's pairs")
+    pairs_per_prompt: int = Field(4, ge=1, le=128, description="the best against the worst, the second best, ...")
+    min_margin: float = Field(
+        0.5, ge=0, description="least difference of scores within a pair, in standard deviations of the reward"
+    )
+    beta: float = Field(0.1, gt=0, description="strength of the leash to the policy that a turn begins with")
+
+
+class BestOfNSpec(TurnsSpec):
+    """Best-of-n distillation: sample n answers a prompt and imitate the best ones (RAFT, Dong et al. 2023)."""
+
+    kind: Literal["best_of_n"] = "best_of_n"
+    optimiser: Optimiser = Optimiser(learning_rate=4e-4, epochs=2)
+    best: int = Field(2, ge=1, le=64, description="best answers of each prompt that are imitated")
+
+
 class EvaluateSpec(Spec):
     """Score sampled responses with a reward model, and measure KL of the new policy to the reference, by slice."""
 
@@ -247,7 +305,10 @@ class EvaluateSpec(Spec):
     seed: Seed = 0
 
 
-RunSpec = Annotated[SampleSpec | SFTSpec | RewardSpec | DPOSpec | PPOSpec | EvaluateSpec, Field(discriminator="kind")]
+RunSpec = Annotated[
+    SampleSpec | SFTSpec | RewardSpec | DPOSpec | OnPolicyDPOSpec | BestOfNSpec | PPOSpec | EvaluateSpec,
+    Field(discriminator="kind"),
+]
 RUN_SPEC: TypeAdapter[RunSpec] = TypeAdapter(RunSpec)
 
 
