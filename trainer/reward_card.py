@@ -13,10 +13,92 @@ ENOUGH_REFERENCES = 256  # fewer leave mean and standard deviation uncertain (by
 
 def model_card(spec: RewardSpec, report: Figures) -> str:
     """README.md of a reward model's folder, from `report.json`'s contents."""
-    parts = [_model(spec, report["model"]), _data(spec, report), _figures(report)]
+    parts = [_model(spec, report["model"]), usage(report["model"]), _data(spec, report), _figures(report)]
     if "probes" in report:
         parts.append(_probes(report["probes"]))
     return "\n".join(["# Reward model\n", *parts, _limits(report["heldout"]["pairs"])])
+
+
+USE_ADAPTERS = """## Use
+
+The folder holds {members} and the tokenizer. Its base is `{base}` (a relative path starts at the artifact folder);
+`base.json` has the fingerprint of its weights. The score needs transformers and peft:
+
+```python
+import json
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+FOLDER, BASE, DTYPE = "this folder", "{base}", torch.float32
+
+settings = json.loads(Path(FOLDER, "reward.json").read_text())
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+base = AutoModelForSequenceClassification.from_pretrained(BASE, num_labels=len(settings["heads"]), dtype=DTYPE)
+base.config.pad_token_id = settings["pad_token_id"]  # None: read one text at a time
+model = PeftModel.from_pretrained(base, FOLDER, adapter_name="0").eval()
+for member in range(1, len(settings["offsets"])):
+    model.load_adapter(f"{{FOLDER}}/members/{{member}}", adapter_name=str(member))
+
+def score(messages, response):
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    ids += tokenizer(response, add_special_tokens=False)["input_ids"] + [settings["end_of_turn_id"]]
+    rewards = []
+    for member, offsets in enumerate(settings["offsets"]):
+        model.set_adapter(str(member))
+        with torch.no_grad():
+            heads = model(input_ids=torch.tensor([ids])).logits[0].float() - torch.tensor(offsets)
+        rewards += [r for r, name in zip(heads.tolist(), settings["heads"]) if name.split("/")[0] == "reward"]
+    return sum(rewards) / len(rewards)
+```
+
+`python -m trainer.cli export-reward FOLDER OUT` writes folders of plain transformers, the adapters merged in fp32.
+Do not merge them into a base in bf16: rounding erases most of what they changed.
+"""
+
+USE_WHOLE = """## Use
+
+```python
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+FOLDER, DTYPE = "this folder", torch.float32
+
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+model = AutoModelForSequenceClassification.from_pretrained(FOLDER, dtype=DTYPE).eval()
+
+def score(messages, response):
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    ids += tokenizer(response, add_special_tokens=False)["input_ids"] + [model.config.reward_end_of_turn_id]
+    with torch.no_grad():
+        heads = model(input_ids=torch.tensor([ids])).logits[0].float() - torch.tensor(model.config.reward_offsets)
+    rewards = [r for i, r in enumerate(heads.tolist()) if model.config.id2label[i].split("/")[0] == "reward"]
+    return sum(rewards) / len(rewards)
+```
+"""
+
+EXPORTED = """# Reward model, exported
+
+The adapter of one member, merged into its base in fp32.{others}
+
+{usage}"""
+
+
+def usage(model: Figures) -> str:
+    """How the model is loaded without Prefloop, of the report's figures on it."""
+    if model["base"] is None:
+        return USE_WHOLE
+    n = model["members"]
+    members = "an adapter with its heads" if n == 1 else f"{n} members, an adapter with its heads each,"
+    return USE_ADAPTERS.format(members=members, base=model["base"])
+
+
+def exported_card(members: int) -> str:
+    """README.md of an exported member's folder."""
+    others = f" The score is the mean over all {members} members." if members > 1 else ""
+    return EXPORTED.format(others=others, usage=USE_WHOLE)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -45,7 +127,8 @@ def _model(spec: RewardSpec, model: Figures) -> str:
         f"its end-of-turn token (pooling: `{model['pooling']}`). The padding token ends no response, so that pooling\n"
         "by padding id (plain transformers) and by mask (Prefloop) read the same place.\n\n"
         f"Rewards have standard deviation 1 over {n} responses of training comparisons, and mean 0 once the offset is\n"
-        f"subtracted (`reward_offsets` in config.json; Prefloop's loader does that).{few}\n\n"
+        f"subtracted (`{'reward_offsets` in config.json' if model['base'] is None else 'offsets` in reward.json'}; "
+        f"Prefloop's loader does that).{few}\n\n"
         f"A difference of rewards divided by the gain is {scale}.{together}\n\n"
         + table(["head", "gain", "offset"], rows)
     )

@@ -245,6 +245,8 @@ def report_of(measured: Measured, **changes: object) -> dict:
         "ties": None,
         "heads": {"reward": {"pairs": 1, "accuracy": 1.0}},
         "model": {
+            "base": "models/base",
+            "members": 1,
             "heads": ["reward"],
             "gains": [0.5],
             "offsets": [0.125],

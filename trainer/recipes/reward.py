@@ -38,9 +38,9 @@ from trainer.reward_model import (
     REWARD,
     RewardModel,
     head_names,
-    merge_adapters,
     new_reward_model,
     save_reward_model,
+    shares_of,
 )
 from trainer.reward_objective import (
     Element,
@@ -147,7 +147,7 @@ def train(
         reporter.metrics(training.steps, {"loss": float(losses), **values, "grad_norm": grad_norm, "lr": lr})
         if training.epoch_ends and training.steps < training.total_steps and heldout:
             rewards = rewards_of(heldout_elements, "held-out comparisons")
-            shares = model.shares(rewards.double().std(0))
+            shares = shares_of(rewards.double().std(0), model.heads)
             measured = measured_pairs(spec, objective, heldout, by_pair(rewards, heldout_elements), shares)
             reporter.metrics(training.steps, slice_metrics(measured).get("", {}))
         training.save_if_due()
@@ -165,7 +165,7 @@ def train(
     train_rewards = by_pair(reference, elements)
     unused_elements = elements_of(unused)
     unused_rewards = by_pair(rewards_of(unused_elements, "comparisons that were not trained on"), unused_elements)
-    shares = model.shares(deviation)
+    shares = shares_of(deviation, model.heads)
     measured = measured_pairs(spec, objective, heldout, heldout_pairs, shares)
     on_train = measured_pairs(spec, objective, train_pairs, train_rewards, shares)
     tie = mean_tie(objective, shares)
@@ -203,9 +203,10 @@ def train(
         reporter.metrics(training.steps, values, name)
 
     # 7. Save.
-    merge_adapters(model)
-    save_reward_model(model, tokenizer, folder)
+    save_reward_model(model, tokenizer, folder, spec.backbone.base)
     report["model"] = {
+        "base": spec.backbone.base if spec.lora else None,
+        "members": model.members,
         "heads": list(model.heads),
         "gains": model.gains.tolist(),
         "offsets": model.offsets.tolist(),
@@ -324,7 +325,7 @@ def response_rewards(
 def measured_pairs(
     spec: RewardSpec, objective: RewardObjective, pairs: Sequence[Pair], rewards: Tensor, shares: Tensor
 ) -> Measured:
-    """The decided ones of pairs with rewards (2, N, H), scored with these `RewardModel.shares` (H,)."""
+    """The decided ones of pairs with rewards (2, N, H), scored with these `shares_of` (H,)."""
     rows = [i for i, pair in enumerate(pairs) if not pair.tied]
     decided = [pairs[i] for i in rows]
     targets = targets_of(decided, elements_of(decided), spec)
