@@ -95,6 +95,24 @@ class Pair(NamedTuple):
         return self.chosen, self.rejected
 
 
+def pair_weights(pairs: Sequence[Pair]) -> list[float]:
+    """How much each pair counts in a loss: its row's weight, times 2 / k for a pair of a ranking of k responses.
+
+    A ranking is one person's order of k responses. Its k (k - 1) / 2 pairs follow from k - 1 comparisons of neighbours,
+    so together they weigh as much as k - 1 pairs. Counted in full, one ranking of eight would outweigh 28 judgments.
+    """
+    responses: dict[tuple[int, int], set[tuple[int, ...]]] = {}
+    for pair in pairs:
+        if pair.row.ranking is not None:
+            known = responses.setdefault((pair.row.ranking, pair.row.prompt_id), set())
+            known.update(tuple(sequence.completion) for sequence in pair.sequences)
+    return [
+        pair.row.weight
+        * (1.0 if pair.row.ranking is None else 2 / len(responses[pair.row.ranking, pair.row.prompt_id]))
+        for pair in pairs
+    ]
+
+
 class EncodedPairs(NamedTuple):
     """The usable rows of a snapshot, and what was left out and why: other rows, and the beginnings of long prompts."""
 

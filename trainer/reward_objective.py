@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from app.specs import RewardSpec
 from trainer.algorithms import bradley_terry
 from trainer.chat import TokenSequence
-from trainer.data import Pair
+from trainer.data import Pair, pair_weights
 from trainer.packing import Packed, pack
 from trainer.reward_model import RewardModel
 from trainer.sharding import whole
@@ -24,7 +24,7 @@ TIE_SPEED = 100
 
 
 class Element(NamedTuple):
-    """What counts once in a batch: a pair, or a k-way ranking with every response once.
+    """What a batch consists of: a pair, or a k-way ranking with every response once.
 
     Attributes:
         sequences: the distinct responses, all after one prompt.
@@ -113,7 +113,7 @@ class Targets(NamedTuple):
 
 
 def targets_of(pairs: Sequence[Pair], elements: Sequence[Element], spec: RewardSpec) -> Targets:
-    """Targets of pairs; a ranking's pairs share one element's weight, and one draw of the bootstrap."""
+    """Targets of pairs, which weigh what `pair_weights` says; a ranking's share one draw of the bootstrap."""
     p = torch.tensor(
         [
             [outcomes(pair, spec)] * spec.ensemble + [aspect_outcomes(pair, a, spec) for a in spec.aspects]
@@ -133,11 +133,11 @@ def targets_of(pairs: Sequence[Pair], elements: Sequence[Element], spec: RewardS
     if spec.ensemble > 1:
         # Exponential weights with mean 1: the Bayesian bootstrap (Rubin 1981), in which no pair is lost to a member.
         bootstrap[:, : spec.ensemble].exponential_(generator=generator_at(spec.seed, BOOTSTRAP))
-    weight = torch.zeros(p.shape[:2])
+    weight, weights = torch.zeros(p.shape[:2]), pair_weights(pairs)
     for number, element in enumerate(elements):
         rows = list(element.pairs)
         rated = (p[rows].sum(-1) > 0).float()
-        share[rows] = rated * torch.tensor([[pairs[i].row.weight] for i in rows]) / rated.sum(0).clamp(min=1)
+        share[rows] = rated * torch.tensor([[weights[i]] for i in rows])
         weight[rows] = share[rows] * bootstrap[number]
     return Targets(p, margin, weight, share)
 

@@ -30,6 +30,7 @@ from trainer.data import (
     describe_left_out,
     encode_pairs,
     encode_thumbs,
+    pair_weights,
     read_pairs,
     read_thumbs,
     require_pairs,
@@ -271,8 +272,8 @@ def examples_of(
     """
     examples: list[Example] = []
     ties: list[int] = []
-    for pair in pairs:
-        weight, slices = pair.row.weight, pair.row.slices
+    for pair, weight in zip(pairs, pair_weights(pairs), strict=True):
+        slices = pair.row.slices
         if avoid_both_bad and pair.row.both_bad > 0.5:
             examples += [Example((sequence,), (REJECTED,), weight, slices) for sequence in pair.sequences]
         elif pair.tied:
