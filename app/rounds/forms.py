@@ -277,6 +277,11 @@ class RoundConfig(BaseModel):
     reward_epochs: Annotated[int, Field(ge=1, le=100), Setting("reward", "Epochs", LEARNS_REWARD)] = (
         _REWARD_OPTIMISER.epochs
     )
+    reward_folds: Annotated[
+        int,
+        Field(ge=0, le=16, description="members, each trained without one fold of the prompts; 0: one, on everything"),
+        _rare("reward", "Cross-fitting folds", LEARNS_REWARD),
+    ] = _REWARD["folds"].default
     reward_ensemble: Annotated[
         int, Field(ge=1, le=16, description="heads on one trunk"), _rare("reward", "Ensemble", LEARNS_REWARD)
     ] = _REWARD["ensemble"].default

@@ -25,7 +25,8 @@ from trainer.policy import trunk_of
 from trainer.precision import computes_in
 from trainer.recipes import reward
 from trainer.reporting import ConsoleReporter
-from trainer.reward_model import RewardModel, load_reward_model, new_reward_model, save_reward_model
+from trainer.reward_model import load_reward_model, new_reward_model, save_reward_model
+from trainer.reward_network import RewardModel
 from trainer.saving import save_policy
 
 QUESTION, ANSWERS = user("Apples or rocks?"), ["Apples, by far.", "7 rocks 12", "", "Green apples and a rock or two."]

@@ -23,14 +23,8 @@ from trainer.chat import ChatEncoder, TokenSequence
 from trainer.modeling import load_tokenizer, seed_everything
 from trainer.packing import Packed, pack
 from trainer.policy import trunk_of
-from trainer.reward_model import (
-    head_names,
-    load_reward_model,
-    merge_adapters,
-    new_reward_model,
-    save_reward_model,
-    shares_of,
-)
+from trainer.reward_model import load_reward_model, new_reward_model, save_reward_model
+from trainer.reward_network import head_names, merge_adapters, shares_of
 
 TEXTS = {"Say hi": "Hi", "Name a colour, please": "Green is one of them", "Why?": ""}
 

@@ -25,7 +25,7 @@ from trainer.reward_report import Variants
 
 def spec_of(model: ModelRef, snapshot: Path, **changes: object) -> RewardSpec:
     settings = Optimiser(learning_rate=3e-3, epochs=2, batch_size=8, microbatch_size=8)
-    return RewardSpec(backbone=model, snapshot=str(snapshot), optimiser=settings).model_copy(update=changes)
+    return RewardSpec(backbone=model, snapshot=str(snapshot), folds=0, optimiser=settings).model_copy(update=changes)
 
 
 def train(spec: RewardSpec, store: ArtifactStore, location: str = "models/rm") -> tuple[RewardResult, ConsoleReporter]:
@@ -242,14 +242,14 @@ class Killing(ConsoleReporter):
             raise Killed
 
 
-@pytest.mark.parametrize("lora", [Lora(rank=4), None])
+@pytest.mark.parametrize(("lora", "folds"), [(Lora(rank=4), 0), (None, 0), (Lora(rank=4), 2)])
 def test_a_killed_run_goes_on_to_the_same_bytes(
-    tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path, lora: Lora | None
+    tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path, lora: Lora | None, folds: int
 ) -> None:
     """With ties and an ensemble, whose parameters and bootstrap weights have to be found again too."""
-    snapshot = write_rows(tmp_path / "snapshot.jsonl", separable_pairs(40, 8))
+    snapshot = write_rows(tmp_path / "snapshot.jsonl", separable_pairs(48 if folds else 40, 8))
     settings = Optimiser(learning_rate=1e-3, epochs=2, batch_size=8, microbatch_size=3)
-    spec = spec_of(tiny_ref, snapshot, optimiser=settings, lora=lora, ties="davidson", ensemble=2)
+    spec = spec_of(tiny_ref, snapshot, optimiser=settings, lora=lora, folds=folds, ties="davidson", ensemble=2)
     train(spec, store, "models/whole")
     reporters = []
     for at in (1, 3, 4, 7, 99):  # 4 ends an epoch
@@ -433,7 +433,10 @@ def test_ties_are_counted_as_they_are_labelled(tiny_ref: ModelRef, soft: bool, s
     assert reward.tie_share(spec, pairs) == pytest.approx(share)
     # Where all rewards are equal, the parameter says from the start what is seen.
     objective = RewardObjective(new_reward_model(tiny_ref, None), spec.ties, reward.tie_share(spec, pairs))
-    figures = reward.tie_figures(spec, objective, pairs, torch.zeros(2, 30, 1))
+    ties = objective.all_ties()
+    assert ties is not None
+    said = reward.said_by(objective.model, 0, pairs, torch.zeros(2, 30, 1), torch.ones(1), ties)
+    figures = reward.tie_figures(spec, ties, said)
     assert figures is not None
     assert figures["predicted"] == pytest.approx(share)
     assert figures["observed"] == pytest.approx(share)
@@ -483,7 +486,7 @@ def test_each_rewritten_text_is_read_with_as_much_of_the_prompt_as_it_leaves_roo
         return torch.tensor([[float(len(s.prompt))] for element in elements for s in element.sequences])
 
     model = new_reward_model(tiny_ref, None)
-    score = reward.text_scorer(prompt_lengths, model, ChatEncoder(tokenizer, len(whole) + 6), spread=2.0)
+    score = reward.text_scorer(prompt_lengths, model, ChatEncoder(tokenizer, len(whole) + 6))
     n = len(whole)
     found = score([Variants(user("Why?"), texts), Variants(user("Why?"), texts[:1])])
-    assert found == [[n / 2, (n - 4) / 2, None], [n / 2]]
+    assert found == [[n, n - 4, None], [n]]
