@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from pydantic import BaseModel
 
+import trainer.cross_fitting
 import trainer.training
 from app.artifacts import ArtifactStore
 from app.specs import DPOSpec, ModelRef, Optimiser, PairRow, RewardSpec
@@ -91,6 +92,7 @@ def ours(job: Job) -> Outcome:
     import trainer.recipes.dpo as dpo
 
     trainer.training.length_batches = functools.partial(length_batches, window=1)
+    trainer.cross_fitting.length_batches = trainer.training.length_batches
     with tempfile.TemporaryDirectory() as folder:
         snapshot = Path(folder) / "snapshot.jsonl"
         snapshot.write_text("".join(row.model_dump_json() + "\n" for row in job.rows))
@@ -101,7 +103,7 @@ def ours(job: Job) -> Outcome:
         else:
             import trainer.recipes.reward as reward
 
-            spec = RewardSpec(backbone=ref, soft_labels=False, centering=0, **common)
+            spec = RewardSpec(backbone=ref, folds=0, soft_labels=False, centering=0, **common)
             reward.train(spec, store, clock, Path(folder) / "out")
     training = next(times for message, times in clock.phases.items() if message.startswith("training"))
     reference = clock.phases.get("log-probs of the reference")

@@ -72,6 +72,7 @@ IN_SPECS: dict[str, tuple[str, Any, str, str, Any]] = {
     "lora_rank": ("ppo", 4, "ppo", "lora", {"rank": 4, "alpha": 8}),
     "reward_learning_rate": ("dpo", 0.004, "reward", "optimiser.learning_rate", 0.004),
     "reward_epochs": ("dpo", 9, "reward", "optimiser.epochs", 9),
+    "reward_folds": ("dpo", 0, "reward", "folds", 0),
     "reward_ensemble": ("dpo", 3, "reward", "ensemble", 3),
     "reward_ties": ("dpo", "davidson", "reward", "ties", "davidson"),
     "reward_margin": ("dpo", "large", "reward", "margin", "large"),

@@ -346,7 +346,7 @@ def test_shared_and_plain_rows_train_alike(
         optimiser=Optimiser(learning_rate=1e-3, batch_size=4, microbatch_size=4),
     )
     shared = train(spec, store)[1]
-    monkeypatch.setattr("trainer.reward_model.can_share", lambda trunk: False)
+    monkeypatch.setattr("trainer.reward_network.can_share", lambda trunk: False)
     plain = train(spec, store)[1]
     for name in ("loss", "grad_norm", "margin", "eval_loss"):
         assert plain.values(name) == pytest.approx(shared.values(name), abs=2e-3)
