@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-RunKind = Literal["sample", "sft", "reward", "dpo", "on_policy_dpo", "best_of_n", "ppo", "evaluate"]
+RunKind = Literal["sample", "sft", "reward", "dpo", "on_policy_dpo", "best_of_n", "ppo", "rloo", "grpo", "evaluate"]
 EnsembleScore = Literal["mean", "min", "mean_minus_variance"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch's generators take
@@ -182,18 +182,20 @@ def check_read(name: str, value: Any, loss: PreferenceLoss | None) -> Any:
     return value
 
 
-class PPOSpec(Spec):
-    """Proximal policy optimisation against a reward model with a KL leash (Ziegler et al. 2019; Ouyang et al. 2022)."""
+class RolloutSpec(Spec):
+    """Settings of the methods that learn from rollouts by policy gradients: PPO, RLOO and GRPO.
 
-    kind: Literal["ppo"] = "ppo"
+    A rollout is a set of answers that the policy samples and reward models score. Several updates follow each rollout.
+    """
+
     policy: ModelRef
-    reference: ModelRef
+    reference: ModelRef = Field(description="the model that KL is measured to")
     reward_models: tuple[str, ...] = Field(min_length=1, description="locations of reward models: several, an ensemble")
     ensemble_score: EnsembleScore = Field(
         "mean", description="how the heads of all reward models make one score (Coste et al. 2023)"
     )
     variance_weight: float = Field(0.1, ge=0, description="lambda of mean_minus_variance")
-    prompts: str
+    prompts: str = Field(description="location of a prompts JSONL: what the policy is sampled on")
     lora: Lora | None = Lora()
     # For LoRA in short runs: in 24 updates of a 135M model 3e-4 moved nothing, 1.2e-3 went too far (approxkl 0.29).
     optimiser: Optimiser = Optimiser(learning_rate=6e-4, epochs=2, batch_size=8, warmup_ratio=0.0)
@@ -212,18 +214,11 @@ class PPOSpec(Spec):
     approxkl_stop: float | None = Field(
         None, gt=0, description="end a rollout's updates once policy/approxkl exceeds it"
     )
-    gamma: float = Field(1.0, gt=0, le=1)
-    gae_lambda: float = Field(0.95, ge=0, le=1)
-    clip_range: float = Field(0.2, gt=0)
-    value_clip_range: float = Field(0.2, gt=0)
-    vf_coef: float = Field(0.1, ge=0)
-    critic: Literal["policy", "reward"] = Field(
-        "policy",
-        description="a zero value head on the policy's trunk, or a model of its own that begins as the reward's",
+    length_weight: float = Field(
+        0.0, ge=0, description="taken from a score for each standard deviation of length: length-controlled reward"
     )
     normalise_scores: bool = Field(False, description="divide scores by their running standard deviation")
     clip_score: float | None = Field(None, gt=0, description="scores are clipped to +- this, after normalisation")
-    whiten_rewards: bool = False
     missing_eos: Literal["subtract", "replace"] = "subtract"
     missing_eos_penalty: float | None = Field(
         1.0, ge=0, description="taken from the score of unfinished answers, or what replaces it, negated"
@@ -233,6 +228,67 @@ class PPOSpec(Spec):
     evaluate_every: int = Field(2, ge=1, description="rollouts between sample pages")
     max_length: int = Field(1024, ge=16)
     seed: Seed = 0
+
+
+class PPOSpec(RolloutSpec):
+    """Proximal policy optimisation against a reward model with a KL leash (Ziegler et al. 2019; Ouyang et al. 2022)."""
+
+    kind: Literal["ppo"] = "ppo"
+    gamma: float = Field(1.0, gt=0, le=1)
+    gae_lambda: float = Field(
+        1.0, ge=0, le=1, description="below 1 the critic is fitted to the first rollout before the policy learns"
+    )
+    clip_range: float = Field(0.2, gt=0)
+    value_clip_range: float = Field(0.2, gt=0)
+    vf_coef: float = Field(0.1, ge=0)
+    critic: Literal["policy", "reward"] = Field(
+        "policy",
+        description="a zero value head on the policy's trunk, or a model of its own that begins as the reward's",
+    )
+    whiten_rewards: bool = False
+
+
+class GroupSpec(RolloutSpec):
+    """Settings of the methods that compare several answers to one prompt and need no critic.
+
+    `episodes` and `rollout_size` are rounded up to whole groups, `optimiser.batch_size` to whole groups and at least
+    one.
+    """
+
+    ensemble_score: EnsembleScore = Field(
+        "mean_minus_variance", description="how all members of the reward models make one score (Coste et al. 2023)"
+    )
+    variance_weight: float = Field(1.0, ge=0, description="lambda of mean_minus_variance")
+    optimiser: Optimiser = Optimiser(learning_rate=6e-4, epochs=2, batch_size=32, warmup_ratio=0.0)
+    episodes: int = Field(512, ge=1, description="sampled responses in all")
+    rollout_size: int = Field(64, ge=1, description="responses sampled before each round of updates")
+    samples_per_prompt: int = Field(8, ge=2, le=64, description="answers in a group: to one prompt, read once")
+    clip_low: float = Field(0.2, gt=0, lt=1, description="the ratio counts down to 1 minus this")
+    clip_high: float = Field(0.28, gt=0, description="the ratio counts up to 1 plus this (DAPO, Yu et al. 2025)")
+    normalisation: Literal["constant", "published"] = Field(
+        "constant", description="constant: no bias by length or deviation (Liu et al. 2025); published: as first given"
+    )
+    kl_in: Literal["reward", "loss"] = Field(
+        "reward", description="the leash: k1 taken from the reward, or k3 added to the loss"
+    )
+
+
+class RLOOSpec(GroupSpec):
+    """REINFORCE with a leave-one-out baseline: the mean reward of the prompt's other answers (Ahmadian et al. 2024).
+
+    `published` takes a whole answer as one action, with one ratio; `constant` has a ratio for each token.
+    """
+
+    kind: Literal["rloo"] = "rloo"
+
+
+class GRPOSpec(GroupSpec):
+    """Group relative policy optimisation: the baseline is the mean reward of the prompt's answers (Shao et al. 2024).
+
+    `published` divides by their standard deviation and takes a mean over each answer's tokens; `constant` is Dr. GRPO.
+    """
+
+    kind: Literal["grpo"] = "grpo"
 
 
 class TurnsSpec(Spec):
@@ -306,7 +362,16 @@ class EvaluateSpec(Spec):
 
 
 RunSpec = Annotated[
-    SampleSpec | SFTSpec | RewardSpec | DPOSpec | OnPolicyDPOSpec | BestOfNSpec | PPOSpec | EvaluateSpec,
+    SampleSpec
+    | SFTSpec
+    | RewardSpec
+    | DPOSpec
+    | OnPolicyDPOSpec
+    | BestOfNSpec
+    | PPOSpec
+    | RLOOSpec
+    | GRPOSpec
+    | EvaluateSpec,
     Field(discriminator="kind"),
 ]
 RUN_SPEC: TypeAdapter[RunSpec] = TypeAdapter(RunSpec)
