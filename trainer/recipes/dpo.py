@@ -363,7 +363,9 @@ def statistics(spec: DPOSpec, pairs: PairLogps, z: Tensor, prefix: str = "") -> 
             values[f"logps/{name}"] = pairs.policy[kind, there[kind]].mean()
     if (both := there.all(0)).any():
         margins = rewards[CHOSEN, both] - rewards[REJECTED, both]
-        values |= {"rewards/accuracies": (margins > 0).float().mean(), "rewards/margins": margins.mean()}
+        # A margin of 0 orders nothing: half right, as by a coin (a policy that is still its reference).
+        right = (margins > 0).float() + (margins == 0).float() / 2
+        values |= {"rewards/accuracies": right.mean(), "rewards/margins": margins.mean()}
     if spec.loss == "kto":
         values["kl"] = z  # TRL's name
     if (spec.nll_weight or spec.loss == "orpo") and there[CHOSEN].any():
