@@ -72,7 +72,7 @@ class Sides:
         samples = finished = tokens = 0
         started = self.clock()
         room = args.max_length - args.max_new_tokens
-        prompts = [self.encoder.prompt(row.messages)[-room:] for row in self.rows]
+        prompts = [self.encoder.prompt_within(row.messages, room)[0] for row in self.rows]
         order = by_length([len(prompt) for prompt in prompts])
         for part in chunks(order, max(1, args.batch_size // args.k)):
             batch = left_padded([prompts[i] for i in part], pad_id)

@@ -8,7 +8,6 @@ rows learn from the first step on, as those of a new adapter do. A smaller rank 
 import copy
 from pathlib import Path
 
-import torch
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.utils.save_and_load import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn

@@ -62,8 +62,7 @@ class Sampler:
         length go together, in an order that `order` decides; without it the shortest go first. The weights must not
         change before the last sample has come.
         """
-        # A longer prompt loses its beginning.
-        prompts = [self.encoder.prompt(row.messages)[-self.room :] for row, _ in wanted]
+        prompts = [self.encoder.prompt_within(row.messages, self.room)[0] for row, _ in wanted]
         lengths = [len(prompt) for prompt in prompts]
         at_once = max(1, batch_size // max((len(indices) for _, indices in wanted), default=1))
         queue = (
@@ -115,8 +114,8 @@ def cut_prompts(rows: Iterable[PromptRow], encoder: ChatEncoder, max_new_tokens:
         InvalidInput: the chat template refuses one, or new tokens leave no room for any.
     """
     room = prompt_room(encoder, max_new_tokens)
-    cut = sorted(row.id for row in rows if len(encoder.prompt(row.messages)) > room)
-    reason = f"lost their beginning, to stay within {encoder.max_length} tokens with {max_new_tokens} new ones"
+    cut = sorted(row.id for row in rows if encoder.prompt_within(row.messages, room)[1])
+    reason = f"lost a part, to stay within {encoder.max_length} tokens with {max_new_tokens} new ones"
     return describe_left_out({reason: cut} if cut else {}, "prompts")
 
 

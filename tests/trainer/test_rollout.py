@@ -66,11 +66,12 @@ def test_batch_size_changes_nothing(model: torch.nn.Module, tiny_model: Path) ->
     assert len({seed for _, seed in texts[0].values()}) == 12
 
 
-def test_a_prompt_that_is_too_long_loses_its_beginning(model: torch.nn.Module, tiny_model: Path) -> None:
-    [[response]] = sampler(model, tiny_model).respond([(row(1, "a" * 500), [0])], 4)
+def test_a_prompt_that_is_too_long_loses_its_middle(model: torch.nn.Module, tiny_model: Path) -> None:
+    [[response]] = sampler(model, tiny_model).respond([(row(1, "a" * 250 + "z" * 250), [0])], 4)
     assert len(response.prompt) == 120
+    # Of 120 tokens the template takes 19 and the ellipsis 3.
     encoder = ChatEncoder(load_tokenizer(str(tiny_model)), 128)
-    assert response.prompt == encoder.prompt(user("a" * 500))[-120:]
+    assert response.prompt == encoder.prompt(user("a" * 49 + "…" + "z" * 49))
 
 
 def test_no_room_for_a_prompt_is_refused(model: torch.nn.Module, tiny_model: Path) -> None:

@@ -149,7 +149,7 @@ def test_prompts_that_are_not_read_whole_are_named(spec: SampleSpec, store: Arti
     rows = read_prompts(Path(spec.prompts))
     long = rows[4].model_copy(update={"messages": user("z" * 474)})  # 19 tokens more, and 20 new ones: 513
     write_rows(Path(spec.prompts), [*rows[:4], long, *rows[5:]])
-    note = "1 prompts lost their beginning, to stay within 512 tokens with 20 new ones: 104"
+    note = "1 prompts lost a part, to stay within 512 tokens with 20 new ones: 104"
     everything = {(row.id, index) for row in rows for index in range(3)}
 
     def notes(wanted: tuple[int, int]) -> tuple[str, ...]:
