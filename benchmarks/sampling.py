@@ -90,7 +90,7 @@ class Sides:
             )
             for row in out[:, batch.input_ids.shape[1] :].tolist():
                 end = next((i for i, token in enumerate(row) if token in self.stops), None)
-                self.encoder.tokenizer.decode(row[:end], skip_special_tokens=True)
+                self.encoder.tokenizer.decode(row[:end])
                 samples, finished = samples + 1, finished + (end is not None)
                 tokens += len(row) if end is None else end + 1
         return Figures(samples, finished, tokens, self.clock() - started)

@@ -14,7 +14,10 @@ from trainer.generation import Sample, Sampling, Tick, best_ways, generate, no_t
 
 
 class Response(NamedTuple):
-    """A sample as a person reads it: `sample_index` counts those of one prompt; `text` is without the stop token."""
+    """A sample as a person reads it: `sample_index` counts those of one prompt.
+
+    `text` is all that was said but the stop token: a control token in it stands there by its name.
+    """
 
     row: PromptRow
     sample_index: int
@@ -89,8 +92,9 @@ class Sampler:
             ]
 
     def _text(self, sample: Sample) -> str:
-        # As the model said it: cleaning up would take the spaces before its punctuation away.
-        return self.encoder.tokenizer.decode(sample.body, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        # As the model said it, control tokens too: the policy is trained on them, so whoever judges must see them.
+        # Cleaning up would take the spaces before punctuation away.
+        return self.encoder.tokenizer.decode(sample.body, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def prompt_room(encoder: ChatEncoder, max_new_tokens: int) -> int:
