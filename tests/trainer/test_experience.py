@@ -111,7 +111,7 @@ class Bench:
         self.model, reference = load_policy_and_reference(spec.policy, spec.reference, spec.lora)
         tokenizer = load_tokenizer(spec.policy)
         self.module = ActorCritic(self.model, ValueHead(self.model)).eval()
-        sampler = Sampler(self.model, ChatEncoder(tokenizer, 128), spec.max_new_tokens, spec.temperature, 0)
+        sampler = Sampler(self.model, ChatEncoder(tokenizer, 128), spec.max_new_tokens, spec.temperature, 0, "ppo")
         pad_id = tokenizer.pad_token_id
         self.collector = Collector(
             self.module,

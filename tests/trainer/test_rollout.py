@@ -16,7 +16,7 @@ from trainer.chat import ChatEncoder
 from trainer.generation import Sample
 from trainer.modeling import load_causal_lm, load_tokenizer
 from trainer.reporting import RunCancelled
-from trainer.rollout import Sampler
+from trainer.rollout import Sampler, sample_seed
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,9 @@ def row(number: int, text: str) -> PromptRow:
 
 def sampler(model: torch.nn.Module, tiny_model: Path, **changes: object) -> Sampler:
     encoder = ChatEncoder(load_tokenizer(str(tiny_model)), 128)
-    return Sampler(model, encoder, **{"max_new_tokens": 8, "temperature": 1.0, "seed": 0, **changes})
+    return Sampler(
+        model, encoder, **{"max_new_tokens": 8, "temperature": 1.0, "seed": 0, "purpose": "sample", **changes}
+    )
 
 
 def test_every_wanted_sample_comes_once_with_those_of_its_prompt(model: torch.nn.Module, tiny_model: Path) -> None:
@@ -103,3 +105,17 @@ def test_a_response_is_read_as_it_was_said(model: torch.nn.Module, tiny_model: P
     sampled = sampler(model, tiny_model)
     sampled.encoder = ChatEncoder(tokenizer, 128)
     assert sampled._text(Sample([1, 2, 0, 3, 4, 5, 0], [], finished=True)) == "do n't . No ?"
+
+
+def test_no_two_purposes_runs_prompts_or_places_share_a_seed() -> None:
+    purposes = ("sample", "evaluate", "on_policy_dpo", "best_of_n", "ppo", "rloo", "grpo")
+    numbers = (0, 1, 2, 11, 12, 112, 1_000_003)
+    seeds = [
+        sample_seed(seed, purpose, prompt_id, index)
+        for purpose in purposes
+        for seed in numbers
+        for prompt_id in numbers
+        for index in (-1, *numbers)
+    ]
+    assert len(set(seeds)) == len(seeds) == 7 * 7 * 7 * 8
+    assert all(0 <= seed < 2**63 for seed in seeds)

@@ -158,7 +158,7 @@ def train(
     if critic_folder is not None:
         critic = RewardCritic(critic_folder, tokenizer, spec.lora, dtype)
     module = ActorCritic(causal, critic)
-    sampler = Sampler(causal, encoder, spec.max_new_tokens, spec.temperature, spec.seed, tick)
+    sampler = Sampler(causal, encoder, spec.max_new_tokens, spec.temperature, spec.seed, spec.kind, tick)
     collector = Collector(module, reference, sampler, scorer, rows, spec.rollout_batch_size, pad_id, tick)
 
     # 2. Where we are: at the start, or where the last checkpoint was written.
