@@ -14,7 +14,10 @@ from trainer.generation import Sample, Sampling, Tick, best_ways, generate, no_t
 
 
 class Response(NamedTuple):
-    """A sample as a person reads it: `sample_index` counts those of one prompt; `text` is without the stop token."""
+    """A sample as a person reads it: `sample_index` counts those of one prompt.
+
+    `text` is all that was said but the stop token: a control token in it stands there by its name.
+    """
 
     row: PromptRow
     sample_index: int
@@ -66,8 +69,7 @@ class Sampler:
         length go together, in an order that `order` decides; without it the shortest go first. The weights must not
         change before the last sample has come.
         """
-        # A longer prompt loses its beginning.
-        prompts = [self.encoder.prompt(row.messages)[-self.room :] for row, _ in wanted]
+        prompts = [self.encoder.prompt_within(row.messages, self.room)[0] for row, _ in wanted]
         lengths = [len(prompt) for prompt in prompts]
         at_once = max(1, batch_size // max((len(indices) for _, indices in wanted), default=1))
         queue = (
@@ -94,8 +96,9 @@ class Sampler:
             ]
 
     def _text(self, sample: Sample) -> str:
-        # As the model said it: cleaning up would take the spaces before its punctuation away.
-        return self.encoder.tokenizer.decode(sample.body, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        # As the model said it, control tokens too: the policy is trained on them, so whoever judges must see them.
+        # Cleaning up would take the spaces before punctuation away.
+        return self.encoder.tokenizer.decode(sample.body, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def prompt_room(encoder: ChatEncoder, max_new_tokens: int) -> int:
@@ -119,8 +122,8 @@ def cut_prompts(rows: Iterable[PromptRow], encoder: ChatEncoder, max_new_tokens:
         InvalidInput: the chat template refuses one, or new tokens leave no room for any.
     """
     room = prompt_room(encoder, max_new_tokens)
-    cut = sorted(row.id for row in rows if len(encoder.prompt(row.messages)) > room)
-    reason = f"lost their beginning, to stay within {encoder.max_length} tokens with {max_new_tokens} new ones"
+    cut = sorted(row.id for row in rows if encoder.prompt_within(row.messages, room)[1])
+    reason = f"lost a part, to stay within {encoder.max_length} tokens with {max_new_tokens} new ones"
     return describe_left_out({reason: cut} if cut else {}, "prompts")
 
 

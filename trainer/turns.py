@@ -345,6 +345,8 @@ class Phase:
 def workplace(checkpoints: Checkpoints | None) -> Iterator[ArtifactStore]:
     """Where the phases' results lie: with the run's checkpoints, or in a folder that is removed."""
     if checkpoints is not None:
+        if accelerator().is_main_process:
+            checkpoints.phases.sweep()
         yield checkpoints.phases
         return
     root = the_main_processes(tempfile.mkdtemp)

@@ -504,7 +504,7 @@ def test_a_critic_with_few_positions_shortens_what_is_read(
     spec = spec_of(tiny_ref, prompts, critic="reward", reward_models=(str(critic),), lora=None)
     result, _ = train(spec, store, tmp_path / "policy")
     # 19 tokens of the chat and 6 of the longest prompts leave no room for 8 new ones.
-    assert result.dropped == ("4 prompts lost their beginning, to stay within 32 tokens with 8 new ones: 2, 5, 8, 11",)
+    assert result.dropped == ("4 prompts lost a part, to stay within 32 tokens with 8 new ones: 2, 5, 8, 11",)
 
 
 @pytest.mark.parametrize("kind", ["min", "mean_minus_variance"])
@@ -610,7 +610,7 @@ def test_prompts_that_are_too_long_are_named(
     spec = spec_of(tiny_ref, prompts, episodes=12, max_length=lengths[1] + 8)
     result, _reporter = train(spec, store, tmp_path / "policy")
     assert result.dropped == (
-        f"4 prompts lost their beginning, to stay within {lengths[1] + 8} tokens with 8 new ones: 2, 5, 8, 11",
+        f"4 prompts lost a part, to stay within {lengths[1] + 8} tokens with 8 new ones: 2, 5, 8, 11",
     )
 
 
