@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from app.artifacts import ArtifactStore
-from app.specs import GRPOSpec, Lora, ModelRef, Optimiser, PromptRow, RLOOSpec
+from app.specs import GRPOSpec, Lora, ModelRef, Optimiser, PromptRow, RLOOSpec, RunKind
 from tests.trainer.conftest import user, write_rows
+from trainer import cli, tasks
 from trainer.experience import Rollout
 from trainer.packing import Packed, pack
 from trainer.recipes import group
@@ -227,3 +228,22 @@ def test_a_prompt_stands_once_in_the_rows_of_its_answers(
     ((groups, answers, share),) = forwarded
     assert (groups, answers) == (3, 12)
     assert share < 0.6
+
+
+@pytest.mark.parametrize("kind", [RLOOSpec, GRPOSpec])
+def test_the_command_line_trains_against_a_reward_model(
+    tiny_ref: ModelRef, reward_folder: Path, prompts: Path, tmp_path: Path, kind: type[RLOOSpec] | type[GRPOSpec]
+) -> None:
+    spec = spec_of(kind, tiny_ref, prompts, reward_models=(str(reward_folder),), max_new_tokens=4)
+    (tmp_path / "spec.json").write_text(spec.model_dump_json())
+    cli.run(spec.kind, tmp_path / "spec.json", tmp_path / "out", tmp_path, cli.CheckpointOptions(None, 0.0, 2))
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
+    assert kind.model_validate_json((tmp_path / "out" / "spec.json").read_text()) == spec
+    assert "frac_reward_zero_std" in (tmp_path / "out" / "metrics.jsonl").read_text()
+    assert (tmp_path / "out" / "samples.jsonl").exists()
+
+
+def test_every_kind_of_run_has_its_command_and_every_one_that_trains_its_recipe() -> None:
+    kinds = set(get_args(RunKind))
+    assert {command.name for command in cli.app.registered_commands} == kinds | {"fetch-model"}
+    assert set(tasks.RECIPES) == kinds - {"sample", "evaluate"}
