@@ -265,7 +265,8 @@ class GroupSpec(RolloutSpec):
     clip_low: float = Field(0.2, gt=0, lt=1, description="the ratio counts down to 1 minus this")
     clip_high: float = Field(0.28, gt=0, description="the ratio counts up to 1 plus this (DAPO, Yu et al. 2025)")
     normalisation: Literal["constant", "published"] = Field(
-        "constant", description="constant: no bias by length or deviation (Liu et al. 2025); published: as first given"
+        "constant",
+        description="constant: no bias by length or deviation (Liu et al. 2025); published: as first given",
     )
     kl_in: Literal["reward", "loss"] = Field(
         "reward", description="the leash: k1 taken from the reward, or k3 added to the loss"
