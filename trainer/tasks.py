@@ -16,10 +16,21 @@ from app.models import Metric, Run
 from app.rounds import service as rounds
 from app.rounds.service import NewSample
 from app.settings import Settings
-from app.specs import RUN_SPEC, DPOSpec, EvaluateSpec, PPOSpec, RewardSpec, RunSpec, SampleSpec, SFTSpec
+from app.specs import (
+    RUN_SPEC,
+    BestOfNSpec,
+    DPOSpec,
+    EvaluateSpec,
+    OnPolicyDPOSpec,
+    PPOSpec,
+    RewardSpec,
+    RunSpec,
+    SampleSpec,
+    SFTSpec,
+)
 from trainer.checkpoints import Checkpoints
 from trainer.memory import give_back_memory, is_out_of_memory
-from trainer.recipes import dpo, evaluate, ppo, reward, sample, sft
+from trainer.recipes import best_of_n, dpo, evaluate, on_policy_dpo, ppo, reward, sample, sft
 from trainer.recipes.sample import Completion, OnCompletions
 from trainer.recording import RunLost, RunRecorder, WorkerStopping, is_outage, patiently
 from trainer.reporting import PolicyResult, RewardResult, RunCancelled
@@ -35,8 +46,15 @@ MORE_MEMORY = (
     "Retry with more memory, or start anew with a smaller microbatch size, gradient checkpointing or shorter responses."
 )
 
-TrainingSpec = SFTSpec | RewardSpec | DPOSpec | PPOSpec
-RECIPES: dict[str, ModuleType] = {"sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo}
+TrainingSpec = SFTSpec | RewardSpec | DPOSpec | OnPolicyDPOSpec | BestOfNSpec | PPOSpec
+RECIPES: dict[str, ModuleType] = {
+    "sft": sft,
+    "reward": reward,
+    "dpo": dpo,
+    "on_policy_dpo": on_policy_dpo,
+    "best_of_n": best_of_n,
+    "ppo": ppo,
+}
 
 
 class Runner:
@@ -129,7 +147,7 @@ class Runner:
     def _run(self, spec: RunSpec, recorder: RunRecorder) -> None:
         digest = None
         match spec:
-            case SFTSpec() | RewardSpec() | DPOSpec() | PPOSpec():
+            case SFTSpec() | RewardSpec() | DPOSpec() | OnPolicyDPOSpec() | BestOfNSpec() | PPOSpec():
                 result, digest = self._train(spec, recorder)
             case SampleSpec():
                 result = self._sample(spec, recorder)

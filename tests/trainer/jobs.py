@@ -16,10 +16,12 @@ from torch.distributed.tensor import DTensor
 
 from app.artifacts import ArtifactStore
 from app.specs import (
+    BestOfNSpec,
     DemonstrationRow,
     DPOSpec,
     Lora,
     ModelRef,
+    OnPolicyDPOSpec,
     Optimiser,
     PPOSpec,
     PromptRow,
@@ -31,13 +33,20 @@ from tests.trainer.conftest import build_model, separable_pairs, user, write_row
 from trainer.checkpoints import Checkpoints
 from trainer.modeling import load_causal_lm, load_tokenizer
 from trainer.policy import Policy
-from trainer.recipes import dpo, ppo, reward, sft
+from trainer.recipes import best_of_n, dpo, on_policy_dpo, ppo, reward, sft
 from trainer.reporting import ConsoleReporter
 from trainer.reward_model import new_reward_model, save_reward_model
 from trainer.training import Training, accelerator
 
-KINDS = ("sft", "reward", "dpo", "kto", "ppo")
-RECIPES: dict[str, Any] = {"sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo}
+KINDS = ("sft", "reward", "dpo", "kto", "ppo", "on_policy_dpo", "best_of_n")
+RECIPES: dict[str, Any] = {
+    "sft": sft,
+    "reward": reward,
+    "dpo": dpo,
+    "ppo": ppo,
+    "on_policy_dpo": on_policy_dpo,
+    "best_of_n": best_of_n,
+}
 CHECKPOINTS = "checkpoints"
 
 
@@ -86,6 +95,20 @@ def spec_of(kind: str, folder: Path, lora: bool = True) -> RunSpec:
                 ptx=str(folder / "demonstrations.jsonl"),
                 **common,
             )
+        case "on_policy_dpo" | "best_of_n":
+            turns: dict[str, Any] = {
+                "policy": tiny,
+                "reward_models": (str(folder / "reward"),),
+                "prompts": str(folder / "prompts.jsonl"),
+                "snapshot": snapshot,
+                "samples_per_prompt": 32,  # few answers of a model that knows nothing end by themselves
+                "max_new_tokens": 32,
+                "kl_budget": 0.05,
+                **common,
+            }
+            if kind == "best_of_n":
+                return BestOfNSpec(turns=2, best=4, **turns)
+            return OnPolicyDPOSpec(turns=1, human_learning_rate=1e-4, human_share=0.2, min_margin=0.01, **turns)
     raise ValueError(kind)
 
 
