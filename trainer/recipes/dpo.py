@@ -68,6 +68,9 @@ def train(
 ) -> PolicyResult:
     """Trains on the snapshot's `train` rows with a winner and on thumbs, measures on `heldout` rows, saves to `folder`.
 
+    An answer that was cut by length is read without the end of its turn. If it is chosen, it does not teach to stop
+    there; if it is rejected, it does not teach to go on.
+
     Raises:
         InvalidInput: too few rows to learn from.
         ModelUnavailable: policy or reference does not load.
@@ -288,13 +291,15 @@ def strangers_of(examples: Sequence[Example], encoder: ChatEncoder) -> list[Grou
     if all(prompt == prompts[0] for prompt in prompts):
         return []
     strangers: list[Group] = []
-    for i, prompt in enumerate(prompts):
-        other = next(j % len(prompts) for j in range(i + 1, i + len(prompts)) if prompts[j % len(prompts)] != prompt)
+    other = next(i for i, prompt in enumerate(prompts) if prompt != prompts[-1])  # of the last one: from the start
+    for i in reversed(range(len(prompts))):
+        if i + 1 < len(prompts) and prompts[i + 1] != prompts[i]:
+            other = i + 1
         completions = [sequence.completion for sequence in examples[other].sequences]
-        fitted = encoder.fit(prompt, completions)
+        fitted = encoder.fit(prompts[i], completions)
         assert fitted is not None  # they fitted their own prompts' room, which did not depend on the prompt
         strangers.append(tuple(fitted.sequences))
-    return strangers
+    return strangers[::-1]
 
 
 def by_kind(values: Tensor, examples: Sequence[Example]) -> Tensor:
