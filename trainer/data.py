@@ -136,6 +136,21 @@ def encode_pairs(rows: Sequence[PairRow], encoder: ChatEncoder, *, close_cut: bo
     return EncodedPairs(pairs["train"], pairs["heldout"], describe_left_out(left_out, "comparisons"))
 
 
+def weights_of(pairs: Sequence[Pair]) -> list[float]:
+    """How much each pair counts: its row's weight, for a pair of a ranking of k answers times 2 / k.
+
+    Together the k (k - 1) / 2 pairs of a ranking count k - 1 times: so many comparisons put k answers in order.
+    """
+    answers: dict[tuple[int | None, int], set[tuple[int, ...]]] = {}
+    for pair in pairs:
+        key = pair.row.ranking, pair.row.prompt_id
+        answers.setdefault(key, set()).update(tuple(sequence.completion) for sequence in pair.sequences)
+    return [
+        pair.row.weight * (1 if pair.row.ranking is None else 2 / len(answers[pair.row.ranking, pair.row.prompt_id]))
+        for pair in pairs
+    ]
+
+
 class Thumb(NamedTuple):
     """A response that was liked or not, as token ids."""
 
