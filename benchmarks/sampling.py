@@ -57,7 +57,7 @@ class Sides:
 
     def ours(self, seed: int) -> tuple[Figures, list[Response]]:
         args = self.args
-        sampler = Sampler(self.model, self.encoder, args.max_new_tokens, args.temperature, seed)
+        sampler = Sampler(self.model, self.encoder, args.max_new_tokens, args.temperature, seed, "benchmark")
         wanted = [(row, range(args.k)) for row in self.rows]
         started = self.clock()
         responses = [response for batch in sampler.respond(wanted, args.batch_size) for response in batch]

@@ -282,9 +282,11 @@ def load_causal_lm(
 ) -> Any:
     """A language model in `eval()` mode on `device()`.
 
-    Frozen by default: the base with its adapter merged. With `trainable` and `lora`: a peft model whose adapter is the
-    only part with gradients. It is a new one, which starts as the identity, or the one that `ref` carries, widened to
-    the rank of `lora`. With `trainable` and no `lora`: full weights, an adapter merged into them.
+    Frozen by default. An adapter is merged into weights held in fp32. In bf16 it stays apart, itself in fp32: most of
+    its changes are smaller than half a step between two bf16 weights, so rounding the sum would erase them. With
+    `trainable` and `lora`: a peft model whose adapter is the only part with gradients. It is a new one, which starts as
+    the identity, or the one that `ref` carries, widened to the rank of `lora`. With `trainable` and no `lora`: full
+    weights, an adapter merged into them.
 
     Args:
         dtype: of frozen weights and matrix products; None: as `working_dtype` measures. What learns is fp32.
@@ -302,10 +304,11 @@ def load_causal_lm(
             model = get_peft_model(model, lora_config(lora), adapter_name=POLICY).eval()
     else:
         held = torch.float32 if trainable else dtype
-        # Merging adds small numbers to large ones: in fp32, rounded once afterwards.
-        model = _load_base(ref.base, torch.float32 if ref.adapter else held)
+        model = _load_base(ref.base, held)
         if ref.adapter:
-            model = _with_adapter(model, ref, None).merge_and_unload().to(held)
+            model = _with_adapter(model, ref, None)
+            if held == torch.float32:
+                model = model.merge_and_unload()
         model = model.requires_grad_(trainable).eval()
     set_compute_dtype(trunk_of(model), dtype)
     with loading(ref.adapter or ref.base):

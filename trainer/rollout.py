@@ -34,6 +34,8 @@ class Response(NamedTuple):
 class Sampler:
     """Samples responses to prompts from a model, at one temperature, from seeds derived from the run's.
 
+    `purpose` says what the samples are for, such as `evaluate` or `ppo`: two purposes never share a sample's seed.
+
     What makes it fast is tried on this model first: where the log-probs are not those of a plain forward pass, the
     plain way is taken and the log says so.
     """
@@ -45,9 +47,11 @@ class Sampler:
         max_new_tokens: int,
         temperature: float,
         seed: int,
+        purpose: str,
         tick: Tick = no_tick,
     ) -> None:
-        self.model, self.encoder, self.seed, self.tick = model, encoder, seed, tick
+        self.model, self.encoder, self.tick = model, encoder, tick
+        self.seed, self.purpose = seed, purpose
         stops = stop_ids(model, encoder.tokenizer)
         self.sampling = Sampling(max_new_tokens, temperature, frozenset(stops))
         self.room = prompt_room(encoder, max_new_tokens)
@@ -73,7 +77,7 @@ class Sampler:
             if order is None
             else [i for batch in length_batches(lengths, at_once, order) for i in batch]
         )
-        seeds = [[sample_seed(self.seed, wanted[i][0].id, k) for k in wanted[i][1]] for i in queue]
+        seeds = [[sample_seed(self.seed, self.purpose, wanted[i][0].id, k) for k in wanted[i][1]] for i in queue]
         for done in generate(
             self.model,
             [prompts[i] for i in queue],
@@ -123,7 +127,10 @@ def cut_prompts(rows: Iterable[PromptRow], encoder: ChatEncoder, max_new_tokens:
     return describe_left_out({reason: cut} if cut else {}, "prompts")
 
 
-def sample_seed(seed: int, prompt_id: int, index: int) -> int:
-    """A seed (63 bits) for one sample of one prompt in a run: the same wherever and whenever it is sampled."""
-    digest = hashlib.blake2b(f"{seed}/{prompt_id}/{index}".encode(), digest_size=8).digest()
+def sample_seed(seed: int, purpose: str, prompt_id: int, index: int) -> int:
+    """Return the seed (63 bits) of one sample of one prompt in a run, the same wherever and whenever it is sampled.
+
+    The purpose is hashed too: PPO must not draw again the answers that people labeled, whatever seeds the runs have.
+    """
+    digest = hashlib.blake2b(f"{purpose}/{seed}/{prompt_id}/{index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -214,7 +214,7 @@ def test_the_recipe_measures_what_plain_transformers_says(
     assert result.samples == len(completions) == len(seen) == 8
     assert result.metrics["eval_objective/scores"] == 3.5
     assert {(c.prompt_id, c.sample_index, c.seed) for c in completions} == {
-        (i, k, sample_seed(5, i, k)) for i in range(4) for k in range(2)
+        (i, k, sample_seed(5, "evaluate", i, k)) for i in range(4) for k in range(2)
     }
 
     policy = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")

@@ -190,7 +190,7 @@ def test_a_response_ends_by_whatever_the_model_says_it_ends_by(tiny_model: Path,
     ref = ModelRef(base=str(tmp_path / "model"))
     for lora in (Lora(rank=2), None):
         model, tokenizer = load_causal_lm(ref, lora, trainable=True), load_tokenizer(ref)
-        assert Sampler(model, ChatEncoder(tokenizer, 64), 8, 1.0, 0).sampling.stop_ids == {0, 2, 7}
+        assert Sampler(model, ChatEncoder(tokenizer, 64), 8, 1.0, 0, "sample").sampling.stop_ids == {0, 2, 7}
     save_policy(model, tokenizer, tmp_path / "out")
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config
     assert (saved.eos_token_id, saved.pad_token_id) == ([0, 2, 7], 2)

@@ -16,7 +16,7 @@ from trainer.chat import ChatEncoder
 from trainer.generation import Sample
 from trainer.modeling import load_causal_lm, load_tokenizer
 from trainer.reporting import RunCancelled
-from trainer.rollout import Sampler
+from trainer.rollout import Sampler, sample_seed
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,9 @@ def row(number: int, text: str) -> PromptRow:
 
 def sampler(model: torch.nn.Module, tiny_model: Path, **changes: object) -> Sampler:
     encoder = ChatEncoder(load_tokenizer(str(tiny_model)), 128)
-    return Sampler(model, encoder, **{"max_new_tokens": 8, "temperature": 1.0, "seed": 0, **changes})
+    return Sampler(
+        model, encoder, **{"max_new_tokens": 8, "temperature": 1.0, "seed": 0, "purpose": "sample", **changes}
+    )
 
 
 def test_every_wanted_sample_comes_once_with_those_of_its_prompt(model: torch.nn.Module, tiny_model: Path) -> None:
@@ -115,3 +117,17 @@ def test_a_control_token_in_an_answer_is_seen(model: torch.nn.Module, tiny_model
     read = encoder.completion(text)
     assert tokenizer.decode(read) == text + "<|im_end|>"
     assert len(read) == len(text) + 1  # a byte is a token, and the end of the turn is one
+
+
+def test_no_two_purposes_runs_prompts_or_places_share_a_seed() -> None:
+    purposes = ("sample", "evaluate", "on_policy_dpo", "best_of_n", "ppo", "rloo", "grpo")
+    numbers = (0, 1, 2, 11, 12, 112, 1_000_003)
+    seeds = [
+        sample_seed(seed, purpose, prompt_id, index)
+        for purpose in purposes
+        for seed in numbers
+        for prompt_id in numbers
+        for index in (-1, *numbers)
+    ]
+    assert len(set(seeds)) == len(seeds) == 7 * 7 * 7 * 8
+    assert all(0 <= seed < 2**63 for seed in seeds)
