@@ -117,13 +117,14 @@ def encode_pairs(rows: Sequence[PairRow], encoder: ChatEncoder, *, close_cut: bo
         if row.weight == 0:
             left_out.setdefault("have weight 0", []).append(row.comparison_id)
             continue
-        if row.response_a == row.response_b:
-            left_out.setdefault("compare a response with itself", []).append(row.comparison_id)
-            continue
         completions = [
             encoder.completion(row.response_a, row.finished_a or close_cut),
             encoder.completion(row.response_b, row.finished_b or close_cut),
         ]
+        # Some tokenizers tell neither case nor accents apart.
+        if row.response_a == row.response_b or completions[0] == completions[1]:
+            left_out.setdefault("compare a response with itself", []).append(row.comparison_id)
+            continue
         fitted = encoder.fit(row.messages, completions)
         if fitted is None:
             left_out.setdefault(encoder.too_long, []).append(row.comparison_id)
