@@ -26,8 +26,9 @@ def recompute_activations(module: nn.Module) -> None:
     layers: list[nn.Module] = []
     for model in outermost_models(module):
         try:
+            contexts = partial(_contexts, model.base_model)
             model.activation_checkpointing_enable(
-                {"use_reentrant": False, "preserve_rng_state": False, "context_fn": partial(_contexts, model.base_model)}
+                {"use_reentrant": False, "preserve_rng_state": False, "context_fn": contexts}
             )
         except ValueError as error:
             raise InvalidInput(

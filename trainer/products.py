@@ -44,9 +44,7 @@ class _Linear(torch.autograd.Function):
         return grad_x, grad_weight
 
 
-def fast_products(
-    trunk: Any, rows: int | None = None, widest: Tensor | None = None
-) -> AbstractContextManager[Any]:
+def fast_products(trunk: Any, rows: int | None = None, widest: Tensor | None = None) -> AbstractContextManager[Any]:
     """The context to run `rows` tokens through a trunk in: `FastProducts` if it can act, else one that does nothing.
 
     Every call of torch asks a mode first. So none is entered on accelerators, in bf16, without oneDNN, or if every

@@ -129,9 +129,7 @@ def _chunks(rows: int, chunk: int) -> list[slice]:
 class _ProjectedLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor, how: _How) -> tuple[Tensor, Tensor, Tensor]:
-        logps, entropies, correct, slopes = _forward(
-            hidden, weight.to(how.dtype), tokens, how, ctx.needs_input_grad[0]
-        )
+        logps, entropies, correct, slopes = _forward(hidden, weight.to(how.dtype), tokens, how, ctx.needs_input_grad[0])
         learns = ctx.needs_input_grad[1]
         ctx.save_for_backward(slopes, *((hidden, weight, tokens) if learns else ()))
         ctx.how = how
