@@ -33,7 +33,9 @@ class Generation(Spec):
     samples_per_prompt: int = Field(4, ge=1, le=64)
     max_new_tokens: int = Field(64, ge=1, le=8192)
     temperature: float = Field(1.0, gt=0, le=5)
-    batch_size: int = Field(32, ge=1, le=4096, description="sequences generated together")
+    batch_size: int | None = Field(
+        None, ge=1, le=4096, description="sequences generated together; none: by device and memory"
+    )
     precision: Precision = Field("auto", description="of sampling; auto: float32 on CPUs, measured on accelerators")
 
 
@@ -51,7 +53,9 @@ class Optimiser(Spec):
     epochs: int = Field(1, ge=1, le=100)
     batch_size: int = Field(8, ge=1, le=4096, description="rows (pairs or episodes) an optimiser step")
     microbatch_size: int = Field(8, ge=1, le=4096, description="rows forwarded together; gradients accumulate")
-    microbatch_tokens: int = Field(1024, ge=1, description="tokens forwarded together, padding included: bounds memory")
+    microbatch_tokens: int | None = Field(
+        None, ge=1, description="tokens forwarded together: bounds memory; none: by device and memory"
+    )
     warmup_ratio: float = Field(0.1, ge=0, le=1)
     weight_decay: float = Field(0.0, ge=0, le=1)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -227,7 +231,9 @@ class RolloutSpec(Spec):
     episodes: int = Field(192, ge=1, description="sampled responses in all")
     rollout_size: int = Field(32, ge=1, description="responses sampled before each round of updates")
     samples_per_prompt: int = Field(1, ge=1, le=64, description="of those, how many answer one prompt, read once")
-    rollout_batch_size: int = Field(64, ge=1, le=4096, description="sequences generated together")
+    rollout_batch_size: int | None = Field(
+        None, ge=1, le=4096, description="sequences generated together; none: by device and memory"
+    )
     max_new_tokens: int = Field(48, ge=1, le=8192)
     temperature: float = Field(1.0, gt=0, le=5)
     kl_coef: float = Field(0.05, ge=0, description="initial beta of the leash; 0 stays 0, whatever the target")
@@ -290,7 +296,8 @@ class GroupSpec(RolloutSpec):
     clip_low: float = Field(0.2, gt=0, lt=1, description="the ratio counts down to 1 minus this")
     clip_high: float = Field(0.28, gt=0, description="the ratio counts up to 1 plus this (DAPO, Yu et al. 2025)")
     normalisation: Literal["constant", "published"] = Field(
-        "constant", description="constant: no bias by length or deviation (Liu et al. 2025); published: as first given"
+        "constant",
+        description="constant: no bias by length or deviation (Liu et al. 2025); published: as first given",
     )
     kl_in: Literal["reward", "loss"] = Field(
         "reward", description="the leash: k1 taken from the reward, or k3 added to the loss"
@@ -343,7 +350,9 @@ class TurnsSpec(Spec):
     kl_budget: float | None = Field(
         8.0, gt=0, description="most nats a response between the policy at the start and at the end; none: no limit"
     )
-    rollout_batch_size: int = Field(64, ge=1, le=4096, description="sequences generated together")
+    rollout_batch_size: int | None = Field(
+        None, ge=1, le=4096, description="sequences generated together; none: by device and memory"
+    )
     max_new_tokens: int = Field(64, ge=1, le=8192)
     temperature: float = Field(1.0, gt=0, le=5)
     max_length: int = Field(1024, ge=16)

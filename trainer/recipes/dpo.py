@@ -36,6 +36,7 @@ from trainer.data import (
     slice_names,
     weights_of,
 )
+from trainer.memory import PeakMemory
 from trainer.modeling import (
     device,
     load_causal_lm,
@@ -53,6 +54,7 @@ from trainer.precision import name_of
 from trainer.reference_logps import Group, Tick, completion_logps, reference_logps
 from trainer.reporting import PolicyResult, Reporter
 from trainer.saving import save_policy
+from trainer.sizes import sizes_for
 from trainer.training import Training, require_finite, sum_over_processes
 
 CHOSEN, REJECTED = 0, 1  # rows of every (2, N) below; a response that was liked stands with the chosen ones
@@ -78,7 +80,7 @@ def train(
         StorageFull: no room for a checkpoint or the model; checkpoints saved before stay.
         RunCancelled, TrainingDiverged: no model is saved.
     """
-    started = time.monotonic()
+    started, memory = time.monotonic(), PeakMemory()
 
     # 1. Data, before anything that takes time.
     policy_ref = resolve(store, spec.policy)
@@ -95,7 +97,8 @@ def train(
     else:
         causal, reference = load_policy_and_reference(policy_ref, reference_ref, spec.lora, dtype)
     policy = Policy(causal)
-    layout = {"share": policy.share, "pad_id": tokenizer.pad_token_id}
+    sizes = sizes_for(policy_ref, dtype, full_weights=spec.lora is None)
+    layout = {"share": policy.share, "pad_id": tokenizer.pad_token_id, "tokens": sizes.forward_tokens}
 
     # 3. The reference never changes: what it says is computed once, and needed no more once that is known.
     if reference is not None and reference_ref is not None:
@@ -109,7 +112,12 @@ def train(
 
     # 4. Where we start from. A policy that starts as its reference has just been measured.
     training = Training(
-        policy, spec.optimiser, len(train_rows.examples), seed=spec.seed, started=started, checkpoints=checkpoints
+        policy,
+        sizes.fill(spec.optimiser),
+        len(train_rows.examples),
+        seed=spec.seed,
+        started=started,
+        checkpoints=checkpoints,
     )
 
     def logps_of(groups: Sequence[Group], tick: Tick = lambda done: None) -> Tensor:
@@ -165,7 +173,9 @@ def train(
         training.tokens,
         training.seconds,
         precision=name_of(dtype),
-        notes=notes_on(tokenizer),
+        sizes={"microbatch_tokens": training.microbatch_tokens, "forward_tokens": sizes.forward_tokens},
+        peak_memory=memory.peak(),
+        notes=(*notes_on(tokenizer), *memory.notes),
     )
 
 
