@@ -4,12 +4,12 @@ A location is a path relative to the artifact store (`app.artifacts`) or an abso
 complete, defaults written out, so a run can be repeated years later.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-RunKind = Literal["sample", "sft", "reward", "dpo", "on_policy_dpo", "best_of_n", "ppo", "evaluate"]
+RunKind = Literal["sample", "sft", "reward", "dpo", "on_policy_dpo", "best_of_n", "ppo", "rloo", "grpo", "evaluate"]
 EnsembleScore = Literal["mean", "min", "mean_minus_variance"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch's generators take
@@ -33,7 +33,9 @@ class Generation(Spec):
     samples_per_prompt: int = Field(4, ge=1, le=64)
     max_new_tokens: int = Field(64, ge=1, le=8192)
     temperature: float = Field(1.0, gt=0, le=5)
-    batch_size: int = Field(32, ge=1, le=4096, description="sequences generated together")
+    batch_size: int | None = Field(
+        None, ge=1, le=4096, description="sequences generated together; none: by device and memory"
+    )
     precision: Precision = Field("auto", description="of sampling; auto: float32 on CPUs, measured on accelerators")
 
 
@@ -51,7 +53,9 @@ class Optimiser(Spec):
     epochs: int = Field(1, ge=1, le=100)
     batch_size: int = Field(8, ge=1, le=4096, description="rows (pairs or episodes) an optimiser step")
     microbatch_size: int = Field(8, ge=1, le=4096, description="rows forwarded together; gradients accumulate")
-    microbatch_tokens: int = Field(1024, ge=1, description="tokens forwarded together, padding included: bounds memory")
+    microbatch_tokens: int | None = Field(
+        None, ge=1, description="tokens forwarded together: bounds memory; none: by device and memory"
+    )
     warmup_ratio: float = Field(0.1, ge=0, le=1)
     weight_decay: float = Field(0.0, ge=0, le=1)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -141,11 +145,32 @@ READ_BY: dict[str, tuple[PreferenceLoss, ...]] = {
 }
 
 
+class LossDefaults(NamedTuple):
+    """What a loss of DPO's family begins with where a spec does not say: see `LOSS_DEFAULTS`."""
+
+    beta: float
+    learning_rate: float  # of adapters; full weights want about a tenth
+
+
+# Betas are the papers'. SimPO's is the lowest of Meng et al. 2024: large, because its margin is a log-prob a token.
+# DPO's rate was measured (docs/training.md). The papers and TRL give the other losses rates like DPO's.
+LOSS_DEFAULTS: dict[PreferenceLoss, LossDefaults] = {
+    "dpo": LossDefaults(0.1, 6e-4),
+    "robust": LossDefaults(0.1, 6e-4),
+    "ipo": LossDefaults(0.1, 6e-4),
+    "hinge": LossDefaults(0.1, 6e-4),
+    "kto": LossDefaults(0.1, 6e-4),
+    "orpo": LossDefaults(0.1, 6e-4),
+    "simpo": LossDefaults(2.0, 6e-4),
+}
+
+
 class DPOSpec(Spec):
     """Preference optimisation without sampling on a snapshot's pairs: DPO (Rafailov et al. 2023) and its family.
 
     `dpo` with `label_smoothing` is conservative DPO; `robust` takes it as the rate of flipped labels. ORPO and SimPO
-    have no reference; KTO also learns from `thumbs`, single responses that were liked or not.
+    have no reference; KTO also learns from `thumbs`, single responses that were liked or not. Rate and beta that are
+    not given are those of the loss.
     """
 
     kind: Literal["dpo"] = "dpo"
@@ -153,15 +178,19 @@ class DPOSpec(Spec):
     reference: ModelRef
     snapshot: str
     lora: Lora | None = Lora()
-    optimiser: Optimiser = Optimiser(learning_rate=1e-4, epochs=1)
     loss: PreferenceLoss = "dpo"
+    optimiser: Optimiser = Field(
+        default_factory=lambda given: Optimiser(learning_rate=LOSS_DEFAULTS[given["loss"]].learning_rate, epochs=2)
+    )
     beta: float = Field(
-        0.1, gt=0, description="strength of the leash; tau of IPO, lambda of ORPO; SimPO wants 2 to 2.5"
+        default_factory=lambda given: LOSS_DEFAULTS[given["loss"]].beta,
+        gt=0,
+        description="strength of the leash; tau of IPO, lambda of ORPO; SimPO's scale of the log-prob a token",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     soft_labels: bool = Field(False, description="dpo: targets are the labelers' consensus probabilities, not 0 or 1")
     length_average: bool = Field(False, description="IPO: log-ratios a token instead of their sum")
-    gamma: float = Field(0.5, ge=0, description="SimPO: the margin, in units of beta times log-prob a token")
+    gamma: float = Field(1.0, ge=0, description="SimPO: the margin, in units of beta times log-prob a token")
     desirable_weight: float = Field(1.0, ge=0, description="KTO")
     undesirable_weight: float = Field(1.0, ge=0, description="KTO")
     thumbs: str | None = Field(None, description="KTO: location of a thumbs JSONL: see ThumbRow")
@@ -187,25 +216,29 @@ def check_read(name: str, value: Any, loss: PreferenceLoss | None) -> Any:
     return value
 
 
-class PPOSpec(Spec):
-    """Proximal policy optimisation against a reward model with a KL leash (Ziegler et al. 2019; Ouyang et al. 2022)."""
+class RolloutSpec(Spec):
+    """Settings of the methods that learn from rollouts by policy gradients: PPO, RLOO and GRPO.
 
-    kind: Literal["ppo"] = "ppo"
+    A rollout is a set of answers that the policy samples and reward models score. Several updates follow each rollout.
+    """
+
     policy: ModelRef
-    reference: ModelRef
+    reference: ModelRef = Field(description="the model that KL is measured to")
     reward_models: tuple[str, ...] = Field(min_length=1, description="locations of reward models: several, an ensemble")
     ensemble_score: EnsembleScore = Field(
         "mean", description="how the heads of all reward models make one score (Coste et al. 2023)"
     )
     variance_weight: float = Field(0.1, ge=0, description="lambda of mean_minus_variance")
-    prompts: str
+    prompts: str = Field(description="location of a prompts JSONL: what the policy is sampled on")
     lora: Lora | None = Lora()
     # For LoRA in short runs: in 24 updates of a 135M model 3e-4 moved nothing, 1.2e-3 went too far (approxkl 0.29).
     optimiser: Optimiser = Optimiser(learning_rate=6e-4, epochs=2, batch_size=8, warmup_ratio=0.0)
     episodes: int = Field(192, ge=1, description="sampled responses in all")
     rollout_size: int = Field(32, ge=1, description="responses sampled before each round of updates")
     samples_per_prompt: int = Field(1, ge=1, le=64, description="of those, how many answer one prompt, read once")
-    rollout_batch_size: int = Field(64, ge=1, le=4096, description="sequences generated together")
+    rollout_batch_size: int | None = Field(
+        None, ge=1, le=4096, description="sequences generated together; none: by device and memory"
+    )
     max_new_tokens: int = Field(48, ge=1, le=8192)
     temperature: float = Field(1.0, gt=0, le=5)
     kl_coef: float = Field(0.05, ge=0, description="initial beta of the leash; 0 stays 0, whatever the target")
@@ -217,18 +250,11 @@ class PPOSpec(Spec):
     approxkl_stop: float | None = Field(
         None, gt=0, description="end a rollout's updates once policy/approxkl exceeds it"
     )
-    gamma: float = Field(1.0, gt=0, le=1)
-    gae_lambda: float = Field(0.95, ge=0, le=1)
-    clip_range: float = Field(0.2, gt=0)
-    value_clip_range: float = Field(0.2, gt=0)
-    vf_coef: float = Field(0.1, ge=0)
-    critic: Literal["policy", "reward"] = Field(
-        "policy",
-        description="a zero value head on the policy's trunk, or a model of its own that begins as the reward's",
+    length_weight: float = Field(
+        0.0, ge=0, description="taken from a score for each standard deviation of length: length-controlled reward"
     )
     normalise_scores: bool = Field(False, description="divide scores by their running standard deviation")
     clip_score: float | None = Field(None, gt=0, description="scores are clipped to +- this, after normalisation")
-    whiten_rewards: bool = False
     missing_eos: Literal["subtract", "replace"] = "subtract"
     missing_eos_penalty: float | None = Field(
         1.0, ge=0, description="taken from the score of unfinished answers, or what replaces it, negated"
@@ -240,30 +266,98 @@ class PPOSpec(Spec):
     seed: Seed = 0
 
 
-class TurnsSpec(Spec):
-    """Settings of the methods that work in turns: sample the policy, score the answers, train on what was chosen.
+class PPOSpec(RolloutSpec):
+    """Proximal policy optimisation against a reward model with a KL leash (Ziegler et al. 2019; Ouyang et al. 2022)."""
 
-    Every turn samples the policy that the turn before it trained. Prompts need no judgment to take part.
+    kind: Literal["ppo"] = "ppo"
+    gamma: float = Field(1.0, gt=0, le=1)
+    gae_lambda: float = Field(
+        1.0, ge=0, le=1, description="below 1 the critic is fitted to the first rollout before the policy learns"
+    )
+    clip_range: float = Field(0.2, gt=0)
+    value_clip_range: float = Field(0.2, gt=0)
+    vf_coef: float = Field(0.1, ge=0)
+    critic: Literal["policy", "reward"] = Field(
+        "policy",
+        description="a zero value head on the policy's trunk, or a model of its own that begins as the reward's",
+    )
+    whiten_rewards: bool = False
+
+
+class GroupSpec(RolloutSpec):
+    """Settings of the methods that compare several answers to one prompt and need no critic.
+
+    `episodes`, `rollout_size` and `optimiser.batch_size` are rounded up to whole groups.
+    """
+
+    ensemble_score: EnsembleScore = Field(
+        "mean_minus_variance", description="how all members of the reward models make one score (Coste et al. 2023)"
+    )
+    variance_weight: float = Field(1.0, ge=0, description="lambda of mean_minus_variance")
+    optimiser: Optimiser = Optimiser(learning_rate=6e-4, epochs=2, batch_size=32, warmup_ratio=0.0)
+    episodes: int = Field(512, ge=1, description="sampled responses in all")
+    rollout_size: int = Field(64, ge=1, description="responses sampled before each round of updates")
+    samples_per_prompt: int = Field(8, ge=2, le=64, description="answers in a group: to one prompt, read once")
+    clip_low: float = Field(0.2, gt=0, lt=1, description="the ratio counts down to 1 minus this")
+    clip_high: float = Field(0.28, gt=0, description="the ratio counts up to 1 plus this (DAPO, Yu et al. 2025)")
+    normalisation: Literal["constant", "published"] = Field(
+        "constant",
+        description="constant: no bias by length or deviation (Liu et al. 2025); published: as first given",
+    )
+    kl_in: Literal["reward", "loss"] = Field(
+        "reward", description="the leash: k1 taken from the reward, or k3 added to the loss"
+    )
+
+
+class RLOOSpec(GroupSpec):
+    """REINFORCE with a leave-one-out baseline: the mean reward of the prompt's other answers (Ahmadian et al. 2024).
+
+    `published` takes a whole answer as one action, with one ratio; `constant` has a ratio for each token.
+    """
+
+    kind: Literal["rloo"] = "rloo"
+
+
+class GRPOSpec(GroupSpec):
+    """Group relative policy optimisation: the baseline is the mean reward of the prompt's answers (Shao et al. 2024).
+
+    `published` divides by their standard deviation and takes a mean over each answer's tokens; `constant` is Dr. GRPO.
+    """
+
+    kind: Literal["grpo"] = "grpo"
+
+
+class TurnsSpec(Spec):
+    """Settings of the methods that work in turns: sample the policy, score the answers, train on the best of them.
+
+    Every turn samples the policy that the turn before it trained. Prompts need no judgment to take part. KL is measured
+    to the policy that the run begins with: the reward model has seen answers like that policy's, and knows little of
+    others.
     """
 
     policy: ModelRef
-    reference: ModelRef = Field(description="the model that KL is measured to")
     reward_models: tuple[str, ...] = Field(min_length=1, description="locations of reward models: several, an ensemble")
     ensemble_score: EnsembleScore = Field(
         "mean_minus_variance", description="how all members of the reward models make one score (Coste et al. 2023)"
     )
     variance_weight: float = Field(1.0, ge=0, description="lambda of mean_minus_variance")
+    length_weight: float = Field(
+        0.0, ge=0, description="taken from a score for each standard deviation of length: a length-controlled reward"
+    )
+    missing_eos_penalty: float = Field(
+        1.0, ge=0, description="taken from the score of answers cut by length, which are never chosen either"
+    )
     prompts: str = Field(description="location of a prompts JSONL: what the policy is sampled on")
     lora: Lora | None = Lora()
     turns: int = Field(1, ge=1, le=100, description="how often the policy is sampled and trained")
+    prompts_per_turn: int = Field(128, ge=1, description="prompts that a turn samples, drawn at random")
     samples_per_prompt: int = Field(16, ge=2, le=256, description="answers a prompt in each turn")
-    length_weight: float = Field(
-        0.0, ge=0, description="taken from a score for each standard deviation of length: length-controlled reward"
-    )
     kl_budget: float | None = Field(
-        10.0, gt=0, description="most nats a response that the policy may end from the reference; none: no limit"
+        8.0, gt=0, description="most nats a response between the policy at the start and at the end; none: no limit"
     )
-    rollout_batch_size: int = Field(64, ge=1, le=4096, description="sequences generated together")
+    rollout_batch_size: int | None = Field(
+        None, ge=1, le=4096, description="sequences generated together; none: by device and memory"
+    )
     max_new_tokens: int = Field(64, ge=1, le=8192)
     temperature: float = Field(1.0, gt=0, le=5)
     max_length: int = Field(1024, ge=16)
@@ -290,9 +384,10 @@ class OnPolicyDPOSpec(TurnsSpec):
 
 
 class BestOfNSpec(TurnsSpec):
-    """Best-of-n distillation: sample n answers a prompt and imitate the best ones (RAFT, Dong et al. 2023)."""
+    """Best-of-n distillation: sample n answers a prompt and imitate the best of them (RAFT, Dong et al. 2023)."""
 
     kind: Literal["best_of_n"] = "best_of_n"
+    snapshot: str | None = Field(None, description="people's comparisons; the held-out ones choose the policy to keep")
     optimiser: Optimiser = Optimiser(learning_rate=4e-4, epochs=2)
     best: int = Field(2, ge=1, le=64, description="best answers of each prompt that are imitated")
 
@@ -311,7 +406,16 @@ class EvaluateSpec(Spec):
 
 
 RunSpec = Annotated[
-    SampleSpec | SFTSpec | RewardSpec | DPOSpec | OnPolicyDPOSpec | BestOfNSpec | PPOSpec | EvaluateSpec,
+    SampleSpec
+    | SFTSpec
+    | RewardSpec
+    | DPOSpec
+    | OnPolicyDPOSpec
+    | BestOfNSpec
+    | PPOSpec
+    | RLOOSpec
+    | GRPOSpec
+    | EvaluateSpec,
     Field(discriminator="kind"),
 ]
 RUN_SPEC: TypeAdapter[RunSpec] = TypeAdapter(RunSpec)

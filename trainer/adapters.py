@@ -1,134 +1,72 @@
-"""Several LoRA adapters on one model: put on, switched between, joined into one, stored and read.
+"""A policy's LoRA adapter that goes on learning, at the rank and alpha the spec asks for.
 
-peft's own `set_adapter` freezes the adapters that it switches off. Members of a reward model all learn, in turns.
+An adapter adds s B A to a weight, with A (rank, in), B (out, rank) and s = alpha / rank (Hu et al. 2021). A larger rank
+or another alpha holds the same sum: A gets fresh rows, B gets columns of zeros and takes up the change of s. The new
+rows learn from the first step on, as those of a new adapter do. A smaller rank would lose some of what was learned.
 """
 
 import copy
-import warnings
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-from peft import LoraConfig, PeftConfig, PeftType, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer, ParamWrapper
-from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file
+from peft import PeftConfig, PeftModel, PeftType, get_peft_model
+from peft.utils.save_and_load import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
 
-from app.errors import ModelUnavailable
-from trainer.checks import ADAPTER_WEIGHTS
-
-PREFIX = "base_model.model."  # peft's, of the names in a stored adapter
+from app.errors import InvalidInput
+from app.specs import Lora
 
 
-def put_on(model: nn.Module, config: LoraConfig, name: str) -> None:
-    """Adds a new adapter, in fp32 and trainable, to the model's layers in place. It has no effect until it is read in
-    or trained."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-        inject_adapter_in_model(config, model, name)
-    for parameter in parameters_of(model, name).values():
-        parameter.data = parameter.data.float()
-        parameter.requires_grad_(True)
+def continue_adapter(model: nn.Module, folder: Path, lora: Lora, name: str) -> PeftModel:
+    """Puts a stored adapter on its base so that it learns, with this rank and alpha and the function it had.
 
+    The adapter stays on the layers it was made for.
 
-def parameters_of(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
-    """An adapter's parameters, by their names without the adapter's: as peft stores them, after `PREFIX`."""
-    end = f".{adapter}.weight"
-    return {
-        name.removesuffix(end) + ".weight": parameter
-        for name, parameter in model.named_parameters()
-        if ".lora_" in name and name.endswith(end)
-    }
-
-
-def activate(model: nn.Module, adapters: Sequence[str]) -> None:
-    """Makes the model add what these adapters say, and no others; what learns stays as it is."""
-    for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            module._active_adapter = list(adapters)
-
-
-def read(model: nn.Module, adapter: str, folder: Path, leave_out: Sequence[str] = ()) -> dict[str, Tensor]:
-    """Fills an adapter of the model from a peft folder; returns the tensors named in `leave_out` instead of using them.
+    Args:
+        name: of the adapter in the model.
 
     Raises:
-        ModelUnavailable: the folder holds other tensors than the adapter has.
+        InvalidInput: it has a larger rank, is not a LoRA adapter, or has layers with ranks or parts of their own.
+        ValueError, OSError, LookupError: a file is damaged.
     """
-    stored = {name.removeprefix(PREFIX): tensor for name, tensor in load_file(folder / ADAPTER_WEIGHTS).items()}
-    others = {name: stored.pop(name) for name in leave_out if name in stored}
-    parameters = parameters_of(model, adapter)
-    # An adapter of a language model may change its head, which a reward model has none of.
-    strange = {name for name in stored.keys() - parameters.keys() if not name.startswith(("lm_head.", "embed_out."))}
-    if strange or parameters.keys() - stored.keys():
-        first = sorted(strange | (parameters.keys() - stored.keys()))[0]
-        raise ModelUnavailable(
-            f"The adapter {folder} does not fit its base: it holds other weights than are needed, first {first}.",
-            "Train it again, or choose another one.",
+    config = PeftConfig.from_pretrained(folder)
+    if config.peft_type == PeftType.LORA and (config.r, config.lora_alpha) == (lora.rank, lora.alpha):
+        return PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=True)
+    weights = load_peft_weights(str(folder), device="cpu")
+    _require_exact(config, weights, folder, lora)
+    wider = copy.deepcopy(config)
+    wider.r, wider.lora_alpha, wider.inference_mode, wider.init_lora_weights = lora.rank, lora.alpha, False, True
+    adapted = get_peft_model(model, wider, adapter_name=name)
+    fresh = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
+    change = (config.lora_alpha / config.r) / (lora.alpha / lora.rank)
+    for key, old in weights.items():
+        whole = fresh[key] = fresh[key].clone()
+        if key.endswith("lora_A.weight"):
+            whole[: config.r] = old
+        else:
+            whole[:, : config.r] = change * old
+    set_peft_model_state_dict(adapted, fresh, adapter_name=name)
+    return adapted
+
+
+def _require_exact(config: PeftConfig, weights: dict[str, Tensor], folder: Path, lora: Lora) -> None:
+    if config.peft_type != PeftType.LORA:
+        raise InvalidInput(
+            f"The adapter {folder} is of the kind {config.peft_type.value}, so it cannot go on as LoRA.",
+            "Choose another policy, or train full weights (lora: null): the adapter is then merged.",
         )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(stored[name])
-    return others
-
-
-def require_sum(config: PeftConfig, folder: str) -> None:
-    """Raises ModelUnavailable for an adapter that is more than a low-rank matrix added to each of some weights."""
-    more = (
-        "use_dora",
-        "lora_bias",
-        "modules_to_save",
-        "target_parameters",
-        "layer_replication",
-        "trainable_token_indices",
-    )
-    if (
-        config.peft_type != PeftType.LORA
-        or getattr(config, "bias", "none") != "none"
-        or any(getattr(config, name, None) for name in more)
-    ):
-        raise ModelUnavailable(
-            f"The adapter {folder} does more than add low-rank matrices, so no other adapter can hold it.",
-            "Train the reward model with all weights (without LoRA), or merge the adapter into its base first.",
+    if config.r > lora.rank:
+        raise InvalidInput(
+            f"The adapter {folder} has rank {config.r}; rank {lora.rank} cannot hold what it has learned.",
+            f"Ask for rank {config.r} or more, or train full weights (lora: null).",
         )
-
-
-def joined(model: Any, adapters: Sequence[str]) -> tuple[dict[str, Tensor], LoraConfig]:
-    """One adapter that does what these do together: its tensors by their stored names, and its configuration.
-
-    Its A are theirs below one another, its B theirs side by side with their scaling, so its own is 1.
-
-    Raises:
-        ModelUnavailable: several adapters are on a mixture of experts, whose are no plain matrices.
-    """
-    config: LoraConfig = copy.copy(model.peft_config[adapters[0]])
-    if len(adapters) == 1:
-        found = parameters_of(model, adapters[0])
-        return {PREFIX + name: parameter.detach().cpu().contiguous() for name, parameter in found.items()}, config
-    layers = {
-        name: layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, LoraLayer) and any(adapter in layer.lora_A for adapter in adapters)
-    }
-    if any(isinstance(layer, ParamWrapper) for layer in layers.values()):
-        raise ModelUnavailable(
-            "Adapters of a mixture of experts cannot be joined into one.",
-            "Train the reward model with all weights (without LoRA), or on the policy's base.",
+    plain = not (config.rank_pattern or config.alpha_pattern or config.use_rslora)
+    for key, weight in weights.items():
+        sides = {"lora_A.weight": 0, "lora_B.weight": 1}  # where the rank is
+        side = next((side for name, side in sides.items() if key.endswith(name)), None)
+        plain = plain and side is not None and weight.shape[side] == config.r
+    if not plain:
+        raise InvalidInput(
+            f"The adapter {folder} has layers with ranks or parts of their own, so its rank {config.r} and alpha "
+            f"{config.lora_alpha} cannot become {lora.rank} and {lora.alpha}.",
+            f"Ask for rank {config.r} and alpha {config.lora_alpha}, or train full weights (lora: null).",
         )
-    ranks = [max(layer.r.get(adapter, 0) for layer in layers.values()) for adapter in adapters]
-    tensors = {}
-    for name, layer in layers.items():
-        a = torch.zeros(sum(ranks), layer.in_features)
-        b = torch.zeros(layer.out_features, sum(ranks))
-        start = 0
-        for adapter, rank in zip(adapters, ranks, strict=True):
-            if adapter in layer.lora_A:
-                used = slice(start, start + layer.r[adapter])
-                a[used] = layer.lora_A[adapter].weight.detach().cpu()
-                b[:, used] = (layer.lora_B[adapter].weight * layer.scaling[adapter]).detach().cpu()
-            start += rank
-        tensors[f"{PREFIX}{name}.lora_A.weight"], tensors[f"{PREFIX}{name}.lora_B.weight"] = a, b
-    config.r = config.lora_alpha = sum(ranks)
-    config.rank_pattern, config.alpha_pattern, config.use_rslora = {}, {}, False
-    return tensors, config

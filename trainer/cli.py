@@ -60,6 +60,7 @@ CheckpointSeconds = Annotated[
 Keep = Annotated[int, typer.Option("--keep", min=1, help="newest checkpoints that are kept")]
 
 METRICS, PAGES = "metrics.jsonl", "samples.jsonl"
+ONE_RECIPE = {"rloo": "group", "grpo": "group"}  # other kinds have a recipe of their own name
 DATA = ("snapshot", "thumbs", "demonstrations", "prompts", "ptx")  # fields of specs that name files of rows
 
 
@@ -88,7 +89,7 @@ def run(kind: str, spec_file: Path, output: Path, store: Path, options: Checkpoi
     if output.exists():
         raise InvalidInput(f"{output} exists already.", "Choose a folder that does not.")
     spec, output, artifacts = read_spec(spec_file, kind), output.absolute(), ArtifactStore(store.absolute())
-    train = importlib.import_module(f"trainer.recipes.{kind}").train
+    train = importlib.import_module(f"trainer.recipes.{ONE_RECIPE.get(kind, kind)}").train
     checkpoints = None
     if options is not None:
         train = functools.partial(train, checkpoints=(checkpoints := checkpoints_of(spec, artifacts, output, options)))
@@ -221,7 +222,11 @@ add_recipe("sample", "Sample responses to prompts.")
 add_training("sft", "Fine-tune a policy on demonstrations.")
 add_training("reward", "Train a reward model.")
 add_training("dpo", "Train a policy by direct preference optimisation.")
-add_training("ppo", "Train a policy against a reward model.")
+add_training("on_policy_dpo", "Train a policy on comparisons, then on pairs of its own answers.")
+add_training("best_of_n", "Train a policy to imitate the best of its own answers.")
+add_training("ppo", "Train a policy against a reward model, with a critic.")
+add_training("rloo", "Train a policy against a reward model, by leave-one-out baselines.")
+add_training("grpo", "Train a policy against a reward model, by group baselines.")
 add_recipe("evaluate", "Score a policy's responses by slice.")
 
 

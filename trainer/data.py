@@ -95,26 +95,8 @@ class Pair(NamedTuple):
         return self.chosen, self.rejected
 
 
-def pair_weights(pairs: Sequence[Pair]) -> list[float]:
-    """How much each pair counts in a loss: its row's weight, times 2 / k for a pair of a ranking of k responses.
-
-    A ranking is one person's order of k responses. Its k (k - 1) / 2 pairs follow from k - 1 comparisons of neighbours,
-    so together they weigh as much as k - 1 pairs. Counted in full, one ranking of eight would outweigh 28 judgments.
-    """
-    responses: dict[tuple[int, int], set[tuple[int, ...]]] = {}
-    for pair in pairs:
-        if pair.row.ranking is not None:
-            known = responses.setdefault((pair.row.ranking, pair.row.prompt_id), set())
-            known.update(tuple(sequence.completion) for sequence in pair.sequences)
-    return [
-        pair.row.weight
-        * (1.0 if pair.row.ranking is None else 2 / len(responses[pair.row.ranking, pair.row.prompt_id]))
-        for pair in pairs
-    ]
-
-
 class EncodedPairs(NamedTuple):
-    """The usable rows of a snapshot, and what was left out and why: other rows, and the beginnings of long prompts."""
+    """The usable rows of a snapshot, and what was left out and why: other rows, and parts of long prompts."""
 
     train: list[Pair]
     heldout: list[Pair]
@@ -135,24 +117,39 @@ def encode_pairs(rows: Sequence[PairRow], encoder: ChatEncoder, *, close_cut: bo
         if row.weight == 0:
             left_out.setdefault("have weight 0", []).append(row.comparison_id)
             continue
-        if row.response_a == row.response_b:
-            left_out.setdefault("compare a response with itself", []).append(row.comparison_id)
-            continue
         completions = [
             encoder.completion(row.response_a, row.finished_a or close_cut),
             encoder.completion(row.response_b, row.finished_b or close_cut),
         ]
-        prompt = encoder.prompt(row.messages)
-        fitted = encoder.fit(prompt, completions)
+        # Some tokenizers tell neither case nor accents apart.
+        if row.response_a == row.response_b or completions[0] == completions[1]:
+            left_out.setdefault("compare a response with itself", []).append(row.comparison_id)
+            continue
+        fitted = encoder.fit(row.messages, completions)
         if fitted is None:
             left_out.setdefault(encoder.too_long, []).append(row.comparison_id)
             continue
-        a, b = fitted
-        if len(a.prompt) < len(prompt):
+        a, b = fitted.sequences
+        if fitted.cut:
             left_out.setdefault(encoder.cut, []).append(row.comparison_id)
         chosen, rejected, p = (b, a, row.p_b) if row.p_b >= 0.5 else (a, b, 1 - row.p_b)
         pairs[row.split].append(Pair(chosen, rejected, p, row))
     return EncodedPairs(pairs["train"], pairs["heldout"], describe_left_out(left_out, "comparisons"))
+
+
+def weights_of(pairs: Sequence[Pair]) -> list[float]:
+    """How much each pair counts: its row's weight, for a pair of a ranking of k answers times 2 / k.
+
+    Together the k (k - 1) / 2 pairs of a ranking count k - 1 times: so many comparisons put k answers in order.
+    """
+    answers: dict[tuple[int | None, int], set[tuple[int, ...]]] = {}
+    for pair in pairs:
+        key = pair.row.ranking, pair.row.prompt_id
+        answers.setdefault(key, set()).update(tuple(sequence.completion) for sequence in pair.sequences)
+    return [
+        pair.row.weight * (1 if pair.row.ranking is None else 2 / len(answers[pair.row.ranking, pair.row.prompt_id]))
+        for pair in pairs
+    ]
 
 
 class Thumb(NamedTuple):
@@ -185,13 +182,12 @@ def _fitted(
         if row.weight == 0:
             left_out.setdefault("have weight 0", []).append(row.id)
             continue
-        prompt = encoder.prompt(row.messages)
-        sequences = encoder.fit(prompt, [encoder.completion(row.response)])
-        if sequences is None:
+        one = encoder.fit(row.messages, [encoder.completion(row.response)])
+        if one is None:
             left_out.setdefault(encoder.too_long, []).append(row.id)
             continue
-        fitted.append((sequences[0], row))
-        if len(sequences[0].prompt) < len(prompt):
+        fitted.append((one.sequences[0], row))
+        if one.cut:
             left_out.setdefault(encoder.cut, []).append(row.id)
     return fitted, left_out
 

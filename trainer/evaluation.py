@@ -43,13 +43,14 @@ from trainer.reporting import TrainingDiverged
 from trainer.reward_model import load_reward_model
 from trainer.reward_network import RewardModel
 from trainer.rollout import Response
+from trainer.sizes import forward_tokens
 
 log = logging.getLogger(__name__)
 
 Scorer = Callable[[Sequence[Response]], Tensor]
 """Scores (N,) of responses: a reward model, or any function of what was said."""
 
-FORWARD_ROWS, FORWARD_TOKENS = 64, 2048  # forwarded at once without gradients; logits are what takes memory
+TOKENS_A_ROW = 32  # rows are bounded too, as if each had at least so many tokens
 
 REFUSAL = re.compile(
     r"\b(i(?:'m| am) (?:very |really |so )?(?:sorry|unable|not able)"
@@ -130,7 +131,7 @@ def _member(folder: str | Path, max_length: int, tick: Tick, dtype: torch.dtype 
     model, tokenizer = load_reward_model(folder, dtype)
     encoder = ChatEncoder(tokenizer, max_length)
     longest = encoder.max_length
-    heads = scoring_heads(model)
+    heads, tokens = scoring_heads(model), forward_tokens(trunk_of(model.classifier))
 
     @torch.no_grad()
     def rewards(responses: Sequence[Said]) -> Tensor:
@@ -140,14 +141,15 @@ def _member(folder: str | Path, max_length: int, tick: Tick, dtype: torch.dtype 
             cut += len(completion) >= longest
             completion = completion[-(longest - 1) :]
             room = longest - len(completion)
-            sequences.append(TokenSequence(encoder.prompt(response.row.messages)[-room:], completion))
+            prompt, _ = encoder.prompt_within(response.row.messages, room)
+            sequences.append(TokenSequence(prompt, completion))
         if cut:
             log.warning(
                 "%d of %d responses are longer than the %d tokens that are read: scored by their ends.",
                 *(cut, len(responses), longest),
             )
         found = torch.empty(len(sequences), len(heads))
-        for part in forward_batches(sequences, model.share):
+        for part in forward_batches(sequences, model.share, tokens):
             tick()
             packed = pack([sequences[i] for i in part], tokenizer.pad_token_id, model.share)
             found[part] = model(packed.to(device()))[:, heads].float().cpu()
@@ -175,7 +177,7 @@ def response_logps(
     """Log-probs of each completion's tokens, one tensor (its length,) a sequence, on the CPU."""
     logps: list[Tensor] = [torch.empty(0)] * len(sequences)
     share = can_share(trunk_of(model))
-    for part in forward_batches(sequences, share):
+    for part in forward_batches(sequences, share, forward_tokens(trunk_of(model))):
         tick()
         packed = pack([sequences[i] for i in part], pad_id, share).to(device())
         flat = completion_outputs(model, packed, temperature).logps.cpu()
@@ -210,10 +212,14 @@ def prompt_groups(
     return groups, lengths
 
 
-def forward_batches(sequences: Sequence[TokenSequence], share: bool) -> Iterator[list[int]]:
-    """Indices of sequences to forward together when no gradients are wanted; those of one prompt are neighbours."""
-    groups, lengths = prompt_groups(sequences, range(len(sequences)), share, FORWARD_TOKENS)
-    for part in token_parts(range(len(groups)), lengths, FORWARD_ROWS, FORWARD_TOKENS):
+def forward_batches(sequences: Sequence[TokenSequence], share: bool, tokens: int) -> Iterator[list[int]]:
+    """Indices of sequences to forward together when no gradients are wanted; those of one prompt are neighbours.
+
+    Args:
+        tokens: most of them at once (`trainer.sizes.forward_tokens`).
+    """
+    groups, lengths = prompt_groups(sequences, range(len(sequences)), share, tokens)
+    for part in token_parts(range(len(groups)), lengths, tokens // TOKENS_A_ROW, tokens):
         yield [i for group in part for i in groups[group]]
 
 

@@ -1,25 +1,26 @@
-"""What a policy is trained on by PPO: prompts in turn, sampled responses, and what the models said of them."""
+"""What PPO, RLOO and GRPO train on: prompts in turn, sampled responses, and what the models said of them."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from app.specs import PPOSpec, PromptRow
+from app.specs import PromptRow, RolloutSpec
 from trainer.algorithms.kl import k1, k3
 from trainer.algorithms.logprobs import scatter_to_mask
 from trainer.chat import TokenSequence
-from trainer.critics import ActorCritic
+from trainer.critics import ActorCritic, Outputs
 from trainer.data import chunks
 from trainer.evaluation import Scorer, forward_batches, require_numbers
 from trainer.generation import Tick
 from trainer.modeling import Reference, device
 from trainer.packing import pack
-from trainer.policy import can_share, completion_outputs, trunk_of
+from trainer.policy import Policy, can_share, completion_outputs, trunk_of
 from trainer.rollout import Response, Sampler
+from trainer.sizes import forward_tokens
 from trainer.training import accelerator, deal, generator_at, sum_over_processes
 
 Wanted = list[tuple[PromptRow, list[int]]]
@@ -33,7 +34,7 @@ PAGE_SAMPLE = -1  # index of the sample that a page shows: none that is trained 
 # ---- which prompt when: functions of the seed and the place in the run -----------------------------------------------
 
 
-def rollout_sizes(spec: PPOSpec) -> list[int]:
+def rollout_sizes(spec: RolloutSpec) -> list[int]:
     """Episodes of each rollout; they add up to `spec.episodes`."""
     whole, rest = divmod(spec.episodes, spec.rollout_size)
     return [spec.rollout_size] * whole + ([rest] if rest else [])
@@ -54,7 +55,7 @@ def in_turn(
         yield order[place % count], turn
 
 
-def draw(rows: Sequence[PromptRow], spec: PPOSpec, start: int, episodes: int) -> Wanted:
+def draw(rows: Sequence[PromptRow], spec: RolloutSpec, start: int, episodes: int) -> Wanted:
     """The prompts of episodes `start` to `start + episodes`, each with its sample indices; `samples_per_prompt`
     episodes in a row are of one prompt, and one that comes twice is read once.
     """
@@ -100,7 +101,7 @@ class Rollout(NamedTuple):
         finished: (B,) False where a response was cut by length.
         scores: (B,) raw: before normalisation, clipping and penalty.
         logps, reference_logps: (B, T) of the tokens, in the policy that sampled and in the reference.
-        values: (B, T) of the state before each token.
+        values: (B, T) of the state before each token; 0 without a critic.
     """
 
     rows: Tensor
@@ -160,7 +161,7 @@ class Collector:
 
     def __init__(
         self,
-        module: ActorCritic,
+        module: ActorCritic | Policy,
         reference: Reference,
         sampler: Sampler,
         scorer: Scorer,
@@ -174,6 +175,7 @@ class Collector:
         self.numbers = {row.id: number for number, row in enumerate(rows)}
         with reference() as model:  # may be of another architecture
             self.reference_share = module.share and can_share(trunk_of(model))
+            self.forward_tokens = forward_tokens(trunk_of(model))
 
     def collect(self, wanted: Wanted, clock: Clock) -> tuple[list[Response], Rollout]:
         """Responses of the policy as it is now. A sample depends on its prompt and its index, not on who draws it.
@@ -213,15 +215,16 @@ class Collector:
         logps, values, reference_logps = seen = torch.zeros(3, *mask.shape)
         temperature = self.sampler.sampling.temperature
 
-        for part, counts in deal(forward_batches(sequences, self.module.share)):
+        for part, counts in deal(forward_batches(sequences, self.module.share, self.forward_tokens)):
             self.tick()
             packed = pack([sequences[i] for i in part], self.pad_id, self.module.share).to(device())
             outputs = self.module(packed, temperature)
             if counts:
                 logps[part] = scatter_to_mask(outputs.logps.cpu(), mask[part])
-                values[part] = scatter_to_mask(outputs.values.cpu(), mask[part])
+                if isinstance(outputs, Outputs):
+                    values[part] = scatter_to_mask(outputs.values.cpu(), mask[part])
         with self.reference() as reference:
-            for part, counts in deal(forward_batches(sequences, self.reference_share)):
+            for part, counts in deal(forward_batches(sequences, self.reference_share, self.forward_tokens)):
                 self.tick()
                 packed = pack([sequences[i] for i in part], self.pad_id, self.reference_share).to(device())
                 if counts:
@@ -244,3 +247,34 @@ class Collector:
 
 def _padded(ids: Sequence[Sequence[int]]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence([torch.as_tensor(row) for row in ids], batch_first=True)
+
+
+# ---- what is shown ---------------------------------------------------------------------------------------------------
+
+
+def rollout_values(rollout: Rollout, members: Sequence[int]) -> dict[str, float]:
+    """Metrics of some episodes of a rollout: of all, or of a slice."""
+    kl = rollout.kl[members]
+    return {
+        "objective/scores": float(rollout.scores[members].mean()),
+        "objective/kl": float(kl.mean()),
+        "objective/kl_per_token": float(kl.sum() / rollout.lengths[members].sum()),
+        "objective/kl_k3": float(rollout.kl_k3[members].mean()),
+        "objective/entropy": float(-rollout.logps[members].sum(1).mean()),
+    }
+
+
+def page(responses: Sequence[Response], rollout: Rollout) -> list[dict[str, Any]]:
+    """Responses as a sample page shows them."""
+    return [
+        {
+            "prompt_id": response.row.id,
+            "messages": list(response.row.messages),
+            "slices": response.row.slices,
+            "response": response.text,
+            "score": score,
+            "kl": kl,
+            "finished": response.sample.finished,
+        }
+        for response, score, kl in zip(responses, rollout.scores.tolist(), rollout.kl.tolist(), strict=True)
+    ]

@@ -17,7 +17,7 @@ from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoModelFor
 
 from app.errors import ModelUnavailable
 from app.specs import Lora, ModelRef
-from trainer import adapters
+from trainer import member_adapters
 from trainer.chat import end_of_turn_id
 from trainer.checks import (
     ADAPTER_CONFIG,
@@ -100,16 +100,16 @@ def new_reward_model(
         with loading(backbone.adapter):
             check_adapter(Path(backbone.adapter), backbone.base, classifier)
             below = PeftConfig.from_pretrained(backbone.adapter)
-        adapters.require_sum(below, backbone.adapter)
+        member_adapters.require_sum(below, backbone.adapter)
         with loading(backbone.adapter):
-            adapters.put_on(classifier, below, BELOW)
-            adapters.read(classifier, BELOW, Path(backbone.adapter))
+            member_adapters.put_on(classifier, below, BELOW)
+            member_adapters.read(classifier, BELOW, Path(backbone.adapter))
         refuse_nan(classifier, backbone.adapter)
-        for parameter in adapters.parameters_of(classifier, BELOW).values():
+        for parameter in member_adapters.parameters_of(classifier, BELOW).values():
             parameter.requires_grad_(False)
         model.always = (BELOW,)
     for member in range(members):
-        adapters.put_on(classifier, lora_config(lora, "SEQ_CLS"), str(member))
+        member_adapters.put_on(classifier, lora_config(lora, "SEQ_CLS"), str(member))
     return model.eval()
 
 
@@ -167,7 +167,7 @@ def save_reward_model(model: RewardModel, tokenizer: Any, folder: Path, base: st
     """
     if not accelerator().is_main_process:
         return
-    if adapters.parameters_of(model.classifier, "0"):
+    if member_adapters.parameters_of(model.classifier, "0"):
         _save_members(model, tokenizer, folder, base)
     else:
         _save_whole(model, tokenizer, folder)
@@ -196,7 +196,7 @@ def _save_members(model: RewardModel, tokenizer: Any, folder: Path, base: str | 
     for member in range(model.members):
         where = member_folder(folder, member)
         where.mkdir(parents=True, exist_ok=True)
-        tensors, config = adapters.joined(model.classifier, (str(member), *model.always))
+        tensors, config = member_adapters.joined(model.classifier, (str(member), *model.always))
         config.modules_to_save, config.inference_mode = ["score"], True
         tensors[SCORE] = model.scores[member].weight.detach().cpu().contiguous()
         save_file(dict(sorted(tensors.items())), where / ADAPTER_WEIGHTS, {"format": "pt"})
@@ -209,7 +209,7 @@ def _save_members(model: RewardModel, tokenizer: Any, folder: Path, base: str | 
     (folder / SETTINGS).write_text(json.dumps(settings._asdict(), indent=2) + "\n")
 
 
-SCORE = f"{adapters.PREFIX}score.weight"
+SCORE = f"{member_adapters.PREFIX}score.weight"
 
 
 def member_folder(folder: Path, member: int) -> Path:
@@ -303,12 +303,12 @@ def _load_members(folder: Path, dtype: torch.dtype | None, only: int | None) -> 
             check_adapter(where, base, classifier)
             config = LoraConfig.from_pretrained(where)
             config.modules_to_save = None  # heads are ours to choose, not peft's
-            adapters.put_on(classifier, config, str(place))
-            others = adapters.read(classifier, str(place), where, [SCORE.removeprefix(adapters.PREFIX)])
+            member_adapters.put_on(classifier, config, str(place))
+            others = member_adapters.read(classifier, str(place), where, [SCORE.removeprefix(member_adapters.PREFIX)])
         if not others:
             raise _no_head(where)
         with torch.no_grad():
-            model.scores[place].weight.copy_(others[SCORE.removeprefix(adapters.PREFIX)])
+            model.scores[place].weight.copy_(others[SCORE.removeprefix(member_adapters.PREFIX)])
     model = model.requires_grad_(False).eval()
     refuse_nan(model, str(folder))
     if model.members == 1 and computes_in(trunk_of(classifier)) == torch.float32:

@@ -9,7 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from app.specs import Lora
-from trainer import adapters
+from trainer import member_adapters
 from trainer.modeling import lora_config
 from trainer.packing import Packed
 from trainer.policy import can_share, hidden_states, trunk_of
@@ -110,14 +110,14 @@ class RewardModel(nn.Module):
         """Puts a new adapter, the only one that learns, beside the frozen one of the only member."""
         assert self.members == 1, "members share the trunk, so no adapter is one's alone"
         self.requires_grad_(False)
-        adapters.put_on(self.classifier, lora_config(lora, "SEQ_CLS"), ADDED)
+        member_adapters.put_on(self.classifier, lora_config(lora, "SEQ_CLS"), ADDED)
         self.always = (*self.always, ADDED)
 
     def forward(self, packed: Packed, member: int | None = None) -> Tensor:
         """Rewards in fp32: (S, H) of one member, (S, C) of all of them."""
         if member is None:
             return torch.cat([self.forward(packed, each) for each in range(self.members)], -1)
-        adapters.activate(self.classifier, (*self.always, str(member)))
+        member_adapters.activate(self.classifier, (*self.always, str(member)))
         pooled = hidden_states(trunk_of(self.classifier), packed).index_select(0, packed.ends)
         head = self.scores[member]
         return head(pooled.to(head.weight.dtype)).float() - self.offsets[self.columns(member)]
@@ -147,7 +147,7 @@ def merge_adapters(model: RewardModel) -> None:
         if isinstance(module, BaseTunerLayer) and not any(name.startswith(f"{outer}.") for outer in layers):
             layers[name] = module
     if layers:
-        adapters.activate(model.classifier, (*model.always, "0"))
+        member_adapters.activate(model.classifier, (*model.always, "0"))
         model.classifier.float()  # bf16 would round the adapters' small changes away
         set_compute_dtype(trunk_of(model.classifier), torch.float32)
         model.always = ()

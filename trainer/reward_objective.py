@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from app.specs import RewardSpec
 from trainer.algorithms import bradley_terry
 from trainer.chat import TokenSequence
-from trainer.data import Pair, pair_weights
+from trainer.data import Pair, weights_of
 from trainer.packing import Packed, pack
 from trainer.reward_network import RewardModel, score_heads
 from trainer.sharding import whole
@@ -46,9 +46,8 @@ def elements_of(pairs: Sequence[Pair]) -> list[Element]:
         members.setdefault(key, []).append(i)
     elements = []
     for indices in members.values():
-        # A long response cuts its prompt from the left; responses of one element share what is left of it.
-        room = min(len(pairs[i].chosen.prompt) for i in indices)
-        prompt = pairs[indices[0]].chosen.prompt[-room:]
+        # A long response cuts its prompt; responses of one element share what is left of it.
+        prompt = min((pairs[i].chosen.prompt for i in indices), key=len)
         numbers: dict[tuple[int, ...], int] = {}
         sides = [
             (
@@ -113,7 +112,7 @@ class Targets(NamedTuple):
 
 
 def targets_of(pairs: Sequence[Pair], elements: Sequence[Element], spec: RewardSpec) -> Targets:
-    """Targets of pairs, which weigh what `pair_weights` says; a ranking's share one draw of the bootstrap."""
+    """Targets of pairs; a ranking's pairs share one draw of the bootstrap."""
     p = torch.tensor(
         [
             [outcomes(pair, spec)] * spec.ensemble + [aspect_outcomes(pair, a, spec) for a in spec.aspects]
@@ -128,17 +127,15 @@ def targets_of(pairs: Sequence[Pair], elements: Sequence[Element], spec: RewardS
     if spec.margin != "none":
         margin[:, : spec.ensemble] = bradley_terry.margin_of_strength(strengths, spec.margin)[:, None]
 
-    share = torch.zeros(p.shape[:2])
+    rated = (p.sum(-1) > 0).float()
+    share = rated * torch.tensor(weights_of(pairs))[:, None]
     bootstrap = torch.ones(len(elements), p.shape[1])
     if spec.ensemble > 1:
         # Exponential weights with mean 1: the Bayesian bootstrap (Rubin 1981), in which no pair is lost to a member.
         bootstrap[:, : spec.ensemble].exponential_(generator=generator_at(spec.seed, BOOTSTRAP))
-    weight, weights = torch.zeros(p.shape[:2]), pair_weights(pairs)
+    weight = share.clone()
     for number, element in enumerate(elements):
-        rows = list(element.pairs)
-        rated = (p[rows].sum(-1) > 0).float()
-        share[rows] = rated * torch.tensor([[weights[i]] for i in rows])
-        weight[rows] = share[rows] * bootstrap[number]
+        weight[list(element.pairs)] *= bootstrap[number]
     return Targets(p, margin, weight, share)
 
 

@@ -15,7 +15,7 @@ from app.projects.access import ProjectDep
 from app.render import page, redirect
 from app.rounds import queries, service, views
 from app.rounds.controls import form_fields
-from app.rounds.forms import RATES, Algorithm, RoundConfig
+from app.rounds.forms import DERIVED, Algorithm, RoundConfig
 from app.rounds.training_samples import PROMPTS_PER_PAGE, STEPS_PER_PAGE, read_training_samples, side_by_side
 from app.specs import Generation
 from app.typed import TypedDep, not_accepted, reasons_of
@@ -58,8 +58,9 @@ def new_round(
     request: Request, operator: OperatorDep, project: ProjectDep, session: SessionDep, algorithm: Algorithm = "dpo"
 ) -> Response:
     """What a round would read, and its settings."""
-    config = RoundConfig.defaults(algorithm, Generation.model_validate(project.generation))
-    return _new_page(request, project, session, config.model_dump(exclude=set(RATES)))
+    rank = queries.adapter_rank(session, project.policy_id)
+    config = RoundConfig.defaults(algorithm, Generation.model_validate(project.generation), rank)
+    return _new_page(request, project, session, config.model_dump(exclude=DERIVED))
 
 
 @router.get("/rounds/preview")
@@ -108,22 +109,23 @@ def _new_page(
     problem: PrefloopError | None = None,
 ) -> Response:
     """The form of a new round; with the problem, where it was refused, and what was typed."""
-    defaults = RoundConfig.defaults("dpo", Generation.model_validate(project.generation))
+    rank = queries.adapter_rank(session, project.policy_id)
+    defaults = RoundConfig.defaults("dpo", Generation.model_validate(project.generation), rank)
     algorithm = values.get("algorithm", defaults.algorithm)
     if algorithm not in get_args(Algorithm):
         algorithm = defaults.algorithm
     try:
         config = RoundConfig.model_validate(values)
     except ValidationError:
-        config = RoundConfig.defaults(algorithm, defaults.generation)
+        config = RoundConfig.defaults(algorithm, defaults.generation, rank)
     return page(
         request,
         "rounds/new.html",
         status=problem.status if problem else 200,
         preview=service.preview(session, project, config),
         algorithm=algorithm,
-        # A learning rate that nobody typed is not shown: it depends on LoRA, which may still be switched.
-        groups=form_fields(algorithm, config.model_dump(exclude=set(RATES)) | values, reasons or {}),
+        # A rate or a beta that nobody typed is not shown: it depends on settings that may still be changed.
+        groups=form_fields(algorithm, config.model_dump(exclude=DERIVED) | values, reasons or {}),
         reasons=reasons or {},
         problem=problem,
     )

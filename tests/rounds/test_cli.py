@@ -68,7 +68,20 @@ def test_every_setting_can_be_given(session: Session, run: Run) -> None:
 
 def test_full_weights_begin_with_their_own_rate(session: Session, run: Run) -> None:
     run("start", "--set", "lora=false")
-    assert session.scalars(select(Round.config["learning_rate"])).one() == 1e-5
+    assert session.scalars(select(Round.config["learning_rate"])).one() == 6e-5
+
+
+def test_a_loss_brings_its_own_beta(session: Session, run: Run) -> None:
+    run("start", "--set", "loss=simpo")
+    assert session.scalars(select(Round.config["beta"])).one() == 2
+
+
+def test_a_policy_keeps_the_rank_of_its_adapter(session: Session, run: Run, project: Project) -> None:
+    trained = factories.run(session, project, spec={"lora": {"rank": 24, "alpha": 48}})
+    project.policy_id = factories.model(session, project, adapter="models/run-1", run_id=trained.id).id
+    session.commit()
+    run("start")
+    assert session.scalars(select(Round.config["lora_rank"])).one() == 24
 
 
 def test_fine_tuning_from_the_command_line_says_what_it_lacks(run: Run) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
@@ -10,13 +10,14 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
+from app.domain.rounds import run_seed
 from app.errors import InvalidInput
 from app.models import Comparison, Project, Round, Run, Snapshot
 from app.rounds import service, views
 from app.rounds.controls import form_fields
 from app.rounds.forms import RoundConfig
 from app.rounds.service import store_samples
-from app.specs import READ_BY, DPOSpec, Generation, PPOSpec, RewardSpec, SFTSpec
+from app.specs import READ_BY, DPOSpec, Generation, PPOSpec, PreferenceLoss, RewardSpec, SFTSpec
 from app.typed import reasons_of
 from tests import factories
 from tests.rounds.loop import config, decided, last_run, make_project, new_samples
@@ -84,7 +85,7 @@ IN_SPECS: dict[str, tuple[str, Any, str, str, Any]] = {
     "samples_per_prompt": ("dpo", 6, "sample", "generation.samples_per_prompt", 6),
     "max_new_tokens": ("ppo", 21, "ppo", "max_new_tokens", 21),
     "temperature": ("dpo", 0.6, "sample", "generation.temperature", 0.6),
-    "seed": ("dpo", 5, "dpo", "seed", 5),
+    "seed": ("dpo", 5, "dpo", "seed", run_seed(5, "dpo", 1)),
 }
 # Those that decide which rows are read or asked about, each with a test of its own below.
 ELSEWHERE = {
@@ -243,20 +244,43 @@ def test_defaults_are_those_of_the_specs(session: Session, store: ArtifactStore,
             if kind not in found:
                 continue
             for name, field in model.model_fields.items():
-                if not field.is_required() and name not in ("max_length", "kind"):
-                    default = field.get_default()
+                if not field.is_required() and name not in ("max_length", "kind", "seed"):
+                    default = field.get_default(call_default_factory=True, validated_data={"loss": "dpo"})
                     default = default.model_dump(mode="json") if hasattr(default, "model_dump") else default
                     wanted = list(default) if isinstance(default, tuple) else default
                     assert found[kind].spec[name] == wanted, f"{kind}.{name}"
 
 
-@pytest.mark.parametrize(("algorithm", "rate"), [("sft", 2e-5), ("dpo", 1e-5), ("ppo", 6e-5)])
+def test_no_two_runs_of_a_project_share_a_seed(session: Session, store: ArtifactStore, project: Project) -> None:
+    found = [run for wanted in ("ppo", "ppo", "dpo") for run in runs(session, store, project, wanted).values()]
+    found.append(service.begin_sampling(session, store, project))
+    of_rounds = [kind for wanted in ("ppo", "ppo", "dpo") for kind in ("reward", wanted, "sample", "evaluate")]
+    assert [run.kind for run in found] == [*of_rounds, "sample"]
+    assert len({run.spec["seed"] for run in found}) == len(found)
+
+
+@pytest.mark.parametrize(("algorithm", "rate"), [("sft", 2e-5), ("dpo", 6e-5), ("ppo", 6e-5)])
 def test_full_weights_learn_at_a_tenth_of_the_rate(algorithm: str, rate: float) -> None:
     full = config(algorithm, lora="false", reward_lora=False)
     assert (full.learning_rate, full.reward_learning_rate) == (rate, 3e-5)
     only_policy = config(algorithm, lora=False, learning_rate="")
     assert (only_policy.learning_rate, only_policy.reward_learning_rate) == (rate, 3e-4)
     assert config(algorithm, lora=False, learning_rate="0.5").learning_rate == 0.5
+
+
+@pytest.mark.parametrize("loss", get_args(PreferenceLoss))
+def test_what_is_not_given_is_that_of_the_loss(
+    session: Session, store: ArtifactStore, project: Project, loss: PreferenceLoss
+) -> None:
+    """In a round as in a spec, which is stored complete; a value that is given stays."""
+    nothing = {"policy": {"base": "b"}, "reference": {"base": "b"}, "snapshot": "s"}
+    own = DPOSpec.model_validate(nothing | {"loss": loss})
+    found = spec_of(session, store, project, "dpo", "dpo", loss=loss, beta="", learning_rate="", epochs="")
+    assert (found["beta"], found["optimiser"]) == (own.beta, own.optimiser.model_dump())
+    assert own.beta == (2.0 if loss == "simpo" else 0.1)
+    given = spec_of(session, store, project, "dpo", "dpo", loss=loss, beta="0.3", learning_rate="0.002")
+    assert (given["beta"], given["optimiser"]["learning_rate"]) == (0.3, 0.002)
+    assert DPOSpec.model_validate(nothing | {"loss": loss, "beta": 0.3}).beta == 0.3
 
 
 def test_the_form_has_every_setting_that_counts_for_its_algorithm() -> None:

@@ -1,4 +1,3 @@
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -9,8 +8,7 @@ from torch.distributed.tensor import DTensor
 from app.specs import ModelRef, PairRow, RewardSpec
 from tests.trainer.conftest import user
 from trainer.chat import TokenSequence
-from trainer.data import Pair, pair_weights
-from trainer.recipes.dpo import examples_of
+from trainer.data import Pair
 from trainer.reward_model import new_reward_model
 from trainer.reward_objective import (
     RewardObjective,
@@ -128,24 +126,11 @@ def test_a_hard_label_of_a_pair_without_a_winner_is_a_tie(ties: str) -> None:
     assert targets.p.flatten(1).tolist() == [[0, 0, 1], [0, 0, 1]]
 
 
-@pytest.mark.parametrize("k", [2, 3, 4, 8])
-def test_a_ranking_of_k_weighs_as_much_as_k_minus_one_pairs_in_reward_and_dpo(k: int) -> None:
-    """It is k - 1 comparisons of neighbours; all k (k - 1) / 2 pairs follow from them."""
-    ranking = [pair_of([i], [j], ranking=1, weight=2.0) for i, j in itertools.combinations(range(k), 2)]
-    pairs = [pair_of([7], [8], weight=3.0), *ranking, pair_of([7], [8], ranking=1, prompt_id=2)]
-    weights = pair_weights(pairs)
-    assert (weights[0], weights[-1]) == (3.0, 1.0)
-    assert sum(weights[1:-1]) == pytest.approx(2.0 * (k - 1))
-    targets = targets_of(pairs, elements_of(pairs), spec_of())
-    assert targets.share[:, 0].tolist() == pytest.approx(weights)
-    examples, _ = examples_of(pairs)
-    assert [example.weight for example in examples] == weights
-
-
-def test_weights_count_a_ranking_of_three_twice_and_unrated_aspects_never() -> None:
+def test_a_ranking_counts_as_often_as_comparisons_put_it_in_order_and_unrated_aspects_never() -> None:
     ranking = [pair_of([i], [j], ranking=1, weight=2.0) for i, j in ((1, 2), (1, 3), (2, 3))]
     pairs = [*ranking, pair_of([7], [8], aspects={"style": 0.9})]
     targets = targets_of(pairs, elements_of(pairs), spec_of(aspects=("style",)))
+    # Three answers: two comparisons of weight 2, spread over three pairs.
     torch.testing.assert_close(targets.share, torch.tensor([[4 / 3, 0], [4 / 3, 0], [4 / 3, 0], [1, 1]]))
     assert torch.equal(targets.weight, targets.share)
     # (4 / 3 (1 + 2 + 3) + 4) / 5 of the first head, 40 of the second; their mean.
@@ -165,10 +150,10 @@ def test_a_tie_without_a_hard_label_counts_where_an_aspect_has_a_winner() -> Non
 
 
 def test_members_of_an_ensemble_weigh_elements_by_an_exponential_draw_of_their_own() -> None:
-    pairs = [pair_of([1], [2], ranking=i // 2, prompt_id=i // 2) for i in range(4000)]
+    pairs = [pair_of([1], [2 + i % 2], ranking=i // 2, prompt_id=i // 2) for i in range(4000)]
     elements = elements_of(pairs)
     spec = spec_of(ensemble=3, aspects=("style",))
-    weight = targets_of(pairs, elements, spec).weight  # of two responses each, so of weight 1
+    weight = targets_of(pairs, elements, spec).weight * 1.5  # of three answers
     assert torch.equal(weight[::2], weight[1::2])
     assert weight[:, 3].tolist() == [0] * 4000
     draws = weight[::2, :3]
@@ -176,11 +161,11 @@ def test_members_of_an_ensemble_weigh_elements_by_an_exponential_draw_of_their_o
     assert draws.mean(0).tolist() == pytest.approx([1] * 3, abs=4 / 2000**0.5)
     assert draws.std(0).tolist() == pytest.approx([1] * 3, abs=8 / 2000**0.5)
     assert torch.corrcoef(draws.T).fill_diagonal_(0).abs().max() < 4 / 2000**0.5
-    again = targets_of(pairs, elements, spec).weight
+    again = targets_of(pairs, elements, spec).weight * 1.5
     assert torch.equal(weight, again)
     other = targets_of(pairs, elements, spec.model_copy(update={"seed": 1})).weight
-    assert not torch.equal(weight, other)
-    assert targets_of(pairs, elements, spec_of()).weight.unique().tolist() == [1]
+    assert not torch.equal(weight, other * 1.5)
+    assert targets_of(pairs, elements, spec_of()).weight.unique().tolist() == [pytest.approx(2 / 3)]
 
 
 @pytest.mark.parametrize("share", [0.1, 0.4])

@@ -23,8 +23,10 @@ from trainer.data import (
     encode_pairs,
     read_pairs,
 )
+from trainer.memory import PeakMemory
 from trainer.modeling import device, load_tokenizer, notes_on, resolve, seed_everything, working_dtype
 from trainer.packing import Packed, pack, packed_length, token_parts
+from trainer.policy import trunk_of
 from trainer.precision import name_of
 from trainer.reporting import Reporter, RewardResult, TrainingDiverged
 from trainer.reward_model import POOLING, new_reward_model, save_reward_model
@@ -66,9 +68,9 @@ from trainer.reward_said import (
     tie_figures,
     tie_share,
 )
+from trainer.sizes import forward_tokens, sizes_for
 from trainer.training import Training, deal, require_finite, sum_over_processes
 
-FORWARD_TOKENS = 2048  # forwarded at once without gradients
 PROBES = 1_000_002  # a place in the run that no epoch has
 
 RewardsOf = Callable[..., Tensor]
@@ -90,7 +92,7 @@ def train(
         StorageFull: no room for a checkpoint or the model; checkpoints saved before stay.
         RunCancelled, TrainingDiverged: no model is saved.
     """
-    started = time.monotonic()
+    started, memory = time.monotonic(), PeakMemory()
 
     # 1. Data, before anything that takes time.
     backbone = resolve(store, spec.backbone)
@@ -111,6 +113,7 @@ def train(
     dtype = working_dtype(spec.optimiser.precision, backbone, checkpoints)
     heads = head_names(spec.ensemble, spec.aspects)
     model = new_reward_model(backbone, spec.lora, heads, dtype, folds.members)
+    sizes = sizes_for(backbone, dtype, full_weights=spec.lora is None)
     objective = RewardObjective(model, spec.ties, tie_share(spec, train_pairs))
     # Of an ensemble each member draws bootstrap weights of its own.
     targets = [
@@ -124,7 +127,7 @@ def train(
     ends = list(itertools.accumulate(len(steps) for steps in epochs))
     training = Training(
         objective,
-        spec.optimiser,
+        sizes.fill(spec.optimiser),
         seed=spec.seed,
         total_steps=ends[-1],
         started=started,
@@ -280,10 +283,12 @@ def train(
         tokens=training.tokens,
         seconds=training.seconds,
         precision=name_of(dtype),
-        notes=notes,
         members=model.members,
         disagreement=report["disagreement"],
         kept_epoch=best.kept or len(ends),
+        sizes={"microbatch_tokens": training.microbatch_tokens, "forward_tokens": sizes.forward_tokens},
+        peak_memory=memory.peak(),
+        notes=(*notes, *memory.notes),
     )
 
 
@@ -308,7 +313,8 @@ def response_rewards(
         return rewards
     lengths = [packed_length(element.sequences, model.share) for element in elements]
     done = 0
-    for part, counts in deal(token_parts(range(len(elements)), lengths, len(elements), FORWARD_TOKENS)):
+    tokens = forward_tokens(trunk_of(model.classifier))
+    for part, counts in deal(token_parts(range(len(elements)), lengths, len(elements), tokens)):
         reporter.progress(done, len(elements), message)
         sequences = [sequence for number in part for sequence in elements[number].sequences]
         part_rewards, _ = run(pack(sequences, pad_id, model.share).to(device()), member)
@@ -340,13 +346,12 @@ def text_scorer(rewards_of: RewardsOf, model: RewardModel, encoder: ChatEncoder)
         fits: list[list[bool]] = []
         for messages, texts in variants:
             # Each is read as a policy's response is: one that is longer by a trick costs the others no prompt.
-            prompt = encoder.prompt(messages)
-            fitted = [encoder.fit(prompt, [encoder.completion(text)]) for text in texts]
+            fitted = [encoder.fit(messages, [encoder.completion(text)]) for text in texts]
             fits.append([each is not None for each in fitted])
-            sequences = [each[0] for each in fitted if each is not None]
+            sequences = [each.sequences[0] for each in fitted if each is not None]
             # Not all in one row: attention within it grows with the square of its length.
             longest = max((sequence.length for sequence in sequences), default=1)
-            for some in chunks(sequences, max(1, FORWARD_TOKENS // longest)):
+            for some in chunks(sequences, max(1, forward_tokens(trunk_of(model.classifier)) // longest)):
                 elements.append(Element(tuple(some), (), ()))
         rewards = rewards_of(elements, "scoring rewritten responses")
         scores = iter(model.score(rewards).tolist())
