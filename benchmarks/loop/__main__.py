@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     add("--whole", action="store_true", help="the whole grid, some hours; other choices of cells are ignored")
     add("--prompts", type=int, default=20, help="held-out prompts of each kind (with --whole 80)")
     add("--base-samples", type=int, default=8, help="of the base a held-out prompt, for best-of-n (with --whole 16)")
+    add("--max-new-tokens", type=int, default=64, help="where answers are cut")
     add("--store", type=Path, default=STORE, help="where models and all that was made lie")
     add("--model", default=None, help="folder or hub name of the base; default: the service's default model")
     add("--output", type=Path, default=None, help="results, one JSON line a cell; default: results.jsonl in the store")
@@ -85,6 +86,7 @@ def chosen_cells(args: argparse.Namespace) -> list[Cell]:
             final=args.final,
             prompts=args.prompts,
             base_samples=args.base_samples,
+            max_new_tokens=args.max_new_tokens,
         )
     return list(dict.fromkeys(cells))
 
