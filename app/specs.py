@@ -251,8 +251,7 @@ class PPOSpec(RolloutSpec):
 class GroupSpec(RolloutSpec):
     """Settings of the methods that compare several answers to one prompt and need no critic.
 
-    `episodes` and `rollout_size` are rounded up to whole groups, `optimiser.batch_size` to whole groups and at least
-    one.
+    `episodes`, `rollout_size` and `optimiser.batch_size` are rounded up to whole groups.
     """
 
     ensemble_score: EnsembleScore = Field(

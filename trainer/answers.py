@@ -94,6 +94,7 @@ def answers_of(
     batch_size: int,
     max_length: int,
     seed: int,
+    purpose: str,
     tick: Callable[[int], None],
 ) -> Answers:
     """Samples a policy, scores what it says, and measures how far it is from `start`. Locations are resolved.
@@ -123,7 +124,7 @@ def answers_of(
         stored = the_main_processes(lambda location=location: _read(store, location))  # type: ignore[misc]
         if stored is None:
             if sampler is None or scorer is None:
-                sampler = _sampler(policy, max_new_tokens, temperature, max_length, seed, say)
+                sampler = _sampler(policy, max_new_tokens, temperature, max_length, seed, purpose, say)
                 scorer = heads()
             found = _sampled(sampler, scorer, part, batch_size)
             if accelerator().is_main_process:
@@ -152,11 +153,11 @@ def _read(store: ArtifactStore, location: str) -> Any:
 
 
 def _sampler(
-    policy: ModelRef, max_new_tokens: int, temperature: float, max_length: int, seed: int, tick: Tick
+    policy: ModelRef, max_new_tokens: int, temperature: float, max_length: int, seed: int, purpose: str, tick: Tick
 ) -> Sampler:
     model = load_causal_lm(policy, dtype=sampling_dtype("auto", policy))
     encoder = ChatEncoder(load_tokenizer(policy), max_length)
-    return Sampler(model, encoder, max_new_tokens, temperature, seed, tick)
+    return Sampler(model, encoder, max_new_tokens, temperature, seed, purpose, tick)
 
 
 def _sampled(sampler: Sampler, heads: Heads, part: Wanted, batch_size: int) -> list[Answer]:

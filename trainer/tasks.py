@@ -21,16 +21,18 @@ from app.specs import (
     BestOfNSpec,
     DPOSpec,
     EvaluateSpec,
+    GRPOSpec,
     OnPolicyDPOSpec,
     PPOSpec,
     RewardSpec,
+    RLOOSpec,
     RunSpec,
     SampleSpec,
     SFTSpec,
 )
 from trainer.checkpoints import Checkpoints
 from trainer.memory import give_back_memory, is_out_of_memory
-from trainer.recipes import best_of_n, dpo, evaluate, on_policy_dpo, ppo, reward, sample, sft
+from trainer.recipes import best_of_n, dpo, evaluate, group, on_policy_dpo, ppo, reward, sample, sft
 from trainer.recipes.sample import Completion, OnCompletions
 from trainer.recording import RunLost, RunRecorder, WorkerStopping, is_outage, patiently
 from trainer.reporting import PolicyResult, RewardResult, RunCancelled
@@ -46,7 +48,7 @@ MORE_MEMORY = (
     "Retry with more memory, or start anew with a smaller microbatch size, gradient checkpointing or shorter responses."
 )
 
-TrainingSpec = SFTSpec | RewardSpec | DPOSpec | OnPolicyDPOSpec | BestOfNSpec | PPOSpec
+TrainingSpec = SFTSpec | RewardSpec | DPOSpec | OnPolicyDPOSpec | BestOfNSpec | PPOSpec | RLOOSpec | GRPOSpec
 RECIPES: dict[str, ModuleType] = {
     "sft": sft,
     "reward": reward,
@@ -54,6 +56,8 @@ RECIPES: dict[str, ModuleType] = {
     "on_policy_dpo": on_policy_dpo,
     "best_of_n": best_of_n,
     "ppo": ppo,
+    "rloo": group,
+    "grpo": group,
 }
 
 
@@ -147,12 +151,12 @@ class Runner:
     def _run(self, spec: RunSpec, recorder: RunRecorder) -> None:
         digest = None
         match spec:
-            case SFTSpec() | RewardSpec() | DPOSpec() | OnPolicyDPOSpec() | BestOfNSpec() | PPOSpec():
-                result, digest = self._train(spec, recorder)
             case SampleSpec():
                 result = self._sample(spec, recorder)
             case EvaluateSpec():
                 result = evaluate.evaluate(spec, self.store, recorder, self._storing(recorder))._asdict()
+            case _:
+                result, digest = self._train(spec, recorder)
 
         def finish(session: Session, run: Run) -> None:
             rounds.run_finished(session, self.store, run, result, digest, self.settings.sampling_server)

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from app.artifacts import ArtifactStore
 from app.errors import InvalidInput
-from app.specs import ModelRef, Optimiser, PairRow, PromptRow, RunSpec, TurnsSpec
+from app.specs import BestOfNSpec, ModelRef, OnPolicyDPOSpec, Optimiser, PairRow, PromptRow, RunSpec
 from trainer.algorithms.bradley_terry import ensemble_score
 from trainer.answers import Answers, answers_of
 from trainer.chat import ChatEncoder
@@ -75,7 +75,7 @@ class Turns:
 
     def __init__(
         self,
-        spec: TurnsSpec,
+        spec: OnPolicyDPOSpec | BestOfNSpec,
         store: ArtifactStore,
         reporter: Reporter,
         checkpoints: Checkpoints | None,
@@ -91,7 +91,7 @@ class Turns:
         self.encoder = ChatEncoder(self.tokenizer, spec.max_length)
         self.dropped = cut_prompts(self.rows, self.encoder, spec.max_new_tokens)
         self.notes: list[str] = []
-        optimiser: Optimiser = spec.optimiser  # type: ignore[attr-defined]
+        optimiser: Optimiser = spec.optimiser
         self.dtype = working_dtype(optimiser.precision, self.start, checkpoints)
         # Measured once: every phase computes in the same.
         self.optimiser = optimiser.model_copy(update={"precision": name_of(self.dtype)})
@@ -133,6 +133,7 @@ class Turns:
             batch_size=self.spec.rollout_batch_size,
             max_length=self.spec.max_length,
             seed=self.spec.seed,
+            purpose=self.spec.kind,
             tick=self._tick,
         )
 
@@ -344,6 +345,8 @@ class Phase:
 def workplace(checkpoints: Checkpoints | None) -> Iterator[ArtifactStore]:
     """Where the phases' results lie: with the run's checkpoints, or in a folder that is removed."""
     if checkpoints is not None:
+        if accelerator().is_main_process:
+            checkpoints.phases.sweep()
         yield checkpoints.phases
         return
     root = the_main_processes(tempfile.mkdtemp)

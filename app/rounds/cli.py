@@ -35,7 +35,8 @@ def start(
     settings = Settings()
     with command_session(settings) as session:
         found = _project(session, project)
-        config = _config(algorithm, Generation.model_validate(found.generation), set_ or [])
+        rank = queries.adapter_rank(session, found.policy_id)
+        config = _config(algorithm, Generation.model_validate(found.generation), set_ or [], rank)
         store = ArtifactStore(settings.artifacts_root)
         round_ = service.start(session, store, found, _operator(session, operator), config)
         typer.echo(f"Round {round_.number} is frozen; a worker takes it from here.")
@@ -97,7 +98,9 @@ def _operator(session: Session, email: str) -> User:
     return user
 
 
-def _config(algorithm: str, generation: Generation, settings: list[str]) -> RoundConfig:
+def _config(
+    algorithm: str, generation: Generation, settings: list[str], adapter_rank: int | None = None
+) -> RoundConfig:
     """The defaults of the algorithm with the settings given."""
     try:
         named = dict(setting.split("=", 1) for setting in settings)
@@ -107,7 +110,7 @@ def _config(algorithm: str, generation: Generation, settings: list[str]) -> Roun
         raise InvalidInput(f"Unknown settings: {', '.join(sorted(unknown))}.", f"Known: {_KNOWN}.")
     try:
         known: Algorithm = RoundConfig.model_validate({"algorithm": algorithm}).algorithm
-        return RoundConfig.defaults(known, generation, **named)
+        return RoundConfig.defaults(known, generation, adapter_rank, **named)
     except ValidationError as error:
         first = error.errors()[0]
         raise InvalidInput(f"{'.'.join(map(str, first['loc']))}: {first['msg']}.", "Correct it.") from error

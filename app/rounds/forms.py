@@ -248,7 +248,9 @@ class RoundConfig(BaseModel):
     ] = SFTSpec.model_fields["packing"].default
     lora: Annotated[bool, Field(description="low-rank adapters; off: all weights"), _rare("policy", "LoRA")] = True
     lora_rank: Annotated[
-        int, Field(ge=1, le=512, description="of the policy's and the reward model's"), _rare("policy", "LoRA rank")
+        int,
+        Field(ge=1, le=512, description="of the policy's and the reward model's adapters; it can grow, not shrink"),
+        _rare("policy", "LoRA rank"),
     ] = Lora().rank
     max_length: Annotated[
         int,
@@ -355,12 +357,19 @@ class RoundConfig(BaseModel):
         return check_read(_OF_LOSSES[info.field_name or ""], value, loss)
 
     @classmethod
-    def defaults(cls, algorithm: Algorithm, generation: Generation, **settings: Any) -> "RoundConfig":
-        """The project's way of sampling and the algorithm's own settings, but for those that are given."""
+    def defaults(
+        cls, algorithm: Algorithm, generation: Generation, adapter_rank: int | None = None, **settings: Any
+    ) -> "RoundConfig":
+        """The project's way of sampling and the algorithm's own settings, but for those that are given.
+
+        Args:
+            adapter_rank: the LoRA rank of the policy to improve, which it keeps.
+        """
         sampling = generation.model_dump(include={"max_new_tokens", "temperature"})
         # A round compares a prompt's responses; a project may ask for one alone.
         sampling["samples_per_prompt"] = max(2, generation.samples_per_prompt)
-        return cls.model_validate({"algorithm": algorithm} | sampling | settings)
+        rank = {"lora_rank": adapter_rank} if adapter_rank else {}
+        return cls.model_validate({"algorithm": algorithm} | sampling | rank | settings)
 
     @property
     def generation(self) -> Generation:

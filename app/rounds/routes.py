@@ -58,7 +58,8 @@ def new_round(
     request: Request, operator: OperatorDep, project: ProjectDep, session: SessionDep, algorithm: Algorithm = "dpo"
 ) -> Response:
     """What a round would read, and its settings."""
-    config = RoundConfig.defaults(algorithm, Generation.model_validate(project.generation))
+    rank = queries.adapter_rank(session, project.policy_id)
+    config = RoundConfig.defaults(algorithm, Generation.model_validate(project.generation), rank)
     return _new_page(request, project, session, config.model_dump(exclude=set(RATES)))
 
 
@@ -108,14 +109,15 @@ def _new_page(
     problem: PrefloopError | None = None,
 ) -> Response:
     """The form of a new round; with the problem, where it was refused, and what was typed."""
-    defaults = RoundConfig.defaults("dpo", Generation.model_validate(project.generation))
+    rank = queries.adapter_rank(session, project.policy_id)
+    defaults = RoundConfig.defaults("dpo", Generation.model_validate(project.generation), rank)
     algorithm = values.get("algorithm", defaults.algorithm)
     if algorithm not in get_args(Algorithm):
         algorithm = defaults.algorithm
     try:
         config = RoundConfig.model_validate(values)
     except ValidationError:
-        config = RoundConfig.defaults(algorithm, defaults.generation)
+        config = RoundConfig.defaults(algorithm, defaults.generation, rank)
     return page(
         request,
         "rounds/new.html",

@@ -24,8 +24,8 @@ def best_against_worst(
 ) -> list[tuple[int, int]]:
     """At most `pairs` pairs (chosen, rejected) of one prompt's answers: the best with the worst, and so on inwards.
 
-    An answer that was cut by length is never chosen, as its score is for an end that it does not have; nor an empty one.
-    A text stands on one side once.
+    An answer that was cut by length is never chosen: its score is for an end that it does not have. Nor is an empty
+    answer. A text stands on one side once.
     """
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
     good = _distinct([i for i in order if finished[i] and texts[i].strip()], texts)

@@ -97,7 +97,7 @@ def evaluate(
     # 2. Sample. Every process does its share of the prompts.
     main = accelerator().is_main_process
     mine = rows[accelerator().process_index :: accelerator().num_processes]
-    sampler = Sampler(policy, encoder, generation.max_new_tokens, generation.temperature, spec.seed, tick)
+    sampler = Sampler(policy, encoder, generation.max_new_tokens, generation.temperature, spec.seed, spec.kind, tick)
     for batch in sampler.respond([(row, range(k)) for row in mine], generation.batch_size):
         if main:
             on_completions([Completion.of(response, generation) for response in batch])
