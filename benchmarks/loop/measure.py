@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from app.artifacts import ArtifactStore
 from app.simulation.preference import Score
-from app.simulation.statistics import win_shares
+from app.simulation.statistics import mean_score, win_shares
 from app.specs import PromptRow, Spec
 from benchmarks.loop.labels import Texts
 from benchmarks.loop.prompts import KINDS, question
@@ -86,12 +86,6 @@ def compare(preference: Score, new: Sequence[Texts], base: Sequence[Texts]) -> d
         "true": mean_score(preference, questions, mine),
         "base_true": mean_score(preference, questions, theirs),
     }
-
-
-def mean_score(preference: Score, questions: Mapping[int, str], texts: Mapping[int, Sequence[str]]) -> float:
-    """The mean over prompts of the mean true score of their answers."""
-    means = [np.mean([preference(questions[prompt], text) for text in said]) for prompt, said in texts.items()]
-    return float(np.mean(means))
 
 
 def best_of_n_at(preference: Score, base: Sequence[Texts], kl: float) -> tuple[float, float]:
