@@ -31,8 +31,10 @@ FAST: dict[str, Any] = {
     "base_samples": 4,
     "settings": (
         ("labels.overlap", 1.0),
+        ("labels.selection", "drts"),
         ("policy.optimiser.epochs", 1),
         ("reward.optimiser.epochs", 1),
+        ("reward.ensemble", 2),
     ),
 }
 
@@ -62,6 +64,10 @@ def test_a_cell_that_was_killed_goes_on_to_the_same_result(
     kinds = [line.split()[0] for line in made]
     assert kinds == ["sample", "reward", "dpo", "sample", "evaluate", "score", *kinds[6:]]
     assert kinds[6:] == ["sample", "reward", "dpo", "evaluate", "score"]  # the base's answers are made once
+
+    # Only the second round's samples are scored by a reward model, for pairs to be chosen by it.
+    specs = [json.loads(path.read_text())["spec"] for path in whole_store.glob("sample/*/made.json")]
+    assert sorted(len(spec["reward_models"]) for spec in specs) == [0, 0, 1]
 
     # Killed in the policy's run: what was made before stays, what was under way leaves nothing.
     train = dpo.train
