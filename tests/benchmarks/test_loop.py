@@ -118,7 +118,7 @@ def test_the_command_reports_what_it_played_and_what_failed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     few = ["--methods", "dpo_today", "dpo", "--budgets", "12", "--prompts", "2", "--base-samples", "4"]
-    arguments = [*few, "--max-new-tokens", "4", "--store", str(tmp_path), "--model", str(tiny_model)]
+    arguments = [*few, "--max-new-tokens", "4", "--in-process", "--store", str(tmp_path), "--model", str(tiny_model)]
     assert main(arguments) == []
     assert "failed dpo concise 12 seed 0: A reward model needs" in capsys.readouterr().out
     stored = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
