@@ -86,7 +86,7 @@ def chosen_cells(args: argparse.Namespace) -> list[Cell]:
             base_samples=args.base_samples,
             max_new_tokens=args.max_new_tokens,
         )
-    return list(dict.fromkeys(cells))
+    return list({cell.digest: cell for cell in cells}.values())
 
 
 def main(arguments: list[str] | None = None) -> list[str]:
