@@ -20,6 +20,7 @@ class Method(NamedTuple):
     reward: Mapping[str, Any] = {}
     labels: Mapping[str, Any] = {}
     frozen: bool = False  # no setting changes it
+    adopts_always: bool = False  # also a policy that the round's reward model finds worse than the one before
 
 
 # What Prefloop did before its rounds were taught to use the reward model: the yardstick, whatever defaults become.
@@ -45,6 +46,7 @@ DPO_TODAY = Method(
     },
     labels={"overlap": 2.5, "heldout_share": 0.36},
     frozen=True,
+    adopts_always=True,
 )
 
 METHODS: dict[str, Method] = {

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from app.domain.verdicts import by_reward_model
+from app.rounds.adoption import difference_of
 from app.rounds.snapshots import write_lines
 from app.simulation.preference import PREFERENCES
 from app.specs import EvaluateSpec, Generation, ModelRef, PairRow, PromptRow, SampleSpec
@@ -13,7 +15,7 @@ from benchmarks.loop.workshop import Made, Workshop
 
 NEW_ANSWERS = 2  # of the new policy, a prompt
 # Places in a cell's seed: no two runs draw with the same numbers.
-LABELING, CREW, REWARD, POLICY, EVALUATION = range(1, 6)
+LABELING, CREW, REWARD, POLICY, VERDICT, EVALUATION = range(1, 7)
 BASE_SEED = 999_983  # of the base's answers on measured prompts, shared by all cells
 
 
@@ -46,7 +48,11 @@ def play(cell: Cell, workshop: Workshop) -> dict[str, Any]:
         spec = methods.policy_spec(cell, policy, base, snapshot, reward.location, train, seed_of(cell, number, POLICY))
         trained = workshop.run(spec)
         seconds["policy"] = trained.seconds
-        policy = policy_of(spec, trained)
+        new = policy_of(spec, trained)
+        adopted = methods.method_of(cell).adopts_always or not is_worse(
+            cell, workshop, there.heldout, new, policy, reward.location, number, seconds
+        )
+        policy = new if adopted else policy
         reward_model = reward.location
         measured, answers = evaluate(cell, workshop, there.measured, policy, reward_model, number, answers, seconds)
         rounds.append(
@@ -57,6 +63,7 @@ def play(cell: Cell, workshop: Workshop) -> dict[str, Any]:
                 "heldout_comparisons": sum(row.split == "heldout" for row in rows),
                 "reward": reward.result,
                 "policy": trained.result,
+                "adopted": adopted,
                 "kinds": measured,
                 "seconds": seconds,
             }
@@ -69,6 +76,36 @@ def policy_of(spec: Any, trained: Made) -> ModelRef:
     if spec.lora is None:
         return ModelRef(base=trained.location)
     return ModelRef(base=spec.policy.base, adapter=trained.location)
+
+
+def is_worse(
+    cell: Cell,
+    workshop: Workshop,
+    rows: list[PromptRow],
+    new: ModelRef,
+    before: ModelRef,
+    reward_model: str,
+    number: int,
+    seconds: dict[str, float],
+) -> bool:
+    """Whether the round's reward model finds the new policy worse than the one before, as a round of the service asks.
+
+    It reads answers to the held-out prompts; the measured ones are for nobody but the benchmark.
+    """
+    made = workshop.run(
+        EvaluateSpec(
+            policy=new,
+            before=before,
+            reference=workshop.base_ref,
+            reward_models=(reward_model,),
+            prompts=prompts.write(workshop.store, rows),
+            generation=Generation(samples_per_prompt=NEW_ANSWERS, max_new_tokens=cell.max_new_tokens),
+            seed=seed_of(cell, number, VERDICT),
+        )
+    )
+    seconds["verdict"] = made.seconds
+    verdict = by_reward_model(difference_of(made.metrics[""]))
+    return verdict is not None and verdict.word == "worse"
 
 
 def label_samples(

@@ -16,7 +16,7 @@ TODAY = "dpo_today"
 COLUMNS = (
     "method preference kind noise judgments seed win_rate low high true base proxy base best_of_n n kl kl_k3 "
     "tokens base finished base rm_accuracy against_previous low high "
-    "seconds sampling reward policy measuring"
+    "adopted seconds sampling reward policy verdict measuring"
 ).split()
 
 
@@ -83,7 +83,7 @@ def _row(cell: Cell, played: dict[str, Any], kind: str, measured: dict[str, Any]
     against = interval([before]) if before else None
     accuracy = played["reward"].get("eval_accuracy")
     spent = played["seconds"]
-    seconds = {part: spent[part] for part in ("label_samples", "reward", "policy")}
+    seconds = {part: spent.get(part, 0.0) for part in ("label_samples", "reward", "policy", "verdict")}
     seconds["measuring"] = sum(spent.values()) - sum(seconds.values())
     numbers = [
         rate.rate,
@@ -113,6 +113,7 @@ def _row(cell: Cell, played: dict[str, Any], kind: str, measured: dict[str, Any]
         done,
         str(cell.seed),
         *("-" if number is None else f"{number:.3f}" for number in numbers),
+        "yes" if played["adopted"] else "no",
         *(f"{number:.0f}" for number in (sum(seconds.values()), *seconds.values())),
     ]
 
