@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from app.domain.intervals import Interval
 from app.errors import InvalidInput
 from app.simulation.preference import PREFERENCES
 from app.simulation.statistics import WinRate, interval
@@ -16,7 +17,7 @@ from benchmarks.loop.__main__ import main, whole
 from benchmarks.loop.cells import FINAL_ONLY, TUNING, Cell, Labels, grid
 from benchmarks.loop.labels import Crew, Texts, by_prompt, choose, comparisons, samples_needed
 from benchmarks.loop.measure import best_of_n_at, expected_best
-from benchmarks.loop.play import BASE_SEED, CREW, EVALUATION, LABELING, POLICY, REWARD, play, seed_of
+from benchmarks.loop.play import BASE_SEED, CREW, EVALUATION, LABELING, POLICY, REWARD, VERDICT, play, seed_of
 from benchmarks.loop.report import Group, budget_for, judgments_saved
 from benchmarks.loop.workshop import Workshop
 from tests.trainer.conftest import tiny_model  # noqa: F401
@@ -62,8 +63,9 @@ def test_a_cell_that_was_killed_goes_on_to_the_same_result(
     made: list[str] = []
     whole_run = play(cell, Workshop(whole_store, str(tiny_model), made.append))
     kinds = [line.split()[0] for line in made]
-    assert kinds == ["sample", "reward", "dpo", "sample", "evaluate", "score", *kinds[6:]]
-    assert kinds[6:] == ["sample", "reward", "dpo", "evaluate", "score"]  # the base's answers are made once
+    # The first evaluation decides whether the policy is adopted. The base's answers, the second samples, are made once.
+    assert kinds[:7] == ["sample", "reward", "dpo", "evaluate", "sample", "evaluate", "score"]
+    assert kinds[7:] == ["sample", "reward", "dpo", "evaluate", "evaluate", "score"]
 
     # Only the second round's samples are scored by a reward model, for pairs to be chosen by it.
     specs = [json.loads(path.read_text())["spec"] for path in whole_store.glob("sample/*/made.json")]
@@ -84,7 +86,7 @@ def test_a_cell_that_was_killed_goes_on_to_the_same_result(
     monkeypatch.setattr(dpo, "train", train)
     after: list[str] = []
     resumed = play(first, Workshop(other_store, str(tiny_model), after.append))
-    assert [line.split()[0] for line in after] == ["dpo", "sample", "evaluate", "score"]
+    assert [line.split()[0] for line in after] == ["dpo", "evaluate", "sample", "evaluate", "score"]
     assert without_seconds(resumed["rounds"]) == without_seconds(whole_run["rounds"][:1])
 
     # What is there is not made again, and methods share all but the policy.
@@ -94,7 +96,7 @@ def test_a_cell_that_was_killed_goes_on_to_the_same_result(
     other = first.model_copy(update={"settings": (*cell.settings, ("policy.beta", 0.5))})
     shared: list[str] = []
     play(other, Workshop(other_store, str(tiny_model), shared.append))
-    assert [line.split()[0] for line in shared] == ["dpo", "evaluate"]
+    assert [line.split()[0] for line in shared] == ["dpo", "evaluate", "evaluate"]
 
     for number, played in enumerate(whole_run["rounds"], 1):
         assert played["judgments"] == 40
@@ -123,6 +125,28 @@ def test_the_command_reports_what_it_played_and_what_failed(
     assert "failed dpo concise 12 seed 0: A reward model needs" in capsys.readouterr().out
     stored = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [result["name"] for result in stored] == ["dpo_today", "dpo"]
+
+
+def test_a_policy_that_the_reward_model_finds_worse_is_not_adopted(
+    tiny_model: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The verdict is given here; without adoption the policy stays the base, and its KL to the base is 0."""
+    monkeypatch.setitem(PREFERENCES, "concise", letters)
+    monkeypatch.setattr("benchmarks.loop.play.difference_of", lambda metrics: Interval(-1.0, -2.0, -0.1))
+    cell = Cell(method="dpo", **FAST | {"rounds": 1})
+    workshop = Workshop(tmp_path, str(tiny_model))
+    (kept,) = play(cell, workshop)["rounds"]
+    assert not kept["adopted"]
+    assert kept["kinds"]["like"]["kl_k3"] == 0
+    monkeypatch.setattr("benchmarks.loop.play.difference_of", lambda metrics: Interval(-1.0, -2.0, 0.1))
+    (adopted,) = play(cell, workshop)["rounds"]
+    assert adopted["adopted"]
+    assert adopted["kinds"]["like"]["kl_k3"] > 0
+    today = cell.model_copy(update={"method": "dpo_today", "settings": (), "judgments": 100})
+    monkeypatch.setattr("benchmarks.loop.play.difference_of", lambda metrics: Interval(-1.0, -2.0, -0.1))
+    assert play(today, workshop)["rounds"][0]["adopted"]
 
 
 # ---- cells -----------------------------------------------------------------------------------------------------------
@@ -313,6 +337,6 @@ def test_seeds_of_parts_never_coincide() -> None:
         seed_of(Cell(method="dpo", seed=seed), number, part)
         for seed in range(5)
         for number in range(1, 5)
-        for part in (LABELING, CREW, REWARD, POLICY, EVALUATION)
+        for part in (LABELING, CREW, REWARD, POLICY, VERDICT, EVALUATION)
     ]
     assert len({*seeds, BASE_SEED}) == len(seeds) + 1
