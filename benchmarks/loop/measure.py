@@ -118,3 +118,12 @@ def kinds_of(texts: Sequence[Texts]) -> list[str]:
 def mean_of(texts: Sequence[Texts], value: Callable[[Completion], float]) -> float:
     """The mean of a value over all samples."""
     return float(np.mean([value(completion) for each in texts for completion in each.completions]))
+
+
+def score_differences(texts: Sequence[Texts], per_model: int) -> list[float]:
+    """For each prompt, the reward model's mean score of the first `per_model` samples less that of the others."""
+    differences = []
+    for each in texts:
+        scores = [np.mean(completion.sampling["reward"]["heads"]) for completion in each.completions]
+        differences.append(float(np.mean(scores[:per_model]) - np.mean(scores[per_model:])))
+    return differences

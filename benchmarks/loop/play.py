@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from app.domain.verdicts import by_reward_model
-from app.rounds.adoption import difference_of
 from app.rounds.snapshots import write_lines
 from app.simulation.preference import PREFERENCES
+from app.simulation.statistics import interval
 from app.specs import EvaluateSpec, Generation, ModelRef, PairRow, PromptRow, SampleSpec
 from benchmarks.loop import measure, methods, prompts
 from benchmarks.loop.cells import Cell, Labels
@@ -88,24 +87,22 @@ def is_worse(
     number: int,
     seconds: dict[str, float],
 ) -> bool:
-    """Whether the round's reward model finds the new policy worse than the one before, as a round of the service asks.
+    """Whether the round's reward model finds the new policy worse than the one before, beyond chance, as a round asks.
 
-    It reads answers to the held-out prompts; the measured ones are for nobody but the benchmark.
+    It reads both policies' answers to the held-out prompts; the measured ones are for nobody but the benchmark.
     """
     made = workshop.run(
-        EvaluateSpec(
-            policy=new,
-            before=before,
-            reference=workshop.base_ref,
-            reward_models=(reward_model,),
+        SampleSpec(
+            models=(new, before),
             prompts=prompts.write(workshop.store, rows),
             generation=Generation(samples_per_prompt=NEW_ANSWERS, max_new_tokens=cell.max_new_tokens),
+            reward_models=(reward_model,),
             seed=seed_of(cell, number, VERDICT),
         )
     )
     seconds["verdict"] = made.seconds
-    verdict = by_reward_model(difference_of(made.metrics[""]))
-    return verdict is not None and verdict.word == "worse"
+    texts = by_prompt(rows, measure.read_completions(workshop.store.resolve(made.location)))
+    return interval([measure.score_differences(texts, NEW_ANSWERS)]).high < 0
 
 
 def label_samples(

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from app.domain.intervals import Interval
 from app.errors import InvalidInput
 from app.simulation.preference import PREFERENCES
 from app.simulation.statistics import WinRate, interval
 from app.specs import OnPolicyDPOSpec, PromptRow
-from benchmarks.loop import methods, prompts, report
+from benchmarks.loop import measure, methods, prompts, report
 from benchmarks.loop.__main__ import main, whole
 from benchmarks.loop.cells import FINAL_ONLY, TUNING, Cell, Labels, grid
 from benchmarks.loop.labels import Crew, Texts, by_prompt, choose, comparisons, samples_needed
@@ -63,13 +62,14 @@ def test_a_cell_that_was_killed_goes_on_to_the_same_result(
     made: list[str] = []
     whole_run = play(cell, Workshop(whole_store, str(tiny_model), made.append))
     kinds = [line.split()[0] for line in made]
-    # The first evaluation decides whether the policy is adopted. The base's answers, the second samples, are made once.
-    assert kinds[:7] == ["sample", "reward", "dpo", "evaluate", "sample", "evaluate", "score"]
-    assert kinds[7:] == ["sample", "reward", "dpo", "evaluate", "evaluate", "score"]
+    # Samples to label, to decide whether the policy is adopted, and, once, the base's on measured prompts.
+    assert kinds[:7] == ["sample", "reward", "dpo", "sample", "sample", "evaluate", "score"]
+    assert kinds[7:] == ["sample", "reward", "dpo", "sample", "evaluate", "score"]
 
     # Only the second round's samples are scored by a reward model, for pairs to be chosen by it.
     specs = [json.loads(path.read_text())["spec"] for path in whole_store.glob("sample/*/made.json")]
-    assert sorted(len(spec["reward_models"]) for spec in specs) == [0, 0, 1]
+    to_label = [spec for spec in specs if len(spec["models"]) == 1]
+    assert sorted(len(spec["reward_models"]) for spec in to_label) == [0, 0, 1]
 
     # Killed in the policy's run: what was made before stays, what was under way leaves nothing.
     train = dpo.train
@@ -86,8 +86,8 @@ def test_a_cell_that_was_killed_goes_on_to_the_same_result(
     monkeypatch.setattr(dpo, "train", train)
     after: list[str] = []
     resumed = play(first, Workshop(other_store, str(tiny_model), after.append))
-    assert [line.split()[0] for line in after] == ["dpo", "evaluate", "sample", "evaluate", "score"]
-    assert without_seconds(resumed["rounds"]) == without_seconds(whole_run["rounds"][:1])
+    assert [line.split()[0] for line in after] == ["dpo", "sample", "sample", "evaluate", "score"]
+    assert without_costs(resumed["rounds"]) == without_costs(whole_run["rounds"][:1])
 
     # What is there is not made again, and methods share all but the policy.
     nothing: list[str] = []
@@ -96,7 +96,7 @@ def test_a_cell_that_was_killed_goes_on_to_the_same_result(
     other = first.model_copy(update={"settings": (*cell.settings, ("policy.beta", 0.5))})
     shared: list[str] = []
     play(other, Workshop(other_store, str(tiny_model), shared.append))
-    assert [line.split()[0] for line in shared] == ["dpo", "evaluate", "evaluate"]
+    assert [line.split()[0] for line in shared] == ["dpo", "sample", "evaluate"]
 
     for number, played in enumerate(whole_run["rounds"], 1):
         assert played["judgments"] == 40
@@ -108,10 +108,10 @@ def test_a_cell_that_was_killed_goes_on_to_the_same_result(
             assert ("shares_against_previous" in measured) == (number == 2)
 
 
-def without_seconds(result: Any) -> Any:
+def without_costs(result: Any) -> Any:
     if isinstance(result, dict):
-        return {key: without_seconds(value) for key, value in result.items() if key != "seconds"}
-    return [without_seconds(value) for value in result] if isinstance(result, list) else result
+        return {key: without_costs(value) for key, value in result.items() if key not in ("seconds", "peak_memory")}
+    return [without_costs(value) for value in result] if isinstance(result, list) else result
 
 
 def test_the_command_reports_what_it_played_and_what_failed(
@@ -132,21 +132,32 @@ def test_a_policy_that_the_reward_model_finds_worse_is_not_adopted(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The verdict is given here; without adoption the policy stays the base, and its KL to the base is 0."""
+    """The scores are given here; without adoption the policy stays the base, and its KL to the base is 0."""
     monkeypatch.setitem(PREFERENCES, "concise", letters)
-    monkeypatch.setattr("benchmarks.loop.play.difference_of", lambda metrics: Interval(-1.0, -2.0, -0.1))
+
+    def differences(*values: float) -> None:
+        monkeypatch.setattr(measure, "score_differences", lambda texts, per_model: list(values))
+
     cell = Cell(method="dpo", **FAST | {"rounds": 1})
     workshop = Workshop(tmp_path, str(tiny_model))
+    differences(-1.0, -0.5, -0.1)
     (kept,) = play(cell, workshop)["rounds"]
     assert not kept["adopted"]
     assert kept["kinds"]["like"]["kl_k3"] == 0
-    monkeypatch.setattr("benchmarks.loop.play.difference_of", lambda metrics: Interval(-1.0, -2.0, 0.1))
+    differences(-1.0, -0.5, 1.0)  # the mean is below 0, but not beyond chance
     (adopted,) = play(cell, workshop)["rounds"]
     assert adopted["adopted"]
     assert adopted["kinds"]["like"]["kl_k3"] > 0
+    differences(-1.0, -0.5, -0.1)
     today = cell.model_copy(update={"method": "dpo_today", "settings": (), "judgments": 100})
-    monkeypatch.setattr("benchmarks.loop.play.difference_of", lambda metrics: Interval(-1.0, -2.0, -0.1))
     assert play(today, workshop)["rounds"][0]["adopted"]
+
+
+def test_score_differences_are_of_the_first_models_mean_and_the_others() -> None:
+    scores = [[1.0, 3.0], [4.0, 4.0], [0.0, 1.0], [0.0, 0.0]]  # two heads; means 2, 4, 0.5, 0
+    (texts,) = texts_of(1, 4)
+    scored = [c._replace(sampling={"reward": {"heads": s}}) for c, s in zip(texts.completions, scores, strict=True)]
+    assert measure.score_differences([texts._replace(completions=scored)], 2) == [2.75]
 
 
 # ---- cells -----------------------------------------------------------------------------------------------------------
