@@ -2,8 +2,8 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from threading import Event
-from types import ModuleType
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,10 +16,23 @@ from app.models import Metric, Run
 from app.rounds import service as rounds
 from app.rounds.service import NewSample
 from app.settings import Settings
-from app.specs import RUN_SPEC, DPOSpec, EvaluateSpec, PPOSpec, RewardSpec, RunSpec, SampleSpec, SFTSpec
+from app.specs import (
+    RUN_SPEC,
+    BestOfNSpec,
+    DPOSpec,
+    EvaluateSpec,
+    GRPOSpec,
+    OnPolicyDPOSpec,
+    PPOSpec,
+    RewardSpec,
+    RLOOSpec,
+    RunSpec,
+    SampleSpec,
+    SFTSpec,
+)
 from trainer.checkpoints import Checkpoints
 from trainer.memory import give_back_memory, is_out_of_memory
-from trainer.recipes import dpo, evaluate, ppo, reward, sample, sft
+from trainer.recipes import evaluate, sample
 from trainer.recipes.sample import Completion, OnCompletions
 from trainer.recording import RunLost, RunRecorder, WorkerStopping, is_outage, patiently
 from trainer.reporting import PolicyResult, RewardResult, RunCancelled
@@ -35,8 +48,7 @@ MORE_MEMORY = (
     "Retry with more memory, or start anew with a smaller microbatch size, gradient checkpointing or shorter responses."
 )
 
-TrainingSpec = SFTSpec | RewardSpec | DPOSpec | PPOSpec
-RECIPES: dict[str, ModuleType] = {"sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo}
+TrainingSpec = SFTSpec | RewardSpec | DPOSpec | OnPolicyDPOSpec | BestOfNSpec | PPOSpec | RLOOSpec | GRPOSpec
 
 
 class Runner:
@@ -129,12 +141,12 @@ class Runner:
     def _run(self, spec: RunSpec, recorder: RunRecorder) -> None:
         digest = None
         match spec:
-            case SFTSpec() | RewardSpec() | DPOSpec() | PPOSpec():
-                result, digest = self._train(spec, recorder)
             case SampleSpec():
                 result = self._sample(spec, recorder)
             case EvaluateSpec():
                 result = evaluate.evaluate(spec, self.store, recorder, self._storing(recorder))._asdict()
+            case _:
+                result, digest = self._train(spec, recorder)
 
         def finish(session: Session, run: Run) -> None:
             rounds.run_finished(session, self.store, run, result, digest, self.settings.sampling_server)
@@ -147,7 +159,8 @@ class Runner:
         """Trains into the store; the model's folder appears whole, before the run's row says so."""
         location = rounds.output_of(recorder.run_id)
         with self.store.folder(location) as folder:
-            train: Callable[..., RewardResult | PolicyResult] = RECIPES[spec.kind].train
+            recipe = import_module(f"trainer.recipes.{spec.kind}")  # when it is needed: no worker needs all of them
+            train: Callable[..., RewardResult | PolicyResult] = recipe.train
             result = train(spec, self.store, recorder, folder, self._checkpoints(spec, recorder))
             # Last look before the folder appears: a worker that slept through its own replacement must not put its
             # model in the place of the one that is recorded.

@@ -8,12 +8,13 @@ from sqlalchemy.orm import Session
 
 from app.accounts import queries as accounts
 from app.artifacts import ArtifactStore
+from app.domain.rounds import ALGORITHMS
 from app.errors import Forbidden, InvalidInput, NotFound
 from app.models import Project, Round, User
 from app.postgres import command_session
 from app.projects import queries as projects
 from app.rounds import queries, service, views
-from app.rounds.forms import Algorithm, RoundConfig
+from app.rounds.forms import RECOMMENDED, STRENGTHS, RoundConfig, settings_of
 from app.settings import Settings
 from app.specs import Generation
 
@@ -28,14 +29,16 @@ NumberOption = Annotated[int | None, typer.Option("--round", "-r", help="the rou
 def start(
     project: ProjectOption,
     operator: OperatorOption,
-    algorithm: Annotated[str, typer.Option(help="dpo, ppo or sft")] = "dpo",
+    algorithm: Annotated[str, typer.Option(help=", ".join(ALGORITHMS))] = RECOMMENDED,
+    strength: Annotated[str | None, typer.Option(help=f"how far the policy may move: {', '.join(STRENGTHS)}")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="a setting, as name=value; repeat")] = None,
 ) -> None:
     """Start a round. Settings are those of the form; an unknown name is answered with all names."""
     settings = Settings()
     with command_session(settings) as session:
         found = _project(session, project)
-        config = _config(algorithm, Generation.model_validate(found.generation), set_ or [])
+        given = [*([f"strength={strength}"] if strength else []), *(set_ or [])]
+        config = _config(algorithm, Generation.model_validate(found.generation), given)
         store = ArtifactStore(settings.artifacts_root)
         round_ = service.start(session, store, found, _operator(session, operator), config)
         typer.echo(f"Round {round_.number} is frozen; a worker takes it from here.")
@@ -103,14 +106,15 @@ def _config(algorithm: str, generation: Generation, settings: list[str]) -> Roun
         named = dict(setting.split("=", 1) for setting in settings)
     except ValueError:
         raise InvalidInput("A setting has no value.", "Write it as name=value, for instance beta=0.2.") from None
-    if unknown := set(named) - set(RoundConfig.model_fields):
-        raise InvalidInput(f"Unknown settings: {', '.join(sorted(unknown))}.", f"Known: {_KNOWN}.")
     try:
-        known: Algorithm = RoundConfig.model_validate({"algorithm": algorithm}).algorithm
-        return RoundConfig.defaults(known, generation, **named)
+        chosen = RoundConfig.defaults(algorithm, generation)
+        known = [name for name, *_ in settings_of(chosen.algorithm)]
+        if unknown := set(named) - set(known):
+            raise InvalidInput(
+                f"Unknown settings of {ALGORITHMS[algorithm]}: {', '.join(sorted(unknown))}.",
+                f"Known: {', '.join(known)}.",
+            )
+        return RoundConfig.defaults(algorithm, generation, **named)
     except ValidationError as error:
         first = error.errors()[0]
         raise InvalidInput(f"{'.'.join(map(str, first['loc']))}: {first['msg']}.", "Correct it.") from error
-
-
-_KNOWN = ", ".join(RoundConfig.model_fields)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from app.rounds.forms import RATES, Algorithm, Group, RoundConfig, Setting, default_rate
+from app.rounds.forms import BUDGETS, CONFIGS, STRENGTHS, Algorithm, Group, default, is_dependent, settings_of
 
 
 class FormField(NamedTuple):
@@ -17,23 +17,26 @@ class FormField(NamedTuple):
     limits: dict[str, float]  # min and max, where the bound itself is allowed
     step: str
     required: bool
-    advanced: bool
+    rare: bool
     error: str
 
 
 def form_fields(
     algorithm: Algorithm, values: Mapping[str, Any], errors: Mapping[str, str]
 ) -> dict[Group, list[FormField]]:
-    """The form's controls by group, with what was typed and what is wrong with it."""
+    """The form's controls by group, with what was typed and what is wrong with it. The strength stands by itself."""
     groups: dict[Group, list[FormField]] = {"reads": [], "policy": [], "reward": [], "samples": []}
-    for name, info in RoundConfig.model_fields.items():
-        setting = next((each for each in info.metadata if isinstance(each, Setting)), None)
-        if setting is None or algorithm not in setting.algorithms:
+    for name, info, setting in settings_of(algorithm):
+        if name == "strength":
             continue
         hint = info.description or ""
-        if name in RATES:
-            rates = (f"{default_rate(name, algorithm, lora):.8f}".rstrip("0") for lora in (True, False))
-            hint = "empty: {} with LoRA, {} for full weights".format(*rates)
+        if name in BUDGETS:
+            budgets = (f"{force.kl_budget:g} {force.label.lower()}" for force in STRENGTHS.values())
+            hint = f"nats a response; empty: {', '.join(budgets)}"
+        elif is_dependent(name):
+            of = "reward_lora" if name.startswith("reward_") else "lora"
+            rates = (default(CONFIGS[algorithm], name, {of: lora}) for lora in (True, False))
+            hint = "empty: {} with LoRA, {} for full weights".format(*(f"{rate:.8f}".rstrip("0") for rate in rates))
         value = values.get(name)
         kind: Any = info.annotation
         words = getattr(kind, "__args__", ())
@@ -54,8 +57,8 @@ def form_fields(
                     bounds[key]: getattr(each, key) for each in info.metadata for key in bounds if hasattr(each, key)
                 },
                 step="1" if kind is int or int in words else "any",
-                required=type(None) not in words and name not in RATES,
-                advanced=setting.advanced,
+                required=type(None) not in words and not is_dependent(name),
+                rare=setting.rare,
                 error=errors.get(name, ""),
             )
         )

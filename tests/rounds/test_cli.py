@@ -54,7 +54,10 @@ def test_a_round_from_the_command_line(session: Session, run: Run) -> None:
 def test_every_setting_can_be_given(session: Session, run: Run) -> None:
     settings = {"lora": "false", "replay_share": "0.3", "loss": "ipo", "reward_ensemble": "3", "beta": "0.4"}
     assert (
-        "is frozen" in run("start", *(part for item in settings.items() for part in ("--set", "=".join(item)))).output
+        "is frozen"
+        in run(
+            "start", "--algorithm", "dpo", *(part for item in settings.items() for part in ("--set", "=".join(item)))
+        ).output
     )
     config = session.scalars(select(Round.config)).one()
     assert {name: config[name] for name in settings} == {
@@ -68,7 +71,14 @@ def test_every_setting_can_be_given(session: Session, run: Run) -> None:
 
 def test_full_weights_begin_with_their_own_rate(session: Session, run: Run) -> None:
     run("start", "--set", "lora=false")
-    assert session.scalars(select(Round.config["learning_rate"])).one() == 1e-5
+    assert session.scalars(select(Round.config["learning_rate"])).one() == 2e-5
+
+
+def test_the_recommended_algorithm_begins_with_a_strength(session: Session, run: Run) -> None:
+    assert "is frozen" in run("start", "--strength", "gentle").output
+    assert session.scalars(select(Round.algorithm)).one() == "on_policy_dpo"
+    config = session.scalars(select(Round.config)).one()
+    assert (config["strength"], config["kl_budget"]) == ("gentle", 3)
 
 
 def test_fine_tuning_from_the_command_line_says_what_it_lacks(run: Run) -> None:
@@ -80,7 +90,10 @@ def test_fine_tuning_from_the_command_line_says_what_it_lacks(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        (["--set", "magic=1"], InvalidInput, "Unknown settings: magic"),
+        (["--set", "magic=1"], InvalidInput, "Unknown settings of On-policy DPO: magic"),
+        (["--set", "episodes=8"], InvalidInput, "Unknown settings of On-policy DPO: episodes"),
+        (["--strength", "reckless"], InvalidInput, "strength"),
+        (["--algorithm", "dpo", "--strength", "gentle"], InvalidInput, "Unknown settings of DPO: strength"),
         (["--set", "beta=-1"], InvalidInput, "beta"),
         (["--set", "beta"], InvalidInput, "no value"),
         (["--algorithm", "magic"], InvalidInput, "algorithm"),
