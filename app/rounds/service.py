@@ -15,6 +15,8 @@ from app.errors import Conflict, InvalidInput
 from app.models import ModelVersion, Project, Round, Run, User
 from app.queue import enqueue_run
 from app.rounds import queries, stages
+from app.rounds.adoption import adopt, is_busy
+from app.rounds.estimates import estimate
 from app.rounds.forms import RoundConfig
 from app.rounds.queries import stored_samples
 from app.rounds.runs import (
@@ -36,6 +38,7 @@ from app.specs import PromptRow
 
 __all__ = [
     "NewSample",
+    "adopt",
     "adopt_base_model",
     "begin_answer",
     "begin_sampling",
@@ -43,6 +46,8 @@ __all__ = [
     "cancel_run",
     "checkpoints_of",
     "discard_checkpoints",
+    "estimate",
+    "is_busy",
     "output_of",
     "preview",
     "retry",
@@ -131,7 +136,7 @@ def _lacking(config: RoundConfig, counts: dict[str, Any], demonstrations: int) -
             f"there are {counts['winners']}{left_out}.",
             "Label or import more, settle those under review, or loosen the limits.",
         )
-    if config.algorithm == "ppo" and config.ptx and not demonstrations:
+    if config.ptx and not demonstrations:
         return InvalidInput(
             "There is no approved demonstration on a train prompt to mix into PPO.",
             "Import demonstrations, or switch them off (ptx).",
@@ -164,7 +169,7 @@ def start(session: Session, store: ArtifactStore, project: Project, operator: Us
     if project.policy_id is None:
         raise InvalidInput("The project has no model to improve.", "Give it a base model first.")
     is_sft = config.algorithm == "sft"
-    mixed = freeze_demonstrations(session, store, project) if config.algorithm == "ppo" and config.ptx else None
+    mixed = freeze_demonstrations(session, store, project) if config.ptx else None
     snapshot = (freeze_demonstrations if is_sft else freeze)(session, store, project, config.reading)
     if lacking := _lacking(config, snapshot.counts, mixed.counts["train"] if mixed else 0):
         raise lacking

@@ -11,10 +11,11 @@ function short(value) {
   return value === null || value === undefined ? "–" : Number(value.toPrecision(3)).toString();
 }
 
-/** A uPlot in `place` that fills its width and follows the colour scheme; `draw(x, columns)` shows data. */
+/** A uPlot in `place` that fills its width and follows the colour scheme; `draw(x, columns)` shows data.
+ * `apart` draws points without lines: values that nothing joins. */
 class Plot {
-  constructor(place, labels, { xLabel = "step", dashed = [], share = false } = {}) {
-    Object.assign(this, { place, labels, xLabel, dashed, share, data: [[], ...labels.map(() => [])] });
+  constructor(place, labels, { xLabel = "step", dashed = [], share = false, apart = false } = {}) {
+    Object.assign(this, { place, labels, xLabel, dashed, share, apart, data: [[], ...labels.map(() => [])] });
     this.build();
     new ResizeObserver(() => this.resize()).observe(place);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.build());
@@ -30,7 +31,7 @@ class Plot {
     const series = this.labels.map((label, i) => ({
       label,
       stroke: colour(`--series-${(i % 4) + 1}`),
-      width: 2,
+      width: this.apart ? 0 : 2,
       dash: this.dashed.includes(label) ? [4, 4] : undefined,
       spanGaps: true,
       points: { size: 6 },
@@ -190,7 +191,7 @@ function overRounds(root) {
   for (const place of root.querySelectorAll(".plot")) {
     const names = place.dataset.series.split(" ");
     const labels = place.dataset.labels?.split(",") ?? names;
-    const plot = new Plot(place, labels, { xLabel: "round", dashed: ["low", "high"], share: "share" in place.dataset });
+    const plot = new Plot(place, labels, { xLabel: "round", dashed: ["low", "high"], share: "share" in place.dataset, apart: "apart" in place.dataset });
     plot.draw(rows.round, names.map((name) => rows[name]));
   }
 }
