@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: help run test lint format docs benchmark benchmark-labeling clean
+.PHONY: help run test lint format docs benchmark benchmark-labeling benchmark-loop benchmark-loop-whole clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 24
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Prefloop needs Python 3.11 or newer; set PYTHON=python3.11 (or newer)." >&2; exit 1; }
@@ -50,6 +50,12 @@ benchmark: $(DEV_STAMP) ## speed of training and sampling beside TRL and transfo
 benchmark-labeling: $(DEV_STAMP) ## the next card in the browser; a task and an answer with 10 thousand and 1 million open comparisons
 	$(BIN)/python -m pytest -q -s -p tests.conftest benchmarks/test_desk.py
 	$(BIN)/python -m benchmarks.labeling
+
+benchmark-loop: $(DEV_STAMP) ## what methods learn from 200 judgments: a subset of under 20 minutes (LOOP="--methods ...": other cells)
+	$(BIN)/python -m benchmarks.loop $(LOOP)
+
+benchmark-loop-whole: $(DEV_STAMP) ## every method, preference, budget and seed of docs/learning.md: many hours, resumable
+	$(BIN)/python -m benchmarks.loop --whole $(LOOP)
 
 clean: ## remove what was installed and built (no data)
 	rm -rf $(VENV) static/vendor .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist

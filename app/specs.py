@@ -251,8 +251,7 @@ class PPOSpec(RolloutSpec):
 class GroupSpec(RolloutSpec):
     """Settings of the methods that compare several answers to one prompt and need no critic.
 
-    `episodes` and `rollout_size` are rounded up to whole groups, `optimiser.batch_size` to whole groups and at least
-    one.
+    `episodes`, `rollout_size` and `optimiser.batch_size` are rounded up to whole groups.
     """
 
     ensemble_score: EnsembleScore = Field(
@@ -292,27 +291,32 @@ class GRPOSpec(GroupSpec):
 
 
 class TurnsSpec(Spec):
-    """Settings of the methods that work in turns: sample the policy, score the answers, train on what was chosen.
+    """Settings of the methods that work in turns: sample the policy, score the answers, train on the best of them.
 
-    Every turn samples the policy that the turn before it trained. Prompts need no judgment to take part.
+    Every turn samples the policy that the turn before it trained. Prompts need no judgment to take part. KL is measured
+    to the policy that the run begins with: the reward model has seen answers like that policy's, and knows little of
+    others.
     """
 
     policy: ModelRef
-    reference: ModelRef = Field(description="the model that KL is measured to")
     reward_models: tuple[str, ...] = Field(min_length=1, description="locations of reward models: several, an ensemble")
     ensemble_score: EnsembleScore = Field(
         "mean_minus_variance", description="how all members of the reward models make one score (Coste et al. 2023)"
     )
     variance_weight: float = Field(1.0, ge=0, description="lambda of mean_minus_variance")
+    length_weight: float = Field(
+        0.0, ge=0, description="taken from a score for each standard deviation of length: a length-controlled reward"
+    )
+    missing_eos_penalty: float = Field(
+        1.0, ge=0, description="taken from the score of answers cut by length, which are never chosen either"
+    )
     prompts: str = Field(description="location of a prompts JSONL: what the policy is sampled on")
     lora: Lora | None = Lora()
     turns: int = Field(1, ge=1, le=100, description="how often the policy is sampled and trained")
+    prompts_per_turn: int = Field(128, ge=1, description="prompts that a turn samples, drawn at random")
     samples_per_prompt: int = Field(16, ge=2, le=256, description="answers a prompt in each turn")
-    length_weight: float = Field(
-        0.0, ge=0, description="taken from a score for each standard deviation of length: length-controlled reward"
-    )
     kl_budget: float | None = Field(
-        10.0, gt=0, description="most nats a response that the policy may end from the reference; none: no limit"
+        8.0, gt=0, description="most nats a response between the policy at the start and at the end; none: no limit"
     )
     rollout_batch_size: int = Field(64, ge=1, le=4096, description="sequences generated together")
     max_new_tokens: int = Field(64, ge=1, le=8192)
@@ -341,9 +345,10 @@ class OnPolicyDPOSpec(TurnsSpec):
 
 
 class BestOfNSpec(TurnsSpec):
-    """Best-of-n distillation: sample n answers a prompt and imitate the best ones (RAFT, Dong et al. 2023)."""
+    """Best-of-n distillation: sample n answers a prompt and imitate the best of them (RAFT, Dong et al. 2023)."""
 
     kind: Literal["best_of_n"] = "best_of_n"
+    snapshot: str | None = Field(None, description="people's comparisons; the held-out ones choose the policy to keep")
     optimiser: Optimiser = Optimiser(learning_rate=4e-4, epochs=2)
     best: int = Field(2, ge=1, le=64, description="best answers of each prompt that are imitated")
 

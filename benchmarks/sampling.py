@@ -57,7 +57,7 @@ class Sides:
 
     def ours(self, seed: int) -> tuple[Figures, list[Response]]:
         args = self.args
-        sampler = Sampler(self.model, self.encoder, args.max_new_tokens, args.temperature, seed)
+        sampler = Sampler(self.model, self.encoder, args.max_new_tokens, args.temperature, seed, "benchmark")
         wanted = [(row, range(args.k)) for row in self.rows]
         started = self.clock()
         responses = [response for batch in sampler.respond(wanted, args.batch_size) for response in batch]
@@ -72,7 +72,7 @@ class Sides:
         samples = finished = tokens = 0
         started = self.clock()
         room = args.max_length - args.max_new_tokens
-        prompts = [self.encoder.prompt(row.messages)[-room:] for row in self.rows]
+        prompts = [self.encoder.prompt_within(row.messages, room)[0] for row in self.rows]
         order = by_length([len(prompt) for prompt in prompts])
         for part in chunks(order, max(1, args.batch_size // args.k)):
             batch = left_padded([prompts[i] for i in part], pad_id)
@@ -90,7 +90,7 @@ class Sides:
             )
             for row in out[:, batch.input_ids.shape[1] :].tolist():
                 end = next((i for i, token in enumerate(row) if token in self.stops), None)
-                self.encoder.tokenizer.decode(row[:end], skip_special_tokens=True)
+                self.encoder.tokenizer.decode(row[:end])
                 samples, finished = samples + 1, finished + (end is not None)
                 tokens += len(row) if end is None else end + 1
         return Figures(samples, finished, tokens, self.clock() - started)

@@ -1,7 +1,7 @@
 """Conversations as token ids: prompts by the tokenizer's chat template, and the responses that go on with them."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from typing import Any, NamedTuple
 
@@ -31,6 +31,13 @@ class TokenSequence(NamedTuple):
     @property
     def length(self) -> int:
         return len(self.prompt) + len(self.completion)
+
+
+class Fitted(NamedTuple):
+    """Completions of one prompt within the length limit, and whether the prompt was cut for it."""
+
+    sequences: list[TokenSequence]
+    cut: bool
 
 
 class ChatEncoder:
@@ -120,15 +127,61 @@ class ChatEncoder:
         newline, ids = self._ids("\n"), self._ids("\n" + text)
         return ids[len(newline) :] if ids[: len(newline)] == newline else self._ids(text)
 
-    def fit(self, prompt: list[int], completions: Sequence[Sequence[int]]) -> list[TokenSequence] | None:
+    def prompt_within(self, messages: Sequence[Mapping[str, str]], room: int) -> tuple[list[int], bool]:
+        """Token ids of a conversation in at most `room` tokens (at least 1), and whether anything was cut.
+
+        What the template itself writes stays, BOS and the assistant's header included, and so do system messages. The
+        oldest turns go first, whole. If the last turn alone is too long, the middle of its longest texts is cut out.
+
+        Raises:
+            InvalidInput: as `prompt` does.
+        """
+        whole = self.prompt(messages)
+        if len(whole) <= room:
+            return whole, False
+        always = [message["role"] in ("system", "developer") for message in messages]
+        opener = next((m["role"] for m, kept in zip(messages, always, strict=True) if not kept), None)
+        # Templates often refuse a conversation that begins with an answer.
+        starts = [i for i, message in enumerate(messages) if message["role"] == opener][1:]
+
+        def since(start: int) -> list[Mapping[str, str]]:
+            return [message for i, message in enumerate(messages) if i >= start or always[i]]
+
+        if (found := self._first_fit(len(starts), lambda i: since(starts[i]), room)) is not None:
+            return found, True
+        last = since(starts[-1]) if starts else list(messages)
+        longest = max(len(message["content"]) for message in last)
+
+        def with_texts_of(length: int) -> list[Mapping[str, str]]:
+            return [{**message, "content": _without_middle(message["content"], length)} for message in last]
+
+        found = self._first_fit(longest + 1, lambda i: with_texts_of(longest - i), room)
+        return (found if found is not None else self.prompt(with_texts_of(0))[-room:]), True
+
+    def _first_fit(
+        self, count: int, conversation: Callable[[int], list[Mapping[str, str]]], room: int
+    ) -> list[int] | None:
+        """The prompt of the first of `count` ever shorter conversations that fits, found by halving."""
+        low, found = 0, None
+        while low < count:
+            middle = (low + count) // 2
+            ids = self.prompt(conversation(middle))
+            if len(ids) <= room:
+                found, count = ids, middle
+            else:
+                low = middle + 1
+        return found
+
+    def fit(self, messages: Sequence[Mapping[str, str]], completions: Sequence[Sequence[int]]) -> Fitted | None:
         """The sequences of one prompt within `max_length`, or None where that would cut a completion.
 
-        The prompt is cut from the left, by the same amount for all its completions, so that they stay comparable.
+        The prompt is cut by the same amount for all its completions, so that they stay comparable.
         """
         room = self.max_length - max(len(completion) for completion in completions)
         if room < 1:
             return None
-        return [TokenSequence(prompt[-room:], completion) for completion in completions]
+        prompt, cut = self.prompt_within(messages, room)
+        return Fitted([TokenSequence(prompt, completion) for completion in completions], cut)
 
     @property
     def too_long(self) -> str:
@@ -138,7 +191,15 @@ class ChatEncoder:
     @property
     def cut(self) -> str:
         """What is said of rows whose prompt does not fit."""
-        return f"lost the beginning of their prompt, to stay within {self.max_length} tokens"
+        return f"lost a part of their prompt, to stay within {self.max_length} tokens"
+
+
+def _without_middle(text: str, length: int) -> str:
+    """A text's first and last characters, `length` in all, with an ellipsis where some are missing."""
+    if len(text) <= length or not length:
+        return text[:length]
+    end = length // 2
+    return f"{text[: length - end]}…{text[len(text) - end :]}"
 
 
 def _shown(messages: Sequence[Mapping[str, str]]) -> str:

@@ -28,6 +28,7 @@ from app.artifacts import ArtifactStore, digest_folder
 
 log = logging.getLogger(__name__)
 
+PHASES = "phases"
 SHARE_OF_TIME = 0.05  # writing checkpoints takes at most this share, however large they are
 
 
@@ -130,8 +131,19 @@ class Checkpoints:
         return path.read_text()
 
     def any(self) -> bool:
-        """Whether there is one to go on from, whole or not."""
-        return bool(self._newest_first())
+        """Whether there is one to go on from, whole or not, or a phase that is done."""
+        return bool(self._newest_first()) or (self.folder / PHASES).exists()
+
+    @property
+    def phases(self) -> ArtifactStore:
+        """Where a run of several phases keeps what the phases before have made, until it is done."""
+        return ArtifactStore(self.folder / PHASES)
+
+    def of_phase(self, name: str, spec: BaseModel) -> "Checkpoints":
+        """The checkpoints of a phase that is a recipe of its own."""
+        return Checkpoints(
+            self.phases, f"checkpoints/{name}", spec, self.every_seconds, self.keep, self.on_saving, self.on_saved
+        )
 
     def remove(self) -> None:
         """Removes all of them: the run has ended."""

@@ -202,7 +202,11 @@ add_recipe("sample", "Sample responses to prompts.")
 add_training("sft", "Fine-tune a policy on demonstrations.")
 add_training("reward", "Train a reward model.")
 add_training("dpo", "Train a policy by direct preference optimisation.")
-add_training("ppo", "Train a policy against a reward model.")
+add_training("on_policy_dpo", "Train a policy on comparisons, then on pairs of its own answers.")
+add_training("best_of_n", "Train a policy to imitate the best of its own answers.")
+add_training("ppo", "Train a policy against a reward model, with a critic.")
+add_training("rloo", "Train a policy against a reward model, by leave-one-out baselines.")
+add_training("grpo", "Train a policy against a reward model, by group baselines.")
 add_recipe("evaluate", "Score a policy's responses by slice.")
 
 

@@ -57,6 +57,12 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.head.bias)
         self.to(device())
 
+    @torch.no_grad()
+    def begin_at(self, value: Tensor, valid_mask: Tensor) -> Tensor:
+        """Makes a head that is still zero say `value` () of every state, and returns that where the mask (B, T) is."""
+        self.head.bias.fill_(value)
+        return torch.where(valid_mask, value, 0)
+
     def forward(self, packed: Packed, hidden: Tensor) -> Tensor:
         """Values (N,) in fp32 of the policy's hidden states (N, H)."""
         return self.head(hidden.float()).squeeze(-1)

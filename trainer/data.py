@@ -96,7 +96,7 @@ class Pair(NamedTuple):
 
 
 class EncodedPairs(NamedTuple):
-    """The usable rows of a snapshot, and what was left out and why: other rows, and the beginnings of long prompts."""
+    """The usable rows of a snapshot, and what was left out and why: other rows, and parts of long prompts."""
 
     train: list[Pair]
     heldout: list[Pair]
@@ -124,13 +124,12 @@ def encode_pairs(rows: Sequence[PairRow], encoder: ChatEncoder, *, close_cut: bo
             encoder.completion(row.response_a, row.finished_a or close_cut),
             encoder.completion(row.response_b, row.finished_b or close_cut),
         ]
-        prompt = encoder.prompt(row.messages)
-        fitted = encoder.fit(prompt, completions)
+        fitted = encoder.fit(row.messages, completions)
         if fitted is None:
             left_out.setdefault(encoder.too_long, []).append(row.comparison_id)
             continue
-        a, b = fitted
-        if len(a.prompt) < len(prompt):
+        a, b = fitted.sequences
+        if fitted.cut:
             left_out.setdefault(encoder.cut, []).append(row.comparison_id)
         chosen, rejected, p = (b, a, row.p_b) if row.p_b >= 0.5 else (a, b, 1 - row.p_b)
         pairs[row.split].append(Pair(chosen, rejected, p, row))
@@ -167,13 +166,12 @@ def _fitted(
         if row.weight == 0:
             left_out.setdefault("have weight 0", []).append(row.id)
             continue
-        prompt = encoder.prompt(row.messages)
-        sequences = encoder.fit(prompt, [encoder.completion(row.response)])
-        if sequences is None:
+        one = encoder.fit(row.messages, [encoder.completion(row.response)])
+        if one is None:
             left_out.setdefault(encoder.too_long, []).append(row.id)
             continue
-        fitted.append((sequences[0], row))
-        if len(sequences[0].prompt) < len(prompt):
+        fitted.append((one.sequences[0], row))
+        if one.cut:
             left_out.setdefault(encoder.cut, []).append(row.id)
     return fitted, left_out
 

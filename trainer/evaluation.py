@@ -139,7 +139,8 @@ def _member(folder: str | Path, max_length: int, tick: Tick, dtype: torch.dtype 
             cut += len(completion) >= longest
             completion = completion[-(longest - 1) :]
             room = longest - len(completion)
-            sequences.append(TokenSequence(encoder.prompt(response.row.messages)[-room:], completion))
+            prompt, _ = encoder.prompt_within(response.row.messages, room)
+            sequences.append(TokenSequence(prompt, completion))
         if cut:
             log.warning(
                 "%d of %d responses are longer than the %d tokens that are read: scored by their ends.",

@@ -1,4 +1,4 @@
-"""What a policy is trained on by PPO: prompts in turn, sampled responses, and what the models said of them."""
+"""What PPO, RLOO and GRPO train on: prompts in turn, sampled responses, and what the models said of them."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,17 +8,17 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from app.specs import PPOSpec, PromptRow
+from app.specs import PromptRow, RolloutSpec
 from trainer.algorithms.kl import k1, k3
 from trainer.algorithms.logprobs import scatter_to_mask
 from trainer.chat import TokenSequence
-from trainer.critics import ActorCritic
+from trainer.critics import ActorCritic, Outputs
 from trainer.data import chunks
 from trainer.evaluation import Scorer, forward_batches, require_numbers
 from trainer.generation import Tick
 from trainer.modeling import Reference, device
 from trainer.packing import pack
-from trainer.policy import can_share, completion_outputs, trunk_of
+from trainer.policy import Policy, can_share, completion_outputs, trunk_of
 from trainer.rollout import Response, Sampler
 from trainer.training import accelerator, deal, generator_at, sum_over_processes
 
@@ -33,7 +33,7 @@ PAGE_SAMPLE = -1  # index of the sample that a page shows: none that is trained 
 # ---- which prompt when: functions of the seed and the place in the run -----------------------------------------------
 
 
-def rollout_sizes(spec: PPOSpec) -> list[int]:
+def rollout_sizes(spec: RolloutSpec) -> list[int]:
     """Episodes of each rollout; they add up to `spec.episodes`."""
     whole, rest = divmod(spec.episodes, spec.rollout_size)
     return [spec.rollout_size] * whole + ([rest] if rest else [])
@@ -54,7 +54,7 @@ def in_turn(
         yield order[place % count], turn
 
 
-def draw(rows: Sequence[PromptRow], spec: PPOSpec, start: int, episodes: int) -> Wanted:
+def draw(rows: Sequence[PromptRow], spec: RolloutSpec, start: int, episodes: int) -> Wanted:
     """The prompts of episodes `start` to `start + episodes`, each with its sample indices; `samples_per_prompt`
     episodes in a row are of one prompt, and one that comes twice is read once.
     """
@@ -100,7 +100,7 @@ class Rollout(NamedTuple):
         finished: (B,) False where a response was cut by length.
         scores: (B,) raw: before normalisation, clipping and penalty.
         logps, reference_logps: (B, T) of the tokens, in the policy that sampled and in the reference.
-        values: (B, T) of the state before each token.
+        values: (B, T) of the state before each token; 0 without a critic.
     """
 
     rows: Tensor
@@ -160,7 +160,7 @@ class Collector:
 
     def __init__(
         self,
-        module: ActorCritic,
+        module: ActorCritic | Policy,
         reference: Reference,
         sampler: Sampler,
         scorer: Scorer,
@@ -219,7 +219,8 @@ class Collector:
             outputs = self.module(packed, temperature)
             if counts:
                 logps[part] = scatter_to_mask(outputs.logps.cpu(), mask[part])
-                values[part] = scatter_to_mask(outputs.values.cpu(), mask[part])
+                if isinstance(outputs, Outputs):
+                    values[part] = scatter_to_mask(outputs.values.cpu(), mask[part])
         with self.reference() as reference:
             for part, counts in deal(forward_batches(sequences, self.reference_share)):
                 self.tick()

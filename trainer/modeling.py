@@ -26,6 +26,7 @@ from app.artifacts import ArtifactStore
 from app.errors import ModelUnavailable, NotFound
 from app.settings import Settings
 from app.specs import Lora, ModelRef, Precision
+from trainer.adapters import continue_adapter
 from trainer.checkpoints import Checkpoints
 from trainer.checks import (
     ADAPTER_CONFIG,
@@ -257,11 +258,15 @@ def _load_base(name: str, dtype: torch.dtype) -> Any:
     return model
 
 
-def _with_adapter(model: Any, ref: ModelRef, trainable: bool) -> PeftModel:
+def _with_adapter(model: Any, ref: ModelRef, lora: Lora | None) -> PeftModel:
+    """With `lora` the adapter goes on learning, as that says."""
     assert ref.adapter is not None
     with loading(ref.adapter):
         check_adapter(Path(ref.adapter), ref.base, model)
-        adapted = PeftModel.from_pretrained(model, ref.adapter, adapter_name=POLICY, is_trainable=trainable)
+        if lora is None:
+            adapted = PeftModel.from_pretrained(model, ref.adapter, adapter_name=POLICY)
+        else:
+            adapted = continue_adapter(model, Path(ref.adapter), lora, POLICY)
     refuse_nan(adapted, ref.adapter)
     return adapted.eval()
 
@@ -277,29 +282,33 @@ def load_causal_lm(
 ) -> Any:
     """A language model in `eval()` mode on `device()`.
 
-    Frozen by default: the base with its adapter merged. With `trainable` and `lora`: a peft model whose adapter (the
-    one `ref` carries, else a new one, which starts as the identity) is the only part with gradients. With `trainable`
-    and no `lora`: full weights, an adapter merged into them.
+    Frozen by default. An adapter is merged into weights held in fp32. In bf16 it stays apart, itself in fp32: most of
+    its changes are smaller than half a step between two bf16 weights, so rounding the sum would erase them. With
+    `trainable` and `lora`: a peft model whose adapter is the only part with gradients. It is a new one, which starts as
+    the identity, or the one that `ref` carries, widened to the rank of `lora`. With `trainable` and no `lora`: full
+    weights, an adapter merged into them.
 
     Args:
         dtype: of frozen weights and matrix products; None: as `working_dtype` measures. What learns is fp32.
 
     Raises:
         ModelUnavailable: it does not load, holds NaN, or the adapter was made for another base.
+        InvalidInput: its adapter cannot go on learning as `lora` says: see `trainer.adapters`.
     """
     dtype = working_dtype("auto", ref) if dtype is None else dtype
     if trainable and lora is not None:
         model = _load_base(ref.base, dtype)
         if ref.adapter:
-            model = _with_adapter(model, ref, trainable=True)
+            model = _with_adapter(model, ref, lora)
         else:
             model = get_peft_model(model, lora_config(lora), adapter_name=POLICY).eval()
     else:
         held = torch.float32 if trainable else dtype
-        # Merging adds small numbers to large ones: in fp32, rounded once afterwards.
-        model = _load_base(ref.base, torch.float32 if ref.adapter else held)
+        model = _load_base(ref.base, held)
         if ref.adapter:
-            model = _with_adapter(model, ref, trainable=False).merge_and_unload().to(held)
+            model = _with_adapter(model, ref, None)
+            if held == torch.float32:
+                model = model.merge_and_unload()
         model = model.requires_grad_(trainable).eval()
     set_compute_dtype(trunk_of(model), dtype)
     with loading(ref.adapter or ref.base):

@@ -46,9 +46,8 @@ def elements_of(pairs: Sequence[Pair]) -> list[Element]:
         members.setdefault(key, []).append(i)
     elements = []
     for indices in members.values():
-        # A long response cuts its prompt from the left; responses of one element share what is left of it.
-        room = min(len(pairs[i].chosen.prompt) for i in indices)
-        prompt = pairs[indices[0]].chosen.prompt[-room:]
+        # A long response cuts its prompt; responses of one element share what is left of it.
+        prompt = min((pairs[i].chosen.prompt for i in indices), key=len)
         numbers: dict[tuple[int, ...], int] = {}
         sides = [
             (

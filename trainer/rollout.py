@@ -14,7 +14,10 @@ from trainer.generation import Sample, Sampling, Tick, best_ways, generate, no_t
 
 
 class Response(NamedTuple):
-    """A sample as a person reads it: `sample_index` counts those of one prompt; `text` is without the stop token."""
+    """A sample as a person reads it: `sample_index` counts those of one prompt.
+
+    `text` is all that was said but the stop token: a control token in it stands there by its name.
+    """
 
     row: PromptRow
     sample_index: int
@@ -31,6 +34,8 @@ class Response(NamedTuple):
 class Sampler:
     """Samples responses to prompts from a model, at one temperature, from seeds derived from the run's.
 
+    `purpose` says what the samples are for, such as `evaluate` or `ppo`: two purposes never share a sample's seed.
+
     What makes it fast is tried on this model first: where the log-probs are not those of a plain forward pass, the
     plain way is taken and the log says so.
     """
@@ -42,9 +47,11 @@ class Sampler:
         max_new_tokens: int,
         temperature: float,
         seed: int,
+        purpose: str,
         tick: Tick = no_tick,
     ) -> None:
-        self.model, self.encoder, self.seed, self.tick = model, encoder, seed, tick
+        self.model, self.encoder, self.tick = model, encoder, tick
+        self.seed, self.purpose = seed, purpose
         stops = stop_ids(model, encoder.tokenizer)
         self.sampling = Sampling(max_new_tokens, temperature, frozenset(stops))
         self.room = prompt_room(encoder, max_new_tokens)
@@ -62,8 +69,7 @@ class Sampler:
         length go together, in an order that `order` decides; without it the shortest go first. The weights must not
         change before the last sample has come.
         """
-        # A longer prompt loses its beginning.
-        prompts = [self.encoder.prompt(row.messages)[-self.room :] for row, _ in wanted]
+        prompts = [self.encoder.prompt_within(row.messages, self.room)[0] for row, _ in wanted]
         lengths = [len(prompt) for prompt in prompts]
         at_once = max(1, batch_size // max((len(indices) for _, indices in wanted), default=1))
         queue = (
@@ -71,7 +77,7 @@ class Sampler:
             if order is None
             else [i for batch in length_batches(lengths, at_once, order) for i in batch]
         )
-        seeds = [[sample_seed(self.seed, wanted[i][0].id, k) for k in wanted[i][1]] for i in queue]
+        seeds = [[sample_seed(self.seed, self.purpose, wanted[i][0].id, k) for k in wanted[i][1]] for i in queue]
         for done in generate(
             self.model,
             [prompts[i] for i in queue],
@@ -90,8 +96,9 @@ class Sampler:
             ]
 
     def _text(self, sample: Sample) -> str:
-        # As the model said it: cleaning up would take the spaces before its punctuation away.
-        return self.encoder.tokenizer.decode(sample.body, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        # As the model said it, control tokens too: the policy is trained on them, so whoever judges must see them.
+        # Cleaning up would take the spaces before punctuation away.
+        return self.encoder.tokenizer.decode(sample.body, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def prompt_room(encoder: ChatEncoder, max_new_tokens: int) -> int:
@@ -115,12 +122,15 @@ def cut_prompts(rows: Iterable[PromptRow], encoder: ChatEncoder, max_new_tokens:
         InvalidInput: the chat template refuses one, or new tokens leave no room for any.
     """
     room = prompt_room(encoder, max_new_tokens)
-    cut = sorted(row.id for row in rows if len(encoder.prompt(row.messages)) > room)
-    reason = f"lost their beginning, to stay within {encoder.max_length} tokens with {max_new_tokens} new ones"
+    cut = sorted(row.id for row in rows if encoder.prompt_within(row.messages, room)[1])
+    reason = f"lost a part, to stay within {encoder.max_length} tokens with {max_new_tokens} new ones"
     return describe_left_out({reason: cut} if cut else {}, "prompts")
 
 
-def sample_seed(seed: int, prompt_id: int, index: int) -> int:
-    """A seed (63 bits) for one sample of one prompt in a run: the same wherever and whenever it is sampled."""
-    digest = hashlib.blake2b(f"{seed}/{prompt_id}/{index}".encode(), digest_size=8).digest()
+def sample_seed(seed: int, purpose: str, prompt_id: int, index: int) -> int:
+    """Return the seed (63 bits) of one sample of one prompt in a run, the same wherever and whenever it is sampled.
+
+    The purpose is hashed too: PPO must not draw again the answers that people labeled, whatever seeds the runs have.
+    """
+    digest = hashlib.blake2b(f"{purpose}/{seed}/{prompt_id}/{index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -137,7 +137,7 @@ class ServedModel:
     async def _ask(
         self, client: AsyncOpenAI, row: PromptRow, index: int, generation: Generation, run_seed: int
     ) -> Answer:
-        seed = sample_seed(run_seed, row.id, index) >> 32
+        seed = sample_seed(run_seed, "sample", row.id, index) >> 32
         messages: Any = list(row.messages)
         beyond_protocol = self._beyond_protocol
         try:

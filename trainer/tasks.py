@@ -2,8 +2,8 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from threading import Event
+from types import ModuleType
 from typing import Any
 
 from pydantic import ValidationError
@@ -32,7 +32,7 @@ from app.specs import (
 )
 from trainer.checkpoints import Checkpoints
 from trainer.memory import give_back_memory, is_out_of_memory
-from trainer.recipes import evaluate, sample
+from trainer.recipes import best_of_n, dpo, evaluate, group, on_policy_dpo, ppo, reward, sample, sft
 from trainer.recipes.sample import Completion, OnCompletions
 from trainer.recording import RunLost, RunRecorder, WorkerStopping, is_outage, patiently
 from trainer.reporting import PolicyResult, RewardResult, RunCancelled
@@ -49,6 +49,16 @@ MORE_MEMORY = (
 )
 
 TrainingSpec = SFTSpec | RewardSpec | DPOSpec | OnPolicyDPOSpec | BestOfNSpec | PPOSpec | RLOOSpec | GRPOSpec
+RECIPES: dict[str, ModuleType] = {
+    "sft": sft,
+    "reward": reward,
+    "dpo": dpo,
+    "on_policy_dpo": on_policy_dpo,
+    "best_of_n": best_of_n,
+    "ppo": ppo,
+    "rloo": group,
+    "grpo": group,
+}
 
 
 class Runner:
@@ -159,8 +169,7 @@ class Runner:
         """Trains into the store; the model's folder appears whole, before the run's row says so."""
         location = rounds.output_of(recorder.run_id)
         with self.store.folder(location) as folder:
-            recipe = import_module(f"trainer.recipes.{spec.kind}")  # when it is needed: no worker needs all of them
-            train: Callable[..., RewardResult | PolicyResult] = recipe.train
+            train: Callable[..., RewardResult | PolicyResult] = RECIPES[spec.kind].train
             result = train(spec, self.store, recorder, folder, self._checkpoints(spec, recorder))
             # Last look before the folder appears: a worker that slept through its own replacement must not put its
             # model in the place of the one that is recorded.

@@ -220,11 +220,8 @@ class Training:
             StorageFull: no room; earlier checkpoints stay.
         """
         due = self.checkpoints is not None and self.checkpoints.due()
-        if due if self._outline is None else the_main_processes(lambda: due):
-            self.save(state, tensors)
-
-    def save(self, state: Mapping[str, Any] | None = None, tensors: Mapping[str, Tensor] | None = None) -> None:
-        """Writes a checkpoint whenever the last one was: for what took long to make."""
+        if not (due if self._outline is None else the_main_processes(lambda: due)):
+            return
         writes = self.checkpoints is not None and self.accelerator.is_main_process
         if self._outline is None and not writes:
             return

@@ -11,6 +11,7 @@ from typing import NamedTuple
 KNOWN_PARAMETERS = 134_515_008  # of the model that the default rates are of
 TRAINED, SAMPLED, READ = 200.0, 350.0, 600.0  # tokens a second: trained on, sampled, read without gradients
 STARTING = 10.0  # seconds a run takes to load its models
+MEASURED_PROMPTS, MEASURED_SAMPLES = 48, 2  # sampled after each phase of a method in turns: see trainer.turns
 
 PROGRAM = 700_000_000  # bytes: Python with its libraries
 FLOAT = 4  # bytes
@@ -44,6 +45,7 @@ class Plan(NamedTuple):
     reward_epochs: int = 1
     reward_members: int = 1  # models that are trained and asked, one after the other
     turns: int = 1
+    prompts_per_turn: int = 0
     answers: int = 1  # to a prompt, while training
     pairs: int = 1  # of a prompt's answers, each turn
     best: int = 1  # of a prompt's answers, imitated
@@ -64,9 +66,7 @@ class Work(NamedTuple):
     @property
     def counted(self) -> float:
         """The tokens that a run of this kind counts in its result."""
-        if self.kind in ("sample", "evaluate", "ppo", "rloo", "grpo"):
-            return self.sampled
-        return self.trained + self.sampled
+        return self.sampled if self.kind in ("sample", "evaluate", "ppo", "rloo", "grpo") else self.trained
 
     def seconds(self, parameters: int) -> float:
         """By the default rates."""
@@ -98,18 +98,21 @@ def _policy(plan: Plan, data: Data, pair: float) -> Work:
     if plan.algorithm == "dpo":
         return Work("dpo", trained=comparisons * plan.epochs, read=comparisons)
     if plan.algorithm in ("on_policy_dpo", "best_of_n"):
-        sampled = data.train_prompts * plan.answers * answer
-        read = (sampled + data.train_prompts * prompt) * plan.reward_members
+        prompts = min(data.train_prompts, plan.prompts_per_turn)
+        sampled = prompts * plan.answers * answer
+        read = (sampled + prompts * prompt) * plan.reward_members
         if plan.algorithm == "best_of_n":
-            trained = data.train_prompts * plan.best * (prompt + answer) * plan.epochs
+            trained = prompts * plan.best * (prompt + answer) * plan.epochs
         else:
-            chosen = data.train_prompts * plan.pairs * pair
+            chosen = prompts * plan.pairs * pair
             trained, read = chosen * plan.epochs, read + chosen
+        phases = plan.turns + (plan.human_epochs > 0)
+        measured = phases * min(data.train_prompts, MEASURED_PROMPTS) * MEASURED_SAMPLES * answer
         return Work(
             plan.algorithm,
             trained=comparisons * plan.human_epochs + plan.turns * trained,
-            sampled=plan.turns * sampled,
-            read=plan.turns * read + (comparisons if plan.human_epochs else 0),
+            sampled=plan.turns * sampled + measured,
+            read=plan.turns * read + measured * (plan.reward_members + 2) + (comparisons if plan.human_epochs else 0),
         )
     # A prompt is read once for its answers. Scores, old log-probs and those of the reference are read.
     episodes = plan.episodes * (prompt / plan.answers + answer)

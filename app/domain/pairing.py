@@ -5,6 +5,8 @@ Policies, mixed by shares:
 - `random`: spread evenly over the responses;
 - `near_miss`: those whose rewards are closest;
 - `uncertain`: those over whose difference the heads of the reward model disagree most;
+- `drts`, `delta_ucb`: those that may well be the best and the worst, by the heads' mean and spread (optimistic rules
+  of ActiveUltraFeedback, arXiv 2603.09692); so judgments go where a policy that learns from them will go;
 - `new_against_old`: a new policy's response against an older one's.
 
 Pure and seeded: the same samples and seed give the same pairs, so a resumed run opens what the first one would have.
@@ -14,17 +16,20 @@ Two responses with the same text are never a pair: there is nothing to prefer.
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, islice
-from statistics import fmean, pvariance
+from statistics import fmean, pstdev, pvariance
 from typing import Any, NamedTuple
 
 from app.domain.shares import slots
 
 # In this order they take their slots: those that look for something first.
-POLICIES = ("new_against_old", "uncertain", "near_miss", "random")
+POLICIES = ("new_against_old", "uncertain", "near_miss", "drts", "delta_ucb", "random")
+SPREADS = 2.0  # how many standard deviations of the heads the optimistic rules look up and down
+DRAWS = 20  # of drts for each pair that there is: what did not come up by then is unlikely to be worth asking
 NOT_SCORED = "no reward model has scored the responses"
 ONE_HEAD = "the reward model has a single head, which cannot disagree"
 NO_OLDER = "there is no older response"
 TOO_FEW = "all such pairs are taken"
+PAIRS_ONLY = "it chooses pairs, not rankings"
 
 
 class Sample(NamedTuple):
@@ -93,18 +98,45 @@ def _candidates(
     samples = _distinct(new)
     if not all(sample.rewards for sample in samples):
         return [], NOT_SCORED
-    if policy == "uncertain" and any(len(sample.rewards) < 2 for sample in samples):
+    if policy != "near_miss" and any(len(sample.rewards) < 2 for sample in samples):
         return [], ONE_HEAD
-    found = []
+    if policy == "drts":
+        return _double_reverse_thompson(samples, seed), ""
+    found: list[tuple[float, Pair, dict[str, Any]]] = []
     for a, b in combinations(samples, 2):
         rewards = [fmean(a.rewards), fmean(b.rewards)]
         if policy == "near_miss":
             gap = abs(rewards[0] - rewards[1])
             found.append((gap, (a.id, b.id), {"rewards": rewards, "gap": gap}))
+        elif policy == "delta_ucb":
+            # UCB_i - LCB_j, whichever of the two is i
+            delta = abs(rewards[0] - rewards[1]) + SPREADS * (pstdev(a.rewards) + pstdev(b.rewards))
+            found.append((-delta, (a.id, b.id), {"rewards": rewards, "delta": delta}))
         else:
             variance = pvariance([x - y for x, y in zip(a.rewards, b.rewards, strict=True)])
             found.append((-variance, (a.id, b.id), {"rewards": rewards, "variance": variance}))
     return [(pair, numbers) for _, pair, numbers in sorted(found, key=lambda each: each[:2])], ""
+
+
+def _double_reverse_thompson(samples: Sequence[Sample], seed: int) -> list[tuple[Pair, dict[str, Any]]]:
+    """Pairs in the order in which they are drawn (double reverse Thompson sampling): the argmax of r + b z s, and of -r + b z s, z uniform in [-1, 1].
+
+    r and s are mean and standard deviation over the heads, b is SPREADS, and every sample has a z of its own each time.
+    """
+    generator = random.Random(f"drts {seed}")
+    rewards = {sample.id: fmean(sample.rewards) for sample in samples}
+    widths = {sample.id: SPREADS * pstdev(sample.rewards) for sample in samples}
+
+    def draw(sign: int) -> int:
+        return max(rewards, key=lambda id_: sign * rewards[id_] + generator.uniform(-1, 1) * widths[id_])
+
+    found: dict[Pair, dict[str, Any]] = {}
+    for _ in range(DRAWS * len(samples) * (len(samples) - 1) // 2):
+        best, worst = draw(1), draw(-1)
+        if best != worst:
+            pair = (min(best, worst), max(best, worst))
+            found.setdefault(pair, {"rewards": [rewards[pair[0]], rewards[pair[1]]]})
+    return list(found.items())
 
 
 def pairs_within(samples: Sequence[Sample], limit: int, seed: int) -> list[Pair]:
@@ -174,6 +206,8 @@ def choose_ranking(
             members = [*samples[: size - min(size // 2, len(olds))], *olds]
             return _ranking(members[:size], {"policy": policy})
         because = TOO_FEW if old else NO_OLDER
+    elif policy in ("drts", "delta_ucb"):
+        because = PAIRS_ONLY
     elif policy != "random" and not all(sample.rewards for sample in samples):
         because = NOT_SCORED
     elif policy == "near_miss":

@@ -10,6 +10,7 @@ exists until the worker takes its first run. A failed round is retried in the st
 before is kept.
 """
 
+import hashlib
 from collections.abc import Sequence
 from typing import Literal
 
@@ -77,3 +78,12 @@ def run_kind(state: str, algorithm: str, stages: Sequence[Stage] = STAGES) -> st
 def stage_of(kind: str) -> Stage:
     """The stage a kind of run belongs to."""
     return _STAGE_OF.get(kind, "policy")
+
+
+def run_seed(seed: int, kind: str, number: int) -> int:
+    """Return the seed (63 bits) of the run of one kind in round `number`: other kinds and rounds never share it.
+
+    `seed` is the round's setting. With sums of the two, one run would draw again what another had drawn.
+    """
+    digest = hashlib.blake2b(f"{kind}/{number}/{seed}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

@@ -38,7 +38,8 @@ def start(
     with command_session(settings) as session:
         found = _project(session, project)
         given = [*([f"strength={strength}"] if strength else []), *(set_ or [])]
-        config = _config(algorithm, Generation.model_validate(found.generation), given)
+        rank = queries.adapter_rank(session, found.policy_id)
+        config = _config(algorithm, Generation.model_validate(found.generation), given, rank)
         store = ArtifactStore(settings.artifacts_root)
         round_ = service.start(session, store, found, _operator(session, operator), config)
         typer.echo(f"Round {round_.number} is frozen; a worker takes it from here.")
@@ -100,7 +101,9 @@ def _operator(session: Session, email: str) -> User:
     return user
 
 
-def _config(algorithm: str, generation: Generation, settings: list[str]) -> RoundConfig:
+def _config(
+    algorithm: str, generation: Generation, settings: list[str], adapter_rank: int | None = None
+) -> RoundConfig:
     """The defaults of the algorithm with the settings given."""
     try:
         named = dict(setting.split("=", 1) for setting in settings)
@@ -114,7 +117,7 @@ def _config(algorithm: str, generation: Generation, settings: list[str]) -> Roun
                 f"Unknown settings of {ALGORITHMS[algorithm]}: {', '.join(sorted(unknown))}.",
                 f"Known: {', '.join(known)}.",
             )
-        return RoundConfig.defaults(algorithm, generation, **named)
+        return RoundConfig.defaults(algorithm, generation, adapter_rank, **named)
     except ValidationError as error:
         first = error.errors()[0]
         raise InvalidInput(f"{'.'.join(map(str, first['loc']))}: {first['msg']}.", "Correct it.") from error

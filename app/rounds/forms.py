@@ -141,7 +141,7 @@ class RoundConfig(BaseModel):
         Field(
             description="base: the newest fine-tuned model, else the base model; previous: the policy it begins with"
         ),
-        Setting("policy", "Kept close to", _LEARN_REWARD),
+        Setting("policy", "Kept close to", ("dpo", "ppo", "rloo", "grpo")),
     ] = "base"
     kl_control: Annotated[
         Literal["adaptive", "fixed"],
@@ -158,7 +158,7 @@ class RoundConfig(BaseModel):
     ] = True
     lora_rank: Annotated[
         int,
-        Field(ge=1, le=512, description="of the policy's and the reward model's"),
+        Field(ge=1, le=512, description="of the policy's and the reward model's adapters; it can grow, not shrink"),
         Setting("policy", "LoRA rank", rare=True),
     ] = Lora().rank
     max_length: Annotated[
@@ -220,12 +220,19 @@ class RoundConfig(BaseModel):
         return config
 
     @classmethod
-    def defaults(cls, algorithm: str, generation: Generation, **settings: Any) -> "RoundConfig":
-        """The project's way of sampling and the algorithm's own settings, but for those that are given."""
+    def defaults(
+        cls, algorithm: str, generation: Generation, adapter_rank: int | None = None, **settings: Any
+    ) -> "RoundConfig":
+        """The project's way of sampling and the algorithm's own settings, but for those that are given.
+
+        Args:
+            adapter_rank: the LoRA rank of the policy to improve, which it keeps.
+        """
         sampling = generation.model_dump(include={"max_new_tokens", "temperature"})
         # A round compares a prompt's responses; a project may ask for one alone.
         sampling["samples_per_prompt"] = max(2, generation.samples_per_prompt)
-        return cls.of({"algorithm": algorithm} | sampling | settings)
+        rank = {"lora_rank": adapter_rank} if adapter_rank else {}
+        return cls.of({"algorithm": algorithm} | sampling | rank | settings)
 
     @model_validator(mode="before")
     @classmethod

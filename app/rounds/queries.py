@@ -250,6 +250,14 @@ def newest_reward_model_id(session: Session, project_id: int) -> int | None:
     return session.scalar(query.order_by(ModelVersion.id.desc()).limit(1))
 
 
+def adapter_rank(session: Session, policy_id: int | None) -> int | None:
+    """The LoRA rank of a policy's adapter, by the run that trained it; None for a policy without one."""
+    policy = session.get(ModelVersion, policy_id) if policy_id else None
+    run = session.get(Run, policy.run_id) if policy and policy.adapter and policy.run_id else None
+    lora = run.spec.get("lora") if run else None
+    return lora["rank"] if lora else None
+
+
 def newest_rubric_id(session: Session, project_id: int) -> int | None:
     query = select(Rubric.id).where(Rubric.project_id == project_id, Rubric.version.is_not(None))
     return session.scalar(query.order_by(Rubric.version.desc()).limit(1))

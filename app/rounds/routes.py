@@ -64,7 +64,8 @@ def new_round(
     algorithm: Algorithm | None = None,
 ) -> Response:
     """What a round would read, and its settings; those are open where an algorithm was chosen."""
-    config = RoundConfig.defaults(algorithm or RECOMMENDED, Generation.model_validate(project.generation))
+    rank = queries.adapter_rank(session, project.policy_id)
+    config = RoundConfig.defaults(algorithm or RECOMMENDED, Generation.model_validate(project.generation), rank)
     return _new_page(request, project, session, _shown(config), is_open=algorithm is not None)
 
 
@@ -130,7 +131,8 @@ def _new_page(
     try:
         config = RoundConfig.of(values)
     except ValidationError:
-        config = RoundConfig.defaults(algorithm, generation)
+        rank = queries.adapter_rank(session, project.policy_id)
+        config = RoundConfig.defaults(algorithm, generation, rank)
     return page(
         request,
         "rounds/new.html",

@@ -95,7 +95,7 @@ def preview(session: Session, project: Project, config: RoundConfig) -> Preview:
         counts, waiting = demonstrations, queries.pending_demonstrations(session, project.id)
     else:
         counts, waiting = would_read(session, project, config.reading), queries.undecided(session, project.id)
-    lacking = _lacking(config, counts, demonstrations["train"])
+    lacking = _lacking(config, counts, demonstrations["train"]) or _too_low_a_rank(session, project, config)
     if lacking:
         warnings.append(str(lacking))
     if config.algorithm != "sft":
@@ -144,6 +144,17 @@ def _lacking(config: RoundConfig, counts: dict[str, Any], demonstrations: int) -
     return None
 
 
+def _too_low_a_rank(session: Session, project: Project, config: RoundConfig) -> InvalidInput | None:
+    """Why the policy's adapter cannot go on learning, if it cannot: a smaller one would lose what it has learned."""
+    rank = queries.adapter_rank(session, project.policy_id)
+    if not config.lora or rank is None or rank <= config.lora_rank:
+        return None
+    return InvalidInput(
+        f"The policy's adapter has LoRA rank {rank}; rank {config.lora_rank} cannot hold what it has learned.",
+        f"Set the LoRA rank to {rank} or more, or switch LoRA off to train full weights.",
+    )
+
+
 def _doubts(counts: dict[str, Any]) -> list[str]:
     """Why a round on these comparisons may disappoint."""
     doubts = []
@@ -161,13 +172,15 @@ def start(session: Session, store: ArtifactStore, project: Project, operator: Us
 
     Raises:
         Conflict: a round of the project is under way.
-        InvalidInput: the project has no policy, or too little to learn from.
+        InvalidInput: the project has no policy, too little to learn from, or a policy of a larger LoRA rank.
         StorageFull: no room for the snapshot.
     """
     _lock(session, project)
     _refuse_second(session, project)
     if project.policy_id is None:
         raise InvalidInput("The project has no model to improve.", "Give it a base model first.")
+    if narrower := _too_low_a_rank(session, project, config):
+        raise narrower
     is_sft = config.algorithm == "sft"
     mixed = freeze_demonstrations(session, store, project) if config.ptx else None
     snapshot = (freeze_demonstrations if is_sft else freeze)(session, store, project, config.reading)

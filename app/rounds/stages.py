@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore, read_content
-from app.domain.rounds import ALGORITHMS, SAMPLING_ALGORITHMS, Stage, plan, run_kind
+from app.domain.rounds import ALGORITHMS, SAMPLING_ALGORITHMS, Stage, plan, run_kind, run_seed
 from app.errors import InvalidInput
 from app.judging import LabelingSettings
 from app.models import ModelVersion, Project, Round, Run, Snapshot
@@ -29,7 +29,6 @@ from app.specs import (
 )
 
 EVALUATION_PROMPTS = 100
-EVALUATION_SEED = 1_000_003
 PROMPT_ROOM = 512  # tokens left for a prompt beside the longest response
 MIN_PAIRS = 20  # with a winner; from fewer, training would learn noise (trainer.data refuses them too)
 
@@ -82,7 +81,7 @@ class Maker(NamedTuple):
         policy = self.session.get_one(ModelVersion, self.project.policy_id)
         generation = Generation.model_validate(self.project.generation)
         # Another seed each time: with an old one the same policy would say to the same prompts what it has said before.
-        seed = queries.count_runs(self.session, self.project.id)
+        seed = run_seed(0, "outside rounds", queries.count_runs(self.session, self.project.id))
         newest = queries.newest_reward_model_id(self.session, self.project.id)
         reward = self.session.get_one(ModelVersion, newest).base if newest else None
         max_length = _room(SampleSpec.model_fields["max_length"].default, generation)
@@ -98,7 +97,7 @@ class Maker(NamedTuple):
             servers=_servers(self.server, [ref(policy)]),
             prompts=write_lines(self.store, "prompts", [row], compressed=False)[1],
             generation=generation,
-            seed=queries.count_runs(self.session, self.project.id),
+            seed=run_seed(0, "red_team", queries.count_runs(self.session, self.project.id)),
         )
         return self._add(spec, None, kind="red_team")
 
@@ -118,6 +117,7 @@ class Maker(NamedTuple):
         )
         before, reference = ref(models[round_.policy_before_id]), ref(models[round_.reference_id])
         max_length = _room(config.max_length, config.generation)
+        seed = run_seed(config.seed, kind, round_.number)
 
         if kind == "reward":
             return RewardSpec(
@@ -129,15 +129,14 @@ class Maker(NamedTuple):
                     "lora": lora(config, config.reward_lora),
                     "optimiser": reward_optimiser(config),
                     "max_length": max_length,
-                    "seed": config.seed,
+                    "seed": seed,
                 }
             )
         if kind in ALGORITHMS:
             kept_to = before if config.reference == "previous" else reference
             reward = models[round_.reward_model_id].base if round_.reward_model_id else None
-            return self._policy_spec(round_, config, before, kept_to, reward, max_length)
+            return self._policy_spec(round_, config, before, kept_to, reward, max_length, seed)
         new = models[_given(round_.policy_after_id)]
-        seed = config.seed + round_.number
         if kind == "sample":
             sampled = [new]
             if config.sample_previous:
@@ -157,7 +156,7 @@ class Maker(NamedTuple):
             generation=config.generation.model_copy(update={"samples_per_prompt": 2}),
             max_length=max_length,
             # Other samples than those drawn for the queue: figures over both then count nothing twice.
-            seed=seed + EVALUATION_SEED,
+            seed=seed,
         )
 
     def _policy_spec(
@@ -168,8 +167,10 @@ class Maker(NamedTuple):
         reference: ModelRef,
         reward_model: str | None,
         max_length: int,
+        seed: int,
     ) -> RunSpec:
         given: dict[str, Any] = {
+            "seed": seed,
             "policy": policy,
             "reference": reference,
             "reward_models": (reward_model,),

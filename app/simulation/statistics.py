@@ -31,15 +31,33 @@ def win_rate(
     The interval is a percentile bootstrap over prompts, not over pairs: answers to one prompt are alike, and only other
     prompts tell how the policy does elsewhere.
     """
-    shares = []
+    shares = win_shares(score, questions, new, old)
+    return interval([list(shares.values())], resamples=resamples, seed=seed) if shares else None
+
+
+def win_shares(
+    score: Score, questions: Mapping[int, str], new: Mapping[int, Sequence[str]], old: Mapping[int, Sequence[str]]
+) -> dict[int, float]:
+    """The share of comparisons that `new` wins, by prompt, of prompts that both answer; a tie counts half."""
+    shares = {}
     for prompt in sorted(new.keys() & old.keys()):
         a = np.array([score(questions[prompt], text) for text in new[prompt]])
         b = np.array([score(questions[prompt], text) for text in old[prompt]])
         difference = a[:, None] - b[None, :]
-        shares.append(float((difference > 0).mean() + 0.5 * (difference == 0).mean()))
-    if not shares:
-        return None
+        shares[prompt] = float((difference > 0).mean() + 0.5 * (difference == 0).mean())
+    return shares
+
+
+def interval(shares: Sequence[Sequence[float]], *, resamples: int = 10_000, seed: int = 0) -> WinRate:
+    """The mean of win shares (S, P) of S runs on the same P prompts, with a percentile bootstrap.
+
+    Runs and prompts are drawn anew, each by themselves (Owen 2007, the pigeonhole bootstrap). One run's interval is
+    over prompts alone.
+    """
     values = np.array(shares)
-    draws = np.random.default_rng(seed).integers(0, len(values), size=(resamples, len(values)))
-    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
-    return WinRate(float(values.mean()), float(low), float(high), len(values))
+    generator = np.random.default_rng(seed)
+    prompts = generator.integers(0, values.shape[1], size=(resamples, values.shape[1]))
+    runs = generator.integers(0, len(values), size=(resamples, len(values)))
+    means = np.array([values[r][:, p].mean() for r, p in zip(runs, prompts, strict=True)])
+    low, high = np.quantile(means, [0.025, 0.975])
+    return WinRate(float(values.mean()), float(low), float(high), values.shape[1])

@@ -83,6 +83,36 @@ def test_uncertain_pairs_are_those_whose_difference_the_heads_dispute() -> None:
     assert chosen[-1].ids == (1, 2)
 
 
+def test_delta_ucb_asks_first_about_the_widest_gap_between_bounds() -> None:
+    # Means 0, 1, 4 and 1; deviations 0, 1, 0 and 3: bounds lie 2, 1 + 2, ... apart, worked out below.
+    samples = scored((0.0, 0.0), (0.0, 2.0), (4.0, 4.0), (-2.0, 4.0))
+    chosen = choose_pairs(samples, [], 6, ONLY["delta_ucb"], seed=0)
+    assert {choice.ids: choice.selection["delta"] for choice in chosen} == {
+        (3, 4): 3 + 2 * 3.0,
+        (2, 4): 0 + 2 * (1.0 + 3.0),
+        (1, 4): 1 + 2 * 3.0,
+        (2, 3): 3 + 2 * 1.0,
+        (1, 3): 4.0,
+        (1, 2): 1 + 2 * 1.0,
+    }
+    assert [choice.selection["delta"] for choice in chosen] == [9, 8, 7, 5, 4, 3]
+
+
+def test_drts_pairs_the_best_with_the_worst_where_heads_agree_and_others_as_often_as_they_may_be() -> None:
+    certain = scored((0.0, 0.0), (5.0, 5.0), (2.0, 2.0))
+    for seed in range(20):
+        first, *rest = choose_pairs(certain, [], 3, ONLY["drts"], seed)
+        assert first.ids == (1, 2)
+        # Nothing else can come up: the other two pairs are chance's, and say so.
+        assert [choice.selection["policy"] for choice in rest] == ["random", "random"]
+    # Sample 3 has mean 4 and deviation 1: it is drawn as the best when 4 + 2z > 5, z > 1/2, a quarter of the time;
+    # as the worst when -4 + 2z > 0, never.
+    unsure = scored((0.0, 0.0), (5.0, 5.0), (3.0, 5.0))
+    firsts = [choose_pairs(unsure, [], 1, ONLY["drts"], seed)[0].ids for seed in range(2000)]
+    assert set(firsts) == {(1, 2), (1, 3)}
+    assert abs(firsts.count((1, 3)) / 2000 - 0.25) < 0.05  # five standard deviations
+
+
 def test_shares_mix_the_policies_and_no_pair_comes_twice() -> None:
     samples, old = scored(*[(float(n * n), float(n)) for n in range(5)]), of("a", "b", first_id=50)
     counted: Counter[str] = Counter()

@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from app.domain.rounds import ACTIVE, FINAL, STAGES, ImpossibleTransition, after, plan, run_kind, stage_of
+from app.domain.rounds import ACTIVE, FINAL, STAGES, ImpossibleTransition, after, plan, run_kind, run_seed, stage_of
 from app.models.round import ALGORITHMS, ROUND_STATES, RUN_KINDS
 from app.rounds.forms import Algorithm
 
@@ -66,3 +66,11 @@ def test_every_stage_has_its_run_and_every_run_its_stage() -> None:
 def test_the_table_and_the_database_know_the_same_states() -> None:
     assert {*ACTIVE, *FINAL} == set(ROUND_STATES)
     assert set(ALGORITHMS) == set(get_args(Algorithm))
+
+
+def test_no_two_rounds_kinds_or_settings_share_a_seed() -> None:
+    numbers = (0, 1, 2, 3, 11, 12, 111, 1_000_003)
+    kinds = (*RUN_KINDS, "outside rounds")
+    seeds = [run_seed(seed, kind, number) for seed in numbers for kind in kinds for number in numbers]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)

@@ -81,6 +81,14 @@ def test_the_recommended_algorithm_begins_with_a_strength(session: Session, run:
     assert (config["strength"], config["kl_budget"]) == ("gentle", 3)
 
 
+def test_a_policy_keeps_the_rank_of_its_adapter(session: Session, run: Run, project: Project) -> None:
+    trained = factories.run(session, project, spec={"lora": {"rank": 24, "alpha": 48}})
+    project.policy_id = factories.model(session, project, adapter="models/run-1", run_id=trained.id).id
+    session.commit()
+    run("start")
+    assert session.scalars(select(Round.config["lora_rank"])).one() == 24
+
+
 def test_fine_tuning_from_the_command_line_says_what_it_lacks(run: Run) -> None:
     refused = run("start", "--algorithm", "sft").exception
     assert isinstance(refused, InvalidInput)

@@ -131,6 +131,18 @@ def test_a_learning_rate_that_nobody_typed_follows_lora(sign_in: SignIn, session
     assert (config["learning_rate"], config["reward_learning_rate"]) == (1e-5, 0.5)
 
 
+def test_the_form_begins_with_the_rank_that_the_policy_has(sign_in: SignIn, session: Session, project: Project) -> None:
+    run = factories.run(session, project, spec={"lora": {"rank": 24, "alpha": 48}})
+    project.policy_id = factories.model(session, project, adapter="models/run-1", run_id=run.id).id
+    session.commit()
+    client = sign_in("operator")
+    soup = BeautifulSoup(client.get(f"/projects/{project.slug}/rounds/new").text, "html.parser")
+    assert soup.select_one("#lora_rank")["value"] == "24"  # type: ignore[index]
+    refused = start(client, project, lora_rank="8")
+    assert refused.status_code == 422
+    assert "LoRA rank 24; rank 8 cannot hold what it has learned" in refused.text
+
+
 def test_a_project_that_samples_one_response_can_start_rounds(
     sign_in: SignIn, session: Session, project: Project
 ) -> None:

@@ -182,6 +182,21 @@ def test_what_cannot_be_trained_on_is_refused(session: Session, store: ArtifactS
         start(session, store, project)
 
 
+def test_a_rank_that_cannot_hold_what_the_policy_has_learned_is_refused(
+    session: Session, store: ArtifactStore, project: Project
+) -> None:
+    run = factories.run(session, project, spec={"lora": {"rank": 24, "alpha": 48}})
+    trained = {"base": "models/base", "adapter": "models/run-1", "run_id": run.id}
+    project.policy_id = factories.model(session, project, **trained).id
+    seen = service.preview(session, project, config(lora_rank=16))
+    assert not seen.can_start
+    assert any("has LoRA rank 24; rank 16 cannot hold" in warning for warning in seen.warnings)
+    with pytest.raises(InvalidInput, match=r"The policy's adapter has LoRA rank 24; rank 16 .* to 24 or more"):
+        start(session, store, project, lora_rank=16)
+    for fits in ({"lora_rank": 16, "lora": False}, {"lora_rank": 24}, {"lora_rank": 32}):
+        assert service.preview(session, project, config(**fits)).can_start
+
+
 def test_the_preview_counts_what_a_round_would_read(session: Session, store: ArtifactStore, project: Project) -> None:
     labelers = [factories.user(session).id, factories.user(session).id]
     decided(session, project, factories.prompt(session, project), labelers, preferences=(0, 0))

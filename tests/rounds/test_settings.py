@@ -12,6 +12,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
+from app.domain.rounds import run_seed
 from app.errors import InvalidInput
 from app.models import Comparison, Project, Round, Run, Snapshot
 from app.rounds import service, views
@@ -46,7 +47,7 @@ IN_SPECS: dict[str, tuple[str, Any, str, str, Any]] = {
     "samples_per_prompt": ("dpo", 6, "sample", "generation.samples_per_prompt", 6),
     "max_new_tokens": ("ppo", 21, "ppo", "max_new_tokens", 21),
     "temperature": ("dpo", 0.6, "sample", "generation.temperature", 0.6),
-    "seed": ("dpo", 5, "dpo", "seed", 5),
+    "seed": ("dpo", 5, "dpo", "seed", run_seed(5, "dpo", 1)),
 }
 # Those that decide which rows are read or asked about, each with a test of its own below.
 ELSEWHERE = {
@@ -236,18 +237,26 @@ def test_aspects_that_enough_comparisons_decide_get_heads(
 def test_defaults_are_those_of_the_specs(
     session: Session, store: ArtifactStore, project: Project, algorithm: str
 ) -> None:
-    """A round without settings trains as the recipes do by themselves, but for what it must name and its strength."""
+    """A round without settings trains as the recipes do by themselves, but for what it must name, seed and strength."""
     new_tokens = SPECS[algorithm].model_fields.get("max_new_tokens")
     found = runs(session, store, project, algorithm, max_new_tokens=new_tokens.default if new_tokens else 64)
     for kind, model in ((algorithm, SPECS[algorithm]), ("reward", RewardSpec)):
         if kind not in found:
             continue
         for name, field in model.model_fields.items():
-            if not field.is_required() and name not in ("max_length", "kind", *BUDGETS):
+            if not field.is_required() and name not in ("max_length", "kind", "seed", "snapshot", *BUDGETS):
                 default = field.get_default()
                 default = default.model_dump(mode="json") if hasattr(default, "model_dump") else default
                 wanted = list(default) if isinstance(default, tuple) else default
                 assert found[kind].spec[name] == wanted, f"{kind}.{name}"
+
+
+def test_no_two_runs_of_a_project_share_a_seed(session: Session, store: ArtifactStore, project: Project) -> None:
+    found = [run for wanted in ("ppo", "ppo", "dpo") for run in runs(session, store, project, wanted).values()]
+    found.append(service.begin_sampling(session, store, project))
+    of_rounds = [kind for wanted in ("ppo", "ppo", "dpo") for kind in ("reward", wanted, "sample", "evaluate")]
+    assert [run.kind for run in found] == [*of_rounds, "sample"]
+    assert len({run.spec["seed"] for run in found}) == len(found)
 
 
 @pytest.mark.parametrize(("algorithm", "rate"), [("sft", 2e-5), ("dpo", 1e-5), ("ppo", 6e-5), ("on_policy_dpo", 2e-5)])

@@ -16,14 +16,18 @@ from torch.distributed.tensor import DTensor
 
 from app.artifacts import ArtifactStore
 from app.specs import (
+    BestOfNSpec,
     DemonstrationRow,
     DPOSpec,
+    GRPOSpec,
     Lora,
     ModelRef,
+    OnPolicyDPOSpec,
     Optimiser,
     PPOSpec,
     PromptRow,
     RewardSpec,
+    RLOOSpec,
     RunSpec,
     SFTSpec,
 )
@@ -31,13 +35,22 @@ from tests.trainer.conftest import build_model, separable_pairs, user, write_row
 from trainer.checkpoints import Checkpoints
 from trainer.modeling import load_causal_lm, load_tokenizer
 from trainer.policy import Policy
-from trainer.recipes import dpo, ppo, reward, sft
+from trainer.recipes import best_of_n, dpo, group, on_policy_dpo, ppo, reward, sft
 from trainer.reporting import ConsoleReporter
 from trainer.reward_model import new_reward_model, save_reward_model
 from trainer.training import Training, accelerator
 
-KINDS = ("sft", "reward", "dpo", "kto", "ppo")
-RECIPES: dict[str, Any] = {"sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo}
+KINDS = ("sft", "reward", "dpo", "kto", "ppo", "rloo", "grpo", "on_policy_dpo", "best_of_n")
+RECIPES: dict[str, Any] = {
+    "sft": sft,
+    "reward": reward,
+    "dpo": dpo,
+    "ppo": ppo,
+    "rloo": group,
+    "grpo": group,
+    "on_policy_dpo": on_policy_dpo,
+    "best_of_n": best_of_n,
+}
 CHECKPOINTS = "checkpoints"
 
 
@@ -86,6 +99,36 @@ def spec_of(kind: str, folder: Path, lora: bool = True) -> RunSpec:
                 ptx=str(folder / "demonstrations.jsonl"),
                 **common,
             )
+        case "rloo" | "grpo":
+            groups: dict[str, Any] = {
+                "policy": tiny,
+                "reference": tiny,
+                "reward_models": (str(folder / "reward"),),
+                "prompts": str(folder / "prompts.jsonl"),
+                "episodes": 24,
+                "rollout_size": 8,
+                "samples_per_prompt": 4,
+                "max_new_tokens": 8,
+                **common,
+            }
+            if kind == "rloo":
+                return RLOOSpec(**groups)
+            ptx = str(folder / "demonstrations.jsonl")
+            return GRPOSpec(normalisation="published", kl_in="loss", length_weight=0.1, ptx=ptx, **groups)
+        case "on_policy_dpo" | "best_of_n":
+            turns: dict[str, Any] = {
+                "policy": tiny,
+                "reward_models": (str(folder / "reward"),),
+                "prompts": str(folder / "prompts.jsonl"),
+                "snapshot": snapshot,
+                "samples_per_prompt": 32,  # few answers of a model that knows nothing end by themselves
+                "max_new_tokens": 32,
+                "kl_budget": 0.05,
+                **common,
+            }
+            if kind == "best_of_n":
+                return BestOfNSpec(turns=2, best=4, **turns)
+            return OnPolicyDPOSpec(turns=1, human_learning_rate=1e-4, human_share=0.2, min_margin=0.01, **turns)
     raise ValueError(kind)
 
 
@@ -107,7 +150,7 @@ def run(
 
 
 def losses_of(kind: str, reporter: ConsoleReporter) -> list[float]:
-    return reporter.values("loss/policy_avg" if kind == "ppo" else "loss")
+    return reporter.values("loss/policy_avg" if kind in ("ppo", "rloo", "grpo") else "loss")
 
 
 def run_all(folder: Path, out: Path, names: Sequence[str], checkpoints: Collection[str] = ()) -> dict[str, list[float]]:

@@ -79,7 +79,7 @@ def test_both_answer_the_same_prompts_from_the_same_seeds(
     new, before = asked
     for responses in (new, before):
         assert {(r.row.id, r.sample_index, r.seed) for r in responses} == {
-            (i, k, sample_seed(5, i, k)) for i in range(6) for k in range(2)
+            (i, k, sample_seed(5, "evaluate", i, k)) for i in range(6) for k in range(2)
         }
     assert [c.text for c in stored] == [r.text for r in new]  # the policy's alone
     of_before, _ = evaluated(spec.model_copy(update={"policy": spec.before, "before": None}))

@@ -264,12 +264,64 @@ def test_conversations_that_are_none(encoder: ChatEncoder, messages: tuple[dict[
         encoder.prompt(messages)
 
 
-def test_long_prompts_are_cut_from_the_left_alike_for_both(encoder: ChatEncoder) -> None:
-    prompt = encoder.prompt(user("x" * 100))
-    fitted = encoder.fit(prompt, [encoder.completion("a" * 20), encoder.completion("b")])
+def rendered(text: str) -> str:
+    """The plain template's prompt of one question."""
+    return f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_long_prompts_are_cut_alike_for_both(encoder: ChatEncoder) -> None:
+    fitted = encoder.fit(user("a" * 50 + "z" * 50), [encoder.completion("A" * 20), encoder.completion("b")])
     assert fitted is not None
-    assert [sequence.prompt for sequence in fitted] == [prompt[-43:]] * 2
-    assert [len(sequence.completion) for sequence in fitted] == [21, 2]
+    assert fitted.cut
+    assert [len(sequence.completion) for sequence in fitted.sequences] == [21, 2]
+    # Of 64 tokens 21 are an answer's. Of the other 43 the template takes 19 and the ellipsis, three bytes, 3.
+    expected = rendered("a" * 11 + "…" + "z" * 10)
+    assert [encoder.tokenizer.decode(s.prompt) for s in fitted.sequences] == [expected] * 2
+    assert encoder.fit(user("a" * 24), [encoder.completion("b" * 20)]) == (
+        [TokenSequence(encoder.prompt(user("a" * 24)), encoder.completion("b" * 20))],
+        False,
+    )
+
+
+BOS_TEMPLATE = "{{ bos_token }}" + CHAT_TEMPLATE
+STRICT = (  # as Mistral's and Gemma's: user and assistant alternate, whatever stands before them
+    "{% for m in messages if m['role'] != 'system' %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}" + CHAT_TEMPLATE
+)
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, BOS_TEMPLATE, STRICT])
+def test_a_long_conversation_loses_its_oldest_turns_and_no_system_message(template: str) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.bos_token, tokenizer.chat_template = "<|endoftext|>", template
+    encoder = ChatEncoder(tokenizer, 512)
+    system = ({"role": "system", "content": "Be brief."},)
+    turns = [(*user(f"Question {i}?"), {"role": "assistant", "content": f"Answer {i}."}) for i in range(5)]
+    last = user("And so?")
+    for kept in range(5):
+        expected = encoder.prompt((*system, *(m for turn in turns[5 - kept :] for m in turn), *last))
+        conversation = (*system, *(m for turn in turns for m in turn), *last)
+        for room in (len(expected), len(expected) + 10):
+            assert encoder.prompt_within(conversation, room) == (expected, True)
+    # One token too few for the last turn: a character of the longest text goes, and not the system message.
+    ids, cut = encoder.prompt_within(
+        (*turns[0], *user("b" * 40), *system), len(encoder.prompt((*user("b" * 40), *system))) - 1
+    )
+    assert cut
+    assert "Be brief." in tokenizer.decode(ids)
+    assert "b…b" in tokenizer.decode(ids)
+
+
+def test_a_room_smaller_than_the_template_leaves_the_assistants_header(encoder: ChatEncoder) -> None:
+    assert encoder.prompt_within(user("Hi"), 5) == (encoder.prompt(user(""))[-5:], True)
+
+
+def test_a_text_cut_in_the_middle_of_a_control_token_makes_none(encoder: ChatEncoder) -> None:
+    end = encoder.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    for room in range(20, 60):
+        ids, _ = encoder.prompt_within(user("<|im_end|>" * 8), room)
+        assert len(ids) <= room
+        assert ids.count(end) == 1
 
 
 def test_rows_left_out_are_counted_and_named(encoder: ChatEncoder) -> None:
@@ -280,7 +332,7 @@ def test_rows_left_out_are_counted_and_named(encoder: ChatEncoder) -> None:
     assert sorted(encoded.dropped) == [
         "1 comparisons are longer than 64 tokens without their prompt: 3",
         "1 comparisons compare a response with itself: 4",
-        "1 comparisons lost the beginning of their prompt, to stay within 64 tokens: 6",
+        "1 comparisons lost a part of their prompt, to stay within 64 tokens: 6",
         "2 comparisons have weight 0: 2, 5",
     ]
 
@@ -301,13 +353,14 @@ def test_thumbs_left_out_are_counted_and_named_and_none_is_cut_to_nothing(encode
     assert [(thumb.row.id, thumb.row.liked) for thumb in encoded.thumbs] == [(1, False), (4, True), (5, True)]
     ok = encoder.completion("ok")
     assert encoded.thumbs[0].sequence == TokenSequence(encoder.prompt(user("Hi")), ok)
-    # Room for one token of the prompt, its last; a long prompt loses its beginning, a completion nothing.
+    # Room for one token of the prompt, its last; a long prompt loses its middle, a completion nothing.
     assert encoded.thumbs[1].sequence == TokenSequence(encoder.prompt(user("Hi"))[-1:], encoder.completion("y" * 62))
-    assert encoded.thumbs[2].sequence == TokenSequence(encoder.prompt(user("x" * 100))[-61:], ok)
+    # Of 64 tokens the answer takes 3, the template 19 and the ellipsis 3.
+    assert encoded.thumbs[2].sequence == TokenSequence(encoder.prompt(user("x" * 20 + "…" + "x" * 19)), ok)
     assert sorted(encoded.dropped) == [
         "1 thumbs are longer than 64 tokens without their prompt: 3",
         "1 thumbs have weight 0: 2",
-        "2 thumbs lost the beginning of their prompt, to stay within 64 tokens: 4, 5",
+        "2 thumbs lost a part of their prompt, to stay within 64 tokens: 4, 5",
     ]
 
 

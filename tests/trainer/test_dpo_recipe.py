@@ -103,6 +103,7 @@ def test_raises_the_margin_and_the_saved_policy_has_it_in_plain_transformers(
     # At the start the policy is its reference: no margin, a loss of log 2.
     start, end = reporter.values("eval_rewards/margins")
     assert start == 0
+    assert reporter.values("eval_rewards/accuracies")[0] == 0.5  # nothing is ordered yet: half right, as by a coin
     assert reporter.values("eval_loss")[0] == pytest.approx(math.log(2))
     assert reporter.values("loss")[0] == pytest.approx(math.log(2), abs=1e-3)
     assert end > 0.5

@@ -214,7 +214,7 @@ def test_the_recipe_measures_what_plain_transformers_says(
     assert result.samples == len(completions) == len(seen) == 8
     assert result.metrics["eval_objective/scores"] == 3.5
     assert {(c.prompt_id, c.sample_index, c.seed) for c in completions} == {
-        (i, k, sample_seed(5, i, k)) for i in range(4) for k in range(2)
+        (i, k, sample_seed(5, "evaluate", i, k)) for i in range(4) for k in range(2)
     }
 
     policy = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")
@@ -357,7 +357,7 @@ def test_prompts_that_are_not_read_whole_are_named(
         score = lambda responses: torch.zeros(len(responses))  # noqa: E731
         return evaluate.evaluate(spec, store, ConsoleReporter(stream=None), lambda completions: None, score)
 
-    assert evaluated(spec).notes == ("1 prompts lost their beginning, to stay within 32 tokens with 4 new ones: 4",)
+    assert evaluated(spec).notes == ("1 prompts lost a part, to stay within 32 tokens with 4 new ones: 4",)
     # What cannot be sampled is told before the reward models, of which there are none, are looked for.
     crowded = spec.model_copy(update={"generation": Generation(max_new_tokens=32)})
     with pytest.raises(InvalidInput, match="no room for a prompt"):

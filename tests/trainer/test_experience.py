@@ -21,7 +21,8 @@ from trainer.critics import ActorCritic, ValueHead
 from trainer.experience import PAGE_SAMPLE, Clock, Collector, Rollout, draw, in_turn, page_prompts, rollout_sizes
 from trainer.generation import no_tick
 from trainer.modeling import load_policy_and_reference, load_tokenizer, seed_everything
-from trainer.recipes.ppo import Learner, averaged, minibatches
+from trainer.policy_gradient import averaged, minibatches
+from trainer.recipes.ppo import Learner
 from trainer.rollout import Sampler
 from trainer.training import Training, generator_at
 
@@ -79,13 +80,12 @@ def test_no_sample_of_a_prompt_is_drawn_twice_in_a_run(tiny_ref: ModelRef, k: in
 
 def test_every_epoch_of_a_rollout_is_a_fresh_permutation(tiny_ref: ModelRef) -> None:
     spec = spec_of(tiny_ref, optimiser=Optimiser(learning_rate=1e-3, epochs=3, batch_size=4))
-    training = Training(torch.nn.Linear(1, 1), spec.optimiser, seed=0, total_steps=9)
-    batches = minibatches(spec, training, rollout=5, size=10)
+    batches = minibatches(spec, 5, range(10), 4)
     assert [len(batch) for batch in batches] == [4, 4, 2] * 3
     epochs = [[i for batch in batches[start : start + 3] for i in batch] for start in (0, 3, 6)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
-    assert minibatches(spec, training, rollout=5, size=10) == batches != minibatches(spec, training, 6, 10)
+    assert minibatches(spec, 5, range(10), 4) == batches != minibatches(spec, 6, range(10), 4)
 
 
 def test_pages_show_every_slice() -> None:
@@ -111,7 +111,7 @@ class Bench:
         self.model, reference = load_policy_and_reference(spec.policy, spec.reference, spec.lora)
         tokenizer = load_tokenizer(spec.policy)
         self.module = ActorCritic(self.model, ValueHead(self.model)).eval()
-        sampler = Sampler(self.model, ChatEncoder(tokenizer, 128), spec.max_new_tokens, spec.temperature, 0)
+        sampler = Sampler(self.model, ChatEncoder(tokenizer, 128), spec.max_new_tokens, spec.temperature, 0, "ppo")
         pad_id = tokenizer.pad_token_id
         self.collector = Collector(
             self.module,

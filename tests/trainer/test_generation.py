@@ -432,7 +432,7 @@ def test_impossible_tokens_are_never_drawn() -> None:
 
 def test_first_tokens_of_many_samples_have_the_models_distribution(model: torch.nn.Module) -> None:
     count, temperature = 3000, 0.2
-    seeds = [[sample_seed(0, 7, index) for index in range(count)]]
+    seeds = [[sample_seed(0, "sample", 7, index) for index in range(count)]]
     [samples] = sampled(model, [MIDDLE], seeds, Sampling(1, temperature, frozenset({EOS})), rows=8)
     drawn = Counter(sample.tokens[0] for sample in samples)
     with torch.no_grad():

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from app.artifacts import ArtifactStore, digest_folder
-from app.errors import ModelUnavailable
+from app.errors import InvalidInput, ModelUnavailable
 from app.specs import Lora, ModelRef
 from tests.trainer.conftest import trainable_parameters, user
 from trainer.chat import ChatEncoder, TokenSequence
@@ -128,7 +128,7 @@ def adapter(tiny_ref: ModelRef, tmp_path: Path) -> ModelRef:
 
 def test_a_second_adapter_is_the_reference_and_stays_frozen(tiny_ref: ModelRef, adapter: ModelRef) -> None:
     expected = logps_of(load_causal_lm(adapter), tiny_ref)
-    model, reference = load_policy_and_reference(adapter, adapter, Lora())
+    model, reference = load_policy_and_reference(adapter, adapter, Lora(rank=4))
     before = [p.detach().clone() for p in trainable_parameters(model)]
     with reference() as reference_model:
         assert not trainable_parameters(reference_model)
@@ -190,7 +190,7 @@ def test_a_response_ends_by_whatever_the_model_says_it_ends_by(tiny_model: Path,
     ref = ModelRef(base=str(tmp_path / "model"))
     for lora in (Lora(rank=2), None):
         model, tokenizer = load_causal_lm(ref, lora, trainable=True), load_tokenizer(ref)
-        assert Sampler(model, ChatEncoder(tokenizer, 64), 8, 1.0, 0).sampling.stop_ids == {0, 2, 7}
+        assert Sampler(model, ChatEncoder(tokenizer, 64), 8, 1.0, 0, "sample").sampling.stop_ids == {0, 2, 7}
     save_policy(model, tokenizer, tmp_path / "out")
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config
     assert (saved.eos_token_id, saved.pad_token_id) == ([0, 2, 7], 2)
@@ -214,7 +214,7 @@ def test_a_saved_policy_loads_in_plain_transformers(tiny_ref: ModelRef, tmp_path
 
 
 def test_a_policy_with_an_adapter_goes_on_training_it(tiny_ref: ModelRef, adapter: ModelRef, tmp_path: Path) -> None:
-    model, _ = load_policy_and_reference(adapter, tiny_ref, Lora(rank=16))
+    model, _ = load_policy_and_reference(adapter, tiny_ref, Lora(rank=4))
     save_policy(model, load_tokenizer(tiny_ref), tmp_path / "again")
     assert adapter.adapter is not None
     before = load_file(Path(adapter.adapter) / "adapter_model.safetensors")
@@ -222,6 +222,33 @@ def test_a_policy_with_an_adapter_goes_on_training_it(tiny_ref: ModelRef, adapte
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert digest_folder(Path(adapter.adapter)) == digest_folder(tmp_path / "again")
+
+
+@pytest.mark.parametrize("lora", [Lora(rank=6, alpha=32), Lora(rank=8, alpha=64), Lora(rank=4, alpha=8)])
+def test_an_adapter_goes_on_at_the_rank_and_alpha_that_are_asked_for(
+    lora: Lora, tiny_ref: ModelRef, adapter: ModelRef, tmp_path: Path
+) -> None:
+    expected = logps_of(load_causal_lm(adapter), tiny_ref)
+    model = load_causal_lm(adapter, lora, trainable=True)
+    torch.testing.assert_close(logps_of(model, tiny_ref), expected, atol=1e-5, rtol=1e-5)
+    completion_outputs(model, packed_of(tiny_ref)).logps.sum().backward()
+    # The new ranks learn too: the columns of B have gradients, which those of A get once these are not 0.
+    assert all(p.grad.norm(dim=0).min() > 0 for name, p in model.named_parameters() if "lora_B" in name)
+    save_policy(model, load_tokenizer(tiny_ref), tmp_path / "wider")
+    config = PeftConfig.from_pretrained(tmp_path / "wider")
+    assert (config.r, config.lora_alpha) == (lora.rank, lora.alpha)
+    again = ModelRef(base=tiny_ref.base, adapter=str(tmp_path / "wider"))
+    torch.testing.assert_close(logps_of(load_causal_lm(again), tiny_ref), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_adapter_that_would_lose_by_it_does_not_change_its_rank(tiny_ref: ModelRef, adapter: ModelRef) -> None:
+    assert adapter.adapter is not None
+    with pytest.raises(InvalidInput, match="policy has rank 4; rank 2 cannot hold what it has learned"):
+        load_policy_and_reference(adapter, tiny_ref, Lora(rank=2))
+    config = Path(adapter.adapter) / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_rslora": True}))
+    with pytest.raises(InvalidInput, match="parts of their own, so its rank 4 and alpha 32 cannot become 8 and 32"):
+        load_causal_lm(adapter, Lora(rank=8), trainable=True)
 
 
 def test_adapters_of_experts_come_back(tiny_model: Path, tmp_path: Path) -> None:
@@ -247,6 +274,8 @@ def test_adapters_of_experts_come_back(tiny_model: Path, tmp_path: Path) -> None
     policy = ModelRef(base=ref.base, adapter=str(tmp_path / "policy"))
     expected = logps_of(model, ref)
     torch.testing.assert_close(logps_of(load_causal_lm(policy), ref), expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(InvalidInput, match="ranks or parts of their own, so its rank 2"):
+        load_causal_lm(policy, Lora(rank=3), trainable=True)
     _, reference = load_policy_and_reference(policy, policy, Lora(rank=2))
     with reference() as reference_model:
         torch.testing.assert_close(logps_of(reference_model, ref), expected)

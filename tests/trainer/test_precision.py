@@ -15,11 +15,13 @@ from trainer import precision
 from trainer.activations import recompute_activations
 from trainer.chat import TokenSequence
 from trainer.checkpoints import Checkpoints
+from trainer.generation import best_ways
 from trainer.modeling import load_causal_lm, load_policy_and_reference, working_dtype
 from trainer.packing import pack
-from trainer.policy import Policy
+from trainer.policy import Policy, can_share, completion_outputs, trunk_of
 from trainer.precision import Rates, choose, measure
 from trainer.reward_model import merge_adapters, new_reward_model
+from trainer.saving import save_policy
 from trainer.training import Training
 
 CPU = torch.device("cpu")
@@ -125,6 +127,59 @@ def test_reference_and_reward_model_follow(tiny_ref: ModelRef, other_tiny_model:
     merge_adapters(model)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     torch.testing.assert_close(model(packed), rewards, atol=0.1, rtol=0.1)
+
+
+def test_bfloat16_keeps_what_a_small_adapter_changes(tmp_path: Path) -> None:
+    """An adapter that moves weights of about 0.05 by 2e-5: a tenth of half a step between two bf16 numbers there.
+
+    Its inputs point one way, so over 512 of them the changes add up to a hundredth of an output. If the adapter is
+    merged and rounded to bf16, only the smallest weights change: a sixth of that effect is left.
+    """
+    tokenizer, hidden = byte_tokenizer(), 512
+    base = ModelRef(base=str(tmp_path / "base"))
+    policy = ModelRef(base=base.base, adapter=str(tmp_path / "policy"))
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=hidden,
+            intermediate_size=hidden,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            initializer_range=0.05,
+        )
+    )
+    direction = torch.randn(hidden, generator=generator).sign()
+    with torch.no_grad():
+        model.model.embed_tokens.weight.add_(0.2 * direction)
+    model.to(torch.bfloat16).save_pretrained(base.base)  # published weights are bf16 numbers
+    tokenizer.save_pretrained(base.base)
+    adapted = load_causal_lm(base, Lora(rank=1, alpha=1), trainable=True, dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_A" in name:
+                parameter.copy_(direction / hidden)
+            elif "lora_B" in name and any(part in name for part in ("v_proj", "gate_proj", "up_proj")):
+                parameter.copy_(2e-5 * hidden * torch.randn(parameter.shape, generator=generator).sign())
+    save_policy(adapted, tokenizer, tmp_path / "policy")
+
+    ids = torch.randint(3, 260, (16, 100), generator=generator).tolist()
+    packed = pack([TokenSequence(row[:20], row[20:]) for row in ids], 2, share=False)
+
+    def logps(ref: ModelRef, dtype: torch.dtype) -> torch.Tensor:
+        model = load_causal_lm(ref, dtype=dtype)
+        assert not trainable_parameters(model)
+        with torch.no_grad():
+            return completion_outputs(model, packed).logps
+
+    exact, change = (logps(policy, dtype) - logps(base, dtype) for dtype in (torch.float32, torch.bfloat16))
+    # Rounded activations are noise on each token. The least-squares slope over 1280 tokens tells how much is left.
+    assert (change @ exact / (exact @ exact)).item() == pytest.approx(1, abs=0.1)
+    # Such a model still shares prompts and is sampled by the fast ways.
+    frozen = load_causal_lm(policy, dtype=torch.bfloat16)
+    assert can_share(trunk_of(frozen))
+    assert best_ways(frozen).refill
 
 
 # ---- activations computed twice --------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -21,7 +22,7 @@ from trainer.checkpoints import Checkpoints, random_states, set_random_states
 
 pytestmark = pytest.mark.long
 
-KILLS = 30
+KILLS = dict.fromkeys(jobs.KINDS, 30) | {"on_policy_dpo": 10, "best_of_n": 6}  # chains of others, and slower
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", jobs.KINDS)
-def test_thirty_kills_change_no_bit(kind: str, folder: Path, tmp_path: Path) -> None:
+def test_kills_change_no_bit(kind: str, folder: Path, tmp_path: Path) -> None:
     plain = context().Process(target=jobs.run, args=(kind, folder, tmp_path / "plain"))
     started = time.monotonic()
     plain.start()
@@ -46,12 +47,12 @@ def test_thirty_kills_change_no_bit(kind: str, folder: Path, tmp_path: Path) -> 
     kills = finished = 0
     out, steps = tmp_path / f"killed-{kind}", set()
     checkpoints = folder / "store" / jobs.CHECKPOINTS / out.name
-    while kills < KILLS or not finished:
+    while kills < KILLS[kind] or not finished:
         fresh, started = not checkpoints.exists(), time.monotonic()
         attempt = context().Process(target=jobs.run, args=(kind, folder, out, True))
         attempt.start()
         # Often enough past loading that the run gets on, often enough before that loading is met too.
-        attempt.join(moments.uniform(0, 1.2 * seconds) if kills < KILLS else None)
+        attempt.join(moments.uniform(0, 1.2 * seconds) if kills < KILLS[kind] else None)
         if attempt.is_alive():
             assert attempt.pid is not None
             os.kill(attempt.pid, signal.SIGKILL)
@@ -69,7 +70,7 @@ def test_thirty_kills_change_no_bit(kind: str, folder: Path, tmp_path: Path) -> 
             if out.exists():  # killed between the move into place and the end of the process: then it is whole
                 assert digest_folder(out) == expected
                 shutil.rmtree(out)
-            steps.update(path.name for path in checkpoints.glob("*/step-*"))
+            steps.update(path for path in checkpoints.rglob("*") if re.match(r"step-|turn-|comparisons", path.name))
     assert len(steps) > 3, "the kills met a run that had not begun"
 
 

@@ -16,7 +16,7 @@ from trainer.chat import ChatEncoder
 from trainer.generation import Sample
 from trainer.modeling import load_causal_lm, load_tokenizer
 from trainer.reporting import RunCancelled
-from trainer.rollout import Sampler
+from trainer.rollout import Sampler, sample_seed
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,9 @@ def row(number: int, text: str) -> PromptRow:
 
 def sampler(model: torch.nn.Module, tiny_model: Path, **changes: object) -> Sampler:
     encoder = ChatEncoder(load_tokenizer(str(tiny_model)), 128)
-    return Sampler(model, encoder, **{"max_new_tokens": 8, "temperature": 1.0, "seed": 0, **changes})
+    return Sampler(
+        model, encoder, **{"max_new_tokens": 8, "temperature": 1.0, "seed": 0, "purpose": "sample", **changes}
+    )
 
 
 def test_every_wanted_sample_comes_once_with_those_of_its_prompt(model: torch.nn.Module, tiny_model: Path) -> None:
@@ -66,11 +68,12 @@ def test_batch_size_changes_nothing(model: torch.nn.Module, tiny_model: Path) ->
     assert len({seed for _, seed in texts[0].values()}) == 12
 
 
-def test_a_prompt_that_is_too_long_loses_its_beginning(model: torch.nn.Module, tiny_model: Path) -> None:
-    [[response]] = sampler(model, tiny_model).respond([(row(1, "a" * 500), [0])], 4)
+def test_a_prompt_that_is_too_long_loses_its_middle(model: torch.nn.Module, tiny_model: Path) -> None:
+    [[response]] = sampler(model, tiny_model).respond([(row(1, "a" * 250 + "z" * 250), [0])], 4)
     assert len(response.prompt) == 120
+    # Of 120 tokens the template takes 19 and the ellipsis 3.
     encoder = ChatEncoder(load_tokenizer(str(tiny_model)), 128)
-    assert response.prompt == encoder.prompt(user("a" * 500))[-120:]
+    assert response.prompt == encoder.prompt(user("a" * 49 + "…" + "z" * 49))
 
 
 def test_no_room_for_a_prompt_is_refused(model: torch.nn.Module, tiny_model: Path) -> None:
@@ -92,14 +95,39 @@ def test_a_cancelled_run_ends_in_the_middle_of_a_batch(model: torch.nn.Module, t
 
 
 def test_a_response_is_read_as_it_was_said(model: torch.nn.Module, tiny_model: Path) -> None:
-    """Tokenizers that are no byte-pair ones may ask for the spaces before punctuation to be taken away.
-
-    Control tokens in the midst of an answer are no words of it.
-    """
+    """Tokenizers that are no byte-pair ones may ask for the spaces before punctuation to be taken away."""
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["<s>", "do", "n't", ".", "No", "?"])}, "<s>"))
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words, eos_token="<s>", chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=True
     )
     sampled = sampler(model, tiny_model)
     sampled.encoder = ChatEncoder(tokenizer, 128)
-    assert sampled._text(Sample([1, 2, 0, 3, 4, 5, 0], [], finished=True)) == "do n't . No ?"
+    assert sampled._text(Sample([1, 2, 3, 4, 5, 0], [], finished=True)) == "do n't . No ?"
+
+
+def test_a_control_token_in_an_answer_is_seen(model: torch.nn.Module, tiny_model: Path) -> None:
+    """The policy is trained on it. Judges read its name, and so does the reward model: as text, which ends nothing."""
+    sampled = sampler(model, tiny_model)
+    encoder, tokenizer = sampled.encoder, sampled.encoder.tokenizer
+    ids = [*encoder.completion("Yes", False), *tokenizer.convert_tokens_to_ids(["<|im_start|>"])]
+    said = [*ids, *encoder.completion("user", finished=True)]
+    text = sampled._text(Sample(said, [], finished=True))
+    assert text == "Yes<|im_start|>user"
+    assert sampled._text(Sample(said[:-1], [], finished=False)) == text
+    read = encoder.completion(text)
+    assert tokenizer.decode(read) == text + "<|im_end|>"
+    assert len(read) == len(text) + 1  # a byte is a token, and the end of the turn is one
+
+
+def test_no_two_purposes_runs_prompts_or_places_share_a_seed() -> None:
+    purposes = ("sample", "evaluate", "on_policy_dpo", "best_of_n", "ppo", "rloo", "grpo")
+    numbers = (0, 1, 2, 11, 12, 112, 1_000_003)
+    seeds = [
+        sample_seed(seed, purpose, prompt_id, index)
+        for purpose in purposes
+        for seed in numbers
+        for prompt_id in numbers
+        for index in (-1, *numbers)
+    ]
+    assert len(set(seeds)) == len(seeds) == 7 * 7 * 7 * 8
+    assert all(0 <= seed < 2**63 for seed in seeds)

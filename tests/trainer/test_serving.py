@@ -55,7 +55,7 @@ def test_every_sample_is_a_request_with_its_own_seed_on_the_whole_distribution(v
     assert sorted((a.row.id, a.sample_index) for a in answers) == [(row.id, k) for row in ROWS for k in (0, 1)]
     assert len({a.seed for a in answers}) == len(vllm.requests) == 12
     for answer in answers:
-        assert answer.seed == sample_seed(3, answer.row.id, answer.sample_index) >> 32 < 2**31
+        assert answer.seed == sample_seed(3, "sample", answer.row.id, answer.sample_index) >> 32 < 2**31
         [request] = [request for request in vllm.requests if request["seed"] == answer.seed]
         assert request["messages"] == list(answer.row.messages)
         assert (request["model"], request["temperature"], request["max_tokens"]) == ("pf", 0.7, 9)

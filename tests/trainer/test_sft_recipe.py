@@ -177,7 +177,7 @@ def test_what_cannot_be_learned_from_is_named(tmp_path: Path, tiny_model: Path) 
         "1 demonstrations are longer than 64 tokens without their prompt: 4",
         "1 demonstrations have an empty answer: 8",
         "1 demonstrations have weight 0: 6",
-        f"{len(long) - 1} demonstrations lost the beginning of their prompt, to stay within 64 tokens: "
+        f"{len(long) - 1} demonstrations lost a part of their prompt, to stay within 64 tokens: "
         + ", ".join(number for number in long if number != "4"),
     ]
     few = Trained(tmp_path / "few", tiny_model, rows[:22], max_length=64)
@@ -206,7 +206,7 @@ def test_a_model_with_few_positions_reads_no_more(tmp_path: Path) -> None:
     trained = Trained(tmp_path / "run", tmp_path / "model", rows, lora=None)
     result = trained.run()
     assert "1 demonstrations are longer than 60 tokens without their prompt: 4" in result.dropped
-    [cut] = [sentence for sentence in result.dropped if "lost the beginning of their prompt" in sentence]
+    [cut] = [sentence for sentence in result.dropped if "lost a part of their prompt" in sentence]
     assert "within 60 tokens" in cut
     assert " 6," in cut
     assert result.train_rows == 24

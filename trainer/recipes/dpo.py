@@ -14,7 +14,7 @@ from torch import Tensor
 
 from app.artifacts import ArtifactStore
 from app.errors import InvalidInput
-from app.specs import DPOSpec
+from app.specs import DPOSpec, PairRow, ThumbRow
 from trainer.algorithms.preference import (
     REFERENCE_FREE,
     PairLogps,
@@ -173,8 +173,7 @@ class Example(NamedTuple):
 
     sequences: tuple[TokenSequence, ...]
     kinds: tuple[int, ...]  # CHOSEN or REJECTED, of each
-    weight: float
-    slices: dict[str, str]
+    row: PairRow | ThumbRow
     doubt: float = 0.0  # of a pair with a soft label: how probably its rejected response is the better one
 
 
@@ -192,8 +191,8 @@ class Rows:
 
     def __init__(self, examples: list[Example], strangers: list[Group]) -> None:
         self.examples, self.strangers = examples, strangers
-        self.weights = torch.tensor([example.weight for example in examples])
-        self.shares = torch.tensor([example.weight * len(example.sequences) / 2 for example in examples])
+        self.weights = torch.tensor([example.row.weight for example in examples])
+        self.shares = torch.tensor([example.row.weight * len(example.sequences) / 2 for example in examples])
         self.doubts = torch.tensor([example.doubt for example in examples])
         tokens = [float(len(sequence.completion)) for example in examples for sequence in example.sequences]
         self.lengths = by_kind(torch.tensor(tokens), examples)
@@ -239,9 +238,7 @@ def read_rows(spec: DPOSpec, store: ArtifactStore, encoder: ChatEncoder) -> tupl
 
     if spec.thumbs:
         thumbs, thumbs_dropped = encode_thumbs(read_thumbs(store.resolve(spec.thumbs)), encoder)
-        train += [
-            Example((t.sequence,), (CHOSEN if t.row.liked else REJECTED,), t.row.weight, t.row.slices) for t in thumbs
-        ]
+        train += [Example((t.sequence,), (CHOSEN if t.row.liked else REJECTED,), t.row) for t in thumbs]
         dropped += thumbs_dropped
     liked, disliked = (sum(kind in example.kinds for example in train) for kind in (CHOSEN, REJECTED))
     if min(liked, disliked) < MIN_PAIRS:
@@ -272,14 +269,13 @@ def examples_of(
     examples: list[Example] = []
     ties: list[int] = []
     for pair in pairs:
-        weight, slices = pair.row.weight, pair.row.slices
         if avoid_both_bad and pair.row.both_bad > 0.5:
-            examples += [Example((sequence,), (REJECTED,), weight, slices) for sequence in pair.sequences]
+            examples += [Example((sequence,), (REJECTED,), pair.row) for sequence in pair.sequences]
         elif pair.tied:
             ties.append(pair.row.comparison_id)
         else:
             doubt = 1 - pair.p_chosen if soft_labels else 0.0
-            examples.append(Example(pair.sequences, (CHOSEN, REJECTED), weight, slices, doubt))
+            examples.append(Example(pair.sequences, (CHOSEN, REJECTED), pair.row, doubt))
     return examples, ties
 
 
@@ -288,15 +284,16 @@ def strangers_of(examples: Sequence[Example], encoder: ChatEncoder) -> list[Grou
 
     Fixed once, as shuffling would change what the reference must be asked; the field's code does so too.
     """
-    prompts = [tuple(example.sequences[0].prompt) for example in examples]
-    if len(set(prompts)) < 2:
+    prompts = [example.row.messages for example in examples]  # whole: two may have lost other parts of the same
+    if all(prompt == prompts[0] for prompt in prompts):
         return []
     strangers: list[Group] = []
     for i, prompt in enumerate(prompts):
         other = next(j % len(prompts) for j in range(i + 1, i + len(prompts)) if prompts[j % len(prompts)] != prompt)
-        fitted = encoder.fit(list(prompt), [sequence.completion for sequence in examples[other].sequences])
+        completions = [sequence.completion for sequence in examples[other].sequences]
+        fitted = encoder.fit(prompt, completions)
         assert fitted is not None  # they fitted their own prompts' room, which did not depend on the prompt
-        strangers.append(fitted)
+        strangers.append(tuple(fitted.sequences))
     return strangers
 
 
@@ -342,7 +339,7 @@ def report_heldout(
     """Reports metrics of log-probs (2, N), by slice too; returns those of all rows, none where there is no row."""
     members: dict[str, list[int]] = defaultdict(list)
     for i, example in enumerate(heldout.examples):
-        for name in ["", *slice_names(example.slices)]:
+        for name in ["", *slice_names(example.row.slices)]:
             members[name].append(i)
     measured = {
         name: statistics(spec, heldout.pairs(logps[:, rows], rows), z, "eval_") for name, rows in members.items()
@@ -363,7 +360,9 @@ def statistics(spec: DPOSpec, pairs: PairLogps, z: Tensor, prefix: str = "") -> 
             values[f"logps/{name}"] = pairs.policy[kind, there[kind]].mean()
     if (both := there.all(0)).any():
         margins = rewards[CHOSEN, both] - rewards[REJECTED, both]
-        values |= {"rewards/accuracies": (margins > 0).float().mean(), "rewards/margins": margins.mean()}
+        # A margin of 0 orders nothing: half right, as by a coin (a policy that is still its reference).
+        right = (margins > 0).float() + (margins == 0).float() / 2
+        values |= {"rewards/accuracies": right.mean(), "rewards/margins": margins.mean()}
     if spec.loss == "kto":
         values["kl"] = z  # TRL's name
     if (spec.nll_weight or spec.loss == "orpo") and there[CHOSEN].any():

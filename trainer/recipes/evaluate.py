@@ -109,7 +109,7 @@ def evaluate(
 
     def sampled(model: Any, encoder: ChatEncoder) -> Iterator[list[Response]]:
         nonlocal done
-        sampler = Sampler(model, encoder, generation.max_new_tokens, generation.temperature, spec.seed, tick)
+        sampler = Sampler(model, encoder, generation.max_new_tokens, generation.temperature, spec.seed, spec.kind, tick)
         for batch in sampler.respond([(row, range(k)) for row in mine], generation.batch_size):
             done += len(batch)
             yield batch

@@ -379,10 +379,9 @@ def text_scorer(rewards_of: RewardsOf, model: RewardModel, encoder: ChatEncoder,
         fits: list[list[bool]] = []
         for messages, texts in variants:
             # Each is read as a policy's response is: one that is longer by a trick costs the others no prompt.
-            prompt = encoder.prompt(messages)
-            fitted = [encoder.fit(prompt, [encoder.completion(text)]) for text in texts]
+            fitted = [encoder.fit(messages, [encoder.completion(text)]) for text in texts]
             fits.append([each is not None for each in fitted])
-            sequences = [each[0] for each in fitted if each is not None]
+            sequences = [each.sequences[0] for each in fitted if each is not None]
             # Not all in one row: attention within it grows with the square of its length.
             longest = max((sequence.length for sequence in sequences), default=1)
             for some in chunks(sequences, max(1, FORWARD_TOKENS // longest)):

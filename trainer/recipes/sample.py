@@ -232,7 +232,9 @@ def _from_model(
         return
     model = load_causal_lm(local.ref, dtype=dtype)
     generation = spec.generation
-    sampler = Sampler(model, local.encoder, generation.max_new_tokens, generation.temperature, spec.seed, tick)
+    sampler = Sampler(
+        model, local.encoder, generation.max_new_tokens, generation.temperature, spec.seed, spec.kind, tick
+    )
     order = torch.Generator().manual_seed(spec.seed)  # not by length: whoever labels the first ones sees all kinds
     for responses in sampler.respond(wanted, generation.batch_size, order):
         yield score(responses, [Completion.of(response, generation) for response in responses])

@@ -1,0 +1,5 @@
+"""Whole learning loops without the service: simulated labelers, the service's domain code, the trainer's recipes.
+
+A cell is one loop: a method with its settings, a hidden preference, noise, a budget of judgments a round, rounds, a
+seed. `python -m benchmarks.loop --help` says how to choose cells; docs/learning.md says what is measured.
+"""

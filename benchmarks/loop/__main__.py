@@ -1,0 +1,143 @@
+"""`python -m benchmarks.loop`: plays cells and reports them. Without arguments a subset of under twenty minutes.
+
+What was made before is found again in the store, so a run that was stopped goes on when it is given again, and cells
+share all that they have in common. The last lines are `win_rate METHOD PREFERENCE.KIND BUDGET x low high` and
+`judgments_saved METHOD x`, with `>=` behind it where today's default never got as far.
+"""
+
+import argparse
+import logging
+import sys
+import time
+import warnings
+from pathlib import Path
+
+from app.artifacts import ArtifactStore
+from app.errors import PrefloopError
+from app.simulation.preference import PREFERENCES
+from benchmarks.loop import report
+from benchmarks.loop.cells import Cell, grid
+from benchmarks.loop.methods import METHODS
+from benchmarks.loop.play import play
+from benchmarks.loop.workshop import Workshop
+from trainer.default_model import fetch_model
+
+FROZEN = tuple(name for name, method in METHODS.items() if method.frozen)
+CHOSEN = "on_policy_dpo"  # the default method, which the whole grid plays on every preference
+STORE = Path.home() / ".prefloop-benchmark"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments; every list gives a combination with every other."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.loop", description=__doc__)
+    add = parser.add_argument
+    add("--methods", nargs="+", choices=METHODS, default=["dpo_today", "dpo", CHOSEN], metavar="METHOD")
+    add("--preferences", nargs="+", default=["concise"], metavar="PREFERENCE", help=", ".join(PREFERENCES))
+    add("--noise", nargs="+", type=float, default=[0.1])
+    add("--budgets", nargs="+", type=int, default=[200], help="judgments a round")
+    add("--rounds", nargs="+", type=int, default=[1])
+    add("--seeds", nargs="+", type=int, default=[0])
+    add(
+        "--set",
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="[METHOD:]PART.NAME=VALUE",
+        help="a setting of all methods but dpo_today, or of one; parts are labels, reward and policy; repeat",
+    )
+    add("--final", action="store_true", help="the settings are chosen: allow them on final-only preferences")
+    add("--whole", action="store_true", help="the whole grid, some hours; other choices of cells are ignored")
+    add("--prompts", type=int, default=20, help="held-out prompts of each kind (with --whole 80)")
+    add("--base-samples", type=int, default=8, help="of the base a held-out prompt, for best-of-n (with --whole 16)")
+    add("--store", type=Path, default=STORE, help="where models and all that was made lie")
+    add("--model", default=None, help="folder or hub name of the base; default: the service's default model")
+    add("--output", type=Path, default=None, help="results, one JSON line a cell; default: results.jsonl in the store")
+    add("--report", action="store_true", help="play nothing: report all cells in the output")
+    return parser
+
+
+def whole() -> list[Cell]:
+    """All that docs/learning.md records: every method on one tuning preference, then the chosen one on all of them."""
+    common = {"frozen": FROZEN}
+    return [
+        *grid([*METHODS], ["concise"], [0.1], [200, 400], [1], [0], **common),
+        *grid(["dpo_today"], [*PREFERENCES], [0.1], [100, 200, 400, 800], [1], [0, 1, 2], **common),
+        *grid([CHOSEN], [*PREFERENCES], [0.1], [100, 200, 400], [1], [0, 1, 2], **common),
+        *grid(["dpo_today", CHOSEN], [*PREFERENCES], [0.25], [200], [2], [0, 1, 2], **common),
+        *grid(["dpo_today", CHOSEN], ["concise"], [0.1], [100], [4], [0], **common),
+    ]
+
+
+def chosen_cells(args: argparse.Namespace) -> list[Cell]:
+    """The cells that were asked for, each once."""
+    if args.whole:
+        cells = whole()
+    else:
+        cells = grid(
+            args.methods,
+            args.preferences,
+            args.noise,
+            args.budgets,
+            args.rounds,
+            args.seeds,
+            args.settings,
+            frozen=FROZEN,
+            final=args.final,
+            prompts=args.prompts,
+            base_samples=args.base_samples,
+        )
+    return list(dict.fromkeys(cells))
+
+
+def main(arguments: list[str] | None = None) -> list[str]:
+    """Plays and reports; returns the last lines."""
+    args = parser().parse_args(arguments)
+    output = args.output or args.store / "results.jsonl"
+    if args.report:
+        results = report.read(output)
+    else:
+        cells = chosen_cells(args)
+        base = fetch_model(
+            ArtifactStore(args.store.absolute()), **({"name": args.model} if args.model else {}), say=say
+        )
+        workshop = Workshop(args.store, base, say)
+        results = []
+        for number, cell in enumerate(cells, 1):
+            started = time.monotonic()
+            say(f"[{number}/{len(cells)}] {cell.name} {cell.preference} noise {cell.noise:g} "
+                f"{cell.rounds}x{cell.judgments} seed {cell.seed}")  # fmt: skip
+            results.append(played(cell, workshop))
+            report.append(output, results[-1])
+            say(f"    {time.monotonic() - started:.0f} s")
+        if workshop.other_code:
+            say(
+                f"{len(workshop.other_code)} outputs were made by other code than this: --store another to repeat them."
+            )
+    print("\n".join(report.table(results)))
+    lines = report.last_lines(results)
+    print("\n".join(lines))
+    return lines
+
+
+def played(cell: Cell, workshop: Workshop) -> dict[str, object]:
+    """A cell's result; of one that fails what it says, so that the others are played."""
+    try:
+        return play(cell, workshop)
+    except (PrefloopError, ModuleNotFoundError) as error:
+        say(f"    failed: {error}")
+        return {"cell": cell.model_dump(mode="json"), "name": cell.name, "error": str(error)}
+
+
+def say(line: str) -> None:
+    """Progress goes to the error stream: the other one has results only."""
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    try:
+        main()
+    except PrefloopError as error:
+        print(f"{error.title}: {error.message} {error.advice or ''}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,141 @@
+"""What a cell is, which preferences may be tuned on, and the grids that are run."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from pydantic import Field
+
+from app.errors import InvalidInput
+from app.simulation.preference import PREFERENCES
+from app.specs import Spec
+
+# The rule: methods and settings are compared on TUNING only. FINAL_ONLY is run once the method is chosen, with the
+# chosen defaults, so that what is reported on them owes nothing to tuning. `detailed` is looked at for its length.
+TUNING = ("concise", "direct")
+FINAL_ONLY = ("example", "brief_and_warm")
+
+Settings = tuple[tuple[str, Any], ...]
+
+
+class Labels(Spec):
+    """How judgments are collected."""
+
+    overlap: float = Field(2.0, ge=1, le=16, description="judgments a comparison; 2.5: half of them two, half three")
+    heldout_share: float = Field(0.1, ge=0, lt=1, description="share of comparisons that is on held-out prompts")
+    selection: Literal["random", "near_miss", "uncertain", "drts", "delta_ucb"] = Field(
+        "random", description="how pairs are chosen; from round 2 on, where a reward model has scored the answers"
+    )
+    samples_per_prompt: int = Field(4, ge=2, le=64, description="at least; more where the budget needs more pairs")
+    labelers: int = Field(4, ge=1)
+    position_bias: float = Field(0.05, ge=0, le=1)
+
+
+class Cell(Spec):
+    """One loop.
+
+    Attributes:
+        settings: of the method, as `part.name` and value; parts are labels, reward and policy.
+        judgments: the budget of each round.
+        prompts: how many of each held-out set are answered; the first ones are of all kinds.
+    """
+
+    method: str
+    settings: Settings = ()
+    preference: str = "concise"
+    noise: float = Field(0.1, ge=0, le=1)
+    judgments: int = Field(400, ge=2)
+    rounds: int = Field(1, ge=1)
+    seed: int = Field(0, ge=0)
+    prompts: int = Field(80, ge=2, le=80)
+    max_new_tokens: int = Field(64, ge=1)
+    base_samples: int = Field(16, ge=4, le=64, description="answers of the base a held-out prompt, for best-of-n")
+
+    @property
+    def name(self) -> str:
+        """The method, and what was set of it: how tables and last lines call it."""
+        return self.method + ("[" + ",".join(f"{k}={v}" for k, v in self.settings) + "]" if self.settings else "")
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+
+def parse_settings(texts: Iterable[str]) -> list[tuple[str | None, str, Any]]:
+    """`[METHOD:]part.name=value` as (method or None for all, name, value). Values are JSON, else text.
+
+    Raises:
+        InvalidInput: it is not written so.
+    """
+    found = []
+    for text in texts:
+        name, equals, value = text.partition("=")
+        method, colon, rest = name.partition(":")
+        if not equals or (rest or method).partition(".")[0] not in ("labels", "reward", "policy"):
+            raise InvalidInput(
+                f"“{text}” is not a setting.",
+                "Write part.name=value; parts are labels, reward and policy. METHOD: in front limits it to a method.",
+            )
+        try:
+            parsed = json.loads(value)
+        except ValueError:
+            parsed = value
+        found.append((method if colon else None, rest or method, parsed))
+    return found
+
+
+def grid(
+    methods: Sequence[str],
+    preferences: Sequence[str],
+    noises: Sequence[float],
+    budgets: Sequence[int],
+    rounds: Sequence[int],
+    seeds: Sequence[int],
+    settings: Sequence[str] = (),
+    *,
+    frozen: Sequence[str] = (),
+    final: bool = False,
+    **common: Any,
+) -> list[Cell]:
+    """Every combination, seeds last, so that the first seed of everything comes first.
+
+    Args:
+        frozen: methods that no setting changes.
+
+    Raises:
+        InvalidInput: a preference is unknown, or one of FINAL_ONLY would be tuned on.
+    """
+    if unknown := set(preferences) - PREFERENCES.keys():
+        raise InvalidInput(f"Unknown preferences: {', '.join(sorted(unknown))}.", f"Known: {', '.join(PREFERENCES)}.")
+    if settings and not final and (kept := set(preferences) & set(FINAL_ONLY)):
+        raise InvalidInput(
+            f"{', '.join(sorted(kept))} are for the final run only, and --set tunes.",
+            f"Tune on {' and '.join(TUNING)}. For the final run with chosen settings add --final.",
+        )
+    parsed = parse_settings(settings)
+    if stray := {method for method, _, _ in parsed if method is not None} - set(methods):
+        raise InvalidInput(f"Settings are for methods that do not run: {', '.join(sorted(stray))}.")
+
+    def own(method: str) -> Settings:
+        if method in frozen:
+            return ()
+        # Given twice, the last one counts.
+        return tuple(sorted({name: value for of, name, value in parsed if of in (None, method)}.items()))
+
+    return [
+        Cell(
+            method=method,
+            settings=own(method),
+            preference=preference,
+            noise=noise,
+            judgments=budget,
+            rounds=count,
+            seed=seed,
+            **common,
+        )
+        for seed, count, budget, noise, preference, method in itertools.product(
+            seeds, rounds, budgets, noises, preferences, methods
+        )
+    ]

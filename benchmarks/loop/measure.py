@@ -1,0 +1,126 @@
+"""What is measured of a policy: whether people would prefer it, what the reward model says, how far it went."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from app.artifacts import ArtifactStore
+from app.simulation.preference import Score
+from app.simulation.statistics import win_shares
+from app.specs import PromptRow, Spec
+from benchmarks.loop.labels import Texts
+from benchmarks.loop.prompts import KINDS, question
+from trainer.algorithms.kl import best_of_n_kl
+from trainer.data import read_prompts
+from trainer.evaluation import reward_models_scorer
+from trainer.recipes.sample import Completion
+from trainer.reporting import Reporter
+
+BASE_ANSWERS = 4  # of the base, a prompt, that each new answer meets
+
+
+class ScoreSpec(Spec):
+    """Score samples that are there with a reward model."""
+
+    kind: Literal["score"] = "score"
+    samples: str
+    prompts: str
+    reward_models: tuple[str, ...]
+    per_prompt: int
+    max_length: int = 1024
+
+
+class Said(NamedTuple):
+    """A sample as reward models read it."""
+
+    row: PromptRow
+    text: str
+
+
+class ScoreResult(NamedTuple):
+    """Mean scores by kind of prompt."""
+
+    scores: dict[str, float]
+
+
+def score(spec: ScoreSpec, store: ArtifactStore, _reporter: Reporter, _folder: Path) -> ScoreResult:
+    """The mean of all heads over the first `per_prompt` samples of each prompt, by kind of prompt."""
+    rows = {row.id: row for row in read_prompts(store.resolve(spec.prompts))}
+    said = [
+        Said(rows[completion.prompt_id], completion.text)
+        for completion in read_completions(store.resolve(spec.samples))
+        if completion.sample_index < spec.per_prompt and completion.prompt_id in rows
+    ]
+    folders = [store.resolve(location) for location in spec.reward_models]
+    scores = reward_models_scorer(folders, spec.max_length)(said).numpy()  # type: ignore[arg-type]
+    kinds = np.array([each.row.slices["split"] for each in said])
+    return ScoreResult({kind: float(scores[kinds == kind].mean()) for kind in sorted(set(kinds))})
+
+
+def read_completions(folder: Path) -> list[Completion]:
+    """The samples that a run left in its folder."""
+    lines = (folder / "completions.jsonl").read_text().splitlines()
+    return [Completion(**json.loads(line)) for line in lines]
+
+
+def of_kind(texts: Sequence[Texts], kind: str) -> list[Texts]:
+    """The prompts of one kind with their samples."""
+    return [each for each in texts if each.row.slices["split"] == kind]
+
+
+def compare(preference: Score, new: Sequence[Texts], base: Sequence[Texts]) -> dict[str, Any]:
+    """The win rate of each prompt and true scores under a hidden preference, of the same prompts in both.
+
+    Every new answer meets each of the base's first `BASE_ANSWERS`.
+    """
+    questions = {each.row.id: question(each.row) for each in new}
+    mine = {each.row.id: [completion.text for completion in each.completions] for each in new}
+    theirs = {each.row.id: [completion.text for completion in each.completions[:BASE_ANSWERS]] for each in base}
+    shares = win_shares(preference, questions, mine, theirs)
+    return {
+        "win_shares": [round(share, 4) for share in shares.values()],
+        "true": mean_score(preference, questions, mine),
+        "base_true": mean_score(preference, questions, theirs),
+    }
+
+
+def mean_score(preference: Score, questions: Mapping[int, str], texts: Mapping[int, Sequence[str]]) -> float:
+    """The mean over prompts of the mean true score of their answers."""
+    means = [np.mean([preference(questions[prompt], text) for text in said]) for prompt, said in texts.items()]
+    return float(np.mean(means))
+
+
+def best_of_n_at(preference: Score, base: Sequence[Texts], kl: float) -> tuple[float, float]:
+    """(true score, n) of the base's best of n under the true score, n such that it is as many nats from the base.
+
+    KL is ln n - (n - 1) / n; n is not whole: scores are interpolated in it. Beyond the samples that there are, the
+    largest n counts.
+    """
+    columns = [
+        sorted(preference(question(each.row), completion.text) for completion in each.completions) for each in base
+    ]
+    most = min(map(len, columns))
+    values = [float(np.mean([expected_best(column, n) for column in columns])) for n in range(1, most + 1)]
+    n = float(np.interp(kl, [best_of_n_kl(m) for m in range(1, most + 1)], np.arange(1, most + 1)))
+    return float(np.interp(n, np.arange(1, most + 1), values)), n
+
+
+def expected_best(ordered: Sequence[float], n: int) -> float:
+    """The mean of the greatest of n, over all choices of n among these scores (ascending), without replacement."""
+    ways = [math.comb(i, n - 1) for i in range(len(ordered))]  # in which the i-th is the greatest
+    return sum(way * value for way, value in zip(ways, ordered, strict=True)) / math.comb(len(ordered), n)
+
+
+def kinds_of(texts: Sequence[Texts]) -> list[str]:
+    """The kinds of prompt that there are, in their usual order."""
+    there = {each.row.slices["split"] for each in texts}
+    return [kind for kind in KINDS if kind in there]
+
+
+def mean_of(texts: Sequence[Texts], value: Callable[[Completion], float]) -> float:
+    """The mean of a value over all samples."""
+    return float(np.mean([value(completion) for each in texts for completion in each.completions]))

@@ -1,0 +1,143 @@
+"""The methods that are compared, and the specs that each makes of a round."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, get_args
+
+from pydantic import ValidationError
+
+from app.errors import InvalidInput
+from app.specs import ModelRef, RewardSpec, RunSpec, Spec
+from benchmarks.loop.cells import Cell, Labels, Settings
+
+SPECS: dict[str, type[Spec]] = {spec.model_fields["kind"].default: spec for spec in get_args(get_args(RunSpec)[0])}
+
+
+class Method(NamedTuple):
+    """A kind of policy run with what it sets; what it does not set is the spec's default."""
+
+    kind: str
+    policy: Mapping[str, Any] = {}
+    reward: Mapping[str, Any] = {}
+    labels: Mapping[str, Any] = {}
+    frozen: bool = False  # no setting changes it
+
+
+# What Prefloop did before its rounds were taught to use the reward model: the yardstick, whatever defaults become.
+# Its queue gave 150 comparisons for 378 judgments, 54 of them held out.
+DPO_TODAY = Method(
+    kind="dpo",
+    policy={
+        "loss": "dpo",
+        "beta": 0.1,
+        "label_smoothing": 0.0,
+        "soft_labels": False,
+        "nll_weight": 0.0,
+        "lora": {"rank": 16, "alpha": 32},
+        "optimiser": {"learning_rate": 1e-4, "epochs": 1, "batch_size": 8, "warmup_ratio": 0.1, "weight_decay": 0.0},
+    },
+    reward={
+        "lora": {"rank": 16, "alpha": 32},
+        "optimiser": {"learning_rate": 3e-4, "epochs": 2, "batch_size": 8, "warmup_ratio": 0.1, "weight_decay": 0.0},
+        "centering": 0.01,
+        "soft_labels": True,
+        "ensemble": 1,
+        "folds": 0,
+    },
+    labels={"overlap": 2.5, "heldout_share": 0.36},
+    frozen=True,
+)
+
+METHODS: dict[str, Method] = {
+    "dpo_today": DPO_TODAY,
+    "dpo": Method("dpo", {"optimiser": {"learning_rate": 6e-4, "epochs": 2}}),
+    "on_policy_dpo": Method("on_policy_dpo"),
+    "best_of_n": Method("best_of_n"),
+    "rloo": Method("rloo"),
+    "grpo": Method("grpo"),
+    "ppo": Method("ppo"),
+}
+
+
+def method_of(cell: Cell) -> Method:
+    """Raises InvalidInput where there is no such method."""
+    try:
+        return METHODS[cell.method]
+    except KeyError:
+        known = ", ".join(METHODS)
+        raise InvalidInput(f"There is no method {cell.method}.", f"Choose among {known}.") from None
+
+
+def labels_of(cell: Cell) -> Labels:
+    """How the cell's judgments are collected."""
+    fields = nested(part_of(cell.settings, "labels"))
+    return build(Labels, dict(method_of(cell).labels), fields)
+
+
+def reward_spec(cell: Cell, backbone: ModelRef, snapshot: str, seed: int) -> RewardSpec:
+    """The spec of a round's reward model."""
+    given = {"backbone": backbone, "snapshot": snapshot, "seed": seed}
+    own = dict(method_of(cell).reward)
+    if "folds" not in RewardSpec.model_fields:
+        own.pop("folds", None)
+    spec = build(RewardSpec, own, nested(part_of(cell.settings, "reward")), given)
+    assert isinstance(spec, RewardSpec)
+    return spec
+
+
+def policy_spec(
+    cell: Cell, policy: ModelRef, reference: ModelRef, snapshot: str, reward_model: str, prompts: str, seed: int
+) -> Spec:
+    """The spec of a round's policy run: all that its kind reads of these."""
+    method = method_of(cell)
+    given = {
+        "policy": policy,
+        "reference": reference,
+        "snapshot": snapshot,
+        "reward_models": (reward_model,),
+        "prompts": prompts,
+        "max_new_tokens": cell.max_new_tokens,
+        "seed": seed,
+    }
+    spec = SPECS[method.kind]
+    read = {name: value for name, value in given.items() if name in spec.model_fields}
+    return build(spec, dict(method.policy), nested(part_of(cell.settings, "policy")), read)
+
+
+def part_of(settings: Settings, part: str) -> dict[str, Any]:
+    """The settings of one part, without its name in front."""
+    return {name.partition(".")[2]: value for name, value in settings if name.partition(".")[0] == part}
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"optimiser.epochs": 2}` as `{"optimiser": {"epochs": 2}}`."""
+    found: dict[str, Any] = {}
+    for name, value in flat.items():
+        *path, last = name.split(".")
+        place = found
+        for step in path:
+            place = place.setdefault(step, {})
+        place[last] = value
+    return found
+
+
+def build(spec: type[Spec], *layers: Mapping[str, Any]) -> Any:
+    """The spec of its defaults and layers of fields, later ones first; fields of fields too.
+
+    Raises:
+        InvalidInput: the spec has no such field, or the value is wrong.
+    """
+    fields: dict[str, Any] = {}
+    for layer in layers:
+        for name, value in layer.items():
+            before = fields.get(name)
+            if before is None and name in spec.model_fields:
+                default = spec.model_fields[name].default
+                before = default.model_dump() if isinstance(default, Spec) else None
+            merge = isinstance(before, Mapping) and isinstance(value, Mapping)
+            fields[name] = {**before, **value} if merge else value  # type: ignore[dict-item]
+    try:
+        return spec.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InvalidInput(f"{spec.__name__}: {where}: {first['msg']}.", "Correct --set.") from error

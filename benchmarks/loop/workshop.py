@@ -1,0 +1,123 @@
+"""Runs recipes once: a run's output lies in a folder named after all that decides it, and is found there again.
+
+The name is the SHA-256 of the spec and of the base model's weights. Specs name their inputs by location, and every
+location in the store is named after its own inputs or content, so the name covers the whole history. An output appears
+whole or not at all. A run that was killed goes on from its checkpoint.
+"""
+
+import functools
+import hashlib
+import importlib
+import inspect
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fasteners
+
+import app
+import trainer
+from app.artifacts import ArtifactStore, digest_file, digest_folder
+from app.specs import ModelRef, Spec
+from trainer.checkpoints import Checkpoints
+from trainer.memory import give_back_memory
+from trainer.reporting import ConsoleReporter
+from trainer.training import accelerator
+
+ABOUT = "made.json"
+STALE_SECONDS = 86_400  # what lies longer in staging was left by a kill
+
+Recipe = Callable[[Any, ArtifactStore, ConsoleReporter, Path], Any]
+
+
+class Made(NamedTuple):
+    """A run's output.
+
+    Attributes:
+        seconds: what the run took when it was made, by the clock.
+        result: what the recipe returned, as JSON.
+        metrics: the last value of every metric it reported, by slice and name.
+    """
+
+    location: str
+    seconds: float
+    result: dict[str, Any]
+    metrics: dict[str, dict[str, float]]
+
+
+class Workshop:
+    """The store of one benchmark. Several processes may share it: each output is made by one of them."""
+
+    def __init__(
+        self, root: Path, base: str, say: Callable[[str], None] = lambda line: None, every_seconds: float = 60.0
+    ) -> None:
+        self.store, self.base, self.say, self.every_seconds = ArtifactStore(root.absolute()), base, say, every_seconds
+        self.store.sweep(STALE_SECONDS)
+        self.other_code: set[str] = set()
+
+    @functools.cached_property
+    def base_digest(self) -> str:
+        return digest_folder(self.store.resolve(self.base))
+
+    @property
+    def base_ref(self) -> ModelRef:
+        return ModelRef(base=self.base)
+
+    def run(self, spec: Spec, recipe: Recipe | None = None) -> Made:
+        """The output of a spec's recipe, made now if it is not there yet.
+
+        Args:
+            recipe: what to run; by default `trainer.recipes.<kind>.train`.
+        """
+        kind = str(spec.kind)  # type: ignore[attr-defined]
+        content = json.dumps({"base": self.base_digest, "spec": spec.model_dump(mode="json")}, sort_keys=True)
+        location = f"{kind}/{hashlib.sha256(content.encode()).hexdigest()[:32]}"
+        if not self.store.exists(location):
+            lock = self.store.root / ".locks" / location.replace("/", "-")
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            with fasteners.InterProcessLock(lock):
+                if not self.store.exists(location):  # another process may have made it meanwhile
+                    self._make(kind, spec, location, recipe)
+        about = json.loads((self.store.resolve(location) / ABOUT).read_text())
+        if about["code"] != code_digest():
+            self.other_code.add(location)
+        return Made(location, about["seconds"], about["result"], about["metrics"])
+
+    def _make(self, kind: str, spec: Spec, location: str, recipe: Recipe | None) -> None:
+        self.say(f"{kind} {location[-32:][:8]}")
+        train = recipe or importlib.import_module(f"trainer.recipes.{kind}").train
+        checkpoints = None
+        options: dict[str, Any] = {}
+        if "checkpoints" in inspect.signature(train).parameters:
+            checkpoints = Checkpoints(self.store, f"checkpoints/{location}", spec, self.every_seconds, keep=1)
+            options = {"checkpoints": checkpoints}
+        reporter, started = ConsoleReporter(stream=None), time.monotonic()
+        with self.store.folder(location) as staging:
+            result = train(spec, self.store, reporter, staging, **options)
+            metrics: dict[str, dict[str, float]] = {}
+            for metric in reporter.recorded:
+                metrics.setdefault(metric.slice, {})[metric.name] = metric.value
+            about = {
+                "code": code_digest(),
+                "seconds": round(time.monotonic() - started, 2),
+                "spec": spec.model_dump(mode="json"),
+                "result": result._asdict() if hasattr(result, "_asdict") else {},
+                "metrics": metrics,
+            }
+            (staging / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
+        if checkpoints is not None:
+            checkpoints.remove()
+        accelerator().free_memory()
+        give_back_memory()
+
+
+@functools.cache
+def code_digest() -> str:
+    """Tells apart the code that outputs were made by: SHA-256 of the trainer's and the specs' sources."""
+    sha = hashlib.sha256()
+    folder = Path(trainer.__file__).parent
+    for path in [*sorted(folder.rglob("*.py")), Path(app.__file__).parent / "specs.py"]:
+        sha.update(digest_file(path).encode())
+    return sha.hexdigest()[:16]

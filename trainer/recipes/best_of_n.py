@@ -1,0 +1,99 @@
+"""Best-of-n distillation: in turns, sample n answers a prompt, and imitate the best of them (RAFT, Dong et al. 2023).
+
+It has nothing to tune but n, asks the reward model only which answers are best, and never leaves what the policy says
+by itself by more than the best of n do: ln n - (n - 1) / n nats a turn. That makes it the yardstick for the others.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from app.artifacts import ArtifactStore
+from app.specs import BestOfNSpec, DemonstrationRow, PromptRow, SFTSpec
+from trainer.algorithms.choosing import best, controlled_scores
+from trainer.answers import Answers
+from trainer.checkpoints import Checkpoints
+from trainer.data import read_pairs
+from trainer.evaluation import Heads
+from trainer.recipes import sft
+from trainer.recipes.sft import MIN_DEMONSTRATIONS
+from trainer.reporting import PolicyResult, Reporter
+from trainer.training import accelerator
+from trainer.turns import Turns, workplace
+
+
+def train(
+    spec: BestOfNSpec,
+    store: ArtifactStore,
+    reporter: Reporter,
+    folder: Path,
+    checkpoints: Checkpoints | None = None,
+    heads: Callable[[], Heads] | None = None,
+) -> PolicyResult:
+    """Trains a policy and saves it to `folder`. `heads` replaces the reward models.
+
+    Raises:
+        InvalidInput: the prompts file is wrong, or too few answers ended by themselves to imitate any.
+        ModelUnavailable: policy or a reward model does not load.
+        StorageFull: no room for a checkpoint or a model; what was saved before stays.
+        RunCancelled, TrainingDiverged: no model is saved.
+    """
+    started = time.monotonic()
+    comparisons = read_pairs(store.resolve(spec.snapshot)) if spec.snapshot else []
+    heldout = [row for row in comparisons if row.split == "heldout"]
+    with workplace(checkpoints) as work:
+        run = Turns(spec, store, reporter, checkpoints, work, heldout, heads)
+        for turn in range(spec.turns):
+            if not run.within_budget:
+                break
+            answers, scores = run.turn_answers(turn)
+            rows, gain = best_rows(spec, answers, scores, run.rows)
+            if len(rows) < MIN_DEMONSTRATIONS:
+                run.notes.append(
+                    f"Turn {turn + 1} found {len(rows)} answers that ended by themselves, fewer than "
+                    f"{MIN_DEMONSTRATIONS}: it was left out."
+                )
+                break
+            location = f"turn-{turn + 1}-best.jsonl"
+            if accelerator().is_main_process:
+                with work.file(location) as path:
+                    path.write_text("".join(row.model_dump_json() + "\n" for row in rows))
+            accelerator().wait_for_everyone()
+            sft_spec = SFTSpec(
+                policy=run.policy,
+                demonstrations=str(work.root / location),
+                lora=spec.lora,
+                optimiser=run.optimiser,
+                max_length=spec.max_length,
+                seed=spec.seed,
+            )
+            run.train(f"turn-{turn + 1}", sft, sft_spec, {"turn/pairs": float(len(rows)), "turn/margin": gain})
+        return run.finish(folder, time.monotonic() - started)
+
+
+def best_rows(
+    spec: BestOfNSpec, answers: Answers, scores: torch.Tensor, rows: Sequence[PromptRow]
+) -> tuple[list[DemonstrationRow], float]:
+    """The best answers of each prompt, and by how much their scores exceed the mean of all."""
+    controlled = controlled_scores(
+        scores, answers.lengths, answers.finished, spec.length_weight, spec.missing_eos_penalty
+    )
+    by_id = {row.id: row for row in rows}
+    found: list[int] = []
+    for places in answers.by_prompt.values():
+        own = [answers.items[i] for i in places]
+        chosen = best(controlled[places].tolist(), [a.finished for a in own], [a.text for a in own], spec.best)
+        found += [places[i] for i in chosen]
+    demonstrations = [
+        DemonstrationRow(
+            id=number,
+            messages=by_id[answers.items[i].prompt_id].messages,
+            response=answers.items[i].text,
+            slices=by_id[answers.items[i].prompt_id].slices,
+        )
+        for number, i in enumerate(found)
+    ]
+    gain = float(scores[found].mean() - scores.mean()) if found else 0.0
+    return demonstrations, gain

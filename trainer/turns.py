@@ -1,0 +1,358 @@
+"""What on-policy DPO and best-of-n distillation share: phases that are recipes of their own, a KL budget, a choice.
+
+A run is a chain of phases. Each trains a policy from the one before, by a recipe that knows nothing of the others, and
+stores it whole. A run that goes on after a kill finds the phases that are done, and the checkpoints of the one that
+is not.
+
+| metric | of the policy after a phase, on up to `MEASURED_PROMPTS` prompts; at the end of a phase |
+|---|---|
+| `objective/scores` | mean score by `ensemble_score`, without costs of length or a missing end |
+| `objective/disagreement` | standard deviation among the reward models' members, mean over answers |
+| `objective/kl`, `objective/kl_k3` | nats a response to the policy at the start, by k1 and by k3 (never negative) |
+| `val/length`, `val/finished` | tokens an answer; share that ended by themselves |
+| `heldout/accuracy` | share of held-out comparisons whose winner the policy made likelier, against the start |
+| `turn/pairs`, `turn/margin` | pairs (or answers to imitate) of a turn, and how far their scores are apart |
+"""
+
+import contextlib
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from app.artifacts import ArtifactStore
+from app.errors import InvalidInput
+from app.specs import BestOfNSpec, ModelRef, OnPolicyDPOSpec, Optimiser, PairRow, PromptRow, RunSpec
+from trainer.algorithms.bradley_terry import ensemble_score
+from trainer.answers import Answers, answers_of
+from trainer.chat import ChatEncoder
+from trainer.checkpoints import Checkpoints
+from trainer.data import encode_pairs, read_prompts
+from trainer.evaluation import Heads, reward_heads
+from trainer.modeling import load_causal_lm, load_tokenizer, notes_on, resolve, working_dtype
+from trainer.policy import Policy
+from trainer.precision import name_of
+from trainer.reference_logps import completion_logps
+from trainer.reporting import PolicyResult, Reporter
+from trainer.rollout import cut_prompts
+from trainer.saving import save_policy
+from trainer.training import accelerator, generator_at, the_main_processes
+
+MEASURED_PROMPTS, MEASURED_SAMPLES = 48, 2
+LEASH_TRIES = 4
+NEAR_BUDGET = 0.75  # share of the budget that a shortened step is content with
+PROMPTS = 2_000_003  # a place in the run: which prompts a turn samples
+
+
+class Candidate(NamedTuple):
+    """A policy that the run may end with.
+
+    Attributes:
+        phase: what trained it, in words.
+        right: (M,) of each held-out comparison whether it made the winner likelier than the loser: 1, 0, 0.5 for equal.
+    """
+
+    phase: str
+    policy: ModelRef
+    right: Tensor
+    values: dict[str, float]
+
+
+class Turns:
+    """A run in phases.
+
+    Attributes:
+        policy: what the phases so far have made; locations resolved.
+        within_budget: False once a phase had to be shortened: the run ends with it.
+    """
+
+    def __init__(
+        self,
+        spec: OnPolicyDPOSpec | BestOfNSpec,
+        store: ArtifactStore,
+        reporter: Reporter,
+        checkpoints: Checkpoints | None,
+        work: ArtifactStore,
+        heldout: Sequence[PairRow] = (),
+        heads: Callable[[], Heads] | None = None,
+    ) -> None:
+        """`heads` replaces the reward models."""
+        self.spec, self.reporter, self.checkpoints, self.work = spec, reporter, checkpoints, work
+        self.rows = read_prompts(store.resolve(spec.prompts))
+        self.start = self.policy = resolve(store, spec.policy)
+        self.tokenizer = load_tokenizer(self.start)
+        self.encoder = ChatEncoder(self.tokenizer, spec.max_length)
+        self.dropped = cut_prompts(self.rows, self.encoder, spec.max_new_tokens)
+        self.notes: list[str] = []
+        optimiser: Optimiser = spec.optimiser
+        self.dtype = working_dtype(optimiser.precision, self.start, checkpoints)
+        # Measured once: every phase computes in the same.
+        self.optimiser = optimiser.model_copy(update={"precision": name_of(self.dtype)})
+        folders = [store.resolve(location) for location in spec.reward_models]
+        self._heads = heads or partial(reward_heads, folders, spec.max_length, self._tick, self.dtype)
+        self.heldout = [pair for pair in encode_pairs(heldout, self.encoder, close_cut=False).heldout if not pair.tied]
+        self.within_budget = True
+        self.tokens = self.trained_on = 0
+        self._step, self._doing, self._done, self._total = 0, "", 0, 1
+        self._start_logps: Tensor | None = None
+        self.candidates: list[Candidate] = []
+
+    # ---- sampling ----------------------------------------------------------------------------------------------------
+
+    def turn_answers(self, turn: int) -> tuple[Answers, Tensor]:
+        """What the policy says to a turn's prompts, and the scores (N,) that choices go by."""
+        order = torch.randperm(len(self.rows), generator=generator_at(self.spec.seed, PROMPTS, turn)).tolist()
+        rows = [self.rows[i] for i in sorted(order[: self.spec.prompts_per_turn])]
+        answers = self._answers(f"turn-{turn + 1}-answers", rows, self.spec.samples_per_prompt, turn + 1)
+        return answers, self.scores(answers)
+
+    def scores(self, answers: Answers) -> Tensor:
+        """(N,): what the members of the reward models say together."""
+        return ensemble_score(answers.heads, self.spec.ensemble_score, self.spec.variance_weight)
+
+    def _answers(self, name: str, rows: Sequence[PromptRow], samples: int, place: int) -> Answers:
+        self._doing, self._total = f"{name.replace('-', ' ')}: sampling", len(rows) * samples
+        # Another range of indices for each place in the run: no answer is drawn twice.
+        first = place * 1000
+        return answers_of(
+            self.policy,
+            self.start,
+            [(row, range(first, first + samples)) for row in rows],
+            self._heads,
+            self.work,
+            name,
+            max_new_tokens=self.spec.max_new_tokens,
+            temperature=self.spec.temperature,
+            batch_size=self.spec.rollout_batch_size,
+            max_length=self.spec.max_length,
+            seed=self.spec.seed,
+            purpose=self.spec.kind,
+            tick=self._tick,
+        )
+
+    def _tick(self, done: int | None = None) -> None:
+        self._done = self._done if done is None else done
+        self.reporter.progress(self._done, self._total, self._doing)
+
+    # ---- phases ------------------------------------------------------------------------------------------------------
+
+    def train(self, name: str, recipe: ModuleType, spec: RunSpec, values: Mapping[str, float] | None = None) -> None:
+        """Trains the policy by a recipe, keeps it within the KL budget, and measures it.
+
+        Args:
+            name: of the phase, for a folder, and with spaces for people.
+            values: metrics of what it learns from.
+        """
+        before, phase = self.policy, Phase(self.reporter, self._step + 1, name.replace("-", " "))
+        done = the_main_processes(lambda: self.work.exists(name))
+        if not done:
+            own = self.checkpoints.of_phase(name, spec) if self.checkpoints else None
+            with self._folder(name) as folder:
+                result: PolicyResult = recipe.train(spec, self.work, phase, folder, own)
+                if accelerator().is_main_process:
+                    (folder / STEPS).write_text(f"{phase.last} {result.train_rows} {result.tokens}")
+            if own is not None:
+                self.work.remove(f"checkpoints/{name}")
+                own.on_saved(phase.last)
+        self._step, rows, tokens = map(int, the_main_processes((self.work.root / name / STEPS).read_text).split())
+        self.trained_on += rows
+        self.tokens += tokens
+        self.policy = self._model(name)
+        measured = self._within_budget(before, name)
+        right = self.right(self.policy)
+        if len(right):
+            measured["heldout/accuracy"] = float(right.mean())
+        measured |= values or {}
+        self.reporter.metrics(self._step, measured)
+        self.candidates.append(Candidate(name.replace("-", " "), self.policy, right, measured))
+
+    @contextlib.contextmanager
+    def _folder(self, name: str) -> Iterator[Path]:
+        """Where the main process writes a phase's model; others' folders are thrown away. All go on together."""
+        if accelerator().is_main_process:
+            with self.work.folder(name) as folder:
+                yield folder
+        else:
+            with tempfile.TemporaryDirectory() as scratch:
+                yield Path(scratch)
+        accelerator().wait_for_everyone()
+
+    def _model(self, name: str) -> ModelRef:
+        folder = str(self.work.root / name)
+        return ModelRef(base=self.start.base, adapter=folder) if self.spec.lora else ModelRef(base=folder)
+
+    def _measure(self, name: str) -> tuple[float, dict[str, float]]:
+        """KL of the policy to the start, and all that is measured of it."""
+        rows = self.rows[:: math.ceil(len(self.rows) / MEASURED_PROMPTS)]
+        # The same places whatever the policy: two are compared on like draws.
+        answers = self._answers(f"{name}-measured", rows, MEASURED_SAMPLES, 0)
+        kl = float(answers.kl.mean())
+        return kl, {
+            "objective/scores": float(self.scores(answers).mean()),
+            "objective/disagreement": float(answers.heads.std(-1, correction=0).mean()),
+            "objective/kl": kl,
+            "objective/kl_k3": float(answers.kl_k3.mean()),
+            "val/length": float(answers.lengths.mean()),
+            "val/finished": float(answers.finished.float().mean()),
+        }
+
+    # ---- the KL budget -----------------------------------------------------------------------------------------------
+
+    def _within_budget(self, before: ModelRef, name: str) -> dict[str, float]:
+        """Measures the policy that a phase has made; one beyond the budget is led back towards `before`.
+
+        A share of the step is taken, found by measuring: KL grows about with the square of the share.
+        """
+        kl, values = self._measure(name)
+        budget = self.spec.kl_budget
+        if budget is None or kl <= budget:
+            return values
+        self.within_budget = False
+        whole, kept, low, high = self.policy, (before, values), 0.0, 1.0
+        share = math.sqrt(NEAR_BUDGET * budget / kl)
+        for attempt in range(LEASH_TRIES):
+            self.policy = self._between(before, whole, share, f"{name}-share-{attempt + 1}")
+            kl, values = self._measure(f"{name}-share-{attempt + 1}")
+            if kl <= budget:
+                kept, low = (self.policy, values), share
+            else:
+                high = share
+            if NEAR_BUDGET * budget <= kl <= budget:
+                break
+            share = (low + high) / 2
+        self.policy, values = kept
+        if low == 0:
+            values = self._measure(f"{name}-before")[1]
+        said = f"{low:.0%} of its step was taken" if low else "its step was not taken"
+        self.notes.append(f"{name.replace('-', ' ').capitalize()} went beyond the KL budget of {budget:g}: {said}.")
+        return values | {"turn/share_of_step": low}
+
+    def _between(self, before: ModelRef, after: ModelRef, share: float, name: str) -> ModelRef:
+        """The policy that lies at a share of the way between two, stored under `name`."""
+        if not the_main_processes(lambda: self.work.exists(name)):
+            old, new = (
+                load_causal_lm(model, self.spec.lora, trainable=True, dtype=torch.float32) for model in (before, after)
+            )
+            known = dict(old.named_parameters())
+            begins = before.adapter is None and self.spec.lora is not None  # B of a new adapter is 0, A means nothing
+            with torch.no_grad():
+                for key, parameter in new.named_parameters():
+                    if parameter.requires_grad and not (begins and "lora_A" in key):
+                        parameter.copy_(known[key].lerp(parameter, share))
+            with self._folder(name) as folder:
+                save_policy(new, self.tokenizer, folder)
+        return self._model(name)
+
+    # ---- the choice --------------------------------------------------------------------------------------------------
+
+    def right(self, policy: ModelRef) -> Tensor:
+        """(M,) of the held-out comparisons: 1 where the policy made the winner likelier than the start does, else 0."""
+        if not self.heldout or policy == self.start:
+            return torch.full((len(self.heldout),), 0.5)
+        if self._start_logps is None:
+            self._start_logps = self._heldout_logps(self.start)
+        moved = self._heldout_logps(policy) - self._start_logps
+        return (torch.sign(moved[:, 0] - moved[:, 1]) + 1) / 2
+
+    def _heldout_logps(self, model: ModelRef) -> Tensor:
+        """(M, 2): log-probs of the winners and the losers."""
+        policy = Policy(load_causal_lm(model, dtype=self.dtype))
+        groups = [pair.sequences for pair in self.heldout]
+        return completion_logps(policy, groups, policy.share, self.tokenizer.pad_token_id).view(-1, 2)
+
+    def chosen(self) -> Candidate:
+        """The last policy that people's held-out comparisons do not speak against.
+
+        One that orders them worse than an earlier one, by more than two standard errors of the paired difference, has
+        learned something else than what people want. The reward model has no say in it.
+
+        Raises:
+            InvalidInput: no phase found anything to learn from.
+        """
+        if not self.candidates:
+            raise InvalidInput(
+                f"There was nothing to learn from. {' '.join(self.notes)}",
+                "Sample more or longer answers, lower the least margin, or check the reward model's accuracy.",
+            )
+        kept = best = self.candidates[0]
+        for candidate in self.candidates[1:]:
+            if significantly_worse(candidate.right, best.right):
+                self.notes.append(
+                    f"The policy after {candidate.phase} orders people's held-out comparisons worse than the one after "
+                    f"{best.phase}, and is not kept."
+                )
+                continue
+            kept = candidate
+            if len(candidate.right) and candidate.right.mean() > best.right.mean():
+                best = candidate
+        return kept
+
+    def finish(self, folder: Path, seconds: float) -> PolicyResult:
+        """Saves the chosen policy to `folder`; the run's result."""
+        chosen = self.chosen()
+        model = load_causal_lm(chosen.policy, self.spec.lora, trainable=True, dtype=self.dtype)
+        save_policy(model, self.tokenizer, folder, self.spec.policy.base)
+        if not self.heldout:
+            self.notes.append("There was no held-out comparison to choose the policy by: the last one is kept.")
+        return PolicyResult(
+            chosen.values,
+            self.trained_on,
+            self.dropped,
+            self.tokens,
+            seconds,
+            precision=name_of(self.dtype),
+            notes=(*notes_on(self.tokenizer), *self.notes),
+        )
+
+
+STEPS = "steps"  # file beside a phase's model: the last step it reported, rows, tokens
+
+
+def significantly_worse(right: Tensor, than: Tensor) -> bool:
+    """Whether paired results (M,) are lower in the mean by more than two standard errors of the difference."""
+    difference = right.double() - than.double()
+    if len(difference) < 2:
+        return False
+    return bool(difference.mean() + 2 * difference.std() / math.sqrt(len(difference)) < 0)
+
+
+class Phase:
+    """Reports a phase's steps behind those of the phases before it."""
+
+    def __init__(self, reporter: Reporter, first: int, doing: str) -> None:
+        self.reporter, self.first, self.doing = reporter, first, doing
+        self.last = first
+
+    def metrics(self, step: int, values: Mapping[str, float], slice: str = "") -> None:
+        self.last = max(self.last, self.first + step)
+        self.reporter.metrics(self.first + step, values, slice)
+
+    def progress(self, done: int, total: int, message: str = "") -> None:
+        self.reporter.progress(done, total, f"{self.doing}: {message}")
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.reporter.samples(self.first + step, rows)
+
+
+@contextlib.contextmanager
+def workplace(checkpoints: Checkpoints | None) -> Iterator[ArtifactStore]:
+    """Where the phases' results lie: with the run's checkpoints, or in a folder that is removed."""
+    if checkpoints is not None:
+        if accelerator().is_main_process:
+            checkpoints.phases.sweep()
+        yield checkpoints.phases
+        return
+    root = the_main_processes(tempfile.mkdtemp)
+    try:
+        yield ArtifactStore(Path(root))
+    finally:
+        accelerator().wait_for_everyone()
+        if accelerator().is_main_process:
+            shutil.rmtree(root, ignore_errors=True)
