@@ -43,8 +43,11 @@ def worker(settings: Settings) -> Iterator[threading.Thread]:
 
 
 def start_round(page: Page, project: Project, **settings: str) -> None:
+    """DPO, the quickest."""
     page.goto(f"/projects/{project.slug}/rounds")
     page.get_by_role("link", name="Start a round").click()
+    page.get_by_text("All settings").click()
+    page.get_by_role("link", name="DPO", exact=True).click()
     for label, value in settings.items():
         page.locator(f"#{label}").fill(value)
     page.get_by_role("button", name="Start round").click()
