@@ -159,7 +159,9 @@ def _doubts(counts: dict[str, Any]) -> list[str]:
     """Why a round on these comparisons may disappoint."""
     doubts = []
     if MIN_PAIRS <= counts["winners"] < FEW_PAIRS:
-        doubts.append(f"Only {counts['winners']} comparisons to train on: from under {FEW_PAIRS}, little is learned.")
+        doubts.append(
+            f"Only {counts['winners']} comparisons to train on. With fewer than {FEW_PAIRS}, expect weak results."
+        )
     if counts["train"] and not counts["heldout"]:
         doubts.append("No held-out comparison is decided, so the reward model's accuracy cannot be measured.")
     if counts["train"] and counts["ties"] * 2 > counts["train"] + counts["heldout"]:

@@ -177,9 +177,9 @@ class Beside(NamedTuple):
 _BESIDE = (
     ("scores", "eval_objective/scores", "Reward", False),
     ("length", "eval_length", "Tokens a response", False),
-    ("finished", "eval_finished", "Finished by themselves", True),
-    ("repetition", "eval_repetition", "Repeated word triples", True),
-    ("refusals", "eval_refusals", "Refusals, by their phrases", True),
+    ("finished", "eval_finished", "Finished", True),
+    ("repetition", "eval_repetition", "Repetition", True),
+    ("refusals", "eval_refusals", "Refusals", True),
 )
 
 
