@@ -44,7 +44,7 @@ def test_the_tokens_of_rollouts() -> None:
 
 
 def test_default_rates_are_those_of_the_default_model_and_grow_with_the_model() -> None:
-    plan = [Work("dpo", trained=20_000), Work("sample", sampled=35_000), Work("evaluate", sampled=350, read=600)]
+    plan = [Work("dpo", trained=30_000), Work("sample", sampled=35_000), Work("evaluate", sampled=350, read=900)]
     assert [part.seconds for part in cost(plan, {}, None, None).parts] == [110, 110, 12]
     twice = Shape(2 * KNOWN_PARAMETERS, 1, 1, 1, 1)
     assert [part.seconds for part in cost(plan, {}, twice, None).parts] == [210, 210, 14]
