@@ -13,7 +13,7 @@ from app.errors import Forbidden, InvalidInput, NotFound
 from app.models import Project, Round, User
 from app.postgres import command_session
 from app.projects import queries as projects
-from app.rounds import queries, service, views
+from app.rounds import outcomes, queries, service, views
 from app.rounds.forms import RECOMMENDED, STRENGTHS, RoundConfig, settings_of
 from app.settings import Settings
 from app.specs import Generation
@@ -50,7 +50,13 @@ def status(project: ProjectOption, number: NumberOption = None) -> None:
     """Say where a round stands."""
     with command_session(Settings()) as session:
         round_ = _round(session, _project(session, project), number)
-        typer.echo(f"Round {round_.number} ({round_.algorithm}): {round_.state}")
+        typer.echo(f"Round {round_.number} ({ALGORITHMS[round_.algorithm]}): {round_.state}")
+        if verdict := outcomes.verdict_of(session, round_):
+            kept = "" if round_.adopted else "; its policy was not adopted"
+            what = "win rate" if verdict.by == "people" else "reward difference"
+            low, high = verdict.interval[1:]
+            said = f"{what} {verdict.interval.value:.2f}, 95% interval {low:.2f} to {high:.2f}"
+            typer.echo(f"  Verdict by {verdict.by}: {verdict.word} ({said}){kept}")
         for stage in views.stages_of(round_, queries.runs_of(session, round_.id)):
             run = stage.run
             share = f" {run.progress_done} of {run.progress_total} {run.progress_message}" if run else ""

@@ -58,6 +58,16 @@ def _winner(row: Any) -> int:
     return 0 if found.is_tie else side(found.p_b - 0.5)
 
 
+def verdict_of(session: Session, round_: Round) -> Verdict | None:
+    """The verdict on a round; none before it is done, or where nobody has measured it."""
+    if round_.state != "done":
+        return None
+    wins = win_rates(session, [round_.id]).get((round_.id, ""))
+    values = result_queries.round_values(session, [round_.id], _OF_EVALUATION)
+    difference = difference_of({row.name: row.value for row in values if row.kind == "evaluate" and not row.slice})
+    return verdict(wins and wins.interval, wins.n if wins else 0, difference)
+
+
 class RoundRow(NamedTuple):
     """A round among the others, for all prompts or one slice of them."""
 

@@ -163,7 +163,7 @@ def show(request: Request, staff: StaffDep, round_: RoundDep, session: SessionDe
 @router.get("/rounds/{number}/status")
 def status(staff: StaffDep, round_: RoundDep, session: SessionDep) -> Response:
     """Where the round stands, as JSON."""
-    return JSONResponse(views.status(round_, queries.runs_of(session, round_.id)))
+    return JSONResponse(views.status(session, round_, queries.runs_of(session, round_.id)))
 
 
 @router.get("/rounds/{number}/metrics")

@@ -12,12 +12,12 @@ from sqlalchemy.orm import Session
 from app.artifacts import ArtifactStore
 from app.domain.intervals import Interval
 from app.domain.rounds import ACTIVE, ALGORITHMS, SAMPLING_ALGORITHMS, stage_of
-from app.domain.verdicts import Verdict, verdict
+from app.domain.verdicts import Verdict
 from app.models import ModelVersion, Project, Round, Run, Snapshot
 from app.queue import has_worker
 from app.rounds import queries, result_queries
 from app.rounds.adoption import difference_of
-from app.rounds.outcomes import WinRate, win_rates
+from app.rounds.outcomes import WinRate, verdict_of, win_rates
 from app.rounds.stages import checkpoints_of, plan_of, samples_of
 
 STAGE_LABELS = {
@@ -82,8 +82,9 @@ def stages_of(round_: Round, runs: Sequence[Run]) -> list[StageView]:
     return found
 
 
-def status(round_: Round, runs: Sequence[Run]) -> dict[str, Any]:
+def status(session: Session, round_: Round, runs: Sequence[Run]) -> dict[str, Any]:
     """Where a round stands, as JSON."""
+    found = verdict_of(session, round_)
     return {
         "number": round_.number,
         "state": round_.state,
@@ -91,6 +92,8 @@ def status(round_: Round, runs: Sequence[Run]) -> dict[str, Any]:
         "finished": round_.state not in ACTIVE,
         "cancelling": round_.state in ACTIVE and any(run.cancel_requested for run in runs),
         "error": round_.error,
+        "adopted": round_.adopted,
+        "verdict": {"word": found.word, "by": found.by, **found.interval._asdict()} if found else None,
         "stages": [
             {
                 "stage": stage.name,
@@ -120,7 +123,7 @@ def metrics(session: Session, round_: Round, after: str) -> dict[str, Any]:
     rows = result_queries.metrics_from(session, [run.id for run in runs], run_id, step)
     cursor = f"{rows[-1].run_id}.{rows[-1].step}" if rows else f"{run_id}.{step}"
     kinds = {run.id: run.kind for run in runs}
-    return status(round_, runs) | {
+    return status(session, round_, runs) | {
         "worker": has_worker(session),
         "cursor": cursor,
         "metrics": [
@@ -274,7 +277,6 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
     used = {"reward"} & {stage.name for stage in stages} | {round_.algorithm}
     snapshot = session.get(Snapshot, round_.snapshot_id) if round_.snapshot_id else None
     evaluated = summaries.get("evaluate", {})
-    wins = win_rates(session, [round_.id]).get((round_.id, ""))
     return Page(
         round=round_,
         stages=stages,
@@ -285,8 +287,8 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
         summaries=dict(summaries),
         slices=sorted(by_slice.items()),
         opened={p: counts for (_, p), counts in result_queries.opened_comparisons(session, [round_.id]).items()},
-        verdict=verdict(wins and wins.interval, wins.n if wins else 0, difference_of(evaluated)),
-        wins=wins,
+        verdict=verdict_of(session, round_),
+        wins=win_rates(session, [round_.id]).get((round_.id, "")),
         beside=beside(evaluated),
         policy_id=session.get_one(Project, round_.project_id).policy_id,
         cancelling=round_.state in ACTIVE and any(run.cancel_requested for run in runs),

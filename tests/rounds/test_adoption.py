@@ -179,6 +179,8 @@ def test_adopting_over_http(session: Session, store: ArtifactStore, project: Pro
     address = f"/projects/{project.slug}"
     new = f"{address}/models/{round_.policy_after_id}"
     client = sign_in("operator")
+    status = client.get(f"{address}/rounds/1/status").json()
+    assert (status["state"], status["adopted"], status["verdict"]) == ("done", False, None)  # no metrics were stored
     page = client.get(f"{address}/rounds/1").text
     assert "the reward model found" in " ".join(page.split())
     assert "Adopt policy" in page

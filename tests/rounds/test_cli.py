@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from typer.testing import CliRunner, Result
 
 from app.errors import Conflict, Forbidden, InvalidInput, NotFound
-from app.models import Project, Round
+from app.models import Metric, Project, Round
 from app.rounds.cli import round_app
 from app.settings import Settings
 from tests import factories
@@ -43,12 +43,23 @@ def test_a_round_from_the_command_line(session: Session, run: Run) -> None:
     assert "Round 1 is frozen" in started.output
     assert len(jobs(session)) == 1
     status = run("status", operator=None).output
-    assert "Round 1 (ppo): frozen" in status
+    assert "Round 1 (PPO): frozen" in status
     assert "Reward model" in status
     assert isinstance(run("start").exception, Conflict)
     assert isinstance(run("retry").exception, Conflict)
     assert "Round 1 is being cancelled" in run("cancel").output
     assert "cancelled" in run("status", operator=None).output
+
+
+def test_a_finished_round_says_its_verdict(session: Session, run: Run, project: Project) -> None:
+    round_ = factories.round_(session, project, number=1, adopted=False)
+    evaluation = factories.run(session, project, "evaluate", round_id=round_.id, state="succeeded")
+    for bound, value in (("", -0.4), ("_low", -0.7), ("_high", -0.1)):
+        session.add(Metric(run_id=evaluation.id, name=f"eval_difference/scores{bound}", step=0, value=value))
+    session.commit()
+    said = " ".join(run("status", operator=None).output.split())
+    assert "Verdict by reward model: worse (reward difference -0.40, 95% interval -0.70 to -0.10)" in said
+    assert "its policy was not adopted" in said
 
 
 def test_every_setting_can_be_given(session: Session, run: Run) -> None:
