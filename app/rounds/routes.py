@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.accounts.access import OperatorDep, StaffDep
 from app.db import SessionDep
+from app.domain.intervals import FEWEST
 from app.domain.verdicts import LEAST_COMPARISONS
 from app.errors import NotFound, PrefloopError
 from app.models import ModelVersion, Project, Round, Run
@@ -157,6 +158,7 @@ def show(request: Request, staff: StaffDep, round_: RoundDep, session: SessionDe
         view=views.page(session, request.app.state.store, round_),
         difference_of=difference_of,
         least_comparisons=LEAST_COMPARISONS,
+        fewest_prompts=FEWEST,
     )
 
 

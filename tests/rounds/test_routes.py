@@ -12,7 +12,9 @@ from sqlalchemy.orm import Session
 
 from app.models import Metric, Project, Round, Run, Snapshot
 from app.rounds import queries, service
+from app.rounds.forms import STRENGTHS
 from app.rounds.service import store_samples
+from app.simulation.browser import Form
 from tests import factories
 from tests.conftest import SignedIn
 from tests.rounds.loop import decided, jobs, last_run, make_project, new_samples
@@ -55,6 +57,22 @@ def test_an_operator_starts_a_round(session: Session, sign_in: SignIn, project: 
     second = start(client, project)
     assert second.status_code == 409
     assert "Round 1 is still frozen" in second.text
+
+
+@pytest.mark.parametrize("strength", [None, "strong"])
+def test_a_program_sends_the_form_as_it_stands(
+    sign_in: SignIn, session: Session, project: Project, strength: str | None
+) -> None:
+    """What `prefloop simulate` does, with `--set strength=strong` or without."""
+    client = sign_in("operator")
+    page = BeautifulSoup(client.get(f"/projects/{project.slug}/rounds/new").text, "html.parser")
+    form = Form(page.select_one("#new-round") or page, "", page)
+    assert form.choices["strength"] == ["gentle", "balanced", "strong"]
+    values = form.values | ({"strength": strength} if strength else {})
+    assert client.post(form.action, values).status_code == 303
+    config = the_round(session).config
+    assert (config["algorithm"], config["strength"]) == ("on_policy_dpo", strength or "balanced")
+    assert config["kl_budget"] == STRENGTHS[strength or "balanced"].kl_budget
 
 
 @pytest.mark.parametrize(
