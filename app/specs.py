@@ -4,7 +4,7 @@ A location is a path relative to the artifact store (`app.artifacts`) or an abso
 complete, defaults written out, so a run can be repeated years later.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -33,7 +33,9 @@ class Generation(Spec):
     samples_per_prompt: int = Field(4, ge=1, le=64)
     max_new_tokens: int = Field(64, ge=1, le=8192)
     temperature: float = Field(1.0, gt=0, le=5)
-    batch_size: int = Field(32, ge=1, le=4096, description="sequences generated together")
+    batch_size: int | None = Field(
+        None, ge=1, le=4096, description="sequences generated together; none: by device and memory"
+    )
     precision: Precision = Field("auto", description="of sampling; auto: float32 on CPUs, measured on accelerators")
 
 
@@ -51,7 +53,9 @@ class Optimiser(Spec):
     epochs: int = Field(1, ge=1, le=100)
     batch_size: int = Field(8, ge=1, le=4096, description="rows (pairs or episodes) an optimiser step")
     microbatch_size: int = Field(8, ge=1, le=4096, description="rows forwarded together; gradients accumulate")
-    microbatch_tokens: int = Field(1024, ge=1, description="tokens forwarded together, padding included: bounds memory")
+    microbatch_tokens: int | None = Field(
+        None, ge=1, description="tokens forwarded together: bounds memory; none: by device and memory"
+    )
     warmup_ratio: float = Field(0.1, ge=0, le=1)
     weight_decay: float = Field(0.0, ge=0, le=1)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -136,11 +140,32 @@ READ_BY: dict[str, tuple[PreferenceLoss, ...]] = {
 }
 
 
+class LossDefaults(NamedTuple):
+    """What a loss of DPO's family begins with where a spec does not say: see `LOSS_DEFAULTS`."""
+
+    beta: float
+    learning_rate: float  # of adapters; full weights want about a tenth
+
+
+# Betas are the papers', SimPO's the lowest of Meng et al. 2024: its scale is a log-prob a token, the others' a sum. DPO's
+# rate was measured (docs/training.md). The papers and TRL give the others rates like DPO's: 5e-7 for full weights there.
+LOSS_DEFAULTS: dict[PreferenceLoss, LossDefaults] = {
+    "dpo": LossDefaults(0.1, 6e-4),
+    "robust": LossDefaults(0.1, 6e-4),
+    "ipo": LossDefaults(0.1, 6e-4),
+    "hinge": LossDefaults(0.1, 6e-4),
+    "kto": LossDefaults(0.1, 6e-4),
+    "orpo": LossDefaults(0.1, 6e-4),
+    "simpo": LossDefaults(2.0, 6e-4),
+}
+
+
 class DPOSpec(Spec):
     """Preference optimisation without sampling on a snapshot's pairs: DPO (Rafailov et al. 2023) and its family.
 
     `dpo` with `label_smoothing` is conservative DPO; `robust` takes it as the rate of flipped labels. ORPO and SimPO
-    have no reference; KTO also learns from `thumbs`, single responses that were liked or not.
+    have no reference; KTO also learns from `thumbs`, single responses that were liked or not. Rate and beta that are
+    not given are those of the loss.
     """
 
     kind: Literal["dpo"] = "dpo"
@@ -148,15 +173,19 @@ class DPOSpec(Spec):
     reference: ModelRef
     snapshot: str
     lora: Lora | None = Lora()
-    optimiser: Optimiser = Optimiser(learning_rate=1e-4, epochs=1)
     loss: PreferenceLoss = "dpo"
+    optimiser: Optimiser = Field(
+        default_factory=lambda given: Optimiser(learning_rate=LOSS_DEFAULTS[given["loss"]].learning_rate, epochs=2)
+    )
     beta: float = Field(
-        0.1, gt=0, description="strength of the leash; tau of IPO, lambda of ORPO; SimPO wants 2 to 2.5"
+        default_factory=lambda given: LOSS_DEFAULTS[given["loss"]].beta,
+        gt=0,
+        description="strength of the leash; tau of IPO, lambda of ORPO; SimPO's scale of the log-prob a token",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     soft_labels: bool = Field(False, description="dpo: targets are the labelers' consensus probabilities, not 0 or 1")
     length_average: bool = Field(False, description="IPO: log-ratios a token instead of their sum")
-    gamma: float = Field(0.5, ge=0, description="SimPO: the margin, in units of beta times log-prob a token")
+    gamma: float = Field(1.0, ge=0, description="SimPO: the margin, in units of beta times log-prob a token")
     desirable_weight: float = Field(1.0, ge=0, description="KTO")
     undesirable_weight: float = Field(1.0, ge=0, description="KTO")
     thumbs: str | None = Field(None, description="KTO: location of a thumbs JSONL: see ThumbRow")
@@ -202,7 +231,9 @@ class RolloutSpec(Spec):
     episodes: int = Field(192, ge=1, description="sampled responses in all")
     rollout_size: int = Field(32, ge=1, description="responses sampled before each round of updates")
     samples_per_prompt: int = Field(1, ge=1, le=64, description="of those, how many answer one prompt, read once")
-    rollout_batch_size: int = Field(64, ge=1, le=4096, description="sequences generated together")
+    rollout_batch_size: int | None = Field(
+        None, ge=1, le=4096, description="sequences generated together; none: by device and memory"
+    )
     max_new_tokens: int = Field(48, ge=1, le=8192)
     temperature: float = Field(1.0, gt=0, le=5)
     kl_coef: float = Field(0.05, ge=0, description="initial beta of the leash; 0 stays 0, whatever the target")
@@ -265,7 +296,8 @@ class GroupSpec(RolloutSpec):
     clip_low: float = Field(0.2, gt=0, lt=1, description="the ratio counts down to 1 minus this")
     clip_high: float = Field(0.28, gt=0, description="the ratio counts up to 1 plus this (DAPO, Yu et al. 2025)")
     normalisation: Literal["constant", "published"] = Field(
-        "constant", description="constant: no bias by length or deviation (Liu et al. 2025); published: as first given"
+        "constant",
+        description="constant: no bias by length or deviation (Liu et al. 2025); published: as first given",
     )
     kl_in: Literal["reward", "loss"] = Field(
         "reward", description="the leash: k1 taken from the reward, or k3 added to the loss"
@@ -318,7 +350,9 @@ class TurnsSpec(Spec):
     kl_budget: float | None = Field(
         8.0, gt=0, description="most nats a response between the policy at the start and at the end; none: no limit"
     )
-    rollout_batch_size: int = Field(64, ge=1, le=4096, description="sequences generated together")
+    rollout_batch_size: int | None = Field(
+        None, ge=1, le=4096, description="sequences generated together; none: by device and memory"
+    )
     max_new_tokens: int = Field(64, ge=1, le=8192)
     temperature: float = Field(1.0, gt=0, le=5)
     max_length: int = Field(1024, ge=16)

@@ -6,6 +6,7 @@ runs forward: log-probs measured in between, and sampling with a cache, are left
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from app.errors import InvalidInput
-from trainer.products import FastProducts
+from trainer.products import fast_products
 
 
 def recompute_activations(module: nn.Module) -> None:
@@ -25,8 +26,9 @@ def recompute_activations(module: nn.Module) -> None:
     layers: list[nn.Module] = []
     for model in outermost_models(module):
         try:
+            contexts = partial(_contexts, model.base_model)
             model.activation_checkpointing_enable(
-                {"use_reentrant": False, "preserve_rng_state": False, "context_fn": _contexts}
+                {"use_reentrant": False, "preserve_rng_state": False, "context_fn": contexts}
             )
         except ValueError as error:
             raise InvalidInput(
@@ -54,9 +56,9 @@ def recompute_activations(module: nn.Module) -> None:
     module.register_forward_hook(end, always_call=True)
 
 
-def _contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+def _contexts(trunk: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """Those of a layer's two passes. The second must multiply as the first did, which has its own (`hidden_states`)."""
-    return nullcontext(), FastProducts()
+    return nullcontext(), fast_products(trunk)
 
 
 def outermost_models(module: nn.Module) -> list[PreTrainedModel]:

@@ -42,13 +42,14 @@ from trainer.policy import can_share, completion_outputs, trunk_of
 from trainer.reporting import TrainingDiverged
 from trainer.reward_model import RewardModel, load_reward_model
 from trainer.rollout import Response
+from trainer.sizes import forward_tokens
 
 log = logging.getLogger(__name__)
 
 Scorer = Callable[[Sequence[Response]], Tensor]
 """Scores (N,) of responses: a reward model, or any function of what was said."""
 
-FORWARD_ROWS, FORWARD_TOKENS = 64, 2048  # forwarded at once without gradients; logits are what takes memory
+TOKENS_A_ROW = 32  # rows are bounded too, as if each had at least so many tokens
 
 REFUSAL = re.compile(
     r"\b(i(?:'m| am) (?:very |really |so )?(?:sorry|unable|not able)"
@@ -129,7 +130,7 @@ def _member(folder: str | Path, max_length: int, tick: Tick, dtype: torch.dtype 
     model, tokenizer = load_reward_model(folder, dtype)
     encoder = ChatEncoder(tokenizer, max_length)
     longest = encoder.max_length
-    heads = scoring_heads(model)
+    heads, tokens = scoring_heads(model), forward_tokens(trunk_of(model.classifier))
 
     @torch.no_grad()
     def rewards(responses: Sequence[Said]) -> Tensor:
@@ -147,7 +148,7 @@ def _member(folder: str | Path, max_length: int, tick: Tick, dtype: torch.dtype 
                 *(cut, len(responses), longest),
             )
         found = torch.empty(len(sequences), len(heads))
-        for part in forward_batches(sequences, model.share):
+        for part in forward_batches(sequences, model.share, tokens):
             tick()
             packed = pack([sequences[i] for i in part], tokenizer.pad_token_id, model.share)
             found[part] = model(packed.to(device()))[:, heads].float().cpu()
@@ -175,7 +176,7 @@ def response_logps(
     """Log-probs of each completion's tokens, one tensor (its length,) a sequence, on the CPU."""
     logps: list[Tensor] = [torch.empty(0)] * len(sequences)
     share = can_share(trunk_of(model))
-    for part in forward_batches(sequences, share):
+    for part in forward_batches(sequences, share, forward_tokens(trunk_of(model))):
         tick()
         packed = pack([sequences[i] for i in part], pad_id, share).to(device())
         flat = completion_outputs(model, packed, temperature).logps.cpu()
@@ -210,10 +211,14 @@ def prompt_groups(
     return groups, lengths
 
 
-def forward_batches(sequences: Sequence[TokenSequence], share: bool) -> Iterator[list[int]]:
-    """Indices of sequences to forward together when no gradients are wanted; those of one prompt are neighbours."""
-    groups, lengths = prompt_groups(sequences, range(len(sequences)), share, FORWARD_TOKENS)
-    for part in token_parts(range(len(groups)), lengths, FORWARD_ROWS, FORWARD_TOKENS):
+def forward_batches(sequences: Sequence[TokenSequence], share: bool, tokens: int) -> Iterator[list[int]]:
+    """Indices of sequences to forward together when no gradients are wanted; those of one prompt are neighbours.
+
+    Args:
+        tokens: most of them at once (`trainer.sizes.forward_tokens`).
+    """
+    groups, lengths = prompt_groups(sequences, range(len(sequences)), share, tokens)
+    for part in token_parts(range(len(groups)), lengths, tokens // TOKENS_A_ROW, tokens):
         yield [i for group in part for i in groups[group]]
 
 

@@ -20,6 +20,7 @@ from trainer.modeling import Reference, device
 from trainer.packing import pack
 from trainer.policy import Policy, can_share, completion_outputs, trunk_of
 from trainer.rollout import Response, Sampler
+from trainer.sizes import forward_tokens
 from trainer.training import accelerator, deal, generator_at, sum_over_processes
 
 Wanted = list[tuple[PromptRow, list[int]]]
@@ -174,6 +175,7 @@ class Collector:
         self.numbers = {row.id: number for number, row in enumerate(rows)}
         with reference() as model:  # may be of another architecture
             self.reference_share = module.share and can_share(trunk_of(model))
+            self.forward_tokens = forward_tokens(trunk_of(model))
 
     def collect(self, wanted: Wanted, clock: Clock) -> tuple[list[Response], Rollout]:
         """Responses of the policy as it is now. A sample depends on its prompt and its index, not on who draws it.
@@ -213,7 +215,7 @@ class Collector:
         logps, values, reference_logps = seen = torch.zeros(3, *mask.shape)
         temperature = self.sampler.sampling.temperature
 
-        for part, counts in deal(forward_batches(sequences, self.module.share)):
+        for part, counts in deal(forward_batches(sequences, self.module.share, self.forward_tokens)):
             self.tick()
             packed = pack([sequences[i] for i in part], self.pad_id, self.module.share).to(device())
             outputs = self.module(packed, temperature)
@@ -222,7 +224,7 @@ class Collector:
                 if isinstance(outputs, Outputs):
                     values[part] = scatter_to_mask(outputs.values.cpu(), mask[part])
         with self.reference() as reference:
-            for part, counts in deal(forward_batches(sequences, self.reference_share)):
+            for part, counts in deal(forward_batches(sequences, self.reference_share, self.forward_tokens)):
                 self.tick()
                 packed = pack([sequences[i] for i in part], self.pad_id, self.reference_share).to(device())
                 if counts:

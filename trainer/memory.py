@@ -1,4 +1,4 @@
-"""Memory: the C library's allocator, told to keep what training frees until the run is over; and when there is none.
+"""Memory: the allocator, told to keep what training frees until the run is over; how much a run took; and none left.
 
 By default glibc gives large blocks back to the kernel at once and asks for them anew a moment later. Every step then
 pays for gigabytes of fresh pages: under virtualisation up to a third of its time. Elsewhere than on glibc nothing
@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -45,6 +46,51 @@ def memory_in_all() -> int:
     with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit, which is the word "max"
         sizes.append(int(_CONTAINERS_LIMIT.read_text()))
     return min(sizes)
+
+
+# ---- how much a run takes --------------------------------------------------------------------------------------------
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"  # see proc(5)
+
+
+class PeakMemory:
+    """The most memory that this process has held at once since this was made: on an accelerator if there is one.
+
+    Of several processes each knows its own. On an accelerator it is what tensors took; else it is the process's
+    resident memory, its code and libraries included. There is one counter: before another `PeakMemory` is made, ask
+    this one for its `peak`.
+
+    Attributes:
+        notes: what a reader of the figure has to know: a counter that could not be set back.
+    """
+
+    def __init__(self) -> None:
+        self._most = 0
+        self.notes: tuple[str, ...] = ()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            return
+        try:
+            _CLEAR.write_text(_RESET_PEAK)
+        except OSError:
+            self.notes = ("Peak memory is that of the worker since it started, not of this run alone.",)
+
+    def peak(self) -> int:
+        """Bytes."""
+        if torch.cuda.is_available():
+            now = torch.cuda.max_memory_allocated()
+        elif self.notes:
+            most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            now = most if sys.platform == "darwin" else most * 1024
+        else:
+            line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+            now = int(line.split()[1]) * 1024
+        self._most = max(self._most, now)
+        return self._most
+
+
+# ---- none left -------------------------------------------------------------------------------------------------------
 
 
 def is_out_of_memory(error: BaseException) -> bool:

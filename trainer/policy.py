@@ -14,7 +14,7 @@ from trainer.chat import TokenSequence
 from trainer.memory import is_out_of_memory
 from trainer.packing import Packed, pack
 from trainer.precision import autocast, computes_in
-from trainer.products import FastProducts
+from trainer.products import fast_products
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def hidden_states(trunk: Any, packed: Packed) -> Tensor:
         places = {"attention_mask": mask, "position_ids": positions, "ragged": ragged}
     elif not packed.alone:
         places = {"attention_mask": packed.attention_mask, "position_ids": positions}
-    with autocast(trunk), FastProducts():
+    with autocast(trunk), fast_products(trunk, ids.numel()):
         states = trunk(input_ids=ids, use_cache=False, **places).last_hidden_state.flatten(0, 1)
     if ragged is None:
         return states
@@ -67,8 +67,9 @@ def head_of(model: Any) -> tuple[Any, float, float | None]:
 def vocabulary_logits(model: Any, hidden: Tensor) -> Tensor:
     """fp32 logits (..., V) of hidden states (..., H), with the scaling and capping some architectures put on top."""
     head, scale, cap = head_of(model)
-    causal = causal_of(model)
-    with autocast(trunk_of(model)), FastProducts():
+    causal, trunk = causal_of(model), trunk_of(model)
+    rows = hidden.numel() // hidden.shape[-1]
+    with autocast(trunk), fast_products(trunk, rows, head.weight):
         if output := getattr(causal, OWN_LOGITS, None):
             return _own_logits(causal, hidden.flatten(0, -2), output).view(*hidden.shape[:-1], -1).float()
         logits = head(hidden).float()
@@ -139,12 +140,19 @@ def completion_outputs(
     head, scale, cap = head_of(model)
     known = getattr(causal_of(model), OWN_LOGITS, None) is None
     plain = known and type(head) is nn.Linear and head.bias is None and cap is None
-    if plain and head.weight.dtype == computes_in(trunk_of(model)) and not accuracy:
-        with FastProducts():
+    if plain:
+        trunk = trunk_of(model)
+        with fast_products(trunk, len(hidden), head.weight):
             projected = projected_logps(
-                hidden, head.weight, packed.targets, temperature / scale, with_entropy=entropies
+                hidden,
+                head.weight,
+                packed.targets,
+                temperature / scale,
+                with_entropy=entropies,
+                with_correct=accuracy,
+                dtype=computes_in(trunk),
             )
-        return TokenOutputs(projected.logps, projected.entropy, hidden)
+        return TokenOutputs(projected.logps, projected.entropy, hidden, projected.correct)
     logits = vocabulary_logits(model, hidden)
     logps = token_logps(logits, packed.targets, temperature)
     return TokenOutputs(

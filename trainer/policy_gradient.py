@@ -30,6 +30,7 @@ from trainer.checkpoints import Checkpoints
 from trainer.data import chunks, read_prompts
 from trainer.evaluation import Scorer, reward_models_scorer, slice_members
 from trainer.experience import MINIBATCHES, PAGE_SAMPLE, Clock, Collector, Rollout, draw, page_prompts
+from trainer.memory import PeakMemory
 from trainer.modeling import (
     Reference,
     load_policy_and_reference,
@@ -46,6 +47,7 @@ from trainer.reporting import PolicyResult, Reporter
 from trainer.rollout import Response, Sampler, cut_prompts
 from trainer.saving import save_policy
 from trainer.sharding import wants_shards
+from trainer.sizes import Sizes, sizes_for
 from trainer.training import Training, accelerator, generator_at
 
 # ---- what a run begins with ------------------------------------------------------------------------------------------
@@ -81,6 +83,8 @@ class Loaded(NamedTuple):
     scorer: Scorer
     causal: Any
     reference: Reference
+    sizes: Sizes
+    memory: PeakMemory
 
     def sampler(self, spec: RolloutSpec, kind: str, status: Status) -> Sampler:
         return Sampler(self.causal, self.encoder, spec.max_new_tokens, spec.temperature, spec.seed, kind, status)
@@ -109,7 +113,7 @@ def load(
 
     Raises: see the recipes.
     """
-    rows = read_prompts(store.resolve(spec.prompts))
+    memory, rows = PeakMemory(), read_prompts(store.resolve(spec.prompts))
     policy_ref, reference_ref = resolve(store, spec.policy), resolve(store, spec.reference)
     tokenizer = load_tokenizer(policy_ref)
     encoder = ChatEncoder(tokenizer, read_by_all(spec.max_length, reference_ref.base, *also_read_by))
@@ -123,13 +127,15 @@ def load(
         dropped += mix.dropped
     status()
     dtype = working_dtype(spec.optimiser.precision, policy_ref, checkpoints)  # of all models, also those that score
+    sizes = sizes_for(policy_ref, dtype, full_weights=spec.lora is None)
     if scorer is None:
         folders = [store.resolve(location) for location in spec.reward_models]
         combine, weight = spec.ensemble_score, spec.variance_weight
         scorer = reward_models_scorer(folders, spec.max_length, combine, weight, status, dtype)
     seed_everything(spec.seed)
     causal, reference = load_policy_and_reference(policy_ref, reference_ref, spec.lora, dtype)
-    return Loaded(rows, pages, tokenizer, encoder, mix, dropped, dtype, scorer, causal, reference)
+    loaded = (rows, pages, tokenizer, encoder, mix, dropped, dtype, scorer, causal, reference)
+    return Loaded(*loaded, sizes, memory)
 
 
 # ---- rollouts in turn ------------------------------------------------------------------------------------------------
@@ -315,9 +321,21 @@ class Rollouts:
         if spec.kl_stop is not None and kl > spec.kl_stop:
             said = f"Stopped after {episodes} of {spec.episodes} episodes: the KL was {kl:.3g} nats a response, "
             notes += (said + f"more than the {spec.kl_stop:g} of kl_stop.",)
-        tokens, seconds = self.training.tokens, self.training.seconds
-        precision = name_of(loaded.dtype)
-        return PolicyResult(values, episodes, loaded.dropped, tokens, seconds, precision=precision, notes=notes)
+        return PolicyResult(
+            values,
+            episodes,
+            loaded.dropped,
+            self.training.tokens,
+            self.training.seconds,
+            precision=name_of(loaded.dtype),
+            sizes={
+                "microbatch_tokens": self.training.microbatch_tokens,
+                "forward_tokens": self.collector.forward_tokens,
+                "rollout_batch_size": self.collector.batch_size,
+            },
+            peak_memory=loaded.memory.peak(),
+            notes=(*notes, *loaded.memory.notes),
+        )
 
     def _save_if_due(self) -> None:
         # Also after sampling only if due: a long rollout makes it due, a short one is soon sampled again.

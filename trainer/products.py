@@ -4,14 +4,19 @@ torch multiplies fp32 matrices with MKL, which does less well on processors of o
 takes plain weights, so nothing has to be kept beside them or made again after a step.
 """
 
+import contextlib
 import functools
+from contextlib import AbstractContextManager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
+
+from trainer.precision import computes_in
 
 # Multiplications below which the way there costs more than it saves.
 SMALLEST = 2**24
@@ -37,6 +42,33 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             grad_weight = grad.reshape(-1, grad.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
         return grad_x, grad_weight
+
+
+def fast_products(trunk: Any, rows: int | None = None, widest: Tensor | None = None) -> AbstractContextManager[Any]:
+    """The context to run `rows` tokens through a trunk in: `FastProducts` if it can act, else one that does nothing.
+
+    Every call of torch asks a mode first. So none is entered on accelerators, in bf16, without oneDNN, or if every
+    product is small.
+
+    Args:
+        rows: None: unknown, and possibly many.
+        widest: the largest weight that is multiplied; None: the trunk's.
+    """
+    device = next(trunk.parameters()).device
+    if device.type != "cpu" or computes_in(trunk) != torch.float32 or not multiplies_right():
+        return contextlib.nullcontext()
+    size = _widest(trunk) if widest is None else widest.numel()
+    return FastProducts() if rows is None or rows * size >= SMALLEST else contextlib.nullcontext()
+
+
+_SIZES: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+
+
+def _widest(trunk: nn.Module) -> int:
+    """Numbers in the largest weight of a trunk's linear layers; looked up once, for there are thousands of modules."""
+    if trunk not in _SIZES:
+        _SIZES[trunk] = max((m.weight.numel() for m in trunk.modules() if isinstance(m, nn.Linear)), default=0)
+    return _SIZES[trunk]
 
 
 class FastProducts(TorchFunctionMode):

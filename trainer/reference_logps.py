@@ -32,7 +32,6 @@ from trainer.training import accelerator, deal, sum_over_processes, the_main_pro
 
 log = logging.getLogger(__name__)
 
-FORWARD_TOKENS = 2048  # forwarded at once without gradients; logits are what takes memory
 CHUNK = 256  # groups whose layout is decided together
 SAVE_SECONDS = 60.0
 
@@ -46,18 +45,19 @@ def completion_logps(
     groups: Sequence[Group],
     share: bool,
     pad_id: int,
+    tokens: int,
     tick: Tick = lambda done: None,
 ) -> Tensor:
     """Sums (S,) of the log-probs of all completions' tokens, group after group, on the CPU.
 
-    Batched by length and dealt to the processes; every process gets all sums, and must call with the same groups.
-    `tick` is told how many groups are done.
+    Batched by length, at most `tokens` tokens at once, and dealt to the processes; every process gets all sums, and
+    must call with the same groups. `tick` is told how many groups are done.
     """
     starts = np.cumsum([0, *map(len, groups)])
     logps = torch.zeros(int(starts[-1]))
     lengths = [packed_length(group, share) for group in groups]
     done = 0
-    for part, counts in deal(token_parts(range(len(groups)), lengths, len(groups), FORWARD_TOKENS)):
+    for part, counts in deal(token_parts(range(len(groups)), lengths, len(groups), tokens)):
         tick(done)
         packed = pack([sequence for i in part for sequence in groups[i]], pad_id, share).to(device())
         sums = packed.per_sequence(forward(packed).logps)
@@ -75,6 +75,7 @@ def reference_logps(
     groups: Sequence[Group],
     share: bool,
     pad_id: int,
+    tokens: int,
     tick: Tick = lambda done: None,
 ) -> Tensor:
     """`completion_logps` of a reference: what the store holds is read, only the rest is computed, and then stored.
@@ -102,6 +103,7 @@ def reference_logps(
                 [chunk[i] for i in missing],
                 share,
                 pad_id,
+                tokens,
                 lambda n, done=done: tick(done + n),  # type: ignore[misc]
             )
             kept.add([key for i in missing for key in keys[i]], computed)

@@ -138,6 +138,13 @@ class RewardResult(NamedTuple):
     seconds: float
     precision: str
     """What frozen weights and matrix products were: with it in the spec instead of `auto`, the run can be repeated."""
+    sizes: dict[str, int]
+    """What was forwarded or sampled at once, by the spec's names: there they repeat the run (see `trainer.sizes`).
+
+    `forward_tokens`, those forwarded without gradients, is no part of a spec: cores, memory and model decide.
+    """
+    peak_memory: int
+    """Bytes that the main process held at most, on its accelerator if it has one; since the last interruption."""
     notes: tuple[str, ...] = ()
 
 
@@ -150,5 +157,7 @@ class PolicyResult(NamedTuple):
     tokens: int
     seconds: float
     precision: str
-    """As in `RewardResult`."""
+    """As in `RewardResult`, and so are the next two."""
+    sizes: dict[str, int]
+    peak_memory: int
     notes: tuple[str, ...] = ()

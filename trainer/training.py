@@ -15,6 +15,7 @@ Everything random is derived from the seed and the place in the run, so that goi
 
 import functools
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -140,6 +141,11 @@ class Training:
         self.resumed = self._restore()
 
     @property
+    def microbatch_tokens(self) -> int:
+        """Tokens forwarded at once; no limit where the settings name none (`trainer.sizes` fills them in)."""
+        return self.settings.microbatch_tokens or sys.maxsize
+
+    @property
     def seconds(self) -> float:
         """How long the run has taken, with earlier attempts up to their last checkpoint."""
         return time.monotonic() - self._started
@@ -168,7 +174,7 @@ class Training:
         processes = self.accelerator.num_processes
         rows = min(self.settings.microbatch_size, -(-len(batch) // processes))
         places = {row: place for place, row in enumerate(batch)}
-        mine = list(deal(token_parts(batch, lengths, rows, self.settings.microbatch_tokens)))
+        mine = list(deal(token_parts(batch, lengths, rows, self.microbatch_tokens)))
         for number, (part, counts) in enumerate(mine):
             # Shards exchange theirs every time: kept until the last part, gradients would be whole on every process.
             now = number == len(mine) - 1 or self._outline is not None

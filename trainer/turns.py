@@ -36,6 +36,7 @@ from trainer.chat import ChatEncoder
 from trainer.checkpoints import Checkpoints
 from trainer.data import encode_pairs, read_prompts
 from trainer.evaluation import Heads, reward_heads
+from trainer.memory import PeakMemory
 from trainer.modeling import load_causal_lm, load_tokenizer, notes_on, resolve, working_dtype
 from trainer.policy import Policy
 from trainer.precision import name_of
@@ -43,6 +44,7 @@ from trainer.reference_logps import completion_logps
 from trainer.reporting import PolicyResult, Reporter
 from trainer.rollout import cut_prompts
 from trainer.saving import save_policy
+from trainer.sizes import sizes_for
 from trainer.training import accelerator, generator_at, the_main_processes
 
 MEASURED_PROMPTS, MEASURED_SAMPLES = 48, 2
@@ -85,6 +87,7 @@ class Turns:
     ) -> None:
         """`heads` replaces the reward models."""
         self.spec, self.reporter, self.checkpoints, self.work = spec, reporter, checkpoints, work
+        self.memory = PeakMemory()
         self.rows = read_prompts(store.resolve(spec.prompts))
         self.start = self.policy = resolve(store, spec.policy)
         self.tokenizer = load_tokenizer(self.start)
@@ -93,8 +96,10 @@ class Turns:
         self.notes: list[str] = []
         optimiser: Optimiser = spec.optimiser
         self.dtype = working_dtype(optimiser.precision, self.start, checkpoints)
-        # Measured once: every phase computes in the same.
-        self.optimiser = optimiser.model_copy(update={"precision": name_of(self.dtype)})
+        # Chosen once: every phase computes in the same precision, and as much at once.
+        self.sizes = sizes_for(self.start, self.dtype, full_weights=spec.lora is None)
+        self.optimiser = self.sizes.fill(optimiser.model_copy(update={"precision": name_of(self.dtype)}))
+        self.at_once = spec.rollout_batch_size or self.sizes.rollout_batch_size
         folders = [store.resolve(location) for location in spec.reward_models]
         self._heads = heads or partial(reward_heads, folders, spec.max_length, self._tick, self.dtype)
         self.heldout = [pair for pair in encode_pairs(heldout, self.encoder, close_cut=False).heldout if not pair.tied]
@@ -130,7 +135,7 @@ class Turns:
             name,
             max_new_tokens=self.spec.max_new_tokens,
             temperature=self.spec.temperature,
-            batch_size=self.spec.rollout_batch_size,
+            batch_size=self.at_once,
             max_length=self.spec.max_length,
             seed=self.spec.seed,
             purpose=self.spec.kind,
@@ -154,6 +159,7 @@ class Turns:
         done = the_main_processes(lambda: self.work.exists(name))
         if not done:
             own = self.checkpoints.of_phase(name, spec) if self.checkpoints else None
+            self.memory.peak()  # the phase sets the counter back
             with self._folder(name) as folder:
                 result: PolicyResult = recipe.train(spec, self.work, phase, folder, own)
                 if accelerator().is_main_process:
@@ -265,7 +271,8 @@ class Turns:
         """(M, 2): log-probs of the winners and the losers."""
         policy = Policy(load_causal_lm(model, dtype=self.dtype))
         groups = [pair.sequences for pair in self.heldout]
-        return completion_logps(policy, groups, policy.share, self.tokenizer.pad_token_id).view(-1, 2)
+        pad_id, tokens = self.tokenizer.pad_token_id, self.sizes.forward_tokens
+        return completion_logps(policy, groups, policy.share, pad_id, tokens).view(-1, 2)
 
     def chosen(self) -> Candidate:
         """The last policy that people's held-out comparisons do not speak against.
@@ -308,7 +315,13 @@ class Turns:
             self.tokens,
             seconds,
             precision=name_of(self.dtype),
-            notes=(*notes_on(self.tokenizer), *self.notes),
+            sizes={
+                "microbatch_tokens": self.optimiser.microbatch_tokens or self.sizes.microbatch_tokens,
+                "forward_tokens": self.sizes.forward_tokens,
+                "rollout_batch_size": self.at_once,
+            },
+            peak_memory=self.memory.peak(),
+            notes=(*notes_on(self.tokenizer), *self.notes, *self.memory.notes),
         )
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from app.rounds.forms import BUDGETS, CONFIGS, STRENGTHS, Algorithm, Group, default, is_dependent, settings_of
+from app.rounds.forms import BUDGETS, CONFIGS, STRENGTHS, Algorithm, Group, default, settings_of
+from app.specs import LOSS_DEFAULTS
 
 
 class FormField(NamedTuple):
@@ -30,13 +31,8 @@ def form_fields(
         if name == "strength":
             continue
         hint = info.description or ""
-        if name in BUDGETS:
-            budgets = (f"{force.kl_budget:g} {force.label.lower()}" for force in STRENGTHS.values())
-            hint = f"nats a response; empty: {', '.join(budgets)}"
-        elif is_dependent(name):
-            of = "reward_lora" if name.startswith("reward_") else "lora"
-            rates = (default(CONFIGS[algorithm], name, {of: lora}) for lora in (True, False))
-            hint = "empty: {} with LoRA, {} for full weights".format(*(f"{rate:.8f}".rstrip("0") for rate in rates))
+        if setting.dependent:
+            hint = "; ".join(filter(None, [hint, f"empty: {_default_of(name, algorithm)}"]))
         value = values.get(name)
         kind: Any = info.annotation
         words = getattr(kind, "__args__", ())
@@ -57,9 +53,27 @@ def form_fields(
                     bounds[key]: getattr(each, key) for each in info.metadata for key in bounds if hasattr(each, key)
                 },
                 step="1" if kind is int or int in words else "any",
-                required=type(None) not in words and not is_dependent(name),
+                required=type(None) not in words and not setting.dependent,
                 rare=setting.rare,
                 error=errors.get(name, ""),
             )
         )
     return groups
+
+
+def _default_of(name: str, algorithm: Algorithm) -> str:
+    """What a setting is that is left empty, in words: `0.1, with simpo 2`."""
+    cls = CONFIGS[algorithm]
+    if name in BUDGETS:
+        return ", ".join(f"{force.kl_budget:g} {force.label.lower()}" for force in STRENGTHS.values())
+
+    def said(loss: str | None) -> str:
+        if not name.endswith("learning_rate"):
+            return f"{default(cls, name, {'loss': loss}):g}"
+        of = "reward_lora" if name.startswith("reward_") else "lora"
+        rates = (default(cls, name, {"loss": loss, of: lora}) for lora in (True, False))
+        return "{} with LoRA, {} for full weights".format(*(f"{rate:.8f}".rstrip("0") for rate in rates))
+
+    usual = said(None)
+    losses = LOSS_DEFAULTS if "loss" in cls.model_fields else ()
+    return usual + "".join(f", with {loss} {said(loss)}" for loss in losses if said(loss) != usual)

@@ -6,7 +6,7 @@ of a new round is made from these classes: see `app.rounds.controls`.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
 
 from annotated_types import Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
@@ -16,6 +16,7 @@ from app.domain.replay import Reading
 from app.domain.rounds import ALGORITHMS
 from app.rounds.words import WORDS
 from app.specs import (
+    LOSS_DEFAULTS,
     BestOfNSpec,
     DPOSpec,
     Generation,
@@ -94,6 +95,7 @@ class Setting(NamedTuple):
     label: str
     algorithms: tuple[str, ...] = tuple(ALGORITHMS)
     rare: bool = False
+    dependent: bool = False  # its default depends on other settings: the form leaves it empty
 
 
 _LEARN_REWARD = tuple(name for name in ALGORITHMS if name != "sft")
@@ -112,6 +114,7 @@ class RoundConfig(BaseModel):
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+    spec: ClassVar[type[Spec]]  # what the policy's run is made from
 
     algorithm: Algorithm = RECOMMENDED
 
@@ -241,7 +244,7 @@ class RoundConfig(BaseModel):
         if not isinstance(values, dict):
             return values
         given = {name: value for name, value in values.items() if value not in (None, "")}
-        return {name: default(cls, name, given) for name in cls.model_fields if is_dependent(name)} | given
+        return {name: default(cls, name, given) for name in dependent(cls)} | given
 
     @property
     def generation(self) -> Generation:
@@ -279,7 +282,8 @@ def _settings_of(
         name = prefix + field if prefix else RENAMED.get(field, field)
         label, about = WORDS.get(name, (field.replace("_", " ").capitalize(), ""))
         bounds = () if any(isinstance(each, Le | Lt) for each in info.metadata) else _bound(info)
-        place = Setting(group, label, rare=name not in _COMMON)
+        depends = field.endswith("learning_rate") or field in BUDGETS or info.default_factory is not None
+        place = Setting(group, label, rare=name not in _COMMON, dependent=depends)
         kind: Any = Annotated[(info.annotation, *info.metadata, *bounds, place)]
         begins = getattr(defaults, field) if defaults else info.default
         found[name] = (kind, Field(begins, description=about or info.description))
@@ -296,7 +300,7 @@ _REWARD_OPTIMISER: Optimiser = RewardSpec.model_fields["optimiser"].default
 
 def _config_of(algorithm: str) -> type[RoundConfig]:
     spec = SPECS[algorithm]
-    fields = _settings_of(Optimiser, "policy", defaults=spec.model_fields["optimiser"].default)
+    fields = _settings_of(Optimiser, "policy", defaults=_default(spec.model_fields["optimiser"], {}))
     fields |= _settings_of(spec, "policy")
     if any(name in fields for name in BUDGETS):
         about = "; ".join(f"{force.label}: {force.about}" for force in STRENGTHS.values())
@@ -305,7 +309,16 @@ def _config_of(algorithm: str) -> type[RoundConfig]:
         optimiser = _settings_of(Optimiser, "reward", "reward_", _REWARD_OPTIMISER)
         fields |= {name: optimiser[name] for name in ("reward_learning_rate", "reward_epochs")}
         fields |= _settings_of(RewardSpec, "reward", "reward_")
-    return cast(Any, create_model)(f"{algorithm}_config", __base__=RoundConfig, **fields)
+    made: type[RoundConfig] = cast(Any, create_model)(f"{algorithm}_config", __base__=RoundConfig, **fields)
+    made.spec = spec
+    return made
+
+
+def _default(info: FieldInfo, given: Mapping[str, Any]) -> Any:
+    """A field's default; DPO's family has some by loss."""
+    loss = given.get("loss")
+    chosen = {"loss": loss if loss in LOSS_DEFAULTS else DPOSpec.model_fields["loss"].default}
+    return info.get_default(call_default_factory=True, validated_data=chosen)
 
 
 _STAND_INS: dict[str, Any] = {
@@ -327,20 +340,32 @@ def settings_of(algorithm: str) -> list[tuple[str, FieldInfo, Setting]]:
     return sorted(found, key=lambda setting: order.get(setting[0], len(order)))
 
 
-def is_dependent(name: str) -> bool:
-    """Whether a setting's default depends on others, so that it is not shown where nobody gave it."""
-    return name.endswith("learning_rate") or name in BUDGETS
+def dependent(cls: type[RoundConfig]) -> list[str]:
+    """The settings whose defaults depend on others, so that they are not shown where nobody gave them."""
+    return [
+        name
+        for name, info in cls.model_fields.items()
+        if any(isinstance(each, Setting) and each.dependent for each in info.metadata)
+    ]
 
 
 def default(cls: type[RoundConfig], name: str, given: Mapping[str, Any]) -> float:
-    """What a setting is where it is not given: a learning rate depends on LoRA, a KL budget on the strength."""
+    """What a dependent setting is where it is not given.
+
+    A KL budget depends on the strength, beta on the loss, a learning rate on the loss and on LoRA.
+    """
     if name in BUDGETS:
         strength = str(given.get("strength", ""))
         return STRENGTHS[strength if strength in STRENGTHS else "balanced"].kl_budget
-    lora = given.get("reward_lora" if name.startswith("reward_") else "lora")
-    rate = _REWARD_OPTIMISER.learning_rate
-    if name != "reward_learning_rate":
-        rate = cls.model_fields[name].default
+    if not name.endswith("learning_rate"):
+        return _default(cls.spec.model_fields[name], given)
+    if name == "reward_learning_rate":
+        rate, lora = _REWARD_OPTIMISER.learning_rate, given.get("reward_lora")
+    else:
+        optimiser: Optimiser = _default(cls.spec.model_fields["optimiser"], given)
+        fields = cls.spec.model_fields
+        rate = optimiser.learning_rate if name == "learning_rate" else _default(fields[name], given)
+        lora = given.get("lora")
     # Rounded: a tenth of 3e-4 is 3e-5, not 2.9999999999999997e-05.
     return float(f"{rate * FULL_WEIGHTS:.6g}") if _is_off(lora) else rate
 

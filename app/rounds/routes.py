@@ -18,7 +18,7 @@ from app.render import page, redirect
 from app.rounds import outcomes, queries, service, views
 from app.rounds.adoption import difference_of
 from app.rounds.controls import form_fields
-from app.rounds.forms import RECOMMENDED, STRENGTHS, Algorithm, RoundConfig, is_dependent
+from app.rounds.forms import RECOMMENDED, STRENGTHS, Algorithm, RoundConfig, dependent
 from app.rounds.training_samples import PROMPTS_PER_PAGE, STEPS_PER_PAGE, read_training_samples, side_by_side
 from app.specs import Generation
 from app.typed import TypedDep, not_accepted, reasons_of
@@ -89,7 +89,7 @@ def _before_the_start(request: Request, project: Project, session: Session, conf
 
 def _shown(config: RoundConfig) -> dict[str, Any]:
     """Settings as the form begins with them: without those that nobody gave and that depend on others."""
-    return {name: value for name, value in config.model_dump().items() if not is_dependent(name)}
+    return config.model_dump(exclude=set(dependent(type(config))))
 
 
 @router.post("/rounds")

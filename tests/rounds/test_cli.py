@@ -92,6 +92,11 @@ def test_the_recommended_algorithm_begins_with_a_strength(session: Session, run:
     assert (config["strength"], config["kl_budget"]) == ("gentle", 3)
 
 
+def test_a_loss_brings_its_own_beta(session: Session, run: Run) -> None:
+    run("start", "--algorithm", "dpo", "--set", "loss=simpo")
+    assert session.scalars(select(Round.config["beta"])).one() == 2
+
+
 def test_a_policy_keeps_the_rank_of_its_adapter(session: Session, run: Run, project: Project) -> None:
     trained = factories.run(session, project, spec={"lora": {"rank": 24, "alpha": 48}})
     project.policy_id = factories.model(session, project, adapter="models/run-1", run_id=trained.id).id

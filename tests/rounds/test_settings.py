@@ -19,7 +19,7 @@ from app.rounds import service, views
 from app.rounds.controls import form_fields
 from app.rounds.forms import BUDGETS, RENAMED, SPECS, STRENGTHS, RoundConfig, policy_settings, settings_of
 from app.rounds.service import store_samples
-from app.specs import READ_BY, Generation, Optimiser, RewardSpec
+from app.specs import READ_BY, DPOSpec, Generation, Optimiser, PreferenceLoss, RewardSpec
 from app.typed import reasons_of
 from tests import factories
 from tests.rounds.loop import config, decided, last_run, make_project, new_samples
@@ -245,7 +245,7 @@ def test_defaults_are_those_of_the_specs(
             continue
         for name, field in model.model_fields.items():
             if not field.is_required() and name not in ("max_length", "kind", "seed", "snapshot", *BUDGETS):
-                default = field.get_default()
+                default = field.get_default(call_default_factory=True, validated_data={"loss": "dpo"})
                 default = default.model_dump(mode="json") if hasattr(default, "model_dump") else default
                 wanted = list(default) if isinstance(default, tuple) else default
                 assert found[kind].spec[name] == wanted, f"{kind}.{name}"
@@ -259,7 +259,7 @@ def test_no_two_runs_of_a_project_share_a_seed(session: Session, store: Artifact
     assert len({run.spec["seed"] for run in found}) == len(found)
 
 
-@pytest.mark.parametrize(("algorithm", "rate"), [("sft", 2e-5), ("dpo", 1e-5), ("ppo", 6e-5), ("on_policy_dpo", 2e-5)])
+@pytest.mark.parametrize(("algorithm", "rate"), [("sft", 2e-5), ("dpo", 6e-5), ("ppo", 6e-5), ("on_policy_dpo", 2e-5)])
 def test_full_weights_learn_at_a_tenth_of_the_rate(algorithm: str, rate: float) -> None:
     def rates(**values: Any) -> list[float]:
         chosen = config(algorithm, **values).model_dump()
@@ -270,6 +270,21 @@ def test_full_weights_learn_at_a_tenth_of_the_rate(algorithm: str, rate: float) 
     assert rates(lora="false", reward_lora=False) == [rate, *also]
     assert rates(lora=False, learning_rate="")[:2] == [rate, *([3e-4] if also else [])]
     assert rates(lora=False, learning_rate="0.5")[0] == 0.5
+
+
+@pytest.mark.parametrize("loss", get_args(PreferenceLoss))
+def test_what_is_not_given_is_that_of_the_loss(
+    session: Session, store: ArtifactStore, project: Project, loss: PreferenceLoss
+) -> None:
+    """In a round as in a spec, which is stored complete; a value that is given stays."""
+    nothing = {"policy": {"base": "b"}, "reference": {"base": "b"}, "snapshot": "s"}
+    own = DPOSpec.model_validate(nothing | {"loss": loss})
+    found = spec_of(session, store, project, "dpo", "dpo", loss=loss, beta="", learning_rate="", epochs="")
+    assert (found["beta"], found["optimiser"]) == (own.beta, own.optimiser.model_dump())
+    assert own.beta == (2.0 if loss == "simpo" else 0.1)
+    given = spec_of(session, store, project, "dpo", "dpo", loss=loss, beta="0.3", learning_rate="0.002")
+    assert (given["beta"], given["optimiser"]["learning_rate"]) == (0.3, 0.002)
+    assert DPOSpec.model_validate(nothing | {"loss": loss, "beta": 0.3}).beta == 0.3
 
 
 @pytest.mark.parametrize("algorithm", SPECS)

@@ -1,14 +1,18 @@
 import errno
 import json
+import mmap
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from trainer.memory import is_out_of_memory
+from trainer.memory import PeakMemory, is_out_of_memory
 from trainer.modeling import loading
+
+MIB = 2**20
 
 # In a process of its own: what is set holds until the process ends.
 SCRIPT = """
@@ -59,3 +63,30 @@ def test_a_machine_without_memory_is_told_from_other_errors() -> None:
     assert is_out_of_memory(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
     assert not is_out_of_memory(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     assert not is_out_of_memory(RuntimeError("a bug"))
+
+
+def held(size: int) -> None:
+    """Holds memory for a moment, and gives it back: by a mapping, which no allocator keeps."""
+    with mmap.mmap(-1, size) as block:
+        for page in range(0, size, mmap.PAGESIZE):
+            block[page] = 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can set its counter back")
+def test_peak_memory_is_that_since_the_run_began() -> None:
+    before = PeakMemory()
+    start = before.peak()
+    held(200 * MIB)
+    assert start + 190 * MIB < before.peak() < start + 260 * MIB
+    after = PeakMemory()
+    assert after.peak() < start + 100 * MIB
+    assert before.peak() > start + 190 * MIB  # what it has seen stays
+    assert before.notes == after.notes == ()
+
+
+def test_a_counter_that_cannot_be_set_back_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.memory._CLEAR", tmp_path / "missing" / "clear_refs")
+    held(100 * MIB)
+    memory = PeakMemory()
+    assert memory.peak() >= 100 * MIB
+    assert "since it started" in memory.notes[0]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -22,10 +23,20 @@ from transformers import (
 from app.errors import ModelUnavailable
 from app.specs import ModelRef
 from tests.trainer.conftest import byte_tokenizer
+from trainer.algorithms.logprobs import token_logps
 from trainer.chat import TokenSequence
 from trainer.modeling import load_causal_lm
 from trainer.packing import pack
-from trainer.policy import OWN_LOGITS, Policy, check_logits, completion_outputs
+from trainer.policy import (
+    OWN_LOGITS,
+    Policy,
+    check_logits,
+    completion_outputs,
+    hidden_states,
+    trunk_of,
+    vocabulary_logits,
+)
+from trainer.precision import set_compute_dtype
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 50,
@@ -124,3 +135,75 @@ def test_many_completions_of_one_prompt_give_one_gradient_on_several_threads() -
 
     first = gradient()
     assert all(torch.equal(gradient(), first) for _ in range(50))
+
+
+# ---- log-probs in chunks ---------------------------------------------------------------------------------------------
+
+CHUNK = 256  # rows whose logits exist together
+MANY = [TokenSequence([3, 4, 5 + i % 40], [(7 * i + j) % 50 for j in range(9)]) for i in range(50)]
+
+
+def policy_with(dtype: torch.dtype, head_learns: bool) -> Policy:
+    """Full weights in fp32, multiplied in `dtype`; embeddings and head are one where the head learns."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=head_learns)).eval()
+    model.lm_head.weight.requires_grad_(head_learns)
+    set_compute_dtype(trunk_of(model), dtype)
+    return Policy(model)
+
+
+WAYS = pytest.mark.parametrize(
+    ("dtype", "head_learns"), [(torch.bfloat16, True), (torch.bfloat16, False), (torch.float32, False)]
+)
+
+
+@WAYS
+def test_chunks_give_the_log_probs_hits_and_gradients_of_whole_logits(dtype: torch.dtype, head_learns: bool) -> None:
+    policy = policy_with(dtype, head_learns)
+    packed = pack(MANY, 0, policy.share)
+    assert len(packed.targets) > CHUNK
+    above = torch.randn(len(packed.targets))
+
+    def gradients(logps: torch.Tensor) -> list[torch.Tensor]:
+        policy.zero_grad()
+        (above * logps).sum().backward()
+        return [parameter.grad.clone() for parameter in policy.parameters() if parameter.grad is not None]
+
+    hidden = hidden_states(trunk_of(policy.causal), packed).index_select(0, packed.predictors)
+    logits = vocabulary_logits(policy.causal, hidden)
+    wanted = token_logps(logits, packed.targets, 0.7)
+    wanted_gradients = gradients(wanted)
+    found = policy(packed, 0.7, accuracy=True)
+    assert found.logps.dtype == torch.float32
+    torch.testing.assert_close(found.logps, wanted)
+    assert found.correct is not None
+    assert found.correct.tolist() == (logits.argmax(-1) == packed.targets).tolist()
+    assert 0 < int(found.correct.sum()) < len(MANY) * 9
+    digits = 1e-5 if dtype == torch.float32 else 2e-2  # bf16 has eight bits
+    for ours, theirs in zip(gradients(found.logps), wanted_gradients, strict=True):
+        assert (ours - theirs).norm() <= digits * theirs.norm()
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most rows of any tensor with a column for each token of the vocabulary."""
+
+    rows = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, (tuple, list)) else [made]:
+            if isinstance(tensor, torch.Tensor) and tensor.dim() > 1 and tensor.shape[-1] == SHAPE["vocab_size"]:
+                self.rows = max(self.rows, tensor.numel() // tensor.shape[-1])
+        return made
+
+
+@WAYS
+def test_logits_of_all_tokens_never_exist_together(dtype: torch.dtype, head_learns: bool) -> None:
+    policy = policy_with(dtype, head_learns)
+    packed = pack(MANY, 0, policy.share)
+    with Largest() as seen:
+        policy(packed, accuracy=True).logps.sum().backward()
+    assert seen.rows == CHUNK
+    with Largest() as seen:
+        vocabulary_logits(policy.causal, torch.zeros(len(packed.targets), SHAPE["hidden_size"]))
+    assert seen.rows == len(packed.targets)  # such tensors would have been seen

@@ -14,8 +14,9 @@ from trainer.activations import recompute_activations
 from trainer.chat import TokenSequence
 from trainer.modeling import load_causal_lm
 from trainer.packing import pack
-from trainer.policy import Policy
-from trainer.products import SMALLEST, FastProducts, multiplies_right
+from trainer.policy import Policy, trunk_of
+from trainer.precision import set_compute_dtype
+from trainer.products import SMALLEST, FastProducts, fast_products, multiplies_right
 
 
 @pytest.fixture
@@ -102,3 +103,40 @@ def test_layers_that_are_computed_twice_multiply_alike_both_times(tiny_ref: Mode
     recompute_activations(policy)
     for found, wanted in zip(gradients(), kept, strict=True):
         assert torch.equal(found, wanted)
+
+
+def modes_within(policy: Policy, rows: int) -> list[int]:
+    """How many modes are asked about every call of torch while the trunk runs on so many tokens."""
+    seen: list[int] = []
+    hook = trunk_of(policy.causal).register_forward_hook(
+        lambda *_: seen.append(torch._C._len_torch_function_stack())  # type: ignore[attr-defined]
+    )
+    policy(pack([TokenSequence([5], [6] * (rows - 1))], 0, policy.share))
+    hook.remove()
+    return seen
+
+
+def test_nothing_is_entered_around_a_pass_that_has_nothing_to_gain(tiny_ref: ModelRef) -> None:
+    policy = Policy(load_causal_lm(tiny_ref, Lora(rank=4), trainable=True))
+    trunk = trunk_of(policy.causal)
+    many = SMALLEST // (192 * 96) + 1  # tokens: the largest weight of the tiny model is 192 * 96
+    assert modes_within(policy, 16) == [0]
+    assert isinstance(fast_products(trunk, many), FastProducts)
+    assert not isinstance(fast_products(trunk, many - 2), FastProducts)
+    set_compute_dtype(trunk, torch.bfloat16)
+    assert not isinstance(fast_products(trunk, many), FastProducts)
+    set_compute_dtype(trunk, torch.float32)
+    assert not isinstance(fast_products(trunk.to("meta"), many), FastProducts)  # stands for any accelerator
+
+
+@pytest.mark.usefixtures("small_too")
+@pytest.mark.parametrize(("dtype", "modes"), [(torch.float32, 1), (torch.bfloat16, 0)])
+def test_a_pass_enters_the_mode_if_it_can_act(tiny_ref: ModelRef, dtype: torch.dtype, modes: int) -> None:
+    policy = Policy(load_causal_lm(tiny_ref, Lora(rank=4), trainable=True, dtype=dtype))
+    assert modes_within(policy, 16) == [modes]
+
+
+@pytest.mark.usefixtures("small_too")
+def test_a_build_without_the_products_enters_nothing(tiny_ref: ModelRef, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer.products, "multiplies_right", lambda: False)
+    assert modes_within(Policy(load_causal_lm(tiny_ref, Lora(rank=4), trainable=True)), 16) == [0]

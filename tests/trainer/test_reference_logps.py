@@ -39,7 +39,7 @@ class Counting:
     def ask(self, store: ArtifactStore, groups: list[list[TokenSequence]]) -> torch.Tensor:
         calls = self.model.model.register_forward_pre_hook(self._count, with_kwargs=True)
         try:
-            return reference_logps(store, self.ref, self.model, groups, False, 0, self.ticks.append)
+            return reference_logps(store, self.ref, self.model, groups, False, 0, 2048, self.ticks.append)
         finally:
             calls.remove()
 
@@ -174,9 +174,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     other = ArtifactStore(tmp_path / "other")
     for limit in (0, 8, 16, 24):
         with pytest.raises(Killed):
-            reference_logps(other, reference.ref, reference.model, groups_of(30), False, 0, tick)
+            reference_logps(other, reference.ref, reference.model, groups_of(30), False, 0, 2048, tick)
         assert sum(len(load_file(path)["logps"]) for path in files(other)) == 2 * limit
-    resumed = reference_logps(other, reference.ref, reference.model, groups_of(30), False, 0)
+    resumed = reference_logps(other, reference.ref, reference.model, groups_of(30), False, 0, 2048)
     assert torch.equal(resumed, whole)
 
 
@@ -206,7 +206,7 @@ def test_groups_of_any_size_and_none(reference: Counting, share: bool) -> None:
     def forward(packed: Packed) -> TokenOutputs:
         return completion_outputs(reference.model, packed)
 
-    sums = completion_logps(forward, groups, share, 0)
+    sums = completion_logps(forward, groups, share, 0, 2048)
     assert sums.shape == (7,)
     assert sums[:2].repeat(3) == pytest.approx(sums[:6], rel=1e-5)
-    assert completion_logps(forward, [], share, 0).shape == (0,)
+    assert completion_logps(forward, [], share, 0, 2048).shape == (0,)

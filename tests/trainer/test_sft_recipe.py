@@ -161,7 +161,7 @@ def test_packed_rows_give_the_same_numbers(tiny_model: Path) -> None:
     rows = encode_demonstrations(demonstrations(), ChatEncoder(load_tokenizer(ref), 1024)).train
     model = Policy(load_causal_lm(ref))
     assert model.share
-    apart, packed = (sft.token_sums(model, rows, share, 2) for share in (False, True))
+    apart, packed = (sft.token_sums(model, rows, share, 2, 2048) for share in (False, True))
     torch.testing.assert_close(apart, packed, rtol=1e-5, atol=1e-4)
 
 

@@ -30,10 +30,23 @@ def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 class Projected(NamedTuple):
-    """Log-probs of tokens (N,), and entropies in nats (N,), without gradient, if they were asked for."""
+    """Log-probs of tokens (N,); entropies in nats and whether the token was the likeliest one, both (N,) and without
+    gradient, if they were asked for.
+    """
 
     logps: Tensor
     entropy: Tensor | None
+    correct: Tensor | None = None
+
+
+class _How(NamedTuple):
+    """What the passes over the chunks have to know. Products are computed in `dtype`."""
+
+    temperature: float
+    chunk: int
+    with_entropy: bool
+    with_correct: bool
+    dtype: torch.dtype
 
 
 def projected_logps(
@@ -43,41 +56,56 @@ def projected_logps(
     temperature: float = 1.0,
     chunk: int = 256,
     with_entropy: bool = False,
-    kept_logits: int = 2**28,
+    kept_logits: int = 2**26,
+    *,
+    with_correct: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Projected:
     """`token_logps` of the logits hidden (N, H) @ weight (V, H)^T, which never exist for more than `chunk` rows.
 
     A log-prob's gradient in its hidden state is known as soon as its logits are, up to the factor that backward brings
     with it: so it is computed then, and nothing of size V is kept, at no more work. A weight that learns needs the
-    logits again in backward: up to `kept_logits` of them are kept, more are computed a second time. A head that scales
-    its logits goes into the temperature; one with a bias or a soft cap takes `token_logps`.
+    logits again in backward. They are computed a second time, unless products are in the weight's own dtype and there
+    are at most `kept_logits` of them. A head that scales its logits goes into the temperature; one with a bias or a
+    soft cap takes `token_logps`.
+
+    Args:
+        dtype: of the matrix products, as autocast does it; None: the weight's. Sums over chunks are in the weight's.
     """
+    how = _How(temperature, chunk, with_entropy, with_correct, weight.dtype if dtype is None else dtype)
     weight_learns = torch.is_grad_enabled() and weight.requires_grad
-    if weight_learns and len(tokens) * len(weight) <= kept_logits:
+    if weight_learns and how.dtype == weight.dtype and len(tokens) * len(weight) <= kept_logits:
         logits = F.linear(hidden.to(weight.dtype), weight)
-        parts = [entropy(part, temperature) for part in logits.detach().split(chunk)] if with_entropy else []
-        return Projected(token_logps(logits, tokens, temperature), torch.cat(parts) if with_entropy else None)
+        seen = logits.detach()
+        return Projected(
+            token_logps(logits, tokens, temperature),
+            torch.cat([entropy(part, temperature) for part in seen.split(chunk)]) if with_entropy else None,
+            seen.argmax(-1) == tokens if with_correct else None,
+        )
     if weight_learns or (torch.is_grad_enabled() and hidden.requires_grad):
-        logps, entropies = _ProjectedLogps.apply(hidden, weight, tokens, temperature, chunk, with_entropy)
+        logps, entropies, correct = _ProjectedLogps.apply(hidden, weight, tokens, how)
     else:
-        logps, entropies, _ = _forward(hidden, weight, tokens, temperature, chunk, with_entropy, False)
-    return Projected(logps, entropies if with_entropy else None)
+        logps, entropies, correct, _ = _forward(hidden, weight.to(how.dtype), tokens, how, False)
+    return Projected(logps, entropies if with_entropy else None, correct if with_correct else None)
 
 
 def _forward(
-    hidden: Tensor, weight: Tensor, tokens: Tensor, temperature: float, chunk: int, with_entropy: bool, slopes: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probs (N,), entropies (N,) and, if asked for, gradients of each log-prob in its hidden state (N, H)."""
+    hidden: Tensor, weight: Tensor, tokens: Tensor, how: _How, slopes: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log-probs, entropies and hits (N,), and if asked for gradients of each log-prob in its hidden state (N, H)."""
     logps = torch.empty(len(tokens), device=hidden.device)
-    entropies = torch.empty_like(logps) if with_entropy else logps.new_empty(0)
+    entropies = torch.empty_like(logps) if how.with_entropy else logps.new_empty(0)
+    correct = torch.empty_like(tokens if how.with_correct else tokens[:0], dtype=torch.bool)
     gradients = torch.empty_like(hidden) if slopes else hidden.new_empty(0)
-    for rows in _chunks(len(tokens), chunk):
+    for rows in _chunks(len(tokens), how.chunk):
         chosen = tokens[rows, None]
-        logs = _log_softmax(hidden[rows], weight, temperature)
+        logs = _log_softmax(hidden[rows], weight, how.temperature)
         logps[rows] = logs.gather(1, chosen).squeeze(1)
-        if not (with_entropy or slopes):
+        if how.with_correct:
+            correct[rows] = logs.argmax(1) == tokens[rows]
+        if not (how.with_entropy or slopes):
             continue
-        if with_entropy:
+        if how.with_entropy:
             probabilities = logs.exp()
             entropies[rows] = -(probabilities * logs).sum(-1)
         else:
@@ -85,8 +113,8 @@ def _forward(
         if slopes:
             # d log p(token) / d h = (w_token - sum_v p_v w_v) / T
             expected = torch.mm(probabilities.to(weight.dtype), weight)
-            gradients[rows] = ((weight[chosen.squeeze(1)] - expected) / temperature).to(hidden.dtype)
-    return logps, entropies, gradients
+            gradients[rows] = ((weight[chosen.squeeze(1)] - expected) / how.temperature).to(hidden.dtype)
+    return logps, entropies, correct, gradients
 
 
 def _log_softmax(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
@@ -100,34 +128,34 @@ def _chunks(rows: int, chunk: int) -> list[slice]:
 
 class _ProjectedLogps(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor, temperature: float, chunk: int, with_entropy: bool
-    ) -> tuple[Tensor, Tensor]:
-        logps, entropies, slopes = _forward(
-            hidden, weight, tokens, temperature, chunk, with_entropy, ctx.needs_input_grad[0]
-        )
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor, how: _How) -> tuple[Tensor, Tensor, Tensor]:
+        logps, entropies, correct, slopes = _forward(hidden, weight.to(how.dtype), tokens, how, ctx.needs_input_grad[0])
         learns = ctx.needs_input_grad[1]
         ctx.save_for_backward(slopes, *((hidden, weight, tokens) if learns else ()))
-        ctx.temperature, ctx.chunk = temperature, chunk
-        ctx.mark_non_differentiable(entropies)
-        return logps, entropies
+        ctx.how = how
+        ctx.mark_non_differentiable(entropies, correct)
+        return logps, entropies, correct
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _entropies: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         slopes, *learning = ctx.saved_tensors
         grad_hidden = slopes * grad[:, None].to(slopes.dtype) if ctx.needs_input_grad[0] else None
         grad_weight = None
         if ctx.needs_input_grad[1]:
-            hidden, weight, tokens = learning
-            grad_weight = torch.zeros_like(weight)
-            for rows in _chunks(len(tokens), ctx.chunk):
+            (hidden, weight, tokens), how = learning, ctx.how
+            grad_weight, multiplied = torch.zeros_like(weight), weight.to(how.dtype)
+            for rows in _chunks(len(tokens), how.chunk):
                 # d log p(token) / d w_v = (1[v is token] - p_v) h / T, weighed by what comes from above
-                scale = grad[rows, None] / ctx.temperature
-                logits_grad = _log_softmax(hidden[rows], weight, ctx.temperature).exp_().mul_(-scale)
+                scale = grad[rows, None] / how.temperature
+                logits_grad = _log_softmax(hidden[rows], multiplied, how.temperature).exp_().mul_(-scale)
                 logits_grad.scatter_add_(1, tokens[rows, None], scale)
-                grad_weight.addmm_(logits_grad.to(weight.dtype).t(), hidden[rows].to(weight.dtype))
-        return grad_hidden, grad_weight, None, None, None, None
+                left, right = logits_grad.to(how.dtype).t(), hidden[rows].to(how.dtype)
+                if how.dtype == weight.dtype:
+                    grad_weight.addmm_(left, right)
+                else:
+                    grad_weight += left @ right
+        return grad_hidden, grad_weight, None, None
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------

@@ -34,7 +34,9 @@ from trainer.data import (
     read_thumbs,
     require_pairs,
     slice_names,
+    weights_of,
 )
+from trainer.memory import PeakMemory
 from trainer.modeling import (
     device,
     load_causal_lm,
@@ -52,6 +54,7 @@ from trainer.precision import name_of
 from trainer.reference_logps import Group, Tick, completion_logps, reference_logps
 from trainer.reporting import PolicyResult, Reporter
 from trainer.saving import save_policy
+from trainer.sizes import sizes_for
 from trainer.training import Training, require_finite, sum_over_processes
 
 CHOSEN, REJECTED = 0, 1  # rows of every (2, N) below; a response that was liked stands with the chosen ones
@@ -68,13 +71,16 @@ def train(
 ) -> PolicyResult:
     """Trains on the snapshot's `train` rows with a winner and on thumbs, measures on `heldout` rows, saves to `folder`.
 
+    An answer that was cut by length is read without the end of its turn. If it is chosen, it does not teach to stop
+    there; if it is rejected, it does not teach to go on.
+
     Raises:
         InvalidInput: too few rows to learn from.
         ModelUnavailable: policy or reference does not load.
         StorageFull: no room for a checkpoint or the model; checkpoints saved before stay.
         RunCancelled, TrainingDiverged: no model is saved.
     """
-    started = time.monotonic()
+    started, memory = time.monotonic(), PeakMemory()
 
     # 1. Data, before anything that takes time.
     policy_ref = resolve(store, spec.policy)
@@ -91,7 +97,8 @@ def train(
     else:
         causal, reference = load_policy_and_reference(policy_ref, reference_ref, spec.lora, dtype)
     policy = Policy(causal)
-    layout = {"share": policy.share, "pad_id": tokenizer.pad_token_id}
+    sizes = sizes_for(policy_ref, dtype, full_weights=spec.lora is None)
+    layout = {"share": policy.share, "pad_id": tokenizer.pad_token_id, "tokens": sizes.forward_tokens}
 
     # 3. The reference never changes: what it says is computed once, and needed no more once that is known.
     if reference is not None and reference_ref is not None:
@@ -105,7 +112,12 @@ def train(
 
     # 4. Where we start from. A policy that starts as its reference has just been measured.
     training = Training(
-        policy, spec.optimiser, len(train_rows.examples), seed=spec.seed, started=started, checkpoints=checkpoints
+        policy,
+        sizes.fill(spec.optimiser),
+        len(train_rows.examples),
+        seed=spec.seed,
+        started=started,
+        checkpoints=checkpoints,
     )
 
     def logps_of(groups: Sequence[Group], tick: Tick = lambda done: None) -> Tensor:
@@ -161,7 +173,9 @@ def train(
         training.tokens,
         training.seconds,
         precision=name_of(dtype),
-        notes=notes_on(tokenizer),
+        sizes={"microbatch_tokens": training.microbatch_tokens, "forward_tokens": sizes.forward_tokens},
+        peak_memory=memory.peak(),
+        notes=(*notes_on(tokenizer), *memory.notes),
     )
 
 
@@ -173,6 +187,7 @@ class Example(NamedTuple):
 
     sequences: tuple[TokenSequence, ...]
     kinds: tuple[int, ...]  # CHOSEN or REJECTED, of each
+    weight: float
     row: PairRow | ThumbRow
     doubt: float = 0.0  # of a pair with a soft label: how probably its rejected response is the better one
 
@@ -191,8 +206,8 @@ class Rows:
 
     def __init__(self, examples: list[Example], strangers: list[Group]) -> None:
         self.examples, self.strangers = examples, strangers
-        self.weights = torch.tensor([example.row.weight for example in examples])
-        self.shares = torch.tensor([example.row.weight * len(example.sequences) / 2 for example in examples])
+        self.weights = torch.tensor([example.weight for example in examples])
+        self.shares = torch.tensor([example.weight * len(example.sequences) / 2 for example in examples])
         self.doubts = torch.tensor([example.doubt for example in examples])
         tokens = [float(len(sequence.completion)) for example in examples for sequence in example.sequences]
         self.lengths = by_kind(torch.tensor(tokens), examples)
@@ -238,7 +253,7 @@ def read_rows(spec: DPOSpec, store: ArtifactStore, encoder: ChatEncoder) -> tupl
 
     if spec.thumbs:
         thumbs, thumbs_dropped = encode_thumbs(read_thumbs(store.resolve(spec.thumbs)), encoder)
-        train += [Example((t.sequence,), (CHOSEN if t.row.liked else REJECTED,), t.row) for t in thumbs]
+        train += [Example((t.sequence,), (CHOSEN if t.row.liked else REJECTED,), t.row.weight, t.row) for t in thumbs]
         dropped += thumbs_dropped
     liked, disliked = (sum(kind in example.kinds for example in train) for kind in (CHOSEN, REJECTED))
     if min(liked, disliked) < MIN_PAIRS:
@@ -268,14 +283,14 @@ def examples_of(
     """
     examples: list[Example] = []
     ties: list[int] = []
-    for pair in pairs:
+    for pair, weight in zip(pairs, weights_of(pairs), strict=True):
         if avoid_both_bad and pair.row.both_bad > 0.5:
-            examples += [Example((sequence,), (REJECTED,), pair.row) for sequence in pair.sequences]
+            examples += [Example((sequence,), (REJECTED,), weight, pair.row) for sequence in pair.sequences]
         elif pair.tied:
             ties.append(pair.row.comparison_id)
         else:
             doubt = 1 - pair.p_chosen if soft_labels else 0.0
-            examples.append(Example(pair.sequences, (CHOSEN, REJECTED), pair.row, doubt))
+            examples.append(Example(pair.sequences, (CHOSEN, REJECTED), weight, pair.row, doubt))
     return examples, ties
 
 
@@ -288,13 +303,15 @@ def strangers_of(examples: Sequence[Example], encoder: ChatEncoder) -> list[Grou
     if all(prompt == prompts[0] for prompt in prompts):
         return []
     strangers: list[Group] = []
-    for i, prompt in enumerate(prompts):
-        other = next(j % len(prompts) for j in range(i + 1, i + len(prompts)) if prompts[j % len(prompts)] != prompt)
+    other = next(i for i, prompt in enumerate(prompts) if prompt != prompts[-1])  # of the last one: from the start
+    for i in reversed(range(len(prompts))):
+        if i + 1 < len(prompts) and prompts[i + 1] != prompts[i]:
+            other = i + 1
         completions = [sequence.completion for sequence in examples[other].sequences]
-        fitted = encoder.fit(prompt, completions)
+        fitted = encoder.fit(prompts[i], completions)
         assert fitted is not None  # they fitted their own prompts' room, which did not depend on the prompt
         strangers.append(tuple(fitted.sequences))
-    return strangers
+    return strangers[::-1]
 
 
 def by_kind(values: Tensor, examples: Sequence[Example]) -> Tensor:

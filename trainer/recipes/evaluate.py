@@ -20,6 +20,7 @@ from trainer.chat import ChatEncoder
 from trainer.comparing import compare
 from trainer.data import read_prompts
 from trainer.evaluation import Scorer, measure, require_numbers, response_logps, reward_models_scorer
+from trainer.memory import PeakMemory
 from trainer.modeling import (
     load_causal_lm,
     load_tokenizer,
@@ -33,6 +34,7 @@ from trainer.precision import name_of
 from trainer.recipes.sample import Completion, OnCompletions, write_completions
 from trainer.reporting import Reporter
 from trainer.rollout import Response, Sampler, cut_prompts
+from trainer.sizes import sizes_for
 from trainer.training import accelerator
 
 
@@ -45,6 +47,10 @@ class EvaluateResult(NamedTuple):
     seconds: float
     precision: str
     """Of all models: with it in the spec's generation instead of `auto`, the evaluation can be repeated."""
+    sizes: dict[str, int]
+    """`batch_size`, how many sequences were generated together, and `forward_tokens`: see `RewardResult`."""
+    peak_memory: int
+    """As in `RewardResult`."""
     notes: tuple[str, ...] = ()
     """What a reader of the metrics has to know: prompts that were cut, a chat template that was made up."""
 
@@ -79,7 +85,7 @@ def evaluate(
         ModelUnavailable: a model does not load, or policy and reference read other tokens.
         TrainingDiverged: a score is NaN or infinite, or the policy predicts NaN.
     """
-    started = time.monotonic()
+    started, memory = time.monotonic(), PeakMemory()
     # 1. Load.
     rows, generation = read_prompts(store.resolve(spec.prompts)), spec.generation
     policy_ref, reference_ref = resolve(store, spec.policy), resolve(store, spec.reference)
@@ -90,6 +96,8 @@ def evaluate(
     if reference_ref.base != policy_ref.base:
         require_one_vocabulary(policy_ref.base, reference_ref.base)
     dtype = sampling_dtype(generation.precision, policy_ref)
+    sizes = sizes_for(policy_ref, dtype)
+    batch_size = generation.batch_size or sizes.batch_size
     k = generation.samples_per_prompt
     total = len(rows) * k
     done, in_all = 0, total * (2 if before_ref else 1)
@@ -110,7 +118,7 @@ def evaluate(
     def sampled(model: Any, encoder: ChatEncoder) -> Iterator[list[Response]]:
         nonlocal done
         sampler = Sampler(model, encoder, generation.max_new_tokens, generation.temperature, spec.seed, spec.kind, tick)
-        for batch in sampler.respond([(row, range(k)) for row in mine], generation.batch_size):
+        for batch in sampler.respond([(row, range(k)) for row in mine], batch_size):
             done += len(batch)
             yield batch
             tick()
@@ -171,7 +179,16 @@ def evaluate(
     for name, values in measured.items():
         reporter.metrics(0, values, name)
     tokens = sum(len(response.sample.tokens) for response in [*responses, *before])
-    return EvaluateResult(measured[""], total, tokens, time.monotonic() - started, name_of(dtype), notes)
+    return EvaluateResult(
+        measured[""],
+        total,
+        tokens,
+        time.monotonic() - started,
+        name_of(dtype),
+        sizes={"batch_size": batch_size, "forward_tokens": sizes.forward_tokens},
+        peak_memory=memory.peak(),
+        notes=(*notes, *memory.notes),
+    )
 
 
 def train(spec: EvaluateSpec, store: ArtifactStore, reporter: Reporter, folder: Path) -> EvaluateResult:

@@ -10,7 +10,7 @@ for all of them, in sampling and in updates (Ahmadian et al. 2024; Shao et al. 2
 | `frac_reward_zero_std` | groups whose rewards are all equal: they say nothing and are left out of the updates |
 | `reward_std` | standard deviation of rewards within a group, mean over groups |
 | `loss/policy_avg` | the clipped surrogate, mean over the rollout's minibatches |
-| `loss/kl_avg` | k3 to the reference, weighted as the surrogate is, with the leash in the loss |
+| `loss/kl_avg` | with the leash in the loss: k3 to the reference, weighted as the surrogate is |
 | `policy/approxkl_avg`, `policy/entropy_avg` | means over the tokens of a minibatch, then over minibatches |
 | `policy/clipfrac_avg`, `val/ratio` | the same over what has a ratio: tokens, or answers in RLOO as published |
 | `val/ratio_var` | variance over the minibatches of their mean ratios |
@@ -72,15 +72,19 @@ def train(
     pad_id = loaded.tokenizer.pad_token_id
     policy = Policy(loaded.causal)
     sampler = loaded.sampler(spec, spec.kind, status)
-    collector = Collector(
-        policy, loaded.reference, sampler, loaded.scorer, loaded.rows, spec.rollout_batch_size, pad_id, status
-    )
+    at_once = spec.rollout_batch_size or loaded.sizes.rollout_batch_size
+    collector = Collector(policy, loaded.reference, sampler, loaded.scorer, loaded.rows, at_once, pad_id, status)
 
     # 2. Where we are: at the start, or where the last checkpoint was written.
-    sizes, at_once = rollout_sizes(spec), spec.optimiser.batch_size // k
+    sizes, groups_at_once = rollout_sizes(spec), spec.optimiser.batch_size // k
     steps = [spec.optimiser.epochs * -(-size // spec.optimiser.batch_size) for size in sizes]
     training = Training(
-        policy, spec.optimiser, seed=spec.seed, total_steps=sum(steps), started=started, checkpoints=checkpoints
+        policy,
+        loaded.sizes.fill(spec.optimiser),
+        seed=spec.seed,
+        total_steps=sum(steps),
+        started=started,
+        checkpoints=checkpoints,
     )
     learner = Learner(spec, training, policy.share, pad_id, loaded.mix, status)
     rollouts = Rollouts(spec, sizes, steps, loaded, training, collector, status)
@@ -105,7 +109,7 @@ def train(
         # too far.
         planned = [
             [group * k + i for group in chosen for i in range(k)]
-            for chosen in minibatches(spec, rollouts.progress.rollout, groups, at_once)
+            for chosen in minibatches(spec, rollouts.progress.rollout, groups, groups_at_once)
         ]
         for minibatch in rollouts.minibatches(planned):
             rollouts.step(learner.accumulate(rollout, minibatch, advantages, rollouts.beta))
@@ -160,7 +164,7 @@ class Learner:
         whole_answers = spec.kind == "rloo" and spec.normalisation == "published"
 
         sequences = rollout.sequences()
-        groups, lengths = prompt_groups(sequences, minibatch, self.share, spec.optimiser.microbatch_tokens)
+        groups, lengths = prompt_groups(sequences, minibatch, self.share, training.microbatch_tokens)
         sums = torch.zeros(len(WATCHED))
         for part in training.parts(range(len(groups)), lengths):
             self.tick()
@@ -184,6 +188,7 @@ class Learner:
                 spec.clip_low,
                 spec.clip_high,
                 whole_answers,
+                unbiased_kl=spec.normalisation == "constant",
             )
             training.backward(loss.policy + beta * loss.kl, part)
             if part.counts:

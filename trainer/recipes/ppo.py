@@ -77,15 +77,19 @@ def train(
         critic = RewardCritic(critic_folder, loaded.tokenizer, spec.lora, loaded.dtype)
     module = ActorCritic(loaded.causal, critic)
     sampler = loaded.sampler(spec, spec.kind, status)
-    collector = Collector(
-        module, loaded.reference, sampler, loaded.scorer, loaded.rows, spec.rollout_batch_size, pad_id, status
-    )
+    at_once = spec.rollout_batch_size or loaded.sizes.rollout_batch_size
+    collector = Collector(module, loaded.reference, sampler, loaded.scorer, loaded.rows, at_once, pad_id, status)
 
     # 2. Where we are: at the start, or where the last checkpoint was written.
     sizes = rollout_sizes(spec)
     steps = [spec.optimiser.epochs * -(-size // spec.optimiser.batch_size) for size in sizes]
     training = Training(
-        module, spec.optimiser, seed=spec.seed, total_steps=sum(steps), started=started, checkpoints=checkpoints
+        module,
+        loaded.sizes.fill(spec.optimiser),
+        seed=spec.seed,
+        total_steps=sum(steps),
+        started=started,
+        checkpoints=checkpoints,
     )
     learner = Learner(spec, training, module.share, pad_id, loaded.mix, status)
     rollouts = Rollouts(spec, sizes, steps, loaded, training, collector, status)
@@ -145,7 +149,7 @@ class Learner:
         whitened[minibatch] = masked_whiten(advantages[minibatch], mask[minibatch])
 
         sequences = rollout.sequences()
-        groups, lengths = prompt_groups(sequences, minibatch, self.share, spec.optimiser.microbatch_tokens)
+        groups, lengths = prompt_groups(sequences, minibatch, self.share, training.microbatch_tokens)
         sums = torch.zeros(len(WATCHED))
         for part in training.parts(range(len(groups)), lengths):
             self.tick()

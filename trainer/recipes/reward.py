@@ -29,8 +29,10 @@ from trainer.data import (
     read_pairs,
     require_pairs,
 )
+from trainer.memory import PeakMemory
 from trainer.modeling import device, load_tokenizer, notes_on, resolve, seed_everything, working_dtype
 from trainer.packing import Packed, pack, packed_length, token_parts
+from trainer.policy import trunk_of
 from trainer.precision import name_of
 from trainer.reporting import Reporter, RewardResult, TrainingDiverged
 from trainer.reward_model import (
@@ -70,9 +72,9 @@ from trainer.reward_report import (
     statistics,
     views_of,
 )
+from trainer.sizes import forward_tokens, sizes_for
 from trainer.training import Training, deal, require_finite, sum_over_processes
 
-FORWARD_TOKENS = 2048  # forwarded at once without gradients
 PROBES = 1_000_002  # a place in the run that no epoch has
 
 RewardsOf = Callable[[Sequence[Element], str], Tensor]
@@ -94,7 +96,7 @@ def train(
         StorageFull: no room for a checkpoint or the model; checkpoints saved before stay.
         RunCancelled, TrainingDiverged: no model is saved.
     """
-    started = time.monotonic()
+    started, memory = time.monotonic(), PeakMemory()
 
     # 1. Data, before anything that takes time.
     backbone = resolve(store, spec.backbone)
@@ -114,11 +116,17 @@ def train(
     seed_everything(spec.seed)
     dtype = working_dtype(spec.optimiser.precision, backbone, checkpoints)
     model = new_reward_model(backbone, spec.lora, head_names(spec.ensemble, spec.aspects), dtype)
+    sizes = sizes_for(backbone, dtype, full_weights=spec.lora is None)
     objective = RewardObjective(model, spec.ties, tie_share(spec, train_pairs))
 
     # 3. Train: a batch is of elements, a pair or a whole ranking each.
     training = Training(
-        objective, spec.optimiser, len(elements), seed=spec.seed, started=started, checkpoints=checkpoints
+        objective,
+        sizes.fill(spec.optimiser),
+        len(elements),
+        seed=spec.seed,
+        started=started,
+        checkpoints=checkpoints,
     )
     rewards_of: RewardsOf = partial(response_rewards, training.model, model, pad_id, reporter)
     lengths = [packed_length(element.sequences, model.share) for element in elements]
@@ -241,7 +249,9 @@ def train(
         tokens=training.tokens,
         seconds=training.seconds,
         precision=name_of(dtype),
-        notes=notes,
+        sizes={"microbatch_tokens": training.microbatch_tokens, "forward_tokens": sizes.forward_tokens},
+        peak_memory=memory.peak(),
+        notes=(*notes, *memory.notes),
     )
 
 
@@ -309,7 +319,8 @@ def response_rewards(
         return rewards
     lengths = [packed_length(element.sequences, model.share) for element in elements]
     done = 0
-    for part, counts in deal(token_parts(range(len(elements)), lengths, len(elements), FORWARD_TOKENS)):
+    tokens = forward_tokens(trunk_of(model.classifier))
+    for part, counts in deal(token_parts(range(len(elements)), lengths, len(elements), tokens)):
         reporter.progress(done, len(elements), message)
         sequences = [sequence for number in part for sequence in elements[number].sequences]
         part_rewards, _ = run(pack(sequences, pad_id, model.share).to(device()))
@@ -384,7 +395,7 @@ def text_scorer(rewards_of: RewardsOf, model: RewardModel, encoder: ChatEncoder,
             sequences = [each.sequences[0] for each in fitted if each is not None]
             # Not all in one row: attention within it grows with the square of its length.
             longest = max((sequence.length for sequence in sequences), default=1)
-            for some in chunks(sequences, max(1, FORWARD_TOKENS // longest)):
+            for some in chunks(sequences, max(1, forward_tokens(trunk_of(model.classifier)) // longest)):
                 elements.append(Element(tuple(some), (), ()))
         rewards = rewards_of(elements, "scoring rewritten responses")
         scores = iter((model.score(rewards) / spread).tolist())

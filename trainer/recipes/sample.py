@@ -18,11 +18,13 @@ from app.specs import Generation, ModelRef, PromptRow, SampleSpec, Server
 from trainer.chat import ChatEncoder
 from trainer.data import read_prompts
 from trainer.evaluation import require_numbers, reward_heads
+from trainer.memory import PeakMemory
 from trainer.modeling import load_causal_lm, load_tokenizer, notes_on, resolve, sampling_dtype
 from trainer.precision import name_of
 from trainer.reporting import Reporter
 from trainer.rollout import Response, Sampler, Tick, cut_prompts
 from trainer.serving import Answer, ServedModel
+from trainer.sizes import sizes_for
 from trainer.training import accelerator
 
 
@@ -112,6 +114,10 @@ class SampleResult(NamedTuple):
     seconds: float
     precision: tuple[str, ...]
     """Of each model that was sampled here: with it in the spec instead of `auto`, the same samples come again."""
+    sizes: dict[str, int]
+    """`batch_size`, how many sequences were generated together; nothing where servers sampled. See `RewardResult`."""
+    peak_memory: int
+    """As in `RewardResult`."""
     notes: tuple[str, ...] = ()
     """What a reader of the samples has to know, each once."""
 
@@ -135,7 +141,7 @@ def sample(
         Unavailable: a server does not answer.
         RunCancelled: what was handed on stays.
     """
-    started = time.monotonic()
+    started, memory = time.monotonic(), PeakMemory()
     if len(spec.servers) > len(spec.models):
         raise InvalidInput(
             f"There are {len(spec.servers)} servers for {len(spec.models)} models.", "Name at most one server a model."
@@ -163,17 +169,16 @@ def sample(
         for model, server, wanted in zip_longest(spec.models, spec.servers, plan)
         if wanted or not server  # a run that goes on says of all models what it would have said
     ]
-    precisions: list[str] = []
+    local = [source for source, _ in sources if isinstance(source, _Local)]
+    sizes = {"batch_size": batch_size_for(spec.generation, local)} if local else {}
     dealer = accelerator()
     score = _scorer(spec, store, tick) if any(plan) else _unscored
     for source, wanted in sources:
         if isinstance(source, ServedModel):
             batches = _from_server(source, wanted if dealer.is_main_process else [], spec, score, tick)
         else:
-            dtype = sampling_dtype(spec.generation.precision, source.ref)
-            precisions.append(name_of(dtype))
             share = wanted[dealer.process_index :: dealer.num_processes]
-            batches = _from_model(source, dtype, share, spec, score, tick)
+            batches = _from_model(source, share, sizes["batch_size"], spec, score, tick)
         of_others: list[Completion] = []
         for completions in batches:
             if dealer.is_main_process:
@@ -189,8 +194,9 @@ def sample(
         reporter.metrics(
             0, {"samples": samples, "share_finished": finished / samples, "tokens_per_second": tokens / seconds}
         )
-    notes = dict.fromkeys(note for source, _ in sources if isinstance(source, _Local) for note in source.notes)
-    return SampleResult(samples, finished, tokens, seconds, tuple(precisions), tuple(notes))
+    notes = dict.fromkeys(note for source in local for note in source.notes) | dict.fromkeys(memory.notes)
+    precisions = tuple(name_of(source.dtype) for source in local)
+    return SampleResult(samples, finished, tokens, seconds, precisions, sizes, memory.peak(), tuple(notes))
 
 
 Wanted = Sequence[tuple[PromptRow, Sequence[int]]]
@@ -208,6 +214,7 @@ class _Local:
     """A model that is sampled here. What would end its turn at once is found out now, before another model's turn.
 
     Attributes:
+        dtype: what its products are computed in.
         notes: what a reader of its samples has to know.
     """
 
@@ -215,7 +222,13 @@ class _Local:
         tokenizer = load_tokenizer(ref)
         self.ref, self.encoder = ref, ChatEncoder(tokenizer)
         cut = cut_prompts(rows, self.encoder, generation.max_new_tokens)
+        self.dtype = sampling_dtype(generation.precision, ref)
         self.notes = (*notes_on(tokenizer), *cut)
+
+
+def batch_size_for(generation: Generation, models: Sequence[_Local]) -> int:
+    """Sequences to generate together: one number for all models of a run, as the spec has one."""
+    return generation.batch_size or min(sizes_for(model.ref, model.dtype).batch_size for model in models)
 
 
 def _served(server: Server, key: str | None) -> ServedModel:
@@ -225,18 +238,18 @@ def _served(server: Server, key: str | None) -> ServedModel:
 
 
 def _from_model(
-    local: _Local, dtype: torch.dtype, wanted: Wanted, spec: SampleSpec, score: Scorer, tick: Tick
+    local: _Local, wanted: Wanted, batch_size: int, spec: SampleSpec, score: Scorer, tick: Tick
 ) -> Iterator[list[Completion]]:
     """Loads a model for as long as this iterator lives; not at all where nothing is wanted of it."""
     if not wanted:
         return
-    model = load_causal_lm(local.ref, dtype=dtype)
+    model = load_causal_lm(local.ref, dtype=local.dtype)
     generation = spec.generation
     sampler = Sampler(
         model, local.encoder, generation.max_new_tokens, generation.temperature, spec.seed, spec.kind, tick
     )
     order = torch.Generator().manual_seed(spec.seed)  # not by length: whoever labels the first ones sees all kinds
-    for responses in sampler.respond(wanted, generation.batch_size, order):
+    for responses in sampler.respond(wanted, batch_size, order):
         yield score(responses, [Completion.of(response, generation) for response in responses])
     del model, sampler
     gc.collect()  # modules stand in reference cycles; the next model needs the room

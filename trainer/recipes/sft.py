@@ -21,16 +21,17 @@ from app.specs import SFTSpec
 from trainer.chat import ChatEncoder
 from trainer.checkpoints import Checkpoints
 from trainer.data import Demonstration, encode_demonstrations, read_demonstrations, slice_names
+from trainer.memory import PeakMemory
 from trainer.modeling import device, load_causal_lm, load_tokenizer, notes_on, resolve, seed_everything, working_dtype
 from trainer.packing import pack, token_parts
 from trainer.policy import Policy
 from trainer.precision import name_of
 from trainer.reporting import PolicyResult, Reporter
 from trainer.saving import save_policy
+from trainer.sizes import sizes_for
 from trainer.training import Training, deal, require_finite, sum_over_processes
 
 MIN_DEMONSTRATIONS = 20
-FORWARD_TOKENS = 2048  # forwarded at once without gradients; logits are what takes memory
 
 
 def train(
@@ -48,7 +49,7 @@ def train(
         StorageFull: no room for a checkpoint or the model; checkpoints saved before stay.
         RunCancelled, TrainingDiverged: no model is saved.
     """
-    started = time.monotonic()
+    started, memory = time.monotonic(), PeakMemory()
 
     # 1. Data, before anything that takes time.
     policy_ref = resolve(store, spec.policy)
@@ -69,15 +70,26 @@ def train(
     causal = load_causal_lm(policy_ref, spec.lora, trainable=True, dtype=dtype)
     policy = Policy(causal)
     share = spec.packing and policy.share
+    sizes = sizes_for(policy_ref, dtype, full_weights=spec.lora is None)
 
     # 3. Where we start from.
     training = Training(
-        policy, spec.optimiser, len(train_rows), seed=spec.seed, started=started, checkpoints=checkpoints
+        policy,
+        sizes.fill(spec.optimiser),
+        len(train_rows),
+        seed=spec.seed,
+        started=started,
+        checkpoints=checkpoints,
     )
 
     def measure(rows: Sequence[Demonstration]) -> Tensor:
         sums = token_sums(
-            training.model, rows, share, pad_id, lambda done: reporter.progress(done, len(rows), "held-out")
+            training.model,
+            rows,
+            share,
+            pad_id,
+            sizes.forward_tokens,
+            lambda done: reporter.progress(done, len(rows), "held-out"),
         )
         return require_finite(sums, "log-probs")
 
@@ -120,7 +132,9 @@ def train(
         training.tokens,
         training.seconds,
         precision=name_of(dtype),
-        notes=notes_on(tokenizer),
+        sizes={"microbatch_tokens": training.microbatch_tokens, "forward_tokens": sizes.forward_tokens},
+        peak_memory=memory.peak(),
+        notes=(*notes_on(tokenizer), *memory.notes),
     )
 
 
@@ -144,13 +158,14 @@ def token_sums(
     rows: Sequence[Demonstration],
     share: bool,
     pad_id: int,
+    tokens: int,
     tick: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
-    """The `Sums` (2, N) of any number of demonstrations, on the CPU, batched by length."""
+    """The `Sums` (2, N) of any number of demonstrations, on the CPU, batched by length, `tokens` at once."""
     sums = torch.zeros(len(Sums._fields), len(rows))
     lengths = [row.sequence.length for row in rows]
     done = 0
-    for part, counts in deal(token_parts(range(len(rows)), lengths, len(rows), FORWARD_TOKENS)):
+    for part, counts in deal(token_parts(range(len(rows)), lengths, len(rows), tokens)):
         tick(done)
         part_sums = forward(model, [rows[i] for i in part], share, pad_id)
         if counts:
