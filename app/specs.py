@@ -147,8 +147,8 @@ class LossDefaults(NamedTuple):
     learning_rate: float  # of adapters; full weights want about a tenth
 
 
-# Betas are the papers', SimPO's the lowest of Meng et al. 2024: its scale is a log-prob a token, the others' a sum. DPO's
-# rate was measured (docs/training.md). The papers and TRL give the others rates like DPO's: 5e-7 for full weights there.
+# Betas are the papers'. SimPO's is the lowest of Meng et al. 2024: large, because its margin is a log-prob a token.
+# DPO's rate was measured (docs/training.md). The papers and TRL give the other losses rates like DPO's.
 LOSS_DEFAULTS: dict[PreferenceLoss, LossDefaults] = {
     "dpo": LossDefaults(0.1, 6e-4),
     "robust": LossDefaults(0.1, 6e-4),
