@@ -43,7 +43,7 @@ class Plan(NamedTuple):
     algorithm: str
     epochs: int = 1
     reward_epochs: int = 1
-    reward_members: int = 1  # models that are trained and asked, one after the other
+    reward_members: int = 1  # each trained without one fold of the prompts, and asked in turn
     turns: int = 1
     prompts_per_turn: int = 0
     answers: int = 1  # to a prompt, while training
@@ -79,7 +79,8 @@ def works(plan: Plan, data: Data, *, trains_reward: bool = True, evaluates: bool
     pair, answer = data.prompt_tokens + 2 * data.response_tokens, data.response_tokens
     found = []
     if trains_reward:
-        found.append(Work("reward", trained=data.pairs * pair * plan.reward_epochs * plan.reward_members))
+        passes = plan.reward_epochs * max(1, plan.reward_members - 1)  # no member reads its own fold
+        found.append(Work("reward", trained=data.pairs * pair * passes))
     found.append(_policy(plan, data, pair))
     found.append(Work("sample", sampled=plan.queue_prompts * plan.queue_samples * answer))
     if evaluates:

@@ -15,7 +15,8 @@ def by_kind(plan: Plan, **how: bool) -> dict[str, Work]:
 def test_the_tokens_of_every_run() -> None:
     found = by_kind(Plan("dpo", epochs=3, reward_epochs=2, reward_members=4, queue_prompts=80, queue_samples=5))
     assert list(found) == ["reward", "dpo", "sample", "evaluate"]
-    assert found["reward"] == Work("reward", trained=100 * PAIR * 2 * 4)
+    assert found["reward"] == Work("reward", trained=100 * PAIR * 2 * 3)  # each pair is in one member's fold
+    assert by_kind(Plan("dpo", reward_epochs=2))["reward"] == Work("reward", trained=100 * PAIR * 2)
     assert found["dpo"] == Work("dpo", trained=100 * PAIR * 3, read=100 * PAIR)
     assert found["sample"] == Work("sample", sampled=80 * 5 * 50)
     # Two policies answer each of 20 prompts twice; 4 reward models read both, policy and reference the new one's.
