@@ -47,13 +47,31 @@ class Made(NamedTuple):
     metrics: dict[str, dict[str, float]]
 
 
+class NotMade(Exception):
+    """An output is not there, and was only to be looked up."""
+
+
 class Workshop:
-    """The store of one benchmark. Several processes may share it: each output is made by one of them."""
+    """The store of one benchmark. Several processes may share it: each output is made by one of them.
+
+    Args:
+        base: location of the base model.
+        say: called with a line whenever something is made.
+        makes: whether outputs that are not there are made.
+        every_seconds: least time between two checkpoints.
+    """
 
     def __init__(
-        self, root: Path, base: str, say: Callable[[str], None] = lambda line: None, every_seconds: float = 60.0
+        self,
+        root: Path,
+        base: str,
+        say: Callable[[str], None] = lambda line: None,
+        *,
+        makes: bool = True,
+        every_seconds: float = 60.0,
     ) -> None:
-        self.store, self.base, self.say, self.every_seconds = ArtifactStore(root.absolute()), base, say, every_seconds
+        self.store, self.base, self.say, self.makes = ArtifactStore(root.absolute()), base, say, makes
+        self.every_seconds = every_seconds
         self.store.sweep(STALE_SECONDS)
         self.other_code: set[str] = set()
 
@@ -70,11 +88,16 @@ class Workshop:
 
         Args:
             recipe: what to run; by default `trainer.recipes.<kind>.train`.
+
+        Raises:
+            NotMade: it is not there, and this workshop makes nothing.
         """
         kind = str(spec.kind)  # type: ignore[attr-defined]
         content = json.dumps({"base": self.base_digest, "spec": spec.model_dump(mode="json")}, sort_keys=True)
         location = f"{kind}/{hashlib.sha256(content.encode()).hexdigest()[:32]}"
         if not self.store.exists(location):
+            if not self.makes:
+                raise NotMade(location)
             lock = self.store.root / ".locks" / location.replace("/", "-")
             lock.parent.mkdir(parents=True, exist_ok=True)
             with fasteners.InterProcessLock(lock):
