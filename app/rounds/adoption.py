@@ -35,6 +35,8 @@ def decide(session: Session, project: Project, round_: Round, metrics: Mapping[s
     round_.adopted = (verdict is None or verdict.word != "worse") and project.policy_id == round_.policy_before_id
     if round_.adopted and round_.policy_after_id is not None:
         use(session, project, session.get_one(ModelVersion, round_.policy_after_id))
+    found = verdict and verdict.word
+    audit(session, None, "round.decided", project.id, number=round_.number, verdict=found, adopted=round_.adopted)
 
 
 def use(session: Session, project: Project, model: ModelVersion) -> None:

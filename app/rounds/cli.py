@@ -9,12 +9,13 @@ from sqlalchemy.orm import Session
 from app.accounts import queries as accounts
 from app.artifacts import ArtifactStore
 from app.domain.rounds import ALGORITHMS
+from app.domain.strengths import STRENGTHS
 from app.errors import Forbidden, InvalidInput, NotFound
 from app.models import Project, Round, User
 from app.postgres import command_session
 from app.projects import queries as projects
 from app.rounds import outcomes, queries, service, views
-from app.rounds.forms import RECOMMENDED, STRENGTHS, RoundConfig, settings_of
+from app.rounds.forms import RECOMMENDED, RoundConfig, settings_of
 from app.settings import Settings
 from app.specs import Generation
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from app.rounds.forms import BUDGETS, CONFIGS, STRENGTHS, Algorithm, Group, default, settings_of
+from app.domain.strengths import STRENGTHS
+from app.rounds.forms import BUDGETS, CONFIGS, Algorithm, Group, default, settings_of
 from app.specs import LOSS_DEFAULTS
 
 

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from app.domain.replay import Reading
 from app.domain.rounds import ALGORITHMS
+from app.domain.strengths import STRENGTHS, Strength
 from app.rounds.words import WORDS
 from app.specs import (
     LOSS_DEFAULTS,
@@ -33,7 +34,6 @@ from app.specs import (
 )
 
 Algorithm = Literal["on_policy_dpo", "dpo", "best_of_n", "rloo", "grpo", "ppo", "sft"]
-Strength = Literal["gentle", "balanced", "strong"]
 Group = Literal["reads", "policy", "reward", "samples"]
 
 SPECS: dict[str, type[Spec]] = {
@@ -48,19 +48,6 @@ SPECS: dict[str, type[Spec]] = {
 RECOMMENDED: Algorithm = "on_policy_dpo"
 
 
-class Force(NamedTuple):
-    """A strength: how far a round may move the policy."""
-
-    label: str
-    about: str
-    kl_budget: float  # nats a response, to the reference
-
-
-STRENGTHS: dict[str, Force] = {
-    "gentle": Force("Gentle", "stays close to the current policy", 3.0),
-    "balanced": Force("Balanced", "follows people's preferences, within limits", 8.0),
-    "strong": Force("Strong", "may change the style a lot", 16.0),
-}
 BUDGETS = ("kl_budget", "kl_target")  # where a spec has one, the strength decides it unless it is given
 
 # Full weights learn best at about a tenth of the rate of adapters ("LoRA Without Regret", Schulman et al. 2025).

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from app.accounts.access import OperatorDep, StaffDep
 from app.db import SessionDep
 from app.domain.intervals import FEWEST
+from app.domain.strengths import STRENGTHS
 from app.domain.verdicts import LEAST_COMPARISONS
 from app.errors import NotFound, PrefloopError
 from app.models import ModelVersion, Project, Round, Run
@@ -18,7 +19,7 @@ from app.render import page, redirect
 from app.rounds import outcomes, queries, service, views
 from app.rounds.adoption import difference_of
 from app.rounds.controls import form_fields
-from app.rounds.forms import RECOMMENDED, STRENGTHS, Algorithm, RoundConfig, dependent
+from app.rounds.forms import RECOMMENDED, Algorithm, RoundConfig, dependent
 from app.rounds.training_samples import PROMPTS_PER_PAGE, STEPS_PER_PAGE, read_training_samples, side_by_side
 from app.specs import Generation
 from app.typed import TypedDep, not_accepted, reasons_of

@@ -37,7 +37,7 @@ class Chart(NamedTuple):
     hint: str = ""
 
 
-PAIRWISE = ("dpo", "on_policy_dpo")
+PAIRWISE, TURNS = ("dpo", "on_policy_dpo"), ("on_policy_dpo", "best_of_n")
 ROLLOUTS = ("ppo", "rloo", "grpo")
 SCORES = "scores: before the KL leash"
 
@@ -50,7 +50,9 @@ CHARTS = (
     Chart("Policy: implicit reward", PAIRWISE, ("rewards/chosen", "rewards/rejected", "rewards/margins")),
     Chart("Policy: accuracy", PAIRWISE, ("rewards/accuracies", "eval_rewards/accuracies")),
     Chart("Policy: reward", SAMPLING_ALGORITHMS, ("objective/scores", "objective/rlhf_reward"), SCORES),
-    Chart("Policy: KL", SAMPLING_ALGORITHMS, ("objective/kl",), "nats a response, to the reference"),
+    Chart("Policy: KL", ROLLOUTS, ("objective/kl",), "nats a response, to the reference"),
+    Chart("Policy: KL", TURNS, ("objective/kl_k3",), "nats a response, to the policy it began with"),
+    Chart("Policy: held-out comparisons", TURNS, ("heldout/accuracy",), "share whose winner became likelier"),
     Chart("Policy: KL coefficient", ROLLOUTS, ("objective/kl_coef",), "the leash: higher holds closer"),
     Chart("Policy: loss", ROLLOUTS, ("loss/policy_avg", "loss/value_avg")),
 )
@@ -229,8 +231,8 @@ class Page(NamedTuple):
         return self.round.state in ACTIVE
 
     @property
-    def samples_itself(self) -> bool:
-        return self.round.algorithm in SAMPLING_ALGORITHMS
+    def has_rollouts(self) -> bool:
+        return self.round.algorithm in ROLLOUTS
 
     @property
     def before(self) -> ModelVersion | None:

@@ -65,6 +65,8 @@ def test_a_real_round_is_watched_to_its_end(
     with worker(settings):
         expect(page.locator("h1 .badge")).to_have_text("done", timeout=180_000)
     expect(page.locator("[data-stage=evaluating] .stage-state")).to_have_text("succeeded")
+    expect(page.get_by_text("The evaluation had fewer than 5 prompts")).to_be_visible()  # the verdict came by itself
+    expect(page.get_by_text("policy-1 is the project's policy.")).to_be_visible()
     assert page.evaluate("window.neverReloaded") is True
     curves = page.locator("figure", has_text="Reward model: loss").locator(".chart-summary")
     expect(curves).to_contain_text("loss")

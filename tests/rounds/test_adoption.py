@@ -61,6 +61,8 @@ def test_a_round_keeps_the_old_policy_only_if_the_new_one_is_worse(
     assert round_.policy_after_id is not None
     assert round_.adopted is adopted
     assert project.policy_id == (round_.policy_after_id if adopted else base_id)
+    event = session.scalars(select(AuditEvent).where(AuditEvent.action == "round.decided")).one()
+    assert (event.actor_id, event.details["number"], event.details["adopted"]) == (None, 1, adopted)
     # What only a policy that is not used has learned from is new to the next round.
     counts = service.preview(session, project, config()).counts
     assert (counts["new"], counts["earlier"]) == ((0, {"1": 20}) if adopted else (20, {}))

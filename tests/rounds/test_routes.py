@@ -10,9 +10,9 @@ from fastapi import FastAPI
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
+from app.domain.strengths import STRENGTHS
 from app.models import Metric, Project, Round, Run, Snapshot
 from app.rounds import queries, service
-from app.rounds.forms import STRENGTHS
 from app.rounds.service import store_samples
 from app.simulation.browser import Form
 from tests import factories

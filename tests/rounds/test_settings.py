@@ -13,11 +13,12 @@ from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
 from app.domain.rounds import run_seed
+from app.domain.strengths import STRENGTHS
 from app.errors import InvalidInput
 from app.models import Comparison, Project, Round, Run, Snapshot
 from app.rounds import service, views
 from app.rounds.controls import form_fields
-from app.rounds.forms import BUDGETS, RENAMED, SPECS, STRENGTHS, RoundConfig, policy_settings, settings_of
+from app.rounds.forms import BUDGETS, RENAMED, SPECS, RoundConfig, policy_settings, settings_of
 from app.rounds.service import store_samples
 from app.specs import READ_BY, DPOSpec, Generation, Optimiser, PreferenceLoss, RewardSpec
 from app.typed import reasons_of
