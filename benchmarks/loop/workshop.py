@@ -22,6 +22,7 @@ import trainer
 from app.artifacts import ArtifactStore, digest_file, digest_folder
 from app.specs import ModelRef, Spec
 from trainer.checkpoints import Checkpoints
+from trainer.cli import ONE_RECIPE
 from trainer.memory import give_back_memory
 from trainer.reporting import ConsoleReporter
 from trainer.training import accelerator
@@ -87,7 +88,7 @@ class Workshop:
         """The output of a spec's recipe, made now if it is not there yet.
 
         Args:
-            recipe: what to run; by default `trainer.recipes.<kind>.train`.
+            recipe: what to run; by default the trainer's for the spec's kind.
 
         Raises:
             NotMade: it is not there, and this workshop makes nothing.
@@ -110,7 +111,7 @@ class Workshop:
 
     def _make(self, kind: str, spec: Spec, location: str, recipe: Recipe | None) -> None:
         self.say(f"{kind} {location[-32:][:8]}")
-        train = recipe or importlib.import_module(f"trainer.recipes.{kind}").train
+        train = recipe or recipe_of(kind)
         checkpoints = None
         options: dict[str, Any] = {}
         if "checkpoints" in inspect.signature(train).parameters:
@@ -134,6 +135,12 @@ class Workshop:
             checkpoints.remove()
         accelerator().free_memory()
         give_back_memory()
+
+
+def recipe_of(kind: str) -> Recipe:
+    """The recipe of a kind of run, loaded when it is needed."""
+    recipe: Recipe = importlib.import_module(f"trainer.recipes.{ONE_RECIPE.get(kind, kind)}").train
+    return recipe
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from benchmarks.loop.labels import Crew, Texts, by_prompt, choose, comparisons, 
 from benchmarks.loop.measure import best_of_n_at, expected_best
 from benchmarks.loop.play import BASE_SEED, CREW, EVALUATION, LABELING, POLICY, REWARD, VERDICT, play, seed_of
 from benchmarks.loop.report import Group, budget_for, judgments_saved
-from benchmarks.loop.workshop import Workshop
+from benchmarks.loop.workshop import Workshop, recipe_of
 from tests.trainer.conftest import tiny_model  # noqa: F401
 from trainer.recipes import dpo
 from trainer.recipes.sample import Completion
@@ -210,6 +210,7 @@ def test_the_whole_grid_makes_a_spec_for_every_cell() -> None:
     for cell in whole():
         assert methods.policy_spec(cell, base.base_ref, base.base_ref, "s", "r", "p", 1).kind  # type: ignore[attr-defined]
         assert methods.reward_spec(cell, base.base_ref, "s", 1).kind == "reward"
+    assert all(callable(recipe_of(method.kind)) for method in methods.METHODS.values())
 
 
 def test_no_prompt_is_measured_that_was_trained_on() -> None:
