@@ -10,8 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from app.accounts import service as accounts
+from app.domain.rounds import ALGORITHMS
 from app.errors import InvalidInput
 from app.postgres import command_session
+from app.rounds.forms import RECOMMENDED
 from app.settings import Settings
 from app.simulation.browser import Browser
 from app.simulation.labelers import Crew
@@ -26,7 +28,7 @@ def simulate_command(
     preference: Annotated[str, typer.Option(help=f"what they like: {', '.join(PREFERENCES)}")] = "concise",
     noise: Annotated[float, typer.Option(min=0, max=1, help="share of judgments made at random")] = 0.1,
     position_bias: Annotated[float, typer.Option(min=0, max=1, help="share that goes to the left unread")] = 0.05,
-    algorithm: Annotated[str, typer.Option(help="dpo, on_policy_dpo, best_of_n, rloo, grpo, ppo or sft")] = "dpo",
+    algorithm: Annotated[str, typer.Option(help=", ".join(ALGORITHMS))] = RECOMMENDED,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="a setting of the rounds, as name=value; repeat")
     ] = None,
