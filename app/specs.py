@@ -4,7 +4,7 @@ A location is a path relative to the artifact store (`app.artifacts`) or an abso
 complete, defaults written out, so a run can be repeated years later.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -140,11 +140,32 @@ READ_BY: dict[str, tuple[PreferenceLoss, ...]] = {
 }
 
 
+class LossDefaults(NamedTuple):
+    """What a loss of DPO's family begins with where a spec does not say: see `LOSS_DEFAULTS`."""
+
+    beta: float
+    learning_rate: float  # of adapters; full weights want about a tenth
+
+
+# Betas are the papers'. SimPO's is the lowest of Meng et al. 2024: large, because its margin is a log-prob a token.
+# DPO's rate was measured (docs/training.md). The papers and TRL give the other losses rates like DPO's.
+LOSS_DEFAULTS: dict[PreferenceLoss, LossDefaults] = {
+    "dpo": LossDefaults(0.1, 6e-4),
+    "robust": LossDefaults(0.1, 6e-4),
+    "ipo": LossDefaults(0.1, 6e-4),
+    "hinge": LossDefaults(0.1, 6e-4),
+    "kto": LossDefaults(0.1, 6e-4),
+    "orpo": LossDefaults(0.1, 6e-4),
+    "simpo": LossDefaults(2.0, 6e-4),
+}
+
+
 class DPOSpec(Spec):
     """Preference optimisation without sampling on a snapshot's pairs: DPO (Rafailov et al. 2023) and its family.
 
     `dpo` with `label_smoothing` is conservative DPO; `robust` takes it as the rate of flipped labels. ORPO and SimPO
-    have no reference; KTO also learns from `thumbs`, single responses that were liked or not.
+    have no reference; KTO also learns from `thumbs`, single responses that were liked or not. Rate and beta that are
+    not given are those of the loss.
     """
 
     kind: Literal["dpo"] = "dpo"
@@ -152,15 +173,19 @@ class DPOSpec(Spec):
     reference: ModelRef
     snapshot: str
     lora: Lora | None = Lora()
-    optimiser: Optimiser = Optimiser(learning_rate=1e-4, epochs=1)
     loss: PreferenceLoss = "dpo"
+    optimiser: Optimiser = Field(
+        default_factory=lambda given: Optimiser(learning_rate=LOSS_DEFAULTS[given["loss"]].learning_rate, epochs=2)
+    )
     beta: float = Field(
-        0.1, gt=0, description="strength of the leash; tau of IPO, lambda of ORPO; SimPO wants 2 to 2.5"
+        default_factory=lambda given: LOSS_DEFAULTS[given["loss"]].beta,
+        gt=0,
+        description="strength of the leash; tau of IPO, lambda of ORPO; SimPO's scale of the log-prob a token",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     soft_labels: bool = Field(False, description="dpo: targets are the labelers' consensus probabilities, not 0 or 1")
     length_average: bool = Field(False, description="IPO: log-ratios a token instead of their sum")
-    gamma: float = Field(0.5, ge=0, description="SimPO: the margin, in units of beta times log-prob a token")
+    gamma: float = Field(1.0, ge=0, description="SimPO: the margin, in units of beta times log-prob a token")
     desirable_weight: float = Field(1.0, ge=0, description="KTO")
     undesirable_weight: float = Field(1.0, ge=0, description="KTO")
     thumbs: str | None = Field(None, description="KTO: location of a thumbs JSONL: see ThumbRow")
@@ -271,7 +296,8 @@ class GroupSpec(RolloutSpec):
     clip_low: float = Field(0.2, gt=0, lt=1, description="the ratio counts down to 1 minus this")
     clip_high: float = Field(0.28, gt=0, description="the ratio counts up to 1 plus this (DAPO, Yu et al. 2025)")
     normalisation: Literal["constant", "published"] = Field(
-        "constant", description="constant: no bias by length or deviation (Liu et al. 2025); published: as first given"
+        "constant",
+        description="constant: no bias by length or deviation (Liu et al. 2025); published: as first given",
     )
     kl_in: Literal["reward", "loss"] = Field(
         "reward", description="the leash: k1 taken from the reward, or k3 added to the loss"

@@ -127,16 +127,15 @@ class Bench:
         )
 
     def dpo(self, points: int) -> list[Point]:
-        """One epoch; the adapter is measured at `points` places, from the checkpoints of the run."""
+        """The adapter is measured at `points` places, from the checkpoints of the run."""
         pairs = self.judged_pairs(8)
-        defaults = DPOSpec.model_fields["optimiser"].default
         spec = DPOSpec(
             policy=self.base,
             reference=self.base,
             snapshot=self.file("pairs.jsonl", pairs),
-            optimiser=defaults,
             seed=self.seed,
         )
+        defaults = spec.optimiser
         steps = defaults.epochs * -(-len(pairs) // defaults.batch_size)
         wanted = sorted({round(steps * i / points) for i in range(1, points)})
         print(f"DPO, seed {self.seed}: {len(pairs)} pairs, {steps} steps, {defaults!r}", flush=True)

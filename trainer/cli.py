@@ -58,6 +58,7 @@ CheckpointSeconds = Annotated[
 Keep = Annotated[int, typer.Option("--keep", min=1, help="newest checkpoints that are kept")]
 
 METRICS, PAGES = "metrics.jsonl", "samples.jsonl"
+ONE_RECIPE = {"rloo": "group", "grpo": "group"}  # other kinds have a recipe of their own name
 DATA = ("snapshot", "thumbs", "demonstrations", "prompts", "ptx")  # fields of specs that name files of rows
 
 
@@ -86,7 +87,7 @@ def run(kind: str, spec_file: Path, output: Path, store: Path, options: Checkpoi
     if output.exists():
         raise InvalidInput(f"{output} exists already.", "Choose a folder that does not.")
     spec, output, artifacts = read_spec(spec_file, kind), output.absolute(), ArtifactStore(store.absolute())
-    train = importlib.import_module(f"trainer.recipes.{kind}").train
+    train = importlib.import_module(f"trainer.recipes.{ONE_RECIPE.get(kind, kind)}").train
     checkpoints = None
     if options is not None:
         train = functools.partial(train, checkpoints=(checkpoints := checkpoints_of(spec, artifacts, output, options)))

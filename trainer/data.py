@@ -117,13 +117,14 @@ def encode_pairs(rows: Sequence[PairRow], encoder: ChatEncoder, *, close_cut: bo
         if row.weight == 0:
             left_out.setdefault("have weight 0", []).append(row.comparison_id)
             continue
-        if row.response_a == row.response_b:
-            left_out.setdefault("compare a response with itself", []).append(row.comparison_id)
-            continue
         completions = [
             encoder.completion(row.response_a, row.finished_a or close_cut),
             encoder.completion(row.response_b, row.finished_b or close_cut),
         ]
+        # Some tokenizers tell neither case nor accents apart.
+        if row.response_a == row.response_b or completions[0] == completions[1]:
+            left_out.setdefault("compare a response with itself", []).append(row.comparison_id)
+            continue
         fitted = encoder.fit(row.messages, completions)
         if fitted is None:
             left_out.setdefault(encoder.too_long, []).append(row.comparison_id)
@@ -134,6 +135,21 @@ def encode_pairs(rows: Sequence[PairRow], encoder: ChatEncoder, *, close_cut: bo
         chosen, rejected, p = (b, a, row.p_b) if row.p_b >= 0.5 else (a, b, 1 - row.p_b)
         pairs[row.split].append(Pair(chosen, rejected, p, row))
     return EncodedPairs(pairs["train"], pairs["heldout"], describe_left_out(left_out, "comparisons"))
+
+
+def weights_of(pairs: Sequence[Pair]) -> list[float]:
+    """How much each pair counts: its row's weight, for a pair of a ranking of k answers times 2 / k.
+
+    Together the k (k - 1) / 2 pairs of a ranking count k - 1 times: so many comparisons put k answers in order.
+    """
+    answers: dict[tuple[int | None, int], set[tuple[int, ...]]] = {}
+    for pair in pairs:
+        key = pair.row.ranking, pair.row.prompt_id
+        answers.setdefault(key, set()).update(tuple(sequence.completion) for sequence in pair.sequences)
+    return [
+        pair.row.weight * (1 if pair.row.ranking is None else 2 / len(answers[pair.row.ranking, pair.row.prompt_id]))
+        for pair in pairs
+    ]
 
 
 class Thumb(NamedTuple):

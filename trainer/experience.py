@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import gather_object
@@ -247,3 +247,34 @@ class Collector:
 
 def _padded(ids: Sequence[Sequence[int]]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence([torch.as_tensor(row) for row in ids], batch_first=True)
+
+
+# ---- what is shown ---------------------------------------------------------------------------------------------------
+
+
+def rollout_values(rollout: Rollout, members: Sequence[int]) -> dict[str, float]:
+    """Metrics of some episodes of a rollout: of all, or of a slice."""
+    kl = rollout.kl[members]
+    return {
+        "objective/scores": float(rollout.scores[members].mean()),
+        "objective/kl": float(kl.mean()),
+        "objective/kl_per_token": float(kl.sum() / rollout.lengths[members].sum()),
+        "objective/kl_k3": float(rollout.kl_k3[members].mean()),
+        "objective/entropy": float(-rollout.logps[members].sum(1).mean()),
+    }
+
+
+def page(responses: Sequence[Response], rollout: Rollout) -> list[dict[str, Any]]:
+    """Responses as a sample page shows them."""
+    return [
+        {
+            "prompt_id": response.row.id,
+            "messages": list(response.row.messages),
+            "slices": response.row.slices,
+            "response": response.text,
+            "score": score,
+            "kl": kl,
+            "finished": response.sample.finished,
+        }
+        for response, score, kl in zip(responses, rollout.scores.tolist(), rollout.kl.tolist(), strict=True)
+    ]

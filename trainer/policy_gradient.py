@@ -29,7 +29,17 @@ from trainer.chat import ChatEncoder
 from trainer.checkpoints import Checkpoints
 from trainer.data import chunks, read_prompts
 from trainer.evaluation import Scorer, reward_models_scorer, slice_members
-from trainer.experience import MINIBATCHES, PAGE_SAMPLE, Clock, Collector, Rollout, draw, page_prompts
+from trainer.experience import (
+    MINIBATCHES,
+    PAGE_SAMPLE,
+    Clock,
+    Collector,
+    Rollout,
+    draw,
+    page,
+    page_prompts,
+    rollout_values,
+)
 from trainer.memory import PeakMemory
 from trainer.modeling import (
     Reference,
@@ -44,7 +54,7 @@ from trainer.modeling import (
 from trainer.precision import name_of
 from trainer.ptx import Mix
 from trainer.reporting import PolicyResult, Reporter
-from trainer.rollout import Response, Sampler, cut_prompts
+from trainer.rollout import Sampler, cut_prompts
 from trainer.saving import save_policy
 from trainer.sharding import wants_shards
 from trainer.sizes import Sizes, sizes_for
@@ -375,34 +385,3 @@ def averaged(watched: Sequence[Mapping[str, float]]) -> dict[str, float]:
         "val/ratio_var": float(ratios.var(correction=0)),
         **({"lr": rates[-1]} if rates else {}),
     }
-
-
-# ---- what is shown ---------------------------------------------------------------------------------------------------
-
-
-def rollout_values(rollout: Rollout, members: Sequence[int]) -> dict[str, float]:
-    """Metrics of some episodes of a rollout: of all, or of a slice."""
-    kl = rollout.kl[members]
-    return {
-        "objective/scores": float(rollout.scores[members].mean()),
-        "objective/kl": float(kl.mean()),
-        "objective/kl_per_token": float(kl.sum() / rollout.lengths[members].sum()),
-        "objective/kl_k3": float(rollout.kl_k3[members].mean()),
-        "objective/entropy": float(-rollout.logps[members].sum(1).mean()),
-    }
-
-
-def page(responses: Sequence[Response], rollout: Rollout) -> list[dict[str, Any]]:
-    """Responses as a sample page shows them."""
-    return [
-        {
-            "prompt_id": response.row.id,
-            "messages": list(response.row.messages),
-            "slices": response.row.slices,
-            "response": response.text,
-            "score": score,
-            "kl": kl,
-            "finished": response.sample.finished,
-        }
-        for response, score, kl in zip(responses, rollout.scores.tolist(), rollout.kl.tolist(), strict=True)
-    ]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from app.specs import RewardSpec
 from trainer.algorithms import bradley_terry
 from trainer.chat import TokenSequence
-from trainer.data import Pair
+from trainer.data import Pair, weights_of
 from trainer.packing import Packed, pack
 from trainer.reward_model import RewardModel
 from trainer.sharding import whole
@@ -112,7 +112,7 @@ class Targets(NamedTuple):
 
 
 def targets_of(pairs: Sequence[Pair], elements: Sequence[Element], spec: RewardSpec) -> Targets:
-    """Targets of pairs; a ranking's pairs share one element's weight, and one draw of the bootstrap."""
+    """Targets of pairs; a ranking's pairs share one draw of the bootstrap."""
     p = torch.tensor(
         [
             [outcomes(pair, spec)] * spec.ensemble + [aspect_outcomes(pair, a, spec) for a in spec.aspects]
@@ -127,17 +127,15 @@ def targets_of(pairs: Sequence[Pair], elements: Sequence[Element], spec: RewardS
     if spec.margin != "none":
         margin[:, : spec.ensemble] = bradley_terry.margin_of_strength(strengths, spec.margin)[:, None]
 
-    share = torch.zeros(p.shape[:2])
+    rated = (p.sum(-1) > 0).float()
+    share = rated * torch.tensor(weights_of(pairs))[:, None]
     bootstrap = torch.ones(len(elements), p.shape[1])
     if spec.ensemble > 1:
         # Exponential weights with mean 1: the Bayesian bootstrap (Rubin 1981), in which no pair is lost to a member.
         bootstrap[:, : spec.ensemble].exponential_(generator=generator_at(spec.seed, BOOTSTRAP))
-    weight = torch.zeros(p.shape[:2])
+    weight = share.clone()
     for number, element in enumerate(elements):
-        rows = list(element.pairs)
-        rated = (p[rows].sum(-1) > 0).float()
-        share[rows] = rated * torch.tensor([[pairs[i].row.weight] for i in rows]) / rated.sum(0).clamp(min=1)
-        weight[rows] = share[rows] * bootstrap[number]
+        weight[list(element.pairs)] *= bootstrap[number]
     return Targets(p, margin, weight, share)
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from app.rounds.forms import RATES, Algorithm, Group, RoundConfig, Setting, default_rate
+from app.rounds.forms import DERIVED, Algorithm, Group, RoundConfig, Setting, default_rate
+from app.specs import LOSS_DEFAULTS, PreferenceLoss
 
 
 class FormField(NamedTuple):
@@ -31,9 +32,8 @@ def form_fields(
         if setting is None or algorithm not in setting.algorithms:
             continue
         hint = info.description or ""
-        if name in RATES:
-            rates = (f"{default_rate(name, algorithm, lora):.8f}".rstrip("0") for lora in (True, False))
-            hint = "empty: {} with LoRA, {} for full weights".format(*rates)
+        if name in DERIVED:
+            hint = "; ".join(filter(None, [hint, _default_of(name, algorithm)]))
         value = values.get(name)
         kind: Any = info.annotation
         words = getattr(kind, "__args__", ())
@@ -54,9 +54,23 @@ def form_fields(
                     bounds[key]: getattr(each, key) for each in info.metadata for key in bounds if hasattr(each, key)
                 },
                 step="1" if kind is int or int in words else "any",
-                required=type(None) not in words and name not in RATES,
+                required=type(None) not in words and name not in DERIVED,
                 advanced=setting.advanced,
                 error=errors.get(name, ""),
             )
         )
     return groups
+
+
+def _default_of(name: str, algorithm: Algorithm) -> str:
+    """What a setting is that is left empty, in words: `empty: 0.1, with simpo 2`."""
+
+    def default(loss: PreferenceLoss) -> str:
+        if name == "beta":
+            return f"{LOSS_DEFAULTS[loss].beta:g}"
+        rates = (f"{default_rate(name, algorithm, lora, loss):.8f}".rstrip("0") for lora in (True, False))
+        return "{} with LoRA, {} for full weights".format(*rates)
+
+    usual = default("dpo")
+    others = [f", with {loss} {default(loss)}" for loss in LOSS_DEFAULTS if default(loss) != usual]
+    return f"empty: {usual}" + "".join(others)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from app.domain.replay import Reading
 from app.specs import (
+    LOSS_DEFAULTS,
     READ_BY,
     DPOSpec,
     Generation,
@@ -35,6 +36,7 @@ _DPO, _PPO, _REWARD = DPOSpec.model_fields, PPOSpec.model_fields, RewardSpec.mod
 # Full weights learn best at about a tenth of the rate of adapters ("LoRA Without Regret", Schulman et al. 2025).
 FULL_WEIGHTS = 0.1
 RATES = {"learning_rate": "lora", "reward_learning_rate": "reward_lora"}  # where not given, it depends on the other
+DERIVED = {*RATES, "beta"}  # where not given, their defaults depend on other settings: the form leaves them empty
 
 # Settings that only some losses of DPO read, and their names in its spec: PPO has a gamma of its own.
 _OF_LOSSES = {"simpo_gamma" if name == "gamma" else name: name for name in READ_BY if name != "thumbs"}
@@ -56,14 +58,15 @@ def _rare(group: Group, label: str, algorithms: tuple[str, ...] = ("sft", "dpo",
     return Setting(group, label, algorithms, advanced=True)
 
 
-def default_optimiser(algorithm: Algorithm) -> Optimiser:
-    """The optimiser settings an algorithm's spec begins with."""
-    return _SPECS[algorithm].model_fields["optimiser"].default
+def default_optimiser(algorithm: Algorithm, loss: PreferenceLoss = "dpo") -> Optimiser:
+    """The optimiser settings an algorithm's spec begins with; DPO's family has them by loss."""
+    field = _SPECS[algorithm].model_fields["optimiser"]
+    return field.get_default(call_default_factory=True, validated_data={"loss": loss})
 
 
-def default_rate(name: str, algorithm: Algorithm, lora: bool) -> float:
+def default_rate(name: str, algorithm: Algorithm, lora: bool, loss: PreferenceLoss = "dpo") -> float:
     """What the learning rate of this name is where none is given."""
-    optimiser = default_optimiser(algorithm) if name == "learning_rate" else _REWARD_OPTIMISER
+    optimiser = default_optimiser(algorithm, loss) if name == "learning_rate" else _REWARD_OPTIMISER
     # Rounded: a tenth of 3e-4 is 3e-5, not 2.9999999999999997e-05.
     return optimiser.learning_rate if lora else float(f"{optimiser.learning_rate * FULL_WEIGHTS:.6g}")
 
@@ -116,9 +119,9 @@ class RoundConfig(BaseModel):
     ] = _DPO["loss"].default
     beta: Annotated[
         float,
-        Field(gt=0, le=100, description="smaller: further from the reference; SimPO wants 2 or more"),
+        Field(gt=0, le=100, description="smaller: further from the reference"),
         Setting("policy", "Beta", DPO),
-    ] = _DPO["beta"].default
+    ]
     label_smoothing: Annotated[
         float,
         Field(ge=0, lt=0.5, description="above 0: conservative DPO; robust: the rate of flipped labels"),
@@ -133,7 +136,7 @@ class RoundConfig(BaseModel):
         bool, Field(description="IPO: log-ratios a token, not their sum"), _rare("policy", "Length average", DPO)
     ] = _DPO["length_average"].default
     simpo_gamma: Annotated[
-        float, Field(ge=0, le=100, description="SimPO: the margin"), _rare("policy", "Gamma", DPO)
+        float, Field(ge=0, le=100, description="SimPO: the margin, about half of beta"), _rare("policy", "Gamma", DPO)
     ] = _DPO["gamma"].default
     desirable_weight: Annotated[
         float, Field(ge=0, le=100, description="KTO: of liked responses"), _rare("policy", "Desirable weight", DPO)
@@ -344,11 +347,14 @@ class RoundConfig(BaseModel):
             return values
         algorithm = values.get("algorithm", "dpo")
         given = {name: value for name, value in values.items() if value not in (None, "")}
-        rates = {name: default_rate(name, algorithm, not _is_off(given.get(lora))) for name, lora in RATES.items()}
-        own = default_optimiser(algorithm).model_dump(
+        loss: PreferenceLoss = given["loss"] if given.get("loss") in LOSS_DEFAULTS else "dpo"
+        rates = {
+            name: default_rate(name, algorithm, not _is_off(given.get(lora)), loss) for name, lora in RATES.items()
+        }
+        own = default_optimiser(algorithm, loss).model_dump(
             include={"epochs", "batch_size", "microbatch_size", "warmup_ratio"}
         )
-        return own | rates | given
+        return own | rates | {"beta": LOSS_DEFAULTS[loss].beta} | given
 
     @field_validator(*_OF_LOSSES)
     @classmethod

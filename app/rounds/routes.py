@@ -15,7 +15,7 @@ from app.projects.access import ProjectDep
 from app.render import page, redirect
 from app.rounds import queries, service, views
 from app.rounds.controls import form_fields
-from app.rounds.forms import RATES, Algorithm, RoundConfig
+from app.rounds.forms import DERIVED, Algorithm, RoundConfig
 from app.rounds.training_samples import PROMPTS_PER_PAGE, STEPS_PER_PAGE, read_training_samples, side_by_side
 from app.specs import Generation
 from app.typed import TypedDep, not_accepted, reasons_of
@@ -60,7 +60,7 @@ def new_round(
     """What a round would read, and its settings."""
     rank = queries.adapter_rank(session, project.policy_id)
     config = RoundConfig.defaults(algorithm, Generation.model_validate(project.generation), rank)
-    return _new_page(request, project, session, config.model_dump(exclude=set(RATES)))
+    return _new_page(request, project, session, config.model_dump(exclude=DERIVED))
 
 
 @router.get("/rounds/preview")
@@ -124,8 +124,8 @@ def _new_page(
         status=problem.status if problem else 200,
         preview=service.preview(session, project, config),
         algorithm=algorithm,
-        # A learning rate that nobody typed is not shown: it depends on LoRA, which may still be switched.
-        groups=form_fields(algorithm, config.model_dump(exclude=set(RATES)) | values, reasons or {}),
+        # A rate or a beta that nobody typed is not shown: it depends on settings that may still be changed.
+        groups=form_fields(algorithm, config.model_dump(exclude=DERIVED) | values, reasons or {}),
         reasons=reasons or {},
         problem=problem,
     )

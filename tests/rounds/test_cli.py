@@ -68,7 +68,12 @@ def test_every_setting_can_be_given(session: Session, run: Run) -> None:
 
 def test_full_weights_begin_with_their_own_rate(session: Session, run: Run) -> None:
     run("start", "--set", "lora=false")
-    assert session.scalars(select(Round.config["learning_rate"])).one() == 1e-5
+    assert session.scalars(select(Round.config["learning_rate"])).one() == 6e-5
+
+
+def test_a_loss_brings_its_own_beta(session: Session, run: Run) -> None:
+    run("start", "--set", "loss=simpo")
+    assert session.scalars(select(Round.config["beta"])).one() == 2
 
 
 def test_a_policy_keeps_the_rank_of_its_adapter(session: Session, run: Run, project: Project) -> None:

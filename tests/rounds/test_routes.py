@@ -124,11 +124,22 @@ def test_a_learning_rate_that_nobody_typed_follows_lora(sign_in: SignIn, session
         control = soup.select_one(f"#{name}")
         assert control is not None
         assert (control["value"], control.has_attr("required")) == ("", False)
-    assert "0.0001 with LoRA, 0.00001 for full weights" in soup.select_one("#learning_rate-hint").text  # type: ignore[union-attr]
+    assert "0.0006 with LoRA, 0.00006 for full weights" in soup.select_one("#learning_rate-hint").text  # type: ignore[union-attr]
     typed = {"learning_rate": "", "reward_learning_rate": "0.5", "lora": "false", "reward_lora": "false"}
     assert start(client, project, **typed).status_code == 303
     config = session.scalars(select(Round.config)).one()
-    assert (config["learning_rate"], config["reward_learning_rate"]) == (1e-5, 0.5)
+    assert (config["learning_rate"], config["reward_learning_rate"]) == (6e-5, 0.5)
+
+
+def test_a_beta_that_nobody_typed_follows_the_loss(sign_in: SignIn, session: Session, project: Project) -> None:
+    client = sign_in("operator")
+    soup = BeautifulSoup(client.get(f"/projects/{project.slug}/rounds/new").text, "html.parser")
+    beta = soup.select_one("#beta")
+    assert beta is not None
+    assert (beta["value"], beta.has_attr("required")) == ("", False)
+    assert "empty: 0.1, with simpo 2" in soup.select_one("#beta-hint").text  # type: ignore[union-attr]
+    assert start(client, project, loss="simpo", beta="").status_code == 303
+    assert session.scalars(select(Round.config["beta"])).one() == 2
 
 
 def test_the_form_begins_with_the_rank_that_the_policy_has(sign_in: SignIn, session: Session, project: Project) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
@@ -17,7 +17,7 @@ from app.rounds import service, views
 from app.rounds.controls import form_fields
 from app.rounds.forms import RoundConfig
 from app.rounds.service import store_samples
-from app.specs import READ_BY, DPOSpec, Generation, PPOSpec, RewardSpec, SFTSpec
+from app.specs import READ_BY, DPOSpec, Generation, PPOSpec, PreferenceLoss, RewardSpec, SFTSpec
 from app.typed import reasons_of
 from tests import factories
 from tests.rounds.loop import config, decided, last_run, make_project, new_samples
@@ -244,7 +244,7 @@ def test_defaults_are_those_of_the_specs(session: Session, store: ArtifactStore,
                 continue
             for name, field in model.model_fields.items():
                 if not field.is_required() and name not in ("max_length", "kind", "seed"):
-                    default = field.get_default()
+                    default = field.get_default(call_default_factory=True, validated_data={"loss": "dpo"})
                     default = default.model_dump(mode="json") if hasattr(default, "model_dump") else default
                     wanted = list(default) if isinstance(default, tuple) else default
                     assert found[kind].spec[name] == wanted, f"{kind}.{name}"
@@ -258,13 +258,28 @@ def test_no_two_runs_of_a_project_share_a_seed(session: Session, store: Artifact
     assert len({run.spec["seed"] for run in found}) == len(found)
 
 
-@pytest.mark.parametrize(("algorithm", "rate"), [("sft", 2e-5), ("dpo", 1e-5), ("ppo", 6e-5)])
+@pytest.mark.parametrize(("algorithm", "rate"), [("sft", 2e-5), ("dpo", 6e-5), ("ppo", 6e-5)])
 def test_full_weights_learn_at_a_tenth_of_the_rate(algorithm: str, rate: float) -> None:
     full = config(algorithm, lora="false", reward_lora=False)
     assert (full.learning_rate, full.reward_learning_rate) == (rate, 3e-5)
     only_policy = config(algorithm, lora=False, learning_rate="")
     assert (only_policy.learning_rate, only_policy.reward_learning_rate) == (rate, 3e-4)
     assert config(algorithm, lora=False, learning_rate="0.5").learning_rate == 0.5
+
+
+@pytest.mark.parametrize("loss", get_args(PreferenceLoss))
+def test_what_is_not_given_is_that_of_the_loss(
+    session: Session, store: ArtifactStore, project: Project, loss: PreferenceLoss
+) -> None:
+    """In a round as in a spec, which is stored complete; a value that is given stays."""
+    nothing = {"policy": {"base": "b"}, "reference": {"base": "b"}, "snapshot": "s"}
+    own = DPOSpec.model_validate(nothing | {"loss": loss})
+    found = spec_of(session, store, project, "dpo", "dpo", loss=loss, beta="", learning_rate="", epochs="")
+    assert (found["beta"], found["optimiser"]) == (own.beta, own.optimiser.model_dump())
+    assert own.beta == (2.0 if loss == "simpo" else 0.1)
+    given = spec_of(session, store, project, "dpo", "dpo", loss=loss, beta="0.3", learning_rate="0.002")
+    assert (given["beta"], given["optimiser"]["learning_rate"]) == (0.3, 0.002)
+    assert DPOSpec.model_validate(nothing | {"loss": loss, "beta": 0.3}).beta == 0.3
 
 
 def test_the_form_has_every_setting_that_counts_for_its_algorithm() -> None:

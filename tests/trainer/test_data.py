@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from app.errors import InvalidInput, ModelUnavailable
@@ -335,6 +335,14 @@ def test_rows_left_out_are_counted_and_named(encoder: ChatEncoder) -> None:
         "1 comparisons lost a part of their prompt, to stay within 64 tokens: 6",
         "2 comparisons have weight 0: 2, 5",
     ]
+
+
+def test_two_texts_of_the_same_tokens_are_one_response(encoder: ChatEncoder) -> None:
+    encoder.tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    rows = [row(1, response_a="Yes", response_b="yes"), row(2, response_a="Yes", response_b="yes", finished_a=False)]
+    assert not encode_pairs(rows, encoder).train
+    # That one was cut and the other ended is a difference that a policy learns from.
+    assert [pair.row.comparison_id for pair in encode_pairs(rows, encoder, close_cut=False).train] == [2]
 
 
 def test_thumbs_left_out_are_counted_and_named_and_none_is_cut_to_nothing(encoder: ChatEncoder) -> None:

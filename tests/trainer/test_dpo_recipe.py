@@ -1,5 +1,6 @@
 """The DPO family as a whole: expected values come from plain transformers in float64 and formulas written out here."""
 
+import itertools
 import math
 import random
 from collections.abc import Callable, Mapping
@@ -250,6 +251,24 @@ def test_a_step_is_that_of_the_formula_with_every_rows_own_weight_and_label(
     norm = math.sqrt(sum(float((p.grad**2).sum()) for p in policy.model.parameters()))
     assert reporter.values("loss") == [pytest.approx(total.item() / weights, rel=1e-5)]
     assert reporter.values("grad_norm") == [pytest.approx(norm, rel=1e-4)]
+
+
+def test_a_ranking_counts_as_in_the_reward_model(tiny_ref: ModelRef) -> None:
+    """All 6 pairs of 4 answers count as 3 comparisons; a pair alone as 1; ties leave their part to nobody."""
+    rows = [
+        PairRow(
+            comparison_id=i, prompt_id=1, messages=user("?"), response_a=a, response_b=b, preference=1, p_b=p_b,
+            ranking=ranking, weight=2.0, split="train",
+        )
+        for i, (a, b, p_b, ranking) in enumerate(
+            [*((a, b, 0.5 if (a, b) == ("x", "y") else 0.9, 7) for a, b in itertools.combinations("wxyz", 2)),
+             ("w", "x", 0.9, None)]
+        )
+    ]  # fmt: skip
+    encoder = ChatEncoder(AutoTokenizer.from_pretrained(tiny_ref.base), 512)
+    examples, ties = dpo.examples_of(encode_pairs(rows, encoder).train)
+    assert ties == [3]
+    assert [example.weight for example in examples] == [1.0] * 5 + [2.0]
 
 
 def test_a_loss_without_a_reference_loads_none(tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path) -> None:

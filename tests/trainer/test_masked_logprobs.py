@@ -41,6 +41,19 @@ def test_a_single_entry_is_left_as_it_is(shift_mean: bool) -> None:
     assert masked_whiten(torch.tensor([[9.0, -3], [float("nan"), 9]]), mask, shift_mean).tolist() == [[0, -3], [0, 0]]
 
 
+@pytest.mark.parametrize("scale", [0.0, 1.7, -300.0])
+def test_what_floats_leave_between_equal_values_is_no_spread(scale: float) -> None:
+    mask = torch.ones(8, 48, dtype=torch.bool)
+    noise = torch.randn(8, 48, generator=torch.Generator().manual_seed(0))
+    values = scale + 1e-6 * (1 + abs(scale)) * noise
+    assert masked_whiten(values, mask).abs().max() < 1e-5 * (1 + abs(scale))
+    torch.testing.assert_close(masked_whiten(values, mask, shift_mean=False), values)
+    # Whatever is more than that is: a thousandth of the values, for instance.
+    assert masked_var(masked_whiten(scale + 1e-3 * (1 + abs(scale)) * noise, mask), mask).item() == pytest.approx(
+        1, abs=0.02
+    )
+
+
 def test_token_logps_at_a_temperature() -> None:
     logits = torch.tensor([[0.0, math.log(3)], [2.0, 2.0]])
     assert token_logps(logits, torch.tensor([1, 0])).tolist() == pytest.approx([math.log(3 / 4), math.log(1 / 2)])

@@ -16,7 +16,7 @@ from trainer.activations import recompute_activations
 from trainer.chat import TokenSequence
 from trainer.checkpoints import Checkpoints
 from trainer.generation import best_ways
-from trainer.modeling import load_causal_lm, load_policy_and_reference, load_tokenizer, working_dtype
+from trainer.modeling import load_causal_lm, load_policy_and_reference, working_dtype
 from trainer.packing import pack
 from trainer.policy import Policy, can_share, completion_outputs, trunk_of
 from trainer.precision import Rates, choose, measure

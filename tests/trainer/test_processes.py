@@ -128,10 +128,13 @@ def test_what_a_launch_asks_for_in_vain_is_named(
         check_launch()
 
 
-def test_ppo_is_refused_under_fsdp(monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["ppo", "rloo", "grpo"])
+def test_what_samples_between_updates_is_refused_under_fsdp(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path, kind: str
+) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(InvalidInput, match="PPO does not run under FSDP"):
-        jobs.run("ppo", folder, tmp_path / "ppo")
+    with pytest.raises(InvalidInput, match=f"{kind.upper()} does not run under FSDP"):
+        jobs.run(kind, folder, tmp_path / kind)
 
 
 @pytest.mark.parametrize("config", sorted(Path("docs/accelerate").glob("*.yaml")), ids=lambda path: path.stem)

@@ -23,6 +23,7 @@ from trainer.checkpoints import Checkpoints, random_states, set_random_states
 pytestmark = pytest.mark.long
 
 KILLS = dict.fromkeys(jobs.KINDS, 30) | {"on_policy_dpo": 10, "best_of_n": 6}  # chains of others, and slower
+KILLS |= {"rloo": 10, "grpo": 20}  # one recipe
 
 
 @pytest.fixture(scope="module")

@@ -126,16 +126,17 @@ def test_a_hard_label_of_a_pair_without_a_winner_is_a_tie(ties: str) -> None:
     assert targets.p.flatten(1).tolist() == [[0, 0, 1], [0, 0, 1]]
 
 
-def test_weights_count_a_ranking_once_and_unrated_aspects_never() -> None:
+def test_a_ranking_counts_as_often_as_comparisons_put_it_in_order_and_unrated_aspects_never() -> None:
     ranking = [pair_of([i], [j], ranking=1, weight=2.0) for i, j in ((1, 2), (1, 3), (2, 3))]
     pairs = [*ranking, pair_of([7], [8], aspects={"style": 0.9})]
     targets = targets_of(pairs, elements_of(pairs), spec_of(aspects=("style",)))
-    torch.testing.assert_close(targets.share, torch.tensor([[2 / 3, 0], [2 / 3, 0], [2 / 3, 0], [1, 1]]))
+    # Three answers: two comparisons of weight 2, spread over three pairs.
+    torch.testing.assert_close(targets.share, torch.tensor([[4 / 3, 0], [4 / 3, 0], [4 / 3, 0], [1, 1]]))
     assert torch.equal(targets.weight, targets.share)
-    # (2 / 3 (1 + 2 + 3) + 4) / 3 of the first head, 40 of the second; their mean.
+    # (4 / 3 (1 + 2 + 3) + 4) / 5 of the first head, 40 of the second; their mean.
     losses = torch.tensor([[1.0, 10], [2, 20], [3, 30], [4, 40]])
     loss = weighted_loss(losses, targets.weight, targets.share.sum(0))
-    assert loss.item() == pytest.approx(((2 / 3 * 6 + 4) / 3 + 40) / 2)
+    assert loss.item() == pytest.approx(((4 / 3 * 6 + 4) / 5 + 40) / 2)
     assert weighted_loss(losses[:3], targets.weight[:3], targets.share[:3].sum(0)).item() == pytest.approx(2 / 2)
 
 
@@ -145,14 +146,14 @@ def test_a_tie_without_a_hard_label_counts_where_an_aspect_has_a_winner() -> Non
     pairs = [pair_of([1], [2], ranking=1, **winner), pair_of([1], [3], ranking=1, **tie), pair_of([2], [3], **tie)]
     targets = targets_of(pairs, elements_of(pairs), spec_of(aspects=("style",), soft_labels=False))
     assert targets.p.flatten(1).tolist() == [[1, 0, 0, 0, 0, 0], [0, 0, 0, 1, 0, 0], [0, 0, 0, 1, 0, 0]]
-    assert targets.weight.tolist() == [[1, 0], [0, 1], [0, 1]]
+    torch.testing.assert_close(targets.weight, torch.tensor([[2 / 3, 0], [0, 2 / 3], [0, 1]]))
 
 
 def test_members_of_an_ensemble_weigh_elements_by_an_exponential_draw_of_their_own() -> None:
-    pairs = [pair_of([1], [2], ranking=i // 2, prompt_id=i // 2) for i in range(4000)]
+    pairs = [pair_of([1], [2 + i % 2], ranking=i // 2, prompt_id=i // 2) for i in range(4000)]
     elements = elements_of(pairs)
     spec = spec_of(ensemble=3, aspects=("style",))
-    weight = targets_of(pairs, elements, spec).weight * 2  # two pairs an element
+    weight = targets_of(pairs, elements, spec).weight * 1.5  # of three answers
     assert torch.equal(weight[::2], weight[1::2])
     assert weight[:, 3].tolist() == [0] * 4000
     draws = weight[::2, :3]
@@ -160,11 +161,11 @@ def test_members_of_an_ensemble_weigh_elements_by_an_exponential_draw_of_their_o
     assert draws.mean(0).tolist() == pytest.approx([1] * 3, abs=4 / 2000**0.5)
     assert draws.std(0).tolist() == pytest.approx([1] * 3, abs=8 / 2000**0.5)
     assert torch.corrcoef(draws.T).fill_diagonal_(0).abs().max() < 4 / 2000**0.5
-    again = targets_of(pairs, elements, spec).weight * 2
+    again = targets_of(pairs, elements, spec).weight * 1.5
     assert torch.equal(weight, again)
     other = targets_of(pairs, elements, spec.model_copy(update={"seed": 1})).weight
-    assert not torch.equal(weight, other * 2)
-    assert targets_of(pairs, elements, spec_of()).weight.unique().tolist() == [0.5]
+    assert not torch.equal(weight, other * 1.5)
+    assert targets_of(pairs, elements, spec_of()).weight.unique().tolist() == [pytest.approx(2 / 3)]
 
 
 @pytest.mark.parametrize("share", [0.1, 0.4])

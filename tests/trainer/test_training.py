@@ -125,10 +125,10 @@ def test_seconds_go_on_from_the_checkpoint(tmp_path: Path, monkeypatch: pytest.M
     now = [1000.0]
     monkeypatch.setattr("trainer.training.time.monotonic", lambda: now[0])
     settings = Optimiser(learning_rate=0.1)
-    checkpoints = Checkpoints(ArtifactStore(tmp_path), "run", settings)
+    checkpoints = Checkpoints(ArtifactStore(tmp_path), "run", settings, every_seconds=0)
     first = Training(Line(1.0), settings, 8, seed=0, started=990.0, checkpoints=checkpoints)
     now[0] = 1030.0
-    first.save()
+    first.save_if_due()
     now[0] = 5000.0  # another process, whose clock began elsewhere
     again = Training(Line(1.0), settings, 8, seed=0, started=4995.0, checkpoints=checkpoints)
     assert again.seconds == pytest.approx(40 + 5)

@@ -56,8 +56,8 @@ def answer_weights(lengths: Tensor, answers: int, longest: int, normalisation: N
 
 
 class GroupLoss(NamedTuple):
-    """All (). With gradients: the clipped surrogate, and k3 to the reference by the same weights. Detached: means over
-    what has a ratio, the tokens or the answers; `approxkl` is one over tokens.
+    """All (). With gradients: the clipped surrogate, and the KL to the reference by the same weights. Detached: means
+    over what has a ratio, the tokens or the answers; `approxkl` is one over tokens.
     """
 
     policy: Tensor
@@ -77,12 +77,15 @@ def group_loss(
     clip_low: float,
     clip_high: float,
     whole_answers: bool = False,
+    unbiased_kl: bool = False,
 ) -> GroupLoss:
     """The clipped surrogate of log-probs (N,) with bounds apart (DAPO, Yu et al. 2025, eq. 10), and the leash.
 
     Args:
         advantages, weights: (S,) of each answer; a weight counts for each of its tokens.
         whole_answers: an answer is one action with one ratio (RLOO as published); its weight then counts once.
+        unbiased_kl: multiply k3 by the token's ratio. The gradient is then that of KL(pi || pi_ref) (DeepSeek-V3.2,
+            section 3.1); without, as GRPO was published, that of KL(pi_ref || pi).
     """
     # rho = pi / pi_old;  L = -sum w min(rho A, clip(rho, 1 - low, 1 + high) A)
     log_ratio = logps - old_logps
@@ -95,7 +98,8 @@ def group_loss(
     plain = -unit_advantages * ratio
     clipped = -unit_advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
     policy = (unit_weights * torch.maximum(plain, clipped)).sum()
-    kl = (weights[owners] * k3(logps, reference_logps)).sum()
+    token_kl = k3(logps, reference_logps) * ((logps - old_logps).exp() if unbiased_kl else 1)
+    kl = (weights[owners] * token_kl).sum()
     with torch.no_grad():
         approxkl = k2(logps, old_logps).mean()
         return GroupLoss(policy, kl, approxkl, (clipped > plain).float().mean(), ratio.mean())

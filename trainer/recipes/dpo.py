@@ -34,6 +34,7 @@ from trainer.data import (
     read_thumbs,
     require_pairs,
     slice_names,
+    weights_of,
 )
 from trainer.memory import PeakMemory
 from trainer.modeling import (
@@ -69,6 +70,9 @@ def train(
     checkpoints: Checkpoints | None = None,
 ) -> PolicyResult:
     """Trains on the snapshot's `train` rows with a winner and on thumbs, measures on `heldout` rows, saves to `folder`.
+
+    An answer that was cut by length is read without the end of its turn. If it is chosen, it does not teach to stop
+    there; if it is rejected, it does not teach to go on.
 
     Raises:
         InvalidInput: too few rows to learn from.
@@ -183,6 +187,7 @@ class Example(NamedTuple):
 
     sequences: tuple[TokenSequence, ...]
     kinds: tuple[int, ...]  # CHOSEN or REJECTED, of each
+    weight: float
     row: PairRow | ThumbRow
     doubt: float = 0.0  # of a pair with a soft label: how probably its rejected response is the better one
 
@@ -201,8 +206,8 @@ class Rows:
 
     def __init__(self, examples: list[Example], strangers: list[Group]) -> None:
         self.examples, self.strangers = examples, strangers
-        self.weights = torch.tensor([example.row.weight for example in examples])
-        self.shares = torch.tensor([example.row.weight * len(example.sequences) / 2 for example in examples])
+        self.weights = torch.tensor([example.weight for example in examples])
+        self.shares = torch.tensor([example.weight * len(example.sequences) / 2 for example in examples])
         self.doubts = torch.tensor([example.doubt for example in examples])
         tokens = [float(len(sequence.completion)) for example in examples for sequence in example.sequences]
         self.lengths = by_kind(torch.tensor(tokens), examples)
@@ -248,7 +253,7 @@ def read_rows(spec: DPOSpec, store: ArtifactStore, encoder: ChatEncoder) -> tupl
 
     if spec.thumbs:
         thumbs, thumbs_dropped = encode_thumbs(read_thumbs(store.resolve(spec.thumbs)), encoder)
-        train += [Example((t.sequence,), (CHOSEN if t.row.liked else REJECTED,), t.row) for t in thumbs]
+        train += [Example((t.sequence,), (CHOSEN if t.row.liked else REJECTED,), t.row.weight, t.row) for t in thumbs]
         dropped += thumbs_dropped
     liked, disliked = (sum(kind in example.kinds for example in train) for kind in (CHOSEN, REJECTED))
     if min(liked, disliked) < MIN_PAIRS:
@@ -278,14 +283,14 @@ def examples_of(
     """
     examples: list[Example] = []
     ties: list[int] = []
-    for pair in pairs:
+    for pair, weight in zip(pairs, weights_of(pairs), strict=True):
         if avoid_both_bad and pair.row.both_bad > 0.5:
-            examples += [Example((sequence,), (REJECTED,), pair.row) for sequence in pair.sequences]
+            examples += [Example((sequence,), (REJECTED,), weight, pair.row) for sequence in pair.sequences]
         elif pair.tied:
             ties.append(pair.row.comparison_id)
         else:
             doubt = 1 - pair.p_chosen if soft_labels else 0.0
-            examples.append(Example(pair.sequences, (CHOSEN, REJECTED), pair.row, doubt))
+            examples.append(Example(pair.sequences, (CHOSEN, REJECTED), weight, pair.row, doubt))
     return examples, ties
 
 
@@ -298,13 +303,15 @@ def strangers_of(examples: Sequence[Example], encoder: ChatEncoder) -> list[Grou
     if all(prompt == prompts[0] for prompt in prompts):
         return []
     strangers: list[Group] = []
-    for i, prompt in enumerate(prompts):
-        other = next(j % len(prompts) for j in range(i + 1, i + len(prompts)) if prompts[j % len(prompts)] != prompt)
+    other = next(i for i, prompt in enumerate(prompts) if prompt != prompts[-1])  # of the last one: from the start
+    for i in reversed(range(len(prompts))):
+        if i + 1 < len(prompts) and prompts[i + 1] != prompts[i]:
+            other = i + 1
         completions = [sequence.completion for sequence in examples[other].sequences]
-        fitted = encoder.fit(prompt, completions)
+        fitted = encoder.fit(prompts[i], completions)
         assert fitted is not None  # they fitted their own prompts' room, which did not depend on the prompt
         strangers.append(tuple(fitted.sequences))
-    return strangers
+    return strangers[::-1]
 
 
 def by_kind(values: Tensor, examples: Sequence[Example]) -> Tensor:

@@ -10,7 +10,7 @@ for all of them, in sampling and in updates (Ahmadian et al. 2024; Shao et al. 2
 | `frac_reward_zero_std` | groups whose rewards are all equal: they say nothing and are left out of the updates |
 | `reward_std` | standard deviation of rewards within a group, mean over groups |
 | `loss/policy_avg` | the clipped surrogate, mean over the rollout's minibatches |
-| `loss/kl_avg` | k3 to the reference, weighted as the surrogate is, with the leash in the loss |
+| `loss/kl_avg` | with the leash in the loss: k3 to the reference, weighted as the surrogate is |
 | `policy/approxkl_avg`, `policy/entropy_avg` | means over the tokens of a minibatch, then over minibatches |
 | `policy/clipfrac_avg`, `val/ratio` | the same over what has a ratio: tokens, or answers in RLOO as published |
 | `val/ratio_var` | variance over the minibatches of their mean ratios |
@@ -188,6 +188,7 @@ class Learner:
                 spec.clip_low,
                 spec.clip_high,
                 whole_answers,
+                unbiased_kl=spec.normalisation == "constant",
             )
             training.backward(loss.policy + beta * loss.kl, part)
             if part.counts:

@@ -1,4 +1,4 @@
-"""The PPO recipe where the optimum is known: answers of one token, whose reward is a table.
+"""PPO, RLOO and GRPO where the optimum is known: answers of one token, whose reward is a table.
 
 Maximising E[r] - beta KL(pi || pi_ref) over all policies gives pi*(y) = pi_ref(y) exp(r(y) / beta) / Z.
 """
@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from app.artifacts import ArtifactStore
-from app.specs import ModelRef, Optimiser, PPOSpec, PromptRow
+from app.specs import GRPOSpec, ModelRef, Optimiser, PPOSpec, PromptRow, RLOOSpec
 from tests.trainer.conftest import user, write_rows
-from trainer.recipes import ppo
+from trainer.recipes import group, ppo
 from trainer.reporting import ConsoleReporter
 from trainer.rollout import Response
 
@@ -31,11 +31,17 @@ class Toy(NamedTuple):
     folder: Path
     logps: Tensor
 
-    def trained(self, store: ArtifactStore, out: Path, **changes: Any) -> tuple[Tensor, ConsoleReporter]:
+    def trained(
+        self,
+        store: ArtifactStore,
+        out: Path,
+        method: type[PPOSpec] | type[RLOOSpec] | type[GRPOSpec] = PPOSpec,
+        **changes: Any,
+    ) -> tuple[Tensor, ConsoleReporter]:
         """Log-probs (4, 9) after training, and what was reported."""
         ref = ModelRef(base=str(self.folder))
         settings = Optimiser(learning_rate=3e-3, epochs=4, batch_size=64, microbatch_size=64, warmup_ratio=0.0)
-        spec = PPOSpec(
+        spec = method(
             policy=ref,
             reference=ref,
             reward_models=("none: the table scores",),
@@ -53,7 +59,8 @@ class Toy(NamedTuple):
         )
         out.mkdir()
         reporter = ConsoleReporter(stream=None)
-        ppo.train(spec, store, reporter, out, scorer=table)
+        recipe: Any = ppo if method is PPOSpec else group
+        recipe.train(spec, store, reporter, out, scorer=table)
         return logps_of(out), reporter
 
 
@@ -112,8 +119,20 @@ def toy(tmp_path: Path) -> Toy:
     return Toy(folder, logps_of(folder))
 
 
-def test_a_fixed_leash_leads_to_the_optimum(toy: Toy, store: ArtifactStore, tmp_path: Path) -> None:
-    policy, reporter = toy.trained(store, tmp_path / "policy", kl_coef=0.5, kl_target=None)
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        (PPOSpec, {}),
+        (RLOOSpec, {}),
+        (RLOOSpec, {"kl_in": "loss"}),
+        (RLOOSpec, {"normalisation": "published"}),
+        (GRPOSpec, {}),
+    ],
+)
+def test_a_fixed_leash_leads_to_the_optimum(
+    toy: Toy, store: ArtifactStore, tmp_path: Path, method: type[PPOSpec], settings: dict[str, Any]
+) -> None:
+    policy, reporter = toy.trained(store, tmp_path / "policy", method, kl_coef=0.5, kl_target=None, **settings)
     best = optimum(toy.logps, 0.5)
     assert kl(toy.logps, best).mean() > 0.5  # far away at first
     assert kl(policy, best).max() < 0.02

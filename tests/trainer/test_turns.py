@@ -1,0 +1,195 @@
+"""Runs in phases: what keeps them from going too far, and that they learn what they are scored by."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from app.artifacts import ArtifactStore
+from app.errors import InvalidInput
+from app.specs import BestOfNSpec, DemonstrationRow, Lora, ModelRef, OnPolicyDPOSpec, Optimiser, PromptRow, SFTSpec
+from tests.trainer.conftest import separable_pairs, user, write_rows
+from trainer.chat import TokenSequence
+from trainer.evaluation import Heads, Said, response_logps
+from trainer.modeling import load_causal_lm
+from trainer.recipes import best_of_n, on_policy_dpo, sft
+from trainer.reporting import ConsoleReporter, PolicyResult
+from trainer.turns import Candidate, Turns, significantly_worse
+
+FAST = Optimiser(learning_rate=3e-3, epochs=1, batch_size=8)
+
+
+def heads(score: Any) -> Heads:
+    """Two members of a reward model that agree."""
+
+    def said(responses: Sequence[Said]) -> torch.Tensor:
+        return torch.tensor([[score(response.text)] * 2 for response in responses]).float()
+
+    return said
+
+
+def digits(text: str) -> float:
+    """How many characters are digits."""
+    return float(sum(character.isdigit() for character in text))
+
+
+@pytest.fixture(scope="module")
+def ending_ref(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelRef:
+    """A tiny model that has learned to end its answers: it speaks of apples and rocks, with digits around them."""
+    root = tmp_path_factory.mktemp("ending")
+    rows = [
+        DemonstrationRow(id=pair.prompt_id, messages=pair.messages, response=pair.response_a)
+        for pair in separable_pairs(160, 0, seed=5)
+    ]
+    spec = SFTSpec(
+        policy=ModelRef(base=str(tiny_model)),
+        demonstrations=str(write_rows(root / "rows.jsonl", rows)),
+        lora=None,
+        optimiser=Optimiser(learning_rate=3e-3, epochs=4),
+        max_length=128,
+    )
+    with ArtifactStore(root).folder("model") as folder:
+        sft.train(spec, ArtifactStore(root), ConsoleReporter(stream=None), folder)
+    return ModelRef(base=str(root / "model"))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    prompts = [PromptRow(id=i, messages=user(f"Yours {i}?"), slices={"domain": "ab"[i % 2]}) for i in range(12)]
+    return {
+        "prompts": str(write_rows(tmp_path / "prompts.jsonl", prompts)),
+        "snapshot": str(write_rows(tmp_path / "snapshot.jsonl", separable_pairs(32, 0))),
+    }
+
+
+def spec_of(ending_ref: ModelRef, files: dict[str, str], kind: Any = OnPolicyDPOSpec, **changes: Any) -> Any:
+    settings = {
+        "policy": ending_ref,
+        "reward_models": ("scripted",),
+        "lora": Lora(rank=8, alpha=16),
+        "optimiser": FAST,
+        "samples_per_prompt": 8,
+        "max_new_tokens": 20,
+        "missing_eos_penalty": 0.0,
+        "kl_budget": None,
+        "max_length": 128,
+        **files,
+    }
+    return kind.model_validate(settings | changes)
+
+
+def run(recipe: Any, spec: Any, store: ArtifactStore) -> tuple[PolicyResult, ConsoleReporter, Path]:
+    (store.root / "scripted").mkdir(parents=True, exist_ok=True)
+    reporter = ConsoleReporter(stream=None)
+    with store.folder("models/new") as folder:
+        result = recipe.train(spec, store, reporter, folder, heads=lambda: heads(digits))
+    return result, reporter, store.resolve("models/new")
+
+
+def test_on_policy_dpo_raises_the_score_turn_by_turn(
+    ending_ref: ModelRef, files: dict[str, str], store: ArtifactStore
+) -> None:
+    # People's comparisons are about something else, and hardly move it.
+    spec = spec_of(ending_ref, files, human_epochs=1, human_learning_rate=1e-5, turns=2)
+    result, reporter, folder = run(on_policy_dpo, spec, store)
+    scores = reporter.values("objective/scores")
+    assert len(scores) == 3  # after people's comparisons, and after each turn
+    assert scores[0] < scores[1] < scores[2]
+    assert scores[2] > scores[0] + 0.5
+    assert reporter.values("turn/pairs")[0] >= 20
+    assert (folder / "adapter_model.safetensors").exists()
+    assert result.metrics["objective/scores"] == scores[2]
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == ending_ref.base
+
+
+def test_best_of_n_imitates_the_best(ending_ref: ModelRef, files: dict[str, str], store: ArtifactStore) -> None:
+    spec = spec_of(ending_ref, files, BestOfNSpec, turns=2, best=4, optimiser=FAST.model_copy(update={"epochs": 3}))
+    _, reporter, _ = run(best_of_n, spec, store)
+    scores = reporter.values("objective/scores")
+    assert scores[1] > scores[0]
+    assert all(gain > 0 for gain in reporter.values("turn/margin"))
+
+
+@pytest.mark.parametrize("lora", [Lora(rank=8, alpha=16), None])
+def test_a_phase_beyond_the_budget_is_shortened_and_the_last(
+    ending_ref: ModelRef, files: dict[str, str], store: ArtifactStore, lora: Lora | None
+) -> None:
+    rate = 5e-3 if lora else 1e-3
+    loose = spec_of(ending_ref, files, lora=lora, human_epochs=2, human_learning_rate=rate, turns=1)
+    far = run(on_policy_dpo, loose, store)[1].values("objective/kl")[0]
+    assert far > 0.1
+    budget = far / 3
+    result, reporter, _ = run(on_policy_dpo, loose.model_copy(update={"kl_budget": budget, "turns": 3}), store)
+    assert 0 < result.metrics["objective/kl"] <= budget
+    assert 0.2 < reporter.last("turn/share_of_step") < 1
+    assert len(reporter.values("objective/kl")) == 1  # no turn after it
+    assert any("KL budget" in note for note in result.notes)
+
+
+def test_a_share_of_a_step_lies_between_its_ends(
+    ending_ref: ModelRef, files: dict[str, str], store: ArtifactStore, tmp_path: Path
+) -> None:
+    _, _, folder = run(on_policy_dpo, spec_of(ending_ref, files, human_epochs=1, turns=1), store)
+    after = ModelRef(base=ending_ref.base, adapter=str(folder))
+    work = ArtifactStore(tmp_path / "work")
+    turns = Turns(spec_of(ending_ref, files), store, ConsoleReporter(stream=None), None, work)
+    half = turns._between(ending_ref, after, 0.5, "half")
+    assert half.adapter is not None
+    mine, whole = (load_file(Path(str(ref.adapter)) / "adapter_model.safetensors") for ref in (half, after))
+    for name, tensor in mine.items():
+        # Of a new adapter B begins at 0: half of B is half of B times A.
+        torch.testing.assert_close(tensor, whole[name] * (0.5 if "lora_B" in name else 1.0))
+    between = turns._between(half, after, 0.25, "between")
+    found = load_file(Path(str(between.adapter)) / "adapter_model.safetensors")
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, 0.75 * mine[name] + 0.25 * whole[name])
+
+
+def test_kl_is_that_of_the_tokens_said(
+    ending_ref: ModelRef, other_tiny_model: Path, files: dict[str, str], store: ArtifactStore, tmp_path: Path
+) -> None:
+    (store.root / "scripted").mkdir(parents=True)
+    work, spec = ArtifactStore(tmp_path / "work"), spec_of(ending_ref, files)
+    turns = Turns(spec, store, ConsoleReporter(stream=None), None, work, heads=lambda: heads(digits))
+    turns.policy = ModelRef(base=str(other_tiny_model))
+    answers, _ = turns.turn_answers(0)
+    assert len(answers.items) == 12 * 8
+    some = answers.items[:5]
+    sequences = [TokenSequence(answer.prompt, answer.tokens) for answer in some]
+    logps = [
+        response_logps(load_causal_lm(ref, dtype=torch.float32), sequences, 1.0, 0)
+        for ref in (turns.policy, ending_ref)
+    ]
+    for i, (policy, start) in enumerate(zip(*logps, strict=True)):
+        assert float(answers.kl[i]) == pytest.approx(float((policy - start).sum()), abs=1e-2)
+    again = Turns(spec, store, ConsoleReporter(stream=None), None, work, heads=lambda: pytest.fail("scored again"))
+    again.policy = turns.policy
+    assert again.turn_answers(0)[0].items == answers.items  # found, not sampled
+
+
+def test_what_people_speak_against_is_not_kept() -> None:
+    good, bad, unsure = torch.ones(30), torch.cat([torch.zeros(12), torch.ones(18)]), torch.full((30,), 0.5)
+    assert significantly_worse(bad, good)
+    assert not significantly_worse(good, bad)
+    # One of thirty lost: a difference of 1/30 with a standard error of 1/30.
+    assert not significantly_worse(torch.cat([torch.zeros(1), torch.ones(29)]), good)
+    assert not significantly_worse(torch.tensor([0.0]), torch.tensor([1.0]))
+
+    turns = object.__new__(Turns)
+    refs = [ModelRef(base=name) for name in ("one", "two", "three")]
+
+    def chosen(*rights: torch.Tensor) -> str:
+        turns.notes = []
+        turns.candidates = [Candidate(ref.base, ref, right, {}) for ref, right in zip(refs, rights, strict=False)]
+        return turns.chosen().phase
+
+    assert chosen(unsure, good, bad) == "two"
+    assert "three" in turns.notes[0]
+    assert chosen(unsure, bad, good) == "three"
+    assert chosen(torch.zeros(0), torch.zeros(0)) == "two"  # nothing speaks against the last
+    with pytest.raises(InvalidInput, match="nothing to learn"):
+        chosen()
