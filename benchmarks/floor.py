@@ -7,7 +7,7 @@ without, and prints the seconds that these would take at the rate of plain matri
 Of a model whose layers hold W weights in L linear stacks of A = heads * head size, with V * H in its head:
 
     forward  2 W a token + 2 V H a predicted token + 4 L A a pair of tokens, one of which attends to the other
-    learning 2 forward passes more for full weights, 1 for an adapter, whose own products are below 5%
+    learning 2 forward passes more for full weights, 1 for an adapter, whose own products add less than a tenth
 """
 
 import argparse
@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from app.artifacts import ArtifactStore
-from app.specs import DPOSpec, ModelRef, PairRow, RewardSpec
+from app.specs import DPOSpec, ModelRef, OnPolicyDPOSpec, PairRow, RewardSpec
 from benchmarks.training import auto_precision, matmul_rate, starter_prompts
 from trainer.chat import ChatEncoder
 from trainer.default_model import DEFAULT_MODEL, fetch_model
@@ -174,7 +174,7 @@ class Round:
         return time.perf_counter() - started
 
     def train_dpo(self, count: int, epochs: int) -> float:
-        optimiser = DPOSpec.model_fields["optimiser"].default.model_copy(update={"epochs": epochs})
+        optimiser = OnPolicyDPOSpec.model_fields["optimiser"].default.model_copy(update={"epochs": epochs})
         snapshot, store = self.snapshot(count), ArtifactStore(self.folder)
         spec = DPOSpec(policy=self.ref, reference=self.ref, snapshot=snapshot, optimiser=optimiser)
         out = self.folder / f"dpo-{count}"
