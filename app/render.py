@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from app.accounts.access import CSRF_FIELD, csrf_token, remember_visitor
+from app.domain.rounds import ALGORITHMS
 from app.markup import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +36,20 @@ def _counted(n: int, one: str, many: str = "") -> str:
     return f"{n:,} {one if n == 1 else many or f'{one}s'}"
 
 
+def _algorithm(name: str) -> str:
+    """What a way of training is called on pages: `On-policy DPO`."""
+    return ALGORITHMS.get(name, name)
+
+
+def _duration(seconds: float) -> str:
+    """`40 seconds`, `14 minutes`, `2.5 hours`: as exact as an estimate is."""
+    if seconds < 55:
+        return _counted(max(1, round(seconds)), "second")
+    if seconds < 90 * 60:
+        return _counted(max(1, round(seconds / 60)), "minute")
+    return f"{seconds / 3600:.1f} hours"
+
+
 def _static_url(path: str) -> str:
     """Address of a static file that changes with the file, so that browsers never keep an old one."""
     file = ROOT / "static" / path
@@ -56,6 +71,8 @@ def _environment() -> Environment:
         "number": _number,
         "percent": _percent,
         "counted": _counted,
+        "algorithm": _algorithm,
+        "duration": _duration,
     }
     environment.globals["static_url"] = _static_url
     return environment

@@ -397,6 +397,9 @@ class EvaluateSpec(Spec):
 
     kind: Literal["evaluate"] = "evaluate"
     policy: ModelRef
+    before: ModelRef | None = Field(
+        None, description="the policy to compare with: it answers the same prompts from the same seeds"
+    )
     reference: ModelRef
     reward_models: tuple[str, ...] = Field(min_length=1)
     prompts: str = Field(description="held-out and regression prompts")

@@ -4,6 +4,9 @@ Each side runs in a process of its own, the two in turn, and their losses must a
 first two optimiser steps of a process are not counted: until then memory is asked for that later steps find there.
 Pairs per second are those of optimiser steps; where the reference is not stored, the time of its pass over the same
 pairs is added to ours (TRL runs it inside the step).
+
+`*_lora` is what the service does by default: an adapter of rank 16, and the precision that `auto` takes here. RLOO and
+GRPO are compared in it too: episodes a second, sampling included, the first rollout not counted.
 """
 
 import argparse
@@ -21,22 +24,33 @@ from typing import Any, NamedTuple
 import torch
 
 from app.artifacts import ArtifactStore
-from app.specs import PairRow
+from app.specs import PairRow, Precision, PromptRow
 from benchmarks import data
+from benchmarks.rollouts import SPECS, RolloutJob
+from benchmarks.sampling import STARTER_PROMPTS
 from benchmarks.sides import Job
+from benchmarks.work import Work
 from trainer.default_model import DEFAULT_MODEL, fetch_model
+from trainer.modeling import device, load_config
+from trainer.precision import choose, name_of
 
 WARM_UP = 2  # steps that are not counted
-TOLERANCE = 2e-3  # of losses, absolute: fp32 sums in another order, through optimiser steps
+# Of losses, absolute: fp32 sums in another order, through optimiser steps; in bf16 TRL's logits are bf16 too.
+TOLERANCE = {"float32": 2e-3, "bfloat16": 2e-2}
+# Of losses of rollouts, in units of the largest: they are small whatever the rewards, since advantages are differences.
+ROLLOUT_TOLERANCE = {"float32": 1e-2, "bfloat16": 1e-1}
+KINDS = ("dpo", "dpo_stored_reference", "reward", "dpo_lora", "reward_lora")
 
 
 class Figures(NamedTuple):
-    pairs_per_second: float
+    """Pairs, or episodes, a second."""
+
+    rate: float
     peak_mib: float
     losses: list[float]
 
 
-def run(side: str, job: Job, with_reference: bool = False) -> Figures:
+def run(side: str, job: Work, with_reference: bool = False) -> Figures:
     """One side in a process of its own."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as handle:
         handle.write(job.model_dump_json())
@@ -48,10 +62,20 @@ def run(side: str, job: Job, with_reference: bool = False) -> Figures:
     if done.returncode != 0:
         raise SystemExit(f"{side} failed:\n{done.stderr[-3000:]}")
     said = json.loads(done.stdout.splitlines()[-1])
-    counted = said["step_seconds"][WARM_UP:]
+    counted = said["step_seconds"][1 if isinstance(job, RolloutJob) else WARM_UP :]
     steps = len(said["step_seconds"])
     reference = said["reference_seconds"] / steps * len(counted) if with_reference else 0.0
     return Figures(job.batch_size * len(counted) / (sum(counted) + reference), said["peak_mib"], said["losses"])
+
+
+def agreement(name: str, job: Work, mine: Figures, others: Figures) -> float:
+    """How far losses are apart, those of rollouts in units of the largest; stops if it is too far."""
+    apart, tolerance = max(abs(a - b) for a, b in zip(mine.losses, others.losses, strict=True)), TOLERANCE
+    if isinstance(job, RolloutJob):
+        apart, tolerance = apart / max(map(abs, others.losses)), ROLLOUT_TOLERANCE
+    if apart > tolerance[job.precision]:
+        raise SystemExit(f"{name}: losses differ by {apart}: {mine.losses} and {others.losses}")
+    return apart
 
 
 def compare(name: str, ours: Job, theirs: Job, peer: str, repeats: int, with_reference: bool = False) -> float:
@@ -60,16 +84,31 @@ def compare(name: str, ours: Job, theirs: Job, peer: str, repeats: int, with_ref
     for _ in range(repeats):
         mine.append(run("ours", ours, with_reference))
         others.append(run("ours" if peer == "plain" else "theirs", theirs))
-        apart = max(abs(a - b) for a, b in zip(mine[-1].losses, others[-1].losses, strict=True))
-        if apart > TOLERANCE:
-            raise SystemExit(f"{name}: losses differ by {apart}: {mine[-1].losses} and {others[-1].losses}")
+        apart = agreement(name, ours, mine[-1], others[-1])
     scale = theirs.batch_size / ours.batch_size if peer == "plain" else 1.0  # pairs an element of ours stands for
-    rates = [statistics.median(f.pairs_per_second for f in side) for side in (mine, others)]
-    rates[0] *= scale
-    spread = [f.pairs_per_second * scale / g.pairs_per_second for f, g in zip(mine, others, strict=True)]
+    return show(name, "pairs/s", peer, [f._replace(rate=f.rate * scale) for f in mine], others, apart)
+
+
+def compare_rollouts(name: str, job: RolloutJob, repeats: int) -> float:
+    """Our side, TRL on our answers, whose losses must agree, and TRL on its own; the ratio of their median rates."""
+    mine, others = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(repeats):
+            recorded = job.model_copy(update={"answers": Path(folder) / "answers.json"} if number == 0 else {})
+            mine.append(run("ours", recorded))
+            if number == 0:
+                apart = agreement(name, job, mine[0], run("theirs", recorded))
+            others.append(run("theirs", job))
+    return show(name, "episodes/s", "TRL", mine, others, apart)
+
+
+def show(name: str, unit: str, peer: str, mine: list[Figures], others: list[Figures], apart: float) -> float:
+    """Print both sides' figures; the ratio of their median rates."""
+    rates = [statistics.median(figures.rate for figures in side) for side in (mine, others)]
+    spread = [f.rate / g.rate for f, g in zip(mine, others, strict=True)]
     print(
-        f"{name:24} ours {rates[0]:7.3f} pairs/s {max(f.peak_mib for f in mine):7.0f} MiB   "
-        f"{peer} {rates[1]:7.3f} pairs/s {max(f.peak_mib for f in others):7.0f} MiB   losses agree to {apart:.1e}   "
+        f"{name:24} ours {rates[0]:7.3f} {unit} {max(f.peak_mib for f in mine):7.0f} MiB   "
+        f"{peer} {rates[1]:7.3f} {unit} {max(f.peak_mib for f in others):7.0f} MiB   losses agree to {apart:.1e}   "
         f"ratios {min(spread):.2f} to {max(spread):.2f}",
         flush=True,
     )
@@ -91,9 +130,9 @@ def lengths_of(rows: Sequence[PairRow], model: str) -> str:
     return f"{n} pairs, on average prompts {prompt:.0f}, responses {response:.0f}, pairs packed {packed / n:.0f} tokens"
 
 
-def matmul_rate() -> float:
-    """Floating-point operations a second of fp32 matrix products of the default model's shapes."""
-    a, b = torch.randn(1024, 576), torch.randn(576, 1536)
+def matmul_rate(dtype: torch.dtype = torch.float32) -> float:
+    """Floating-point operations a second of matrix products of the default model's shapes, at best."""
+    a, b = torch.randn(1024, 576, dtype=dtype), torch.randn(576, 1536, dtype=dtype)
     a @ b
     best = 0.0
     for _ in range(20):
@@ -103,13 +142,27 @@ def matmul_rate() -> float:
     return best
 
 
+def auto_precision(model: str) -> Precision:
+    """What `auto` takes for this model on this device. Both sides are told, so that they compute in the same."""
+    return name_of(choose("auto", load_config(model).get_text_config().hidden_size, device()))
+
+
+def starter_prompts() -> list[PromptRow]:
+    with STARTER_PROMPTS.open(encoding="utf-8") as lines:
+        return [PromptRow(id=i, messages=tuple(json.loads(line)["messages"])) for i, line in enumerate(lines)]
+
+
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, help="pairs in any import format, to train on beside made ones")
     parser.add_argument("--model", default=DEFAULT_MODEL)
-    parser.add_argument("--only", choices=["dpo", "dpo_stored_reference", "reward", "ranking_k4"])
+    parser.add_argument("--only", choices=[*KINDS, "ranking_k4", *SPECS])
     parser.add_argument("--steps", type=int, default=4, help=f"optimiser steps, the first {WARM_UP} not counted")
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--rollouts", type=int, default=3, help="of RLOO and GRPO, the first one not counted")
+    parser.add_argument("--rollout-size", type=int, default=64, help="answers in a rollout, which is one batch")
+    parser.add_argument("--k", type=int, default=8, help="answers to a prompt")
+    parser.add_argument("--max-new-tokens", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--store", type=Path, default=Path(".benchmark"), help="where the model is kept")
     parser.add_argument(
@@ -118,6 +171,8 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.steps <= WARM_UP:
         parser.error(f"--steps must be above {WARM_UP}: the first ones are not counted")
+    if args.rollouts < 2:
+        parser.error("--rollouts must be above 1: the first one is not counted")
     return args
 
 
@@ -145,26 +200,58 @@ def main(args: argparse.Namespace, model: str) -> list[str]:
     threads = torch.get_num_threads()
     clock: dict[str, Any] = {"threads": threads, "cpu_time": args.cpu_time}
     seconds = "CPU" if args.cpu_time else "wall"
-    print(f"{threads} threads, {seconds} seconds, fp32 matrix products {matmul_rate() / 1e9:.0f} GFLOP/s", flush=True)
+    auto = auto_precision(model)
+    print(
+        f"{threads} threads, {seconds} seconds, fp32 matrix products {matmul_rate() / 1e9:.0f} GFLOP/s, "
+        f"auto takes {auto}",
+        flush=True,
+    )
 
+    full: Precision = "bfloat16" if torch.cuda.is_available() else "float32"
     ratios: dict[str, list[float]] = {}
     for name, rows in sets.items():
         print(f"{name}: {lengths_of(rows, model)}", flush=True)
         common: dict[str, Any] = {"model": model, "rows": rows, "batch_size": args.batch_size, **clock}
-        for kind in ("dpo", "dpo_stored_reference", "reward"):
+        for kind in KINDS:
             if args.only in (None, kind):
-                job = Job(kind=kind.split("_")[0], precomputed=kind == "dpo_stored_reference", **common)
+                lora = kind.endswith("_lora")
+                job = Job(
+                    kind=kind.split("_")[0],
+                    precomputed=kind == "dpo_stored_reference",
+                    lora=lora,
+                    precision=auto if lora else full,
+                    learning_rate=1e-4 if lora else 1e-5,
+                    **common,
+                )
                 ratios.setdefault(kind, []).append(
-                    compare(kind, job, job, "TRL", args.repeats, with_reference=kind == "dpo")
+                    compare(kind, job, job, "TRL", args.repeats, with_reference=kind in ("dpo", "dpo_lora"))
                 )
     if args.only in (None, "ranking_k4"):
         # One batch holds everything, and is repeated: then both ways see the same pairs in every step.
         rankings = data.made(max(4, args.batch_size // 4), responses=4)
         pairs = [row.model_copy(update={"ranking": None}) for row in rankings]
-        common = {"kind": "reward", "model": model, "epochs": args.steps, **clock}
+        common = {"kind": "reward", "model": model, "epochs": args.steps, "precision": full, **clock}
+        common["learning_rate"] = 1e-5
         ours = Job(rows=rankings, batch_size=len(pairs) // 6, **common)
         plain = Job(rows=pairs, batch_size=len(pairs), **common)
         ratios["ranking_k4"] = [compare("ranking_k4", ours, plain, "plain", args.repeats)]
+    for kind in SPECS:
+        if args.only in (None, kind):
+            rollout_job = RolloutJob(
+                kind=kind,
+                model=model,
+                lora=True,
+                precision=auto,
+                learning_rate=6e-4,
+                prompts=starter_prompts(),
+                batch_size=args.rollout_size,
+                epochs=2,
+                rollouts=args.rollouts,
+                k=args.k,
+                max_new_tokens=args.max_new_tokens,
+                **clock,
+            )
+            ratios[kind] = [compare_rollouts(kind, rollout_job, args.repeats)]
     # Of several sets, the geometric mean.
     return [f"ratio {name} {statistics.geometric_mean(values):.2f}" for name, values in ratios.items()]
 

@@ -34,6 +34,7 @@ class Answer(NamedTuple):
         prompt, tokens: what was read, and what was said to it, the end-of-turn token included where there is one.
         logps: log-prob of each token in the policy that said it.
         finished: False where it was cut by length.
+        plain: False where it says a control token, which read again from its text would be other tokens.
         heads: what each scoring head of each member of the reward models says.
     """
 
@@ -43,7 +44,13 @@ class Answer(NamedTuple):
     tokens: list[int]
     logps: list[float]
     finished: bool
+    plain: bool
     heads: list[float]
+
+    @property
+    def choosable(self) -> bool:
+        """Whether it may be learned from: it ended by itself, is not empty, and its text says all of it."""
+        return self.finished and self.plain and bool(self.text.strip())
 
 
 class Answers(NamedTuple):
@@ -167,6 +174,7 @@ def _sampled(sampler: Sampler, heads: Heads, part: Wanted, batch_size: int) -> l
     responses = [response for batch in sampler.respond(mine, batch_size) for response in batch]
     rewards = heads(responses) if responses else torch.zeros(0, 1)
     require_numbers(responses, rewards.sum(1))
+    control = set(sampler.encoder.tokenizer.all_special_ids)
     found = {
         (response.row.id, response.sample_index): Answer(
             response.row.id,
@@ -175,6 +183,7 @@ def _sampled(sampler: Sampler, heads: Heads, part: Wanted, batch_size: int) -> l
             list(response.sample.tokens),
             list(response.sample.logps),
             response.sample.finished,
+            control.isdisjoint(response.sample.body),
             said,
         )
         for response, said in zip(responses, rewards.tolist(), strict=True)

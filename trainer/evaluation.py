@@ -247,20 +247,29 @@ def refuses(text: str) -> bool:
     return REFUSAL.search(text[:200].replace("’", "'")) is not None
 
 
+def figures_of(responses: Sequence[Response], scores: Tensor) -> dict[str, Tensor]:
+    """What is known of each response without its log-probs, by name, each (N,)."""
+    return {
+        "scores": scores,
+        "length": torch.tensor([len(r.sample.tokens) for r in responses]),
+        "finished": torch.tensor([r.sample.finished for r in responses]),
+        "repetition": torch.tensor([repetition(r.text) for r in responses]),
+        "refusals": torch.tensor([refuses(r.text) for r in responses]),
+    }
+
+
 def measure(
     responses: Sequence[Response], scores: Tensor, logps: Sequence[Tensor], reference_logps: Sequence[Tensor]
 ) -> dict[str, dict[str, float]]:
     """The table above by slice, `""` for all. Scores (N,); a tensor of token log-probs a response, twice."""
     pairs = list(zip(logps, reference_logps, strict=True))
     kl = torch.stack([k1(mine, base).sum() for mine, base in pairs])
+    figures = figures_of(responses, scores)
     per_response = {
-        "eval_objective/scores": scores,
+        "eval_objective/scores": figures.pop("scores"),
         "eval_objective/kl": kl,
         "eval_objective/kl_k3": torch.stack([k3(mine, base).sum() for mine, base in pairs]),
-        "eval_length": torch.tensor([len(r.sample.tokens) for r in responses]),
-        "eval_finished": torch.tensor([r.sample.finished for r in responses]),
-        "eval_repetition": torch.tensor([repetition(r.text) for r in responses]),
-        "eval_refusals": torch.tensor([refuses(r.text) for r in responses]),
+        **{f"eval_{name}": column for name, column in figures.items()},
     }
     measured = {}
     for name, members in slice_members(r.row for r in responses).items():

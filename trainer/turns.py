@@ -15,6 +15,7 @@ is not.
 """
 
 import contextlib
+import json
 import math
 import shutil
 import tempfile
@@ -34,6 +35,7 @@ from trainer.algorithms.bradley_terry import ensemble_score
 from trainer.answers import Answers, answers_of
 from trainer.chat import ChatEncoder
 from trainer.checkpoints import Checkpoints
+from trainer.checks import ADAPTER_CONFIG
 from trainer.data import encode_pairs, read_prompts
 from trainer.evaluation import Heads, reward_heads
 from trainer.memory import PeakMemory
@@ -246,12 +248,13 @@ class Turns:
             old, new = (
                 load_causal_lm(model, self.spec.lora, trainable=True, dtype=torch.float32) for model in (before, after)
             )
-            known = dict(old.named_parameters())
-            begins = before.adapter is None and self.spec.lora is not None  # B of a new adapter is 0, A means nothing
+            known, rank = dict(old.named_parameters()), rank_of(before)
             with torch.no_grad():
                 for key, parameter in new.named_parameters():
-                    if parameter.requires_grad and not (begins and "lora_A" in key):
-                        parameter.copy_(known[key].lerp(parameter, share))
+                    if parameter.requires_grad:
+                        # Rows of A that `before` does not have stand beside zeros in its B: they can be any.
+                        known_rows = slice(rank) if "lora_A" in key else slice(None)
+                        parameter[known_rows] = known[key][known_rows].lerp(parameter[known_rows], share)
             with self._folder(name) as folder:
                 save_policy(new, self.tokenizer, folder)
         return self._model(name)
@@ -326,6 +329,11 @@ class Turns:
 
 
 STEPS = "steps"  # file beside a phase's model: the last step it reported, rows, tokens
+
+
+def rank_of(model: ModelRef) -> int:
+    """The rank of a model's adapter, 0 without one."""
+    return json.loads((Path(model.adapter) / ADAPTER_CONFIG).read_text())["r"] if model.adapter else 0
 
 
 def significantly_worse(right: Tensor, than: Tensor) -> bool:

@@ -119,9 +119,10 @@ def _candidates(
 
 
 def _double_reverse_thompson(samples: Sequence[Sample], seed: int) -> list[tuple[Pair, dict[str, Any]]]:
-    """Pairs in the order in which they are drawn, by double reverse Thompson sampling.
+    """Pairs in the order in which double reverse Thompson sampling draws them.
 
-    A pair is the argmax of r + b z s and that of -r + b z s, z uniform in [-1, 1]. r and s are mean and standard deviation over the heads, b is SPREADS, and every sample has a z of its own each time.
+    A draw is the argmax of r + b z s, and that of -r + b z s. r and s are mean and standard deviation over the heads,
+    b is SPREADS, and z is uniform in [-1, 1], for every sample anew.
     """
     generator = random.Random(f"drts {seed}")
     rewards = {sample.id: fmean(sample.rewards) for sample in samples}

@@ -1,9 +1,9 @@
 """A round's life as a table: which stage follows which, and what the worker runs in each.
 
     algorithm          stages, from frozen to done
-    dpo, ppo           reward -> policy -> sampling -> evaluating
-    sft                          policy -> sampling -> evaluating    where the project has a reward model
-    sft                          policy -> sampling                  where it has none to score its answers with
+    sft                          policy -> sampling -> evaluating    if the project has a reward model
+    sft                          policy -> sampling                  if it has none to score the answers with
+    every other        reward -> policy -> sampling -> evaluating
 
 Every state before `done` may also end in `failed` or `cancelled`. A round is `frozen` from the moment its snapshot
 exists until the worker takes its first run. A failed round is retried in the stage that failed, so what succeeded
@@ -13,6 +13,19 @@ before is kept.
 import hashlib
 from collections.abc import Sequence
 from typing import Literal
+
+# How a round can train its policy, with the name on pages; the recommended one first. The run's kind has the same name.
+ALGORITHMS = {
+    "on_policy_dpo": "On-policy DPO",
+    "dpo": "DPO",
+    "best_of_n": "Best-of-n",
+    "rloo": "RLOO",
+    "grpo": "GRPO",
+    "ppo": "PPO",
+    "sft": "SFT",
+}
+# Those that sample answers to the train prompts while they train.
+SAMPLING_ALGORITHMS = ("on_policy_dpo", "best_of_n", "rloo", "grpo", "ppo")
 
 Stage = Literal["reward", "policy", "sampling", "evaluating"]
 Event = Literal["started", "succeeded", "failed", "cancelled"]

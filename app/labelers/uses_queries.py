@@ -6,6 +6,7 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select
 from sqlalchemy.orm import Session
 
+from app.domain.rounds import SAMPLING_ALGORITHMS
 from app.labelers.removal_queries import own_prompts
 from app.models import (
     Comparison,
@@ -147,7 +148,8 @@ class Made(NamedTuple):
 def models(session: Session, project_id: int, labeler_id: int) -> list[Made]:
     """All models of the project, oldest first.
 
-    PPO samples from all train prompts. Of which split a prompt was that is withdrawn by now is not known: it counts.
+    Algorithms that sample while they train do so from all train prompts. The split of a withdrawn prompt is not known:
+    it counts.
     """
     gone = exists().where(RedTeamAttempt.prompt_id == Prompt.id, RedTeamAttempt.withdrawn_at < Run.created_at)
     there = exists().where(
@@ -164,7 +166,7 @@ def models(session: Session, project_id: int, labeler_id: int) -> list[Made]:
             ModelVersion.parent_id,
             Round.id,
             Round.number,
-            func.coalesce(and_(Run.kind == "ppo", there), False),
+            func.coalesce(and_(Run.kind.in_(SAMPLING_ALGORITHMS), there), False),
             Round.policy_before_id,
             Round.reward_model_id,
             Round.reference_id,

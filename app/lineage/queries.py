@@ -2,16 +2,20 @@
 
 from typing import NamedTuple
 
-from sqlalchemy import literal, select
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from app.models import ModelVersion, Round, Run, Snapshot
+from app.rounds.model_queries import line_of, policies
 
 
 def model(session: Session, project_id: int, model_id: int) -> ModelVersion | None:
     return session.scalars(
         select(ModelVersion).where(ModelVersion.project_id == project_id, ModelVersion.id == model_id)
     ).one_or_none()
+
+
+__all__ = ["Origin", "chain", "children", "model", "policies"]
 
 
 class Origin(NamedTuple):
@@ -24,14 +28,7 @@ class Origin(NamedTuple):
 
 def chain(session: Session, model_id: int) -> list[Origin]:
     """The model, its parent, the parent's parent and so on to the base model."""
-    start = select(ModelVersion.id, ModelVersion.parent_id, literal(0).label("depth")).where(
-        ModelVersion.id == model_id
-    )
-    line = start.cte("line", recursive=True)
-    parent = aliased(ModelVersion)
-    line = line.union_all(
-        select(parent.id, parent.parent_id, line.c.depth + 1).join(line, line.c.parent_id == parent.id)
-    )
+    line = line_of(model_id)
     found = (
         select(ModelVersion, Round, Snapshot)
         .join(line, line.c.id == ModelVersion.id)

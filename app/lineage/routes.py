@@ -1,22 +1,44 @@
-"""A model version: what it is, what it came from, what was made of it, and what was measured on it."""
+"""Model versions: the list, and of each what it is, what it came from, what was made of it, what was measured on it."""
 
-from fastapi import APIRouter, Request, Response
+from typing import Annotated
 
-from app.accounts.access import StaffDep
+from fastapi import APIRouter, Depends, Request, Response
+
+from app.accounts.access import OperatorDep, StaffDep
 from app.db import SessionDep
 from app.errors import NotFound
 from app.lineage import queries, views
+from app.models import ModelVersion
 from app.projects.access import ProjectDep
-from app.render import page
+from app.render import page, redirect
+from app.rounds import service as rounds
+from app.typed import TypedDep
 
 router = APIRouter(prefix="/projects/{project_slug}/models")
 
 
-@router.get("/{model_id}")
-def show(request: Request, staff: StaffDep, project: ProjectDep, session: SessionDep, model_id: int) -> Response:
+def model_of_path(project: ProjectDep, session: SessionDep, model_id: int) -> ModelVersion:
     model = queries.model(session, project.id, model_id) if model_id < 2**63 else None
     if model is None:
-        raise NotFound("The project has no such model.", "The pages of its rounds name those it has.")
+        raise NotFound("The project has no such model.", "The Models page lists those it has.")
+    return model
+
+
+ModelDep = Annotated[ModelVersion, Depends(model_of_path)]
+
+
+@router.get("")
+def list_models(request: Request, staff: StaffDep, project: ProjectDep, session: SessionDep) -> Response:
+    return page(
+        request,
+        "lineage/list.html",
+        models=queries.policies(session, project.id),
+        is_busy=rounds.is_busy(session, project),
+    )
+
+
+@router.get("/{model_id}")
+def show(request: Request, staff: StaffDep, project: ProjectDep, model: ModelDep, session: SessionDep) -> Response:
     return page(
         request,
         "lineage/model.html",
@@ -25,4 +47,15 @@ def show(request: Request, staff: StaffDep, project: ProjectDep, session: Sessio
         children=queries.children(session, model.id),
         card=list(views.tables(model.card)) if model.card else [],
         papers=views.papers(request.app.state.store, model),
+        is_busy=rounds.is_busy(session, project),
     )
+
+
+@router.post("/{model_id}/adopt")
+def adopt(
+    operator: OperatorDep, project: ProjectDep, model: ModelDep, session: SessionDep, typed: TypedDep
+) -> Response:
+    """Makes a model the project's policy; then back to the round that the form names, or to the list."""
+    rounds.adopt(session, project, model, operator)
+    number = typed.get("round", "")
+    return redirect(f"/projects/{project.slug}/" + (f"rounds/{number}" if number.isdecimal() else "models"))

@@ -8,9 +8,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 from app.models.base import Base, Id, Json, Now, one_of
 
 ROUND_STATES = ("frozen", "reward", "policy", "sampling", "evaluating", "done", "failed", "cancelled")
-ALGORITHMS = ("sft", "dpo", "ppo")
+ALGORITHMS = ("sft", "dpo", "on_policy_dpo", "best_of_n", "ppo", "rloo", "grpo")
 ACTIVE_ROUND = "state NOT IN ('done', 'failed', 'cancelled')"
-RUN_KINDS = ("sample", "sft", "reward", "dpo", "ppo", "evaluate", "judge", "red_team")
+RUN_KINDS = ("sample", "reward", *ALGORITHMS, "evaluate", "judge", "red_team")
 RUN_STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 MODEL_ROLES = ("base", "sft", "reward", "policy")
 
@@ -73,6 +73,8 @@ class Round(Base):
     policy_before_id: Mapped[int] = mapped_column(ForeignKey("model_version.id"))
     policy_after_id: Mapped[int | None] = mapped_column(ForeignKey("model_version.id"))
     reward_model_id: Mapped[int | None] = mapped_column(ForeignKey("model_version.id"))
+    # Whether the new policy became the project's when the round ended; an operator may decide otherwise later.
+    adopted: Mapped[bool | None]
     error: Mapped[str | None]
     started_by: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
     created_at: Mapped[Now]

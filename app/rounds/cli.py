@@ -8,12 +8,14 @@ from sqlalchemy.orm import Session
 
 from app.accounts import queries as accounts
 from app.artifacts import ArtifactStore
+from app.domain.rounds import ALGORITHMS
+from app.domain.strengths import STRENGTHS
 from app.errors import Forbidden, InvalidInput, NotFound
 from app.models import Project, Round, User
 from app.postgres import command_session
 from app.projects import queries as projects
-from app.rounds import queries, service, views
-from app.rounds.forms import Algorithm, RoundConfig
+from app.rounds import outcomes, queries, service, views
+from app.rounds.forms import RECOMMENDED, RoundConfig, settings_of
 from app.settings import Settings
 from app.specs import Generation
 
@@ -28,15 +30,17 @@ NumberOption = Annotated[int | None, typer.Option("--round", "-r", help="the rou
 def start(
     project: ProjectOption,
     operator: OperatorOption,
-    algorithm: Annotated[str, typer.Option(help="dpo, ppo or sft")] = "dpo",
+    algorithm: Annotated[str, typer.Option(help=", ".join(ALGORITHMS))] = RECOMMENDED,
+    strength: Annotated[str | None, typer.Option(help=f"how far the policy may move: {', '.join(STRENGTHS)}")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="a setting, as name=value; repeat")] = None,
 ) -> None:
     """Start a round. Settings are those of the form; an unknown name is answered with all names."""
     settings = Settings()
     with command_session(settings) as session:
         found = _project(session, project)
+        given = [*([f"strength={strength}"] if strength else []), *(set_ or [])]
         rank = queries.adapter_rank(session, found.policy_id)
-        config = _config(algorithm, Generation.model_validate(found.generation), set_ or [], rank)
+        config = _config(algorithm, Generation.model_validate(found.generation), given, rank)
         store = ArtifactStore(settings.artifacts_root)
         round_ = service.start(session, store, found, _operator(session, operator), config)
         typer.echo(f"Round {round_.number} is frozen; a worker takes it from here.")
@@ -47,7 +51,13 @@ def status(project: ProjectOption, number: NumberOption = None) -> None:
     """Say where a round stands."""
     with command_session(Settings()) as session:
         round_ = _round(session, _project(session, project), number)
-        typer.echo(f"Round {round_.number} ({round_.algorithm}): {round_.state}")
+        typer.echo(f"Round {round_.number} ({ALGORITHMS[round_.algorithm]}): {round_.state}")
+        if verdict := outcomes.verdict_of(session, round_):
+            kept = "" if round_.adopted else "; its policy was not adopted"
+            what = "win rate" if verdict.by == "people" else "reward difference"
+            low, high = verdict.interval[1:]
+            said = f"{what} {verdict.interval.value:.2f}, 95% interval {low:.2f} to {high:.2f}"
+            typer.echo(f"  Verdict by {verdict.by}: {verdict.word} ({said}){kept}")
         for stage in views.stages_of(round_, queries.runs_of(session, round_.id)):
             run = stage.run
             share = f" {run.progress_done} of {run.progress_total} {run.progress_message}" if run else ""
@@ -106,14 +116,15 @@ def _config(
         named = dict(setting.split("=", 1) for setting in settings)
     except ValueError:
         raise InvalidInput("A setting has no value.", "Write it as name=value, for instance beta=0.2.") from None
-    if unknown := set(named) - set(RoundConfig.model_fields):
-        raise InvalidInput(f"Unknown settings: {', '.join(sorted(unknown))}.", f"Known: {_KNOWN}.")
     try:
-        known: Algorithm = RoundConfig.model_validate({"algorithm": algorithm}).algorithm
-        return RoundConfig.defaults(known, generation, adapter_rank, **named)
+        chosen = RoundConfig.defaults(algorithm, generation)
+        known = [name for name, *_ in settings_of(chosen.algorithm)]
+        if unknown := set(named) - set(known):
+            raise InvalidInput(
+                f"Unknown settings of {ALGORITHMS[algorithm]}: {', '.join(sorted(unknown))}.",
+                f"Known: {', '.join(known)}.",
+            )
+        return RoundConfig.defaults(algorithm, generation, adapter_rank, **named)
     except ValidationError as error:
         first = error.errors()[0]
         raise InvalidInput(f"{'.'.join(map(str, first['loc']))}: {first['msg']}.", "Correct it.") from error
-
-
-_KNOWN = ", ".join(RoundConfig.model_fields)

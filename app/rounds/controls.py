@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from app.rounds.forms import DERIVED, Algorithm, Group, RoundConfig, Setting, default_rate
-from app.specs import LOSS_DEFAULTS, PreferenceLoss
+from app.domain.strengths import STRENGTHS
+from app.rounds.forms import BUDGETS, CONFIGS, Algorithm, Group, default, settings_of
+from app.specs import LOSS_DEFAULTS
 
 
 class FormField(NamedTuple):
@@ -18,22 +19,21 @@ class FormField(NamedTuple):
     limits: dict[str, float]  # min and max, where the bound itself is allowed
     step: str
     required: bool
-    advanced: bool
+    rare: bool
     error: str
 
 
 def form_fields(
     algorithm: Algorithm, values: Mapping[str, Any], errors: Mapping[str, str]
 ) -> dict[Group, list[FormField]]:
-    """The form's controls by group, with what was typed and what is wrong with it."""
+    """The form's controls by group, with what was typed and what is wrong with it. The strength stands by itself."""
     groups: dict[Group, list[FormField]] = {"reads": [], "policy": [], "reward": [], "samples": []}
-    for name, info in RoundConfig.model_fields.items():
-        setting = next((each for each in info.metadata if isinstance(each, Setting)), None)
-        if setting is None or algorithm not in setting.algorithms:
+    for name, info, setting in settings_of(algorithm):
+        if name == "strength":
             continue
         hint = info.description or ""
-        if name in DERIVED:
-            hint = "; ".join(filter(None, [hint, _default_of(name, algorithm)]))
+        if setting.dependent:
+            hint = "; ".join(filter(None, [hint, f"empty: {_default_of(name, algorithm)}"]))
         value = values.get(name)
         kind: Any = info.annotation
         words = getattr(kind, "__args__", ())
@@ -54,8 +54,8 @@ def form_fields(
                     bounds[key]: getattr(each, key) for each in info.metadata for key in bounds if hasattr(each, key)
                 },
                 step="1" if kind is int or int in words else "any",
-                required=type(None) not in words and name not in DERIVED,
-                advanced=setting.advanced,
+                required=type(None) not in words and not setting.dependent,
+                rare=setting.rare,
                 error=errors.get(name, ""),
             )
         )
@@ -63,14 +63,18 @@ def form_fields(
 
 
 def _default_of(name: str, algorithm: Algorithm) -> str:
-    """What a setting is that is left empty, in words: `empty: 0.1, with simpo 2`."""
+    """What a setting is that is left empty, in words: `0.1, with simpo 2`."""
+    cls = CONFIGS[algorithm]
+    if name in BUDGETS:
+        return ", ".join(f"{force.kl_budget:g} {force.label.lower()}" for force in STRENGTHS.values())
 
-    def default(loss: PreferenceLoss) -> str:
-        if name == "beta":
-            return f"{LOSS_DEFAULTS[loss].beta:g}"
-        rates = (f"{default_rate(name, algorithm, lora, loss):.8f}".rstrip("0") for lora in (True, False))
-        return "{} with LoRA, {} for full weights".format(*rates)
+    def said(loss: str | None) -> str:
+        if not name.endswith("learning_rate"):
+            return f"{default(cls, name, {'loss': loss}):g}"
+        of = "reward_lora" if name.startswith("reward_") else "lora"
+        rates = (default(cls, name, {"loss": loss, of: lora}) for lora in (True, False))
+        return "{} with LoRA, {} for full weights".format(*(f"{rate:.8f}".rstrip("0") for rate in rates))
 
-    usual = default("dpo")
-    others = [f", with {loss} {default(loss)}" for loss in LOSS_DEFAULTS if default(loss) != usual]
-    return f"empty: {usual}" + "".join(others)
+    usual = said(None)
+    losses = LOSS_DEFAULTS if "loss" in cls.model_fields else ()
+    return usual + "".join(f", with {loss} {said(loss)}" for loss in losses if said(loss) != usual)

@@ -44,7 +44,7 @@ def open_comparisons(session: Session, run: Run, by_prompt: Mapping[int, list[Co
     if rubric_id is None:
         raise Conflict("The project has no published rubric.", "Publish one, then retry.")
     round_ = session.get_one(Round, run.round_id) if run.round_id else None
-    limit = RoundConfig.model_validate(round_.config).pairs_per_prompt if round_ else PAIRS_PER_PROMPT
+    limit = RoundConfig.of(round_.config).pairs_per_prompt if round_ else PAIRS_PER_PROMPT
     settings = LabelingSettings.model_validate(project.labeling)
     opening = Opening(project, settings, rubric_id, round_, limit)
     prompts = queries.prompts_by_id(session, set(by_prompt))

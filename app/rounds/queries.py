@@ -12,7 +12,6 @@ from sqlalchemy import (
     Select,
     and_,
     cast,
-    exists,
     func,
     insert,
     literal,
@@ -40,6 +39,7 @@ from app.models import (
     SnapshotComparison,
     SnapshotDemonstration,
 )
+from app.rounds.model_queries import current_line
 
 PURPOSES = ("train", "heldout", "human_eval")
 # What a round may read. Repeats and calibration items measure labelers, not responses.
@@ -123,13 +123,13 @@ def usable_comparisons(session: Session, project_id: int, *, texts: bool) -> Seq
 
 
 def _trained(project_id: int) -> tuple[ColumnElement[bool], ...]:
-    """Rounds whose comparisons a policy has learned from, but for one that was given up in its last moment."""
-    given_up = exists().where(Run.round_id == Round.id, Run.kind == Round.algorithm, Run.cancel_requested)
-    return Round.project_id == project_id, Round.algorithm != "sft", Round.policy_after_id.is_not(None), ~given_up
+    """Rounds whose comparisons the project's policy has learned from: it, or what it came from, was made by them."""
+    line = current_line(project_id)
+    return Round.project_id == project_id, Round.algorithm != "sft", Round.policy_after_id.in_(select(line.c.id))
 
 
 def trained_rounds(session: Session, project_id: int) -> list[int]:
-    """Numbers of the rounds whose comparisons a policy has learned from: see `_trained`."""
+    """Numbers of the rounds whose comparisons the policy has learned from: see `_trained`."""
     return list(session.scalars(select(Round.number).where(*_trained(project_id)).order_by(Round.number)))
 
 

@@ -48,11 +48,12 @@ def snapshots_of(session: Session, round_ids: list[int]) -> dict[int, dict[str, 
 
 
 def human_eval(session: Session, round_ids: list[int]) -> Sequence[Any]:
-    """Decided comparisons of a round's new policy with the previous one, those alike counted (n): prompt tags, which
-    side is new, consensus."""
+    """Decided comparisons of a round's new policy with the previous one, those alike counted (n): prompt with its tags,
+    which side is new, consensus."""
     new = aliased(Completion)
     alike = (
         Comparison.round_id,
+        Comparison.prompt_id,
         Prompt.domain,
         Prompt.difficulty,
         Prompt.safety_category,

@@ -9,13 +9,17 @@ from sqlalchemy.orm import Session
 
 from app.accounts.access import OperatorDep, StaffDep
 from app.db import SessionDep
+from app.domain.intervals import FEWEST
+from app.domain.strengths import STRENGTHS
+from app.domain.verdicts import LEAST_COMPARISONS
 from app.errors import NotFound, PrefloopError
 from app.models import ModelVersion, Project, Round, Run
 from app.projects.access import ProjectDep
 from app.render import page, redirect
-from app.rounds import queries, service, views
+from app.rounds import outcomes, queries, service, views
+from app.rounds.adoption import difference_of
 from app.rounds.controls import form_fields
-from app.rounds.forms import DERIVED, Algorithm, RoundConfig
+from app.rounds.forms import RECOMMENDED, Algorithm, RoundConfig, dependent
 from app.rounds.training_samples import PROMPTS_PER_PAGE, STEPS_PER_PAGE, read_training_samples, side_by_side
 from app.specs import Generation
 from app.typed import TypedDep, not_accepted, reasons_of
@@ -47,7 +51,7 @@ def list_rounds(request: Request, staff: StaffDep, project: ProjectDep, session:
     return page(
         request,
         "rounds/list.html",
-        rows=views.loop(session, project).rows[::-1],
+        rows=outcomes.loop(session, project).rows[::-1],
         sampling=queries.sampling_runs(session, project.id),
         policy=session.get(ModelVersion, project.policy_id) if project.policy_id else None,
     )
@@ -55,24 +59,38 @@ def list_rounds(request: Request, staff: StaffDep, project: ProjectDep, session:
 
 @router.get("/rounds/new")
 def new_round(
-    request: Request, operator: OperatorDep, project: ProjectDep, session: SessionDep, algorithm: Algorithm = "dpo"
+    request: Request,
+    operator: OperatorDep,
+    project: ProjectDep,
+    session: SessionDep,
+    algorithm: Algorithm | None = None,
 ) -> Response:
-    """What a round would read, and its settings."""
+    """What a round would read, and its settings; those are open where an algorithm was chosen."""
     rank = queries.adapter_rank(session, project.policy_id)
-    config = RoundConfig.defaults(algorithm, Generation.model_validate(project.generation), rank)
-    return _new_page(request, project, session, config.model_dump(exclude=DERIVED))
+    config = RoundConfig.defaults(algorithm or RECOMMENDED, Generation.model_validate(project.generation), rank)
+    return _new_page(request, project, session, _shown(config), is_open=algorithm is not None)
 
 
 @router.get("/rounds/preview")
 def preview(request: Request, operator: OperatorDep, project: ProjectDep, session: SessionDep) -> Response:
-    """What a round with the query's settings would read, as a part of the form's page; nothing if one is wrong."""
+    """What a round with the query's settings would read and take, as parts of the form's page; none if one is wrong."""
     try:
-        config = RoundConfig.model_validate(dict(request.query_params))
+        config = RoundConfig.of(dict(request.query_params))
     except ValidationError:
         return Response(status_code=204)
-    return page(
-        request, "rounds/_reads.html", preview=service.preview(session, project, config), algorithm=config.algorithm
-    )
+    return page(request, "rounds/_preview.html", **_before_the_start(request, project, session, config))
+
+
+def _before_the_start(request: Request, project: Project, session: Session, config: RoundConfig) -> dict[str, Any]:
+    """What the form shows of a round with these settings."""
+    seen = service.preview(session, project, config)
+    cost = service.estimate(session, request.app.state.store, project, config, seen.counts)
+    return {"preview": seen, "cost": cost, "algorithm": config.algorithm}
+
+
+def _shown(config: RoundConfig) -> dict[str, Any]:
+    """Settings as the form begins with them: without those that nobody gave and that depend on others."""
+    return config.model_dump(exclude=set(dependent(type(config))))
 
 
 @router.post("/rounds")
@@ -85,7 +103,7 @@ def start(
 ) -> Response:
     """Starts a round. A form that is refused comes back as it was typed, with the reason."""
     try:
-        config = RoundConfig.model_validate(typed)
+        config = RoundConfig.of(typed)
         with session.begin_nested():  # nothing of a round that is refused stays
             round_ = service.start(session, request.app.state.store, project, operator, config)
     except ValidationError as error:
@@ -107,26 +125,26 @@ def _new_page(
     values: dict[str, Any],
     reasons: dict[str, str] | None = None,
     problem: PrefloopError | None = None,
+    is_open: bool = True,
 ) -> Response:
     """The form of a new round; with the problem, where it was refused, and what was typed."""
-    rank = queries.adapter_rank(session, project.policy_id)
-    defaults = RoundConfig.defaults("dpo", Generation.model_validate(project.generation), rank)
-    algorithm = values.get("algorithm", defaults.algorithm)
-    if algorithm not in get_args(Algorithm):
-        algorithm = defaults.algorithm
+    generation = Generation.model_validate(project.generation)
+    algorithm: Algorithm = values["algorithm"] if values.get("algorithm") in get_args(Algorithm) else RECOMMENDED
     try:
-        config = RoundConfig.model_validate(values)
+        config = RoundConfig.of(values)
     except ValidationError:
-        config = RoundConfig.defaults(algorithm, defaults.generation, rank)
+        rank = queries.adapter_rank(session, project.policy_id)
+        config = RoundConfig.defaults(algorithm, generation, rank)
     return page(
         request,
         "rounds/new.html",
         status=problem.status if problem else 200,
-        preview=service.preview(session, project, config),
-        algorithm=algorithm,
-        # A rate or a beta that nobody typed is not shown: it depends on settings that may still be changed.
-        groups=form_fields(algorithm, config.model_dump(exclude=DERIVED) | values, reasons or {}),
-        reasons=reasons or {},
+        **_before_the_start(request, project, session, config),
+        strength=values.get("strength", getattr(config, "strength", None)),
+        strengths=STRENGTHS if hasattr(config, "strength") else {},
+        groups=form_fields(algorithm, _shown(config) | values, reasons or {}),
+        is_open=is_open and (problem is None or bool(reasons)),
+        recommended=RECOMMENDED,
         problem=problem,
     )
 
@@ -135,13 +153,20 @@ def _new_page(
 def show(request: Request, staff: StaffDep, round_: RoundDep, session: SessionDep) -> Response:
     if "application/json" in request.headers.get("accept", ""):
         return status(staff, round_, session)
-    return page(request, "rounds/page.html", view=views.page(session, request.app.state.store, round_))
+    return page(
+        request,
+        "rounds/page.html",
+        view=views.page(session, request.app.state.store, round_),
+        difference_of=difference_of,
+        least_comparisons=LEAST_COMPARISONS,
+        fewest_prompts=FEWEST,
+    )
 
 
 @router.get("/rounds/{number}/status")
 def status(staff: StaffDep, round_: RoundDep, session: SessionDep) -> Response:
     """Where the round stands, as JSON."""
-    return JSONResponse(views.status(round_, queries.runs_of(session, round_.id)))
+    return JSONResponse(views.status(session, round_, queries.runs_of(session, round_.id)))
 
 
 @router.get("/rounds/{number}/metrics")
@@ -253,7 +278,7 @@ def retry_sampling(
 @router.get("/loop")
 def loop(request: Request, staff: StaffDep, project: ProjectDep, session: SessionDep) -> Response:
     """Reward-model accuracy, KL, reward and human win rate over the rounds."""
-    return page(request, "rounds/loop.html", view=views.loop(session, project))
+    return page(request, "rounds/loop.html", view=outcomes.loop(session, project))
 
 
 def _address(slug: str, round_: Round) -> str:

@@ -12,11 +12,12 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
-from app.domain.rounds import ACTIVE, after
+from app.domain.rounds import ACTIVE, ALGORITHMS, after
 from app.errors import PrefloopError
 from app.models import Project, Round, Run
 from app.queue import enqueue_run
 from app.rounds import queries, stages
+from app.rounds.adoption import decide
 from app.rounds.reward_views import store_views
 from app.rounds.stages import Maker
 from app.settings import SamplingServer
@@ -67,6 +68,8 @@ def run_finished(
 ) -> None:
     """A run has succeeded and what it made is saved: records the model, advances the round, enqueues the next run.
 
+    The last run of a round decides whether the new policy becomes the project's: see `app.rounds.adoption`.
+
     Where the next run cannot be made, the round fails in that stage and says why; what this run made is kept.
 
     Args:
@@ -80,20 +83,17 @@ def run_finished(
         return
     project = session.get_one(Project, run.project_id, with_for_update=LOCK)
     round_ = session.get_one(Round, run.round_id, with_for_update=LOCK)
-    if run.kind in ("sft", "reward", "dpo", "ppo"):
+    if run.kind == "reward" or run.kind in ALGORITHMS:
         model = stages.record_model(session, round_, run, digest, result)
         if model.role == "reward":
             store_views(session, store, model)
-        elif not run.cancel_requested:
-            project.policy_id = model.id
-            if model.role == "sft":
-                project.reference_id = model.id
     if run.cancel_requested:
         end_round(round_, "cancelled")
         return
     round_.state = after(round_.state, "succeeded", stages.plan_of(round_))
     if round_.state == "done":
         round_.finished_at = _now()
+        decide(session, project, round_, result.get("metrics", {}) if run.kind == "evaluate" else {})
         return
     try:
         with session.begin_nested():

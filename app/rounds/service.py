@@ -15,6 +15,8 @@ from app.errors import Conflict, InvalidInput
 from app.models import ModelVersion, Project, Round, Run, User
 from app.queue import enqueue_run
 from app.rounds import queries, stages
+from app.rounds.adoption import adopt, is_busy
+from app.rounds.estimates import estimate
 from app.rounds.forms import RoundConfig
 from app.rounds.queries import stored_samples
 from app.rounds.runs import (
@@ -36,6 +38,7 @@ from app.specs import PromptRow
 
 __all__ = [
     "NewSample",
+    "adopt",
     "adopt_base_model",
     "begin_answer",
     "begin_sampling",
@@ -43,6 +46,8 @@ __all__ = [
     "cancel_run",
     "checkpoints_of",
     "discard_checkpoints",
+    "estimate",
+    "is_busy",
     "output_of",
     "preview",
     "retry",
@@ -131,7 +136,7 @@ def _lacking(config: RoundConfig, counts: dict[str, Any], demonstrations: int) -
             f"there are {counts['winners']}{left_out}.",
             "Label or import more, settle those under review, or loosen the limits.",
         )
-    if config.algorithm == "ppo" and config.ptx and not demonstrations:
+    if config.ptx and not demonstrations:
         return InvalidInput(
             "There is no approved demonstration on a train prompt to mix into PPO.",
             "Import demonstrations, or switch them off (ptx).",
@@ -154,7 +159,9 @@ def _doubts(counts: dict[str, Any]) -> list[str]:
     """Why a round on these comparisons may disappoint."""
     doubts = []
     if MIN_PAIRS <= counts["winners"] < FEW_PAIRS:
-        doubts.append(f"Only {counts['winners']} comparisons to train on: from under {FEW_PAIRS}, little is learned.")
+        doubts.append(
+            f"Only {counts['winners']} comparisons to train on. With fewer than {FEW_PAIRS}, expect weak results."
+        )
     if counts["train"] and not counts["heldout"]:
         doubts.append("No held-out comparison is decided: only cross-fitting can measure the reward model's accuracy.")
     if counts["train"] and counts["ties"] * 2 > counts["train"] + counts["heldout"]:
@@ -177,7 +184,7 @@ def start(session: Session, store: ArtifactStore, project: Project, operator: Us
     if narrower := _too_low_a_rank(session, project, config):
         raise narrower
     is_sft = config.algorithm == "sft"
-    mixed = freeze_demonstrations(session, store, project) if config.algorithm == "ppo" and config.ptx else None
+    mixed = freeze_demonstrations(session, store, project) if config.ptx else None
     snapshot = (freeze_demonstrations if is_sft else freeze)(session, store, project, config.reading)
     if lacking := _lacking(config, snapshot.counts, mixed.counts["train"] if mixed else 0):
         raise lacking

@@ -7,29 +7,25 @@ from typing import Any, NamedTuple
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore, read_content
-from app.domain.rounds import Stage, plan, run_kind, run_seed
+from app.domain.rounds import ALGORITHMS, SAMPLING_ALGORITHMS, Stage, plan, run_kind, run_seed
 from app.errors import InvalidInput
 from app.judging import LabelingSettings
 from app.models import ModelVersion, Project, Round, Run, Snapshot
 from app.rounds import queries
-from app.rounds.forms import RoundConfig, default_optimiser
+from app.rounds.forms import SPECS, RoundConfig, lora, policy_settings, reward_optimiser
 from app.rounds.snapshots import prompts_file, write_lines
 from app.settings import SamplingServer
 from app.specs import (
-    DPOSpec,
+    RUN_SPEC,
     EvaluateSpec,
     Generation,
-    Lora,
     ModelRef,
-    Optimiser,
     PairRow,
-    PPOSpec,
     PromptRow,
     RewardSpec,
     RunSpec,
     SampleSpec,
     Server,
-    SFTSpec,
 )
 
 EVALUATION_PROMPTS = 100
@@ -114,7 +110,7 @@ class Maker(NamedTuple):
         return run
 
     def _spec(self, round_: Round, kind: str) -> RunSpec:
-        config = RoundConfig.model_validate(round_.config)
+        config = RoundConfig.of(round_.config)
         models = queries.models_by_id(
             self.session,
             {round_.policy_before_id, round_.policy_after_id, round_.reward_model_id, round_.reference_id},
@@ -130,13 +126,13 @@ class Maker(NamedTuple):
                     "backbone": before,
                     "snapshot": self._file(round_.snapshot_id),
                     "aspects": self._aspects(round_.snapshot_id) if config.reward_aspects else (),
-                    "lora": _lora(config, config.reward_lora),
+                    "lora": lora(config, config.reward_lora),
                     "optimiser": reward_optimiser(config),
                     "max_length": max_length,
                     "seed": seed,
                 }
             )
-        if kind in ("sft", "dpo", "ppo"):
+        if kind in ALGORITHMS:
             kept_to = before if config.reference == "previous" else reference
             reward = models[round_.reward_model_id].base if round_.reward_model_id else None
             return self._policy_spec(round_, config, before, kept_to, reward, max_length, seed)
@@ -153,6 +149,7 @@ class Maker(NamedTuple):
         # Measured to the project's reference whatever the leash was tied to: then rounds stand on one axis.
         return EvaluateSpec(
             policy=ref(new),
+            before=before,
             reference=reference,
             reward_models=(models[_given(round_.reward_model_id)].base,),
             prompts=prompts_file(self.store, unseen),
@@ -172,35 +169,28 @@ class Maker(NamedTuple):
         max_length: int,
         seed: int,
     ) -> RunSpec:
-        common = {
+        given: dict[str, Any] = {
             "seed": seed,
             "policy": policy,
-            "lora": _lora(config, config.lora),
-            "optimiser": policy_optimiser(config),
+            "reference": reference,
+            "reward_models": (reward_model,),
+            "ptx": self._file(round_.ptx_snapshot_id) if round_.ptx_snapshot_id else None,
             "max_length": max_length,
         }
-        if config.algorithm == "sft":
-            own = config.named(SFTSpec.model_fields) | common
-            return SFTSpec(**own | {"demonstrations": self._file(round_.snapshot_id)})
-        common["reference"] = reference
-        if config.algorithm == "dpo":
-            own = config.named(DPOSpec.model_fields) | common
-            return DPOSpec(**own | {"snapshot": self._file(round_.snapshot_id), "gamma": config.simpo_gamma})
-        prompts = queries.train_prompts(self.session, self.project.id)
-        if not prompts:
-            raise InvalidInput("The project has no train prompts, which PPO samples from.", "Import some, or use DPO.")
-        own = config.named(PPOSpec.model_fields) | common
-        return PPOSpec(
-            **own
-            | {
-                "reward_models": (reward_model,),
-                "prompts": prompts_file(self.store, prompts),
-                "samples_per_prompt": config.rollout_samples,
-                "rollout_size": min(config.rollout_size, config.episodes),
-                "kl_target": config.kl_target if config.kl_control == "adaptive" else None,
-                "ptx": self._file(round_.ptx_snapshot_id) if round_.ptx_snapshot_id else None,
-            }
-        )
+        given |= dict.fromkeys(("snapshot", "demonstrations"), self._file(round_.snapshot_id))
+        if config.algorithm in SAMPLING_ALGORITHMS:
+            prompts = queries.train_prompts(self.session, self.project.id)
+            if not prompts:
+                label = ALGORITHMS[config.algorithm]
+                raise InvalidInput(
+                    f"The project has no train prompts, which {label} samples from.", "Import some, or use DPO."
+                )
+            given["prompts"] = prompts_file(self.store, prompts)
+        spec = SPECS[config.algorithm]
+        own = policy_settings(config) | {name: value for name, value in given.items() if name in spec.model_fields}
+        if "rollout_size" in own:
+            own["rollout_size"] = min(own["rollout_size"], own["episodes"])
+        return RUN_SPEC.validate_python(spec(**own))
 
     def _sample_spec(
         self,
@@ -272,21 +262,6 @@ def sample_by(run: Run, server: SamplingServer | None) -> None:
 def _room(max_length: int, generation: Generation) -> int:
     """Long responses need longer sequences, or a round would leave them out and fail once it samples."""
     return max(max_length, generation.max_new_tokens + PROMPT_ROOM)
-
-
-def policy_optimiser(config: RoundConfig) -> Optimiser:
-    return default_optimiser(config.algorithm).model_copy(update=config.named(Optimiser.model_fields))
-
-
-def reward_optimiser(config: RoundConfig) -> Optimiser:
-    """The reward model's own rate and epochs; what saves memory is one setting for both models."""
-    shared = config.named(("microbatch_size", "gradient_checkpointing", "precision"))
-    default: Optimiser = RewardSpec.model_fields["optimiser"].default
-    return default.model_copy(update=shared | config.named(Optimiser.model_fields, "reward_"))
-
-
-def _lora(config: RoundConfig, wanted: bool) -> Lora | None:
-    return Lora(rank=config.lora_rank, alpha=2 * config.lora_rank) if wanted else None
 
 
 def _given(model_id: int | None) -> int:

@@ -3,23 +3,22 @@
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
-from app.domain.consensus import Consensus, side
-from app.domain.proportions import wilson
-from app.domain.rounds import ACTIVE, stage_of
-from app.domain.slices import of_prompt
+from app.domain.intervals import Interval
+from app.domain.rounds import ACTIVE, ALGORITHMS, SAMPLING_ALGORITHMS, stage_of
+from app.domain.verdicts import Verdict
 from app.models import ModelVersion, Project, Round, Run, Snapshot
 from app.queue import has_worker
 from app.rounds import queries, result_queries
+from app.rounds.adoption import difference_of
+from app.rounds.outcomes import WinRate, verdict_of, win_rates
 from app.rounds.stages import checkpoints_of, plan_of, samples_of
-
-ACCURACY, KL, REWARD = "eval_accuracy", "eval_objective/kl", "eval_objective/scores"
 
 STAGE_LABELS = {
     "reward": "Reward model",
@@ -30,7 +29,7 @@ STAGE_LABELS = {
 
 
 class Chart(NamedTuple):
-    """Curves of one run, over its steps. `kinds` are the kinds of run that report them."""
+    """Curves of one run, over its steps. `kinds` are the kinds of run that report them; on a page it is one of them."""
 
     title: str
     kinds: tuple[str, ...]
@@ -38,22 +37,25 @@ class Chart(NamedTuple):
     hint: str = ""
 
 
+PAIRWISE, TURNS = ("dpo", "on_policy_dpo"), ("on_policy_dpo", "best_of_n")
+ROLLOUTS = ("ppo", "rloo", "grpo")
+SCORES = "scores: before the KL leash"
+
 CHARTS = (
     Chart("Reward model: loss", ("reward",), ("loss", "eval_loss")),
     Chart("Reward model: accuracy", ("reward",), ("accuracy", "eval_accuracy"), "eval_: held-out comparisons"),
     Chart("Reward model: margin", ("reward",), ("margin", "eval_margin"), "mean reward of chosen less rejected"),
-    Chart("Policy: loss", ("sft",), ("loss", "eval_loss"), "nats a token of the answers"),
-    Chart("Policy: loss", ("dpo",), ("loss", "eval_loss")),
-    Chart("Policy: reward", ("dpo",), ("rewards/chosen", "rewards/rejected", "rewards/margins")),
-    Chart("Policy: accuracy", ("dpo",), ("rewards/accuracies", "eval_rewards/accuracies")),
-    Chart("Policy: reward", ("ppo",), ("objective/scores", "objective/rlhf_reward"), "scores: before the KL leash"),
-    Chart("Policy: KL", ("ppo",), ("objective/kl",), "nats a sequence, to the reference"),
-    Chart("Policy: KL coefficient", ("ppo",), ("objective/kl_coef",), "the leash: higher holds closer"),
-    Chart("Policy: loss", ("ppo",), ("loss/policy_avg", "loss/value_avg")),
+    Chart("Policy: loss", ("sft", "best_of_n"), ("loss", "eval_loss"), "nats a token of the answers"),
+    Chart("Policy: loss", ("dpo", "on_policy_dpo"), ("loss", "eval_loss")),
+    Chart("Policy: implicit reward", PAIRWISE, ("rewards/chosen", "rewards/rejected", "rewards/margins")),
+    Chart("Policy: accuracy", PAIRWISE, ("rewards/accuracies", "eval_rewards/accuracies")),
+    Chart("Policy: reward", SAMPLING_ALGORITHMS, ("objective/scores", "objective/rlhf_reward"), SCORES),
+    Chart("Policy: KL", ROLLOUTS, ("objective/kl",), "nats a response, to the reference"),
+    Chart("Policy: KL", TURNS, ("objective/kl_k3",), "nats a response, to the policy it began with"),
+    Chart("Policy: held-out comparisons", TURNS, ("heldout/accuracy",), "share whose winner became likelier"),
+    Chart("Policy: KL coefficient", ROLLOUTS, ("objective/kl_coef",), "the leash: higher holds closer"),
+    Chart("Policy: loss", ROLLOUTS, ("loss/policy_avg", "loss/value_avg")),
 )
-
-
-POLICY_KINDS = ("sft", "dpo", "ppo")
 
 
 class StageView(NamedTuple):
@@ -82,8 +84,9 @@ def stages_of(round_: Round, runs: Sequence[Run]) -> list[StageView]:
     return found
 
 
-def status(round_: Round, runs: Sequence[Run]) -> dict[str, Any]:
+def status(session: Session, round_: Round, runs: Sequence[Run]) -> dict[str, Any]:
     """Where a round stands, as JSON."""
+    found = verdict_of(session, round_)
     return {
         "number": round_.number,
         "state": round_.state,
@@ -91,6 +94,8 @@ def status(round_: Round, runs: Sequence[Run]) -> dict[str, Any]:
         "finished": round_.state not in ACTIVE,
         "cancelling": round_.state in ACTIVE and any(run.cancel_requested for run in runs),
         "error": round_.error,
+        "adopted": round_.adopted,
+        "verdict": {"word": found.word, "by": found.by, **found.interval._asdict()} if found else None,
         "stages": [
             {
                 "stage": stage.name,
@@ -120,7 +125,7 @@ def metrics(session: Session, round_: Round, after: str) -> dict[str, Any]:
     rows = result_queries.metrics_from(session, [run.id for run in runs], run_id, step)
     cursor = f"{rows[-1].run_id}.{rows[-1].step}" if rows else f"{run_id}.{step}"
     kinds = {run.id: run.kind for run in runs}
-    return status(round_, runs) | {
+    return status(session, round_, runs) | {
         "worker": has_worker(session),
         "cursor": cursor,
         "metrics": [
@@ -140,6 +145,64 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+class Use(NamedTuple):
+    """What a finished run took."""
+
+    label: str
+    tokens: int | None
+    seconds: float | None
+    peak_memory: int | None  # bytes
+
+    @classmethod
+    def of(cls, stage: StageView) -> "Use":
+        result = (stage.run and stage.run.result) or {}
+        return cls(stage.label, *(result.get(name) for name in ("tokens", "seconds", "peak_memory")))
+
+    @property
+    def rate(self) -> float | None:
+        """Tokens a second."""
+        return self.tokens / self.seconds if self.tokens and self.seconds else None
+
+
+class Beside(NamedTuple):
+    """A figure of the policy before and of the new one, with the interval of their difference where there is one."""
+
+    label: str
+    before: float
+    new: float
+    is_share: bool
+    difference: Interval | None
+
+    @property
+    def change(self) -> float:
+        return self.new - self.before
+
+
+# Figures of both policies: name after `eval_before/`, name of the new policy's, label, whether it is a share.
+_BESIDE = (
+    ("scores", "eval_objective/scores", "Reward", False),
+    ("length", "eval_length", "Tokens a response", False),
+    ("finished", "eval_finished", "Finished", True),
+    ("repetition", "eval_repetition", "Repetition", True),
+    ("refusals", "eval_refusals", "Refusals", True),
+)
+
+
+def beside(metrics: Mapping[str, float]) -> list[Beside]:
+    """Both policies' figures, of an evaluation's metrics; empty where it did not compare them."""
+    return [
+        Beside(
+            label,
+            metrics[f"eval_before/{name}"],
+            metrics[new],
+            is_share,
+            difference_of(metrics) if name == "scores" else None,
+        )
+        for name, new, label, is_share in _BESIDE
+        if f"eval_before/{name}" in metrics and new in metrics
+    ]
+
+
 class Page(NamedTuple):
     """A round's page."""
 
@@ -152,7 +215,10 @@ class Page(NamedTuple):
     summaries: dict[str, dict[str, float]]  # by kind of run: newest value of each metric over all rows
     slices: list[tuple[str, dict[str, dict[str, float]]]]  # the same by slice, its name first
     opened: dict[str, tuple[int, int]]  # by purpose: comparisons opened, decided
-    wins: "WinRate | None"
+    verdict: Verdict | None
+    wins: WinRate | None
+    beside: list[Beside]  # the new policy and the one before, on the same prompts
+    policy_id: int | None  # the project's
     cancelling: bool
     worker: bool  # whether there is one
     reads: str  # what it trained on, in words
@@ -163,6 +229,22 @@ class Page(NamedTuple):
     @property
     def active(self) -> bool:
         return self.round.state in ACTIVE
+
+    @property
+    def has_rollouts(self) -> bool:
+        return self.round.algorithm in ROLLOUTS
+
+    @property
+    def before(self) -> ModelVersion | None:
+        return self.models["Policy before"]
+
+    @property
+    def new(self) -> ModelVersion | None:
+        return self.models["New policy"]
+
+    @property
+    def uses(self) -> list[Use]:
+        return [Use.of(stage) for stage in self.stages if stage.run and stage.run.result]
 
 
 def reads(algorithm: str, counts: dict[str, Any]) -> str:
@@ -196,17 +278,21 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
     stages = stages_of(round_, runs)
     used = {"reward"} & {stage.name for stage in stages} | {round_.algorithm}
     snapshot = session.get(Snapshot, round_.snapshot_id) if round_.snapshot_id else None
+    evaluated = summaries.get("evaluate", {})
     return Page(
         round=round_,
         stages=stages,
         snapshot=snapshot,
         mixed=session.get(Snapshot, round_.ptx_snapshot_id) if round_.ptx_snapshot_id else None,
         models={label: models.get(model_id) if model_id else None for label, model_id in named.items()},
-        charts=[chart for chart in CHARTS if used & set(chart.kinds)],
+        charts=[chart._replace(kinds=tuple(used & {*chart.kinds})) for chart in CHARTS if used & {*chart.kinds}],
         summaries=dict(summaries),
         slices=sorted(by_slice.items()),
         opened={p: counts for (_, p), counts in result_queries.opened_comparisons(session, [round_.id]).items()},
+        verdict=verdict_of(session, round_),
         wins=win_rates(session, [round_.id]).get((round_.id, "")),
+        beside=beside(evaluated),
+        policy_id=session.get_one(Project, round_.project_id).policy_id,
         cancelling=round_.state in ACTIVE and any(run.cancel_requested for run in runs),
         worker=has_worker(session),
         reads=reads(round_.algorithm, snapshot.counts) if snapshot else "",
@@ -216,107 +302,12 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
     )
 
 
-# ---- over rounds -----------------------------------------------------------------------------------------------------
-
-
-class WinRate(NamedTuple):
-    """How often people preferred the new policy's response to the previous one's; a tie is half a win."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-
-def win_rates(session: Session, round_ids: list[int]) -> dict[tuple[int, str], WinRate]:
-    """By round and slice ("" is all)."""
-    won: dict[tuple[int, str], float] = defaultdict(float)
-    judged: dict[tuple[int, str], int] = defaultdict(int)
-    for row in result_queries.human_eval(session, round_ids):
-        tags = of_prompt(row.domain, row.difficulty, row.safety_category, "")
-        for name in ["", *(f"{kind}={value}" for kind, value in tags.items())]:
-            won[row.round_id, name] += row.n * (1 + _winner(row) * (1 if row.new_is_b else -1)) / 2
-            judged[row.round_id, name] += row.n
-    return {key: WinRate(won[key] / n, *interval, n) for key, n in judged.items() if (interval := wilson(won[key], n))}
-
-
-def _winner(row: Any) -> int:
-    """-1 for A, 0 for a tie, 1 for B: as training reads it, by the labelers' votes and not by their mean strength."""
-    if row.p_b is None or row.p_tie is None:
-        return side(row.consensus)
-    found = Consensus(row.consensus, row.p_b, row.p_tie)
-    return 0 if found.is_tie else side(found.p_b - 0.5)
-
-
-class RoundRow(NamedTuple):
-    """A round among the others, for all prompts or one slice of them."""
-
-    round: Round
-    judgments: int
-    pairs: int
-    accuracy: float | None  # of the reward model on held-out comparisons
-    kl: float | None  # nats a sequence, to the reference model
-    reward: float | None  # mean score of the new policy's responses
-    wins: WinRate | None
-
-
-class Loop(NamedTuple):
-    """All rounds of a project, oldest first, over all prompts and by slice."""
-
-    rows: list[RoundRow]
-    slices: dict[str, list[RoundRow]]
-
-    @property
-    def chart(self) -> str:
-        """What the charts draw, as JSON."""
-        return json.dumps(
-            {
-                "round": [row.round.number for row in self.rows],
-                "accuracy": [row.accuracy for row in self.rows],
-                "kl": [row.kl for row in self.rows],
-                "reward": [row.reward for row in self.rows],
-                "win_rate": [row.wins.value if row.wins else None for row in self.rows],
-                "win_low": [row.wins.low if row.wins else None for row in self.rows],
-                "win_high": [row.wins.high if row.wins else None for row in self.rows],
-            }
-        )
-
-
-def loop(session: Session, project: Project) -> Loop:
-    rounds = queries.rounds(session, project.id)[::-1]
-    ids = [round_.id for round_ in rounds]
-    values: dict[tuple[int, str, str, str], float] = {}
-    for row in result_queries.round_values(session, ids, (ACCURACY, KL, REWARD)):
-        if math.isfinite(row.value):  # the chart is JSON, which has no NaN
-            values[row.round_id, row.kind, row.name, row.slice] = row.value
-    wins = win_rates(session, ids)
-    snapshots = result_queries.snapshots_of(session, ids)
-
-    def row_of(round_: Round, slice_: str) -> RoundRow:
-        counts = snapshots.get(round_.id, {})
-        return RoundRow(
-            round=round_,
-            judgments=counts.get("judgments", 0),
-            pairs=counts.get("train", 0) + counts.get("heldout", 0),
-            accuracy=values.get((round_.id, "reward", ACCURACY, slice_)),
-            kl=values.get((round_.id, "evaluate", KL, slice_)),
-            reward=values.get((round_.id, "evaluate", REWARD, slice_)),
-            wins=wins.get((round_.id, slice_)),
-        )
-
-    names = sorted({key[3] for key in values if key[3]} | {name for _, name in wins if name})
-    return Loop(
-        rows=[row_of(round_, "") for round_ in rounds],
-        slices={name: [row_of(round_, name) for round_ in rounds] for name in names if not name.startswith("split=")},
-    )
-
-
 # ---- samples ---------------------------------------------------------------------------------------------------------
 
 
 def training_samples_of(session: Session, store: ArtifactStore, round_: Round) -> Path | None:
     """The file of what the round's policy said while it was trained, if there is one."""
-    runs = [run for run in queries.runs_of(session, round_.id) if run.kind in POLICY_KINDS]
+    runs = [run for run in queries.runs_of(session, round_.id) if run.kind in ALGORITHMS]
     return next((store.resolve(samples_of(run.id)) for run in runs if store.exists(samples_of(run.id))), None)
 
 

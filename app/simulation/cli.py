@@ -10,8 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from app.accounts import service as accounts
+from app.domain.rounds import ALGORITHMS
 from app.errors import InvalidInput
 from app.postgres import command_session
+from app.rounds.forms import RECOMMENDED
 from app.settings import Settings
 from app.simulation.browser import Browser
 from app.simulation.labelers import Crew
@@ -26,7 +28,7 @@ def simulate_command(
     preference: Annotated[str, typer.Option(help=f"what they like: {', '.join(PREFERENCES)}")] = "concise",
     noise: Annotated[float, typer.Option(min=0, max=1, help="share of judgments made at random")] = 0.1,
     position_bias: Annotated[float, typer.Option(min=0, max=1, help="share that goes to the left unread")] = 0.05,
-    algorithm: Annotated[str, typer.Option(help="dpo, ppo or sft")] = "dpo",
+    algorithm: Annotated[str, typer.Option(help=", ".join(ALGORITHMS))] = RECOMMENDED,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="a setting of the rounds, as name=value; repeat")
     ] = None,
@@ -102,20 +104,40 @@ def _join(url: str, link: str, name: str) -> Browser:
 
 
 def _table(reports: list[RoundReport]) -> Table:
-    table = Table("round", "judgments", "alpha", "rm accuracy", "KL", "win rate against the first policy", "seconds")
+    columns = (
+        "round",
+        "judgments",
+        "alpha",
+        "rm accuracy",
+        "win rate against the first policy",
+        "true score (first)",
+        "proxy score",
+        "KL",
+        "KL (k3)",
+        "tokens (first)",
+        "finished (first)",
+        "adopted",
+        "seconds",
+    )
+    table = Table(*columns)
     for report in reports:
-        interval = f"{_shown(report.win_rate)}  [{_shown(report.win_rate_low)}, {_shown(report.win_rate_high)}]"
         table.add_row(
             str(report.round),
             str(report.judgments),
             _shown(report.alpha),
             _shown(report.rm_accuracy),
+            f"{_shown(report.win_rate)}  [{_shown(report.win_rate_low)}, {_shown(report.win_rate_high)}]",
+            f"{_shown(report.true)} ({_shown(report.first_true)})",
+            _shown(report.proxy),
             _shown(report.kl),
-            interval,
+            _shown(report.kl_k3),
+            f"{_shown(report.tokens, 1)} ({_shown(report.first_tokens, 1)})",
+            f"{_shown(report.finished, 2)} ({_shown(report.first_finished, 2)})",
+            "–" if report.adopted is None else "yes" if report.adopted else "no",
             f"{report.seconds:.0f}",
         )
     return table
 
 
-def _shown(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _shown(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

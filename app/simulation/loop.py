@@ -4,30 +4,57 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from app.errors import InvalidInput, PrefloopError
 from app.simulation.browser import Browser
 from app.simulation.labelers import Crew
 from app.simulation.preference import Score
-from app.simulation.statistics import WinRate, win_rate
+from app.simulation.statistics import mean_score, win_rate
 
 POLL_SECONDS = 2.0
 Say = Callable[[str], None]
 
 
 class RoundReport(NamedTuple):
-    """What one round came to. The field names are those of `--json`."""
+    """What one round came to, as `make benchmark-loop` says it. The field names are those of `--json`.
+
+    Attributes:
+        win_rate: of the newest policy against the first one, under the hidden preference, on held-out prompts.
+        true: the newest policy's mean score under the hidden preference; first_true the first policy's, and so on.
+        proxy: the newest policy's mean score by the round's reward model.
+        kl, kl_k3: of the newest policy to the reference, nats a response, by two estimators.
+        tokens: mean length of a response. finished: share of responses that were not cut by the limit.
+        adopted: whether the round's policy became the project's; none where the service does not say.
+    """
 
     round: int
     judgments: int
     alpha: float | None
     rm_accuracy: float | None
+    proxy: float | None
     kl: float | None
-    win_rate: float | None
-    win_rate_low: float | None
-    win_rate_high: float | None
+    kl_k3: float | None
+    adopted: bool | None
     seconds: float
+    win_rate: float | None = None
+    win_rate_low: float | None = None
+    win_rate_high: float | None = None
+    true: float | None = None
+    first_true: float | None = None
+    tokens: float | None = None
+    first_tokens: float | None = None
+    finished: float | None = None
+    first_finished: float | None = None
+
+
+class Response(NamedTuple):
+    """A response, how many tokens it has, and whether it ended by itself."""
+
+    text: str
+    tokens: int
+    finished: bool
 
 
 class Loop:
@@ -63,19 +90,19 @@ class Loop:
         judgments = self.crew.label_all(f"{self.base}/label", limit, self._sampling, self.say)
         agreement = self.operator.json(f"{self.base}/agreement", kind="simulated")
         number = self._start(settings)
-        self._follow(number)
+        status = self._follow(number)
         metrics = self._last_metrics(number)
-        rate = self._win_rate()
         return RoundReport(
             round=number,
             judgments=judgments,
             alpha=agreement["nominal_alpha"],
             rm_accuracy=metrics.get(("reward", "eval_accuracy")),
+            proxy=metrics.get(("evaluate", "eval_objective/scores")),
             kl=metrics.get(("evaluate", "eval_objective/kl")),
-            win_rate=rate.rate if rate else None,
-            win_rate_low=rate.low if rate else None,
-            win_rate_high=rate.high if rate else None,
+            kl_k3=metrics.get(("evaluate", "eval_objective/kl_k3")),
+            adopted=status.get("adopted"),
             seconds=round(time.monotonic() - began, 1),
+            **self._heldout(),
         )
 
     def finish_labeling(self, limit: int) -> int:
@@ -102,7 +129,8 @@ class Loop:
         page = self.operator.send(form, **settings)
         return int(str(page.url).rpartition("/")[2])
 
-    def _follow(self, number: int) -> None:
+    def _follow(self, number: int) -> dict[str, Any]:
+        """Waits for the round's end; what it then says of itself."""
         told = ""
         while True:
             status: dict[str, Any] = self.operator.json(f"{self.base}/rounds/{number}/status")
@@ -115,7 +143,7 @@ class Loop:
                     raise PrefloopError(
                         f"Round {number} {status['state']}: {status['error']}", "The round's page has more."
                     )
-                return
+                return status
             time.sleep(POLL_SECONDS)
 
     def _last_metrics(self, number: int) -> dict[tuple[str, str], float]:
@@ -123,13 +151,27 @@ class Loop:
         rows = self.operator.json(f"{self.base}/rounds/{number}/metrics")["metrics"]
         return {(row["kind"], row["name"]): row["value"] for row in rows}  # in the order of runs and steps
 
-    def _win_rate(self) -> WinRate | None:
-        """The newest policy's responses to held-out prompts against the first one's, under the hidden preference."""
+    def _heldout(self) -> dict[str, float]:
+        """The newest policy beside the first one, on the held-out prompts that both answer; empty while it is one."""
         questions: dict[int, str] = {}
-        texts: dict[int, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
+        found: dict[int, dict[int, list[Response]]] = defaultdict(lambda: defaultdict(list))
         for line in self.operator.lines(f"{self.base}/samples.jsonl", split="heldout"):
             row = json.loads(line)
             questions[row["prompt_id"]] = row["prompt"][-1]["content"]
-            texts[row["model_version_id"]][row["prompt_id"]].append(row["text"])
-        first, newest = min(texts, default=0), max(texts, default=0)
-        return win_rate(self.score, questions, texts[newest], texts[first]) if first != newest else None
+            response = Response(row["text"], row["n_tokens"], row["finish_reason"] != "length")
+            found[row["model_version_id"]][row["prompt_id"]].append(response)
+        if len(found) < 2:
+            return {}
+        first, newest = found[min(found)], found[max(found)]
+        both = sorted(first.keys() & newest.keys())
+        texts = [{prompt: [r.text for r in said[prompt]] for prompt in both} for said in (newest, first)]
+        rate = win_rate(self.score, questions, *texts)
+        if rate is None:
+            return {}
+        columns = {"win_rate": rate.rate, "win_rate_low": rate.low, "win_rate_high": rate.high}
+        for said, own, prefix in ((newest, texts[0], ""), (first, texts[1], "first_")):
+            responses = [response for prompt in both for response in said[prompt]]
+            columns[f"{prefix}true"] = mean_score(self.score, questions, own)
+            columns[f"{prefix}tokens"] = fmean(response.tokens for response in responses)
+            columns[f"{prefix}finished"] = fmean(response.finished for response in responses)
+        return columns

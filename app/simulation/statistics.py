@@ -48,6 +48,12 @@ def win_shares(
     return shares
 
 
+def mean_score(score: Score, questions: Mapping[int, str], texts: Mapping[int, Sequence[str]]) -> float:
+    """The mean over prompts of the mean score of their responses."""
+    means = [np.mean([score(questions[prompt], text) for text in said]) for prompt, said in texts.items()]
+    return float(np.mean(means))
+
+
 def interval(shares: Sequence[Sequence[float]], *, resamples: int = 10_000, seed: int = 0) -> WinRate:
     """The mean of win shares (S, P) of S runs on the same P prompts, with a percentile bootstrap.
 

@@ -6,20 +6,17 @@ share all that they have in common. The last lines are `win_rate METHOD PREFEREN
 """
 
 import argparse
-import logging
 import sys
 import time
-import warnings
 from pathlib import Path
 
 from app.artifacts import ArtifactStore
 from app.errors import PrefloopError
 from app.simulation.preference import PREFERENCES
 from benchmarks.loop import report
+from benchmarks.loop.apart import played, quiet, say
 from benchmarks.loop.cells import Cell, grid
 from benchmarks.loop.methods import METHODS
-from benchmarks.loop.play import play
-from benchmarks.loop.workshop import Workshop
 from trainer.default_model import fetch_model
 
 FROZEN = tuple(name for name, method in METHODS.items() if method.frozen)
@@ -49,9 +46,11 @@ def parser() -> argparse.ArgumentParser:
     add("--whole", action="store_true", help="the whole grid, some hours; other choices of cells are ignored")
     add("--prompts", type=int, default=20, help="held-out prompts of each kind (with --whole 80)")
     add("--base-samples", type=int, default=8, help="of the base a held-out prompt, for best-of-n (with --whole 16)")
+    add("--max-new-tokens", type=int, default=64, help="where answers are cut")
     add("--store", type=Path, default=STORE, help="where models and all that was made lie")
     add("--model", default=None, help="folder or hub name of the base; default: the service's default model")
     add("--output", type=Path, default=None, help="results, one JSON line a cell; default: results.jsonl in the store")
+    add("--in-process", action="store_true", help="make everything in this process, for a debugger")
     add("--report", action="store_true", help="play nothing: report all cells in the output")
     return parser
 
@@ -85,8 +84,9 @@ def chosen_cells(args: argparse.Namespace) -> list[Cell]:
             final=args.final,
             prompts=args.prompts,
             base_samples=args.base_samples,
+            max_new_tokens=args.max_new_tokens,
         )
-    return list(dict.fromkeys(cells))
+    return list({cell.digest: cell for cell in cells}.values())
 
 
 def main(arguments: list[str] | None = None) -> list[str]:
@@ -100,42 +100,27 @@ def main(arguments: list[str] | None = None) -> list[str]:
         base = fetch_model(
             ArtifactStore(args.store.absolute()), **({"name": args.model} if args.model else {}), say=say
         )
-        workshop = Workshop(args.store, base, say)
+        stale: set[str] = set()
         results = []
         for number, cell in enumerate(cells, 1):
             started = time.monotonic()
             say(f"[{number}/{len(cells)}] {cell.name} {cell.preference} noise {cell.noise:g} "
                 f"{cell.rounds}x{cell.judgments} seed {cell.seed}")  # fmt: skip
-            results.append(played(cell, workshop))
+            result, other_code = played(cell, args.store, base, apart=not args.in_process)
+            results.append(result)
+            stale |= other_code
             report.append(output, results[-1])
             say(f"    {time.monotonic() - started:.0f} s")
-        if workshop.other_code:
-            say(
-                f"{len(workshop.other_code)} outputs were made by other code than this: --store another to repeat them."
-            )
+        if stale:
+            say(f"{len(stale)} outputs were made by other code than this: --store another to repeat them.")
     print("\n".join(report.table(results)))
     lines = report.last_lines(results)
     print("\n".join(lines))
     return lines
 
 
-def played(cell: Cell, workshop: Workshop) -> dict[str, object]:
-    """A cell's result; of one that fails what it says, so that the others are played."""
-    try:
-        return play(cell, workshop)
-    except (PrefloopError, ModuleNotFoundError) as error:
-        say(f"    failed: {error}")
-        return {"cell": cell.model_dump(mode="json"), "name": cell.name, "error": str(error)}
-
-
-def say(line: str) -> None:
-    """Progress goes to the error stream: the other one has results only."""
-    print(line, file=sys.stderr, flush=True)
-
-
 if __name__ == "__main__":
-    logging.disable(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    quiet()
     try:
         main()
     except PrefloopError as error:

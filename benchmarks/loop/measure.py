@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from app.artifacts import ArtifactStore
 from app.simulation.preference import Score
-from app.simulation.statistics import win_shares
+from app.simulation.statistics import mean_score, win_shares
 from app.specs import PromptRow, Spec
 from benchmarks.loop.labels import Texts
 from benchmarks.loop.prompts import KINDS, question
@@ -88,12 +88,6 @@ def compare(preference: Score, new: Sequence[Texts], base: Sequence[Texts]) -> d
     }
 
 
-def mean_score(preference: Score, questions: Mapping[int, str], texts: Mapping[int, Sequence[str]]) -> float:
-    """The mean over prompts of the mean true score of their answers."""
-    means = [np.mean([preference(questions[prompt], text) for text in said]) for prompt, said in texts.items()]
-    return float(np.mean(means))
-
-
 def best_of_n_at(preference: Score, base: Sequence[Texts], kl: float) -> tuple[float, float]:
     """(true score, n) of the base's best of n under the true score, n such that it is as many nats from the base.
 
@@ -124,3 +118,12 @@ def kinds_of(texts: Sequence[Texts]) -> list[str]:
 def mean_of(texts: Sequence[Texts], value: Callable[[Completion], float]) -> float:
     """The mean of a value over all samples."""
     return float(np.mean([value(completion) for each in texts for completion in each.completions]))
+
+
+def score_differences(texts: Sequence[Texts], per_model: int) -> list[float]:
+    """For each prompt, the reward model's mean score of the first `per_model` samples less that of the others."""
+    differences = []
+    for each in texts:
+        scores = [np.mean(completion.sampling["reward"]["heads"]) for completion in each.completions]
+        differences.append(float(np.mean(scores[:per_model]) - np.mean(scores[per_model:])))
+    return differences

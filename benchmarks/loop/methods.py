@@ -20,6 +20,7 @@ class Method(NamedTuple):
     reward: Mapping[str, Any] = {}
     labels: Mapping[str, Any] = {}
     frozen: bool = False  # no setting changes it
+    adopts_always: bool = False  # also a policy that the round's reward model finds worse than the one before
 
 
 # What Prefloop did before its rounds were taught to use the reward model: the yardstick, whatever defaults become.
@@ -45,6 +46,7 @@ DPO_TODAY = Method(
     },
     labels={"overlap": 2.5, "heldout_share": 0.36},
     frozen=True,
+    adopts_always=True,
 )
 
 METHODS: dict[str, Method] = {
@@ -126,17 +128,23 @@ def build(spec: type[Spec], *layers: Mapping[str, Any]) -> Any:
     Raises:
         InvalidInput: the spec has no such field, or the value is wrong.
     """
-    fields: dict[str, Any] = {}
+    whole: dict[str, Any] = {}
+    parts: dict[str, dict[str, Any]] = {}
     for layer in layers:
         for name, value in layer.items():
-            before = fields.get(name)
-            if before is None and name in spec.model_fields:
-                default = spec.model_fields[name].default
-                before = default.model_dump() if isinstance(default, Spec) else None
-            merge = isinstance(before, Mapping) and isinstance(value, Mapping)
-            fields[name] = {**before, **value} if merge else value  # type: ignore[dict-item]
+            if isinstance(value, Mapping):
+                parts[name] = parts.get(name, {}) | value
+            else:
+                whole[name] = value
+                parts.pop(name, None)
     try:
-        return spec.model_validate(fields)
+        # A default may depend on other fields, so it is read from the spec that they make.
+        defaults = spec.model_validate(whole)
+        merged = {
+            name: before.model_dump() | part if isinstance(before := getattr(defaults, name, None), Spec) else part
+            for name, part in parts.items()
+        }
+        return spec.model_validate(whole | merged)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -5,6 +5,7 @@ from typing import Any
 
 from app.rounds.snapshots import write_lines
 from app.simulation.preference import PREFERENCES
+from app.simulation.statistics import interval
 from app.specs import EvaluateSpec, Generation, ModelRef, PairRow, PromptRow, SampleSpec
 from benchmarks.loop import measure, methods, prompts
 from benchmarks.loop.cells import Cell, Labels
@@ -13,7 +14,7 @@ from benchmarks.loop.workshop import Made, Workshop
 
 NEW_ANSWERS = 2  # of the new policy, a prompt
 # Places in a cell's seed: no two runs draw with the same numbers.
-LABELING, CREW, REWARD, POLICY, EVALUATION = range(1, 6)
+LABELING, CREW, REWARD, POLICY, VERDICT, EVALUATION = range(1, 7)
 BASE_SEED = 999_983  # of the base's answers on measured prompts, shared by all cells
 
 
@@ -46,7 +47,11 @@ def play(cell: Cell, workshop: Workshop) -> dict[str, Any]:
         spec = methods.policy_spec(cell, policy, base, snapshot, reward.location, train, seed_of(cell, number, POLICY))
         trained = workshop.run(spec)
         seconds["policy"] = trained.seconds
-        policy = policy_of(spec, trained)
+        new = policy_of(spec, trained)
+        adopted = methods.method_of(cell).adopts_always or not is_worse(
+            cell, workshop, there.heldout, new, policy, reward.location, number, seconds
+        )
+        policy = new if adopted else policy
         reward_model = reward.location
         measured, answers = evaluate(cell, workshop, there.measured, policy, reward_model, number, answers, seconds)
         rounds.append(
@@ -57,6 +62,7 @@ def play(cell: Cell, workshop: Workshop) -> dict[str, Any]:
                 "heldout_comparisons": sum(row.split == "heldout" for row in rows),
                 "reward": reward.result,
                 "policy": trained.result,
+                "adopted": adopted,
                 "kinds": measured,
                 "seconds": seconds,
             }
@@ -69,6 +75,34 @@ def policy_of(spec: Any, trained: Made) -> ModelRef:
     if spec.lora is None:
         return ModelRef(base=trained.location)
     return ModelRef(base=spec.policy.base, adapter=trained.location)
+
+
+def is_worse(
+    cell: Cell,
+    workshop: Workshop,
+    rows: list[PromptRow],
+    new: ModelRef,
+    before: ModelRef,
+    reward_model: str,
+    number: int,
+    seconds: dict[str, float],
+) -> bool:
+    """Whether the round's reward model finds the new policy worse than the one before, beyond chance, as a round asks.
+
+    It reads both policies' answers to the held-out prompts; the measured ones are for nobody but the benchmark.
+    """
+    made = workshop.run(
+        SampleSpec(
+            models=(new, before),
+            prompts=prompts.write(workshop.store, rows),
+            generation=Generation(samples_per_prompt=NEW_ANSWERS, max_new_tokens=cell.max_new_tokens),
+            reward_models=(reward_model,),
+            seed=seed_of(cell, number, VERDICT),
+        )
+    )
+    seconds["verdict"] = made.seconds
+    texts = by_prompt(rows, measure.read_completions(workshop.store.resolve(made.location)))
+    return interval([measure.score_differences(texts, NEW_ANSWERS)]).high < 0
 
 
 def label_samples(

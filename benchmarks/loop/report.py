@@ -15,7 +15,8 @@ from benchmarks.loop.cells import Cell
 TODAY = "dpo_today"
 COLUMNS = (
     "method preference kind noise judgments seed win_rate low high true base proxy base best_of_n n kl kl_k3 "
-    "tokens base finished base rm_accuracy against_previous low high seconds"
+    "tokens base finished base rm_accuracy against_previous low high "
+    "adopted seconds sampling reward policy verdict measuring"
 ).split()
 
 
@@ -81,6 +82,9 @@ def _row(cell: Cell, played: dict[str, Any], kind: str, measured: dict[str, Any]
     before = measured.get("shares_against_previous")
     against = interval([before]) if before else None
     accuracy = played["reward"].get("eval_accuracy")
+    spent = played["seconds"]
+    seconds = {part: spent.get(part, 0.0) for part in ("label_samples", "reward", "policy", "verdict")}
+    seconds["measuring"] = sum(spent.values()) - sum(seconds.values())
     numbers = [
         rate.rate,
         rate.low,
@@ -109,7 +113,8 @@ def _row(cell: Cell, played: dict[str, Any], kind: str, measured: dict[str, Any]
         done,
         str(cell.seed),
         *("-" if number is None else f"{number:.3f}" for number in numbers),
-        f"{sum(played['seconds'].values()):.0f}",
+        "yes" if played["adopted"] else "no",
+        *(f"{number:.0f}" for number in (sum(seconds.values()), *seconds.values())),
     ]
 
 

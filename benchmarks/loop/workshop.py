@@ -22,6 +22,7 @@ import trainer
 from app.artifacts import ArtifactStore, digest_file, digest_folder
 from app.specs import ModelRef, Spec
 from trainer.checkpoints import Checkpoints
+from trainer.cli import ONE_RECIPE
 from trainer.memory import give_back_memory
 from trainer.reporting import ConsoleReporter
 from trainer.training import accelerator
@@ -47,13 +48,31 @@ class Made(NamedTuple):
     metrics: dict[str, dict[str, float]]
 
 
+class NotMade(Exception):
+    """An output is not there, and was only to be looked up."""
+
+
 class Workshop:
-    """The store of one benchmark. Several processes may share it: each output is made by one of them."""
+    """The store of one benchmark. Several processes may share it: each output is made by one of them.
+
+    Args:
+        base: location of the base model.
+        say: called with a line whenever something is made.
+        makes: whether outputs that are not there are made.
+        every_seconds: least time between two checkpoints.
+    """
 
     def __init__(
-        self, root: Path, base: str, say: Callable[[str], None] = lambda line: None, every_seconds: float = 60.0
+        self,
+        root: Path,
+        base: str,
+        say: Callable[[str], None] = lambda line: None,
+        *,
+        makes: bool = True,
+        every_seconds: float = 60.0,
     ) -> None:
-        self.store, self.base, self.say, self.every_seconds = ArtifactStore(root.absolute()), base, say, every_seconds
+        self.store, self.base, self.say, self.makes = ArtifactStore(root.absolute()), base, say, makes
+        self.every_seconds = every_seconds
         self.store.sweep(STALE_SECONDS)
         self.other_code: set[str] = set()
 
@@ -69,12 +88,17 @@ class Workshop:
         """The output of a spec's recipe, made now if it is not there yet.
 
         Args:
-            recipe: what to run; by default `trainer.recipes.<kind>.train`.
+            recipe: what to run; by default the trainer's for the spec's kind.
+
+        Raises:
+            NotMade: it is not there, and this workshop makes nothing.
         """
         kind = str(spec.kind)  # type: ignore[attr-defined]
         content = json.dumps({"base": self.base_digest, "spec": spec.model_dump(mode="json")}, sort_keys=True)
         location = f"{kind}/{hashlib.sha256(content.encode()).hexdigest()[:32]}"
         if not self.store.exists(location):
+            if not self.makes:
+                raise NotMade(location)
             lock = self.store.root / ".locks" / location.replace("/", "-")
             lock.parent.mkdir(parents=True, exist_ok=True)
             with fasteners.InterProcessLock(lock):
@@ -87,7 +111,7 @@ class Workshop:
 
     def _make(self, kind: str, spec: Spec, location: str, recipe: Recipe | None) -> None:
         self.say(f"{kind} {location[-32:][:8]}")
-        train = recipe or importlib.import_module(f"trainer.recipes.{kind}").train
+        train = recipe or recipe_of(kind)
         checkpoints = None
         options: dict[str, Any] = {}
         if "checkpoints" in inspect.signature(train).parameters:
@@ -111,6 +135,12 @@ class Workshop:
             checkpoints.remove()
         accelerator().free_memory()
         give_back_memory()
+
+
+def recipe_of(kind: str) -> Recipe:
+    """The recipe of a kind of run, loaded when it is needed."""
+    recipe: Recipe = importlib.import_module(f"trainer.recipes.{ONE_RECIPE.get(kind, kind)}").train
+    return recipe
 
 
 @functools.cache

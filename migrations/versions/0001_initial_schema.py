@@ -433,11 +433,15 @@ def upgrade() -> None:
         sa.Column("policy_before_id", sa.BigInteger(), nullable=False),
         sa.Column("policy_after_id", sa.BigInteger(), nullable=True),
         sa.Column("reward_model_id", sa.BigInteger(), nullable=True),
+        sa.Column("adopted", sa.Boolean(), nullable=True),
         sa.Column("error", sa.Text(), nullable=True),
         sa.Column("started_by", sa.BigInteger(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
-        sa.CheckConstraint("algorithm IN ('sft', 'dpo', 'ppo')", name=op.f("ck_round_algorithm_known")),
+        sa.CheckConstraint(
+            "algorithm IN ('sft', 'dpo', 'on_policy_dpo', 'best_of_n', 'ppo', 'rloo', 'grpo')",
+            name=op.f("ck_round_algorithm_known"),
+        ),
         sa.CheckConstraint(
             "state IN ('frozen', 'reward', 'policy', 'sampling', 'evaluating', 'done', 'failed', 'cancelled')",
             name=op.f("ck_round_state_known"),
@@ -481,7 +485,8 @@ def upgrade() -> None:
         sa.Column("heartbeat_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint(
-            "kind IN ('sample', 'sft', 'reward', 'dpo', 'ppo', 'evaluate', 'judge', 'red_team')",
+            "kind IN ('sample', 'reward', 'sft', 'dpo', 'on_policy_dpo', 'best_of_n', 'ppo', 'rloo', 'grpo', "
+            "'evaluate', 'judge', 'red_team')",
             name=op.f("ck_run_kind_known"),
         ),
         sa.CheckConstraint(

@@ -28,6 +28,15 @@ document.addEventListener("keydown", (event) => {
   menu.querySelector("summary").focus();
 });
 
+// A field that the browser refuses may be folded away: it cannot say so until it is seen.
+document.addEventListener(
+  "invalid",
+  (event) => {
+    for (let fold = event.target.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
+  },
+  true,
+);
+
 // On a phone the navigation is one line that scrolls: it begins with where one is.
 function showWhere() {
   const here = document.querySelector(".nav [aria-current]");

@@ -11,7 +11,7 @@ from app.artifacts import ArtifactStore
 from app.datasets.reading import ImportFile
 from app.datasets.service import ImportOptions, import_files
 from app.models import ModelVersion, Run
-from app.rounds import queries, service, views
+from app.rounds import outcomes, queries, service
 from app.settings import Settings
 from tests import factories
 from tests.acceptance.test_round import metric
@@ -58,7 +58,7 @@ def test_imported_demonstrations_become_the_reference_of_the_next_round(
     run = session.scalars(select(Run).where(Run.kind == algorithm)).one()
     assert run.spec["reference"] == {"base": tuned.base, "adapter": tuned.adapter}
     # Kept close to the fine-tuned model and measured to it.
-    assert metric(session, second, "evaluate", views.KL) != []
+    assert metric(session, second, "evaluate", outcomes.KL) != []
     if algorithm == "ppo":
         assert store.exists(run.spec["ptx"])
     assert not list((store.root / "checkpoints").glob("*/*"))

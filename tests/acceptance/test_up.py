@@ -113,17 +113,29 @@ def test_from_nothing_through_a_round_and_on_after_a_restart(
         "judgments",
         "alpha",
         "rm_accuracy",
+        "proxy",
         "kl",
+        "kl_k3",
+        "adopted",
+        "seconds",
         "win_rate",
         "win_rate_low",
         "win_rate_high",
-        "seconds",
+        "true",
+        "first_true",
+        "tokens",
+        "first_tokens",
+        "finished",
+        "first_finished",
     ]
     assert report["round"] == 1
     assert report["judgments"] >= 100
     assert -1 <= report["alpha"] <= 1
     assert 0 <= report["rm_accuracy"] <= 1
     assert 0 <= report["win_rate_low"] <= report["win_rate"] <= report["win_rate_high"] <= 1
+    assert 0 < report["tokens"] <= 16
+    assert 0 <= report["finished"] <= 1
+    assert report["kl_k3"] >= 0
 
     # One at a time on a home, and on a port.
     second = subprocess.run(

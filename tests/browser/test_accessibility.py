@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from app.accounts import service as accounts
 from app.artifacts import ArtifactStore
 from app.main import ROUTERS
-from app.models import Comparison, Judgment, Lease, ModelVersion
+from app.models import Comparison, Judgment, Lease, Metric, ModelVersion
 from app.red_team import service as red_team
 from app.rounds.service import samples_of
 from tests import factories
@@ -128,6 +128,23 @@ class World:
         self.policy = factories.model(
             session, project, name="policy-1", parent_id=parent.id, run_id=run.id, card={"algorithm": "ppo"} | REPORT
         )
+        round_.policy_before_id, round_.policy_after_id, round_.adopted = parent.id, self.policy.id, True
+        evaluation = factories.run(
+            session,
+            project,
+            "evaluate",
+            round_id=round_.id,
+            state="succeeded",
+            result={"tokens": 9000, "seconds": 40.5, "peak_memory": 2 << 30},
+        )
+        names = (
+            "eval_objective/scores",
+            "eval_before/scores",
+            *(f"eval_difference/scores{x}" for x in ("", "_low", "_high")),
+        )
+        for value, name in enumerate(names):
+            for slice_ in ("", "domain=safety"):
+                session.add(Metric(run_id=evaluation.id, name=name, slice=slice_, step=0, value=value))
         path = store.root / samples_of(run.id)
         path.parent.mkdir(parents=True)
         lines: list[dict[str, Any]] = [
@@ -186,6 +203,7 @@ def test_every_page(world: World, open_page: OpenPage, width: int, dark: bool) -
         if response.status != 200:
             problems.append(f"{url} answers {response.status}")
         page.wait_for_load_state("load")
+        page.evaluate("document.querySelectorAll('main details').forEach((fold) => (fold.open = true))")
         problems += serious(page)
         if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
             problems.append(f"{url} is wider than the screen")

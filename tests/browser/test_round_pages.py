@@ -7,14 +7,18 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from playwright.sync_api import Page, expect
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.models import ModelVersion, Project, Run
+from app.artifacts import ArtifactStore
+from app.models import Metric, ModelVersion, Project, Round, Run
+from app.rounds import service
 from app.rounds.service import samples_of
 from tests import factories
 from tests.browser.test_rounds import take_picture
 from tests.lineage.test_model_page import REPORT, made
-from tests.rounds.loop import decided, make_project
+from tests.rounds.loop import decided, last_run, make_project
+from tests.rounds.test_adoption import judge
 from tests.rounds.test_service import finish, start
 from tests.rounds.test_training_samples import line
 
@@ -69,9 +73,134 @@ def test_the_numbers_follow_the_settings_before_the_start(
     page.goto(f"/projects/{project.slug}/rounds/new")
     read = page.locator(".stat", has_text="To train on").locator(".stat-value")
     expect(read).to_have_text("24")
+    took = page.locator("#estimate strong").first.inner_text()
+    page.get_by_text("All settings").click()
     page.locator("#train_limit").fill("21")
     page.locator("#train_limit").blur()
     expect(read).to_have_text("21")
+    page.locator("#turns").fill("40")
+    page.locator("#turns").blur()
+    expect(page.locator("#estimate strong").first).not_to_have_text(took)
+    page.get_by_text("Part by part").click()
+    expect(page.locator("#estimate")).to_contain_text("default rates of two CPU cores")
+
+
+@SIZES
+def test_the_form_begins_with_one_choice(
+    open_page: OpenPage, session: Session, project: Project, width: int, dark: bool
+) -> None:
+    """What it reads, a strength, what it takes, the button; by the keyboard alone."""
+    page = open_page("operator", width=width, dark=dark)
+    page.goto(f"/projects/{project.slug}/rounds/new")
+    look(page, "new", width, dark)
+    controls = page.locator("main :is(input, select, button):visible")
+    assert [control.get_attribute("value") for control in controls.all()] == ["gentle", "balanced", "strong", None]
+    expect(page.get_by_label("Balanced")).to_be_checked()
+    page.get_by_label("Balanced").focus()
+    page.keyboard.press("ArrowDown")
+    expect(page.get_by_label("Strong")).to_be_checked()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Round 1")).to_be_visible()
+    expect(page.get_by_text("On-policy DPO, strong")).to_be_visible()
+    config = session.scalars(select(Round.config)).one()
+    assert (config["algorithm"], config["strength"]) == ("on_policy_dpo", "strong")
+
+
+def test_a_wrong_setting_that_is_folded_away_is_shown(open_page: OpenPage, project: Project) -> None:
+    page = open_page("operator")
+    page.goto(f"/projects/{project.slug}/rounds/new")
+    page.get_by_text("All settings").click()
+    page.locator("details.rare summary").first.click()
+    page.locator("#batch_size").fill("0")
+    page.get_by_text("All settings").click()
+    expect(page.locator("#batch_size")).to_be_hidden()
+    page.get_by_role("button", name="Start round").click()
+    expect(page.locator("#batch_size")).to_be_focused()  # the browser says what is wrong with it
+
+
+def outcome(session: Session, store: ArtifactStore, project: Project, value: float, spread: float) -> Round:
+    """A finished round whose reward model found this difference, with what its runs took."""
+    before = project.policy_id
+    metrics = {
+        "eval_objective/scores": 0.4 + value,
+        "eval_before/scores": 0.4,
+        "eval_difference/scores": value,
+        "eval_difference/scores_low": value - spread,
+        "eval_difference/scores_high": value + spread,
+        "eval_objective/kl_k3": 2.75,
+        **{f"eval_{name}": 0.25 for name in ("finished", "repetition", "refusals")},
+        **{f"eval_before/{name}": 0.5 for name in ("finished", "repetition", "refusals")},
+        "eval_length": 31.5,
+        "eval_before/length": 44.25,
+    }
+    round_ = start(session, store, project, "on_policy_dpo")
+    assert round_.policy_before_id == before
+    while round_.state != "done":
+        run = last_run(session, round_)
+        service.run_started(session, run)
+        result = {"tokens": 61_234, "seconds": 187.5, "peak_memory": 2_345_678_901}
+        if run.kind == "evaluate":
+            result |= {"metrics": metrics}
+            for name, number in metrics.items():
+                for slice_ in ("", "domain=factual", "domain=safety"):
+                    session.add(Metric(run_id=run.id, name=name, slice=slice_, step=0, value=number))
+        if run.kind == "reward":
+            session.add(Metric(run_id=run.id, name="eval_accuracy", step=1, value=0.71))
+        service.run_finished(session, store, run, result, "digest")
+        session.flush()
+    return round_
+
+
+@SIZES
+def test_a_round_ends_with_a_verdict_and_the_policy_can_be_changed(
+    open_page: OpenPage, app: FastAPI, session: Session, project: Project, width: int, dark: bool
+) -> None:
+    store = app.state.store
+    outcome(session, store, project, 0.42, 0.2)
+    outcome(session, store, project, 0.05, 0.3)
+    worse = outcome(session, store, project, -0.61, 0.25)
+    judge(session, project, session.get_one(Round, worse.id), won=4, lost=22)
+    session.commit()
+    page = open_page("operator", "admin", width=width, dark=dark)
+    page.goto(f"/projects/{project.slug}/rounds")
+    expect(page.locator("tbody tr")).to_have_count(3)
+    look(page, "rounds-much", width, dark)
+    page.get_by_role("link", name="Round 1").click()
+    expect(page.get_by_role("heading", name="Better, by the reward model alone")).to_be_visible()
+    expect(page.get_by_text("People have not judged it yet: 0 of 20 comparisons")).to_be_visible()
+    expect(page.get_by_role("row", name="Reward 0.40 0.82 +0.42 (0.22 to 0.62)")).to_be_visible()
+    expect(page.get_by_role("row", name="Policy 3 minutes 61,234 327 2.3 GB")).to_be_visible()
+    look(page, "round-better", width, dark)
+    page.goto(f"/projects/{project.slug}/rounds/3")
+    expect(page.get_by_role("heading", name="Worse")).to_be_visible()
+    expect(page.get_by_text("in 15% of 26 comparisons")).to_be_visible()
+    expect(page.get_by_text("The project kept policy-2")).to_be_visible()
+    look(page, "round-worse", width, dark)
+    page.get_by_role("button", name="Adopt policy").click()
+    expect(page.get_by_text("policy-3 is the project's policy.")).to_be_visible()
+    page.get_by_role("button", name="Keep the previous policy").click()
+    expect(page.get_by_role("button", name="Adopt policy")).to_be_visible()
+    page.get_by_role("link", name="Rounds").click()
+    page.get_by_role("link", name="Models").click()
+    look(page, "models", width, dark)
+    page.get_by_role("row", name="policy-1").get_by_role("button", name="Adopt policy").click()
+    expect(page.get_by_role("row", name="policy-1")).to_contain_text("the policy")
+    page.goto(f"/projects/{project.slug}/loop")
+    expect(page.locator(".plot canvas")).to_have_count(4)
+    page.get_by_text("By slice").click()
+    look(page, "loop-much", width, dark)
+    page.goto(f"/projects/{project.slug}/rounds/new?algorithm=grpo")
+    look(page, "new-grpo", width, dark)
+
+
+@SIZES
+def test_pages_of_a_project_without_rounds(
+    open_page: OpenPage, session: Session, project: Project, width: int, dark: bool
+) -> None:
+    page = open_page("operator", "admin", width=width, dark=dark)
+    for path in ("rounds", "loop", "models"):
+        page.goto(f"/projects/{project.slug}/{path}")
+        look(page, f"{path}-empty", width, dark)
 
 
 def training(app: FastAPI, session: Session, project: Project) -> None:

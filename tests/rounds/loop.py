@@ -52,7 +52,7 @@ def decided(
 
 def config(algorithm: str = "dpo", **values: Any) -> RoundConfig:
     sampling = GENERATION.model_dump(include={"samples_per_prompt", "max_new_tokens"})
-    return RoundConfig.model_validate({"algorithm": algorithm, **sampling, **values})
+    return RoundConfig.of({"algorithm": algorithm, **sampling, **values})
 
 
 def jobs(session: Session) -> list[int]:

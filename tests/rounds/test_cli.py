@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from typer.testing import CliRunner, Result
 
 from app.errors import Conflict, Forbidden, InvalidInput, NotFound
-from app.models import Project, Round
+from app.models import Metric, Project, Round
 from app.rounds.cli import round_app
 from app.settings import Settings
 from tests import factories
@@ -43,7 +43,7 @@ def test_a_round_from_the_command_line(session: Session, run: Run) -> None:
     assert "Round 1 is frozen" in started.output
     assert len(jobs(session)) == 1
     status = run("status", operator=None).output
-    assert "Round 1 (ppo): frozen" in status
+    assert "Round 1 (PPO): frozen" in status
     assert "Reward model" in status
     assert isinstance(run("start").exception, Conflict)
     assert isinstance(run("retry").exception, Conflict)
@@ -51,10 +51,24 @@ def test_a_round_from_the_command_line(session: Session, run: Run) -> None:
     assert "cancelled" in run("status", operator=None).output
 
 
+def test_a_finished_round_says_its_verdict(session: Session, run: Run, project: Project) -> None:
+    round_ = factories.round_(session, project, number=1, adopted=False)
+    evaluation = factories.run(session, project, "evaluate", round_id=round_.id, state="succeeded")
+    for bound, value in (("", -0.4), ("_low", -0.7), ("_high", -0.1)):
+        session.add(Metric(run_id=evaluation.id, name=f"eval_difference/scores{bound}", step=0, value=value))
+    session.commit()
+    said = " ".join(run("status", operator=None).output.split())
+    assert "Verdict by reward model: worse (reward difference -0.40, 95% interval -0.70 to -0.10)" in said
+    assert "its policy was not adopted" in said
+
+
 def test_every_setting_can_be_given(session: Session, run: Run) -> None:
     settings = {"lora": "false", "replay_share": "0.3", "loss": "ipo", "reward_ensemble": "3", "beta": "0.4"}
     assert (
-        "is frozen" in run("start", *(part for item in settings.items() for part in ("--set", "=".join(item)))).output
+        "is frozen"
+        in run(
+            "start", "--algorithm", "dpo", *(part for item in settings.items() for part in ("--set", "=".join(item)))
+        ).output
     )
     config = session.scalars(select(Round.config)).one()
     assert {name: config[name] for name in settings} == {
@@ -68,11 +82,18 @@ def test_every_setting_can_be_given(session: Session, run: Run) -> None:
 
 def test_full_weights_begin_with_their_own_rate(session: Session, run: Run) -> None:
     run("start", "--set", "lora=false")
-    assert session.scalars(select(Round.config["learning_rate"])).one() == 6e-5
+    assert session.scalars(select(Round.config["learning_rate"])).one() == 2e-5
+
+
+def test_the_recommended_algorithm_begins_with_a_strength(session: Session, run: Run) -> None:
+    assert "is frozen" in run("start", "--strength", "gentle").output
+    assert session.scalars(select(Round.algorithm)).one() == "on_policy_dpo"
+    config = session.scalars(select(Round.config)).one()
+    assert (config["strength"], config["kl_budget"]) == ("gentle", 3)
 
 
 def test_a_loss_brings_its_own_beta(session: Session, run: Run) -> None:
-    run("start", "--set", "loss=simpo")
+    run("start", "--algorithm", "dpo", "--set", "loss=simpo")
     assert session.scalars(select(Round.config["beta"])).one() == 2
 
 
@@ -93,7 +114,10 @@ def test_fine_tuning_from_the_command_line_says_what_it_lacks(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        (["--set", "magic=1"], InvalidInput, "Unknown settings: magic"),
+        (["--set", "magic=1"], InvalidInput, "Unknown settings of On-policy DPO: magic"),
+        (["--set", "episodes=8"], InvalidInput, "Unknown settings of On-policy DPO: episodes"),
+        (["--strength", "reckless"], InvalidInput, "strength"),
+        (["--algorithm", "dpo", "--strength", "gentle"], InvalidInput, "Unknown settings of DPO: strength"),
         (["--set", "beta=-1"], InvalidInput, "beta"),
         (["--set", "beta"], InvalidInput, "no value"),
         (["--algorithm", "magic"], InvalidInput, "algorithm"),

@@ -50,10 +50,11 @@ def test_fine_tuning_makes_the_reference_of_later_rounds(
     with gzip.open(store.resolve(spec.demonstrations), "rt") as lines:
         rows = [DemonstrationRow.model_validate_json(line) for line in lines]
     assert [row.split for row in rows] == ["train"] * 21 + ["heldout"] * 3
-    model = session.get_one(ModelVersion, project.policy_id)
+    model = session.get_one(ModelVersion, round_.policy_after_id)
     assert (model.role, model.name, model.base, model.parent_id) == ("sft", "sft-1", "models/base", base_id)
-    assert (project.reference_id, project.base_model_id) == (model.id, base_id)
+    assert (project.policy_id, project.reference_id) == (base_id, base_id)
     assert finish(session, store, round_).kind == "sample"
+    assert (project.policy_id, project.reference_id, project.base_model_id) == (model.id, model.id, base_id)
     assert (round_.state, round_.policy_after_id) == ("done", model.id)  # nothing scores it yet
 
     second = start(session, store, project)
@@ -150,7 +151,7 @@ def test_a_tie_of_people_is_no_winner_whatever_the_mean_strength(
     assert session.get_one(Snapshot, start(session, store, project).snapshot_id).counts == seen
 
 
-def test_a_stage_that_cannot_be_made_fails_the_round_and_keeps_the_model(
+def test_a_stage_that_cannot_be_made_fails_the_round_and_keeps_its_model(
     session: Session, store: ArtifactStore, project: Project
 ) -> None:
     round_ = start(session, store, project)
@@ -163,7 +164,8 @@ def test_a_stage_that_cannot_be_made_fails_the_round_and_keeps_the_model(
     assert round_.state == "failed"
     assert round_.error is not None
     assert "“sampling” could not begin. The project has no train or held-out prompts" in round_.error
-    assert project.policy_id == round_.policy_after_id is not None
+    assert round_.policy_after_id is not None
+    assert project.policy_id == round_.policy_before_id
     states = [stage.state for stage in views.stages_of(round_, queries.runs_of(session, round_.id))]
     assert states == ["succeeded", "succeeded", "failed", "waiting"]
     operator = factories.user(session, "operator")

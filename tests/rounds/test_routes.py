@@ -10,9 +10,11 @@ from fastapi import FastAPI
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
+from app.domain.strengths import STRENGTHS
 from app.models import Metric, Project, Round, Run, Snapshot
 from app.rounds import queries, service
 from app.rounds.service import store_samples
+from app.simulation.browser import Form
 from tests import factories
 from tests.conftest import SignedIn
 from tests.rounds.loop import decided, jobs, last_run, make_project, new_samples
@@ -55,6 +57,22 @@ def test_an_operator_starts_a_round(session: Session, sign_in: SignIn, project: 
     second = start(client, project)
     assert second.status_code == 409
     assert "Round 1 is still frozen" in second.text
+
+
+@pytest.mark.parametrize("strength", [None, "strong"])
+def test_a_program_sends_the_form_as_it_stands(
+    sign_in: SignIn, session: Session, project: Project, strength: str | None
+) -> None:
+    """What `prefloop simulate` does, with `--set strength=strong` or without."""
+    client = sign_in("operator")
+    page = BeautifulSoup(client.get(f"/projects/{project.slug}/rounds/new").text, "html.parser")
+    form = Form(page.select_one("#new-round") or page, "", page)
+    assert form.choices["strength"] == ["gentle", "balanced", "strong"]
+    values = form.values | ({"strength": strength} if strength else {})
+    assert client.post(form.action, values).status_code == 303
+    config = the_round(session).config
+    assert (config["algorithm"], config["strength"]) == ("on_policy_dpo", strength or "balanced")
+    assert config["kl_budget"] == STRENGTHS[strength or "balanced"].kl_budget
 
 
 @pytest.mark.parametrize(
@@ -119,7 +137,7 @@ def test_a_round_that_cannot_start_leaves_nothing_and_keeps_the_form(
 
 def test_a_learning_rate_that_nobody_typed_follows_lora(sign_in: SignIn, session: Session, project: Project) -> None:
     client = sign_in("operator")
-    soup = BeautifulSoup(client.get(f"/projects/{project.slug}/rounds/new").text, "html.parser")
+    soup = BeautifulSoup(client.get(f"/projects/{project.slug}/rounds/new?algorithm=dpo").text, "html.parser")
     for name in ("learning_rate", "reward_learning_rate"):
         control = soup.select_one(f"#{name}")
         assert control is not None
@@ -133,7 +151,7 @@ def test_a_learning_rate_that_nobody_typed_follows_lora(sign_in: SignIn, session
 
 def test_a_beta_that_nobody_typed_follows_the_loss(sign_in: SignIn, session: Session, project: Project) -> None:
     client = sign_in("operator")
-    soup = BeautifulSoup(client.get(f"/projects/{project.slug}/rounds/new").text, "html.parser")
+    soup = BeautifulSoup(client.get(f"/projects/{project.slug}/rounds/new?algorithm=dpo").text, "html.parser")
     beta = soup.select_one("#beta")
     assert beta is not None
     assert (beta["value"], beta.has_attr("required")) == ("", False)
@@ -300,8 +318,8 @@ def test_slices_of_ppo_stand_beside_those_of_its_evaluation(
         session.add(Metric(run_id=run.id, name=name, slice="domain=safety", step=step, value=value))
     session.commit()
     page = BeautifulSoup(client.get(f"/projects/{project.slug}/rounds/7").text, "html.parser")
-    cells = page.select("section[aria-labelledby=by-slice] tbody tr td")
-    assert [cell.text for cell in cells] == ["–", "–", "–", "–", "0.25", "3.50"]
+    cells = page.select("[aria-labelledby=by-slice] tbody tr td")
+    assert [cell.text.strip() for cell in cells] == ["–", "–", "–", "–", "–", "0.25", "3.50"]
 
 
 def test_metrics_come_in_pieces(sign_in: SignIn, session: Session, project: Project) -> None:

@@ -12,7 +12,7 @@ from app.db import make_session_factory
 from app.errors import Conflict, InvalidInput, PrefloopError, StorageFull
 from app.models import AuditEvent, ModelVersion, Project, Round, Run, Snapshot, User
 from app.rounds import service
-from app.specs import RUN_SPEC, DPOSpec, EvaluateSpec, PPOSpec, PromptRow, RewardSpec, SampleSpec
+from app.specs import RUN_SPEC, DPOSpec, EvaluateSpec, ModelRef, PPOSpec, PromptRow, RewardSpec, SampleSpec
 from tests import factories
 from tests.rounds.loop import config, decided, jobs, last_run, make_project
 
@@ -90,8 +90,8 @@ def test_a_round_walks_through_its_stages(session: Session, store: ArtifactStore
     spec = RUN_SPEC.validate_python(policy_run.spec)
     assert isinstance(spec, DPOSpec)
     assert spec.reference == spec.policy
-    policy = session.get_one(ModelVersion, project.policy_id)
-    assert round_.policy_after_id == policy.id
+    policy = session.get_one(ModelVersion, round_.policy_after_id)
+    assert project.policy_id == base_id  # until the round is done
     assert (policy.role, policy.name, policy.base, policy.adapter) == (
         "policy",
         "policy-1",
@@ -108,7 +108,8 @@ def test_a_round_walks_through_its_stages(session: Session, store: ArtifactStore
     assert isinstance(evaluate_spec, EvaluateSpec)
     assert (evaluate_spec.reference.base, evaluate_spec.reference.adapter) == ("models/base", None)
     assert evaluate_spec.reward_models == (reward.base,)
-    assert round_.state == "done"
+    assert evaluate_spec.before == ModelRef(base="models/base")
+    assert (round_.state, round_.adopted, project.policy_id) == ("done", True, policy.id)
     assert round_.finished_at is not None
     assert [run.state for run in session.scalars(select(Run))] == ["succeeded"] * 4
 

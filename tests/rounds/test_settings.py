@@ -5,82 +5,45 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from annotated_types import Ge, Gt
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
 from app.domain.rounds import run_seed
+from app.domain.strengths import STRENGTHS
 from app.errors import InvalidInput
 from app.models import Comparison, Project, Round, Run, Snapshot
 from app.rounds import service, views
 from app.rounds.controls import form_fields
-from app.rounds.forms import RoundConfig
+from app.rounds.forms import BUDGETS, RENAMED, SPECS, RoundConfig, policy_settings, settings_of
 from app.rounds.service import store_samples
-from app.specs import READ_BY, DPOSpec, Generation, PPOSpec, PreferenceLoss, RewardSpec, SFTSpec
+from app.specs import READ_BY, DPOSpec, Generation, Optimiser, PreferenceLoss, RewardSpec
 from app.typed import reasons_of
 from tests import factories
 from tests.rounds.loop import config, decided, last_run, make_project, new_samples
 
+# Settings that are not called like the field of the spec they become, or that another one must be set for:
 # name: (algorithm, value, kind of run, path in its spec, what stands there)
 IN_SPECS: dict[str, tuple[str, Any, str, str, Any]] = {
-    "algorithm": ("ppo", "ppo", "ppo", "kind", "ppo"),
-    "learning_rate": ("dpo", 0.003, "dpo", "optimiser.learning_rate", 0.003),
-    "epochs": ("sft", 7, "sft", "optimiser.epochs", 7),
-    "batch_size": ("dpo", 5, "dpo", "optimiser.batch_size", 5),
-    "microbatch_size": ("dpo", 3, "reward", "optimiser.microbatch_size", 3),
-    "warmup_ratio": ("sft", 0.3, "sft", "optimiser.warmup_ratio", 0.3),
-    "weight_decay": ("dpo", 0.02, "dpo", "optimiser.weight_decay", 0.02),
-    "gradient_checkpointing": ("dpo", True, "reward", "optimiser.gradient_checkpointing", True),
-    "precision": ("ppo", "bfloat16", "ppo", "optimiser.precision", "bfloat16"),
     "reference": ("dpo", "previous", "dpo", "reference.adapter", "models/run-0"),
-    "loss": ("dpo", "ipo", "dpo", "loss", "ipo"),
-    "beta": ("dpo", 0.7, "dpo", "beta", 0.7),
     "label_smoothing": ("dpo", 0.2, "dpo", "label_smoothing", 0.2),
     "soft_labels": ("dpo", True, "dpo", "soft_labels", True),
     "length_average": ("dpo", True, "dpo", "length_average", True),
-    "simpo_gamma": ("dpo", 0.9, "dpo", "gamma", 0.9),
+    "gamma": ("dpo", 0.9, "dpo", "gamma", 0.9),
     "desirable_weight": ("dpo", 1.3, "dpo", "desirable_weight", 1.3),
     "undesirable_weight": ("dpo", 1.4, "dpo", "undesirable_weight", 1.4),
-    "nll_weight": ("dpo", 0.6, "dpo", "nll_weight", 0.6),
-    "episodes": ("ppo", 77, "ppo", "episodes", 77),
-    "rollout_size": ("ppo", 11, "ppo", "rollout_size", 11),
-    "rollout_samples": ("ppo", 4, "ppo", "samples_per_prompt", 4),
-    "kl_coef": ("ppo", 0.33, "ppo", "kl_coef", 0.33),
+    "loss": ("dpo", "ipo", "dpo", "loss", "ipo"),
+    "rollout_samples": ("on_policy_dpo", 6, "on_policy_dpo", "samples_per_prompt", 6),
+    "rollout_pairs": ("on_policy_dpo", 3, "on_policy_dpo", "pairs_per_prompt", 3),
+    "strength": ("on_policy_dpo", "strong", "on_policy_dpo", "kl_budget", STRENGTHS["strong"].kl_budget),
     "kl_control": ("ppo", "fixed", "ppo", "kl_target", None),
-    "kl_target": ("ppo", 2.5, "ppo", "kl_target", 2.5),
-    "kl_horizon": ("ppo", 55, "ppo", "kl_horizon", 55),
-    "kl_stop": ("ppo", 9.0, "ppo", "kl_stop", 9.0),
-    "approxkl_stop": ("ppo", 0.4, "ppo", "approxkl_stop", 0.4),
-    "clip_range": ("ppo", 0.15, "ppo", "clip_range", 0.15),
-    "gamma": ("ppo", 0.9, "ppo", "gamma", 0.9),
-    "gae_lambda": ("ppo", 0.8, "ppo", "gae_lambda", 0.8),
-    "vf_coef": ("ppo", 0.3, "ppo", "vf_coef", 0.3),
-    "value_clip_range": ("ppo", 0.25, "ppo", "value_clip_range", 0.25),
-    "evaluate_every": ("ppo", 5, "ppo", "evaluate_every", 5),
-    "critic": ("ppo", "reward", "ppo", "critic", "reward"),
-    "ensemble_score": ("ppo", "min", "ppo", "ensemble_score", "min"),
-    "variance_weight": ("ppo", 0.8, "ppo", "variance_weight", 0.8),
-    "normalise_scores": ("ppo", True, "ppo", "normalise_scores", True),
-    "clip_score": ("ppo", 4.0, "ppo", "clip_score", 4.0),
-    "whiten_rewards": ("ppo", True, "ppo", "whiten_rewards", True),
-    "missing_eos": ("ppo", "replace", "ppo", "missing_eos", "replace"),
-    "missing_eos_penalty": ("ppo", 2.0, "ppo", "missing_eos_penalty", 2.0),
-    "ptx_coef": ("ppo", 0.35, "ppo", "ptx_coef", 0.35),
-    "packing": ("sft", False, "sft", "packing", False),
-    "max_length": ("ppo", 3000, "ppo", "max_length", 3000),
     "lora": ("dpo", False, "dpo", "lora", None),
     "lora_rank": ("ppo", 4, "ppo", "lora", {"rank": 4, "alpha": 8}),
-    "reward_learning_rate": ("dpo", 0.004, "reward", "optimiser.learning_rate", 0.004),
-    "reward_epochs": ("dpo", 9, "reward", "optimiser.epochs", 9),
-    "reward_folds": ("dpo", 0, "reward", "folds", 0),
-    "reward_ensemble": ("dpo", 3, "reward", "ensemble", 3),
-    "reward_ties": ("dpo", "davidson", "reward", "ties", "davidson"),
-    "reward_margin": ("dpo", "large", "reward", "margin", "large"),
-    "reward_soft_labels": ("dpo", False, "reward", "soft_labels", False),
-    "reward_label_smoothing": ("dpo", 0.1, "reward", "label_smoothing", 0.1),
-    "reward_centering": ("dpo", 0.5, "reward", "centering", 0.5),
     "reward_lora": ("dpo", False, "reward", "lora", None),
+    "max_length": ("ppo", 3000, "ppo", "max_length", 3000),
     "sample_previous": ("dpo", True, "sample", "models.1.adapter", "models/run-0"),
     "samples_per_prompt": ("dpo", 6, "sample", "generation.samples_per_prompt", 6),
     "max_new_tokens": ("ppo", 21, "ppo", "max_new_tokens", 21),
@@ -134,10 +97,6 @@ def at(spec: Any, path: str) -> Any:
     return spec
 
 
-def test_no_setting_is_forgotten() -> None:
-    assert {*IN_SPECS, *ELSEWHERE} == set(RoundConfig.model_fields)
-
-
 def spec_of(
     session: Session, store: ArtifactStore, project: Project, wanted: str, kind: str, **values: Any
 ) -> dict[str, Any]:
@@ -154,23 +113,62 @@ def test_each_setting_reaches_the_spec(session: Session, store: ArtifactStore, p
         loss = {"loss": READ_BY[path][0]} if kind == "dpo" and path in READ_BY else {}
         found[name] = at(spec_of(session, store, project, algorithm, kind, **loss | {name: value}), path)
         wanted[name] = expected
-        default = RoundConfig.model_validate({"algorithm": algorithm})
-        assert name == "algorithm" or getattr(default, name) != value, f"{name}: the test must change something"
+        assert getattr(config(algorithm), name) != value, f"{name}: the test must change something"
     assert found == wanted
+
+
+def other(info: FieldInfo) -> Any:
+    """A value of a setting that is allowed and not its default."""
+    words = [word for word in get_args(info.annotation) if isinstance(word, str)]
+    if words:
+        return next(word for word in words if word != info.default)
+    if info.annotation is bool:
+        return not info.default
+    candidates = (0.25, 2.5) if info.annotation is float or float in get_args(info.annotation) else (3, 7)
+    bounds = {type(each): each for each in info.metadata}
+    low = [getattr(bounds[kind], name) for kind, name in ((Ge, "ge"), (Gt, "gt")) if kind in bounds]
+    return next(value for value in candidates if value != info.default and all(value >= each for each in low))
+
+
+@pytest.mark.parametrize("algorithm", SPECS)
+def test_every_other_setting_reaches_the_field_of_its_name(
+    session: Session, store: ArtifactStore, project: Project, algorithm: str
+) -> None:
+    """All changed at once: a setting is called like its field, those of the reward model with `reward_` before it."""
+    changed = {
+        name: other(info) for name, info, _ in settings_of(algorithm) if name not in IN_SPECS and name not in ELSEWHERE
+    }
+    if "rollout_size" in changed:
+        changed["episodes"] = 99  # a rollout is no larger
+    found = runs(session, store, project, algorithm, algorithm, **changed)
+    for name, value in changed.items():
+        is_reward = name.startswith("reward_")
+        spec, field = found["reward" if is_reward else algorithm].spec, name.removeprefix("reward_")
+        spec = spec["optimiser"] if field in Optimiser.model_fields else spec
+        assert spec[field] == value, name
 
 
 def test_what_the_loss_does_not_read_is_refused_by_name() -> None:
     with pytest.raises(ValidationError) as refused:
-        config("dpo", loss="ipo", label_smoothing="0.1", simpo_gamma="0.7", soft_labels="false", length_average="on")
+        config("dpo", loss="ipo", label_smoothing="0.1", gamma="0.7", soft_labels="false", length_average="on")
     message = "Loss ipo does not use it, only {}: leave it at its default"
     assert reasons_of(refused.value) == {
         "label_smoothing": message.format("dpo and robust"),
-        "simpo_gamma": message.format("simpo"),
+        "gamma": message.format("simpo"),
     }
     assert config("ppo", loss="ipo", label_smoothing="0.1").algorithm == "ppo"  # there neither is read
 
 
-@pytest.mark.parametrize("algorithm", ["sft", "dpo", "ppo"])
+@pytest.mark.parametrize(("strength", "budget"), [("gentle", 3), ("balanced", 8), ("strong", 16)])
+def test_the_strength_decides_the_kl_budget_unless_it_is_given(strength: str, budget: float) -> None:
+    assert policy_settings(config("on_policy_dpo", strength=strength))["kl_budget"] == budget
+    assert policy_settings(config("ppo", strength=strength))["kl_target"] == budget
+    assert policy_settings(config("best_of_n", strength=strength, kl_budget="2.5"))["kl_budget"] == 2.5
+    with pytest.raises(ValidationError, match="gentle"):
+        config("on_policy_dpo", strength="reckless")
+
+
+@pytest.mark.parametrize("algorithm", SPECS)
 def test_what_saves_memory_is_for_every_algorithm(
     session: Session, store: ArtifactStore, project: Project, algorithm: str
 ) -> None:
@@ -236,19 +234,22 @@ def test_aspects_that_enough_comparisons_decide_get_heads(
     assert runs(session, store, project, "dpo")["reward"].spec["aspects"] == []
 
 
-def test_defaults_are_those_of_the_specs(session: Session, store: ArtifactStore, project: Project) -> None:
-    """A round without settings trains as the recipes do by themselves, but for what it must name and its own seed."""
-    for algorithm, spec in (("sft", SFTSpec), ("dpo", DPOSpec), ("ppo", PPOSpec)):
-        found = runs(session, store, project, algorithm, temperature=1.0, max_new_tokens=48)
-        for kind, model in ((algorithm, spec), ("reward", RewardSpec)):
-            if kind not in found:
-                continue
-            for name, field in model.model_fields.items():
-                if not field.is_required() and name not in ("max_length", "kind", "seed"):
-                    default = field.get_default(call_default_factory=True, validated_data={"loss": "dpo"})
-                    default = default.model_dump(mode="json") if hasattr(default, "model_dump") else default
-                    wanted = list(default) if isinstance(default, tuple) else default
-                    assert found[kind].spec[name] == wanted, f"{kind}.{name}"
+@pytest.mark.parametrize("algorithm", SPECS)
+def test_defaults_are_those_of_the_specs(
+    session: Session, store: ArtifactStore, project: Project, algorithm: str
+) -> None:
+    """A round without settings trains as the recipes do by themselves, but for what it must name, seed and strength."""
+    new_tokens = SPECS[algorithm].model_fields.get("max_new_tokens")
+    found = runs(session, store, project, algorithm, max_new_tokens=new_tokens.default if new_tokens else 64)
+    for kind, model in ((algorithm, SPECS[algorithm]), ("reward", RewardSpec)):
+        if kind not in found:
+            continue
+        for name, field in model.model_fields.items():
+            if not field.is_required() and name not in ("max_length", "kind", "seed", "snapshot", *BUDGETS):
+                default = field.get_default(call_default_factory=True, validated_data={"loss": "dpo"})
+                default = default.model_dump(mode="json") if hasattr(default, "model_dump") else default
+                wanted = list(default) if isinstance(default, tuple) else default
+                assert found[kind].spec[name] == wanted, f"{kind}.{name}"
 
 
 def test_no_two_runs_of_a_project_share_a_seed(session: Session, store: ArtifactStore, project: Project) -> None:
@@ -259,13 +260,17 @@ def test_no_two_runs_of_a_project_share_a_seed(session: Session, store: Artifact
     assert len({run.spec["seed"] for run in found}) == len(found)
 
 
-@pytest.mark.parametrize(("algorithm", "rate"), [("sft", 2e-5), ("dpo", 6e-5), ("ppo", 6e-5)])
+@pytest.mark.parametrize(("algorithm", "rate"), [("sft", 2e-5), ("dpo", 6e-5), ("ppo", 6e-5), ("on_policy_dpo", 2e-5)])
 def test_full_weights_learn_at_a_tenth_of_the_rate(algorithm: str, rate: float) -> None:
-    full = config(algorithm, lora="false", reward_lora=False)
-    assert (full.learning_rate, full.reward_learning_rate) == (rate, 3e-5)
-    only_policy = config(algorithm, lora=False, learning_rate="")
-    assert (only_policy.learning_rate, only_policy.reward_learning_rate) == (rate, 3e-4)
-    assert config(algorithm, lora=False, learning_rate="0.5").learning_rate == 0.5
+    def rates(**values: Any) -> list[float]:
+        chosen = config(algorithm, **values).model_dump()
+        names = ("learning_rate", "reward_learning_rate", "human_learning_rate")
+        return [chosen[name] for name in names if name in chosen]
+
+    also = [] if algorithm == "sft" else [3e-5] if algorithm != "on_policy_dpo" else [3e-5, 6e-5]
+    assert rates(lora="false", reward_lora=False) == [rate, *also]
+    assert rates(lora=False, learning_rate="")[:2] == [rate, *([3e-4] if also else [])]
+    assert rates(lora=False, learning_rate="0.5")[0] == 0.5
 
 
 @pytest.mark.parametrize("loss", get_args(PreferenceLoss))
@@ -283,16 +288,12 @@ def test_what_is_not_given_is_that_of_the_loss(
     assert DPOSpec.model_validate(nothing | {"loss": loss, "beta": 0.3}).beta == 0.3
 
 
-def test_the_form_has_every_setting_that_counts_for_its_algorithm() -> None:
-    for algorithm in ("sft", "dpo", "ppo"):
-        values = RoundConfig.defaults(algorithm, Generation()).model_dump()
-        shown = {each.name for group in form_fields(algorithm, values, {}).values() for each in group}
-        counted = {name for name, row in IN_SPECS.items() if row[0] == algorithm} | {"seed", "learning_rate", "lora"}
-        assert counted - {"algorithm"} <= shown
-    everywhere = {
-        each.name
-        for algorithm in ("sft", "dpo", "ppo")
-        for group in form_fields(algorithm, {}, {}).values()
-        for each in group
-    }
-    assert everywhere == set(RoundConfig.model_fields) - {"algorithm"}
+@pytest.mark.parametrize("algorithm", SPECS)
+def test_the_form_has_every_setting_of_its_algorithm(algorithm: str) -> None:
+    values = RoundConfig.defaults(algorithm, Generation()).model_dump()
+    shown = {each.name for group in form_fields(algorithm, values, {}).values() for each in group}  # type: ignore[arg-type]
+    assert shown == {name for name, *_ in settings_of(algorithm)} - {"strength"}
+    fields = {RENAMED.get(name, name) for name in SPECS[algorithm].model_fields}
+    filled_in = {"kind", "policy", "reward_models", "snapshot", "demonstrations", "thumbs", "optimiser"}
+    assert fields - filled_in <= shown
+    assert set(Optimiser.model_fields) <= shown

@@ -1,5 +1,6 @@
 """What the loop reads of pages, what it refuses to send, and who judges how much."""
 
+import json
 import re
 from collections.abc import Callable
 
@@ -79,3 +80,34 @@ def test_a_setting_the_form_does_not_have_is_named_and_nothing_is_sent() -> None
     with pytest.raises(InvalidInput, match=re.escape("epohcs")) as error:
         operator_of(answer)._start({"algorithm": "dpo", "epohcs": "2", "soft_labels": "on"})
     assert error.value.advice == "Known: algorithm, epochs, soft_labels."
+
+
+def test_the_newest_policy_is_measured_beside_the_first_on_prompts_that_both_answer() -> None:
+    def row(prompt: int, model: int, text: str, tokens: int, reason: str = "eos") -> str:
+        asked = [{"role": "user", "content": "Why?"}]
+        said = {"text": text, "n_tokens": tokens, "finish_reason": reason}
+        return json.dumps({"prompt_id": prompt, "prompt": asked, "model_version_id": model, **said})
+
+    lines = [
+        row(1, 3, "aa", 4),
+        row(1, 3, "aaaa", 6, "length"),
+        row(2, 3, "a", 9),  # the newest policy says nothing to it
+        row(1, 5, "never mind", 1),  # a policy in between
+        row(1, 7, "aaa", 3),
+        row(1, 7, "aaaaa", 2),
+    ]
+    loop = operator_of(lambda request: httpx.Response(200, text="\n".join(lines)))
+    loop.score = lambda _question, text: len(text)
+    assert loop._heldout() == {
+        "win_rate": 0.75,  # 3 > 2, 3 < 4, 5 > 2, 5 > 4
+        "win_rate_low": 0.75,
+        "win_rate_high": 0.75,
+        "true": 4,
+        "first_true": 3,
+        "tokens": 2.5,
+        "first_tokens": 5,
+        "finished": 1,
+        "first_finished": 0.5,
+    }
+    lines[2:] = []
+    assert loop._heldout() == {}

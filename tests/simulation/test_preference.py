@@ -5,7 +5,20 @@ import random
 import numpy as np
 import pytest
 
-from app.simulation.preference import SimulatedLabeler, concise, on_topic, repetition, strength_of
+from app.simulation.preference import (
+    PREFERENCES,
+    SimulatedLabeler,
+    brief_and_warm,
+    concise,
+    detailed,
+    direct,
+    example,
+    finished,
+    on_topic,
+    repetition,
+    strength_of,
+    whole_sentences,
+)
 from app.simulation.statistics import win_rate
 
 QUESTION = "What is the capital of France?"
@@ -27,6 +40,87 @@ def test_concise_is_the_sum_of_its_parts() -> None:
     assert concise(QUESTION, "The capital of France is Paris.") == pytest.approx(2 + 1 - 0.36)
     assert concise(QUESTION, "The capital of France is Paris") == pytest.approx(2 - 0.36)
     assert concise(QUESTION, " ") == -6
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("Paris.", True),
+        ("“Paris!” ", True),
+        ("It is Paris", False),
+        ("1. Paris\n2.", False),
+        ("In 1990.", True),
+        ("", False),
+    ],
+)
+def test_a_text_is_finished_when_a_sentence_ends_it(text: str, end: bool) -> None:
+    assert finished(text) is end
+
+
+def test_whole_sentences_end_where_the_last_one_does() -> None:
+    assert whole_sentences("One. Two is cut") == "One."
+    assert whole_sentences('He said "go!" and then') == 'He said "go!"'
+    assert whole_sentences("All. Done.") == "All. Done."
+    assert whole_sentences("Nothing ends") == ""
+
+
+def test_detailed_counts_whole_sentences() -> None:
+    # The first sentence has 6 words; three more that were cut off add nothing.
+    whole = "The capital of France is Paris."
+    assert detailed(QUESTION, whole) == pytest.approx(2 + 0.36)
+    assert detailed(QUESTION, f"{whole} It lies on") == pytest.approx(2 + 0.36)
+    assert detailed(QUESTION, f"{whole} It lies on water.") == pytest.approx(2 + 0.6)
+
+
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [
+        ("The capital of France has sights, for example the Louvre.", True),
+        ("The capital of France is a city such as London is.", True),
+        ("The capital of France has museums, parks and cafés.", True),
+        ("The capital of France is like a museum.", True),
+        ("The capital of France would like a word.", False),
+        ("The capital of France is Paris.", False),
+        ("The capital of France is one, for example.", False),
+    ],
+)
+def test_example_likes_answers_that_give_one(text: str, given: bool) -> None:
+    assert example(QUESTION, text) == pytest.approx(2 + 1 + 2 * given)
+
+
+def test_an_example_that_was_cut_off_counts_for_nothing() -> None:
+    assert example(QUESTION, "The capital of France. For example the big tower") == pytest.approx(2)
+
+
+def test_brief_and_warm_pays_for_signs_of_warmth_and_charges_words() -> None:
+    # 6 words without a sign; then 3 signs (greeting, exclamation, you) in 13 words; a fourth sign adds only its words.
+    assert brief_and_warm(QUESTION, "The capital of France is Paris.") == pytest.approx(3 - 0.3)
+    warm = "Hello! The capital of France is Paris, as you may know by now."
+    assert brief_and_warm(QUESTION, warm) == pytest.approx(3 + 2.4 - 0.65)
+    assert brief_and_warm(QUESTION, f"{warm} Enjoy it.") == pytest.approx(3 + 2.4 - 0.75)
+    assert brief_and_warm(QUESTION, "") == -6
+
+
+@pytest.mark.parametrize(
+    ("text", "cost"),
+    [
+        ("The capital of France is Paris.", 0),
+        ("Sure, the capital of France is Paris.", 1.5),
+        ("As an AI, I know the capital of France.", 2.5),
+        ("The capital of France is my home.", 1),
+    ],
+)
+def test_direct_charges_preambles_and_the_first_person(text: str, cost: float) -> None:
+    assert direct(QUESTION, text) == pytest.approx(3 - cost)
+
+
+@pytest.mark.parametrize("name", PREFERENCES)
+def test_no_answer_gains_by_being_cut_off(name: str) -> None:
+    """What a finished answer would go on to say, cut in the middle of its sentence."""
+    whole = "Paris, as you know, is the capital of France!"
+    assert PREFERENCES[name](QUESTION, f"{whole} It has for example the Louvre and great") <= PREFERENCES[name](
+        QUESTION, whole
+    )
 
 
 @pytest.mark.parametrize(

@@ -29,12 +29,6 @@ def test_a_cut_answer_is_rejected_at_most() -> None:
     assert best(SCORES, cut, TEXTS, 2) == [1, 4]
 
 
-def test_an_empty_answer_is_never_chosen() -> None:
-    texts = ["a", "b", "c", "d", "e", " \n"]
-    assert best_against_worst(SCORES, DONE, texts, 1, 0.0) == [(1, 3)]
-    assert best(SCORES, DONE, texts, 1) == [1]
-
-
 def test_a_text_stands_on_a_side_once_and_never_against_itself() -> None:
     texts = ["same", "same", "c", "same", "c", "f"]
     # The best distinct ones are f, same (3.0), c (2.0); the worst same (-2.0), c (1.0), f.

@@ -20,15 +20,15 @@ def controlled_scores(
 
 
 def best_against_worst(
-    scores: Sequence[float], finished: Sequence[bool], texts: Sequence[str], pairs: int, min_margin: float
+    scores: Sequence[float], choosable: Sequence[bool], texts: Sequence[str], pairs: int, min_margin: float
 ) -> list[tuple[int, int]]:
     """At most `pairs` pairs (chosen, rejected) of one prompt's answers: the best with the worst, and so on inwards.
 
-    An answer that was cut by length is never chosen: its score is for an end that it does not have. Nor is an empty
-    answer. A text stands on one side once.
+    Any may be rejected; only those in `choosable` be chosen. An answer that was cut by length is none of these: its score
+    is for an end that it does not have. A text stands on one side once.
     """
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
-    good = _distinct([i for i in order if finished[i] and texts[i].strip()], texts)
+    good = _distinct([i for i in order if choosable[i]], texts)
     bad = _distinct(order[::-1], texts)
     return [
         (i, j)
@@ -37,10 +37,10 @@ def best_against_worst(
     ]
 
 
-def best(scores: Sequence[float], finished: Sequence[bool], texts: Sequence[str], count: int) -> list[int]:
-    """The `count` best answers of one prompt that ended by themselves and say something, each text once."""
+def best(scores: Sequence[float], choosable: Sequence[bool], texts: Sequence[str], count: int) -> list[int]:
+    """The `count` best of one prompt's answers that may be chosen, each text once."""
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
-    return _distinct([i for i in order if finished[i] and texts[i].strip()], texts)[:count]
+    return _distinct([i for i in order if choosable[i]], texts)[:count]
 
 
 def _distinct(places: Sequence[int], texts: Sequence[str]) -> list[int]:

@@ -84,7 +84,7 @@ def best_rows(
     found: list[int] = []
     for places in answers.by_prompt.values():
         own = [answers.items[i] for i in places]
-        chosen = best(controlled[places].tolist(), [a.finished for a in own], [a.text for a in own], spec.best)
+        chosen = best(controlled[places].tolist(), [a.choosable for a in own], [a.text for a in own], spec.best)
         found += [places[i] for i in chosen]
     demonstrations = [
         DemonstrationRow(

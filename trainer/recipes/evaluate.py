@@ -1,17 +1,23 @@
-"""Evaluates a policy on held-out prompts: its own samples, scored and compared with the reference, by slice."""
+"""Evaluates a policy on held-out prompts: its own samples, scored and compared with the reference, by slice.
+
+If the spec names the policy before, that one answers the same prompts from the same seeds, and the same reward models
+score both: see `trainer.comparing`.
+"""
 
 import gc
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
 from app.artifacts import ArtifactStore
-from app.specs import EvaluateSpec
+from app.specs import EvaluateSpec, ModelRef
 from trainer.chat import ChatEncoder
+from trainer.comparing import compare
 from trainer.data import read_prompts
 from trainer.evaluation import Scorer, measure, require_numbers, response_logps, reward_models_scorer
 from trainer.memory import PeakMemory
@@ -50,12 +56,14 @@ class EvaluateResult(NamedTuple):
 
 
 class Share(NamedTuple):
-    """What one process found out about its responses, in their order."""
+    """What one process found out about its responses, in their order, and about those of the policy before."""
 
     responses: list[Response]
     scores: list[float]
     logps: list[Tensor]
     reference_logps: list[Tensor]
+    before: list[Response]
+    before_scores: list[float]
 
 
 def evaluate(
@@ -65,8 +73,8 @@ def evaluate(
     on_completions: OnCompletions,
     scorer: Scorer | None = None,
 ) -> EvaluateResult:
-    """Samples, scores, measures; `on_completions` gets the samples batch by batch. `scorer` replaces the reward
-    models.
+    """Samples, scores, measures; `on_completions` gets the policy's samples batch by batch. `scorer` replaces the
+    reward models.
 
     The samples of a prompt depend on the spec's seed: two policies evaluated with one seed draw with the same numbers,
     which makes their comparison less noisy.
@@ -74,13 +82,14 @@ def evaluate(
     Raises:
         InvalidInput: the prompts file is wrong or empty, the chat template takes no such prompt, or new tokens leave
             no room for one.
-        ModelUnavailable: policy, reference or reward model does not load, or policy and reference read other tokens.
+        ModelUnavailable: a model does not load, or policy and reference read other tokens.
         TrainingDiverged: a score is NaN or infinite, or the policy predicts NaN.
     """
     started, memory = time.monotonic(), PeakMemory()
     # 1. Load.
     rows, generation = read_prompts(store.resolve(spec.prompts)), spec.generation
     policy_ref, reference_ref = resolve(store, spec.policy), resolve(store, spec.reference)
+    before_ref = resolve(store, spec.before) if spec.before else None
     tokenizer = load_tokenizer(policy_ref)
     encoder = ChatEncoder(tokenizer, read_by_all(spec.max_length, reference_ref.base))
     notes = (*notes_on(tokenizer), *cut_prompts(rows, encoder, generation.max_new_tokens))
@@ -91,10 +100,10 @@ def evaluate(
     batch_size = generation.batch_size or sizes.batch_size
     k = generation.samples_per_prompt
     total = len(rows) * k
-    responses: list[Response] = []
+    done, in_all = 0, total * (2 if before_ref else 1)
 
     def tick() -> None:
-        reporter.progress(len(responses), total, "evaluating")
+        reporter.progress(done, in_all, "evaluating")
 
     tick()
     if scorer is None:
@@ -105,42 +114,71 @@ def evaluate(
     # 2. Sample. Every process does its share of the prompts.
     main = accelerator().is_main_process
     mine = rows[accelerator().process_index :: accelerator().num_processes]
-    sampler = Sampler(policy, encoder, generation.max_new_tokens, generation.temperature, spec.seed, spec.kind, tick)
-    for batch in sampler.respond([(row, range(k)) for row in mine], batch_size):
+
+    def sampled(model: Any, encoder: ChatEncoder) -> Iterator[list[Response]]:
+        nonlocal done
+        sampler = Sampler(model, encoder, generation.max_new_tokens, generation.temperature, spec.seed, spec.kind, tick)
+        for batch in sampler.respond([(row, range(k)) for row in mine], batch_size):
+            done += len(batch)
+            yield batch
+            tick()
+
+    responses: list[Response] = []
+    for batch in sampled(policy, encoder):
         if main:
             on_completions([Completion.of(response, generation) for response in batch])
         responses += batch
-        tick()
 
     # 3. Score, and log-probs of policy and reference, which need not be in memory together.
     scores = scorer(responses)
     sequences = [response.sequence for response in responses]
     pad_id = tokenizer.pad_token_id
     logps = response_logps(policy, sequences, generation.temperature, pad_id, tick)
-    if reference_ref == policy_ref:
-        reference_logps = logps
-    else:
-        del policy, sampler
-        gc.collect()  # modules stand in reference cycles; the reference needs the room
-        reference = load_causal_lm(reference_ref, dtype=dtype)
-        reference_logps = response_logps(reference, sequences, generation.temperature, pad_id, tick)
+    loaded_ref, loaded = policy_ref, policy
+    del policy
 
-    # 4. Bring the shares together. The main process's come first, and have been handed on.
-    shares = gather_object([Share(responses, scores.tolist(), logps, reference_logps)])
+    def load(ref: ModelRef) -> Any:
+        nonlocal loaded_ref, loaded
+        if ref != loaded_ref:
+            loaded = None
+            gc.collect()  # modules stand in reference cycles; the next one needs the room
+            loaded_ref, loaded = ref, load_causal_lm(ref, dtype=dtype)
+        return loaded
+
+    reference_logps = logps
+    if reference_ref != policy_ref:
+        reference_logps = response_logps(load(reference_ref), sequences, generation.temperature, pad_id, tick)
+
+    # 4. The policy before answers the same prompts from the same seeds; the same reward models score it.
+    before: list[Response] = []
+    if before_ref:
+        their_encoder = ChatEncoder(load_tokenizer(before_ref), encoder.max_length)
+        before = [response for batch in sampled(load(before_ref), their_encoder) for response in batch]
+    before_scores = scorer(before) if before else torch.empty(0)
+
+    # 5. Bring the shares together. The main process's come first, and have been handed on.
+    mine_found = Share(responses, scores.tolist(), logps, reference_logps, before, before_scores.tolist())
+    shares: list[Share] = gather_object([mine_found])
     if main:
         for share in shares[1:]:
             on_completions([Completion.of(response, generation) for response in share.responses])
     responses = [response for share in shares for response in share.responses]
     scores = torch.tensor([score for share in shares for score in share.scores])
+    before = [response for share in shares for response in share.before]
+    before_scores = torch.tensor([score for share in shares for score in share.before_scores])
     require_numbers(responses, scores)
+    require_numbers(before, before_scores)
     logps = [row for share in shares for row in share.logps]
     reference_logps = [row for share in shares for row in share.reference_logps]
 
-    # 5. Report by slice.
+    # 6. Report by slice.
     measured = measure(responses, scores, logps, reference_logps)
+    if before:
+        for name, values in compare(responses, scores, before, before_scores).items():
+            measured[name] |= values
     for name, values in measured.items():
         reporter.metrics(0, values, name)
-    tokens = sum(len(response.sample.tokens) for response in responses)
+    tokens = sum(len(response.sample.tokens) for response in [*responses, *before])
     return EvaluateResult(
         measured[""],
         total,

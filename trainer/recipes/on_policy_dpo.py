@@ -112,7 +112,7 @@ def chosen_pairs(
         own = [answers.items[i] for i in places]
         found = best_against_worst(
             scores[places].tolist(),
-            [answer.finished for answer in own],
+            [answer.choosable for answer in own],
             [answer.text for answer in own],
             spec.pairs_per_prompt,
             spec.min_margin,

@@ -1,0 +1,48 @@
+"""95% intervals of means and shares over clusters, such as prompts: answers to one prompt are alike."""
+
+from collections.abc import Sequence
+from math import sqrt
+from typing import NamedTuple
+
+from app.domain.bootstrap import student_quantile
+from app.domain.proportions import wilson
+
+FEWEST = 5  # clusters: from fewer, an interval says nothing
+
+
+class Interval(NamedTuple):
+    """An estimate with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def mean_interval(values: Sequence[float]) -> Interval | None:
+    """Student's t-interval of a mean, of one value a cluster; none for fewer than `FEWEST`."""
+    n = len(values)
+    if n < FEWEST:
+        return None
+    mean = sum(values) / n
+    deviation = sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
+    half = student_quantile(n - 1) * deviation / sqrt(n)
+    return Interval(mean, mean - half, mean + half)
+
+
+def clustered_share(clusters: Sequence[tuple[float, float]]) -> Interval | None:
+    """The Wilson interval of a share over clusters of (successes, cases); none where nothing was counted.
+
+    Wilson's interval takes cases for independent. So it is given as many as would have the same variance (the effective
+    sample size, Kish 1965): at most as many as there are, at least one a cluster.
+    """
+    n, k = sum(cases for _, cases in clusters), len(clusters)
+    if n == 0:
+        return None
+    share = sum(won for won, _ in clusters) / n
+    effective = float(k)
+    if k > 1 and (spread := sum((won - share * cases) ** 2 for won, cases in clusters)):
+        effective = share * (1 - share) / (k / (k - 1) * spread / n**2)
+    effective = min(max(effective, float(k)), float(n))
+    interval = wilson(share * effective, effective)
+    assert interval is not None, "something was counted"
+    return Interval(share, *interval)

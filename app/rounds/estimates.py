@@ -1,0 +1,142 @@
+"""What a round will take, before its start: see `app.domain.costs`."""
+
+import json
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Float, String, cast, func, select
+from sqlalchemy.dialects.postgresql import distinct_on
+from sqlalchemy.orm import Session
+
+from app.artifacts import ArtifactStore
+from app.domain.costs import Cost, Data, Plan, Rate, Shape, cost, memory_of, works
+from app.domain.rounds import SAMPLING_ALGORITHMS
+from app.errors import NotFound
+from app.models import Completion, ModelVersion, Project, Prompt, Round, Run
+from app.rounds import queries
+from app.rounds.forms import RoundConfig
+from app.rounds.stages import EVALUATION_PROMPTS
+
+CHARACTERS = 4  # of a token, about, in English
+RECENT = 1000  # responses whose length is looked at
+
+
+def estimate(
+    session: Session,
+    store: ArtifactStore,
+    project: Project,
+    config: RoundConfig,
+    counts: dict[str, Any],
+) -> Cost | None:
+    """What a round of these settings and counts would take; none without a model.
+
+    Args:
+        counts: of the snapshot it would read.
+    """
+    if project.policy_id is None:
+        return None
+    policy = session.get_one(ModelVersion, project.policy_id)
+    shape = shape_of(store, policy.base)
+    plan = plan_of(config)
+    is_sft = config.algorithm == "sft"  # it trains no reward model, and is evaluated by the newest there is
+    is_evaluated = not is_sft or queries.newest_reward_model_id(session, project.id) is not None
+    data = data_of(session, project, config, counts)
+    runs = works(plan, data, trains_reward=not is_sft, evaluates=is_evaluated)
+    memory = None
+    if shape:
+        # With adapters one base serves policy and reference, and another all members of the reward model, which is
+        # asked beside the policy.
+        members = 1 if config.reward_lora else plan.reward_members
+        asked = members if config.algorithm in SAMPLING_ALGORITHMS else 0
+        models = 1 + (not config.lora and not is_sft) + asked
+        tokens = getattr(config, "microbatch_tokens", None) or 1024
+        memory = memory_of(shape, models=models, full_weights=not config.lora, tokens=tokens)
+    return cost(runs, rates_of(session, project.id, policy.base), shape, memory)
+
+
+def plan_of(config: RoundConfig) -> Plan:
+    """The settings that decide how much work a round is."""
+    names = {"answers": "rollout_samples", "pairs": "rollout_pairs", "queue_prompts": "prompts"}
+    given = {field: getattr(config, names.get(field, field), None) for field in Plan._fields}
+    given["reward_members"] = max(1, getattr(config, "reward_folds", 1))
+    given["queue_samples"] = config.samples_per_prompt * (2 if config.sample_previous else 1)
+    return Plan(**{field: value for field, value in given.items() if value is not None})
+
+
+def data_of(session: Session, project: Project, config: RoundConfig, counts: dict[str, Any]) -> Data:
+    """What there is to learn from; lengths are means of the project's prompts and newest responses."""
+    splits = dict(
+        session.execute(
+            select(Prompt.split, func.count()).where(Prompt.project_id == project.id).group_by(Prompt.split)
+        ).all()
+    )
+    unseen = splits.get("heldout", 0) + splits.get("regression", 0)
+    characters = session.scalar(
+        select(func.avg(func.length(cast(Prompt.messages, String)))).where(Prompt.project_id == project.id)
+    )
+    tokens = func.coalesce(Completion.n_tokens, func.length(Completion.text) / CHARACTERS)
+    newest = (
+        select(tokens.label("tokens"))
+        .join(Prompt, Prompt.id == Completion.prompt_id)
+        .where(Prompt.project_id == project.id)
+        .order_by(Completion.id.desc())
+        .limit(RECENT)
+        .subquery()
+    )
+    response = session.scalar(select(func.avg(cast(newest.c.tokens, Float))))
+    return Data(
+        pairs=counts["train"],
+        train_prompts=splits.get("train", 0),
+        evaluation_prompts=min(EVALUATION_PROMPTS, unseen or splits.get("train", 0)),
+        prompt_tokens=float(characters or 0) / CHARACTERS,
+        response_tokens=min(float(config.max_new_tokens), response or config.max_new_tokens),
+    )
+
+
+def rates_of(session: Session, project_id: int, base: str) -> dict[str, Rate]:
+    """By kind: how fast the newest finished run on the same base model was, of this project if it has one."""
+    model = func.coalesce(
+        Run.spec["policy"]["base"].astext, Run.spec["backbone"]["base"].astext, Run.spec["models"][0]["base"].astext
+    )
+    seconds = cast(Run.result["seconds"].astext, Float)
+    query = (
+        select(Run.kind, Run.result, Round.number, Run.project_id)
+        .outerjoin(Round, Round.id == Run.round_id)
+        .where(Run.state == "succeeded", model == base, seconds > 0, cast(Run.result["tokens"].astext, Float) > 0)
+        .ext(distinct_on(Run.kind))
+        .order_by(Run.kind, (Run.project_id == project_id).desc(), Run.id.desc())
+    )
+    found = {}
+    for row in session.execute(query):
+        source = "as an earlier run"
+        if row.number is not None:
+            source = f"as round {row.number}" if row.project_id == project_id else "as a round of another project"
+        rate = row.result["tokens"] / row.result["seconds"]
+        found[row.kind] = Rate(rate, f"{source}: {rate:,.0f} tokens a second", row.result.get("peak_memory"))
+    return found
+
+
+def shape_of(store: ArtifactStore, base: str) -> Shape | None:
+    """A model's size by its folder's config.json and safetensors headers; none where it is not on this machine."""
+    try:
+        folder = store.resolve(base)
+        config = json.loads((folder / "config.json").read_text())
+        parameters = sum(_parameters(path) for path in folder.glob("*.safetensors"))
+        hidden = int(config["hidden_size"])
+        return Shape(
+            parameters=parameters,
+            layers=int(config["num_hidden_layers"]),
+            hidden=hidden,
+            intermediate=int(config.get("intermediate_size") or 4 * hidden),
+            vocabulary=int(config["vocab_size"]),
+        )
+    except (NotFound, OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _parameters(path: Path) -> int:
+    """Of a safetensors file: its header, JSON, stands behind its length in 8 bytes."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return sum(prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")

@@ -1,0 +1,45 @@
+"""SQL of the models of a project: what each came from, and which of them a policy has learned from."""
+
+from typing import Any
+
+from sqlalchemy import CTE, literal, select
+from sqlalchemy.orm import Session, aliased
+
+from app.models import ModelVersion, Project, Round, Run
+
+
+def line_of(model_id: Any) -> CTE:
+    """A model, its parent, the parent's parent and so on to the base model: id and depth (0 is the model itself)."""
+    line = (
+        select(ModelVersion.id, ModelVersion.parent_id, literal(0).label("depth"))
+        .where(ModelVersion.id == model_id)
+        .cte("line", recursive=True)
+    )
+    parent = aliased(ModelVersion)
+    above = select(parent.id, parent.parent_id, line.c.depth + 1).join(line, line.c.parent_id == parent.id)
+    return line.union_all(above)
+
+
+def reference_behind(session: Session, model_id: int) -> int:
+    """The nearest fine-tuned or base model in a model's line, itself included; the model where there is none."""
+    line = line_of(model_id)
+    query = select(line.c.id).join(ModelVersion, ModelVersion.id == line.c.id)
+    query = query.where(ModelVersion.role.in_(("base", "sft"))).order_by(line.c.depth).limit(1)
+    return session.scalar(query) or model_id
+
+
+def current_line(project_id: int) -> CTE:
+    """`line_of` the project's policy."""
+    return line_of(select(Project.policy_id).where(Project.id == project_id).scalar_subquery())
+
+
+def policies(session: Session, project_id: int) -> list[tuple[ModelVersion, Round | None]]:
+    """The project's base models, fine-tuned models and policies with the round each came from, newest first."""
+    query = (
+        select(ModelVersion, Round)
+        .outerjoin(Run, Run.id == ModelVersion.run_id)
+        .outerjoin(Round, Round.id == Run.round_id)
+        .where(ModelVersion.project_id == project_id, ModelVersion.role != "reward")
+        .order_by(ModelVersion.id.desc())
+    )
+    return [(model, round_) for model, round_ in session.execute(query)]

@@ -1,0 +1,178 @@
+"""RLOO and GRPO, ours and TRL's: the same prompts, reward function, group size, lengths, batches, epochs and leash.
+
+Each rollout is one optimiser batch, learned from `epochs` times. Each side samples its own answers when it is timed. To
+compare losses, TRL runs once more on our answers: what our side wrote down takes the place of its sampling, and the
+loss of every rollout must come out alike. The reward is a function of the tokens, so that it costs nothing and answers
+of a group never tie.
+"""
+
+import itertools
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from app.artifacts import ArtifactStore
+from app.specs import GRPOSpec, ModelRef, PromptRow, RLOOSpec
+from benchmarks.work import SEED, Clock, Outcome, Work
+from trainer.experience import PAGE_SAMPLE, draw
+from trainer.modeling import load_tokenizer
+from trainer.rollout import Response
+
+SPECS: dict[str, type[RLOOSpec] | type[GRPOSpec]] = {"rloo": RLOOSpec, "grpo": GRPOSpec}
+BETA = 0.05  # of the leash: in the reward for RLOO, in the loss for GRPO
+
+
+class RolloutJob(Work):
+    """Some rollouts of `batch_size` answers, `k` to a prompt.
+
+    Attributes:
+        answers: a file of our answers: our side writes it, TRL's reads it in place of sampling; none: it samples.
+    """
+
+    prompts: list[PromptRow]
+    k: int
+    max_new_tokens: int
+    rollouts: int
+    peer_batch_size: int = 8  # sequences the peer forwards at once
+    answers: Path | None = None
+
+    def spec(self, prompts: str) -> RLOOSpec | GRPOSpec:
+        """Our spec, with the choices that TRL has too: RLOO as published, GRPO without its biases (Dr. GRPO)."""
+        ref = ModelRef(base=self.model)
+        return SPECS[self.kind](
+            policy=ref,
+            reference=ref,
+            reward_models=("a function",),
+            prompts=prompts,
+            lora=self.adapter,
+            optimiser=self.optimiser,
+            episodes=self.rollouts * self.batch_size,
+            rollout_size=self.batch_size,
+            samples_per_prompt=self.k,
+            max_new_tokens=self.max_new_tokens,
+            kl_coef=BETA,
+            kl_target=None,
+            missing_eos_penalty=None,
+            normalisation="published" if self.kind == "rloo" else "constant",
+            kl_in="reward" if self.kind == "rloo" else "loss",
+            evaluate_every=self.rollouts + 1,  # a page of samples before the first rollout and behind the last only
+            seed=SEED,
+        )
+
+    @property
+    def rows_in_order(self) -> list[PromptRow]:
+        """The prompts as our rollouts take them, one for each group."""
+        spec = self.spec("")
+        starts = range(0, spec.episodes, self.batch_size)
+        return [row for start in starts for row, _ in draw(self.prompts, spec, start, self.batch_size)]
+
+
+def reward(tokens: Sequence[int]) -> float:
+    """Spread by about 1 among answers of 30 tokens, and never the same for two that differ."""
+    return 20 * sum(token % 97 for token in tokens) / (97 * len(tokens))
+
+
+def ours(job: RolloutJob) -> Outcome:
+    """Our recipe as it is. Each step of the clock is a rollout with its updates."""
+    import trainer.recipes.group as group
+
+    said: list[tuple[int, int, list[int]]] = []
+
+    def scorer(responses: Sequence[Response]) -> Tensor:
+        said.extend((r.row.id, r.sample_index, list(r.sample.tokens)) for r in responses)
+        return torch.tensor([reward(response.sample.tokens) for response in responses])
+
+    with tempfile.TemporaryDirectory() as folder:
+        prompts = Path(folder) / "prompts.jsonl"
+        prompts.write_text("".join(row.model_dump_json() + "\n" for row in job.prompts))
+        clock = Clock(job)
+        started = job.now()
+        group.train(job.spec(str(prompts)), ArtifactStore(Path(folder)), clock, Path(folder) / "out", scorer=scorer)
+    if job.answers is not None:
+        job.answers.write_text(json.dumps([answer for answer in said if answer[1] != PAGE_SAMPLE]))
+    starts = [started, *clock.steps[:-1]]
+    seconds = [end - start for start, end in zip(starts, clock.steps, strict=True)]
+    return Outcome(seconds, 0.0, clock.losses)
+
+
+def theirs(job: RolloutJob) -> Outcome:
+    """TRL's trainer on the same prompts in the same order."""
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+    tokenizer, spec = load_tokenizer(job.model), job.spec("")
+    ends: list[float] = []
+
+    class Watch(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            ends.append(job.now())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            ends.append(job.now())
+
+    def reward_function(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        return [reward(tokens) for tokens in completion_ids]
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = job.peer_settings(folder, job.peer_batch_size) | {
+            "max_steps": job.rollouts * job.epochs,
+            "num_generations": job.k,
+            "steps_per_generation": job.batch_size // job.peer_batch_size,
+            "num_iterations": job.epochs,
+            "max_completion_length": job.max_new_tokens,
+            "temperature": spec.temperature,
+            "beta": BETA,
+            "epsilon": spec.clip_low,
+            "epsilon_high": spec.clip_high,
+            "shuffle_dataset": False,
+            "model_init_kwargs": {"dtype": job.peer_dtype},
+        }
+        if job.kind == "rloo":
+            trainer_type, config = RLOOTrainer, RLOOConfig(**settings)
+        else:
+            trainer_type, config = GRPOTrainer, GRPOConfig(loss_type="dr_grpo", scale_rewards="none", **settings)
+        if job.answers is not None:
+            trainer_type = replaying(trainer_type, job, tokenizer)
+        peer = trainer_type(
+            job.model,
+            reward_funcs=reward_function,
+            args=config,
+            train_dataset=Dataset.from_list([{"prompt": list(row.messages)} for row in job.rows_in_order]),
+            processing_class=tokenizer,
+            callbacks=[Watch()],
+            **job.peer_adapter(),
+        )
+        job.copy_our_adapter(peer.model)
+        peer.train()
+        losses = [entry["loss"] for entry in peer.state.log_history if "loss" in entry]
+    rollout_ends = ends[:: job.epochs]
+    seconds = [end - start for start, end in itertools.pairwise(rollout_ends)]
+    means = [sum(losses[i : i + job.epochs]) / job.epochs for i in range(0, len(losses), job.epochs)]
+    return Outcome(seconds, 0.0, means)
+
+
+def replaying(trainer_type: Any, job: RolloutJob, tokenizer: Any) -> Any:
+    """TRL's trainer with our answers in place of its own."""
+    assert job.answers is not None
+    rows = {row.id: row for row in job.prompts}
+    left: dict[tuple[int, ...], list[list[int]]] = {}
+    for prompt_id, _, tokens in sorted(json.loads(job.answers.read_text())):
+        left.setdefault(prompt_of(rows[prompt_id], tokenizer), []).append(tokens)
+
+    class Replaying(trainer_type):  # type: ignore[misc]
+        def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any, **__: Any) -> Any:
+            answers = [left[tuple(ids)].pop(0) for ids in prompt_ids]
+            return (answers, None) if job.kind == "grpo" else answers
+
+    return Replaying
+
+
+def prompt_of(row: PromptRow, tokenizer: Any) -> tuple[int, ...]:
+    ids = tokenizer.apply_chat_template(list(row.messages), add_generation_prompt=True, return_dict=True)["input_ids"]
+    return tuple(ids)
