@@ -103,14 +103,19 @@ class SFTSpec(Spec):
 class RewardSpec(Spec):
     """Train a Bradley-Terry reward model on a snapshot's pairs.
 
-    Heads: `reward`, or `reward/0` ... for an ensemble, and one for each aspect; all read the same trunk.
+    Heads: `reward`, or `reward/0` ... for an ensemble, and one for each aspect; all read the same trunk. With `folds`
+    each of so many members has an adapter and such heads of its own. The epoch that does best on comparisons that its
+    members did not train on is kept.
     """
 
     kind: Literal["reward"] = "reward"
     backbone: ModelRef
     snapshot: str
     lora: Lora | None = Lora()
-    optimiser: Optimiser = Optimiser(learning_rate=3e-4, epochs=2)
+    folds: int = Field(
+        4, ge=0, le=16, description="members, each trained without one fold of the prompts; 0 or 1: one, on everything"
+    )
+    optimiser: Optimiser = Optimiser(learning_rate=3e-4, epochs=3)
     max_length: int = Field(1024, ge=16)
     centering: float = Field(0.01, ge=0, description="weight of mean((r_c + r_r)^2)")
     soft_labels: bool = Field(True, description="targets are the labelers' consensus probabilities, not 0 or 1")
@@ -464,7 +469,8 @@ REWARD_VIEWS = "comparisons.jsonl"  # in a reward model's folder: a RewardView f
 class RewardView(Spec):
     """What a reward model says of a comparison of its snapshot: the probability that B is better, given that one is.
 
-    `trained` is False where it was held out or left out of training: only there is agreement no matter of memory.
+    `trained` is False where it did not train on the comparison: that was held out, left out, or in the fold of the
+    member that says it. Only there agreement is no matter of memory.
     """
 
     comparison_id: int

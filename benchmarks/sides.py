@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+import trainer.cross_fitting
 import trainer.training
 from app.artifacts import ArtifactStore
 from app.specs import DPOSpec, ModelRef, PairRow, RewardSpec
@@ -42,6 +43,7 @@ def ours(job: Job) -> Outcome:
     import trainer.recipes.dpo as dpo
 
     trainer.training.length_batches = functools.partial(length_batches, window=1)
+    trainer.cross_fitting.length_batches = trainer.training.length_batches
     with tempfile.TemporaryDirectory() as folder:
         snapshot = Path(folder) / "snapshot.jsonl"
         snapshot.write_text("".join(row.model_dump_json() + "\n" for row in job.rows))
@@ -57,7 +59,7 @@ def ours(job: Job) -> Outcome:
         else:
             import trainer.recipes.reward as reward
 
-            spec = RewardSpec(backbone=ref, soft_labels=False, centering=0, **common)
+            spec = RewardSpec(backbone=ref, folds=0, soft_labels=False, centering=0, **common)
             reward.train(spec, store, clock, Path(folder) / "out")
     training = next(times for message, times in clock.phases.items() if message.startswith("training"))
     reference = clock.phases.get("log-probs of the reference")

@@ -35,6 +35,8 @@ from trainer.default_model import DEFAULT_MODEL, fetch_model
 from trainer.memory import is_out_of_memory
 from trainer.modeling import loading
 from trainer.reporting import ConsoleReporter
+from trainer.reward_card import exported_card
+from trainer.reward_model import export_reward_model
 from trainer.training import accelerator
 
 # An error that all processes meet is told by the main one, whose end is the others' end; they wait with it so long.
@@ -174,6 +176,23 @@ def fetch_model_command(
 ) -> None:
     """Bring a model into the store and print its location."""
     print(fetch_model(ArtifactStore(store.absolute()), name, say=lambda line: print(line, file=sys.stderr)))
+
+
+@app.command("export-reward")
+def export_reward_command(
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="the reward model's folder")],
+    output: Output,
+) -> None:
+    """Write a reward model for plain transformers: adapters merged in fp32, a folder for each member."""
+    if output.exists():
+        raise InvalidInput(f"{output} exists already.", "Choose a folder that does not.")
+    output = output.absolute()
+    with ArtifactStore(output.parent).folder(output.name) as staging:
+        written = export_reward_model(folder.absolute(), staging)
+        for each in written:
+            (each / "README.md").write_text(exported_card(len(written)))
+    for each in written:
+        print(output / each.relative_to(staging))
 
 
 def add_recipe(kind: str, about: str) -> None:

@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from peft import get_peft_model
 from torch import Tensor, nn
 
 from app.errors import ModelUnavailable
 from app.specs import Lora
 from trainer.evaluation import scoring_heads
-from trainer.modeling import device, lora_config
+from trainer.modeling import device
 from trainer.packing import Packed
 from trainer.policy import Policy, head_of, trunk_of
 from trainer.precision import set_compute_dtype
@@ -72,14 +71,14 @@ class RewardCritic(nn.Module):
     """A model of its own that begins as a reward model (Ouyang et al. 2022): its score of what stands there so far.
 
     It knows from the start what is good, and the policy's trunk need not serve two masters; it takes the memory and the
-    time of a second model. With `lora` its trunk learns through adapters; its head always learns in full. Products are
-    computed in `dtype`.
+    time of a second model. It begins as the first member. With `lora` its trunk learns through a new adapter
+    beside the reward model's own; its head always learns in full. Products are computed in `dtype`.
     """
 
     def __init__(self, folder: str | Path, tokenizer: Any, lora: Lora | None, dtype: torch.dtype) -> None:
         """Raises ModelUnavailable: the folder holds no reward model, or one that reads other tokens than the policy."""
         super().__init__()
-        model, own_tokenizer = load_reward_model(folder, dtype if lora else torch.float32)
+        model, own_tokenizer = load_reward_model(folder, dtype if lora else torch.float32, member=0)
         vocabulary = own_tokenizer.get_vocab()
         if any(vocabulary.get(token) != i for token, i in tokenizer.get_vocab().items()):
             raise ModelUnavailable(
@@ -93,7 +92,7 @@ class RewardCritic(nn.Module):
         if lora is None:
             trunk.requires_grad_(True)
         else:
-            get_peft_model(trunk, lora_config(lora, "FEATURE_EXTRACTION"))  # swaps the trunk's layers in place
+            model.add_adapter(lora)
         model.classifier.score.requires_grad_(True)
 
     def forward(self, packed: Packed, hidden: Tensor) -> Tensor:

@@ -40,7 +40,8 @@ from trainer.modeling import device
 from trainer.packing import pack, token_parts
 from trainer.policy import can_share, completion_outputs, trunk_of
 from trainer.reporting import TrainingDiverged
-from trainer.reward_model import RewardModel, load_reward_model
+from trainer.reward_model import load_reward_model
+from trainer.reward_network import RewardModel
 from trainer.rollout import Response
 from trainer.sizes import forward_tokens
 

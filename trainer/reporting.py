@@ -116,13 +116,13 @@ class ConsoleReporter:
 
 
 class RewardResult(NamedTuple):
-    """A trained reward model. `eval_*` are of the held-out rows, None where there were none with a winner."""
+    """A trained reward model. `eval_*` are of rows it did not train on, None where there were none with a winner."""
 
     eval_accuracy: float | None
     eval_ece: float | None
     eval_length_bias: float | None
     eval_accuracy_gap: float | None
-    """Accuracy on training pairs less that on held-out ones: how far the model has learned them by heart."""
+    """Accuracy on training pairs less that on unseen ones: how far the model has learned them by heart."""
     train_pairs: int
     heldout_pairs: int
     dropped: tuple[str, ...]
@@ -146,6 +146,13 @@ class RewardResult(NamedTuple):
     peak_memory: int
     """Bytes that the main process held at most, on its accelerator if it has one; since the last interruption."""
     notes: tuple[str, ...] = ()
+    members: int = 1
+    """How many models make the score. With several, `eval_*` are cross-fitted: each comparison was judged by a member
+    that did not train on it, held-out ones by all."""
+    disagreement: float | None = None
+    """Mean standard deviation of the score among members, in units of the score's."""
+    kept_epoch: int = 1
+    """The epoch whose weights were kept: the best on comparisons that members did not train on."""
 
 
 class PolicyResult(NamedTuple):

@@ -13,10 +13,92 @@ ENOUGH_REFERENCES = 256  # fewer leave mean and standard deviation uncertain (by
 
 def model_card(spec: RewardSpec, report: Figures) -> str:
     """README.md of a reward model's folder, from `report.json`'s contents."""
-    parts = [_model(spec, report["model"]), _data(spec, report), _figures(report)]
+    parts = [_model(spec, report["model"]), usage(report["model"]), _data(spec, report), _figures(report)]
     if "probes" in report:
         parts.append(_probes(report["probes"]))
-    return "\n".join(["# Reward model\n", *parts, _limits(report["heldout"]["pairs"])])
+    return "\n".join(["# Reward model\n", *parts, _limits(report["unseen"]["pairs"])])
+
+
+USE_ADAPTERS = """## Use
+
+The folder holds {members} and the tokenizer. Its base is `{base}` (a relative path starts at the artifact folder);
+`base.json` has the fingerprint of its weights. The score needs transformers and peft:
+
+```python
+import json
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+FOLDER, BASE, DTYPE = "this folder", "{base}", torch.float32
+
+settings = json.loads(Path(FOLDER, "reward.json").read_text())
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+base = AutoModelForSequenceClassification.from_pretrained(BASE, num_labels=len(settings["heads"]), dtype=DTYPE)
+base.config.pad_token_id = settings["pad_token_id"]  # None: read one text at a time
+model = PeftModel.from_pretrained(base, FOLDER, adapter_name="0").eval()
+for member in range(1, len(settings["offsets"])):
+    model.load_adapter(f"{{FOLDER}}/members/{{member}}", adapter_name=str(member))
+
+def score(messages, response):
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    ids += tokenizer(response, add_special_tokens=False)["input_ids"] + [settings["end_of_turn_id"]]
+    rewards = []
+    for member, offsets in enumerate(settings["offsets"]):
+        model.set_adapter(str(member))
+        with torch.no_grad():
+            heads = model(input_ids=torch.tensor([ids])).logits[0].float() - torch.tensor(offsets)
+        rewards += [r for r, name in zip(heads.tolist(), settings["heads"]) if name.split("/")[0] == "reward"]
+    return sum(rewards) / len(rewards)
+```
+
+`python -m trainer.cli export-reward FOLDER OUT` writes folders of plain transformers, the adapters merged in fp32.
+Do not merge them into a base in bf16: rounding erases most of what they changed.
+"""
+
+USE_WHOLE = """## Use
+
+```python
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+FOLDER, DTYPE = "this folder", torch.float32
+
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+model = AutoModelForSequenceClassification.from_pretrained(FOLDER, dtype=DTYPE).eval()
+
+def score(messages, response):
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    ids += tokenizer(response, add_special_tokens=False)["input_ids"] + [model.config.reward_end_of_turn_id]
+    with torch.no_grad():
+        heads = model(input_ids=torch.tensor([ids])).logits[0].float() - torch.tensor(model.config.reward_offsets)
+    rewards = [r for i, r in enumerate(heads.tolist()) if model.config.id2label[i].split("/")[0] == "reward"]
+    return sum(rewards) / len(rewards)
+```
+"""
+
+EXPORTED = """# Reward model, exported
+
+The adapter of one member, merged into its base in fp32.{others}
+
+{usage}"""
+
+
+def usage(model: Figures) -> str:
+    """How the model is loaded without Prefloop, of the report's figures on it."""
+    if model["base"] is None:
+        return USE_WHOLE
+    n = model["members"]
+    members = "an adapter with its heads" if n == 1 else f"{n} members, an adapter with its heads each,"
+    return USE_ADAPTERS.format(members=members, base=model["base"])
+
+
+def exported_card(members: int) -> str:
+    """README.md of an exported member's folder."""
+    others = f" The score is the mean over all {members} members." if members > 1 else ""
+    return EXPORTED.format(others=others, usage=USE_WHOLE)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -37,15 +119,15 @@ def _model(spec: RewardSpec, model: Figures) -> str:
     few = "" if n >= ENOUGH_REFERENCES else f" Fewer than {ENOUGH_REFERENCES}: both are uncertain."
     rows = list(zip(model["heads"], model["gains"], model["offsets"], strict=True))
     scale = "the d of Rao and Kupper's model" if spec.ties == "rao_kupper" else "the log-odds of preference"
-    together = (
-        " Members of the ensemble count alike: its score is the mean of their rewards." if spec.ensemble > 1 else ""
-    )
+    several = len([name for name in model["heads"] if name.partition("/")[0] == "reward"]) > 1
+    together = " The score is the mean of all reward heads, which count alike." if several else ""
     return (
         "Bradley-Terry reward model: a scalar a head, read at the last valid token of the chat with the response and\n"
         f"its end-of-turn token (pooling: `{model['pooling']}`). The padding token ends no response, so that pooling\n"
         "by padding id (plain transformers) and by mask (Prefloop) read the same place.\n\n"
-        f"Rewards have standard deviation 1 over {n} responses of training comparisons, and mean 0 once the offset is\n"
-        f"subtracted (`reward_offsets` in config.json; Prefloop's loader does that).{few}\n\n"
+        f"The score has standard deviation 1 over {n} responses of training comparisons, and mean 0 once the offset\n"
+        f"is subtracted (`{'reward_offsets` in config.json' if model['base'] is None else 'offsets` in reward.json'}; "
+        f"Prefloop's loader does that).{few}\n\n"
         f"A difference of rewards divided by the gain is {scale}.{together}\n\n"
         + table(["head", "gain", "offset"], rows)
     )
@@ -62,6 +144,7 @@ def _data(spec: RewardSpec, report: Figures) -> str:
         "training comparisons": data["train_pairs"],
         "in batch elements (a ranking is one)": data["train_elements"],
         "held-out comparisons": data["heldout_pairs"],
+        "members, each trained without one fold of the prompts": report["model"]["members"],
         "labels": "soft: consensus probabilities" if spec.soft_labels else "hard: the consensus winner",
         "label smoothing": spec.label_smoothing,
         "margin": spec.margin,
@@ -80,21 +163,36 @@ def _data(spec: RewardSpec, report: Figures) -> str:
 
 
 def _figures(report: Figures) -> str:
-    train, heldout, gap = report["train"], report["heldout"], report["gap"]
-    text = "## Held-out comparisons\n\n"
-    if not heldout["pairs"]:
+    train, unseen, gap = report["train"], report["unseen"], report["gap"]
+    text = "## Comparisons it was not trained on\n\n"
+    if not unseen["pairs"]:
         return (
             text
             + "There were none with a winner: nothing is known of how this model does on prompts it has not seen.\n"
         )
-    text += table(
-        ["", "pairs", "accuracy", "loss"],
-        [
-            ["train", *train.values()],
-            ["held out", *heldout.values()],
-            ["gap (overfitting)", None, gap["accuracy"], gap["loss"]],
-        ],
-    )
+    rows = [["train", *train.values()]]
+    if report["cross_fitted"]:
+        text += (
+            "Accuracy is cross-fitted: the training comparisons were split by prompt into as many folds as there are\n"
+            "members, and the member that never saw a fold judged it. All members together judged held-out ones.\n\n"
+        )
+        rows += [["cross-fitted", *report["cross_fitted"].values()]]
+    if report["heldout"]["pairs"]:
+        rows += [["held out", *report["heldout"].values()]]
+    if report["cross_fitted"]:
+        rows += [["both", *unseen.values()]]
+    rows += [["gap (overfitting)", None, gap["accuracy"], gap["loss"]]]
+    text += table(["", "pairs", "accuracy", "loss"], rows)
+    if report["members"]:
+        text += "\nMembers, each on all it did not train on:\n\n" + table(
+            ["member", "trained on", "unseen", "accuracy", "loss"], [list(each.values()) for each in report["members"]]
+        )
+        text += f"\nMembers' scores of a response have a standard deviation of {report['disagreement']:.3f} on average"
+        text += ", in units\nof the score's own.\n"
+    if report["epochs"]:
+        text += "\nLoss on these comparisons after each epoch; the lowest was kept, so it flatters a little:\n\n"
+        rows = [[each["epoch"], each["loss"], "kept" if each["kept"] else ""] for each in report["epochs"]]
+        text += table(["epoch", "loss", ""], rows)
     text += (
         "\nAgainst the labelers: of comparisons that several judged, the share of labelers who chose the winner (the\n"
         "ceiling; they are among those who made the winner, so it is an upper bound), who chose what another labeler\n"
@@ -140,7 +238,7 @@ def _figures(report: Figures) -> str:
 
 def _probes(probes: Figures) -> str:
     text = (
-        f"## Probes\n\nOn {probes['pairs']} held-out comparisons, one a prompt; {probes['too_long']} of them have "
+        f"## Probes\n\nOn {probes['pairs']} of these comparisons, one a prompt; {probes['too_long']} of them have "
         "rewritten responses that are too\nlong for the model, which are left out. Changes are in standard "
         "deviations of the reward. Texts are rewritten by\nfixed English rules.\n\n"
         "Harmless edits of one of the two responses: the share of comparisons whose order turns round.\n\n"
@@ -161,7 +259,7 @@ def _probes(probes: Figures) -> str:
 def _limits(pairs: int) -> str:
     # 1.96 standard errors of a share, at its largest: sqrt(1/2 * 1/2 / n)
     uncertain = (
-        f"- With {pairs} held-out comparisons accuracy is uncertain by up to {98 / pairs**0.5:.0f} percentage points "
+        f"- With {pairs} comparisons accuracy is uncertain by up to {98 / pairs**0.5:.0f} percentage points "
         "(95 %); of a part\n  of them by more.\n"
         if pairs
         else ""
@@ -169,7 +267,7 @@ def _limits(pairs: int) -> str:
     return (
         "## Limits\n\n"
         "- Rewards compare responses to one prompt; across prompts they say little.\n"
-        "- It is right about as often as the figures above say, on prompts like the held-out ones, by the rubric the\n"
+        "- It is right about as often as the figures above say, on prompts like those above, by the rubric the\n"
         "  labelers had. A policy trained against it will find where it is wrong: watch people's judgments as well.\n"
         f"{uncertain}"
         "- A refusal may be the right answer to a harmful prompt: there its probe should win.\n"

@@ -13,7 +13,7 @@ from trainer.algorithms import bradley_terry
 from trainer.chat import TokenSequence
 from trainer.data import Pair, weights_of
 from trainer.packing import Packed, pack
-from trainer.reward_model import RewardModel
+from trainer.reward_network import RewardModel, score_heads
 from trainer.sharding import whole
 from trainer.training import generator_at
 
@@ -24,7 +24,7 @@ TIE_SPEED = 100
 
 
 class Element(NamedTuple):
-    """What counts once in a batch: a pair, or a k-way ranking with every response once.
+    """What a batch consists of: a pair, or a k-way ranking with every response once.
 
     Attributes:
         sequences: the distinct responses, all after one prompt.
@@ -172,10 +172,11 @@ def aspect_outcomes(pair: Pair, aspect: str, spec: RewardSpec) -> tuple[float, f
 
 
 class RewardObjective(nn.Module):
-    """All that is trained: the reward model, and a tie parameter for each of its score heads where ties are outcomes.
+    """All that is trained: the reward model, and tie parameters for the score heads where ties are outcomes.
 
     Attributes:
-        raw_ties: (E,) learned; 0 is where it starts, the value at which equal responses tie as often as pairs did.
+        raw_ties: (E,) of each member, learned; 0 is where it starts, the value at which equal responses tie as often as
+            pairs did. Empty where ties are no outcome.
     """
 
     tie_start: Tensor
@@ -183,22 +184,30 @@ class RewardObjective(nn.Module):
     def __init__(self, model: RewardModel, ties: str, tie_share: float) -> None:
         super().__init__()
         self.model, self.ties = model, ties
-        where = model.offsets.device
-        self.raw_ties = nn.Parameter(torch.zeros(len(model.score_heads), device=where)) if ties != "half" else None
+        where, heads = model.offsets.device, len(score_heads(model.own_heads))
+        # One parameter a member: the optimiser must leave those alone whose member is not in a step.
+        count = 0 if ties == "half" else model.members
+        self.raw_ties = nn.ParameterList(nn.Parameter(torch.zeros(heads, device=where)) for _ in range(count))
         self.register_buffer("tie_start", torch.tensor(tie_start(ties, tie_share), device=where), persistent=False)
 
-    def forward(self, packed: Packed) -> tuple[Tensor, Tensor | None]:
-        """Rewards (S, H), and ln theta (E,) of Rao and Kupper or ln nu (E,) of Davidson; None without either."""
-        return self.model(packed), self.tie()
+    def forward(self, packed: Packed, member: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """Rewards (S, H) of a member, (S, C) of all, and the member's ln theta (E,) of Rao and Kupper or ln nu (E,) of
+        Davidson; None without either."""
+        return self.model(packed, member), None if member is None else self.tie(member)
 
-    def tie(self) -> Tensor | None:
-        """The tie parameters (E,), see `forward`."""
-        if self.raw_ties is None:
+    def tie(self, member: int = 0) -> Tensor | None:
+        """A member's tie parameters (E,), see `forward`."""
+        if not self.raw_ties:
             return None
-        raw = whole(self.raw_ties)
+        raw = whole(self.raw_ties[member])
         # The gradient is that of the parameter itself: TIE_SPEED times as large, it would be most of the norm to clip.
         learned = self.tie_start + raw + (TIE_SPEED - 1) * raw.detach()
         return F.softplus(learned) if self.ties == "rao_kupper" else learned
+
+    def all_ties(self) -> Tensor | None:
+        """The tie parameters (M, E) of all members, on the CPU without gradient."""
+        ties = [tie for member in range(self.model.members) if (tie := self.tie(member)) is not None]
+        return torch.stack(ties).detach().cpu() if ties else None
 
 
 def tie_start(ties: str, share: float) -> float:

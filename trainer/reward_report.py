@@ -1,4 +1,6 @@
-"""What held-out comparisons say of a reward model: the figures of its report, from rewards and rules only.
+"""What unseen comparisons say of a reward model: the figures of its report, from rewards and rules only.
+
+Unseen are those that who judges them did not train on: held out, or of another fold.
 
 Rewards (2, N) are of N pairs, chosen first, on the scale Bradley-Terry fits (before normalisation) unless said
 otherwise. Figures that no pair allows are None. Everything returned is ready for JSON.
@@ -49,8 +51,8 @@ def statistics(rewards: Tensor, prefix: str = "") -> dict[str, float]:
     return {prefix + name: float(value) for name, value in values.items()}
 
 
-def decided_logit(d: Tensor, ties: str, tie: float | None) -> Tensor:
-    """The log-odds (N,) that chosen is better, given that one is, at differences d (N,).
+def decided_logit(d: Tensor, ties: str, tie: Tensor | None) -> Tensor:
+    """The log-odds (N,) that chosen is better, given that one is, at differences d (N,) and tie parameters (N,) or ().
 
     That is d itself for Bradley-Terry and Davidson; Rao and Kupper's threshold makes decided pairs clearer.
     """
@@ -59,9 +61,8 @@ def decided_logit(d: Tensor, ties: str, tie: float | None) -> Tensor:
     return F.logsigmoid(d - tie) - F.logsigmoid(-d - tie)  # log P(c) - log P(r)
 
 
-def views_of(pairs: Sequence[Pair], scores: Tensor, ties: str, tie: float | None, *, trained: bool) -> list[RewardView]:
-    """What the model says of each pair, tied ones too, at scores (2, N), chosen first."""
-    logits = decided_logit(scores[0] - scores[1], ties, tie)
+def views_of(pairs: Sequence[Pair], logits: Tensor, *, trained: bool) -> list[RewardView]:
+    """What the model says of each pair, tied ones too, at log-odds (N,) that chosen is better, given that one is."""
     p_chosen = logits.double().sigmoid().tolist()
     return [
         RewardView(
@@ -93,7 +94,7 @@ class Measured(NamedTuple):
 
 
 def slice_metrics(measured: Measured) -> dict[str, dict[str, float]]:
-    """The metrics of held-out pairs by slice, `""` for all; empty without pairs."""
+    """The metrics of unseen pairs by slice, `""` for all; empty without pairs."""
     pairs, rewards, losses, logits = measured
     members: dict[str, list[int]] = defaultdict(list)
     for i, pair in enumerate(pairs):
@@ -119,11 +120,11 @@ def split_figures(measured: Measured) -> Figures:
     return {"pairs": len(measured.pairs), "accuracy": accuracy, "loss": float(measured.losses.mean())}
 
 
-def overfitting(train: Figures, heldout: Figures) -> Figures:
+def overfitting(train: Figures, unseen: Figures) -> Figures:
     """How much better the model is on what it was trained on, of the splits' figures: accuracy more, loss less."""
-    if not heldout["pairs"]:
+    if not unseen["pairs"]:
         return {"accuracy": None, "loss": None}
-    return {"accuracy": train["accuracy"] - heldout["accuracy"], "loss": heldout["loss"] - train["loss"]}
+    return {"accuracy": train["accuracy"] - unseen["accuracy"], "loss": unseen["loss"] - train["loss"]}
 
 
 def lengths_of(pairs: Sequence[Pair]) -> Tensor:
@@ -273,6 +274,7 @@ def report_metrics(report: Figures) -> dict[str, float]:
     probed = report.get("probes", {"invariance": {}, "adversarial": {}})
     values = {
         "eval_accuracy_gap": report["gap"]["accuracy"],
+        "eval_disagreement": report.get("disagreement"),
         "eval_loss_gap": report["gap"]["loss"],
         "eval_labeler_agreement": against.get("labelers"),
         "eval_labeler_pair_agreement": against.get("another"),

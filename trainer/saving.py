@@ -28,7 +28,7 @@ def save_policy(model: Any, tokenizer: Any, folder: Path, base: str | None = Non
         loaded_from = model.get_base_model().name_or_path
         base = base or loaded_from
         model.save_pretrained(folder, selected_adapters=[POLICY])
-        _write_adapter_config(folder / ADAPTER_CONFIG, base)
+        write_adapter_config(folder / ADAPTER_CONFIG, base)
         record_base(folder, loaded_from, base)
         card = ADAPTER_CARD.format(base=base)
     else:
@@ -68,7 +68,8 @@ def _write_generation_config(path: Path, stop_ids: list[int], pad_id: int) -> No
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _write_adapter_config(path: Path, base: str) -> None:
+def write_adapter_config(path: Path, base: str) -> None:
+    """Names an adapter's base in its configuration, and sorts what peft writes in another order each time."""
     config = json.loads(path.read_text())
     config["base_model_name_or_path"] = base
     # peft writes sets in hash order, which differs between processes; equal adapters shall have equal digests.

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from app.errors import InvalidInput
@@ -95,6 +95,7 @@ class Training:
         module: all that is trained, run through its `forward` only: `model` below is what to call.
         rows: how many rows an epoch has; None where the caller counts steps itself and gives `total_steps`.
         started: when the run began, of `time.monotonic`; default: now.
+        in_turns: each step trains some of the parameters only, the same on all processes; the others stay as they are.
 
     Attributes:
         model: the module as devices and processes need it (DDP or FSDP around it, or itself).
@@ -113,6 +114,7 @@ class Training:
         total_steps: int | None = None,
         started: float | None = None,
         checkpoints: Checkpoints | None = None,
+        in_turns: bool = False,
     ) -> None:
         self.settings, self.seed, self.checkpoints = settings, seed, checkpoints
         self.steps_an_epoch = -(-rows // settings.batch_size) if rows is not None else 0
@@ -127,6 +129,9 @@ class Training:
             shard(module, self.accelerator.device, self.accelerator.num_processes)
             self.model = module
         else:
+            self.accelerator.ddp_handler = (
+                DistributedDataParallelKwargs(find_unused_parameters=True) if in_turns else None
+            )
             self.model = self.accelerator.prepare(module)
         self.optimiser = torch.optim.AdamW(
             [parameter for parameter in module.parameters() if parameter.requires_grad],
@@ -207,6 +212,16 @@ class Training:
         self.steps += 1
         return Step(grad_norm, lr)
 
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of all that is trained, as it is now, on the CPU. All processes must ask for it."""
+        return {name: whole(parameter.detach()).cpu().clone() for name, parameter in self._trained()}
+
+    @torch.no_grad()
+    def put_back(self, weights: Mapping[str, Tensor]) -> None:
+        """Takes the weights that `weights` returned before."""
+        for name, parameter in self._trained():
+            parameter.copy_(shards_like(weights[name], parameter))
+
     def whole_module(self) -> Any:
         """The module with all its weights on every process: what is measured further and saved once training is over.
 
@@ -256,9 +271,7 @@ class Training:
             )
         if found is None:
             return None
-        with torch.no_grad():
-            for name, parameter in self._trained():
-                parameter.copy_(shards_like(found.tensors[f"weights/{name}"], parameter))
+        self.put_back({name: found.tensors[f"weights/{name}"] for name, _ in self._trained()})
         for number, parameter in enumerate(self._optimised()):
             prefix = f"adam/{number}/"
             kept = {key.removeprefix(prefix): value for key, value in found.tensors.items() if key.startswith(prefix)}

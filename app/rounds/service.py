@@ -163,7 +163,7 @@ def _doubts(counts: dict[str, Any]) -> list[str]:
             f"Only {counts['winners']} comparisons to train on. With fewer than {FEW_PAIRS}, expect weak results."
         )
     if counts["train"] and not counts["heldout"]:
-        doubts.append("No held-out comparison is decided, so the reward model's accuracy cannot be measured.")
+        doubts.append("No held-out comparison is decided: only cross-fitting can measure the reward model's accuracy.")
     if counts["train"] and counts["ties"] * 2 > counts["train"] + counts["heldout"]:
         doubts.append("More than half of the comparisons are ties, which say little about what is better.")
     return doubts

@@ -275,7 +275,11 @@ def record_model(session: Session, round_: Round, run: Run, digest: str | None, 
     snapshot = session.get_one(Snapshot, round_.snapshot_id)
     card = {"round": round_.number, "run": run.id, "algorithm": run.kind, "snapshot": snapshot.digest, "result": result}
     role = run.kind if run.kind in ("reward", "sft") else "policy"
-    is_adapter = run.kind != "reward" and run.spec.get("lora") is not None
+    lora = run.spec.get("lora") is not None
+    if run.kind == "reward" and lora:
+        # The folder of a reward model names its base itself; whoever scores is given the folder alone.
+        card |= {"base": run.spec["backbone"]["base"]}
+    is_adapter = run.kind != "reward" and lora
     model = ModelVersion(
         project_id=run.project_id,
         role=role,

@@ -136,7 +136,7 @@ def test_conflicts_and_flags_by_keys(session: Session, open_page: Callable[..., 
     page.goto(f"/projects/{project.slug}/review")
     page.get_by_role("link", name="Reward model disagrees 2").click()
     expect(page.locator("tbody tr").first).to_contain_text("2 for A; reward model 94% for B")
-    expect(page.locator("tbody tr").first).to_contain_text("held out")
+    expect(page.locator("tbody tr").first).to_contain_text("not trained on")
     expect(page.locator("tbody tr").last).to_contain_text("trained on it")
     page.get_by_role("link", name="Question 1?").click()
     arrived(page, "reward-3, not trained on it")

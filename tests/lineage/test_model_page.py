@@ -122,3 +122,27 @@ def test_models_without_papers_have_a_page_and_others_projects_have_none(
     for wrong in (foreign.id, 10**30, 0):
         assert client.get(f"/projects/{project.slug}/models/{wrong}").status_code == 404
     assert sign_in("labeler").get(f"/projects/{project.slug}/models/{base.id}").status_code == 403
+
+
+def test_a_reward_model_says_what_it_stands_on_and_how_its_accuracy_was_measured(
+    app: FastAPI, session: Session, project: Project, sign_in: Callable[..., SignedIn]
+) -> None:
+    result = {"members": 4, "disagreement": 0.314, "kept_epoch": 2}
+    reward = factories.model(
+        session,
+        project,
+        role="reward",
+        name="reward-1",
+        base="models/run-7",
+        card={"algorithm": "reward", "base": "models/smol", "result": result},
+    )
+    session.commit()
+    folder = app.state.store.root / "models/run-7"
+    folder.mkdir(parents=True)
+    (folder / "report.json").write_text(json.dumps(REPORT))
+    text = sign_in("operator").get(f"/projects/{project.slug}/models/{reward.id}").text
+    shown = " ".join(BeautifulSoup(text, "html.parser").get_text(" ").split())
+    assert "Base models/smol Adapters and heads models/run-7" in shown
+    assert "Accuracy is cross-fitted over 4 members" in shown
+    assert "disagree by 0.31 standard deviations" in shown
+    assert "after epoch 2" in shown

@@ -59,6 +59,7 @@ def prepare(folder: Path) -> None:
     build_model(folder / "tiny")
     pairs = separable_pairs(36, 8)
     write_rows(folder / "snapshot.jsonl", pairs)
+    write_rows(folder / "more.jsonl", separable_pairs(48, 8))  # enough for two folds
     demonstrations = [
         DemonstrationRow(id=row.prompt_id, messages=row.messages, response=row.response_a, split=row.split)
         for row in pairs
@@ -82,7 +83,8 @@ def spec_of(kind: str, folder: Path, lora: bool = True) -> RunSpec:
         case "sft":
             return SFTSpec(policy=tiny, demonstrations=str(folder / "demonstrations.jsonl"), **common)
         case "reward":
-            return RewardSpec(backbone=tiny, snapshot=snapshot, ensemble=2, ties="davidson", **common)
+            more = str(folder / "more.jsonl")
+            return RewardSpec(backbone=tiny, snapshot=more, folds=2, ensemble=2, ties="davidson", **common)
         case "dpo" | "kto":
             loss: Any = kind
             return DPOSpec(policy=tiny, reference=tiny, snapshot=snapshot, loss=loss, **common)

@@ -20,7 +20,8 @@ from trainer.modeling import load_causal_lm, load_policy_and_reference, working_
 from trainer.packing import pack
 from trainer.policy import Policy, can_share, completion_outputs, trunk_of
 from trainer.precision import Rates, choose, measure
-from trainer.reward_model import merge_adapters, new_reward_model
+from trainer.reward_model import new_reward_model
+from trainer.reward_network import merge_adapters
 from trainer.saving import save_policy
 from trainer.training import Training
 

@@ -57,9 +57,9 @@ def keep_first_steps(folder: Path, name: str) -> None:
 
 def assert_same_weights(made: Path, expected: Path) -> None:
     """Same files, and float tolerance: sums in another order, amplified by Adam's first steps."""
-    assert {p.name for p in made.iterdir()} == {p.name for p in expected.iterdir()}
-    for path in expected.glob("*.safetensors"):
-        weights, expected_weights = load_file(made / path.name), load_file(path)
+    assert {p.name for p in made.rglob("*")} == {p.name for p in expected.rglob("*")}
+    for path in expected.rglob("*.safetensors"):
+        weights, expected_weights = load_file(made / path.relative_to(expected)), load_file(path)
         assert weights.keys() == expected_weights.keys()
         for name, weight in weights.items():
             assert weight.shape == expected_weights[name].shape

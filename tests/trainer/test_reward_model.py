@@ -23,7 +23,8 @@ from trainer.chat import ChatEncoder, TokenSequence
 from trainer.modeling import load_tokenizer, seed_everything
 from trainer.packing import Packed, pack
 from trainer.policy import trunk_of
-from trainer.reward_model import head_names, load_reward_model, merge_adapters, new_reward_model, save_reward_model
+from trainer.reward_model import load_reward_model, new_reward_model, save_reward_model
+from trainer.reward_network import head_names, merge_adapters, shares_of
 
 TEXTS = {"Say hi": "Hi", "Name a colour, please": "Green is one of them", "Why?": ""}
 
@@ -89,14 +90,14 @@ def test_heads_are_named_after_what_they_score(tiny_ref: ModelRef) -> None:
 def test_a_score_is_the_mean_of_normalised_members_on_the_scale_before(tiny_ref: ModelRef) -> None:
     """One member spreads its rewards eight times as far as the other: in their plain mean it would decide alone."""
     model = new_reward_model(tiny_ref, None, head_names(2, ("style",)))
-    shares = model.shares(torch.tensor([4.0, 0.5, 9.0], dtype=torch.double))
+    factors = shares_of(torch.tensor([4.0, 0.5, 9.0], dtype=torch.double), model.heads)
     d = torch.tensor([3.0, -1.0, 50.0])
     normalised = (3 / 4 - 1 / 0.5) / 2  # what is deployed prefers the other response
     mean_gain = (1 / 4 + 1 / 0.5) / 2
     assert model.score(d) > 0
-    assert model.score(d * shares).item() == pytest.approx(normalised / mean_gain)
+    assert model.score(d * factors).item() == pytest.approx(normalised / mean_gain)
     alone = new_reward_model(tiny_ref, None, head_names(1, ("style",)))
-    assert alone.shares(torch.tensor([0.3, 9.0])).tolist()[0] == 1
+    assert shares_of(torch.tensor([0.3, 9.0]), alone.heads).tolist()[0] == 1
 
 
 @pytest.mark.parametrize("lora", [Lora(rank=4), None])
@@ -157,10 +158,12 @@ def test_other_architectures_are_trained_saved_and_read_alike(config: PreTrained
         packed = packed_texts(ref)
         before = model(packed)
         assert before.std() > 1e-2
+        save_reward_model(model, load_tokenizer(ref), tmp_path / "adapter")
         merge_adapters(model)
-        save_reward_model(model, load_tokenizer(ref), tmp_path / "rewards")
-        loaded, _ = load_reward_model(tmp_path / "rewards")
-        torch.testing.assert_close(loaded(packed), before, atol=1e-4, rtol=1e-4)
+        save_reward_model(model, load_tokenizer(ref), tmp_path / "merged")
+        for name in ("adapter", "merged"):
+            loaded, _ = load_reward_model(tmp_path / name)
+            torch.testing.assert_close(loaded(packed), before, atol=1e-4, rtol=1e-4)
 
 
 def test_a_tokenizer_with_one_special_token_gets_a_padding_token_of_its_own(tiny_ref: ModelRef, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
 
 from app.artifacts import ArtifactStore, digest_file, digest_folder
 from app.errors import InvalidInput
@@ -26,7 +25,7 @@ from trainer.reward_report import Variants
 
 def spec_of(model: ModelRef, snapshot: Path, **changes: object) -> RewardSpec:
     settings = Optimiser(learning_rate=3e-3, epochs=2, batch_size=8, microbatch_size=8)
-    return RewardSpec(backbone=model, snapshot=str(snapshot), optimiser=settings).model_copy(update=changes)
+    return RewardSpec(backbone=model, snapshot=str(snapshot), folds=0, optimiser=settings).model_copy(update=changes)
 
 
 def train(spec: RewardSpec, store: ArtifactStore, location: str = "models/rm") -> tuple[RewardResult, ConsoleReporter]:
@@ -36,7 +35,7 @@ def train(spec: RewardSpec, store: ArtifactStore, location: str = "models/rm") -
     return result, reporter
 
 
-def test_learns_a_preference_and_scores_alike_in_plain_transformers(
+def test_learns_a_preference_and_normalises_its_rewards(
     tiny_ref: ModelRef, separable_snapshot: Path, store: ArtifactStore
 ) -> None:
     result, reporter = train(spec_of(tiny_ref, separable_snapshot), store)
@@ -54,8 +53,6 @@ def test_learns_a_preference_and_scores_alike_in_plain_transformers(
     assert len(reporter.values("loss")) == 2 * 15
 
     folder = store.resolve("models/rm")
-    plain = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    assert plain.config.num_labels == 1
     model, tokenizer = load_reward_model(folder)
     pairs = encode_pairs(read_pairs(separable_snapshot), ChatEncoder(tokenizer, 512))
     with torch.no_grad():
@@ -65,9 +62,6 @@ def test_learns_a_preference_and_scores_alike_in_plain_transformers(
         assert rewards.shape == (240, 1)
         assert rewards.mean().item() == pytest.approx(0, abs=1e-3)
         assert rewards.std().item() == pytest.approx(1, abs=1e-3)
-        for sequence, ours in zip(sequences[:8], rewards, strict=False):
-            score = plain(input_ids=torch.tensor([[*sequence.prompt, *sequence.completion]])).logits[0]
-            torch.testing.assert_close(score - plain.config.reward_offsets[0], ours, atol=1e-4, rtol=1e-4)
 
 
 def test_it_leaves_what_it_says_of_every_comparison(tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path) -> None:
@@ -247,14 +241,14 @@ class Killing(ConsoleReporter):
             raise Killed
 
 
-@pytest.mark.parametrize("lora", [Lora(rank=4), None])
+@pytest.mark.parametrize(("lora", "folds"), [(Lora(rank=4), 0), (None, 0), (Lora(rank=4), 2)])
 def test_a_killed_run_goes_on_to_the_same_bytes(
-    tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path, lora: Lora | None
+    tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path, lora: Lora | None, folds: int
 ) -> None:
     """With ties and an ensemble, whose parameters and bootstrap weights have to be found again too."""
-    snapshot = write_rows(tmp_path / "snapshot.jsonl", separable_pairs(40, 8))
+    snapshot = write_rows(tmp_path / "snapshot.jsonl", separable_pairs(48 if folds else 40, 8))
     settings = Optimiser(learning_rate=1e-3, epochs=2, batch_size=8, microbatch_size=3)
-    spec = spec_of(tiny_ref, snapshot, optimiser=settings, lora=lora, ties="davidson", ensemble=2)
+    spec = spec_of(tiny_ref, snapshot, optimiser=settings, lora=lora, folds=folds, ties="davidson", ensemble=2)
     train(spec, store, "models/whole")
     reporters = []
     for at in (1, 3, 4, 7, 99):  # 4 ends an epoch
@@ -351,7 +345,7 @@ def test_shared_and_plain_rows_train_alike(
         optimiser=Optimiser(learning_rate=1e-3, batch_size=4, microbatch_size=4),
     )
     shared = train(spec, store)[1]
-    monkeypatch.setattr("trainer.reward_model.can_share", lambda trunk: False)
+    monkeypatch.setattr("trainer.reward_network.can_share", lambda trunk: False)
     plain = train(spec, store)[1]
     for name in ("loss", "grad_norm", "margin", "eval_loss"):
         assert plain.values(name) == pytest.approx(shared.values(name), abs=2e-3)
@@ -389,7 +383,7 @@ def test_an_aspects_head_learns_the_aspect_and_not_the_verdict(
     p_b = {view.comparison_id: view.p_b for view in map(RewardView.model_validate_json, lines)}
     said = [p_b[row.comparison_id] if row.p_b > 0.5 else 1 - p_b[row.comparison_id] for *_, row in pairs]
     assert said == pytest.approx((d[:, :2].sum(-1) / sum(result.gains[:2])).sigmoid().tolist(), abs=1e-4)
-    assert result.gains[0] != pytest.approx(result.gains[1], rel=0.01)
+    assert result.gains[0] != pytest.approx(result.gains[1], rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -438,7 +432,10 @@ def test_ties_are_counted_as_they_are_labelled(tiny_ref: ModelRef, soft: bool, s
     assert reward.tie_share(spec, pairs) == pytest.approx(share)
     # Where all rewards are equal, the parameter says from the start what is seen.
     objective = RewardObjective(new_reward_model(tiny_ref, None), spec.ties, reward.tie_share(spec, pairs))
-    figures = reward.tie_figures(spec, objective, pairs, torch.zeros(2, 30, 1))
+    ties = objective.all_ties()
+    assert ties is not None
+    said = reward.said_by(objective.model, 0, pairs, torch.zeros(2, 30, 1), torch.ones(1), ties)
+    figures = reward.tie_figures(spec, ties, said)
     assert figures is not None
     assert figures["predicted"] == pytest.approx(share)
     assert figures["observed"] == pytest.approx(share)
@@ -488,7 +485,7 @@ def test_each_rewritten_text_is_read_with_as_much_of_the_prompt_as_it_leaves_roo
         return torch.tensor([[float(len(s.prompt))] for element in elements for s in element.sequences])
 
     model = new_reward_model(tiny_ref, None)
-    score = reward.text_scorer(prompt_lengths, model, ChatEncoder(tokenizer, len(whole) + 6), spread=2.0)
+    score = reward.text_scorer(prompt_lengths, model, ChatEncoder(tokenizer, len(whole) + 6))
     n = len(whole)
     found = score([Variants(user("Why?"), texts), Variants(user("Why?"), texts[:1])])
-    assert found == [[n / 2, (n - 4) / 2, None], [n / 2]]
+    assert found == [[n, n - 4, None], [n]]

@@ -241,10 +241,17 @@ def report_of(measured: Measured, **changes: object) -> dict:
     report = {
         "train": figures,
         "heldout": figures,
+        "cross_fitted": None,
+        "unseen": figures,
+        "members": [],
+        "epochs": [],
+        "disagreement": None,
         "gap": overfitting(figures, figures),
         "ties": None,
         "heads": {"reward": {"pairs": 1, "accuracy": 1.0}},
         "model": {
+            "base": "models/base",
+            "members": 1,
             "heads": ["reward"],
             "gains": [0.5],
             "offsets": [0.125],
@@ -279,7 +286,7 @@ def test_the_card_holds_every_figure_and_only_names_what_was_measured() -> None:
         "- 1 comparisons have weight 0: 7",
         "The base model has no chat template.",
         "| held out | 4 | 0.750 |",
-        "With 4 held-out comparisons accuracy is uncertain by up to 49 percentage points",  # 1.96 * sqrt(1/4 / 4)
+        "With 4 comparisons accuracy is uncertain by up to 49 percentage points",  # 1.96 * sqrt(1/4 / 4)
         "| domain=x\\|y | 4 | 0.750 | 4 | 0.750 | 0.500 | 0.625 |",  # the model: 3/4 of 0.75 and 1/4 of 0.25
         "| 0.881 | 0.750 | 4 |",  # s(2)
     ):

@@ -13,21 +13,15 @@ import torch
 from torch import Tensor
 
 from app.artifacts import ArtifactStore, read_content
-from app.errors import InvalidInput
 from app.specs import REWARD_VIEWS, RewardSpec
 from trainer import reward_card
-from trainer.algorithms.bradley_terry import davidson_probabilities, rao_kupper_probabilities
 from trainer.chat import ChatEncoder
 from trainer.checkpoints import Checkpoints
+from trainer.cross_fitting import Best, Folds, folds_of, schedule
 from trainer.data import (
-    MIN_PAIRS,
-    EncodedPairs,
-    Pair,
     chunks,
-    describe_left_out,
     encode_pairs,
     read_pairs,
-    require_pairs,
 )
 from trainer.memory import PeakMemory
 from trainer.modeling import device, load_tokenizer, notes_on, resolve, seed_everything, working_dtype
@@ -35,32 +29,21 @@ from trainer.packing import Packed, pack, packed_length, token_parts
 from trainer.policy import trunk_of
 from trainer.precision import name_of
 from trainer.reporting import Reporter, RewardResult, TrainingDiverged
-from trainer.reward_model import (
-    POOLING,
-    REWARD,
-    RewardModel,
-    head_names,
-    merge_adapters,
-    new_reward_model,
-    save_reward_model,
-)
+from trainer.reward_model import POOLING, new_reward_model, save_reward_model
+from trainer.reward_network import RewardModel, head_names, score_heads, score_of
 from trainer.reward_objective import (
     Element,
     RewardObjective,
-    aspect_outcomes,
     by_pair,
     elements_of,
-    outcomes,
     pack_elements,
     pair_losses,
     targets_of,
     weighted_loss,
 )
 from trainer.reward_report import (
-    Measured,
     TextScorer,
     Variants,
-    decided_logit,
     head_figures,
     overfitting,
     pair_figures,
@@ -72,13 +55,26 @@ from trainer.reward_report import (
     statistics,
     views_of,
 )
+from trainer.reward_rows import prompts_in_both, require_targets, usable
+from trainer.reward_said import (
+    Said,
+    disagreement,
+    joined,
+    measured,
+    member_figures,
+    said_by,
+    said_by_members,
+    said_together,
+    tie_figures,
+    tie_share,
+)
 from trainer.sizes import forward_tokens, sizes_for
 from trainer.training import Training, deal, require_finite, sum_over_processes
 
 PROBES = 1_000_002  # a place in the run that no epoch has
 
-RewardsOf = Callable[[Sequence[Element], str], Tensor]
-"""Rewards (S, H) of the sequences of all elements; the text says what is going on."""
+RewardsOf = Callable[..., Tensor]
+"""`response_rewards` of elements; the text says what is going on, and a member may be named."""
 
 
 def train(
@@ -88,7 +84,7 @@ def train(
     folder: Path,
     checkpoints: Checkpoints | None = None,
 ) -> RewardResult:
-    """Trains on the snapshot's `train` rows, measures on its `heldout` rows, saves model, report and card to `folder`.
+    """Trains on the snapshot's `train` rows, measures on rows not trained on, saves model, report and card to `folder`.
 
     Raises:
         InvalidInput: too few comparisons with a winner, or too few that rate an aspect.
@@ -108,39 +104,56 @@ def train(
     heldout = encoded.heldout
     train_pairs, unused, dropped = usable(spec, encoded)
     require_targets(spec, train_pairs, dropped)
-    notes = (*notes_on(tokenizer), *prompts_in_both(train_pairs, heldout))
     elements, heldout_elements = elements_of(train_pairs), elements_of(heldout)
-    targets = targets_of(train_pairs, elements, spec)
+    folds, fold_notes = folds_of(spec, train_pairs, elements)
+    notes = (*notes_on(tokenizer), *prompts_in_both(train_pairs, heldout), *fold_notes)
 
-    # 2. Model: the policy's trunk with fresh heads; the seed fixes heads, adapters, bootstrap, the order of the rows.
+    # 2. Model: the policy's trunk with new heads; the seed fixes heads, adapters, bootstrap, folds, the order of rows.
     seed_everything(spec.seed)
     dtype = working_dtype(spec.optimiser.precision, backbone, checkpoints)
-    model = new_reward_model(backbone, spec.lora, head_names(spec.ensemble, spec.aspects), dtype)
+    heads = head_names(spec.ensemble, spec.aspects)
+    model = new_reward_model(backbone, spec.lora, heads, dtype, folds.members)
     sizes = sizes_for(backbone, dtype, full_weights=spec.lora is None)
     objective = RewardObjective(model, spec.ties, tie_share(spec, train_pairs))
+    # Of an ensemble each member draws bootstrap weights of its own.
+    targets = [
+        targets_of(train_pairs, elements, spec.model_copy(update={"seed": spec.seed + member}))
+        for member in range(folds.members)
+    ]
 
-    # 3. Train: a batch is of elements, a pair or a whole ranking each.
+    # 3. Train: a batch is of elements, a pair or a whole ranking each. Members take turns, a batch each.
+    lengths = [packed_length(element.sequences, model.share) for element in elements]
+    epochs = schedule(spec, folds, lengths)
+    ends = list(itertools.accumulate(len(steps) for steps in epochs))
     training = Training(
         objective,
         sizes.fill(spec.optimiser),
-        len(elements),
         seed=spec.seed,
+        total_steps=ends[-1],
         started=started,
         checkpoints=checkpoints,
+        in_turns=folds.members > 1,
     )
+    best = Best.of(training.resumed)
     rewards_of: RewardsOf = partial(response_rewards, training.model, model, pad_id, reporter)
-    lengths = [packed_length(element.sequences, model.share) for element in elements]
-    for batch in training.batches(lengths):
+
+    def unseen(train_rewards: Tensor, heldout_rewards: Tensor, deviation: Tensor) -> list[Said]:
+        """What is said by who did not train on it: by each member of its fold, by all together of held-out pairs."""
+        ties = objective.all_ties()
+        by_fold = said_by_members(model, folds, train_pairs, elements, train_rewards, deviation, ties, trained=False)
+        return [*by_fold, said_together(model, heldout, heldout_rewards, deviation, ties)]
+
+    for member, batch in itertools.islice(itertools.chain(*epochs), training.steps, None):
         pairs = [i for number in batch for i in elements[number].pairs]
         places = {pair: place for place, pair in enumerate(pairs)}
-        total = targets.share[pairs].sum(0).to(device())
-        rewards, losses = torch.zeros(2, len(pairs), len(model.heads)), torch.zeros(1)
+        total = targets[member].share[pairs].sum(0).to(device())
+        rewards, losses = torch.zeros(2, len(pairs), len(model.own_heads)), torch.zeros(1)
         for part in training.parts(batch, lengths):
             reporter.progress(training.steps, training.total_steps, "training the reward model")
             packed, rows, sides = pack_elements([elements[number] for number in part.rows], pad_id, model.share)
-            sequence_rewards, tie = training.model(packed.to(device()))
+            sequence_rewards, tie = training.model(packed.to(device()), member)
             pair_rewards = sequence_rewards[sides.to(device())]
-            part_targets = targets.at(rows, device())
+            part_targets = targets[member].at(rows, device())
             row_losses = pair_losses(pair_rewards, part_targets, tie, spec)
             loss = weighted_loss(row_losses, part_targets.weight, total)
             training.backward(loss, part)
@@ -151,18 +164,24 @@ def train(
         rewards, losses = sum_over_processes(rewards), sum_over_processes(losses)
         grad_norm, lr = training.step(float(losses))
         decided = [places[row] for row in pairs if not train_pairs[row].tied]
-        values = statistics(model.score(rewards[:, decided])) if decided else {}
+        values = statistics(score_of(rewards[:, decided], model.own_heads)) if decided else {}
         reporter.metrics(training.steps, {"loss": float(losses), **values, "grad_norm": grad_norm, "lr": lr})
-        if training.epoch_ends and training.steps < training.total_steps and heldout:
-            rewards = rewards_of(heldout_elements, "held-out comparisons")
-            shares = model.shares(rewards.double().std(0))
-            measured = measured_pairs(spec, objective, heldout, by_pair(rewards, heldout_elements), shares)
-            reporter.metrics(training.steps, slice_metrics(measured).get("", {}))
-        training.save_if_due()
+        if training.steps in ends and len(ends) > 1 and (heldout or folds.of):
+            train_rewards = by_pair(fold_rewards(rewards_of, model, folds, elements), elements)
+            heldout_rewards = rewards_of(heldout_elements, "held-out comparisons")
+            deviation = heldout_rewards.double().std(0) if heldout else torch.ones(len(model.heads))
+            said = unseen(train_rewards, by_pair(heldout_rewards, heldout_elements), deviation)
+            found = slice_metrics(measured(spec, joined(said))).get("", {})
+            if training.steps < ends[-1]:
+                reporter.metrics(training.steps, found)
+            if found:
+                best = best.after(found["eval_loss"], training)
+        training.save_if_due(best.state, best.weights)
+    if best.weights and best.kept < len(ends):
+        training.put_back(best.weights)
 
-    # 4. Measure on both splits, on the scale Bradley-Terry fits.
-    heldout_rewards = rewards_of(heldout_elements, "held-out comparisons")
-    heldout_pairs = by_pair(heldout_rewards, heldout_elements)
+    # 4. Measure, on the scale Bradley-Terry fits: what members did not train on tells how good they are.
+    ties = objective.all_ties()
     reference = rewards_of(elements, "rewards of the training responses")
     mean, deviation = reference.double().mean(0), reference.double().std(0)
     if not bool((deviation > 1e-6).all()):
@@ -171,49 +190,64 @@ def train(
             "No model was saved. Lower the learning rate, or check that the judgments are not all alike.",
         )
     train_rewards = by_pair(reference, elements)
+    heldout_rewards = by_pair(rewards_of(heldout_elements, "held-out comparisons"), heldout_elements)
     unused_elements = elements_of(unused)
     unused_rewards = by_pair(rewards_of(unused_elements, "comparisons that were not trained on"), unused_elements)
-    shares = model.shares(deviation)
-    measured = measured_pairs(spec, objective, heldout, heldout_pairs, shares)
-    on_train = measured_pairs(spec, objective, train_pairs, train_rewards, shares)
-    tie = mean_tie(objective, shares)
-    views = [
-        view
-        for pairs, rewards, trained in (
-            (train_pairs, train_rewards, True),
-            (heldout, heldout_pairs, False),
-            (unused, unused_rewards, False),
-        )
-        for view in views_of(pairs, model.score(rewards * shares), spec.ties, tie, trained=trained)
-    ]
-    results = slice_metrics(measured)
-    report: dict[str, Any] = {
-        "train": split_figures(on_train),
-        "heldout": split_figures(measured),
-        "ties": tie_figures(spec, objective, heldout, heldout_pairs),
-        "heads": head_figures(heldout, heldout_pairs, model.heads, model.score_heads),
-    }
-    report["gap"] = overfitting(report["train"], report["heldout"])
 
-    # 5. Bring each head to mean 0 and standard deviation 1 over the training responses.
+    *out_of_fold, on_heldout = unseen(train_rewards, heldout_rewards, deviation)
+    everything = joined([*out_of_fold, on_heldout])
+    on_unused = said_together(model, unused, unused_rewards, deviation, ties)
+    in_fold = said_by_members(model, folds, train_pairs, elements, train_rewards, deviation, ties, trained=True)
+    each_on_heldout = [
+        said_by(model, member, heldout, heldout_rewards[..., model.columns(member)], deviation, ties)
+        for member in range(model.members)
+    ]
+    on_train, on_unseen = measured(spec, joined(in_fold)), measured(spec, everything)
+    if folds.of:
+        views = [view for each in out_of_fold for view in views_of(each.pairs, each.logits(spec), trained=False)]
+    else:
+        views = views_of(in_fold[0].pairs, in_fold[0].logits(spec), trained=True)
+    for each in (on_heldout, on_unused):
+        views += views_of(each.pairs, each.logits(spec), trained=False)
+    results = slice_metrics(on_unseen)
+    report: dict[str, Any] = {
+        "train": split_figures(on_train) | {"pairs": sum(not pair.tied for pair in train_pairs)},
+        "cross_fitted": split_figures(measured(spec, joined(out_of_fold))) if folds.of else None,
+        "heldout": split_figures(measured(spec, on_heldout)),
+        "unseen": split_figures(on_unseen),
+        "members": member_figures(spec, elements, folds, out_of_fold, each_on_heldout),
+        "epochs": best.figures(),
+        "ties": tie_figures(spec, ties, everything),
+        "heads": head_figures(everything.pairs, everything.rewards, model.own_heads, score_heads(model.own_heads)),
+    }
+    report["gap"] = overfitting(report["train"], report["unseen"])
+
+    # 5. Bring the score, and each head of the aspects, to mean 0 and standard deviation 1 over the training responses.
     trained = training.whole_module()
     model, rewards_of = trained.model, partial(response_rewards, trained, trained.model, pad_id, reporter)
-    model.normalise(mean, deviation)
-    spread = float(model.score((reference - mean) / deviation).std())  # of an ensemble's mean it is below 1
+    # The mean of several heads with standard deviation 1 has a smaller one.
+    spread = model.score((reference - mean) / deviation).std()
+    scale = deviation.clone()
+    scale[model.score_heads] *= spread
+    model.normalise(mean, scale)
+    about = heldout_rewards if heldout else train_rewards
+    report["disagreement"] = disagreement(model, (about - mean) / scale)
 
-    # 6. Held-out figures that need more passes: rewritten responses.
-    if measured.pairs:
-        report |= pair_figures(measured)
-        trained_on = spec.optimiser.epochs * sum(lengths)  # without gradients, so a third of the training's time
-        probed = probed_pairs(measured.pairs, trained_on, training.generator(PROBES))
-        report["probes"] = probe_figures(probed, text_scorer(rewards_of, model, encoder, spread))
+    # 6. Figures that need more passes: rewritten responses, of held-out comparisons if there are any with a winner.
+    if on_unseen.pairs:
+        report |= pair_figures(on_unseen)
+        candidates = [pair for pair in heldout if not pair.tied] or on_unseen.pairs
+        # Without gradients, so at most a third of the training's time.
+        probed = probed_pairs(candidates, training.tokens // model.members, training.generator(PROBES))
+        report["probes"] = probe_figures(probed, text_scorer(rewards_of, model, encoder))
     for name, values in (results | {"": results.get("", {}) | report_metrics(report)}).items():
         reporter.metrics(training.steps, values, name)
 
     # 7. Save.
-    merge_adapters(model)
-    save_reward_model(model, tokenizer, folder)
+    save_reward_model(model, tokenizer, folder, spec.backbone.base)
     report["model"] = {
+        "base": spec.backbone.base if spec.lora else None,
+        "members": model.members,
         "heads": list(model.heads),
         "gains": model.gains.tolist(),
         "offsets": model.offsets.tolist(),
@@ -249,72 +283,32 @@ def train(
         tokens=training.tokens,
         seconds=training.seconds,
         precision=name_of(dtype),
+        members=model.members,
+        disagreement=report["disagreement"],
+        kept_epoch=best.kept or len(ends),
         sizes={"microbatch_tokens": training.microbatch_tokens, "forward_tokens": sizes.forward_tokens},
         peak_memory=memory.peak(),
         notes=(*notes, *memory.notes),
     )
 
 
-def usable(spec: RewardSpec, encoded: EncodedPairs) -> tuple[list[Pair], list[Pair], tuple[str, ...]]:
-    """The training pairs that have a target, those that have none, and why they were left out.
-
-    A tie has no hard label, unless ties are an outcome of their own, or an aspect has a winner.
-    """
-    kept: list[Pair] = []
-    ties: list[Pair] = []
-    for pair in encoded.train:
-        said = any(outcomes(pair, spec)) or any(any(aspect_outcomes(pair, aspect, spec)) for aspect in spec.aspects)
-        (kept if said else ties).append(pair)
-    left_out = {"are ties, which hard labels cannot say": [pair.row.comparison_id for pair in ties]} if ties else {}
-    return kept, ties, (*encoded.dropped, *describe_left_out(left_out, "comparisons"))
-
-
-def prompts_in_both(train_pairs: Sequence[Pair], heldout: Sequence[Pair]) -> tuple[str, ...]:
-    """A note where held-out comparisons are not of new prompts: the service keeps them apart, other files may not."""
-    trained_on = {str(pair.row.messages) for pair in train_pairs}
-    known = sum(str(pair.row.messages) in trained_on for pair in heldout)
-    if not known:
-        return ()
-    return (
-        f"{known} of {len(heldout)} held-out comparisons are of prompts that were trained on: held-out figures are "
-        "better than those on new prompts would be.",
-    )
-
-
-def require_targets(spec: RewardSpec, pairs: Sequence[Pair], dropped: Sequence[str]) -> None:
-    """Raises InvalidInput unless enough pairs have a winner, in each aspect too, and heads' names differ.
-
-    Args:
-        dropped: why others were left out, a sentence each.
-    """
-    require_pairs(pairs, "A reward model", dropped)
-    for aspect in spec.aspects:
-        if aspect.partition("/")[0] == REWARD or spec.aspects.count(aspect) > 1:
-            raise InvalidInput(
-                f"The name {aspect} cannot be an aspect's: two heads would share it.",
-                f"Name each aspect once, and none {REWARD}.",
-            )
-        decided = sum(pair.row.aspects.get(aspect, 0.5) != 0.5 for pair in pairs)
-        if decided < MIN_PAIRS:
-            raise InvalidInput(
-                f"A head for {aspect} needs at least {MIN_PAIRS} training comparisons with a winner in it; there are "
-                f"{decided}.",
-                "Leave the aspect out, or collect more judgments that rate it.",
-            )
-
-
 @torch.no_grad()
 def response_rewards(
-    run: Callable[[Packed], tuple[Tensor, Tensor | None]],
+    run: Callable[[Packed, int | None], tuple[Tensor, Tensor | None]],
     model: RewardModel,
     pad_id: int,
     reporter: Reporter,
     elements: Sequence[Element],
     message: str,
+    member: int | None = None,
 ) -> Tensor:
-    """Rewards (S, H) of the sequences of all elements, on the CPU. Raises TrainingDiverged if one is not a number."""
+    """Rewards of the sequences of all elements, on the CPU: (S, C) of all members, (S, H) of one.
+
+    Raises:
+        TrainingDiverged: a reward is not a number.
+    """
     starts = [0, *itertools.accumulate(len(element.sequences) for element in elements)]
-    rewards = torch.zeros(starts[-1], len(model.heads))
+    rewards = torch.zeros(starts[-1], len(model.heads if member is None else model.own_heads))
     if not elements:
         return rewards
     lengths = [packed_length(element.sequences, model.share) for element in elements]
@@ -323,7 +317,7 @@ def response_rewards(
     for part, counts in deal(token_parts(range(len(elements)), lengths, len(elements), tokens)):
         reporter.progress(done, len(elements), message)
         sequences = [sequence for number in part for sequence in elements[number].sequences]
-        part_rewards, _ = run(pack(sequences, pad_id, model.share).to(device()))
+        part_rewards, _ = run(pack(sequences, pad_id, model.share).to(device()), member)
         if counts:
             rewards[[place for number in part for place in range(starts[number], starts[number + 1])]] = (
                 part_rewards.cpu()
@@ -332,58 +326,20 @@ def response_rewards(
     return require_finite(sum_over_processes(rewards), f"rewards ({message})")
 
 
-def measured_pairs(
-    spec: RewardSpec, objective: RewardObjective, pairs: Sequence[Pair], rewards: Tensor, shares: Tensor
-) -> Measured:
-    """The decided ones of pairs with rewards (2, N, H), scored with these `RewardModel.shares` (H,)."""
-    rows = [i for i, pair in enumerate(pairs) if not pair.tied]
-    decided = [pairs[i] for i in rows]
-    targets = targets_of(decided, elements_of(decided), spec)
-    rewards = rewards[:, rows]
-    losses = objective.model.score(pair_losses(rewards, targets, cpu(objective.tie()), spec))
-    scores = objective.model.score(rewards * shares)
-    logits = decided_logit(scores[0] - scores[1], spec.ties, mean_tie(objective, shares))
-    return Measured(decided, scores, losses, logits)
+def fold_rewards(rewards_of: RewardsOf, model: RewardModel, folds: Folds, elements: Sequence[Element]) -> Tensor:
+    """Rewards (S, C) of the sequences of all elements, each by the member that never saw it; 0 in other columns."""
+    starts = [0, *itertools.accumulate(len(element.sequences) for element in elements)]
+    rewards = torch.zeros(starts[-1], len(model.heads))
+    for member in range(folds.members):
+        held = folds.held(member)
+        places = [place for number in held for place in range(starts[number], starts[number + 1])]
+        own = rewards_of([elements[number] for number in held], "comparisons of the other fold", member)
+        rewards[places, model.columns(member)] = own
+    return rewards
 
 
-def mean_tie(objective: RewardObjective, shares: Tensor) -> float | None:
-    """The tie parameter beside scores taken with these shares (H,)."""
-    tie = cpu(objective.tie())
-    return None if tie is None else float((tie * shares[objective.model.score_heads]).mean())
-
-
-def cpu(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach().cpu()
-
-
-def tie_share(spec: RewardSpec, pairs: Sequence[Pair]) -> float:
-    """How often pairs tie, by the labels that the spec makes of what was said: hard ones count a likely tie whole."""
-    return sum(outcomes(pair, spec)[2] for pair in pairs) / len(pairs)
-
-
-def tie_figures(
-    spec: RewardSpec, objective: RewardObjective, pairs: Sequence[Pair], rewards: Tensor
-) -> dict[str, Any] | None:
-    """The tie model, its learned parameters, and how often held-out pairs tie: as it predicts, as labelers said.
-
-    None where ties count half each way.
-    """
-    tie = cpu(objective.tie())
-    if tie is None:
-        return None
-    probabilities = rao_kupper_probabilities if spec.ties == "rao_kupper" else davidson_probabilities
-    d = (rewards[0] - rewards[1])[:, objective.model.score_heads]
-    return {
-        "model": spec.ties,
-        "parameter": "ln theta" if spec.ties == "rao_kupper" else "ln nu",
-        "values": tie.tolist(),
-        "predicted": float(probabilities(d, tie)[..., 2].mean()) if pairs else None,
-        "observed": tie_share(spec, pairs) if pairs else None,
-    }
-
-
-def text_scorer(rewards_of: RewardsOf, model: RewardModel, encoder: ChatEncoder, spread: float) -> TextScorer:
-    """Scores texts in units of `spread`, the standard deviation of the training responses' scores."""
+def text_scorer(rewards_of: RewardsOf, model: RewardModel, encoder: ChatEncoder) -> TextScorer:
+    """Scores texts by a normalised model, so in standard deviations of the training responses' scores."""
 
     def score(variants: Sequence[Variants]) -> list[list[float | None]]:
         elements: list[Element] = []
@@ -398,7 +354,7 @@ def text_scorer(rewards_of: RewardsOf, model: RewardModel, encoder: ChatEncoder,
             for some in chunks(sequences, max(1, forward_tokens(trunk_of(model.classifier)) // longest)):
                 elements.append(Element(tuple(some), (), ()))
         rewards = rewards_of(elements, "scoring rewritten responses")
-        scores = iter((model.score(rewards) / spread).tolist())
+        scores = iter(model.score(rewards).tolist())
         return [[next(scores) if fit else None for fit in row] for row in fits]
 
     return score
