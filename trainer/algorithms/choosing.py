@@ -24,8 +24,8 @@ def best_against_worst(
 ) -> list[tuple[int, int]]:
     """At most `pairs` pairs (chosen, rejected) of one prompt's answers: the best with the worst, and so on inwards.
 
-    Any may be rejected; only those in `choosable` be chosen. An answer that was cut by length is none of these: its score
-    is for an end that it does not have. A text stands on one side once.
+    Any may be rejected; only those in `choosable` be chosen. An answer that was cut by length is not among them, as its
+    score is for an end that it does not have. A text stands on one side once.
     """
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
     good = _distinct([i for i in order if choosable[i]], texts)
