@@ -46,7 +46,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "missing_eos_penalty": ("Penalty", "of a response cut by length"),
     "ptx_coef": ("Weight of demonstrations", ""),
     "reward_epochs": ("Epochs", ""),
-    "reward_folds": ("Cross-fitting folds", ""),
+    "reward_folds": (
+        "Cross-fitting folds",
+        "members, each trained without one fold of the prompts; 0: one, on everything",
+    ),
     "reward_soft_labels": ("Soft labels", "learn how sure the labelers are together, not only who won"),
     "reward_ties": ("Ties", "half a win each way, or an outcome of their own"),
     "reward_margin": ("Margin", "what the difference must exceed, by strength"),

@@ -187,6 +187,21 @@ def test_a_store_moves_with_its_reward_models(
         load_reward_model(moved / "models/rm")
 
 
+def test_a_reward_model_outside_the_store_finds_its_base_in_it(
+    tiny_model: Path, store: ArtifactStore, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_model, store.root / "models/base")
+    spec = RewardSpec(
+        backbone=ModelRef(base="models/base"),
+        snapshot=str(write_rows(tmp_path / "rows.jsonl", separable_pairs(24, 0))),
+        lora=Lora(rank=2),
+        optimiser=Optimiser(learning_rate=1e-3),
+    )
+    (tmp_path / "outside").mkdir()
+    reward.train(spec, store, ConsoleReporter(stream=None), tmp_path / "outside")
+    assert load_reward_model(tmp_path / "outside")[0].members == 1
+
+
 def test_another_base_of_the_same_shape_is_refused(tiny_ref: ModelRef, other_tiny_model: Path, tmp_path: Path) -> None:
     save_reward_model(new_reward_model(tiny_ref, Lora(rank=2)), load_tokenizer(tiny_ref), tmp_path / "rm")
     record = json.loads((tmp_path / "rm/base.json").read_text())

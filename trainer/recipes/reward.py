@@ -244,9 +244,12 @@ def train(
         reporter.metrics(training.steps, values, name)
 
     # 7. Save.
-    save_reward_model(model, tokenizer, folder, spec.backbone.base)
+    # In the store its base is found by location, wherever the store moves; elsewhere only by its path.
+    inside = folder.resolve().is_relative_to(store.root.resolve())
+    base = spec.backbone.base if inside else backbone.base
+    save_reward_model(model, tokenizer, folder, base)
     report["model"] = {
-        "base": spec.backbone.base if spec.lora else None,
+        "base": base if spec.lora else None,
         "members": model.members,
         "heads": list(model.heads),
         "gains": model.gains.tolist(),
