@@ -113,9 +113,9 @@ class RewardSpec(Spec):
     snapshot: str
     lora: Lora | None = Lora()
     folds: int = Field(
-        4, ge=0, le=16, description="members, each trained without one fold of the prompts; 0 or 1: one, on everything"
+        3, ge=0, le=16, description="members, each trained without one fold of the prompts; 0 or 1: one, on everything"
     )
-    optimiser: Optimiser = Optimiser(learning_rate=3e-4, epochs=3)
+    optimiser: Optimiser = Optimiser(learning_rate=3e-4, epochs=2)
     max_length: int = Field(1024, ge=16)
     centering: float = Field(0.01, ge=0, description="weight of mean((r_c + r_r)^2)")
     soft_labels: bool = Field(True, description="targets are the labelers' consensus probabilities, not 0 or 1")
@@ -353,7 +353,7 @@ class TurnsSpec(Spec):
     prompts_per_turn: int = Field(128, ge=1, description="prompts that a turn samples, drawn at random")
     samples_per_prompt: int = Field(16, ge=2, le=256, description="answers a prompt in each turn")
     kl_budget: float | None = Field(
-        8.0, gt=0, description="most nats a response between the policy at the start and at the end; none: no limit"
+        12.0, gt=0, description="most nats a response between the policy at the start and at the end; none: no limit"
     )
     rollout_batch_size: int | None = Field(
         None, ge=1, le=4096, description="sequences generated together; none: by device and memory"
