@@ -349,7 +349,7 @@ class TurnsSpec(Spec):
     )
     prompts: str = Field(description="location of a prompts JSONL: what the policy is sampled on")
     lora: Lora | None = Lora()
-    turns: int = Field(1, ge=1, le=100, description="how often the policy is sampled and trained")
+    turns: int = Field(1, ge=0, le=100, description="how often the policy is sampled and trained")
     prompts_per_turn: int = Field(128, ge=1, description="prompts that a turn samples, drawn at random")
     samples_per_prompt: int = Field(16, ge=2, le=256, description="answers a prompt in each turn")
     kl_budget: float | None = Field(

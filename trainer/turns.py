@@ -74,7 +74,7 @@ class Turns:
 
     Attributes:
         policy: what the phases so far have made; locations resolved.
-        within_budget: False once a phase had to be shortened: the run ends with it.
+        within_budget: False once the whole KL budget is used: the run ends with the phase that had to be shortened.
     """
 
     def __init__(
@@ -150,12 +150,20 @@ class Turns:
 
     # ---- phases ------------------------------------------------------------------------------------------------------
 
-    def train(self, name: str, recipe: ModuleType, spec: RunSpec, values: Mapping[str, float] | None = None) -> None:
+    def train(
+        self,
+        name: str,
+        recipe: ModuleType,
+        spec: RunSpec,
+        values: Mapping[str, float] | None = None,
+        budget_share: float = 1.0,
+    ) -> None:
         """Trains the policy by a recipe, keeps it within the KL budget, and measures it.
 
         Args:
             name: of the phase, for a folder, and with spaces for people.
             values: metrics of what it learns from.
+            budget_share: of the KL budget, how much the phases so far may use.
         """
         before, phase = self.policy, Phase(self.reporter, self._step + 1, name.replace("-", " "))
         done = the_main_processes(lambda: self.work.exists(name))
@@ -173,7 +181,7 @@ class Turns:
         self.trained_on += rows
         self.tokens += tokens
         self.policy = self._model(name)
-        measured = self._within_budget(before, name)
+        measured = self._within_budget(before, name, budget_share)
         right = self.right(self.policy)
         if len(right):
             measured["heldout/accuracy"] = float(right.mean())
@@ -213,16 +221,16 @@ class Turns:
 
     # ---- the KL budget -----------------------------------------------------------------------------------------------
 
-    def _within_budget(self, before: ModelRef, name: str) -> dict[str, float]:
+    def _within_budget(self, before: ModelRef, name: str, budget_share: float) -> dict[str, float]:
         """Measures the policy that a phase has made; one beyond the budget is led back towards `before`.
 
         A share of the step is taken, found by measuring: KL grows about with the square of the share.
         """
         kl, values = self._measure(name)
-        budget = self.spec.kl_budget
-        if budget is None or kl <= budget:
+        budget = (self.spec.kl_budget or math.inf) * budget_share
+        if kl <= budget:
             return values
-        self.within_budget = False
+        self.within_budget = budget_share < 1
         whole, kept, low, high = self.policy, (before, values), 0.0, 1.0
         share = math.sqrt(NEAR_BUDGET * budget / kl)
         for attempt in range(LEASH_TRIES):

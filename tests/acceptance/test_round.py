@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -91,7 +92,8 @@ def test_a_round_from_judgments_to_new_comparisons(
     reward_model = session.get_one(ModelVersion, round_.reward_model_id)
     folder = store.resolve(reward_model.base)
     assert digest_folder(folder) == reward_model.digest
-    classifier = AutoModelForSequenceClassification.from_pretrained(folder)
+    backbone = AutoModelForSequenceClassification.from_pretrained(reward_model.card["base"], num_labels=1)
+    classifier = PeftModel.from_pretrained(backbone, folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     messages = [{"role": "user", "content": "Question?"}, {"role": "assistant", "content": "short and right"}]
     tokens = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)

@@ -24,6 +24,7 @@ from trainer.reporting import PolicyResult, Reporter
 from trainer.training import accelerator, generator_at
 from trainer.turns import Turns, workplace
 
+PEOPLES_BUDGET = 0.5  # of the KL budget, where turns follow: as much is left to them
 MIXED = 2_000_004  # a place in the run: which of people's comparisons a turn mixes in
 
 
@@ -57,7 +58,8 @@ def train(
             optimiser = run.optimiser.model_copy(
                 update={"learning_rate": spec.human_learning_rate, "epochs": spec.human_epochs}
             )
-            run.train("comparisons", dpo, dpo_spec(run, spec, str(store.resolve(spec.snapshot)), optimiser=optimiser))
+            people_spec = dpo_spec(run, spec, str(store.resolve(spec.snapshot)), optimiser=optimiser)
+            run.train("comparisons", dpo, people_spec, budget_share=PEOPLES_BUDGET if spec.turns else 1.0)
 
         # 2. Turns, each from the policy before, with that policy as the reference; no further than the KL budget.
         for turn in range(spec.turns):
