@@ -14,6 +14,9 @@ from app.models import Comparison, Completion, Project, Prompt, Ranking, Round, 
 from app.rounds import queries
 from app.rounds.forms import RoundConfig
 
+# Of a held-out prompt without an older policy's responses: such pairs only measure the reward model, which is measured
+# on the train prompts too (`RewardSpec.folds`). More of them would take judgments from those that teach.
+HELDOUT_PAIRS = 1
 PAIRS_PER_PROMPT: int = RoundConfig.model_fields["pairs_per_prompt"].default
 
 
@@ -72,7 +75,8 @@ def _open(
     samples, older, shares = _samples(new), _samples(old), opening.shares
     size = opening.settings.ranking_size
     if size == 2:
-        choices = choose_pairs(samples, older, opening.limit, shares, seed)
+        only_measures = prompt.split == "heldout" and not old
+        choices = choose_pairs(samples, older, HELDOUT_PAIRS if only_measures else opening.limit, shares, seed)
     else:
         ranking = choose_ranking(samples, older, size, shares, seed)
         choices = [ranking] if ranking else []
