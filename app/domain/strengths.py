@@ -13,8 +13,8 @@ class Force(NamedTuple):
     kl_budget: float  # nats a response: see the specs' `kl_budget` and `kl_target`
 
 
-# Measured with SmolLM2-135M-Instruct and 400 judgments for short answers (docs/learning.md): 4 nats won about 0.8 of the
-# comparisons with the base on prompts like the train prompts, 12 nats 0.9, and more won no more.
+# Measured with SmolLM2-135M-Instruct and 400 judgments that like short answers (docs/learning.md): 4 nats won about 0.8
+# of the comparisons with the base on prompts like the train prompts, 12 nats 0.9, and more won no more.
 STRENGTHS: dict[str, Force] = {
     "gentle": Force("Gentle", "stays close to the current policy", 4.0),
     "balanced": Force("Balanced", "follows people's preferences, within limits", 12.0),

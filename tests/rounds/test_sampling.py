@@ -93,7 +93,9 @@ def test_equal_answers_are_not_asked_about(session: Session, store: ArtifactStor
     assert store_samples(session, run, new_samples(half.id, ["no", "yes", "no", "yes"])) == 1
 
 
-def test_a_heldout_prompt_opens_one_comparison_which_only_measures(session: Session, store: ArtifactStore, project: Project) -> None:
+def test_a_heldout_prompt_opens_one_comparison_which_only_measures(
+    session: Session, store: ArtifactStore, project: Project
+) -> None:
     prompt = factories.prompt(session, project, split="heldout")
     run = sampling_run(session, store, project)
     store_samples(session, run, new_samples(prompt.id, ["a", "b", "c", "d"]))

@@ -159,7 +159,7 @@ def test_what_the_loss_does_not_read_is_refused_by_name() -> None:
     assert config("ppo", loss="ipo", label_smoothing="0.1").algorithm == "ppo"  # there neither is read
 
 
-@pytest.mark.parametrize(("strength", "budget"), [("gentle", 3), ("balanced", 8), ("strong", 16)])
+@pytest.mark.parametrize(("strength", "budget"), [("gentle", 4), ("balanced", 12), ("strong", 20)])
 def test_the_strength_decides_the_kl_budget_unless_it_is_given(strength: str, budget: float) -> None:
     assert policy_settings(config("on_policy_dpo", strength=strength))["kl_budget"] == budget
     assert policy_settings(config("ppo", strength=strength))["kl_target"] == budget
