@@ -39,7 +39,7 @@ from trainer.checks import ADAPTER_CONFIG
 from trainer.data import encode_pairs, read_prompts
 from trainer.evaluation import Heads, reward_heads
 from trainer.memory import PeakMemory
-from trainer.modeling import load_causal_lm, load_tokenizer, notes_on, resolve, working_dtype
+from trainer.modeling import load_causal_lm, load_tokenizer, notes_on, resolve, seed_everything, working_dtype
 from trainer.policy import Policy
 from trainer.precision import name_of
 from trainer.reference_logps import completion_logps
@@ -157,13 +157,16 @@ class Turns:
         spec: RunSpec,
         values: Mapping[str, float] | None = None,
         budget_share: float = 1.0,
-    ) -> None:
+    ) -> tuple[str, ...]:
         """Trains the policy by a recipe, keeps it within the KL budget, and measures it.
 
         Args:
             name: of the phase, for a folder, and with spaces for people.
             values: metrics of what it learns from.
             budget_share: of the KL budget, how much the phases so far may use.
+
+        Returns:
+            Why the recipe left rows out, a sentence each.
         """
         before, phase = self.policy, Phase(self.reporter, self._step + 1, name.replace("-", " "))
         done = the_main_processes(lambda: self.work.exists(name))
@@ -172,12 +175,18 @@ class Turns:
             self.memory.peak()  # the phase sets the counter back
             with self._folder(name) as folder:
                 result: PolicyResult = recipe.train(spec, self.work, phase, folder, own)
+                if own is not None:
+                    # A run that goes on behind the last step says nothing of that step again.
+                    phase.last = max(phase.last, phase.first + own.last_step)
+                    own.on_saving()  # a finished phase is not repeated, so what it said must outlive the process
                 if accelerator().is_main_process:
-                    (folder / STEPS).write_text(f"{phase.last} {result.train_rows} {result.tokens}")
+                    done_with = [phase.last, result.train_rows, result.tokens, result.dropped]
+                    (folder / STEPS).write_text(json.dumps(done_with))
+            accelerator().free_memory()  # it keeps every model that it prepared
             if own is not None:
                 self.work.remove(f"checkpoints/{name}")
                 own.on_saved(phase.last)
-        self._step, rows, tokens = map(int, the_main_processes((self.work.root / name / STEPS).read_text).split())
+        self._step, rows, tokens, dropped = json.loads(the_main_processes((self.work.root / name / STEPS).read_text))
         self.trained_on += rows
         self.tokens += tokens
         self.policy = self._model(name)
@@ -188,6 +197,7 @@ class Turns:
         measured |= values or {}
         self.reporter.metrics(self._step, measured)
         self.candidates.append(Candidate(name.replace("-", " "), self.policy, right, measured))
+        return tuple(dropped)
 
     @contextlib.contextmanager
     def _folder(self, name: str) -> Iterator[Path]:
@@ -247,7 +257,10 @@ class Turns:
         if low == 0:
             values = self._measure(f"{name}-before")[1]
         said = f"{low:.0%} of its step was taken" if low else "its step was not taken"
-        self.notes.append(f"{name.replace('-', ' ').capitalize()} went beyond the KL budget of {budget:g}: {said}.")
+        of_all = f" ({budget_share:.0%} of the run's)" if budget_share < 1 else ""
+        self.notes.append(
+            f"{name.replace('-', ' ').capitalize()} went beyond the KL budget of {budget:g} nats{of_all}: {said}."
+        )
         return values | {"turn/share_of_step": low}
 
     def _between(self, before: ModelRef, after: ModelRef, share: float, name: str) -> ModelRef:
@@ -296,8 +309,10 @@ class Turns:
         """
         if not self.candidates:
             raise InvalidInput(
-                f"There was nothing to learn from. {' '.join(self.notes)}",
-                "Sample more or longer answers, lower the least margin, or check the reward model's accuracy.",
+                " ".join(["There was nothing to learn from.", *self.notes]),
+                "Add prompts, sample more or longer answers, or check the reward model's accuracy."
+                if self.notes
+                else "Set `turns` to 1 or more.",
             )
         kept = best = self.candidates[0]
         for candidate in self.candidates[1:]:
@@ -310,11 +325,18 @@ class Turns:
             kept = candidate
             if len(candidate.right) and candidate.right.mean() > best.right.mean():
                 best = candidate
+        if significantly_worse(kept.right, torch.full_like(kept.right, 0.5)):
+            self.notes.append(
+                "People's held-out comparisons speak against the new policy: it makes their winners less likely than "
+                "the policy at the start does. Compare the two before you adopt it."
+            )
         return kept
 
     def finish(self, folder: Path, seconds: float) -> PolicyResult:
         """Saves the chosen policy to `folder`; the run's result."""
         chosen = self.chosen()
+        # An adapter that is new here, of a run whose first step was not taken, must not depend on what ran before.
+        seed_everything(self.spec.seed)
         model = load_causal_lm(chosen.policy, self.spec.lora, trainable=True, dtype=self.dtype)
         save_policy(model, self.tokenizer, folder, self.spec.policy.base)
         if not self.heldout:
@@ -336,7 +358,8 @@ class Turns:
         )
 
 
-STEPS = "steps"  # file beside a phase's model: the last step it reported, rows, tokens
+STEPS = "steps.json"  # beside a phase's model: the last step it reported, rows, tokens, why rows were left out
+LEAST = 5  # held-out comparisons: from fewer, two that went the same way would look certain
 
 
 def rank_of(model: ModelRef) -> int:
@@ -345,9 +368,12 @@ def rank_of(model: ModelRef) -> int:
 
 
 def significantly_worse(right: Tensor, than: Tensor) -> bool:
-    """Whether paired results (M,) are lower in the mean by more than two standard errors of the difference."""
+    """Whether paired results (M,) are lower in the mean by more than two standard errors of the difference.
+
+    Fewer than 5 of them show nothing.
+    """
     difference = right.double() - than.double()
-    if len(difference) < 2:
+    if len(difference) < LEAST:
         return False
     return bool(difference.mean() + 2 * difference.std() / math.sqrt(len(difference)) < 0)
 
@@ -381,7 +407,7 @@ def workplace(checkpoints: Checkpoints | None) -> Iterator[ArtifactStore]:
     root = the_main_processes(tempfile.mkdtemp)
     try:
         yield ArtifactStore(Path(root))
+        accelerator().wait_for_everyone()  # not after an error, which may be this process's alone
     finally:
-        accelerator().wait_for_everyone()
         if accelerator().is_main_process:
             shutil.rmtree(root, ignore_errors=True)

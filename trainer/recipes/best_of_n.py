@@ -1,7 +1,8 @@
 """Best-of-n distillation: in turns, sample n answers a prompt, and imitate the best of them (RAFT, Dong et al. 2023).
 
-It has nothing to tune but n, asks the reward model only which answers are best, and never leaves what the policy says
-by itself by more than the best of n do: ln n - (n - 1) / n nats a turn. That makes it the yardstick for the others.
+It has little to tune but n, and asks the reward model only which answers are best. The best of n answers lie at most
+ln n - (n - 1) / n nats from what the policy says by itself, and a turn aims no further. That makes it the yardstick for
+the others.
 """
 
 import time
@@ -53,7 +54,7 @@ def train(
             if len(rows) < MIN_DEMONSTRATIONS:
                 run.notes.append(
                     f"Turn {turn + 1} found {len(rows)} answers that ended by themselves, fewer than "
-                    f"{MIN_DEMONSTRATIONS}: it was left out."
+                    f"{MIN_DEMONSTRATIONS}: the run ended before it."
                 )
                 break
             location = f"turn-{turn + 1}-best.jsonl"

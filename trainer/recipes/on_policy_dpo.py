@@ -17,7 +17,7 @@ from app.specs import DPOSpec, OnPolicyDPOSpec, PairRow, PromptRow
 from trainer.algorithms.choosing import best_against_worst, controlled_scores
 from trainer.answers import Answers
 from trainer.checkpoints import Checkpoints
-from trainer.data import MIN_PAIRS, read_pairs
+from trainer.data import MIN_PAIRS, encode_pairs, read_pairs
 from trainer.evaluation import Heads
 from trainer.recipes import dpo
 from trainer.reporting import PolicyResult, Reporter
@@ -48,10 +48,11 @@ def train(
     """
     started = time.monotonic()
     comparisons = read_pairs(store.resolve(spec.snapshot))
-    people = [row for row in comparisons if row.split == "train"]
     heldout = [row for row in comparisons if row.split == "heldout"]
     with workplace(checkpoints) as work:
         run = Turns(spec, store, reporter, checkpoints, work, heldout, heads)
+        encoded = encode_pairs(comparisons, run.encoder, close_cut=False)
+        people = [pair.row for pair in encoded.train if not pair.tied]  # those that DPO learns from
 
         # 1. What people said. It needs no reward model, and brings the policy to where its samples are worth scoring.
         if spec.human_epochs:
@@ -59,7 +60,9 @@ def train(
                 update={"learning_rate": spec.human_learning_rate, "epochs": spec.human_epochs}
             )
             people_spec = dpo_spec(run, spec, str(store.resolve(spec.snapshot)), optimiser=optimiser)
-            run.train("comparisons", dpo, people_spec, budget_share=PEOPLES_BUDGET if spec.turns else 1.0)
+            run.dropped += run.train(
+                "comparisons", dpo, people_spec, budget_share=PEOPLES_BUDGET if spec.turns else 1.0
+            )
 
         # 2. Turns, each from the policy before, with that policy as the reference; no further than the KL budget.
         for turn in range(spec.turns):
@@ -71,7 +74,7 @@ def train(
             if len(pairs) < MIN_PAIRS:
                 run.notes.append(
                     f"Turn {turn + 1} found {len(pairs)} pairs whose scores differ by more than {spec.min_margin:g}, "
-                    f"fewer than {MIN_PAIRS}: it was left out."
+                    f"fewer than {MIN_PAIRS}: the run ended before it."
                 )
                 break
             mixed = mixed_in(spec, people, len(pairs), turn)
