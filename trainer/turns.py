@@ -31,6 +31,7 @@ from torch import Tensor
 from app.artifacts import ArtifactStore
 from app.errors import InvalidInput
 from app.specs import BestOfNSpec, ModelRef, OnPolicyDPOSpec, Optimiser, PairRow, PromptRow, RunSpec
+from trainer.adapters import require_continuable
 from trainer.algorithms.bradley_terry import ensemble_score
 from trainer.answers import Answers, answers_of
 from trainer.chat import ChatEncoder
@@ -39,14 +40,14 @@ from trainer.checks import ADAPTER_CONFIG
 from trainer.data import encode_pairs, read_prompts
 from trainer.evaluation import Heads, reward_heads
 from trainer.memory import PeakMemory
-from trainer.modeling import load_causal_lm, load_tokenizer, notes_on, resolve, seed_everything, working_dtype
+from trainer.modeling import load_causal_lm, load_tokenizer, loading, notes_on, resolve, seed_everything, working_dtype
 from trainer.policy import Policy
 from trainer.precision import name_of
 from trainer.reference_logps import completion_logps
 from trainer.reporting import PolicyResult, Reporter
 from trainer.rollout import cut_prompts
 from trainer.saving import save_policy
-from trainer.sizes import sizes_for
+from trainer.sizes import Sizes, sizes_for
 from trainer.training import accelerator, generator_at, the_main_processes
 
 MEASURED_PROMPTS, MEASURED_SAMPLES = 48, 2
@@ -92,14 +93,22 @@ class Turns:
         self.memory = PeakMemory()
         self.rows = read_prompts(store.resolve(spec.prompts))
         self.start = self.policy = resolve(store, spec.policy)
+        if spec.lora is not None and self.start.adapter is not None:
+            with loading(self.start.adapter):  # an adapter that cannot go on is refused before anything is sampled
+                require_continuable(Path(self.start.adapter), spec.lora)
         self.tokenizer = load_tokenizer(self.start)
         self.encoder = ChatEncoder(self.tokenizer, spec.max_length)
         self.dropped = cut_prompts(self.rows, self.encoder, spec.max_new_tokens)
         self.notes: list[str] = []
         optimiser: Optimiser = spec.optimiser
         self.dtype = working_dtype(optimiser.precision, self.start, checkpoints)
-        # Chosen once: every phase computes in the same precision, and as much at once.
-        self.sizes = sizes_for(self.start, self.dtype, full_weights=spec.lora is None)
+        # Chosen once: every phase computes in the same precision, and as much at once, after a kill too. Phases'
+        # checkpoints are found by their specs, which name the size.
+        sizes = sizes_for(self.start, self.dtype, full_weights=spec.lora is None)
+        if checkpoints is not None:
+            known = the_main_processes(lambda: checkpoints.remembered("sizes", lambda: json.dumps(sizes)))
+            sizes = Sizes(*json.loads(known))
+        self.sizes = sizes
         self.optimiser = self.sizes.fill(optimiser.model_copy(update={"precision": name_of(self.dtype)}))
         self.at_once = spec.rollout_batch_size or self.sizes.rollout_batch_size
         folders = [store.resolve(location) for location in spec.reward_models]

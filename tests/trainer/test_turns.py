@@ -21,6 +21,8 @@ from trainer.evaluation import Heads, Said, response_logps
 from trainer.modeling import load_causal_lm
 from trainer.recipes import best_of_n, dpo, on_policy_dpo, sft
 from trainer.reporting import ConsoleReporter, PolicyResult
+from trainer.saving import save_policy
+from trainer.sizes import Sizes
 from trainer.training import accelerator
 from trainer.turns import Candidate, Turns, significantly_worse, workplace
 
@@ -308,6 +310,48 @@ def test_comparisons_that_are_left_out_are_named_and_never_mixed_in(
     mixed = [row for row in map(json.loads, lines) if row["comparison_id"] >= 0]
     assert len(mixed) >= 20
     assert all(row["p_b"] != 0.5 for row in mixed)
+
+
+def test_a_policys_adapter_may_grow_and_a_smaller_rank_is_refused_before_anything_is_sampled(
+    ending_ref: ModelRef, files: dict[str, str], store: ArtifactStore, tmp_path: Path
+) -> None:
+    _, _, folder = run(on_policy_dpo, spec_of(ending_ref, files, human_epochs=1, turns=0), store)
+    second = ModelRef(base=ending_ref.base, adapter=str(folder))
+    work = ArtifactStore(tmp_path / "work")
+
+    def turns_with(rank: int, policy: ModelRef = second) -> Turns:
+        spec = spec_of(policy, files, lora=Lora(rank=rank, alpha=32))
+        return Turns(spec, store, ConsoleReporter(stream=None), None, work)
+
+    with pytest.raises(InvalidInput, match="rank 4 cannot hold"):
+        turns_with(4)
+    # A share of the step from an adapter of rank 8 to one of rank 16 whose B is twice as large.
+    turns = turns_with(16)
+    whole = load_causal_lm(second, Lora(rank=16, alpha=32), trainable=True, dtype=torch.float32)
+    old = {name: parameter.detach().clone() for name, parameter in whole.named_parameters() if parameter.requires_grad}
+    with torch.no_grad(), ArtifactStore(tmp_path).folder("after") as after:
+        for name, parameter in whole.named_parameters():
+            parameter.mul_(2 if "lora_B" in name else 1)
+        save_policy(whole, turns.tokenizer, after)
+    half = turns._between(second, ModelRef(base=ending_ref.base, adapter=str(tmp_path / "after")), 0.5, "half")
+    found = load_causal_lm(half, Lora(rank=16, alpha=32), trainable=True, dtype=torch.float32)
+    for name, parameter in found.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(parameter, old[name] * (1.5 if "lora_B" in name else 1))
+
+
+def test_what_is_done_at_once_stays_after_a_kill(
+    ending_ref: ModelRef, files: dict[str, str], store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (store.root / "scripted").mkdir(parents=True)
+    spec = spec_of(ending_ref, files)
+    checkpoints = Checkpoints(store, "checkpoints/run", spec)
+    found = []
+    for sizes in (Sizes(512, 1024, 16, 32), Sizes(256, 512, 8, 8)):  # less memory is free the second time
+        monkeypatch.setattr("trainer.turns.sizes_for", lambda *_, sizes=sizes, **__: sizes)
+        turns = Turns(spec, store, ConsoleReporter(stream=None), checkpoints, checkpoints.phases)
+        found.append((turns.sizes, turns.optimiser.microbatch_tokens, turns.at_once))
+    assert found[0] == found[1] == (Sizes(512, 1024, 16, 32), 512, 32)
 
 
 def test_a_process_that_fails_alone_waits_for_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
