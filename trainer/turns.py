@@ -17,13 +17,12 @@ is not.
 import contextlib
 import json
 import math
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +40,7 @@ from trainer.data import encode_pairs, read_prompts
 from trainer.evaluation import Heads, reward_heads
 from trainer.memory import PeakMemory
 from trainer.modeling import load_causal_lm, load_tokenizer, loading, notes_on, resolve, seed_everything, working_dtype
+from trainer.phases import Phase
 from trainer.policy import Policy
 from trainer.precision import name_of
 from trainer.reference_logps import completion_logps
@@ -385,38 +385,3 @@ def significantly_worse(right: Tensor, than: Tensor) -> bool:
     if len(difference) < LEAST:
         return False
     return bool(difference.mean() + 2 * difference.std() / math.sqrt(len(difference)) < 0)
-
-
-class Phase:
-    """Reports a phase's steps behind those of the phases before it."""
-
-    def __init__(self, reporter: Reporter, first: int, doing: str) -> None:
-        self.reporter, self.first, self.doing = reporter, first, doing
-        self.last = first
-
-    def metrics(self, step: int, values: Mapping[str, float], slice: str = "") -> None:
-        self.last = max(self.last, self.first + step)
-        self.reporter.metrics(self.first + step, values, slice)
-
-    def progress(self, done: int, total: int, message: str = "") -> None:
-        self.reporter.progress(done, total, f"{self.doing}: {message}")
-
-    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        self.reporter.samples(self.first + step, rows)
-
-
-@contextlib.contextmanager
-def workplace(checkpoints: Checkpoints | None) -> Iterator[ArtifactStore]:
-    """Where the phases' results lie: with the run's checkpoints, or in a folder that is removed."""
-    if checkpoints is not None:
-        if accelerator().is_main_process:
-            checkpoints.phases.sweep()
-        yield checkpoints.phases
-        return
-    root = the_main_processes(tempfile.mkdtemp)
-    try:
-        yield ArtifactStore(Path(root))
-        accelerator().wait_for_everyone()  # not after an error, which may be this process's alone
-    finally:
-        if accelerator().is_main_process:
-            shutil.rmtree(root, ignore_errors=True)

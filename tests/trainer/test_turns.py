@@ -19,12 +19,13 @@ from trainer.chat import TokenSequence
 from trainer.checkpoints import Checkpoints
 from trainer.evaluation import Heads, Said, response_logps
 from trainer.modeling import load_causal_lm
+from trainer.phases import workplace
 from trainer.recipes import best_of_n, dpo, on_policy_dpo, sft
 from trainer.reporting import ConsoleReporter, PolicyResult
 from trainer.saving import save_policy
 from trainer.sizes import Sizes
 from trainer.training import accelerator
-from trainer.turns import Candidate, Turns, significantly_worse, workplace
+from trainer.turns import Candidate, Turns, significantly_worse
 
 FAST = Optimiser(learning_rate=3e-3, epochs=1, batch_size=8)
 

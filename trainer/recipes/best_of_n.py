@@ -18,11 +18,12 @@ from trainer.answers import Answers
 from trainer.checkpoints import Checkpoints
 from trainer.data import read_pairs
 from trainer.evaluation import Heads
+from trainer.phases import workplace
 from trainer.recipes import sft
 from trainer.recipes.sft import MIN_DEMONSTRATIONS
 from trainer.reporting import PolicyResult, Reporter
 from trainer.training import accelerator
-from trainer.turns import Turns, workplace
+from trainer.turns import Turns
 
 
 def train(

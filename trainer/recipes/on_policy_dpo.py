@@ -19,10 +19,11 @@ from trainer.answers import Answers
 from trainer.checkpoints import Checkpoints
 from trainer.data import MIN_PAIRS, encode_pairs, read_pairs
 from trainer.evaluation import Heads
+from trainer.phases import workplace
 from trainer.recipes import dpo
 from trainer.reporting import PolicyResult, Reporter
 from trainer.training import accelerator, generator_at
-from trainer.turns import Turns, workplace
+from trainer.turns import Turns
 
 PEOPLES_BUDGET = 0.5  # of the KL budget, where turns follow: as much is left to them
 MIXED = 2_000_004  # a place in the run: which of people's comparisons a turn mixes in
