@@ -18,6 +18,7 @@ import contextlib
 import json
 import math
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -90,7 +91,7 @@ class Turns:
     ) -> None:
         """`heads` replaces the reward models."""
         self.spec, self.reporter, self.checkpoints, self.work = spec, reporter, checkpoints, work
-        self.memory = PeakMemory()
+        self.memory, self._started = PeakMemory(), time.monotonic()
         self.rows = read_prompts(store.resolve(spec.prompts))
         self.start = self.policy = resolve(store, spec.policy)
         if spec.lora is not None and self.start.adapter is not None:
@@ -102,8 +103,7 @@ class Turns:
         self.notes: list[str] = []
         optimiser: Optimiser = spec.optimiser
         self.dtype = working_dtype(optimiser.precision, self.start, checkpoints)
-        # Chosen once: every phase computes in the same precision, and as much at once, after a kill too. Phases'
-        # checkpoints are found by their specs, which name the size.
+        # Chosen once, for all phases and after a kill too: their checkpoints are found by specs that name the size.
         sizes = sizes_for(self.start, self.dtype, full_weights=spec.lora is None)
         if checkpoints is not None:
             known = the_main_processes(lambda: checkpoints.remembered("sizes", lambda: json.dumps(sizes)))
@@ -151,7 +151,12 @@ class Turns:
             seed=self.spec.seed,
             purpose=self.spec.kind,
             tick=self._tick,
+            on_stored=self._on_stored,
         )
+
+    def _on_stored(self) -> None:
+        if self.checkpoints is not None:
+            self.checkpoints.on_saved(self._step)  # progress: a worker that dies often enough without any fails the run
 
     def _tick(self, done: int | None = None) -> None:
         self._done = self._done if done is None else done
@@ -189,13 +194,16 @@ class Turns:
                     phase.last = max(phase.last, phase.first + own.last_step)
                     own.on_saving()  # a finished phase is not repeated, so what it said must outlive the process
                 if accelerator().is_main_process:
-                    done_with = [phase.last, result.train_rows, result.tokens, result.dropped]
+                    done_with = [phase.last, result.train_rows, result.tokens, result.dropped, self.seconds]
                     (folder / STEPS).write_text(json.dumps(done_with))
             accelerator().free_memory()  # it keeps every model that it prepared
             if own is not None:
                 self.work.remove(f"checkpoints/{name}")
                 own.on_saved(phase.last)
-        self._step, rows, tokens, dropped = json.loads(the_main_processes((self.work.root / name / STEPS).read_text))
+        found = json.loads(the_main_processes((self.work.root / name / STEPS).read_text))
+        self._step, rows, tokens, dropped, seconds = found
+        if done:
+            self._started = time.monotonic() - seconds  # earlier attempts count, up to what they finished
         self.trained_on += rows
         self.tokens += tokens
         self.policy = self._model(name)
@@ -341,7 +349,12 @@ class Turns:
             )
         return kept
 
-    def finish(self, folder: Path, seconds: float) -> PolicyResult:
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken, with earlier attempts up to their last finished phase."""
+        return time.monotonic() - self._started
+
+    def finish(self, folder: Path) -> PolicyResult:
         """Saves the chosen policy to `folder`; the run's result."""
         chosen = self.chosen()
         # An adapter that is new here, of a run whose first step was not taken, must not depend on what ran before.
@@ -355,7 +368,7 @@ class Turns:
             self.trained_on,
             self.dropped,
             self.tokens,
-            seconds,
+            self.seconds,
             precision=name_of(self.dtype),
             sizes={
                 "microbatch_tokens": self.optimiser.microbatch_tokens or self.sizes.microbatch_tokens,
@@ -367,7 +380,7 @@ class Turns:
         )
 
 
-STEPS = "steps.json"  # beside a phase's model: the last step it reported, rows, tokens, why rows were left out
+STEPS = "steps.json"  # beside a phase's model: the last step it reported, rows, tokens, why rows were left out, seconds
 LEAST = 5  # held-out comparisons: from fewer, two that went the same way would look certain
 
 

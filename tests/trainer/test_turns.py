@@ -25,7 +25,7 @@ from trainer.reporting import ConsoleReporter, PolicyResult
 from trainer.saving import save_policy
 from trainer.sizes import Sizes
 from trainer.training import accelerator
-from trainer.turns import Candidate, Turns, significantly_worse
+from trainer.turns import STEPS, Candidate, Turns, significantly_worse
 
 FAST = Optimiser(learning_rate=3e-3, epochs=1, batch_size=8)
 
@@ -255,7 +255,7 @@ def test_a_step_that_is_not_taken_ends_with_the_same_weights_whatever_ran_before
         torch.manual_seed(state)
         folder = tmp_path / str(state)
         folder.mkdir()
-        turns.finish(folder, 0.0)
+        turns.finish(folder)
         digests.add(digest_folder(folder))
     assert len(digests) == 1
 
@@ -275,9 +275,9 @@ def test_a_kill_behind_a_phases_last_step_loses_no_step_and_no_metric(
     work = checkpoints.phases
     reporter = ConsoleReporter(stream=None)
 
-    def train() -> None:
+    def train() -> PolicyResult:
         with store.folder("models/new") as folder:
-            recipe.train(spec, store, reporter, folder, checkpoints, heads=lambda: heads(digits))
+            return recipe.train(spec, store, reporter, folder, checkpoints, heads=lambda: heads(digits))
 
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -292,6 +292,11 @@ def test_a_kill_behind_a_phases_last_step_loses_no_step_and_no_metric(
     train()
     assert [metric.step for metric in reporter.recorded if metric.name == "objective/kl"] == [last]
     assert said == ["said, done False"]
+
+    steps = work.root / "turn-1" / STEPS
+    *found, _ = json.loads(steps.read_text())
+    steps.write_text(json.dumps([*found, 1000]))
+    assert train().seconds > 1000  # the attempts before count
 
 
 def test_comparisons_that_are_left_out_are_named_and_never_mixed_in(
@@ -339,6 +344,20 @@ def test_a_policys_adapter_may_grow_and_a_smaller_rank_is_refused_before_anythin
     for name, parameter in found.named_parameters():
         if parameter.requires_grad:
             torch.testing.assert_close(parameter, old[name] * (1.5 if "lora_B" in name else 1))
+
+
+def test_each_stored_part_of_the_answers_counts_as_progress_once(
+    ending_ref: ModelRef, files: dict[str, str], store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.answers.PART", 32)  # four prompts with eight answers each
+    (store.root / "scripted").mkdir(parents=True)
+    spec, saved = spec_of(ending_ref, files), list[int]()
+    checkpoints = Checkpoints(store, "checkpoints/run", spec, on_saved=saved.append)
+    for _ in range(2):
+        reporter = ConsoleReporter(stream=None)
+        turns = Turns(spec, store, reporter, checkpoints, checkpoints.phases, heads=lambda: heads(digits))
+        assert len(turns.turn_answers(0)[0].items) == 12 * 8
+        assert len(saved) == 3
 
 
 def test_what_is_done_at_once_stays_after_a_kill(

@@ -5,7 +5,6 @@ ln n - (n - 1) / n nats from what the policy says by itself, and a turn aims no 
 the others.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -42,7 +41,6 @@ def train(
         StorageFull: no room for a checkpoint or a model; what was saved before stays.
         RunCancelled, TrainingDiverged: no model is saved.
     """
-    started = time.monotonic()
     comparisons = read_pairs(store.resolve(spec.snapshot)) if spec.snapshot else []
     heldout = [row for row in comparisons if row.split == "heldout"]
     with workplace(checkpoints) as work:
@@ -72,7 +70,7 @@ def train(
                 seed=spec.seed,
             )
             run.train(f"turn-{turn + 1}", sft, sft_spec, {"turn/pairs": float(len(rows)), "turn/margin": gain})
-        return run.finish(folder, time.monotonic() - started)
+        return run.finish(folder)
 
 
 def best_rows(

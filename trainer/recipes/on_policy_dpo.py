@@ -6,7 +6,6 @@ DPO: Guo et al. 2024; iterative DPO: Xu et al. 2023). `trainer.turns` says what 
 people's held-out comparisons keep the policy from going too far.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -47,7 +46,6 @@ def train(
         StorageFull: no room for a checkpoint or a model; what was saved before stays.
         RunCancelled, TrainingDiverged: no model is saved.
     """
-    started = time.monotonic()
     comparisons = read_pairs(store.resolve(spec.snapshot))
     heldout = [row for row in comparisons if row.split == "heldout"]
     with workplace(checkpoints) as work:
@@ -88,7 +86,7 @@ def train(
             run.train(f"turn-{turn + 1}", dpo, dpo_spec(run, spec, str(work.root / location)), values)
 
         # 3. The last policy that people's held-out comparisons do not speak against.
-        return run.finish(folder, time.monotonic() - started)
+        return run.finish(folder)
 
 
 def dpo_spec(run: Turns, spec: OnPolicyDPOSpec, snapshot: str, **changes: object) -> DPOSpec:
