@@ -52,8 +52,8 @@ def train(
             rows, gain = best_rows(spec, answers, scores, run.rows)
             if len(rows) < MIN_DEMONSTRATIONS:
                 run.notes.append(
-                    f"Turn {turn + 1} found {len(rows)} answers that ended by themselves, fewer than "
-                    f"{MIN_DEMONSTRATIONS}: the run ended before it."
+                    f"Turn {turn + 1} found {len(rows)} answers that ended by themselves and scored better than "
+                    f"others, fewer than {MIN_DEMONSTRATIONS}: the run ended before it."
                 )
                 break
             location = f"turn-{turn + 1}-best.jsonl"
