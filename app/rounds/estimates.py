@@ -50,8 +50,9 @@ def estimate(
         members = 1 if config.reward_lora else plan.reward_members
         asked = members if config.algorithm in SAMPLING_ALGORITHMS else 0
         models = 1 + (not config.lora and not is_sft) + asked
+        learns_adapters = config.lora and (is_sft or config.reward_lora)
         tokens = getattr(config, "microbatch_tokens", None) or 1024
-        memory = memory_of(shape, models=models, full_weights=not config.lora, tokens=tokens)
+        memory = memory_of(shape, models=models, full_weights=not learns_adapters, tokens=tokens)
     return cost(runs, rates_of(session, project.id, policy.base), shape, memory)
 
 

@@ -135,7 +135,7 @@ class RoundConfig(BaseModel):
     ] = "base"
     kl_control: Annotated[
         Literal["adaptive", "fixed"],
-        Field(description="adaptive: the coefficient follows the target"),
+        Field(description="adaptive: the coefficient follows the KL target; fixed: strength and KL target do nothing"),
         Setting("policy", "KL control", ("ppo", "rloo", "grpo")),
     ] = "adaptive"
     ptx: Annotated[
