@@ -54,12 +54,12 @@ def adopt(session: Session, project: Project, model: ModelVersion, actor: User) 
 
     Raises:
         Conflict: a round is under way, or the model is the project's policy already.
-        InvalidInput: the model is no policy.
+        InvalidInput: the model is not a policy.
     """
     session.flush()
     session.refresh(project, with_for_update={"key_share": True})
     if model.role not in POLICY_ROLES or model.project_id != project.id:
-        raise InvalidInput(f"{model.name} is no policy.", "Choose a base model, a fine-tuned one or a policy.")
+        raise InvalidInput(f"{model.name} is not a policy.", "Choose a base model, a fine-tuned model or a policy.")
     if active := queries.active_round(session, project.id):
         raise Conflict(
             f"Round {active.number} is still {active.state} and began with the current policy.",

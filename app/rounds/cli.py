@@ -1,4 +1,4 @@
-"""`prefloop round`: start, watch, cancel and retry rounds, and adopt their policies, from the command line, on the database itself."""
+"""`prefloop round`: start, watch, cancel and retry rounds and adopt policies, on the database itself."""
 
 from typing import Annotated
 

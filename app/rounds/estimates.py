@@ -89,6 +89,7 @@ def data_of(session: Session, project: Project, config: RoundConfig, counts: dic
         pairs=counts["train"],
         train_prompts=splits.get("train", 0),
         evaluation_prompts=min(EVALUATION_PROMPTS, unseen or splits.get("train", 0)),
+        queue_prompts=splits.get("train", 0) + splits.get("heldout", 0),
         prompt_tokens=float(characters or 0) / CHARACTERS,
         response_tokens=min(float(config.max_new_tokens), response or config.max_new_tokens),
     )

@@ -112,16 +112,18 @@ class RoundConfig(BaseModel):
         Setting("reads", "Train on at most"),
     ] = None
     heldout_limit: Annotated[
-        int, Field(ge=1, le=_LARGEST, description="held out, chosen at random"), Setting("reads", "Measure on at most")
+        int,
+        Field(ge=1, le=_LARGEST, description="held-out ones, chosen at random"),
+        Setting("reads", "Measure on at most"),
     ] = 500
     replay_share: Annotated[
         float | None,
-        Field(ge=0, le=1, description="of what it trains on, earlier rounds may have read this share; empty: any"),
+        Field(ge=0, le=1, description="share of comparisons that earlier rounds have read, at most; empty: any"),
         Setting("reads", "Replayed share", _LEARN_REWARD),
     ] = None
     replay_rounds: Annotated[
         int | None,
-        Field(ge=1, le=100_000, description="replay only what was first read so many rounds ago; empty: any"),
+        Field(ge=1, le=100_000, description="replay comparisons first read at most this many rounds ago; empty: any"),
         Setting("reads", "Replayed rounds", _LEARN_REWARD),
     ] = None
 
@@ -182,7 +184,7 @@ class RoundConfig(BaseModel):
     ] = 64
     sample_previous: Annotated[
         bool,
-        Field(description="the policy before answers the same prompts anew"),
+        Field(description="the previous policy answers the same prompts again"),
         Setting("samples", "Previous policy too", rare=True),
     ] = False
     temperature: Annotated[

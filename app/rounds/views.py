@@ -44,7 +44,7 @@ SCORES = "scores: before the KL leash"
 
 CHARTS = (
     Chart("Reward model: loss", ("reward",), ("loss", "eval_loss")),
-    Chart("Reward model: accuracy", ("reward",), ("accuracy", "eval_accuracy"), "eval_: on comparisons it did not train on"),
+    Chart("Reward model: accuracy", ("reward",), ("accuracy", "eval_accuracy"), "eval_: comparisons not trained on"),
     Chart("Reward model: margin", ("reward",), ("margin", "eval_margin"), "mean reward of chosen less rejected"),
     Chart("Policy: loss", ("sft", "best_of_n"), ("loss", "eval_loss"), "nats a token of the answers"),
     Chart("Policy: loss", ("dpo", "on_policy_dpo"), ("loss", "eval_loss")),

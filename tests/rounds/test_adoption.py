@@ -20,7 +20,6 @@ from tests.rounds.loop import config, last_run, make_project
 from tests.rounds.test_kinds import with_demonstrations
 from tests.rounds.test_service import finish, start
 
-
 SignIn = Callable[..., SignedIn]
 
 
@@ -170,7 +169,7 @@ def test_any_earlier_policy_can_be_adopted_again(session: Session, store: Artifa
     assert service.preview(session, project, config()).counts["earlier"] == {"1": 20}
     with pytest.raises(Conflict, match="policy already"):
         service.adopt(session, project, session.get_one(ModelVersion, first.policy_after_id), operator)
-    with pytest.raises(InvalidInput, match="no policy"):
+    with pytest.raises(InvalidInput, match="not a policy"):
         service.adopt(session, project, session.get_one(ModelVersion, first.reward_model_id), operator)
     events = session.scalars(select(AuditEvent).where(AuditEvent.action == "model.adopted").order_by(AuditEvent.id))
     said = [(event.actor_id, event.details["model"], event.details["instead_of"]) for event in events]

@@ -44,7 +44,7 @@ def test_lengths_and_counts_are_the_projects(session: Session, project: Project)
     counts = {"train": 20}
     found = data_of(session, project, config(max_new_tokens=64), counts)
     # 20 train and 2 held-out prompts; texts of 15 and 26 characters, four a token.
-    assert (found.pairs, found.train_prompts, found.evaluation_prompts) == (20, 20, 2)
+    assert (found.pairs, found.train_prompts, found.evaluation_prompts, found.queue_prompts) == (20, 20, 2, 22)
     assert found.response_tokens == pytest.approx((15 + 26) / 2 / 4)
     assert 5 < found.prompt_tokens < 25  # [{"role": "user", "content": "Question 12?"}]
     for _ in range(200):
