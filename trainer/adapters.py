@@ -29,7 +29,7 @@ def continue_adapter(model: nn.Module, folder: Path, lora: Lora, name: str) -> P
         ValueError, OSError, LookupError: a file is damaged.
     """
     config = PeftConfig.from_pretrained(folder)
-    if config.peft_type == PeftType.LORA and (config.r, config.lora_alpha) == (lora.rank, lora.alpha):
+    if _is_as_asked(config, lora):
         return PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=True)
     weights = load_peft_weights(str(folder), device="cpu")
     _require_exact(config, weights, folder, lora)
@@ -46,6 +46,17 @@ def continue_adapter(model: nn.Module, folder: Path, lora: Lora, name: str) -> P
             whole[:, : config.r] = change * old
     set_peft_model_state_dict(adapted, fresh, adapter_name=name)
     return adapted
+
+
+def require_continuable(folder: Path, lora: Lora) -> None:
+    """Raises what `continue_adapter` would raise; the base is not loaded."""
+    config = PeftConfig.from_pretrained(folder)
+    if not _is_as_asked(config, lora):
+        _require_exact(config, load_peft_weights(str(folder), device="cpu"), folder, lora)
+
+
+def _is_as_asked(config: PeftConfig, lora: Lora) -> bool:
+    return bool(config.peft_type == PeftType.LORA and (config.r, config.lora_alpha) == (lora.rank, lora.alpha))
 
 
 def _require_exact(config: PeftConfig, weights: dict[str, Tensor], folder: Path, lora: Lora) -> None:

@@ -103,6 +103,7 @@ def answers_of(
     seed: int,
     purpose: str,
     tick: Callable[[int], None],
+    on_stored: Callable[[], None] = lambda: None,
 ) -> Answers:
     """Samples a policy, scores what it says, and measures how far it is from `start`. Locations are resolved.
 
@@ -112,6 +113,7 @@ def answers_of(
     Args:
         heads: loads the reward models; called only if something is left to score.
         tick: is told how many answers there are.
+        on_stored: called once a part is stored, behind which a run that is killed goes on.
 
     Raises:
         TrainingDiverged: a score is NaN or infinite.
@@ -137,6 +139,7 @@ def answers_of(
             if accelerator().is_main_process:
                 with store.file(location) as path:
                     path.write_text(json.dumps(found))
+            on_stored()
         else:
             found = [Answer(*fields) for fields in stored]
         items += found

@@ -130,6 +130,11 @@ class Checkpoints:
                 staging.write_text(decide())
         return path.read_text()
 
+    @property
+    def last_step(self) -> int:
+        """The step of the newest checkpoint, whole or not; 0 without one."""
+        return next((int(path.name.removeprefix("step-").rstrip("+")) for path in self._newest_first()), 0)
+
     def any(self) -> bool:
         """Whether there is one to go on from, whole or not, or a phase that is done."""
         return bool(self._newest_first()) or (self.folder / PHASES).exists()

@@ -7,6 +7,7 @@ than heads on one trunk do, so their spread warns of what no comparison tells (C
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -55,13 +56,14 @@ def folds_of(spec: RewardSpec, pairs: Sequence[Pair], elements: Sequence[Element
     if spec.lora is None:
         return alone, ("No cross-fitting: it needs adapters, but all weights are trained.",)
     prompts = [str(pairs[element.pairs[0]].row.messages) for element in elements]
-    known = list(dict.fromkeys(prompts))
+    times = Counter(prompts)
+    known = list(times)
     order = torch.randperm(len(known), generator=generator_at(spec.seed, FOLDS)).tolist()
     for k in range(min(spec.folds, len(elements) // LEAST, len(known)), 1, -1):
         sizes, fold_of = [0] * k, {}
         for i in order:
             fold_of[known[i]] = sizes.index(min(sizes))
-            sizes[fold_of[known[i]]] += prompts.count(known[i])
+            sizes[fold_of[known[i]]] += times[known[i]]
         folds = Folds(tuple(fold_of[prompt] for prompt in prompts), k)
         decided = [
             sum(not pairs[i].tied for number in folds.trained(member, len(elements)) for i in elements[number].pairs)

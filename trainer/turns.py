@@ -17,13 +17,13 @@ is not.
 import contextlib
 import json
 import math
-import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from torch import Tensor
 from app.artifacts import ArtifactStore
 from app.errors import InvalidInput
 from app.specs import BestOfNSpec, ModelRef, OnPolicyDPOSpec, Optimiser, PairRow, PromptRow, RunSpec
+from trainer.adapters import require_continuable
 from trainer.algorithms.bradley_terry import ensemble_score
 from trainer.answers import Answers, answers_of
 from trainer.chat import ChatEncoder
@@ -39,14 +40,15 @@ from trainer.checks import ADAPTER_CONFIG
 from trainer.data import encode_pairs, read_prompts
 from trainer.evaluation import Heads, reward_heads
 from trainer.memory import PeakMemory
-from trainer.modeling import load_causal_lm, load_tokenizer, notes_on, resolve, working_dtype
+from trainer.modeling import load_causal_lm, load_tokenizer, loading, notes_on, resolve, seed_everything, working_dtype
+from trainer.phases import Phase
 from trainer.policy import Policy
 from trainer.precision import name_of
 from trainer.reference_logps import completion_logps
 from trainer.reporting import PolicyResult, Reporter
 from trainer.rollout import cut_prompts
 from trainer.saving import save_policy
-from trainer.sizes import sizes_for
+from trainer.sizes import Sizes, sizes_for
 from trainer.training import accelerator, generator_at, the_main_processes
 
 MEASURED_PROMPTS, MEASURED_SAMPLES = 48, 2
@@ -89,17 +91,24 @@ class Turns:
     ) -> None:
         """`heads` replaces the reward models."""
         self.spec, self.reporter, self.checkpoints, self.work = spec, reporter, checkpoints, work
-        self.memory = PeakMemory()
+        self.memory, self._started = PeakMemory(), time.monotonic()
         self.rows = read_prompts(store.resolve(spec.prompts))
         self.start = self.policy = resolve(store, spec.policy)
+        if spec.lora is not None and self.start.adapter is not None:
+            with loading(self.start.adapter):  # an adapter that cannot go on is refused before anything is sampled
+                require_continuable(Path(self.start.adapter), spec.lora)
         self.tokenizer = load_tokenizer(self.start)
         self.encoder = ChatEncoder(self.tokenizer, spec.max_length)
         self.dropped = cut_prompts(self.rows, self.encoder, spec.max_new_tokens)
         self.notes: list[str] = []
         optimiser: Optimiser = spec.optimiser
         self.dtype = working_dtype(optimiser.precision, self.start, checkpoints)
-        # Chosen once: every phase computes in the same precision, and as much at once.
-        self.sizes = sizes_for(self.start, self.dtype, full_weights=spec.lora is None)
+        # Chosen once, for all phases and after a kill too: their checkpoints are found by specs that name the size.
+        sizes = sizes_for(self.start, self.dtype, full_weights=spec.lora is None)
+        if checkpoints is not None:
+            known = the_main_processes(lambda: checkpoints.remembered("sizes", lambda: json.dumps(sizes)))
+            sizes = Sizes(*json.loads(known))
+        self.sizes = sizes
         self.optimiser = self.sizes.fill(optimiser.model_copy(update={"precision": name_of(self.dtype)}))
         self.at_once = spec.rollout_batch_size or self.sizes.rollout_batch_size
         folders = [store.resolve(location) for location in spec.reward_models]
@@ -142,7 +151,12 @@ class Turns:
             seed=self.spec.seed,
             purpose=self.spec.kind,
             tick=self._tick,
+            on_stored=self._on_stored,
         )
+
+    def _on_stored(self) -> None:
+        if self.checkpoints is not None:
+            self.checkpoints.on_saved(self._step)  # progress: a worker that dies often enough without any fails the run
 
     def _tick(self, done: int | None = None) -> None:
         self._done = self._done if done is None else done
@@ -157,13 +171,16 @@ class Turns:
         spec: RunSpec,
         values: Mapping[str, float] | None = None,
         budget_share: float = 1.0,
-    ) -> None:
+    ) -> tuple[str, ...]:
         """Trains the policy by a recipe, keeps it within the KL budget, and measures it.
 
         Args:
             name: of the phase, for a folder, and with spaces for people.
             values: metrics of what it learns from.
             budget_share: of the KL budget, how much the phases so far may use.
+
+        Returns:
+            Why the recipe left rows out, a sentence each.
         """
         before, phase = self.policy, Phase(self.reporter, self._step + 1, name.replace("-", " "))
         done = the_main_processes(lambda: self.work.exists(name))
@@ -172,12 +189,21 @@ class Turns:
             self.memory.peak()  # the phase sets the counter back
             with self._folder(name) as folder:
                 result: PolicyResult = recipe.train(spec, self.work, phase, folder, own)
+                if own is not None:
+                    # A run that goes on behind the last step says nothing of that step again.
+                    phase.last = max(phase.last, phase.first + own.last_step)
+                    own.on_saving()  # a finished phase is not repeated, so what it said must outlive the process
                 if accelerator().is_main_process:
-                    (folder / STEPS).write_text(f"{phase.last} {result.train_rows} {result.tokens}")
+                    done_with = [phase.last, result.train_rows, result.tokens, result.dropped, self.seconds]
+                    (folder / STEPS).write_text(json.dumps(done_with))
+            accelerator().free_memory()  # it keeps every model that it prepared
             if own is not None:
                 self.work.remove(f"checkpoints/{name}")
                 own.on_saved(phase.last)
-        self._step, rows, tokens = map(int, the_main_processes((self.work.root / name / STEPS).read_text).split())
+        found = json.loads(the_main_processes((self.work.root / name / STEPS).read_text))
+        self._step, rows, tokens, dropped, seconds = found
+        if done:
+            self._started = time.monotonic() - seconds  # earlier attempts count, up to what they finished
         self.trained_on += rows
         self.tokens += tokens
         self.policy = self._model(name)
@@ -188,6 +214,7 @@ class Turns:
         measured |= values or {}
         self.reporter.metrics(self._step, measured)
         self.candidates.append(Candidate(name.replace("-", " "), self.policy, right, measured))
+        return tuple(dropped)
 
     @contextlib.contextmanager
     def _folder(self, name: str) -> Iterator[Path]:
@@ -247,7 +274,10 @@ class Turns:
         if low == 0:
             values = self._measure(f"{name}-before")[1]
         said = f"{low:.0%} of its step was taken" if low else "its step was not taken"
-        self.notes.append(f"{name.replace('-', ' ').capitalize()} went beyond the KL budget of {budget:g}: {said}.")
+        of_all = f" ({budget_share:.0%} of the run's)" if budget_share < 1 else ""
+        self.notes.append(
+            f"{name.replace('-', ' ').capitalize()} went beyond the KL budget of {budget:g} nats{of_all}: {said}."
+        )
         return values | {"turn/share_of_step": low}
 
     def _between(self, before: ModelRef, after: ModelRef, share: float, name: str) -> ModelRef:
@@ -296,8 +326,10 @@ class Turns:
         """
         if not self.candidates:
             raise InvalidInput(
-                f"There was nothing to learn from. {' '.join(self.notes)}",
-                "Sample more or longer answers, lower the least margin, or check the reward model's accuracy.",
+                " ".join(["There was nothing to learn from.", *self.notes]),
+                "Add prompts, sample more or longer answers, or check the reward model's accuracy."
+                if self.notes
+                else "Set `turns` to 1 or more.",
             )
         kept = best = self.candidates[0]
         for candidate in self.candidates[1:]:
@@ -310,11 +342,23 @@ class Turns:
             kept = candidate
             if len(candidate.right) and candidate.right.mean() > best.right.mean():
                 best = candidate
+        if significantly_worse(kept.right, torch.full_like(kept.right, 0.5)):
+            self.notes.append(
+                "People's held-out comparisons speak against the new policy: it makes their winners less likely than "
+                "the policy at the start does. Compare the two before you adopt it."
+            )
         return kept
 
-    def finish(self, folder: Path, seconds: float) -> PolicyResult:
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken, with earlier attempts up to their last finished phase."""
+        return time.monotonic() - self._started
+
+    def finish(self, folder: Path) -> PolicyResult:
         """Saves the chosen policy to `folder`; the run's result."""
         chosen = self.chosen()
+        # An adapter that is new here, of a run whose first step was not taken, must not depend on what ran before.
+        seed_everything(self.spec.seed)
         model = load_causal_lm(chosen.policy, self.spec.lora, trainable=True, dtype=self.dtype)
         save_policy(model, self.tokenizer, folder, self.spec.policy.base)
         if not self.heldout:
@@ -324,7 +368,7 @@ class Turns:
             self.trained_on,
             self.dropped,
             self.tokens,
-            seconds,
+            self.seconds,
             precision=name_of(self.dtype),
             sizes={
                 "microbatch_tokens": self.optimiser.microbatch_tokens or self.sizes.microbatch_tokens,
@@ -336,7 +380,8 @@ class Turns:
         )
 
 
-STEPS = "steps"  # file beside a phase's model: the last step it reported, rows, tokens
+STEPS = "steps.json"  # beside a phase's model: the last step it reported, rows, tokens, why rows were left out, seconds
+LEAST = 5  # held-out comparisons: from fewer, two that went the same way would look certain
 
 
 def rank_of(model: ModelRef) -> int:
@@ -345,43 +390,11 @@ def rank_of(model: ModelRef) -> int:
 
 
 def significantly_worse(right: Tensor, than: Tensor) -> bool:
-    """Whether paired results (M,) are lower in the mean by more than two standard errors of the difference."""
+    """Whether paired results (M,) are lower in the mean by more than two standard errors of the difference.
+
+    Fewer than 5 of them show nothing.
+    """
     difference = right.double() - than.double()
-    if len(difference) < 2:
+    if len(difference) < LEAST:
         return False
     return bool(difference.mean() + 2 * difference.std() / math.sqrt(len(difference)) < 0)
-
-
-class Phase:
-    """Reports a phase's steps behind those of the phases before it."""
-
-    def __init__(self, reporter: Reporter, first: int, doing: str) -> None:
-        self.reporter, self.first, self.doing = reporter, first, doing
-        self.last = first
-
-    def metrics(self, step: int, values: Mapping[str, float], slice: str = "") -> None:
-        self.last = max(self.last, self.first + step)
-        self.reporter.metrics(self.first + step, values, slice)
-
-    def progress(self, done: int, total: int, message: str = "") -> None:
-        self.reporter.progress(done, total, f"{self.doing}: {message}")
-
-    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        self.reporter.samples(self.first + step, rows)
-
-
-@contextlib.contextmanager
-def workplace(checkpoints: Checkpoints | None) -> Iterator[ArtifactStore]:
-    """Where the phases' results lie: with the run's checkpoints, or in a folder that is removed."""
-    if checkpoints is not None:
-        if accelerator().is_main_process:
-            checkpoints.phases.sweep()
-        yield checkpoints.phases
-        return
-    root = the_main_processes(tempfile.mkdtemp)
-    try:
-        yield ArtifactStore(Path(root))
-    finally:
-        accelerator().wait_for_everyone()
-        if accelerator().is_main_process:
-            shutil.rmtree(root, ignore_errors=True)

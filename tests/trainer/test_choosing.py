@@ -43,3 +43,9 @@ def test_length_and_a_missing_end_cost() -> None:
     found = controlled_scores(scores, lengths, finished, 0.5, 2.0).tolist()
     assert found == pytest.approx([1.6708, 1.2236, 0.7764, -1.6708], abs=1e-4)
     assert controlled_scores(scores, torch.full((4,), 7.0), finished, 0.5, 0.0).tolist() == [1.0] * 4
+
+
+def test_equal_scores_make_no_answer_the_best() -> None:
+    texts = ["a", "b", "c"]
+    assert best([1.0, 1.0, 1.0], [True] * 3, texts, 2) == []
+    assert best([1.0, 2.0, 1.0], [True] * 3, texts, 1) == [1]

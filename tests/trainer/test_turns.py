@@ -1,6 +1,8 @@
 """Runs in phases: what keeps them from going too far, and that they learn what they are scored by."""
 
+import gc
 import json
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,16 +11,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from app.artifacts import ArtifactStore
-from app.errors import InvalidInput
+from app.artifacts import ArtifactStore, digest_folder
+from app.errors import InvalidInput, StorageFull
 from app.specs import BestOfNSpec, DemonstrationRow, Lora, ModelRef, OnPolicyDPOSpec, Optimiser, PromptRow, SFTSpec
 from tests.trainer.conftest import separable_pairs, user, write_rows
 from trainer.chat import TokenSequence
+from trainer.checkpoints import Checkpoints
 from trainer.evaluation import Heads, Said, response_logps
 from trainer.modeling import load_causal_lm
-from trainer.recipes import best_of_n, on_policy_dpo, sft
+from trainer.phases import workplace
+from trainer.recipes import best_of_n, dpo, on_policy_dpo, sft
 from trainer.reporting import ConsoleReporter, PolicyResult
-from trainer.turns import Candidate, Turns, significantly_worse
+from trainer.saving import save_policy
+from trainer.sizes import Sizes
+from trainer.training import accelerator
+from trainer.turns import STEPS, Candidate, Turns, significantly_worse
 
 FAST = Optimiser(learning_rate=3e-3, epochs=1, batch_size=8)
 
@@ -197,5 +204,180 @@ def test_what_people_speak_against_is_not_kept() -> None:
     assert "three" in turns.notes[0]
     assert chosen(unsure, bad, good) == "three"
     assert chosen(torch.zeros(0), torch.zeros(0)) == "two"  # nothing speaks against the last
-    with pytest.raises(InvalidInput, match="nothing to learn"):
+    assert not turns.notes
+    assert chosen(1 - good) == "one"
+    assert "speak against the new policy" in turns.notes[0]  # it is worse than a coin, which the start is by definition
+    assert not significantly_worse(torch.zeros(4), torch.ones(4))  # four by chance: 1 in 16
+    with pytest.raises(InvalidInput, match="nothing to learn") as error:
         chosen()
+    assert "`turns`" in str(error.value)
+
+
+def test_no_other_model_is_in_memory_while_the_next_phase_samples(
+    ending_ref: ModelRef, files: dict[str, str], store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+    loaded: list[weakref.ref[Any]] = []
+
+    def load(*arguments: Any, **settings: Any) -> Any:
+        model = load_causal_lm(*arguments, **settings)
+        loaded.append(weakref.ref(model))
+        return model
+
+    def look() -> Heads:
+        others = loaded[:-1]  # the last one is the policy that is about to be sampled
+        held.append(len(accelerator()._models) + sum(model() is not None for model in others))
+        return heads(digits)
+
+    for module in ("trainer.answers", "trainer.modeling", "trainer.turns"):
+        monkeypatch.setattr(f"{module}.load_causal_lm", load)
+    accelerator().free_memory()
+    (store.root / "scripted").mkdir(parents=True)
+    spec = spec_of(ending_ref, files, human_epochs=1, human_learning_rate=1e-3, turns=1, kl_budget=0.1)
+    gc.disable()  # nothing is left to chance
+    try:
+        with store.folder("models/new") as folder:
+            on_policy_dpo.train(spec, store, ConsoleReporter(stream=None), folder, heads=look)
+    finally:
+        gc.enable()
+    assert len(held) > 3
+    assert set(held) == {0}
+
+
+def test_a_step_that_is_not_taken_ends_with_the_same_weights_whatever_ran_before(
+    ending_ref: ModelRef, files: dict[str, str], store: ArtifactStore, tmp_path: Path
+) -> None:
+    (store.root / "scripted").mkdir(parents=True)
+    turns = Turns(spec_of(ending_ref, files), store, ConsoleReporter(stream=None), None, ArtifactStore(tmp_path / "w"))
+    turns.candidates = [Candidate("turn 1", turns.start, torch.zeros(0), {})]
+    digests = set()
+    for state in (1, 2):
+        torch.manual_seed(state)
+        folder = tmp_path / str(state)
+        folder.mkdir()
+        turns.finish(folder)
+        digests.add(digest_folder(folder))
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("kind", [OnPolicyDPOSpec, BestOfNSpec])
+def test_a_kill_behind_a_phases_last_step_loses_no_step_and_no_metric(
+    ending_ref: ModelRef, files: dict[str, str], store: ArtifactStore, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    recipe, inner = (on_policy_dpo, dpo) if kind is OnPolicyDPOSpec else (best_of_n, sft)
+    changes: dict[str, Any] = {"human_epochs": 0} if kind is OnPolicyDPOSpec else {"best": 4}
+    spec = spec_of(ending_ref, files, kind, turns=1, **changes)
+    (store.root / "scripted").mkdir(parents=True)
+    said: list[str] = []
+    checkpoints = Checkpoints(
+        store, "checkpoints/run", spec, 0, on_saving=lambda: said.append(f"said, done {work.exists('turn-1')}")
+    )
+    work = checkpoints.phases
+    reporter = ConsoleReporter(stream=None)
+
+    def train() -> PolicyResult:
+        with store.folder("models/new") as folder:
+            return recipe.train(spec, store, reporter, folder, checkpoints, heads=lambda: heads(digits))
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(inner, "save_policy", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train()
+    last = max(metric.step for metric in reporter.recorded)
+    assert last > 3
+    said.clear()
+    train()
+    assert [metric.step for metric in reporter.recorded if metric.name == "objective/kl"] == [last]
+    assert said == ["said, done False"]
+
+    steps = work.root / "turn-1" / STEPS
+    *found, _ = json.loads(steps.read_text())
+    steps.write_text(json.dumps([*found, 1000]))
+    assert train().seconds > 1000  # the attempts before count
+
+
+def test_comparisons_that_are_left_out_are_named_and_never_mixed_in(
+    ending_ref: ModelRef, files: dict[str, str], store: ArtifactStore, tmp_path: Path
+) -> None:
+    pairs = separable_pairs(48, 0)
+    rows = [*pairs[:24], *(pair.model_copy(update={"p_b": 0.5}) for pair in pairs[24:])]
+    snapshot = str(write_rows(tmp_path / "ties.jsonl", rows))
+    spec = spec_of(ending_ref, files | {"snapshot": snapshot}, human_epochs=1, turns=1, human_share=0.5)
+    (store.root / "scripted").mkdir(parents=True)
+    checkpoints = Checkpoints(store, "checkpoints/run", spec, 1e9)
+    with store.folder("models/new") as folder:
+        reporter = ConsoleReporter(stream=None)
+        result = on_policy_dpo.train(spec, store, reporter, folder, checkpoints, heads=lambda: heads(digits))
+    assert [reason for reason in result.dropped if "24 comparisons are ties" in reason]
+    lines = (checkpoints.phases.root / "turn-1-pairs.jsonl").read_text().splitlines()
+    mixed = [row for row in map(json.loads, lines) if row["comparison_id"] >= 0]
+    assert len(mixed) >= 20
+    assert all(row["p_b"] != 0.5 for row in mixed)
+
+
+def test_a_policys_adapter_may_grow_and_a_smaller_rank_is_refused_before_anything_is_sampled(
+    ending_ref: ModelRef, files: dict[str, str], store: ArtifactStore, tmp_path: Path
+) -> None:
+    _, _, folder = run(on_policy_dpo, spec_of(ending_ref, files, human_epochs=1, turns=0), store)
+    second = ModelRef(base=ending_ref.base, adapter=str(folder))
+    work = ArtifactStore(tmp_path / "work")
+
+    def turns_with(rank: int, policy: ModelRef = second) -> Turns:
+        spec = spec_of(policy, files, lora=Lora(rank=rank, alpha=32))
+        return Turns(spec, store, ConsoleReporter(stream=None), None, work)
+
+    with pytest.raises(InvalidInput, match="rank 4 cannot hold"):
+        turns_with(4)
+    # A share of the step from an adapter of rank 8 to one of rank 16 whose B is twice as large.
+    turns = turns_with(16)
+    whole = load_causal_lm(second, Lora(rank=16, alpha=32), trainable=True, dtype=torch.float32)
+    old = {name: parameter.detach().clone() for name, parameter in whole.named_parameters() if parameter.requires_grad}
+    with torch.no_grad(), ArtifactStore(tmp_path).folder("after") as after:
+        for name, parameter in whole.named_parameters():
+            parameter.mul_(2 if "lora_B" in name else 1)
+        save_policy(whole, turns.tokenizer, after)
+    half = turns._between(second, ModelRef(base=ending_ref.base, adapter=str(tmp_path / "after")), 0.5, "half")
+    found = load_causal_lm(half, Lora(rank=16, alpha=32), trainable=True, dtype=torch.float32)
+    for name, parameter in found.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(parameter, old[name] * (1.5 if "lora_B" in name else 1))
+
+
+def test_each_stored_part_of_the_answers_counts_as_progress_once(
+    ending_ref: ModelRef, files: dict[str, str], store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.answers.PART", 32)  # four prompts with eight answers each
+    (store.root / "scripted").mkdir(parents=True)
+    spec, saved = spec_of(ending_ref, files), list[int]()
+    checkpoints = Checkpoints(store, "checkpoints/run", spec, on_saved=saved.append)
+    for _ in range(2):
+        reporter = ConsoleReporter(stream=None)
+        turns = Turns(spec, store, reporter, checkpoints, checkpoints.phases, heads=lambda: heads(digits))
+        assert len(turns.turn_answers(0)[0].items) == 12 * 8
+        assert len(saved) == 3
+
+
+def test_what_is_done_at_once_stays_after_a_kill(
+    ending_ref: ModelRef, files: dict[str, str], store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (store.root / "scripted").mkdir(parents=True)
+    spec = spec_of(ending_ref, files)
+    checkpoints = Checkpoints(store, "checkpoints/run", spec)
+    found = []
+    for sizes in (Sizes(512, 1024, 16, 32), Sizes(256, 512, 8, 8)):  # less memory is free the second time
+        monkeypatch.setattr("trainer.turns.sizes_for", lambda *_, sizes=sizes, **__: sizes)
+        turns = Turns(spec, store, ConsoleReporter(stream=None), checkpoints, checkpoints.phases)
+        found.append((turns.sizes, turns.optimiser.microbatch_tokens, turns.at_once))
+    assert found[0] == found[1] == (Sizes(512, 1024, 16, 32), 512, 32)
+
+
+def test_a_process_that_fails_alone_waits_for_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accelerator(), "wait_for_everyone", lambda: pytest.fail("waits"))
+    place = workplace(None)
+    root = place.__enter__().root
+    error = StorageFull("full")
+    assert not place.__exit__(StorageFull, error, None)
+    assert not root.exists()

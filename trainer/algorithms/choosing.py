@@ -38,7 +38,9 @@ def best_against_worst(
 
 
 def best(scores: Sequence[float], choosable: Sequence[bool], texts: Sequence[str], count: int) -> list[int]:
-    """The `count` best of one prompt's answers that may be chosen, each text once."""
+    """The `count` best of one prompt's answers that may be chosen, each text once; none if all scores are equal."""
+    if min(scores) == max(scores):
+        return []
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
     return _distinct([i for i in order if choosable[i]], texts)[:count]
 

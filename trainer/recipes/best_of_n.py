@@ -1,10 +1,10 @@
 """Best-of-n distillation: in turns, sample n answers a prompt, and imitate the best of them (RAFT, Dong et al. 2023).
 
-It has nothing to tune but n, asks the reward model only which answers are best, and never leaves what the policy says
-by itself by more than the best of n do: ln n - (n - 1) / n nats a turn. That makes it the yardstick for the others.
+It has little to tune but n, and asks the reward model only which answers are best. The best of n answers lie at most
+ln n - (n - 1) / n nats from what the policy says by itself, and a turn aims no further. That makes it the yardstick for
+the others.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,11 +17,12 @@ from trainer.answers import Answers
 from trainer.checkpoints import Checkpoints
 from trainer.data import read_pairs
 from trainer.evaluation import Heads
+from trainer.phases import workplace
 from trainer.recipes import sft
 from trainer.recipes.sft import MIN_DEMONSTRATIONS
 from trainer.reporting import PolicyResult, Reporter
 from trainer.training import accelerator
-from trainer.turns import Turns, workplace
+from trainer.turns import Turns
 
 
 def train(
@@ -40,7 +41,6 @@ def train(
         StorageFull: no room for a checkpoint or a model; what was saved before stays.
         RunCancelled, TrainingDiverged: no model is saved.
     """
-    started = time.monotonic()
     comparisons = read_pairs(store.resolve(spec.snapshot)) if spec.snapshot else []
     heldout = [row for row in comparisons if row.split == "heldout"]
     with workplace(checkpoints) as work:
@@ -52,8 +52,8 @@ def train(
             rows, gain = best_rows(spec, answers, scores, run.rows)
             if len(rows) < MIN_DEMONSTRATIONS:
                 run.notes.append(
-                    f"Turn {turn + 1} found {len(rows)} answers that ended by themselves, fewer than "
-                    f"{MIN_DEMONSTRATIONS}: it was left out."
+                    f"Turn {turn + 1} found {len(rows)} answers that ended by themselves and scored better than "
+                    f"others, fewer than {MIN_DEMONSTRATIONS}: the run ended before it."
                 )
                 break
             location = f"turn-{turn + 1}-best.jsonl"
@@ -70,7 +70,7 @@ def train(
                 seed=spec.seed,
             )
             run.train(f"turn-{turn + 1}", sft, sft_spec, {"turn/pairs": float(len(rows)), "turn/margin": gain})
-        return run.finish(folder, time.monotonic() - started)
+        return run.finish(folder)
 
 
 def best_rows(

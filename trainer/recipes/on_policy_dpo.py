@@ -6,7 +6,6 @@ DPO: Guo et al. 2024; iterative DPO: Xu et al. 2023). `trainer.turns` says what 
 people's held-out comparisons keep the policy from going too far.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,12 +16,13 @@ from app.specs import DPOSpec, OnPolicyDPOSpec, PairRow, PromptRow
 from trainer.algorithms.choosing import best_against_worst, controlled_scores
 from trainer.answers import Answers
 from trainer.checkpoints import Checkpoints
-from trainer.data import MIN_PAIRS, read_pairs
+from trainer.data import MIN_PAIRS, encode_pairs, read_pairs
 from trainer.evaluation import Heads
+from trainer.phases import workplace
 from trainer.recipes import dpo
 from trainer.reporting import PolicyResult, Reporter
 from trainer.training import accelerator, generator_at
-from trainer.turns import Turns, workplace
+from trainer.turns import Turns
 
 PEOPLES_BUDGET = 0.5  # of the KL budget, where turns follow: as much is left to them
 MIXED = 2_000_004  # a place in the run: which of people's comparisons a turn mixes in
@@ -46,12 +46,12 @@ def train(
         StorageFull: no room for a checkpoint or a model; what was saved before stays.
         RunCancelled, TrainingDiverged: no model is saved.
     """
-    started = time.monotonic()
     comparisons = read_pairs(store.resolve(spec.snapshot))
-    people = [row for row in comparisons if row.split == "train"]
     heldout = [row for row in comparisons if row.split == "heldout"]
     with workplace(checkpoints) as work:
         run = Turns(spec, store, reporter, checkpoints, work, heldout, heads)
+        encoded = encode_pairs(comparisons, run.encoder, close_cut=False)
+        people = [pair.row for pair in encoded.train if not pair.tied]  # those that DPO learns from
 
         # 1. What people said. It needs no reward model, and brings the policy to where its samples are worth scoring.
         if spec.human_epochs:
@@ -59,7 +59,9 @@ def train(
                 update={"learning_rate": spec.human_learning_rate, "epochs": spec.human_epochs}
             )
             people_spec = dpo_spec(run, spec, str(store.resolve(spec.snapshot)), optimiser=optimiser)
-            run.train("comparisons", dpo, people_spec, budget_share=PEOPLES_BUDGET if spec.turns else 1.0)
+            run.dropped += run.train(
+                "comparisons", dpo, people_spec, budget_share=PEOPLES_BUDGET if spec.turns else 1.0
+            )
 
         # 2. Turns, each from the policy before, with that policy as the reference; no further than the KL budget.
         for turn in range(spec.turns):
@@ -71,7 +73,7 @@ def train(
             if len(pairs) < MIN_PAIRS:
                 run.notes.append(
                     f"Turn {turn + 1} found {len(pairs)} pairs whose scores differ by more than {spec.min_margin:g}, "
-                    f"fewer than {MIN_PAIRS}: it was left out."
+                    f"fewer than {MIN_PAIRS}: the run ended before it."
                 )
                 break
             mixed = mixed_in(spec, people, len(pairs), turn)
@@ -84,7 +86,7 @@ def train(
             run.train(f"turn-{turn + 1}", dpo, dpo_spec(run, spec, str(work.root / location)), values)
 
         # 3. The last policy that people's held-out comparisons do not speak against.
-        return run.finish(folder, time.monotonic() - started)
+        return run.finish(folder)
 
 
 def dpo_spec(run: Turns, spec: OnPolicyDPOSpec, snapshot: str, **changes: object) -> DPOSpec:
