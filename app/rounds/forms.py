@@ -355,7 +355,7 @@ def default(cls: type[RoundConfig], name: str, given: Mapping[str, Any]) -> floa
         fields = cls.spec.model_fields
         rate = optimiser.learning_rate if name == "learning_rate" else _default(fields[name], given)
         lora = given.get("lora")
-    # Rounded: a tenth of 3e-4 is 3e-5, not 2.9999999999999997e-05.
+    # Rounded: a tenth of 3e-4 would be 2.9999999999999997e-05.
     return float(f"{rate * FULL_WEIGHTS:.6g}") if _is_off(lora) else rate
 
 
