@@ -33,6 +33,7 @@ class Data(NamedTuple):
     pairs: int  # comparisons or demonstrations to train on
     train_prompts: int
     evaluation_prompts: int
+    queue_prompts: int  # train and held-out ones, whose samples return to the queue
     prompt_tokens: float  # of one prompt
     response_tokens: float  # of one response
 
@@ -82,7 +83,7 @@ def works(plan: Plan, data: Data, *, trains_reward: bool = True, evaluates: bool
         passes = plan.reward_epochs * max(1, plan.reward_members - 1)  # no member reads its own fold
         found.append(Work("reward", trained=data.pairs * pair * passes))
     found.append(_policy(plan, data, pair))
-    found.append(Work("sample", sampled=plan.queue_prompts * plan.queue_samples * answer))
+    found.append(Work("sample", sampled=min(plan.queue_prompts, data.queue_prompts) * plan.queue_samples * answer))
     if evaluates:
         # Two policies, two samples a prompt; the reward models and both log-probs of the new policy's read them.
         samples = data.evaluation_prompts * 2 * answer

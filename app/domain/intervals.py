@@ -33,16 +33,17 @@ def clustered_share(clusters: Sequence[tuple[float, float]]) -> Interval | None:
     """The Wilson interval of a share over clusters of (successes, cases); none where nothing was counted.
 
     Wilson's interval takes cases for independent. So it is given as many as would have the same variance (the effective
-    sample size, Kish 1965): at most as many as there are, at least one a cluster.
+    sample size, Kish 1965): at most as many as there are, at least as many as if all cases of a cluster were one. Those
+    are one a cluster where clusters are of one size, and fewer where most cases are of few clusters.
     """
     n, k = sum(cases for _, cases in clusters), len(clusters)
     if n == 0:
         return None
     share = sum(won for won, _ in clusters) / n
-    effective = float(k)
+    least = effective = n**2 / sum(cases**2 for _, cases in clusters)
     if k > 1 and (spread := sum((won - share * cases) ** 2 for won, cases in clusters)):
         effective = share * (1 - share) / (k / (k - 1) * spread / n**2)
-    effective = min(max(effective, float(k)), float(n))
+    effective = min(max(effective, least), float(n))
     interval = wilson(share * effective, effective)
     assert interval is not None, "something was counted"
     return Interval(share, *interval)

@@ -73,7 +73,7 @@ class Round(Base):
     policy_before_id: Mapped[int] = mapped_column(ForeignKey("model_version.id"))
     policy_after_id: Mapped[int | None] = mapped_column(ForeignKey("model_version.id"))
     reward_model_id: Mapped[int | None] = mapped_column(ForeignKey("model_version.id"))
-    # Whether the new policy became the project's when the round ended; an operator may decide otherwise later.
+    # Whether the new policy became the project's, when the round ended or by an operator later; another may be by now.
     adopted: Mapped[bool | None]
     error: Mapped[str | None]
     started_by: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))

@@ -3,6 +3,7 @@
 Each function works in the caller's transaction and never commits.
 """
 
+import math
 from collections.abc import Mapping
 
 from sqlalchemy.orm import Session
@@ -20,8 +21,8 @@ DIFFERENCE = "eval_difference/scores"
 
 def difference_of(metrics: Mapping[str, float]) -> Interval | None:
     """Mean score of the new policy less that of the one before, of an evaluation's metrics; none if it has none."""
-    names = (DIFFERENCE, f"{DIFFERENCE}_low", f"{DIFFERENCE}_high")
-    return Interval(*(metrics[name] for name in names)) if all(name in metrics for name in names) else None
+    found = [metrics.get(name, math.nan) for name in (DIFFERENCE, f"{DIFFERENCE}_low", f"{DIFFERENCE}_high")]
+    return Interval(*found) if all(map(math.isfinite, found)) else None
 
 
 def decide(session: Session, project: Project, round_: Round, metrics: Mapping[str, float]) -> None:
@@ -31,8 +32,11 @@ def decide(session: Session, project: Project, round_: Round, metrics: Mapping[s
         metrics: of the round's evaluation; empty if it had none.
     """
     verdict = by_reward_model(difference_of(metrics))
-    # Whoever gave the project another model meanwhile has decided.
-    round_.adopted = (verdict is None or verdict.word != "worse") and project.policy_id == round_.policy_before_id
+    # A round that failed and was retried leaves time to adopt a model: whoever did so has decided.
+    if project.policy_id == round_.policy_before_id:
+        round_.adopted = verdict is None or verdict.word != "worse"
+    else:
+        round_.adopted = project.policy_id == round_.policy_after_id
     if round_.adopted and round_.policy_after_id is not None:
         use(session, project, session.get_one(ModelVersion, round_.policy_after_id))
     found = verdict and verdict.word
@@ -50,12 +54,12 @@ def adopt(session: Session, project: Project, model: ModelVersion, actor: User) 
 
     Raises:
         Conflict: a round is under way, or the model is the project's policy already.
-        InvalidInput: the model is no policy.
+        InvalidInput: the model is not a policy.
     """
     session.flush()
     session.refresh(project, with_for_update={"key_share": True})
     if model.role not in POLICY_ROLES or model.project_id != project.id:
-        raise InvalidInput(f"{model.name} is no policy.", "Choose a base model, a fine-tuned one or a policy.")
+        raise InvalidInput(f"{model.name} is not a policy.", "Choose a base model, a fine-tuned model or a policy.")
     if active := queries.active_round(session, project.id):
         raise Conflict(
             f"Round {active.number} is still {active.state} and began with the current policy.",
@@ -65,6 +69,8 @@ def adopt(session: Session, project: Project, model: ModelVersion, actor: User) 
         raise Conflict(f"{model.name} is the project's policy already.", "Nothing is left to do.")
     details = {"model": model.id, "name": model.name, "instead_of": project.policy_id}
     use(session, project, model)
+    if made_by := model_queries.round_of(session, model):
+        made_by.adopted = True
     audit(session, actor.id, "model.adopted", project.id, **details)
 
 

@@ -1,4 +1,4 @@
-"""`prefloop round`: start, watch, cancel and retry rounds from the command line, on the database itself."""
+"""`prefloop round`: start, watch, cancel and retry rounds and adopt policies, on the database itself."""
 
 from typing import Annotated
 
@@ -10,8 +10,8 @@ from app.accounts import queries as accounts
 from app.artifacts import ArtifactStore
 from app.domain.rounds import ALGORITHMS
 from app.domain.strengths import STRENGTHS
-from app.errors import Forbidden, InvalidInput, NotFound
-from app.models import Project, Round, User
+from app.errors import Conflict, Forbidden, InvalidInput, NotFound
+from app.models import ModelVersion, Project, Round, User
 from app.postgres import command_session
 from app.projects import queries as projects
 from app.rounds import outcomes, queries, service, views
@@ -84,6 +84,25 @@ def retry(project: ProjectOption, operator: OperatorOption, number: NumberOption
         store = ArtifactStore(settings.artifacts_root)
         service.retry(session, store, round_, _operator(session, operator), settings.sampling_server)
         typer.echo(f"Round {round_.number} is {round_.state} again.")
+
+
+@round_app.command()
+def adopt(
+    project: ProjectOption,
+    operator: OperatorOption,
+    number: NumberOption = None,
+    previous: Annotated[bool, typer.Option("--previous", help="the policy before the round instead")] = False,
+) -> None:
+    """Make a round's new policy the project's policy."""
+    with command_session(Settings()) as session:
+        found = _project(session, project)
+        round_ = _round(session, found, number)
+        model_id = round_.policy_before_id if previous else round_.policy_after_id
+        if model_id is None:
+            raise Conflict(f"Round {round_.number} has made no policy.", "Choose another round.")
+        model = session.get_one(ModelVersion, model_id)
+        service.adopt(session, found, model, _operator(session, operator))
+        typer.echo(f"The project's policy is {model.name}.")
 
 
 def _project(session: Session, slug: str) -> Project:

@@ -45,13 +45,12 @@ def estimate(
     runs = works(plan, data, trains_reward=not is_sft, evaluates=is_evaluated)
     memory = None
     if shape:
-        # With adapters one base serves policy and reference, and another all members of the reward model, which is
+        # With adapters one base serves policy and reference. Another serves all members of the reward model, which is
         # asked beside the policy.
-        members = 1 if config.reward_lora else plan.reward_members
-        asked = members if config.algorithm in SAMPLING_ALGORITHMS else 0
-        models = 1 + (not config.lora and not is_sft) + asked
+        models = 1 + (not config.lora and not is_sft) + (config.algorithm in SAMPLING_ALGORITHMS)
+        learns_adapters = config.lora and (is_sft or config.reward_lora)
         tokens = getattr(config, "microbatch_tokens", None) or 1024
-        memory = memory_of(shape, models=models, full_weights=not config.lora, tokens=tokens)
+        memory = memory_of(shape, models=models, full_weights=not learns_adapters, tokens=tokens)
     return cost(runs, rates_of(session, project.id, policy.base), shape, memory)
 
 
@@ -59,7 +58,8 @@ def plan_of(config: RoundConfig) -> Plan:
     """The settings that decide how much work a round is."""
     names = {"answers": "rollout_samples", "pairs": "rollout_pairs", "queue_prompts": "prompts"}
     given = {field: getattr(config, names.get(field, field), None) for field in Plan._fields}
-    given["reward_members"] = max(1, getattr(config, "reward_folds", 1))
+    # Cross-fitting needs adapters: see trainer.cross_fitting.
+    given["reward_members"] = max(1, getattr(config, "reward_folds", 1)) if config.reward_lora else 1
     given["queue_samples"] = config.samples_per_prompt * (2 if config.sample_previous else 1)
     return Plan(**{field: value for field, value in given.items() if value is not None})
 
@@ -89,6 +89,7 @@ def data_of(session: Session, project: Project, config: RoundConfig, counts: dic
         pairs=counts["train"],
         train_prompts=splits.get("train", 0),
         evaluation_prompts=min(EVALUATION_PROMPTS, unseen or splits.get("train", 0)),
+        queue_prompts=splits.get("train", 0) + splits.get("heldout", 0),
         prompt_tokens=float(characters or 0) / CHARACTERS,
         response_tokens=min(float(config.max_new_tokens), response or config.max_new_tokens),
     )

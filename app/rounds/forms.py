@@ -112,16 +112,18 @@ class RoundConfig(BaseModel):
         Setting("reads", "Train on at most"),
     ] = None
     heldout_limit: Annotated[
-        int, Field(ge=1, le=_LARGEST, description="held out, chosen at random"), Setting("reads", "Measure on at most")
+        int,
+        Field(ge=1, le=_LARGEST, description="held-out ones, chosen at random"),
+        Setting("reads", "Measure on at most"),
     ] = 500
     replay_share: Annotated[
         float | None,
-        Field(ge=0, le=1, description="of what it trains on, earlier rounds may have read this share; empty: any"),
+        Field(ge=0, le=1, description="share of comparisons that earlier rounds have read, at most; empty: any"),
         Setting("reads", "Replayed share", _LEARN_REWARD),
     ] = None
     replay_rounds: Annotated[
         int | None,
-        Field(ge=1, le=100_000, description="replay only what was first read so many rounds ago; empty: any"),
+        Field(ge=1, le=100_000, description="replay comparisons first read at most this many rounds ago; empty: any"),
         Setting("reads", "Replayed rounds", _LEARN_REWARD),
     ] = None
 
@@ -135,7 +137,7 @@ class RoundConfig(BaseModel):
     ] = "base"
     kl_control: Annotated[
         Literal["adaptive", "fixed"],
-        Field(description="adaptive: the coefficient follows the target"),
+        Field(description="adaptive: the coefficient follows the KL target; fixed: strength and KL target do nothing"),
         Setting("policy", "KL control", ("ppo", "rloo", "grpo")),
     ] = "adaptive"
     ptx: Annotated[
@@ -182,7 +184,7 @@ class RoundConfig(BaseModel):
     ] = 64
     sample_previous: Annotated[
         bool,
-        Field(description="the policy before answers the same prompts anew"),
+        Field(description="the previous policy answers the same prompts again"),
         Setting("samples", "Previous policy too", rare=True),
     ] = False
     temperature: Annotated[
@@ -353,7 +355,7 @@ def default(cls: type[RoundConfig], name: str, given: Mapping[str, Any]) -> floa
         fields = cls.spec.model_fields
         rate = optimiser.learning_rate if name == "learning_rate" else _default(fields[name], given)
         lora = given.get("lora")
-    # Rounded: a tenth of 3e-4 is 3e-5, not 2.9999999999999997e-05.
+    # Rounded: a tenth of 3e-4 would be 2.9999999999999997e-05.
     return float(f"{rate * FULL_WEIGHTS:.6g}") if _is_off(lora) else rate
 
 

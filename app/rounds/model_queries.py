@@ -28,6 +28,11 @@ def reference_behind(session: Session, model_id: int) -> int:
     return session.scalar(query) or model_id
 
 
+def round_of(session: Session, model: ModelVersion) -> Round | None:
+    """The round that made a model; none of a model that was brought in."""
+    return session.scalar(select(Round).join(Run, Run.round_id == Round.id).where(Run.id == model.run_id))
+
+
 def current_line(project_id: int) -> CTE:
     """`line_of` the project's policy."""
     return line_of(select(Project.policy_id).where(Project.id == project_id).scalar_subquery())

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from sqlalchemy.orm import Session
 
 from app.domain.consensus import Consensus, side
-from app.domain.intervals import Interval, clustered_share
+from app.domain.intervals import FEWEST, Interval, clustered_share
 from app.domain.slices import of_prompt
 from app.domain.verdicts import Verdict, verdict
 from app.models import Project, Round
@@ -27,10 +27,12 @@ class WinRate(NamedTuple):
     low: float
     high: float
     n: int
+    prompts: int
 
     @property
-    def interval(self) -> Interval:
-        return Interval(self.value, self.low, self.high)
+    def interval(self) -> Interval | None:
+        """None for fewer than `FEWEST` prompts, which tell nothing of others."""
+        return Interval(self.value, self.low, self.high) if self.prompts >= FEWEST else None
 
 
 def win_rates(session: Session, round_ids: list[int]) -> dict[tuple[int, str], WinRate]:
@@ -46,7 +48,7 @@ def win_rates(session: Session, round_ids: list[int]) -> dict[tuple[int, str], W
     found = {}
     for key, clusters in counted.items():
         if interval := clustered_share(list(clusters.values())):
-            found[key] = WinRate(*interval, int(sum(cases for _, cases in clusters.values())))
+            found[key] = WinRate(*interval, int(sum(cases for _, cases in clusters.values())), len(clusters))
     return found
 
 
@@ -74,7 +76,7 @@ class RoundRow(NamedTuple):
     round: Round
     judgments: int
     pairs: int
-    accuracy: float | None  # of the reward model on held-out comparisons
+    accuracy: float | None  # of the reward model on comparisons it did not train on
     kl: float | None  # nats a response, to the reference model
     reward: float | None  # mean score of the new policy's responses
     reward_before: float | None  # by the same reward model, of the policy before

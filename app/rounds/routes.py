@@ -38,7 +38,7 @@ def round_of_path(project: ProjectDep, session: SessionDep, number: int) -> Roun
 def run_of_path(project: ProjectDep, session: SessionDep, run_id: int) -> Run:
     run = session.get(Run, run_id) if run_id < 2**63 else None
     if run is None or run.project_id != project.id or run.round_id is not None or run.kind != "sample":
-        raise NotFound("The project has no such sampling run.", "Those there are stand on the Rounds page.")
+        raise NotFound("The project has no such sampling run.", "The Rounds page lists those it has.")
     return run
 
 

@@ -102,7 +102,7 @@ def preview(session: Session, project: Project, config: RoundConfig) -> Preview:
         warnings += _doubts(counts)
         if past and not new_judgments and not counts["new"]:
             warnings.append(
-                f"No judgment was given since round {past[0].number}: it would train on the same data again."
+                f"No judgment was given since round {past[0].number}: a new round would train on the same data again."
             )
     return Preview(
         counts=counts,
@@ -335,7 +335,7 @@ def retry(
 
 
 def discard_checkpoints(session: Session, store: ArtifactStore, round_: Round, actor: User) -> None:
-    """Frees the room that a failed round's checkpoints take: a retry then begins its stage anew.
+    """Frees the room that a failed round's checkpoints take: a retry then begins its stage from the start.
 
     Raises:
         Conflict: the round has not failed.

@@ -12,7 +12,8 @@ from sqlalchemy.orm import Session
 from app.artifacts import ArtifactStore
 from app.domain.intervals import Interval
 from app.domain.rounds import ACTIVE, ALGORITHMS, SAMPLING_ALGORITHMS, stage_of
-from app.domain.verdicts import Verdict
+from app.domain.strengths import STRENGTHS
+from app.domain.verdicts import Verdict, by_reward_model
 from app.models import ModelVersion, Project, Round, Run, Snapshot
 from app.queue import has_worker
 from app.rounds import queries, result_queries
@@ -43,7 +44,7 @@ SCORES = "scores: before the KL leash"
 
 CHARTS = (
     Chart("Reward model: loss", ("reward",), ("loss", "eval_loss")),
-    Chart("Reward model: accuracy", ("reward",), ("accuracy", "eval_accuracy"), "eval_: held-out comparisons"),
+    Chart("Reward model: accuracy", ("reward",), ("accuracy", "eval_accuracy"), "eval_: comparisons not trained on"),
     Chart("Reward model: margin", ("reward",), ("margin", "eval_margin"), "mean reward of chosen less rejected"),
     Chart("Policy: loss", ("sft", "best_of_n"), ("loss", "eval_loss"), "nats a token of the answers"),
     Chart("Policy: loss", ("dpo", "on_policy_dpo"), ("loss", "eval_loss")),
@@ -225,6 +226,7 @@ class Page(NamedTuple):
     has_training_samples: bool
     checkpoint_bytes: int  # kept for a retry of a failed round
     can_retry: bool  # it failed, and is the newest
+    is_busy: bool  # a round of the project is under way, so that no model can be adopted
 
     @property
     def active(self) -> bool:
@@ -233,6 +235,26 @@ class Page(NamedTuple):
     @property
     def has_rollouts(self) -> bool:
         return self.round.algorithm in ROLLOUTS
+
+    @property
+    def found_worse(self) -> bool:
+        """Whether the reward model found the new policy worse when the round ended."""
+        evaluated = next((stage.run.result for stage in self.stages if stage.name == "evaluating" and stage.run), None)
+        found = by_reward_model(difference_of((evaluated or {}).get("metrics", {})))
+        return found is not None and found.word == "worse"
+
+    @property
+    def budget(self) -> float | None:
+        """Nats a response that the policy may move, as it was set; none of an algorithm without one."""
+        config = self.round.config
+        fixed = config.get("kl_control") == "fixed"
+        return config.get("kl_budget") or (None if fixed else config.get("kl_target"))
+
+    @property
+    def strength(self) -> str:
+        """The strength, if it decided the budget."""
+        chosen = STRENGTHS.get(self.round.config.get("strength", ""))
+        return chosen.label.lower() if chosen and chosen.kl_budget == self.budget else ""
 
     @property
     def before(self) -> ModelVersion | None:
@@ -299,6 +321,7 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
         has_training_samples=training_samples_of(session, store, round_) is not None,
         checkpoint_bytes=sum(store.size(checkpoints_of(run.id)) for run in runs) if round_.state == "failed" else 0,
         can_retry=round_.state == "failed" and queries.by_number(session, round_.project_id, round_.number + 1) is None,
+        is_busy=queries.active_round(session, round_.project_id) is not None,
     )
 
 

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from app.errors import InvalidInput, PrefloopError
+from app.rounds.forms import RECOMMENDED
 from app.simulation.browser import Browser
 from app.simulation.labelers import Crew
 from app.simulation.preference import Score
@@ -121,7 +122,7 @@ class Loop:
         return self.operator.open(self.base).soup.select_one(".progress-row") is not None
 
     def _start(self, settings: dict[str, Any]) -> int:
-        algorithm = settings.get("algorithm", "dpo")
+        algorithm = settings.get("algorithm", RECOMMENDED)
         form = self.operator.open(f"{self.base}/rounds/new?algorithm={algorithm}").form('form[action$="/rounds"]')
         if unknown := settings.keys() - form.values.keys() - form.choices.keys():
             known = ", ".join(sorted({*form.values, *form.choices} - {"csrf_token"}))

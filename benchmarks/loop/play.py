@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from app.domain.intervals import mean_interval
+from app.domain.verdicts import by_reward_model
 from app.rounds.snapshots import write_lines
 from app.simulation.preference import PREFERENCES
-from app.simulation.statistics import interval
 from app.specs import EvaluateSpec, Generation, ModelRef, PairRow, PromptRow, SampleSpec
 from benchmarks.loop import measure, methods, prompts
 from benchmarks.loop.cells import Cell, Labels
@@ -102,7 +103,8 @@ def is_worse(
     )
     seconds["verdict"] = made.seconds
     texts = by_prompt(rows, measure.read_completions(workshop.store.resolve(made.location)))
-    return interval([measure.score_differences(texts, NEW_ANSWERS)]).high < 0
+    verdict = by_reward_model(mean_interval(measure.score_differences(texts, NEW_ANSWERS)))
+    return verdict is not None and verdict.word == "worse"
 
 
 def label_samples(

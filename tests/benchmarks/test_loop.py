@@ -140,15 +140,15 @@ def test_a_policy_that_the_reward_model_finds_worse_is_not_adopted(
 
     cell = Cell(method="dpo", **FAST | {"rounds": 1})
     workshop = Workshop(tmp_path, str(tiny_model))
-    differences(-1.0, -0.5, -0.1)
+    differences(-1.0, -0.9, -0.5, -0.3, -0.2)
     (kept,) = play(cell, workshop)["rounds"]
     assert not kept["adopted"]
     assert kept["kinds"]["like"]["kl_k3"] == 0
-    differences(-1.0, -0.5, 1.0)  # the mean is below 0, but not beyond chance
+    differences(-1.2, -1.0, -0.5, -0.3, 0.0)  # mean -0.6, deviation 0.495: Student's interval ends at 0.01
     (adopted,) = play(cell, workshop)["rounds"]
     assert adopted["adopted"]
     assert adopted["kinds"]["like"]["kl_k3"] > 0
-    differences(-1.0, -0.5, -0.1)
+    differences(-1.0, -0.9, -0.5, -0.3, -0.2)
     today = cell.model_copy(update={"method": "dpo_today", "settings": (), "judgments": 100})
     assert play(today, workshop)["rounds"][0]["adopted"]
 

@@ -4,7 +4,7 @@ import pytest
 
 from app.domain.costs import KNOWN_PARAMETERS, PROGRAM, STARTING, Data, Plan, Rate, Shape, Work, cost, memory_of, works
 
-DATA = Data(pairs=100, train_prompts=60, evaluation_prompts=20, prompt_tokens=30, response_tokens=50)
+DATA = Data(pairs=100, train_prompts=60, evaluation_prompts=20, queue_prompts=80, prompt_tokens=30, response_tokens=50)
 PAIR = 30 + 2 * 50
 
 
@@ -13,12 +13,12 @@ def by_kind(plan: Plan, **how: bool) -> dict[str, Work]:
 
 
 def test_the_tokens_of_every_run() -> None:
-    found = by_kind(Plan("dpo", epochs=3, reward_epochs=2, reward_members=4, queue_prompts=80, queue_samples=5))
+    found = by_kind(Plan("dpo", epochs=3, reward_epochs=2, reward_members=4, queue_prompts=100, queue_samples=5))
     assert list(found) == ["reward", "dpo", "sample", "evaluate"]
     assert found["reward"] == Work("reward", trained=100 * PAIR * 2 * 3)  # each pair is in one member's fold
     assert by_kind(Plan("dpo", reward_epochs=2))["reward"] == Work("reward", trained=100 * PAIR * 2)
     assert found["dpo"] == Work("dpo", trained=100 * PAIR * 3, read=100 * PAIR)
-    assert found["sample"] == Work("sample", sampled=80 * 5 * 50)
+    assert found["sample"] == Work("sample", sampled=80 * 5 * 50)  # there are only 80 prompts
     # Two policies answer each of 20 prompts twice; 4 reward models read both, policy and reference the new one's.
     assert found["evaluate"] == Work("evaluate", sampled=20 * 2 * 50 * 2, read=(20 * 2 * 50 + 20 * 30) * (2 * 4 + 2))
     tuned = by_kind(Plan("sft", epochs=2), trains_reward=False, evaluates=False)

@@ -12,12 +12,15 @@ from app.artifacts import ArtifactStore
 from app.errors import Conflict, InvalidInput
 from app.models import AuditEvent, Metric, ModelVersion, Project, Round, Run
 from app.rounds import outcomes, service, views
+from app.rounds.adoption import difference_of
 from app.rounds.outcomes import win_rates
 from tests import factories
 from tests.conftest import SignedIn
 from tests.rounds.loop import config, last_run, make_project
 from tests.rounds.test_kinds import with_demonstrations
 from tests.rounds.test_service import finish, start
+
+SignIn = Callable[..., SignedIn]
 
 
 @pytest.fixture
@@ -82,6 +85,75 @@ def test_a_round_cancelled_in_its_last_stage_keeps_the_old_policy(
     assert (round_.state, round_.adopted, project.policy_id) == ("cancelled", None, base_id)
 
 
+def test_who_adopts_between_a_failure_and_its_retry_has_decided(
+    session: Session, store: ArtifactStore, project: Project
+) -> None:
+    operator = factories.user(session, "operator")
+    base = session.get_one(ModelVersion, project.policy_id)
+    earlier = session.get_one(ModelVersion, whole_round(session, store, project).policy_after_id)
+    for chosen in ("new", "other"):
+        round_ = start(session, store, project)
+        before_id = project.policy_id
+        while round_.state != "evaluating":
+            finish(session, store, round_)
+        run = last_run(session, round_)
+        service.run_started(session, run)
+        service.run_failed(session, run, "no memory")
+        new = session.get_one(ModelVersion, round_.policy_after_id)
+        model = new if chosen == "new" else next(each for each in (base, earlier) if each.id != before_id)
+        service.adopt(session, project, model, operator)
+        service.retry(session, store, round_, operator)
+        service.run_started(session, run)
+        service.run_finished(session, store, run, measured(0.4, 0.1, 0.7))
+        assert (round_.state, project.policy_id, round_.adopted) == ("done", model.id, chosen == "new")
+
+
+def test_a_round_says_it_was_not_adopted_only_until_it_is(
+    session: Session, store: ArtifactStore, project: Project, sign_in: SignIn
+) -> None:
+    operator = factories.user(session, "operator")
+    base = session.get_one(ModelVersion, project.policy_id)
+    round_ = whole_round(session, store, project, measured(-0.4, -0.7, -0.1))
+    session.commit()
+    client, listed = sign_in("operator"), f"/projects/{project.slug}/rounds"
+    assert "not adopted" in client.get(listed).text
+    for model in (session.get_one(ModelVersion, round_.policy_after_id), base):
+        service.adopt(session, project, model, operator)
+        session.commit()
+        assert client.get(f"{listed}/1/status").json()["adopted"] is True
+        assert "not adopted" not in client.get(listed).text
+    assert "found" not in client.get(f"{listed}/1").text.partition("</section>")[0]  # a person kept the previous one
+
+
+def test_while_a_round_is_under_way_no_page_offers_to_adopt(
+    session: Session, store: ArtifactStore, project: Project, sign_in: SignIn
+) -> None:
+    whole_round(session, store, project)
+    session.commit()
+    client, address = sign_in("operator"), f"/projects/{project.slug}/rounds/1"
+    assert "Keep the previous policy" in client.get(address).text
+    start(session, store, project)
+    session.commit()
+    assert "Keep the previous policy" not in client.get(address).text
+
+
+def test_the_page_names_the_budget_that_was_set_and_not_a_strength_that_was_overruled(
+    session: Session, store: ArtifactStore, project: Project, sign_in: SignIn
+) -> None:
+    client = sign_in("operator")
+    for settings, shown, missing in (
+        ({"strength": "gentle"}, ", gentle, KL budget 4.0 nats", "balanced"),
+        ({"strength": "gentle", "kl_budget": 9}, ", KL budget 9.0 nats", "gentle,"),
+        ({"algorithm": "rloo", "kl_control": "fixed"}, "RLOO, started", "balanced,"),
+    ):
+        round_ = start(session, store, project, **{"algorithm": "on_policy_dpo"} | settings)
+        session.commit()
+        text = client.get(f"/projects/{project.slug}/rounds/{round_.number}").text
+        assert shown in text
+        assert missing not in text
+        service.cancel(session, round_, factories.user(session, "operator"))
+
+
 def test_any_earlier_policy_can_be_adopted_again(session: Session, store: ArtifactStore, project: Project) -> None:
     operator = factories.user(session, "operator")
     base = session.get_one(ModelVersion, project.policy_id)
@@ -97,7 +169,7 @@ def test_any_earlier_policy_can_be_adopted_again(session: Session, store: Artifa
     assert service.preview(session, project, config()).counts["earlier"] == {"1": 20}
     with pytest.raises(Conflict, match="policy already"):
         service.adopt(session, project, session.get_one(ModelVersion, first.policy_after_id), operator)
-    with pytest.raises(InvalidInput, match="no policy"):
+    with pytest.raises(InvalidInput, match="not a policy"):
         service.adopt(session, project, session.get_one(ModelVersion, first.reward_model_id), operator)
     events = session.scalars(select(AuditEvent).where(AuditEvent.action == "model.adopted").order_by(AuditEvent.id))
     said = [(event.actor_id, event.details["model"], event.details["instead_of"]) for event in events]
@@ -171,7 +243,20 @@ def test_answers_to_one_prompt_do_not_count_as_many(session: Session, store: Art
     assert wins.low < 0.5 < wins.high  # of 28 independent ones Wilson's interval would begin at 0.53
 
 
-SignIn = Callable[..., SignedIn]
+def test_people_need_some_prompts_for_a_verdict(session: Session, store: ArtifactStore, project: Project) -> None:
+    round_ = whole_round(session, store, project)
+    judge(session, project, round_, won=24, lost=0, each=6)
+    assert win_rates(session, [round_.id])[round_.id, ""].low > 0.5  # of four prompts alone
+    assert outcomes.verdict_of(session, round_) is None
+    judge(session, project, round_, won=6, lost=0, each=6)
+    verdict = outcomes.verdict_of(session, round_)
+    assert verdict is not None
+    assert (verdict.word, verdict.by) == ("better", "people")
+
+
+def test_what_is_no_number_is_no_difference() -> None:
+    metrics = measured(0.4, float("nan"), 0.7)["metrics"]  # JSON has no NaN, so the status page would fail
+    assert difference_of(metrics) is None
 
 
 def test_adopting_over_http(session: Session, store: ArtifactStore, project: Project, sign_in: SignIn) -> None:

@@ -7,6 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from typer.testing import CliRunner, Result
 
+from app.domain.strengths import STRENGTHS
 from app.errors import Conflict, Forbidden, InvalidInput, NotFound
 from app.models import Metric, Project, Round
 from app.rounds.cli import round_app
@@ -62,6 +63,21 @@ def test_a_finished_round_says_its_verdict(session: Session, run: Run, project: 
     assert "its policy was not adopted" in said
 
 
+def test_adopting_and_keeping_from_the_command_line(session: Session, run: Run, project: Project) -> None:
+    before_id = project.policy_id
+    new = factories.model(session, project, name="policy-1")
+    round_ = factories.round_(session, project, number=1, policy_before_id=before_id, policy_after_id=None)
+    session.commit()
+    assert "no policy" in str(run("adopt").exception)
+    round_.policy_after_id = new.id
+    session.commit()
+    assert isinstance(run("adopt", operator="labeler@example.org").exception, Forbidden)
+    for arguments, policy_id, name in (((), new.id, "policy-1"), (("--previous",), before_id, "base")):
+        assert f"The project's policy is {name}." in run("adopt", *arguments).output
+        session.expire_all()
+        assert project.policy_id == policy_id
+
+
 def test_every_setting_can_be_given(session: Session, run: Run) -> None:
     settings = {"lora": "false", "replay_share": "0.3", "loss": "ipo", "reward_ensemble": "3", "beta": "0.4"}
     assert (
@@ -89,7 +105,7 @@ def test_the_recommended_algorithm_begins_with_a_strength(session: Session, run:
     assert "is frozen" in run("start", "--strength", "gentle").output
     assert session.scalars(select(Round.algorithm)).one() == "on_policy_dpo"
     config = session.scalars(select(Round.config)).one()
-    assert (config["strength"], config["kl_budget"]) == ("gentle", 3)
+    assert (config["strength"], config["kl_budget"]) == ("gentle", STRENGTHS["gentle"].kl_budget)
 
 
 def test_a_loss_brings_its_own_beta(session: Session, run: Run) -> None:

@@ -44,7 +44,7 @@ def test_lengths_and_counts_are_the_projects(session: Session, project: Project)
     counts = {"train": 20}
     found = data_of(session, project, config(max_new_tokens=64), counts)
     # 20 train and 2 held-out prompts; texts of 15 and 26 characters, four a token.
-    assert (found.pairs, found.train_prompts, found.evaluation_prompts) == (20, 20, 2)
+    assert (found.pairs, found.train_prompts, found.evaluation_prompts, found.queue_prompts) == (20, 20, 2, 22)
     assert found.response_tokens == pytest.approx((15 + 26) / 2 / 4)
     assert 5 < found.prompt_tokens < 25  # [{"role": "user", "content": "Question 12?"}]
     for _ in range(200):
@@ -98,3 +98,22 @@ def test_an_estimate_stands_part_by_part(session: Session, store: ArtifactStore,
     assert more.seconds > found.seconds
     project.policy_id = None
     assert service.estimate(session, store, project, config(), counts) is None
+
+
+def test_a_reward_model_of_full_weights_is_one_that_needs_much_memory(
+    session: Session, store: ArtifactStore, tmp_path: Path
+) -> None:
+    build_model(tmp_path / "model")
+    project = make_project(session, str(tmp_path / "model"))
+    shape = shape_of(store, str(tmp_path / "model"))
+    assert shape is not None
+    adapters, full = (
+        service.estimate(session, store, project, config("dpo", reward_lora=lora), {"train": 20})
+        for lora in (True, False)
+    )
+    assert adapters is not None
+    assert full is not None
+    assert adapters.memory is not None
+    assert full.memory is not None
+    assert full.memory - adapters.memory == 4 * 3 * shape.parameters  # gradients and both moments, in fp32
+    assert plan_of(config(reward_lora=False)).reward_members == 1  # the trainer cross-fits adapters only

@@ -267,9 +267,9 @@ def test_full_weights_learn_at_a_tenth_of_the_rate(algorithm: str, rate: float) 
         names = ("learning_rate", "reward_learning_rate", "human_learning_rate")
         return [chosen[name] for name in names if name in chosen]
 
-    also = [] if algorithm == "sft" else [3e-5] if algorithm != "on_policy_dpo" else [3e-5, 6e-5]
+    also = [] if algorithm == "sft" else [1e-4] if algorithm != "on_policy_dpo" else [1e-4, 6e-5]
     assert rates(lora="false", reward_lora=False) == [rate, *also]
-    assert rates(lora=False, learning_rate="")[:2] == [rate, *([3e-4] if also else [])]
+    assert rates(lora=False, learning_rate="")[:2] == [rate, *([1e-3] if also else [])]
     assert rates(lora=False, learning_rate="0.5")[0] == 0.5
 
 
