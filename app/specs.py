@@ -382,6 +382,7 @@ class OnPolicyDPOSpec(TurnsSpec):
         0.5, ge=0, description="least difference of scores within a pair, in standard deviations of the reward"
     )
     beta: float = Field(0.1, gt=0, description="strength of the leash to the policy that a turn begins with")
+    nll_weight: float = Field(0.0, ge=0, description="weight of the chosen answers' NLL a token in a turn (RPO)")
 
 
 class BestOfNSpec(TurnsSpec):

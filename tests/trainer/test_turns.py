@@ -101,13 +101,15 @@ def test_on_policy_dpo_raises_the_score_turn_by_turn(
     ending_ref: ModelRef, files: dict[str, str], store: ArtifactStore
 ) -> None:
     # People's comparisons are about something else, and hardly move it.
-    spec = spec_of(ending_ref, files, human_epochs=1, human_learning_rate=1e-5, turns=2)
+    spec = spec_of(ending_ref, files, human_epochs=1, human_learning_rate=1e-5, turns=2, nll_weight=0.01)
     result, reporter, folder = run(on_policy_dpo, spec, store)
     scores = reporter.values("objective/scores")
     assert len(scores) == 3  # after people's comparisons, and after each turn
     assert scores[0] < scores[1] < scores[2]
     assert scores[2] > scores[0] + 0.5
     assert reporter.values("turn/pairs")[0] >= 20
+    steps = {name: [each.step for each in reporter.recorded if each.name == name] for name in ("nll_loss", "val/length")}
+    assert min(steps["nll_loss"]) > steps["val/length"][0]  # mixed into turns only, not into people's comparisons
     assert (folder / "adapter_model.safetensors").exists()
     assert result.metrics["objective/scores"] == scores[2]
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == ending_ref.base

@@ -83,7 +83,8 @@ def train(
                     rows = [*pairs, *mixed, *heldout]
                     path.write_text("".join(row.model_dump_json() + "\n" for row in rows))
             accelerator().wait_for_everyone()
-            run.train(f"turn-{turn + 1}", dpo, dpo_spec(run, spec, str(work.root / location)), values)
+            turn_spec = dpo_spec(run, spec, str(work.root / location), nll_weight=spec.nll_weight)
+            run.train(f"turn-{turn + 1}", dpo, turn_spec, values)
 
         # 3. The last policy that people's held-out comparisons do not speak against.
         return run.finish(folder)
