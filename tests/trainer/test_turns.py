@@ -108,8 +108,10 @@ def test_on_policy_dpo_raises_the_score_turn_by_turn(
     assert scores[0] < scores[1] < scores[2]
     assert scores[2] > scores[0] + 0.5
     assert reporter.values("turn/pairs")[0] >= 20
-    steps = {name: [each.step for each in reporter.recorded if each.name == name] for name in ("nll_loss", "val/length")}
-    assert min(steps["nll_loss"]) > steps["val/length"][0]  # mixed into turns only, not into people's comparisons
+    steps = {
+        name: [each.step for each in reporter.recorded if each.name == name] for name in ("nll_loss", "val/length")
+    }
+    assert min(steps["nll_loss"]) > steps["val/length"][0]  # turns only
     assert (folder / "adapter_model.safetensors").exists()
     assert result.metrics["objective/scores"] == scores[2]
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == ending_ref.base
