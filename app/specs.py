@@ -376,7 +376,7 @@ class OnPolicyDPOSpec(TurnsSpec):
     optimiser: Optimiser = Optimiser(learning_rate=2e-4, epochs=1)
     human_learning_rate: float = Field(6e-4, gt=0, le=1, description="of DPO on people's comparisons, before the turns")
     human_epochs: int = Field(2, ge=0, le=100, description="over people's comparisons before the turns; 0: none")
-    human_share: float = Field(0.0, ge=0, lt=1, description="share of people's comparisons among each turn's pairs")
+    human_share: float = Field(0.5, ge=0, lt=1, description="share of people's comparisons among each turn's pairs")
     pairs_per_prompt: int = Field(4, ge=1, le=128, description="the best against the worst, the second best, ...")
     min_margin: float = Field(
         0.5, ge=0, description="least difference of scores within a pair, in standard deviations of the reward"
