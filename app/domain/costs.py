@@ -51,6 +51,7 @@ class Plan(NamedTuple):
     pairs: int = 1  # of a prompt's answers, each turn
     best: int = 1  # of a prompt's answers, imitated
     human_epochs: int = 0  # over the comparisons, before the turns
+    human_share: float = 0.0  # of a turn's rows that are people's comparisons
     episodes: int = 0
     queue_prompts: int = 0
     queue_samples: int = 0  # to a prompt, of all models
@@ -106,7 +107,8 @@ def _policy(plan: Plan, data: Data, pair: float) -> Work:
         if plan.algorithm == "best_of_n":
             trained = prompts * plan.best * (prompt + answer) * plan.epochs
         else:
-            chosen = prompts * plan.pairs * pair
+            pairs = prompts * plan.pairs
+            chosen = (pairs + min(data.pairs, pairs * plan.human_share / (1 - plan.human_share))) * pair
             trained, read = chosen * plan.epochs, read + chosen
         phases = plan.turns + (plan.human_epochs > 0)
         measured = phases * min(data.train_prompts, MEASURED_PROMPTS) * MEASURED_SAMPLES * answer

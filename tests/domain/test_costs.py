@@ -33,6 +33,10 @@ def test_the_tokens_of_methods_in_turns() -> None:
     assert found.trained == 100 * PAIR * 2 + 2 * 40 * 4 * PAIR
     assert found.sampled == 2 * 40 * 16 * 50 + measured
     assert found.read == 2 * ((40 * 16 * 50 + 40 * 30) * 3 + 40 * 4 * PAIR) + measured * 5 + 100 * PAIR
+    mixed = by_kind(plan._replace(human_share=0.2))["on_policy_dpo"]  # 40 beside the 160
+    assert mixed.trained - found.trained == 2 * 40 * PAIR
+    half = by_kind(plan._replace(human_share=0.5))["on_policy_dpo"]  # there are only 100
+    assert half.trained - found.trained == 2 * 100 * PAIR
     best = by_kind(Plan("best_of_n", epochs=2, turns=1, prompts_per_turn=500, answers=8, best=2))["best_of_n"]
     assert best.trained == 60 * 2 * 80 * 2  # there are only 60 prompts
     assert best.sampled == 60 * 8 * 50 + 48 * 2 * 50
