@@ -37,7 +37,7 @@ def _counted(n: int, one: str, many: str = "") -> str:
 
 
 def _algorithm(name: str) -> str:
-    """What a way of training is called on pages: `On-policy DPO`."""
+    """The label of an algorithm on pages: `On-policy DPO`."""
     return ALGORITHMS.get(name, name)
 
 

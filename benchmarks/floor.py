@@ -4,7 +4,7 @@ Runs each part once on the default model and the starter prompts, counts the flo
 without, and prints the seconds that these would take at the rate of plain matrix products beside those it took. With
 `--count` nothing is run: answers are taken to be `--tokens` long.
 
-Of a model whose layers hold W weights in L linear stacks of A = heads * head size, with V * H in its head:
+Let a model hold W weights in its L layers, A = heads * head size, and V * H weights in its head:
 
     forward  2 W a token + 2 V H a predicted token + 4 L A a pair of tokens, one of which attends to the other
     learning 2 forward passes more for full weights, 1 for an adapter, whose own products add less than a tenth

@@ -122,7 +122,7 @@ def _double_reverse_thompson(samples: Sequence[Sample], seed: int) -> list[tuple
     """Pairs in the order in which double reverse Thompson sampling draws them.
 
     A draw is the argmax of r + b z s, and that of -r + b z s. r and s are mean and standard deviation over the heads,
-    b is SPREADS, and z is uniform in [-1, 1], for every sample anew.
+    b is SPREADS. Each sample gets its own z, uniform in [-1, 1], in each draw.
     """
     generator = random.Random(f"drts {seed}")
     rewards = {sample.id: fmean(sample.rewards) for sample in samples}

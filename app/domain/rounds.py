@@ -24,7 +24,7 @@ ALGORITHMS = {
     "ppo": "PPO",
     "sft": "SFT",
 }
-# Those that sample answers to the train prompts while they train.
+# Algorithms that sample answers to the train prompts while they train.
 SAMPLING_ALGORITHMS = ("on_policy_dpo", "best_of_n", "rloo", "grpo", "ppo")
 
 Stage = Literal["reward", "policy", "sampling", "evaluating"]

@@ -63,7 +63,7 @@ def form_fields(
 
 
 def _default_of(name: str, algorithm: Algorithm) -> str:
-    """What a setting is that is left empty, in words: `0.1, with simpo 2`."""
+    """Describe the value of a setting that is left empty: `0.1, with simpo 2`."""
     cls = CONFIGS[algorithm]
     if name in BUDGETS:
         return ", ".join(f"{force.kl_budget:g} {force.label.lower()}" for force in STRENGTHS.values())

@@ -97,7 +97,7 @@ _COMMON = (
 class RoundConfig(BaseModel):
     """The settings that all rounds share; the classes of the algorithms add their own.
 
-    Those that the algorithm has no use for are kept at their defaults and not shown.
+    Settings that the algorithm does not read keep their defaults and are not shown.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
@@ -339,7 +339,7 @@ def dependent(cls: type[RoundConfig]) -> list[str]:
 
 
 def default(cls: type[RoundConfig], name: str, given: Mapping[str, Any]) -> float:
-    """What a dependent setting is where it is not given.
+    """Return the default of a setting that depends on others.
 
     A KL budget depends on the strength, beta on the loss, a learning rate on the loss and on LoRA.
     """

@@ -14,8 +14,8 @@ from app.models import Comparison, Completion, Project, Prompt, Ranking, Round, 
 from app.rounds import queries
 from app.rounds.forms import RoundConfig
 
-# Of a held-out prompt without an older policy's responses: such pairs only measure the reward model, which is measured
-# on the train prompts too (`RewardSpec.folds`). More of them would take judgments from those that teach.
+# Comparisons on a held-out prompt that has no older policy's responses. They only measure the reward model, and
+# cross-fitting measures it on the train prompts too (`RewardSpec.folds`). More would take judgments from training.
 HELDOUT_PAIRS = 1
 PAIRS_PER_PROMPT: int = RoundConfig.model_fields["pairs_per_prompt"].default
 

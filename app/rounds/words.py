@@ -1,4 +1,4 @@
-"""What the settings of a round are called in its form, where the names of the specs' fields would not do."""
+"""Labels and hints of a round's settings in the form, where a field's name would not be clear."""
 
 # Labels of the specs' fields, and what they do where the spec's own description would not help. The others are called
 # by their names.

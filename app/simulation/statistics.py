@@ -57,7 +57,7 @@ def mean_score(score: Score, questions: Mapping[int, str], texts: Mapping[int, S
 def interval(shares: Sequence[Sequence[float]], *, resamples: int = 10_000, seed: int = 0) -> WinRate:
     """The mean of win shares (S, P) of S runs on the same P prompts, with a percentile bootstrap.
 
-    Runs and prompts are drawn anew, each by themselves (Owen 2007, the pigeonhole bootstrap). One run's interval is
+    Runs and prompts are resampled independently (Owen 2007, the pigeonhole bootstrap). One run's interval is
     over prompts alone.
     """
     values = np.array(shares)

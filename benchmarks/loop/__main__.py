@@ -1,6 +1,6 @@
 """`python -m benchmarks.loop`: plays cells and reports them. Without arguments a subset of under twenty minutes.
 
-What was made before is found again in the store, so a run that was stopped goes on when it is given again, and cells
+The store keeps every output, so a command that was stopped goes on when it is given again, and cells
 share all that they have in common. The last lines are `win_rate METHOD PREFERENCE.KIND BUDGET x low high` and
 `judgments_saved METHOD x`, with `>=` behind it where today's default never got as far.
 """
