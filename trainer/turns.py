@@ -26,6 +26,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from app.artifacts import ArtifactStore
@@ -215,6 +216,14 @@ class Turns:
         self.reporter.metrics(self._step, measured)
         self.candidates.append(Candidate(name.replace("-", " "), self.policy, right, measured))
         return tuple(dropped)
+
+    def written(self, name: str, rows: Sequence[BaseModel]) -> str:
+        """Write what a phase trains on, a line a row, for all processes; return its location."""
+        if accelerator().is_main_process:
+            with self.work.file(name) as path:
+                path.write_text("".join(row.model_dump_json() + "\n" for row in rows))
+        accelerator().wait_for_everyone()
+        return str(self.work.root / name)
 
     @contextlib.contextmanager
     def _folder(self, name: str) -> Iterator[Path]:

@@ -137,7 +137,7 @@ def shape_of(store: ArtifactStore, base: str) -> Shape | None:
 
 
 def _parameters(path: Path) -> int:
-    """Read a safetensors file's header: 8 bytes give its length, JSON follows."""
+    """Count a safetensors file's parameters by its header: 8 bytes give its length, JSON follows."""
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return sum(prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")

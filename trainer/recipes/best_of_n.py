@@ -21,7 +21,6 @@ from trainer.phases import workplace
 from trainer.recipes import sft
 from trainer.recipes.sft import MIN_DEMONSTRATIONS
 from trainer.reporting import PolicyResult, Reporter
-from trainer.training import accelerator
 from trainer.turns import Turns
 
 
@@ -56,14 +55,9 @@ def train(
                     f"others, fewer than {MIN_DEMONSTRATIONS}: the run ended before it."
                 )
                 break
-            location = f"turn-{turn + 1}-best.jsonl"
-            if accelerator().is_main_process:
-                with work.file(location) as path:
-                    path.write_text("".join(row.model_dump_json() + "\n" for row in rows))
-            accelerator().wait_for_everyone()
             sft_spec = SFTSpec(
                 policy=run.policy,
-                demonstrations=str(work.root / location),
+                demonstrations=run.written(f"turn-{turn + 1}-best.jsonl", rows),
                 lora=spec.lora,
                 optimiser=run.optimiser,
                 max_length=spec.max_length,

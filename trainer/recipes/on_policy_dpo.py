@@ -21,7 +21,7 @@ from trainer.evaluation import Heads
 from trainer.phases import workplace
 from trainer.recipes import dpo
 from trainer.reporting import PolicyResult, Reporter
-from trainer.training import accelerator, generator_at
+from trainer.training import generator_at
 from trainer.turns import Turns
 
 PEOPLES_BUDGET = 0.5  # of the KL budget, where turns follow: as much is left to them
@@ -77,13 +77,8 @@ def train(
                 )
                 break
             mixed = mixed_in(spec, people, len(pairs), turn)
-            location = f"turn-{turn + 1}-pairs.jsonl"
-            if accelerator().is_main_process:
-                with work.file(location) as path:
-                    rows = [*pairs, *mixed, *heldout]
-                    path.write_text("".join(row.model_dump_json() + "\n" for row in rows))
-            accelerator().wait_for_everyone()
-            turn_spec = dpo_spec(run, spec, str(work.root / location), nll_weight=spec.nll_weight)
+            snapshot = run.written(f"turn-{turn + 1}-pairs.jsonl", [*pairs, *mixed, *heldout])
+            turn_spec = dpo_spec(run, spec, snapshot, nll_weight=spec.nll_weight)
             run.train(f"turn-{turn + 1}", dpo, turn_spec, values)
 
         # 3. The last policy that people's held-out comparisons do not speak against.
