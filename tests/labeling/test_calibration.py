@@ -93,15 +93,15 @@ def test_calibration_and_repeats_each_get_their_share(session: Session) -> None:
     """Of one draw: half of all tasks and the other half, not a half of the rest."""
     project, labeler, _ = repeating(session, gap=1, n=60)
     project.labeling = {"repeats": {"rate": 0.5, "gap": 1}, "calibration": {"rate": 0.5, "least": 1000}}
-    for _ in range(40):
+    for _ in range(25):
         item(session, project)
     kinds = Counter[str]()
-    for _ in range(40):
+    for _ in range(25):  # so few that repeats cannot run out: they are drawn from the last 50 answers, of any kind
         task = take(session, project, labeler)
         kinds[purpose(session, task)] += 1
         judge(session, project, labeler, task)
     assert kinds["train"] == 0
-    assert 4 <= kinds["repeat"] <= 36  # 20 in the mean, five standard deviations each way
+    assert 2 <= kinds["repeat"] <= 23  # by chance outside twice in a million
 
 
 def test_a_skipped_item_comes_back_last_as_anything_skipped(session: Session) -> None:
