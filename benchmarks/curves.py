@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from app.artifacts import ArtifactStore
-from app.specs import DPOSpec, EvaluateSpec, Generation, Lora, ModelRef, PairRow, PPOSpec, PromptRow, SampleSpec
+from app.rows import PairRow, PromptRow
+from app.specs import DPOSpec, EvaluateSpec, Generation, Lora, ModelRef, PPOSpec, SampleSpec
 from trainer.checkpoints import Checkpoints
 from trainer.default_model import DEFAULT_MODEL, fetch_model
 from trainer.recipes import dpo, evaluate, ppo, sample

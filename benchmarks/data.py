@@ -8,7 +8,7 @@ from pathlib import Path
 
 from app.datasets.formats import detect, parser
 from app.datasets.records import PairRecord
-from app.specs import PairRow
+from app.rows import PairRow
 
 WORDS = "time year people way day man thing woman life child world school state family student group country".split()
 PROMPT_WORDS, RESPONSE_WORDS = (40, 200), (20, 120)  # of the made pairs: uniform between, one token a word

@@ -22,7 +22,8 @@ import torch
 from torch import nn
 
 from app.artifacts import ArtifactStore
-from app.specs import DPOSpec, ModelRef, OnPolicyDPOSpec, PairRow, RewardSpec
+from app.rows import PairRow
+from app.specs import DPOSpec, ModelRef, OnPolicyDPOSpec, RewardSpec
 from benchmarks.training import auto_precision, matmul_rate, starter_prompts
 from trainer.chat import ChatEncoder
 from trainer.default_model import DEFAULT_MODEL, fetch_model

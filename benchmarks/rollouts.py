@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from app.artifacts import ArtifactStore
-from app.specs import GRPOSpec, ModelRef, PromptRow, RLOOSpec
+from app.rows import PromptRow
+from app.specs import GRPOSpec, ModelRef, RLOOSpec
 from benchmarks.work import SEED, Clock, Outcome, Work
 from trainer.experience import PAGE_SAMPLE, draw
 from trainer.modeling import load_tokenizer

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from app.specs import ModelRef, PromptRow
+from app.rows import PromptRow
+from app.specs import ModelRef
 from trainer.chat import ChatEncoder
 from trainer.data import by_length, chunks, left_padded
 from trainer.generation import plain_logps

@@ -18,7 +18,8 @@ import torch
 import trainer.cross_fitting
 import trainer.training
 from app.artifacts import ArtifactStore
-from app.specs import DPOSpec, ModelRef, PairRow, RewardSpec
+from app.rows import PairRow
+from app.specs import DPOSpec, ModelRef, RewardSpec
 from benchmarks import rollouts
 from benchmarks.work import SEED, Clock, Outcome, Work
 from trainer.chat import ChatEncoder

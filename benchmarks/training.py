@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 import torch
 
 from app.artifacts import ArtifactStore
-from app.specs import PairRow, Precision, PromptRow
+from app.rows import PairRow, PromptRow
+from app.specs import Precision
 from benchmarks import data
 from benchmarks.rollouts import SPECS, RolloutJob
 from benchmarks.sampling import STARTER_PROMPTS

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from app.artifacts import read_content
 from app.errors import InvalidInput
-from app.specs import DemonstrationRow, PairRow, PromptRow, ThumbRow
+from app.rows import DemonstrationRow, PairRow, PromptRow, ThumbRow
 from trainer.chat import ChatEncoder, TokenSequence
 
 MIN_PAIRS = 20

@@ -30,7 +30,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from app.specs import PromptRow
+from app.rows import PromptRow
 from trainer.algorithms.bradley_terry import ensemble_score
 from trainer.algorithms.kl import best_of_n_kl, k1, k3
 from trainer.chat import ChatEncoder, TokenSequence

@@ -8,7 +8,8 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from app.specs import PromptRow, RolloutSpec
+from app.rows import PromptRow
+from app.specs import RolloutSpec
 from trainer.algorithms.kl import k1, k3
 from trainer.algorithms.logprobs import scatter_to_mask
 from trainer.chat import TokenSequence

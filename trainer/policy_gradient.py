@@ -21,7 +21,8 @@ from torch import Tensor
 
 from app.artifacts import ArtifactStore
 from app.errors import InvalidInput
-from app.specs import PromptRow, RolloutSpec
+from app.rows import PromptRow
+from app.specs import RolloutSpec
 from trainer.algorithms.choosing import controlled_scores
 from trainer.algorithms.kl import KLController
 from trainer.algorithms.ppo import RunningScale, clip_scores, penalise_unfinished

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.specs import PairRow, RewardView
+from app.rows import PairRow, RewardView
 from trainer import probes
 from trainer.algorithms import calibration
 from trainer.data import Pair, slice_names

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from app.errors import InvalidInput
-from app.specs import PromptRow
+from app.rows import PromptRow
 from trainer.chat import ChatEncoder, TokenSequence, stop_ids
 from trainer.data import by_length, describe_left_out, length_batches
 from trainer.generation import Sample, Sampling, Tick, best_ways, generate, no_tick

@@ -21,7 +21,8 @@ from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletion
 
 from app.errors import InvalidInput, ModelUnavailable, PrefloopError, Unavailable
-from app.specs import Generation, PromptRow, Server
+from app.rows import PromptRow
+from app.specs import Generation, Server
 from trainer.rollout import Tick, no_tick, sample_seed
 
 log = logging.getLogger(__name__)

@@ -31,7 +31,8 @@ from torch import Tensor
 
 from app.artifacts import ArtifactStore
 from app.errors import InvalidInput
-from app.specs import BestOfNSpec, ModelRef, OnPolicyDPOSpec, Optimiser, PairRow, PromptRow, RunSpec
+from app.rows import PairRow, PromptRow
+from app.specs import BestOfNSpec, ModelRef, OnPolicyDPOSpec, Optimiser, RunSpec
 from trainer.adapters import require_continuable
 from trainer.algorithms.bradley_terry import ensemble_score
 from trainer.answers import Answers, answers_of

@@ -23,7 +23,7 @@ class Snapshot(Base):
     id: Mapped[Id]
     project_id: Mapped[int] = mapped_column(ForeignKey("project.id"))
     digest: Mapped[str]  # SHA-256 of the uncompressed lines
-    location: Mapped[str]  # in the artifact store; lines are app.specs.PairRow, or DemonstrationRow
+    location: Mapped[str]  # in the artifact store; lines are app.rows.PairRow, or DemonstrationRow
     counts: Mapped[Json]
     consensus: Mapped[str | None]  # the method that its posteriors are of; none: it holds demonstrations
     created_at: Mapped[Now]

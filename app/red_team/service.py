@@ -20,8 +20,8 @@ from app.qualification import service as qualification
 from app.red_team import queries
 from app.red_team.forms import AcceptForm, AttemptForm, RatingForm
 from app.rounds import service as rounds
+from app.rows import PromptRow
 from app.settings import SamplingServer
-from app.specs import PromptRow
 
 # Attempts of one person that wait for their answers: so nobody fills the queue that everybody shares.
 MAX_WAITING = 5

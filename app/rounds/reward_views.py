@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 from app.artifacts import ArtifactStore
 from app.bulk import load_columns
 from app.models import ModelVersion
-from app.specs import REWARD_VIEWS, RewardView
+from app.rows import REWARD_VIEWS, RewardView
 
 READ = "comparison JOIN reward_view AS said ON comparison.id = said.id AND comparison.project_id = :project"
 

@@ -33,8 +33,8 @@ from app.rounds.runs import (
 from app.rounds.sampling import NewSample, store_samples
 from app.rounds.snapshots import demonstration_counts, demonstration_rows, freeze, freeze_demonstrations, would_read
 from app.rounds.stages import MIN_PAIRS, Maker, checkpoints_of, output_of, sample_by, samples_of
+from app.rows import PromptRow
 from app.settings import SamplingServer
-from app.specs import PromptRow
 
 __all__ = [
     "NewSample",

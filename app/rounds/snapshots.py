@@ -15,7 +15,7 @@ from app.domain.slices import of_prompt
 from app.labelers import fitting
 from app.models import Project, Prompt, Snapshot
 from app.rounds import queries
-from app.specs import DemonstrationRow, PairRow, PromptRow
+from app.rows import DemonstrationRow, PairRow, PromptRow
 
 
 class Readable(NamedTuple):

@@ -14,19 +14,9 @@ from app.models import ModelVersion, Project, Round, Run, Snapshot
 from app.rounds import queries
 from app.rounds.forms import SPECS, RoundConfig, lora, policy_settings, reward_optimiser
 from app.rounds.snapshots import prompts_file, write_lines
+from app.rows import PairRow, PromptRow
 from app.settings import SamplingServer
-from app.specs import (
-    RUN_SPEC,
-    EvaluateSpec,
-    Generation,
-    ModelRef,
-    PairRow,
-    PromptRow,
-    RewardSpec,
-    RunSpec,
-    SampleSpec,
-    Server,
-)
+from app.specs import RUN_SPEC, EvaluateSpec, Generation, ModelRef, RewardSpec, RunSpec, SampleSpec, Server
 
 EVALUATION_PROMPTS = 100
 PROMPT_ROOM = 512  # tokens left for a prompt beside the longest response

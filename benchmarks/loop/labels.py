@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from app.domain.consensus import majority, side
 from app.domain.pairing import Choice, Sample, choose_pairs
+from app.rows import PairRow, PromptRow
 from app.simulation.preference import Score, SimulatedLabeler
-from app.specs import PairRow, PromptRow
 from benchmarks.loop.cells import Labels
 from benchmarks.loop.prompts import question
 from trainer.recipes.sample import Completion

@@ -6,8 +6,9 @@ from typing import Any
 from app.domain.intervals import mean_interval
 from app.domain.verdicts import by_reward_model
 from app.rounds.snapshots import write_lines
+from app.rows import PairRow, PromptRow
 from app.simulation.preference import PREFERENCES
-from app.specs import EvaluateSpec, Generation, ModelRef, PairRow, PromptRow, SampleSpec
+from app.specs import EvaluateSpec, Generation, ModelRef, SampleSpec
 from benchmarks.loop import measure, methods, prompts
 from benchmarks.loop.cells import Cell, Labels
 from benchmarks.loop.labels import Crew, Texts, by_prompt, choose, comparisons, samples_needed

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from app.artifacts import ArtifactStore
 from app.projects import starter
 from app.rounds.snapshots import write_lines
-from app.specs import PromptRow
+from app.rows import PromptRow
 
 KINDS = ("like", "unlike")
 STARTER = Path(starter.__file__).parent / "starter_content" / "prompts.jsonl"

@@ -11,7 +11,7 @@ import pytest
 from app.artifacts import ArtifactStore, read_content
 from app.errors import InvalidInput, StorageFull
 from app.rounds.snapshots import write_lines
-from app.specs import PromptRow
+from app.rows import PromptRow
 
 ROW = PromptRow(id=1, messages=({"role": "user", "content": "Why?"},))
 

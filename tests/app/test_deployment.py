@@ -9,8 +9,9 @@ import typer
 import yaml
 
 from app.cli import app
+from app.rows import DemonstrationRow, PairRow, PromptRow, ThumbRow
 from app.settings import Settings, markdown_table
-from app.specs import RUN_SPEC, DemonstrationRow, PairRow, PromptRow, ThumbRow
+from app.specs import RUN_SPEC
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VARIABLES = {"DATABASE_URL"} | {f"PREFLOOP_{name.upper()}" for name in Settings.model_fields}

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from app.errors import InvalidInput
+from app.rows import PromptRow
 from app.simulation.preference import PREFERENCES
 from app.simulation.statistics import WinRate, interval
-from app.specs import OnPolicyDPOSpec, PromptRow
+from app.specs import OnPolicyDPOSpec
 from benchmarks.loop import measure, methods, prompts, report
 from benchmarks.loop.__main__ import main, whole
 from benchmarks.loop.cells import FINAL_ONLY, TUNING, Cell, Labels, grid

@@ -11,8 +11,9 @@ from app.artifacts import ArtifactStore
 from app.errors import InvalidInput
 from app.models import ModelVersion, Project, Prompt, Run, Snapshot
 from app.rounds import queries, service, views
+from app.rows import DemonstrationRow
 from app.settings import SamplingServer
-from app.specs import RUN_SPEC, DemonstrationRow, EvaluateSpec, SampleSpec, SFTSpec
+from app.specs import RUN_SPEC, EvaluateSpec, SampleSpec, SFTSpec
 from tests import factories
 from tests.rounds.loop import config, decided, last_run, make_project
 from tests.rounds.test_service import finish, start

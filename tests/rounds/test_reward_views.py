@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from app.artifacts import ArtifactStore
 from app.rounds import service
 from app.rounds.reward_views import store_views
-from app.specs import REWARD_VIEWS, RewardView
+from app.rows import REWARD_VIEWS, RewardView
 from tests import factories
 from tests.rounds.loop import config, last_run, make_project
 

@@ -12,7 +12,8 @@ from app.db import make_session_factory
 from app.errors import Conflict, InvalidInput, PrefloopError, StorageFull
 from app.models import AuditEvent, ModelVersion, Project, Round, Run, Snapshot, User
 from app.rounds import service
-from app.specs import RUN_SPEC, DPOSpec, EvaluateSpec, ModelRef, PPOSpec, PromptRow, RewardSpec, SampleSpec
+from app.rows import PromptRow
+from app.specs import RUN_SPEC, DPOSpec, EvaluateSpec, ModelRef, PPOSpec, RewardSpec, SampleSpec
 from tests import factories
 from tests.rounds.loop import config, decided, jobs, last_run, make_project
 

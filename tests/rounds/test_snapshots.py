@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from app.artifacts import ArtifactStore
 from app.models import Adjudication, Comparison, Completion, Project, Ranking
 from app.rounds.snapshots import freeze, pair_row, readable
-from app.specs import PairRow
+from app.rows import PairRow
 from tests import factories
 from tests.rounds.loop import decided, make_project
 

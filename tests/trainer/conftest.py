@@ -23,7 +23,8 @@ from transformers import (
 )
 
 from app.artifacts import ArtifactStore
-from app.specs import ModelRef, PairRow
+from app.rows import PairRow
+from app.specs import ModelRef
 from trainer.modeling import load_tokenizer
 from trainer.reward_model import new_reward_model, save_reward_model
 

@@ -15,9 +15,9 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from app.artifacts import ArtifactStore
+from app.rows import DemonstrationRow, PromptRow
 from app.specs import (
     BestOfNSpec,
-    DemonstrationRow,
     DPOSpec,
     GRPOSpec,
     Lora,
@@ -25,7 +25,6 @@ from app.specs import (
     OnPolicyDPOSpec,
     Optimiser,
     PPOSpec,
-    PromptRow,
     RewardSpec,
     RLOOSpec,
     RunSpec,

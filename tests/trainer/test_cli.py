@@ -13,17 +13,8 @@ import torch
 
 from app.artifacts import ArtifactStore, digest_folder
 from app.errors import ModelUnavailable, StorageFull
-from app.specs import (
-    DemonstrationRow,
-    DPOSpec,
-    Generation,
-    ModelRef,
-    Optimiser,
-    PromptRow,
-    RewardSpec,
-    SampleSpec,
-    SFTSpec,
-)
+from app.rows import DemonstrationRow, PromptRow
+from app.specs import DPOSpec, Generation, ModelRef, Optimiser, RewardSpec, SampleSpec, SFTSpec
 from tests.trainer.conftest import separable_pairs, user, write_rows
 from trainer import cli, data
 from trainer.checkpoints import Checkpoints

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from app.artifacts import ArtifactStore
-from app.specs import EvaluateSpec, Generation, ModelRef, PromptRow
+from app.rows import PromptRow
+from app.specs import EvaluateSpec, Generation, ModelRef
 from tests.trainer.conftest import user, write_rows
 from trainer.comparing import compare
 from trainer.recipes import evaluate

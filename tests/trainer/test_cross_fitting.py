@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from app.artifacts import ArtifactStore
-from app.specs import REWARD_VIEWS, Lora, ModelRef, Optimiser, PairRow, RewardSpec, RewardView
+from app.rows import REWARD_VIEWS, PairRow, RewardView
+from app.specs import Lora, ModelRef, Optimiser, RewardSpec
 from tests.trainer.conftest import separable_pairs, write_rows
 from trainer.chat import ChatEncoder
 from trainer.cross_fitting import Best, Folds, folds_of, schedule

@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from app.errors import InvalidInput, ModelUnavailable
-from app.specs import PairRow, PromptRow, ThumbRow
+from app.rows import PairRow, PromptRow, ThumbRow
 from tests.trainer.conftest import CHAT_TEMPLATE, byte_tokenizer, user, write_rows
 from trainer.chat import ChatEncoder, TokenSequence, end_of_turn_id
 from trainer.data import (

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.artifacts import ArtifactStore, digest_folder
 from app.errors import InvalidInput
-from app.specs import DPOSpec, Lora, ModelRef, Optimiser, PairRow, ThumbRow
+from app.rows import PairRow, ThumbRow
+from app.specs import DPOSpec, Lora, ModelRef, Optimiser
 from tests.trainer.conftest import build_short_model, separable_pairs, user, write_rows
 from trainer.chat import ChatEncoder, TokenSequence
 from trainer.checkpoints import Checkpoints

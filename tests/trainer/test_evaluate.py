@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from app.artifacts import ArtifactStore
 from app.errors import InvalidInput, ModelUnavailable
-from app.specs import EvaluateSpec, Generation, Lora, ModelRef, PromptRow
+from app.rows import PromptRow
+from app.specs import EvaluateSpec, Generation, Lora, ModelRef
 from tests.trainer.conftest import build_reward_model, build_short_model, user, write_rows
 from trainer import evaluation, precision
 from trainer.chat import ChatEncoder

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from app.specs import Lora, ModelRef, Optimiser, PPOSpec, PromptRow
+from app.rows import PromptRow
+from app.specs import Lora, ModelRef, Optimiser, PPOSpec
 from tests.trainer.conftest import trainable_parameters, user
 from trainer.algorithms.gae import gae
 from trainer.algorithms.ppo import token_rewards

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from app.artifacts import ArtifactStore
-from app.specs import GRPOSpec, Lora, ModelRef, Optimiser, PromptRow, RLOOSpec, RunKind
+from app.rows import PromptRow
+from app.specs import GRPOSpec, Lora, ModelRef, Optimiser, RLOOSpec, RunKind
 from tests.trainer.conftest import user, write_rows
 from trainer import cli, tasks
 from trainer.experience import Rollout

@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from app.artifacts import ArtifactStore
-from app.specs import GRPOSpec, ModelRef, Optimiser, PPOSpec, PromptRow, RLOOSpec
+from app.rows import PromptRow
+from app.specs import GRPOSpec, ModelRef, Optimiser, PPOSpec, RLOOSpec
 from tests.trainer.conftest import user, write_rows
 from trainer.recipes import group, ppo
 from trainer.reporting import ConsoleReporter

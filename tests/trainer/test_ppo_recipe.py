@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from app.artifacts import ArtifactStore, digest_folder
 from app.errors import InvalidInput
-from app.specs import DemonstrationRow, Lora, ModelRef, Optimiser, PPOSpec, PromptRow
+from app.rows import DemonstrationRow, PromptRow
+from app.specs import Lora, ModelRef, Optimiser, PPOSpec
 from tests.trainer.conftest import build_reward_model, build_short_model, user, write_rows
 from trainer import evaluation, policy_gradient, precision, rollout
 from trainer.chat import ChatEncoder

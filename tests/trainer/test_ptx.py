@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from app.errors import InvalidInput
-from app.specs import DemonstrationRow, ModelRef, Optimiser
+from app.rows import DemonstrationRow
+from app.specs import ModelRef, Optimiser
 from tests.trainer.conftest import user, write_rows
 from trainer.chat import ChatEncoder
 from trainer.critics import ActorCritic, ValueHead

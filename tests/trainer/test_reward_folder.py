@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from app.artifacts import ArtifactStore
 from app.errors import ModelUnavailable
-from app.specs import Lora, ModelRef, Optimiser, PromptRow, RewardSpec
+from app.rows import PromptRow
+from app.specs import Lora, ModelRef, Optimiser, RewardSpec
 from tests.trainer.conftest import build_short_model, separable_pairs, trainable_parameters, user, write_rows
 from trainer import cli
 from trainer.chat import ChatEncoder, TokenSequence

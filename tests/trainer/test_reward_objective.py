@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from app.specs import ModelRef, PairRow, RewardSpec
+from app.rows import PairRow
+from app.specs import ModelRef, RewardSpec
 from tests.trainer.conftest import user
 from trainer.chat import TokenSequence
 from trainer.data import Pair

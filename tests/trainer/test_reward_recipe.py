@@ -9,7 +9,8 @@ import torch
 
 from app.artifacts import ArtifactStore, digest_file, digest_folder
 from app.errors import InvalidInput
-from app.specs import REWARD_VIEWS, Lora, ModelRef, Optimiser, PairRow, RewardSpec, RewardView
+from app.rows import REWARD_VIEWS, PairRow, RewardView
+from app.specs import Lora, ModelRef, Optimiser, RewardSpec
 from tests.trainer.conftest import separable_pairs, trainable_parameters, user, write_rows
 from trainer.chat import ChatEncoder
 from trainer.checkpoints import Checkpoints

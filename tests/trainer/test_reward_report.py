@@ -4,7 +4,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from app.specs import ModelRef, PairRow, RewardSpec
+from app.rows import PairRow
+from app.specs import ModelRef, RewardSpec
 from tests.trainer.conftest import user
 from trainer import probes
 from trainer.chat import TokenSequence

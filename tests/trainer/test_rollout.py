@@ -10,7 +10,8 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from app.errors import InvalidInput
-from app.specs import ModelRef, PromptRow
+from app.rows import PromptRow
+from app.specs import ModelRef
 from tests.trainer.conftest import CHAT_TEMPLATE, user
 from trainer.chat import ChatEncoder
 from trainer.generation import Sample

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from app.artifacts import ArtifactStore
 from app.errors import InvalidInput, ModelUnavailable, PrefloopError
-from app.specs import Generation, Lora, ModelRef, PromptRow, SampleSpec
+from app.rows import PromptRow
+from app.specs import Generation, Lora, ModelRef, SampleSpec
 from tests.trainer.conftest import build_reward_model, user, write_rows
 from trainer.chat import ChatEncoder, TokenSequence
 from trainer.data import read_prompts

@@ -14,7 +14,8 @@ import torch
 
 from app.artifacts import ArtifactStore
 from app.errors import InvalidInput, ModelUnavailable, PrefloopError, Unavailable
-from app.specs import Generation, ModelRef, PromptRow, SampleSpec, Server
+from app.rows import PromptRow
+from app.specs import Generation, ModelRef, SampleSpec, Server
 from tests.trainer.conftest import user, write_rows
 from tests.trainer.vllm import Fault, Handler, Vllm, break_off, hang, status, text_of
 from trainer.recipes import sample

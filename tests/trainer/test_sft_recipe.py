@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.artifacts import ArtifactStore, digest_folder
 from app.errors import InvalidInput
-from app.specs import DemonstrationRow, Lora, ModelRef, Optimiser, SFTSpec
+from app.rows import DemonstrationRow
+from app.specs import Lora, ModelRef, Optimiser, SFTSpec
 from tests.trainer.conftest import build_short_model, user, write_rows
 from trainer.chat import ChatEncoder
 from trainer.checkpoints import Checkpoints

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from app.artifacts import ArtifactStore, digest_folder
 from app.errors import InvalidInput, StorageFull
-from app.specs import BestOfNSpec, DemonstrationRow, Lora, ModelRef, OnPolicyDPOSpec, Optimiser, PromptRow, SFTSpec
+from app.rows import DemonstrationRow, PromptRow
+from app.specs import BestOfNSpec, Lora, ModelRef, OnPolicyDPOSpec, Optimiser, SFTSpec
 from tests.trainer.conftest import separable_pairs, user, write_rows
 from trainer.chat import TokenSequence
 from trainer.checkpoints import Checkpoints

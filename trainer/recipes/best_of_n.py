@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from app.artifacts import ArtifactStore
-from app.specs import BestOfNSpec, DemonstrationRow, PromptRow, SFTSpec
+from app.rows import DemonstrationRow, PromptRow
+from app.specs import BestOfNSpec, SFTSpec
 from trainer.algorithms.choosing import best, controlled_scores
 from trainer.answers import Answers
 from trainer.checkpoints import Checkpoints

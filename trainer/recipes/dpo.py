@@ -14,7 +14,8 @@ from torch import Tensor
 
 from app.artifacts import ArtifactStore
 from app.errors import InvalidInput
-from app.specs import DPOSpec, PairRow, ThumbRow
+from app.rows import PairRow, ThumbRow
+from app.specs import DPOSpec
 from trainer.algorithms.preference import (
     REFERENCE_FREE,
     PairLogps,

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from app.artifacts import ArtifactStore
-from app.specs import DPOSpec, OnPolicyDPOSpec, PairRow, PromptRow
+from app.rows import PairRow, PromptRow
+from app.specs import DPOSpec, OnPolicyDPOSpec
 from trainer.algorithms.choosing import best_against_worst, controlled_scores
 from trainer.answers import Answers
 from trainer.checkpoints import Checkpoints

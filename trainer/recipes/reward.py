@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from app.artifacts import ArtifactStore, read_content
-from app.specs import REWARD_VIEWS, RewardSpec
+from app.rows import REWARD_VIEWS
+from app.specs import RewardSpec
 from trainer import reward_card
 from trainer.chat import ChatEncoder
 from trainer.checkpoints import Checkpoints

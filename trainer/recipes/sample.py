@@ -13,8 +13,9 @@ from accelerate.utils import gather_object
 
 from app.artifacts import ArtifactStore
 from app.errors import InvalidInput
+from app.rows import PromptRow
 from app.settings import Settings
-from app.specs import Generation, ModelRef, PromptRow, SampleSpec, Server
+from app.specs import Generation, ModelRef, SampleSpec, Server
 from trainer.chat import ChatEncoder
 from trainer.data import read_prompts
 from trainer.evaluation import require_numbers, reward_heads

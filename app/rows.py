@@ -1,0 +1,83 @@
+"""Rows of the files that specs point to, one JSON object a line: prompts, comparisons, demonstrations, thumbs."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from app.specs import Spec, Weight
+
+
+class PromptRow(Spec):
+    """A line of a prompts file."""
+
+    id: int
+    messages: tuple[dict[str, str], ...]
+    slices: dict[str, str] = Field(default_factory=dict, description="domain, difficulty, safety_category, split")
+
+
+class PairRow(Spec):
+    """A line of a snapshot: one comparison as the trainer sees it.
+
+    `preference` is the consensus strength in [-4, 4] towards B; `p_b` the consensus probability that B is better;
+    `weight` how much the row counts in the loss.
+    """
+
+    comparison_id: int
+    prompt_id: int
+    messages: tuple[dict[str, str], ...]
+    response_a: str
+    response_b: str
+    finished_a: bool = Field(True, description="False where the response was cut by length")
+    finished_b: bool = True
+    preference: float = Field(ge=-4, le=4)
+    p_b: float = Field(ge=0, le=1)
+    p_tie: float = Field(0.0, ge=0, le=1, description="probability of a tie; p_b counts half of it")
+    agreement: float | None = Field(None, ge=0, le=1, description="share of the labelers who chose the winner")
+    opposed: float | None = Field(None, ge=0, le=1, description="share of the labelers who chose the loser")
+    both_bad: float = Field(0.0, ge=0, le=1, description="share of the labelers who found neither any good")
+    aspects: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
+        default_factory=dict, description="p_b by aspect, where rated apart"
+    )
+    ranking: int | None = Field(None, description="pairs of one k-way ranking share it: one batch element")
+    weight: Weight = 1.0
+    judgments: tuple[int, ...] = Field(default=(), description="ids of the judgments behind it")
+    rubric_version: int | None = None
+    split: Literal["train", "heldout"]
+    slices: dict[str, str] = Field(default_factory=dict)
+
+
+REWARD_VIEWS = "comparisons.jsonl"  # in a reward model's folder: a RewardView for each comparison it has read
+
+
+class RewardView(Spec):
+    """What a reward model says of a comparison of its snapshot: the probability that B is better, given that one is.
+
+    `trained` is False where it did not train on the comparison: that was held out, left out, or in the fold of the
+    member that says it. Only there agreement is no matter of memory.
+    """
+
+    comparison_id: int
+    p_b: float = Field(ge=0, le=1)
+    trained: bool
+
+
+class DemonstrationRow(Spec):
+    """A line of a demonstrations file: a conversation and the answer to learn."""
+
+    id: int
+    messages: tuple[dict[str, str], ...]
+    response: str
+    weight: Weight = 1.0
+    split: Literal["train", "heldout"] = "train"
+    slices: dict[str, str] = Field(default_factory=dict)
+
+
+class ThumbRow(Spec):
+    """A line of a thumbs file: one response, liked or not, without a rival."""
+
+    id: int
+    messages: tuple[dict[str, str], ...]
+    response: str
+    liked: bool
+    weight: Weight = 1.0
+    slices: dict[str, str] = Field(default_factory=dict)
