@@ -2,7 +2,9 @@
 
 import logging
 import multiprocessing
+import os
 import sys
+import threading
 import traceback
 import warnings
 from concurrent.futures import ProcessPoolExecutor
@@ -30,7 +32,7 @@ def played(cell: Cell, store: Path, base: str, *, apart: bool) -> Played:
         pass
     if not apart:
         return make(cell, store, base)
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), quiet) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), begin) as pool:
         try:
             return pool.submit(make, cell, store, base).result()
         except BrokenProcessPool:
@@ -55,6 +57,14 @@ def _play(cell: Cell, workshop: Workshop) -> Played:
 def _failed(cell: Cell, why: str) -> dict[str, Any]:
     say(f"    failed: {why}")
     return {"cell": cell.model_dump(mode="json"), "name": cell.name, "error": why}
+
+
+def begin() -> None:
+    """How a cell's process begins: the command takes it along when it is killed."""
+    quiet()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def quiet() -> None:

@@ -147,7 +147,7 @@ def recipe_of(kind: str) -> Recipe:
 def code_digest() -> str:
     """Tells apart the code that outputs were made by: SHA-256 of the trainer's and the specs' sources."""
     sha = hashlib.sha256()
-    folder = Path(trainer.__file__).parent
-    for path in [*sorted(folder.rglob("*.py")), Path(app.__file__).parent / "specs.py"]:
+    formats = Path(app.__file__).parent
+    for path in [*sorted(Path(trainer.__file__).parent.rglob("*.py")), formats / "specs.py", formats / "rows.py"]:
         sha.update(digest_file(path).encode())
     return sha.hexdigest()[:16]
