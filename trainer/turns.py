@@ -38,9 +38,9 @@ from trainer.algorithms.bradley_terry import ensemble_score
 from trainer.answers import Answers, answers_of
 from trainer.chat import ChatEncoder
 from trainer.checkpoints import Checkpoints
-from trainer.checks import ADAPTER_CONFIG
 from trainer.data import encode_pairs, read_prompts
 from trainer.evaluation import Heads, reward_heads
+from trainer.interpolation import policy_between
 from trainer.memory import PeakMemory
 from trainer.modeling import load_causal_lm, load_tokenizer, loading, notes_on, resolve, seed_everything, working_dtype
 from trainer.phases import Phase
@@ -293,18 +293,9 @@ class Turns:
     def _between(self, before: ModelRef, after: ModelRef, share: float, name: str) -> ModelRef:
         """The policy that lies at a share of the way between two, stored under `name`."""
         if not the_main_processes(lambda: self.work.exists(name)):
-            old, new = (
-                load_causal_lm(model, self.spec.lora, trainable=True, dtype=torch.float32) for model in (before, after)
-            )
-            known, rank = dict(old.named_parameters()), rank_of(before)
-            with torch.no_grad():
-                for key, parameter in new.named_parameters():
-                    if parameter.requires_grad:
-                        # Rows of A that `before` does not have stand beside zeros in its B: they can be any.
-                        known_rows = slice(rank) if "lora_A" in key else slice(None)
-                        parameter[known_rows] = known[key][known_rows].lerp(parameter[known_rows], share)
+            model = policy_between(before, after, share, self.spec.lora)
             with self._folder(name) as folder:
-                save_policy(new, self.tokenizer, folder)
+                save_policy(model, self.tokenizer, folder)
         return self._model(name)
 
     # ---- the choice --------------------------------------------------------------------------------------------------
@@ -392,11 +383,6 @@ class Turns:
 
 STEPS = "steps.json"  # beside a phase's model: the last step it reported, rows, tokens, why rows were left out, seconds
 LEAST = 5  # held-out comparisons: from fewer, two that went the same way would look certain
-
-
-def rank_of(model: ModelRef) -> int:
-    """The rank of a model's adapter, 0 without one."""
-    return json.loads((Path(model.adapter) / ADAPTER_CONFIG).read_text())["r"] if model.adapter else 0
 
 
 def significantly_worse(right: Tensor, than: Tensor) -> bool:
