@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from app.artifacts import read_content
+from app.domain.consensus import winner
 from app.errors import InvalidInput
 from app.rows import DemonstrationRow, PairRow, PromptRow, ThumbRow
 from trainer.chat import ChatEncoder, TokenSequence
@@ -88,7 +89,7 @@ class Pair(NamedTuple):
     @property
     def tied(self) -> bool:
         """Whether there is no winner: both are as probably better, or most probably neither is."""
-        return self.p_chosen == 0.5 or self.row.p_tie > self.p_chosen - self.row.p_tie / 2
+        return winner(self.row.p_b, self.row.p_tie) == 0
 
     @property
     def sequences(self) -> tuple[TokenSequence, TokenSequence]:

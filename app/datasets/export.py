@@ -21,7 +21,7 @@ from app.datasets import queries
 from app.datasets.queries import ExportedDemonstration, ExportRow
 from app.datasets.reading import Progress
 from app.domain import slices
-from app.domain.consensus import Consensus, consensus
+from app.domain.consensus import consensus, stored
 from app.errors import InvalidInput, StorageFull
 from app.models import Project
 
@@ -72,7 +72,7 @@ def write_preferences(
 
     Args:
         split: of the prompts.
-        columns: of COLUMNS. margin: strength of the consensus, above 0 to 4. p: probability that the chosen one is the
+        columns: of COLUMNS. margin: strength of the consensus, 0 to 4. p: probability that the chosen one is the
             better (app.domain.consensus). ids: of comparison, prompt and judgments. slices: the prompt's tags.
 
     Raises:
@@ -133,13 +133,10 @@ def _slices(row: ExportRow | ExportedDemonstration) -> dict[str, str]:
 
 def preference_line(row: ExportRow, columns: tuple[str, ...] = ()) -> dict[str, Any] | None:
     """The exported object of a comparison; none for a tie."""
-    stored = None
-    if row.consensus is not None and row.p_b is not None and row.p_tie is not None:
-        stored = Consensus(row.consensus, row.p_b, row.p_tie)
-    found = consensus(row.preferences, row.verdict, stored)
-    if found is None or found.preference == 0:
+    found = consensus(row.preferences, row.verdict, stored(row.consensus, row.p_b, row.p_tie))
+    if found is None or found.is_tie:
         return None
-    b_chosen = found.preference > 0
+    b_chosen = found.winner > 0
     chosen, rejected = (row.response_b, row.response_a) if b_chosen else (row.response_a, row.response_b)
     line: dict[str, Any] = {
         "prompt": row.messages,

@@ -1,11 +1,11 @@
-"""What the labelers of a comparison say together, as training reads it.
+"""What the labelers of a comparison say together, and who won by it: the one rule for training, export and pages.
 
 Four methods, chosen by project. All give probabilities that never reach certainty, and mirrored judgments give mirrored
 probabilities. A reviewer's verdict stands in place of the judgments under every method.
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +23,15 @@ PRIOR = 0.5
 VERDICT_VOTES = 4
 NEWTON_STEPS = 400  # where few trusted labelers stand against many who guess; mostly some ten are enough
 DIGITS = 6
+# Probabilities are stored with DIGITS digits: what differs by less than half of the last one is equal.
+EQUAL = 5e-7
 
 
 class Consensus(NamedTuple):
     """What training reads of a comparison; floats, or in `decide` arrays (C,).
 
     preference: strength towards B, in steps of the rubric: the mean of what was said; for the methods that weigh
-        labelers, how far the posterior leans, see `lean`.
+        labelers, how far the posterior leans, see `lean`. 0 where nobody won, or where the mean is for the other side.
     p_b: probability that B is better, a tie counting half. p_tie: probability of a tie.
     weight: in the loss. 1 for all: how sure the labelers are is already in p_b.
     """
@@ -40,9 +42,13 @@ class Consensus(NamedTuple):
     weight: float = 1.0
 
     @property
+    def winner(self) -> int:
+        """-1 for A, 0 for a tie, 1 for B; see `winner`."""
+        return winner(self.p_b, self.p_tie)
+
+    @property
     def is_tie(self) -> bool:
-        """Whether there is no winner: both are as probably better, or most probably neither is."""
-        return self.p_b == 0.5 or self.p_tie > max(self.p_b, 1 - self.p_b) - self.p_tie / 2
+        return self.winner == 0
 
     def rounded(self) -> "Consensus":
         """To what is stored: so the same judgments give the same snapshot on every machine. Not to certainty."""
@@ -90,8 +96,51 @@ def side(preference: float) -> int:
     return (preference > 0) - (preference < 0)
 
 
+def winner(p_b: float, p_tie: float) -> int:
+    """Who won: -1 for A, 0 for a tie, 1 for B.
+
+    The likeliest of the three outcomes, so nobody wins where a tie is likelier than either side, or where both sides
+    are equally likely. How strongly people said it plays no part. `app.models.comparison.WINNER` says the same in SQL.
+
+    Args:
+        p_b: probability that B is better, a tie counting half. p_tie: probability of a tie.
+    """
+    return 0 if _nobody(p_b - 0.5, p_tie) else side(p_b - 0.5)
+
+
+def winners(p_b: Floats, p_tie: Floats) -> NDArray[np.int64]:
+    """`winner` of C comparisons: (C,)."""
+    return np.where(_nobody(p_b - 0.5, p_tie), 0, np.sign(p_b - 0.5)).astype(np.int64)
+
+
+def _nobody(lean: Any, p_tie: Any) -> Any:
+    """Whether neither side is the likeliest outcome, of p_b - 1/2 and p_tie: numbers, or arrays of them."""
+    # The likelier side has 1/2 + |lean| - p_tie / 2.
+    return (abs(lean) < EQUAL) | (1.5 * p_tie - 0.5 - abs(lean) > EQUAL)
+
+
+def stored(preference: float | None, p_b: float | None, p_tie: float | None) -> Consensus | None:
+    """The consensus that a comparison's columns hold; none before anything was fitted."""
+    if preference is None or p_b is None or p_tie is None:
+        return None
+    return Consensus(preference, p_b, p_tie)
+
+
+def who_won(preference: float | None, p_b: float | None, p_tie: float | None) -> int | None:
+    """Who won by a comparison's columns: see `winner`. None where nobody has said anything; by the mean strength where
+    nothing was fitted."""
+    if p_b is not None:
+        return winner(p_b, p_tie or 0.0)
+    return None if preference is None else side(preference)
+
+
+def decisions(preference: Floats, p_b: Floats, p_tie: Floats) -> Decisions:
+    """Decisions whose strength never speaks against who won."""
+    return Decisions(np.where(np.sign(preference) == winners(p_b, p_tie), preference, 0.0), p_b, p_tie)
+
+
 def consensus(
-    preferences: Sequence[int], verdict_: int | None = None, stored: Consensus | None = None
+    preferences: Sequence[int], verdict_: int | None = None, stored_: Consensus | None = None
 ) -> Consensus | None:
     """What stands of a comparison: the verdict, else what is stored, else (nothing is yet) what the majority says.
 
@@ -102,7 +151,7 @@ def consensus(
         return verdict(verdict_)
     if not preferences:
         return None
-    return stored or majority(preferences).rounded()
+    return stored_ or majority(preferences).rounded()
 
 
 def verdict(preference: int) -> Consensus:
@@ -138,7 +187,7 @@ def decide(method: Method, votes: Votes, crowd: Crowd) -> Decisions:
         steps = 2 * np.abs(votes.preference) / (votes.strengths[votes.comparison] + 1)
         return _smoothed(votes, np.where(votes.preference == 0, 1.0, steps))
     p_b, p_tie = _dawid_skene(votes, crowd) if method == "dawid_skene" else _crowd_bt(votes, crowd.habits.nu)
-    return Decisions(lean(votes, p_b), p_b, p_tie)
+    return decisions(lean(votes, p_b), p_b, p_tie)
 
 
 def lean(votes: Votes, p_b: Floats) -> Floats:
@@ -163,7 +212,7 @@ def _smoothed(votes: Votes, weight: Floats) -> Decisions:
     for_b = sums(votes.comparison, weight * (1 + sides) / 2, n) + PRIOR
     ties = sums(votes.comparison, weight * (sides == 0), n)
     preference = sums(votes.comparison, votes.preference, n) / np.maximum(np.bincount(votes.comparison, minlength=n), 1)
-    return Decisions(preference, for_b / total, ties / total)
+    return decisions(preference, for_b / total, ties / total)
 
 
 def _dawid_skene(votes: Votes, crowd: Crowd) -> tuple[Floats, Floats]:

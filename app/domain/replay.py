@@ -26,7 +26,7 @@ class Candidate(NamedTuple):
 
     comparison_id: int
     split: str  # train | heldout
-    p_b: float
+    winner: int  # -1 for A, 0 for a tie, 1 for B: app.domain.consensus.winner
     judgments: int
     first_round: int | None  # number of the round that read it first; none: it is new
 
@@ -74,8 +74,8 @@ def counts(chosen: Sequence[Candidate]) -> dict[str, Any]:
     return {
         "train": len(train),
         "heldout": len(chosen) - len(train),
-        "ties": sum(c.p_b == 0.5 for c in chosen),
-        "winners": sum(c.p_b != 0.5 for c in train),
+        "ties": sum(c.winner == 0 for c in chosen),
+        "winners": sum(c.winner != 0 for c in train),
         "judgments": sum(c.judgments for c in chosen),
         "new": len(train) - earlier.total(),
         "earlier": {str(number): n for number, n in sorted(earlier.items())},

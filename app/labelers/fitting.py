@@ -115,7 +115,7 @@ def refit(session: Session, project: Project) -> Fitted:
         shares, low, high = joint.habits.eta, joint.low, joint.high
         iterations, converged, habits = joint.iterations, joint.converged, joint.crowd
         by_labeler |= {"eta": joint.habits.eta, "nu": joint.habits.nu}
-        found = Decisions(consensus.lean(votes, joint.p_b), joint.p_b, joint.p_tie)
+        found = consensus.decisions(consensus.lean(votes, joint.p_b), joint.p_b, joint.p_tie)
     else:
         found = consensus.decide(method, votes, crowd)
 

@@ -22,6 +22,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
 from app.bulk import read_columns
+from app.domain.consensus import who_won
 from app.domain.labelers import UNKNOWN, UNSAID, Judged
 from app.models import (
     Adjudication,
@@ -194,7 +195,14 @@ class LastJudgment(NamedTuple):
     created_at: datetime
     superseded_for: str | None
     consensus: float | None
+    p_b: float | None
+    p_tie: float | None
     strengths: int  # of the rubric it was given under
+
+    @property
+    def winner(self) -> int | None:
+        """Who won the comparison, as training reads it; none: nobody has said anything."""
+        return who_won(self.consensus, self.p_b, self.p_tie)
 
 
 def last_judgments(session: Session, project_id: int, labeler_id: int) -> list[LastJudgment]:
@@ -211,6 +219,8 @@ def last_judgments(session: Session, project_id: int, labeler_id: int) -> list[L
             Judgment.created_at,
             Judgment.superseded_for,
             Comparison.consensus,
+            Comparison.p_b,
+            Comparison.p_tie,
             Rubric.strengths,
         )
         .join(Comparison, Comparison.id == Judgment.comparison_id)

@@ -37,10 +37,14 @@ IN_CALIBRATION = "state = 'open' AND gold IS NOT NULL"
 
 # What waits for a reviewer. Each has an index that holds exactly these, in the order they are reviewed in.
 IN_DISAGREEMENT = "state = 'in_review' AND coalesce(review_reason, 'split') NOT IN ('flagged', 'requested')"
+# Who won, as app.domain.consensus.who_won says it; null where nobody has said anything.
+WINNER = (
+    "CASE WHEN abs(p_b - 0.5) < 5e-7 OR 1.5 * p_tie - greatest(p_b, 1 - p_b) > 5e-7 THEN 0"
+    " ELSE sign(coalesce(p_b - 0.5, consensus)) END"
+)
 IN_CONFLICT = (  # people chose one side, and the reward model is sure of the other
     "state IN ('settled', 'in_review') AND NOT conflict_dismissed AND ("
-    "coalesce(p_b - 0.5, consensus) > 0 AND reward_p_b <= 0.2"
-    " OR coalesce(p_b - 0.5, consensus) < 0 AND reward_p_b >= 0.8)"
+    f"{WINNER} = 1 AND reward_p_b <= 0.2 OR {WINNER} = -1 AND reward_p_b >= 0.8)"
 )
 IS_FLAGGED = "(flagged OR state = 'in_review' AND review_reason = 'flagged') AND state <> 'withdrawn'"
 IS_REQUESTED = "state = 'in_review' AND review_reason = 'requested'"

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from app.domain import scale
+from app.domain.consensus import who_won
 from app.models import Comparison, Judgment
 from app.review.queries import Decision, Said
 from app.review.queues import Answer, Queued
@@ -68,15 +69,14 @@ def odds(p_b: float) -> str:
     return f"{percent}% for {'B' if p_b > 0.5 else 'A'}" if p_b != 0.5 else "50% for either"
 
 
-def people_prefer(comparison: Comparison) -> float:
-    """Above 0 where people prefer B: by the consensus method's posterior, or the mean where it has none."""
-    return comparison.p_b - 0.5 if comparison.p_b is not None else comparison.consensus or 0.0
+def is_tie(comparison: Comparison) -> bool:
+    return who_won(comparison.consensus, comparison.p_b, comparison.p_tie) == 0
 
 
 def is_conflict(comparison: Comparison) -> bool:
     """Whether the reward model is sure that people chose the wrong side: as app.models.comparison.IN_CONFLICT."""
-    p, people = comparison.reward_p_b, people_prefer(comparison)
-    return p is not None and ((people > 0 and p <= 0.2) or (people < 0 and p >= 0.8))
+    p, people = comparison.reward_p_b, who_won(comparison.consensus, comparison.p_b, comparison.p_tie)
+    return p is not None and ((people == 1 and p <= 0.2) or (people == -1 and p >= 0.8))
 
 
 class Row(NamedTuple):

@@ -3,11 +3,11 @@
 import json
 import math
 from collections import defaultdict
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy.orm import Session
 
-from app.domain.consensus import Consensus, side
+from app.domain.consensus import who_won
 from app.domain.intervals import FEWEST, Interval, clustered_share
 from app.domain.slices import of_prompt
 from app.domain.verdicts import Verdict, verdict
@@ -43,21 +43,14 @@ def win_rates(session: Session, round_ids: list[int]) -> dict[tuple[int, str], W
         for name in ["", *(f"{kind}={value}" for kind, value in tags.items())]:
             clusters = counted[row.round_id, name]
             won, cases = clusters.get(row.prompt_id, (0.0, 0.0))
-            added = row.n * (1 + _winner(row) * (1 if row.new_is_b else -1)) / 2
+            winner = who_won(row.consensus, row.p_b, row.p_tie) or 0
+            added = row.n * (1 + winner * (1 if row.new_is_b else -1)) / 2
             clusters[row.prompt_id] = won + added, cases + row.n
     found = {}
     for key, clusters in counted.items():
         if interval := clustered_share(list(clusters.values())):
             found[key] = WinRate(*interval, int(sum(cases for _, cases in clusters.values())), len(clusters))
     return found
-
-
-def _winner(row: Any) -> int:
-    """-1 for A, 0 for a tie, 1 for B: as training reads it, by the labelers' votes and not by their mean strength."""
-    if row.p_b is None or row.p_tie is None:
-        return side(row.consensus)
-    found = Consensus(row.consensus, row.p_b, row.p_tie)
-    return 0 if found.is_tie else side(found.p_b - 0.5)
 
 
 def verdict_of(session: Session, round_: Round) -> Verdict | None:

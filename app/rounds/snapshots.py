@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
-from app.domain.consensus import DIGITS, Consensus, consensus, majority, side
+from app.domain.consensus import DIGITS, Consensus, consensus, majority, side, stored
 from app.domain.replay import Candidate, Reading, choose, counts, draw
 from app.domain.slices import of_prompt
 from app.labelers import fitting
@@ -33,14 +33,11 @@ def readable(session: Session, project: Project, *, texts: bool) -> list[Readabl
     """
     found = []
     for row in queries.usable_comparisons(session, project.id, texts=texts):
-        complete = None not in (row.consensus, row.p_b, row.p_tie)
-        stored = Consensus(row.consensus, row.p_b, row.p_tie) if complete else None
-        agreed = consensus(row.preferences, row.verdict, stored)
+        agreed = consensus(row.preferences, row.verdict, stored(row.consensus, row.p_b, row.p_tie))
         if agreed is None:  # settled without a judgment left: all were superseded
             continue
         split = "heldout" if row.heldout else "train"
-        p_b = 0.5 if agreed.is_tie else agreed.p_b
-        candidate = Candidate(row.id, split, p_b, len(row.judgments), row.first_round)
+        candidate = Candidate(row.id, split, agreed.winner, len(row.judgments), row.first_round)
         found.append(Readable(candidate, row, agreed))
     return found
 
@@ -48,7 +45,7 @@ def readable(session: Session, project: Project, *, texts: bool) -> list[Readabl
 def pair_row(found: Readable) -> PairRow:
     """A comparison as the trainer sees it."""
     row = found.row
-    winner = side(round(found.consensus.p_b - 0.5, 9))
+    winner = found.consensus.winner
     sides = [side(preference) for preference in row.preferences]
     aspects: dict[str, list[int]] = {}
     for said in row.aspects:
@@ -68,7 +65,7 @@ def pair_row(found: Readable) -> PairRow:
         agreement=round(sides.count(winner) / len(sides), DIGITS) if sides else None,
         opposed=round(sides.count(-winner) / len(sides), DIGITS) if sides and winner else None,
         both_bad=round(row.both_bad, DIGITS),
-        aspects={name: majority(said).rounded().p_b for name, said in sorted(aspects.items())},
+        aspects={name: _of_aspect(said) for name, said in sorted(aspects.items())},
         ranking=row.ranking_id,
         weight=found.consensus.weight,
         judgments=tuple(row.judgments),
@@ -76,6 +73,12 @@ def pair_row(found: Readable) -> PairRow:
         split="heldout" if row.heldout else "train",
         slices=of_prompt(row.domain, row.difficulty, row.safety_category, row.prompt_split),
     )
+
+
+def _of_aspect(said: list[int]) -> float:
+    """p_b of an aspect; one half where nobody won, since a row has no p_tie by aspect."""
+    found = majority(said).rounded()
+    return 0.5 if found.is_tie else found.p_b
 
 
 def would_read(session: Session, project: Project, reading: Reading) -> dict[str, Any]:

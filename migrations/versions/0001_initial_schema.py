@@ -893,8 +893,10 @@ def upgrade() -> None:
         unique=False,
         postgresql_where=sa.text(
             "state IN ('settled', 'in_review') AND NOT conflict_dismissed AND ("
-            "coalesce(p_b - 0.5, consensus) > 0 AND reward_p_b <= 0.2"
-            " OR coalesce(p_b - 0.5, consensus) < 0 AND reward_p_b >= 0.8)"
+            "CASE WHEN abs(p_b - 0.5) < 5e-7 OR 1.5 * p_tie - greatest(p_b, 1 - p_b) > 5e-7 THEN 0"
+            " ELSE sign(coalesce(p_b - 0.5, consensus)) END = 1 AND reward_p_b <= 0.2"
+            " OR CASE WHEN abs(p_b - 0.5) < 5e-7 OR 1.5 * p_tie - greatest(p_b, 1 - p_b) > 5e-7 THEN 0"
+            " ELSE sign(coalesce(p_b - 0.5, consensus)) END = -1 AND reward_p_b >= 0.8)"
         ),
     )
     op.create_index(

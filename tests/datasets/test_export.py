@@ -7,6 +7,7 @@ from typing import Any
 
 import datasets
 import pytest
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
@@ -14,7 +15,13 @@ from trl import DPOConfig, DPOTrainer
 from app.datasets.export import COLUMNS, parse_columns, write_preferences
 from app.datasets.service import no_progress
 from app.errors import InvalidInput
-from app.models import Adjudication, Comparison, Project
+from app.labelers.queries import last_judgments
+from app.labeling.settling import settle
+from app.models import Adjudication, Comparison, Completion, Judgment, Project
+from app.models.comparison import IN_CONFLICT
+from app.review import views
+from app.rounds.outcomes import win_rates
+from app.rounds.snapshots import pair_row, readable
 from tests import factories
 from tests.trainer.conftest import build_model
 
@@ -56,6 +63,36 @@ def test_chosen_and_rejected_follow_the_judgments(session: Session, project: Pro
             "rejected": [{"role": "assistant", "content": "d"}],
         },
     ]
+
+
+@pytest.mark.parametrize(("preferences", "winner"), [((0, 0, 0, 0, 1), 0), ((-1,) * 5 + (3,) * 2, -1)])
+def test_training_export_pages_and_figures_say_the_same_winner(
+    session: Session, project: Project, tmp_path: Path, preferences: tuple[int, ...], winner: int
+) -> None:
+    """Four ties and one for B; five slightly for A and two much for B, whose mean strength is for B."""
+    row = comparison(session, project, *preferences, state="open", purpose="human_eval", texts=("a", "b"))
+    round_ = factories.round_(session, project, policy_after_id=factories.model(session, project).id)
+    session.get_one(Completion, row.completion_b_id).model_version_id = round_.policy_after_id
+    row.round_id = round_.id
+    session.flush()
+    settle(session, [row.id])
+    session.refresh(row)
+    row.state, row.reward_p_b = "settled", 1.0  # as if no review had been wanted; the reward model is sure of B
+    session.flush()
+    (trained,) = readable(session, project, texts=True)
+    assert trained.consensus.winner == trained.candidate.winner == winner
+    as_read = pair_row(trained)
+    assert as_read.agreement == round(preferences.count(min(preferences)) / len(preferences), 6)
+    assert as_read.preference * winner >= 0
+    exported = export(session, project, tmp_path / "x.jsonl", columns=COLUMNS)
+    assert [line["chosen"][0]["content"] for line in exported] == ({-1: ["a"], 0: []}[winner])
+    assert all(line["p"] > 0.5 for line in exported)
+    labeler = session.scalars(select(Judgment.labeler_id)).first() or 0
+    assert last_judgments(session, project.id, labeler)[0].winner == winner
+    assert win_rates(session, [round_.id])[round_.id, ""].value == (1 + winner) / 2
+    # Only where people chose A is a reward model that is sure of B in conflict with them.
+    conflicts = session.scalars(text(f"SELECT id FROM comparison WHERE {IN_CONFLICT}")).all()
+    assert views.is_conflict(row) == bool(conflicts) == (winner == -1)
 
 
 def test_verdicts_stand_in_place_and_ties_and_open_ones_are_counted(

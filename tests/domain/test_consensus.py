@@ -1,5 +1,7 @@
 """Each method by arithmetic, mirrored judgments, and what a verdict or an empty comparison gives."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -123,6 +125,27 @@ def test_a_tie_is_where_nothing_is_likelier() -> None:
     assert majority([0, 0, 1]).is_tie  # 1/2 a tie, 3/8 B, 1/8 A
     assert not majority([0, 1]).is_tie  # 1/3 a tie, 1/2 B, 1/6 A
     assert not majority([-1]).is_tie
+
+
+def test_votes_and_not_strengths_say_who_won() -> None:
+    ties = majority([0, 0, 0, 0, 1])  # 4/6 a tie, 3.5/6 for B with half of it
+    assert (ties.p_b, ties.p_tie) == (pytest.approx(3.5 / 6), pytest.approx(4 / 6))
+    assert (ties.winner, ties.preference) == (0, 0.0)
+    # Five a little for A, two much for B: the mean is for B, the people for A, with no strength.
+    for_a = majority([-1] * 5 + [3] * 2)
+    assert (for_a.p_b, for_a.winner, for_a.preference) == (pytest.approx(2.5 / 8), -1, 0.0)
+    assert one("strength_weighted", *[-1] * 5, *[3] * 2).winner == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_strength_is_never_for_the_other_side(method: Method) -> None:
+    said = [list(each) for each in itertools.product((-3, -1, 0, 2), repeat=4)]
+    found = decide(method, votes_of(*said), Crowd()) if method != "crowd_bt" else None
+    for n, each in enumerate(said[::5] if found is None else said):
+        alone = one(method, *each) if found is None else Consensus(*(float(value[n]) for value in found))
+        assert alone.preference * alone.winner >= 0
+        assert alone.winner or alone.preference == 0
+        assert alone.rounded().winner == alone.winner
 
 
 def test_weights_of_nobody_are_the_majoritys() -> None:

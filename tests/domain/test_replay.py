@@ -11,11 +11,11 @@ def candidates(split: str, *first_rounds: tuple[int | None, int]) -> list[Candid
     rows: list[Candidate] = []
     for first_round, n in first_rounds:
         begin = 1000 * (first_round or 9) + 500 * (split == "heldout")
-        rows += [Candidate(begin + i, split, 0.75, 2, first_round) for i in range(n)]
+        rows += [Candidate(begin + i, split, 1, 2, first_round) for i in range(n)]
     return rows
 
 
-ALL = [*candidates("train", (1, 100), (2, 40), (4, 60), (None, 120)), Candidate(1, "heldout", 0.5, 1, None)]
+ALL = [*candidates("train", (1, 100), (2, 40), (4, 60), (None, 120)), Candidate(1, "heldout", 0, 1, None)]
 
 
 def read(**reading: object) -> dict[str, object]:

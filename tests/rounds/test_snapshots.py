@@ -129,8 +129,8 @@ def test_all_that_was_said_reaches_the_trainer(session: Session, store: Artifact
     assert row.judgments == (first.id, second.id, third.id)
     assert row.ranking == ranking.id
     assert row.both_bad == pytest.approx(2 / 3, abs=1e-6)
-    # One for B and two ties: (1 + 1 + 1/2) / 4, and 2 / 4 a tie. One of the three chose the winner.
-    assert (row.p_b, row.p_tie, row.agreement) == (0.625, 0.5, pytest.approx(1 / 3, abs=1e-6))
+    # One for B and two ties: (1 + 1 + 1/2) / 4, and 2 / 4 a tie, which two of the three said.
+    assert (row.p_b, row.p_tie, row.agreement) == (0.625, 0.5, pytest.approx(2 / 3, abs=1e-6))
     # By aspect: one for B and a tie, (1 + 1/2 + 1/2) / 3; one for A, (0 + 1/2) / 2.
     assert row.aspects == {"factuality": 0.25, "style": pytest.approx(2 / 3, abs=1e-6)}
 
