@@ -6,7 +6,15 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
 from app.datasets.reading import FileContent, Located, Problem
-from app.datasets.records import DemonstrationRecord, JudgmentRecord, PairRecord, PromptRecord, Record
+from app.datasets.records import (
+    DemonstrationRecord,
+    JudgmentRecord,
+    PairRecord,
+    PromptRecord,
+    Record,
+    ThumbKey,
+    ThumbRecord,
+)
 
 MAX_JUDGMENTS = 1000  # on one comparison: the table's limit
 R = TypeVar("R", bound=Record)
@@ -29,6 +37,7 @@ class Known:
     by_pair_id: dict[str, list[str]] = field(default_factory=dict)
     preferences: dict[tuple[str, str], int] = field(default_factory=dict)  # of live judgments, by digest and labeler
     demonstrations: set[tuple[str, str]] = field(default_factory=set)  # digests of prompt and text
+    thumbs: dict[ThumbKey, bool] = field(default_factory=dict)  # live ones of imported labelers: liked
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +60,7 @@ class Checked:
     pairs: dict[str, PairRecord] = field(default_factory=dict)  # by digest
     votes: dict[tuple[str, str], Vote] = field(default_factory=dict)  # by pair digest and labeler, new ones only
     demonstrations: dict[tuple[str, str], DemonstrationRecord] = field(default_factory=dict)  # by key, new ones only
+    thumbs: dict[ThumbKey, ThumbRecord] = field(default_factory=dict)  # new ones only
     repeated: Counter[str] = field(default_factory=Counter)
     not_taken: Counter[str] = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
@@ -70,6 +80,8 @@ def check(contents: Sequence[FileContent], known: Known, strengths: int, *, allo
         checker.run(checker.add_pair, pair, located)
     for demonstration, located in _of_type(contents, DemonstrationRecord):
         checker.run(checker.add_demonstration, demonstration, located)
+    for thumb, located in _of_type(contents, ThumbRecord):
+        checker.run(checker.add_thumb, thumb, located)
     # Last, so that the order of the files does not matter.
     for judgment, located in _of_type(contents, JudgmentRecord):
         checker.run(checker.add_judgment, judgment, located)
@@ -156,6 +168,18 @@ class _Checker:
             self.checked.repeated["demonstrations"] += 1
         else:
             self.checked.demonstrations[demonstration.key] = demonstration
+
+    def add_thumb(self, thumb: ThumbRecord, located: Located) -> None:
+        earlier = self.checked.thumbs.get(thumb.key)
+        liked = earlier.liked if earlier else self.known.thumbs.get(thumb.key)
+        if liked not in (None, thumb.liked):
+            said, now = ("up", "down") if liked else ("down", "up")
+            raise ValueError(f"{thumb.labeler} already gave this response a thumb {said}, now one {now}")
+        self.add_prompt(thumb.prompt, located)
+        if liked is None:
+            self.checked.thumbs[thumb.key] = thumb
+        else:
+            self.checked.repeated["thumbs"] += 1
 
     def add_judgment(self, judgment: JudgmentRecord, located: Located) -> None:
         pair_id = judgment.pair_id

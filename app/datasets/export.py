@@ -1,6 +1,6 @@
 """Export in the formats that TRL's trainers read, as lists of chat messages.
 
-Preferences are prompt, chosen and rejected; demonstrations are prompt and completion.
+Preferences are prompt, chosen and rejected; demonstrations are prompt and completion; thumbs have a label besides.
 """
 
 import contextlib
@@ -18,16 +18,17 @@ from typing import IO, Any, Literal
 from sqlalchemy.orm import Session
 
 from app.datasets import queries
-from app.datasets.queries import ExportedDemonstration, ExportRow
+from app.datasets.queries import ExportedDemonstration, ExportedThumb, ExportRow
 from app.datasets.reading import Progress
-from app.domain import slices
+from app.domain import slices, thumbs
 from app.domain.consensus import consensus, stored
 from app.errors import InvalidInput, StorageFull
 from app.models import Project
 
 COLUMNS = ("margin", "p", "ids", "slices")
 Split = Literal["all", "train", "heldout"]
-Kind = Literal["preferences", "demonstrations"]
+# In a trainer's format, or all there is (app.datasets.full_export).
+Kind = Literal["preferences", "demonstrations", "thumbs", "full"]
 
 
 @dataclass
@@ -40,6 +41,15 @@ class ExportCounts:
         return (
             f"{self.written:,} comparisons. Left out: {self.ties:,} ties, {self.undecided:,} still open or in review."
         )
+
+
+@dataclass
+class ThumbCounts:
+    written: int = 0
+    even: int = 0  # as many up as down
+
+    def describe(self) -> str:
+        return f"{self.written:,} responses with a thumb. Left out: {self.even:,} with as many up as down."
 
 
 def parse_columns(text: str) -> tuple[str, ...]:
@@ -81,7 +91,7 @@ def write_preferences(
     """
     decided, undecided = queries.export_totals(session, project.id, split)
     counts = ExportCounts(undecided=undecided)
-    with _replacing(path) as handle:
+    with replacing(path) as handle:
         for n, row in enumerate(queries.export_rows(session, project.id, split), 1):
             line = preference_line(row, columns)
             if line is None:
@@ -108,7 +118,7 @@ def write_demonstrations(
     Of the columns ids (demonstration and prompt) and slices are theirs. Errors as for `write_preferences`.
     """
     total, n = queries.demonstrations(session, project.id).get("approved", 0), 0
-    with _replacing(path) as handle:
+    with replacing(path) as handle:
         for n, row in enumerate(queries.exported_demonstrations(session, project.id, split), 1):
             line: dict[str, Any] = {
                 "prompt": row.messages,
@@ -125,7 +135,43 @@ def write_demonstrations(
     return n
 
 
-def _slices(row: ExportRow | ExportedDemonstration) -> dict[str, str]:
+def write_thumbs(
+    session: Session,
+    project: Project,
+    path: Path,
+    *,
+    split: Split = "all",
+    columns: tuple[str, ...] = (),
+    progress: Progress,
+) -> ThumbCounts:
+    """Writes every response with a thumb as prompt, completion and label (true: liked by most), in the order they came.
+
+    Responses with as many thumbs up as down are left out and counted. Of the columns ids (response, prompt and thumbs)
+    and slices are theirs. Errors as for `write_preferences`.
+    """
+    counts = ThumbCounts()
+    with replacing(path) as handle:
+        for row in queries.exported_thumbs(session, project.id, split):
+            label = thumbs.liked(row.up, row.down)
+            if label is None:
+                counts.even += 1
+                continue
+            line: dict[str, Any] = {
+                "prompt": row.messages,
+                "completion": [{"role": "assistant", "content": row.text}],
+                "label": label,
+            }
+            if "ids" in columns:
+                line |= {"response_id": row.response_id, "prompt_id": row.prompt_id, "thumb_ids": row.thumb_ids}
+            if "slices" in columns:
+                line["slices"] = _slices(row)
+            handle.write(json.dumps(line, ensure_ascii=False) + "\n")
+            counts.written += 1
+    progress("writing responses", counts.written, counts.written)
+    return counts
+
+
+def _slices(row: ExportRow | ExportedDemonstration | ExportedThumb) -> dict[str, str]:
     """Every line has every key: readers that infer a schema from the first lines fail on later keys."""
     tags = slices.of_prompt(row.domain, row.difficulty, row.safety_category, row.split)
     return dict.fromkeys(slices.NAMES, "") | tags
@@ -155,7 +201,7 @@ def preference_line(row: ExportRow, columns: tuple[str, ...] = ()) -> dict[str, 
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[str]]:
+def replacing(path: Path) -> Iterator[IO[str]]:
     """A text file that takes its place at `path` (gzipped for .gz) when the block ends without an error."""
     if not path.parent.is_dir():
         raise InvalidInput(f"There is no folder {path.parent}.", "Make it first, or choose another file.")

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from app.datasets.records import DemonstrationRecord, JudgmentRecord, PairRecord, PromptRecord, Record
+from app.datasets.records import DemonstrationRecord, JudgmentRecord, PairRecord, PromptRecord, Record, ThumbRecord
 from app.datasets.transcripts import Turns, join_runs, turns_of
 from app.errors import PrefloopError
 from app.prompts.service import check_messages
@@ -174,6 +174,33 @@ class DemonstrationLine(Tags):
                 "must hold a prompt and one of response or completion, or messages that end with the answer"
             )
         return DemonstrationRecord(self._prompt(_conversation(before)), given[0], self.author or source)
+
+
+class ThumbLine(Tags):
+    """Unpaired feedback: one response and whether somebody likes it."""
+
+    messages: Any = None
+    prompt: Any = None
+    response: Annotated[str | None, BeforeValidator(_answer)] = None
+    completion: Annotated[str | None, BeforeValidator(_answer)] = None
+    label: bool
+    labeler: Name | None = None
+    model: Text = ""
+    rationale: Text = ""
+
+    def record(self, source: str) -> Record:
+        given = [answer for answer in (self.response, self.completion) if answer is not None]
+        before = self.prompt if self.prompt is not None else self.messages
+        if len(given) != 1 or before is None:
+            raise ValueError("must hold a prompt, one of response or completion, and a label (true or false)")
+        return ThumbRecord(
+            self._prompt(_conversation(before)),
+            given[0],
+            self.label,
+            self.labeler or source,
+            self.model or source,
+            self.rationale,
+        )
 
 
 class InstructionLine(Tags):
@@ -345,6 +372,11 @@ FORMATS: Mapping[str, Format] = {
         TranscriptLine, _keys("chosen rejected"), "chosen, rejected: HH-RLHF transcripts, or messages beside a prompt"
     ),
     "judgments": Format(JudgmentLine, _keys("pair_id labeler"), "pair_id, labeler, choice or preference"),
+    "thumbs": Format(
+        ThumbLine,
+        tuple(frozenset((a, b, "label")) for a in ("prompt", "messages") for b in ("completion", "response")),
+        "prompt, completion and label (true: liked); perhaps labeler",
+    ),
     "demonstrations": Format(
         DemonstrationLine,
         _keys("prompt response", "prompt completion", "messages response", "messages completion"),

@@ -33,4 +33,5 @@ class ExportQuery(BaseModel):
     kind: Kind = "preferences"
     split: Literal["all", "train", "heldout"] = "all"
     columns: Annotated[str, Field(max_length=100)] = ""
+    pseudonyms: bool = False
     gzip: bool = False

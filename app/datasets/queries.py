@@ -9,7 +9,8 @@ from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.orm import Session, aliased
 
 from app.datasets.checking import Known, StoredPair
-from app.models import Adjudication, Comparison, Completion, Demonstration, Judgment, Project, Prompt, User
+from app.datasets.records import ThumbKey, text_digest
+from app.models import Adjudication, Comparison, Completion, Demonstration, Judgment, Project, Prompt, Thumb, User
 from app.models.prompt import WITHDRAWN
 
 CHUNK = 5000  # rows a statement, so that progress can be shown
@@ -48,6 +49,16 @@ def known(session: Session, project_id: int) -> Known:
     found.demonstrations = {
         (prompt, text) for prompt, text in session.execute(demonstrations.where(Demonstration.project_id == project_id))
     }
+    thumbs = (
+        select(Prompt.digest, Completion.text, User.name, Thumb.liked)
+        .join(Completion, Completion.id == Thumb.completion_id)
+        .join(Prompt, Prompt.id == Completion.prompt_id)
+        .join(User, User.id == Thumb.labeler_id)
+        .where(Thumb.project_id == project_id, User.kind == "imported", Thumb.superseded_at.is_(None))
+    )
+    found.thumbs = {
+        ThumbKey(prompt, text_digest(text), name): liked for prompt, text, name, liked in session.execute(thumbs)
+    }
     found.preferences = {
         (str(digest), name): said for digest, name, said in session.execute(preferences) if said is not None
     }
@@ -81,13 +92,14 @@ def imported_completions(session: Session, prompt_ids: Sequence[int]) -> Iterato
 
 
 def imported_labelers(session: Session, project_id: int) -> dict[str, int]:
-    """Ids by name of the imported labelers who have judged in this project."""
+    """Ids by name of the imported labelers who have judged, or given thumbs, in this project."""
     judged = (
         select(Judgment.labeler_id)
         .join(Comparison, Comparison.id == Judgment.comparison_id)
         .where(Comparison.project_id == project_id)
     )
-    found = select(User.name, User.id).where(User.kind == "imported", User.id.in_(judged))
+    thumbs = select(Thumb.labeler_id).where(Thumb.project_id == project_id)
+    found = select(User.name, User.id).where(User.kind == "imported", User.id.in_(judged.union(thumbs)))
     return dict(session.execute(found).all())
 
 
@@ -127,6 +139,12 @@ def demonstrations(session: Session, project_id: int) -> dict[str, int]:
     """Demonstrations by review state."""
     found = select(Demonstration.state, func.count()).where(Demonstration.project_id == project_id)
     return dict(session.execute(found.group_by(Demonstration.state)).all())
+
+
+def thumbs(session: Session, project_id: int) -> int:
+    """Live thumbs."""
+    found = select(func.count()).where(Thumb.project_id == project_id, Thumb.superseded_at.is_(None))
+    return session.scalar(found) or 0
 
 
 def heldout(session: Session, project_id: int) -> int:
@@ -262,6 +280,60 @@ def exported_demonstrations(session: Session, project_id: int, split: str) -> It
         yield ExportedDemonstration(*row)
 
 
+class ExportedThumb(NamedTuple):
+    """A response with its live thumbs."""
+
+    response_id: int
+    prompt_id: int
+    messages: list[dict[str, str]]
+    domain: str
+    difficulty: str
+    safety_category: str | None
+    split: str
+    text: str
+    up: int
+    down: int
+    thumb_ids: list[int]
+
+
+def exported_thumbs(session: Session, project_id: int, split: str) -> Iterator[ExportedThumb]:
+    """Responses with thumbs, in the order of the first one."""
+    of_response = (
+        select(
+            Thumb.completion_id,
+            func.count().filter(Thumb.liked).label("up"),
+            func.count().filter(~Thumb.liked).label("down"),
+            func.array_agg(aggregate_order_by(Thumb.id, Thumb.id)).label("ids"),
+            func.min(Thumb.id).label("first"),
+        )
+        .where(Thumb.project_id == project_id, Thumb.superseded_at.is_(None))
+        .group_by(Thumb.completion_id)
+        .subquery()
+    )
+    found = (
+        select(
+            Completion.id,
+            Completion.prompt_id,
+            Prompt.messages,
+            Prompt.domain,
+            Prompt.difficulty,
+            Prompt.safety_category,
+            Prompt.split,
+            Completion.text,
+            of_response.c.up,
+            of_response.c.down,
+            of_response.c.ids,
+        )
+        .join(of_response, of_response.c.completion_id == Completion.id)
+        .join(Prompt, Prompt.id == Completion.prompt_id)
+        .where(Prompt.split != WITHDRAWN)
+        .order_by(of_response.c.first)
+        .execution_options(yield_per=1000)
+    )
+    for row in session.execute(found if split == "all" else found.where(Prompt.split == split)):
+        yield ExportedThumb(*row)
+
+
 class Holdings(NamedTuple):
     """What a project holds."""
 
@@ -271,6 +343,7 @@ class Holdings(NamedTuple):
     judgments: int  # live
     labelers: int
     demonstrations: dict[str, int]  # by review state
+    thumbs: int  # live
 
 
 def holdings(session: Session, project_id: int) -> Holdings:
@@ -289,4 +362,5 @@ def holdings(session: Session, project_id: int) -> Holdings:
         judgments=judgments,
         labelers=labelers,
         demonstrations=demonstrations(session, project_id),
+        thumbs=thumbs(session, project_id),
     )

@@ -103,23 +103,23 @@ def read(file: ImportFile, format_: str | None, source: str | None, progress: Pr
     source = source or file.source
     parse, known = parser(name, source), FORMATS[name].line.known_fields()
     content = FileContent(file.name, name)
-    for number, line in _lines(file, progress):
+    for number, line in numbered_lines(file, progress):
         try:
             values = _object(line)
             content.ignored.update(values.keys() - known)
             content.records.append(Located(parse(values), file.name, number, source))
         except ValueError as error:
-            content.problems.append(Problem(file.name, number, _reason(error)))
+            content.problems.append(Problem(file.name, number, reason_of(error)))
     return content
 
 
 def _detect(file: ImportFile) -> str:
     first: tuple[int, str] | None = None  # the first line's number and why it does not tell the format
-    for number, line in _lines(file, lambda *_: None):
+    for number, line in numbered_lines(file, lambda *_: None):
         try:
             values = _object(line)
         except ValueError as error:
-            first = first or (number, _reason(error))
+            first = first or (number, reason_of(error))
             continue
         if found := detect(values):
             return found
@@ -138,7 +138,7 @@ def _object(line: bytes) -> dict[str, object]:
     return values
 
 
-def _lines(file: ImportFile, progress: Progress) -> Iterator[tuple[int, bytes]]:
+def numbered_lines(file: ImportFile, progress: Progress) -> Iterator[tuple[int, bytes]]:
     """The numbered lines that are not blank; gzip is known by its first bytes, not by the name."""
     total = file.path.stat().st_size
     try:
@@ -164,7 +164,7 @@ def _lines(file: ImportFile, progress: Progress) -> Iterator[tuple[int, bytes]]:
     progress(f"reading {file.name}", total, total)
 
 
-def _reason(error: ValueError) -> str:
+def reason_of(error: ValueError) -> str:
     """Our own words of an error, or pydantic's, by field."""
     if not isinstance(error, ValidationError):
         return str(error)

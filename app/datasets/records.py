@@ -1,10 +1,16 @@
-"""What a line of an import file says, whatever its format: a prompt, a pair, a judgment on one, or a demonstration."""
+"""What a line of an import file says, whatever its format: a prompt, a pair, a judgment on one, a demonstration, or
+a thumb."""
 
 import hashlib
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 
 from app.prompts.service import Messages, digest
+
+
+def text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +71,7 @@ class DemonstrationRecord:
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(self.text.encode()).hexdigest()
+        return text_digest(self.text)
 
     @property
     def key(self) -> tuple[str, str]:
@@ -73,4 +79,28 @@ class DemonstrationRecord:
         return self.prompt.digest, self.digest
 
 
-Record = PromptRecord | PairRecord | JudgmentRecord | DemonstrationRecord
+class ThumbKey(NamedTuple):
+    """By which a thumb is known: digests of prompt and text, and who gave it."""
+
+    prompt: str
+    text: str
+    labeler: str
+
+
+@dataclass(frozen=True, slots=True)
+class ThumbRecord:
+    """One response, liked or not by a labeler. source: of the response."""
+
+    prompt: PromptRecord
+    text: str
+    liked: bool
+    labeler: str
+    source: str
+    rationale: str = ""
+
+    @property
+    def key(self) -> ThumbKey:
+        return ThumbKey(self.prompt.digest, text_digest(self.text), self.labeler)
+
+
+Record = PromptRecord | PairRecord | JudgmentRecord | DemonstrationRecord | ThumbRecord

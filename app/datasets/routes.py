@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +14,7 @@ from starlette.background import BackgroundTask
 from starlette.datastructures import FormData, UploadFile
 
 from app.accounts.access import AdminDep
-from app.datasets import export, queries, service
+from app.datasets import export, full_export, full_import, queries, service
 from app.datasets.formats import FORMATS
 from app.datasets.forms import ExportQuery, ImportForm
 from app.datasets.reading import ImportFile
@@ -23,9 +23,15 @@ from app.db import SessionDep
 from app.errors import InvalidInput
 from app.models import Project
 from app.projects.access import ProjectDep
-from app.render import page
+from app.render import page, redirect
 
 router = APIRouter(prefix="/projects/{project_slug}/data")
+
+WRITERS: dict[str, Callable[..., object]] = {
+    "preferences": export.write_preferences,
+    "demonstrations": export.write_demonstrations,
+    "thumbs": export.write_thumbs,
+}
 
 
 async def _sent(request: Request) -> FormData:
@@ -61,6 +67,11 @@ def import_files(
         raise InvalidInput(f"{first['loc'][0]}: {first['msg']}.", "Correct it and send the form again.") from error
     with tempfile.TemporaryDirectory(prefix="prefloop-import-") as folder:
         files = [_kept(upload, Path(folder) / str(n)) for n, upload in enumerate(uploads)]
+        if any(full_import.is_full(file) for file in files):
+            if len(files) > 1:
+                raise InvalidInput("A full export makes a project of its own.", "Import it alone.")
+            made = full_import.restore(session, files[0], service.no_progress, actor_id=admin.id)
+            return redirect(f"/projects/{made.project.slug}/data")
         try:
             report = service.import_files(session, project, files, options, actor_id=admin.id)
         except ImportRefused as refused:
@@ -85,8 +96,14 @@ def download(
         folder = Path(tempfile.mkdtemp(prefix="prefloop-export-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         columns = export.parse_columns(wanted.columns)
-        write = export.write_demonstrations if wanted.kind == "demonstrations" else export.write_preferences
-        write(session, project, folder / name, split=wanted.split, columns=columns, progress=service.no_progress)
+        full_export.check_options(wanted.kind, wanted.split, columns, wanted.pseudonyms)
+        if wanted.kind == "full":
+            full_export.write_full(
+                session, project, folder / name, pseudonyms=wanted.pseudonyms, progress=service.no_progress
+            )
+        else:
+            write = WRITERS[wanted.kind]
+            write(session, project, folder / name, split=wanted.split, columns=columns, progress=service.no_progress)
         kept_until_sent = stack.pop_all()
     kind = "application/gzip" if wanted.gzip else "application/jsonl"
     background = BackgroundTask(kept_until_sent.close)

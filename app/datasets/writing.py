@@ -13,7 +13,7 @@ from app.domain.overlap import Overlap
 from app.judging import LabelingSettings
 from app.labeling import settling
 from app.labeling.opening import wanted as overlap_of
-from app.models import Comparison, Completion, Demonstration, Judgment, Project, Rubric, User
+from app.models import Comparison, Completion, Demonstration, Judgment, Project, Rubric, Thumb, User
 
 # Prompts of any other split are never trained on, so neither are the comparisons on them.
 PURPOSE = {"train": "train", "calibration": "calibration"}
@@ -22,10 +22,11 @@ PURPOSE = {"train": "train", "calibration": "calibration"}
 def write(
     session: Session, project: Project, rubric: Rubric, checked: Checked, known: Known, progress: Progress
 ) -> Counter[str]:
-    """Adds the pairs, votes and demonstrations that are new, whose prompts must be there; settles what they complete.
+    """Adds the pairs, votes, demonstrations and thumbs that are new; settles what they complete. Their prompts must be
+    there.
 
     Returns:
-        how many comparisons, judgments, labelers and demonstrations were added.
+        how many comparisons, judgments, labelers, demonstrations and thumbs were added.
     """
     votes: defaultdict[str, list[Vote]] = defaultdict(list)
     for (digest, _), vote in checked.votes.items():
@@ -34,7 +35,8 @@ def write(
     queries.make_room(session, {stored[digest].id: len(on) for digest, on in votes.items() if digest in stored})
     new = [digest for digest in checked.pairs if digest not in stored]
     stored |= _add_comparisons(session, project, rubric, checked, new, votes, progress)
-    labelers, n_labelers = _labelers(session, project, {labeler for _, labeler in checked.votes})
+    names = {labeler for _, labeler in checked.votes} | {key.labeler for key in checked.thumbs}
+    labelers, n_labelers = _labelers(session, project, names)
     now = datetime.now(UTC)
     rows = [
         {
@@ -51,7 +53,9 @@ def write(
     _add(session, Judgment, rows, progress)
     settling.settle(session, [stored[digest].id for digest in votes])
     demonstrations = _add_demonstrations(session, project, checked, progress)
-    return Counter(comparisons=len(new), judgments=len(rows), labelers=n_labelers, demonstrations=demonstrations)
+    thumbs = _add_thumbs(session, project, checked, labelers, progress)
+    counted = {"comparisons": len(new), "judgments": len(rows), "labelers": n_labelers}
+    return Counter(counted | {"demonstrations": demonstrations, "thumbs": thumbs})
 
 
 def _add_demonstrations(session: Session, project: Project, checked: Checked, progress: Progress) -> int:
@@ -69,6 +73,25 @@ def _add_demonstrations(session: Session, project: Project, checked: Checked, pr
         for (prompt, digest), demonstration in checked.demonstrations.items()
     ]
     return len(_add(session, Demonstration, rows, progress))
+
+
+def _add_thumbs(
+    session: Session, project: Project, checked: Checked, labelers: dict[str, int], progress: Progress
+) -> int:
+    prompts = queries.prompts_by_digest(session, project.id, list({key.prompt for key in checked.thumbs}))
+    wanted = [(prompts[key.prompt].id, thumb.source, thumb.text) for key, thumb in checked.thumbs.items()]
+    completions = _single_completions(session, wanted, progress)
+    rows = [
+        {
+            "project_id": project.id,
+            "completion_id": completion_id,
+            "labeler_id": labelers[thumb.labeler],
+            "liked": thumb.liked,
+            "rationale": thumb.rationale,
+        }
+        for completion_id, thumb in zip(completions, checked.thumbs.values(), strict=True)
+    ]
+    return len(_add(session, Thumb, rows, progress))
 
 
 def _add_comparisons(
@@ -135,6 +158,15 @@ def _completions(
     for key, id_ in zip(missing, _add(session, Completion, rows, progress), strict=True):
         have[key].append(id_)
     return [(have[a][0], have[b][1 if a == b else 0]) for a, b in wanted]
+
+
+def _single_completions(session: Session, wanted: list[CompletionKey], progress: Progress) -> list[int]:
+    """Ids of the completions. One text of one source is one completion."""
+    have = dict(queries.imported_completions(session, list({key[0] for key in wanted})))
+    missing = [key for key in dict.fromkeys(wanted) if key not in have]
+    rows = [{"prompt_id": prompt_id, "source": source, "text": text} for prompt_id, source, text in missing]
+    have |= dict(zip(missing, _add(session, Completion, rows, progress), strict=True))
+    return [have[key] for key in wanted]
 
 
 def _labelers(session: Session, project: Project, names: set[str]) -> tuple[dict[str, int], int]:

@@ -41,7 +41,8 @@ def affected(session: Session, project_id: int, labeler_id: int) -> Affected:
 
 
 def take_out(session: Session, project_id: int, labeler_id: int) -> list[int]:
-    """Ends the labeler's leases and supersedes their judgments in the project; ids of the comparisons these were on.
+    """Ends the labeler's leases and supersedes their judgments and thumbs in the project; ids of the comparisons the
+    leases and judgments were on.
 
     Comparisons are locked first, in the order of their ids.
     """
@@ -66,6 +67,13 @@ def take_out(session: Session, project_id: int, labeler_id: int) -> list[int]:
             " WHERE comparison_id = ANY(:ids) AND labeler_id = :labeler AND state = 'live'"
         ),
         held,
+    )
+    session.execute(
+        text(
+            "UPDATE thumb SET superseded_at = now(), superseded_for = 'removed'"
+            " WHERE project_id = :project AND labeler_id = :labeler AND superseded_at IS NULL"
+        ),
+        own,
     )
     judged_ = session.scalars(
         text(

@@ -10,6 +10,7 @@ from app.models.prompt import Completion, Prompt
 from app.models.red_team import RedTeamAttempt
 from app.models.round import Metric, ModelVersion, Round, Run, Snapshot, SnapshotComparison, SnapshotDemonstration
 from app.models.rubric import Rubric
+from app.models.thumb import Thumb
 from app.models.user import AuditEvent, AuthSession, SigninFailure, SigninLink, User
 
 __all__ = [
@@ -44,5 +45,6 @@ __all__ = [
     "Snapshot",
     "SnapshotComparison",
     "SnapshotDemonstration",
+    "Thumb",
     "User",
 ]

@@ -1093,6 +1093,37 @@ def upgrade() -> None:
         ),
     )
     op.create_table(
+        "thumb",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("project_id", sa.BigInteger(), nullable=False),
+        sa.Column("completion_id", sa.BigInteger(), nullable=False),
+        sa.Column("labeler_id", sa.BigInteger(), nullable=False),
+        sa.Column("liked", sa.Boolean(), nullable=False),
+        sa.Column("rationale", sa.Text(), server_default="", nullable=False),
+        sa.Column("duration_ms", sa.BigInteger(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("superseded_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("superseded_for", sa.Text(), nullable=True),
+        sa.CheckConstraint("superseded_for IN ('edited', 'removed')", name=op.f("ck_thumb_superseded_for_known")),
+        sa.CheckConstraint("duration_ms >= 0", name=op.f("ck_thumb_duration_not_negative")),
+        sa.CheckConstraint(
+            "(superseded_at IS NULL) = (superseded_for IS NULL)", name=op.f("ck_thumb_superseded_for_something")
+        ),
+        sa.ForeignKeyConstraint(["completion_id"], ["completion.id"], name=op.f("fk_thumb_completion_id")),
+        sa.ForeignKeyConstraint(["labeler_id"], ["user_account.id"], name=op.f("fk_thumb_labeler_id")),
+        sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_thumb_project_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_thumb")),
+    )
+    op.create_index("ix_thumb_labeler", "thumb", ["labeler_id", "id"], unique=False)
+    op.create_index("ix_thumb_project", "thumb", ["project_id", "id"], unique=False)
+    op.create_index(
+        "uq_thumb_one_live",
+        "thumb",
+        ["completion_id", "labeler_id"],
+        unique=True,
+        postgresql_where=sa.text("superseded_at IS NULL"),
+    )
+    op.create_table(
         "agreement_tally",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
         sa.Column("project_id", sa.BigInteger(), nullable=False),

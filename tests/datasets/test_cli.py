@@ -43,10 +43,23 @@ def test_import_then_export(command: Command, session: Session, tmp_path: Path) 
     assert session.scalars(select(Project.name)).one() == "Arguments"
     assert session.scalar(select(func.count()).select_from(Judgment)) == 90
 
+    full = tmp_path / "full.jsonl.gz"
+    done = command("export", "--project", "args", "--kind", "full", "--output", full)
+    assert "90 judgment" in done.output
+    assert "18 comparison, 90 judgment" in command("import", full, "--project", "args-again").output
+    assert session.scalars(select(Project.name).where(Project.slug == "args-again")).one() == "Arguments"
+    assert session.scalar(select(func.count()).select_from(Judgment)) == 180
+    refused = command("import", full, "--project", "args-again")
+    assert "There is a project with the address args-again" in str(refused.exception)
+    refused = command("export", "--project", "args", "--kind", "full", "--split", "train", "--output", full)
+    assert "A full export holds everything" in str(refused.exception)
+
     again = command("import", FIXTURES / "convincing_arguments", *given)
     assert "judgments: 0 added, 90 were there already" in again.output
 
-    decided = session.scalars(select(Comparison.consensus).where(Comparison.state == "settled")).all()
+    here = select(Project.id).where(Project.slug == "args").scalar_subquery()
+    settled = (Comparison.state == "settled", Comparison.project_id == here)
+    decided = session.scalars(select(Comparison.consensus).where(*settled)).all()
     out = tmp_path / "out.jsonl.gz"
     done = command("export", "--project", "args", "--output", out, "--columns", "all")
     assert done.exit_code == 0, done.output
@@ -54,7 +67,9 @@ def test_import_then_export(command: Command, session: Session, tmp_path: Path) 
         lines = [json.loads(line) for line in handle]
     assert len(lines) == sum(consensus != 0 for consensus in decided)
     assert f"{len(lines)} comparisons." in done.output
-    in_review = session.scalar(select(func.count()).where(Comparison.state == "in_review"))
+    in_review = session.scalar(
+        select(func.count()).where(Comparison.state == "in_review", Comparison.project_id == here)
+    )
     assert f"{in_review} still open or in review" in done.output
 
 

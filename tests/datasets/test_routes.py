@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.limits import BodyLimit
-from app.models import AuditEvent, Comparison, Project, Prompt
+from app.models import AuditEvent, Comparison, Completion, Demonstration, Project, Prompt
 from tests import factories
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -43,6 +43,41 @@ def test_pairs_and_judgments_uploaded_together(session: Session, project: Projec
 
     again = admin.post(f"/projects/{project.slug}/data", {}, files=sent)
     assert "0 comparisons (18 more were there already)" in again.text
+
+
+def test_a_whole_project_is_downloaded_and_becomes_another(
+    session: Session, project: Project, sign_in: Callable[..., Any]
+) -> None:
+    factories.judgment(session, factories.comparison(session, project), preference=2)
+    session.commit()
+    admin = sign_in("admin")
+    url = f"/projects/{project.slug}/data"
+    full = admin.get(f"{url}/export?kind=full&pseudonyms=true&gzip=true")
+    assert b'"name":"labeler 1"' in gzip.decompress(full.content)
+    made = admin.post(url, {}, files=files(("full.jsonl.gz", full.content)))
+    assert made.headers["location"] == f"/projects/{project.slug}-2/data"
+    assert session.scalar(select(func.count()).select_from(Comparison)) == 2
+    assert admin.get(f"{url}/export?kind=full&columns=ids").status_code == 422
+
+
+def test_thumbs_are_imported_once_and_exported(session: Session, project: Project, sign_in: Callable[..., Any]) -> None:
+    """A thumb down is no approved demonstration."""
+    down = {"prompt": "2+5?", "completion": "8", "label": False}
+    said = [down, down | {"labeler": "Ada", "label": True}, down | {"labeler": "Bo"}]
+    content = "".join(json.dumps(line) + "\n" for line in [*said, down | {"completion": "7", "label": True}]).encode()
+    admin, url = sign_in("admin"), f"/projects/{project.slug}/data"
+    answer = admin.post(url, {}, files=files(("t.jsonl", content)))
+    assert "4 thumbs, 3 new labelers" in answer.text
+    assert session.scalar(select(func.count()).select_from(Demonstration)) == 0
+    assert session.scalar(select(func.count()).select_from(Completion)) == 2
+    assert "0 thumbs (4 more were there already)" in admin.post(url, {}, files=files(("t.jsonl", content))).text
+    changed = json.dumps(down | {"label": True}).encode()
+    assert (
+        "t already gave this response a thumb down, now one up"
+        in admin.post(url, {}, files=files(("t.jsonl", changed))).text
+    )
+    lines = [json.loads(line) for line in admin.get(f"{url}/export?kind=thumbs").text.splitlines()]
+    assert [(line["completion"][0]["content"], line["label"]) for line in lines] == [("8", False), ("7", True)]
 
 
 def test_refused_lines_are_shown_and_nothing_is_written(
