@@ -23,13 +23,6 @@ from app.models import LabelerGroup, Project, ProjectLabeler, User
 OWN_JUDGMENTS = 500  # the last ones, from which a labeler's own figures are taken
 
 
-class Standing(NamedTuple):
-    """state: active, paused or removed. message: what the labeler is told while paused."""
-
-    state: str
-    message: str
-
-
 class Overview(NamedTuple):
     """All labelers of a project with their figures.
 
@@ -90,12 +83,6 @@ def find(session: Session, project: Project, labeler_id: int) -> Labeler:
     if found is None:
         raise NotFound("Nobody of that number judges in this project.", "The list of labelers names those who do.")
     return found
-
-
-def standing(session: Session, project: Project, labeler: User) -> Standing:
-    """Whether somebody may label here. Nobody needs to be let in: only who was paused or removed may not."""
-    row = session.get(ProjectLabeler, (project.id, labeler.id), populate_existing=True)
-    return Standing(row.state, row.reason) if row else Standing("active", "")
 
 
 def own_figures(session: Session, project: Project, labeler: User, wanted: OwnFigures) -> OwnNumbers:

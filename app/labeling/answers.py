@@ -14,11 +14,12 @@ from app.domain import ranking, scale
 from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound
 from app.judging import AdaptiveOverlap, LabelingSettings
 from app.labeling import answer_queries, queries, recusal
-from app.labeling.assigning import can_have, check_may_label, own_lease
+from app.labeling.assigning import can_have, own_lease
 from app.labeling.checking import Said, check
 from app.labeling.forms import LabelForm
 from app.labeling.settling import settle
 from app.models import Comparison, Judgment, Lease, Project, Rubric, User
+from app.qualification import gate
 
 # How long an answer that closed its comparison can be taken back; one that waits for others, as long as it waits.
 CHANGEABLE_FOR = timedelta(minutes=10)
@@ -45,7 +46,7 @@ def submit(session: Session, project: Project, lease_id: UUID, labeler: User, fo
     sent_before = queries.judgment_by_key(session, form.idempotency_key)
     if sent_before and _is_same(session, sent_before, lease, pairs, form):
         return sent_before
-    check_may_label(session, project, labeler)
+    gate.require(session, project, labeler, begun=True)
     if sent_before or queries.live_judgment(session, offered.id, labeler.id):
         raise Conflict("You have judged this comparison already, perhaps in another tab.", "Your first answer stands.")
     if recusal.is_recused(session, offered.id, labeler.id):
@@ -86,7 +87,7 @@ def undo(session: Session, project: Project, labeler: User) -> UUID:
         Forbidden: the labeler is paused or was removed.
     """
     queries.lock_labeler(session, labeler.id)
-    check_may_label(session, project, labeler)
+    gate.require(session, project, labeler, begun=True)
     last = answer_queries.last_answer(session, project.id, labeler.id)
     if last is None or last.lease_id is None:
         raise Conflict("You have no answer here that could be taken back.")
@@ -111,7 +112,7 @@ def edit(session: Session, project: Project, judgment_id: int, labeler: User, fo
         InvalidInput: the answer is not one that the rubric allows.
     """
     queries.lock_labeler(session, labeler.id)
-    check_may_label(session, project, labeler)
+    gate.require(session, project, labeler, begun=True)
     before = own_judgment(session, project, judgment_id, labeler)
     lease = session.get_one(Lease, before.lease_id)
     pairs = answer_queries.lock_pairs(session, lease.comparison_id)

@@ -31,6 +31,7 @@ from app.models import (
     User,
 )
 from app.models.demonstration import REVIEW_STATES
+from app.qualification import gate
 from app.red_team import queries as queries_of_attempts
 from app.red_team import service as attempts_service
 from app.red_team.forms import AcceptForm, RatingForm
@@ -71,16 +72,16 @@ def actions(session: Session, project: Project) -> list[str]:
 
 def test_pausing_and_letting_go_on(session: Session, project: Project, admin: User) -> None:
     ann = factories.user(session)
-    assert service.standing(session, project, ann) == ("active", "")
+    assert gate.closed(session, project, ann) is None
     with pytest.raises(InvalidInput, match="message is empty"):
         service.pause(session, project, admin, ann.id, "  ")
     with pytest.raises(Conflict, match="not paused"):
         service.resume(session, project, admin, ann.id)
     service.pause(session, project, admin, ann.id, "Please read the guideline again.")
-    assert service.standing(session, project, ann) == ("paused", "Please read the guideline again.")
-    assert service.standing(session, factories.project(session), ann).state == "active"
+    assert gate.closed(session, project, ann) == ("paused", "Please read the guideline again.")
+    assert gate.closed(session, factories.project(session), ann) is None
     service.resume(session, project, admin, ann.id)
-    assert service.standing(session, project, ann) == ("active", "")
+    assert gate.closed(session, project, ann) is None
     row = session.get_one(ProjectLabeler, (project.id, ann.id), populate_existing=True)
     assert row.changed_by == admin.id
     assert datetime.now(UTC) - row.counted_from < timedelta(minutes=1)  # type: ignore[operator]
@@ -236,7 +237,7 @@ def test_a_removal_takes_out_what_somebody_said_and_reopens_what_lacks_it(
     assert (elsewhere.judgment_count, elsewhere.state) == (1, "settled")
     gone = session.scalars(select(Judgment).where(Judgment.superseded_for == "removed")).all()
     assert {row.comparison_id for row in gone} == {both.id, enough.id, verdict.id, repeat.id, flagged.id}
-    assert service.standing(session, project, spam) == ("removed", "spam")
+    assert gate.closed(session, project, spam) == ("removed", "")
     assert [member.id for member in group_queries.groups(session, project.id)[0].members] == [ann.id]
     # The others' fit knows nothing of them any more.
     assert session.get_one(ProjectLabeler, (project.id, spam.id)).reliability is None
@@ -249,7 +250,7 @@ def test_a_removal_takes_out_what_somebody_said_and_reopens_what_lacks_it(
         service.remove(session, project, admin, ann.id, " ")
     # An admin may let them in again; what was taken out stays out.
     service.resume(session, project, admin, spam.id)
-    assert service.standing(session, project, spam).state == "active"
+    assert gate.closed(session, project, spam) is None
     assert both.judgment_count == 1
 
 
@@ -286,7 +287,7 @@ def test_snapshots_and_models_that_used_somebodys_judgments(session: Session, pr
         assert [(row.snapshot_id, row.judgments) for row in found.snapshots] == [(used.id, 2)]
         assert [model.name for model in found.trained] == ["reward"]
         assert [model.name for model in found.descended] == ["by its reward", "child"]
-        if service.standing(session, project, spam).state == "active":
+        if gate.closed(session, project, spam) is None:
             session.connection().exec_driver_sql("ALTER TABLE judgment DISABLE TRIGGER judgment_append_only")
             service.remove(session, project, admin, spam.id, "consent withdrawn")
             for row in session.scalars(select(Judgment).where(Judgment.superseded_for == "removed")):
@@ -365,7 +366,8 @@ def test_what_somebody_wrote_is_withdrawn_with_them(session: Session, project: P
     assert service.written(session, project, ann.id) == (0, 0, 0)
     event = session.scalars(select(AuditEvent).where(AuditEvent.action == "labeler.written_withdrawn")).one()
     assert (event.details["demonstrations"], event.details["attempts"], event.details["prompts"]) == (3, 4, 1)
-    # No later rating, and no acceptance, brings an attempt back.
+    # No later rating, not even of somebody let in again, and no acceptance brings an attempt back.
+    service.resume(session, project, admin, ann.id)
     with pytest.raises(Conflict, match="was withdrawn"):
         attempts_service.rate(session, project, ann, attempts[3].id, RatingForm(severity=0))
     accepted = attempts_service.accept(session, project, admin, AcceptForm(attempts=[attempts[3].id], split="train"))
@@ -437,7 +439,7 @@ def test_snapshots_and_models_that_used_what_somebody_wrote(
             (judged_.id, 0, 0, 1),
         }
         assert [made.name for made in found.trained] == ["sft", "mixed in", "compared", "sampled"]
-        if service.standing(session, project, ann).state == "active":
+        if gate.closed(session, project, ann) is None:
             service.remove(session, project, admin, ann.id, "consent withdrawn", with_written=True)
     assert not service.uses(session, project, admin.id).snapshots
 

@@ -293,7 +293,7 @@ def test_who_may_not_label_is_told_why(session: Session, state: str) -> None:
     session.flush()
     assert assigning.next_task(session, project, labeler) is None
     idle = assigning.idle(session, project, labeler)
-    assert (idle.reason, idle.message) == (state, "Ask Ada.")
+    assert (idle.reason, idle.message) == (state, "Ask Ada." if state == "paused" else "")
     assert assigning.project_with_work(session, labeler) is None
     elsewhere = factories.comparison(session)
     assert take(session, session.get_one(Project, elsewhere.project_id), labeler)
