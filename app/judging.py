@@ -227,4 +227,5 @@ class LabelingSettings(Document):
     difficulties: DifficultyShares = DifficultyShares()
     ranking_size: int = Field(2, ge=2, le=9, description="responses shown at once in new tasks: 2 compares, more rank")
     consensus: ConsensusMethod = "majority"
+    thumbs: bool = Field(False, description="labelers are also asked about single responses: good or bad")
     own_figures: OwnFigures = OwnFigures()

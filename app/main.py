@@ -40,6 +40,7 @@ from app.review.routes import router as review
 from app.rounds.routes import router as rounds
 from app.rubrics.routes import router as rubrics
 from app.settings import Settings
+from app.thumbs.routes import router as thumbs
 from app.typed import not_accepted
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     lineage,
     demonstrations,
     red_team,
+    thumbs,
 )
 
 SECURITY_HEADERS = {

@@ -20,6 +20,7 @@ from app.models import (
     Round,
     Rubric,
     Run,
+    Thumb,
     User,
 )
 from app.models.base import Base
@@ -70,6 +71,13 @@ def completion(session: Session, prompt: Prompt, text: str | None = None, **valu
 def demonstration(session: Session, prompt: Prompt, text: str | None = None, **values: Any) -> Demonstration:
     given = {"text": text or f"A good answer {next(_number)}.", "digest": uuid4().hex, "state": "approved"} | values
     return _add(session, Demonstration(project_id=prompt.project_id, prompt_id=prompt.id, **given))
+
+
+def thumb(session: Session, completion: Completion, *, liked: bool, **values: Any) -> Thumb:
+    labeler_id = values.pop("labeler_id", None) or user(session).id
+    project_id = session.get_one(Prompt, completion.prompt_id).project_id
+    about = {"project_id": project_id, "completion_id": completion.id, "labeler_id": labeler_id}
+    return _add(session, Thumb(liked=liked, **about, **values))
 
 
 def comparison(session: Session, project_: Project | None = None, **values: Any) -> Comparison:

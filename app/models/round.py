@@ -23,9 +23,9 @@ class Snapshot(Base):
     id: Mapped[Id]
     project_id: Mapped[int] = mapped_column(ForeignKey("project.id"))
     digest: Mapped[str]  # SHA-256 of the uncompressed lines
-    location: Mapped[str]  # in the artifact store; lines are app.rows.PairRow, or DemonstrationRow
+    location: Mapped[str]  # in the artifact store; lines are app.rows.PairRow, DemonstrationRow, or ThumbRow
     counts: Mapped[Json]
-    consensus: Mapped[str | None]  # the method that its posteriors are of; none: it holds demonstrations
+    consensus: Mapped[str | None]  # the method that its posteriors are of; none: it holds demonstrations, or thumbs
     created_at: Mapped[Now]
 
 
@@ -68,6 +68,7 @@ class Round(Base):
     config: Mapped[Json]  # app.rounds.forms.RoundConfig
     snapshot_id: Mapped[int | None] = mapped_column(ForeignKey("snapshot.id"))
     ptx_snapshot_id: Mapped[int | None] = mapped_column(ForeignKey("snapshot.id"))  # demonstrations PPO mixes in
+    thumbs_snapshot_id: Mapped[int | None] = mapped_column(ForeignKey("snapshot.id"))  # thumbs KTO learns from
     # What the project's reference was when the round began; the round's KL is measured to it.
     reference_id: Mapped[int] = mapped_column(ForeignKey("model_version.id"))
     policy_before_id: Mapped[int] = mapped_column(ForeignKey("model_version.id"))

@@ -15,11 +15,13 @@ class Offers(NamedTuple):
     """What a project offers its labelers beside comparing, for the navigation.
 
     to_write: prompts want an answer written. written: the user has written some. red_team: there is a model to attack.
+    thumbs: labelers are asked about single responses.
     """
 
     to_write: bool
     written: bool
     red_team: bool
+    thumbs: bool
 
 
 def project_of_path(request: Request, user: UserDep, session: SessionDep, project_slug: str) -> Project:
@@ -31,7 +33,8 @@ def project_of_path(request: Request, user: UserDep, session: SessionDep, projec
         raise NotFound(f"There is no project “{project_slug}”.", "The list of projects is on the start page.")
     project: Project = found[0]
     request.state.project = project
-    request.state.offers = Offers(found[1], found[2], project.policy_id is not None)
+    asks = bool(project.labeling.get("thumbs"))
+    request.state.offers = Offers(found[1], found[2], project.policy_id is not None, asks)
     return project
 
 

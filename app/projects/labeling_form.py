@@ -116,6 +116,12 @@ GROUPS = (
         ),
     ),
     Group(
+        "thumbs",
+        "Thumbs",
+        "One response at a time, good or bad, on a page of its own. The loss KTO learns from thumbs too.",
+        (Control("thumbs", "Ask labelers for thumbs", kind="flag"),),
+    ),
+    Group(
         "own_figures",
         "What labelers see of their own figures",
         "On their own page; the number of judgments is always there.",

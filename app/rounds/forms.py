@@ -145,6 +145,11 @@ class RoundConfig(BaseModel):
         Field(description="mix approved demonstrations into every step"),
         Setting("policy", "Demonstrations", ("ppo", "rloo", "grpo"), rare=True),
     ] = False
+    thumbs: Annotated[
+        bool,
+        Field(description="KTO also learns from thumbs on single responses to train prompts; the other losses do not"),
+        Setting("policy", "Thumbs", ("dpo",), rare=True),
+    ] = True
     lora: Annotated[
         bool, Field(description="low-rank adapters; off: all weights"), Setting("policy", "LoRA", rare=True)
     ] = True
@@ -234,6 +239,10 @@ class RoundConfig(BaseModel):
             return values
         given = {name: value for name, value in values.items() if value not in (None, "")}
         return {name: default(cls, name, given) for name in dependent(cls)} | given
+
+    @property
+    def reads_thumbs(self) -> bool:
+        return self.thumbs and getattr(self, "loss", None) == "kto"
 
     @property
     def generation(self) -> Generation:

@@ -38,6 +38,7 @@ from app.models import (
     Run,
     SnapshotComparison,
     SnapshotDemonstration,
+    Thumb,
 )
 from app.rounds.model_queries import current_line
 
@@ -168,6 +169,38 @@ def approved_demonstrations(session: Session, project_id: int) -> Sequence[Any]:
             Prompt.split.in_(("train", "heldout")),
         )
         .order_by(Demonstration.id)
+    )
+    return session.execute(query).all()
+
+
+def thumbs(session: Session, project_id: int) -> Sequence[Any]:
+    """Responses to train prompts that have live thumbs: how many up and down, with the prompt's messages and tags."""
+    given = (
+        select(
+            Thumb.completion_id,
+            func.count().filter(Thumb.liked).label("up"),
+            func.count().filter(~Thumb.liked).label("down"),
+        )
+        .where(Thumb.project_id == project_id, Thumb.superseded_at.is_(None))
+        .group_by(Thumb.completion_id)
+        .subquery()
+    )
+    query = (
+        select(
+            Completion.id,
+            Completion.text,
+            given.c.up,
+            given.c.down,
+            Prompt.messages,
+            Prompt.split,
+            Prompt.domain,
+            Prompt.difficulty,
+            Prompt.safety_category,
+        )
+        .join(given, given.c.completion_id == Completion.id)
+        .join(Prompt, Prompt.id == Completion.prompt_id)
+        .where(Prompt.split == "train")
+        .order_by(Completion.id)
     )
     return session.execute(query).all()
 

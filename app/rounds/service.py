@@ -31,7 +31,16 @@ from app.rounds.runs import (
     run_started,
 )
 from app.rounds.sampling import NewSample, store_samples
-from app.rounds.snapshots import demonstration_counts, demonstration_rows, freeze, freeze_demonstrations, would_read
+from app.rounds.snapshots import (
+    demonstration_counts,
+    demonstration_rows,
+    freeze,
+    freeze_demonstrations,
+    freeze_thumbs,
+    thumb_counts,
+    thumb_rows,
+    would_read,
+)
 from app.rounds.stages import MIN_PAIRS, Maker, checkpoints_of, output_of, sample_by, samples_of
 from app.rows import PromptRow
 from app.settings import SamplingServer
@@ -75,6 +84,7 @@ class Preview(NamedTuple):
     counts: dict[str, Any]  # those its snapshot would have
     waiting: int  # comparisons not decided yet, or demonstrations not reviewed yet: not read
     new_judgments: int
+    thumbs: dict[str, int] | None  # how many responses with thumbs it would read, up and down; none: it reads none
     policy: ModelVersion | None
     active: Round | None
     warnings: tuple[str, ...]
@@ -108,6 +118,7 @@ def preview(session: Session, project: Project, config: RoundConfig) -> Preview:
         counts=counts,
         waiting=waiting,
         new_judgments=new_judgments,
+        thumbs=thumb_counts(thumb_rows(session, project)) if config.reads_thumbs else None,
         policy=policy,
         active=active,
         warnings=tuple(warnings),
@@ -186,6 +197,7 @@ def start(session: Session, store: ArtifactStore, project: Project, operator: Us
     is_sft = config.algorithm == "sft"
     mixed = freeze_demonstrations(session, store, project) if config.ptx else None
     snapshot = (freeze_demonstrations if is_sft else freeze)(session, store, project, config.reading)
+    thumbs = freeze_thumbs(session, store, project) if config.reads_thumbs else None
     if lacking := _lacking(config, snapshot.counts, mixed.counts["train"] if mixed else 0):
         raise lacking
     past = queries.rounds(session, project.id)
@@ -197,6 +209,7 @@ def start(session: Session, store: ArtifactStore, project: Project, operator: Us
         config=config.model_dump(mode="json"),
         snapshot_id=snapshot.id,
         ptx_snapshot_id=mixed.id if mixed else None,
+        thumbs_snapshot_id=thumbs.id if thumbs else None,
         reference_id=project.reference_id or project.policy_id,
         policy_before_id=project.policy_id,
         # Fine-tuning trains none: its policy is measured by the newest there is.

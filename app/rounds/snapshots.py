@@ -12,10 +12,11 @@ from app.artifacts import ArtifactStore
 from app.domain.consensus import DIGITS, Consensus, consensus, majority, side, stored
 from app.domain.replay import Candidate, Reading, choose, counts, draw
 from app.domain.slices import of_prompt
+from app.domain.thumbs import liked
 from app.labelers import fitting
 from app.models import Project, Prompt, Snapshot
 from app.rounds import queries
-from app.rows import DemonstrationRow, PairRow, PromptRow
+from app.rows import DemonstrationRow, PairRow, PromptRow, ThumbRow
 
 
 class Readable(NamedTuple):
@@ -141,6 +142,29 @@ def freeze_demonstrations(
     snapshot = _add_snapshot(session, store, project, rows, demonstration_counts(rows))
     queries.add_snapshot_demonstrations(session, snapshot.id, [row.id for row in rows])
     return snapshot
+
+
+def thumb_rows(session: Session, project: Project) -> list[ThumbRow]:
+    """The responses to train prompts that most of their thumbs like or dislike, as the trainer sees them."""
+    rows = []
+    for found in queries.thumbs(session, project.id):
+        is_liked = liked(found.up, found.down)
+        if is_liked is not None:
+            slices = of_prompt(found.domain, found.difficulty, found.safety_category, found.split)
+            about = {"messages": tuple(found.messages), "response": found.text, "slices": slices}
+            rows.append(ThumbRow(id=found.id, liked=is_liked, **about))
+    return rows
+
+
+def thumb_counts(rows: Sequence[ThumbRow]) -> dict[str, int]:
+    up = sum(row.liked for row in rows)
+    return {"thumbs": len(rows), "up": up, "down": len(rows) - up}
+
+
+def freeze_thumbs(session: Session, store: ArtifactStore, project: Project) -> Snapshot | None:
+    """As `freeze`, of the thumbs; none where there are none."""
+    rows = thumb_rows(session, project)
+    return _add_snapshot(session, store, project, rows, thumb_counts(rows)) if rows else None
 
 
 def _add_snapshot(

@@ -165,6 +165,7 @@ class Maker(NamedTuple):
             "reference": reference,
             "reward_models": (reward_model,),
             "ptx": self._file(round_.ptx_snapshot_id) if round_.ptx_snapshot_id else None,
+            "thumbs": self._file(round_.thumbs_snapshot_id) if round_.thumbs_snapshot_id else None,
             "max_length": max_length,
         }
         given |= dict.fromkeys(("snapshot", "demonstrations"), self._file(round_.snapshot_id))

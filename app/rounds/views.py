@@ -211,6 +211,7 @@ class Page(NamedTuple):
     stages: list[StageView]
     snapshot: Snapshot | None
     mixed: Snapshot | None  # the demonstrations that PPO mixed in
+    thumbs: Snapshot | None  # that KTO learned from
     models: dict[str, ModelVersion | None]
     charts: list[Chart]
     summaries: dict[str, dict[str, float]]  # by kind of run: newest value of each metric over all rows
@@ -306,6 +307,7 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
         stages=stages,
         snapshot=snapshot,
         mixed=session.get(Snapshot, round_.ptx_snapshot_id) if round_.ptx_snapshot_id else None,
+        thumbs=session.get(Snapshot, round_.thumbs_snapshot_id) if round_.thumbs_snapshot_id else None,
         models={label: models.get(model_id) if model_id else None for label, model_id in named.items()},
         charts=[chart._replace(kinds=tuple(used & {*chart.kinds})) for chart in CHARTS if used & {*chart.kinds}],
         summaries=dict(summaries),

@@ -38,6 +38,7 @@ CHANGED: dict[str, tuple[str, Any]] = {
     "difficulties.hard": ("3", 3.0),
     "difficulties.adversarial": ("4", 4.0),
     "consensus": ("crowd_bt", "crowd_bt"),
+    "thumbs": ("true", True),
     "own_figures.agreement": ("", False),
     "own_figures.calibration": ("true", True),
     "own_figures.seconds": ("", False),

@@ -4,7 +4,7 @@ import gzip
 from pathlib import Path
 
 import pytest
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
@@ -13,10 +13,11 @@ from app.models import ModelVersion, Project, Prompt, Run, Snapshot
 from app.rounds import queries, service, views
 from app.rows import DemonstrationRow
 from app.settings import SamplingServer
-from app.specs import RUN_SPEC, EvaluateSpec, SampleSpec, SFTSpec
+from app.specs import RUN_SPEC, DPOSpec, EvaluateSpec, SampleSpec, SFTSpec
 from tests import factories
 from tests.rounds.loop import config, decided, last_run, make_project
 from tests.rounds.test_service import finish, start
+from trainer.data import read_thumbs
 
 
 @pytest.fixture
@@ -98,6 +99,33 @@ def test_mixing_in_demonstrations_needs_some(session: Session, store: ArtifactSt
     with pytest.raises(InvalidInput, match="no approved demonstration"):
         start(session, store, project, "ppo", ptx=True)
     assert not service.preview(session, project, config("ppo", ptx=True)).can_start
+
+
+def test_kto_learns_from_thumbs_too(session: Session, store: ArtifactStore, project: Project) -> None:
+    """One row a response, as most of its thumbs say; none of held-out prompts, and none for another loss."""
+    liked, even, disliked, unseen = (
+        factories.completion(session, factories.prompt(session, project, split=split), text)
+        for text, split in (("8", "train"), ("7", "train"), ("6", "train"), ("5", "heldout"))
+    )
+    for response, thumbs in ((liked, (1, 1, 0)), (even, (1, 0)), (disliked, (0,)), (unseen, (1,))):
+        for thumb in thumbs:
+            factories.thumb(session, response, liked=bool(thumb))
+    taken_back = {"superseded_at": func.now(), "superseded_for": "edited"}
+    factories.thumb(session, disliked, liked=True, **taken_back)
+    assert service.preview(session, project, config("dpo", loss="kto")).thumbs == {"thumbs": 2, "up": 1, "down": 1}
+    assert service.preview(session, project, config("dpo")).thumbs is None
+    round_ = start(session, store, project, loss="kto")
+    finish(session, store, round_)  # the reward model
+    spec = RUN_SPEC.validate_python(last_run(session, round_).spec)
+    assert isinstance(spec, DPOSpec)
+    assert spec.thumbs is not None
+    rows = read_thumbs(store.resolve(spec.thumbs))
+    assert [(row.id, row.response, row.liked) for row in rows] == [(liked.id, "8", True), (disliked.id, "6", False)]
+    assert views.page(session, store, round_).thumbs is not None
+    service.cancel(session, round_, factories.user(session, "operator"))
+    for settings in ({"loss": "kto", "thumbs": False}, {"loss": "ipo"}):
+        config_ = config("dpo", **settings)
+        assert service.preview(session, project, config_).thumbs is None
 
 
 def test_replay_mixes_earlier_comparisons_and_says_how_many(

@@ -1,0 +1,94 @@
+"""SQL of thumbs."""
+
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from sqlalchemy import BigInteger, exists, func, literal, select, update
+from sqlalchemy.orm import Session, aliased
+
+from app.models import Completion, Project, Prompt, Thumb, User
+
+
+def lock_labeler(session: Session, labeler_id: int) -> None:
+    """So that two forms of one labeler come after one another."""
+    session.execute(select(User.id).where(User.id == labeler_id).with_for_update())
+
+
+class Response(NamedTuple):
+    """A response to be liked or not, and the prompt it answers."""
+
+    id: int
+    text: str
+    prompt: Prompt
+
+
+# Held-out prompts are never trained on, and thumbs have no other use.
+_ASKED = (Prompt.split == "train",)
+
+
+def next_response(session: Session, project: Project, labeler_id: int, turn: int) -> Response | None:
+    """A response that nobody has given a thumb yet, the present policy's first; none if there is none.
+
+    Args:
+        turn: others come first with another one. People get theirs in orders of their own.
+    """
+    given, mine = aliased(Thumb), aliased(Thumb)
+    is_present = Completion.model_version_id == project.policy_id
+    order = func.hashint8extended(Completion.id, literal(labeler_id * 1_000_003 + turn, BigInteger))
+    found = (
+        select(Completion.id, Completion.text, Prompt)
+        .join(Prompt, Prompt.id == Completion.prompt_id)
+        .where(Prompt.project_id == project.id, *_ASKED, Completion.text.regexp_match(r"\S"))
+        .where(~exists().where(given.completion_id == Completion.id, given.superseded_at.is_(None)))
+        .where(~exists().where(mine.completion_id == Completion.id, mine.labeler_id == labeler_id))
+        .order_by(func.coalesce(is_present, False).desc(), order)
+        .limit(1)
+    )
+    row = session.execute(found).one_or_none()
+    return Response._make(row) if row else None
+
+
+def response(session: Session, project_id: int, prompt_id: int, digest: str) -> Response | None:
+    """The first response to the prompt whose text has this SHA-256."""
+    found = (
+        select(Completion.id, Completion.text, Prompt)
+        .join(Prompt, Prompt.id == Completion.prompt_id)
+        .where(Prompt.id == prompt_id, Prompt.project_id == project_id, *_ASKED)
+        .where(func.encode(func.sha256(func.convert_to(Completion.text, "UTF8")), "hex") == digest)
+        .order_by(Completion.id)
+        .limit(1)
+    )
+    row = session.execute(found).one_or_none()
+    return Response._make(row) if row else None
+
+
+def live(session: Session, completion_id: int, labeler_id: int) -> Thumb | None:
+    found = select(Thumb).where(Thumb.completion_id == completion_id, Thumb.labeler_id == labeler_id)
+    return session.scalars(found.where(Thumb.superseded_at.is_(None))).one_or_none()
+
+
+def supersede(session: Session, thumb_id: int) -> None:
+    session.execute(
+        update(Thumb).where(Thumb.id == thumb_id).values(superseded_at=func.now(), superseded_for="edited"),
+        execution_options={"synchronize_session": False},
+    )
+
+
+def last(session: Session, project_id: int, labeler_id: int) -> tuple[Response, Thumb] | None:
+    """What the labeler gave a thumb last."""
+    found = (
+        select(Completion.id, Completion.text, Prompt, Thumb)
+        .join(Completion, Completion.id == Thumb.completion_id)
+        .join(Prompt, Prompt.id == Completion.prompt_id)
+        .where(Thumb.project_id == project_id, Thumb.labeler_id == labeler_id, Thumb.superseded_at.is_(None), *_ASKED)
+        .order_by(Thumb.id.desc())
+        .limit(1)
+    )
+    row = session.execute(found).one_or_none()
+    return (Response(*row[:3]), row[3]) if row else None
+
+
+def given_today(session: Session, project_id: int, labeler_id: int) -> int:
+    begin = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    mine = (Thumb.project_id == project_id, Thumb.labeler_id == labeler_id, Thumb.superseded_at.is_(None))
+    return session.scalar(select(func.count()).where(*mine, Thumb.created_at >= begin)) or 0

@@ -1,0 +1,48 @@
+"""Thumbs: people say of one response alone whether they like it. KTO learns from them."""
+
+from sqlalchemy.orm import Session
+
+from app.errors import Forbidden, Gone
+from app.judging import LabelingSettings
+from app.models import Project, Thumb, User
+from app.qualification import gate
+from app.thumbs import queries
+from app.thumbs.forms import ThumbForm
+
+
+def asks(project: Project) -> bool:
+    """Whether the project wants thumbs."""
+    return LabelingSettings.model_validate(project.labeling).thumbs
+
+
+def give(session: Session, project: Project, labeler: User, form: ThumbForm) -> Thumb:
+    """Takes a thumb. The same one again changes nothing; another one on the same response replaces it.
+
+    Raises:
+        Forbidden: the project asks for no thumbs, or the labeler may not work in it now.
+        Gone: the prompt was withdrawn or held out since, or never had such a response.
+    """
+    queries.lock_labeler(session, labeler.id)
+    if not asks(project):
+        raise Forbidden("This project asks for no thumbs.", "An admin can switch them on in its settings.")
+    gate.require(session, project, labeler)
+    response = queries.response(session, project.id, form.prompt_id, form.digest)
+    if response is None:
+        raise Gone("This response is no longer asked about.", "Your thumb was not taken; go on with the next one.")
+    rationale = form.rationale.strip()
+    before = queries.live(session, response.id, labeler.id)
+    if before is not None:
+        if (before.liked, before.rationale) == (form.liked, rationale):
+            return before
+        queries.supersede(session, before.id)
+    thumb = Thumb(
+        project_id=project.id,
+        completion_id=response.id,
+        labeler_id=labeler.id,
+        liked=form.liked,
+        rationale=rationale,
+        duration_ms=form.duration_ms,
+    )
+    session.add(thumb)
+    session.flush()
+    return thumb

@@ -1,0 +1,26 @@
+// Keys of the page of thumbs, and how long a thumb took.
+
+import { isNotForUs, isWriting, showKeys } from "./keys.js";
+
+document.documentElement.classList.add("js");
+const shown = performance.now();
+const form = document.querySelector(".thumbs-form");
+
+form?.addEventListener("submit", () => {
+  form.elements.duration_ms.value = Math.round(performance.now() - shown);
+});
+
+document.addEventListener("keydown", (event) => {
+  if (!form || isNotForUs(event) || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+  if (isWriting(event.target)) {
+    if (event.key === "Escape") event.target.blur();
+    return;
+  }
+  if (event.key === "?") return showKeys();
+  if (event.key === "r") {
+    const rubric = document.getElementById("rubric");
+    rubric.open = !rubric.open;
+    return;
+  }
+  document.querySelector(`[data-key="${CSS.escape(event.key)}"]`)?.click();
+});
