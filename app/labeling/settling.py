@@ -12,7 +12,7 @@ from app.judging import AdaptiveOverlap, LabelingSettings
 from app.labelers import fitting
 from app.labelers.fitting import Said
 from app.labeling import calibration, settling_queries
-from app.labeling.settling_queries import Answered
+from app.labeling.settling_queries import Answered, Moves
 from app.models import Project
 
 BATCH = 5000
@@ -37,6 +37,24 @@ def settle(session: Session, comparison_ids: Collection[int]) -> int:
             settling_queries.write(session, changes)
             closed += sum(change["state"] != "open" for change in changes)
     return closed
+
+
+def moves(session: Session, project: Project, threshold: float) -> Moves:
+    """How many decided comparisons another review threshold would settle, and send to review."""
+    return settling_queries.moves(session, project.id, threshold)
+
+
+def use_threshold(session: Session, project: Project, threshold: float) -> Moves:
+    """Makes this the project's review threshold, also for comparisons that another one decided.
+
+    Returns:
+        how many it settled and sent to review. Objects loaded before are not refreshed.
+    """
+    project.review_threshold = threshold
+    session.flush()
+    found = settling_queries.moves(session, project.id, threshold)
+    settling_queries.move(session, project.id, threshold)
+    return found
 
 
 def _look_at(session: Session, project: Project, rows: list[Answered]) -> list[dict[str, Any]]:

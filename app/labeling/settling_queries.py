@@ -9,11 +9,13 @@ from sqlalchemy import (
     Double,
     SmallInteger,
     Text,
+    and_,
     any_,
     case,
     column,
     func,
     literal,
+    or_,
     select,
     update,
 )
@@ -101,6 +103,54 @@ def _one_of(ids: Iterable[int | None]) -> Any:
 
 def projects(session: Session, ids: Collection[int]) -> list[Project]:
     return list(session.scalars(select(Project).where(Project.id.in_(ids)).order_by(Project.id)))
+
+
+class Moves(NamedTuple):
+    """What another review threshold does: comparisons that it settles, and that it sends to review."""
+
+    settled: int
+    to_review: int
+
+
+_SPLIT = (Comparison.state == "in_review", func.coalesce(Comparison.review_reason, "split") == "split")
+
+
+def moves(session: Session, project_id: int, threshold: float) -> Moves:
+    """How many comparisons `move` would settle, and send to review."""
+    settles = and_(*_SPLIT, Comparison.agreement >= threshold, ~Comparison.flagged)
+    splits = and_(Comparison.state == "settled", Comparison.agreement < threshold)
+    counts = select(func.count().filter(settles), func.count().filter(splits))
+    return Moves(*session.execute(counts.where(Comparison.project_id == project_id)).one())
+
+
+def move(session: Session, project_id: int, threshold: float) -> None:
+    """Gives comparisons that were decided by another threshold the state that this one gives them.
+
+    What is in review for another reason than a split stays there; a flagged one waits there for its flag. Rows are
+    locked in the order of their ids, as those who settle do.
+    """
+    was_split = and_(*_SPLIT, Comparison.agreement >= threshold)
+    # A flag brings a comparison to review only where a split does not: see app.domain.overlap.why_review.
+    is_split = and_(
+        or_(
+            Comparison.state == "settled", and_(Comparison.state == "in_review", Comparison.review_reason == "flagged")
+        ),
+        Comparison.agreement < threshold,
+    )
+    found = select(Comparison.id, is_split).where(Comparison.project_id == project_id, or_(was_split, is_split))
+    rows = session.execute(found.order_by(Comparison.id).with_for_update(of=Comparison)).all()
+    state = case((Comparison.flagged, "in_review"), else_="settled")
+    settled_at = case((~Comparison.flagged, func.now()))
+    reason = case((Comparison.flagged, "flagged"))
+    for split, values in (
+        (True, {"state": "in_review", "review_reason": "split", "settled_at": None}),
+        (False, {"state": state, "review_reason": reason, "settled_at": settled_at}),
+    ):
+        ids = _one_of(row[0] for row in rows if bool(row[1]) is split)
+        session.execute(
+            update(Comparison).where(Comparison.id == ids).values(**values),
+            execution_options={"synchronize_session": False},
+        )
 
 
 def write(session: Session, changes: list[dict[str, Any]]) -> None:

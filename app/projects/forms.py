@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from app.typed import CleanLine
+from app.typed import CleanLine, EmptyIsNone
 
 
 class NewProjectForm(BaseModel):
@@ -22,6 +22,8 @@ class SettingsForm(BaseModel):
     overlap: Annotated[int, Field(ge=1, le=100)]
     lease_minutes: Annotated[int, Field(ge=1, le=1440)]
     review_threshold: Annotated[float, Field(ge=0, le=1)]
+    # The threshold whose effect on decided comparisons was shown: another one is shown before it is saved.
+    shown_threshold: Annotated[float | None, EmptyIsNone] = None
     samples_per_prompt: Annotated[int, Field(ge=1, le=64)]
     max_new_tokens: Annotated[int, Field(ge=1, le=8192)]
     temperature: Annotated[float, Field(gt=0, le=5)]

@@ -10,6 +10,7 @@ from app.accounts.access import AdminDep, UserDep
 from app.db import SessionDep
 from app.errors import PrefloopError
 from app.judging import LabelingSettings
+from app.labeling.settling_queries import Moves
 from app.models import ModelVersion, Project
 from app.projects import labeling_form, queries, service
 from app.projects.access import ProjectDep
@@ -80,6 +81,8 @@ def change_settings(
         form = SettingsForm.model_validate(typed)
     except ValidationError as error:
         return _settings(request, project, session, typed, not_accepted(reasons_of(error)))
+    if moves := service.moved_by(session, project, form):
+        return _settings(request, project, session, typed, moves=moves)
     service.update(session, project, form, admin.id)
     return redirect(f"/projects/{project.slug}/settings?saved=project")
 
@@ -120,10 +123,12 @@ def _settings(
     error: PrefloopError | None = None,
     labeling: dict[str, str] | None = None,
     saved: str = "",
+    moves: Moves | None = None,
 ) -> Response:
     """The settings; with what was typed and the error, where it was refused.
 
     Args:
+        moves: what the review threshold that was typed would do; it is not saved yet.
         labeling: what was typed into the form of the labeling settings.
         saved: which of the forms has just been saved.
     """
@@ -142,4 +147,5 @@ def _settings(
         known=queries.base_models(session),
         error=error,
         saved=saved,
+        moves=moves,
     )

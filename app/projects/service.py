@@ -1,6 +1,7 @@
 """Projects: creating one, and its settings."""
 
 import re
+from typing import Any
 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -9,6 +10,8 @@ from app.accounts.service import audit
 from app.errors import Conflict, InvalidInput
 from app.judging import LabelingSettings, RubricContent
 from app.labelers import service as labelers
+from app.labeling import settling
+from app.labeling.settling_queries import Moves
 from app.models import Project
 from app.projects.forms import SettingsForm
 from app.rounds import service as rounds
@@ -91,13 +94,24 @@ def update_labeling(session: Session, project: Project, wanted: LabelingSettings
         labelers.refit(session, project)
 
 
+def moved_by(session: Session, project: Project, form: SettingsForm) -> Moves | None:
+    """What the form's review threshold would do to decided comparisons, unless that was shown; none: nothing."""
+    if form.review_threshold in (project.review_threshold, form.shown_threshold):
+        return None
+    moves = settling.moves(session, project, form.review_threshold)
+    return moves if any(moves) else None
+
+
 def update(session: Session, project: Project, form: SettingsForm, actor_id: int) -> None:
-    """Changes the settings. Comparisons that are open already keep the overlap they were opened with."""
+    """Changes the settings. Comparisons that are open already keep the overlap they were opened with; another review
+    threshold settles, or sends to review, those that the one before had decided."""
     project.name = form.name
     project.description = form.description
     project.overlap = form.overlap
     project.lease_minutes = form.lease_minutes
-    project.review_threshold = form.review_threshold
     sampling = form.model_dump(include={"samples_per_prompt", "max_new_tokens", "temperature"})
     project.generation = Generation.model_validate(project.generation | sampling).model_dump()
-    audit(session, actor_id, "project.settings_changed", project.id, **form.model_dump())
+    details: dict[str, Any] = form.model_dump(exclude={"shown_threshold"})
+    if form.review_threshold != project.review_threshold:
+        details["moved"] = settling.use_threshold(session, project, form.review_threshold)._asdict()
+    audit(session, actor_id, "project.settings_changed", project.id, **details)

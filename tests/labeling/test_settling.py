@@ -274,3 +274,35 @@ def test_settling_reads_no_more_than_its_own_rows(session: Session) -> None:
         judge(session, project, labeler, task)
     assert counts
     assert sum(counts) < 100
+
+
+SAID = ((1, 1), (1, -1), (3, 2, -1), (1, 1, 1, 1, -1), (1, 1, 1, -1, 0), (2,), (0, 0))
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.6, 0.3), (0.3, 0.6), (0.6, 1.0), (1.0, 0.0)])
+def test_another_threshold_gives_the_states_it_would_have_given(session: Session, before: float, after: float) -> None:
+    found = {}
+    for name, threshold in (("changed", before), ("afresh", after)):
+        project = factories.project(session, review_threshold=threshold)
+        for preferences in SAID:
+            for flags in ([], ["harmful"]):
+                row = factories.comparison(session, project, overlap=len(preferences), flagged=bool(flags))
+                for preference in preferences:
+                    factories.judgment(session, row, preference=preference, flags=flags)
+                settling.settle(session, [row.id])
+        # What somebody put up or decided is theirs.
+        for values in ({"state": "adjudicated"}, {"state": "in_review", "review_reason": "requested"}):
+            factories.comparison(session, project, agreement=0.5, **values)
+        states = (Comparison.state, Comparison.review_reason, Comparison.settled_at.is_(None))
+        states_of = select(*states).where(Comparison.project_id == project.id).order_by(Comparison.id)
+        if name == "changed":
+            old = session.execute(states_of).all()
+            told = settling.moves(session, project, after)
+            assert settling.use_threshold(session, project, after) == told
+            new = session.execute(states_of).all()
+            moved = [(a.state, b.state) for a, b in zip(old, new, strict=True)]
+            assert told == (moved.count(("in_review", "settled")), moved.count(("settled", "in_review")))
+            assert any(told)
+            assert settling.moves(session, project, after) == (0, 0)
+        found[name] = session.execute(states_of).all()
+    assert found["changed"] == found["afresh"]

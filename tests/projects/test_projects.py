@@ -63,6 +63,28 @@ def test_the_start_page_is_the_only_project_or_the_list(sign_in: SignIn, session
     assert client.get("/projects/none").status_code == 404
 
 
+def test_another_review_threshold_says_what_it_moves_before_it_is_saved(sign_in: SignIn, session: Session) -> None:
+    project = factories.project(session, slug="p", review_threshold=0.6)
+    for agreement in (0.35, 0.4, 0.2):
+        factories.comparison(session, project, state="in_review", review_reason="split", agreement=agreement)
+    session.commit()
+    admin, wanted = sign_in("admin"), SETTINGS | {"review_threshold": "0.3"}
+    asked = admin.post("/projects/p/settings", wanted)
+    assert asked.status_code == 200
+    assert "2 comparisons in review are settled" in asked.text
+    assert session.scalars(select(Comparison.state).distinct()).all() == ["in_review"]
+    typed = BeautifulSoup(asked.text, "html.parser")
+    shown = typed.select_one("[name=shown_threshold]")["value"]
+    assert typed.select_one("#name")["value"] == "Renamed"
+    # Another value than the one whose effect was shown is shown first, too.
+    assert admin.post("/projects/p/settings", wanted | {"shown_threshold": "0.5"}).status_code == 200
+    assert admin.post("/projects/p/settings", wanted | {"shown_threshold": shown}).status_code == 303
+    states = select(Comparison.state).order_by(Comparison.agreement)
+    assert session.scalars(states).all() == ["in_review", "settled", "settled"]
+    session.refresh(project)
+    assert project.review_threshold == 0.3
+
+
 def test_settings_are_kept_and_checked(sign_in: SignIn, session: Session) -> None:
     project = factories.project(session, slug="p")
     session.commit()
