@@ -10,8 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain import crowd_bt, reliability
-from app.domain.crowd_bt import SCORE_VARIANCE, Habits
+from app.domain import reliability
 from app.domain.pooling import Floats, sums
 from app.domain.reliability import Weights
 
@@ -21,7 +20,9 @@ Method = Literal["majority", "strength_weighted", "dawid_skene", "crowd_bt"]
 PRIOR = 0.5
 # A reviewer who saw all judgments and rationales counts as this many labelers of one mind (p = 0.9).
 VERDICT_VOTES = 4
-NEWTON_STEPS = 400  # where few trusted labelers stand against many who guess; mostly some ten are enough
+# What Crowd-BT's scores, learned from other comparisons, count at most, in votes: less than one, so that they decide
+# between sides that got alike, and never against more votes of labelers alike. What it is worth: docs/labeling.md.
+SCORE_VOTES = 0.5
 DIGITS = 6
 # Probabilities are stored with DIGITS digits: what differs by less than half of the last one is equal.
 EQUAL = 5e-7
@@ -69,7 +70,6 @@ class Crowd(NamedTuple):
     before anyone has answered."""
 
     weights: Weights = reliability.UNFITTED
-    habits: Habits[float] = crowd_bt.UNFITTED
     ties: bool = True
     tie: float = 0.0
 
@@ -81,14 +81,13 @@ class Votes(NamedTuple):
         comparison: (J,) index of the comparison, below C.
         preference: (J,) towards B.
         strengths: (C,) steps each way of the rubric's scale, 1 to 4.
-        weights: (J, 2) the labeler's `Weights`; habits: (J, 2) the labeler's `Habits`. The crowd's where not known.
+        weights: (J, 2) the labeler's `Weights`; the crowd's where not known.
     """
 
     comparison: NDArray[np.int64]
     preference: NDArray[np.int64]
     strengths: NDArray[np.int64]
     weights: Floats
-    habits: Floats
 
 
 def side(preference: float) -> int:
@@ -161,32 +160,35 @@ def verdict(preference: int) -> Consensus:
 
 def majority(preferences: Sequence[int]) -> Consensus:
     """The consensus of one comparison by majority, of one judgment or more."""
-    votes = Votes(
-        np.zeros(len(preferences), np.int64), np.array(preferences), np.ones(1, np.int64), np.empty(0), np.empty(0)
-    )
+    votes = Votes(np.zeros(len(preferences), np.int64), np.array(preferences), np.ones(1, np.int64), np.empty(0))
     found = decide("majority", votes, Crowd())
     return Consensus(float(found.preference[0]), float(found.p_b[0]), float(found.p_tie[0]))
 
 
-def decide(method: Method, votes: Votes, crowd: Crowd) -> Decisions:
+def decide(method: Method, votes: Votes, crowd: Crowd, difference: Floats | None = None) -> Decisions:
     """The consensus of comparisons that each have one vote or more; costs O(votes).
 
-    Labelers are weighed as at the last fit over all judgments (`app.domain.reliability`, `app.domain.crowd_bt`).
+    Labelers are weighed as at the last fit over all judgments (`app.domain.reliability`).
 
     - majority: p_b = (n_B + n_tie / 2 + 1/2) / (n + 1), the posterior mean of the share of people who prefer B, ties
       counting half for each side; p_tie = n_tie / (n + 1).
     - strength_weighted: the same, a vote for a side counting in proportion to its strength, 1 for the scale's mean
       step, and a tie 1: of three steps "slightly better" counts 1/2, "much better" 3/2.
     - dawid_skene: Bayes' rule over A, tie and B.
-    - crowd_bt: the most likely difference of the two responses' scores. Only a fit over all judgments knows what other
-      comparisons say of the two.
+    - crowd_bt: the same, where before anyone has answered B is likelier than A by the difference of their scores in all
+      other comparisons, up to `SCORE_VOTES`. Alone, the scores overturned four of five votes: they take labelers of
+      few answers for right, and know no ties of one pair.
+
+    Args:
+        difference: (C,) of the scores, for crowd_bt: `app.domain.crowd_bt.by_others`; none: nothing is known of other
+            comparisons.
     """
     if method == "majority":
         return _smoothed(votes, np.ones(len(votes.preference)))
     if method == "strength_weighted":
         steps = 2 * np.abs(votes.preference) / (votes.strengths[votes.comparison] + 1)
         return _smoothed(votes, np.where(votes.preference == 0, 1.0, steps))
-    p_b, p_tie = _dawid_skene(votes, crowd) if method == "dawid_skene" else _crowd_bt(votes, crowd.habits.nu)
+    p_b, p_tie = _dawid_skene(votes, crowd, difference if method == "crowd_bt" else None)
     return decisions(lean(votes, p_b), p_b, p_tie)
 
 
@@ -215,25 +217,14 @@ def _smoothed(votes: Votes, weight: Floats) -> Decisions:
     return decisions(preference, for_b / total, ties / total)
 
 
-def _dawid_skene(votes: Votes, crowd: Crowd) -> tuple[Floats, Floats]:
+def _dawid_skene(votes: Votes, crowd: Crowd, difference: Floats | None) -> tuple[Floats, Floats]:
     sides = np.sign(votes.preference)
     cell = votes.comparison * 3 + sides + 1
     adds = np.where(sides == 0, votes.weights[:, 1], votes.weights[:, 0])
     possible = crowd.ties | (sums(votes.comparison, sides == 0, len(votes.strengths)) > 0)
-    posterior = reliability.softmax(sums(cell, adds, 3 * len(votes.strengths)).reshape(-1, 3), crowd.tie, possible)
+    said = sums(cell, adds, 3 * len(votes.strengths)).reshape(-1, 3)
+    if difference is not None:
+        most = SCORE_VOTES * crowd.weights.side
+        said += np.outer(np.clip(difference, -most, most), [-0.5, 0.0, 0.5])
+    posterior = reliability.softmax(said, crowd.tie, possible)
     return posterior[:, 2] + posterior[:, 1] / 2, posterior[:, 1]
-
-
-def _crowd_bt(votes: Votes, crowd_nu: float) -> tuple[Floats, Floats]:
-    n = len(votes.strengths)
-    sides = np.sign(votes.preference)
-    eta, nu = votes.habits.T
-    d = np.zeros(n)
-    for _ in range(NEWTON_STEPS):
-        slope, bend = crowd_bt.derivatives(votes.comparison, sides, d, eta, nu)
-        # A difference of two scores has twice their variance.
-        step = np.clip((slope - d / (2 * SCORE_VARIANCE)) / (bend + 1 / (2 * SCORE_VARIANCE)), -1, 1)
-        d += step
-        if np.abs(step).max(initial=0.0) < 1e-7:
-            break
-    return crowd_bt.outcomes(d, crowd_nu)

@@ -6,7 +6,8 @@ the difference of two responses' Bradley-Terry scores, labeler k prefers B with 
     eta_k s(d) + (1 - eta_k) s(-d).
 
 Where responses recur (a ranking's pairs, samples compared with several others) what is said of one pair tells of the
-others. Ties, which the paper leaves out, are Davidson's (1970): k says tie with probability
+others: `by_others`. `app.domain.consensus` reads only that, and bounds what it counts.
+Ties, which the paper leaves out, are Davidson's (1970): k says tie with probability
 nu_k / (exp(d/2) + exp(-d/2) + nu_k), so that one who often calls a tie says less by it. Scores are normal a priori and
 labelers are pooled with the crowd, as in `app.domain.reliability`.
 """
@@ -116,6 +117,29 @@ def fit(
     p_b, p_tie = outcomes(d, crowd_nu)
     crowd = Habits(mean_eta, crowd_nu)
     return CrowdBT(p_b, p_tie, scores, Habits(eta, nu), low, high, crowd, iteration, moved <= tolerance)
+
+
+def by_others(
+    found: CrowdBT,
+    comparison: NDArray[np.int64],
+    labeler: NDArray[np.int64],
+    side: NDArray[np.int64],
+    items: NDArray[np.int64],
+) -> Floats:
+    """(C,) B's score less A's, as all other comparisons alone have it: what a comparison's own votes are put beside.
+
+    One Newton step from the fit, without the comparison and with the other responses' scores as they are: 0 for two
+    responses that stand in no other.
+
+    Args:
+        comparison, labeler, side, items: what was fitted.
+    """
+    a, b = items.T
+    n_items = len(found.scores)
+    d = found.scores[b] - found.scores[a]
+    slope, bend = derivatives(comparison, side, d, found.habits.eta[labeler], found.habits.nu[labeler])
+    curvature = sums(a, bend, n_items) + sums(b, bend, n_items) + 1 / SCORE_VARIANCE
+    return d - slope * (1 / (curvature[a] - bend) + 1 / (curvature[b] - bend))
 
 
 def meant(side: NDArray[np.int64], d: Floats, eta: Floats) -> Floats:

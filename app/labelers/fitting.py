@@ -15,7 +15,6 @@ from sqlalchemy.orm import Session
 
 from app.domain import consensus, crowd_bt, reliability
 from app.domain.consensus import DIGITS, Consensus, Crowd, Decisions, Votes
-from app.domain.crowd_bt import Habits
 from app.domain.reliability import UNKNOWN, Weights
 from app.judging import ConsensusMethod, LabelingSettings
 from app.labelers import fitting_queries as queries
@@ -39,7 +38,6 @@ class Fitted(BaseModel):
     ties: bool
     tie: float = 0.0
     weights: tuple[float, float]
-    habits: tuple[float, float] | None = None
 
 
 class Said(NamedTuple):
@@ -66,14 +64,11 @@ def decide(session: Session, project: Project, said: Sequence[Said]) -> list[Con
     crowd = _crowd(last_fit(project))
     labelers = [labeler for each in said for labeler in each.labelers]
     by_labeler = queries.weights(session, project.id, set(labelers)) if method in ("dawid_skene", "crowd_bt") else {}
-    average = queries.Fit(list(crowd.weights), list(crowd.habits))
-    fits = [by_labeler.get(labeler, average) for labeler in labelers]
     votes = Votes(
         comparison=np.repeat(np.arange(len(said)), [len(each.labelers) for each in said]),
         preference=np.array([preference for each in said for preference in each.preferences]),
         strengths=np.array([each.strengths for each in said]),
-        weights=np.array([fit.weights or average.weights for fit in fits], float),
-        habits=np.array([fit.habits or average.habits for fit in fits], float),
+        weights=np.array([by_labeler.get(labeler, crowd.weights) for labeler in labelers], float),
     )
     found = consensus.decide(method, votes, crowd)
     return [Consensus(*map(float, row)).rounded() for row in zip(*found, strict=True)]
@@ -89,8 +84,8 @@ def refit(session: Session, project: Project) -> Fitted:
     p_b and p_tie of all comparisons that are decided or in review.
 
     Repeats, asked of those who have answered already, say nothing new. Dawid-Skene measures labelers on verdicts and on
-    answers to calibration items, too; it gives the reliabilities under every method but Crowd-BT. Objects loaded before
-    are not refreshed.
+    answers to calibration items, too; it gives the reliabilities under every method. Objects loaded before are not
+    refreshed.
     """
     lock(session, project)
     method = LabelingSettings.model_validate(project.labeling).consensus
@@ -104,27 +99,30 @@ def refit(session: Session, project: Project) -> Fitted:
     sides = np.sign(preference)
 
     fit = reliability.fit(comparison, labeler, sides, comparisons=n, labelers=len(labeler_ids), known=_known(compared))
-    shares, low, high = fit.reliability, fit.low, fit.high
-    iterations, converged, habits = fit.iterations, fit.converged, None
-    by_labeler: dict[str, NDArray[Any]] = {"side": fit.weights[:, 0], "tie": fit.weights[:, 1]}
+    iterations, converged, difference = fit.iterations, fit.converged, None
     crowd = Crowd(fit.crowd, ties=fit.ties, tie=fit.tie)
-    votes = Votes(comparison, preference, compared["strengths"], fit.weights[labeler], np.empty(0))
+    votes = Votes(comparison, preference, compared["strengths"], fit.weights[labeler])
     if method == "crowd_bt":
         _, items = np.unique(np.stack([compared["a"], compared["b"]], axis=1), return_inverse=True)
-        joint = crowd_bt.fit(comparison, labeler, sides, items.reshape(-1, 2), labelers=len(labeler_ids))
-        shares, low, high = joint.habits.eta, joint.low, joint.high
-        iterations, converged, habits = joint.iterations, joint.converged, joint.crowd
-        by_labeler |= {"eta": joint.habits.eta, "nu": joint.habits.nu}
-        found = consensus.decisions(consensus.lean(votes, joint.p_b), joint.p_b, joint.p_tie)
-    else:
-        found = consensus.decide(method, votes, crowd)
+        items = items.reshape(-1, 2)
+        joint = crowd_bt.fit(comparison, labeler, sides, items, labelers=len(labeler_ids))
+        iterations, converged = iterations + joint.iterations, converged and joint.converged
+        difference = crowd_bt.by_others(joint, comparison, labeler, sides, items)
+    found = consensus.decide(method, votes, crowd, difference)
 
     answered = np.bincount(comparison, minlength=n) > 0
     queries.write_consensus(session, _with_verdicts(compared, answered, found))
     queries.write_labelers(
         session,
         project.id,
-        {"labeler": labeler_ids, "reliability": shares, "low": low, "high": high} | by_labeler,
+        {
+            "labeler": labeler_ids,
+            "reliability": fit.reliability,
+            "low": fit.low,
+            "high": fit.high,
+            "side": fit.weights[:, 0],
+            "tie": fit.weights[:, 1],
+        },
     )
     fitted = Fitted(
         at=datetime.now(UTC),
@@ -137,7 +135,6 @@ def refit(session: Session, project: Project) -> Fitted:
         ties=crowd.ties,
         tie=crowd.tie,
         weights=crowd.weights,
-        habits=habits,
     )
     project.fitted = fitted.model_dump(mode="json")
     session.flush()
@@ -147,8 +144,7 @@ def refit(session: Session, project: Project) -> Fitted:
 def _crowd(fitted: Fitted | None) -> Crowd:
     if fitted is None:
         return Crowd()
-    habits = Habits(*fitted.habits) if fitted.habits else crowd_bt.UNFITTED
-    return Crowd(Weights(*fitted.weights), habits, fitted.ties, fitted.tie)
+    return Crowd(Weights(*fitted.weights), fitted.ties, fitted.tie)
 
 
 def _known(compared: queries.Columns) -> NDArray[np.int64]:

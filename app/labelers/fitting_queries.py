@@ -1,6 +1,6 @@
 """SQL of the fit: all judgments as columns, and what is written back, through temporary tables."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,19 +56,12 @@ def compared(session: Session, project_id: int) -> Columns:
     return read_columns(session, found)
 
 
-class Fit(NamedTuple):
-    """What a labeler's votes weigh; none: not fitted under that model."""
-
-    weights: list[float] | None
-    habits: list[float] | None
-
-
-def weights(session: Session, project_id: int, labeler_ids: set[int]) -> dict[int, Fit]:
-    """By labeler, of those that a fit has seen."""
+def weights(session: Session, project_id: int, labeler_ids: set[int]) -> dict[int, list[float]]:
+    """What votes weigh (side, tie), by labeler, of those that a fit has seen."""
     found = select(ProjectLabeler.labeler_id, ProjectLabeler.fitted).where(
         ProjectLabeler.project_id == project_id, ProjectLabeler.labeler_id.in_(labeler_ids)
     )
-    return {id_: Fit(fitted.get("weights"), fitted.get("habits")) for id_, fitted in session.execute(found)}
+    return {id_: fitted["weights"] for id_, fitted in session.execute(found) if "weights" in fitted}
 
 
 CHANGED = """new.* FROM comparison JOIN fitted_consensus AS new ON comparison.id = new.id
@@ -93,9 +86,8 @@ def write_consensus(session: Session, columns: dict[str, NDArray[Any]]) -> None:
 
 
 def write_labelers(session: Session, project_id: int, columns: dict[str, NDArray[Any]]) -> None:
-    """Writes reliability, its interval, and what votes weigh: `side` and `tie`, with `eta` and `nu` where fitted."""
+    """Writes reliability, its interval, and what votes weigh: `side` and `tie`."""
     load_columns(session, "fitted_labeler", columns)
-    habits = ", 'habits', jsonb_build_array(eta, nu)" if "eta" in columns else ""
     session.execute(
         text(
             "UPDATE project_labeler SET reliability = NULL, fitted = '{}' WHERE project_id = :project"
@@ -105,10 +97,10 @@ def write_labelers(session: Session, project_id: int, columns: dict[str, NDArray
     )
     session.execute(
         text(
-            f"""
+            """
             INSERT INTO project_labeler (project_id, labeler_id, reliability, fitted)
             SELECT :project, labeler, reliability, jsonb_build_object(
-                'low', low, 'high', high, 'weights', jsonb_build_array(side, tie){habits})
+                'low', low, 'high', high, 'weights', jsonb_build_array(side, tie))
             FROM fitted_labeler
             ORDER BY labeler
             ON CONFLICT (project_id, labeler_id)

@@ -43,7 +43,7 @@ class ProjectLabeler(Base):
     changed_at: Mapped[Now]
     # Of the last fit over all judgments (app.domain.reliability): probability of siding with the truth.
     reliability: Mapped[float | None]
-    # The same fit's 95% interval of it (low, high), and what a vote weighs by the project's method (weights, habits).
+    # The same fit's 95% interval of it (low, high), and what a vote weighs (weights).
     fitted: Mapped[Json] = mapped_column(server_default="{}")
     # What calibration looks back on begins here: an admin who lets a paused labeler go on starts it anew.
     counted_from: Mapped[datetime | None]

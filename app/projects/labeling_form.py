@@ -100,7 +100,8 @@ GROUPS = (
     Group(
         "consensus",
         "Consensus",
-        "How the judgments of a comparison become one. A change is applied to all comparisons at once.",
+        "How the judgments of a comparison become one. A change is applied to all comparisons at once. Where labelers "
+        "have given few judgments, the last two decide nearly as the majority does.",
         (
             Control(
                 "consensus",
@@ -110,7 +111,10 @@ GROUPS = (
                     ("majority", "Majority: every judgment counts the same"),
                     ("strength_weighted", "Strength-weighted: a strong preference counts more"),
                     ("dawid_skene", "Dawid-Skene: reliable labelers count more"),
-                    ("crowd_bt", "Crowd-BT: reliable labelers count more, and responses are rated across comparisons"),
+                    (
+                        "crowd_bt",
+                        "Crowd-BT: as Dawid-Skene, and other comparisons of the responses count up to half a vote",
+                    ),
                 ),
             ),
         ),

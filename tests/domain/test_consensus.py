@@ -6,8 +6,18 @@ import numpy as np
 import pytest
 
 from app.domain import consensus as module
-from app.domain.consensus import Consensus, Crowd, Decisions, Method, Votes, consensus, decide, majority, verdict
-from app.domain.crowd_bt import SCORE_VARIANCE, Habits
+from app.domain.consensus import (
+    Consensus,
+    Crowd,
+    Decisions,
+    Method,
+    Votes,
+    consensus,
+    decide,
+    majority,
+    verdict,
+    winners,
+)
 from app.domain.reliability import Weights
 
 METHODS: tuple[Method, ...] = ("majority", "strength_weighted", "dawid_skene", "crowd_bt")
@@ -21,7 +31,6 @@ def votes_of(*preferences: list[int], strengths: int = 3) -> Votes:
         preference=np.array(said),
         strengths=np.full(len(preferences), strengths),
         weights=np.tile(Crowd().weights, (len(said), 1)),
-        habits=np.tile(Crowd().habits, (len(said), 1)),
     )
 
 
@@ -61,30 +70,24 @@ def test_dawid_skene_is_bayes_rule() -> None:
     assert (found.p_b[0], found.p_tie[0]) == (pytest.approx(0.8), 0.0)
 
 
-@pytest.mark.parametrize(
-    ("preferences", "habits"),
-    [
-        ([1, 1, 0, -1], [[0.9, 0.5], [0.7, 0.2], [0.8, 1.0], [0.6, 0.4]]),
-        ([-1] * 3 + [1] * 20, [[0.9, 0.2]] * 3 + [[0.55, 0.2]] * 20),  # few who know against many who guess
-    ],
-)
-def test_crowd_bt_is_the_most_likely_difference(preferences: list[int], habits: list[list[float]]) -> None:
-    crowd = Crowd(habits=Habits(0.9, 0.5))
-    said = votes_of(preferences)._replace(habits=np.array(habits))
-    found = decide("crowd_bt", said, crowd)
-    # The same by looking everywhere: log-likelihood of the model's own words, and the prior of two scores.
-    d = np.linspace(-6, 6, 240_001)
-    up = 1 / (1 + np.exp(-d))
-    total = -d * d / (4 * SCORE_VARIANCE)
-    for (eta, nu), side in zip(said.habits, np.sign(said.preference), strict=True):
-        room = np.exp(d / 2) + np.exp(-d / 2) + nu
-        for_b = eta * up + (1 - eta) * (1 - up)
-        share = {1: for_b, -1: 1 - for_b}.get(int(side))
-        total += np.log(nu / room) if share is None else np.log(share * (room - nu) / room)
-    best = d[total.argmax()]
-    room = np.exp(best / 2) + np.exp(-best / 2) + 0.5
-    assert found.p_b[0] == pytest.approx((np.exp(best / 2) + 0.25) / room, abs=1e-4)
-    assert found.p_tie[0] == pytest.approx(0.5 / room, abs=1e-4)
+def test_crowd_bts_scores_count_up_to_half_a_vote() -> None:
+    split, ahead, tied = [1, -1], [1, -1, -1], [0, 0, 0, 0, 1]
+    said = votes_of(split, ahead, tied, [1])
+    plain = decide("crowd_bt", said, Crowd())
+    assert plain.p_b == pytest.approx(decide("dawid_skene", said, Crowd()).p_b)
+    found = decide("crowd_bt", said, Crowd(), np.array([9.0, 9.0, 9.0, -9.0]))
+    # B is better by half of a vote's ln 4, that is, twice as likely: of 4, 1 and 4, now 4 / sqrt 2 and 4 sqrt 2.
+    assert found.p_b[0] == pytest.approx((4 * 2**0.5 + 0.5) / (4 * 2**0.5 + 1 + 4 / 2**0.5))
+    # It decides where votes do not, and overturns no vote more, nor four of five ties.
+    assert winners(found.p_b, found.p_tie).tolist() == [1, -1, 0, 1]
+    little = decide("crowd_bt", said, Crowd(), np.full(4, 0.1))
+    assert (little.p_b > plain.p_b).all()
+    assert (little.p_b[:2] < found.p_b[:2]).all()
+    # The other methods do not read them.
+    assert (
+        decide("majority", said, Crowd(), np.full(4, 9.0)).p_b.tolist()
+        == decide("majority", said, Crowd()).p_b.tolist()
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -140,9 +143,9 @@ def test_votes_and_not_strengths_say_who_won() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_strength_is_never_for_the_other_side(method: Method) -> None:
     said = [list(each) for each in itertools.product((-3, -1, 0, 2), repeat=4)]
-    found = decide(method, votes_of(*said), Crowd()) if method != "crowd_bt" else None
-    for n, each in enumerate(said[::5] if found is None else said):
-        alone = one(method, *each) if found is None else Consensus(*(float(value[n]) for value in found))
+    found = decide(method, votes_of(*said), Crowd())
+    for n in range(len(said)):
+        alone = Consensus(*(float(value[n]) for value in found))
         assert alone.preference * alone.winner >= 0
         assert alone.winner or alone.preference == 0
         assert alone.rounded().winner == alone.winner
