@@ -17,7 +17,7 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain.pooling import Floats, logit_interval, pooled, sums
+from app.domain.pooling import Floats, pooled, sums
 
 # Of scores, a priori: two thirds of the differences then lie within 2, a preference of 88%, and a lone vote for B makes
 # p_b 0.74. With less, the fit takes every error of a labeler for a close call.
@@ -48,7 +48,7 @@ class CrowdBT(NamedTuple):
         p_b: (C,) probability that somebody who never errs prefers B, a tie counting half.
         p_tie: (C,) that such a one calls it a tie.
         scores: (I,).
-        habits: of the labelers; low, high: (L,) 95% interval of eta.
+        habits: of the labelers.
         crowd: an average labeler's habits.
         iterations: of EM; converged: no difference still moved by more than the tolerance.
     """
@@ -57,8 +57,6 @@ class CrowdBT(NamedTuple):
     p_tie: Floats
     scores: Floats
     habits: Habits[Floats]
-    low: Floats
-    high: Floats
     crowd: Habits[float]
     iterations: int
     converged: bool
@@ -85,7 +83,7 @@ def fit(
     sided = (side != 0).astype(float)
     ties_of = sums(labeler, 1 - sided, labelers)
     sided_of = sums(labeler, sided, labelers)
-    eta, variance, mean_eta = np.full(labelers, UNFITTED.eta), np.zeros(labelers), UNFITTED.eta
+    eta, mean_eta = np.full(labelers, UNFITTED.eta), UNFITTED.eta
     # Equal responses tie at first as often as all did: nu / (2 + nu).
     crowd_nu = float(2 * ties_of.sum() / max(sided_of.sum(), 1.0))
     nu = np.full(labelers, crowd_nu)
@@ -98,7 +96,7 @@ def fit(
         right_of = sums(labeler, right, labelers)
         if sided.any():
             mean_eta = float(right_of.sum() / sided_of.sum())
-        eta, variance = pooled(right_of, sided_of, mean_eta, PRIOR_ANSWERS)
+        eta, _ = pooled(right_of, sided_of, mean_eta, PRIOR_ANSWERS)
         cosh = np.cosh(d / 2)[comparison]
         if crowd_nu:
             # nu_k = ties / sum of 1 / (exp(d/2) + exp(-d/2) + nu_k) by iteration (Hunter 2004), the crowd's on top.
@@ -113,10 +111,9 @@ def fit(
         scores = scores + np.clip(gradient / curvature, -1, 1)
         before, d = d, scores[b] - scores[a]
         moved = float(np.abs(d - before).max(initial=0.0))
-    low, high = logit_interval(eta, variance)
     p_b, p_tie = outcomes(d, crowd_nu)
     crowd = Habits(mean_eta, crowd_nu)
-    return CrowdBT(p_b, p_tie, scores, Habits(eta, nu), low, high, crowd, iteration, moved <= tolerance)
+    return CrowdBT(p_b, p_tie, scores, Habits(eta, nu), crowd, iteration, moved <= tolerance)
 
 
 def by_others(

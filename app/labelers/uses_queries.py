@@ -1,4 +1,4 @@
-"""SQL of where a labeler's judgments, demonstrations and prompts went: snapshots and models."""
+"""SQL of where a labeler's judgments, demonstrations, thumbs and prompts went: snapshots and models."""
 
 from datetime import datetime
 from typing import NamedTuple
@@ -10,6 +10,7 @@ from app.domain.rounds import SAMPLING_ALGORITHMS
 from app.labelers.removal_queries import own_prompts
 from app.models import (
     Comparison,
+    Completion,
     Demonstration,
     Judgment,
     ModelVersion,
@@ -20,6 +21,8 @@ from app.models import (
     Snapshot,
     SnapshotComparison,
     SnapshotDemonstration,
+    SnapshotThumb,
+    Thumb,
 )
 from app.models.prompt import WITHDRAWN
 
@@ -29,9 +32,9 @@ WEIGHING = ("dawid_skene", "crowd_bt")  # methods by which everybody's judgments
 class UsedIn(NamedTuple):
     """A snapshot that something of a labeler is in, and the round that read it, if any.
 
-    judgments: theirs on its comparisons. demonstrations: theirs in it. prompts: comparisons and demonstrations in it on
-    prompts they wrote. weighed: it holds posteriors by a method that weighs labelers, fitted over their judgments too:
-    its numbers are other ones for them, also where they have judged none of its comparisons.
+    judgments: theirs on its comparisons. demonstrations, thumbs: theirs in it. prompts: comparisons, demonstrations and
+    thumbs in it on prompts they wrote. weighed: it holds posteriors by a method that weighs labelers, fitted over their
+    judgments too: its numbers are other ones for them, also where they have judged none of its comparisons.
     """
 
     snapshot_id: int
@@ -39,6 +42,7 @@ class UsedIn(NamedTuple):
     created_at: datetime
     judgments: int
     demonstrations: int
+    thumbs: int
     prompts: int
     weighed: bool
     round_number: int | None
@@ -49,13 +53,13 @@ def snapshots_with(session: Session, project_id: int, labeler_id: int) -> list[U
     """Snapshots frozen with something of the labeler; of judgments, those live then."""
     judgments = _by_snapshot(session, _judged(project_id, labeler_id))
     demonstrations = _by_snapshot(session, _demonstrated(project_id, labeler_id))
-    compared, answered = _on_own_prompts(project_id, labeler_id)
-    prompts = _by_snapshot(session, compared), _by_snapshot(session, answered)
+    thumbs = _by_snapshot(session, _thumbs(project_id, labeler_id))
+    prompts = [_by_snapshot(session, found) for found in _on_own_prompts(project_id, labeler_id)]
     weighed = set(session.scalars(_weighed(project_id, labeler_id)))
-    ids = weighed.union(judgments, demonstrations, *prompts)
+    ids = weighed.union(judgments, demonstrations, thumbs, *prompts)
     found = (
         select(Snapshot.id, Snapshot.digest, Snapshot.created_at, Round.number, Round.id)
-        .outerjoin(Round, or_(Round.snapshot_id == Snapshot.id, Round.ptx_snapshot_id == Snapshot.id))
+        .outerjoin(Round, Snapshot.id.in_((Round.snapshot_id, Round.ptx_snapshot_id, Round.thumbs_snapshot_id)))
         .where(Snapshot.id.in_(ids))
         .order_by(Snapshot.id, Round.number)
     )
@@ -66,6 +70,7 @@ def snapshots_with(session: Session, project_id: int, labeler_id: int) -> list[U
             created_at=created_at,
             judgments=judgments.get(id_, 0),
             demonstrations=demonstrations.get(id_, 0),
+            thumbs=thumbs.get(id_, 0),
             prompts=sum(each.get(id_, 0) for each in prompts),
             weighed=id_ in weighed,
             round_number=number,
@@ -117,7 +122,16 @@ def _demonstrated(project_id: int, labeler_id: int) -> Select[int, int]:
     )
 
 
-def _on_own_prompts(project_id: int, labeler_id: int) -> tuple[Select[int, int], Select[int, int]]:
+def _thumbs(project_id: int, labeler_id: int) -> Select[int, int]:
+    return (
+        select(SnapshotThumb.snapshot_id, func.count())
+        .join(Thumb, Thumb.id == SnapshotThumb.thumb_id)
+        .where(Thumb.project_id == project_id, Thumb.labeler_id == labeler_id)
+        .group_by(SnapshotThumb.snapshot_id)
+    )
+
+
+def _on_own_prompts(project_id: int, labeler_id: int) -> tuple[Select[int, int], ...]:
     prompts = own_prompts(project_id, labeler_id)
     return (
         select(SnapshotComparison.snapshot_id, func.count())
@@ -128,6 +142,11 @@ def _on_own_prompts(project_id: int, labeler_id: int) -> tuple[Select[int, int],
         .join(Demonstration, Demonstration.id == SnapshotDemonstration.demonstration_id)
         .where(Demonstration.prompt_id.in_(prompts))
         .group_by(SnapshotDemonstration.snapshot_id),
+        select(SnapshotThumb.snapshot_id, func.count())
+        .join(Thumb, Thumb.id == SnapshotThumb.thumb_id)
+        .join(Completion, Completion.id == Thumb.completion_id)
+        .where(Completion.prompt_id.in_(prompts))
+        .group_by(SnapshotThumb.snapshot_id),
     )
 
 

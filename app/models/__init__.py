@@ -8,7 +8,16 @@ from app.models.labeler import LabelerGroup, LabelerGroupMember, ProjectLabeler,
 from app.models.project import Project
 from app.models.prompt import Completion, Prompt
 from app.models.red_team import RedTeamAttempt
-from app.models.round import Metric, ModelVersion, Round, Run, Snapshot, SnapshotComparison, SnapshotDemonstration
+from app.models.round import (
+    Metric,
+    ModelVersion,
+    Round,
+    Run,
+    Snapshot,
+    SnapshotComparison,
+    SnapshotDemonstration,
+    SnapshotThumb,
+)
 from app.models.rubric import Rubric
 from app.models.thumb import Thumb
 from app.models.user import AuditEvent, AuthSession, SigninFailure, SigninLink, User
@@ -45,6 +54,7 @@ __all__ = [
     "Snapshot",
     "SnapshotComparison",
     "SnapshotDemonstration",
+    "SnapshotThumb",
     "Thumb",
     "User",
 ]

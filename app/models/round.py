@@ -49,6 +49,16 @@ class SnapshotDemonstration(Base):
     demonstration_id: Mapped[int] = mapped_column(ForeignKey("demonstration.id"), primary_key=True)
 
 
+class SnapshotThumb(Base):
+    """That a snapshot's row of a response counts a thumb."""
+
+    __tablename__ = "snapshot_thumb"
+    __table_args__ = (Index("ix_snapshot_thumb_thumb", "thumb_id"),)
+
+    snapshot_id: Mapped[int] = mapped_column(ForeignKey("snapshot.id"), primary_key=True)
+    thumb_id: Mapped[int] = mapped_column(ForeignKey("thumb.id"), primary_key=True)
+
+
 class Round(Base):
     """One turn of the loop: snapshot, reward model, policy, samples, evaluation; see app.domain.rounds."""
 

@@ -38,6 +38,7 @@ from app.models import (
     Run,
     SnapshotComparison,
     SnapshotDemonstration,
+    SnapshotThumb,
     Thumb,
 )
 from app.rounds.model_queries import current_line
@@ -144,6 +145,11 @@ def add_snapshot_demonstrations(session: Session, snapshot_id: int, demonstratio
     session.execute(insert(SnapshotDemonstration).from_select(["snapshot_id", "demonstration_id"], held))
 
 
+def add_snapshot_thumbs(session: Session, snapshot_id: int, thumb_ids: list[int]) -> None:
+    held = select(literal(snapshot_id, BigInteger), func.unnest(literal(thumb_ids, ARRAY(BigInteger))))
+    session.execute(insert(SnapshotThumb).from_select(["snapshot_id", "thumb_id"], held))
+
+
 def undecided(session: Session, project_id: int) -> int:
     """Comparisons that are open or in review, of those that a round would read once they are decided."""
     waiting = Comparison.state.in_(("open", "in_review")), Comparison.purpose.in_(PURPOSES)
@@ -180,6 +186,7 @@ def thumbs(session: Session, project_id: int) -> Sequence[Any]:
             Thumb.completion_id,
             func.count().filter(Thumb.liked).label("up"),
             func.count().filter(~Thumb.liked).label("down"),
+            func.array_agg(aggregate_order_by(Thumb.id, Thumb.id)).label("thumbs"),
         )
         .where(Thumb.project_id == project_id, Thumb.superseded_at.is_(None))
         .group_by(Thumb.completion_id)
@@ -191,6 +198,7 @@ def thumbs(session: Session, project_id: int) -> Sequence[Any]:
             Completion.text,
             given.c.up,
             given.c.down,
+            given.c.thumbs,
             Prompt.messages,
             Prompt.split,
             Prompt.domain,

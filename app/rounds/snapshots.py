@@ -144,27 +144,43 @@ def freeze_demonstrations(
     return snapshot
 
 
-def thumb_rows(session: Session, project: Project) -> list[ThumbRow]:
-    """The responses to train prompts that most of their thumbs like or dislike, as the trainer sees them."""
+class Liked(NamedTuple):
+    """A response as the trainer sees it, and the thumbs that its row counts."""
+
+    row: ThumbRow
+    thumbs: list[int]
+
+
+def thumb_rows(session: Session, project: Project) -> list[Liked]:
+    """The responses to train prompts that most of their thumbs like or dislike."""
     rows = []
     for found in queries.thumbs(session, project.id):
         is_liked = liked(found.up, found.down)
         if is_liked is not None:
-            slices = of_prompt(found.domain, found.difficulty, found.safety_category, found.split)
-            about = {"messages": tuple(found.messages), "response": found.text, "slices": slices}
-            rows.append(ThumbRow(id=found.id, liked=is_liked, **about))
+            row = ThumbRow(
+                id=found.id,
+                messages=tuple(found.messages),
+                response=found.text,
+                liked=is_liked,
+                slices=of_prompt(found.domain, found.difficulty, found.safety_category, found.split),
+            )
+            rows.append(Liked(row, found.thumbs))
     return rows
 
 
-def thumb_counts(rows: Sequence[ThumbRow]) -> dict[str, int]:
-    up = sum(row.liked for row in rows)
-    return {"thumbs": len(rows), "up": up, "down": len(rows) - up}
+def thumb_counts(found: Sequence[Liked]) -> dict[str, int]:
+    up = sum(each.row.liked for each in found)
+    return {"thumbs": len(found), "up": up, "down": len(found) - up}
 
 
 def freeze_thumbs(session: Session, store: ArtifactStore, project: Project) -> Snapshot | None:
     """As `freeze`, of the thumbs; none where there are none."""
-    rows = thumb_rows(session, project)
-    return _add_snapshot(session, store, project, rows, thumb_counts(rows)) if rows else None
+    found = thumb_rows(session, project)
+    if not found:
+        return None
+    snapshot = _add_snapshot(session, store, project, [each.row for each in found], thumb_counts(found))
+    queries.add_snapshot_thumbs(session, snapshot.id, [thumb for each in found for thumb in each.thumbs])
+    return snapshot
 
 
 def _add_snapshot(

@@ -96,7 +96,7 @@ class Crew:
         self.judged += wanted
         agreed = majority(preferences).rounded()
         sides = [side(preference) for preference in preferences]
-        winner = side(round(agreed.p_b - 0.5, 9))
+        winner = agreed.winner
         return PairRow(
             comparison_id=comparison_id,
             prompt_id=texts.row.id,

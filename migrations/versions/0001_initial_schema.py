@@ -1126,6 +1126,15 @@ def upgrade() -> None:
         postgresql_where=sa.text("superseded_at IS NULL"),
     )
     op.create_table(
+        "snapshot_thumb",
+        sa.Column("snapshot_id", sa.BigInteger(), nullable=False),
+        sa.Column("thumb_id", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["snapshot_id"], ["snapshot.id"], name=op.f("fk_snapshot_thumb_snapshot_id")),
+        sa.ForeignKeyConstraint(["thumb_id"], ["thumb.id"], name=op.f("fk_snapshot_thumb_thumb_id")),
+        sa.PrimaryKeyConstraint("snapshot_id", "thumb_id", name=op.f("pk_snapshot_thumb")),
+    )
+    op.create_index("ix_snapshot_thumb_thumb", "snapshot_thumb", ["thumb_id"], unique=False)
+    op.create_table(
         "agreement_tally",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
         sa.Column("project_id", sa.BigInteger(), nullable=False),

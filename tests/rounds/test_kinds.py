@@ -9,7 +9,8 @@ from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
 from app.errors import InvalidInput
-from app.models import ModelVersion, Project, Prompt, Run, Snapshot
+from app.labelers import service as labelers
+from app.models import ModelVersion, Project, Prompt, Run, Snapshot, Thumb
 from app.rounds import queries, service, views
 from app.rows import DemonstrationRow
 from app.settings import SamplingServer
@@ -122,6 +123,10 @@ def test_kto_learns_from_thumbs_too(session: Session, store: ArtifactStore, proj
     rows = read_thumbs(store.resolve(spec.thumbs))
     assert [(row.id, row.response, row.liked) for row in rows] == [(liked.id, "8", True), (disliked.id, "6", False)]
     assert views.page(session, store, round_).thumbs is not None
+    thumb = session.scalars(select(Thumb).where(Thumb.completion_id == liked.id)).first()
+    assert thumb is not None
+    (used,) = labelers.uses(session, project, thumb.labeler_id).snapshots  # by whom a model has learned something
+    assert (used.thumbs, used.round_id, used.snapshot_id) == (1, round_.id, round_.thumbs_snapshot_id)
     service.cancel(session, round_, factories.user(session, "operator"))
     for settings in ({"loss": "kto", "thumbs": False}, {"loss": "ipo"}):
         config_ = config("dpo", **settings)
