@@ -209,6 +209,12 @@ class Lease(Base):
         Index("ix_lease_live_expiry", "expires_at", postgresql_where=text("state = 'live'")),
         Index("ix_lease_live_labeler", "labeler_id", postgresql_where=text("state = 'live'")),
         Index("ix_lease_skipped", "labeler_id", "created_at", postgresql_where=text("state = 'skipped'")),
+        Index(
+            "ix_lease_given_back",
+            "labeler_id",
+            "created_at",
+            postgresql_where=text("state IN ('released', 'expired')"),
+        ),
         Index("ix_lease_comparison", "comparison_id", "labeler_id"),
     )
 

@@ -1000,6 +1000,13 @@ def upgrade() -> None:
     )
     op.create_index("ix_lease_comparison", "lease", ["comparison_id", "labeler_id"], unique=False)
     op.create_index(
+        "ix_lease_given_back",
+        "lease",
+        ["labeler_id", "created_at"],
+        unique=False,
+        postgresql_where=sa.text("state IN ('released', 'expired')"),
+    )
+    op.create_index(
         "ix_lease_skipped",
         "lease",
         ["labeler_id", "created_at"],
