@@ -280,6 +280,8 @@ class Judgment(Base):
         CheckConstraint("(superseded_at IS NULL) = (superseded_for IS NULL)", name="superseded_for_something"),
         one_of("superseded_for", SUPERSEDED_FOR),
         CheckConstraint("duration_ms >= 0", name="duration_not_negative"),
+        # Imported data say when; pages count by week.
+        CheckConstraint("created_at BETWEEN '1970-01-01 00:00Z' AND '9000-01-01 00:00Z'", name="created_at_range"),
     )
 
     id: Mapped[Id]
