@@ -10,6 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.accounts.service import audit
+from app.db import violates
 from app.domain.labelers import Figures, figures
 from app.errors import Conflict, InvalidInput, NotFound
 from app.judging import OwnFigures
@@ -306,6 +307,8 @@ def add_group(session: Session, project: Project, admin: User, name: str) -> Lab
             session.add(group)
             session.flush()
     except IntegrityError as error:
+        if not violates(error, "uq_labeler_group_project_id_name"):
+            raise
         raise Conflict(f"There is a group “{name}” already.", "Choose another name.") from error
     audit(session, admin.id, "group.added", project.id, group_id=group.id, name=name)
     return group
