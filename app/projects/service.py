@@ -22,6 +22,8 @@ Prefer the response that is more helpful and correct, follows the instruction, a
 
 Shorter is better when nothing is lost. Use a tie only when you truly cannot choose.
 """
+# Measured (docs/learning.md): one in five judged by several is enough to see how far people agree.
+NEW_PROJECTS_LABELING = LabelingSettings(judged_once=0.8).model_dump(mode="json", exclude_defaults=True)
 
 
 MAX_ADDRESS = 60
@@ -63,7 +65,11 @@ def create(
         raise InvalidInput("The name gives no address.", "Use at least one letter or digit, of any script.")
     _check_address(slug)
     project = Project(
-        slug=slug, name=name.strip(), description=description, generation=(generation or Generation()).model_dump()
+        slug=slug,
+        name=name.strip(),
+        description=description,
+        generation=(generation or Generation()).model_dump(),
+        labeling=NEW_PROJECTS_LABELING,
     )
     try:
         with session.begin_nested():  # the constraint decides also between two who come at once
