@@ -3,7 +3,7 @@
 The only place that turns a preference for a side shown into one in canonical order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -21,8 +21,8 @@ from app.labeling.settling import settle
 from app.models import Comparison, Judgment, Lease, Project, Rubric, User
 from app.qualification import gate
 
-# How long an answer that closed its comparison can be taken back; one that waits for others, as long as it waits.
-CHANGEABLE_FOR = timedelta(minutes=10)
+# How long an answer can be changed, whatever becomes of its comparison; a new round or a reviewer ends it earlier.
+CHANGEABLE_FOR = timedelta(hours=1)
 
 
 def submit(session: Session, project: Project, lease_id: UUID, labeler: User, form: LabelForm) -> Judgment:
@@ -152,13 +152,23 @@ def why_final(session: Session, judgment: Judgment) -> str:
     if recusal.is_recused(session, judgment.comparison_id, judgment.labeler_id):
         return "You have seen what others judged."
     parts = answer_queries.said_on(session, judgment)
-    closed = {part.comparison_id for part in parts} - answer_queries.closed_by(session, parts, CHANGEABLE_FOR)
-    states = answer_queries.states(session, closed)
+    judged = {part.comparison_id for part in parts}
+    if judged == answer_queries.changeable(session, parts, CHANGEABLE_FOR):
+        return ""
+    states = answer_queries.states(session, judged)
     if "withdrawn" in states:
         return "The comparison was withdrawn."
     if "adjudicated" in states:
         return "A reviewer has decided this comparison."
-    return "" if states <= {"open"} else "The comparison is settled."
+    if "requested" in states:
+        return "The comparison is being reviewed."
+    return "It is more than an hour old, or a round has begun since."
+
+
+def changeable_by(session: Session, labeler_id: int, comparison_ids: Collection[int]) -> set[int]:
+    """Those of the comparisons on which the labeler can still change what they said."""
+    said = answer_queries.live_judgments(session, comparison_ids, labeler_id)
+    return answer_queries.changeable(session, said, CHANGEABLE_FOR)
 
 
 def _take_back(session: Session, project: Project, judgment: Judgment, reason: str) -> set[int]:

@@ -18,9 +18,7 @@ from app.qualification import gate
 # Counting further would cost time and tell a labeler nothing.
 COUNT_LIMIT = 500
 
-Reason = Literal[
-    "paused", "removed", "quiz", "busy", "skipped", "sampling", "nothing", "judged", "kept", "taken", "finished"
-]
+Reason = Literal["paused", "removed", "quiz", "busy", "skipped", "sampling", "nothing", "kept", "taken", "finished"]
 
 
 class Progress(NamedTuple):
@@ -33,12 +31,12 @@ class Progress(NamedTuple):
 
     @property
     def to_go(self) -> str:
-        """`left` in words: rounded where it would tell what is mixed in by standing still."""
+        """`left` in words. Where it would tell what is mixed in by standing still, it changes three times in all."""
         if self.left >= COUNT_LIMIT:
             return f"{COUNT_LIMIT}+"
         if not self.mixed or not self.left:
             return str(self.left)
-        return f"about {round(self.left, -1)}" if self.left >= 10 else "fewer than 10"
+        return next((f"more than {n}" for n in (100, 50, 20) if self.left > n), "20 or fewer")
 
 
 class Idle(NamedTuple):
@@ -46,9 +44,9 @@ class Idle(NamedTuple):
 
     paused, removed: the labeler may not label here now; `message` says why. quiz: they have not passed it. busy:
     others took the last ones this moment, ask again. skipped: only the one just skipped is left. sampling: a model
-    is writing new responses. nothing: the project holds no comparison. judged: what is open waits for other people.
-    kept: what is open is kept for others by name. taken: what is open is on other people's desks. finished:
-    everything has its judgments.
+    is writing new responses. nothing: the project holds no comparison. kept: what they have not judged is kept for
+    others by name. taken: it is on other people's desks. finished: they have judged everything; whether that waits for
+    others is not said, since more are asked where people disagree.
     """
 
     reason: Reason
@@ -129,7 +127,8 @@ def _claim_next(session: Session, project: Project, labeler: User, skipped: Posi
     if found is None:
         found = claim_queries.next_skipped(session, project.id, labeler.id, standing.groups, except_id=except_id)
     elif session.get_one(Comparison, found).purpose != "repeat":  # one they were given before
-        found = mixing.claim(session, project, labeler, LabelingSettings.model_validate(project.labeling)) or found
+        settings = LabelingSettings.model_validate(project.labeling)
+        found = mixing.claim(session, project, labeler, settings, found) or found
     return None if found is None else _laid_out(session, found, labeler)
 
 
@@ -272,11 +271,9 @@ def idle(session: Session, project: Project, labeler: User, skipped: Position | 
     if sampling := queries.sampling(session, project.id):
         return Idle("sampling", *sampling)
     waiting = queries.waiting(session, project.id, labeler.id, standing.groups)
-    if waiting.with_room:
-        return Idle("judged")
     if waiting.kept:
         return Idle("kept")
-    if waiting.open:
+    if waiting.taken:
         return Idle("taken")
     return Idle("finished" if waiting.any else "nothing")
 

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
@@ -97,23 +97,51 @@ def test_ones_own_figures_are_those_the_project_shows(session: Session, project:
     said(session, project, (ann, -1), purpose="calibration", gold=-3, state="open")
     said(session, project, (ann, 1), purpose="calibration", gold=-1, state="open")
     old = said(session, project, (ann, None))
-    session.connection().exec_driver_sql("ALTER TABLE judgment DISABLE TRIGGER judgment_append_only")
-    for row in session.scalars(select(Judgment).where(Judgment.comparison_id == old.id)):
-        row.created_at = datetime.now(UTC) - timedelta(days=3)
-    session.flush()
-    session.connection().exec_driver_sql("ALTER TABLE judgment ENABLE TRIGGER judgment_append_only")
+    given_days_ago(session, 3, Judgment.comparison_id == old.id)
     said(session, factories.project(session), (ann, 1), (bob, 1))
 
     everything = OwnFigures(agreement=True, calibration=True, seconds=True)
-    found = service.own_figures(session, project, ann, everything)
+    soon = datetime.now(UTC) + timedelta(minutes=1)
+    found = service.own_figures(session, project, ann, everything, soon)
     assert (found.today, found.total, found.seconds) == (5, 6, 5.0)
     assert found.agreement == (pytest.approx(2 / 3), 3)
     assert found.calibration == (0.5, 2)
     nothing = OwnFigures(agreement=False, calibration=False, seconds=False)
-    assert service.own_figures(session, project, ann, nothing) == (5, 6, None, None, None)
-    assert service.own_figures(session, project, ann, OwnFigures()).calibration is None
+    assert service.own_figures(session, project, ann, nothing, soon) == (5, 6, None, None, None)
+    assert service.own_figures(session, project, ann, OwnFigures(), soon).calibration is None
     newcomer = factories.user(session)
-    assert service.own_figures(session, project, newcomer, everything) == (0, 0, None, None, None)
+    assert service.own_figures(session, project, newcomer, everything, soon) == (0, 0, None, None, None)
+
+
+def test_what_one_answers_now_moves_no_figure_that_tells_of_others(session: Session, project: Project) -> None:
+    """Agreement that moved with each edit told how others answered; a growing count, which answer was to an item."""
+    ann, bob = factories.user(session), factories.user(session)
+    said(session, project, (ann, 2), (bob, 1))
+    said(session, project, (ann, 2), (bob, -1))
+    said(session, project, (ann, 1), purpose="calibration", gold=1, state="open")
+    given_days_ago(session, 2, Judgment.id > 0)
+    everything = OwnFigures(agreement=True, calibration=True, seconds=True)
+    until = datetime.now(UTC) - timedelta(hours=1)
+
+    def told() -> tuple[object, object]:
+        found = service.own_figures(session, project, ann, everything, until)
+        return found.agreement, found.calibration
+
+    before = told()
+    assert before == ((0.5, 2), (1.0, 1))
+    said(session, project, (ann, 2), (bob, 2))
+    said(session, project, (ann, -1), purpose="calibration", gold=1, state="open")
+    late = said(session, project, (ann, 2))  # long ago; what Bob says of it now is of today
+    given_days_ago(session, 2, Judgment.comparison_id == late.id)
+    factories.judgment(session, late, preference=-1, labeler_id=bob.id)
+    assert told() == before
+    assert service.own_figures(session, project, ann, everything, until).today == 2
+
+
+def given_days_ago(session: Session, days: int, which: ColumnElement[bool]) -> None:
+    session.connection().exec_driver_sql("ALTER TABLE judgment DISABLE TRIGGER judgment_append_only")
+    session.execute(update(Judgment).where(which).values(created_at=func.now() - timedelta(days=days)))
+    session.connection().exec_driver_sql("ALTER TABLE judgment ENABLE TRIGGER judgment_append_only")
 
 
 # ---- the list --------------------------------------------------------------------------------------------------------
