@@ -22,11 +22,22 @@ class ImportForm(BaseModel):
     heldout_percent: Annotated[float, Field(ge=0, le=100)] = 0.0
     split_by: Literal["prompt", "topic"] = "prompt"
     skip_invalid: bool = False
+    ai_judge: bool = False
+    previewed: Annotated[str, Field(max_length=64)] = ""  # by which the files and options of the preview are known
 
-    def options(self) -> ImportOptions:
+    def options(self, max_bytes: int) -> ImportOptions:
+        """max_bytes: that the files may hold after unpacking."""
         if self.format is not None and self.format not in FORMATS:
             raise InvalidInput(f"There is no format {self.format}.", f"Formats are: {', '.join(FORMATS)}.")
-        return ImportOptions(self.format, self.source, self.skip_invalid, self.heldout_percent / 100, self.split_by)
+        return ImportOptions(
+            self.format,
+            self.source,
+            self.skip_invalid,
+            self.heldout_percent / 100,
+            self.split_by,
+            self.ai_judge,
+            max_bytes,
+        )
 
 
 class ExportQuery(BaseModel):

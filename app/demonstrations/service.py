@@ -95,7 +95,7 @@ def submit(session: Session, project: Project, labeler: User, task_id: int, form
     """
     queries.lock_labeler(session, labeler.id)
     _refuse_removed(session, project, labeler)
-    if not form.text:
+    if not form.text.strip():
         raise InvalidInput("Nothing is written yet.", "Write the answer, or skip this prompt.")
     found = queries.lock_task(session, project.id, task_id)
     if found is None:
@@ -169,7 +169,7 @@ def revise(session: Session, project: Project, author: User, demonstration_id: i
     if demonstration.author_id != author.id:
         raise Forbidden("Somebody else wrote this demonstration.", "Only its author can revise it.")
     _refuse_removed(session, project, author)
-    if not form.text:
+    if not form.text.strip():
         raise InvalidInput("Nothing is written.", "Write the answer, or leave what you had sent as it is.")
     is_same = demonstration.digest == digest(form.text)
     if is_same and demonstration.state == "pending":
@@ -206,10 +206,10 @@ def approve(session: Session, project: Project, reviewer: User, demonstration_id
         InvalidInput: the text is empty.
     """
     demonstration = _as_seen(session, project, demonstration_id, form)
-    if not form.text:
+    if not form.text.strip():
         raise InvalidInput("The text is empty.", "Reject the demonstration if nothing of it is of use.")
     before = demonstration.text
-    if form.text != demonstration.text.strip():  # a form's text never begins or ends with a space; an imported one may
+    if form.text != demonstration.text:
         _refuse_double(session, demonstration.prompt_id, form.text, demonstration.id)
         written = demonstration.text if demonstration.written is None else demonstration.written
         demonstration.written = None if form.text == written else written
