@@ -9,6 +9,11 @@ from pydantic import BeforeValidator, Field, ValidationError
 from app.errors import InvalidInput
 
 
+def as_typed(text: str) -> str:
+    """A text as it comes back from a browser that was given it to edit: with one kind of line end."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def _exact(text: object) -> object:
     """Browsers send line ends as CRLF and count them as one character; PostgreSQL stores no NUL."""
     return text.replace("\r\n", "\n").replace("\0", "") if isinstance(text, str) else text

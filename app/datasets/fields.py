@@ -121,11 +121,13 @@ class Line(BaseModel):
     def _said(cls, values: object) -> object:
         if not isinstance(values, dict):
             return values
-        required = {name for name, field in cls.model_fields.items() if field.is_required()}
+        # An empty prompt or answer (these take anything) is one that is wrong, and not one that is not there.
+        fields = cls.model_fields.items()
+        optional = {name for name, field in fields if not field.is_required() and field.annotation is not Any}
         return {
             name: value
             for name, value in values.items()
-            if not is_missing(value) and not (value == "" and name not in required and name in cls.model_fields)
+            if not is_missing(value) and not (value == "" and name in optional)
         }
 
     @classmethod

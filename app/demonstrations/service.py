@@ -17,6 +17,7 @@ from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound
 from app.labelers import service as labelers
 from app.models import Demonstration, DemonstrationEvent, Project, User
 from app.qualification import service as qualification
+from app.typed import as_typed
 
 # Writing takes longer than choosing: a prompt is held for this many of the project's leases.
 LEASES = 4
@@ -209,7 +210,7 @@ def approve(session: Session, project: Project, reviewer: User, demonstration_id
     if not form.text.strip():
         raise InvalidInput("The text is empty.", "Reject the demonstration if nothing of it is of use.")
     before = demonstration.text
-    if form.text != demonstration.text:
+    if form.text != as_typed(demonstration.text):
         _refuse_double(session, demonstration.prompt_id, form.text, demonstration.id)
         written = demonstration.text if demonstration.written is None else demonstration.written
         demonstration.written = None if form.text == written else written
