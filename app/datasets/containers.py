@@ -23,6 +23,7 @@ MAX_LINE = 16 << 20
 # A list is one JSON value, so its text is read as a whole.
 MAX_JSON = 256 << 20
 MAX_FIELDS = 1000
+MAX_ENTRIES = 10_000  # of a list or an object in a field
 ROWS_AT_ONCE = 64  # of Parquet and Arrow: each may be as long as a line
 
 _TOO_LONG = f"is longer than {MAX_LINE >> 20} MB, so it was not read"
@@ -329,6 +330,9 @@ def _batches(batches: Iterator[Any], bounds: Bounds, progress: Progress, total: 
 
 
 def check_fields(row: Mapping[str, object]) -> None:
-    """Raises ValueError for a row with more fields than any data set has."""
+    """Raises ValueError for a row with more fields, or more in one of them, than any data set has."""
     if len(row) > MAX_FIELDS:
         raise ValueError(f"has {len(row):,} fields, more than {MAX_FIELDS:,}")
+    for name, value in row.items():
+        if isinstance(value, (list, dict)) and len(value) > MAX_ENTRIES:
+            raise ValueError(f"the field {name[:80]} holds {len(value):,} entries, more than {MAX_ENTRIES:,}")

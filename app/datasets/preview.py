@@ -8,7 +8,9 @@ from app.datasets.reading import FileContent, Problems
 from app.datasets.records import DemonstrationRecord, JudgmentRecord, PairRecord, PromptRecord, Record
 from app.datasets.service import Plan
 
+FILES = 20
 ROWS = 5  # a file
+MESSAGES = 6  # the last ones of a conversation
 EXCERPT = 400
 SIDES = {-1: "A is better", 0: "a tie", 1: "B is better"}
 
@@ -33,9 +35,13 @@ class FilePreview:
 
 @dataclass(frozen=True)
 class Preview:
-    """adds: how many prompts, comparisons, judgments and demonstrations are new; present: were said before."""
+    """adds: how many prompts, comparisons, judgments and demonstrations are new; present: were said before.
+
+    n_files: of which the first are shown.
+    """
 
     files: Sequence[FilePreview]
+    n_files: int
     adds: Counter[str]
     present: Counter[str]
     problems: Problems
@@ -43,8 +49,10 @@ class Preview:
 
 
 def preview(plan: Plan) -> Preview:
-    files = [FilePreview(content.name, content.format, content.lines, _rows(content, plan)) for content in plan.files]
-    return Preview(files, plan.adds, plan.checked.repeated, plan.checked.problems, plan.notes)
+    files = [
+        FilePreview(content.name, content.format, content.lines, _rows(content, plan)) for content in plan.files[:FILES]
+    ]
+    return Preview(files, len(plan.files), plan.adds, plan.checked.repeated, plan.checked.problems, plan.notes)
 
 
 def _rows(content: FileContent, plan: Plan) -> list[PreviewRow]:
@@ -66,7 +74,10 @@ def _row(line: int, records: Sequence[Record], refused: str, plan: Plan) -> Prev
     if isinstance(record, JudgmentRecord):
         return PreviewRow(line, f"A judgment on pair {record.pair_id}. {_said(record)}", refused=refused)
     prompt = record.prompt if not isinstance(record, PromptRecord) else record
-    texts = [(message["role"].capitalize(), _excerpt(message["content"])) for message in prompt.messages]
+    shown = prompt.messages[-MESSAGES:]
+    texts = [(message["role"].capitalize(), _excerpt(message["content"])) for message in shown]
+    if left_out := len(prompt.messages) - len(shown):
+        texts.insert(0, ("Earlier messages", f"{left_out:,}, not shown"))
     if isinstance(record, DemonstrationRecord):
         texts.append(("Answer to imitate", _excerpt(record.text)))
         becomes = f"A demonstration by {record.source}"

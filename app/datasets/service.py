@@ -29,6 +29,7 @@ GUIDELINE = """\
 The judgments of this version were imported. What their labelers were told stands with the data set they came from.
 """
 SHOWN_PROBLEMS = 20
+SHOWN_NOTES = 200
 
 
 @dataclass(frozen=True)
@@ -316,4 +317,6 @@ def _notes(contents: Sequence[FileContent], checked: Checked) -> list[str]:
             f"Known answers to pairs that are ordinary comparisons here: {n:,}, not taken. A reviewer who decides such "
             "a comparison can make a calibration item of it."
         )
+    if len(notes) > SHOWN_NOTES:
+        return [*notes[:SHOWN_NOTES], f"And {len(notes) - SHOWN_NOTES:,} more notes like these."]
     return notes

@@ -162,6 +162,11 @@ def test_fields_and_problems_are_bounded(read_bytes: Callable[..., FileContent])
     assert len(found.ignored) <= 101
     assert max(map(len, found.ignored)) < 100
     assert [problem.reason for problem in found.problems] == ["has 200,000 fields, more than 1,000"]
+    found = read_bytes(
+        json.dumps({"prompt": "a", "choices": dict.fromkeys(map(str, range(10_001)), "C")}).encode()
+        + b'\n{"prompt": "b"}'
+    )
+    assert "the field choices holds 10,001 entries" in found.problems.kept[0].reason
     found = read_bytes(b'{"prompt": "a"}\n' + b'{"prompt": 3}\n' * 1500)
     assert (len(found.problems), len(found.problems.kept)) == (1500, MAX_PROBLEMS)
     long = read_bytes(b'{"prompt": "a"}\n' + json.dumps({"prompt": [{"role": "x" * 99_999, "content": ""}]}).encode())

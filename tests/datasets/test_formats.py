@@ -1,5 +1,6 @@
 """What a line of each format becomes, on rows of the shape that the public data sets have."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -379,3 +380,8 @@ def test_an_ai_judges_answers_are_its_own() -> None:
     assert pair.judgments[0].labeler == Labeler("gpt-5", "ai_judge")
     with pytest.raises(ValueError, match="a labeler and an AI judge"):
         pair_of({"prompt": "Why?", "response_a": "a", "response_b": "b", "choice": "A", "judge": "x", "labeler": "y"})
+
+
+def test_every_format_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "import.md").read_text()
+    assert [name for name in FORMATS if f"| `{name}` |" not in text] == []

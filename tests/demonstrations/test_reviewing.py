@@ -41,7 +41,9 @@ def test_approving_with_edits_keeps_both_texts(session: Session) -> None:
 def test_approving_as_it_stands_changes_no_text(session: Session) -> None:
     project, admin = factories.project(session), factories.user(session, "admin")
     # An imported text may have line ends that no form sends back.
-    imported = factories.demonstration(session, factories.prompt(session, project), " Two\r\nlines.\n", state="rejected")
+    imported = factories.demonstration(
+        session, factories.prompt(session, project), " Two\r\nlines.\n", state="rejected"
+    )
     service.approve(session, project, admin, imported.id, decision(imported, " Two\r\nlines.\r\n"))
     assert (imported.text, imported.written, imported.state) == (" Two\r\nlines.\n", None, "approved")
 
