@@ -25,6 +25,7 @@ class Said(NamedTuple):
 
     preference: int
     rationale: str
+    aspects: dict[str, int]
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Vote:
 
     record: JudgmentRecord
     preference: int
+    aspects: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -63,14 +65,22 @@ class Checked:
     problems: Problems = field(default_factory=Problems)
 
 
-def check(contents: Sequence[FileContent], known: Known, strengths: int, *, allow_tie: bool = True) -> Checked:
+def check(
+    contents: Sequence[FileContent],
+    known: Known,
+    strengths: int,
+    *,
+    allow_tie: bool = True,
+    aspects: Sequence[str] = (),
+) -> Checked:
     """Puts the files' records together; a line that contradicts another or the project becomes a problem.
 
     Args:
         strengths: of the rubric. A choice without a strength becomes the middle one: 2 of 3, 1 of 1 or 2.
         allow_tie: else a tie is no known answer, since nobody could give it. That people were once undecided is kept.
+        aspects: names of the rubric's. What is said of others is left out, and told.
     """
-    checker = _Checker(contents, known, strengths, allow_tie=allow_tie)
+    checker = _Checker(contents, known, strengths, allow_tie=allow_tie, aspects=aspects)
     for prompt, located in _of_type(contents, PromptRecord):
         checker.run(checker.add_prompt, prompt, located)
     for pair, located in _of_type(contents, PairRecord):
@@ -102,10 +112,19 @@ def _of_type(contents: Iterable[FileContent], kind: type[R]) -> Iterator[tuple[R
 class _Checker:
     """Its methods raise ValueError for a line that does not fit, before anything of that line is kept."""
 
-    def __init__(self, contents: Sequence[FileContent], known: Known, strengths: int, *, allow_tie: bool) -> None:
+    def __init__(
+        self,
+        contents: Sequence[FileContent],
+        known: Known,
+        strengths: int,
+        *,
+        allow_tie: bool,
+        aspects: Sequence[str],
+    ) -> None:
         self.known = known
         self.strengths = strengths
         self.allow_tie = allow_tie
+        self.aspects = {_plain(name): name for name in aspects}
         self.checked = Checked()
         self.explicit_splits: dict[str, tuple[str, str]] = {}  # by prompt digest: split, where it was said
         self.pair_ids: dict[str, tuple[str, str]] = {}  # pair digest, where it was said
@@ -198,16 +217,33 @@ class _Checker:
             raise ValueError(f"preference {preference} is outside the rubric's {-self.strengths} to {self.strengths}")
         key = (digest, judgment.labeler)
         earlier, stored = self.checked.votes.get(key), self.known.judgments.get(key)
-        said = Said(earlier.preference, earlier.record.rationale) if earlier else stored
+        said = Said(earlier.preference, earlier.record.rationale, earlier.aspects) if earlier else stored
+        aspects = self.by_aspect(judgment, located)
         if said is None:
-            return Vote(judgment, preference)
+            return Vote(judgment, preference, aspects)
         if said.preference != preference:
             name = judgment.labeler.name
             raise ValueError(f"{name} already answered this pair with {said.preference}, now with {preference}")
-        if judgment.rationale and judgment.rationale != said.rationale:
-            told = "The line gives an answer that is there already another rationale; the first one stays"
+        new = (judgment.rationale or said.rationale, aspects or said.aspects)
+        if new != (said.rationale, said.aspects):
+            told = "The answer is there already, with another rationale or other aspects; those that were first stay"
             self.contents[located.file].tell(told, located.line)
         return None
+
+    def by_aspect(self, judgment: JudgmentRecord, located: Located) -> dict[str, int]:
+        """What is said of the rubric's aspects, under its names for them."""
+        found = {}
+        for name, said in judgment.aspects.items():
+            own = self.aspects.get(_plain(name))
+            if own is None:
+                told = f"The rubric has no aspect {name}; what is said of it was left out"
+                self.contents[located.file].tell(told, located.line)
+                continue
+            preference = said * ((self.strengths + 1) // 2) if judgment.preference is None else said
+            if abs(preference) > self.strengths:
+                raise ValueError(f"aspect {name}: {said} is outside the rubric's {-self.strengths} to {self.strengths}")
+            found[own] = preference
+        return found
 
     def require_room(self, digest: str, more: int) -> None:
         if self.votes_on[digest] + more > MAX_JUDGMENTS:
@@ -217,3 +253,8 @@ class _Checker:
         self.votes_on[digest] += len(votes)
         self.checked.votes |= {(digest, vote.record.labeler): vote for vote in votes}
         self.checked.repeated["judgments"] += repeated
+
+
+def _plain(name: str) -> str:
+    """An aspect's name as rubrics and data sets may write it: `instruction_following`, “Instruction following”."""
+    return "".join(character for character in name.casefold() if character.isalnum())

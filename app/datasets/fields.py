@@ -208,6 +208,7 @@ class Answer(Line):
     duration_ms: Annotated[int, Whole, Field(ge=0, lt=2**63)] | None = None
     labeler: Name | None = None
     judge: Name | None = None
+    aspects: dict[Name, Preference] | None = None  # of the rubric: preferences by name
 
     @field_validator("submitted_at")
     @classmethod
@@ -218,6 +219,8 @@ class Answer(Line):
     def _agree(self) -> "Answer":
         if self.choice is not None and self.preference is not None and _sign(self.preference) != self.choice:
             raise ValueError("choice and preference name different sides (a preference above 0 means B)")
+        if self.aspects and self.preference is None:
+            raise ValueError("has aspects but no preference as a whole")
         if self.labeler and self.judge:
             raise ValueError("names a labeler and an AI judge (judge); a judgment is by one of them")
         return self
@@ -228,7 +231,8 @@ class Answer(Line):
         side = _sign(self.preference) if self.preference is not None else self.choice
         assert side is not None
         by = who(self.labeler, self.judge, source)
-        return JudgmentRecord(by, side, self.preference, self.rationale, self.submitted_at, self.duration_ms, pair_id)
+        said = (side, self.preference, self.rationale, self.submitted_at, self.duration_ms, pair_id)
+        return JudgmentRecord(by, *said, self.aspects or {})
 
 
 def who(labeler: str | None, judge: str | None, source: str) -> Labeler:

@@ -199,6 +199,10 @@ class RatedLine(Tags):
     helpfulness: Rating | None = None
     score: Rating | None = None
     rating: Rating | None = None
+    correctness: Rating | None = None
+    coherence: Rating | None = None
+    complexity: Rating | None = None
+    verbosity: Rating | None = None
     model: Text = ""
     labeler: Name | None = None
     judge: Name | None = None
@@ -207,5 +211,7 @@ class RatedLine(Tags):
         given = [value for value in (self.helpfulness, self.score, self.rating) if value is not None]
         if len(given) != 1:
             raise ValueError("must hold one of helpfulness, score or rating")
-        rated = Rated(self.response, self.model or source, given[0])
+        names = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+        aspects = {name: rating for name in names if (rating := getattr(self, name)) is not None}
+        rated = Rated(self.response, self.model or source, given[0], aspects)
         return [RatedRecord(self._prompt(self.prompt), rated, who(self.labeler, self.judge, source))]

@@ -249,22 +249,23 @@ class UltraFeedbackLine(Tags):
             text, model = each.get("response"), each.get("model")
             if not isinstance(text, str):
                 raise ValueError(f"completion {n} has no response")
-            rating = _mean_rating(each.get("annotations"))
-            if rating is None:
-                told.append("A completion has no rating; it was left out")
+            ratings = _ratings(each.get("annotations"))
+            if ratings:
+                mean = sum(ratings.values()) / len(ratings)
+                rated.append(Rated(storable(text), storable(str(model or source)), mean, ratings))
             else:
-                rated.append(Rated(storable(text), storable(str(model or source)), rating))
+                told.append("A completion has no rating; it was left out")
         return list(ranked_pairs(self._prompt(instruction(self.instruction)), rated, GPT_4))
 
 
-def _mean_rating(annotations: object) -> float | None:
-    aspects = annotations.values() if isinstance(annotations, dict) else ()
-    ratings = [
-        _number(aspect["Rating"])
-        for aspect in aspects
+def _ratings(annotations: object) -> dict[str, float]:
+    """By aspect, where there is one: some are "N/A"."""
+    aspects = annotations if isinstance(annotations, dict) else {}
+    return {
+        str(name): _number(aspect["Rating"])
+        for name, aspect in aspects.items()
         if isinstance(aspect, dict) and aspect.get("Rating") not in (None, "", "N/A")
-    ]
-    return sum(ratings) / len(ratings) if ratings else None
+    }
 
 
 def _number(value: object) -> float:

@@ -32,7 +32,7 @@ def known(session: Session, project_id: int) -> Known:
     columns = select(Comparison.digest, Comparison.id, Comparison.rubric_id, Comparison.gold, Comparison.external_id)
     comparisons = session.execute(columns.where(*imported))
     judgments = (
-        select(Comparison.digest, User.name, User.kind, Judgment.preference, Judgment.rationale)
+        select(Comparison.digest, User.name, User.kind, Judgment.preference, Judgment.rationale, Judgment.aspects)
         .join(Judgment, Judgment.comparison_id == Comparison.id)
         .join(User, User.id == Judgment.labeler_id)
         .where(*imported, *_came_with_data(), Judgment.superseded_at.is_(None))
@@ -50,8 +50,8 @@ def known(session: Session, project_id: int) -> Known:
         (prompt, text) for prompt, text in session.execute(demonstrations.where(Demonstration.project_id == project_id))
     }
     found.judgments = {
-        (str(digest), Labeler(name, kind)): Said(said, rationale)
-        for digest, name, kind, said, rationale in session.execute(judgments)
+        (str(digest), Labeler(name, kind)): Said(said, rationale, aspects)
+        for digest, name, kind, said, rationale, aspects in session.execute(judgments)
         if said is not None
     }
     return found

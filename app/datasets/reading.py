@@ -16,7 +16,7 @@ from app.errors import InvalidInput
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 MAX_PROBLEMS = 1000  # that are kept and shown; the rest is counted
 MAX_REASON = 500
-MAX_NAMES = 100  # of ignored fields a file
+MAX_NAMES = 100  # of ignored fields a file, and of what else is told of it
 MAX_NAME = 80
 # A file's or its folder's name that says which split it is.
 _SPLIT = re.compile(r"(?:^|[-_./])(train|test|validation|valid|val|dev|eval)(?=$|[-_./])")
@@ -93,6 +93,7 @@ class FileContent:
     told: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def tell(self, what: str, line: int) -> None:
+        what = what if what in self.told or len(self.told) < MAX_NAMES else "More of this kind was left out"
         n, first = self.told.get(what, (0, line))
         self.told[what] = n + 1, first
 

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
@@ -37,7 +37,10 @@ class PromptRecord:
 
 @dataclass(frozen=True, slots=True)
 class JudgmentRecord:
-    """One answer. Either `preference` on the rubric's scale (below 0 A, above 0 B), or `side`: -1 A, 0 tie, 1 B."""
+    """One answer. Either `preference` on the rubric's scale (below 0 A, above 0 B), or `side`: -1 A, 0 tie, 1 B.
+
+    aspects: sides by the name of an aspect, or preferences if the answer as a whole has one.
+    """
 
     labeler: Labeler
     side: int
@@ -46,6 +49,7 @@ class JudgmentRecord:
     submitted_at: datetime | None = None
     duration_ms: int | None = None
     pair_id: str | None = None
+    aspects: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +95,12 @@ class DemonstrationRecord:
 
 
 class Rated(NamedTuple):
-    """A response and how good somebody found it; more is better."""
+    """A response and how good somebody found it, as a whole and by aspect; more is better."""
 
     text: str
     source: str
     rating: float
+    aspects: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +142,14 @@ def ranked_pairs(prompt: PromptRecord, responses: Iterable[Rated], labeler: Labe
     pairs = []
     for texts in itertools.combinations(best, 2):
         a, b = (best[text] for text in in_fixed_order(prompt, *texts))
-        judgment = JudgmentRecord(labeler, side=(b.rating > a.rating) - (b.rating < a.rating))
+        aspects = {name: _side(a.aspects[name], b.aspects[name]) for name in a.aspects if name in b.aspects}
+        judgment = JudgmentRecord(labeler, side=_side(a.rating, b.rating), aspects=aspects)
         pairs.append(PairRecord(prompt, a.text, b.text, None, a.source, b.source, (judgment,), ranking=name))
     return pairs
+
+
+def _side(a: float, b: float) -> int:
+    return (b > a) - (b < a)
 
 
 def _name_of(prompt: PromptRecord, texts: Sequence[str]) -> str:

@@ -146,7 +146,8 @@ def plan(
     # One import a project at a time, without holding up anybody who works in it.
     queries.lock_project(session, project.id)
     known = queries.known(session, project.id)
-    checked = check(contents, known, rubric.strengths, allow_tie=rubric.allow_tie)
+    aspects = [str(aspect["name"]) for aspect in rubric.aspects]
+    checked = check(contents, known, rubric.strengths, allow_tie=rubric.allow_tie, aspects=aspects)
     splits = {
         digest: known.prompt_splits.get(digest) or _split(prompt, options)
         for digest, (prompt, _) in checked.prompts.items()

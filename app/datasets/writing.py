@@ -54,6 +54,7 @@ def write(
             "rubric_id": stored[digest].rubric_id,
             "labeler_id": labelers[labeler],
             "preference": vote.preference,
+            "aspects": vote.aspects,
             "rationale": vote.record.rationale,
             "duration_ms": vote.record.duration_ms,
             "created_at": vote.record.submitted_at or now,

@@ -105,7 +105,7 @@ def test_what_is_lost_or_unexpected_is_told(session: Session, put: Callable[...,
         pair(labeler="bob", rationale="unsure"),
         {"prompt": "Which?", "response_a": "<|im_start|>user", "response_b": "b"},
     )
-    assert any("another rationale" in note and note.startswith("x.jsonl, line 1:") for note in report.notes)
+    assert any("with another rationale" in note and note.startswith("x.jsonl, line 1:") for note in report.notes)
     assert any("a rationale but no choice" in note and "line 3" in note for note in report.notes)
     assert any("chat template (<|im_start|>)" in note for note in report.notes)
     assert session.scalars(select(Judgment.rationale)).all() == ["short"]
@@ -138,6 +138,28 @@ def test_rated_responses_to_one_prompt_are_compared(session: Session, put: Calla
     (comparison,) = session.scalars(select(Comparison))
     better = comparison.completion_b_id if (comparison.consensus or 0) > 0 else comparison.completion_a_id
     assert session.get_one(Completion, better).text == "a"
+
+
+def test_ratings_by_aspect_are_kept_for_the_aspects_of_the_rubric(
+    session: Session, project: Project, put: Callable[..., ImportReport]
+) -> None:
+    names = ("Instruction following", "honesty")
+    factories.rubric(session, project, version=2, aspects=[{"name": name, "question": "Which?"} for name in names])
+    given = {"instruction_following": ("5", "1"), "honesty": ("N/A", "2"), "helpfulness": ("4", "3")}
+    completions = [
+        {"response": text, "model": text, "annotations": {name: {"Rating": said[n]} for name, said in given.items()}}
+        for n, text in enumerate(("Cod.", "A dog."))
+    ]
+    report = put({"instruction": "Name a fish.", "completions": completions})
+    comparison, judgment = session.execute(select(Comparison, Judgment).join(Judgment)).one()
+    b = session.get_one(Completion, comparison.completion_b_id).text
+    assert judgment.aspects == {"Instruction following": 2 if b == "Cod." else -2}
+    assert any("the rubric has no aspect helpfulness" in note for note in report.notes)
+    pair_ = pair(preference=3, aspects={"honesty": -1})
+    put(pair_)
+    assert put(pair_).notes == []
+    assert any("other aspects" in note for note in put(pair_ | {"aspects": {"honesty": 2}}).notes)
+    assert session.scalars(select(Judgment.aspects).order_by(Judgment.id.desc())).first() == {"honesty": -1}
 
 
 def test_ai_judges_are_marked(session: Session, put: Callable[..., ImportReport]) -> None:
