@@ -14,9 +14,9 @@ from sqlalchemy.orm import Session
 from app.datasets import export, queries, service, undo
 from app.datasets.formats import FORMATS
 from app.datasets.preview import Preview, preview
+from app.datasets.reading import ImportFile, find_files, place
 from app.datasets.reading import Progress as Report
-from app.datasets.reading import find_files, place
-from app.datasets.service import ImportOptions, ImportReport
+from app.datasets.service import ImportOptions, ImportReport, Plan
 from app.errors import InvalidInput, NotFound
 from app.models import Project
 from app.postgres import command_session
@@ -59,19 +59,31 @@ def import_command(
     share = heldout_share if heldout_share is not None else (0.2 if split_by == "topic" else 0.0)
     options = ImportOptions(format_, source, skip_invalid, share, split_by, ai_judge)
     files = find_files(paths)
-    with command_session(Settings()) as session:
-        target = service.project_for_import(session, project, name, actor_id=None)
-        with _bars() as progress:
-            planned = service.plan(session, target, files, options, progress=progress)
-        _show_preview(preview(planned))
-        ask = sys.stdin.isatty() and not yes and not planned.stops(options)
-        if only_preview or (ask and not typer.confirm("Import this?")):
+    asks = sys.stdin.isatty() and not yes
+    if only_preview or asks:
+        # In a transaction of its own: nothing waits for the person who reads it.
+        with command_session(Settings()) as session:
+            target = service.project_for_import(session, project, name, actor_id=None)
+            stops = _planned(session, target, files, options, show=True).stops(options)
             session.rollback()
+        if only_preview or (not stops and not typer.confirm("Import this?")):
             typer.echo("Nothing was written.")
             return
+    with command_session(Settings()) as session:
+        target = service.project_for_import(session, project, name, actor_id=None)
+        planned = _planned(session, target, files, options, show=not asks)
         with _bars() as progress:
             report = service.carry_out(session, target, planned, options, progress=progress)
     _show(report, project)
+
+
+def _planned(session: Session, target: Project, files: list[ImportFile], options: ImportOptions, *, show: bool) -> Plan:
+    """The plan of an import, shown if it was not before."""
+    with _bars() as progress:
+        planned = service.plan(session, target, files, options, progress=progress)
+    if show:
+        _show_preview(preview(planned))
+    return planned
 
 
 def undo_command(

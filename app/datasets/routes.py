@@ -76,7 +76,7 @@ def show_preview(
 ) -> Response:
     """What an import of these files would do. Nothing is written."""
     with _uploaded(request, sent) as (_, files, options):
-        planned = service.plan(session, project, files, options)
+        planned = service.plan(session, project, files, options, lock=False)
         shown: dict[str, Any] = {
             "preview": preview(planned),
             "previewed": _fingerprint(files, options),

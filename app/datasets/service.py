@@ -128,11 +128,15 @@ def plan(
     files: Sequence[ImportFile],
     options: ImportOptions = ImportOptions(),
     *,
+    lock: bool = True,
     progress: Progress = no_progress,
 ) -> Plan:
     """Reads and checks the files; writes nothing.
 
     The files are taken together: judgments find their pairs by pair_id in any of them, or in the project.
+
+    Args:
+        lock: let no other import into the project until the transaction ends; needed to carry the plan out.
 
     Raises:
         InvalidInput: a file cannot be read at all, or the files hold more than one import reads.
@@ -144,7 +148,8 @@ def plan(
         contents = [_by_ai_judge(content) for content in contents]
     rubric = rubrics.current(session, project)
     # One import a project at a time, without holding up anybody who works in it.
-    queries.lock_project(session, project.id)
+    if lock:
+        queries.lock_project(session, project.id)
     known = queries.known(session, project.id)
     aspects = [str(aspect["name"]) for aspect in rubric.aspects]
     checked = check(contents, known, rubric.strengths, allow_tie=rubric.allow_tie, aspects=aspects)

@@ -137,6 +137,9 @@ def test_preview_then_import_then_undo(session: Session, project: Project, sign_
     assert form is not None
     undone = admin.post(form[1], {})
     assert (undone.status_code, "was undone" in undone.text) == (200, True)
+    assert re.search(
+        r'Comparisons</span><span class="stat-value">0</span>\s*<span class="stat-note">1 withdrawn', undone.text
+    )
     assert session.scalars(select(Comparison.state)).all() == ["withdrawn"]
     assert admin.post(form[1], {}).status_code == 409
     assert admin.post(f"{url}/imports/{2**62}/undo", {}).status_code == 404
