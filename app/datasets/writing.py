@@ -107,7 +107,7 @@ def _add_comparisons(
         for pair, prompt in zip(pairs, prompt_of, strict=True)
     ]
     asked = [
-        Overlap(len(votes[digest])) if votes[digest] else overlap_of(project, settings, prompt, purpose)
+        Overlap(len(votes[digest])) if votes[digest] else overlap_of(project, settings, prompt, purpose, digest)
         for digest, prompt, purpose in zip(digests, prompt_of, purposes, strict=True)
     ]
     rankings = _rankings(session, project, [(prompt.id, pair) for prompt, pair in zip(prompt_of, pairs, strict=True)])
