@@ -59,7 +59,7 @@ def import_command(
     share = heldout_share if heldout_share is not None else (0.2 if split_by == "topic" else 0.0)
     options = ImportOptions(format_, source, skip_invalid, share, split_by, ai_judge)
     files = find_files(paths)
-    asks = sys.stdin.isatty() and not yes
+    asks = is_terminal() and not yes
     if only_preview or asks:
         # In a transaction of its own: nothing waits for the person who reads it.
         with command_session(Settings()) as session:
@@ -75,6 +75,11 @@ def import_command(
         with _bars() as progress:
             report = service.carry_out(session, target, planned, options, progress=progress)
     _show(report, project)
+
+
+def is_terminal() -> bool:
+    """Whether somebody is there to be asked."""
+    return sys.stdin.isatty()
 
 
 def _planned(session: Session, target: Project, files: list[ImportFile], options: ImportOptions, *, show: bool) -> Plan:

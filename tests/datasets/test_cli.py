@@ -32,8 +32,9 @@ class Command:
         self.app.command("export")(export_command)
         self.app.command("undo-import")(undo_command)
 
-    def __call__(self, *arguments: object) -> Result:
-        return CliRunner().invoke(self.app, [str(argument) for argument in arguments], catch_exceptions=True)
+    def __call__(self, *arguments: object, typed: str | None = None) -> Result:
+        given = [str(argument) for argument in arguments]
+        return CliRunner().invoke(self.app, given, input=typed, catch_exceptions=True)
 
 
 def test_import_then_export(command: Command, session: Session, tmp_path: Path) -> None:
@@ -124,3 +125,16 @@ def test_nothing_in_a_preview_steers_the_terminal(command: Command, tmp_path: Pa
     shown = command("import", path, "--project", "x", "--preview").output
     assert r"User: '\x1b[2Jcleared \x9b31m'" in shown
     assert "\x1b" not in shown
+
+
+def test_at_a_terminal_a_person_agrees_first(
+    command: Command, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.datasets.cli.is_terminal", lambda: True)
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"prompt": "Why?"}))
+    given = ("import", path, "--project", "x")
+    assert "Nothing was written." in command(*given, typed="n\n").output
+    assert session.scalars(select(Project)).all() == []
+    assert "prompts: 1 added" in command(*given, typed="y\n").output
+    assert "Import this?" not in command(*given, "--yes").output
