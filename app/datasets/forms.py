@@ -8,6 +8,7 @@ from app.datasets.export import Kind
 from app.datasets.formats import FORMATS
 from app.datasets.service import ImportOptions
 from app.errors import InvalidInput
+from app.typed import CleanLine
 
 
 def _empty_is_none(value: object) -> object:
@@ -18,7 +19,7 @@ class ImportForm(BaseModel):
     """The options beside the uploaded files. Empty means: find out, or the default."""
 
     format: Annotated[str | None, BeforeValidator(_empty_is_none)] = None
-    source: Annotated[str | None, Field(max_length=200), BeforeValidator(_empty_is_none)] = None
+    source: Annotated[Annotated[CleanLine, Field(max_length=200)] | None, BeforeValidator(_empty_is_none)] = None
     heldout_percent: Annotated[float, Field(ge=0, le=100)] = 0.0
     split_by: Literal["prompt", "topic"] = "prompt"
     skip_invalid: bool = False

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from app.datasets.containers import Bounds, check_fields, rows
 from app.datasets.formats import FORMATS, detect, parser
 from app.datasets.records import Rated, RatedRecord, Record, ranked_pairs
+from app.datasets.transcripts import HALF_CHARACTER
 from app.errors import InvalidInput
 
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
@@ -25,6 +26,11 @@ _NOT_DATA = ("dataset_info.json", "dataset_dict.json", "state.json", "dataset_in
 
 # Told how many of how many bytes (or rows) of a named stage are done.
 Progress = Callable[[str, int, int], None]
+
+
+def printable(text: str) -> str:
+    """The text as a page, a terminal and the database take it, whatever a file had in it."""
+    return "".join(character if character.isprintable() else "�" for character in text)
 
 
 def place(file: str, line: int) -> str:
@@ -56,7 +62,7 @@ class Problems:
         self.total += 1
         if len(self.kept) < MAX_PROBLEMS:
             shown = reason if len(reason) <= MAX_REASON else f"{reason[:MAX_REASON]}…"
-            self.kept.append(Problem(file, line, shown))
+            self.kept.append(Problem(file, line, printable(shown)))
 
     def __iter__(self) -> Iterator[Problem]:
         return iter(self.kept)
@@ -93,13 +99,14 @@ class FileContent:
     told: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def tell(self, what: str, line: int) -> None:
+        what = printable(what)
         what = what if what in self.told or len(self.told) < MAX_NAMES else "More of this kind was left out"
         n, first = self.told.get(what, (0, line))
         self.told[what] = n + 1, first
 
     def ignore(self, names: set[str]) -> None:
         for name in names:
-            name = name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}…"
+            name = printable(name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}…")
             self.ignored[name if name in self.ignored or len(self.ignored) < MAX_NAMES else "(others)"] += 1
 
 
@@ -201,7 +208,7 @@ def read(
 def _detect(name: str, number: int, values: dict[str, object]) -> str:
     if found := detect(values):
         return found
-    has = ", ".join(sorted(values)[:20])[:MAX_REASON] or "(none)"
+    has = printable(", ".join(sorted(values)[:20])[:MAX_REASON]) or "(none)"
     message = f"{place(name, number)}: has the fields {has}, which fit no known format."
     raise InvalidInput(message, _formats())
 
@@ -239,6 +246,8 @@ def _compare_rated(content: FileContent) -> None:
 
 def reason_of(error: ValueError) -> str:
     """Our own words of an error, or pydantic's, by field."""
+    if isinstance(error, UnicodeEncodeError):
+        return HALF_CHARACTER
     if not isinstance(error, ValidationError):
         return str(error)
     reasons = []

@@ -13,7 +13,7 @@ from app.accounts.service import audit
 from app.datasets import queries
 from app.datasets.checking import Checked, Known, check
 from app.datasets.containers import Bounds
-from app.datasets.reading import FileContent, ImportFile, Problems, Progress, place, read
+from app.datasets.reading import FileContent, ImportFile, Problems, Progress, place, printable, read
 from app.datasets.records import JudgmentRecord, Labeler, PairRecord, PromptRecord
 from app.datasets.writing import write
 from app.errors import InvalidInput
@@ -246,9 +246,9 @@ def _named_apart(files: Sequence[ImportFile]) -> list[ImportFile]:
     seen: Counter[str] = Counter()
     named = []
     for file in files:
-        seen[file.name] += 1
-        n = seen[file.name]
-        named.append(file if n == 1 else replace(file, name=f"{n}/{file.name}"))
+        name = printable(file.name)
+        seen[name] += 1
+        named.append(replace(file, name=name if seen[name] == 1 else f"{seen[name]}/{name}"))
     return named
 
 

@@ -26,6 +26,7 @@ _FROM = {
 }
 _TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython")
 _TOOL_FIELDS = ("tool_calls", "function_call", "tool_call_id")
+HALF_CHARACTER = "holds half of a character (a lone surrogate), which the database cannot store"
 KEPT_FIELDS = frozenset(("role", "content", "from", "value"))
 
 
@@ -40,7 +41,7 @@ def storable(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError("holds half of a character (a lone surrogate), which the database cannot store") from error
+        raise ValueError(HALF_CHARACTER) from error
     return text
 
 

@@ -145,6 +145,16 @@ def test_preview_then_import_then_undo(session: Session, project: Project, sign_
     assert admin.post(f"{url}/imports/{2**62}/undo", {}).status_code == 404
 
 
+def test_hostile_names_are_shown_and_stored_harmlessly(project: Project, sign_in: Callable[..., Any]) -> None:
+    admin, url = sign_in("admin"), f"/projects/{project.slug}/data"
+    content = b'[{"prompt": "a", "\\ud800\\u0000<b>": 1}, {"prompt": [{"role": "\\udfff", "content": "x"}]}]'
+    for path in (f"{url}/preview", url):
+        answer = admin.post(path, {"skip_invalid": "true", "source": "a\0b"}, files=files(("a\x1b<i>.json", content)))
+        assert answer.status_code == 200, answer.text
+        assert "the field ��&lt;b&gt;" in answer.text
+        assert "holds half of a character" in answer.text
+
+
 def test_what_an_upload_unpacks_to_is_bounded(
     session: Session, project: Project, app: Any, sign_in: Callable[..., Any]
 ) -> None:
