@@ -9,7 +9,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -302,21 +302,24 @@ def _table(path: Path, name: str, head: bytes, bounds: Bounds, progress: Progres
         if head.startswith(b"PAR1"):
             with pq.ParquetFile(path) as file:
                 n_bytes = sum(file.metadata.row_group(n).total_byte_size for n in range(file.num_row_groups))
-                Bounds(bounds.bytes_left).spend(
-                    n_bytes
-                )  # what it says of itself; what it turns out to be is spent below
+                Bounds(bounds.bytes_left).spend(n_bytes)  # what it says of itself; `_batches` spends what it is
                 yield from _batches(file.iter_batches(ROWS_AT_ONCE), bounds, progress, file.metadata.num_rows)
         else:
             opened = ipc.open_file if head.startswith(b"ARROW1") else ipc.open_stream
-            with pa.memory_map(str(path)) as mapped:
-                reader = opened(mapped)
+            with pa.OSFile(str(path)) as file:
+                reader = opened(file)
                 parts = (reader.get_batch(n) for n in range(reader.num_record_batches)) if head[:1] == b"A" else reader
-                slices = (part.slice(n, ROWS_AT_ONCE) for part in parts for n in range(0, len(part), ROWS_AT_ONCE))
-                yield from _batches(slices, bounds, progress, 0)
+                yield from _batches(_sliced(parts), bounds, progress, 0)
     except (pa.ArrowException, OSError) as error:
         raise InvalidInput(
             f"{name} cannot be read: {str(error)[:300]}.", "Is the file complete? Copy or download it again."
         ) from error
+
+
+def _sliced(parts: Iterable[Any]) -> Iterator[Any]:
+    for part in parts:
+        part.validate(full=True)  # Arrow trusts what it reads: a damaged file would end the process
+        yield from (part.slice(n, ROWS_AT_ONCE) for n in range(0, len(part), ROWS_AT_ONCE))
 
 
 def _batches(batches: Iterator[Any], bounds: Bounds, progress: Progress, total: int) -> Iterator[Row]:

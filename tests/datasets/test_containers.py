@@ -113,6 +113,21 @@ def test_a_line_that_is_too_long_is_skipped_and_listed(
     assert [record.messages[0]["content"] for record in prompts] == ["a", "b"]
 
 
+def test_damaged_tables_are_refused_and_crash_nothing(tmp_path: Path) -> None:
+    """Arrow's offsets are trusted by its readers: such a file ended the process."""
+    good, damaged = tmp_path / "good", tmp_path / "damaged.arrow"
+    written("arrow", good)
+    content = good.read_bytes()
+    refused = 0
+    for place in range(0, len(content), 7):
+        damaged.write_bytes(content[:place] + b"\xff" + content[place + 1 :])
+        try:
+            read(ImportFile(damaged, damaged.name), None, None, lambda *_: None)
+        except InvalidInput:
+            refused += 1
+    assert refused > 20
+
+
 def test_rows_and_lists_that_are_broken_are_named_with_their_place(read_bytes: Callable[..., FileContent]) -> None:
     found = read_bytes(b'[\n{"prompt": "a"},\n3,\n{"prompt": "b"},\n{"prompt": \n')
     assert [problem.line for problem in found.problems] == [3, 5]
