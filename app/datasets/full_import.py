@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from app.accounts.service import audit
 from app.datasets import full_queries, queries
+from app.datasets.containers import Bounds, rows
 from app.datasets.full import (
     KINDS,
     LINES,
@@ -25,7 +27,7 @@ from app.datasets.full import (
     RubricLine,
     ThumbLine,
 )
-from app.datasets.reading import ImportFile, Progress, numbered_lines, reason_of
+from app.datasets.reading import ImportFile, Progress, reason_of
 from app.errors import Conflict, InvalidInput, PrefloopError
 from app.models import (
     Adjudication,
@@ -54,7 +56,6 @@ TABLES: dict[str, type[Any]] = {
     "demonstration": Demonstration,
     "thumb": Thumb,
 }
-MARK = b'"full_export"'
 AGAIN = "Export the project again; a full export cannot be edited by hand in every place."
 
 
@@ -65,15 +66,37 @@ class Restored:
     project: Project
     counts: Counter[str]
 
+    def describe(self) -> str:
+        return ", ".join(f"{n:,} {kind}{'' if n == 1 else 's'}" for kind, n in self.counts.items())
+
 
 def is_full(file: ImportFile) -> bool:
     """Whether the file's first line is that of a full export."""
-    _, line = next(numbered_lines(file, lambda *_: None), (0, b""))
-    return MARK in line[:100]
+    found = rows(file.path, file.name, Bounds(), lambda *_: None)
+    first = next((values for _, values in found if values is not None), None)
+    return isinstance(first, dict) and "full_export" in first
+
+
+def only(files: Sequence[ImportFile]) -> ImportFile | None:
+    """The full export among these files; none where there is none.
+
+    Raises:
+        InvalidInput: there are other files beside it.
+    """
+    found = next((file for file in files if is_full(file)), None)
+    if found is not None and len(files) > 1:
+        raise InvalidInput(f"{found.name} is a full export, which makes a project of its own.", "Import it alone.")
+    return found
 
 
 def restore(
-    session: Session, file: ImportFile, progress: Progress, *, slug: str | None = None, actor_id: int | None = None
+    session: Session,
+    file: ImportFile,
+    progress: Progress,
+    *,
+    slug: str | None = None,
+    actor_id: int | None = None,
+    bounds: Bounds | None = None,
 ) -> Restored:
     """Makes a project of a full export.
 
@@ -82,6 +105,7 @@ def restore(
 
     Args:
         slug: the address; none: from the project's name, with a number behind where that is taken.
+        bounds: what may be read.
 
     Raises:
         InvalidInput: a line does not belong into such a file, or contradicts another. Nothing is written then.
@@ -90,9 +114,12 @@ def restore(
     reader: _Reader | None = None
     try:
         with session.begin_nested():
-            for number, line in numbered_lines(file, progress):
+            tell = lambda done, total: progress(f"reading {file.name}", done, total)  # noqa: E731
+            for number, values in rows(file.path, file.name, bounds or Bounds(), tell):
+                if values is None:
+                    continue
                 try:
-                    record = _read(line)
+                    record = _read(values)
                     if reader is None:
                         reader = _Reader(session, _project(session, record, slug))
                     else:
@@ -111,11 +138,12 @@ def restore(
     return Restored(reader.project, counts)
 
 
-def _read(line: bytes) -> AnyLine:
-    record = LINES.validate_json(line)
-    if b"\\u0000" in line and _has_nul(record.model_dump()):
+def _read(values: dict[str, Any] | ValueError) -> AnyLine:
+    if isinstance(values, ValueError):
+        raise values
+    if _has_nul(values):
         raise ValueError("holds a NUL character, which the database cannot store")
-    return record
+    return LINES.validate_python(values)
 
 
 def _has_nul(value: Any) -> bool:

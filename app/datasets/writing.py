@@ -1,42 +1,54 @@
 """Writing a checked import to the tables, in bulk."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
 from app.datasets import queries
 from app.datasets.checking import Checked, Known, StoredPair, Vote
 from app.datasets.reading import Progress
+from app.datasets.records import Labeler, PairRecord
 from app.domain.overlap import Overlap
 from app.judging import LabelingSettings
 from app.labeling import settling
 from app.labeling.opening import wanted as overlap_of
-from app.models import Comparison, Completion, Demonstration, Judgment, Project, Rubric, Thumb, User
+from app.models import Comparison, Completion, Demonstration, Judgment, Project, Ranking, Rubric, Thumb, User
 
 # Prompts of any other split are never trained on, so neither are the comparisons on them.
+RANKING_SIZES = range(3, 10)  # as the table takes them
 PURPOSE = {"train": "train", "calibration": "calibration"}
+
+
+class Written(NamedTuple):
+    """Ids of what was added, and how many labelers. overlaps: of comparisons that got judgments and were there before,
+    by id, how many they had wanted until then.
+    """
+
+    comparisons: list[int]
+    judgments: list[int]
+    demonstrations: list[int]
+    thumbs: list[int]
+    labelers: int
+    overlaps: dict[int, int]
 
 
 def write(
     session: Session, project: Project, rubric: Rubric, checked: Checked, known: Known, progress: Progress
-) -> Counter[str]:
-    """Adds the pairs, votes, demonstrations and thumbs that are new; settles what they complete. Their prompts must be
-    there.
-
-    Returns:
-        how many comparisons, judgments, labelers, demonstrations and thumbs were added.
-    """
+) -> Written:
+    """Adds the new pairs, votes, demonstrations and thumbs, whose prompts must be there; settles what they complete."""
     votes: defaultdict[str, list[Vote]] = defaultdict(list)
     for (digest, _), vote in checked.votes.items():
         votes[digest].append(vote)
     stored = dict(known.comparisons)
-    queries.make_room(session, {stored[digest].id: len(on) for digest, on in votes.items() if digest in stored})
+    more = {stored[digest].id: len(on) for digest, on in votes.items() if digest in stored}
+    overlaps = queries.overlaps(session, list(more))
+    queries.make_room(session, more)
     new = [digest for digest in checked.pairs if digest not in stored]
     stored |= _add_comparisons(session, project, rubric, checked, new, votes, progress)
-    names = {labeler for _, labeler in checked.votes} | {key.labeler for key in checked.thumbs}
-    labelers, n_labelers = _labelers(session, project, names)
+    who = {labeler for _, labeler in checked.votes} | {key.labeler for key in checked.thumbs}
+    labelers, n_labelers = _labelers(session, project, who)
     now = datetime.now(UTC)
     rows = [
         {
@@ -44,21 +56,21 @@ def write(
             "rubric_id": stored[digest].rubric_id,
             "labeler_id": labelers[labeler],
             "preference": vote.preference,
+            "aspects": vote.aspects,
             "rationale": vote.record.rationale,
             "duration_ms": vote.record.duration_ms,
             "created_at": vote.record.submitted_at or now,
         }
         for (digest, labeler), vote in checked.votes.items()
     ]
-    _add(session, Judgment, rows, progress)
+    judgments = _add(session, Judgment, rows, progress)
     settling.settle(session, [stored[digest].id for digest in votes])
     demonstrations = _add_demonstrations(session, project, checked, progress)
     thumbs = _add_thumbs(session, project, checked, labelers, progress)
-    counted = {"comparisons": len(new), "judgments": len(rows), "labelers": n_labelers}
-    return Counter(counted | {"demonstrations": demonstrations, "thumbs": thumbs})
+    return Written([stored[digest].id for digest in new], judgments, demonstrations, thumbs, n_labelers, overlaps)
 
 
-def _add_demonstrations(session: Session, project: Project, checked: Checked, progress: Progress) -> int:
+def _add_demonstrations(session: Session, project: Project, checked: Checked, progress: Progress) -> list[int]:
     """Somebody chose what to import, so these need no review."""
     prompts = queries.prompts_by_digest(session, project.id, list({digest for digest, _ in checked.demonstrations}))
     rows = [
@@ -72,15 +84,14 @@ def _add_demonstrations(session: Session, project: Project, checked: Checked, pr
         }
         for (prompt, digest), demonstration in checked.demonstrations.items()
     ]
-    return len(_add(session, Demonstration, rows, progress))
+    return _add(session, Demonstration, rows, progress)
 
 
 def _add_thumbs(
-    session: Session, project: Project, checked: Checked, labelers: dict[str, int], progress: Progress
-) -> int:
+    session: Session, project: Project, checked: Checked, labelers: dict[Labeler, int], progress: Progress
+) -> list[int]:
     prompts = queries.prompts_by_digest(session, project.id, list({key.prompt for key in checked.thumbs}))
     wanted = [(prompts[key.prompt].id, thumb.source, thumb.text) for key, thumb in checked.thumbs.items()]
-    completions = _single_completions(session, wanted, progress)
     rows = [
         {
             "project_id": project.id,
@@ -89,9 +100,11 @@ def _add_thumbs(
             "liked": thumb.liked,
             "rationale": thumb.rationale,
         }
-        for completion_id, thumb in zip(completions, checked.thumbs.values(), strict=True)
+        for completion_id, thumb in zip(
+            _single_completions(session, wanted, progress), checked.thumbs.values(), strict=True
+        )
     ]
-    return len(_add(session, Thumb, rows, progress))
+    return _add(session, Thumb, rows, progress)
 
 
 def _add_comparisons(
@@ -120,6 +133,9 @@ def _add_comparisons(
         Overlap(len(votes[digest])) if votes[digest] else overlap_of(project, settings, prompt, purpose, digest)
         for digest, prompt, purpose in zip(digests, prompt_of, purposes, strict=True)
     ]
+    rankings = _rankings(session, project, [(prompt.id, pair) for prompt, pair in zip(prompt_of, pairs, strict=True)])
+    # Of a ranking the first pair stands for all.
+    first = {ranking: n for n, ranking in reversed(list(enumerate(rankings)))}
     rows = [
         {
             "project_id": project.id,
@@ -133,13 +149,37 @@ def _add_comparisons(
             "gold": pair.gold,
             "external_id": pair.pair_id,
             "digest": digest,
+            "ranking_id": ranking,
+            "offered": ranking is None or first[ranking] == n,
         }
-        for digest, pair, prompt, (a, b), purpose, overlap in zip(
-            digests, pairs, prompt_of, completions, purposes, asked, strict=True
+        for n, (digest, pair, prompt, (a, b), purpose, overlap, ranking) in enumerate(
+            zip(digests, pairs, prompt_of, completions, purposes, asked, rankings, strict=True)
         )
     ]
     ids = _add(session, Comparison, rows, progress)
     return {digest: StoredPair(id_, rubric.id) for digest, id_ in zip(digests, ids, strict=True)}
+
+
+def _rankings(session: Session, project: Project, pairs: list[tuple[int, PairRecord]]) -> list[int | None]:
+    """For each pair with its prompt's id the ranking it is part of, made where all pairs of it are new.
+
+    So training counts the pairs of k responses as one judgment of k, and not as k (k - 1) / 2 of their own.
+    """
+    groups: defaultdict[str, list[int]] = defaultdict(list)
+    for n, (_, pair) in enumerate(pairs):
+        if pair.ranking is not None:
+            groups[pair.ranking].append(n)
+    whole = []
+    for places in groups.values():
+        size = len({text for n in places for text in (pairs[n][1].response_a, pairs[n][1].response_b)})
+        if size in RANKING_SIZES and len(places) == size * (size - 1) // 2:
+            whole.append((size, places))
+    rows = [{"project_id": project.id, "prompt_id": pairs[places[0]][0], "size": size} for size, places in whole]
+    found: list[int | None] = [None] * len(pairs)
+    for id_, (_, places) in zip(queries.add_rows(session, Ranking, rows), whole, strict=True):
+        for n in places:
+            found[n] = id_
+    return found
 
 
 CompletionKey = tuple[int, str, str]  # prompt id, source, text
@@ -169,11 +209,12 @@ def _single_completions(session: Session, wanted: list[CompletionKey], progress:
     return [have[key] for key in wanted]
 
 
-def _labelers(session: Session, project: Project, names: set[str]) -> tuple[dict[str, int], int]:
-    """Ids by name, and how many are new. Within a project one name is one labeler; other projects have their own."""
+def _labelers(session: Session, project: Project, wanted: set[Labeler]) -> tuple[dict[Labeler, int], int]:
+    """Ids by name and kind, and how many are new. Other projects have labelers of their own by the same names."""
     labelers = queries.imported_labelers(session, project.id)
-    new = sorted(names - labelers.keys())
-    ids = queries.add_rows(session, User, [{"name": name, "kind": "imported", "roles": []} for name in new])
+    new = sorted(wanted - labelers.keys())
+    rows = [{"name": labeler.name, "kind": labeler.kind, "roles": []} for labeler in new]
+    ids = queries.add_rows(session, User, rows)
     return labelers | dict(zip(new, ids, strict=True)), len(new)
 
 
