@@ -6,7 +6,7 @@ from typing import NamedTuple
 from sqlalchemy import BigInteger, exists, func, literal, select, update
 from sqlalchemy.orm import Session, aliased
 
-from app.models import Completion, Project, Prompt, Thumb, User
+from app.models import Completion, Prompt, Thumb, User
 
 
 def lock_labeler(session: Session, labeler_id: int) -> None:
@@ -26,22 +26,23 @@ class Response(NamedTuple):
 _ASKED = (Prompt.split == "train",)
 
 
-def next_response(session: Session, project: Project, labeler_id: int, turn: int) -> Response | None:
-    """A response that nobody has given a thumb yet, the present policy's first; none if there is none.
+def next_response(session: Session, project_id: int, labeler_id: int, turn: int) -> Response | None:
+    """A response that nobody has given a thumb yet; none if there is none.
+
+    The order is by chance. Were the present policy's first, labelers could tell the new response in a comparison.
 
     Args:
         turn: others come first with another one. People get theirs in orders of their own.
     """
     given, mine = aliased(Thumb), aliased(Thumb)
-    is_present = Completion.model_version_id == project.policy_id
     order = func.hashint8extended(Completion.id, literal(labeler_id * 1_000_003 + turn, BigInteger))
     found = (
         select(Completion.id, Completion.text, Prompt)
         .join(Prompt, Prompt.id == Completion.prompt_id)
-        .where(Prompt.project_id == project.id, *_ASKED, Completion.text.regexp_match(r"\S"))
+        .where(Prompt.project_id == project_id, *_ASKED, Completion.text.regexp_match(r"\S"))
         .where(~exists().where(given.completion_id == Completion.id, given.superseded_at.is_(None)))
         .where(~exists().where(mine.completion_id == Completion.id, mine.labeler_id == labeler_id))
-        .order_by(func.coalesce(is_present, False).desc(), order)
+        .order_by(order)
         .limit(1)
     )
     row = session.execute(found).one_or_none()

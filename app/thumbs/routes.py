@@ -33,7 +33,7 @@ def desk(
     before = queries.last(session, project.id, labeler.id)
     response, thumb = before if last and before else (None, None)
     if asks and not closed and response is None:
-        response = queries.next_response(session, project, labeler.id, turn)
+        response = queries.next_response(session, project.id, labeler.id, turn)
     answer = page(
         request,
         "thumbs/page.html",
