@@ -172,11 +172,15 @@ def _plain(kind: Kind, lines: Iterable[str]) -> Iterable[Line]:
 
 
 def _shown(piece: Piece) -> Piece:
+    return Piece(spell_hidden(piece.text), piece.marked)
+
+
+def spell_hidden(text: str) -> str:
     """With characters that cannot be seen, or that turn the direction of what follows, spelled out: a change of these
     alone must show too. The joiners that many scripts and emoji are written with stay."""
-    if piece.text.isascii():
-        return piece
-    return Piece("".join(f"[U+{ord(c):04X}]" if _is_hidden(c) else c for c in piece.text), piece.marked)
+    if text.isascii():
+        return text
+    return "".join(f"[U+{ord(c):04X}]" if _is_hidden(c) else c for c in text)
 
 
 def _is_hidden(character: str) -> bool:
