@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from sys import getsizeof
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from app.domain.textdiff import spell_hidden
 from app.markup import html_of
@@ -127,4 +127,12 @@ def written(text: str, shown: Markup) -> str:
     if len(text) > MARKDOWN_LIMIT:
         return ""
     spelled = spell_hidden(text)
-    return "" if spelled == text and shown.startswith('<div class="plain"') else spelled
+    return "" if spelled == text and (shown.startswith('<div class="plain"') or _is_the_same(shown, text)) else spelled
+
+
+def _is_the_same(shown: str, text: str) -> bool:
+    """Whether a text is one paragraph without any mark, nor spaces that a browser would leave out."""
+    lines = text.split("\n")
+    if any(line != " ".join(line.split()) for line in lines):
+        return False
+    return shown == '<p dir="auto">' + "<br>\n".join(map(escape, lines)) + "</p>\n"
