@@ -30,8 +30,8 @@ DEEPEST = 40
 # Code is coloured in these languages only: what has other names, or none, is shown without colours.
 LANGUAGES = (
     "bash", "c", "c++", "c#", "cpp", "css", "diff", "go", "haskell", "html", "ini", "java", "javascript", "js", "json",
-    "jsx", "kotlin", "latex", "lua", "makefile", "perl", "php", "powershell", "py", "python", "r", "ruby", "rust", "scala",
-    "sh", "shell", "sql", "swift", "tex", "toml", "ts", "typescript", "xml", "yaml", "yml",
+    "jsx", "kotlin", "latex", "lua", "makefile", "perl", "php", "powershell", "py", "python", "r", "ruby", "rust",
+    "scala", "sh", "shell", "sql", "swift", "tex", "toml", "ts", "typescript", "xml", "yaml", "yml",
 )  # fmt: skip
 _lexers: dict[str, Lexer] = {}
 _formatter = HtmlFormatter(nowrap=True, classprefix="hl-")

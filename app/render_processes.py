@@ -95,7 +95,7 @@ class _Process:
         with theirs:
             self._child = subprocess.Popen(
                 [sys.executable, "-m", "app.render_processes"],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 cwd=Path(__file__).resolve().parent.parent,
                 env={name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ},
@@ -167,7 +167,8 @@ def _serve(connection: socket.socket) -> None:
             signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
             try:
                 html = html_of(text)
-            except Exception:  # whatever a text does to the parser: it is shown as it is
+            except Exception:
+                log.exception("A text of %d characters is shown as it is: the parser failed.", len(text))
                 html = None
             signal.setitimer(signal.ITIMER_PROF, 0)
             _send(connection, html if html is None or len(html) <= MOST_HTML else None)

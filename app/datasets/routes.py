@@ -21,11 +21,12 @@ from app.datasets.reading import ImportFile
 from app.datasets.service import ImportRefused, ImportReport
 from app.db import SessionDep
 from app.errors import InvalidInput
+from app.limits import UploadRoute
 from app.models import Project
 from app.projects.access import ProjectDep
 from app.render import page
 
-router = APIRouter(prefix="/projects/{project_slug}/data")
+router = APIRouter(prefix="/projects/{project_slug}/data", route_class=UploadRoute)
 
 
 async def _sent(request: Request) -> FormData:

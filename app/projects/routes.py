@@ -10,6 +10,7 @@ from app.accounts.access import AdminDep, UserDep
 from app.db import SessionDep
 from app.errors import PrefloopError
 from app.judging import LabelingSettings
+from app.limits import FormRoute
 from app.models import ModelVersion, Project
 from app.projects import labeling_form, queries, service
 from app.projects.access import ProjectDep
@@ -19,7 +20,7 @@ from app.review import service as review
 from app.specs import Generation
 from app.typed import TypedDep, not_accepted, reasons_of
 
-router = APIRouter()
+router = APIRouter(route_class=FormRoute)
 
 
 @router.get("/")

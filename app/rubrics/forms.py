@@ -232,7 +232,6 @@ def _why(error: Any) -> str:
 
 
 async def _typed(request: Request, revision: Annotated[str, Form()] = "") -> RubricForm:
-    # With a parameter of the form FastAPI has read it already, within the limits that the router sets.
     form = await request.form()
     return RubricForm(
         guideline=_text(form, "guideline"),
