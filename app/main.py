@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote
@@ -35,6 +36,7 @@ from app.prompts.routes import router as prompts
 from app.qualification.routes import router as qualification
 from app.red_team.routes import router as red_team
 from app.render import ROOT, page, redirect
+from app.render_processes import processes
 from app.review.routes import router as review
 from app.rounds.routes import router as rounds
 from app.rubrics.routes import router as rubrics
@@ -76,6 +78,7 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        threading.Thread(target=processes.start_one, name="render", daemon=True).start()
         yield
         engine.dispose()
 

@@ -41,9 +41,14 @@ class Busy(Unavailable):
 
 
 class RenderProcesses:
-    """At most `size` processes, started when they are first needed. Safe to use from many threads."""
+    """At most `size` processes, started when they are first needed. Safe to use from many threads.
 
-    def __init__(self, size: int = 2) -> None:
+    Args:
+        cpu_seconds: what one text may cost.
+    """
+
+    def __init__(self, size: int = 2, cpu_seconds: float = CPU_SECONDS) -> None:
+        self._cpu_seconds = cpu_seconds
         self._free: queue.LifoQueue[_Process | None] = queue.LifoQueue()
         for _ in range(size):
             self._free.put(None)
@@ -55,13 +60,15 @@ class RenderProcesses:
             Busy: `seconds` were over first. A process that is at work on the text is ended.
         """
         deadline = time.monotonic() + seconds
+        if seconds <= 0:
+            raise Busy("No time is left for this page.")
         try:
-            process = self._free.get(timeout=max(0, seconds))
+            process = self._free.get(timeout=seconds)
         except queue.Empty:
             raise Busy("All rendering processes are busy.") from None
         try:
             if process is None:
-                process = _Process()
+                process = _Process(self._cpu_seconds)
                 deadline = time.monotonic() + seconds  # whoever waits for its start has not waited for the text
             return process.ask(text, deadline)
         except (OSError, EOFError) as error:
@@ -90,11 +97,11 @@ class RenderProcesses:
 class _Process:
     """One process. What waits for it raises TimeoutError; what finds it gone, another OSError or EOFError."""
 
-    def __init__(self) -> None:
+    def __init__(self, cpu_seconds: float) -> None:
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "app.render_processes"],
+                [sys.executable, "-m", "app.render_processes", str(cpu_seconds)],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 cwd=Path(__file__).resolve().parent.parent,
@@ -154,7 +161,7 @@ def _wait_until(connection: socket.socket, deadline: float | None) -> None:
 # ---- in the process --------------------------------------------------------------------------------------------------
 
 
-def _serve(connection: socket.socket) -> None:
+def _serve(connection: socket.socket, cpu_seconds: float) -> None:
     from app.markup import html_of  # here: the service itself may do without
 
     with contextlib.suppress(OSError, ValueError):
@@ -164,7 +171,7 @@ def _serve(connection: socket.socket) -> None:
         while True:
             text = _received(connection) or ""
             # Past it SIGPROF ends the process, also within a regular expression, where no Python code would run.
-            signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
             try:
                 html = html_of(text)
             except Exception:
@@ -178,4 +185,4 @@ processes = RenderProcesses()
 atexit.register(processes.close)
 
 if __name__ == "__main__":
-    _serve(socket.socket(fileno=0))
+    _serve(socket.socket(fileno=0), float(sys.argv[1]))

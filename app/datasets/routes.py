@@ -30,7 +30,7 @@ router = APIRouter(prefix="/projects/{project_slug}/data", route_class=UploadRou
 
 
 async def _sent(request: Request) -> FormData:
-    # Not a File() parameter: those are read before anything can refuse a body that is too large (app.limits).
+    # Read by now, within the limits of app.limits.
     return await request.form()
 
 

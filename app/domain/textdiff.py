@@ -48,9 +48,10 @@ class Line(NamedTuple):
 def diff(old: str, new: str) -> list[Line]:
     """The lines of both texts in order, long unchanged stretches folded; empty when the texts are the same.
 
-    Removed lines come before the added ones that replace them. Only line ends and trailing newlines do not count.
+    Removed lines come before the added ones that replace them. Neither how a line ends counts (LF, CR), nor whether
+    the last one does.
     """
-    before, after = old.splitlines(), new.splitlines()
+    before, after = _lines(old), _lines(new)
     if before == after:
         return []
     lines: list[Line] = []
@@ -61,6 +62,12 @@ def diff(old: str, new: str) -> list[Line]:
         else:
             lines += _replaced(before[i1:i2], after[j1:j2])
     return lines
+
+
+def _lines(text: str) -> list[str]:
+    # Not str.splitlines: it takes other characters for line ends too, so that a change of these would not show.
+    text = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
+    return text.split("\n") if text else []
 
 
 def kept(old: str, new: str) -> float:
