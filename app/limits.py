@@ -26,7 +26,7 @@ SMALL = 16 << 10  # all that visitors may send
 FORM = 512 << 10
 LONG_FORM = 2 << 20  # a text that somebody writes: app.demonstrations.forms.MAX_TEXT
 # Of a body that is parsed while it arrives: others get their turn after each.
-PIECE = 16 << 10
+PIECE = 64 << 10
 
 _KIND = re.compile(
     r"(application/x-www-form-urlencoded|multipart/form-data)"

@@ -16,6 +16,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 CPU_SECONDS = 1.0  # of one text
 START_SECONDS = 60.0
+# Of the service's forty threads, so many may wait for these processes: the others serve those who need none.
+MOST_WAITING = 8
 MEMORY = 1 << 30  # bytes of address space
 MOST_HTML = 500_000  # characters of what one text may become
 
@@ -49,6 +52,7 @@ class RenderProcesses:
 
     def __init__(self, size: int = 2, cpu_seconds: float = CPU_SECONDS) -> None:
         self._cpu_seconds = cpu_seconds
+        self._places = threading.BoundedSemaphore(MOST_WAITING)
         self._free: queue.LifoQueue[_Process | None] = queue.LifoQueue()
         for _ in range(size):
             self._free.put(None)
@@ -57,11 +61,19 @@ class RenderProcesses:
         """As `app.markup.html_of`; none as well for a text that takes too much work, or becomes too long.
 
         Raises:
-            Busy: `seconds` were over first. A process that is at work on the text is ended.
+            Busy: `seconds` were over first, or too many wait already. A process that is at work on the text is ended.
         """
-        deadline = time.monotonic() + seconds
         if seconds <= 0:
             raise Busy("No time is left for this page.")
+        if not self._places.acquire(blocking=False):
+            raise Busy("Too many texts wait to be rendered.")
+        try:
+            return self._html_of(text, seconds)
+        finally:
+            self._places.release()
+
+    def _html_of(self, text: str, seconds: float) -> str | None:
+        deadline = time.monotonic() + seconds
         try:
             process = self._free.get(timeout=seconds)
         except queue.Empty:
@@ -71,9 +83,12 @@ class RenderProcesses:
                 process = _Process(self._cpu_seconds)
                 deadline = time.monotonic() + seconds  # whoever waits for its start has not waited for the text
             return process.ask(text, deadline)
-        except (OSError, EOFError) as error:
+        except BaseException as error:
+            # Whatever happened: what it would answer next may be of this text.
             spent = process.end() if process else None
             process = None
+            if not isinstance(error, OSError | EOFError):
+                raise
             if spent == -signal.SIGPROF:
                 log.info("A text of %d characters took too much work to render.", len(text))
                 return None

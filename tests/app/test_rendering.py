@@ -4,7 +4,9 @@ import os
 import random
 import signal
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 
 from app import rendering
 from app.markup import HIGHLIGHT_LIMIT, LANGUAGES, html_of
-from app.render_processes import MOST_HTML, Busy, RenderProcesses
+from app.render_processes import MOST_HTML, MOST_WAITING, Busy, RenderProcesses
 from app.rendering import FEW_BRACKETS, MARKDOWN_LIMIT, SHORT, Rendered, is_cheap, markdown, one_page
 
 UNITS = (
@@ -177,9 +179,19 @@ def test_nobody_waits_for_a_process_longer_than_a_page_may_take(
     monkeypatch.setattr(rendering, "PAGE_SECONDS", 0)
     with one_page():
         assert markdown("*a* `b` ```c").startswith('<div class="plain"')
-    pool._free.get_nowait()  # all are at work
-    with pytest.raises(Busy):
-        pool.html_of("a", 0)
+
+
+def test_few_threads_wait_for_the_processes(pool: RenderProcesses) -> None:
+    pool.html_of("", 60)
+    process = pool._free.get_nowait()  # it is at work
+    with ThreadPoolExecutor(MOST_WAITING) as threads:
+        waiting = [threads.submit(pool.html_of, "*a*", 60) for _ in range(MOST_WAITING)]
+        while pool._places._value:
+            time.sleep(0.001)
+        with pytest.raises(Busy):
+            pool.html_of("*b*", 60)
+        pool._free.put(process)
+        assert [each.result(60) for each in waiting] == ['<p dir="auto"><em>a</em></p>\n'] * MOST_WAITING
 
 
 def test_a_process_knows_none_of_our_secrets(pool: RenderProcesses, monkeypatch: pytest.MonkeyPatch) -> None:
