@@ -110,12 +110,16 @@ def encode_pairs(rows: Sequence[PairRow], encoder: ChatEncoder, *, close_cut: bo
     Args:
         close_cut: end the turn of responses that were cut by length too. A reward model reads them as what they are,
             a whole answer that stops; a policy must not learn that it ended, or did not want to end, its turn there.
+            Nor does it learn from those that won against one that ended: it would learn to be cut.
     """
     pairs: dict[str, list[Pair]] = {"train": [], "heldout": []}
     left_out: dict[str, list[int]] = {}
     for row in rows:
         if row.weight == 0:
             left_out.setdefault("have weight 0", []).append(row.comparison_id)
+            continue
+        if not close_cut and won_although_cut(row):
+            left_out.setdefault(WON_ALTHOUGH_CUT, []).append(row.comparison_id)
             continue
         completions = [
             encoder.completion(row.response_a, row.finished_a or close_cut),
@@ -135,6 +139,15 @@ def encode_pairs(rows: Sequence[PairRow], encoder: ChatEncoder, *, close_cut: bo
         chosen, rejected, p = (b, a, row.p_b) if row.p_b >= 0.5 else (a, b, 1 - row.p_b)
         pairs[row.split].append(Pair(chosen, rejected, p, row))
     return EncodedPairs(pairs["train"], pairs["heldout"], describe_left_out(left_out, "comparisons"))
+
+
+WON_ALTHOUGH_CUT = "prefer an answer that was cut by length to one that ended"
+
+
+def won_although_cut(row: PairRow) -> bool:
+    """Whether the winner was cut by length and the loser ended by itself."""
+    won, lost = (row.finished_b, row.finished_a) if row.p_b > 0.5 else (row.finished_a, row.finished_b)
+    return row.p_b != 0.5 and lost and not won
 
 
 def weights_of(pairs: Sequence[Pair]) -> list[float]:

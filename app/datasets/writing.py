@@ -94,7 +94,7 @@ def _add_comparisons(
         for pair, prompt in zip(pairs, prompt_of, strict=True)
     ]
     asked = [
-        Overlap(len(votes[digest])) if votes[digest] else overlap_of(project, settings, prompt, purpose)
+        Overlap(len(votes[digest])) if votes[digest] else overlap_of(project, settings, prompt, purpose, digest)
         for digest, prompt, purpose in zip(digests, prompt_of, purposes, strict=True)
     ]
     rows = [

@@ -32,6 +32,13 @@ class Group(NamedTuple):
 
 GROUPS = (
     Group(
+        "once",
+        "Judged by one person",
+        "As many judgments teach the policy more when most of them are of different comparisons. The others, and those "
+        "on held-out prompts, get the project's overlap and show how far people agree.",
+        (Control("judged_once", "Share of comparisons on train prompts", "0 to 1; 0: all get the overlap."),),
+    ),
+    Group(
         "adaptive",
         "Adaptive overlap",
         "Instead of a fixed number: stop asking once the answers leave no doubt, ask on while they are split. An "

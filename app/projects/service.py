@@ -20,6 +20,8 @@ Prefer the response that is more helpful and correct, follows the instruction, a
 
 Shorter is better when nothing is lost. Use a tie only when you truly cannot choose.
 """
+# Measured (docs/learning.md): one in five judged by several is enough to see how far people agree.
+NEW_PROJECTS_LABELING = LabelingSettings(judged_once=0.8).model_dump(mode="json", exclude_defaults=True)
 
 
 def slugify(name: str) -> str:
@@ -47,7 +49,11 @@ def create(
     if not slug:
         raise InvalidInput("The name has no letter or digit to make an address from.", "Use at least one of a-z, 0-9.")
     project = Project(
-        slug=slug, name=name.strip(), description=description, generation=(generation or Generation()).model_dump()
+        slug=slug,
+        name=name.strip(),
+        description=description,
+        generation=(generation or Generation()).model_dump(),
+        labeling=NEW_PROJECTS_LABELING,
     )
     try:
         with session.begin_nested():  # the constraint decides also between two who come at once

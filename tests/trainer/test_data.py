@@ -339,7 +339,7 @@ def test_rows_left_out_are_counted_and_named(encoder: ChatEncoder) -> None:
 
 def test_two_texts_of_the_same_tokens_are_one_response(encoder: ChatEncoder) -> None:
     encoder.tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
-    rows = [row(1, response_a="Yes", response_b="yes"), row(2, response_a="Yes", response_b="yes", finished_a=False)]
+    rows = [row(1, response_a="Yes", response_b="yes"), row(2, response_a="Yes", response_b="yes", finished_b=False)]
     assert not encode_pairs(rows, encoder).train
     # That one was cut and the other ended is a difference that a policy learns from.
     assert [pair.row.comparison_id for pair in encode_pairs(rows, encoder, close_cut=False).train] == [2]
@@ -385,12 +385,26 @@ def test_pairs_are_oriented_by_the_consensus(encoder: ChatEncoder) -> None:
 
 
 def test_a_response_cut_by_length_ends_its_turn_only_where_that_is_asked_for(encoder: ChatEncoder) -> None:
-    cut = row(finished_a=False)
+    cut = row(finished_a=False, p_b=0.9)
     closed, open_ = (encode_pairs([cut], encoder, close_cut=close).train[0] for close in (True, False))
-    assert closed.chosen.completion == encoder.completion("a long answer")
-    assert open_.chosen.completion == closed.chosen.completion[:-1]
-    assert open_.rejected == closed.rejected
+    assert closed.rejected.completion == encoder.completion("a long answer")
+    assert open_.rejected.completion == closed.rejected.completion[:-1]
+    assert open_.chosen == closed.chosen
     assert encoder.completion("", finished=False) == encoder.completion("")
+
+
+def test_a_policy_does_not_learn_from_a_winner_that_was_cut(encoder: ChatEncoder) -> None:
+    rows = [
+        row(1, finished_a=False, p_b=0.1),
+        row(2, finished_b=False, p_b=0.9),
+        row(3, finished_a=False, p_b=0.9),  # the loser was cut
+        row(4, finished_a=False, finished_b=False, p_b=0.1),  # both were: nothing is learned about ending
+        row(5, finished_a=False, p_b=0.5),
+    ]
+    read = encode_pairs(rows, encoder, close_cut=False)
+    assert [pair.row.comparison_id for pair in read.train] == [3, 4, 5]
+    assert read.dropped == ("2 comparisons prefer an answer that was cut by length to one that ended: 1, 2",)
+    assert len(encode_pairs(rows, encoder).train) == 5
 
 
 def test_too_few_pairs_are_refused_with_their_number(encoder: ChatEncoder) -> None:
