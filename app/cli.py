@@ -103,7 +103,7 @@ def user_link(
     """Print a one-time link: to invite someone, or for someone who lost their password."""
     settings = Settings()
     with command_session(settings) as session:
-        user = account_queries.user_by_email(session, email.lower()) if email else None
+        user = account_queries.user_by_email(session, accounts.normal_email(email)) if email else None
         if email and user is None:
             raise NotFound(f"{email} has no account.", "`prefloop user list` shows who has.")
         roles: list[str] = [] if user else list(role or [])

@@ -1,6 +1,7 @@
 """What was typed into a form, before it is checked: a form that is refused comes back with it, and with the reason."""
 
 import re
+import unicodedata
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -19,8 +20,14 @@ def _clean(text: object) -> object:
 _HIDING = re.compile("[\0\u00ad\u200b\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 
 
+def one_line(text: str) -> str:
+    """A name as it is stored and looked for: on one line, in one Unicode form, without what cannot be seen. So `Zoé` is
+    one person, with the accent typed apart or not, and with a space behind."""
+    return " ".join(_HIDING.sub("", unicodedata.normalize("NFC", text)).split())
+
+
 def _line(text: object) -> object:
-    return " ".join(_HIDING.sub("", text).split()) if isinstance(text, str) else text
+    return one_line(text) if isinstance(text, str) else text
 
 
 def _none_if_empty(value: object) -> object:

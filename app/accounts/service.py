@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+import unicodedata
 from datetime import UTC, datetime, timedelta
 
 from pwdlib import PasswordHash
@@ -10,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.accounts import queries
+from app.db import violates
 from app.errors import Conflict, Gone, InvalidInput, TooMany
 from app.models import AuditEvent, AuthSession, SigninFailure, SigninLink, User
 from app.models.user import ROLES
@@ -37,6 +39,16 @@ def hash_token(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
+def normal_email(email: str) -> str:
+    """An address as it is stored and looked for: without spaces around it, small, in one Unicode form."""
+    return unicodedata.normalize("NFC", email.strip().lower())
+
+
+def _normal_password(password: str) -> str:
+    """A keyboard may type `é` as one character or as two."""
+    return unicodedata.normalize("NFC", password)
+
+
 def create_user(
     session: Session, *, email: str, name: str, password: str, roles: list[str], kind: str = "person"
 ) -> User:
@@ -46,7 +58,7 @@ def create_user(
         InvalidInput: the address or password cannot be accepted.
         Conflict: the address has an account.
     """
-    email = email.strip().lower()
+    email = normal_email(email)
     if "@" not in email or len(email) > 254:
         raise InvalidInput(f"“{email[:60]}” is not an e-mail address.", "Enter one like name@example.org.")
     if not name.strip():
@@ -58,6 +70,8 @@ def create_user(
             session.add(user)
             session.flush()
     except IntegrityError as error:
+        if not violates(error, "uq_user_account_email"):
+            raise
         raise Conflict(f"{email} has an account already.", "Sign in instead, or use another address.") from error
     audit(session, user.id, "user.created", roles=roles, kind=kind)
     return user
@@ -81,7 +95,7 @@ def _hash_password(password: str) -> str:
         raise InvalidInput(
             f"The password has under {MIN_PASSWORD} characters.", "Choose a longer one; a phrase is fine."
         )
-    return _passwords.hash(password)
+    return _passwords.hash(_normal_password(password))
 
 
 def authenticate(session: Session, email: str, password: str, address: str = "") -> User | None:
@@ -93,7 +107,7 @@ def authenticate(session: Session, email: str, password: str, address: str = "")
     Raises:
         TooMany: there were too many wrong passwords lately; this one was not even looked at.
     """
-    email = email.strip().lower()
+    email, password = normal_email(email), _normal_password(password)
     counted = queries.failures(session, email, address, datetime.now(UTC) - FAILURE_TIME)
     if any(n >= most for n, most in zip(counted, MAX_FAILURES, strict=True)):
         raise TooMany(

@@ -8,15 +8,16 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from app.datasets.moments import Moment
 from app.datasets.records import DemonstrationRecord, JudgmentRecord, PairRecord, PromptRecord, Record
 from app.datasets.transcripts import Turns, join_runs, turns_of
 from app.errors import PrefloopError
 from app.prompts.service import check_messages
+from app.typed import one_line
 
 SIDES = {"a": -1, "tie": 0, "b": 1}
 
@@ -67,6 +68,10 @@ def _side(value: object) -> int:
 
 Text = Annotated[str, AfterValidator(_storable)]
 Name = Annotated[str, Field(max_length=200), AfterValidator(_storable), AfterValidator(_not_blank)]
+# Of whoever judged or wrote: the same name is the same person however it was typed.
+Person = Annotated[
+    str, Field(max_length=200), AfterValidator(_storable), AfterValidator(one_line), AfterValidator(_not_blank)
+]
 Filled = Annotated[Text, AfterValidator(_not_blank)]
 Conversation = Annotated[list[dict[str, str]], BeforeValidator(_conversation)]
 Choice = Annotated[int, BeforeValidator(_side)]
@@ -74,6 +79,13 @@ Choice = Annotated[int, BeforeValidator(_side)]
 Preference = Annotated[int, Field(ge=-4, le=4, strict=True)]
 # Data sets name their items by numbers as often as by words.
 PairId = Annotated[Name, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+
+
+def _of_different_people(choices: object) -> object:
+    """Of two spellings of one name in an object the later would silently count."""
+    if isinstance(choices, dict) and len({one_line(str(name)) for name in choices}) < len(choices):
+        raise ValueError("names one labeler twice")
+    return choices
 
 
 class Line(BaseModel):
@@ -122,7 +134,7 @@ class Answer(Line):
     choice: Choice | None = None
     preference: Preference | None = None
     rationale: Text = ""
-    submitted_at: datetime | None = None
+    submitted_at: Moment | None = None
     duration_ms: Annotated[int, Field(ge=0, lt=2**63)] | None = None
 
     @model_validator(mode="after")
@@ -135,11 +147,10 @@ class Answer(Line):
         if self.choice is None and self.preference is None:
             return None
         side = _sign(self.preference) if self.preference is not None else self.choice
-        at = self.submitted_at
-        if at is not None and at.tzinfo is None:
-            at = at.replace(tzinfo=UTC)
         assert side is not None
-        return JudgmentRecord(labeler, side, self.preference, self.rationale, at, self.duration_ms, pair_id)
+        return JudgmentRecord(
+            labeler, side, self.preference, self.rationale, self.submitted_at, self.duration_ms, pair_id
+        )
 
 
 def _sign(preference: int) -> int:
@@ -160,7 +171,7 @@ class DemonstrationLine(Tags):
     prompt: Any = None
     response: Annotated[str | None, BeforeValidator(_answer)] = None
     completion: Annotated[str | None, BeforeValidator(_answer)] = None
-    author: Name | None = None
+    author: Person | None = None
 
     def record(self, source: str) -> Record:
         given = [answer for answer in (self.response, self.completion) if answer is not None]
@@ -193,7 +204,7 @@ def _instruction(instruction: str, given: str) -> list[dict[str, str]]:
 
 class JudgmentLine(Answer):
     pair_id: PairId
-    labeler: Name
+    labeler: Person
 
     def record(self, source: str) -> Record:
         judgment = self._judgment(self.labeler, self.pair_id)
@@ -211,8 +222,8 @@ class _Pair(Tags, Answer):
     pair_id: PairId | None = None
     model_a: Text = ""
     model_b: Text = ""
-    labeler: Name | None = None
-    choices: dict[Name, Choice] | None = None  # labeler: choice
+    labeler: Person | None = None
+    choices: Annotated[dict[Person, Choice] | None, BeforeValidator(_of_different_people)] = None  # labeler: choice
     # By which labelers are to be measured. Not `gold`: data sets call so what they know of all their pairs.
     known_answer: Preference | None = None
 
@@ -278,7 +289,7 @@ class TranscriptLine(Tags):
     chosen: Any
     rejected: Any
     prompt: Any = None
-    labeler: Name | None = None
+    labeler: Person | None = None
 
     def record(self, source: str) -> Record:
         start = turns_of(self.prompt, "user") if self.prompt is not None else ()

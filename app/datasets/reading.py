@@ -14,6 +14,7 @@ from pydantic_core import from_json
 from app.datasets.formats import FORMATS, detect, parser
 from app.datasets.records import Record
 from app.errors import InvalidInput
+from app.typed import one_line
 
 # Longer than any conversation a model takes; a file without line breaks must not fill the memory.
 MAX_LINE = 16 << 20
@@ -100,7 +101,7 @@ def read(file: ImportFile, format_: str | None, source: str | None, progress: Pr
         InvalidInput: the file cannot be read, is empty, or its format is not known.
     """
     name = format_ or _detect(file)
-    source = source or file.source
+    source = one_line(source or file.source)
     parse, known = parser(name, source), FORMATS[name].line.known_fields()
     content = FileContent(file.name, name)
     for number, line in _lines(file, progress):

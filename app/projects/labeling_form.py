@@ -125,7 +125,7 @@ GROUPS = (
     Group(
         "own_figures",
         "What labelers see of their own figures",
-        "On their own page; the number of judgments is always there.",
+        "On their own page; the number of judgments is always there. Agreement and accuracy count up to yesterday.",
         (
             Control("own_figures.agreement", "Agreement with others", kind="flag"),
             Control("own_figures.calibration", "Accuracy on calibration items", kind="flag"),

@@ -1000,6 +1000,13 @@ def upgrade() -> None:
     )
     op.create_index("ix_lease_comparison", "lease", ["comparison_id", "labeler_id"], unique=False)
     op.create_index(
+        "ix_lease_given_back",
+        "lease",
+        ["labeler_id", "created_at"],
+        unique=False,
+        postgresql_where=sa.text("state IN ('released', 'expired')"),
+    )
+    op.create_index(
         "ix_lease_skipped",
         "lease",
         ["labeler_id", "created_at"],
@@ -1046,6 +1053,9 @@ def upgrade() -> None:
         ),
         sa.CheckConstraint("NOT both_bad OR preference = 0", name=op.f("ck_judgment_both_bad_is_a_tie")),
         sa.CheckConstraint("duration_ms >= 0", name=op.f("ck_judgment_duration_not_negative")),
+        sa.CheckConstraint(
+            "created_at BETWEEN '1970-01-01 00:00Z' AND '9000-01-01 00:00Z'", name=op.f("ck_judgment_created_at_range")
+        ),
         sa.CheckConstraint("preference BETWEEN -4 AND 4", name=op.f("ck_judgment_preference_range")),
         sa.ForeignKeyConstraint(
             ["comparison_id", "rubric_id"],
