@@ -16,6 +16,7 @@ from app.demonstrations.queries import Desk, ProjectTasks
 from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound
 from app.models import Demonstration, DemonstrationEvent, Project, User
 from app.qualification import gate
+from app.typed import as_typed
 
 # Writing takes longer than choosing: a prompt is held for this many of the project's leases.
 LEASES = 4
@@ -102,7 +103,7 @@ def submit(session: Session, project: Project, labeler: User, task_id: int, form
         Conflict: exactly this answer is there already.
     """
     queries.lock_labeler(session, labeler.id)
-    if not form.text:
+    if not form.text.strip():
         raise InvalidInput("Nothing is written yet.", "Write the answer, or skip this prompt.")
     found = queries.lock_task(session, project.id, task_id)
     if found is None:
@@ -173,7 +174,7 @@ def revise(session: Session, project: Project, author: User, demonstration_id: i
     if demonstration.author_id != author.id:
         raise Forbidden("Somebody else wrote this demonstration.", "Only its author can revise it.")
     gate.require(session, project, author, begun=True)
-    if not form.text:
+    if not form.text.strip():
         raise InvalidInput("Nothing is written.", "Write the answer, or leave what you had sent as it is.")
     is_same = demonstration.digest == digest(form.text)
     if is_same and demonstration.state == "pending":
@@ -211,10 +212,10 @@ def approve(session: Session, project: Project, reviewer: User, demonstration_id
         InvalidInput: the text is empty.
     """
     demonstration = _as_seen(session, project, demonstration_id, form)
-    if not form.text:
+    if not form.text.strip():
         raise InvalidInput("The text is empty.", "Reject the demonstration if nothing of it is of use.")
     before = demonstration.text
-    if form.text != demonstration.text.strip():  # a form's text never begins or ends with a space; an imported one may
+    if form.text != as_typed(demonstration.text):
         _refuse_double(session, demonstration.prompt_id, form.text, demonstration.id)
         written = demonstration.text if demonstration.written is None else demonstration.written
         demonstration.written = None if form.text == written else written

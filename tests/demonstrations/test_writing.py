@@ -32,8 +32,8 @@ def test_an_answer_waits_for_review_and_its_task_is_gone(session: Session) -> No
 
     form = answer(given, "  Because it is so.\r\nReally. ", rubric_id=rubric.id, duration_ms=1200)
     written = service.submit(session, project, ann, given.id, form)
-    assert written.text == "Because it is so.\nReally."
-    assert written.digest == sha256(b"Because it is so.\nReally.").hexdigest()
+    assert written.text == "  Because it is so.\nReally. "  # spaces and all: it is what a model learns
+    assert written.digest == sha256(b"  Because it is so.\nReally. ").hexdigest()
     assert (written.author_id, written.rubric_id, written.completion_id) == (ann.id, rubric.id, sample.id)
     assert (written.duration_ms, written.written) == (1200, None)
     session.refresh(written)
