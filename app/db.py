@@ -52,7 +52,10 @@ def violates(error: IntegrityError, constraint: str) -> bool:
 
 def get_session(request: Request) -> Iterator[Session]:
     """One session a request, committed when the route returns and before the response leaves: see `SessionDep`."""
-    with request.app.state.session_factory() as session, session.begin():
+    # A form's guards have asked in this session already: app.limits.
+    session: Session = getattr(request.state, "session", None) or request.app.state.session_factory()
+    session.info["is_taken"] = True  # and closed here
+    with session, session.get_transaction() or session.begin():
         try:
             yield session
         except Exception:

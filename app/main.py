@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote
@@ -29,13 +30,13 @@ from app.insights.routes import router as insights
 from app.kept import Kept
 from app.labelers.routes import router as labelers
 from app.labeling.routes import router as labeling
-from app.limits import BodyLimit
 from app.lineage.routes import router as lineage
 from app.projects.routes import router as projects
 from app.prompts.routes import router as prompts
 from app.qualification.routes import router as qualification
 from app.red_team.routes import router as red_team
 from app.render import ROOT, page, redirect
+from app.render_processes import processes
 from app.review.routes import router as review
 from app.rounds.routes import router as rounds
 from app.rubrics.routes import router as rubrics
@@ -79,6 +80,7 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        threading.Thread(target=processes.start_one, name="render", daemon=True).start()
         yield
         engine.dispose()
 
@@ -99,7 +101,6 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     app.mount("/static", Static(directory=ROOT / "static"), name="static")
-    app.add_middleware(BodyLimit, limit=settings.max_upload_mb << 20)
     app.add_middleware(SecurityHeaders)
     app.add_exception_handler(PrefloopError, _show_error)
     app.add_exception_handler(RequestValidationError, _show_invalid)

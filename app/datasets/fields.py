@@ -91,13 +91,6 @@ def _named(value: object) -> object:
     return str(value) if type(value) is int else value
 
 
-def _of_different_people(choices: object) -> object:
-    """Of two spellings of one name in an object the later would silently count."""
-    if isinstance(choices, dict) and len({one_line(str(name)) for name in choices}) < len(choices):
-        raise ValueError("names one labeler twice")
-    return choices
-
-
 Text = Annotated[str, AfterValidator(storable)]
 Name = Annotated[str, Field(max_length=200), AfterValidator(storable), AfterValidator(not_blank)]
 # Of whoever judged or wrote: the same name is the same person however it was typed.
@@ -107,13 +100,18 @@ Person = Annotated[
 Filled = Annotated[Text, AfterValidator(not_blank)]
 Conversation = Annotated[list[dict[str, str]], BeforeValidator(_messages)]
 Choice = Annotated[int, BeforeValidator(_side)]
-# By labeler.
-Choices = Annotated[dict[Person, Choice | None], BeforeValidator(_of_different_people)]
 Whole = BeforeValidator(_whole)
 # As far as any scale goes; a rubric with fewer steps refuses the rest.
 Preference = Annotated[int, Whole, Field(ge=-4, le=4, strict=True)]
 PairId = Annotated[Name, BeforeValidator(_named)]
 Rating = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def of_different_people(choices: object) -> object:
+    """Of two spellings of one name in an object the later would silently count."""
+    if isinstance(choices, dict) and len({one_line(str(name)) for name in choices}) < len(choices):
+        raise ValueError("names one labeler twice")
+    return choices
 
 
 def is_missing(value: object) -> bool:

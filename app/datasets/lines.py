@@ -1,13 +1,13 @@
 """The lines of this project's own formats: prompts, demonstrations, judgments and pairs."""
 
 from abc import abstractmethod
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from app.datasets.fields import (
     Answer,
-    Choices,
+    Choice,
     Conversation,
     Filled,
     PairId,
@@ -20,6 +20,7 @@ from app.datasets.fields import (
     conversation,
     is_missing,
     messages_of,
+    of_different_people,
     who,
 )
 from app.datasets.records import (
@@ -170,7 +171,9 @@ class PairBase(Tags, Answer):
     pair_id: PairId | None = None
     model_a: Text = ""
     model_b: Text = ""
-    choices: Choices | None = None  # labeler: choice
+    choices: Annotated[dict[Person, Choice | None] | None, BeforeValidator(of_different_people)] = (
+        None  # labeler: choice
+    )
     # By which labelers are to be measured. Not `gold`: data sets call so what they know of all their pairs.
     known_answer: Preference | None = None
 

@@ -25,11 +25,12 @@ from app.datasets.reading import ImportFile
 from app.datasets.service import ImportOptions, ImportRefused, ImportReport
 from app.db import SessionDep
 from app.errors import Conflict, InvalidInput
+from app.limits import UploadRoute
 from app.models import Project
 from app.projects.access import ProjectDep
 from app.render import page, redirect
 
-router = APIRouter(prefix="/projects/{project_slug}/data")
+router = APIRouter(prefix="/projects/{project_slug}/data", route_class=UploadRoute)
 
 WRITERS: dict[str, Callable[..., object]] = {
     "preferences": export.write_preferences,
@@ -41,7 +42,7 @@ UNPACKED = 4  # times the largest upload: what uploaded files may hold after unp
 
 
 async def _sent(request: Request) -> FormData:
-    # Not a File() parameter: those are read before anything can refuse a body that is too large (app.limits).
+    # Read by now, within the limits of app.limits.
     return await request.form()
 
 

@@ -23,12 +23,13 @@ from app.demonstrations.forms import (
 from app.demonstrations.queries import Case, Desk
 from app.domain.textdiff import diff
 from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound, PrefloopError
+from app.limits import LongFormRoute
 from app.models import Project, User
 from app.models.prompt import DIFFICULTIES, SPLITS
 from app.projects.access import ProjectDep
 from app.render import page, redirect
 
-router = APIRouter(prefix="/projects/{project_slug}/demonstrations")
+router = APIRouter(prefix="/projects/{project_slug}/demonstrations", route_class=LongFormRoute)
 
 
 def _base(project: Project) -> str:

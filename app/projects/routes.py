@@ -12,6 +12,7 @@ from app.errors import PrefloopError
 from app.judging import LabelingSettings
 from app.labelers import service as labelers
 from app.labeling.settling_queries import Moves
+from app.limits import FormRoute
 from app.models import ModelVersion, Project
 from app.projects import labeling_form, queries, service
 from app.projects.access import ProjectDep
@@ -21,7 +22,7 @@ from app.review import service as review
 from app.specs import Generation
 from app.typed import TypedDep, not_accepted, reasons_of
 
-router = APIRouter()
+router = APIRouter(route_class=FormRoute)
 
 
 @router.get("/")

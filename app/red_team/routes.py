@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from app.accounts.access import AdminDep, LabelerDep, StaffDep, UserDep
 from app.db import SessionDep
 from app.errors import Conflict, Forbidden, InvalidInput, NotFound, PrefloopError, TooMany
+from app.limits import FormRoute
 from app.models import Project, User
 from app.projects.access import ProjectDep
 from app.qualification import gate
@@ -29,7 +30,7 @@ from app.red_team.queries import Seen
 from app.render import page, redirect
 from app.typed import TypedDep, not_accepted, reasons_of
 
-router = APIRouter(prefix="/projects/{project_slug}/red-team")
+router = APIRouter(prefix="/projects/{project_slug}/red-team", route_class=FormRoute)
 
 
 def _base(project: Project) -> str:

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Form, Query, Request, Response
 
 from app.accounts.access import LabelerDep
 from app.db import SessionDep
+from app.limits import FormRoute
 from app.projects.access import ProjectDep
 from app.qualification import gate
 from app.render import page, redirect
@@ -14,7 +15,7 @@ from app.rubrics import service as rubrics
 from app.thumbs import queries, service
 from app.thumbs.forms import MAX_RATIONALE, ThumbForm
 
-router = APIRouter(prefix="/projects/{project_slug}/thumbs")
+router = APIRouter(prefix="/projects/{project_slug}/thumbs", route_class=FormRoute)
 
 
 @router.get("")

@@ -11,7 +11,6 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from app.limits import BodyLimit
 from app.models import AuditEvent, Comparison, Completion, Demonstration, Project, Prompt
 from tests import factories
 
@@ -115,7 +114,7 @@ def test_an_upload_over_the_limit_is_refused(
     session: Session, project: Project, app: Any, sign_in: Callable[..., Any]
 ) -> None:
     admin = sign_in("admin")
-    app.add_middleware(BodyLimit, limit=1 << 20)
+    app.state.settings = app.state.settings.model_copy(update={"max_upload_mb": 1})
     answer = admin.post(f"/projects/{project.slug}/data", {}, files=files(("p.jsonl", b" " * (2 << 20))))
     assert answer.status_code == 413
     assert "larger than 1 MB" in answer.text
