@@ -10,6 +10,11 @@ form?.addEventListener("submit", () => {
   form.elements.duration_ms.value = Math.round(performance.now() - shown);
 });
 
+document.querySelector("[data-written]")?.addEventListener("click", (event) => {
+  const on = document.getElementById("thumbs").classList.toggle("as-written");
+  event.currentTarget.setAttribute("aria-pressed", String(on));
+});
+
 document.addEventListener("keydown", (event) => {
   if (!form || isNotForUs(event) || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
   if (isWriting(event.target)) {

@@ -16,7 +16,7 @@ from tests.browser.test_accessibility import serious
 def test_thumbs_by_keys(session: Session, open_page: Callable[..., Page], width: int, dark: bool) -> None:
     project = factories.project(session, labeling={"thumbs": True})
     factories.rubric(session, project)
-    for text in ("Seven.", "Eight, surely. " * 60):
+    for text in ("*Seven.*", "*Eight, surely.* " * 60):
         factories.completion(session, factories.prompt(session, project, "2+5?"), text)
     session.commit()
     page = open_page("labeler", width=width, dark=dark)
@@ -25,6 +25,9 @@ def test_thumbs_by_keys(session: Session, open_page: Callable[..., Page], width:
     expect(page.get_by_role("heading", name="Is this response good?")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert serious(page) == []
+    page.keyboard.press("w")
+    expect(page.locator(".response .written")).to_be_visible()
+    expect(page.locator(".response .prose")).to_be_hidden()
     page.keyboard.press("1")
     expect(page.get_by_role("status")).to_contain_text("Thumb up taken. 1 done today")
     page.get_by_label("Reason").fill("1 is wrong")  # a key in the reason is only a letter
