@@ -241,10 +241,6 @@ class RoundConfig(BaseModel):
         return {name: default(cls, name, given) for name in dependent(cls)} | given
 
     @property
-    def reads_thumbs(self) -> bool:
-        return self.thumbs and getattr(self, "loss", None) == "kto"
-
-    @property
     def generation(self) -> Generation:
         return Generation(
             samples_per_prompt=self.samples_per_prompt,

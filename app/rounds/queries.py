@@ -38,8 +38,6 @@ from app.models import (
     Run,
     SnapshotComparison,
     SnapshotDemonstration,
-    SnapshotThumb,
-    Thumb,
 )
 from app.rounds.model_queries import current_line
 
@@ -145,11 +143,6 @@ def add_snapshot_demonstrations(session: Session, snapshot_id: int, demonstratio
     session.execute(insert(SnapshotDemonstration).from_select(["snapshot_id", "demonstration_id"], held))
 
 
-def add_snapshot_thumbs(session: Session, snapshot_id: int, thumb_ids: list[int]) -> None:
-    held = select(literal(snapshot_id, BigInteger), func.unnest(literal(thumb_ids, ARRAY(BigInteger))))
-    session.execute(insert(SnapshotThumb).from_select(["snapshot_id", "thumb_id"], held))
-
-
 def undecided(session: Session, project_id: int) -> int:
     """Comparisons that are open or in review, of those that a round would read once they are decided."""
     waiting = Comparison.state.in_(("open", "in_review")), Comparison.purpose.in_(PURPOSES)
@@ -175,40 +168,6 @@ def approved_demonstrations(session: Session, project_id: int) -> Sequence[Any]:
             Prompt.split.in_(("train", "heldout")),
         )
         .order_by(Demonstration.id)
-    )
-    return session.execute(query).all()
-
-
-def thumbs(session: Session, project_id: int) -> Sequence[Any]:
-    """Responses to train prompts that have live thumbs: how many up and down, with the prompt's messages and tags."""
-    given = (
-        select(
-            Thumb.completion_id,
-            func.count().filter(Thumb.liked).label("up"),
-            func.count().filter(~Thumb.liked).label("down"),
-            func.array_agg(aggregate_order_by(Thumb.id, Thumb.id)).label("thumbs"),
-        )
-        .where(Thumb.project_id == project_id, Thumb.superseded_at.is_(None))
-        .group_by(Thumb.completion_id)
-        .subquery()
-    )
-    query = (
-        select(
-            Completion.id,
-            Completion.text,
-            given.c.up,
-            given.c.down,
-            given.c.thumbs,
-            Prompt.messages,
-            Prompt.split,
-            Prompt.domain,
-            Prompt.difficulty,
-            Prompt.safety_category,
-        )
-        .join(given, given.c.completion_id == Completion.id)
-        .join(Prompt, Prompt.id == Completion.prompt_id)
-        .where(Prompt.split == "train")
-        .order_by(Completion.id)
     )
     return session.execute(query).all()
 

@@ -118,12 +118,16 @@ def preview(session: Session, project: Project, config: RoundConfig) -> Preview:
         counts=counts,
         waiting=waiting,
         new_judgments=new_judgments,
-        thumbs=thumb_counts(thumb_rows(session, project)) if config.reads_thumbs else None,
+        thumbs=thumb_counts(thumb_rows(session, project)) if _reads_thumbs(config) else None,
         policy=policy,
         active=active,
         warnings=tuple(warnings),
         can_start=policy is not None and active is None and lacking is None,
     )
+
+
+def _reads_thumbs(config: RoundConfig) -> bool:
+    return config.thumbs and getattr(config, "loss", None) == "kto"
 
 
 def _lacking(config: RoundConfig, counts: dict[str, Any], demonstrations: int) -> InvalidInput | None:
@@ -197,7 +201,7 @@ def start(session: Session, store: ArtifactStore, project: Project, operator: Us
     is_sft = config.algorithm == "sft"
     mixed = freeze_demonstrations(session, store, project) if config.ptx else None
     snapshot = (freeze_demonstrations if is_sft else freeze)(session, store, project, config.reading)
-    thumbs = freeze_thumbs(session, store, project) if config.reads_thumbs else None
+    thumbs = freeze_thumbs(session, store, project) if _reads_thumbs(config) else None
     if lacking := _lacking(config, snapshot.counts, mixed.counts["train"] if mixed else 0):
         raise lacking
     past = queries.rounds(session, project.id)

@@ -15,7 +15,7 @@ from app.domain.slices import of_prompt
 from app.domain.thumbs import liked
 from app.labelers import fitting
 from app.models import Project, Prompt, Snapshot
-from app.rounds import queries
+from app.rounds import queries, thumb_queries
 from app.rows import DemonstrationRow, PairRow, PromptRow, ThumbRow
 
 
@@ -154,7 +154,7 @@ class Liked(NamedTuple):
 def thumb_rows(session: Session, project: Project) -> list[Liked]:
     """The responses to train prompts that most of their thumbs like or dislike."""
     rows = []
-    for found in queries.thumbs(session, project.id):
+    for found in thumb_queries.thumbs(session, project.id):
         is_liked = liked(found.up, found.down)
         if is_liked is not None:
             row = ThumbRow(
@@ -179,7 +179,7 @@ def freeze_thumbs(session: Session, store: ArtifactStore, project: Project) -> S
     if not found:
         return None
     snapshot = _add_snapshot(session, store, project, [each.row for each in found], thumb_counts(found))
-    queries.add_snapshot_thumbs(session, snapshot.id, [thumb for each in found for thumb in each.thumbs])
+    thumb_queries.add_snapshot_thumbs(session, snapshot.id, [thumb for each in found for thumb in each.thumbs])
     return snapshot
 
 
