@@ -13,7 +13,7 @@ class NewProjectForm(BaseModel):
 
 
 class ModelForm(BaseModel):
-    model: Annotated[str, Field(max_length=500)] = ""
+    model: Annotated[CleanLine, Field(max_length=500)] = ""
 
 
 class SettingsForm(BaseModel):
