@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from app.accounts import queries as account_queries
 from app.accounts import service as accounts
-from app.datasets.cli import export_command, import_command
+from app.datasets.cli import export_command, import_command, undo_command
 from app.errors import NotFound, PrefloopError
 from app.logs import start_logging
 from app.postgres import command_session, database, migrate, require_schema
@@ -28,6 +28,7 @@ user_app = typer.Typer(no_args_is_help=True, help="Accounts, from the command li
 app.add_typer(user_app, name="user")
 app.add_typer(round_app, name="round")
 app.command("import")(import_command)
+app.command("undo-import")(undo_command)
 app.command("export")(export_command)
 app.command("simulate")(simulate_command)
 

@@ -1,12 +1,15 @@
 """Engine, sessions, and the one commit site of the web service."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Annotated
 
 import psycopg
 from fastapi import Depends, Request
+from psycopg.abc import AdaptContext, Buffer
 from sqlalchemy import Engine, create_engine, event, inspect
 from sqlalchemy.engine.interfaces import ExceptionContext
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.errors import InvalidInput
@@ -56,9 +59,17 @@ def make_session_factory(engine: Engine) -> sessionmaker[Session]:
     return sessionmaker(engine, expire_on_commit=False)
 
 
+def violates(error: IntegrityError, constraint: str) -> bool:
+    """Whether it was this constraint, by its name, that refused: what another one refused is not told in its words."""
+    return isinstance(error.orig, psycopg.Error) and error.orig.diag.constraint_name == constraint
+
+
 def get_session(request: Request) -> Iterator[Session]:
     """One session a request, committed when the route returns and before the response leaves: see `SessionDep`."""
-    with request.app.state.session_factory() as session, session.begin():
+    # A form's guards have asked in this session already: app.limits.
+    session: Session = getattr(request.state, "session", None) or request.app.state.session_factory()
+    session.info["is_taken"] = True  # and closed here
+    with session, session.get_transaction() or session.begin():
         try:
             yield session
         except Exception:
@@ -74,3 +85,28 @@ def get_session(request: Request) -> Iterator[Session]:
 
 # scope="function": the commit happens before the response is sent, so a failing commit cannot answer 200.
 SessionDep = Annotated[Session, Depends(get_session, scope="function")]
+
+
+class _AnyTimestamp(psycopg.adapt.Loader):
+    """Reads times that PostgreSQL can hold and Python cannot, before the year 1 and after 9999, as the first or the
+    last that Python can hold in every time zone. A page that shows one must not fail for it."""
+
+    FIRST, LAST = datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)
+
+    def __init__(self, oid: int, context: AdaptContext | None = None) -> None:
+        super().__init__(oid, context)
+        self._usual = _UsualTimestamp(oid, context)
+
+    def load(self, data: Buffer) -> datetime:
+        try:
+            found: datetime = self._usual.load(data)
+        except psycopg.DataError:
+            said = bytes(data)
+            return self.FIRST if said.endswith(b"BC") or said.startswith(b"-") else self.LAST
+        return found if 1 < found.year < 9999 else min(max(found, self.FIRST), self.LAST)
+
+
+_usual = psycopg.adapters.get_loader(psycopg.adapters.types["timestamptz"].oid, psycopg.pq.Format.TEXT)
+assert _usual is not None
+_UsualTimestamp = _usual
+psycopg.adapters.register_loader("timestamptz", _AnyTimestamp)

@@ -219,6 +219,9 @@ class LabelingSettings(Document):
     """`project.labeling`. Everything has a default, so that an empty document is the plainest project."""
 
     overlap: tuple[OverlapRule, ...] = Field((), description="the first rule that fits; else the project's overlap")
+    judged_once: Share = Field(
+        0.0, description="share of comparisons on train prompts that one person judges, whatever the project's overlap"
+    )
     adaptive: AdaptiveOverlap | None = None
     calibration: Calibration = Calibration()
     repeats: Repeats = Repeats()

@@ -19,9 +19,11 @@ class Computed(NamedTuple, Generic[T]):
 class Kept(Generic[T]):
     """Values that took long, kept for twenty times what they cost: a busy page costs a twentieth of a core at most.
 
-    What takes less than a second is computed anew each time.
+    What takes less than a second is computed anew each time. Of the others the newest `MOST` are kept: each is as large
+    as a page of figures.
     """
 
+    MOST = 32
     KEPT_FOR = 20
     WORTH_KEEPING = 1.0  # seconds
 
@@ -50,7 +52,10 @@ class Kept(Generic[T]):
             found = Computed(value, datetime.now(UTC), time.perf_counter() - began)
             if found.seconds > self.WORTH_KEEPING:
                 with self._guard:
+                    self._kept.pop(key, None)
                     self._kept[key] = found
+                    for oldest in list(self._kept)[: -self.MOST]:
+                        del self._kept[oldest]
             return found
 
     def _lasting(self, found: Computed[T]) -> timedelta:

@@ -1,11 +1,38 @@
-"""How much a request may send: the body is counted while it arrives, so that no upload fills the disk.
+"""What a request may send: forms in UTF-8, as large as the route takes, from people who may use the route.
 
-FastAPI's own `max_body_size` answers in three words outside the error handlers; here the person reads what to do.
+FastAPI parses a form before it asks any dependency, on the event loop and in any encoding. `FormRoute` comes first: it
+asks the route's own guards, counts the bytes while they arrive, and parses forms in a thread.
 """
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from typing import Any
+from urllib.parse import parse_qsl
 
-from app.errors import PrefloopError
+from fastapi import Request, Response
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData
+
+from app.accounts.access import SAFE_METHODS, HasRole, signed_in, visitor
+from app.errors import InvalidInput, PrefloopError
+from app.models import User
+
+# In bytes, of which a character may take twelve (%F0%9F%98%80).
+SMALL = 16 << 10  # all that visitors may send
+FORM = 512 << 10
+LONG_FORM = 2 << 20  # a text that somebody writes: app.demonstrations.forms.MAX_TEXT
+# Of a body that is parsed while it arrives: others get their turn after each.
+PIECE = 64 << 10
+
+_KIND = re.compile(
+    r"(application/x-www-form-urlencoded|multipart/form-data)"
+    r"""(?:\s*;\s*(?:charset="?utf-?8"?|boundary=(?:"[^"*]{1,70}"|[^\s;"*]{1,70})))*[\s;]*""",
+    re.IGNORECASE,
+)
 
 
 class TooLarge(PrefloopError):
@@ -13,31 +40,167 @@ class TooLarge(PrefloopError):
     title = "That is too large"
 
 
-class BodyLimit:
-    """Refuses a request's body beyond `limit` bytes, by the declared length at once, else when it gets there."""
+class NotAForm(PrefloopError):
+    """A body in a type or an encoding that is not parsed."""
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self.app = app
-        self.limit = limit
+    status = 415
+    title = "That is not a form"
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
+
+def _too_large(most: int, takes_files: bool) -> TooLarge:
+    size = f"{most >> 20} MB" if most >= 1 << 20 else f"{most >> 10} KB"
+    advice = "Shorten the text and send it again."
+    if takes_files:
+        advice = (
+            "Compress the file (gzip), split it, or use `prefloop import` on the server; "
+            "PREFLOOP_MAX_UPLOAD_MB sets the limit."
+        )
+    return TooLarge(f"The request is larger than {size}.", advice)
+
+
+class FormRequest(Request):
+    """A request whose form is read once, within limits."""
+
+    def __init__(self, request: Request, most: int, most_fields: int, *, takes_files: bool) -> None:
+        super().__init__(request.scope, request.receive)
+        self.most = most
+        self.most_fields = most_fields
+        self.takes_files = takes_files
+        length = self.headers.get("content-length", "0")
+        self.declared = int(length) if length.isascii() and length.isdecimal() and len(length) < 20 else 0
+        self.is_small = self.declared <= SMALL and "transfer-encoding" not in self.headers
+        self.has_body = self.declared > 0 or "transfer-encoding" in self.headers
+
+    def check(self) -> None:
+        """Refuse by the headers alone what is never parsed."""
+        if not self.has_body:
             return
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        kind = _KIND.fullmatch(self.headers.get("content-type", ""))
+        if kind is None or (kind[1].lower() == "multipart/form-data" and not self.takes_files):
+            taken = "application/x-www-form-urlencoded" + (" or multipart/form-data" if self.takes_files else "")
+            raise NotAForm(
+                "The body is of a type or an encoding that this address does not take.",
+                f"Send it as {taken}, in UTF-8.",
+            )
+        if kind[1].lower() != "multipart/form-data":
+            self.most = min(self.most, FORM) if self.takes_files else self.most
+        if self.declared > self.most:
+            raise _too_large(self.most, self.takes_files)
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
         received = 0
+        async for chunk in super().stream():
+            received += len(chunk)
+            if received > self.most:
+                raise _too_large(self.most, self.takes_files)
+            for start in range(0, len(chunk), PIECE):
+                yield chunk[start : start + PIECE]
+                await asyncio.sleep(0)
 
-        async def counted() -> Message:
-            # Raised here and not before the app runs: so it is shown like any other error of ours.
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if max(received, int(declared)) > self.limit:
-                raise TooLarge(
-                    f"The request is larger than {self.limit >> 20} MB.",
-                    "Compress the file (gzip), split it, or use `prefloop import` on the server; "
-                    "PREFLOOP_MAX_UPLOAD_MB sets the limit.",
-                )
-            return message
+    async def form(self, **_limits: Any) -> FormData:  # type: ignore[override]
+        """The form, within this route's limits and no other."""
+        if self._form is None and self.headers.get("content-type", "").lower().startswith("application/"):
+            body = await self.body()
+            self._form = await run_in_threadpool(_fields, body, self.most_fields)
+        return await super().form(max_fields=self.most_fields)
 
-        await self.app(scope, counted, send)
+
+def _fields(body: bytes, most: int) -> FormData:
+    try:
+        fields = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=most)
+        return FormData([(name, value) for name, value in fields])
+    except UnicodeDecodeError:
+        raise InvalidInput("The form is not in UTF-8.", "Encode it in UTF-8 and send it again.") from None
+    except ValueError:
+        raise InvalidInput(f"The form has more than {most:,} fields.", "Send fewer.") from None
+
+
+class FormRoute(APIRoute):
+    """A route that checks who sends a form, and how large it is, before the form is parsed.
+
+    Attributes:
+        most: bytes of a form. Routes that nobody needs to sign in for take SMALL.
+        most_fields: of a form.
+    """
+
+    most = FORM
+    most_fields = 1_000
+    takes_files = False
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+        guards = list(_guards(self.dependant))
+
+        async def checked(request: Request) -> Response:
+            if request.method in SAFE_METHODS:
+                return await handle(request)
+            most = self._most_of(request) if guards else SMALL
+            form = FormRequest(request, most, self.most_fields, takes_files=self.takes_files)
+            try:
+                if not guards:
+                    return await _answer(form, handle)
+                return await _admitted(form, guards, handle)
+            finally:
+                await form.close()  # files that were uploaded
+
+        return checked
+
+    def _most_of(self, _request: Request) -> int:
+        return self.most
+
+
+class LongFormRoute(FormRoute):
+    most = LONG_FORM
+
+
+class UploadRoute(FormRoute):
+    """A route that takes files, up to PREFLOOP_MAX_UPLOAD_MB; forms without a file are as small as elsewhere."""
+
+    takes_files = True
+
+    def _most_of(self, request: Request) -> int:
+        most: int = request.app.state.settings.max_upload_mb << 20
+        return most
+
+
+Guard = Callable[[User | None], User]
+
+
+def _guards(dependant: Dependant) -> Iterator[Any]:
+    """Those of the route's dependencies that ask who somebody is."""
+    for each in dependant.dependencies:
+        yield from _guards(each)
+        if each.call is signed_in or isinstance(each.call, HasRole):
+            yield each.call
+
+
+async def _admitted(
+    form: FormRequest, guards: list[Guard], handle: Callable[[Request], Coroutine[Any, Any, Response]]
+) -> Response:
+    """The answer, if the guards let the sender in. The route's own session is the one in which they asked."""
+    if form.is_small:
+        await form.body()  # read, but not parsed; then nothing slow happens while the connection is held
+    session: Session = form.app.state.session_factory()
+    try:
+        await run_in_threadpool(_ask, form, session, guards)
+        if not form.is_small:
+            await run_in_threadpool(session.commit)  # a slow upload holds no connection
+        form.state.session = session
+        return await _answer(form, handle)
+    finally:
+        # The route's session ends after this function: FastAPI leaves dependencies behind later.
+        if not session.info.get("is_taken"):
+            await run_in_threadpool(session.close)
+
+
+def _ask(request: Request, session: Session, guards: list[Guard]) -> None:
+    user = visitor(request, session)
+    for guard in guards:
+        guard(user)
+
+
+async def _answer(form: FormRequest, handle: Callable[[Request], Coroutine[Any, Any, Response]]) -> Response:
+    form.check()
+    if form.has_body:
+        await form.form()  # here, where its errors keep their words
+    return await handle(form)

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote
@@ -12,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from sqlalchemy import text
-from sqlalchemy.exc import DataError, OperationalError, TimeoutError
+from sqlalchemy.exc import DataError, DBAPIError, OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Scope
 
@@ -31,13 +32,13 @@ from app.insights.routes import router as insights
 from app.kept import Kept
 from app.labelers.routes import router as labelers
 from app.labeling.routes import router as labeling
-from app.limits import BodyLimit
 from app.lineage.routes import router as lineage
 from app.projects.routes import router as projects
 from app.prompts.routes import router as prompts
 from app.qualification.routes import router as qualification
 from app.red_team.routes import router as red_team
 from app.render import ROOT, page, redirect
+from app.render_processes import processes
 from app.review.routes import router as review
 from app.rounds.routes import router as rounds
 from app.rubrics.routes import router as rubrics
@@ -79,6 +80,7 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        threading.Thread(target=processes.start_one, name="render", daemon=True).start()
         yield
         engine.dispose()
 
@@ -99,7 +101,6 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     app.mount("/static", Static(directory=ROOT / "static"), name="static")
-    app.add_middleware(BodyLimit, limit=settings.max_upload_mb << 20)
     app.add_middleware(AddressCheck, show=_show_error)
     app.add_exception_handler(PrefloopError, _show_error)
     app.add_exception_handler(RequestValidationError, _show_invalid)
@@ -155,18 +156,44 @@ def _show_http_error(request: Request, error: Exception) -> Response:
 
 
 def _show_not_storable(request: Request, error: Exception) -> Response:
-    """What no form's own check looks for: a number beyond the database's integers, a NUL character in a text."""
+    """What no form's own check looks for: a number beyond the database's integers, a NUL character in a text. Any other
+    refusal is a fault of ours."""
+    assert isinstance(error, DataError)
+    if _sqlstate(error) not in NOT_STORABLE and "NUL" not in str(error.orig):
+        return _show_unexpected(request, error)
     log.info("%s %s was refused by the database: %s", request.method, request.url.path, error)
     advice = "Check the address, the numbers and pasted text for what does not belong there, and send it again."
     return _show_error(request, InvalidInput("A number is too large, or a character cannot be stored.", advice))
 
 
+def _sqlstate(error: DBAPIError) -> str:
+    """PostgreSQL's code of the error; '' where the driver itself failed."""
+    return getattr(error.orig, "sqlstate", None) or ""
+
+
+# Numeric value out of range; a character that is not in the encoding, or has no counterpart there.
+NOT_STORABLE = ("22003", "22021", "22P05")
+# By the code's beginning: what the database could not do, and what would help.
+REFUSED = {
+    "53100": ("The database's disk is full.", "Tell whoever runs the service: it takes nothing until there is space."),
+    "53300": ("The database has no free connection right now.", "Wait a few seconds and send it again."),
+    "53": ("The database has too little memory or disk for this.", "Tell whoever runs the service."),
+    "40": ("Somebody else changed the same thing at the same moment.", "Send it again."),
+    "55P03": ("Somebody else is changing the same thing right now.", "Wait a few seconds and send it again."),
+    "57014": ("The database took too long for this.", "Wait a few seconds and send it again."),
+}
+UNREACHABLE = ("The database cannot be reached right now.", "Wait a few seconds and send it again.")
+
+
 def _show_unavailable(request: Request, error: Exception) -> Response:
+    code = _sqlstate(error) if isinstance(error, DBAPIError) else ""
     log.warning("The database did not answer %s %s: %s", request.method, request.url.path, error)
-    # htmx leaves the form as it is; a page of its own takes its place.
-    where = "what you typed is still in the form" if "HX-Request" in request.headers else "go back to what you typed"
-    advice = f"Nothing was lost: {where}. Wait a few seconds and send it again."
-    return _show_error(request, Unavailable("The database cannot be reached right now.", advice))
+    message, then = next((told for begin, told in REFUSED.items() if code.startswith(begin)), UNREACHABLE)
+    # htmx leaves the form as it is. Else a page of its own takes its place, and going back would fetch an empty form.
+    where = "reloading this page sends again what you typed"
+    if "HX-Request" in request.headers:
+        where = "what you typed is still in the form"
+    return _show_error(request, Unavailable(message, f"Nothing was lost: {where}. {then}"))
 
 
 def _show_unexpected(request: Request, error: Exception) -> Response:

@@ -1,123 +1,111 @@
-"""Markdown of strangers as HTML that cannot harm: sanitised, bounded, formulas marked for the browser to draw."""
+"""Markdown as HTML that cannot harm, and that loses nothing of what was written.
+
+What people judge is what models are trained on, so this is not all of Markdown. Text that other renderers swallow stays
+as it was written: references (`[1]: …`), entities, backslashes, `__init__`, `2*3*4`, underlined headings. Line breaks
+are kept, lists count as they were numbered, and a code block shows its language. Where a character would be lost all
+the same, there is no HTML and the text is shown as it is (`app.rendering`).
+"""
 
 import re
-from functools import lru_cache
 
 import nh3
 from markdown_it import MarkdownIt
-from markdown_it.rules_block import StateBlock
+from markdown_it.renderer import RendererProtocol
 from markdown_it.rules_inline import StateInline
+from markdown_it.rules_inline.state_inline import Delimiter
 from markdown_it.token import Token
-from markupsafe import Markup, escape
+from markupsafe import escape
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
+from pygments.lexer import Lexer
 from pygments.lexers import get_lexer_by_name
-from pygments.util import ClassNotFound
 
-# Past this size a text is shown as it is: Markdown of a megabyte would hold a thread for seconds.
-MARKDOWN_LIMIT = 50_000
-# Of a longer text, so much is laid out at once; the rest waits behind "show all".
-SHOWN_AT_ONCE = 20_000
-# Past this size code is shown without colours: some lexers take quadratic time, and a text may hold several blocks.
+from app.formulas import CLOSING, add_formulas
+
+# Past this size code is shown without colours: some lexers take quadratic time.
 HIGHLIGHT_LIMIT = 8_000
-FORMULA_LIMIT = 2_000
-FORMULA_LINES = 50
+# Blocks within blocks: a list within a list counts for two. What lies deeper is no list, and so the text is plain.
+DEEPEST = 40
 
+# Code is coloured in these languages only: what has other names, or none, is shown without colours.
+LANGUAGES = (
+    "bash", "c", "c++", "c#", "cpp", "css", "diff", "go", "haskell", "html", "ini", "java", "javascript", "js", "json",
+    "jsx", "kotlin", "latex", "lua", "makefile", "perl", "php", "powershell", "py", "python", "r", "ruby", "rust",
+    "scala", "sh", "shell", "sql", "swift", "tex", "toml", "ts", "typescript", "xml", "yaml", "yml",
+)  # fmt: skip
+_lexers: dict[str, Lexer] = {}
 _formatter = HtmlFormatter(nowrap=True, classprefix="hl-")
 
 
 def _highlight(code: str, language: str, _attributes: str) -> str:
-    if not language or len(code) > HIGHLIGHT_LIMIT:
+    if language not in LANGUAGES or len(code) > HIGHLIGHT_LIMIT:
         return ""
-    try:
-        return highlight(code, get_lexer_by_name(language), _formatter)
-    except ClassNotFound:
-        return ""
+    if language not in _lexers:
+        _lexers[language] = get_lexer_by_name(language)
+    return highlight(code, _lexers[language], _formatter)
 
 
-# ---- formulas --------------------------------------------------------------------------------------------------------
+# ---- what is read as it was written ----------------------------------------------------------------------------------
 
-# What opens a formula, what closes it, and whether it stands on a line of its own.
-_DELIMITERS = (("$$", "$$", True), ("\\[", "\\]", True), ("\\(", "\\)", False))
-# Between two prices there are words, with spaces around them; between the dollars of a formula there is TeX.
-_PROSE = re.compile(r"\s\S*[^\W\d_]{2}|[^\W\d_]{2}\S*\s")
-_TEX = re.compile(r"[\\^_={}]")
+# Chinese, Japanese, Korean, Thai and Lao put no space around an emphasised word.
+_UNSPACED = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 
 
-def _formula(state: StateInline, silent: bool) -> bool:
-    for opening, closing, display in _DELIMITERS:
-        if state.src.startswith(opening, state.pos):
-            start = state.pos + len(opening)
-            end = state.src.find(closing, start, min(state.posMax, start + FORMULA_LIMIT))
-            if end < 0 or not state.src[start:end].strip():
-                return False
-            return _push(state, silent, state.src[start:end], end + len(closing), display)
-    return _dollars(state, silent)
-
-
-def _dollars(state: StateInline, silent: bool) -> bool:
-    """`$x$`, where it cannot be money: TeX and no prose between, close to both dollars, no word or digit beyond."""
-    src, start = state.src, state.pos + 1
-    if not src.startswith("$", state.pos) or (state.pos and src[state.pos - 1].isalnum()):
+def _stars(state: StateInline, silent: bool) -> bool:
+    """Emphasis by `*`, but not within a word or number. `_` is part of names."""
+    if silent or state.src[state.pos] != "*":
         return False
-    end = src.find("$", start, min(state.posMax, start + FORMULA_LIMIT))
-    if end <= start:
-        return False
-    tex = src[start:end]
-    if tex[0].isspace() or tex[-1].isspace() or "\n\n" in tex or "`" in tex:
-        return False
-    if src[end + 1 : end + 2].isalnum():
-        return False
-    if _PROSE.search(tex) and not _TEX.search(tex):
-        return False
-    return _push(state, silent, tex, end + 1, display=False)
-
-
-def _push(state: StateInline, silent: bool, tex: str, after: int, display: bool) -> bool:
-    if not silent:
-        token = state.push("math_display" if display else "math", "span", 0)
-        token.content = tex
+    found = state.scanDelims(state.pos, True)
+    after = state.pos + found.length
+    between = _is_word(state.src[state.pos - 1 : state.pos]) and _is_word(state.src[after : after + 1])
+    for _ in range(found.length):
+        token = state.push("text", "", 0)
+        token.content = "*"
+        state.delimiters.append(
+            Delimiter(
+                marker=ord("*"),
+                length=found.length,
+                token=len(state.tokens) - 1,
+                end=-1,
+                open=found.can_open and not between,
+                close=found.can_close and not between,
+            )
+        )
     state.pos = after
     return True
 
 
-def _formula_block(state: StateBlock, start_line: int, end_line: int, silent: bool) -> bool:
-    """A formula over several lines, which would otherwise be read as lists and headings."""
-    begin = state.bMarks[start_line] + state.tShift[start_line]
-    if state.is_code_block(start_line):
+def _is_word(character: str) -> bool:
+    return character.isalnum() and not _UNSPACED.match(character)
+
+
+def _backslash(state: StateInline, silent: bool) -> bool:
+    """A backslash takes its meaning from the punctuation after it, and is shown with it."""
+    after = state.src[state.pos + 1 : min(state.pos + 2, state.posMax)]
+    if state.src[state.pos] != "\\" or not after or after.isalnum() or after.isspace():
         return False
-    for opening, closing, display in _DELIMITERS:
-        if not display or not state.src.startswith(opening, begin):
-            continue
-        for line in range(start_line, min(end_line, start_line + FORMULA_LINES)):
-            # The closing mark ends its line; on the first line it comes after the opening one.
-            first = begin + len(opening) if line == start_line else state.bMarks[line]
-            text = state.src[first : state.eMarks[line]].rstrip()
-            if line > start_line and not text:
-                return False
-            if text.endswith(closing):
-                if silent:
-                    return True
-                lines = state.getLines(start_line, line + 1, state.blkIndent, False).strip()
-                token = state.push("math_block", "div", 0)
-                token.content = lines[len(opening) : -len(closing)]
-                token.map = [start_line, line + 1]
-                state.line = line + 1
-                return bool(token.content.strip())
-        return False
-    return False
+    if not silent:
+        state.append_pending(f"\\{after}")
+    state.pos += 2
+    return True
 
 
-def _render_math(_self: object, tokens: list[Token], at: int, _options: object, _env: object) -> str:
-    return f'<span class="math">{escape(tokens[at].content)}</span>'
+def _is_address(url: str) -> bool:
+    """Only whole addresses are links: `f[i](x)` is code."""
+    return bool(re.match(r"(https?://|mailto:)[^\s]", url, re.IGNORECASE))
 
 
-def _render_display(_self: object, tokens: list[Token], at: int, _options: object, _env: object) -> str:
-    return f'<span class="math math-display">{escape(tokens[at].content)}</span>'
+def _as_it_is(text: str) -> str:
+    return text
 
 
-def _render_block(_self: object, tokens: list[Token], at: int, _options: object, _env: object) -> str:
-    return f'<p><span class="math math-display">{escape(tokens[at].content)}</span></p>\n'
+def _fence(self: RendererProtocol, tokens: list[Token], at: int, options: object, env: object) -> str:
+    """A code block under what stands on its first line."""
+    token = tokens[at]
+    language = token.info.strip()
+    shown = _highlight(token.content, language.lower(), "") or escape(token.content)
+    title = f'<span class="code-language">{escape(language)}</span>' if language else ""
+    return f"{title}<pre><code>{shown}</code></pre>\n"
 
 
 # ---- Markdown --------------------------------------------------------------------------------------------------------
@@ -125,13 +113,16 @@ def _render_block(_self: object, tokens: list[Token], at: int, _options: object,
 
 def _make() -> MarkdownIt:
     # html=False: tags in the text are shown as text. nh3 then removes whatever slips through all the same.
-    made = MarkdownIt("commonmark", {"html": False, "highlight": _highlight}).enable(["table", "strikethrough"])
-    made.disable("image")
-    made.inline.ruler.before("escape", "math", _formula)
-    made.block.ruler.before("fence", "math_block", _formula_block, {"alt": ["paragraph", "reference", "blockquote"]})
-    made.add_render_rule("math", _render_math)
-    made.add_render_rule("math_display", _render_display)
-    made.add_render_rule("math_block", _render_block)
+    made = MarkdownIt("commonmark", {"html": False, "breaks": True, "maxNesting": DEEPEST})
+    made.enable(["table", "strikethrough"])
+    made.disable(["image", "reference", "lheading", "entity"])
+    made.inline.ruler.at("emphasis", _stars)
+    made.inline.ruler.at("escape", _backslash)
+    made.add_render_rule("fence", _fence)
+    add_formulas(made)
+    # Addresses are neither encoded nor decoded: they are compared with what was written.
+    for name, rule in (("validateLink", _is_address), ("normalizeLink", _as_it_is), ("normalizeLinkText", _as_it_is)):
+        setattr(made, name, rule)
     return made
 
 
@@ -144,30 +135,29 @@ _BLOCKS = ("p", "ul", "blockquote", "table", "h1", "h2", "h3", "h4", "h5", "h6")
 _ATTRIBUTES = {
     "a": {"href", "title"},
     "span": {"class"},
-    "code": {"class"},
     "ol": {"start", "dir"},
+    "li": {"value"},
     **{block: {"dir"} for block in _BLOCKS},
 }
 
 
-def markdown(text: str, limit: int = MARKDOWN_LIMIT) -> Markup:
-    """Sanitised HTML of a Markdown text; of one beyond `limit` characters, the text as it is.
+def html_of(text: str) -> str | None:
+    """Sanitised HTML of a Markdown text; none where it would lose something, or show nothing.
 
     Images are shown as links, or they would tell their host who reads what; links open a tab of their own, or one click
-    would lose what a labeler has typed. Each block finds its own direction. Formulas (`\\(x\\)`, `\\[x\\]`, `$$x$$`,
-    and `$x$` where it cannot be money) are marked for static/js/math.js.
+    would lose what a labeler has typed. Each block finds its own direction. Formulas are marked for static/js/math.js.
     """
-    return _plain(text) if len(text) > min(limit, MARKDOWN_LIMIT) else _rendered(text)
-
-
-@lru_cache(maxsize=256)
-def _rendered(text: str) -> Markup:
     environment: dict[str, object] = {}
     tokens = _markdown.parse(text, environment)
+    written, shown = _compared(text), _compared("".join(_shown(tokens)))
+    if not written or written != shown:
+        return None
     for token in tokens:
         if token.level == 0 and token.nesting == 1:
             token.attrSet("dir", "auto")
-    html = nh3.clean(
+        if token.type == "list_item_open" and token.info:
+            token.attrSet("value", str(int(token.info)))
+    return nh3.clean(
         _markdown.renderer.render(tokens, _markdown.options, environment),
         tags=_ALLOWED,
         attributes=_ATTRIBUTES,
@@ -175,16 +165,40 @@ def _rendered(text: str) -> Markup:
         link_rel="noopener noreferrer nofollow",
         set_tag_attribute_values={"a": {"target": "_blank"}},
     )
-    return Markup(html)
 
 
-def _plain(text: str) -> Markup:
-    """A text too long for Markdown, as it is; the browser lays out the rest when somebody asks for it."""
-    if len(text) <= SHOWN_AT_ONCE:
-        return Markup('<div class="plain" dir="auto">{}</div>').format(text)
-    cut = text.rfind("\n", SHOWN_AT_ONCE // 2, SHOWN_AT_ONCE) + 1 or SHOWN_AT_ONCE
-    return Markup(
-        '<div class="plain" dir="auto">{}</div>'
-        '<details class="rest"><summary>Show all of it ({:,} more characters)</summary>'
-        '<div class="plain" dir="auto">{}</div></details>'
-    ).format(text[:cut], len(text) - cut, text[cut:])
+# ---- what would be lost ----------------------------------------------------------------------------------------------
+
+# Space, and the marks of Markdown that `_shown` does not give back. All other characters must be seen.
+_MARKS = re.compile(r"[\s#*~`|\-:()\[\]<>\"']+")
+
+
+def _compared(text: str) -> str:
+    return _MARKS.sub("", text)
+
+
+def _shown(tokens: list[Token]) -> list[str]:
+    """What is seen of a text, in the order in which it was written. An address and its title count as seen."""
+    found: list[str] = []
+    links: list[Token] = []
+    for token in tokens:
+        if token.children:
+            found += _shown(token.children)
+        elif token.type == "list_item_open":
+            # A number is shown as a number, without zeros before it.
+            found.append(f"{int(token.info)}{token.markup}" if token.info else token.markup)
+        elif token.type == "fence":
+            found += (token.info, token.content)
+        elif token.type == "hr":
+            found.append(token.markup)
+        elif token.type.startswith("math"):
+            found += (token.markup, token.content, CLOSING[token.markup])
+        elif token.type == "link_open":
+            links.append(token)
+        elif token.type == "link_close":
+            opened = links.pop()
+            if opened.info != "auto":
+                found += (str(opened.attrGet("href") or ""), str(opened.attrGet("title") or ""))
+        elif token.type != "inline":
+            found.append(token.content)
+    return found

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from app.accounts.access import CSRF_FIELD, csrf_token, remember_visitor
 from app.domain.rounds import ALGORITHMS
-from app.markup import markdown
+from app.rendering import markdown, one_page, written
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -67,6 +67,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "markdown": markdown,
+        "written": written,
         "date": _date,
         "number": _number,
         "percent": _percent,
@@ -92,7 +93,8 @@ def fragment(request: Request, template: str, **context: Any) -> str:
         "csrf_token": token,
         "csrf_field": lambda: Markup('<input type="hidden" name="{}" value="{}">').format(CSRF_FIELD, token),
     }
-    return templates.get_template(template).render(shared | context)
+    with one_page():
+        return templates.get_template(template).render(shared | context)
 
 
 def page(request: Request, template: str, *, status: int = 200, **context: Any) -> Response:

@@ -82,7 +82,7 @@ class Settings(BaseSettings):
     sampling_key: str | None = Field(
         None, description="Key of the OpenAI-compatible server that samples, where one does. Never stored with a run."
     )
-    max_upload_mb: int = Field(256, ge=1, description="Largest request body in megabytes; bounds uploads to import.")
+    max_upload_mb: int = Field(256, ge=1, description="Largest upload to import, in megabytes.")
     log_level: str = Field("info", description="debug, info, warning or error.")
 
     @field_validator("home", "artifacts")

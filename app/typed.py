@@ -1,6 +1,7 @@
 """What was typed into a form, before it is checked: a form that is refused comes back with it, and with the reason."""
 
 import re
+import unicodedata
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -9,9 +10,18 @@ from pydantic import BeforeValidator, Field, ValidationError
 from app.errors import InvalidInput
 
 
-def _clean(text: object) -> object:
+def as_typed(text: str) -> str:
+    """A text as it comes back from a browser that was given it to edit: with one kind of line end."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _exact(text: object) -> object:
     """Browsers send line ends as CRLF and count them as one character; PostgreSQL stores no NUL."""
-    return text.replace("\r\n", "\n").replace("\0", "").strip() if isinstance(text, str) else text
+    return text.replace("\r\n", "\n").replace("\0", "") if isinstance(text, str) else text
+
+
+def _clean(text: object) -> object:
+    return text.strip() if isinstance(text := _exact(text), str) else text
 
 
 # In a line, which stands among words of ours, these have no use but to hide or to turn what follows: what has no width,
@@ -19,15 +29,23 @@ def _clean(text: object) -> object:
 _HIDING = re.compile("[\0\u00ad\u200b\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 
 
+def one_line(text: str) -> str:
+    """A name as it is stored and looked for: on one line, in one Unicode form, without what cannot be seen. So `Zoé` is
+    one person, with the accent typed apart or not, and with a space behind."""
+    return " ".join(_HIDING.sub("", unicodedata.normalize("NFC", text)).split())
+
+
 def _line(text: object) -> object:
-    return " ".join(_HIDING.sub("", text).split()) if isinstance(text, str) else text
+    return one_line(text) if isinstance(text, str) else text
 
 
 def _none_if_empty(value: object) -> object:
     return None if value == "" else value
 
 
-# Of forms: a text of several lines, one of a single line, and what may be left empty.
+# Of forms: a text that a model is to learn, spaces around it included; any other text of several lines, one of a
+# single line, and what may be left empty.
+ExactText = Annotated[str, BeforeValidator(_exact)]
 CleanText = Annotated[str, BeforeValidator(_clean)]
 CleanLine = Annotated[str, BeforeValidator(_line)]
 EmptyIsNone = BeforeValidator(_none_if_empty)

@@ -4,8 +4,9 @@ How sequences are laid out for a forward pass is `trainer.packing`; only prompts
 here, on the left. Masks are True = valid.
 """
 
+import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -41,18 +42,43 @@ def _read_rows(path: Path, model: type[Row]) -> list[Row]:
 
 
 def read_pairs(path: Path) -> list[PairRow]:
-    """Rows of a snapshot (JSONL or JSONL.gz). Raises InvalidInput naming the line that is wrong."""
-    return _read_rows(path, PairRow)
+    """Rows of a snapshot (JSONL or JSONL.gz).
+
+    Raises:
+        InvalidInput: a line is wrong; two rows have one id; a prompt is in both splits, so that what is held out would
+            be trained on; or a row's preference and p_b are for different sides.
+    """
+    rows = _read_rows(path, PairRow)
+    _require_own_ids(path, "comparisons", (row.comparison_id for row in rows))
+    _require_one_split(path, "comparison", ((row.comparison_id, row) for row in rows))
+    for row in rows:
+        if row.preference * (row.p_b - 0.5) < 0:
+            sides = ("B", "A") if row.preference > 0 else ("A", "B")
+            raise InvalidInput(
+                f"{path.name}: comparison {row.comparison_id} has the preference {row.preference:g}, which is for "
+                f"{sides[0]}, and p_b {row.p_b:g}, which is for {sides[1]}.",
+                "A preference above 0 and a p_b above 0.5 are for B. Correct one of the two.",
+            )
+    return rows
 
 
 def read_thumbs(path: Path) -> list[ThumbRow]:
-    """Rows of a thumbs file (JSONL or JSONL.gz). Raises InvalidInput naming the line that is wrong."""
-    return _read_rows(path, ThumbRow)
+    """Rows of a thumbs file (JSONL or JSONL.gz). Raises InvalidInput where a line is wrong or two have one id."""
+    rows = _read_rows(path, ThumbRow)
+    _require_own_ids(path, "thumbs", (row.id for row in rows))
+    return rows
 
 
 def read_demonstrations(path: Path) -> list[DemonstrationRow]:
-    """Rows of a demonstrations file (JSONL or JSONL.gz). Raises InvalidInput naming the line that is wrong."""
-    return _read_rows(path, DemonstrationRow)
+    """Rows of a demonstrations file (JSONL or JSONL.gz).
+
+    Raises:
+        InvalidInput: a line is wrong, two rows have one id, or a prompt is in both splits.
+    """
+    rows = _read_rows(path, DemonstrationRow)
+    _require_own_ids(path, "demonstrations", (row.id for row in rows))
+    _require_one_split(path, "demonstration", ((row.id, row) for row in rows))
+    return rows
 
 
 def read_prompts(path: Path) -> list[PromptRow]:
@@ -64,12 +90,29 @@ def read_prompts(path: Path) -> list[PromptRow]:
     rows = _read_rows(path, PromptRow)
     if not rows:
         raise InvalidInput(f"{path.name} holds no prompts.", "Choose at least one prompt.")
-    id_, times = Counter(row.id for row in rows).most_common(1)[0]
-    if times > 1:
-        raise InvalidInput(
-            f"{path.name} holds {times} prompts with the id {id_}.", "Give each prompt an id of its own."
-        )
+    _require_own_ids(path, "prompts", (row.id for row in rows))
     return rows
+
+
+def _require_own_ids(path: Path, noun: str, ids: Iterable[int]) -> None:
+    """What is computed once and kept, and what a report names, is told apart by ids."""
+    for id_, times in Counter(ids).most_common(1):
+        if times > 1:
+            raise InvalidInput(
+                f"{path.name} holds {times} {noun} with the id {id_}.",
+                f"Give each of the {noun} an id of its own.",
+            )
+
+
+def _require_one_split(path: Path, noun: str, rows: Iterable[tuple[int, PairRow | DemonstrationRow]]) -> None:
+    first: dict[str, tuple[int, str]] = {}
+    for id_, row in rows:
+        other, split = first.setdefault(json.dumps(row.messages, sort_keys=True), (id_, row.split))
+        if split != row.split:
+            raise InvalidInput(
+                f"{path.name} has one prompt in both splits: {noun} {other} is {split}, {noun} {id_} is {row.split}.",
+                f"Put every {noun} of a prompt into the same split.",
+            )
 
 
 def slice_names(slices: dict[str, str]) -> list[str]:
@@ -110,12 +153,16 @@ def encode_pairs(rows: Sequence[PairRow], encoder: ChatEncoder, *, close_cut: bo
     Args:
         close_cut: end the turn of responses that were cut by length too. A reward model reads them as what they are,
             a whole answer that stops; a policy must not learn that it ended, or did not want to end, its turn there.
+            Nor does it learn from those that won against one that ended: it would learn to be cut.
     """
     pairs: dict[str, list[Pair]] = {"train": [], "heldout": []}
     left_out: dict[str, list[int]] = {}
     for row in rows:
         if row.weight == 0:
             left_out.setdefault("have weight 0", []).append(row.comparison_id)
+            continue
+        if not close_cut and won_although_cut(row):
+            left_out.setdefault(WON_ALTHOUGH_CUT, []).append(row.comparison_id)
             continue
         completions = [
             encoder.completion(row.response_a, row.finished_a or close_cut),
@@ -135,6 +182,15 @@ def encode_pairs(rows: Sequence[PairRow], encoder: ChatEncoder, *, close_cut: bo
         chosen, rejected, p = (b, a, row.p_b) if row.p_b >= 0.5 else (a, b, 1 - row.p_b)
         pairs[row.split].append(Pair(chosen, rejected, p, row))
     return EncodedPairs(pairs["train"], pairs["heldout"], describe_left_out(left_out, "comparisons"))
+
+
+WON_ALTHOUGH_CUT = "prefer an answer that was cut by length to one that ended"
+
+
+def won_although_cut(row: PairRow) -> bool:
+    """Whether the winner was cut by length and the loser ended by itself."""
+    won, lost = (row.finished_b, row.finished_a) if row.p_b > 0.5 else (row.finished_a, row.finished_b)
+    return row.p_b != 0.5 and lost and not won
 
 
 def weights_of(pairs: Sequence[Pair]) -> list[float]:

@@ -3,7 +3,6 @@
 import hashlib
 import hmac
 import secrets
-from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import Depends, Request, Response
@@ -58,6 +57,8 @@ async def verify_csrf(request: Request) -> None:
 
 def visitor(request: Request, session: SessionDep) -> User | None:
     """The signed-in user, or none. Also puts it on the request for the templates."""
+    if getattr(request.state, "session", None) is session:
+        return request.state.user  # asked already, before the form was parsed: app.limits
     token = request.cookies.get(SESSION_COOKIE)
     request.state.user = queries.user_by_session(session, hash_token(token)) if token else None
     return request.state.user
@@ -75,17 +76,20 @@ def signed_in(user: VisitorDep) -> User:
 UserDep = Annotated[User, Depends(signed_in)]
 
 
-def _with_role(*roles: str) -> Callable[[User], User]:
-    def check(user: UserDep) -> User:
-        if not set(roles) & set(user.roles):
-            needed = " or ".join(roles)
+class HasRole:
+    """Lets in people who have one of the roles."""
+
+    def __init__(self, *roles: str) -> None:
+        self.roles = roles
+
+    def __call__(self, user: UserDep) -> User:
+        if not set(self.roles) & set(user.roles):
+            needed = " or ".join(self.roles)
             raise Forbidden(f"This page is for people with the role {needed}.", "An admin can give you that role.")
         return user
 
-    return check
 
-
-LabelerDep = Annotated[User, Depends(_with_role("labeler"))]
-AdminDep = Annotated[User, Depends(_with_role("admin"))]
-OperatorDep = Annotated[User, Depends(_with_role("operator"))]
-StaffDep = Annotated[User, Depends(_with_role("admin", "operator"))]
+LabelerDep = Annotated[User, Depends(HasRole("labeler"))]
+AdminDep = Annotated[User, Depends(HasRole("admin"))]
+OperatorDep = Annotated[User, Depends(HasRole("operator"))]
+StaffDep = Annotated[User, Depends(HasRole("admin", "operator"))]

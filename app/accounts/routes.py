@@ -8,11 +8,12 @@ from app.accounts import access, attempts, queries, service
 from app.accounts.forms import InviteForm, RedeemForm, RolesForm, SignInForm
 from app.db import SessionDep
 from app.errors import InvalidInput, NotFound, PrefloopError
+from app.limits import FormRoute
 from app.models import User
 from app.models.user import ROLES
 from app.render import page, redirect
 
-router = APIRouter()
+router = APIRouter(route_class=FormRoute)
 
 
 @router.get("/sign-in")

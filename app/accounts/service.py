@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.accounts import attempts, queries
+from app.db import violates
 from app.errors import Conflict, Gone, InvalidInput
 from app.models import AuditEvent, AuthSession, SigninLink, User
 from app.models.user import ROLES
@@ -65,6 +66,8 @@ def create_user(
             session.add(user)
             session.flush()
     except IntegrityError as error:
+        if not violates(error, "uq_user_account_email"):
+            raise
         raise Conflict(f"{email} has an account already.", "Sign in instead, or use another address.") from error
     audit(session, user.id, "user.created", roles=roles, kind=kind)
     return user

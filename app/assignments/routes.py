@@ -9,12 +9,13 @@ from app.assignments import queries, service
 from app.assignments.forms import AssignForm
 from app.db import SessionDep
 from app.errors import PrefloopError
+from app.limits import FormRoute
 from app.models import Project
 from app.projects.access import ProjectDep
 from app.render import page, redirect
 from app.typed import TypedDep, not_accepted, reasons_of
 
-router = APIRouter(prefix="/projects/{project_slug}/assignment")
+router = APIRouter(prefix="/projects/{project_slug}/assignment", route_class=FormRoute)
 
 LABELS = {
     "held": "Which are now",

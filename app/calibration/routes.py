@@ -12,11 +12,12 @@ from app.db import SessionDep
 from app.errors import PrefloopError
 from app.judging import LabelingSettings
 from app.labeling import calibration, recusal
+from app.limits import FormRoute
 from app.models import Project, User
 from app.projects.access import ProjectDep
 from app.render import page, redirect
 
-router = APIRouter(prefix="/projects/{project_slug}/calibration")
+router = APIRouter(prefix="/projects/{project_slug}/calibration", route_class=FormRoute)
 PAGE = 50
 
 PageNumber = Annotated[int, Query(alias="page", ge=0, le=100_000)]

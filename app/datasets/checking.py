@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
-from app.datasets.reading import FileContent, Located, Problem
-from app.datasets.records import DemonstrationRecord, JudgmentRecord, PairRecord, PromptRecord, Record
+from app.datasets.reading import MAX_PROBLEMS, FileContent, Located, Problems, place
+from app.datasets.records import DemonstrationRecord, JudgmentRecord, Labeler, PairRecord, PromptRecord, Record
 
 MAX_JUDGMENTS = 1000  # on one comparison: the table's limit
 R = TypeVar("R", bound=Record)
@@ -20,6 +20,14 @@ class StoredPair(NamedTuple):
     gold: int | None = None
 
 
+class Said(NamedTuple):
+    """What a live judgment in the database says."""
+
+    preference: int
+    rationale: str
+    aspects: dict[str, int]
+
+
 @dataclass
 class Known:
     """What the project holds already of what imports bring. Comparisons are named by their digests."""
@@ -27,7 +35,7 @@ class Known:
     prompt_splits: dict[str, str] = field(default_factory=dict)  # by prompt digest
     comparisons: dict[str, StoredPair] = field(default_factory=dict)  # by digest
     by_pair_id: dict[str, list[str]] = field(default_factory=dict)
-    preferences: dict[tuple[str, str], int] = field(default_factory=dict)  # of live judgments, by digest and labeler
+    judgments: dict[tuple[str, Labeler], Said] = field(default_factory=dict)  # live ones, by digest and labeler
     demonstrations: set[tuple[str, str]] = field(default_factory=set)  # digests of prompt and text
 
 
@@ -37,6 +45,7 @@ class Vote:
 
     record: JudgmentRecord
     preference: int
+    aspects: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -49,21 +58,29 @@ class Checked:
 
     prompts: dict[str, tuple[PromptRecord, str]] = field(default_factory=dict)  # by digest, with the source
     pairs: dict[str, PairRecord] = field(default_factory=dict)  # by digest
-    votes: dict[tuple[str, str], Vote] = field(default_factory=dict)  # by pair digest and labeler, new ones only
+    votes: dict[tuple[str, Labeler], Vote] = field(default_factory=dict)  # by pair digest and labeler, new ones only
     demonstrations: dict[tuple[str, str], DemonstrationRecord] = field(default_factory=dict)  # by key, new ones only
     repeated: Counter[str] = field(default_factory=Counter)
     not_taken: Counter[str] = field(default_factory=Counter)
-    problems: list[Problem] = field(default_factory=list)
+    problems: Problems = field(default_factory=Problems)
 
 
-def check(contents: Sequence[FileContent], known: Known, strengths: int, *, allow_tie: bool = True) -> Checked:
+def check(
+    contents: Sequence[FileContent],
+    known: Known,
+    strengths: int,
+    *,
+    allow_tie: bool = True,
+    aspects: Sequence[str] = (),
+) -> Checked:
     """Puts the files' records together; a line that contradicts another or the project becomes a problem.
 
     Args:
         strengths: of the rubric. A choice without a strength becomes the middle one: 2 of 3, 1 of 1 or 2.
         allow_tie: else a tie is no known answer, since nobody could give it. That people were once undecided is kept.
+        aspects: names of the rubric's. What is said of others is left out, and told.
     """
-    checker = _Checker(known, strengths, allow_tie=allow_tie)
+    checker = _Checker(contents, known, strengths, allow_tie=allow_tie, aspects=aspects)
     for prompt, located in _of_type(contents, PromptRecord):
         checker.run(checker.add_prompt, prompt, located)
     for pair, located in _of_type(contents, PairRecord):
@@ -73,10 +90,16 @@ def check(contents: Sequence[FileContent], known: Known, strengths: int, *, allo
     # Last, so that the order of the files does not matter.
     for judgment, located in _of_type(contents, JudgmentRecord):
         checker.run(checker.add_judgment, judgment, located)
-    order = {content.name: n for n, content in enumerate(contents)}
-    problems = [problem for content in contents for problem in content.problems] + checker.checked.problems
-    checker.checked.problems = sorted(problems, key=lambda problem: (order[problem.file], problem.line))
+    checker.checked.problems = _merged(contents, checker.checked.problems)
     return checker.checked
+
+
+def _merged(contents: Sequence[FileContent], found: Problems) -> Problems:
+    """All problems, in the order of files and lines."""
+    order = {content.name: n for n, content in enumerate(contents)}
+    every = [*(content.problems for content in contents), found]
+    kept = sorted((p for problems in every for p in problems), key=lambda problem: (order[problem.file], problem.line))
+    return Problems(kept[:MAX_PROBLEMS], sum(len(problems) for problems in every))
 
 
 def _of_type(contents: Iterable[FileContent], kind: type[R]) -> Iterator[tuple[R, Located]]:
@@ -89,23 +112,35 @@ def _of_type(contents: Iterable[FileContent], kind: type[R]) -> Iterator[tuple[R
 class _Checker:
     """Its methods raise ValueError for a line that does not fit, before anything of that line is kept."""
 
-    def __init__(self, known: Known, strengths: int, *, allow_tie: bool) -> None:
+    def __init__(
+        self,
+        contents: Sequence[FileContent],
+        known: Known,
+        strengths: int,
+        *,
+        allow_tie: bool,
+        aspects: Sequence[str],
+    ) -> None:
         self.known = known
         self.strengths = strengths
         self.allow_tie = allow_tie
+        self.aspects = {_plain(name): name for name in aspects}
         self.checked = Checked()
         self.explicit_splits: dict[str, tuple[str, str]] = {}  # by prompt digest: split, where it was said
         self.pair_ids: dict[str, tuple[str, str]] = {}  # pair digest, where it was said
-        self.votes_on: Counter[str] = Counter(digest for digest, _ in known.preferences)
+        self.votes_on: Counter[str] = Counter(digest for digest, _ in known.judgments)
+        self.contents = {content.name: content for content in contents}
 
     def run(self, add: Callable[[R, Located], None], record: R, located: Located) -> None:
         try:
             add(record, located)
         except ValueError as error:
-            self.checked.problems.append(Problem(located.file, located.line, str(error)))
+            self.checked.problems.add(located.file, located.line, str(error))
 
     def add_prompt(self, prompt: PromptRecord, located: Located) -> None:
         digest = prompt.digest
+        if prompt.split is None and (split := self.contents[located.file].split):
+            prompt = replace(prompt, split=split)
         if prompt.split:
             known = self.known.prompt_splits.get(digest)
             said, where = self.explicit_splits.get(digest, (prompt.split, ""))
@@ -113,7 +148,7 @@ class _Checker:
                 raise ValueError(f"puts the prompt into {prompt.split}, but the project has it in {known}")
             if said != prompt.split:
                 raise ValueError(f"puts the prompt into {prompt.split}, but {where} put it into {said}")
-            self.explicit_splits[digest] = (prompt.split, f"{located.file}, line {located.line},")
+            self.explicit_splits[digest] = (prompt.split, f"{place(located.file, located.line)},")
         if digest in self.checked.prompts or digest in self.known.prompt_splits:
             self.checked.repeated["prompts"] += isinstance(located.record, PromptRecord)
         # A line that names the split decides for lines that do not, whichever comes first.
@@ -122,7 +157,7 @@ class _Checker:
 
     def add_pair(self, pair: PairRecord, located: Located) -> None:
         digest = pair.digest
-        where = f"{located.file}, line {located.line}"
+        where = place(located.file, located.line)
         if pair.pair_id is not None:
             other, said = self.pair_ids.get(pair.pair_id, (digest, ""))
             if other != digest:
@@ -135,7 +170,7 @@ class _Checker:
         if pair.gold is not None and earlier.gold not in (None, pair.gold):
             raise ValueError(f"known_answer {pair.gold} contradicts an earlier line's {earlier.gold}")
         labelers = [judgment.labeler for judgment in pair.judgments]
-        votes = [vote for judgment in pair.judgments if (vote := self.vote(digest, judgment))]
+        votes = [vote for judgment in pair.judgments if (vote := self.vote(digest, judgment, located))]
         if len(set(labelers)) < len(labelers):
             raise ValueError("names one labeler twice")
         self.require_room(digest, len(votes))
@@ -169,11 +204,11 @@ class _Checker:
             if len(named) > 1:
                 raise ValueError(f"pair_id {pair_id} names {len(named)} pairs of the project; import it with its pairs")
             digest = named[0]
-        vote = self.vote(digest, judgment)
+        vote = self.vote(digest, judgment, located)
         self.require_room(digest, 1 if vote else 0)
         self.keep(digest, [vote] if vote else [], repeated=vote is None)
 
-    def vote(self, digest: str, judgment: JudgmentRecord) -> Vote | None:
+    def vote(self, digest: str, judgment: JudgmentRecord, located: Located) -> Vote | None:
         """The judgment as it will be stored; none when it is there already."""
         preference = judgment.preference
         if preference is None:
@@ -181,13 +216,34 @@ class _Checker:
         if abs(preference) > self.strengths:
             raise ValueError(f"preference {preference} is outside the rubric's {-self.strengths} to {self.strengths}")
         key = (digest, judgment.labeler)
-        earlier = self.checked.votes.get(key)
-        answered = earlier.preference if earlier else self.known.preferences.get(key)
-        if answered is None:
-            return Vote(judgment, preference)
-        if answered != preference:
-            raise ValueError(f"{judgment.labeler} already answered this pair with {answered}, now with {preference}")
+        earlier, stored = self.checked.votes.get(key), self.known.judgments.get(key)
+        said = Said(earlier.preference, earlier.record.rationale, earlier.aspects) if earlier else stored
+        aspects = self.by_aspect(judgment, located)
+        if said is None:
+            return Vote(judgment, preference, aspects)
+        if said.preference != preference:
+            name = judgment.labeler.name
+            raise ValueError(f"{name} already answered this pair with {said.preference}, now with {preference}")
+        new = (judgment.rationale or said.rationale, aspects or said.aspects)
+        if new != (said.rationale, said.aspects):
+            told = "The answer is there already, with another rationale or other aspects; those that were first stay"
+            self.contents[located.file].tell(told, located.line)
         return None
+
+    def by_aspect(self, judgment: JudgmentRecord, located: Located) -> dict[str, int]:
+        """What is said of the rubric's aspects, under its names for them."""
+        found = {}
+        for name, said in judgment.aspects.items():
+            own = self.aspects.get(_plain(name))
+            if own is None:
+                told = f"The rubric has no aspect {name}; what is said of it was left out"
+                self.contents[located.file].tell(told, located.line)
+                continue
+            preference = said * ((self.strengths + 1) // 2) if judgment.preference is None else said
+            if abs(preference) > self.strengths:
+                raise ValueError(f"aspect {name}: {said} is outside the rubric's {-self.strengths} to {self.strengths}")
+            found[own] = preference
+        return found
 
     def require_room(self, digest: str, more: int) -> None:
         if self.votes_on[digest] + more > MAX_JUDGMENTS:
@@ -197,3 +253,8 @@ class _Checker:
         self.votes_on[digest] += len(votes)
         self.checked.votes |= {(digest, vote.record.labeler): vote for vote in votes}
         self.checked.repeated["judgments"] += repeated
+
+
+def _plain(name: str) -> str:
+    """An aspect's name as rubrics and data sets may write it: `instruction_following`, “Instruction following”."""
+    return "".join(character for character in name.casefold() if character.isalnum())

@@ -1,5 +1,6 @@
-"""`prefloop import` and `prefloop export`."""
+"""`prefloop import`, `prefloop undo-import` and `prefloop export`."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,21 +9,25 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from sqlalchemy.orm import Session
 
-from app.datasets import export, queries, service
+from app.datasets import export, queries, service, undo
 from app.datasets.formats import FORMATS
+from app.datasets.preview import Preview, preview
+from app.datasets.reading import ImportFile, find_files, place
 from app.datasets.reading import Progress as Report
-from app.datasets.reading import find_files
-from app.datasets.service import ImportOptions, ImportReport
+from app.datasets.service import ImportOptions, ImportReport, Plan
 from app.errors import InvalidInput, NotFound
+from app.models import Project
 from app.postgres import command_session
 from app.settings import Settings
 
+WHAT = ("prompts", "comparisons", "judgments", "demonstrations")
 FORMAT_HELP = "One of: " + "; ".join(f"{name} ({format_.about})" for name, format_ in FORMATS.items())
 
 
 def import_command(
-    paths: Annotated[list[Path], typer.Argument(help="JSONL or JSONL.gz files, or folders of them.")],
+    paths: Annotated[list[Path], typer.Argument(help="JSONL, JSON, CSV, Parquet or Arrow files, or folders of them.")],
     project: Annotated[str, typer.Option(help="Address of the project; made when there is none.")],
     name: Annotated[str | None, typer.Option(help="Name of a project that is made.")] = None,
     format_: Annotated[
@@ -38,21 +43,62 @@ def import_command(
         Literal["prompt", "topic"], typer.Option(help="Hold out single prompts or whole topics (then 0.2 unless said).")
     ] = "prompt",
     skip_invalid: Annotated[bool, typer.Option(help="Import the good lines and list the bad ones.")] = False,
+    ai_judge: Annotated[bool, typer.Option(help="The judgments in these files are an AI judge's.")] = False,
+    only_preview: Annotated[
+        bool, typer.Option("--preview", help="Show what would become of the files, and write nothing.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Import without asking after the preview.")] = False,
 ) -> None:
     """Bring prompts, pairs, judgments and demonstrations into a project. Running it again adds nothing twice.
 
-    Formats and fields are described in docs/import.md. A bad line is named with its number and reason, and then nothing
-    is written, unless --skip-invalid is given.
+    Formats and fields are described in docs/import.md. A preview comes first; at a terminal you are asked whether to go
+    on. A bad line is named with its number and reason, and then nothing is written, unless --skip-invalid is given.
     """
     if format_ is not None and format_ not in FORMATS:
         raise InvalidInput(f"There is no format {format_}.", f"Formats are: {', '.join(FORMATS)}.")
     share = heldout_share if heldout_share is not None else (0.2 if split_by == "topic" else 0.0)
-    options = ImportOptions(format_, source, skip_invalid, share, split_by)
+    options = ImportOptions(format_, source, skip_invalid, share, split_by, ai_judge)
     files = find_files(paths)
-    with command_session(Settings()) as session, _bars() as progress:
+    asks = is_terminal() and not yes
+    if only_preview or asks:
+        # In a transaction of its own: nothing waits for the person who reads it.
+        with command_session(Settings()) as session:
+            target = service.project_for_import(session, project, name, actor_id=None)
+            stops = _planned(session, target, files, options, show=True).stops(options)
+            session.rollback()
+        if only_preview or (not stops and not typer.confirm("Import this?")):
+            typer.echo("Nothing was written.")
+            return
+    with command_session(Settings()) as session:
         target = service.project_for_import(session, project, name, actor_id=None)
-        report = service.import_files(session, target, files, options, progress=progress)
+        planned = _planned(session, target, files, options, show=not asks)
+        with _bars() as progress:
+            report = service.carry_out(session, target, planned, options, progress=progress)
     _show(report, project)
+
+
+def is_terminal() -> bool:
+    """Whether somebody is there to be asked."""
+    return sys.stdin.isatty()
+
+
+def _planned(session: Session, target: Project, files: list[ImportFile], options: ImportOptions, *, show: bool) -> Plan:
+    """The plan of an import, shown if it was not before."""
+    with _bars() as progress:
+        planned = service.plan(session, target, files, options, progress=progress)
+    if show:
+        _show_preview(preview(planned))
+    return planned
+
+
+def undo_command(
+    number: Annotated[int, typer.Argument(help="Of the import; it was printed after it, and stands on the Data page.")],
+    project: Annotated[str, typer.Option(help="Address of the project.")],
+) -> None:
+    """Withdraw what an import added. Nothing is deleted, and the files can be imported again."""
+    with command_session(Settings()) as session:
+        done = undo.undo(session, _project(session, project), number)
+    Console().print(f"Import {number} was undone. {done.describe()}", soft_wrap=True, highlight=False)
 
 
 def export_command(
@@ -70,9 +116,7 @@ def export_command(
     """
     wanted = export.parse_columns(columns)
     with command_session(Settings()) as session, _bars() as progress:
-        target = queries.project_by_slug(session, project)
-        if target is None:
-            raise NotFound(f"There is no project {project}.", "Its address is the last part of the project page's URL.")
+        target = _project(session, project)
         if kind == "demonstrations":
             n = export.write_demonstrations(session, target, output, split=split, columns=wanted, progress=progress)
             done = f"{n:,} demonstrations."
@@ -80,6 +124,13 @@ def export_command(
             counts = export.write_preferences(session, target, output, split=split, columns=wanted, progress=progress)
             done = counts.describe()
     Console().print(f"{done} Written to {output}.", soft_wrap=True)
+
+
+def _project(session: Session, slug: str) -> Project:
+    found = queries.project_by_slug(session, slug)
+    if found is None:
+        raise NotFound(f"There is no project {slug}.", "Its address is the last part of the project page's URL.")
+    return found
 
 
 @contextmanager
@@ -97,11 +148,27 @@ def _bars() -> Iterator[Report]:
         yield show
 
 
+def _show_preview(shown: Preview) -> None:
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    for file in shown.files:
+        console.print(f"{file.name}: {file.lines:,} lines, format {file.format}. What becomes of the first:")
+        for row in file.rows:
+            console.print(
+                f"  {place(file.name, row.line)}: {f'Refused: {row.refused}' if row.refused else row.becomes}"
+            )
+            for name, text in row.texts:
+                console.print(f"    {name}: {text!r}")  # nothing of it may steer the terminal
+    adds = ", ".join(f"{shown.adds[what]:,} {what}" for what in WHAT)
+    console.print(f"New: {adds}. Refused: {len(shown.problems):,} lines.")
+    for note in shown.notes:
+        console.print(note)
+
+
 def _show(report: ImportReport, project: str) -> None:
     console = Console(soft_wrap=True, highlight=False, markup=False)
     for file in report.files:
         console.print(f"{file.name}: {len(file.records) + len(file.problems):,} lines, format {file.format}")
-    for what in ("prompts", "comparisons", "judgments", "demonstrations"):
+    for what in WHAT:
         console.print(f"{what}: {report.added[what]:,} added, {report.present[what]:,} were there already")
     console.print(f"labelers: {report.added['labelers']:,} new; held-out prompts in {project}: {report.heldout:,}")
     states = ", ".join(f"{n:,} {state.replace('_', ' ')}" for state, n in sorted(report.states.items()))
@@ -109,9 +176,12 @@ def _show(report: ImportReport, project: str) -> None:
     if report.demonstrations:
         states = ", ".join(f"{n:,} {state}" for state, n in sorted(report.demonstrations.items()))
         console.print(f"demonstrations of {project} now: {states}")
-    for note in report.notes:
-        console.print(note)
     if report.skipped:
         console.print(f"{len(report.skipped):,} lines were skipped:")
         for problem in report.skipped:
             console.print(f"  {problem}")
+        if more := len(report.skipped) - len(report.skipped.kept):
+            console.print(f"  and {more:,} more")
+    if report.import_id is not None:
+        undo_by = f"prefloop undo-import {report.import_id} --project {project}"
+        console.print(f"This was import {report.import_id}. To take it back: {undo_by}")

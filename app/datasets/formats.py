@@ -1,330 +1,89 @@
-"""The formats of import files: which keys a line has, and what it becomes. Documented in docs/import.md.
+"""The formats of import files: which fields a line has, and what it becomes. Documented in docs/import.md.
 
 Fields a format does not know are left out of the import and named in its report: data sets carry columns of their own,
-and refusing them would make people edit files that are fine.
+and refusing them would make people edit files that are fine. A format that was only guessed refuses a line whose other
+fields say that it is something else.
 """
 
-import hashlib
-from abc import abstractmethod
+import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
-
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-
-from app.datasets.records import DemonstrationRecord, JudgmentRecord, PairRecord, PromptRecord, Record
-from app.datasets.transcripts import Turns, join_runs, turns_of
-from app.errors import PrefloopError
-from app.prompts.service import check_messages
-
-SIDES = {"a": -1, "tie": 0, "b": 1}
-
-
-def _storable(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("holds a NUL character, which the database cannot store")
-    return text
-
-
-def _not_blank(text: str) -> str:
-    if not text.strip():
-        raise ValueError("is empty")
-    return text
-
-
-def _conversation(value: object) -> list[dict[str, str]]:
-    """A plain string is the user's one message."""
-    messages = [{"role": "user", "content": value}] if isinstance(value, str) else value
-    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-        raise ValueError("must be a string or a list of messages with role and content")
-    if not all(isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages):
-        raise ValueError("holds a message without a role or content, or one that is not a string")
-    kept = [{"role": m["role"], "content": _storable(m["content"])} for m in messages]
-    try:
-        check_messages(kept)
-    except PrefloopError as error:
-        raise ValueError(error.message) from error
-    return kept
-
-
-def _answer(value: object) -> str:
-    """An assistant's answer: a string, or the one message of a list."""
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
-        message = value[0]
-        if message.get("role") == "assistant":
-            value = message.get("content")
-    if not isinstance(value, str):
-        raise ValueError("must be a string or a list of one assistant message")
-    return _not_blank(_storable(value))
-
-
-def _side(value: object) -> int:
-    if isinstance(value, str) and value.strip().lower() in SIDES:
-        return SIDES[value.strip().lower()]
-    raise ValueError('must be "A", "B" or "tie"')
-
-
-Text = Annotated[str, AfterValidator(_storable)]
-Name = Annotated[str, Field(max_length=200), AfterValidator(_storable), AfterValidator(_not_blank)]
-Filled = Annotated[Text, AfterValidator(_not_blank)]
-Conversation = Annotated[list[dict[str, str]], BeforeValidator(_conversation)]
-Choice = Annotated[int, BeforeValidator(_side)]
-# As far as any scale goes; a rubric with fewer steps refuses the rest.
-Preference = Annotated[int, Field(ge=-4, le=4, strict=True)]
-# Data sets name their items by numbers as often as by words.
-PairId = Annotated[Name, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
-
-
-class Line(BaseModel):
-    model_config = ConfigDict(extra="ignore", populate_by_name=True)
-
-    @classmethod
-    def known_fields(cls) -> frozenset[str]:
-        aliases = {field.alias for field in cls.model_fields.values() if field.alias}
-        return frozenset(cls.model_fields) | aliases
-
-    @abstractmethod
-    def record(self, source: str) -> Record:
-        """What the line says; `source` names the labeler and the responses' origin where the line does not."""
-
-
-class Tags(Line):
-    """The slice tags a prompt may carry, at the top of the line or in an object called `tags`."""
-
-    domain: Text = ""
-    topic: Text = ""  # another word for domain
-    difficulty: Literal["easy", "hard", "adversarial"] = "easy"
-    safety_category: Text | None = None
-    split: Literal["train", "heldout", "regression", "calibration"] | None = None
-    tags: dict[str, Any] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _lift_tags(cls, values: object) -> object:
-        if isinstance(values, dict) and isinstance(values.get("tags"), dict):
-            known = {
-                name: values["tags"][name]
-                for name in ("domain", "topic", "difficulty", "safety_category", "split")
-                if name in values["tags"]
-            }
-            return known | values
-        return values
-
-    def _prompt(self, messages: list[dict[str, str]]) -> PromptRecord:
-        domain = self.domain or self.topic
-        return PromptRecord(messages, self.split, domain, self.difficulty, self.safety_category or None)
-
-
-class Answer(Line):
-    """A choice or a preference, with what else is known about the judgment."""
-
-    choice: Choice | None = None
-    preference: Preference | None = None
-    rationale: Text = ""
-    submitted_at: datetime | None = None
-    duration_ms: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-
-    @model_validator(mode="after")
-    def _agree(self) -> "Answer":
-        if self.choice is not None and self.preference is not None and _sign(self.preference) != self.choice:
-            raise ValueError("choice and preference name different sides (a preference above 0 means B)")
-        return self
-
-    def _judgment(self, labeler: str, pair_id: str | None = None) -> JudgmentRecord | None:
-        if self.choice is None and self.preference is None:
-            return None
-        side = _sign(self.preference) if self.preference is not None else self.choice
-        at = self.submitted_at
-        if at is not None and at.tzinfo is None:
-            at = at.replace(tzinfo=UTC)
-        assert side is not None
-        return JudgmentRecord(labeler, side, self.preference, self.rationale, at, self.duration_ms, pair_id)
-
-
-def _sign(preference: int) -> int:
-    return (preference > 0) - (preference < 0)
-
-
-class PromptLine(Tags):
-    prompt: Conversation = Field(alias="messages")
-
-    def record(self, source: str) -> Record:
-        return self._prompt(self.prompt)
-
-
-class DemonstrationLine(Tags):
-    """A prompt and the answer to imitate, or a whole conversation whose last turn it is."""
-
-    messages: Any = None
-    prompt: Any = None
-    response: Annotated[str | None, BeforeValidator(_answer)] = None
-    completion: Annotated[str | None, BeforeValidator(_answer)] = None
-    author: Name | None = None
-
-    def record(self, source: str) -> Record:
-        given = [answer for answer in (self.response, self.completion) if answer is not None]
-        before = self.prompt if self.prompt is not None else self.messages
-        if not given and isinstance(before, list) and before and isinstance(before[-1], dict):
-            if before[-1].get("role") != "assistant":
-                raise ValueError("has no response, and its messages do not end with the assistant's turn")
-            given, before = [_answer(before[-1:])], before[:-1]
-        if len(given) != 1 or before is None:
-            raise ValueError(
-                "must hold a prompt and one of response or completion, or messages that end with the answer"
-            )
-        return DemonstrationRecord(self._prompt(_conversation(before)), given[0], self.author or source)
-
-
-class InstructionLine(Tags):
-    """Alpaca: an instruction, perhaps with an input, and the output to imitate."""
-
-    instruction: Filled
-    input: Text = ""
-    output: Filled
-
-    def record(self, source: str) -> Record:
-        return DemonstrationRecord(self._prompt(_instruction(self.instruction, self.input)), self.output, source)
-
-
-def _instruction(instruction: str, given: str) -> list[dict[str, str]]:
-    return _conversation(f"{instruction}\n\n{given}" if given.strip() else instruction)
-
-
-class JudgmentLine(Answer):
-    pair_id: PairId
-    labeler: Name
-
-    def record(self, source: str) -> Record:
-        judgment = self._judgment(self.labeler, self.pair_id)
-        if judgment is None:
-            raise ValueError("has neither a choice nor a preference")
-        return judgment
-
-
-class _Pair(Tags, Answer):
-    """Two responses, and the judgments written beside them."""
-
-    # May be empty: models do answer nothing, and people judge that.
-    response_a: Text
-    response_b: Text
-    pair_id: PairId | None = None
-    model_a: Text = ""
-    model_b: Text = ""
-    labeler: Name | None = None
-    choices: dict[Name, Choice] | None = None  # labeler: choice
-    # By which labelers are to be measured. Not `gold`: data sets call so what they know of all their pairs.
-    known_answer: Preference | None = None
-
-    @abstractmethod
-    def _messages(self) -> list[dict[str, str]]:
-        """The conversation both responses answer."""
-
-    def _models(self) -> tuple[str, str]:
-        return self.model_a, self.model_b
-
-    def record(self, source: str) -> Record:
-        own = self._judgment(self.labeler or source)
-        judgments = [JudgmentRecord(labeler, side) for labeler, side in (self.choices or {}).items()]
-        model_a, model_b = self._models()
-        return PairRecord(
-            self._prompt(self._messages()),
-            self.response_a,
-            self.response_b,
-            pair_id=self.pair_id,
-            source_a=model_a or source,
-            source_b=model_b or source,
-            judgments=tuple([own, *judgments] if own else judgments),
-            gold=self.known_answer,
-        )
-
-
-class PairLine(_Pair):
-    prompt: Conversation = Field(alias="messages")
-
-    def _messages(self) -> list[dict[str, str]]:
-        return self.prompt
-
-
-class ArgumentLine(_Pair):
-    """UKPConvArg: which of two arguments for the same side of a debate convinces more."""
-
-    prompt: Filled
-    stance: Filled
-
-    def _messages(self) -> list[dict[str, str]]:
-        return _conversation(f"{self.prompt}\n\nArgue for this side: {self.stance}")
-
-
-class PandaLine(_Pair):
-    """PandaLM: an instruction with an input, the two models' names in one field, choices by annotator."""
-
-    instruction: Filled
-    input: Text = ""
-    models: Text = ""
-    pair_id: PairId | None = Field(None, alias="id")
-
-    def _messages(self) -> list[dict[str, str]]:
-        return _instruction(self.instruction, self.input)
-
-    def _models(self) -> tuple[str, str]:
-        first, _, second = self.models.partition("_")
-        return (first, second) if second and "_" not in second else (self.model_a, self.model_b)
-
-
-class TranscriptLine(Tags):
-    """HH-RLHF: two transcripts that part at the last assistant turn; or TRL's prompt, chosen and rejected."""
-
-    chosen: Any
-    rejected: Any
-    prompt: Any = None
-    labeler: Name | None = None
-
-    def record(self, source: str) -> Record:
-        start = turns_of(self.prompt, "user") if self.prompt is not None else ()
-        # With a prompt beside it, a plain string is the response alone, not a transcript.
-        whole = None if self.prompt is None else "assistant"
-        chosen, rejected = (start + turns_of(value, whole) for value in (self.chosen, self.rejected))
-        conversation = _shared(chosen, rejected)
-        good, bad = _storable(chosen[-1][1]), _storable(rejected[-1][1])
-        if good == bad:
-            raise ValueError("chosen and rejected end in the same response")
-        prompt = self._prompt(
-            _conversation([{"role": role, "content": text} for role, text in join_runs(conversation)])
-        )
-        # Which response becomes A depends on the texts alone: not on which was chosen, nor on the order of the lines.
-        a, b = sorted((good, bad), key=lambda text: hashlib.sha256(f"{prompt.digest}\0{text}".encode()).digest())
-        judgment = JudgmentRecord(self.labeler or source, side=-1 if a == good else 1)
-        return PairRecord(prompt, a, b, source_a=source, source_b=source, judgments=(judgment,))
-
-
-def _shared(chosen: Turns, rejected: Turns) -> Turns:
-    """The conversation both transcripts have before their last assistant turn."""
-    for name, turns in (("chosen", chosen), ("rejected", rejected)):
-        if not turns or turns[-1][0] != "assistant":
-            raise ValueError(f"{name} does not end with an assistant turn")
-    if chosen[:-1] != rejected[:-1]:
-        pairs = zip(chosen, rejected, strict=False)
-        parting = next((n for n, (c, r) in enumerate(pairs, 1) if c != r), min(len(chosen), len(rejected)))
-        raise ValueError(
-            f"chosen ({len(chosen)} turns) and rejected ({len(rejected)} turns) part at turn {parting}, before their "
-            "last assistant turn, so they do not answer the same conversation"
-        )
-    return chosen[:-1]
+from dataclasses import dataclass, field
+
+from app.datasets.fields import Line, is_missing
+from app.datasets.lines import (
+    DemonstrationLine,
+    InstructionLine,
+    JudgmentLine,
+    PairLine,
+    PromptLine,
+    RatedLine,
+    UnpairedLine,
+    is_thumb,
+)
+from app.datasets.public_lines import (
+    ArgumentLine,
+    HelpSteerPairLine,
+    NectarLine,
+    PandaLine,
+    RankingLine,
+    ShareGPTLine,
+    TranscriptLine,
+    UltraFeedbackLine,
+)
+from app.datasets.records import Record
+
+Values = Mapping[str, object]
+Read = tuple[list[Record], list[str]]  # the records, and what a person may not expect of them
 
 
 @dataclass(frozen=True)
 class Format:
-    """A format: a line has at least the keys of one of `keys`."""
+    """line: its fields. keys: alternatives by which a line is known; all of one must be there.
+
+    about: for people. fits: what else must be true of a line to be known by its keys. unlike: fields that a line has
+    only if the format was guessed wrongly, with what it is then.
+    """
 
     line: type[Line]
     keys: tuple[frozenset[str], ...]
     about: str
+    fits: Callable[[Values], bool] = lambda _: True
+    unlike: Mapping[str, str] = field(default_factory=dict)
 
 
 def _keys(*alternatives: str) -> tuple[frozenset[str], ...]:
     return tuple(frozenset(keys.split()) for keys in alternatives)
 
+
+def _has_thumb(values: Values) -> bool:
+    return is_thumb(values["label"])
+
+
+def _is_list_of(name: str, *keys: str) -> Callable[[Values], bool]:
+    def fits(values: Values) -> bool:
+        items = values[name]
+        return isinstance(items, list) and bool(items) and isinstance(items[0], dict) and items[0].keys() >= {*keys}
+
+    return fits
+
+
+def _is_ranked(values: Values) -> bool:
+    items = next(values[name] for name in _LISTS if name in values)
+    first = items[0] if isinstance(items, list) and items else None
+    inside = isinstance(first, dict) and bool(first.keys() & {"rank", "score", "rating"})
+    return inside or isinstance(values.get("ranks"), list) or isinstance(values.get("scores"), list)
+
+
+_RATED = "it is a rated response and no answer to imitate; choose the format rated, or demonstrations to imitate all"
+_ANSWERED = "it is no prompt alone; choose the format prompts to take the prompts and leave out the rest"
+_RATINGS = dict.fromkeys(("score", "rating", "reward", "helpfulness", "overall_score"), _RATED)
+_ANSWERS = dict.fromkeys(
+    "chosen rejected response responses response_a response_b completion completions answer answers output label "
+    "labels score rating".split(),
+    _ANSWERED,
+)
+
+_LISTS = ("answers", "responses", "completions")
 
 # The most telling keys first: a file's format is the first whose keys its first line has.
 FORMATS: Mapping[str, Format] = {
@@ -342,23 +101,71 @@ FORMATS: Mapping[str, Format] = {
         "prompt, response_a, response_b; perhaps pair_id, choice or preference, labeler, choices",
     ),
     "preferences": Format(
-        TranscriptLine, _keys("chosen rejected"), "chosen, rejected: HH-RLHF transcripts, or messages beside a prompt"
+        TranscriptLine,
+        _keys("chosen rejected"),
+        "HH-RLHF, TRL: chosen, rejected; perhaps a prompt",
     ),
-    "judgments": Format(JudgmentLine, _keys("pair_id labeler"), "pair_id, labeler, choice or preference"),
+    "helpsteer-pairs": Format(
+        HelpSteerPairLine,
+        _keys("context response1 response2 overall_preference", "prompt response_1 response_2 preference_strength"),
+        "HelpSteer3: context, response1, response2, overall_preference",
+    ),
+    "ultrafeedback": Format(
+        UltraFeedbackLine,
+        _keys("instruction completions"),
+        "UltraFeedback: instruction, completions with annotations",
+        _is_list_of("completions", "response", "annotations"),
+    ),
+    "nectar": Format(
+        NectarLine,
+        _keys("prompt answers"),
+        "Nectar: prompt, answers with answer, model and rank",
+        _is_list_of("answers", "answer", "rank", "model"),
+    ),
+    "rankings": Format(
+        RankingLine,
+        _keys(*(" ".join(keys) for keys in itertools.product(("prompt", "messages"), _LISTS))),
+        "prompt, responses (a list), ranks or scores (a list, or in each response)",
+        _is_ranked,
+    ),
+    "judgments": Format(
+        JudgmentLine, _keys("pair_id labeler", "pair_id judge"), "pair_id, labeler or judge, choice or preference"
+    ),
+    "unpaired": Format(
+        UnpairedLine,
+        _keys("prompt completion label", "prompt response label", "messages label"),
+        "TRL: prompt, completion, label (a thumb up or down)",
+        _has_thumb,
+    ),
+    "rated": Format(
+        RatedLine,
+        _keys("prompt response helpfulness"),
+        "HelpSteer: prompt, response, helpfulness (or score, rating)",
+    ),
     "demonstrations": Format(
         DemonstrationLine,
         _keys("prompt response", "prompt completion", "messages response", "messages completion"),
         "prompt and response (or completion), or messages that end with the answer",
+        unlike=_RATINGS,
     ),
-    "instructions": Format(InstructionLine, _keys("instruction output"), "Alpaca: instruction, input, output"),
-    "prompts": Format(PromptLine, _keys("prompt", "messages"), "prompt (a string or messages), split and tags"),
+    "sharegpt": Format(ShareGPTLine, _keys("conversations"), "ShareGPT: conversations of from and value"),
+    "instructions": Format(
+        InstructionLine,
+        _keys("instruction output"),
+        "Alpaca: instruction, input, output",
+        unlike=_RATINGS,
+    ),
+    "prompts": Format(
+        PromptLine, _keys("prompt", "messages"), "prompt (a string or messages), split and tags", unlike=_ANSWERS
+    ),
 }
 
 
-def detect(line: Mapping[str, object]) -> str | None:
+def detect(line: Values) -> str | None:
     """The format whose keys this line has, or none."""
-    present = line.keys()
-    found = next((name for name, f in FORMATS.items() if any(keys <= present for keys in f.keys)), None)
+    present = {name for name, value in line.items() if not is_missing(value)}
+    fitting = (name for name, f in FORMATS.items() if any(keys <= present for keys in f.keys) and f.fits(line))
+    found = next(fitting, None)
     messages = line.get("messages")
     if found == "prompts" and isinstance(messages, list) and messages and isinstance(messages[-1], dict):
         # A conversation with its answer is no prompt.
@@ -366,7 +173,16 @@ def detect(line: Mapping[str, object]) -> str | None:
     return found
 
 
-def parser(name: str, source: str) -> Callable[[dict[str, object]], Record]:
-    """A function from a line's object to its record. It raises ValueError (pydantic's included) for a bad line."""
-    line = FORMATS[name].line
-    return lambda values: line.model_validate(values).record(source)
+def parser(name: str, source: str, *, guessed: bool) -> Callable[[Values], Read]:
+    """A function from a line's object to what it says. It raises ValueError (pydantic's included) for a bad line."""
+    format_ = FORMATS[name]
+
+    def parse(values: Values) -> Read:
+        if guessed:
+            for key in sorted(values.keys() & format_.unlike.keys()):
+                if not is_missing(values[key]):
+                    raise ValueError(f"was taken for the format {name}, but has the field {key}: {format_.unlike[key]}")
+        told: list[str] = []
+        return format_.line.model_validate(values).records(source, told), told
+
+    return parse

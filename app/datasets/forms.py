@@ -8,6 +8,7 @@ from app.datasets.export import Kind
 from app.datasets.formats import FORMATS
 from app.datasets.service import ImportOptions
 from app.errors import InvalidInput
+from app.typed import CleanLine
 
 
 def _empty_is_none(value: object) -> object:
@@ -18,15 +19,26 @@ class ImportForm(BaseModel):
     """The options beside the uploaded files. Empty means: find out, or the default."""
 
     format: Annotated[str | None, BeforeValidator(_empty_is_none)] = None
-    source: Annotated[str | None, Field(max_length=200), BeforeValidator(_empty_is_none)] = None
+    source: Annotated[Annotated[CleanLine, Field(max_length=200)] | None, BeforeValidator(_empty_is_none)] = None
     heldout_percent: Annotated[float, Field(ge=0, le=100)] = 0.0
     split_by: Literal["prompt", "topic"] = "prompt"
     skip_invalid: bool = False
+    ai_judge: bool = False
+    previewed: Annotated[str, Field(max_length=64)] = ""  # by which the files and options of the preview are known
 
-    def options(self) -> ImportOptions:
+    def options(self, max_bytes: int) -> ImportOptions:
+        """max_bytes: that the files may hold after unpacking."""
         if self.format is not None and self.format not in FORMATS:
             raise InvalidInput(f"There is no format {self.format}.", f"Formats are: {', '.join(FORMATS)}.")
-        return ImportOptions(self.format, self.source, self.skip_invalid, self.heldout_percent / 100, self.split_by)
+        return ImportOptions(
+            self.format,
+            self.source,
+            self.skip_invalid,
+            self.heldout_percent / 100,
+            self.split_by,
+            self.ai_judge,
+            max_bytes,
+        )
 
 
 class ExportQuery(BaseModel):

@@ -8,7 +8,8 @@ from sqlalchemy import ARRAY, BigInteger, ColumnElement, Text, any_, case, func,
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.orm import Session, aliased
 
-from app.datasets.checking import Known, StoredPair
+from app.datasets.checking import Known, Said, StoredPair
+from app.datasets.records import Labeler
 from app.models import Adjudication, Comparison, Completion, Demonstration, Judgment, Project, Prompt, User
 from app.models.prompt import WITHDRAWN
 
@@ -30,11 +31,11 @@ def known(session: Session, project_id: int) -> Known:
     imported = (Comparison.project_id == project_id, Comparison.digest.is_not(None))
     columns = select(Comparison.digest, Comparison.id, Comparison.rubric_id, Comparison.gold, Comparison.external_id)
     comparisons = session.execute(columns.where(*imported))
-    preferences = (
-        select(Comparison.digest, User.name, Judgment.preference)
+    judgments = (
+        select(Comparison.digest, User.name, User.kind, Judgment.preference, Judgment.rationale, Judgment.aspects)
         .join(Judgment, Judgment.comparison_id == Comparison.id)
         .join(User, User.id == Judgment.labeler_id)
-        .where(*imported, User.kind == "imported", Judgment.superseded_at.is_(None))
+        .where(*imported, *_came_with_data(), Judgment.superseded_at.is_(None))
     )
     found = Known(prompt_splits=dict(session.execute(splits).all()))
     by_pair_id: defaultdict[str, list[str]] = defaultdict(list)
@@ -48,10 +49,17 @@ def known(session: Session, project_id: int) -> Known:
     found.demonstrations = {
         (prompt, text) for prompt, text in session.execute(demonstrations.where(Demonstration.project_id == project_id))
     }
-    found.preferences = {
-        (str(digest), name): said for digest, name, said in session.execute(preferences) if said is not None
+    found.judgments = {
+        (str(digest), Labeler(name, kind)): Said(said, rationale, aspects)
+        for digest, name, kind, said, rationale, aspects in session.execute(judgments)
+        if said is not None
     }
     return found
+
+
+def _came_with_data() -> tuple[ColumnElement[bool], ...]:
+    """Labelers that an import made: people of the data set's, and AI judges, none of whom can sign in."""
+    return User.kind.in_(("imported", "ai_judge")), User.email.is_(None)
 
 
 class StoredPrompt(NamedTuple):
@@ -80,15 +88,15 @@ def imported_completions(session: Session, prompt_ids: Sequence[int]) -> Iterato
         yield (prompt_id, source, text), id_
 
 
-def imported_labelers(session: Session, project_id: int) -> dict[str, int]:
-    """Ids by name of the imported labelers who have judged in this project."""
+def imported_labelers(session: Session, project_id: int) -> dict[Labeler, int]:
+    """Ids of the imported labelers who have judged in this project."""
     judged = (
         select(Judgment.labeler_id)
         .join(Comparison, Comparison.id == Judgment.comparison_id)
         .where(Comparison.project_id == project_id)
     )
-    found = select(User.name, User.id).where(User.kind == "imported", User.id.in_(judged))
-    return dict(session.execute(found).all())
+    found = select(User.name, User.kind, User.id).where(*_came_with_data(), User.id.in_(judged))
+    return {Labeler(name, kind): id_ for name, kind, id_ in session.execute(found)}
 
 
 def add_rows(session: Session, table: type[Any], rows: Sequence[dict[str, Any]]) -> list[int]:
@@ -96,6 +104,14 @@ def add_rows(session: Session, table: type[Any], rows: Sequence[dict[str, Any]])
     if not rows:
         return []
     return list(session.scalars(insert(table).returning(table.id, sort_by_parameter_order=True), rows))
+
+
+def overlaps(session: Session, ids: Sequence[int]) -> dict[int, int]:
+    """How many judgments these comparisons want, by id."""
+    found = select(Comparison.id, Comparison.overlap).where(
+        Comparison.id == any_(literal(list(ids), ARRAY(BigInteger)))
+    )
+    return dict(session.execute(found).all())
 
 
 def make_room(session: Session, wanted: dict[int, int]) -> None:

@@ -1,26 +1,43 @@
-"""Import files, read line by line into records; a bad line becomes a problem with its number and reason."""
+"""Import files, read row by row into records; a bad row becomes a problem with its number and reason."""
 
-import gzip
-import zlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 from pydantic import ValidationError
-from pydantic_core import from_json
 
+from app.datasets.containers import Bounds, check_fields, rows
 from app.datasets.formats import FORMATS, detect, parser
-from app.datasets.records import Record
+from app.datasets.records import Rated, RatedRecord, Record, ranked_pairs
+from app.datasets.transcripts import HALF_CHARACTER
 from app.errors import InvalidInput
+from app.typed import one_line
 
-# Longer than any conversation a model takes; a file without line breaks must not fill the memory.
-MAX_LINE = 16 << 20
-PROGRESS_EVERY = 500  # lines
+ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+MAX_PROBLEMS = 1000  # that are kept and shown; the rest is counted
+MAX_REASON = 500
+MAX_NAMES = 100  # of ignored fields a file, and of what else is told of it
+MAX_NAME = 80
+# A file's or its folder's name that says which split it is.
+_SPLIT = re.compile(r"(?:^|[-_./])(train|test|validation|valid|val|dev|eval)(?=$|[-_./])")
+# Of HF `datasets`: what describes the data beside it.
+_NOT_DATA = ("dataset_info.json", "dataset_dict.json", "state.json", "dataset_infos.json")
 
 # Told how many of how many bytes (or rows) of a named stage are done.
 Progress = Callable[[str, int, int], None]
+
+
+def printable(text: str) -> str:
+    """The text as a page, a terminal and the database take it, whatever a file had in it."""
+    return "".join(character if character.isprintable() else "�" for character in text)
+
+
+def place(file: str, line: int) -> str:
+    """How people are told of a place; line 0 is the file as a whole."""
+    unit = "row" if file.endswith((".parquet", ".arrow")) else "line"
+    return f"{file}, {unit} {line}" if line else file
 
 
 @dataclass(frozen=True)
@@ -32,7 +49,27 @@ class Problem:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.file}, line {self.line}: {self.reason}" if self.line else f"{self.file}: {self.reason}"
+        return f"{place(self.file, self.line)}: {self.reason}"
+
+
+@dataclass
+class Problems:
+    """The first problems; `len` counts all of them."""
+
+    kept: list[Problem] = field(default_factory=list)
+    total: int = 0
+
+    def add(self, file: str, line: int, reason: str) -> None:
+        self.total += 1
+        if len(self.kept) < MAX_PROBLEMS:
+            shown = reason if len(reason) <= MAX_REASON else f"{reason[:MAX_REASON]}…"
+            self.kept.append(Problem(file, line, printable(shown)))
+
+    def __iter__(self) -> Iterator[Problem]:
+        return iter(self.kept)
+
+    def __len__(self) -> int:
+        return self.total
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,130 +84,176 @@ class Located:
 
 @dataclass
 class FileContent:
-    """What a file holds."""
+    """What a file holds.
+
+    ignored: fields that the format does not read, with the number of lines that have them. told: what a person may not
+    expect, with the number of lines it is true of and the first of them.
+    """
 
     name: str
     format: str
+    split: str | None = None
+    lines: int = 0
     records: list[Located] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-    ignored: Counter[str] = field(default_factory=Counter)  # field: lines that have it
+    problems: Problems = field(default_factory=Problems)
+    ignored: Counter[str] = field(default_factory=Counter)
+    told: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def tell(self, what: str, line: int) -> None:
+        what = printable(what)
+        what = what if what in self.told or len(self.told) < MAX_NAMES else "More of this kind was left out"
+        n, first = self.told.get(what, (0, line))
+        self.told[what] = n + 1, first
+
+    def ignore(self, names: set[str]) -> None:
+        for name in names:
+            name = printable(name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}…")
+            self.ignored[name if name in self.ignored or len(self.ignored) < MAX_NAMES else "(others)"] += 1
 
 
 @dataclass(frozen=True)
 class ImportFile:
-    """A file to read, under the name people know it by (an upload's path is a temporary one)."""
+    """A file to read, under the name people know it by (an upload's path is a temporary one).
+
+    folder: the name of the folder it was found in, if it was not named itself.
+    """
 
     path: Path
     name: str
+    folder: str = ""
 
     @property
     def source(self) -> str:
-        """The name without its endings, which labels what came from it."""
-        return self.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".json") or self.name
+        """The name without its endings, which labels what came from it; of a data set in parts, the folder's."""
+        if self.folder and _SPLIT.search(self.name):
+            return self.folder
+        stem = self.name.removesuffix(".gz")
+        return next((stem.removesuffix(end) for end in ENDINGS if stem.endswith(end)), stem) or self.name
+
+    @property
+    def split(self) -> str | None:
+        """What the file's name says of its prompts: those of test and validation files are held out."""
+        found = _SPLIT.findall(self.name.lower())
+        return None if not found or found[-1] == "train" else "heldout"
 
 
 def find_files(paths: list[Path]) -> list[ImportFile]:
-    """The files to import: each path itself, or of a folder its JSONL files.
+    """The files to import: each path itself, or of a folder its data files, those in folders below it included.
 
     Raises:
-        InvalidInput: a path does not exist, or a folder holds no such file.
+        InvalidInput: there is no such file, or a folder without data files.
     """
     found = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.name.endswith((".jsonl", ".jsonl.gz")))
+            inside = sorted(file for file in path.rglob("*") if _is_data(file.relative_to(path)) and file.is_file())
             if not inside:
-                raise InvalidInput(f"The folder {path} holds no .jsonl or .jsonl.gz file.")
-            found += inside
+                raise InvalidInput(f"The folder {path} holds no {', '.join(ENDINGS)} file.")
+            found += [ImportFile(file, file.relative_to(path).as_posix(), path.resolve().name) for file in inside]
         elif path.is_file():
-            found.append(path)
+            found.append(ImportFile(path, path.name))
         else:
             raise InvalidInput(f"There is no file {path}.", "Check the path.")
-    return [ImportFile(path, path.name) for path in found]
+    return found
 
 
-def read(file: ImportFile, format_: str | None, source: str | None, progress: Progress) -> FileContent:
+def _is_data(path: Path) -> bool:
+    hidden = any(part.startswith((".", "_")) for part in path.parts)
+    return not hidden and path.name not in _NOT_DATA and path.name.removesuffix(".gz").endswith(ENDINGS)
+
+
+def read(
+    file: ImportFile, format_: str | None, source: str | None, progress: Progress, bounds: Bounds | None = None
+) -> FileContent:
     """Reads a whole file; a bad line is a problem in the answer, not an error.
 
     Args:
         format_: one of FORMATS; none: found from the keys of the first line that is an object.
         source: the name for labelers and responses the lines give none; none: the file's.
+        bounds: what may be read, of all files together.
 
     Raises:
         InvalidInput: the file cannot be read, is empty, or its format is not known.
     """
-    name = format_ or _detect(file)
-    source = source or file.source
-    parse, known = parser(name, source), FORMATS[name].line.known_fields()
-    content = FileContent(file.name, name)
-    for number, line in _lines(file, progress):
+    source = one_line(source or file.source)
+    content = FileContent(file.name, format_ or "", file.split)
+    found = rows(file.path, file.name, bounds or Bounds(), lambda n, of: progress(f"reading {file.name}", n, of))
+    parse = parser(format_, source, guessed=False) if format_ else None
+    for number, values in found:
+        if values is None:
+            continue
+        content.lines += 1
         try:
-            values = _object(line)
-            content.ignored.update(values.keys() - known)
-            content.records.append(Located(parse(values), file.name, number, source))
+            if isinstance(values, ValueError):
+                raise values
+            check_fields(values)
+            if parse is None:
+                content.format = _detect(file.name, number, values)
+                parse = parser(content.format, source, guessed=True)
+            records, told = parse(values)
         except ValueError as error:
-            content.problems.append(Problem(file.name, number, _reason(error)))
+            content.problems.add(file.name, number, reason_of(error))
+            continue
+        content.ignore(FORMATS[content.format].line.ignored(values))
+        content.records += [Located(record, file.name, number, source) for record in records]
+        for what in told:
+            content.tell(what, number)
+    if not content.lines:
+        raise InvalidInput(f"{file.name} holds no lines.", "Choose a file with one JSON object on each line.")
+    if not content.format:
+        raise InvalidInput(f"{next(iter(content.problems))}.", _formats())
+    _compare_rated(content)
     return content
 
 
-def _detect(file: ImportFile) -> str:
-    first: tuple[int, str] | None = None  # the first line's number and why it does not tell the format
-    for number, line in _lines(file, lambda *_: None):
-        try:
-            values = _object(line)
-        except ValueError as error:
-            first = first or (number, _reason(error))
+def _detect(name: str, number: int, values: dict[str, object]) -> str:
+    if found := detect(values):
+        return found
+    has = printable(", ".join(sorted(values)[:20])[:MAX_REASON]) or "(none)"
+    message = f"{place(name, number)}: has the fields {has}, which fit no known format."
+    raise InvalidInput(message, _formats())
+
+
+def _formats() -> str:
+    return f"Formats are: {'; '.join(f'{name} ({format_.about})' for name, format_ in FORMATS.items())}."
+
+
+def _compare_rated(content: FileContent) -> None:
+    """Puts pairs in place of rated responses: of those to one prompt, each with each."""
+    groups: dict[tuple[str, object], list[tuple[Located, RatedRecord]]] = {}
+    others = []
+    for located in content.records:
+        if isinstance(located.record, RatedRecord):
+            key = (located.record.prompt.digest, located.record.labeler)
+            groups.setdefault(key, []).append((located, located.record))
+        else:
+            others.append(located)
+    for group in groups.values():
+        located, first = group[0]
+        rated: list[Rated] = [record.response for _, record in group]
+        if len({each.text for each in rated}) < 2:
+            content.tell(
+                "The only rated response to its prompt, with nothing to compare it to; it was left out", located.line
+            )
             continue
-        if found := detect(values):
-            return found
-        first = first or (number, f"has the fields {', '.join(sorted(values)) or '(none)'}, which fit no known format")
-        break
-    if first is None:
-        raise InvalidInput(f"{file.name} holds no lines.", "Choose a file with one JSON object on each line.")
-    formats = "; ".join(f"{name} ({format_.about})" for name, format_ in FORMATS.items())
-    raise InvalidInput(f"{file.name}, line {first[0]}: {first[1]}.", f"Formats are: {formats}.")
+        try:
+            pairs = ranked_pairs(first.prompt, rated, first.labeler)
+        except ValueError as error:
+            content.problems.add(located.file, located.line, str(error))
+            continue
+        others += [Located(pair, located.file, located.line, located.source) for pair in pairs]
+    content.records = others
 
 
-def _object(line: bytes) -> dict[str, object]:
-    values = from_json(line, allow_inf_nan=False)
-    if not isinstance(values, dict):
-        raise ValueError("is not a JSON object (write one object on each line, without a list around them)")
-    return values
-
-
-def _lines(file: ImportFile, progress: Progress) -> Iterator[tuple[int, bytes]]:
-    """The numbered lines that are not blank; gzip is known by its first bytes, not by the name."""
-    total = file.path.stat().st_size
-    try:
-        with file.path.open("rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            lines: BinaryIO = gzip.GzipFile(fileobj=raw) if packed else raw  # type: ignore[assignment]
-            number = 0
-            while line := lines.readline(MAX_LINE + 1):
-                number += 1
-                if len(line) > MAX_LINE:
-                    raise InvalidInput(f"{file.name}, line {number} is longer than {MAX_LINE >> 20} MB.")
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")  # the byte-order mark some editors write
-                if line.strip():
-                    yield number, line
-                if number % PROGRESS_EVERY == 0:
-                    progress(f"reading {file.name}", raw.tell(), total)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InvalidInput(
-            f"{file.name} cannot be read: {error}.", "Is the file complete? Copy or download it again."
-        ) from error
-    progress(f"reading {file.name}", total, total)
-
-
-def _reason(error: ValueError) -> str:
+def reason_of(error: ValueError) -> str:
     """Our own words of an error, or pydantic's, by field."""
+    if isinstance(error, UnicodeEncodeError):
+        return HALF_CHARACTER
     if not isinstance(error, ValidationError):
         return str(error)
     reasons = []
-    for detail in error.errors(include_url=False)[:3]:
-        where = ".".join(str(part) for part in detail["loc"])
+    for detail in error.errors(include_url=False, include_input=False)[:3]:
+        where = ".".join(str(part)[:MAX_NAME] for part in detail["loc"])
         said = detail["msg"].removeprefix("Value error, ")
         reasons.append(f"{where}: {said}" if where else said)
     return "; ".join(reasons)

@@ -1,10 +1,23 @@
 """What a line of an import file says, whatever its format: a prompt, a pair, a judgment on one, or a demonstration."""
 
 import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 
 from app.prompts.service import Messages, digest
+
+MAX_RANKED = 20  # responses to one prompt: they make 190 pairs
+
+
+class Labeler(NamedTuple):
+    """Whoever judged: a person of the data set's (imported), or an AI judge (ai_judge). Each name of a kind is one."""
+
+    name: str
+    kind: str = "imported"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,20 +37,27 @@ class PromptRecord:
 
 @dataclass(frozen=True, slots=True)
 class JudgmentRecord:
-    """One answer. Either `preference` on the rubric's scale (below 0 A, above 0 B), or `side`: -1 A, 0 tie, 1 B."""
+    """One answer. Either `preference` on the rubric's scale (below 0 A, above 0 B), or `side`: -1 A, 0 tie, 1 B.
 
-    labeler: str
+    aspects: sides by the name of an aspect, or preferences if the answer as a whole has one.
+    """
+
+    labeler: Labeler
     side: int
     preference: int | None = None
     rationale: str = ""
     submitted_at: datetime | None = None
     duration_ms: int | None = None
     pair_id: str | None = None
+    aspects: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class PairRecord:
-    """A prompt and two responses, with the judgments its line holds. Sources are model names, where they are known."""
+    """A prompt and two responses, with the judgments its line holds. Sources are model names, where they are known.
+
+    ranking: names the ranking of several responses that the pair is part of.
+    """
 
     prompt: PromptRecord
     response_a: str
@@ -47,6 +67,7 @@ class PairRecord:
     source_b: str = ""
     judgments: tuple[JudgmentRecord, ...] = field(default=())
     gold: int | None = None
+    ranking: str | None = None
 
     @property
     def digest(self) -> str:
@@ -73,4 +94,63 @@ class DemonstrationRecord:
         return self.prompt.digest, self.digest
 
 
-Record = PromptRecord | PairRecord | JudgmentRecord | DemonstrationRecord
+class Rated(NamedTuple):
+    """A response and how good somebody found it, as a whole and by aspect; more is better."""
+
+    text: str
+    source: str
+    rating: float
+    aspects: Mapping[str, float] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class RatedRecord:
+    """One rated response of a line. Those to one prompt are compared with each other: see `ranked_pairs`."""
+
+    prompt: PromptRecord
+    response: Rated
+    labeler: Labeler
+
+
+Record = PromptRecord | PairRecord | JudgmentRecord | DemonstrationRecord | RatedRecord
+
+
+def in_fixed_order(prompt: PromptRecord, first: str, second: str) -> tuple[str, str]:
+    """Which of two responses becomes A: by the texts alone, not by which is better, nor by the order of the lines."""
+    known = prompt.digest
+    a, b = sorted((first, second), key=lambda text: hashlib.sha256(f"{known}\0{text}".encode()).digest())
+    return a, b
+
+
+def ranked_pairs(prompt: PromptRecord, responses: Iterable[Rated], labeler: Labeler) -> list[PairRecord]:
+    """The judgments that an order of k responses says: k (k - 1) / 2 pairs, ties where two are rated alike.
+
+    A text that comes twice is taken once, with its best rating.
+
+    Raises:
+        ValueError: fewer than two different responses, or too many.
+    """
+    best: dict[str, Rated] = {}
+    for each in responses:
+        if each.text not in best or each.rating > best[each.text].rating:
+            best[each.text] = each
+    if len(best) < 2:
+        raise ValueError("holds fewer than two different rated responses, so nothing is compared")
+    if len(best) > MAX_RANKED:
+        raise ValueError(f"holds {len(best)} rated responses; at most {MAX_RANKED} are compared with each other")
+    name = _name_of(prompt, list(best)) if len(best) > 2 else None
+    pairs = []
+    for texts in itertools.combinations(best, 2):
+        a, b = (best[text] for text in in_fixed_order(prompt, *texts))
+        aspects = {name: _side(a.aspects[name], b.aspects[name]) for name in a.aspects if name in b.aspects}
+        judgment = JudgmentRecord(labeler, side=_side(a.rating, b.rating), aspects=aspects)
+        pairs.append(PairRecord(prompt, a.text, b.text, None, a.source, b.source, (judgment,), ranking=name))
+    return pairs
+
+
+def _side(a: float, b: float) -> int:
+    return (b > a) - (b < a)
+
+
+def _name_of(prompt: PromptRecord, texts: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps([prompt.digest, *sorted(texts)]).encode()).hexdigest()

@@ -1,35 +1,42 @@
-"""The data page: what the project holds, importing files and downloading the export."""
+"""The data page: what the project holds, importing files after a preview, undoing that, and downloading the export."""
 
 import contextlib
+import hashlib
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import Path as FromPath
 from fastapi.responses import FileResponse
 from pydantic import ValidationError
 from starlette.background import BackgroundTask
 from starlette.datastructures import FormData, UploadFile
 
 from app.accounts.access import AdminDep
-from app.datasets import export, queries, service
+from app.datasets import export, queries, service, undo, undo_queries
 from app.datasets.formats import FORMATS
 from app.datasets.forms import ExportQuery, ImportForm
+from app.datasets.preview import preview
 from app.datasets.reading import ImportFile
-from app.datasets.service import ImportRefused, ImportReport
+from app.datasets.service import ImportOptions, ImportRefused, ImportReport
 from app.db import SessionDep
-from app.errors import InvalidInput
+from app.errors import Conflict, InvalidInput
+from app.limits import UploadRoute
 from app.models import Project
 from app.projects.access import ProjectDep
 from app.render import page
 
-router = APIRouter(prefix="/projects/{project_slug}/data")
+router = APIRouter(prefix="/projects/{project_slug}/data", route_class=UploadRoute)
+
+ImportId = Annotated[int, FromPath(ge=0, lt=2**63)]
+UNPACKED = 4  # times the largest upload: what uploaded files may hold after unpacking
 
 
 async def _sent(request: Request) -> FormData:
-    # Not a File() parameter: those are read before anything can refuse a body that is too large (app.limits).
+    # Read by now, within the limits of app.limits.
     return await request.form()
 
 
@@ -50,17 +57,9 @@ def import_files(
 
     The answer is a page and no redirect: sending the form again by a reload adds nothing twice.
     """
-    uploads = [value for value in sent.getlist("files") if isinstance(value, UploadFile) and value.filename]
-    if not uploads:
-        raise InvalidInput("No file was chosen.", "Choose one or more JSONL files, gzipped or not.")
-    try:
-        fields = {name: value for name, value in sent.items() if isinstance(value, str)}
-        options = ImportForm.model_validate(fields).options()
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InvalidInput(f"{first['loc'][0]}: {first['msg']}.", "Correct it and send the form again.") from error
-    with tempfile.TemporaryDirectory(prefix="prefloop-import-") as folder:
-        files = [_kept(upload, Path(folder) / str(n)) for n, upload in enumerate(uploads)]
+    with _uploaded(request, sent) as (form, files, options):
+        if form.previewed and form.previewed != _fingerprint(files, options):
+            raise Conflict("The files or the options are not those of the preview.", "Preview them again, then import.")
         try:
             report = service.import_files(session, project, files, options, actor_id=admin.id)
         except ImportRefused as refused:
@@ -68,11 +67,66 @@ def import_files(
     return _page(request, session, project, report=report)
 
 
+@router.post("/preview")
+def show_preview(
+    request: Request,
+    admin: AdminDep,
+    project: ProjectDep,
+    session: SessionDep,
+    sent: Annotated[FormData, Depends(_sent)],
+) -> Response:
+    """What an import of these files would do. Nothing is written."""
+    with _uploaded(request, sent) as (_, files, options):
+        planned = service.plan(session, project, files, options, lock=False)
+        shown: dict[str, Any] = {
+            "preview": preview(planned),
+            "previewed": _fingerprint(files, options),
+            "skip_invalid": options.skip_invalid,
+        }
+    if "HX-Request" in request.headers:
+        return page(request, "datasets/_preview.html", **shown)
+    return _page(request, session, project, **shown)
+
+
+@router.post("/imports/{import_id}/undo")
+def undo_import(
+    request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep, import_id: ImportId
+) -> Response:
+    undone = undo.undo(session, project, import_id, actor_id=admin.id)
+    return _page(request, session, project, undone=undone, undone_id=import_id)
+
+
+@contextlib.contextmanager
+def _uploaded(request: Request, sent: FormData) -> Iterator[tuple[ImportForm, list[ImportFile], ImportOptions]]:
+    """The form, and its files in a folder that goes with the block."""
+    uploads = [value for value in sent.getlist("files") if isinstance(value, UploadFile) and value.filename]
+    if not uploads:
+        raise InvalidInput("No file was chosen.", "Choose one or more JSONL, JSON, CSV, Parquet or Arrow files.")
+    try:
+        fields = {name: value for name, value in sent.items() if isinstance(value, str)}
+        form = ImportForm.model_validate(fields)
+        options = form.options((request.app.state.settings.max_upload_mb << 20) * UNPACKED)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InvalidInput(f"{first['loc'][0]}: {first['msg']}.", "Correct it and send the form again.") from error
+    with tempfile.TemporaryDirectory(prefix="prefloop-import-") as folder:
+        yield form, [_kept(upload, Path(folder) / str(n)) for n, upload in enumerate(uploads)], options
+
+
 def _kept(upload: UploadFile, path: Path) -> ImportFile:
     """A file of its own for the upload, whose stream may be in memory."""
     with path.open("wb") as copy:
         shutil.copyfileobj(upload.file, copy)
     return ImportFile(path, Path(upload.filename or "upload.jsonl").name)
+
+
+def _fingerprint(files: Sequence[ImportFile], options: ImportOptions) -> str:
+    """Tells whether files and options are those that were previewed."""
+    found = hashlib.sha256(repr((options, [file.name for file in files])).encode())
+    for file in files:
+        with file.path.open("rb") as content:
+            found.update(hashlib.file_digest(content, "sha256").digest())
+    return found.hexdigest()
 
 
 @router.get("/export")
@@ -93,16 +147,11 @@ def download(
     return FileResponse(folder / name, filename=name, media_type=kind, background=background)
 
 
-def _page(
-    request: Request,
-    session: SessionDep,
-    project: Project,
-    *,
-    report: ImportReport | None = None,
-    refused: ImportRefused | None = None,
-    status: int = 200,
-) -> Response:
-    problems: Sequence[object] = refused.problems if refused else report.skipped if report else ()
+def _page(request: Request, session: SessionDep, project: Project, *, status: int = 200, **shown: Any) -> Response:
+    """The data page. shown: of report, refused, preview and undone the one that there is to tell of."""
+    given = dict.fromkeys(("report", "refused", "preview", "previewed", "skip_invalid", "undone", "undone_id")) | shown
+    refused: ImportRefused | None = given["refused"]
+    report: ImportReport | None = given["report"]
     return page(
         request,
         "datasets/page.html",
@@ -111,7 +160,7 @@ def _page(
         formats=FORMATS,
         columns=export.COLUMNS,
         limit_mb=request.app.state.settings.max_upload_mb,
-        report=report,
-        refused=refused,
-        problems=problems,
+        problems=refused.problems if refused else report.skipped if report else None,
+        imports=undo_queries.recent(session, project.id),
+        **given,
     )

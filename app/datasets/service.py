@@ -1,36 +1,42 @@
-"""Importing files of prompts, pairs, judgments and demonstrations: all are checked, then written in one transaction."""
+"""Importing files: a plan of all that they bring, which can be shown first, then is written in one transaction."""
 
 import hashlib
+import itertools
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sqlalchemy.orm import Session
 
 from app.accounts.service import audit
 from app.datasets import queries
-from app.datasets.checking import Checked, check
-from app.datasets.reading import FileContent, ImportFile, Problem, Progress, read
-from app.datasets.records import PromptRecord
+from app.datasets.checking import Checked, Known, check
+from app.datasets.containers import Bounds
+from app.datasets.reading import FileContent, ImportFile, Problems, Progress, place, printable, read
+from app.datasets.records import JudgmentRecord, Labeler, PairRecord, PromptRecord
 from app.datasets.writing import write
 from app.errors import InvalidInput
-from app.models import Project
+from app.models import DataImport, Project, Rubric
 from app.projects import service as projects
 from app.prompts import service as prompts
 from app.prompts.service import NewPrompt
 from app.rubrics import service as rubrics
 
+# What parts turns in transcripts and in the chat templates of common models.
+MARKS = ("\n\nHuman:", "\n\nAssistant:", "<|im_start|>", "<|start_header_id|>", "<|user|>", "<start_of_turn>", "[INST]")
 GUIDELINE = """\
 The judgments of this version were imported. What their labelers were told stands with the data set they came from.
 """
 SHOWN_PROBLEMS = 20
+SHOWN_NOTES = 200
 
 
 @dataclass(frozen=True)
 class ImportOptions:
     """format: one of app.datasets.formats.FORMATS, or none to find it. source: names labelers and responses that have
-    no name. heldout_share: of the prompts whose line gives no split. split_by: what is held out as a whole.
+    no name. heldout_share: of the prompts whose line gives no split. split_by: what is held out as a whole. ai_judge:
+    all judgments of the files are an AI judge's. max_bytes: after unpacking, of all files together.
     """
 
     format: str | None = None
@@ -38,12 +44,45 @@ class ImportOptions:
     skip_invalid: bool = False
     heldout_share: float = 0.0
     split_by: Literal["prompt", "topic"] = "prompt"
+    ai_judge: bool = False
+    max_bytes: int = 4 << 30
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an import would do, before anything is written.
+
+    new: the prompts the project does not have. splits: of all prompts of the files, by digest.
+    """
+
+    files: Sequence[FileContent]
+    rubric: Rubric
+    known: Known
+    checked: Checked
+    new: Sequence[NewPrompt]
+    splits: Mapping[str, str]
+    notes: Sequence[str]
+
+    @property
+    def adds(self) -> Counter[str]:
+        """How many prompts, comparisons, judgments and demonstrations are new."""
+        return Counter(
+            prompts=len(self.new),
+            comparisons=len(self.checked.pairs.keys() - self.known.comparisons.keys()),
+            judgments=len(self.checked.votes),
+            demonstrations=len(self.checked.demonstrations),
+        )
+
+    def stops(self, options: ImportOptions) -> bool:
+        """Whether bad lines keep it from being carried out."""
+        return bool(self.checked.problems) and not options.skip_invalid
 
 
 @dataclass(frozen=True)
 class ImportReport:
     """What an import did. `added` and `present` (said again, or there before) count prompts, comparisons, judgments and
     demonstrations; `added` also labelers. `states`, `demonstrations` and `heldout` are of the whole project afterwards.
+    import_id: by which it can be undone; none where it added nothing.
     """
 
     files: Sequence[FileContent]
@@ -52,16 +91,18 @@ class ImportReport:
     states: dict[str, int]  # comparisons by state
     demonstrations: dict[str, int]  # by review state
     heldout: int  # prompts in the split heldout
-    skipped: Sequence[Problem]
+    skipped: Problems
     notes: Sequence[str]
+    import_id: int | None = None
 
 
 class ImportRefused(InvalidInput):
-    """Some lines cannot be accepted, so nothing was written; `problems` has them all."""
+    """Some lines cannot be accepted, so nothing was written; `problems` has the first of them and their number."""
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
+    def __init__(self, problems: Problems) -> None:
         more = len(problems) - SHOWN_PROBLEMS
-        lines = [str(problem) for problem in problems[:SHOWN_PROBLEMS]] + ([f"and {more:,} more"] if more > 0 else [])
+        lines = [str(problem) for problem in problems.kept[:SHOWN_PROBLEMS]]
+        lines += [f"and {more:,} more"] if more > 0 else []
         count = "1 line" if len(problems) == 1 else f"{len(problems):,} lines"
         super().__init__(
             "\n  ".join([f"{count} cannot be imported, so nothing was written:", *lines]),
@@ -81,6 +122,49 @@ def project_for_import(session: Session, slug: str, name: str | None, actor_id: 
     )
 
 
+def plan(
+    session: Session,
+    project: Project,
+    files: Sequence[ImportFile],
+    options: ImportOptions = ImportOptions(),
+    *,
+    lock: bool = True,
+    progress: Progress = no_progress,
+) -> Plan:
+    """Reads and checks the files; writes nothing.
+
+    The files are taken together: judgments find their pairs by pair_id in any of them, or in the project.
+
+    Args:
+        lock: let no other import into the project until the transaction ends; needed to carry the plan out.
+
+    Raises:
+        InvalidInput: a file cannot be read at all, or the files hold more than one import reads.
+        NotFound: the project has no published rubric.
+    """
+    bounds = Bounds(options.max_bytes)
+    contents = [read(file, options.format, options.source, progress, bounds) for file in _named_apart(files)]
+    if options.ai_judge:
+        contents = [_by_ai_judge(content) for content in contents]
+    rubric = rubrics.current(session, project)
+    # One import a project at a time, without holding up anybody who works in it.
+    if lock:
+        queries.lock_project(session, project.id)
+    known = queries.known(session, project.id)
+    aspects = [str(aspect["name"]) for aspect in rubric.aspects]
+    checked = check(contents, known, rubric.strengths, allow_tie=rubric.allow_tie, aspects=aspects)
+    splits = {
+        digest: known.prompt_splits.get(digest) or _split(prompt, options)
+        for digest, (prompt, _) in checked.prompts.items()
+    }
+    new = [
+        NewPrompt(r.messages, splits[digest], r.domain, r.difficulty, r.safety_category, source)
+        for digest, (r, source) in checked.prompts.items()
+        if digest not in known.prompt_splits
+    ]
+    return Plan(contents, rubric, known, checked, new, splits, _notes(contents, checked))
+
+
 def import_files(
     session: Session,
     project: Project,
@@ -92,42 +176,97 @@ def import_files(
 ) -> ImportReport:
     """Adds what the files hold and the project does not have. Importing a file again adds nothing.
 
-    The files are taken together: judgments find their pairs by pair_id in any of them, or in the project. New labelers
-    are of the kind `imported` and cannot sign in. Each comparison then wants as many judgments as it has (the project's
-    overlap if none) and settles or goes to review by the same rule as those made here.
+    New labelers are of the kind `imported` or `ai_judge` and cannot sign in. Each comparison then wants as many
+    judgments as it has (the project's overlap if none) and settles or goes to review by the same rule as those made
+    here.
 
     Raises:
         ImportRefused: a line is invalid and `skip_invalid` is off.
-        InvalidInput: a file cannot be read at all.
-        NotFound: the project has no published rubric.
+        InvalidInput, NotFound: as `plan`.
     """
-    contents = [read(file, options.format, options.source, progress) for file in files]
-    rubric = rubrics.current(session, project)
-    # One import a project at a time, without holding up anybody who works in it.
-    queries.lock_project(session, project.id)
-    known = queries.known(session, project.id)
-    checked = check(contents, known, rubric.strengths, allow_tie=rubric.allow_tie)
-    if checked.problems and not options.skip_invalid:
+    planned = plan(session, project, files, options, progress=progress)
+    return carry_out(session, project, planned, options, actor_id=actor_id, progress=progress)
+
+
+def carry_out(
+    session: Session,
+    project: Project,
+    planned: Plan,
+    options: ImportOptions,
+    *,
+    actor_id: int | None = None,
+    progress: Progress = no_progress,
+) -> ImportReport:
+    """Writes a plan made in this transaction. Errors as for `import_files`."""
+    checked = planned.checked
+    if planned.stops(options):
         raise ImportRefused(checked.problems)
-    new = [
-        NewPrompt(r.messages, _split(r, options), r.domain, r.difficulty, r.safety_category, source)
-        for r, source in checked.prompts.values()
-    ]
-    added = Counter(prompts=prompts.add_many(session, project.id, new))
-    added += write(session, project, rubric, checked, known, progress)
-    report = ImportReport(
-        files=contents,
+    prompt_ids = prompts.add_many(session, project.id, planned.new)
+    written = write(session, project, planned.rubric, checked, planned.known, progress)
+    added = Counter(
+        prompts=len(prompt_ids),
+        comparisons=len(written.comparisons),
+        judgments=len(written.judgments),
+        labelers=written.labelers,
+        demonstrations=len(written.demonstrations),
+    )
+    names = [content.name for content in planned.files]
+    kept = None
+    if added.total():
+        kept = DataImport(
+            project_id=project.id,
+            actor_id=actor_id,
+            files=names,
+            added=dict(added),
+            prompts=prompt_ids,
+            comparisons=written.comparisons,
+            judgments=written.judgments,
+            demonstrations=written.demonstrations,
+            overlaps={str(id_): overlap for id_, overlap in written.overlaps.items()},
+        )
+        session.add(kept)
+        session.flush()
+    audit(session, actor_id, "data.imported", project.id, files=names, added=dict(added))
+    session.flush()
+    return ImportReport(
+        files=planned.files,
         added=added,
         present=checked.repeated,
         states=queries.states(session, project.id),
         demonstrations=queries.demonstrations(session, project.id),
         heldout=queries.heldout(session, project.id),
         skipped=checked.problems,
-        notes=_notes(contents, checked),
+        notes=planned.notes,
+        import_id=kept.id if kept else None,
     )
-    audit(session, actor_id, "data.imported", project.id, files=[file.name for file in files], added=dict(added))
-    session.flush()
-    return report
+
+
+def _named_apart(files: Sequence[ImportFile]) -> list[ImportFile]:
+    """Two files of one name, from two folders, are told apart by a number."""
+    seen: Counter[str] = Counter()
+    named = []
+    for file in files:
+        name = printable(file.name)
+        seen[name] += 1
+        named.append(replace(file, name=name if seen[name] == 1 else f"{seen[name]}/{name}"))
+    return named
+
+
+def _by_ai_judge(content: FileContent) -> FileContent:
+    """The same, with everybody who judged in it taken for an AI judge."""
+
+    def marked(judgment: JudgmentRecord) -> JudgmentRecord:
+        return replace(judgment, labeler=Labeler(judgment.labeler.name, "ai_judge"))
+
+    records = []
+    for located in content.records:
+        record = located.record
+        if isinstance(record, JudgmentRecord):
+            record = marked(record)
+        elif isinstance(record, PairRecord):
+            record = replace(record, judgments=tuple(marked(judgment) for judgment in record.judgments))
+        records.append(replace(located, record=record))
+    return replace(content, records=records)
 
 
 def _split(prompt: PromptRecord, options: ImportOptions) -> str:
@@ -139,13 +278,35 @@ def _split(prompt: PromptRecord, options: ImportOptions) -> str:
     return "heldout" if position < options.heldout_share else "train"
 
 
+def _with_marks(checked: Checked) -> tuple[int, str] | None:
+    """How many texts hold a mark that parts turns, and the first such mark."""
+    said = itertools.chain(
+        (message["content"] for prompt, _ in checked.prompts.values() for message in prompt.messages),
+        (text for pair in checked.pairs.values() for text in (pair.response_a, pair.response_b)),
+        (demonstration.text for demonstration in checked.demonstrations.values()),
+    )
+    found = [mark for text in said for mark in MARKS if mark in text]
+    return (len(found), found[0].strip()) if found else None
+
+
 def _notes(contents: Sequence[FileContent], checked: Checked) -> list[str]:
     """What a person may not expect of their data."""
-    notes = [
-        f"{content.name}: the field {name} ({lines:,} lines) has no place here and was left out."
-        for content in contents
-        for name, lines in sorted(content.ignored.items())
-    ]
+    notes = []
+    for content in contents:
+        if content.split:
+            notes.append(f"{content.name} is named after a test or validation split, so its prompts are held out.")
+        notes += [
+            f"{content.name}: the field {name} ({lines:,} lines) has no place here and was left out."
+            for name, lines in sorted(content.ignored.items())
+        ]
+        for what, (n, first) in content.told.items():
+            more = f" ({n:,} lines)" if n > 1 else ""
+            notes.append(f"{place(content.name, first)}{more}: {what[:1].lower()}{what[1:]}.")
+    if marked := _with_marks(checked):
+        notes.append(
+            f"{marked[0]:,} prompts or responses hold marks of a transcript or a chat template ({marked[1]}). They are "
+            "taken as text that somebody wrote. If they part turns, give the conversation as a list of messages."
+        )
     pairs = checked.pairs.values()
     empty = sum(not (pair.response_a.strip() and pair.response_b.strip()) for pair in pairs)
     same = sum(pair.response_a == pair.response_b for pair in pairs)
@@ -162,4 +323,6 @@ def _notes(contents: Sequence[FileContent], checked: Checked) -> list[str]:
             f"Known answers to pairs that are ordinary comparisons here: {n:,}, not taken. A reviewer who decides such "
             "a comparison can make a calibration item of it."
         )
+    if len(notes) > SHOWN_NOTES:
+        return [*notes[:SHOWN_NOTES], f"And {len(notes) - SHOWN_NOTES:,} more notes like these."]
     return notes

@@ -1,34 +1,134 @@
-"""Conversations written as text: "\\n\\nHuman: ...\\n\\nAssistant: ...", the way HH-RLHF has them."""
+"""Conversations as files have them: lists of messages, ShareGPT's turns, and transcripts with HH-RLHF's marks.
+
+A transcript is a text like "\\n\\nHuman: Best bread?\\n\\nAssistant: Rye.". The marks, and one space behind each, are
+no part of what was said. Everything else is kept as it is, spaces and line breaks included.
+"""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 Turns = tuple[tuple[str, str], ...]  # (role, text)
 
-_MARK = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
+_MARK = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant): ?")
+_BEGINS = re.compile(r"\A\s*Human:")
+_ANSWER_FOLLOWS = re.compile(r"\n\nAssistant:\Z")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
+# ShareGPT's names of who speaks.
+_FROM = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "system": "system",
+}
+_TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython")
+_TOOL_FIELDS = ("tool_calls", "function_call", "tool_call_id")
+HALF_CHARACTER = "holds half of a character (a lone surrogate), which the database cannot store"
+KEPT_FIELDS = frozenset(("role", "content", "from", "value"))
 
 
-def turns_of(value: object, whole: str | None = None) -> Turns:
-    """The turns of a transcript or of a list of messages; with `whole`, a string is one turn of that role.
+def storable(text: str) -> str:
+    """The text itself.
 
     Raises:
-        ValueError: neither of these, or a transcript that does not begin with a turn's mark.
+        ValueError: PostgreSQL cannot store it.
+    """
+    if "\0" in text:
+        raise ValueError("holds a NUL character, which the database cannot store")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(HALF_CHARACTER) from error
+    return text
+
+
+def is_message(value: object) -> bool:
+    return isinstance(value, dict) and (value.keys() >= {"role", "content"} or value.keys() >= {"from", "value"})
+
+
+def has_marks(text: str) -> bool:
+    return bool(_BEGINS.match(text)) or "\n\nHuman:" in text or "\n\nAssistant:" in text
+
+
+def is_transcript(text: str) -> bool:
+    """Whether a text is a conversation with HH-RLHF's marks, rather than one that only quotes them."""
+    return bool(_BEGINS.match(text)) and "\n\nAssistant:" in text
+
+
+def answer_follows(text: str) -> bool:
+    """Whether a transcript ends with the bare mark, so that the answer's first space belongs to the mark."""
+    return is_transcript(text) and bool(_ANSWER_FOLLOWS.search(text))
+
+
+def prompt_turns(value: object) -> Turns:
+    """The turns of a prompt: a text is the user's one turn, a transcript's open last turn is left off.
+
+    Raises:
+        ValueError: as `turns_of`.
+    """
+    if not isinstance(value, str):
+        return turns_of(value)
+    if not is_transcript(value):
+        return (("user", storable(value)),)
+    turns = turns_of(value)
+    return turns[:-1] if turns[-1][0] == "assistant" and not turns[-1][1].strip() else turns
+
+
+def turns_of(value: object) -> Turns:
+    """The turns of a transcript, of one message, or of a list of messages.
+
+    Raises:
+        ValueError: neither of these, a transcript that does not begin with a mark, or a message that would lose
+            something: a tool's, or one with anything but text.
     """
     if isinstance(value, str):
-        return ((whole, value.strip()),) if whole else _transcript(value)
-    if isinstance(value, Sequence) and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value
-    ):
-        return tuple((m["role"], m["content"].strip()) for m in value)
-    raise ValueError("must be a transcript or a list of messages with role and content")
+        return _transcript(storable(value))
+    if isinstance(value, Mapping):
+        value = [value]
+    if not isinstance(value, Sequence) or not all(isinstance(message, dict) for message in value):
+        raise ValueError("must be a string or a list of messages with role and content")
+    return tuple(_turn(message) for message in value)
+
+
+def _turn(message: Mapping[str, object]) -> tuple[str, str]:
+    role, content = message.get("role"), message.get("content")
+    if role is None and isinstance(message.get("from"), str):
+        said_by = str(message["from"])
+        role, content = _FROM.get(said_by.lower(), said_by), message.get("value")
+    if role in _TOOL_ROLES:
+        raise ValueError(f"holds a message of the role {role}: conversations with tools cannot be imported yet")
+    if used := next((name for name in _TOOL_FIELDS if message.get(name)), None):
+        raise ValueError(f"holds a message with {used}: conversations with tools cannot be imported yet")
+    if isinstance(content, list):
+        content = "".join(_part(part) for part in content)
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise ValueError("holds a message without a role or content, or one that is not a string")
+    return role, storable(content)
+
+
+def _part(part: object) -> str:
+    """The text of a content part. Chat templates put the parts of a message behind each other, with nothing between."""
+    if isinstance(part, str):
+        return part
+    if isinstance(part, dict) and part.get("type", "text") == "text" and isinstance(part.get("text"), str):
+        return str(part["text"])
+    kind = str(part.get("type"))[:50] if isinstance(part, dict) else type(part).__name__
+    raise ValueError(f"holds a content part of the type {kind}: only parts of text can be imported")
 
 
 def _transcript(text: str) -> Turns:
     before, *parts = _MARK.split(text)
     if before.strip() or not parts:
         raise ValueError('a transcript must begin with "Human:" (and turns part at "\\n\\nHuman:", "\\n\\nAssistant:")')
-    return tuple((_ROLES[mark], said.strip()) for mark, said in zip(parts[::2], parts[1::2], strict=True))
+    return tuple((_ROLES[mark], said) for mark, said in zip(parts[::2], parts[1::2], strict=True))
+
+
+def same(first: Turns, second: Turns) -> bool:
+    """Whether both say the same, spaces around a turn aside."""
+    return [(role, text.strip()) for role, text in first] == [(role, text.strip()) for role, text in second]
 
 
 def join_runs(turns: Turns) -> Turns:
@@ -36,7 +136,18 @@ def join_runs(turns: Turns) -> Turns:
     joined: list[tuple[str, str]] = []
     for role, text in turns:
         if joined and joined[-1][0] == role:
-            joined[-1] = (role, f"{joined[-1][1]}\n\n{text}".strip())
+            joined[-1] = (role, "\n\n".join(part for part in (joined[-1][1], text) if part.strip()))
         else:
             joined.append((role, text))
     return tuple(joined)
+
+
+def common_beginning(first: str, second: str) -> tuple[str, str, str]:
+    """What two texts begin with, up to a space, and what is left of each; the beginning may be empty.
+
+    TRL reads two texts without a prompt so (`extract_prompt`), but may part them within a word.
+    """
+    n = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
+    while n and not (n < min(len(first), len(second)) and first[n].isspace() and second[n].isspace()):
+        n -= 1
+    return first[:n], first[n:], second[n:]

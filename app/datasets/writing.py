@@ -1,37 +1,49 @@
 """Writing a checked import to the tables, in bulk."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
 from app.datasets import queries
 from app.datasets.checking import Checked, Known, StoredPair, Vote
 from app.datasets.reading import Progress
+from app.datasets.records import Labeler, PairRecord
 from app.domain.overlap import Overlap
 from app.judging import LabelingSettings
 from app.labeling import settling
 from app.labeling.opening import wanted as overlap_of
-from app.models import Comparison, Completion, Demonstration, Judgment, Project, Rubric, User
+from app.models import Comparison, Completion, Demonstration, Judgment, Project, Ranking, Rubric, User
 
 # Prompts of any other split are never trained on, so neither are the comparisons on them.
+RANKING_SIZES = range(3, 10)  # as the table takes them
 PURPOSE = {"train": "train", "calibration": "calibration"}
+
+
+class Written(NamedTuple):
+    """Ids of what was added, and how many labelers. overlaps: of comparisons that got judgments and were there before,
+    by id, how many they had wanted until then.
+    """
+
+    comparisons: list[int]
+    judgments: list[int]
+    demonstrations: list[int]
+    labelers: int
+    overlaps: dict[int, int]
 
 
 def write(
     session: Session, project: Project, rubric: Rubric, checked: Checked, known: Known, progress: Progress
-) -> Counter[str]:
-    """Adds the pairs, votes and demonstrations that are new, whose prompts must be there; settles what they complete.
-
-    Returns:
-        how many comparisons, judgments, labelers and demonstrations were added.
-    """
+) -> Written:
+    """Adds the new pairs, votes and demonstrations, whose prompts must be there; settles what they complete."""
     votes: defaultdict[str, list[Vote]] = defaultdict(list)
     for (digest, _), vote in checked.votes.items():
         votes[digest].append(vote)
     stored = dict(known.comparisons)
-    queries.make_room(session, {stored[digest].id: len(on) for digest, on in votes.items() if digest in stored})
+    more = {stored[digest].id: len(on) for digest, on in votes.items() if digest in stored}
+    overlaps = queries.overlaps(session, list(more))
+    queries.make_room(session, more)
     new = [digest for digest in checked.pairs if digest not in stored]
     stored |= _add_comparisons(session, project, rubric, checked, new, votes, progress)
     labelers, n_labelers = _labelers(session, project, {labeler for _, labeler in checked.votes})
@@ -42,19 +54,20 @@ def write(
             "rubric_id": stored[digest].rubric_id,
             "labeler_id": labelers[labeler],
             "preference": vote.preference,
+            "aspects": vote.aspects,
             "rationale": vote.record.rationale,
             "duration_ms": vote.record.duration_ms,
             "created_at": vote.record.submitted_at or now,
         }
         for (digest, labeler), vote in checked.votes.items()
     ]
-    _add(session, Judgment, rows, progress)
+    judgments = _add(session, Judgment, rows, progress)
     settling.settle(session, [stored[digest].id for digest in votes])
     demonstrations = _add_demonstrations(session, project, checked, progress)
-    return Counter(comparisons=len(new), judgments=len(rows), labelers=n_labelers, demonstrations=demonstrations)
+    return Written([stored[digest].id for digest in new], judgments, demonstrations, n_labelers, overlaps)
 
 
-def _add_demonstrations(session: Session, project: Project, checked: Checked, progress: Progress) -> int:
+def _add_demonstrations(session: Session, project: Project, checked: Checked, progress: Progress) -> list[int]:
     """Somebody chose what to import, so these need no review."""
     prompts = queries.prompts_by_digest(session, project.id, list({digest for digest, _ in checked.demonstrations}))
     rows = [
@@ -68,7 +81,7 @@ def _add_demonstrations(session: Session, project: Project, checked: Checked, pr
         }
         for (prompt, digest), demonstration in checked.demonstrations.items()
     ]
-    return len(_add(session, Demonstration, rows, progress))
+    return _add(session, Demonstration, rows, progress)
 
 
 def _add_comparisons(
@@ -94,9 +107,12 @@ def _add_comparisons(
         for pair, prompt in zip(pairs, prompt_of, strict=True)
     ]
     asked = [
-        Overlap(len(votes[digest])) if votes[digest] else overlap_of(project, settings, prompt, purpose)
+        Overlap(len(votes[digest])) if votes[digest] else overlap_of(project, settings, prompt, purpose, digest)
         for digest, prompt, purpose in zip(digests, prompt_of, purposes, strict=True)
     ]
+    rankings = _rankings(session, project, [(prompt.id, pair) for prompt, pair in zip(prompt_of, pairs, strict=True)])
+    # Of a ranking the first pair stands for all.
+    first = {ranking: n for n, ranking in reversed(list(enumerate(rankings)))}
     rows = [
         {
             "project_id": project.id,
@@ -110,13 +126,37 @@ def _add_comparisons(
             "gold": pair.gold,
             "external_id": pair.pair_id,
             "digest": digest,
+            "ranking_id": ranking,
+            "offered": ranking is None or first[ranking] == n,
         }
-        for digest, pair, prompt, (a, b), purpose, overlap in zip(
-            digests, pairs, prompt_of, completions, purposes, asked, strict=True
+        for n, (digest, pair, prompt, (a, b), purpose, overlap, ranking) in enumerate(
+            zip(digests, pairs, prompt_of, completions, purposes, asked, rankings, strict=True)
         )
     ]
     ids = _add(session, Comparison, rows, progress)
     return {digest: StoredPair(id_, rubric.id) for digest, id_ in zip(digests, ids, strict=True)}
+
+
+def _rankings(session: Session, project: Project, pairs: list[tuple[int, PairRecord]]) -> list[int | None]:
+    """For each pair with its prompt's id the ranking it is part of, made where all pairs of it are new.
+
+    So training counts the pairs of k responses as one judgment of k, and not as k (k - 1) / 2 of their own.
+    """
+    groups: defaultdict[str, list[int]] = defaultdict(list)
+    for n, (_, pair) in enumerate(pairs):
+        if pair.ranking is not None:
+            groups[pair.ranking].append(n)
+    whole = []
+    for places in groups.values():
+        size = len({text for n in places for text in (pairs[n][1].response_a, pairs[n][1].response_b)})
+        if size in RANKING_SIZES and len(places) == size * (size - 1) // 2:
+            whole.append((size, places))
+    rows = [{"project_id": project.id, "prompt_id": pairs[places[0]][0], "size": size} for size, places in whole]
+    found: list[int | None] = [None] * len(pairs)
+    for id_, (_, places) in zip(queries.add_rows(session, Ranking, rows), whole, strict=True):
+        for n in places:
+            found[n] = id_
+    return found
 
 
 CompletionKey = tuple[int, str, str]  # prompt id, source, text
@@ -137,11 +177,12 @@ def _completions(
     return [(have[a][0], have[b][1 if a == b else 0]) for a, b in wanted]
 
 
-def _labelers(session: Session, project: Project, names: set[str]) -> tuple[dict[str, int], int]:
-    """Ids by name, and how many are new. Within a project one name is one labeler; other projects have their own."""
+def _labelers(session: Session, project: Project, wanted: set[Labeler]) -> tuple[dict[Labeler, int], int]:
+    """Ids by name and kind, and how many are new. Other projects have labelers of their own by the same names."""
     labelers = queries.imported_labelers(session, project.id)
-    new = sorted(names - labelers.keys())
-    ids = queries.add_rows(session, User, [{"name": name, "kind": "imported", "roles": []} for name in new])
+    new = sorted(wanted - labelers.keys())
+    rows = [{"name": labeler.name, "kind": labeler.kind, "roles": []} for labeler in new]
+    ids = queries.add_rows(session, User, rows)
     return labelers | dict(zip(new, ids, strict=True)), len(new)
 
 

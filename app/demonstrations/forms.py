@@ -5,7 +5,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, Field
 
-from app.typed import CleanText, EmptyIsNone, Number
+from app.typed import CleanText, EmptyIsNone, ExactText, Number
 
 MAX_TEXT = 100_000
 MAX_NOTE = 5_000
@@ -20,7 +20,7 @@ SKIP_REASONS = {
 Start = Literal["scratch", "sample"]
 
 
-Text = Annotated[CleanText, Field(max_length=MAX_TEXT)]
+Text = Annotated[ExactText, Field(max_length=MAX_TEXT)]
 Note = Annotated[CleanText, Field(max_length=MAX_NOTE)]
 Tag = Annotated[str, Field(max_length=200)]
 
@@ -39,10 +39,11 @@ class SkipForm(BaseModel):
 
 
 class PreviewForm(BaseModel):
-    """A text to be rendered, and what its changes are shown against: a sample, or a demonstration as it stands."""
+    """A text to be rendered, and what its changes are shown against: the sample that one's own task begins with, or a
+    demonstration as it stands. Samples are never named by their own numbers: those would tell which is older."""
 
     text: Annotated[str, Field(max_length=MAX_TEXT)] = ""
-    completion_id: Number = None
+    task_id: Number = None
     demonstration_id: Number = None
 
 

@@ -42,6 +42,12 @@ def renew(session: Session, project_id: int, labeler_id: int, lasting: timedelta
     return session.scalar(held.returning(DemonstrationTask.id))
 
 
+def give_back(session: Session, project_id: int, labeler_id: int) -> None:
+    """Somebody else may take the task that the labeler has in this project."""
+    own = (DemonstrationTask.project_id == project_id, DemonstrationTask.labeler_id == labeler_id)
+    session.execute(update(DemonstrationTask).where(*own).values(labeler_id=None, expires_at=None))
+
+
 def claim(session: Session, project_id: int, labeler_id: int, lasting: timedelta, *, skipped: bool) -> int | None:
     """Gives the labeler the next free task, of those they have skipped or of the others; none if there is none."""
     skip = _skipped_by(labeler_id)
@@ -85,13 +91,12 @@ class Desk(NamedTuple):
 
     task_id: int
     prompt: Prompt
-    completion_id: int | None
     sample: str | None
 
 
 def desk(session: Session, task_id: int) -> Desk:
     found = (
-        select(DemonstrationTask.id, Prompt, DemonstrationTask.completion_id, Completion.text)
+        select(DemonstrationTask.id, Prompt, Completion.text)
         .join(Prompt, Prompt.id == DemonstrationTask.prompt_id)
         .outerjoin(Completion, Completion.id == DemonstrationTask.completion_id)
         .where(DemonstrationTask.id == task_id)
@@ -126,21 +131,15 @@ def with_text(session: Session, prompt_id: int, digest: str) -> Demonstration | 
     return session.scalars(same).one_or_none()
 
 
-def sample_text(session: Session, project_id: int, completion_id: int) -> str | None:
-    found = select(Completion.text).join(Prompt, Prompt.id == Completion.prompt_id)
-    return session.scalar(found.where(Completion.id == completion_id, Prompt.project_id == project_id))
-
-
 class ProjectTasks(NamedTuple):
-    slug: str
-    name: str
+    project: Project
     tasks: int
 
 
 def projects_with_tasks(session: Session, labeler_id: int) -> list[ProjectTasks]:
     """Projects with prompts that this labeler could write for, and how many."""
     found = (
-        select(Project.slug, Project.name, func.count())
+        select(Project, func.count())
         .join(DemonstrationTask, DemonstrationTask.project_id == Project.id)
         .where(or_(is_free(), DemonstrationTask.labeler_id == labeler_id))
         .group_by(Project.id)

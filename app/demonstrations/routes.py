@@ -23,12 +23,13 @@ from app.demonstrations.forms import (
 from app.demonstrations.queries import Case, Desk
 from app.domain.textdiff import diff
 from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound, PrefloopError
+from app.limits import LongFormRoute
 from app.models import Project, User
 from app.models.prompt import DIFFICULTIES, SPLITS
 from app.projects.access import ProjectDep
 from app.render import page, redirect
 
-router = APIRouter(prefix="/projects/{project_slug}/demonstrations")
+router = APIRouter(prefix="/projects/{project_slug}/demonstrations", route_class=LongFormRoute)
 
 
 def _base(project: Project) -> str:
@@ -59,7 +60,7 @@ def submit(
     """Takes the answer; htmx gets the next prompt in the same response. What is refused comes back as it was typed."""
     try:
         service.submit(session, project, labeler, task_id, form)
-    except (InvalidInput, Conflict, Gone) as problem:
+    except (InvalidInput, Conflict, Gone, Forbidden) as problem:
         desk = service.next_task(session, project, labeler)
         return _desk(request, session, project, labeler, desk, problem=problem, refused=(task_id, form.text))
     if "HX-Request" not in request.headers:
@@ -128,14 +129,12 @@ def preview(
     """A text as labelers will see it, and how it differs from what it began as. Whoever writes keeps their prompt."""
     if not {"labeler", "admin"} & set(user.roles):
         raise Forbidden("This is for those who write or review demonstrations.")
-    service.renew(session, project, user)
-    before = None
     if form.demonstration_id is not None:
         case = _case(session, project, form.demonstration_id)
         _may_see(user, case)
-        before = case.demonstration.text
-    elif form.completion_id is not None:
-        before = queries.sample_text(session, project.id, form.completion_id)
+        before: str | None = case.demonstration.text
+    else:
+        before = service.sample_on_desk(session, project, user, form.task_id)
     lines = None if before is None else diff(before, form.text)
     return page(request, "demonstrations/_preview.html", text=form.text, lines=lines)
 
@@ -158,10 +157,7 @@ def own(
 def own_case(
     request: Request, labeler: LabelerDep, project: ProjectDep, session: SessionDep, demonstration_id: int
 ) -> Response:
-    case = _case(session, project, demonstration_id)
-    if case.demonstration.author_id != labeler.id:
-        raise Forbidden("Somebody else wrote this demonstration.", "Your own are in your list.")
-    return _own_case(request, session, case)
+    return _own_case(request, session, _own(session, project, labeler, demonstration_id))
 
 
 @router.post("/own/{demonstration_id}")
@@ -173,10 +169,11 @@ def revise(
     demonstration_id: int,
     form: Annotated[RevisionForm, Form()],
 ) -> Response:
+    case = _own(session, project, labeler, demonstration_id)
     try:
         service.revise(session, project, labeler, demonstration_id, form)
-    except (InvalidInput, Conflict) as problem:
-        return _own_case(request, session, _case(session, project, demonstration_id), problem, form.text)
+    except (InvalidInput, Conflict, Forbidden) as problem:
+        return _own_case(request, session, case, problem, form.text)
     return redirect(f"{_base(project)}/own?sent={demonstration_id}")
 
 
@@ -388,6 +385,13 @@ def _case(session: Session, project: Project, demonstration_id: int) -> Case:
     case = queries.case(session, project.id, demonstration_id) if demonstration_id < 2**63 else None
     if case is None:
         raise NotFound(f"This project has no demonstration {demonstration_id}.", "Go back to the list.")
+    return case
+
+
+def _own(session: Session, project: Project, labeler: User, demonstration_id: int) -> Case:
+    case = _case(session, project, demonstration_id)
+    if case.demonstration.author_id != labeler.id:
+        raise Forbidden("Somebody else wrote this demonstration.", "Your own are in your list.")
     return case
 
 

@@ -14,9 +14,9 @@ from app.demonstrations import asking_queries, queries
 from app.demonstrations.forms import AnswerForm, AskForm, DecisionForm, RevisionForm
 from app.demonstrations.queries import Desk, ProjectTasks
 from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound
-from app.labelers import service as labelers
 from app.models import Demonstration, DemonstrationEvent, Project, User
-from app.qualification import service as qualification
+from app.qualification import gate
+from app.typed import as_typed
 
 # Writing takes longer than choosing: a prompt is held for this many of the project's leases.
 LEASES = 4
@@ -52,10 +52,12 @@ def next_task(session: Session, project: Project, labeler: User, *, skipped: boo
         skipped: those they have skipped come too, if no other is left.
     """
     queries.lock_labeler(session, labeler.id)
-    if labelers.standing(session, project, labeler).state != "active":
+    closed = gate.closed(session, project, labeler)
+    if closed and closed.reason != "quiz":
+        queries.give_back(session, project.id, labeler.id)
         return None
-    task_id = renew(session, project, labeler)
-    if task_id is None and qualification.requires_quiz(session, project, labeler):
+    task_id = _renew(session, project, labeler)
+    if task_id is None and closed:  # what was given before a newer quiz may be finished, but nothing follows
         return None
     for again in (False, True) if skipped else (False,):
         if task_id is None:
@@ -63,7 +65,18 @@ def next_task(session: Session, project: Project, labeler: User, *, skipped: boo
     return queries.desk(session, task_id) if task_id is not None else None
 
 
-def renew(session: Session, project: Project, labeler: User) -> int | None:
+def sample_on_desk(session: Session, project: Project, labeler: User, task_id: int | None) -> str | None:
+    """The text that the labeler's task begins with, if it has one and is theirs. Theirs for as long again from now on.
+
+    Raises:
+        Forbidden: the labeler is paused or was removed.
+    """
+    gate.require(session, project, labeler, begun=True)
+    held = _renew(session, project, labeler)
+    return queries.desk(session, held).sample if held is not None and held == task_id else None
+
+
+def _renew(session: Session, project: Project, labeler: User) -> int | None:
     """The task the labeler has in this project, if any; theirs for as long again from now on."""
     return queries.renew(session, project.id, labeler.id, _lasting(project))
 
@@ -74,34 +87,31 @@ def _lasting(project: Project) -> timedelta:
 
 def idle(session: Session, project: Project, labeler: User) -> Idle:
     """Why `next_task` gave nothing."""
-    standing = labelers.standing(session, project, labeler)
-    if standing.state != "active":
-        return Idle("removed" if standing.state == "removed" else "paused", standing.message)
-    if qualification.requires_quiz(session, project, labeler):
-        return Idle("quiz")
+    if closed := gate.closed(session, project, labeler):
+        return Idle(*closed)
     waiting = queries.waiting(session, project.id, labeler.id)
     return Idle("skipped" if waiting.skipped else "taken" if waiting.total else "nothing")
 
 
 def submit(session: Session, project: Project, labeler: User, task_id: int, form: AnswerForm) -> Demonstration:
-    """Takes an answer, which then waits for its review. The same form again changes nothing. Also somebody who has been
-    paused since hands in what they have written.
+    """Takes an answer, which then waits for its review. The same form again changes nothing.
 
     Raises:
-        Forbidden: the labeler was removed from the project.
+        Forbidden: the labeler is paused, was removed, or was not given the task and has not passed the quiz.
         InvalidInput: nothing was written.
         Gone: somebody else took the task after its time ran out, or has written already, or it was withdrawn.
         Conflict: exactly this answer is there already.
     """
     queries.lock_labeler(session, labeler.id)
-    _refuse_removed(session, project, labeler)
-    if not form.text:
+    if not form.text.strip():
         raise InvalidInput("Nothing is written yet.", "Write the answer, or skip this prompt.")
     found = queries.lock_task(session, project.id, task_id)
     if found is None:
         sent = queries.with_text(session, form.prompt_id, digest(form.text))
         if sent is not None and sent.author_id == labeler.id:
             return sent
+    gate.require(session, project, labeler, begun=found is None or found.task.labeler_id == labeler.id)
+    if found is None:
         raise Gone(
             "This prompt no longer wants an answer: somebody has written one, or it was withdrawn.",
             "Your text is kept: copy it if you need it elsewhere.",
@@ -130,11 +140,6 @@ def submit(session: Session, project: Project, labeler: User, task_id: int, form
     return demonstration
 
 
-def _refuse_removed(session: Session, project: Project, labeler: User) -> None:
-    if labelers.standing(session, project, labeler).state == "removed":
-        raise Forbidden("You no longer take part in this project.", "An admin of the project can tell you why.")
-
-
 def _refuse_double(session: Session, prompt_id: int, text: str, own_id: int | None = None) -> None:
     same = queries.with_text(session, prompt_id, digest(text))
     if same is not None and same.id != own_id:
@@ -161,15 +166,15 @@ def revise(session: Session, project: Project, author: User, demonstration_id: i
     """The author sends another text in place of one that was rejected, or that nobody has reviewed yet.
 
     Raises:
-        NotFound, Forbidden: no such demonstration, or another person's; or the author was removed from the project.
+        NotFound, Forbidden: no such demonstration, or another person's; or the author is paused or was removed.
         Conflict: it was decided on in the meantime, or is approved.
         InvalidInput: there is no text, or a rejected one is as it was.
     """
     demonstration = _locked(session, project, demonstration_id)
     if demonstration.author_id != author.id:
         raise Forbidden("Somebody else wrote this demonstration.", "Only its author can revise it.")
-    _refuse_removed(session, project, author)
-    if not form.text:
+    gate.require(session, project, author, begun=True)
+    if not form.text.strip():
         raise InvalidInput("Nothing is written.", "Write the answer, or leave what you had sent as it is.")
     is_same = demonstration.digest == digest(form.text)
     if is_same and demonstration.state == "pending":
@@ -189,8 +194,9 @@ def revise(session: Session, project: Project, author: User, demonstration_id: i
 
 
 def projects_with_tasks(session: Session, labeler: User) -> list[ProjectTasks]:
-    """Projects where prompts wait for an answer that this labeler could write."""
-    return queries.projects_with_tasks(session, labeler.id)
+    """Projects where prompts wait for an answer that this labeler could write, perhaps after a quiz."""
+    found = queries.projects_with_tasks(session, labeler.id)
+    return [each for each in found if not gate.closed(session, each.project, labeler, begun=True)]
 
 
 # ---- reviewing -------------------------------------------------------------------------------------------------------
@@ -206,10 +212,10 @@ def approve(session: Session, project: Project, reviewer: User, demonstration_id
         InvalidInput: the text is empty.
     """
     demonstration = _as_seen(session, project, demonstration_id, form)
-    if not form.text:
+    if not form.text.strip():
         raise InvalidInput("The text is empty.", "Reject the demonstration if nothing of it is of use.")
     before = demonstration.text
-    if form.text != demonstration.text.strip():  # a form's text never begins or ends with a space; an imported one may
+    if form.text != as_typed(demonstration.text):
         _refuse_double(session, demonstration.prompt_id, form.text, demonstration.id)
         written = demonstration.text if demonstration.written is None else demonstration.written
         demonstration.written = None if form.text == written else written

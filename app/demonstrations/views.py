@@ -10,13 +10,14 @@ from app.models import Rubric
 
 
 class Card(NamedTuple):
-    """A prompt to write for. original: what the text can be restored to; text: what the editor begins with."""
+    """A prompt to write for. has_sample: there is a text to make better. original: what the text can be restored to;
+    text: what the editor begins with."""
 
     task_id: int
     prompt_id: int
     messages: list[dict[str, str]]
     rubric: Rubric | None
-    completion_id: int | None
+    has_sample: bool
     original: str
     text: str
 
@@ -28,7 +29,7 @@ def card(desk: Desk, rubric: Rubric | None, text: str | None = None) -> Card:
         prompt_id=desk.prompt.id,
         messages=desk.prompt.messages,
         rubric=rubric,
-        completion_id=desk.completion_id,
+        has_sample=desk.sample is not None,
         original=original,
         text=original if text is None else text,
     )

@@ -31,18 +31,26 @@ class Overlap(NamedTuple):
 
 
 def at_opening(
-    tags: Mapping[str, str], rules: Sequence[Rule], adaptive: tuple[int, int] | None, default: int
+    tags: Mapping[str, str],
+    rules: Sequence[Rule],
+    adaptive: tuple[int, int] | None,
+    default: int,
+    *,
+    once: bool = False,
 ) -> Overlap:
     """The first rule that fits asks for exactly so many; else overlap adapts between two bounds, or is the project's.
 
     Args:
         tags: slices and `purpose` of the comparison.
         adaptive: (at least, at most), where the project's overlap adapts.
+        once: whether this is one of those that one person judges in place of `default`, unless it only measures.
     """
     for rule in rules:
         if tags.get(rule.name) == rule.value:
             return Overlap(rule.overlap)
-    return Overlap(*adaptive) if adaptive else Overlap(default)
+    if adaptive:
+        return Overlap(*adaptive)
+    return Overlap(1 if once and tags.get("purpose") == "train" else default)
 
 
 def share_is_most(for_it: float, against: float) -> float:

@@ -48,9 +48,10 @@ class Line(NamedTuple):
 def diff(old: str, new: str) -> list[Line]:
     """The lines of both texts in order, long unchanged stretches folded; empty when the texts are the same.
 
-    Removed lines come before the added ones that replace them. Only line ends and trailing newlines do not count.
+    Removed lines come before the added ones that replace them. Neither how a line ends counts (LF, CR), nor whether
+    the last one does.
     """
-    before, after = old.splitlines(), new.splitlines()
+    before, after = _lines(old), _lines(new)
     if before == after:
         return []
     lines: list[Line] = []
@@ -61,6 +62,12 @@ def diff(old: str, new: str) -> list[Line]:
         else:
             lines += _replaced(before[i1:i2], after[j1:j2])
     return lines
+
+
+def _lines(text: str) -> list[str]:
+    # Not str.splitlines: it takes other characters for line ends too, so that a change of these would not show.
+    text = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
+    return text.split("\n") if text else []
 
 
 def kept(old: str, new: str) -> float:
@@ -172,11 +179,15 @@ def _plain(kind: Kind, lines: Iterable[str]) -> Iterable[Line]:
 
 
 def _shown(piece: Piece) -> Piece:
+    return Piece(spell_hidden(piece.text), piece.marked)
+
+
+def spell_hidden(text: str) -> str:
     """With characters that cannot be seen, or that turn the direction of what follows, spelled out: a change of these
     alone must show too. The joiners that many scripts and emoji are written with stay."""
-    if piece.text.isascii():
-        return piece
-    return Piece("".join(f"[U+{ord(c):04X}]" if _is_hidden(c) else c for c in piece.text), piece.marked)
+    if text.isascii():
+        return text
+    return "".join(f"[U+{ord(c):04X}]" if _is_hidden(c) else c for c in text)
 
 
 def _is_hidden(character: str) -> bool:

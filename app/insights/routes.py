@@ -13,12 +13,13 @@ from app.domain.agreement_table import Table
 from app.errors import NotFound
 from app.insights import queries, service, views
 from app.kept import Computed, Kept
+from app.limits import FormRoute
 from app.models import Project
 from app.models.user import USER_KINDS
 from app.projects.access import ProjectDep
 from app.render import page
 
-router = APIRouter(prefix="/projects/{project_slug}/agreement")
+router = APIRouter(prefix="/projects/{project_slug}/agreement", route_class=FormRoute)
 
 # A table of more judgments may take over a second: the page shows the live figures and loads it behind them.
 AT_ONCE = 2_000

@@ -56,11 +56,19 @@ class Read(NamedTuple):
         return at if at < len(self.labeler_ids) and self.labeler_ids[at] == labeler_id else None
 
 
-def judged(session: Session, project_id: int, *, of_labeler: int | None = None, limit: int | None = None) -> Read:
+def judged(
+    session: Session,
+    project_id: int,
+    *,
+    of_labeler: int | None = None,
+    limit: int | None = None,
+    until: datetime | None = None,
+) -> Read:
     """All live judgments of the project in the order they were given, without withdrawn comparisons and hidden repeats.
 
     Args:
         of_labeler: only the comparisons that this labeler has judged, the last `limit` of them, by whomever.
+        until: only what was given before that moment.
     """
     a, b = aliased(Completion), aliased(Completion)
     preference = Judgment.preference
@@ -94,8 +102,12 @@ def judged(session: Session, project_id: int, *, of_labeler: int | None = None, 
         .where(Judgment.superseded_at.is_(None))
         .order_by(Judgment.created_at, Judgment.id)
     )
+    if until is not None:
+        found = found.where(Judgment.created_at < until)
     if of_labeler is not None:
         own = select(Judgment.comparison_id).where(Judgment.labeler_id == of_labeler, Judgment.superseded_at.is_(None))
+        if until is not None:
+            own = own.where(Judgment.created_at < until)
         found = found.where(
             Judgment.comparison_id.in_(own.order_by(Judgment.created_at.desc(), Judgment.id.desc()).limit(limit))
         )

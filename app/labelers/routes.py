@@ -13,11 +13,12 @@ from app.judging import LabelingSettings
 from app.kept import Kept
 from app.labelers import group_queries, queries, service, views
 from app.labelers.forms import GroupForm, LabelersFilter, MembersForm, PauseForm, RemoveForm
+from app.limits import FormRoute
 from app.models import Project
 from app.projects.access import ProjectDep
 from app.render import page, redirect
 
-router = APIRouter(prefix="/projects/{project_slug}/labelers")
+router = APIRouter(prefix="/projects/{project_slug}/labelers", route_class=FormRoute)
 
 PAGE = 100
 

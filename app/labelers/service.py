@@ -10,6 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.accounts.service import audit
+from app.db import violates
 from app.domain.labelers import Figures, figures
 from app.errors import Conflict, InvalidInput, NotFound
 from app.judging import OwnFigures
@@ -21,13 +22,6 @@ from app.labelers.uses_queries import Made, UsedIn
 from app.models import LabelerGroup, Project, ProjectLabeler, User
 
 OWN_JUDGMENTS = 500  # the last ones, from which a labeler's own figures are taken
-
-
-class Standing(NamedTuple):
-    """state: active, paused or removed. message: what the labeler is told while paused."""
-
-    state: str
-    message: str
 
 
 class Overview(NamedTuple):
@@ -51,7 +45,7 @@ class OwnNumbers(NamedTuple):
     """What labelers read of themselves; none where the project does not show it, or there is nothing yet.
 
     seconds: median. agreement: share on the side most others chose, of how many. calibration: likewise of known
-    answers. Both of the last `OWN_JUDGMENTS`.
+    answers. All of the last `OWN_JUDGMENTS`; the last two up to a moment, see `own_figures`.
     """
 
     today: int
@@ -92,30 +86,48 @@ def find(session: Session, project: Project, labeler_id: int) -> Labeler:
     return found
 
 
-def standing(session: Session, project: Project, labeler: User) -> Standing:
-    """Whether somebody may label here. Nobody needs to be let in: only who was paused or removed may not."""
-    row = session.get(ProjectLabeler, (project.id, labeler.id), populate_existing=True)
-    return Standing(row.state, row.reason) if row else Standing("active", "")
-
-
-def own_figures(session: Session, project: Project, labeler: User, wanted: OwnFigures) -> OwnNumbers:
-    """A labeler's own numbers in a project, those that it shows; costs O(their judgments)."""
+def done(session: Session, project: Project, labeler: User) -> OwnNumbers:
+    """How much a labeler has answered in a project, and nothing of how others did."""
     midnight = datetime.combine(datetime.now(UTC).date(), time(), UTC)
-    numbers = OwnNumbers(*queries.done_since(session, project.id, labeler.id, midnight))
-    if not (wanted.seconds or wanted.agreement or wanted.calibration) or not numbers.total:
+    return OwnNumbers(*queries.done_since(session, project.id, labeler.id, midnight))
+
+
+def own_figures(session: Session, project: Project, labeler: User, wanted: OwnFigures, until: datetime) -> OwnNumbers:
+    """A labeler's own numbers in a project, those that it shows; costs O(their judgments).
+
+    Args:
+        until: agreement and calibration count what everybody had answered before that moment. Figures that moved with
+            each answer would tell how others answered, and which answer was to a calibration item.
+    """
+    numbers = done(session, project, labeler)
+    if wanted.seconds and (own := _figures_of(session, project, labeler)) and not np.isnan(own.median_ms):
+        numbers = numbers._replace(seconds=own.median_ms / 1000)
+    if not (wanted.agreement or wanted.calibration) or not (own := _figures_of(session, project, labeler, until)):
         return numbers
-    read = queries.judged(session, project.id, of_labeler=labeler.id, limit=OWN_JUDGMENTS)
+    if wanted.agreement and own.compared:
+        numbers = numbers._replace(agreement=(own.agreed / own.compared, max(round(own.compared), 1)))
+    if wanted.calibration and own.measured:
+        numbers = numbers._replace(calibration=(own.right / own.measured, round(own.measured)))
+    return numbers
+
+
+class _Own(NamedTuple):
+    """The labeler's columns of `Figures` that they may read."""
+
+    median_ms: float
+    agreed: float
+    compared: float
+    right: float
+    measured: float
+
+
+def _figures_of(session: Session, project: Project, labeler: User, until: datetime | None = None) -> _Own | None:
+    read = queries.judged(session, project.id, of_labeler=labeler.id, limit=OWN_JUDGMENTS, until=until)
     i = read.index_of(labeler.id)
     if i is None:
-        return numbers
+        return None
     found = figures(read.judged, len(read.labeler_ids))
-    if wanted.seconds and not np.isnan(found.median_ms[i]):
-        numbers = numbers._replace(seconds=float(found.median_ms[i]) / 1000)
-    if wanted.agreement and (n := float(found.compared[i])):
-        numbers = numbers._replace(agreement=(float(found.agreed[i]) / n, max(round(n), 1)))
-    if wanted.calibration and (n := int(found.measured[i])):
-        numbers = numbers._replace(calibration=(float(found.right[i]) / n, n))
-    return numbers
+    return _Own(*(float(getattr(found, name)[i]) for name in _Own._fields))
 
 
 def refit(session: Session, project: Project) -> Fitted:
@@ -295,6 +307,8 @@ def add_group(session: Session, project: Project, admin: User, name: str) -> Lab
             session.add(group)
             session.flush()
     except IntegrityError as error:
+        if not violates(error, "uq_labeler_group_project_id_name"):
+            raise
         raise Conflict(f"There is a group “{name}” already.", "Choose another name.") from error
     audit(session, admin.id, "group.added", project.id, group_id=group.id, name=name)
     return group

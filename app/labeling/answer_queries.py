@@ -4,13 +4,13 @@ from collections.abc import Collection, Sequence
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import Row, Select, case, exists, func, or_, select, update
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import Row, Select, case, exists, func, select, update
+from sqlalchemy.orm import Session
 
 from app.labeling.queries import lock_comparison
-from app.models import Comparison, Judgment, Prompt, Rubric, SnapshotComparison
+from app.models import Comparison, Judgment, Prompt, Rubric, Snapshot
 
-# Closed by the service itself, so that another answer may open it again; a person's wish for review stays.
+# Closed by the labelers' answers alone, so that another answer may open it again; other wishes for review stay.
 BY_ITSELF = ("split", "unjudgeable", "flagged")
 
 
@@ -77,23 +77,28 @@ def undone(session: Session, comparison_id: int, labeler_id: int, lease_id: UUID
     return session.scalars(said.order_by(Judgment.id.desc()).limit(1)).one_or_none()
 
 
-def closed_by(session: Session, judgments: Sequence[Judgment], since: timedelta) -> set[int]:
-    """Of the judgments' comparisons, those that nobody has judged, frozen in a snapshot or decided since, and whose
-    judgment is not older than `since`."""
-    later = aliased(Judgment)
-    overtaken = exists().where(
-        later.comparison_id == Judgment.comparison_id, later.id > Judgment.id, later.superseded_at.is_(None)
-    )
-    frozen = exists().where(SnapshotComparison.comparison_id == Judgment.comparison_id)
+def live_judgments(session: Session, comparison_ids: Collection[int], labeler_id: int) -> list[Judgment]:
+    own = Judgment.labeler_id == labeler_id, Judgment.superseded_at.is_(None), Judgment.lease_id.is_not(None)
+    return list(session.scalars(select(Judgment).where(Judgment.comparison_id.in_(comparison_ids), *own)))
+
+
+def changeable(session: Session, judgments: Sequence[Judgment], since: timedelta) -> set[int]:
+    """Of the judgments' comparisons, those whose judgment stands, is not older than `since`, and was given after the
+    project's newest snapshot, and that no reviewer has touched.
+
+    Nothing else counts: neither what others said, nor whether the comparison is closed. So nobody learns from it how
+    others answered, nor which of their answers was to a calibration item, which never closes.
+    """
+    frozen = exists().where(Snapshot.project_id == Comparison.project_id, Snapshot.created_at > Judgment.created_at)
     found = (
         select(Judgment.comparison_id)
         .join(Comparison, Comparison.id == Judgment.comparison_id)
         .where(
             Judgment.id.in_([judgment.id for judgment in judgments]),
+            Judgment.superseded_at.is_(None),
             Judgment.created_at >= func.now() - since,
-            or_(Comparison.state.in_(("settled", "in_review")), Comparison.gold.is_not(None)),
+            Comparison.state.in_(("open", "settled", "in_review")),
             func.coalesce(Comparison.review_reason, BY_ITSELF[0]).in_(BY_ITSELF),
-            ~overtaken,
             ~frozen,
         )
     )
@@ -152,9 +157,9 @@ def unflag(session: Session, comparison_ids: Collection[int]) -> None:
 
 
 def states(session: Session, comparison_ids: Collection[int]) -> set[str]:
-    """A calibration item, which never closes, says that it is settled: how long an answer can be changed must not tell
-    it from others."""
-    said = case((Comparison.gold.is_not(None) & (Comparison.state == "open"), "settled"), else_=Comparison.state)
+    """Their states; `requested` where a person or the reward model brought them to review."""
+    requested = (Comparison.state == "in_review") & Comparison.review_reason.not_in(BY_ITSELF)
+    said = case((requested, "requested"), else_=Comparison.state)
     return set(session.scalars(select(said).where(Comparison.id.in_(comparison_ids))))
 
 

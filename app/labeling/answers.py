@@ -3,7 +3,7 @@
 The only place that turns a preference for a side shown into one in canonical order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -14,14 +14,15 @@ from app.domain import ranking, scale
 from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound
 from app.judging import AdaptiveOverlap, LabelingSettings
 from app.labeling import answer_queries, queries, recusal
-from app.labeling.assigning import can_have, check_may_label, own_lease
+from app.labeling.assigning import can_have, own_lease
 from app.labeling.checking import Said, check
 from app.labeling.forms import LabelForm
 from app.labeling.settling import settle
 from app.models import Comparison, Judgment, Lease, Project, Rubric, User
+from app.qualification import gate
 
-# How long an answer that closed its comparison can be taken back; one that waits for others, as long as it waits.
-CHANGEABLE_FOR = timedelta(minutes=10)
+# How long an answer can be changed, whatever becomes of its comparison; a new round or a reviewer ends it earlier.
+CHANGEABLE_FOR = timedelta(hours=1)
 
 
 def submit(session: Session, project: Project, lease_id: UUID, labeler: User, form: LabelForm) -> Judgment:
@@ -45,7 +46,7 @@ def submit(session: Session, project: Project, lease_id: UUID, labeler: User, fo
     sent_before = queries.judgment_by_key(session, form.idempotency_key)
     if sent_before and _is_same(session, sent_before, lease, pairs, form):
         return sent_before
-    check_may_label(session, project, labeler)
+    gate.require(session, project, labeler, begun=True)
     if sent_before or queries.live_judgment(session, offered.id, labeler.id):
         raise Conflict("You have judged this comparison already, perhaps in another tab.", "Your first answer stands.")
     if recusal.is_recused(session, offered.id, labeler.id):
@@ -86,7 +87,7 @@ def undo(session: Session, project: Project, labeler: User) -> UUID:
         Forbidden: the labeler is paused or was removed.
     """
     queries.lock_labeler(session, labeler.id)
-    check_may_label(session, project, labeler)
+    gate.require(session, project, labeler, begun=True)
     last = answer_queries.last_answer(session, project.id, labeler.id)
     if last is None or last.lease_id is None:
         raise Conflict("You have no answer here that could be taken back.")
@@ -111,7 +112,7 @@ def edit(session: Session, project: Project, judgment_id: int, labeler: User, fo
         InvalidInput: the answer is not one that the rubric allows.
     """
     queries.lock_labeler(session, labeler.id)
-    check_may_label(session, project, labeler)
+    gate.require(session, project, labeler, begun=True)
     before = own_judgment(session, project, judgment_id, labeler)
     lease = session.get_one(Lease, before.lease_id)
     pairs = answer_queries.lock_pairs(session, lease.comparison_id)
@@ -151,13 +152,23 @@ def why_final(session: Session, judgment: Judgment) -> str:
     if recusal.is_recused(session, judgment.comparison_id, judgment.labeler_id):
         return "You have seen what others judged."
     parts = answer_queries.said_on(session, judgment)
-    closed = {part.comparison_id for part in parts} - answer_queries.closed_by(session, parts, CHANGEABLE_FOR)
-    states = answer_queries.states(session, closed)
+    judged = {part.comparison_id for part in parts}
+    if judged == answer_queries.changeable(session, parts, CHANGEABLE_FOR):
+        return ""
+    states = answer_queries.states(session, judged)
     if "withdrawn" in states:
         return "The comparison was withdrawn."
     if "adjudicated" in states:
         return "A reviewer has decided this comparison."
-    return "" if states <= {"open"} else "The comparison is settled."
+    if "requested" in states:
+        return "The comparison is being reviewed."
+    return "It is more than an hour old, or a round has begun since."
+
+
+def changeable_by(session: Session, labeler_id: int, comparison_ids: Collection[int]) -> set[int]:
+    """Those of the comparisons on which the labeler can still change what they said."""
+    said = answer_queries.live_judgments(session, comparison_ids, labeler_id)
+    return answer_queries.changeable(session, said, CHANGEABLE_FOR)
 
 
 def _take_back(session: Session, project: Project, judgment: Judgment, reason: str) -> set[int]:

@@ -13,14 +13,12 @@ from app.labeling import claim_queries, mixing, mixing_queries, queries
 from app.labeling.claim_queries import Queue, Standing
 from app.labeling.queries import Position, Task
 from app.models import Comparison, Lease, Project, User
-from app.qualification import service as qualification
+from app.qualification import gate
 
 # Counting further would cost time and tell a labeler nothing.
 COUNT_LIMIT = 500
 
-Reason = Literal[
-    "paused", "removed", "quiz", "busy", "skipped", "sampling", "nothing", "judged", "kept", "taken", "finished"
-]
+Reason = Literal["paused", "removed", "quiz", "busy", "skipped", "sampling", "nothing", "kept", "taken", "finished"]
 
 
 class Progress(NamedTuple):
@@ -33,12 +31,12 @@ class Progress(NamedTuple):
 
     @property
     def to_go(self) -> str:
-        """`left` in words: rounded where it would tell what is mixed in by standing still."""
+        """`left` in words. Where it would tell what is mixed in by standing still, it changes three times in all."""
         if self.left >= COUNT_LIMIT:
             return f"{COUNT_LIMIT}+"
         if not self.mixed or not self.left:
             return str(self.left)
-        return f"about {round(self.left, -1)}" if self.left >= 10 else "fewer than 10"
+        return next((f"more than {n}" for n in (100, 50, 20) if self.left > n), "20 or fewer")
 
 
 class Idle(NamedTuple):
@@ -46,9 +44,9 @@ class Idle(NamedTuple):
 
     paused, removed: the labeler may not label here now; `message` says why. quiz: they have not passed it. busy:
     others took the last ones this moment, ask again. skipped: only the one just skipped is left. sampling: a model
-    is writing new responses. nothing: the project holds no comparison. judged: what is open waits for other people.
-    kept: what is open is kept for others by name. taken: what is open is on other people's desks. finished:
-    everything has its judgments.
+    is writing new responses. nothing: the project holds no comparison. kept: what they have not judged is kept for
+    others by name. taken: it is on other people's desks. finished: they have judged everything; whether that waits for
+    others is not said, since more are asked where people disagree.
     """
 
     reason: Reason
@@ -91,47 +89,46 @@ def next_task(
     lasting = timedelta(minutes=project.lease_minutes)
     queries.lock_labeler(session, labeler.id)
     queries.expire_leases(session)
-    standing = claim_queries.standing(session, project.id, labeler.id)
-    if standing.state != "active":
+    closed = gate.closed(session, project, labeler)
+    if closed and closed.reason != "quiz":
         queries.end_leases(session, project.id, labeler.id)
         return None
     held = queries.renew_live_leases(session, project.id, labeler.id, lasting)
     if again is not None and again in held:
         return queries.task(session, again)
-    claim = _claim_again(session, project, labeler, standing, again)
+    claim = _claim_again(session, project, labeler, again)
     if claim is None:
         if lease_id := next((held_id for held_id in held if held_id != beside), None):
             return queries.task(session, lease_id)
-        if qualification.requires_quiz(session, project, labeler):
+        if closed:  # what was given before a newer quiz may be finished, but nothing follows
             return None
-        claim = _claim_next(session, project, labeler, standing, skipped)
+        claim = _claim_next(session, project, labeler, skipped)
     if claim is None:
         return None
     return queries.task(session, queries.add_lease(session, labeler.id, lasting, **claim._asdict()))
 
 
-def _claim_again(
-    session: Session, project: Project, labeler: User, standing: Standing, lease_id: UUID | None
-) -> Claim | None:
+def _claim_again(session: Session, project: Project, labeler: User, lease_id: UUID | None) -> Claim | None:
     before = session.get(Lease, lease_id) if lease_id else None
     if before is None or before.labeler_id != labeler.id:
         return None
     comparison_id = before.comparison_id
-    if claim_queries.claim_one(session, project.id, labeler.id, standing.groups, comparison_id) is None:
+    groups = claim_queries.standing(session, project.id, labeler.id).groups
+    if claim_queries.claim_one(session, project.id, labeler.id, groups, comparison_id) is None:
         return None
     _make_room(session, comparison_id)
     return Claim(comparison_id, before.swapped, before.shown)
 
 
-def _claim_next(
-    session: Session, project: Project, labeler: User, standing: Standing, skipped: Position | None
-) -> Claim | None:
+def _claim_next(session: Session, project: Project, labeler: User, skipped: Position | None) -> Claim | None:
     except_id = skipped.comparison_id if skipped else None
+    standing = claim_queries.standing(session, project.id, labeler.id)
     found = _find_new(session, project, labeler, standing, except_id, lock=True)
     if found is None:
         found = claim_queries.next_skipped(session, project.id, labeler.id, standing.groups, except_id=except_id)
     elif session.get_one(Comparison, found).purpose != "repeat":  # one they were given before
-        found = mixing.claim(session, project, labeler, LabelingSettings.model_validate(project.labeling)) or found
+        settings = LabelingSettings.model_validate(project.labeling)
+        found = mixing.claim(session, project, labeler, settings, found) or found
     return None if found is None else _laid_out(session, found, labeler)
 
 
@@ -202,15 +199,6 @@ def own_lease(session: Session, project: Project, lease_id: UUID, labeler: User)
     return lease
 
 
-def check_may_label(session: Session, project: Project, labeler: User) -> None:
-    """Raises Forbidden, with what they are to be told, for whoever is paused or removed."""
-    standing = claim_queries.standing(session, project.id, labeler.id)
-    if standing.state == "paused":
-        raise Forbidden("You are paused in this project, so this answer was not taken.", standing.reason)
-    if standing.state == "removed":
-        raise Forbidden("You are no longer a labeler of this project, so this answer was not taken.")
-
-
 def can_have(session: Session, project: Project, labeler: User, comparison: Comparison) -> bool:
     """Whether the labeler, who holds no lease on it, could be given this comparison now."""
     groups = claim_queries.standing(session, project.id, labeler.id).groups
@@ -221,7 +209,7 @@ def renew(session: Session, project: Project, labeler: User) -> list[UUID]:
     """Makes the leases that the labeler holds in this project last again from now on; returns them, oldest first. Of
     whoever is paused or removed none: an open page would keep them from others for ever."""
     queries.lock_labeler(session, labeler.id)
-    if claim_queries.standing(session, project.id, labeler.id).state != "active":
+    if gate.closed(session, project, labeler, begun=True):
         return []
     return queries.renew_live_leases(session, project.id, labeler.id, timedelta(minutes=project.lease_minutes))
 
@@ -273,11 +261,9 @@ def is_same_comparison(session: Session, task: Task, lease_id: UUID) -> bool:
 
 def idle(session: Session, project: Project, labeler: User, skipped: Position | None = None) -> Idle:
     """Why `next_task` gave nothing."""
+    if closed := gate.closed(session, project, labeler):
+        return Idle(closed.reason, message=closed.message)
     standing = claim_queries.standing(session, project.id, labeler.id)
-    if standing.state != "active":
-        return Idle("paused" if standing.state == "paused" else "removed", message=standing.reason)
-    if qualification.requires_quiz(session, project, labeler):
-        return Idle("quiz")
     if _is_there(session, project, labeler, standing, skipped.comparison_id if skipped else None):
         return Idle("busy")
     if skipped and _is_there(session, project, labeler, standing):
@@ -285,11 +271,9 @@ def idle(session: Session, project: Project, labeler: User, skipped: Position | 
     if sampling := queries.sampling(session, project.id):
         return Idle("sampling", *sampling)
     waiting = queries.waiting(session, project.id, labeler.id, standing.groups)
-    if waiting.with_room:
-        return Idle("judged")
     if waiting.kept:
         return Idle("kept")
-    if waiting.open:
+    if waiting.taken:
         return Idle("taken")
     return Idle("finished" if waiting.any else "nothing")
 
@@ -297,9 +281,9 @@ def idle(session: Session, project: Project, labeler: User, skipped: Position | 
 def project_with_work(session: Session, labeler: User) -> str | None:
     """Slug of a project that has a task for this labeler: a card on the desk first, then the one judged in last."""
     for project, holds_card in claim_queries.projects_with_work(session, labeler.id):
-        standing = claim_queries.standing(session, project.id, labeler.id)
-        if standing.state != "active":
+        if gate.closed(session, project, labeler, begun=True):  # a quiz they are led to from there
             continue
+        standing = claim_queries.standing(session, project.id, labeler.id)
         if holds_card or _is_there(session, project, labeler, standing):
             return project.slug
     return None

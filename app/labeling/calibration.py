@@ -20,7 +20,8 @@ def look_at(session: Session, project: Project, labeler_id: int) -> bool:
     Nobody is paused before they have given `least` answers since they began, or since an admin let them go on; nor
     who only came with imported data.
     """
-    if session.get_one(User, labeler_id).kind == "imported":
+    labeler = session.get_one(User, labeler_id)
+    if labeler.kind == "imported" or (labeler.kind == "ai_judge" and labeler.email is None):
         return False
     record, wanted = _record(session, project, labeler_id)
     if record.answers < wanted.least or _is_passed(record, wanted):

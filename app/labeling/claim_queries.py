@@ -37,7 +37,6 @@ from app.models import (
     LabelerGroupMember,
     Lease,
     Project,
-    ProjectLabeler,
     QueuePlace,
 )
 from app.models.comparison import AVAILABLE, IN_CALIBRATION, IN_OPEN_QUEUE, KEPT_FOR_GROUP, KEPT_FOR_LABELER
@@ -79,30 +78,20 @@ class Place(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """A labeler in a project: state and reason (see ProjectLabeler), groups, and the oldest transaction running now."""
+    """A labeler's groups in a project, and the oldest transaction running now."""
 
-    state: str
-    reason: str
     groups: list[int]
     now_xid: int
 
 
 def standing(session: Session, project_id: int, labeler_id: int) -> Standing:
-    own = ProjectLabeler.project_id == project_id, ProjectLabeler.labeler_id == labeler_id
     groups = (
         select(func.array_agg(LabelerGroup.id))
         .join(LabelerGroupMember, LabelerGroupMember.group_id == LabelerGroup.id)
         .where(LabelerGroup.project_id == project_id, LabelerGroupMember.labeler_id == labeler_id)
     )
-    row = session.execute(
-        select(
-            func.coalesce(select(ProjectLabeler.state).where(*own).scalar_subquery(), "active"),
-            func.coalesce(select(ProjectLabeler.reason).where(*own).scalar_subquery(), ""),
-            groups.scalar_subquery(),
-            _OLDEST_RUNNING,
-        )
-    ).one()
-    return Standing(row[0], row[1], sorted(row[2] or []), row[3])
+    row = session.execute(select(groups.scalar_subquery(), _OLDEST_RUNNING)).one()
+    return Standing(sorted(row[0] or []), row[1])
 
 
 def places(session: Session, project_id: int, labeler_id: int, now_xid: int) -> dict[int | None, Place]:

@@ -1,5 +1,6 @@
 """What a labeler has answered: the list of it, their own figures, and an answer put back into its card."""
 
+from datetime import UTC, datetime, time
 from typing import Literal, NamedTuple
 
 from sqlalchemy.orm import Session
@@ -40,9 +41,7 @@ def mine(session: Session, project: Project, labeler: User, before: int | None) 
     shown = LabelingSettings.model_validate(project.labeling).own_figures
     found = answer_queries.history(session, project.id, labeler.id, before, PAGE + 1)
     judged = [judgment for judgment, *_rest in found[:PAGE]]
-    changeable = answer_queries.closed_by(session, judged, CHANGEABLE_FOR)
-    # A calibration item is open for ever; that it could be changed for ever would tell.
-    changeable |= {row.id for _judgment, row, *_rest in found if row.state == "open" and row.gold is None}
+    changeable = answer_queries.changeable(session, judged, CHANGEABLE_FOR)
     changeable -= recusal.recused_from(session, changeable, labeler.id)
     rows = [
         Answered(
@@ -56,7 +55,13 @@ def mine(session: Session, project: Project, labeler: User, before: int | None) 
         for judgment, comparison, messages, strengths in found[:PAGE]
     ]
     older = judged[-1].id if len(found) > PAGE else None
-    return Mine(own_figures(session, project, labeler, shown), rows, older)
+    return Mine(own_figures(session, project, labeler, shown, _counted_until()), rows, older)
+
+
+def _counted_until() -> datetime:
+    """The last midnight, UTC, before which no answer can be changed any more: figures that show how others answered
+    count up to it, so that they move once a day and no single answer moves them."""
+    return datetime.combine((datetime.now(UTC) - CHANGEABLE_FOR).date(), time(), UTC)
 
 
 def excerpt(messages: list[dict[str, str]]) -> str:

@@ -12,8 +12,23 @@ from app.models import Comparison, Project, User
 _chance = SystemRandom()
 
 
-def claim(session: Session, project: Project, labeler: User, settings: LabelingSettings) -> int | None:
-    """A calibration item or a repeat, locked, where chance wants one and there is one."""
+def claim(session: Session, project: Project, labeler: User, settings: LabelingSettings, following: int) -> int | None:
+    """A calibration item or a repeat, locked, where chance wants one and there is one.
+
+    Chance is asked once for each task: one that was given before and went back unanswered, with a page that was closed
+    or when its time was over, comes again as it was, an item too. Else whoever opened the page again and again would
+    see which task makes way, and which one came in its place.
+
+    Args:
+        following: the comparison that comes next if nothing is mixed in.
+    """
+    if not (settings.calibration.rate or settings.repeats.rate):
+        return None
+    before = mixing_queries.given_back(session, project.id, labeler.id)
+    if before.items and (item := mixing_queries.claim_again(session, before.items, labeler.id)):
+        return item
+    if following in before.others:
+        return None
     drawn = _chance.random()  # one draw for both: each so gets the share of tasks that the settings say
     if drawn < settings.calibration.rate:
         return _calibration_item(session, project, labeler)

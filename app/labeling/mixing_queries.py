@@ -1,5 +1,6 @@
 """SQL of what is mixed into a labeler's tasks unseen: calibration items, and repeats of their own answers."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from sqlalchemy import BigInteger, Subquery, cast, exists, func, or_, select, update
@@ -35,6 +36,29 @@ def claim_calibration(session: Session, project_id: int, labeler_id: int) -> int
             if found is not None:
                 return found
     return None
+
+
+class GivenBack(NamedTuple):
+    """Comparisons that a labeler was given lately and that went back unanswered: calibration items, and others."""
+
+    items: list[int]
+    others: list[int]
+
+
+def given_back(session: Session, project_id: int, labeler_id: int) -> GivenBack:
+    """Of the last few; a labeler holds two at most at a time."""
+    last = select(Lease.comparison_id).where(Lease.labeler_id == labeler_id, Lease.state.in_(("released", "expired")))
+    last = last.order_by(Lease.created_at.desc()).limit(FEW)
+    found = select(Comparison.id, Comparison.gold.is_not(None))
+    rows = session.execute(found.where(Comparison.id.in_(last), Comparison.project_id == project_id)).all()
+    return GivenBack([id_ for id_, is_item in rows if is_item], [id_ for id_, is_item in rows if not is_item])
+
+
+def claim_again(session: Session, items: Sequence[int], labeler_id: int) -> int | None:
+    """Locks one of these calibration items that is still in use and that the labeler has neither judged nor skipped."""
+    still: list[Condition] = [Comparison.id.in_(items), literally(IN_CALIBRATION), ~continued()]
+    found = select(Comparison.id).where(*still, ~met(labeler_id, "live", "skipped", "recused"))
+    return session.scalar(found.order_by(Comparison.id).limit(1).with_for_update(skip_locked=True, of=Comparison))
 
 
 def newest_rubric(session: Session, project_id: int) -> Rubric | None:

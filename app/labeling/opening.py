@@ -1,5 +1,6 @@
 """What new comparisons ask for: how many judgments, by the project's settings; and copies for one judgment more."""
 
+from random import Random
 from typing import Any, Protocol
 
 from sqlalchemy.orm import Session
@@ -23,15 +24,20 @@ class Tagged(Protocol):
     def split(self) -> str: ...
 
 
-def wanted(project: Project, settings: LabelingSettings, prompt: Tagged, purpose: str) -> Overlap:
-    """The overlap of a comparison on this prompt for this purpose."""
+def wanted(project: Project, settings: LabelingSettings, prompt: Tagged, purpose: str, pair: str) -> Overlap:
+    """The overlap of a comparison on this prompt for this purpose.
+
+    Args:
+        pair: says which comparison it is; by it is drawn whether it is one that is judged once.
+    """
     tags = of_prompt(prompt.domain, prompt.difficulty, prompt.safety_category, prompt.split) | {"purpose": purpose}
     rules = []
     for rule in settings.overlap:
         name, _, value = rule.where.partition("=")
         rules.append(Rule(name, value, rule.overlap))
     adaptive = (settings.adaptive.at_least, settings.adaptive.at_most) if settings.adaptive else None
-    return at_opening(tags, rules, adaptive, project.overlap)
+    once = Random(pair).random() < settings.judged_once
+    return at_opening(tags, rules, adaptive, project.overlap, once=once)
 
 
 def open_copy(session: Session, original: Comparison, purpose: str, **values: Any) -> Comparison:

@@ -26,9 +26,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
-from app.labeling.claim_queries import literally
+from app.labeling.claim_queries import judged_by, literally
 from app.models import Comparison, Completion, Judgment, Lease, Prompt, Rubric, Run, User
-from app.models.comparison import IN_OPEN_QUEUE, KEPT_FOR_GROUP, KEPT_FOR_LABELER
+from app.models.comparison import KEPT_FOR_GROUP, KEPT_FOR_LABELER
 
 
 class Position(NamedTuple):
@@ -187,34 +187,38 @@ def held(session: Session, project_id: int, labeler_id: int) -> int:
 
 
 class Waiting(NamedTuple):
-    """Whether a project holds any comparison, an open one, one in this labeler's queues with room for another judgment,
-    and one with room that is kept for others."""
+    """Whether a project holds any comparison; of those that this labeler has not judged, one with room that is kept for
+    others, and one on somebody else's desk that could come back to them.
+
+    Nothing of what they have judged: whether that is still open tells, where overlap adapts, how others answered.
+    """
 
     any: bool
-    open: bool
-    with_room: bool
     kept: bool
+    taken: bool
 
 
 def waiting(session: Session, project_id: int, labeler_id: int, groups: list[int]) -> Waiting:
     of_project = Comparison.project_id == project_id
-    # Calibration items stay open for ever; a repeat is one labeler's own.
-    is_open = exists().where(
-        of_project, Comparison.state == "open", Comparison.gold.is_(None), Comparison.purpose != "repeat"
-    )
     own_groups = Comparison.group_id == any_(literal(groups, ARRAY(BigInteger)))
-    with_room = or_(
-        exists().where(of_project, literally(IN_OPEN_QUEUE)),
-        exists().where(of_project, own_groups, literally(KEPT_FOR_GROUP)),
-    )
-    for_others = or_(
+    others = Comparison.labeler_id != labeler_id
+    kept = or_(
         exists().where(of_project, ~own_groups, literally(KEPT_FOR_GROUP)),
-        exists().where(
-            of_project, Comparison.labeler_id != labeler_id, Comparison.purpose != "repeat", literally(KEPT_FOR_LABELER)
-        ),
+        exists().where(of_project, others, Comparison.purpose != "repeat", literally(KEPT_FOR_LABELER)),
     )
-    row = session.execute(select(exists().where(of_project), is_open, with_room, for_others)).one()
-    return Waiting(*row)
+    # Found by the live leases, of which there are few.
+    taken = exists().where(
+        Lease.state == "live",
+        Lease.labeler_id != labeler_id,
+        Lease.comparison_id == Comparison.id,
+        of_project,
+        Comparison.state == "open",
+        Comparison.gold.is_(None),
+        or_(Comparison.labeler_id.is_(None), ~others),
+        or_(Comparison.group_id.is_(None), own_groups),
+        ~judged_by(labeler_id),
+    )
+    return Waiting(*session.execute(select(exists().where(of_project), kept, taken)).one())
 
 
 def sampling(session: Session, project_id: int) -> tuple[int, int] | None:

@@ -15,11 +15,12 @@ from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound, Preflo
 from app.labeling import answers, assigning, history, views
 from app.labeling.forms import Desk, Draft, LabelForm, SkipForm
 from app.labeling.queries import Position, Task
+from app.limits import FormRoute
 from app.models import Project, User
 from app.projects.access import ProjectDep
 from app.render import fragment, page, redirect
 
-router = APIRouter()
+router = APIRouter(route_class=FormRoute)
 
 
 @router.get("/label")

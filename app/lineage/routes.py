@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from app.accounts.access import OperatorDep, StaffDep
 from app.db import SessionDep
 from app.errors import NotFound
+from app.limits import FormRoute
 from app.lineage import queries, views
 from app.models import ModelVersion
 from app.projects.access import ProjectDep
@@ -14,7 +15,7 @@ from app.render import page, redirect
 from app.rounds import service as rounds
 from app.typed import TypedDep
 
-router = APIRouter(prefix="/projects/{project_slug}/models")
+router = APIRouter(prefix="/projects/{project_slug}/models", route_class=FormRoute)
 
 
 def model_of_path(project: ProjectDep, session: SessionDep, model_id: int) -> ModelVersion:

@@ -3,6 +3,7 @@
 from app.models.agreement import AgreementTally
 from app.models.base import Base
 from app.models.comparison import Adjudication, Comparison, Judgment, Lease, QueuePlace, Ranking
+from app.models.data_import import DataImport
 from app.models.demonstration import Demonstration, DemonstrationEvent, DemonstrationTask
 from app.models.labeler import LabelerGroup, LabelerGroupMember, ProjectLabeler, Qualification
 from app.models.project import Project
@@ -20,6 +21,7 @@ __all__ = [
     "Base",
     "Comparison",
     "Completion",
+    "DataImport",
     "Demonstration",
     "DemonstrationEvent",
     "DemonstrationTask",

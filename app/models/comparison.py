@@ -209,6 +209,12 @@ class Lease(Base):
         Index("ix_lease_live_expiry", "expires_at", postgresql_where=text("state = 'live'")),
         Index("ix_lease_live_labeler", "labeler_id", postgresql_where=text("state = 'live'")),
         Index("ix_lease_skipped", "labeler_id", "created_at", postgresql_where=text("state = 'skipped'")),
+        Index(
+            "ix_lease_given_back",
+            "labeler_id",
+            "created_at",
+            postgresql_where=text("state IN ('released', 'expired')"),
+        ),
         Index("ix_lease_comparison", "comparison_id", "labeler_id"),
     )
 
@@ -274,6 +280,8 @@ class Judgment(Base):
         CheckConstraint("(superseded_at IS NULL) = (superseded_for IS NULL)", name="superseded_for_something"),
         one_of("superseded_for", SUPERSEDED_FOR),
         CheckConstraint("duration_ms >= 0", name="duration_not_negative"),
+        # Imported data say when; pages count by week.
+        CheckConstraint("created_at BETWEEN '1970-01-01 00:00Z' AND '9000-01-01 00:00Z'", name="created_at_range"),
     )
 
     id: Mapped[Id]

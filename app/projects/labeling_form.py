@@ -32,6 +32,13 @@ class Group(NamedTuple):
 
 GROUPS = (
     Group(
+        "once",
+        "Judged by one person",
+        "As many judgments teach the policy more when most of them are of different comparisons. The others, and those "
+        "on held-out prompts, get the project's overlap and show how far people agree.",
+        (Control("judged_once", "Share of comparisons on train prompts", "0 to 1; 0: all get the overlap."),),
+    ),
+    Group(
         "adaptive",
         "Adaptive overlap",
         "Instead of a fixed number: stop asking once the answers leave no doubt, ask on while they are split. An "
@@ -118,7 +125,7 @@ GROUPS = (
     Group(
         "own_figures",
         "What labelers see of their own figures",
-        "On their own page; the number of judgments is always there.",
+        "On their own page; the number of judgments is always there. Agreement and accuracy count up to yesterday.",
         (
             Control("own_figures.agreement", "Agreement with others", kind="flag"),
             Control("own_figures.calibration", "Accuracy on calibration items", kind="flag"),

@@ -26,7 +26,7 @@ def base_models(session: Session) -> list[str]:
 
 
 class Overview(NamedTuple):
-    """What the project's start page shows."""
+    """What the project's start page shows; states, judgments and labelers to staff only."""
 
     states: dict[str, int]  # comparisons by state
     judgments: int
@@ -37,7 +37,29 @@ class Overview(NamedTuple):
     has_prompts: bool
 
 
-def overview(session: Session, project: Project) -> Overview:
+def overview(session: Session, project: Project, *, counted: bool) -> Overview:
+    """What the start page shows.
+
+    Args:
+        counted: with how many comparisons are in which state, and how many judgments there are. Labelers do not see
+            that: it changes with each of their answers, by how others have answered, and not with those to calibration
+            items.
+    """
+    states, judgments, labelers = _counts(session, project) if counted else ({}, 0, 0)
+    unfinished = select(Run).where(Run.project_id == project.id, Run.state.in_(("queued", "running"))).order_by(Run.id)
+    last_round = select(Round).where(Round.project_id == project.id).order_by(Round.number.desc()).limit(1)
+    return Overview(
+        states=states,
+        judgments=judgments,
+        labelers=labelers,
+        runs=list(session.scalars(unfinished)),
+        last_round=session.scalars(last_round).one_or_none(),
+        policy=session.get(ModelVersion, project.policy_id) if project.policy_id else None,
+        has_prompts=bool(session.scalar(select(exists().where(Prompt.project_id == project.id)))),
+    )
+
+
+def _counts(session: Session, project: Project) -> tuple[dict[str, int], int, int]:
     # Calibration items and repeats are no work that waits, nor any that was done.
     measures = or_(Comparison.gold.is_not(None), Comparison.purpose == "repeat")
     states = select(Comparison.state, func.count()).where(Comparison.project_id == project.id, ~measures)
@@ -47,17 +69,7 @@ def overview(session: Session, project: Project) -> Overview:
         .where(Comparison.project_id == project.id, Judgment.superseded_at.is_(None))
     )
     judgments, labelers = session.execute(judged).one()
-    unfinished = select(Run).where(Run.project_id == project.id, Run.state.in_(("queued", "running"))).order_by(Run.id)
-    last_round = select(Round).where(Round.project_id == project.id).order_by(Round.number.desc()).limit(1)
-    return Overview(
-        states=dict(session.execute(states.group_by(Comparison.state)).all()),
-        judgments=judgments,
-        labelers=labelers,
-        runs=list(session.scalars(unfinished)),
-        last_round=session.scalars(last_round).one_or_none(),
-        policy=session.get(ModelVersion, project.policy_id) if project.policy_id else None,
-        has_prompts=bool(session.scalar(select(exists().where(Prompt.project_id == project.id)))),
-    )
+    return dict(session.execute(states.group_by(Comparison.state)).all()), judgments, labelers
 
 
 def paused_by_calibration(session: Session, project_id: int) -> list[User]:

@@ -10,6 +10,8 @@ from app.accounts.access import AdminDep, UserDep
 from app.db import SessionDep
 from app.errors import PrefloopError
 from app.judging import LabelingSettings
+from app.labelers import service as labelers
+from app.limits import FormRoute
 from app.models import ModelVersion, Project
 from app.projects import labeling_form, queries, service
 from app.projects.access import ProjectDep
@@ -19,7 +21,7 @@ from app.review import service as review
 from app.specs import Generation
 from app.typed import TypedDep, not_accepted, reasons_of
 
-router = APIRouter()
+router = APIRouter(route_class=FormRoute)
 
 
 @router.get("/")
@@ -56,11 +58,13 @@ def _list(
 def overview(request: Request, user: UserDep, project: ProjectDep, session: SessionDep) -> Response:
     """Where the project stands. htmx asks for the changing part alone while work is under way."""
     template = "projects/_status.html" if "HX-Request" in request.headers else "projects/overview.html"
-    is_admin = "admin" in user.roles
+    is_admin, is_staff = "admin" in user.roles, bool({"admin", "operator"} & set(user.roles))
     return page(
         request,
         template,
-        overview=queries.overview(session, project),
+        is_staff=is_staff,
+        overview=queries.overview(session, project, counted=is_staff),
+        own=None if is_staff else labelers.done(session, project, user),
         review=review.waiting(session, project) if is_admin else {},
         review_limit=review.COUNT_LIMIT,
         paused=queries.paused_by_calibration(session, project.id) if is_admin else [],

@@ -2,11 +2,13 @@
 
 import re
 
+from anyascii import anyascii
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.accounts.service import audit
 from app.artifacts import ArtifactStore
+from app.db import violates
 from app.errors import Conflict, InvalidInput
 from app.judging import LabelingSettings, RubricContent
 from app.labelers import service as labelers
@@ -21,11 +23,27 @@ Prefer the response that is more helpful and correct, follows the instruction, a
 
 Shorter is better when nothing is lost. Use a tie only when you truly cannot choose.
 """
+# Measured (docs/learning.md): one in five judged by several is enough to see how far people agree.
+NEW_PROJECTS_LABELING = LabelingSettings(judged_once=0.8).model_dump(mode="json", exclude_defaults=True)
+
+
+MAX_ADDRESS = 60
+_ADDRESS = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")  # as the table takes it
 
 
 def slugify(name: str) -> str:
-    """`My Project!` -> `my-project`; empty when no letter or digit of ASCII is left."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60].strip("-")
+    """`My Project!` -> `my-project`, `Оценка` -> `otsenka`; empty when there is no letter or digit of any script."""
+    return re.sub(r"[^a-z0-9]+", "-", anyascii(name).lower()).strip("-")[:MAX_ADDRESS].strip("-")
+
+
+def _check_address(address: str) -> None:
+    if len(address) > MAX_ADDRESS or not _ADDRESS.fullmatch(address):
+        like = slugify(address)
+        raise InvalidInput(
+            f"“{address[:80]}” cannot be a project's address.",
+            f"An address has the letters a-z, digits, and single hyphens between them, at most {MAX_ADDRESS} "
+            + (f"characters: for example {like}." if like else "characters."),
+        )
 
 
 def create(
@@ -41,20 +59,26 @@ def create(
     """Adds a project with a first published rubric, ready to hold comparisons.
 
     Raises:
-        InvalidInput: the name gives no address.
+        InvalidInput: the name gives no address, or the address given is not one.
         Conflict: the address is taken.
     """
-    slug = slug or slugify(name)
-    if not slug:
-        raise InvalidInput("The name has no letter or digit to make an address from.", "Use at least one of a-z, 0-9.")
+    if slug is None and not (slug := slugify(name)):
+        raise InvalidInput("The name gives no address.", "Use at least one letter or digit, of any script.")
+    _check_address(slug)
     project = Project(
-        slug=slug, name=name.strip(), description=description, generation=(generation or Generation()).model_dump()
+        slug=slug,
+        name=name.strip(),
+        description=description,
+        generation=(generation or Generation()).model_dump(),
+        labeling=NEW_PROJECTS_LABELING,
     )
     try:
         with session.begin_nested():  # the constraint decides also between two who come at once
             session.add(project)
             session.flush()
     except IntegrityError as error:
+        if not violates(error, "uq_project_slug"):
+            raise
         raise Conflict(f"A project with the address “{slug}” exists.", "Choose another name.") from error
     rubrics.create_first(session, project, RubricContent(guideline=guideline), actor_id)
     audit(session, actor_id, "project.created", project.id, name=project.name)

@@ -20,7 +20,7 @@ CONTENT = Path(__file__).parent / "starter_content"
 SLUG = "starter"
 SOURCE = "starter"
 # At temperature 1 a model this small seldom makes sense; training divides by the same temperature.
-GENERATION = Generation(samples_per_prompt=4, max_new_tokens=64, temperature=0.7)
+GENERATION = Generation(samples_per_prompt=4, max_new_tokens=64)
 
 # Of twenty tasks about two have known answers, until a labeler has met all six. They measure; nobody is paused.
 CALIBRATION = {"rate": 0.1, "threshold": 0.0}
@@ -42,7 +42,7 @@ def create(session: Session) -> Project:
         guideline=(CONTENT / "rubric.md").read_text(),
         generation=GENERATION,
     )
-    project.labeling = {"calibration": CALIBRATION}
+    project.labeling = project.labeling | {"calibration": CALIBRATION}
     prompts.add_many(session, project.id, [prompts.NewPrompt(**line, source=SOURCE) for line in lines])
     rubric = rubrics.current(session, project)
     for line in _read("calibration.jsonl"):

@@ -17,12 +17,12 @@ def by_digest(session: Session, project_id: int, digest: str) -> Prompt:
     return session.scalars(select(Prompt).where(Prompt.project_id == project_id, Prompt.digest == digest)).one()
 
 
-def insert_new(session: Session, rows: list[dict[str, object]]) -> int:
-    """Inserts prompts whose digest the project does not have; returns how many."""
+def insert_new(session: Session, rows: list[dict[str, object]]) -> list[int]:
+    """Inserts prompts whose digest the project does not have; returns their ids."""
     if not rows:
-        return 0
+        return []
     statement = insert(Prompt).on_conflict_do_nothing(index_elements=["project_id", "digest"]).returning(Prompt.id)
-    return len(session.execute(statement, rows).all())
+    return list(session.scalars(statement, rows))
 
 
 class Listed(NamedTuple):

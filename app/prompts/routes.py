@@ -7,13 +7,14 @@ from fastapi import APIRouter, Query, Request, Response
 from app.accounts.access import AdminDep
 from app.db import SessionDep
 from app.errors import NotFound
+from app.limits import FormRoute
 from app.models.prompt import DIFFICULTIES, SPLITS
 from app.projects.access import ProjectDep
 from app.prompts import queries
 from app.prompts.forms import PromptFilter
 from app.render import page
 
-router = APIRouter(prefix="/projects/{project_slug}/prompts")
+router = APIRouter(prefix="/projects/{project_slug}/prompts", route_class=FormRoute)
 
 
 @router.get("")

@@ -68,11 +68,11 @@ def add(session: Session, project_id: int, messages: Messages, **tags: str | Non
     return queries.by_digest(session, project_id, digest(messages))
 
 
-def add_many(session: Session, project_id: int, prompts: Iterable[NewPrompt]) -> int:
+def add_many(session: Session, project_id: int, prompts: Iterable[NewPrompt]) -> list[int]:
     """Adds those prompts the project does not have; of equal ones in `prompts` the first counts.
 
     Returns:
-        how many were added.
+        ids of those that were added.
 
     Raises:
         InvalidInput: as `check_messages`.

@@ -24,7 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.orm import Session, aliased
 
-from app.models import Qualification, Rubric, User
+from app.models import ProjectLabeler, Qualification, Rubric, User
 
 
 def _quiz_version(rubric: type[Rubric]) -> ColumnElement[int]:
@@ -48,13 +48,30 @@ def _requires_quiz(project_id: BindParameter[int], labeler_id: BindParameter[int
     return select((func.jsonb_array_length(newest.quiz) > 0) & ~passed)
 
 
-# Asked with every task that is handed out, so it is put together once.
-_REQUIRES_QUIZ = _requires_quiz(bindparam("project_id", type_=BigInteger), bindparam("labeler_id", type_=BigInteger))
+class Gate(NamedTuple):
+    """state, reason: see ProjectLabeler. needs_quiz: the newest version has a quiz that the labeler has not passed."""
+
+    state: str
+    reason: str
+    needs_quiz: bool
 
 
-def requires_quiz(session: Session, project_id: int, labeler_id: int) -> bool:
-    """Whether the newest version has a quiz that this labeler has not passed. One query, by index."""
-    return bool(session.scalar(_REQUIRES_QUIZ, {"project_id": project_id, "labeler_id": labeler_id}))
+def _gate(project_id: BindParameter[int], labeler_id: BindParameter[int]) -> Select[Any]:
+    own = ProjectLabeler.project_id == project_id, ProjectLabeler.labeler_id == labeler_id
+    return select(
+        func.coalesce(select(ProjectLabeler.state).where(*own).scalar_subquery(), "active"),
+        func.coalesce(select(ProjectLabeler.reason).where(*own).scalar_subquery(), ""),
+        func.coalesce(_requires_quiz(project_id, labeler_id).scalar_subquery(), False),
+    )
+
+
+# Asked with every task that is handed out and every answer, so it is put together once.
+_GATE = _gate(bindparam("project_id", type_=BigInteger), bindparam("labeler_id", type_=BigInteger))
+
+
+def gate(session: Session, project_id: int, labeler_id: int) -> Gate:
+    """How a labeler stands in a project. One query, by index."""
+    return Gate(*session.execute(_GATE, {"project_id": project_id, "labeler_id": labeler_id}).one())
 
 
 def newest_rubric(session: Session, project_id: int) -> Rubric | None:

@@ -9,12 +9,13 @@ from sqlalchemy.orm import Session
 from app.accounts.access import LabelerDep, StaffDep
 from app.db import SessionDep
 from app.errors import NotFound, PrefloopError
+from app.limits import FormRoute
 from app.models import Project, User
 from app.projects.access import ProjectDep
 from app.qualification import queries, service, views
 from app.render import page, redirect
 
-router = APIRouter(prefix="/projects/{project_slug}/quiz")
+router = APIRouter(prefix="/projects/{project_slug}/quiz", route_class=FormRoute)
 PAGE_SIZE = 100
 
 

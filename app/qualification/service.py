@@ -1,4 +1,4 @@
-"""The training quiz: who has to take it, attempts at it, and their outcome."""
+"""The training quiz: attempts at it, and their outcome. Who has to take it, `app.qualification.gate` says."""
 
 import random
 from datetime import UTC, datetime
@@ -11,11 +11,6 @@ from app.errors import Conflict, InvalidInput, NotFound
 from app.judging import LabelingSettings, QuizItem
 from app.models import Project, Qualification, Rubric, User
 from app.qualification import queries
-
-
-def requires_quiz(session: Session, project: Project, labeler: User) -> bool:
-    """Whether the labeler must pass the quiz of the newest rubric version before judging. One query."""
-    return queries.requires_quiz(session, project.id, labeler.id)
 
 
 class Standing(NamedTuple):

@@ -10,10 +10,10 @@ from sqlalchemy.orm import Session
 from app.accounts.access import AdminDep, LabelerDep, StaffDep, UserDep
 from app.db import SessionDep
 from app.errors import Conflict, Forbidden, InvalidInput, NotFound, PrefloopError, TooMany
-from app.labelers import service as labelers
+from app.limits import FormRoute
 from app.models import Project, User
 from app.projects.access import ProjectDep
-from app.qualification import service as qualification
+from app.qualification import gate
 from app.red_team import queries, service, views
 from app.red_team.forms import (
     MAX_GOAL,
@@ -30,7 +30,7 @@ from app.red_team.queries import Seen
 from app.render import page, redirect
 from app.typed import TypedDep, not_accepted, reasons_of
 
-router = APIRouter(prefix="/projects/{project_slug}/red-team")
+router = APIRouter(prefix="/projects/{project_slug}/red-team", route_class=FormRoute)
 
 
 def _base(project: Project) -> str:
@@ -98,8 +98,7 @@ def _desk(
         values=values,
         limits={"text": MAX_PROMPT, "goal": MAX_GOAL},
         problem=problem,
-        standing=labelers.standing(session, project, labeler),
-        needs_quiz=qualification.requires_quiz(session, project, labeler),
+        closed=gate.closed(session, project, labeler),
         before=before,
         rated=rated,
     )
@@ -167,7 +166,7 @@ def rate(
 ) -> Response:
     try:
         service.rate(session, project, labeler, attempt_id, form)
-    except Conflict as problem:
+    except (Conflict, Forbidden) as problem:
         return _show(request, session, project, labeler, attempt_id, problem=problem)
     return redirect(f"{_base(project)}?rated={attempt_id}")
 

@@ -12,11 +12,10 @@ from app.accounts.service import audit
 from app.artifacts import ArtifactStore
 from app.domain.slices import of_prompt
 from app.errors import Conflict, Forbidden, InvalidInput, NotFound, TooMany
-from app.labelers import service as labelers
 from app.models import Completion, Project, RedTeamAttempt, User
 from app.prompts import service as prompts
 from app.prompts.service import NewPrompt
-from app.qualification import service as qualification
+from app.qualification import gate
 from app.red_team import queries
 from app.red_team.forms import AcceptForm, AttemptForm, RatingForm
 from app.rounds import service as rounds
@@ -53,11 +52,7 @@ def send(
         raise InvalidInput("Nothing is written yet.", "Write a prompt that could make the model fail.")
     if project.policy_id is None:
         raise InvalidInput("The project has no model that could answer.", "An admin gives it one in the settings.")
-    standing = labelers.standing(session, project, author)
-    if standing.state != "active":
-        raise Forbidden("You take no part in this project now.", standing.message)
-    if qualification.requires_quiz(session, project, author):
-        raise Forbidden("This project has a training quiz.", "Pass it first, then send what you wrote.")
+    gate.require(session, project, author)
     if queries.count_waiting(session, project.id, author.id) >= MAX_WAITING:
         raise TooMany(
             f"{MAX_WAITING} of your attempts wait for their answers.", "Send this one when the first is answered."
@@ -101,8 +96,13 @@ def send_again(
     attempt_id: int,
     server: SamplingServer | None = None,
 ) -> None:
-    """Asks the policy of now, where the run before failed; does nothing where an answer is there or on its way."""
+    """Asks the policy of now, where the run before failed; does nothing where an answer is there or on its way.
+
+    Raises:
+        NotFound, Forbidden: no such attempt, or another person's; or the author may not work here now, as in `send`.
+    """
     attempt = _own(session, project, author, attempt_id)
+    gate.require(session, project, author)
     found = queries.attempt(session, project.id, attempt_id)
     if found is not None and found.state == "failed":
         _ask(session, store, project, attempt, server)
@@ -125,10 +125,11 @@ def rate(session: Session, project: Project, author: User, attempt_id: int, form
     """The author's rating; a later one takes its place until the attempt is a prompt of the project.
 
     Raises:
-        NotFound, Forbidden: no such attempt, or another person's.
+        NotFound, Forbidden: no such attempt, or another person's; or the author is paused or was removed.
         Conflict: there is no answer yet, or the attempt is accepted.
     """
     attempt = _own(session, project, author, attempt_id)
+    gate.require(session, project, author, begun=True)
     if attempt.answer is None:
         raise Conflict("The model has not answered yet.", "Wait for the answer: it appears by itself.")
     rating = (form.severity, form.all_tags, form.note)

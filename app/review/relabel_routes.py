@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from app.accounts.access import AdminDep
 from app.db import SessionDep
+from app.limits import FormRoute
 from app.models.prompt import DIFFICULTIES, SPLITS
 from app.projects.access import ProjectDep
 from app.render import page, redirect
@@ -14,7 +15,7 @@ from app.review import queries, relabel_queries, relabeling
 from app.review.forms import RelabelForm
 from app.typed import not_accepted, reasons_of
 
-router = APIRouter(prefix="/relabel")
+router = APIRouter(prefix="/relabel", route_class=FormRoute)
 
 
 @router.get("")

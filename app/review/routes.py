@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from app.accounts.access import AdminDep
 from app.db import SessionDep
 from app.errors import Conflict, Forbidden, InvalidInput
+from app.limits import FormRoute
 from app.models import Comparison, Project, User
 from app.models.prompt import DIFFICULTIES, SPLITS
 from app.projects.access import ProjectDep
@@ -18,7 +19,7 @@ from app.review.forms import DecisionForm, MoreLabelersForm, VerdictForm, Wanted
 from app.review.queues import Place
 from app.review.relabel_routes import router as relabel
 
-router = APIRouter(prefix="/projects/{project_slug}/review")
+router = APIRouter(prefix="/projects/{project_slug}/review", route_class=FormRoute)
 router.include_router(relabel)
 
 WantedDep = Annotated[Wanted, Query()]

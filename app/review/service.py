@@ -14,7 +14,7 @@ from app.domain.consensus import Consensus
 from app.errors import Conflict, Forbidden, InvalidInput, NotFound
 from app.labelers import fitting
 from app.labelers.fitting import Said
-from app.labeling import calibration, recusal
+from app.labeling import answers, calibration, recusal
 from app.models import Adjudication, Comparison, Project, Rubric, User
 from app.review import queries, queues
 from app.review.forms import QueueName, Wanted
@@ -58,7 +58,7 @@ def open_case(session: Session, project: Project, viewer: User, comparison_id: i
 
     Raises:
         NotFound: the project has no such comparison.
-        Forbidden: it is open and the viewer may still judge it: see `give_up`.
+        Forbidden: the viewer may still judge it, or change how they did: see `give_up`.
     """
     found = queries.case(session, project.id, comparison_id)
     if found is None:
@@ -70,10 +70,12 @@ def open_case(session: Session, project: Project, viewer: User, comparison_id: i
 
 def blind_for(session: Session, viewer: User, comparisons: Collection[Comparison]) -> set[int]:
     """Ids of those comparisons that the viewer could still judge, or where they could change how they did."""
-    opened = {comparison.id for comparison in comparisons if comparison.state == "open"}
-    if not opened or "labeler" not in viewer.roles:
+    if "labeler" not in viewer.roles:
         return set()
-    return opened - recusal.recused_from(session, opened, viewer.id)
+    opened = {comparison.id for comparison in comparisons if comparison.state == "open"}
+    closed = {comparison.id for comparison in comparisons} - opened
+    blind = opened | answers.changeable_by(session, viewer.id, closed)
+    return blind - recusal.recused_from(session, blind, viewer.id)
 
 
 def give_up(session: Session, project: Project, labeler: User, comparison_id: int) -> None:
@@ -324,7 +326,7 @@ def _refuse_measuring(comparison: Comparison) -> None:
 def _refuse_blind(session: Session, viewer: User, comparison: Comparison) -> None:
     if blind_for(session, viewer, [comparison]):
         raise Forbidden(
-            "This comparison is open and you may judge it yourself, so what others said is closed to you.",
+            "You may still judge this comparison, or change how you did, so what others said is closed to you.",
             "Give up judging it in order to review it.",
         )
 

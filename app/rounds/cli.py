@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from app.accounts import queries as accounts
+from app.accounts.service import normal_email
 from app.artifacts import ArtifactStore
 from app.domain.rounds import ALGORITHMS
 from app.domain.strengths import STRENGTHS
@@ -121,7 +122,7 @@ def _round(session: Session, project: Project, number: int | None) -> Round:
 
 
 def _operator(session: Session, email: str) -> User:
-    user = accounts.user_by_email(session, email.strip().lower())
+    user = accounts.user_by_email(session, normal_email(email))
     if user is None or "operator" not in user.roles:
         raise Forbidden(f"{email} is not an operator.", "`prefloop user list` shows who is.")
     return user

@@ -94,7 +94,7 @@ def _add(session: Session, opening: Opening, prompt: Prompt, choice: Choice, is_
         ranking_id = ranking.id
     # One labeler judges all of them at once, so all ask for as many as the first.
     first_purpose = _purpose(prompt, choice.ids[0] in is_old, choice.ids[1] in is_old)
-    asked = wanted(opening.project, opening.settings, prompt, first_purpose)
+    asked = wanted(opening.project, opening.settings, prompt, first_purpose, pair=f"{prompt.id}-{choice.ids}")
     pairs = [
         Comparison(
             project_id=opening.project.id,

@@ -13,6 +13,7 @@ from app.domain.intervals import FEWEST
 from app.domain.strengths import STRENGTHS
 from app.domain.verdicts import LEAST_COMPARISONS
 from app.errors import NotFound, PrefloopError
+from app.limits import FormRoute
 from app.models import ModelVersion, Project, Round, Run
 from app.projects.access import ProjectDep
 from app.render import page, redirect
@@ -24,7 +25,7 @@ from app.rounds.training_samples import PROMPTS_PER_PAGE, STEPS_PER_PAGE, read_t
 from app.specs import Generation
 from app.typed import TypedDep, not_accepted, reasons_of
 
-router = APIRouter(prefix="/projects/{project_slug}")
+router = APIRouter(prefix="/projects/{project_slug}", route_class=FormRoute)
 SAMPLES_PER_PAGE = 50
 
 

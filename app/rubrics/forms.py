@@ -231,9 +231,11 @@ def _why(error: Any) -> str:
             return f"cannot be “{str(given)[:40]}”"
 
 
-async def _typed(request: Request, revision: Annotated[str, Form()] = "") -> RubricForm:
-    # With a parameter of the form FastAPI has read it already, within the limits that the router sets.
-    form = await request.form()
+async def _sent(request: Request) -> FormData:
+    return await request.form()
+
+
+def _typed(form: Annotated[FormData, Depends(_sent)], revision: Annotated[str, Form()] = "") -> RubricForm:
     return RubricForm(
         guideline=_text(form, "guideline"),
         strengths=_text(form, "strengths"),

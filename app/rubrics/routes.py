@@ -8,16 +8,22 @@ from sqlalchemy.orm import Session
 from app.accounts.access import AdminDep
 from app.db import SessionDep
 from app.errors import Conflict, InvalidInput, PrefloopError
+from app.limits import FormRoute
 from app.models import Project, Rubric
 from app.projects.access import ProjectDep
 from app.render import page, redirect
 from app.rubrics import comparing, editing, queries, service, views
 from app.rubrics.forms import ANSWERS, RubricForm, RubricFormDep, RubricRefused
 
-# A form that is too long must arrive all the same, to come back with the reason and with every word of it.
-router = APIRouter(
-    prefix="/projects/{project_slug}/rubric", form_limits={"max_fields": 10_000, "max_part_size": 16 << 20}
-)
+
+class RubricRoute(FormRoute):
+    """A form that is too long must arrive all the same, to come back with the reason and with every word of it."""
+
+    most = 16 << 20
+    most_fields = 10_000
+
+
+router = APIRouter(prefix="/projects/{project_slug}/rubric", route_class=RubricRoute)
 # Waiting comparisons are counted up to here.
 COUNT_LIMIT = 10_000
 

@@ -1000,6 +1000,13 @@ def upgrade() -> None:
     )
     op.create_index("ix_lease_comparison", "lease", ["comparison_id", "labeler_id"], unique=False)
     op.create_index(
+        "ix_lease_given_back",
+        "lease",
+        ["labeler_id", "created_at"],
+        unique=False,
+        postgresql_where=sa.text("state IN ('released', 'expired')"),
+    )
+    op.create_index(
         "ix_lease_skipped",
         "lease",
         ["labeler_id", "created_at"],
@@ -1046,6 +1053,9 @@ def upgrade() -> None:
         ),
         sa.CheckConstraint("NOT both_bad OR preference = 0", name=op.f("ck_judgment_both_bad_is_a_tie")),
         sa.CheckConstraint("duration_ms >= 0", name=op.f("ck_judgment_duration_not_negative")),
+        sa.CheckConstraint(
+            "created_at BETWEEN '1970-01-01 00:00Z' AND '9000-01-01 00:00Z'", name=op.f("ck_judgment_created_at_range")
+        ),
         sa.CheckConstraint("preference BETWEEN -4 AND 4", name=op.f("ck_judgment_preference_range")),
         sa.ForeignKeyConstraint(
             ["comparison_id", "rubric_id"],
@@ -1100,6 +1110,28 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_agreement_tally")),
     )
     op.create_index("ix_agreement_tally_project", "agreement_tally", ["project_id"], unique=False)
+    op.create_table(
+        "data_import",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("project_id", sa.BigInteger(), nullable=False),
+        sa.Column("actor_id", sa.BigInteger(), nullable=True),
+        sa.Column("files", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("added", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("prompts", postgresql.ARRAY(sa.BigInteger()), nullable=False),
+        sa.Column("comparisons", postgresql.ARRAY(sa.BigInteger()), nullable=False),
+        sa.Column("judgments", postgresql.ARRAY(sa.BigInteger()), nullable=False),
+        sa.Column("demonstrations", postgresql.ARRAY(sa.BigInteger()), nullable=False),
+        sa.Column("overlaps", postgresql.JSONB(astext_type=sa.Text()), server_default="{}", nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("undone_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("undone_by", sa.BigInteger(), nullable=True),
+        sa.CheckConstraint("undone_at IS NOT NULL OR undone_by IS NULL", name=op.f("ck_data_import_undone_when")),
+        sa.ForeignKeyConstraint(["actor_id"], ["user_account.id"], name=op.f("fk_data_import_actor_id")),
+        sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_data_import_project_id")),
+        sa.ForeignKeyConstraint(["undone_by"], ["user_account.id"], name=op.f("fk_data_import_undone_by")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_data_import")),
+    )
+    op.create_index("ix_data_import_project", "data_import", ["project_id", "id"], unique=False)
     # Cycles among these three tables: the keys come last.
     op.create_foreign_key(op.f("fk_project_base_model_id"), "project", "model_version", ["base_model_id"], ["id"])
     op.create_foreign_key(op.f("fk_project_reference_id"), "project", "model_version", ["reference_id"], ["id"])

@@ -26,22 +26,48 @@ export function scrollTogether(panes, isOn) {
   }
 }
 
-// The words of an element with where they stand.
+// The words of an element with where they stand, and the text before each: what no word is, spaces and line ends.
 function wordsOf(element) {
   const found = [];
+  let gap = "";
+  let last = null;
   const walker = document.createTreeWalker(element, NodeFilter.SHOW_TEXT, {
     acceptNode: (node) =>
-      node.parentElement.closest(".katex, details:not([open]) > :not(summary)")
+      node.parentElement.closest(".katex, .rest > summary, details:not([open]) > *")
         ? NodeFilter.FILTER_REJECT
         : NodeFilter.FILTER_ACCEPT,
   });
   for (let node = walker.nextNode(); node && found.length < MOST_WORDS; node = walker.nextNode()) {
+    let at = 0;
     for (const match of node.data.matchAll(WORD)) {
-      found.push({ word: match[0], node, from: match.index, to: match.index + match[0].length });
-      if (found.length >= MOST_WORDS) break;
+      const to = match.index + match[0].length;
+      found.push({ word: match[0], gap: gap + node.data.slice(at, match.index), node, begins: at, from: match.index, to });
+      gap = "";
+      at = to;
+      if (found.length >= MOST_WORDS) return found;
+    }
+    gap += node.data.slice(at);
+    // What ends the text is before a word that is none.
+    last = { word: "", node, begins: at, from: node.data.length, to: node.data.length };
+  }
+  return last ? [...found, { ...last, gap }] : found;
+}
+
+// Marks words that are the same but have other spaces or line ends before them: 2 in both, where the words before are
+// the same as well. Elsewhere the words themselves are marked.
+export function markGaps([a, b], [onlyA, onlyB]) {
+  let marked = 0;
+  for (let i = 0, j = 0; i < a.length && j < b.length; ) {
+    if (onlyA[i] === 1) i++;
+    else if (onlyB[j] === 1) j++;
+    else {
+      if (a[i].word !== b[j].word) return marked; // too many differences to pair the words
+      const isPair = i && j ? onlyA[i - 1] !== 1 && onlyB[j - 1] !== 1 : !i && !j;
+      if (isPair && a[i].gap !== b[j].gap) onlyA[i] = onlyB[j] = 2, marked++;
+      i++, j++;
     }
   }
-  return found;
+  return marked;
 }
 
 // Which of the words of a and of b are not in a longest common subsequence of both (Myers 1986, O((N + M) D)); with more
@@ -102,29 +128,41 @@ function walkBack(trace, edits, n, m, start, onlyA, onlyB) {
   }
 }
 
-// Marks the words in which two elements differ, without touching them: a highlight lies over the text. Returns how many
-// words are marked, or null where the browser has no highlights.
+// Marks where two elements differ, without touching them: a highlight lies over the text. Returns how many words and
+// gaps between words are marked and whether that is of all the text, or null where the browser has no highlights.
 export function markDifferences(first, second) {
   clearDifferences();
   if (!window.CSS?.highlights) return null;
   const sides = [wordsOf(first), wordsOf(second)];
   const marks = differences(...sides.map((side) => side.map((each) => each.word)));
-  let marked = 0;
+  const gaps = markGaps(sides, marks);
+  let words = 0;
   sides.forEach((side, number) => {
     const ranges = [];
     side.forEach((each, i) => {
-      if (!marks[number][i]) return;
-      marked++;
+      const isGap = marks[number][i] === 2;
+      if (!marks[number][i] || (!isGap && !each.word)) return;
+      words += isGap ? 0 : 1;
       const last = ranges.at(-1);
-      if (last && marks[number][i - 1] && last.endContainer === each.node) return last.setEnd(each.node, each.to);
+      if (!isGap && last && marks[number][i - 1] === 1 && last.endContainer === each.node) return last.setEnd(each.node, each.to);
       const range = new Range();
-      range.setStart(each.node, each.from);
-      range.setEnd(each.node, each.to);
+      range.setStart(each.node, isGap ? each.begins : each.from);
+      range.setEnd(each.node, isGap ? each.from : each.to);
       ranges.push(range);
     });
     CSS.highlights.set(number ? "only-second" : "only-first", new Highlight(...ranges));
   });
-  return marked;
+  const isFolded = [first, second].some((each) => each.querySelector(".rest:not([open])"));
+  return { words, gaps, isFolded, isCut: sides.some((side) => side.length >= MOST_WORDS) };
+}
+
+export function differencesInWords({ words, gaps, isFolded, isCut }) {
+  const isAll = !isFolded && !isCut;
+  if (!words && !gaps && isAll) return "The texts are the same.";
+  const counted = words === 1 ? "1 word differs." : `${words} words differ.`;
+  const spaces = gaps ? ` Spaces or line breaks differ in ${gaps === 1 ? "1 place" : `${gaps} places`}.` : "";
+  const left = isFolded ? " What is folded is not compared." : isCut ? " Only the beginning is compared." : "";
+  return counted + spaces + left;
 }
 
 export function clearDifferences() {

@@ -102,7 +102,7 @@ export function pauseKeys() {
   pausedUntil = performance.now() + A_MOMENT_MS;
 }
 
-// actions: submit, undo, toggleDiff, toggleSync, mine (no arguments), say(text).
+// actions: submit, undo, toggleDiff, toggleSync, toggleWritten, mine (no arguments), say(text).
 export function bindKeys(actions) {
   const onCard = {
     ArrowLeft: () => arrow(-1),
@@ -119,6 +119,7 @@ export function bindKeys(actions) {
     p: () => toggle("system"),
     r: () => toggle("rubric"),
     s: openSkip,
+    w: actions.toggleWritten,
     y: actions.toggleSync,
   };
   const always = { u: actions.undo, h: actions.mine, "?": showKeys };

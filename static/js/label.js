@@ -5,7 +5,7 @@
 // forms work as ordinary pages.
 
 import { isWriting } from "./keys.js";
-import { clearDifferences, markDifferences, scrollTogether } from "./label-compare.js";
+import { clearDifferences, differencesInWords, markDifferences, scrollTogether } from "./label-compare.js";
 import { forgetDraft, keepDraft, restoreDraft } from "./label-draft.js";
 import { bindKeys, pauseKeys } from "./label-keys.js";
 import { Outbox } from "./label-outbox.js";
@@ -15,6 +15,7 @@ import { seenAnew, timeInSight } from "./sight.js";
 
 const RUBRIC_OPEN = "rubric-open";
 const DIFF_ON = "diff-on";
+const WRITTEN_ON = "written-on";
 const SYNC_ON = "sync-on";
 
 const desk = document.getElementById("desk");
@@ -281,20 +282,36 @@ async function undo() {
 // ---- reading ---------------------------------------------------------------------------------------------------------
 
 function showToggles() {
-  for (const [name, key] of [["diff", DIFF_ON], ["sync", SYNC_ON]]) {
-    desk.querySelector(`[data-toggle=${name}]`)?.setAttribute("aria-pressed", String(Boolean(read(key))));
+  const on = { diff: marksDifferences(), written: showsWritten(), sync: Boolean(read(SYNC_ON)) };
+  for (const [name, isOn] of Object.entries(on)) {
+    desk.querySelector(`[data-toggle=${name}]`)?.setAttribute("aria-pressed", String(isOn));
   }
+  desk.querySelector(".task")?.classList.toggle("as-written", on.written);
   clearDifferences();
-  const [first, second] = desk.querySelectorAll(".response .prose");
-  return read(DIFF_ON) && second && !isRanking(desk) ? markDifferences(first, second) : undefined;
+  // Of two texts of which one is empty there is nothing to mark.
+  const texts = [...desk.querySelectorAll(".response")].map(writtenIn).filter(Boolean);
+  return on.diff && texts.length === 2 ? markDifferences(...texts) : undefined;
 }
+
+const marksDifferences = () => Boolean(read(DIFF_ON)) && !isRanking(desk);
+// Differences are those of the texts as written, so that is what they are marked in.
+const showsWritten = () => Boolean(read(WRITTEN_ON)) || marksDifferences();
+const writtenIn = (response) => response.querySelector(".written") ?? response.querySelector(".prose");
 
 function toggleDiff() {
   write(DIFF_ON, read(DIFF_ON) ? null : true);
-  const marked = showToggles();
+  const found = showToggles();
   if (!read(DIFF_ON)) announce("Differences are not marked.");
-  else if (marked === null) announce("This browser cannot mark differences.");
-  else announce(marked === 1 ? "1 word differs." : `${marked ?? 0} words differ.`);
+  else if (found === null) announce("This browser cannot mark differences.");
+  else announce(found ? differencesInWords(found) : "There is nothing to compare.");
+}
+
+function toggleWritten() {
+  const before = showsWritten();
+  if (before) write(DIFF_ON, null);
+  write(WRITTEN_ON, before ? null : true);
+  showToggles();
+  announce(before ? "The texts are formatted." : "The texts are shown as written.");
 }
 
 function toggleSync() {
@@ -306,6 +323,7 @@ function toggleSync() {
 document.addEventListener("click", (event) => {
   const toggle = event.target.closest("[data-toggle]")?.dataset.toggle;
   if (toggle === "diff") toggleDiff();
+  if (toggle === "written") toggleWritten();
   if (toggle === "sync") toggleSync();
 });
 
@@ -373,7 +391,7 @@ addEventListener("pageshow", (event) => {
   reload();
 });
 
-bindKeys({ submit, undo, toggleDiff, toggleSync, mine: () => (location.href = `${base}/mine`), say: announce });
+bindKeys({ submit, undo, toggleDiff, toggleSync, toggleWritten, mine: () => (location.href = `${base}/mine`), say: announce });
 document.documentElement.classList.add("js");
 prepare();
 if (outbox.entries.length) {

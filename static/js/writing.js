@@ -35,7 +35,7 @@ function count() {
   const approve = root.querySelector("[data-approve]");
   if (approve) {
     const { plain, edited } = approve.closest("button").dataset;
-    approve.textContent = area.value.trim() === area.dataset.original.trim() ? plain : edited;
+    approve.textContent = area.value === area.dataset.original ? plain : edited;
   }
 }
 

@@ -110,6 +110,8 @@ WHO = {
     "POST ~/calibration/{item_id}/answer": "a",
     "GET ~/data": "a",
     "POST ~/data": "a",
+    "POST ~/data/preview": "a",
+    "POST ~/data/imports/{import_id}/undo": "a",
     "GET ~/data/export": "a",
     "GET ~/rounds": "ao",
     "GET ~/rounds/new": "o",

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 
+import psycopg
 import pytest
 from fastapi import FastAPI
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.orm import Session
 
 from app.db import make_engine, make_session_factory
+from app.projects import queries as projects
 from tests import factories
 from tests.conftest import SignedIn
 
@@ -48,6 +50,56 @@ def test_a_connection_lost_while_writing_is_said_in_words(
     answer = admin.post("/projects", {"name": "Another"}, csrf=False, headers=token)
     assert answer.status_code == 503
     assert "cannot be reached" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("53100", "disk is full"),
+        ("53300", "no free connection"),
+        ("53200", "too little memory"),
+        ("40P01", "changed the same thing"),
+        ("40001", "changed the same thing"),
+        ("55P03", "is changing the same thing"),
+        ("57014", "took too long"),
+        ("57P01", "cannot be reached"),
+        ("08006", "cannot be reached"),
+    ],
+)
+def test_a_refusal_of_the_database_is_told_as_what_it_is(
+    sign_in: SignIn, session: Session, monkeypatch: pytest.MonkeyPatch, code: str, told: str
+) -> None:
+    client = sign_in("labeler")
+    refusal = psycopg.errors.lookup(code)("said by the server")
+
+    def refused(*args: object) -> None:
+        raise OperationalError("SELECT", {}, refusal)
+
+    monkeypatch.setattr(projects, "active_projects", refused)
+    answer = client.get("/projects")
+    assert answer.status_code == 503
+    assert told in answer.text
+    assert ("cannot be reached" in answer.text) is (told == "cannot be reached")
+
+
+def test_only_what_cannot_be_stored_is_said_to_be_so(
+    sign_in: SignIn, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = sign_in("labeler")
+    for error, status in (
+        (psycopg.errors.NumericValueOutOfRange("bigint out of range"), 422),
+        (psycopg.DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes"), 422),
+        (psycopg.errors.DivisionByZero("division by zero"), 500),
+        (psycopg.DataError("timestamp too large (after year 10K)"), 500),
+    ):
+
+        def refused(*args: object, error: psycopg.Error = error) -> None:
+            raise DataError("SELECT", {}, error)
+
+        monkeypatch.setattr(projects, "active_projects", refused)
+        answer = client.get("/projects")
+        assert answer.status_code == status
+        assert ("cannot be stored" in answer.text) is (status == 422)
 
 
 def _token(client: SignedIn) -> str:

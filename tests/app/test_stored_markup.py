@@ -85,7 +85,8 @@ def test_no_import_runs_what_it_brings(sign_in: SignIn, world: World) -> None:
         ("bad.jsonl", good | {"chosen": {HOSTILE: 1}}),
         ("b.jsonl", {HOSTILE: 1}),
     ):
-        answer = admin.post(f"{base}/data", files={"files": (name, json.dumps(row).encode())})
-        assert answer.status_code in (200, 422)
-        assert dangers(answer.text) == []
+        for address in ("data/preview", "data"):
+            answer = admin.post(f"{base}/{address}", files={"files": (name, json.dumps(row).encode())})
+            assert answer.status_code in (200, 422)
+            assert dangers(answer.text) == []
     assert dangers(admin.get(f"{base}/prompts").text) == []

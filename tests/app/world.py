@@ -8,7 +8,16 @@ from typing import Any, NamedTuple
 from sqlalchemy.orm import Session
 
 from app.accounts import service as accounts
-from app.models import DemonstrationEvent, LabelerGroup, LabelerGroupMember, Metric, Project, ProjectLabeler, User
+from app.models import (
+    DataImport,
+    DemonstrationEvent,
+    LabelerGroup,
+    LabelerGroupMember,
+    Metric,
+    Project,
+    ProjectLabeler,
+    User,
+)
 from tests import factories
 from tests.demonstrations.desk import task
 from tests.qualification.quizzes import RIGHT, take
@@ -82,7 +91,10 @@ def build(session: Session, artifacts: Path) -> World:
         messages=[{"role": "user", "content": HOSTILE}],
     )
     group = LabelerGroup(project_id=project.id, name=HOSTILE)
-    session.add(group)
+    nothing: dict[str, Any] = {name: [] for name in ("prompts", "comparisons", "judgments", "demonstrations")}
+    added = dict.fromkeys(nothing, 1)
+    imported = DataImport(project_id=project.id, actor_id=admin.id, files=[HOSTILE], added=added, **nothing)
+    session.add_all([group, imported])
     session.flush()
     session.add(LabelerGroupMember(group_id=group.id, labeler_id=labeler.id))
     session.add(ProjectLabeler(project_id=project.id, labeler_id=attempt.labeler_id, state="paused", reason=HOSTILE))
@@ -108,6 +120,7 @@ def build(session: Session, artifacts: Path) -> World:
         "action": "dismiss",
         "group_id": group.id,
         "item_id": gold.id,
+        "import_id": imported.id,
         "number": round_.number,
         "run_id": run.id,
         "model_id": model,

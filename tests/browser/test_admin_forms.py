@@ -1,5 +1,6 @@
 """An admin decides how judgments are made, and who gets which comparisons, in the browser."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -82,3 +83,34 @@ def test_comparisons_are_kept_for_somebody_and_freed(open_page: OpenPage, sessio
     phone.goto("/projects/p/assignment")
     look(phone, "assignment-phone")
     assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_an_import_is_previewed_carried_out_and_undone(open_page: OpenPage, session: Session, tmp_path: Path) -> None:
+    project = factories.project(session, slug="p", name="Law")
+    factories.rubric(session, project)
+    session.commit()
+    file = tmp_path / "pairs.jsonl"
+    good, bad = ({"prompt": text, "chosen": "  Rye.", "rejected": "Mud."} for text in ("Why?", ""))
+    file.write_text(f"{json.dumps(good)}\n{json.dumps(bad)}\n")
+    phone = open_page("admin", width=390, dark=True)
+    phone.goto("/projects/p/data")
+    phone.get_by_label("Files").set_input_files(file)
+    phone.get_by_role("button", name="Preview import").press("Enter")
+    shown = phone.get_by_role("region", name="Preview: nothing is written yet")
+    expect(shown.get_by_text("1 line is refused")).to_be_visible()
+    expect(phone.get_by_role("button", name="Import", exact=True)).to_have_count(0)
+    look(phone, "import-refused-phone")
+    phone.get_by_label("Skip invalid lines and list them").check()
+    phone.get_by_role("button", name="Preview import").click()
+    expect(shown.get_by_text("New: 1 prompt, 1 comparison, 1 judgment")).to_be_visible()
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+    look(phone, "import-preview-phone")
+    assert session.scalars(select(Comparison)).all() == []
+    phone.get_by_role("button", name="Import", exact=True).click()
+    expect(phone.get_by_text("Imported: 1 prompt, 1 comparison")).to_be_visible()
+    phone.get_by_role("button", name="Undo import").click()
+    expect(phone.get_by_text("was undone.")).to_be_visible()
+    expect(phone.get_by_role("button", name="Undo import")).to_have_count(0)
+    look(phone, "import-undone-phone")
+    session.rollback()
+    assert session.scalars(select(Comparison.state)).all() == ["withdrawn"]

@@ -112,7 +112,7 @@ def test_undo_brings_the_last_card_back_filled_in(session: Session, open_page: O
     question(page, 0)
 
 
-def test_an_answer_that_settled_can_be_taken_back_at_once_but_not_after_others(
+def test_an_answer_that_settled_can_be_taken_back_at_once_but_not_after_an_hour(
     session: Session, open_page: OpenPage
 ) -> None:
     project = project_with(session, 2)
@@ -136,7 +136,7 @@ def test_an_answer_that_settled_can_be_taken_back_at_once_but_not_after_others(
     session.commit()
     press(page, "u")
     expect(page.locator("#messages")).to_contain_text(
-        "This answer can no longer be changed. The comparison is settled."
+        "This answer can no longer be changed. It is more than an hour old"
     )
     question(page, 1)
 

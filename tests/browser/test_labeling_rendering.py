@@ -7,6 +7,7 @@ from playwright.sync_api import Page, expect
 from sqlalchemy.orm import Session
 
 from app.judging import DEFAULT_ASPECTS, DEFAULT_FLAGS
+from app.rendering import markdown, written
 from tests import factories
 from tests.browser.test_labeling import OpenPage, all_sent, judgments, open_desk
 from tests.browser.test_labeling_flow import press
@@ -72,6 +73,53 @@ def test_differences_are_marked_and_remembered(session: Session, open_page: Open
     assert page.evaluate(marked, "only-second") == []
 
 
+# Pairs that look alike once they are formatted, or in how many words they differ; and what is said about them.
+ALIKE = [
+    ("one\ntwo", "one two", "0 words differ. Spaces or line breaks differ in 1 place."),
+    ("f(x)", "f (x)", "0 words differ. Spaces or line breaks differ in 1 place."),
+    ("a\n\n\nb ", "a\n\nb", "0 words differ. Spaces or line breaks differ in 2 places."),
+    ("**yes** or no", "yes or no", "4 words differ."),
+    ("[a](https://example.org/1)", "[a](https://example.org/2)", "2 words differ."),
+    ("so `ab`", "so `a\u200bb`", "8 words differ."),  # ab; and a [ U + 200B ] b
+    ("*the* same", "*the* same", "The texts are the same."),
+]
+
+
+def test_differences_are_those_of_the_texts_as_written(session: Session, open_page: OpenPage) -> None:
+    """What the desk says for each pair, from the texts that its cards hold."""
+    page = unswapped(session, open_page, "a", "b")
+    cards = [[written(text, markdown(text)) or text for text in (first, second)] for first, second, _ in ALIKE]
+    said = page.evaluate(
+        """async cards => { const { differencesInWords, markDifferences } = await import("/static/js/label-compare.js");
+        const shown = text => Object.assign(document.createElement("div"), { textContent: text });
+        return cards.map(card => differencesInWords(markDifferences(...card.map(shown)))); }""",
+        cards,
+    )
+    assert said == [words for *_, words in ALIKE]
+
+
+def test_the_texts_are_shown_as_written_by_a_key(session: Session, open_page: OpenPage) -> None:
+    page = unswapped(session, open_page, "It is **bold**,\n- one\n- two", "plain", width=390)
+    first, button = page.locator(".response-first"), page.get_by_role("button", name="As written")
+    expect(button).to_have_attribute("aria-pressed", "false")
+    expect(first.locator("strong")).to_be_visible()
+    press(page, "w")
+    expect(button).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#announce")).to_have_text("The texts are shown as written.")
+    expect(first.locator("strong")).to_be_hidden()
+    assert first.inner_text().endswith("It is **bold**,\n- one\n- two")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.reload()  # and remembered
+    expect(first.locator(".written")).to_be_visible()
+    button.click()
+    expect(first.locator("strong")).to_be_visible()
+    press(page, "d")  # differences are marked in it, and end with it
+    expect(button).to_have_attribute("aria-pressed", "true")
+    press(page, "w")
+    expect(page.get_by_role("button", name="Differences")).to_have_attribute("aria-pressed", "false")
+    expect(first.locator(".written")).to_be_hidden()
+
+
 def common(a: list[str], b: list[str]) -> int:
     """Length of the longest common subsequence, by the textbook's table."""
     above = [0] * (len(b) + 1)
@@ -101,7 +149,7 @@ def test_differences_leave_a_longest_common_subsequence(session: Session, open_p
 
 
 def test_differences_of_very_long_texts_are_found_in_time(session: Session, open_page: OpenPage) -> None:
-    words = [f"word{n * 7919 % 10_007}" for n in range(6000)]
+    words = [f"word{n * 7919 % 10_007}" for n in range(5000)]  # not so long that a part is folded
     page = unswapped(session, open_page, " ".join(words), " ".join(reversed(words)))
     took = page.evaluate(
         """() => { const begun = performance.now(); document.querySelector('[data-toggle=diff]').click();

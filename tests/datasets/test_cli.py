@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 from typer.testing import CliRunner, Result
 
-from app.datasets.cli import export_command, import_command
+from app.datasets.cli import export_command, import_command, undo_command
 from app.errors import InvalidInput
 from app.models import Comparison, Judgment, Project, Prompt
 
@@ -29,9 +30,11 @@ class Command:
         self.app = typer.Typer()
         self.app.command("import")(import_command)
         self.app.command("export")(export_command)
+        self.app.command("undo-import")(undo_command)
 
-    def __call__(self, *arguments: object) -> Result:
-        return CliRunner().invoke(self.app, [str(argument) for argument in arguments], catch_exceptions=True)
+    def __call__(self, *arguments: object, typed: str | None = None) -> Result:
+        given = [str(argument) for argument in arguments]
+        return CliRunner().invoke(self.app, given, input=typed, catch_exceptions=True)
 
 
 def test_import_then_export(command: Command, session: Session, tmp_path: Path) -> None:
@@ -97,3 +100,41 @@ def test_help_names_the_formats(command: Command) -> None:
         "--skip-invalid",
     ):
         assert name in shown
+
+
+def test_a_preview_comes_first_and_an_import_is_taken_back(command: Command, session: Session, tmp_path: Path) -> None:
+    given = (FIXTURES / "pandalm.jsonl", "--project", "panda")
+    shown = command("import", *given, "--preview")
+    assert shown.exit_code == 0, shown.output
+    assert "pandalm.jsonl, line 1: A comparison. annotator_1: " in shown.output
+    assert "Nothing was written." in shown.output
+    assert session.scalars(select(Project)).all() == []
+    done = command("import", *given)
+    assert done.output.index("What becomes of the first") < done.output.index("judgments: 36 added")
+    number = re.search(r"This was import (\d+)\.", done.output)
+    assert number is not None
+    undone = command("undo-import", number[1], "--project", "panda")
+    assert undone.exit_code == 0, undone.output
+    assert "36 judgments" in undone.output
+    assert session.scalar(select(func.count()).where(Judgment.superseded_at.is_(None))) == 0
+
+
+def test_nothing_in_a_preview_steers_the_terminal(command: Command, tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"prompt": "\x1b[2Jcleared \x9b31m"}))
+    shown = command("import", path, "--project", "x", "--preview").output
+    assert r"User: '\x1b[2Jcleared \x9b31m'" in shown
+    assert "\x1b" not in shown
+
+
+def test_at_a_terminal_a_person_agrees_first(
+    command: Command, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.datasets.cli.is_terminal", lambda: True)
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"prompt": "Why?"}))
+    given = ("import", path, "--project", "x")
+    assert "Nothing was written." in command(*given, typed="n\n").output
+    assert session.scalars(select(Project)).all() == []
+    assert "prompts: 1 added" in command(*given, typed="y\n").output
+    assert "Import this?" not in command(*given, "--yes").output

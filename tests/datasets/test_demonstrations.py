@@ -97,9 +97,10 @@ def test_bad_lines_are_named_and_nothing_is_written(session: Session, put: Calla
     ]
     with pytest.raises(ImportRefused) as refused:
         put(*lines, format="demonstrations")
-    assert [problem.line for problem in refused.value.problems] == [2, 3, 4, 5, 6, 7, 8]
-    assert "response: is empty" in refused.value.problems[0].reason
-    assert "do not end with the assistant's turn" in refused.value.problems[3].reason
+    problems = list(refused.value.problems)
+    assert [problem.line for problem in problems] == [2, 3, 4, 5, 6, 7, 8]
+    assert "response: is empty" in problems[0].reason
+    assert "do not end with the assistant's turn" in problems[3].reason
     assert stored(session) == []
     report = put(*lines, format="demonstrations", skip_invalid=True)
     assert (len(report.skipped), report.added["demonstrations"]) == (7, 1)

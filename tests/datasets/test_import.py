@@ -4,6 +4,7 @@ import gzip
 import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ FIXTURES = Path(__file__).parent.parent / "fixtures"
 
 @pytest.fixture
 def project(session: Session) -> Project:
-    return project_for_import(session, "data", None, actor_id=None)
+    project = project_for_import(session, "data", None, actor_id=None)
+    project.labeling = {}  # every comparison asks for the project's overlap
+    return project
 
 
 @pytest.fixture
@@ -267,8 +270,6 @@ def test_files_that_cannot_be_read(session: Session, project: Project, tmp_path:
         read("other.jsonl", b'{"text": "x"}\n')
     with pytest.raises(InvalidInput, match=r"cut\.jsonl\.gz cannot be read"):
         read("cut.jsonl.gz", gzip.compress(b'{"prompt": "x"}\n' * 1000)[:-20])
-    with pytest.raises(InvalidInput, match=r"a\.json, line 1: is not a JSON object"):
-        read("a.json", b'[{"prompt": "x"}]')
     with pytest.raises(InvalidInput, match="There is no file"):
         find_files([tmp_path / "nowhere.jsonl"])
 
@@ -483,3 +484,47 @@ def test_two_imports_at_once_add_everything_once(session: Session, engine: Engin
 def test_more_judgments_than_a_comparison_takes_are_bad_lines(put: Any) -> None:
     with pytest.raises(ImportRefused, match="more than 1,000 judgments"):
         put(pair(choices={f"labeler {n}": "A" for n in range(1001)}))
+
+
+# --- names and times -------------------------------------------------------------------------------------------------
+
+
+def test_a_labeler_is_one_however_the_name_is_typed(session: Session, put: Any) -> None:
+    names = ["Zo\u00e9", "Zoe\u0301", "Zo\u00e9 ", " Zo\u00e9", "Zo\u00e9\u200b"]
+    put(*(pair(pair_id=n, prompt=f"Why {n}?", labeler=name, choice="A") for n, name in enumerate(names)))
+    put(*({"pair_id": 0, "labeler": name, "choice": "A"} for name in names), name="again.jsonl")
+    put(*(pair(prompt=f"How {n}?", choice="B") for n in range(2)), name="Zoe\u0301.jsonl")  # named by the file
+    assert session.scalars(select(User.name).where(User.kind == "imported")).all() == ["Zo\u00e9"]
+    assert count(session, Judgment) == len(names) + 2
+    with pytest.raises(ImportRefused, match="names one labeler twice"):
+        put(pair(prompt="Who?", choices={"Zo\u00e9": "A", "Zoe\u0301": "B"}))
+
+
+@pytest.mark.parametrize(
+    ("at", "told"),
+    [
+        ("0001-01-01T00:00:00+05:00", "before 1970"),
+        ("1969-12-31T23:59:59Z", "before 1970"),
+        ("9999-12-31T23:59:59-05:00", "lies in the future"),
+        ("9999-12-31T23:59:59", "lies in the future"),
+        ("2400-02-30T00:00:00Z", "day value is outside expected range"),
+    ],
+)
+def test_a_time_that_cannot_be_is_refused(session: Session, put: Any, at: str, told: str) -> None:
+    """The page of a labeler failed for ever on one that Python has no year for."""
+    with pytest.raises(ImportRefused, match=f"submitted_at: .*{told}"):
+        put(pair(labeler="ann", choice="A", submitted_at=at))
+    assert count(session, Judgment) == 0
+
+
+def test_the_first_and_last_times_that_can_be_are_taken_and_shown(
+    session: Session, project: Project, put: Any, sign_in: Any
+) -> None:
+    soon = datetime.now(UTC) + timedelta(hours=14)
+    times = ["1970-01-01T00:00:00Z", "1970-01-01T05:00:00+05:00", soon.isoformat()]
+    put(*(pair(prompt=f"Why {n}?", labeler="ann", choice="A", submitted_at=at) for n, at in enumerate(times)))
+    labeler_id = session.scalars(select(User.id).where(User.name == "ann")).one()
+    session.commit()
+    client = sign_in("admin")
+    for page in ("labelers", f"labelers/{labeler_id}", "agreement", "data", ""):
+        assert client.get(f"/projects/{project.slug}/{page}".rstrip("/")).status_code == 200, page

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from app.limits import BodyLimit
 from app.models import AuditEvent, Comparison, Project, Prompt
 from tests import factories
 
@@ -79,7 +79,7 @@ def test_an_upload_over_the_limit_is_refused(
     session: Session, project: Project, app: Any, sign_in: Callable[..., Any]
 ) -> None:
     admin = sign_in("admin")
-    app.add_middleware(BodyLimit, limit=1 << 20)
+    app.state.settings = app.state.settings.model_copy(update={"max_upload_mb": 1})
     answer = admin.post(f"/projects/{project.slug}/data", {}, files=files(("p.jsonl", b" " * (2 << 20))))
     assert answer.status_code == 413
     assert "larger than 1 MB" in answer.text
@@ -107,3 +107,57 @@ def test_only_admins(project: Project, sign_in: Callable[..., Any], role: str) -
     assert client.get(f"/projects/{project.slug}/data/export").status_code == 403
     sent = files(("p.jsonl", b'{"prompt": "x"}'))
     assert client.post(f"/projects/{project.slug}/data", {}, files=sent).status_code == 403
+
+
+def test_preview_then_import_then_undo(session: Session, project: Project, sign_in: Callable[..., Any]) -> None:
+    admin, url = sign_in("admin"), f"/projects/{project.slug}/data"
+    content = b'{"prompt": "Why?", "chosen": " <b>Rye.</b>", "rejected": "Mud."}\n'
+    content += b'{"prompt": "", "chosen": "a", "rejected": "b"}\n'
+    sent = files(("p.jsonl", content))
+    refused = admin.post(f"{url}/preview", {}, files=sent)
+    assert (refused.status_code, 'name="previewed"' in refused.text) == (200, False)
+    shown = admin.post(f"{url}/preview", {"skip_invalid": "true"}, files=sent, headers={"HX-Request": "true"})
+    assert shown.status_code == 200
+    assert "<html" not in shown.text
+    assert " &lt;b&gt;Rye.&lt;/b&gt;</dd>" in shown.text
+    assert "a message of the prompt is empty" in shown.text
+    assert session.scalar(select(func.count()).select_from(Prompt)) == 0
+
+    seen = re.search(r'name="previewed" value="(\w+)"', shown.text)
+    assert seen is not None
+    options = {"skip_invalid": "true", "previewed": seen[1]}
+    other = admin.post(url, options, files=files(("p.jsonl", content + b"\n")))
+    assert (other.status_code, "not those of the preview" in other.text) == (409, True)
+    assert admin.post(url, options | {"heldout_percent": "50"}, files=sent).status_code == 409
+    done = admin.post(url, options, files=sent)
+    assert (done.status_code, "1 comparison, 1 judgment" in done.text) == (200, True)
+
+    form = re.search(rf'action="({url}/imports/\d+/undo)"', done.text)
+    assert form is not None
+    undone = admin.post(form[1], {})
+    assert (undone.status_code, "was undone" in undone.text) == (200, True)
+    assert re.search(
+        r'Comparisons</span><span class="stat-value">0</span>\s*<span class="stat-note">1 withdrawn', undone.text
+    )
+    assert session.scalars(select(Comparison.state)).all() == ["withdrawn"]
+    assert admin.post(form[1], {}).status_code == 409
+    assert admin.post(f"{url}/imports/{2**62}/undo", {}).status_code == 404
+
+
+def test_hostile_names_are_shown_and_stored_harmlessly(project: Project, sign_in: Callable[..., Any]) -> None:
+    admin, url = sign_in("admin"), f"/projects/{project.slug}/data"
+    content = b'[{"prompt": "a", "\\ud800\\u0000<b>": 1}, {"prompt": [{"role": "\\udfff", "content": "x"}]}]'
+    for path in (f"{url}/preview", url):
+        answer = admin.post(path, {"skip_invalid": "true", "source": "a\0b"}, files=files(("a\x1b<i>.json", content)))
+        assert answer.status_code == 200, answer.text
+        assert "the field ��&lt;b&gt;" in answer.text
+        assert "holds half of a character" in answer.text
+
+
+def test_what_an_upload_unpacks_to_is_bounded(
+    session: Session, project: Project, app: Any, sign_in: Callable[..., Any]
+) -> None:
+    app.state.settings.max_upload_mb = 1
+    bomb = gzip.compress(b'{"prompt": "a"}\n' + b" " * (8 << 20))
+    answer = sign_in("admin").post(f"/projects/{project.slug}/data", {}, files=files(("p.jsonl.gz", bomb)))
+    assert (answer.status_code, "than one import reads" in answer.text) == (422, True)

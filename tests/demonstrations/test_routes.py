@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from app.demonstrations import service
-from app.models import DemonstrationTask, Project
+from app.models import DemonstrationTask, Project, ProjectLabeler
 from tests import factories
 from tests.conftest import SignedIn
 from tests.demonstrations.desk import demonstrations, task, tasks
@@ -113,7 +113,7 @@ def test_hostile_texts_stay_texts(session: Session, sign_in: SignIn) -> None:
     session.commit()
     pages = [labeler.get(base(project) + "/write").text]
     text = HOSTILE + " </textarea><script>alert(4)</script>"
-    preview = {"text": text, "completion_id": sample.id}
+    preview = {"text": text, "task_id": given.id}
     pages.append(labeler.post(base(project) + "/preview", preview, headers=HTMX).text)
     form = {"prompt_id": prompt.id, "text": text}
     assert labeler.post(f"{base(project)}/write/{given.id}", form).status_code == 303
@@ -297,6 +297,58 @@ def test_whoever_goes_on_writing_keeps_the_prompt(session: Session, sign_in: Sig
     [held] = tasks(session)
     assert held.expires_at
     assert held.expires_at > soon + timedelta(minutes=30)
+
+
+def test_a_preview_shows_no_text_but_that_of_ones_own_task(session: Session, sign_in: SignIn) -> None:
+    """Responses are not read by their numbers: those tell A from B, and new from old."""
+    project = factories.project(session)
+    secret = factories.comparison(session, project, texts=("SECRET A", "SECRET B"))
+    sample = factories.completion(session, factories.prompt(session, project), "SECRET sample")
+    others = task(session, project, completion_id=sample.id)
+    ann, bob = sign_in("labeler"), sign_in("labeler")
+    session.commit()
+    assert "SECRET sample" in bob.get(base(project) + "/write").text  # theirs
+    own = task(
+        session, project, completion_id=factories.completion(session, factories.prompt(session, project), "MINE").id
+    )
+    session.commit()
+    desk = ann.get(base(project) + "/write").text
+    assert "MINE" in desk
+    assert not re.search(r"completion", desk)
+
+    def preview(**fields: object) -> str:
+        answered = ann.post(base(project) + "/preview", {"text": "x"} | fields, headers=HTMX)
+        assert answered.status_code == 200
+        return answered.text
+
+    for number in (secret.completion_a_id, secret.completion_b_id, sample.id):
+        for name in ("completion_id", "task_id", "sample_id", "original"):
+            assert "SECRET" not in preview(**{name: number})
+    assert "SECRET" not in preview(task_id=others.id)
+    assert "MINE" in preview(task_id=own.id)
+    assert ann.user
+    session.add(ProjectLabeler(project_id=project.id, labeler_id=ann.user.id, state="removed"))
+    session.commit()
+    refused = ann.post(base(project) + "/preview", {"text": "x", "task_id": own.id}, headers=HTMX)
+    assert refused.status_code == 403
+    assert "MINE" not in refused.text
+
+
+def test_who_is_paused_while_writing_keeps_the_text(session: Session, sign_in: SignIn) -> None:
+    project, labeler = factories.project(session), sign_in("labeler")
+    given = task(session, project)
+    session.commit()
+    labeler.get(base(project) + "/write")
+    assert labeler.user
+    standing = ProjectLabeler(project_id=project.id, labeler_id=labeler.user.id, state="paused", reason="Call Bob.")
+    session.add(standing)
+    session.commit()
+    form = {"prompt_id": given.prompt_id, "text": "An hour of work."}
+    refused = labeler.post(f"{base(project)}/write/{given.id}", form, headers=HTMX)
+    assert refused.status_code == 403
+    assert "Call Bob." in refused.text
+    assert re.search(r'<textarea id="unsent"[^>]*>\n?An hour of work.</textarea>', refused.text)
+    assert demonstrations(session) == []
 
 
 def test_author_and_reviewer_see_all_that_was_done(session: Session, sign_in: SignIn) -> None:

@@ -15,6 +15,7 @@ from app.errors import Conflict, Forbidden, Gone, InvalidInput
 from app.models import Project, ProjectLabeler, User
 from tests import factories
 from tests.demonstrations.desk import answer, decision, demonstrations, task, tasks
+from tests.qualification.quizzes import take, with_quiz
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
@@ -31,8 +32,8 @@ def test_an_answer_waits_for_review_and_its_task_is_gone(session: Session) -> No
 
     form = answer(given, "  Because it is so.\r\nReally. ", rubric_id=rubric.id, duration_ms=1200)
     written = service.submit(session, project, ann, given.id, form)
-    assert written.text == "Because it is so.\nReally."
-    assert written.digest == sha256(b"Because it is so.\nReally.").hexdigest()
+    assert written.text == "  Because it is so.\nReally. "  # spaces and all: it is what a model learns
+    assert written.digest == sha256(b"  Because it is so.\nReally. ").hexdigest()
     assert (written.author_id, written.rubric_id, written.completion_id) == (ann.id, rubric.id, sample.id)
     assert (written.duration_ms, written.written) == (1200, None)
     session.refresh(written)
@@ -225,26 +226,42 @@ def test_projects_with_prompts_to_write_for(session: Session) -> None:
     busy, free, _empty = (factories.project(session) for _ in range(3))
     task(session, busy, labeler_id=bob.id, expires_at=datetime.now(UTC) + timedelta(hours=1))
     task(session, free), task(session, free)
-    assert [(found.slug, found.tasks) for found in service.projects_with_tasks(session, ann)] == [(free.slug, 2)]
-    assert [found.slug for found in service.projects_with_tasks(session, bob)] == [busy.slug, free.slug]
+    assert [(found.project.slug, found.tasks) for found in service.projects_with_tasks(session, ann)] == [
+        (free.slug, 2)
+    ]
+    assert [found.project.slug for found in service.projects_with_tasks(session, bob)] == [busy.slug, free.slug]
 
 
-def test_who_is_paused_hands_in_what_they_have_and_gets_nothing_new(session: Session) -> None:
-    project, ann = factories.project(session), factories.user(session)
+def test_who_is_paused_or_removed_gives_back_what_they_have_and_hands_nothing_in(session: Session) -> None:
+    project, ann, bob = factories.project(session), factories.user(session), factories.user(session)
     held = task(session, project)
-    task(session, project)
     service.next_task(session, project, ann)
+    written = factories.demonstration(session, factories.prompt(session, project), author_id=ann.id, state="rejected")
     standing = ProjectLabeler(project_id=project.id, labeler_id=ann.id, state="paused", reason="Please call Bob.")
     session.add(standing)
     session.flush()
-    assert service.submit(session, project, ann, held.id, answer(held)).author_id == ann.id
-    assert service.next_task(session, project, ann) is None
-    assert service.idle(session, project, ann) == ("paused", "Please call Bob.")
-    assert service.next_task(session, factories.project(session), ann) is None
-    standing.state = "removed"
-    session.flush()
-    with pytest.raises(Forbidden, match="no longer take part"):
-        service.submit(session, project, ann, tasks(session)[0].id, answer(held))
-    [written] = demonstrations(session)
-    with pytest.raises(Forbidden, match="no longer take part"):
-        service.revise(session, project, ann, written.id, revision("Another text.", service.seen(written)))
+    for state, told in (("paused", "Please call Bob"), ("removed", "no longer a labeler")):
+        standing.state = state
+        session.flush()
+        with pytest.raises(Forbidden, match=told):
+            service.submit(session, project, ann, held.id, answer(held))
+        with pytest.raises(Forbidden, match=told):
+            service.revise(session, project, ann, written.id, revision("Another text.", service.seen(written)))
+        with pytest.raises(Forbidden, match=told):
+            service.sample_on_desk(session, project, ann, held.id)
+        assert service.next_task(session, project, ann) is None
+        assert service.idle(session, project, ann) == (state, "Please call Bob." if state == "paused" else "")
+        assert service.projects_with_tasks(session, ann) == []
+    assert service.next_task(session, project, bob) is not None  # it is free for others
+    assert len(demonstrations(session)) == 1
+
+
+def test_a_task_that_was_not_given_takes_nothing_from_who_has_not_passed_the_quiz(session: Session) -> None:
+    """By its number alone nobody comes past the quiz."""
+    project, ann = factories.project(session), factories.user(session)
+    with_quiz(session, project)
+    free = task(session, project)
+    with pytest.raises(Forbidden, match="training quiz"):
+        service.submit(session, project, ann, free.id, answer(free))
+    take(session, project, ann)
+    assert service.submit(session, project, ann, free.id, answer(free)).author_id == ann.id

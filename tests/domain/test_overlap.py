@@ -37,6 +37,19 @@ def test_what_is_asked_for_at_opening(
     assert at_opening(tags, RULES, adaptive, 2) == expected
 
 
+@pytest.mark.parametrize(
+    ("tags", "adaptive", "expected"),
+    [
+        ({"purpose": "train", "domain": "law"}, None, Overlap(3)),
+        ({"purpose": "train", "domain": "maths"}, (2, 4), Overlap(2, 4)),
+        ({"purpose": "train"}, None, Overlap(1)),
+        ({"purpose": "human_eval"}, None, Overlap(2)),  # it measures
+    ],
+)
+def test_what_is_judged_once(tags: dict[str, str], adaptive: tuple[int, int] | None, expected: Overlap) -> None:
+    assert at_opening(tags, RULES, adaptive, 2, once=True) == expected
+
+
 def exact(for_it: int, against: int) -> float:
     """P(Beta(a, b) > 1/2) for whole a and b, from the binomial tail: sum over k < a of C(a+b-1, k) / 2^(a+b-1)."""
     n = for_it + against - 1

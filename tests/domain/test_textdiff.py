@@ -111,3 +111,8 @@ def test_no_texts_take_longer_than_reading_them(words: int) -> None:
     assert time.process_time() - begun < 1
     assert rebuilt(lines, "same", "removed") == old
     assert rebuilt(lines, "same", "added") == new
+
+
+def test_other_line_ends_than_newlines_are_a_change() -> None:
+    assert diff("a\r\nb\n", "a\nb") == []
+    assert diff("a\u2028b", "a\nb") != []

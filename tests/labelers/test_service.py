@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
@@ -31,6 +31,7 @@ from app.models import (
     User,
 )
 from app.models.demonstration import REVIEW_STATES
+from app.qualification import gate
 from app.red_team import queries as queries_of_attempts
 from app.red_team import service as attempts_service
 from app.red_team.forms import AcceptForm, RatingForm
@@ -71,16 +72,16 @@ def actions(session: Session, project: Project) -> list[str]:
 
 def test_pausing_and_letting_go_on(session: Session, project: Project, admin: User) -> None:
     ann = factories.user(session)
-    assert service.standing(session, project, ann) == ("active", "")
+    assert gate.closed(session, project, ann) is None
     with pytest.raises(InvalidInput, match="message is empty"):
         service.pause(session, project, admin, ann.id, "  ")
     with pytest.raises(Conflict, match="not paused"):
         service.resume(session, project, admin, ann.id)
     service.pause(session, project, admin, ann.id, "Please read the guideline again.")
-    assert service.standing(session, project, ann) == ("paused", "Please read the guideline again.")
-    assert service.standing(session, factories.project(session), ann).state == "active"
+    assert gate.closed(session, project, ann) == ("paused", "Please read the guideline again.")
+    assert gate.closed(session, factories.project(session), ann) is None
     service.resume(session, project, admin, ann.id)
-    assert service.standing(session, project, ann) == ("active", "")
+    assert gate.closed(session, project, ann) is None
     row = session.get_one(ProjectLabeler, (project.id, ann.id), populate_existing=True)
     assert row.changed_by == admin.id
     assert datetime.now(UTC) - row.counted_from < timedelta(minutes=1)  # type: ignore[operator]
@@ -96,23 +97,51 @@ def test_ones_own_figures_are_those_the_project_shows(session: Session, project:
     said(session, project, (ann, -1), purpose="calibration", gold=-3, state="open")
     said(session, project, (ann, 1), purpose="calibration", gold=-1, state="open")
     old = said(session, project, (ann, None))
-    session.connection().exec_driver_sql("ALTER TABLE judgment DISABLE TRIGGER judgment_append_only")
-    for row in session.scalars(select(Judgment).where(Judgment.comparison_id == old.id)):
-        row.created_at = datetime.now(UTC) - timedelta(days=3)
-    session.flush()
-    session.connection().exec_driver_sql("ALTER TABLE judgment ENABLE TRIGGER judgment_append_only")
+    given_days_ago(session, 3, Judgment.comparison_id == old.id)
     said(session, factories.project(session), (ann, 1), (bob, 1))
 
     everything = OwnFigures(agreement=True, calibration=True, seconds=True)
-    found = service.own_figures(session, project, ann, everything)
+    soon = datetime.now(UTC) + timedelta(minutes=1)
+    found = service.own_figures(session, project, ann, everything, soon)
     assert (found.today, found.total, found.seconds) == (5, 6, 5.0)
     assert found.agreement == (pytest.approx(2 / 3), 3)
     assert found.calibration == (0.5, 2)
     nothing = OwnFigures(agreement=False, calibration=False, seconds=False)
-    assert service.own_figures(session, project, ann, nothing) == (5, 6, None, None, None)
-    assert service.own_figures(session, project, ann, OwnFigures()).calibration is None
+    assert service.own_figures(session, project, ann, nothing, soon) == (5, 6, None, None, None)
+    assert service.own_figures(session, project, ann, OwnFigures(), soon).calibration is None
     newcomer = factories.user(session)
-    assert service.own_figures(session, project, newcomer, everything) == (0, 0, None, None, None)
+    assert service.own_figures(session, project, newcomer, everything, soon) == (0, 0, None, None, None)
+
+
+def test_what_one_answers_now_moves_no_figure_that_tells_of_others(session: Session, project: Project) -> None:
+    """Agreement that moved with each edit told how others answered; a growing count, which answer was to an item."""
+    ann, bob = factories.user(session), factories.user(session)
+    said(session, project, (ann, 2), (bob, 1))
+    said(session, project, (ann, 2), (bob, -1))
+    said(session, project, (ann, 1), purpose="calibration", gold=1, state="open")
+    given_days_ago(session, 2, Judgment.id > 0)
+    everything = OwnFigures(agreement=True, calibration=True, seconds=True)
+    until = datetime.now(UTC) - timedelta(hours=1)
+
+    def told() -> tuple[object, object]:
+        found = service.own_figures(session, project, ann, everything, until)
+        return found.agreement, found.calibration
+
+    before = told()
+    assert before == ((0.5, 2), (1.0, 1))
+    said(session, project, (ann, 2), (bob, 2))
+    said(session, project, (ann, -1), purpose="calibration", gold=1, state="open")
+    late = said(session, project, (ann, 2))  # long ago; what Bob says of it now is of today
+    given_days_ago(session, 2, Judgment.comparison_id == late.id)
+    factories.judgment(session, late, preference=-1, labeler_id=bob.id)
+    assert told() == before
+    assert service.own_figures(session, project, ann, everything, until).today == 2
+
+
+def given_days_ago(session: Session, days: int, which: ColumnElement[bool]) -> None:
+    session.connection().exec_driver_sql("ALTER TABLE judgment DISABLE TRIGGER judgment_append_only")
+    session.execute(update(Judgment).where(which).values(created_at=func.now() - timedelta(days=days)))
+    session.connection().exec_driver_sql("ALTER TABLE judgment ENABLE TRIGGER judgment_append_only")
 
 
 # ---- the list --------------------------------------------------------------------------------------------------------
@@ -236,7 +265,7 @@ def test_a_removal_takes_out_what_somebody_said_and_reopens_what_lacks_it(
     assert (elsewhere.judgment_count, elsewhere.state) == (1, "settled")
     gone = session.scalars(select(Judgment).where(Judgment.superseded_for == "removed")).all()
     assert {row.comparison_id for row in gone} == {both.id, enough.id, verdict.id, repeat.id, flagged.id}
-    assert service.standing(session, project, spam) == ("removed", "spam")
+    assert gate.closed(session, project, spam) == ("removed", "")
     assert [member.id for member in group_queries.groups(session, project.id)[0].members] == [ann.id]
     # The others' fit knows nothing of them any more.
     assert session.get_one(ProjectLabeler, (project.id, spam.id)).reliability is None
@@ -249,7 +278,7 @@ def test_a_removal_takes_out_what_somebody_said_and_reopens_what_lacks_it(
         service.remove(session, project, admin, ann.id, " ")
     # An admin may let them in again; what was taken out stays out.
     service.resume(session, project, admin, spam.id)
-    assert service.standing(session, project, spam).state == "active"
+    assert gate.closed(session, project, spam) is None
     assert both.judgment_count == 1
 
 
@@ -286,7 +315,7 @@ def test_snapshots_and_models_that_used_somebodys_judgments(session: Session, pr
         assert [(row.snapshot_id, row.judgments) for row in found.snapshots] == [(used.id, 2)]
         assert [model.name for model in found.trained] == ["reward"]
         assert [model.name for model in found.descended] == ["by its reward", "child"]
-        if service.standing(session, project, spam).state == "active":
+        if gate.closed(session, project, spam) is None:
             session.connection().exec_driver_sql("ALTER TABLE judgment DISABLE TRIGGER judgment_append_only")
             service.remove(session, project, admin, spam.id, "consent withdrawn")
             for row in session.scalars(select(Judgment).where(Judgment.superseded_for == "removed")):
@@ -365,7 +394,8 @@ def test_what_somebody_wrote_is_withdrawn_with_them(session: Session, project: P
     assert service.written(session, project, ann.id) == (0, 0, 0)
     event = session.scalars(select(AuditEvent).where(AuditEvent.action == "labeler.written_withdrawn")).one()
     assert (event.details["demonstrations"], event.details["attempts"], event.details["prompts"]) == (3, 4, 1)
-    # No later rating, and no acceptance, brings an attempt back.
+    # No later rating, not even of somebody let in again, and no acceptance brings an attempt back.
+    service.resume(session, project, admin, ann.id)
     with pytest.raises(Conflict, match="was withdrawn"):
         attempts_service.rate(session, project, ann, attempts[3].id, RatingForm(severity=0))
     accepted = attempts_service.accept(session, project, admin, AcceptForm(attempts=[attempts[3].id], split="train"))
@@ -437,7 +467,7 @@ def test_snapshots_and_models_that_used_what_somebody_wrote(
             (judged_.id, 0, 0, 1),
         }
         assert [made.name for made in found.trained] == ["sft", "mixed in", "compared", "sampled"]
-        if service.standing(session, project, ann).state == "active":
+        if gate.closed(session, project, ann) is None:
             service.remove(session, project, admin, ann.id, "consent withdrawn", with_written=True)
     assert not service.uses(session, project, admin.id).snapshots
 

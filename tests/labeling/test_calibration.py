@@ -25,8 +25,8 @@ from tests.labeling.test_mixing import (
 # --- nothing tells ---------------------------------------------------------------------------------------------------
 
 
-def test_what_is_left_does_not_stand_still_where_something_was_mixed_in(session: Session) -> None:
-    """Thirty wait. Counted to the one, the count would not go down on the cards that are not of the thirty."""
+def test_what_is_left_does_not_tell_what_was_mixed_in(session: Session) -> None:
+    """Thirty wait. Counted to the one, or to ten, the count would stand still on the cards that are not of them."""
     project, labeler = factories.project(session), factories.user(session)
     ordinary(session, project, 30)
     seen = []
@@ -38,7 +38,7 @@ def test_what_is_left_does_not_stand_still_where_something_was_mixed_in(session:
         judge(session, project, labeler, task)
     assert [kind for kind, _ in seen] == ["train", "calibration"] * 10
     # To the one: 30, 30, 29, 29, 28... The second of two equal ones is always an item.
-    assert [to_go for _, to_go in seen] == ["about 30"] * 10 + ["about 20"] * 10
+    assert [to_go for _, to_go in seen] == ["more than 20"] * 20
     project.labeling = {}
     assert assigning.progress(session, project, labeler).to_go == "20"
 
@@ -47,10 +47,11 @@ def test_what_is_left_does_not_stand_still_where_something_was_mixed_in(session:
     ("left", "mixed", "to_go"),
     [
         (0, True, "0"),
-        (1, True, "fewer than 10"),
-        (9, True, "fewer than 10"),
-        (10, True, "about 10"),
-        (36, True, "about 40"),
+        (1, True, "20 or fewer"),
+        (20, True, "20 or fewer"),
+        (21, True, "more than 20"),
+        (100, True, "more than 50"),
+        (499, True, "more than 100"),
         (36, False, "36"),
         (500, False, "500+"),
         (500, True, "500+"),
@@ -58,6 +59,27 @@ def test_what_is_left_does_not_stand_still_where_something_was_mixed_in(session:
 )
 def test_what_is_left_in_words(left: int, mixed: bool, to_go: str) -> None:
     assert assigning.Progress(3, left, mixed).to_go == to_go
+
+
+@pytest.mark.parametrize("how", ["closed the page", "time ran out"])
+@pytest.mark.parametrize("kind", ["calibration", "train"])
+def test_a_task_that_went_back_unanswered_comes_again_whatever_it_is(session: Session, how: str, kind: str) -> None:
+    """Whoever opens the page again and again sees no task make way for another, and so not which are items."""
+    labeling = {"calibration": {"rate": 1.0 if kind == "calibration" else 0.000001, "least": 1000}}
+    project, labeler = factories.project(session, labeling=labeling), factories.user(session)
+    ordinary(session, project, 3)
+    for _ in range(6):
+        item(session, project)
+    first = take(session, project, labeler)
+    assert purpose(session, first) == kind
+    project.labeling = {"calibration": {"rate": 0.5, "least": 1000}}
+    for _ in range(12):  # by chance it was another one each second time
+        if how == "closed the page":
+            assigning.release(session, project, first.lease_id, labeler)
+        else:
+            run_out(session, first.lease_id)
+        again = take(session, project, labeler)
+        assert (again.lease_id, again.position) == (first.lease_id, first.position)
 
 
 def test_where_nothing_else_is_left_nothing_is_mixed_in(session: Session) -> None:

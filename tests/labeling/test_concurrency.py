@@ -48,7 +48,7 @@ def work(sessions: sessionmaker[Session], project: Project, labeler: User, luck:
         if task is None:
             with sessions.begin() as session:
                 task = assigning.next_task(session, project, labeler)
-                if task is None and assigning.idle(session, project, labeler).reason in ("judged", "finished"):
+                if task is None and assigning.idle(session, project, labeler).reason == "finished":
                     return
             continue
         dice = luck.random()
@@ -183,7 +183,7 @@ def label(sessions: sessionmaker[Session], project: Project, labeler: User, luck
         with sessions.begin() as session:
             task = assigning.next_task(session, project, labeler)
             if task is None:
-                if assigning.idle(session, project, labeler).reason in ("judged", "finished", "kept", "paused"):
+                if assigning.idle(session, project, labeler).reason in ("finished", "kept", "paused"):
                     return
                 continue
             if luck.random() < 0.05:

@@ -11,7 +11,7 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, InvalidInput, NotFound
-from app.labeling import answers, assigning, calibration, queries, recusal
+from app.labeling import answers, assigning, calibration, history, queries, recusal, settling
 from app.labeling.queries import Task
 from app.models import AuditEvent, Comparison, Judgment, Lease, Project, ProjectLabeler, User
 from tests import factories
@@ -233,15 +233,20 @@ def test_answers_to_a_retired_item_no_longer_count(session: Session) -> None:
 
 
 def test_how_long_an_answer_can_be_changed_does_not_tell_an_item(session: Session) -> None:
-    """Of an item as of a comparison that the answer closed: for a while, and until somebody else has judged."""
+    """An item never closes; one comparison the answer closes, one others close, and one waits for them."""
     project, labeler = factories.project(session, overlap=1, labeling=ALWAYS), factories.user(session)
-    measured, usual = item(session, project), factories.comparison(session, project)
-    given = [judge(session, project, labeler, take(session, project, labeler)) for _ in range(2)]
-    assert [judgment.comparison_id for judgment in given] == [measured.id, usual.id]
+    item(session, project)
+    factories.comparison(session, project)
+    shared, _waiting = (factories.comparison(session, project, overlap=2) for _ in range(2))
+    given = [judge(session, project, labeler, take(session, project, labeler)) for _ in range(4)]
+    factories.judgment(session, shared, preference=-3)
+    settling.settle(session, [shared.id])
     session.commit()
     assert {answers.why_final(session, judgment) for judgment in given} == {""}
+    assert [row.can_change for row in history.mine(session, project, labeler, None).rows] == [True] * 4
     age_answers(session)
-    assert {answers.why_final(session, judgment) for judgment in given} == {"The comparison is settled."}
+    assert len({answers.why_final(session, judgment) for judgment in given} - {""}) == 1
+    assert [row.can_change for row in history.mine(session, project, labeler, None).rows] == [False] * 4
 
 
 def age_answers(session: Session) -> None:

@@ -62,7 +62,7 @@ def test_what_is_kept_for_a_group_goes_to_its_members(session: Session) -> None:
     free = factories.comparison(session, project)
     kept = [factories.comparison(session, project, group_id=experts.id, priority=n).id for n in (0, 3, 0)]
     assert given(session, project, other) == [free.id]
-    assert assigning.idle(session, project, other).reason == "judged"
+    assert assigning.idle(session, project, other).reason == "kept"
     for member in members:
         assert given(session, project, member)[:3] == [kept[1], kept[0], kept[2]]
 
@@ -194,7 +194,7 @@ def test_a_claim_does_not_walk_over_what_was_judged(session: Session) -> None:
     session.commit()
     with rows_read(session) as counts:
         assert assigning.next_task(session, project, labeler) is None
-        assert assigning.idle(session, project, labeler).reason == "judged"
+        assert assigning.idle(session, project, labeler).reason == "finished"
         assert assigning.project_with_work(session, labeler) is None
     assert counts
     assert sum(counts) < 100
@@ -293,7 +293,7 @@ def test_who_may_not_label_is_told_why(session: Session, state: str) -> None:
     session.flush()
     assert assigning.next_task(session, project, labeler) is None
     idle = assigning.idle(session, project, labeler)
-    assert (idle.reason, idle.message) == (state, "Ask Ada.")
+    assert (idle.reason, idle.message) == (state, "Ask Ada." if state == "paused" else "")
     assert assigning.project_with_work(session, labeler) is None
     elsewhere = factories.comparison(session)
     assert take(session, session.get_one(Project, elsewhere.project_id), labeler)

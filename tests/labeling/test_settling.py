@@ -106,7 +106,12 @@ def test_why_there_is_nothing_to_do(session: Session) -> None:
     session.flush()
     factories.comparison(session, project)
     judge(session, project, labeler, take(session, project, labeler))
-    assert reason() == "judged"
+    assert reason() == "finished"  # whether it waits for others is not said
+    task = take(session, project, other)
+    assert reason() == "finished"
+    judge(session, project, other, task)
+    assert reason() == "finished"
+    factories.comparison(session, project, overlap=1)
     task = take(session, project, other)
     assert reason() == "taken"
     judge(session, project, other, task)

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Forbidden, InvalidInput, NotFound
 from app.labeling import answers, assigning, history
-from app.models import Comparison, Judgment, Lease, Project, ProjectLabeler, Snapshot, SnapshotComparison, User
+from app.models import Comparison, Judgment, Lease, Project, ProjectLabeler, Snapshot, User
 from tests import factories
 from tests.labeling.desk import answer, counts, judge, rich, run_out, submit, take
 from tests.labeling.test_answers import ranked
@@ -50,42 +50,64 @@ def test_an_answer_that_settled_opens_its_comparison_again(session: Session) -> 
     assert (comparison.state, comparison.consensus, comparison.settled_at, comparison.p_b) == ("open", None, None, None)
 
 
-def test_what_can_no_longer_be_changed(session: Session) -> None:
+def test_an_answer_is_changed_and_taken_back_after_others_have_settled_it(session: Session) -> None:
+    """Were it final then, what is still to be changed would tell: items never settle, and adaptive overlap asks more
+    people where they disagree."""
     project, labeler = rich(session, overlap=2)
     other = factories.user(session)
     judgment = judge(session, project, labeler, take(session, project, labeler), 2)
-    form = answer(history.task_of(session, judgment), 1)
+    judge(session, project, other, take(session, project, other), 2)
+    comparison = session.get_one(Comparison, judgment.comparison_id)
+    assert comparison.state in ("settled", "in_review")
     assert answers.why_final(session, judgment) == ""
-    later = judge(session, project, other, take(session, project, other), 2)
-    assert "settled" in answers.why_final(session, judgment)  # by another's answer
-    assert answers.why_final(session, later) == ""
-    with pytest.raises(Conflict, match="settled"):
+    edited = answers.edit(session, project, judgment.id, labeler, answer(history.task_of(session, judgment), 0))
+    session.refresh(comparison)
+    assert (comparison.state, comparison.judgment_count) == ("in_review", 2)
+    assert edited.preference == 0
+    answers.undo(session, project, labeler)
+    session.refresh(comparison)
+    assert (comparison.state, comparison.judgment_count, comparison.lease_count) == ("open", 1, 1)
+
+
+def test_what_can_no_longer_be_changed(session: Session) -> None:
+    project, labeler = rich(session, overlap=2)
+    judgment = judge(session, project, labeler, take(session, project, labeler), 2)
+    form = answer(history.task_of(session, judgment), 1)
+    session.execute(update(Comparison).values(state="in_review", review_reason="requested"))
+    assert "being reviewed" in answers.why_final(session, judgment)
+    with pytest.raises(Conflict, match="being reviewed"):
         answers.edit(session, project, judgment.id, labeler, form)
-    with pytest.raises(Conflict, match="settled"):
+    with pytest.raises(Conflict, match="being reviewed"):
         answers.undo(session, project, labeler)
-
-    snapshot = Snapshot(project_id=project.id, digest="x", location="x", counts={})
-    session.add(snapshot)
-    session.flush()
-    session.add(SnapshotComparison(snapshot_id=snapshot.id, comparison_id=later.comparison_id))
-    session.flush()
-    assert "settled" in answers.why_final(session, later)  # a round reads it now
     session.execute(update(Comparison).values(state="adjudicated"))
-    assert "A reviewer has decided" in answers.why_final(session, later)
+    assert "A reviewer has decided" in answers.why_final(session, judgment)
     session.execute(update(Comparison).values(state="withdrawn"))
-    assert "withdrawn" in answers.why_final(session, later)
+    assert "withdrawn" in answers.why_final(session, judgment)
 
 
-def test_an_old_answer_that_settled_is_final(session: Session) -> None:
-    _project, labeler = rich(session, overlap=1)
+@pytest.mark.parametrize("why", ["an hour", "a round"])
+@pytest.mark.parametrize("kind", ["open", "settled", "item"])
+def test_an_answer_is_final_after_an_hour_and_when_a_round_begins(session: Session, why: str, kind: str) -> None:
+    """Whatever it was an answer to."""
+    project, labeler = rich(session, overlap=1)
     comparison = session.scalars(select(Comparison)).one()
     lease = factories.lease(session, comparison, labeler_id=labeler.id, state="submitted")
-    long_ago = func.now() - answers.CHANGEABLE_FOR - timedelta(seconds=1)
-    given = {"labeler_id": labeler.id, "lease_id": lease.id, "created_at": long_ago}
+    age = timedelta(minutes=59) if why == "a round" else answers.CHANGEABLE_FOR + timedelta(seconds=1)
+    given = {"labeler_id": labeler.id, "lease_id": lease.id, "created_at": func.now() - age}
     judgment = factories.judgment(session, comparison, preference=1, **given)
-    assert answers.why_final(session, judgment) == ""  # it still waits for settling
-    session.execute(update(Comparison).values(state="settled"))
-    assert "settled" in answers.why_final(session, judgment)
+    if kind == "settled":
+        session.execute(update(Comparison).values(state="settled"))
+    if kind == "item":
+        session.execute(update(Comparison).values(purpose="calibration", gold=1))
+    if why == "a round":
+        assert answers.why_final(session, judgment) == ""
+        session.add(Snapshot(project_id=factories.project(session).id, digest="x", location="x", counts={}))
+        session.flush()
+        assert answers.why_final(session, judgment) == ""  # another project's
+        session.add(Snapshot(project_id=project.id, digest="x", location="x", counts={}))
+        session.flush()
+    assert answers.why_final(session, judgment) == "It is more than an hour old, or a round has begun since."
+    assert [row.can_change for row in history.mine(session, project, labeler, None).rows] == [False]
 
 
 def test_an_edit_sent_twice_is_one(session: Session) -> None:

@@ -18,6 +18,7 @@ SignIn = Callable[..., Any]
 
 # Of every control a value that is not the default, as typed, and what is then stored.
 CHANGED: dict[str, tuple[str, Any]] = {
+    "judged_once": ("0.5", 0.5),
     "adaptive.on": ("true", None),  # the three below show that it is on
     "adaptive.at_least": ("2", 2),
     "adaptive.at_most": ("7", 7),

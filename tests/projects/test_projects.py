@@ -6,9 +6,13 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup
 from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from app.accounts import service as accounts
 from app.artifacts import ArtifactStore
+from app.errors import InvalidInput
+from app.labelers import service as labelers
 from app.models import AuditEvent, Comparison, ModelVersion, Project, Prompt, Rubric, Run
 from app.projects import service, starter
 from tests import factories
@@ -29,7 +33,18 @@ SETTINGS = {
 
 @pytest.mark.parametrize(
     ("name", "slug"),
-    [("My Project!", "my-project"), ("  Été 2026 ", "t-2026"), ("a--b", "a-b"), ("x" * 90, "x" * 60), ("日本", "")],
+    [
+        ("My Project!", "my-project"),
+        ("  Été 2026 ", "ete-2026"),
+        ("E\u0301te\u0301", "ete"),
+        ("a--b", "a-b"),
+        ("x" * 90, "x" * 60),
+        ("Оценка", "otsenka"),
+        ("日本", "riben"),
+        ("Straße ١٢", "strasse-12"),
+        ("!!! …", ""),
+        ("", ""),
+    ],
 )
 def test_an_address_is_made_from_the_name(name: str, slug: str) -> None:
     assert service.slugify(name) == slug
@@ -46,8 +61,32 @@ def test_a_new_project_can_hold_comparisons_at_once(sign_in: SignIn, session: Se
     assert "Choose another name" in twice.text
     typed = BeautifulSoup(twice.text, "html.parser")
     assert [typed.select_one(f"#{name}")["value"] for name in ("name", "description")] == ["poems", "Again"]
-    assert admin.post("/projects", {"name": "日本"}).status_code == 422
+    assert admin.post("/projects", {"name": "Оценка"}).headers["location"] == "/projects/otsenka"
+    nothing = admin.post("/projects", {"name": "!!!"})
+    assert nothing.status_code == 422
+    assert "at least one letter or digit" in nothing.text
     assert sign_in("labeler").post("/projects", {"name": "Other"}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("address", "like"),
+    [("My Data", "my-data"), ("Оценка", "otsenka"), ("a--b", "a-b"), ("a" * 61, "a" * 60), ("", "")],
+)
+def test_an_address_that_cannot_be_is_not_said_to_exist(session: Session, address: str, like: str) -> None:
+    with pytest.raises(
+        InvalidInput, match=r"cannot be a project's address\. An address has the letters a-z"
+    ) as refused:
+        service.create(session, name="Data", slug=address, actor_id=None)
+    assert not like or str(refused.value).endswith(f"for example {like}.")
+
+
+def test_what_another_constraint_refuses_is_not_told_as_a_name_that_is_taken(session: Session) -> None:
+    admin = factories.user(session, "admin")
+    session.commit()
+    with pytest.raises(IntegrityError, match="kind_known"):
+        accounts.create_user(session, email="a@example.org", name="A", password="long enough", roles=[], kind="machine")
+    with pytest.raises(IntegrityError, match="fk_labeler_group_project_id"):
+        labelers.add_group(session, Project(id=10**12), admin, "Law")
 
 
 def test_the_start_page_is_the_only_project_or_the_list(sign_in: SignIn, session: Session) -> None:

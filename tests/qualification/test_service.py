@@ -11,7 +11,7 @@ from app.db import make_session_factory
 from app.errors import Conflict, InvalidInput, NotFound
 from app.judging import RubricContent
 from app.models import Qualification
-from app.qualification import queries, service
+from app.qualification import gate, queries, service
 from app.rubrics import service as rubrics
 from tests import factories
 from tests.qualification.quizzes import QUIZ, RIGHT, take, with_quiz
@@ -19,10 +19,10 @@ from tests.qualification.quizzes import QUIZ, RIGHT, take, with_quiz
 
 def test_without_a_quiz_nobody_has_to_take_one(session: Session) -> None:
     project, labeler = factories.project(session), factories.user(session)
-    assert not service.requires_quiz(session, project, labeler)
+    assert not gate.closed(session, project, labeler)
     with_quiz(session, factories.project(session))  # another project's
     factories.rubric(session, project)
-    assert not service.requires_quiz(session, project, labeler)
+    assert not gate.closed(session, project, labeler)
     with pytest.raises(NotFound, match="no training quiz"):
         service.begin(session, project, labeler)
 
@@ -34,10 +34,10 @@ def test_passing_takes_the_share_of_right_answers_that_the_project_asks_for(sess
     assert service.standing(session, project, good).needed == 2
     attempt = take(session, project, good, RIGHT | {1: 1})
     assert (attempt.correct, attempt.passed, attempt.finished_at is None) == (2, True, False)
-    assert not service.requires_quiz(session, project, good)
+    assert not gate.closed(session, project, good)
     attempt = take(session, project, poor, {0: 1, 1: 1, 2: 1})
     assert (attempt.correct, attempt.passed) == (1, False)
-    assert service.requires_quiz(session, project, poor)
+    assert gate.closed(session, project, poor)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_an_attempt_goes_on_where_it_was_left(session: Session) -> None:
     with_quiz(session, project)
     assert service.standing(session, project, labeler).attempt is None
     attempt = take(session, project, labeler, {0: -1})
-    assert service.requires_quiz(session, project, labeler)
+    assert gate.closed(session, project, labeler)
     assert service.begin(session, project, labeler).id == attempt.id
     now = service.standing(session, project, labeler)
     assert (now.next_item, now.attempt and now.attempt.correct, now.attempt and now.attempt.passed) == (1, 1, None)
@@ -115,7 +115,7 @@ def test_an_unchanged_quiz_carries_over_and_a_changed_one_does_not(session: Sess
     attempt = take(session, project, under_way, {0: -1})
 
     rubrics.publish(session, project, RubricContent(guideline="Two.", quiz=QUIZ), 0, admin)
-    assert not service.requires_quiz(session, project, passed)
+    assert not gate.closed(session, project, passed)
     assert service.standing(session, project, under_way).next_item == 1
     service.answer(session, project, under_way, attempt.id, 1, 0)
     assert attempt.correct == 2
@@ -123,17 +123,17 @@ def test_an_unchanged_quiz_carries_over_and_a_changed_one_does_not(session: Sess
     changed = [QUIZ[0], QUIZ[1], QUIZ[2] | {"first": "4", "second": "5", "answer": -1}]
     rubrics.publish(session, project, RubricContent(guideline="Two.", quiz=changed), 0, admin)
     for labeler in (passed, under_way):
-        assert service.requires_quiz(session, project, labeler)
+        assert gate.closed(session, project, labeler)
         assert service.standing(session, project, labeler).attempt is None
     with pytest.raises(Conflict, match="has changed"):
         service.answer(session, project, under_way, attempt.id, 2, 1)
     take(session, project, passed, RIGHT | {2: -1})
-    assert not service.requires_quiz(session, project, passed)
+    assert not gate.closed(session, project, passed)
 
     rubrics.publish(session, project, RubricContent(guideline="Three.", quiz=QUIZ), 0, admin)
-    assert not service.requires_quiz(session, project, passed), "they passed this very quiz before"
+    assert not gate.closed(session, project, passed), "they passed this very quiz before"
     rubrics.publish(session, project, RubricContent(guideline="Four."), 0, admin)
-    assert not service.requires_quiz(session, project, under_way)
+    assert not gate.closed(session, project, under_way)
 
 
 def test_who_passed_need_not_take_a_mended_quiz_and_others_begin_it_anew(session: Session) -> None:
@@ -146,10 +146,10 @@ def test_who_passed_need_not_take_a_mended_quiz_and_others_begin_it_anew(session
     mended = [QUIZ[0] | {"prompt": "The capital of France?"}, *QUIZ[1:]]
     second = rubrics.publish(session, project, RubricContent(guideline="One.", quiz=mended), 0, admin)
 
-    assert not service.requires_quiz(session, project, passed)
+    assert not gate.closed(session, project, passed)
     assert service.standing(session, project, passed).items[0].prompt == QUIZ[0]["prompt"]
     for labeler in (failed, under_way):
-        assert service.requires_quiz(session, project, labeler)
+        assert gate.closed(session, project, labeler)
         assert service.standing(session, project, labeler).attempt is None
     with pytest.raises(Conflict, match="has changed"):
         service.answer(session, project, under_way, attempt.id, 1, 0)
@@ -166,13 +166,13 @@ def test_an_admin_may_ask_for_it_again_or_spare_people(session: Session) -> None
     rubrics.create_first(session, project, RubricContent(guideline="One.", quiz=QUIZ))
     take(session, project, labeler)
     rubrics.publish(session, project, RubricContent(guideline="Two.", quiz=QUIZ), 0, admin, "yes")
-    assert service.requires_quiz(session, project, labeler)
+    assert gate.closed(session, project, labeler)
     assert service.standing(session, project, labeler).attempt is None
     attempt = take(session, project, labeler)
     assert (attempt.attempt, attempt.passed) == (1, True)
     longer = [*QUIZ, QUIZ[0] | {"prompt": "Capital of Italy?", "answer": 1}]
     rubrics.publish(session, project, RubricContent(guideline="Three.", quiz=longer), 0, admin, "no")
-    assert not service.requires_quiz(session, project, labeler)
+    assert not gate.closed(session, project, labeler)
     assert len(service.standing(session, project, labeler).items) == 3, "the quiz that they passed"
 
 
@@ -184,7 +184,7 @@ def test_whether_a_quiz_is_required_takes_one_query(session: Session, engine: En
     listen = lambda *args: statements.append(args[2])  # noqa: E731
     event.listen(engine, "before_cursor_execute", listen)
     try:
-        assert not service.requires_quiz(session, project, labeler)
+        assert not gate.closed(session, project, labeler)
     finally:
         event.remove(engine, "before_cursor_execute", listen)
     assert len(statements) == 1

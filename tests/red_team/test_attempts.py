@@ -94,13 +94,22 @@ def test_what_cannot_be_asked_is_refused_with_the_reason(session: Session, tmp_p
     send(session, project, ann, tmp_path)
 
 
-def test_who_is_paused_makes_no_attempts(session: Session, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("state", "told"), [("paused", "Please call Bob"), ("removed", "no longer a labeler")])
+def test_who_is_paused_or_removed_makes_and_rates_no_attempts(
+    session: Session, tmp_path: Path, state: str, told: str
+) -> None:
     project, ann = project_with_model(session), factories.user(session)
-    session.add(ProjectLabeler(project_id=project.id, labeler_id=ann.id, state="paused", reason="Please call Bob."))
+    answered = send(session, project, ann, tmp_path)
+    answer(session, answered)
+    session.add(ProjectLabeler(project_id=project.id, labeler_id=ann.id, state=state, reason="Please call Bob."))
     session.flush()
-    with pytest.raises(Forbidden, match="Please call Bob"):
+    with pytest.raises(Forbidden, match=told):
         send(session, project, ann, tmp_path)
-    assert attempts(session) == []
+    with pytest.raises(Forbidden, match=told):
+        service.rate(session, project, ann, answered.id, RatingForm(severity=0))
+    with pytest.raises(Forbidden, match=told):
+        service.send_again(session, ArtifactStore(tmp_path), project, ann, answered.id)
+    assert [attempt.severity for attempt in attempts(session)] == [None]
 
 
 def test_who_has_not_passed_the_quiz_makes_no_attempts(session: Session, tmp_path: Path) -> None:

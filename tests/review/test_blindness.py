@@ -5,7 +5,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Forbidden, Gone
@@ -50,7 +50,7 @@ def test_an_open_comparison_is_closed_to_who_may_judge_it(
     assert "for B" not in queue
     shown = client.get(f"{base}/{opened.id}")
     assert shown.status_code == 403
-    assert "you may judge it yourself" in shown.text
+    assert "You may still judge this comparison" in shown.text
     assert "cites the law" not in shown.text
     for action, data in (("verdict", {"verdict": "1"}), ("dismiss-flags", {}), ("withdraw", {"note": "x"})):
         assert client.post(f"{base}/{opened.id}/{action}", data).status_code == 403, action
@@ -97,6 +97,25 @@ def test_a_judgment_given_before_stands_and_cannot_be_changed(
         answers.edit(session, project, judgment.id, both, form(opened))
     with pytest.raises(Conflict, match="seen what others judged"):
         answers.undo(session, project, both)
+
+
+def test_what_closed_with_ones_own_answer_stays_closed_while_that_can_be_changed(
+    session: Session, project: Project, both: User, sign_in: Callable[..., Any]
+) -> None:
+    row = factories.comparison(session, project, overlap=2)
+    factories.judgment(session, row, preference=3, rationale="B cites the law.")
+    task = assigning.next_task(session, project, both)
+    assert task is not None
+    answers.submit(session, project, task.lease_id, both, form(row))
+    session.commit()
+    session.refresh(row)
+    assert row.state in ("settled", "in_review")
+    client, base = sign_in(user=both), f"/projects/{project.slug}/review"
+    assert client.get(f"{base}/{row.id}").status_code == 403
+    session.execute(text("SET LOCAL session_replication_role = replica"))
+    session.execute(text("UPDATE judgment SET created_at = created_at - interval '61 minutes'"))
+    session.commit()
+    assert "cites the law" in client.get(f"{base}/{row.id}").text
 
 
 def test_who_has_read_a_closed_one_is_not_asked_when_it_opens_again(

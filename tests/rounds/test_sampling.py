@@ -60,6 +60,20 @@ def test_comparisons_open_when_a_prompt_is_complete(session: Session, store: Art
     assert {c.selection.get("because") for c in opened} == {None, "there is no older response"}
 
 
+def test_most_comparisons_that_teach_are_judged_once(session: Session, store: ArtifactStore, project: Project) -> None:
+    project.labeling = project.labeling | {"judged_once": 0.8}
+    prompts = [factories.prompt(session, project, split="train") for _ in range(50)]
+    measured = [factories.prompt(session, project, split="heldout") for _ in range(5)]
+    run = sampling_run(session, store, project)
+    for prompt in prompts + measured:
+        store_samples(session, run, new_samples(prompt.id, ["a", "b", "c", "d"]))
+    overlaps = {p: Counter(c.overlap for c in comparisons(session) if c.purpose == p) for p in ("train", "heldout")}
+    assert overlaps["heldout"] == {3: 5}
+    assert set(overlaps["train"]) == {1, 3}
+    assert overlaps["train"].total() == 150
+    assert 96 <= overlaps["train"][1] <= 144  # 120 in the mean, five standard deviations each way
+
+
 def test_a_resumed_run_doubles_nothing(session: Session, store: ArtifactStore, project: Project) -> None:
     prompt = factories.prompt(session, project)
     run = sampling_run(session, store, project)

@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from app.errors import InvalidInput, ModelUnavailable
-from app.rows import PairRow, PromptRow, ThumbRow
+from app.rows import DemonstrationRow, PairRow, PromptRow, ThumbRow
 from tests.trainer.conftest import CHAT_TEMPLATE, byte_tokenizer, user, write_rows
 from trainer.chat import ChatEncoder, TokenSequence, end_of_turn_id
 from trainer.data import (
@@ -18,6 +18,7 @@ from trainer.data import (
     encode_thumbs,
     left_padded,
     length_batches,
+    read_demonstrations,
     read_pairs,
     read_prompts,
     read_thumbs,
@@ -46,7 +47,7 @@ def encoder() -> ChatEncoder:
 
 
 def test_snapshots_are_read_plain_and_compressed(tmp_path: Path) -> None:
-    rows = [row(1), row(2, split="heldout")]
+    rows = [row(1), row(2, messages=user("Ho"), split="heldout")]
     plain = write_rows(tmp_path / "snapshot.jsonl", rows)
     compressed = tmp_path / "snapshot.jsonl.gz"
     compressed.write_bytes(gzip.compress(plain.read_bytes()))
@@ -100,6 +101,40 @@ def test_two_prompts_with_one_id_are_refused(tmp_path: Path) -> None:
     write_rows(path, rows)
     with pytest.raises(InvalidInput, match=r"2 prompts with the id 7"):
         read_prompts(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"split": "heldout"}, r"one prompt in both splits: comparison 1 is train, comparison 2 is heldout"),
+        ({"preference": 3}, r"comparison 2 has the preference 3, which is for B, and p_b 0\.1, which is for A"),
+        ({"preference": -0.2, "p_b": 0.9}, r"comparison 2 has the preference -0\.2, which is for A, and p_b 0\.9"),
+        ({"comparison_id": 1}, r"2 comparisons with the id 1"),
+    ],
+)
+def test_comparisons_that_contradict_themselves_or_others_are_refused(
+    tmp_path: Path, changes: dict[str, object], told: str
+) -> None:
+    with pytest.raises(InvalidInput, match=told):
+        read_pairs(write_rows(tmp_path / "snapshot.jsonl", [row(1), row(2, **changes)]))
+
+
+@pytest.mark.parametrize("changes", [{"preference": 0}, {"p_b": 0.5}, {"p_b": 0.5, "preference": 3, "p_tie": 0.9}])
+def test_what_leaves_it_open_contradicts_nothing(tmp_path: Path, changes: dict[str, object]) -> None:
+    assert len(read_pairs(write_rows(tmp_path / "snapshot.jsonl", [row(1), row(2, **changes)]))) == 2
+
+
+def test_demonstrations_and_thumbs_have_ids_of_their_own_and_prompts_one_split(tmp_path: Path) -> None:
+    shown = [DemonstrationRow(id=i, messages=user("Hi"), response="ok") for i in (4, 7)]
+    assert read_demonstrations(write_rows(tmp_path / "d.jsonl", shown)) == shown
+    held = shown[1].model_copy(update={"split": "heldout"})
+    with pytest.raises(InvalidInput, match="demonstration 4 is train, demonstration 7 is heldout"):
+        read_demonstrations(write_rows(tmp_path / "d.jsonl", [shown[0], held]))
+    with pytest.raises(InvalidInput, match="2 demonstrations with the id 4"):
+        read_demonstrations(write_rows(tmp_path / "d.jsonl", [shown[0], shown[0]]))
+    thumb = ThumbRow(id=4, messages=user("Hi"), response="ok", liked=True)
+    with pytest.raises(InvalidInput, match="2 thumbs with the id 4"):
+        read_thumbs(write_rows(tmp_path / "t.jsonl", [thumb, thumb]))
 
 
 def test_thumbs_are_read_with_a_wrong_line_named(tmp_path: Path) -> None:
@@ -339,7 +374,7 @@ def test_rows_left_out_are_counted_and_named(encoder: ChatEncoder) -> None:
 
 def test_two_texts_of_the_same_tokens_are_one_response(encoder: ChatEncoder) -> None:
     encoder.tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
-    rows = [row(1, response_a="Yes", response_b="yes"), row(2, response_a="Yes", response_b="yes", finished_a=False)]
+    rows = [row(1, response_a="Yes", response_b="yes"), row(2, response_a="Yes", response_b="yes", finished_b=False)]
     assert not encode_pairs(rows, encoder).train
     # That one was cut and the other ended is a difference that a policy learns from.
     assert [pair.row.comparison_id for pair in encode_pairs(rows, encoder, close_cut=False).train] == [2]
@@ -385,12 +420,26 @@ def test_pairs_are_oriented_by_the_consensus(encoder: ChatEncoder) -> None:
 
 
 def test_a_response_cut_by_length_ends_its_turn_only_where_that_is_asked_for(encoder: ChatEncoder) -> None:
-    cut = row(finished_a=False)
+    cut = row(finished_a=False, p_b=0.9)
     closed, open_ = (encode_pairs([cut], encoder, close_cut=close).train[0] for close in (True, False))
-    assert closed.chosen.completion == encoder.completion("a long answer")
-    assert open_.chosen.completion == closed.chosen.completion[:-1]
-    assert open_.rejected == closed.rejected
+    assert closed.rejected.completion == encoder.completion("a long answer")
+    assert open_.rejected.completion == closed.rejected.completion[:-1]
+    assert open_.chosen == closed.chosen
     assert encoder.completion("", finished=False) == encoder.completion("")
+
+
+def test_a_policy_does_not_learn_from_a_winner_that_was_cut(encoder: ChatEncoder) -> None:
+    rows = [
+        row(1, finished_a=False, p_b=0.1),
+        row(2, finished_b=False, p_b=0.9),
+        row(3, finished_a=False, p_b=0.9),  # the loser was cut
+        row(4, finished_a=False, finished_b=False, p_b=0.1),  # both were: nothing is learned about ending
+        row(5, finished_a=False, p_b=0.5),
+    ]
+    read = encode_pairs(rows, encoder, close_cut=False)
+    assert [pair.row.comparison_id for pair in read.train] == [3, 4, 5]
+    assert read.dropped == ("2 comparisons prefer an answer that was cut by length to one that ended: 1, 2",)
+    assert len(encode_pairs(rows, encoder).train) == 5
 
 
 def test_too_few_pairs_are_refused_with_their_number(encoder: ChatEncoder) -> None:

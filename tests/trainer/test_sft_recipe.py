@@ -37,7 +37,7 @@ def demonstrations(count: int = 40, heldout: int = 8, seed: int = 0) -> list[Dem
     return [
         DemonstrationRow(
             id=i + 1,
-            messages=user("Why? " * generator.randint(1, 6)),
+            messages=user(f"{i}. " + "Why? " * generator.randint(1, 6)),
             response="Because apples " + "fall " * generator.randint(0, 5),
             split="heldout" if i < heldout else "train",
             slices={"domain": "fruit" if i % 2 else "stone"},

@@ -72,8 +72,8 @@ def train(
 ) -> PolicyResult:
     """Trains on the snapshot's `train` rows with a winner and on thumbs, measures on `heldout` rows, saves to `folder`.
 
-    An answer that was cut by length is read without the end of its turn. If it is chosen, it does not teach to stop
-    there; if it is rejected, it does not teach to go on.
+    An answer that was cut by length is read without the end of its turn: rejected, it does not teach to go on. Where it
+    won against one that ended, the comparison is left out, or the policy would learn to be cut.
 
     Raises:
         InvalidInput: too few rows to learn from.

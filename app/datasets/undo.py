@@ -1,0 +1,66 @@
+"""Undoing an import: what it brought is withdrawn. Nothing is deleted, since models may have been trained on it."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from sqlalchemy import func
+from sqlalchemy.orm import Session
+
+from app.accounts.service import audit
+from app.datasets import queries, undo_queries
+from app.errors import Conflict, NotFound
+from app.labeling import settling
+from app.models import Project
+
+
+@dataclass(frozen=True)
+class Undone:
+    """What was withdrawn. kept: prompts that stay, since other work stands on them. rounds: those that had read some of
+    it, and stay as they are.
+    """
+
+    withdrawn: Counter[str]
+    kept: int
+    rounds: int
+
+    def describe(self) -> str:
+        parts = [
+            f"{self.withdrawn[what]:,} {what}" for what in ("prompts", "comparisons", "judgments", "demonstrations")
+        ]
+        said = f"Withdrawn: {', '.join(parts)}."
+        if self.kept:
+            said += f" {self.kept:,} prompts stay: comparisons, demonstrations or samples of others stand on them."
+        if self.rounds:
+            said += f" Rounds that had learned from some of it: {self.rounds:,}. Their models stay as they are."
+        return said
+
+
+def undo(session: Session, project: Project, import_id: int, *, actor_id: int | None = None) -> Undone:
+    """Withdraws the prompts, comparisons, judgments and demonstrations that an import added.
+
+    Comparisons that were there before are settled again by their other judgments. Judgments that people gave on the
+    import's own comparisons stay in the history and count no more. The same files can be imported again.
+
+    Raises:
+        NotFound: the project has no import of this number.
+        Conflict: it was undone already.
+    """
+    queries.lock_project(session, project.id)
+    found = undo_queries.locked(session, project.id, import_id)
+    if found is None:
+        raise NotFound(f"There is no import {import_id} in this project.", "The Data page lists the imports.")
+    if found.undone_at is not None:
+        raise Conflict(f"Import {import_id} was undone already.", "To have its data back, import the files again.")
+    rounds = undo_queries.read_by_rounds(session, found.comparisons, found.demonstrations)
+    withdrawn = Counter(
+        judgments=undo_queries.withdraw_judgments(session, found.judgments),
+        comparisons=undo_queries.withdraw_comparisons(session, found.comparisons),
+        demonstrations=undo_queries.withdraw_demonstrations(session, found.demonstrations, actor_id),
+    )
+    withdrawn["prompts"] = undo_queries.withdraw_prompts(session, found.prompts)
+    reopened = undo_queries.restore_overlaps(session, {int(id_): n for id_, n in found.overlaps.items()})
+    settling.settle(session, reopened)
+    found.undone_at, found.undone_by = func.now(), actor_id
+    audit(session, actor_id, "data.import_undone", project.id, import_id=import_id, withdrawn=dict(withdrawn))
+    session.flush()
+    return Undone(withdrawn, len(found.prompts) - withdrawn["prompts"], rounds)

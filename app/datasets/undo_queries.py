@@ -1,0 +1,131 @@
+"""SQL of undoing an import."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session
+
+from app.models import DataImport, User
+
+SHOWN = 20
+
+
+class Listed(NamedTuple):
+    """An import as lists show it, without the ids it holds."""
+
+    id: int
+    created_at: datetime
+    actor: str | None  # none: from the command line
+    files: list[str]
+    added: dict[str, int]
+    undone_at: datetime | None
+
+
+def recent(session: Session, project_id: int) -> list[Listed]:
+    """The newest imports."""
+    one = DataImport
+    found = (
+        select(one.id, one.created_at, User.name, one.files, one.added, one.undone_at)
+        .outerjoin(User, User.id == DataImport.actor_id)
+        .where(DataImport.project_id == project_id)
+        .order_by(DataImport.id.desc())
+        .limit(SHOWN)
+    )
+    return [Listed(*row) for row in session.execute(found)]
+
+
+def locked(session: Session, project_id: int, import_id: int) -> DataImport | None:
+    found = select(DataImport).where(DataImport.id == import_id, DataImport.project_id == project_id)
+    return session.scalars(found.with_for_update()).one_or_none()
+
+
+def withdraw_judgments(session: Session, ids: Sequence[int]) -> int:
+    """Supersedes those that still stand; returns how many. Their comparisons are locked first, by id."""
+    _run(
+        session,
+        """
+        SELECT id FROM comparison WHERE id IN (SELECT comparison_id FROM judgment WHERE id = ANY(:ids))
+        ORDER BY id FOR UPDATE
+        """,
+        ids=ids,
+    )
+    statement = """
+        UPDATE judgment SET superseded_at = now(), superseded_for = 'removed'
+        WHERE id = ANY(:ids) AND superseded_at IS NULL
+    """
+    return _run(session, statement, ids=ids)
+
+
+def withdraw_comparisons(session: Session, ids: Sequence[int]) -> int:
+    """Nobody is asked them and nothing reads them any more. The same pairs can be imported again."""
+    _run(session, "SELECT id FROM comparison WHERE id = ANY(:ids) ORDER BY id FOR UPDATE", ids=ids)
+    statement = """
+        UPDATE comparison SET state = 'withdrawn', flagged = false, digest = NULL, external_id = NULL
+        WHERE id = ANY(:ids) AND digest IS NOT NULL
+    """
+    return _run(session, statement, ids=ids)
+
+
+def withdraw_demonstrations(session: Session, ids: Sequence[int], reviewer_id: int | None) -> int:
+    statement = """
+        UPDATE demonstration SET state = 'withdrawn', digest = 'withdrawn ' || id,
+            reviewer_id = coalesce(cast(:reviewer AS bigint), reviewer_id), reviewed_at = now(),
+            review_note = 'The import that brought it was undone.'
+        WHERE id = ANY(:ids) AND state <> 'withdrawn'
+    """
+    return _run(session, statement, ids=ids, reviewer=reviewer_id)
+
+
+def withdraw_prompts(session: Session, ids: Sequence[int]) -> int:
+    """Those of them that nothing else stands on: no comparison or demonstration, wish for one, or sampled response."""
+    statement = """
+        UPDATE prompt SET split = 'withdrawn', digest = 'withdrawn ' || id
+        WHERE id = ANY(:ids) AND split <> 'withdrawn'
+            AND NOT EXISTS (
+                SELECT FROM comparison WHERE prompt_id = prompt.id AND state <> 'withdrawn'
+            )
+            AND NOT EXISTS (
+                SELECT FROM demonstration WHERE prompt_id = prompt.id AND state <> 'withdrawn'
+            )
+            AND NOT EXISTS (SELECT FROM demonstration_task WHERE prompt_id = prompt.id)
+            AND NOT EXISTS (SELECT FROM red_team_attempt WHERE prompt_id = prompt.id)
+            AND NOT EXISTS (
+                SELECT FROM completion WHERE prompt_id = prompt.id AND run_id IS NOT NULL
+            )
+    """
+    return _run(session, statement, ids=ids)
+
+
+def restore_overlaps(session: Session, overlaps: dict[int, int]) -> list[int]:
+    """Lets comparisons want as many judgments as before, and opens them again; ids of those that were not withdrawn."""
+    statement = """
+        UPDATE comparison SET
+            overlap = greatest(was.overlap, judgment_count + lease_count, 1),
+            state = CASE WHEN state IN ('settled', 'in_review') THEN 'open' ELSE state END,
+            settled_at = CASE WHEN state IN ('settled', 'in_review') THEN NULL ELSE settled_at END,
+            review_reason = NULL, agreement = NULL, consensus = NULL, p_b = NULL, p_tie = NULL
+        FROM unnest(cast(:ids AS bigint[]), cast(:overlaps AS bigint[])) AS was (id, overlap)
+        WHERE comparison.id = was.id AND state IN ('open', 'settled', 'in_review')
+        RETURNING comparison.id
+    """
+    given = {"ids": list(overlaps), "overlaps": list(overlaps.values())}
+    return list(session.scalars(text(statement), given))
+
+
+def read_by_rounds(session: Session, comparisons: Sequence[int], demonstrations: Sequence[int]) -> int:
+    """How many rounds were trained on one of them."""
+    statement = """
+        SELECT count(*) FROM round WHERE snapshot_id IN (
+            SELECT snapshot_id FROM snapshot_comparison WHERE comparison_id = ANY(:comparisons)
+            UNION SELECT snapshot_id FROM snapshot_demonstration WHERE demonstration_id = ANY(:demonstrations)
+        )
+    """
+    given = {"comparisons": list(comparisons), "demonstrations": list(demonstrations)}
+    return int(session.scalar(text(statement), given) or 0)
+
+
+def _run(session: Session, statement: str, *, ids: Sequence[int], **values: Any) -> int:
+    done: Any = session.execute(text(statement), {"ids": list(ids), **values})
+    return int(done.rowcount)

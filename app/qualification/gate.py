@@ -1,0 +1,51 @@
+"""The one gate before every task: comparing, ranking, writing and red teaming ask here whether a person may work now.
+
+Giving a task back, and reading what one has done oneself, needs no gate.
+"""
+
+from typing import Literal, NamedTuple
+
+from sqlalchemy.orm import Session
+
+from app.errors import Forbidden
+from app.models import Project, User
+from app.qualification import queries
+
+
+class Closed(NamedTuple):
+    """Why somebody may not work. paused, removed: by an admin, or for their calibration answers. quiz: they have not
+    passed the newest rubric's. message: what they are told while paused."""
+
+    reason: Literal["paused", "removed", "quiz"]
+    message: str = ""
+
+
+def closed(session: Session, project: Project, labeler: User, *, begun: bool = False) -> Closed | None:
+    """Why this person may not work in the project now; none if they may. One query.
+
+    Args:
+        begun: it is about a task that was given to them before. They may finish it although a newer quiz waits.
+    """
+    found = queries.gate(session, project.id, labeler.id)
+    if found.state == "paused":
+        return Closed("paused", found.reason)
+    if found.state == "removed":
+        return Closed("removed")
+    return Closed("quiz") if found.needs_quiz and not begun else None
+
+
+def require(session: Session, project: Project, labeler: User, *, begun: bool = False) -> None:
+    """Raises Forbidden, with what they are to be told, for whoever may not work in the project now; see `closed`."""
+    found = closed(session, project, labeler, begun=begun)
+    if found is None:
+        return
+    if found.reason == "paused":
+        raise Forbidden("You are paused in this project, so this was not taken.", found.message)
+    if found.reason == "removed":
+        raise Forbidden(
+            "You are no longer a labeler of this project, so this was not taken.",
+            "An admin of the project can tell you why.",
+        )
+    raise Forbidden(
+        "You have not passed this project's training quiz, so this was not taken.", "Pass it first, then send it again."
+    )

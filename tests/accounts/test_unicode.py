@@ -1,0 +1,43 @@
+"""Whoever types an address or a password in another Unicode form, or in another case, is the same person."""
+
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy.orm import Session
+
+from app.accounts import service
+from app.errors import Conflict
+from tests.conftest import SignedIn
+
+COMPOSED, APART = "J\u00f6rg@example.org", "jo\u0308rg@Example.org "
+PASSWORD, PASSWORD_APART = "ein sch\u00f6nes Wort", "ein scho\u0308nes Wort"
+
+
+@pytest.mark.parametrize("stored", [(COMPOSED, PASSWORD), (APART, PASSWORD_APART)])
+def test_signing_in_takes_either_form(
+    sign_in: Callable[..., SignedIn], session: Session, stored: tuple[str, str]
+) -> None:
+    email, password = stored
+    user = service.create_user(session, email=email, name="J\u00f6rg", password=password, roles=["labeler"])
+    assert user.email == "j\u00f6rg@example.org"
+    with pytest.raises(Conflict, match="has an account already"):
+        service.create_user(session, email=APART, name="Another", password=PASSWORD, roles=["labeler"])
+    session.commit()
+    for typed in (COMPOSED, APART):
+        for secret in (PASSWORD, PASSWORD_APART):
+            answer = sign_in().post("/sign-in", {"email": typed, "password": secret})
+            assert (answer.status_code, answer.headers.get("location")) == (303, "/")
+    assert sign_in().post("/sign-in", {"email": COMPOSED, "password": "ein schones Wort"}).status_code == 422
+    service.set_password(session, user, PASSWORD_APART + "!")
+    session.commit()
+    assert sign_in().post("/sign-in", {"email": COMPOSED, "password": PASSWORD + "!"}).status_code == 303
+
+
+def test_browsers_let_such_an_address_through(sign_in: Callable[..., SignedIn], session: Session) -> None:
+    """An input of the type email refuses letters beyond ASCII before the at sign."""
+    token = service.create_link(session, roles=["labeler"], created_by=None, days=1)
+    session.commit()
+    for address in ("/sign-in", f"/join/{token}"):
+        field = sign_in().get(address).text.partition('id="email"')[2].partition(">")[0]
+        assert field
+        assert 'type="email"' not in field
