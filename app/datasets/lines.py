@@ -150,9 +150,7 @@ class PairBase(Tags, Answer):
     pair_id: PairId | None = None
     model_a: Text = ""
     model_b: Text = ""
-    choices: Annotated[dict[Person, Choice | None] | None, BeforeValidator(of_different_people)] = (
-        None  # labeler: choice
-    )
+    choices: Annotated[dict[Person, Choice | None] | None, BeforeValidator(of_different_people)] = None  # by labeler
     # By which labelers are to be measured. Not `gold`: data sets call so what they know of all their pairs.
     known_answer: Preference | None = None
 
