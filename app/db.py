@@ -7,7 +7,8 @@ from typing import Annotated
 import psycopg
 from fastapi import Depends, Request
 from psycopg.abc import AdaptContext, Buffer
-from sqlalchemy import Engine, create_engine, inspect
+from sqlalchemy import Engine, create_engine, event, inspect
+from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -30,15 +31,28 @@ def sqlalchemy_url(url: str) -> str:
 
 
 def make_engine(url: str, *, pool_size: int = 10) -> Engine:
-    """An engine that finds out about dropped connections before it uses them."""
-    return create_engine(
+    """An engine that finds out about dropped connections before it uses them. Its errors quote no values."""
+    engine = create_engine(
         sqlalchemy_url(url),
         pool_size=pool_size,
         max_overflow=30,
         pool_timeout=10,
         pool_pre_ping=True,
         connect_args={"connect_timeout": 10},
+        hide_parameters=True,
     )
+    event.listen(engine, "handle_error", _leave_out_values)
+    return engine
+
+
+def _leave_out_values(context: ExceptionContext) -> None:
+    """Keeps an error's first line only: PostgreSQL's DETAIL quotes whole rows, password hashes included."""
+    error, told = context.original_exception, context.sqlalchemy_exception
+    if isinstance(error, psycopg.Error) and error.diag.message_primary:
+        whole, first = str(error), error.diag.message_primary
+        error.args = (first,)
+        if told is not None:
+            told.args = tuple(arg.replace(whole, first) if isinstance(arg, str) else arg for arg in told.args)
 
 
 def make_session_factory(engine: Engine) -> sessionmaker[Session]:

@@ -15,10 +15,11 @@ from fastapi.staticfiles import StaticFiles
 from sqlalchemy import text
 from sqlalchemy.exc import DataError, DBAPIError, OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Scope
 
 from app.accounts.access import verify_csrf
 from app.accounts.routes import router as accounts
+from app.addresses import AddressCheck
 from app.artifacts import ArtifactStore
 from app.assignments.routes import router as assignments
 from app.calibration.routes import router as calibration
@@ -26,6 +27,7 @@ from app.datasets.routes import router as datasets
 from app.db import make_engine, make_session_factory
 from app.demonstrations.routes import router as demonstrations
 from app.errors import InvalidInput, NotFound, NotSignedIn, PrefloopError, Unavailable
+from app.headers import AnswerHeaders
 from app.insights.routes import router as insights
 from app.kept import Kept
 from app.labelers.routes import router as labelers
@@ -66,12 +68,12 @@ ROUTERS: tuple[APIRouter, ...] = (
     thumbs,
 )
 
-SECURITY_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'self'; "
-    "form-action 'self'; object-src 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",
-}
+
+class Service(FastAPI):
+    """FastAPI, with our headers around all of it: its own error page of last resort stands outside every middleware."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return AnswerHeaders(super().build_middleware_stack(), https=self.state.settings.secure_cookies)
 
 
 def create_app(settings: Settings, database_url: str) -> FastAPI:
@@ -84,10 +86,10 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
         yield
         engine.dispose()
 
-    app = FastAPI(title="Prefloop", lifespan=lifespan, dependencies=[Depends(verify_csrf)], openapi_url=None)
+    app = Service(title="Prefloop", lifespan=lifespan, dependencies=[Depends(verify_csrf)], openapi_url=None)
     app.state.settings = settings
     app.state.session_factory = make_session_factory(engine)
-    app.state.store = ArtifactStore(settings.artifacts_root)
+    app.state.store = ArtifactStore(settings.artifacts_root, settings.outside_models)
     app.state.agreement_tables = Kept()
     app.state.labelers_overviews = Kept()
 
@@ -101,7 +103,7 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     app.mount("/static", Static(directory=ROOT / "static"), name="static")
-    app.add_middleware(SecurityHeaders)
+    app.add_middleware(AddressCheck, show=_show_error)
     app.add_exception_handler(PrefloopError, _show_error)
     app.add_exception_handler(RequestValidationError, _show_invalid)
     app.add_exception_handler(HTTPException, _show_http_error)
@@ -122,24 +124,6 @@ class Static(StaticFiles):
         versioned = b"v=" in scope["query_string"]
         response.headers["Cache-Control"] = "public, max-age=31536000, immutable" if versioned else "no-cache"
         return response
-
-
-class SecurityHeaders:
-    """Adds the security headers to every answer."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [
-                    *message["headers"],
-                    *((name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()),
-                ]
-            await send(message)
-
-        await self.app(scope, receive, send_with_headers)
 
 
 def _show_error(request: Request, error: Exception) -> Response:
@@ -207,8 +191,10 @@ def _show_unavailable(request: Request, error: Exception) -> Response:
     code = _sqlstate(error) if isinstance(error, DBAPIError) else ""
     log.warning("The database did not answer %s %s: %s", request.method, request.url.path, error)
     message, then = next((told for begin, told in REFUSED.items() if code.startswith(begin)), UNREACHABLE)
-    # htmx leaves the form as it is; a page of its own takes its place.
-    where = "what you typed is still in the form" if "HX-Request" in request.headers else "go back to what you typed"
+    # htmx leaves the form as it is. Else a page of its own takes its place, and going back would fetch an empty form.
+    where = "reloading this page sends again what you typed"
+    if "HX-Request" in request.headers:
+        where = "what you typed is still in the form"
     return _show_error(request, Unavailable(message, f"Nothing was lost: {where}. {then}"))
 
 

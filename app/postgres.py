@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import stat
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -80,17 +81,38 @@ def _one_at_a_time(home: Path) -> Iterator[None]:
 def _start(home: Path) -> PostgresServer:
     # The library would share one lock file among all users of the machine, where root's locks out the others; it also
     # puts the socket there when the data folder's path is too long for one.
-    runtime = Path(tempfile.gettempdir()) / f"prefloop-{os.getuid()}"
-    runtime.mkdir(mode=0o700, exist_ok=True)
+    runtime = _own_folder(Path(tempfile.gettempdir()) / f"prefloop-{os.getuid()}")
     PostgresServer.runtime_path = runtime
     PostgresServer._lock = fasteners.InterProcessLock(runtime / "lock")
     try:
-        return get_server(home / "postgres", cleanup_mode=None)
+        server = get_server(home / "postgres", cleanup_mode=None)
+        with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+            # Else its log quotes the rows of statements that failed, password hashes included.
+            connection.execute("ALTER SYSTEM SET log_error_verbosity = terse")
+            connection.execute("SELECT pg_reload_conf()")
+        return server
     except Exception as error:
         raise Unavailable(
             f"The embedded PostgreSQL under {home} did not start: {error}",
             f"Its log is {home / 'postgres' / 'log'}. Or set DATABASE_URL to a server of your own.",
         ) from error
+
+
+def _own_folder(path: Path) -> Path:
+    """A folder of ours under a name that anybody can guess.
+
+    Raises:
+        Unavailable: somebody else has made it, or may write there: what we run could be led astray by its files.
+    """
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise Unavailable(
+            f"{path} was made by somebody else, or others may write there.",
+            "Remove it, or set TMPDIR to a folder of your own.",
+        )
+    return path
 
 
 def _check(url: str) -> None:

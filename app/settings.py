@@ -1,7 +1,9 @@
 """Settings: one object, read from the environment (and `.env`). The README's table is generated from it."""
 
+import os
 import secrets
 from functools import cached_property
+from ipaddress import ip_network
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +42,11 @@ class Settings(BaseSettings):
         description="Key that signs form tokens, one for all web processes. Unset: made once, kept in the home.",
     )
     secure_cookies: bool = Field(False, description="Send cookies over HTTPS only. Set it behind a TLS proxy.")
+    trusted_proxies: str = Field(
+        "127.0.0.1,::1",
+        description="Addresses or networks of reverse proxies, separated by commas. Only their `X-Forwarded-For` and "
+        "`X-Forwarded-Proto` are believed.",
+    )
     session_days: int = Field(30, ge=1, description="Days a sign-in lasts.")
     link_days: int = Field(7, ge=1, description="Days an invitation link lasts.")
     artifacts: Path | None = Field(
@@ -49,6 +56,11 @@ class Settings(BaseSettings):
     model: str = Field(
         "HuggingFaceTB/SmolLM2-135M-Instruct",
         description="Base model of the starter project: a hub name, or the absolute path of a folder.",
+    )
+    model_folders: str = Field(
+        "",
+        description="Folders, separated by colons, below which admins may name models by absolute path. Unset: none "
+        "but the artifact folder and PREFLOOP_MODEL.",
     )
     trust_remote_code: bool = Field(
         False, description="Run Python code that a model brings along. Only for models whose code you have read."
@@ -78,6 +90,28 @@ class Settings(BaseSettings):
     def _of_the_user(cls, path: Path | None) -> Path | None:
         """A `~` comes as it is from `.env` files, and from shells that expand none in what they export."""
         return path and path.expanduser()
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _addresses(cls, value: str) -> str:
+        """Not `*`: then anybody could say to be at any address."""
+        for each in value.split(","):
+            if each.strip():
+                ip_network(each.strip())
+        return value
+
+    @field_validator("model_folders")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        if any(not os.path.isabs(folder) for folder in value.split(os.pathsep) if folder):
+            raise ValueError("each folder must be an absolute path")
+        return value
+
+    @property
+    def outside_models(self) -> tuple[Path, ...]:
+        """Folders outside the artifacts from which models are read: those of `model_folders`, and the model's own."""
+        named = [*self.model_folders.split(os.pathsep), self.model]
+        return tuple(Path(folder) for folder in named if os.path.isabs(folder))
 
     @property
     def artifacts_root(self) -> Path:

@@ -25,6 +25,7 @@ from app.artifacts import ArtifactStore
 from app.db import make_engine, make_session_factory
 from app.errors import Conflict, PrefloopError, Unavailable
 from app.models import Comparison, Run
+from app.models.user import ROLES
 from app.postgres import database, migrate
 from app.projects import queries as projects
 from app.projects import starter
@@ -34,6 +35,7 @@ console = Console(highlight=False, soft_wrap=True)
 Pause = Callable[[float], None]  # waits for so many seconds
 DAY = 24 * 60 * 60.0  # seconds: no artifact takes that long to write
 PR_SET_PDEATHSIG = 1
+FIRST_ROLES = " ".join(f"--role {role}" for role in ROLES)
 
 
 def up(settings: Settings) -> None:
@@ -56,14 +58,17 @@ def up(settings: Settings) -> None:
 
 
 def prepare(settings: Settings) -> None:
-    """Migrates; on a first run also makes the starter project and prints the first admin's link. Starts nothing."""
+    """Migrates; on a first run also makes the starter project and says how to make the first admin's link."""
     with database(settings) as url:
         migrate(url)
         engine = make_engine(url, pool_size=2)
         try:
             factory = make_session_factory(engine)
             _prepare_first_project(settings, _environment(settings, url), factory, time.sleep)
-            _print_first_link(settings, factory)
+            with factory() as session:
+                if accounts.needs_first_admin(session):
+                    # Not the link: nobody sits in front of what migrates, and its log has other readers.
+                    console.print(f"Make a link for the first admin: prefloop user link {FIRST_ROLES}")
         finally:
             engine.dispose()
 
@@ -71,7 +76,9 @@ def prepare(settings: Settings) -> None:
 def _serve(settings: Settings, url: str, factory: sessionmaker[Session], pause: Pause) -> None:
     environment = _environment(settings, url)
     # Only this command's children write beside an embedded database, and none runs yet; else others may be writing.
-    ArtifactStore(settings.artifacts_root).sweep(older_than_seconds=DAY if settings.database_url else 0)
+    ArtifactStore(settings.artifacts_root, settings.outside_models).sweep(
+        older_than_seconds=DAY if settings.database_url else 0
+    )
     with _child("web", environment, "-m", "app.cli", "web") as web:
         _wait_until_served(settings, web, pause)
         _print_address(settings, factory)
@@ -108,7 +115,7 @@ def _prepare_first_project(
     with factory.begin() as session:
         project = projects.by_slug(session, starter.SLUG)
         assert project is not None
-        store = ArtifactStore(settings.artifacts_root)
+        store = ArtifactStore(settings.artifacts_root, settings.outside_models)
         starter.use_model(session, store, project, settings.model, location, settings.sampling_server)
 
 
@@ -116,7 +123,7 @@ def _fetch_model(settings: Settings, environment: dict[str, str], pause: Pause) 
     """The model's location in the store. In a process of its own: this one never loads torch."""
     console.print(f"Fetching the model {settings.model}")
     command = ["-m", "trainer.cli", "fetch-model", settings.model, "--store", str(settings.artifacts_root)]
-    settings.artifacts_root.mkdir(parents=True, exist_ok=True)
+    settings.artifacts_root.mkdir(mode=0o700, parents=True, exist_ok=True)
     # The libraries' bars, one for each small step, would bury the lines that say what happens.
     environment = environment | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
     with tempfile.TemporaryFile("w+") as said, _child("download", environment, *command, stdout=said) as fetching:
@@ -171,8 +178,7 @@ def _print_address(settings: Settings, factory: sessionmaker[Session]) -> None:
 def _print_first_link(settings: Settings, factory: sessionmaker[Session]) -> None:
     with factory.begin() as session:
         if accounts.needs_first_admin(session):
-            roles = ["admin", "operator", "labeler"]
-            token = accounts.create_link(session, roles=roles, created_by=None, days=settings.link_days)
+            token = accounts.create_link(session, roles=list(ROLES), created_by=None, days=settings.link_days)
             console.print(f"First admin, one-time link: [bold]{settings.url}/join/{token}[/bold]\n")
 
 

@@ -119,7 +119,9 @@ def session(engine: Engine) -> Iterator[Session]:
 
 @pytest.fixture
 def settings(tmp_path: Path, database_url: str) -> Settings:
-    return Settings(home=tmp_path, database_url=database_url, secret_key="test", _env_file=None)
+    return Settings(
+        home=tmp_path, database_url=database_url, secret_key="test", model_folders=str(tmp_path), _env_file=None
+    )
 
 
 @pytest.fixture
@@ -128,7 +130,11 @@ def run_worker(settings: Settings) -> Iterator[Callable[..., ForkServerProcess]]
     started: list[ForkServerProcess] = []
 
     def start(url: str | None = None) -> ForkServerProcess:
-        environment = {"DATABASE_URL": url or settings.database_url or "", "PREFLOOP_HOME": str(settings.home)}
+        environment = {
+            "DATABASE_URL": url or settings.database_url or "",
+            "PREFLOOP_HOME": str(settings.home),
+            "PREFLOOP_MODEL_FOLDERS": settings.model_folders,
+        }
         started.append(start_worker(environment, settings.home / "worker.log"))
         return started[-1]
 

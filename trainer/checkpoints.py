@@ -7,6 +7,7 @@ that are there; one that is damaged later is noticed by its digest when it is re
 
 import contextlib
 import hashlib
+import hmac
 import json
 import logging
 import math
@@ -50,6 +51,7 @@ class Checkpoints:
         keep: how many are kept; at least 1.
         on_saving: called before one is written: what the run has said so far must outlive the process as it does.
         on_saved: called with the step once one is in place.
+        key: signs checkpoints, so that one that somebody else put there is not taken (empty: only damage is noticed).
     """
 
     def __init__(
@@ -61,7 +63,9 @@ class Checkpoints:
         keep: int = 2,
         on_saving: Callable[[], None] = lambda: None,
         on_saved: Callable[[int], None] = lambda step: None,
+        key: bytes = b"",
     ) -> None:
+        self.key = key
         self.keep, self.on_saving, self.on_saved = max(1, keep), on_saving, on_saved
         self.folder = store.root / location / hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:16]
         self._store = ArtifactStore(self.folder)  # whose staging holds nothing but what this run was killed over
@@ -82,14 +86,15 @@ class Checkpoints:
         self.on_saving()
         started = time.monotonic()
         contents = {"step": step, "state": dict(state)}
-        with self._store.folder(self._new_name(step)) as folder:
+        name = self._new_name(step)
+        with self._store.folder(name) as folder:
             save_file(
                 {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()},
                 folder / "tensors.safetensors",
             )
             (folder / "state.json").write_text(json.dumps(contents))
-            digest = digest_folder(folder)
-            (folder / "digest").write_text(digest)
+            signature = self._signature(folder, name)
+            (folder / "digest").write_text(signature)
         # Those that could not be read do not count, however far they were: or the new one might be what has to go.
         there = self._newest_first()
         kept = [path for path in there if path not in self._damaged][: self.keep]
@@ -105,7 +110,7 @@ class Checkpoints:
         self._store.sweep()
         for folder in self._newest_first():
             try:
-                if digest_folder(folder, leave_out=("digest",)) != (folder / "digest").read_text():
+                if not hmac.compare_digest(self._signature(folder, folder.name), (folder / "digest").read_text()):
                     raise ValueError("its digest is another")
                 contents = json.loads((folder / "state.json").read_text())
                 tensors = load_file(folder / "tensors.safetensors")
@@ -147,7 +152,8 @@ class Checkpoints:
     def of_phase(self, name: str, spec: BaseModel) -> "Checkpoints":
         """The checkpoints of a phase that is a recipe of its own."""
         return Checkpoints(
-            self.phases, f"checkpoints/{name}", spec, self.every_seconds, self.keep, self.on_saving, self.on_saved
+            *(self.phases, f"checkpoints/{name}", spec, self.every_seconds, self.keep, self.on_saving, self.on_saved),
+            self.key,
         )
 
     def remove(self) -> None:
@@ -155,6 +161,12 @@ class Checkpoints:
         shutil.rmtree(self.folder, ignore_errors=True)
         with contextlib.suppress(OSError):  # another spec's are there, or nothing is
             self.folder.parent.rmdir()
+
+    def _signature(self, folder: Path, name: str) -> str:
+        """Of the folder's content, and of whose checkpoint it is: one of another run is no better than a stranger's."""
+        whose = f"{self.folder.parent.name}/{self.folder.name}/{name}"
+        content = digest_folder(folder, leave_out=("digest",))
+        return hmac.new(self.key, f"{whose}\0{content}".encode(), hashlib.sha256).hexdigest()
 
     def _new_name(self, step: int) -> str:
         """One of the same step is followed, not replaced: a kill in the middle of replacing it would leave neither."""

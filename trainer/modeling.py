@@ -8,6 +8,7 @@ between two passes.
 import contextlib
 import logging
 import random
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -54,6 +55,8 @@ PLAIN_CHAT_TEMPLATE = (
 )
 # Of models whose tokenizer begins every text so (Gemma, Llama): without it they predict far worse.
 PLAIN_CHAT_TEMPLATE_AFTER_BOS = "{{ bos_token }}" + PLAIN_CHAT_TEMPLATE
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 POLICY, REFERENCE = "default", "reference"  # adapter names; peft saves the one called default at the folder's root
 
@@ -118,10 +121,11 @@ def resolve(store: ArtifactStore, ref: ModelRef) -> ModelRef:
         try:
             return str(store.resolve(location))
         except NotFound as error:
-            if location.count("/") <= 1 and not location.startswith(("models/", "/", ".")):
+            if HUB_NAME.fullmatch(location) and not location.startswith("models/") and not _shadowed(store, location):
                 return location
             raise ModelUnavailable(f"The model {location} does not exist.", error.advice) from error
 
+    # Else a location outside the store, or an address, would reach the libraries, which look for more than we do.
     adapter = find(ref.adapter) if ref.adapter else None
     if adapter is not None and not Path(adapter).exists():
         with loading(adapter):
@@ -129,6 +133,11 @@ def resolve(store: ArtifactStore, ref: ModelRef) -> ModelRef:
                 adapter, allow_patterns=["*.json", "*.jinja", "*.model", "*.txt", ADAPTER_WEIGHTS]
             )
     return ModelRef(base=find(ref.base), adapter=adapter)
+
+
+def _shadowed(store: ArtifactStore, name: str) -> bool:
+    """Whether libraries would take a hub name for a folder beside which a service happens to run."""
+    return store.outside is not None and Path(name).exists()
 
 
 def trusts_remote_code() -> bool:

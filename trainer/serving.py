@@ -255,6 +255,11 @@ class ServedModel:
                     f"{where} cannot be reached ({attempts} attempts): {reason or type(reason).__name__}.",
                     "Start it, or set PREFLOOP_SAMPLING_URL to its address; then retry: what was sampled is kept.",
                 )
+            case openai.APIStatusError() if error.response.is_redirect:
+                return Unavailable(
+                    f"{where} sends requests on to another address.",
+                    "Set PREFLOOP_SAMPLING_URL to the address that answers itself.",
+                )
             case openai.APIStatusError():
                 return Unavailable(
                     f"{where} answered {error.status_code} to {attempts} attempts: {self._said(error)}",
@@ -284,6 +289,8 @@ class ServedModel:
             api_key=self._key or "none",  # servers without keys ignore it, the client insists
             timeout=openai.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS)),
             max_retries=self.server.retries,
+            # The operator named this server and no other: prompts go to none that it points to.
+            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
         )
 
 

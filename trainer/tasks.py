@@ -1,7 +1,7 @@
 """A run from the queue to its end: take it, run its recipe, record what came of it, say by name what went wrong."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from threading import Event
 from types import ModuleType
 from typing import Any
@@ -11,7 +11,7 @@ from sqlalchemy import delete
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.artifacts import ArtifactStore, digest_folder
-from app.errors import InvalidInput, PrefloopError
+from app.errors import InvalidInput, ModelUnavailable, PrefloopError
 from app.models import Metric, Run
 from app.rounds import service as rounds
 from app.rounds.service import NewSample
@@ -69,6 +69,7 @@ class Runner:
     ) -> None:
         self.sessions, self.store, self.stopping, self.settings = sessions, store, stopping, settings
         self.current: RunRecorder | None = None
+        self._checked = CheckedModels(store)
 
     def execute(self, run_id: int) -> None:
         """Brings a run to its end. Returns also when it failed: the run and its round say so.
@@ -149,6 +150,7 @@ class Runner:
         return spec, recorder
 
     def _run(self, spec: RunSpec, recorder: RunRecorder) -> None:
+        self._require_unchanged(spec)
         digest = None
         match spec:
             case SampleSpec():
@@ -164,6 +166,16 @@ class Runner:
         if self._end(recorder, finish):
             self.store.remove(rounds.checkpoints_of(recorder.run_id))
             log.info("Run %d (%s) is done.", recorder.run_id, spec.kind)
+
+    def _require_unchanged(self, spec: RunSpec) -> None:
+        """Raises ModelUnavailable where a model that a run trained is no longer what that run wrote."""
+
+        def recorded() -> dict[str, str]:
+            with self.sessions() as session:
+                return rounds.digests_of(session, list(_texts_in(spec.model_dump())))
+
+        for location, digest in patiently(recorded).items():
+            self._checked.require(location, digest)
 
     def _train(self, spec: TrainingSpec, recorder: RunRecorder) -> tuple[dict[str, Any], str]:
         """Trains into the store; the model's folder appears whole, before the run's row says so."""
@@ -194,6 +206,7 @@ class Runner:
             self.settings.checkpoints_kept,
             on_saving=lambda: patiently(recorder.flush),
             on_saved=lambda _step: patiently(write),
+            key=self.settings.signing_key,
         )
 
     def _sample(self, spec: SampleSpec, recorder: RunRecorder) -> dict[str, Any]:
@@ -242,6 +255,40 @@ class Runner:
             log.warning("%s", error)
             return False
         return True
+
+
+class CheckedModels:
+    """Models that are what their runs wrote. Hashing takes as long as reading: unchanged files are not read twice."""
+
+    def __init__(self, store: ArtifactStore) -> None:
+        self.store = store
+        self._seen: dict[str, object] = {}
+
+    def require(self, location: str, digest: str) -> None:
+        """Raises ModelUnavailable where the files at a location have another digest; none there is not ours to tell."""
+        if not self.store.exists(location):
+            return
+        folder = self.store.resolve(location)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        # A change sets a file's ctime, which cannot be set back.
+        state = digest, [(path, path.stat().st_ino, path.stat().st_size, path.stat().st_ctime_ns) for path in files]
+        if self._seen.get(location) == state:
+            return
+        if digest_folder(folder) != digest:
+            raise ModelUnavailable(
+                f"The model {location} is not what was trained: its files were changed or replaced.",
+                "Restore it from a backup of the artifacts, or choose another model.",
+            )
+        self._seen[location] = state
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """All texts in a nested value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _texts_in(each)
 
 
 def _spec_of(run: Run) -> RunSpec:

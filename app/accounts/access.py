@@ -15,6 +15,7 @@ from app.models import User
 
 SESSION_COOKIE = "prefloop_session"
 VISITOR_COOKIE = "prefloop_visitor"
+BROWSER_COOKIE = "prefloop_browser"  # who has signed in here before: see app.accounts.attempts
 CSRF_FIELD = "csrf_token"
 CSRF_HEADER = "X-CSRF-Token"
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")

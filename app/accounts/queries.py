@@ -1,10 +1,10 @@
 """SQL of accounts."""
 
-from datetime import UTC, datetime
-from typing import NamedTuple
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, and_, delete, func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Float, Select, and_, cast, delete, exists, extract, func, insert, or_, select
+from sqlalchemy.orm import Session, aliased
 
 from app.models import AuthSession, SigninFailure, SigninLink, User
 
@@ -35,32 +35,77 @@ def delete_expired_sessions(session: Session) -> None:
     session.execute(delete(AuthSession).where(AuthSession.expires_at < datetime.now(UTC)))
 
 
+class Failed(NamedTuple):
+    n: int
+    seconds_ago: float  # the last one
+
+
 class Failures(NamedTuple):
-    """Wrong passwords since a moment."""
+    """Sign-ins that failed lately."""
 
-    of_both: int  # for this account from this address
-    of_account: int  # from anywhere
-    of_address: int  # for any account
-
-
-def failures(session: Session, email: str, address: str, since: datetime) -> Failures:
-    def counted(*which: ColumnElement[bool]) -> ColumnElement[int]:
-        return func.count().filter(and_(*which))
-
-    account, place = SigninFailure.email == email, SigninFailure.address == address
-    query = select(counted(account, place), counted(account), counted(place))
-    return Failures(*session.execute(query.where(or_(account, place), SigninFailure.at > since)).one())
+    of_both: Failed  # at this account from this place
+    of_account: Failed  # from anywhere
+    of_place: Failed  # at any account
 
 
-def delete_failures(session: Session, email: str, before: datetime) -> None:
-    """Those of an account, and everybody's that are older."""
-    session.execute(delete(SigninFailure).where(or_(SigninFailure.email == email, SigninFailure.at < before)))
+def lock_attempts(session: Session) -> None:
+    """Lets one transaction at a time count an attempt; it takes a millisecond."""
+    session.execute(select(func.pg_advisory_xact_lock(7215003)))
+
+
+def failures(session: Session, email: str, place: str, window: timedelta) -> Failures:
+    at_account, from_place = SigninFailure.email == email, SigninFailure.address == place
+    now = func.clock_timestamp()
+
+    def counted(*which: ColumnElement[bool]) -> list[ColumnElement[Any]]:
+        ago = extract("epoch", now - func.max(SigninFailure.at).filter(and_(*which)))
+        return [func.count().filter(and_(*which)), func.coalesce(cast(ago, Float), 0)]
+
+    columns = [*counted(at_account, from_place), *counted(at_account), *counted(from_place)]
+    query = select(*columns).where(or_(at_account, from_place), SigninFailure.at > now - window)
+    row = session.execute(query).one()
+    return Failures(*(Failed(*row[i : i + 2]) for i in (0, 2, 4)))
+
+
+def add_failure(session: Session, email: str, place: str) -> None:
+    session.execute(insert(SigninFailure).values(email=email, address=place, at=func.clock_timestamp()))
+
+
+def delete_failures(session: Session, email: str, place: str | None, window: timedelta) -> None:
+    """Those of an account, from a place or from anywhere, and everybody's that count no more."""
+    of_account = SigninFailure.email == email
+    mine = of_account if place is None else and_(of_account, SigninFailure.address == place)
+    session.execute(delete(SigninFailure).where(or_(mine, SigninFailure.at < func.now() - window)))
+
+
+def usable_links() -> Select[SigninLink]:
+    """Links that were not used, have not expired, and whose maker may still make them (the command line always may)."""
+    maker = aliased(User)
+    may = exists().where(maker.id == SigninLink.created_by, maker.is_active, maker.roles.contains(["admin"]))
+    return select(SigninLink).where(
+        SigninLink.used_at.is_(None),
+        SigninLink.expires_at > datetime.now(UTC),
+        or_(SigninLink.created_by.is_(None), may),
+    )
 
 
 def link_by_hash(session: Session, token_hash: str) -> SigninLink | None:
-    return session.scalars(
-        select(SigninLink).where(SigninLink.token_hash == token_hash).with_for_update()
-    ).one_or_none()
+    return session.scalars(usable_links().where(SigninLink.token_hash == token_hash)).one_or_none()
+
+
+def lock_user(session: Session, user_id: int) -> None:
+    session.execute(select(User.id).where(User.id == user_id).with_for_update())
+
+
+def lock_link(session: Session, link_id: int) -> SigninLink | None:
+    """The link, if it is still usable, for one transaction at a time."""
+    found = usable_links().where(SigninLink.id == link_id).with_for_update(of=SigninLink)
+    return session.scalars(found.execution_options(populate_existing=True)).one_or_none()
+
+
+def delete_unused_links(session: Session, *which: ColumnElement[bool]) -> list[int]:
+    gone = delete(SigninLink).where(SigninLink.used_at.is_(None), *which).returning(SigninLink.id)
+    return list(session.scalars(gone))
 
 
 def people(session: Session) -> list[User]:
@@ -69,5 +114,4 @@ def people(session: Session) -> list[User]:
 
 
 def open_links(session: Session) -> list[SigninLink]:
-    usable = select(SigninLink).where(SigninLink.used_at.is_(None), SigninLink.expires_at > datetime.now(UTC))
-    return list(session.scalars(usable.order_by(SigninLink.id)))
+    return list(session.scalars(usable_links().order_by(SigninLink.id)))

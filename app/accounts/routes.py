@@ -4,10 +4,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Form, Request, Response
 
-from app.accounts import access, queries, service
+from app.accounts import access, attempts, queries, service
 from app.accounts.forms import InviteForm, RedeemForm, RolesForm, SignInForm
 from app.db import SessionDep
-from app.errors import InvalidInput, NotFound, PrefloopError, TooMany
+from app.errors import InvalidInput, NotFound, PrefloopError
 from app.limits import FormRoute
 from app.models import User
 from app.models.user import ROLES
@@ -24,20 +24,29 @@ def sign_in_page(request: Request, user: access.VisitorDep, next: str = "/") -> 
 
 
 @router.post("/sign-in")
-def sign_in(
-    request: Request, user: access.VisitorDep, session: SessionDep, form: Annotated[SignInForm, Form()]
-) -> Response:
-    address = request.client.host if request.client else ""
+def sign_in(request: Request, session: SessionDep, form: Annotated[SignInForm, Form()]) -> Response:
+    email, key = service.normal_email(form.email), request.app.state.settings.signing_key
+    browser = attempts.known_browser(key, email, request.cookies.get(access.BROWSER_COOKIE))
+    place = attempts.place_of(request.client.host if request.client else "", browser)
     try:
-        found = service.authenticate(session, form.email, form.password, address)
-    except TooMany as error:
-        problem: PrefloopError = error
-    else:
-        if found is not None:
-            return _start(request, session, found, _local(form.next))
-        problem = InvalidInput("No active account has this address and password.", "Check both and try again.")
-    context = {"next": _local(form.next), "email": form.email, "error": problem}
-    return page(request, "accounts/sign_in.html", status=problem.status, **context)
+        # In a transaction of its own, before the request's has begun: other attempts see it while this one is checked.
+        with request.app.state.session_factory.begin() as counting:
+            attempts.count(counting, email, place)
+    except attempts.MustWait as error:
+        response = _sign_in(request, form, error)
+        response.headers["Retry-After"] = str(error.seconds)
+        return response
+    found = service.authenticate(session, email, form.password)
+    if found is None:
+        wrong = InvalidInput("No active account has this address and password.", "Check both and try again.")
+        return _sign_in(request, form, wrong)
+    attempts.forget(session, email, place)
+    return _start(request, session, found, _local(form.next))
+
+
+def _sign_in(request: Request, form: SignInForm, error: PrefloopError) -> Response:
+    context = {"next": _local(form.next), "email": form.email, "error": error}
+    return page(request, "accounts/sign_in.html", status=error.status, **context)
 
 
 @router.post("/sign-out")
@@ -162,6 +171,8 @@ def _start(request: Request, session: SessionDep, user: User, url: str) -> Respo
     response = redirect(url)
     token = service.open_session(session, user, days)
     access.set_cookie(request, response, access.SESSION_COOKIE, token, max_age=days * 86400)
+    known = attempts.remembrance(request.app.state.settings.signing_key, user.email or "")
+    access.set_cookie(request, response, access.BROWSER_COOKIE, known, max_age=365 * 86400)
     return response
 
 

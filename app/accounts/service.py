@@ -6,14 +6,14 @@ import unicodedata
 from datetime import UTC, datetime, timedelta
 
 from pwdlib import PasswordHash
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app.accounts import queries
+from app.accounts import attempts, queries
 from app.db import violates
-from app.errors import Conflict, Gone, InvalidInput, TooMany
-from app.models import AuditEvent, AuthSession, SigninFailure, SigninLink, User
+from app.errors import Conflict, Gone, InvalidInput
+from app.models import AuditEvent, AuthSession, SigninLink, User
 from app.models.user import ROLES
 
 # argon2id with the library's recommended cost.
@@ -21,10 +21,6 @@ _passwords = PasswordHash.recommended()
 # Verified when there is no such account, so that the answer takes as long as for a real one.
 _NOBODY = _passwords.hash(secrets.token_hex(16))
 MIN_PASSWORD = 10
-# Wrong passwords that are let pass in the time before; in the database, so that they count in all web processes.
-FAILURE_TIME = timedelta(minutes=15)
-# From one address to one account; to one account; from one address, behind which a whole office may sit.
-MAX_FAILURES = queries.Failures(of_both=10, of_account=100, of_address=100)
 
 
 def audit(
@@ -86,7 +82,7 @@ def set_password(session: Session, user: User, password: str) -> None:
     """Also ends the user's sign-ins: whoever knew the old password is out."""
     user.password_hash = _hash_password(password)
     queries.delete_sessions_of(session, user.id)
-    _forget_failures(session, user)
+    attempts.forget(session, user.email or "")
     audit(session, user.id, "user.password_set")
 
 
@@ -98,34 +94,12 @@ def _hash_password(password: str) -> str:
     return _passwords.hash(_normal_password(password))
 
 
-def authenticate(session: Session, email: str, password: str, address: str = "") -> User | None:
-    """The active user with this e-mail and password, or none: then the failure is recorded, to be committed.
-
-    Args:
-        address: where on the network the attempt comes from.
-
-    Raises:
-        TooMany: there were too many wrong passwords lately; this one was not even looked at.
-    """
-    email, password = normal_email(email), _normal_password(password)
-    counted = queries.failures(session, email, address, datetime.now(UTC) - FAILURE_TIME)
-    if any(n >= most for n, most in zip(counted, MAX_FAILURES, strict=True)):
-        raise TooMany(
-            "There were too many sign-ins with a wrong password.",
-            f"Wait {FAILURE_TIME.seconds // 60} minutes, or ask an admin for a password link.",
-        )
-    user = queries.user_by_email(session, email)
+def authenticate(session: Session, email: str, password: str) -> User | None:
+    """The active user with this e-mail and password, or none. Count the attempt first: see `app.accounts.attempts`."""
+    user = queries.user_by_email(session, normal_email(email))
     known = user is not None and user.is_active and user.password_hash is not None
-    matches = _passwords.verify(password, user.password_hash if user and known and user.password_hash else _NOBODY)
-    if user is None or not known or not matches:
-        session.add(SigninFailure(email=email, address=address))
-        return None
-    _forget_failures(session, user)
-    return user
-
-
-def _forget_failures(session: Session, user: User) -> None:
-    queries.delete_failures(session, user.email or "", datetime.now(UTC) - FAILURE_TIME)
+    kept = user.password_hash if user and known and user.password_hash else _NOBODY
+    return user if _passwords.verify(_normal_password(password), kept) and known else None
 
 
 def open_session(session: Session, user: User, days: int) -> str:
@@ -187,30 +161,54 @@ def revoke_link(session: Session, actor: User, link_id: int) -> None:
 
 
 def open_link(session: Session, token: str) -> SigninLink:
-    """The usable link of this token, locked so that it is used once.
+    """The usable link of this token.
 
     Raises:
-        Gone: unknown, used or expired.
+        Gone: unknown, used or expired, or whoever made it may no longer make links.
     """
     link = queries.link_by_hash(session, hash_token(token))
-    if link is None or link.used_at is not None or link.expires_at < datetime.now(UTC):
-        raise Gone("This link was used already, has expired, or never was.", "Ask an admin for a new one.")
+    if link is None:
+        raise _gone()
     return link
 
 
+def _gone() -> Gone:
+    return Gone("This link was used already, has expired, or never was.", "Ask an admin for a new one.")
+
+
 def redeem_link(session: Session, token: str, *, email: str, name: str, password: str) -> User:
-    """Uses a link once: makes the account it invites to, or sets the password of the one it was made for."""
+    """Uses a link once: makes the account it invites to, or sets the password of the one it was made for.
+
+    A password that was set ends all other password links of that person.
+
+    Raises:
+        Gone: as for `open_link`; also when another one is used at the same time.
+    """
     link = open_link(session, token)
-    link.used_at = datetime.now(UTC)
     if link.user_id is not None:
-        user = session.get_one(User, link.user_id)
-        set_password(session, user, password)
-        return user
-    return create_user(session, email=email, name=name, password=password, roles=list(link.roles), kind=link.kind)
+        queries.lock_user(session, link.user_id)  # first: of two links used at once one waits, then finds itself gone
+    if queries.lock_link(session, link.id) is None:
+        raise _gone()
+    link.used_at = datetime.now(UTC)
+    if link.user_id is None:
+        return create_user(session, email=email, name=name, password=password, roles=list(link.roles), kind=link.kind)
+    user = session.get_one(User, link.user_id)
+    set_password(session, user, password)
+    session.flush()
+    _end_links(session, user.id, SigninLink.user_id == user.id)
+    return user
+
+
+def _end_links(session: Session, actor_id: int, *which: ColumnElement[bool]) -> None:
+    """Removes those of these links that were not used."""
+    if ended := queries.delete_unused_links(session, or_(*which)):
+        audit(session, actor_id, "links.ended", links=ended)
 
 
 def set_roles(session: Session, actor: User, user: User, roles: list[str], *, is_active: bool) -> None:
-    """Changes what a person may do. Switching an account off also ends its sign-ins.
+    """Changes what a person may do. Switching an account off also ends its sign-ins and its password links.
+
+    Links that the person has made end with the right to make them: nobody keeps a way back in.
 
     Raises:
         Conflict: it would leave no active admin.
@@ -224,6 +222,9 @@ def set_roles(session: Session, actor: User, user: User, roles: list[str], *, is
     user.is_active = is_active
     if not is_active:
         queries.delete_sessions_of(session, user.id)
+        _end_links(session, actor.id, SigninLink.user_id == user.id, SigninLink.created_by == user.id)
+    elif "admin" not in roles:
+        _end_links(session, actor.id, SigninLink.created_by == user.id)
     audit(session, actor.id, "user.roles_set", user_id=user.id, roles=roles, is_active=is_active)
 
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from app.artifacts import ArtifactStore
@@ -33,18 +32,19 @@ class Papers(NamedTuple):
 
 def papers(store: ArtifactStore, model: ModelVersion) -> Papers:
     """README.md and report.json of the model's own folder; empty where it has none, or is not on this machine."""
+    folder = model.adapter or model.base
     try:
-        folder = store.resolve(model.adapter or model.base)
-    except NotFound:
-        return Papers("", [])
-    try:
-        report = json.loads(_text(folder / "report.json") or "null")
+        report = json.loads(_text(store, f"{folder}/report.json") or "null")
     except ValueError:  # of another program, under the same name
         report = None
-    return Papers(_text(folder / "README.md"), list(tables(report)) if isinstance(report, dict) else [])
+    return Papers(_text(store, f"{folder}/README.md"), list(tables(report)) if isinstance(report, dict) else [])
 
 
-def _text(path: Path) -> str:
+def _text(store: ArtifactStore, location: str) -> str:
+    try:
+        path = store.resolve(location)  # the file's own: it may be a link to anywhere
+    except NotFound:
+        return ""
     if not path.is_file() or path.stat().st_size > MAX_BYTES:
         return ""
     return path.read_text(encoding="utf-8", errors="replace")

@@ -45,7 +45,7 @@ class AuthSession(Base):
 
 
 class SigninFailure(Base):
-    """A wrong password, kept for as long as it counts: see `app.accounts.service.authenticate`."""
+    """A wrong password, or one that is being looked at; kept for as long as it counts: see `app.accounts.attempts`."""
 
     __tablename__ = "signin_failure"
     __table_args__ = (
@@ -55,7 +55,7 @@ class SigninFailure(Base):
 
     id: Mapped[Id]
     email: Mapped[str]  # as typed, lower case; there may be no such account
-    address: Mapped[str]  # of the network, where the attempt came from
+    address: Mapped[str]  # where the attempt came from: on the network, or from which known browser
     at: Mapped[Now]
 
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from app.typed import CleanLine, EmptyIsNone
+from app.typed import CleanLine, CleanText, EmptyIsNone
 
 
 class NewProjectForm(BaseModel):
@@ -13,7 +13,7 @@ class NewProjectForm(BaseModel):
 
 
 class ModelForm(BaseModel):
-    model: Annotated[str, Field(max_length=500)] = ""
+    model: Annotated[CleanText, Field(max_length=500)] = ""
 
 
 class SettingsForm(BaseModel):

@@ -113,7 +113,7 @@ def choose_model(
     form: Annotated[ModelForm, Form()],
 ) -> Response:
     try:
-        service.use_model(session, project, form.model, admin.id)
+        service.use_model(session, request.app.state.store, project, form.model, admin.id)
     except PrefloopError as error:
         return _settings(request, project, session, form.model_dump(), error)
     return redirect(f"/projects/{project.slug}/settings")

@@ -8,6 +8,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.accounts.service import audit
+from app.artifacts import ArtifactStore
 from app.db import violates
 from app.errors import Conflict, InvalidInput
 from app.judging import LabelingSettings, RubricContent
@@ -87,16 +88,21 @@ def create(
     return project
 
 
-def use_model(session: Session, project: Project, model: str, actor_id: int) -> None:
+def use_model(session: Session, store: ArtifactStore, project: Project, model: str, actor_id: int) -> None:
     """Gives a project its base model: a location in the store, an absolute folder, or a hub name.
 
     Raises:
-        InvalidInput: nothing is named.
+        InvalidInput: nothing is named, or what models are not read from.
         Conflict: the project has one; its rounds and samples refer to it.
     """
     model = model.strip()
     if not model:
         raise InvalidInput("No model is named.", "Give the name of one on the hub, or the path of a folder.")
+    if not store.allows(model) or ":" in model:
+        raise InvalidInput(
+            "Models are not read from there.",
+            "Name one on the hub, a folder of the artifacts, or an absolute path below PREFLOOP_MODEL_FOLDERS.",
+        )
     if project.base_model_id is not None:
         raise Conflict("The project has a base model already.", "Make another project to begin from another model.")
     rounds.adopt_base_model(session, project, model, model.rstrip("/").rpartition("/")[2])

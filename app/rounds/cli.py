@@ -42,7 +42,7 @@ def start(
         given = [*([f"strength={strength}"] if strength else []), *(set_ or [])]
         rank = queries.adapter_rank(session, found.policy_id)
         config = _config(algorithm, Generation.model_validate(found.generation), given, rank)
-        store = ArtifactStore(settings.artifacts_root)
+        store = ArtifactStore(settings.artifacts_root, settings.outside_models)
         round_ = service.start(session, store, found, _operator(session, operator), config)
         typer.echo(f"Round {round_.number} is frozen; a worker takes it from here.")
 
@@ -82,7 +82,7 @@ def retry(project: ProjectOption, operator: OperatorOption, number: NumberOption
     settings = Settings()
     with command_session(settings) as session:
         round_ = _round(session, _project(session, project), number)
-        store = ArtifactStore(settings.artifacts_root)
+        store = ArtifactStore(settings.artifacts_root, settings.outside_models)
         service.retry(session, store, round_, _operator(session, operator), settings.sampling_server)
         typer.echo(f"Round {round_.number} is {round_.state} again.")
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import CTE, literal, select
+from sqlalchemy import CTE, func, literal, select
 from sqlalchemy.orm import Session, aliased
 
 from app.models import ModelVersion, Project, Round, Run
@@ -26,6 +26,13 @@ def reference_behind(session: Session, model_id: int) -> int:
     query = select(line.c.id).join(ModelVersion, ModelVersion.id == line.c.id)
     query = query.where(ModelVersion.role.in_(("base", "sft"))).order_by(line.c.depth).limit(1)
     return session.scalar(query) or model_id
+
+
+def digests_of(session: Session, locations: list[str]) -> dict[str, str]:
+    """By location: the digest of the files that a run wrote there, of those of these locations that hold its model."""
+    location = func.coalesce(ModelVersion.adapter, ModelVersion.base)
+    found = select(location, ModelVersion.digest).where(location.in_(locations), ModelVersion.digest.is_not(None))
+    return {where: digest for where, digest in session.execute(found) if digest}
 
 
 def round_of(session: Session, model: ModelVersion) -> Round | None:

@@ -18,6 +18,7 @@ from app.rounds import queries, stages
 from app.rounds.adoption import adopt, is_busy
 from app.rounds.estimates import estimate
 from app.rounds.forms import RoundConfig
+from app.rounds.model_queries import digests_of
 from app.rounds.queries import stored_samples
 from app.rounds.runs import (
     LOCK,
@@ -54,6 +55,7 @@ __all__ = [
     "cancel",
     "cancel_run",
     "checkpoints_of",
+    "digests_of",
     "discard_checkpoints",
     "estimate",
     "is_busy",

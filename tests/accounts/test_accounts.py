@@ -13,8 +13,8 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from app.accounts import service
 from app.db import make_session_factory
-from app.errors import Conflict, Gone, InvalidInput, TooMany
-from app.models import AuditEvent, AuthSession, SigninFailure, SigninLink, User
+from app.errors import Conflict, Gone, InvalidInput
+from app.models import AuditEvent, AuthSession, SigninLink, User
 from app.projects import service as projects
 from tests import factories
 from tests.conftest import SignedIn
@@ -98,59 +98,6 @@ def test_a_form_without_our_token_is_refused(sign_in: SignIn) -> None:
     other = sign_in("admin")
     token = re.search(r'"X-CSRF-Token": "(\w+)"', client.get("/projects").text)
     assert other.post("/projects", {"name": "X"}, csrf=False, headers={"X-CSRF-Token": token[1]}).status_code == 403
-
-
-def failures(session: Session, n: int, email: str = "ada@example.org", address: str = "testclient") -> None:
-    """Wrong passwords given a minute ago."""
-    at = datetime.now(UTC) - timedelta(minutes=1)
-    session.add_all(SigninFailure(email=email, address=address, at=at) for _ in range(n))
-    session.commit()
-
-
-def test_guessing_passwords_ends(sign_in: SignIn, session: Session) -> None:
-    account(session, "labeler")
-    client = sign_in()
-    wrong = {"email": "Ada@example.org", "password": "not the password"}
-    assert [client.post("/sign-in", wrong).status_code for _ in range(11)] == [422] * 10 + [429]
-    right = client.post("/sign-in", wrong | {"password": PASSWORD})
-    assert right.status_code == 429
-    assert "Wait 15 minutes" in right.text
-    # Other people behind the same address, and the same account from elsewhere, go on.
-    assert service.authenticate(session, "bo@example.org", "wrong", "testclient") is None
-    assert service.authenticate(session, "ada@example.org", PASSWORD, "198.51.100.7") is not None
-
-
-def test_failures_count_for_a_quarter_of_an_hour_and_until_a_right_password(sign_in: SignIn, session: Session) -> None:
-    account(session, "labeler")
-    client, right = sign_in(), {"email": "ada@example.org", "password": PASSWORD}
-    failures(session, 9)
-    assert client.post("/sign-in", right).status_code == 303
-    assert session.scalars(select(SigninFailure)).all() == []
-    failures(session, 10)
-    assert client.post("/sign-in", right).status_code == 429
-    session.execute(SigninFailure.__table__.update().values(at=datetime.now(UTC) - timedelta(minutes=15, seconds=1)))
-    session.commit()
-    assert client.post("/sign-in", right).status_code == 303
-
-
-@pytest.mark.parametrize("spread", ["addresses", "accounts"])
-def test_guesses_that_are_spread_end_too(session: Session, spread: str) -> None:
-    account(session, "labeler")
-    for i in range(100):
-        given = {"address": f"198.51.100.{i}"} if spread == "addresses" else {"email": f"{i}@example.org"}
-        failures(session, 1, **given)
-    with pytest.raises(TooMany):
-        service.authenticate(session, "ada@example.org", PASSWORD, "testclient")
-    elsewhere = ("bo@example.org", "testclient") if spread == "addresses" else ("ada@example.org", "192.0.2.1")
-    service.authenticate(session, elsewhere[0], PASSWORD, elsewhere[1])
-
-
-def test_a_password_link_helps_who_is_locked_out(session: Session) -> None:
-    user = account(session, "labeler")
-    failures(session, 10)
-    token = service.create_link(session, roles=[], created_by=None, days=1, user_id=user.id)
-    service.redeem_link(session, token, email="", name="", password="another long phrase")
-    assert service.authenticate(session, "ada@example.org", "another long phrase", "testclient") == user
 
 
 def test_a_sign_in_clears_away_those_that_expired(session: Session) -> None:
@@ -239,6 +186,71 @@ def test_links_expire_and_are_used_once(session: Session) -> None:
     session.expire_all()
     with pytest.raises(Gone):
         service.open_link(session, late)
+
+
+def test_using_one_password_link_ends_the_others(session: Session) -> None:
+    user = account(session, "labeler")
+    first, second, third = (
+        service.create_link(session, roles=[], created_by=None, days=1, user_id=each)
+        for each in (user.id, user.id, factories.user(session).id)
+    )
+    service.redeem_link(session, first, email="", name="", password="another long phrase")
+    with pytest.raises(Gone):
+        service.redeem_link(session, second, email="", name="", password="an attacker's phrase")
+    assert service.open_link(session, third)  # somebody else's
+
+
+def test_of_two_password_links_used_at_once_one_is_refused(session: Session, engine: Engine) -> None:
+    user = account(session, "labeler")
+    tokens = [service.create_link(session, roles=[], created_by=None, days=1, user_id=user.id) for _ in range(2)]
+    session.commit()
+    factory = make_session_factory(engine)
+    refused: list[Gone] = []
+
+    def use(own: Session, token: str) -> None:
+        service.redeem_link(own, token, email="", name="", password=f"a phrase with {token}")
+
+    def second() -> None:
+        try:
+            with factory.begin() as own:
+                use(own, tokens[1])
+        except Gone as error:
+            refused.append(error)
+
+    with factory.begin() as first:
+        use(first, tokens[0])
+        other = start_and_wait_for_its_lock(second, factory)
+    other.join(timeout=60)
+    assert len(refused) == 1
+
+
+@pytest.mark.parametrize("loses", ["role", "account"])
+def test_links_die_with_the_right_of_whoever_made_them(sign_in: SignIn, session: Session, loses: str) -> None:
+    evil, admin = sign_in("admin", "labeler"), sign_in("admin")
+    made = [
+        evil.post("/people/invite", {"roles": ["admin"]}),
+        evil.post(f"/people/{admin.user.id}/reset"),
+        evil.post(f"/people/{evil.user.id}/reset"),
+    ]
+    urls = [re.search(r'value="http://[^"]+(/join/[\w-]+)"', page.text)[1] for page in made]
+    kept = {"roles": ["labeler"], "is_active": "true"} if loses == "role" else {"roles": ["admin"]}
+    assert admin.post(f"/people/{evil.user.id}", kept).status_code == 303
+    form = {"name": "E", "email": "e@example.org", "password": PASSWORD}
+    assert [sign_in().post(url, form).status_code for url in urls] == [410] * 3
+    assert "Unused links" not in admin.get("/people").text
+    # Not even the right given back brings them back.
+    admin.post(f"/people/{evil.user.id}", {"roles": ["admin"], "is_active": "true"})
+    assert sign_in().get(urls[0]).status_code == 410
+
+
+def test_a_link_made_while_its_maker_lost_the_right_is_dead(session: Session) -> None:
+    maker = factories.user(session, "admin")
+    token = service.create_link(session, roles=["admin"], created_by=maker.id, days=1)
+    service.open_link(session, token)
+    maker.roles = ["labeler"]
+    session.flush()
+    with pytest.raises(Gone):
+        service.open_link(session, token)
 
 
 def test_accounts_that_cannot_be(session: Session) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.artifacts import ArtifactStore, read_content
-from app.errors import InvalidInput, StorageFull
+from app.errors import InvalidInput, NotFound, StorageFull
 from app.rounds.snapshots import write_lines
 from app.rows import PromptRow
 
@@ -55,14 +55,56 @@ def test_sweeping_by_age_spares_what_is_being_written(tmp_path: Path) -> None:
     assert list((tmp_path / ".staging").iterdir()) == []
 
 
-def test_who_may_read_an_artifact_is_decided_by_the_umask(tmp_path: Path) -> None:
-    store, plain = ArtifactStore(tmp_path), tmp_path / "plain"
-    plain.mkdir()
-    (plain / "file").touch()
-    with store.folder("models/1") as folder:
-        (folder / "file").touch(mode=0o600)  # as the libraries that save weights do
-    for name in ("", "file"):
-        assert (tmp_path / "models/1" / name).stat().st_mode == (plain / name).stat().st_mode
+def test_only_their_owner_reads_artifacts(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path / "artifacts")
+    before = os.umask(0)  # nothing is left to it
+    try:
+        with store.folder("models/1") as folder:
+            (folder / "parts").mkdir()
+            (folder / "parts" / "file").touch()
+        with store.file("snapshots/1") as file:
+            file.touch()
+    finally:
+        os.umask(before)
+    found = [tmp_path / "artifacts", *(tmp_path / "artifacts").rglob("*")]
+    assert len(found) == 8
+    assert {path.name: path.stat().st_mode & 0o077 for path in found if path.stat().st_mode & 0o077} == {}
+
+
+@pytest.fixture
+def confined(tmp_path: Path) -> ArtifactStore:
+    """A store that may read one folder beside it, among folders whose names begin alike and links that lead out."""
+    for name in ("store/in", "store-old/in", "models/in", "models-old/in", "secret"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "store" / "link").symlink_to(tmp_path / "secret")
+    (tmp_path / "models" / "link").symlink_to(tmp_path / "secret")
+    return ArtifactStore(tmp_path / "store", [tmp_path / "models"])
+
+
+def test_locations_lead_nowhere_else_and_errors_do_not_tell_what_is_there(
+    confined: ArtifactStore, tmp_path: Path
+) -> None:
+    assert confined.resolve("in") == tmp_path / "store" / "in"
+    assert confined.resolve(f"{tmp_path}/models/in") == tmp_path / "models" / "in"
+    there = ["../store-old/in", "../models/in", "link", "in/../../secret", "", ".", "in/.."]
+    there += [f"{tmp_path}/{name}" for name in ("store-old/in", "models-old/in", "models/link", "models/../secret", "")]
+    missing = ["../none", "none", f"{tmp_path}/none", "a\0b", "x" * 300, "/etc/none"]
+    told = set()
+    for location in there + missing:
+        with pytest.raises(NotFound) as refused:
+            confined.resolve(location)
+        assert not confined.exists(location)
+        told.add(str(refused.value).replace(f"artifact {location}.", "artifact."))
+    assert len(told) == 1
+    assert str(tmp_path) not in told.pop()
+
+
+def test_without_bounds_an_absolute_location_stands_for_itself(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    store = ArtifactStore(tmp_path / "store")
+    assert store.resolve(f"{tmp_path}/mine") == tmp_path / "mine"
+    with pytest.raises(NotFound):
+        store.resolve("../mine")
 
 
 def test_removing_takes_files_folders_and_nothing(tmp_path: Path) -> None:

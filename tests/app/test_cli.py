@@ -1,7 +1,13 @@
 """What the command says about settings it cannot use, and about a database that nobody has prepared."""
 
+import asyncio
+from pathlib import Path
+from typing import Any
+
 import pytest
+import uvicorn
 from sqlalchemy import text
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from app import cli
 from app.db import make_engine
@@ -14,6 +20,9 @@ from app.postgres import require_schema
     [
         ("PREFLOOP_PORT", "99999", "PREFLOOP_PORT is '99999'"),
         ("DATABASE_URL", "mysql://someone:secret@host/name", "DATABASE_URL is not the address of a PostgreSQL"),
+        ("PREFLOOP_TRUSTED_PROXIES", "*", "PREFLOOP_TRUSTED_PROXIES is '*'"),
+        ("PREFLOOP_TRUSTED_PROXIES", "10.0.0.1/8", "PREFLOOP_TRUSTED_PROXIES is '10.0.0.1/8'"),
+        ("PREFLOOP_MODEL_FOLDERS", "/models:data", "PREFLOOP_MODEL_FOLDERS is '/models:data'"),
         ("DATABASE_URL", "nonsense", "DATABASE_URL is not the address of a PostgreSQL"),
     ],
 )
@@ -52,3 +61,32 @@ def test_what_serves_asks_for_the_schema_and_other_commands_make_it(
     engine.dispose()
     with pytest.raises(Unavailable, match="another version"):
         require_schema(empty_database)
+
+
+def test_only_trusted_proxies_say_where_a_visitor_is(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    served: dict[str, Any] = {}
+    monkeypatch.setattr(uvicorn, "run", lambda app, **options: served.update(options, app=app))
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("PREFLOOP_HOME", str(tmp_path))
+    monkeypatch.setenv("PREFLOOP_TRUSTED_PROXIES", "172.31.250.1, 10.1.0.0/16")
+    monkeypatch.setattr("sys.argv", ["prefloop", "web"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    config = uvicorn.Config(**served)
+    config.load()
+    assert isinstance(config.loaded_app, ProxyHeadersMiddleware)
+    seen = []
+
+    async def app(scope: Any, _receive: Any, _send: Any) -> None:
+        seen.append((scope["client"][0], scope["scheme"]))
+
+    config.loaded_app.app = app
+    for peer in ("172.31.250.1", "10.1.2.3", "10.2.2.3", "127.0.0.1"):
+        headers = [(b"x-forwarded-for", b"192.0.2.66, 192.0.2.1"), (b"x-forwarded-proto", b"https")]
+        asyncio.run(
+            config.loaded_app({"type": "http", "client": (peer, 1), "scheme": "http", "headers": headers}, None, None)
+        )
+    proxied, direct = ("192.0.2.1", "https"), "http"  # the last address is the proxy's word, those before the visitor's
+    assert seen == [proxied, proxied, ("10.2.2.3", direct), ("127.0.0.1", direct)]

@@ -2,6 +2,7 @@
 
 import json
 import re
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -36,11 +37,21 @@ def test_compose_hands_on_every_setting_of_the_env_file(compose: dict) -> None:
         fixed = {key for key, value in service["environment"].items() if "${" not in str(value)}
         assert fixed == {"PREFLOOP_HOME", "PREFLOOP_HOST", "PREFLOOP_PORT"}
     port = compose["services"]["web"]["environment"]["PREFLOOP_PORT"]
-    assert compose["services"]["web"]["ports"] == [f"${{PREFLOOP_PORT:-8000}}:{port}"]
+    assert compose["services"]["web"]["ports"] == [f"${{PREFLOOP_PUBLISH:-0.0.0.0}}:${{PREFLOOP_PORT:-8000}}:{port}"]
+
+
+def test_compose_trusts_no_proxy_unless_told_and_says_which_to_name(compose: dict) -> None:
+    for name in ("migrate", "web", "worker"):
+        assert compose["services"][name]["environment"]["PREFLOOP_TRUSTED_PROXIES"] == "${PREFLOOP_TRUSTED_PROXIES:-}"
+    [network] = compose["networks"]["default"]["ipam"]["config"]
+    assert ip_address(network["gateway"]) in ip_network(network["subnet"])
+    for document in ("docker-compose.yml", "README.md"):
+        assert f"PREFLOOP_TRUSTED_PROXIES={network['gateway']}" in (ROOT / document).read_text()
 
 
 def test_compose_runs_commands_that_exist(compose: dict) -> None:
     commands = {name: service["command"] for name, service in compose["services"].items() if "command" in service}
+    assert commands.pop("postgres") == ["postgres", "-c", "log_error_verbosity=terse"]
     assert set(commands) == {"migrate", "web", "worker"}
     for command in commands.values():
         assert command[0] == "prefloop"

@@ -84,3 +84,33 @@ def test_a_database_that_does_not_answer_is_named(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, database_url="postgresql://nobody@127.0.0.1:1/none", _env_file=None)
     with pytest.raises(Unavailable, match="does not answer"), database(settings):
         pass
+
+
+@pytest.mark.parametrize("whose", ["link", "open to all", "somebody else's", "file"])
+def test_a_temporary_folder_that_somebody_else_made_is_refused(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str
+) -> None:
+    """Its name can be guessed, and the server's socket may lie there."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tmp_path / f"prefloop-{os.getuid()}"
+    match whose:
+        case "link":
+            (tmp_path / "theirs").mkdir(mode=0o700)
+            folder.symlink_to(tmp_path / "theirs")
+        case "open to all":
+            folder.mkdir()
+            folder.chmod(0o777)
+        case "somebody else's":
+            folder.mkdir(mode=0o700)
+            found, theirs = Path.lstat, os.getuid() + 1  # only root could give it away
+
+            def lstat(path: Path) -> os.stat_result:
+                values = list(found(path))
+                return os.stat_result([*values[:4], theirs, *values[5:]])
+
+            monkeypatch.setattr(Path, "lstat", lstat)
+        case "file":
+            folder.touch()
+    settings = Settings(home=home, database_url=None, _env_file=None)
+    with pytest.raises(Unavailable, match="made by somebody else"), database(settings):
+        pass

@@ -8,8 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine, select
 
+from app import up
+from app.db import make_session_factory
 from app.errors import Conflict, Unavailable
+from app.models import SigninLink
 from app.settings import Settings
 from app.up import _check_port, _stop_on_signals
 
@@ -105,3 +109,15 @@ def test_a_tilde_is_the_users_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFLOOP_ARTIFACTS", "~/models")
     settings = Settings(_env_file=None)
     assert (settings.home, settings.artifacts_root) == (Path("/home/ada/data"), Path("/home/ada/models"))
+
+
+def test_what_migrates_logs_no_link(
+    settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(up, "_prepare_first_project", lambda *_: None)
+    up.prepare(settings)
+    told = capsys.readouterr().out
+    assert "/join/" not in told
+    assert "prefloop user link --role labeler --role admin --role operator" in told
+    with make_session_factory(engine)() as session:
+        assert session.scalars(select(SigninLink)).all() == []

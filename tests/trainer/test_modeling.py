@@ -294,6 +294,23 @@ def test_locations_resolve_in_the_store_and_names_stay_names(store: ArtifactStor
         resolve(store, ModelRef(base="models/base", adapter="models/run-9"))
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["http://127.0.0.1:9/x", "file:x", "//host", "/etc", "../x", "x/..", "a/b/c", "beside", "beside/x", "a b", ""],
+)
+def test_what_is_neither_in_the_store_nor_a_name_of_the_hub_reaches_no_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Libraries also read addresses, and folders that lie where a service happens to run."""
+    (tmp_path / "beside" / "x").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    confined = ArtifactStore(tmp_path / "store", [])
+    (tmp_path / "store" / "models").mkdir(parents=True)
+    with pytest.raises(ModelUnavailable) as refused:
+        resolve(confined, ModelRef(base=name))
+    assert str(tmp_path) not in str(refused.value)
+
+
 def test_an_adapter_of_the_hub_is_fetched_with_all_that_it_was_trained_with(
     store: ArtifactStore, tiny_ref: ModelRef, adapter: ModelRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

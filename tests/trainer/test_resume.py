@@ -139,6 +139,26 @@ def test_a_damaged_one_is_named_and_the_one_before_is_taken(
     assert "step-00000002" in caplog.text
 
 
+def test_one_that_somebody_else_put_there_is_not_taken(tmp_path: Path) -> None:
+    """A digest alone can be computed by anybody who can write there."""
+
+    def of(root: Path, run: str, key: bytes) -> Checkpoints:
+        return Checkpoints(ArtifactStore(root), f"checkpoints/{run}", Optimiser(learning_rate=1e-3), 0, key=key)
+
+    ours = of(tmp_path, "run-1", b"ours")
+    save(ours, 1)
+    for root, run, key in ((tmp_path / "theirs", "run-1", b"theirs"), (tmp_path, "run-2", b"ours")):
+        foreign = of(root, run, key)  # forged, or of another run
+        save(foreign, 2)
+        shutil.copytree(foreign.folder / "step-00000002", ours.folder / "step-00000002")
+        found = of(tmp_path, "run-1", b"ours").load()
+        assert found is not None
+        assert found.step == 1
+        shutil.rmtree(ours.folder / "step-00000002")
+    os.rename(ours.folder / "step-00000001", ours.folder / "step-00000009")  # an old one as the newest
+    assert of(tmp_path, "run-1", b"ours").load() is None
+
+
 def test_those_of_another_specification_are_neither_taken_nor_in_the_way(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

