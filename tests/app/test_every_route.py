@@ -134,6 +134,8 @@ WHO = {
     "GET ~/models": "ao",
     "GET ~/models/{model_id}": "ao",
     "POST ~/models/{model_id}/adopt": "o",
+    "GET ~/thumbs": "l",
+    "POST ~/thumbs": "l",
     "GET ~/demonstrations/write": "l",
     "POST ~/demonstrations/write/{task_id}": "l",
     "POST ~/demonstrations/write/{task_id}/skip": "l",

@@ -91,7 +91,7 @@ def build(session: Session, artifacts: Path) -> World:
         messages=[{"role": "user", "content": HOSTILE}],
     )
     group = LabelerGroup(project_id=project.id, name=HOSTILE)
-    nothing: dict[str, Any] = {name: [] for name in ("prompts", "comparisons", "judgments", "demonstrations")}
+    nothing: dict[str, Any] = {name: [] for name in ("prompts", "comparisons", "judgments", "demonstrations", "thumbs")}
     added = dict.fromkeys(nothing, 1)
     imported = DataImport(project_id=project.id, actor_id=admin.id, files=[HOSTILE], added=added, **nothing)
     session.add_all([group, imported])
