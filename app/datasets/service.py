@@ -302,7 +302,7 @@ def _notes(contents: Sequence[FileContent], checked: Checked) -> list[str]:
         if content.split:
             notes.append(f"{content.name} is named after a test or validation split, so its prompts are held out.")
         notes += [
-            f"{content.name}: the field {name} ({lines:,} lines) has no place here and was left out."
+            f"{content.name}: the field {name} ({lines:,} line{'' if lines == 1 else 's'}) has no place here and was left out."
             for name, lines in sorted(content.ignored.items())
         ]
         for what, (n, first) in content.told.items():

@@ -128,13 +128,22 @@ def test_a_preview_comes_first_and_an_import_is_taken_back(command: Command, ses
     assert "Nothing was written." in shown.output
     assert session.scalars(select(Project)).all() == []
     done = command("import", *given)
-    assert done.output.index("What becomes of the first") < done.output.index("judgments: 36 added")
+    assert done.output.index("Its first lines:") < done.output.index("judgments: 36 added")
     number = re.search(r"This was import (\d+)\.", done.output)
     assert number is not None
     undone = command("undo-import", number[1], "--project", "panda")
     assert undone.exit_code == 0, undone.output
     assert "36 judgments" in undone.output
     assert session.scalar(select(func.count()).where(Judgment.superseded_at.is_(None))) == 0
+
+
+def test_a_preview_lists_every_refused_line(command: Command, tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"Question {n}" if n < 7 else ""}) + "\n" for n in range(9)))
+    shown = command("import", path, "--project", "x", "--preview").output
+    assert "New: 7 prompts, 0 comparisons" in shown
+    for line in (8, 9):
+        assert f"  x.jsonl, line {line}: prompt: a message of the prompt is empty" in shown
 
 
 def test_nothing_in_a_preview_steers_the_terminal(command: Command, tmp_path: Path) -> None:

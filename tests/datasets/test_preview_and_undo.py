@@ -94,7 +94,7 @@ def test_a_preview_shows_the_first_rows_and_writes_nothing(
     assert first.rows[2].becomes.endswith("Prompt: held out.")
     assert ranked.rows[0].becomes.startswith("A ranking, 6 comparisons. The first: r: ")
     assert shown.adds == Counter(prompts=23, comparisons=28, judgments=7, demonstrations=0)
-    assert "x.jsonl: the field colour (1 lines) has no place here and was left out." in shown.notes
+    assert "x.jsonl: the field colour (1 line) has no place here and was left out." in shown.notes
 
 
 def test_what_is_lost_or_unexpected_is_told(session: Session, put: Callable[..., ImportReport]) -> None:
