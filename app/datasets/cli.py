@@ -141,7 +141,7 @@ def export_command(
         target = _project(session, project)
         if kind == "full":
             written = full_export.write_full(session, target, output, pseudonyms=pseudonyms, progress=progress)
-            done = ", ".join(f"{n:,} {each}" for each, n in written.items()) + "."
+            done = ", ".join(f"{n:,} {each if n == 1 else f'{each}s'}" for each, n in written.items()) + "."
         elif kind == "thumbs":
             thumbs = export.write_thumbs(session, target, output, split=split, columns=wanted, progress=progress)
             done = thumbs.describe()

@@ -48,7 +48,8 @@ def test_import_then_export(command: Command, session: Session, tmp_path: Path) 
 
     full = tmp_path / "full.jsonl.gz"
     done = command("export", "--project", "args", "--kind", "full", "--output", full)
-    assert "90 judgment" in done.output
+    assert "1 project, 1 rubric, 68 labelers" in done.output
+    assert "90 judgments" in done.output
     shown = command("import", full, "--project", "args-again", "--preview").output
     assert "18 comparisons, 90 judgments" in shown
     assert "Nothing was written" in shown
