@@ -17,7 +17,7 @@ from app.datasets.preview import Preview, preview
 from app.datasets.reading import ImportFile, Problems, find_files, place
 from app.datasets.reading import Progress as Report
 from app.datasets.service import ImportOptions, ImportReport, Plan
-from app.errors import InvalidInput, NotFound
+from app.errors import Conflict, InvalidInput, NotFound
 from app.models import Project
 from app.postgres import command_session
 from app.settings import Settings
@@ -112,10 +112,18 @@ def _planned(session: Session, target: Project, files: list[ImportFile], options
 def undo_command(
     number: Annotated[int, typer.Argument(help="Of the import; it was printed after it, and stands on the Data page.")],
     project: Annotated[str, typer.Option(help="Address of the project.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Even if labelers have judged what it added.")] = False,
 ) -> None:
     """Withdraw what an import added. Nothing is deleted, and the files can be imported again."""
     with command_session(Settings()) as session:
-        done = undo.undo(session, _project(session, project), number)
+        target = _project(session, project)
+        if not yes and (lost := undo.judged_here(session, target, number)):
+            raise Conflict(
+                f"Judgments given here on the comparisons of import {number}: {lost:,}. They would count no more, and a "
+                "new import does not bring them back.",
+                "Give --yes to undo it all the same.",
+            )
+        done = undo.undo(session, target, number)
     Console().print(f"Import {number} was undone. {done.describe()}", soft_wrap=True, highlight=False)
 
 

@@ -190,11 +190,7 @@ class Tags(Line):
     @classmethod
     def _lift_tags(cls, values: object) -> object:
         if isinstance(values, dict) and isinstance(values.get("tags"), dict):
-            known = {
-                name: values["tags"][name]
-                for name in TAGS
-                if not is_missing(values["tags"].get(name))
-            }
+            known = {name: values["tags"][name] for name in TAGS if not is_missing(values["tags"].get(name))}
             return known | {name: value for name, value in values.items() if not is_missing(value)}
         return values
 

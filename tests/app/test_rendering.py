@@ -14,8 +14,8 @@ import pytest
 
 from app import rendering
 from app.markup import HIGHLIGHT_LIMIT, LANGUAGES, html_of
-from app.render_processes import MOST_HTML, MOST_WAITING, Busy, RenderProcesses
 from app.render import templates
+from app.render_processes import MOST_HTML, MOST_WAITING, Busy, RenderProcesses
 from app.rendering import FEW_BRACKETS, MARKDOWN_LIMIT, SHORT, Rendered, is_cheap, markdown, one_page
 
 UNITS = (

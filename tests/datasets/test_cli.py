@@ -12,8 +12,9 @@ from sqlalchemy.orm import Session
 from typer.testing import CliRunner, Result
 
 from app.datasets.cli import export_command, import_command, undo_command
-from app.errors import InvalidInput
+from app.errors import Conflict, InvalidInput
 from app.models import Comparison, Judgment, Project, Prompt
+from tests import factories
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 
@@ -136,6 +137,18 @@ def test_a_preview_comes_first_and_an_import_is_taken_back(command: Command, ses
     assert undone.exit_code == 0, undone.output
     assert "36 judgments" in undone.output
     assert session.scalar(select(func.count()).where(Judgment.superseded_at.is_(None))) == 0
+
+
+def test_undoing_what_labelers_judged_wants_a_yes(command: Command, session: Session, tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"prompt": "Why?", "response_a": "x", "response_b": "y"}))
+    number = re.search(r"This was import (\d+)\.", command("import", path, "--project", "x").output)
+    assert number is not None
+    factories.judgment(session, session.scalars(select(Comparison)).one(), preference=2)
+    session.commit()
+    refused = command("undo-import", number[1], "--project", "x")
+    assert isinstance(refused.exception, Conflict)
+    assert "was undone" in command("undo-import", number[1], "--project", "x", "--yes").output
 
 
 def test_a_preview_lists_every_refused_line(command: Command, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from app.datasets.export import write_preferences
 from app.datasets.preview import preview
 from app.datasets.reading import ImportFile
 from app.datasets.service import ImportOptions, ImportReport, import_files, no_progress, plan, project_for_import
-from app.datasets.undo import undo
+from app.datasets.undo import judged_here, undo
 from app.errors import Conflict, NotFound
 from app.insights import service as insights
 from app.models import (
@@ -257,7 +257,10 @@ def test_undoing_says_what_stays(session: Session, project: Project, put: Callab
     factories.round_(session, project, snapshot_id=snapshot.id)
     used = session.scalars(select(Prompt).where(Prompt.messages[0]["content"].astext == "Used?")).one()
     factories.comparison(session, project, prompt=used)
+    assert judged_here(session, project, report.import_id or 0) == 1
     done = undo(session, project, report.import_id or 0)
+    assert "Judgments given here that count no more: 1." in done.describe()
+    assert judged_here(session, project, report.import_id or 0) == 0
     assert (done.withdrawn["comparisons"], done.withdrawn["judgments"], done.withdrawn["prompts"]) == (2, 1, 1)
     assert (done.kept, done.rounds) == (1, 1)
     assert "1 prompts stay" in done.describe()
