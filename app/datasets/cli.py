@@ -119,8 +119,8 @@ def undo_command(
         target = _project(session, project)
         if not yes and (lost := undo.judged_here(session, target, number)):
             raise Conflict(
-                f"Judgments given here on the comparisons of import {number}: {lost:,}. They would count no more, and a "
-                "new import does not bring them back.",
+                f"Judgments given here on the comparisons of import {number}: {lost:,}. They would count no more, and "
+                "another import does not bring them back.",
                 "Give --yes to undo it all the same.",
             )
         done = undo.undo(session, target, number)
