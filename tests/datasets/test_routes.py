@@ -193,7 +193,10 @@ def test_undoing_what_labelers_judged_asks_once_more(
     assert "Labelers have given 1 judgment on its comparisons" in asked.text
     session.refresh(row)
     assert row.state != "withdrawn"
-    assert "that count no more: 1." in admin.post(form[1], {"confirmed": "true"}).text
+    undone = admin.post(form[1], {"confirmed": "true"}).text
+    assert "that count no more: 1." in undone
+    for shown in (undone, admin.get(f"/projects/{project.slug}").text):
+        assert re.search(r'Judgments</span><span class="stat-value">0</span>', shown)
     session.refresh(row)
     assert row.state == "withdrawn"
 
