@@ -55,7 +55,6 @@ from trainer.training import accelerator, generator_at, the_main_processes
 
 MEASURED_PROMPTS, MEASURED_SAMPLES = 48, 2
 LEASH_TRIES = 4
-ROOM = 0.5  # share of the budget that may be used when a turn begins
 NEAR_BUDGET = 0.75  # share of the budget that a shortened step is content with
 PROMPTS = 2_000_003  # a place in the run: which prompts a turn samples
 
@@ -79,8 +78,7 @@ class Turns:
 
     Attributes:
         policy: what the phases so far have made; locations resolved.
-        has_room: False once more than half of the KL budget is used. A turn would have to be cut short then, which
-            takes as long and teaches little: the run ends instead.
+        within_budget: False once the whole KL budget is used: the run ends with the phase that had to be shortened.
     """
 
     def __init__(
@@ -118,7 +116,7 @@ class Turns:
         folders = [store.resolve(location) for location in spec.reward_models]
         self._heads = heads or partial(reward_heads, folders, spec.max_length, self._tick, self.dtype)
         self.heldout = [pair for pair in encode_pairs(heldout, self.encoder, close_cut=False).heldout if not pair.tied]
-        self.has_room = True
+        self.within_budget = True
         self.tokens = self.trained_on = 0
         self._step, self._doing, self._done, self._total = 0, "", 0, 1
         self._start_logps: Tensor | None = None
@@ -174,12 +172,14 @@ class Turns:
         recipe: ModuleType,
         spec: RunSpec,
         values: Mapping[str, float] | None = None,
+        budget_share: float = 1.0,
     ) -> tuple[str, ...]:
         """Trains the policy by a recipe, keeps it within the KL budget, and measures it.
 
         Args:
             name: of the phase, for a folder, and with spaces for people.
             values: metrics of what it learns from.
+            budget_share: of the KL budget, how much the phases so far may use.
 
         Returns:
             Why the recipe left rows out, a sentence each.
@@ -209,7 +209,7 @@ class Turns:
         self.trained_on += rows
         self.tokens += tokens
         self.policy = self._model(name)
-        measured = self._within_budget(before, name)
+        measured = self._within_budget(before, name, budget_share)
         right = self.right(self.policy)
         if len(right):
             measured["heldout/accuracy"] = float(right.mean())
@@ -258,16 +258,16 @@ class Turns:
 
     # ---- the KL budget -----------------------------------------------------------------------------------------------
 
-    def _within_budget(self, before: ModelRef, name: str) -> dict[str, float]:
+    def _within_budget(self, before: ModelRef, name: str, budget_share: float) -> dict[str, float]:
         """Measures the policy that a phase has made; one beyond the budget is led back towards `before`.
 
         A share of the step is taken, found by measuring: KL grows about with the square of the share.
         """
         kl, values = self._measure(name)
-        budget = self.spec.kl_budget or math.inf
-        self.has_room = kl <= ROOM * budget
+        budget = (self.spec.kl_budget or math.inf) * budget_share
         if kl <= budget:
             return values
+        self.within_budget = budget_share < 1
         whole, kept, low, high = self.policy, (before, values), 0.0, 1.0
         share = math.sqrt(NEAR_BUDGET * budget / kl)
         for attempt in range(LEASH_TRIES):
@@ -284,8 +284,9 @@ class Turns:
         if low == 0:
             values = self._measure(f"{name}-before")[1]
         said = f"{low:.0%} of its step was taken" if low else "its step was not taken"
+        of_all = f" ({budget_share:.0%} of the run's)" if budget_share < 1 else ""
         self.notes.append(
-            f"{name.replace('-', ' ').capitalize()} went beyond the KL budget of {budget:g} nats: {said}."
+            f"{name.replace('-', ' ').capitalize()} went beyond the KL budget of {budget:g} nats{of_all}: {said}."
         )
         return values | {"turn/share_of_step": low}
 

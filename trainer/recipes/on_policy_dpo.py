@@ -25,6 +25,7 @@ from trainer.reporting import PolicyResult, Reporter
 from trainer.training import generator_at
 from trainer.turns import Turns
 
+PEOPLES_BUDGET = 0.5  # of the KL budget, where turns follow: as much is left to them
 MIXED = 2_000_004  # a place in the run: which of people's comparisons a turn mixes in
 
 
@@ -59,15 +60,13 @@ def train(
                 update={"learning_rate": spec.human_learning_rate, "epochs": spec.human_epochs}
             )
             people_spec = dpo_spec(run, spec, str(store.resolve(spec.snapshot)), optimiser=optimiser)
-            run.dropped += run.train("comparisons", dpo, people_spec)
+            run.dropped += run.train(
+                "comparisons", dpo, people_spec, budget_share=PEOPLES_BUDGET if spec.turns else 1.0
+            )
 
-        # 2. Turns, each from the policy before, with that policy as the reference; no further than the KL budget. Where
-        # people's comparisons have gone far by themselves, there are many, and none is needed.
+        # 2. Turns, each from the policy before, with that policy as the reference; no further than the KL budget.
         for turn in range(spec.turns):
-            if not run.has_room:
-                run.notes.append(
-                    f"More than half of the KL budget was used before turn {turn + 1}: the run ended there."
-                )
+            if not run.within_budget:
                 break
             answers, scores = run.turn_answers(turn)
             pairs, margin = chosen_pairs(spec, answers, scores, run.rows)
