@@ -19,8 +19,8 @@ class Force(NamedTuple):
     kl_target: float
 
 
-# Measured with SmolLM2-135M-Instruct and 400 judgments (docs/learning.md): people's comparisons alone, which may use half
-# of a budget, win about 0.8 of the comparisons with the base with 4 nats and 0.9 with 12; more won no more.
+# Measured with SmolLM2-135M-Instruct and 400 judgments (docs/learning.md): people's comparisons, which may use half of
+# a budget, win about 0.8 of the comparisons with the base with 4 nats and 0.9 with 12; more won no more.
 STRENGTHS: dict[str, Force] = {
     "gentle": Force("Gentle", "stays close to the current policy", 8.0, 4.0),
     "balanced": Force("Balanced", "follows people's preferences, within limits", 24.0, 12.0),
