@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from typing import Annotated
 
@@ -47,6 +48,8 @@ def web() -> None:
     from app.main import create_app
 
     settings = Settings()
+    # uvicorn, once it has ended, raises the signal again, and that would leave the embedded database running.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with database(settings) as url:
         require_schema(url)
         uvicorn.run(

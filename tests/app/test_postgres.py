@@ -1,7 +1,9 @@
 """The embedded PostgreSQL lives as long as the last command that uses it, whatever ends the commands."""
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +16,7 @@ import pytest
 from app.errors import Unavailable
 from app.postgres import database
 from app.settings import Settings
+from tests.waiting import wait_for
 
 USE = """
 import sys
@@ -77,6 +80,30 @@ def test_after_sigkill_the_next_command_takes_the_server_over_and_stops_it(home:
     following, same = use(home)
     assert url == same
     leave(following)
+    assert not answers(url)
+
+
+def is_open(port: int) -> bool:
+    with contextlib.suppress(OSError):
+        socket.create_connection(("127.0.0.1", port)).close()
+        return True
+    return False
+
+
+def test_a_web_service_that_is_told_to_end_stops_the_server(home: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment |= {"PREFLOOP_HOME": str(home), "PREFLOOP_PORT": str(port)}
+    command = [sys.executable, "-m", "app.cli"]
+    first, url = use(home)
+    subprocess.run([*command, "migrate"], env=environment, check=True, capture_output=True)
+    web = subprocess.Popen([*command, "web"], env=environment)
+    wait_for(lambda: is_open(port), "the web service")
+    leave(first)
+    assert answers(url)
+    web.terminate()
+    web.wait(timeout=60)
     assert not answers(url)
 
 
