@@ -11,12 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from app.judging import LabelingSettings, RubricContent
 from app.specs import Generation
+from app.typed import CleanLine
 
 Number = Annotated[int, Field(ge=1, lt=2**31)]
 Natural = Annotated[int, Field(ge=0, lt=2**63)]
 Step = Annotated[int, Field(ge=-4, le=4, strict=True)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Name = Annotated[str, Field(min_length=1, max_length=500)]
+Name = Annotated[CleanLine, Field(min_length=1, max_length=500)]
+# Of a message: a field that no page shows would be trained on all the same.
+MessageField = Literal["role", "content"]
 
 
 class Line(BaseModel):
@@ -62,7 +65,7 @@ class LabelerLine(Line):
 class PromptLine(Line):
     record: Literal["prompt"] = "prompt"
     number: Number
-    messages: list[dict[str, Any]]
+    messages: list[dict[MessageField, str]]
     split: Literal["train", "heldout", "regression", "calibration"]
     domain: str
     difficulty: Literal["easy", "hard", "adversarial"]
