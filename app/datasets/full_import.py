@@ -276,7 +276,7 @@ class _Reader:
     def _prompt(self, record: PromptLine) -> dict[str, Any]:
         if any(len(message) < 2 for message in record.messages):
             raise ValueError("holds a message without a role or content")
-        messages: list[dict[str, str]] = [{**message} for message in record.messages]
+        messages = [{str(name): text for name, text in message.items()} for message in record.messages]
         try:
             check_messages(messages)
         except PrefloopError as error:
