@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from app.demonstrations.forms import AskForm, DemonstrationFilter
+from app.domain.slices import MOST_LISTED
 from app.models import Completion, Demonstration, DemonstrationEvent, DemonstrationTask, Project, Prompt, Rubric, User
 
 PAGE = 50
@@ -261,7 +262,9 @@ class Slices(NamedTuple):
 
 def slices(session: Session, project_id: int) -> Slices:
     def values(tag: InstrumentedAttribute[str] | InstrumentedAttribute[str | None]) -> list[str]:
-        found = select(tag).where(Prompt.project_id == project_id, tag != "").distinct().order_by(tag)
+        found = (
+            select(tag).where(Prompt.project_id == project_id, tag != "").distinct().order_by(tag).limit(MOST_LISTED)
+        )
         return [value for value in session.scalars(found) if value]
 
     return Slices(values(Prompt.domain), values(Prompt.safety_category))

@@ -179,6 +179,7 @@ def test_what_removed_labelers_gave_is_not_exported(session: Session, tmp_path: 
         ("comparison", {"state": "adjudicated"}, "has a verdict if, and only if"),
         ("comparison", {"response_b": 1}, "contradicts itself"),
         ("comparison", {"digest": "0" * 64}, "comparison 1 has the digest of another one"),
+        ("prompt", {"domain": "d" * 201}, "domain: String should have at most 200"),
         ("prompt", {"messages": [{"role": "user", "content": 5}]}, "content: Input should be a valid string"),
         ("prompt", {"messages": [{"role": "user"}]}, "a message without a role or content"),
         ("prompt", {"messages": [{"role": "user", "content": "a", "tool_calls": "b"}]}, "tool_calls"),
