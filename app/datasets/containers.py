@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,7 +239,11 @@ def _csv_rows(stream: io.BufferedReader, name: str) -> Iterator[Row]:
     header_line = next(lines, "")
     delimiter = max(",;\t", key=header_line.count)
     header = [cell.strip() for cell in next(csv.reader([header_line], delimiter=delimiter), [])]
-    if twice := {column for column in header if column and header.count(column) > 1}:
+    if len(header) > MAX_FIELDS:
+        raise InvalidInput(
+            f"{name} has {len(header):,} columns, more than {MAX_FIELDS:,}.", "Is its first line the header?"
+        )
+    if twice := {column for column, n in Counter(header).items() if column and n > 1}:
         raise InvalidInput(f"{name} has the column {min(twice)} twice.", "Rename one of them and import it again.")
     columns = [column or f"column {n}" for n, column in enumerate(header, 1)]
     reader = csv.reader(lines, delimiter=delimiter)
