@@ -8,6 +8,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,7 @@ MAX_JSON = 256 << 20
 MAX_FIELDS = 1000
 MAX_ENTRIES = 10_000  # of a list or an object in a field
 
+_SPACES = re.compile(r"\s*")
 _TOO_LONG = f"is longer than {MAX_LINE >> 20} MB, so it was not read"
 _OTHERS = {
     b"PK\x03\x04": "a ZIP archive or an Excel workbook: unpack it, or save the sheet as CSV (UTF-8)",
@@ -220,8 +222,7 @@ def _json_rows(stream: io.BufferedReader, name: str, *, in_list: bool, read_befo
 
 def _skip(text: str, place: int, mark: str) -> int:
     """The place behind spaces and one mark."""
-    while place < len(text) and text[place].isspace():
-        place += 1
+    place = _SPACES.match(text, place).end()  # type: ignore[union-attr]  # it always matches
     if mark and place < len(text) and text[place] == mark:
         return _skip(text, place + 1, "")
     return place
