@@ -354,7 +354,7 @@ class TurnsSpec(Spec):
     prompts_per_turn: int = Field(128, ge=1, description="prompts that a turn samples, drawn at random")
     samples_per_prompt: int = Field(16, ge=2, le=256, description="answers a prompt in each turn")
     kl_budget: float | None = Field(
-        12.0, gt=0, description="most nats a response between the policy at the start and at the end; none: no limit"
+        24.0, gt=0, description="most nats a response between the policy at the start and at the end; none: no limit"
     )
     rollout_batch_size: int | None = Field(
         None, ge=1, le=4096, description="sequences generated together; none: by device and memory"

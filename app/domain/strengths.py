@@ -6,17 +6,23 @@ Strength = Literal["gentle", "balanced", "strong"]
 
 
 class Force(NamedTuple):
-    """A strength: how far a round may move the policy."""
+    """A strength: how far a round may move the policy, in nats a response.
+
+    Attributes:
+        kl_budget: of methods that work in turns: see the specs' `kl_budget`.
+        kl_target: of PPO, RLOO and GRPO. They learn from the policy's own answers alone and get as far with less.
+    """
 
     label: str
     about: str
-    kl_budget: float  # nats a response: see the specs' `kl_budget` and `kl_target`
+    kl_budget: float
+    kl_target: float
 
 
-# Measured with SmolLM2-135M-Instruct and 400 judgments that like short answers (docs/learning.md): 4 nats won about 0.8
-# of the comparisons with the base on prompts like the train prompts, 12 nats 0.9, and more won no more.
+# Measured with SmolLM2-135M-Instruct and 400 judgments (docs/learning.md): people's comparisons, which may use half of
+# a budget, win about 0.8 of the comparisons with the base with 4 nats and 0.9 with 12; more won no more.
 STRENGTHS: dict[str, Force] = {
-    "gentle": Force("Gentle", "stays close to the current policy", 4.0),
-    "balanced": Force("Balanced", "follows people's preferences, within limits", 12.0),
-    "strong": Force("Strong", "may change the style a lot", 20.0),
+    "gentle": Force("Gentle", "stays close to the current policy", 8.0, 4.0),
+    "balanced": Force("Balanced", "follows people's preferences, within limits", 24.0, 12.0),
+    "strong": Force("Strong", "may change the style a lot", 40.0, 20.0),
 }

@@ -66,7 +66,7 @@ def _default_of(name: str, algorithm: Algorithm) -> str:
     """Describe the value of a setting that is left empty: `0.1, with simpo 2`."""
     cls = CONFIGS[algorithm]
     if name in BUDGETS:
-        return ", ".join(f"{force.kl_budget:g} {force.label.lower()}" for force in STRENGTHS.values())
+        return ", ".join(f"{getattr(force, name):g} {force.label.lower()}" for force in STRENGTHS.values())
 
     def said(loss: str | None) -> str:
         if not name.endswith("learning_rate"):

@@ -350,7 +350,8 @@ def default(cls: type[RoundConfig], name: str, given: Mapping[str, Any]) -> floa
     """
     if name in BUDGETS:
         strength = str(given.get("strength", ""))
-        return STRENGTHS[strength if strength in STRENGTHS else "balanced"].kl_budget
+        nats: float = getattr(STRENGTHS[strength if strength in STRENGTHS else "balanced"], name)
+        return nats
     if not name.endswith("learning_rate"):
         return _default(cls.spec.model_fields[name], given)
     if name == "reward_learning_rate":

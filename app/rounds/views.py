@@ -255,7 +255,8 @@ class Page(NamedTuple):
     def strength(self) -> str:
         """The strength, if it decided the budget."""
         chosen = STRENGTHS.get(self.round.config.get("strength", ""))
-        return chosen.label.lower() if chosen and chosen.kl_budget == self.budget else ""
+        decides = "kl_budget" if self.round.config.get("kl_budget") else "kl_target"
+        return chosen.label.lower() if chosen and getattr(chosen, decides) == self.budget else ""
 
     @property
     def before(self) -> ModelVersion | None:

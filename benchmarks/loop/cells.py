@@ -23,7 +23,7 @@ Settings = tuple[tuple[str, Any], ...]
 class Labels(Spec):
     """How judgments are collected."""
 
-    overlap: float = Field(2.0, ge=1, le=16, description="judgments a comparison; 2.5: half of them two, half three")
+    overlap: float = Field(1.2, ge=1, le=16, description="judgments a comparison; 2.5: half of them two, half three")
     heldout_share: float = Field(0.1, ge=0, lt=1, description="share of comparisons that is on held-out prompts")
     selection: Literal["random", "near_miss", "uncertain", "drts", "delta_ucb"] = Field(
         "random", description="how pairs are chosen; from round 2 on, where a reward model has scored the answers"

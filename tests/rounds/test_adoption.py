@@ -142,7 +142,7 @@ def test_the_page_names_the_budget_that_was_set_and_not_a_strength_that_was_over
 ) -> None:
     client = sign_in("operator")
     for settings, shown, missing in (
-        ({"strength": "gentle"}, ", gentle, KL budget 4.0 nats", "balanced"),
+        ({"strength": "gentle"}, ", gentle, KL budget 8.0 nats", "balanced"),
         ({"strength": "gentle", "kl_budget": 9}, ", KL budget 9.0 nats", "gentle,"),
         ({"algorithm": "rloo", "kl_control": "fixed"}, "RLOO, started", "balanced,"),
     ):

@@ -159,10 +159,12 @@ def test_what_the_loss_does_not_read_is_refused_by_name() -> None:
     assert config("ppo", loss="ipo", label_smoothing="0.1").algorithm == "ppo"  # there neither is read
 
 
-@pytest.mark.parametrize(("strength", "budget"), [("gentle", 4), ("balanced", 12), ("strong", 20)])
-def test_the_strength_decides_the_kl_budget_unless_it_is_given(strength: str, budget: float) -> None:
+@pytest.mark.parametrize(("strength", "budget", "target"), [("gentle", 8, 4), ("balanced", 24, 12), ("strong", 40, 20)])
+def test_the_strength_decides_how_far_a_round_goes_unless_that_is_given(
+    strength: str, budget: float, target: float
+) -> None:
     assert policy_settings(config("on_policy_dpo", strength=strength))["kl_budget"] == budget
-    assert policy_settings(config("ppo", strength=strength))["kl_target"] == budget
+    assert policy_settings(config("ppo", strength=strength))["kl_target"] == target
     assert policy_settings(config("best_of_n", strength=strength, kl_budget="2.5"))["kl_budget"] == 2.5
     with pytest.raises(ValidationError, match="gentle"):
         config("on_policy_dpo", strength="reckless")

@@ -234,7 +234,7 @@ def test_no_other_model_is_in_memory_while_the_next_phase_samples(
         held.append(len(accelerator()._models) + sum(model() is not None for model in others))
         return heads(digits)
 
-    for module in ("trainer.answers", "trainer.modeling", "trainer.turns"):
+    for module in ("trainer.answers", "trainer.interpolation", "trainer.modeling", "trainer.turns"):
         monkeypatch.setattr(f"{module}.load_causal_lm", load)
     accelerator().free_memory()
     (store.root / "scripted").mkdir(parents=True)
