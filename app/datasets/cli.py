@@ -14,10 +14,10 @@ from sqlalchemy.orm import Session
 from app.datasets import export, full_export, full_import, queries, service, undo
 from app.datasets.formats import FORMATS
 from app.datasets.preview import Preview, preview
-from app.datasets.reading import ImportFile, find_files, place
+from app.datasets.reading import ImportFile, Problems, find_files, place
 from app.datasets.reading import Progress as Report
 from app.datasets.service import ImportOptions, ImportReport, Plan
-from app.errors import InvalidInput, NotFound
+from app.errors import Conflict, InvalidInput, NotFound
 from app.models import Project
 from app.postgres import command_session
 from app.settings import Settings
@@ -45,7 +45,7 @@ def import_command(
     skip_invalid: Annotated[bool, typer.Option(help="Import the good lines and list the bad ones.")] = False,
     ai_judge: Annotated[bool, typer.Option(help="The judgments in these files are an AI judge's.")] = False,
     only_preview: Annotated[
-        bool, typer.Option("--preview", help="Show what would become of the files, and write nothing.")
+        bool, typer.Option("--preview", help="Show what an import would do, and write nothing.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Import without asking after the preview.")] = False,
 ) -> None:
@@ -112,10 +112,18 @@ def _planned(session: Session, target: Project, files: list[ImportFile], options
 def undo_command(
     number: Annotated[int, typer.Argument(help="Of the import; it was printed after it, and stands on the Data page.")],
     project: Annotated[str, typer.Option(help="Address of the project.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Even if labelers have judged what it added.")] = False,
 ) -> None:
     """Withdraw what an import added. Nothing is deleted, and the files can be imported again."""
     with command_session(Settings()) as session:
-        done = undo.undo(session, _project(session, project), number)
+        target = _project(session, project)
+        if not yes and (lost := undo.judged_here(session, target, number)):
+            raise Conflict(
+                f"Judgments given here on the comparisons of import {number}: {lost:,}. They would count no more, and "
+                "another import does not bring them back.",
+                "Give --yes to undo it all the same.",
+            )
+        done = undo.undo(session, target, number)
     Console().print(f"Import {number} was undone. {done.describe()}", soft_wrap=True, highlight=False)
 
 
@@ -141,7 +149,7 @@ def export_command(
         target = _project(session, project)
         if kind == "full":
             written = full_export.write_full(session, target, output, pseudonyms=pseudonyms, progress=progress)
-            done = ", ".join(f"{n:,} {each}" for each, n in written.items()) + "."
+            done = ", ".join(f"{n:,} {each if n == 1 else f'{each}s'}" for each, n in written.items()) + "."
         elif kind == "thumbs":
             thumbs = export.write_thumbs(session, target, output, split=split, columns=wanted, progress=progress)
             done = thumbs.describe()
@@ -179,17 +187,26 @@ def _bars() -> Iterator[Report]:
 def _show_preview(shown: Preview) -> None:
     console = Console(soft_wrap=True, highlight=False, markup=False)
     for file in shown.files:
-        console.print(f"{file.name}: {file.lines:,} lines, format {file.format}. What becomes of the first:")
+        console.print(f"{file.name}: {file.lines:,} lines, format {file.format}. Its first lines:")
         for row in file.rows:
             console.print(
                 f"  {place(file.name, row.line)}: {f'Refused: {row.refused}' if row.refused else row.becomes}"
             )
             for name, text in row.texts:
                 console.print(f"    {name}: {text!r}")  # nothing of it may steer the terminal
-    adds = ", ".join(f"{shown.adds[what]:,} {what}" for what in WHAT)
-    console.print(f"New: {adds}. Refused: {len(shown.problems):,} lines.")
+    adds = ", ".join(f"{n:,} {what if n != 1 else what[:-1]}" for what in WHAT for n in (shown.adds[what],))
+    refused = len(shown.problems)
+    console.print(f"New: {adds}. Refused: {refused:,} line{'' if refused == 1 else 's'}.")
+    _show_problems(console, shown.problems)
     for note in shown.notes:
         console.print(note)
+
+
+def _show_problems(console: Console, problems: Problems) -> None:
+    for problem in problems:
+        console.print(f"  {problem}")
+    if more := len(problems) - len(problems.kept):
+        console.print(f"  and {more:,} more")
 
 
 def _show(report: ImportReport, project: str) -> None:
@@ -206,10 +223,7 @@ def _show(report: ImportReport, project: str) -> None:
         console.print(f"demonstrations of {project} now: {states}")
     if report.skipped:
         console.print(f"{len(report.skipped):,} lines were skipped:")
-        for problem in report.skipped:
-            console.print(f"  {problem}")
-        if more := len(report.skipped) - len(report.skipped.kept):
-            console.print(f"  and {more:,} more")
+        _show_problems(console, report.skipped)
     if report.import_id is not None:
         undo_by = f"prefloop undo-import {report.import_id} --project {project}"
         console.print(f"This was import {report.import_id}. To take it back: {undo_by}")

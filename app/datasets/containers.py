@@ -169,7 +169,7 @@ def _lines(stream: io.BufferedReader, name: str) -> Iterator[Row]:
             return
         elif line.strip():
             try:
-                value = from_json(line)
+                value = from_json(line.rstrip())
             except ValueError as error:
                 yield number, ValueError(_why_not_json(line, error))
             else:
@@ -187,7 +187,8 @@ def _why_not_json(line: bytes, error: ValueError) -> str:
         line.decode()
     except UnicodeDecodeError as undecodable:
         return _not_utf8(undecodable)
-    return f"is not valid JSON: {error}"
+    # A line is all that was read: only the column is of use.
+    return f"is not valid JSON: {str(error).replace('at line 1 column', 'at column')}"
 
 
 def _not_utf8(error: UnicodeDecodeError) -> str:

@@ -27,6 +27,7 @@ from app.typed import one_line
 SIDES = {"a": -1, "tie": 0, "b": 1}
 # What a model says where a transcript's prompt ends with "Assistant:". The space behind that mark stands in the answer.
 ANSWERS = ("response_a", "response_b", "response", "completion", "chosen", "rejected")
+TAGS = ("domain", "topic", "difficulty", "safety_category", "split")
 _WHOLE = re.compile(r"\s*[-+]?\d{1,18}(\.0*)?\s*\Z")
 
 
@@ -191,11 +192,7 @@ class Tags(Line):
     @classmethod
     def _lift_tags(cls, values: object) -> object:
         if isinstance(values, dict) and isinstance(values.get("tags"), dict):
-            known = {
-                name: values["tags"][name]
-                for name in ("domain", "topic", "difficulty", "safety_category", "split")
-                if not is_missing(values["tags"].get(name))
-            }
+            known = {name: values["tags"][name] for name in TAGS if not is_missing(values["tags"].get(name))}
             return known | {name: value for name, value in values.items() if not is_missing(value)}
         return values
 
@@ -206,6 +203,14 @@ class Tags(Line):
             said = {name: values[name] for name in ANSWERS if isinstance(values.get(name), str)}
             return values | {name: text.removeprefix(" ") for name, text in said.items()}
         return values
+
+    @classmethod
+    def ignored(cls, values: Mapping[str, object]) -> set[str]:
+        tags = values.get("tags")
+        inside = tags if isinstance(tags, dict) else {}
+        return super().ignored(values) | {
+            f"tags.{name}" for name in inside.keys() - {*TAGS} if not is_missing(inside[name])
+        }
 
     def _prompt(self, messages: Messages) -> PromptRecord:
         domain = self.domain or self.topic

@@ -75,8 +75,12 @@ def _is_ranked(values: Values) -> bool:
 
 
 _RATED = "it is a rated response and no answer to imitate; choose the format rated, or demonstrations to imitate all"
-_ANSWERED = "it is no prompt alone; choose the format prompts to take the prompts and leave out the rest"
+_ANSWERED = "it is more than a prompt; choose the format prompts to import the prompts alone"
 _RATINGS = dict.fromkeys(("score", "rating", "reward", "helpfulness", "overall_score"), _RATED)
+_LABELED = (
+    "it may say that nobody should imitate the answer; choose the format unpaired if labels are true or false, or "
+    "demonstrations to imitate all"
+)
 _ANSWERS = dict.fromkeys(
     "chosen rejected response responses response_a response_b completion completions answer answers output label "
     "labels score rating".split(),
@@ -146,14 +150,14 @@ FORMATS: Mapping[str, Format] = {
         DemonstrationLine,
         _keys("prompt response", "prompt completion", "messages response", "messages completion"),
         "prompt and response (or completion), or messages that end with the answer",
-        unlike=_RATINGS,
+        unlike=_RATINGS | {"label": _LABELED},
     ),
     "sharegpt": Format(ShareGPTLine, _keys("conversations"), "ShareGPT: conversations of from and value"),
     "instructions": Format(
         InstructionLine,
         _keys("instruction output"),
         "Alpaca: instruction, input, output",
-        unlike=_RATINGS,
+        unlike=_RATINGS | {"label": _LABELED},
     ),
     "prompts": Format(
         PromptLine, _keys("prompt", "messages"), "prompt (a string or messages), split and tags", unlike=_ANSWERS

@@ -125,6 +125,8 @@ class DemonstrationLine(Answered):
 
     def records(self, source: str, told: list[str]) -> list[Record]:
         prompt, text = self._parts(told)
+        if self.label is not None:
+            told.append("The line has a label that is neither true nor false; the label was left out")
         return [DemonstrationRecord(prompt, text, self.author or source)]
 
 

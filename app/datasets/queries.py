@@ -368,7 +368,7 @@ def holdings(session: Session, project_id: int) -> Holdings:
     judged = (
         select(func.count(), func.count(Judgment.labeler_id.distinct()))
         .join(Comparison, Comparison.id == Judgment.comparison_id)
-        .where(Comparison.project_id == project_id, Judgment.superseded_at.is_(None))
+        .where(Comparison.project_id == project_id, Comparison.state != "withdrawn", Judgment.superseded_at.is_(None))
     )
     judgments, labelers = session.execute(judged).one()
     return Holdings(

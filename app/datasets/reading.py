@@ -255,5 +255,8 @@ def reason_of(error: ValueError) -> str:
     for detail in error.errors(include_url=False, include_input=False)[:3]:
         where = ".".join(str(part)[:MAX_NAME] for part in detail["loc"])
         said = detail["msg"].removeprefix("Value error, ")
-        reasons.append(f"{where}: {said}" if where else said)
+        if detail["type"] == "missing":
+            reasons.append(f"has no {'prompt or messages' if where == 'messages' else where}")
+        else:
+            reasons.append(f"{where}: {said}" if where else said)
     return "; ".join(reasons)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Form, Query, Request, Response
 from fastapi import Path as FromPath
 from fastapi.responses import FileResponse
 from pydantic import ValidationError
@@ -106,8 +106,16 @@ def show_preview(
 
 @router.post("/imports/{import_id}/undo")
 def undo_import(
-    request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep, import_id: ImportId
+    request: Request,
+    admin: AdminDep,
+    project: ProjectDep,
+    session: SessionDep,
+    import_id: ImportId,
+    confirmed: Annotated[bool, Form()] = False,
 ) -> Response:
+    """Asks once more if labelers have judged what it would withdraw: their work cannot be brought back."""
+    if not confirmed and (lost := undo.judged_here(session, project, import_id)):
+        return _page(request, session, project, asked_id=import_id, lost=lost)
     undone = undo.undo(session, project, import_id, actor_id=admin.id)
     return _page(request, session, project, undone=undone, undone_id=import_id)
 
@@ -170,8 +178,8 @@ def download(
 
 
 def _page(request: Request, session: SessionDep, project: Project, *, status: int = 200, **shown: Any) -> Response:
-    """The data page. shown: of report, refused, preview and undone the one that there is to tell of."""
-    names = ("report", "refused", "preview", "restores", "previewed", "skip_invalid", "undone", "undone_id")
+    """The data page. shown: the one that there is to tell of report, refused, preview, asked and undone."""
+    names = "report refused preview restores previewed skip_invalid asked_id lost undone undone_id".split()
     given = dict.fromkeys(names) | shown
     refused: ImportRefused | None = given["refused"]
     report: ImportReport | None = given["report"]

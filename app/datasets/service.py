@@ -301,10 +301,9 @@ def _notes(contents: Sequence[FileContent], checked: Checked) -> list[str]:
     for content in contents:
         if content.split:
             notes.append(f"{content.name} is named after a test or validation split, so its prompts are held out.")
-        notes += [
-            f"{content.name}: the field {name} ({lines:,} lines) has no place here and was left out."
-            for name, lines in sorted(content.ignored.items())
-        ]
+        for name, n in sorted(content.ignored.items()):
+            where = f"{n:,} line{'' if n == 1 else 's'}"
+            notes.append(f"{content.name}: the field {name} ({where}) has no place here and was left out.")
         for what, (n, first) in content.told.items():
             more = f" ({n:,} lines)" if n > 1 else ""
             notes.append(f"{place(content.name, first)}{more}: {what[:1].lower()}{what[1:]}.")

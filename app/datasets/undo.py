@@ -17,22 +17,33 @@ WHAT = ("prompts", "comparisons", "judgments", "demonstrations", "thumbs")
 
 @dataclass(frozen=True)
 class Undone:
-    """What was withdrawn. kept: prompts that stay, since other work stands on them. rounds: those that had read some of
-    it, and stay as they are.
+    """What was withdrawn. people: judgments that others gave on it, which count no more. kept: prompts that stay, since
+    other work stands on them. rounds: those that had read some of it, and stay as they are.
     """
 
     withdrawn: Counter[str]
+    people: int
     kept: int
     rounds: int
 
     def describe(self) -> str:
         parts = [f"{self.withdrawn[what]:,} {what}" for what in WHAT]
         said = f"Withdrawn: {', '.join(parts)}."
+        if self.people:
+            said += f" Judgments given here that count no more: {self.people:,}."
         if self.kept:
             said += f" {self.kept:,} prompts stay: other comparisons, answers, thumbs or samples stand on them."
         if self.rounds:
             said += f" Rounds that had learned from some of it: {self.rounds:,}. Their models stay as they are."
         return said
+
+
+def judged_here(session: Session, project: Project, import_id: int) -> int:
+    """How many live judgments an undo would take with it that the import did not bring."""
+    found = undo_queries.locked(session, project.id, import_id)
+    if found is None or found.undone_at is not None:
+        return 0  # told by `undo`
+    return undo_queries.judged_here(session, found.comparisons, found.judgments)
 
 
 def undo(session: Session, project: Project, import_id: int, *, actor_id: int | None = None) -> Undone:
@@ -52,6 +63,7 @@ def undo(session: Session, project: Project, import_id: int, *, actor_id: int | 
     if found.undone_at is not None:
         raise Conflict(f"Import {import_id} was undone already.", "To have its data back, import the files again.")
     rounds = undo_queries.read_by_rounds(session, found.comparisons, found.demonstrations, found.thumbs)
+    people = undo_queries.judged_here(session, found.comparisons, found.judgments)
     withdrawn = Counter(
         judgments=undo_queries.withdraw_judgments(session, found.judgments),
         comparisons=undo_queries.withdraw_comparisons(session, found.comparisons),
@@ -64,4 +76,4 @@ def undo(session: Session, project: Project, import_id: int, *, actor_id: int | 
     found.undone_at, found.undone_by = func.now(), actor_id
     audit(session, actor_id, "data.import_undone", project.id, import_id=import_id, withdrawn=dict(withdrawn))
     session.flush()
-    return Undone(withdrawn, len(found.prompts) - withdrawn["prompts"], rounds)
+    return Undone(withdrawn, people, len(found.prompts) - withdrawn["prompts"], rounds)

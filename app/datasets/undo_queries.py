@@ -41,6 +41,15 @@ def locked(session: Session, project_id: int, import_id: int) -> DataImport | No
     return session.scalars(found.with_for_update()).one_or_none()
 
 
+def judged_here(session: Session, comparisons: Sequence[int], brought: Sequence[int]) -> int:
+    """How many live judgments on these comparisons are not among those that the import brought."""
+    statement = """
+        SELECT count(*) FROM judgment
+        WHERE comparison_id = ANY(:comparisons) AND superseded_at IS NULL AND id <> ALL(:brought)
+    """
+    return int(session.scalar(text(statement), {"comparisons": list(comparisons), "brought": list(brought)}) or 0)
+
+
 def withdraw_judgments(session: Session, ids: Sequence[int]) -> int:
     """Supersedes those that still stand; returns how many. Their comparisons are locked first, by id."""
     _run(

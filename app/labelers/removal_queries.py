@@ -5,7 +5,7 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, Select, and_, delete, exists, func, select, text, update
 from sqlalchemy.orm import Session, aliased
 
-from app.models import Comparison, Demonstration, DemonstrationTask, Judgment, Prompt, RedTeamAttempt
+from app.models import Comparison, Demonstration, DemonstrationTask, Judgment, Prompt, RedTeamAttempt, Thumb
 from app.models.prompt import WITHDRAWN
 
 RED_TEAM = "red team"  # source of a prompt that was one's attempt
@@ -13,12 +13,13 @@ RED_TEAM = "red team"  # source of a prompt that was one's attempt
 
 class Affected(NamedTuple):
     """judgments: live ones of the labeler. comparisons: they are on. reopened: of those, how many get back into the
-    queue for somebody else. withdrawn: hidden repeats, which nobody else can answer."""
+    queue for somebody else. withdrawn: hidden repeats, which nobody else can answer. thumbs: live ones."""
 
     judgments: int
     comparisons: int
     reopened: int
     withdrawn: int
+    thumbs: int
 
 
 def affected(session: Session, project_id: int, labeler_id: int) -> Affected:
@@ -36,8 +37,13 @@ def affected(session: Session, project_id: int, labeler_id: int) -> Affected:
         .where(Judgment.superseded_at.is_(None))
     )
     judgments, reopened, repeats = session.execute(found).one()
+    thumbs = session.scalar(
+        select(func.count())
+        .select_from(Thumb)
+        .where(Thumb.project_id == project_id, Thumb.labeler_id == labeler_id, Thumb.superseded_at.is_(None))
+    )
     # One live judgment a labeler and comparison: so many judgments, so many comparisons.
-    return Affected(judgments, judgments, reopened, repeats)
+    return Affected(judgments, judgments, reopened, repeats, thumbs or 0)
 
 
 def take_out(session: Session, project_id: int, labeler_id: int) -> list[int]:

@@ -241,6 +241,7 @@ def remove(
         reason=reason,
         judgments=done.judgments,
         reopened=done.reopened,
+        thumbs=done.thumbs,
         **_named(used),
     )
     fitting.refit(session, project)

@@ -66,7 +66,7 @@ def _counts(session: Session, project: Project) -> tuple[dict[str, int], int, in
     judged = (
         select(func.count(), func.count(Judgment.labeler_id.distinct()))
         .join(Comparison, Comparison.id == Judgment.comparison_id)
-        .where(Comparison.project_id == project.id, Judgment.superseded_at.is_(None))
+        .where(Comparison.project_id == project.id, Comparison.state != "withdrawn", Judgment.superseded_at.is_(None))
     )
     judgments, labelers = session.execute(judged).one()
     return dict(session.execute(states.group_by(Comparison.state)).all()), judgments, labelers

@@ -290,20 +290,31 @@ function showToggles() {
   clearDifferences();
   // Of two texts of which one is empty there is nothing to mark.
   const texts = [...desk.querySelectorAll(".response")].map(writtenIn).filter(Boolean);
-  return on.diff && texts.length === 2 ? markDifferences(...texts) : undefined;
+  const found = on.diff && texts.length === 2 ? markDifferences(...texts) : undefined;
+  const said = desk.querySelector("[data-found]");
+  if (said) {
+    said.hidden = !on.diff;
+    said.textContent = on.diff ? foundInWords(found) : "";
+  }
+  return found;
+}
+
+function foundInWords(found) {
+  if (found === null) return "This browser cannot mark differences.";
+  return found ? differencesInWords(found) : "There is nothing to compare.";
 }
 
 const marksDifferences = () => Boolean(read(DIFF_ON)) && !isRanking(desk);
 // Differences are those of the texts as written, so that is what they are marked in.
 const showsWritten = () => Boolean(read(WRITTEN_ON)) || marksDifferences();
-const writtenIn = (response) => response.querySelector(".written") ?? response.querySelector(".prose");
+// A text that is shown as it was written stands alone in its box; the box itself ends with the line end of the page.
+const writtenIn = (response) =>
+  response.querySelector(".written") ?? response.querySelector(".prose > :only-child") ?? response.querySelector(".prose");
 
 function toggleDiff() {
   write(DIFF_ON, read(DIFF_ON) ? null : true);
   const found = showToggles();
-  if (!read(DIFF_ON)) announce("Differences are not marked.");
-  else if (found === null) announce("This browser cannot mark differences.");
-  else announce(found ? differencesInWords(found) : "There is nothing to compare.");
+  announce(read(DIFF_ON) ? foundInWords(found) : "Differences are not marked.");
 }
 
 function toggleWritten() {

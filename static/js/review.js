@@ -2,6 +2,7 @@
 // other letters stand on their buttons and boxes.
 
 import { isNotForUs, isWriting, showKeys } from "./keys.js";
+import "./written.js";
 
 document.documentElement.classList.add("js");
 const form = document.querySelector("form.decision");

@@ -1,6 +1,7 @@
 // Keys of the page of thumbs, and how long a thumb took.
 
 import { isNotForUs, isWriting, showKeys } from "./keys.js";
+import "./written.js";
 
 document.documentElement.classList.add("js");
 const shown = performance.now();
@@ -8,11 +9,6 @@ const form = document.querySelector(".thumbs-form");
 
 form?.addEventListener("submit", () => {
   form.elements.duration_ms.value = Math.round(performance.now() - shown);
-});
-
-document.querySelector("[data-written]")?.addEventListener("click", (event) => {
-  const on = document.getElementById("thumbs").classList.toggle("as-written");
-  event.currentTarget.setAttribute("aria-pressed", String(on));
 });
 
 document.addEventListener("keydown", (event) => {

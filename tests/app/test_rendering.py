@@ -14,6 +14,7 @@ import pytest
 
 from app import rendering
 from app.markup import HIGHLIGHT_LIMIT, LANGUAGES, html_of
+from app.render import templates
 from app.render_processes import MOST_HTML, MOST_WAITING, Busy, RenderProcesses
 from app.rendering import FEW_BRACKETS, MARKDOWN_LIMIT, SHORT, Rendered, is_cheap, markdown, one_page
 
@@ -240,3 +241,9 @@ def test_code_is_coloured_in_listed_languages_only() -> None:
         assert language not in LANGUAGES or not language
         assert "hl-" not in (html_of(f"```{language}\nx = 1\n```") or "")
     assert "hl-" not in (html_of(f"```python\n{'x = 1 ' * HIGHLIGHT_LIMIT}\n```") or "")
+
+
+@pytest.mark.parametrize(("value", "shown"), [(2120, "2,120"), ("–", "–"), (7, "7")])
+def test_figures_are_grouped_by_thousands(value: object, shown: str) -> None:
+    stat = templates.get_template("macros.html").module.stat  # type: ignore[attr-defined]
+    assert f'<span class="stat-value">{shown}</span>' in str(stat("Ties", value))

@@ -108,6 +108,11 @@ def test_an_import_is_previewed_carried_out_and_undone(open_page: OpenPage, sess
     assert session.scalars(select(Comparison)).all() == []
     phone.get_by_role("button", name="Import", exact=True).click()
     expect(phone.get_by_text("Imported: 1 prompt, 1 comparison")).to_be_visible()
+    assert phone.locator("#imports td.files").evaluate("cell => cell.clientWidth") >= 150  # not a letter a line
+    cards = phone.evaluate(
+        "[...document.querySelectorAll('.columns, #imports')].map(each => each.getBoundingClientRect())"
+    )
+    assert cards[1]["top"] > cards[0]["bottom"]
     phone.get_by_role("button", name="Undo import").click()
     expect(phone.get_by_text("was undone.")).to_be_visible()
     expect(phone.get_by_role("button", name="Undo import")).to_have_count(0)

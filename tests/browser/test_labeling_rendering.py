@@ -98,6 +98,19 @@ def test_differences_are_those_of_the_texts_as_written(session: Session, open_pa
     assert said == [words for *_, words in ALIKE]
 
 
+def test_what_differs_is_said_on_the_desk(session: Session, open_page: OpenPage) -> None:
+    """Line ends at the end of a text have no place where a mark could be seen."""
+    page = unswapped(session, open_page, "Paris.", "Paris.\n")
+    said = page.locator("[data-found]")
+    expect(said).to_be_hidden()
+    press(page, "d")
+    expect(said).to_have_text("0 words differ. Spaces or line breaks differ in 1 place.")
+    page.reload()
+    expect(said).to_be_visible()
+    press(page, "d")
+    expect(said).to_be_hidden()
+
+
 def test_the_texts_are_shown_as_written_by_a_key(session: Session, open_page: OpenPage) -> None:
     page = unswapped(session, open_page, "It is **bold**,\n- one\n- two", "plain", width=390)
     first, button = page.locator(".response-first"), page.get_by_role("button", name="As written")

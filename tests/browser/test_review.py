@@ -122,6 +122,24 @@ def test_keys_are_listed_and_single_ones_can_be_switched_off(session: Session, o
     assert state(session, row) == "in_review"
 
 
+def test_texts_are_shown_as_written(session: Session, open_page: Callable[..., Page]) -> None:
+    project = factories.project(session)
+    prompt = factories.prompt(session, project, "Is it *so*?")
+    row = factories.comparison(session, project, prompt=prompt, texts=("**Yes**", "Yes"), overlap=2)
+    session.commit()
+    page = open_page("admin")
+    page.goto(f"/projects/{project.slug}/review/{row.id}")
+    arrived(page, "Is it so?")
+    first, button = page.locator(".response-first"), page.get_by_role("button", name="As written")
+    expect(first.locator("strong")).to_be_visible()
+    page.keyboard.press("t")
+    expect(button).to_have_attribute("aria-pressed", "true")
+    expect(first.get_by_text("**Yes**")).to_be_visible()
+    expect(page.get_by_text("Is it *so*?")).to_be_visible()
+    button.click()
+    expect(first.locator("strong")).to_be_visible()
+
+
 def test_conflicts_and_flags_by_keys(session: Session, open_page: Callable[..., Page]) -> None:
     project = factories.project(session)
     model = factories.model(session, project, "reward", name="reward-3")

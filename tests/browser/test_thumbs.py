@@ -42,3 +42,16 @@ def test_thumbs_by_keys(session: Session, open_page: Callable[..., Page], width:
     given = session.scalars(select(Thumb).where(Thumb.superseded_at.is_(None)).order_by(Thumb.id)).all()
     assert [thumb.liked for thumb in given] == [True, True]
     assert all(thumb.duration_ms is not None for thumb in given)
+
+
+def test_a_short_conversation_is_seen_whole(session: Session, open_page: Callable[..., Page]) -> None:
+    project = factories.project(session, labeling={"thumbs": True})
+    factories.rubric(session, project)
+    turns = [{"role": role, "content": f"{role} says this."} for role in ("user", "assistant", "user")]
+    factories.completion(session, factories.prompt(session, project, messages=turns), "Well.")
+    session.commit()
+    page = open_page("labeler")
+    page.goto(f"/projects/{project.slug}/thumbs")
+    conversation = page.get_by_role("region", name="Conversation")
+    expect(conversation.get_by_text("assistant says this.")).to_be_visible()
+    assert conversation.evaluate("element => element.scrollHeight <= element.clientHeight")

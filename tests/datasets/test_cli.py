@@ -12,8 +12,9 @@ from sqlalchemy.orm import Session
 from typer.testing import CliRunner, Result
 
 from app.datasets.cli import export_command, import_command, undo_command
-from app.errors import InvalidInput
+from app.errors import Conflict, InvalidInput
 from app.models import Comparison, Judgment, Project, Prompt
+from tests import factories
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 
@@ -48,7 +49,8 @@ def test_import_then_export(command: Command, session: Session, tmp_path: Path) 
 
     full = tmp_path / "full.jsonl.gz"
     done = command("export", "--project", "args", "--kind", "full", "--output", full)
-    assert "90 judgment" in done.output
+    assert "1 project, 1 rubric, 68 labelers" in done.output
+    assert "90 judgments" in done.output
     shown = command("import", full, "--project", "args-again", "--preview").output
     assert "18 comparisons, 90 judgments" in shown
     assert "Nothing was written" in shown
@@ -128,13 +130,34 @@ def test_a_preview_comes_first_and_an_import_is_taken_back(command: Command, ses
     assert "Nothing was written." in shown.output
     assert session.scalars(select(Project)).all() == []
     done = command("import", *given)
-    assert done.output.index("What becomes of the first") < done.output.index("judgments: 36 added")
+    assert done.output.index("Its first lines:") < done.output.index("judgments: 36 added")
     number = re.search(r"This was import (\d+)\.", done.output)
     assert number is not None
     undone = command("undo-import", number[1], "--project", "panda")
     assert undone.exit_code == 0, undone.output
     assert "36 judgments" in undone.output
     assert session.scalar(select(func.count()).where(Judgment.superseded_at.is_(None))) == 0
+
+
+def test_undoing_what_labelers_judged_wants_a_yes(command: Command, session: Session, tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"prompt": "Why?", "response_a": "x", "response_b": "y"}))
+    number = re.search(r"This was import (\d+)\.", command("import", path, "--project", "x").output)
+    assert number is not None
+    factories.judgment(session, session.scalars(select(Comparison)).one(), preference=2)
+    session.commit()
+    refused = command("undo-import", number[1], "--project", "x")
+    assert isinstance(refused.exception, Conflict)
+    assert "was undone" in command("undo-import", number[1], "--project", "x", "--yes").output
+
+
+def test_a_preview_lists_every_refused_line(command: Command, tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"Question {n}" if n < 7 else ""}) + "\n" for n in range(9)))
+    shown = command("import", path, "--project", "x", "--preview").output
+    assert "New: 7 prompts, 0 comparisons" in shown
+    for line in (8, 9):
+        assert f"  x.jsonl, line {line}: prompt: a message of the prompt is empty" in shown
 
 
 def test_nothing_in_a_preview_steers_the_terminal(command: Command, tmp_path: Path) -> None:

@@ -165,6 +165,17 @@ def test_what_is_left_out_inside_messages_is_named() -> None:
     assert FORMATS["demonstrations"].line.ignored(row) == {"messages[].name", "id"}
 
 
+def test_what_is_left_out_inside_tags_is_named() -> None:
+    row = {"prompt": "Hi", "tags": {"domain": "law", "language": "de", "year": None}}
+    assert FORMATS["prompts"].line.ignored(row) == {"tags.language"}
+
+
+def test_a_label_that_is_no_thumb_is_told() -> None:
+    row = {"prompt": "2+5?", "completion": "8", "label": "bad"}
+    _, told = parser("demonstrations", "file", guessed=False)(row)
+    assert told == ["The line has a label that is neither true nor false; the label was left out"]
+
+
 # ---- nothing is taken for what it is not -----------------------------------------------------------------------------
 
 
@@ -190,8 +201,10 @@ def test_a_thumb_is_no_demonstration(row: dict[str, Any]) -> None:
     ("row", "reason"),
     [
         ({"prompt": "2+5?", "response": "8", "score": 0.1}, "a rated response"),
-        ({"prompt": "2+5?", "chosen": "7"}, "no prompt alone"),
-        ({"prompt": "2+5?", "completions": ["2+5", "=8"], "labels": [True, False]}, "no prompt alone"),
+        ({"prompt": "2+5?", "completion": "8", "label": "bad"}, "nobody should imitate"),
+        ({"instruction": "2+5?", "output": "8", "label": "bad"}, "nobody should imitate"),
+        ({"prompt": "2+5?", "chosen": "7"}, "more than a prompt"),
+        ({"prompt": "2+5?", "completions": ["2+5", "=8"], "labels": [True, False]}, "more than a prompt"),
     ],
 )
 def test_a_guessed_format_refuses_what_says_it_is_something_else(row: dict[str, Any], reason: str) -> None:

@@ -227,9 +227,11 @@ def test_one_bad_line_stops_everything_unless_skipped(session: Session, put: Any
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("{not json", "key must be a string"),
+        ("{not json", "is not valid JSON: key must be a string at column 2"),
+        ('{"prompt": ', "is not valid JSON: EOF while parsing a value at column 10"),
+        ({"promt": "Why?", "response_a": "x", "response_b": "y"}, "has no prompt or messages"),
         ("[1, 2]", "is not a JSON object"),
-        ({"prompt": "Why?", "response_a": "x"}, "response_b: Field required"),
+        ({"prompt": "Why?", "response_a": "x"}, "has no response_b"),
         (pair(response_a=3), "response_a: Input should be a valid string"),
         (pair(prompt=""), "a message of the prompt is empty"),
         (pair(prompt=[{"role": "user"}]), "without a role or content"),

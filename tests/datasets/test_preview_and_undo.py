@@ -14,7 +14,7 @@ from app.datasets.export import write_preferences
 from app.datasets.preview import preview
 from app.datasets.reading import ImportFile
 from app.datasets.service import ImportOptions, ImportReport, import_files, no_progress, plan, project_for_import
-from app.datasets.undo import undo
+from app.datasets.undo import judged_here, undo
 from app.errors import Conflict, NotFound
 from app.insights import service as insights
 from app.models import (
@@ -94,7 +94,7 @@ def test_a_preview_shows_the_first_rows_and_writes_nothing(
     assert first.rows[2].becomes.endswith("Prompt: held out.")
     assert ranked.rows[0].becomes.startswith("A ranking, 6 comparisons. The first: r: ")
     assert shown.adds == Counter(prompts=23, comparisons=28, judgments=7, demonstrations=0)
-    assert "x.jsonl: the field colour (1 lines) has no place here and was left out." in shown.notes
+    assert "x.jsonl: the field colour (1 line) has no place here and was left out." in shown.notes
 
 
 def test_what_is_lost_or_unexpected_is_told(session: Session, put: Callable[..., ImportReport]) -> None:
@@ -257,7 +257,10 @@ def test_undoing_says_what_stays(session: Session, project: Project, put: Callab
     factories.round_(session, project, snapshot_id=snapshot.id)
     used = session.scalars(select(Prompt).where(Prompt.messages[0]["content"].astext == "Used?")).one()
     factories.comparison(session, project, prompt=used)
+    assert judged_here(session, project, report.import_id or 0) == 1
     done = undo(session, project, report.import_id or 0)
+    assert "Judgments given here that count no more: 1." in done.describe()
+    assert judged_here(session, project, report.import_id or 0) == 0
     assert (done.withdrawn["comparisons"], done.withdrawn["judgments"], done.withdrawn["prompts"]) == (2, 1, 1)
     assert (done.kept, done.rounds) == (1, 1)
     assert "1 prompts stay" in done.describe()

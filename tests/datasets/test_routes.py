@@ -179,6 +179,28 @@ def test_preview_then_import_then_undo(session: Session, project: Project, sign_
     assert admin.post(f"{url}/imports/{2**62}/undo", {}).status_code == 404
 
 
+def test_undoing_what_labelers_judged_asks_once_more(
+    session: Session, project: Project, sign_in: Callable[..., Any]
+) -> None:
+    admin, url = sign_in("admin"), f"/projects/{project.slug}/data"
+    done = admin.post(url, {}, files=files(("p.jsonl", b'{"prompt": "Why?", "response_a": "x", "response_b": "y"}\n')))
+    form = re.search(rf'action="({url}/imports/\d+/undo)"', done.text)
+    assert form is not None
+    row = session.scalars(select(Comparison)).one()
+    factories.judgment(session, row, preference=2)
+    session.commit()
+    asked = admin.post(form[1], {})
+    assert "Labelers have given 1 judgment on its comparisons" in asked.text
+    session.refresh(row)
+    assert row.state != "withdrawn"
+    undone = admin.post(form[1], {"confirmed": "true"}).text
+    assert "that count no more: 1." in undone
+    for shown in (undone, admin.get(f"/projects/{project.slug}").text):
+        assert re.search(r'Judgments</span><span class="stat-value">0</span>', shown)
+    session.refresh(row)
+    assert row.state == "withdrawn"
+
+
 def test_hostile_names_are_shown_and_stored_harmlessly(project: Project, sign_in: Callable[..., Any]) -> None:
     admin, url = sign_in("admin"), f"/projects/{project.slug}/data"
     content = b'[{"prompt": "a", "\\ud800\\u0000<b>": 1}, {"prompt": [{"role": "\\udfff", "content": "x"}]}]'

@@ -136,6 +136,19 @@ def test_a_removal_by_its_form(session: Session, project: Project, sign_in: Call
     assert "They were removed already" in admin.get(f"{one}/remove").text
 
 
+def test_a_removal_counts_thumbs(session: Session, project: Project, sign_in: Callable[..., Any]) -> None:
+    (spam, _), _ = judged(session, project, [Habit("Spam"), Habit("Bob")], comparisons=3, overlap=2)
+    completion = factories.completion(session, factories.prompt(session, project))
+    thumb = factories.thumb(session, completion, liked=True, labeler_id=spam.id)
+    session.commit()
+    admin = sign_in("admin")
+    one = f"/projects/desk/labelers/{spam.id}"
+    assert "Remove 3 judgments and 1 thumb" in admin.get(f"{one}/remove").text
+    assert admin.post(f"{one}/remove", data={"reason": "spam"}).status_code == 303
+    session.refresh(thumb)
+    assert thumb.superseded_for == "removed"
+
+
 def test_a_removal_offers_to_withdraw_what_somebody_wrote(
     session: Session, project: Project, sign_in: Callable[..., Any]
 ) -> None:

@@ -251,7 +251,7 @@ def test_a_removal_takes_out_what_somebody_said_and_reopens_what_lacks_it(
     session.commit()
 
     before = service.removal(session, project, spam.id)
-    assert before == (5, 5, 3, 1)
+    assert before == (5, 5, 3, 1, 0)
     done = service.remove(session, project, admin, spam.id, "spam")
     assert done == before
     session.commit()

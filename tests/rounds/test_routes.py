@@ -185,6 +185,13 @@ def test_a_project_that_samples_one_response_can_start_rounds(
     assert start(client, project, samples_per_prompt="1").status_code == 422
 
 
+def test_without_a_model_there_is_no_estimate(sign_in: SignIn, session: Session, project: Project) -> None:
+    project.policy_id = None
+    session.commit()
+    shown = BeautifulSoup(sign_in("operator").get(f"/projects/{project.slug}/rounds/new").text, "html.parser")
+    assert "no model yet" in shown.select_one("#estimate").text  # type: ignore[union-attr]
+
+
 def test_the_preview_follows_the_settings(sign_in: SignIn, session: Session, project: Project) -> None:
     labelers = [factories.user(session).id]
     for _ in range(10):
