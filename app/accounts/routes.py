@@ -23,7 +23,7 @@ def sign_in_page(request: Request, user: access.VisitorDep, next: str = "/") -> 
     return page(request, "accounts/sign_in.html", next=_local(next), email="", error=None)
 
 
-@router.post("/sign-in")
+@router.post("/sign-in", dependencies=[access.Hashes])
 def sign_in(request: Request, session: SessionDep, form: Annotated[SignInForm, Form()]) -> Response:
     email, key = service.normal_email(form.email), request.app.state.settings.signing_key
     browser = attempts.known_browser(key, email, request.cookies.get(access.BROWSER_COOKIE))
@@ -65,7 +65,7 @@ def join_page(request: Request, user: access.VisitorDep, session: SessionDep, to
     return page(request, "accounts/join.html", link=link, known=known, form=RedeemForm(), error=None)
 
 
-@router.post("/join/{token}")
+@router.post("/join/{token}", dependencies=[access.Hashes])
 def join(
     request: Request, user: access.VisitorDep, session: SessionDep, token: str, form: Annotated[RedeemForm, Form()]
 ) -> Response:

@@ -8,14 +8,17 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from pydantic_core import from_json
 
+from app.datasets import tables
 from app.errors import InvalidInput
 
 # Longer than any conversation a model takes; a file without line breaks must not fill the memory.
@@ -24,8 +27,8 @@ MAX_LINE = 16 << 20
 MAX_JSON = 256 << 20
 MAX_FIELDS = 1000
 MAX_ENTRIES = 10_000  # of a list or an object in a field
-ROWS_AT_ONCE = 64  # of Parquet and Arrow: each may be as long as a line
 
+_SPACES = re.compile(r"\s*")
 _TOO_LONG = f"is longer than {MAX_LINE >> 20} MB, so it was not read"
 _OTHERS = {
     b"PK\x03\x04": "a ZIP archive or an Excel workbook: unpack it, or save the sheet as CSV (UTF-8)",
@@ -103,14 +106,12 @@ def rows(path: Path, name: str, bounds: Bounds, progress: Progress) -> Iterator[
             elif packed:
                 raise InvalidInput(f"{name} is Parquet or Arrow, packed with gzip.", "Unpack it and import it again.")
             else:
-                found = _table(path, name, head, bounds, progress)
+                found = _table(path, name, bounds, progress)
             for row in found:
                 bounds.spend(n_rows=1)
                 yield row
     except (OSError, EOFError, zlib.error) as error:
-        raise InvalidInput(
-            f"{name} cannot be read: {error}.", "Is the file complete? Copy or download it again."
-        ) from error
+        raise _unreadable(name, str(error)) from error
     except UnicodeDecodeError as error:
         raise InvalidInput(f"{name} {_not_utf8(error)}.", "Save it as UTF-8 and import it again.") from error
     progress(total, total)
@@ -222,8 +223,7 @@ def _json_rows(stream: io.BufferedReader, name: str, *, in_list: bool, read_befo
 
 def _skip(text: str, place: int, mark: str) -> int:
     """The place behind spaces and one mark."""
-    while place < len(text) and text[place].isspace():
-        place += 1
+    place = _SPACES.match(text, place).end()  # type: ignore[union-attr]  # it always matches
     if mark and place < len(text) and text[place] == mark:
         return _skip(text, place + 1, "")
     return place
@@ -241,7 +241,11 @@ def _csv_rows(stream: io.BufferedReader, name: str) -> Iterator[Row]:
     header_line = next(lines, "")
     delimiter = max(",;\t", key=header_line.count)
     header = [cell.strip() for cell in next(csv.reader([header_line], delimiter=delimiter), [])]
-    if twice := {column for column in header if column and header.count(column) > 1}:
+    if len(header) > MAX_FIELDS:
+        raise InvalidInput(
+            f"{name} has {len(header):,} columns, more than {MAX_FIELDS:,}.", "Is its first line the header?"
+        )
+    if twice := {column for column, n in Counter(header).items() if column and n > 1}:
         raise InvalidInput(f"{name} has the column {min(twice)} twice.", "Rename one of them and import it again.")
     columns = [column or f"column {n}" for n, column in enumerate(header, 1)]
     reader = csv.reader(lines, delimiter=delimiter)
@@ -294,43 +298,38 @@ def _cell(column: str, text: str) -> object:
 # ---- Parquet and Arrow -----------------------------------------------------------------------------------------------
 
 
-def _table(path: Path, name: str, head: bytes, bounds: Bounds, progress: Progress) -> Iterator[Row]:
-    import pyarrow as pa  # here: it takes long to load, and the web service seldom needs it
-    import pyarrow.ipc as ipc
-    import pyarrow.parquet as pq
-
-    try:
-        if head.startswith(b"PAR1"):
-            with pq.ParquetFile(path) as file:
-                n_bytes = sum(file.metadata.row_group(n).total_byte_size for n in range(file.num_row_groups))
-                Bounds(bounds.bytes_left).spend(n_bytes)  # what it says of itself; `_batches` spends what it is
-                yield from _batches(file.iter_batches(ROWS_AT_ONCE), bounds, progress, file.metadata.num_rows)
-        else:
-            opened = ipc.open_file if head.startswith(b"ARROW1") else ipc.open_stream
-            with pa.OSFile(str(path)) as file:
-                reader = opened(file)
-                parts = (reader.get_batch(n) for n in range(reader.num_record_batches)) if head[:1] == b"A" else reader
-                yield from _batches(_sliced(parts), bounds, progress, 0)
-    except (pa.ArrowException, OSError) as error:
-        raise InvalidInput(
-            f"{name} cannot be read: {str(error)[:300]}.", "Is the file complete? Copy or download it again."
-        ) from error
-
-
-def _sliced(parts: Iterable[Any]) -> Iterator[Any]:
-    for part in parts:
-        part.validate(full=True)  # Arrow trusts what it reads: a damaged file would end the process
-        yield from (part.slice(n, ROWS_AT_ONCE) for n in range(0, len(part), ROWS_AT_ONCE))
-
-
-def _batches(batches: Iterator[Any], bounds: Bounds, progress: Progress, total: int) -> Iterator[Row]:
-    number = 0
-    for batch in batches:
-        bounds.spend(n_bytes=batch.nbytes)
-        for row in batch.to_pylist():
+def _table(path: Path, name: str, bounds: Bounds, progress: Progress) -> Iterator[Row]:
+    number = total = 0
+    row: dict[str, Any] | ValueError
+    with tables.reading(path) as output:
+        stream = io.BufferedReader(_Spending(output, bounds), 1 << 16)
+        while line := stream.readline(MAX_LINE + 1):
+            if line.startswith(tables.END):
+                return
+            if line.startswith(tables.ERROR):
+                raise _unreadable(name, line[1:].decode().strip())
+            if line.startswith(tables.TOTAL):
+                total = int(line[1:])
+                continue
             number += 1
-            yield number, row
-        progress(number, max(total, number))
+            if len(line) > MAX_LINE:
+                while not line.endswith(b"\n") and (line := stream.readline(MAX_LINE)):
+                    pass
+                yield number, ValueError(_TOO_LONG)
+            else:
+                try:
+                    row = from_json(line)
+                except ValueError as error:  # nested too deep
+                    row = error
+                yield number, row
+            if number % 500 == 0:
+                progress(number, max(total, number))
+    # It ended without a word.
+    raise _unreadable(name, "the file is damaged, or takes too much memory or time")
+
+
+def _unreadable(name: str, why: str) -> InvalidInput:
+    return InvalidInput(f"{name} cannot be read: {why}.", "Is the file complete? Copy or download it again.")
 
 
 def check_fields(row: Mapping[str, object]) -> None:

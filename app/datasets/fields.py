@@ -98,6 +98,8 @@ Name = Annotated[str, Field(max_length=200), AfterValidator(storable), AfterVali
 Person = Annotated[
     str, Field(max_length=200), AfterValidator(storable), AfterValidator(one_line), AfterValidator(not_blank)
 ]
+# Stands in lists, tables and filters of many pages.
+Tag = Annotated[str, Field(max_length=200), AfterValidator(storable)]
 Filled = Annotated[Text, AfterValidator(not_blank)]
 Conversation = Annotated[list[dict[str, str]], BeforeValidator(_messages)]
 Choice = Annotated[int, BeforeValidator(_side)]
@@ -179,10 +181,10 @@ class Line(BaseModel):
 class Tags(Line):
     """The slice tags a prompt may carry, at the top of the line or in an object called `tags`."""
 
-    domain: Text = ""
-    topic: Text = ""  # another word for domain
+    domain: Tag = ""
+    topic: Tag = ""  # another word for domain
     difficulty: Literal["easy", "hard", "adversarial"] = "easy"
-    safety_category: Text | None = None
+    safety_category: Tag | None = None
     split: Literal["train", "heldout", "regression", "calibration"] | None = None
     tags: dict[str, Any] | None = None
 

@@ -11,12 +11,16 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from app.judging import LabelingSettings, RubricContent
 from app.specs import Generation
+from app.typed import CleanLine
 
 Number = Annotated[int, Field(ge=1, lt=2**31)]
 Natural = Annotated[int, Field(ge=0, lt=2**63)]
 Step = Annotated[int, Field(ge=-4, le=4, strict=True)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Name = Annotated[str, Field(min_length=1, max_length=500)]
+Name = Annotated[CleanLine, Field(min_length=1, max_length=500)]
+Tag = Annotated[str, Field(max_length=200)]
+# Of a message: a field that no page shows would be trained on all the same.
+MessageField = Literal["role", "content"]
 
 
 class Line(BaseModel):
@@ -62,11 +66,11 @@ class LabelerLine(Line):
 class PromptLine(Line):
     record: Literal["prompt"] = "prompt"
     number: Number
-    messages: list[dict[str, Any]]
+    messages: list[dict[MessageField, str]]
     split: Literal["train", "heldout", "regression", "calibration"]
-    domain: str
+    domain: Tag
     difficulty: Literal["easy", "hard", "adversarial"]
-    safety_category: str | None
+    safety_category: Tag | None
     source: str
     created_at: datetime
 

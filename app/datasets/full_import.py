@@ -29,6 +29,7 @@ from app.datasets.full import (
 )
 from app.datasets.reading import ImportFile, Progress, reason_of
 from app.errors import Conflict, InvalidInput, PrefloopError
+from app.judging import RubricContent
 from app.models import (
     Adjudication,
     Comparison,
@@ -70,20 +71,24 @@ class Restored:
         return ", ".join(f"{n:,} {kind}{'' if n == 1 else 's'}" for kind, n in self.counts.items())
 
 
-def is_full(file: ImportFile) -> bool:
+def is_full(file: ImportFile, bounds: Bounds) -> bool:
     """Whether the file's first line is that of a full export."""
-    found = rows(file.path, file.name, Bounds(), lambda *_: None)
+    found = rows(file.path, file.name, bounds, lambda *_: None)
     first = next((values for _, values in found if values is not None), None)
     return isinstance(first, dict) and "full_export" in first
 
 
-def only(files: Sequence[ImportFile]) -> ImportFile | None:
+def only(files: Sequence[ImportFile], bounds: Bounds | None = None) -> ImportFile | None:
     """The full export among these files; none where there is none.
 
+    Args:
+        bounds: what may be read of all of them to see which it is.
+
     Raises:
-        InvalidInput: there are other files beside it.
+        InvalidInput: there are other files beside it, or the bounds are passed.
     """
-    found = next((file for file in files if is_full(file)), None)
+    bounds = bounds or Bounds()
+    found = next((file for file in files if is_full(file, bounds)), None)
     if found is not None and len(files) > 1:
         raise InvalidInput(f"{found.name} is a full export, which makes a project of its own.", "Import it alone.")
     return found
@@ -129,6 +134,9 @@ def restore(
             if reader is None:
                 raise InvalidInput(f"{file.name} holds no lines.", "Choose a full export.")
             reader.flush()
+            if wrong := full_queries.wrong_digest(session, reader.project.id):
+                number = reader.ids["comparison"].index(wrong) + 1
+                raise InvalidInput(f"{file.name}: comparison {number} has the digest of another one.", AGAIN)
     except (IntegrityError, DataError) as error:
         name = getattr(getattr(error.orig, "diag", None), "constraint_name", None) or "a value out of range"
         raise InvalidInput(f"{file.name} contradicts itself: the database refused it ({name}).", AGAIN) from error
@@ -192,10 +200,10 @@ class _Reader:
         self.kind = "project"
         self.waiting: list[tuple[AnyLine, dict[str, Any]]] = []
         # What the lines below are checked against, by number: prompt of a response, rubric version of a comparison,
-        # strengths of a rubric version.
+        # what a rubric version asks.
         self.prompt_of: list[int] = []
         self.rubric_of: list[int] = []
-        self.strengths: list[int] = []
+        self.rubrics: list[RubricContent] = []
 
     def take(self, record: AnyLine) -> None:
         kind = record.record
@@ -235,7 +243,7 @@ class _Reader:
         about: dict[str, Any] = {"project_id": self.project.id}
         match record:
             case RubricLine():
-                self.strengths.append(record.content.strengths)
+                self.rubrics.append(record.content)
                 about |= {"version": record.number, "quiz_of_version": record.quiz_of_version}
                 return about | {"published_at": record.published_at} | record.content.model_dump(mode="json")
             case LabelerLine():
@@ -266,13 +274,14 @@ class _Reader:
         raise ValueError("is the project's line again")
 
     def _prompt(self, record: PromptLine) -> dict[str, Any]:
-        if not all(isinstance(m.get("role"), str) and "content" in m for m in record.messages):
+        if any(len(message) < 2 for message in record.messages):
             raise ValueError("holds a message without a role or content")
+        messages = [{str(name): text for name, text in message.items()} for message in record.messages]
         try:
-            check_messages(record.messages)
+            check_messages(messages)
         except PrefloopError as error:
             raise ValueError(error.message) from error
-        about = {"project_id": self.project.id, "digest": digest(record.messages)}
+        about = {"project_id": self.project.id, "digest": digest(messages)}
         return about | record.model_dump(exclude={"record", "number"})
 
     def _comparison(self, record: ComparisonLine) -> dict[str, Any]:
@@ -333,6 +342,7 @@ class _Reader:
         comparison_id = self.at("comparison", record.comparison)
         version = self.rubric_of[record.comparison - 1]
         self._check_step(version, record.preference or 0)
+        self._check_names(version, record)
         about: dict[str, Any] = {
             "comparison_id": comparison_id,
             "rubric_id": self.at("rubric", version),
@@ -343,9 +353,23 @@ class _Reader:
         return about | record.model_dump(exclude={"record", "comparison", "labeler", "shown_first", "submitted_at"})
 
     def _check_step(self, version: int, preference: int) -> None:
-        most = self.strengths[version - 1]
+        most = self.rubrics[version - 1].strengths
         if abs(preference) > most:
             raise ValueError(f"preference {preference} is outside rubric version {version}'s {-most} to {most}")
+
+    def _check_names(self, version: int, record: JudgmentLine) -> None:
+        """Pages look up what aspects and flags mean, and count steps on the rubric's scale."""
+        rubric = self.rubrics[version - 1]
+        for what, said, known in (
+            ("aspect", list(record.aspects), {aspect.name for aspect in rubric.aspects}),
+            ("flag", record.flags, {flag.name for flag in rubric.flags}),
+        ):
+            if unknown := sorted(set(said) - known):
+                raise ValueError(f"rubric version {version} has no {what} {unknown[0][:80]}")
+        if len(set(record.flags)) < len(record.flags):
+            raise ValueError("names one flag twice")
+        for step in record.aspects.values():
+            self._check_step(version, step)
 
     def _demonstration(self, record: DemonstrationLine) -> dict[str, Any]:
         references = {"prompt", "author", "rubric_version", "response", "reviewer"}

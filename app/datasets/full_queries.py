@@ -7,7 +7,7 @@ judgments and thumbs of removed labelers, withdrawn demonstrations.
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import Select, String, case, func, literal, or_, select, union
+from sqlalchemy import Select, String, case, func, literal, or_, select, text, union
 from sqlalchemy.orm import Session
 
 from app.models import (
@@ -178,3 +178,25 @@ def new_comparison_ids(session: Session, n: int) -> list[int]:
     """Ids for comparisons that refer to one another, ascending."""
     ids = func.nextval(func.pg_get_serial_sequence("comparison", "id"))
     return sorted(session.scalars(select(ids).select_from(func.generate_series(1, n))))
+
+
+def wrong_digest(session: Session, project_id: int) -> int | None:
+    """The first comparison whose digest is not its own (`PairRecord.digest`): imports would add judgments to it that
+    are about another pair."""
+    query = text(
+        """
+        SELECT c.id
+        FROM comparison c
+        JOIN prompt p ON p.id = c.prompt_id
+        JOIN completion a ON a.id = c.completion_a_id
+        JOIN completion b ON b.id = c.completion_b_id
+        WHERE c.project_id = :project_id AND c.digest <> encode(sha256(
+            convert_to(p.digest, 'UTF8') || '\\x00'
+            || convert_to(a.text, 'UTF8') || '\\x00'
+            || convert_to(b.text, 'UTF8') || '\\x00'
+            || convert_to(coalesce(c.external_id, ''), 'UTF8')
+        ), 'hex')
+        ORDER BY c.id LIMIT 1
+        """
+    )
+    return session.scalar(query, {"project_id": project_id})

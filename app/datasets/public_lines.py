@@ -13,6 +13,7 @@ from app.datasets.fields import (
     Person,
     Preference,
     Rating,
+    Tag,
     Tags,
     Text,
     answer,
@@ -285,7 +286,7 @@ class HelpSteerPairLine(Line):
     first: Text = Field(validation_alias=AliasChoices("response1", "response_1"))
     second: Text = Field(validation_alias=AliasChoices("response2", "response_2"))
     preference: Preference = Field(validation_alias=AliasChoices("overall_preference", "preference_strength"))
-    domain: Text = ""
+    domain: Tag = ""
     split: Literal["train", "validation"] | None = None
 
     @classmethod

@@ -66,7 +66,7 @@ def import_files(
     with _uploaded(request, sent) as (form, files, options):
         if form.previewed and form.previewed != _fingerprint(files, options):
             raise Conflict("The files or the options are not those of the preview.", "Preview them again, then import.")
-        if full := full_import.only(files):
+        if full := full_import.only(files, Bounds(options.max_bytes)):
             bounds = Bounds(options.max_bytes)
             made = full_import.restore(session, full, service.no_progress, actor_id=admin.id, bounds=bounds)
             return redirect(f"/projects/{made.project.slug}/data")
@@ -87,7 +87,7 @@ def show_preview(
 ) -> Response:
     """What an import of these files would do. Nothing is written."""
     with _uploaded(request, sent) as (_, files, options):
-        if full := full_import.only(files):
+        if full := full_import.only(files, Bounds(options.max_bytes)):
             # Imported here and taken back: what is refused is told now.
             with session.begin_nested() as trial:
                 made = full_import.restore(session, full, service.no_progress, bounds=Bounds(options.max_bytes))

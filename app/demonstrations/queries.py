@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from app.demonstrations.forms import AskForm, DemonstrationFilter
+from app.domain.slices import MOST_LISTED
 from app.models import Completion, Demonstration, DemonstrationEvent, DemonstrationTask, Project, Prompt, Rubric, User
 
 PAGE = 50
@@ -261,7 +262,9 @@ class Slices(NamedTuple):
 
 def slices(session: Session, project_id: int) -> Slices:
     def values(tag: InstrumentedAttribute[str] | InstrumentedAttribute[str | None]) -> list[str]:
-        found = select(tag).where(Prompt.project_id == project_id, tag != "").distinct().order_by(tag)
+        found = (
+            select(tag).where(Prompt.project_id == project_id, tag != "").distinct().order_by(tag).limit(MOST_LISTED)
+        )
         return [value for value in session.scalars(found) if value]
 
     return Slices(values(Prompt.domain), values(Prompt.safety_category))
@@ -305,6 +308,9 @@ def next_pending(session: Session, project_id: int, after: int) -> int | None:
     return session.scalar(pending.where(Demonstration.id != after).order_by(*order).limit(1))
 
 
+MOST_EVENTS = 20  # each is shown with all that it changed, and an author may change a text as often as they like
+
+
 class Event(NamedTuple):
     """What was done to a demonstration, by whom, and the text as it stood until then."""
 
@@ -316,7 +322,7 @@ class Event(NamedTuple):
 
 
 def events(session: Session, demonstration_id: int) -> list[Event]:
-    """What was done to it since it was sent, the earliest first."""
+    """What was done to it since it was sent, the earliest first; of very much the newest `MOST_EVENTS`."""
     found = (
         select(
             DemonstrationEvent.action,
@@ -327,6 +333,7 @@ def events(session: Session, demonstration_id: int) -> list[Event]:
         )
         .join(User, User.id == DemonstrationEvent.actor_id)
         .where(DemonstrationEvent.demonstration_id == demonstration_id)
-        .order_by(DemonstrationEvent.id)
+        .order_by(DemonstrationEvent.id.desc())
+        .limit(MOST_EVENTS)
     )
-    return [Event(*row) for row in session.execute(found)]
+    return [Event(*row) for row in session.execute(found)][::-1]

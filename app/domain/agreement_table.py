@@ -5,6 +5,7 @@ them occurs in it. The pairs of a ranking were answered at once and follow from 
 together, as one unit.
 """
 
+from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ PREFERENCES = np.arange(-4, 5)
 ASPECT_VALUES = np.arange(-1, 2)
 NOT_SAID = 9  # an aspect the labeler left out
 PAIRS = 100  # labelers' pairs that get figures, those that share most
+MOST_SLICES = 200  # of a kind: those of most comparisons; what is in others is in no slice of that kind
 PAIR_REPLICATES = 400  # their intervals are wide, and a hundred of them would cost more than the slices
 
 
@@ -99,10 +101,11 @@ def table(judgments: Judgments, replicates: int = REPLICATES) -> Table:
     whole = _by_part(units, everything, _kinds(units, everything), tied, rng, n)[0]
 
     tag = judgments.tag[units.order][units.starts]
-    has_tie = judgments.ties & (np.bincount(tag, minlength=len(judgments.tags)) > 0)
+    n_of_tag = np.bincount(tag, minlength=len(judgments.tags))
+    has_tie = judgments.ties & (n_of_tag > 0)
     newest = np.zeros(len(units.first), dtype=np.int64)
     np.maximum.at(newest, units.answers.draw[units.answers.unit], judgments.week[units.order])
-    named = {name: _numbered([getattr(tags, name) for tags in judgments.tags]) for name in Tags._fields}
+    named = {name: _numbered([getattr(tags, name) for tags in judgments.tags], n_of_tag) for name in Tags._fields}
     parts = {name: number[tag] for name, (_, number) in named.items()} | {"week": newest[units.answers.draw]}
     with_tie: dict[str, Container[int]] = {name: set(number[has_tie].tolist()) for name, (_, number) in named.items()}
     with_tie["week"] = range(int(newest.max()) + 1) if judgments.has_tie else ()
@@ -173,9 +176,13 @@ def _counts(unit: NDArray[np.int64], value: NDArray[np.int64], units: int, value
     return np.bincount(unit * values + value, minlength=units * values).reshape(units, values)
 
 
-def _numbered(values: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
-    """The distinct values and each one's number; -1 for ''."""
-    found = sorted(set(values) - {""})
+def _numbered(values: Sequence[str], times: NDArray[np.int64]) -> tuple[list[str], NDArray[np.int64]]:
+    """The distinct values and each one's number; -1 for '' and for what is rarer than `MOST_SLICES` others."""
+    seen: Counter[str] = Counter()
+    for value, n in zip(values, times.tolist(), strict=True):
+        seen[value] += n
+    del seen[""]
+    found = sorted(sorted(seen, key=lambda value: (-seen[value], value))[:MOST_SLICES])
     numbers = {value: number for number, value in enumerate(found)}
     return found, np.fromiter((numbers.get(value, -1) for value in values), dtype=np.int64, count=len(values))
 

@@ -1,5 +1,7 @@
 """Slices: the named parts of the data that every measure is also shown for, such as `domain=safety`."""
 
+# Values of a tag that a page lists to choose from: a data set may have another one on each row.
+MOST_LISTED = 500
 NAMES = ("domain", "difficulty", "safety_category", "split")
 
 

@@ -6,6 +6,7 @@ from sqlalchemy import ColumnElement, column, exists, func, select
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import Session
 
+from app.domain.slices import MOST_LISTED
 from app.models import Comparison, Completion, ModelVersion, Project, Prompt
 from app.prompts.forms import PromptFilter
 
@@ -73,7 +74,7 @@ def listing(session: Session, project: Project, wanted: PromptFilter) -> Listing
 
 def domains(session: Session, project: Project) -> list[str]:
     found = select(Prompt.domain).where(Prompt.project_id == project.id, Prompt.domain != "")
-    return list(session.scalars(found.distinct().order_by(Prompt.domain)))
+    return list(session.scalars(found.distinct().order_by(Prompt.domain).limit(MOST_LISTED)))
 
 
 def in_project(session: Session, project: Project, prompt_id: int) -> Prompt | None:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Select, and_, case, exists, func, or_, select
 from sqlalchemy.orm import Session
 
+from app.domain.slices import MOST_LISTED
 from app.models import ModelVersion, Project, Prompt, RedTeamAttempt, Run, User
 from app.queue import has_worker
 from app.red_team.forms import AttemptFilter
@@ -167,12 +168,13 @@ def categories(session: Session, project_id: int) -> list[str]:
     """Safety categories of the project's prompts and attempts."""
     of_prompts = select(Prompt.safety_category).where(Prompt.project_id == project_id, Prompt.safety_category != "")
     of_attempts = select(RedTeamAttempt.safety_category).where(RedTeamAttempt.project_id == project_id)
-    return sorted(session.scalars(of_prompts.union(of_attempts)))
+    both = of_prompts.union(of_attempts).order_by("safety_category").limit(MOST_LISTED)
+    return sorted(session.scalars(both))
 
 
 def domains(session: Session, project_id: int) -> list[str]:
     found = select(Prompt.domain).where(Prompt.project_id == project_id, Prompt.domain != "")
-    return list(session.scalars(found.distinct().order_by(Prompt.domain)))
+    return list(session.scalars(found.distinct().order_by(Prompt.domain).limit(MOST_LISTED)))
 
 
 def count_states(session: Session, project: Project) -> dict[str, int]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
+from app.domain.slices import MOST_LISTED
 from app.models import (
     Adjudication,
     AuditEvent,
@@ -200,12 +201,13 @@ def replacement(session: Session, comparison_id: int) -> int | None:
 
 def domains(session: Session, project_id: int) -> list[str]:
     found = select(Prompt.domain).where(Prompt.project_id == project_id, Prompt.domain != "")
-    return list(session.scalars(found.distinct().order_by(Prompt.domain)))
+    return list(session.scalars(found.distinct().order_by(Prompt.domain).limit(MOST_LISTED)))
 
 
 def safety_categories(session: Session, project_id: int) -> list[str]:
     found = select(Prompt.safety_category).where(Prompt.project_id == project_id, Prompt.safety_category.is_not(None))
-    return [category for category in session.scalars(found.distinct().order_by(Prompt.safety_category)) if category]
+    found = found.distinct().order_by(Prompt.safety_category).limit(MOST_LISTED)
+    return [category for category in session.scalars(found) if category]
 
 
 def versions(session: Session, project_id: int) -> list[Rubric]:

@@ -26,16 +26,17 @@ class Response(NamedTuple):
 _ASKED = (Prompt.split == "train",)
 
 
-def next_response(session: Session, project_id: int, labeler_id: int, turn: int) -> Response | None:
+def next_response(session: Session, project_id: int, labeler_id: int, seed: int) -> Response | None:
     """A response that nobody has given a thumb yet; none if there is none.
 
     The order is by chance. Were the present policy's first, labelers could tell the new response in a comparison.
 
     Args:
-        turn: others come first with another one. People get theirs in orders of their own.
+        seed: of the order, in 64 bits. Whoever knows it can work out the responses' numbers from what comes first, and
+            so which one is newer.
     """
     given, mine = aliased(Thumb), aliased(Thumb)
-    order = func.hashint8extended(Completion.id, literal(labeler_id * 1_000_003 + turn, BigInteger))
+    order = func.hashint8extended(Completion.id, literal(seed, BigInteger))
     found = (
         select(Completion.id, Completion.text, Prompt)
         .join(Prompt, Prompt.id == Completion.prompt_id)

@@ -34,7 +34,8 @@ def desk(
     before = queries.last(session, project.id, labeler.id)
     response, thumb = before if last and before else (None, None)
     if asks and not closed and response is None:
-        response = queries.next_response(session, project.id, labeler.id, turn)
+        seed = service.order(request.app.state.settings.signing_key, labeler, turn)
+        response = queries.next_response(session, project.id, labeler.id, seed)
     answer = page(
         request,
         "thumbs/page.html",

@@ -1,5 +1,7 @@
 """Thumbs: people say of one response alone whether they like it. KTO learns from them."""
 
+import hmac
+
 from sqlalchemy.orm import Session
 
 from app.errors import Forbidden, Gone
@@ -13,6 +15,12 @@ from app.thumbs.forms import ThumbForm
 def asks(project: Project) -> bool:
     """Whether the project wants thumbs."""
     return LabelingSettings.model_validate(project.labeling).thumbs
+
+
+def order(key: bytes, labeler: User, turn: int) -> int:
+    """The secret seed of the order in which a labeler is asked; others come first in another turn."""
+    drawn = hmac.digest(key, f"thumbs:{labeler.id}:{turn}".encode(), "sha256")
+    return int.from_bytes(drawn[:8], signed=True)
 
 
 def give(session: Session, project: Project, labeler: User, form: ThumbForm) -> Thumb:

@@ -1,16 +1,21 @@
 """Guessing passwords: every attempt counts before its password is looked at, waits grow, and nobody is locked out."""
 
+import asyncio
+import re
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
+import httpx
 import pytest
+from fastapi import FastAPI
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.accounts import attempts, service
-from app.accounts.access import BROWSER_COOKIE
+from app.accounts.access import BROWSER_COOKIE, HASHED_AT_ONCE
 from app.models import SigninFailure, User
 from tests.conftest import SignedIn
 
@@ -86,6 +91,43 @@ def test_many_guesses_at_once_look_at_no_more_passwords_than_guesses_one_after_a
         answers = list(pool.map(guess, range(24)))
     assert len(looked_at) <= 10
     assert sorted(set(answers)) == [422, 429]
+
+
+def test_few_passwords_are_looked_at_at_once(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eighty visitors at once took 2 GB and all threads for 24 s."""
+    now, most = 0, 0
+    guard = threading.Lock()
+
+    class Slow:
+        def verify(self, _password: str, _hash: str) -> bool:
+            nonlocal now, most
+            with guard:
+                now += 1
+                most = max(most, now)
+            time.sleep(0.05)
+            with guard:
+                now -= 1
+            return False
+
+    monkeypatch.setattr(service, "_passwords", Slow())
+
+    async def guess(n: int) -> int:
+        # As a browser of its own, in one event loop with the others.
+        transport = httpx.ASGITransport(app, client=(f"198.51.100.{n}", 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as client:
+            page = (await client.get("/sign-in")).text
+            form = {
+                "email": f"{n}@example.org",
+                "password": "guess",
+                "csrf_token": re.findall(r'name="csrf_token" value="(\w+)"', page)[0],
+            }
+            return (await client.post("/sign-in", data=form)).status_code
+
+    async def all_at_once() -> list[int]:
+        return await asyncio.gather(*(guess(n) for n in range(8)))
+
+    assert asyncio.run(all_at_once()) == [422] * 8
+    assert 1 <= most <= HASHED_AT_ONCE
 
 
 def test_waits_double_up_to_a_longest_one_and_end(session: Session, ada: User) -> None:

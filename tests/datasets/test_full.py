@@ -16,6 +16,7 @@ from app.datasets.full_import import restore
 from app.datasets.reading import ImportFile
 from app.datasets.service import no_progress
 from app.errors import Conflict, InvalidInput
+from app.judging import RubricContent
 from app.labeling.settling import settle
 from app.models import Adjudication, AgreementTally, Comparison, Completion, Project, Ranking, Thumb
 from tests import factories
@@ -52,7 +53,8 @@ COMPARISON = st.fixed_dictionaries(
 
 def build(session: Session, holds: list[dict[str, Any]]) -> Project:
     project = factories.project(session, review_threshold=0.7, labeling={"consensus": "strength_weighted"})
-    rubrics = [factories.rubric(session, project, version=version, strengths=version + 2) for version in (1, 2)]
+    asked = RubricContent(guideline="Prefer the better answer.").model_dump(mode="json", exclude={"strengths"})
+    rubrics = [factories.rubric(session, project, version=n, strengths=n + 2, **asked) for n in (1, 2)]
     kinds = ("person", "imported", "simulated", "ai_judge")
     people = [factories.user(session, kind=kind, name="Zoë") for kind in kinds]
     for n, each in enumerate(holds):
@@ -176,6 +178,15 @@ def test_what_removed_labelers_gave_is_not_exported(session: Session, tmp_path: 
         ("comparison", {"number": 2}, "its number must be 1"),
         ("comparison", {"state": "adjudicated"}, "has a verdict if, and only if"),
         ("comparison", {"response_b": 1}, "contradicts itself"),
+        ("comparison", {"digest": "0" * 64}, "comparison 1 has the digest of another one"),
+        ("prompt", {"domain": "d" * 201}, "domain: String should have at most 200"),
+        ("prompt", {"messages": [{"role": "user", "content": 5}]}, "content: Input should be a valid string"),
+        ("prompt", {"messages": [{"role": "user"}]}, "a message without a role or content"),
+        ("prompt", {"messages": [{"role": "user", "content": "a", "tool_calls": "b"}]}, "tool_calls"),
+        ("judgment", {"aspects": {"charm": 1}}, "rubric version 2 has no aspect charm"),
+        ("judgment", {"flags": ["rude"]}, "rubric version 2 has no flag rude"),
+        ("judgment", {"flags": ["broken", "broken"]}, "names one flag twice"),
+        ("labeler", {"name": "\u200b"}, "name: Value should have at least 1 item"),
         ("response", {"prompt": 1, "secret": "x"}, "secret"),
         ("rubric", {"record": "project"}, "full.jsonl, line 2"),
     ],
@@ -191,6 +202,16 @@ def test_a_file_that_contradicts_itself_changes_nothing(
     with pytest.raises(InvalidInput, match=reason):
         restore(session, ImportFile(path, "full.jsonl"), no_progress)
     assert session.scalar(select(func.count()).select_from(Project)) == 1
+
+
+def test_an_aspect_is_on_the_rubrics_scale(session: Session, tmp_path: Path) -> None:
+    """Else the pages of agreement count a step that is not there."""
+    path = tmp_path / "full.jsonl"
+    lines = export(session, build(session, [held() | {"version": 1}]), path)
+    next(line for line in lines if line["record"] == "judgment")["aspects"] = {"style": -4}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(InvalidInput, match="preference -4 is outside rubric version 1's -3 to 3"):
+        restore(session, ImportFile(path, "full.jsonl"), no_progress)
 
 
 def test_a_taken_address_is_refused_or_numbered(session: Session, tmp_path: Path) -> None:

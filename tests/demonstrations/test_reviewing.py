@@ -14,7 +14,7 @@ from app.artifacts import ArtifactStore
 from app.demonstrations import asking_queries, queries, service, views
 from app.demonstrations.forms import AskForm, DemonstrationFilter
 from app.errors import Conflict, InvalidInput, NotFound
-from app.models import AuditEvent, DemonstrationTask, Prompt, Snapshot
+from app.models import AuditEvent, DemonstrationEvent, DemonstrationTask, Prompt, Snapshot
 from app.rounds import service as rounds
 from tests import factories
 from tests.demonstrations.desk import answer, decision, task, tasks
@@ -146,6 +146,21 @@ def test_changes_of_author_and_reviewer_are_told_apart(session: Session) -> None
 
     assert marked(reviewer) == [("removed", "mat"), ("added", "rug")]
     assert marked(author) == [("removed", "cat"), ("added", "dog")]
+
+
+def test_of_a_text_that_was_changed_very_often_the_newest_changes_are_shown(session: Session) -> None:
+    """Each is compared with the one before it: a thousand made a page of 20 MB that took half a minute."""
+    author = factories.user(session)
+    written = factories.demonstration(session, factories.prompt(session, factories.project(session)), "The last one.")
+    for n in range(25):
+        session.add(
+            DemonstrationEvent(
+                demonstration_id=written.id, actor_id=author.id, action="revised", note="", text=f"Number {n}."
+            )
+        )
+        session.flush()
+    events = queries.events(session, written.id)
+    assert [event.text for event in events] == [f"Number {n}." for n in range(5, 25)]
 
 
 # ---- asking ----------------------------------------------------------------------------------------------------------

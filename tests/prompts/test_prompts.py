@@ -1,5 +1,6 @@
 """Prompts: their digest and form, and the pages to browse them."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -138,3 +139,19 @@ def test_a_project_without_prompts_says_where_they_come_from(session: Session, s
     project = factories.project(session)
     session.commit()
     assert f'href="/projects/{project.slug}/data"' in sign_in("admin").get(f"/projects/{project.slug}/prompts").text
+
+
+def test_a_page_lists_so_many_values_of_a_tag_and_no_more(session: Session, sign_in: Callable[..., Any]) -> None:
+    project = factories.project(session)
+    factories.rubric(session, project)
+    about = {"project_id": project.id, "messages": [USER]}
+    names = [f"a tag with the number {n}" for n in range(2000)]
+    rows = [about | {"digest": name, "domain": name, "safety_category": name} for name in names]
+    session.execute(insert(Prompt), rows)
+    session.commit()
+    client = sign_in("admin", "labeler")
+    for address in ("prompts", "review", "review/relabel", "demonstrations/ask", "red-team"):
+        page = client.get(f"/projects/{project.slug}/{address}")
+        assert page.status_code == 200
+        named = set(re.findall(r"a tag with the number \d+", page.text))
+        assert len(named) < 700, (address, len(named))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import BigInteger, func, literal, select
 from sqlalchemy.orm import Session
 
 from app.labelers import service as labelers
@@ -58,6 +58,23 @@ def test_each_response_gets_a_thumb_and_a_changed_mind_replaces_it(
     labeler.post(url, asked | {"liked": "true"})
     before, after = thumbs(session)
     assert (before.superseded_for, after.liked, after.superseded_at) == ("edited", True, None)
+
+
+def test_the_order_cannot_be_worked_out(session: Session, project: Project, sign_in: Callable[..., Any]) -> None:
+    """It followed from numbers that labelers know: what came first in some turns told which response is the newer."""
+    prompt = factories.prompt(session, project)
+    texts = {factories.completion(session, prompt, text).id: text for text in ("Seven.", "Eight.", "Nine.")}
+    session.commit()
+    labeler = sign_in("labeler")
+    first, guessed = [], []
+    for turn in range(24):
+        page = labeler.get(f"/projects/{project.slug}/thumbs?turn={turn}").text
+        first.append(next(text for text in texts.values() if text in page))
+        known = literal(labeler.user.id * 1_000_003 + turn, BigInteger)
+        hashed = {id_: session.scalar(select(func.hashint8extended(id_, known))) for id_ in texts}
+        guessed.append(texts[min(hashed, key=lambda id_: hashed[id_] or 0)])
+    assert set(first) == set(texts.values())
+    assert sum(a == b for a, b in zip(first, guessed, strict=True)) < 20
 
 
 def test_the_gate_holds_for_thumbs(session: Session, project: Project, sign_in: Callable[..., Any]) -> None:
