@@ -5,6 +5,7 @@ no part of what was said. Everything else is kept as it is, spaces and line brea
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
 Turns = tuple[tuple[str, str], ...]  # (role, text)
@@ -147,7 +148,11 @@ def common_beginning(first: str, second: str) -> tuple[str, str, str]:
 
     TRL reads two texts without a prompt so (`extract_prompt`), but may part them within a word.
     """
-    n = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
-    while n and not (n < min(len(first), len(second)) and first[n].isspace() and second[n].isspace()):
-        n -= 1
+    shorter = min(len(first), len(second))
+    # By slices, of which a few are compared at once: one by one, characters of a long line would hold up a thread.
+    n = bisect_left(range(shorter), True, key=lambda k: first[: k + 1] != second[: k + 1])
+    if n == shorter or not (first[n].isspace() and second[n].isspace()):
+        same = first[:n]
+        n -= 1 if same[-1:].isspace() else len((same.rsplit(maxsplit=1) or [""])[-1]) + 1
+        n = max(n, 0)
     return first[:n], first[n:], second[n:]
