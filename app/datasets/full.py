@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from app.datasets.moments import Moment
 from app.judging import LabelingSettings, RubricContent
 from app.specs import Generation
 from app.typed import CleanLine
@@ -163,7 +164,7 @@ class JudgmentLine(Line):
     rationale: str
     shown_first: Literal["a", "b"] | None
     duration_ms: Natural | None
-    submitted_at: datetime
+    submitted_at: Moment
     superseded_at: datetime | None
     superseded_for: Literal["edited", "undone", "relabeled"] | None
 
