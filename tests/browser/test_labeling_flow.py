@@ -85,7 +85,7 @@ def test_a_long_conversation_shows_its_last_turn_and_the_system_prompt_on_demand
     session.commit()
     page = open_desk(open_page, project)
     expect(page.get_by_text("And now?")).to_be_in_viewport()
-    expect(page.get_by_text("user said 0.")).not_to_be_in_viewport()
+    expect(page.get_by_text("user said 0.").filter(visible=True)).not_to_be_in_viewport()
     expect(page.get_by_text("Be terse.")).to_be_hidden()
     press(page, "p")
     expect(page.get_by_text("Be terse.")).to_be_in_viewport()
