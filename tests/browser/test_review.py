@@ -294,7 +294,7 @@ def test_texts_cannot_inject_or_break_the_page(session: Session, open_page: Call
         assert page.evaluate("document.documentElement.scrollWidth") <= width, path
         assert page.locator("main img, main i, main u, main script").count() == 0
     expect(page.get_by_text(hostile)).to_be_visible()
-    expect(page.get_by_text("<script>document.title='x'</script>")).to_be_visible()
+    expect(page.get_by_text("<script>document.title='x'</script>").filter(visible=True)).to_have_count(1)
 
 
 def test_names_turn_no_words_around_them(session: Session, open_page: Callable[..., Page]) -> None:
@@ -342,4 +342,4 @@ def test_no_formula_crashes_the_page(session: Session, open_page: Callable[..., 
     page.goto(f"/projects/{project.slug}/review/{row.id}")
     expect(page.locator(".response .katex")).to_have_count(2)  # those that mean no harm
     assert page.evaluate("document.body.offsetHeight") > 0
-    expect(page.locator(".response .math").first).to_contain_text("x")
+    expect(page.locator(".response").first.get_by_text("x}").filter(visible=True)).to_have_count(1)
