@@ -23,18 +23,6 @@ def usable(spec: RewardSpec, encoded: EncodedPairs) -> tuple[list[Pair], list[Pa
     return kept, ties, (*encoded.dropped, *describe_left_out(left_out, "comparisons"))
 
 
-def prompts_in_both(train_pairs: Sequence[Pair], heldout: Sequence[Pair]) -> tuple[str, ...]:
-    """A note where held-out comparisons are not of new prompts: the service keeps them apart, other files may not."""
-    trained_on = {str(pair.row.messages) for pair in train_pairs}
-    known = sum(str(pair.row.messages) in trained_on for pair in heldout)
-    if not known:
-        return ()
-    return (
-        f"{known} of {len(heldout)} held-out comparisons are of prompts that were trained on: held-out figures are "
-        "better than those on new prompts would be.",
-    )
-
-
 def require_targets(spec: RewardSpec, pairs: Sequence[Pair], dropped: Sequence[str]) -> None:
     """Raises InvalidInput unless enough pairs have a winner, in each aspect too, and heads' names differ.
 

@@ -198,7 +198,7 @@ def test_labels_that_say_nothing_are_not_learned_by_heart_into_the_accuracy(
     generator = torch.Generator().manual_seed(0)
     lots = torch.rand(80, generator=generator).tolist()
     rows = [
-        row.model_copy(update={"p_b": 0.95 if lot < 0.5 else 0.05})
+        row.model_copy(update={"p_b": 0.95, "preference": 3.0} if lot < 0.5 else {"p_b": 0.05, "preference": -3.0})
         for row, lot in zip(separable_pairs(80, 0), lots, strict=True)
     ]
     spec = spec_of(

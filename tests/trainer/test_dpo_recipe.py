@@ -202,8 +202,10 @@ def test_a_step_is_that_of_the_formula_with_every_rows_own_weight_and_label(
 ) -> None:
     """Loss and gradient of one step on all rows, in small microbatches, against plain autograd in float64."""
     rows = [
-        row.model_copy(update={"weight": 0.5 + i % 3, "p_b": (0.6, 0.9, 0.3, 0.05)[i % 4]})
-        for i, row in enumerate(separable_pairs(22, 0))
+        row.model_copy(update={"weight": 0.5 + i % 3, "p_b": p_b, "preference": 3.0 if p_b > 0.5 else -3.0})
+        for (i, row), p_b in zip(
+            enumerate(separable_pairs(22, 0)), itertools.cycle((0.6, 0.9, 0.3, 0.05)), strict=False
+        )
     ]
     singles = [row.model_copy(update={"weight": 1.0 + row.id % 4}) for row in thumbs(7)] if loss == "kto" else []
     changes: dict[str, object] = {"soft_labels": True}
@@ -376,7 +378,7 @@ def test_kto_learns_to_avoid_both_where_neither_is_any_good(
     # Most said both bad: as a tie; with one voice for B; too few said it; and a held-out one.
     said = [(0, 1.0, 0.5), (1, 2 / 3, 0.625), (2, 0.5, 0.9), (30, 1.0, 0.5)]
     for i, both_bad, p_b in said:
-        rows[i] = rows[i].model_copy(update={"both_bad": both_bad, "p_b": p_b})
+        rows[i] = rows[i].model_copy(update={"both_bad": both_bad, "p_b": p_b, "preference": 3.0})
     snapshot = write_rows(tmp_path / "snapshot.jsonl", rows)
     encoder = ChatEncoder(AutoTokenizer.from_pretrained(tiny_ref.base), 256)
     kinds = {}
@@ -557,7 +559,9 @@ def test_ties_are_left_out_by_name_and_full_weights_train(
     loss: str, tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path
 ) -> None:
     tied = [
-        row.model_copy(update={"p_b": 0.5, "comparison_id": 900 + i, "split": split})
+        row.model_copy(
+            update={"p_b": 0.5, "comparison_id": 900 + i, "split": split, "messages": user(f"The {split} one?")}
+        )
         for i, (row, split) in enumerate(zip(separable_pairs(2, 0), ("heldout", "train"), strict=True))
     ]
     snapshot = write_rows(tmp_path / "snapshot.jsonl", tied + separable_pairs(24, 0))

@@ -243,7 +243,7 @@ def test_what_a_kill_left_half_written_goes_when_the_run_goes_on(tmp_path: Path)
 def _die_while_saving(root: Path) -> None:
     import trainer.checkpoints
 
-    def die(*_: object) -> str:
+    def die(*_: object, **__: object) -> str:
         os.kill(os.getpid(), signal.SIGKILL)
         return ""
 

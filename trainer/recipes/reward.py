@@ -56,7 +56,7 @@ from trainer.reward_report import (
     statistics,
     views_of,
 )
-from trainer.reward_rows import prompts_in_both, require_targets, usable
+from trainer.reward_rows import require_targets, usable
 from trainer.reward_said import (
     Said,
     disagreement,
@@ -107,7 +107,7 @@ def train(
     require_targets(spec, train_pairs, dropped)
     elements, heldout_elements = elements_of(train_pairs), elements_of(heldout)
     folds, fold_notes = folds_of(spec, train_pairs, elements)
-    notes = (*notes_on(tokenizer), *prompts_in_both(train_pairs, heldout), *fold_notes)
+    notes = (*notes_on(tokenizer), *fold_notes)
 
     # 2. Model: the policy's trunk with new heads; the seed fixes heads, adapters, bootstrap, folds, the order of rows.
     seed_everything(spec.seed)
