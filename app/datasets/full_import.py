@@ -143,6 +143,7 @@ def restore(
     counts = Counter({kind: n for kind, n in reader.counts.items() if n})
     audit(session, actor_id, "project.restored", reader.project.id, file=file.name, lines=dict(counts))
     session.flush()
+    queries.refresh_statistics(session, counts.total())
     return Restored(reader.project, counts)
 
 

@@ -231,6 +231,7 @@ def carry_out(
         session.flush()
     audit(session, actor_id, "data.imported", project.id, files=names, added=dict(added))
     session.flush()
+    queries.refresh_statistics(session, added.total())
     return ImportReport(
         files=planned.files,
         added=added,

@@ -11,9 +11,10 @@ from typing import Any
 import krippendorff
 import numpy as np
 import pytest
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import Session
 
+from app.datasets import queries
 from app.datasets.reading import ImportFile, find_files
 from app.datasets.service import ImportOptions, ImportRefused, ImportReport, import_files, project_for_import
 from app.db import make_session_factory
@@ -531,3 +532,12 @@ def test_the_first_and_last_times_that_can_be_are_taken_and_shown(
     client = sign_in("admin")
     for page in ("labelers", f"labelers/{labeler_id}", "agreement", "data", ""):
         assert client.get(f"/projects/{project.slug}/{page}".rstrip("/")).status_code == 200, page
+
+
+def test_the_planner_is_told_of_rows_that_came_in_bulk(
+    session: Session, put: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queries, "MANY", 10)
+    put(*(pair(prompt=f"Question {n}?", pair_id=f"p{n}") for n in range(12)))
+    known = text("SELECT reltuples FROM pg_class WHERE relname = 'comparison'")
+    assert session.scalar(known) == 12
