@@ -19,8 +19,8 @@ class Computed(NamedTuple, Generic[T]):
 class Kept(Generic[T]):
     """Values that took long, kept for twenty times what they cost: a busy page costs a twentieth of a core at most.
 
-    What takes less than a second is computed anew each time. Of the others the newest `MOST` are kept: each is as large
-    as a page of figures.
+    A value that takes less than a second is computed again each time. Of the others the newest `MOST` stay, as each is
+    as large as a page of figures.
     """
 
     MOST = 32

@@ -28,7 +28,7 @@ MAX_JSON = 256 << 20
 MAX_FIELDS = 1000
 MAX_ENTRIES = 10_000  # of a list or an object in a field
 
-_SPACES = re.compile(r"\s*")
+_NOT_SPACE = re.compile(r"\S")
 _TOO_LONG = f"is longer than {MAX_LINE >> 20} MB, so it was not read"
 _OTHERS = {
     b"PK\x03\x04": "a ZIP archive or an Excel workbook: unpack it, or save the sheet as CSV (UTF-8)",
@@ -223,7 +223,8 @@ def _json_rows(stream: io.BufferedReader, name: str, *, in_list: bool, read_befo
 
 def _skip(text: str, place: int, mark: str) -> int:
     """The place behind spaces and one mark."""
-    place = _SPACES.match(text, place).end()  # type: ignore[union-attr]  # it always matches
+    found = _NOT_SPACE.search(text, place)
+    place = found.start() if found else len(text)
     if mark and place < len(text) and text[place] == mark:
         return _skip(text, place + 1, "")
     return place

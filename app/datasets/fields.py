@@ -94,7 +94,7 @@ def _named(value: object) -> object:
 
 Text = Annotated[str, AfterValidator(storable)]
 Name = Annotated[str, Field(max_length=200), AfterValidator(storable), AfterValidator(not_blank)]
-# Of whoever judged or wrote: the same name is the same person however it was typed.
+# The name of somebody who judged or wrote. Two ways to type one name are one person.
 Person = Annotated[
     str, Field(max_length=200), AfterValidator(storable), AfterValidator(one_line), AfterValidator(not_blank)
 ]
@@ -111,7 +111,7 @@ Rating = Annotated[float, Field(allow_inf_nan=False)]
 
 
 def of_different_people(choices: object) -> object:
-    """Of two spellings of one name in an object the later would silently count."""
+    """Refuse an object that names one labeler in two spellings: only the later answer would count."""
     if isinstance(choices, dict) and len({one_line(str(name)) for name in choices}) < len(choices):
         raise ValueError("names one labeler twice")
     return choices

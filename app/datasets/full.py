@@ -20,7 +20,7 @@ Step = Annotated[int, Field(ge=-4, le=4, strict=True)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[CleanLine, Field(min_length=1, max_length=500)]
 Tag = Annotated[str, Field(max_length=200)]
-# Of a message: a field that no page shows would be trained on all the same.
+# The fields a message may have. Any other would be trained on although no page shows it.
 MessageField = Literal["role", "content"]
 
 

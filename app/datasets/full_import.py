@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sqlalchemy.exc import DataError, IntegrityError
@@ -119,7 +120,7 @@ def restore(
     reader: _Reader | None = None
     try:
         with session.begin_nested():
-            tell = lambda done, total: progress(f"reading {file.name}", done, total)  # noqa: E731
+            tell = partial(progress, f"reading {file.name}")
             for number, values in rows(file.path, file.name, bounds or Bounds(), tell):
                 if values is None:
                     continue
@@ -200,8 +201,8 @@ class _Reader:
         self.ids: dict[str, list[int]] = {kind: [] for kind in TABLES}  # by number, from 1
         self.kind = "project"
         self.waiting: list[tuple[AnyLine, dict[str, Any]]] = []
-        # What the lines below are checked against, by number: prompt of a response, rubric version of a comparison,
-        # what a rubric version asks.
+        # Later lines are checked against these, by number: the prompt of each response, the rubric version of each
+        # comparison, and what each rubric version asks.
         self.prompt_of: list[int] = []
         self.rubric_of: list[int] = []
         self.rubrics: list[RubricContent] = []

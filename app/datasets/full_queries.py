@@ -45,7 +45,7 @@ def rubrics(session: Session, project_id: int) -> list[Rubric]:
 
 
 def labelers(session: Session, project_id: int) -> Iterator[Row]:
-    """Who is named on any of the other lines."""
+    """Everybody whom another line of the export names."""
     compared = select(Comparison.id).where(Comparison.project_id == project_id)
     ids = union(
         select(Judgment.labeler_id).where(Judgment.comparison_id.in_(compared), _not_removed(Judgment.superseded_for)),

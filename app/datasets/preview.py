@@ -25,7 +25,12 @@ SIDES = {-1: "A is better", 0: "a tie", 1: "B is better"}
 
 @dataclass(frozen=True)
 class PreviewRow:
-    """A line of a file and what becomes of it. texts: (name, text). refused: why it is not imported; empty if it is."""
+    """A line of a file, and what an import would make of it.
+
+    Attributes:
+        texts: (name, text) of each text that would be imported.
+        refused: why the line would not be imported; empty if it would.
+    """
 
     line: int
     becomes: str

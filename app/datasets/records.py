@@ -15,7 +15,7 @@ MAX_RANKED = 20  # responses to one prompt: they make 190 pairs
 
 
 class Labeler(NamedTuple):
-    """Whoever judged: a person of the data set's (imported), or an AI judge (ai_judge). Each name of a kind is one."""
+    """Somebody who judged: a person named in the data set (imported), or an AI judge (ai_judge), told apart by name."""
 
     name: str
     kind: str = "imported"

@@ -134,7 +134,7 @@ def _add_comparisons(
         for digest, prompt, purpose in zip(digests, prompt_of, purposes, strict=True)
     ]
     rankings = _rankings(session, project, [(prompt.id, pair) for prompt, pair in zip(prompt_of, pairs, strict=True)])
-    # Of a ranking the first pair stands for all.
+    # Labelers are offered the first pair of a ranking; their answer is about all its pairs.
     first = {ranking: n for n, ranking in reversed(list(enumerate(rankings)))}
     rows = [
         {

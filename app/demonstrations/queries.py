@@ -322,7 +322,7 @@ class Event(NamedTuple):
 
 
 def events(session: Session, demonstration_id: int) -> list[Event]:
-    """What was done to it since it was sent, the earliest first; of very much the newest `MOST_EVENTS`."""
+    """The newest `MOST_EVENTS` things that were done to a demonstration since it was sent, the earliest first."""
     found = (
         select(
             DemonstrationEvent.action,

@@ -10,7 +10,7 @@ class Force(NamedTuple):
 
     Attributes:
         kl_budget: of methods that work in turns: see the specs' `kl_budget`.
-        kl_target: of PPO, RLOO and GRPO. They learn from the policy's own answers alone and get as far with less.
+        kl_target: of PPO, RLOO and GRPO, which have no phase on people's comparisons: half as much. Not measured.
     """
 
     label: str

@@ -83,8 +83,10 @@ def live_judgments(session: Session, comparison_ids: Collection[int], labeler_id
 
 
 def changeable(session: Session, judgments: Sequence[Judgment], since: timedelta) -> set[int]:
-    """Of the judgments' comparisons, those whose judgment stands, is not older than `since`, and was given after the
-    project's newest snapshot, and that no reviewer has touched.
+    """Ids of the comparisons whose judgment the labeler can still change.
+
+    It is one of `judgments`, stands, is not older than `since`, and was given after the project's newest snapshot; and
+    no reviewer has touched the comparison.
 
     Nothing else counts: neither what others said, nor whether the comparison is closed. So nobody learns from it how
     others answered, nor which of their answers was to a calibration item, which never closes.

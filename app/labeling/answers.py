@@ -21,7 +21,8 @@ from app.labeling.settling import settle
 from app.models import Comparison, Judgment, Lease, Project, Rubric, User
 from app.qualification import gate
 
-# How long an answer can be changed, whatever becomes of its comparison; a new round or a reviewer ends it earlier.
+# An answer can be changed for so long, open or closed as its comparison may be, unless a new round reads it or a
+# reviewer decides first.
 CHANGEABLE_FOR = timedelta(hours=1)
 
 
