@@ -9,12 +9,15 @@ from typing import Annotated
 import typer
 import uvicorn
 from pydantic import ValidationError
+from sqlalchemy.orm import Session
 
+from app.access import members
 from app.accounts import queries as account_queries
 from app.accounts import service as accounts
 from app.datasets.cli import export_command, import_command, undo_command
-from app.errors import NotFound, PrefloopError
+from app.errors import InvalidInput, NotFound, PrefloopError
 from app.logs import start_logging
+from app.models import Project
 from app.postgres import command_session, database, migrate, require_schema
 from app.rounds.cli import round_app
 from app.settings import Settings
@@ -88,44 +91,81 @@ def migrate_command(
     typer.echo("The schema is up to date.")
 
 
+ProjectOption = Annotated[str | None, typer.Option("--project", "-p", help="address (slug) of a project to be in")]
+RoleOption = Annotated[list[str] | None, typer.Option(help="in the project: labeler, admin or operator; repeat")]
+AdministratorOption = Annotated[bool, typer.Option("--administrator", help="of the service: makes projects, accounts")]
+
+
+@app.command("invite")
+def invite_command(
+    project: ProjectOption = None, role: RoleOption = None, administrator: AdministratorOption = False
+) -> None:
+    """Print a one-time link that invites somebody: into a project, or as an administrator of the service."""
+    settings = Settings()
+    if project is None and not administrator:
+        raise InvalidInput("The link would invite to nothing.", "Give --project and --role, or --administrator.")
+    with command_session(settings) as session:
+        token = accounts.create_link(
+            session,
+            created_by=None,
+            days=settings.link_days,
+            project_id=_project(session, project).id if project else None,
+            roles=role or [],
+            is_admin=administrator,
+        )
+    typer.echo(f"{settings.url}/join/{token}")
+
+
 @user_app.command("add")
 def user_add(
     email: str,
     name: Annotated[str, typer.Option(help="the name others see")],
-    role: Annotated[list[str], typer.Option(help="labeler, admin or operator; repeat for several")],
     password: Annotated[str, typer.Option(prompt=True, hide_input=True, envvar="PREFLOOP_NEW_PASSWORD")],
+    project: ProjectOption = None,
+    role: RoleOption = None,
+    administrator: AdministratorOption = False,
 ) -> None:
     """Add an account; asks for its password."""
+    if role and project is None:
+        raise InvalidInput("Roles are had in a project, and none is named.", "Give --project too.")
     with command_session(Settings()) as session:
-        accounts.create_user(session, email=email, name=name, password=password, roles=list(role))
+        user = accounts.create_user(session, email=email, name=name, password=password)
+        if administrator:
+            accounts.make_administrator(session, user, None)
+        if project is not None:
+            members.join(session, _project(session, project).id, user.id, role or [], None)
     typer.echo(f"{email} can sign in.")
 
 
 @user_app.command("link")
-def user_link(
-    email: Annotated[str | None, typer.Option(help="lets this person set a new password")] = None,
-    role: Annotated[list[str] | None, typer.Option(help="or: invites someone with this role; repeat")] = None,
-) -> None:
-    """Print a one-time link: to invite someone, or for someone who lost their password."""
+def user_link(email: str) -> None:
+    """Print a one-time link by which somebody who lost their password sets a new one."""
     settings = Settings()
     with command_session(settings) as session:
-        user = account_queries.user_by_email(session, accounts.normal_email(email)) if email else None
-        if email and user is None:
+        user = account_queries.user_by_email(session, accounts.normal_email(email))
+        if user is None:
             raise NotFound(f"{email} has no account.", "`prefloop user list` shows who has.")
-        roles: list[str] = [] if user else list(role or [])
-        token = accounts.create_link(
-            session, roles=roles, created_by=None, days=settings.link_days, user_id=user.id if user else None
-        )
+        token = accounts.create_link(session, created_by=None, days=settings.link_days, user_id=user.id)
     typer.echo(f"{settings.url}/join/{token}")
 
 
 @user_app.command("list")
 def user_list() -> None:
-    """List the accounts that can sign in."""
+    """List the accounts that can sign in, with their projects and roles there."""
     with command_session(Settings()) as session:
+        places = account_queries.places(session)
         for user in account_queries.people(session):
+            about = ["administrator"] if user.is_admin else []
+            about += [f"{place.slug}: {', '.join(place.roles)}" for place in places.get(user.id, [])]
             off = "" if user.is_active else "  (off)"
-            typer.echo(f"{user.email}  {user.name}  {', '.join(user.roles)}{off}")
+            typer.echo(f"{user.email}  {user.name}  {'; '.join(about)}{off}")
+
+
+def _project(session: Session, slug: str) -> Project:
+    found = account_queries.project_by_slug(session, slug)
+    if found is None:
+        raise NotFound(f"There is no project “{slug}”.", "Its address is the last part of the project page's URL.")
+    return found
 
 
 def main() -> None:

@@ -17,9 +17,9 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 
-from app.accounts.access import SAFE_METHODS, HasRole, signed_in, visitor
+from app.access import guards
+from app.access.sessions import SAFE_METHODS
 from app.errors import InvalidInput, PrefloopError
-from app.models import User
 
 # In bytes, of which a character may take twelve (%F0%9F%98%80).
 SMALL = 16 << 10  # all that visitors may send
@@ -129,17 +129,17 @@ class FormRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
-        guards = list(_guards(self.dependant))
+        asked = list(_guards(self.dependant))
 
         async def checked(request: Request) -> Response:
             if request.method in SAFE_METHODS:
                 return await handle(request)
-            most = self._most_of(request) if guards else SMALL
+            most = self._most_of(request) if asked else SMALL
             form = FormRequest(request, most, self.most_fields, takes_files=self.takes_files)
             try:
-                if not guards:
+                if not asked:
                     return await _answer(form, handle)
-                return await _admitted(form, guards, handle)
+                return await _admitted(form, asked, handle)
             finally:
                 await form.close()  # files that were uploaded
 
@@ -163,26 +163,23 @@ class UploadRoute(FormRoute):
         return most
 
 
-Guard = Callable[[User | None], User]
-
-
 def _guards(dependant: Dependant) -> Iterator[Any]:
-    """Those of the route's dependencies that ask who somebody is."""
+    """Those of the route's dependencies that ask who somebody is, and what they may do."""
     for each in dependant.dependencies:
         yield from _guards(each)
-        if each.call is signed_in or isinstance(each.call, HasRole):
+        if guards.is_guard(each.call):
             yield each.call
 
 
 async def _admitted(
-    form: FormRequest, guards: list[Guard], handle: Callable[[Request], Coroutine[Any, Any, Response]]
+    form: FormRequest, asked: list[Any], handle: Callable[[Request], Coroutine[Any, Any, Response]]
 ) -> Response:
-    """The answer, if the guards let the sender in. The route's own session is the one in which they asked."""
+    """The answer, if the guards asked let the sender in. The route's own session is the one in which they asked."""
     if form.is_small:
         await form.body()  # read, but not parsed; then nothing slow happens while the connection is held
     session: Session = form.app.state.session_factory()
     try:
-        await run_in_threadpool(_ask, form, session, guards)
+        await run_in_threadpool(guards.ask, form, session, asked)
         if not form.is_small:
             await run_in_threadpool(session.commit)  # a slow upload holds no connection
         form.state.session = session
@@ -191,12 +188,6 @@ async def _admitted(
         # The route's session ends after this function: FastAPI leaves dependencies behind later.
         if not session.info.get("is_taken"):
             await run_in_threadpool(session.close)
-
-
-def _ask(request: Request, session: Session, guards: list[Guard]) -> None:
-    user = visitor(request, session)
-    for guard in guards:
-        guard(user)
 
 
 async def _answer(form: FormRequest, handle: Callable[[Request], Coroutine[Any, Any, Response]]) -> Response:

@@ -5,7 +5,7 @@ import re
 import sys
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-_SECRET = re.compile(r"(?P<what>/join/|\$argon2\w*\$|[Bb]earer\s+)[\w%.~+/=,$-]+")
+_SECRET = re.compile(r"(?P<what>(?:/|%2[Ff])join(?:/|%2[Ff])|\$argon2\w*\$|[Bb]earer\s+)[\w%.~+/=,$-]+")
 
 
 def without_secrets(text: str) -> str:

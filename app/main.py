@@ -17,7 +17,7 @@ from sqlalchemy.exc import DataError, DBAPIError, OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Scope
 
-from app.accounts.access import verify_csrf
+from app.access.sessions import verify_csrf
 from app.accounts.routes import router as accounts
 from app.addresses import AddressCheck
 from app.artifacts import ArtifactStore
@@ -33,6 +33,7 @@ from app.kept import Kept
 from app.labelers.routes import router as labelers
 from app.labeling.routes import router as labeling
 from app.lineage.routes import router as lineage
+from app.members.routes import router as members
 from app.projects.routes import router as projects
 from app.prompts.routes import router as prompts
 from app.qualification.routes import router as qualification
@@ -51,6 +52,7 @@ log = logging.getLogger(__name__)
 ROUTERS: tuple[APIRouter, ...] = (
     accounts,
     projects,
+    members,
     labeling,
     rubrics,
     qualification,

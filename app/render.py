@@ -9,7 +9,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from app.accounts.access import CSRF_FIELD, csrf_token, remember_visitor
+from app.access.sessions import CSRF_FIELD, csrf_token, remember_visitor
 from app.domain.rounds import ALGORITHMS
 from app.rendering import markdown, one_page, written
 
@@ -83,12 +83,14 @@ templates = _environment()
 
 
 def fragment(request: Request, template: str, **context: Any) -> str:
-    """A template with what all pages share: `user`, `project`, `offers`, `path`, `csrf_token`, `csrf_field()`."""
+    """A template with what all pages share: `user`, `project`, `roles` (the user's in the project), `offers`, `path`,
+    `csrf_token`, `csrf_field()`."""
     token = csrf_token(request)
-    shared = {
+    shared: dict[str, Any] = {
         "user": getattr(request.state, "user", None),
         "project": getattr(request.state, "project", None),
-        "offers": getattr(request.state, "offers", None),  # app.projects.access.Offers
+        "roles": getattr(request.state, "roles", frozenset()),
+        "offers": getattr(request.state, "offers", None),  # app.access.queries.Offers
         "path": request.url.path,
         "csrf_token": token,
         "csrf_field": lambda: Markup('<input type="hidden" name="{}" value="{}">').format(CSRF_FIELD, token),

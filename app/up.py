@@ -25,7 +25,6 @@ from app.artifacts import ArtifactStore
 from app.db import make_engine, make_session_factory
 from app.errors import Conflict, PrefloopError, Unavailable
 from app.models import Comparison, Run
-from app.models.user import ROLES
 from app.postgres import database, migrate
 from app.projects import queries as projects
 from app.projects import starter
@@ -35,7 +34,6 @@ console = Console(highlight=False, soft_wrap=True)
 Pause = Callable[[float], None]  # waits for so many seconds
 DAY = 24 * 60 * 60.0  # seconds: no artifact takes that long to write
 PR_SET_PDEATHSIG = 1
-FIRST_ROLES = " ".join(f"--role {role}" for role in ROLES)
 
 
 def up(settings: Settings) -> None:
@@ -58,17 +56,18 @@ def up(settings: Settings) -> None:
 
 
 def prepare(settings: Settings) -> None:
-    """Migrates; on a first run also makes the starter project and says how to make the first admin's link."""
+    """Migrates; on a first run also makes the starter project and says how to make the first administrator's link."""
     with database(settings) as url:
         migrate(url)
         engine = make_engine(url, pool_size=2)
         try:
             factory = make_session_factory(engine)
-            _prepare_first_project(settings, _environment(settings, url), factory, time.sleep)
+            _make_first_project(factory)
+            _give_first_model(settings, _environment(settings, url), factory, time.sleep)
             with factory() as session:
                 if accounts.needs_first_admin(session):
                     # Not the link: nobody sits in front of what migrates, and its log has other readers.
-                    console.print(f"Make a link for the first admin: prefloop user link {FIRST_ROLES}")
+                    console.print("Make a link for the first administrator: prefloop invite --administrator")
         finally:
             engine.dispose()
 
@@ -80,9 +79,10 @@ def _serve(settings: Settings, url: str, factory: sessionmaker[Session], pause: 
         older_than_seconds=DAY if settings.database_url else 0
     )
     with _child("web", environment, "-m", "app.cli", "web") as web:
+        _make_first_project(factory)  # before there is a link: whoever uses it becomes its member
         _wait_until_served(settings, web, pause)
         _print_address(settings, factory)
-        _prepare_first_project(settings, environment, factory, pause)
+        _give_first_model(settings, environment, factory, pause)
         with contextlib.ExitStack() as workers:
             worker = workers.enter_context(_child("worker", environment, "-m", "trainer.worker"))
             progress = _Progress(factory)
@@ -96,13 +96,18 @@ def _serve(settings: Settings, url: str, factory: sessionmaker[Session], pause: 
     raise Unavailable(f"The web service ended with code {web.returncode}.", "Its last lines above say why.")
 
 
-def _prepare_first_project(
-    settings: Settings, environment: dict[str, str], factory: sessionmaker[Session], pause: Pause
-) -> None:
-    """On a first run: the starter project, then its model. One that did not come is tried again at the next start."""
+def _make_first_project(factory: sessionmaker[Session]) -> None:
+    """On a first run: the starter project, still without a model."""
     with factory.begin() as session:
         if starter.is_first_run(session):
             starter.create(session)
+
+
+def _give_first_model(
+    settings: Settings, environment: dict[str, str], factory: sessionmaker[Session], pause: Pause
+) -> None:
+    """The starter project's model. One that did not come is tried again at the next start."""
+    with factory.begin() as session:
         project = projects.by_slug(session, starter.SLUG)
         if project is None or project.policy_id is not None:
             return
@@ -178,8 +183,8 @@ def _print_address(settings: Settings, factory: sessionmaker[Session]) -> None:
 def _print_first_link(settings: Settings, factory: sessionmaker[Session]) -> None:
     with factory.begin() as session:
         if accounts.needs_first_admin(session):
-            token = accounts.create_link(session, roles=list(ROLES), created_by=None, days=settings.link_days)
-            console.print(f"First admin, one-time link: [bold]{settings.url}/join/{token}[/bold]\n")
+            token = accounts.create_link(session, created_by=None, days=settings.link_days, is_admin=True)
+            console.print(f"First administrator, one-time link: [bold]{settings.url}/join/{token}[/bold]\n")
 
 
 def _environment(settings: Settings, url: str) -> dict[str, str]:

@@ -30,8 +30,8 @@ FILL = (
     FROM generate_series(1, 3) AS version
     """,
     """
-    INSERT INTO user_account (name, kind, roles)
-    SELECT 'Labeler ' || i, 'person', '{labeler}' FROM generate_series(1, :labelers) AS i
+    INSERT INTO user_account (name, kind)
+    SELECT 'Labeler ' || i, 'person' FROM generate_series(1, :labelers) AS i
     """,
     "INSERT INTO model_version (project_id, role, name, base) VALUES (:project, 'base', 'base', 'none')",
     """

@@ -50,9 +50,10 @@ FILL = (
     SELECT id, 1, 'Prefer the better answer.', now() FROM project
     """,
     """
-    INSERT INTO user_account (name, email, roles)
-    SELECT kind, kind || '@example.org', '{labeler}' FROM unnest(CAST(:kinds AS text[])) AS kind
+    INSERT INTO user_account (name, email)
+    SELECT kind, kind || '@example.org' FROM unnest(CAST(:kinds AS text[])) AS kind
     """,
+    "INSERT INTO project_member (project_id, user_id, roles) SELECT 1, id, '{labeler}' FROM user_account",
     "INSERT INTO labeler_group (project_id, name) VALUES (1, 'experts')",
     """
     INSERT INTO labeler_group_member (group_id, labeler_id)

@@ -29,8 +29,8 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
+from app.access.sessions import SESSION_COOKIE
 from app.accounts import service as accounts
-from app.accounts.access import SESSION_COOKIE
 from app.db import make_engine, make_session_factory
 from app.main import create_app
 from app.models import User
@@ -96,6 +96,7 @@ def empty_database(shared_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> It
 def engine(shared_engine: Engine) -> Iterator[Engine]:
     """The engine for one test; all tables are empty again afterwards."""
     yield shared_engine
+    factories.roster.clear()
     with shared_engine.begin() as connection:
         found = connection.execute(text(OUR_TABLES)).all()
         tables = ", ".join(f'"{name}"' for name, _ in found)
@@ -183,7 +184,8 @@ def app(engine: Engine, settings: Settings) -> FastAPI:
 
 @pytest.fixture
 def sign_in(app: FastAPI, session: Session) -> Iterator[Callable[..., SignedIn]]:
-    """`sign_in("labeler", "admin")` makes a person with these roles and returns their client; `sign_in()` a visitor."""
+    """`sign_in("labeler", "admin")` makes a person with these roles, in every project, and returns their client;
+    `sign_in()` a visitor."""
     with contextlib.ExitStack() as stack:
 
         def open_client(*roles: str, user: User | None = None) -> SignedIn:

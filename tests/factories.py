@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from sqlalchemy import select
+from sqlalchemy import Connection, event, insert, select
 from sqlalchemy.orm import Session
 
 from app.models import (
@@ -16,6 +16,7 @@ from app.models import (
     Lease,
     ModelVersion,
     Project,
+    ProjectMember,
     Prompt,
     Round,
     Rubric,
@@ -35,10 +36,47 @@ def _add(session: Session, row: Row) -> Row:
     return row
 
 
-def user(session: Session, *roles: str, **values: Any) -> User:
+# Most tests have one project and care about people's roles, not about who is a member: whoever `user` makes is a member
+# of all projects of the test, with the same roles in each. Their roles by id; emptied after each test.
+roster: dict[int, list[str]] = {}
+
+
+@event.listens_for(Project, "after_insert")
+def _everybody_joins(_mapper: object, connection: Connection, project: Project) -> None:
+    there = connection.scalars(select(User.id).where(User.id.in_(roster))).all()
+    rows = [{"project_id": project.id, "user_id": id_, "roles": roster[id_]} for id_ in there]
+    if rows:
+        connection.execute(insert(ProjectMember), rows)
+
+
+def account(session: Session, **values: Any) -> User:
+    """Somebody who can sign in, and is a member of nothing."""
     n = next(_number)
-    given = {"email": f"user{n}@example.org", "name": f"User {n}", "roles": list(roles or ("labeler",))} | values
-    return _add(session, User(**given))
+    return _add(session, User(**({"email": f"user{n}@example.org", "name": f"User {n}"} | values)))
+
+
+def member(session: Session, project: Project, *roles: str, **values: Any) -> User:
+    """Somebody who is a member of this project alone."""
+    added = account(session, **values)
+    join(session, project, added, *roles)
+    return added
+
+
+def join(session: Session, project: Project, user: User, *roles: str) -> None:
+    _add(session, ProjectMember(project_id=project.id, user_id=user.id, roles=list(roles)))
+
+
+def user(session: Session, *roles: str, **values: Any) -> User:
+    """A member of every project of the test, those to come included: a labeler, or with these roles. `administrator`
+    among them: of the service."""
+    added = account(session, is_admin="administrator" in roles, **values)
+    roster[added.id] = [role for role in roles or ("labeler",) if role != "administrator"]
+    if not roster[added.id]:
+        del roster[added.id]
+        return added
+    for each in session.scalars(select(Project)):
+        join(session, each, added, *roster[added.id])
+    return added
 
 
 def project(session: Session, **values: Any) -> Project:

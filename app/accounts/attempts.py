@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from app.accounts import queries
 from app.errors import TooMany
 
+BROWSER_COOKIE = "prefloop_browser"  # who has signed in here before: see `known_browser`
 WINDOW = timedelta(hours=1)  # failures count for this long
 FIRST_WAIT = 5  # seconds
 BROWSER = "browser "  # begins the place of a browser that has signed in to this account before

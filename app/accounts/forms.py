@@ -22,12 +22,22 @@ class RedeemForm(BaseModel):
     password: Text = ""
 
 
-class RolesForm(BaseModel):
-    roles: list[Role] = []
+class AccountForm(BaseModel):
+    is_admin: bool = False
     is_active: bool = False
 
 
-class InviteForm(BaseModel):
+class PlaceForm(BaseModel):
+    """Whom an administrator puts into which project."""
+
+    user_id: Annotated[int, Field(ge=0, lt=2**63)]
+    project: Text = ""
     roles: list[Role] = []
+
+
+class InviteForm(BaseModel):
+    project: Text = ""  # empty: none yet
+    roles: list[Role] = []
+    is_admin: bool = False
     # What judges through this account: judgments are never taken for a person's when they are not.
     kind: Literal["person", "simulated", "ai_judge"] = "person"

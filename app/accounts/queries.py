@@ -3,24 +3,30 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Float, Select, and_, cast, delete, exists, extract, func, insert, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Float,
+    Select,
+    and_,
+    case,
+    cast,
+    delete,
+    exists,
+    extract,
+    func,
+    insert,
+    or_,
+    select,
+    true,
+)
 from sqlalchemy.orm import Session, aliased
 
-from app.models import AuthSession, SigninFailure, SigninLink, User
+from app.access.queries import projects_of
+from app.models import AuthSession, Project, ProjectMember, SigninFailure, SigninLink, User
 
 
 def user_by_email(session: Session, email: str) -> User | None:
     return session.scalars(select(User).where(User.email == email)).one_or_none()
-
-
-def user_by_session(session: Session, token_hash: str) -> User | None:
-    """The active user of a sign-in that has not expired."""
-    found = (
-        select(User)
-        .join(AuthSession, AuthSession.user_id == User.id)
-        .where(AuthSession.token_hash == token_hash, AuthSession.expires_at > datetime.now(UTC), User.is_active)
-    )
-    return session.scalars(found).one_or_none()
 
 
 def delete_session(session: Session, token_hash: str) -> None:
@@ -81,7 +87,13 @@ def delete_failures(session: Session, email: str, place: str | None, window: tim
 def usable_links() -> Select[SigninLink]:
     """Links that were not used, have not expired, and whose maker may still make them (the command line always may)."""
     maker = aliased(User)
-    may = exists().where(maker.id == SigninLink.created_by, maker.is_active, maker.roles.contains(["admin"]))
+    is_admin_there = exists().where(
+        ProjectMember.project_id == SigninLink.project_id,
+        ProjectMember.user_id == maker.id,
+        ProjectMember.roles.contains(["admin"]),
+    )
+    rights = or_(maker.is_admin, and_(~SigninLink.is_admin, is_admin_there))
+    may = exists().where(maker.id == SigninLink.created_by, maker.is_active, rights)
     return select(SigninLink).where(
         SigninLink.used_at.is_(None),
         SigninLink.expires_at > datetime.now(UTC),
@@ -108,10 +120,75 @@ def delete_unused_links(session: Session, *which: ColumnElement[bool]) -> list[i
     return list(session.scalars(gone))
 
 
+def beyond_membership(user_id: int) -> ColumnElement[bool]:
+    """Of links: somebody made it who may not make such a one for what they are in its project."""
+    theirs = projects_of(user_id, "admin")
+    alone = or_(SigninLink.is_admin, SigninLink.project_id.is_(None), SigninLink.project_id.not_in(theirs))
+    return and_(SigninLink.created_by == user_id, alone)
+
+
+def lock_administrators(session: Session) -> list[int]:
+    """Ids of those who may sign in, locked in one order."""
+    found = select(User.id).where(User.is_active, User.is_admin).order_by(User.id)
+    return list(session.scalars(found.with_for_update(key_share=True)))
+
+
 def people(session: Session) -> list[User]:
     """Everyone who can sign in, newest last. Imported labelers are on the insights pages instead."""
     return list(session.scalars(select(User).where(User.email.is_not(None)).order_by(User.id)))
 
 
-def open_links(session: Session) -> list[SigninLink]:
-    return list(session.scalars(usable_links().order_by(SigninLink.id)))
+class Place(NamedTuple):
+    """A project that somebody is a member of."""
+
+    slug: str
+    name: str
+    roles: list[str]
+
+
+def places(session: Session) -> dict[int, list[Place]]:
+    """Of everyone, by id, the projects they are members of."""
+    found: dict[int, list[Place]] = {}
+    rows = (
+        select(ProjectMember.user_id, Project.slug, Project.name, ProjectMember.roles)
+        .join(Project, Project.id == ProjectMember.project_id)
+        .order_by(Project.name, Project.id)
+    )
+    for user_id, slug, name, roles in session.execute(rows):
+        found.setdefault(user_id, []).append(Place(slug, name, roles))
+    return found
+
+
+def projects(session: Session) -> list[Project]:
+    """All of them, for administrators."""
+    return list(session.scalars(select(Project).order_by(Project.name, Project.id)))
+
+
+def project_by_slug(session: Session, slug: str) -> Project | None:
+    return session.scalars(select(Project).where(Project.slug == slug)).one_or_none()
+
+
+class OpenLink(NamedTuple):
+    """A link that can be used, whom it signs in again, and who made it; nobody for the command line."""
+
+    link: SigninLink
+    project: str | None
+    person: str | None
+    maker: str | None
+
+
+def open_links(session: Session, project_id: int | None = None) -> list[OpenLink]:
+    """All of them, or a project's as its admins read them: without the names of people from outside."""
+    person, maker = aliased(User), aliased(User)
+    is_member = exists().where(ProjectMember.project_id == project_id, ProjectMember.user_id == maker.id)
+    is_named = or_(maker.id.is_(None), is_member) if project_id is not None else true()
+    found = (
+        usable_links()
+        .add_columns(Project.name, person.name, case((is_named, maker.name), else_="an administrator"))
+        .outerjoin(Project, Project.id == SigninLink.project_id)
+        .outerjoin(person, person.id == SigninLink.user_id)
+        .outerjoin(maker, maker.id == SigninLink.created_by)
+    )
+    if project_id is not None:
+        found = found.where(SigninLink.project_id == project_id)
+    return [OpenLink(*row) for row in session.execute(found.order_by(SigninLink.id))]

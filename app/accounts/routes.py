@@ -4,29 +4,33 @@ from typing import Annotated
 
 from fastapi import APIRouter, Form, Request, Response
 
-from app.accounts import access, attempts, queries, service
-from app.accounts.forms import InviteForm, RedeemForm, RolesForm, SignInForm
+from app.access import members
+from app.access.guards import AdministratorDep
+from app.access.sessions import SESSION_COOKIE, VisitorDep, set_cookie
+from app.accounts import attempts, queries, service
+from app.accounts.forms import AccountForm, InviteForm, PlaceForm, RedeemForm, SignInForm
+from app.accounts.hashing import Hashes
 from app.db import SessionDep
 from app.errors import InvalidInput, NotFound, PrefloopError
 from app.limits import FormRoute
-from app.models import User
-from app.models.user import ROLES
+from app.models import Project, SigninLink, User
+from app.models.member import ROLES
 from app.render import page, redirect
 
 router = APIRouter(route_class=FormRoute)
 
 
 @router.get("/sign-in")
-def sign_in_page(request: Request, user: access.VisitorDep, next: str = "/") -> Response:
+def sign_in_page(request: Request, user: VisitorDep, next: str = "/") -> Response:
     if user is not None:
         return redirect(_local(next))
     return page(request, "accounts/sign_in.html", next=_local(next), email="", error=None)
 
 
-@router.post("/sign-in", dependencies=[access.Hashes])
+@router.post("/sign-in", dependencies=[Hashes])
 def sign_in(request: Request, session: SessionDep, form: Annotated[SignInForm, Form()]) -> Response:
     email, key = service.normal_email(form.email), request.app.state.settings.signing_key
-    browser = attempts.known_browser(key, email, request.cookies.get(access.BROWSER_COOKIE))
+    browser = attempts.known_browser(key, email, request.cookies.get(attempts.BROWSER_COOKIE))
     place = attempts.place_of(request.client.host if request.client else "", browser)
     try:
         # In a transaction of its own, before the request's has begun: other attempts see it while this one is checked.
@@ -51,55 +55,107 @@ def _sign_in(request: Request, form: SignInForm, error: PrefloopError) -> Respon
 
 @router.post("/sign-out")
 def sign_out(request: Request, session: SessionDep) -> Response:
-    if token := request.cookies.get(access.SESSION_COOKIE):
+    if token := request.cookies.get(SESSION_COOKIE):
         service.close_session(session, token)
     response = redirect("/sign-in")
-    response.delete_cookie(access.SESSION_COOKIE)
+    response.delete_cookie(SESSION_COOKIE)
     return response
 
 
 @router.get("/join/{token}")
-def join_page(request: Request, user: access.VisitorDep, session: SessionDep, token: str) -> Response:
-    link = service.open_link(session, token)
-    known = session.get(User, link.user_id) if link.user_id else None
-    return page(request, "accounts/join.html", link=link, known=known, form=RedeemForm(), error=None)
+def join_page(request: Request, user: VisitorDep, session: SessionDep, token: str) -> Response:
+    return _join(request, session, user, service.open_link(session, token))
 
 
-@router.post("/join/{token}", dependencies=[access.Hashes])
+@router.post("/join/{token}", dependencies=[Hashes])
 def join(
-    request: Request, user: access.VisitorDep, session: SessionDep, token: str, form: Annotated[RedeemForm, Form()]
+    request: Request, user: VisitorDep, session: SessionDep, token: str, form: Annotated[RedeemForm, Form()]
 ) -> Response:
+    """Makes the account, or lets in whoever is signed in already; sets the password of the one it is for."""
     link = service.open_link(session, token)
+    joins_as_they_are = user is not None and _invites(link)
     try:
         with session.begin_nested():
-            joined = service.redeem_link(session, token, email=form.email, name=form.name, password=form.password)
+            if user is not None and joins_as_they_are:
+                service.accept_link(session, token, user)
+                joined = user
+            else:
+                joined = service.redeem_link(session, token, email=form.email, name=form.name, password=form.password)
     except PrefloopError as error:
-        known = session.get(User, link.user_id) if link.user_id else None
-        context = {"link": link, "known": known, "form": form, "error": error}
-        return page(request, "accounts/join.html", status=error.status, **context)
-    return _start(request, session, joined, "/")
+        return _join(request, session, user, link, form, error)
+    project = session.get(Project, link.project_id) if link.project_id else None
+    to = f"/projects/{project.slug}" if project else "/"
+    return redirect(to) if joins_as_they_are else _start(request, session, joined, to)
+
+
+def _join(
+    request: Request,
+    session: SessionDep,
+    user: User | None,
+    link: SigninLink,
+    form: RedeemForm = RedeemForm(),
+    error: PrefloopError | None = None,
+) -> Response:
+    """What the link does; with what was typed and the error, where it was refused."""
+    return page(
+        request,
+        "accounts/join.html",
+        status=error.status if error else 200,
+        link=link,
+        invites_to=session.get(Project, link.project_id) if link.project_id else None,
+        known=session.get(User, link.user_id) if link.user_id else None,
+        joins_as_they_are=user is not None and _invites(link),
+        form=form,
+        error=error,
+    )
+
+
+def _invites(link: SigninLink) -> bool:
+    """Whether somebody who has an account can use it, too."""
+    return link.project_id is not None or link.is_admin
 
 
 @router.get("/people")
-def people(request: Request, admin: access.AdminDep, session: SessionDep) -> Response:
+def people(request: Request, admin: AdministratorDep, session: SessionDep) -> Response:
     return _people(request, session)
 
 
 @router.post("/people/invite")
 def invite(
-    request: Request, admin: access.AdminDep, session: SessionDep, form: Annotated[InviteForm, Form()]
+    request: Request, admin: AdministratorDep, session: SessionDep, form: Annotated[InviteForm, Form()]
 ) -> Response:
     """Shows the link on the page that answers: only its hash is stored, so it cannot be shown again."""
-    days = request.app.state.settings.link_days
     try:
-        token = service.create_link(session, roles=list(form.roles), created_by=admin.id, days=days, kind=form.kind)
+        project = _project(session, form.project) if form.project else None
+        token = service.create_link(
+            session,
+            created_by=admin.id,
+            days=request.app.state.settings.link_days,
+            project_id=project.id if project else None,
+            **form.model_dump(exclude={"project"}),
+        )
     except PrefloopError as error:
         return _people(request, session, error=error, invited=form)
-    return _with_link(request, session, token, f"invites someone as {', '.join(form.roles)}")
+    to = [f"as {', '.join(form.roles)} to {project.name}"] if project else []
+    to += ["as an administrator"] if form.is_admin else []
+    return _with_link(request, session, token, f"invites someone {' and '.join(to)}".rstrip())
+
+
+@router.post("/people/members")
+def put_into_project(
+    request: Request, admin: AdministratorDep, session: SessionDep, form: Annotated[PlaceForm, Form()]
+) -> Response:
+    """Makes somebody a member of a project, be it the administrator; roles that they have stay."""
+    user = _person(session, form.user_id)
+    try:
+        members.join(session, _project(session, form.project).id, user.id, form.roles, admin.id)
+    except PrefloopError as error:
+        return _people(request, session, error=error, placed=form)
+    return redirect("/people")
 
 
 @router.post("/people/links/{link_id}/revoke")
-def revoke(request: Request, admin: access.AdminDep, session: SessionDep, link_id: int) -> Response:
+def revoke(request: Request, admin: AdministratorDep, session: SessionDep, link_id: int) -> Response:
     try:
         service.revoke_link(session, admin, link_id)
     except PrefloopError as error:
@@ -108,20 +164,20 @@ def revoke(request: Request, admin: access.AdminDep, session: SessionDep, link_i
 
 
 @router.post("/people/{user_id}/reset")
-def reset(request: Request, admin: access.AdminDep, session: SessionDep, user_id: int) -> Response:
+def reset(request: Request, admin: AdministratorDep, session: SessionDep, user_id: int) -> Response:
     user = _person(session, user_id)
     days = request.app.state.settings.link_days
-    token = service.create_link(session, roles=[], created_by=admin.id, days=days, user_id=user.id)
+    token = service.create_link(session, created_by=admin.id, days=days, user_id=user.id)
     return _with_link(request, session, token, f"lets {user.name} set a new password")
 
 
 @router.post("/people/{user_id}")
 def change(
-    request: Request, admin: access.AdminDep, session: SessionDep, user_id: int, form: Annotated[RolesForm, Form()]
+    request: Request, admin: AdministratorDep, session: SessionDep, user_id: int, form: Annotated[AccountForm, Form()]
 ) -> Response:
     user = _person(session, user_id)
     try:
-        service.set_roles(session, admin, user, list(form.roles), is_active=form.is_active)
+        service.set_account(session, admin, user, is_admin=form.is_admin, is_active=form.is_active)
     except PrefloopError as error:
         return _people(request, session, error=error, changed={user.id: form})
     return redirect("/people")
@@ -139,24 +195,33 @@ def _people(
     *,
     invitation: dict[str, str] | None = None,
     error: PrefloopError | None = None,
-    invited: InviteForm = InviteForm(roles=["labeler"]),
-    changed: dict[int, RolesForm] | None = None,
+    invited: InviteForm = InviteForm(),
+    placed: PlaceForm = PlaceForm(user_id=0, roles=["labeler"]),
+    changed: dict[int, AccountForm] | None = None,
 ) -> Response:
-    """The people page; with what was chosen where that was refused: `invited`, or by person's id `changed`."""
-    found = queries.people(session)
+    """The people page; with what was chosen where that was refused: `invited`, `placed`, by person's id `changed`."""
     return page(
         request,
         "accounts/people.html",
         status=error.status if error else 200,
-        people=found,
-        names={person.id: person.name for person in found},
+        people=queries.people(session),
+        places=queries.places(session),
+        projects=queries.projects(session),
         links=queries.open_links(session),
-        roles=ROLES,
+        all_roles=ROLES,
         invitation=invitation,
         error=error,
         invited=invited,
+        placed=placed,
         changed=changed or {},
     )
+
+
+def _project(session: SessionDep, slug: str) -> Project:
+    found = queries.project_by_slug(session, slug)
+    if found is None:
+        raise InvalidInput("No project is chosen.", "Choose one of those listed.")
+    return found
 
 
 def _person(session: SessionDep, user_id: int) -> User:
@@ -170,9 +235,9 @@ def _start(request: Request, session: SessionDep, user: User, url: str) -> Respo
     days = request.app.state.settings.session_days
     response = redirect(url)
     token = service.open_session(session, user, days)
-    access.set_cookie(request, response, access.SESSION_COOKIE, token, max_age=days * 86400)
+    set_cookie(request, response, SESSION_COOKIE, token, max_age=days * 86400)
     known = attempts.remembrance(request.app.state.settings.signing_key, user.email or "")
-    access.set_cookie(request, response, access.BROWSER_COOKIE, known, max_age=365 * 86400)
+    set_cookie(request, response, attempts.BROWSER_COOKIE, known, max_age=365 * 86400)
     return response
 
 

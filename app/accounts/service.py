@@ -1,38 +1,31 @@
-"""Accounts: passwords, sign-ins, one-time links, and the audit trail."""
+"""Accounts: passwords, sign-ins, one-time links, and who may sign in."""
 
-import hashlib
 import secrets
 import unicodedata
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from pwdlib import PasswordHash
-from sqlalchemy import ColumnElement, func, or_, select
+from sqlalchemy import ColumnElement, and_, or_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from app.access import members
+from app.access import queries as access_queries
+from app.access.sessions import hash_token
 from app.accounts import attempts, queries
+from app.audit import audit
 from app.db import violates
 from app.errors import Conflict, Gone, InvalidInput
-from app.models import AuditEvent, AuthSession, SigninLink, User
-from app.models.user import ROLES
+from app.models import AuthSession, SigninLink, User
+from app.models.member import ROLES
 
 # argon2id with the library's recommended cost.
 _passwords = PasswordHash.recommended()
 # Verified when there is no such account, so that the answer takes as long as for a real one.
 _NOBODY = _passwords.hash(secrets.token_hex(16))
 MIN_PASSWORD = 10
-
-
-def audit(
-    session: Session, actor_id: int | None, action: str, project_id: int | None = None, **details: object
-) -> None:
-    """Records who did what; `details` must be JSON."""
-    session.add(AuditEvent(actor_id=actor_id, action=action, project_id=project_id, details=details))
-
-
-def hash_token(token: str) -> str:
-    """What the store keeps of a secret token: its SHA-256. The token is random, so no salt is needed."""
-    return hashlib.sha256(token.encode()).hexdigest()
 
 
 def normal_email(email: str) -> str:
@@ -45,10 +38,8 @@ def _normal_password(password: str) -> str:
     return unicodedata.normalize("NFC", password)
 
 
-def create_user(
-    session: Session, *, email: str, name: str, password: str, roles: list[str], kind: str = "person"
-) -> User:
-    """Adds an account that can sign in.
+def create_user(session: Session, *, email: str, name: str, password: str, kind: str = "person") -> User:
+    """Adds an account that can sign in. It opens nothing yet: see `app.access.members.join`, `make_administrator`.
 
     Raises:
         InvalidInput: the address or password cannot be accepted.
@@ -59,8 +50,7 @@ def create_user(
         raise InvalidInput(f"“{email[:60]}” is not an e-mail address.", "Enter one like name@example.org.")
     if not name.strip():
         raise InvalidInput("The name is empty.", "Enter the name others will see.")
-    _check_roles(roles)
-    user = User(email=email, name=name.strip(), password_hash=_hash_password(password), roles=roles, kind=kind)
+    user = User(email=email, name=name.strip(), password_hash=_hash_password(password), kind=kind)
     try:
         with session.begin_nested():  # the constraint decides also between two who come at once
             session.add(user)
@@ -69,13 +59,19 @@ def create_user(
         if not violates(error, "uq_user_account_email"):
             raise
         raise Conflict(f"{email} has an account already.", "Sign in instead, or use another address.") from error
-    audit(session, user.id, "user.created", roles=roles, kind=kind)
+    audit(session, user.id, "user.created", kind=kind)
     return user
 
 
-def _check_roles(roles: list[str]) -> None:
-    if unknown := sorted(set(roles) - set(ROLES)):
-        raise InvalidInput(f"“{unknown[0]}” is not a role.", f"Roles are {', '.join(ROLES)}.")
+def make_administrator(session: Session, user: User, actor_id: int | None) -> None:
+    """Makes somebody an administrator of the service. The first one also becomes a member, with all roles, of every
+    project that has no member: else nobody could open it."""
+    is_first = not access_queries.count_administrators(session)
+    user.is_admin = True
+    session.flush()
+    audit(session, actor_id, "user.administrator_made", user_id=user.id)
+    for project_id in access_queries.projects_without_members(session) if is_first else ():
+        members.join(session, project_id, user.id, ROLES, actor_id)
 
 
 def set_password(session: Session, user: User, password: str) -> None:
@@ -118,46 +114,55 @@ def close_session(session: Session, token: str) -> None:
 def create_link(
     session: Session,
     *,
-    roles: list[str],
     created_by: int | None,
     days: int,
+    project_id: int | None = None,
+    roles: Collection[str] = (),
+    is_admin: bool = False,
     user_id: int | None = None,
     kind: str = "person",
 ) -> str:
-    """A one-time link's token. With `user_id` it lets that user set a new password; else it makes a new account.
+    """A one-time link's token. With `user_id` it lets that user set a new password; else it makes a new account, or
+    lets somebody in who has one.
+
+    Args:
+        roles: what it gives in the project, which takes at least one.
+        is_admin: whoever uses it becomes an administrator of the service.
+        kind: of the account it makes.
 
     Raises:
-        InvalidInput: an invitation without a role.
+        InvalidInput: a project without a role, or roles without a project.
     """
-    if not roles and user_id is None:
-        raise InvalidInput("No role is chosen.", "Choose at least one role for the person you invite.")
-    _check_roles(roles)
+    if roles and project_id is None:
+        raise InvalidInput("Roles are had in a project, and none is chosen.", "Choose the project, or no role.")
+    given = [] if project_id is None else members.in_order(roles)
     token = secrets.token_urlsafe(24)
+    what: dict[str, Any] = {"roles": given, "is_admin": is_admin, "user_id": user_id, "kind": kind}
     expires_at = datetime.now(UTC) + timedelta(days=days)
-    link = SigninLink(
-        token_hash=hash_token(token),
-        roles=roles,
-        kind=kind,
-        created_by=created_by,
-        user_id=user_id,
-        expires_at=expires_at,
+    session.add(
+        SigninLink(
+            token_hash=hash_token(token), project_id=project_id, created_by=created_by, expires_at=expires_at, **what
+        )
     )
-    session.add(link)
-    audit(session, created_by, "link.created", roles=roles, user_id=user_id, kind=kind)
+    audit(session, created_by, "link.created", project_id, **what)
     return token
 
 
-def revoke_link(session: Session, actor: User, link_id: int) -> None:
+def revoke_link(session: Session, actor: User, link_id: int, project_id: int | None = None) -> None:
     """Removes a link that was not used.
 
+    Args:
+        project_id: only one that invites to this project.
+
     Raises:
-        Conflict: it was used or revoked in the meantime.
+        Conflict: it was used or revoked in the meantime, or never was.
     """
     link = session.get(SigninLink, link_id, with_for_update=True)
-    if link is None or link.used_at is not None:
+    if link is None or link.used_at is not None or project_id not in (None, link.project_id):
         raise Conflict("This link was used or revoked in the meantime.", "The list below is up to date.")
     session.delete(link)
-    audit(session, actor.id, "link.revoked", roles=link.roles, user_id=link.user_id, kind=link.kind)
+    details = {"roles": link.roles, "is_admin": link.is_admin, "user_id": link.user_id, "kind": link.kind}
+    audit(session, actor.id, "link.revoked", link.project_id, **details)
 
 
 def open_link(session: Session, token: str) -> SigninLink:
@@ -187,16 +192,46 @@ def redeem_link(session: Session, token: str, *, email: str, name: str, password
     link = open_link(session, token)
     if link.user_id is not None:
         queries.lock_user(session, link.user_id)  # first: of two links used at once one waits, then finds itself gone
-    if queries.lock_link(session, link.id) is None:
-        raise _gone()
-    link.used_at = datetime.now(UTC)
+    link = _use(session, link)
     if link.user_id is None:
-        return create_user(session, email=email, name=name, password=password, roles=list(link.roles), kind=link.kind)
+        user = create_user(session, email=email, name=name, password=password, kind=link.kind)
+        _give(session, link, user)
+        return user
     user = session.get_one(User, link.user_id)
     set_password(session, user, password)
     session.flush()
     _end_links(session, user.id, SigninLink.user_id == user.id)
     return user
+
+
+def accept_link(session: Session, token: str, user: User) -> None:
+    """Uses an invitation for somebody who has an account: what it gives is added to what they have.
+
+    Raises:
+        Gone: as for `redeem_link`.
+        Conflict: it is no invitation, or one for another kind of account.
+    """
+    link = open_link(session, token)
+    if link.user_id is not None or not (link.project_id or link.is_admin):
+        raise Conflict("This link is not for the account you are signed in with.", "Sign out and open it again.")
+    if link.kind != user.kind:
+        raise Conflict("This link is for another kind of account than yours.", "Sign out and open it again.")
+    _give(session, _use(session, link), user)
+
+
+def _use(session: Session, link: SigninLink) -> SigninLink:
+    locked = queries.lock_link(session, link.id)
+    if locked is None:
+        raise _gone()
+    locked.used_at = datetime.now(UTC)
+    return locked
+
+
+def _give(session: Session, link: SigninLink, user: User) -> None:
+    if link.is_admin and not user.is_admin:
+        make_administrator(session, user, link.created_by)
+    if link.project_id is not None:
+        members.join(session, link.project_id, user.id, link.roles, link.created_by)
 
 
 def _end_links(session: Session, actor_id: int, *which: ColumnElement[bool]) -> None:
@@ -205,28 +240,37 @@ def _end_links(session: Session, actor_id: int, *which: ColumnElement[bool]) -> 
         audit(session, actor_id, "links.ended", links=ended)
 
 
-def set_roles(session: Session, actor: User, user: User, roles: list[str], *, is_active: bool) -> None:
-    """Changes what a person may do. Switching an account off also ends its sign-ins and its password links.
+def end_invitations(session: Session, actor_id: int, project_id: int, user_id: int) -> None:
+    """Removes the unused links to a project of somebody who may not make them any more."""
+    _end_links(session, actor_id, and_(SigninLink.project_id == project_id, SigninLink.created_by == user_id))
 
-    Links that the person has made end with the right to make them: nobody keeps a way back in.
+
+def set_account(session: Session, actor: User, user: User, *, is_admin: bool, is_active: bool) -> None:
+    """Makes somebody an administrator of the service or no longer one, and lets them sign in or not.
+
+    Switching an account off also ends its sign-ins and its password links. Links that the person has made end with the
+    right to make them: nobody keeps a way back in.
 
     Raises:
-        Conflict: it would leave no active admin.
+        Conflict: it would leave no administrator, or a project without an admin who may sign in.
     """
-    if "admin" in user.roles and ("admin" not in roles or not is_active):
-        # Locks all admins' rows, in one order, so that two admins cannot remove each other at the same time.
-        admins = select(User.id).where(User.is_active, User.roles.contains(["admin"])).order_by(User.id)
-        if not set(session.scalars(admins.with_for_update())) - {user.id}:
-            raise Conflict("This is the last admin.", "Make someone else an admin first.")
-    user.roles = roles
-    user.is_active = is_active
+    if not is_active:
+        theirs = list(session.scalars(access_queries.projects_of(user.id, "admin")))
+        access_queries.lock_admins(session, theirs)
+        members.require_other_admin(session, theirs, user.id)
+    stays = not user.is_admin or (is_admin and is_active)
+    # Locks their rows, so that two administrators cannot remove each other at the same time.
+    if not stays and not set(queries.lock_administrators(session)) - {user.id}:
+        raise Conflict("This is the last administrator.", "Make someone else an administrator first.")
+    user.is_admin, user.is_active = is_admin, is_active
+    session.flush()
     if not is_active:
         queries.delete_sessions_of(session, user.id)
         _end_links(session, actor.id, SigninLink.user_id == user.id, SigninLink.created_by == user.id)
-    elif "admin" not in roles:
-        _end_links(session, actor.id, SigninLink.created_by == user.id)
-    audit(session, actor.id, "user.roles_set", user_id=user.id, roles=roles, is_active=is_active)
+    elif not is_admin:
+        _end_links(session, actor.id, queries.beyond_membership(user.id))
+    audit(session, actor.id, "user.account_set", user_id=user.id, is_admin=is_admin, is_active=is_active)
 
 
 def needs_first_admin(session: Session) -> bool:
-    return not session.scalar(select(func.count()).select_from(User).where(User.roles.contains(["admin"])))
+    return not access_queries.count_administrators(session)

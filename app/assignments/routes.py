@@ -4,14 +4,13 @@ from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from app.accounts.access import AdminDep
+from app.access.guards import AdminDep, ProjectDep
 from app.assignments import queries, service
 from app.assignments.forms import AssignForm
 from app.db import SessionDep
 from app.errors import PrefloopError
 from app.limits import FormRoute
 from app.models import Project
-from app.projects.access import ProjectDep
 from app.render import page, redirect
 from app.typed import TypedDep, not_accepted, reasons_of
 

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 from sqlalchemy.orm import Session
 
-from app.accounts.service import audit
 from app.assignments import queries
 from app.assignments.forms import AssignForm
 from app.assignments.queries import Chosen
+from app.audit import audit
 from app.errors import InvalidInput, NotFound
 from app.models import Project, User
 

@@ -7,6 +7,7 @@ from sqlalchemy import ColumnElement, Double, Integer, Subquery, and_, cast, fal
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
+from app.access.members import roles_in
 from app.labeling.claim_queries import met
 from app.models import AuditEvent, Comparison, Judgment, Prompt, Rubric, User
 
@@ -121,7 +122,8 @@ def items(session: Session, project_id: int, viewer: User, limit: int, offset: i
     counted = _counted(project_id)
     numbers = [func.coalesce(counted.c[name], 0) for name in Item._fields[8:14]]
     doubted = func.coalesce(counted.c.is_doubtful, false())
-    hidden = and_(Comparison.state == "open", ~met(viewer.id, "recused")) if "labeler" in viewer.roles else false()
+    labels = "labeler" in roles_in(session, project_id, viewer)
+    hidden = and_(Comparison.state == "open", ~met(viewer.id, "recused")) if labels else false()
     share = cast(counted.c.right, Double) / func.nullif(counted.c.answers, 0)
     found = (
         select(

@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Query, Request, Response
 from sqlalchemy.orm import Session
 
-from app.accounts.access import AdminDep
+from app.access.guards import AdminDep, ProjectDep
 from app.calibration import queries, views
 from app.db import SessionDep
 from app.errors import PrefloopError
@@ -14,7 +14,6 @@ from app.judging import LabelingSettings
 from app.labeling import calibration, recusal
 from app.limits import FormRoute
 from app.models import Project, User
-from app.projects.access import ProjectDep
 from app.render import page, redirect
 
 router = APIRouter(prefix="/projects/{project_slug}/calibration", route_class=FormRoute)

@@ -10,7 +10,8 @@ from typing import Any
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import Session
 
-from app.accounts.service import audit
+from app.access import members
+from app.audit import audit
 from app.datasets import full_queries, queries
 from app.datasets.containers import Bounds, rows
 from app.datasets.full import (
@@ -142,6 +143,7 @@ def restore(
         name = getattr(getattr(error.orig, "diag", None), "constraint_name", None) or "a value out of range"
         raise InvalidInput(f"{file.name} contradicts itself: the database refused it ({name}).", AGAIN) from error
     counts = Counter({kind: n for kind, n in reader.counts.items() if n})
+    members.first_members(session, reader.project, actor_id)
     audit(session, actor_id, "project.restored", reader.project.id, file=file.name, lines=dict(counts))
     session.flush()
     queries.refresh_statistics(session, counts.total())
@@ -250,7 +252,7 @@ class _Reader:
                 return about | {"published_at": record.published_at} | record.content.model_dump(mode="json")
             case LabelerLine():
                 kind = "imported" if record.kind == "person" else record.kind
-                return {"name": record.name, "kind": kind, "roles": []}
+                return {"name": record.name, "kind": kind}
             case PromptLine():
                 return self._prompt(record)
             case ResponseLine():

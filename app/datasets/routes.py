@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from starlette.background import BackgroundTask
 from starlette.datastructures import FormData, UploadFile
 
-from app.accounts.access import AdminDep
+from app.access.guards import AdminDep, ProjectDep
 from app.datasets import export, full_export, full_import, queries, service, undo, undo_queries
 from app.datasets.containers import Bounds
 from app.datasets.formats import FORMATS
@@ -24,10 +24,9 @@ from app.datasets.preview import preview
 from app.datasets.reading import ImportFile
 from app.datasets.service import ImportOptions, ImportRefused, ImportReport
 from app.db import SessionDep
-from app.errors import Conflict, InvalidInput
+from app.errors import Conflict, Forbidden, InvalidInput
 from app.limits import UploadRoute
-from app.models import Project
-from app.projects.access import ProjectDep
+from app.models import Project, User
 from app.render import page, redirect
 
 router = APIRouter(prefix="/projects/{project_slug}/data", route_class=UploadRoute)
@@ -67,6 +66,7 @@ def import_files(
         if form.previewed and form.previewed != _fingerprint(files, options):
             raise Conflict("The files or the options are not those of the preview.", "Preview them again, then import.")
         if full := full_import.only(files, Bounds(options.max_bytes)):
+            _require_administrator(admin)
             bounds = Bounds(options.max_bytes)
             made = full_import.restore(session, full, service.no_progress, actor_id=admin.id, bounds=bounds)
             return redirect(f"/projects/{made.project.slug}/data")
@@ -75,6 +75,14 @@ def import_files(
         except ImportRefused as refused:
             return _page(request, session, project, refused=refused, status=refused.status)
     return _page(request, session, project, report=report)
+
+
+def _require_administrator(admin: User) -> None:
+    if not admin.is_admin:
+        raise Forbidden(
+            "A full export makes a project of its own, and only administrators of the service make projects.",
+            "Ask one of them, or import prompts, pairs and judgments into this project.",
+        )
 
 
 @router.post("/preview")
@@ -88,6 +96,7 @@ def show_preview(
     """What an import of these files would do. Nothing is written."""
     with _uploaded(request, sent) as (_, files, options):
         if full := full_import.only(files, Bounds(options.max_bytes)):
+            _require_administrator(admin)
             # Imported here and taken back: what is refused is told now.
             with session.begin_nested() as trial:
                 made = full_import.restore(session, full, service.no_progress, bounds=Bounds(options.max_bytes))

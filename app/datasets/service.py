@@ -9,7 +9,7 @@ from typing import Literal
 
 from sqlalchemy.orm import Session
 
-from app.accounts.service import audit
+from app.audit import audit
 from app.datasets import queries
 from app.datasets.checking import Checked, Known, check
 from app.datasets.containers import Bounds

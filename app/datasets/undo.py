@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import func
 from sqlalchemy.orm import Session
 
-from app.accounts.service import audit
+from app.audit import audit
 from app.datasets import queries, undo_queries
 from app.errors import Conflict, NotFound
 from app.labeling import settling

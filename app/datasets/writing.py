@@ -213,7 +213,7 @@ def _labelers(session: Session, project: Project, wanted: set[Labeler]) -> tuple
     """Ids by name and kind, and how many are new. Other projects have labelers of their own by the same names."""
     labelers = queries.imported_labelers(session, project.id)
     new = sorted(wanted - labelers.keys())
-    rows = [{"name": labeler.name, "kind": labeler.kind, "roles": []} for labeler in new]
+    rows = [{"name": labeler.name, "kind": labeler.kind} for labeler in new]
     ids = queries.add_rows(session, User, rows)
     return labelers | dict(zip(new, ids, strict=True)), len(new)
 

@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Select, and_, column, exists, func, or_, s
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
+from app.access.queries import projects_of
 from app.demonstrations.forms import AskForm, DemonstrationFilter
 from app.domain.slices import MOST_LISTED
 from app.models import Completion, Demonstration, DemonstrationEvent, DemonstrationTask, Project, Prompt, Rubric, User
@@ -138,10 +139,11 @@ class ProjectTasks(NamedTuple):
 
 
 def projects_with_tasks(session: Session, labeler_id: int) -> list[ProjectTasks]:
-    """Projects with prompts that this labeler could write for, and how many."""
+    """The labeler's projects with prompts that they could write for, and how many."""
     found = (
         select(Project, func.count())
         .join(DemonstrationTask, DemonstrationTask.project_id == Project.id)
+        .where(Project.id.in_(projects_of(labeler_id, "labeler")))
         .where(or_(is_free(), DemonstrationTask.labeler_id == labeler_id))
         .group_by(Project.id)
         .order_by(Project.id)

@@ -6,7 +6,9 @@ from uuid import uuid4
 from fastapi import APIRouter, Form, Query, Request, Response
 from sqlalchemy.orm import Session
 
-from app.accounts.access import AdminDep, LabelerDep, UserDep
+from app.access.guards import AdminDep, LabelerDep, ProjectDep
+from app.access.members import roles_in
+from app.access.sessions import UserDep
 from app.db import SessionDep
 from app.demonstrations import asking_queries, queries, service, views
 from app.demonstrations.forms import (
@@ -26,7 +28,6 @@ from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound, Preflo
 from app.limits import LongFormRoute
 from app.models import Project, User
 from app.models.prompt import DIFFICULTIES, SPLITS
-from app.projects.access import ProjectDep
 from app.render import page, redirect
 
 router = APIRouter(prefix="/projects/{project_slug}/demonstrations", route_class=LongFormRoute)
@@ -127,13 +128,16 @@ def preview(
     request: Request, user: UserDep, project: ProjectDep, session: SessionDep, form: Annotated[PreviewForm, Form()]
 ) -> Response:
     """A text as labelers will see it, and how it differs from what it began as. Whoever writes keeps their prompt."""
-    if not {"labeler", "admin"} & set(user.roles):
+    roles = roles_in(session, project.id, user)
+    if not {"labeler", "admin"} & roles:
         raise Forbidden("This is for those who write or review demonstrations.")
+    before: str | None = None
     if form.demonstration_id is not None:
         case = _case(session, project, form.demonstration_id)
-        _may_see(user, case)
-        before: str | None = case.demonstration.text
-    else:
+        if "admin" not in roles:
+            _require_author(user, case)
+        before = case.demonstration.text
+    elif "labeler" in roles:
         before = service.sample_on_desk(session, project, user, form.task_id)
     lines = None if before is None else diff(before, form.text)
     return page(request, "demonstrations/_preview.html", text=form.text, lines=lines)
@@ -213,7 +217,7 @@ def listing(
     wanted: Annotated[DemonstrationFilter, Query()],
 ) -> Response:
     """All demonstrations, for admins; labelers are led to the writing desk."""
-    if "admin" not in user.roles:
+    if "admin" not in roles_in(session, project.id, user):
         return redirect(f"{_base(project)}/write")
     return page(
         request,
@@ -390,11 +394,10 @@ def _case(session: Session, project: Project, demonstration_id: int) -> Case:
 
 def _own(session: Session, project: Project, labeler: User, demonstration_id: int) -> Case:
     case = _case(session, project, demonstration_id)
-    if case.demonstration.author_id != labeler.id:
-        raise Forbidden("Somebody else wrote this demonstration.", "Your own are in your list.")
+    _require_author(labeler, case)
     return case
 
 
-def _may_see(user: User, case: Case) -> None:
-    if "admin" not in user.roles and case.demonstration.author_id != user.id:
+def _require_author(user: User, case: Case) -> None:
+    if case.demonstration.author_id != user.id:
         raise Forbidden("Somebody else wrote this demonstration.", "Your own are in your list.")

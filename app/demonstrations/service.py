@@ -9,13 +9,13 @@ from typing import Literal, NamedTuple
 
 from sqlalchemy.orm import Session
 
-from app.accounts.service import audit
+from app.access import gate
+from app.audit import audit
 from app.demonstrations import asking_queries, queries
 from app.demonstrations.forms import AnswerForm, AskForm, DecisionForm, RevisionForm
 from app.demonstrations.queries import Desk, ProjectTasks
 from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound
 from app.models import Demonstration, DemonstrationEvent, Project, User
-from app.qualification import gate
 from app.typed import as_typed
 
 # Writing takes longer than choosing: a prompt is held for this many of the project's leases.

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 from sqlalchemy.orm import Session
 
-from app.accounts.access import StaffDep
+from app.access.guards import ProjectDep, StaffDep
 from app.db import SessionDep
 from app.domain.agreement_table import Table
 from app.errors import NotFound
@@ -16,7 +16,6 @@ from app.kept import Computed, Kept
 from app.limits import FormRoute
 from app.models import Project
 from app.models.user import USER_KINDS
-from app.projects.access import ProjectDep
 from app.render import page
 
 router = APIRouter(prefix="/projects/{project_slug}/agreement", route_class=FormRoute)

@@ -2,10 +2,11 @@
 
 from typing import NamedTuple
 
-from sqlalchemy import any_, delete, exists, func, literal, select
+from sqlalchemy import delete, exists, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from app.access.queries import is_labeler_of
 from app.models import Comparison, LabelerGroup, LabelerGroupMember, User
 
 
@@ -62,9 +63,9 @@ def groups_of(session: Session, project_id: int, labeler_id: int) -> list[str]:
     return list(session.scalars(found.order_by(LabelerGroup.name)))
 
 
-def may_label(session: Session) -> list[User]:
-    """Everybody who can be given work."""
-    active = select(User).where(User.is_active, literal("labeler") == any_(User.roles))
+def may_label(session: Session, project_id: int) -> list[User]:
+    """Everybody in the project who can be given work."""
+    active = select(User).where(User.is_active, is_labeler_of(project_id))
     return list(session.scalars(active.order_by(User.name, User.id)))
 
 

@@ -21,6 +21,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
+from app.access.queries import is_labeler_of, projects_of
 from app.bulk import read_columns
 from app.domain.consensus import who_won
 from app.domain.labelers import UNKNOWN, UNSAID, Judged
@@ -151,7 +152,8 @@ class Labeler(NamedTuple):
 
 
 def labelers(session: Session, project_id: int, ids: Collection[int]) -> list[Labeler]:
-    """These, and whoever else has a standing in the project, is in a group of it, or has written something for it."""
+    """The project's labelers and these, and whoever else has a standing in it, is in a group of it, or has written
+    something for it."""
     in_group = exists().where(
         LabelerGroupMember.labeler_id == User.id,
         LabelerGroupMember.group_id == LabelerGroup.id,
@@ -173,7 +175,15 @@ def labelers(session: Session, project_id: int, ids: Collection[int]) -> list[La
             func.coalesce(ProjectLabeler.fitted, text("'{}'::jsonb")),
         )
         .outerjoin(ProjectLabeler, (ProjectLabeler.labeler_id == User.id) & (ProjectLabeler.project_id == project_id))
-        .where(or_(User.id.in_(list(ids)), ProjectLabeler.labeler_id.is_not(None), in_group, has_written))
+        .where(
+            or_(
+                is_labeler_of(project_id),
+                User.id.in_(list(ids)),
+                ProjectLabeler.labeler_id.is_not(None),
+                in_group,
+                has_written,
+            )
+        )
         .order_by(User.id)
     )
     return [Labeler(*row) for row in session.execute(found)]
@@ -285,13 +295,14 @@ class Elsewhere(NamedTuple):
     judgments: int
 
 
-def by_project(session: Session, labeler_id: int) -> list[Elsewhere]:
-    """The labeler's live judgments in all projects."""
+def by_project(session: Session, labeler_id: int, viewer_id: int) -> list[Elsewhere]:
+    """The labeler's live judgments in all projects whose labelers the viewer may look at."""
+    staffed = Project.id.in_(projects_of(viewer_id, "admin", "operator"))
     found = (
         select(Project.slug, Project.name, func.count())
         .join(Comparison, Comparison.project_id == Project.id)
         .join(Judgment, Judgment.comparison_id == Comparison.id)
-        .where(Judgment.labeler_id == labeler_id, Judgment.superseded_at.is_(None))
+        .where(Judgment.labeler_id == labeler_id, Judgment.superseded_at.is_(None), staffed)
         .group_by(Project.id)
         .order_by(func.count().desc())
     )

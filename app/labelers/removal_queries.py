@@ -5,7 +5,7 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, Select, and_, delete, exists, func, select, text, update
 from sqlalchemy.orm import Session, aliased
 
-from app.models import Comparison, Demonstration, DemonstrationTask, Judgment, Prompt, RedTeamAttempt, Thumb
+from app.models import Comparison, Demonstration, DemonstrationTask, Judgment, Lease, Prompt, RedTeamAttempt, Thumb
 from app.models.prompt import WITHDRAWN
 
 RED_TEAM = "red team"  # source of a prompt that was one's attempt
@@ -90,6 +90,20 @@ def take_out(session: Session, project_id: int, labeler_id: int) -> list[int]:
         held,
     )
     return list(judged_)
+
+
+def give_back(session: Session, project_id: int, labeler_id: int) -> None:
+    """Ends the labeler's leases, and their hold on a prompt that they write for. Comparisons are locked first."""
+    held = exists().where(Lease.comparison_id == Comparison.id, Lease.labeler_id == labeler_id, Lease.state == "live")
+    locked = select(Comparison.id).where(Comparison.project_id == project_id, held).order_by(Comparison.id)
+    ids = session.scalars(locked.with_for_update()).all()
+    own = update(Lease).where(Lease.comparison_id.in_(ids), Lease.labeler_id == labeler_id, Lease.state == "live")
+    session.execute(own.values(state="released"), execution_options={"synchronize_session": False})
+    writing = (DemonstrationTask.project_id == project_id, DemonstrationTask.labeler_id == labeler_id)
+    session.execute(
+        update(DemonstrationTask).where(*writing).values(labeler_id=None, expires_at=None),
+        execution_options={"synchronize_session": False},
+    )
 
 
 def reopen(session: Session, comparison_ids: list[int]) -> int:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Form, Query, Request, Response
 
-from app.accounts.access import AdminDep, StaffDep
+from app.access.guards import AdminDep, ProjectDep, StaffDep
 from app.db import SessionDep
 from app.domain import scale
 from app.domain.labelers import figures
@@ -15,7 +15,6 @@ from app.labelers import group_queries, queries, service, views
 from app.labelers.forms import GroupForm, LabelersFilter, MembersForm, PauseForm, RemoveForm
 from app.limits import FormRoute
 from app.models import Project
-from app.projects.access import ProjectDep
 from app.render import page, redirect
 
 router = APIRouter(prefix="/projects/{project_slug}/labelers", route_class=FormRoute)
@@ -77,7 +76,7 @@ def _groups(
         "labelers/groups.html",
         status=error.status if error else 200,
         groups=group_queries.groups(session, project.id),
-        people=group_queries.may_label(session),
+        people=group_queries.may_label(session, project.id),
         error=error,
         name=name,
     )
@@ -159,7 +158,7 @@ def _detail(
         judgments=queries.last_judgments(session, project.id, labeler_id),
         history=queries.history(session, project.id, labeler_id),
         groups=group_queries.groups_of(session, project.id, labeler_id),
-        by_project=queries.by_project(session, labeler_id),
+        by_project=queries.by_project(session, labeler_id, request.state.user.id),
         uses=service.uses(session, project, labeler_id),
         has_written=any(service.written(session, project, labeler_id)),
         own_seen=", ".join(["their count", *(name for name, shown in settings.own_figures if shown)]),

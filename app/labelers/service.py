@@ -9,7 +9,7 @@ from sqlalchemy import func
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app.accounts.service import audit
+from app.audit import audit
 from app.db import violates
 from app.domain.labelers import Figures, figures
 from app.errors import Conflict, InvalidInput, NotFound
@@ -248,6 +248,15 @@ def remove(
     return done
 
 
+def leave(session: Session, project: Project, labeler_id: int) -> None:
+    """Ends what somebody holds who is no labeler of the project any more: their tasks go back, what was kept for them
+    is for everybody, and they leave their groups. Their judgments, and what they wrote, stay."""
+    queries.lock_labeler(session, labeler_id)
+    removal_queries.give_back(session, project.id, labeler_id)
+    removal_queries.release_kept(session, project.id, labeler_id)
+    group_queries.leave_groups(session, project.id, labeler_id)
+
+
 def withdraw_written(session: Session, project: Project, admin: User, labeler_id: int, reason: str) -> None:
     """Withdraws a labeler's demonstrations and red-team attempts, and the prompts that came of these: nothing reads any
     of them any more. They stay stored; snapshots and models made before are not changed.
@@ -328,7 +337,7 @@ def delete_group(session: Session, project: Project, admin: User, group_id: int)
 def add_members(session: Session, project: Project, admin: User, group_id: int, labeler_ids: Sequence[int]) -> None:
     """Raises NotFound for a group or a labeler that is not there."""
     group = _group(session, project, group_id)
-    known = {user.id for user in group_queries.may_label(session)}
+    known = {user.id for user in group_queries.may_label(session, project.id)}
     if not labeler_ids:
         raise InvalidInput("Nobody was chosen.", "Choose who joins the group.")
     if not known >= set(labeler_ids):

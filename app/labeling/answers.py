@@ -10,6 +10,7 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
+from app.access import gate
 from app.domain import ranking, scale
 from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound
 from app.judging import AdaptiveOverlap, LabelingSettings
@@ -19,7 +20,6 @@ from app.labeling.checking import Said, check
 from app.labeling.forms import LabelForm
 from app.labeling.settling import settle
 from app.models import Comparison, Judgment, Lease, Project, Rubric, User
-from app.qualification import gate
 
 # An answer can be changed for so long, open or closed as its comparison may be, unless a new round reads it or a
 # reviewer decides first.

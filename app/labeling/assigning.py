@@ -7,13 +7,13 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
+from app.access import gate
 from app.errors import Forbidden, NotFound
 from app.judging import LabelingSettings
 from app.labeling import claim_queries, mixing, mixing_queries, queries
 from app.labeling.claim_queries import Queue, Standing
 from app.labeling.queries import Position, Task
 from app.models import Comparison, Lease, Project, User
-from app.qualification import gate
 
 # Counting further would cost time and tell a labeler nothing.
 COUNT_LIMIT = 500

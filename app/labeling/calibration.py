@@ -3,7 +3,7 @@
 from sqlalchemy import func
 from sqlalchemy.orm import Session
 
-from app.accounts.service import audit
+from app.audit import audit
 from app.errors import Conflict, InvalidInput, NotFound
 from app.judging import Calibration, LabelingSettings
 from app.labeling import mixing_queries, queries

@@ -30,6 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
+from app.access.queries import projects_of
 from app.models import (
     Comparison,
     Judgment,
@@ -334,8 +335,8 @@ def count_kept(session: Session, project_id: int, labeler_id: int, limit: int) -
 
 
 def projects_with_work(session: Session, labeler_id: int) -> Sequence[Row[Project, bool]]:
-    """(project, whether a card is on the desk) of projects with something open: first those with a card, then the one
-    judged in last. Whether it is for this labeler has to be looked up."""
+    """(project, whether a card is on the desk) of the labeler's projects with something open: first those with a card,
+    then the one judged in last. Whether it is for this labeler has to be looked up."""
     on_desk = exists().where(
         Lease.labeler_id == labeler_id, Lease.state == "live", Lease.comparison_id == Comparison.id
     )
@@ -355,6 +356,8 @@ def projects_with_work(session: Session, labeler_id: int) -> Sequence[Row[Projec
         .limit(1)
         .scalar_subquery()
     )
-    with_work = select(Project, held.label("held")).where(or_(held, *waiting))
+    with_work = select(Project, held.label("held")).where(
+        Project.id.in_(projects_of(labeler_id, "labeler")), or_(held, *waiting)
+    )
     order = (held.desc(), (Project.id == func.coalesce(last, 0)).desc(), Project.id)
     return session.execute(with_work.order_by(*order)).all()

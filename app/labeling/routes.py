@@ -8,7 +8,8 @@ from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import JSONResponse
 from sqlalchemy.orm import Session
 
-from app.accounts.access import LabelerDep
+from app.access.guards import LabelerDep, ProjectDep
+from app.access.sessions import UserDep
 from app.db import SessionDep
 from app.demonstrations import service as demonstrations
 from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound, PrefloopError
@@ -17,15 +18,14 @@ from app.labeling.forms import Desk, Draft, LabelForm, SkipForm
 from app.labeling.queries import Position, Task
 from app.limits import FormRoute
 from app.models import Project, User
-from app.projects.access import ProjectDep
 from app.render import fragment, page, redirect
 
 router = APIRouter(route_class=FormRoute)
 
 
 @router.get("/label")
-def start(request: Request, labeler: LabelerDep, session: SessionDep) -> Response:
-    """To a project that has a task for this labeler."""
+def start(request: Request, labeler: UserDep, session: SessionDep) -> Response:
+    """To one of the labeler's projects that has a task for them."""
     slug = assigning.project_with_work(session, labeler)
     if slug:
         return redirect(f"/projects/{slug}/label")

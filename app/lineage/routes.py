@@ -4,13 +4,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from app.accounts.access import OperatorDep, StaffDep
+from app.access.guards import OperatorDep, ProjectDep, StaffDep
 from app.db import SessionDep
 from app.errors import NotFound
 from app.limits import FormRoute
 from app.lineage import queries, views
 from app.models import ModelVersion
-from app.projects.access import ProjectDep
 from app.render import page, redirect
 from app.rounds import service as rounds
 from app.typed import TypedDep

@@ -6,6 +6,7 @@ from app.models.comparison import Adjudication, Comparison, Judgment, Lease, Que
 from app.models.data_import import DataImport
 from app.models.demonstration import Demonstration, DemonstrationEvent, DemonstrationTask
 from app.models.labeler import LabelerGroup, LabelerGroupMember, ProjectLabeler, Qualification
+from app.models.member import ProjectMember
 from app.models.project import Project
 from app.models.prompt import Completion, Prompt
 from app.models.red_team import RedTeamAttempt
@@ -43,6 +44,7 @@ __all__ = [
     "ModelVersion",
     "Project",
     "ProjectLabeler",
+    "ProjectMember",
     "Prompt",
     "Qualification",
     "QueuePlace",

@@ -7,19 +7,22 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.models.base import Base, Id, Json, Now, one_of
+from app.models.member import known_roles
 
-ROLES = ("labeler", "admin", "operator")
 # Judgments are never taken for a person's when they are not: whoever judged is one of these.
 USER_KINDS = ("person", "imported", "simulated", "ai_judge")
 
 
 class User(Base):
-    """Someone who judges or runs things. `imported` labelers come with data and cannot sign in."""
+    """Someone who judges or runs things. `imported` labelers come with data and cannot sign in.
+
+    What somebody may do in a project is said by ProjectMember. `is_admin`: an administrator of the whole service, who
+    makes accounts and projects; this alone opens no project.
+    """
 
     __tablename__ = "user_account"
     __table_args__ = (
         one_of("kind", USER_KINDS),
-        CheckConstraint("roles <@ ARRAY['labeler', 'admin', 'operator']", name="roles_known"),
         CheckConstraint("email = lower(email)", name="email_lower"),
     )
 
@@ -27,7 +30,7 @@ class User(Base):
     email: Mapped[str | None] = mapped_column(unique=True)  # lower case; none for imported labelers
     name: Mapped[str]
     kind: Mapped[str] = mapped_column(server_default="person")
-    roles: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
+    is_admin: Mapped[bool] = mapped_column(server_default="false")
     password_hash: Mapped[str | None]
     is_active: Mapped[bool] = mapped_column(server_default="true")
     created_at: Mapped[Now]
@@ -60,14 +63,20 @@ class SigninFailure(Base):
 
 
 class SigninLink(Base):
-    """A one-time link: the first admin's, or an invitation with the roles it gives."""
+    """A one-time link: an invitation, or somebody's way to a new password (`user_id`)."""
 
     __tablename__ = "signin_link"
-    __table_args__ = (one_of("kind", USER_KINDS),)
+    __table_args__ = (
+        one_of("kind", USER_KINDS),
+        known_roles(),
+        CheckConstraint("(project_id IS NULL) = (cardinality(roles) = 0)", name="roles_in_project"),
+    )
 
     id: Mapped[Id]
     token_hash: Mapped[str] = mapped_column(unique=True)
-    roles: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    project_id: Mapped[int | None] = mapped_column(ForeignKey("project.id"), index=True)  # that it invites to
+    roles: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")  # there
+    is_admin: Mapped[bool] = mapped_column(server_default="false")  # makes an administrator
     kind: Mapped[str] = mapped_column(server_default="person")  # of the account it makes
     user_id: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))  # set: signs this user in again
     created_by: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))

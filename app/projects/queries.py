@@ -5,24 +5,18 @@ from typing import NamedTuple
 from sqlalchemy import exists, func, or_, select
 from sqlalchemy.orm import Session
 
+from app.access.queries import projects_of
 from app.models import Comparison, Judgment, ModelVersion, Project, ProjectLabeler, Prompt, Round, Run, User
-
-
-def active_projects(session: Session) -> list[Project]:
-    return list(session.scalars(select(Project).order_by(Project.id)))
 
 
 def by_slug(session: Session, slug: str) -> Project | None:
     return session.scalars(select(Project).where(Project.slug == slug)).one_or_none()
 
 
-def base_models(session: Session) -> list[str]:
-    """Locations of the base models that projects use."""
-    return list(
-        session.scalars(
-            select(ModelVersion.base).where(ModelVersion.role == "base").distinct().order_by(ModelVersion.base)
-        )
-    )
+def base_models(session: Session, user_id: int) -> list[str]:
+    """Locations of the base models that the user's projects use."""
+    theirs = select(ModelVersion.base).where(ModelVersion.project_id.in_(projects_of(user_id)))
+    return list(session.scalars(theirs.where(ModelVersion.role == "base").distinct().order_by(ModelVersion.base)))
 
 
 class Overview(NamedTuple):

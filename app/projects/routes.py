@@ -6,16 +6,17 @@ from fastapi import APIRouter, Form, Request, Response
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from app.accounts.access import AdminDep, UserDep
+from app.access.guards import AdminDep, AdministratorDep, MemberDep, ProjectDep
+from app.access.queries import own_projects
+from app.access.sessions import UserDep
 from app.db import SessionDep
 from app.errors import PrefloopError
 from app.judging import LabelingSettings
 from app.labelers import service as labelers
 from app.labeling.settling_queries import Moves
 from app.limits import FormRoute
-from app.models import ModelVersion, Project
+from app.models import ModelVersion, Project, User
 from app.projects import labeling_form, queries, service
-from app.projects.access import ProjectDep
 from app.projects.forms import ModelForm, NewProjectForm, SettingsForm
 from app.render import page, redirect
 from app.review import service as review
@@ -27,39 +28,53 @@ router = APIRouter(route_class=FormRoute)
 
 @router.get("/")
 def home(request: Request, user: UserDep, session: SessionDep) -> Response:
-    """The list of projects; with only one, that one."""
-    projects = queries.active_projects(session)
-    return redirect(f"/projects/{projects[0].slug}") if len(projects) == 1 else _list(request, session)
+    """The list of one's projects; with only one, that one."""
+    mine = own_projects(session, user.id)
+    return redirect(f"/projects/{mine[0].project.slug}") if len(mine) == 1 else _list(request, session, user)
 
 
 @router.get("/projects")
 def project_list(request: Request, user: UserDep, session: SessionDep) -> Response:
-    return _list(request, session)
+    return _list(request, session, user)
 
 
 @router.post("/projects")
-def create(request: Request, admin: AdminDep, session: SessionDep, form: Annotated[NewProjectForm, Form()]) -> Response:
+def create(
+    request: Request, admin: AdministratorDep, session: SessionDep, form: Annotated[NewProjectForm, Form()]
+) -> Response:
     try:
         project = service.create(session, name=form.name, description=form.description, actor_id=admin.id)
     except PrefloopError as error:
-        return _list(request, session, form, error)
+        return _list(request, session, admin, form, error)
     return redirect(f"/projects/{project.slug}")
 
 
 def _list(
-    request: Request, session: Session, form: NewProjectForm = NewProjectForm(), error: PrefloopError | None = None
+    request: Request,
+    session: Session,
+    user: User,
+    form: NewProjectForm = NewProjectForm(),
+    error: PrefloopError | None = None,
 ) -> Response:
     """The list; with what was typed for a new project and the error, where it was refused."""
-    found = queries.active_projects(session)
-    status = error.status if error else 200
-    return page(request, "projects/list.html", status=status, projects=found, form=form, error=error)
+    mine = own_projects(session, user.id)
+    return page(
+        request,
+        "projects/list.html",
+        status=error.status if error else 200,
+        projects=[each.project for each in mine],
+        labels=any("labeler" in each.roles for each in mine),
+        form=form,
+        error=error,
+    )
 
 
 @router.get("/projects/{project_slug}")
-def overview(request: Request, user: UserDep, project: ProjectDep, session: SessionDep) -> Response:
+def overview(request: Request, member: MemberDep, session: SessionDep) -> Response:
     """Where the project stands. htmx asks for the changing part alone while work is under way."""
     template = "projects/_status.html" if "HX-Request" in request.headers else "projects/overview.html"
-    is_admin, is_staff = "admin" in user.roles, bool({"admin", "operator"} & set(user.roles))
+    project, user, roles = member
+    is_admin, is_staff = "admin" in roles, bool({"admin", "operator"} & roles)
     return page(
         request,
         template,
@@ -148,7 +163,7 @@ def _settings(
         rules=labeling_form.rows(shown),
         labeling=shown,
         base_model=session.get(ModelVersion, project.base_model_id) if project.base_model_id else None,
-        known=queries.base_models(session),
+        known=queries.base_models(session, request.state.user.id),
         error=error,
         saved=saved,
         moves=moves,

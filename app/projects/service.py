@@ -7,8 +7,9 @@ from anyascii import anyascii
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app.accounts.service import audit
+from app.access import members
 from app.artifacts import ArtifactStore
+from app.audit import audit
 from app.db import violates
 from app.errors import Conflict, InvalidInput
 from app.judging import LabelingSettings, RubricContent
@@ -59,7 +60,7 @@ def create(
     guideline: str = FIRST_GUIDELINE,
     generation: Generation | None = None,
 ) -> Project:
-    """Adds a project with a first published rubric, ready to hold comparisons.
+    """Adds a project with a first published rubric and first members, ready to hold comparisons.
 
     Raises:
         InvalidInput: the name gives no address, or the address given is not one.
@@ -85,6 +86,7 @@ def create(
         raise Conflict(f"A project with the address “{slug}” exists.", "Choose another name.") from error
     rubrics.create_first(session, project, RubricContent(guideline=guideline), actor_id)
     audit(session, actor_id, "project.created", project.id, name=project.name)
+    members.first_members(session, project, actor_id)
     return project
 
 

@@ -4,12 +4,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from app.accounts.access import AdminDep
+from app.access.guards import AdminDep, ProjectDep
 from app.db import SessionDep
 from app.errors import NotFound
 from app.limits import FormRoute
 from app.models.prompt import DIFFICULTIES, SPLITS
-from app.projects.access import ProjectDep
 from app.prompts import queries
 from app.prompts.forms import PromptFilter
 from app.render import page

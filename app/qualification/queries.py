@@ -7,80 +7,22 @@ elsewhere in the rubric, or of a question's wording, asks nobody to take it agai
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import (
-    BigInteger,
-    BindParameter,
-    ColumnElement,
-    Select,
-    any_,
-    bindparam,
-    column,
-    exists,
-    func,
-    literal,
-    select,
-    true,
-)
+from sqlalchemy import ColumnElement, column, func, select, true
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.orm import Session, aliased
 
-from app.models import ProjectLabeler, Qualification, Rubric, User
-
-
-def _quiz_version(rubric: type[Rubric]) -> ColumnElement[int]:
-    """The number of the version whose quiz counts as this version's."""
-    return func.coalesce(rubric.quiz_of_version, rubric.version)
-
-
-def _newest(project_id: int | BindParameter[int]) -> Select[Any]:
-    published = select(Rubric).where(Rubric.project_id == project_id, Rubric.version.is_not(None))
-    return published.order_by(Rubric.version.desc()).limit(1)
-
-
-def _requires_quiz(project_id: BindParameter[int], labeler_id: BindParameter[int]) -> Select[Any]:
-    newest = aliased(Rubric, _newest(project_id).subquery())
-    passed = (
-        exists()
-        .where(Qualification.labeler_id == labeler_id, Qualification.passed.is_(True))
-        .where(Rubric.id == Qualification.rubric_id)
-        .where(Rubric.project_id == project_id, _quiz_version(Rubric) == _quiz_version(newest))
-    )
-    return select((func.jsonb_array_length(newest.quiz) > 0) & ~passed)
-
-
-class Gate(NamedTuple):
-    """state, reason: see ProjectLabeler. needs_quiz: the newest version has a quiz that the labeler has not passed."""
-
-    state: str
-    reason: str
-    needs_quiz: bool
-
-
-def _gate(project_id: BindParameter[int], labeler_id: BindParameter[int]) -> Select[Any]:
-    own = ProjectLabeler.project_id == project_id, ProjectLabeler.labeler_id == labeler_id
-    return select(
-        func.coalesce(select(ProjectLabeler.state).where(*own).scalar_subquery(), "active"),
-        func.coalesce(select(ProjectLabeler.reason).where(*own).scalar_subquery(), ""),
-        func.coalesce(_requires_quiz(project_id, labeler_id).scalar_subquery(), False),
-    )
-
-
-# Asked with every task that is handed out and every answer, so it is put together once.
-_GATE = _gate(bindparam("project_id", type_=BigInteger), bindparam("labeler_id", type_=BigInteger))
-
-
-def gate(session: Session, project_id: int, labeler_id: int) -> Gate:
-    """How a labeler stands in a project. One query, by index."""
-    return Gate(*session.execute(_GATE, {"project_id": project_id, "labeler_id": labeler_id}).one())
+from app.access.gate_queries import newest_published, quiz_version
+from app.access.queries import is_labeler_of
+from app.models import Qualification, Rubric, User
 
 
 def newest_rubric(session: Session, project_id: int) -> Rubric | None:
-    return session.scalars(_newest(project_id)).one_or_none()
+    return session.scalars(newest_published(project_id)).one_or_none()
 
 
 def counts_for(rubric: Rubric) -> ColumnElement[bool]:
     """Of a query over rubrics: the published versions whose quiz counts as this one's."""
-    return (Rubric.project_id == rubric.project_id) & (_quiz_version(Rubric) == rubric.quiz_version)
+    return (Rubric.project_id == rubric.project_id) & (quiz_version(Rubric) == rubric.quiz_version)
 
 
 def newest_attempt(
@@ -153,7 +95,8 @@ def results(session: Session, rubric: Rubric, limit: int, offset: int) -> list[R
 
 
 class Totals(NamedTuple):
-    """How many labelers passed, and how many tried and have not; labelers: all active people with the role."""
+    """How many labelers passed, and how many tried and have not; labelers: the project's active ones
+    who are people."""
 
     passed: int
     trying: int
@@ -171,7 +114,7 @@ def totals(session: Session, rubric: Rubric) -> Totals:
     passed, trying = session.execute(
         select(func.count().filter(taken.c.passed), func.count().filter(~taken.c.passed)).select_from(taken)
     ).one()
-    people = select(func.count()).where(User.is_active, User.kind == "person", literal("labeler") == any_(User.roles))
+    people = select(func.count()).where(User.is_active, User.kind == "person", is_labeler_of(rubric.project_id))
     return Totals(passed, trying, session.scalar(people) or 0)
 
 

@@ -6,12 +6,11 @@ from fastapi import APIRouter, Form, Query, Request, Response
 from pydantic import BeforeValidator
 from sqlalchemy.orm import Session
 
-from app.accounts.access import LabelerDep, StaffDep
+from app.access.guards import LabelerDep, ProjectDep, StaffDep
 from app.db import SessionDep
 from app.errors import NotFound, PrefloopError
 from app.limits import FormRoute
 from app.models import Project, User
-from app.projects.access import ProjectDep
 from app.qualification import queries, service, views
 from app.render import page, redirect
 

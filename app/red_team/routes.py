@@ -7,13 +7,14 @@ from fastapi import APIRouter, Form, Query, Request, Response
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from app.accounts.access import AdminDep, LabelerDep, StaffDep, UserDep
+from app.access import gate
+from app.access.guards import AdminDep, LabelerDep, ProjectDep, StaffDep
+from app.access.members import roles_in
+from app.access.sessions import UserDep
 from app.db import SessionDep
 from app.errors import Conflict, Forbidden, InvalidInput, NotFound, PrefloopError, TooMany
 from app.limits import FormRoute
 from app.models import Project, User
-from app.projects.access import ProjectDep
-from app.qualification import gate
 from app.red_team import queries, service, views
 from app.red_team.forms import (
     MAX_GOAL,
@@ -47,7 +48,7 @@ def desk(
     rated: Annotated[int | None, Query(ge=0, lt=2**63)] = None,
 ) -> Response:
     """Where labelers write attempts and find their own; staff who do not label are led to all of them."""
-    if "labeler" not in user.roles:
+    if "labeler" not in roles_in(session, project.id, user):
         return redirect(f"{_base(project)}/attempts")
     return _desk(request, session, project, user, before=before, rated=rated)
 
@@ -203,7 +204,7 @@ def _show(
         status=problem.status if problem else 200,
         seen=seen,
         attempt=seen.attempt,
-        is_own=seen.attempt.author_id == user.id and "labeler" in user.roles,
+        is_own=seen.attempt.author_id == user.id and "labeler" in roles_in(session, project.id, user),
         busy=queries.busy(session, seen.attempt) if seen.state == "waiting" else None,
         severities=SEVERITIES,
         tags=boxes,
@@ -220,6 +221,6 @@ def _visible(session: Session, project: Project, user: User, attempt_id: int) ->
     seen = queries.attempt(session, project.id, attempt_id) if attempt_id < 2**63 else None
     if seen is None:
         raise NotFound(f"This project has no attempt {attempt_id}.", "Go back to your own.")
-    if seen.attempt.author_id != user.id and not {"admin", "operator"} & set(user.roles):
+    if seen.attempt.author_id != user.id and not {"admin", "operator"} & roles_in(session, project.id, user):
         raise Forbidden("Somebody else made this attempt.", "Your own are on the red-team page.")
     return seen

@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 from sqlalchemy.orm import Session
 
-from app.accounts.service import audit
+from app.access import gate
 from app.artifacts import ArtifactStore
+from app.audit import audit
 from app.domain.slices import of_prompt
 from app.errors import Conflict, Forbidden, InvalidInput, NotFound, TooMany
 from app.models import Completion, Project, RedTeamAttempt, User
 from app.prompts import service as prompts
 from app.prompts.service import NewPrompt
-from app.qualification import gate
 from app.red_team import queries
 from app.red_team.forms import AcceptForm, AttemptForm, RatingForm
 from app.rounds import service as rounds

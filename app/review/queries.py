@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
+from app.access.queries import is_labeler_of
 from app.domain.slices import MOST_LISTED
 from app.models import (
     Adjudication,
@@ -257,4 +258,4 @@ def may_label(project_id: int) -> tuple[Any, ...]:
         ProjectLabeler.labeler_id == User.id,
         ProjectLabeler.state != "active",
     )
-    return User.is_active, User.roles.contains(["labeler"]), User.kind != "imported", ~kept_out
+    return User.is_active, is_labeler_of(project_id), User.kind != "imported", ~kept_out

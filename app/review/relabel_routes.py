@@ -5,11 +5,10 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Query, Request, Response
 from pydantic import ValidationError
 
-from app.accounts.access import AdminDep
+from app.access.guards import AdminDep, ProjectDep
 from app.db import SessionDep
 from app.limits import FormRoute
 from app.models.prompt import DIFFICULTIES, SPLITS
-from app.projects.access import ProjectDep
 from app.render import page, redirect
 from app.review import queries, relabel_queries, relabeling
 from app.review.forms import RelabelForm

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from sqlalchemy.orm import Session
 
-from app.accounts.service import audit
+from app.audit import audit
 from app.domain.figures import Figures, Patterns
 from app.errors import Conflict, InvalidInput, NotFound
 from app.models import Project, Rubric, User

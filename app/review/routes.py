@@ -6,13 +6,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Form, Path, Query, Request, Response
 from sqlalchemy.orm import Session
 
-from app.accounts.access import AdminDep
+from app.access.guards import AdminDep, ProjectDep
 from app.db import SessionDep
 from app.errors import Conflict, Forbidden, InvalidInput
 from app.limits import FormRoute
 from app.models import Comparison, Project, User
 from app.models.prompt import DIFFICULTIES, SPLITS
-from app.projects.access import ProjectDep
 from app.render import page, redirect
 from app.review import queries, queues, service, views
 from app.review.forms import DecisionForm, MoreLabelersForm, VerdictForm, Wanted

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 
 from sqlalchemy.orm import Session
 
-from app.accounts.service import audit
+from app.access.members import roles_in
+from app.audit import audit
 from app.domain import consensus, overlap, scale
 from app.domain.consensus import Consensus
 from app.errors import Conflict, Forbidden, InvalidInput, NotFound
@@ -69,8 +70,9 @@ def open_case(session: Session, project: Project, viewer: User, comparison_id: i
 
 
 def blind_for(session: Session, viewer: User, comparisons: Collection[Comparison]) -> set[int]:
-    """Ids of those comparisons that the viewer could still judge, or where they could change how they did."""
-    if "labeler" not in viewer.roles:
+    """Ids of those comparisons of a project that the viewer could still judge, or where they could change how they
+    did."""
+    if not comparisons or "labeler" not in roles_in(session, next(iter(comparisons)).project_id, viewer):
         return set()
     opened = {comparison.id for comparison in comparisons if comparison.state == "open"}
     closed = {comparison.id for comparison in comparisons} - opened

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from sqlalchemy.orm import Session
 
-from app.accounts.service import audit
+from app.audit import audit
 from app.domain.intervals import Interval
 from app.domain.verdicts import by_reward_model
 from app.errors import Conflict, InvalidInput

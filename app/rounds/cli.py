@@ -6,6 +6,7 @@ import typer
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
+from app.access.members import roles_in
 from app.accounts import queries as accounts
 from app.accounts.service import normal_email
 from app.artifacts import ArtifactStore
@@ -43,7 +44,7 @@ def start(
         rank = queries.adapter_rank(session, found.policy_id)
         config = _config(algorithm, Generation.model_validate(found.generation), given, rank)
         store = ArtifactStore(settings.artifacts_root, settings.outside_models)
-        round_ = service.start(session, store, found, _operator(session, operator), config)
+        round_ = service.start(session, store, found, _operator(session, found, operator), config)
         typer.echo(f"Round {round_.number} is frozen; a worker takes it from here.")
 
 
@@ -71,8 +72,9 @@ def status(project: ProjectOption, number: NumberOption = None) -> None:
 def cancel(project: ProjectOption, operator: OperatorOption, number: NumberOption = None) -> None:
     """Cancel a round; models that are saved stay."""
     with command_session(Settings()) as session:
-        round_ = _round(session, _project(session, project), number)
-        service.cancel(session, round_, _operator(session, operator))
+        found = _project(session, project)
+        round_ = _round(session, found, number)
+        service.cancel(session, round_, _operator(session, found, operator))
         typer.echo(f"Round {round_.number} is being cancelled.")
 
 
@@ -81,9 +83,10 @@ def retry(project: ProjectOption, operator: OperatorOption, number: NumberOption
     """Retry a failed round in the stage that failed."""
     settings = Settings()
     with command_session(settings) as session:
-        round_ = _round(session, _project(session, project), number)
+        found = _project(session, project)
+        round_ = _round(session, found, number)
         store = ArtifactStore(settings.artifacts_root, settings.outside_models)
-        service.retry(session, store, round_, _operator(session, operator), settings.sampling_server)
+        service.retry(session, store, round_, _operator(session, found, operator), settings.sampling_server)
         typer.echo(f"Round {round_.number} is {round_.state} again.")
 
 
@@ -102,7 +105,7 @@ def adopt(
         if model_id is None:
             raise Conflict(f"Round {round_.number} has made no policy.", "Choose another round.")
         model = session.get_one(ModelVersion, model_id)
-        service.adopt(session, found, model, _operator(session, operator))
+        service.adopt(session, found, model, _operator(session, found, operator))
         typer.echo(f"The project's policy is {model.name}.")
 
 
@@ -121,10 +124,10 @@ def _round(session: Session, project: Project, number: int | None) -> Round:
     return found[0]
 
 
-def _operator(session: Session, email: str) -> User:
+def _operator(session: Session, project: Project, email: str) -> User:
     user = accounts.user_by_email(session, normal_email(email))
-    if user is None or "operator" not in user.roles:
-        raise Forbidden(f"{email} is not an operator.", "`prefloop user list` shows who is.")
+    if user is None or "operator" not in roles_in(session, project.id, user):
+        raise Forbidden(f"{email} is not an operator of “{project.slug}”.", "`prefloop user list` shows who is.")
     return user
 
 

@@ -7,7 +7,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from app.accounts.access import OperatorDep, StaffDep
+from app.access.guards import OperatorDep, ProjectDep, StaffDep
 from app.db import SessionDep
 from app.domain.intervals import FEWEST
 from app.domain.strengths import STRENGTHS
@@ -15,7 +15,6 @@ from app.domain.verdicts import LEAST_COMPARISONS
 from app.errors import NotFound, PrefloopError
 from app.limits import FormRoute
 from app.models import ModelVersion, Project, Round, Run
-from app.projects.access import ProjectDep
 from app.render import page, redirect
 from app.rounds import outcomes, queries, service, views
 from app.rounds.adoption import difference_of

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
-from app.accounts.service import audit
 from app.artifacts import ArtifactStore
+from app.audit import audit
 from app.domain.rounds import ACTIVE, stage_of
 from app.errors import Conflict, InvalidInput
 from app.models import ModelVersion, Project, Round, Run, User

@@ -5,12 +5,11 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Form, Query, Request, Response
 from sqlalchemy.orm import Session
 
-from app.accounts.access import AdminDep
+from app.access.guards import AdminDep, ProjectDep
 from app.db import SessionDep
 from app.errors import Conflict, InvalidInput, PrefloopError
 from app.limits import FormRoute
 from app.models import Project, Rubric
-from app.projects.access import ProjectDep
 from app.render import page, redirect
 from app.rubrics import comparing, editing, queries, service, views
 from app.rubrics.forms import ANSWERS, RubricForm, RubricFormDep, RubricRefused

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import func
 from sqlalchemy.orm import Session
 
-from app.accounts.service import audit
+from app.audit import audit
 from app.errors import Conflict, NotFound
 from app.judging import RubricContent
 from app.models import Project, Rubric, User

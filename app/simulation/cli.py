@@ -11,8 +11,10 @@ from rich.table import Table
 
 from app.accounts import service as accounts
 from app.domain.rounds import ALGORITHMS
-from app.errors import InvalidInput
+from app.errors import InvalidInput, NotFound
+from app.models.member import ROLES
 from app.postgres import command_session
+from app.projects import queries as projects
 from app.rounds.forms import RECOMMENDED
 from app.settings import Settings
 from app.simulation.browser import Browser
@@ -36,7 +38,10 @@ def simulate_command(
     url: Annotated[str | None, typer.Option(help="the running service; without it the one of the settings")] = None,
     invitation: Annotated[
         str | None,
-        typer.Option(help="an invitation link with all three roles; without it one is made in the settings' database"),
+        typer.Option(
+            help="a link that invites into the project with all three roles; without it one is made in the settings' "
+            "database"
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="of the labelers' errors")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object a round")] = False,
@@ -53,9 +58,9 @@ def simulate_command(
     url = (url or settings.url).rstrip("/")
     # What happens on the way goes to the error stream, so that --json leaves only results on the other.
     progress = Console(stderr=True, highlight=False)
-    operator = _join(url, invitation or _invitation(settings, url), "Simulation operator")
+    operator = _join(url, invitation or _invitation(settings, url, project), "Simulation operator")
     crew = Crew(
-        [_join(url, link, f"Simulated {n + 1}") for n, link in enumerate(_invite(operator, labelers))],
+        [_join(url, link, f"Simulated {n + 1}") for n, link in enumerate(_invite(operator, project, labelers))],
         PREFERENCES[preference],
         noise,
         position_bias,
@@ -81,16 +86,20 @@ def _setting(text: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def _invitation(settings: Settings, url: str) -> str:
-    """A link that makes an account able to run everything, written to the database as `prefloop user link` does."""
+def _invitation(settings: Settings, url: str, slug: str) -> str:
+    """A link that makes an account able to run the whole project, written to the database as `prefloop invite` does."""
     with command_session(settings) as session:
-        roles = ["admin", "operator", "labeler"]
-        token = accounts.create_link(session, roles=roles, created_by=None, days=1, kind="simulated")
+        project = projects.by_slug(session, slug)
+        if project is None:
+            raise NotFound(f"There is no project “{slug}”.", "Choose another one by --project.")
+        token = accounts.create_link(
+            session, created_by=None, days=1, project_id=project.id, roles=ROLES, kind="simulated"
+        )
     return f"{url}/join/{token}"
 
 
-def _invite(operator: Browser, count: int) -> list[str]:
-    form = operator.open("/people").form('form[action="/people/invite"]')
+def _invite(operator: Browser, slug: str, count: int) -> list[str]:
+    form = operator.open(f"/projects/{slug}/members").form('form[action$="/members/invite"]')
     sent = [operator.send(form, roles=["labeler"], kind="simulated") for _ in range(count)]
     return [str(page.soup.select_one("input.copy")["value"]) for page in sent]  # type: ignore[index]
 

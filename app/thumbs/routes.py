@@ -5,11 +5,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Form, Query, Request, Response
 
-from app.accounts.access import LabelerDep
+from app.access import gate
+from app.access.guards import LabelerDep, ProjectDep
 from app.db import SessionDep
 from app.limits import FormRoute
-from app.projects.access import ProjectDep
-from app.qualification import gate
 from app.render import page, redirect
 from app.rubrics import service as rubrics
 from app.thumbs import queries, service

@@ -4,10 +4,10 @@ import hmac
 
 from sqlalchemy.orm import Session
 
+from app.access import gate
 from app.errors import Forbidden, Gone
 from app.judging import LabelingSettings
 from app.models import Project, Thumb, User
-from app.qualification import gate
 from app.thumbs import queries
 from app.thumbs.forms import ThumbForm
 

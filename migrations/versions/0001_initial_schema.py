@@ -261,14 +261,13 @@ def upgrade() -> None:
         sa.Column("email", sa.Text(), nullable=True),
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("kind", sa.Text(), server_default="person", nullable=False),
-        sa.Column("roles", postgresql.ARRAY(sa.Text()), server_default="{}", nullable=False),
+        sa.Column("is_admin", sa.Boolean(), server_default="false", nullable=False),
         sa.Column("password_hash", sa.Text(), nullable=True),
         sa.Column("is_active", sa.Boolean(), server_default="true", nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.CheckConstraint(
             "kind IN ('person', 'imported', 'simulated', 'ai_judge')", name=op.f("ck_user_account_kind_known")
         ),
-        sa.CheckConstraint("roles <@ ARRAY['labeler', 'admin', 'operator']", name=op.f("ck_user_account_roles_known")),
         sa.CheckConstraint("email = lower(email)", name=op.f("ck_user_account_email_lower")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_user_account")),
         sa.UniqueConstraint("email", name=op.f("uq_user_account_email")),
@@ -392,7 +391,9 @@ def upgrade() -> None:
         "signin_link",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
         sa.Column("token_hash", sa.Text(), nullable=False),
-        sa.Column("roles", postgresql.ARRAY(sa.Text()), nullable=False),
+        sa.Column("project_id", sa.BigInteger(), nullable=True),
+        sa.Column("roles", postgresql.ARRAY(sa.Text()), server_default="{}", nullable=False),
+        sa.Column("is_admin", sa.Boolean(), server_default="false", nullable=False),
         sa.Column("kind", sa.Text(), server_default="person", nullable=False),
         sa.Column("user_id", sa.BigInteger(), nullable=True),
         sa.Column("created_by", sa.BigInteger(), nullable=True),
@@ -402,11 +403,17 @@ def upgrade() -> None:
         sa.CheckConstraint(
             "kind IN ('person', 'imported', 'simulated', 'ai_judge')", name=op.f("ck_signin_link_kind_known")
         ),
+        sa.CheckConstraint("roles <@ ARRAY['labeler', 'admin', 'operator']", name=op.f("ck_signin_link_roles_known")),
+        sa.CheckConstraint(
+            "(project_id IS NULL) = (cardinality(roles) = 0)", name=op.f("ck_signin_link_roles_in_project")
+        ),
         sa.ForeignKeyConstraint(["created_by"], ["user_account.id"], name=op.f("fk_signin_link_created_by")),
+        sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_signin_link_project_id")),
         sa.ForeignKeyConstraint(["user_id"], ["user_account.id"], name=op.f("fk_signin_link_user_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_signin_link")),
         sa.UniqueConstraint("token_hash", name=op.f("uq_signin_link_token_hash")),
     )
+    op.create_index(op.f("ix_signin_link_project_id"), "signin_link", ["project_id"], unique=False)
     op.create_table(
         "snapshot",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
@@ -695,6 +702,23 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("project_id", "labeler_id", name=op.f("pk_project_labeler")),
     )
     op.create_index(op.f("ix_project_labeler_labeler_id"), "project_labeler", ["labeler_id"], unique=False)
+    op.create_table(
+        "project_member",
+        sa.Column("project_id", sa.BigInteger(), nullable=False),
+        sa.Column("user_id", sa.BigInteger(), nullable=False),
+        sa.Column("roles", postgresql.ARRAY(sa.Text()), nullable=False),
+        sa.Column("added_by", sa.BigInteger(), nullable=True),
+        sa.Column("added_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.CheckConstraint(
+            "roles <@ ARRAY['labeler', 'admin', 'operator']", name=op.f("ck_project_member_roles_known")
+        ),
+        sa.CheckConstraint("cardinality(roles) > 0", name=op.f("ck_project_member_roles_some")),
+        sa.ForeignKeyConstraint(["added_by"], ["user_account.id"], name=op.f("fk_project_member_added_by")),
+        sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_project_member_project_id")),
+        sa.ForeignKeyConstraint(["user_id"], ["user_account.id"], name=op.f("fk_project_member_user_id")),
+        sa.PrimaryKeyConstraint("project_id", "user_id", name=op.f("pk_project_member")),
+    )
+    op.create_index(op.f("ix_project_member_user_id"), "project_member", ["user_id"], unique=False)
     op.create_table(
         "qualification",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),

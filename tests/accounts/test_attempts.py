@@ -15,7 +15,8 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.accounts import attempts, service
-from app.accounts.access import BROWSER_COOKIE, HASHED_AT_ONCE
+from app.accounts.attempts import BROWSER_COOKIE
+from app.accounts.hashing import HASHED_AT_ONCE
 from app.models import SigninFailure, User
 from tests.conftest import SignedIn
 
@@ -27,7 +28,7 @@ HOME, AWAY = "testclient", "198.51.100.7"
 
 @pytest.fixture
 def ada(session: Session) -> User:
-    user = service.create_user(session, email="ada@example.org", name="Ada", password=PASSWORD, roles=["labeler"])
+    user = service.create_user(session, email="ada@example.org", name="Ada", password=PASSWORD)
     session.commit()
     return user
 
@@ -176,7 +177,7 @@ def test_others_guesses_never_make_the_owner_wait_in_a_browser_that_signed_in_be
 def test_a_password_link_helps_who_has_to_wait(session: Session, ada: User) -> None:
     fail(session, 12)
     fail(session, 200, place=AWAY)
-    token = service.create_link(session, roles=[], created_by=None, days=1, user_id=ada.id)
+    token = service.create_link(session, created_by=None, days=1, user_id=ada.id)
     service.redeem_link(session, token, email="", name="", password="another long phrase")
     assert wait_of(session) == 0
 

@@ -18,10 +18,10 @@ def test_signing_in_takes_either_form(
     sign_in: Callable[..., SignedIn], session: Session, stored: tuple[str, str]
 ) -> None:
     email, password = stored
-    user = service.create_user(session, email=email, name="J\u00f6rg", password=password, roles=["labeler"])
+    user = service.create_user(session, email=email, name="J\u00f6rg", password=password)
     assert user.email == "j\u00f6rg@example.org"
     with pytest.raises(Conflict, match="has an account already"):
-        service.create_user(session, email=APART, name="Another", password=PASSWORD, roles=["labeler"])
+        service.create_user(session, email=APART, name="Another", password=PASSWORD)
     session.commit()
     for typed in (COMPOSED, APART):
         for secret in (PASSWORD, PASSWORD_APART):
@@ -35,7 +35,7 @@ def test_signing_in_takes_either_form(
 
 def test_browsers_let_such_an_address_through(sign_in: Callable[..., SignedIn], session: Session) -> None:
     """An input of the type email refuses letters beyond ASCII before the at sign."""
-    token = service.create_link(session, roles=["labeler"], created_by=None, days=1)
+    token = service.create_link(session, created_by=None, days=1)
     session.commit()
     for address in ("/sign-in", f"/join/{token}"):
         field = sign_in().get(address).text.partition('id="email"')[2].partition(">")[0]

@@ -48,7 +48,7 @@ def test_what_serves_asks_for_the_schema_and_other_commands_make_it(
         cli.main()
     assert "Run `prefloop migrate` first." in capsys.readouterr().err
 
-    monkeypatch.setattr("sys.argv", ["prefloop", "user", "link", "--role", "admin"])
+    monkeypatch.setattr("sys.argv", ["prefloop", "invite", "--administrator"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 0

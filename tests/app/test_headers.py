@@ -6,7 +6,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from app.accounts.access import VISITOR_COOKIE
+from app.access.sessions import VISITOR_COOKIE
 from app.headers import SECURITY_HEADERS
 from app.main import create_app
 from app.settings import Settings

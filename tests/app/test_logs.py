@@ -22,6 +22,8 @@ HASH = "$argon2id$v=19$m=65536,t=3,p=4$c2FsdA$aGFzaA"
         ('127.0.0.1:1 - "GET /join/Ab_-9?x=1 HTTP/1.1" 200', '127.0.0.1:1 - "GET /join/…?x=1 HTTP/1.1" 200'),
         (f"row (1, {HASH}) x", "row (1, $argon2id$…) x"),
         ("Authorization: Bearer sk-1234", "Authorization: Bearer …"),
+        ("GET /sign-in?next=/join/Ab_-9", "GET /sign-in?next=/join/…"),
+        ("GET /sign-in?next=%2Fjoin%2FAb_-9", "GET /sign-in?next=%2Fjoin%2F…"),
         ("GET /projects/p/join", "GET /projects/p/join"),
     ],
 )
@@ -31,7 +33,7 @@ def test_secrets_are_cut_short_wherever_they_stand(said: str, kept: str) -> None
 
 
 def failed(session: Session, email: str) -> DBAPIError:
-    session.add(User(email=email, name="Ada", password_hash=HASH, roles=["king"]))
+    session.add(User(email=email, name="Ada", password_hash=HASH, kind="king"))
     with pytest.raises(IntegrityError) as raised:
         session.flush()
     return raised.value
@@ -41,7 +43,7 @@ def test_an_error_of_the_database_quotes_no_values(session: Session) -> None:
     """Neither the statement's parameters nor the row that PostgreSQL quotes."""
     error = failed(session, "ada@example.org")
     told = "".join(traceback.format_exception(error))
-    assert "roles_known" in told  # says what was wrong
+    assert "kind_known" in told  # says what was wrong
     for value in ("ada@example.org", "argon2", "c2FsdA", "king"):
         assert value not in told
 
@@ -58,7 +60,7 @@ def test_this_programs_log_is_discreet(session: Session, capsys: pytest.CaptureF
     root.handlers = []
     try:
         start_logging(logging.INFO)
-        token = service.create_link(session, roles=["labeler"], created_by=None, days=1)
+        token = service.create_link(session, created_by=None, days=1, is_admin=True)
         user = factories.user(session, password_hash=HASH)
         try:
             raise ValueError(f"no {user.password_hash} at /join/{token}")

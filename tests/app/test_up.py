@@ -114,10 +114,10 @@ def test_a_tilde_is_the_users_home(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_migrates_logs_no_link(
     settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(up, "_prepare_first_project", lambda *_: None)
+    monkeypatch.setattr(up, "_give_first_model", lambda *_: None)
     up.prepare(settings)
     told = capsys.readouterr().out
     assert "/join/" not in told
-    assert "prefloop user link --role labeler --role admin --role operator" in told
+    assert "prefloop invite --administrator" in told
     with make_session_factory(engine)() as session:
         assert session.scalars(select(SigninLink)).all() == []

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from sqlalchemy.orm import Session
 
 from app.accounts import service as accounts
+from app.audit import audit
 from app.models import (
     DataImport,
     DemonstrationEvent,
@@ -98,10 +99,8 @@ def build(session: Session, artifacts: Path) -> World:
     session.flush()
     session.add(LabelerGroupMember(group_id=group.id, labeler_id=labeler.id))
     session.add(ProjectLabeler(project_id=project.id, labeler_id=attempt.labeler_id, state="paused", reason=HOSTILE))
-    accounts.audit(
-        session, admin.id, "comparison.flag_dismissed", project.id, comparison_id=comparison.id, note=HOSTILE
-    )
-    accounts.create_link(session, roles=["labeler"], created_by=admin.id, days=1)
+    audit(session, admin.id, "comparison.flag_dismissed", project.id, comparison_id=comparison.id, note=HOSTILE)
+    accounts.create_link(session, project_id=project.id, roles=["labeler"], created_by=admin.id, days=1)
     session.commit()
     values: dict[str, object] = {
         "project_slug": project.slug,

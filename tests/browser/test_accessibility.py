@@ -71,7 +71,7 @@ class World:
 
     def __init__(self, session: Session, app: FastAPI, folder: Path) -> None:
         store: ArtifactStore = app.state.store
-        self.staff = factories.user(session, "admin", "operator", name="Ada")
+        self.staff = factories.user(session, "admin", "operator", "administrator", name="Ada")
         self.labeler = factories.user(session, "labeler", name="Lou")
         self.project = project = make_project(session, train=24, heldout=4)
         project.description = "What people like."
@@ -103,7 +103,9 @@ class World:
         ]
         self.attempt = rated(session, project, 2, "hate", author_id=self.staff.id, tags=["slur"])
         red_team.send(session, store, project, self.staff, attempt_form())
-        token = accounts.create_link(session, roles=["labeler"], created_by=self.staff.id, days=1)
+        token = accounts.create_link(
+            session, project_id=project.id, roles=["labeler"], created_by=self.staff.id, days=1
+        )
         session.commit()
         self.base = f"/projects/{project.slug}"
         self.values = {

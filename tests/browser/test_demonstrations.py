@@ -9,8 +9,8 @@ from playwright.sync_api import Page, expect
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
+from app.access.sessions import SESSION_COOKIE
 from app.accounts import service as accounts
-from app.accounts.access import SESSION_COOKIE
 from app.models import DemonstrationTask, Project, User
 from tests import factories
 from tests.browser.pictures import take_picture

@@ -453,7 +453,7 @@ def test_a_trl_file_comes_back_in(session: Session, put: Any) -> None:
 def test_what_an_import_leaves_behind(session: Session, project: Project) -> None:
     bring(session, project, "pandalm.jsonl")
     users = session.scalars(select(User)).all()
-    assert {(u.kind, u.email, u.password_hash, tuple(u.roles)) for u in users} == {("imported", None, None, ())}
+    assert {(u.kind, u.email, u.password_hash, u.is_admin) for u in users} == {("imported", None, None, False)}
     rubric = session.scalars(select(Rubric)).one()
     assert rubric.version == 1
     assert "imported" in rubric.guideline

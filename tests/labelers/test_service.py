@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
+from app.access import gate
 from app.artifacts import ArtifactStore
 from app.datasets import queries as datasets_queries
 from app.demonstrations import service as demonstrations
@@ -31,7 +32,6 @@ from app.models import (
     User,
 )
 from app.models.demonstration import REVIEW_STATES
-from app.qualification import gate
 from app.red_team import queries as queries_of_attempts
 from app.red_team import service as attempts_service
 from app.red_team.forms import AcceptForm, RatingForm
@@ -476,7 +476,7 @@ def test_snapshots_and_models_that_used_what_somebody_wrote(
 
 
 def test_groups(session: Session, project: Project, admin: User) -> None:
-    ann, machine = factories.user(session), factories.user(session, roles=[], kind="imported")
+    ann, machine = factories.user(session), factories.account(session, kind="imported")
     group = service.add_group(session, project, admin, " Law ")
     assert group.name == "Law"
     with pytest.raises(Conflict, match="a group “Law” already"):

@@ -51,7 +51,7 @@ def test_an_address_is_made_from_the_name(name: str, slug: str) -> None:
 
 
 def test_a_new_project_can_hold_comparisons_at_once(sign_in: SignIn, session: Session) -> None:
-    admin = sign_in("admin")
+    admin = sign_in("administrator")
     assert admin.post("/projects", {"name": "Poems"}).headers["location"] == "/projects/poems"
     project = session.scalars(select(Project)).one()
     assert session.scalars(select(Rubric.version).where(Rubric.project_id == project.id)).all() == [1]
@@ -65,7 +65,7 @@ def test_a_new_project_can_hold_comparisons_at_once(sign_in: SignIn, session: Se
     nothing = admin.post("/projects", {"name": "!!!"})
     assert nothing.status_code == 422
     assert "at least one letter or digit" in nothing.text
-    assert sign_in("labeler").post("/projects", {"name": "Other"}).status_code == 403
+    assert sign_in("labeler", "admin").post("/projects", {"name": "Other"}).status_code == 403
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_what_another_constraint_refuses_is_not_told_as_a_name_that_is_taken(ses
     admin = factories.user(session, "admin")
     session.commit()
     with pytest.raises(IntegrityError, match="kind_known"):
-        accounts.create_user(session, email="a@example.org", name="A", password="long enough", roles=[], kind="machine")
+        accounts.create_user(session, email="a@example.org", name="A", password="long enough", kind="machine")
     with pytest.raises(IntegrityError, match="fk_labeler_group_project_id"):
         labelers.add_group(session, Project(id=10**12), admin, "Law")
 

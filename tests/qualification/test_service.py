@@ -7,11 +7,12 @@ import pytest
 from sqlalchemy import Engine, event, func, select
 from sqlalchemy.orm import Session
 
+from app.access import gate
 from app.db import make_session_factory
 from app.errors import Conflict, InvalidInput, NotFound
 from app.judging import RubricContent
 from app.models import Qualification
-from app.qualification import gate, queries, service
+from app.qualification import queries, service
 from app.rubrics import service as rubrics
 from tests import factories
 from tests.qualification.quizzes import QUIZ, RIGHT, take, with_quiz

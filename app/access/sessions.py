@@ -1,27 +1,27 @@
-"""Who is asking, may they, and did the form come from our page: dependencies of all routes."""
+"""Who is asking, and did the form come from our page."""
 
 import hashlib
 import hmac
 import secrets
-from collections.abc import AsyncIterator
 from typing import Annotated
 
-from anyio import CapacityLimiter
-from anyio.lowlevel import RunVar
 from fastapi import Depends, Request, Response
 
-from app.accounts import queries
-from app.accounts.service import hash_token
+from app.access import queries
 from app.db import SessionDep
 from app.errors import Forbidden, NotSignedIn
 from app.models import User
 
 SESSION_COOKIE = "prefloop_session"
 VISITOR_COOKIE = "prefloop_visitor"
-BROWSER_COOKIE = "prefloop_browser"  # who has signed in here before: see app.accounts.attempts
 CSRF_FIELD = "csrf_token"
 CSRF_HEADER = "X-CSRF-Token"
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+
+
+def hash_token(token: str) -> str:
+    """What the store keeps of a secret token: its SHA-256. The token is random, so no salt is needed."""
+    return hashlib.sha256(token.encode()).hexdigest()
 
 
 def csrf_token(request: Request) -> str:
@@ -77,40 +77,3 @@ def signed_in(user: VisitorDep) -> User:
 
 
 UserDep = Annotated[User, Depends(signed_in)]
-
-
-class HasRole:
-    """Lets in people who have one of the roles."""
-
-    def __init__(self, *roles: str) -> None:
-        self.roles = roles
-
-    def __call__(self, user: UserDep) -> User:
-        if not set(self.roles) & set(user.roles):
-            needed = " or ".join(self.roles)
-            raise Forbidden(f"This page is for people with the role {needed}.", "An admin can give you that role.")
-        return user
-
-
-LabelerDep = Annotated[User, Depends(HasRole("labeler"))]
-AdminDep = Annotated[User, Depends(HasRole("admin"))]
-OperatorDep = Annotated[User, Depends(HasRole("operator"))]
-StaffDep = Annotated[User, Depends(HasRole("admin", "operator"))]
-
-
-# A password's hash takes 64 MB and a good part of a second, and visitors may ask for it.
-HASHED_AT_ONCE = 2
-_hashing: RunVar[CapacityLimiter] = RunVar("hashing")  # of the event loop
-
-
-async def one_of_few() -> AsyncIterator[None]:
-    """Lets a request that hashes a password wait for its turn, in none of the threads that serve everybody."""
-    limiter = _hashing.get(None)
-    if limiter is None:
-        limiter = CapacityLimiter(HASHED_AT_ONCE)
-        _hashing.set(limiter)
-    async with limiter:
-        yield
-
-
-Hashes = Depends(one_of_few, scope="function")

@@ -1,4 +1,5 @@
-"""The one gate before every task: comparing, ranking, writing and red teaming ask here whether a person may work now.
+"""The one gate before every task: comparing, ranking, writing, thumbs and red teaming ask here whether a person may
+work now.
 
 Giving a task back, and reading what one has done oneself, needs no gate.
 """
@@ -7,14 +8,15 @@ from typing import Literal, NamedTuple
 
 from sqlalchemy.orm import Session
 
+from app.access import gate_queries
 from app.errors import Forbidden
 from app.models import Project, User
-from app.qualification import queries
 
 
 class Closed(NamedTuple):
-    """Why somebody may not work. paused, removed: by an admin, or for their calibration answers. quiz: they have not
-    passed the newest rubric's. message: what they are told while paused."""
+    """Why somebody may not work. paused: by an admin, or for their calibration answers. removed: by an admin, or they
+    no longer are a labeler of the project. quiz: they have not passed the newest rubric's. message: what they are told
+    while paused."""
 
     reason: Literal["paused", "removed", "quiz"]
     message: str = ""
@@ -26,10 +28,10 @@ def closed(session: Session, project: Project, labeler: User, *, begun: bool = F
     Args:
         begun: it is about a task that was given to them before. They may finish it although a newer quiz waits.
     """
-    found = queries.gate(session, project.id, labeler.id)
+    found = gate_queries.gate(session, project.id, labeler.id)
     if found.state == "paused":
         return Closed("paused", found.reason)
-    if found.state == "removed":
+    if found.state == "removed" or not found.is_labeler:
         return Closed("removed")
     return Closed("quiz") if found.needs_quiz and not begun else None
 

@@ -1,5 +1,6 @@
 """One gate for every kind of task: who is closed out of one is closed out of all, with the same words."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,22 +11,31 @@ from sqlalchemy.orm import Session
 from app.demonstrations import service as writing
 from app.errors import Forbidden
 from app.labeling import assigning
-from app.models import Project, ProjectLabeler, User
+from app.models import Project, ProjectLabeler, ProjectMember, User
 from app.red_team import service as attacking
 from app.red_team.forms import RatingForm
+from app.thumbs import service as thumbs
+from app.thumbs.forms import ThumbForm
 from tests import factories
 from tests.demonstrations import desk as writing_desk
 from tests.labeling import desk
 from tests.qualification.quizzes import with_quiz
 from tests.red_team import attempts
 
-CLOSED = {"paused": "Call Bob", "removed": "no longer a labeler", "quiz": "training quiz"}
+CLOSED = {
+    "paused": "Call Bob",
+    "removed": "no longer a labeler",
+    "left": "no longer a labeler",
+    "quiz": "training quiz",
+}
 Finish = Callable[[], Any]
 
 
 def close(session: Session, project: Project, labeler: User, why: str) -> None:
     if why == "quiz":
         with_quiz(session, project, version=2)
+    elif why == "left":
+        session.get_one(ProjectMember, (project.id, labeler.id)).roles = ["operator"]
     else:
         session.add(ProjectLabeler(project_id=project.id, labeler_id=labeler.id, state=why, reason="Call Bob."))
     session.flush()
@@ -60,7 +70,8 @@ def attack(session: Session, project: Project, labeler: User, folder: Path) -> F
 def test_what_was_begun_and_what_is_new(
     session: Session, tmp_path: Path, begin: Callable[..., Finish], why: str
 ) -> None:
-    project, labeler = attempts.project_with_model(session), factories.user(session)
+    project = attempts.project_with_model(session, labeling={"thumbs": True})
+    labeler = factories.member(session, project, "labeler")
     factories.rubric(session, project)
     finish = begin(session, project, labeler, tmp_path)
     close(session, project, labeler, why)
@@ -74,6 +85,12 @@ def test_what_was_begun_and_what_is_new(
     writing_desk.task(session, project)
     assert assigning.next_task(session, project, labeler) is None
     assert writing.next_task(session, project, labeler) is None
-    assert assigning.idle(session, project, labeler)[0] == writing.idle(session, project, labeler)[0] == why
+    told = "removed" if why == "left" else why
+    assert assigning.idle(session, project, labeler)[0] == writing.idle(session, project, labeler)[0] == told
     with pytest.raises(Forbidden, match=CLOSED[why]):
         attempts.send(session, project, labeler, tmp_path, "Another.")
+    response = factories.completion(session, factories.prompt(session, project))
+    digest = hashlib.sha256(response.text.encode()).hexdigest()
+    form = ThumbForm(prompt_id=response.prompt_id, digest=digest, liked=True)
+    with pytest.raises(Forbidden, match=CLOSED[why]):
+        thumbs.give(session, project, labeler, form)

@@ -1,0 +1,146 @@
+"""SQL of sign-ins and membership."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, Select, exists, func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from app.models import AuthSession, Demonstration, DemonstrationTask, Project, ProjectMember, User
+
+# ---- who is asking ---------------------------------------------------------------------------------------------------
+
+
+def user_by_session(session: Session, token_hash: str) -> User | None:
+    """The active user of a sign-in that has not expired."""
+    found = (
+        select(User)
+        .join(AuthSession, AuthSession.user_id == User.id)
+        .where(AuthSession.token_hash == token_hash, AuthSession.expires_at > datetime.now(UTC), User.is_active)
+    )
+    return session.scalars(found).one_or_none()
+
+
+class Offers(NamedTuple):
+    """What a project offers its labelers beside comparing, for the navigation.
+
+    to_write: prompts want an answer written. written: the user has written some. red_team: there is a model to attack.
+    thumbs: labelers are asked about single responses.
+    """
+
+    to_write: bool
+    written: bool
+    red_team: bool
+    thumbs: bool
+
+
+class Found(NamedTuple):
+    """A project with the roles that somebody has there, and two of its `Offers`."""
+
+    project: Project
+    roles: list[str]
+    to_write: bool
+    written: bool
+
+
+def membership(session: Session, slug: str, user_id: int) -> Found | None:
+    """None also where the user is no member. One statement."""
+    to_write = exists().where(DemonstrationTask.project_id == Project.id)
+    written = exists().where(Demonstration.project_id == Project.id, Demonstration.author_id == user_id)
+    found = (
+        select(Project, ProjectMember.roles, to_write, written)
+        .join(ProjectMember, ProjectMember.project_id == Project.id)
+        .where(Project.slug == slug, ProjectMember.user_id == user_id)
+    )
+    row = session.execute(found).one_or_none()
+    return Found(*row) if row else None
+
+
+# ---- what somebody may read ------------------------------------------------------------------------------------------
+
+
+def projects_of(user_id: int, *roles: str) -> Select[int]:
+    """Ids of the projects that somebody is a member of, as a subquery; with roles, of those where they have one."""
+    mine = select(ProjectMember.project_id).where(ProjectMember.user_id == user_id)
+    return mine.where(ProjectMember.roles.overlap(list(roles))) if roles else mine
+
+
+def is_labeler_of(project_id: int | ColumnElement[int] | InstrumentedAttribute[Any]) -> ColumnElement[bool]:
+    """Of users: they are a member of the project with the role labeler."""
+    of_them = ProjectMember.project_id == project_id, ProjectMember.user_id == User.id
+    member = select(ProjectMember.user_id).where(*of_them, ProjectMember.roles.contains(["labeler"]))
+    return exists(member.correlate_except(ProjectMember))
+
+
+class Mine(NamedTuple):
+    project: Project
+    roles: list[str]
+
+
+def own_projects(session: Session, user_id: int) -> list[Mine]:
+    found = select(Project, ProjectMember.roles).join(ProjectMember, ProjectMember.project_id == Project.id)
+    return [Mine(*row) for row in session.execute(found.where(ProjectMember.user_id == user_id).order_by(Project.id))]
+
+
+# ---- members ---------------------------------------------------------------------------------------------------------
+
+
+class Member(NamedTuple):
+    user: User
+    roles: list[str]
+    added_at: datetime
+
+
+def members(session: Session, project_id: int) -> list[Member]:
+    """By name."""
+    found = select(User, ProjectMember.roles, ProjectMember.added_at).join(
+        ProjectMember, ProjectMember.user_id == User.id
+    )
+    rows = session.execute(found.where(ProjectMember.project_id == project_id).order_by(User.name, User.id))
+    return [Member(*row) for row in rows]
+
+
+def lock_member(session: Session, project_id: int, user_id: int) -> ProjectMember | None:
+    key = {"project_id": project_id, "user_id": user_id}
+    return session.get(ProjectMember, key, with_for_update=True, populate_existing=True)
+
+
+def add_member(session: Session, project_id: int, user_id: int, roles: Sequence[str], added_by: int | None) -> bool:
+    """Whether they were none before."""
+    values = {"project_id": project_id, "user_id": user_id, "roles": list(roles), "added_by": added_by}
+    added = insert(ProjectMember).values(values).on_conflict_do_nothing().returning(ProjectMember.user_id)
+    return session.scalar(added) is not None
+
+
+def lock_admins(session: Session, project_ids: Sequence[int]) -> None:
+    """Lets one transaction at a time change who the admins of these projects are; locked in one order."""
+    admins = select(ProjectMember.user_id).where(
+        ProjectMember.project_id.in_(project_ids), ProjectMember.roles.contains(["admin"])
+    )
+    session.execute(admins.order_by(ProjectMember.project_id, ProjectMember.user_id).with_for_update())
+
+
+def without_other_admin(session: Session, project_ids: Sequence[int], user_id: int) -> list[Project]:
+    """Those of these projects where nobody else is an admin who may sign in."""
+    other = exists().where(
+        ProjectMember.project_id == Project.id,
+        ProjectMember.user_id != user_id,
+        ProjectMember.roles.contains(["admin"]),
+        User.id == ProjectMember.user_id,
+        User.is_active,
+    )
+    return list(session.scalars(select(Project).where(Project.id.in_(project_ids), ~other).order_by(Project.id)))
+
+
+def projects_without_members(session: Session) -> list[int]:
+    return list(session.scalars(select(Project.id).where(~exists().where(ProjectMember.project_id == Project.id))))
+
+
+def administrators(session: Session) -> list[int]:
+    return list(session.scalars(select(User.id).where(User.is_admin, User.is_active).order_by(User.id)))
+
+
+def count_administrators(session: Session) -> int:
+    return session.scalar(select(func.count()).select_from(User).where(User.is_admin)) or 0

@@ -1,0 +1,121 @@
+"""The page of a project's members."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Form, Request, Response
+
+from app.access import queries
+from app.access.guards import AdminDep, ProjectDep
+from app.accounts import queries as account_queries
+from app.accounts import service as accounts
+from app.db import SessionDep
+from app.errors import PrefloopError
+from app.limits import FormRoute
+from app.members import service
+from app.members.forms import AddForm, LinkForm, RolesForm
+from app.models import Project
+from app.models.member import ROLES
+from app.render import page, redirect
+
+router = APIRouter(prefix="/projects/{project_slug}/members", route_class=FormRoute)
+
+
+def _url(project: Project) -> str:
+    return f"/projects/{project.slug}/members"
+
+
+@router.get("")
+def listing(request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep) -> Response:
+    return _page(request, project, session)
+
+
+@router.post("")
+def add(
+    request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep, form: Annotated[AddForm, Form()]
+) -> Response:
+    """Adds somebody who has an account."""
+    try:
+        service.add(session, project, admin, form.email, form.roles)
+    except PrefloopError as error:
+        return _page(request, project, session, error, added=form)
+    return redirect(_url(project))
+
+
+@router.post("/invite")
+def invite(
+    request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep, form: Annotated[LinkForm, Form()]
+) -> Response:
+    """Shows the link on the page that answers: only its hash is stored, so it cannot be shown again."""
+    settings = request.app.state.settings
+    try:
+        token = accounts.create_link(
+            session, created_by=admin.id, days=settings.link_days, project_id=project.id, **form.model_dump()
+        )
+    except PrefloopError as error:
+        return _page(request, project, session, error, invited=form)
+    session.flush()
+    invitation = {"url": f"{settings.url}/join/{token}", "purpose": f"invites someone as {', '.join(form.roles)}"}
+    return _page(request, project, session, invitation=invitation)
+
+
+@router.post("/links/{link_id}/revoke")
+def revoke(request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep, link_id: int) -> Response:
+    try:
+        accounts.revoke_link(session, admin, link_id, project.id)
+    except PrefloopError as error:
+        return _page(request, project, session, error)
+    return redirect(_url(project))
+
+
+@router.post("/{user_id}")
+def change(
+    request: Request,
+    admin: AdminDep,
+    project: ProjectDep,
+    session: SessionDep,
+    user_id: int,
+    form: Annotated[RolesForm, Form()],
+) -> Response:
+    try:
+        service.set_roles(session, project, admin, user_id, form.roles)
+    except PrefloopError as error:
+        return _page(request, project, session, error, changed={user_id: form.roles})
+    if user_id == admin.id and "admin" not in form.roles:
+        return redirect(f"/projects/{project.slug}")  # this page is no longer theirs
+    return redirect(_url(project))
+
+
+@router.post("/{user_id}/remove")
+def remove(request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep, user_id: int) -> Response:
+    try:
+        service.remove(session, project, admin, user_id)
+    except PrefloopError as error:
+        return _page(request, project, session, error)
+    return redirect("/") if admin.id == user_id else redirect(_url(project))
+
+
+def _page(
+    request: Request,
+    project: Project,
+    session: SessionDep,
+    error: PrefloopError | None = None,
+    *,
+    added: AddForm = AddForm(roles=["labeler"]),
+    invited: LinkForm = LinkForm(roles=["labeler"]),
+    changed: dict[int, Any] | None = None,
+    invitation: dict[str, str] | None = None,
+) -> Response:
+    """The page; with what was chosen where that was refused: `added`, `invited`, or by member's id `changed`."""
+    return page(
+        request,
+        "members/page.html",
+        status=error.status if error else 200,
+        members=queries.members(session, project.id),
+        links=account_queries.open_links(session, project.id),
+        all_roles=ROLES,
+        error=error,
+        added=added,
+        invited=invited,
+        changed=changed or {},
+        invitation=invitation,
+    )

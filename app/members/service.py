@@ -1,0 +1,53 @@
+"""The members of a project: who is added, what they may do, and what ends when they leave."""
+
+from collections.abc import Collection
+
+from sqlalchemy.orm import Session
+
+from app.access import members
+from app.accounts import queries as account_queries
+from app.accounts import service as accounts
+from app.errors import NotFound
+from app.labelers import service as labelers
+from app.models import Project, User
+
+
+def add(session: Session, project: Project, admin: User, email: str, roles: Collection[str]) -> None:
+    """Adds somebody who has an account; roles that a member has stay.
+
+    Raises:
+        NotFound: no account that may sign in has this address.
+        InvalidInput: no role.
+    """
+    user = account_queries.user_by_email(session, accounts.normal_email(email))
+    if user is None or not user.is_active:
+        raise NotFound("No account has this address.", "Check it, or invite the person by a link.")
+    members.join(session, project.id, user.id, roles, admin.id)
+
+
+def set_roles(session: Session, project: Project, admin: User, user_id: int, roles: Collection[str]) -> None:
+    """Changes what a member may do, and ends what they hold by a role that they lose.
+
+    Raises:
+        InvalidInput: no role.
+        NotFound: they are no member.
+        Conflict: it would leave the project without an admin.
+    """
+    _end(session, project, admin, user_id, members.set_roles(session, project, admin.id, user_id, roles))
+
+
+def remove(session: Session, project: Project, admin: User, user_id: int) -> None:
+    """Takes a member out. What they judged and wrote stays: `app.labelers.service.remove` takes that out.
+
+    Raises:
+        NotFound: they are no member.
+        Conflict: it would leave the project without an admin.
+    """
+    _end(session, project, admin, user_id, members.remove(session, project, admin.id, user_id))
+
+
+def _end(session: Session, project: Project, admin: User, user_id: int, lost: frozenset[str]) -> None:
+    if "admin" in lost:
+        accounts.end_invitations(session, admin.id, project.id, user_id)
+    if "labeler" in lost:
+        labelers.leave(session, project, user_id)
