@@ -14,17 +14,21 @@ from app.access.queries import Offers
 from app.access.sessions import UserDep, signed_in, visitor
 from app.db import SessionDep
 from app.errors import Forbidden, NotFound
-from app.models import Project, User
+from app.models import Project, ProjectMember, User
 
 SLUG = "project_slug"  # the parameter in every project route's address
 
 
 class Membership(NamedTuple):
-    """The project in the address, who asks for it, and their roles there."""
+    """The project in the address, and who asks for it. Held by the request, so that `members.roles_in` asks nobody."""
 
     project: Project
     user: User
-    roles: frozenset[str]
+    row: ProjectMember
+
+    @property
+    def roles(self) -> frozenset[str]:
+        return frozenset(self.row.roles)
 
 
 def member(request: Request, user: UserDep, session: SessionDep, project_slug: str) -> Membership:
@@ -38,7 +42,7 @@ def member(request: Request, user: UserDep, session: SessionDep, project_slug: s
     found = queries.membership(session, project_slug, user.id)
     if found is None:
         raise NotFound(f"You have no project “{project_slug}”.", "The list of your projects is on the start page.")
-    asked = Membership(found.project, user, frozenset(found.roles))
+    asked = Membership(found.project, user, found.row)
     request.state.member, request.state.project, request.state.roles = asked, asked.project, asked.roles
     request.state.offers = Offers(
         found.to_write,

@@ -37,10 +37,10 @@ class Offers(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A project with the roles that somebody has there, and two of its `Offers`."""
+    """A project with somebody's membership, and two of its `Offers`."""
 
     project: Project
-    roles: list[str]
+    row: ProjectMember
     to_write: bool
     written: bool
 
@@ -50,7 +50,7 @@ def membership(session: Session, slug: str, user_id: int) -> Found | None:
     to_write = exists().where(DemonstrationTask.project_id == Project.id)
     written = exists().where(Demonstration.project_id == Project.id, Demonstration.author_id == user_id)
     found = (
-        select(Project, ProjectMember.roles, to_write, written)
+        select(Project, ProjectMember, to_write, written)
         .join(ProjectMember, ProjectMember.project_id == Project.id)
         .where(Project.slug == slug, ProjectMember.user_id == user_id)
     )

@@ -73,7 +73,7 @@ def _list(
 def overview(request: Request, member: MemberDep, session: SessionDep) -> Response:
     """Where the project stands. htmx asks for the changing part alone while work is under way."""
     template = "projects/_status.html" if "HX-Request" in request.headers else "projects/overview.html"
-    project, user, roles = member
+    project, user, roles = member.project, member.user, member.roles
     is_admin, is_staff = "admin" in roles, bool({"admin", "operator"} & roles)
     return page(
         request,

@@ -17,6 +17,7 @@ import httpx
 import psutil
 import pytest
 
+from app.simulation.browser import Browser
 from tests.trainer.conftest import build_model
 
 pytestmark = pytest.mark.long
@@ -100,7 +101,12 @@ def test_from_nothing_through_a_round_and_on_after_a_restart(
     up.wait_for(lambda: re.search(r"one-time link: \S+\n", up.said()), 180)  # printed a moment after the address
     link = re.search(r"one-time link: (\S+)", up.said())
     assert link
-    assert "makes your account" in httpx.get(link[1]).text
+    # The first administrator is a member of the starter project, which nobody was before.
+    first = Browser(up.url)
+    form = first.open(f"/join/{link[1].rpartition('/')[2]}").form("main form")
+    first.send(form, name="Ada", email="ada@example.org", password="correct horse battery")
+    assert "ada@example.org" in first.open("/projects/starter/members").soup.get_text()
+    first.close()
 
     # Sampling began by itself; simulated labelers wait for it, judge, and run one round.
     settings = ["learning_rate=1e-3", "epochs=1", "reward_epochs=1", "max_new_tokens=16", "prompts=20"]
@@ -162,7 +168,7 @@ def test_from_nothing_through_a_round_and_on_after_a_restart(
 
     again = start()
     again.wait_for(again.ready, 180)
-    # An admin is there already: the simulation's operator is one.
+    # An administrator is there already.
     assert "one-time link" not in again.said()
     listed = subprocess.run(
         [sys.executable, "-m", "app.cli", "user", "list"], env=environment, capture_output=True, text=True, check=True

@@ -9,7 +9,7 @@ from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.orm import Session
 
 from app.db import make_engine, make_session_factory
-from app.projects import queries as projects
+from app.projects import routes as projects
 from tests import factories
 from tests.conftest import SignedIn
 
@@ -36,7 +36,7 @@ def test_a_connection_lost_while_writing_is_said_in_words(
 ) -> None:
     factories.project(session, slug="p")
     session.commit()
-    admin = sign_in("admin")
+    admin = sign_in("administrator")
     flush = Session.flush
 
     def lost(self: Session, *args: object) -> None:
@@ -75,7 +75,7 @@ def test_a_refusal_of_the_database_is_told_as_what_it_is(
     def refused(*args: object) -> None:
         raise OperationalError("SELECT", {}, refusal)
 
-    monkeypatch.setattr(projects, "active_projects", refused)
+    monkeypatch.setattr(projects, "own_projects", refused)
     answer = client.get("/projects")
     assert answer.status_code == 503
     assert told in answer.text
@@ -96,7 +96,7 @@ def test_only_what_cannot_be_stored_is_said_to_be_so(
         def refused(*args: object, error: psycopg.Error = error) -> None:
             raise DataError("SELECT", {}, error)
 
-        monkeypatch.setattr(projects, "active_projects", refused)
+        monkeypatch.setattr(projects, "own_projects", refused)
         answer = client.get("/projects")
         assert answer.status_code == status
         assert ("cannot be stored" in answer.text) is (status == 422)

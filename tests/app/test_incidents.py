@@ -17,6 +17,7 @@ from app.models import (
     Judgment,
     Lease,
     ModelVersion,
+    ProjectMember,
     RedTeamAttempt,
     Round,
     Run,
@@ -33,7 +34,6 @@ from tests.conftest import SignedIn
 
 SignIn = Callable[..., SignedIn]
 OWNED = (Comparison, Judgment, Lease, Demonstration, DemonstrationTask, RedTeamAttempt, Round, Run, ModelVersion)
-OF_PEOPLE = {"labeler_id", "user_id"}  # the same in every project
 
 
 @pytest.fixture
@@ -86,13 +86,13 @@ def rows(session: Session) -> list[object]:
 
 
 def test_what_belongs_to_one_project_is_not_found_in_another(sign_in: SignIn, session: Session, world: World) -> None:
+    factories.roster.clear()  # nobody of the world is a member of the other project
     other = factories.project(session)
     factories.published_rubric(session, other)
-    session.commit()
-    everybody = sign_in(user=factories.user(session, "labeler", "admin", "operator"))
+    everybody = sign_in(user=factories.member(session, other, "labeler", "admin", "operator"))
     before = rows(session)
     for route in ROUTES:
-        if route.path.startswith(f"{P}/") and set(route.parameters) - {"project_slug", "version", "form", *OF_PEOPLE}:
+        if route.path.startswith(f"{P}/") and set(route.parameters) - {"project_slug", "version", "form"}:
             address = route.address(world.values | {"project_slug": other.slug})
             answer = everybody.post(address) if route.method == "POST" else everybody.get(address)
             # A skip of what is no longer there is no error.
@@ -103,16 +103,23 @@ def test_what_belongs_to_one_project_is_not_found_in_another(sign_in: SignIn, se
 
 def test_nobody_becomes_an_admin_without_one(sign_in: SignIn, session: Session, world: World) -> None:
     """By their own form, by a link they guess, or by one that gives less."""
-    labeler = sign_in("labeler")
-    grab = {"roles": ["admin"], "is_active": "true", "kind": "person", "user_id": "1"}
-    for address in (f"/people/{labeler.user.id}", "/people/invite", f"/people/{labeler.user.id}/reset"):
+    labeler, people = sign_in("labeler"), f"/projects/{world.project.slug}/members"
+    grab = {"roles": ["admin"], "is_admin": "true", "is_active": "true", "kind": "person"}
+    grab |= {"user_id": str(labeler.user.id), "project": world.project.slug, "email": labeler.user.email}
+    for address in (f"/people/{labeler.user.id}", "/people/invite", "/people/members"):
         assert labeler.post(address, grab).status_code == 403
-    page = sign_in("admin").post("/people/invite", {"roles": ["labeler"]}).text
+    for address in (people, f"{people}/invite", f"{people}/{labeler.user.id}", f"/people/{labeler.user.id}/reset"):
+        assert labeler.post(address, grab).status_code == 403
+    # Nor does an admin of a project become an administrator of the service.
+    admin = sign_in("admin")
+    assert admin.post(f"/people/{admin.user.id}", grab).status_code == 403
+    page = admin.post(f"{people}/invite", {"roles": ["labeler"], "is_admin": "true"}).text
     address = re.search(r'value="http://[^"]+(/join/[\w-]+)"', page)[1]
-    form = {"name": "Eve", "email": "eve@example.org", "password": "correct horse battery"} | grab
+    form = grab | {"name": "Eve", "email": "eve@example.org", "password": "correct horse battery"}
     assert sign_in().post(address, form).status_code == 303
     session.expire_all()
-    assert session.scalars(select(User.roles).where(User.email == "eve@example.org")).one() == ["labeler"]
+    eve = select(ProjectMember.roles, User.is_admin).join(User, User.id == ProjectMember.user_id)
+    assert session.execute(eve.where(User.email == "eve@example.org")).all() == [(["labeler"], False)]
 
 
 def test_nobody_signs_up(sign_in: SignIn, session: Session, world: World) -> None:
@@ -140,7 +147,7 @@ def test_no_filter_reaches_what_it_does_not_name_and_no_page_tells_a_secret(
     names = ["password_hash", "labeler__password_hash__startswith", "author.password_hash", "user[password_hash]"]
     names += ["order_by", "sort", "filter", "fields", "include", "expand", "q", "where"]
     reach = dict.fromkeys(names, "$argon2id$nothing-begins-so")
-    staff = sign_in("admin", "operator", "labeler")
+    staff = sign_in("admin", "operator", "labeler", "administrator")
     for route in ROUTES:
         if route.method == "GET" and WHO[route.name] != "l" and not route.path.startswith(("/join", "/sign")):
             address = route.address(world.values)

@@ -86,6 +86,8 @@ def test_nothing_is_parsed_of_those_who_may_not(
     answer = labeler.post(path, {"a": "b" * 400_000})
     assert answer.status_code == 403
     assert "role admin" in answer.text
+    stranger = sign_in("administrator")
+    assert stranger.post(path, {"a": "b" * 400_000}).status_code == 404
     assert parsed == []
 
 
@@ -111,14 +113,14 @@ def test_what_is_refused_and_why(
     app: FastAPI, project: Project, sign_in: SignIn, path: str, kind: str, body: bytes, status: int, words: str
 ) -> None:
     app.state.settings = app.state.settings.model_copy(update={"max_upload_mb": 1})
-    client = sign_in() if path == "/sign-in" else sign_in("admin")
+    client = sign_in() if path == "/sign-in" else sign_in("admin", "administrator")
     for content in (body, iter([body])):  # with its length, and without
         answer = client.post(path, content=content, headers={"content-type": kind})
         assert (answer.status_code, words in answer.text) == (status, True)
 
 
 def test_a_form_in_utf_8_arrives(project: Project, sign_in: SignIn) -> None:
-    admin = sign_in("admin")
+    admin = sign_in("administrator")
     kind = {"content-type": "application/x-www-form-urlencoded; charset=UTF-8"}
     assert admin.post("/projects", content="name=Zo%C3%A9+%2B", headers=kind).status_code == 303
     assert "Zoé +" in admin.get("/projects").text

@@ -54,7 +54,13 @@ def test_a_whole_project_is_downloaded_and_becomes_another(
     url = f"/projects/{project.slug}/data"
     full = admin.get(f"{url}/export?kind=full&pseudonyms=true&gzip=true")
     assert b'"name":"labeler 1"' in gzip.decompress(full.content)
-    made = admin.post(url, {}, files=files(("full.jsonl.gz", full.content)))
+    sent = files(("full.jsonl.gz", full.content))
+    for address in (url, f"{url}/preview"):  # who makes no projects restores none
+        refused = admin.post(address, {}, files=sent)
+        assert (refused.status_code, "only administrators" in refused.text) == (403, True)
+    admin.user.is_admin = True
+    session.commit()
+    made = admin.post(url, {}, files=sent)
     assert made.headers["location"] == f"/projects/{project.slug}-2/data"
     assert session.scalar(select(func.count()).select_from(Comparison)) == 2
     assert admin.get(f"{url}/export?kind=full&columns=ids").status_code == 422
