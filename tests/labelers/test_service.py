@@ -198,6 +198,7 @@ def test_machines_are_held_apart_from_people(session: Session, project: Project)
     together = views.listing(overview, _calibration(), "all")
     assert len(together.rows) == 6
     # A project of machines only shows those.
+    factories.roster.clear()
     only = factories.project(session)
     judged(session, only, [Habit("S", kind="simulated")] * 2, comparisons=3, overlap=2)
     assert views.listing(service.overview(session, only), _calibration(), None).kind == "simulated"
