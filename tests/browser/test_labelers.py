@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.models import Judgment, LabelerGroup, LabelerGroupMember, Project, ProjectLabeler, User
 from tests import factories
+from tests.browser.keys import press
 from tests.labelers.scenes import Habit, judged
 
 
@@ -84,7 +85,7 @@ def test_groups_by_keyboard_alone(session: Session, open_page: Callable[..., Pag
     page.goto("/projects/desk/labelers/groups")
     page.get_by_label("New group").focus()
     page.keyboard.type("Law")
-    page.keyboard.press("Enter")
+    press(page, "Enter")
     expect(page.get_by_role("heading", name="Law")).to_be_visible()
     page.get_by_label("Add", exact=True).select_option(label="Good 1")
     page.get_by_role("button", name="Add to the group").press("Enter")

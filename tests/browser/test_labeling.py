@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.models import Comparison, Judgment, Project
 from tests import factories
+from tests.browser.keys import press
 
 OpenPage = Callable[..., Page]
 
@@ -48,35 +49,35 @@ def test_several_cards_by_keyboard_only(session: Session, open_page: OpenPage) -
     question = page.locator(".conversation")
     expect(question).to_contain_text("Question number 0?")
 
-    page.keyboard.press("2")
-    page.keyboard.press("Enter")
+    press(page, "2")
+    press(page, "Enter")
     expect(question).to_contain_text("Question number 1?")
     expect(page.locator("h1")).to_be_focused()
     expect(page.locator("#announce")).to_have_text("Comparison 2 of today.")
 
     # Arrows begin beside the middle and stop at the ends; Enter counts once even when pressed twice.
     for _ in range(5):
-        page.keyboard.press("ArrowRight")
+        press(page, "ArrowRight")
     expect(page.get_by_role("radio", name="Second response much better")).to_be_checked()
-    page.keyboard.press("ArrowLeft")
-    page.keyboard.press("e")
+    press(page, "ArrowLeft")
+    press(page, "e")
     page.keyboard.type("Reasons 1 and 2, see?")
-    page.keyboard.press("Escape")
+    press(page, "Escape")
     expect(page.get_by_role("radio", name="Second response better", exact=True)).to_be_focused()
-    page.keyboard.press("Enter")
-    page.keyboard.press("Enter")
+    press(page, "Enter")
+    press(page, "Enter")
     expect(question).to_contain_text("Question number 2?")
 
-    page.keyboard.press("s")
-    page.keyboard.press("2")
+    press(page, "s")
+    press(page, "2")
     expect(question).to_contain_text("Question number 3?")
 
-    page.keyboard.press("Enter")  # nothing chosen yet: said, not sent
+    press(page, "Enter")  # nothing chosen yet: said, not sent
     expect(page.locator("#announce")).to_have_text("Choose a preference first.")
-    page.keyboard.press("4")
-    page.keyboard.press("e")
+    press(page, "4")
+    press(page, "e")
     page.keyboard.type("Alike.")
-    page.keyboard.press("Control+Enter")
+    press(page, "Control+Enter")
     expect(question).to_contain_text("Question number 4?")
     expect(page.locator(".task-progress")).to_contain_text("3 done today")
     all_sent(page)
@@ -98,18 +99,18 @@ def test_rubric_keys_and_help(session: Session, open_page: OpenPage) -> None:
     page = open_desk(open_page, project)
     sheet = page.get_by_role("complementary", name="Rubric")
     expect(sheet).to_be_hidden()
-    page.keyboard.press("r")
+    press(page, "r")
     expect(sheet.locator("strong")).to_have_text("short")
-    page.keyboard.press("1")
+    press(page, "1")
     with page.expect_response(lambda response: response.request.method == "POST"):
-        page.keyboard.press("Enter")
+        press(page, "Enter")
     expect(page.locator(".task-progress")).to_contain_text("1 done today")
     expect(sheet).to_be_visible()  # it stays open on the next card
-    page.keyboard.press("Escape")
+    press(page, "Escape")
     expect(sheet).to_be_hidden()
-    page.keyboard.press("?")
+    press(page, "?")
     expect(page.get_by_role("dialog", name="Keys")).to_be_visible()
-    page.keyboard.press("Escape")
+    press(page, "Escape")
     expect(page.get_by_role("dialog", name="Keys")).to_be_hidden()
 
 
@@ -156,14 +157,14 @@ def test_a_second_tab_shows_the_same_card_and_cannot_answer_it_again(session: Se
     order = [page.locator(".responses").inner_text() for page in (first, second)]
     assert order[0] == order[1]
 
-    first.keyboard.press("1")
-    first.keyboard.press("Enter")
+    press(first, "1")
+    press(first, "Enter")
     expect(first.locator(".conversation")).to_contain_text("Question number 1?")
-    second.keyboard.press("e")
+    press(second, "e")
     second.keyboard.type("Typed in the other tab")
-    second.keyboard.press("Escape")
-    second.keyboard.press("7")
-    second.keyboard.press("Enter")
+    press(second, "Escape")
+    press(second, "7")
+    press(second, "Enter")
     expect(second.locator(".desk-problem")).to_contain_text("You have judged this comparison already")
     expect(second.locator("#unsent")).to_have_value("Typed in the other tab")
     expect(second.locator(".conversation")).to_contain_text("Question number 1?")
@@ -175,16 +176,16 @@ def test_a_lost_connection_loses_nothing(session: Session, open_page: OpenPage) 
     project = project_with(session, 3)
     page = open_desk(open_page, project)
     wait_for_next(page)
-    page.keyboard.press("e")
+    press(page, "e")
     page.keyboard.type("Long thought")
-    page.keyboard.press("Escape")
-    page.keyboard.press("3")
+    press(page, "Escape")
+    press(page, "3")
     page.context.set_offline(True)
-    page.keyboard.press("Enter")
+    press(page, "Enter")
     expect(page.locator(".conversation")).to_contain_text("Question number 1?")  # work goes on
     expect(page.locator("#sending")).to_have_text("1 answer is not sent yet, trying again.")
-    page.keyboard.press("2")
-    page.keyboard.press("Enter")
+    press(page, "2")
+    press(page, "Enter")
     expect(page.locator("#sending")).to_have_text("2 answers are not sent yet, trying again.")
     expect(page.locator("#desk")).to_have_attribute("aria-busy", "true")  # no card is left to show
     page.context.set_offline(False)
@@ -200,8 +201,8 @@ def test_an_answer_outlives_a_reload_before_it_is_sent(session: Session, open_pa
     page = open_desk(open_page, project)
     wait_for_next(page)
     page.route(re.compile(r"/label/[0-9a-f-]{36}$"), lambda route: route.abort())
-    page.keyboard.press("7")
-    page.keyboard.press("Enter")
+    press(page, "7")
+    press(page, "Enter")
     expect(page.locator("#sending")).to_be_visible()
     assert judgments(session) == []
     page.unroute_all()
@@ -237,13 +238,13 @@ def test_a_small_scale_without_tie_and_with_a_reason_required(session: Session, 
         "Second response better",
         "Second response much better",
     ]
-    page.keyboard.press("ArrowLeft")
+    press(page, "ArrowLeft")
     expect(page.get_by_role("radio", name="First response better", exact=True)).to_be_checked()
-    page.keyboard.press("Enter")
+    press(page, "Enter")
     expect(page.locator("#rationale")).to_be_focused()  # the browser points to what is missing
     assert judgments(session) == []
     page.keyboard.type("Plainer.")
-    page.keyboard.press("Control+Enter")
+    press(page, "Control+Enter")
     expect(page.locator(".idle")).to_be_visible()
     all_sent(page)
     assert session.scalar(select(func.abs(Judgment.preference))) == 1

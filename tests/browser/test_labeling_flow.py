@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from app.judging import DEFAULT_ASPECTS, DEFAULT_FLAGS
 from app.models import Comparison, Lease, Project, Prompt
 from tests import factories
+from tests.browser.keys import press
 from tests.browser.test_labeling import OpenPage, all_sent, judgments, open_desk, project_with, wait_for_next
 from tests.waiting import wait_for
 
@@ -35,11 +36,6 @@ def live_leases(session: Session) -> list[int]:
 
 def question(page: Page, number: int) -> None:
     expect(page.locator(".conversation")).to_contain_text(f"Question number {number}?")
-
-
-def press(page: Page, *keys: str) -> None:
-    for key in keys:
-        page.keyboard.press(key)
 
 
 # --- what an answer says ---------------------------------------------------------------------------------------------
@@ -291,7 +287,7 @@ def test_everything_is_reached_by_tab_and_focus_is_never_lost(session: Session, 
     )
     reached = set()
     for _ in range(wanted + groups + 5):
-        page.keyboard.press("Tab")
+        press(page, "Tab")
         inside = page.evaluate(
             "document.activeElement.closest('#desk')"
             " && [...document.querySelectorAll('#desk *')].indexOf(document.activeElement)"
@@ -305,7 +301,7 @@ def test_what_has_the_focus_is_never_under_the_bar_of_a_phone(session: Session, 
     page = open_desk(open_page, rich_project(session), width=390)
     seen = []
     for _ in range(20):
-        page.keyboard.press("Tab")
+        press(page, "Tab")
         found = page.evaluate(
             """() => { const focused = document.activeElement, bar = document.querySelector(".answer-bar");
             if (!focused.closest(".task") || bar.contains(focused)) return null;

@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session
 
 from app.models import Comparison, Completion, Judgment, Project, Ranking
 from tests import factories
+from tests.browser.keys import press
 from tests.browser.test_labeling import OpenPage, all_sent, open_desk, wait_for_next
-from tests.browser.test_labeling_flow import press
 
 
 def ranking(session: Session, project: Project, k: int, question: str, **rubric: object) -> Ranking:

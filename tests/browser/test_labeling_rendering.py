@@ -9,8 +9,8 @@ from sqlalchemy.orm import Session
 from app.judging import DEFAULT_ASPECTS, DEFAULT_FLAGS
 from app.rendering import markdown, written
 from tests import factories
+from tests.browser.keys import press
 from tests.browser.test_labeling import OpenPage, all_sent, judgments, open_desk
-from tests.browser.test_labeling_flow import press
 
 
 def unswapped(session: Session, open_page: OpenPage, first: str, second: str, **kwargs: object) -> Page:

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.models import Project, Qualification
 from tests import factories
+from tests.browser.keys import press
 from tests.qualification.quizzes import QUIZ, take, with_quiz
 
 OpenPage = Callable[..., Page]
@@ -18,12 +19,6 @@ def project_with_quiz(session: Session, **values: object) -> Project:
     with_quiz(session, project, **({"guideline": "Prefer **short** ones."} | values))
     session.commit()
     return project
-
-
-def press(page: Page, key: str) -> None:
-    """Presses a key where it is listened to: what the page shows is there before its script."""
-    expect(page.locator("html.js")).to_be_attached()
-    page.keyboard.press(key)
 
 
 def test_by_keyboard_alone_from_the_rubric_to_passing(session: Session, open_page: OpenPage) -> None:

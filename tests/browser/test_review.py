@@ -12,6 +12,7 @@ from app.labeling import settling
 from app.models import Adjudication, Comparison, LabelerGroup, LabelerGroupMember, Project
 from app.review import service
 from tests import factories
+from tests.browser.keys import press
 
 
 def split(session: Session, project: Project, number: int, *preferences: int, **values: Any) -> Comparison:
@@ -53,45 +54,45 @@ def test_the_queue_by_keys_alone(session: Session, open_page: Callable[..., Page
     expect(page.locator(".response-first")).to_contain_text("Left 0")
 
     # Later leads on without a decision.
-    page.keyboard.press("s")
+    press(page, "s")
     arrived(page, "Question 1?")
 
     # A verdict with a note; typing in the note presses no keys.
-    page.keyboard.press("6")
+    press(page, "6")
     expect(page.get_by_role("radio", name="B is better", exact=True)).to_be_checked()
-    page.keyboard.press("e")
+    press(page, "e")
     page.keyboard.type("w is for withdraw, 1 for A")
-    page.keyboard.press("Escape")
-    page.keyboard.press("Enter")
+    press(page, "Escape")
+    press(page, "Enter")
     arrived(page, "Question 2?")
     session.rollback()
     verdict = session.scalars(select(Adjudication)).one()
     assert (verdict.comparison_id, verdict.verdict, verdict.note) == (rows[1].id, 2, "w is for withdraw, 1 for A")
 
-    page.keyboard.press("m")
+    press(page, "m")
     arrived(page, "Question 3?")
     assert state(session, rows[2]) == "open"
 
     # Withdrawing asks for its reason first, then for a second key.
-    page.keyboard.press("w")
+    press(page, "w")
     expect(page.get_by_role("textbox", name="Note")).to_be_focused()
     page.keyboard.type("Both leak a name.")
-    page.keyboard.press("Escape")
-    page.keyboard.press("w")
+    press(page, "Escape")
+    press(page, "w")
     expect(page.get_by_role("button", name="Withdraw")).to_be_focused()
     assert state(session, rows[3]) == "in_review"
-    page.keyboard.press("Enter")
+    press(page, "Enter")
     arrived(page, "Question 0?")
     assert state(session, rows[3]) == "withdrawn"
 
     # Enter without a choice decides nothing: the form asks for one.
-    page.keyboard.press("Enter")
+    press(page, "Enter")
     arrived(page, "Question 0?")
     assert state(session, rows[0]) == "in_review"
-    page.keyboard.press("1")
-    page.keyboard.press("c")
+    press(page, "1")
+    press(page, "c")
     expect(page.get_by_role("checkbox", name="as a calibration item too")).to_be_checked()
-    page.keyboard.press("Enter")
+    press(page, "Enter")
     expect(page.get_by_text("Nothing to review here")).to_be_visible()
     assert state(session, rows[0]) == "adjudicated"
     assert session.scalars(select(Comparison.gold).where(Comparison.purpose == "calibration")).all() == [-3]
@@ -104,20 +105,20 @@ def test_keys_are_listed_and_single_ones_can_be_switched_off(session: Session, o
     page = open_page("admin")
     page.goto(f"/projects/{project.slug}/review/{row.id}")
     arrived(page, "Question 0?")
-    page.keyboard.press("?")
+    press(page, "?")
     sheet = page.get_by_role("dialog", name="Keys")
     expect(sheet).to_contain_text("1 … 7the verdict, from A to B")
-    page.keyboard.press("1")  # nothing behind the open list is pressed
+    press(page, "1")  # nothing behind the open list is pressed
     page.get_by_label("Keys without").uncheck()
-    page.keyboard.press("Escape")
+    press(page, "Escape")
     expect(sheet).to_be_hidden()
-    page.keyboard.press("w")
-    page.keyboard.press("1")
+    press(page, "w")
+    press(page, "1")
     page.get_by_role("button", name="Keys").click()
     page.get_by_label("Keys without").check()
     sheet.get_by_role("button", name="Close").click()
     expect(page.locator("input[name=verdict]:checked")).to_have_count(0)
-    page.keyboard.press("1")
+    press(page, "1")
     expect(page.locator("input[name=verdict]:checked")).to_have_count(1)
     assert state(session, row) == "in_review"
 
@@ -132,7 +133,7 @@ def test_texts_are_shown_as_written(session: Session, open_page: Callable[..., P
     arrived(page, "Is it so?")
     first, button = page.locator(".response-first"), page.get_by_role("button", name="As written")
     expect(first.locator("strong")).to_be_visible()
-    page.keyboard.press("t")
+    press(page, "t")
     expect(button).to_have_attribute("aria-pressed", "true")
     expect(first.get_by_text("**Yes**")).to_be_visible()
     expect(page.get_by_text("Is it *so*?")).to_be_visible()
@@ -158,9 +159,9 @@ def test_conflicts_and_flags_by_keys(session: Session, open_page: Callable[..., 
     expect(page.locator("tbody tr").last).to_contain_text("trained on it")
     page.get_by_role("link", name="Question 1?").click()
     arrived(page, "reward-3, not trained on it")
-    page.keyboard.press("p")
+    press(page, "p")
     arrived(page, "Question 0?")
-    page.keyboard.press("p")
+    press(page, "p")
     expect(page.get_by_text("Nothing to review here")).to_be_visible()
     assert {state(session, row) for row in conflicts} == {"settled"}
     assert session.scalars(select(Comparison.conflict_dismissed).order_by(Comparison.id)).all() == [True, True, False]
@@ -168,14 +169,14 @@ def test_conflicts_and_flags_by_keys(session: Session, open_page: Callable[..., 
     page.get_by_role("link", name="Flagged 1").click()
     page.get_by_role("link", name="Begin with the first").click()
     arrived(page, "Question 7?")
-    page.keyboard.press("d")
+    press(page, "d")
     expect(page.get_by_text("Nothing to review here")).to_be_visible()
     # Anything decided can be put up for review, and is decided about at once.
     page.goto(f"/projects/{project.slug}/review/{flagged.id}")
-    page.keyboard.press("r")
+    press(page, "r")
     arrived(page, "put it up for review")
-    page.keyboard.press("7")
-    page.keyboard.press("Enter")
+    press(page, "7")
+    press(page, "Enter")
     expect(page.get_by_text("Nothing to review here")).to_be_visible()
     assert state(session, flagged) == "adjudicated"
 
@@ -250,10 +251,10 @@ def test_two_admins_at_once(session: Session, open_page: Callable[..., Page]) ->
     pages = [open_page(user=ada), open_page("admin")]
     for page in pages:
         page.goto(f"/projects/{project.slug}/review/{row.id}")
-        page.keyboard.press("1" if page is pages[0] else "7")
-    pages[0].keyboard.press("Enter")
+        press(page, "1" if page is pages[0] else "7")
+    press(pages[0], "Enter")
     expect(pages[0].get_by_text("Nothing to review here")).to_be_visible()
-    pages[1].keyboard.press("Enter")
+    press(pages[1], "Enter")
     expect(pages[1].get_by_text("Ada Lovelace already gave the verdict on this comparison.")).to_be_visible()
     session.rollback()
     assert session.scalars(select(Adjudication.verdict)).all() == [-3]
@@ -271,7 +272,7 @@ def test_giving_up_a_judgment_to_review(session: Session, open_page: Callable[..
     expect(page.get_by_text("B says it.")).to_have_count(0)
     page.get_by_role("button", name="Give up judging it and review it").click()
     arrived(page, "B says it.")
-    page.keyboard.press("d")
+    press(page, "d")
     expect(page.get_by_text("Nothing to review here")).to_be_visible()
 
 

@@ -15,6 +15,7 @@ from app.models import Metric, ModelVersion, Project, Round, Run
 from app.rounds import service
 from app.rounds.service import samples_of
 from tests import factories
+from tests.browser.keys import press
 from tests.browser.test_rounds import take_picture
 from tests.lineage.test_model_page import REPORT, made
 from tests.rounds.loop import decided, last_run, make_project
@@ -97,9 +98,9 @@ def test_the_form_begins_with_one_choice(
     assert [control.get_attribute("value") for control in controls.all()] == ["gentle", "balanced", "strong", None]
     expect(page.get_by_label("Balanced")).to_be_checked()
     page.get_by_label("Balanced").focus()
-    page.keyboard.press("ArrowDown")
+    press(page, "ArrowDown")
     expect(page.get_by_label("Strong")).to_be_checked()
-    page.keyboard.press("Enter")
+    press(page, "Enter")
     expect(page.get_by_role("heading", name="Round 1")).to_be_visible()
     expect(page.get_by_text("On-policy DPO, strong")).to_be_visible()
     config = session.scalars(select(Round.config)).one()

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.models import Project, Rubric
 from tests import factories
+from tests.browser.keys import press
 
 OpenPage = Callable[..., Page]
 
@@ -103,7 +104,7 @@ def test_rows_by_keyboard_alone(session: Session, open_page: OpenPage) -> None:
     page.get_by_role("button", name="Add an aspect").press("Enter")
     expect(section.get_by_label("Name").nth(1)).to_be_focused()
     page.keyboard.type("Safety")
-    page.keyboard.press("Tab")
+    press(page, "Tab")
     page.keyboard.type("Which is safer?")
     expect(preview.get_by_text("Which is safer?")).to_be_visible()
     section.get_by_role("button", name="Move aspect 2 up").press("Enter")
@@ -113,7 +114,7 @@ def test_rows_by_keyboard_alone(session: Session, open_page: OpenPage) -> None:
     expect(section.get_by_role("button", name="Put it back")).to_be_focused()
     expect(section.get_by_label("Name")).to_have_count(1)
     expect(preview.get_by_text("Which is safer?")).to_have_count(0)
-    page.keyboard.press("Enter")
+    press(page, "Enter")
     expect(section.get_by_label("Question").first).to_have_value("Which is safer?")
     expect(page.get_by_label("Guideline", exact=True)).to_have_value("Typed, not saved.")
 
@@ -123,7 +124,7 @@ def test_rows_by_keyboard_alone(session: Session, open_page: OpenPage) -> None:
     assert draft.guideline == "Typed, not saved.\n"
     assert [aspect["name"] for aspect in draft.aspects] == ["safety", "style"]
     page.get_by_label("Guideline", exact=True).press_sequentially("More. ")
-    page.keyboard.press("Control+Enter")
+    press(page, "Control+Enter")
     expect(page.locator("input[name=revision]")).to_have_value("2")
 
 

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.models import Thumb
 from tests import factories
+from tests.browser.keys import press
 from tests.browser.test_accessibility import serious
 
 
@@ -25,19 +26,19 @@ def test_thumbs_by_keys(session: Session, open_page: Callable[..., Page], width:
     expect(page.get_by_role("heading", name="Is this response good?")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert serious(page) == []
-    page.keyboard.press("w")
+    press(page, "w")
     expect(page.locator(".response .written")).to_be_visible()
     expect(page.locator(".response .prose")).to_be_hidden()
-    page.keyboard.press("1")
+    press(page, "1")
     expect(page.get_by_role("status")).to_contain_text("Thumb up taken. 1 done today")
     page.get_by_label("Reason").fill("1 is wrong")  # a key in the reason is only a letter
-    page.keyboard.press("Escape")
-    page.keyboard.press("2")
+    press(page, "Escape")
+    press(page, "2")
     expect(page.get_by_role("heading", name="Every response has a thumb")).to_be_visible()
     page.get_by_role("link", name="Change the last").click()
     expect(page.get_by_label("Reason")).to_have_value("1 is wrong")
     expect(page.get_by_role("button", name="Bad")).to_have_attribute("aria-pressed", "true")
-    page.keyboard.press("1")
+    press(page, "1")
     expect(page.get_by_text("Every response has a thumb")).to_be_visible()
     given = session.scalars(select(Thumb).where(Thumb.superseded_at.is_(None)).order_by(Thumb.id)).all()
     assert [thumb.liked for thumb in given] == [True, True]
