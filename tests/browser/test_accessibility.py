@@ -102,7 +102,7 @@ class World:
             for state in ("pending", "approved", "rejected")
         ]
         self.attempt = rated(session, project, 2, "hate", author_id=self.staff.id, tags=["slur"])
-        red_team.send(session, store, project, self.staff, attempt_form())
+        red_team.send(session, store, project, self.labeler, attempt_form())
         token = accounts.create_link(
             session, project_id=project.id, roles=["labeler"], created_by=self.staff.id, days=1
         )
