@@ -1,18 +1,27 @@
 """What the command says about settings it cannot use, and about a database that nobody has prepared."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
-from sqlalchemy import text
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session
+from typer.testing import CliRunner, Result
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from app import cli
+from app.access import members
+from app.accounts import service as accounts
 from app.db import make_engine
-from app.errors import Unavailable
+from app.errors import InvalidInput, NotFound, PrefloopError, Unavailable
+from app.models import Project, ProjectMember
 from app.postgres import require_schema
+from tests import factories
+
+PASSWORD = "correct horse battery"
 
 
 @pytest.mark.parametrize(
@@ -61,6 +70,57 @@ def test_what_serves_asks_for_the_schema_and_other_commands_make_it(
     engine.dispose()
     with pytest.raises(Unavailable, match="another version"):
         require_schema(empty_database)
+
+
+@pytest.fixture
+def run(session: Session, database_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("PREFLOOP_HOME", str(tmp_path))
+    return lambda *arguments: CliRunner().invoke(cli.app, arguments, env={"PREFLOOP_NEW_PASSWORD": PASSWORD})
+
+
+def test_people_from_the_command_line(session: Session, run: Callable[..., Result]) -> None:
+    alone, other = factories.project(session, slug="alone"), factories.project(session, slug="other")
+    factories.member(session, other, "admin", email="op@example.org", name="Op")
+    session.commit()
+    for wrong in (["invite"], ["invite", "--project", "none", "--role", "labeler"], ["invite", "--project", "other"]):
+        assert isinstance(run(*wrong).exception, PrefloopError)
+    assert isinstance(run("user", "add", "x@example.org", "--name", "X", "--role", "admin").exception, InvalidInput)
+
+    invited = run("invite", "--project", "other", "--role", "operator", "--role", "labeler").output.strip()
+    joined = accounts.redeem_link(
+        session, invited.rpartition("/")[2], email="bo@example.org", name="Bo", password=PASSWORD
+    )
+    assert members.roles_in(session, other.id, joined) == {"labeler", "operator"}
+    assert not joined.is_admin
+    session.commit()
+
+    run("user", "add", "ada@example.org", "--name", "Ada", "--administrator", "--project", "other", "--role", "labeler")
+    run("user", "add", "cy@example.org", "--name", "Cy", "--administrator")
+    # The first administrator is a member of what had none.
+    assert run("user", "list").output.splitlines() == [
+        "op@example.org  Op  other: admin",
+        "bo@example.org  Bo  other: labeler, operator",
+        "ada@example.org  Ada  administrator; alone: labeler, admin, operator; other: labeler",
+        "cy@example.org  Cy  administrator",
+    ]
+    assert "/join/" in run("user", "link", "Ada@example.org").output
+    assert isinstance(run("user", "link", "nobody@example.org").exception, NotFound)
+    assert session.get(ProjectMember, (alone.id, joined.id)) is None
+
+
+def test_a_project_that_the_command_line_makes_has_the_administrators(
+    session: Session, run: Callable[..., Result], tmp_path: Path
+) -> None:
+    ada = factories.account(session, is_admin=True)
+    off = factories.account(session, is_admin=True, is_active=False)
+    session.commit()
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Why?"}\n')
+    done = run("import", str(tmp_path / "prompts.jsonl"), "--project", "new", "--yes")
+    assert done.exit_code == 0, done.output
+    project = session.scalars(select(Project)).one()
+    assert members.roles_in(session, project.id, ada) == {"labeler", "admin", "operator"}
+    assert members.roles_in(session, project.id, off) == frozenset()
 
 
 def test_only_trusted_proxies_say_where_a_visitor_is(

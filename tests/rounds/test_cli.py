@@ -145,7 +145,10 @@ def test_wrong_settings_are_named(run: Run, arguments: list[str], error: type[Ex
     assert words in str(result.exception)
 
 
-def test_only_operators_and_only_rounds_there_are(run: Run) -> None:
-    assert isinstance(run("start", operator="labeler@example.org").exception, Forbidden)
+def test_only_operators_and_only_rounds_there_are(session: Session, run: Run) -> None:
+    factories.member(session, factories.project(session), "operator", email="elsewhere@example.org")
+    session.commit()
+    for operator in ("labeler@example.org", "elsewhere@example.org", "nobody@example.org"):
+        assert isinstance(run("start", operator=operator).exception, Forbidden)
     assert isinstance(run("status", "--round", "3", operator=None).exception, NotFound)
     assert isinstance(run("cancel", "--round", "3").exception, NotFound)

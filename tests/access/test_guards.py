@@ -1,0 +1,66 @@
+"""What the guards cost, and what they say."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from sqlalchemy import Engine, event
+from sqlalchemy.orm import Session
+
+from app.models import Project
+from tests import factories
+from tests.conftest import SignedIn
+
+SignIn = Callable[..., SignedIn]
+
+
+@contextmanager
+def statements(engine: Engine) -> Iterator[list[str]]:
+    """Those that are executed on any connection meanwhile."""
+    seen: list[str] = []
+
+    def note(*about: object) -> None:
+        seen.append(str(about[2]))
+
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield seen
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+
+
+@pytest.fixture
+def project(session: Session) -> Project:
+    project = factories.project(session, slug="p")
+    factories.published_rubric(session, project)
+    factories.comparison(session, project, state="in_review", review_reason="split")
+    session.commit()
+    return project
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("get", "/projects/p"),
+        ("get", "/projects/p/review"),
+        ("get", "/projects/p/demonstrations"),
+        ("post", "/projects/p/quiz"),
+    ],
+)
+def test_who_asks_and_what_they_may_is_read_in_two_statements(
+    engine: Engine, sign_in: SignIn, project: Project, method: str, path: str
+) -> None:
+    client = sign_in("labeler", "admin", "operator")
+    client.get("/projects")
+    client._csrf_token()
+    with statements(engine) as seen:
+        getattr(client, method)(path)
+    assert [statement for statement in seen if "FROM user_account JOIN auth_session" in statement] == seen[:1]
+    assert [statement for statement in seen if "project_member" in statement] == seen[1:2]
+
+
+def test_a_refusal_names_the_role_and_who_gives_it(sign_in: SignIn, project: Project) -> None:
+    refused = sign_in("labeler").get("/projects/p/settings").text
+    assert "people with the role admin in this project" in refused
+    assert "An admin of the project can give you that role" in refused
+    assert "administrators of the service" in sign_in("admin").get("/people").text
