@@ -44,7 +44,7 @@ class MustWait(TooMany):
         in_words = f"{seconds} seconds" if seconds < 120 else f"{-(-seconds // 60)} minutes"
         super().__init__(
             "There were too many sign-ins with a wrong password.",
-            f"Wait {in_words}, then try again; or ask an admin for a password link.",
+            f"Wait {in_words}, then try again; or ask an administrator for a password link.",
         )
         self.seconds = seconds
 

@@ -178,7 +178,7 @@ def open_link(session: Session, token: str) -> SigninLink:
 
 
 def _gone() -> Gone:
-    return Gone("This link was used already, has expired, or never was.", "Ask an admin for a new one.")
+    return Gone("This link was used already, has expired, or never was.", "Ask whoever sent it for a new one.")
 
 
 def redeem_link(session: Session, token: str, *, email: str, name: str, password: str) -> User:
