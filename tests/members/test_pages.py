@@ -13,11 +13,11 @@ from sqlalchemy.orm import Session
 from app.accounts import service as accounts
 from app.models import AuditEvent, Project, ProjectMember, User
 from tests import factories
+from tests.accounts.people import PASSWORD, link_on
 from tests.conftest import SignedIn
 from tests.demonstrations.desk import task
 
 SignIn = Callable[..., SignedIn]
-PASSWORD = "correct horse battery"
 HERE = "/projects/p/members"
 
 
@@ -32,10 +32,6 @@ def project(session: Session) -> Project:
 @pytest.fixture
 def admin(session: Session, project: Project, sign_in: SignIn) -> SignedIn:
     return sign_in(user=factories.member(session, project, "admin", name="Ada"))
-
-
-def link_on(page: Response) -> str:
-    return re.search(r'value="http://[^"]+(/join/[\w-]+)"', page.text)[1]
 
 
 def words(page: Response) -> str:

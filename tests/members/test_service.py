@@ -1,11 +1,10 @@
 """Members of a project: roles grow by links, an admin stays, and who leaves holds nothing any more."""
 
-import threading
 from collections.abc import Callable
 
 import pytest
-from sqlalchemy import Engine, func, select, text
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy import Engine, func, select
+from sqlalchemy.orm import Session
 
 from app.access import members as access
 from app.accounts import service as accounts
@@ -16,11 +15,12 @@ from app.labeling import assigning
 from app.members import service
 from app.models import AuditEvent, Comparison, LabelerGroupMember, Lease, Project, ProjectMember, User
 from tests import factories
+from tests.accounts.people import PASSWORD
 from tests.demonstrations.desk import task as wish
 from tests.demonstrations.desk import tasks
 from tests.labeling import desk
+from tests.waiting import start_and_wait_for_its_lock
 
-PASSWORD = "correct horse battery"
 Work = Callable[[Session], object]
 
 
@@ -63,20 +63,10 @@ def at_once(
 
     with factory.begin() as own:
         first(own)
-        other = threading.Thread(target=run)
-        other.start()
-        waits_or_ends(other, factory)
+        other = start_and_wait_for_its_lock(run, factory)
     other.join(timeout=60)
     assert not other.is_alive()
     return refused
-
-
-def waits_or_ends(other: threading.Thread, factory: sessionmaker[Session]) -> None:
-    waiting = select(func.count()).select_from(text("pg_locks")).where(text("NOT granted"))
-    while other.is_alive():
-        with factory() as watch:
-            if watch.scalar(waiting):
-                return
 
 
 def test_an_account_is_added_by_its_address_with_roles_that_only_grow(
