@@ -330,7 +330,9 @@ def response_rewards(
         TrainingDiverged: a reward is not a number.
     """
     width = len(model.heads if member is None else model.own_heads)
-    return _of_responses(lambda packed: run(packed, member)[0], width, model, pad_id, reporter, elements, message)
+    return _of_responses(
+        "rewards", lambda packed: run(packed, member)[0], width, model, pad_id, reporter, elements, message
+    )
 
 
 @torch.no_grad()
@@ -341,10 +343,11 @@ def response_features(model: RewardModel, pad_id: int, reporter: Reporter, eleme
         TrainingDiverged: the trunk says something that is not a number.
     """
     width, message = model.classifier.score.in_features, "reading the responses"
-    return _of_responses(model.features, width, model, pad_id, reporter, elements, message)
+    return _of_responses("states", model.features, width, model, pad_id, reporter, elements, message)
 
 
 def _of_responses(
+    what: str,
     run: Callable[[Packed], Tensor],
     width: int,
     model: RewardModel,
@@ -353,7 +356,7 @@ def _of_responses(
     elements: Sequence[Element],
     message: str,
 ) -> Tensor:
-    """What `run` says (S, width) of the sequences of all elements, which processes share out among them."""
+    """Return `what` (S, width) `run` says of the sequences of all elements, which processes share out among them."""
     starts = [0, *itertools.accumulate(len(element.sequences) for element in elements)]
     said = torch.zeros(starts[-1], width)
     if not elements:
@@ -368,7 +371,7 @@ def _of_responses(
         if counts:
             said[[place for number in part for place in range(starts[number], starts[number + 1])]] = part_said.cpu()
         done += len(part)
-    return require_finite(sum_over_processes(said), f"numbers ({message})")
+    return require_finite(sum_over_processes(said), f"{what} ({message})")
 
 
 def fold_rewards(rewards_of: RewardsOf, model: RewardModel, folds: Folds, elements: Sequence[Element]) -> Tensor:
