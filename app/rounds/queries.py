@@ -57,7 +57,7 @@ def usable_comparisons(session: Session, project_id: int, *, texts: bool) -> Seq
     One statement, so one moment in time. Judgments that could not say a preference do not count. `first_round` is the
     number of the round that first trained on it.
     """
-    a, b = aliased(Completion), aliased(Completion)
+    a, b, asked = aliased(Completion), aliased(Completion), aliased(Comparison)
     live = (
         select(
             Judgment.comparison_id,
@@ -66,6 +66,8 @@ def usable_comparisons(session: Session, project_id: int, *, texts: bool) -> Seq
             func.avg(cast(Judgment.both_bad, Integer)).label("both_bad"),
             func.jsonb_agg(Judgment.aspects).filter(Judgment.aspects != {}).label("aspects"),
         )
+        .join(asked, asked.id == Judgment.comparison_id)
+        .where(asked.project_id == project_id)
         .where(Judgment.superseded_at.is_(None), Judgment.preference.is_not(None))
         .group_by(Judgment.comparison_id)
         .subquery()
