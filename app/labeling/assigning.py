@@ -126,7 +126,7 @@ def _claim_next(session: Session, project: Project, labeler: User, skipped: Posi
     found = _find_new(session, project, labeler, standing, except_id, lock=True)
     if found is None:
         found = claim_queries.next_skipped(session, project.id, labeler.id, standing.groups, except_id=except_id)
-    elif session.get_one(Comparison, found).purpose != "repeat":  # one they were given before
+    else:
         settings = LabelingSettings.model_validate(project.labeling)
         found = mixing.claim(session, project, labeler, settings, found) or found
     return None if found is None else _laid_out(session, found, labeler)

@@ -69,6 +69,10 @@ class Queue(NamedTuple):
         return [Comparison.group_id == self.group_id, literally(KEPT_FOR_GROUP)]
 
 
+# Calibration items and repeats: in no queue, but given now and then in place of what is.
+MIXED_IN = Comparison.gold.is_not(None) | (Comparison.purpose == "repeat")
+
+
 class Place(NamedTuple):
     """Where in a queue that begins which is left for a labeler; see the table of the same name."""
 
@@ -152,7 +156,8 @@ def _not_done(labeler_id: int) -> list[ColumnElement[bool]]:
     return [~judged_by(labeler_id), ~leased_to(labeler_id, "skipped", "recused")]
 
 
-def _free(labeler_id: int, except_id: int | None) -> list[ColumnElement[bool]]:
+def free_for(labeler_id: int, except_id: int | None = None) -> list[ColumnElement[bool]]:
+    """Neither judged nor given up, and not on the labeler's desk."""
     found = [~judged_by(labeler_id), ~leased_to(labeler_id, "live", "skipped", "recused")]
     return found if except_id is None else [*found, Comparison.id != except_id]
 
@@ -220,7 +225,7 @@ def next_in_queue(
     Returns:
         None for the comparison when there is none now, or others are taking the last ones at this very moment.
     """
-    free = _free(labeler_id, except_id)
+    free = free_for(labeler_id, except_id)
     if place is not None:
         opened = _opened_behind(session, queue, labeler_id, place)
         if opened is None:
@@ -248,7 +253,8 @@ def next_in_queue(
 
 
 def _kept(project_id: int, labeler_id: int) -> list[Condition]:
-    return [Comparison.labeler_id == labeler_id, Comparison.project_id == project_id, literally(KEPT_FOR_LABELER)]
+    of_labeler = Comparison.labeler_id == labeler_id, Comparison.project_id == project_id
+    return [*of_labeler, literally(KEPT_FOR_LABELER), ~MIXED_IN]
 
 
 def next_kept(
@@ -256,7 +262,7 @@ def next_kept(
 ) -> int | None:
     """The next comparison that is kept for this labeler by name, locked."""
     kept = _kept(project_id, labeler_id)
-    found = _first(session, _in_order([*kept, *_free(labeler_id, except_id)]), lock=lock)
+    found = _first(session, _in_order([*kept, *free_for(labeler_id, except_id)]), lock=lock)
     return found.id if found else None
 
 
@@ -316,7 +322,7 @@ def claim_one(session: Session, project_id: int, labeler_id: int, groups: list[i
 
 def count_left(session: Session, queue: Queue, labeler_id: int, place: Place | None, limit: int) -> int:
     """How many comparisons of a queue this labeler could be given now, counted up to `limit`."""
-    free, count = _free(labeler_id, None), 0
+    free, count = free_for(labeler_id, None), 0
     parts = [[*queue.members(), *stretch] for stretch in _stretches(place)]
     if place is not None and (opened := _opened_behind(session, queue, labeler_id, place)):
         parts.append([Comparison.id.in_([row.id for row in opened])])
@@ -329,7 +335,7 @@ def count_left(session: Session, queue: Queue, labeler_id: int, place: Place | N
 
 def count_kept(session: Session, project_id: int, labeler_id: int, limit: int) -> int:
     kept = _kept(project_id, labeler_id)
-    some = select(Comparison.id).where(*kept, *_free(labeler_id, None)).limit(limit).subquery()
+    some = select(Comparison.id).where(*kept, *free_for(labeler_id, None)).limit(limit).subquery()
     return session.scalar(select(func.count()).select_from(some)) or 0
 
 

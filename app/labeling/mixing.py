@@ -1,5 +1,6 @@
 """What is mixed into a labeler's tasks, not to be told from the others: calibration items, and repeats of their own."""
 
+from itertools import takewhile
 from secrets import SystemRandom
 
 from sqlalchemy.orm import Session
@@ -15,9 +16,9 @@ _chance = SystemRandom()
 def claim(session: Session, project: Project, labeler: User, settings: LabelingSettings, following: int) -> int | None:
     """A calibration item or a repeat, locked, where chance wants one and there is one.
 
-    Chance is asked once for each task: one that was given before and went back unanswered, with a page that was closed
-    or when its time was over, comes again as it was, an item too. Else whoever opened the page again and again would
-    see which task makes way, and which one came in its place.
+    Chance is asked once for each task: those that were given before and went back unanswered, with a page that was
+    closed or when their time was over, come again as they were and in their order, these too. Else whoever opened the
+    page again and again would see which task makes way, and which one came in its place.
 
     Args:
         following: the comparison that comes next if nothing is mixed in.
@@ -25,9 +26,12 @@ def claim(session: Session, project: Project, labeler: User, settings: LabelingS
     if not (settings.calibration.rate or settings.repeats.rate):
         return None
     before = mixing_queries.given_back(session, project.id, labeler.id)
-    if before.items and (item := mixing_queries.claim_again(session, before.items, labeler.id)):
-        return item
-    if following in before.others:
+    is_again = any(each.comparison_id == following for each in before)
+    earlier = list(takewhile(lambda each: each.comparison_id != following, before))
+    mixed_in = [each.comparison_id for each in earlier if each.is_mixed_in]
+    if mixed_in and (again := mixing_queries.claim_again(session, mixed_in, labeler.id)):
+        return again
+    if is_again:
         return None
     drawn = _chance.random()  # one draw for both: each so gets the share of tasks that the settings say
     if drawn < settings.calibration.rate:

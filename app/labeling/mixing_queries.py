@@ -3,17 +3,19 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlalchemy import BigInteger, Subquery, cast, exists, func, or_, select, update
+from sqlalchemy import ARRAY, BigInteger, Subquery, and_, cast, exists, func, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
-from app.labeling.claim_queries import Condition, continued, leased_to, literally, met
+from app.labeling.claim_queries import MIXED_IN, Condition, continued, free_for, leased_to, literally, met
 from app.models import Comparison, Judgment, Lease, ProjectLabeler, Rubric, User
-from app.models.comparison import IN_CALIBRATION
+from app.models.comparison import IN_CALIBRATION, KEPT_FOR_LABELER
 
 # Of a labeler's judgments, of all projects, so many are looked through: who has given many thousands waits no longer.
 LOOK_BACK = 5000
 FEW = 20  # an item is drawn from so many that the labeler has not met
+# Tasks given back unanswered that are looked through. Whoever takes back all answers of an hour gives so many back.
+GIVEN_BACK = 1000
 
 
 def claim_calibration(session: Session, project_id: int, labeler_id: int) -> int | None:
@@ -39,26 +41,31 @@ def claim_calibration(session: Session, project_id: int, labeler_id: int) -> int
 
 
 class GivenBack(NamedTuple):
-    """Comparisons that a labeler was given lately and that went back unanswered: calibration items, and others."""
+    """A comparison that a labeler was given and that went back unanswered."""
 
-    items: list[int]
-    others: list[int]
-
-
-def given_back(session: Session, project_id: int, labeler_id: int) -> GivenBack:
-    """Of the last few; a labeler holds two at most at a time."""
-    last = select(Lease.comparison_id).where(Lease.labeler_id == labeler_id, Lease.state.in_(("released", "expired")))
-    last = last.order_by(Lease.created_at.desc()).limit(FEW)
-    found = select(Comparison.id, Comparison.gold.is_not(None))
-    rows = session.execute(found.where(Comparison.id.in_(last), Comparison.project_id == project_id)).all()
-    return GivenBack([id_ for id_, is_item in rows if is_item], [id_ for id_, is_item in rows if not is_item])
+    comparison_id: int
+    is_mixed_in: bool
 
 
-def claim_again(session: Session, items: Sequence[int], labeler_id: int) -> int | None:
-    """Locks one of these calibration items that is still in use and that the labeler has neither judged nor skipped."""
-    still: list[Condition] = [Comparison.id.in_(items), literally(IN_CALIBRATION), ~continued()]
-    found = select(Comparison.id).where(*still, ~met(labeler_id, "live", "skipped", "recused"))
-    return session.scalar(found.order_by(Comparison.id).limit(1).with_for_update(skip_locked=True, of=Comparison))
+def given_back(session: Session, project_id: int, labeler_id: int) -> list[GivenBack]:
+    """In the order in which they were given, in the labeler's projects together `GIVEN_BACK` at most."""
+    last = select(Lease.comparison_id, Lease.created_at)
+    last = last.where(Lease.labeler_id == labeler_id, Lease.state.in_(("released", "expired")))
+    newest = last.order_by(Lease.created_at.desc()).limit(GIVEN_BACK).subquery()
+    found = select(Comparison.id, MIXED_IN).join(newest, newest.c.comparison_id == Comparison.id)
+    rows = session.execute(found.where(Comparison.project_id == project_id).order_by(newest.c.created_at)).all()
+    return [GivenBack(*row) for row in rows]
+
+
+def claim_again(session: Session, mixed_in: Sequence[int], labeler_id: int) -> int | None:
+    """Locks the first of these calibration items and repeats that is still in use and that the labeler has neither
+    judged nor skipped."""
+    item: list[Condition] = [literally(IN_CALIBRATION), ~continued(), ~met(labeler_id, "live", "skipped", "recused")]
+    own_repeat: list[Condition] = [literally(KEPT_FOR_LABELER), Comparison.labeler_id == labeler_id]
+    own_repeat += free_for(labeler_id)
+    found = select(Comparison.id).where(Comparison.id.in_(mixed_in), or_(and_(*item), and_(*own_repeat)))
+    in_order = found.order_by(func.array_position(literal(mixed_in, ARRAY(BigInteger)), Comparison.id))
+    return session.scalar(in_order.limit(1).with_for_update(skip_locked=True, of=Comparison))
 
 
 def newest_rubric(session: Session, project_id: int) -> Rubric | None:

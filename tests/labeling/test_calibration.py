@@ -1,13 +1,14 @@
 """Calibration items stay unseen: what is left, empty queues, new rubrics; and what an admin does with an item."""
 
 from collections import Counter
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Gone, InvalidInput, NotFound
-from app.labeling import assigning, calibration, history, queries
+from app.labeling import answers, assigning, calibration, history, queries
 from app.models import AuditEvent, Comparison, Judgment, Lease, ProjectLabeler
 from tests import factories
 from tests.labeling.desk import judge, run_out, take
@@ -80,6 +81,59 @@ def test_a_task_that_went_back_unanswered_comes_again_whatever_it_is(session: Se
             run_out(session, first.lease_id)
         again = take(session, project, labeler)
         assert (again.lease_id, again.position) == (first.lease_id, first.position)
+
+
+@pytest.mark.parametrize("kinds", ["ti", "it", "ii", "tt"])
+def test_two_tasks_that_went_back_come_again_in_their_order(session: Session, kinds: str) -> None:
+    """Were items first, a change of places would tell that the card behind was one."""
+    project, labeler = factories.project(session), factories.user(session)
+    ordinary(session, project, 3)
+    for _ in range(6):
+        item(session, project)
+    given: list[queries.Task] = []
+    for kind in kinds:
+        project.labeling = {"calibration": {"rate": 1.0 if kind == "i" else 0.000001, "least": 1000}}
+        given.append(take(session, project, labeler, beside=given[0].lease_id if given else None))
+        assert purpose(session, given[-1]) == {"i": "calibration", "t": "train"}[kind]
+        session.commit()  # so that each has a time of its own
+    project.labeling = {"calibration": {"rate": 0.5, "least": 1000}}
+    for _ in range(6):
+        for n, task in enumerate(given):
+            run_out(session, task.lease_id, timedelta(minutes=60 - n))
+        for n, task in enumerate(given):
+            again = take(session, project, labeler, beside=given[0].lease_id if n else None)
+            assert again.lease_id == task.lease_id
+            session.commit()
+
+
+def test_answers_that_were_all_taken_back_come_again_in_their_order(session: Session) -> None:
+    """Each undo gives back what was loaded ahead: many cards can be looked at in a moment."""
+    project, labeler, _ = repeating(session, gap=1, n=12)
+    ordinary(session, project, 40)
+    for _ in range(12):
+        item(session, project)
+    given = []
+    for n in range(30):
+        project.labeling = {
+            "calibration": {"rate": [1.0, 0.0, 0.000001][n % 3], "least": 1000},
+            "repeats": {"rate": [0.0, 1.0, 0.0][n % 3], "gap": 1},
+        }
+        task = take(session, project, labeler)
+        given.append(task.lease_id)
+        judge(session, project, labeler, task)
+        session.commit()
+    kinds = select(Comparison.purpose).join(Lease).where(Lease.id.in_(given))
+    assert Counter(session.scalars(kinds)) == {"calibration": 10, "repeat": 10, "train": 10}
+    for _ in given:
+        answers.undo(session, project, labeler)
+        session.commit()
+    again = []
+    for _ in given:
+        task = take(session, project, labeler)
+        again.append(task.lease_id)
+        judge(session, project, labeler, task)
+        session.commit()
+    assert again == given
 
 
 def test_where_nothing_else_is_left_nothing_is_mixed_in(session: Session) -> None:
