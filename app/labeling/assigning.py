@@ -23,7 +23,7 @@ Reason = Literal["paused", "removed", "quiz", "busy", "skipped", "sampling", "no
 
 class Progress(NamedTuple):
     """done: judgments today (UTC), in all projects. left: comparisons to come, with the one on the desk; counted up to
-    `COUNT_LIMIT`. mixed: others come between them unseen."""
+    `COUNT_LIMIT`. mixed: others come between them unseen, and `left` is one less for each of these that was done."""
 
     done: int
     left: int
@@ -31,12 +31,12 @@ class Progress(NamedTuple):
 
     @property
     def to_go(self) -> str:
-        """`left` in words. Where it would tell what is mixed in by standing still, it changes three times in all."""
+        """`left` in words; where it is not exact, it changes three times in all."""
         if self.left >= COUNT_LIMIT:
             return f"{COUNT_LIMIT}+"
         if not self.mixed or not self.left:
             return str(self.left)
-        return next((f"more than {n}" for n in (100, 50, 20) if self.left > n), "20 or fewer")
+        return next((f"more than {n}" for n in (100, 50, 20) if self.left > n), "about 20 or fewer")
 
 
 class Idle(NamedTuple):
@@ -241,15 +241,25 @@ def _give_back(session: Session, project: Project, lease_id: UUID, labeler: User
 
 
 def progress(session: Session, project: Project, labeler: User) -> Progress:
-    left = queries.held(session, project.id, labeler.id)
-    left += claim_queries.count_kept(session, project.id, labeler.id, COUNT_LIMIT - left)
+    """How far the labeler is.
+
+    Any task that is done makes `left` one less. If those mixed in did not, then the card on which its words change, and
+    on which they do not, would tell what the card is: by skipping and undoing one can look at one card after another.
+    """
+    settings = LabelingSettings.model_validate(project.labeling)
+    mixed = settings.calibration.rate > 0 or settings.repeats.rate > 0
+    held = queries.held(session, project.id, labeler.id)
+    less = queries.mixed_in_today(session, project.id, labeler.id) if mixed else 0
+    most = COUNT_LIMIT + less
+    left = held.of_queues if mixed else held.tasks
+    left += claim_queries.count_kept(session, project.id, labeler.id, most - left)
     standing = claim_queries.standing(session, project.id, labeler.id)
     places = claim_queries.places(session, project.id, labeler.id, standing.now_xid)
     for group_id in (*standing.groups, None):
         queue, place = Queue(project.id, group_id), places.get(group_id)
-        left += claim_queries.count_left(session, queue, labeler.id, place, COUNT_LIMIT - left)
-    settings = LabelingSettings.model_validate(project.labeling)
-    mixed = settings.calibration.rate > 0 or settings.repeats.rate > 0
+        left += claim_queries.count_left(session, queue, labeler.id, place, most - left)
+    if held.tasks or left:
+        left = max(1, left - less)
     return Progress(queries.judged_today(session, labeler.id), left, mixed)
 
 
