@@ -103,6 +103,8 @@ def next_task(
         if closed:  # what was given before a newer quiz may be finished, but nothing follows
             return None
         claim = _claim_next(session, project, labeler, skipped)
+    else:
+        queries.release_leases(session, held[1:])
     if claim is None:
         return None
     return queries.task(session, queries.add_lease(session, labeler.id, lasting, **claim._asdict()))
