@@ -99,7 +99,11 @@ def authenticate(session: Session, email: str, password: str) -> User | None:
     user = queries.user_by_email(session, normal_email(email))
     known = user is not None and user.is_active and user.password_hash is not None
     kept = user.password_hash if user and known and user.password_hash else _NOBODY
-    return user if _passwords.verify(_normal_password(password), kept) and known else None
+    is_right = _passwords.verify(_normal_password(password), kept)
+    if user is None or not known or not is_right:
+        return None
+    # Hashing takes a while, in which a new password may be set or the account switched off: both end all sign-ins.
+    return user if queries.lock_if_unchanged(session, user.id, kept) else None
 
 
 def open_session(session: Session, user: User, days: int) -> str:
