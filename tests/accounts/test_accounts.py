@@ -287,6 +287,14 @@ def test_accounts_that_cannot_be(session: Session) -> None:
         service.create_user(session, email="b@example.org", **good | {"name": " "})
 
 
+def test_a_taken_address_costs_no_hash(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever holds an invitation can send it so again and again, and sign-ins wait behind every hash."""
+    account(session, "labeler")
+    monkeypatch.setattr(service, "_passwords", None)
+    with pytest.raises(Conflict, match="has an account already"):
+        service.create_user(session, email="ada@example.org", name="A", password=PASSWORD, roles=["labeler"])
+
+
 def test_the_last_admin_stays(sign_in: SignIn, session: Session) -> None:
     admin = sign_in("admin")
     answer = admin.post(f"/people/{admin.user.id}", {"roles": ["labeler"], "is_active": "true"})
