@@ -263,11 +263,20 @@ def begin_sampling(
 
 
 def begin_answer(
-    session: Session, store: ArtifactStore, project: Project, row: PromptRow, server: SamplingServer | None = None
+    session: Session,
+    store: ArtifactStore,
+    project: Project,
+    row: PromptRow,
+    server: SamplingServer | None = None,
+    *,
+    urgent: bool = True,
 ) -> Run:
     """Enqueues a run in which the present policy answers a red-team attempt; `row.id` is the attempt's.
 
-    It opens no comparison and belongs to no round; it goes before whatever else is queued.
+    It opens no comparison and belongs to no round.
+
+    Args:
+        urgent: it goes before whatever else is queued.
 
     Raises:
         InvalidInput: the project has no policy.
@@ -275,7 +284,7 @@ def begin_answer(
     if project.policy_id is None:
         raise InvalidInput("The project has no model that could answer.", "An admin gives it one in the settings.")
     run = Maker(session, store, project, server).answering_run(row)
-    enqueue_run(session, run.id)
+    enqueue_run(session, run.id, urgent=urgent)
     return run
 
 
