@@ -125,12 +125,15 @@ def _claim_again(session: Session, project: Project, labeler: User, lease_id: UU
 def _claim_next(session: Session, project: Project, labeler: User, skipped: Position | None) -> Claim | None:
     except_id = skipped.comparison_id if skipped else None
     standing = claim_queries.standing(session, project.id, labeler.id)
+    settings = LabelingSettings.model_validate(project.labeling)
+    found = mixing.claim_again(session, project, labeler, standing.groups) if mixing.is_on(settings) else None
+    if found is not None:
+        return _laid_out(session, found, labeler)
     found = _find_new(session, project, labeler, standing, except_id, lock=True)
     if found is None:
         found = claim_queries.next_skipped(session, project.id, labeler.id, standing.groups, except_id=except_id)
     else:
-        settings = LabelingSettings.model_validate(project.labeling)
-        found = mixing.claim(session, project, labeler, settings, found) or found
+        found = mixing.claim(session, project, labeler, settings) or found
     return None if found is None else _laid_out(session, found, labeler)
 
 
@@ -249,7 +252,7 @@ def progress(session: Session, project: Project, labeler: User) -> Progress:
     on which they do not, would tell what the card is: by skipping and undoing one can look at one card after another.
     """
     settings = LabelingSettings.model_validate(project.labeling)
-    mixed = settings.calibration.rate > 0 or settings.repeats.rate > 0
+    mixed = mixing.is_on(settings)
     held = queries.held(session, project.id, labeler.id)
     less = queries.mixed_in_today(session, project.id, labeler.id) if mixed else 0
     most = COUNT_LIMIT + less

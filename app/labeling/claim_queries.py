@@ -156,8 +156,7 @@ def _not_done(labeler_id: int) -> list[ColumnElement[bool]]:
     return [~judged_by(labeler_id), ~leased_to(labeler_id, "skipped", "recused")]
 
 
-def free_for(labeler_id: int, except_id: int | None = None) -> list[ColumnElement[bool]]:
-    """Neither judged nor given up, and not on the labeler's desk."""
+def _free(labeler_id: int, except_id: int | None = None) -> list[ColumnElement[bool]]:
     found = [~judged_by(labeler_id), ~leased_to(labeler_id, "live", "skipped", "recused")]
     return found if except_id is None else [*found, Comparison.id != except_id]
 
@@ -225,7 +224,7 @@ def next_in_queue(
     Returns:
         None for the comparison when there is none now, or others are taking the last ones at this very moment.
     """
-    free = free_for(labeler_id, except_id)
+    free = _free(labeler_id, except_id)
     if place is not None:
         opened = _opened_behind(session, queue, labeler_id, place)
         if opened is None:
@@ -262,7 +261,7 @@ def next_kept(
 ) -> int | None:
     """The next comparison that is kept for this labeler by name, locked."""
     kept = _kept(project_id, labeler_id)
-    found = _first(session, _in_order([*kept, *free_for(labeler_id, except_id)]), lock=lock)
+    found = _first(session, _in_order([*kept, *_free(labeler_id, except_id)]), lock=lock)
     return found.id if found else None
 
 
@@ -320,9 +319,18 @@ def claim_one(session: Session, project_id: int, labeler_id: int, groups: list[i
     return session.scalar(chosen.with_for_update(skip_locked=True, of=Comparison))
 
 
+def claim_first(session: Session, labeler_id: int, groups: list[int], ids: Sequence[int]) -> int | None:
+    """Locks the first of those comparisons that this labeler can judge and has not skipped."""
+    among = literal(list(ids), ARRAY(BigInteger))
+    could = Comparison.gold.is_(None) | ~met(labeler_id, "live", "skipped", "recused") & ~continued()
+    chosen = select(Comparison.id).where(Comparison.id == any_(among), *_open_to(labeler_id, groups), could)
+    chosen = chosen.where(*_free(labeler_id)).order_by(func.array_position(among, Comparison.id)).limit(1)
+    return session.scalar(chosen.with_for_update(skip_locked=True, of=Comparison))
+
+
 def count_left(session: Session, queue: Queue, labeler_id: int, place: Place | None, limit: int) -> int:
     """How many comparisons of a queue this labeler could be given now, counted up to `limit`."""
-    free, count = free_for(labeler_id, None), 0
+    free, count = _free(labeler_id, None), 0
     parts = [[*queue.members(), *stretch] for stretch in _stretches(place)]
     if place is not None and (opened := _opened_behind(session, queue, labeler_id, place)):
         parts.append([Comparison.id.in_([row.id for row in opened])])
@@ -335,7 +343,7 @@ def count_left(session: Session, queue: Queue, labeler_id: int, place: Place | N
 
 def count_kept(session: Session, project_id: int, labeler_id: int, limit: int) -> int:
     kept = _kept(project_id, labeler_id)
-    some = select(Comparison.id).where(*kept, *free_for(labeler_id, None)).limit(limit).subquery()
+    some = select(Comparison.id).where(*kept, *_free(labeler_id, None)).limit(limit).subquery()
     return session.scalar(select(func.count()).select_from(some)) or 0
 
 

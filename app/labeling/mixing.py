@@ -1,38 +1,34 @@
 """What is mixed into a labeler's tasks, not to be told from the others: calibration items, and repeats of their own."""
 
-from itertools import takewhile
 from secrets import SystemRandom
 
 from sqlalchemy.orm import Session
 
 from app.judging import LabelingSettings
-from app.labeling import mixing_queries
+from app.labeling import claim_queries, mixing_queries
 from app.labeling.opening import open_copy
 from app.models import Comparison, Project, User
 
 _chance = SystemRandom()
 
 
-def claim(session: Session, project: Project, labeler: User, settings: LabelingSettings, following: int) -> int | None:
-    """A calibration item or a repeat, locked, where chance wants one and there is one.
+def is_on(settings: LabelingSettings) -> bool:
+    return settings.calibration.rate > 0 or settings.repeats.rate > 0
 
-    Chance is asked once for each task: those that were given before and went back unanswered, with a page that was
-    closed or when their time was over, come again as they were and in their order, these too. Else whoever opened the
-    page again and again would see which task makes way, and which one came in its place.
 
-    Args:
-        following: the comparison that comes next if nothing is mixed in.
+def claim_again(session: Session, project: Project, labeler: User, groups: list[int]) -> int | None:
+    """Locks the first task that the labeler was given before and that went back unanswered, item or not: with a page
+    that was closed, when its time was over, or when an answer before it was taken back.
+
+    Such tasks come again before all others, in the order in which they were given. Else whoever opens the page again
+    and again, or takes back two answers, would see which task makes way for another, or changes places with it.
     """
-    if not (settings.calibration.rate or settings.repeats.rate):
-        return None
     before = mixing_queries.given_back(session, project.id, labeler.id)
-    is_again = any(each.comparison_id == following for each in before)
-    earlier = list(takewhile(lambda each: each.comparison_id != following, before))
-    mixed_in = [each.comparison_id for each in earlier if each.is_mixed_in]
-    if mixed_in and (again := mixing_queries.claim_again(session, mixed_in, labeler.id)):
-        return again
-    if is_again:
-        return None
+    return claim_queries.claim_first(session, labeler.id, groups, before) if before else None
+
+
+def claim(session: Session, project: Project, labeler: User, settings: LabelingSettings) -> int | None:
+    """A calibration item or a repeat, locked, where chance wants one and there is one. Asked once for each task."""
     drawn = _chance.random()  # one draw for both: each so gets the share of tasks that the settings say
     if drawn < settings.calibration.rate:
         return _calibration_item(session, project, labeler)

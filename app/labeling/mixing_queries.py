@@ -1,15 +1,14 @@
 """SQL of what is mixed into a labeler's tasks unseen: calibration items, and repeats of their own answers."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlalchemy import ARRAY, BigInteger, Subquery, and_, cast, exists, func, literal, or_, select, update
+from sqlalchemy import BigInteger, Subquery, cast, exists, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
-from app.labeling.claim_queries import MIXED_IN, Condition, continued, free_for, leased_to, literally, met
+from app.labeling.claim_queries import Condition, continued, leased_to, literally, met
 from app.models import Comparison, Judgment, Lease, ProjectLabeler, Rubric, User
-from app.models.comparison import IN_CALIBRATION, KEPT_FOR_LABELER
+from app.models.comparison import IN_CALIBRATION
 
 # Of a labeler's judgments, of all projects, so many are looked through: who has given many thousands waits no longer.
 LOOK_BACK = 5000
@@ -40,32 +39,15 @@ def claim_calibration(session: Session, project_id: int, labeler_id: int) -> int
     return None
 
 
-class GivenBack(NamedTuple):
-    """A comparison that a labeler was given and that went back unanswered."""
-
-    comparison_id: int
-    is_mixed_in: bool
-
-
-def given_back(session: Session, project_id: int, labeler_id: int) -> list[GivenBack]:
-    """In the order in which they were given, in the labeler's projects together `GIVEN_BACK` at most."""
+def given_back(session: Session, project_id: int, labeler_id: int) -> list[int]:
+    """Comparisons that a labeler was given and that went back unanswered, in the order in which they were given; at
+    most `GIVEN_BACK` in all projects together."""
     last = select(Lease.comparison_id, Lease.created_at)
     last = last.where(Lease.labeler_id == labeler_id, Lease.state.in_(("released", "expired")))
     newest = last.order_by(Lease.created_at.desc()).limit(GIVEN_BACK).subquery()
-    found = select(Comparison.id, MIXED_IN).join(newest, newest.c.comparison_id == Comparison.id)
-    rows = session.execute(found.where(Comparison.project_id == project_id).order_by(newest.c.created_at)).all()
-    return [GivenBack(*row) for row in rows]
-
-
-def claim_again(session: Session, mixed_in: Sequence[int], labeler_id: int) -> int | None:
-    """Locks the first of these calibration items and repeats that is still in use and that the labeler has neither
-    judged nor skipped."""
-    item: list[Condition] = [literally(IN_CALIBRATION), ~continued(), ~met(labeler_id, "live", "skipped", "recused")]
-    own_repeat: list[Condition] = [literally(KEPT_FOR_LABELER), Comparison.labeler_id == labeler_id]
-    own_repeat += free_for(labeler_id)
-    found = select(Comparison.id).where(Comparison.id.in_(mixed_in), or_(and_(*item), and_(*own_repeat)))
-    in_order = found.order_by(func.array_position(literal(mixed_in, ARRAY(BigInteger)), Comparison.id))
-    return session.scalar(in_order.limit(1).with_for_update(skip_locked=True, of=Comparison))
+    still = select(Comparison.id).join(newest, newest.c.comparison_id == Comparison.id)
+    still = still.where(Comparison.project_id == project_id, Comparison.state == "open")
+    return list(session.scalars(still.order_by(newest.c.created_at)))
 
 
 def newest_rubric(session: Session, project_id: int) -> Rubric | None:

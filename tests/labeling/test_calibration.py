@@ -119,6 +119,7 @@ def test_two_tasks_that_went_back_come_again_in_their_order(session: Session, ki
         assert purpose(session, given[-1]) == {"i": "calibration", "t": "train"}[kind]
         session.commit()  # so that each has a time of its own
     project.labeling = {"calibration": {"rate": 0.5, "least": 1000}}
+    factories.comparison(session, project, overlap=100, priority=1)  # meanwhile something urgent has come
     for _ in range(6):
         for n, task in enumerate(given):
             run_out(session, task.lease_id, timedelta(minutes=60 - n))
