@@ -304,7 +304,7 @@ def cancel(session: Session, round_: Round, actor: User) -> None:
     """Ends a round: at once where its run waits, at the run's next heartbeat where it works. Models saved stay.
 
     Raises:
-        Conflict: it has ended already.
+        Conflict: it has ended already, or was retried at this moment.
     """
     # If a run ended while we waited for its row, the next stage's run was committed with that end: a second statement
     # sees it, the first could not.
@@ -312,6 +312,8 @@ def cancel(session: Session, round_: Round, actor: User) -> None:
     _lock(session, round_)
     if round_.state not in ACTIVE:
         raise Conflict(f"Round {round_.number} is {round_.state} already.", "Nothing is left to cancel.")
+    if not unfinished and queries.has_unfinished_run(session, round_.id):  # runs are locked before rounds
+        raise Conflict(f"Somebody retried round {round_.number} at this moment.", "Cancel it again if it should end.")
     audit(session, actor.id, "round.cancelled", round_.project_id, number=round_.number)
     for run in unfinished:
         _cancel(session, run)
