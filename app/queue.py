@@ -11,18 +11,18 @@ from app.models import Run
 QUEUE = "runs"
 RUN_TASK = "run"
 # Somebody sits in front of a red-team attempt and waits; a stage of a round that is queued can.
-URGENT = ("red_team",)
+GO_AHEAD = ("red_team",)
 
 _manager = JobManager(SyncPsycopgConnector())
 
 
-def enqueue_run(session: Session, run_id: int, *, urgent: bool = True) -> int:
+def enqueue_run(session: Session, run_id: int, *, ahead: bool = True) -> int:
     """Enqueues a run on the session's own connection, so that the row and its job commit or roll back together.
 
     The lock lets a run's job never execute twice at the same time.
 
     Args:
-        urgent: it goes before others, if it is of a kind that may.
+        ahead: it goes before others, if it is of a kind that may.
 
     Returns:
         the job's id.
@@ -32,7 +32,7 @@ def enqueue_run(session: Session, run_id: int, *, urgent: bool = True) -> int:
     kind = session.scalar(select(Run.kind).where(Run.id == run_id))
     job = Job(
         queue=QUEUE,
-        priority=int(urgent and kind in URGENT),
+        priority=int(ahead and kind in GO_AHEAD),
         lock=f"run:{run_id}",
         queueing_lock=None,
         task_name=RUN_TASK,

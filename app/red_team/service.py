@@ -25,7 +25,7 @@ from app.settings import SamplingServer
 # Attempts of one person that wait for their answers: so nobody fills the queue that everybody shares.
 MAX_WAITING = 5
 # Of one person's attempts so many an hour go before what else is queued: so nobody holds up rounds for ever.
-URGENT_AN_HOUR = 60
+AHEAD_AN_HOUR = 60
 
 
 def send(
@@ -88,8 +88,8 @@ def _ask(
 ) -> None:
     slices = of_prompt(attempt.domain, "adversarial", attempt.safety_category, "")
     row = PromptRow(id=attempt.id, messages=tuple(attempt.messages), slices=slices)
-    urgent = queries.count_lately(session, attempt.author_id) <= URGENT_AN_HOUR
-    attempt.run_id = rounds.begin_answer(session, store, project, row, server, urgent=urgent).id
+    ahead = queries.count_lately(session, attempt.author_id) <= AHEAD_AN_HOUR
+    attempt.run_id = rounds.begin_answer(session, store, project, row, server, ahead).id
     assert project.policy_id is not None, "begin_answer has refused a project without"
     attempt.model_version_id = project.policy_id
     session.flush()

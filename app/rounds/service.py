@@ -263,20 +263,11 @@ def begin_sampling(
 
 
 def begin_answer(
-    session: Session,
-    store: ArtifactStore,
-    project: Project,
-    row: PromptRow,
-    server: SamplingServer | None = None,
-    *,
-    urgent: bool = True,
+    session: Session, store: ArtifactStore, project: Project, row: PromptRow, server: SamplingServer | None, ahead: bool
 ) -> Run:
     """Enqueues a run in which the present policy answers a red-team attempt; `row.id` is the attempt's.
 
-    It opens no comparison and belongs to no round.
-
-    Args:
-        urgent: it goes before whatever else is queued.
+    It opens no comparison and belongs to no round. With `ahead` it goes before whatever else is queued.
 
     Raises:
         InvalidInput: the project has no policy.
@@ -284,7 +275,7 @@ def begin_answer(
     if project.policy_id is None:
         raise InvalidInput("The project has no model that could answer.", "An admin gives it one in the settings.")
     run = Maker(session, store, project, server).answering_run(row)
-    enqueue_run(session, run.id, urgent=urgent)
+    enqueue_run(session, run.id, ahead=ahead)
     return run
 
 

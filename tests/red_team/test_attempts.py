@@ -112,7 +112,7 @@ def test_cancelled_attempts_are_not_asked_again_beyond_what_may_wait(session: Se
 def test_who_makes_very_many_attempts_holds_up_no_round(
     session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "URGENT_AN_HOUR", 2)
+    monkeypatch.setattr(service, "AHEAD_AN_HOUR", 2)
     project, ann = project_with_model(session), factories.user(session)
     factories.rubric(session, project)
     factories.prompt(session, project)
