@@ -221,6 +221,11 @@ def unfinished_runs(session: Session, round_id: int) -> list[Run]:
     return list(session.scalars(query.with_for_update(key_share=True)))
 
 
+def has_unfinished_run(session: Session, round_id: int) -> bool:
+    unfinished = Run.round_id == round_id, Run.state.in_(("queued", "running"))
+    return bool(session.scalar(select(func.count()).where(*unfinished)))
+
+
 def count_runs(session: Session, project_id: int) -> int:
     return session.scalar(select(func.count()).where(Run.project_id == project_id)) or 0
 
