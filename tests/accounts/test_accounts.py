@@ -95,6 +95,29 @@ def test_a_form_without_our_token_is_refused(sign_in: SignIn) -> None:
     assert other.post("/projects", {"name": "X"}, csrf=False, headers={"X-CSRF-Token": token[1]}).status_code == 403
 
 
+@pytest.mark.parametrize("ends", ["a new password", "switched off"])
+def test_a_sign_in_that_was_under_way_ends_with_the_others(
+    session: Session, engine: Engine, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    """The old password was right when it was read; by the time it is hashed, it is not."""
+    user, factory, hashing = account(session), make_session_factory(engine), service._passwords
+
+    class Slow:
+        def verify(self, password: str, kept: str) -> bool:
+            is_right = hashing.verify(password, kept)
+            with factory.begin() as meanwhile:
+                same = meanwhile.get_one(User, user.id)
+                if ends == "a new password":
+                    same.password_hash = hashing.hash("another good phrase")
+                else:
+                    service.set_account(meanwhile, same, same, is_admin=False, is_active=False)
+            return is_right
+
+    monkeypatch.setattr(service, "_passwords", Slow())
+    with factory.begin() as own:
+        assert service.authenticate(own, "ada@example.org", PASSWORD) is None
+
+
 def test_a_sign_in_clears_away_those_that_expired(session: Session) -> None:
     user = account(session)
     service.open_session(session, user, days=1)
@@ -129,6 +152,14 @@ def test_accounts_that_cannot_be(session: Session) -> None:
         service.create_user(session, email="nobody", **good)
     with pytest.raises(InvalidInput, match="name"):
         service.create_user(session, email="b@example.org", **good | {"name": " "})
+
+
+def test_a_taken_address_costs_no_hash(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever holds an invitation can send it so again and again, and sign-ins wait behind every hash."""
+    account(session)
+    monkeypatch.setattr(service, "_passwords", None)
+    with pytest.raises(Conflict, match="has an account already"):
+        service.create_user(session, email="ada@example.org", name="A", password=PASSWORD)
 
 
 def test_the_last_administrator_stays(sign_in: SignIn, session: Session) -> None:
