@@ -71,7 +71,7 @@ def test_a_round_from_judgments_to_new_comparisons(
 
     operator = factories.user(session, "operator")
     few = {"episodes": 16, "rollout_samples": 4 if algorithm == "on_policy_dpo" else 1, "min_margin": 0}
-    rates = {"learning_rate": 2e-3, "reward_learning_rate": 2e-3, "reward_epochs": 4}
+    rates = {"learning_rate": 2e-3, "reward_trunk": "trained", "reward_learning_rate": 2e-3, "reward_epochs": 4}
     chosen = config(algorithm, **rates, **few, epochs=2, prompts=12, kl_budget=1000)
     round_ = service.start(session, store, project, operator, chosen)
     session.commit()

@@ -136,13 +136,13 @@ def test_a_running_round_is_cancelled(
 ) -> None:
     page = open_page("operator")
     # Far too many epochs to end by itself during the test.
-    start_round(page, project, reward_epochs="100", epochs="100")
+    start_round(page, project, epochs="100")
     page.evaluate("window.neverReloaded = true")
     with worker(settings):
-        expect(page.locator("[data-stage=reward] .stage-state")).to_have_text("running", timeout=180_000)
+        expect(page.locator("[data-stage=policy] .stage-state")).to_have_text("running", timeout=180_000)
         page.get_by_role("button", name="Cancel round").click()
         expect(page.locator("h1 .badge")).to_have_text("cancelled", timeout=180_000)
-    expect(page.locator("[data-stage=reward] .stage-state")).to_have_text("cancelled")
+    expect(page.locator("[data-stage=policy] .stage-state")).to_have_text("cancelled")
     session.expire_all()
     assert session.scalars(select(Round.state)).one() == "cancelled"
     page.get_by_role("link", name="Rounds").click()
