@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -136,7 +136,20 @@ def _show_error(request: Request, error: Exception) -> Response:
     if isinstance(error, NotSignedIn) and request.method == "GET":
         query = f"?{request.url.query}" if request.url.query else ""
         return redirect(f"/sign-in?next={quote(f'{request.url.path}{query}')}")
-    return page(request, "errors/page.html", status=error.status, error=error)
+    came_from = _came_from(request) if error.is_signed_out else ""
+    return page(request, "errors/page.html", status=error.status, error=error, came_from=came_from)
+
+
+def _came_from(request: Request) -> str:
+    """The page on which a form stood, within this site; the start page if the browser does not say."""
+    try:
+        said = urlsplit(request.headers.get("referer", ""))
+    except ValueError:
+        return "/"
+    if said.netloc != request.headers.get("host"):
+        return "/"
+    inside = said.path.lstrip("/\\")  # not to another host
+    return f"/{inside}?{said.query}" if said.query else f"/{inside}"
 
 
 def _show_invalid(request: Request, error: Exception) -> Response:

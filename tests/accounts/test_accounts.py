@@ -92,12 +92,36 @@ def test_a_form_without_our_token_is_refused(sign_in: SignIn) -> None:
     for headers in ({}, {"X-CSRF-Token": "0" * 64}):
         refused = client.post("/projects", {"name": "New"}, csrf=False, headers=headers)
         assert refused.status_code == 403
-        assert "Reload the page" in refused.text
+        assert "Open the page again" in refused.text
     assert client.post("/projects", {"name": "New"}).status_code == 303
     # The token of one session is no good in another.
     other = sign_in("admin")
     token = re.search(r'"X-CSRF-Token": "(\w+)"', client.get("/projects").text)
     assert other.post("/projects", {"name": "X"}, csrf=False, headers={"X-CSRF-Token": token[1]}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("referer", "leads_to"),
+    [
+        ("http://testserver/projects?page=2", "/projects?page=2"),
+        ("http://testserver//evil.example.org/projects", "/evil.example.org/projects"),
+        ("http://testserver/\\evil.example.org", "/evil.example.org"),
+        ("https://evil.example.org/projects", "/"),
+        ("http://[", "/"),
+        ("", "/"),
+    ],
+)
+def test_who_was_signed_out_is_led_back_to_the_form(
+    sign_in: SignIn, session: Session, referer: str, leads_to: str
+) -> None:
+    headers = {"Referer": referer}
+    refused = sign_in().post("/projects", {"name": "New"}, headers=headers)
+    assert refused.status_code == 401
+    link = BeautifulSoup(refused.text, "html.parser").find("a", string="Sign in")
+    assert parse_qs(urlsplit(str(link["href"])).query)["next"] == [leads_to]
+    old = sign_in("admin").post("/projects", {"name": "New"}, csrf=False, headers=headers)
+    assert old.status_code == 403
+    assert f'href="{leads_to}">Back to the page' in old.text
 
 
 def test_a_sign_in_clears_away_those_that_expired(session: Session) -> None:
@@ -333,12 +357,13 @@ def test_two_admins_who_remove_each_other_leave_one(session: Session, engine: En
 
 
 def test_what_the_database_cannot_hold_is_refused_in_words(sign_in: SignIn, session: Session) -> None:
-    factories.project(session, slug="p")
+    judged = factories.comparison(session, factories.project(session, slug="p"))
+    labeler_id = factories.judgment(session, judged, preference=1).labeler_id
     session.commit()
     admin = sign_in("admin")
     answers = [
         admin.get(f"/projects/p/review/{10**30}"),
-        admin.post("/projects", {"name": "N", "description": "Nul\0l"}),
+        admin.post(f"/projects/p/labelers/{labeler_id}/remove", {"reason": "Nul\0l"}),
     ]
     for answer in answers:
         assert answer.status_code == 422
