@@ -8,7 +8,7 @@ from app.accounts.access import AdminDep
 from app.db import SessionDep
 from app.errors import NotFound
 from app.limits import FormRoute
-from app.models.prompt import DIFFICULTIES, SPLITS
+from app.models.prompt import DIFFICULTIES, SPLITS, WITHDRAWN
 from app.projects.access import ProjectDep
 from app.prompts import queries
 from app.prompts.forms import PromptFilter
@@ -31,7 +31,7 @@ def listing(
         wanted=wanted,
         listing=queries.listing(session, project, wanted),
         domains=queries.domains(session, project),
-        splits=SPLITS,
+        splits=(*SPLITS, WITHDRAWN),
         difficulties=DIFFICULTIES,
     )
 
