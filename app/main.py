@@ -165,7 +165,11 @@ def _show_http_error(request: Request, error: Exception) -> Response:
         return _show_error(
             request, NotFound("There is no such page.", "Check the address, or begin at the start page.")
         )
-    shown = PrefloopError(str(error.detail), "Go back and try again.")
+    if error.status_code == 405 and request.method == "GET":
+        # Where a form was answered, and then opened by itself.
+        shown = PrefloopError("Forms are sent to this address; there is no page at it.", "Go on from the start page.")
+    else:
+        shown = PrefloopError(str(error.detail), "Go back and try again.")
     shown.status = error.status_code
     return _show_error(request, shown)
 

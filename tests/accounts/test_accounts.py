@@ -376,3 +376,18 @@ def test_hostile_names_are_text(sign_in: SignIn, session: Session) -> None:
     text = sign_in("admin").get("/people").text
     assert "<script>alert" not in text
     assert "&lt;script&gt;alert" in text
+
+
+def test_errors_within_a_project_lead_back_to_it(sign_in: SignIn, session: Session) -> None:
+    factories.project(session, slug="p")
+    session.commit()
+    admin = sign_in("admin")
+    for address, status in (
+        ("/projects/p/data/export?kind=full&split=train", 422),
+        ("/projects/p/review/1", 404),
+        ("/projects/p/data/preview", 405),
+    ):
+        answer = admin.get(address)
+        assert answer.status_code == status
+        assert 'href="/projects/p">To the project' in answer.text
+    assert "To the project" not in admin.get("/projects/none/review").text
