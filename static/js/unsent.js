@@ -1,5 +1,5 @@
-// What was typed into an ordinary form that was refused because its sender was signed out, or had signed in anew: the
-// page with it is gone. Kept in this tab, and put back when the form is on a page again.
+// What was typed into an ordinary form that did not arrive, or was refused because its sender was signed out or had
+// signed in anew: the page with it is gone. Kept in this tab, and put back when the form is on a page again.
 
 const KEY = "prefloop.unsent";
 const NOT_TYPED = ["hidden", "password", "file", "submit", "button", "reset", "fieldset", "output"];
@@ -40,11 +40,11 @@ function fill(form, fields) {
   return [...left.values()].flat().filter((text) => text.trim());
 }
 
-function tell(form, texts) {
+function tell(form, why, texts) {
   const box = document.createElement("div");
   box.className = "message message-warn";
   box.role = "status";
-  box.append("This form was not sent, since you were signed out. What you typed is back in it: check it and send it again.");
+  box.append(`${why} What you typed is back in it: check it and send it again.`);
   for (const text of texts) {
     const area = document.createElement("textarea");
     area.readOnly = true;
@@ -60,11 +60,13 @@ function tell(form, texts) {
 document.addEventListener("submit", (event) => {
   const form = event.target;
   const { user } = document.body.dataset;
-  if (!user || form.method !== "post" || form.enctype === "multipart/form-data") return;
+  if (!user || event.defaultPrevented || form.method !== "post" || form.enctype === "multipart/form-data") return;
   const fields = typed(form)
     .filter((control) => !isTicked(control) || control.checked)
     .map(({ name, value }) => [name, value]);
   if (fields.length) keep({ user, form: nameOf(form), fields, refused: false });
+  // What a script sends, it also keeps.
+  setTimeout(() => event.defaultPrevented && keep(null));
 });
 
 // To be called once a page is there.
@@ -78,9 +80,12 @@ export function putBack() {
   }
   const { user } = document.body.dataset;
   if (!user && entry.refused) return; // the page where one signs in
-  if (!entry.refused || user !== entry.user) return keep(null);
+  // Any page of ours that came after the form has dropped it. So whoever comes back to it has seen none.
+  const isBack = performance.getEntriesByType("navigation")[0]?.type === "back_forward";
+  if ((!entry.refused && !isBack) || user !== entry.user) return keep(null);
   const form = [...document.forms].find((each) => each.method === "post" && nameOf(each) === entry.form);
   if (!form) return;
   keep(null);
-  tell(form, fill(form, entry.fields));
+  const why = entry.refused ? "This form was not sent, since you were signed out." : "This form did not arrive.";
+  tell(form, why, fill(form, entry.fields));
 }

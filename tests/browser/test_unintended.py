@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.accounts import service as accounts
-from app.models import Demonstration, Project, Rubric, Thumb, User
+from app.models import Adjudication, Demonstration, Project, Rubric, Thumb, User
 from tests import factories
 from tests.browser.keys import press
 from tests.browser.test_review import split
@@ -96,6 +96,30 @@ def test_a_reason_comes_back_after_the_sign_in_ended(session: Session, open_page
     expect(page.get_by_role("status")).to_contain_text("Thumb down taken. 1 done today")
     assert session.scalars(select(Thumb.rationale)).one() == "Off by one, שלום"
     expect(page.get_by_label("Reason")).to_have_value("")
+
+
+def test_a_note_comes_back_after_the_connection_was_lost(session: Session, open_page: OpenPage) -> None:
+    project = factories.project(session)
+    row = split(session, project, 1)
+    session.commit()
+    page = open_page("admin")
+    page.goto(f"/projects/{project.slug}/review/{row.id}")
+    page.get_by_label("Note").fill("Left names its source.")
+    press(page, "Escape", "1")
+    page.context.set_offline(True)
+    press(page, "Enter")
+    page.wait_for_url("chrome-error://**")
+    page.context.set_offline(False)
+    page.go_back()
+    expect(page.get_by_text("This form did not arrive")).to_be_visible()
+    expect(page.get_by_label("Note")).to_have_value("Left names its source.")
+    press(page, "Enter")
+    expect(page.get_by_role("heading", name="Review", exact=True)).to_be_visible()
+    assert session.scalars(select(Adjudication.note)).one() == "Left names its source."
+    # What arrived does not come back.
+    page.go_back()
+    expect(page.get_by_text("A is much better, decided by")).to_be_visible()
+    expect(page.get_by_text("This form did not arrive")).to_have_count(0)
 
 
 def test_a_rubric_comes_back_with_the_rows_that_were_not_saved(session: Session, open_page: OpenPage) -> None:
