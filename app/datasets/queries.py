@@ -9,9 +9,20 @@ from sqlalchemy import text as sql
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.orm import Session, aliased
 
-from app.datasets.checking import Known, Said, StoredPair
+from app.datasets.checking import Known, Said, Scale, StoredPair
 from app.datasets.records import Labeler, ThumbKey, text_digest
-from app.models import Adjudication, Comparison, Completion, Demonstration, Judgment, Project, Prompt, Thumb, User
+from app.models import (
+    Adjudication,
+    Comparison,
+    Completion,
+    Demonstration,
+    Judgment,
+    Project,
+    Prompt,
+    Rubric,
+    Thumb,
+    User,
+)
 from app.models.prompt import WITHDRAWN
 
 CHUNK = 5000  # rows a statement, so that progress can be shown
@@ -39,6 +50,10 @@ def known(session: Session, project_id: int) -> Known:
         .where(*imported, *_came_with_data(), Judgment.superseded_at.is_(None))
     )
     found = Known(prompt_splits=dict(session.execute(splits).all()))
+    versions = select(Rubric).where(Rubric.project_id == project_id, Rubric.version.is_not(None))
+    for rubric in session.scalars(versions):
+        aspects = [str(aspect["name"]) for aspect in rubric.aspects]
+        found.scales[rubric.id] = Scale(rubric.strengths, rubric.allow_tie, aspects)
     by_pair_id: defaultdict[str, list[str]] = defaultdict(list)
     for digest, id_, rubric_id, gold, external_id in comparisons:
         assert digest is not None  # by the query's condition

@@ -432,6 +432,35 @@ def test_a_choice_without_strength_is_the_rubrics_middle_one(session: Session, t
         import_files(session, project, find_files([path]))
 
 
+def test_what_is_known_is_judged_by_the_rubric_version_it_has(session: Session, project: Project, put: Any) -> None:
+    old = pair(pair_id="old", labeler="ann", choice="A")
+    put(old)
+    factories.rubric(session, project, version=2, strengths=1, allow_tie=False, aspects=[])
+    again = put(old)
+    assert (again.added.total(), again.present["judgments"]) == (0, 1)
+    put(
+        {"pair_id": "old", "labeler": "bob", "choice": "B"},
+        {"pair_id": "old", "labeler": "cid", "preference": -3, "aspects": {"style": -2}},
+        name="more.jsonl",
+    )
+    put(pair(pair_id="new", prompt="How?", labeler="bob", choice="B"))
+    with pytest.raises(ImportRefused, match="preference 2 is outside the rubric's -1 to 1"):
+        put(pair(pair_id="new", prompt="How?", labeler="cid", preference=2))
+    found = session.execute(
+        select(Comparison.external_id, User.name, Rubric.version, Judgment.preference, Judgment.aspects)
+        .join(Judgment, Judgment.comparison_id == Comparison.id)
+        .join(Rubric, Rubric.id == Judgment.rubric_id)
+        .join(User, User.id == Judgment.labeler_id)
+        .order_by(Judgment.id)
+    )
+    assert [tuple(row) for row in found] == [
+        ("old", "ann", 1, -2, {}),
+        ("old", "bob", 1, 2, {}),
+        ("old", "cid", 1, -3, {"style": -2}),
+        ("new", "bob", 2, 1, {}),
+    ]
+
+
 def test_equal_responses_stay_two(session: Session, put: Any) -> None:
     report = put(pair(response_b="Because.", choice="tie"), pair(response_b="Because.", pair_id="again"))
     assert "Pairs with two equal responses: 2, imported as they are." in report.notes
