@@ -53,7 +53,9 @@ class Known:
     comparisons: dict[str, StoredPair] = field(default_factory=dict)  # by digest
     scales: dict[int, Scale] = field(default_factory=dict)  # by id of the rubric version
     by_pair_id: dict[str, list[str]] = field(default_factory=dict)
-    judgments: dict[tuple[str, Labeler], Said] = field(default_factory=dict)  # live ones, by digest and labeler
+    # By digest and labeler: live ones, and those of comparisons that are asked again under a newer rubric.
+    judgments: dict[tuple[str, Labeler], Said] = field(default_factory=dict)
+    removed: set[Labeler] = field(default_factory=set)  # from the project, with all they said
     demonstrations: set[tuple[str, str]] = field(default_factory=set)  # digests of prompt and text
     thumbs: dict[ThumbKey, bool] = field(default_factory=dict)  # live ones of labelers that came with data: liked
 
@@ -205,6 +207,8 @@ class _Checker:
             self.checked.demonstrations[demonstration.key] = demonstration
 
     def add_thumb(self, thumb: ThumbRecord, located: Located) -> None:
+        if self.is_removed(thumb.labeler, located):
+            return
         earlier = self.checked.thumbs.get(thumb.key)
         liked = earlier.liked if earlier else self.known.thumbs.get(thumb.key)
         if liked not in (None, thumb.liked):
@@ -233,7 +237,9 @@ class _Checker:
         self.keep(digest, [vote] if vote else [], repeated=vote is None)
 
     def vote(self, digest: str, judgment: JudgmentRecord, located: Located) -> Vote | None:
-        """The judgment as it will be stored; none when it is there already."""
+        """The judgment as it will be stored; none when it is there already, or by somebody who was removed."""
+        if self.is_removed(judgment.labeler, located):
+            return None
         scale = self.scale_of(digest)
         preference = judgment.preference
         if preference is None:
@@ -254,6 +260,13 @@ class _Checker:
             told = "The answer is there already, with another rationale or other aspects; those that were first stay"
             self.contents[located.file].tell(told, located.line)
         return None
+
+    def is_removed(self, labeler: Labeler, located: Located) -> bool:
+        if labeler not in self.known.removed:
+            return False
+        told = f"{labeler.name} was removed from this project; what they said was left out"
+        self.contents[located.file].tell(told, located.line)
+        return True
 
     def by_aspect(self, judgment: JudgmentRecord, located: Located, scale: Scale) -> dict[str, int]:
         """What is said of the rubric's aspects, under its names for them."""

@@ -4,7 +4,21 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import ARRAY, BigInteger, ColumnElement, Text, any_, case, func, insert, literal, select, true, update
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ColumnElement,
+    Text,
+    any_,
+    case,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    true,
+    update,
+)
 from sqlalchemy import text as sql
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.orm import Session, aliased
@@ -18,6 +32,7 @@ from app.models import (
     Demonstration,
     Judgment,
     Project,
+    ProjectLabeler,
     Prompt,
     Rubric,
     Thumb,
@@ -47,7 +62,9 @@ def known(session: Session, project_id: int) -> Known:
         select(Comparison.digest, User.name, User.kind, Judgment.preference, Judgment.rationale, Judgment.aspects)
         .join(Judgment, Judgment.comparison_id == Comparison.id)
         .join(User, User.id == Judgment.labeler_id)
-        .where(*imported, *_came_with_data(), Judgment.superseded_at.is_(None))
+        .where(*imported, *_came_with_data())
+        .where(or_(Judgment.superseded_at.is_(None), Judgment.superseded_for == "relabeled"))
+        .order_by(Judgment.superseded_at.is_(None))  # what stands is read last, and counts
     )
     found = Known(prompt_splits=dict(session.execute(splits).all()))
     versions = select(Rubric).where(Rubric.project_id == project_id, Rubric.version.is_not(None))
@@ -61,6 +78,9 @@ def known(session: Session, project_id: int) -> Known:
         if external_id is not None:
             by_pair_id[external_id].append(digest)
     found.by_pair_id = dict(by_pair_id)
+    gone = select(User.name, User.kind).join(ProjectLabeler, ProjectLabeler.labeler_id == User.id)
+    gone = gone.where(ProjectLabeler.project_id == project_id, ProjectLabeler.state == "removed", *_came_with_data())
+    found.removed = {Labeler(name, kind) for name, kind in session.execute(gone)}
     demonstrations = select(Prompt.digest, Demonstration.digest).join(Prompt, Prompt.id == Demonstration.prompt_id)
     found.demonstrations = {
         (prompt, text) for prompt, text in session.execute(demonstrations.where(Demonstration.project_id == project_id))

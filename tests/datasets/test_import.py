@@ -20,7 +20,10 @@ from app.datasets.service import ImportOptions, ImportRefused, ImportReport, imp
 from app.db import make_session_factory
 from app.errors import InvalidInput
 from app.insights import service as insights
-from app.models import AuditEvent, Comparison, Completion, Judgment, Project, Prompt, Rubric, User
+from app.labelers import service as labelers
+from app.models import AuditEvent, Comparison, Completion, Judgment, Project, Prompt, Rubric, Thumb, User
+from app.review import relabeling
+from app.review.forms import RelabelForm
 from tests import factories
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -459,6 +462,33 @@ def test_what_is_known_is_judged_by_the_rubric_version_it_has(session: Session, 
         ("old", "cid", 1, -3, {"style": -2}),
         ("new", "bob", 2, 1, {}),
     ]
+
+
+def test_who_was_removed_does_not_come_back_with_the_file(session: Session, project: Project, put: Any) -> None:
+    told = [
+        pair(choices={"ann": "A", "spam": "B"}),
+        {"prompt": "How?", "completion": "So.", "label": True, "labeler": "spam"},
+    ]
+    put(told[0], name="pairs.jsonl")
+    put(told[1], name="thumbs.jsonl")
+    spam = session.scalars(select(User.id).where(User.name == "spam")).one()
+    labelers.remove(session, project, factories.user(session, "admin"), spam, "Spam")
+    again = [put(told[0], name="pairs.jsonl"), put(told[1], name="thumbs.jsonl")]
+    assert [report.added.total() for report in again] == [0, 0]
+    for report in again:
+        assert any("spam was removed from this project; what they said was left out" in note for note in report.notes)
+    live = select(User.name).join(Judgment, Judgment.labeler_id == User.id).where(Judgment.superseded_at.is_(None))
+    assert session.scalars(live).all() == ["ann"]
+    assert count(session, Thumb, Thumb.superseded_at.is_(None)) == 0
+
+
+def test_what_is_asked_again_stays_known(session: Session, project: Project, put: Any) -> None:
+    put(pair(choices={"ann": "A", "bob": "A"}))
+    newer = factories.rubric(session, project, version=2)
+    form = RelabelForm(rubric=newer.id, overlap=2)
+    relabeling.relabel(session, project, factories.user(session, "admin"), form, expected=1)
+    again = put(pair(choices={"ann": "A", "bob": "A"}))
+    assert (again.added.total(), again.present["judgments"]) == (0, 2)
 
 
 def test_equal_responses_stay_two(session: Session, put: Any) -> None:
