@@ -23,6 +23,7 @@ from app.addresses import AddressCheck
 from app.artifacts import ArtifactStore
 from app.assignments.routes import router as assignments
 from app.calibration.routes import router as calibration
+from app.datasets import scratch
 from app.datasets.routes import router as datasets
 from app.db import make_engine, make_session_factory
 from app.demonstrations.routes import router as demonstrations
@@ -82,6 +83,7 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        scratch.remove_left_behind()
         threading.Thread(target=processes.start_one, name="render", daemon=True).start()
         yield
         engine.dispose()

@@ -11,22 +11,28 @@ from app.models import Run
 QUEUE = "runs"
 RUN_TASK = "run"
 # Somebody sits in front of a red-team attempt and waits; a stage of a round that is queued can.
-PRIORITY = {"red_team": 1}
+GO_AHEAD = ("red_team",)
 
 _manager = JobManager(SyncPsycopgConnector())
 
 
-def enqueue_run(session: Session, run_id: int) -> int:
+def enqueue_run(session: Session, run_id: int, *, ahead: bool = True) -> int:
     """Enqueues a run on the session's own connection, so that the row and its job commit or roll back together.
 
-    Returns the job's id. The lock lets a run's job never execute twice at the same time.
+    The lock lets a run's job never execute twice at the same time.
+
+    Args:
+        ahead: it goes before others, if it is of a kind that may.
+
+    Returns:
+        the job's id.
     """
     connection = session.connection().connection.driver_connection
     session.flush()
     kind = session.scalar(select(Run.kind).where(Run.id == run_id))
     job = Job(
         queue=QUEUE,
-        priority=PRIORITY.get(kind or "", 0),
+        priority=int(ahead and kind in GO_AHEAD),
         lock=f"run:{run_id}",
         queueing_lock=None,
         task_name=RUN_TASK,

@@ -185,14 +185,10 @@ class Round:
     def parts(self) -> list[Part]:
         args, groups = self.args, self.groups()
         people, chosen = pairs_of(groups, args.comparisons), pairs_of(groups, args.prompts * args.pairs)
-        fields = RewardSpec.model_fields
-        epochs, folds = fields["optimiser"].default.epochs, fields["folds"].default
-        # All members but one train on an answer, forward and backward. That one measures it after each epoch, and all
-        # do at the end. DPO asks the reference once.
-        reward_passes = 2 * epochs * (folds - 1) + epochs + folds
+        # The reward model reads each answer once to fit its heads, once to measure them. DPO asks the reference once.
         return [
-            Part("reward model", people, reward_passes, False, self.auto, self.train_reward),
-            Part("scoring", groups, folds, False, self.auto, self.score),
+            Part("reward model", people, 2, False, self.auto, self.train_reward),
+            Part("scoring", groups, 1, False, self.auto, self.score),
             Part("DPO, people's pairs", people, 2 * 2 + 1, True, self.auto, lambda: self.train_dpo(len(people), 2)),
             Part("DPO, chosen pairs", chosen, 2 + 1, True, self.auto, lambda: self.train_dpo(len(chosen), 1)),
         ]

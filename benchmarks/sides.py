@@ -60,7 +60,7 @@ def ours(job: Job) -> Outcome:
         else:
             import trainer.recipes.reward as reward
 
-            spec = RewardSpec(backbone=ref, folds=0, soft_labels=False, centering=0, **common)
+            spec = RewardSpec(trunk="trained", backbone=ref, folds=0, soft_labels=False, centering=0, **common)
             reward.train(spec, store, clock, Path(folder) / "out")
     training = next(times for message, times in clock.phases.items() if message.startswith("training"))
     reference = clock.phases.get("log-probs of the reference")

@@ -134,6 +134,18 @@ def record_base(folder: Path, base: str, location: str) -> None:
     (folder / BASE_RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
 
+_OTHER_BASE = "Choose the base that it was trained on, or another folder."
+
+
+def check_base(folder: Path, base: str) -> None:
+    """Raises ModelUnavailable if what lies in a folder was made for other weights than the base holds."""
+    record = json.loads((folder / BASE_RECORD).read_text())
+    if record["fingerprint"] != fingerprint(local_folder(base, "config.json")):
+        raise ModelUnavailable(
+            f"{folder} was made for other weights ({record['location']}) than {base} holds.", _OTHER_BASE
+        )
+
+
 def check_adapter(folder: Path, base: str, model: nn.Module) -> None:
     """Looks whether an adapter was made for this base: by fingerprint where it has one, and by shapes.
 
@@ -152,13 +164,8 @@ def check_adapter(folder: Path, base: str, model: nn.Module) -> None:
             f"The adapter {folder} is of the kind {config.peft_type.value}, which puts tokens before every text.",
             "Choose one that changes the model's layers, such as LoRA.",
         )
-    advice = "Choose the base that it was trained on, or another adapter."
     if (folder / BASE_RECORD).exists():
-        record = json.loads((folder / BASE_RECORD).read_text())
-        if record["fingerprint"] != fingerprint(local_folder(base, "config.json")):
-            raise ModelUnavailable(
-                f"The adapter {folder} was made for other weights ({record['location']}) than {base} holds.", advice
-            )
+        check_base(folder, base)
     else:
         recorded = str(config.base_model_name_or_path or "")
         if Path(recorded).name != Path(base).name:
@@ -170,7 +177,7 @@ def check_adapter(folder: Path, base: str, model: nn.Module) -> None:
     for tensor in stored_tensors(folder, ADAPTER_WEIGHTS):
         wrong = _misfit(tensor, shapes)
         if wrong:
-            raise ModelUnavailable(f"The adapter {folder} was made for another base than {base}: {wrong}.", advice)
+            raise ModelUnavailable(f"{folder} was made for another base than {base}: {wrong}.", _OTHER_BASE)
 
 
 def _misfit(tensor: StoredTensor, shapes: dict[str, tuple[int, ...]]) -> str:

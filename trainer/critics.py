@@ -79,6 +79,11 @@ class RewardCritic(nn.Module):
         """Raises ModelUnavailable: the folder holds no reward model, or one that reads other tokens than the policy."""
         super().__init__()
         model, own_tokenizer = load_reward_model(folder, dtype if lora else torch.float32, member=0)
+        if model.layers:
+            raise ModelUnavailable(
+                f"The reward model {folder} reads whole responses on a frozen trunk, so it cannot be the critic.",
+                "Choose critic `policy`, or train the reward model's trunk.",
+            )
         vocabulary = own_tokenizer.get_vocab()
         if any(vocabulary.get(token) != i for token, i in tokenizer.get_vocab().items()):
             raise ModelUnavailable(

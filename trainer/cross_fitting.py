@@ -53,7 +53,7 @@ def folds_of(spec: RewardSpec, pairs: Sequence[Pair], elements: Sequence[Element
     alone = Folds((), 1)
     if not spec.folds:
         return alone, ()
-    if spec.lora is None:
+    if spec.trunk == "trained" and spec.lora is None:
         return alone, ("No cross-fitting: it needs adapters, but all weights are trained.",)
     prompts = [str(pairs[element.pairs[0]].row.messages) for element in elements]
     times = Counter(prompts)

@@ -1,6 +1,7 @@
 """A language model run on completions only, on rows that may share prompts: what every recipe calls."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -33,10 +34,11 @@ def trunk_of(model: Any) -> Any:
     return causal_of(model).base_model
 
 
-def hidden_states(trunk: Any, packed: Packed) -> Tensor:
-    """Last hidden states (R * T, H) by flat place, after the final norm.
+def hidden_states(trunk: Any, packed: Packed, layers: Sequence[int] = ()) -> Tensor:
+    """Last hidden states (R * T, H) by flat place, after the final norm; with `layers` theirs, (R * T, L, H).
 
-    Meaningless at padding, and where later groups begin as the first one does.
+    Layers count from 1; the last one's states are those after the final norm. Meaningless at padding, and where later
+    groups begin as the first one does.
     """
     ids, positions = packed.input_ids, packed.position_ids
     ragged = packed.ragged() if trunk.config._attn_implementation == RAGGED else None
@@ -50,10 +52,14 @@ def hidden_states(trunk: Any, packed: Packed) -> Tensor:
     elif not packed.alone:
         places = {"attention_mask": packed.attention_mask, "position_ids": positions}
     with autocast(trunk), fast_products(trunk, ids.numel()):
-        states = trunk(input_ids=ids, use_cache=False, **places).last_hidden_state.flatten(0, 1)
+        said = trunk(input_ids=ids, use_cache=False, output_hidden_states=bool(layers), **places)
+    if layers:
+        states = torch.stack([said.hidden_states[layer] for layer in layers], -2).flatten(0, 1)
+    else:
+        states = said.last_hidden_state.flatten(0, 1)
     if ragged is None:
         return states
-    return states.new_zeros(packed.tokens, states.shape[1]).index_copy(0, ragged.places, states)
+    return states.new_zeros(packed.tokens, *states.shape[1:]).index_copy(0, ragged.places, states)
 
 
 def head_of(model: Any) -> tuple[Any, float, float | None]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from app.specs import RewardSpec
 from trainer.probes import DESCRIPTIONS
+from trainer.reward_model import FROZEN_POOLING
 
 Figures = dict[str, Any]
 
@@ -58,6 +59,39 @@ def score(messages, response):
 Do not merge them into a base in bf16: rounding erases most of what they changed.
 """
 
+USE_HEADS = """## Use
+
+The folder holds heads ({members}) on the layers of `{base}` (a relative path starts at the artifact folder), which
+stay as they are, and the tokenizer. `base.json` has the fingerprint of the base's weights. The score needs
+transformers:
+
+```python
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer
+
+FOLDER, BASE, DTYPE = "this folder", "{base}", torch.float32
+
+settings = json.loads(Path(FOLDER, "reward.json").read_text())
+heads = load_file(Path(FOLDER, "heads.safetensors"))["heads"]  # (members, heads, features)
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+model = AutoModel.from_pretrained(BASE, dtype=DTYPE).eval()
+
+def score(messages, response):
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    answer = tokenizer(response, add_special_tokens=False)["input_ids"] + [settings["end_of_turn_id"]]
+    with torch.no_grad():
+        states = model(input_ids=torch.tensor([prompt + answer]), output_hidden_states=True).hidden_states
+    read = torch.stack([states[layer][0, len(prompt) :] for layer in settings["layers"]]).float()
+    features = torch.cat([read.mean(1), read[:, -1]]).flatten()  # means over the response, then its last token
+    rewards = heads @ features - torch.tensor(settings["offsets"])
+    return rewards[:, [name.split("/")[0] == "reward" for name in settings["heads"]]].mean().item()
+```
+"""
+
 USE_WHOLE = """## Use
 
 ```python
@@ -91,6 +125,8 @@ def usage(model: Figures) -> str:
     if model["base"] is None:
         return USE_WHOLE
     n = model["members"]
+    if model["pooling"] == FROZEN_POOLING:
+        return USE_HEADS.format(members="of one member" if n == 1 else f"of {n} members", base=model["base"])
     members = "an adapter with its heads" if n == 1 else f"{n} members, an adapter with its heads each,"
     return USE_ADAPTERS.format(members=members, base=model["base"])
 
@@ -118,13 +154,22 @@ def _model(spec: RewardSpec, model: Figures) -> str:
     n = model["reference_samples"]
     few = "" if n >= ENOUGH_REFERENCES else f" Fewer than {ENOUGH_REFERENCES}: both are uncertain."
     rows = list(zip(model["heads"], model["gains"], model["offsets"], strict=True))
+    if model["pooling"] == FROZEN_POOLING:
+        read = (
+            "Bradley-Terry reward model: a scalar a head, of what layers of a frozen trunk say of the response: the\n"
+            f"mean over its tokens, and its last one, the end of the turn (pooling: `{model['pooling']}`)."
+        )
+    else:
+        read = (
+            "Bradley-Terry reward model: a scalar a head, read at the last valid token of the chat with the response\n"
+            f"and its end-of-turn token (pooling: `{model['pooling']}`). The padding token ends no response, so that\n"
+            "pooling by padding id (plain transformers) and by mask (Prefloop) read the same place."
+        )
     scale = "the d of Rao and Kupper's model" if spec.ties == "rao_kupper" else "the log-odds of preference"
     several = len([name for name in model["heads"] if name.partition("/")[0] == "reward"]) > 1
     together = " The score is the mean of all reward heads, which count alike." if several else ""
     return (
-        "Bradley-Terry reward model: a scalar a head, read at the last valid token of the chat with the response and\n"
-        f"its end-of-turn token (pooling: `{model['pooling']}`). The padding token ends no response, so that pooling\n"
-        "by padding id (plain transformers) and by mask (Prefloop) read the same place.\n\n"
+        f"{read}\n\n"
         f"The score has standard deviation 1 over {n} responses of training comparisons, and mean 0 once the offset\n"
         f"is subtracted (`{'reward_offsets` in config.json' if model['base'] is None else 'offsets` in reward.json'}; "
         f"Prefloop's loader does that).{few}\n\n"
@@ -150,16 +195,25 @@ def _data(spec: RewardSpec, report: Figures) -> str:
         "margin": spec.margin,
         "ties": spec.ties,
         "centering": spec.centering,
-        "LoRA": f"rank {spec.lora.rank}, alpha {spec.lora.alpha}" if spec.lora else "no: all weights",
-        "learning rate": f"{spec.optimiser.learning_rate:g}",
-        "epochs": spec.optimiser.epochs,
-        "batch size, in elements": spec.optimiser.batch_size,
+        "trunk": spec.trunk,
+        **_learned_by(spec),
         "max_length, in tokens": spec.max_length,
         "precision": data["precision"],
         "seed": spec.seed,
     }
     rows = list(settings.items())
     return f"## Training\n\n{table(['setting', 'value'], rows)}\nLeft out of the snapshot:\n\n{dropped}{notes}"
+
+
+def _learned_by(spec: RewardSpec) -> Figures:
+    if spec.trunk == "frozen":
+        return {"ridge": spec.ridge}
+    return {
+        "LoRA": f"rank {spec.lora.rank}, alpha {spec.lora.alpha}" if spec.lora else "no: all weights",
+        "learning rate": f"{spec.optimiser.learning_rate:g}",
+        "epochs": spec.optimiser.epochs,
+        "batch size, in elements": spec.optimiser.batch_size,
+    }
 
 
 def _figures(report: Figures) -> str:

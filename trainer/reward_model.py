@@ -1,7 +1,7 @@
 """Reward models made on a policy's trunk, saved, loaded and exported.
 
-With adapters one trunk serves several members: each has an adapter and heads of its own. A folder then holds these only
-and says what its base is; with full weights it is a folder of plain transformers.
+One trunk serves several members: each has heads of its own, and an adapter where the trunk is trained. A folder then
+holds these only and says what its base is; with full weights it is a folder of plain transformers.
 """
 
 import json
@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftConfig
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoModelForSequenceClassification
 
-from app.errors import ModelUnavailable
+from app.errors import InvalidInput, ModelUnavailable
 from app.specs import Lora, ModelRef
 from trainer import member_adapters
 from trainer.chat import end_of_turn_id
@@ -24,6 +24,7 @@ from trainer.checks import (
     ADAPTER_WEIGHTS,
     BASE_RECORD,
     check_adapter,
+    check_base,
     record_base,
     refuse_missing,
     refuse_nan,
@@ -45,7 +46,9 @@ from trainer.reward_network import REWARD, RewardModel, merge_adapters
 from trainer.saving import write_adapter_config
 from trainer.training import accelerator
 
-POOLING = "last_valid_token"
+POOLING, FROZEN_POOLING = "last_valid_token", "mean_and_last_token_of_layers"
+FROZEN_LAYERS = 8  # of a frozen trunk, those that the heads read: as far from each other as they can be
+HEADS = "heads.safetensors"  # of a frozen trunk: (members, heads, features)
 SETTINGS = "reward.json"  # beside a reward model's adapters: what plain peft has no place for
 BELOW = "policy"  # the adapter of the policy that a reward model was trained on
 
@@ -59,6 +62,7 @@ class Settings(NamedTuple):
         gains: what the heads were multiplied by after training, a list a member.
         end_of_turn_id: the token that is read behind each response.
         pad_token_id: what plain transformers may pad with; None: with nothing, texts are read one by one.
+        layers: of a frozen trunk, those that the heads read, counted from 1.
     """
 
     heads: list[str]
@@ -67,6 +71,7 @@ class Settings(NamedTuple):
     end_of_turn_id: int
     pad_token_id: int | None
     pooling: str = POOLING
+    layers: Sequence[int] = ()
 
 
 def new_reward_model(
@@ -111,6 +116,36 @@ def new_reward_model(
     for member in range(members):
         member_adapters.put_on(classifier, lora_config(lora, "SEQ_CLS"), str(member))
     return model.eval()
+
+
+def frozen_reward_model(
+    base: str, heads: Sequence[str] = (REWARD,), dtype: torch.dtype | None = None, members: int = 1
+) -> RewardModel:
+    """A reward model whose members are heads, 0 at first, on the layers of a language model that stays as it is.
+
+    Raises:
+        ModelUnavailable: it does not load, or transformers has no sequence classifier for it.
+    """
+    _require_architecture(base)
+    classifier = _on_base(base, heads, dtype)
+    count = classifier.config.get_text_config().num_hidden_layers
+    layers = sorted({round(count * i / FROZEN_LAYERS) for i in range(1, FROZEN_LAYERS + 1)} - {0})
+    return _with_layers(classifier, layers, members)
+
+
+def _with_layers(
+    classifier: Any,
+    layers: Sequence[int],
+    members: int,
+    offsets: Sequence[float] | None = None,
+    gains: Sequence[float] | None = None,
+) -> RewardModel:
+    """A classifier whose heads, 0 at first, read these layers of its trunk, which is frozen."""
+    classifier.requires_grad_(False)
+    old = classifier.score
+    classifier.score = nn.Linear(2 * len(layers) * old.in_features, old.out_features, bias=False).to(old.weight.device)
+    nn.init.zeros_(classifier.score.weight)
+    return RewardModel(classifier, offsets, gains, members, layers).eval()
 
 
 def _on_base(base: str, heads: Sequence[str], dtype: torch.dtype | None) -> Any:
@@ -167,7 +202,9 @@ def save_reward_model(model: RewardModel, tokenizer: Any, folder: Path, base: st
     """
     if not accelerator().is_main_process:
         return
-    if member_adapters.parameters_of(model.classifier, "0"):
+    if model.layers:
+        _save_heads(model, tokenizer, folder, base)
+    elif member_adapters.parameters_of(model.classifier, "0"):
         _save_members(model, tokenizer, folder, base)
     else:
         _save_whole(model, tokenizer, folder)
@@ -203,9 +240,20 @@ def _save_members(model: RewardModel, tokenizer: Any, folder: Path, base: str | 
         config.save_pretrained(where)
         write_adapter_config(where / ADAPTER_CONFIG, base)
     record_base(folder, loaded_from, base)
+    _save_settings(model, folder, end_of_turn_id(tokenizer), pad_id)
 
+
+def _save_heads(model: RewardModel, tokenizer: Any, folder: Path, base: str | None) -> None:
+    loaded_from = model.classifier.config.name_or_path
+    heads = torch.stack([head.weight.detach().cpu() for head in model.scores])
+    save_file({"heads": heads}, folder / HEADS, {"format": "pt"})
+    record_base(folder, loaded_from, base or loaded_from)
+    _save_settings(model, folder, end_of_turn_id(tokenizer), None, pooling=FROZEN_POOLING, layers=model.layers)
+
+
+def _save_settings(model: RewardModel, folder: Path, end_id: int, pad_id: int | None, **others: Any) -> None:
     offsets, gains = (values.view(model.members, -1).tolist() for values in (model.offsets, model.gains))
-    settings = Settings(list(model.own_heads), offsets, gains, end_of_turn_id(tokenizer), pad_id)
+    settings = Settings(list(model.own_heads), offsets, gains, end_id, pad_id, **others)
     (folder / SETTINGS).write_text(json.dumps(settings._asdict(), indent=2) + "\n")
 
 
@@ -251,6 +299,8 @@ def load_reward_model(
         ModelUnavailable: nothing loads from there, or it is no reward model of ours.
     """
     refuse_pickles(str(folder))
+    if Path(folder, HEADS).exists():
+        return _load_heads(Path(folder), dtype, member)
     if Path(folder, ADAPTER_CONFIG).exists():
         return _load_members(Path(folder), dtype, member)
     with loading(str(folder)):
@@ -316,6 +366,24 @@ def _load_members(folder: Path, dtype: torch.dtype | None, only: int | None) -> 
     return model, tokenizer
 
 
+def _load_heads(folder: Path, dtype: torch.dtype | None, only: int | None) -> tuple[RewardModel, Any]:
+    base = base_of(folder)
+    _require_architecture(base)
+    with loading(str(folder)):
+        check_base(folder, base)
+        settings = Settings(**json.loads((folder / SETTINGS).read_text()))
+        heads = load_file(folder / HEADS)["heads"]
+    chosen = list(range(len(settings.offsets))) if only is None else [only]
+    offsets, gains = ([x for i in chosen for x in values[i]] for values in (settings.offsets, settings.gains))
+    classifier = _on_base(base, settings.heads, dtype)
+    model = _with_layers(classifier, settings.layers, len(chosen), offsets, gains).requires_grad_(False)
+    with loading(str(folder)):  # of another number of features it does not fit
+        for head, number in zip(model.scores, chosen, strict=True):
+            head.weight.copy_(heads[number])
+    refuse_nan(model, str(folder))
+    return model, load_tokenizer(ModelRef(base=base, adapter=str(folder)))
+
+
 def base_of(folder: Path) -> str:
     """The folder, or the name on the hub, of the base that a folder of adapters was trained on.
 
@@ -344,7 +412,13 @@ def export_reward_model(folder: Path, out: Path) -> list[Path]:
 
     Raises:
         ModelUnavailable: the folder holds no reward model.
+        InvalidInput: it holds heads of a frozen trunk, which are no part of the trunk.
     """
+    if (folder / HEADS).exists():
+        raise InvalidInput(
+            f"{folder} holds heads on the layers of {base_of(folder)}, which plain transformers has no model for.",
+            "Its README.md says in a few lines how to score with transformers; or train one with `trunk` trained.",
+        )
     members = len(json.loads((folder / SETTINGS).read_text())["offsets"]) if (folder / SETTINGS).exists() else 1
     written = [out / str(member) if members > 1 else out for member in range(members)]
     for member, where in enumerate(written):

@@ -42,6 +42,8 @@ def shares_of(deviation: Tensor, names: Sequence[str]) -> Tensor:
 class RewardModel(nn.Module):
     """A sequence classifier with a label a head, pooled at the LAST VALID token by mask, minus `offsets`.
 
+    With `layers` the heads read a frozen trunk's `features` instead, and members differ in their heads only.
+
     Pooling by padding id, as transformers does, reads the wrong place when padding and EOS are one token; here ids
     never decide. For plain transformers the saved folder has a padding token that no response ends with, so both agree.
 
@@ -51,6 +53,7 @@ class RewardModel(nn.Module):
         heads: the names of the C columns of rewards, those of each member after another; `reward/2` is member 2's.
         offsets: (C,) subtracted from the heads' outputs.
         gains: (C,) what the heads were multiplied by after training: rewards / gains are on Bradley-Terry's scale.
+        layers: of a frozen trunk, those that the heads read, counted from 1; empty where the trunk is trained.
     """
 
     offsets: Tensor
@@ -63,9 +66,10 @@ class RewardModel(nn.Module):
         offsets: Sequence[float] | None = None,
         gains: Sequence[float] | None = None,
         members: int = 1,
+        layers: Sequence[int] = (),
     ):
         super().__init__()
-        self.classifier, self.members = classifier, members
+        self.classifier, self.members, self.layers = classifier, members, tuple(layers)
         self.own_heads = tuple(classifier.config.id2label[i] for i in range(classifier.config.num_labels))
         self.heads = self.own_heads
         if members > 1:
@@ -115,12 +119,33 @@ class RewardModel(nn.Module):
 
     def forward(self, packed: Packed, member: int | None = None) -> Tensor:
         """Rewards in fp32: (S, H) of one member, (S, C) of all of them."""
+        if self.layers:
+            features = self.features(packed)
+            if member is None:
+                return torch.cat([head(features) for head in self.scores], -1) - self.offsets
+            return self.scores[member](features) - self.offsets[self.columns(member)]
         if member is None:
             return torch.cat([self.forward(packed, each) for each in range(self.members)], -1)
         member_adapters.activate(self.classifier, (*self.always, str(member)))
         pooled = hidden_states(trunk_of(self.classifier), packed).index_select(0, packed.ends)
         head = self.scores[member]
         return head(pooled.to(head.weight.dtype)).float() - self.offsets[self.columns(member)]
+
+    @torch.no_grad()
+    def features(self, packed: Packed) -> Tensor:
+        """What a frozen trunk says of the responses, (S, 2 * layers * H) in fp32.
+
+        The mean over a response's tokens of the states of each layer in `layers`, then the states at its last token.
+        """
+        states = hidden_states(trunk_of(self.classifier), packed, self.layers)
+        lengths = packed.lengths
+        before = lengths.cumsum(0) - lengths  # tokens of the responses before each
+        firsts = packed.ends - lengths + 1
+        places = torch.arange(len(packed.owners), device=states.device) + (firsts - before)[packed.owners]
+        last = states[packed.ends].float()
+        mean = torch.zeros_like(last).index_add(0, packed.owners, states[places].float())
+        mean /= lengths.clamp(min=1)[:, None, None]
+        return torch.cat([mean, last], 1).flatten(1)
 
     @torch.no_grad()
     def normalise(self, mean: Tensor, deviation: Tensor) -> None:

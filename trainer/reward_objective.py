@@ -201,8 +201,15 @@ class RewardObjective(nn.Module):
             return None
         raw = whole(self.raw_ties[member])
         # The gradient is that of the parameter itself: TIE_SPEED times as large, it would be most of the norm to clip.
-        learned = self.tie_start + raw + (TIE_SPEED - 1) * raw.detach()
+        return self.tie_of(self.tie_start + raw + (TIE_SPEED - 1) * raw.detach())
+
+    def tie_of(self, learned: Tensor) -> Tensor:
+        """The tie parameters (E,) of numbers that may be anything."""
         return F.softplus(learned) if self.ties == "rao_kupper" else learned
+
+    def raw_tie(self, learned: Tensor) -> Tensor:
+        """The parameters (E,) in `raw_ties` that stand for these numbers."""
+        return (learned - self.tie_start.to(learned)) / TIE_SPEED
 
     def all_ties(self) -> Tensor | None:
         """The tie parameters (M, E) of all members, on the CPU without gradient."""

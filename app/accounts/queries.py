@@ -97,6 +97,12 @@ def lock_user(session: Session, user_id: int) -> None:
     session.execute(select(User.id).where(User.id == user_id).with_for_update())
 
 
+def lock_if_unchanged(session: Session, user_id: int, password_hash: str) -> bool:
+    """Whether the account is still active and has this password; if so, both stay until the transaction ends."""
+    same = User.id == user_id, User.is_active, User.password_hash == password_hash
+    return session.scalar(select(User.id).where(*same).with_for_update(read=True)) is not None
+
+
 def lock_link(session: Session, link_id: int) -> SigninLink | None:
     """The link, if it is still usable, for one transaction at a time."""
     found = usable_links().where(SigninLink.id == link_id).with_for_update(of=SigninLink)

@@ -60,6 +60,9 @@ def create_user(
     if not name.strip():
         raise InvalidInput("The name is empty.", "Enter the name others will see.")
     _check_roles(roles)
+    taken = Conflict(f"{email} has an account already.", "Sign in instead, or use another address.")
+    if queries.user_by_email(session, email):  # before the password is hashed, which is dear
+        raise taken
     user = User(email=email, name=name.strip(), password_hash=_hash_password(password), roles=roles, kind=kind)
     try:
         with session.begin_nested():  # the constraint decides also between two who come at once
@@ -68,7 +71,7 @@ def create_user(
     except IntegrityError as error:
         if not violates(error, "uq_user_account_email"):
             raise
-        raise Conflict(f"{email} has an account already.", "Sign in instead, or use another address.") from error
+        raise taken from error
     audit(session, user.id, "user.created", roles=roles, kind=kind)
     return user
 
@@ -99,7 +102,11 @@ def authenticate(session: Session, email: str, password: str) -> User | None:
     user = queries.user_by_email(session, normal_email(email))
     known = user is not None and user.is_active and user.password_hash is not None
     kept = user.password_hash if user and known and user.password_hash else _NOBODY
-    return user if _passwords.verify(_normal_password(password), kept) and known else None
+    is_right = _passwords.verify(_normal_password(password), kept)
+    if user is None or not known or not is_right:
+        return None
+    # Hashing takes a while, in which a new password may be set or the account switched off: both end all sign-ins.
+    return user if queries.lock_if_unchanged(session, user.id, kept) else None
 
 
 def open_session(session: Session, user: User, days: int) -> str:

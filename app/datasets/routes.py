@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +15,7 @@ from starlette.background import BackgroundTask
 from starlette.datastructures import FormData, UploadFile
 
 from app.accounts.access import AdminDep
-from app.datasets import export, full_export, full_import, queries, service, undo, undo_queries
+from app.datasets import export, full_export, full_import, queries, scratch, service, undo, undo_queries
 from app.datasets.containers import Bounds
 from app.datasets.formats import FORMATS
 from app.datasets.forms import ExportQuery, ImportForm
@@ -133,8 +132,8 @@ def _uploaded(request: Request, sent: FormData) -> Iterator[tuple[ImportForm, li
     except ValidationError as error:
         first = error.errors()[0]
         raise InvalidInput(f"{first['loc'][0]}: {first['msg']}.", "Correct it and send the form again.") from error
-    with tempfile.TemporaryDirectory(prefix="prefloop-import-") as folder:
-        yield form, [_kept(upload, Path(folder) / str(n)) for n, upload in enumerate(uploads)], options
+    with scratch.folder() as folder:
+        yield form, [_kept(upload, folder / str(n)) for n, upload in enumerate(uploads)], options
 
 
 def _kept(upload: UploadFile, path: Path) -> ImportFile:
@@ -160,8 +159,7 @@ def download(
     """The file, made first and then sent, so that an error is never half a file."""
     name = f"{project.slug}-{wanted.kind}.jsonl{'.gz' if wanted.gzip else ''}"
     with contextlib.ExitStack() as stack:
-        folder = Path(tempfile.mkdtemp(prefix="prefloop-export-"))
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        folder = stack.enter_context(scratch.folder())
         columns = export.parse_columns(wanted.columns)
         full_export.check_options(wanted.kind, wanted.split, columns, wanted.pseudonyms)
         if wanted.kind == "full":

@@ -10,7 +10,7 @@ from app.accounts.service import audit
 from app.datasets import queries, undo_queries
 from app.errors import Conflict, NotFound
 from app.labeling import settling
-from app.models import Project
+from app.models import DataImport, Project
 
 WHAT = ("prompts", "comparisons", "judgments", "demonstrations", "thumbs")
 
@@ -43,14 +43,19 @@ def judged_here(session: Session, project: Project, import_id: int) -> int:
     found = undo_queries.locked(session, project.id, import_id)
     if found is None or found.undone_at is not None:
         return 0  # told by `undo`
-    return undo_queries.judged_here(session, found.comparisons, found.judgments)
+    return undo_queries.judged_here(session, _with_copies(session, found), found.judgments)
+
+
+def _with_copies(session: Session, found: DataImport) -> list[int]:
+    return [*found.comparisons, *undo_queries.copies(session, found.comparisons)]
 
 
 def undo(session: Session, project: Project, import_id: int, *, actor_id: int | None = None) -> Undone:
     """Withdraws the prompts, comparisons, judgments, demonstrations and thumbs that an import added.
 
     Comparisons that were there before are settled again by their other judgments. Judgments that people gave on the
-    import's own comparisons stay in the history and count no more. The same files can be imported again.
+    import's own comparisons stay in the history and count no more. What these comparisons became goes with them: asked
+    again under a newer rubric, calibration items, repeats. The same files can be imported again.
 
     Raises:
         NotFound: the project has no import of this number.
@@ -62,14 +67,16 @@ def undo(session: Session, project: Project, import_id: int, *, actor_id: int | 
         raise NotFound(f"There is no import {import_id} in this project.", "The Data page lists the imports.")
     if found.undone_at is not None:
         raise Conflict(f"Import {import_id} was undone already.", "To have its data back, import the files again.")
-    rounds = undo_queries.read_by_rounds(session, found.comparisons, found.demonstrations, found.thumbs)
-    people = undo_queries.judged_here(session, found.comparisons, found.judgments)
+    all_of_them = _with_copies(session, found)
+    rounds = undo_queries.read_by_rounds(session, all_of_them, found.demonstrations, found.thumbs)
+    people = undo_queries.judged_here(session, all_of_them, found.judgments)
     withdrawn = Counter(
         judgments=undo_queries.withdraw_judgments(session, found.judgments),
         comparisons=undo_queries.withdraw_comparisons(session, found.comparisons),
         demonstrations=undo_queries.withdraw_demonstrations(session, found.demonstrations, actor_id),
         thumbs=undo_queries.withdraw_thumbs(session, found.thumbs),
     )
+    undo_queries.withdraw_copies(session, all_of_them[len(found.comparisons) :])
     withdrawn["prompts"] = undo_queries.withdraw_prompts(session, found.prompts)
     reopened = undo_queries.restore_overlaps(session, {int(id_): n for id_, n in found.overlaps.items()})
     settling.settle(session, reopened)

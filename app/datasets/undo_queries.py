@@ -41,6 +41,22 @@ def locked(session: Session, project_id: int, import_id: int) -> DataImport | No
     return session.scalars(found.with_for_update()).one_or_none()
 
 
+def copies(session: Session, ids: Sequence[int]) -> list[int]:
+    """What comparisons became: asked again under a newer rubric, calibration items, repeats."""
+    statement = """
+        WITH RECURSIVE found (id) AS (
+            SELECT unnest(cast(:ids AS bigint[]))
+            UNION
+            SELECT copy.id FROM found CROSS JOIN LATERAL (
+                SELECT id FROM comparison WHERE repeat_of_id = found.id
+                UNION ALL SELECT id FROM comparison WHERE relabel_of_id = found.id
+            ) AS copy
+        )
+        SELECT id FROM found WHERE id <> ALL(:ids) ORDER BY id
+    """
+    return list(session.scalars(text(statement), {"ids": list(ids)}))
+
+
 def judged_here(session: Session, comparisons: Sequence[int], brought: Sequence[int]) -> int:
     """How many live judgments on these comparisons are not among those that the import brought."""
     statement = """
@@ -75,6 +91,11 @@ def withdraw_comparisons(session: Session, ids: Sequence[int]) -> int:
         WHERE id = ANY(:ids) AND digest IS NOT NULL
     """
     return _run(session, statement, ids=ids)
+
+
+def withdraw_copies(session: Session, ids: Sequence[int]) -> None:
+    _run(session, "SELECT id FROM comparison WHERE id = ANY(:ids) ORDER BY id FOR UPDATE", ids=ids)
+    _run(session, "UPDATE comparison SET state = 'withdrawn', flagged = false WHERE id = ANY(:ids)", ids=ids)
 
 
 def withdraw_demonstrations(session: Session, ids: Sequence[int], reviewer_id: int | None) -> int:

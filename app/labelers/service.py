@@ -45,7 +45,7 @@ class OwnNumbers(NamedTuple):
     """What labelers read of themselves; none where the project does not show it, or there is nothing yet.
 
     seconds: median. agreement: share on the side most others chose, of how many. calibration: likewise of known
-    answers. All of the last `OWN_JUDGMENTS`; the last two up to a moment, see `own_figures`.
+    answers. These three are of the last `OWN_JUDGMENTS` up to a moment, see `own_figures`.
     """
 
     today: int
@@ -96,14 +96,14 @@ def own_figures(session: Session, project: Project, labeler: User, wanted: OwnFi
     """A labeler's own numbers in a project, those that it shows; costs O(their judgments).
 
     Args:
-        until: agreement and calibration count what everybody had answered before that moment. Figures that moved with
-            each answer would tell how others answered, and which answer was to a calibration item.
+        until: the figures count what everybody had answered before that moment. If they moved with each answer, they
+            would tell how others answered, and which answer was to a calibration item or a repeat.
     """
     numbers = done(session, project, labeler)
-    if wanted.seconds and (own := _figures_of(session, project, labeler)) and not np.isnan(own.median_ms):
-        numbers = numbers._replace(seconds=own.median_ms / 1000)
-    if not (wanted.agreement or wanted.calibration) or not (own := _figures_of(session, project, labeler, until)):
+    if not any(shown for _, shown in wanted) or not (own := _figures_of(session, project, labeler, until)):
         return numbers
+    if wanted.seconds and not np.isnan(own.median_ms):
+        numbers = numbers._replace(seconds=own.median_ms / 1000)
     if wanted.agreement and own.compared:
         numbers = numbers._replace(agreement=(own.agreed / own.compared, max(round(own.compared), 1)))
     if wanted.calibration and own.measured:
@@ -121,7 +121,7 @@ class _Own(NamedTuple):
     measured: float
 
 
-def _figures_of(session: Session, project: Project, labeler: User, until: datetime | None = None) -> _Own | None:
+def _figures_of(session: Session, project: Project, labeler: User, until: datetime) -> _Own | None:
     read = queries.judged(session, project.id, of_labeler=labeler.id, limit=OWN_JUDGMENTS, until=until)
     i = read.index_of(labeler.id)
     if i is None:

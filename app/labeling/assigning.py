@@ -23,7 +23,7 @@ Reason = Literal["paused", "removed", "quiz", "busy", "skipped", "sampling", "no
 
 class Progress(NamedTuple):
     """done: judgments today (UTC), in all projects. left: comparisons to come, with the one on the desk; counted up to
-    `COUNT_LIMIT`. mixed: others come between them unseen."""
+    `COUNT_LIMIT`. mixed: others come between them unseen, and `left` is one less for each of these that was done."""
 
     done: int
     left: int
@@ -31,12 +31,12 @@ class Progress(NamedTuple):
 
     @property
     def to_go(self) -> str:
-        """`left` in words. Where it would tell what is mixed in by standing still, it changes three times in all."""
+        """`left` in words; where it is not exact, it changes three times in all."""
         if self.left >= COUNT_LIMIT:
             return f"{COUNT_LIMIT}+"
         if not self.mixed or not self.left:
             return str(self.left)
-        return next((f"more than {n}" for n in (100, 50, 20) if self.left > n), "20 or fewer")
+        return next((f"more than {n}" for n in (100, 50, 20) if self.left > n), "about 20 or fewer")
 
 
 class Idle(NamedTuple):
@@ -103,6 +103,8 @@ def next_task(
         if closed:  # what was given before a newer quiz may be finished, but nothing follows
             return None
         claim = _claim_next(session, project, labeler, skipped)
+    else:
+        queries.release_leases(session, held[1:])
     if claim is None:
         return None
     return queries.task(session, queries.add_lease(session, labeler.id, lasting, **claim._asdict()))
@@ -123,12 +125,15 @@ def _claim_again(session: Session, project: Project, labeler: User, lease_id: UU
 def _claim_next(session: Session, project: Project, labeler: User, skipped: Position | None) -> Claim | None:
     except_id = skipped.comparison_id if skipped else None
     standing = claim_queries.standing(session, project.id, labeler.id)
+    settings = LabelingSettings.model_validate(project.labeling)
+    found = mixing.claim_again(session, project, labeler, standing.groups) if mixing.is_on(settings) else None
+    if found is not None:
+        return _laid_out(session, found, labeler)
     found = _find_new(session, project, labeler, standing, except_id, lock=True)
     if found is None:
         found = claim_queries.next_skipped(session, project.id, labeler.id, standing.groups, except_id=except_id)
-    elif session.get_one(Comparison, found).purpose != "repeat":  # one they were given before
-        settings = LabelingSettings.model_validate(project.labeling)
-        found = mixing.claim(session, project, labeler, settings, found) or found
+    else:
+        found = mixing.claim(session, project, labeler, settings) or found
     return None if found is None else _laid_out(session, found, labeler)
 
 
@@ -241,15 +246,25 @@ def _give_back(session: Session, project: Project, lease_id: UUID, labeler: User
 
 
 def progress(session: Session, project: Project, labeler: User) -> Progress:
-    left = queries.held(session, project.id, labeler.id)
-    left += claim_queries.count_kept(session, project.id, labeler.id, COUNT_LIMIT - left)
+    """How far the labeler is.
+
+    Any task that is done makes `left` one less. If those mixed in did not, then the card on which its words change, and
+    on which they do not, would tell what the card is: by skipping and undoing one can look at one card after another.
+    """
+    settings = LabelingSettings.model_validate(project.labeling)
+    mixed = mixing.is_on(settings)
+    held = queries.held(session, project.id, labeler.id)
+    less = queries.mixed_in_today(session, project.id, labeler.id) if mixed else 0
+    most = COUNT_LIMIT + less
+    left = held.of_queues if mixed else held.tasks
+    left += claim_queries.count_kept(session, project.id, labeler.id, most - left)
     standing = claim_queries.standing(session, project.id, labeler.id)
     places = claim_queries.places(session, project.id, labeler.id, standing.now_xid)
     for group_id in (*standing.groups, None):
         queue, place = Queue(project.id, group_id), places.get(group_id)
-        left += claim_queries.count_left(session, queue, labeler.id, place, COUNT_LIMIT - left)
-    settings = LabelingSettings.model_validate(project.labeling)
-    mixed = settings.calibration.rate > 0 or settings.repeats.rate > 0
+        left += claim_queries.count_left(session, queue, labeler.id, place, most - left)
+    if held.tasks or left:
+        left = max(1, left - less)
     return Progress(queries.judged_today(session, labeler.id), left, mixed)
 
 

@@ -69,6 +69,10 @@ class Queue(NamedTuple):
         return [Comparison.group_id == self.group_id, literally(KEPT_FOR_GROUP)]
 
 
+# Calibration items and repeats: in no queue, but given now and then in place of what is.
+MIXED_IN = Comparison.gold.is_not(None) | (Comparison.purpose == "repeat")
+
+
 class Place(NamedTuple):
     """Where in a queue that begins which is left for a labeler; see the table of the same name."""
 
@@ -152,7 +156,7 @@ def _not_done(labeler_id: int) -> list[ColumnElement[bool]]:
     return [~judged_by(labeler_id), ~leased_to(labeler_id, "skipped", "recused")]
 
 
-def _free(labeler_id: int, except_id: int | None) -> list[ColumnElement[bool]]:
+def _free(labeler_id: int, except_id: int | None = None) -> list[ColumnElement[bool]]:
     found = [~judged_by(labeler_id), ~leased_to(labeler_id, "live", "skipped", "recused")]
     return found if except_id is None else [*found, Comparison.id != except_id]
 
@@ -248,7 +252,8 @@ def next_in_queue(
 
 
 def _kept(project_id: int, labeler_id: int) -> list[Condition]:
-    return [Comparison.labeler_id == labeler_id, Comparison.project_id == project_id, literally(KEPT_FOR_LABELER)]
+    of_labeler = Comparison.labeler_id == labeler_id, Comparison.project_id == project_id
+    return [*of_labeler, literally(KEPT_FOR_LABELER), ~MIXED_IN]
 
 
 def next_kept(
@@ -311,6 +316,15 @@ def claim_one(session: Session, project_id: int, labeler_id: int, groups: list[i
         ~judged_by(labeler_id),
         ~leased_to(labeler_id, "live", "recused"),
     )
+    return session.scalar(chosen.with_for_update(skip_locked=True, of=Comparison))
+
+
+def claim_first(session: Session, labeler_id: int, groups: list[int], ids: Sequence[int]) -> int | None:
+    """Locks the first of those comparisons that this labeler can judge and has not skipped."""
+    among = literal(list(ids), ARRAY(BigInteger))
+    could = Comparison.gold.is_(None) | ~met(labeler_id, "live", "skipped", "recused") & ~continued()
+    chosen = select(Comparison.id).where(Comparison.id == any_(among), *_open_to(labeler_id, groups), could)
+    chosen = chosen.where(*_free(labeler_id)).order_by(func.array_position(among, Comparison.id)).limit(1)
     return session.scalar(chosen.with_for_update(skip_locked=True, of=Comparison))
 
 

@@ -5,30 +5,30 @@ from secrets import SystemRandom
 from sqlalchemy.orm import Session
 
 from app.judging import LabelingSettings
-from app.labeling import mixing_queries
+from app.labeling import claim_queries, mixing_queries
 from app.labeling.opening import open_copy
 from app.models import Comparison, Project, User
 
 _chance = SystemRandom()
 
 
-def claim(session: Session, project: Project, labeler: User, settings: LabelingSettings, following: int) -> int | None:
-    """A calibration item or a repeat, locked, where chance wants one and there is one.
+def is_on(settings: LabelingSettings) -> bool:
+    return settings.calibration.rate > 0 or settings.repeats.rate > 0
 
-    Chance is asked once for each task: one that was given before and went back unanswered, with a page that was closed
-    or when its time was over, comes again as it was, an item too. Else whoever opened the page again and again would
-    see which task makes way, and which one came in its place.
 
-    Args:
-        following: the comparison that comes next if nothing is mixed in.
+def claim_again(session: Session, project: Project, labeler: User, groups: list[int]) -> int | None:
+    """Locks the first task that the labeler was given before and that went back unanswered, item or not: with a page
+    that was closed, when its time was over, or when an answer before it was taken back.
+
+    Such tasks come again before all others, in the order in which they were given. Else whoever opens the page again
+    and again, or takes back two answers, would see which task makes way for another, or changes places with it.
     """
-    if not (settings.calibration.rate or settings.repeats.rate):
-        return None
     before = mixing_queries.given_back(session, project.id, labeler.id)
-    if before.items and (item := mixing_queries.claim_again(session, before.items, labeler.id)):
-        return item
-    if following in before.others:
-        return None
+    return claim_queries.claim_first(session, labeler.id, groups, before) if before else None
+
+
+def claim(session: Session, project: Project, labeler: User, settings: LabelingSettings) -> int | None:
+    """A calibration item or a repeat, locked, where chance wants one and there is one. Asked once for each task."""
     drawn = _chance.random()  # one draw for both: each so gets the share of tasks that the settings say
     if drawn < settings.calibration.rate:
         return _calibration_item(session, project, labeler)

@@ -1,6 +1,5 @@
 """SQL of what is mixed into a labeler's tasks unseen: calibration items, and repeats of their own answers."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from sqlalchemy import BigInteger, Subquery, cast, exists, func, or_, select, update
@@ -14,6 +13,8 @@ from app.models.comparison import IN_CALIBRATION
 # Of a labeler's judgments, of all projects, so many are looked through: who has given many thousands waits no longer.
 LOOK_BACK = 5000
 FEW = 20  # an item is drawn from so many that the labeler has not met
+# Tasks given back unanswered that are looked through. Whoever takes back all answers of an hour gives so many back.
+GIVEN_BACK = 1000
 
 
 def claim_calibration(session: Session, project_id: int, labeler_id: int) -> int | None:
@@ -38,27 +39,15 @@ def claim_calibration(session: Session, project_id: int, labeler_id: int) -> int
     return None
 
 
-class GivenBack(NamedTuple):
-    """Comparisons that a labeler was given lately and that went back unanswered: calibration items, and others."""
-
-    items: list[int]
-    others: list[int]
-
-
-def given_back(session: Session, project_id: int, labeler_id: int) -> GivenBack:
-    """Of the last few; a labeler holds two at most at a time."""
-    last = select(Lease.comparison_id).where(Lease.labeler_id == labeler_id, Lease.state.in_(("released", "expired")))
-    last = last.order_by(Lease.created_at.desc()).limit(FEW)
-    found = select(Comparison.id, Comparison.gold.is_not(None))
-    rows = session.execute(found.where(Comparison.id.in_(last), Comparison.project_id == project_id)).all()
-    return GivenBack([id_ for id_, is_item in rows if is_item], [id_ for id_, is_item in rows if not is_item])
-
-
-def claim_again(session: Session, items: Sequence[int], labeler_id: int) -> int | None:
-    """Locks one of these calibration items that is still in use and that the labeler has neither judged nor skipped."""
-    still: list[Condition] = [Comparison.id.in_(items), literally(IN_CALIBRATION), ~continued()]
-    found = select(Comparison.id).where(*still, ~met(labeler_id, "live", "skipped", "recused"))
-    return session.scalar(found.order_by(Comparison.id).limit(1).with_for_update(skip_locked=True, of=Comparison))
+def given_back(session: Session, project_id: int, labeler_id: int) -> list[int]:
+    """Comparisons that a labeler was given and that went back unanswered, in the order in which they were given; at
+    most `GIVEN_BACK` in all projects together."""
+    last = select(Lease.comparison_id, Lease.created_at)
+    last = last.where(Lease.labeler_id == labeler_id, Lease.state.in_(("released", "expired")))
+    newest = last.order_by(Lease.created_at.desc()).limit(GIVEN_BACK).subquery()
+    still = select(Comparison.id).join(newest, newest.c.comparison_id == Comparison.id)
+    still = still.where(Comparison.project_id == project_id, Comparison.state == "open")
+    return list(session.scalars(still.order_by(newest.c.created_at)))
 
 
 def newest_rubric(session: Session, project_id: int) -> Rubric | None:

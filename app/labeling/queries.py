@@ -22,11 +22,12 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    union,
     update,
 )
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
-from app.labeling.claim_queries import judged_by, literally
+from app.labeling.claim_queries import MIXED_IN, judged_by, literally
 from app.models import Comparison, Completion, Judgment, Lease, Prompt, Rubric, Run, User
 from app.models.comparison import KEPT_FOR_GROUP, KEPT_FOR_LABELER
 
@@ -173,17 +174,44 @@ def lock_leases(session: Session, comparison_id: int, labeler_id: int) -> list[R
 
 def judged_today(session: Session, labeler_id: int) -> int:
     """The labeler's answers in all projects since midnight, UTC; a ranking is one answer."""
-    midnight = datetime.combine(datetime.now(UTC).date(), time(), UTC)
     mine = select(func.count(Judgment.id)).where(Judgment.labeler_id == labeler_id, Judgment.superseded_at.is_(None))
     offered = mine.join(Comparison, Comparison.id == Judgment.comparison_id).where(Comparison.offered)
-    return session.scalar(offered.where(Judgment.created_at >= midnight)) or 0
+    return session.scalar(offered.where(Judgment.created_at >= _midnight())) or 0
 
 
-def held(session: Session, project_id: int, labeler_id: int) -> int:
-    """How many tasks the labeler has on the desk, or ready to follow."""
-    own = select(func.count()).select_from(Lease).join(Comparison, Comparison.id == Lease.comparison_id)
+def _midnight() -> datetime:
+    return datetime.combine(datetime.now(UTC).date(), time(), UTC)
+
+
+class Held(NamedTuple):
+    """Tasks that a labeler has on the desk, or ready to follow; and those of them that are not mixed in."""
+
+    tasks: int
+    of_queues: int
+
+
+def held(session: Session, project_id: int, labeler_id: int) -> Held:
+    counts = select(func.count(), func.count().filter(~MIXED_IN)).select_from(Lease)
+    own = counts.join(Comparison, Comparison.id == Lease.comparison_id)
     own = own.where(Lease.labeler_id == labeler_id, Lease.state == "live", Comparison.project_id == project_id)
-    return session.scalar(own.where(Comparison.state == "open")) or 0
+    return Held(*session.execute(own.where(Comparison.state == "open")).one())
+
+
+_again = aliased(Lease)
+
+
+def mixed_in_today(session: Session, project_id: int, labeler_id: int) -> int:
+    """How many tasks that were mixed in the labeler was given since midnight, UTC, and has answered or skipped."""
+    given = Lease.labeler_id == labeler_id, Lease.created_at >= _midnight()
+    said = Judgment.labeler_id == labeler_id, Judgment.superseded_at.is_(None), Judgment.created_at >= _midnight()
+    is_held = exists().where(_again.comparison_id == Lease.comparison_id, _again.labeler_id == labeler_id)
+    answered = select(Lease.comparison_id).join(Judgment, Judgment.lease_id == Lease.id).where(*given, *said)
+    skipped = select(Lease.comparison_id).where(
+        *given, Lease.state == "skipped", ~is_held.where(_again.state == "live")
+    )
+    done = union(answered, skipped).subquery()
+    mixed_in = select(func.count()).join(Comparison, Comparison.id == done.c.comparison_id).select_from(done)
+    return session.scalar(mixed_in.where(Comparison.project_id == project_id, MIXED_IN)) or 0
 
 
 class Waiting(NamedTuple):

@@ -1,6 +1,7 @@
 """SQL of red-team attempts. What state one is in is told by its row and its run's."""
 
 from collections.abc import Collection
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Select, and_, case, exists, func, or_, select
@@ -34,14 +35,21 @@ def by_key(session: Session, idempotency_key: object) -> RedTeamAttempt | None:
     return session.scalars(found).one_or_none()
 
 
-def count_waiting(session: Session, project_id: int, author_id: int) -> int:
+def count_waiting(session: Session, author_id: int) -> int:
+    """In all projects: they share one queue."""
     waiting = (
         select(func.count())
         .select_from(RedTeamAttempt)
         .join(Run, Run.id == RedTeamAttempt.run_id)
-        .where(RedTeamAttempt.project_id == project_id, RedTeamAttempt.author_id == author_id, _STATE == "waiting")
+        .where(RedTeamAttempt.author_id == author_id, _STATE == "waiting")
     )
     return session.scalar(waiting) or 0
+
+
+def count_lately(session: Session, author_id: int) -> int:
+    """Attempts of the last hour."""
+    lately = RedTeamAttempt.created_at > func.now() - timedelta(hours=1)
+    return session.scalar(select(func.count()).where(RedTeamAttempt.author_id == author_id, lately)) or 0
 
 
 def lock(session: Session, project_id: int, attempt_id: int) -> RedTeamAttempt | None:

@@ -24,6 +24,8 @@ from app.settings import SamplingServer
 
 # Attempts of one person that wait for their answers: so nobody fills the queue that everybody shares.
 MAX_WAITING = 5
+# Of one person's attempts so many an hour go before what else is queued: so nobody holds up rounds for ever.
+AHEAD_AN_HOUR = 60
 
 
 def send(
@@ -53,10 +55,7 @@ def send(
     if project.policy_id is None:
         raise InvalidInput("The project has no model that could answer.", "An admin gives it one in the settings.")
     gate.require(session, project, author)
-    if queries.count_waiting(session, project.id, author.id) >= MAX_WAITING:
-        raise TooMany(
-            f"{MAX_WAITING} of your attempts wait for their answers.", "Send this one when the first is answered."
-        )
+    _refuse_too_many(session, author)
     attempt = RedTeamAttempt(
         project_id=project.id,
         author_id=author.id,
@@ -73,6 +72,13 @@ def send(
     return attempt
 
 
+def _refuse_too_many(session: Session, author: User) -> None:
+    if queries.count_waiting(session, author.id) >= MAX_WAITING:
+        raise TooMany(
+            f"{MAX_WAITING} of your attempts wait for their answers.", "Send this one when the first is answered."
+        )
+
+
 def _messages(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
@@ -82,7 +88,8 @@ def _ask(
 ) -> None:
     slices = of_prompt(attempt.domain, "adversarial", attempt.safety_category, "")
     row = PromptRow(id=attempt.id, messages=tuple(attempt.messages), slices=slices)
-    attempt.run_id = rounds.begin_answer(session, store, project, row, server).id
+    ahead = queries.count_lately(session, attempt.author_id) <= AHEAD_AN_HOUR
+    attempt.run_id = rounds.begin_answer(session, store, project, row, server, ahead).id
     assert project.policy_id is not None, "begin_answer has refused a project without"
     attempt.model_version_id = project.policy_id
     session.flush()
@@ -100,11 +107,14 @@ def send_again(
 
     Raises:
         NotFound, Forbidden: no such attempt, or another person's; or the author may not work here now, as in `send`.
+        TooMany: as many as may wait do.
     """
+    queries.lock_author(session, author.id)
     attempt = _own(session, project, author, attempt_id)
     gate.require(session, project, author)
     found = queries.attempt(session, project.id, attempt_id)
     if found is not None and found.state == "failed":
+        _refuse_too_many(session, author)
         _ask(session, store, project, attempt, server)
 
 

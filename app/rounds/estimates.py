@@ -48,7 +48,9 @@ def estimate(
         # With adapters one base serves policy and reference. Another serves all members of the reward model, which is
         # asked beside the policy.
         models = 1 + (not config.lora and not is_sft) + (config.algorithm in SAMPLING_ALGORITHMS)
-        learns_adapters = config.lora and (is_sft or config.reward_lora)
+        learns_adapters = config.lora and (
+            is_sft or config.reward_lora or getattr(config, "reward_trunk", "") == "frozen"
+        )
         tokens = getattr(config, "microbatch_tokens", None) or 1024
         memory = memory_of(shape, models=models, full_weights=not learns_adapters, tokens=tokens)
     return cost(runs, rates_of(session, project.id, policy.base), shape, memory)
@@ -58,8 +60,10 @@ def plan_of(config: RoundConfig) -> Plan:
     """The settings that decide how much work a round is."""
     names = {"answers": "rollout_samples", "pairs": "rollout_pairs", "queue_prompts": "prompts"}
     given = {field: getattr(config, names.get(field, field), None) for field in Plan._fields}
-    # Cross-fitting needs adapters: see trainer.cross_fitting.
-    given["reward_members"] = max(1, getattr(config, "reward_folds", 1)) if config.reward_lora else 1
+    if getattr(config, "reward_trunk", "") == "frozen":  # read once to fit the heads, once to measure them
+        given |= {"reward_epochs": 1, "reward_members": 1}
+    else:  # cross-fitting needs adapters: see trainer.cross_fitting
+        given["reward_members"] = max(1, getattr(config, "reward_folds", 1)) if config.reward_lora else 1
     given["queue_samples"] = config.samples_per_prompt * (2 if config.sample_previous else 1)
     return Plan(**{field: value for field, value in given.items() if value is not None})
 

@@ -90,7 +90,7 @@ _LEARN_REWARD = tuple(name for name in ALGORITHMS if name != "sft")
 # What stands first in its group, in this order; the others are folded.
 _COMMON = (
     *("strength", "turns", "rollout_samples", "kl_budget", "loss", "beta", "best", "episodes", "kl_target", "kl_coef"),
-    *("learning_rate", "epochs", "reward_learning_rate", "reward_epochs"),
+    *("learning_rate", "epochs", "reward_trunk", "reward_folds"),
 )
 
 
@@ -172,7 +172,7 @@ class RoundConfig(BaseModel):
     ] = False
     reward_lora: Annotated[
         bool,
-        Field(description="low-rank adapters; off: all weights"),
+        Field(description="of a trained trunk: low-rank adapters; off: all weights"),
         Setting("reward", "LoRA", _LEARN_REWARD, rare=True),
     ] = True
 

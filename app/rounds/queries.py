@@ -57,7 +57,7 @@ def usable_comparisons(session: Session, project_id: int, *, texts: bool) -> Seq
     One statement, so one moment in time. Judgments that could not say a preference do not count. `first_round` is the
     number of the round that first trained on it.
     """
-    a, b = aliased(Completion), aliased(Completion)
+    a, b, asked = aliased(Completion), aliased(Completion), aliased(Comparison)
     live = (
         select(
             Judgment.comparison_id,
@@ -66,6 +66,8 @@ def usable_comparisons(session: Session, project_id: int, *, texts: bool) -> Seq
             func.avg(cast(Judgment.both_bad, Integer)).label("both_bad"),
             func.jsonb_agg(Judgment.aspects).filter(Judgment.aspects != {}).label("aspects"),
         )
+        .join(asked, asked.id == Judgment.comparison_id)
+        .where(asked.project_id == project_id)
         .where(Judgment.superseded_at.is_(None), Judgment.preference.is_not(None))
         .group_by(Judgment.comparison_id)
         .subquery()
@@ -217,6 +219,11 @@ def unfinished_runs(session: Session, round_id: int) -> list[Run]:
     """Locked: what the worker does next with them waits for us."""
     query = select(Run).where(Run.round_id == round_id, Run.state.in_(("queued", "running"))).order_by(Run.id)
     return list(session.scalars(query.with_for_update(key_share=True)))
+
+
+def has_unfinished_run(session: Session, round_id: int) -> bool:
+    unfinished = Run.round_id == round_id, Run.state.in_(("queued", "running"))
+    return bool(session.scalar(select(func.count()).where(*unfinished)))
 
 
 def count_runs(session: Session, project_id: int) -> int:

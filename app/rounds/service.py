@@ -263,11 +263,11 @@ def begin_sampling(
 
 
 def begin_answer(
-    session: Session, store: ArtifactStore, project: Project, row: PromptRow, server: SamplingServer | None = None
+    session: Session, store: ArtifactStore, project: Project, row: PromptRow, server: SamplingServer | None, ahead: bool
 ) -> Run:
     """Enqueues a run in which the present policy answers a red-team attempt; `row.id` is the attempt's.
 
-    It opens no comparison and belongs to no round; it goes before whatever else is queued.
+    It opens no comparison and belongs to no round. With `ahead` it goes before whatever else is queued.
 
     Raises:
         InvalidInput: the project has no policy.
@@ -275,7 +275,7 @@ def begin_answer(
     if project.policy_id is None:
         raise InvalidInput("The project has no model that could answer.", "An admin gives it one in the settings.")
     run = Maker(session, store, project, server).answering_run(row)
-    enqueue_run(session, run.id)
+    enqueue_run(session, run.id, ahead=ahead)
     return run
 
 
@@ -295,7 +295,7 @@ def cancel(session: Session, round_: Round, actor: User) -> None:
     """Ends a round: at once where its run waits, at the run's next heartbeat where it works. Models saved stay.
 
     Raises:
-        Conflict: it has ended already.
+        Conflict: it has ended already, or was retried at this moment.
     """
     # If a run ended while we waited for its row, the next stage's run was committed with that end: a second statement
     # sees it, the first could not.
@@ -303,6 +303,8 @@ def cancel(session: Session, round_: Round, actor: User) -> None:
     _lock(session, round_)
     if round_.state not in ACTIVE:
         raise Conflict(f"Round {round_.number} is {round_.state} already.", "Nothing is left to cancel.")
+    if not unfinished and queries.has_unfinished_run(session, round_.id):  # runs are locked before rounds
+        raise Conflict(f"Somebody retried round {round_.number} at this moment.", "Cancel it again if it should end.")
     audit(session, actor.id, "round.cancelled", round_.project_id, number=round_.number)
     for run in unfinished:
         _cancel(session, run)

@@ -45,10 +45,15 @@ WORDS: dict[str, tuple[str, str]] = {
     "missing_eos": ("Cut responses", "what the penalty does to their score"),
     "missing_eos_penalty": ("Penalty for cut responses", "taken from the score of a response cut by length"),
     "ptx_coef": ("Weight of demonstrations", ""),
-    "reward_epochs": ("Epochs", ""),
+    "reward_trunk": (
+        "What learns",
+        "frozen: heads on the base model's layers, best for few comparisons; trained: adapters or all weights too",
+    ),
+    "reward_ridge": ("Ridge", "of a frozen trunk: how strongly the heads are kept small"),
+    "reward_epochs": ("Epochs", "of a trained trunk"),
     "reward_folds": (
         "Cross-fitting folds",
-        "members, each trained without one fold of the prompts; 0, or LoRA off: one, on everything",
+        "members, each trained without one fold of the prompts; 0, or all weights trained: one, on everything",
     ),
     "reward_soft_labels": ("Soft labels", "learn how sure the labelers are together, not only who won"),
     "reward_ties": ("Ties", "half a win each way, or an outcome of their own"),

@@ -37,6 +37,7 @@ DPO_TODAY = Method(
         "optimiser": {"learning_rate": 1e-4, "epochs": 1, "batch_size": 8, "warmup_ratio": 0.1, "weight_decay": 0.0},
     },
     reward={
+        "trunk": "trained",
         "lora": {"rank": 16, "alpha": 32},
         "optimiser": {"learning_rate": 3e-4, "epochs": 2, "batch_size": 8, "warmup_ratio": 0.1, "weight_decay": 0.0},
         "centering": 0.01,

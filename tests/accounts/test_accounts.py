@@ -224,6 +224,29 @@ def test_using_one_password_link_ends_the_others(session: Session) -> None:
     assert service.open_link(session, third)  # somebody else's
 
 
+@pytest.mark.parametrize("ends", ["a new password", "switched off"])
+def test_a_sign_in_that_was_under_way_ends_with_the_others(
+    session: Session, engine: Engine, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    """The old password was right when it was read; by the time it is hashed, it is not."""
+    user, factory, hashing = account(session, "labeler"), make_session_factory(engine), service._passwords
+
+    class Slow:
+        def verify(self, password: str, kept: str) -> bool:
+            is_right = hashing.verify(password, kept)
+            with factory.begin() as meanwhile:
+                same = meanwhile.get_one(User, user.id)
+                if ends == "a new password":
+                    same.password_hash = hashing.hash("another good phrase")
+                else:
+                    service.set_roles(meanwhile, same, same, ["labeler"], is_active=False)
+            return is_right
+
+    monkeypatch.setattr(service, "_passwords", Slow())
+    with factory.begin() as own:
+        assert service.authenticate(own, "ada@example.org", PASSWORD) is None
+
+
 def test_of_two_password_links_used_at_once_one_is_refused(session: Session, engine: Engine) -> None:
     user = account(session, "labeler")
     tokens = [service.create_link(session, roles=[], created_by=None, days=1, user_id=user.id) for _ in range(2)]
@@ -286,6 +309,14 @@ def test_accounts_that_cannot_be(session: Session) -> None:
         service.create_user(session, email="nobody", **good)
     with pytest.raises(InvalidInput, match="name"):
         service.create_user(session, email="b@example.org", **good | {"name": " "})
+
+
+def test_a_taken_address_costs_no_hash(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever holds an invitation can send it so again and again, and sign-ins wait behind every hash."""
+    account(session, "labeler")
+    monkeypatch.setattr(service, "_passwords", None)
+    with pytest.raises(Conflict, match="has an account already"):
+        service.create_user(session, email="ada@example.org", name="A", password=PASSWORD, roles=["labeler"])
 
 
 def test_the_last_admin_stays(sign_in: SignIn, session: Session) -> None:

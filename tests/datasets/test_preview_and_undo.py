@@ -17,6 +17,8 @@ from app.datasets.service import ImportOptions, ImportReport, import_files, no_p
 from app.datasets.undo import judged_here, undo
 from app.errors import Conflict, NotFound
 from app.insights import service as insights
+from app.labeling import calibration
+from app.labeling.opening import open_copy
 from app.models import (
     Base,
     Comparison,
@@ -31,6 +33,7 @@ from app.models import (
     SnapshotComparison,
     User,
 )
+from app.review import relabel_queries
 from tests import factories
 
 
@@ -268,6 +271,32 @@ def test_undoing_says_what_stays(session: Session, project: Project, put: Callab
     session.expire_all()
     assert (used.split, read.state, open_.state) == ("train", "withdrawn", "withdrawn")
     assert session.scalars(select(Judgment.superseded_for).order_by(Judgment.id)).all() == ["removed", None]
+
+
+def test_what_imported_comparisons_became_goes_with_them(
+    session: Session, project: Project, put: Callable[..., ImportReport]
+) -> None:
+    """Else a known answer that was wrong went on to pause people, and rounds learned from what was asked again."""
+    lines = [pair(prompt=f"Question {n}?", choices={"ann": "A"}) for n in range(2)]
+    report = put(*lines, pair(prompt="Known?", known_answer=2))
+    first, second, item = session.scalars(select(Comparison).order_by(Comparison.id))
+    labeler, newer = factories.user(session), factories.rubric(session, project, version=2)
+    relabel_queries.ask_again(session, project.id, [first.id], newer.id, 1)
+    again = session.scalars(select(Comparison).where(Comparison.relabel_of_id == first.id)).one()
+    factories.judgment(session, again, preference=2, labeler_id=labeler.id)
+    became = [
+        again,
+        open_copy(session, again, "repeat", labeler_id=labeler.id),
+        calibration.make_calibration(session, project, second.id, -2, factories.user(session, "admin")),
+        open_copy(session, item, "calibration", rubric_id=newer.id, gold=2),
+    ]
+    other = factories.comparison(session, project)
+    assert judged_here(session, project, report.import_id or 0) == 1
+    done = undo(session, project, report.import_id or 0)
+    assert (done.withdrawn["comparisons"], done.people) == (3, 1)
+    session.expire_all()
+    assert [row.state for row in (first, second, item, *became)] == ["withdrawn"] * 7
+    assert other.state == "open"
 
 
 def test_an_import_that_adds_nothing_is_no_import(session: Session, put: Callable[..., ImportReport]) -> None:

@@ -114,7 +114,8 @@ def test_ones_own_figures_are_those_the_project_shows(session: Session, project:
 
 
 def test_what_one_answers_now_moves_no_figure_that_tells_of_others(session: Session, project: Project) -> None:
-    """Agreement that moved with each edit told how others answered; a growing count, which answer was to an item."""
+    """Agreement that moved with each edit told how others answered; a growing count, which answer was to an item; the
+    median time, which was to a repeat: those are not timed."""
     ann, bob = factories.user(session), factories.user(session)
     said(session, project, (ann, 2), (bob, 1))
     said(session, project, (ann, 2), (bob, -1))
@@ -123,19 +124,21 @@ def test_what_one_answers_now_moves_no_figure_that_tells_of_others(session: Sess
     everything = OwnFigures(agreement=True, calibration=True, seconds=True)
     until = datetime.now(UTC) - timedelta(hours=1)
 
-    def told() -> tuple[object, object]:
-        found = service.own_figures(session, project, ann, everything, until)
-        return found.agreement, found.calibration
+    def told() -> tuple[object, ...]:
+        return tuple(service.own_figures(session, project, ann, everything, until)[2:])
 
     before = told()
-    assert before == ((0.5, 2), (1.0, 1))
+    assert before == (5.0, (0.5, 2), (1.0, 1))
     said(session, project, (ann, 2), (bob, 2))
     said(session, project, (ann, -1), purpose="calibration", gold=1, state="open")
+    for _ in range(9):
+        other = factories.comparison(session, project)
+        factories.judgment(session, other, preference=1, labeler_id=ann.id, duration_ms=90_000)
     late = said(session, project, (ann, 2))  # long ago; what Bob says of it now is of today
     given_days_ago(session, 2, Judgment.comparison_id == late.id)
     factories.judgment(session, late, preference=-1, labeler_id=bob.id)
     assert told() == before
-    assert service.own_figures(session, project, ann, everything, until).today == 2
+    assert service.own_figures(session, project, ann, everything, until).today == 11
 
 
 def given_days_ago(session: Session, days: int, which: ColumnElement[bool]) -> None:

@@ -1,13 +1,14 @@
 """Calibration items stay unseen: what is left, empty queues, new rubrics; and what an admin does with an item."""
 
 from collections import Counter
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Gone, InvalidInput, NotFound
-from app.labeling import assigning, calibration, history, queries
+from app.labeling import answers, assigning, calibration, history, queries
 from app.models import AuditEvent, Comparison, Judgment, Lease, ProjectLabeler
 from tests import factories
 from tests.labeling.desk import judge, run_out, take
@@ -25,30 +26,52 @@ from tests.labeling.test_mixing import (
 # --- nothing tells ---------------------------------------------------------------------------------------------------
 
 
-def test_what_is_left_does_not_tell_what_was_mixed_in(session: Session) -> None:
-    """Thirty wait. Counted to the one, or to ten, the count would stand still on the cards that are not of them."""
-    project, labeler = factories.project(session), factories.user(session)
-    ordinary(session, project, 30)
-    seen = []
-    for n in range(20):
-        project.labeling = {"calibration": {"rate": 1 if n % 2 else 0.000001, "least": 1000}}
-        item(session, project)
-        task = take(session, project, labeler)
-        seen.append((purpose(session, task), assigning.progress(session, project, labeler).to_go))
-        judge(session, project, labeler, task)
-    assert [kind for kind, _ in seen] == ["train", "calibration"] * 10
-    # To the one: 30, 30, 29, 29, 28... The second of two equal ones is always an item.
-    assert [to_go for _, to_go in seen] == ["more than 20"] * 20
-    project.labeling = {}
-    assert assigning.progress(session, project, labeler).to_go == "20"
+@pytest.mark.parametrize("kind", ["calibration", "repeat"])
+def test_what_is_left_does_not_tell_what_was_mixed_in(session: Session, kind: str) -> None:
+    """Of four cards the second and the fourth are mixed in, or none is. Done, skipped and taken back, each makes what
+    is left one less or more, so that the words change at the same card."""
+
+    def counts(*, mixed_in: bool) -> list[int]:
+        project, labeler, _ = repeating(session, gap=1, n=4)
+        ordinary(session, project, 30)
+        seen = []
+
+        def look() -> None:
+            seen.append(assigning.progress(session, project, labeler).left)
+
+        for n in range(4):
+            rate = 1 if n % 2 and mixed_in else 0.000001
+            settings = {"calibration": {"rate": rate, "least": 1000}, "repeat": {"rate": rate, "gap": 1}}
+            project.labeling = {"repeats" if kind == "repeat" else kind: settings[kind]}
+            item(session, project)
+            task = take(session, project, labeler)
+            assert purpose(session, task) == (kind if rate == 1 else "train")
+            look()
+            if n == 3:
+                assigning.skip(session, project, task.lease_id, labeler, "unclear")
+                look()
+                # Skipped or not, it can be put on the desk again.
+                assert take(session, project, labeler, again=task.lease_id).position == task.position
+                look()
+            judge(session, project, labeler, task)
+            look()
+            answers.undo(session, project, labeler)
+            look()
+            judge(session, project, labeler, task)
+        return seen
+
+    plain = counts(mixed_in=False)
+    assert counts(mixed_in=True) == plain
+    first = plain[0]
+    assert plain == [first - n for n in (0, 1, 0, 1, 2, 1, 2, 3, 2, 3, 4, 3, 4, 3)]
 
 
 @pytest.mark.parametrize(
     ("left", "mixed", "to_go"),
     [
         (0, True, "0"),
-        (1, True, "20 or fewer"),
-        (20, True, "20 or fewer"),
+        (1, True, "about 20 or fewer"),
+        (20, True, "about 20 or fewer"),
         (21, True, "more than 20"),
         (100, True, "more than 50"),
         (499, True, "more than 100"),
@@ -80,6 +103,60 @@ def test_a_task_that_went_back_unanswered_comes_again_whatever_it_is(session: Se
             run_out(session, first.lease_id)
         again = take(session, project, labeler)
         assert (again.lease_id, again.position) == (first.lease_id, first.position)
+
+
+@pytest.mark.parametrize("kinds", ["ti", "it", "ii", "tt"])
+def test_two_tasks_that_went_back_come_again_in_their_order(session: Session, kinds: str) -> None:
+    """Were items first, a change of places would tell that the card behind was one."""
+    project, labeler = factories.project(session), factories.user(session)
+    ordinary(session, project, 3)
+    for _ in range(6):
+        item(session, project)
+    given: list[queries.Task] = []
+    for kind in kinds:
+        project.labeling = {"calibration": {"rate": 1.0 if kind == "i" else 0.000001, "least": 1000}}
+        given.append(take(session, project, labeler, beside=given[0].lease_id if given else None))
+        assert purpose(session, given[-1]) == {"i": "calibration", "t": "train"}[kind]
+        session.commit()  # so that each has a time of its own
+    project.labeling = {"calibration": {"rate": 0.5, "least": 1000}}
+    factories.comparison(session, project, overlap=100, priority=1)  # meanwhile something urgent has come
+    for _ in range(6):
+        for n, task in enumerate(given):
+            run_out(session, task.lease_id, timedelta(minutes=60 - n))
+        for n, task in enumerate(given):
+            again = take(session, project, labeler, beside=given[0].lease_id if n else None)
+            assert again.lease_id == task.lease_id
+            session.commit()
+
+
+def test_answers_that_were_all_taken_back_come_again_in_their_order(session: Session) -> None:
+    """Each undo gives back what was loaded ahead: many cards can be looked at in a moment."""
+    project, labeler, _ = repeating(session, gap=1, n=12)
+    ordinary(session, project, 40)
+    for _ in range(12):
+        item(session, project)
+    given = []
+    for n in range(30):
+        project.labeling = {
+            "calibration": {"rate": [1.0, 0.0, 0.000001][n % 3], "least": 1000},
+            "repeats": {"rate": [0.0, 1.0, 0.0][n % 3], "gap": 1},
+        }
+        task = take(session, project, labeler)
+        given.append(task.lease_id)
+        judge(session, project, labeler, task)
+        session.commit()
+    kinds = select(Comparison.purpose).join(Lease).where(Lease.id.in_(given))
+    assert Counter(session.scalars(kinds)) == {"calibration": 10, "repeat": 10, "train": 10}
+    for _ in given:
+        answers.undo(session, project, labeler)
+        session.commit()
+    again = []
+    for _ in given:
+        task = take(session, project, labeler)
+        again.append(task.lease_id)
+        judge(session, project, labeler, task)
+        session.commit()
+    assert again == given
 
 
 def test_where_nothing_else_is_left_nothing_is_mixed_in(session: Session) -> None:

@@ -270,6 +270,25 @@ def test_skipping_again_and_again_goes_round(session: Session) -> None:
     assert seen == ids + ids
 
 
+def test_nobody_holds_more_than_two_tasks(session: Session) -> None:
+    """What was skipped can be put on the desk again by its number, one after the other."""
+    project, labeler = factories.project(session, overlap=1), factories.user(session)
+    for _ in range(8):
+        factories.comparison(session, project)
+    skipped = []
+    for _ in range(6):
+        task = take(session, project, labeler)
+        assigning.skip(session, project, task.lease_id, labeler, "unclear")
+        skipped.append(task)
+        session.commit()
+    for task in skipped:
+        again = take(session, project, labeler, again=task.lease_id)
+        assert again.position == task.position
+        assert len(assigning.renew(session, project, labeler)) <= 2
+        session.commit()
+    assert take(session, project, factories.user(session)).position == skipped[1].position
+
+
 def test_others_get_at_once_what_somebody_skipped(session: Session) -> None:
     project, labeler, other = factories.project(session, overlap=1), factories.user(session), factories.user(session)
     ids = [factories.comparison(session, project).id for _ in range(2)]

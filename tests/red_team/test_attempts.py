@@ -94,6 +94,34 @@ def test_what_cannot_be_asked_is_refused_with_the_reason(session: Session, tmp_p
     send(session, project, ann, tmp_path)
 
 
+def test_cancelled_attempts_are_not_asked_again_beyond_what_may_wait(session: Session, tmp_path: Path) -> None:
+    """Also of several projects: all wait in one queue."""
+    ann, waiting = factories.user(session), []
+    for project in (project_with_model(session), project_with_model(session)):
+        for n in range(service.MAX_WAITING):
+            waiting.append((project, send(session, project, ann, tmp_path, f"Attempt {n}")))
+            service.cancel(session, project, ann, waiting[-1][1].id)
+    for project, attempt in waiting[: service.MAX_WAITING]:
+        service.send_again(session, ArtifactStore(tmp_path), project, ann, attempt.id)
+    for project, attempt in waiting[service.MAX_WAITING :]:
+        with pytest.raises(TooMany):
+            service.send_again(session, ArtifactStore(tmp_path), project, ann, attempt.id)
+    assert queries.count_waiting(session, ann.id) == service.MAX_WAITING
+
+
+def test_who_makes_very_many_attempts_holds_up_no_round(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "AHEAD_AN_HOUR", 2)
+    project, ann = project_with_model(session), factories.user(session)
+    factories.rubric(session, project)
+    factories.prompt(session, project)
+    sampling = rounds.begin_sampling(session, ArtifactStore(tmp_path), project)
+    runs = [send(session, project, ann, tmp_path, f"Attempt {n}").run_id for n in range(4)]
+    order = text("SELECT (args->>'run_id')::int FROM procrastinate_jobs ORDER BY priority DESC, id")
+    assert session.scalars(order).all() == [*runs[:2], sampling.id, *runs[2:]]
+
+
 @pytest.mark.parametrize(("state", "told"), [("paused", "Please call Bob"), ("removed", "no longer a labeler")])
 def test_who_is_paused_or_removed_makes_and_rates_no_attempts(
     session: Session, tmp_path: Path, state: str, told: str

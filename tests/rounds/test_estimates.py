@@ -108,7 +108,9 @@ def test_a_reward_model_of_full_weights_is_one_that_needs_much_memory(
     shape = shape_of(store, str(tmp_path / "model"))
     assert shape is not None
     adapters, full = (
-        service.estimate(session, store, project, config("dpo", reward_lora=lora), {"train": 20})
+        service.estimate(
+            session, store, project, config("dpo", reward_trunk="trained", reward_lora=lora), {"train": 20}
+        )
         for lora in (True, False)
     )
     assert adapters is not None
@@ -116,4 +118,5 @@ def test_a_reward_model_of_full_weights_is_one_that_needs_much_memory(
     assert adapters.memory is not None
     assert full.memory is not None
     assert full.memory - adapters.memory == 4 * 3 * shape.parameters  # gradients and both moments, in fp32
-    assert plan_of(config(reward_lora=False)).reward_members == 1  # the trainer cross-fits adapters only
+    assert plan_of(config(reward_trunk="trained", reward_lora=False)).reward_members == 1  # it has no other members
+    assert plan_of(config()).reward_members == 1  # one pass over a frozen trunk serves all

@@ -1,6 +1,7 @@
 """Starting, advancing, cancelling and retrying rounds, without a worker: the test reports what one would."""
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -270,7 +271,17 @@ def test_a_cancel_that_waited_for_a_stage_to_end_cancels_the_next_one(
         with make_session_factory(engine).begin() as other:
             service.cancel(other, other.get_one(Round, round_.id), other.get_one(User, operator.id))
 
-    thread = threading.Thread(target=cancel)
+    thread = started_and_waiting(cancel, engine)
+    session.commit()
+    thread.join()
+    session.expire_all()
+    assert (round_.state, last_run(session, round_).kind) == ("cancelled", "dpo")
+    assert last_run(session, round_).state == "cancelled"
+
+
+def started_and_waiting(work: Callable[[], None], engine: Engine) -> threading.Thread:
+    """Runs it in a thread of its own; returns once it waits for another transaction."""
+    thread = threading.Thread(target=work)
     thread.start()
     waiting = text(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -279,11 +290,34 @@ def test_a_cancel_that_waited_for_a_stage_to_end_cancels_the_next_one(
         while thread.is_alive() and not watcher.scalar(waiting):
             pass
     assert thread.is_alive()
+    return thread
+
+
+def test_a_cancel_that_waited_for_a_retry_leaves_no_run_without_its_round(
+    session: Session, engine: Engine, store: ArtifactStore, project: Project
+) -> None:
+    round_ = start(session, store, project)
+    operator = factories.user(session, "operator")
+    service.run_failed(session, last_run(session, round_), "Out of memory.")
+    session.commit()
+    service.retry(session, store, round_, operator)
+    refused: list[Conflict] = []
+
+    def cancel() -> None:
+        try:
+            with make_session_factory(engine).begin() as other:
+                service.cancel(other, other.get_one(Round, round_.id), other.get_one(User, operator.id))
+        except Conflict as error:
+            refused.append(error)
+
+    thread = started_and_waiting(cancel, engine)
     session.commit()
     thread.join()
     session.expire_all()
-    assert (round_.state, last_run(session, round_).kind) == ("cancelled", "dpo")
-    assert last_run(session, round_).state == "cancelled"
+    assert len(refused) == 1
+    assert (round_.state, last_run(session, round_).state) == ("reward", "queued")
+    service.cancel(session, round_, operator)
+    assert (round_.state, last_run(session, round_).state) == ("cancelled", "cancelled")
 
 
 def test_a_policy_finished_after_the_cancel_is_kept_but_not_used(

@@ -83,7 +83,9 @@ def spec_of(kind: str, folder: Path, lora: bool = True) -> RunSpec:
             return SFTSpec(policy=tiny, demonstrations=str(folder / "demonstrations.jsonl"), **common)
         case "reward":
             more = str(folder / "more.jsonl")
-            return RewardSpec(backbone=tiny, snapshot=more, folds=2, ensemble=2, ties="davidson", **common)
+            return RewardSpec(
+                trunk="trained", backbone=tiny, snapshot=more, folds=2, ensemble=2, ties="davidson", **common
+            )
         case "dpo" | "kto":
             loss: Any = kind
             return DPOSpec(policy=tiny, reference=tiny, snapshot=snapshot, loss=loss, **common)

@@ -37,6 +37,7 @@ def spec_file(tiny_model: Path, tmp_path: Path) -> Path:
     """A reward run over a store at `tmp_path`, its snapshot given as a location."""
     write_rows(tmp_path / "snapshot.jsonl", separable_pairs(24, 4))
     spec = RewardSpec(
+        trunk="trained",
         backbone=ModelRef(base=str(tiny_model)),
         snapshot="snapshot.jsonl",
         optimiser=Optimiser(learning_rate=1e-3),

@@ -25,7 +25,9 @@ from trainer.reward_objective import elements_of
 
 def spec_of(model: ModelRef, snapshot: Path | str = "", **changes: object) -> RewardSpec:
     settings = Optimiser(learning_rate=3e-3, epochs=2, batch_size=8, microbatch_size=8)
-    return RewardSpec(backbone=model, snapshot=str(snapshot), folds=4, optimiser=settings).model_copy(update=changes)
+    return RewardSpec(trunk="trained", backbone=model, snapshot=str(snapshot), folds=4, optimiser=settings).model_copy(
+        update=changes
+    )
 
 
 def pairs_of(ref: ModelRef, rows: list[PairRow]) -> list[Pair]:

@@ -103,6 +103,7 @@ def test_one_text_has_one_score_wherever_it_is_read(
 
     monkeypatch.setattr(reward, "text_scorer", report_scores)
     spec = RewardSpec(
+        trunk="trained",
         backbone=policy,
         snapshot=str(write_rows(tmp_path / "rows.jsonl", separable_pairs(60, 10))),
         lora=Lora(rank=4),
@@ -193,6 +194,7 @@ def test_a_reward_model_outside_the_store_finds_its_base_in_it(
 ) -> None:
     shutil.copytree(tiny_model, store.root / "models/base")
     spec = RewardSpec(
+        trunk="trained",
         backbone=ModelRef(base="models/base"),
         snapshot=str(write_rows(tmp_path / "rows.jsonl", separable_pairs(24, 0))),
         lora=Lora(rank=2),

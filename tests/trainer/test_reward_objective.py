@@ -25,7 +25,9 @@ from trainer.sharding import shard
 
 
 def spec_of(**changes: object) -> RewardSpec:
-    return RewardSpec(backbone=ModelRef(base="b"), snapshot="s", centering=0.0).model_copy(update=changes)
+    return RewardSpec(trunk="trained", backbone=ModelRef(base="b"), snapshot="s", centering=0.0).model_copy(
+        update=changes
+    )
 
 
 def pair_of(chosen: list[int], rejected: list[int], prompt: Sequence[int] = (1, 2, 3), **row: object) -> Pair:

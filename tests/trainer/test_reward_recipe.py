@@ -26,7 +26,9 @@ from trainer.reward_report import Variants
 
 def spec_of(model: ModelRef, snapshot: Path, **changes: object) -> RewardSpec:
     settings = Optimiser(learning_rate=3e-3, epochs=2, batch_size=8, microbatch_size=8)
-    return RewardSpec(backbone=model, snapshot=str(snapshot), folds=0, optimiser=settings).model_copy(update=changes)
+    return RewardSpec(trunk="trained", backbone=model, snapshot=str(snapshot), folds=0, optimiser=settings).model_copy(
+        update=changes
+    )
 
 
 def train(spec: RewardSpec, store: ArtifactStore, location: str = "models/rm") -> tuple[RewardResult, ConsoleReporter]:
@@ -437,7 +439,7 @@ def test_ties_are_counted_as_they_are_labelled(tiny_ref: ModelRef, soft: bool, s
     rows = separable_pairs(30, 0)
     rows[:10] = [row.model_copy(update={"p_b": 0.5, "p_tie": 0.5, "preference": 0.0}) for row in rows[:10]]
     pairs = encode_pairs(rows, ChatEncoder(load_tokenizer(tiny_ref), 512)).train
-    spec = RewardSpec(backbone=tiny_ref, snapshot="", ties="davidson", soft_labels=soft)
+    spec = RewardSpec(trunk="trained", backbone=tiny_ref, snapshot="", ties="davidson", soft_labels=soft)
     assert reward.tie_share(spec, pairs) == pytest.approx(share)
     # Where all rewards are equal, the parameter says from the start what is seen.
     objective = RewardObjective(new_reward_model(tiny_ref, None), spec.ties, reward.tie_share(spec, pairs))

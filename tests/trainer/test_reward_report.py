@@ -306,7 +306,7 @@ def test_the_card_holds_every_figure_and_only_names_what_was_measured() -> None:
 
 def test_without_held_out_pairs_the_card_says_that_nothing_is_known() -> None:
     report = report_of(measured_of([], []))
-    card = model_card(RewardSpec(backbone=ModelRef(base="b"), snapshot="s"), report)
+    card = model_card(RewardSpec(trunk="trained", backbone=ModelRef(base="b"), snapshot="s"), report)
     assert "nothing is known" in card
     assert "Probes" not in card
     assert report_metrics(report) == {}

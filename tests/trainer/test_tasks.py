@@ -361,7 +361,7 @@ def test_a_workers_next_run_finds_the_memory_of_the_one_before(
     ending: str,
 ) -> None:
     models = []
-    original_model, original_save = reward.new_reward_model, reward.save_reward_model
+    original_model, original_save = reward.frozen_reward_model, reward.save_reward_model
 
     def make(*arguments: object, **options: object) -> object:
         model = original_model(*arguments, **options)  # type: ignore[arg-type]
@@ -373,7 +373,7 @@ def test_a_workers_next_run_finds_the_memory_of_the_one_before(
             raise ModelUnavailable("It cannot be saved.")
         original_save(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(reward, "new_reward_model", make)
+    monkeypatch.setattr(reward, "frozen_reward_model", make)
     monkeypatch.setattr(reward, "save_reward_model", save)
     monkeypatch.setattr(tasks.log, "disabled", True)  # pytest keeps logged errors, and the frames they went through
     run = last_run(session, round_)

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from app.artifacts import ArtifactStore, read_content
+from app.errors import InvalidInput
 from app.rows import REWARD_VIEWS
 from app.specs import RewardSpec
-from trainer import reward_card
+from trainer import head_fitting, reward_card
 from trainer.chat import ChatEncoder
 from trainer.checkpoints import Checkpoints
 from trainer.cross_fitting import Best, Folds, folds_of, schedule
@@ -30,7 +31,7 @@ from trainer.packing import Packed, pack, packed_length, token_parts
 from trainer.policy import trunk_of
 from trainer.precision import name_of
 from trainer.reporting import Reporter, RewardResult, TrainingDiverged
-from trainer.reward_model import POOLING, new_reward_model, save_reward_model
+from trainer.reward_model import FROZEN_POOLING, POOLING, frozen_reward_model, new_reward_model, save_reward_model
 from trainer.reward_network import RewardModel, head_names, score_heads, score_of
 from trainer.reward_objective import (
     Element,
@@ -69,6 +70,7 @@ from trainer.reward_said import (
     tie_figures,
     tie_share,
 )
+from trainer.sharding import wants_shards
 from trainer.sizes import forward_tokens, sizes_for
 from trainer.training import Training, deal, require_finite, sum_over_processes
 
@@ -110,10 +112,19 @@ def train(
     notes = (*notes_on(tokenizer), *fold_notes)
 
     # 2. Model: the policy's trunk with new heads; the seed fixes heads, adapters, bootstrap, folds, the order of rows.
+    # A frozen trunk is the base's, without the policy's adapter: the same base then serves policy and reward model.
     seed_everything(spec.seed)
     dtype = working_dtype(spec.optimiser.precision, backbone, checkpoints)
-    heads = head_names(spec.ensemble, spec.aspects)
-    model = new_reward_model(backbone, spec.lora, heads, dtype, folds.members)
+    heads, frozen = head_names(spec.ensemble, spec.aspects), spec.trunk == "frozen"
+    if frozen:
+        if wants_shards():
+            raise InvalidInput(
+                "A reward model on a frozen trunk does not run under FSDP: only the trunk could be shared out.",
+                "Launch it with docs/accelerate/ddp.yaml, or set `trunk` to trained.",
+            )
+        model = frozen_reward_model(backbone.base, heads, dtype, folds.members)
+    else:
+        model = new_reward_model(backbone, spec.lora, heads, dtype, folds.members)
     sizes = sizes_for(backbone, dtype, full_weights=spec.lora is None)
     objective = RewardObjective(model, spec.ties, tie_share(spec, train_pairs))
     # Of an ensemble each member draws bootstrap weights of its own.
@@ -122,10 +133,11 @@ def train(
         for member in range(folds.members)
     ]
 
-    # 3. Train: a batch is of elements, a pair or a whole ranking each. Members take turns, a batch each.
+    # 3. Train: a batch is of elements, a pair or a whole ranking each. Members take turns, a batch each. Heads on a
+    # frozen trunk need no steps.
     lengths = [packed_length(element.sequences, model.share) for element in elements]
-    epochs = schedule(spec, folds, lengths)
-    ends = list(itertools.accumulate(len(steps) for steps in epochs))
+    epochs = [] if frozen else schedule(spec, folds, lengths)
+    ends = list(itertools.accumulate(len(steps) for steps in epochs)) or [0]
     training = Training(
         objective,
         sizes.fill(spec.optimiser),
@@ -137,6 +149,11 @@ def train(
     )
     best = Best.of(training.resumed)
     rewards_of: RewardsOf = partial(response_rewards, training.model, model, pad_id, reporter)
+    if frozen:
+        numbers = head_fitting.subset(len(elements), spec.seed)
+        features = response_features(model, pad_id, reporter, [elements[number] for number in numbers])
+        head_fitting.fit(objective, spec, folds, elements, numbers, features, targets)
+        training.tokens = sum(lengths[number] for number in numbers)
 
     def unseen(train_rewards: Tensor, heldout_rewards: Tensor, deviation: Tensor) -> list[Said]:
         """What is said by who did not train on it: by each member of its fold, by all together of held-out pairs."""
@@ -239,7 +256,8 @@ def train(
         report |= pair_figures(on_unseen)
         candidates = [pair for pair in heldout if not pair.tied] or on_unseen.pairs
         # Without gradients, so at most a third of the training's time.
-        probed = probed_pairs(candidates, training.tokens // model.members, training.generator(PROBES))
+        passes = 1 if frozen else model.members
+        probed = probed_pairs(candidates, training.tokens // passes, training.generator(PROBES))
         report["probes"] = probe_figures(probed, text_scorer(rewards_of, model, encoder))
     for name, values in (results | {"": results.get("", {}) | report_metrics(report)}).items():
         reporter.metrics(training.steps, values, name)
@@ -250,13 +268,13 @@ def train(
     base = spec.backbone.base if inside else backbone.base
     save_reward_model(model, tokenizer, folder, base)
     report["model"] = {
-        "base": base if spec.lora else None,
+        "base": base if frozen or spec.lora else None,
         "members": model.members,
         "heads": list(model.heads),
         "gains": model.gains.tolist(),
         "offsets": model.offsets.tolist(),
         "reference_samples": len(reference),
-        "pooling": POOLING,
+        "pooling": FROZEN_POOLING if frozen else POOLING,
     }
     report["data"] = {
         "precision": name_of(dtype),
@@ -289,7 +307,7 @@ def train(
         precision=name_of(dtype),
         members=model.members,
         disagreement=report["disagreement"],
-        kept_epoch=best.kept or len(ends),
+        kept_epoch=best.kept or len(epochs),
         sizes={"microbatch_tokens": training.microbatch_tokens, "forward_tokens": sizes.forward_tokens},
         peak_memory=memory.peak(),
         notes=(*notes, *memory.notes),
@@ -311,23 +329,49 @@ def response_rewards(
     Raises:
         TrainingDiverged: a reward is not a number.
     """
+    width = len(model.heads if member is None else model.own_heads)
+    return _of_responses(
+        "rewards", lambda packed: run(packed, member)[0], width, model, pad_id, reporter, elements, message
+    )
+
+
+@torch.no_grad()
+def response_features(model: RewardModel, pad_id: int, reporter: Reporter, elements: Sequence[Element]) -> Tensor:
+    """What a frozen trunk says of the sequences of all elements, on the CPU: (S, F).
+
+    Raises:
+        TrainingDiverged: the trunk says something that is not a number.
+    """
+    width, message = model.classifier.score.in_features, "reading the responses"
+    return _of_responses("states", model.features, width, model, pad_id, reporter, elements, message)
+
+
+def _of_responses(
+    what: str,
+    run: Callable[[Packed], Tensor],
+    width: int,
+    model: RewardModel,
+    pad_id: int,
+    reporter: Reporter,
+    elements: Sequence[Element],
+    message: str,
+) -> Tensor:
+    """Return `what` (S, width) `run` says of the sequences of all elements, which processes share out among them."""
     starts = [0, *itertools.accumulate(len(element.sequences) for element in elements)]
-    rewards = torch.zeros(starts[-1], len(model.heads if member is None else model.own_heads))
+    said = torch.zeros(starts[-1], width)
     if not elements:
-        return rewards
+        return said
     lengths = [packed_length(element.sequences, model.share) for element in elements]
     done = 0
     tokens = forward_tokens(trunk_of(model.classifier))
     for part, counts in deal(token_parts(range(len(elements)), lengths, len(elements), tokens)):
         reporter.progress(done, len(elements), message)
         sequences = [sequence for number in part for sequence in elements[number].sequences]
-        part_rewards, _ = run(pack(sequences, pad_id, model.share).to(device()), member)
+        part_said = run(pack(sequences, pad_id, model.share).to(device()))
         if counts:
-            rewards[[place for number in part for place in range(starts[number], starts[number + 1])]] = (
-                part_rewards.cpu()
-            )
+            said[[place for number in part for place in range(starts[number], starts[number + 1])]] = part_said.cpu()
         done += len(part)
-    return require_finite(sum_over_processes(rewards), f"rewards ({message})")
+    return require_finite(sum_over_processes(said), f"{what} ({message})")
 
 
 def fold_rewards(rewards_of: RewardsOf, model: RewardModel, folds: Folds, elements: Sequence[Element]) -> Tensor:
