@@ -11,9 +11,11 @@ class PrefloopError(Exception):
         message: what was wrong, one sentence.
         advice: what the person can do now, one sentence; may be empty.
         status: the HTTP status it renders with.
+        is_signed_out: the same form may be sent again from a page of whoever is signed in then.
     """
 
     status = 400
+    is_signed_out = False
     title = "That did not work"
 
     def __init__(self, message: str, advice: str = "") -> None:
@@ -35,11 +37,19 @@ class InvalidInput(PrefloopError):
 class NotSignedIn(PrefloopError):
     status = 401
     title = "Please sign in"
+    is_signed_out = True
 
 
 class Forbidden(PrefloopError):
     status = 403
     title = "Not allowed"
+
+
+class OldForm(Forbidden):
+    """A form from a page of another sign-in."""
+
+    title = "This form came from an old page"
+    is_signed_out = True
 
 
 class NotFound(PrefloopError):

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -140,7 +140,20 @@ def _show_error(request: Request, error: Exception) -> Response:
     if isinstance(error, NotSignedIn) and request.method == "GET":
         query = f"?{request.url.query}" if request.url.query else ""
         return redirect(f"/sign-in?next={quote(f'{request.url.path}{query}')}")
-    return page(request, "errors/page.html", status=error.status, error=error)
+    came_from = _came_from(request) if error.is_signed_out else ""
+    return page(request, "errors/page.html", status=error.status, error=error, came_from=came_from)
+
+
+def _came_from(request: Request) -> str:
+    """The page on which a form stood, within this site; the start page if the browser does not say."""
+    try:
+        said = urlsplit(request.headers.get("referer", ""))
+    except ValueError:
+        return "/"
+    if said.netloc != request.headers.get("host"):
+        return "/"
+    inside = said.path.lstrip("/\\")  # not to another host
+    return f"/{inside}?{said.query}" if said.query else f"/{inside}"
 
 
 def _show_invalid(request: Request, error: Exception) -> Response:
@@ -156,7 +169,11 @@ def _show_http_error(request: Request, error: Exception) -> Response:
         return _show_error(
             request, NotFound("There is no such page.", "Check the address, or begin at the start page.")
         )
-    shown = PrefloopError(str(error.detail), "Go back and try again.")
+    if error.status_code == 405 and request.method == "GET":
+        # Where a form was answered, and then opened by itself.
+        shown = PrefloopError("Forms are sent to this address; there is no page at it.", "Go on from the start page.")
+    else:
+        shown = PrefloopError(str(error.detail), "Go back and try again.")
     shown.status = error.status_code
     return _show_error(request, shown)
 

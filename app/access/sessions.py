@@ -9,7 +9,7 @@ from fastapi import Depends, Request, Response
 
 from app.access import queries
 from app.db import SessionDep
-from app.errors import Forbidden, NotSignedIn
+from app.errors import NotSignedIn, OldForm
 from app.models import User
 
 SESSION_COOKIE = "prefloop_session"
@@ -52,9 +52,9 @@ async def verify_csrf(request: Request) -> None:
         value = (await request.form()).get(CSRF_FIELD)
         sent = value if isinstance(value, str) else None
     if sent is None or not hmac.compare_digest(sent.encode(), csrf_token(request).encode()):
-        raise Forbidden(
+        raise OldForm(
             "This form came from an old page: you may have signed in or out in another tab.",
-            "Reload the page and send it again.",
+            "Open the page again and send it once more.",
         )
 
 

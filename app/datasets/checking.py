@@ -29,6 +29,14 @@ class StoredPair(NamedTuple):
     gold: int | None = None
 
 
+class Scale(NamedTuple):
+    """What a rubric version asks; see `check`."""
+
+    strengths: int
+    allow_tie: bool = True
+    aspects: Sequence[str] = ()
+
+
 class Said(NamedTuple):
     """What a live judgment in the database says."""
 
@@ -43,8 +51,11 @@ class Known:
 
     prompt_splits: dict[str, str] = field(default_factory=dict)  # by prompt digest
     comparisons: dict[str, StoredPair] = field(default_factory=dict)  # by digest
+    scales: dict[int, Scale] = field(default_factory=dict)  # by id of the rubric version
     by_pair_id: dict[str, list[str]] = field(default_factory=dict)
-    judgments: dict[tuple[str, Labeler], Said] = field(default_factory=dict)  # live ones, by digest and labeler
+    # By digest and labeler: live ones, and those of comparisons that are asked again under a newer rubric.
+    judgments: dict[tuple[str, Labeler], Said] = field(default_factory=dict)
+    removed: set[Labeler] = field(default_factory=set)  # from the project, with all they said
     demonstrations: set[tuple[str, str]] = field(default_factory=set)  # digests of prompt and text
     thumbs: dict[ThumbKey, bool] = field(default_factory=dict)  # live ones of labelers that came with data: liked
 
@@ -76,22 +87,16 @@ class Checked:
     problems: Problems = field(default_factory=Problems)
 
 
-def check(
-    contents: Sequence[FileContent],
-    known: Known,
-    strengths: int,
-    *,
-    allow_tie: bool = True,
-    aspects: Sequence[str] = (),
-) -> Checked:
+def check(contents: Sequence[FileContent], known: Known, scale: Scale) -> Checked:
     """Puts the files' records together; a line that contradicts another or the project becomes a problem.
 
     Args:
-        strengths: of the rubric. A choice without a strength becomes the middle one: 2 of 3, 1 of 1 or 2.
-        allow_tie: else a tie is no known answer, since nobody could give it. That people were once undecided is kept.
-        aspects: names of the rubric's. What is said of others is left out, and told.
+        scale: of the newest rubric version, under which new comparisons are judged. What is said of a comparison that
+            is known is held against the version that it has. A choice without a strength becomes the middle one: 2 of
+            3, 1 of 1 or 2. Without a tie, a tie is no known answer, since nobody could give it; that people were once
+            undecided is kept. What is said of aspects that the version does not have is left out, and told.
     """
-    checker = _Checker(contents, known, strengths, allow_tie=allow_tie, aspects=aspects)
+    checker = _Checker(contents, known, scale)
     for prompt, located in _of_type(contents, PromptRecord):
         checker.run(checker.add_prompt, prompt, located)
     for pair, located in _of_type(contents, PairRecord):
@@ -125,24 +130,19 @@ def _of_type(contents: Iterable[FileContent], kind: type[R]) -> Iterator[tuple[R
 class _Checker:
     """Its methods raise ValueError for a line that does not fit, before anything of that line is kept."""
 
-    def __init__(
-        self,
-        contents: Sequence[FileContent],
-        known: Known,
-        strengths: int,
-        *,
-        allow_tie: bool,
-        aspects: Sequence[str],
-    ) -> None:
+    def __init__(self, contents: Sequence[FileContent], known: Known, scale: Scale) -> None:
         self.known = known
-        self.strengths = strengths
-        self.allow_tie = allow_tie
-        self.aspects = {_plain(name): name for name in aspects}
+        self.newest = scale
         self.checked = Checked()
         self.explicit_splits: dict[str, tuple[str, str]] = {}  # by prompt digest: split, where it was said
         self.pair_ids: dict[str, tuple[str, str]] = {}  # pair digest, where it was said
         self.votes_on: Counter[str] = Counter(digest for digest, _ in known.judgments)
         self.contents = {content.name: content for content in contents}
+
+    def scale_of(self, digest: str) -> Scale:
+        """Of the rubric version under which the comparison is judged."""
+        stored = self.known.comparisons.get(digest)
+        return self.known.scales[stored.rubric_id] if stored else self.newest
 
     def run(self, add: Callable[[R, Located], None], record: R, located: Located) -> None:
         try:
@@ -175,9 +175,10 @@ class _Checker:
             other, said = self.pair_ids.get(pair.pair_id, (digest, ""))
             if other != digest:
                 raise ValueError(f"pair_id {pair.pair_id} is already another pair's ({said})")
-        if pair.gold is not None and abs(pair.gold) > self.strengths:
-            raise ValueError(f"known_answer {pair.gold} is outside the rubric's {-self.strengths} to {self.strengths}")
-        if pair.gold == 0 and not self.allow_tie:
+        scale = self.scale_of(digest)
+        if pair.gold is not None and abs(pair.gold) > scale.strengths:
+            raise ValueError(f"known_answer {pair.gold} is outside {_rubrics(scale)}")
+        if pair.gold == 0 and not scale.allow_tie:
             raise ValueError("known_answer 0 is a tie, which the rubric does not have")
         earlier, stored = self.checked.pairs.get(digest, pair), self.known.comparisons.get(digest)
         if pair.gold is not None and earlier.gold not in (None, pair.gold):
@@ -206,6 +207,8 @@ class _Checker:
             self.checked.demonstrations[demonstration.key] = demonstration
 
     def add_thumb(self, thumb: ThumbRecord, located: Located) -> None:
+        if self.is_removed(thumb.labeler, located):
+            return
         earlier = self.checked.thumbs.get(thumb.key)
         liked = earlier.liked if earlier else self.known.thumbs.get(thumb.key)
         if liked not in (None, thumb.liked):
@@ -234,16 +237,19 @@ class _Checker:
         self.keep(digest, [vote] if vote else [], repeated=vote is None)
 
     def vote(self, digest: str, judgment: JudgmentRecord, located: Located) -> Vote | None:
-        """The judgment as it will be stored; none when it is there already."""
+        """The judgment as it will be stored; none when it is there already, or by somebody who was removed."""
+        if self.is_removed(judgment.labeler, located):
+            return None
+        scale = self.scale_of(digest)
         preference = judgment.preference
         if preference is None:
-            preference = judgment.side * ((self.strengths + 1) // 2)
-        if abs(preference) > self.strengths:
-            raise ValueError(f"preference {preference} is outside the rubric's {-self.strengths} to {self.strengths}")
+            preference = judgment.side * ((scale.strengths + 1) // 2)
+        if abs(preference) > scale.strengths:
+            raise ValueError(f"preference {preference} is outside {_rubrics(scale)}")
         key = (digest, judgment.labeler)
         earlier, stored = self.checked.votes.get(key), self.known.judgments.get(key)
         said = Said(earlier.preference, earlier.record.rationale, earlier.aspects) if earlier else stored
-        aspects = self.by_aspect(judgment, located)
+        aspects = self.by_aspect(judgment, located, scale)
         if said is None:
             return Vote(judgment, preference, aspects)
         if said.preference != preference:
@@ -255,18 +261,25 @@ class _Checker:
             self.contents[located.file].tell(told, located.line)
         return None
 
-    def by_aspect(self, judgment: JudgmentRecord, located: Located) -> dict[str, int]:
+    def is_removed(self, labeler: Labeler, located: Located) -> bool:
+        if labeler not in self.known.removed:
+            return False
+        told = f"{labeler.name} was removed from this project; what they said was left out"
+        self.contents[located.file].tell(told, located.line)
+        return True
+
+    def by_aspect(self, judgment: JudgmentRecord, located: Located, scale: Scale) -> dict[str, int]:
         """What is said of the rubric's aspects, under its names for them."""
-        found = {}
+        names, found = {_plain(name): name for name in scale.aspects}, {}
         for name, said in judgment.aspects.items():
-            own = self.aspects.get(_plain(name))
+            own = names.get(_plain(name))
             if own is None:
                 told = f"The rubric has no aspect {name}; what is said of it was left out"
                 self.contents[located.file].tell(told, located.line)
                 continue
-            preference = said * ((self.strengths + 1) // 2) if judgment.preference is None else said
-            if abs(preference) > self.strengths:
-                raise ValueError(f"aspect {name}: {said} is outside the rubric's {-self.strengths} to {self.strengths}")
+            preference = said * ((scale.strengths + 1) // 2) if judgment.preference is None else said
+            if abs(preference) > scale.strengths:
+                raise ValueError(f"aspect {name}: {said} is outside {_rubrics(scale)}")
             found[own] = preference
         return found
 
@@ -278,6 +291,10 @@ class _Checker:
         self.votes_on[digest] += len(votes)
         self.checked.votes |= {(digest, vote.record.labeler): vote for vote in votes}
         self.checked.repeated["judgments"] += repeated
+
+
+def _rubrics(scale: Scale) -> str:
+    return f"the rubric's {-scale.strengths} to {scale.strengths}"
 
 
 def _plain(name: str) -> str:

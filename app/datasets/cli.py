@@ -212,7 +212,7 @@ def _show_problems(console: Console, problems: Problems) -> None:
 def _show(report: ImportReport, project: str) -> None:
     console = Console(soft_wrap=True, highlight=False, markup=False)
     for file in report.files:
-        console.print(f"{file.name}: {len(file.records) + len(file.problems):,} lines, format {file.format}")
+        console.print(f"{file.name}: {file.lines:,} lines, format {file.format}")
     for what in WHAT:
         console.print(f"{what}: {report.added[what]:,} added, {report.present[what]:,} were there already")
     console.print(f"labelers: {report.added['labelers']:,} new; held-out prompts in {project}: {report.heldout:,}")

@@ -94,9 +94,14 @@ def _named(value: object) -> object:
 
 Text = Annotated[str, AfterValidator(storable)]
 Name = Annotated[str, Field(max_length=200), AfterValidator(storable), AfterValidator(not_blank)]
-# The name of somebody who judged or wrote. Two ways to type one name are one person.
+# The name of somebody who judged or wrote, or their number. Two ways to type one name are one person.
 Person = Annotated[
-    str, Field(max_length=200), AfterValidator(storable), AfterValidator(one_line), AfterValidator(not_blank)
+    str,
+    BeforeValidator(_named),
+    Field(max_length=200),
+    AfterValidator(storable),
+    AfterValidator(one_line),
+    AfterValidator(not_blank),
 ]
 # Stands in lists, tables and filters of many pages.
 Tag = Annotated[str, Field(max_length=200), AfterValidator(storable)]

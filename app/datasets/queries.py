@@ -4,14 +4,40 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import ARRAY, BigInteger, ColumnElement, Text, any_, case, func, insert, literal, select, true, update
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ColumnElement,
+    Text,
+    any_,
+    case,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    true,
+    update,
+)
 from sqlalchemy import text as sql
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.orm import Session, aliased
 
-from app.datasets.checking import Known, Said, StoredPair
+from app.datasets.checking import Known, Said, Scale, StoredPair
 from app.datasets.records import Labeler, ThumbKey, text_digest
-from app.models import Adjudication, Comparison, Completion, Demonstration, Judgment, Project, Prompt, Thumb, User
+from app.models import (
+    Adjudication,
+    Comparison,
+    Completion,
+    Demonstration,
+    Judgment,
+    Project,
+    ProjectLabeler,
+    Prompt,
+    Rubric,
+    Thumb,
+    User,
+)
 from app.models.prompt import WITHDRAWN
 
 CHUNK = 5000  # rows a statement, so that progress can be shown
@@ -36,9 +62,15 @@ def known(session: Session, project_id: int) -> Known:
         select(Comparison.digest, User.name, User.kind, Judgment.preference, Judgment.rationale, Judgment.aspects)
         .join(Judgment, Judgment.comparison_id == Comparison.id)
         .join(User, User.id == Judgment.labeler_id)
-        .where(*imported, *_came_with_data(), Judgment.superseded_at.is_(None))
+        .where(*imported, *_came_with_data())
+        .where(or_(Judgment.superseded_at.is_(None), Judgment.superseded_for == "relabeled"))
+        .order_by(Judgment.superseded_at.is_(None))  # what stands is read last, and counts
     )
     found = Known(prompt_splits=dict(session.execute(splits).all()))
+    versions = select(Rubric).where(Rubric.project_id == project_id, Rubric.version.is_not(None))
+    for rubric in session.scalars(versions):
+        aspects = [str(aspect["name"]) for aspect in rubric.aspects]
+        found.scales[rubric.id] = Scale(rubric.strengths, rubric.allow_tie, aspects)
     by_pair_id: defaultdict[str, list[str]] = defaultdict(list)
     for digest, id_, rubric_id, gold, external_id in comparisons:
         assert digest is not None  # by the query's condition
@@ -46,6 +78,9 @@ def known(session: Session, project_id: int) -> Known:
         if external_id is not None:
             by_pair_id[external_id].append(digest)
     found.by_pair_id = dict(by_pair_id)
+    gone = select(User.name, User.kind).join(ProjectLabeler, ProjectLabeler.labeler_id == User.id)
+    gone = gone.where(ProjectLabeler.project_id == project_id, ProjectLabeler.state == "removed", *_came_with_data())
+    found.removed = {Labeler(name, kind) for name, kind in session.execute(gone)}
     demonstrations = select(Prompt.digest, Demonstration.digest).join(Prompt, Prompt.id == Demonstration.prompt_id)
     found.demonstrations = {
         (prompt, text) for prompt, text in session.execute(demonstrations.where(Demonstration.project_id == project_id))

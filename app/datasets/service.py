@@ -152,8 +152,7 @@ def plan(
     if lock:
         queries.lock_project(session, project.id)
     known = queries.known(session, project.id)
-    aspects = [str(aspect["name"]) for aspect in rubric.aspects]
-    checked = check(contents, known, rubric.strengths, allow_tie=rubric.allow_tie, aspects=aspects)
+    checked = check(contents, known, known.scales[rubric.id])
     splits = {
         digest: known.prompt_splits.get(digest) or _split(prompt, options)
         for digest, (prompt, _) in checked.prompts.items()

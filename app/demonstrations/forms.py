@@ -42,7 +42,7 @@ class PreviewForm(BaseModel):
     """A text to be rendered, and what its changes are shown against: the sample that one's own task begins with, or a
     demonstration as it stands. Samples are never named by their own numbers: those would tell which is older."""
 
-    text: Annotated[str, Field(max_length=MAX_TEXT)] = ""
+    text: Text = ""
     task_id: Number = None
     demonstration_id: Number = None
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from app.typed import CleanLine
+from app.typed import CleanLine, ExactText
 
 Kind = Literal["person", "imported", "simulated", "ai_judge", "all"]
 
@@ -15,7 +15,7 @@ class LabelersFilter(BaseModel):
 
 
 class PauseForm(BaseModel):
-    message: Annotated[str, Field(max_length=2000)] = ""
+    message: Annotated[ExactText, Field(max_length=2000)] = ""
 
 
 class RemoveForm(BaseModel):

@@ -4,12 +4,12 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from app.typed import CleanLine, CleanText, EmptyIsNone
+from app.typed import CleanLine, CleanText, EmptyIsNone, ExactText
 
 
 class NewProjectForm(BaseModel):
     name: Annotated[CleanLine, Field(max_length=200)] = ""
-    description: Annotated[str, Field(max_length=2000)] = ""
+    description: Annotated[ExactText, Field(max_length=2000)] = ""
 
 
 class ModelForm(BaseModel):
@@ -18,7 +18,7 @@ class ModelForm(BaseModel):
 
 class SettingsForm(BaseModel):
     name: Annotated[CleanLine, Field(min_length=1, max_length=200)]
-    description: Annotated[str, Field(max_length=2000)] = ""
+    description: Annotated[ExactText, Field(max_length=2000)] = ""
     overlap: Annotated[int, Field(ge=1, le=100)]
     lease_minutes: Annotated[int, Field(ge=1, le=1440)]
     review_threshold: Annotated[float, Field(ge=0, le=1)]

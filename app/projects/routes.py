@@ -1,6 +1,9 @@
 """The list of projects, a project's start page, and its settings."""
 
-from typing import Annotated
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Request, Response
 from pydantic import ValidationError
@@ -10,7 +13,7 @@ from app.access.guards import AdminDep, AdministratorDep, MemberDep, ProjectDep
 from app.access.queries import own_projects
 from app.access.sessions import UserDep
 from app.db import SessionDep
-from app.errors import PrefloopError
+from app.errors import Conflict, PrefloopError
 from app.judging import LabelingSettings
 from app.labelers import service as labelers
 from app.labeling.settling_queries import Moves
@@ -100,6 +103,8 @@ def change_settings(
         form = SettingsForm.model_validate(typed)
     except ValidationError as error:
         return _settings(request, project, session, typed, not_accepted(reasons_of(error)))
+    if conflict := _changed_meanwhile(typed, _own(project)):
+        return _settings(request, project, session, typed, conflict)
     if moves := service.moved_by(session, project, form):
         return _settings(request, project, session, typed, moves=moves)
     service.update(session, project, form, admin.id)
@@ -115,6 +120,8 @@ def change_labeling(
     except ValidationError as error:
         problem = not_accepted(labeling_form.problems(error))
         return _settings(request, project, session, {}, problem, labeling_form.NOTHING | typed)
+    if conflict := _changed_meanwhile(typed, project.labeling):
+        return _settings(request, project, session, {}, conflict, labeling_form.NOTHING | typed)
     service.update_labeling(session, project, wanted, admin.id)
     return redirect(f"/projects/{project.slug}/settings?saved=labeling#labeling")
 
@@ -134,6 +141,27 @@ def choose_model(
     return redirect(f"/projects/{project.slug}/settings")
 
 
+def _own(project: Project) -> dict[str, Any]:
+    """What the first form of the settings shows."""
+    own = {name: getattr(project, name) for name in SettingsForm.model_fields if hasattr(project, name)}
+    return own | Generation.model_validate(project.generation).model_dump()
+
+
+def _digest(settings: Mapping[str, Any]) -> str:
+    """By which a form tells that the settings it shows are those that stand."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _changed_meanwhile(typed: Mapping[str, str], settings: Mapping[str, Any]) -> Conflict | None:
+    """Why a form is not saved that would undo what somebody else, or another tab, has changed."""
+    if typed.get("seen", "") in ("", _digest(settings)):
+        return None
+    return Conflict(
+        "These settings were changed after you opened this page, by somebody else or in another tab.",
+        "Nothing was saved. Below is what you chose: save again to put it in place of what stands now.",
+    )
+
+
 def _settings(
     request: Request,
     project: Project,
@@ -151,13 +179,13 @@ def _settings(
         labeling: what was typed into the form of the labeling settings.
         saved: which of the forms has just been saved.
     """
-    own = {name: getattr(project, name) for name in SettingsForm.model_fields if hasattr(project, name)}
     shown = labeling or labeling_form.values(LabelingSettings.model_validate(project.labeling))
     return page(
         request,
         "projects/settings.html",
         status=error.status if error else 200,
-        values=own | Generation.model_validate(project.generation).model_dump() | {"model": ""} | typed,
+        values=_own(project) | {"model": ""} | typed,
+        seen={"project": _digest(_own(project)), "labeling": _digest(project.labeling)},
         groups=labeling_form.GROUPS,
         rule_names=labeling_form.RULE_NAMES,
         rules=labeling_form.rows(shown),

@@ -6,9 +6,9 @@ from pydantic import BaseModel, Field
 
 
 class PromptFilter(BaseModel):
-    """Empty means any. `after` is the id of the last prompt of the page before."""
+    """Empty means any; of splits, any but `withdrawn`. `after` is the id of the last prompt of the page before."""
 
-    split: Literal["", "train", "heldout", "regression", "calibration"] = ""
+    split: Literal["", "train", "heldout", "regression", "calibration", "withdrawn"] = ""
     difficulty: Literal["", "easy", "hard", "adversarial"] = ""
     domain: Annotated[str, Field(max_length=200)] = ""
     text: Annotated[str, Field(max_length=200)] = ""

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.domain.slices import MOST_LISTED
 from app.models import Comparison, Completion, ModelVersion, Project, Prompt
+from app.models.prompt import WITHDRAWN
 from app.prompts.forms import PromptFilter
 
 PAGE = 50
@@ -39,8 +40,11 @@ class Listing(NamedTuple):
 
 
 def matching(project: Project, wanted: PromptFilter) -> list[ColumnElement[bool]]:
-    """The conditions of a filter. Text is searched in the conversation, without regard to case."""
+    """The conditions of a filter. Text is searched in the conversation, without regard to case. Withdrawn prompts are
+    found only where they are asked for."""
     conditions = [Prompt.project_id == project.id]
+    if not wanted.split:
+        conditions.append(Prompt.split != WITHDRAWN)
     for name in ("split", "domain", "difficulty"):
         if value := getattr(wanted, name):
             conditions.append(getattr(Prompt, name) == value)
@@ -60,7 +64,8 @@ def listing(session: Session, project: Project, wanted: PromptFilter) -> Listing
     conditions = matching(project, wanted)
     total = session.scalar(select(func.count()).select_from(Prompt).where(*conditions)) or 0
     completions = select(func.count()).where(Completion.prompt_id == Prompt.id).correlate(Prompt).scalar_subquery()
-    comparisons = select(func.count()).where(Comparison.prompt_id == Prompt.id).correlate(Prompt).scalar_subquery()
+    standing = Comparison.prompt_id == Prompt.id, Comparison.state != "withdrawn"
+    comparisons = select(func.count()).where(*standing).correlate(Prompt).scalar_subquery()
     found = (
         select(Prompt, completions, comparisons)
         .where(*conditions, Prompt.id > wanted.after)

@@ -8,7 +8,7 @@ from app.access.guards import AdminDep, ProjectDep
 from app.db import SessionDep
 from app.errors import NotFound
 from app.limits import FormRoute
-from app.models.prompt import DIFFICULTIES, SPLITS
+from app.models.prompt import DIFFICULTIES, SPLITS, WITHDRAWN
 from app.prompts import queries
 from app.prompts.forms import PromptFilter
 from app.render import page
@@ -30,7 +30,7 @@ def listing(
         wanted=wanted,
         listing=queries.listing(session, project, wanted),
         domains=queries.domains(session, project),
-        splits=SPLITS,
+        splits=(*SPLITS, WITHDRAWN),
         difficulties=DIFFICULTIES,
     )
 

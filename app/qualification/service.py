@@ -1,4 +1,4 @@
-"""The training quiz: attempts at it, and their outcome. Who has to take it, `app.qualification.gate` says."""
+"""The training quiz: attempts at it, and their outcome. Who has to take it, `app.access.gate` says."""
 
 import random
 from datetime import UTC, datetime

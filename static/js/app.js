@@ -1,5 +1,7 @@
 // What every page does: local times, formulas, the menu, dismissing messages, copying a link by clicking it.
 
+import { putBack } from "./unsent.js";
+
 function localTimes(root) {
   for (const time of root.querySelectorAll("time[datetime]:not([data-local])")) {
     const date = new Date(time.dateTime);
@@ -64,5 +66,6 @@ document.addEventListener("htmx:beforeSwap", (event) => {
   if (event.detail.xhr.status < 400) document.getElementById("messages").replaceChildren();
 });
 showWhere();
+putBack();
 localTimes(document);
 formulas(document);

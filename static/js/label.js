@@ -69,7 +69,8 @@ const outbox = new Outbox(`outbox.${labeler}.${base}`, {
     sending.classList.toggle("message-warn", Boolean(problem));
     if (!unsent) return;
     const words = unsent === 1 ? "1 answer is not sent yet" : `${unsent} answers are not sent yet`;
-    sending.textContent = problem ? `${words}: ${problem} They are kept in this browser.` : `${words}, trying again.`;
+    const kept = `Kept in this browser: reload the page to send ${unsent === 1 ? "it" : "them"}.`;
+    sending.textContent = problem ? `${words}: ${problem} ${kept}` : `${words}, trying again.`;
   },
 });
 

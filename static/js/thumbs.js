@@ -14,7 +14,8 @@ form?.addEventListener("submit", () => {
 document.addEventListener("keydown", (event) => {
   if (!form || isNotForUs(event) || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
   if (isWriting(event.target)) {
-    if (event.key === "Escape") event.target.blur();
+    // The reason is one line: Enter ends it, and the next key is the thumb.
+    if (event.key === "Escape" || event.key === "Enter") event.target.blur();
     return;
   }
   if (event.key === "?") return showKeys();

@@ -87,12 +87,36 @@ def test_a_form_without_our_token_is_refused(sign_in: SignIn) -> None:
     for headers in ({}, {"X-CSRF-Token": "0" * 64}):
         refused = client.post("/projects", {"name": "New"}, csrf=False, headers=headers)
         assert refused.status_code == 403
-        assert "Reload the page" in refused.text
+        assert "Open the page again" in refused.text
     assert client.post("/projects", {"name": "New"}).status_code == 303
     # The token of one session is no good in another.
     other = sign_in("administrator")
     token = re.search(r'"X-CSRF-Token": "(\w+)"', client.get("/projects").text)
     assert other.post("/projects", {"name": "X"}, csrf=False, headers={"X-CSRF-Token": token[1]}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("referer", "leads_to"),
+    [
+        ("http://testserver/projects?page=2", "/projects?page=2"),
+        ("http://testserver//evil.example.org/projects", "/evil.example.org/projects"),
+        ("http://testserver/\\evil.example.org", "/evil.example.org"),
+        ("https://evil.example.org/projects", "/"),
+        ("http://[", "/"),
+        ("", "/"),
+    ],
+)
+def test_who_was_signed_out_is_led_back_to_the_form(
+    sign_in: SignIn, session: Session, referer: str, leads_to: str
+) -> None:
+    headers = {"Referer": referer}
+    refused = sign_in().post("/projects", {"name": "New"}, headers=headers)
+    assert refused.status_code == 401
+    link = BeautifulSoup(refused.text, "html.parser").find("a", string="Sign in")
+    assert parse_qs(urlsplit(str(link["href"])).query)["next"] == [leads_to]
+    old = sign_in("administrator").post("/projects", {"name": "New"}, csrf=False, headers=headers)
+    assert old.status_code == 403
+    assert f'href="{leads_to}">Back to the page' in old.text
 
 
 @pytest.mark.parametrize("ends", ["a new password", "switched off"])
@@ -237,11 +261,13 @@ def test_two_administrators_who_remove_each_other_leave_one(session: Session, en
     assert session.scalars(select(User.id).where(User.is_admin)).all() == [ada]
 
 
-def test_what_the_database_cannot_hold_is_refused_in_words(sign_in: SignIn, project: Project) -> None:
+def test_what_the_database_cannot_hold_is_refused_in_words(sign_in: SignIn, session: Session, project: Project) -> None:
+    labeler_id = factories.judgment(session, factories.comparison(session, project), preference=1).labeler_id
+    session.commit()
     admin = sign_in("admin", "administrator")
     answers = [
         admin.get(f"/projects/p/review/{10**30}"),
-        admin.post("/projects", {"name": "N", "description": "Nul\0l"}),
+        admin.post(f"/projects/p/labelers/{labeler_id}/remove", {"reason": "Nul\0l"}),
     ]
     for answer in answers:
         assert answer.status_code == 422
@@ -254,3 +280,18 @@ def test_hostile_names_are_text(sign_in: SignIn, session: Session) -> None:
     text = sign_in("administrator").get("/people").text
     assert "<script>alert" not in text
     assert "&lt;script&gt;alert" in text
+
+
+def test_errors_within_a_project_lead_back_to_it(sign_in: SignIn, session: Session) -> None:
+    factories.project(session, slug="p")
+    session.commit()
+    admin = sign_in("admin")
+    for address, status in (
+        ("/projects/p/data/export?kind=full&split=train", 422),
+        ("/projects/p/review/1", 404),
+        ("/projects/p/data/preview", 405),
+    ):
+        answer = admin.get(address)
+        assert answer.status_code == status
+        assert 'href="/projects/p">To the project' in answer.text
+    assert "To the project" not in admin.get("/projects/none/review").text

@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from playwright.sync_api import Page, Route, expect
 from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
@@ -161,3 +162,26 @@ def test_the_focus_is_not_lost_with_what_is_closed(session: Session, open_page: 
     expect(page.locator("input[name='aspect:style']:checked")).to_be_focused()  # the next aspect, where it stands
     press(page, "a")
     expect(page.locator("input[name='aspect:factuality'][value='1']")).to_be_focused()
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_what_is_said_of_unsent_answers_covers_no_control(session: Session, open_page: OpenPage, width: int) -> None:
+    page = open_desk(open_page, project_with(session, 3), width=width)
+    page.set_viewport_size({"width": width, "height": 600})  # of a phone the answer's bar fills half
+    wait_for_next(page)
+    page.context.set_offline(True)
+    page.get_by_role("radio", name="Tie").check()
+    page.get_by_role("button", name="Submit").click()
+    sending = page.locator("#sending")
+    expect(sending).to_have_text("1 answer is not sent yet, trying again.")
+    said = sending.bounding_box()
+    assert said is not None
+    assert said["x"] >= 0
+    assert said["x"] + said["width"] <= width
+    for control in page.locator("form.answer .step, form.answer textarea, form.answer .button").all():
+        box = control.bounding_box()
+        assert box is not None
+        apart = box["y"] >= said["y"] + said["height"] or box["y"] + box["height"] <= said["y"]
+        assert apart, control.inner_text()
+    page.context.set_offline(False)
+    all_sent(page)

@@ -94,6 +94,16 @@ def test_a_bad_line_writes_nothing_not_even_the_project(command: Command, sessio
         assert f"hh_awkward.jsonl, line {line}: " in done.output
 
 
+def test_lines_are_counted_and_not_the_comparisons_they_become(
+    command: Command, engine: Engine, tmp_path: Path
+) -> None:
+    answers = [{"answer": f"Answer {rank}", "model": f"m{rank}", "rank": rank} for rank in (1, 2, 3)]
+    (tmp_path / "nectar.jsonl").write_text(json.dumps({"prompt": "Why?", "answers": answers}) + "\n")
+    done = command("import", tmp_path / "nectar.jsonl", "--project", "x")
+    assert "nectar.jsonl: 1 lines, format nectar\n" in done.output
+    assert "comparisons: 3 added" in done.output
+
+
 def test_wrong_arguments_are_named(command: Command, session: Session, tmp_path: Path) -> None:
     cases = [
         (("import", tmp_path / "no.jsonl", "--project", "x"), "There is no file"),

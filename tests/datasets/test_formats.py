@@ -236,6 +236,12 @@ def test_null_nan_and_whole_floats_are_taken() -> None:
     assert FORMATS["pairs"].line.ignored(row) == set()
 
 
+@pytest.mark.parametrize(("number", "name"), [(17, "17"), (17.0, "17"), ("17", "17")])
+def test_a_labeler_may_be_a_number(number: object, name: str) -> None:
+    pair = pair_of({"prompt": "Why?", "response_a": "a", "response_b": "b", "choice": "A", "labeler": number})
+    assert pair.judgments[0].labeler == Labeler(name)
+
+
 def test_a_rationale_without_a_choice_is_told() -> None:
     row = {"prompt": "Why?", "response_a": "a", "response_b": "b", "labeler": "ann", "rationale": "shorter"}
     _, _, told = read(row)

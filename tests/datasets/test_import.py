@@ -20,7 +20,10 @@ from app.datasets.service import ImportOptions, ImportRefused, ImportReport, imp
 from app.db import make_session_factory
 from app.errors import InvalidInput
 from app.insights import service as insights
-from app.models import AuditEvent, Comparison, Completion, Judgment, Project, Prompt, Rubric, User
+from app.labelers import service as labelers
+from app.models import AuditEvent, Comparison, Completion, Judgment, Project, Prompt, Rubric, Thumb, User
+from app.review import relabeling
+from app.review.forms import RelabelForm
 from tests import factories
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -430,6 +433,62 @@ def test_a_choice_without_strength_is_the_rubrics_middle_one(session: Session, t
     path.write_text(json.dumps(pair(prompt="Other?", preference=2)))
     with pytest.raises(ImportRefused, match="preference 2 is outside the rubric's -1 to 1"):
         import_files(session, project, find_files([path]))
+
+
+def test_what_is_known_is_judged_by_the_rubric_version_it_has(session: Session, project: Project, put: Any) -> None:
+    old = pair(pair_id="old", labeler="ann", choice="A")
+    put(old)
+    factories.rubric(session, project, version=2, strengths=1, allow_tie=False, aspects=[])
+    again = put(old)
+    assert (again.added.total(), again.present["judgments"]) == (0, 1)
+    put(
+        {"pair_id": "old", "labeler": "bob", "choice": "B"},
+        {"pair_id": "old", "labeler": "cid", "preference": -3, "aspects": {"style": -2}},
+        name="more.jsonl",
+    )
+    put(pair(pair_id="new", prompt="How?", labeler="bob", choice="B"))
+    with pytest.raises(ImportRefused, match="preference 2 is outside the rubric's -1 to 1"):
+        put(pair(pair_id="new", prompt="How?", labeler="cid", preference=2))
+    found = session.execute(
+        select(Comparison.external_id, User.name, Rubric.version, Judgment.preference, Judgment.aspects)
+        .join(Judgment, Judgment.comparison_id == Comparison.id)
+        .join(Rubric, Rubric.id == Judgment.rubric_id)
+        .join(User, User.id == Judgment.labeler_id)
+        .order_by(Judgment.id)
+    )
+    assert [tuple(row) for row in found] == [
+        ("old", "ann", 1, -2, {}),
+        ("old", "bob", 1, 2, {}),
+        ("old", "cid", 1, -3, {"style": -2}),
+        ("new", "bob", 2, 1, {}),
+    ]
+
+
+def test_who_was_removed_does_not_come_back_with_the_file(session: Session, project: Project, put: Any) -> None:
+    told = [
+        pair(choices={"ann": "A", "spam": "B"}),
+        {"prompt": "How?", "completion": "So.", "label": True, "labeler": "spam"},
+    ]
+    put(told[0], name="pairs.jsonl")
+    put(told[1], name="thumbs.jsonl")
+    spam = session.scalars(select(User.id).where(User.name == "spam")).one()
+    labelers.remove(session, project, factories.user(session, "admin"), spam, "Spam")
+    again = [put(told[0], name="pairs.jsonl"), put(told[1], name="thumbs.jsonl")]
+    assert [report.added.total() for report in again] == [0, 0]
+    for report in again:
+        assert any("spam was removed from this project; what they said was left out" in note for note in report.notes)
+    live = select(User.name).join(Judgment, Judgment.labeler_id == User.id).where(Judgment.superseded_at.is_(None))
+    assert session.scalars(live).all() == ["ann"]
+    assert count(session, Thumb, Thumb.superseded_at.is_(None)) == 0
+
+
+def test_what_is_asked_again_stays_known(session: Session, project: Project, put: Any) -> None:
+    put(pair(choices={"ann": "A", "bob": "A"}))
+    newer = factories.rubric(session, project, version=2)
+    form = RelabelForm(rubric=newer.id, overlap=2)
+    relabeling.relabel(session, project, factories.user(session, "admin"), form, expected=1)
+    again = put(pair(choices={"ann": "A", "bob": "A"}))
+    assert (again.added.total(), again.present["judgments"]) == (0, 2)
 
 
 def test_equal_responses_stay_two(session: Session, put: Any) -> None:

@@ -50,6 +50,21 @@ def test_an_address_is_made_from_the_name(name: str, slug: str) -> None:
     assert service.slugify(name) == slug
 
 
+def test_line_ends_count_once_as_they_do_in_a_browser(sign_in: SignIn, session: Session) -> None:
+    project = factories.project(session, slug="p")
+    labeler = factories.user(session)
+    factories.judgment(session, factories.comparison(session, project), preference=1, labeler_id=labeler.id)
+    session.commit()
+    admin = sign_in("admin")
+    lines = "x\r\n" * 1000  # 2,000 characters in the browser's count, which is the limit
+    saved = admin.post("/projects/p/settings", SETTINGS | {"description": lines})
+    assert saved.status_code == 303
+    paused = admin.post(f"/projects/p/labelers/{labeler.id}/pause", {"message": lines})
+    assert paused.status_code == 303
+    session.refresh(project)
+    assert project.description == "x\n" * 1000
+
+
 def test_a_new_project_can_hold_comparisons_at_once(sign_in: SignIn, session: Session) -> None:
     admin = sign_in("administrator")
     assert admin.post("/projects", {"name": "Poems"}).headers["location"] == "/projects/poems"
@@ -122,6 +137,46 @@ def test_another_review_threshold_says_what_it_moves_before_it_is_saved(sign_in:
     assert session.scalars(states).all() == ["in_review", "settled", "settled"]
     session.refresh(project)
     assert project.review_threshold == 0.3
+
+
+@pytest.mark.parametrize(
+    ("address", "first", "second"),
+    [
+        ("settings", {"overlap": "5"}, {"name": "Later"}),
+        ("settings/labeling", {"consensus": "dawid_skene"}, {"thumbs": "true"}),
+    ],
+)
+def test_settings_from_an_older_page_undo_nobodys_change(
+    sign_in: SignIn, session: Session, address: str, first: dict[str, str], second: dict[str, str]
+) -> None:
+    project = factories.project(session, slug="p")
+    session.commit()
+    admin, other = sign_in("admin"), sign_in("admin")
+
+    def form(page: str) -> dict[str, str]:
+        shown = BeautifulSoup(page, "html.parser").select_one(f"form[action='/projects/p/{address}']")
+        fields = {each["name"]: each.get("value", "") for each in shown.select("input:not([type=checkbox])")}
+        fields |= {each["name"]: each["value"] for each in shown.select("input[checked]")}
+        fields |= {
+            each["name"]: each.select_one("option[selected]")["value"]
+            for each in shown.select("select:has([selected])")
+        }
+        return fields | {each["name"]: each.text for each in shown.select("textarea")}
+
+    opened = form(admin.get("/projects/p/settings").text)
+    assert other.post(f"/projects/p/{address}", opened | first).status_code == 303
+    refused = admin.post(f"/projects/p/{address}", opened | second)
+    assert refused.status_code == 409
+    assert "Nothing was saved" in refused.text
+    again = form(refused.text)
+    assert [again[name] for name in second] == list(second.values())
+    session.refresh(project)
+    before = (project.overlap, project.labeling.get("consensus"))
+    assert before == ((5, None) if address == "settings" else (project.overlap, "dawid_skene"))
+    # Sent again, it is what was chosen.
+    assert admin.post(f"/projects/p/{address}", again).status_code == 303
+    shown = form(admin.get("/projects/p/settings").text)
+    assert shown == again | {"seen": shown["seen"]}
 
 
 def test_settings_are_kept_and_checked(sign_in: SignIn, session: Session) -> None:

@@ -135,6 +135,24 @@ def test_the_pages(session: Session, sign_in: Callable[..., Any]) -> None:
     assert sign_in("labeler").get(base).status_code == 403
 
 
+def test_what_was_withdrawn_is_listed_only_where_it_is_asked_for(session: Session) -> None:
+    project = factories.project(session)
+    stays = factories.prompt(session, project, "Stays?")
+    gone = factories.prompt(session, project, "Gone?", split="withdrawn")
+    for state in ("settled", "withdrawn"):
+        factories.comparison(session, project, prompt=stays, state=state)
+    factories.comparison(session, project, prompt=gone, state="withdrawn")
+
+    def listed(**values: str) -> list[tuple[int, int]]:
+        found = queries.listing(session, project, PromptFilter.model_validate(values))
+        assert found.total == len(found.rows)
+        return [(row.prompt.id, row.comparisons) for row in found.rows]
+
+    assert listed() == [(stays.id, 1)]
+    assert listed(text="?") == [(stays.id, 1)]
+    assert listed(split="withdrawn") == [(gone.id, 0)]
+
+
 def test_a_project_without_prompts_says_where_they_come_from(session: Session, sign_in: Callable[..., Any]) -> None:
     project = factories.project(session)
     session.commit()
