@@ -69,7 +69,9 @@ def no_doubles(session: Session) -> None:
 def test_a_killed_workers_round_is_finished_by_the_next(
     session: Session, settings: Settings, tmp_path: Path, run_worker: Callable[..., ForkServerProcess]
 ) -> None:
-    round_ = begin_round(session, settings, tmp_path, reward_epochs=20, prompts=24, samples_per_prompt=16)
+    round_ = begin_round(
+        session, settings, tmp_path, reward_trunk="trained", reward_epochs=20, prompts=24, samples_per_prompt=16
+    )
     first = run_worker()
     run = last_run(session, round_)
     trained = select(func.count()).select_from(Metric).where(Metric.run_id == run.id)
@@ -111,7 +113,7 @@ def test_a_database_without_a_schema_is_told_and_not_waited_for(
 def test_a_stopped_worker_gives_its_run_back(
     session: Session, settings: Settings, tmp_path: Path, run_worker: Callable[..., ForkServerProcess]
 ) -> None:
-    round_ = begin_round(session, settings, tmp_path, reward_epochs=100)
+    round_ = begin_round(session, settings, tmp_path, reward_trunk="trained", reward_epochs=100)
     process = run_worker()
     run = last_run(session, round_)
     trained = select(func.count()).select_from(Metric).where(Metric.run_id == run.id)
@@ -222,7 +224,7 @@ def test_a_worker_that_lost_its_run_writes_nothing(session: Session, engine: Eng
 def test_a_lost_connection_in_the_middle_of_a_run_is_only_a_pause(
     session: Session, engine: Engine, settings: Settings, tmp_path: Path, run_worker: Callable[..., ForkServerProcess]
 ) -> None:
-    round_ = begin_round(session, settings, tmp_path, reward_epochs=30, prompts=4)
+    round_ = begin_round(session, settings, tmp_path, reward_trunk="trained", reward_epochs=30, prompts=4)
     run_worker()
     run = last_run(session, round_)
     trained = select(func.count()).select_from(Metric).where(Metric.run_id == run.id)
@@ -257,7 +259,7 @@ def test_a_database_that_goes_away_for_ten_seconds(
         migrate(url)
         engine = make_engine(url, pool_size=1)
         with make_session_factory(engine)() as session:
-            round_ = begin_round(session, settings, tmp_path, reward_epochs=60, prompts=4)
+            round_ = begin_round(session, settings, tmp_path, reward_trunk="trained", reward_epochs=60, prompts=4)
             worker = run_worker(url=url)
             run = last_run(session, round_)
             trained = select(func.count()).select_from(Metric).where(Metric.run_id == run.id)
