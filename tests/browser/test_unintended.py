@@ -29,9 +29,8 @@ def project_for_thumbs(session: Session) -> Project:
 
 
 def account(session: Session, *roles: str) -> User:
-    user = accounts.create_user(
-        session, email=f"{roles[0]}@example.org", name="Nora", password=PASSWORD, roles=list(roles)
-    )
+    user = factories.user(session, *roles, email=f"{roles[0]}@example.org", name="Nora")
+    accounts.set_password(session, user, PASSWORD)
     session.commit()
     return user
 

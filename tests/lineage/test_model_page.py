@@ -124,10 +124,23 @@ def test_models_without_papers_have_a_page_and_others_projects_have_none(
     assert sign_in("labeler").get(f"/projects/{project.slug}/models/{base.id}").status_code == 403
 
 
+@pytest.mark.parametrize(
+    ("kept_epoch", "files", "learned"),
+    [
+        (2, "Adapters and heads models/run-7", "The weights are those after epoch 2."),
+        (0, "Heads models/run-7", "Only heads were learned, on the layers of the base model."),
+    ],
+)
 def test_a_reward_model_says_what_it_stands_on_and_how_its_accuracy_was_measured(
-    app: FastAPI, session: Session, project: Project, sign_in: Callable[..., SignedIn]
+    app: FastAPI,
+    session: Session,
+    project: Project,
+    sign_in: Callable[..., SignedIn],
+    kept_epoch: int,
+    files: str,
+    learned: str,
 ) -> None:
-    result = {"members": 4, "disagreement": 0.314, "kept_epoch": 2}
+    result = {"members": 4, "disagreement": 0.314, "kept_epoch": kept_epoch}
     reward = factories.model(
         session,
         project,
@@ -142,7 +155,7 @@ def test_a_reward_model_says_what_it_stands_on_and_how_its_accuracy_was_measured
     (folder / "report.json").write_text(json.dumps(REPORT))
     text = sign_in("operator").get(f"/projects/{project.slug}/models/{reward.id}").text
     shown = " ".join(BeautifulSoup(text, "html.parser").get_text(" ").split())
-    assert "Base models/smol Adapters and heads models/run-7" in shown
+    assert f"Base models/smol {files}" in shown
     assert "Accuracy is cross-fitted over 4 members" in shown
     assert "disagree by 0.31 standard deviations" in shown
-    assert "after epoch 2" in shown
+    assert learned in shown
