@@ -191,6 +191,7 @@ def test_saving_while_a_section_is_on_its_way_loses_no_row(session: Session, ope
     held[0].continue_()
     expect(page.locator(".badge").filter(has_text="draft")).to_be_visible()
     assert [aspect["name"] for aspect in newest(session).aspects] == ["style"]
+    page.wait_for_load_state()  # until its scripts run, a section's button sends the whole form
 
     # And where nothing comes back, all is as it was.
     page.unroute("**/rubric/edit")
