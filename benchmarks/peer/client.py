@@ -1,0 +1,137 @@
+"""The one client of both sides: N labelers at once, each in a thread with a browser's session of their own."""
+
+import itertools
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import httpx
+
+PAUSE_SECONDS = 0.2  # after an error, and while there is no card
+TIMEOUT_SECONDS = 60
+
+
+class Refused(Exception):
+    """The service did not do what was asked; says what it answered."""
+
+
+class Labeler(Protocol):
+    """A person at their desk. Used by one thread at a time."""
+
+    http: httpx.Client
+
+    def next_card(self) -> Any:
+        """Make the requests that bring the next card; none if the service has none."""
+
+    def answer(self, card: Any) -> str:
+        """Send an answer and return the id under which the database must now hold it."""
+
+
+@dataclass
+class Played:
+    """What the labelers saw. Times are of the requests that ended in the measured window.
+
+    begin, end: of the window, by `time.perf_counter`; before and after it nothing is timed. card, answer: milliseconds.
+    acknowledged: ids of all answers that the service took, also outside the window. dry: how often somebody found no
+    card. errors: by message, also outside the window. client_share: processor time of this process as a share of the
+    window.
+    """
+
+    begin: float = float("inf")
+    end: float = float("inf")
+    card: list[float] = field(default_factory=list)
+    answer: list[float] = field(default_factory=list)
+    acknowledged: list[str] = field(default_factory=list)
+    dry: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    client_share: float = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def rate(self) -> float:
+        """Judgments a second."""
+        return len(self.answer) / (self.end - self.begin)
+
+
+def play(labelers: Sequence[Labeler], seconds: float, warmup: float) -> Played:
+    """Let everybody judge at once, one card after another without a pause, for a fixed time after a warm-up."""
+    played, stop = Played(), threading.Event()
+
+    def work(labeler: Labeler) -> None:
+        while not stop.is_set():
+            if not turn(labeler, played):
+                stop.wait(PAUSE_SECONDS)
+
+    with ThreadPoolExecutor(len(labelers)) as pool:
+        try:
+            jobs = [pool.submit(work, labeler) for labeler in labelers]
+            stop.wait(warmup)
+            played.begin, used = time.perf_counter(), time.process_time()
+            stop.wait(seconds)
+            played.end = time.perf_counter()
+            played.client_share = (time.process_time() - used) / (played.end - played.begin)
+        finally:
+            stop.set()
+    for job in jobs:
+        job.result()
+    return played
+
+
+def turn(labeler: Labeler, played: Played) -> bool:
+    """One card and its answer; whether there were both. What happened is noted in `played`."""
+    try:
+        began = time.perf_counter()
+        card = labeler.next_card()
+        shown = time.perf_counter()
+        if card is None:
+            with played.lock:
+                played.dry += 1
+            return False
+        key = labeler.answer(card)
+        taken = time.perf_counter()
+    except (httpx.HTTPError, Refused) as error:
+        with played.lock:
+            played.errors[f"{type(error).__name__}: {error}"] += 1
+        return False
+    with played.lock:
+        played.acknowledged.append(key)
+        if played.begin <= shown < played.end:
+            played.card.append(1000 * (shown - began))
+        if played.begin <= taken < played.end:
+            played.answer.append(1000 * (taken - shown))
+    return True
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The nearest rank: the least value that at least so many percent of the values do not exceed; NaN of none."""
+    if not values:
+        return float("nan")
+    rank = -(-percent * len(values) // 100)  # rounded up
+    return sorted(values)[max(0, int(rank) - 1)]
+
+
+def browser(url: str) -> httpx.Client:
+    """A client with cookies of its own; redirects are followed."""
+    return httpx.Client(base_url=url, follow_redirects=True, timeout=TIMEOUT_SECONDS)
+
+
+def checked(response: httpx.Response) -> httpx.Response:
+    """The response if it is a success.
+
+    Raises:
+        Refused: it is not; says the status and the beginning of the body.
+    """
+    if response.is_success:
+        return response
+    request = response.request
+    path = "/".join("…" if any(c.isdigit() for c in part) else part for part in request.url.path.split("/"))
+    raise Refused(f"{request.method} {path} answered {response.status_code}: {' '.join(response.text.split())[:120]}")
+
+
+def shared_out(count: int, urls: Sequence[str]) -> list[str]:
+    """An address for each of `count` labelers, in turn, as a proxy before several processes shares people out."""
+    return list(itertools.islice(itertools.cycle(urls), count))
