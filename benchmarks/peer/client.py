@@ -4,7 +4,7 @@ import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -33,33 +33,46 @@ class Labeler(Protocol):
 
 @dataclass
 class Played:
-    """What the labelers saw. Times are of the requests that ended in the measured window.
+    """What the labelers saw on one side, over all its windows.
 
-    begin, end: of the window, by `time.perf_counter`; before and after it nothing is timed. card, answer: milliseconds.
-    acknowledged: ids of all answers that the service took, also outside the window. dry: how often somebody found no
-    card. errors: by message, also outside the window. client_share: processor time of this process as a share of the
-    window.
+    begin, end: of the window that is open, by `time.perf_counter`; outside it nothing is timed. seconds: length of the
+    windows. card, answer: milliseconds. acknowledged: ids of all answers that the service took, also outside windows.
+    dry: how often somebody found no card. errors: by message, also outside windows. client_seconds, service_seconds:
+    processor time in the windows, of this process and of the service.
     """
 
     begin: float = float("inf")
     end: float = float("inf")
+    seconds: float = 0
     card: list[float] = field(default_factory=list)
     answer: list[float] = field(default_factory=list)
     acknowledged: list[str] = field(default_factory=list)
     dry: int = 0
     errors: Counter[str] = field(default_factory=Counter)
-    client_share: float = 0
+    client_seconds: float = 0
+    service_seconds: float = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def rate(self) -> float:
         """Judgments a second."""
-        return len(self.answer) / (self.end - self.begin)
+        return len(self.answer) / self.seconds
+
+    @property
+    def service_ms(self) -> float:
+        """The service's processor time a judgment, in milliseconds; NaN if there was no judgment."""
+        return 1000 * self.service_seconds / len(self.answer) if self.answer else float("nan")
 
 
-def play(labelers: Sequence[Labeler], seconds: float, warmup: float) -> Played:
-    """Let everybody judge at once, one card after another without a pause, for a fixed time after a warm-up."""
-    played, stop = Played(), threading.Event()
+def play(
+    labelers: Sequence[Labeler], played: Played, seconds: float, warmup: float, service_seconds: Callable[[], float]
+) -> None:
+    """Let everybody judge at once, one card after another without a pause, for a fixed time after a warm-up.
+
+    Args:
+        service_seconds: the processor time that the service has used since it was started.
+    """
+    stop = threading.Event()
 
     def work(labeler: Labeler) -> None:
         while not stop.is_set():
@@ -70,15 +83,18 @@ def play(labelers: Sequence[Labeler], seconds: float, warmup: float) -> Played:
         try:
             jobs = [pool.submit(work, labeler) for labeler in labelers]
             stop.wait(warmup)
-            played.begin, used = time.perf_counter(), time.process_time()
+            client, service = time.process_time(), service_seconds()
+            played.begin = time.perf_counter()
             stop.wait(seconds)
             played.end = time.perf_counter()
-            played.client_share = (time.process_time() - used) / (played.end - played.begin)
+            played.client_seconds += time.process_time() - client
+            played.service_seconds += service_seconds() - service
         finally:
             stop.set()
     for job in jobs:
         job.result()
-    return played
+    played.seconds += played.end - played.begin
+    played.begin = played.end = float("inf")
 
 
 def turn(labeler: Labeler, played: Played) -> bool:

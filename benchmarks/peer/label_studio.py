@@ -86,7 +86,7 @@ def label_studio(plan: Plan) -> Iterator[Side]:
     """Serve the pairs from `plan.processes` gunicorn workers."""
     url = new_database(plan.url, "label_studio")
     with contextlib.ExitStack() as stack:
-        address = stack.enter_context(_gunicorn(url, plan))
+        address, pid = stack.enter_context(_gunicorn(url, plan))
         password, labelers = secrets.token_hex(16), []
         for number in range(plan.labelers):
             http = stack.enter_context(browser(address))
@@ -99,7 +99,7 @@ def label_studio(plan: Plan) -> Iterator[Side]:
         with engine.connect() as connection:
             found = connection.execute(text("SELECT overlap, count(*) FROM task GROUP BY overlap")).all()
             assert [tuple(row) for row in found] == [(plan.overlap, len(plan.pairs))], f"tasks by overlap: {found}"
-        yield Side("Label Studio", labelers, engine, OVER, STORED)
+        yield Side("Label Studio", labelers, engine, OVER, STORED, [pid])
 
 
 def fill(admin: TheirLabeler, plan: Plan) -> int:
@@ -120,8 +120,8 @@ def fill(admin: TheirLabeler, plan: Plan) -> int:
 
 
 @contextlib.contextmanager
-def _gunicorn(url: URL, plan: Plan) -> Iterator[str]:
-    """Migrate the database and serve it; yields the address."""
+def _gunicorn(url: URL, plan: Plan) -> Iterator[tuple[str, int]]:
+    """Migrate the database and serve it; yields the address and gunicorn's process id."""
     bin_ = (HOME / "bin").absolute()
     if not (bin_ / "gunicorn").exists():
         raise SystemExit(f"{HOME} holds no Label Studio. `make benchmark-peer` installs it.")
@@ -152,5 +152,5 @@ def _gunicorn(url: URL, plan: Plan) -> Iterator[str]:
     address = f"http://127.0.0.1:{port}"
     command = [str(bin_ / "gunicorn"), "--bind", f"127.0.0.1:{port}", "--workers", str(plan.processes)]
     command += ["--threads", str(THREADS), "--timeout", "120", "core.wsgi:application"]
-    with served(command, environment, package, log, f"{address}/health/"):
-        yield address
+    with served(command, environment, package, log, f"{address}/health/") as pid:
+        yield address, pid

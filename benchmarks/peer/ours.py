@@ -37,14 +37,15 @@ def prefloop(plan: Plan) -> Iterator[Side]:
     *emails, counted = fill(url, plan, password)
     settings = Settings(home=plan.folder / "prefloop", database_url=url, _env_file=None)
     with contextlib.ExitStack() as stack:
-        urls = [stack.enter_context(_web(url, plan.folder, number)) for number in range(plan.processes)]
-        labelers = []
-        for email, address in zip(emails, shared_out(plan.labelers, urls), strict=True):
+        webs = [stack.enter_context(_web(url, plan.folder, number)) for number in range(plan.processes)]
+        pids, labelers = [pid for _, pid in webs], []
+        for email, address in zip(emails, shared_out(plan.labelers, [address for address, _ in webs]), strict=True):
             http = stack.enter_context(browser(address))
             labelers.append(OurLabeler(http, email, password))
         engine = make_engine(url, pool_size=1)
         stack.callback(engine.dispose)
-        yield Side("Prefloop", labelers, engine, OVER, STORED, statements.measure(settings, url, counted, password))
+        counts = statements.measure(settings, url, counted, password)
+        yield Side("Prefloop", labelers, engine, OVER, STORED, pids, counts)
 
 
 def fill(url: str, plan: Plan, password: str) -> list[str]:
@@ -73,8 +74,8 @@ def fill(url: str, plan: Plan, password: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def _web(url: str, folder: Path, number: int) -> Iterator[str]:
-    """A web process, as `prefloop web` runs it; yields its address."""
+def _web(url: str, folder: Path, number: int) -> Iterator[tuple[str, int]]:
+    """A web process, as `prefloop web` runs it; yields its address and process id."""
     port = free_port()
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
@@ -86,5 +87,5 @@ def _web(url: str, folder: Path, number: int) -> Iterator[str]:
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "app.cli", "web"]
     # In a folder without a .env file.
-    with served(command, environment, folder, folder / f"prefloop-{number}.log", f"{address}/healthz"):
-        yield address
+    with served(command, environment, folder, folder / f"prefloop-{number}.log", f"{address}/healthz") as pid:
+        yield address, pid

@@ -8,10 +8,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import httpx
+import psutil
 
 PR_SET_PDEATHSIG = 1
 START_SECONDS = 180
@@ -39,8 +40,8 @@ def run(command: Sequence[str], environment: Mapping[str, str], folder: Path, lo
 @contextlib.contextmanager
 def served(
     command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path, probe: str
-) -> Iterator[None]:
-    """Keep a server running; it is up once the address `probe` answers 200.
+) -> Iterator[int]:
+    """Keep a server running; yields its process id once the address `probe` answers 200.
 
     Raises:
         SystemExit: it ended, or did not answer in time.
@@ -51,7 +52,18 @@ def served(
             if process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"{' '.join(command)} does not serve {probe}:\n{_tail(log)}")
             time.sleep(0.2)
-        yield
+        yield process.pid
+
+
+def processor_seconds(pids: Iterable[int]) -> float:
+    """The processor time that these processes and all below them have used."""
+    total = 0.0
+    for pid in pids:
+        parent = psutil.Process(pid)
+        for process in (parent, *parent.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):  # then it is in the time of its parent's children
+                total += sum(process.cpu_times()[:4])  # user, system, and both of children that have ended
+    return total
 
 
 @contextlib.contextmanager

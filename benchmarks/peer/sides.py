@@ -32,7 +32,7 @@ class Side:
     """A service that is up.
 
     over: SQL that counts tasks with more live answers than :overlap. stored: SQL for those of :ids that the database
-    holds as live answers. statements: SQL statements by step, where they are counted.
+    holds as live answers. pids: of its web processes. statements: SQL statements by step, where they are counted.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Side:
     engine: Engine
     over: str
     stored: str
+    pids: Sequence[int] = ()
     statements: dict[str, int] = field(default_factory=dict)
 
     def over_assigned(self, overlap: int) -> int:

@@ -1,6 +1,9 @@
 """The client that plays labelers on both sides, and what it reads of Prefloop's pages."""
 
 import math
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from benchmarks.peer.__main__ import COLUMNS, row
 from benchmarks.peer.client import Played, Refused, percentile, play, shared_out, turn
 from benchmarks.peer.desk import OurLabeler
 from benchmarks.peer.label_studio import TheirLabeler
-from benchmarks.peer.processes import run
+from benchmarks.peer.processes import processor_seconds, run
 from benchmarks.peer.sides import Plan, Side
 
 PASSWORD = "a long password"
@@ -58,7 +61,16 @@ def test_outside_the_window_answers_are_kept_but_not_timed() -> None:
 
 def test_a_fault_of_the_client_ends_the_run() -> None:
     with pytest.raises(ZeroDivisionError):
-        play([Scripted(ZeroDivisionError())], seconds=0.1, warmup=0)
+        play([Scripted(ZeroDivisionError())], Played(), seconds=0.1, warmup=0, service_seconds=lambda: 0)
+
+
+def test_a_window_measures_time_and_processor_time() -> None:
+    played, used = Played(), iter([5.0, 7.0, 20.0, 21.0])
+    for _ in range(2):
+        play([Scripted()], played, seconds=0.05, warmup=0, service_seconds=lambda: next(used))
+    assert played.service_seconds == (7 - 5) + (21 - 20)
+    assert played.seconds >= 2 * 0.05
+    assert played.begin == math.inf  # none is open
 
 
 def test_percentiles_are_nearest_ranks() -> None:
@@ -73,9 +85,10 @@ def test_labelers_are_shared_out_in_turn() -> None:
 
 
 def test_a_row_of_the_table() -> None:
-    played = Played(begin=10, end=14, card=[100, 300], answer=[200, 400], errors=Counter(x=2), client_share=0.25)
+    played = Played(seconds=4, card=[100, 300], answer=[200, 400], errors=Counter(x=2))
+    played.client_seconds, played.service_seconds = 1, 0.6
     cells = row("Prefloop", played, over=1, lost=3).split()
-    assert cells == ["Prefloop", "0.5", "100", "300", "200", "400", "2", "1", "3", "25%"]
+    assert cells == ["Prefloop", "0.5", "100", "300", "200", "400", "2", "1", "3", "300", "25%"]
     assert len(cells) == 1 + len(COLUMNS)
 
 
@@ -121,6 +134,13 @@ def test_their_labeler_takes_404_for_an_empty_desk() -> None:
     assert labeler.answer(card) == "11"
     assert labeler.next_card() is None
     assert asked[-2] == ("POST", "/api/tasks/7/annotations/")
+
+
+def test_processor_time_includes_what_was_started() -> None:
+    work = "sum(range(3_000_000))"  # some hundredths of a second at least
+    before = processor_seconds([os.getpid()])
+    subprocess.run([sys.executable, "-c", work], check=True)
+    assert processor_seconds([os.getpid()]) - before >= 0.02
 
 
 def test_a_command_that_fails_says_why(tmp_path: Path) -> None:
