@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
+PEER := .benchmark/label-studio
 
-.PHONY: help run test lint format docs benchmark benchmark-labeling benchmark-loop benchmark-loop-whole clean
+.PHONY: help run test lint format docs benchmark benchmark-labeling benchmark-peer benchmark-loop benchmark-loop-whole clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 24
@@ -51,6 +52,15 @@ benchmark-labeling: $(DEV_STAMP) ## the next card in the browser; a task and an 
 	$(BIN)/python -m pytest -q -s -p tests.conftest benchmarks/test_desk.py
 	$(BIN)/python -m benchmarks.labeling
 
+$(PEER)/.installed: benchmarks/peer/requirements.txt | $(BIN)/python
+	@echo "Installing Label Studio into $(PEER) (a few minutes)"
+	$(PYTHON) -m venv --clear $(PEER)
+	$(PEER)/bin/pip install --quiet --requirement $<
+	@touch $@
+
+benchmark-peer: $(DEV_STAMP) $(PEER)/.installed ## speed of the label path beside Label Studio's (PEER_OPTIONS="FILE --labelers N ...")
+	$(BIN)/python -m benchmarks.peer $(PEER_OPTIONS)
+
 benchmark-loop: $(DEV_STAMP) ## what methods learn from 200 judgments: a subset of under 20 minutes (LOOP="--methods ...": other cells)
 	$(BIN)/python -m benchmarks.loop $(LOOP)
 
@@ -58,4 +68,4 @@ benchmark-loop-whole: $(DEV_STAMP) ## every method, preference, budget and seed 
 	$(BIN)/python -m benchmarks.loop --whole $(LOOP)
 
 clean: ## remove what was installed and built (no data)
-	rm -rf $(VENV) static/vendor .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist
+	rm -rf $(VENV) $(PEER) static/vendor .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist

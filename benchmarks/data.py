@@ -38,14 +38,16 @@ def read(path: Path) -> list[PairRow]:
     format_ = detect(lines[0])
     if format_ is None:
         raise SystemExit(f"{path}: not a format that can be imported (see docs/import.md).")
-    parse = parser(format_, path.stem)
-    rows = []
+    parse = parser(format_, path.stem, guessed=True)
+    rows: list[PairRow] = []
     for line in lines:
         try:
-            record = parse(line)
+            records, _ = parse(line)
         except ValueError:  # a line that an import would refuse too
             continue
-        if isinstance(record, PairRecord) and record.judgments and record.judgments[0].side != 0:
+        for record in records:
+            if not isinstance(record, PairRecord) or not record.judgments or record.judgments[0].side == 0:
+                continue
             chosen, rejected = record.response_a, record.response_b
             if record.judgments[0].side > 0:
                 chosen, rejected = rejected, chosen

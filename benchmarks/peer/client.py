@@ -1,0 +1,153 @@
+"""The one client of both sides: N labelers at once, each in a thread with a browser's session of their own."""
+
+import itertools
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import httpx
+
+PAUSE_SECONDS = 0.2  # after an error, and while there is no card
+TIMEOUT_SECONDS = 60
+
+
+class Refused(Exception):
+    """The service did not do what was asked; says what it answered."""
+
+
+class Labeler(Protocol):
+    """A person at their desk. Used by one thread at a time."""
+
+    http: httpx.Client
+
+    def next_card(self) -> Any:
+        """Make the requests that bring the next card; none if the service has none."""
+
+    def answer(self, card: Any) -> str:
+        """Send an answer and return the id under which the database must now hold it."""
+
+
+@dataclass
+class Played:
+    """What the labelers saw on one side, over all its windows.
+
+    begin, end: of the window that is open, by `time.perf_counter`; outside it nothing is timed. seconds: length of the
+    windows. card, answer: milliseconds. acknowledged: ids of all answers that the service took, also outside windows.
+    dry: how often somebody found no card. errors: by message, also outside windows. client_seconds, service_seconds:
+    processor time in the windows, of this process and of the service.
+    """
+
+    begin: float = float("inf")
+    end: float = float("inf")
+    seconds: float = 0
+    card: list[float] = field(default_factory=list)
+    answer: list[float] = field(default_factory=list)
+    acknowledged: list[str] = field(default_factory=list)
+    dry: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    client_seconds: float = 0
+    service_seconds: float = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def rate(self) -> float:
+        """Judgments a second."""
+        return len(self.answer) / self.seconds
+
+    @property
+    def service_ms(self) -> float:
+        """The service's processor time a judgment, in milliseconds; NaN if there was no judgment."""
+        return 1000 * self.service_seconds / len(self.answer) if self.answer else float("nan")
+
+
+def play(
+    labelers: Sequence[Labeler], played: Played, seconds: float, warmup: float, service_seconds: Callable[[], float]
+) -> None:
+    """Let everybody judge at once, one card after another without a pause, for a fixed time after a warm-up.
+
+    Args:
+        service_seconds: the processor time that the service has used since it was started.
+    """
+    stop = threading.Event()
+
+    def work(labeler: Labeler) -> None:
+        while not stop.is_set():
+            if not turn(labeler, played):
+                stop.wait(PAUSE_SECONDS)
+
+    with ThreadPoolExecutor(len(labelers)) as pool:
+        try:
+            jobs = [pool.submit(work, labeler) for labeler in labelers]
+            stop.wait(warmup)
+            client, service = time.process_time(), service_seconds()
+            played.begin = time.perf_counter()
+            stop.wait(seconds)
+            played.end = time.perf_counter()
+            played.client_seconds += time.process_time() - client
+            played.service_seconds += service_seconds() - service
+        finally:
+            stop.set()
+    for job in jobs:
+        job.result()
+    played.seconds += played.end - played.begin
+    played.begin = played.end = float("inf")
+
+
+def turn(labeler: Labeler, played: Played) -> bool:
+    """One card and its answer; whether there were both. What happened is noted in `played`."""
+    try:
+        began = time.perf_counter()
+        card = labeler.next_card()
+        shown = time.perf_counter()
+        if card is None:
+            with played.lock:
+                played.dry += 1
+            return False
+        key = labeler.answer(card)
+        taken = time.perf_counter()
+    except (httpx.HTTPError, Refused) as error:
+        with played.lock:
+            played.errors[f"{type(error).__name__}: {error}"] += 1
+        return False
+    with played.lock:
+        played.acknowledged.append(key)
+        if played.begin <= shown < played.end:
+            played.card.append(1000 * (shown - began))
+        if played.begin <= taken < played.end:
+            played.answer.append(1000 * (taken - shown))
+    return True
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The nearest rank: the least value that at least so many percent of the values do not exceed; NaN of none."""
+    if not values:
+        return float("nan")
+    rank = -(-percent * len(values) // 100)  # rounded up
+    return sorted(values)[max(0, int(rank) - 1)]
+
+
+def browser(url: str) -> httpx.Client:
+    """A client with cookies of its own; redirects are followed."""
+    return httpx.Client(base_url=url, follow_redirects=True, timeout=TIMEOUT_SECONDS)
+
+
+def checked(response: httpx.Response) -> httpx.Response:
+    """The response if it is a success.
+
+    Raises:
+        Refused: it is not; says the status and the beginning of the body.
+    """
+    if response.is_success:
+        return response
+    request = response.request
+    path = "/".join("…" if any(c.isdigit() for c in part) else part for part in request.url.path.split("/"))
+    raise Refused(f"{request.method} {path} answered {response.status_code}: {' '.join(response.text.split())[:120]}")
+
+
+def shared_out(count: int, urls: Sequence[str]) -> list[str]:
+    """An address for each of `count` labelers, in turn, as a proxy before several processes shares people out."""
+    return list(itertools.islice(itertools.cycle(urls), count))
