@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from app.access import members
 from app.accounts import service as accounts
 from app.datasets.reading import ImportFile
 from app.datasets.service import import_files, project_for_import
@@ -67,7 +68,9 @@ def fill(url: str, plan: Plan, password: str) -> list[str]:
             import_files(session, project, [ImportFile(file, file.name)])
             emails = [f"labeler{number}@example.org" for number in range(plan.labelers + 1)]
             for email in emails:
-                accounts.create_user(session, email=email, name=email, password=password, roles=["labeler"])
+                labeler = accounts.create_user(session, email=email, name=email, password=password)
+                session.flush()
+                members.join(session, project.id, labeler.id, ["labeler"], None)
     finally:
         engine.dispose()
     return emails
