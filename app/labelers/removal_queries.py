@@ -69,7 +69,7 @@ def take_out(session: Session, project_id: int, labeler_id: int) -> list[int]:
     held = {"ids": ids, "labeler": labeler_id}
     session.execute(
         text(
-            "UPDATE lease SET state = 'released'"
+            "UPDATE lease SET state = 'released', expires_at = least(expires_at, now())"
             " WHERE comparison_id = ANY(:ids) AND labeler_id = :labeler AND state = 'live'"
         ),
         held,
@@ -98,7 +98,8 @@ def give_back(session: Session, project_id: int, labeler_id: int) -> None:
     locked = select(Comparison.id).where(Comparison.project_id == project_id, held).order_by(Comparison.id)
     ids = session.scalars(locked.with_for_update()).all()
     own = update(Lease).where(Lease.comparison_id.in_(ids), Lease.labeler_id == labeler_id, Lease.state == "live")
-    session.execute(own.values(state="released"), execution_options={"synchronize_session": False})
+    ended = func.least(Lease.expires_at, func.now())
+    session.execute(own.values(state="released", expires_at=ended), execution_options={"synchronize_session": False})
     writing = (DemonstrationTask.project_id == project_id, DemonstrationTask.labeler_id == labeler_id)
     session.execute(
         update(DemonstrationTask).where(*writing).values(labeler_id=None, expires_at=None),

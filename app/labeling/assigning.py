@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Literal, NamedTuple
 from uuid import UUID
 
+from sqlalchemy import func
 from sqlalchemy.orm import Session
 
 from app.access import gate
@@ -240,7 +241,7 @@ def _give_back(session: Session, project: Project, lease_id: UUID, labeler: User
     comparison = queries.lock_comparison(session, lease.comparison_id)
     session.refresh(lease, with_for_update=True)
     if lease.state == "live":
-        lease.state, lease.reason = state, reason
+        lease.state, lease.reason, lease.expires_at = state, reason, func.now()
         session.flush()
     return Position(comparison.priority, comparison.id)
 

@@ -86,7 +86,8 @@ def _live() -> Select[UUID]:
 def _end(session: Session, leases: Select[UUID], state: str) -> int:
     ids = session.scalars(leases.with_for_update(skip_locked=True)).all()
     if ids:
-        session.execute(update(Lease).where(Lease.id.in_(ids)).values(state=state))
+        ended = func.least(Lease.expires_at, func.now())
+        session.execute(update(Lease).where(Lease.id.in_(ids)).values(state=state, expires_at=ended))
     return len(ids)
 
 

@@ -105,6 +105,47 @@ def test_a_task_that_went_back_unanswered_comes_again_whatever_it_is(session: Se
         assert (again.lease_id, again.position) == (first.lease_id, first.position)
 
 
+@pytest.mark.parametrize("kind", ["calibration", "repeat", "train"])
+@pytest.mark.parametrize("how", ["closed the page", "time ran out", "skipped"])
+def test_a_task_that_others_would_have_taken_meanwhile_does_not_come_again(
+    session: Session, how: str, kind: str
+) -> None:
+    """Nobody else takes an item: if it came again, whoever left a card and came back later would see what it was."""
+    project, labeler = factories.project(session, overlap=1), factories.user(session)
+    off = {"calibration": {"rate": 0.000001, "least": 1000}}
+    on = {"calibration": {"calibration": {"rate": 1, "least": 1000}}, "repeat": {"repeats": {"rate": 1, "gap": 1}}}
+    for n in range(6):
+        comparison = factories.comparison(session, project)
+        if n < 2:
+            factories.judgment(session, comparison, preference=2, labeler_id=labeler.id)
+    item(session, project)
+    project.labeling = on.get(kind, off)
+    left = take(session, project, labeler)
+    assert purpose(session, left) == kind
+    project.labeling = off
+    if how == "closed the page":
+        assigning.release(session, project, left.lease_id, labeler)
+    elif how == "skipped":
+        assigning.skip(session, project, left.lease_id, labeler, "")
+    else:
+        run_out(session, left.lease_id)
+    session.commit()  # a later moment
+    other = factories.user(session)
+    taken = take(session, project, other)
+    judge(session, project, other, taken)
+    session.commit()
+    assert (taken.position == left.position) == (kind == "train")
+    with pytest.raises(Gone, match="others took it"):
+        judge(session, project, labeler, left)
+    assert take(session, project, labeler, again=left.lease_id).position != left.position
+    seen = set()
+    while task := assigning.next_task(session, project, labeler):
+        seen.add(task.position.comparison_id)
+        judge(session, project, labeler, task)
+    assert left.position.comparison_id not in seen
+    assert len(seen) == 3
+
+
 @pytest.mark.parametrize("kinds", ["ti", "it", "ii", "tt"])
 def test_two_tasks_that_went_back_come_again_in_their_order(session: Session, kinds: str) -> None:
     """Were items first, a change of places would tell that the card behind was one."""
