@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Select, and_, delete, exists, func, select, text, update
+from sqlalchemy import ColumnElement, Select, Update, and_, delete, exists, func, select, text, update
 from sqlalchemy.orm import Session, aliased
 
 from app.models import Comparison, Demonstration, DemonstrationTask, Judgment, Lease, Prompt, RedTeamAttempt, Thumb
@@ -154,19 +154,22 @@ def reopen(session: Session, comparison_ids: list[int]) -> int:
 def release_kept(session: Session, project_id: int, labeler_id: int) -> None:
     """Comparisons nobody has judged yet that only this labeler would have been offered: to everybody."""
     session.execute(
-        update(Comparison)
-        .where(Comparison.project_id == project_id, Comparison.labeler_id == labeler_id)
-        .where(Comparison.state == "open", Comparison.purpose != "repeat")
-        .values(labeler_id=None),
+        _kept(project_id, labeler_id).where(Comparison.purpose != "repeat").values(labeler_id=None),
         execution_options={"synchronize_session": False},
     )
+
+
+def withdraw_repeats(session: Session, project_id: int, labeler_id: int) -> None:
+    """Those that the labeler has not answered: nobody else can."""
     session.execute(
-        update(Comparison)
-        .where(Comparison.project_id == project_id, Comparison.labeler_id == labeler_id)
-        .where(Comparison.state == "open", Comparison.purpose == "repeat")
-        .values(state="withdrawn"),
+        _kept(project_id, labeler_id).where(Comparison.purpose == "repeat").values(state="withdrawn"),
         execution_options={"synchronize_session": False},
     )
+
+
+def _kept(project_id: int, labeler_id: int) -> Update:
+    kept = update(Comparison).where(Comparison.project_id == project_id, Comparison.labeler_id == labeler_id)
+    return kept.where(Comparison.state == "open")
 
 
 class Written(NamedTuple):

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Gone, InvalidInput, NotFound
 from app.labeling import answers, assigning, calibration, history, queries
+from app.members import service as members
 from app.models import AuditEvent, Comparison, Judgment, Lease, ProjectLabeler
 from tests import factories
 from tests.labeling.desk import judge, run_out, take
@@ -82,6 +83,22 @@ def test_what_is_left_does_not_tell_what_was_mixed_in(session: Session, kind: st
 )
 def test_what_is_left_in_words(left: int, mixed: bool, to_go: str) -> None:
     assert assigning.Progress(3, left, mixed).to_go == to_go
+
+
+@pytest.mark.parametrize("kind", ["calibration", "repeat", "train"])
+def test_the_card_of_somebody_who_left_is_there_again_when_they_are_back(session: Session, kind: str) -> None:
+    project, labeler, _ = repeating(session, gap=1, n=2)
+    admin = factories.user(session, "admin")
+    item(session, project)
+    on = {"calibration": {"calibration": {"rate": 1, "least": 1000}}, "repeat": {"repeats": {"rate": 1, "gap": 1}}}
+    project.labeling = on.get(kind, {"calibration": {"rate": 0.000001, "least": 1000}})
+    left = take(session, project, labeler)
+    assert purpose(session, left) == kind
+    members.remove(session, project, admin, labeler.id)
+    assert assigning.next_task(session, project, labeler) is None
+    members.add(session, project, admin, str(labeler.email), ["labeler"])
+    back = take(session, project, labeler)
+    assert (back.lease_id, back.responses) == (left.lease_id, left.responses)
 
 
 @pytest.mark.parametrize("how", ["closed the page", "time ran out"])
