@@ -127,7 +127,7 @@ class World:
         shown = re.sub(r"\b[0-9a-f]{64}\b|\b[0-9a-f]{32}\b", "HASH", shown)
         shown = re.sub(r"<time.*?</time>|\d+\.\d s", "TIME", shown)
         # The worlds follow one another in one database; what is compared here is not how far its sequences are.
-        shown = re.sub(r"(judgments/|rubric_id.{1,12}value=.{0,2}|data-labeler=.{0,2})\d+", r"\1ID", shown)
+        shown = re.sub(r"(judgments/|rubric_id.{1,12}value=.{0,2}|data-(?:labeler|user)=.{0,2})\d+", r"\1ID", shown)
         self.seen.append(shown)
 
 
