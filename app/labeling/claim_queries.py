@@ -167,8 +167,8 @@ def passed_over(labeler_id: int, groups: list[int]) -> ColumnElement[bool]:
     later = select(_theirs.comparison_id, _theirs.labeler_id).where(_theirs.created_at > ended)
     since = later.order_by(_theirs.created_at).limit(LATER).correlate(Comparison).subquery()
     # Nor was it theirs before: what they have done or skipped, and what they gave back that came before this one.
-    before = _before.comparison_id == _other.id, _before.labeler_id == labeler_id
-    had = exists().where(*before, or_(_before.state.not_in(("released", "expired")), _before.created_at < given))
+    before = select(_before.id).where(_before.comparison_id == _other.id, _before.labeler_id == labeler_id)
+    had = before.where(or_(_before.state.not_in(("released", "expired")), _before.created_at < given))
     taken = exists(
         select(_other.id)
         .join_from(since, _other, _other.id == since.c.comparison_id)
@@ -176,7 +176,7 @@ def passed_over(labeler_id: int, groups: list[int]) -> ColumnElement[bool]:
         .where(_other.gold.is_(None), _other.purpose != "repeat", _other.labeler_id.is_(None))
         .where(or_(_other.group_id.is_(None), _other.group_id == any_(literal(groups, ARRAY(BigInteger)))))
         .where(or_(_other.state != "open", _other.judgment_count + _other.lease_count >= _other.overlap))
-        .where(~had.correlate(Comparison, _other))
+        .where(~_looked_up(had.correlate(Comparison, _other)))
         .correlate(Comparison)
     )
     return and_(MIXED_IN, taken)
