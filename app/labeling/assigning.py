@@ -141,10 +141,12 @@ def _claim_next(session: Session, project: Project, labeler: User, skipped: Posi
 def _is_there(
     session: Session, project: Project, labeler: User, standing: Standing, except_id: int | None = None
 ) -> bool:
-    """Whether there is anything to be given, new or skipped."""
+    """Whether there is anything to be given: new, given back, or skipped."""
+    groups = standing.groups
     found = _find_new(session, project, labeler, standing, except_id, lock=False)
+    if found is None and mixing.is_on(LabelingSettings.model_validate(project.labeling)):
+        found = mixing.claim_again(session, project, labeler, groups, lock=False)
     if found is None:
-        groups = standing.groups
         found = claim_queries.next_skipped(session, project.id, labeler.id, groups, except_id=except_id, lock=False)
     return found is not None
 

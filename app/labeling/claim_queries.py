@@ -358,14 +358,16 @@ def claim_one(session: Session, project_id: int, labeler_id: int, groups: list[i
     return session.scalar(chosen.with_for_update(skip_locked=True, of=Comparison))
 
 
-def claim_first(session: Session, labeler_id: int, groups: list[int], ids: Sequence[int]) -> int | None:
-    """Locks the first of those comparisons that this labeler can judge and has not skipped."""
+def claim_first(
+    session: Session, labeler_id: int, groups: list[int], ids: Sequence[int], *, lock: bool = True
+) -> int | None:
+    """The first of those comparisons that this labeler can judge and has not skipped; with `lock`, locked."""
     among = literal(list(ids), ARRAY(BigInteger))
     could = Comparison.gold.is_(None) | ~met(labeler_id, "live", "skipped", "recused") & ~continued()
     chosen = select(Comparison.id).where(Comparison.id == any_(among), *_open_to(labeler_id, groups), could)
     chosen = chosen.where(*_free(labeler_id), ~passed_over(labeler_id, groups))
     chosen = chosen.order_by(func.array_position(among, Comparison.id)).limit(1)
-    return session.scalar(chosen.with_for_update(skip_locked=True, of=Comparison))
+    return session.scalar(chosen.with_for_update(skip_locked=True, of=Comparison) if lock else chosen)
 
 
 def count_left(session: Session, queue: Queue, labeler_id: int, place: Place | None, limit: int) -> int:
@@ -400,6 +402,12 @@ def projects_with_work(session: Session, labeler_id: int) -> Sequence[Row[Projec
         exists().where(of_project, literally(IN_OPEN_QUEUE)),
         exists().where(of_project, Comparison.labeler_id == labeler_id, literally(KEPT_FOR_LABELER)),
         exists().where(of_project, Comparison.group_id.in_(own_groups), literally(KEPT_FOR_GROUP)),
+    ]
+    # What is mixed in stands in no queue, but comes again to whoever gave it back, as any other task does.
+    of_item = Lease.comparison_id == Comparison.id, of_project, MIXED_IN, Comparison.state == "open"
+    waiting += [
+        exists().where(Lease.labeler_id == labeler_id, Lease.state.in_(states), *of_item)
+        for states in (("released", "expired"), ("skipped",))  # each has an index
     ]
     last = (
         select(Comparison.project_id)

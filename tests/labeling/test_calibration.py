@@ -86,6 +86,35 @@ def test_what_is_left_in_words(left: int, mixed: bool, to_go: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["calibration", "repeat", "train"])
+@pytest.mark.parametrize("how", ["closed the page", "time ran out", "skipped"])
+def test_the_last_task_that_is_left_is_work_whatever_it_is(session: Session, how: str, kind: str) -> None:
+    """Whoever finishes all that comes after a card, and gives that one back, is led to it again from the start page."""
+    project, labeler = factories.project(session, overlap=1), factories.user(session)
+    for n in range(5):
+        comparison = factories.comparison(session, project)
+        if n < 2:
+            factories.judgment(session, comparison, preference=2, labeler_id=labeler.id)
+    item(session, project)
+    on = {"calibration": {"calibration": {"rate": 1, "least": 1000}}, "repeat": {"repeats": {"rate": 1, "gap": 1}}}
+    project.labeling = on.get(kind, {})
+    left = take(session, project, labeler)
+    assert purpose(session, left) == kind
+    project.labeling = {"calibration": {"rate": 0.000001, "least": 1000}}
+    while task := assigning.next_task(session, project, labeler, beside=left.lease_id):
+        judge(session, project, labeler, task)
+    if how == "closed the page":
+        assigning.release(session, project, left.lease_id, labeler)
+    elif how == "skipped":
+        assigning.skip(session, project, left.lease_id, labeler, "")
+    else:
+        run_out(session, left.lease_id)
+        queries.expire_leases(session)
+    session.commit()
+    assert assigning.project_with_work(session, labeler) == project.slug
+    assert take(session, project, labeler).position == left.position
+
+
+@pytest.mark.parametrize("kind", ["calibration", "repeat", "train"])
 def test_the_card_of_somebody_who_left_is_there_again_when_they_are_back(session: Session, kind: str) -> None:
     project, labeler, _ = repeating(session, gap=1, n=2)
     admin = factories.user(session, "admin")
