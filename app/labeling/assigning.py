@@ -1,7 +1,7 @@
 """Handing out comparisons: the next task, the leases on it, and what there is to say when there is none."""
 
 import secrets
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
 from uuid import UUID
 
@@ -256,8 +256,9 @@ def progress(session: Session, project: Project, labeler: User) -> Progress:
     """
     settings = LabelingSettings.model_validate(project.labeling)
     mixed = mixing.is_on(settings)
-    held = queries.held(session, project.id, labeler.id)
-    less = queries.mixed_in_today(session, project.id, labeler.id) if mixed else 0
+    since = queries.today(datetime.now(UTC))
+    held = queries.held(session, project.id, labeler.id, since)
+    less = queries.beside_queues(session, project.id, labeler.id, since) if mixed else 0
     most = COUNT_LIMIT + less
     left = held.of_queues if mixed else held.tasks
     left += claim_queries.count_kept(session, project.id, labeler.id, most - left)

@@ -1,7 +1,8 @@
 """Calibration items stay unseen: what is left, empty queues, new rubrics; and what an admin does with an item."""
 
 from collections import Counter
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 from sqlalchemy import func, select, update
@@ -65,6 +66,55 @@ def test_what_is_left_does_not_tell_what_was_mixed_in(session: Session, kind: st
     assert counts(mixed_in=True) == plain
     first = plain[0]
     assert plain == [first - n for n in (0, 1, 0, 1, 2, 1, 2, 3, 2, 3, 4, 3, 4, 3)]
+
+
+@pytest.mark.parametrize("way", ["answered", "taken back", "skipped"])
+def test_no_day_begins_between_two_cards_that_tell_what_they_are(
+    session: Session, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """The second card is given on one day; on the next one it is answered, taken back and skipped."""
+
+    def counts(kind: str) -> list[int]:
+        project, labeler, _ = repeating(session, gap=1, n=2)
+        ordinary(session, project, 30)
+        item(session, project)
+        on = {"calibration": {"calibration": {"rate": 1, "least": 1000}}, "repeat": {"repeats": {"rate": 1, "gap": 1}}}
+        off = {"calibration": {"rate": 0.000001, "least": 1000}}
+        project.labeling = on.get(kind, off)
+        task = take(session, project, labeler)
+        assert purpose(session, task) == kind
+        project.labeling = off
+        if way == "taken back":
+            judge(session, project, labeler, task)
+        elif way == "skipped":
+            assigning.skip(session, project, task.lease_id, labeler, "")
+        session.commit()
+        now = datetime.now(UTC)
+        # What can still be taken back was done today.
+        monkeypatch.setattr(queries, "today", lambda _: now - timedelta(hours=way == "taken back"))
+        seen = [assigning.progress(session, project, labeler).left]
+        if way == "taken back":
+            answers.undo(session, project, labeler)
+        else:
+            task = take(session, project, labeler, again=task.lease_id)
+        for step in (lambda: judge(session, project, labeler, task), lambda: answers.undo(session, project, labeler),
+                     lambda: assigning.skip(session, project, task.lease_id, labeler, "")):  # fmt: skip
+            seen.append(assigning.progress(session, project, labeler).left)
+            step()
+            session.commit()
+        seen.append(assigning.progress(session, project, labeler).left)
+        return [after - before for before, after in pairwise(seen)]
+
+    assert counts("calibration") == counts("repeat") == counts("train")
+
+
+@pytest.mark.parametrize(
+    ("now", "since"),
+    [("2026-03-02 00:59", "2026-03-01"), ("2026-03-02 01:00", "2026-03-02"), ("2026-03-02 23:59", "2026-03-02")],
+)
+def test_a_day_begins_when_nothing_of_the_one_before_can_be_changed(now: str, since: str) -> None:
+    moment = datetime.fromisoformat(now).replace(tzinfo=UTC)
+    assert queries.today(moment) == datetime.fromisoformat(since).replace(tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
