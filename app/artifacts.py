@@ -84,6 +84,13 @@ class ArtifactStore:
         outside = self.outside if os.path.isabs(location) else None
         return root in real.parents or any(real.is_relative_to(folder.resolve()) for folder in outside or ())
 
+    def run_of(self, location: str) -> int | None:
+        """The run that made what is, or would be, at this location; none for what no run made."""
+        real, root = (self.root / location).resolve(), self.root.resolve()
+        inside = real.relative_to(root).parts if real.is_relative_to(root) else ()
+        made = (re.fullmatch(r"run-([0-9]{1,18})", part) for part in inside)
+        return next((int(found[1]) for found in made if found), None)
+
     def exists(self, location: str) -> bool:
         with contextlib.suppress(NotFound):
             return self.resolve(location).exists()

@@ -174,20 +174,24 @@ def _guards(dependant: Dependant) -> Iterator[Any]:
 async def _admitted(
     form: FormRequest, asked: list[Any], handle: Callable[[Request], Coroutine[Any, Any, Response]]
 ) -> Response:
-    """The answer, if the guards asked let the sender in. The route's own session is the one in which they asked."""
+    """The answer, if the guards asked let the sender in.
+
+    Of a small form the route's own session is the one in which they asked. A large one may take hours to arrive: it
+    holds no connection meanwhile, and the route asks once more, since the sender may have lost the right by then.
+    """
     if form.is_small:
         await form.body()  # read, but not parsed; then nothing slow happens while the connection is held
     session: Session = form.app.state.session_factory()
     try:
         await run_in_threadpool(guards.ask, form, session, asked)
-        if not form.is_small:
-            await run_in_threadpool(session.commit)  # a slow upload holds no connection
-        form.state.session = session
-        return await _answer(form, handle)
+        if form.is_small:
+            form.state.session = session
+            return await _answer(form, handle)
     finally:
         # The route's session ends after this function: FastAPI leaves dependencies behind later.
         if not session.info.get("is_taken"):
             await run_in_threadpool(session.close)
+    return await _answer(form, handle)
 
 
 async def _answer(form: FormRequest, handle: Callable[[Request], Coroutine[Any, Any, Response]]) -> Response:

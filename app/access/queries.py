@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, exists, func, select
+from sqlalchemy import ColumnElement, Select, exists, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
@@ -93,13 +93,20 @@ class Member(NamedTuple):
     added_at: datetime
 
 
-def members(session: Session, project_id: int) -> list[Member]:
-    """By name."""
-    found = select(User, ProjectMember.roles, ProjectMember.added_at).join(
-        ProjectMember, ProjectMember.user_id == User.id
-    )
-    rows = session.execute(found.where(ProjectMember.project_id == project_id).order_by(User.name, User.id))
-    return [Member(*row) for row in rows]
+PAGE = 100  # people of a list
+
+
+def named(text: str) -> ColumnElement[bool]:
+    """Of people: their name or address holds the text, whatever the case."""
+    return or_(*(func.strpos(func.lower(each), func.lower(text)) > 0 for each in (User.name, User.email)))
+
+
+def members(session: Session, project_id: int, text: str, page: int) -> tuple[list[Member], int]:
+    """One page of those whose name or address holds the text, by name; and how many there are."""
+    joined = ProjectMember.user_id == User.id, ProjectMember.project_id == project_id, named(text)
+    n = session.scalar(select(func.count()).select_from(User).where(*joined)) or 0
+    found = select(User, ProjectMember.roles, ProjectMember.added_at).where(*joined).order_by(User.name, User.id)
+    return [Member(*row) for row in session.execute(found.limit(PAGE).offset(page * PAGE))], n
 
 
 def lock_member(session: Session, project_id: int, user_id: int) -> ProjectMember | None:

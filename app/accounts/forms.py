@@ -1,6 +1,7 @@
 """What the account pages send."""
 
 from typing import Annotated, Literal
+from urllib.parse import urlencode
 
 from pydantic import BaseModel, Field
 
@@ -22,6 +23,18 @@ class RedeemForm(BaseModel):
     password: Text = ""
 
 
+class ListFilter(BaseModel):
+    """Which people a list shows: one page of those whose name or address holds the text."""
+
+    text: Annotated[CleanLine, Field(max_length=200)] = ""
+    page: Annotated[int, Field(ge=0, le=100_000)] = 0
+
+    def query(self, **other: object) -> str:
+        """The end of an address that shows this, or another page of it."""
+        given = self.model_dump(exclude_defaults=True) | other
+        return f"?{urlencode(given)}" if given else ""
+
+
 class AccountForm(BaseModel):
     is_admin: bool = False
     is_active: bool = False
@@ -30,7 +43,7 @@ class AccountForm(BaseModel):
 class PlaceForm(BaseModel):
     """Whom an administrator puts into which project."""
 
-    user_id: Annotated[int, Field(ge=0, lt=2**63)]
+    email: Text = ""
     project: Text = ""
     roles: list[Role] = []
 

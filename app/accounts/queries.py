@@ -1,5 +1,6 @@
 """SQL of accounts."""
 
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session, aliased
 
-from app.access.queries import projects_of
+from app.access.queries import PAGE, named, projects_of
 from app.models import AuthSession, Project, ProjectMember, SigninFailure, SigninLink, User
 
 
@@ -144,6 +145,14 @@ def people(session: Session) -> list[User]:
     return list(session.scalars(select(User).where(User.email.is_not(None)).order_by(User.id)))
 
 
+def people_named(session: Session, text: str, page: int) -> tuple[list[User], int]:
+    """One page of them, of those whose name or address holds the text; and how many there are."""
+    of_them = User.email.is_not(None), named(text)
+    n = session.scalar(select(func.count()).where(*of_them)) or 0
+    found = select(User).where(*of_them).order_by(User.id).limit(PAGE).offset(page * PAGE)
+    return list(session.scalars(found)), n
+
+
 class Place(NamedTuple):
     """A project that somebody is a member of."""
 
@@ -152,14 +161,16 @@ class Place(NamedTuple):
     roles: list[str]
 
 
-def places(session: Session) -> dict[int, list[Place]]:
-    """Of everyone, by id, the projects they are members of."""
+def places(session: Session, user_ids: Collection[int] | None = None) -> dict[int, list[Place]]:
+    """Of these people, or of everyone, by id, the projects they are members of."""
     found: dict[int, list[Place]] = {}
     rows = (
         select(ProjectMember.user_id, Project.slug, Project.name, ProjectMember.roles)
         .join(Project, Project.id == ProjectMember.project_id)
         .order_by(Project.name, Project.id)
     )
+    if user_ids is not None:
+        rows = rows.where(ProjectMember.user_id.in_(user_ids))
     for user_id, slug, name, roles in session.execute(rows):
         found.setdefault(user_id, []).append(Place(slug, name, roles))
     return found

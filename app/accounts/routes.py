@@ -2,13 +2,14 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import APIRouter, Form, Query, Request, Response
 
 from app.access import members
 from app.access.guards import AdministratorDep
+from app.access.queries import PAGE
 from app.access.sessions import SESSION_COOKIE, VisitorDep, set_cookie
 from app.accounts import attempts, queries, service
-from app.accounts.forms import AccountForm, InviteForm, PlaceForm, RedeemForm, SignInForm
+from app.accounts.forms import AccountForm, InviteForm, ListFilter, PlaceForm, RedeemForm, SignInForm
 from app.accounts.hashing import Hashes
 from app.db import SessionDep
 from app.errors import InvalidInput, NotFound, PrefloopError
@@ -18,6 +19,8 @@ from app.models.member import ROLES
 from app.render import page, redirect
 
 router = APIRouter(route_class=FormRoute)
+
+WantedDep = Annotated[ListFilter, Query()]
 
 
 @router.get("/sign-in")
@@ -116,8 +119,8 @@ def _invites(link: SigninLink) -> bool:
 
 
 @router.get("/people")
-def people(request: Request, admin: AdministratorDep, session: SessionDep) -> Response:
-    return _people(request, session)
+def people(request: Request, admin: AdministratorDep, session: SessionDep, wanted: WantedDep) -> Response:
+    return _people(request, session, wanted=wanted)
 
 
 @router.post("/people/invite")
@@ -146,8 +149,10 @@ def put_into_project(
     request: Request, admin: AdministratorDep, session: SessionDep, form: Annotated[PlaceForm, Form()]
 ) -> Response:
     """Makes somebody a member of a project, be it the administrator; roles that they have stay."""
-    user = _person(session, form.user_id)
     try:
+        user = queries.user_by_email(session, service.normal_email(form.email))
+        if user is None:
+            raise NotFound("No account has this address.", "Check it, or invite the person by a link.")
         members.join(session, _project(session, form.project).id, user.id, form.roles, admin.id)
     except PrefloopError as error:
         return _people(request, session, error=error, placed=form)
@@ -164,48 +169,60 @@ def revoke(request: Request, admin: AdministratorDep, session: SessionDep, link_
 
 
 @router.post("/people/{user_id}/reset")
-def reset(request: Request, admin: AdministratorDep, session: SessionDep, user_id: int) -> Response:
+def reset(request: Request, admin: AdministratorDep, session: SessionDep, user_id: int, wanted: WantedDep) -> Response:
     user = _person(session, user_id)
     days = request.app.state.settings.link_days
     token = service.create_link(session, created_by=admin.id, days=days, user_id=user.id)
-    return _with_link(request, session, token, f"lets {user.name} set a new password")
+    return _with_link(request, session, token, f"lets {user.name} set a new password", wanted)
 
 
 @router.post("/people/{user_id}")
 def change(
-    request: Request, admin: AdministratorDep, session: SessionDep, user_id: int, form: Annotated[AccountForm, Form()]
+    request: Request,
+    admin: AdministratorDep,
+    session: SessionDep,
+    user_id: int,
+    form: Annotated[AccountForm, Form()],
+    wanted: WantedDep,
 ) -> Response:
     user = _person(session, user_id)
     try:
         service.set_account(session, admin, user, is_admin=form.is_admin, is_active=form.is_active)
     except PrefloopError as error:
-        return _people(request, session, error=error, changed={user.id: form})
-    return redirect("/people")
+        return _people(request, session, error=error, changed={user.id: form}, wanted=wanted)
+    return redirect(f"/people{wanted.query()}")
 
 
-def _with_link(request: Request, session: SessionDep, token: str, purpose: str) -> Response:
+def _with_link(
+    request: Request, session: SessionDep, token: str, purpose: str, wanted: ListFilter = ListFilter()
+) -> Response:
     session.flush()
     url = f"{request.app.state.settings.url}/join/{token}"
-    return _people(request, session, invitation={"url": url, "purpose": purpose})
+    return _people(request, session, invitation={"url": url, "purpose": purpose}, wanted=wanted)
 
 
 def _people(
     request: Request,
     session: SessionDep,
     *,
+    wanted: ListFilter = ListFilter(),
     invitation: dict[str, str] | None = None,
     error: PrefloopError | None = None,
     invited: InviteForm = InviteForm(),
-    placed: PlaceForm = PlaceForm(user_id=0, roles=["labeler"]),
+    placed: PlaceForm = PlaceForm(roles=["labeler"]),
     changed: dict[int, AccountForm] | None = None,
 ) -> Response:
     """The people page; with what was chosen where that was refused: `invited`, `placed`, by person's id `changed`."""
+    people, found = queries.people_named(session, wanted.text, wanted.page)
     return page(
         request,
         "accounts/people.html",
         status=error.status if error else 200,
-        people=queries.people(session),
-        places=queries.places(session),
+        people=people,
+        found=found,
+        size=PAGE,
+        wanted=wanted,
+        places=queries.places(session, [person.id for person in people]),
         projects=queries.projects(session),
         links=queries.open_links(session),
         all_roles=ROLES,

@@ -20,6 +20,7 @@ from app.db import violates
 from app.errors import Conflict, Gone, InvalidInput
 from app.models import AuthSession, SigninLink, User
 from app.models.member import ROLES
+from app.typed import one_line
 
 # argon2id with the library's recommended cost.
 _passwords = PasswordHash.recommended()
@@ -29,8 +30,9 @@ MIN_PASSWORD = 10
 
 
 def normal_email(email: str) -> str:
-    """An address as it is stored and looked for: without spaces around it, small, in one Unicode form."""
-    return unicodedata.normalize("NFC", email.strip().lower())
+    """An address as it is stored and looked for: without spaces around it and without what cannot be seen, small, in
+    one Unicode form. So nobody has one that looks like another's."""
+    return unicodedata.normalize("NFC", one_line(email).lower())
 
 
 def _normal_password(password: str) -> str:
@@ -46,7 +48,7 @@ def create_user(session: Session, *, email: str, name: str, password: str, kind:
         Conflict: the address has an account.
     """
     email = normal_email(email)
-    if "@" not in email or len(email) > 254:
+    if "@" not in email or " " in email or not email.isprintable() or len(email) > 254:
         raise InvalidInput(f"“{email[:60]}” is not an e-mail address.", "Enter one like name@example.org.")
     if not name.strip():
         raise InvalidInput("The name is empty.", "Enter the name others will see.")

@@ -9,6 +9,7 @@ from app.assignments.forms import AssignForm
 from app.assignments.queries import Chosen
 from app.audit import audit
 from app.errors import InvalidInput, NotFound
+from app.labelers import queries as labeler_queries
 from app.models import Project, User
 
 
@@ -56,6 +57,7 @@ def assign(session: Session, project: Project, actor: User, form: AssignForm) ->
 
 
 def _labeler(session: Session, project: Project, labeler_id: int) -> int:
+    labeler_queries.lock_labeler(session, labeler_id)  # what is kept for somebody who is just leaving would stay so
     if labeler_id not in {user.id for user in queries.labelers(session, project.id)}:
         raise NotFound("That person cannot label in this project.", "Reload the page and choose again.")
     return labeler_id

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Select, and_, delete, exists, func, select, text, update
+from sqlalchemy import ColumnElement, Select, Update, and_, delete, exists, func, select, text, update
 from sqlalchemy.orm import Session, aliased
 
 from app.models import Comparison, Demonstration, DemonstrationTask, Judgment, Lease, Prompt, RedTeamAttempt, Thumb
@@ -69,7 +69,7 @@ def take_out(session: Session, project_id: int, labeler_id: int) -> list[int]:
     held = {"ids": ids, "labeler": labeler_id}
     session.execute(
         text(
-            "UPDATE lease SET state = 'released'"
+            "UPDATE lease SET state = 'released', expires_at = least(expires_at, now())"
             " WHERE comparison_id = ANY(:ids) AND labeler_id = :labeler AND state = 'live'"
         ),
         held,
@@ -98,7 +98,8 @@ def give_back(session: Session, project_id: int, labeler_id: int) -> None:
     locked = select(Comparison.id).where(Comparison.project_id == project_id, held).order_by(Comparison.id)
     ids = session.scalars(locked.with_for_update()).all()
     own = update(Lease).where(Lease.comparison_id.in_(ids), Lease.labeler_id == labeler_id, Lease.state == "live")
-    session.execute(own.values(state="released"), execution_options={"synchronize_session": False})
+    ended = func.least(Lease.expires_at, func.now())
+    session.execute(own.values(state="released", expires_at=ended), execution_options={"synchronize_session": False})
     writing = (DemonstrationTask.project_id == project_id, DemonstrationTask.labeler_id == labeler_id)
     session.execute(
         update(DemonstrationTask).where(*writing).values(labeler_id=None, expires_at=None),
@@ -153,19 +154,22 @@ def reopen(session: Session, comparison_ids: list[int]) -> int:
 def release_kept(session: Session, project_id: int, labeler_id: int) -> None:
     """Comparisons nobody has judged yet that only this labeler would have been offered: to everybody."""
     session.execute(
-        update(Comparison)
-        .where(Comparison.project_id == project_id, Comparison.labeler_id == labeler_id)
-        .where(Comparison.state == "open", Comparison.purpose != "repeat")
-        .values(labeler_id=None),
+        _kept(project_id, labeler_id).where(Comparison.purpose != "repeat").values(labeler_id=None),
         execution_options={"synchronize_session": False},
     )
+
+
+def withdraw_repeats(session: Session, project_id: int, labeler_id: int) -> None:
+    """Those that the labeler has not answered: nobody else can."""
     session.execute(
-        update(Comparison)
-        .where(Comparison.project_id == project_id, Comparison.labeler_id == labeler_id)
-        .where(Comparison.state == "open", Comparison.purpose == "repeat")
-        .values(state="withdrawn"),
+        _kept(project_id, labeler_id).where(Comparison.purpose == "repeat").values(state="withdrawn"),
         execution_options={"synchronize_session": False},
     )
+
+
+def _kept(project_id: int, labeler_id: int) -> Update:
+    kept = update(Comparison).where(Comparison.project_id == project_id, Comparison.labeler_id == labeler_id)
+    return kept.where(Comparison.state == "open")
 
 
 class Written(NamedTuple):

@@ -229,6 +229,7 @@ def remove(
     comparisons = removal_queries.take_out(session, project.id, labeler_id)
     reopened = removal_queries.reopen(session, comparisons)
     removal_queries.release_kept(session, project.id, labeler_id)
+    removal_queries.withdraw_repeats(session, project.id, labeler_id)
     group_queries.leave_groups(session, project.id, labeler_id)
     _change(session, row, admin, "removed", reason)
     done = before._replace(judgments=len(comparisons), comparisons=len(comparisons), reopened=reopened)
@@ -250,7 +251,10 @@ def remove(
 
 def leave(session: Session, project: Project, labeler_id: int) -> None:
     """Ends what somebody holds who is no labeler of the project any more: their tasks go back, what was kept for them
-    is for everybody, and they leave their groups. Their judgments, and what they wrote, stay."""
+    is for everybody, and they leave their groups. Their judgments, and what they wrote, stay.
+
+    So do their repeats: if they come back, the card that they had is there again, whatever it was.
+    """
     queries.lock_labeler(session, labeler_id)
     removal_queries.give_back(session, project.id, labeler_id)
     removal_queries.release_kept(session, project.id, labeler_id)
@@ -337,6 +341,8 @@ def delete_group(session: Session, project: Project, admin: User, group_id: int)
 def add_members(session: Session, project: Project, admin: User, group_id: int, labeler_ids: Sequence[int]) -> None:
     """Raises NotFound for a group or a labeler that is not there."""
     group = _group(session, project, group_id)
+    for labeler_id in sorted({each for each in labeler_ids if each < 2**63}):
+        queries.lock_labeler(session, labeler_id)  # whoever is just leaving leaves first, or afterwards this group too
     known = {user.id for user in group_queries.may_label(session, project.id)}
     if not labeler_ids:
         raise InvalidInput("Nobody was chosen.", "Choose who joins the group.")

@@ -21,10 +21,6 @@ from app.labeling.forms import LabelForm
 from app.labeling.settling import settle
 from app.models import Comparison, Judgment, Lease, Project, Rubric, User
 
-# An answer can be changed for so long, open or closed as its comparison may be, unless a new round reads it or a
-# reviewer decides first.
-CHANGEABLE_FOR = timedelta(hours=1)
-
 
 def submit(session: Session, project: Project, lease_id: UUID, labeler: User, form: LabelForm) -> Judgment:
     """Takes an answer; the last one wanted settles the comparison. The same form again changes nothing.
@@ -154,7 +150,7 @@ def why_final(session: Session, judgment: Judgment) -> str:
         return "You have seen what others judged."
     parts = answer_queries.said_on(session, judgment)
     judged = {part.comparison_id for part in parts}
-    if judged == answer_queries.changeable(session, parts, CHANGEABLE_FOR):
+    if judged == answer_queries.changeable(session, parts, queries.CHANGEABLE_FOR):
         return ""
     states = answer_queries.states(session, judged)
     if "withdrawn" in states:
@@ -169,7 +165,7 @@ def why_final(session: Session, judgment: Judgment) -> str:
 def changeable_by(session: Session, labeler_id: int, comparison_ids: Collection[int]) -> set[int]:
     """Those of the comparisons on which the labeler can still change what they said."""
     said = answer_queries.live_judgments(session, comparison_ids, labeler_id)
-    return answer_queries.changeable(session, said, CHANGEABLE_FOR)
+    return answer_queries.changeable(session, said, queries.CHANGEABLE_FOR)
 
 
 def _take_back(session: Session, project: Project, judgment: Judgment, reason: str) -> set[int]:

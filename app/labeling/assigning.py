@@ -1,10 +1,11 @@
 """Handing out comparisons: the next task, the leases on it, and what there is to say when there is none."""
 
 import secrets
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
 from uuid import UUID
 
+from sqlalchemy import func
 from sqlalchemy.orm import Session
 
 from app.access import gate
@@ -140,10 +141,12 @@ def _claim_next(session: Session, project: Project, labeler: User, skipped: Posi
 def _is_there(
     session: Session, project: Project, labeler: User, standing: Standing, except_id: int | None = None
 ) -> bool:
-    """Whether there is anything to be given, new or skipped."""
+    """Whether there is anything to be given: new, given back, or skipped."""
+    groups = standing.groups
     found = _find_new(session, project, labeler, standing, except_id, lock=False)
+    if found is None and mixing.is_on(LabelingSettings.model_validate(project.labeling)):
+        found = mixing.claim_again(session, project, labeler, groups, lock=False)
     if found is None:
-        groups = standing.groups
         found = claim_queries.next_skipped(session, project.id, labeler.id, groups, except_id=except_id, lock=False)
     return found is not None
 
@@ -240,7 +243,7 @@ def _give_back(session: Session, project: Project, lease_id: UUID, labeler: User
     comparison = queries.lock_comparison(session, lease.comparison_id)
     session.refresh(lease, with_for_update=True)
     if lease.state == "live":
-        lease.state, lease.reason = state, reason
+        lease.state, lease.reason, lease.expires_at = state, reason, func.now()
         session.flush()
     return Position(comparison.priority, comparison.id)
 
@@ -253,8 +256,9 @@ def progress(session: Session, project: Project, labeler: User) -> Progress:
     """
     settings = LabelingSettings.model_validate(project.labeling)
     mixed = mixing.is_on(settings)
-    held = queries.held(session, project.id, labeler.id)
-    less = queries.mixed_in_today(session, project.id, labeler.id) if mixed else 0
+    since = queries.today(datetime.now(UTC))
+    held = queries.held(session, project.id, labeler.id, since)
+    less = queries.beside_queues(session, project.id, labeler.id, since) if mixed else 0
     most = COUNT_LIMIT + less
     left = held.of_queues if mixed else held.tasks
     left += claim_queries.count_kept(session, project.id, labeler.id, most - left)

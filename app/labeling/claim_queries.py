@@ -18,6 +18,7 @@ from sqlalchemy import (
     Row,
     Select,
     TextClause,
+    and_,
     any_,
     exists,
     func,
@@ -43,10 +44,15 @@ from app.models import (
 from app.models.comparison import AVAILABLE, IN_CALIBRATION, IN_OPEN_QUEUE, KEPT_FOR_GROUP, KEPT_FOR_LABELER
 
 Condition = ColumnElement[bool] | TextClause
-_kin, _newer = aliased(Comparison), aliased(Comparison)  # making one takes longer than what is asked with it
+# Making one takes longer than what is asked with it.
+_kin, _newer, _other = aliased(Comparison), aliased(Comparison), aliased(Comparison)
+_own, _theirs, _before = aliased(Lease), aliased(Lease), aliased(Lease)
 
 # So many that came into a queue are looked through; where there are more, the labeler's search starts anew.
 FEW = 100
+
+# Of what others were given since a task went back, so much is looked through.
+LATER = 1000
 
 # Everything by transactions before this one is visible to whoever reads it.
 _OLDEST_RUNNING = literal_column("pg_snapshot_xmin(pg_current_snapshot())::text::bigint", BigInteger)
@@ -144,6 +150,36 @@ def continued() -> ColumnElement[bool]:
     root = func.coalesce(Comparison.repeat_of_id, Comparison.id)
     same_side = func.sign(_newer.gold) == func.sign(Comparison.gold)
     return exists().where(_newer.repeat_of_id == root, _newer.id > Comparison.id, same_side)
+
+
+def passed_over(labeler_id: int, groups: list[int]) -> ColumnElement[bool]:
+    """Of calibration items and repeats that the labeler gave back: were it a task of the queue, others would have it by
+    now. Since then they have taken such a task, with all its places, that the labeler could have been given instead.
+
+    Nobody else takes what is mixed in. If it came again whatever others do, whoever leaves a task and comes back later
+    would see that it was one.
+    """
+    mine = _own.comparison_id == Comparison.id, _own.labeler_id == labeler_id
+    given, ended = (
+        select(func.max(column)).where(*mine).correlate(Comparison).scalar_subquery()
+        for column in (_own.created_at, _own.expires_at)
+    )
+    later = select(_theirs.comparison_id, _theirs.labeler_id).where(_theirs.created_at > ended)
+    since = later.order_by(_theirs.created_at).limit(LATER).correlate(Comparison).subquery()
+    # Nor was it theirs before: what they have done or skipped, and what they gave back that came before this one.
+    before = select(_before.id).where(_before.comparison_id == _other.id, _before.labeler_id == labeler_id)
+    had = before.where(or_(_before.state.not_in(("released", "expired")), _before.created_at < given))
+    taken = exists(
+        select(_other.id)
+        .join_from(since, _other, _other.id == since.c.comparison_id)
+        .where(since.c.labeler_id != labeler_id, _other.project_id == Comparison.project_id)
+        .where(_other.gold.is_(None), _other.purpose != "repeat", _other.labeler_id.is_(None))
+        .where(or_(_other.group_id.is_(None), _other.group_id == any_(literal(groups, ARRAY(BigInteger)))))
+        .where(or_(_other.state != "open", _other.judgment_count + _other.lease_count >= _other.overlap))
+        .where(~_looked_up(had.correlate(Comparison, _other)))
+        .correlate(Comparison)
+    )
+    return and_(MIXED_IN, taken)
 
 
 def _looked_up(rows: Select[Any]) -> ColumnElement[bool]:
@@ -291,6 +327,7 @@ def next_skipped(
         .join(Lease, Lease.comparison_id == Comparison.id)
         .where(Lease.labeler_id == labeler_id, Lease.state == "skipped", Comparison.project_id == project_id)
         .where(*_open_to(labeler_id, groups), ~judged_by(labeler_id), ~_leased_otherwise(labeler_id))
+        .where(~passed_over(labeler_id, groups))
         .where(Comparison.gold.is_(None) | ~met(labeler_id, "live", "recused") & ~continued())
         .order_by(Lease.created_at)
         .limit(1)
@@ -316,17 +353,21 @@ def claim_one(session: Session, project_id: int, labeler_id: int, groups: list[i
         *_open_to(labeler_id, groups),
         ~judged_by(labeler_id),
         ~leased_to(labeler_id, "live", "recused"),
+        ~passed_over(labeler_id, groups),
     )
     return session.scalar(chosen.with_for_update(skip_locked=True, of=Comparison))
 
 
-def claim_first(session: Session, labeler_id: int, groups: list[int], ids: Sequence[int]) -> int | None:
-    """Locks the first of those comparisons that this labeler can judge and has not skipped."""
+def claim_first(
+    session: Session, labeler_id: int, groups: list[int], ids: Sequence[int], *, lock: bool = True
+) -> int | None:
+    """The first of those comparisons that this labeler can judge and has not skipped; with `lock`, locked."""
     among = literal(list(ids), ARRAY(BigInteger))
     could = Comparison.gold.is_(None) | ~met(labeler_id, "live", "skipped", "recused") & ~continued()
     chosen = select(Comparison.id).where(Comparison.id == any_(among), *_open_to(labeler_id, groups), could)
-    chosen = chosen.where(*_free(labeler_id)).order_by(func.array_position(among, Comparison.id)).limit(1)
-    return session.scalar(chosen.with_for_update(skip_locked=True, of=Comparison))
+    chosen = chosen.where(*_free(labeler_id), ~passed_over(labeler_id, groups))
+    chosen = chosen.order_by(func.array_position(among, Comparison.id)).limit(1)
+    return session.scalar(chosen.with_for_update(skip_locked=True, of=Comparison) if lock else chosen)
 
 
 def count_left(session: Session, queue: Queue, labeler_id: int, place: Place | None, limit: int) -> int:
@@ -361,6 +402,12 @@ def projects_with_work(session: Session, labeler_id: int) -> Sequence[Row[Projec
         exists().where(of_project, literally(IN_OPEN_QUEUE)),
         exists().where(of_project, Comparison.labeler_id == labeler_id, literally(KEPT_FOR_LABELER)),
         exists().where(of_project, Comparison.group_id.in_(own_groups), literally(KEPT_FOR_GROUP)),
+    ]
+    # What is mixed in stands in no queue, but comes again to whoever gave it back, as any other task does.
+    of_item = Lease.comparison_id == Comparison.id, of_project, MIXED_IN, Comparison.state == "open"
+    waiting += [
+        exists().where(Lease.labeler_id == labeler_id, Lease.state.in_(states), *of_item)
+        for states in (("released", "expired"), ("skipped",))  # each has an index
     ]
     last = (
         select(Comparison.project_id)

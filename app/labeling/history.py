@@ -1,6 +1,6 @@
 """What a labeler has answered: the list of it, their own figures, and an answer put back into its card."""
 
-from datetime import UTC, datetime, time
+from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
 from sqlalchemy.orm import Session
@@ -9,7 +9,6 @@ from app.domain import ranking, scale
 from app.judging import LabelingSettings
 from app.labelers.service import OwnNumbers, own_figures
 from app.labeling import answer_queries, queries, recusal
-from app.labeling.answers import CHANGEABLE_FOR
 from app.labeling.forms import Draft
 from app.labeling.queries import Task
 from app.models import Comparison, Judgment, Lease, Project, User
@@ -41,7 +40,7 @@ def mine(session: Session, project: Project, labeler: User, before: int | None) 
     shown = LabelingSettings.model_validate(project.labeling).own_figures
     found = answer_queries.history(session, project.id, labeler.id, before, PAGE + 1)
     judged = [judgment for judgment, *_rest in found[:PAGE]]
-    changeable = answer_queries.changeable(session, judged, CHANGEABLE_FOR)
+    changeable = answer_queries.changeable(session, judged, queries.CHANGEABLE_FOR)
     changeable -= recusal.recused_from(session, changeable, labeler.id)
     rows = [
         Answered(
@@ -61,7 +60,7 @@ def mine(session: Session, project: Project, labeler: User, before: int | None) 
 def _counted_until() -> datetime:
     """The last midnight, UTC, before which no answer can be changed any more: figures that show how others answered
     count up to it, so that they move once a day and no single answer moves them."""
-    return datetime.combine((datetime.now(UTC) - CHANGEABLE_FOR).date(), time(), UTC)
+    return queries.today(datetime.now(UTC))
 
 
 def excerpt(messages: list[dict[str, str]]) -> str:

@@ -16,15 +16,17 @@ def is_on(settings: LabelingSettings) -> bool:
     return settings.calibration.rate > 0 or settings.repeats.rate > 0
 
 
-def claim_again(session: Session, project: Project, labeler: User, groups: list[int]) -> int | None:
-    """Locks the first task that the labeler was given before and that went back unanswered, item or not: with a page
-    that was closed, when its time was over, or when an answer before it was taken back.
+def claim_again(
+    session: Session, project: Project, labeler: User, groups: list[int], *, lock: bool = True
+) -> int | None:
+    """The first task that the labeler was given before and that went back unanswered, item or not: with a page that
+    was closed, when its time was over, or when an answer before it was taken back. With `lock`, locked.
 
     Such tasks come again before all others, in the order in which they were given. Else whoever opens the page again
     and again, or takes back two answers, would see which task makes way for another, or changes places with it.
     """
     before = mixing_queries.given_back(session, project.id, labeler.id)
-    return claim_queries.claim_first(session, labeler.id, groups, before) if before else None
+    return claim_queries.claim_first(session, labeler.id, groups, before, lock=lock) if before else None
 
 
 def claim(session: Session, project: Project, labeler: User, settings: LabelingSettings) -> int | None:

@@ -18,7 +18,8 @@ GIVEN_BACK = 1000
 
 
 def claim_calibration(session: Session, project_id: int, labeler_id: int) -> int | None:
-    """Locks a calibration item that this labeler has not met, drawn at random; everybody gets each item once.
+    """Locks a calibration item that this labeler has not met, drawn at random; everybody gets each item once. Nor one
+    that they gave back: it comes again before anything is drawn, or others passed it over, as if they had taken it.
 
     The search begins at a random id, so that no more than a few are looked at however many there are.
     """
@@ -28,7 +29,7 @@ def claim_calibration(session: Session, project_id: int, labeler_id: int) -> int
     start = session.scalar(select(low + drawn).where(*items))
     if start is None:
         return None
-    fresh = [*items, ~met(labeler_id, "live", "skipped", "recused"), ~continued()]
+    fresh = [*items, ~met(labeler_id, "live", "skipped", "recused", "released", "expired"), ~continued()]
     for part in (Comparison.id >= start, Comparison.id < start):
         few = select(Comparison.id).where(*fresh, part).order_by(Comparison.id).limit(FEW)
         if ids := session.scalars(few).all():

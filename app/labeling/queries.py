@@ -12,6 +12,7 @@ from uuid import UUID
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    ColumnElement,
     Row,
     Select,
     any_,
@@ -25,11 +26,15 @@ from sqlalchemy import (
     union,
     update,
 )
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from app.labeling.claim_queries import MIXED_IN, judged_by, literally
 from app.models import Comparison, Completion, Judgment, Lease, Prompt, Rubric, Run, User
 from app.models.comparison import KEPT_FOR_GROUP, KEPT_FOR_LABELER
+
+# An answer can be changed for so long, open or closed as its comparison may be, unless a new round reads it or a
+# reviewer decides first.
+CHANGEABLE_FOR = timedelta(hours=1)
 
 
 class Position(NamedTuple):
@@ -86,7 +91,8 @@ def _live() -> Select[UUID]:
 def _end(session: Session, leases: Select[UUID], state: str) -> int:
     ids = session.scalars(leases.with_for_update(skip_locked=True)).all()
     if ids:
-        session.execute(update(Lease).where(Lease.id.in_(ids)).values(state=state))
+        ended = func.least(Lease.expires_at, func.now())
+        session.execute(update(Lease).where(Lease.id.in_(ids)).values(state=state, expires_at=ended))
     return len(ids)
 
 
@@ -190,28 +196,44 @@ class Held(NamedTuple):
     of_queues: int
 
 
-def held(session: Session, project_id: int, labeler_id: int) -> Held:
-    counts = select(func.count(), func.count().filter(~MIXED_IN)).select_from(Lease)
+_again = aliased(Lease)
+
+
+def today(now: datetime) -> datetime:
+    """Since when tasks are counted that were done: the last midnight, UTC, before which no answer can be changed. If an
+    answer of yesterday could be taken back today, what is left would say whether it was to a task of the queue."""
+    return datetime.combine((now - CHANGEABLE_FOR).date(), time(), UTC)
+
+
+def _skipped_before(comparison_id: InstrumentedAttribute[int], labeler_id: int, since: datetime) -> ColumnElement[bool]:
+    own = _again.comparison_id == comparison_id, _again.labeler_id == labeler_id
+    return exists().where(*own, _again.state == "skipped", _again.expires_at < since)
+
+
+def held(session: Session, project_id: int, labeler_id: int, since: datetime) -> Held:
+    """See `beside_queues` for what was skipped before that moment: it does not count among those of the queues."""
+    of_queues = ~MIXED_IN & ~_skipped_before(Lease.comparison_id, labeler_id, since)
+    counts = select(func.count(), func.count().filter(of_queues)).select_from(Lease)
     own = counts.join(Comparison, Comparison.id == Lease.comparison_id)
     own = own.where(Lease.labeler_id == labeler_id, Lease.state == "live", Comparison.project_id == project_id)
     return Held(*session.execute(own.where(Comparison.state == "open")).one())
 
 
-_again = aliased(Lease)
-
-
-def mixed_in_today(session: Session, project_id: int, labeler_id: int) -> int:
-    """How many tasks that were mixed in the labeler was given since midnight, UTC, and has answered or skipped."""
-    given = Lease.labeler_id == labeler_id, Lease.created_at >= _midnight()
-    said = Judgment.labeler_id == labeler_id, Judgment.superseded_at.is_(None), Judgment.created_at >= _midnight()
-    is_held = exists().where(_again.comparison_id == Lease.comparison_id, _again.labeler_id == labeler_id)
-    answered = select(Lease.comparison_id).join(Judgment, Judgment.lease_id == Lease.id).where(*given, *said)
+def beside_queues(session: Session, project_id: int, labeler_id: int, since: datetime) -> int:
+    """How many tasks the labeler has answered or skipped since a moment that were not counted among those left then:
+    what was mixed in, and what they had skipped before it."""
+    said = Judgment.labeler_id == labeler_id, Judgment.superseded_at.is_(None), Judgment.created_at >= since
+    is_held = exists().where(
+        _again.comparison_id == Lease.comparison_id, _again.labeler_id == labeler_id, _again.state == "live"
+    )
+    answered = select(Judgment.comparison_id).where(*said, Judgment.lease_id.is_not(None))
     skipped = select(Lease.comparison_id).where(
-        *given, Lease.state == "skipped", ~is_held.where(_again.state == "live")
+        Lease.labeler_id == labeler_id, Lease.state == "skipped", Lease.expires_at >= since, ~is_held
     )
     done = union(answered, skipped).subquery()
-    mixed_in = select(func.count()).join(Comparison, Comparison.id == done.c.comparison_id).select_from(done)
-    return session.scalar(mixed_in.where(Comparison.project_id == project_id, MIXED_IN)) or 0
+    counted = select(func.count()).join(Comparison, Comparison.id == done.c.comparison_id).select_from(done)
+    beside = MIXED_IN | _skipped_before(Comparison.id, labeler_id, since)
+    return session.scalar(counted.where(Comparison.project_id == project_id, Comparison.offered, beside)) or 0
 
 
 class Waiting(NamedTuple):

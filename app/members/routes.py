@@ -2,12 +2,13 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import APIRouter, Form, Query, Request, Response
 
 from app.access import queries
 from app.access.guards import AdminDep, ProjectDep
 from app.accounts import queries as account_queries
 from app.accounts import service as accounts
+from app.accounts.forms import ListFilter
 from app.db import SessionDep
 from app.errors import PrefloopError
 from app.limits import FormRoute
@@ -20,13 +21,16 @@ from app.render import page, redirect
 router = APIRouter(prefix="/projects/{project_slug}/members", route_class=FormRoute)
 
 
-def _url(project: Project) -> str:
-    return f"/projects/{project.slug}/members"
+WantedDep = Annotated[ListFilter, Query()]
+
+
+def _url(project: Project, wanted: ListFilter = ListFilter()) -> str:
+    return f"/projects/{project.slug}/members{wanted.query()}"
 
 
 @router.get("")
-def listing(request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep) -> Response:
-    return _page(request, project, session)
+def listing(request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep, wanted: WantedDep) -> Response:
+    return _page(request, project, session, wanted=wanted)
 
 
 @router.post("")
@@ -75,23 +79,26 @@ def change(
     session: SessionDep,
     user_id: int,
     form: Annotated[RolesForm, Form()],
+    wanted: WantedDep,
 ) -> Response:
     try:
         service.set_roles(session, project, admin, user_id, form.roles)
     except PrefloopError as error:
-        return _page(request, project, session, error, changed={user_id: form.roles})
+        return _page(request, project, session, error, changed={user_id: form.roles}, wanted=wanted)
     if user_id == admin.id and "admin" not in form.roles:
         return redirect(f"/projects/{project.slug}")  # this page is no longer theirs
-    return redirect(_url(project))
+    return redirect(_url(project, wanted))
 
 
 @router.post("/{user_id}/remove")
-def remove(request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep, user_id: int) -> Response:
+def remove(
+    request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep, user_id: int, wanted: WantedDep
+) -> Response:
     try:
         service.remove(session, project, admin, user_id)
     except PrefloopError as error:
-        return _page(request, project, session, error)
-    return redirect("/") if admin.id == user_id else redirect(_url(project))
+        return _page(request, project, session, error, wanted=wanted)
+    return redirect("/") if admin.id == user_id else redirect(_url(project, wanted))
 
 
 def _page(
@@ -100,17 +107,22 @@ def _page(
     session: SessionDep,
     error: PrefloopError | None = None,
     *,
+    wanted: ListFilter = ListFilter(),
     added: AddForm = AddForm(roles=["labeler"]),
     invited: LinkForm = LinkForm(roles=["labeler"]),
     changed: dict[int, Any] | None = None,
     invitation: dict[str, str] | None = None,
 ) -> Response:
     """The page; with what was chosen where that was refused: `added`, `invited`, or by member's id `changed`."""
+    members, found = queries.members(session, project.id, wanted.text, wanted.page)
     return page(
         request,
         "members/page.html",
         status=error.status if error else 200,
-        members=queries.members(session, project.id),
+        members=members,
+        found=found,
+        size=queries.PAGE,
+        wanted=wanted,
         links=account_queries.open_links(session, project.id),
         all_roles=ROLES,
         error=error,

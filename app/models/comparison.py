@@ -220,6 +220,7 @@ class Lease(Base):
             postgresql_where=text("state IN ('released', 'expired')"),
         ),
         Index("ix_lease_comparison", "comparison_id", "labeler_id"),
+        Index("ix_lease_created", "created_at"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
@@ -231,7 +232,7 @@ class Lease(Base):
     state: Mapped[str] = mapped_column(server_default="live")
     reason: Mapped[str] = mapped_column(server_default="")  # why it was skipped
     created_at: Mapped[Now]
-    expires_at: Mapped[datetime]
+    expires_at: Mapped[datetime]  # or when it ended, where it went back unanswered
 
 
 class QueuePlace(Base):

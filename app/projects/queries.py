@@ -8,15 +8,23 @@ from sqlalchemy.orm import Session
 from app.access.queries import projects_of
 from app.models import Comparison, Judgment, ModelVersion, Project, ProjectLabeler, Prompt, Round, Run, User
 
+STAFF = ("admin", "operator")  # who may look at a project's models
+
 
 def by_slug(session: Session, slug: str) -> Project | None:
     return session.scalars(select(Project).where(Project.slug == slug)).one_or_none()
 
 
 def base_models(session: Session, user_id: int) -> list[str]:
-    """Locations of the base models that the user's projects use."""
-    theirs = select(ModelVersion.base).where(ModelVersion.project_id.in_(projects_of(user_id)))
+    """Locations of the base models of the projects whose models the user may look at."""
+    theirs = select(ModelVersion.base).where(ModelVersion.project_id.in_(projects_of(user_id, *STAFF)))
     return list(session.scalars(theirs.where(ModelVersion.role == "base").distinct().order_by(ModelVersion.base)))
+
+
+def may_read_run(session: Session, user_id: int, run_id: int) -> bool:
+    """Whether the run is one of a project whose models the user may look at."""
+    theirs = Run.id == run_id, Run.project_id.in_(projects_of(user_id, *STAFF))
+    return bool(session.scalar(select(exists().where(*theirs))))
 
 
 class Overview(NamedTuple):

@@ -17,6 +17,7 @@ from app.labelers import service as labelers
 from app.labeling import settling
 from app.labeling.settling_queries import Moves
 from app.models import Project
+from app.projects import queries
 from app.projects.forms import SettingsForm
 from app.rounds import service as rounds
 from app.rubrics import service as rubrics
@@ -94,21 +95,27 @@ def use_model(session: Session, store: ArtifactStore, project: Project, model: s
     """Gives a project its base model: a location in the store, an absolute folder, or a hub name.
 
     Raises:
-        InvalidInput: nothing is named, or what models are not read from.
+        InvalidInput: nothing is named, or what models are not read from; also what a run of a project made whose models
+            the actor may not look at. All projects share one store, and its locations are easily guessed.
         Conflict: the project has one; its rounds and samples refer to it.
     """
     model = model.strip()
     if not model:
         raise InvalidInput("No model is named.", "Give the name of one on the hub, or the path of a folder.")
-    if not store.allows(model) or ":" in model:
+    if ":" in model or not store.allows(model) or not _may_read(session, store, model, actor_id):
         raise InvalidInput(
             "Models are not read from there.",
-            "Name one on the hub, a folder of the artifacts, or an absolute path below PREFLOOP_MODEL_FOLDERS.",
+            "Name one on the hub, a model of a project of yours, or an absolute path below PREFLOOP_MODEL_FOLDERS.",
         )
     if project.base_model_id is not None:
         raise Conflict("The project has a base model already.", "Make another project to begin from another model.")
     rounds.adopt_base_model(session, project, model, model.rstrip("/").rpartition("/")[2])
     audit(session, actor_id, "project.model_chosen", project.id, model=model)
+
+
+def _may_read(session: Session, store: ArtifactStore, location: str, actor_id: int) -> bool:
+    run_id = store.run_of(location)
+    return run_id is None or queries.may_read_run(session, actor_id, run_id)
 
 
 def update_labeling(session: Session, project: Project, wanted: LabelingSettings, actor_id: int) -> None:

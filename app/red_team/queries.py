@@ -197,16 +197,24 @@ def count_states(session: Session, project: Project) -> dict[str, int]:
 
 
 class Busy(NamedTuple):
-    """What an attempt waits for. run: the one the worker has; ahead: attempts before this one; worker: there is one."""
+    """What an attempt waits for; of other projects no more than that it waits.
+
+    run: the one of this project that the worker has. elsewhere: it has another one. ahead: attempts of this project
+    before this one. worker: there is one.
+    """
 
     run: Run | None
+    elsewhere: bool
     ahead: int
     worker: bool
 
 
 def busy(session: Session, attempt_: RedTeamAttempt) -> Busy:
+    of_project = Run.project_id == attempt_.project_id
     other = and_(Run.state == "running", Run.id != attempt_.run_id)
-    running = session.scalars(select(Run).where(other).order_by(Run.started_at).limit(1)).one_or_none()
-    before = and_(Run.kind == "red_team", Run.state == "queued", Run.id < attempt_.run_id)
+    first = select(Run).where(other).order_by(of_project.desc(), Run.started_at).limit(1)
+    running = session.scalars(first).one_or_none()
+    elsewhere = running is not None and running.project_id != attempt_.project_id
+    before = and_(Run.kind == "red_team", Run.state == "queued", Run.id < attempt_.run_id, of_project)
     ahead = session.scalar(select(func.count()).where(before)) or 0
-    return Busy(running, ahead, has_worker(session))
+    return Busy(None if elsewhere else running, elsewhere, ahead, has_worker(session))

@@ -114,9 +114,9 @@ def rates_of(session: Session, project_id: int, base: str) -> dict[str, Rate]:
     )
     found = {}
     for row in session.execute(query):
-        source = "as an earlier run"
-        if row.number is not None:
-            source = f"as round {row.number}" if row.project_id == project_id else "as a round of another project"
+        # Of other projects no more is told than how fast this machine is.
+        is_own_round = row.number is not None and row.project_id == project_id
+        source = f"as round {row.number}" if is_own_round else "as an earlier run"
         rate = row.result["tokens"] / row.result["seconds"]
         found[row.kind] = Rate(rate, f"{source}: {rate:,.0f} tokens a second", row.result.get("peak_memory"))
     return found

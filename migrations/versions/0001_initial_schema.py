@@ -1027,6 +1027,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_lease")),
     )
     op.create_index("ix_lease_comparison", "lease", ["comparison_id", "labeler_id"], unique=False)
+    op.create_index("ix_lease_created", "lease", ["created_at"], unique=False)
     op.create_index(
         "ix_lease_given_back",
         "lease",

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from app.accounts import service
-from app.errors import Conflict
+from app.errors import Conflict, InvalidInput
 from tests.conftest import SignedIn
 
 COMPOSED, APART = "J\u00f6rg@example.org", "jo\u0308rg@Example.org "
@@ -41,3 +41,19 @@ def test_browsers_let_such_an_address_through(sign_in: Callable[..., SignedIn], 
         field = sign_in().get(address).text.partition('id="email"')[2].partition(">")[0]
         assert field
         assert 'type="email"' not in field
+
+
+@pytest.mark.parametrize("typed", ["ann@example.org\u200b", "a\u00adnn@example.org", "\u202aann@example.org\u2066"])
+def test_an_address_with_what_cannot_be_seen_is_the_one_without(session: Session, typed: str) -> None:
+    """Else an admin who looks at the list of members gives a role to somebody who calls themselves the same."""
+    service.create_user(session, email="ann@example.org", name="Ann", password=PASSWORD)
+    with pytest.raises(Conflict, match="has an account already"):
+        service.create_user(session, email=typed, name="Ann", password=PASSWORD)
+
+
+@pytest.mark.parametrize(
+    "typed", ["a nn@example.org", "ann@example.org\nb", "ann\x07@example.org", "ann\u061c@example.org"]
+)
+def test_what_no_address_holds_is_refused(session: Session, typed: str) -> None:
+    with pytest.raises(InvalidInput, match="not an e-mail address"):
+        service.create_user(session, email=typed, name="Ann", password=PASSWORD)

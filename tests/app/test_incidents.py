@@ -181,6 +181,30 @@ def test_a_project_names_no_model_outside_the_allowed_folders(
     assert "Models are not read from there" in refused.text or not model.strip("\0")
 
 
+def test_a_project_names_no_model_that_another_project_made(
+    app: FastAPI, sign_in: SignIn, session: Session, settings: Settings
+) -> None:
+    """All projects share one store, and its locations are counted up."""
+    theirs, mine = factories.project(session, name="Theirs"), factories.project(session)
+    run = factories.run(session, theirs, state="succeeded")
+    made = settings.artifacts_root / "models" / f"run-{run.id}"
+    (made / "inner").mkdir(parents=True)
+    (made / "report.json").write_text('{"accuracy": 0.123}')
+    (settings.artifacts_root / "link").symlink_to(made)
+    admin = factories.member(session, mine, "admin", is_admin=True)
+    factories.join(session, theirs, admin, "labeler")  # labelers see no models
+    session.commit()
+    client, address = sign_in(user=admin), f"/projects/{mine.slug}/model"
+    name = f"run-{run.id}"
+    for location in (f"models/{name}", f"models//x/../{name}/", f"models/{name}/inner", str(made), "link",
+                     f"checkpoints/{name}", f"models/run-{run.id + 1}"):  # fmt: skip
+        refused = client.post(address, {"model": location})
+        assert (refused.status_code, "Models are not read from there" in refused.text) == (422, True), location
+    session.get_one(ProjectMember, (theirs.id, admin.id)).roles = ["operator"]
+    session.commit()
+    assert client.post(address, {"model": f"models/{name}"}).status_code == 303
+
+
 # ---- files that run code when they are read --------------------------------------------------------------------------
 
 

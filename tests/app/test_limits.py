@@ -1,19 +1,19 @@
 """What of a request is read and parsed: by whom it is sent, in which encoding, and how much of it."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, delete, event
 from sqlalchemy.orm import Session
 
 from app import limits
 from app.limits import FORM, SMALL, FormRequest, FormRoute, UploadRoute
 from app.main import ROUTERS
-from app.models import Project
+from app.models import AuthSession, Project, ProjectMember
 from tests import factories
 from tests.conftest import SignedIn
 
@@ -155,8 +155,38 @@ def test_others_get_their_turn_while_a_large_file_arrives() -> None:
     assert most_between <= 2 * limits.PIECE
 
 
-@pytest.mark.parametrize("size", [10, 2 * SMALL])
-def test_the_sign_in_is_asked_for_once(engine: Engine, project: Project, sign_in: SignIn, size: int) -> None:
+@pytest.mark.parametrize("lost", ["membership", "role", "sign-in"])
+def test_who_loses_the_right_while_a_form_arrives_is_refused(
+    session: Session, project: Project, sign_in: SignIn, lost: str
+) -> None:
+    """Whoever expects to be put out could else keep a request open, and finish it whenever they like."""
+    admin = sign_in(user=factories.member(session, project, "admin"))
+    friend = factories.account(session, email="friend@example.org")
+    session.commit()
+
+    def slowly() -> Iterator[bytes]:
+        yield b"email=friend@example.org&roles=admin"
+        row = session.get_one(ProjectMember, (project.id, admin.user.id))
+        if lost == "membership":
+            session.delete(row)
+        elif lost == "role":
+            row.roles = ["labeler"]
+        else:
+            session.execute(delete(AuthSession))
+        session.commit()
+        yield b"&unknown=" + b"x" * SMALL
+
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = admin.post("/projects/p/members", content=slowly(), headers=form)
+    assert answer.status_code == {"membership": 404, "role": 403, "sign-in": 401}[lost]
+    assert session.get(ProjectMember, (project.id, friend.id)) is None
+
+
+@pytest.mark.parametrize(("size", "times"), [(10, 1), (2 * SMALL, 2)])
+def test_the_sign_in_is_asked_for_once(
+    engine: Engine, project: Project, sign_in: SignIn, size: int, times: int
+) -> None:
+    """Of a large form before it is read and after."""
     labeler, asked = sign_in("labeler"), []
 
     def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
@@ -167,4 +197,4 @@ def test_the_sign_in_is_asked_for_once(engine: Engine, project: Project, sign_in
     answer = labeler.post("/projects/p/label/here", {"unknown": "x" * size})
     event.remove(engine, "before_cursor_execute", note)
     assert answer.status_code == 200
-    assert sum(asked) == 1
+    assert sum(asked) == times

@@ -1,7 +1,8 @@
 """Calibration items stay unseen: what is left, empty queues, new rubrics; and what an admin does with an item."""
 
 from collections import Counter
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 from sqlalchemy import func, select, update
@@ -9,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Gone, InvalidInput, NotFound
 from app.labeling import answers, assigning, calibration, history, queries
+from app.members import service as members
 from app.models import AuditEvent, Comparison, Judgment, Lease, ProjectLabeler
 from tests import factories
 from tests.labeling.desk import judge, run_out, take
@@ -66,6 +68,55 @@ def test_what_is_left_does_not_tell_what_was_mixed_in(session: Session, kind: st
     assert plain == [first - n for n in (0, 1, 0, 1, 2, 1, 2, 3, 2, 3, 4, 3, 4, 3)]
 
 
+@pytest.mark.parametrize("way", ["answered", "taken back", "skipped"])
+def test_no_day_begins_between_two_cards_that_tell_what_they_are(
+    session: Session, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """The second card is given on one day; on the next one it is answered, taken back and skipped."""
+
+    def counts(kind: str) -> list[int]:
+        project, labeler, _ = repeating(session, gap=1, n=2)
+        ordinary(session, project, 30)
+        item(session, project)
+        on = {"calibration": {"calibration": {"rate": 1, "least": 1000}}, "repeat": {"repeats": {"rate": 1, "gap": 1}}}
+        off = {"calibration": {"rate": 0.000001, "least": 1000}}
+        project.labeling = on.get(kind, off)
+        task = take(session, project, labeler)
+        assert purpose(session, task) == kind
+        project.labeling = off
+        if way == "taken back":
+            judge(session, project, labeler, task)
+        elif way == "skipped":
+            assigning.skip(session, project, task.lease_id, labeler, "")
+        session.commit()
+        now = datetime.now(UTC)
+        # What can still be taken back was done today.
+        monkeypatch.setattr(queries, "today", lambda _: now - timedelta(hours=way == "taken back"))
+        seen = [assigning.progress(session, project, labeler).left]
+        if way == "taken back":
+            answers.undo(session, project, labeler)
+        else:
+            task = take(session, project, labeler, again=task.lease_id)
+        for step in (lambda: judge(session, project, labeler, task), lambda: answers.undo(session, project, labeler),
+                     lambda: assigning.skip(session, project, task.lease_id, labeler, "")):  # fmt: skip
+            seen.append(assigning.progress(session, project, labeler).left)
+            step()
+            session.commit()
+        seen.append(assigning.progress(session, project, labeler).left)
+        return [after - before for before, after in pairwise(seen)]
+
+    assert counts("calibration") == counts("repeat") == counts("train")
+
+
+@pytest.mark.parametrize(
+    ("now", "since"),
+    [("2026-03-02 00:59", "2026-03-01"), ("2026-03-02 01:00", "2026-03-02"), ("2026-03-02 23:59", "2026-03-02")],
+)
+def test_a_day_begins_when_nothing_of_the_one_before_can_be_changed(now: str, since: str) -> None:
+    moment = datetime.fromisoformat(now).replace(tzinfo=UTC)
+    assert queries.today(moment) == datetime.fromisoformat(since).replace(tzinfo=UTC)
+
+
 @pytest.mark.parametrize(
     ("left", "mixed", "to_go"),
     [
@@ -82,6 +133,51 @@ def test_what_is_left_does_not_tell_what_was_mixed_in(session: Session, kind: st
 )
 def test_what_is_left_in_words(left: int, mixed: bool, to_go: str) -> None:
     assert assigning.Progress(3, left, mixed).to_go == to_go
+
+
+@pytest.mark.parametrize("kind", ["calibration", "repeat", "train"])
+@pytest.mark.parametrize("how", ["closed the page", "time ran out", "skipped"])
+def test_the_last_task_that_is_left_is_work_whatever_it_is(session: Session, how: str, kind: str) -> None:
+    """Whoever finishes all that comes after a card, and gives that one back, is led to it again from the start page."""
+    project, labeler = factories.project(session, overlap=1), factories.user(session)
+    for n in range(5):
+        comparison = factories.comparison(session, project)
+        if n < 2:
+            factories.judgment(session, comparison, preference=2, labeler_id=labeler.id)
+    item(session, project)
+    on = {"calibration": {"calibration": {"rate": 1, "least": 1000}}, "repeat": {"repeats": {"rate": 1, "gap": 1}}}
+    project.labeling = on.get(kind, {})
+    left = take(session, project, labeler)
+    assert purpose(session, left) == kind
+    project.labeling = {"calibration": {"rate": 0.000001, "least": 1000}}
+    while task := assigning.next_task(session, project, labeler, beside=left.lease_id):
+        judge(session, project, labeler, task)
+    if how == "closed the page":
+        assigning.release(session, project, left.lease_id, labeler)
+    elif how == "skipped":
+        assigning.skip(session, project, left.lease_id, labeler, "")
+    else:
+        run_out(session, left.lease_id)
+        queries.expire_leases(session)
+    session.commit()
+    assert assigning.project_with_work(session, labeler) == project.slug
+    assert take(session, project, labeler).position == left.position
+
+
+@pytest.mark.parametrize("kind", ["calibration", "repeat", "train"])
+def test_the_card_of_somebody_who_left_is_there_again_when_they_are_back(session: Session, kind: str) -> None:
+    project, labeler, _ = repeating(session, gap=1, n=2)
+    admin = factories.user(session, "admin")
+    item(session, project)
+    on = {"calibration": {"calibration": {"rate": 1, "least": 1000}}, "repeat": {"repeats": {"rate": 1, "gap": 1}}}
+    project.labeling = on.get(kind, {"calibration": {"rate": 0.000001, "least": 1000}})
+    left = take(session, project, labeler)
+    assert purpose(session, left) == kind
+    members.remove(session, project, admin, labeler.id)
+    assert assigning.next_task(session, project, labeler) is None
+    members.add(session, project, admin, str(labeler.email), ["labeler"])
+    back = take(session, project, labeler)
+    assert (back.lease_id, back.responses) == (left.lease_id, left.responses)
 
 
 @pytest.mark.parametrize("how", ["closed the page", "time ran out"])
@@ -103,6 +199,47 @@ def test_a_task_that_went_back_unanswered_comes_again_whatever_it_is(session: Se
             run_out(session, first.lease_id)
         again = take(session, project, labeler)
         assert (again.lease_id, again.position) == (first.lease_id, first.position)
+
+
+@pytest.mark.parametrize("kind", ["calibration", "repeat", "train"])
+@pytest.mark.parametrize("how", ["closed the page", "time ran out", "skipped"])
+def test_a_task_that_others_would_have_taken_meanwhile_does_not_come_again(
+    session: Session, how: str, kind: str
+) -> None:
+    """Nobody else takes an item: if it came again, whoever left a card and came back later would see what it was."""
+    project, labeler = factories.project(session, overlap=1), factories.user(session)
+    off = {"calibration": {"rate": 0.000001, "least": 1000}}
+    on = {"calibration": {"calibration": {"rate": 1, "least": 1000}}, "repeat": {"repeats": {"rate": 1, "gap": 1}}}
+    for n in range(6):
+        comparison = factories.comparison(session, project)
+        if n < 2:
+            factories.judgment(session, comparison, preference=2, labeler_id=labeler.id)
+    item(session, project)
+    project.labeling = on.get(kind, off)
+    left = take(session, project, labeler)
+    assert purpose(session, left) == kind
+    project.labeling = off
+    if how == "closed the page":
+        assigning.release(session, project, left.lease_id, labeler)
+    elif how == "skipped":
+        assigning.skip(session, project, left.lease_id, labeler, "")
+    else:
+        run_out(session, left.lease_id)
+    session.commit()  # a later moment
+    other = factories.user(session)
+    taken = take(session, project, other)
+    judge(session, project, other, taken)
+    session.commit()
+    assert (taken.position == left.position) == (kind == "train")
+    with pytest.raises(Gone, match="others took it"):
+        judge(session, project, labeler, left)
+    assert take(session, project, labeler, again=left.lease_id).position != left.position
+    seen = set()
+    while task := assigning.next_task(session, project, labeler):
+        seen.add(task.position.comparison_id)
+        judge(session, project, labeler, task)
+    assert left.position.comparison_id not in seen
+    assert len(seen) == 3
 
 
 @pytest.mark.parametrize("kinds", ["ti", "it", "ii", "tt"])

@@ -8,7 +8,7 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Forbidden, InvalidInput, NotFound
-from app.labeling import answers, assigning, history
+from app.labeling import answers, assigning, history, queries
 from app.models import Comparison, Judgment, Lease, Project, ProjectLabeler, Snapshot, User
 from tests import factories
 from tests.labeling.desk import answer, counts, judge, rich, run_out, submit, take
@@ -92,7 +92,7 @@ def test_an_answer_is_final_after_an_hour_and_when_a_round_begins(session: Sessi
     project, labeler = rich(session, overlap=1)
     comparison = session.scalars(select(Comparison)).one()
     lease = factories.lease(session, comparison, labeler_id=labeler.id, state="submitted")
-    age = timedelta(minutes=59) if why == "a round" else answers.CHANGEABLE_FOR + timedelta(seconds=1)
+    age = timedelta(minutes=59) if why == "a round" else queries.CHANGEABLE_FOR + timedelta(seconds=1)
     given = {"labeler_id": labeler.id, "lease_id": lease.id, "created_at": func.now() - age}
     judgment = factories.judgment(session, comparison, preference=1, **given)
     if kind == "settled":

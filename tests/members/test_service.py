@@ -8,6 +8,8 @@ from sqlalchemy.orm import Session
 
 from app.access import members as access
 from app.accounts import service as accounts
+from app.assignments import service as assignments
+from app.assignments.forms import AssignForm
 from app.db import make_session_factory
 from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound
 from app.labelers import service as labelers
@@ -256,6 +258,32 @@ def test_roles_that_change_beside_labeling_leave_the_task_on_the_desk(
     service.set_roles(session, project, admin, bo.id, ["operator", "labeler"])
     desk.judge(session, project, bo, task)
     assert session.scalars(select(Lease.state)).all() == ["submitted"]
+
+
+@pytest.mark.parametrize("first", ["given", "removed"])
+@pytest.mark.parametrize("what", ["group", "comparison"])
+def test_nothing_is_given_to_somebody_who_is_just_leaving(
+    session: Session, engine: Engine, project: Project, admin: User, what: str, first: str
+) -> None:
+    bo = factories.member(session, project, "labeler")
+    kept = factories.comparison(session, project)
+    group = labelers.add_group(session, project, admin, "Experts")
+
+    def give(own: Session) -> None:
+        here, actor = own.get_one(Project, project.id), own.get_one(User, admin.id)
+        if what == "group":
+            labelers.add_members(own, here, actor, group.id, [bo.id])
+        else:
+            assignments.assign(own, here, actor, AssignForm(owner=f"labeler:{bo.id}"))
+
+    def remove(own: Session) -> None:
+        service.remove(own, own.get_one(Project, project.id), own.get_one(User, admin.id), bo.id)
+
+    refused = at_once(session, engine, *((give, remove) if first == "given" else (remove, give)))
+    assert [type(error) for error in refused] == ([] if first == "given" else [NotFound])
+    session.expire_all()
+    assert session.scalars(select(LabelerGroupMember)).all() == []
+    assert session.get_one(Comparison, kept.id).labeler_id is None
 
 
 def test_an_answer_that_comes_while_the_labeler_is_removed_is_taken_before_or_refused(

@@ -353,7 +353,7 @@ def test_the_list_is_filtered(session: Session, tmp_path: Path) -> None:
 
 def test_what_an_attempt_waits_for(session: Session, tmp_path: Path) -> None:
     project, ann = project_with_model(session), factories.user(session)
-    training = factories.run(session, project_with_model(session), "ppo", state="running")
+    training = factories.run(session, project, "ppo", state="running")
     first, second = send(session, project, ann, tmp_path), send(session, project, ann, tmp_path)
     busy = queries.busy(session, second)
     assert (busy.run, busy.ahead, busy.worker) == (training, 1, False)
@@ -363,6 +363,17 @@ def test_what_an_attempt_waits_for(session: Session, tmp_path: Path) -> None:
     session.flush()
     busy = queries.busy(session, second)
     assert (busy.run, busy.ahead, busy.worker) == (run_of(session, first), 0, True)
+
+
+def test_what_an_attempt_waits_for_in_another_project_is_not_told(session: Session, tmp_path: Path) -> None:
+    theirs, mine, ann = project_with_model(session), project_with_model(session), factories.user(session)
+    training = factories.run(session, theirs, "ppo", state="running")
+    send(session, theirs, ann, tmp_path)
+    attempt = send(session, mine, ann, tmp_path)
+    assert queries.busy(session, attempt) == (None, True, 0, False)
+    training.state = "succeeded"
+    session.flush()
+    assert queries.busy(session, attempt) == (None, False, 0, False)
 
 
 def test_keys_are_unique_across_people(session: Session, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_rates_are_those_of_the_newest_run_of_the_same_model(session: Session, p
     assert found == {"dpo": (300, "as round 2: 300 tokens a second", 5_000)}
     assert rates_of(session, other.id, "models/base")["dpo"].tokens_per_second == 500
     elsewhere = rates_of(session, factories.project(session).id, "models/base")["dpo"]
-    assert elsewhere == (500, "as a round of another project: 500 tokens a second", 5_000)
+    assert elsewhere == (500, "as an earlier run: 500 tokens a second", 5_000)
     assert rates_of(session, project.id, "models/new") == {}
 
 
