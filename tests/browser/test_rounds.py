@@ -165,7 +165,8 @@ def test_a_failed_round_says_why_and_is_retried(
     other_tab.goto(page.url)
     other_tab.get_by_role("button", name="Retry the stage that failed").click()
     expect(other_tab.locator("h1 .badge")).to_have_text("reward")
-    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # one comes back to the first tab
+    page.bring_to_front()  # one comes back to the first tab, which was hidden or not, as the browser likes
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     expect(page.locator("h1 .badge")).to_have_text("reward")
     other_tab.close()
     with worker(settings):

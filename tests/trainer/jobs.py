@@ -6,6 +6,7 @@ losses it reported to OUT-P/losses.json, and to OUT-P/share.json which share of 
 """
 
 import json
+import os
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -186,4 +187,6 @@ if __name__ == "__main__":
     (mine / "losses.json").write_text(json.dumps(losses))
     (mine / "share.json").write_text(json.dumps(share_held(Path(folder))))
     if torch.distributed.is_initialized():
+        accelerator().wait_for_everyone()
         torch.distributed.destroy_process_group()  # else gloo's threads may abort a process that is ending
+    os._exit(0)  # and even then, once in many runs on a busy machine, while the interpreter is torn down
