@@ -176,5 +176,6 @@ def test_what_somebody_typed_is_for_nobody_else(session: Session, open_page: Ope
     page.get_by_label("Password").fill(PASSWORD)
     page.get_by_role("button", name="Sign in").click()
     expect(page.get_by_role("heading", name="Is this response good?")).to_be_visible()
+    page.wait_for_load_state()  # its script has looked at what was kept
     expect(page.get_by_label("Reason")).to_have_value("")
     assert page.evaluate("sessionStorage.getItem('prefloop.unsent')") is None
