@@ -85,7 +85,7 @@ class ArtifactStore:
         return root in real.parents or any(real.is_relative_to(folder.resolve()) for folder in outside or ())
 
     def run_of(self, location: str) -> int | None:
-        """The run that made what is, or would be, at this location; none for what no run made."""
+        """The run that made this location's artifact, whether or not it is still there; none if no run did."""
         real, root = (self.root / location).resolve(), self.root.resolve()
         inside = real.relative_to(root).parts if real.is_relative_to(root) else ()
         made = (re.fullmatch(r"run-([0-9]{1,18})", part) for part in inside)

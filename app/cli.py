@@ -103,7 +103,7 @@ def invite_command(
     """Print a one-time link that invites somebody: into a project, or as an administrator of the service."""
     settings = Settings()
     if project is None and not administrator:
-        raise InvalidInput("The link would invite to nothing.", "Give --project and --role, or --administrator.")
+        raise InvalidInput("The link would give access to nothing.", "Give --project and --role, or --administrator.")
     with command_session(settings) as session:
         token = accounts.create_link(
             session,
@@ -127,7 +127,7 @@ def user_add(
 ) -> None:
     """Add an account; asks for its password."""
     if role and project is None:
-        raise InvalidInput("Roles are had in a project, and none is named.", "Give --project too.")
+        raise InvalidInput("Roles belong to a project, and no project is named.", "Give --project too.")
     with command_session(Settings()) as session:
         user = accounts.create_user(session, email=email, name=name, password=password)
         if administrator:

@@ -174,10 +174,10 @@ def _guards(dependant: Dependant) -> Iterator[Any]:
 async def _admitted(
     form: FormRequest, asked: list[Any], handle: Callable[[Request], Coroutine[Any, Any, Response]]
 ) -> Response:
-    """The answer, if the guards asked let the sender in.
+    """The answer, if the guards let the sender in.
 
-    Of a small form the route's own session is the one in which they asked. A large one may take hours to arrive: it
-    holds no connection meanwhile, and the route asks once more, since the sender may have lost the right by then.
+    The route of a small form goes on in the session in which the guards asked. A large form may take hours to arrive:
+    it holds no connection meanwhile, and the route asks the guards again, because the sender may have lost the right.
     """
     if form.is_small:
         await form.body()  # read, but not parsed; then nothing slow happens while the connection is held

@@ -1,6 +1,6 @@
 """What routes depend on: the project in the address for its members alone, and the roles they have there.
 
-Whoever is no member of a project gets the answer that a project gets which is not there.
+Anyone who is not a member of a project gets the same answer as for a project that does not exist.
 """
 
 from collections.abc import Iterable
@@ -110,5 +110,5 @@ def ask(request: Request, session: Session, guards: Iterable[Any]) -> None:
         if guard is administrator:
             administrator(user)
         elif isinstance(guard, HasRole):
-            assert member_ is not None, "a role is had in a project"
+            assert member_ is not None, "a role belongs to a project"
             guard(member_)

@@ -101,7 +101,7 @@ def _locked(session: Session, project: Project, user_id: int, *, keeps_admin: bo
 
 
 def require_other_admin(session: Session, project_ids: Sequence[int], user_id: int) -> None:
-    """Lock them first: `queries.lock_admins`.
+    """Checks that these projects keep an admin without this person. Lock the admins first: `queries.lock_admins`.
 
     Raises:
         Conflict: one of these projects has no other admin who may sign in.
@@ -112,6 +112,6 @@ def require_other_admin(session: Session, project_ids: Sequence[int], user_id: i
 
 
 def first_members(session: Session, project: Project, actor_id: int | None) -> None:
-    """The first members of a new project: its maker; all administrators where the service itself makes it."""
+    """Adds a new project's first members: whoever made it, or all administrators if the service made it."""
     for user_id in queries.administrators(session) if actor_id is None else [actor_id]:
         join(session, project.id, user_id, ROLES, actor_id)

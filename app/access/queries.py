@@ -68,7 +68,7 @@ def projects_of(user_id: int, *roles: str) -> Select[int]:
 
 
 def is_labeler_of(project_id: int | ColumnElement[int] | InstrumentedAttribute[Any]) -> ColumnElement[bool]:
-    """Of users: they are a member of the project with the role labeler."""
+    """A condition on users: they have the role labeler in the project."""
     of_them = ProjectMember.project_id == project_id, ProjectMember.user_id == User.id
     member = select(ProjectMember.user_id).where(*of_them, ProjectMember.roles.contains(["labeler"]))
     return exists(member.correlate_except(ProjectMember))
@@ -97,7 +97,7 @@ PAGE = 100  # people of a list
 
 
 def named(text: str) -> ColumnElement[bool]:
-    """Of people: their name or address holds the text, whatever the case."""
+    """A condition on users: their name or e-mail address contains the text, in any case."""
     return or_(*(func.strpos(func.lower(each), func.lower(text)) > 0 for each in (User.name, User.email)))
 
 
@@ -115,7 +115,7 @@ def lock_member(session: Session, project_id: int, user_id: int) -> ProjectMembe
 
 
 def add_member(session: Session, project_id: int, user_id: int, roles: Sequence[str], added_by: int | None) -> bool:
-    """Whether they were none before."""
+    """Adds a member; whether they were not one before."""
     values = {"project_id": project_id, "user_id": user_id, "roles": list(roles), "added_by": added_by}
     added = insert(ProjectMember).values(values).on_conflict_do_nothing().returning(ProjectMember.user_id)
     return session.scalar(added) is not None

@@ -1,4 +1,4 @@
-"""Who is asking, and did the form come from our page."""
+"""Sign-ins: who is asking, and whether a form came from one of our pages."""
 
 import hashlib
 import hmac

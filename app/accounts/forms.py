@@ -41,7 +41,7 @@ class AccountForm(BaseModel):
 
 
 class PlaceForm(BaseModel):
-    """Whom an administrator puts into which project."""
+    """The form by which an administrator adds a person to a project."""
 
     email: Text = ""
     project: Text = ""

@@ -128,7 +128,7 @@ def delete_unused_links(session: Session, *which: ColumnElement[bool]) -> list[i
 
 
 def beyond_membership(user_id: int) -> ColumnElement[bool]:
-    """Of links: somebody made it who may not make such a one for what they are in its project."""
+    """A condition on links: whoever made it may no longer invite people into its project."""
     theirs = projects_of(user_id, "admin")
     alone = or_(SigninLink.is_admin, SigninLink.project_id.is_(None), SigninLink.project_id.not_in(theirs))
     return and_(SigninLink.created_by == user_id, alone)
@@ -162,7 +162,7 @@ class Place(NamedTuple):
 
 
 def places(session: Session, user_ids: Collection[int] | None = None) -> dict[int, list[Place]]:
-    """Of these people, or of everyone, by id, the projects they are members of."""
+    """The projects that these people, or all people, are members of, by the id of the person."""
     found: dict[int, list[Place]] = {}
     rows = (
         select(ProjectMember.user_id, Project.slug, Project.name, ProjectMember.roles)

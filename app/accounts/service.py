@@ -53,7 +53,7 @@ def create_user(session: Session, *, email: str, name: str, password: str, kind:
     if not name.strip():
         raise InvalidInput("The name is empty.", "Enter the name others will see.")
     taken = Conflict(f"{email} has an account already.", "Sign in instead, or use another address.")
-    if queries.user_by_email(session, email):  # before the password is hashed, which is dear
+    if queries.user_by_email(session, email):  # before the password is hashed, which is expensive
         raise taken
     user = User(email=email, name=name.strip(), password_hash=_hash_password(password), kind=kind)
     try:
@@ -143,7 +143,7 @@ def create_link(
         InvalidInput: a project without a role, or roles without a project.
     """
     if roles and project_id is None:
-        raise InvalidInput("Roles are had in a project, and none is chosen.", "Choose the project, or no role.")
+        raise InvalidInput("Roles belong to a project, and no project is chosen.", "Choose the project, or no role.")
     given = [] if project_id is None else members.in_order(roles)
     token = secrets.token_urlsafe(24)
     what: dict[str, Any] = {"roles": given, "is_admin": is_admin, "user_id": user_id, "kind": kind}

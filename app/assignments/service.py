@@ -57,7 +57,7 @@ def assign(session: Session, project: Project, actor: User, form: AssignForm) ->
 
 
 def _labeler(session: Session, project: Project, labeler_id: int) -> int:
-    labeler_queries.lock_labeler(session, labeler_id)  # what is kept for somebody who is just leaving would stay so
+    labeler_queries.lock_labeler(session, labeler_id)  # so that nothing is kept for somebody who is just leaving
     if labeler_id not in {user.id for user in queries.labelers(session, project.id)}:
         raise NotFound("That person cannot label in this project.", "Reload the page and choose again.")
     return labeler_id

@@ -140,7 +140,7 @@ class _Checker:
         self.contents = {content.name: content for content in contents}
 
     def scale_of(self, digest: str) -> Scale:
-        """Of the rubric version under which the comparison is judged."""
+        """Taken from the rubric version under which the comparison is judged."""
         stored = self.known.comparisons.get(digest)
         return self.known.scales[stored.rubric_id] if stored else self.newest
 

@@ -342,7 +342,7 @@ def add_members(session: Session, project: Project, admin: User, group_id: int, 
     """Raises NotFound for a group or a labeler that is not there."""
     group = _group(session, project, group_id)
     for labeler_id in sorted({each for each in labeler_ids if each < 2**63}):
-        queries.lock_labeler(session, labeler_id)  # whoever is just leaving leaves first, or afterwards this group too
+        queries.lock_labeler(session, labeler_id)  # somebody who is just leaving must leave this group too
     known = {user.id for user in group_queries.may_label(session, project.id)}
     if not labeler_ids:
         raise InvalidInput("Nobody was chosen.", "Choose who joins the group.")

@@ -51,7 +51,7 @@ _own, _theirs, _before = aliased(Lease), aliased(Lease), aliased(Lease)
 # So many that came into a queue are looked through; where there are more, the labeler's search starts anew.
 FEW = 100
 
-# Of what others were given since a task went back, so much is looked through.
+# How many of the tasks that others were given since a task went back are looked at.
 LATER = 1000
 
 # Everything by transactions before this one is visible to whoever reads it.
@@ -153,11 +153,11 @@ def continued() -> ColumnElement[bool]:
 
 
 def passed_over(labeler_id: int, groups: list[int]) -> ColumnElement[bool]:
-    """Of calibration items and repeats that the labeler gave back: were it a task of the queue, others would have it by
-    now. Since then they have taken such a task, with all its places, that the labeler could have been given instead.
+    """A condition on calibration items and repeats that the labeler gave back: an ordinary task would be gone by now,
+    because others have since filled all places of one that this labeler could have been given instead.
 
-    Nobody else takes what is mixed in. If it came again whatever others do, whoever leaves a task and comes back later
-    would see that it was one.
+    Nobody else is given a labeler's items and repeats. If these always came again, while ordinary tasks are taken by
+    others, anyone who leaves a task and comes back later would see which kind it was.
     """
     mine = _own.comparison_id == Comparison.id, _own.labeler_id == labeler_id
     given, ended = (
@@ -403,7 +403,7 @@ def projects_with_work(session: Session, labeler_id: int) -> Sequence[Row[Projec
         exists().where(of_project, Comparison.labeler_id == labeler_id, literally(KEPT_FOR_LABELER)),
         exists().where(of_project, Comparison.group_id.in_(own_groups), literally(KEPT_FOR_GROUP)),
     ]
-    # What is mixed in stands in no queue, but comes again to whoever gave it back, as any other task does.
+    # Items and repeats stand in no queue, but come again to whoever gave them back, as any other task does.
     of_item = Lease.comparison_id == Comparison.id, of_project, MIXED_IN, Comparison.state == "open"
     waiting += [
         exists().where(Lease.labeler_id == labeler_id, Lease.state.in_(states), *of_item)

@@ -24,7 +24,7 @@ Number = int | ColumnElement[int] | InstrumentedAttribute[Any]
 
 
 def may_label(project_id: Number) -> list[ColumnElement[bool]]:
-    """Of users: they are labelers of the project and are given tasks there."""
+    """Conditions on users: they are labelers of the project and are given tasks there."""
     stopped = exists().where(
         ProjectLabeler.project_id == project_id, ProjectLabeler.labeler_id == User.id, ProjectLabeler.state != "active"
     )

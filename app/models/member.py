@@ -23,5 +23,7 @@ class ProjectMember(Base):
     project_id: Mapped[int] = mapped_column(ForeignKey("project.id"), primary_key=True)
     user_id: Mapped[int] = mapped_column(ForeignKey("user_account.id"), primary_key=True, index=True)
     roles: Mapped[list[str]] = mapped_column(ARRAY(Text))
-    added_by: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))  # none: the command line, or a start
+    added_by: Mapped[int | None] = mapped_column(
+        ForeignKey("user_account.id")
+    )  # none: the command line, or the first start
     added_at: Mapped[Now]

@@ -148,12 +148,12 @@ def _own(project: Project) -> dict[str, Any]:
 
 
 def _digest(settings: Mapping[str, Any]) -> str:
-    """By which a form tells that the settings it shows are those that stand."""
+    """A fingerprint of the settings that a form shows, to tell whether they have changed since."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def _changed_meanwhile(typed: Mapping[str, str], settings: Mapping[str, Any]) -> Conflict | None:
-    """Why a form is not saved that would undo what somebody else, or another tab, has changed."""
+    """Why a form is refused that would undo a change by somebody else or in another tab."""
     if typed.get("seen", "") in ("", _digest(settings)):
         return None
     return Conflict(

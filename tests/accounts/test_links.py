@@ -57,7 +57,7 @@ def test_unused_links_are_listed_and_revoked(sign_in: SignIn, session: Session, 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"roles": ["labeler"]}, "none is chosen"),
+        ({"roles": ["labeler"]}, "no project is chosen"),
         ({"project": "p"}, "No role"),
         ({"project": "q", "roles": ["labeler"]}, "No project"),
     ],

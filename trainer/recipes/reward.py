@@ -356,7 +356,9 @@ def _of_responses(
     elements: Sequence[Element],
     message: str,
 ) -> Tensor:
-    """Return `what` (S, width) `run` says of the sequences of all elements, which processes share out among them."""
+    """What `run` says (S, width) of the sequences of all elements, which are dealt to the processes.
+
+    `what` names these numbers in an error."""
     starts = [0, *itertools.accumulate(len(element.sequences) for element in elements)]
     said = torch.zeros(starts[-1], width)
     if not elements:
