@@ -152,7 +152,8 @@ class RewardResult(NamedTuple):
     disagreement: float | None = None
     """Mean standard deviation of the score among members, in units of the score's."""
     kept_epoch: int = 1
-    """The epoch whose weights were kept: the best on comparisons that members did not train on."""
+    """The epoch whose weights were kept: the best on comparisons that members did not train on. 0: only heads were
+    fitted, to a frozen trunk, so there were no epochs."""
 
 
 class PolicyResult(NamedTuple):

@@ -148,11 +148,9 @@ def invite(
 def put_into_project(
     request: Request, admin: AdministratorDep, session: SessionDep, form: Annotated[PlaceForm, Form()]
 ) -> Response:
-    """Makes somebody a member of a project, be it the administrator; roles that they have stay."""
+    """Makes somebody, perhaps the administrator, a member of a project; roles that they have stay."""
     try:
-        user = queries.user_by_email(session, service.normal_email(form.email))
-        if user is None:
-            raise NotFound("No account has this address.", "Check it, or invite the person by a link.")
+        user = service.by_address(session, form.email)
         members.join(session, _project(session, form.project).id, user.id, form.roles, admin.id)
     except PrefloopError as error:
         return _people(request, session, error=error, placed=form)

@@ -17,7 +17,7 @@ from app.access.sessions import hash_token
 from app.accounts import attempts, queries
 from app.audit import audit
 from app.db import violates
-from app.errors import Conflict, Gone, InvalidInput
+from app.errors import Conflict, Gone, InvalidInput, NotFound
 from app.models import AuthSession, SigninLink, User
 from app.models.member import ROLES
 from app.typed import one_line
@@ -33,6 +33,18 @@ def normal_email(email: str) -> str:
     """An address as it is stored and looked for: without spaces around it and without what cannot be seen, small, in
     one Unicode form. So nobody has one that looks like another's."""
     return unicodedata.normalize("NFC", one_line(email).lower())
+
+
+def by_address(session: Session, email: str) -> User:
+    """The account with this address.
+
+    Raises:
+        NotFound: no account that may sign in has it.
+    """
+    user = queries.user_by_email(session, normal_email(email))
+    if user is None or not user.is_active:
+        raise NotFound("No account has this address.", "Check it, or invite the person by a link.")
+    return user
 
 
 def _normal_password(password: str) -> str:

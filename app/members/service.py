@@ -5,9 +5,7 @@ from collections.abc import Collection
 from sqlalchemy.orm import Session
 
 from app.access import members
-from app.accounts import queries as account_queries
 from app.accounts import service as accounts
-from app.errors import NotFound
 from app.labelers import service as labelers
 from app.models import Project, User
 
@@ -19,10 +17,7 @@ def add(session: Session, project: Project, admin: User, email: str, roles: Coll
         NotFound: no account that may sign in has this address.
         InvalidInput: no role.
     """
-    user = account_queries.user_by_email(session, accounts.normal_email(email))
-    if user is None or not user.is_active:
-        raise NotFound("No account has this address.", "Check it, or invite the person by a link.")
-    members.join(session, project.id, user.id, roles, admin.id)
+    members.join(session, project.id, accounts.by_address(session, email).id, roles, admin.id)
 
 
 def set_roles(session: Session, project: Project, admin: User, user_id: int, roles: Collection[str]) -> None:
