@@ -24,6 +24,7 @@ from sqlalchemy.orm import Session, aliased
 from app.judging import LabelingSettings
 from app.labeling.eligibility import is_left_of, left_of, left_of_kept, may_label
 from app.models import Comparison, LabelerGroup, LabelerGroupMember, Project, Prompt, User
+from app.models.comparison import QUEUE_ORDER
 
 # Neither calibration items nor repeats are given to people by name: they are measures of them.
 ASSIGNABLE = (
@@ -134,19 +135,18 @@ def choose(session: Session, project_id: int, chosen: Chosen, people: Sequence[i
         fitting.append(exists().where(*of_slice))
     if chosen.ids is not None:
         fitting.append(Comparison.id == _one_of(chosen.ids))
-    in_order = Comparison.priority.desc(), Comparison.id
     if not people:
-        every = select(Comparison.id).where(*fitting).order_by(*in_order).limit(chosen.most)
+        every = select(Comparison.id).where(*fitting).order_by(*QUEUE_ORDER).limit(chosen.most)
         return Found(list(session.scalars(every.with_for_update(skip_locked=True))))
     on_desk = select(func.count()).select_from(Comparison).where(*fitting, Comparison.lease_count > 0)
     on_desks = session.scalar(on_desk.where(is_left_of(people))) or 0
     free = Comparison.lease_count == 0
     # Sorted first: then who can answer is looked up only of so many as are wanted.
-    fence = select(Comparison.id, Comparison.priority).where(*fitting, free).order_by(*in_order).offset(0).subquery()
+    fence = select(Comparison.id, Comparison.priority).where(*fitting, free).order_by(*QUEUE_ORDER).offset(0).subquery()
     wanted = select(fence.c.id).where(is_left_of(people, fence.c.id)).order_by(fence.c.priority.desc(), fence.c.id)
     ids = session.scalars(wanted.limit(chosen.most)).all()
     locked = select(Comparison.id).where(Comparison.id == _one_of(ids), free, *ASSIGNABLE)
-    return Found(list(session.scalars(locked.order_by(*in_order).with_for_update(skip_locked=True))), on_desks)
+    return Found(list(session.scalars(locked.order_by(*QUEUE_ORDER).with_for_update(skip_locked=True))), on_desks)
 
 
 def _one_of(ids: Sequence[int]) -> ColumnElement[Any]:

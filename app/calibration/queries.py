@@ -8,7 +8,7 @@ from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from app.access.members import roles_in
-from app.labeling.claim_queries import met
+from app.labeling.conditions import met
 from app.models import AuditEvent, Comparison, Judgment, Prompt, Rubric, User
 
 PEOPLE = ("person", "imported")

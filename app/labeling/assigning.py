@@ -12,9 +12,11 @@ from app.access import gate
 from app.errors import Forbidden, NotFound
 from app.judging import LabelingSettings
 from app.labeling import claim_queries, mixing, mixing_queries, queries
-from app.labeling.claim_queries import Queue, Standing
+from app.labeling.claim_queries import Place, Standing
 from app.labeling.queries import Position, Task
 from app.models import Comparison, Lease, Project, User
+
+Places = dict[int | None, Place]  # by group; none: the open queue
 
 # Counting further would cost time and tell a labeler nothing.
 COUNT_LIMIT = 500
@@ -87,55 +89,81 @@ def next_task(
     Returns:
         None when there is nothing for this labeler now; `idle` says why.
     """
-    lasting = timedelta(minutes=project.lease_minutes)
     queries.lock_labeler(session, labeler.id)
-    queries.expire_leases(session)
     closed = gate.closed(session, project, labeler)
     if closed and closed.reason != "quiz":
         queries.end_leases(session, project.id, labeler.id)
         return None
-    held = queries.renew_live_leases(session, project.id, labeler.id, lasting)
+    held = queries.renew_live_leases(session, project.id, labeler.id, _lasting(project))
     if again is not None and again in held:
         return queries.task(session, again)
-    claim = _claim_again(session, project, labeler, again)
-    if claim is None:
-        if lease_id := next((held_id for held_id in held if held_id != beside), None):
-            return queries.task(session, lease_id)
-        if closed:  # what was given before a newer quiz may be finished, but nothing follows
-            return None
-        claim = _claim_next(session, project, labeler, skipped)
-    else:
+    if again is not None and (claim := _claim_again(session, project, labeler, again)):
         queries.release_leases(session, held[1:])
-    if claim is None:
+        return _given(session, project, labeler, claim, {})
+    if lease_id := next((held_id for held_id in held if held_id != beside), None):
+        return queries.task(session, lease_id)
+    if closed:  # what was given before a newer quiz may be finished, but nothing follows
         return None
-    return queries.task(session, queries.add_lease(session, labeler.id, lasting, **claim._asdict()))
+    return _give_next(session, project, labeler, skipped)
 
 
-def _claim_again(session: Session, project: Project, labeler: User, lease_id: UUID | None) -> Claim | None:
-    before = session.get(Lease, lease_id) if lease_id else None
+def following(session: Session, project: Project, labeler: User, desk: UUID) -> tuple[bool, Task | None]:
+    """After an answer, in whose transaction this is asked: whether the card on the desk is still the labeler's, and the
+    one after it; none where nothing follows, or the desk's is not theirs any more."""
+    closed = gate.closed(session, project, labeler)  # once more: the answer itself may have paused them
+    if closed and closed.reason != "quiz":
+        return False, None
+    held = queries.renew_live_leases(session, project.id, labeler.id, _lasting(project))
+    if desk not in held:
+        return False, None
+    if lease_id := next((held_id for held_id in held if held_id != desk), None):
+        return True, queries.task(session, lease_id)
+    return True, None if closed else _give_next(session, project, labeler, None)
+
+
+def _lasting(project: Project) -> timedelta:
+    return timedelta(minutes=project.lease_minutes)
+
+
+def _claim_again(session: Session, project: Project, labeler: User, lease_id: UUID) -> Claim | None:
+    before = session.get(Lease, lease_id)
     if before is None or before.labeler_id != labeler.id:
         return None
-    comparison_id = before.comparison_id
     groups = claim_queries.standing(session, project.id, labeler.id).groups
-    if claim_queries.claim_one(session, project.id, labeler.id, groups, comparison_id) is None:
+    comparison = claim_queries.claim_one(session, project.id, labeler.id, groups, before.comparison_id)
+    if comparison is None:
         return None
-    _make_room(session, comparison_id)
-    return Claim(comparison_id, before.swapped, before.shown)
+    _make_room(session, comparison)
+    return Claim(comparison.id, before.swapped, before.shown)
 
 
-def _claim_next(session: Session, project: Project, labeler: User, skipped: Position | None) -> Claim | None:
-    except_id = skipped.comparison_id if skipped else None
+def _give_next(session: Session, project: Project, labeler: User, skipped: Position | None) -> Task | None:
     standing = claim_queries.standing(session, project.id, labeler.id)
+    places: Places = {}
+    found = _claim_next(session, project, labeler, standing, skipped, places)
+    if found is None:
+        queries.save_places(session, project.id, labeler.id, places)
+        return None
+    return _given(session, project, labeler, _laid_out(session, found, labeler), places)
+
+
+def _given(session: Session, project: Project, labeler: User, claim: Claim, places: Places) -> Task:
+    leased = queries.add_lease(session, project.id, labeler.id, _lasting(project), places, **claim._asdict())
+    return queries.task(session, leased.lease_id)._replace(is_new=not leased.again)
+
+
+def _claim_next(
+    session: Session, project: Project, labeler: User, standing: Standing, skipped: Position | None, places: Places
+) -> Comparison | None:
+    except_id = skipped.comparison_id if skipped else None
     settings = LabelingSettings.model_validate(project.labeling)
     found = mixing.claim_again(session, project, labeler, standing.groups) if mixing.is_on(settings) else None
     if found is not None:
-        return _laid_out(session, found, labeler)
-    found = _find_new(session, project, labeler, standing, except_id, lock=True)
+        return found
+    found = _find_new(session, project, labeler, standing, except_id, places)
     if found is None:
-        found = claim_queries.next_skipped(session, project.id, labeler.id, standing.groups, except_id=except_id)
-    else:
-        found = mixing.claim(session, project, labeler, settings) or found
-    return None if found is None else _laid_out(session, found, labeler)
+        return claim_queries.next_skipped(session, project.id, labeler.id, standing.groups, except_id=except_id)
+    return mixing.claim(session, project, labeler, settings) or found
 
 
 def _is_there(
@@ -143,7 +171,7 @@ def _is_there(
 ) -> bool:
     """Whether there is anything to be given: new, given back, or skipped."""
     groups = standing.groups
-    found = _find_new(session, project, labeler, standing, except_id, lock=False)
+    found = _find_new(session, project, labeler, standing, except_id)
     if found is None and mixing.is_on(LabelingSettings.model_validate(project.labeling)):
         found = mixing.claim_again(session, project, labeler, groups, lock=False)
     if found is None:
@@ -152,44 +180,49 @@ def _is_there(
 
 
 def _find_new(
-    session: Session, project: Project, labeler: User, standing: Standing, except_id: int | None, *, lock: bool
-) -> int | None:
-    """The comparison that comes next and was not skipped; with `lock`, locked, and the labeler's places remembered."""
-    found = claim_queries.next_kept(session, project.id, labeler.id, except_id=except_id, lock=lock)
-    if found is not None:
-        return found
-    places = claim_queries.places(session, project.id, labeler.id, standing.now_xid)
-    for group_id in (*standing.groups, None):
-        queue, place = Queue(project.id, group_id), places.get(group_id)
+    session: Session,
+    project: Project,
+    labeler: User,
+    standing: Standing,
+    except_id: int | None,
+    places: Places | None = None,
+) -> Comparison | None:
+    """The comparison that comes next and was not skipped. With `places`, it is locked, and how far the labeler has come
+    is put there."""
+    lock = places is not None
+    if standing.is_kept_for:
+        found = claim_queries.next_kept(session, project.id, labeler.id, except_id=except_id, lock=lock)
+        if found is not None:
+            return found
+    for queue in standing.queues(project.id):
+        place = standing.places.get(queue.group_id)
         found, reached = claim_queries.next_in_queue(
             session, queue, labeler.id, place, standing.now_xid, except_id=except_id, lock=lock
         )
-        if lock and reached != place:
-            claim_queries.save_place(session, queue, labeler.id, reached)
+        if places is not None:
+            places[queue.group_id] = reached
         if found is not None:
             return found
     return None
 
 
-def _laid_out(session: Session, comparison_id: int, labeler: User) -> Claim:
+def _laid_out(session: Session, comparison: Comparison, labeler: User) -> Claim:
     """Draws the order in which the responses are shown; a repeat shows them the other way round than before."""
-    comparison = _make_room(session, comparison_id)
+    _make_room(session, comparison)
     if comparison.ranking_id is not None:
         shown = queries.ranked_completions(session, comparison.ranking_id)
         secrets.SystemRandom().shuffle(shown)
-        return Claim(comparison_id, swapped=False, shown=shown)
+        return Claim(comparison.id, swapped=False, shown=shown)
     before = None
     if comparison.purpose == "repeat" and comparison.repeat_of_id is not None:
         before = mixing_queries.seen_swapped(session, comparison.repeat_of_id, labeler.id)
-    return Claim(comparison_id, swapped=bool(secrets.randbits(1)) if before is None else not before)
+    return Claim(comparison.id, swapped=bool(secrets.randbits(1)) if before is None else not before)
 
 
-def _make_room(session: Session, comparison_id: int) -> Comparison:
-    """The comparison, which is locked; a calibration item takes one labeler more than it has."""
-    comparison = session.get_one(Comparison, comparison_id)
+def _make_room(session: Session, comparison: Comparison) -> None:
+    """A calibration item, which is locked, takes one labeler more than it has."""
     if comparison.gold is not None:
-        mixing_queries.make_room(session, comparison_id)
-    return comparison
+        mixing_queries.make_room(session, comparison.id)
 
 
 def own_lease(session: Session, project: Project, lease_id: UUID, labeler: User) -> Lease:
@@ -219,7 +252,7 @@ def renew(session: Session, project: Project, labeler: User) -> list[UUID]:
     queries.lock_labeler(session, labeler.id)
     if gate.closed(session, project, labeler, begun=True):
         return []
-    return queries.renew_live_leases(session, project.id, labeler.id, timedelta(minutes=project.lease_minutes))
+    return queries.renew_live_leases(session, project.id, labeler.id, _lasting(project))
 
 
 def skip(session: Session, project: Project, lease_id: UUID, labeler: User, reason: str) -> Position:
@@ -254,22 +287,18 @@ def progress(session: Session, project: Project, labeler: User) -> Progress:
     Any task that is done makes `left` one less. If those mixed in did not, then the card on which its words change, and
     on which they do not, would tell what the card is: by skipping and undoing one can look at one card after another.
     """
-    settings = LabelingSettings.model_validate(project.labeling)
-    mixed = mixing.is_on(settings)
+    mixed = mixing.is_on(LabelingSettings.model_validate(project.labeling))
     since = queries.today(datetime.now(UTC))
-    held = queries.held(session, project.id, labeler.id, since)
-    less = queries.beside_queues(session, project.id, labeler.id, since) if mixed else 0
-    most = COUNT_LIMIT + less
-    left = held.of_queues if mixed else held.tasks
-    left += claim_queries.count_kept(session, project.id, labeler.id, most - left)
-    standing = claim_queries.standing(session, project.id, labeler.id)
-    places = claim_queries.places(session, project.id, labeler.id, standing.now_xid)
-    for group_id in (*standing.groups, None):
-        queue, place = Queue(project.id, group_id), places.get(group_id)
+    # Nothing beside the queues is counted without a limit, so what is kept is counted to more than may be shown.
+    standing, counts = queries.numbers(session, project.id, labeler.id, since, 2 * COUNT_LIMIT, mixed=mixed)
+    most = COUNT_LIMIT + counts.beside
+    left = min(counts.of_queues + counts.kept, most)
+    for queue in standing.queues(project.id):
+        place = standing.places.get(queue.group_id)
         left += claim_queries.count_left(session, queue, labeler.id, place, most - left)
-    if held.tasks or left:
-        left = max(1, left - less)
-    return Progress(queries.judged_today(session, labeler.id), left, mixed)
+    if counts.held or left:
+        left = max(1, left - counts.beside)
+    return Progress(counts.done, left, mixed)
 
 
 def is_same_comparison(session: Session, task: Task, lease_id: UUID) -> bool:

@@ -7,31 +7,44 @@ later transaction id and is found by that. So a claim costs the same however lon
 labeler has judged.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ARRAY,
     BigInteger,
-    ColumnElement,
+    Integer,
     Row,
     Select,
-    TextClause,
-    and_,
     any_,
+    bindparam,
     exists,
     func,
     literal,
     literal_column,
     or_,
+    outerjoin,
     select,
-    text,
+    true,
+    tuple_,
 )
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
 from app.access.queries import projects_of
+from app.labeling.conditions import (
+    MIXED_IN,
+    Condition,
+    continued,
+    free,
+    judged_by,
+    leased_otherwise,
+    leased_to,
+    literally,
+    met,
+    not_done,
+    open_to,
+    passed_over,
+)
 from app.models import (
     Comparison,
     Judgment,
@@ -41,27 +54,15 @@ from app.models import (
     Project,
     QueuePlace,
 )
-from app.models.comparison import AVAILABLE, IN_CALIBRATION, IN_OPEN_QUEUE, KEPT_FOR_GROUP, KEPT_FOR_LABELER
-
-Condition = ColumnElement[bool] | TextClause
-# Making one takes longer than what is asked with it.
-_kin, _newer, _other = aliased(Comparison), aliased(Comparison), aliased(Comparison)
-_own, _theirs, _before = aliased(Lease), aliased(Lease), aliased(Lease)
+from app.models.comparison import IN_OPEN_QUEUE, KEPT_FOR_GROUP, KEPT_FOR_LABELER, QUEUE_ORDER
 
 # So many that came into a queue are looked through; where there are more, the labeler's search starts anew.
 FEW = 100
 
-# How many of the tasks that others were given since a task went back are looked at.
-LATER = 1000
+NEVER = 2**63 - 1  # a transaction that comes after all
 
 # Everything by transactions before this one is visible to whoever reads it.
 _OLDEST_RUNNING = literal_column("pg_snapshot_xmin(pg_current_snapshot())::text::bigint", BigInteger)
-
-
-def literally(predicate: str) -> TextClause:
-    """An index's predicate, word for word: only then does the planner use that index."""
-    columns = r"\b(state|offered|judgment_count|lease_count|overlap|gold|labeler_id|group_id)\b(?!')"
-    return text(re.sub(columns, r"comparison.\1", predicate))
 
 
 class Queue(NamedTuple):
@@ -70,14 +71,13 @@ class Queue(NamedTuple):
     project_id: int
     group_id: int | None = None
 
-    def members(self) -> list[Condition]:
-        if self.group_id is None:
-            return [Comparison.project_id == self.project_id, literally(IN_OPEN_QUEUE)]
-        return [Comparison.group_id == self.group_id, literally(KEPT_FOR_GROUP)]
+    @property
+    def statements(self) -> "_OfQueue":
+        return _IN_PROJECT if self.group_id is None else _IN_GROUP
 
-
-# Calibration items and repeats: in no queue, but given now and then in place of what is.
-MIXED_IN = Comparison.gold.is_not(None) | (Comparison.purpose == "repeat")
+    def values(self, labeler_id: int) -> dict[str, Any]:
+        of = {"in_project": self.project_id} if self.group_id is None else {"for_group": self.group_id}
+        return of | {"for_labeler": labeler_id}
 
 
 class Place(NamedTuple):
@@ -89,151 +89,144 @@ class Place(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """A labeler's groups in a project, and the oldest transaction running now."""
+    """Where a labeler stands in a project's queues.
+
+    groups: theirs in the project. now_xid: the oldest transaction running now. places: by group (none: the open queue).
+    is_kept_for: something may be kept for them by name.
+    """
 
     groups: list[int]
     now_xid: int
+    places: dict[int | None, Place]
+    is_kept_for: bool
+
+    def queues(self, project_id: int) -> list[Queue]:
+        """In the order in which they are looked through."""
+        return [Queue(project_id, group_id) for group_id in (*self.groups, None)]
 
 
 def standing(session: Session, project_id: int, labeler_id: int) -> Standing:
+    return standing_in(session.execute(STANDING, {"in_project": project_id, "for_labeler": labeler_id}).one())
+
+
+def standing_in(row: Row[*tuple[Any, ...]]) -> Standing:
+    """Reads what the columns of `STANDING` say."""
+    # A place from the future was written in another cluster, before a restore: transaction ids began anew.
+    places = {group_id: Place(*place) for group_id, *place in row.places or [] if place[-1] <= row.now_xid}
+    return Standing(sorted(row.groups or []), row.now_xid, places, row.is_kept_for)
+
+
+# ---- the statements of each claim ------------------------------------------------------------------------------------
+# Asked for every card, so they are put together once: that takes longer than asking them.
+
+# Not named like columns: SQLAlchemy would set these in an INSERT or UPDATE.
+PROJECT, LABELER = bindparam("in_project", type_=BigInteger), bindparam("for_labeler", type_=BigInteger)
+_GROUP, _EXCEPT = bindparam("for_group", type_=BigInteger), bindparam("except_id", type_=BigInteger)
+_NOT_EXCEPTED = Comparison.id.is_distinct_from(_EXCEPT)
+_KEPT: list[Condition] = [
+    Comparison.labeler_id == LABELER,
+    Comparison.project_id == PROJECT,
+    literally(KEPT_FOR_LABELER),
+    ~MIXED_IN,
+]
+_OPEN: list[Condition] = [Comparison.project_id == PROJECT, literally(IN_OPEN_QUEUE)]
+_OF_GROUP: list[Condition] = [Comparison.group_id == _GROUP, literally(KEPT_FOR_GROUP)]
+_PLACE = tuple_(bindparam("before", type_=BigInteger), bindparam("comparison_id", type_=BigInteger))
+_FROM_PLACE = tuple_(*QUEUE_ORDER) >= _PLACE
+MOST = bindparam("most", type_=Integer)
+
+
+def _standing() -> Select[Any]:
     groups = (
         select(func.array_agg(LabelerGroup.id))
         .join(LabelerGroupMember, LabelerGroupMember.group_id == LabelerGroup.id)
-        .where(LabelerGroup.project_id == project_id, LabelerGroupMember.labeler_id == labeler_id)
+        .where(LabelerGroup.project_id == PROJECT, LabelerGroupMember.labeler_id == LABELER)
     )
-    row = session.execute(select(groups.scalar_subquery(), _OLDEST_RUNNING)).one()
-    return Standing(sorted(row[0] or []), row[1])
+    columns = QueuePlace.group_id, QueuePlace.priority, QueuePlace.comparison_id, QueuePlace.checked_xid
+    places = select(func.jsonb_agg(func.jsonb_build_array(*columns)))
+    places = places.where(QueuePlace.labeler_id == LABELER, QueuePlace.project_id == PROJECT)
+    return select(
+        groups.scalar_subquery().label("groups"),
+        places.scalar_subquery().label("places"),
+        _OLDEST_RUNNING.label("now_xid"),
+        exists().where(*_KEPT).label("is_kept_for"),
+    )
 
 
-def places(session: Session, project_id: int, labeler_id: int, now_xid: int) -> dict[int | None, Place]:
-    """The labeler's places in the project's queues, by group (none: the open one)."""
-    own = select(QueuePlace.group_id, QueuePlace.priority, QueuePlace.comparison_id, QueuePlace.checked_xid)
-    rows = session.execute(own.where(QueuePlace.labeler_id == labeler_id, QueuePlace.project_id == project_id))
-    # A place from the future was written in another cluster, before a restore: transaction ids began anew.
-    return {row.group_id: Place(*row[1:]) for row in rows if row.checked_xid <= now_xid}
+STANDING = _standing()
 
 
-def save_place(session: Session, queue: Queue, labeler_id: int, place: Place) -> None:
-    key = {"labeler_id": labeler_id, "project_id": queue.project_id, "group_id": queue.group_id}
-    fresh = insert(QueuePlace).values(**key, **place._asdict())
-    session.execute(fresh.on_conflict_do_update(index_elements=list(key), set_=place._asdict()))
+class _OfQueue(NamedTuple):
+    """Statements about one kind of queue.
 
-
-# ---- what is left for a labeler --------------------------------------------------------------------------------------
-
-
-def judged_by(labeler_id: int) -> ColumnElement[bool]:
-    """Also where the judgment was superseded: nobody is asked twice. But for what they took back themselves."""
-    own = Judgment.comparison_id == Comparison.id, Judgment.labeler_id == labeler_id
-    return _looked_up(select(Judgment.id).where(*own, Judgment.superseded_for.is_distinct_from("undone")))
-
-
-def leased_to(labeler_id: int, *states: str) -> ColumnElement[bool]:
-    own = Lease.comparison_id == Comparison.id, Lease.labeler_id == labeler_id
-    return _looked_up(select(Lease.id).where(*own, Lease.state.in_(states)))
-
-
-def met(labeler_id: int, *states: str) -> ColumnElement[bool]:
-    """Of calibration items: the labeler has judged this very pair before, or has or had a lease on it in these states:
-    as what the item was made of, or under an older rubric. Whoever reviewed that knows the answer."""
-    root = func.coalesce(Comparison.repeat_of_id, Comparison.id)
-    judged = select(Judgment.id).join(_kin, _kin.id == Judgment.comparison_id)
-    judged = judged.where(Judgment.labeler_id == labeler_id, Judgment.superseded_for.is_distinct_from("undone"))
-    leased = select(Lease.id).join(_kin, _kin.id == Lease.comparison_id)
-    leased = leased.where(Lease.labeler_id == labeler_id, Lease.state.in_(states))
-    same = or_(_kin.id == root, _kin.repeat_of_id == root)
-    return or_(_looked_up(judged.where(same)), _looked_up(leased.where(same)))
-
-
-def continued() -> ColumnElement[bool]:
-    """Of calibration items: it goes on as a copy under a newer rubric, and is itself not given out any more."""
-    root = func.coalesce(Comparison.repeat_of_id, Comparison.id)
-    same_side = func.sign(_newer.gold) == func.sign(Comparison.gold)
-    return exists().where(_newer.repeat_of_id == root, _newer.id > Comparison.id, same_side)
-
-
-def passed_over(labeler_id: int, groups: list[int]) -> ColumnElement[bool]:
-    """A condition on calibration items and repeats that the labeler gave back: an ordinary task would be gone by now,
-    because others have since filled all places of one that this labeler could have been given instead.
-
-    Nobody else is given a labeler's items and repeats. If these always came again, while ordinary tasks are taken by
-    others, anyone who leaves a task and comes back later would see which kind it was.
+    opened: what came into it since a place was checked. next: the first from a place on that is left for the labeler,
+    whoever else looks at it now, and the first that they can be given. among: the first of those named. how_many:
+    what is left, up to a limit.
     """
-    mine = _own.comparison_id == Comparison.id, _own.labeler_id == labeler_id
-    given, ended = (
-        select(func.max(column)).where(*mine).correlate(Comparison).scalar_subquery()
-        for column in (_own.created_at, _own.expires_at)
+
+    opened: Select[int, int, int]
+    next: Select[Any]
+    next_locked: Select[Any]
+    among: Select[Any]
+    among_locked: Select[Any]
+    how_many: Select[int]
+
+
+def _of_queue(members: list[Condition]) -> _OfQueue:
+    opened = select(Comparison.id, Comparison.priority, Comparison.opened_xid)
+    opened = opened.where(*members, Comparison.opened_xid >= bindparam("checked", type_=BigInteger))
+    opened = opened.where(*not_done(LABELER)).order_by(Comparison.opened_xid, Comparison.id).limit(FEW + 1)
+    in_order = select(Comparison).where(*members).order_by(*QUEUE_ORDER).limit(1)
+    can_be_given = in_order.where(*free(LABELER), _NOT_EXCEPTED)
+    left_for_them = in_order.with_only_columns(Comparison.priority, Comparison.id).where(*not_done(LABELER))
+    reached = left_for_them.where(_FROM_PLACE).cte("reached")
+    among = can_be_given.where(Comparison.id == any_(bindparam("ids", type_=ARRAY(BigInteger))))
+
+    def following(found: Select[Any]) -> Select[Any]:
+        part = found.cte("found")
+        row = aliased(Comparison, part, name="found_one")
+        columns: Select[Any] = select(reached.c.priority, reached.c.id, row)
+        return columns.select_from(outerjoin(reached, part, true()))
+
+    lately = opened.subquery()
+    behind = select(Comparison.id).join(lately, lately.c.id == Comparison.id).where(*members, *free(LABELER))
+    behind = behind.where(tuple_(-lately.c.priority, lately.c.id) < _PLACE)
+    on = select(Comparison.id).where(*members, _FROM_PLACE, *free(LABELER))
+    left = [select(func.count()).select_from(part.limit(MOST).subquery()) for part in (behind, on)]
+    return _OfQueue(
+        opened=opened,
+        next=following(can_be_given.where(_FROM_PLACE)),
+        next_locked=following(_lock(can_be_given.where(_FROM_PLACE))),
+        among=among,
+        among_locked=_lock(among),
+        how_many=select(func.least(left[0].scalar_subquery() + left[1].scalar_subquery(), MOST)),
     )
-    later = select(_theirs.comparison_id, _theirs.labeler_id).where(_theirs.created_at > ended)
-    since = later.order_by(_theirs.created_at).limit(LATER).correlate(Comparison).subquery()
-    # Nor was it theirs before: what they have done or skipped, and what they gave back that came before this one.
-    before = select(_before.id).where(_before.comparison_id == _other.id, _before.labeler_id == labeler_id)
-    had = before.where(or_(_before.state.not_in(("released", "expired")), _before.created_at < given))
-    taken = exists(
-        select(_other.id)
-        .join_from(since, _other, _other.id == since.c.comparison_id)
-        .where(since.c.labeler_id != labeler_id, _other.project_id == Comparison.project_id)
-        .where(_other.gold.is_(None), _other.purpose != "repeat", _other.labeler_id.is_(None))
-        .where(or_(_other.group_id.is_(None), _other.group_id == any_(literal(groups, ARRAY(BigInteger)))))
-        .where(or_(_other.state != "open", _other.judgment_count + _other.lease_count >= _other.overlap))
-        .where(~_looked_up(had.correlate(Comparison, _other)))
-        .correlate(Comparison)
-    )
-    return and_(MIXED_IN, taken)
 
 
-def _looked_up(rows: Select[Any]) -> ColumnElement[bool]:
-    """Whether there are such rows, looked up in an index for each comparison in turn. Without the OFFSET the planner
-    may read all that the labeler has ever judged instead, for the sake of one comparison."""
-    return exists(rows.offset(0))
+def _lock(query: Select[Any]) -> Select[Any]:
+    """The first row that nobody else has locked, locked."""
+    return query.with_for_update(skip_locked=True, of=Comparison)
 
 
-def _not_done(labeler_id: int) -> list[ColumnElement[bool]]:
-    """Neither judged nor given up for good; what was skipped comes back last, by another way."""
-    return [~judged_by(labeler_id), ~leased_to(labeler_id, "skipped", "recused")]
+_IN_PROJECT, _IN_GROUP = _of_queue(_OPEN), _of_queue(_OF_GROUP)
+_FIRST_KEPT = select(Comparison).where(*_KEPT, *free(LABELER), _NOT_EXCEPTED).order_by(*QUEUE_ORDER).limit(1)
+_FIRST_KEPT_LOCKED = _lock(_FIRST_KEPT)
+COUNT_KEPT = select(func.count()).select_from(
+    select(Comparison.id).where(*_KEPT, *free(LABELER)).limit(MOST).subquery()
+)
+FRESH: dict[str, Any] = {"populate_existing": True}  # a comparison as it is now that it is locked
 
 
-def _free(labeler_id: int, except_id: int | None = None) -> list[ColumnElement[bool]]:
-    found = [~judged_by(labeler_id), ~leased_to(labeler_id, "live", "skipped", "recused")]
-    return found if except_id is None else [*found, Comparison.id != except_id]
+Opened = Row[int, int, int]
 
 
-def _in_order(conditions: Sequence[Condition]) -> Select[int, int]:
-    query = select(Comparison.priority, Comparison.id).where(*conditions)
-    return query.order_by(Comparison.priority.desc(), Comparison.id)
-
-
-def _first(session: Session, query: Select[int, int], *, lock: bool) -> Row[int, int] | None:
-    """The first row; with `lock`, the first that nobody else has locked, locked."""
-    query = query.limit(1)
-    if lock:
-        query = query.with_for_update(skip_locked=True, of=Comparison)
-    return session.execute(query).one_or_none()
-
-
-def _stretches(place: Place | None) -> list[list[ColumnElement[bool]]]:
-    """The parts of a queue from a place on; each is one range of the index."""
-    if place is None:
-        return [[]]
-    if place.priority is None or place.comparison_id is None:
-        return []
-    same: list[ColumnElement[bool]] = [
-        Comparison.priority == place.priority,
-        Comparison.id >= place.comparison_id,
-    ]
-    return [same, [Comparison.priority < place.priority]]
-
-
-def _opened_behind(
-    session: Session, queue: Queue, labeler_id: int, place: Place
-) -> Sequence[Row[int, int, int]] | None:
+def _opened_behind(session: Session, queue: Queue, labeler_id: int, place: Place) -> Sequence[Opened] | None:
     """(id, priority, opened_xid) of what came into the queue behind a place, the earliest first.
 
     None where more came into it altogether than is worth looking through: an import, or a round's samples.
     """
-    query = select(Comparison.id, Comparison.priority, Comparison.opened_xid).where(*queue.members())
-    query = query.where(Comparison.opened_xid >= place.checked_xid, *_not_done(labeler_id))
-    opened = session.execute(query.order_by(Comparison.opened_xid, Comparison.id).limit(FEW + 1)).all()
+    values = queue.values(labeler_id) | {"checked": place.checked_xid}
+    opened = session.execute(queue.statements.opened, values).all()
     if len(opened) > FEW:
         return None
     if place.priority is None or place.comparison_id is None:
@@ -251,7 +244,7 @@ def next_in_queue(
     *,
     except_id: int | None = None,
     lock: bool = True,
-) -> tuple[int | None, Place]:
+) -> tuple[Comparison | None, Place]:
     """The next comparison for this labeler in a queue, locked; and the labeler's place from now on.
 
     Args:
@@ -261,7 +254,7 @@ def next_in_queue(
     Returns:
         None for the comparison when there is none now, or others are taking the last ones at this very moment.
     """
-    free = _free(labeler_id, except_id)
+    statements, values = queue.statements, queue.values(labeler_id) | {"except_id": except_id}
     if place is not None:
         opened = _opened_behind(session, queue, labeler_id, place)
         if opened is None:
@@ -269,46 +262,36 @@ def next_in_queue(
         else:
             place = place._replace(checked_xid=min(opened[0].opened_xid, now_xid) if opened else now_xid)
             if opened:
-                ids = literal([row.id for row in opened], ARRAY(BigInteger))
-                among = _in_order([Comparison.id == any_(ids), *queue.members(), *free])
-                if found := _first(session, among, lock=lock):
-                    return found.id, place
+                among = statements.among_locked if lock else statements.among
+                named = values | {"ids": [row.id for row in opened]}
+                if found := session.scalars(among, named, execution_options=FRESH).one_or_none():
+                    return found, place
     checked = place.checked_xid if place else now_xid
-    ahead = None
-    for stretch in _stretches(place):
-        ahead = _first(session, _in_order([*queue.members(), *stretch, *_not_done(labeler_id)]), lock=False)
-        if ahead:
-            break
-    if ahead is None:
+    if place is not None and place.priority is None:
+        return None, place
+    query = statements.next_locked if lock else statements.next
+    row = session.execute(query, values | _begin(place), execution_options=FRESH).one_or_none()
+    if row is None:
         return None, Place(None, None, checked)
-    place = Place(ahead.priority, ahead.id, checked)
-    for stretch in _stretches(place):
-        if found := _first(session, _in_order([*queue.members(), *stretch, *free]), lock=lock):
-            return found.id, place
-    return None, place
+    return row.found_one, Place(row.priority, row.id, checked)
 
 
-def _kept(project_id: int, labeler_id: int) -> list[Condition]:
-    of_labeler = Comparison.labeler_id == labeler_id, Comparison.project_id == project_id
-    return [*of_labeler, literally(KEPT_FOR_LABELER), ~MIXED_IN]
+def _begin(place: Place | None) -> dict[str, int]:
+    """A place as the statements compare it: at the beginning where there is none, at the end where nothing is left."""
+    if place is None:
+        return {"before": -(2**63), "comparison_id": 0}
+    if place.priority is None or place.comparison_id is None:
+        return {"before": 2**63 - 1, "comparison_id": 2**63 - 1}
+    return {"before": -place.priority, "comparison_id": place.comparison_id}
 
 
 def next_kept(
     session: Session, project_id: int, labeler_id: int, *, except_id: int | None = None, lock: bool = True
-) -> int | None:
+) -> Comparison | None:
     """The next comparison that is kept for this labeler by name, locked."""
-    kept = _kept(project_id, labeler_id)
-    found = _first(session, _in_order([*kept, *_free(labeler_id, except_id)]), lock=lock)
-    return found.id if found else None
-
-
-def _open_to(labeler_id: int, groups: list[int]) -> list[Condition]:
-    """Comparisons with room that are kept for nobody else; calibration items, where room can be made."""
-    return [
-        or_(literally(f"({IN_CALIBRATION})"), literally(f"({AVAILABLE})")),
-        or_(Comparison.labeler_id.is_(None), Comparison.labeler_id == labeler_id),
-        or_(Comparison.group_id.is_(None), Comparison.group_id == any_(literal(groups, ARRAY(BigInteger)))),
-    ]
+    values = {"in_project": project_id, "for_labeler": labeler_id, "except_id": except_id}
+    query = _FIRST_KEPT_LOCKED if lock else _FIRST_KEPT
+    return session.scalars(query, values, execution_options=FRESH).one_or_none()
 
 
 def next_skipped(
@@ -319,14 +302,14 @@ def next_skipped(
     *,
     except_id: int | None = None,
     lock: bool = True,
-) -> int | None:
+) -> Comparison | None:
     """What the labeler skipped, the longest ago first; locked. Calibration items too: that one never came back would
     tell what it was."""
     query = (
-        select(Comparison.id)
+        select(Comparison)
         .join(Lease, Lease.comparison_id == Comparison.id)
         .where(Lease.labeler_id == labeler_id, Lease.state == "skipped", Comparison.project_id == project_id)
-        .where(*_open_to(labeler_id, groups), ~judged_by(labeler_id), ~_leased_otherwise(labeler_id))
+        .where(*open_to(labeler_id, groups), ~judged_by(labeler_id), ~leased_otherwise(labeler_id))
         .where(~passed_over(labeler_id, groups))
         .where(Comparison.gold.is_(None) | ~met(labeler_id, "live", "recused") & ~continued())
         .order_by(Lease.created_at)
@@ -334,59 +317,43 @@ def next_skipped(
     )
     if except_id is not None:
         query = query.where(Comparison.id != except_id)
-    return session.scalar(query.with_for_update(skip_locked=True, of=Comparison) if lock else query)
+    return session.scalars(_lock(query) if lock else query, execution_options=FRESH).one_or_none()
 
 
-def _leased_otherwise(labeler_id: int) -> ColumnElement[bool]:
-    """Whether the labeler holds or gave up what they skipped, or skipped it once more, later."""
-    other = aliased(Lease)
-    own = other.comparison_id == Lease.comparison_id, other.labeler_id == labeler_id
-    later = (other.state == "skipped") & (other.created_at > Lease.created_at)
-    return exists().where(*own, or_(other.state.in_(("live", "recused")), later))
-
-
-def claim_one(session: Session, project_id: int, labeler_id: int, groups: list[int], comparison_id: int) -> int | None:
+def claim_one(
+    session: Session, project_id: int, labeler_id: int, groups: list[int], comparison_id: int
+) -> Comparison | None:
     """Locks that comparison, if this labeler can judge it, skipped or not."""
-    chosen = select(Comparison.id).where(
+    chosen = select(Comparison).where(
         Comparison.id == comparison_id,
         Comparison.project_id == project_id,
-        *_open_to(labeler_id, groups),
+        *open_to(labeler_id, groups),
         ~judged_by(labeler_id),
         ~leased_to(labeler_id, "live", "recused"),
         ~passed_over(labeler_id, groups),
     )
-    return session.scalar(chosen.with_for_update(skip_locked=True, of=Comparison))
+    return session.scalars(_lock(chosen), execution_options=FRESH).one_or_none()
 
 
 def claim_first(
     session: Session, labeler_id: int, groups: list[int], ids: Sequence[int], *, lock: bool = True
-) -> int | None:
+) -> Comparison | None:
     """The first of those comparisons that this labeler can judge and has not skipped; with `lock`, locked."""
     among = literal(list(ids), ARRAY(BigInteger))
     could = Comparison.gold.is_(None) | ~met(labeler_id, "live", "skipped", "recused") & ~continued()
-    chosen = select(Comparison.id).where(Comparison.id == any_(among), *_open_to(labeler_id, groups), could)
-    chosen = chosen.where(*_free(labeler_id), ~passed_over(labeler_id, groups))
+    chosen = select(Comparison).where(Comparison.id == any_(among), *open_to(labeler_id, groups), could)
+    chosen = chosen.where(*free(labeler_id), ~passed_over(labeler_id, groups))
     chosen = chosen.order_by(func.array_position(among, Comparison.id)).limit(1)
-    return session.scalar(chosen.with_for_update(skip_locked=True, of=Comparison) if lock else chosen)
+    return session.scalars(_lock(chosen) if lock else chosen, execution_options=FRESH).one_or_none()
 
 
 def count_left(session: Session, queue: Queue, labeler_id: int, place: Place | None, limit: int) -> int:
-    """How many comparisons of a queue this labeler could be given now, counted up to `limit`."""
-    free, count = _free(labeler_id, None), 0
-    parts = [[*queue.members(), *stretch] for stretch in _stretches(place)]
-    if place is not None and (opened := _opened_behind(session, queue, labeler_id, place)):
-        parts.append([Comparison.id.in_([row.id for row in opened])])
-    for part in parts:
-        if count < limit:
-            some = select(Comparison.id).where(*part, *free).limit(limit - count).subquery()
-            count += session.scalar(select(func.count()).select_from(some)) or 0
-    return count
-
-
-def count_kept(session: Session, project_id: int, labeler_id: int, limit: int) -> int:
-    kept = _kept(project_id, labeler_id)
-    some = select(Comparison.id).where(*kept, *_free(labeler_id, None)).limit(limit).subquery()
-    return session.scalar(select(func.count()).select_from(some)) or 0
+    """How many comparisons of a queue this labeler could be given now, counted up to `limit`; of those that came into
+    it behind their place at most `FEW` + 1."""
+    if limit <= 0:
+        return 0
+    values = {"most": limit, "checked": place.checked_xid if place else NEVER}
+    return session.scalar(queue.statements.how_many, queue.values(labeler_id) | values | _begin(place)) or 0
 
 
 def projects_with_work(session: Session, labeler_id: int) -> Sequence[Row[Project, bool]]:

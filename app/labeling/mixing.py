@@ -18,7 +18,7 @@ def is_on(settings: LabelingSettings) -> bool:
 
 def claim_again(
     session: Session, project: Project, labeler: User, groups: list[int], *, lock: bool = True
-) -> int | None:
+) -> Comparison | None:
     """The first task that the labeler was given before and that went back unanswered, item or not: with a page that
     was closed, when its time was over, or when an answer before it was taken back. With `lock`, locked.
 
@@ -29,7 +29,7 @@ def claim_again(
     return claim_queries.claim_first(session, labeler.id, groups, before, lock=lock) if before else None
 
 
-def claim(session: Session, project: Project, labeler: User, settings: LabelingSettings) -> int | None:
+def claim(session: Session, project: Project, labeler: User, settings: LabelingSettings) -> Comparison | None:
     """A calibration item or a repeat, locked, where chance wants one and there is one. Asked once for each task."""
     drawn = _chance.random()  # one draw for both: each so gets the share of tasks that the settings say
     if drawn < settings.calibration.rate:
@@ -39,19 +39,19 @@ def claim(session: Session, project: Project, labeler: User, settings: LabelingS
     return None
 
 
-def _calibration_item(session: Session, project: Project, labeler: User) -> int | None:
+def _calibration_item(session: Session, project: Project, labeler: User) -> Comparison | None:
     """One that the labeler has not met, under the newest rubric: items that were answered under an older one go on as
     copies, or they alone would show a guideline that no longer holds."""
-    found = mixing_queries.claim_calibration(session, project.id, labeler.id)
-    if found is None:
+    item = mixing_queries.claim_calibration(session, project.id, labeler.id)
+    if item is None:
         return None
-    item, newest = session.get_one(Comparison, found), mixing_queries.newest_rubric(session, project.id)
+    newest = mixing_queries.newest_rubric(session, project.id)
     if newest is None or item.rubric_id == newest.id or not mixing_queries.is_begun(session, item.id):
-        return item.id
+        return item
     assert item.gold is not None
     if mixing_queries.is_continued(session, item.id) or (item.gold == 0 and not newest.allow_tie):
         return None  # somebody else was faster; or no labeler could be right any more
-    copy = open_copy(
+    return open_copy(
         session,
         item,
         "calibration",
@@ -59,13 +59,12 @@ def _calibration_item(session: Session, project: Project, labeler: User) -> int 
         repeat_of_id=item.repeat_of_id or item.id,
         gold=max(-newest.strengths, min(newest.strengths, item.gold)),
     )
-    return copy.id
 
 
-def _open_repeat(session: Session, project: Project, labeler: User, gap: int) -> int | None:
+def _open_repeat(session: Session, project: Project, labeler: User, gap: int) -> Comparison | None:
     """Opens one of the labeler's own comparisons again, for them alone."""
     found = mixing_queries.to_repeat(session, project.id, labeler.id, gap)
     if found is None:
         return None
     original = session.get_one(Comparison, found)
-    return open_copy(session, original, "repeat", labeler_id=labeler.id, priority=original.priority).id
+    return open_copy(session, original, "repeat", labeler_id=labeler.id, priority=original.priority)

@@ -6,7 +6,7 @@ from sqlalchemy import BigInteger, Subquery, cast, exists, func, or_, select, up
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
-from app.labeling.claim_queries import Condition, continued, leased_to, literally, met
+from app.labeling.conditions import Condition, continued, leased_to, literally, met
 from app.models import Comparison, Judgment, Lease, ProjectLabeler, Rubric, User
 from app.models.comparison import IN_CALIBRATION
 
@@ -17,7 +17,7 @@ FEW = 20  # an item is drawn from so many that the labeler has not met
 GIVEN_BACK = 1000
 
 
-def claim_calibration(session: Session, project_id: int, labeler_id: int) -> int | None:
+def claim_calibration(session: Session, project_id: int, labeler_id: int) -> Comparison | None:
     """Locks a calibration item that this labeler has not met, drawn at random; everybody gets each item once. Nor one
     that they gave back: it comes again before anything is drawn, or others passed it over, as if they had taken it.
 
@@ -33,8 +33,9 @@ def claim_calibration(session: Session, project_id: int, labeler_id: int) -> int
     for part in (Comparison.id >= start, Comparison.id < start):
         few = select(Comparison.id).where(*fresh, part).order_by(Comparison.id).limit(FEW)
         if ids := session.scalars(few).all():
-            among = select(Comparison.id).where(Comparison.id.in_(ids), *items).order_by(func.random()).limit(1)
-            found = session.scalar(among.with_for_update(skip_locked=True, of=Comparison))
+            among = select(Comparison).where(Comparison.id.in_(ids), *items).order_by(func.random()).limit(1)
+            among = among.with_for_update(skip_locked=True, of=Comparison)
+            found = session.scalars(among, execution_options={"populate_existing": True}).one_or_none()
             if found is not None:
                 return found
     return None

@@ -4,37 +4,50 @@ Order of locks, so that nobody waits in a circle: the labeler's own row, then on
 these are waited for; whatever else is locked on the way is skipped when someone holds it.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, time, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    Boolean,
     ColumnElement,
+    CompoundSelect,
+    DateTime,
+    Interval,
     Row,
     Select,
+    Uuid,
     any_,
+    bindparam,
     cast,
+    column,
     exists,
+    false,
     func,
-    insert,
     literal,
     or_,
     select,
+    true,
     union,
+    union_all,
     update,
 )
+from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
+from sqlalchemy.sql.dml import ReturningUpdate
 
-from app.labeling.claim_queries import MIXED_IN, judged_by, literally
-from app.models import Comparison, Completion, Judgment, Lease, Prompt, Rubric, Run, User
+from app.labeling.claim_queries import COUNT_KEPT, LABELER, PROJECT, STANDING, Place, Standing, standing_in
+from app.labeling.conditions import MIXED_IN, judged_by, literally
+from app.models import Comparison, Completion, Judgment, Lease, Prompt, QueuePlace, Rubric, Run, User
 from app.models.comparison import KEPT_FOR_GROUP, KEPT_FOR_LABELER
 
 # An answer can be changed for so long, open or closed as its comparison may be, unless a new round reads it or a
 # reviewer decides first.
 CHANGEABLE_FOR = timedelta(hours=1)
+AT_ONCE = 200  # leases that are ended in one statement
 
 
 class Position(NamedTuple):
@@ -47,7 +60,8 @@ class Position(NamedTuple):
 class Task(NamedTuple):
     """A lease and all that its card shows.
 
-    responses: texts in the order shown, two of a pair or all of a ranking.
+    responses: texts in the order shown, two of a pair or all of a ranking. is_new: the labeler was never given it
+    before, so they have said nothing on it.
     """
 
     lease_id: UUID
@@ -56,21 +70,19 @@ class Task(NamedTuple):
     responses: list[str]
     rubric: Rubric
     is_ranking: bool = False
+    is_new: bool = False
+
+
+class Leased(NamedTuple):
+    """A lease that was given, and whether it is one that the labeler had before."""
+
+    lease_id: UUID
+    again: bool
 
 
 def lock_labeler(session: Session, labeler_id: int) -> None:
     """One thing at a time for each labeler: two tabs, or the two halves of a double click, follow each other."""
     session.execute(select(User.id).where(User.id == labeler_id).with_for_update(key_share=True))
-
-
-def expire_leases(session: Session, limit: int = 200) -> int:
-    """Ends leases past their time, of whatever project; returns how many.
-
-    Their comparisons are locked first (a trigger will write to them), and both skipped where somebody holds them: that
-    somebody is submitting, or expires them too.
-    """
-    overdue = _live().where(Lease.expires_at < func.now()).limit(limit)
-    return _end(session, overdue, "expired")
 
 
 def end_leases(session: Session, project_id: int, labeler_id: int) -> int:
@@ -96,32 +108,99 @@ def _end(session: Session, leases: Select[UUID], state: str) -> int:
     return len(ids)
 
 
+def _renew() -> ReturningUpdate[datetime, UUID]:
+    others = _live().where(Lease.expires_at < func.now(), Lease.labeler_id != LABELER).limit(AT_ONCE)
+    overdue = others.with_for_update(skip_locked=True).cte("overdue")
+    ended = update(Lease).where(Lease.id == overdue.c.id).values(state="expired").returning(Lease.id).cte("ended")
+    own = update(Lease).where(Lease.labeler_id == LABELER, Lease.state == "live")
+    own = own.where(Lease.comparison_id == Comparison.id, Comparison.project_id == PROJECT)
+    own = own.where(Comparison.state == "open").values(expires_at=func.now() + _LASTING)
+    return own.returning(Lease.created_at, Lease.id).add_cte(ended)
+
+
+_LASTING = bindparam("lasting", type_=Interval)
+_RENEW = _renew()
+
+
 def renew_live_leases(session: Session, project_id: int, labeler_id: int, lasting: timedelta) -> list[UUID]:
-    """The leases that the labeler holds in this project, oldest first, made to last again from now on."""
-    own = update(Lease).where(Lease.labeler_id == labeler_id, Lease.state == "live")
-    own = own.where(Lease.comparison_id == Comparison.id, Comparison.project_id == project_id)
-    renewed = own.where(Comparison.state == "open").values(expires_at=func.now() + lasting)
-    rows = session.execute(
-        renewed.returning(Lease.created_at, Lease.id), execution_options={"synchronize_session": False}
-    )
+    """The leases that the labeler holds in this project, oldest first, made to last again from now on.
+
+    Also ends leases of others past their time, of whatever project. Their comparisons are locked first (a trigger will
+    write to them), and both skipped where somebody holds them: that somebody is submitting, or ends them too.
+    """
+    values = {"in_project": project_id, "for_labeler": labeler_id, "lasting": lasting}
+    rows = session.execute(_RENEW, values, execution_options={"synchronize_session": False})
     return [row.id for row in sorted(rows, key=lambda row: row.created_at)]
 
 
+_PLACE_COLUMNS = ("group_id", *Place._fields)
+
+
+def _save_places() -> Insert:
+    reached = (
+        func.jsonb_to_recordset(bindparam("places", type_=JSONB))
+        .table_valued(*(column(name, BigInteger) for name in _PLACE_COLUMNS), name="reached")
+        .render_derived(with_types=True)
+    )
+    key = {"labeler_id": LABELER, "project_id": PROJECT}
+    kept = insert(QueuePlace).from_select(
+        [*key, *_PLACE_COLUMNS], select(*key.values(), *reached.c), include_defaults=False
+    )
+    new = {name: kept.excluded[name] for name in _PLACE_COLUMNS[1:]}
+    return kept.on_conflict_do_update(index_elements=[*key, "group_id"], set_=new)
+
+
+def _lease_statement() -> CompoundSelect[Any]:
+    """Leases a comparison and keeps the labeler's places, in one statement."""
+    comparison_id = bindparam("leased_id", type_=BigInteger)
+    until = func.now() + _LASTING
+    before = select(Lease.id).where(Lease.comparison_id == comparison_id, Lease.labeler_id == LABELER)
+    before = before.where(Lease.state.in_(("expired", "released"))).order_by(Lease.created_at.desc()).limit(1)
+    revived = update(Lease).where(Lease.id == before.scalar_subquery())
+    revived = revived.values(state="live", created_at=func.now(), expires_at=until)
+    again = revived.returning(Lease.id).cte("again")
+    shown = bindparam("is_swapped", type_=Boolean), bindparam("in_order", type_=JSONB(none_as_null=True))
+    new = select(comparison_id, LABELER, *shown, until).where(~exists(select(again.c.id)))
+    columns = Lease.comparison_id, Lease.labeler_id, Lease.swapped, Lease.shown, Lease.expires_at
+    fresh = insert(Lease).from_select(columns, new, include_defaults=False).returning(Lease.id).cte("fresh")
+    places = _save_places().returning(QueuePlace.id).cte("places")
+    given: CompoundSelect[Any] = union_all(select(again.c.id, true()), select(fresh.c.id, false()))
+    return given.add_cte(places)
+
+
+_SAVE_PLACES, _LEASE = _save_places(), _lease_statement()
+
+
+def save_places(session: Session, project_id: int, labeler_id: int, places: Mapping[int | None, Place]) -> None:
+    """Keeps how far the labeler has come in the project's queues, by group (none: the open one)."""
+    values = {"in_project": project_id, "for_labeler": labeler_id, "places": _rows(places)}
+    session.execute(_SAVE_PLACES, values, execution_options={"dml_strategy": "raw"})
+
+
+def _rows(places: Mapping[int | None, Place]) -> list[dict[str, int | None]]:
+    return [{"group_id": group_id} | place._asdict() for group_id, place in places.items()]
+
+
 def add_lease(
-    session: Session, labeler_id: int, lasting: timedelta, *, comparison_id: int, swapped: bool, shown: list[int] | None
-) -> UUID:
+    session: Session,
+    project_id: int,
+    labeler_id: int,
+    lasting: timedelta,
+    places: Mapping[int | None, Place],
+    *,
+    comparison_id: int,
+    swapped: bool,
+    shown: list[int] | None,
+) -> Leased:
     """A lease for whoever is given the comparison. One that they had, which ran out or went back unanswered, lives
-    again with its sides as they were: their draft is kept by its id."""
-    own = Lease.comparison_id == comparison_id, Lease.labeler_id == labeler_id
-    before = select(Lease.id).where(*own, Lease.state.in_(("expired", "released")))
-    newest = before.order_by(Lease.created_at.desc()).limit(1).scalar_subquery()
-    again = update(Lease).where(Lease.id == newest)
-    again = again.values(state="live", created_at=func.now(), expires_at=func.now() + lasting).returning(Lease.id)
-    if lease_id := session.scalar(again, execution_options={"synchronize_session": False}):
-        return lease_id
-    values = {"comparison_id": comparison_id, "labeler_id": labeler_id, "swapped": swapped, "shown": shown}
-    fresh = insert(Lease).values(expires_at=func.now() + lasting, **values).returning(Lease.id)
-    return session.execute(fresh).scalar_one()
+    again with its sides as they were: their draft is kept by its id.
+
+    Args:
+        places: as for `save_places`.
+    """
+    values: dict[str, Any] = {"leased_id": comparison_id, "is_swapped": swapped, "in_order": shown}
+    values |= {"in_project": project_id, "for_labeler": labeler_id, "lasting": lasting, "places": _rows(places)}
+    return Leased(*session.execute(_LEASE, values).one())
 
 
 def ranked_completions(session: Session, ranking_id: int) -> list[int]:
@@ -130,21 +209,28 @@ def ranked_completions(session: Session, ranking_id: int) -> list[int]:
     return sorted({completion_id for pair in session.execute(pairs) for completion_id in pair})
 
 
+_a, _b = aliased(Completion), aliased(Completion)
+_CARD = (
+    select(Lease.swapped, Lease.shown, Comparison.id, Comparison.priority, Comparison.ranking_id)
+    .add_columns(Prompt.messages, Rubric, _a.text.label("a"), _b.text.label("b"))
+    .join(Comparison, Comparison.id == Lease.comparison_id)
+    .join(Prompt, Prompt.id == Comparison.prompt_id)
+    .join(Rubric, Rubric.id == Comparison.rubric_id)
+    .join(_a, _a.id == Comparison.completion_a_id)
+    .join(_b, _b.id == Comparison.completion_b_id)
+    .where(Lease.id == bindparam("lease_id", type_=Uuid))
+)
+
+
 def task(session: Session, lease_id: UUID) -> Task:
-    row = session.execute(
-        select(Lease.swapped, Lease.shown, Comparison, Prompt.messages, Rubric)
-        .join(Comparison, Comparison.id == Lease.comparison_id)
-        .join(Prompt, Prompt.id == Comparison.prompt_id)
-        .join(Rubric, Rubric.id == Comparison.rubric_id)
-        .where(Lease.id == lease_id)
-    ).one()
-    comparison: Comparison = row.Comparison
-    pair = [comparison.completion_a_id, comparison.completion_b_id]
-    shown = row.shown or (pair[::-1] if row.swapped else pair)
-    texts = dict(session.execute(select(Completion.id, Completion.text).where(Completion.id.in_(shown))).all())
-    position = Position(comparison.priority, comparison.id)
-    responses = [texts[completion_id] for completion_id in shown]
-    return Task(lease_id, position, row.messages, responses, row.Rubric, comparison.ranking_id is not None)
+    row = session.execute(_CARD, {"lease_id": lease_id}).one()
+    responses = [row.b, row.a] if row.swapped else [row.a, row.b]
+    if row.shown:
+        of_ranking = select(Completion.id, Completion.text).where(Completion.id.in_(row.shown))
+        texts = dict(session.execute(of_ranking).all())
+        responses = [texts[completion_id] for completion_id in row.shown]
+    position = Position(row.priority, row.id)
+    return Task(lease_id, position, row.messages, responses, row.Rubric, row.ranking_id is not None)
 
 
 def judgment_by_key(session: Session, idempotency_key: UUID) -> Judgment | None:
@@ -178,22 +264,19 @@ def lock_leases(session: Session, comparison_id: int, labeler_id: int) -> list[R
     return list(session.execute(own.with_for_update(), execution_options={"populate_existing": True}).all())
 
 
-def judged_today(session: Session, labeler_id: int) -> int:
-    """The labeler's answers in all projects since midnight, UTC; a ranking is one answer."""
-    mine = select(func.count(Judgment.id)).where(Judgment.labeler_id == labeler_id, Judgment.superseded_at.is_(None))
-    offered = mine.join(Comparison, Comparison.id == Judgment.comparison_id).where(Comparison.offered)
-    return session.scalar(offered.where(Judgment.created_at >= _midnight())) or 0
+class Numbers(NamedTuple):
+    """What a labeler's progress is counted from.
 
+    done: their answers in all projects since midnight, UTC; a ranking is one answer. held: tasks on the desk, or ready
+    to follow. of_queues: those of them that are not mixed in. kept: what is kept for them by name, up to a limit.
+    beside: see `_beside_queues`; 0 where nothing is mixed in.
+    """
 
-def _midnight() -> datetime:
-    return datetime.combine(datetime.now(UTC).date(), time(), UTC)
-
-
-class Held(NamedTuple):
-    """Tasks that a labeler has on the desk, or ready to follow; and those of them that are not mixed in."""
-
-    tasks: int
+    done: int
+    held: int
     of_queues: int
+    kept: int
+    beside: int
 
 
 _again = aliased(Lease)
@@ -205,35 +288,68 @@ def today(now: datetime) -> datetime:
     return datetime.combine((now - CHANGEABLE_FOR).date(), time(), UTC)
 
 
-def _skipped_before(comparison_id: InstrumentedAttribute[int], labeler_id: int, since: datetime) -> ColumnElement[bool]:
-    own = _again.comparison_id == comparison_id, _again.labeler_id == labeler_id
-    return exists().where(*own, _again.state == "skipped", _again.expires_at < since)
+_SINCE = bindparam("since", type_=DateTime(timezone=True))
 
 
-def held(session: Session, project_id: int, labeler_id: int, since: datetime) -> Held:
-    """See `beside_queues` for what was skipped before that moment: it does not count among those of the queues."""
-    of_queues = ~MIXED_IN & ~_skipped_before(Lease.comparison_id, labeler_id, since)
-    counts = select(func.count(), func.count().filter(of_queues)).select_from(Lease)
-    own = counts.join(Comparison, Comparison.id == Lease.comparison_id)
-    own = own.where(Lease.labeler_id == labeler_id, Lease.state == "live", Comparison.project_id == project_id)
-    return Held(*session.execute(own.where(Comparison.state == "open")).one())
+def _skipped_before(comparison_id: InstrumentedAttribute[int]) -> ColumnElement[bool]:
+    own = _again.comparison_id == comparison_id, _again.labeler_id == LABELER
+    return exists().where(*own, _again.state == "skipped", _again.expires_at < _SINCE)
 
 
-def beside_queues(session: Session, project_id: int, labeler_id: int, since: datetime) -> int:
+def _done() -> Select[int]:
+    midnight = bindparam("midnight", type_=DateTime(timezone=True))
+    mine = select(func.count(Judgment.id)).where(Judgment.labeler_id == LABELER, Judgment.superseded_at.is_(None))
+    offered = mine.join(Comparison, Comparison.id == Judgment.comparison_id).where(Comparison.offered)
+    return offered.where(Judgment.created_at >= midnight)
+
+
+def _held(*conditions: ColumnElement[bool]) -> Select[int]:
+    own = select(func.count()).select_from(Lease).join(Comparison, Comparison.id == Lease.comparison_id)
+    own = own.where(Lease.labeler_id == LABELER, Lease.state == "live", Comparison.project_id == PROJECT)
+    return own.where(Comparison.state == "open", *conditions)
+
+
+def _beside_queues() -> Select[int]:
     """How many tasks the labeler has answered or skipped since a moment that were not counted among those left then:
     what was mixed in, and what they had skipped before it."""
-    said = Judgment.labeler_id == labeler_id, Judgment.superseded_at.is_(None), Judgment.created_at >= since
+    said = Judgment.labeler_id == LABELER, Judgment.superseded_at.is_(None), Judgment.created_at >= _SINCE
     is_held = exists().where(
-        _again.comparison_id == Lease.comparison_id, _again.labeler_id == labeler_id, _again.state == "live"
+        _again.comparison_id == Lease.comparison_id, _again.labeler_id == LABELER, _again.state == "live"
     )
     answered = select(Judgment.comparison_id).where(*said, Judgment.lease_id.is_not(None))
     skipped = select(Lease.comparison_id).where(
-        Lease.labeler_id == labeler_id, Lease.state == "skipped", Lease.expires_at >= since, ~is_held
+        Lease.labeler_id == LABELER, Lease.state == "skipped", Lease.expires_at >= _SINCE, ~is_held
     )
     done = union(answered, skipped).subquery()
     counted = select(func.count()).join(Comparison, Comparison.id == done.c.comparison_id).select_from(done)
-    beside = MIXED_IN | _skipped_before(Comparison.id, labeler_id, since)
-    return session.scalar(counted.where(Comparison.project_id == project_id, Comparison.offered, beside)) or 0
+    beside = MIXED_IN | _skipped_before(Comparison.id)
+    return counted.where(Comparison.project_id == PROJECT, Comparison.offered, beside)
+
+
+def _numbers(*, mixed: bool) -> Select[Any]:
+    of_queues = [~MIXED_IN & ~_skipped_before(Lease.comparison_id)] if mixed else []
+    beside = _beside_queues().scalar_subquery() if mixed else literal(0)
+    counts = _done(), _held(), _held(*of_queues), COUNT_KEPT
+    return STANDING.add_columns(*(count.scalar_subquery() for count in counts), beside)
+
+
+_NUMBERS = {mixed: _numbers(mixed=mixed) for mixed in (True, False)}
+
+
+def numbers(
+    session: Session, project_id: int, labeler_id: int, since: datetime, most: int, *, mixed: bool
+) -> tuple[Standing, Numbers]:
+    """Where the labeler stands in the queues, and what their progress is counted from, in one statement.
+
+    Args:
+        since: when the day begins whose tasks are counted; what was skipped before it does not count as of the queues.
+        most: a limit to what is counted as kept for them.
+        mixed: the project mixes calibration items or repeats in.
+    """
+    values = {"in_project": project_id, "for_labeler": labeler_id, "since": since, "most": most}
+    midnight = datetime.combine(datetime.now(UTC).date(), time(), UTC)
+    row = session.execute(_NUMBERS[mixed], values | {"midnight": midnight}).one()
+    return standing_in(row), Numbers(*row[len(STANDING.selected_columns) :])
 
 
 class Waiting(NamedTuple):

@@ -94,7 +94,7 @@ class Comparison(Base):
         Index(
             "ix_comparison_available",
             "project_id",
-            text("priority DESC"),
+            text("(- priority)"),
             "id",
             postgresql_where=text(IN_OPEN_QUEUE),
         ),
@@ -105,14 +105,14 @@ class Comparison(Base):
             "ix_comparison_kept_for_labeler",
             "labeler_id",
             "project_id",
-            text("priority DESC"),
+            text("(- priority)"),
             "id",
             postgresql_where=text(KEPT_FOR_LABELER),
         ),
         Index(
             "ix_comparison_kept_for_group",
             "group_id",
-            text("priority DESC"),
+            text("(- priority)"),
             "id",
             postgresql_where=text(KEPT_FOR_GROUP),
         ),
@@ -188,6 +188,10 @@ class Comparison(Base):
     conflict_dismissed: Mapped[bool] = mapped_column(server_default="false")
     created_at: Mapped[Now]
     settled_at: Mapped[datetime | None]
+
+
+# What is asked first. A negated number, so that one range of an index holds all that follows a place.
+QUEUE_ORDER = (-Comparison.priority, Comparison.id)
 
 
 class Ranking(Base):

@@ -853,7 +853,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_comparison_available",
         "comparison",
-        ["project_id", sa.literal_column("priority DESC"), "id"],
+        ["project_id", sa.literal_column("(- priority)"), "id"],
         unique=False,
         postgresql_where=sa.text(
             "state = 'open' AND offered AND judgment_count + lease_count < overlap AND gold IS NULL"
@@ -935,7 +935,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_comparison_kept_for_group",
         "comparison",
-        ["group_id", sa.literal_column("priority DESC"), "id"],
+        ["group_id", sa.literal_column("(- priority)"), "id"],
         unique=False,
         postgresql_where=sa.text(
             "state = 'open' AND offered AND judgment_count + lease_count < overlap AND gold IS NULL"
@@ -945,7 +945,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_comparison_kept_for_labeler",
         "comparison",
-        ["labeler_id", "project_id", sa.literal_column("priority DESC"), "id"],
+        ["labeler_id", "project_id", sa.literal_column("(- priority)"), "id"],
         unique=False,
         postgresql_where=sa.text(
             "state = 'open' AND offered AND judgment_count + lease_count < overlap AND gold IS NULL"

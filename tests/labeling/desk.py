@@ -10,7 +10,7 @@ from sqlalchemy import event, select, text, update
 from sqlalchemy.orm import Session
 
 from app.judging import DEFAULT_ASPECTS, DEFAULT_FLAGS
-from app.labeling import answers, assigning
+from app.labeling import answers, assigning, queries
 from app.labeling.forms import LabelForm
 from app.labeling.queries import Task
 from app.models import Comparison, Judgment, Lease, Project, Ranking, User
@@ -53,6 +53,11 @@ def run_out(session: Session, lease_id: UUID, age: timedelta = timedelta(hours=1
     session.execute(
         update(Lease).where(Lease.id == lease_id).values(created_at=given, expires_at=given + timedelta(minutes=15))
     )
+
+
+def end_overdue(session: Session) -> None:
+    """Ends leases past their time, as any labeler's request does to those of others."""
+    queries.renew_live_leases(session, 0, 0, timedelta())
 
 
 def counts(session: Session, comparison_id: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from app.labeling import answers, assigning, calibration, history, queries
 from app.members import service as members
 from app.models import AuditEvent, Comparison, Judgment, Lease, ProjectLabeler
 from tests import factories
-from tests.labeling.desk import judge, run_out, take
+from tests.labeling.desk import end_overdue, judge, run_out, take
 from tests.labeling.test_mixing import (
     ALWAYS,
     age_answers,
@@ -158,7 +158,7 @@ def test_the_last_task_that_is_left_is_work_whatever_it_is(session: Session, how
         assigning.skip(session, project, left.lease_id, labeler, "")
     else:
         run_out(session, left.lease_id)
-        queries.expire_leases(session)
+        end_overdue(session)
     session.commit()
     assert assigning.project_with_work(session, labeler) == project.slug
     assert take(session, project, labeler).position == left.position
@@ -522,7 +522,7 @@ def test_an_answer_that_comes_late_takes_no_place_that_is_kept_for_somebody_else
     comparison = factories.comparison(session, project)
     task = take(session, project, late)
     run_out(session, task.lease_id)
-    queries.expire_leases(session)
+    end_overdue(session)
     session.execute(update(Comparison).where(Comparison.id == comparison.id).values(labeler_id=expert.id))
     with pytest.raises(Gone):
         judge(session, project, late, task)

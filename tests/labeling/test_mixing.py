@@ -11,11 +11,11 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, InvalidInput, NotFound
-from app.labeling import answers, assigning, calibration, history, queries, recusal, settling
+from app.labeling import answers, assigning, calibration, history, recusal, settling
 from app.labeling.queries import Task
 from app.models import AuditEvent, Comparison, Judgment, Lease, Project, ProjectLabeler, User
 from tests import factories
-from tests.labeling.desk import fill, judge, run_out, take
+from tests.labeling.desk import end_overdue, fill, judge, run_out, take
 
 ALWAYS = {"calibration": {"rate": 1, "least": 5, "window": 10, "threshold": 0.7}}
 
@@ -116,7 +116,7 @@ def test_an_item_whose_time_ran_out_comes_again_and_to_others_meanwhile(session:
     assert take(session, project, other).position.comparison_id == measured.id
     run_out(session, task.lease_id)
     assert take(session, project, labeler).position.comparison_id == measured.id
-    queries.expire_leases(session)
+    end_overdue(session)
     session.refresh(measured)
     assert measured.lease_count == 2
 

@@ -5,7 +5,7 @@ from sqlalchemy import Engine, func, select, text, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.db import make_session_factory
-from app.labeling import answers, assigning, claim_queries, queries
+from app.labeling import answers, assigning, claim_queries
 from app.models import (
     Comparison,
     LabelerGroup,
@@ -17,7 +17,7 @@ from app.models import (
     User,
 )
 from tests import factories
-from tests.labeling.desk import fill, judge, rows_read, run_out, take
+from tests.labeling.desk import end_overdue, fill, judge, rows_read, run_out, take
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def test_what_a_labeler_took_back_is_found_again_behind_them(session: Session) -
     session.commit()
     lease_id = answers.undo(session, project, labeler)
     run_out(session, lease_id)
-    queries.expire_leases(session)
+    end_overdue(session)
     session.execute(update(Lease).where(Lease.state == "live").values(state="released"))
     assert given(session, project, labeler) == ids[1:]
 

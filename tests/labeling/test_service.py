@@ -8,10 +8,10 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound
-from app.labeling import answers, assigning, queries
+from app.labeling import answers, assigning
 from app.models import Comparison, Judgment, Lease, Rubric
 from tests import factories
-from tests.labeling.desk import answer, counts, judge, run_out, take
+from tests.labeling.desk import answer, counts, end_overdue, judge, run_out, take
 
 # --- handing out -----------------------------------------------------------------------------------------------------
 
@@ -241,7 +241,7 @@ def test_a_stale_rubric_version_is_refused_and_the_comparison_comes_again(sessio
     comparison = factories.comparison(session, project)
     task = take(session, project, labeler)
     run_out(session, task.lease_id)
-    queries.expire_leases(session)
+    end_overdue(session)
     newer = factories.rubric(session, project, version=2)
     session.execute(update(Comparison).values(rubric_id=newer.id))
     with pytest.raises(Conflict, match="new version of the rubric"):

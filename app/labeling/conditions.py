@@ -1,0 +1,136 @@
+"""Which comparisons may be given to a labeler, as expressions of SQL."""
+
+import re
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    BindParameter,
+    ColumnElement,
+    Select,
+    TextClause,
+    and_,
+    any_,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+)
+from sqlalchemy.orm import aliased
+
+from app.models import Comparison, Judgment, Lease
+from app.models.comparison import AVAILABLE, IN_CALIBRATION
+
+Condition = ColumnElement[bool] | TextClause
+Id = int | BindParameter[int]
+# Making one takes longer than what is asked with it.
+_kin, _newer, _other = aliased(Comparison), aliased(Comparison), aliased(Comparison)
+_own, _theirs, _before = aliased(Lease), aliased(Lease), aliased(Lease)
+
+# How many of the tasks that others were given since a task went back are looked at.
+LATER = 1000
+
+
+def literally(predicate: str) -> TextClause:
+    """An index's predicate, word for word: only then does the planner use that index."""
+    columns = r"\b(state|offered|judgment_count|lease_count|overlap|gold|labeler_id|group_id)\b(?!')"
+    return text(re.sub(columns, r"comparison.\1", predicate))
+
+
+# Calibration items and repeats: in no queue, but given now and then in place of what is.
+MIXED_IN = Comparison.gold.is_not(None) | (Comparison.purpose == "repeat")
+
+
+def judged_by(labeler_id: Id) -> ColumnElement[bool]:
+    """Also where the judgment was superseded: nobody is asked twice. But for what they took back themselves."""
+    own = Judgment.comparison_id == Comparison.id, Judgment.labeler_id == labeler_id
+    return _looked_up(select(Judgment.id).where(*own, Judgment.superseded_for.is_distinct_from("undone")))
+
+
+def leased_to(labeler_id: Id, *states: str) -> ColumnElement[bool]:
+    own = Lease.comparison_id == Comparison.id, Lease.labeler_id == labeler_id
+    return _looked_up(select(Lease.id).where(*own, Lease.state.in_(states)))
+
+
+def met(labeler_id: int, *states: str) -> ColumnElement[bool]:
+    """Of calibration items: the labeler has judged this very pair before, or has or had a lease on it in these states:
+    as what the item was made of, or under an older rubric. Whoever reviewed that knows the answer."""
+    root = func.coalesce(Comparison.repeat_of_id, Comparison.id)
+    judged = select(Judgment.id).join(_kin, _kin.id == Judgment.comparison_id)
+    judged = judged.where(Judgment.labeler_id == labeler_id, Judgment.superseded_for.is_distinct_from("undone"))
+    leased = select(Lease.id).join(_kin, _kin.id == Lease.comparison_id)
+    leased = leased.where(Lease.labeler_id == labeler_id, Lease.state.in_(states))
+    same = or_(_kin.id == root, _kin.repeat_of_id == root)
+    return or_(_looked_up(judged.where(same)), _looked_up(leased.where(same)))
+
+
+def continued() -> ColumnElement[bool]:
+    """Of calibration items: it goes on as a copy under a newer rubric, and is itself not given out any more."""
+    root = func.coalesce(Comparison.repeat_of_id, Comparison.id)
+    same_side = func.sign(_newer.gold) == func.sign(Comparison.gold)
+    return exists().where(_newer.repeat_of_id == root, _newer.id > Comparison.id, same_side)
+
+
+def passed_over(labeler_id: int, groups: list[int]) -> ColumnElement[bool]:
+    """A condition on calibration items and repeats that the labeler gave back: an ordinary task would be gone by now,
+    because others have since filled all places of one that this labeler could have been given instead.
+
+    Nobody else is given a labeler's items and repeats. If these always came again, while ordinary tasks are taken by
+    others, anyone who leaves a task and comes back later would see which kind it was.
+    """
+    mine = _own.comparison_id == Comparison.id, _own.labeler_id == labeler_id
+    given, ended = (
+        select(func.max(column)).where(*mine).correlate(Comparison).scalar_subquery()
+        for column in (_own.created_at, _own.expires_at)
+    )
+    later = select(_theirs.comparison_id, _theirs.labeler_id).where(_theirs.created_at > ended)
+    since = later.order_by(_theirs.created_at).limit(LATER).correlate(Comparison).subquery()
+    # Nor was it theirs before: what they have done or skipped, and what they gave back that came before this one.
+    before = select(_before.id).where(_before.comparison_id == _other.id, _before.labeler_id == labeler_id)
+    had = before.where(or_(_before.state.not_in(("released", "expired")), _before.created_at < given))
+    taken = exists(
+        select(_other.id)
+        .join_from(since, _other, _other.id == since.c.comparison_id)
+        .where(since.c.labeler_id != labeler_id, _other.project_id == Comparison.project_id)
+        .where(_other.gold.is_(None), _other.purpose != "repeat", _other.labeler_id.is_(None))
+        .where(or_(_other.group_id.is_(None), _other.group_id == any_(literal(groups, ARRAY(BigInteger)))))
+        .where(or_(_other.state != "open", _other.judgment_count + _other.lease_count >= _other.overlap))
+        .where(~_looked_up(had.correlate(Comparison, _other)))
+        .correlate(Comparison)
+    )
+    return and_(MIXED_IN, taken)
+
+
+def _looked_up(rows: Select[Any]) -> ColumnElement[bool]:
+    """Whether there are such rows, looked up in an index for each comparison in turn. Without the OFFSET the planner
+    may read all that the labeler has ever judged instead, for the sake of one comparison."""
+    return exists(rows.offset(0))
+
+
+def not_done(labeler_id: Id) -> list[ColumnElement[bool]]:
+    """Neither judged nor given up for good; what was skipped comes back last, by another way."""
+    return [~judged_by(labeler_id), ~leased_to(labeler_id, "skipped", "recused")]
+
+
+def free(labeler_id: Id) -> list[ColumnElement[bool]]:
+    return [~judged_by(labeler_id), ~leased_to(labeler_id, "live", "skipped", "recused")]
+
+
+def open_to(labeler_id: int, groups: list[int]) -> list[Condition]:
+    """Comparisons with room that are kept for nobody else; calibration items, where room can be made."""
+    return [
+        or_(literally(f"({IN_CALIBRATION})"), literally(f"({AVAILABLE})")),
+        or_(Comparison.labeler_id.is_(None), Comparison.labeler_id == labeler_id),
+        or_(Comparison.group_id.is_(None), Comparison.group_id == any_(literal(groups, ARRAY(BigInteger)))),
+    ]
+
+
+def leased_otherwise(labeler_id: int) -> ColumnElement[bool]:
+    """Whether the labeler holds or gave up what they skipped, or skipped it once more, later."""
+    other = aliased(Lease)
+    own = other.comparison_id == Lease.comparison_id, other.labeler_id == labeler_id
+    later = (other.state == "skipped") & (other.created_at > Lease.created_at)
+    return exists().where(*own, or_(other.state.in_(("live", "recused")), later))
