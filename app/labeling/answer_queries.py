@@ -2,13 +2,14 @@
 
 from collections.abc import Collection, Sequence
 from datetime import timedelta
+from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import Row, Select, case, exists, func, select, update
+from sqlalchemy import BigInteger, Row, Select, case, cast, exists, func, select, update
 from sqlalchemy.orm import Session
 
 from app.labeling.queries import lock_comparison
-from app.models import Comparison, Judgment, Prompt, Rubric, Snapshot
+from app.models import Comparison, Judgment, Lease, Prompt, Rubric, Snapshot
 
 # Closed by the labelers' answers alone, so that another answer may open it again; other wishes for review stay.
 BY_ITSELF = ("split", "unjudgeable", "flagged")
@@ -16,11 +17,50 @@ BY_ITSELF = ("split", "unjudgeable", "flagged")
 
 def lock_pairs(session: Session, comparison_id: int) -> list[Comparison]:
     """The comparison, locked; of a ranking all its pairs, the offered one first."""
-    comparison = lock_comparison(session, comparison_id)
+    return lock_with_ranking(session, lock_comparison(session, comparison_id))
+
+
+def lock_with_ranking(session: Session, comparison: Comparison) -> list[Comparison]:
+    """A comparison that is locked; if it is part of a ranking all its pairs, locked, the offered one first."""
     if comparison.ranking_id is None:
         return [comparison]
     pairs = select(Comparison).where(Comparison.ranking_id == comparison.ranking_id).order_by(Comparison.id)
     return list(session.scalars(pairs.with_for_update(), execution_options={"populate_existing": True}))
+
+
+class SoFar(NamedTuple):
+    """What stands between a labeler and a comparison, which is locked.
+
+    leases: theirs on it, each with the milliseconds since it was given out. rubric: the comparison's. is_judged: they
+    have judged it. sent_before_id: the judgment, on whatever comparison, that was sent with the same key.
+    """
+
+    leases: list[tuple[Lease, int]]
+    rubric: Rubric
+    is_judged: bool
+    sent_before_id: int | None
+
+
+def so_far(session: Session, comparison_id: int, labeler_id: int, idempotency_key: UUID) -> SoFar:
+    """Read for a labeler who has or had a lease on the comparison."""
+    age = cast(func.extract("epoch", func.now() - Lease.created_at) * 1000, BigInteger)
+    judged = exists().where(
+        Judgment.comparison_id == comparison_id, Judgment.labeler_id == labeler_id, Judgment.superseded_at.is_(None)
+    )
+    sent = select(Judgment.id).where(Judgment.idempotency_key == idempotency_key).scalar_subquery()
+    own = (
+        select(Lease, age, Rubric, judged, sent)
+        .join(Comparison, Comparison.id == Lease.comparison_id)
+        .join(Rubric, Rubric.id == Comparison.rubric_id)
+        .where(Lease.comparison_id == comparison_id, Lease.labeler_id == labeler_id)
+    )
+    rows = session.execute(own, execution_options={"populate_existing": True}).all()
+    _, _, rubric, is_judged, sent_before_id = rows[0]
+    return SoFar([(row[0], row[1]) for row in rows], rubric, is_judged, sent_before_id)
+
+
+def judgment_by_key(session: Session, idempotency_key: UUID) -> Judgment | None:
+    return session.scalars(select(Judgment).where(Judgment.idempotency_key == idempotency_key)).one_or_none()
 
 
 def said_on(session: Session, judgment: Judgment) -> list[Judgment]:

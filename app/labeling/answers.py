@@ -36,17 +36,17 @@ def submit(session: Session, project: Project, lease_id: UUID, labeler: User, fo
         InvalidInput: the answer is not one that the rubric allows.
     """
     queries.lock_labeler(session, labeler.id)
-    lease = own_lease(session, project, lease_id, labeler)
-    pairs = answer_queries.lock_pairs(session, lease.comparison_id)
+    lease, comparison = own_lease(session, project, lease_id, labeler)
+    pairs = answer_queries.lock_with_ranking(session, comparison)
     offered = pairs[0]
-    leases = queries.lock_leases(session, offered.id, labeler.id)
-    sent_before = queries.judgment_by_key(session, form.idempotency_key)
+    so_far = answer_queries.so_far(session, offered.id, labeler.id, form.idempotency_key)
+    sent_before = session.get(Judgment, so_far.sent_before_id) if so_far.sent_before_id else None
     if sent_before and _is_same(session, sent_before, lease, pairs, form):
         return sent_before
     gate.require(session, project, labeler, begun=True)
-    if sent_before or queries.live_judgment(session, offered.id, labeler.id):
+    if sent_before or so_far.is_judged:
         raise Conflict("You have judged this comparison already, perhaps in another tab.", "Your first answer stands.")
-    if recusal.is_recused(session, offered.id, labeler.id):
+    if any(own.state == "recused" for own, _age in so_far.leases):
         raise Gone("You have seen what others judged here, so you cannot judge it yourself.", "Take the next one.")
     if offered.state == "withdrawn":
         raise Gone("This comparison was withdrawn while you had it.", "No answer to it is needed any more.")
@@ -57,14 +57,14 @@ def submit(session: Session, project: Project, lease_id: UUID, labeler: User, fo
             "A new version of the rubric applies to this comparison since you opened it.",
             "Please read what changed and judge once more.",
         )
-    holds_place = any(own.state == "live" for own, _age in leases)
+    holds_place = any(own.state == "live" for own, _age in so_far.leases)
     # It may be kept for somebody else by now.
     if not holds_place and not (_has_room(offered) and can_have(session, project, labeler, offered)):
         raise _taken()
-    said = check(form, session.get_one(Rubric, offered.rubric_id), ranked=_ranked(lease))
+    said = check(form, so_far.rubric, ranked=_ranked(lease))
 
     age_ms = 0
-    for own, age in leases:
+    for own, age in so_far.leases:
         if own.id == lease_id:
             own.state, age_ms = "submitted", age
         elif own.state == "live":
@@ -73,7 +73,7 @@ def submit(session: Session, project: Project, lease_id: UUID, labeler: User, fo
     # A reviewer may have decided single pairs of a ranking already.
     wanted = [pair for pair in pairs if pair is offered or (pair.state == "open" and _has_room(pair))]
     duration_ms = age_ms if form.duration_ms is None else min(form.duration_ms, age_ms)
-    return _write(session, wanted, lease, said, form.idempotency_key, duration_ms)
+    return _write(session, pairs, wanted, lease, said, form.idempotency_key, duration_ms)
 
 
 def undo(session: Session, project: Project, labeler: User) -> UUID:
@@ -113,7 +113,7 @@ def edit(session: Session, project: Project, judgment_id: int, labeler: User, fo
     before = own_judgment(session, project, judgment_id, labeler)
     lease = session.get_one(Lease, before.lease_id)
     pairs = answer_queries.lock_pairs(session, lease.comparison_id)
-    sent_before = queries.judgment_by_key(session, form.idempotency_key)
+    sent_before = answer_queries.judgment_by_key(session, form.idempotency_key)
     if sent_before and _is_same(session, sent_before, lease, pairs, form):
         return sent_before
     if sent_before:
@@ -125,7 +125,7 @@ def edit(session: Session, project: Project, judgment_id: int, labeler: User, fo
     said = check(form, session.get_one(Rubric, before.rubric_id), ranked=_ranked(lease))
     judged = _take_back(session, project, before, "edited")
     wanted = [pair for pair in pairs if pair.id in judged]
-    return _write(session, wanted, lease, said, form.idempotency_key, before.duration_ms)
+    return _write(session, pairs, wanted, lease, said, form.idempotency_key, before.duration_ms)
 
 
 def own_judgment(session: Session, project: Project, judgment_id: int, labeler: User) -> Judgment:
@@ -185,13 +185,19 @@ def _take_back(session: Session, project: Project, judgment: Judgment, reason: s
 
 def _write(
     session: Session,
+    locked: Sequence[Comparison],
     pairs: Sequence[Comparison],
     lease: Lease,
     said: Said,
     idempotency_key: UUID,
     duration_ms: int | None,
 ) -> Judgment:
-    """Stores the answer and settles what it completes; returns the judgment on the first of the pairs."""
+    """Stores the answer and settles what it completes; returns the judgment on the first of the pairs.
+
+    Args:
+        locked: the comparison, or all pairs of its ranking.
+        pairs: those of them that the answer is stored on.
+    """
     judgments = [
         Judgment(
             comparison_id=pair.id, labeler_id=lease.labeler_id, rubric_id=pair.rubric_id, lease_id=lease.id, **values
@@ -202,11 +208,10 @@ def _write(
     judgments[0].idempotency_key, judgments[0].duration_ms = idempotency_key, duration_ms
     session.add_all(judgments)
     session.flush()
-    ids = [pair.id for pair in pairs]
     if said.flags:
-        answer_queries.flag(session, ids[:1])  # of a ranking, flags stand on the first pair
-    settle(session, ids)
-    for pair in pairs:
+        answer_queries.flag(session, [pairs[0].id])  # of a ranking, flags stand on the first pair
+    settle(session, [pair.id for pair in locked], is_locked=True)
+    for pair in locked:
         session.expire(pair)  # counted and settled behind the session's back
     return judgments[0]
 

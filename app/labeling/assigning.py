@@ -225,19 +225,20 @@ def _make_room(session: Session, comparison: Comparison) -> None:
         mixing_queries.make_room(session, comparison.id)
 
 
-def own_lease(session: Session, project: Project, lease_id: UUID, labeler: User) -> Lease:
-    """A lease that this labeler has or had.
+def own_lease(session: Session, project: Project, lease_id: UUID, labeler: User) -> tuple[Lease, Comparison]:
+    """A lease that this labeler has or had, and its comparison, which is locked.
 
     Raises:
         NotFound: no such lease in this project.
         Forbidden: another labeler's lease.
     """
-    lease = queries.find_lease(session, project.id, lease_id)
-    if lease is None:
+    found = queries.lock_leased(session, project.id, lease_id)
+    if found is None:
         raise NotFound("There is no such task in this project.", "Open the labeling page to get the next one.")
+    lease, comparison = found
     if lease.labeler_id != labeler.id:
         raise Forbidden("This task was given to somebody else.", "Open the labeling page to get one of your own.")
-    return lease
+    return lease, comparison
 
 
 def can_have(session: Session, project: Project, labeler: User, comparison: Comparison) -> bool:
@@ -272,8 +273,7 @@ def release(session: Session, project: Project, lease_id: UUID, labeler: User) -
 
 def _give_back(session: Session, project: Project, lease_id: UUID, labeler: User, state: str, reason: str) -> Position:
     queries.lock_labeler(session, labeler.id)
-    lease = own_lease(session, project, lease_id, labeler)
-    comparison = queries.lock_comparison(session, lease.comparison_id)
+    lease, comparison = own_lease(session, project, lease_id, labeler)
     session.refresh(lease, with_for_update=True)
     if lease.state == "live":
         lease.state, lease.reason, lease.expires_at = state, reason, func.now()

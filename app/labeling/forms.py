@@ -60,12 +60,15 @@ class LabelForm(Draft):
         rubric_id: the rubric that was shown.
         duration_ms: time the card was in sight, as the browser measured it; none without JavaScript.
         desk: the lease of the card that the page shows by now, loaded ahead; none if it has none to show.
+        count: the page wants to know how many tasks are done and left. That takes as long as the rest of an answer, so
+            it counts by itself for some answers.
     """
 
     idempotency_key: UUID
     rubric_id: int
     duration_ms: Number = None
     desk: Desk = None
+    count: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -84,7 +87,8 @@ class SkipForm(BaseModel):
 
     reason: Literal["", "too long", "not my field", "unclear", "other"] = ""
     other: Annotated[CleanText, Field(max_length=MAX_SKIP_REASON)] = ""
-    desk: Desk = None  # as in `LabelForm`
+    desk: Desk = None  # this and `count` as in `LabelForm`
+    count: bool = False
 
     def words(self) -> str:
         return (self.other or self.reason) if self.reason in ("", "other") else self.reason

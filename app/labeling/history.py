@@ -93,6 +93,8 @@ def task_of(session: Session, judgment: Judgment) -> Task:
 
 def taken_back(session: Session, task: Task, labeler: User) -> Draft | None:
     """What this card said before the labeler took it back."""
+    if task.is_new:
+        return None
     undone = answer_queries.undone(session, task.position.comparison_id, labeler.id, task.lease_id)
     return as_shown(session, undone) if undone else None
 

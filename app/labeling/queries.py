@@ -22,7 +22,6 @@ from sqlalchemy import (
     Uuid,
     any_,
     bindparam,
-    cast,
     column,
     exists,
     false,
@@ -233,35 +232,16 @@ def task(session: Session, lease_id: UUID) -> Task:
     return Task(lease_id, position, row.messages, responses, row.Rubric, row.ranking_id is not None)
 
 
-def judgment_by_key(session: Session, idempotency_key: UUID) -> Judgment | None:
-    return session.scalars(select(Judgment).where(Judgment.idempotency_key == idempotency_key)).one_or_none()
-
-
-def live_judgment(session: Session, comparison_id: int, labeler_id: int) -> Judgment | None:
-    return session.scalars(
-        select(Judgment).where(
-            Judgment.comparison_id == comparison_id,
-            Judgment.labeler_id == labeler_id,
-            Judgment.superseded_at.is_(None),
-        )
-    ).one_or_none()
-
-
-def find_lease(session: Session, project_id: int, lease_id: UUID) -> Lease | None:
-    of_project = Lease.comparison_id.in_(select(Comparison.id).where(Comparison.project_id == project_id))
-    return session.scalars(select(Lease).where(Lease.id == lease_id, of_project)).one_or_none()
+def lock_leased(session: Session, project_id: int, lease_id: UUID) -> Row[Lease, Comparison] | None:
+    """A lease of the project, and its comparison, locked."""
+    leased = select(Lease, Comparison).join(Comparison, Comparison.id == Lease.comparison_id)
+    leased = leased.where(Lease.id == lease_id, Comparison.project_id == project_id).with_for_update(of=Comparison)
+    return session.execute(leased, execution_options={"populate_existing": True}).one_or_none()
 
 
 def lock_comparison(session: Session, comparison_id: int) -> Comparison:
     locked = select(Comparison).where(Comparison.id == comparison_id).with_for_update()
     return session.scalars(locked, execution_options={"populate_existing": True}).one()
-
-
-def lock_leases(session: Session, comparison_id: int, labeler_id: int) -> list[Row[Lease, int]]:
-    """The labeler's leases on a comparison, with the milliseconds since each was given out."""
-    age = cast(func.extract("epoch", func.now() - Lease.created_at) * 1000, Lease.comparison_id.type)
-    own = select(Lease, age).where(Lease.comparison_id == comparison_id, Lease.labeler_id == labeler_id)
-    return list(session.execute(own.with_for_update(), execution_options={"populate_existing": True}).all())
 
 
 class Numbers(NamedTuple):

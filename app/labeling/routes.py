@@ -46,10 +46,7 @@ def ahead(
 ) -> Response:
     """The card that follows the one on the desk, for the script to show without asking; none if nothing follows."""
     task = assigning.next_task(session, project, labeler, beside=beside)
-    if task is None or task.lease_id == beside:
-        return JSONResponse({"card": None})
-    # The script knows the numbers that will be true when the card is shown.
-    return JSONResponse({"card": _html(request, session, labeler, task, assigning.Progress(0, 0))})
+    return JSONResponse({"card": _ahead(request, session, labeler, task)})
 
 
 @router.post("/projects/{project_slug}/label/here")
@@ -125,7 +122,7 @@ def submit(
         # Nothing was written. The same comparison comes back if it can.
         task = assigning.next_task(session, project, labeler, again=lease_id)
         return _desk(request, session, project, labeler, task, problem=problem, refused=(lease_id, form))
-    return _next(request, session, project, labeler, form.desk)
+    return _next(request, session, project, labeler, form)
 
 
 @router.post("/projects/{project_slug}/label/{lease_id}/skip")
@@ -139,7 +136,7 @@ def skip(
 ) -> Response:
     """Gives the task back and shows another one."""
     skipped = assigning.skip(session, project, lease_id, labeler, form.words())
-    return _next(request, session, project, labeler, form.desk, skipped)
+    return _next(request, session, project, labeler, form, skipped)
 
 
 @router.post("/projects/{project_slug}/label/{lease_id}/release")
@@ -159,14 +156,18 @@ def _next(
     session: Session,
     project: Project,
     labeler: User,
-    desk: UUID | None,
+    form: LabelForm | SkipForm,
     skipped: Position | None = None,
 ) -> Response:
-    """After an answer: where a page asked, the page again; where the script did, a card unless it shows one already."""
-    shown = assigning.next_task(session, project, labeler, again=desk) if _wants_json(request) and desk else None
-    if shown and shown.lease_id == desk:
-        return JSONResponse({"desk": None} | _numbers(assigning.progress(session, project, labeler)))
-    task = shown or assigning.next_task(session, project, labeler, skipped=skipped)
+    """After an answer: where a page asked, the page again. The script shows the next card by then; if that is still the
+    labeler's, it gets the one to follow it, and need not ask for it."""
+    if _wants_json(request) and form.desk:
+        is_theirs, ahead = assigning.following(session, project, labeler, form.desk)
+        if is_theirs:
+            numbers = _numbers(assigning.progress(session, project, labeler)) if form.count else {}
+            card = _ahead(request, session, labeler, ahead)
+            return JSONResponse({"desk": None, "beside": str(form.desk), "card": card} | numbers)
+    task = assigning.next_task(session, project, labeler, again=form.desk, skipped=skipped)
     if _wants_json(request) or task is None:
         return _desk(request, session, project, labeler, task, skipped=skipped)
     return redirect(f"/projects/{project.slug}/label")
@@ -176,9 +177,14 @@ def _numbers(progress: assigning.Progress) -> dict[str, object]:
     return {"done": progress.done, "left": progress.to_go}
 
 
-def _html(request: Request, session: Session, labeler: User, task: Task, progress: assigning.Progress) -> str:
+def _ahead(request: Request, session: Session, labeler: User, task: Task | None) -> str | None:
+    """The card for the script to show later. It knows the numbers that will be true then."""
+    if task is None:
+        return None
     card = views.card(task, history.taken_back(session, task, labeler))
-    return fragment(request, "labeling/_desk.html", card=card, progress=progress, problem=None, unsent="")
+    return fragment(
+        request, "labeling/_desk.html", card=card, progress=assigning.Progress(0, 0), problem=None, unsent=""
+    )
 
 
 def _desk(

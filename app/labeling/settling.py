@@ -18,21 +18,23 @@ from app.models import Project
 BATCH = 5000
 
 
-def settle(session: Session, comparison_ids: Collection[int]) -> int:
+def settle(session: Session, comparison_ids: Collection[int], *, is_locked: bool = False) -> int:
     """Of these comparisons, closes those that have all their judgments; returns how many.
 
-    Locks them. Agreement is the share of pairs of judgments on the same side; below the project's review threshold, or
-    where too few could judge or somebody set a content flag, a comparison goes to review. Where overlap adapts it asks
-    on while the answers leave doubt. The pairs of a ranking go together: they ask for more together, since one answer
-    is about all of them. Calibration items are never settled; an answer to one is looked at instead, and may pause the
-    labeler. A repeat is closed without a consensus of its own. Objects loaded before are not refreshed.
+    Locks them, unless the caller holds them locked, with the whole rankings that they are part of. Agreement is the
+    share of pairs of judgments on the same side; below the project's review threshold, or where too few could judge or
+    somebody set a content flag, a comparison goes to review. Where overlap adapts it asks on while the answers leave
+    doubt. The pairs of a ranking go together: they ask for more together, since one answer is about all of them.
+    Calibration items are never settled; an answer to one is looked at instead, and may pause the labeler. A repeat is
+    closed without a consensus of its own. Objects loaded before are not refreshed.
     """
     closed = 0
     ids = sorted(set(comparison_ids))
     for start in range(0, len(ids), BATCH):
-        rows = settling_queries.answered(session, ids[start : start + BATCH])
-        projects = settling_queries.projects(session, {row.project_id for row in rows})
-        for project in projects:
+        some = ids[start : start + BATCH]
+        rows = settling_queries.answered(session, some if is_locked else settling_queries.lock(session, some))
+        for project_id in sorted({row.project_id for row in rows}):
+            project = session.get_one(Project, project_id)
             changes = _look_at(session, project, [row for row in rows if row.project_id == project.id])
             settling_queries.write(session, changes)
             closed += sum(change["state"] != "open" for change in changes)

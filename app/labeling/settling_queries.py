@@ -1,6 +1,6 @@
 """SQL of settling: what was said of comparisons, and what became of them."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -23,7 +23,7 @@ from sqlalchemy.dialects.postgresql import JSONB, aggregate_order_by
 from sqlalchemy.orm import Session
 
 from app.labeling.eligibility import left_of_kept
-from app.models import Comparison, Judgment, Project, Rubric
+from app.models import Comparison, Judgment, Rubric
 
 
 class Answered(NamedTuple):
@@ -65,10 +65,10 @@ class Answered(NamedTuple):
         return unchanged | dict.fromkeys(("review_reason", "agreement", "consensus", "p_b", "p_tie"))
 
 
-def answered(session: Session, comparison_ids: Sequence[int]) -> list[Answered]:
-    """Of these comparisons, and of the rankings they belong to, the open ones that somebody has judged; locked.
+def lock(session: Session, comparison_ids: Sequence[int]) -> list[int]:
+    """Locks those of these comparisons, and of the rankings they belong to, that are open; returns their ids.
 
-    The lock comes first, in a statement of its own: only the next one sees the judgments of whoever held it.
+    In a statement of its own: only the next one sees the judgments of whoever held the locks before.
     """
     named = _one_of(comparison_ids)
     rankings = session.scalars(select(Comparison.ranking_id).where(Comparison.id == named, Comparison.ranking_id > 0))
@@ -76,7 +76,12 @@ def answered(session: Session, comparison_ids: Sequence[int]) -> list[Answered]:
         pairs = session.scalars(select(Comparison.id).where(Comparison.ranking_id == _one_of(of_rankings)))
         named = _one_of({*comparison_ids, *pairs})
     locked = select(Comparison.id).where(Comparison.id == named, Comparison.state == "open").order_by(Comparison.id)
-    held = _one_of(session.scalars(locked.with_for_update()))
+    return list(session.scalars(locked.with_for_update()))
+
+
+def answered(session: Session, comparison_ids: Sequence[int]) -> list[Answered]:
+    """Those of these comparisons, which are locked, that are open and that somebody has judged."""
+    held = _one_of(comparison_ids)
     said = (
         select(
             Judgment.comparison_id,
@@ -92,6 +97,7 @@ def answered(session: Session, comparison_ids: Sequence[int]) -> list[Answered]:
         select(*own, left_of_kept(), Rubric.strengths, said.c.labelers, said.c.preferences)
         .join(said, said.c.comparison_id == Comparison.id)
         .join(Rubric, Rubric.id == Comparison.rubric_id)
+        .where(Comparison.state == "open")
         .order_by(Comparison.id)
     )
     return [Answered._make(row) for row in rows]
@@ -99,10 +105,6 @@ def answered(session: Session, comparison_ids: Sequence[int]) -> list[Answered]:
 
 def _one_of(ids: Iterable[int | None]) -> Any:
     return any_(literal([*ids], ARRAY(BigInteger)))  # one parameter, however many
-
-
-def projects(session: Session, ids: Collection[int]) -> list[Project]:
-    return list(session.scalars(select(Project).where(Project.id.in_(ids)).order_by(Project.id)))
 
 
 class Moves(NamedTuple):

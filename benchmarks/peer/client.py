@@ -23,9 +23,11 @@ class Labeler(Protocol):
     """A person at their desk. Used by one thread at a time."""
 
     http: httpx.Client
+    asked: bool
+    """Whether the last card had to be asked for: else it came with the answer before, and took no time of its own."""
 
     def next_card(self) -> Any:
-        """Make the requests that bring the next card; none if the service has none."""
+        """The next card, asked for if it is not there yet; none if the service has none."""
 
     def answer(self, card: Any) -> str:
         """Send an answer and return the id under which the database must now hold it."""
@@ -36,7 +38,7 @@ class Played:
     """What the labelers saw on one side, over all its windows.
 
     begin, end: of the window that is open, by `time.perf_counter`; outside it nothing is timed. seconds: length of the
-    windows. card, answer: milliseconds. acknowledged: ids of all answers that the service took, also outside windows.
+    windows. card, answer: milliseconds; cards that were asked for. acknowledged: ids of all answers that the service took, also outside windows.
     dry: how often somebody found no card. errors: by message, also outside windows. client_seconds, service_seconds:
     processor time in the windows, of this process and of the service.
     """
@@ -115,7 +117,7 @@ def turn(labeler: Labeler, played: Played) -> bool:
         return False
     with played.lock:
         played.acknowledged.append(key)
-        if played.begin <= shown < played.end:
+        if labeler.asked and played.begin <= shown < played.end:
             played.card.append(1000 * (shown - began))
         if played.begin <= taken < played.end:
             played.answer.append(1000 * (taken - shown))

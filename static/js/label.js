@@ -29,9 +29,14 @@ const leaseOnDesk = () => desk.querySelector(".task")?.dataset.lease ?? "";
 const isChange = () => Boolean(form()?.hasAttribute("data-plain"));
 const draftOnDesk = () => (isChange() ? form().getAttribute("action") : leaseOnDesk());
 
+// The service counts what is done and left at every tenth answer, and at every one when little is left.
+const COUNTED_EVERY = 10;
+const LITTLE = 20;
+
 let ahead = null; // the card that follows: {lease, card}; the desk's data-ahead tells that it is there
 let done = Number(desk.querySelector("[data-done]")?.textContent ?? 0);
 let left = desk.querySelector("[data-left]")?.textContent ?? "";
+let uncounted = 0; // answers since the service counted
 let isActive = true;
 let polling;
 
@@ -62,7 +67,11 @@ function tell(problem) {
 
 // One for each project: what the service answers is a card of that project.
 const outbox = new Outbox(`outbox.${labeler}.${base}`, {
-  post: (entry) => ask(entry.url, [...entry.fields, ["desk", isWaiting() ? "" : leaseOnDesk()]]),
+  post(entry) {
+    const isCounted = ++uncounted >= COUNTED_EVERY || Number(left) <= LITTLE;
+    const ofDesk = [["desk", isWaiting() ? "" : leaseOnDesk()], ...(isCounted ? [["count", "1"]] : [])];
+    return ask(entry.url, [...entry.fields, ...ofDesk]);
+  },
   taken,
   changed(unsent, problem) {
     sending.hidden = !unsent;
@@ -79,6 +88,7 @@ const isWaiting = () => desk.hasAttribute("aria-busy") || outbox.has(leaseOnDesk
 
 function numbers(body) {
   if (body.done === undefined) return;
+  uncounted = 0;
   done = body.done + outbox.entries.filter((entry) => entry.isAnswer).length;
   left = body.left;
   showNumbers();
@@ -105,6 +115,8 @@ async function taken(entry, response, body) {
   } else if (!response.ok) {
     await reload(); // its card is still there, and its draft
     tell(body);
+  } else if (body.beside === leaseOnDesk()) {
+    return follow(body);
   }
   await loadAhead();
 }
@@ -136,13 +148,18 @@ async function loadAhead() {
   if (ahead || !beside || outbox.entries.length || isChange()) return;
   try {
     const body = await (await ask(`${base}/ahead?beside=${beside}`)).json();
-    if (!body.card || ahead || leaseOnDesk() !== beside || outbox.entries.length) return;
-    const card = parse(body.card);
-    setAhead({ lease: card.querySelector(".task").dataset.lease, card });
-    await drawMath(card);
+    await follow({ ...body, beside });
   } catch {
     // The next card then comes with the answer to this one.
   }
+}
+
+// Keeps the card that follows the one with the lease `beside`, if that is still on the desk.
+async function follow({ card: html, beside }) {
+  if (!html || ahead || leaseOnDesk() !== beside || outbox.entries.length || isChange()) return;
+  const card = parse(html);
+  setAhead({ lease: card.querySelector(".task").dataset.lease, card });
+  await drawMath(card);
 }
 
 // ---- the desk --------------------------------------------------------------------------------------------------------
