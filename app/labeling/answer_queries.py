@@ -2,10 +2,10 @@
 
 from collections.abc import Collection, Sequence
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Row, Select, case, cast, exists, func, select, update
+from sqlalchemy import BigInteger, Row, Select, Uuid, bindparam, case, cast, exists, func, select, update
 from sqlalchemy.orm import Session
 
 from app.labeling.queries import lock_comparison
@@ -41,20 +41,25 @@ class SoFar(NamedTuple):
     sent_before_id: int | None
 
 
-def so_far(session: Session, comparison_id: int, labeler_id: int, idempotency_key: UUID) -> SoFar:
-    """Read for a labeler who has or had a lease on the comparison."""
+def _so_far() -> Select[Any]:
+    comparison_id, labeler_id = bindparam("comparison_id", type_=BigInteger), bindparam("labeler_id", type_=BigInteger)
     age = cast(func.extract("epoch", func.now() - Lease.created_at) * 1000, BigInteger)
     judged = exists().where(
         Judgment.comparison_id == comparison_id, Judgment.labeler_id == labeler_id, Judgment.superseded_at.is_(None)
     )
-    sent = select(Judgment.id).where(Judgment.idempotency_key == idempotency_key).scalar_subquery()
-    own = (
-        select(Lease, age, Rubric, judged, sent)
-        .join(Comparison, Comparison.id == Lease.comparison_id)
-        .join(Rubric, Rubric.id == Comparison.rubric_id)
-        .where(Lease.comparison_id == comparison_id, Lease.labeler_id == labeler_id)
-    )
-    rows = session.execute(own, execution_options={"populate_existing": True}).all()
+    sent = select(Judgment.id).where(Judgment.idempotency_key == bindparam("key", type_=Uuid)).scalar_subquery()
+    own: Select[Any] = select(Lease, age, Rubric, judged, sent)
+    own = own.join(Comparison, Comparison.id == Lease.comparison_id).join(Rubric, Rubric.id == Comparison.rubric_id)
+    return own.where(Lease.comparison_id == comparison_id, Lease.labeler_id == labeler_id)
+
+
+_SO_FAR = _so_far()
+
+
+def so_far(session: Session, comparison_id: int, labeler_id: int, idempotency_key: UUID) -> SoFar:
+    """Read for a labeler who has or had a lease on the comparison."""
+    values = {"comparison_id": comparison_id, "labeler_id": labeler_id, "key": idempotency_key}
+    rows = session.execute(_SO_FAR, values, execution_options={"populate_existing": True}).all()
     _, _, rubric, is_judged, sent_before_id = rows[0]
     return SoFar([(row[0], row[1]) for row in rows], rubric, is_judged, sent_before_id)
 

@@ -7,10 +7,12 @@ from sqlalchemy import (
     ARRAY,
     BigInteger,
     Double,
+    Select,
     SmallInteger,
     Text,
     and_,
     any_,
+    bindparam,
     case,
     column,
     func,
@@ -79,28 +81,32 @@ def lock(session: Session, comparison_ids: Sequence[int]) -> list[int]:
     return list(session.scalars(locked.with_for_update()))
 
 
-def answered(session: Session, comparison_ids: Sequence[int]) -> list[Answered]:
-    """Those of these comparisons, which are locked, that are open and that somebody has judged."""
-    held = _one_of(comparison_ids)
+_OWN = [getattr(Comparison, name) for name in Answered._fields[: Answered._fields.index("could_answer")]]
+_IDS = bindparam("ids", type_=ARRAY(BigInteger))
+
+
+def _answered() -> Select[Any]:
     said = (
         select(
             Judgment.comparison_id,
             func.array_agg(aggregate_order_by(Judgment.labeler_id, Judgment.id)).label("labelers"),
             func.array_agg(aggregate_order_by(Judgment.preference, Judgment.id)).label("preferences"),
         )
-        .where(Judgment.comparison_id == held, Judgment.superseded_at.is_(None))
+        .where(Judgment.comparison_id == any_(_IDS), Judgment.superseded_at.is_(None))
         .group_by(Judgment.comparison_id)
         .subquery()
     )
-    own = [getattr(Comparison, name) for name in Answered._fields[: Answered._fields.index("could_answer")]]
-    rows = session.execute(
-        select(*own, left_of_kept(), Rubric.strengths, said.c.labelers, said.c.preferences)
-        .join(said, said.c.comparison_id == Comparison.id)
-        .join(Rubric, Rubric.id == Comparison.rubric_id)
-        .where(Comparison.state == "open")
-        .order_by(Comparison.id)
-    )
-    return [Answered._make(row) for row in rows]
+    found = select(*_OWN, left_of_kept(), Rubric.strengths, said.c.labelers, said.c.preferences)
+    found = found.join(said, said.c.comparison_id == Comparison.id).join(Rubric, Rubric.id == Comparison.rubric_id)
+    return found.where(Comparison.state == "open").order_by(Comparison.id)
+
+
+_ANSWERED = _answered()  # asked with every answer, so it is put together once
+
+
+def answered(session: Session, comparison_ids: Sequence[int]) -> list[Answered]:
+    """Those of these comparisons, which are locked, that are open and that somebody has judged."""
+    return [Answered._make(row) for row in session.execute(_ANSWERED, {"ids": [*comparison_ids]})]
 
 
 def _one_of(ids: Iterable[int | None]) -> Any:
