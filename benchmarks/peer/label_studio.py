@@ -47,6 +47,7 @@ class TheirLabeler:
     """A labeler of Label Studio. `project` is the id of the project they label in."""
 
     project: int
+    asked = True  # for every card
 
     def __init__(self, http: httpx.Client, email: str, password: str) -> None:
         """Sign up by the form."""

@@ -34,6 +34,7 @@ class Scripted:
     def __init__(self, *script: Any) -> None:
         self.http = httpx.Client()
         self.script = list(script)
+        self.asked = True
 
     def next_card(self) -> Any:
         return self.script.pop(0) if self.script else None
@@ -95,7 +96,7 @@ def test_a_row_of_the_table() -> None:
 def test_our_labelers_judge_what_was_imported(
     app: FastAPI, engine: Engine, settings: Settings, database_url: str, tmp_path: Path
 ) -> None:
-    plan = Plan(data.made(4), labelers=1, overlap=1, processes=1, url=database_url, folder=tmp_path)
+    plan = Plan(data.made(6), labelers=1, overlap=1, processes=1, url=database_url, folder=tmp_path)
     email, other = ours.fill(database_url, plan, PASSWORD)
     labeler = OurLabeler(TestClient(app), email, PASSWORD)
     played = Played()
