@@ -1,11 +1,11 @@
-"""SQL of the gate: membership, standing and the quiz of the newest rubric, in one statement."""
+"""SQL of the gate before every task: a labeler's own row, the newest rubric, and how the labeler stands."""
 
 from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, BindParameter, ColumnElement, Select, bindparam, exists, func, select
 from sqlalchemy.orm import Session, aliased
 
-from app.models import ProjectLabeler, ProjectMember, Qualification, Rubric
+from app.models import ProjectLabeler, ProjectMember, Qualification, Rubric, User
 
 
 def quiz_version(rubric: type[Rubric]) -> ColumnElement[int]:
@@ -16,6 +16,18 @@ def quiz_version(rubric: type[Rubric]) -> ColumnElement[int]:
 def newest_published(project_id: int | BindParameter[int]) -> Select[Any]:
     published = select(Rubric).where(Rubric.project_id == project_id, Rubric.version.is_not(None))
     return published.order_by(Rubric.version.desc()).limit(1)
+
+
+def lock_labeler(session: Session, labeler_id: int) -> bool:
+    """One thing at a time for each labeler: two tabs, or the two halves of a double click, follow each other. First of
+    all locks. Returns whether there is such a user."""
+    wanted = select(User.id).where(User.id == labeler_id).with_for_update(key_share=True)
+    return session.scalar(wanted) is not None
+
+
+def newest_rubric(session: Session, project_id: int) -> Rubric | None:
+    """The version that is asked for now; none before the first is published."""
+    return session.scalars(newest_published(project_id)).one_or_none()
 
 
 def _requires_quiz(project_id: BindParameter[int], labeler_id: BindParameter[int]) -> Select[Any]:

@@ -8,7 +8,16 @@ from sqlalchemy import ColumnElement, Select, exists, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from app.models import AuthSession, Demonstration, DemonstrationTask, Project, ProjectMember, User
+from app.models import (
+    AuthSession,
+    Comparison,
+    Demonstration,
+    DemonstrationTask,
+    Project,
+    ProjectLabeler,
+    ProjectMember,
+    User,
+)
 
 # ---- who is asking ---------------------------------------------------------------------------------------------------
 
@@ -67,11 +76,27 @@ def projects_of(user_id: int, *roles: str) -> Select[int]:
     return mine.where(ProjectMember.roles.overlap(list(roles))) if roles else mine
 
 
-def is_labeler_of(project_id: int | ColumnElement[int] | InstrumentedAttribute[Any]) -> ColumnElement[bool]:
+Number = int | ColumnElement[int] | InstrumentedAttribute[Any]
+
+
+def is_labeler_of(project_id: Number) -> ColumnElement[bool]:
     """A condition on users: they have the role labeler in the project."""
     of_them = ProjectMember.project_id == project_id, ProjectMember.user_id == User.id
     member = select(ProjectMember.user_id).where(*of_them, ProjectMember.roles.contains(["labeler"]))
     return exists(member.correlate_except(ProjectMember))
+
+
+def may_label(project_id: Number) -> list[ColumnElement[bool]]:
+    """Conditions on users: they are labelers of the project and are given tasks there."""
+    stopped = exists().where(
+        ProjectLabeler.project_id == project_id, ProjectLabeler.labeler_id == User.id, ProjectLabeler.state != "active"
+    )
+    return [
+        User.is_active.is_(True),
+        is_labeler_of(project_id),
+        User.kind != "imported",
+        ~stopped.correlate(User, Comparison),
+    ]
 
 
 class Mine(NamedTuple):

@@ -4,12 +4,12 @@ from typing import NamedTuple
 
 from sqlalchemy.orm import Session
 
+from app.access import gate_queries
 from app.assignments import queries
 from app.assignments.forms import AssignForm
 from app.assignments.queries import Chosen
 from app.audit import audit
 from app.errors import InvalidInput, NotFound
-from app.labelers import queries as labeler_queries
 from app.models import Project, User
 
 
@@ -57,7 +57,7 @@ def assign(session: Session, project: Project, actor: User, form: AssignForm) ->
 
 
 def _labeler(session: Session, project: Project, labeler_id: int) -> int:
-    labeler_queries.lock_labeler(session, labeler_id)  # so that nothing is kept for somebody who is just leaving
+    gate_queries.lock_labeler(session, labeler_id)  # so that nothing is kept for somebody who is just leaving
     if labeler_id not in {user.id for user in queries.labelers(session, project.id)}:
         raise NotFound("That person cannot label in this project.", "Reload the page and choose again.")
     return labeler_id

@@ -23,11 +23,6 @@ EXCERPT = 200  # characters
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def lock_labeler(session: Session, labeler_id: int) -> None:
-    """One thing at a time for each labeler: two tabs, or the two halves of a double click, follow each other."""
-    session.execute(select(User.id).where(User.id == labeler_id).with_for_update(key_share=True))
-
-
 def is_free() -> ColumnElement[bool]:
     """Of a task: nobody writes for it now."""
     return or_(DemonstrationTask.labeler_id.is_(None), DemonstrationTask.expires_at < func.now())
@@ -117,11 +112,6 @@ def lock_task(session: Session, project_id: int, task_id: int) -> Locked | None:
     )
     row = session.execute(found.with_for_update(), execution_options={"populate_existing": True}).one_or_none()
     return Locked(*row) if row else None
-
-
-def newest_rubric(session: Session, project_id: int) -> Rubric | None:
-    found = select(Rubric).where(Rubric.project_id == project_id, Rubric.version.is_not(None))
-    return session.scalars(found.order_by(Rubric.version.desc()).limit(1)).one_or_none()
 
 
 def has_rubric(session: Session, project_id: int, rubric_id: int) -> bool:

@@ -6,6 +6,7 @@ from uuid import uuid4
 from fastapi import APIRouter, Form, Query, Request, Response
 from sqlalchemy.orm import Session
 
+from app.access import gate_queries
 from app.access.guards import AdminDep, LabelerDep, ProjectDep
 from app.access.members import roles_in
 from app.access.sessions import UserDep
@@ -107,7 +108,7 @@ def _desk(
         request,
         "demonstrations/_desk.html" if "HX-Request" in request.headers else "demonstrations/write.html",
         status=problem.status if problem else 200,
-        card=views.card(desk, queries.newest_rubric(session, project.id), again) if desk else None,
+        card=views.card(desk, gate_queries.newest_rubric(session, project.id), again) if desk else None,
         waiting=queries.waiting(session, project.id, labeler.id),
         done=queries.written_today(session, labeler.id),
         idle=None if desk else service.idle(session, project, labeler),

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from sqlalchemy.orm import Session
 
-from app.access import gate
+from app.access import gate, gate_queries
 from app.audit import audit
 from app.demonstrations import asking_queries, queries
 from app.demonstrations.forms import AnswerForm, AskForm, DecisionForm, RevisionForm
@@ -51,7 +51,7 @@ def next_task(session: Session, project: Project, labeler: User, *, skipped: boo
     Args:
         skipped: those they have skipped come too, if no other is left.
     """
-    queries.lock_labeler(session, labeler.id)
+    gate_queries.lock_labeler(session, labeler.id)
     closed = gate.closed(session, project, labeler)
     if closed and closed.reason != "quiz":
         queries.give_back(session, project.id, labeler.id)
@@ -102,7 +102,7 @@ def submit(session: Session, project: Project, labeler: User, task_id: int, form
         Gone: somebody else took the task after its time ran out, or has written already, or it was withdrawn.
         Conflict: exactly this answer is there already.
     """
-    queries.lock_labeler(session, labeler.id)
+    gate_queries.lock_labeler(session, labeler.id)
     if not form.text.strip():
         raise InvalidInput("Nothing is written yet.", "Write the answer, or skip this prompt.")
     found = queries.lock_task(session, project.id, task_id)
@@ -150,7 +150,7 @@ def _refuse_double(session: Session, prompt_id: int, text: str, own_id: int | No
 
 def skip(session: Session, project: Project, labeler: User, task_id: int, reason: str) -> None:
     """Gives a task back, to come last for this labeler; admins see why. Twice changes nothing."""
-    queries.lock_labeler(session, labeler.id)
+    gate_queries.lock_labeler(session, labeler.id)
     found = queries.lock_task(session, project.id, task_id)
     if found is None or found.task.labeler_id != labeler.id:
         return

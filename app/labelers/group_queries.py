@@ -63,7 +63,7 @@ def groups_of(session: Session, project_id: int, labeler_id: int) -> list[str]:
     return list(session.scalars(found.order_by(LabelerGroup.name)))
 
 
-def may_label(session: Session, project_id: int) -> list[User]:
+def active_labelers(session: Session, project_id: int) -> list[User]:
     """Everybody in the project who can be given work."""
     active = select(User).where(User.is_active, is_labeler_of(project_id))
     return list(session.scalars(active.order_by(User.name, User.id)))

@@ -319,9 +319,3 @@ def done_since(session: Session, project_id: int, labeler_id: int, moment: datet
     )
     today, total = session.execute(found).one()
     return today, total
-
-
-def lock_labeler(session: Session, labeler_id: int) -> bool:
-    """Whether there is such a user; locked first of all, as by every task given out and every answer."""
-    wanted = select(User.id).where(User.id == labeler_id).with_for_update(key_share=True)
-    return session.scalar(wanted) is not None

@@ -76,7 +76,7 @@ def _groups(
         "labelers/groups.html",
         status=error.status if error else 200,
         groups=group_queries.groups(session, project.id),
-        people=group_queries.may_label(session, project.id),
+        people=group_queries.active_labelers(session, project.id),
         error=error,
         name=name,
     )

@@ -9,6 +9,7 @@ from sqlalchemy import func
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from app.access import gate_queries
 from app.audit import audit
 from app.db import violates
 from app.domain.labelers import Figures, figures
@@ -255,7 +256,7 @@ def leave(session: Session, project: Project, labeler_id: int) -> None:
 
     So do their repeats: if they come back, the card that they had is there again, whatever it was.
     """
-    queries.lock_labeler(session, labeler_id)
+    gate_queries.lock_labeler(session, labeler_id)
     removal_queries.give_back(session, project.id, labeler_id)
     removal_queries.release_kept(session, project.id, labeler_id)
     group_queries.leave_groups(session, project.id, labeler_id)
@@ -295,7 +296,7 @@ def _named(used: Uses) -> dict[str, list[int]]:
 def _locked(session: Session, project: Project, labeler_id: int, *, to_fit: bool = False) -> ProjectLabeler:
     """The labeler's standing. Locked in this order: the labeler, the project if it will be fitted, the standing; what
     comes after are comparisons. No fit or answer holds a comparison, or a standing, while it waits for one before."""
-    if labeler_id >= 2**63 or not queries.lock_labeler(session, labeler_id):
+    if labeler_id >= 2**63 or not gate_queries.lock_labeler(session, labeler_id):
         raise NotFound("Nobody of that number judges in this project.", "The list of labelers names those who do.")
     if to_fit:
         fitting.lock(session, project)
@@ -342,8 +343,8 @@ def add_members(session: Session, project: Project, admin: User, group_id: int, 
     """Raises NotFound for a group or a labeler that is not there."""
     group = _group(session, project, group_id)
     for labeler_id in sorted({each for each in labeler_ids if each < 2**63}):
-        queries.lock_labeler(session, labeler_id)  # somebody who is just leaving must leave this group too
-    known = {user.id for user in group_queries.may_label(session, project.id)}
+        gate_queries.lock_labeler(session, labeler_id)  # somebody who is just leaving must leave this group too
+    known = {user.id for user in group_queries.active_labelers(session, project.id)}
     if not labeler_ids:
         raise InvalidInput("Nobody was chosen.", "Choose who joins the group.")
     if not known >= set(labeler_ids):

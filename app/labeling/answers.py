@@ -10,7 +10,7 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from app.access import gate
+from app.access import gate, gate_queries
 from app.domain import ranking, scale
 from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound
 from app.judging import AdaptiveOverlap, LabelingSettings
@@ -35,7 +35,7 @@ def submit(session: Session, project: Project, lease_id: UUID, labeler: User, fo
         Gone: the time ran out and others took the place, or the comparison was closed.
         InvalidInput: the answer is not one that the rubric allows.
     """
-    queries.lock_labeler(session, labeler.id)
+    gate_queries.lock_labeler(session, labeler.id)
     lease, comparison = own_lease(session, project, lease_id, labeler)
     pairs = answer_queries.lock_with_ranking(session, comparison)
     offered = pairs[0]
@@ -83,7 +83,7 @@ def undo(session: Session, project: Project, labeler: User) -> UUID:
         Conflict: there is none, or it can no longer be changed.
         Forbidden: the labeler is paused or was removed.
     """
-    queries.lock_labeler(session, labeler.id)
+    gate_queries.lock_labeler(session, labeler.id)
     gate.require(session, project, labeler, begun=True)
     last = answer_queries.last_answer(session, project.id, labeler.id)
     if last is None or last.lease_id is None:
@@ -108,7 +108,7 @@ def edit(session: Session, project: Project, judgment_id: int, labeler: User, fo
         Conflict: it can no longer be changed.
         InvalidInput: the answer is not one that the rubric allows.
     """
-    queries.lock_labeler(session, labeler.id)
+    gate_queries.lock_labeler(session, labeler.id)
     gate.require(session, project, labeler, begun=True)
     before = own_judgment(session, project, judgment_id, labeler)
     lease = session.get_one(Lease, before.lease_id)

@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import func
 from sqlalchemy.orm import Session
 
-from app.access import gate
+from app.access import gate, gate_queries
 from app.errors import Forbidden, NotFound
 from app.judging import LabelingSettings
 from app.labeling import claim_queries, mixing, mixing_queries, queries
@@ -89,7 +89,7 @@ def next_task(
     Returns:
         None when there is nothing for this labeler now; `idle` says why.
     """
-    queries.lock_labeler(session, labeler.id)
+    gate_queries.lock_labeler(session, labeler.id)
     closed = gate.closed(session, project, labeler)
     if closed and closed.reason != "quiz":
         queries.end_leases(session, project.id, labeler.id)
@@ -250,7 +250,7 @@ def can_have(session: Session, project: Project, labeler: User, comparison: Comp
 def renew(session: Session, project: Project, labeler: User) -> list[UUID]:
     """Makes the leases that the labeler holds in this project last again from now on; returns them, oldest first. Of
     whoever is paused or removed none: an open page would keep them from others for ever."""
-    queries.lock_labeler(session, labeler.id)
+    gate_queries.lock_labeler(session, labeler.id)
     if gate.closed(session, project, labeler, begun=True):
         return []
     return queries.renew_live_leases(session, project.id, labeler.id, _lasting(project))
@@ -272,7 +272,7 @@ def release(session: Session, project: Project, lease_id: UUID, labeler: User) -
 
 
 def _give_back(session: Session, project: Project, lease_id: UUID, labeler: User, state: str, reason: str) -> Position:
-    queries.lock_labeler(session, labeler.id)
+    gate_queries.lock_labeler(session, labeler.id)
     lease, comparison = own_lease(session, project, lease_id, labeler)
     session.refresh(lease, with_for_update=True)
     if lease.state == "live":

@@ -17,23 +17,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import InstrumentedAttribute
 
-from app.access.queries import is_labeler_of
-from app.models import Comparison, Judgment, LabelerGroupMember, Lease, ProjectLabeler, User
+from app.access.queries import may_label
+from app.models import Comparison, Judgment, LabelerGroupMember, Lease, User
 
 Number = int | ColumnElement[int] | InstrumentedAttribute[Any]
-
-
-def may_label(project_id: Number) -> list[ColumnElement[bool]]:
-    """Conditions on users: they are labelers of the project and are given tasks there."""
-    stopped = exists().where(
-        ProjectLabeler.project_id == project_id, ProjectLabeler.labeler_id == User.id, ProjectLabeler.state != "active"
-    )
-    return [
-        User.is_active.is_(True),
-        is_labeler_of(project_id),
-        User.kind != "imported",
-        ~stopped.correlate(User, Comparison),
-    ]
 
 
 def left_of(people: Sequence[int]) -> ScalarSelect[int]:

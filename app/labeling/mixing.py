@@ -4,6 +4,7 @@ from secrets import SystemRandom
 
 from sqlalchemy.orm import Session
 
+from app.access import gate_queries
 from app.judging import LabelingSettings
 from app.labeling import claim_queries, mixing_queries
 from app.labeling.opening import open_copy
@@ -45,7 +46,7 @@ def _calibration_item(session: Session, project: Project, labeler: User) -> Comp
     item = mixing_queries.claim_calibration(session, project.id, labeler.id)
     if item is None:
         return None
-    newest = mixing_queries.newest_rubric(session, project.id)
+    newest = gate_queries.newest_rubric(session, project.id)
     if newest is None or item.rubric_id == newest.id or not mixing_queries.is_begun(session, item.id):
         return item
     assert item.gold is not None

@@ -6,8 +6,9 @@ from sqlalchemy import BigInteger, Subquery, cast, exists, func, or_, select, up
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
+from app.access import gate_queries
 from app.labeling.conditions import Condition, continued, leased_to, literally, met
-from app.models import Comparison, Judgment, Lease, ProjectLabeler, Rubric, User
+from app.models import Comparison, Judgment, Lease, ProjectLabeler, User
 from app.models.comparison import IN_CALIBRATION
 
 # Of a labeler's judgments, of all projects, so many are looked through: who has given many thousands waits no longer.
@@ -52,11 +53,6 @@ def given_back(session: Session, project_id: int, labeler_id: int) -> list[int]:
     return list(session.scalars(still.order_by(newest.c.created_at)))
 
 
-def newest_rubric(session: Session, project_id: int) -> Rubric | None:
-    published = select(Rubric).where(Rubric.project_id == project_id, Rubric.version.is_not(None))
-    return session.scalars(published.order_by(Rubric.version.desc()).limit(1)).one_or_none()
-
-
 def is_begun(session: Session, comparison_id: int) -> bool:
     """Whether anybody holds or has judged it: its rubric stays what it is then."""
     judged = exists().where(Judgment.comparison_id == comparison_id)
@@ -96,7 +92,7 @@ def to_repeat(session: Session, project_id: int, labeler_id: int, gap: int) -> i
         .limit(WINDOW)
         .subquery()
     )
-    newest = newest_rubric(session, project_id)
+    newest = gate_queries.newest_rubric(session, project_id)
     if newest is None:
         return None
     own = old_enough.c

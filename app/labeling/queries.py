@@ -40,7 +40,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 
 from app.labeling.claim_queries import COUNT_KEPT, LABELER, PROJECT, STANDING, Place, Standing, standing_in
 from app.labeling.conditions import MIXED_IN, judged_by, literally
-from app.models import Comparison, Completion, Judgment, Lease, Prompt, QueuePlace, Rubric, Run, User
+from app.models import Comparison, Completion, Judgment, Lease, Prompt, QueuePlace, Rubric, Run
 from app.models.comparison import KEPT_FOR_GROUP, KEPT_FOR_LABELER
 
 # An answer can be changed for so long, open or closed as its comparison may be, unless a new round reads it or a
@@ -77,11 +77,6 @@ class Leased(NamedTuple):
 
     lease_id: UUID
     again: bool
-
-
-def lock_labeler(session: Session, labeler_id: int) -> None:
-    """One thing at a time for each labeler: two tabs, or the two halves of a double click, follow each other."""
-    session.execute(select(User.id).where(User.id == labeler_id).with_for_update(key_share=True))
 
 
 def end_leases(session: Session, project_id: int, labeler_id: int) -> int:

@@ -5,7 +5,8 @@ from collections.abc import Collection
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
 
-from app.labeling import answer_queries, queries
+from app.access import gate_queries
+from app.labeling import answer_queries
 from app.models import Lease
 
 
@@ -27,7 +28,7 @@ def recuse(session: Session, comparison_id: int, labeler_id: int) -> None:
     """
     if is_recused(session, comparison_id, labeler_id):
         return
-    queries.lock_labeler(session, labeler_id)
+    gate_queries.lock_labeler(session, labeler_id)
     ids = {pair.id for pair in answer_queries.lock_pairs(session, comparison_id)}
     own = Lease.comparison_id.in_(ids), Lease.labeler_id == labeler_id
     # Not only live ones: an answer may come on a lease that ran out.

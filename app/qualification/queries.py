@@ -11,13 +11,9 @@ from sqlalchemy import ColumnElement, column, func, select, true
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.orm import Session, aliased
 
-from app.access.gate_queries import newest_published, quiz_version
+from app.access.gate_queries import quiz_version
 from app.access.queries import is_labeler_of
 from app.models import Qualification, Rubric, User
-
-
-def newest_rubric(session: Session, project_id: int) -> Rubric | None:
-    return session.scalars(newest_published(project_id)).one_or_none()
 
 
 def counts_for(rubric: Rubric) -> ColumnElement[bool]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from sqlalchemy.orm import Session
 
+from app.access import gate_queries
 from app.errors import Conflict, InvalidInput, NotFound
 from app.judging import LabelingSettings, QuizItem
 from app.models import Project, Qualification, Rubric, User
@@ -42,7 +43,7 @@ def standing(session: Session, project: Project, labeler: User, *, for_update: b
     Raises:
         NotFound: no rubric is published, or the newest one has no quiz.
     """
-    rubric = queries.newest_rubric(session, project.id)
+    rubric = gate_queries.newest_rubric(session, project.id)
     if rubric is None or not rubric.quiz:
         raise NotFound("This project has no training quiz.", "You can label right away.")
     attempt, asked = queries.newest_attempt(session, rubric, labeler.id, for_update=for_update) or (None, rubric.quiz)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from app.access.queries import is_labeler_of
+from app.access.queries import may_label
 from app.domain.slices import MOST_LISTED
 from app.models import (
     Adjudication,
@@ -249,13 +249,3 @@ def _can_be_asked(comparison: Comparison) -> tuple[Any, ...]:
         Lease.comparison_id == comparison.id, Lease.labeler_id == User.id, Lease.state == "recused"
     )
     return *may_label(comparison.project_id), ~judged, ~recused
-
-
-def may_label(project_id: int) -> tuple[Any, ...]:
-    """Conditions of a user who may judge in a project."""
-    kept_out = exists().where(
-        ProjectLabeler.project_id == project_id,
-        ProjectLabeler.labeler_id == User.id,
-        ProjectLabeler.state != "active",
-    )
-    return User.is_active, is_labeler_of(project_id), User.kind != "imported", ~kept_out

@@ -19,9 +19,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session, aliased
 
+from app.access.queries import may_label
 from app.models import Comparison, Judgment, LabelerGroup, LabelerGroupMember, Lease, Prompt, Rubric, User
 from app.review.forms import RelabelForm
-from app.review.queries import may_label
 
 DECIDED = ("settled", "in_review", "adjudicated")
 # Repeats and calibration items measure labelers, not responses.

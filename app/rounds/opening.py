@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from sqlalchemy.orm import Session
 
+from app.access import gate_queries
 from app.domain.pairing import Choice, Sample, choose_pairs, choose_ranking
 from app.errors import Conflict
 from app.judging import LabelingSettings
@@ -43,13 +44,13 @@ def open_comparisons(session: Session, run: Run, by_prompt: Mapping[int, list[Co
     if not by_prompt:
         return 0
     project = session.get_one(Project, run.project_id)
-    rubric_id = queries.newest_rubric_id(session, project.id)
-    if rubric_id is None:
+    rubric = gate_queries.newest_rubric(session, project.id)
+    if rubric is None:
         raise Conflict("The project has no published rubric.", "Publish one, then retry.")
     round_ = session.get_one(Round, run.round_id) if run.round_id else None
     limit = RoundConfig.of(round_.config).pairs_per_prompt if round_ else PAIRS_PER_PROMPT
     settings = LabelingSettings.model_validate(project.labeling)
-    opening = Opening(project, settings, rubric_id, round_, limit)
+    opening = Opening(project, settings, rubric.id, round_, limit)
     prompts = queries.prompts_by_id(session, set(by_prompt))
     # Only on held-out prompts do pairs with the older policy tell how often people prefer the new one: it was trained
     # on the others.

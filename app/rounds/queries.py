@@ -265,11 +265,6 @@ def adapter_rank(session: Session, policy_id: int | None) -> int | None:
     return lora["rank"] if lora else None
 
 
-def newest_rubric_id(session: Session, project_id: int) -> int | None:
-    query = select(Rubric.id).where(Rubric.project_id == project_id, Rubric.version.is_not(None))
-    return session.scalar(query.order_by(Rubric.version.desc()).limit(1))
-
-
 # ---- prompts and samples ---------------------------------------------------------------------------------------------
 
 

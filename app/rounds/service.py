@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
+from app.access import gate_queries
 from app.artifacts import ArtifactStore
 from app.audit import audit
 from app.domain.rounds import ACTIVE, stage_of
@@ -253,7 +254,7 @@ def begin_sampling(
     _lock(session, project)
     if project.policy_id is None:
         raise InvalidInput("The project has no model to sample from.", "Give it a base model first.")
-    if queries.newest_rubric_id(session, project.id) is None:
+    if gate_queries.newest_rubric(session, project.id) is None:
         raise Conflict("The project has no published rubric.", "Publish one: labelers judge by it.")
     if any(run.state in ("queued", "running") for run in queries.sampling_runs(session, project.id)):
         raise Conflict("Responses are being sampled already.", "Wait until that is done.")

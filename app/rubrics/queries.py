@@ -8,11 +8,6 @@ from sqlalchemy.orm import Session
 from app.models import Comparison, Judgment, Project, Rubric, User
 
 
-def newest_published(session: Session, project_id: int) -> Rubric | None:
-    published = select(Rubric).where(Rubric.project_id == project_id, Rubric.version.is_not(None))
-    return session.scalars(published.order_by(Rubric.version.desc()).limit(1)).one_or_none()
-
-
 def all_published(session: Session, project_id: int) -> list[Rubric]:
     """Newest first."""
     found = select(Rubric).where(Rubric.project_id == project_id, Rubric.version.is_not(None))

@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import func
 from sqlalchemy.orm import Session
 
+from app.access import gate_queries
 from app.audit import audit
 from app.errors import Conflict, NotFound
 from app.judging import RubricContent
@@ -40,7 +41,7 @@ def current(session: Session, project: Project) -> Rubric:
     Raises:
         NotFound: nothing has been published.
     """
-    rubric = queries.newest_published(session, project.id)
+    rubric = gate_queries.newest_rubric(session, project.id)
     if rubric is None:
         raise NotFound("This project has no published rubric yet.", "An admin can publish one on its rubric page.")
     return rubric

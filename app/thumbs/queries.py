@@ -6,12 +6,7 @@ from typing import NamedTuple
 from sqlalchemy import BigInteger, exists, func, literal, select, update
 from sqlalchemy.orm import Session, aliased
 
-from app.models import Completion, Prompt, Thumb, User
-
-
-def lock_labeler(session: Session, labeler_id: int) -> None:
-    """So that two forms of one labeler come after one another."""
-    session.execute(select(User.id).where(User.id == labeler_id).with_for_update())
+from app.models import Completion, Prompt, Thumb
 
 
 class Response(NamedTuple):

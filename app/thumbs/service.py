@@ -4,7 +4,7 @@ import hmac
 
 from sqlalchemy.orm import Session
 
-from app.access import gate
+from app.access import gate, gate_queries
 from app.errors import Forbidden, Gone
 from app.judging import LabelingSettings
 from app.models import Project, Thumb, User
@@ -30,7 +30,7 @@ def give(session: Session, project: Project, labeler: User, form: ThumbForm) -> 
         Forbidden: the project asks for no thumbs, or the labeler may not work in it now.
         Gone: the prompt was withdrawn or held out since, or never had such a response.
     """
-    queries.lock_labeler(session, labeler.id)
+    gate_queries.lock_labeler(session, labeler.id)
     if not asks(project):
         raise Forbidden("This project asks for no thumbs.", "An admin can switch them on in its settings.")
     gate.require(session, project, labeler)
