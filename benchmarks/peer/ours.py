@@ -13,7 +13,8 @@ from app.accounts import service as accounts
 from app.datasets.reading import ImportFile
 from app.datasets.service import import_files, project_for_import
 from app.db import make_engine, make_session_factory
-from app.postgres import ROOT, migrate
+from app.render import ROOT
+from app.schema import migrate
 from app.settings import Settings
 from benchmarks.peer import statements
 from benchmarks.peer.client import browser, shared_out
