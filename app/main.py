@@ -229,10 +229,13 @@ def _show_unavailable(request: Request, error: Exception) -> Response:
     log.warning("The database did not answer %s %s: %s", request.method, request.url.path, error)
     message, then = next((told for begin, told in REFUSED.items() if code.startswith(begin)), UNREACHABLE)
     # htmx leaves the form as it is. Else a page of its own takes its place, and going back would fetch an empty form.
-    where = "reloading this page sends again what you typed"
     if "HX-Request" in request.headers:
-        where = "what you typed is still in the form"
-    return _show_error(request, Unavailable(message, f"Nothing was lost: {where}. {then}"))
+        advice = f"Nothing was lost: what you typed is still in the form. {then}"
+    elif request.method == "GET":
+        advice = then.replace("send it again", "reload this page")
+    else:
+        advice = f"Nothing was lost: reloading this page sends again what you typed. {then}"
+    return _show_error(request, Unavailable(message, advice))
 
 
 def _show_unexpected(request: Request, error: Exception) -> Response:

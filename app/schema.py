@@ -34,21 +34,24 @@ def is_ours(name: str | None, type_: str, _parents: object) -> bool:
     return type_ != "table" or not (name or "").startswith(OTHERS)
 
 
-def migrate(url: str, *, lock_seconds: float = LOCK_SECONDS, versions: Sequence[Path] = VERSIONS) -> None:
+def migrate(
+    url: str, *, lock_seconds: float = LOCK_SECONDS, versions: Sequence[Path] = VERSIONS, to: str = "head"
+) -> None:
     """Brings the database to the newest revision, and the queue's tables to the installed queue library's version.
 
     Args:
         lock_seconds: how long a statement may wait for a table that is in use.
         versions: folders of revisions.
+        to: stops after this revision.
 
     Raises:
         Unavailable: the schema is none that could be upgraded, or the upgrade failed; says what there is to do.
     """
     _refuse_unknown(url, versions)
-    config = alembic_config(url, versions)
+    config = _config(versions, url)
     config.attributes["lock_seconds"] = lock_seconds
     try:
-        command.upgrade(config, "head")
+        command.upgrade(config, to)
     except (DBAPIError, psycopg.Error) as error:
         cause = error.orig if isinstance(error, DBAPIError) else error
         raise _failed(url, cause, lock_seconds) from error
@@ -61,7 +64,7 @@ def require_schema(url: str, *, versions: Sequence[Path] = VERSIONS) -> None:
         Unavailable: the database has none, or another version's; says what there is to do.
     """
     _refuse_unknown(url, versions)
-    found, head = _revisions(url), _script(url, versions).get_current_head()
+    found, head = _revisions(url), revisions(versions)[-1]
     if not found:
         raise Unavailable("The database has no schema yet.", "Run `prefloop migrate` first.")
     if found != (head,):
@@ -76,19 +79,25 @@ def require_schema(url: str, *, versions: Sequence[Path] = VERSIONS) -> None:
         )
 
 
+def revisions(versions: Sequence[Path] = VERSIONS) -> list[str]:
+    """Ids of all revisions, the oldest first."""
+    return [each.revision for each in _script(versions).walk_revisions()][::-1]
+
+
 def has_schema(url: str) -> bool:
     """Whether anything has ever migrated this database."""
     return bool(_revisions(url))
 
 
-def alembic_config(url: str, versions: Sequence[Path] = VERSIONS) -> Config:
+def _config(versions: Sequence[Path], url: str | None = None) -> Config:
     config = Config()
     options = {
         "script_location": str(MIGRATIONS),
         "path_separator": "newline",
         "version_locations": "\n".join(map(str, versions)),
-        "sqlalchemy.url": sqlalchemy_url(url),
     }
+    if url is not None:
+        options["sqlalchemy.url"] = sqlalchemy_url(url)
     for name, value in options.items():
         config.set_main_option(name, value.replace("%", "%%"))
     return config
@@ -96,9 +105,7 @@ def alembic_config(url: str, versions: Sequence[Path] = VERSIONS) -> Config:
 
 def _refuse_unknown(url: str, versions: Sequence[Path]) -> None:
     """Raises Unavailable if the database's schema is none of this version's or of an earlier release."""
-    script = _script(url, versions)
-    known = {revision.revision for revision in script.walk_revisions()}
-    head = script.get_current_head() or ""
+    known = revisions(versions)
     for found in _revisions(url):
         if found in known:
             continue
@@ -108,10 +115,10 @@ def _refuse_unknown(url: str, versions: Sequence[Path]) -> None:
                 "With the Prefloop that made it, write each project by `prefloop export --kind full`. Then import the "
                 f"files into a new database with this one. {GUIDE}",
             )
-        if RELEASED.fullmatch(found) and found > head:
+        if RELEASED.fullmatch(found) and found > known[-1]:
             raise Unavailable(
                 f"The database was upgraded by a newer Prefloop: its schema is {found}, and this version knows none "
-                f"after {head}.",
+                f"after {known[-1]}.",
                 "Install that version or a newer one, or restore the backup that was made before the upgrade.",
             )
         raise Unavailable(
@@ -146,8 +153,8 @@ def _failed(url: str, cause: object, lock_seconds: float) -> Unavailable:
     )
 
 
-def _script(url: str, versions: Sequence[Path]) -> ScriptDirectory:
-    return ScriptDirectory.from_config(alembic_config(url, versions))
+def _script(versions: Sequence[Path]) -> ScriptDirectory:
+    return ScriptDirectory.from_config(_config(versions))
 
 
 def _revisions(url: str) -> tuple[str, ...]:

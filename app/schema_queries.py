@@ -61,8 +61,8 @@ def apply_queue_files(connection: Connection, files: Iterable[Path]) -> None:
             " (name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())"
         )
     )
-    connection.commit()
     applied = applied_queue_files(connection)
+    connection.commit()
     for file in files:
         if file.name in applied:
             continue
