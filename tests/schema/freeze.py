@@ -56,7 +56,9 @@ def freeze(server_url: str, folder: Path = FROZEN, *, again: bool = False) -> st
     """
     revision = revisions()[-1]
     if schema_file(revision, folder).exists() and not again:
-        raise SystemExit(f"{revision} is frozen already. {HOW} `--again` is for a revision that no release has.")
+        raise SystemExit(
+            f"{revision} is frozen already. {HOW} `make freeze FREEZE=--again` is for a revision that no release has."
+        )
     with new_database(server_url) as url, tempfile.TemporaryDirectory() as artifacts:
         migrate(url)
         with connect(url) as connection:

@@ -13,8 +13,8 @@ from app import cli
 from app.errors import Unavailable
 from app.schema import VERSIONS, migrate, require_schema, revisions
 from benchmarks.peer.processes import free_port
+from benchmarks.upgrade import TRIAL
 from tests.schema.databases import connect, new_database
-from tests.schema.test_upgrade import TRIAL
 from tests.waiting import wait_for
 from trainer import worker
 

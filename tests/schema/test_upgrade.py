@@ -8,6 +8,7 @@ from sqlalchemy import BigInteger, CheckConstraint, Column, Index, MetaData, tex
 from app.errors import Unavailable
 from app.models import Base
 from app.schema import VERSIONS, migrate, revisions
+from benchmarks.upgrade import TRIAL
 from tests.schema import rows
 from tests.schema.catalogs import describe, difference
 from tests.schema.databases import connect, new_database
@@ -16,7 +17,6 @@ from tests.schema.models import differences
 
 # `table` or `table.column` of what a revision takes away or writes anew, on purpose.
 CHANGED: set[str] = set()
-TRIAL = (*VERSIONS, Path(__file__).parents[2] / "benchmarks" / "trial")
 
 
 def fill(url: str, revision: str) -> rows.Rows:
