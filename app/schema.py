@@ -4,6 +4,7 @@ import contextlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import psycopg
 from alembic import command
@@ -29,6 +30,13 @@ OTHERS = ("alembic_", "procrastinate_", "queue_migration")
 GUIDE = "docs/upgrading.md says how."
 
 
+class Found(NamedTuple):
+    """What a database has: its revision (none before the first upgrade), and the queue library's files it has had."""
+
+    revisions: tuple[str, ...]
+    queue_files: set[str]
+
+
 def is_ours(name: str | None, type_: str, _parents: object) -> bool:
     """Whether Alembic compares it with the models."""
     return type_ != "table" or not (name or "").startswith(OTHERS)
@@ -47,7 +55,7 @@ def migrate(
     Raises:
         Unavailable: the schema is none that could be upgraded, or the upgrade failed; says what there is to do.
     """
-    _refuse_unknown(url, versions)
+    _refuse_unknown(_found(url), versions)
     config = _config(versions, url)
     config.attributes["lock_seconds"] = lock_seconds
     try:
@@ -63,16 +71,17 @@ def require_schema(url: str, *, versions: Sequence[Path] = VERSIONS) -> None:
     Raises:
         Unavailable: the database has none, or another version's; says what there is to do.
     """
-    _refuse_unknown(url, versions)
-    found, head = _revisions(url), revisions(versions)[-1]
-    if not found:
+    found, head = _found(url), revisions(versions)[-1]
+    _refuse_unknown(found, versions)
+    if not found.revisions:
         raise Unavailable("The database has no schema yet.", "Run `prefloop migrate` first.")
-    if found != (head,):
+    if found.revisions != (head,):
         raise Unavailable(
-            f"The database is of an older Prefloop: its schema is {found[0]}, and this version works with {head}.",
+            f"The database is of an older Prefloop: its schema is {found.revisions[0]}, and this version works with "
+            f"{head}.",
             f"Make a backup, then run `prefloop migrate`. {GUIDE}",
         )
-    if {file.name for file in queries.queue_files()} - _queue_files(url):
+    if {file.name for file in queries.queue_files()} - found.queue_files:
         raise Unavailable(
             "The queue's tables in the database are of an older version than the installed queue library.",
             f"Make a backup, then run `prefloop migrate`. {GUIDE}",
@@ -86,7 +95,7 @@ def revisions(versions: Sequence[Path] = VERSIONS) -> list[str]:
 
 def has_schema(url: str) -> bool:
     """Whether anything has ever migrated this database."""
-    return bool(_revisions(url))
+    return bool(_found(url).revisions)
 
 
 def _config(versions: Sequence[Path], url: str | None = None) -> Config:
@@ -103,10 +112,10 @@ def _config(versions: Sequence[Path], url: str | None = None) -> Config:
     return config
 
 
-def _refuse_unknown(url: str, versions: Sequence[Path]) -> None:
+def _refuse_unknown(database: Found, versions: Sequence[Path]) -> None:
     """Raises Unavailable if the database's schema is none of this version's or of an earlier release."""
     known = revisions(versions)
-    for found in _revisions(url):
+    for found in database.revisions:
         if found in known:
             continue
         if found == BEFORE_RELEASE:
@@ -127,7 +136,7 @@ def _refuse_unknown(url: str, versions: Sequence[Path]) -> None:
         )
     # The library's versions begin the names: 03.04.00_50_post_….sql.
     newest = queries.queue_files()[-1].name
-    if newer := max((name for name in _queue_files(url) if name > newest), default=None):
+    if newer := max((name for name in database.queue_files if name > newest), default=None):
         raise Unavailable(
             f"The queue's tables in the database were upgraded by a newer procrastinate ({newer}).",
             "Install the Prefloop that upgraded them, or restore the backup that was made before the upgrade.",
@@ -137,7 +146,7 @@ def _refuse_unknown(url: str, versions: Sequence[Path]) -> None:
 def _failed(url: str, cause: object, lock_seconds: float) -> Unavailable:
     found: tuple[str, ...] = ()
     with contextlib.suppress(DBAPIError):  # the database may be what went away
-        found = _revisions(url)
+        found = _found(url).revisions
     stands = f"The schema is {found[0]} now, and the next attempt goes on from there." if found else ""
     if isinstance(cause, psycopg.errors.LockNotAvailable):
         return Unavailable(
@@ -157,13 +166,8 @@ def _script(versions: Sequence[Path]) -> ScriptDirectory:
     return ScriptDirectory.from_config(_config(versions))
 
 
-def _revisions(url: str) -> tuple[str, ...]:
+def _found(url: str) -> Found:
     engine = create_engine(sqlalchemy_url(url), poolclass=pool.NullPool)
     with engine.connect() as connection:
-        return MigrationContext.configure(connection).get_current_heads()
-
-
-def _queue_files(url: str) -> set[str]:
-    engine = create_engine(sqlalchemy_url(url), poolclass=pool.NullPool)
-    with engine.connect() as connection:
-        return queries.applied_queue_files(connection)
+        heads = MigrationContext.configure(connection).get_current_heads()
+        return Found(heads, queries.applied_queue_files(connection))

@@ -13,7 +13,7 @@ from app.schema import LOCK_SECONDS, is_ours
 
 def run() -> None:
     url = context.config.get_main_option("sqlalchemy.url") or sqlalchemy_url(os.environ["DATABASE_URL"])
-    engine = create_engine(url, poolclass=pool.NullPool)
+    engine = create_engine(url, poolclass=pool.NullPool, hide_parameters=True)
     with engine.connect() as connection:
         # Two services starting at once both migrate; the second waits here and then finds nothing to do.
         queries.take_turn(connection)

@@ -1,6 +1,7 @@
 """Trial, first of three: add a column, and a check that holds for new rows. Both need the table for a moment only.
 
-Revisions of the guide in docs/upgrading.md, put after the newest one by tests and by `benchmarks.upgrade`.
+The example of docs/upgrading.md. Tests and `benchmarks.upgrade` put it after the newest revision, whichever that is; a
+real revision names the one before it.
 """
 
 import sqlalchemy as sa
@@ -20,4 +21,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Backups go back."""
+    """There is none: a backup goes back."""

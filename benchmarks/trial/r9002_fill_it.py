@@ -30,4 +30,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Backups go back."""
+    """There is none: a backup goes back."""

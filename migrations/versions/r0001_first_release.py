@@ -1212,4 +1212,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """There is nothing before the first revision."""
+    """There is none: a backup goes back."""

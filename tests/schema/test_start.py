@@ -75,6 +75,7 @@ def test_an_older_schema_waits_for_a_backup(
 ) -> None:
     """Only `migrate` and `up` upgrade."""
     migrate(empty_database)
+    # As in a version that has these revisions.
     monkeypatch.setattr("app.schema.require_schema.__kwdefaults__", {"versions": TRIAL})
     assert run(command, monkeypatch) == 1
     told = capsys.readouterr().err
