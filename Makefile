@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 PEER := .benchmark/label-studio
 
-.PHONY: help run test lint format docs benchmark benchmark-labeling benchmark-peer benchmark-loop benchmark-loop-whole clean
+.PHONY: help run test lint format docs freeze benchmark benchmark-labeling benchmark-upgrade benchmark-peer benchmark-loop benchmark-loop-whole clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 24
@@ -45,12 +45,18 @@ format: $(DEV_STAMP) ## rewrite the code in the house's format
 docs: $(DEV_STAMP) ## write the settings table into README.md
 	$(BIN)/python -c 'import pathlib, re; from app.settings import markdown_table as t; p = pathlib.Path("README.md"); p.write_text(re.sub(r"(?s)(<!-- settings -->\n).*?(\n<!-- /settings -->)", lambda m: m[1] + t() + m[2], p.read_text()))'
 
+freeze: $(DEV_STAMP) ## write down what the newest revision of the schema makes (docs/upgrading.md)
+	$(BIN)/python -m tests.schema.freeze $(FREEZE)
+
 benchmark: $(DEV_STAMP) ## speed of training and sampling beside TRL and transformers (DATA="file.jsonl ...": pairs to train on)
 	$(BIN)/python -m benchmarks $(DATA)
 
 benchmark-labeling: $(DEV_STAMP) ## the next card in the browser; a task and an answer with 10 thousand and 1 million open comparisons
 	$(BIN)/python -m pytest -q -s -p tests.conftest benchmarks/test_desk.py
 	$(BIN)/python -m benchmarks.labeling
+
+benchmark-upgrade: $(DEV_STAMP) ## an upgrade of a database with a million comparisons while people label
+	$(BIN)/python -m benchmarks.upgrade
 
 $(PEER)/.installed: benchmarks/peer/requirements.txt | $(BIN)/python
 	@echo "Installing Label Studio into $(PEER) (a few minutes)"

@@ -18,8 +18,9 @@ from app.datasets.cli import export_command, import_command, undo_command
 from app.errors import InvalidInput, NotFound, PrefloopError
 from app.logs import start_logging
 from app.models import Project
-from app.postgres import command_session, database, migrate, require_schema
+from app.postgres import command_session, database
 from app.rounds.cli import round_app
+from app.schema import migrate, require_schema
 from app.settings import Settings
 from app.simulation.cli import simulate_command
 
@@ -87,7 +88,7 @@ def migrate_command(
         prepare(settings)
     else:
         with database(settings) as url:
-            migrate(url)
+            migrate(url, lock_seconds=settings.migration_lock_seconds)
     typer.echo("The schema is up to date.")
 
 

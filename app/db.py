@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 import psycopg
 from fastapi import Depends, Request
 from psycopg.abc import AdaptContext, Buffer
-from sqlalchemy import Engine, create_engine, event, inspect
+from sqlalchemy import Engine, create_engine, event, inspect, text
 from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
@@ -30,8 +30,26 @@ def sqlalchemy_url(url: str) -> str:
     return f"postgresql+psycopg://{rest}"
 
 
-def make_engine(url: str, *, pool_size: int = 10) -> Engine:
-    """An engine that finds out about dropped connections before it uses them. Its errors quote no values."""
+class Limits(NamedTuple):
+    """What PostgreSQL ends, in seconds; 0: nothing.
+
+    Attributes:
+        statement: a statement that takes longer.
+        lock: a statement that waits longer for what another transaction holds.
+        idle: a connection that holds a transaction open for longer without a statement.
+    """
+
+    statement: float = 0
+    lock: float = 0
+    idle: float = 0
+
+
+def make_engine(url: str, *, pool_size: int = 10, limits: Limits | None = None) -> Engine:
+    """An engine that finds out about dropped connections before it uses them. Its errors quote no values.
+
+    Args:
+        limits: of every connection; without them the server's own hold.
+    """
     engine = create_engine(
         sqlalchemy_url(url),
         pool_size=pool_size,
@@ -42,7 +60,24 @@ def make_engine(url: str, *, pool_size: int = 10) -> Engine:
         hide_parameters=True,
     )
     event.listen(engine, "handle_error", _leave_out_values)
+    if limits is not None:
+        _set_on_connect(engine, limits)
     return engine
+
+
+def _set_on_connect(engine: Engine, limits: Limits) -> None:
+    """By statement and not in the connection's options, which the URL may name too."""
+    milliseconds = [str(round(1000 * seconds)) for seconds in limits]
+
+    def set_limits(connection: psycopg.Connection[Any], _record: object) -> None:
+        connection.execute(
+            "SELECT set_config('statement_timeout', %s, false), set_config('lock_timeout', %s, false),"
+            " set_config('idle_in_transaction_session_timeout', %s, false)",
+            milliseconds,
+        )
+        connection.commit()
+
+    event.listen(engine, "connect", set_limits)
 
 
 def _leave_out_values(context: ExceptionContext) -> None:
@@ -85,6 +120,11 @@ def get_session(request: Request) -> Iterator[Session]:
 
 # scope="function": the commit happens before the response is sent, so a failing commit cannot answer 200.
 SessionDep = Annotated[Session, Depends(get_session, scope="function")]
+
+
+def unhurried(session: SessionDep) -> None:
+    """For routes that read or write a whole project: their statements may take as long as they need."""
+    session.execute(text("SET LOCAL statement_timeout = 0"))
 
 
 class _AnyTimestamp(psycopg.adapt.Loader):

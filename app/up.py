@@ -25,9 +25,10 @@ from app.artifacts import ArtifactStore
 from app.db import make_engine, make_session_factory
 from app.errors import Conflict, PrefloopError, Unavailable
 from app.models import Comparison, Run
-from app.postgres import database, migrate
+from app.postgres import database
 from app.projects import queries as projects
 from app.projects import starter
+from app.schema import migrate
 from app.settings import Settings
 
 console = Console(highlight=False, soft_wrap=True)
@@ -46,7 +47,7 @@ def up(settings: Settings) -> None:
         _check_port(settings)
         console.print(f"Starting PostgreSQL ({'at DATABASE_URL' if settings.database_url else f'in {settings.home}'})")
         with database(settings) as url:
-            migrate(url)
+            migrate(url, lock_seconds=settings.migration_lock_seconds)
             engine = make_engine(url, pool_size=2)
             try:
                 _serve(settings, url, make_session_factory(engine), pause)
@@ -58,7 +59,7 @@ def up(settings: Settings) -> None:
 def prepare(settings: Settings) -> None:
     """Migrates; on a first run also makes the starter project and says how to make the first administrator's link."""
     with database(settings) as url:
-        migrate(url)
+        migrate(url, lock_seconds=settings.migration_lock_seconds)
         engine = make_engine(url, pool_size=2)
         try:
             factory = make_session_factory(engine)

@@ -14,7 +14,8 @@ from sqlalchemy.orm import Session
 
 from app.db import make_engine, make_session_factory
 from app.insights import service
-from app.postgres import database, migrate
+from app.postgres import database
+from app.schema import migrate
 from app.settings import Settings
 
 PER_COMPARISON = 3

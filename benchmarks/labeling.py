@@ -31,7 +31,8 @@ from app.db import make_engine, make_session_factory, sqlalchemy_url
 from app.labeling import answers, assigning
 from app.labeling.forms import LabelForm
 from app.models import Project, User
-from app.postgres import database, migrate
+from app.postgres import database
+from app.schema import migrate
 from app.settings import Settings
 from benchmarks import agreement
 

@@ -1,35 +1,36 @@
-"""Alembic's environment: run by `app.postgres.migrate`, or by the `alembic` command with DATABASE_URL set."""
+"""Alembic's environment: run by `app.schema.migrate`, or by the `alembic` command with DATABASE_URL set."""
 
 import os
 
 from alembic import context
-from sqlalchemy import create_engine, pool, text
+from sqlalchemy import create_engine, pool
 
+from app import schema_queries as queries
 from app.db import sqlalchemy_url
 from app.models import Base
-
-# procrastinate brings its tables with its own schema file: they are not ours to compare.
-OTHERS = ("procrastinate_", "alembic_")
-
-
-def is_ours(name: str | None, type_: str, _parents: dict[str, str | None]) -> bool:
-    return type_ != "table" or not (name or "").startswith(OTHERS)
+from app.schema import LOCK_SECONDS, is_ours
 
 
 def run() -> None:
     url = context.config.get_main_option("sqlalchemy.url") or sqlalchemy_url(os.environ["DATABASE_URL"])
-    engine = create_engine(url, poolclass=pool.NullPool)
+    engine = create_engine(url, poolclass=pool.NullPool, hide_parameters=True)
     with engine.connect() as connection:
         # Two services starting at once both migrate; the second waits here and then finds nothing to do.
-        connection.execute(text("SELECT pg_advisory_lock(7215001)"))
-        connection.commit()
+        queries.take_turn(connection)
+        queries.limit_waiting(connection, context.config.attributes.get("lock_seconds", LOCK_SECONDS))
+        # The queue's tables come first: our revisions may use them.
+        queries.apply_queue_files(connection, queries.queue_files())
         context.configure(
-            connection=connection, target_metadata=Base.metadata, include_name=is_ours, compare_server_default=True
+            connection=connection,
+            target_metadata=Base.metadata,
+            include_name=is_ours,
+            compare_server_default=True,
+            # What a revision did stays when a later one fails, and its locks end with it.
+            transaction_per_migration=True,
         )
         with context.begin_transaction():
             context.run_migrations()
-        connection.execute(text("SELECT pg_advisory_unlock(7215001)"))
-        connection.commit()
+        queries.end_turn(connection)
     engine.dispose()
 
 

@@ -34,14 +34,16 @@ from app.accounts import service as accounts
 from app.db import make_engine, make_session_factory
 from app.main import create_app
 from app.models import User
-from app.postgres import database, migrate
+from app.postgres import database
+from app.schema import migrate
 from app.settings import Settings
 from tests import factories
 from tests.processes import start_worker
 
 OUR_TABLES = """
     SELECT relname, pg_relation_size(oid) FROM pg_class
-    WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND relname != 'alembic_version'
+    WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace
+    AND relname NOT IN ('alembic_version', 'queue_migration')
 """
 MANY_BYTES = 1 << 20  # of a table
 

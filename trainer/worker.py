@@ -26,11 +26,12 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.artifacts import ArtifactStore
-from app.db import make_engine, make_session_factory, sqlalchemy_url
+from app.db import Limits, make_engine, make_session_factory, sqlalchemy_url
 from app.errors import PrefloopError
 from app.logs import start_logging
-from app.postgres import database, require_schema
+from app.postgres import database
 from app.queue import QUEUE, RUN_TASK, enqueue_run
+from app.schema import require_schema
 from app.settings import Settings
 from trainer.recording import is_outage
 from trainer.tasks import Runner
@@ -112,7 +113,8 @@ class Worker:
     """One worker on one database and artifact store."""
 
     def __init__(self, settings: Settings, database_url: str) -> None:
-        engine = make_engine(database_url, pool_size=3)
+        # What a worker writes and reads takes as long as it takes, but it never computes while it holds rows.
+        engine = make_engine(database_url, pool_size=3, limits=Limits(idle=settings.idle_seconds))
         self.engine = engine
         self.sessions: sessionmaker[Session] = make_session_factory(engine)
         self.stopping = threading.Event()

@@ -5,7 +5,7 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from app.access import members
@@ -13,7 +13,8 @@ from app.accounts import service as accounts
 from app.datasets.reading import ImportFile
 from app.datasets.service import import_files, project_for_import
 from app.db import make_engine, make_session_factory
-from app.postgres import ROOT, migrate
+from app.render import ROOT
+from app.schema import migrate
 from app.settings import Settings
 from benchmarks.peer import statements
 from benchmarks.peer.client import browser, shared_out
@@ -38,7 +39,7 @@ def prefloop(plan: Plan) -> Iterator[Side]:
     *emails, counted = fill(url, plan, password)
     settings = Settings(home=plan.folder / "prefloop", database_url=url, _env_file=None)
     with contextlib.ExitStack() as stack:
-        webs = [stack.enter_context(_web(url, plan.folder, number)) for number in range(plan.processes)]
+        webs = [stack.enter_context(web(url, plan.folder, number)) for number in range(plan.processes)]
         pids, labelers = [pid for _, pid in webs], []
         for email, address in zip(emails, shared_out(plan.labelers, [address for address, _ in webs]), strict=True):
             http = stack.enter_context(browser(address))
@@ -77,8 +78,12 @@ def fill(url: str, plan: Plan, password: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def _web(url: str, folder: Path, number: int) -> Iterator[tuple[str, int]]:
-    """A web process, as `prefloop web` runs it; yields its address and process id."""
+def web(url: str, folder: Path, number: int, more: Mapping[str, str] | None = None) -> Iterator[tuple[str, int]]:
+    """A web process, as `prefloop web` runs it; yields its address and process id.
+
+    Args:
+        more: of its environment.
+    """
     port = free_port()
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
@@ -86,6 +91,7 @@ def _web(url: str, folder: Path, number: int) -> Iterator[tuple[str, int]]:
         "PREFLOOP_PORT": str(port),
         "PREFLOOP_LOG_LEVEL": "warning",
         "DATABASE_URL": url,
+        **(more or {}),
     }
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "app.cli", "web"]

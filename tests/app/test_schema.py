@@ -1,23 +1,12 @@
 """The database itself keeps the rules that matter, whatever code writes to it."""
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
-from sqlalchemy import Engine, select, text
+from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app.models import Base, Comparison, Judgment
+from app.models import Comparison, Judgment
 from tests import factories
-
-
-def test_migrations_build_the_models(engine: Engine) -> None:
-    def is_ours(name: str | None, type_: str, _parents: object) -> bool:
-        return type_ != "table" or not (name or "").startswith(("procrastinate_", "alembic_"))
-
-    with engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"include_name": is_ours, "compare_server_default": True})
-        assert compare_metadata(context, Base.metadata) == []
 
 
 def test_overlap_is_never_exceeded_by_judgments_and_leases(session: Session) -> None:

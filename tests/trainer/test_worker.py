@@ -22,8 +22,9 @@ from sqlalchemy.orm import Session
 from app.artifacts import ArtifactStore
 from app.db import make_engine, make_session_factory
 from app.models import Comparison, Completion, Metric, Round, Run
-from app.postgres import database, get_server, migrate
+from app.postgres import database, get_server
 from app.rounds import service
+from app.schema import migrate
 from app.settings import Settings
 from tests import factories
 from tests.rounds.loop import config, jobs, last_run, make_project

@@ -1,14 +1,13 @@
-"""The whole schema: tables, the queue, and the triggers that keep what a constraint cannot say.
+"""The schema of the first release: tables, and the triggers that keep what a constraint cannot say.
 
-Revision: 0001, the first
+Frozen: databases have it. To change anything, add a revision: see docs/upgrading.md.
 """
 
 import sqlalchemy as sa
 from alembic import op
-from procrastinate.schema import SchemaManager
 from sqlalchemy.dialects import postgresql
 
-revision = "0001"
+revision = "r0001"
 down_revision = None
 
 # Counters on comparison, kept by the rows they count: only then does its CHECK hold against concurrent writers.
@@ -1208,9 +1207,9 @@ def upgrade() -> None:
     op.create_foreign_key(op.f("fk_project_policy_id"), "project", "model_version", ["policy_id"], ["id"])
     op.create_foreign_key(op.f("fk_model_version_run_id"), "model_version", "run", ["run_id"], ["id"])
     connection = op.get_bind()
-    for script in (COUNTERS, TALLY, NEWEST_RUBRIC, APPEND_ONLY, SchemaManager.get_schema()):
+    for script in (COUNTERS, TALLY, NEWEST_RUBRIC, APPEND_ONLY):
         connection.connection.driver_connection.execute(script)  # no parameters: % stays as it is
 
 
 def downgrade() -> None:
-    """There is nothing before the first revision."""
+    """There is none: a backup goes back."""

@@ -1,0 +1,16 @@
+"""Trial, third of three: an index that is built while others write. One that was cut off is made anew."""
+
+from alembic import op
+
+revision = "r9003"
+down_revision = "r9002"
+
+
+def upgrade() -> None:
+    with op.get_context().autocommit_block():
+        op.execute("DROP INDEX CONCURRENTLY IF EXISTS ix_comparison_trial_length")
+        op.execute("CREATE INDEX CONCURRENTLY ix_comparison_trial_length ON comparison (trial_length)")
+
+
+def downgrade() -> None:
+    """There is none: a backup goes back."""

@@ -1,0 +1,90 @@
+"""Writes down what the newest revision makes: `make freeze`. Afterwards the revision must not be changed any more.
+
+Two files a revision, in tests/schema/frozen/: REVISION.schema.txt is what the catalogs say of a new database, and
+REVISION.rows.txt are rows in every table, made by the code of the day. Tests compare with the first, and upgrade a
+database that holds the second.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from app.db import make_engine, make_session_factory
+from app.models import Base
+from app.postgres import database
+from app.schema import VERSIONS, migrate, revisions
+from app.settings import Settings
+from tests.schema import rows
+from tests.schema.catalogs import describe, difference
+from tests.schema.databases import connect, new_database
+
+FROZEN = Path(__file__).parent / "frozen"
+HOW = "A database may have it already: add a revision instead, as docs/upgrading.md says."
+
+
+def schema_file(revision: str, folder: Path = FROZEN) -> Path:
+    return folder / f"{revision}.schema.txt"
+
+
+def rows_file(revision: str, folder: Path = FROZEN) -> Path:
+    return folder / f"{revision}.rows.txt"
+
+
+def made_by(server_url: str, revision: str, versions: Sequence[Path] = VERSIONS) -> str:
+    """The description of a new database at this revision."""
+    with new_database(server_url) as url:
+        migrate(url, versions=versions, to=revision)
+        with connect(url) as connection:
+            return describe(connection)
+
+
+def edits(server_url: str, revision: str, versions: Sequence[Path] = VERSIONS) -> str:
+    """What a frozen revision makes now, and did not when it was frozen, as a message; '' if it is as it was."""
+    changes = difference(schema_file(revision).read_text(), made_by(server_url, revision, versions))
+    return changes and f"The frozen revision {revision} was edited. {HOW}\n{changes}"
+
+
+def freeze(server_url: str, folder: Path = FROZEN, *, again: bool = False) -> str:
+    """Writes the newest revision's two files; returns its id.
+
+    Args:
+        again: write over the files of a revision that no release has.
+
+    Raises:
+        SystemExit: it is frozen already, and `again` is not given.
+    """
+    revision = revisions()[-1]
+    if schema_file(revision, folder).exists() and not again:
+        raise SystemExit(
+            f"{revision} is frozen already. {HOW} `make freeze FREEZE=--again` is for a revision that no release has."
+        )
+    with new_database(server_url) as url, tempfile.TemporaryDirectory() as artifacts:
+        migrate(url)
+        with connect(url) as connection:
+            described = describe(connection)
+        engine = make_engine(url)
+        with make_session_factory(engine)() as session:
+            rows.make(session, Path(artifacts))
+        engine.dispose()
+        with connect(url) as connection:
+            found = rows.read(connection, Base.metadata.tables)
+    folder.mkdir(exist_ok=True)
+    schema_file(revision, folder).write_text(described)
+    rows_file(revision, folder).write_text(rows.to_lines(found))
+    return revision
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--again", action="store_true", help="write over the files of a revision that no release has")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="pf-") as home:
+        settings = Settings(home=Path(home), database_url=None, _env_file=None)
+        with database(settings) as url:
+            revision = freeze(url, again=options.again)
+    print(f"Frozen: {revision}. Commit {schema_file(revision).name} and {rows_file(revision).name} with it.")
+
+
+if __name__ == "__main__":
+    main()
