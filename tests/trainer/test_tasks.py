@@ -18,7 +18,7 @@ from app.rounds import service, stages
 from app.settings import Settings
 from app.specs import RUN_SPEC
 from tests import factories
-from tests.rounds.loop import config, jobs, last_run, make_project
+from tests.rounds.loop import config, frozen, jobs, last_run, make_project
 from tests.trainer.conftest import build_model
 from trainer import data, tasks
 from trainer.checkpoints import Checkpoints
@@ -44,6 +44,7 @@ def round_(session: Session, runner: Runner, tmp_path: Path) -> Round:
     build_model(tmp_path / "model")
     project = make_project(session, str(tmp_path / "model"))
     round_ = service.start(session, runner.store, project, factories.user(session, "operator"), config())
+    frozen(session, runner.store, round_)
     session.commit()
     return round_
 
