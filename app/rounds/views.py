@@ -357,12 +357,13 @@ def training_samples_of(session: Session, store: ArtifactStore, round_: Round) -
 
 
 Split = Literal["train", "heldout", "regression", "calibration"]
+AT_ONCE = 500  # samples that are fetched together
 
 
 def sample_lines(session: Session, project_id: int, *, split: str | None, round_id: int | None) -> Iterator[str]:
     """Sampled responses as JSONL: prompt, model version and text of each."""
     query = queries.samples(session, project_id, split=split, round_id=round_id)
-    for row in session.execute(query.execution_options(yield_per=500)):
+    for row in session.execute(query.execution_options(yield_per=AT_ONCE)):
         line = {
             "prompt_id": row.prompt_id,
             "prompt": row.messages,
