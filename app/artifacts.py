@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from app.errors import InvalidInput, NotFound, StorageFull
@@ -107,7 +107,7 @@ class ArtifactStore:
         """
         target = self.root / location
         staging = self.root / ".staging"
-        with _named_storage_errors(target):
+        with _named_storage_errors(target.name):
             _make(staging)
             temporary = Path(tempfile.mkdtemp(prefix=f"{target.name}-", dir=staging))
             old = temporary.with_name(f"{temporary.name}.old")
@@ -136,14 +136,24 @@ class ArtifactStore:
         Raises:
             StorageFull: as for `folder`.
         """
-        target = self.root / location
+        with self.named_file(Path(location).name, lambda: location) as path:
+            yield path
+
+    @contextlib.contextmanager
+    def named_file(self, name: str, location: Callable[[], str]) -> Iterator[Path]:
+        """As `file`, for a location that the content decides: it is asked for when the block ends.
+
+        Args:
+            name: of the staging file, and of the artifact in errors.
+        """
         staging = self.root / ".staging"
-        with _named_storage_errors(target):
+        with _named_storage_errors(name):
             _make(staging)
-            temporary = Path(tempfile.mkdtemp(dir=staging)) / target.name
+            temporary = Path(tempfile.mkdtemp(dir=staging)) / name
             try:
                 yield temporary
                 temporary.chmod(temporary.stat().st_mode & _OWNER)
+                target = self.root / location()
                 _make(target.parent)
                 os.replace(temporary, target)
             finally:
@@ -205,7 +215,7 @@ def read_content(path: Path) -> bytes:
 
 
 @contextlib.contextmanager
-def _named_storage_errors(target: Path) -> Iterator[None]:
+def _named_storage_errors(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
@@ -213,7 +223,7 @@ def _named_storage_errors(target: Path) -> Iterator[None]:
         code = error.errno if isinstance(error, OSError) else None
         if code in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
             raise StorageFull(
-                f"There was no room left on the disk while {target.name} was written.",
+                f"There was no room left on the disk while {name} was written.",
                 "Free some space in the artifact folder, then retry: nothing that was saved before is lost.",
             ) from error
         raise

@@ -1,5 +1,6 @@
 """Engine, sessions, and the one commit site of the web service."""
 
+import contextlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Any, NamedTuple
@@ -92,6 +93,13 @@ def _leave_out_values(context: ExceptionContext) -> None:
 
 def make_session_factory(engine: Engine) -> sessionmaker[Session]:
     return sessionmaker(engine, expire_on_commit=False)
+
+
+@contextlib.contextmanager
+def one_moment(engine: Engine) -> Iterator[Session]:
+    """A session that only reads, in which every statement sees the database as it was at the first one."""
+    with Session(engine.execution_options(isolation_level="REPEATABLE READ")) as session:
+        yield session
 
 
 def violates(error: IntegrityError, constraint: str) -> bool:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
+COMMITTING = timedelta(seconds=10)  # between the moment that a change bears and when others see it, at most
 
 
 class Computed(NamedTuple, Generic[T]):
@@ -15,19 +16,23 @@ class Computed(NamedTuple, Generic[T]):
     at: datetime
     seconds: float
 
+    @property
+    def begun(self) -> datetime:
+        return self.at - timedelta(seconds=self.seconds)
+
 
 class Kept(Generic[T]):
     """Values that took long, kept for twenty times what they cost: a busy page costs a twentieth of a core at most.
 
-    A value that takes less than a second is computed again each time. Of the others the newest `MOST` stay, as each is
-    as large as a page of figures.
+    A value that takes less than `worth_keeping` seconds is computed again each time. Of the others the newest `MOST`
+    stay, as each is as large as a page of figures.
     """
 
     MOST = 32
     KEPT_FOR = 20
-    WORTH_KEEPING = 1.0  # seconds
 
-    def __init__(self) -> None:
+    def __init__(self, worth_keeping: float = 1.0) -> None:
+        self.worth_keeping = worth_keeping
         self._kept: dict[Hashable, Computed[T]] = {}
         self._locks: defaultdict[Hashable, threading.Lock] = defaultdict(threading.Lock)
         self._guard = threading.Lock()
@@ -40,17 +45,22 @@ class Kept(Generic[T]):
                 del self._kept[old]
             return self._kept.get(key)
 
-    def get(self, key: Hashable, compute: Callable[[], T]) -> Computed[T]:
-        """The value kept, else a new one. Who asks while it is being computed waits for that one."""
+    def get(self, key: Hashable, compute: Callable[[], T], since: datetime | None = None) -> Computed[T]:
+        """The value kept, else a new one. Who asks while it is being computed waits for that one.
+
+        Args:
+            since: the value must have been begun after that moment, at which whoever asks changed what it is made of.
+        """
         with self._guard:
             lock = self._locks[key]
         with lock:
-            if found := self.kept(key):
+            found = self.kept(key)
+            if found and (since is None or found.begun > since + COMMITTING):
                 return found
             began = time.perf_counter()
             value = compute()
             found = Computed(value, datetime.now(UTC), time.perf_counter() - began)
-            if found.seconds > self.WORTH_KEEPING:
+            if found.seconds > self.worth_keeping:
                 with self._guard:
                     self._kept.pop(key, None)
                     self._kept[key] = found

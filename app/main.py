@@ -17,13 +17,13 @@ from sqlalchemy.exc import DataError, DBAPIError, InternalError, OperationalErro
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Scope
 
+from app import scratch
 from app.access.sessions import verify_csrf
 from app.accounts.routes import router as accounts
 from app.addresses import AddressCheck
 from app.artifacts import ArtifactStore
 from app.assignments.routes import router as assignments
 from app.calibration.routes import router as calibration
-from app.datasets import scratch
 from app.datasets.routes import router as datasets
 from app.db import Limits, make_engine, make_session_factory, unhurried
 from app.demonstrations.routes import router as demonstrations
@@ -101,6 +101,7 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
     app.state.store = ArtifactStore(settings.artifacts_root, settings.outside_models)
     app.state.agreement_tables = Kept()
     app.state.labelers_overviews = Kept()
+    app.state.project_counts = Kept(worth_keeping=0.01)  # asked for every few seconds by each open start page
 
     @app.get("/healthz", include_in_schema=False)
     def healthz() -> Response:

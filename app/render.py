@@ -41,7 +41,7 @@ def _algorithm(name: str) -> str:
     return ALGORITHMS.get(name, name)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """`40 seconds`, `14 minutes`, `2.5 hours`: as exact as an estimate is."""
     if seconds < 55:
         return _counted(max(1, round(seconds)), "second")
@@ -73,7 +73,7 @@ def _environment() -> Environment:
         "percent": _percent,
         "counted": _counted,
         "algorithm": _algorithm,
-        "duration": _duration,
+        "duration": duration,
     }
     environment.globals["static_url"] = _static_url
     return environment

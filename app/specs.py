@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-RunKind = Literal["sample", "sft", "reward", "dpo", "on_policy_dpo", "best_of_n", "ppo", "rloo", "grpo", "evaluate"]
+RunKind = Literal[
+    "freeze", "sample", "sft", "reward", "dpo", "on_policy_dpo", "best_of_n", "ppo", "rloo", "grpo", "evaluate"
+]
 EnsembleScore = Literal["mean", "min", "mean_minus_variance"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch's generators take
@@ -72,6 +74,12 @@ class Server(Spec):
     timeout_seconds: float = Field(120, gt=0)
     retries: int = Field(4, ge=0, le=20)
     concurrency: int = Field(32, ge=1, le=1024, description="requests under way at once")
+
+
+class FreezeSpec(Spec):
+    """Write the snapshots that a round reads. Which rows those are is said by the round's settings."""
+
+    kind: Literal["freeze"] = "freeze"
 
 
 class SampleSpec(Spec):
@@ -420,7 +428,8 @@ class EvaluateSpec(Spec):
 
 
 RunSpec = Annotated[
-    SampleSpec
+    FreezeSpec
+    | SampleSpec
     | SFTSpec
     | RewardSpec
     | DPOSpec

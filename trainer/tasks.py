@@ -14,6 +14,7 @@ from app.artifacts import ArtifactStore, digest_folder
 from app.errors import InvalidInput, ModelUnavailable, PrefloopError
 from app.models import Metric, Run
 from app.rounds import service as rounds
+from app.rounds.freezing import Frozen
 from app.rounds.service import NewSample
 from app.settings import Settings
 from app.specs import (
@@ -21,6 +22,7 @@ from app.specs import (
     BestOfNSpec,
     DPOSpec,
     EvaluateSpec,
+    FreezeSpec,
     GRPOSpec,
     OnPolicyDPOSpec,
     PPOSpec,
@@ -131,11 +133,12 @@ class Runner:
             return None
         if run.attempts_since_checkpoint >= MAX_ATTEMPTS:
             doing = run.progress_message or "starting"
+            advice = "Retry with more memory." if run.kind == "freeze" else MORE_MEMORY
             rounds.run_failed(
                 session,
                 run,
                 f"The worker died {run.attempts_since_checkpoint} times while {doing}; it probably ran out of memory. "
-                + MORE_MEMORY,
+                + advice,
             )
             return None
         rounds.run_started(session, run)
@@ -155,6 +158,8 @@ class Runner:
         match spec:
             case SampleSpec():
                 result = self._sample(spec, recorder)
+            case FreezeSpec():
+                return self._freeze(recorder)
             case EvaluateSpec():
                 result = evaluate.evaluate(spec, self.store, recorder, self._storing(recorder))._asdict()
             case _:
@@ -166,6 +171,26 @@ class Runner:
         if self._end(recorder, finish):
             self.store.remove(rounds.checkpoints_of(recorder.run_id))
             log.info("Run %d (%s) is done.", recorder.run_id, spec.kind)
+
+    def _freeze(self, recorder: RunRecorder) -> None:
+        """Writes what the run's round reads, again if somebody took judgments out meanwhile."""
+
+        def freeze() -> Frozen:
+            with self.sessions() as session:
+                round_id = session.get_one(Run, recorder.run_id).round_id
+            assert round_id is not None, "only a round is frozen"
+            return rounds.freeze(self.sessions, self.store, round_id, recorder.progress)
+
+        def record(frozen: Frozen) -> Callable[[Session, Run], None]:
+            return lambda session, run: rounds.record(session, self.store, run, frozen, self.settings.sampling_server)
+
+        while True:
+            try:
+                self._end(recorder, record(patiently(freeze)))
+            except rounds.Refitted:
+                log.info("Judgments changed while run %d was freezing them: it begins again.", recorder.run_id)
+            else:
+                return
 
     def _require_unchanged(self, spec: RunSpec) -> None:
         """Raises ModelUnavailable where a model that a run trained is no longer what that run wrote."""

@@ -24,6 +24,7 @@ from app.datasets.full import (
     ThumbLine,
 )
 from app.datasets.reading import Progress
+from app.db import one_moment
 from app.errors import InvalidInput
 from app.judging import LabelingSettings, RubricContent
 from app.models import Project
@@ -65,7 +66,7 @@ def write_full(
     bind = session.get_bind()
     assert isinstance(bind, Engine)
     # Many statements must see one moment: answers arrive while this is written.
-    with Session(bind.execution_options(isolation_level="REPEATABLE READ")) as moment, export.replacing(path) as handle:
+    with one_moment(bind) as moment, export.replacing(path) as handle:
         for n, line in enumerate(_lines(moment, project, pseudonyms), 1):
             handle.write(line.model_dump_json() + "\n")
             written[line.record] += 1

@@ -27,10 +27,11 @@ from app.models import (
 from app.models.prompt import WITHDRAWN
 
 Row = dict[str, Any]
+AT_ONCE = 1000  # rows that are fetched together
 
 
 def _rows(session: Session, query: Select[*tuple[Any, ...]]) -> Iterator[Row]:
-    for row in session.execute(query.execution_options(yield_per=1000)).mappings():
+    for row in session.execute(query.execution_options(yield_per=AT_ONCE)).mappings():
         yield dict(row)
 
 

@@ -228,6 +228,7 @@ class ExportRow(NamedTuple):
     p_tie: float | None
 
 
+AT_ONCE = 1000  # rows of an export that are fetched together
 DECIDED = ("settled", "adjudicated")
 
 
@@ -290,7 +291,7 @@ def export_rows(session: Session, project_id: int, split: str) -> Iterator[Expor
         .outerjoin(Adjudication, Adjudication.comparison_id == Comparison.id)
         .where(*_exported(project_id, split, DECIDED))
         .order_by(Comparison.id)
-        .execution_options(yield_per=1000)
+        .execution_options(yield_per=AT_ONCE)
     )
     for row in session.execute(found):
         exported = ExportRow(*row)
@@ -326,7 +327,7 @@ def exported_demonstrations(session: Session, project_id: int, split: str) -> It
         .join(Prompt, Prompt.id == Demonstration.prompt_id)
         .where(Demonstration.project_id == project_id, Demonstration.state == "approved", Prompt.split != WITHDRAWN)
         .order_by(Demonstration.id)
-        .execution_options(yield_per=1000)
+        .execution_options(yield_per=AT_ONCE)
     )
     for row in session.execute(found if split == "all" else found.where(Prompt.split == split)):
         yield ExportedDemonstration(*row)
@@ -380,7 +381,7 @@ def exported_thumbs(session: Session, project_id: int, split: str) -> Iterator[E
         .join(Prompt, Prompt.id == Completion.prompt_id)
         .where(Prompt.split != WITHDRAWN)
         .order_by(of_response.c.first)
-        .execution_options(yield_per=1000)
+        .execution_options(yield_per=AT_ONCE)
     )
     for row in session.execute(found if split == "all" else found.where(Prompt.split == split)):
         yield ExportedThumb(*row)

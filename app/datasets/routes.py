@@ -4,18 +4,18 @@ import contextlib
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Form, Query, Request, Response
 from fastapi import Path as FromPath
-from fastapi.responses import FileResponse
 from pydantic import ValidationError
-from starlette.background import BackgroundTask
 from starlette.datastructures import FormData, UploadFile
 
+from app import scratch
 from app.access.guards import AdminDep, ProjectDep
-from app.datasets import export, full_export, full_import, queries, scratch, service, undo, undo_queries
+from app.datasets import export, full_export, full_import, queries, service, undo, undo_queries
 from app.datasets.containers import Bounds
 from app.datasets.formats import FORMATS
 from app.datasets.forms import ExportQuery, ImportForm
@@ -165,23 +165,18 @@ def _fingerprint(files: Sequence[ImportFile], options: ImportOptions) -> str:
 def download(
     admin: AdminDep, project: ProjectDep, session: SessionDep, wanted: Annotated[ExportQuery, Query()]
 ) -> Response:
-    """The file, made first and then sent, so that an error is never half a file."""
+    """The file, in the format and with the columns wanted."""
     name = f"{project.slug}-{wanted.kind}.jsonl{'.gz' if wanted.gzip else ''}"
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(scratch.folder())
-        columns = export.parse_columns(wanted.columns)
-        full_export.check_options(wanted.kind, wanted.split, columns, wanted.pseudonyms)
-        if wanted.kind == "full":
-            full_export.write_full(
-                session, project, folder / name, pseudonyms=wanted.pseudonyms, progress=service.no_progress
-            )
-        else:
-            write = WRITERS[wanted.kind]
-            write(session, project, folder / name, split=wanted.split, columns=columns, progress=service.no_progress)
-        kept_until_sent = stack.pop_all()
-    kind = "application/gzip" if wanted.gzip else "application/jsonl"
-    background = BackgroundTask(kept_until_sent.close)
-    return FileResponse(folder / name, filename=name, media_type=kind, background=background)
+    columns = export.parse_columns(wanted.columns)
+    full_export.check_options(wanted.kind, wanted.split, columns, wanted.pseudonyms)
+    progress = service.no_progress
+    write: Callable[[Path], object]
+    if wanted.kind == "full":
+        write = partial(full_export.write_full, session, project, pseudonyms=wanted.pseudonyms, progress=progress)
+    else:
+        writer = WRITERS[wanted.kind]
+        write = partial(writer, session, project, split=wanted.split, columns=columns, progress=progress)
+    return scratch.download(name, "application/gzip" if wanted.gzip else "application/jsonl", write)
 
 
 def _page(request: Request, session: SessionDep, project: Project, *, status: int = 200, **shown: Any) -> Response:

@@ -6,9 +6,13 @@ number of such rounds since, the one that read it first included.
 
 import math
 import random
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
 
 
 class Reading(NamedTuple):
@@ -21,37 +25,36 @@ class Reading(NamedTuple):
     seed: int = 0
 
 
-class Candidate(NamedTuple):
-    """A decided comparison."""
+class Candidates(NamedTuple):
+    """Decided comparisons: arrays (N,), so that a million of them take megabytes."""
 
-    comparison_id: int
-    split: str  # train | heldout
-    winner: int  # -1 for A, 0 for a tie, 1 for B: app.domain.consensus.winner
-    judgments: int
-    first_round: int | None  # number of the round that read it first; none: it is new
+    comparison: Ints  # ids
+    heldout: Ints  # 1 where it is never trained on
+    winner: Ints  # -1 for A, 0 for a tie, 1 for B: app.domain.consensus.winner
+    judgments: Ints
+    first_round: Ints  # number of the round that read it first; 0: it is new
 
 
-def draw(ids: Sequence[int], limit: int | None, seed: int) -> set[int]:
+def draw(ids: Ints, limit: int | None, seed: int) -> Ints:
     """At most `limit` of them, chosen at random by the seed."""
     if limit is None or len(ids) <= limit:
-        return set(ids)
-    return set(random.Random(seed).sample(sorted(ids), limit))
+        return ids
+    return np.array(random.Random(seed).sample(sorted(ids.tolist()), limit), np.int64)
 
 
-def choose(candidates: Sequence[Candidate], rounds: Sequence[int], reading: Reading) -> list[Candidate]:
+def choose(candidates: Candidates, rounds: Sequence[int], reading: Reading) -> Candidates:
     """The candidates that the round reads, in their order: the same for the same seed.
 
     Args:
         rounds: numbers of the rounds that ended with a policy.
     """
-    train = [c for c in candidates if c.split == "train"]
-    new = [c.comparison_id for c in train if c.first_round is None]
-    old = [
-        c.comparison_id
-        for c in train
-        if c.first_round is not None
-        and (reading.replay_rounds is None or sum(n >= c.first_round for n in rounds) <= reading.replay_rounds)
-    ]
+    ids, first = candidates.comparison, candidates.first_round
+    train = candidates.heldout == 0
+    is_old = train & (first > 0)
+    if reading.replay_rounds is not None:
+        age = len(rounds) - np.searchsorted(np.sort(rounds), first)
+        is_old &= age <= reading.replay_rounds
+    new, old = ids[train & (first == 0)], ids[is_old]
     replayed = len(old)
     if reading.replay_share is not None and reading.replay_share < 1:
         # At most so many that replayed / (new + replayed) <= share.
@@ -61,22 +64,23 @@ def choose(candidates: Sequence[Candidate], rounds: Sequence[int], reading: Read
         # Both are cut in proportion, rounding in favour of the new.
         replayed = reading.train_limit * replayed // (fresh + replayed)
         fresh = reading.train_limit - replayed
-    heldout = [c.comparison_id for c in candidates if c.split == "heldout"]
-    kept = draw(new, fresh, reading.seed) | draw(old, replayed, reading.seed)
-    kept |= draw(heldout, reading.heldout_limit, reading.seed)
-    return [c for c in candidates if c.comparison_id in kept]
+    heldout = draw(ids[~train], reading.heldout_limit, reading.seed)
+    kept = [draw(new, fresh, reading.seed), draw(old, replayed, reading.seed), heldout]
+    is_kept = np.isin(ids, np.concatenate(kept))
+    return Candidates(*(column[is_kept] for column in candidates))
 
 
-def counts(chosen: Sequence[Candidate]) -> dict[str, Any]:
+def counts(chosen: Candidates) -> dict[str, Any]:
     """What a snapshot of these says of itself; `new` and `earlier` (by number of the round) are of the train ones."""
-    train = [c for c in chosen if c.split == "train"]
-    earlier = Counter(c.first_round for c in train if c.first_round is not None)
+    train = chosen.heldout == 0
+    first = chosen.first_round[train]
+    numbers, times = np.unique(first[first > 0], return_counts=True)
     return {
-        "train": len(train),
-        "heldout": len(chosen) - len(train),
-        "ties": sum(c.winner == 0 for c in chosen),
-        "winners": sum(c.winner != 0 for c in train),
-        "judgments": sum(c.judgments for c in chosen),
-        "new": len(train) - earlier.total(),
-        "earlier": {str(number): n for number, n in sorted(earlier.items())},
+        "train": int(train.sum()),
+        "heldout": int((~train).sum()),
+        "ties": int((chosen.winner == 0).sum()),
+        "winners": int((chosen.winner[train] != 0).sum()),
+        "judgments": int(chosen.judgments.sum()),
+        "new": int((first == 0).sum()),
+        "earlier": {str(number): n for number, n in zip(numbers.tolist(), times.tolist(), strict=True)},
     }

@@ -1,13 +1,12 @@
 """A round's life as a table: which stage follows which, and what the worker runs in each.
 
-    algorithm          stages, from frozen to done
-    sft                          policy -> sampling -> evaluating    if the project has a reward model
-    sft                          policy -> sampling                  if it has none to score the answers with
-    every other        reward -> policy -> sampling -> evaluating
+    algorithm      stages, in order
+    sft            freezing           -> policy -> sampling -> evaluating    if the project has a reward model
+    sft            freezing           -> policy -> sampling                  if it has none to score the answers with
+    every other    freezing -> reward -> policy -> sampling -> evaluating
 
-Every state before `done` may also end in `failed` or `cancelled`. A round is `frozen` from the moment its snapshot
-exists until the worker takes its first run. A failed round is retried in the stage that failed, so what succeeded
-before is kept.
+A round begins in `freezing`, where the worker writes what the round reads, and ends in `done`; every stage may also end
+in `failed` or `cancelled`. A failed round is retried in the stage that failed, so what succeeded before is kept.
 """
 
 import hashlib
@@ -27,15 +26,20 @@ ALGORITHMS = {
 # Algorithms that sample answers to the train prompts while they train.
 SAMPLING_ALGORITHMS = ("on_policy_dpo", "best_of_n", "rloo", "grpo", "ppo")
 
-Stage = Literal["reward", "policy", "sampling", "evaluating"]
+Stage = Literal["freezing", "reward", "policy", "sampling", "evaluating"]
 Event = Literal["started", "succeeded", "failed", "cancelled"]
 
-STAGES: tuple[Stage, ...] = ("reward", "policy", "sampling", "evaluating")
-ACTIVE = ("frozen", *STAGES)
+STAGES: tuple[Stage, ...] = ("freezing", "reward", "policy", "sampling", "evaluating")
+ACTIVE = STAGES
 FINAL = ("done", "failed", "cancelled")
 
 # Which stage a kind of run belongs to; every other kind trains the policy.
-_STAGE_OF: dict[str, Stage] = {"reward": "reward", "sample": "sampling", "evaluate": "evaluating"}
+_STAGE_OF: dict[str, Stage] = {
+    "freeze": "freezing",
+    "reward": "reward",
+    "sample": "sampling",
+    "evaluate": "evaluating",
+}
 
 
 class ImpossibleTransition(ValueError):
@@ -46,7 +50,7 @@ def plan(algorithm: str, has_reward_model: bool) -> tuple[Stage, ...]:
     """The stages of a round. `has_reward_model` counts for fine-tuning only: the other algorithms train one."""
     if algorithm != "sft":
         return STAGES
-    return STAGES[1:] if has_reward_model else STAGES[1:-1]
+    return ("freezing", "policy", "sampling", "evaluating") if has_reward_model else ("freezing", "policy", "sampling")
 
 
 def after(state: str, event: Event, stages: Sequence[Stage] = STAGES) -> str:
@@ -58,21 +62,17 @@ def after(state: str, event: Event, stages: Sequence[Stage] = STAGES) -> str:
     Raises:
         ImpossibleTransition: the table has no such step, for instance out of `done`.
     """
-    path = ["frozen", *stages, "done"]
+    path = [*stages, "done"]
     if state in path[:-1]:
         if event in ("failed", "cancelled"):
             return event
-        if event == "started":
-            return stages[0] if state == "frozen" else state
-        if state != "frozen":
-            return path[path.index(state) + 1]
+        return state if event == "started" else path[path.index(state) + 1]
     raise ImpossibleTransition(f"A round that is {state} cannot see its run {event}.")
 
 
-def run_kind(state: str, algorithm: str, stages: Sequence[Stage] = STAGES) -> str | None:
-    """The kind of run that a state needs; none where nothing runs. A frozen round waits for its first."""
-    stage = stages[0] if state == "frozen" else state
-    return algorithm if stage == "policy" else next((kind for kind, its in _STAGE_OF.items() if its == stage), None)
+def run_kind(state: str, algorithm: str) -> str | None:
+    """The kind of run that a state needs; none where nothing runs."""
+    return algorithm if state == "policy" else next((kind for kind, its in _STAGE_OF.items() if its == state), None)
 
 
 def stage_of(kind: str) -> Stage:

@@ -119,6 +119,17 @@ def judged(
     return Read(Judged(labeler=labeler, comparison=comparison, **read), labeler_ids, comparison_ids)
 
 
+def changed_at(session: Session, project: Project, user_id: int) -> datetime | None:
+    """When what the labelers' figures and a project's counts are made of last changed by the user's own doing, if not
+    earlier by anybody's: judgments, and what is audited, as imports and verdicts are."""
+    audited = select(AuditEvent.at).where(AuditEvent.project_id == project.id).order_by(AuditEvent.id.desc()).limit(1)
+    own = select(func.max(func.greatest(Judgment.created_at, Judgment.superseded_at))).where(
+        Judgment.labeler_id == user_id
+    )
+    fitted = datetime.fromisoformat(project.fitted["at"]) if project.fitted else None
+    return max(filter(None, (session.scalar(audited), session.scalar(own), fitted)), default=None)
+
+
 def consistency(session: Session, project_id: int) -> dict[int, tuple[int, int]]:
     """By labeler: hidden repeats answered as the first time, and answered. The same pair may stand the other way."""
     first, again = aliased(Judgment), aliased(Judgment)

@@ -10,11 +10,11 @@ from app.domain import scale
 from app.domain.labelers import figures
 from app.errors import PrefloopError
 from app.judging import LabelingSettings
-from app.kept import Kept
+from app.kept import Computed, Kept
 from app.labelers import group_queries, queries, service, views
 from app.labelers.forms import GroupForm, LabelersFilter, MembersForm, PauseForm, RemoveForm
 from app.limits import FormRoute
-from app.models import Project
+from app.models import Project, User
 from app.render import page, redirect
 
 router = APIRouter(prefix="/projects/{project_slug}/labelers", route_class=FormRoute)
@@ -35,12 +35,13 @@ def listing(
     wanted: Annotated[LabelersFilter, Query()],
 ) -> Response:
     settings = LabelingSettings.model_validate(project.labeling)
-    found = service.overview(session, project)
+    found = _overview(request, session, project, staff)
     return page(
         request,
         "labelers/list.html",
-        listing=views.listing(found, settings.calibration, wanted.kind),
-        fitted=found.fitted,
+        listing=views.listing(found.value, settings.calibration, wanted.kind),
+        counted_at=found.at,
+        fitted=found.value.fitted,
         method=settings.consensus,
         kind_names=views.KINDS,
         number=wanted.page,
@@ -52,9 +53,15 @@ def listing(
 def attention(request: Request, staff: StaffDep, project: ProjectDep, session: SessionDep) -> Response:
     """Who needs attention, alone: for the project's start page."""
     settings = LabelingSettings.model_validate(project.labeling)
-    overviews: Kept[service.Overview] = request.app.state.labelers_overviews
-    found = overviews.get(project.id, lambda: service.overview(session, project)).value
+    found = _overview(request, session, project, staff).value
     return page(request, "labelers/_attention.html", listing=views.listing(found, settings.calibration, None))
+
+
+def _overview(request: Request, session: SessionDep, project: Project, user: User) -> Computed[service.Overview]:
+    """Figures of all labelers, computed once for all who look within a while; again after what the user did."""
+    kept: Kept[service.Overview] = request.app.state.labelers_overviews
+    since = service.changed_at(session, project, user)
+    return kept.get(project.id, lambda: service.overview(session, project), since)
 
 
 @router.post("/refit")
@@ -142,7 +149,7 @@ def _detail(
     message: str = "",
 ) -> Response:
     settings = LabelingSettings.model_validate(project.labeling)
-    labeler, row = _row(project, session, labeler_id)
+    labeler, row = _row(request, project, session, labeler_id)
     read = queries.judged(session, project.id, of_labeler=labeler_id)
     i = read.index_of(labeler_id)
     own = figures(read.judged, len(read.labeler_ids), weeks=26)
@@ -168,11 +175,14 @@ def _detail(
     )
 
 
-def _row(project: Project, session: SessionDep, labeler_id: int) -> tuple[queries.Labeler, views.Row]:
+def _row(request: Request, project: Project, session: SessionDep, labeler_id: int) -> tuple[queries.Labeler, views.Row]:
     """The labeler with the figures of the list, where they are held against the others of their kind."""
     labeler = service.find(session, project, labeler_id)
     settings = LabelingSettings.model_validate(project.labeling)
-    rows = views.listing(service.overview(session, project), settings.calibration, labeler.kind).rows
+    found = _overview(request, session, project, request.state.user).value
+    if all(each.id != labeler_id for each in found.labelers):  # new since it was computed
+        found = service.overview(session, project)
+    rows = views.listing(found, settings.calibration, labeler.kind).rows
     return labeler, next(row for row in rows if row.labeler.id == labeler_id)
 
 

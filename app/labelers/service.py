@@ -79,6 +79,11 @@ def overview(session: Session, project: Project) -> Overview:
     )
 
 
+def changed_at(session: Session, project: Project, user: User) -> datetime | None:
+    """See `app.labelers.queries.changed_at`."""
+    return queries.changed_at(session, project, user.id)
+
+
 def find(session: Session, project: Project, labeler_id: int) -> Labeler:
     """Raises NotFound for whoever has nothing to do with the project."""
     found = queries.labeler(session, project.id, labeler_id) if labeler_id < 2**63 else None

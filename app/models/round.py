@@ -7,10 +7,10 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from app.models.base import Base, Id, Json, Now, one_of
 
-ROUND_STATES = ("frozen", "reward", "policy", "sampling", "evaluating", "done", "failed", "cancelled")
+ROUND_STATES = ("freezing", "reward", "policy", "sampling", "evaluating", "done", "failed", "cancelled")
 ALGORITHMS = ("sft", "dpo", "on_policy_dpo", "best_of_n", "ppo", "rloo", "grpo")
 ACTIVE_ROUND = "state NOT IN ('done', 'failed', 'cancelled')"
-RUN_KINDS = ("sample", "reward", *ALGORITHMS, "evaluate", "judge", "red_team")
+RUN_KINDS = ("freeze", "sample", "reward", *ALGORITHMS, "evaluate", "judge", "red_team")
 RUN_STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 MODEL_ROLES = ("base", "sft", "reward", "policy")
 
@@ -26,7 +26,7 @@ class Snapshot(Base):
     location: Mapped[str]  # in the artifact store; lines are app.rows.PairRow, DemonstrationRow, or ThumbRow
     counts: Mapped[Json]
     consensus: Mapped[str | None]  # the method that its posteriors are of; none: it holds demonstrations, or thumbs
-    created_at: Mapped[Now]
+    created_at: Mapped[Now]  # the moment as of which its rows were read
 
 
 class SnapshotComparison(Base):
@@ -76,7 +76,7 @@ class Round(Base):
     state: Mapped[str]
     algorithm: Mapped[str]
     config: Mapped[Json]  # app.rounds.forms.RoundConfig
-    snapshot_id: Mapped[int | None] = mapped_column(ForeignKey("snapshot.id"))
+    snapshot_id: Mapped[int | None] = mapped_column(ForeignKey("snapshot.id"))  # none until it is frozen
     ptx_snapshot_id: Mapped[int | None] = mapped_column(ForeignKey("snapshot.id"))  # demonstrations PPO mixes in
     thumbs_snapshot_id: Mapped[int | None] = mapped_column(ForeignKey("snapshot.id"))  # thumbs KTO learns from
     # What the project's reference was when the round began; the round's KL is measured to it.

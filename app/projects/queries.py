@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from sqlalchemy import exists, func, or_, select
+from sqlalchemy import BigInteger, cast, exists, func, or_, select
 from sqlalchemy.orm import Session
 
 from app.access.queries import projects_of
@@ -27,33 +27,27 @@ def may_read_run(session: Session, user_id: int, run_id: int) -> bool:
     return bool(session.scalar(select(exists().where(*theirs))))
 
 
-class Overview(NamedTuple):
-    """What the project's start page shows; states, judgments and labelers to staff only."""
+class Counts(NamedTuple):
+    """How much there is, for staff."""
 
     states: dict[str, int]  # comparisons by state
     judgments: int
     labelers: int
+
+
+class Overview(NamedTuple):
+    """What the project's start page shows."""
+
     runs: list[Run]  # unfinished, oldest first
     last_round: Round | None
     policy: ModelVersion | None
     has_prompts: bool
 
 
-def overview(session: Session, project: Project, *, counted: bool) -> Overview:
-    """What the start page shows.
-
-    Args:
-        counted: with how many comparisons are in which state, and how many judgments there are. Labelers do not see
-            that: it changes with each of their answers, by how others have answered, and not with those to calibration
-            items.
-    """
-    states, judgments, labelers = _counts(session, project) if counted else ({}, 0, 0)
+def overview(session: Session, project: Project) -> Overview:
     unfinished = select(Run).where(Run.project_id == project.id, Run.state.in_(("queued", "running"))).order_by(Run.id)
     last_round = select(Round).where(Round.project_id == project.id).order_by(Round.number.desc()).limit(1)
     return Overview(
-        states=states,
-        judgments=judgments,
-        labelers=labelers,
         runs=list(session.scalars(unfinished)),
         last_round=session.scalars(last_round).one_or_none(),
         policy=session.get(ModelVersion, project.policy_id) if project.policy_id else None,
@@ -61,17 +55,35 @@ def overview(session: Session, project: Project, *, counted: bool) -> Overview:
     )
 
 
-def _counts(session: Session, project: Project) -> tuple[dict[str, int], int, int]:
+def counts(session: Session, project_id: int) -> Counts:
+    """Costs O(comparisons + judgments): see `app.kept`.
+
+    Labelers do not see it: it changes with each of their answers, by how others have answered, and not with those to
+    calibration items.
+    """
     # Calibration items and repeats are no work that waits, nor any that was done.
     measures = or_(Comparison.gold.is_not(None), Comparison.purpose == "repeat")
-    states = select(Comparison.state, func.count()).where(Comparison.project_id == project.id, ~measures)
-    judged = (
-        select(func.count(), func.count(Judgment.labeler_id.distinct()))
-        .join(Comparison, Comparison.id == Judgment.comparison_id)
-        .where(Comparison.project_id == project.id, Comparison.state != "withdrawn", Judgment.superseded_at.is_(None))
+    of_state = (
+        select(
+            Comparison.state,
+            func.count().filter(~measures),
+            cast(func.coalesce(func.sum(Comparison.judgment_count), 0), BigInteger),
+        )
+        .where(Comparison.project_id == project_id)
+        .group_by(Comparison.state)
     )
-    judgments, labelers = session.execute(judged).one()
-    return dict(session.execute(states.group_by(Comparison.state)).all()), judgments, labelers
+    found = session.execute(of_state).all()
+    labelers = (
+        select(Judgment.labeler_id)
+        .join(Comparison, Comparison.id == Judgment.comparison_id)
+        .where(Comparison.project_id == project_id, Comparison.state != "withdrawn", Judgment.superseded_at.is_(None))
+        .distinct()  # counted outside: count(DISTINCT) would sort all judgments
+    )
+    return Counts(
+        states={state: n for state, n, _ in found if n},
+        judgments=sum(judgments for state, _, judgments in found if state != "withdrawn"),
+        labelers=session.scalar(select(func.count()).select_from(labelers.subquery())) or 0,
+    )
 
 
 def paused_by_calibration(session: Session, project_id: int) -> list[User]:

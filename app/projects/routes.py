@@ -15,6 +15,7 @@ from app.access.sessions import UserDep
 from app.db import SessionDep
 from app.errors import Conflict, PrefloopError
 from app.judging import LabelingSettings
+from app.kept import Kept
 from app.labelers import service as labelers
 from app.labeling.settling_queries import Moves
 from app.limits import FormRoute
@@ -82,12 +83,20 @@ def overview(request: Request, member: MemberDep, session: SessionDep) -> Respon
         request,
         template,
         is_staff=is_staff,
-        overview=queries.overview(session, project, counted=is_staff),
+        overview=queries.overview(session, project),
+        counts=_counts(request, session, project, user) if is_staff else queries.Counts({}, 0, 0),
         own=None if is_staff else labelers.done(session, project, user),
         review=review.waiting(session, project) if is_admin else {},
         review_limit=review.COUNT_LIMIT,
         paused=queries.paused_by_calibration(session, project.id) if is_admin else [],
     )
+
+
+def _counts(request: Request, session: Session, project: Project, user: User) -> queries.Counts:
+    """Counted at most once in twenty times that it takes, for all who look; again after what the user did."""
+    kept: Kept[queries.Counts] = request.app.state.project_counts
+    since = labelers.changed_at(session, project, user)
+    return kept.get(project.id, lambda: queries.counts(session, project.id), since).value
 
 
 @router.get("/projects/{project_slug}/settings")

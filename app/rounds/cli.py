@@ -45,7 +45,7 @@ def start(
         config = _config(algorithm, Generation.model_validate(found.generation), given, rank)
         store = ArtifactStore(settings.artifacts_root, settings.outside_models)
         round_ = service.start(session, store, found, _operator(session, found, operator), config)
-        typer.echo(f"Round {round_.number} is frozen; a worker takes it from here.")
+        typer.echo(f"Round {round_.number} is started: a worker freezes what it reads and goes on from there.")
 
 
 @round_app.command()
@@ -61,9 +61,7 @@ def status(project: ProjectOption, number: NumberOption = None) -> None:
             said = f"{what} {verdict.interval.value:.2f}, 95% interval {low:.2f} to {high:.2f}"
             typer.echo(f"  Verdict by {verdict.by}: {verdict.word} ({said}){kept}")
         for stage in views.stages_of(round_, queries.runs_of(session, round_.id)):
-            run = stage.run
-            share = f" {run.progress_done} of {run.progress_total} {run.progress_message}" if run else ""
-            typer.echo(f"  {stage.label:14} {stage.state}{share}")
+            typer.echo(f"  {stage.label:14} {stage.state}{f': {stage.note}' if stage.note else ''}")
         if round_.error:
             typer.echo(round_.error)
 

@@ -1,31 +1,23 @@
 """SQL of rounds: what they read, what they wrote, where they stand."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
-    ARRAY,
     BigInteger,
-    ColumnElement,
-    Integer,
     Select,
     and_,
     cast,
     func,
-    insert,
-    literal,
-    or_,
     select,
     update,
 )
-from sqlalchemy.dialects.postgresql import aggregate_order_by
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
 from app.domain.rounds import ACTIVE
 from app.domain.shares import quotas
 from app.models import (
-    Adjudication,
     Comparison,
     Completion,
     Demonstration,
@@ -36,142 +28,15 @@ from app.models import (
     Round,
     Rubric,
     Run,
-    SnapshotComparison,
-    SnapshotDemonstration,
+    Snapshot,
 )
-from app.rounds.model_queries import current_line
-
-PURPOSES = ("train", "heldout", "human_eval")
-# What a round may read. Repeats and calibration items measure labelers, not responses.
-_USABLE = (
-    Comparison.state.in_(("settled", "adjudicated")),
-    Comparison.purpose.in_(PURPOSES),
-    Prompt.split.in_(("train", "heldout")),
-)
-_HELDOUT = or_(Prompt.split == "heldout", Comparison.purpose == "heldout")
-
-
-def usable_comparisons(session: Session, project_id: int, *, texts: bool) -> Sequence[Any]:
-    """Comparisons a round may read, with live judgments and verdict, and with texts where they are wanted.
-
-    One statement, so one moment in time. Judgments that could not say a preference do not count. `first_round` is the
-    number of the round that first trained on it.
-    """
-    a, b, asked = aliased(Completion), aliased(Completion), aliased(Comparison)
-    live = (
-        select(
-            Judgment.comparison_id,
-            func.array_agg(aggregate_order_by(Judgment.id, Judgment.id)).label("judgments"),
-            func.array_agg(aggregate_order_by(cast(Judgment.preference, Integer), Judgment.id)).label("preferences"),
-            func.avg(cast(Judgment.both_bad, Integer)).label("both_bad"),
-            func.jsonb_agg(Judgment.aspects).filter(Judgment.aspects != {}).label("aspects"),
-        )
-        .join(asked, asked.id == Judgment.comparison_id)
-        .where(asked.project_id == project_id)
-        .where(Judgment.superseded_at.is_(None), Judgment.preference.is_not(None))
-        .group_by(Judgment.comparison_id)
-        .subquery()
-    )
-    read = (
-        select(SnapshotComparison.comparison_id, func.min(Round.number).label("first_round"))
-        .join(Round, Round.snapshot_id == SnapshotComparison.snapshot_id)
-        .where(*_trained(project_id))
-        .group_by(SnapshotComparison.comparison_id)
-        .subquery()
-    )
-    columns = (
-        Comparison.id,
-        Adjudication.verdict,
-        func.coalesce(live.c.judgments, []).label("judgments"),
-        func.coalesce(live.c.preferences, []).label("preferences"),
-        Comparison.consensus,
-        Comparison.p_b,
-        Comparison.p_tie,
-        _HELDOUT.label("heldout"),
-        read.c.first_round,
-    )
-    query = (
-        select(*columns)
-        .join(Prompt, Prompt.id == Comparison.prompt_id)
-        .outerjoin(Adjudication, Adjudication.comparison_id == Comparison.id)
-        .outerjoin(live, live.c.comparison_id == Comparison.id)
-        .outerjoin(read, read.c.comparison_id == Comparison.id)
-        .where(Comparison.project_id == project_id, *_USABLE)
-        .order_by(Comparison.id)
-    )
-    if texts:
-        query = (
-            query.add_columns(
-                Comparison.prompt_id,
-                Comparison.ranking_id,
-                func.coalesce(live.c.both_bad, 0).label("both_bad"),
-                func.coalesce(live.c.aspects, []).label("aspects"),
-                Prompt.messages,
-                Prompt.split.label("prompt_split"),
-                Prompt.domain,
-                Prompt.difficulty,
-                Prompt.safety_category,
-                a.text.label("text_a"),
-                b.text.label("text_b"),
-                func.coalesce(a.finish_reason != "length", True).label("finished_a"),
-                func.coalesce(b.finish_reason != "length", True).label("finished_b"),
-                Rubric.version.label("rubric_version"),
-            )
-            .join(a, a.id == Comparison.completion_a_id)
-            .join(b, b.id == Comparison.completion_b_id)
-            .join(Rubric, Rubric.id == Comparison.rubric_id)
-        )
-    return session.execute(query).all()
-
-
-def _trained(project_id: int) -> tuple[ColumnElement[bool], ...]:
-    """Rounds whose comparisons the project's policy has learned from: it, or what it came from, was made by them."""
-    line = current_line(project_id)
-    return Round.project_id == project_id, Round.algorithm != "sft", Round.policy_after_id.in_(select(line.c.id))
-
-
-def trained_rounds(session: Session, project_id: int) -> list[int]:
-    """Numbers of the rounds whose comparisons the policy has learned from: see `_trained`."""
-    return list(session.scalars(select(Round.number).where(*_trained(project_id)).order_by(Round.number)))
-
-
-def add_snapshot_comparisons(session: Session, snapshot_id: int, comparison_ids: list[int]) -> None:
-    held = select(literal(snapshot_id, BigInteger), func.unnest(literal(comparison_ids, ARRAY(BigInteger))))
-    session.execute(insert(SnapshotComparison).from_select(["snapshot_id", "comparison_id"], held))
-
-
-def add_snapshot_demonstrations(session: Session, snapshot_id: int, demonstration_ids: list[int]) -> None:
-    held = select(literal(snapshot_id, BigInteger), func.unnest(literal(demonstration_ids, ARRAY(BigInteger))))
-    session.execute(insert(SnapshotDemonstration).from_select(["snapshot_id", "demonstration_id"], held))
+from app.rounds.snapshot_queries import PURPOSES
 
 
 def undecided(session: Session, project_id: int) -> int:
     """Comparisons that are open or in review, of those that a round would read once they are decided."""
     waiting = Comparison.state.in_(("open", "in_review")), Comparison.purpose.in_(PURPOSES)
     return session.scalar(select(func.count()).where(Comparison.project_id == project_id, *waiting)) or 0
-
-
-def approved_demonstrations(session: Session, project_id: int) -> Sequence[Any]:
-    """Approved demonstrations on train and held-out prompts, with the prompt's messages and tags."""
-    query = (
-        select(
-            Demonstration.id,
-            Demonstration.text,
-            Prompt.messages,
-            Prompt.split,
-            Prompt.domain,
-            Prompt.difficulty,
-            Prompt.safety_category,
-        )
-        .join(Prompt, Prompt.id == Demonstration.prompt_id)
-        .where(
-            Demonstration.project_id == project_id,
-            Demonstration.state == "approved",
-            Prompt.split.in_(("train", "heldout")),
-        )
-        .order_by(Demonstration.id)
-    )
-    return session.execute(query).all()
 
 
 def pending_demonstrations(session: Session, project_id: int) -> int:
@@ -200,6 +65,12 @@ def judgments_since(session: Session, project_id: int, moment: datetime | None) 
 def rounds(session: Session, project_id: int) -> list[Round]:
     """Newest first."""
     return list(session.scalars(select(Round).where(Round.project_id == project_id).order_by(Round.number.desc())))
+
+
+def read_at(session: Session, round_: Round) -> datetime:
+    """The moment as of which a round read: when it was frozen; when it was started, while it is not."""
+    frozen = session.get(Snapshot, round_.snapshot_id) if round_.snapshot_id else None
+    return frozen.created_at if frozen else round_.created_at
 
 
 def by_number(session: Session, project_id: int, number: int) -> Round | None:

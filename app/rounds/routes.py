@@ -1,5 +1,6 @@
 """Rounds in the browser: the list, starting one, watching it, its samples, and the loop over all of them."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -7,6 +8,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
+from app import scratch
 from app.access.guards import OperatorDep, ProjectDep, StaffDep
 from app.db import SessionDep
 from app.domain.intervals import FEWEST
@@ -311,7 +313,10 @@ def _samples_page(
 
 def _samples_file(project: ProjectDep, session: SessionDep, *, round_: Round | None, split: str | None) -> Response:
     name = f"{project.slug}-{f'round-{round_.number}-' if round_ else ''}samples.jsonl"
-    # Read here, where the request's session is open, and not while the answer is being sent.
-    lines = "".join(views.sample_lines(session, project.id, split=split, round_id=round_.id if round_ else None))
-    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-    return Response(lines, media_type="application/jsonl", headers=headers)
+    lines = views.sample_lines(session, project.id, split=split, round_id=round_.id if round_ else None)
+
+    def write(path: Path) -> None:
+        with path.open("w", encoding="utf-8") as file:
+            file.writelines(lines)
+
+    return scratch.download(name, "application/jsonl", write)

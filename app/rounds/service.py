@@ -1,10 +1,8 @@
-"""Rounds: what one would read; starting, cancelling and retrying it. What its runs report is in `app.rounds.runs`.
+"""Rounds: starting, cancelling and retrying them. What their runs report is in `app.rounds.runs`.
 
-Each function works in the caller's transaction and never commits: a round, its snapshot's row, its first run and that
-run's job appear together or not at all. Rows are locked in one order: run, project, round.
+Each function works in the caller's transaction and never commits: a round, its first run and that run's job appear
+together or not at all. Rows are locked in one order: run, project, round.
 """
-
-from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
@@ -19,8 +17,10 @@ from app.rounds import queries, stages
 from app.rounds.adoption import adopt, is_busy
 from app.rounds.estimates import estimate
 from app.rounds.forms import RoundConfig
+from app.rounds.freezing import Refitted, freeze, record
 from app.rounds.model_queries import digests_of
 from app.rounds.queries import stored_samples
+from app.rounds.readiness import lacks_at_first_sight, preview, too_low_a_rank
 from app.rounds.runs import (
     LOCK,
     end_round,
@@ -33,22 +33,13 @@ from app.rounds.runs import (
     run_started,
 )
 from app.rounds.sampling import NewSample, store_samples
-from app.rounds.snapshots import (
-    demonstration_counts,
-    demonstration_rows,
-    freeze,
-    freeze_demonstrations,
-    freeze_thumbs,
-    thumb_counts,
-    thumb_rows,
-    would_read,
-)
-from app.rounds.stages import MIN_PAIRS, Maker, checkpoints_of, output_of, sample_by, samples_of
+from app.rounds.stages import Maker, checkpoints_of, output_of, sample_by, samples_of
 from app.rows import PromptRow
 from app.settings import SamplingServer
 
 __all__ = [
     "NewSample",
+    "Refitted",
     "adopt",
     "adopt_base_model",
     "begin_answer",
@@ -59,9 +50,11 @@ __all__ = [
     "digests_of",
     "discard_checkpoints",
     "estimate",
+    "freeze",
     "is_busy",
     "output_of",
     "preview",
+    "record",
     "retry",
     "retry_run",
     "run_cancelled",
@@ -76,151 +69,34 @@ __all__ = [
     "stored_samples",
 ]
 
-MIN_DEMONSTRATIONS = 20
-FEW_PAIRS = 100  # below this a reward model learns little
 FIRST_PROMPTS = 200  # prompts sampled before the first round
 
 
-class Preview(NamedTuple):
-    """What a round started now would read."""
-
-    counts: dict[str, Any]  # those its snapshot would have
-    waiting: int  # comparisons not decided yet, or demonstrations not reviewed yet: not read
-    new_judgments: int
-    thumbs: dict[str, int] | None  # how many responses with thumbs it would read, up and down; none: it reads none
-    policy: ModelVersion | None
-    active: Round | None
-    warnings: tuple[str, ...]
-    can_start: bool
-
-
-def preview(session: Session, project: Project, config: RoundConfig) -> Preview:
-    """What `start` would read with these settings: counted by the same functions."""
-    past = queries.rounds(session, project.id)
-    policy = session.get(ModelVersion, project.policy_id) if project.policy_id else None
-    new_judgments = queries.judgments_since(session, project.id, past[0].created_at if past else None)
-    active = queries.active_round(session, project.id)
-    warnings = []
-    if policy is None:
-        warnings.append("The project has no model yet: a round needs a policy to improve.")
-    demonstrations = demonstration_counts(demonstration_rows(session, project, config.reading))
-    if config.algorithm == "sft":
-        counts, waiting = demonstrations, queries.pending_demonstrations(session, project.id)
-    else:
-        counts, waiting = would_read(session, project, config.reading), queries.undecided(session, project.id)
-    lacking = _lacking(config, counts, demonstrations["train"]) or _too_low_a_rank(session, project, config)
-    if lacking:
-        warnings.append(str(lacking))
-    if config.algorithm != "sft":
-        warnings += _doubts(counts)
-        if past and not new_judgments and not counts["new"]:
-            warnings.append(
-                f"No judgment was given since round {past[0].number}: a new round would train on the same data again."
-            )
-    return Preview(
-        counts=counts,
-        waiting=waiting,
-        new_judgments=new_judgments,
-        thumbs=thumb_counts(thumb_rows(session, project)) if _reads_thumbs(config) else None,
-        policy=policy,
-        active=active,
-        warnings=tuple(warnings),
-        can_start=policy is not None and active is None and lacking is None,
-    )
-
-
-def _reads_thumbs(config: RoundConfig) -> bool:
-    return config.thumbs and getattr(config, "loss", None) == "kto"
-
-
-def _lacking(config: RoundConfig, counts: dict[str, Any], demonstrations: int) -> InvalidInput | None:
-    """Why this is too little to train on, if it is."""
-    if config.algorithm == "sft":
-        if counts["train"] < MIN_DEMONSTRATIONS:
-            return InvalidInput(
-                f"Fine-tuning needs {MIN_DEMONSTRATIONS} approved demonstrations on train prompts; "
-                f"there are {counts['train']}.",
-                "Import some with `prefloop import --kind demonstrations` or on the Data page.",
-            )
-        return None
-    if counts["winners"] < MIN_PAIRS:
-        left_out = ""
-        if config.replay_share is not None or config.replay_rounds:
-            left_out = " (replay leaves earlier ones out)"
-        elif counts["train"] == config.train_limit:
-            left_out = f" among the {config.train_limit} that “Train on at most” leaves"
-        return InvalidInput(
-            f"A round needs {MIN_PAIRS} decided comparisons with a winner to train on; "
-            f"there are {counts['winners']}{left_out}.",
-            "Label or import more, settle those under review, or loosen the limits.",
-        )
-    if config.ptx and not demonstrations:
-        return InvalidInput(
-            "There is no approved demonstration on a train prompt to mix into PPO.",
-            "Import demonstrations, or switch them off (ptx).",
-        )
-    return None
-
-
-def _too_low_a_rank(session: Session, project: Project, config: RoundConfig) -> InvalidInput | None:
-    """Why the policy's adapter cannot go on learning, if it cannot: a smaller one would lose what it has learned."""
-    rank = queries.adapter_rank(session, project.policy_id)
-    if not config.lora or rank is None or rank <= config.lora_rank:
-        return None
-    return InvalidInput(
-        f"The policy's adapter has LoRA rank {rank}; rank {config.lora_rank} cannot hold what it has learned.",
-        f"Set the LoRA rank to {rank} or more, or switch LoRA off to train full weights.",
-    )
-
-
-def _doubts(counts: dict[str, Any]) -> list[str]:
-    """Why a round on these comparisons may disappoint."""
-    doubts = []
-    if MIN_PAIRS <= counts["winners"] < FEW_PAIRS:
-        doubts.append(
-            f"Only {counts['winners']} comparisons to train on. With fewer than {FEW_PAIRS}, expect weak results."
-        )
-    if counts["train"] and not counts["heldout"]:
-        doubts.append("No held-out comparison is decided: only cross-fitting can measure the reward model's accuracy.")
-    if counts["train"] and counts["ties"] * 2 > counts["train"] + counts["heldout"]:
-        doubts.append("More than half of the comparisons are ties, which say little about what is better.")
-    return doubts
-
-
 def start(session: Session, store: ArtifactStore, project: Project, operator: User, config: RoundConfig) -> Round:
-    """Freezes what the round reads and enqueues its first run.
+    """Adds the round and enqueues its first run, in which the worker freezes what the round reads.
 
     Raises:
         Conflict: a round of the project is under way.
-        InvalidInput: the project has no policy, too little to learn from, or a policy of a larger LoRA rank.
-        StorageFull: no room for the snapshot.
+        InvalidInput: the project has no policy, too little to learn from as far as that is seen at once, or a policy of
+            a larger LoRA rank.
     """
     _lock(session, project)
     _refuse_second(session, project)
     if project.policy_id is None:
         raise InvalidInput("The project has no model to improve.", "Give it a base model first.")
-    if narrower := _too_low_a_rank(session, project, config):
-        raise narrower
-    is_sft = config.algorithm == "sft"
-    mixed = freeze_demonstrations(session, store, project) if config.ptx else None
-    snapshot = (freeze_demonstrations if is_sft else freeze)(session, store, project, config.reading)
-    thumbs = freeze_thumbs(session, store, project) if _reads_thumbs(config) else None
-    if lacking := _lacking(config, snapshot.counts, mixed.counts["train"] if mixed else 0):
-        raise lacking
+    if problem := too_low_a_rank(session, project, config) or lacks_at_first_sight(session, project, config):
+        raise problem
     past = queries.rounds(session, project.id)
     round_ = Round(
         project_id=project.id,
         number=past[0].number + 1 if past else 1,
-        state="frozen",
+        state="freezing",
         algorithm=config.algorithm,
         config=config.model_dump(mode="json"),
-        snapshot_id=snapshot.id,
-        ptx_snapshot_id=mixed.id if mixed else None,
-        thumbs_snapshot_id=thumbs.id if thumbs else None,
         reference_id=project.reference_id or project.policy_id,
         policy_before_id=project.policy_id,
         # Fine-tuning trains none: its policy is measured by the newest there is.
-        reward_model_id=queries.newest_reward_model_id(session, project.id) if is_sft else None,
+        reward_model_id=queries.newest_reward_model_id(session, project.id) if config.algorithm == "sft" else None,
         started_by=operator.id,
     )
     session.add(round_)
@@ -231,7 +107,6 @@ def start(session: Session, store: ArtifactStore, project: Project, operator: Us
         "round.started",
         project.id,
         number=round_.number,
-        snapshot=snapshot.digest,
         config=round_.config,
     )
     enqueue_stage(Maker(session, store, project), round_)

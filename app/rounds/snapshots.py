@@ -1,52 +1,88 @@
-"""Freezing what a round reads: a content-hashed file in the artifact store, and the row that names it."""
+"""What a round reads, as content-hashed files in the artifact store. Rows are streamed: a file is never held whole.
+
+A file is in place before a row names it. One that no row names harms nothing: its name is its content's digest, and who
+freezes the same writes it again.
+"""
 
 import gzip
 import hashlib
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
-from app.domain.consensus import DIGITS, Consensus, consensus, majority, side, stored
-from app.domain.replay import Candidate, Reading, choose, counts, draw
+from app.domain.consensus import DIGITS, consensus, majority, side, stored
+from app.domain.replay import Candidates, Reading, choose, counts, draw
 from app.domain.slices import of_prompt
 from app.domain.thumbs import liked
-from app.labelers import fitting
-from app.models import Project, Prompt, Snapshot
-from app.rounds import queries, thumb_queries
+from app.models import Prompt, Snapshot
+from app.rounds import snapshot_queries as queries
 from app.rows import DemonstrationRow, PairRow, PromptRow, ThumbRow
 
-
-class Readable(NamedTuple):
-    """A decided comparison: what its being read depends on, its row of the query, and the labelers' consensus."""
-
-    candidate: Candidate
-    row: Any
-    consensus: Consensus
+Tick = Callable[[int, int, str], None]  # how many are done, of how many, and what: may raise to end the work
 
 
-def readable(session: Session, project: Project, *, texts: bool) -> list[Readable]:
-    """Every comparison a round may read, in the order of their ids.
+def silent(done: int, total: int, message: str) -> None:
+    """For who does not tell anybody."""
 
-    A held-out prompt's comparisons are held out whatever they were asked for, so no held-out prompt is trained on.
+
+class Written(NamedTuple):
+    """A snapshot's file, which no row names yet."""
+
+    kind: Literal["comparisons", "demonstrations", "thumbs"]
+    ids: Sequence[int]  # of what it holds
+    counts: dict[str, Any]
+    digest: str
+    location: str
+
+
+# ---- comparisons -----------------------------------------------------------------------------------------------------
+
+
+def chosen(session: Session, project_id: int, reading: Reading) -> Candidates:
+    """The comparisons that a round would read now."""
+    return choose(queries.candidates(session, project_id), queries.trained_rounds(session, project_id), reading)
+
+
+def write_comparisons(
+    session: Session, store: ArtifactStore, project_id: int, found: Candidates, tick: Tick = silent
+) -> Written:
+    """Writes comparisons as the trainer sees them, their consensus as it is stored.
+
+    Where labelers rated aspects, the snapshot's counts also say how many of the train comparisons decide each.
+
+    Args:
+        session: in a transaction that sees what `chosen` saw.
+
+    Raises:
+        StorageFull: the disk is full; nothing is left behind.
     """
-    found = []
-    for row in queries.usable_comparisons(session, project.id, texts=texts):
-        agreed = consensus(row.preferences, row.verdict, stored(row.consensus, row.p_b, row.p_tie))
-        if agreed is None:  # settled without a judgment left: all were superseded
-            continue
-        split = "heldout" if row.heldout else "train"
-        candidate = Candidate(row.id, split, agreed.winner, len(row.judgments), row.first_round)
-        found.append(Readable(candidate, row, agreed))
-    return found
+    ids = found.comparison.tolist()
+    aspects: Counter[str] = Counter()
+
+    def rows() -> Iterator[PairRow]:
+        for n, each in enumerate(queries.comparisons(session, project_id, ids), 1):
+            row = pair_row(each)
+            if row.split == "train":
+                aspects.update(name for name, p_b in row.aspects.items() if p_b != 0.5)
+            yield row
+            tick(n, len(ids), "writing comparisons")
+
+    digest, location = write_lines(store, "snapshots", rows(), compressed=True)
+    said = counts(found) | ({"aspects": dict(aspects)} if aspects else {})
+    return Written("comparisons", ids, said, digest, location)
 
 
-def pair_row(found: Readable) -> PairRow:
-    """A comparison as the trainer sees it."""
-    row = found.row
-    winner = found.consensus.winner
+def pair_row(row: Any) -> PairRow:
+    """A comparison as the trainer sees it, of a row of `snapshot_queries.comparisons`."""
+    agreed = consensus(row.preferences, row.verdict, stored(row.consensus, row.p_b, row.p_tie))
+    assert agreed is not None, "nothing is chosen on which nobody has said anything"
+    winner = agreed.winner
     sides = [side(preference) for preference in row.preferences]
     aspects: dict[str, list[int]] = {}
     for said in row.aspects:
@@ -60,15 +96,15 @@ def pair_row(found: Readable) -> PairRow:
         response_b=row.text_b,
         finished_a=row.finished_a,
         finished_b=row.finished_b,
-        preference=found.consensus.preference,
-        p_b=found.consensus.p_b,
-        p_tie=found.consensus.p_tie,
+        preference=agreed.preference,
+        p_b=agreed.p_b,
+        p_tie=agreed.p_tie,
         agreement=round(sides.count(winner) / len(sides), DIGITS) if sides else None,
         opposed=round(sides.count(-winner) / len(sides), DIGITS) if sides and winner else None,
         both_bad=round(row.both_bad, DIGITS),
         aspects={name: _of_aspect(said) for name, said in sorted(aspects.items())},
         ranking=row.ranking_id,
-        weight=found.consensus.weight,
+        weight=agreed.weight,
         judgments=tuple(row.judgments),
         rubric_version=row.rubric_version,
         split="heldout" if row.heldout else "train",
@@ -82,134 +118,130 @@ def _of_aspect(said: list[int]) -> float:
     return 0.5 if found.is_tie else found.p_b
 
 
-def would_read(session: Session, project: Project, reading: Reading) -> dict[str, Any]:
-    """The counts of what `freeze` would write now."""
-    candidates = [found.candidate for found in readable(session, project, texts=False)]
-    return counts(choose(candidates, queries.trained_rounds(session, project.id), reading))
+# ---- demonstrations and thumbs ---------------------------------------------------------------------------------------
 
 
-def freeze(session: Session, store: ArtifactStore, project: Project, reading: Reading = Reading()) -> Snapshot:
-    """Writes the comparisons that the round reads to the store and adds the row that says so.
-
-    What labelers say together is fitted anew before, over all their judgments.
-
-    The file is in place before the row can be committed; one left by a rolled-back transaction harms nothing, since its
-    name is its content's digest.
-
-    Raises:
-        StorageFull: the disk is full; nothing is left behind.
-    """
-    fitted = fitting.refit(session, project)
-    found = readable(session, project, texts=True)
-    chosen = choose([each.candidate for each in found], queries.trained_rounds(session, project.id), reading)
-    ids = {candidate.comparison_id for candidate in chosen}
-    rows = [pair_row(each) for each in found if each.candidate.comparison_id in ids]
-    snapshot = _add_snapshot(session, store, project, rows, counts(chosen))
-    snapshot.consensus = fitted.method
-    queries.add_snapshot_comparisons(session, snapshot.id, sorted(ids))
-    return snapshot
-
-
-def demonstration_rows(session: Session, project: Project, reading: Reading) -> list[DemonstrationRow]:
-    """The approved demonstrations that a round reads, as the trainer sees them; limits as for comparisons."""
-    rows = [
-        DemonstrationRow(
-            id=found.id,
-            messages=tuple(found.messages),
-            response=found.text,
-            split=found.split,
-            slices=of_prompt(found.domain, found.difficulty, found.safety_category, found.split),
-        )
-        for found in queries.approved_demonstrations(session, project.id)
-    ]
+def demonstration_counts(approved: dict[str, int], reading: Reading) -> dict[str, int]:
+    """What a round reads of so many approved demonstrations by split; limits as for comparisons."""
     limits = {"train": reading.train_limit, "heldout": reading.heldout_limit}
-    kept = set().union(
-        *(draw([row.id for row in rows if row.split == split], limit, reading.seed) for split, limit in limits.items())
-    )
-    return [row for row in rows if row.id in kept]
+    found = {split: approved.get(split, 0) for split in limits}
+    read = {split: n if (limit := limits[split]) is None else min(n, limit) for split, n in found.items()}
+    return read | {"demonstrations": sum(read.values())}
 
 
-def demonstration_counts(rows: Sequence[DemonstrationRow]) -> dict[str, Any]:
-    train = sum(row.split == "train" for row in rows)
-    return {"train": train, "heldout": len(rows) - train, "demonstrations": len(rows)}
+def write_demonstrations(
+    session: Session, store: ArtifactStore, project_id: int, reading: Reading = Reading(), tick: Tick = silent
+) -> Written:
+    """As `write_comparisons`, of the approved demonstrations."""
+    found = queries.approved(session, project_id)
+    limits = {"train": reading.train_limit, "heldout": reading.heldout_limit}
+    drawn = [
+        draw(np.array([row.id for row in found if row.split == split], np.int64), limit, reading.seed)
+        for split, limit in limits.items()
+    ]
+    ids = np.sort(np.concatenate(drawn)).tolist()
 
-
-def freeze_demonstrations(
-    session: Session, store: ArtifactStore, project: Project, reading: Reading = Reading()
-) -> Snapshot:
-    """As `freeze`, of the approved demonstrations."""
-    rows = demonstration_rows(session, project, reading)
-    snapshot = _add_snapshot(session, store, project, rows, demonstration_counts(rows))
-    queries.add_snapshot_demonstrations(session, snapshot.id, [row.id for row in rows])
-    return snapshot
-
-
-class Liked(NamedTuple):
-    """A response as the trainer sees it, and the thumbs that its row counts."""
-
-    row: ThumbRow
-    thumbs: list[int]
-
-
-def thumb_rows(session: Session, project: Project) -> list[Liked]:
-    """The responses to train prompts that most of their thumbs like or dislike."""
-    rows = []
-    for found in thumb_queries.thumbs(session, project.id):
-        is_liked = liked(found.up, found.down)
-        if is_liked is not None:
-            row = ThumbRow(
-                id=found.id,
-                messages=tuple(found.messages),
-                response=found.text,
-                liked=is_liked,
-                slices=of_prompt(found.domain, found.difficulty, found.safety_category, found.split),
+    def rows() -> Iterator[DemonstrationRow]:
+        for n, row in enumerate(queries.demonstrations(session, project_id, ids), 1):
+            yield DemonstrationRow(
+                id=row.id,
+                messages=tuple(row.messages),
+                response=row.text,
+                split=row.split,
+                slices=of_prompt(row.domain, row.difficulty, row.safety_category, row.split),
             )
-            rows.append(Liked(row, found.thumbs))
-    return rows
+            tick(n, len(ids), "writing demonstrations")
+
+    said = demonstration_counts(Counter(row.split for row in found), reading)
+    return Written("demonstrations", ids, said, *write_lines(store, "snapshots", rows(), compressed=True))
 
 
-def thumb_counts(found: Sequence[Liked]) -> dict[str, int]:
-    up = sum(each.row.liked for each in found)
-    return {"thumbs": len(found), "up": up, "down": len(found) - up}
+def thumb_counts(up: int, down: int) -> dict[str, int]:
+    return {"thumbs": up + down, "up": up, "down": down}
 
 
-def freeze_thumbs(session: Session, store: ArtifactStore, project: Project) -> Snapshot | None:
-    """As `freeze`, of the thumbs; none where there are none."""
-    found = thumb_rows(session, project)
-    if not found:
+def write_thumbs(session: Session, store: ArtifactStore, project_id: int, tick: Tick = silent) -> Written | None:
+    """As `write_comparisons`, of the responses that most of their thumbs like or dislike; none where there are none."""
+    if not any(queries.count_thumbs(session, project_id)):
         return None
-    snapshot = _add_snapshot(session, store, project, [each.row for each in found], thumb_counts(found))
-    thumb_queries.add_snapshot_thumbs(session, snapshot.id, [thumb for each in found for thumb in each.thumbs])
-    return snapshot
+    ids: list[int] = []
+    said: Counter[bool] = Counter()
+
+    def rows() -> Iterator[ThumbRow]:
+        for row in queries.thumbs(session, project_id):
+            is_liked = liked(row.up, row.down)
+            if is_liked is None:
+                continue
+            ids.extend(row.thumbs)
+            said[is_liked] += 1
+            yield ThumbRow(
+                id=row.id,
+                messages=tuple(row.messages),
+                response=row.text,
+                liked=is_liked,
+                slices=of_prompt(row.domain, row.difficulty, row.safety_category, row.split),
+            )
+            tick(said.total(), 0, "writing responses with thumbs")
+
+    digest, location = write_lines(store, "snapshots", rows(), compressed=True)
+    return Written("thumbs", ids, thumb_counts(said[True], said[False]), digest, location)
 
 
-def _add_snapshot(
-    session: Session, store: ArtifactStore, project: Project, rows: Sequence[BaseModel], counted: dict[str, Any]
+# ---- files and rows --------------------------------------------------------------------------------------------------
+
+
+def add_snapshot(
+    session: Session, project_id: int, written: Written, at: datetime, consensus_: str | None = None
 ) -> Snapshot:
-    digest, location = write_lines(store, "snapshots", rows, compressed=True)
-    snapshot = Snapshot(project_id=project.id, digest=digest, location=location, counts=counted)
+    """Adds the row that names a snapshot's file.
+
+    Args:
+        at: the moment as of which its rows were read.
+        consensus_: the method that its posteriors are of.
+    """
+    snapshot = Snapshot(
+        project_id=project_id,
+        digest=written.digest,
+        location=written.location,
+        counts=written.counts,
+        consensus=consensus_,
+        created_at=at,
+    )
     session.add(snapshot)
     session.flush()
+    queries.add_held(session, snapshot, written.kind, written.ids)
     return snapshot
 
 
 def prompts_file(store: ArtifactStore, prompts: Iterable[Prompt]) -> str:
     """Writes prompts in the given order and returns the file's location."""
-    rows = [
+    rows = (
         PromptRow(
             id=p.id, messages=tuple(p.messages), slices=of_prompt(p.domain, p.difficulty, p.safety_category, p.split)
         )
         for p in prompts
-    ]
+    )
     return write_lines(store, "prompts", rows, compressed=False)[1]
 
 
 def write_lines(store: ArtifactStore, folder: str, rows: Iterable[BaseModel], *, compressed: bool) -> tuple[str, str]:
-    """Writes rows as JSONL; returns the SHA-256 of the uncompressed lines and the location named after it."""
-    content = "".join(row.model_dump_json() + "\n" for row in rows).encode()
-    digest = hashlib.sha256(content).hexdigest()
-    location = f"{folder}/{digest[:32]}.jsonl{'.gz' if compressed else ''}"
-    with store.file(location) as path:  # also where it is already: what is there may have been damaged since
-        # mtime=0: the same lines give the same bytes.
-        path.write_bytes(gzip.compress(content, compresslevel=6, mtime=0) if compressed else content)
-    return digest, location
+    """Writes rows as JSONL, one at a time; returns the SHA-256 of the uncompressed lines and the location named after
+    it."""
+    sha = hashlib.sha256()
+    ending = f".jsonl{'.gz' if compressed else ''}"
+
+    def location() -> str:
+        return f"{folder}/{sha.hexdigest()[:32]}{ending}"
+
+    # Also where it is already: what is there may have been damaged since.
+    with (
+        store.named_file(f"rows{ending}", location) as path,
+        path.open("wb") as raw,
+        # No name and time inside: the same lines give the same bytes.
+        gzip.GzipFile("", "wb", 6, raw, mtime=0) if compressed else raw as file,
+    ):
+        for row in rows:
+            line = row.model_dump_json().encode() + b"\n"
+            sha.update(line)
+            file.write(line)
+    return sha.hexdigest(), location()

@@ -1,12 +1,11 @@
 """The frozen spec of each stage's run, and what a finished run leaves: a model version."""
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
-from app.artifacts import ArtifactStore, read_content
+from app.artifacts import ArtifactStore
 from app.domain.rounds import ALGORITHMS, SAMPLING_ALGORITHMS, Stage, plan, run_kind, run_seed
 from app.errors import InvalidInput
 from app.judging import LabelingSettings
@@ -14,9 +13,9 @@ from app.models import ModelVersion, Project, Round, Run, Snapshot
 from app.rounds import queries
 from app.rounds.forms import SPECS, RoundConfig, lora, policy_settings, reward_optimiser
 from app.rounds.snapshots import prompts_file, write_lines
-from app.rows import PairRow, PromptRow
+from app.rows import PromptRow
 from app.settings import SamplingServer
-from app.specs import RUN_SPEC, EvaluateSpec, Generation, ModelRef, RewardSpec, RunSpec, SampleSpec, Server
+from app.specs import RUN_SPEC, EvaluateSpec, FreezeSpec, Generation, ModelRef, RewardSpec, RunSpec, SampleSpec, Server
 
 EVALUATION_PROMPTS = 100
 PROMPT_ROOM = 512  # tokens left for a prompt beside the longest response
@@ -61,7 +60,7 @@ class Maker(NamedTuple):
         Raises:
             InvalidInput: the project has no prompts of the kind the run needs.
         """
-        kind = run_kind(round_.state, round_.algorithm, plan_of(round_))
+        kind = run_kind(round_.state, round_.algorithm)
         assert kind is not None, "nothing runs in the state the round is in"
         return self._add(self._spec(round_, kind), round_.id)
 
@@ -100,6 +99,8 @@ class Maker(NamedTuple):
         return run
 
     def _spec(self, round_: Round, kind: str) -> RunSpec:
+        if kind == "freeze":
+            return FreezeSpec()
         config = RoundConfig.of(round_.config)
         models = queries.models_by_id(
             self.session,
@@ -110,12 +111,13 @@ class Maker(NamedTuple):
         seed = run_seed(config.seed, kind, round_.number)
 
         if kind == "reward":
+            snapshot = self.session.get_one(Snapshot, round_.snapshot_id)
             return RewardSpec(
                 **config.named(RewardSpec.model_fields, "reward_")
                 | {
                     "backbone": before,
-                    "snapshot": self._file(round_.snapshot_id),
-                    "aspects": self._aspects(round_.snapshot_id) if config.reward_aspects else (),
+                    "snapshot": snapshot.location,
+                    "aspects": decided_aspects(snapshot.counts) if config.reward_aspects else (),
                     "lora": lora(config, config.reward_lora),
                     "optimiser": reward_optimiser(config),
                     "max_length": max_length,
@@ -213,24 +215,20 @@ class Maker(NamedTuple):
     def _file(self, snapshot_id: int | None) -> str:
         return self.session.get_one(Snapshot, snapshot_id).location
 
-    def _aspects(self, snapshot_id: int | None) -> tuple[str, ...]:
-        """The aspects that enough of the snapshot's comparisons decide.
 
-        Raises:
-            InvalidInput: there is none.
-        """
-        decided: Counter[str] = Counter()
-        for line in read_content(self.store.resolve(self._file(snapshot_id))).splitlines():
-            row = PairRow.model_validate_json(line)
-            if row.split == "train":
-                decided.update(name for name, p_b in row.aspects.items() if p_b != 0.5)
-        found = tuple(name for name, n in sorted(decided.items()) if n >= MIN_PAIRS)
-        if not found:
-            raise InvalidInput(
-                f"No aspect is decided by {MIN_PAIRS} of the comparisons to train on, so none can have a head.",
-                "Switch the reward model's aspects off, or collect judgments that rate them.",
-            )
-        return found
+def decided_aspects(counts: dict[str, Any]) -> tuple[str, ...]:
+    """The aspects that enough of a snapshot's comparisons decide, by its counts.
+
+    Raises:
+        InvalidInput: there is none.
+    """
+    found = tuple(name for name, n in sorted(counts.get("aspects", {}).items()) if n >= MIN_PAIRS)
+    if not found:
+        raise InvalidInput(
+            f"No aspect is decided by {MIN_PAIRS} of the comparisons to train on, so none can have a head.",
+            "Switch the reward model's aspects off, or collect judgments that rate them.",
+        )
+    return found
 
 
 def _servers(server: SamplingServer | None, models: Sequence[ModelRef]) -> tuple[Server | None, ...]:

@@ -4,6 +4,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,12 +17,14 @@ from app.domain.strengths import STRENGTHS
 from app.domain.verdicts import Verdict, by_reward_model
 from app.models import ModelVersion, Project, Round, Run, Snapshot
 from app.queue import has_worker
+from app.render import duration
 from app.rounds import queries, result_queries
 from app.rounds.adoption import difference_of
 from app.rounds.outcomes import WinRate, verdict_of, win_rates
 from app.rounds.stages import checkpoints_of, plan_of, samples_of
 
 STAGE_LABELS = {
+    "freezing": "Snapshot",
     "reward": "Reward model",
     "policy": "Policy",
     "sampling": "New samples",
@@ -66,6 +69,21 @@ class StageView(NamedTuple):
     run: Run | None
 
     @property
+    def note(self) -> str:
+        """What a stage under way is doing, and for how long: `3 of 10 epochs, 2 minutes so far`."""
+        if self.run is None or self.state not in ("queued", "running"):
+            return ""
+        if self.state == "queued":
+            return "waiting for a worker"
+        run = self.run
+        doing = run.progress_message or "starting"
+        if run.progress_total:
+            doing = f"{run.progress_done:,} of {run.progress_total:,} {run.progress_message}"
+        if run.started_at is None:
+            return doing
+        return f"{doing}, {duration((datetime.now(UTC) - run.started_at).total_seconds())} so far"
+
+    @property
     def remarks(self) -> list[str]:
         """What a reader of the stage's figures has to know: rows that were left out, above all."""
         result = (self.run and self.run.result) or {}
@@ -107,6 +125,7 @@ def status(session: Session, round_: Round, runs: Sequence[Run]) -> dict[str, An
                 "done": stage.run.progress_done if stage.run else 0,
                 "total": stage.run.progress_total if stage.run else 0,
                 "message": stage.run.progress_message if stage.run else "",
+                "note": stage.note,
                 "result": stage.run.result if stage.run else None,
             }
             for stage in stages_of(round_, runs)
@@ -338,12 +357,13 @@ def training_samples_of(session: Session, store: ArtifactStore, round_: Round) -
 
 
 Split = Literal["train", "heldout", "regression", "calibration"]
+AT_ONCE = 500  # samples that are fetched together
 
 
 def sample_lines(session: Session, project_id: int, *, split: str | None, round_id: int | None) -> Iterator[str]:
     """Sampled responses as JSONL: prompt, model version and text of each."""
     query = queries.samples(session, project_id, split=split, round_id=round_id)
-    for row in session.execute(query.execution_options(yield_per=500)):
+    for row in session.execute(query.execution_options(yield_per=AT_ONCE)):
         line = {
             "prompt_id": row.prompt_id,
             "prompt": row.messages,

@@ -450,7 +450,7 @@ def upgrade() -> None:
             name=op.f("ck_round_algorithm_known"),
         ),
         sa.CheckConstraint(
-            "state IN ('frozen', 'reward', 'policy', 'sampling', 'evaluating', 'done', 'failed', 'cancelled')",
+            "state IN ('freezing', 'reward', 'policy', 'sampling', 'evaluating', 'done', 'failed', 'cancelled')",
             name=op.f("ck_round_state_known"),
         ),
         sa.ForeignKeyConstraint(["policy_after_id"], ["model_version.id"], name=op.f("fk_round_policy_after_id")),
@@ -493,7 +493,7 @@ def upgrade() -> None:
         sa.Column("heartbeat_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint(
-            "kind IN ('sample', 'reward', 'sft', 'dpo', 'on_policy_dpo', 'best_of_n', 'ppo', 'rloo', 'grpo', "
+            "kind IN ('freeze', 'sample', 'reward', 'sft', 'dpo', 'on_policy_dpo', 'best_of_n', 'ppo', 'rloo', 'grpo', "
             "'evaluate', 'judge', 'red_team')",
             name=op.f("ck_run_kind_known"),
         ),

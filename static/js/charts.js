@@ -191,7 +191,7 @@ class Watch {
     this.finished = round.finished;
   }
 
-  showStage({ stage, state, done, total, message }) {
+  showStage({ stage, state, done, total, note }) {
     const item = this.root.querySelector(`[data-stage="${stage}"]`);
     item.className = `stage stage-${state}`;
     item.toggleAttribute("aria-current", false);
@@ -200,8 +200,7 @@ class Watch {
     const bar = item.querySelector("progress");
     bar.max = total || 1;
     bar.value = state === "succeeded" ? bar.max : done;
-    const note = { running: total ? `${done} of ${total} ${message}` : "starting", queued: "waiting for a worker" };
-    item.querySelector(".stage-note").textContent = note[state] ?? "";
+    item.querySelector(".stage-note").textContent = note;
   }
 
   /** A new stage, or the end, brings figures, tables, errors and buttons: the server has rendered them. */

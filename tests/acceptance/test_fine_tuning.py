@@ -43,7 +43,7 @@ def test_imported_demonstrations_become_the_reference_of_the_next_round(
     work_until_empty(settings, settings.database_url or "")
     session.expire_all()
     assert (first.state, first.error) == ("done", None)
-    assert [run.kind for run in queries.runs_of(session, first.id)] == ["sft", "sample"]
+    assert [run.kind for run in queries.runs_of(session, first.id)] == ["freeze", "sft", "sample"]
     losses = metric(session, first, "sft", "loss")
     assert losses[-1] < losses[0]
     tuned = session.get_one(ModelVersion, project.reference_id)

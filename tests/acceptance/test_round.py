@@ -81,7 +81,7 @@ def test_a_round_from_judgments_to_new_comparisons(
     runs = queries.runs_of(session, round_.id)
     assert round_.state == "done", [run.error for run in runs]
     assert [(run.kind, run.state, run.attempts) for run in runs] == [
-        (kind, "succeeded", 1) for kind in ("reward", algorithm, "sample", "evaluate")
+        (kind, "succeeded", 1) for kind in ("freeze", "reward", algorithm, "sample", "evaluate")
     ]
     assert jobs(session) == []
 

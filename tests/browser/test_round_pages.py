@@ -18,7 +18,7 @@ from tests import factories
 from tests.browser.keys import press
 from tests.browser.test_rounds import take_picture
 from tests.lineage.test_model_page import REPORT, made
-from tests.rounds.loop import decided, last_run, make_project
+from tests.rounds.loop import decided, frozen, last_run, make_project
 from tests.rounds.test_adoption import judge
 from tests.rounds.test_service import finish, start
 from tests.rounds.test_training_samples import line
@@ -278,6 +278,13 @@ def test_a_round_says_what_it_replayed(
     page.goto(f"/projects/{project.slug}/rounds/new")
     expect(page.locator(".stat", has_text="To train on")).to_contain_text("5 new + 24 earlier comparisons")
     page.get_by_role("button", name="Start round").click()
+    expect(page.locator("h1 .badge")).to_have_text("freezing")
+    expect(page.locator("[data-stage=freezing] .stage-note")).to_have_text("waiting for a worker")
+    expect(page.locator(".stat", has_text="Reads")).to_contain_text("–")
+    take_picture(page, f"round-freezing-{width}")
+    frozen(session, store, session.scalars(select(Round).where(Round.number == 2)).one())
+    session.commit()
+    # The page learns of it by itself.
     expect(page.locator(".stat", has_text="Reads")).to_contain_text("5 new + 24 earlier comparisons, 3 held out")
     expect(page.locator("#round-facts")).to_contain_text("24 of round 1")
     look(page, "round", width, dark)

@@ -16,7 +16,7 @@ from app.models import Project, Round, Run
 from app.rounds import service
 from app.settings import Settings
 from tests.browser.pictures import take_picture
-from tests.rounds.loop import make_project
+from tests.rounds.loop import frozen, last_run, make_project
 from tests.trainer.conftest import build_model
 from trainer.recording import RunRecorder
 from trainer.worker import work_until_empty
@@ -60,7 +60,7 @@ def test_a_real_round_is_watched_to_its_end(
     page = open_page("operator", "admin")
     start_round(page, project, learning_rate="0.002", epochs="3", prompts="8", max_new_tokens="8")
     take_picture(page, "round-waiting")
-    expect(page.locator("[data-stage=reward] .stage-state")).to_have_text("queued")
+    expect(page.locator("[data-stage=freezing] .stage-state")).to_have_text("queued")
     page.evaluate("window.neverReloaded = true")
     with worker(settings):
         expect(page.locator("h1 .badge")).to_have_text("done", timeout=180_000)
@@ -92,7 +92,8 @@ def test_curves_grow_without_reloading(
     page.evaluate("window.neverReloaded = true")
     expect(page.get_by_text("No worker is running")).to_be_visible()
     session.execute(text("INSERT INTO procrastinate_workers (last_heartbeat) VALUES (now() + interval '1 day')"))
-    run = session.scalars(select(Run)).one()
+    round_ = frozen(session, ArtifactStore(tmp_path), session.scalars(select(Round)).one())
+    run = last_run(session, round_)
     service.run_started(session, run)
     session.commit()
     assert run.started_at is not None
@@ -105,7 +106,9 @@ def test_curves_grow_without_reloading(
         recorder.progress(step, 10, "training the reward model")
         recorder.flush()
         expect(summary).to_contain_text(f"loss {round(1 / step, 3):g}")
-        expect(page.locator("[data-stage=reward] .stage-note")).to_have_text(f"{step} of 10 training the reward model")
+        expect(page.locator("[data-stage=reward] .stage-note")).to_contain_text(
+            f"{step} of 10 training the reward model, "
+        )
     expect(page.get_by_text("No worker is running")).to_be_hidden()
     expect(summary).to_contain_text("loss 0.333 at step 3, from 1")
     expect(page.locator("[data-stage=reward] .stage-state")).to_have_text("running")

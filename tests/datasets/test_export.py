@@ -14,6 +14,7 @@ from trl import DPOConfig, DPOTrainer
 
 from app.datasets.export import COLUMNS, parse_columns, write_preferences
 from app.datasets.service import no_progress
+from app.domain.replay import Reading
 from app.errors import InvalidInput
 from app.labelers.queries import last_judgments
 from app.labeling.settling import settle
@@ -21,8 +22,9 @@ from app.models import Adjudication, Comparison, Completion, Judgment, Project
 from app.models.comparison import IN_CONFLICT
 from app.review import views
 from app.rounds.outcomes import win_rates
-from app.rounds.snapshots import pair_row, readable
+from app.rounds.snapshots import chosen
 from tests import factories
+from tests.rounds.loop import pair_rows
 from tests.trainer.conftest import build_model
 
 
@@ -79,9 +81,8 @@ def test_training_export_pages_and_figures_say_the_same_winner(
     session.refresh(row)
     row.state, row.reward_p_b = "settled", 1.0  # as if no review had been wanted; the reward model is sure of B
     session.flush()
-    (trained,) = readable(session, project, texts=True)
-    assert trained.consensus.winner == trained.candidate.winner == winner
-    as_read = pair_row(trained)
+    assert chosen(session, project.id, Reading()).winner.tolist() == [winner]
+    (as_read,) = pair_rows(session, project)
     assert as_read.agreement == round(preferences.count(min(preferences)) / len(preferences), 6)
     assert as_read.preference * winner >= 0
     exported = export(session, project, tmp_path / "x.jsonl", columns=COLUMNS)

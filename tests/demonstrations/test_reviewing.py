@@ -18,7 +18,7 @@ from app.models import AuditEvent, DemonstrationEvent, DemonstrationTask, Prompt
 from app.rounds import service as rounds
 from tests import factories
 from tests.demonstrations.desk import answer, decision, task, tasks
-from tests.rounds.loop import config
+from tests.rounds.loop import config, frozen
 
 
 def test_approving_with_edits_keeps_both_texts(session: Session) -> None:
@@ -270,7 +270,7 @@ def test_what_was_written_and_approved_is_what_fine_tuning_reads(session: Sessio
             service.approve(session, project, admin, row.id, decision(row))
 
     store = ArtifactStore(tmp_path)
-    round_ = rounds.start(session, store, project, admin, config("sft"))
+    round_ = frozen(session, store, rounds.start(session, store, project, admin, config("sft")))
     snapshot = session.get_one(Snapshot, round_.snapshot_id)
     assert snapshot.counts == {"train": 21, "heldout": 2, "demonstrations": 23}
     lines = gzip.decompress(store.resolve(snapshot.location).read_bytes()).splitlines()

@@ -1,29 +1,43 @@
 """Which comparisons a round reads: expected numbers from the definition of share and age."""
 
+import numpy as np
 import pytest
 
-from app.domain.replay import Candidate, Reading, choose, counts
+from app.domain.replay import Candidates, Reading, choose, counts
 
 ROUNDS = (1, 2, 4)  # round 3 ended without a policy
 
 
-def candidates(split: str, *first_rounds: tuple[int | None, int]) -> list[Candidate]:
-    rows: list[Candidate] = []
+Row = tuple[int, int, int, int, int]  # the fields of `Candidates`
+NEW = 0
+
+
+def candidates(split: str, *first_rounds: tuple[int, int]) -> list[Row]:
+    rows: list[Row] = []
     for first_round, n in first_rounds:
         begin = 1000 * (first_round or 9) + 500 * (split == "heldout")
-        rows += [Candidate(begin + i, split, 1, 2, first_round) for i in range(n)]
+        rows += [(begin + i, int(split == "heldout"), 1, 2, first_round) for i in range(n)]
     return rows
 
 
-ALL = [*candidates("train", (1, 100), (2, 40), (4, 60), (None, 120)), Candidate(1, "heldout", 0, 1, None)]
+def chosen(rows: list[Row], rounds: tuple[int, ...], reading: Reading) -> list[Row]:
+    found = choose(Candidates(*np.array(rows, np.int64).T), rounds, reading)
+    return list(zip(*(column.tolist() for column in found), strict=True))
+
+
+def counted(rows: list[Row]) -> dict[str, object]:
+    return counts(Candidates(*np.array(rows, np.int64).reshape(-1, 5).T))
+
+
+ALL = [*candidates("train", (1, 100), (2, 40), (4, 60), (NEW, 120)), (1, 1, 0, 1, NEW)]
 
 
 def read(**reading: object) -> dict[str, object]:
-    return counts(choose(ALL, ROUNDS, Reading(**reading)))  # type: ignore[arg-type]
+    return counted(chosen(ALL, ROUNDS, Reading(**reading)))  # type: ignore[arg-type]
 
 
 def test_without_limits_everything_is_read() -> None:
-    assert choose(ALL, ROUNDS, Reading()) == ALL
+    assert chosen(ALL, ROUNDS, Reading()) == ALL
     assert read() == {
         "train": 320,
         "heldout": 1,
@@ -56,18 +70,18 @@ def test_a_limit_cuts_new_and_replayed_in_proportion() -> None:
 
 
 def test_the_choice_depends_on_the_seed_alone_and_keeps_the_order() -> None:
-    chosen = choose(ALL, ROUNDS, Reading(train_limit=50, seed=1))
-    assert chosen == choose(ALL, ROUNDS, Reading(train_limit=50, seed=1))
-    assert chosen == choose(ALL[::-1], ROUNDS, Reading(train_limit=50, seed=1))[::-1]
-    assert chosen != choose(ALL, ROUNDS, Reading(train_limit=50, seed=2))
-    assert [c for c in ALL if c in chosen] == chosen
+    found = chosen(ALL, ROUNDS, Reading(train_limit=50, seed=1))
+    assert found == chosen(ALL, ROUNDS, Reading(train_limit=50, seed=1))
+    assert found == chosen(ALL[::-1], ROUNDS, Reading(train_limit=50, seed=1))[::-1]
+    assert found != chosen(ALL, ROUNDS, Reading(train_limit=50, seed=2))
+    assert [row for row in ALL if row in found] == found
 
 
 def test_heldout_comparisons_are_limited_apart_and_never_replayed() -> None:
-    rows = candidates("heldout", (1, 30), (None, 10)) + candidates("train", (None, 5))
-    found = counts(choose(rows, (1,), Reading(heldout_limit=8, replay_share=0)))
+    rows = candidates("heldout", (1, 30), (NEW, 10)) + candidates("train", (NEW, 5))
+    found = counted(chosen(rows, (1,), Reading(heldout_limit=8, replay_share=0)))
     assert (found["heldout"], found["train"], found["earlier"]) == (8, 5, {})
 
 
 def test_nothing_new_and_no_replay_is_nothing() -> None:
-    assert counts(choose(candidates("train", (1, 30)), (1,), Reading(replay_share=0.5)))["train"] == 0
+    assert counted(chosen(candidates("train", (1, 30)), (1,), Reading(replay_share=0.5)))["train"] == 0

@@ -12,21 +12,20 @@ from app.rounds.forms import Algorithm
 @pytest.mark.parametrize(
     ("algorithm", "has_reward_model", "expected"),
     [
-        ("dpo", False, ["reward", "policy", "sampling", "evaluating", "done"]),
-        ("ppo", True, ["reward", "policy", "sampling", "evaluating", "done"]),
-        ("sft", True, ["policy", "sampling", "evaluating", "done"]),
-        ("sft", False, ["policy", "sampling", "done"]),
+        ("dpo", False, ["freezing", "reward", "policy", "sampling", "evaluating", "done"]),
+        ("ppo", True, ["freezing", "reward", "policy", "sampling", "evaluating", "done"]),
+        ("sft", True, ["freezing", "policy", "sampling", "evaluating", "done"]),
+        ("sft", False, ["freezing", "policy", "sampling", "done"]),
     ],
 )
 def test_a_round_passes_through_every_stage_of_its_plan_in_order(
     algorithm: str, has_reward_model: bool, expected: list[str]
 ) -> None:
     stages = plan(algorithm, has_reward_model)
-    seen = [after("frozen", "started", stages)]
+    seen = [after("freezing", "started", stages)]
     while seen[-1] != "done":
         seen.append(after(seen[-1], "succeeded", stages))
     assert seen == expected
-    assert run_kind("frozen", algorithm, stages) == run_kind(expected[0], algorithm, stages)
 
 
 @pytest.mark.parametrize("state", ACTIVE)
@@ -42,11 +41,6 @@ def test_nothing_leads_out_of_a_final_state(state: str, event: str) -> None:
         after(state, event)  # type: ignore[arg-type]
 
 
-def test_a_frozen_round_cannot_succeed_before_its_run_has_started() -> None:
-    with pytest.raises(ImpossibleTransition):
-        after("frozen", "succeeded")
-
-
 @pytest.mark.parametrize("state", STAGES)
 def test_a_run_that_starts_again_stays_in_its_stage(state: str) -> None:
     assert after(state, "started") == state
@@ -55,9 +49,8 @@ def test_a_run_that_starts_again_stays_in_its_stage(state: str) -> None:
 def test_every_stage_has_its_run_and_every_run_its_stage() -> None:
     for algorithm in ("dpo", "ppo"):
         kinds = [run_kind(stage, algorithm) for stage in STAGES]
-        assert kinds == ["reward", algorithm, "sample", "evaluate"]
+        assert kinds == ["freeze", "reward", algorithm, "sample", "evaluate"]
         assert [stage_of(kind) for kind in kinds if kind] == list(STAGES)
-        assert run_kind("frozen", algorithm) == "reward"
         assert {kind for kind in kinds if kind} <= set(RUN_KINDS)
     assert stage_of("sft") == "policy"
     assert [run_kind(state, "dpo") for state in FINAL] == [None, None, None]

@@ -365,9 +365,8 @@ def test_a_table_that_took_long_is_kept_for_a_while(session: Session, monkeypatc
 
 
 def test_who_asks_meanwhile_waits_for_the_same_table(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Kept, "WORTH_KEEPING", 0.0)
     monkeypatch.setattr(Kept, "KEPT_FOR", 10**6)
-    table, tables, calls = a_table(session), Kept[Table](), []
+    table, tables, calls = a_table(session), Kept[Table](worth_keeping=0.0), []
     begun, go_on = threading.Event(), threading.Event()
 
     def compute() -> Table:

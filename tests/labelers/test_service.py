@@ -36,10 +36,11 @@ from app.red_team import queries as queries_of_attempts
 from app.red_team import service as attempts_service
 from app.red_team.forms import AcceptForm, RatingForm
 from app.rounds import queries as queries_of_rounds
-from app.rounds import snapshots
+from app.rounds import snapshot_queries
 from tests import factories
 from tests.labelers.scenes import Habit, judged
 from tests.red_team import attempts as red_team
+from tests.rounds.loop import freeze, freeze_demonstrations, pair_rows
 
 
 @pytest.fixture
@@ -338,7 +339,7 @@ def test_a_snapshot_holds_what_somebodys_judgments_weighed(
     ann, bob, eve, late, unsure = (factories.user(session) for _ in range(5))
     said(session, project, (bob, 1), (eve, -1))
     said(session, project, (ann, 1), (bob, 1), (unsure, None), state="open", overlap=5)
-    snapshot = snapshots.freeze(session, ArtifactStore(tmp_path), project)
+    snapshot = freeze(session, ArtifactStore(tmp_path), project)
     session.connection().exec_driver_sql("ALTER TABLE judgment DISABLE TRIGGER judgment_append_only")
     said(session, project, (late, 1))
     session.execute(
@@ -406,7 +407,7 @@ def test_what_somebody_wrote_is_withdrawn_with_them(session: Session, project: P
     assert accepted == (0, 0, 0)
     assert queries_of_attempts.count_states(session, project) == {"withdrawn": 4, "accepted": 1}
     # Nothing reads it: no snapshot, and no sampling.
-    assert [row.id for row in queries_of_rounds.approved_demonstrations(session, project.id)] == [others.id]
+    assert [row.id for row in snapshot_queries.approved(session, project.id)] == [others.id]
     exported = datasets_queries.exported_demonstrations(session, project.id, "all")
     assert [row.demonstration_id for row in exported] == [others.id]
     assert {prompt.id for prompt in queries_of_rounds.train_prompts(session, project.id)} == {
@@ -415,7 +416,7 @@ def test_what_somebody_wrote_is_withdrawn_with_them(session: Session, project: P
         plain.id,
         also.prompt_id,
     }
-    assert [row.id for row in queries_of_rounds.usable_comparisons(session, project.id, texts=True)] == []
+    assert pair_rows(session, project) == []
     with pytest.raises(Conflict, match="Nothing that this labeler wrote stands"):
         service.withdraw_written(session, project, admin, ann.id, "again")
 
@@ -448,10 +449,10 @@ def test_snapshots_and_models_that_used_what_somebody_wrote(
     factories.demonstration(session, factories.prompt(session, project), author_id=ann.id)
     factories.demonstration(session, own, author_id=bob.id)
     said(session, project, (bob, 1), (factories.user(session), 1), prompt=own)
-    without = snapshots.freeze_demonstrations(session, store, factories.project(session))
+    without = freeze_demonstrations(session, store, factories.project(session))
     written, judged_ = (
-        snapshots.freeze_demonstrations(session, store, project),
-        snapshots.freeze(session, store, project),
+        freeze_demonstrations(session, store, project),
+        freeze(session, store, project),
     )
 
     def model(kind: str, role: str, name: str, **values: object) -> ModelVersion:

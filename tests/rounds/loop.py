@@ -5,10 +5,17 @@ from typing import Any
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from app.models import Comparison, Project, Prompt, Round, Run
-from app.rounds import service
+from app.artifacts import ArtifactStore
+from app.domain.consensus import majority
+from app.domain.replay import Reading
+from app.labelers import fitting
+from app.models import Comparison, Project, Prompt, Round, Run, Snapshot
+from app.rounds import freezing, service
 from app.rounds.forms import RoundConfig
 from app.rounds.service import NewSample
+from app.rounds.snapshot_queries import comparisons, moment
+from app.rounds.snapshots import add_snapshot, chosen, pair_row, silent, write_comparisons, write_demonstrations
+from app.rows import PairRow
 from app.specs import Generation
 from tests import factories
 
@@ -45,7 +52,7 @@ def decided(
     for labeler_id, preference in zip(labelers, preferences, strict=True):
         factories.judgment(session, comparison, preference=preference, labeler_id=labeler_id, aspects=aspects or {})
     comparison.state = "settled"
-    comparison.consensus = sum(preferences) / len(preferences)
+    comparison.consensus, comparison.p_b, comparison.p_tie, _ = majority(preferences).rounded()
     session.flush()
     return comparison
 
@@ -69,3 +76,33 @@ def last_run(session: Session, round_: Round) -> Run:
 def new_samples(prompt_id: int, texts: list[str], first: int = 0) -> list[NewSample]:
     sampling = {"temperature": 1.0, "max_new_tokens": 8}
     return [NewSample(prompt_id, first + i, text, "eos", 3, 17 + i, sampling) for i, text in enumerate(texts)]
+
+
+def frozen(session: Session, store: ArtifactStore, round_: Round) -> Round:
+    """The round after its first stage, as the worker does it, in the session's transaction."""
+    run = last_run(session, round_)
+    service.run_started(session, run)
+    project = session.get_one(Project, round_.project_id)
+    if round_.algorithm != "sft":
+        fitting.refit(session, project)
+    freezing.record(session, store, run, freezing.write(session, store, round_, silent))
+    session.flush()
+    return round_
+
+
+def freeze(session: Session, store: ArtifactStore, project: Project, reading: Reading = Reading()) -> Snapshot:
+    """A snapshot of the comparisons that a round would read now."""
+    fitted = fitting.refit(session, project)
+    written = write_comparisons(session, store, project.id, chosen(session, project.id, reading))
+    return add_snapshot(session, project.id, written, moment(session), fitted.method)
+
+
+def freeze_demonstrations(session: Session, store: ArtifactStore, project: Project) -> Snapshot:
+    written = write_demonstrations(session, store, project.id)
+    return add_snapshot(session, project.id, written, moment(session))
+
+
+def pair_rows(session: Session, project: Project) -> list[PairRow]:
+    """The comparisons that a round would read now, as the trainer sees them."""
+    ids = chosen(session, project.id, Reading()).comparison.tolist()
+    return [pair_row(row) for row in comparisons(session, project.id, ids)]

@@ -18,7 +18,7 @@ from tests import factories
 from tests.conftest import SignedIn
 from tests.rounds.loop import config, last_run, make_project
 from tests.rounds.test_kinds import with_demonstrations
-from tests.rounds.test_service import finish, start
+from tests.rounds.test_service import begin, finish, start
 
 SignIn = Callable[..., SignedIn]
 
@@ -175,9 +175,9 @@ def test_any_earlier_policy_can_be_adopted_again(session: Session, store: Artifa
     said = [(event.actor_id, event.details["model"], event.details["instead_of"]) for event in events]
     assert said == [(operator.id, base.id, newest), (operator.id, first.policy_after_id, base.id)]
 
-    third = start(session, store, project)
+    third = begin(session, store, project)
     assert third.policy_before_id == first.policy_after_id
-    with pytest.raises(Conflict, match="Round 3 is still frozen"):
+    with pytest.raises(Conflict, match="Round 3 is still freezing"):
         service.adopt(session, project, base, operator)
 
 

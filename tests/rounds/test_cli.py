@@ -41,10 +41,11 @@ def run(settings: Settings, project: Project, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_round_from_the_command_line(session: Session, run: Run) -> None:
     started = run("start", "--algorithm", "ppo", "--set", "episodes=8", "--set", "kl_coef=0.1")
-    assert "Round 1 is frozen" in started.output
+    assert "Round 1 is started" in started.output
     assert len(jobs(session)) == 1
     status = run("status", operator=None).output
-    assert "Round 1 (PPO): frozen" in status
+    assert "Round 1 (PPO): freezing" in status
+    assert "Snapshot       queued: waiting for a worker" in status
     assert "Reward model" in status
     assert isinstance(run("start").exception, Conflict)
     assert isinstance(run("retry").exception, Conflict)
@@ -81,7 +82,7 @@ def test_adopting_and_keeping_from_the_command_line(session: Session, run: Run, 
 def test_every_setting_can_be_given(session: Session, run: Run) -> None:
     settings = {"lora": "false", "replay_share": "0.3", "loss": "ipo", "reward_ensemble": "3", "beta": "0.4"}
     assert (
-        "is frozen"
+        "is started"
         in run(
             "start", "--algorithm", "dpo", *(part for item in settings.items() for part in ("--set", "=".join(item)))
         ).output
@@ -102,7 +103,7 @@ def test_full_weights_begin_with_their_own_rate(session: Session, run: Run) -> N
 
 
 def test_the_recommended_algorithm_begins_with_a_strength(session: Session, run: Run) -> None:
-    assert "is frozen" in run("start", "--strength", "gentle").output
+    assert "is started" in run("start", "--strength", "gentle").output
     assert session.scalars(select(Round.algorithm)).one() == "on_policy_dpo"
     config = session.scalars(select(Round.config)).one()
     assert (config["strength"], config["kl_budget"]) == ("gentle", STRENGTHS["gentle"].kl_budget)

@@ -201,7 +201,7 @@ def test_a_stage_that_cannot_be_made_fails_the_round_and_keeps_its_model(
     assert round_.policy_after_id is not None
     assert project.policy_id == round_.policy_before_id
     states = [stage.state for stage in views.stages_of(round_, queries.runs_of(session, round_.id))]
-    assert states == ["succeeded", "succeeded", "failed", "waiting"]
+    assert states == ["succeeded", "succeeded", "succeeded", "failed", "waiting"]
     operator = factories.user(session, "operator")
     with pytest.raises(InvalidInput, match="no train or held-out prompts"), session.begin_nested():
         service.retry(session, store, round_, operator)

@@ -10,7 +10,7 @@ from app.rounds import service
 from app.rounds.reward_views import store_views
 from app.rows import REWARD_VIEWS, RewardView
 from tests import factories
-from tests.rounds.loop import config, last_run, make_project
+from tests.rounds.loop import config, frozen, last_run, make_project
 
 
 @pytest.fixture
@@ -45,6 +45,7 @@ def test_they_are_stored_and_replaced_by_a_newer_models(session: Session, store:
 def test_a_finished_reward_run_stores_them(session: Session, store: ArtifactStore) -> None:
     project = make_project(session)
     round_ = service.start(session, store, project, factories.user(session, "operator"), config())
+    frozen(session, store, round_)
     run = last_run(session, round_)
     comparison = factories.comparison(session, project)
     leave(store, service.output_of(run.id), (comparison.id, 0.125, False))

@@ -56,7 +56,7 @@ def test_an_operator_starts_a_round(session: Session, sign_in: SignIn, project: 
     assert "waiting for a worker" in shown.text
     second = start(client, project)
     assert second.status_code == 409
-    assert "Round 1 is still frozen" in second.text
+    assert "Round 1 is still freezing" in second.text
 
 
 @pytest.mark.parametrize("strength", [None, "strong"])
@@ -94,7 +94,7 @@ def test_only_operators_start_cancel_and_retry(
     refused = 403 if roles else 401
     for path in ("rounds", "rounds/1/cancel", "rounds/1/retry", "sampling"):
         assert client.post(f"/projects/{project.slug}/{path}", FORM).status_code == refused
-    assert the_round(session).state == "frozen"
+    assert the_round(session).state == "freezing"
     seen = client.get(f"/projects/{project.slug}/rounds/1", headers={"Accept": "application/json"})
     assert seen.status_code == (200 if roles == ("admin",) else refused)
 
@@ -225,7 +225,7 @@ def test_cancel_retry_and_their_errors(sign_in: SignIn, session: Session, projec
     assert "The disk is full. Free some space." in page
     assert "Retry the stage that failed" in page
     assert client.post(f"{base}/retry").status_code == 303
-    assert the_round(session).state == "reward"
+    assert the_round(session).state == "freezing"
     service.run_failed(session, last_run(session, round_), "The disk is full.")
     session.commit()
     newer = start(client, project).headers["location"]
@@ -267,8 +267,8 @@ def test_the_status_is_json_for_programs(sign_in: SignIn, session: Session, proj
     base = f"/projects/{project.slug}/rounds/1"
     status = client.get(f"{base}/status").json()
     assert status == client.get(base, headers={"Accept": "application/json"}).json()
-    assert (status["state"], status["finished"], status["error"]) == ("frozen", False, None)
-    assert [stage["state"] for stage in status["stages"]] == ["queued", "waiting", "waiting", "waiting"]
+    assert (status["state"], status["finished"], status["error"]) == ("freezing", False, None)
+    assert [stage["state"] for stage in status["stages"]] == ["queued", "waiting", "waiting", "waiting", "waiting"]
 
 
 def test_a_round_that_waits_for_a_worker_says_so(sign_in: SignIn, session: Session, project: Project) -> None:
@@ -299,7 +299,7 @@ def test_what_a_stage_left_out_is_said(sign_in: SignIn, session: Session, projec
     session.commit()
     page = BeautifulSoup(client.get(f"/projects/{project.slug}/rounds/1").text, "html.parser")
     said = [each.text for each in page.select("#round-facts section[aria-labelledby=remarks] li")]
-    assert said == ["Reward model: 3 comparisons have weight 0: 4, 9, 12", "Reward model: The tokenizer had no pad."]
+    assert said == ["Snapshot: 3 comparisons have weight 0: 4, 9, 12", "Snapshot: The tokenizer had no pad."]
 
 
 def test_the_loop_is_drawn_though_a_figure_is_no_number(sign_in: SignIn, session: Session, project: Project) -> None:
@@ -346,9 +346,9 @@ def test_metrics_come_in_pieces(sign_in: SignIn, session: Session, project: Proj
     session.commit()
     first = client.get(url).json()
     assert [(m["kind"], m["name"], m["step"], m["value"]) for m in first["metrics"]] == [
-        ("reward", "loss", 1, 0.7),
-        ("reward", "accuracy", 2, 0.5),
-        ("reward", "loss", 2, 0.6),
+        ("freeze", "loss", 1, 0.7),
+        ("freeze", "accuracy", 2, 0.5),
+        ("freeze", "loss", 2, 0.6),
     ]
     record(2, eval_loss=float("nan"))
     record(3, loss=0.5)

@@ -1,5 +1,6 @@
 """Starting, advancing, cancelling and retrying rounds, without a worker: the test reports what one would."""
 
+import gzip
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,12 @@ from app.artifacts import ArtifactStore
 from app.db import make_session_factory
 from app.errors import Conflict, InvalidInput, PrefloopError, StorageFull
 from app.models import AuditEvent, ModelVersion, Project, Round, Run, Snapshot, User
-from app.rounds import service
+from app.rounds import freezing, service
+from app.rounds.snapshots import silent
 from app.rows import PromptRow
 from app.specs import RUN_SPEC, DPOSpec, EvaluateSpec, ModelRef, PPOSpec, RewardSpec, SampleSpec
 from tests import factories
-from tests.rounds.loop import config, decided, jobs, last_run, make_project
+from tests.rounds.loop import config, decided, frozen, jobs, last_run, make_project
 
 
 @pytest.fixture
@@ -29,8 +31,13 @@ def project(session: Session) -> Project:
     return make_project(session)
 
 
-def start(session: Session, store: ArtifactStore, project: Project, algorithm: str = "dpo", **values: object) -> Round:
+def begin(session: Session, store: ArtifactStore, project: Project, algorithm: str = "dpo", **values: object) -> Round:
     return service.start(session, store, project, factories.user(session, "operator"), config(algorithm, **values))
+
+
+def start(session: Session, store: ArtifactStore, project: Project, algorithm: str = "dpo", **values: object) -> Round:
+    """A round that has been frozen."""
+    return frozen(session, store, begin(session, store, project, algorithm, **values))
 
 
 def finish(session: Session, store: ArtifactStore, round_: Round) -> Run:
@@ -43,8 +50,14 @@ def finish(session: Session, store: ArtifactStore, round_: Round) -> Run:
 
 
 def test_starting_freezes_enqueues_and_is_audited(session: Session, store: ArtifactStore, project: Project) -> None:
-    round_ = start(session, store, project, beta=0.3, reward_epochs=5)
-    assert (round_.number, round_.state, round_.policy_before_id) == (1, "frozen", project.policy_id)
+    round_ = begin(session, store, project, beta=0.3, reward_epochs=5)
+    assert (round_.number, round_.state, round_.policy_before_id) == (1, "freezing", project.policy_id)
+    assert (round_.snapshot_id, last_run(session, round_).kind) == (None, "freeze")
+    assert jobs(session) == [last_run(session, round_).id]
+    event = session.scalars(select(AuditEvent).where(AuditEvent.action == "round.started")).one()
+    assert event.details["config"]["beta"] == 0.3
+
+    frozen(session, store, round_)
     snapshot = session.get_one(Snapshot, round_.snapshot_id)
     assert snapshot.counts == {
         "train": 20,
@@ -56,20 +69,19 @@ def test_starting_freezes_enqueues_and_is_audited(session: Session, store: Artif
         "earlier": {},
     }
     run = last_run(session, round_)
-    assert jobs(session) == [run.id]
+    assert (round_.state, jobs(session)[-1]) == ("reward", run.id)
     spec = RUN_SPEC.validate_python(run.spec)
     assert isinstance(spec, RewardSpec)
     assert (spec.backbone.base, spec.snapshot, spec.optimiser.epochs) == ("models/base", snapshot.location, 5)
-    event = session.scalars(select(AuditEvent).where(AuditEvent.action == "round.started")).one()
-    assert event.details["snapshot"] == snapshot.digest
-    assert event.details["config"]["beta"] == 0.3
+    event = session.scalars(select(AuditEvent).where(AuditEvent.action == "round.frozen")).one()
+    assert (event.actor_id, event.details) == (None, {"number": 1, "snapshot": snapshot.digest})
 
 
 def test_a_rolled_back_start_leaves_no_round_no_run_and_no_job(
     session: Session, store: ArtifactStore, project: Project
 ) -> None:
     session.commit()
-    start(session, store, project)
+    begin(session, store, project)
     assert len(jobs(session)) == 1
     session.rollback()
     assert jobs(session) == []
@@ -113,9 +125,9 @@ def test_a_round_walks_through_its_stages(session: Session, store: ArtifactStore
     assert evaluate_spec.before == ModelRef(base="models/base")
     assert (round_.state, round_.adopted, project.policy_id) == ("done", True, policy.id)
     assert round_.finished_at is not None
-    assert [run.state for run in session.scalars(select(Run))] == ["succeeded"] * 4
+    assert [run.state for run in session.scalars(select(Run))] == ["succeeded"] * 5
 
-    second = start(session, store, project)
+    second = begin(session, store, project)
     assert (second.number, second.policy_before_id) == (2, policy.id)
 
 
@@ -134,9 +146,9 @@ def test_ppo_samples_from_train_prompts_and_scores_with_the_rounds_reward_model(
 
 
 def test_only_one_round_of_a_project_is_active(session: Session, store: ArtifactStore, project: Project) -> None:
-    start(session, store, project)
-    with pytest.raises(Conflict, match="Round 1 is still frozen"):
-        start(session, store, project)
+    begin(session, store, project)
+    with pytest.raises(Conflict, match="Round 1 is still freezing"):
+        begin(session, store, project)
 
 
 def test_two_people_starting_at_once_get_one_round(
@@ -173,15 +185,20 @@ def test_what_cannot_be_trained_on_is_refused(session: Session, store: ArtifactS
     labelers = [factories.user(session).id, factories.user(session).id]
     decided(session, project, factories.prompt(session, project), labelers, preferences=(0, 0))
     with pytest.raises(InvalidInput, match="needs 20 decided comparisons with a winner to train on; there are 19"):
-        start(session, store, project)
+        begin(session, store, project)
     assert not service.preview(session, project, config()).can_start
     for _ in range(20):
         decided(session, project, factories.prompt(session, project), labelers, preferences=(0, 0))
+    decided(session, project, factories.prompt(session, project), labelers)
+    drawn = config(train_limit=20)  # 20 of them have a winner, but hardly all of the 20 that are drawn from 41
+    assert any("among the 20 that" in each for each in service.preview(session, project, drawn).warnings)
+    round_ = begin(session, store, project, train_limit=20)
     with pytest.raises(InvalidInput, match=r"there are [0-9]+ among the 20 that “Train on at most” leaves"):
-        start(session, store, project, train_limit=20)
+        freezing.write(session, store, round_, silent)
+    service.cancel(session, round_, factories.user(session, "operator"))
     project.policy_id = None
     with pytest.raises(InvalidInput, match="no model"):
-        start(session, store, project)
+        begin(session, store, project)
 
 
 def test_a_rank_that_cannot_hold_what_the_policy_has_learned_is_refused(
@@ -333,7 +350,7 @@ def test_a_policy_finished_after_the_cancel_is_kept_but_not_used(
     assert round_.policy_after_id is not None
     assert project.policy_id == base_id
     # What only an unused policy has learned from is new to the next round.
-    assert start(session, store, project, replay_share=0.0).state == "frozen"
+    start(session, store, project, replay_share=0.0)
 
 
 @pytest.mark.parametrize("stage", ["reward", "policy", "sampling", "evaluating"])
@@ -371,22 +388,23 @@ def test_only_the_newest_failed_round_can_be_retried(session: Session, store: Ar
         service.retry(session, store, failed, operator)
     service.run_started(session, last_run(session, failed))
     service.run_failed(session, last_run(session, failed), "broken")
-    newer = start(session, store, project)
-    with pytest.raises(Conflict, match="Round 2 is still frozen"):
+    newer = begin(session, store, project)
+    with pytest.raises(Conflict, match="Round 2 is still freezing"):
         service.retry(session, store, failed, operator)
     service.cancel(session, newer, operator)
     with pytest.raises(Conflict, match="newer round"):
         service.retry(session, store, failed, operator)
 
 
-def test_a_full_disk_leaves_no_round(session: Session, store: ArtifactStore, project: Project, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    def full(self: Path, data: bytes) -> int:
+def test_a_full_disk_leaves_no_snapshot(session: Session, store: ArtifactStore, project: Project, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    round_ = begin(session, store, project)
+    monkeypatch.setattr(gzip.GzipFile, "write", full)
     with pytest.raises(StorageFull):
-        start(session, store, project)
-    assert session.scalar(select(func.count()).select_from(Round)) == 0
+        freezing.write(session, store, round_, silent)
+    assert session.scalar(select(func.count()).select_from(Snapshot)) == 0
     assert not list(store.root.rglob("*.gz"))
 
 

@@ -23,7 +23,7 @@ from app.rounds.service import store_samples
 from app.specs import READ_BY, DPOSpec, Generation, Optimiser, PreferenceLoss, RewardSpec
 from app.typed import reasons_of
 from tests import factories
-from tests.rounds.loop import config, decided, last_run, make_project, new_samples
+from tests.rounds.loop import config, decided, frozen, last_run, make_project, new_samples
 
 # Settings that are not called like the field of the spec they become, or that another one must be set for:
 # name: (algorithm, value, kind of run, path in its spec, what stands there)
@@ -78,6 +78,7 @@ def runs(
     """The runs of a round of the wanted algorithm, by kind: of a whole one, or until there is one of a kind."""
     operator = factories.user(session, "operator")
     round_ = service.start(session, store, project, operator, config(**{"algorithm": wanted} | values))
+    frozen(session, store, round_)
     found = {}
     while round_.state not in ("done", "failed"):
         run = last_run(session, round_)

@@ -27,7 +27,7 @@ from app.rounds import service
 from app.schema import migrate
 from app.settings import Settings
 from tests import factories
-from tests.rounds.loop import config, jobs, last_run, make_project
+from tests.rounds.loop import config, frozen, jobs, last_run, make_project
 from tests.trainer.conftest import build_model
 from tests.waiting import wait_for
 from trainer import worker
@@ -43,6 +43,7 @@ def begin_round(session: Session, settings: Settings, tmp_path: Path, **values: 
     project = make_project(session, str(tmp_path / "model"), train=20, heldout=4)
     store = ArtifactStore(settings.artifacts_root)
     round_ = service.start(session, store, project, factories.user(session, "operator"), config(**values))
+    frozen(session, store, round_)
     session.commit()
     return round_
 

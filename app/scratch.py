@@ -9,8 +9,11 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from fastapi.responses import FileResponse
+from starlette.background import BackgroundTask
 
 PREFIX = "prefloop-files-"
 LEFT_BEHIND = 24 * 3600  # seconds; no request takes so long
@@ -21,6 +24,16 @@ def folder() -> Iterator[Path]:
     """A new folder, which only this user can read."""
     with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as path:
         yield Path(path)
+
+
+def download(name: str, media_type: str, write: Callable[[Path], object]) -> FileResponse:
+    """A file that is made whole on the disk and then sent, so that an error is never half a file."""
+    with contextlib.ExitStack() as stack:
+        path = stack.enter_context(folder()) / name
+        write(path)
+        kept_until_sent = stack.pop_all()
+    background = BackgroundTask(kept_until_sent.close)
+    return FileResponse(path, filename=name, media_type=media_type, background=background)
 
 
 def remove_left_behind() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.datasets import scratch
+from app import scratch
 
 
 def test_old_folders_of_killed_processes_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

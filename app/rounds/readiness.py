@@ -1,0 +1,145 @@
+"""What a round would read, and whether that is enough: told before its start, and decided when it is frozen."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from sqlalchemy.orm import Session
+
+from app.domain.replay import counts as counts_of
+from app.errors import InvalidInput
+from app.models import ModelVersion, Project, Round
+from app.rounds import queries, snapshot_queries
+from app.rounds.forms import RoundConfig
+from app.rounds.snapshots import chosen, demonstration_counts, thumb_counts
+from app.rounds.stages import MIN_PAIRS
+
+MIN_DEMONSTRATIONS = 20
+FEW_PAIRS = 100  # below this a reward model learns little
+
+
+class Preview(NamedTuple):
+    """What a round started now would read."""
+
+    counts: dict[str, Any]  # those its snapshot would have
+    waiting: int  # comparisons not decided yet, or demonstrations not reviewed yet: not read
+    new_judgments: int
+    thumbs: dict[str, int] | None  # how many responses with thumbs it would read, up and down; none: it reads none
+    policy: ModelVersion | None
+    active: Round | None
+    warnings: tuple[str, ...]
+    can_start: bool
+
+
+def preview(session: Session, project: Project, config: RoundConfig) -> Preview:
+    """What a round with these settings would read, who won by the consensus that is stored."""
+    past = queries.rounds(session, project.id)
+    policy = session.get(ModelVersion, project.policy_id) if project.policy_id else None
+    since = queries.read_at(session, past[0]) if past else None
+    new_judgments = queries.judgments_since(session, project.id, since)
+    active = queries.active_round(session, project.id)
+    warnings = []
+    if policy is None:
+        warnings.append("The project has no model yet: a round needs a policy to improve.")
+    demonstrations = demonstration_counts(snapshot_queries.count_approved(session, project.id), config.reading)
+    counts: dict[str, Any]
+    if config.algorithm == "sft":
+        counts, waiting = demonstrations, queries.pending_demonstrations(session, project.id)
+    else:
+        counts = counts_of(chosen(session, project.id, config.reading))
+        waiting = queries.undecided(session, project.id)
+    lacking = lacks(config, counts, demonstrations["train"]) or too_low_a_rank(session, project, config)
+    if lacking:
+        warnings.append(str(lacking))
+    if config.algorithm != "sft":
+        warnings += _doubts(counts)
+        if past and not new_judgments and not counts["new"]:
+            warnings.append(
+                f"No judgment was given since round {past[0].number}: a new round would train on the same data again."
+            )
+    return Preview(
+        counts=counts,
+        waiting=waiting,
+        new_judgments=new_judgments,
+        thumbs=thumb_counts(*snapshot_queries.count_thumbs(session, project.id)) if reads_thumbs(config) else None,
+        policy=policy,
+        active=active,
+        warnings=tuple(warnings),
+        can_start=policy is not None and active is None and lacking is None,
+    )
+
+
+def reads_thumbs(config: RoundConfig) -> bool:
+    return config.thumbs and getattr(config, "loss", None) == "kto"
+
+
+def lacks(config: RoundConfig, counts: Mapping[str, Any], demonstrations: int) -> InvalidInput | None:
+    """Why this is too little to train on, if it is.
+
+    Args:
+        counts: of the snapshot: `train`, and with comparisons `winners`.
+        demonstrations: approved ones on train prompts, which PPO could mix in.
+    """
+    if config.algorithm == "sft":
+        if counts["train"] < MIN_DEMONSTRATIONS:
+            return InvalidInput(
+                f"Fine-tuning needs {MIN_DEMONSTRATIONS} approved demonstrations on train prompts; "
+                f"there are {counts['train']}.",
+                "Import some with `prefloop import --kind demonstrations` or on the Data page.",
+            )
+        return None
+    if counts["winners"] < MIN_PAIRS:
+        left_out = ""
+        if config.replay_share is not None or config.replay_rounds:
+            left_out = " (replay leaves earlier ones out)"
+        elif counts["train"] == config.train_limit:
+            left_out = f" among the {config.train_limit} that “Train on at most” leaves"
+        return InvalidInput(
+            f"A round needs {MIN_PAIRS} decided comparisons with a winner to train on; "
+            f"there are {counts['winners']}{left_out}.",
+            "Label or import more, settle those under review, or loosen the limits.",
+        )
+    if config.ptx and not demonstrations:
+        return InvalidInput(
+            "There is no approved demonstration on a train prompt to mix into PPO.",
+            "Import demonstrations, or switch them off (ptx).",
+        )
+    return None
+
+
+def lacks_at_first_sight(session: Session, project: Project, config: RoundConfig) -> InvalidInput | None:
+    """`lacks` by what costs no more where there is much: no comparison beyond the first `MIN_PAIRS` is looked at.
+
+    Limits can leave out more than is seen here. That is found when the round is frozen.
+    """
+    approved = snapshot_queries.count_approved(session, project.id) if config.algorithm == "sft" or config.ptx else {}
+    demonstrations = demonstration_counts(approved, config.reading)
+    if config.algorithm == "sft":
+        return lacks(config, demonstrations, 0)
+    only_new = config.replay_share == 0
+    winners = snapshot_queries.count_winners(session, project.id, MIN_PAIRS, only_new=only_new)
+    return lacks(config, {"train": winners, "winners": winners}, demonstrations["train"])
+
+
+def too_low_a_rank(session: Session, project: Project, config: RoundConfig) -> InvalidInput | None:
+    """Why the policy's adapter cannot go on learning, if it cannot: a smaller one would lose what it has learned."""
+    rank = queries.adapter_rank(session, project.policy_id)
+    if not config.lora or rank is None or rank <= config.lora_rank:
+        return None
+    return InvalidInput(
+        f"The policy's adapter has LoRA rank {rank}; rank {config.lora_rank} cannot hold what it has learned.",
+        f"Set the LoRA rank to {rank} or more, or switch LoRA off to train full weights.",
+    )
+
+
+def _doubts(counts: dict[str, Any]) -> list[str]:
+    """Why a round on these comparisons may disappoint."""
+    doubts = []
+    if MIN_PAIRS <= counts["winners"] < FEW_PAIRS:
+        doubts.append(
+            f"Only {counts['winners']} comparisons to train on. With fewer than {FEW_PAIRS}, expect weak results."
+        )
+    if counts["train"] and not counts["heldout"]:
+        doubts.append("No held-out comparison is decided: only cross-fitting can measure the reward model's accuracy.")
+    if counts["train"] and counts["ties"] * 2 > counts["train"] + counts["heldout"]:
+        doubts.append("More than half of the comparisons are ties, which say little about what is better.")
+    return doubts
