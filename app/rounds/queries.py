@@ -26,7 +26,6 @@ from app.models import (
     Prompt,
     RedTeamAttempt,
     Round,
-    Rubric,
     Run,
     Snapshot,
 )

@@ -38,9 +38,9 @@ class Played:
     """What the labelers saw on one side, over all its windows.
 
     begin, end: of the window that is open, by `time.perf_counter`; outside it nothing is timed. seconds: length of the
-    windows. card, answer: milliseconds; cards that were asked for. acknowledged: ids of all answers that the service took, also outside windows.
-    dry: how often somebody found no card. errors: by message, also outside windows. client_seconds, service_seconds:
-    processor time in the windows, of this process and of the service.
+    windows. card, answer: milliseconds; only cards that were asked for. acknowledged: ids of all answers that the
+    service took, also outside windows. dry: how often somebody found no card. errors: by message, also outside windows.
+    client_seconds, service_seconds: processor time in the windows, of this process and of the service.
     """
 
     begin: float = float("inf")
