@@ -28,7 +28,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.db import make_engine, make_session_factory, sqlalchemy_url
-from app.labeling import answers, assigning
+from app.labeling import answers, assigning, outlook
 from app.labeling.forms import LabelForm
 from app.models import Project, User
 from app.postgres import database
@@ -163,7 +163,7 @@ def turn(side: Side, kind: str, times: Times) -> None:
     took, task = timed(side, assigning.next_task, kind)
     if kind == "exhausted":
         assert task is None, "there was nothing left for this labeler"
-        took += timed(side, assigning.idle, kind)[0]
+        took += timed(side, outlook.idle, kind)[0]
         times["next_task", kind, side.name].append(took)
         return
     assert task is not None, f"the queue ran dry for {kind}"

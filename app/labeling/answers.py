@@ -14,8 +14,7 @@ from app.access import gate, gate_queries
 from app.domain import ranking, scale
 from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound
 from app.judging import AdaptiveOverlap, LabelingSettings
-from app.labeling import answer_queries, queries, recusal
-from app.labeling.assigning import can_have, own_lease
+from app.labeling import answer_queries, choosing, leases, queries, recusal
 from app.labeling.checking import Said, check
 from app.labeling.forms import LabelForm
 from app.labeling.settling import settle
@@ -36,7 +35,7 @@ def submit(session: Session, project: Project, lease_id: UUID, labeler: User, fo
         InvalidInput: the answer is not one that the rubric allows.
     """
     gate_queries.lock_labeler(session, labeler.id)
-    lease, comparison = own_lease(session, project, lease_id, labeler)
+    lease, comparison = leases.own_lease(session, project, lease_id, labeler)
     pairs = answer_queries.lock_with_ranking(session, comparison)
     offered = pairs[0]
     so_far = answer_queries.so_far(session, offered.id, labeler.id, form.idempotency_key)
@@ -59,7 +58,7 @@ def submit(session: Session, project: Project, lease_id: UUID, labeler: User, fo
         )
     holds_place = any(own.state == "live" for own, _age in so_far.leases)
     # It may be kept for somebody else by now.
-    if not holds_place and not (_has_room(offered) and can_have(session, project, labeler, offered)):
+    if not holds_place and not (_has_room(offered) and choosing.choose_this(session, project, labeler, offered.id)):
         raise _taken()
     said = check(form, so_far.rubric, ranked=_ranked(lease))
 

@@ -13,7 +13,7 @@ from app.access.sessions import UserDep
 from app.db import SessionDep
 from app.demonstrations import service as demonstrations
 from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound, PrefloopError
-from app.labeling import answers, assigning, history, views
+from app.labeling import answers, assigning, history, leases, outlook, views
 from app.labeling.forms import Desk, Draft, LabelForm, SkipForm
 from app.labeling.queries import Position, Task
 from app.limits import FormRoute
@@ -26,7 +26,7 @@ router = APIRouter(route_class=FormRoute)
 @router.get("/label")
 def start(request: Request, labeler: UserDep, session: SessionDep) -> Response:
     """To one of the labeler's projects that has a task for them."""
-    slug = assigning.project_with_work(session, labeler)
+    slug = outlook.project_with_work(session, labeler)
     if slug:
         return redirect(f"/projects/{slug}/label")
     return page(request, "labeling/no_work.html", writing=demonstrations.projects_with_tasks(session, labeler))
@@ -35,7 +35,7 @@ def start(request: Request, labeler: UserDep, session: SessionDep) -> Response:
 @router.get("/projects/{project_slug}/label")
 def show(request: Request, project: ProjectDep, labeler: LabelerDep, session: SessionDep) -> Response:
     task = assigning.next_task(session, project, labeler)
-    if task is None and not _wants_json(request) and assigning.idle(session, project, labeler).reason == "quiz":
+    if task is None and not _wants_json(request) and outlook.idle(session, project, labeler).reason == "quiz":
         return redirect(f"/projects/{project.slug}/quiz")
     return _desk(request, session, project, labeler, task)
 
@@ -55,10 +55,10 @@ def here(
 ) -> Response:
     """The labeler is at work: their tasks last again from now on, and the one on the desk is theirs again if its time
     ran out and nobody has it."""
-    live = assigning.renew(session, project, labeler)
+    live = leases.renew(session, project, labeler)
     if desk is not None and desk not in live:
         assigning.next_task(session, project, labeler, again=desk)
-        live = assigning.renew(session, project, labeler)
+        live = leases.renew(session, project, labeler)
     return JSONResponse({"live": [str(lease_id) for lease_id in live]})
 
 
@@ -135,15 +135,15 @@ def skip(
     form: Annotated[SkipForm, Form()],
 ) -> Response:
     """Gives the task back and shows another one."""
-    skipped = assigning.skip(session, project, lease_id, labeler, form.words())
+    skipped = leases.skip(session, project, lease_id, labeler, form.words())
     return _next(request, session, project, labeler, form, skipped)
 
 
 @router.post("/projects/{project_slug}/label/{lease_id}/release")
 def release(project: ProjectDep, labeler: LabelerDep, session: SessionDep, lease_id: UUID) -> Response:
     """The page was closed: what it had loaded ahead goes back to the queue, unless it is on the desk of another tab."""
-    if assigning.renew(session, project, labeler)[:1] != [lease_id]:
-        assigning.release(session, project, lease_id, labeler)
+    if leases.renew(session, project, labeler)[:1] != [lease_id]:
+        leases.release(session, project, lease_id, labeler)
     return Response(status_code=204)
 
 
@@ -164,7 +164,7 @@ def _next(
     if _wants_json(request) and form.desk:
         is_theirs, ahead = assigning.following(session, project, labeler, form.desk)
         if is_theirs:
-            numbers = _numbers(assigning.progress(session, project, labeler)) if form.count else {}
+            numbers = _numbers(outlook.progress(session, project, labeler)) if form.count else {}
             card = _ahead(request, session, labeler, ahead)
             return JSONResponse({"desk": None, "beside": str(form.desk), "card": card} | numbers)
     task = assigning.next_task(session, project, labeler, again=form.desk, skipped=skipped)
@@ -173,7 +173,7 @@ def _next(
     return redirect(f"/projects/{project.slug}/label")
 
 
-def _numbers(progress: assigning.Progress) -> dict[str, object]:
+def _numbers(progress: outlook.Progress) -> dict[str, object]:
     return {"done": progress.done, "left": progress.to_go}
 
 
@@ -182,9 +182,7 @@ def _ahead(request: Request, session: Session, labeler: User, task: Task | None)
     if task is None:
         return None
     card = views.card(task, history.taken_back(session, task, labeler))
-    return fragment(
-        request, "labeling/_desk.html", card=card, progress=assigning.Progress(0, 0), problem=None, unsent=""
-    )
+    return fragment(request, "labeling/_desk.html", card=card, progress=outlook.Progress(0, 0), problem=None, unsent="")
 
 
 def _desk(
@@ -204,14 +202,14 @@ def _desk(
         refused: the lease and form of an answer that was not taken. Its text goes back into the form when the same
             comparison is on the desk again, else it is shown to be copied.
     """
-    same = bool(task and refused and assigning.is_same_comparison(session, task, refused[0]))
+    same = bool(task and refused and leases.is_same_comparison(session, task, refused[0]))
     sent = refused[1] if refused else None
     draft: Draft | None = (sent if same else history.taken_back(session, task, labeler)) if task else None
-    progress = assigning.progress(session, project, labeler)
+    progress = outlook.progress(session, project, labeler)
     context = {
         "card": views.card(task, draft) if task else None,
         "progress": progress,
-        "idle": None if task else assigning.idle(session, project, labeler, skipped),
+        "idle": None if task else outlook.idle(session, project, labeler, skipped),
         "problem": problem,
         "unsent": sent.rationale if sent and not same else "",
     }
@@ -243,7 +241,7 @@ def _answer(
         "labeling/page.html",
         status=problem.status if problem else 200,
         card=views.card(task, refused or history.as_shown(session, judgment), judgment_id=judgment.id),
-        progress=assigning.progress(session, project, labeler),
+        progress=outlook.progress(session, project, labeler),
         problem=problem,
         unsent="",
     )

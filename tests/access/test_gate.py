@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.demonstrations import service as writing
 from app.errors import Forbidden
-from app.labeling import assigning
+from app.labeling import assigning, outlook
 from app.models import Project, ProjectLabeler, ProjectMember, User
 from app.red_team import service as attacking
 from app.red_team.forms import RatingForm
@@ -86,7 +86,7 @@ def test_what_was_begun_and_what_is_new(
     assert assigning.next_task(session, project, labeler) is None
     assert writing.next_task(session, project, labeler) is None
     told = "removed" if why == "left" else why
-    assert assigning.idle(session, project, labeler)[0] == writing.idle(session, project, labeler)[0] == told
+    assert outlook.idle(session, project, labeler)[0] == writing.idle(session, project, labeler)[0] == told
     with pytest.raises(Forbidden, match=CLOSED[why]):
         attempts.send(session, project, labeler, tmp_path, "Another.")
     response = factories.completion(session, factories.prompt(session, project))

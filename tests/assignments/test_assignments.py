@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from app.assignments import queries, service
 from app.assignments.forms import AssignForm
 from app.errors import InvalidInput, NotFound
-from app.labeling import answers, assigning
+from app.labeling import answers, assigning, leases
 from app.models import AuditEvent, Comparison, LabelerGroup, LabelerGroupMember, Project, ProjectLabeler, User
 from tests import factories
 from tests.labeling.desk import answer, judge, rank, ranking, take
@@ -189,7 +189,7 @@ def test_what_is_on_somebodys_desk_is_not_kept_for_another(session: Session, adm
     form = AssignForm.model_validate({"owner": owner})
     assert service.assign(session, project, admin, form) == (1, 1)
     assert session.scalars(select(Comparison.id).where(Comparison.labeler_id == labeler.id)).all() == [free.id]
-    assigning.release(session, project, task.lease_id, holder)
+    leases.release(session, project, task.lease_id, holder)
     assert assign(session, project, admin, ids=str(held.id), owner=owner) == 1
     judge(session, project, labeler, take(session, project, labeler))
     session.refresh(held)

@@ -8,7 +8,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, InvalidInput
-from app.labeling import answers, assigning
+from app.labeling import answers, outlook
 from app.labeling.forms import LabelForm, SkipForm
 from app.labeling.queries import Task
 from app.models import (
@@ -159,7 +159,7 @@ def test_a_ranking_is_one_answer_on_all_its_pairs(session: Session) -> None:
     assert [row.idempotency_key is None for row in rows] == [False, True, True, True, True, True]
     assert {row.lease_id for row in rows} == {task.lease_id}
     assert [counts(session, row.comparison_id) for row in rows] == [(1, 0)] * 6
-    assert assigning.progress(session, project, labeler).done == 1
+    assert outlook.progress(session, project, labeler).done == 1
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Gone, InvalidInput, NotFound
-from app.labeling import answers, assigning, calibration, history, queries
+from app.labeling import answers, assigning, calibration, history, leases, outlook, queries
 from app.members import service as members
 from app.models import AuditEvent, Comparison, Judgment, Lease, ProjectLabeler
 from tests import factories
@@ -39,7 +39,7 @@ def test_what_is_left_does_not_tell_what_was_mixed_in(session: Session, kind: st
         seen = []
 
         def look() -> None:
-            seen.append(assigning.progress(session, project, labeler).left)
+            seen.append(outlook.progress(session, project, labeler).left)
 
         for n in range(4):
             rate = 1 if n % 2 and mixed_in else 0.000001
@@ -50,7 +50,7 @@ def test_what_is_left_does_not_tell_what_was_mixed_in(session: Session, kind: st
             assert purpose(session, task) == (kind if rate == 1 else "train")
             look()
             if n == 3:
-                assigning.skip(session, project, task.lease_id, labeler, "unclear")
+                leases.skip(session, project, task.lease_id, labeler, "unclear")
                 look()
                 # Skipped or not, it can be put on the desk again.
                 assert take(session, project, labeler, again=task.lease_id).position == task.position
@@ -87,22 +87,22 @@ def test_no_day_begins_between_two_cards_that_tell_what_they_are(
         if way == "taken back":
             judge(session, project, labeler, task)
         elif way == "skipped":
-            assigning.skip(session, project, task.lease_id, labeler, "")
+            leases.skip(session, project, task.lease_id, labeler, "")
         session.commit()
         now = datetime.now(UTC)
         # What can still be taken back was done today.
         monkeypatch.setattr(queries, "today", lambda _: now - timedelta(hours=way == "taken back"))
-        seen = [assigning.progress(session, project, labeler).left]
+        seen = [outlook.progress(session, project, labeler).left]
         if way == "taken back":
             answers.undo(session, project, labeler)
         else:
             task = take(session, project, labeler, again=task.lease_id)
         for step in (lambda: judge(session, project, labeler, task), lambda: answers.undo(session, project, labeler),
-                     lambda: assigning.skip(session, project, task.lease_id, labeler, "")):  # fmt: skip
-            seen.append(assigning.progress(session, project, labeler).left)
+                     lambda: leases.skip(session, project, task.lease_id, labeler, "")):  # fmt: skip
+            seen.append(outlook.progress(session, project, labeler).left)
             step()
             session.commit()
-        seen.append(assigning.progress(session, project, labeler).left)
+        seen.append(outlook.progress(session, project, labeler).left)
         return [after - before for before, after in pairwise(seen)]
 
     assert counts("calibration") == counts("repeat") == counts("train")
@@ -132,7 +132,7 @@ def test_a_day_begins_when_nothing_of_the_one_before_can_be_changed(now: str, si
     ],
 )
 def test_what_is_left_in_words(left: int, mixed: bool, to_go: str) -> None:
-    assert assigning.Progress(3, left, mixed).to_go == to_go
+    assert outlook.Progress(3, left, mixed).to_go == to_go
 
 
 @pytest.mark.parametrize("kind", ["calibration", "repeat", "train"])
@@ -153,14 +153,14 @@ def test_the_last_task_that_is_left_is_work_whatever_it_is(session: Session, how
     while task := assigning.next_task(session, project, labeler, beside=left.lease_id):
         judge(session, project, labeler, task)
     if how == "closed the page":
-        assigning.release(session, project, left.lease_id, labeler)
+        leases.release(session, project, left.lease_id, labeler)
     elif how == "skipped":
-        assigning.skip(session, project, left.lease_id, labeler, "")
+        leases.skip(session, project, left.lease_id, labeler, "")
     else:
         run_out(session, left.lease_id)
         end_overdue(session)
     session.commit()
-    assert assigning.project_with_work(session, labeler) == project.slug
+    assert outlook.project_with_work(session, labeler) == project.slug
     assert take(session, project, labeler).position == left.position
 
 
@@ -194,7 +194,7 @@ def test_a_task_that_went_back_unanswered_comes_again_whatever_it_is(session: Se
     project.labeling = {"calibration": {"rate": 0.5, "least": 1000}}
     for _ in range(12):  # by chance it was another one each second time
         if how == "closed the page":
-            assigning.release(session, project, first.lease_id, labeler)
+            leases.release(session, project, first.lease_id, labeler)
         else:
             run_out(session, first.lease_id)
         again = take(session, project, labeler)
@@ -220,9 +220,9 @@ def test_a_task_that_others_would_have_taken_meanwhile_does_not_come_again(
     assert purpose(session, left) == kind
     project.labeling = off
     if how == "closed the page":
-        assigning.release(session, project, left.lease_id, labeler)
+        leases.release(session, project, left.lease_id, labeler)
     elif how == "skipped":
-        assigning.skip(session, project, left.lease_id, labeler, "")
+        leases.skip(session, project, left.lease_id, labeler, "")
     else:
         run_out(session, left.lease_id)
     session.commit()  # a later moment
@@ -314,7 +314,7 @@ def test_among_what_was_skipped_nothing_is_mixed_in(session: Session) -> None:
     skipped = {factories.comparison(session, project).id for _ in range(3)}
     for _ in skipped:
         task = take(session, project, labeler)
-        assigning.skip(session, project, task.lease_id, labeler, "unclear")
+        leases.skip(session, project, task.lease_id, labeler, "unclear")
         session.commit()
     project.labeling = ALWAYS
     item(session, project)
@@ -345,7 +345,7 @@ def test_a_skipped_item_comes_back_last_as_anything_skipped(session: Session) ->
     measured, usual = item(session, project), factories.comparison(session, project)
     task = take(session, project, labeler)
     assert task.position.comparison_id == measured.id
-    assigning.skip(session, project, task.lease_id, labeler, "unclear")
+    leases.skip(session, project, task.lease_id, labeler, "unclear")
     session.commit()
     task = take(session, project, labeler)
     assert task.position.comparison_id == usual.id
@@ -430,7 +430,7 @@ def test_a_corrected_answer_counts_for_all_who_answered_and_is_written_down(sess
     project, labeler = factories.project(session, labeling=ALWAYS), factories.user(session)
     admin = factories.user(session, "admin")
     calibrate(session, project, labeler, [True, True, True, False, False])  # 3 of 5: paused
-    assert assigning.idle(session, project, labeler).reason == "paused"
+    assert outlook.idle(session, project, labeler).reason == "paused"
     assert calibration.paused_no_longer_rightly(session, project) == []
     missed = session.scalars(
         select(Comparison)
@@ -498,9 +498,9 @@ def test_a_window_smaller_than_what_is_waited_for_still_pauses(session: Session)
     labeling = {"calibration": {"rate": 1, "least": 8, "window": 5, "threshold": 0.7}}
     project, labeler = factories.project(session, labeling=labeling), factories.user(session)
     calibrate(session, project, labeler, [False] * 7)
-    assert assigning.idle(session, project, labeler).reason != "paused"
+    assert outlook.idle(session, project, labeler).reason != "paused"
     calibrate(session, project, labeler, [False])
-    assert assigning.idle(session, project, labeler).reason == "paused"
+    assert outlook.idle(session, project, labeler).reason == "paused"
 
 
 def test_whoever_is_paused_gives_back_what_they_hold_and_keeps_nothing_by_staying(session: Session) -> None:
@@ -510,7 +510,7 @@ def test_whoever_is_paused_gives_back_what_they_hold_and_keeps_nothing_by_stayin
     task = take(session, project, labeler)
     session.add(ProjectLabeler(project_id=project.id, labeler_id=labeler.id, state="paused", reason="Ask Ada."))
     session.flush()
-    assert assigning.renew(session, project, labeler) == []
+    assert leases.renew(session, project, labeler) == []
     assert assigning.next_task(session, project, labeler) is None
     assert session.get_one(Lease, task.lease_id, populate_existing=True).state == "released"
     assert take(session, project, factories.user(session)).position.comparison_id == held.id

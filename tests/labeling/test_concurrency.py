@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from app.db import make_session_factory
 from app.errors import PrefloopError
-from app.labeling import answers, assigning
+from app.labeling import answers, assigning, leases, outlook
 from app.labeling.forms import LabelForm
 from app.labeling.queries import Task
 from app.models import Comparison, Judgment, LabelerGroup, LabelerGroupMember, Lease, Project, User
@@ -48,7 +48,7 @@ def work(sessions: sessionmaker[Session], project: Project, labeler: User, luck:
         if task is None:
             with sessions.begin() as session:
                 task = assigning.next_task(session, project, labeler)
-                if task is None and assigning.idle(session, project, labeler).reason == "finished":
+                if task is None and outlook.idle(session, project, labeler).reason == "finished":
                     return
             continue
         dice = luck.random()
@@ -61,7 +61,7 @@ def work(sessions: sessionmaker[Session], project: Project, labeler: User, luck:
             continue
         if dice < 0.15:
             with sessions.begin() as session:
-                position = assigning.release(session, project, task.lease_id, labeler)
+                position = leases.release(session, project, task.lease_id, labeler)
                 task = assigning.next_task(session, project, labeler, skipped=position)
             continue
         form = LabelForm(idempotency_key=uuid4(), rubric_id=task.rubric.id, preference=luck.randint(-3, 3))
@@ -183,11 +183,11 @@ def label(sessions: sessionmaker[Session], project: Project, labeler: User, luck
         with sessions.begin() as session:
             task = assigning.next_task(session, project, labeler)
             if task is None:
-                if assigning.idle(session, project, labeler).reason in ("finished", "kept", "paused"):
+                if outlook.idle(session, project, labeler).reason in ("finished", "kept", "paused"):
                     return
                 continue
             if luck.random() < 0.05:
-                assigning.skip(session, project, task.lease_id, labeler, "not mine")
+                leases.skip(session, project, task.lease_id, labeler, "not mine")
                 continue
         form = LabelForm.model_validate(
             {"idempotency_key": uuid4(), "rubric_id": task.rubric.id} | answers_of(luck, task)

@@ -11,7 +11,7 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, InvalidInput, NotFound
-from app.labeling import answers, assigning, calibration, history, recusal, settling
+from app.labeling import answers, assigning, calibration, history, outlook, recusal, settling
 from app.labeling.queries import Task
 from app.models import AuditEvent, Comparison, Judgment, Lease, Project, ProjectLabeler, User
 from tests import factories
@@ -103,8 +103,8 @@ def test_an_item_is_not_in_the_queue_and_nothing_counts_it_as_open(session: Sess
     project, labeler = factories.project(session), factories.user(session)
     item(session, project)
     assert assigning.next_task(session, project, labeler) is None
-    assert assigning.idle(session, project, labeler).reason == "finished"
-    assert assigning.progress(session, project, labeler).left == 0
+    assert outlook.idle(session, project, labeler).reason == "finished"
+    assert outlook.progress(session, project, labeler).left == 0
 
 
 def test_an_item_whose_time_ran_out_comes_again_and_to_others_meanwhile(session: Session) -> None:
@@ -130,7 +130,7 @@ def test_right_is_who_takes_the_side(session: Session, gold: int, said: int, rig
     ordinary(session, project)
     item(session, project, gold)
     answered(session, project, labeler, take(session, project, labeler), said)
-    assert (assigning.idle(session, project, labeler).reason == "paused") is not right
+    assert (outlook.idle(session, project, labeler).reason == "paused") is not right
 
 
 def calibrate(session: Session, project: Project, labeler: User, rights: list[bool]) -> None:
@@ -153,7 +153,7 @@ def test_a_labeler_below_the_threshold_is_paused_with_a_message_and_the_admin_to
     standing = session.scalars(select(ProjectLabeler)).one()
     assert (standing.state, standing.changed_by) == ("paused", None)
     assert assigning.next_task(session, project, labeler) is None
-    idle = assigning.idle(session, project, labeler)
+    idle = outlook.idle(session, project, labeler)
     assert idle.reason == "paused"
     assert "Of your last 5, 3 agree" in idle.message
     assert "70%" in idle.message
@@ -165,9 +165,9 @@ def test_exactly_at_the_threshold_nobody_is_paused_and_only_the_window_counts(se
     labeling = {"calibration": {"rate": 1, "least": 5, "window": 10, "threshold": 0.7}}
     project, labeler = factories.project(session, labeling=labeling), factories.user(session)
     calibrate(session, project, labeler, [True] * 7 + [False] * 3)  # 7 of 10
-    assert assigning.idle(session, project, labeler).reason != "paused"
+    assert outlook.idle(session, project, labeler).reason != "paused"
     calibrate(session, project, labeler, [False])  # the first right one leaves the window: 6 of 10
-    assert assigning.idle(session, project, labeler).reason == "paused"
+    assert outlook.idle(session, project, labeler).reason == "paused"
 
 
 def test_who_was_let_go_on_begins_anew(session: Session) -> None:
@@ -176,9 +176,9 @@ def test_who_was_let_go_on_begins_anew(session: Session) -> None:
     session.execute(update(ProjectLabeler).values(state="active", reason="", counted_from=func.now()))
     session.commit()
     calibrate(session, project, labeler, [True] * 4 + [False])
-    assert assigning.idle(session, project, labeler).reason != "paused"
+    assert outlook.idle(session, project, labeler).reason != "paused"
     calibrate(session, project, labeler, [False, False])  # 4 of 7
-    assert assigning.idle(session, project, labeler).reason == "paused"
+    assert outlook.idle(session, project, labeler).reason == "paused"
 
 
 def test_who_was_paused_here_works_elsewhere(session: Session) -> None:
@@ -186,7 +186,7 @@ def test_who_was_paused_here_works_elsewhere(session: Session) -> None:
     calibrate(session, project, labeler, [False] * 5)
     elsewhere = factories.project(session)
     factories.comparison(session, elsewhere)
-    assert assigning.project_with_work(session, labeler) == elsewhere.slug
+    assert outlook.project_with_work(session, labeler) == elsewhere.slug
 
 
 def test_a_decided_comparison_becomes_an_item_and_stays_what_it_was(session: Session) -> None:
@@ -229,7 +229,7 @@ def test_answers_to_a_retired_item_no_longer_count(session: Session) -> None:
     assert wrong is not None
     calibration.retire(session, project, wrong.id, admin)
     calibrate(session, project, labeler, [False, True])  # 4 of the 5 that count
-    assert assigning.idle(session, project, labeler).reason != "paused"
+    assert outlook.idle(session, project, labeler).reason != "paused"
 
 
 def test_how_long_an_answer_can_be_changed_does_not_tell_an_item(session: Session) -> None:

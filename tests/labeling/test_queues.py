@@ -5,7 +5,7 @@ from sqlalchemy import Engine, func, select, text, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.db import make_session_factory
-from app.labeling import answers, assigning, claim_queries
+from app.labeling import answers, assigning, claim_queries, leases, outlook
 from app.models import (
     Comparison,
     LabelerGroup,
@@ -62,7 +62,7 @@ def test_what_is_kept_for_a_group_goes_to_its_members(session: Session) -> None:
     free = factories.comparison(session, project)
     kept = [factories.comparison(session, project, group_id=experts.id, priority=n).id for n in (0, 3, 0)]
     assert given(session, project, other) == [free.id]
-    assert assigning.idle(session, project, other).reason == "kept"
+    assert outlook.idle(session, project, other).reason == "kept"
     for member in members:
         assert given(session, project, member)[:3] == [kept[1], kept[0], kept[2]]
 
@@ -72,7 +72,7 @@ def test_who_joins_a_group_gets_what_is_kept_for_it(session: Session) -> None:
     experts = group(session, project)
     kept = factories.comparison(session, project, group_id=experts.id)
     assert given(session, project, labeler) == []
-    assert assigning.idle(session, project, labeler).reason == "kept"
+    assert outlook.idle(session, project, labeler).reason == "kept"
     session.add(LabelerGroupMember(group_id=experts.id, labeler_id=labeler.id))
     assert given(session, project, labeler) == [kept.id]
 
@@ -194,8 +194,8 @@ def test_a_claim_does_not_walk_over_what_was_judged(session: Session) -> None:
     session.commit()
     with rows_read(session) as counts:
         assert assigning.next_task(session, project, labeler) is None
-        assert assigning.idle(session, project, labeler).reason == "finished"
-        assert assigning.project_with_work(session, labeler) is None
+        assert outlook.idle(session, project, labeler).reason == "finished"
+        assert outlook.project_with_work(session, labeler) is None
     assert counts
     assert sum(counts) < 100
     urgent = factories.comparison(session, project, priority=1)
@@ -244,7 +244,7 @@ def test_a_place_is_one_row_a_queue(session: Session) -> None:
 
 def skip(session: Session, project: Project, labeler: User) -> int:
     task = take(session, project, labeler)
-    assigning.skip(session, project, task.lease_id, labeler, "too long")
+    leases.skip(session, project, task.lease_id, labeler, "too long")
     return task.position.comparison_id
 
 
@@ -278,13 +278,13 @@ def test_nobody_holds_more_than_two_tasks(session: Session) -> None:
     skipped = []
     for _ in range(6):
         task = take(session, project, labeler)
-        assigning.skip(session, project, task.lease_id, labeler, "unclear")
+        leases.skip(session, project, task.lease_id, labeler, "unclear")
         skipped.append(task)
         session.commit()
     for task in skipped:
         again = take(session, project, labeler, again=task.lease_id)
         assert again.position == task.position
-        assert len(assigning.renew(session, project, labeler)) <= 2
+        assert len(leases.renew(session, project, labeler)) <= 2
         session.commit()
     assert take(session, project, factories.user(session)).position == skipped[1].position
 
@@ -311,9 +311,9 @@ def test_who_may_not_label_is_told_why(session: Session, state: str) -> None:
     session.add(ProjectLabeler(project_id=project.id, labeler_id=labeler.id, state=state, reason="Ask Ada."))
     session.flush()
     assert assigning.next_task(session, project, labeler) is None
-    idle = assigning.idle(session, project, labeler)
+    idle = outlook.idle(session, project, labeler)
     assert (idle.reason, idle.message) == (state, "Ask Ada." if state == "paused" else "")
-    assert assigning.project_with_work(session, labeler) is None
+    assert outlook.project_with_work(session, labeler) is None
     elsewhere = factories.comparison(session)
     assert take(session, session.get_one(Project, elsewhere.project_id), labeler)
 
@@ -326,7 +326,7 @@ def test_what_is_left_counts_every_queue(session: Session) -> None:
         factories.comparison(session, project, **keys)
     for left in (4, 3, 2, 1):
         task = take(session, project, labeler)
-        assert assigning.progress(session, project, labeler).left == left
+        assert outlook.progress(session, project, labeler).left == left
         judge(session, project, labeler, task)
     assert assigning.next_task(session, project, labeler) is None
     assert session.scalar(select(func.count()).select_from(Lease).where(Lease.state == "live")) == 0

@@ -8,7 +8,7 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound
-from app.labeling import answers, assigning
+from app.labeling import answers, assigning, leases, outlook
 from app.models import Comparison, Judgment, Lease, Rubric
 from tests import factories
 from tests.labeling.desk import answer, counts, end_overdue, judge, run_out, take
@@ -47,7 +47,7 @@ def test_what_came_back_behind_the_labeler_is_found_again(session: Session) -> N
     task = take(session, project, labeler)
     assert task.position.comparison_id == late.id
     judge(session, project, labeler, task)
-    assigning.release(session, project, held.lease_id, other)
+    leases.release(session, project, held.lease_id, other)
     assert take(session, project, labeler).position.comparison_id == early.id
 
 
@@ -233,7 +233,7 @@ def test_unknown_and_foreign_leases(session: Session) -> None:
     with pytest.raises(Forbidden):
         answers.submit(session, project, task.lease_id, factories.user(session), answer(task))
     with pytest.raises(Forbidden):
-        assigning.release(session, project, task.lease_id, factories.user(session))
+        leases.release(session, project, task.lease_id, factories.user(session))
 
 
 def test_a_stale_rubric_version_is_refused_and_the_comparison_comes_again(session: Session) -> None:
@@ -313,15 +313,15 @@ def test_a_skipped_task_goes_back_and_does_not_come_again_at_once(session: Sessi
     project, labeler = factories.project(session, overlap=1), factories.user(session)
     skipped, other = factories.comparison(session, project), factories.comparison(session, project)
     task = take(session, project, labeler)
-    position = assigning.release(session, project, task.lease_id, labeler)
+    position = leases.release(session, project, task.lease_id, labeler)
     assert position.comparison_id == skipped.id
     assert counts(session, skipped.id) == (0, 0)
     following = take(session, project, labeler, skipped=position)
     assert following.position.comparison_id == other.id
     # The second half of a double click gives nothing more back.
-    assigning.release(session, project, task.lease_id, labeler)
+    leases.release(session, project, task.lease_id, labeler)
     assert take(session, project, labeler, skipped=position).lease_id == following.lease_id
     judge(session, project, labeler, following)
     assert assigning.next_task(session, project, labeler, skipped=position) is None
-    assert assigning.idle(session, project, labeler, position).reason == "skipped"
+    assert outlook.idle(session, project, labeler, position).reason == "skipped"
     assert take(session, project, labeler).position.comparison_id == skipped.id

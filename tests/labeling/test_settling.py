@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
-from app.labeling import answers, assigning, settling
+from app.labeling import answers, assigning, outlook, settling
 from app.models import Comparison, Lease, Project
 from tests import factories
 from tests.labeling.desk import answer, fill, judge, rank, ranking, rows_read, take
@@ -87,8 +87,8 @@ def test_progress_counts_what_this_labeler_did_and_may_still_do(session: Session
     factories.judgment(session, comparisons[2], preference=1, labeler_id=labeler.id, **yesterday)
     factories.judgment(session, factories.comparison(session), preference=1, labeler_id=labeler.id)  # elsewhere, counts
     take(session, project, labeler)
-    assert assigning.progress(session, project, labeler) == (3, 2, False)
-    assert assigning.progress(session, project, factories.user(session)) == (0, 5, False)
+    assert outlook.progress(session, project, labeler) == (3, 2, False)
+    assert outlook.progress(session, project, factories.user(session)) == (0, 5, False)
 
 
 def test_why_there_is_nothing_to_do(session: Session) -> None:
@@ -97,11 +97,11 @@ def test_why_there_is_nothing_to_do(session: Session) -> None:
 
     def reason() -> str:
         assert assigning.next_task(session, project, labeler) is None
-        return assigning.idle(session, project, labeler).reason
+        return outlook.idle(session, project, labeler).reason
 
     assert reason() == "nothing"
     sampling = factories.run(session, project, "sample", state="running", progress_done=3, progress_total=10)
-    assert assigning.idle(session, project, labeler)[:3] == ("sampling", 3, 10)
+    assert outlook.idle(session, project, labeler)[:3] == ("sampling", 3, 10)
     sampling.state = "succeeded"
     session.flush()
     factories.comparison(session, project)
@@ -117,20 +117,20 @@ def test_why_there_is_nothing_to_do(session: Session) -> None:
     judge(session, project, other, task)
     assert reason() == "finished"
     factories.comparison(session, project)
-    assert assigning.idle(session, project, labeler).reason == "busy"
+    assert outlook.idle(session, project, labeler).reason == "busy"
 
 
 def test_the_project_with_work(session: Session) -> None:
     labeler = factories.user(session)
-    assert assigning.project_with_work(session, labeler) is None
+    assert outlook.project_with_work(session, labeler) is None
     first, second = factories.project(session), factories.project(session)
     for project in (first, second, second):
         factories.comparison(session, project)
-    assert assigning.project_with_work(session, labeler) == first.slug
+    assert outlook.project_with_work(session, labeler) == first.slug
     judge(session, second, labeler, take(session, second, labeler))
-    assert assigning.project_with_work(session, labeler) == second.slug  # where they were
+    assert outlook.project_with_work(session, labeler) == second.slug  # where they were
     take(session, first, labeler)
-    assert assigning.project_with_work(session, labeler) == first.slug  # a card is on the desk
+    assert outlook.project_with_work(session, labeler) == first.slug  # a card is on the desk
 
 
 # --- settling: who could not judge, adaptive overlap, rankings, flags ------------------------------------------------

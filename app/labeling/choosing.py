@@ -1,0 +1,85 @@
+"""Which comparison a labeler is given next, locked: kept for them, from the queues, mixed in, or skipped before."""
+
+from typing import NamedTuple
+
+from sqlalchemy.orm import Session
+
+from app.judging import LabelingSettings
+from app.labeling import claim_queries, mixing
+from app.labeling.claim_queries import Place, Standing
+from app.models import Comparison, Project, User
+
+Places = dict[int | None, Place]  # by group; none: the open queue
+
+
+class Choice(NamedTuple):
+    """The comparison, and how far the labeler has come in the queues that were looked through."""
+
+    comparison: Comparison | None
+    places: Places
+
+
+def choose(session: Session, project: Project, labeler: User, except_id: int | None = None) -> Choice:
+    """What comes next; none where nothing is left, or others take the last ones this moment.
+
+    First comes what is kept for the labeler or a group of theirs, then the open queue, and what they skipped at last.
+    By chance a calibration item or a repeat comes in between; never where nothing new waits, or that would tell.
+
+    Args:
+        except_id: a comparison that is not to come at once.
+    """
+    settings, places = LabelingSettings.model_validate(project.labeling), Places()
+    standing = claim_queries.standing(session, project.id, labeler.id)
+    found = mixing.claim_again(session, project, labeler, standing.groups) if mixing.is_on(settings) else None
+    if found is None:
+        found = _find_new(session, project, labeler, standing, except_id, places)
+        if found is not None:
+            found = mixing.claim(session, project, labeler, settings) or found
+        else:
+            groups = standing.groups
+            found = claim_queries.next_skipped(session, project.id, labeler.id, groups, except_id=except_id)
+    return Choice(found, places)
+
+
+def choose_this(session: Session, project: Project, labeler: User, comparison_id: int) -> Comparison | None:
+    """That comparison, if the labeler, who holds no lease on it, can be given it now, skipped or not."""
+    groups = claim_queries.standing(session, project.id, labeler.id).groups
+    return claim_queries.claim_one(session, project.id, labeler.id, groups, comparison_id)
+
+
+def is_any(session: Session, project: Project, labeler: User, standing: Standing, except_id: int | None = None) -> bool:
+    """Whether there is anything to be given: new, given back, or skipped."""
+    groups = standing.groups
+    found = _find_new(session, project, labeler, standing, except_id)
+    if found is None and mixing.is_on(LabelingSettings.model_validate(project.labeling)):
+        found = mixing.claim_again(session, project, labeler, groups, lock=False)
+    if found is None:
+        found = claim_queries.next_skipped(session, project.id, labeler.id, groups, except_id=except_id, lock=False)
+    return found is not None
+
+
+def _find_new(
+    session: Session,
+    project: Project,
+    labeler: User,
+    standing: Standing,
+    except_id: int | None,
+    places: Places | None = None,
+) -> Comparison | None:
+    """The comparison that comes next and was not skipped. With `places`, it is locked, and how far the labeler has come
+    is put there."""
+    lock = places is not None
+    if standing.is_kept_for:
+        found = claim_queries.next_kept(session, project.id, labeler.id, except_id=except_id, lock=lock)
+        if found is not None:
+            return found
+    for queue in standing.queues(project.id):
+        place = standing.places.get(queue.group_id)
+        found, reached = claim_queries.next_in_queue(
+            session, queue, labeler.id, place, standing.now_xid, except_id=except_id, lock=lock
+        )
+        if places is not None:
+            places[queue.group_id] = reached
+        if found is not None:
+            return found
+    return None
