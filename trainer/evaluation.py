@@ -12,7 +12,12 @@
 | `eval_length` | tokens, the end-of-turn token included | mean |
 | `eval_finished` | ended by itself, not cut by length | share |
 | `eval_repetition` | share of word trigrams that stand earlier in the same response | mean |
-| `eval_refusals` | begins with a phrase of refusal: an estimate by phrases, English only | share |
+| `eval_refusals`, `eval_hedging`, `eval_flattery` | has a phrase of that kind: an estimate, English only | share |
+| `eval_formatting` | marks of Markdown for each hundred words | mean |
+| `eval_empty` | has neither letters nor digits | share |
+| `eval_copied` | share of its runs of five words that stand in the prompt | mean |
+| `eval_other_script` | share of its letters in scripts of which the prompt has none | mean |
+| `eval_variety` | share of different word pairs among all responses to its prompt | mean |
 | `eval_samples` | | number of responses |
 
 Log-probs are those of the distribution sampled from: logits divided by the sampling temperature. Evaluating the
@@ -21,7 +26,6 @@ was trained (Gao et al. 2022).
 """
 
 import logging
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -30,6 +34,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from app.domain import texts
 from app.rows import PromptRow
 from trainer.algorithms.bradley_terry import ensemble_score
 from trainer.algorithms.kl import best_of_n_kl, k1, k3
@@ -51,15 +56,6 @@ Scorer = Callable[[Sequence[Response]], Tensor]
 """Scores (N,) of responses: a reward model, or any function of what was said."""
 
 TOKENS_A_ROW = 32  # rows are bounded too, as if each had at least so many tokens
-
-REFUSAL = re.compile(
-    r"\b(i(?:'m| am) (?:very |really |so )?(?:sorry|unable|not able)"
-    r"|i (?:can't|can ?not|won't|will not|must decline)"
-    r"|i apologi[sz]e|unfortunately,? i\b|as an ai\b"
-    r"|it(?:'s| is) (?:not |in)appropriate|i do(?:n't| not) feel comfortable)",
-    re.IGNORECASE,
-)
-
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
 
@@ -235,27 +231,20 @@ def slice_members(rows: Iterable[PromptRow]) -> dict[str, list[int]]:
     return dict(members)
 
 
-def repetition(text: str) -> float:
-    """Share of a text's word trigrams that stand in it before; 0 for fewer than two."""
-    words = text.lower().split()
-    trigrams = list(zip(words, words[1:], words[2:], strict=False))
-    return 1 - len(set(trigrams)) / len(trigrams) if len(trigrams) > 1 else 0.0
-
-
-def refuses(text: str) -> bool:
-    """Whether a text's beginning (200 characters) holds a phrase of refusal. An estimate: phrases, English only."""
-    return REFUSAL.search(text[:200].replace("’", "'")) is not None
-
-
 def figures_of(responses: Sequence[Response], scores: Tensor) -> dict[str, Tensor]:
     """What is known of each response without its log-probs, by name, each (N,)."""
-    return {
-        "scores": scores,
-        "length": torch.tensor([len(r.sample.tokens) for r in responses]),
-        "finished": torch.tensor([r.sample.finished for r in responses]),
-        "repetition": torch.tensor([repetition(r.text) for r in responses]),
-        "refusals": torch.tensor([refuses(r.text) for r in responses]),
+    by_prompt: dict[int, list[str]] = defaultdict(list)
+    for response in responses:
+        by_prompt[response.row.id].append(response.text)
+    variety = {prompt: texts.variety(said) for prompt, said in by_prompt.items()}
+    asked = [texts.asked_in(response.row.messages) for response in responses]
+    columns = {
+        "length": [len(r.sample.tokens) for r in responses],
+        "finished": [r.sample.finished for r in responses],
+        **{name: [figure(q, r.text) for q, r in zip(asked, responses, strict=True)] for name, figure in texts.FIGURES.items()},
+        "variety": [variety[r.row.id] for r in responses],
     }
+    return {"scores": scores} | {name: torch.tensor([float(v) for v in values]) for name, values in columns.items()}
 
 
 def measure(

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from math import sqrt
 from typing import NamedTuple
 
-from app.domain.bootstrap import student_quantile
 from app.domain.proportions import wilson
+from app.domain.student import quantile
 
 FEWEST = 5  # clusters: from fewer, an interval says nothing
 
@@ -25,7 +25,7 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
         return None
     mean = sum(values) / n
     deviation = sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
-    half = student_quantile(n - 1) * deviation / sqrt(n)
+    half = quantile(0.975, n - 1) * deviation / sqrt(n)
     return Interval(mean, mean - half, mean + half)
 
 

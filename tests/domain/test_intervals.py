@@ -1,14 +1,8 @@
-"""Intervals over clusters, by arithmetic and published quantiles."""
+"""Intervals over clusters, by arithmetic."""
 
 import pytest
 
-from app.domain.bootstrap import student_quantile
 from app.domain.intervals import FEWEST, clustered_share, mean_interval
-
-
-@pytest.mark.parametrize(("degrees", "quantile"), [(4, 2.776), (5, 2.571), (9, 2.262), (19, 2.093), (59, 2.001)])
-def test_students_quantile_is_that_of_the_tables(degrees: int, quantile: float) -> None:
-    assert student_quantile(degrees) == pytest.approx(quantile, abs=0.008)
 
 
 def test_the_interval_of_a_mean() -> None:

@@ -19,7 +19,7 @@ from app.specs import EvaluateSpec, Generation, Lora, ModelRef
 from tests.trainer.conftest import build_reward_model, build_short_model, user, write_rows
 from trainer import evaluation, precision
 from trainer.chat import ChatEncoder
-from trainer.evaluation import best_of_n, measure, refuses, repetition, reward_models_scorer
+from trainer.evaluation import best_of_n, measure, reward_models_scorer
 from trainer.modeling import load_causal_lm, load_tokenizer
 from trainer.recipes import evaluate
 from trainer.recipes.sample import Completion
@@ -32,32 +32,6 @@ def response(text: str, tokens: int, finished: bool = True, prompt_id: int = 1, 
     return Response(
         PromptRow(id=prompt_id, messages=user("Q"), slices=slices), 0, 0, [5], Sample([7] * tokens, [], finished), text
     )
-
-
-def test_repetition_counts_trigrams_that_came_before() -> None:
-    assert repetition("a b c d e") == 0
-    assert repetition("a b c a b c a b c") == pytest.approx(4 / 7)  # 7 trigrams, 3 different ones
-    assert repetition("No no no no") == pytest.approx(1 / 2)
-    assert repetition("") == repetition("one two three") == 0
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("I'm sorry, but I can't help with that.", True),
-        ("I can’t assist with this request.", True),
-        ("Unfortunately, I cannot do it.", True),
-        ("As an AI, I have no body.", True),
-        ("It is not appropriate to say so.", True),
-        ("You can kill a Python process with kill -9.", False),
-        ("He said he was sorry.", False),
-        ("I can swim.", False),
-        ("x " * 150 + "I cannot help.", False),
-        ("Unfortunately, it rained in 1912.", False),
-    ],
-)
-def test_refusals_are_found_by_phrases(text: str, expected: bool) -> None:
-    assert refuses(text) is expected
 
 
 def test_metrics_by_slice() -> None:

@@ -1,0 +1,1 @@
+"""Monitors of reward hacking on pages: what `app.domain.monitors` says of each round, and the worst examples."""

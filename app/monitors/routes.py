@@ -1,0 +1,44 @@
+"""The monitors' page, and the page of one monitor."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from app.access.guards import ProjectDep, StaffDep
+from app.db import SessionDep
+from app.domain.monitors import MONITORS
+from app.errors import NotFound
+from app.limits import FormRoute
+from app.monitors import queries, views
+from app.render import page
+
+router = APIRouter(prefix="/projects/{project_slug}/monitors", route_class=FormRoute)
+
+
+@router.get("")
+def monitors(request: Request, staff: StaffDep, project: ProjectDep, session: SessionDep) -> Response:
+    """All monitors by round."""
+    return page(request, "monitors/list.html", monitors=MONITORS, rounds=views.rounds(session, project))
+
+
+@router.get("/{name}")
+def monitor(
+    request: Request,
+    staff: StaffDep,
+    project: ProjectDep,
+    session: SessionDep,
+    name: str,
+    number: Annotated[int | None, Query(alias="round", ge=1, lt=2**31)] = None,
+) -> Response:
+    """One monitor: what it counts, what it said of each round, and the worst examples of one round."""
+    found = views.monitor_by_name(name)
+    if found is None:
+        raise NotFound(f"There is no monitor “{name}”.", "The list of monitors names those that there are.")
+    rounds = views.rounds(session, project)
+    round_ = queries.round_by_number(session, project.id, number) if number else rounds[0].round if rounds else None
+    if number and round_ is None:
+        raise NotFound(f"This project has no round {number}.", "The list of monitors names its rounds.")
+    examples = views.worst(session, round_, found) if round_ else []
+    return page(
+        request, "monitors/page.html", monitor=found, rounds=rounds, round=round_, examples=examples
+    )
