@@ -19,7 +19,7 @@ from app.rounds.forms import RoundConfig
 from app.rounds.freezing import Refitted, freeze, record
 from app.rounds.model_queries import digests_of
 from app.rounds.queries import stored_samples
-from app.rounds.readiness import lacks_at_first_sight, preview, too_low_a_rank
+from app.rounds.readiness import Available, lacks_at_first_sight, preview, too_low_a_rank
 from app.rounds.runs import (
     LOCK,
     end_round,
@@ -37,6 +37,7 @@ from app.rows import PromptRow
 from app.settings import SamplingServer
 
 __all__ = [
+    "Available",
     "NewSample",
     "Refitted",
     "adopt",
