@@ -16,7 +16,7 @@ from app.rounds import queries, stages
 from app.rounds.adoption import adopt, is_busy
 from app.rounds.estimates import estimate
 from app.rounds.forms import RoundConfig
-from app.rounds.freezing import Refitted, freeze, record
+from app.rounds.freezing import Changed, freeze, record
 from app.rounds.model_queries import digests_of
 from app.rounds.queries import stored_samples
 from app.rounds.readiness import Available, lacks_at_first_sight, preview, too_low_a_rank
@@ -39,7 +39,7 @@ from app.settings import SamplingServer
 __all__ = [
     "Available",
     "NewSample",
-    "Refitted",
+    "Changed",
     "adopt",
     "adopt_base_model",
     "begin_answer",

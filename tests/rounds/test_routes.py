@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -272,6 +272,19 @@ def test_the_status_is_json_for_programs(sign_in: SignIn, session: Session, proj
     assert status == client.get(base, headers={"Accept": "application/json"}).json()
     assert (status["state"], status["finished"], status["error"]) == ("freezing", False, None)
     assert [stage["state"] for stage in status["stages"]] == ["queued", "waiting", "waiting", "waiting", "waiting"]
+    assert (status["stages"][0]["label"], status["stages"][0]["note"]) == ("Snapshot", "waiting for a worker")
+    for page in ("", "/rounds", "/loop", "/models"):
+        answer = client.get(f"/projects/{project.slug}{page}")
+        assert (answer.status_code, "freezing" in answer.text) == (200, page in ("", "/rounds"))
+
+    run = session.scalars(select(Run)).one()
+    service.run_started(session, run)
+    run.started_at = datetime.now(UTC) - timedelta(minutes=2)
+    run.progress_done, run.progress_total, run.progress_message = 1200, 40_000, "writing comparisons"
+    session.commit()
+    note = "1,200 of 40,000 writing comparisons, 2 minutes so far"
+    assert client.get(f"{base}/status").json()["stages"][0]["note"] == note
+    assert note in client.get(base).text
 
 
 def test_a_round_that_waits_for_a_worker_says_so(sign_in: SignIn, session: Session, project: Project) -> None:
