@@ -38,8 +38,8 @@ from app.settings import SamplingServer
 
 __all__ = [
     "Available",
-    "NewSample",
     "Changed",
+    "NewSample",
     "adopt",
     "adopt_base_model",
     "begin_answer",
