@@ -101,7 +101,8 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
     app.state.store = ArtifactStore(settings.artifacts_root, settings.outside_models)
     app.state.agreement_tables = Kept()
     app.state.labelers_overviews = Kept()
-    app.state.project_counts = Kept(worth_keeping=0.01)  # asked for every few seconds by each open start page
+    app.state.available_to_rounds = Kept(worth_keeping=0.05)  # asked for by each change of the form of a new round
+    app.state.project_counts = Kept(worth_keeping=0.05)  # asked for every few seconds by each open start page
 
     @app.get("/healthz", include_in_schema=False)
     def healthz() -> Response:

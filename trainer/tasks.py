@@ -187,7 +187,7 @@ class Runner:
         while True:
             try:
                 self._end(recorder, record(patiently(freeze)))
-            except rounds.Refitted:
+            except rounds.Changed:
                 log.info("Judgments changed while run %d was freezing them: it begins again.", recorder.run_id)
             else:
                 return

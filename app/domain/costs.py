@@ -11,6 +11,7 @@ from typing import NamedTuple
 KNOWN_PARAMETERS = 134_515_008  # of the model that the default rates are of
 TRAINED, SAMPLED, READ = 300.0, 350.0, 900.0  # tokens a second: trained on, sampled, read without gradients
 STARTING = 10.0  # seconds a run takes to load its models
+FROZEN = 10_000.0  # comparisons a second that are fitted and written, on one core
 MEASURED_PROMPTS, MEASURED_SAMPLES = 48, 2  # sampled after each phase of a method in turns: see trainer.turns
 
 PROGRAM = 700_000_000  # bytes: Python with its libraries
@@ -142,6 +143,24 @@ class Part(NamedTuple):
     kind: str
     seconds: float
     source: str
+
+
+class Freezing(NamedTuple):
+    """How fast an earlier round was frozen."""
+
+    rows_per_second: float
+    source: str
+
+
+def freezing(rows: int, rate: Freezing | None) -> Part:
+    """The part of a round's first stage, which no model's size plays a part in.
+
+    Args:
+        rows: that it writes.
+        rate: of the newest round that was large enough to tell.
+    """
+    found = rate or Freezing(FROZEN, "default rate of one CPU core")
+    return Part("freeze", rows / found.rows_per_second, found.source)
 
 
 class Cost(NamedTuple):

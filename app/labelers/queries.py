@@ -43,6 +43,7 @@ from app.models import (
     User,
 )
 
+RECENT_EVENTS = 200  # of a project; more do not happen while figures are kept
 SHOWN = 20  # last judgments and state changes of one labeler
 
 
@@ -120,14 +121,21 @@ def judged(
 
 
 def changed_at(session: Session, project: Project, user_id: int) -> datetime | None:
-    """When what the labelers' figures and a project's counts are made of last changed by the user's own doing, if not
-    earlier by anybody's: judgments, and what is audited, as imports and verdicts are."""
-    audited = select(AuditEvent.at).where(AuditEvent.project_id == project.id).order_by(AuditEvent.id.desc()).limit(1)
-    own = select(func.max(func.greatest(Judgment.created_at, Judgment.superseded_at))).where(
+    """When the user last changed what a project's figures and counts are made of: by a judgment, or by what is audited,
+    as imports, verdicts and removals are. Also when anybody last fitted the consensus."""
+    newest = (
+        select(AuditEvent.at, AuditEvent.actor_id)
+        .where(AuditEvent.project_id == project.id)
+        .order_by(AuditEvent.id.desc())
+        .limit(RECENT_EVENTS)
+        .subquery()
+    )
+    audited = select(func.max(newest.c.at)).where(newest.c.actor_id == user_id)
+    judged_ = select(func.max(func.greatest(Judgment.created_at, Judgment.superseded_at))).where(
         Judgment.labeler_id == user_id
     )
     fitted = datetime.fromisoformat(project.fitted["at"]) if project.fitted else None
-    return max(filter(None, (session.scalar(audited), session.scalar(own), fitted)), default=None)
+    return max(filter(None, (session.scalar(audited), session.scalar(judged_), fitted)), default=None)
 
 
 def consistency(session: Session, project_id: int) -> dict[int, tuple[int, int]]:

@@ -180,8 +180,11 @@ def _row(request: Request, project: Project, session: SessionDep, labeler_id: in
     labeler = service.find(session, project, labeler_id)
     settings = LabelingSettings.model_validate(project.labeling)
     found = _overview(request, session, project, request.state.user).value
-    if all(each.id != labeler_id for each in found.labelers):  # new since it was computed
+    others = [each for each in found.labelers if each.id != labeler_id]
+    if len(others) == len(found.labelers):  # they are new since it was computed
         found = service.overview(session, project)
+    else:  # how they stand is always as it is now
+        found = found._replace(labelers=[*others, labeler])
     rows = views.listing(found, settings.calibration, labeler.kind).rows
     return labeler, next(row for row in rows if row.labeler.id == labeler_id)
 

@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
-from app.domain.costs import Cost, Data, Plan, Rate, Shape, cost, memory_of, works
+from app.domain.costs import Cost, Data, Freezing, Plan, Rate, Shape, cost, freezing, memory_of, works
 from app.domain.rounds import SAMPLING_ALGORITHMS
 from app.errors import NotFound
 from app.models import Completion, ModelVersion, Project, Prompt, Round, Run
@@ -19,7 +19,7 @@ from app.rounds.forms import RoundConfig
 from app.rounds.stages import EVALUATION_PROMPTS
 
 CHARACTERS = 4  # of a token, about, in English
-RECENT = 1000  # responses whose length is looked at
+RECENT = 1000  # prompts and responses whose length is looked at
 
 
 def estimate(
@@ -53,7 +53,9 @@ def estimate(
         )
         tokens = getattr(config, "microbatch_tokens", None) or 1024
         memory = memory_of(shape, models=models, full_weights=not learns_adapters, tokens=tokens)
-    return cost(runs, rates_of(session, project.id, policy.base), shape, memory)
+    found = cost(runs, rates_of(session, project.id, policy.base), shape, memory)
+    rows = counts["train"] + counts.get("heldout", 0)
+    return found._replace(parts=[freezing(rows, freezing_of(session, project.id)), *found.parts])
 
 
 def plan_of(config: RoundConfig) -> Plan:
@@ -69,16 +71,21 @@ def plan_of(config: RoundConfig) -> Plan:
 
 
 def data_of(session: Session, project: Project, config: RoundConfig, counts: dict[str, Any]) -> Data:
-    """What there is to learn from; lengths are means of the project's prompts and newest responses."""
+    """What there is to learn from; lengths are means of the project's newest prompts and responses."""
     splits = dict(
         session.execute(
             select(Prompt.split, func.count()).where(Prompt.project_id == project.id).group_by(Prompt.split)
         ).all()
     )
     unseen = splits.get("heldout", 0) + splits.get("regression", 0)
-    characters = session.scalar(
-        select(func.avg(func.length(cast(Prompt.messages, String)))).where(Prompt.project_id == project.id)
+    asked = (
+        select(func.length(cast(Prompt.messages, String)).label("characters"))
+        .where(Prompt.project_id == project.id)
+        .order_by(Prompt.id.desc())
+        .limit(RECENT)
+        .subquery()
     )
+    characters = session.scalar(select(func.avg(asked.c.characters)))
     tokens = func.coalesce(Completion.n_tokens, func.length(Completion.text) / CHARACTERS)
     newest = (
         select(tokens.label("tokens"))
@@ -120,6 +127,23 @@ def rates_of(session: Session, project_id: int, base: str) -> dict[str, Rate]:
         rate = row.result["tokens"] / row.result["seconds"]
         found[row.kind] = Rate(rate, f"{source}: {rate:,.0f} tokens a second", row.result.get("peak_memory"))
     return found
+
+
+def freezing_of(session: Session, project_id: int) -> Freezing | None:
+    """How fast the project's newest round was frozen that took long enough to tell."""
+    seconds = cast(Run.result["seconds"].astext, Float)
+    query = (
+        select(Round.number, cast(Run.result["read"].astext, Float) / seconds)
+        .join(Round, Round.id == Run.round_id)
+        .where(Run.project_id == project_id, Run.kind == "freeze", Run.state == "succeeded", seconds >= 1)
+        .order_by(Run.id.desc())
+        .limit(1)
+    )
+    found = session.execute(query).first()
+    if found is None or not found[1]:
+        return None
+    rate = float(found[1])
+    return Freezing(rate, f"as round {found[0]}: {rate:,.0f} rows a second")
 
 
 def shape_of(store: ArtifactStore, base: str) -> Shape | None:

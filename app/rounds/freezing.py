@@ -7,8 +7,8 @@ labels waits for a file:
 2. Snapshots are written as of one moment. Nothing names them yet: a worker that dies here leaves nothing that counts.
 3. `record`: the snapshots' rows and the end of the run appear together.
 
-Whoever takes judgments out meanwhile (removes a labeler, changes the method of consensus) fits again. `record` sees
-that and refuses, and the worker freezes once more.
+Somebody may take out what was read before it is recorded: remove a labeler, change the method of consensus (both fit
+again), or withdraw comparisons. `record` sees that and refuses, and the worker freezes once more.
 """
 
 import time
@@ -43,8 +43,8 @@ from app.rounds.stages import decided_aspects
 from app.settings import SamplingServer
 
 
-class Refitted(Exception):
-    """Somebody fitted the consensus while the round was being frozen: what was written is not what stands."""
+class Changed(Exception):
+    """What was written is not what stands: somebody took judgments out while the round was being frozen."""
 
 
 class Frozen(NamedTuple):
@@ -112,14 +112,14 @@ def record(
     """Gives the round its snapshots and ends the run. The caller holds the run's row locked and commits.
 
     Raises:
-        Refitted: freeze again.
+        Changed: freeze again.
         Conflict: what was read has been deleted since.
     """
     project = session.get_one(Project, run.project_id, with_for_update=LOCK)
     assert run.round_id is not None, "only a round is frozen"
     round_ = session.get_one(Round, run.round_id, with_for_update=LOCK)
-    if project.fitted != frozen.fitted:
-        raise Refitted
+    if project.fitted != frozen.fitted or snapshot_queries.any_withdrawn(session, frozen.read.kind, frozen.read.ids):
+        raise Changed
     fitted = fitting.last_fit(project)
     method = fitted.method if fitted and frozen.read.kind == "comparisons" else None
     try:

@@ -5,16 +5,44 @@ from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
+from app.domain.replay import Candidates, choose
 from app.domain.replay import counts as counts_of
 from app.errors import InvalidInput
 from app.models import ModelVersion, Project, Round
 from app.rounds import queries, snapshot_queries
 from app.rounds.forms import RoundConfig
-from app.rounds.snapshots import chosen, demonstration_counts, thumb_counts
+from app.rounds.snapshots import demonstration_counts, thumb_counts
 from app.rounds.stages import MIN_PAIRS
 
 MIN_DEMONSTRATIONS = 20
 FEW_PAIRS = 100  # below this a reward model learns little
+
+
+class Available(NamedTuple):
+    """What there is to read in a project, before settings choose among it. Costs O(comparisons + judgments)."""
+
+    candidates: Candidates
+    trained_rounds: list[int]
+    undecided: int  # comparisons
+    approved: dict[str, int]  # demonstrations by split
+    pending: int  # demonstrations
+    thumbs: dict[str, int]  # responses with thumbs, up and down
+    new_judgments: int  # since the last round read
+
+    @classmethod
+    def of(cls, session: Session, project: Project) -> "Available":
+        past = queries.rounds(session, project.id)
+        return cls(
+            candidates=snapshot_queries.candidates(session, project.id),
+            trained_rounds=snapshot_queries.trained_rounds(session, project.id),
+            undecided=queries.undecided(session, project.id),
+            approved=snapshot_queries.count_approved(session, project.id),
+            pending=queries.pending_demonstrations(session, project.id),
+            thumbs=thumb_counts(*snapshot_queries.count_thumbs(session, project.id)),
+            new_judgments=queries.judgments_since(
+                session, project.id, queries.read_at(session, past[0]) if past else None
+            ),
+        )
 
 
 class Preview(NamedTuple):
@@ -30,37 +58,40 @@ class Preview(NamedTuple):
     can_start: bool
 
 
-def preview(session: Session, project: Project, config: RoundConfig) -> Preview:
-    """What a round with these settings would read, who won by the consensus that is stored."""
+def preview(session: Session, project: Project, config: RoundConfig, available: Available | None = None) -> Preview:
+    """What a round with these settings would read, who won by the consensus that is stored.
+
+    Args:
+        available: what there is; none: it is looked up.
+    """
+    there = available or Available.of(session, project)
     past = queries.rounds(session, project.id)
     policy = session.get(ModelVersion, project.policy_id) if project.policy_id else None
-    since = queries.read_at(session, past[0]) if past else None
-    new_judgments = queries.judgments_since(session, project.id, since)
     active = queries.active_round(session, project.id)
     warnings = []
     if policy is None:
         warnings.append("The project has no model yet: a round needs a policy to improve.")
-    demonstrations = demonstration_counts(snapshot_queries.count_approved(session, project.id), config.reading)
+    demonstrations = demonstration_counts(there.approved, config.reading)
     counts: dict[str, Any]
     if config.algorithm == "sft":
-        counts, waiting = demonstrations, queries.pending_demonstrations(session, project.id)
+        counts, waiting = demonstrations, there.pending
     else:
-        counts = counts_of(chosen(session, project.id, config.reading))
-        waiting = queries.undecided(session, project.id)
+        counts = counts_of(choose(there.candidates, there.trained_rounds, config.reading))
+        waiting = there.undecided
     lacking = lacks(config, counts, demonstrations["train"]) or too_low_a_rank(session, project, config)
     if lacking:
         warnings.append(str(lacking))
     if config.algorithm != "sft":
         warnings += _doubts(counts)
-        if past and not new_judgments and not counts["new"]:
+        if past and not there.new_judgments and not counts["new"]:
             warnings.append(
                 f"No judgment was given since round {past[0].number}: a new round would train on the same data again."
             )
     return Preview(
         counts=counts,
         waiting=waiting,
-        new_judgments=new_judgments,
-        thumbs=thumb_counts(*snapshot_queries.count_thumbs(session, project.id)) if reads_thumbs(config) else None,
+        new_judgments=there.new_judgments,
+        thumbs=there.thumbs if reads_thumbs(config) else None,
         policy=policy,
         active=active,
         warnings=tuple(warnings),

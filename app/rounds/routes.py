@@ -15,6 +15,8 @@ from app.domain.intervals import FEWEST
 from app.domain.strengths import STRENGTHS
 from app.domain.verdicts import LEAST_COMPARISONS
 from app.errors import NotFound, PrefloopError
+from app.kept import Kept
+from app.labelers import service as labelers
 from app.limits import FormRoute
 from app.models import ModelVersion, Project, Round, Run
 from app.render import page, redirect
@@ -84,8 +86,12 @@ def preview(request: Request, operator: OperatorDep, project: ProjectDep, sessio
 
 
 def _before_the_start(request: Request, project: Project, session: Session, config: RoundConfig) -> dict[str, Any]:
-    """What the form shows of a round with these settings."""
-    seen = service.preview(session, project, config)
+    """What the form shows of a round with these settings. Each change of the form asks again: what there is to choose
+    from is looked up once for all who look, and again after what the user did."""
+    kept: Kept[service.Available] = request.app.state.available_to_rounds
+    since = labelers.changed_at(session, project, request.state.user)
+    there = kept.get(project.id, lambda: service.Available.of(session, project), since).value
+    seen = service.preview(session, project, config, there)
     cost = service.estimate(session, request.app.state.store, project, config, seen.counts)
     return {"preview": seen, "cost": cost, "algorithm": config.algorithm}
 

@@ -17,10 +17,10 @@ from app.rounds import queries, stages
 from app.rounds.adoption import adopt, is_busy
 from app.rounds.estimates import estimate
 from app.rounds.forms import RoundConfig
-from app.rounds.freezing import Refitted, freeze, record
+from app.rounds.freezing import Changed, freeze, record
 from app.rounds.model_queries import digests_of
 from app.rounds.queries import stored_samples
-from app.rounds.readiness import lacks_at_first_sight, preview, too_low_a_rank
+from app.rounds.readiness import Available, lacks_at_first_sight, preview, too_low_a_rank
 from app.rounds.runs import (
     LOCK,
     end_round,
@@ -38,8 +38,9 @@ from app.rows import PromptRow
 from app.settings import SamplingServer
 
 __all__ = [
+    "Available",
+    "Changed",
     "NewSample",
-    "Refitted",
     "adopt",
     "adopt_base_model",
     "begin_answer",

@@ -300,6 +300,13 @@ _HELD: dict[str, tuple[type[Any], str]] = {
 }
 
 
+def any_withdrawn(session: Session, kind: str, ids: Sequence[int]) -> bool:
+    """Whether somebody has withdrawn one of these comparisons, or demonstrations."""
+    table = Comparison if kind == "comparisons" else Demonstration
+    withdrawn = select(table.id).where(_among(table.id, ids), table.state == "withdrawn")
+    return session.scalar(withdrawn.limit(1)) is not None
+
+
 def add_held(session: Session, snapshot: Snapshot, kind: str, ids: Sequence[int]) -> None:
     """Records which comparisons, demonstrations or thumbs a snapshot holds."""
     table, column = _HELD[kind]

@@ -14,7 +14,7 @@ from app import kept
 from app.audit import audit
 from app.kept import Kept
 from app.labelers import service as labelers
-from app.models import Project
+from app.models import Project, ProjectLabeler
 from tests import factories
 from tests.conftest import SignedIn
 
@@ -144,6 +144,12 @@ def test_the_labelers_page_is_computed_once_for_all_visitors(
             assert client.get(page + path).status_code == 200
     assert len(computed) == 1
 
+    standing = ProjectLabeler(project_id=project.id, labeler_id=ann.id, state="paused")  # by somebody else
+    session.add(standing)
+    session.commit()
+    assert "is paused and waits for you" in second.get(f"{page}/{ann.id}").text
+    assert "is paused and waits for you" not in second.get(page).text
+    standing.state = "active"
     bea = factories.user(session, "labeler", name="Bea")
     session.commit()
     assert second.get(f"{page}/{bea.id}").status_code == 200  # new since

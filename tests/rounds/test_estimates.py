@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
+from app.domain.costs import FROZEN
 from app.models import Project
 from app.rounds import service
 from app.rounds.estimates import data_of, plan_of, rates_of, shape_of
@@ -87,11 +88,31 @@ def test_rates_are_those_of_the_newest_run_of_the_same_model(session: Session, p
     assert rates_of(session, project.id, "models/new") == {}
 
 
+def test_a_round_is_frozen_as_fast_as_the_newest_one_that_took_long_enough_to_tell(
+    session: Session, store: ArtifactStore, project: Project
+) -> None:
+    counts = service.preview(session, project, config()).counts
+    assert (counts["train"], counts["heldout"]) == (20, 2)
+
+    def part() -> tuple[float, str]:
+        found = service.estimate(session, store, project, config("dpo"), counts)
+        assert found is not None
+        assert found.seconds == sum(part.seconds for part in found.parts)
+        return found.parts[0][1:]
+
+    assert part() == (22 / FROZEN, "default rate of one CPU core")
+    for number, (seconds, state) in enumerate([(2.0, "succeeded"), (0.1, "succeeded"), (4.0, "failed")], 1):
+        round_ = factories.round_(session, project, number=number)
+        result = {"read": 1000, "seconds": seconds}
+        factories.run(session, project, "freeze", round_id=round_.id, state=state, result=result)
+    assert part() == (22 / 500, "as round 1: 500 rows a second")
+
+
 def test_an_estimate_stands_part_by_part(session: Session, store: ArtifactStore, project: Project) -> None:
     counts = service.preview(session, project, config()).counts
     found = service.estimate(session, store, project, config("on_policy_dpo"), counts)
     assert found is not None
-    assert [part.kind for part in found.parts] == ["reward", "on_policy_dpo", "sample", "evaluate"]
+    assert [part.kind for part in found.parts] == ["freeze", "reward", "on_policy_dpo", "sample", "evaluate"]
     assert found.memory is None  # the model is not on this machine
     more = service.estimate(session, store, project, config("on_policy_dpo", turns=2), counts)
     assert more is not None

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from fastapi import FastAPI
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
+from app import kept
 from app.domain.strengths import STRENGTHS
+from app.kept import Kept
 from app.models import Metric, Project, Round, Run, Snapshot
 from app.rounds import queries, service
 from app.rounds.service import store_samples
@@ -269,6 +272,19 @@ def test_the_status_is_json_for_programs(sign_in: SignIn, session: Session, proj
     assert status == client.get(base, headers={"Accept": "application/json"}).json()
     assert (status["state"], status["finished"], status["error"]) == ("freezing", False, None)
     assert [stage["state"] for stage in status["stages"]] == ["queued", "waiting", "waiting", "waiting", "waiting"]
+    assert (status["stages"][0]["label"], status["stages"][0]["note"]) == ("Snapshot", "waiting for a worker")
+    for page in ("", "/rounds", "/loop", "/models"):
+        answer = client.get(f"/projects/{project.slug}{page}")
+        assert (answer.status_code, "freezing" in answer.text) == (200, page in ("", "/rounds"))
+
+    run = session.scalars(select(Run)).one()
+    service.run_started(session, run)
+    run.started_at = datetime.now(UTC) - timedelta(minutes=2)
+    run.progress_done, run.progress_total, run.progress_message = 1200, 40_000, "writing comparisons"
+    session.commit()
+    note = "1,200 of 40,000 writing comparisons, 2 minutes so far"
+    assert client.get(f"{base}/status").json()["stages"][0]["note"] == note
+    assert note in client.get(base).text
 
 
 def test_a_round_that_waits_for_a_worker_says_so(sign_in: SignIn, session: Session, project: Project) -> None:
@@ -392,3 +408,41 @@ def test_every_page_stands_in_an_empty_project(sign_in: SignIn, session: Session
         assert client.get(f"/projects/{project.slug}/{path}").status_code == 200, path
     for path in ("rounds/7", "rounds/7/metrics", "rounds/7/samples", "rounds/99999999999999999999"):
         assert client.get(f"/projects/{project.slug}/{path}").status_code == 404, path
+
+
+def test_each_change_of_the_form_counts_what_there_is_no_second_time(
+    app: FastAPI, sign_in: SignIn, session: Session, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Kept, "KEPT_FOR", 10**9)
+    monkeypatch.setattr(kept, "COMMITTING", timedelta(0))
+    app.state.available_to_rounds = Kept(worth_keeping=-1)
+    looked, original = [], service.Available.of
+
+    def of(*arguments: Any) -> service.Available:
+        looked.append(arguments)
+        return original(*arguments)
+
+    monkeypatch.setattr(service.Available, "of", of)
+    client, labelers = sign_in("operator", "labeler"), [factories.user(session).id]
+    url = f"/projects/{project.slug}/rounds/preview"
+
+    def to_train_on(client: SignedIn, **settings: str) -> str:
+        soup = BeautifulSoup(client.get(url, params=FORM | settings).text, "html.parser")
+        return next(s for s in soup.select(".stat") if "To train on" in s.text).select_one(".stat-value").text  # type: ignore[union-attr]
+
+    assert to_train_on(client) == "20"
+    decided(session, project, factories.prompt(session, project), labelers, preferences=(1,))
+    session.commit()
+    assert to_train_on(client) == "20"
+    assert to_train_on(client, train_limit="20") == "20"
+    assert len(looked) == 1
+    assert client.user is not None
+    decided(session, project, factories.prompt(session, project), [client.user.id], preferences=(1,))
+    session.commit()
+    assert to_train_on(client) == "22"
+    assert to_train_on(sign_in("operator")) == "22"
+    assert len(looked) == 2
+    other = make_project(session, train=21)
+    session.commit()
+    soup = BeautifulSoup(client.get(f"/projects/{other.slug}/rounds/new").text, "html.parser")
+    assert "21" in [stat.text for stat in soup.select(".stat-value")]

@@ -144,6 +144,25 @@ def test_a_labeler_removed_while_it_freezes_is_in_no_snapshot(
     assert labelers.uses(session, project, eve.id).snapshots == []
 
 
+def test_what_is_withdrawn_while_it_freezes_is_in_no_snapshot(
+    session: Session, runner: Runner, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = decided(session, project, factories.prompt(session, project), [factories.user(session).id], preferences=(1,))
+    round_ = begin(session, runner, project)
+    original, gone_id = freezing.write, gone.id
+
+    def write(*arguments: object) -> freezing.Frozen:
+        found = original(*arguments)  # type: ignore[arg-type]
+        gone.state = "withdrawn"
+        session.commit()
+        return found
+
+    monkeypatch.setattr(freezing, "write", write)
+    work(session, runner, round_)
+    assert (round_.state, snapshots_of(session)) == ("reward", 1)
+    assert gone_id not in {row.comparison_id for row in read(session, runner, round_)}
+
+
 def test_what_was_deleted_while_it_freezes_fails_in_words(
     session: Session, runner: Runner, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
