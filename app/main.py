@@ -35,6 +35,7 @@ from app.labelers.routes import router as labelers
 from app.labeling.routes import router as labeling
 from app.lineage.routes import router as lineage
 from app.members.routes import router as members
+from app.monitors.routes import router as monitors
 from app.projects.routes import router as projects
 from app.prompts.routes import router as prompts
 from app.qualification.routes import router as qualification
@@ -65,6 +66,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     calibration,
     datasets,
     rounds,
+    monitors,
     lineage,
     demonstrations,
     red_team,

@@ -238,10 +238,13 @@ def figures_of(responses: Sequence[Response], scores: Tensor) -> dict[str, Tenso
         by_prompt[response.row.id].append(response.text)
     variety = {prompt: texts.variety(said) for prompt, said in by_prompt.items()}
     asked = [texts.asked_in(response.row.messages) for response in responses]
-    columns = {
+    columns: dict[str, list[Any]] = {
         "length": [len(r.sample.tokens) for r in responses],
         "finished": [r.sample.finished for r in responses],
-        **{name: [figure(q, r.text) for q, r in zip(asked, responses, strict=True)] for name, figure in texts.FIGURES.items()},
+        **{
+            name: [figure(q, r.text) for q, r in zip(asked, responses, strict=True)]
+            for name, figure in texts.FIGURES.items()
+        },
         "variety": [variety[r.row.id] for r in responses],
     }
     return {"scores": scores} | {name: torch.tensor([float(v) for v in values]) for name, values in columns.items()}

@@ -21,24 +21,22 @@ def monitors(request: Request, staff: StaffDep, project: ProjectDep, session: Se
     return page(request, "monitors/list.html", monitors=MONITORS, rounds=views.rounds(session, project))
 
 
-@router.get("/{name}")
+@router.get("/{monitor_name}")
 def monitor(
     request: Request,
     staff: StaffDep,
     project: ProjectDep,
     session: SessionDep,
-    name: str,
+    monitor_name: str,
     number: Annotated[int | None, Query(alias="round", ge=1, lt=2**31)] = None,
 ) -> Response:
     """One monitor: what it counts, what it said of each round, and the worst examples of one round."""
-    found = views.monitor_by_name(name)
+    found = views.monitor_by_name(monitor_name)
     if found is None:
-        raise NotFound(f"There is no monitor “{name}”.", "The list of monitors names those that there are.")
+        raise NotFound(f"There is no monitor “{monitor_name}”.", "The list of monitors names those that there are.")
     rounds = views.rounds(session, project)
     round_ = queries.round_by_number(session, project.id, number) if number else rounds[0].round if rounds else None
     if number and round_ is None:
         raise NotFound(f"This project has no round {number}.", "The list of monitors names its rounds.")
     examples = views.worst(session, round_, found) if round_ else []
-    return page(
-        request, "monitors/page.html", monitor=found, rounds=rounds, round=round_, examples=examples
-    )
+    return page(request, "monitors/page.html", monitor=found, rounds=rounds, round=round_, examples=examples)

@@ -23,11 +23,12 @@ class Watched(NamedTuple):
 
 
 class Example(NamedTuple):
-    """A response of the new policy, and the figure that a monitor watches."""
+    """A response of the new policy, and the figure that a monitor watches; `words` says it."""
 
     asked: str
     said: str
     value: float
+    words: str
 
 
 def rounds(session: Session, project: Project) -> list[Watched]:
@@ -54,7 +55,9 @@ def worst(session: Session, round_: Round, monitor: Monitor) -> list[Example]:
     for row, value in zip(rows, _figures(rows, monitor.figure), strict=True):
         known = of_prompts.get(row.prompt_id)
         if known is None or monitor.worse * value > monitor.worse * known.value:
-            of_prompts[row.prompt_id] = Example(texts.asked_in(row.messages), row.text, value)
+            of_prompts[row.prompt_id] = Example(
+                texts.asked_in(row.messages), row.text, value, _in_words(monitor.figure, value)
+            )
     ordered = sorted(of_prompts.values(), key=lambda example: -monitor.worse * example.value)
     # A share has worst examples only where there are any.
     if monitor.is_share and monitor.worse == 1:
@@ -62,6 +65,26 @@ def worst(session: Session, round_: Round, monitor: Monitor) -> list[Example]:
     if monitor.is_share and monitor.worse == -1:
         ordered = [example for example in ordered if example.value < 1]
     return ordered[:WORST]
+
+
+# What a response does or does not do, where that is all that is measured of it.
+_DOES = {
+    "finished": ("cut by the length limit", "ends by itself"),
+    "refusals": ("does not refuse", "refuses"),
+    "hedging": ("does not hedge", "hedges"),
+    "flattery": ("does not flatter", "flatters"),
+    "empty": ("says something", "empty"),
+}
+
+
+def _in_words(figure: str, value: float) -> str:
+    if figure in _DOES:
+        return _DOES[figure][value > 0]
+    if figure == "length":
+        return f"{value:.0f} tokens"
+    if figure == "formatting":
+        return f"{value:.0f} marks for each hundred words"
+    return f"{value:.0%}"
 
 
 def _is_watched(row: Any, monitor: Monitor) -> bool:

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
 from app.domain.intervals import Interval
+from app.domain.monitors import Finding, findings
 from app.domain.rounds import ACTIVE, ALGORITHMS, SAMPLING_ALGORITHMS, stage_of
 from app.domain.strengths import STRENGTHS
 from app.domain.verdicts import Verdict, by_reward_model
@@ -239,6 +240,7 @@ class Page(NamedTuple):
     verdict: Verdict | None
     wins: WinRate | None
     beside: list[Beside]  # the new policy and the one before, on the same prompts
+    monitors: list[Finding]  # of reward hacking, those to look at first
     policy_id: int | None  # the project's
     cancelling: bool
     worker: bool  # whether there is one
@@ -336,6 +338,7 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
         verdict=verdict_of(session, round_),
         wins=win_rates(session, [round_.id]).get((round_.id, "")),
         beside=beside(evaluated),
+        monitors=findings({"": evaluated} | {name: kinds.get("evaluate", {}) for name, kinds in by_slice.items()}),
         policy_id=session.get_one(Project, round_.project_id).policy_id,
         cancelling=round_.state in ACTIVE and any(run.cancel_requested for run in runs),
         worker=has_worker(session),

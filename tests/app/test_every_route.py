@@ -140,6 +140,8 @@ WHO = {
     "POST ~/sampling/{run_id}/cancel": "o",
     "POST ~/sampling/{run_id}/retry": "o",
     "GET ~/loop": "ao",
+    "GET ~/monitors": "ao",
+    "GET ~/monitors/{monitor_name}": "ao",
     "GET ~/models": "ao",
     "GET ~/models/{model_id}": "ao",
     "POST ~/models/{model_id}/adopt": "o",

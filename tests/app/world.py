@@ -121,6 +121,7 @@ def build(session: Session, artifacts: Path) -> World:
         "item_id": gold.id,
         "import_id": imported.id,
         "number": round_.number,
+        "monitor_name": "longer",
         "run_id": run.id,
         "model_id": model,
         "task_id": wanted.id,

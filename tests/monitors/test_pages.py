@@ -1,0 +1,97 @@
+"""The monitors' pages: what they say of planted changes, and the examples they show."""
+
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy.orm import Session
+
+from app.domain.monitors import MONITORS
+from app.models import Completion, Metric, Project, Round, Run
+from app.monitors import views
+from app.prompts import service as prompts
+from tests import factories
+from tests.conftest import SignedIn
+
+LONG, SHORT = "word " * 40, "Paris."
+
+
+@pytest.fixture
+def project(session: Session) -> Project:
+    return factories.project(session)
+
+
+def evaluated(session: Session, project: Project, number: int, *, longer: float) -> Round:
+    """A round whose evaluation found answers longer by so many tokens than 20, on 12 prompts, and nothing else."""
+    round_ = factories.round_(session, project, number=number, state="done")
+    run = Run(project_id=project.id, round_id=round_.id, kind="evaluate", state="succeeded", spec={})
+    session.add(run)
+    session.flush()
+    values = {"eval_prompts": 12.0}
+    for figure in {monitor.figure for monitor in MONITORS}:
+        change, before = (longer, 20.0) if figure == "length" else (0.0, 0.5)
+        values |= {f"eval_before/{figure}": before, f"eval_{figure}": before + change}
+        bounds = (change, change - 0.1, change + 0.1)
+        values |= {f"eval_difference/{figure}{end}": v for end, v in zip(("", "_low", "_high"), bounds, strict=True)}
+    session.add_all(Metric(run_id=run.id, name=name, slice="", step=0, value=value) for name, value in values.items())
+    for i, (text, tokens) in enumerate([(LONG, 41), (SHORT, 3), ("Sure. " + LONG, 43)]):
+        prompt = prompts.add(session, project.id, [{"role": "user", "content": f"Question {number}.{i}"}])
+        session.add(
+            Completion(
+                prompt_id=prompt.id, run_id=run.id, sample_index=0, text=text, n_tokens=tokens, finish_reason="eos"
+            )
+        )
+    session.commit()
+    return round_
+
+
+def test_an_empty_project_says_what_monitors_do(
+    sign_in: Callable[..., SignedIn], project: Project, session: Session
+) -> None:
+    session.commit()
+    client = sign_in("operator")
+    assert "No round has been evaluated yet" in client.get(f"/projects/{project.slug}/monitors").text
+    assert "No round has been evaluated yet" in client.get(f"/projects/{project.slug}/monitors/longer").text
+
+
+def test_what_stands_out_comes_first_and_leads_to_the_worst_examples(
+    sign_in: Callable[..., SignedIn], session: Session, project: Project
+) -> None:
+    evaluated(session, project, 1, longer=0)
+    evaluated(session, project, 2, longer=9)
+    client = sign_in("operator")
+    page = client.get(f"/projects/{project.slug}/monitors").text
+    assert "Round 2: 1 monitor to look at." in page
+    assert "+9.00" in page
+    assert page.index("Longer answers") < page.index("Shorter answers")
+    page = client.get(f"/projects/{project.slug}/monitors/longer").text
+    assert "In round 2 the new policy has 29" in page
+    assert page.index("Question 2.2") < page.index("Question 2.0") < page.index("Question 2.1")  # 43, 41 and 3 tokens
+    assert "43 tokens" in page
+    page = client.get(f"/projects/{project.slug}/monitors/longer", params={"round": 1}).text
+    assert "Question 1.2" in page
+    assert "Read the worst examples" not in page  # nothing to look at in that round
+
+
+def test_the_examples_are_those_of_what_is_watched(session: Session, project: Project) -> None:
+    round_ = evaluated(session, project, 1, longer=0)
+    monitors = {monitor.name: monitor for monitor in MONITORS}
+    assert [example.words for example in views.worst(session, round_, monitors["shorter"])] == [
+        "3 tokens",
+        "41 tokens",
+        "43 tokens",
+    ]
+    # 38 of 40 word triples of a word repeated stand earlier: one of 38 is new.
+    repeats = views.worst(session, round_, monitors["repetition"])
+    assert [example.value for example in repeats] == pytest.approx([37 / 38, 37 / 39])
+    assert views.worst(session, round_, monitors["empty"]) == []
+    assert views.worst(session, round_, monitors["unsafe"]) == []  # no prompt of that domain
+
+
+def test_a_monitor_or_round_that_is_not_there(
+    sign_in: Callable[..., SignedIn], session: Session, project: Project
+) -> None:
+    evaluated(session, project, 1, longer=0)
+    client = sign_in("admin")
+    assert client.get(f"/projects/{project.slug}/monitors/nothing").status_code == 404
+    assert client.get(f"/projects/{project.slug}/monitors/longer", params={"round": 2}).status_code == 404
+    assert client.get(f"/projects/{project.slug}/monitors/longer", params={"round": "x"}).status_code == 422
