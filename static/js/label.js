@@ -5,18 +5,13 @@
 // forms work as ordinary pages.
 
 import { isWriting } from "./keys.js";
-import { clearDifferences, differencesInWords, markDifferences, scrollTogether } from "./label-compare.js";
+import { announce } from "./label-announce.js";
 import { forgetDraft, keepDraft, restoreDraft } from "./label-draft.js";
 import { bindKeys, pauseKeys } from "./label-keys.js";
 import { Outbox } from "./label-outbox.js";
 import { isRanked, isRanking, prepareRanking } from "./label-ranking.js";
-import { read, write } from "./label-store.js";
+import { prepareReading, toggleDiff, toggleSync, toggleWritten } from "./label-reading.js";
 import { seenAnew, timeInSight } from "./sight.js";
-
-const RUBRIC_OPEN = "rubric-open";
-const DIFF_ON = "diff-on";
-const WRITTEN_ON = "written-on";
-const SYNC_ON = "sync-on";
 
 const desk = document.getElementById("desk");
 const { base, labeler, leaseSeconds } = desk.dataset;
@@ -50,10 +45,6 @@ function setAhead(following) {
 function ask(url, fields = null) {
   const headers = { Accept: "application/json", ...csrf };
   return fetch(url, fields ? { method: "POST", headers, body: new URLSearchParams(fields) } : { headers });
-}
-
-function announce(text) {
-  document.getElementById("announce").textContent = text;
 }
 
 function tell(problem) {
@@ -198,23 +189,11 @@ function show(content) {
 }
 
 function prepare() {
-  const rubric = document.getElementById("rubric");
-  if (rubric) rubric.open = Boolean(read(RUBRIC_OPEN));
   if (form()) restoreDraft(draftOnDesk(), form());
-  showLastTurn();
   prepareRanking(desk);
-  const panes = [...desk.querySelectorAll(".response")];
-  scrollTogether(panes, () => Boolean(read(SYNC_ON)));
-  showToggles();
+  prepareReading();
   drawMath(desk);
   lookAgainSoon();
-}
-
-// Of a long conversation the last turn is what the responses answer.
-function showLastTurn() {
-  const conversation = desk.querySelector(".conversation");
-  const last = conversation && [...conversation.querySelectorAll(".turn")].at(-1);
-  if (last) conversation.scrollTop += last.getBoundingClientRect().top - conversation.getBoundingClientRect().top - 8;
 }
 
 function wait() {
@@ -296,75 +275,6 @@ async function undo() {
     tell({});
   }
 }
-
-// ---- reading ---------------------------------------------------------------------------------------------------------
-
-function showToggles() {
-  const on = { diff: marksDifferences(), written: showsWritten(), sync: Boolean(read(SYNC_ON)) };
-  for (const [name, isOn] of Object.entries(on)) {
-    desk.querySelector(`[data-toggle=${name}]`)?.setAttribute("aria-pressed", String(isOn));
-  }
-  desk.querySelector(".task")?.classList.toggle("as-written", on.written);
-  clearDifferences();
-  // Of two texts of which one is empty there is nothing to mark.
-  const texts = [...desk.querySelectorAll(".response")].map(writtenIn).filter(Boolean);
-  const found = on.diff && texts.length === 2 ? markDifferences(...texts) : undefined;
-  const said = desk.querySelector("[data-found]");
-  if (said) {
-    said.hidden = !on.diff;
-    said.textContent = on.diff ? foundInWords(found) : "";
-  }
-  return found;
-}
-
-function foundInWords(found) {
-  if (found === null) return "This browser cannot mark differences.";
-  return found ? differencesInWords(found) : "There is nothing to compare.";
-}
-
-const marksDifferences = () => Boolean(read(DIFF_ON)) && !isRanking(desk);
-// Differences are those of the texts as written, so that is what they are marked in.
-const showsWritten = () => Boolean(read(WRITTEN_ON)) || marksDifferences();
-// A text that is shown as it was written stands alone in its box; the box itself ends with the line end of the page.
-const writtenIn = (response) =>
-  response.querySelector(".written") ?? response.querySelector(".prose > :only-child") ?? response.querySelector(".prose");
-
-function toggleDiff() {
-  write(DIFF_ON, read(DIFF_ON) ? null : true);
-  const found = showToggles();
-  announce(read(DIFF_ON) ? foundInWords(found) : "Differences are not marked.");
-}
-
-function toggleWritten() {
-  const before = showsWritten();
-  if (before) write(DIFF_ON, null);
-  write(WRITTEN_ON, before ? null : true);
-  showToggles();
-  announce(before ? "The texts are formatted." : "The texts are shown as written.");
-}
-
-function toggleSync() {
-  write(SYNC_ON, read(SYNC_ON) ? null : true);
-  showToggles();
-  announce(read(SYNC_ON) ? "The responses scroll together." : "The responses scroll apart.");
-}
-
-document.addEventListener("click", (event) => {
-  const toggle = event.target.closest("[data-toggle]")?.dataset.toggle;
-  if (toggle === "diff") toggleDiff();
-  if (toggle === "written") toggleWritten();
-  if (toggle === "sync") toggleSync();
-});
-
-// Whoever keeps the rubric open while labeling finds it open on the next card.
-document.addEventListener(
-  "toggle",
-  (event) => {
-    if (event.target.id === "rubric") write(RUBRIC_OPEN, event.target.open ? true : null);
-    else if (event.target.closest?.(".response")) showToggles();
-  },
-  true,
-);
 
 // ---- drafts, leases --------------------------------------------------------------------------------------------------
 
