@@ -27,6 +27,12 @@ def may_read_run(session: Session, user_id: int, run_id: int) -> bool:
     return bool(session.scalar(select(exists().where(*theirs))))
 
 
+def has_used_model(session: Session, project_id: int) -> bool:
+    """Whether a run of the project has worked with its models, or may do so any moment. What failed has not."""
+    at_work = Run.state.in_(("queued", "running", "succeeded"))
+    return bool(session.scalar(select(exists().where(Run.project_id == project_id, Run.kind != "freeze", at_work))))
+
+
 class Counts(NamedTuple):
     """How much there is, for staff."""
 

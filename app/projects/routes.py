@@ -200,6 +200,7 @@ def _settings(
         rules=labeling_form.rows(shown),
         labeling=shown,
         base_model=session.get(ModelVersion, project.base_model_id) if project.base_model_id else None,
+        can_change_model=not queries.has_used_model(session, project.id),
         known=queries.base_models(session, request.state.user.id),
         error=error,
         saved=saved,

@@ -1,6 +1,7 @@
 """Projects: creating one, and its settings."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 from anyascii import anyascii
@@ -92,12 +93,14 @@ def create(
 
 
 def use_model(session: Session, store: ArtifactStore, project: Project, model: str, actor_id: int) -> None:
-    """Gives a project its base model: a location in the store, an absolute folder, or a hub name.
+    """Gives a project its base model: a location in the store, an absolute folder, or a hub name. Until a run has used
+    it, another can take its place.
 
     Raises:
         InvalidInput: nothing is named, or what models are not read from; also what a run of a project made whose models
             the actor may not look at. All projects share one store, and its locations are easily guessed.
-        Conflict: the project has one; its rounds and samples refer to it.
+            It is a folder that holds no model, as far as the web service can see.
+        Conflict: the project has one that is in use; its rounds and samples refer to it.
     """
     model = model.strip()
     if not model:
@@ -107,10 +110,23 @@ def use_model(session: Session, store: ArtifactStore, project: Project, model: s
             "Models are not read from there.",
             "Name one on the hub, a model of a project of yours, or an absolute path below PREFLOOP_MODEL_FOLDERS.",
         )
-    if project.base_model_id is not None:
-        raise Conflict("The project has a base model already.", "Make another project to begin from another model.")
+    if _holds_no_model(model):
+        raise InvalidInput(
+            f"There is no model in {model}.", "Give the path of the folder that holds the model's config.json."
+        )
+    session.refresh(project, with_for_update={"key_share": True})
+    if project.base_model_id is not None and queries.has_used_model(session, project.id):
+        raise Conflict(
+            "The project's base model is in use already.", "Make another project to begin from another model."
+        )
     rounds.adopt_base_model(session, project, model, model.rstrip("/").rpartition("/")[2])
     audit(session, actor_id, "project.model_chosen", project.id, model=model)
+
+
+def _holds_no_model(model: str) -> bool:
+    """Whether it is a folder without a model. What lies where the web service sees nothing, the worker may see."""
+    folder = Path(model)
+    return folder.is_absolute() and folder.parent.is_dir() and not (folder / "config.json").is_file()
 
 
 def _may_read(session: Session, store: ArtifactStore, location: str, actor_id: int) -> bool:

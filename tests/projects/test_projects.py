@@ -15,6 +15,7 @@ from app.errors import InvalidInput
 from app.labelers import service as labelers
 from app.models import AuditEvent, Comparison, ModelVersion, Project, Prompt, Rubric, Run
 from app.projects import service, starter
+from app.settings import Settings
 from tests import factories
 from tests.conftest import SignedIn
 
@@ -205,18 +206,48 @@ def test_settings_are_kept_and_checked(sign_in: SignIn, session: Session) -> Non
     assert "project.settings_changed" in session.scalars(select(AuditEvent.action)).all()
 
 
-def test_a_project_takes_its_model_once(sign_in: SignIn, session: Session) -> None:
+def test_a_projects_model_can_be_changed_until_a_run_has_used_it(sign_in: SignIn, session: Session) -> None:
     project = factories.project(session, slug="p")
     session.commit()
     admin = sign_in("admin")
     assert admin.post("/projects/p/model", {"model": " "}).status_code == 422
-    assert admin.post("/projects/p/model", {"model": "models/some-model"}).status_code == 303
+    assert admin.post("/projects/p/model", {"model": "models/some-modle"}).status_code == 303
     session.refresh(project)
     model = session.scalars(select(ModelVersion)).one()
-    assert (model.role, model.base, model.name) == ("base", "models/some-model", "some-model")
+    assert (model.role, model.base, model.name) == ("base", "models/some-modle", "some-modle")
     assert project.base_model_id == project.policy_id == model.id
-    assert "models/some-model" in admin.get("/projects/p/settings").text
-    assert admin.post("/projects/p/model", {"model": "other"}).status_code == 409
+    assert "models/some-modle" in admin.get("/projects/p/settings").text
+
+    # The name was wrong: the first run fails.
+    run = factories.run(session, project, "sample", state="failed")
+    session.commit()
+    assert "until a run has used it" in admin.get("/projects/p/settings").text
+    assert admin.post("/projects/p/model", {"model": "models/some-model"}).status_code == 303
+    session.refresh(project)
+    assert project.base_model_id == project.policy_id == project.reference_id != model.id
+
+    for state in ("queued", "running", "succeeded"):
+        run.state = state
+        session.commit()
+        assert admin.post("/projects/p/model", {"model": "other"}).status_code == 409
+        assert "until a run has used it" not in admin.get("/projects/p/settings").text
+
+
+def test_a_folder_without_a_model_is_refused(
+    sign_in: SignIn, session: Session, settings: Settings, tmp_path: Path
+) -> None:
+    factories.project(session, slug="p")
+    session.commit()
+    admin, folder = sign_in("admin"), tmp_path / "model"
+    refused = admin.post("/projects/p/model", {"model": str(folder)})
+    assert refused.status_code == 422
+    assert f"There is no model in {folder}." in refused.text
+    folder.mkdir()
+    assert admin.post("/projects/p/model", {"model": str(folder)}).status_code == 422
+    (folder / "config.json").write_text("{}")
+    assert admin.post("/projects/p/model", {"model": str(folder)}).status_code == 303
+    # The web service does not see the disk of the worker.
+    assert admin.post("/projects/p/model", {"model": str(tmp_path / "workers" / "model")}).status_code == 303
 
 
 def test_the_starter_project_is_complete_and_made_once(session: Session, tmp_path: Path) -> None:
