@@ -149,11 +149,13 @@ class Finding(NamedTuple):
 
 
 def findings(metrics: Mapping[str, Mapping[str, float]]) -> list[Finding]:
-    """What all monitors say of an evaluation, those to look at first.
+    """What all monitors say of an evaluation, those to look at first; empty if it compared no policies.
 
     Args:
         metrics: by slice ("" for all prompts), as `trainer.comparing` and `trainer.evaluation` name them.
     """
+    if "eval_prompts" not in metrics.get("", {}):
+        return []
     found = [_finding(monitor, metrics.get(monitor.slice, {})) for monitor in MONITORS]
     order = ("look", "fine", "unknown")
     return sorted((each for each in found if each is not None), key=lambda each: order.index(each.state))

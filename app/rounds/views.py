@@ -322,6 +322,8 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
     }
     stages = stages_of(round_, runs)
     used = {"reward"} & {stage.name for stage in stages} | {round_.algorithm}
+    if any(run.kind == "reward" and run.spec.get("trunk") == "frozen" for run in runs):
+        used -= {"reward"}  # fitted at once: there is no curve
     snapshot = session.get(Snapshot, round_.snapshot_id) if round_.snapshot_id else None
     evaluated = summaries.get("evaluate", {})
     return Page(

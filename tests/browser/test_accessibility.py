@@ -117,6 +117,7 @@ class World:
             "comparison_id": self.split.id,
             "labeler_id": self.labeler.id,
             "number": 1,
+            "monitor_name": "longer",
             "model_id": self.policy.id,
             "demonstration_id": self.demonstration.id,
             "attempt_id": self.attempt.id,
@@ -147,6 +148,12 @@ class World:
         for value, name in enumerate(names):
             for slice_ in ("", "domain=safety"):
                 session.add(Metric(run_id=evaluation.id, name=name, slice=slice_, step=0, value=value))
+        longer = {"eval_prompts": 20, "eval_length": 60, "eval_before/length": 30, "eval_difference/length": 30}
+        longer |= {"eval_difference/length_low": 28, "eval_difference/length_high": 32}
+        session.add_all(
+            Metric(run_id=evaluation.id, name=name, slice="", step=0, value=v) for name, v in longer.items()
+        )
+        factories.completion(session, factories.prompt(session, project), TEXT, run_id=evaluation.id, n_tokens=60)
         path = store.root / samples_of(run.id)
         path.parent.mkdir(parents=True)
         lines: list[dict[str, Any]] = [

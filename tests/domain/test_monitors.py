@@ -67,7 +67,7 @@ def test_what_was_not_measured_is_said() -> None:
     assert {each.state for each in found.values()} == {"unknown"}
     assert found["longer"].why == "9 prompts are too few: at least 10 are needed."
     assert found["unsafe"].why == "No held-out prompt has the tag domain=safety."
-    assert not [each for each in findings({"": {"eval_length": 3.0}}) if each.monitor.name == "longer"]
+    assert findings({"": {"eval_length": 3.0}}) == []  # an evaluation of one policy
 
 
 def test_a_round_in_which_nothing_changed_raises_few_alarms() -> None:
