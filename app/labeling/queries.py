@@ -38,6 +38,7 @@ from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 from sqlalchemy.sql.dml import ReturningUpdate
 
+from app.db import prepared
 from app.labeling.claim_queries import COUNT_KEPT, LABELER, PROJECT, STANDING, Place, Standing, standing_in
 from app.labeling.conditions import MIXED_IN, judged_by, literally
 from app.models import Comparison, Completion, Judgment, Lease, Prompt, QueuePlace, Rubric, Run
@@ -113,7 +114,7 @@ def _renew() -> ReturningUpdate[datetime, UUID]:
 
 
 _LASTING = bindparam("lasting", type_=Interval)
-_RENEW = _renew()
+_RENEW = prepared(_renew())
 
 
 def renew_live_leases(session: Session, project_id: int, labeler_id: int, lasting: timedelta) -> list[UUID]:
@@ -162,7 +163,7 @@ def _lease_statement() -> CompoundSelect[Any]:
     return given.add_cte(places)
 
 
-_SAVE_PLACES, _LEASE = _save_places(), _lease_statement()
+_SAVE_PLACES, _LEASE = prepared(_save_places()), prepared(_lease_statement())
 
 
 def save_places(session: Session, project_id: int, labeler_id: int, places: Mapping[int | None, Place]) -> None:
@@ -204,7 +205,7 @@ def ranked_completions(session: Session, ranking_id: int) -> list[int]:
 
 
 _a, _b = aliased(Completion), aliased(Completion)
-_CARD = (
+_CARD = prepared(
     select(Lease.swapped, Lease.shown, Comparison.id, Comparison.priority, Comparison.ranking_id)
     .add_columns(Prompt.messages, Rubric, _a.text.label("a"), _b.text.label("b"))
     .join(Comparison, Comparison.id == Lease.comparison_id)
@@ -308,7 +309,7 @@ def _numbers(*, mixed: bool) -> Select[Any]:
     return STANDING.add_columns(*(count.scalar_subquery() for count in counts), beside)
 
 
-_NUMBERS = {mixed: _numbers(mixed=mixed) for mixed in (True, False)}
+_NUMBERS = {mixed: prepared(_numbers(mixed=mixed)) for mixed in (True, False)}
 
 
 def numbers(
