@@ -210,9 +210,7 @@ def _lock(query: Select[Any]) -> Select[Any]:
 
 
 _IN_PROJECT, _IN_GROUP = _of_queue(_OPEN), _of_queue(_OF_GROUP)
-_FIRST_KEPT = prepared(
-    select(Comparison).where(*_KEPT, *free(LABELER), _NOT_EXCEPTED).order_by(*QUEUE_ORDER).limit(1)
-)
+_FIRST_KEPT = prepared(select(Comparison).where(*_KEPT, *free(LABELER), _NOT_EXCEPTED).order_by(*QUEUE_ORDER).limit(1))
 _FIRST_KEPT_LOCKED = prepared(_lock(_FIRST_KEPT))
 COUNT_KEPT = prepared(
     select(func.count()).select_from(select(Comparison.id).where(*_KEPT, *free(LABELER)).limit(MOST).subquery())

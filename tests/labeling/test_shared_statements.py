@@ -4,8 +4,9 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, Select
 from sqlalchemy.orm import Session
 
 from app.labeling import claim_queries
@@ -40,6 +41,19 @@ print(len(known), "are prepared")
 """
 
 
+def ask_at_once(engine: Engine, statement: Select[Any], values: dict[str, Any]) -> list[list[int]]:
+    """The ids that each of several threads gets for a statement which none of them has executed before."""
+    barrier = threading.Barrier(THREADS, timeout=30)
+
+    def ask(_: int) -> list[int]:
+        with Session(engine) as own:
+            barrier.wait()
+            return [row.found_one.id for row in own.execute(statement, values)]
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(ask, range(THREADS)))
+
+
 def test_threads_that_first_execute_a_statement_at_the_same_time_all_get_its_rows(
     session: Session, engine: Engine
 ) -> None:
@@ -52,17 +66,9 @@ def test_threads_that_first_execute_a_statement_at_the_same_time_all_get_its_row
     sys.setswitchinterval(1e-5)
     try:
         for _ in range(15):
-            statement = claim_queries._of_queue(claim_queries._OPEN).next
             engine._compiled_cache.clear()  # as in a process that has just started
-            barrier = threading.Barrier(THREADS, timeout=30)
-
-            def ask(_: int) -> list[int]:
-                with Session(engine) as own:
-                    barrier.wait()
-                    return [row.found_one.id for row in own.execute(statement, values)]
-
-            with ThreadPoolExecutor(THREADS) as pool:
-                assert list(pool.map(ask, range(THREADS))) == [[comparison.id]] * THREADS
+            statement = claim_queries._of_queue(claim_queries._OPEN).next
+            assert ask_at_once(engine, statement, values) == [[comparison.id]] * THREADS
     finally:
         sys.setswitchinterval(interval)
 
@@ -73,4 +79,4 @@ def test_every_statement_that_a_module_keeps_is_prepared() -> None:
     )
     *unprepared, last = said.stdout.splitlines()
     assert unprepared == []
-    assert last.endswith("are prepared") and int(last.split()[0]) > 10
+    assert int(last.removesuffix(" are prepared")) > 10
