@@ -103,14 +103,14 @@ def _end(session: Session, leases: Select[UUID], state: str) -> int:
     return len(ids)
 
 
-def _renew() -> ReturningUpdate[datetime, UUID]:
+def _renew() -> ReturningUpdate[datetime, int, UUID]:
     others = _live().where(Lease.expires_at < func.now(), Lease.labeler_id != LABELER).limit(AT_ONCE)
     overdue = others.with_for_update(skip_locked=True).cte("overdue")
     ended = update(Lease).where(Lease.id == overdue.c.id).values(state="expired").returning(Lease.id).cte("ended")
-    own = update(Lease).where(Lease.labeler_id == LABELER, Lease.state == "live")
-    own = own.where(Lease.comparison_id == Comparison.id, Comparison.project_id == PROJECT)
-    own = own.where(Comparison.state == "open").values(expires_at=func.now() + _LASTING)
-    return own.returning(Lease.created_at, Lease.id).add_cte(ended)
+    own = _live().where(Lease.labeler_id == LABELER, Comparison.project_id == PROJECT, Comparison.state == "open")
+    held = own.with_for_update(key_share=True, skip_locked=True, of=Lease).cte("held")
+    renewed = update(Lease).where(Lease.id == held.c.id).values(expires_at=func.now() + _LASTING)
+    return renewed.returning(Lease.created_at, Lease.comparison_id, Lease.id).add_cte(ended)
 
 
 _LASTING = bindparam("lasting", type_=Interval)
@@ -121,11 +121,14 @@ def renew_live_leases(session: Session, project_id: int, labeler_id: int, lastin
     """The leases that the labeler holds in this project, oldest first, made to last again from now on.
 
     Also ends leases of others past their time, of whatever project. Their comparisons are locked first (a trigger will
-    write to them), and both skipped where somebody holds them: that somebody is submitting, or ends them too.
+    write to them), and both skipped where somebody holds them: that somebody is submitting, or ends them too. A lease
+    of one's own that somebody ends at this moment is not waited for, and is not renewed. Wait for no comparison
+    afterwards: two people whose time was over would wait for each other.
     """
     values = {"in_project": project_id, "for_labeler": labeler_id, "lasting": lasting}
     rows = session.execute(_RENEW, values, execution_options={"synchronize_session": False})
-    return [row.id for row in sorted(rows, key=lambda row: row.created_at)]
+    # Two that were given in one transaction have the same time.
+    return [row.id for row in sorted(rows, key=lambda row: (row.created_at, row.comparison_id))]
 
 
 _PLACE_COLUMNS = ("group_id", *Place._fields)
