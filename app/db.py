@@ -3,17 +3,20 @@
 import contextlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import psycopg
 from fastapi import Depends, Request
 from psycopg.abc import AdaptContext, Buffer
-from sqlalchemy import Engine, create_engine, event, inspect, text
+from sqlalchemy import ClauseElement, Engine, create_engine, event, inspect, text
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.errors import InvalidInput
+
+Statement = TypeVar("Statement", bound=ClauseElement)
 
 
 def sqlalchemy_url(url: str) -> str:
@@ -100,6 +103,16 @@ def one_moment(engine: Engine) -> Iterator[Session]:
     """A session that only reads, in which every statement sees the database as it was at the first one."""
     with Session(engine.execution_options(isolation_level="REPEATABLE READ")) as session:
         yield session
+
+
+def prepared(statement: Statement) -> Statement:
+    """A statement that is put together once, at import, to be executed by many threads.
+
+    Compiled here, because SQLAlchemy adds to a statement when it first compiles it. Two threads that do so at the same
+    time can leave it broken for good: it then fails, or reads rows of no condition, until the process ends.
+    """
+    statement.compile(dialect=postgresql.dialect())
+    return statement
 
 
 def violates(error: IntegrityError, constraint: str) -> bool:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import BigInteger, BindParameter, ColumnElement, Select, bindparam, exists, func, select
 from sqlalchemy.orm import Session, aliased
 
+from app.db import prepared
 from app.models import ProjectLabeler, ProjectMember, Qualification, Rubric, User
 
 
@@ -63,7 +64,7 @@ def _gate(project_id: BindParameter[int], labeler_id: BindParameter[int]) -> Sel
 
 
 # Asked with every task that is handed out and every answer, so it is put together once.
-_GATE = _gate(bindparam("project_id", type_=BigInteger), bindparam("labeler_id", type_=BigInteger))
+_GATE = prepared(_gate(bindparam("project_id", type_=BigInteger), bindparam("labeler_id", type_=BigInteger)))
 
 
 def gate(session: Session, project_id: int, labeler_id: int) -> Gate:

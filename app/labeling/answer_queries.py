@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import BigInteger, Row, Select, Uuid, bindparam, case, cast, exists, func, select, update
 from sqlalchemy.orm import Session
 
+from app.db import prepared
 from app.labeling.queries import lock_comparison
 from app.models import Comparison, Judgment, Lease, Prompt, Rubric, Snapshot
 
@@ -53,7 +54,7 @@ def _so_far() -> Select[Any]:
     return own.where(Lease.comparison_id == comparison_id, Lease.labeler_id == labeler_id)
 
 
-_SO_FAR = _so_far()
+_SO_FAR = prepared(_so_far())
 
 
 def so_far(session: Session, comparison_id: int, labeler_id: int, idempotency_key: UUID) -> SoFar:

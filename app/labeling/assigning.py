@@ -47,7 +47,10 @@ def next_task(
     if lease_id := next((held_id for held_id in held if held_id != beside), None):
         return queries.task(session, lease_id)
     # What was given before a newer quiz may be finished, but nothing follows.
-    return None if closed else _give_next(session, project, labeler, skipped.comparison_id if skipped else None)
+    task = None if closed else _give_next(session, project, labeler, skipped.comparison_id if skipped else None)
+    if task is not None and task.lease_id == beside:  # the desk's had run out, and is theirs again
+        return next_task(session, project, labeler, beside=beside)
+    return task
 
 
 def following(session: Session, project: Project, labeler: User, desk: UUID) -> tuple[bool, Task | None]:

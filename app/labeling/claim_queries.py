@@ -31,6 +31,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session, aliased
 
 from app.access.queries import projects_of
+from app.db import prepared
 from app.labeling.conditions import (
     MIXED_IN,
     Condition,
@@ -153,7 +154,7 @@ def _standing() -> Select[Any]:
     )
 
 
-STANDING = _standing()
+STANDING = prepared(_standing())
 
 
 class _OfQueue(NamedTuple):
@@ -194,12 +195,12 @@ def _of_queue(members: list[Condition]) -> _OfQueue:
     on = select(Comparison.id).where(*members, _FROM_PLACE, *free(LABELER))
     left = [select(func.count()).select_from(part.limit(MOST).subquery()) for part in (behind, on)]
     return _OfQueue(
-        opened=opened,
-        next=following(can_be_given.where(_FROM_PLACE)),
-        next_locked=following(_lock(can_be_given.where(_FROM_PLACE))),
-        among=among,
-        among_locked=_lock(among),
-        how_many=select(func.least(left[0].scalar_subquery() + left[1].scalar_subquery(), MOST)),
+        opened=prepared(opened),
+        next=prepared(following(can_be_given.where(_FROM_PLACE))),
+        next_locked=prepared(following(_lock(can_be_given.where(_FROM_PLACE)))),
+        among=prepared(among),
+        among_locked=prepared(_lock(among)),
+        how_many=prepared(select(func.least(left[0].scalar_subquery() + left[1].scalar_subquery(), MOST))),
     )
 
 
@@ -209,10 +210,10 @@ def _lock(query: Select[Any]) -> Select[Any]:
 
 
 _IN_PROJECT, _IN_GROUP = _of_queue(_OPEN), _of_queue(_OF_GROUP)
-_FIRST_KEPT = select(Comparison).where(*_KEPT, *free(LABELER), _NOT_EXCEPTED).order_by(*QUEUE_ORDER).limit(1)
-_FIRST_KEPT_LOCKED = _lock(_FIRST_KEPT)
-COUNT_KEPT = select(func.count()).select_from(
-    select(Comparison.id).where(*_KEPT, *free(LABELER)).limit(MOST).subquery()
+_FIRST_KEPT = prepared(select(Comparison).where(*_KEPT, *free(LABELER), _NOT_EXCEPTED).order_by(*QUEUE_ORDER).limit(1))
+_FIRST_KEPT_LOCKED = prepared(_lock(_FIRST_KEPT))
+COUNT_KEPT = prepared(
+    select(func.count()).select_from(select(Comparison.id).where(*_KEPT, *free(LABELER)).limit(MOST).subquery())
 )
 FRESH: dict[str, Any] = {"populate_existing": True}  # a comparison as it is now that it is locked
 

@@ -44,10 +44,15 @@ def literally(predicate: str) -> TextClause:
 MIXED_IN = Comparison.gold.is_not(None) | (Comparison.purpose == "repeat")
 
 
+def stands_in_the_way() -> ColumnElement[bool]:
+    """Of judgments: its labeler is not asked again, not even where it was superseded. What they took back themselves
+    does not count, nor what they changed: what came after it does."""
+    return func.coalesce(Judgment.superseded_for, "").not_in(("edited", "undone"))
+
+
 def judged_by(labeler_id: Id) -> ColumnElement[bool]:
-    """Also where the judgment was superseded: nobody is asked twice. But for what they took back themselves."""
     own = Judgment.comparison_id == Comparison.id, Judgment.labeler_id == labeler_id
-    return _looked_up(select(Judgment.id).where(*own, Judgment.superseded_for.is_distinct_from("undone")))
+    return _looked_up(select(Judgment.id).where(*own, stands_in_the_way()))
 
 
 def leased_to(labeler_id: Id, *states: str) -> ColumnElement[bool]:
@@ -60,7 +65,7 @@ def met(labeler_id: int, *states: str) -> ColumnElement[bool]:
     as what the item was made of, or under an older rubric. Whoever reviewed that knows the answer."""
     root = func.coalesce(Comparison.repeat_of_id, Comparison.id)
     judged = select(Judgment.id).join(_kin, _kin.id == Judgment.comparison_id)
-    judged = judged.where(Judgment.labeler_id == labeler_id, Judgment.superseded_for.is_distinct_from("undone"))
+    judged = judged.where(Judgment.labeler_id == labeler_id, stands_in_the_way())
     leased = select(Lease.id).join(_kin, _kin.id == Lease.comparison_id)
     leased = leased.where(Lease.labeler_id == labeler_id, Lease.state.in_(states))
     same = or_(_kin.id == root, _kin.repeat_of_id == root)

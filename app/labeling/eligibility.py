@@ -18,6 +18,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import InstrumentedAttribute
 
 from app.access.queries import may_label
+from app.labeling.conditions import stands_in_the_way
 from app.models import Comparison, Judgment, LabelerGroupMember, Lease, User
 
 Number = int | ColumnElement[int] | InstrumentedAttribute[Any]
@@ -53,7 +54,7 @@ def _not_done(labeler_id: Number, comparison_id: Number = Comparison.id) -> list
     judged = select(Judgment.id).where(
         Judgment.comparison_id == comparison_id,
         Judgment.labeler_id == labeler_id,
-        Judgment.superseded_for.is_distinct_from("undone"),
+        stands_in_the_way(),
     )
     recused = select(Lease.id).where(
         Lease.comparison_id == comparison_id, Lease.labeler_id == labeler_id, Lease.state == "recused"

@@ -102,6 +102,14 @@ def release(session: Session, project: Project, lease_id: UUID, labeler: User) -
     return _give_back(session, project, lease_id, labeler, "released", "")
 
 
+def release_ahead(session: Session, project: Project, lease_id: UUID, labeler: User) -> None:
+    """As `release`, unless the task is the one on the labeler's desk."""
+    gate_queries.lock_labeler(session, labeler.id)
+    own_lease(session, project, lease_id, labeler)  # first, as it may wait: see `queries.renew_live_leases`
+    if renew(session, project, labeler)[:1] != [lease_id]:
+        release(session, project, lease_id, labeler)
+
+
 def _give_back(session: Session, project: Project, lease_id: UUID, labeler: User, state: str, reason: str) -> Position:
     gate_queries.lock_labeler(session, labeler.id)
     lease, comparison = own_lease(session, project, lease_id, labeler)

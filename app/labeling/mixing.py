@@ -52,12 +52,15 @@ def _calibration_item(session: Session, project: Project, labeler: User) -> Comp
     assert item.gold is not None
     if mixing_queries.is_continued(session, item.id) or (item.gold == 0 and not newest.allow_tie):
         return None  # somebody else was faster; or no labeler could be right any more
+    root = item.repeat_of_id or item.id
+    if not mixing_queries.can_refer(session, root):
+        return None
     return open_copy(
         session,
         item,
         "calibration",
         rubric_id=newest.id,
-        repeat_of_id=item.repeat_of_id or item.id,
+        repeat_of_id=root,
         gold=max(-newest.strengths, min(newest.strengths, item.gold)),
     )
 

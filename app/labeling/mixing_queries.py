@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from sqlalchemy import BigInteger, Subquery, cast, exists, func, or_, select, update
+from sqlalchemy import BigInteger, Select, Subquery, cast, exists, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
@@ -51,6 +51,16 @@ def given_back(session: Session, project_id: int, labeler_id: int) -> list[int]:
     still = select(Comparison.id).join(newest, newest.c.comparison_id == Comparison.id)
     still = still.where(Comparison.project_id == project_id, Comparison.state == "open")
     return list(session.scalars(still.order_by(newest.c.created_at)))
+
+
+def can_refer(session: Session, comparison_id: int) -> bool:
+    """Whether a copy of it can be made now: nobody is judging or deciding it at this moment."""
+    return session.scalar(_refer(select(Comparison.id).where(Comparison.id == comparison_id))) is not None
+
+
+def _refer(query: Select[int]) -> Select[int]:
+    """Locks what a new row will name, as the database does for it, but waits for nobody."""
+    return query.with_for_update(read=True, key_share=True, skip_locked=True, of=Comparison)
 
 
 def is_begun(session: Session, comparison_id: int) -> bool:
@@ -106,7 +116,7 @@ def to_repeat(session: Session, project_id: int, labeler_id: int, gap: int) -> i
         .order_by(func.random())
         .limit(1)
     )
-    return session.scalar(query)
+    return session.scalar(_refer(query))
 
 
 def _newest(labeler_id: int, limit: int) -> Subquery:

@@ -38,6 +38,7 @@ from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 from sqlalchemy.sql.dml import ReturningUpdate
 
+from app.db import prepared
 from app.labeling.claim_queries import COUNT_KEPT, LABELER, PROJECT, STANDING, Place, Standing, standing_in
 from app.labeling.conditions import MIXED_IN, judged_by, literally
 from app.models import Comparison, Completion, Judgment, Lease, Prompt, QueuePlace, Rubric, Run
@@ -102,29 +103,32 @@ def _end(session: Session, leases: Select[UUID], state: str) -> int:
     return len(ids)
 
 
-def _renew() -> ReturningUpdate[datetime, UUID]:
+def _renew() -> ReturningUpdate[datetime, int, UUID]:
     others = _live().where(Lease.expires_at < func.now(), Lease.labeler_id != LABELER).limit(AT_ONCE)
     overdue = others.with_for_update(skip_locked=True).cte("overdue")
     ended = update(Lease).where(Lease.id == overdue.c.id).values(state="expired").returning(Lease.id).cte("ended")
-    own = update(Lease).where(Lease.labeler_id == LABELER, Lease.state == "live")
-    own = own.where(Lease.comparison_id == Comparison.id, Comparison.project_id == PROJECT)
-    own = own.where(Comparison.state == "open").values(expires_at=func.now() + _LASTING)
-    return own.returning(Lease.created_at, Lease.id).add_cte(ended)
+    own = _live().where(Lease.labeler_id == LABELER, Comparison.project_id == PROJECT, Comparison.state == "open")
+    held = own.with_for_update(key_share=True, skip_locked=True, of=Lease).cte("held")
+    renewed = update(Lease).where(Lease.id == held.c.id).values(expires_at=func.now() + _LASTING)
+    return renewed.returning(Lease.created_at, Lease.comparison_id, Lease.id).add_cte(ended)
 
 
 _LASTING = bindparam("lasting", type_=Interval)
-_RENEW = _renew()
+_RENEW = prepared(_renew())
 
 
 def renew_live_leases(session: Session, project_id: int, labeler_id: int, lasting: timedelta) -> list[UUID]:
     """The leases that the labeler holds in this project, oldest first, made to last again from now on.
 
     Also ends leases of others past their time, of whatever project. Their comparisons are locked first (a trigger will
-    write to them), and both skipped where somebody holds them: that somebody is submitting, or ends them too.
+    write to them), and both skipped where somebody holds them: that somebody is submitting, or ends them too. A lease
+    of one's own that somebody ends at this moment is not waited for, and is not renewed. Wait for no comparison
+    afterwards: two people whose time was over would wait for each other.
     """
     values = {"in_project": project_id, "for_labeler": labeler_id, "lasting": lasting}
     rows = session.execute(_RENEW, values, execution_options={"synchronize_session": False})
-    return [row.id for row in sorted(rows, key=lambda row: row.created_at)]
+    # Two that were given in one transaction have the same time.
+    return [row.id for row in sorted(rows, key=lambda row: (row.created_at, row.comparison_id))]
 
 
 _PLACE_COLUMNS = ("group_id", *Place._fields)
@@ -162,7 +166,7 @@ def _lease_statement() -> CompoundSelect[Any]:
     return given.add_cte(places)
 
 
-_SAVE_PLACES, _LEASE = _save_places(), _lease_statement()
+_SAVE_PLACES, _LEASE = prepared(_save_places()), prepared(_lease_statement())
 
 
 def save_places(session: Session, project_id: int, labeler_id: int, places: Mapping[int | None, Place]) -> None:
@@ -204,7 +208,7 @@ def ranked_completions(session: Session, ranking_id: int) -> list[int]:
 
 
 _a, _b = aliased(Completion), aliased(Completion)
-_CARD = (
+_CARD = prepared(
     select(Lease.swapped, Lease.shown, Comparison.id, Comparison.priority, Comparison.ranking_id)
     .add_columns(Prompt.messages, Rubric, _a.text.label("a"), _b.text.label("b"))
     .join(Comparison, Comparison.id == Lease.comparison_id)
@@ -308,7 +312,7 @@ def _numbers(*, mixed: bool) -> Select[Any]:
     return STANDING.add_columns(*(count.scalar_subquery() for count in counts), beside)
 
 
-_NUMBERS = {mixed: _numbers(mixed=mixed) for mixed in (True, False)}
+_NUMBERS = {mixed: prepared(_numbers(mixed=mixed)) for mixed in (True, False)}
 
 
 def numbers(

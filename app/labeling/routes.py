@@ -142,8 +142,7 @@ def skip(
 @router.post("/projects/{project_slug}/label/{lease_id}/release")
 def release(project: ProjectDep, labeler: LabelerDep, session: SessionDep, lease_id: UUID) -> Response:
     """The page was closed: what it had loaded ahead goes back to the queue, unless it is on the desk of another tab."""
-    if leases.renew(session, project, labeler)[:1] != [lease_id]:
-        leases.release(session, project, lease_id, labeler)
+    leases.release_ahead(session, project, lease_id, labeler)
     return Response(status_code=204)
 
 

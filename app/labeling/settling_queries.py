@@ -24,6 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, aggregate_order_by
 from sqlalchemy.orm import Session
 
+from app.db import prepared
 from app.labeling.eligibility import left_of_kept
 from app.models import Comparison, Judgment, Rubric
 
@@ -101,7 +102,7 @@ def _answered() -> Select[Any]:
     return found.where(Comparison.state == "open").order_by(Comparison.id)
 
 
-_ANSWERED = _answered()  # asked with every answer, so it is put together once
+_ANSWERED = prepared(_answered())  # asked with every answer, so it is put together once
 
 
 def answered(session: Session, comparison_ids: Sequence[int]) -> list[Answered]:

@@ -289,6 +289,19 @@ def test_nobody_holds_more_than_two_tasks(session: Session) -> None:
     assert take(session, project, factories.user(session)).position == skipped[1].position
 
 
+def test_the_card_behind_the_desk_is_never_the_one_on_it(session: Session) -> None:
+    """Also where the desk's had run out, so that it is the next to be had."""
+    project, labeler = factories.project(session, overlap=1), factories.user(session)
+    for _ in range(2):
+        factories.comparison(session, project)
+    desk = take(session, project, labeler)
+    run_out(session, desk.lease_id)
+    end_overdue(session)
+    ahead = take(session, project, labeler, beside=desk.lease_id)
+    assert ahead.position != desk.position
+    assert set(leases.renew(session, project, labeler)) == {desk.lease_id, ahead.lease_id}
+
+
 def test_others_get_at_once_what_somebody_skipped(session: Session) -> None:
     project, labeler, other = factories.project(session, overlap=1), factories.user(session), factories.user(session)
     ids = [factories.comparison(session, project).id for _ in range(2)]

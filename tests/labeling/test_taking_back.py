@@ -8,10 +8,10 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Forbidden, InvalidInput, NotFound
-from app.labeling import answers, assigning, history, queries
+from app.labeling import answers, assigning, history, leases, outlook, queries
 from app.models import Comparison, Judgment, Lease, Project, ProjectLabeler, Snapshot, User
 from tests import factories
-from tests.labeling.desk import answer, counts, judge, rich, run_out, submit, take
+from tests.labeling.desk import answer, counts, end_overdue, judge, rich, run_out, submit, take
 from tests.labeling.test_answers import ranked
 
 
@@ -194,6 +194,22 @@ def test_what_was_taken_back_and_left_comes_again(session: Session) -> None:
     run_out(session, task.lease_id)
     assert take(session, project, labeler).position == task.position
     assert take(session, project, factories.user(session)).position != task.position
+
+
+def test_what_was_changed_and_then_taken_back_comes_again(session: Session) -> None:
+    project, labeler = rich(session, overlap=1)
+    task = take(session, project, labeler)
+    judgment = judge(session, project, labeler, task, 2)
+    answers.edit(session, project, judgment.id, labeler, answer(task, -1))
+    answers.undo(session, project, labeler)
+    leases.release(session, project, task.lease_id, labeler)
+    assert take(session, project, labeler).lease_id == task.lease_id
+    # Nor is it too late for an answer from a page that was left open.
+    run_out(session, task.lease_id)
+    end_overdue(session)
+    judge(session, project, labeler, task, 1)
+    assert counts(session, task.position.comparison_id) == (1, 0)
+    assert outlook.idle(session, project, labeler).reason == "finished"
 
 
 def test_a_ranking_is_taken_back_and_changed_as_one(session: Session) -> None:
