@@ -1,6 +1,7 @@
 """Monitors: what they say of planted changes, and how often of none."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,3 +80,11 @@ def test_a_round_in_which_nothing_changed_raises_few_alarms() -> None:
         alarms += bool(looks(findings(slices)))
     assert alarms / rounds <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / rounds)
     assert alarms > 0  # the test can fail
+
+
+def test_the_documentation_has_every_monitor() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "monitors.md").read_text()
+    for monitor in MONITORS:
+        assert f"| {monitor.label}" in page
+        assert monitor.definition in page
+        assert monitor.source in page
