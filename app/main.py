@@ -36,6 +36,7 @@ from app.labeling.routes import router as labeling
 from app.lineage.routes import router as lineage
 from app.members.routes import router as members
 from app.monitors.routes import router as monitors
+from app.playground.routes import router as playground
 from app.projects.routes import router as projects
 from app.prompts.routes import router as prompts
 from app.qualification.routes import router as qualification
@@ -67,6 +68,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     datasets,
     rounds,
     monitors,
+    playground,
     lineage,
     demonstrations,
     red_team,

@@ -10,8 +10,8 @@ from app.models import Run
 
 QUEUE = "runs"
 RUN_TASK = "run"
-# Somebody sits in front of a red-team attempt and waits; a stage of a round that is queued can.
-GO_AHEAD = ("red_team",)
+# Somebody sits in front of these and waits; a stage of a round that is queued can.
+GO_AHEAD = ("red_team", "playground")
 
 _manager = JobManager(SyncPsycopgConnector())
 

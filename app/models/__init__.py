@@ -7,6 +7,7 @@ from app.models.data_import import DataImport
 from app.models.demonstration import Demonstration, DemonstrationEvent, DemonstrationTask
 from app.models.labeler import LabelerGroup, LabelerGroupMember, ProjectLabeler, Qualification
 from app.models.member import ProjectMember
+from app.models.playground import PlaygroundChat, PlaygroundTurn
 from app.models.project import Project
 from app.models.prompt import Completion, Prompt
 from app.models.red_team import RedTeamAttempt
@@ -42,6 +43,8 @@ __all__ = [
     "Lease",
     "Metric",
     "ModelVersion",
+    "PlaygroundChat",
+    "PlaygroundTurn",
     "Project",
     "ProjectLabeler",
     "ProjectMember",

@@ -23,6 +23,7 @@ from app.models import (
     Demonstration,
     Judgment,
     ModelVersion,
+    PlaygroundTurn,
     Prompt,
     RedTeamAttempt,
     Round,
@@ -213,6 +214,19 @@ def store_answer(session: Session, run_id: int, sample: dict[str, Any]) -> None:
     own = (RedTeamAttempt.id == sample["prompt_id"], RedTeamAttempt.run_id == run_id, RedTeamAttempt.answer.is_(None))
     answer = {name: sample[name] for name in ("text", "finish_reason", "n_tokens", "seed", "sampling")}
     session.execute(update(RedTeamAttempt).where(*own).values(answer=answer))
+
+
+def store_turn(session: Session, run_id: int, sample: dict[str, Any]) -> None:
+    """What a model of a playground said in the turn that the run is for; what is stored already stays.
+
+    Both models answer both lines of the conversation, 0 and 1, and each answer to the other model's line is dropped.
+    """
+    if sample["prompt_id"] != sample["sample_index"]:
+        return
+    column = (PlaygroundTurn.first, PlaygroundTurn.second)[sample["sample_index"]]
+    answer = {name: sample[name] for name in ("text", "finish_reason", "n_tokens")}
+    own = update(PlaygroundTurn).where(PlaygroundTurn.run_id == run_id, column.is_(None))
+    session.execute(own.values({column: answer}))
 
 
 def newest_completions(session: Session, prompt_ids: set[int], model_id: int) -> dict[int, list[Completion]]:

@@ -30,14 +30,15 @@ def store_samples(session: Session, run: Run, samples: Sequence[NewSample]) -> i
 
     A sampling run opens a prompt's comparisons in the transaction that stores the prompt's last sample, and a sample
     stored before is skipped, so a resumed run doubles neither. An evaluation's samples are kept but not asked about; a
-    red-team attempt's answer stays with the attempt. The caller holds the run's row locked.
+    red-team attempt's answer stays with the attempt, and those of a playground with its turn. The caller holds the
+    run's row locked.
 
     Raises:
         Conflict: the project has no published rubric, or the model the samples came from is not known.
     """
-    if run.kind == "red_team":
+    if store := {"red_team": queries.store_answer, "playground": queries.store_turn}.get(run.kind):
         for sample in samples:
-            queries.store_answer(session, run.id, sample._asdict() | {"text": _storable(sample.text)})
+            store(session, run.id, sample._asdict() | {"text": _storable(sample.text)})
         return 0
     spec = RUN_SPEC.validate_python(run.spec)
     assert isinstance(spec, SampleSpec | EvaluateSpec)

@@ -4,6 +4,8 @@ Each function works in the caller's transaction and never commits: a round, its 
 together or not at all. Rows are locked in one order: run, project, round.
 """
 
+from collections.abc import Sequence
+
 from sqlalchemy.orm import Session
 
 from app.access import gate_queries
@@ -151,8 +153,23 @@ def begin_answer(
     """
     if project.policy_id is None:
         raise InvalidInput("The project has no model that could answer.", "An admin gives it one in the settings.")
-    run = Maker(session, store, project, server).answering_run(row)
+    policy = session.get_one(ModelVersion, project.policy_id)
+    run = Maker(session, store, project, server).answering_run([row], [policy], "red_team")
     enqueue_run(session, run.id, ahead=ahead)
+    return run
+
+
+def begin_turn(
+    session: Session,
+    store: ArtifactStore,
+    project: Project,
+    rows: Sequence[PromptRow],
+    models: Sequence[ModelVersion],
+    server: SamplingServer | None,
+) -> Run:
+    """Enqueues a run in which each model of a playground answers each of these prompts; see `queries.store_turn`."""
+    run = Maker(session, store, project, server).answering_run(rows, models, "playground")
+    enqueue_run(session, run.id)
     return run
 
 

@@ -76,19 +76,18 @@ class Maker(NamedTuple):
         max_length = _room(SampleSpec.model_fields["max_length"].default, generation)
         return self._add(self._sample_spec([policy], generation, prompts, seed, reward, max_length), None)
 
-    def answering_run(self, row: PromptRow) -> Run:
-        """Adds a run in which the present policy answers one prompt once, which is not one of the project's."""
-        assert self.project.policy_id is not None
-        policy = self.session.get_one(ModelVersion, self.project.policy_id)
+    def answering_run(self, rows: Sequence[PromptRow], models: Sequence[ModelVersion], kind: str) -> Run:
+        """Adds a run in which each model answers each prompt once. The prompts are none of the project's."""
+        refs = [ref(model) for model in models]
         generation = Generation.model_validate(self.project.generation).model_copy(update={"samples_per_prompt": 1})
         spec = SampleSpec(
-            models=(ref(policy),),
-            servers=_servers(self.server, [ref(policy)]),
-            prompts=write_lines(self.store, "prompts", [row], compressed=False)[1],
+            models=tuple(refs),
+            servers=_servers(self.server, refs),
+            prompts=write_lines(self.store, "prompts", rows, compressed=False)[1],
             generation=generation,
-            seed=run_seed(0, "red_team", queries.count_runs(self.session, self.project.id)),
+            seed=run_seed(0, kind, queries.count_runs(self.session, self.project.id)),
         )
-        return self._add(spec, None, kind="red_team")
+        return self._add(spec, None, kind=kind)
 
     def _add(self, spec: RunSpec, round_id: int | None, kind: str | None = None) -> Run:
         run = Run(

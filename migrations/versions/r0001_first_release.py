@@ -494,7 +494,7 @@ def upgrade() -> None:
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint(
             "kind IN ('freeze', 'sample', 'reward', 'sft', 'dpo', 'on_policy_dpo', 'best_of_n', 'ppo', 'rloo', 'grpo', "
-            "'evaluate', 'judge', 'red_team')",
+            "'evaluate', 'judge', 'red_team', 'playground')",
             name=op.f("ck_run_kind_known"),
         ),
         sa.CheckConstraint(
@@ -1054,6 +1054,50 @@ def upgrade() -> None:
         unique=True,
         postgresql_where=sa.text("state = 'live'"),
     )
+    op.create_table(
+        "playground_chat",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("project_id", sa.BigInteger(), nullable=False),
+        sa.Column("owner_id", sa.BigInteger(), nullable=False),
+        sa.Column("first_id", sa.BigInteger(), nullable=False),
+        sa.Column("second_id", sa.BigInteger(), nullable=False),
+        sa.Column("is_blind", sa.Boolean(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.CheckConstraint("first_id <> second_id", name=op.f("ck_playground_chat_two_models")),
+        sa.ForeignKeyConstraint(["first_id"], ["model_version.id"], name=op.f("fk_playground_chat_first_id")),
+        sa.ForeignKeyConstraint(["owner_id"], ["user_account.id"], name=op.f("fk_playground_chat_owner_id")),
+        sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_playground_chat_project_id")),
+        sa.ForeignKeyConstraint(["second_id"], ["model_version.id"], name=op.f("fk_playground_chat_second_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_playground_chat")),
+    )
+    op.create_index("ix_playground_chat_project", "playground_chat", ["project_id", "id"], unique=False)
+    op.create_table(
+        "playground_turn",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("chat_id", sa.BigInteger(), nullable=False),
+        sa.Column("text", sa.Text(), nullable=False),
+        sa.Column("run_id", sa.BigInteger(), nullable=False),
+        sa.Column("first", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
+        sa.Column("second", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
+        sa.Column("vote", sa.SmallInteger(), nullable=True),
+        sa.Column("voted_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("comparison_id", sa.BigInteger(), nullable=True),
+        sa.Column("idempotency_key", sa.Uuid(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.CheckConstraint("vote BETWEEN -1 AND 1", name=op.f("ck_playground_turn_vote_range")),
+        sa.CheckConstraint(
+            "vote IS NULL OR first IS NOT NULL AND second IS NOT NULL",
+            name=op.f("ck_playground_turn_voted_has_answers"),
+        ),
+        sa.ForeignKeyConstraint(["chat_id"], ["playground_chat.id"], name=op.f("fk_playground_turn_chat_id")),
+        sa.ForeignKeyConstraint(["comparison_id"], ["comparison.id"], name=op.f("fk_playground_turn_comparison_id")),
+        sa.ForeignKeyConstraint(["run_id"], ["run.id"], name=op.f("fk_playground_turn_run_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_playground_turn")),
+        sa.UniqueConstraint("idempotency_key", name=op.f("uq_playground_turn_idempotency_key")),
+    )
+    op.create_index("ix_playground_turn_chat", "playground_turn", ["chat_id", "id"], unique=False)
+    op.create_index(op.f("ix_playground_turn_comparison_id"), "playground_turn", ["comparison_id"], unique=False)
+    op.create_index(op.f("ix_playground_turn_run_id"), "playground_turn", ["run_id"], unique=False)
     op.create_table(
         "judgment",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),

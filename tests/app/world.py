@@ -4,6 +4,7 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 from sqlalchemy.orm import Session
 
@@ -15,6 +16,8 @@ from app.models import (
     LabelerGroup,
     LabelerGroupMember,
     Metric,
+    PlaygroundChat,
+    PlaygroundTurn,
     Project,
     ProjectLabeler,
     User,
@@ -91,6 +94,21 @@ def build(session: Session, artifacts: Path) -> World:
         answer={"text": HOSTILE, "finish_reason": "eos", "n_tokens": 2, "seed": 1, "sampling": {}},
         messages=[{"role": "user", "content": HOSTILE}],
     )
+    chat = PlaygroundChat(
+        project_id=project.id,
+        owner_id=admin.id,
+        first_id=model,
+        second_id=factories.model(session, project, name=HOSTILE).id,
+        is_blind=False,
+    )
+    session.add(chat)
+    session.flush()
+    said = {"text": HOSTILE, "finish_reason": "eos", "n_tokens": 2}
+    talk = factories.run(session, project, "playground", state="succeeded")
+    turn = PlaygroundTurn(
+        chat_id=chat.id, text=HOSTILE, run_id=talk.id, first=said, second=said, vote=1, idempotency_key=uuid4()
+    )
+    session.add(turn)
     group = LabelerGroup(project_id=project.id, name=HOSTILE)
     nothing: dict[str, Any] = {name: [] for name in ("prompts", "comparisons", "judgments", "demonstrations", "thumbs")}
     added = dict.fromkeys(nothing, 1)
@@ -99,6 +117,7 @@ def build(session: Session, artifacts: Path) -> World:
     session.flush()
     session.add(LabelerGroupMember(group_id=group.id, labeler_id=labeler.id))
     session.add(ProjectLabeler(project_id=project.id, labeler_id=attempt.labeler_id, state="paused", reason=HOSTILE))
+    turn.comparison_id = comparison.id
     audit(session, admin.id, "comparison.flag_dismissed", project.id, comparison_id=comparison.id, note=HOSTILE)
     accounts.create_link(session, project_id=project.id, roles=["labeler"], created_by=admin.id, days=1)
     session.commit()
@@ -127,6 +146,8 @@ def build(session: Session, artifacts: Path) -> World:
         "task_id": wanted.id,
         "demonstration_id": written.id,
         "attempt_id": attack.id,
+        "chat_id": chat.id,
+        "turn_id": turn.id,
     }
     return World(project, labeler, values)
 

@@ -6,6 +6,7 @@ Pages are found by asking the app for its addresses, so that a new page cannot b
 import json
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -17,7 +18,7 @@ from sqlalchemy.orm import Session
 from app.accounts import service as accounts
 from app.artifacts import ArtifactStore
 from app.main import ROUTERS
-from app.models import Comparison, Judgment, Lease, Metric, ModelVersion
+from app.models import Comparison, Judgment, Lease, Metric, ModelVersion, PlaygroundChat, PlaygroundTurn
 from app.red_team import service as red_team
 from app.rounds.service import samples_of
 from tests import factories
@@ -121,7 +122,25 @@ class World:
             "model_id": self.policy.id,
             "demonstration_id": self.demonstration.id,
             "attempt_id": self.attempt.id,
+            "chat_id": self._chat(session).id,
         }
+        session.commit()
+
+    def _chat(self, session: Session) -> PlaygroundChat:
+        other, said = factories.model(session, self.project), {"text": TEXT, "finish_reason": "length", "n_tokens": 9}
+        chat = PlaygroundChat(
+            project_id=self.project.id,
+            owner_id=self.staff.id,
+            first_id=self.policy.id,
+            second_id=other.id,
+            is_blind=True,
+        )
+        session.add(chat)
+        session.flush()
+        for state, answers in (("succeeded", {"first": said, "second": said}), ("failed", {})):
+            run = factories.run(session, self.project, "playground", state=state)
+            session.add(PlaygroundTurn(chat_id=chat.id, text=TEXT, run_id=run.id, idempotency_key=uuid4(), **answers))
+        return chat
 
     def _rounds(self, session: Session, store: ArtifactStore) -> None:
         project = self.project

@@ -1,0 +1,230 @@
+"""Talking to two models: chats, turns, votes, and asking labelers about two answers.
+
+All staff of a project share its chats. A vote is an impression and trains nothing. Labelers, asked without being told
+which model is which, give judgments that do.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from secrets import SystemRandom
+
+from sqlalchemy.orm import Session
+
+from app.access import gate_queries
+from app.artifacts import ArtifactStore
+from app.audit import audit
+from app.errors import Conflict, InvalidInput, NotFound
+from app.judging import LabelingSettings
+from app.labeling import opening
+from app.models import Comparison, Completion, ModelVersion, PlaygroundChat, PlaygroundTurn, Project, User
+from app.playground import queries
+from app.playground.forms import ChatForm, SayForm
+from app.playground.queries import Chat, Turn
+from app.prompts import service as prompts
+from app.rounds import service as rounds
+from app.rounds.adoption import POLICY_ROLES
+from app.rows import PromptRow
+from app.settings import SamplingServer
+
+MOST_TURNS = 20
+SELECTION = {"policy": "playground"}  # of a comparison: a person chose the pair, so it never measures a policy
+
+
+def models(session: Session, project: Project) -> list[ModelVersion]:
+    """The project's models that can talk, the newest first."""
+    return queries.models(session, project.id, POLICY_ROLES)
+
+
+def start(session: Session, project: Project, owner: User, form: ChatForm) -> PlaygroundChat:
+    """Begins a chat.
+
+    Raises:
+        InvalidInput: the models are one and the same, or not two of the project's.
+    """
+    known = {model.id for model in models(session, project)}
+    pair = [form.first_id, form.second_id]
+    if not known.issuperset(pair):
+        raise InvalidInput("This project has no such model.", "Choose two from the list.")
+    if pair[0] == pair[1]:
+        raise InvalidInput("Both sides are the same model.", "Choose two different ones.")
+    if form.blind:
+        SystemRandom().shuffle(pair)
+    chat = PlaygroundChat(
+        project_id=project.id, owner_id=owner.id, first_id=pair[0], second_id=pair[1], is_blind=form.blind
+    )
+    session.add(chat)
+    session.flush()
+    return chat
+
+
+def say(
+    session: Session,
+    store: ArtifactStore,
+    project: Project,
+    chat_id: int,
+    form: SayForm,
+    server: SamplingServer | None = None,
+) -> PlaygroundTurn:
+    """Asks both models. The same form again changes nothing.
+
+    Raises:
+        NotFound: no such chat here.
+        InvalidInput: nothing is written.
+        Conflict: the models have not answered the last message yet, it failed, or the chat is as long as it may be.
+    """
+    chat = any_chat(session, project, chat_id, lock=True)
+    known = queries.turn_by_key(session, form.idempotency_key)
+    if known is not None and known.chat_id == chat_id:
+        return known
+    if not form.text:
+        raise InvalidInput("Nothing is written yet.", "Write a message to both models.")
+    said = queries.turns(session, chat_id)
+    if len(said) >= MOST_TURNS:
+        raise Conflict(f"A chat has at most {MOST_TURNS} messages.", "Begin another one.")
+    if said and said[-1].state != "answered":
+        raise Conflict(
+            "The models have not answered the message before.", "Wait for the answers, or ask again if that failed."
+        )
+    if known is not None:
+        raise Conflict("This form has been sent already, in another chat.", "Open the page again.")
+    run_id = _ask(session, store, project, chat, [turn.turn for turn in said], form.text, server)
+    turn = PlaygroundTurn(chat_id=chat_id, text=form.text, run_id=run_id, idempotency_key=form.idempotency_key)
+    session.add(turn)
+    session.flush()
+    return turn
+
+
+def say_again(
+    session: Session,
+    store: ArtifactStore,
+    project: Project,
+    chat_id: int,
+    turn_id: int,
+    server: SamplingServer | None = None,
+) -> None:
+    """Asks the models once more where their run failed; otherwise changes nothing.
+
+    Raises:
+        NotFound: as `up_to`.
+    """
+    chat, said = up_to(session, project, chat_id, turn_id)
+    if said[-1].state == "failed":
+        turn = said[-1].turn
+        turn.run_id = _ask(session, store, project, chat, [each.turn for each in said[:-1]], turn.text, server)
+        session.flush()
+
+
+def _ask(
+    session: Session,
+    store: ArtifactStore,
+    project: Project,
+    chat: Chat,
+    before: Sequence[PlaygroundTurn],
+    text: str,
+    server: SamplingServer | None,
+) -> int:
+    lines = [conversation(before, side, text) for side in (0, 1)]
+    rows = [PromptRow(id=side, messages=tuple(line)) for side, line in enumerate(lines)]
+    return rounds.begin_turn(session, store, project, rows, [chat.first, chat.second], server).id
+
+
+def conversation(before: Sequence[PlaygroundTurn], side: int, text: str) -> list[dict[str, str]]:
+    """One model's line of a chat, with a new message at its end. side: 0 for the first model, 1 for the second."""
+    messages = []
+    for turn in before:
+        answer = (turn.first, turn.second)[side] or {}
+        messages += [{"role": "user", "content": turn.text}, {"role": "assistant", "content": answer["text"]}]
+    return [*messages, {"role": "user", "content": text}]
+
+
+def vote(session: Session, project: Project, chat_id: int, turn_id: int, vote: int) -> None:
+    """Says which answer is better; a later vote takes its place. It also tells which model is which.
+
+    Raises:
+        NotFound: as `up_to`.
+        Conflict: there are not two answers.
+    """
+    _chat, said = up_to(session, project, chat_id, turn_id)
+    if said[-1].state != "answered":
+        raise Conflict("There are no two answers to choose from.", "Wait for them, or ask again if that failed.")
+    turn = said[-1].turn
+    turn.vote, turn.voted_at = vote, datetime.now(UTC)
+    session.flush()
+
+
+def ask_labelers(session: Session, project: Project, actor: User, chat_id: int, turn_id: int) -> Comparison:
+    """Puts two answers to a chat's first message into the labelers' queue; twice changes nothing.
+
+    Raises:
+        NotFound: as `up_to`.
+        Conflict: it is not the first message, the answers are alike or missing, the prompt measures policies, or no
+            rubric is published.
+    """
+    chat, said = up_to(session, project, chat_id, turn_id)
+    turn = said[-1].turn
+    if turn.comparison_id is not None:
+        return session.get_one(Comparison, turn.comparison_id)
+    if len(said) > 1:
+        raise Conflict(
+            "From the second message on, the two models answer different conversations.",
+            "Ask labelers about the answers to the first.",
+        )
+    if turn.first is None or turn.second is None or turn.first["text"] == turn.second["text"]:
+        raise Conflict("There are no two different answers.", "Ask labelers about another message.")
+    rubric = gate_queries.newest_rubric(session, project.id)
+    if rubric is None:
+        raise Conflict("The project has no published rubric.", "Publish one: labelers judge by it.")
+    prompt = prompts.add(session, project.id, conversation((), 0, turn.text), source="playground")
+    if prompt.split != "train":
+        raise Conflict(
+            "This prompt measures policies, and a pair that somebody has chosen must not.", "Ask something else."
+        )
+    a, b = (
+        Completion(prompt_id=prompt.id, model_version_id=model_id, source="playground", **answer)
+        for model_id, answer in ((chat.first.id, turn.first), (chat.second.id, turn.second))
+    )
+    session.add_all([a, b])
+    session.flush()
+    settings = LabelingSettings.model_validate(project.labeling)
+    overlap = opening.wanted(project, settings, prompt, "train", f"playground {turn.id}")
+    comparison = Comparison(
+        project_id=project.id,
+        prompt_id=prompt.id,
+        completion_a_id=a.id,
+        completion_b_id=b.id,
+        rubric_id=rubric.id,
+        purpose="train",
+        selection=SELECTION,
+        overlap=overlap.overlap,
+        overlap_max=overlap.most,
+    )
+    session.add(comparison)
+    session.flush()
+    turn.comparison_id = comparison.id
+    audit(session, actor.id, "playground.asked", project.id, comparison_id=comparison.id)
+    session.flush()
+    return comparison
+
+
+def any_chat(session: Session, project: Project, chat_id: int, *, lock: bool = False) -> Chat:
+    """Raises NotFound if the project has no such chat."""
+    if lock and chat_id < 2**63:
+        queries.lock(session, chat_id)
+    found = queries.chat(session, project.id, chat_id) if chat_id < 2**63 else None
+    if found is None:
+        raise NotFound(f"This project has no chat {chat_id}.", "Go back to the playground.")
+    return found
+
+
+def up_to(session: Session, project: Project, chat_id: int, turn_id: int) -> tuple[Chat, list[Turn]]:
+    """A chat, locked, and its turns up to one.
+
+    Raises:
+        NotFound: the project has no such chat, or the chat no such turn.
+    """
+    chat = any_chat(session, project, chat_id, lock=True)
+    said = queries.turns(session, chat_id)
+    place = next((i for i, turn in enumerate(said) if turn.turn.id == turn_id), None)
+    if place is None:
+        raise NotFound("This chat has no such message.", "Open the chat again.")
+    return chat, said[: place + 1]

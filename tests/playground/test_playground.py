@@ -1,0 +1,241 @@
+"""Chats with two models: who may talk, what the worker is asked, votes, and labelers who are asked."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.artifacts import ArtifactStore
+from app.errors import Conflict, InvalidInput, NotFound
+from app.labeling import assigning
+from app.models import Comparison, Completion, ModelVersion, PlaygroundTurn, Project, Prompt, Run, User
+from app.playground import queries, service
+from app.playground.forms import ChatForm, SayForm
+from app.prompts import service as prompts
+from app.rounds import service as rounds
+from app.rounds.sampling import NewSample
+from app.specs import RUN_SPEC, SampleSpec
+from tests import factories
+from tests.conftest import SignedIn
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(tmp_path)
+
+
+@pytest.fixture
+def project(session: Session) -> Project:
+    project = factories.project(session)
+    factories.published_rubric(session, project)
+    return project
+
+
+@pytest.fixture
+def models(session: Session, project: Project) -> list[ModelVersion]:
+    return [factories.model(session, project, base=f"models/{name}", name=name) for name in ("old", "new")]
+
+
+@pytest.fixture
+def owner(session: Session) -> User:
+    return factories.user(session, "operator")
+
+
+def begin(session: Session, project: Project, owner: User, models: list[ModelVersion], *, blind: bool = False) -> int:
+    form = ChatForm(first_id=models[0].id, second_id=models[1].id, blind=blind)
+    return service.start(session, project, owner, form).id
+
+
+def say(session: Session, store: ArtifactStore, project: Project, chat: int, text: str) -> PlaygroundTurn:
+    return service.say(session, store, project, chat, SayForm(idempotency_key=uuid4(), text=text))
+
+
+def answer(session: Session, turn: PlaygroundTurn, first: str, second: str) -> None:
+    """As the worker stores what both models said to both lines."""
+    run = session.get_one(Run, turn.run_id)
+    said = [(0, 0, first), (0, 1, "dropped"), (1, 0, "dropped"), (1, 1, second)]
+    samples = [NewSample(line, model, text, "eos", 3, 17, {}) for line, model, text in said]
+    rounds.store_samples(session, run, samples)
+    run.state = "succeeded"
+    session.flush()
+    session.refresh(turn)
+
+
+def lines(session: Session, store: ArtifactStore, turn: PlaygroundTurn) -> list[list[dict[str, str]]]:
+    spec = RUN_SPEC.validate_python(session.get_one(Run, turn.run_id).spec)
+    assert isinstance(spec, SampleSpec)
+    return [json.loads(line)["messages"] for line in store.resolve(spec.prompts).read_text().splitlines()]
+
+
+def test_each_model_answers_its_own_line_of_the_conversation(
+    session: Session, store: ArtifactStore, project: Project, owner: User, models: list[ModelVersion]
+) -> None:
+    chat = begin(session, project, owner, models)
+    turn = say(session, store, project, chat, "Best bread?")
+    run = session.get_one(Run, turn.run_id)
+    spec = RUN_SPEC.validate_python(run.spec)
+    assert isinstance(spec, SampleSpec)
+    assert (run.kind, run.state, run.round_id) == ("playground", "queued", None)
+    assert [model.base for model in spec.models] == ["models/old", "models/new"]
+    assert lines(session, store, turn) == [[{"role": "user", "content": "Best bread?"}]] * 2
+    answer(session, turn, "Rye.", "Wheat.")
+    assert turn.first == {"text": "Rye.", "finish_reason": "eos", "n_tokens": 3}
+    assert turn.second == {"text": "Wheat.", "finish_reason": "eos", "n_tokens": 3}
+
+    second = say(session, store, project, chat, "Why?")
+    assert [[each["content"] for each in line] for line in lines(session, store, second)] == [
+        ["Best bread?", "Rye.", "Why?"],
+        ["Best bread?", "Wheat.", "Why?"],
+    ]
+    # Nothing that a chat says is data of the project.
+    assert session.scalars(select(Completion)).all() == []
+    assert session.scalars(select(Prompt)).all() == []
+
+
+def test_messages_come_one_after_the_other_and_once(
+    session: Session, store: ArtifactStore, project: Project, owner: User, models: list[ModelVersion]
+) -> None:
+    chat = begin(session, project, owner, models)
+    form = SayForm(idempotency_key=uuid4(), text="One")
+    turn = service.say(session, store, project, chat, form)
+    assert service.say(session, store, project, chat, form).id == turn.id
+    with pytest.raises(Conflict, match="have not answered"):
+        say(session, store, project, chat, "Two")
+    with pytest.raises(InvalidInput, match="Nothing is written"):
+        say(session, store, project, chat, "")
+    with pytest.raises(Conflict, match="another chat"):
+        service.say(session, store, project, begin(session, project, owner, models), form)
+
+
+def test_a_run_that_failed_is_asked_again(
+    session: Session, store: ArtifactStore, project: Project, owner: User, models: list[ModelVersion]
+) -> None:
+    chat = begin(session, project, owner, models)
+    turn = say(session, store, project, chat, "One")
+    before = turn.run_id
+    service.say_again(session, store, project, chat, turn.id)
+    assert turn.run_id == before  # it has not failed
+    session.get_one(Run, before).state = "failed"
+    session.flush()
+    service.say_again(session, store, project, chat, turn.id)
+    assert turn.run_id != before
+    answer(session, turn, "Late.", "Later.")
+    assert [each.state for each in queries.turns(session, chat)] == ["answered"]
+
+
+def test_only_two_different_models_of_the_project_talk(
+    session: Session, project: Project, owner: User, models: list[ModelVersion]
+) -> None:
+    reward = factories.model(session, project, "reward")
+    foreign = factories.model(session, factories.project(session))
+    for pair, words in (((0, 0), "same model"), ((reward, 1), "no such model"), ((0, foreign), "no such model")):
+        ids = [models[each].id if isinstance(each, int) else each.id for each in pair]
+        with pytest.raises(InvalidInput, match=words):
+            service.start(session, project, owner, ChatForm(first_id=ids[0], second_id=ids[1]))
+
+
+def test_a_chat_is_its_projects(
+    session: Session, store: ArtifactStore, project: Project, owner: User, models: list[ModelVersion]
+) -> None:
+    chat = begin(session, project, owner, models)
+    turn = say(session, store, project, chat, "One")
+    with pytest.raises(NotFound):
+        service.any_chat(session, factories.project(session), chat)
+    with pytest.raises(NotFound):
+        service.up_to(session, project, begin(session, project, owner, models), turn.id)
+
+
+def test_a_blind_chat_draws_the_sides_and_tells_them_after_the_first_vote(
+    session: Session,
+    store: ArtifactStore,
+    project: Project,
+    owner: User,
+    models: list[ModelVersion],
+    sign_in: Callable[..., SignedIn],
+) -> None:
+    chats = [begin(session, project, owner, models, blind=True) for _ in range(40)]
+    firsts = {service.any_chat(session, project, chat).first.id for chat in chats}
+    assert firsts == {model.id for model in models}  # always the same side: by chance once in 2 ** 39
+    chat = chats[0]
+    turn = say(session, store, project, chat, "Best bread?")
+    with pytest.raises(Conflict, match="no two answers"):
+        service.vote(session, project, chat, turn.id, 1)
+    answer(session, turn, "Rye.", "Wheat.")
+    session.commit()
+    client, address = sign_in(user=owner), f"/projects/{project.slug}/playground/{chat}"
+    page = client.get(address).text
+    assert "Model A" in page
+    assert "Rye." in page
+    assert not [model.name for model in models if f"<bdi>{model.name}</bdi>" in page]
+    assert client.post(f"{address}/turns/{turn.id}/vote", {"vote": "1"}).status_code == 303
+    page = client.get(address).text
+    assert all(f"<bdi>{model.name}</bdi>" in page for model in models)
+    assert re.search(r'value="1" aria-pressed="true"', page)
+    session.refresh(turn)
+    assert turn.vote == 1
+
+
+def test_labelers_are_asked_about_the_first_answers_and_never_to_measure(
+    session: Session, store: ArtifactStore, project: Project, owner: User, models: list[ModelVersion]
+) -> None:
+    chat = begin(session, project, owner, models)
+    turn = say(session, store, project, chat, "Best bread?")
+    with pytest.raises(Conflict, match="no two different answers"):
+        service.ask_labelers(session, project, owner, chat, turn.id)
+    answer(session, turn, "Rye.", "Wheat.")
+    comparison = service.ask_labelers(session, project, owner, chat, turn.id)
+    assert service.ask_labelers(session, project, owner, chat, turn.id).id == comparison.id  # twice changes nothing
+    assert session.scalars(select(Comparison.id)).all() == [comparison.id]
+    assert (comparison.purpose, comparison.selection) == ("train", {"policy": "playground"})
+    a, b = (session.get_one(Completion, each) for each in (comparison.completion_a_id, comparison.completion_b_id))
+    assert [(each.text, each.model_version_id) for each in (a, b)] == [
+        ("Rye.", models[0].id),
+        ("Wheat.", models[1].id),
+    ]
+    task = assigning.next_task(session, project, factories.user(session))
+    assert task is not None
+    assert sorted(task.responses) == ["Rye.", "Wheat."]
+
+    second = say(session, store, project, chat, "Why?")
+    answer(session, second, "Taste.", "Habit.")
+    with pytest.raises(Conflict, match="different conversations"):
+        service.ask_labelers(session, project, owner, chat, second.id)
+
+
+def test_a_prompt_that_measures_policies_is_not_asked_about(
+    session: Session, store: ArtifactStore, project: Project, owner: User, models: list[ModelVersion]
+) -> None:
+    prompts.add(session, project.id, [{"role": "user", "content": "Best bread?"}], split="heldout")
+    chat = begin(session, project, owner, models)
+    turn = say(session, store, project, chat, "Best bread?")
+    answer(session, turn, "Rye.", "Wheat.")
+    with pytest.raises(Conflict, match="measures policies"):
+        service.ask_labelers(session, project, owner, chat, turn.id)
+
+
+def test_the_pages(sign_in: Callable[..., SignedIn], session: Session, project: Project, store: ArtifactStore) -> None:
+    session.commit()
+    client, address = sign_in("operator"), f"/projects/{project.slug}/playground"
+    assert "There are not two models yet" in client.get(address).text
+    pair = [factories.model(session, project, name=name) for name in ("old", "new")]
+    session.commit()
+    refused = client.post(address, {"first_id": pair[0].id, "second_id": pair[0].id})
+    assert (refused.status_code, "same model" in refused.text) == (422, True)
+    begun = client.post(address, {"first_id": pair[0].id, "second_id": pair[1].id, "blind": "true"})
+    assert begun.status_code == 303
+    chat = begun.headers["location"]
+    key = re.search(r'name="idempotency_key" value="([^"]+)"', client.get(chat).text)
+    assert key
+    assert client.post(chat, {"idempotency_key": key[1], "text": "Hello <b>you</b>"}).status_code == 303
+    page = client.get(chat).text
+    assert "Hello &lt;b&gt;you&lt;/b&gt;" in page
+    assert "No worker is running" in page
+    refused = client.post(chat, {"idempotency_key": str(uuid4()), "text": "What I typed"})
+    assert refused.status_code == 409
+    assert "What I typed</textarea>" in refused.text
+    assert "Chat 1" in client.get(address).text
