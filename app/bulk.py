@@ -34,6 +34,7 @@ def read_columns(session: Session, query: Select[*tuple[Any, ...]]) -> dict[str,
     sent = ", ".join(f"array_send(array_agg(columns.{name}))" for name in types)
     with _cursor(session, binary=True) as cursor:
         values = cursor.execute(f"SELECT {sent} FROM ({compiled}) AS columns").fetchone()
+    assert values is not None, "an aggregate is one row"
     found = {}
     for (name, code), value in zip(types.items(), values, strict=True):
         elements = np.frombuffer((value or b"")[ARRAY_HEADER:], [("length", ">i4"), ("value", f">{code}")])
