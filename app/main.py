@@ -235,7 +235,10 @@ def _show_unavailable(request: Request, error: Exception) -> Response:
     log.warning("The database did not answer %s %s: %s", request.method, request.url.path, error)
     message, then = next((told for begin, told in REFUSED.items() if code.startswith(begin)), UNREACHABLE)
     # htmx leaves the form as it is. Else a page of its own takes its place, and going back would fetch an empty form.
-    if "HX-Request" in request.headers:
+    # What our scripts send themselves they also keep, and what to do with that is theirs to say.
+    if "application/json" in request.headers.get("accept", ""):
+        advice = then
+    elif "HX-Request" in request.headers:
         advice = f"Nothing was lost: what you typed is still in the form. {then}"
     elif request.method == "GET":
         advice = then.replace("send it again", "reload this page")

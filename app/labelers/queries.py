@@ -25,6 +25,7 @@ from app.access.queries import is_labeler_of, projects_of
 from app.bulk import read_columns
 from app.domain.consensus import who_won
 from app.domain.labelers import UNKNOWN, UNSAID, Judged
+from app.labeling.conditions import is_whole_answer
 from app.models import (
     Adjudication,
     AuditEvent,
@@ -333,7 +334,7 @@ def done_since(session: Session, project_id: int, labeler_id: int, moment: datet
     found = (
         select(func.count().filter(Judgment.created_at >= moment), func.count())
         .join(Comparison, Comparison.id == Judgment.comparison_id)
-        .where(Comparison.project_id == project_id, Comparison.offered, Judgment.labeler_id == labeler_id)
+        .where(Comparison.project_id == project_id, is_whole_answer(), Judgment.labeler_id == labeler_id)
         .where(Judgment.superseded_at.is_(None))
     )
     today, total = session.execute(found).one()

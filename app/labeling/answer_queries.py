@@ -5,10 +5,11 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Row, Select, Uuid, bindparam, case, cast, exists, func, select, update
+from sqlalchemy import BigInteger, ColumnElement, Row, Select, Uuid, bindparam, case, cast, exists, func, select, update
 from sqlalchemy.orm import Session
 
 from app.db import prepared
+from app.labeling.conditions import is_whole_answer
 from app.labeling.queries import lock_comparison
 from app.models import Comparison, Judgment, Lease, Prompt, Rubric, Snapshot
 
@@ -70,21 +71,15 @@ def judgment_by_key(session: Session, idempotency_key: UUID) -> Judgment | None:
 
 
 def said_on(session: Session, judgment: Judgment) -> list[Judgment]:
-    """The answer that a judgment belongs to: itself, or the judgments on all pairs of a ranking."""
-    same = (
-        select(Judgment)
-        .join(Comparison, Comparison.id == Judgment.comparison_id)
-        .where(
-            Comparison.ranking_id.in_(
-                select(Comparison.ranking_id).where(Comparison.id == judgment.comparison_id).scalar_subquery()
-            ),
-            Judgment.labeler_id == judgment.labeler_id,
-            Judgment.lease_id == judgment.lease_id,
-            Judgment.superseded_at.is_not_distinct_from(judgment.superseded_at),
-        )
-        .order_by(Judgment.comparison_id)
+    """The answer that a judgment belongs to: itself, or the judgments on all pairs of a ranking, also on those that a
+    reviewer has taken out of it since."""
+    same = select(Judgment).where(
+        Judgment.labeler_id == judgment.labeler_id,
+        Judgment.created_at == judgment.created_at,  # found by this
+        Judgment.lease_id == judgment.lease_id,
+        Judgment.superseded_at.is_not_distinct_from(judgment.superseded_at),
     )
-    return list(session.scalars(same)) or [judgment]
+    return list(session.scalars(same.order_by(Judgment.comparison_id))) or [judgment]
 
 
 def ranked_pairs(session: Session, judgment: Judgment) -> dict[tuple[int, int], int | None]:
@@ -106,7 +101,7 @@ def last_answer(session: Session, project_id: int, labeler_id: int) -> Judgment 
         select(Judgment)
         .join(Comparison, Comparison.id == Judgment.comparison_id)
         .where(Judgment.labeler_id == labeler_id, Judgment.superseded_at.is_(None), Judgment.lease_id.is_not(None))
-        .where(Comparison.project_id == project_id, Comparison.offered)
+        .where(Comparison.project_id == project_id, is_whole_answer())
         .order_by(Judgment.created_at.desc(), Judgment.id.desc())
     )
     return session.scalars(mine.limit(1)).one_or_none()
@@ -148,9 +143,22 @@ def changeable(session: Session, judgments: Sequence[Judgment], since: timedelta
             Comparison.state.in_(("open", "settled", "in_review")),
             func.coalesce(Comparison.review_reason, BY_ITSELF[0]).in_(BY_ITSELF),
             ~frozen,
+            ~_is_apart(),
         )
     )
     return set(session.scalars(found))
+
+
+def _is_apart() -> ColumnElement[bool]:
+    """Of judgments on a ranking: a reviewer has asked more people about this pair by itself."""
+    ranked = exists().where(Lease.id == Judgment.lease_id, func.jsonb_typeof(Lease.shown) == "array")
+    return Comparison.ranking_id.is_(None) & ranked
+
+
+def is_taken_apart(session: Session, parts: Sequence[Judgment]) -> bool:
+    """Whether that holds for a part of an answer."""
+    apart = select(Judgment.id).join(Comparison, Comparison.id == Judgment.comparison_id).where(_is_apart())
+    return bool(session.scalar(select(apart.where(Judgment.id.in_([part.id for part in parts])).exists())))
 
 
 def supersede(session: Session, judgments: Sequence[Judgment], reason: str) -> None:
@@ -216,7 +224,7 @@ def _answers(project_id: int, labeler_id: int) -> Select[Judgment]:
     return (
         select(Judgment)
         .join(Comparison, Comparison.id == Judgment.comparison_id)
-        .where(Judgment.labeler_id == labeler_id, Comparison.project_id == project_id, Comparison.offered)
+        .where(Judgment.labeler_id == labeler_id, Comparison.project_id == project_id, is_whole_answer())
     )
 
 

@@ -158,6 +158,8 @@ def why_final(session: Session, judgment: Judgment) -> str:
         return "A reviewer has decided this comparison."
     if "requested" in states:
         return "The comparison is being reviewed."
+    if answer_queries.is_taken_apart(session, parts):
+        return "A reviewer has asked more people about a part of it."
     return "It is more than an hour old, or a round has begun since."
 
 

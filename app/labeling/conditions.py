@@ -28,7 +28,7 @@ Condition = ColumnElement[bool] | TextClause
 Id = int | BindParameter[int]
 # Making one takes longer than what is asked with it.
 _kin, _newer, _other = aliased(Comparison), aliased(Comparison), aliased(Comparison)
-_own, _theirs, _before = aliased(Lease), aliased(Lease), aliased(Lease)
+_own, _theirs, _before, _leased = aliased(Lease), aliased(Lease), aliased(Lease), aliased(Lease)
 
 # How many of the tasks that others were given since a task went back are looked at.
 LATER = 1000
@@ -48,6 +48,13 @@ def stands_in_the_way() -> ColumnElement[bool]:
     """Of judgments: its labeler is not asked again, not even where it was superseded. What they took back themselves
     does not count, nor what they changed: what came after it does."""
     return func.coalesce(Judgment.superseded_for, "").not_in(("edited", "undone"))
+
+
+def is_whole_answer() -> ColumnElement[bool]:
+    """Of judgments and their comparisons: it stands for the labeler's whole answer. An answer to a ranking is a
+    judgment on each of its pairs, of which one was leased. Others may be offered since: a reviewer asked about them."""
+    leased = exists().where(_leased.id == Judgment.lease_id, _leased.comparison_id == Judgment.comparison_id)
+    return or_(leased, and_(Judgment.lease_id.is_(None), Comparison.offered))
 
 
 def judged_by(labeler_id: Id) -> ColumnElement[bool]:

@@ -40,7 +40,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 
 from app.db import prepared
 from app.labeling.claim_queries import COUNT_KEPT, LABELER, PROJECT, STANDING, Place, Standing, standing_in
-from app.labeling.conditions import MIXED_IN, judged_by, literally
+from app.labeling.conditions import MIXED_IN, is_whole_answer, judged_by, literally
 from app.models import Comparison, Completion, Judgment, Lease, Prompt, QueuePlace, Rubric, Run
 from app.models.comparison import KEPT_FOR_GROUP, KEPT_FOR_LABELER
 
@@ -278,8 +278,8 @@ def _skipped_before(comparison_id: InstrumentedAttribute[int]) -> ColumnElement[
 def _done() -> Select[int]:
     midnight = bindparam("midnight", type_=DateTime(timezone=True))
     mine = select(func.count(Judgment.id)).where(Judgment.labeler_id == LABELER, Judgment.superseded_at.is_(None))
-    offered = mine.join(Comparison, Comparison.id == Judgment.comparison_id).where(Comparison.offered)
-    return offered.where(Judgment.created_at >= midnight)
+    answers = mine.join(Comparison, Comparison.id == Judgment.comparison_id).where(is_whole_answer())
+    return answers.where(Judgment.created_at >= midnight)
 
 
 def _held(*conditions: ColumnElement[bool]) -> Select[int]:

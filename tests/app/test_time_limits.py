@@ -69,6 +69,35 @@ def test_a_page_that_meets_a_lock_is_told_so(sign_in: SignIn, limit: Callable[..
     assert labeler.get("/projects").status_code == 200
 
 
+def test_figures_that_meet_a_lock_are_told_so(
+    sign_in: SignIn, session: Session, limit: Callable[..., None], database_url: str
+) -> None:
+    """They are read past SQLAlchemy, by the driver's own cursor."""
+    project = factories.project(session)
+    admin = sign_in("admin")
+    limit(lock=0.2)
+    with psycopg.connect(database_url) as other:
+        other.execute("LOCK TABLE comparison IN ACCESS EXCLUSIVE MODE")
+        answer = admin.get(f"/projects/{project.slug}/labelers")
+        assert answer.status_code == 503
+        assert "Somebody else is changing the same thing right now" in answer.text
+    assert admin.get(f"/projects/{project.slug}/labelers").status_code == 200
+
+
+def test_a_script_is_not_told_to_reload_the_page(
+    sign_in: SignIn, session: Session, limit: Callable[..., None], database_url: str
+) -> None:
+    project = factories.project(session)
+    labeler = sign_in("labeler")
+    limit(lock=0.2)
+    with psycopg.connect(database_url) as other:
+        other.execute("LOCK TABLE user_account IN ROW EXCLUSIVE MODE")
+        other.execute("SELECT FROM user_account FOR UPDATE")
+        answer = labeler.post(f"/projects/{project.slug}/label/undo", headers={"Accept": "application/json"})
+        assert answer.status_code == 503
+        assert answer.json()["advice"] == "Wait a few seconds and send it again."
+
+
 def test_a_transaction_in_which_nothing_happens_is_ended_and_told_so(
     sign_in: SignIn, limit: Callable[..., None], database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

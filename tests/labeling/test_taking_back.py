@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from app.errors import Conflict, Forbidden, InvalidInput, NotFound
 from app.labeling import answers, assigning, history, leases, outlook, queries
 from app.models import Comparison, Judgment, Lease, Project, ProjectLabeler, Snapshot, User
+from app.review import service as review
 from tests import factories
 from tests.labeling.desk import answer, counts, end_overdue, judge, rich, run_out, submit, take
 from tests.labeling.test_answers import ranked
@@ -232,6 +233,30 @@ def test_a_ranking_is_taken_back_and_changed_as_one(session: Session) -> None:
     assert sorted(session.scalars(select(Judgment.superseded_for).where(Judgment.superseded_at.is_not(None)))) == (
         ["edited"] * 6 + ["undone"] * 6
     )
+
+
+@pytest.mark.parametrize("apart", [0, 1])
+def test_a_ranking_stays_one_answer_where_a_reviewer_asks_more_about_one_of_its_pairs(
+    session: Session, apart: int
+) -> None:
+    project, labeler, _ranking = ranked(session, overlap=1)
+    project.review_threshold = 1
+    task = take(session, project, labeler)
+    judgment = submit(session, project, labeler, task, preference=None, ranks=[4, 3, 2, 1])
+    pairs = session.scalars(select(Comparison).order_by(Comparison.id)).all()
+    reviewer = factories.user(session, "admin")
+    before = outlook.progress(session, project, labeler)
+    review.ask_more(session, project, reviewer, pairs[apart].id, more=1)
+    assert outlook.progress(session, project, labeler) == before
+    rows = history.mine(session, project, labeler, None).rows
+    assert [row.judgment.id for row in rows] == [judgment.id]
+    with pytest.raises(Conflict, match="about a part of it"):
+        answers.undo(session, project, labeler)
+    for part in session.scalars(select(Judgment)).all():
+        assert answers.own_judgment(session, project, part.id, labeler).id == judgment.id
+        with pytest.raises(Conflict, match="about a part of it"):
+            answers.edit(session, project, part.id, labeler, answer(task, None, ranks=[1, 2, 3, 4]))
+    assert counts(session, pairs[apart].id) == (1, 0)
 
 
 # --- what an answer had asked for ------------------------------------------------------------------------------------
