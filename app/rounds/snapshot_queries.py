@@ -55,8 +55,9 @@ _USABLE = (
     Comparison.purpose.in_(PURPOSES),
     Prompt.split.in_(("train", "heldout")),
 )
-# A held-out prompt's comparisons are held out whatever they were asked for: no held-out prompt is trained on.
-_HELDOUT = or_(Prompt.split == "heldout", Comparison.purpose == "heldout")
+# A held-out prompt's comparisons are held out whatever they were asked for: no held-out prompt is trained on. And what
+# was asked to measure something never trains, whatever has become of its prompt.
+_HELDOUT = or_(Prompt.split == "heldout", Comparison.purpose.in_(("heldout", "human_eval")))
 # Judgments that could not say a preference do not count.
 _SAYS = (Judgment.superseded_at.is_(None), Judgment.preference.is_not(None))
 _WINNER = case((Adjudication.verdict.is_not(None), func.sign(Adjudication.verdict)), else_=literal_column(WINNER))

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
 from app.models import Adjudication, Comparison, Completion, Ranking
+from app.rounds import snapshot_queries
 from app.rows import PairRow
 from tests import factories
 from tests.rounds.loop import decided, freeze, make_project, pair_rows
@@ -89,6 +90,17 @@ def test_a_heldout_prompt_is_never_trained_on_whatever_it_was_asked_for(session:
     trained = {row.prompt_id for row in rows if row.split == "train"}
     assert len(trained) == 2
     assert heldout.id not in trained
+
+
+def test_what_measured_never_trains_whatever_becomes_of_its_prompt(session: Session) -> None:
+    project = make_project(session, train=2, heldout=0)
+    labelers = [factories.user(session).id, factories.user(session).id]
+    prompt = factories.prompt(session, project, split="train")  # it was held out when people compared policies on it
+    measured = [decided(session, project, prompt, labelers, purpose=each).id for each in ("heldout", "human_eval")]
+    rows = {row.comparison_id: row.split for row in pair_rows(session, project)}
+    assert [rows[each] for each in measured] == ["heldout"] * 2
+    assert sorted(rows.values()) == ["heldout"] * 2 + ["train"] * 2
+    assert snapshot_queries.count_winners(session, project.id, 10, only_new=False) == 2
 
 
 def test_a_verdict_stands_in_place_of_the_judgments(session: Session) -> None:
