@@ -186,13 +186,21 @@ class RoundConfig(BaseModel):
     pairs_per_prompt: Annotated[
         int, Field(ge=1, le=100, description="at most"), Setting("samples", "Comparisons per prompt")
     ] = 3
+    promotion: Annotated[
+        Literal["people", "reward_model"],
+        Field(
+            description="people: once they are shown to prefer the new policy; reward model: when the round ends, "
+            "unless it finds the new policy worse. An operator can adopt any policy with a reason",
+        ),
+        Setting("samples", "Adopted by"),
+    ] = "people"
     evaluation_share: Annotated[
         float,
         Field(
             ge=0,
             le=1,
-            description="share of the prompts that is held out: there people compare the new policy with the adopted one "
-            "and with the first one; 0: nowhere",
+            description="share of the prompts that is held out: there people compare the new policy with the adopted "
+            "one and with the first one; 0: nowhere",
         ),
         Setting("samples", "Evaluation share"),
     ] = HELDOUT_SHARE

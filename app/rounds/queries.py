@@ -9,11 +9,12 @@ from sqlalchemy import (
     Select,
     and_,
     cast,
+    exists,
     func,
     select,
     update,
 )
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from app.domain.rounds import ACTIVE
 from app.domain.shares import quotas
@@ -23,6 +24,7 @@ from app.models import (
     Demonstration,
     Judgment,
     ModelVersion,
+    Project,
     Prompt,
     RedTeamAttempt,
     Round,
@@ -78,6 +80,35 @@ def by_number(session: Session, project_id: int, number: int) -> Round | None:
 
 def active_round(session: Session, project_id: int) -> Round | None:
     return session.scalars(select(Round).where(Round.project_id == project_id, Round.state.in_(ACTIVE))).one_or_none()
+
+
+def _waiting(*columns: Any) -> Select[Any]:
+    """The newest finished round of each project, if its policy was not adopted and the project still has the policy
+    that it began with. While another round is under way nothing waits: that one has begun with the present policy."""
+    later = aliased(Round)
+    followed = later.project_id == Round.project_id, later.number > Round.number
+    return (
+        select(*columns)
+        .select_from(Round)
+        .join(Project, Project.id == Round.project_id)
+        .where(
+            Round.state == "done",
+            Round.adopted.is_not(True),
+            Round.policy_after_id.is_not(None),
+            Round.policy_before_id == Project.policy_id,
+            ~exists().where(*followed, later.state.in_(("done", *ACTIVE))),
+        )
+    )
+
+
+def projects_with_waiting_policy(session: Session) -> list[int]:
+    """Projects whose newest policy waits for people, and of which people have judged something."""
+    judged = Comparison.round_id == Round.id, Comparison.purpose == "human_eval", Comparison.state != "open"
+    return list(session.scalars(_waiting(Project.id).where(exists().where(*judged)).order_by(Project.id)))
+
+
+def round_with_waiting_policy(session: Session, project_id: int) -> Round | None:
+    return session.scalars(_waiting(Round).where(Round.project_id == project_id)).one_or_none()
 
 
 def runs_of(session: Session, round_id: int) -> list[Run]:

@@ -67,7 +67,8 @@ def simulate_command(
         seed,
     )
     loop = Loop(operator, crew, project, PREFERENCES[preference], lambda line: progress.print(f"[dim]{line}[/dim]"))
-    overrides = dict(_setting(text) for text in set_ or []) | {"algorithm": algorithm}
+    # Two rounds are to follow each other, whatever people can show of the first one by then.
+    overrides = {"promotion": "reward_model"} | dict(_setting(text) for text in set_ or []) | {"algorithm": algorithm}
     reports = []
     for _ in range(rounds):
         report = loop.turn(overrides, judgments)

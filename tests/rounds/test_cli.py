@@ -73,7 +73,11 @@ def test_adopting_and_keeping_from_the_command_line(session: Session, run: Run, 
     round_.policy_after_id = new.id
     session.commit()
     assert isinstance(run("adopt", operator="labeler@example.org").exception, Forbidden)
-    for arguments, policy_id, name in (((), new.id, "policy-1"), (("--previous",), before_id, "base")):
+    assert "needs a reason" in str(run("adopt").exception)
+    for arguments, policy_id, name in (
+        (("--reason", "It is shorter."), new.id, "policy-1"),
+        (("--previous",), before_id, "base"),
+    ):
         assert f"The project's policy is {name}." in run("adopt", *arguments).output
         session.expire_all()
         assert project.policy_id == policy_id

@@ -297,12 +297,15 @@ def test_the_win_rate_counts_the_new_policys_side(session: Session, store: Artif
     judged(new, old, -1)  # a win
     judged(new, old, 1)  # a loss
     judged(old, new, 0)  # a tie
-    judged(old, new, 3, -1, -1)  # a loss: two of three, whatever their mean strength
-    judged(old, new, 1, 0, 0)  # a tie: two of three
-    rates = views.win_rates(session, [round_.id])
-    assert {(name, rate.value, rate.n) for (_, name), rate in rates.items()} == {
-        (name, (2 + 2 / 2) / 6, 6) for name in ("", "domain=safety", "difficulty=easy")
-    }
+    judged(old, new, 3, -1, -1)  # a win and two losses, however strong
+    judged(old, new, 1, 0, 0)  # a win and two ties
+    rates = views.win_rates(session, [round_])
+    # One prompt, so one value: four wins, three losses and three ties.
+    assert {name for _, name in rates} == {"", "domain=safety", "difficulty=easy"}
+    for rivals in rates.values():
+        assert rivals.before is not None
+        assert (rivals.before.value, rivals.before.n, rivals.before.prompts) == (0.55, 10, 1)
+        assert rivals.first == rivals.before
     assert result_queries.opened_comparisons(session, [round_.id]) == {(round_.id, "human_eval"): (6, 6)}
 
 
