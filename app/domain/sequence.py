@@ -40,8 +40,8 @@ class Preference(NamedTuple):
         prompts: values behind it.
         word: better once the interval lies above 1/2, worse once it lies below.
         e_value: evidence that the win rate is not 1/2: 1 is none, 1 / alpha decides.
-        e_better: evidence that it is above 1/2, for `preferred` over several policies. It counts without the hedge, so
-            it is twice the e-value where the new policy is ahead.
+        e_better: evidence that it is above 1/2, for `preferred` over several policies: the e-value where the new policy
+            is ahead, less where it is not.
         more: how many more prompts it takes to decide if people go on as they did so far: their values are taken again
             in the same order. None where it is decided, for fewer than `FEWEST` prompts, and where `MOST` more do not
             decide it.
@@ -81,7 +81,7 @@ def preference(values: Sequence[float], alpha: float = ALPHA) -> Preference | No
         prompts=len(values),
         word="not shown" if not decided else "better" if better[-1] > worse[-1] else "worse",
         e_value=_exp(evidence[-1]),
-        e_better=_exp(better[-1]),
+        e_better=_exp(better[-1] - np.log(2)),
         more=None if decided else _more(values, alpha),
     )
 

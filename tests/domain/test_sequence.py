@@ -40,7 +40,10 @@ def test_while_the_bet_is_at_its_cap_capital_is_a_power() -> None:
     found = preference([1, 1, 1])
     assert found is not None
     assert found.e_value == pytest.approx(1.5**3 / 2)
-    assert found.e_better == pytest.approx(1.5**3)
+    assert found.e_better == pytest.approx(1.5**3 / 2)
+    behind = preference([0, 0, 0])
+    assert behind is not None
+    assert (behind.e_value, behind.e_better) == pytest.approx((1.5**3 / 2, 0.5**3 / 2))
 
 
 def test_ten_prompts_of_one_mind_decide_and_nine_do_not() -> None:
@@ -208,7 +211,7 @@ def test_of_several_policies_few_are_named_by_mistake() -> None:
         hard = rng.uniform(-0.2, 0.2, 200)  # shared by all policies: the values depend on each other
         rates = np.array([0.5] * 5 + [0.75] * 3)
         values = (rng.random((8, 200)) < np.clip(rates[:, None] + hard, 0, 1)).astype(float)
-        named = preferred([math.exp(capital(each)[0][-1]) for each in values])
+        named = preferred([math.exp(capital(each)[0][-1]) / 2 for each in values])
         shares.append(sum(named[:5]) / max(sum(named), 1))
         found += sum(named[5:])
     assert np.mean(shares) <= upper_bound(ALPHA, 400)

@@ -363,7 +363,7 @@ def test_each_rival_has_a_sequence_of_its_own(session: Session, store: ArtifactS
     assert rates[first.id, ""].before == rates[first.id, ""].first
     assert [rate and rate.value for rate in rates[second.id, ""][:2]] == [0.25, 1.0]
     one, two = outcomes.loop(session, project).rows
-    # 1.5 ** 12 = 129.7: of two policies both reach 1 / 0.05.
+    # 1.5 ** 12 / 2 = 64.9: both reach 1 / 0.05; of two policies, one alone would need twice as much.
     assert [(row.named, row.verdict and row.verdict.word) for row in (one, two)] == [
         (True, "better"),
         (True, "not shown"),

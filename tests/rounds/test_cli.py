@@ -14,6 +14,7 @@ from app.rounds.cli import round_app
 from app.settings import Settings
 from tests import factories
 from tests.rounds.loop import jobs, make_project
+from tests.rounds.test_adoption import judge
 
 Run = Callable[..., Result]
 
@@ -62,6 +63,21 @@ def test_a_finished_round_says_its_verdict(session: Session, run: Run, project: 
     said = " ".join(run("status", operator=None).output.split())
     assert "Verdict by reward model: worse (reward difference -0.40, 95% interval -0.70 to -0.10)" in said
     assert "its policy was not adopted" in said
+
+
+def test_the_status_says_what_people_said_and_how_many_it_takes(session: Session, run: Run, project: Project) -> None:
+    new = factories.model(session, project, name="policy-1")
+    other = factories.model(session, project, name="tuned", role="sft")
+    values = {"policy_before_id": project.policy_id, "policy_after_id": new.id, "reference_id": other.id}
+    round_ = factories.round_(session, project, number=1, **values)
+    judge(session, project, round_, won=8, lost=0)
+    judge(session, project, round_, won=0, lost=12, rival_id=other.id)
+    session.commit()
+    said = run("status", operator=None).output
+    assert "People, beside the previous policy: win rate 1.00, 95% interval 0." in said
+    assert "to 1.00, 8 prompts; about 2 more decide, if people go on like this" in said
+    assert "People, beside the first policy: win rate 0.00, 95% interval 0.00 to" in said
+    assert "12 prompts\n" in said
 
 
 def test_adopting_and_keeping_from_the_command_line(session: Session, run: Run, project: Project) -> None:

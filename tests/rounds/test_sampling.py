@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
 from app.domain.consensus import majority
+from app.domain.pairing import POLICIES
 from app.errors import Conflict
 from app.labeling import assigning
 from app.models import Comparison, Completion, Project, Round, Run
@@ -196,6 +198,14 @@ def test_a_new_policy_is_compared_with_the_adopted_and_with_the_first_one(
         for c in opened
     ]
     assert sides == [{adopted.id, round_.policy_after_id}, {first, round_.policy_after_id}, {round_.policy_after_id}]
+
+
+@pytest.mark.parametrize("policy", [each for each in POLICIES if each not in ("random", "new_against_old")])
+def test_the_database_refuses_to_measure_on_pairs_that_were_chosen(session: Session, policy: str) -> None:
+    factories.comparison(session, purpose="human_eval", selection={"policy": "evaluation"})
+    factories.comparison(session, purpose="train", selection={"policy": policy})
+    with pytest.raises(IntegrityError, match="measured_at_random"), session.begin_nested():
+        factories.comparison(session, purpose="human_eval", selection={"policy": policy})
 
 
 def test_policies_are_compared_on_prompts_on_which_they_were_compared_least(
