@@ -48,16 +48,16 @@ from app.models.comparison import WINNER
 from app.rounds.model_queries import current_line
 
 AT_ONCE = 500  # rows
-PURPOSES = ("train", "heldout", "human_eval")
-# What a round may read. Repeats and calibration items measure labelers, not responses.
+PURPOSES = ("train", "heldout")
+# What a round may read. Repeats and calibration items measure labelers, not responses. Judgments that compare policies
+# do not even choose between steps of a training run, as held-out ones do: they are left to judge its result.
 _USABLE = (
     Comparison.state.in_(("settled", "adjudicated")),
     Comparison.purpose.in_(PURPOSES),
     Prompt.split.in_(("train", "heldout")),
 )
-# A held-out prompt's comparisons are held out whatever they were asked for: no held-out prompt is trained on. And what
-# was asked to measure something never trains, whatever has become of its prompt.
-_HELDOUT = or_(Prompt.split == "heldout", Comparison.purpose.in_(("heldout", "human_eval")))
+# A held-out prompt's comparisons are held out whatever they were asked for: no held-out prompt is trained on.
+_HELDOUT = or_(Prompt.split == "heldout", Comparison.purpose == "heldout")
 # Judgments that could not say a preference do not count.
 _SAYS = (Judgment.superseded_at.is_(None), Judgment.preference.is_not(None))
 _WINNER = case((Adjudication.verdict.is_not(None), func.sign(Adjudication.verdict)), else_=literal_column(WINNER))
