@@ -87,6 +87,7 @@ class SampleSpec(Spec):
 
     kind: Literal["sample"] = "sample"
     models: tuple[ModelRef, ...] = Field(min_length=1)
+    heldout_models: int = Field(0, ge=0, description="of so many models, the last ones, only for held-out prompts")
     servers: tuple[Server | None, ...] = Field((), description="one a model; none, or no entry: sample here")
     prompts: str = Field(description="location of a prompts JSONL: id, messages")
     generation: Generation = Generation()

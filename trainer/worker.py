@@ -31,6 +31,7 @@ from app.errors import PrefloopError
 from app.logs import start_logging
 from app.postgres import database
 from app.queue import QUEUE, RUN_TASK, enqueue_run
+from app.rounds import service as rounds
 from app.schema import require_schema
 from app.settings import Settings
 from trainer.recording import is_outage
@@ -43,6 +44,8 @@ HEARTBEAT_SECONDS = 3.0
 # A worker that was silent for this long is taken for dead. More than three heartbeats, and than a database's restart.
 STALLED_SECONDS = 15.0
 RECOVERY_SECONDS = 5.0
+# How often it looks whether people prefer a policy that waits for them.
+PROMOTION_SECONDS = 15.0
 # After a signal a run ends at its next report; after this long the worker ends without it.
 GRACE_SECONDS = 6.0
 GIVE_BACK_SECONDS = 3.0
@@ -136,6 +139,7 @@ class Worker:
         self._listen_to_signals(stop)
         async with self.app.open_async():
             recovery = asyncio.create_task(self._keep_recovering())
+            promotion = asyncio.create_task(self._keep_promoting())
             stopped = asyncio.create_task(stop.wait())
             try:
                 while not stop.is_set():
@@ -157,6 +161,7 @@ class Worker:
                         return
             finally:
                 recovery.cancel()
+                promotion.cancel()
                 stopped.cancel()
 
     async def _work(self, until_empty: bool) -> None:
@@ -182,6 +187,16 @@ class Worker:
             return  # only the main thread may; whoever runs us elsewhere ends us otherwise
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, ask_to_stop)
+
+    async def _keep_promoting(self) -> None:
+        while True:
+            try:
+                for name in await asyncio.to_thread(rounds.promote_waiting, self.sessions):
+                    log.info("People prefer %s: it is the project's policy now.", name)
+            except Exception as error:
+                if not is_outage(error):
+                    log.exception("Looking for policies that people prefer failed; trying again.")
+            await asyncio.sleep(PROMOTION_SECONDS)
 
     async def _keep_recovering(self) -> None:
         quiet_until = 0.0

@@ -55,7 +55,7 @@ class Plan(NamedTuple):
     human_share: float = 0.0  # of a turn's rows that are people's comparisons
     episodes: int = 0
     queue_prompts: int = 0
-    queue_samples: int = 0  # to a prompt, of all models
+    queue_samples: float = 0  # to a prompt on average, of all models
 
 
 class Work(NamedTuple):

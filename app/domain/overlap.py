@@ -39,6 +39,7 @@ def at_opening(
     once: bool = False,
 ) -> Overlap:
     """The first rule that fits asks for exactly so many; else overlap adapts between two bounds, or is the project's.
+    It never adapts where policies are compared.
 
     Args:
         tags: slices and `purpose` of the comparison.
@@ -48,7 +49,8 @@ def at_opening(
     for rule in rules:
         if tags.get(rule.name) == rule.value:
             return Overlap(rule.overlap)
-    if adaptive:
+    # A sequence of values that people are asked for must not wait longer for those on which they differ.
+    if adaptive and tags.get("purpose") != "human_eval":
         return Overlap(*adaptive)
     return Overlap(1 if once and tags.get("purpose") == "train" else default)
 

@@ -9,6 +9,8 @@ Policies, mixed by shares:
   of ActiveUltraFeedback, arXiv 2603.09692); so judgments go where a policy that learns from them will go;
 - `new_against_old`: a new policy's response against an older one's.
 
+A pair that tells how often people prefer one policy to another is none of these: see `evaluation_pairs`.
+
 Pure and seeded: the same samples and seed give the same pairs, so a resumed run opens what the first one would have.
 Two responses with the same text are never a pair: there is nothing to prefer.
 """
@@ -23,6 +25,7 @@ from app.domain.shares import slots
 
 # In this order they take their slots: those that look for something first.
 POLICIES = ("new_against_old", "uncertain", "near_miss", "drts", "delta_ucb", "random")
+EVALUATION = "evaluation"
 SPREADS = 2.0  # how many standard deviations of the heads the optimistic rules look up and down
 DRAWS = 20  # of drts for each pair that there is: what did not come up by then is unlikely to be worth asking
 NOT_SCORED = "no reward model has scored the responses"
@@ -138,6 +141,21 @@ def _double_reverse_thompson(samples: Sequence[Sample], seed: int) -> list[tuple
             pair = (min(best, worst), max(best, worst))
             found.setdefault(pair, {"rewards": [rewards[pair[0]], rewards[pair[1]]]})
     return list(found.items())
+
+
+def evaluation_pairs(new: Sequence[Sample], rivals: Sequence[Sequence[Sample]], limit: int, seed: int) -> list[Choice]:
+    """At most `limit` pairs of one prompt's new responses with those of rival policies, shared out among the rivals
+    that have answered; at least one for each.
+
+    Drawn by the seed alone: a pair that is chosen for what it is likely to show must not measure anything.
+    """
+    answered = [rival for rival in rivals if rival]
+    each = max(1, limit // max(1, len(answered)))
+    return [
+        Choice(pair, {"policy": EVALUATION})
+        for number, rival in enumerate(answered)
+        for pair in pairs_across(new, rival, each, seed + number)
+    ]
 
 
 def pairs_within(samples: Sequence[Sample], limit: int, seed: int) -> list[Pair]:

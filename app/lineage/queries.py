@@ -6,7 +6,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.models import ModelVersion, Round, Run, Snapshot
-from app.rounds.model_queries import line_of, policies
+from app.rounds.model_queries import adoptions, had_policies, line_of, policies
 
 
 def model(session: Session, project_id: int, model_id: int) -> ModelVersion | None:
@@ -15,7 +15,7 @@ def model(session: Session, project_id: int, model_id: int) -> ModelVersion | No
     ).one_or_none()
 
 
-__all__ = ["Origin", "chain", "children", "model", "policies"]
+__all__ = ["Origin", "adoptions", "chain", "children", "had_policies", "model", "policies"]
 
 
 class Origin(NamedTuple):

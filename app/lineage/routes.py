@@ -17,6 +17,9 @@ from app.typed import TypedDep
 router = APIRouter(prefix="/projects/{project_slug}/models", route_class=FormRoute)
 
 
+ADOPTIONS = 20  # that the list shows
+
+
 def model_of_path(project: ProjectDep, session: SessionDep, model_id: int) -> ModelVersion:
     model = queries.model(session, project.id, model_id) if model_id < 2**63 else None
     if model is None:
@@ -33,6 +36,8 @@ def list_models(request: Request, staff: StaffDep, project: ProjectDep, session:
         request,
         "lineage/list.html",
         models=queries.policies(session, project.id),
+        had=queries.had_policies(session, project.id) | {project.base_model_id},
+        adoptions=queries.adoptions(session, project.id, ADOPTIONS),
         is_busy=rounds.is_busy(session, project),
     )
 
@@ -47,6 +52,7 @@ def show(request: Request, staff: StaffDep, project: ProjectDep, model: ModelDep
         children=queries.children(session, model.id),
         card=list(views.tables(model.card)) if model.card else [],
         papers=views.papers(request.app.state.store, model),
+        was_policy=model.id in queries.had_policies(session, project.id) | {project.base_model_id},
         is_busy=rounds.is_busy(session, project),
     )
 
@@ -55,7 +61,8 @@ def show(request: Request, staff: StaffDep, project: ProjectDep, model: ModelDep
 def adopt(
     operator: OperatorDep, project: ProjectDep, model: ModelDep, session: SessionDep, typed: TypedDep
 ) -> Response:
-    """Makes a model the project's policy; then back to the round that the form names, or to the list."""
-    rounds.adopt(session, project, model, operator)
+    """Makes a model the project's policy, for the reason that the form gives; then back to the round that it names, or
+    to the list."""
+    rounds.adopt(session, project, model, operator, str(typed.get("reason", "")))
     number = typed.get("round", "")
     return redirect(f"/projects/{project.slug}/" + (f"rounds/{number}" if number.isdecimal() else "models"))

@@ -91,6 +91,12 @@ class Comparison(Base):
         CheckConstraint("labeler_id IS NULL OR group_id IS NULL", name="kept_for_one"),
         one_of("review_reason", REVIEW_REASONS),
         CheckConstraint("(gold IS NULL) OR purpose = 'calibration'", name="gold_is_calibration"),
+        # A pair that was chosen for what it is likely to show cannot tell how often people prefer a policy.
+        CheckConstraint(
+            "purpose <> 'human_eval' OR coalesce(selection ->> 'policy', '') NOT IN "
+            "('near_miss', 'uncertain', 'drts', 'delta_ucb')",
+            name="measured_at_random",
+        ),
         Index(
             "ix_comparison_available",
             "project_id",

@@ -85,7 +85,11 @@ GROUPS = (
             Control("pairs.random", "At random"),
             Control("pairs.near_miss", "Near misses", "The responses closest in reward."),
             Control("pairs.uncertain", "Uncertain", "Where the heads of the reward model disagree most."),
-            Control("pairs.new_against_old", "New against old", "The new policy's response against the one before."),
+            Control(
+                "pairs.new_against_old",
+                "New against old",
+                "The new policy's response against the one before, on train prompts.",
+            ),
             Control(
                 "ranking_size",
                 "Responses in a task",

@@ -66,7 +66,9 @@ def plan_of(config: RoundConfig) -> Plan:
         given |= {"reward_epochs": 1, "reward_members": 1}
     else:  # cross-fitting needs adapters: see trainer.cross_fitting
         given["reward_members"] = max(1, getattr(config, "reward_folds", 1)) if config.reward_lora else 1
-    given["queue_samples"] = config.samples_per_prompt * (2 if config.sample_previous else 1)
+    # Two other policies answer the held-out prompts at most; the previous one anyway where it is sampled everywhere.
+    models = (2 + config.evaluation_share) if config.sample_previous else (1 + 2 * config.evaluation_share)
+    given["queue_samples"] = config.samples_per_prompt * models
     return Plan(**{field: value for field, value in given.items() if value is not None})
 
 

@@ -53,6 +53,8 @@ BUDGETS = ("kl_budget", "kl_target")  # where a spec has one, the strength decid
 # Full weights learn best at about a tenth of the rate of adapters ("LoRA Without Regret", Schulman et al. 2025).
 FULL_WEIGHTS = 0.1
 
+HELDOUT_SHARE = 0.3  # of the prompts that are sampled
+
 # A field of the policy's spec whose name means something else among the settings of a round.
 RENAMED = {"samples_per_prompt": "rollout_samples", "pairs_per_prompt": "rollout_pairs"}
 
@@ -184,12 +186,30 @@ class RoundConfig(BaseModel):
     pairs_per_prompt: Annotated[
         int, Field(ge=1, le=100, description="at most"), Setting("samples", "Comparisons per prompt")
     ] = 3
+    promotion: Annotated[
+        Literal["people", "reward_model"],
+        Field(
+            description="people: once they are shown to prefer the new policy; reward model: when the round ends, "
+            "unless it finds the new policy worse. An operator can adopt any policy with a reason",
+        ),
+        Setting("samples", "Adopted by"),
+    ] = "people"
+    evaluation_share: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="share of the prompts that is held out: there people compare the new policy with the adopted "
+            "one and with the first one; 0: nowhere",
+        ),
+        Setting("samples", "Evaluation share"),
+    ] = HELDOUT_SHARE
     max_new_tokens: Annotated[
         int, Field(ge=1, le=8192, description="tokens, here and while training"), Setting("samples", "Longest response")
     ] = 64
     sample_previous: Annotated[
         bool,
-        Field(description="the previous policy answers the same prompts again"),
+        Field(description="the previous policy answers the train prompts too, and is compared on them"),
         Setting("samples", "Previous policy too", rare=True),
     ] = False
     temperature: Annotated[

@@ -1,11 +1,12 @@
 """SQL of the models of a project: what each came from, and which of them a policy has learned from."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import CTE, func, literal, select
+from sqlalchemy import CTE, func, literal, select, union
 from sqlalchemy.orm import Session, aliased
 
-from app.models import ModelVersion, Project, Round, Run
+from app.models import AuditEvent, ModelVersion, Project, Round, Run, User
 
 
 def line_of(model_id: Any) -> CTE:
@@ -38,6 +39,26 @@ def digests_of(session: Session, locations: list[str]) -> dict[str, str]:
 def round_of(session: Session, model: ModelVersion) -> Round | None:
     """The round that made a model; none of a model that was brought in."""
     return session.scalar(select(Round).join(Run, Run.round_id == Round.id).where(Run.id == model.run_id))
+
+
+def had_policies(session: Session, project_id: int) -> set[int]:
+    """The models that were adopted after a round, or that a round began with: the project has had them as policies."""
+    of_project = Round.project_id == project_id
+    adopted = select(Round.policy_after_id).where(
+        of_project, Round.adopted.is_(True), Round.policy_after_id.is_not(None)
+    )
+    return set(session.scalars(union(adopted, select(Round.policy_before_id).where(of_project))))
+
+
+def adoptions(session: Session, project_id: int, limit: int) -> Sequence[Any]:
+    """How the project's policy changed, newest first: when, who did it (none: people's judgments), which model, why."""
+    query = (
+        select(AuditEvent.at, User.name.label("by"), AuditEvent.details)
+        .outerjoin(User, User.id == AuditEvent.actor_id)
+        .where(AuditEvent.project_id == project_id, AuditEvent.action == "model.adopted")
+        .order_by(AuditEvent.id.desc())
+    )
+    return session.execute(query.limit(limit)).all()
 
 
 def current_line(project_id: int) -> CTE:

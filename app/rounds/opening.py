@@ -7,17 +7,19 @@ from typing import NamedTuple
 from sqlalchemy.orm import Session
 
 from app.access import gate_queries
-from app.domain.pairing import Choice, Sample, choose_pairs, choose_ranking
+from app.domain.pairing import Choice, Sample, choose_pairs, choose_ranking, evaluation_pairs
 from app.errors import Conflict
 from app.judging import LabelingSettings
 from app.labeling.opening import wanted
 from app.models import Comparison, Completion, Project, Prompt, Ranking, Round, Run
-from app.rounds import queries
+from app.rounds import queries, stages
 from app.rounds.forms import RoundConfig
 
-# Comparisons on a held-out prompt that has no older policy's responses. They only measure the reward model, and
+# Comparisons of the new policy's own responses to a held-out prompt. They only measure the reward model, and
 # cross-fitting measures it on the train prompts too (`RewardSpec.folds`). More would take judgments from training.
 HELDOUT_PAIRS = 1
+# Comparisons of policies on a held-out prompt, altogether. Judgments of one prompt say less than those of as many.
+EVALUATION_PAIRS = 2
 PAIRS_PER_PROMPT: int = RoundConfig.model_fields["pairs_per_prompt"].default
 
 
@@ -52,40 +54,52 @@ def open_comparisons(session: Session, run: Run, by_prompt: Mapping[int, list[Co
     settings = LabelingSettings.model_validate(project.labeling)
     opening = Opening(project, settings, rubric.id, round_, limit)
     prompts = queries.prompts_by_id(session, set(by_prompt))
-    # Only on held-out prompts do pairs with the older policy tell how often people prefer the new one: it was trained
-    # on the others.
+    # Only on held-out prompts do pairs with another policy tell how often people prefer the new one: it was trained on
+    # the others.
     heldout = {prompt_id for prompt_id in by_prompt if prompts[prompt_id].split == "heldout"}
-    older = queries.newest_completions(session, heldout, round_.policy_before_id) if round_ else {}
+    rivals = stages.rivals(round_) if round_ else ()
+    older = {rival: queries.newest_completions(session, heldout, rival) for rival in rivals}
 
     opened = 0
     for prompt_id, completions in by_prompt.items():
-        if prompts[prompt_id].split not in ("train", "heldout"):
+        prompt = prompts[prompt_id]
+        if prompt.split not in ("train", "heldout"):
             continue  # withdrawn, or kept for something else, since the run was made
-        # Where the previous policy was sampled too, what it says now stands in place of what it said before.
-        before_id = round_.policy_before_id if round_ else None
-        old = [each for each in completions if each.model_version_id == before_id] or older.get(prompt_id, [])
-        new = [each for each in completions if each.model_version_id != before_id]
+        # Where another policy was sampled too, what it says now stands in place of what it said before.
+        of = {rival: [each for each in completions if each.model_version_id == rival] for rival in rivals}
+        said = [_samples(of[rival] or older[rival].get(prompt_id, [])) for rival in rivals]
+        new = _samples([each for each in completions if each.model_version_id not in rivals])
         seed = run.id * 1_000_003 + prompt_id
-        opened += _open(session, opening, prompts[prompt_id], new, old, seed)
+        if prompt.split == "heldout":
+            for choice in evaluation_pairs(new, said, EVALUATION_PAIRS, seed):
+                opened += _add(session, opening, prompt, choice, "human_eval")
+            opened += _open(session, opening, prompt, new, [], HELDOUT_PAIRS, {"random": 1.0}, seed)
+        else:
+            previous = said[0] if said else []
+            opened += _open(session, opening, prompt, new, previous, opening.limit, opening.shares, seed)
     return opened
 
 
 def _open(
-    session: Session, opening: Opening, prompt: Prompt, new: list[Completion], old: list[Completion], seed: int
+    session: Session,
+    opening: Opening,
+    prompt: Prompt,
+    new: list[Sample],
+    old: list[Sample],
+    limit: int,
+    shares: Mapping[str, float],
+    seed: int,
 ) -> int:
-    samples, older, shares = _samples(new), _samples(old), opening.shares
     size = opening.settings.ranking_size
     if size == 2:
-        only_measures = prompt.split == "heldout" and not old
-        choices = choose_pairs(samples, older, HELDOUT_PAIRS if only_measures else opening.limit, shares, seed)
+        choices = choose_pairs(new, old, limit, shares, seed)
     else:
-        ranking = choose_ranking(samples, older, size, shares, seed)
+        ranking = choose_ranking(new, old, size, shares, seed)
         choices = [ranking] if ranking else []
-    is_old = {completion.id for completion in old}
-    return sum(_add(session, opening, prompt, choice, is_old) for choice in choices)
+    return sum(_add(session, opening, prompt, choice, prompt.split) for choice in choices)
 
 
-def _add(session: Session, opening: Opening, prompt: Prompt, choice: Choice, is_old: set[int]) -> int:
+def _add(session: Session, opening: Opening, prompt: Prompt, choice: Choice, purpose: str) -> int:
     """A pair, or a ranking with all its pairs, of which the first is offered: its answer is about all of them."""
     ranking_id = None
     if len(choice.ids) > 2:
@@ -93,9 +107,7 @@ def _add(session: Session, opening: Opening, prompt: Prompt, choice: Choice, is_
         session.add(ranking)
         session.flush()
         ranking_id = ranking.id
-    # One labeler judges all of them at once, so all ask for as many as the first.
-    first_purpose = _purpose(prompt, choice.ids[0] in is_old, choice.ids[1] in is_old)
-    asked = wanted(opening.project, opening.settings, prompt, first_purpose, pair=f"{prompt.id}-{choice.ids}")
+    asked = wanted(opening.project, opening.settings, prompt, purpose, pair=f"{prompt.id}-{choice.ids}")
     pairs = [
         Comparison(
             project_id=opening.project.id,
@@ -104,7 +116,7 @@ def _add(session: Session, opening: Opening, prompt: Prompt, choice: Choice, is_
             completion_b_id=max(pair),
             rubric_id=opening.rubric_id,
             round_id=opening.round.id if opening.round else None,
-            purpose=_purpose(prompt, pair[0] in is_old, pair[1] in is_old),
+            purpose=purpose,
             overlap=asked.overlap,
             overlap_max=asked.most,
             ranking_id=ranking_id,
@@ -119,12 +131,6 @@ def _add(session: Session, opening: Opening, prompt: Prompt, choice: Choice, is_
         session.add(pair)
         session.flush()  # ids in this order: the offered one has the lowest
     return len(pairs)
-
-
-def _purpose(prompt: Prompt, a_is_old: bool, b_is_old: bool) -> str:
-    if prompt.split != "heldout":
-        return "train"
-    return "human_eval" if a_is_old != b_is_old else "heldout"
 
 
 def _samples(completions: list[Completion]) -> list[Sample]:

@@ -3,12 +3,13 @@
 import json
 import math
 from collections import defaultdict
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
-from app.domain.consensus import who_won
 from app.domain.intervals import FEWEST, Interval, clustered_share
+from app.domain.sequence import Preference, preference, preferred
 from app.domain.slices import of_prompt
 from app.domain.verdicts import Verdict, verdict
 from app.models import Project, Round
@@ -21,13 +22,14 @@ _OF_EVALUATION = (KL, REWARD, "eval_before/scores", DIFFERENCE, f"{DIFFERENCE}_l
 
 
 class WinRate(NamedTuple):
-    """How often people preferred the new policy's response to the previous one's; a tie is half a win."""
+    """How often people preferred the new policy's response to another policy's; a tie is half a win."""
 
     value: float
     low: float
     high: float
-    n: int
+    n: int  # judgments
     prompts: int
+    said: Preference | None = None  # of all prompts; its interval is the one here. Of a slice there is none.
 
     @property
     def interval(self) -> Interval | None:
@@ -35,32 +37,58 @@ class WinRate(NamedTuple):
         return Interval(self.value, self.low, self.high) if self.prompts >= FEWEST else None
 
 
-def win_rates(session: Session, round_ids: list[int]) -> dict[tuple[int, str], WinRate]:
-    """By round and slice ("" is all), with prompts as clusters."""
-    counted: dict[tuple[int, str], dict[int, tuple[float, float]]] = defaultdict(dict)
-    for row in result_queries.human_eval(session, round_ids):
+class Rivals(NamedTuple):
+    """How a round's new policy does beside the policy before it and beside the first one, which may be the same.
+
+    waiting: prompts judged beside the policy before that lack a judgment, and do not count yet.
+    """
+
+    before: WinRate | None = None
+    first: WinRate | None = None
+    waiting: int = 0
+
+
+def win_rates(session: Session, rounds: Sequence[Round]) -> dict[tuple[int, str], Rivals]:
+    """By round's id and slice ("" is all). Of all prompts by the confidence sequence, which may be looked at after
+    every judgment; a slice has the interval of a single look."""
+    counted: dict[tuple[int, int, str], list[Any]] = defaultdict(list)
+    for row in result_queries.evaluated(session, [round_.id for round_ in rounds]):
         tags = of_prompt(row.domain, row.difficulty, row.safety_category, "")
         for name in ["", *(f"{kind}={value}" for kind, value in tags.items())]:
-            clusters = counted[row.round_id, name]
-            won, cases = clusters.get(row.prompt_id, (0.0, 0.0))
-            winner = who_won(row.consensus, row.p_b, row.p_tie) or 0
-            added = row.n * (1 + winner * (1 if row.new_is_b else -1)) / 2
-            clusters[row.prompt_id] = won + added, cases + row.n
+            counted[row.round_id, row.rival_id, name].append(row)
     found = {}
-    for key, clusters in counted.items():
-        if interval := clustered_share(list(clusters.values())):
-            found[key] = WinRate(*interval, int(sum(cases for _, cases in clusters.values())), len(clusters))
+    for round_ in rounds:
+        for name in {name for round_id, _, name in counted if round_id == round_.id}:
+            before = counted[round_.id, round_.policy_before_id, name]
+            first = counted[round_.id, round_.reference_id, name]
+            waiting = sum(not row.is_whole for row in before)
+            found[round_.id, name] = Rivals(_win_rate(before, name), _win_rate(first, name), waiting)
     return found
+
+
+def _win_rate(rows: Sequence[Any], slice_: str) -> WinRate | None:
+    entered = [row for row in rows if row.is_whole]
+    values, n = [row.value for row in entered], sum(row.judgments for row in entered)
+    if slice_:
+        interval = clustered_share([(value, 1) for value in values])
+        return interval and WinRate(*interval, n, len(values))
+    said = preference(values)
+    return said and WinRate(said.value, said.low, said.high, n, len(values), said)
+
+
+def people_of(session: Session, round_: Round) -> Preference | None:
+    """What people said of the round's new policy beside the one before it."""
+    beside = win_rates(session, [round_]).get((round_.id, ""), Rivals()).before
+    return beside and beside.said
 
 
 def verdict_of(session: Session, round_: Round) -> Verdict | None:
     """The verdict on a round; none before it is done, or where nobody has measured it."""
     if round_.state != "done":
         return None
-    wins = win_rates(session, [round_.id]).get((round_.id, ""))
     values = result_queries.round_values(session, [round_.id], _OF_EVALUATION)
     difference = difference_of({row.name: row.value for row in values if row.kind == "evaluate" and not row.slice})
-    return verdict(wins and wins.interval, wins.n if wins else 0, difference)
+    return verdict(people_of(session, round_), difference)
 
 
 class RoundRow(NamedTuple):
@@ -74,11 +102,13 @@ class RoundRow(NamedTuple):
     reward: float | None  # mean score of the new policy's responses
     reward_before: float | None  # by the same reward model, of the policy before
     difference: Interval | None  # of the two
-    wins: WinRate | None
+    wins: WinRate | None  # beside the policy before
+    first: WinRate | None  # beside the first policy
+    named: bool  # whether people prefer it to the first one, of all rounds together (e-BH)
 
     @property
     def verdict(self) -> Verdict | None:
-        return verdict(self.wins and self.wins.interval, self.wins.n if self.wins else 0, self.difference)
+        return verdict(self.wins and self.wins.said, self.difference)
 
 
 class Loop(NamedTuple):
@@ -110,11 +140,15 @@ def loop(session: Session, project: Project) -> Loop:
     for row in result_queries.round_values(session, ids, (ACCURACY, *_OF_EVALUATION)):
         if math.isfinite(row.value) and (row.name == ACCURACY) == (row.kind == "reward"):  # JSON has no NaN
             values[row.round_id, row.slice][row.name] = row.value
-    wins = win_rates(session, ids)
+    wins = win_rates(session, rounds)
+    against_first = {id_: beside.first.said for (id_, name), beside in wins.items() if not name and beside.first}
+    evidence = {id_: said.e_better for id_, said in against_first.items() if said}
+    named = dict(zip(evidence, preferred(list(evidence.values())), strict=True))
     snapshots = result_queries.snapshots_of(session, ids)
 
     def row_of(round_: Round, slice_: str) -> RoundRow:
         counts, found = snapshots.get(round_.id, {}), values.get((round_.id, slice_), {})
+        beside = wins.get((round_.id, slice_), Rivals())
         return RoundRow(
             round=round_,
             judgments=counts.get("judgments", 0),
@@ -124,7 +158,9 @@ def loop(session: Session, project: Project) -> Loop:
             reward=found.get(REWARD),
             reward_before=found.get("eval_before/scores"),
             difference=difference_of(found),
-            wins=wins.get((round_.id, slice_)),
+            wins=beside.before,
+            first=beside.first,
+            named=not slice_ and named.get(round_.id, False),
         )
 
     names = sorted({name for _, name in values if name} | {name for _, name in wins if name})

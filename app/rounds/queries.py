@@ -9,11 +9,12 @@ from sqlalchemy import (
     Select,
     and_,
     cast,
+    exists,
     func,
     select,
     update,
 )
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from app.domain.rounds import ACTIVE
 from app.domain.shares import quotas
@@ -24,6 +25,7 @@ from app.models import (
     Judgment,
     ModelVersion,
     PlaygroundTurn,
+    Project,
     Prompt,
     RedTeamAttempt,
     Round,
@@ -79,6 +81,35 @@ def by_number(session: Session, project_id: int, number: int) -> Round | None:
 
 def active_round(session: Session, project_id: int) -> Round | None:
     return session.scalars(select(Round).where(Round.project_id == project_id, Round.state.in_(ACTIVE))).one_or_none()
+
+
+def _waiting(*columns: Any) -> Select[Any]:
+    """The newest finished round of each project, if its policy was not adopted and the project still has the policy
+    that it began with. While another round is under way nothing waits: that one has begun with the present policy."""
+    later = aliased(Round)
+    followed = later.project_id == Round.project_id, later.number > Round.number
+    return (
+        select(*columns)
+        .select_from(Round)
+        .join(Project, Project.id == Round.project_id)
+        .where(
+            Round.state == "done",
+            Round.adopted.is_not(True),
+            Round.policy_after_id.is_not(None),
+            Round.policy_before_id == Project.policy_id,
+            ~exists().where(*followed, later.state.in_(("done", *ACTIVE))),
+        )
+    )
+
+
+def projects_with_waiting_policy(session: Session) -> list[int]:
+    """Projects whose newest policy waits for people, and of which people have judged something."""
+    judged = Comparison.round_id == Round.id, Comparison.purpose == "human_eval", Comparison.state != "open"
+    return list(session.scalars(_waiting(Project.id).where(exists().where(*judged)).order_by(Project.id)))
+
+
+def round_with_waiting_policy(session: Session, project_id: int) -> Round | None:
+    return session.scalars(_waiting(Round).where(Round.project_id == project_id)).one_or_none()
 
 
 def runs_of(session: Session, round_id: int) -> list[Run]:
@@ -153,18 +184,23 @@ def train_prompts(session: Session, project_id: int) -> list[Prompt]:
 
 
 def prompts_to_sample(
-    session: Session, project_id: int, limit: int, seed: int, shares: Mapping[str, float]
+    session: Session, project_id: int, limit: int, seed: int, shares: Mapping[str, float], heldout_share: float
 ) -> list[Prompt]:
     """Train and held-out prompts, at most `limit`.
 
-    Of the train prompts those asked about least, mixed by difficulty in proportion to the shares. Of the held-out ones
-    (at most three in ten) always the same, because a new policy is compared with the previous one's responses to them.
+    Of the train prompts those asked about least, mixed by difficulty in proportion to the shares. Of the held-out ones,
+    which are at most the share of the limit (one in any case, unless the share is 0), those on which policies were
+    compared least: so that a policy is measured on prompts on which others were not chosen, for as long as there are
+    some.
     """
+    compared = select(func.count()).where(Comparison.prompt_id == Prompt.id, Comparison.purpose == "human_eval")
+    of_heldout = max(1, int(limit * heldout_share + 1e-9)) if heldout_share else 0
     asked = select(func.count()).where(Comparison.prompt_id == Prompt.id).correlate(Prompt).scalar_subquery()
     of_split = select(Prompt).where(Prompt.project_id == project_id)
-    heldout = list(
-        session.scalars(of_split.where(Prompt.split == "heldout").order_by(_spread(0)).limit(max(1, limit * 3 // 10)))
+    fresh_first = of_split.where(Prompt.split == "heldout").order_by(
+        compared.correlate(Prompt).scalar_subquery(), _spread(0)
     )
+    heldout = list(session.scalars(fresh_first.limit(of_heldout)))
     counted = select(Prompt.difficulty, func.count()).where(Prompt.project_id == project_id, Prompt.split == "train")
     there_are = dict(session.execute(counted.group_by(Prompt.difficulty).order_by(Prompt.difficulty)).all())
     found = heldout
@@ -183,6 +219,11 @@ def prompts_to_evaluate(session: Session, project_id: int, limit: int) -> list[P
 
 def prompts_by_id(session: Session, ids: set[int]) -> dict[int, Prompt]:
     return {prompt.id: prompt for prompt in session.scalars(select(Prompt).where(Prompt.id.in_(ids)))}
+
+
+def heldout_among(session: Session, prompt_ids: set[int]) -> set[int]:
+    """Those of these prompts that are held out."""
+    return set(session.scalars(select(Prompt.id).where(Prompt.id.in_(prompt_ids), Prompt.split == "heldout")))
 
 
 def completions_of_run(session: Session, run_id: int, prompt_ids: set[int]) -> list[Completion]:
@@ -244,6 +285,16 @@ def newest_completions(session: Session, prompt_ids: set[int], model_id: int) ->
     for completion in session.scalars(query.where(Completion.model_version_id == model_id).order_by(Completion.id)):
         found.setdefault(completion.prompt_id, []).append(completion)
     return found
+
+
+def has_answered(session: Session, prompt_ids: set[int], model_id: int, sampling: dict[str, Any]) -> bool:
+    """Whether a model was sampled in this way on all of these prompts."""
+    answered = select(func.count(Completion.prompt_id.distinct())).where(
+        Completion.prompt_id.in_(prompt_ids),
+        Completion.model_version_id == model_id,
+        Completion.sampling.contains(sampling),
+    )
+    return session.scalar(answered) == len(prompt_ids)
 
 
 def samples(session: Session, project_id: int, *, split: str | None, round_id: int | None) -> Select[Any]:

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import and_, func, select, tuple_
+from sqlalchemy import Float, and_, case, cast, func, select, tuple_
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session, aliased
 
-from app.models import Comparison, Completion, Metric, Prompt, Round, Run, Snapshot
+from app.models import Comparison, Completion, Judgment, Metric, Prompt, Round, Run, Snapshot, User
 
 
 def metrics_from(session: Session, run_ids: list[int], run_id: int, step: int) -> Sequence[Any]:
@@ -47,39 +47,67 @@ def snapshots_of(session: Session, round_ids: list[int]) -> dict[int, dict[str, 
     return {row[0]: row[1] for row in session.execute(query.where(Round.id.in_(round_ids)))}
 
 
-def human_eval(session: Session, round_ids: list[int]) -> Sequence[Any]:
-    """Decided comparisons of a round's new policy with the previous one, those alike counted (n): prompt with its tags,
-    which side is new, consensus."""
-    new = aliased(Completion)
-    alike = (
-        Comparison.round_id,
-        Comparison.prompt_id,
-        Prompt.domain,
-        Prompt.difficulty,
-        Prompt.safety_category,
-        (new.id == Comparison.completion_b_id).label("new_is_b"),
-        Comparison.consensus,
-        Comparison.p_b,
-        Comparison.p_tie,
-    )
-    query = (
-        select(*alike, func.count().label("n"))
+def evaluated(session: Session, round_ids: Sequence[int]) -> Sequence[Any]:
+    """What people said of rounds' new policies beside rivals: a row for each round, rival and prompt, in the order in
+    which the prompts entered.
+
+    - value: share of the prompt's judgments that are for the new policy, a tie and "both bad" counting one half. Each
+      labeler's live judgment of each comparison counts as one; a reviewer's verdict and what an AI judge says do not.
+    - entered: when the last of these labelers first answered. It does not move when they change their answer.
+    - is_whole: whether every comparison has all the judgments that are wanted of it. Those that wait for a reviewer
+      have; withdrawn ones do not count at all. What is not whole has not entered.
+    - judgments: how many are behind the value; prompts with none have no row.
+    """
+    a, b = aliased(Completion), aliased(Completion)
+    new_is_b = b.model_version_id == Round.policy_after_id
+    of_rounds = (Comparison.round_id.in_(round_ids), Comparison.purpose == "human_eval")
+    pair = (
+        select(
+            Comparison.id,
+            Comparison.round_id,
+            Comparison.prompt_id,
+            (Comparison.state != "open").label("is_closed"),
+            case((new_is_b, 1), else_=-1).label("side"),
+            case((new_is_b, a.model_version_id), else_=b.model_version_id).label("rival_id"),
+        )
         .join(Round, Round.id == Comparison.round_id)
-        .join(
-            new,
-            and_(
-                new.id.in_((Comparison.completion_a_id, Comparison.completion_b_id)),
-                new.model_version_id == Round.policy_after_id,
-            ),
+        .join(a, a.id == Comparison.completion_a_id)
+        .join(b, b.id == Comparison.completion_b_id)
+        .where(*of_rounds, Comparison.state != "withdrawn")
+        .where(Round.policy_after_id.in_((a.model_version_id, b.model_version_id)))
+        .subquery()
+    )
+    first = (
+        select(Judgment.comparison_id, Judgment.labeler_id, func.min(Judgment.created_at).label("at"))
+        .join(Comparison, Comparison.id == Judgment.comparison_id)
+        .where(*of_rounds)
+        .group_by(Judgment.comparison_id, Judgment.labeler_id)
+        .subquery()
+    )
+    said = (
+        select(Judgment.comparison_id, func.sign(Judgment.preference).label("side"), first.c.at)
+        .join(first, and_(first.c.comparison_id == Judgment.comparison_id, first.c.labeler_id == Judgment.labeler_id))
+        .join(User, User.id == Judgment.labeler_id)
+        .where(Judgment.superseded_at.is_(None), Judgment.preference.is_not(None), User.kind != "ai_judge")
+        .subquery()
+    )
+    entered, judgments = func.max(said.c.at), func.count(said.c.comparison_id)
+    alike = (pair.c.round_id, pair.c.rival_id, pair.c.prompt_id)
+    slices = (Prompt.domain, Prompt.difficulty, Prompt.safety_category)
+    query = (
+        select(
+            *alike,
+            *slices,
+            cast(func.avg((1 + pair.c.side * said.c.side) / 2.0), Float).label("value"),
+            judgments.label("judgments"),
+            entered.label("entered"),
+            func.bool_and(pair.c.is_closed).label("is_whole"),
         )
-        .join(Prompt, Prompt.id == Comparison.prompt_id)
-        .where(
-            Comparison.round_id.in_(round_ids),
-            Comparison.purpose == "human_eval",
-            Comparison.state.in_(("settled", "adjudicated")),
-            Comparison.consensus.is_not(None),
-        )
-        .group_by(*alike)
+        .join(Prompt, Prompt.id == pair.c.prompt_id)
+        .outerjoin(said, said.c.comparison_id == pair.c.id)
+        .group_by(*alike, *slices)
+        .having(judgments > 0)
+        .order_by(entered, pair.c.prompt_id)
     )
     return session.execute(query).all()
 

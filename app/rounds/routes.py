@@ -13,7 +13,7 @@ from app.access.guards import OperatorDep, ProjectDep, StaffDep
 from app.db import SessionDep
 from app.domain.intervals import FEWEST
 from app.domain.strengths import STRENGTHS
-from app.domain.verdicts import LEAST_COMPARISONS
+from app.domain.verdicts import LEAST_PROMPTS
 from app.errors import NotFound, PrefloopError
 from app.kept import Kept
 from app.labelers import service as labelers
@@ -166,7 +166,7 @@ def show(request: Request, staff: StaffDep, round_: RoundDep, session: SessionDe
         "rounds/page.html",
         view=views.page(session, request.app.state.store, round_),
         difference_of=difference_of,
-        least_comparisons=LEAST_COMPARISONS,
+        least_prompts=LEAST_PROMPTS,
         fewest_prompts=FEWEST,
     )
 

@@ -65,8 +65,13 @@ def store_samples(session: Session, run: Run, samples: Sequence[NewSample]) -> i
     by_prompt: dict[int, list[Completion]] = {prompt_id: [] for prompt_id in touched}
     for completion in queries.completions_of_run(session, run.id, touched):
         by_prompt[completion.prompt_id].append(completion)
-    wanted = per_model * len(models)
-    return open_comparisons(session, run, {p: found for p, found in by_prompt.items() if len(found) == wanted})
+    heldout = queries.heldout_among(session, touched)
+    complete = {
+        prompt_id: found
+        for prompt_id, found in by_prompt.items()
+        if len(found) == per_model * (len(models) - (0 if prompt_id in heldout else spec.heldout_models))
+    }
+    return open_comparisons(session, run, complete)
 
 
 def _storable(text: str) -> str:

@@ -1,12 +1,12 @@
 """Rounds: starting, cancelling and retrying them. What their runs report is in `app.rounds.runs`.
 
-Each function works in the caller's transaction and never commits: a round, its first run and that run's job appear
-together or not at all. Rows are locked in one order: run, project, round.
+Each function works in the caller's transaction and never commits, except `promote_waiting`: a round, its first run and
+that run's job appear together or not at all. Rows are locked in one order: run, project, round.
 """
 
 from collections.abc import Sequence
 
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 
 from app.access import gate_queries
 from app.artifacts import ArtifactStore
@@ -21,6 +21,7 @@ from app.rounds.estimates import estimate
 from app.rounds.forms import RoundConfig
 from app.rounds.freezing import Changed, freeze, record
 from app.rounds.model_queries import digests_of
+from app.rounds.promotion import promote, waiting
 from app.rounds.queries import stored_samples
 from app.rounds.readiness import Available, lacks_at_first_sight, preview, too_low_a_rank
 from app.rounds.runs import (
@@ -57,6 +58,7 @@ __all__ = [
     "is_busy",
     "output_of",
     "preview",
+    "promote_waiting",
     "record",
     "retry",
     "retry_run",
@@ -87,6 +89,7 @@ def start(session: Session, store: ArtifactStore, project: Project, operator: Us
     _refuse_second(session, project)
     if project.policy_id is None:
         raise InvalidInput("The project has no model to improve.", "Give it a base model first.")
+    promote(session, project)
     if problem := too_low_a_rank(session, project, config) or lacks_at_first_sight(session, project, config):
         raise problem
     past = queries.rounds(session, project.id)
@@ -180,6 +183,22 @@ def adopt_base_model(session: Session, project: Project, base: str, name: str) -
     session.flush()
     project.base_model_id = project.reference_id = project.policy_id = model.id
     return model
+
+
+def promote_waiting(sessions: sessionmaker[Session]) -> list[str]:
+    """Makes policies that people prefer by now their projects' policies; returns their names.
+
+    Each project has a transaction of its own, which this commits: nobody waits for another project's row.
+    """
+    with sessions() as session:
+        ids = waiting(session)
+    promoted = []
+    for project_id in ids:
+        with sessions.begin() as session:
+            project = session.get_one(Project, project_id, with_for_update=LOCK)
+            if model := promote(session, project):
+                promoted.append(model.name)
+    return promoted
 
 
 # ---- what people do to a round ---------------------------------------------------------------------------------------

@@ -48,8 +48,9 @@ from app.models.comparison import WINNER
 from app.rounds.model_queries import current_line
 
 AT_ONCE = 500  # rows
-PURPOSES = ("train", "heldout", "human_eval")
-# What a round may read. Repeats and calibration items measure labelers, not responses.
+PURPOSES = ("train", "heldout")
+# What a round may read. Repeats and calibration items measure labelers, not responses. Judgments that compare policies
+# do not even choose between steps of a training run, as held-out ones do: they are left to judge its result.
 _USABLE = (
     Comparison.state.in_(("settled", "adjudicated")),
     Comparison.purpose.in_(PURPOSES),

@@ -11,7 +11,7 @@ from app.errors import InvalidInput
 from app.judging import LabelingSettings
 from app.models import ModelVersion, Project, Round, Run, Snapshot
 from app.rounds import queries
-from app.rounds.forms import SPECS, RoundConfig, lora, policy_settings, reward_optimiser
+from app.rounds.forms import HELDOUT_SHARE, SPECS, RoundConfig, lora, policy_settings, reward_optimiser
 from app.rounds.snapshots import prompts_file, write_lines
 from app.rows import PromptRow
 from app.settings import SamplingServer
@@ -44,6 +44,12 @@ def checkpoints_of(run_id: int) -> str:
 def plan_of(round_: Round) -> tuple[Stage, ...]:
     """The stages of a round; see app.domain.rounds."""
     return plan(round_.algorithm, round_.reward_model_id is not None)
+
+
+def rivals(round_: Round) -> tuple[int, ...]:
+    """The policies that people compare the new one with: the one that was adopted last, and the first one, which is the
+    newest fine-tuned or base model. They may be one."""
+    return tuple(dict.fromkeys((round_.policy_before_id, round_.reference_id)))
 
 
 class Maker(NamedTuple):
@@ -133,7 +139,16 @@ class Maker(NamedTuple):
             if config.sample_previous:
                 sampled.append(models[round_.policy_before_id])
             reward = models[round_.reward_model_id].base if round_.reward_model_id else None
-            return self._sample_spec(sampled, config.generation, config.prompts, seed, reward, max_length)
+            return self._sample_spec(
+                sampled,
+                config.generation,
+                config.prompts,
+                seed,
+                reward,
+                max_length,
+                heldout_share=config.evaluation_share,
+                rivals=[models[model_id] for model_id in rivals(round_)],
+            )
         unseen = queries.prompts_to_evaluate(self.session, self.project.id, EVALUATION_PROMPTS)
         if not unseen:
             raise InvalidInput("The project has no prompts to evaluate on.", "Import some and retry the round.")
@@ -192,18 +207,29 @@ class Maker(NamedTuple):
         seed: int,
         reward_model: str | None,
         max_length: int,
+        heldout_share: float = HELDOUT_SHARE,
+        rivals: Sequence[ModelVersion] = (),
     ) -> SampleSpec:
+        """What samples these models, and on held-out prompts also those rivals that have not answered all of them."""
         labeling = LabelingSettings.model_validate(self.project.labeling)
         shares = labeling.difficulties.model_dump()
-        prompts = queries.prompts_to_sample(self.session, self.project.id, limit, seed, shares)
+        prompts = queries.prompts_to_sample(self.session, self.project.id, limit, seed, shares, heldout_share)
         # Scoring costs a pass over every sample: only where a policy of choosing pairs looks at it.
         scores = labeling.pairs.near_miss > 0 or labeling.pairs.uncertain > 0
         if not prompts:
             raise InvalidInput("The project has no train or held-out prompts to sample from.", "Import prompts first.")
-        refs = tuple(ref(model) for model in models)
+        heldout = {prompt.id for prompt in prompts if prompt.split == "heldout"}
+        sampling = generation.model_dump(include={"temperature", "max_new_tokens"})
+        lacking = [
+            rival
+            for rival in rivals
+            if rival not in models and not queries.has_answered(self.session, heldout, rival.id, sampling)
+        ]
+        sampled = [ref(model) for model in models]
         return SampleSpec(
-            models=refs,
-            servers=_servers(self.server, refs),
+            models=(*sampled, *(ref(model) for model in lacking)),
+            heldout_models=len(lacking),
+            servers=_servers(self.server, sampled),  # whether it still has the others is not known
             prompts=prompts_file(self.store, prompts),
             generation=generation,
             reward_models=(reward_model,) if reward_model and scores else (),
@@ -242,7 +268,8 @@ def _servers(server: SamplingServer | None, models: Sequence[ModelRef]) -> tuple
 
 def sample_by(run: Run, server: SamplingServer | None) -> None:
     """Gives a sampling run that is tried again to what samples now: the server's address may be what was wrong."""
-    models = [ModelRef.model_validate(model) for model in run.spec["models"]]
+    spec = SampleSpec.model_validate(run.spec)
+    models = spec.models[: len(spec.models) - spec.heldout_models]
     servers = [each and each.model_dump(mode="json") for each in _servers(server, models)]
     run.spec = run.spec | {"servers": servers}
 

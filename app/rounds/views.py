@@ -21,7 +21,7 @@ from app.queue import has_worker
 from app.render import duration
 from app.rounds import queries, result_queries
 from app.rounds.adoption import difference_of
-from app.rounds.outcomes import WinRate, verdict_of, win_rates
+from app.rounds.outcomes import Rivals, WinRate, verdict_of, win_rates
 from app.rounds.stages import checkpoints_of, plan_of, samples_of
 
 STAGE_LABELS = {
@@ -107,6 +107,7 @@ def stages_of(round_: Round, runs: Sequence[Run]) -> list[StageView]:
 def status(session: Session, round_: Round, runs: Sequence[Run]) -> dict[str, Any]:
     """Where a round stands, as JSON."""
     found = verdict_of(session, round_)
+    people = win_rates(session, [round_]).get((round_.id, ""), Rivals())
     return {
         "number": round_.number,
         "state": round_.state,
@@ -116,6 +117,7 @@ def status(session: Session, round_: Round, runs: Sequence[Run]) -> dict[str, An
         "error": round_.error,
         "adopted": round_.adopted,
         "verdict": {"word": found.word, "by": found.by, **found.interval._asdict()} if found else None,
+        "people": {"before": _said(people.before), "first": _said(people.first)},
         "stages": [
             {
                 "stage": stage.name,
@@ -132,6 +134,11 @@ def status(session: Session, round_: Round, runs: Sequence[Run]) -> dict[str, An
             for stage in stages_of(round_, runs)
         ],
     }
+
+
+def _said(wins: WinRate | None) -> dict[str, Any] | None:
+    """People's word on two policies, as JSON."""
+    return wins.said._asdict() | {"judgments": wins.n} if wins and wins.said else None
 
 
 def metrics(session: Session, round_: Round, after: str) -> dict[str, Any]:
@@ -238,7 +245,7 @@ class Page(NamedTuple):
     slices: list[tuple[str, dict[str, dict[str, float]]]]  # the same by slice, its name first
     opened: dict[str, tuple[int, int]]  # by purpose: comparisons opened, decided
     verdict: Verdict | None
-    wins: WinRate | None
+    people: Rivals
     beside: list[Beside]  # the new policy and the one before, on the same prompts
     monitors: list[Finding]  # of reward hacking, those to look at first
     policy_id: int | None  # the project's
@@ -249,6 +256,7 @@ class Page(NamedTuple):
     checkpoint_bytes: int  # kept for a retry of a failed round
     can_retry: bool  # it failed, and is the newest
     is_busy: bool  # a round of the project is under way, so that no model can be adopted
+    waits: bool  # whether the new policy becomes the project's once people prefer it
 
     @property
     def active(self) -> bool:
@@ -338,7 +346,7 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
         slices=sorted(by_slice.items()),
         opened={p: counts for (_, p), counts in result_queries.opened_comparisons(session, [round_.id]).items()},
         verdict=verdict_of(session, round_),
-        wins=win_rates(session, [round_.id]).get((round_.id, "")),
+        people=win_rates(session, [round_]).get((round_.id, ""), Rivals()),
         beside=beside(evaluated),
         monitors=findings({"": evaluated} | {name: kinds.get("evaluate", {}) for name, kinds in by_slice.items()}),
         policy_id=session.get_one(Project, round_.project_id).policy_id,
@@ -349,6 +357,7 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
         checkpoint_bytes=sum(store.size(checkpoints_of(run.id)) for run in runs) if round_.state == "failed" else 0,
         can_retry=round_.state == "failed" and queries.by_number(session, round_.project_id, round_.number + 1) is None,
         is_busy=queries.active_round(session, round_.project_id) is not None,
+        waits=queries.round_with_waiting_policy(session, round_.project_id) is round_,
     )
 
 

@@ -3,7 +3,8 @@
 import json
 import secrets
 import sys
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -67,7 +68,8 @@ def simulate_command(
         seed,
     )
     loop = Loop(operator, crew, project, PREFERENCES[preference], lambda line: progress.print(f"[dim]{line}[/dim]"))
-    overrides = dict(_setting(text) for text in set_ or []) | {"algorithm": algorithm}
+    # Two rounds are to follow each other, whatever people can show of the first one by then.
+    overrides = {"promotion": "reward_model"} | dict(_setting(text) for text in set_ or []) | {"algorithm": algorithm}
     reports = []
     for _ in range(rounds):
         report = loop.turn(overrides, judgments)
@@ -76,7 +78,8 @@ def simulate_command(
             print(json.dumps(report._asdict()), flush=True)
     loop.finish_labeling(judgments)
     if not as_json:
-        Console(file=sys.stdout).print(_table(reports))
+        people = {report.round: loop.people(report.round) for report in reports}
+        Console(file=sys.stdout).print(_table(reports, people))
 
 
 def _setting(text: str) -> tuple[str, str]:
@@ -112,13 +115,17 @@ def _join(url: str, link: str, name: str) -> Browser:
     return browser
 
 
-def _table(reports: list[RoundReport]) -> Table:
+def _table(reports: list[RoundReport], people: Mapping[int, dict[str, Any] | None]) -> Table:
+    """Args:
+    people: by round, what labelers said of its policy beside the previous one by the end of the simulation.
+    """
     columns = (
         "round",
         "judgments",
         "alpha",
         "rm accuracy",
         "win rate against the first policy",
+        "people on new and previous policy",
         "true score (first)",
         "proxy score",
         "KL",
@@ -136,6 +143,7 @@ def _table(reports: list[RoundReport]) -> Table:
             _shown(report.alpha),
             _shown(report.rm_accuracy),
             f"{_shown(report.win_rate)}  [{_shown(report.win_rate_low)}, {_shown(report.win_rate_high)}]",
+            _said(people.get(report.round)),
             f"{_shown(report.true)} ({_shown(report.first_true)})",
             _shown(report.proxy),
             _shown(report.kl),
@@ -146,6 +154,15 @@ def _table(reports: list[RoundReport]) -> Table:
             f"{report.seconds:.0f}",
         )
     return table
+
+
+def _said(people: dict[str, Any] | None) -> str:
+    """`better: 0.71 [0.55, 0.86], 34 prompts`, or how many more prompts it takes."""
+    if people is None:
+        return "–"
+    said = f"{people['word']}: {_shown(people['value'], 2)} [{_shown(people['low'], 2)}, {_shown(people['high'], 2)}]"
+    more = f", about {people['more']} more to decide" if people["more"] else ""
+    return f"{said}, {people['prompts']} prompts{more}"
 
 
 def _shown(value: float | None, digits: int = 3) -> str:

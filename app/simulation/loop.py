@@ -110,6 +110,12 @@ class Loop:
         """The comparisons the last round opened: its human evaluation."""
         return self.crew.label_all(f"{self.base}/label", limit, self._sampling, self.say)
 
+    def people(self, number: int) -> dict[str, Any] | None:
+        """What labelers have said of a round's policy beside the previous one: `app.domain.sequence.Preference`."""
+        status: dict[str, Any] = self.operator.json(f"{self.base}/rounds/{number}/status")
+        said: dict[str, Any] | None = status["people"]["before"]
+        return said
+
     # ---- pages -------------------------------------------------------------------------------------------------------
 
     def _to_compare(self) -> int:

@@ -801,6 +801,11 @@ def upgrade() -> None:
         sa.Column("settled_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint("(gold IS NULL) OR purpose = 'calibration'", name=op.f("ck_comparison_gold_is_calibration")),
         sa.CheckConstraint(
+            "purpose <> 'human_eval' OR coalesce(selection ->> 'policy', '') NOT IN "
+            "('near_miss', 'uncertain', 'drts', 'delta_ucb')",
+            name=op.f("ck_comparison_measured_at_random"),
+        ),
+        sa.CheckConstraint(
             "purpose <> 'repeat' OR repeat_of_id IS NOT NULL", name=op.f("ck_comparison_repeat_of_something")
         ),
         sa.CheckConstraint(

@@ -44,6 +44,7 @@ def test_what_is_asked_for_at_opening(
         ({"purpose": "train", "domain": "maths"}, (2, 4), Overlap(2, 4)),
         ({"purpose": "train"}, None, Overlap(1)),
         ({"purpose": "human_eval"}, None, Overlap(2)),  # it measures
+        ({"purpose": "human_eval"}, (1, 4), Overlap(2)),  # nor does it depend on what was said
     ],
 )
 def test_what_is_judged_once(tags: dict[str, str], adaptive: tuple[int, int] | None, expected: Overlap) -> None:

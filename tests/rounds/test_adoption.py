@@ -1,19 +1,34 @@
 """Which policy a project goes on with: decided by a round's end, and by operators afterwards."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from bs4 import BeautifulSoup
+from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
+from app.db import make_session_factory
+from app.domain.sequence import Preference
 from app.errors import Conflict, InvalidInput
-from app.models import AuditEvent, Metric, ModelVersion, Project, Round, Run
-from app.rounds import outcomes, service, views
+from app.models import (
+    Adjudication,
+    AuditEvent,
+    Comparison,
+    Judgment,
+    Metric,
+    ModelVersion,
+    Project,
+    Round,
+    Run,
+    User,
+)
+from app.rounds import outcomes, result_queries, service, views
 from app.rounds.adoption import difference_of
-from app.rounds.outcomes import win_rates
+from app.rounds.outcomes import people_of, win_rates
 from tests import factories
 from tests.conftest import SignedIn
 from tests.rounds.loop import config, last_run, make_project
@@ -101,7 +116,7 @@ def test_who_adopts_between_a_failure_and_its_retry_has_decided(
         service.run_failed(session, run, "no memory")
         new = session.get_one(ModelVersion, round_.policy_after_id)
         model = new if chosen == "new" else next(each for each in (base, earlier) if each.id != before_id)
-        service.adopt(session, project, model, operator)
+        service.adopt(session, project, model, operator, "It is shorter.")
         service.retry(session, store, round_, operator)
         service.run_started(session, run)
         service.run_finished(session, store, run, measured(0.4, 0.1, 0.7))
@@ -118,7 +133,7 @@ def test_a_round_says_it_was_not_adopted_only_until_it_is(
     client, listed = sign_in("operator"), f"/projects/{project.slug}/rounds"
     assert "not adopted" in client.get(listed).text
     for model in (session.get_one(ModelVersion, round_.policy_after_id), base):
-        service.adopt(session, project, model, operator)
+        service.adopt(session, project, model, operator, "It is shorter.")
         session.commit()
         assert client.get(f"{listed}/1/status").json()["adopted"] is True
         assert "not adopted" not in client.get(listed).text
@@ -131,10 +146,10 @@ def test_while_a_round_is_under_way_no_page_offers_to_adopt(
     whole_round(session, store, project)
     session.commit()
     client, address = sign_in("operator"), f"/projects/{project.slug}/rounds/1"
-    assert "Keep the previous policy" in client.get(address).text
+    assert "Back to the previous policy" in client.get(address).text
     start(session, store, project)
     session.commit()
-    assert "Keep the previous policy" not in client.get(address).text
+    assert "Back to the previous policy" not in client.get(address).text
 
 
 def test_the_page_names_the_budget_that_was_set_and_not_a_strength_that_was_overruled(
@@ -198,16 +213,26 @@ def test_the_reference_follows_the_policy(session: Session, store: ArtifactStore
 # ---- verdicts and pages ----------------------------------------------------------------------------------------------
 
 
-def judge(session: Session, project: Project, round_: Round, won: int, lost: int, each: int = 1) -> None:
-    """Decided comparisons of the round's new policy with the previous one: `each` on a prompt of its own."""
+def judge(
+    session: Session,
+    project: Project,
+    round_: Round,
+    won: int,
+    lost: int,
+    each: int = 1,
+    rival_id: int | None = None,
+) -> list[Comparison]:
+    """Decided comparisons of the round's new policy with the previous one, or another: `each` on a prompt of its own,
+    judged once."""
+    person, found = factories.user(session), []
     for number in range(won + lost):
         if number % each == 0:
             prompt = factories.prompt(session, project, split="heldout")
         new, old = (
             factories.completion(session, prompt, model_version_id=model)
-            for model in (round_.policy_after_id, round_.policy_before_id)
+            for model in (round_.policy_after_id, rival_id or round_.policy_before_id)
         )
-        factories.comparison(
+        comparison = factories.comparison(
             session,
             project,
             prompt=prompt,
@@ -215,10 +240,19 @@ def judge(session: Session, project: Project, round_: Round, won: int, lost: int
             completion_b_id=old.id,
             round_id=round_.id,
             purpose="human_eval",
-            state="settled",
-            consensus=-1.0 if number < won else 1.0,
+            overlap=1,
         )
+        factories.judgment(session, comparison, preference=-1 if number < won else 1, labeler_id=person.id)
+        comparison.state = "settled"
+        found.append(comparison)
     session.flush()
+    return found
+
+
+def people_on(session: Session, round_: Round) -> Preference:
+    found = people_of(session, round_)
+    assert found is not None
+    return found
 
 
 def test_people_overrule_the_reward_model(session: Session, store: ArtifactStore, project: Project) -> None:
@@ -226,32 +260,259 @@ def test_people_overrule_the_reward_model(session: Session, store: ArtifactStore
     evaluation = session.scalars(select(Run).where(Run.kind == "evaluate")).one()
     for name, value in measured(0.4, 0.1, 0.7)["metrics"].items():
         session.add(Metric(run_id=evaluation.id, name=name, step=0, value=value))
-    judge(session, project, round_, won=3, lost=16)
+    judge(session, project, round_, won=0, lost=9)
     (row,) = outcomes.loop(session, project).rows
-    assert row.verdict == ("better", "reward model", (0.4, 0.1, 0.7))  # 19 comparisons are not enough
+    assert row.verdict == ("better", "reward model", (0.4, 0.1, 0.7))  # nine prompts are not enough
     judge(session, project, round_, won=0, lost=1)
     for verdict in (outcomes.loop(session, project).rows[0].verdict, views.page(session, store, round_).verdict):
         assert verdict is not None
         assert (verdict.word, verdict.by) == ("worse", "people")
 
 
-def test_answers_to_one_prompt_do_not_count_as_many(session: Session, store: ArtifactStore, project: Project) -> None:
+def test_answers_to_one_prompt_are_one_value(session: Session, store: ArtifactStore, project: Project) -> None:
     round_ = whole_round(session, store, project)
     judge(session, project, round_, won=20, lost=8, each=4)  # five prompts won altogether, two lost
-    wins = win_rates(session, [round_.id])[round_.id, ""]
-    assert (wins.value, wins.n) == (20 / 28, 28)
-    assert wins.low < 0.5 < wins.high  # of 28 independent ones Wilson's interval would begin at 0.53
+    found = people_on(session, round_)
+    assert (found.value, found.prompts, found.word) == (5 / 7, 7, "not shown")
+    assert found.e_value == pytest.approx(1.5**5 * 0.5**2 / 2)
+    wins = win_rates(session, [round_])[round_.id, ""].before
+    assert wins is not None
+    assert wins.n == 28
 
 
-def test_people_need_some_prompts_for_a_verdict(session: Session, store: ArtifactStore, project: Project) -> None:
+# ---- which values enter, and where -----------------------------------------------------------------------------------
+
+
+def test_a_prompt_enters_when_its_last_judgment_has_come(
+    session: Session, store: ArtifactStore, project: Project
+) -> None:
+    """Behind those that entered before, whichever was begun first; a split one needs no reviewer, and none is heard."""
     round_ = whole_round(session, store, project)
-    judge(session, project, round_, won=24, lost=0, each=6)
-    assert win_rates(session, [round_.id])[round_.id, ""].low > 0.5  # of four prompts alone
-    assert outcomes.verdict_of(session, round_) is None
-    judge(session, project, round_, won=6, lost=0, each=6)
-    verdict = outcomes.verdict_of(session, round_)
-    assert verdict is not None
-    assert (verdict.word, verdict.by) == ("better", "people")
+    begun, later, split = judge(session, project, round_, won=0, lost=3)
+    ann, bob = factories.user(session), factories.user(session)
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    take_back(session, begun, later, split)
+    for comparison in (begun, later, split):
+        comparison.overlap, comparison.state = 2, "open"
+    session.flush()
+
+    def say(comparison: Comparison, who: User, preference: int | None, minute: int) -> None:
+        at = moment + timedelta(minutes=minute)
+        factories.judgment(session, comparison, preference=preference, labeler_id=who.id, created_at=at)
+
+    def values() -> list[float]:
+        session.flush()
+        return [row.value for row in result_queries.evaluated(session, [round_.id]) if row.is_whole]
+
+    say(begun, ann, -1, 0)
+    say(later, ann, -2, 1)
+    say(later, bob, 0, 2)
+    later.state = "settled"
+    assert values() == [0.75]  # a win and a tie; the one that was begun before lacks a judgment
+    say(split, ann, 2, 3)
+    say(split, bob, -2, 4)
+    split.state = "in_review"
+    session.add(Adjudication(comparison_id=split.id, reviewer_id=ann.id, verdict=-4))
+    assert values() == [0.75, 0.5]
+    say(begun, bob, -1, 5)
+    begun.state = "settled"
+    assert values() == [0.75, 0.5, 1.0]
+
+    # Who changes an answer changes the value, not its place.
+    take_back(session, later, by=bob)
+    say(later, bob, 3, 10)
+    assert values() == [0.5, 0.5, 1.0]
+    # What a reviewer withdraws counts no more.
+    split.state = "withdrawn"
+    assert values() == [0.5, 1.0]
+
+
+def take_back(session: Session, *comparisons: Comparison, by: User | None = None) -> None:
+    """The judgments on these comparisons, or those of one labeler, are superseded."""
+    query = update(Judgment).where(Judgment.comparison_id.in_([each.id for each in comparisons]))
+    if by is not None:
+        query = query.where(Judgment.labeler_id == by.id)
+    session.flush()
+    session.execute(query.values(superseded_at=func.now(), superseded_for="edited" if by else "undone"))
+    for each in comparisons:
+        session.refresh(each)
+
+
+def test_what_an_ai_judge_says_and_what_nobody_could_judge_is_no_value(
+    session: Session, store: ArtifactStore, project: Project
+) -> None:
+    round_ = whole_round(session, store, project)
+    judged, unjudged = judge(session, project, round_, won=2, lost=0)
+    take_back(session, unjudged)
+    judged.overlap = 3
+    session.flush()
+    machine = factories.user(session, kind="ai_judge")
+    factories.judgment(session, judged, preference=4, labeler_id=machine.id)
+    factories.judgment(session, judged, preference=None)
+    assert [(row.value, row.judgments) for row in result_queries.evaluated(session, [round_.id])] == [(1.0, 1)]
+
+
+def test_each_rival_has_a_sequence_of_its_own(session: Session, store: ArtifactStore, project: Project) -> None:
+    first_id = project.policy_id
+    first = whole_round(session, store, project)
+    second = whole_round(session, store, project)
+    judge(session, project, first, won=12, lost=0)
+    judge(session, project, second, won=3, lost=9)
+    judge(session, project, second, won=12, lost=0, rival_id=first_id)
+    rates = win_rates(session, [first, second])
+    assert rates[first.id, ""].before == rates[first.id, ""].first
+    assert [rate and rate.value for rate in rates[second.id, ""][:2]] == [0.25, 1.0]
+    one, two = outcomes.loop(session, project).rows
+    # 1.5 ** 12 / 2 = 64.9: both reach 1 / 0.05; of two policies, one alone would need twice as much.
+    assert [(row.named, row.verdict and row.verdict.word) for row in (one, two)] == [
+        (True, "better"),
+        (True, "not shown"),
+    ]
+
+
+# ---- the gate --------------------------------------------------------------------------------------------------------
+
+
+def waiting_round(session: Session, store: ArtifactStore, project: Project) -> Round:
+    return whole_round(session, store, project, measured(0.4, 0.1, 0.7), promotion="people")
+
+
+def promoted(engine: Engine) -> list[str]:
+    """What the worker does between runs."""
+    return service.promote_waiting(make_session_factory(engine))
+
+
+def test_a_policy_waits_until_people_prefer_it(
+    session: Session, engine: Engine, store: ArtifactStore, project: Project
+) -> None:
+    """Whatever the reward model says."""
+    base_id = project.policy_id
+    round_ = waiting_round(session, store, project)
+    assert (project.policy_id, round_.adopted) == (base_id, None)
+    session.commit()
+    assert promoted(engine) == []
+    judge(session, project, round_, won=9, lost=0)
+    session.commit()
+    assert promoted(engine) == []
+    judge(session, project, round_, won=1, lost=0)
+    session.commit()
+    assert promoted(engine) == ["policy-1"]
+    session.expire_all()
+    assert (project.policy_id, round_.adopted) == (round_.policy_after_id, True)
+    event = session.scalars(select(AuditEvent).where(AuditEvent.action == "model.adopted")).one()
+    details = event.details
+    assert (event.actor_id, details["model"], details["instead_of"]) == (None, round_.policy_after_id, base_id)
+    assert details["reason"].startswith("People prefer it: win rate 1.00, 95% interval 0.")
+    assert details["reason"].endswith("to 1.00, 10 prompts.")
+    assert promoted(engine) == []
+
+    # Who goes back to the policy before has the last word.
+    assert base_id is not None
+    service.adopt(session, project, session.get_one(ModelVersion, base_id), factories.user(session, "operator"))
+    session.commit()
+    assert promoted(engine) == []
+    session.expire_all()
+    assert project.policy_id == base_id
+
+
+def test_people_who_prefer_the_previous_policy_promote_nothing(
+    session: Session, engine: Engine, store: ArtifactStore, project: Project
+) -> None:
+    round_ = waiting_round(session, store, project)
+    judge(session, project, round_, won=0, lost=15)
+    session.commit()
+    assert promoted(engine) == []
+
+
+def test_what_people_say_of_another_policy_promotes_nothing(
+    session: Session, engine: Engine, store: ArtifactStore, project: Project
+) -> None:
+    """They must prefer it to the policy that the project has."""
+    base_id = project.policy_id
+    whole_round(session, store, project)
+    round_ = waiting_round(session, store, project)
+    judge(session, project, round_, won=15, lost=0, rival_id=base_id)
+    session.commit()
+    assert promoted(engine) == []
+    judge(session, project, round_, won=15, lost=0)
+    service.adopt(session, project, session.get_one(ModelVersion, base_id), factories.user(session, "operator"))
+    session.commit()
+    assert promoted(engine) == []  # the one it beats is not the project's any more
+
+
+def test_a_round_begins_with_what_people_prefer_by_then(
+    session: Session, store: ArtifactStore, project: Project
+) -> None:
+    first = waiting_round(session, store, project)
+    judge(session, project, first, won=12, lost=0)
+    second = begin(session, store, project, promotion="people")
+    assert second.policy_before_id == first.policy_after_id
+    assert first.adopted
+
+
+def test_nothing_is_promoted_while_a_round_is_under_way(
+    session: Session, engine: Engine, store: ArtifactStore, project: Project
+) -> None:
+    first = waiting_round(session, store, project)
+    second = begin(session, store, project, promotion="people")
+    assert second.policy_before_id == first.policy_before_id
+    judge(session, project, first, won=12, lost=0)
+    session.commit()
+    assert promoted(engine) == []
+
+
+def test_adopting_what_people_have_not_preferred_needs_a_reason(
+    session: Session, store: ArtifactStore, project: Project, sign_in: SignIn
+) -> None:
+    base_id = project.policy_id
+    round_ = waiting_round(session, store, project)
+    session.commit()
+    client = sign_in("operator")
+    address = f"/projects/{project.slug}/models/{round_.policy_after_id}/adopt"
+    for reason in ("", "   ", "\u200b"):
+        refused = client.post(address, data={"reason": reason})
+        assert refused.status_code == 422
+        assert "needs a reason" in refused.text
+    assert "longer than 1000" in client.post(address, data={"reason": "x" * 1001}).text
+    session.expire_all()
+    assert project.policy_id == base_id
+    assert client.post(address, data={"reason": " Shorter <b>answers</b>. ", "round": "1"}).status_code == 303
+    session.expire_all()
+    assert (project.policy_id, round_.adopted) == (round_.policy_after_id, True)
+    # Back it goes without one.
+    assert client.post(f"/projects/{project.slug}/models/{base_id}/adopt").status_code == 303
+    session.expire_all()
+    assert project.policy_id == base_id
+    events = session.scalars(select(AuditEvent).where(AuditEvent.action == "model.adopted").order_by(AuditEvent.id))
+    assert [event.details["reason"] for event in events] == ["Shorter <b>answers</b>.", "Back to an earlier policy."]
+    listed = client.get(f"/projects/{project.slug}/models").text
+    assert "Shorter &lt;b&gt;answers&lt;/b&gt;." in listed
+    assert "Back to an earlier policy." in listed
+
+
+def test_the_page_says_how_many_more_prompts_it_takes(
+    session: Session, store: ArtifactStore, project: Project, sign_in: SignIn
+) -> None:
+    round_ = waiting_round(session, store, project)
+    session.commit()
+    client, address = sign_in("operator"), f"/projects/{project.slug}/rounds/1"
+
+    def shown() -> str:
+        (card,) = BeautifulSoup(client.get(address).text, "html.parser").select(".verdict")
+        return " ".join(card.get_text(" ").split())
+
+    assert "People have not judged it yet." in shown()
+    assert "takes its place once people are shown to prefer it" in shown()
+    judge(session, project, round_, won=8, lost=0)
+    session.commit()
+    assert "100% of 8 prompts" in shown()
+    assert "No fewer than 10 prompts can decide." in shown()
+    assert "about 2 more prompts will decide it" in shown()  # 1.5 ** 8 / 2 = 12.8, 1.5 ** 10 / 2 = 28.8
+    said = client.get(f"{address}/status").json()["people"]
+    assert (said["before"]["more"], said["before"]["judgments"], said["first"]) == (2, 8, said["before"])
+    judge(session, project, round_, won=0, lost=8)
+    session.commit()
+    assert "a thousand more would not decide it" in shown()
 
 
 def test_what_is_no_number_is_no_difference() -> None:
@@ -271,7 +532,7 @@ def test_adopting_over_http(session: Session, store: ArtifactStore, project: Pro
     page = client.get(f"{address}/rounds/1").text
     assert "the reward model found" in " ".join(page.split())
     assert "Adopt policy" in page
-    assert "Keep the previous policy" not in page  # it is kept already
+    assert "Back to the previous policy" not in page  # it is kept already
     assert "Adopt policy" not in sign_in("admin").get(f"{address}/rounds/1").text
     for roles in (("admin",), ("labeler",)):
         assert sign_in(*roles).post(f"{new}/adopt").status_code == 403
@@ -279,25 +540,25 @@ def test_adopting_over_http(session: Session, store: ArtifactStore, project: Pro
     session.expire_all()
     assert project.policy_id == base_id
 
-    answer = client.post(f"{new}/adopt", {"round": "1"})
+    answer = client.post(f"{new}/adopt", {"round": "1", "reason": "It is shorter."})
     assert (answer.status_code, answer.headers["location"]) == (303, f"{address}/rounds/1")
     session.expire_all()
     assert project.policy_id == round_.policy_after_id
     page = client.get(f"{address}/rounds/1").text
-    assert "Keep the previous policy" in page
+    assert "Back to the previous policy" in page
     assert "Adopt policy" not in page
     kept = client.post(f"{address}/models/{base_id}/adopt")
     assert (kept.status_code, kept.headers["location"]) == (303, f"{address}/models")
     session.expire_all()
     assert project.policy_id == base_id
     listed = client.get(f"{address}/models").text
-    assert listed.count("Adopt policy") == 1
-    assert "Adopt policy" in client.get(new).text
+    assert listed.count("Back to it") == 1  # the project has had it
+    assert "Back to this policy" in client.get(new).text
     other = factories.project(session)
     session.commit()
     assert client.post(f"/projects/{other.slug}/models/{base_id}/adopt").status_code == 404
 
     start(session, store, project)
     session.commit()
-    assert "Adopt policy" not in client.get(f"{address}/models").text
+    assert "Back to it" not in client.get(f"{address}/models").text
     assert client.post(f"{new}/adopt").status_code == 409

@@ -14,6 +14,7 @@ from app.rounds.cli import round_app
 from app.settings import Settings
 from tests import factories
 from tests.rounds.loop import jobs, make_project
+from tests.rounds.test_adoption import judge
 
 Run = Callable[..., Result]
 
@@ -64,6 +65,21 @@ def test_a_finished_round_says_its_verdict(session: Session, run: Run, project: 
     assert "its policy was not adopted" in said
 
 
+def test_the_status_says_what_people_said_and_how_many_it_takes(session: Session, run: Run, project: Project) -> None:
+    new = factories.model(session, project, name="policy-1")
+    other = factories.model(session, project, name="tuned", role="sft")
+    values = {"policy_before_id": project.policy_id, "policy_after_id": new.id, "reference_id": other.id}
+    round_ = factories.round_(session, project, number=1, **values)
+    judge(session, project, round_, won=8, lost=0)
+    judge(session, project, round_, won=0, lost=12, rival_id=other.id)
+    session.commit()
+    said = run("status", operator=None).output
+    assert "People, beside the previous policy: win rate 1.00, 95% interval 0." in said
+    assert "to 1.00, 8 prompts; about 2 more decide, if people go on like this" in said
+    assert "People, beside the first policy: win rate 0.00, 95% interval 0.00 to" in said
+    assert "12 prompts\n" in said
+
+
 def test_adopting_and_keeping_from_the_command_line(session: Session, run: Run, project: Project) -> None:
     before_id = project.policy_id
     new = factories.model(session, project, name="policy-1")
@@ -73,7 +89,11 @@ def test_adopting_and_keeping_from_the_command_line(session: Session, run: Run, 
     round_.policy_after_id = new.id
     session.commit()
     assert isinstance(run("adopt", operator="labeler@example.org").exception, Forbidden)
-    for arguments, policy_id, name in (((), new.id, "policy-1"), (("--previous",), before_id, "base")):
+    assert "needs a reason" in str(run("adopt").exception)
+    for arguments, policy_id, name in (
+        (("--reason", "It is shorter."), new.id, "policy-1"),
+        (("--previous",), before_id, "base"),
+    ):
         assert f"The project's policy is {name}." in run("adopt", *arguments).output
         session.expire_all()
         assert project.policy_id == policy_id

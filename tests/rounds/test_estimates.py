@@ -57,7 +57,7 @@ def test_lengths_and_counts_are_the_projects(session: Session, project: Project)
 def test_settings_that_decide_how_much_work_it_is() -> None:
     plan = plan_of(config("on_policy_dpo", turns=3, rollout_samples=8, rollout_pairs=2, sample_previous=True))
     assert (plan.algorithm, plan.turns, plan.answers, plan.pairs, plan.human_epochs) == ("on_policy_dpo", 3, 8, 2, 2)
-    assert (plan.queue_prompts, plan.queue_samples) == (100, 8)
+    assert (plan.queue_prompts, plan.queue_samples) == (100, 4 * 2.3)  # the first policy answers the held-out prompts
     assert plan_of(config("rloo", episodes=64)).episodes == 64
 
 

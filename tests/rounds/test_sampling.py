@@ -5,17 +5,22 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
 from app.domain.consensus import majority
+from app.domain.pairing import POLICIES
 from app.errors import Conflict
 from app.labeling import assigning
 from app.models import Comparison, Completion, Project, Round, Run
 from app.rounds import queries, result_queries, service, views
 from app.rounds.service import NewSample, store_samples
+from app.rounds.stages import Maker
+from app.settings import SamplingServer
+from app.specs import SampleSpec
 from tests import factories
-from tests.rounds.loop import GENERATION, decided, new_samples
+from tests.rounds.loop import GENERATION, config, decided, new_samples
 
 
 @pytest.fixture
@@ -163,6 +168,97 @@ def test_a_new_policy_is_compared_with_the_previous_one_on_heldout_prompts(
         assert models == [round_.policy_before_id, round_.policy_after_id]
 
 
+def test_a_new_policy_is_compared_with_the_adopted_and_with_the_first_one(
+    session: Session, store: ArtifactStore, project: Project
+) -> None:
+    """By chance alone, whatever the project looks for, and judged by as many whatever they say."""
+    project.labeling = {"pairs": {"random": 0, "uncertain": 1, "near_miss": 1, "new_against_old": 0}}
+    project.labeling |= {"adaptive": {"at_least": 1, "at_most": 5}}
+    heldout, train = factories.prompt(session, project, split="heldout"), factories.prompt(session, project)
+    round_, run = round_with_new_policy(session, project)
+    first = round_.reference_id
+    adopted = factories.model(session, project, "policy", base="models/base", adapter="models/run-8")
+    round_.policy_before_id = adopted.id
+    models = [*run.spec["models"], {"base": "models/base", "adapter": "models/run-8"}, {"base": "models/base"}]
+    run.spec = run.spec | {"models": models, "heldout_models": 2}
+    session.flush()
+    # The others are sampled on the held-out prompt alone: the train prompt is complete with four.
+    heads = [[float(n), 1.0] for n in range(4)]
+    assert store_samples(session, run, scored(train.id, heads)) == 3
+    assert store_samples(session, run, scored(heldout.id, heads)) == 0
+    assert store_samples(session, run, new_samples(heldout.id, list("abcdefgh"), first=4)) == 3
+    opened = [c for c in comparisons(session) if c.prompt_id == heldout.id]
+    assert [(c.purpose, c.selection["policy"], c.overlap, c.overlap_max) for c in opened] == [
+        ("human_eval", "evaluation", 3, None),
+        ("human_eval", "evaluation", 3, None),
+        ("heldout", "random", 1, 5),
+    ]
+    sides = [
+        {session.get_one(Completion, side).model_version_id for side in (c.completion_a_id, c.completion_b_id)}
+        for c in opened
+    ]
+    assert sides == [{adopted.id, round_.policy_after_id}, {first, round_.policy_after_id}, {round_.policy_after_id}]
+
+
+@pytest.mark.parametrize("policy", [each for each in POLICIES if each not in ("random", "new_against_old")])
+def test_the_database_refuses_to_measure_on_pairs_that_were_chosen(session: Session, policy: str) -> None:
+    factories.comparison(session, purpose="human_eval", selection={"policy": "evaluation"})
+    factories.comparison(session, purpose="train", selection={"policy": policy})
+    with pytest.raises(IntegrityError, match="measured_at_random"), session.begin_nested():
+        factories.comparison(session, purpose="human_eval", selection={"policy": policy})
+
+
+def test_policies_are_compared_on_prompts_on_which_they_were_compared_least(
+    session: Session, store: ArtifactStore, project: Project
+) -> None:
+    prompts = [factories.prompt(session, project, split="heldout") for _ in range(6)]
+    for _ in range(10):
+        factories.prompt(session, project)
+
+    def chosen(share: float) -> set[int]:
+        found = queries.prompts_to_sample(session, project.id, 10, 0, {"easy": 1}, share)
+        assert len(found) == 10
+        return {prompt.id for prompt in found if prompt.split == "heldout"}
+
+    first = chosen(0.3)
+    assert len(first) == 3
+    for prompt in prompts:
+        if prompt.id in first:
+            factories.comparison(session, project, prompt=prompt, purpose="human_eval")
+        else:
+            factories.comparison(session, project, prompt=prompt, purpose="heldout")  # compares no policies
+    assert chosen(0.3) == {prompt.id for prompt in prompts} - first
+    assert chosen(1) == {prompt.id for prompt in prompts}
+    assert chosen(0) == set()
+    assert len(chosen(0.01)) == 1
+
+
+def test_who_has_not_answered_the_heldout_prompts_is_sampled_on_them_where_the_worker_is(
+    session: Session, store: ArtifactStore, project: Project
+) -> None:
+    """A server that samples the new policy need not have the earlier ones."""
+    heldout = factories.prompt(session, project, split="heldout")
+    factories.prompt(session, project)
+    round_, _ = round_with_new_policy(session, project)
+    round_.config = config(prompts=2, evaluation_share=0.5).model_dump(mode="json")
+
+    def spec() -> SampleSpec:
+        made = Maker(session, store, project, SamplingServer("http://gpu:8000/v1", None)).run_of(round_).spec
+        return SampleSpec.model_validate(made)
+
+    asked = spec()
+    assert [model.adapter for model in asked.models] == ["models/run-9", None]
+    assert (asked.heldout_models, len(asked.servers)) == (1, 1)
+    for temperature, lacking in ((0.5, 1), (1.0, 0)):  # otherwise sampled, they are not to be compared
+        factories.completion(
+            session,
+            heldout,
+            model_version_id=round_.policy_before_id,
+            sampling={"temperature": temperature, "max_new_tokens": 8},
+        )
+        assert spec().heldout_models == lacking
+
+
 def test_both_policies_may_answer_anew(session: Session, store: ArtifactStore, project: Project) -> None:
     """People then compare what both say today; on train prompts, that teaches but is no measure of the new policy."""
     heldout, train = factories.prompt(session, project, split="heldout"), factories.prompt(session, project)
@@ -211,12 +307,15 @@ def test_the_win_rate_counts_the_new_policys_side(session: Session, store: Artif
     judged(new, old, -1)  # a win
     judged(new, old, 1)  # a loss
     judged(old, new, 0)  # a tie
-    judged(old, new, 3, -1, -1)  # a loss: two of three, whatever their mean strength
-    judged(old, new, 1, 0, 0)  # a tie: two of three
-    rates = views.win_rates(session, [round_.id])
-    assert {(name, rate.value, rate.n) for (_, name), rate in rates.items()} == {
-        (name, (2 + 2 / 2) / 6, 6) for name in ("", "domain=safety", "difficulty=easy")
-    }
+    judged(old, new, 3, -1, -1)  # a win and two losses, however strong
+    judged(old, new, 1, 0, 0)  # a win and two ties
+    rates = views.win_rates(session, [round_])
+    # One prompt, so one value: four wins, three losses and three ties.
+    assert {name for _, name in rates} == {"", "domain=safety", "difficulty=easy"}
+    for rivals in rates.values():
+        assert rivals.before is not None
+        assert (rivals.before.value, rivals.before.n, rivals.before.prompts) == (0.55, 10, 1)
+        assert rivals.first == rivals.before
     assert result_queries.opened_comparisons(session, [round_.id]) == {(round_.id, "human_eval"): (6, 6)}
 
 
@@ -385,7 +484,7 @@ def test_a_ranking_is_offered_through_one_of_its_pairs(
     assert assigning.next_task(session, project, factories.user(session)).position == task.position  # type: ignore[union-attr]
 
 
-def test_a_ranking_of_old_and_new_on_a_heldout_prompt_measures_the_new(
+def test_where_people_rank_policies_are_still_compared_in_pairs(
     session: Session, store: ArtifactStore, project: Project
 ) -> None:
     heldout = factories.prompt(session, project, split="heldout")
@@ -393,10 +492,11 @@ def test_a_ranking_of_old_and_new_on_a_heldout_prompt_measures_the_new(
     before = len(comparisons(session))
     project.labeling = {"ranking_size": 4, "pairs": {"random": 0, "new_against_old": 1}}
     _, run = round_with_new_policy(session, project)
-    assert store_samples(session, run, new_samples(heldout.id, ["w", "x", "y", "z"])) == 6
+    assert store_samples(session, run, new_samples(heldout.id, ["w", "x", "y", "z"])) == 8
     opened = comparisons(session)[before:]
-    # Two old and two new ones: four pairs across, two within.
-    assert sorted(c.purpose for c in opened) == ["heldout"] * 2 + ["human_eval"] * 4
+    # Two pairs of old and new, and a ranking of the four new ones: six pairs.
+    kinds = sorted((c.purpose, c.ranking_id is None) for c in opened)
+    assert kinds == [("heldout", False)] * 6 + [("human_eval", True)] * 2
 
 
 def test_two_different_responses_are_a_pair_however_large_rankings_are(
@@ -414,7 +514,7 @@ def test_prompts_are_mixed_by_difficulty(session: Session, store: ArtifactStore,
     for difficulty, n in (("easy", 20), ("hard", 20), ("adversarial", 2)):
         for _ in range(n):
             factories.prompt(session, project, difficulty=difficulty)
-    found = queries.prompts_to_sample(session, project.id, 12, 0, {"easy": 1, "hard": 3, "adversarial": 1})
+    found = queries.prompts_to_sample(session, project.id, 12, 0, {"easy": 1, "hard": 3, "adversarial": 1}, 0.3)
     assert Counter(prompt.difficulty for prompt in found) == {"easy": 2, "hard": 8, "adversarial": 2}
-    none_easy = queries.prompts_to_sample(session, project.id, 40, 0, {"easy": 0, "hard": 1, "adversarial": 1})
+    none_easy = queries.prompts_to_sample(session, project.id, 40, 0, {"easy": 0, "hard": 1, "adversarial": 1}, 0.3)
     assert Counter(prompt.difficulty for prompt in none_easy) == {"hard": 20, "adversarial": 2}

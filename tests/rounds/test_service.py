@@ -116,7 +116,8 @@ def test_a_round_walks_through_its_stages(session: Session, store: ArtifactStore
 
     sample_spec = RUN_SPEC.validate_python(finish(session, store, round_).spec)
     assert isinstance(sample_spec, SampleSpec)
-    assert [model.adapter for model in sample_spec.models] == [policy.adapter]
+    assert [model.adapter for model in sample_spec.models] == [policy.adapter, None]
+    assert sample_spec.heldout_models == 1  # what the base model says to held-out prompts, to compare the two
     assert round_.state == "evaluating"
     evaluate_spec = RUN_SPEC.validate_python(finish(session, store, round_).spec)
     assert isinstance(evaluate_spec, EvaluateSpec)

@@ -44,7 +44,7 @@ IN_SPECS: dict[str, tuple[str, Any, str, str, Any]] = {
     "lora_rank": ("ppo", 4, "ppo", "lora", {"rank": 4, "alpha": 8}),
     "reward_lora": ("dpo", False, "reward", "lora", None),
     "max_length": ("ppo", 3000, "ppo", "max_length", 3000),
-    "sample_previous": ("dpo", True, "sample", "models.1.adapter", "models/run-0"),
+    "sample_previous": ("dpo", True, "sample", "heldout_models", 1),  # it answers all prompts, only the base model few
     "samples_per_prompt": ("dpo", 6, "sample", "generation.samples_per_prompt", 6),
     "max_new_tokens": ("ppo", 21, "ppo", "max_new_tokens", 21),
     "temperature": ("dpo", 0.6, "sample", "generation.temperature", 0.6),
@@ -53,7 +53,7 @@ IN_SPECS: dict[str, tuple[str, Any, str, str, Any]] = {
 # Those that decide which rows are read or asked about, each with a test of its own below.
 ELSEWHERE = {
     *("train_limit", "heldout_limit", "replay_share", "replay_rounds", "ptx", "reward_aspects"),
-    *("prompts", "pairs_per_prompt", "thumbs"),
+    *("prompts", "pairs_per_prompt", "thumbs", "evaluation_share", "promotion"),
 }
 
 

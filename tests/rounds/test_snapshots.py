@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
 from app.models import Adjudication, Comparison, Completion, Ranking
+from app.rounds import queries, snapshot_queries
 from app.rows import PairRow
 from tests import factories
 from tests.rounds.loop import decided, freeze, make_project, pair_rows
@@ -82,13 +83,29 @@ def test_a_heldout_prompt_is_never_trained_on_whatever_it_was_asked_for(session:
     project = make_project(session, train=2, heldout=0)
     labelers = [factories.user(session).id, factories.user(session).id]
     heldout = factories.prompt(session, project, split="heldout")
-    for purpose in ("train", "heldout", "human_eval"):
+    for purpose in ("train", "heldout"):
         decided(session, project, heldout, labelers, purpose=purpose)
     rows = pair_rows(session, project)
-    assert [row.split for row in rows if row.prompt_id == heldout.id] == ["heldout"] * 3
+    assert [row.split for row in rows if row.prompt_id == heldout.id] == ["heldout"] * 2
     trained = {row.prompt_id for row in rows if row.split == "train"}
     assert len(trained) == 2
     assert heldout.id not in trained
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_no_round_reads_a_comparison_of_policies_whatever_becomes_of_its_prompt(session: Session, split: str) -> None:
+    """It neither trains nor chooses a step of the training; another of the same prompt may."""
+    project = make_project(session, train=2, heldout=1)
+    labelers = [factories.user(session).id, factories.user(session).id]
+    prompt = factories.prompt(session, project, split=split)
+    before = {row.comparison_id for row in pair_rows(session, project)}
+    decided(session, project, prompt, labelers, purpose="human_eval")
+    measured = decided(session, project, prompt, labelers, purpose="heldout").id
+    rows = {row.comparison_id: row.split for row in pair_rows(session, project)}
+    assert rows.keys() - before == {measured}
+    assert rows[measured] == "heldout"
+    assert snapshot_queries.count_winners(session, project.id, 10, only_new=False) == 2
+    assert queries.judgments_since(session, project.id, None) == 2 * 4
 
 
 def test_a_verdict_stands_in_place_of_the_judgments(session: Session) -> None:

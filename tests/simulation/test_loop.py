@@ -9,7 +9,7 @@ import pytest
 
 from app.errors import InvalidInput, Unavailable
 from app.render import templates
-from app.simulation import labelers
+from app.simulation import cli, labelers
 from app.simulation.browser import Browser
 from app.simulation.labelers import Crew
 from app.simulation.loop import Loop
@@ -63,6 +63,15 @@ def test_thousands_are_read_as_the_page_writes_them() -> None:
     assert not written.isdecimal()  # it groups its digits
     page = f'<div class="stats"><div class="stat"><span class="stat-value">{written}</span></div></div>'
     assert operator_of(lambda request: httpx.Response(200, html=page))._to_compare() == 12345
+
+
+def test_what_people_said_is_told_in_words() -> None:
+    said = {"word": "not shown", "value": 0.625, "low": 0.41, "high": 0.8, "prompts": 24, "more": 31}
+    status = {"people": {"before": said, "first": None}}
+    people = operator_of(lambda request: httpx.Response(200, json=status)).people(3)
+    assert cli._said(people) == "not shown: 0.62 [0.41, 0.80], 24 prompts, about 31 more to decide"
+    assert cli._said(said | {"word": "better", "more": None}) == "better: 0.62 [0.41, 0.80], 24 prompts"
+    assert cli._said(None) == "–"
 
 
 def test_a_setting_the_form_does_not_have_is_named_and_nothing_is_sent() -> None:

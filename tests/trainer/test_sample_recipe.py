@@ -88,6 +88,24 @@ def test_a_run_goes_on_where_it_was_cut(spec: SampleSpec, store: ArtifactStore) 
     assert again.samples == 0
 
 
+def test_some_models_answer_only_what_is_held_out(
+    spec: SampleSpec, store: ArtifactStore, other_tiny_model: Path
+) -> None:
+    rows = read_prompts(Path(spec.prompts))
+    tagged = [row.model_copy(update={"slices": {"split": "heldout" if row.id < 102 else "train"}}) for row in rows]
+    write_rows(Path(spec.prompts), tagged)
+    both = spec.model_copy(update={"models": (*spec.models, ModelRef(base=str(other_tiny_model))), "heldout_models": 1})
+    found: list[Completion] = []
+    reporter = ConsoleReporter(stream=None)
+    assert sample.sample(both, store, reporter, found.extend).samples == 9 * 3 + 2 * 3
+    expected = [(100 + i, index) for i in range(9) for index in range(6 if i < 2 else 3)]
+    assert sorted(by_key(found)) == expected
+    # The same samples as without: which prompts others answer changes nothing.
+    whole: list[Completion] = []
+    sample.sample(both.model_copy(update={"heldout_models": 0}), store, reporter, whole.extend)
+    assert {key: each for key, each in by_key(whole).items() if key in by_key(found)} == by_key(found)
+
+
 def test_several_models_are_sampled_in_one_run(
     spec: SampleSpec, store: ArtifactStore, other_tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

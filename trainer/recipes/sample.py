@@ -148,8 +148,9 @@ def sample(
             f"There are {len(spec.servers)} servers for {len(spec.models)} models.", "Name at most one server a model."
         )
     rows, k = read_prompts(store.resolve(spec.prompts)), spec.generation.samples_per_prompt
-    plan = [missing(rows, range(m * k, (m + 1) * k), done) for m in range(len(spec.models))]
-    total = len(rows) * k * len(spec.models)
+    asked = [rows_for(spec, m, rows) for m in range(len(spec.models))]
+    plan = [missing(asked[m], range(m * k, (m + 1) * k), done) for m in range(len(spec.models))]
+    total = sum(len(each) for each in asked) * k
     before = total - sum(len(indices) for wanted in plan for _, indices in wanted)
     samples, finished, tokens = 0, 0, 0
 
@@ -202,6 +203,13 @@ def sample(
 
 Wanted = Sequence[tuple[PromptRow, Sequence[int]]]
 """Prompts, each with the indices of the samples that are wanted of it."""
+
+
+def rows_for(spec: SampleSpec, number: int, rows: Sequence[PromptRow]) -> Sequence[PromptRow]:
+    """The prompts that the spec's model of this number answers."""
+    if number < len(spec.models) - spec.heldout_models:
+        return rows
+    return [row for row in rows if row.slices.get("split") == "heldout"]
 
 
 def missing(rows: Sequence[PromptRow], indices: Sequence[int], done: Collection[tuple[int, int]]) -> Wanted:

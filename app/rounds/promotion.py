@@ -1,0 +1,40 @@
+"""The gate: a round's policy becomes the project's once people prefer it, by the bound of the confidence sequence.
+
+Since the sequence may be looked at after every judgment, whoever looks first may act on it: the worker every few
+seconds, and whoever starts a round. Each function works in the caller's transaction and never commits.
+"""
+
+from sqlalchemy.orm import Session
+
+from app.models import ModelVersion, Project
+from app.rounds import queries
+from app.rounds.adoption import change
+from app.rounds.outcomes import people_of
+
+
+def waiting(session: Session) -> list[int]:
+    """Projects in which people have judged a policy that waits for them."""
+    return queries.projects_with_waiting_policy(session)
+
+
+def promote(session: Session, project: Project) -> ModelVersion | None:
+    """Makes the newest round's policy the project's, if it waits for that and people prefer it; returns it then.
+
+    An operator who goes back to an earlier policy afterwards has the last word: a policy is promoted once.
+
+    Args:
+        project: whose row the caller holds locked.
+    """
+    round_ = queries.round_with_waiting_policy(session, project.id)
+    if round_ is None or round_.policy_after_id is None:
+        return None
+    people = people_of(session, round_)
+    if people is None or people.word != "better":
+        return None
+    model = session.get_one(ModelVersion, round_.policy_after_id)
+    reason = (
+        f"People prefer it: win rate {people.value:.2f}, 95% interval {people.low:.2f} to {people.high:.2f}, "
+        f"{people.prompts} prompts."
+    )
+    change(session, project, model, None, reason)
+    return model
