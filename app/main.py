@@ -33,6 +33,7 @@ from app.insights.routes import router as insights
 from app.kept import Kept
 from app.labelers.routes import router as labelers
 from app.labeling.routes import router as labeling
+from app.leaderboard.routes import router as leaderboard
 from app.lineage.routes import router as lineage
 from app.members.routes import router as members
 from app.projects.routes import router as projects
@@ -66,6 +67,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     datasets,
     rounds,
     lineage,
+    leaderboard,
     demonstrations,
     red_team,
     thumbs,
@@ -101,6 +103,7 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
     app.state.store = ArtifactStore(settings.artifacts_root, settings.outside_models)
     app.state.agreement_tables = Kept()
     app.state.labelers_overviews = Kept()
+    app.state.leaderboards = Kept()
     app.state.project_counts = Kept(worth_keeping=0.01)  # asked for every few seconds by each open start page
 
     @app.get("/healthz", include_in_schema=False)

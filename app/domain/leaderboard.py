@@ -130,6 +130,7 @@ class Board(NamedTuple):
             policies), separated (length or formatting decides everything), or "" if there is one.
         left_out: covariates that are not fitted, and why: equal (no pair differs), inseparable (from the policies).
         judgments, prompts, labelers, ties: between ranked policies.
+        compared: policies with any judgment.
         by_labeler: standard errors are clustered by labeler too. That takes at least FEWEST labelers.
     """
 
@@ -146,6 +147,7 @@ class Board(NamedTuple):
     prompts: int
     labelers: int
     ties: int
+    compared: frozenset[int]
     by_labeler: bool
 
 
@@ -181,6 +183,7 @@ def board(matches: Matches, policies: Sequence[int], reference: int | None = Non
         prompts=len(np.unique(within.prompt)),
         labelers=len(np.unique(within.labeler)),
         ties=int((within.outcome == 0).sum()),
+        compared=frozenset(np.concatenate([matches.a, matches.b]).tolist()),
         by_labeler=len(np.unique(within.labeler)) >= FEWEST,
     )
     if found.judgments < LEAST_JUDGMENTS or found.prompts < FEWEST:
