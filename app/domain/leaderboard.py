@@ -224,15 +224,16 @@ def _ranked(found: Board, within: Matches, order: list[int]) -> Board:
 
 
 def _standings(found: Board, within: Matches, raw: "_Reading", controlled: "_Reading | None") -> list[Standing]:
-    enough = [policy for policy, prompts in raw.prompts.items() if prompts >= FEWEST]
+    order = sorted(raw.prompts, key=lambda policy: (raw.prompts[policy] < FEWEST, -raw.strength(policy)))
+    enough = [policy for policy in order if raw.prompts[policy] >= FEWEST]
+    ranks = _ranks(enough, raw)
     standings = []
-    for policy in raw.prompts:
+    for policy in order:
         told = policy in enough and found.reference in enough
-        better = [other for other in enough if other != policy and raw.difference(other, policy).low > 0]
         standings.append(
             Standing(
                 policy=policy,
-                rank=1 + len(better) if policy in enough else None,
+                rank=ranks.get(policy),
                 strength=raw.difference(policy, found.reference) if told else None,
                 wins=raw.wins(policy, found.reference) if told else None,
                 controlled=controlled.wins(policy, found.reference) if controlled and told else None,
@@ -240,7 +241,19 @@ def _standings(found: Board, within: Matches, raw: "_Reading", controlled: "_Rea
                 prompts=raw.prompts[policy],
             )
         )
-    return sorted(standings, key=lambda each: (each.rank is None, -raw.strength(each.policy)))
+    return standings
+
+
+def _ranks(order: list[int], raw: "_Reading") -> dict[int, int]:
+    """1 + the number of policies that are better by more than chance, and no less than the rank of a stronger policy.
+
+    Without the second rule, a wide interval would lift a policy over stronger ones.
+    """
+    ranks: dict[int, int] = {}
+    for place, policy in enumerate(order):
+        better = sum(raw.difference(other, policy).low > 0 for other in order[:place])
+        ranks[policy] = max([1 + better, *ranks.values()])
+    return ranks
 
 
 class _Reading(NamedTuple):

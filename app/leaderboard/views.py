@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from app.domain.intervals import Interval
@@ -15,7 +15,7 @@ SHOWN = 100  # rows of a table
 NAMED = 5  # policies in a sentence
 MACHINES = ("simulated", "ai_judge")
 WITH_MORE = {"headers": "more headers", "lists": "more list items", "bold": "more bold text"}
-NOT_FITTED = {"equal": "it is the same in all pairs", "inseparable": "it always goes along with the policy"}
+NOT_FITTED = {"equal": "no pair differs in it", "inseparable": "the policy or the others here determine it"}
 COVARIATES = {
     "position": "which response is shown first",
     "length": "length",
@@ -38,11 +38,17 @@ class Preference(NamedTuple):
     verdict: str
 
 
+class Some(NamedTuple):
+    """The first few of many policies, with their names."""
+
+    policies: list[tuple[int, str]]
+    total: int
+
+
 class Unconnected(NamedTuple):
     """Policies that are not connected with the ranked ones, and the two whose comparison would connect them."""
 
-    policies: list[tuple[int, str]]  # the first few
-    total: int
+    some: Some
     link: tuple[str, str]
 
 
@@ -51,6 +57,7 @@ class View(NamedTuple):
     names: dict[int, str]
     standings: list[Standing]  # at most SHOWN
     total: int
+    unbeaten: Some | None  # policies that won every comparison with the ranked ones, and so have no rank
     parted: list[Standing]  # raw and length-controlled figures differ much
     unconnected: list[Unconnected]  # groups of two policies or more, and single ones with judgments
     alone: Unconnected | None  # policies that nobody has compared with another, as one
@@ -78,11 +85,7 @@ def view(computed: Computed[Summary]) -> View | None:
         return None
     judged = board.compared
     groups = [
-        Unconnected(
-            [(policy, names[policy]) for policy in each.policies[:NAMED]],
-            len(each.policies),
-            (names[each.link[0]], names[each.link[1]]),
-        )
+        Unconnected(_some(each.policies, names), (names[each.link[0]], names[each.link[1]]))
         for each in board.apart
         if judged.issuperset(each.policies)
     ]
@@ -90,13 +93,15 @@ def view(computed: Computed[Summary]) -> View | None:
     alone = None
     if never:
         newest = never[-1]  # the oldest policy comes first
-        policies = [(each.policies[0], names[each.policies[0]]) for each in reversed(never[-NAMED:])]
-        alone = Unconnected(policies, len(never), (names[newest.link[0]], names[newest.link[1]]))
+        newest_first = [each.policies[0] for each in reversed(never)]
+        alone = Unconnected(_some(newest_first, names), (names[newest.link[0]], names[newest.link[1]]))
+    unbeaten = [each.policy for each in board.separated if each.side > 0]
     return View(
         board=board,
         names=names,
         standings=board.standings[:SHOWN],
         total=len(board.standings),
+        unbeaten=_some(unbeaten, names) if unbeaten else None,
         parted=[each for each in board.standings if each.parts],
         unconnected=groups,
         alone=alone,
@@ -106,6 +111,10 @@ def view(computed: Computed[Summary]) -> View | None:
         is_cut=sum(summary.counted.values()) > MOST,
         computed=computed,
     )
+
+
+def _some(policies: Sequence[int], names: Mapping[int, str]) -> Some:
+    return Some([(policy, names[policy]) for policy in policies[:NAMED]], len(policies))
 
 
 def others(summary: Summary, kinds: Sequence[str]) -> list[str]:

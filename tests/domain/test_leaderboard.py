@@ -177,6 +177,19 @@ def test_a_policy_on_few_prompts_has_no_interval_and_no_rank() -> None:
     assert of(found, TWO).wins is None
 
 
+def test_a_wide_interval_lifts_no_policy_over_stronger_ones() -> None:
+    """TWO is weaker than ONE, but on so few judgments that, unlike ONE, it cannot be told from THREE."""
+    said = [(BASE, ONE, 1, 100), (BASE, ONE, -1, 90), (BASE, TWO, 1, 4), (BASE, TWO, -1, 3)]
+    said += [(THREE, BASE, 1, 130), (THREE, BASE, -1, 70)]
+    found = board(matches(said), [BASE, ONE, TWO, THREE])
+    assert [(each.policy, each.rank) for each in found.standings] == [(THREE, 1), (BASE, 2), (ONE, 2), (TWO, 2)]
+    compared = board(matches(said), [BASE, ONE, TWO, THREE], reference=THREE)
+    two, one = of(compared, TWO).wins, of(compared, ONE).wins
+    assert two is not None
+    assert one is not None
+    assert two.value < one.value < one.high < 0.5 < two.high
+
+
 def test_what_is_not_connected_is_named_with_what_would_connect_it() -> None:
     said = [(ONE, BASE, 1, 20), (ONE, BASE, -1, 10), (TWO, THREE, 1, 3), (TWO, THREE, -1, 1)]
     found = board(matches(said), [BASE, ONE, TWO, THREE, 50])

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -127,7 +128,8 @@ def test_the_page_names_the_best_policy_and_the_others(
     html = BeautifulSoup(page.text, "html.parser")
     words = text_of(html)
     # 30 of 40: three in four.
-    assert "one is the best policy It wins 75% (" in words
+    assert "one is the best ranked policy It wins 75% (" in words
+    assert "two may be better: it won every comparison that links it to the ranked policies." in words
     rows = [[text_of(cell) for cell in row.find_all(["td", "th"])] for row in html.select("tbody tr")]
     assert [row[:2] for row in rows] == [["1", "one"], ["2", "base compared with"]]
     assert "two won all of its 6 comparisons with the ranked policies: a win rate of 100% (61–100%)." in words
@@ -135,7 +137,7 @@ def test_the_page_names_the_best_policy_and_the_others(
     assert "40 judgments on 40 prompts by 6 labelers" in words
 
     compared = client.get(f"/projects/{project.slug}/leaderboard", params={"reference": one.id})
-    assert "one is the best policy" in text_of(BeautifulSoup(compared.text, "html.parser"))
+    assert "one is the best ranked policy" in text_of(BeautifulSoup(compared.text, "html.parser"))
     for nonsense in (999_999, three.id):
         answer = client.get(f"/projects/{project.slug}/leaderboard", params={"reference": nonsense})
         assert answer.status_code == 200
@@ -162,7 +164,8 @@ def test_length_that_explains_the_lead_is_warned_of(
     session.commit()
     html = BeautifulSoup(sign_in("admin").get(f"/projects/{project.slug}/leaderboard").text, "html.parser")
     words = text_of(html)
-    assert "Length or formatting explains a part of the lead. one wins 65% against base, and 50% when both" in words
+    assert "Raw and length-controlled win rates differ by more than 10 points." in words
+    assert re.search(r"one wins 65% \(\d+–\d+%\) against base, and 50% \(\d+–\d+%\) when both", words)
     assert "−15 points" in words
     assert "A response 3.0 times as long as the other wins 75% (" in words
 
