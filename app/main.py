@@ -33,6 +33,7 @@ from app.insights.routes import router as insights
 from app.kept import Kept
 from app.labelers.routes import router as labelers
 from app.labeling.routes import router as labeling
+from app.leaderboard.routes import router as leaderboard
 from app.lineage.routes import router as lineage
 from app.members.routes import router as members
 from app.monitors.routes import router as monitors
@@ -70,6 +71,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     monitors,
     playground,
     lineage,
+    leaderboard,
     demonstrations,
     red_team,
     thumbs,
@@ -105,6 +107,7 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
     app.state.store = ArtifactStore(settings.artifacts_root, settings.outside_models)
     app.state.agreement_tables = Kept()
     app.state.labelers_overviews = Kept()
+    app.state.leaderboards = Kept()
     app.state.available_to_rounds = Kept(worth_keeping=0.05)  # asked for by each change of the form of a new round
     app.state.project_counts = Kept(worth_keeping=0.05)  # asked for every few seconds by each open start page
 

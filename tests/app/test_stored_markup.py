@@ -18,6 +18,7 @@ NO_PAGES = {
     f"{P}/{path}"
     for path in (
         *("data/export", "samples.jsonl", "rounds/{number}/samples.jsonl", "agreement/section"),
+        "leaderboard/figures.csv",
         *("rounds/{number}/status", "rounds/{number}/metrics"),
     )
 }

@@ -53,6 +53,8 @@ NO_PAGES = {
     f"{PROJECT}/red-team/own",
     f"{PROJECT}/red-team/{{attempt_id}}/answer",
     f"{PROJECT}/review/next",
+    f"{PROJECT}/leaderboard/board",
+    f"{PROJECT}/leaderboard/figures.csv",
     f"{PROJECT}/rounds/preview",
     f"{PROJECT}/rounds/{{number}}/metrics",
     f"{PROJECT}/rounds/{{number}}/samples.jsonl",

@@ -1,0 +1,115 @@
+"""The leaderboard: its page, the part that large projects load behind it, and its figures as CSV."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from sqlalchemy.orm import Session
+
+from app.access.guards import ProjectDep, StaffDep
+from app.db import SessionDep
+from app.insights.routes import KindsDep
+from app.insights.service import PEOPLE
+from app.insights.views import KINDS
+from app.kept import Computed, Kept
+from app.leaderboard import queries, service, views
+from app.leaderboard.service import Summary
+from app.limits import FormRoute
+from app.models import Project
+from app.render import page
+
+router = APIRouter(prefix="/projects/{project_slug}/leaderboard", route_class=FormRoute)
+
+# With more judgments, of any kind, the page comes first and the board after it.
+AT_ONCE = 5_000
+
+ReferenceQuery = Annotated[int | None, Query(ge=1, lt=2**63)]
+
+
+def _boards(request: Request) -> Kept[Summary]:
+    boards: Kept[Summary] = request.app.state.leaderboards
+    return boards
+
+
+BoardsDep = Annotated[Kept[Summary], Depends(_boards)]
+
+
+@router.get("")
+def leaderboard(
+    request: Request,
+    staff: StaffDep,
+    project: ProjectDep,
+    session: SessionDep,
+    kinds: KindsDep,
+    boards: BoardsDep,
+    reference: ReferenceQuery = None,
+    wait: bool = False,
+) -> Response:
+    """The page; large projects load the board behind it unless told to wait."""
+    key = project.id, kinds, reference
+    at_once = wait or boards.kept(key) is not None or queries.size(session, project.id) <= AT_ONCE
+    shown = _shown(_computed(session, project, kinds, reference, boards), kinds) if at_once else {"summary": None}
+    return page(request, "leaderboard/page.html", **shown, **_shared(project, kinds, reference))
+
+
+@router.get("/board")
+def board(
+    request: Request,
+    staff: StaffDep,
+    project: ProjectDep,
+    session: SessionDep,
+    kinds: KindsDep,
+    boards: BoardsDep,
+    reference: ReferenceQuery = None,
+) -> Response:
+    """Everything below the heading."""
+    shown = _shown(_computed(session, project, kinds, reference, boards), kinds)
+    return page(request, "leaderboard/_board.html", **shown, **_shared(project, kinds, reference))
+
+
+@router.get("/figures.csv")
+def figures(
+    staff: StaffDep,
+    project: ProjectDep,
+    session: SessionDep,
+    kinds: KindsDep,
+    boards: BoardsDep,
+    reference: ReferenceQuery = None,
+) -> Response:
+    computed = _computed(session, project, kinds, reference, boards)
+    name = f"{project.slug}-leaderboard.csv"
+    return Response(
+        views.as_csv(computed.value),
+        media_type="text/csv; charset=utf-8",
+        headers={"Content-Disposition": f'attachment; filename="{name}"'},
+    )
+
+
+def _computed(
+    session: Session, project: Project, kinds: tuple[str, ...], reference: int | None, boards: Kept[Summary]
+) -> Computed[Summary]:
+    key = project.id, kinds, reference
+    return boards.get(key, lambda: service.summary(session, project.id, kinds, reference))
+
+
+def _shown(computed: Computed[Summary], kinds: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "summary": computed.value,
+        "view": views.view(computed),
+        "others": views.others(computed.value, kinds),
+    }
+
+
+def _shared(project: Project, kinds: tuple[str, ...], reference: int | None) -> dict[str, Any]:
+    chosen = "" if kinds == PEOPLE else "&".join(f"kind={kind}" for kind in kinds)
+    return {
+        "here": f"/projects/{project.slug}/leaderboard",
+        "kinds": kinds,
+        "words": KINDS,
+        "machines": views.machines(kinds),
+        "is_default": kinds == PEOPLE,
+        "query": "&".join(part for part in (chosen, f"reference={reference}" if reference else "") if part),
+        "least_judgments": service.leaderboard.LEAST_JUDGMENTS,
+        "least_prompts": service.leaderboard.FEWEST,
+        "gap": service.leaderboard.GAP,
+        "most": service.MOST,
+    }
