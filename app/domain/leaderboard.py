@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.domain import rao_kupper
-from app.domain.bootstrap import student_quantile
 from app.domain.clustering import Covariances, covariances
 from app.domain.connections import Arcs, components, reachable, strong_components
 from app.domain.intervals import FEWEST, Interval, clustered_share
 from app.domain.rao_kupper import Fit, Floats, sigmoid, win_rate, win_rate_slopes
+from app.domain.student import quantile as student_quantile
 
 STYLES = ("length", "headers", "lists", "bold")
 COVARIATES = ("position", *STYLES)
@@ -326,7 +326,7 @@ class _Reading(NamedTuple):
     def _quantile(self, *policies: int) -> float:
         """Student's t with one degree of freedom fewer than the clusters of the smallest count (Cameron, Gelbach and
         Miller 2011, section 2.3)."""
-        return student_quantile(max(1, min([self.clusters, *(self.prompts[policy] for policy in policies)]) - 1))
+        return student_quantile(0.975, max(1, min([self.clusters, *(self.prompts[policy] for policy in policies)]) - 1))
 
 
 def _incidence(matches: Matches, order: Sequence[int]) -> Floats:

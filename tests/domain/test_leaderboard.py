@@ -7,9 +7,9 @@ import pytest
 from numpy.typing import NDArray
 
 from app.domain import rao_kupper
-from app.domain.bootstrap import student_quantile
 from app.domain.leaderboard import Board, Matches, Standing, board
 from app.domain.proportions import wilson
+from app.domain.student import quantile
 from tests.domain.boards import BASE, ONE, THREE, TWO, both_orders, matches
 
 
@@ -58,7 +58,7 @@ def test_the_interval_of_two_policies_by_hand() -> None:
     found = board(said._replace(labeler=np.arange(40) % 4), [BASE, ONE])
     assert not found.by_labeler
     one = of(found, ONE)
-    half = student_quantile(39) * (40 / 39 * (1 / 30 + 1 / 10)) ** 0.5
+    half = quantile(0.975, 39) * (40 / 39 * (1 / 30 + 1 / 10)) ** 0.5
     assert one.strength is not None
     assert one.wins is not None
     assert tuple(one.strength) == pytest.approx((log(3), log(3) - half, log(3) + half))
