@@ -36,7 +36,6 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
-from sqlalchemy.sql.dml import ReturningUpdate
 
 from app.db import prepared
 from app.labeling.claim_queries import COUNT_KEPT, LABELER, PROJECT, STANDING, Place, Standing, standing_in
@@ -103,14 +102,18 @@ def _end(session: Session, leases: Select[UUID], state: str) -> int:
     return len(ids)
 
 
-def _renew() -> ReturningUpdate[datetime, int, UUID]:
+def _renew() -> Select[datetime, int, UUID]:
     others = _live().where(Lease.expires_at < func.now(), Lease.labeler_id != LABELER).limit(AT_ONCE)
     overdue = others.with_for_update(skip_locked=True).cte("overdue")
     ended = update(Lease).where(Lease.id == overdue.c.id).values(state="expired").returning(Lease.id).cte("ended")
     own = _live().where(Lease.labeler_id == LABELER, Comparison.project_id == PROJECT, Comparison.state == "open")
+    own = own.add_columns(Lease.created_at, Lease.comparison_id, Lease.expires_at)
     held = own.with_for_update(key_share=True, skip_locked=True, of=Lease).cte("held")
-    renewed = update(Lease).where(Lease.id == held.c.id).values(expires_at=func.now() + _LASTING)
-    return renewed.returning(Lease.created_at, Lease.comparison_id, Lease.id).add_cte(ended)
+    until = func.now() + _LASTING
+    # Once in a transaction: for a row that it has changed already, the database locks the comparison too, and waits.
+    renewed = update(Lease).where(Lease.id == held.c.id, held.c.expires_at != until).values(expires_at=until)
+    renewed_ids = renewed.returning(Lease.id).cte("renewed")
+    return select(held.c.created_at, held.c.comparison_id, held.c.id).add_cte(ended, renewed_ids)
 
 
 _LASTING = bindparam("lasting", type_=Interval)
@@ -126,7 +129,7 @@ def renew_live_leases(session: Session, project_id: int, labeler_id: int, lastin
     afterwards: two people whose time was over would wait for each other.
     """
     values = {"in_project": project_id, "for_labeler": labeler_id, "lasting": lasting}
-    rows = session.execute(_RENEW, values, execution_options={"synchronize_session": False})
+    rows = session.execute(_RENEW, values)
     # Two that were given in one transaction have the same time.
     return [row.id for row in sorted(rows, key=lambda row: (row.created_at, row.comparison_id))]
 

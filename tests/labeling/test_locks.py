@@ -45,6 +45,22 @@ def test_renewing_does_not_wait_for_somebody_who_ends_the_same_lease(
     assert counts(session, comparison.id) == (0, 0)
 
 
+def test_renewing_again_does_not_wait_for_somebody_who_answers_the_same_comparison(
+    session: Session, factory: sessionmaker[Session]
+) -> None:
+    """Undoing renews twice and more. Of a row that a transaction changes again, PostgreSQL checks the foreign keys."""
+    comparison = factories.comparison(session, overlap=2)
+    labeler = factories.user(session)
+    held = factories.lease(session, comparison, labeler_id=labeler.id)
+    project = comparison.project_id
+    session.commit()
+    with factory() as answering, factory() as renewing:
+        for _ in range(2):
+            never_waits(renewing)
+            assert queries.renew_live_leases(renewing, project, labeler.id, timedelta(minutes=15)) == [held.id]
+            queries.lock_comparison(answering, comparison.id)
+
+
 def test_two_people_of_whom_one_answers_what_the_other_gives_back(
     session: Session, sign_in: Callable[..., SignedIn], factory: sessionmaker[Session]
 ) -> None:
