@@ -20,7 +20,7 @@ from app.queue import has_worker
 from app.render import duration
 from app.rounds import queries, result_queries
 from app.rounds.adoption import difference_of
-from app.rounds.outcomes import Rivals, WinRate, verdict_of, win_rates
+from app.rounds.outcomes import Rivals, WinRate, people_on, verdict_of
 from app.rounds.stages import checkpoints_of, plan_of, samples_of
 
 STAGE_LABELS = {
@@ -105,8 +105,8 @@ def stages_of(round_: Round, runs: Sequence[Run]) -> list[StageView]:
 
 def status(session: Session, round_: Round, runs: Sequence[Run]) -> dict[str, Any]:
     """Where a round stands, as JSON."""
-    found = verdict_of(session, round_)
-    people = win_rates(session, [round_]).get((round_.id, ""), Rivals())
+    people = people_on(session, round_)
+    found = verdict_of(session, round_, people)
     return {
         "number": round_.number,
         "state": round_.state,
@@ -330,6 +330,7 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
     used = {"reward"} & {stage.name for stage in stages} | {round_.algorithm}
     snapshot = session.get(Snapshot, round_.snapshot_id) if round_.snapshot_id else None
     evaluated = summaries.get("evaluate", {})
+    people = people_on(session, round_)
     return Page(
         round=round_,
         stages=stages,
@@ -341,8 +342,8 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
         summaries=dict(summaries),
         slices=sorted(by_slice.items()),
         opened={p: counts for (_, p), counts in result_queries.opened_comparisons(session, [round_.id]).items()},
-        verdict=verdict_of(session, round_),
-        people=win_rates(session, [round_]).get((round_.id, ""), Rivals()),
+        verdict=verdict_of(session, round_, people),
+        people=people,
         beside=beside(evaluated),
         policy_id=session.get_one(Project, round_.project_id).policy_id,
         cancelling=round_.state in ACTIVE and any(run.cancel_requested for run in runs),
