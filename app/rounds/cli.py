@@ -54,8 +54,8 @@ def status(project: ProjectOption, number: NumberOption = None) -> None:
     with command_session(Settings()) as session:
         round_ = _round(session, _project(session, project), number)
         typer.echo(f"Round {round_.number} ({ALGORITHMS[round_.algorithm]}): {round_.state}")
-        beside = outcomes.win_rates(session, [round_]).get((round_.id, ""), outcomes.Rivals())
-        if verdict := outcomes.verdict_of(session, round_):
+        beside = outcomes.people_on(session, round_)
+        if verdict := outcomes.verdict_of(session, round_, beside):
             kept = "" if round_.adopted else "; its policy was not adopted"
             what = "win rate" if verdict.by == "people" else "reward difference"
             low, high = verdict.interval[1:]

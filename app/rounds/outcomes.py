@@ -76,19 +76,22 @@ def _win_rate(rows: Sequence[Any], slice_: str) -> WinRate | None:
     return said and WinRate(said.value, said.low, said.high, n, len(values), said)
 
 
-def people_of(session: Session, round_: Round) -> Preference | None:
-    """What people said of the round's new policy beside the one before it."""
-    beside = win_rates(session, [round_]).get((round_.id, ""), Rivals()).before
-    return beside and beside.said
+def people_on(session: Session, round_: Round) -> Rivals:
+    """What people said of the round's new policy, over all prompts."""
+    return win_rates(session, [round_]).get((round_.id, ""), Rivals())
 
 
-def verdict_of(session: Session, round_: Round) -> Verdict | None:
-    """The verdict on a round; none before it is done, or where nobody has measured it."""
+def verdict_of(session: Session, round_: Round, people: Rivals) -> Verdict | None:
+    """The verdict on a round; none before it is done, or where nobody has measured it.
+
+    Args:
+        people: what they said of it: `people_on`.
+    """
     if round_.state != "done":
         return None
     values = result_queries.round_values(session, [round_.id], _OF_EVALUATION)
     difference = difference_of({row.name: row.value for row in values if row.kind == "evaluate" and not row.slice})
-    return verdict(people_of(session, round_), difference)
+    return verdict(people.before and people.before.said, difference)
 
 
 class RoundRow(NamedTuple):

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from app.models import ModelVersion, Project
 from app.rounds import queries
 from app.rounds.adoption import change
-from app.rounds.outcomes import people_of
+from app.rounds.outcomes import people_on
 
 
 def waiting(session: Session) -> list[int]:
@@ -28,7 +28,8 @@ def promote(session: Session, project: Project) -> ModelVersion | None:
     round_ = queries.round_with_waiting_policy(session, project.id)
     if round_ is None or round_.policy_after_id is None:
         return None
-    people = people_of(session, round_)
+    beside = people_on(session, round_).before
+    people = beside and beside.said
     if people is None or people.word != "better":
         return None
     model = session.get_one(ModelVersion, round_.policy_after_id)

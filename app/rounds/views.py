@@ -21,7 +21,7 @@ from app.queue import has_worker
 from app.render import duration
 from app.rounds import queries, result_queries
 from app.rounds.adoption import difference_of
-from app.rounds.outcomes import Rivals, WinRate, verdict_of, win_rates
+from app.rounds.outcomes import Rivals, WinRate, people_on, verdict_of
 from app.rounds.stages import checkpoints_of, plan_of, samples_of
 
 STAGE_LABELS = {
@@ -106,8 +106,8 @@ def stages_of(round_: Round, runs: Sequence[Run]) -> list[StageView]:
 
 def status(session: Session, round_: Round, runs: Sequence[Run]) -> dict[str, Any]:
     """Where a round stands, as JSON."""
-    found = verdict_of(session, round_)
-    people = win_rates(session, [round_]).get((round_.id, ""), Rivals())
+    people = people_on(session, round_)
+    found = verdict_of(session, round_, people)
     return {
         "number": round_.number,
         "state": round_.state,
@@ -334,6 +334,7 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
         used -= {"reward"}  # fitted at once: there is no curve
     snapshot = session.get(Snapshot, round_.snapshot_id) if round_.snapshot_id else None
     evaluated = summaries.get("evaluate", {})
+    people = people_on(session, round_)
     return Page(
         round=round_,
         stages=stages,
@@ -345,8 +346,8 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
         summaries=dict(summaries),
         slices=sorted(by_slice.items()),
         opened={p: counts for (_, p), counts in result_queries.opened_comparisons(session, [round_.id]).items()},
-        verdict=verdict_of(session, round_),
-        people=win_rates(session, [round_]).get((round_.id, ""), Rivals()),
+        verdict=verdict_of(session, round_, people),
+        people=people,
         beside=beside(evaluated),
         monitors=findings({"": evaluated} | {name: kinds.get("evaluate", {}) for name, kinds in by_slice.items()}),
         policy_id=session.get_one(Project, round_.project_id).policy_id,

@@ -12,7 +12,6 @@ from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
 from app.db import make_session_factory
-from app.domain.sequence import Preference
 from app.errors import Conflict, InvalidInput
 from app.models import (
     Adjudication,
@@ -28,7 +27,7 @@ from app.models import (
 )
 from app.rounds import outcomes, result_queries, service, views
 from app.rounds.adoption import difference_of
-from app.rounds.outcomes import people_of, win_rates
+from app.rounds.outcomes import people_on, win_rates
 from tests import factories
 from tests.conftest import SignedIn
 from tests.rounds.loop import config, last_run, make_project
@@ -249,12 +248,6 @@ def judge(
     return found
 
 
-def people_on(session: Session, round_: Round) -> Preference:
-    found = people_of(session, round_)
-    assert found is not None
-    return found
-
-
 def test_people_overrule_the_reward_model(session: Session, store: ArtifactStore, project: Project) -> None:
     round_ = whole_round(session, store, project, measured(0.4, 0.1, 0.7))
     evaluation = session.scalars(select(Run).where(Run.kind == "evaluate")).one()
@@ -272,12 +265,11 @@ def test_people_overrule_the_reward_model(session: Session, store: ArtifactStore
 def test_answers_to_one_prompt_are_one_value(session: Session, store: ArtifactStore, project: Project) -> None:
     round_ = whole_round(session, store, project)
     judge(session, project, round_, won=20, lost=8, each=4)  # five prompts won altogether, two lost
-    found = people_on(session, round_)
-    assert (found.value, found.prompts, found.word) == (5 / 7, 7, "not shown")
-    assert found.e_value == pytest.approx(1.5**5 * 0.5**2 / 2)
-    wins = win_rates(session, [round_])[round_.id, ""].before
-    assert wins is not None
-    assert wins.n == 28
+    found = people_on(session, round_).before
+    assert found is not None
+    assert found.said is not None
+    assert (found.value, found.prompts, found.n, found.said.word) == (5 / 7, 7, 28, "not shown")
+    assert found.said.e_value == pytest.approx(1.5**5 * 0.5**2 / 2)
 
 
 # ---- which values enter, and where -----------------------------------------------------------------------------------

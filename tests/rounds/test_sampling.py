@@ -14,7 +14,7 @@ from app.domain.pairing import POLICIES
 from app.errors import Conflict
 from app.labeling import assigning
 from app.models import Comparison, Completion, Project, Round, Run
-from app.rounds import queries, result_queries, service, views
+from app.rounds import outcomes, queries, result_queries, service
 from app.rounds.service import NewSample, store_samples
 from app.rounds.stages import Maker
 from app.settings import SamplingServer
@@ -309,7 +309,7 @@ def test_the_win_rate_counts_the_new_policys_side(session: Session, store: Artif
     judged(old, new, 0)  # a tie
     judged(old, new, 3, -1, -1)  # a win and two losses, however strong
     judged(old, new, 1, 0, 0)  # a win and two ties
-    rates = views.win_rates(session, [round_])
+    rates = outcomes.win_rates(session, [round_])
     # One prompt, so one value: four wins, three losses and three ties.
     assert {name for _, name in rates} == {"", "domain=safety", "difficulty=easy"}
     for rivals in rates.values():

@@ -21,13 +21,14 @@ from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
 from app.db import make_engine, make_session_factory
-from app.models import Comparison, Completion, Metric, Round, Run
+from app.models import Comparison, Completion, Metric, Project, Round, Run
 from app.postgres import database, get_server
 from app.rounds import service
 from app.schema import migrate
 from app.settings import Settings
 from tests import factories
 from tests.rounds.loop import config, frozen, jobs, last_run, make_project
+from tests.rounds.test_adoption import judge
 from tests.trainer.conftest import build_model
 from tests.waiting import wait_for
 from trainer import worker
@@ -102,6 +103,20 @@ def test_a_killed_workers_round_is_finished_by_the_next(
         count(session, stored.where(Completion.run_id == sampling.id)) == (24 + 4) * 16
     )  # the base model answers the held-out ones
     no_doubles(session)
+
+
+def test_a_worker_makes_what_people_prefer_the_projects_policy(
+    session: Session, run_worker: Callable[..., ForkServerProcess]
+) -> None:
+    project = make_project(session, "models/none")
+    new = factories.model(session, project, name="policy-1")
+    values = {"policy_before_id": project.policy_id, "policy_after_id": new.id}
+    round_ = factories.round_(session, project, number=1, **values)
+    judge(session, project, round_, won=10, lost=0)
+    session.commit()
+    run_worker()
+    adopted = select(func.count()).where(Project.id == project.id, Project.policy_id == new.id)
+    wait_for(lambda: count(session, adopted) == 1, "the promotion")
 
 
 def test_a_database_without_a_schema_is_told_and_not_waited_for(
