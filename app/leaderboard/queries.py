@@ -71,6 +71,7 @@ def rows(session: Session, project_id: int, kinds: Collection[str], most: int) -
         Comparison.prompt_id,
         Judgment.labeler_id,
     ).where(COUNTS, User.kind.in_(kinds))
+    _join_in_order(session)
     return [Row(*row) for row in session.execute(found.order_by(Judgment.id.desc()).limit(most))]
 
 
@@ -87,6 +88,7 @@ def counts(session: Session, project_id: int) -> Sequence[Any]:
         else_="chosen",
     ).label("reason")
     found = _between(project_id, reason, User.kind, func.count().label("n")).where(Comparison.purpose.in_(PURPOSES))
+    _join_in_order(session)
     return session.execute(found.group_by(reason, User.kind)).all()
 
 
@@ -96,6 +98,14 @@ def texts(session: Session, ids: Sequence[int]) -> Iterator[tuple[int, int | Non
         wanted = literal(list(ids[begin : begin + TEXTS]), ARRAY(BigInteger))
         found = select(Completion.id, Completion.n_tokens, Completion.text).where(Completion.id == any_(wanted))
         yield from ((id_, tokens, text) for id_, tokens, text in session.execute(found))
+
+
+def _join_in_order(session: Session) -> None:
+    """Let PostgreSQL join as `_between` is written, until the transaction ends.
+
+    Without statistics, as after an import, it takes tables for empty and may pair all responses with each other.
+    """
+    session.execute(select(func.set_config("join_collapse_limit", "1", True)))
 
 
 def _between(project_id: int, *columns: Any) -> Select[Any]:
@@ -110,10 +120,10 @@ def _between(project_id: int, *columns: Any) -> Select[Any]:
     ]
     return (
         select(*columns)
-        .select_from(Judgment)
-        .join(Comparison, Comparison.id == Judgment.comparison_id)
+        .select_from(Comparison)
         .join(first, first.id == Comparison.completion_a_id)
         .join(second, second.id == Comparison.completion_b_id)
+        .join(Judgment, Judgment.comparison_id == Comparison.id)
         .join(User, User.id == Judgment.labeler_id)
         .where(
             Comparison.project_id == project_id,
