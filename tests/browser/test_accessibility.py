@@ -55,6 +55,7 @@ NO_PAGES = {
     f"{PROJECT}/review/next",
     f"{PROJECT}/leaderboard/board",
     f"{PROJECT}/leaderboard/figures.csv",
+    f"{PROJECT}/playground/{{chat_id}}/turns",
     f"{PROJECT}/rounds/preview",
     f"{PROJECT}/rounds/{{number}}/metrics",
     f"{PROJECT}/rounds/{{number}}/samples.jsonl",
