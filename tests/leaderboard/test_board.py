@@ -58,7 +58,7 @@ def test_which_judgments_count(
     # policy's own two responses, an imported pair, a superseded judgment, "cannot judge", a reward model's response.
     rows = [
         *(
-            pair(session, project, (base, one), selection={"policy": policy})
+            pair(session, project, (base, one), purpose="heldout", selection={"policy": policy})
             for policy in ("near_miss", "uncertain", "drts", "delta_ucb")
         ),
         pair(session, project, (base, one), selection={}),
