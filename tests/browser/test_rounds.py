@@ -66,9 +66,9 @@ def test_a_real_round_is_watched_to_its_end(
         expect(page.locator("h1 .badge")).to_have_text("done", timeout=180_000)
     expect(page.locator("[data-stage=evaluating] .stage-state")).to_have_text("succeeded")
     expect(page.get_by_text("The evaluation had fewer than 5 prompts")).to_be_visible()  # the verdict came by itself
-    expect(page.get_by_text("policy-1 is the project's policy.")).to_be_visible()
+    expect(page.get_by_text("policy-1 takes its place once people are shown to prefer it.")).to_be_visible()
     assert page.evaluate("window.neverReloaded") is True
-    curves = page.locator("figure", has_text="Reward model: loss").locator(".chart-summary")
+    curves = page.locator("figure", has_text="Policy: loss").locator(".chart-summary")
     expect(curves).to_contain_text("loss")
     assert page.locator(".plot canvas").count() == 6
     expect(page.get_by_text("New against previous policy")).to_have_count(0)  # the old policy never answered
@@ -100,7 +100,7 @@ def test_curves_grow_without_reloading(
     recorder = RunRecorder(
         make_session_factory(engine), run.id, run.started_at, threading.Event(), ArtifactStore(tmp_path)
     )
-    summary = page.locator("figure", has_text="Reward model: loss").locator(".chart-summary")
+    summary = page.locator("figure", has_text="Policy: loss").locator(".chart-summary")
     for step in range(1, 4):
         recorder.metrics(step, {"loss": 1 / step, "accuracy": 0.5})
         recorder.progress(step, 10, "training the reward model")
