@@ -18,8 +18,11 @@ def take_turn(connection: Connection) -> None:
     began before it, and whoever builds the index has the turn.
     """
     while not connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), TURN):
+        # For whoever looks at pg_stat_activity.
+        connection.execute(text("SET application_name = 'prefloop migrate, waiting'"))
         connection.commit()
         time.sleep(PAUSE_SECONDS)
+    connection.execute(text("RESET application_name"))
     connection.commit()
 
 
