@@ -70,7 +70,17 @@ def test_a_board_with_everything(session: Session, open_page: OpenPage, width: i
     many(session, project, policies[:4], labelers, 24)
     contest(session, project, policies[4], policies[3], labelers, won=9, lost=0)
     contest(session, project, policies[6], policies[5], labelers, won=5, lost=3)
-    contest(session, project, policies[3], policies[1], labelers, won=5, lost=3, purpose="heldout", selection={"policy": "uncertain"})
+    contest(
+        session,
+        project,
+        policies[3],
+        policies[1],
+        labelers,
+        won=5,
+        lost=3,
+        purpose="heldout",
+        selection={"policy": "uncertain"},
+    )
     session.commit()
     page = open_page("operator", width=width, dark=dark)
     page.goto(f"/projects/{project.slug}/leaderboard")
