@@ -100,7 +100,7 @@ def test_curves_grow_without_reloading(
     recorder = RunRecorder(
         make_session_factory(engine), run.id, run.started_at, threading.Event(), ArtifactStore(tmp_path)
     )
-    summary = page.locator("figure", has_text="Policy: loss").locator(".chart-summary")
+    summary = page.locator("figure", has_text="Reward model: loss").locator(".chart-summary")
     for step in range(1, 4):
         recorder.metrics(step, {"loss": 1 / step, "accuracy": 0.5})
         recorder.progress(step, 10, "training the reward model")
