@@ -20,8 +20,8 @@ def newest_published(project_id: int | BindParameter[int]) -> Select[Any]:
 
 
 def lock_labeler(session: Session, labeler_id: int) -> bool:
-    """One thing at a time for each labeler: two tabs, or the two halves of a double click, follow each other. First of
-    all locks. Returns whether there is such a user."""
+    """Make requests of one labeler follow each other, from two tabs or a double click. Take this lock before any other.
+    Return whether there is such a user."""
     wanted = select(User.id).where(User.id == labeler_id).with_for_update(key_share=True)
     return session.scalar(wanted) is not None
 

@@ -10,7 +10,7 @@ process of Waudby-Smith and Ramdas (2024, "Estimating means of bounded random va
 So the order of the values must not depend on what they say, and a value that has entered must keep its place. Who
 reads them from the database (`app.rounds.result_queries.evaluated`) keeps to that: a prompt enters when the last
 judgment that is wanted of it has come, behind all that entered before. An answer that is changed or taken back later
-changes the value where it stands, and everything is computed anew from the first value on.
+changes the value in its place, and the sequence is recomputed from the first value.
 """
 
 from collections.abc import Sequence
@@ -101,8 +101,8 @@ def hedged(better: Floats, worse: Floats) -> Floats:
 def preferred(e_better: Sequence[float], alpha: float = ALPHA) -> list[bool]:
     """Which of several policies people prefer, by the e-BH procedure (Wang and Ramdas 2022).
 
-    Of those it names, a share of alpha at most is expected not to be preferred, however the policies depend on one
-    another: all are compared with the same one, on the same prompts.
+    At most a share alpha of the policies it names is expected not to be preferred. That holds although the policies are
+    compared with the same rival on the same prompts, and so depend on one another.
 
     Args:
         e_better: evidence for each policy.

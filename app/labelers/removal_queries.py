@@ -160,7 +160,7 @@ def release_kept(session: Session, project_id: int, labeler_id: int) -> None:
 
 
 def withdraw_repeats(session: Session, project_id: int, labeler_id: int) -> None:
-    """Those that the labeler has not answered; nobody else can answer them."""
+    """Withdraw the repeats that the labeler has not answered. Nobody else can answer them."""
     session.execute(
         _kept(project_id, labeler_id).where(Comparison.purpose == "repeat").values(state="withdrawn"),
         execution_options={"synchronize_session": False},

@@ -150,7 +150,7 @@ def changeable(session: Session, judgments: Sequence[Judgment], since: timedelta
 
 
 def _is_apart() -> ColumnElement[bool]:
-    """Of judgments on a ranking: a reviewer has asked more people about this pair by itself."""
+    """A condition on judgments of a ranking: a reviewer has since asked more people about this pair alone."""
     ranked = exists().where(Lease.id == Judgment.lease_id, func.jsonb_typeof(Lease.shown) == "array")
     return Comparison.ranking_id.is_(None) & ranked
 

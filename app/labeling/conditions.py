@@ -45,14 +45,15 @@ MIXED_IN = Comparison.gold.is_not(None) | (Comparison.purpose == "repeat")
 
 
 def stands_in_the_way() -> ColumnElement[bool]:
-    """Of judgments: its labeler is not asked again, not even where it was superseded. What they took back themselves
-    does not count, nor what they changed: what came after it does."""
+    """A condition on judgments: the labeler is not asked again, even if somebody else superseded the judgment. A
+    judgment that they took back or changed themselves does not count; the one that replaced it does."""
     return func.coalesce(Judgment.superseded_for, "").not_in(("edited", "undone"))
 
 
 def is_whole_answer() -> ColumnElement[bool]:
-    """Of judgments and their comparisons: it stands for the labeler's whole answer. An answer to a ranking is a
-    judgment on each of its pairs, of which one was leased. Others may be offered since: a reviewer asked about them."""
+    """A condition on judgments joined with their comparisons: the judgment stands for the labeler's whole answer. An
+    answer to a ranking is a judgment on each of its pairs, and the leased pair's judgment stands for all of them. Other
+    pairs may be offered later, if a reviewer asks about them."""
     leased = exists().where(_leased.id == Judgment.lease_id, _leased.comparison_id == Judgment.comparison_id)
     return or_(leased, and_(Judgment.lease_id.is_(None), Comparison.offered))
 
@@ -68,8 +69,9 @@ def leased_to(labeler_id: Id, *states: str) -> ColumnElement[bool]:
 
 
 def met(labeler_id: int, *states: str) -> ColumnElement[bool]:
-    """Of calibration items: the labeler has judged this very pair before, or has or had a lease on it in these states:
-    as what the item was made of, or under an older rubric. Whoever reviewed that knows the answer."""
+    """A condition on calibration items: the labeler has judged this pair before, or has a lease on it in one of these
+    states. The pair also counts as the comparison that the item was made of, and as the item under an older rubric.
+    Whoever reviewed one of these knows the answer."""
     root = func.coalesce(Comparison.repeat_of_id, Comparison.id)
     judged = select(Judgment.id).join(_kin, _kin.id == Judgment.comparison_id)
     judged = judged.where(Judgment.labeler_id == labeler_id, stands_in_the_way())
@@ -80,7 +82,7 @@ def met(labeler_id: int, *states: str) -> ColumnElement[bool]:
 
 
 def continued() -> ColumnElement[bool]:
-    """Of calibration items: it goes on as a copy under a newer rubric, and is itself not given out any more."""
+    """A condition on calibration items: a copy under a newer rubric has replaced the item, so nobody is given it."""
     root = func.coalesce(Comparison.repeat_of_id, Comparison.id)
     same_side = func.sign(_newer.gold) == func.sign(Comparison.gold)
     return exists().where(_newer.repeat_of_id == root, _newer.id > Comparison.id, same_side)
@@ -123,7 +125,7 @@ def _looked_up(rows: Select[Any]) -> ColumnElement[bool]:
 
 
 def not_done(labeler_id: Id) -> list[ColumnElement[bool]]:
-    """Neither judged nor given up for good; what was skipped comes back last, by another way."""
+    """The labeler has neither judged the comparison nor given it up. `next_skipped` brings back what they skipped."""
     return [~judged_by(labeler_id), ~leased_to(labeler_id, "skipped", "recused")]
 
 

@@ -29,10 +29,10 @@ def difference_of(metrics: Mapping[str, float]) -> Interval | None:
 
 
 def decide(session: Session, project: Project, round_: Round, metrics: Mapping[str, float]) -> None:
-    """What becomes of the new policy when its round ends.
+    """Decide what happens to the new policy when its round ends.
 
-    It waits until people prefer it to the one before (`adopted` is none). Where the round was started so, it becomes
-    the project's policy at once unless the round's reward model finds it worse.
+    By default the policy waits until people prefer it to the one before (`adopted` is none). If the round's setting
+    `promotion` is `reward_model`, it becomes the project's policy at once unless the reward model finds it worse.
 
     Args:
         metrics: of the round's evaluation; empty if it had none.

@@ -44,7 +44,7 @@ from app.settings import SamplingServer
 
 
 class Changed(Exception):
-    """What was written is not what stands: somebody took judgments out while the round was being frozen."""
+    """Somebody took judgments out while the round was being frozen, so the files no longer match the database."""
 
 
 class Frozen(NamedTuple):

@@ -188,10 +188,9 @@ def prompts_to_sample(
 ) -> list[Prompt]:
     """Train and held-out prompts, at most `limit`.
 
-    Of the train prompts those asked about least, mixed by difficulty in proportion to the shares. Of the held-out ones,
-    which are at most the share of the limit (one in any case, unless the share is 0), those on which policies were
-    compared least: so that a policy is measured on prompts on which others were not chosen, for as long as there are
-    some.
+    Train prompts that people were asked about least come first, mixed by difficulty in proportion to the shares.
+    Held-out prompts fill at most `heldout_share` of the limit, and at least one place unless the share is 0. Those on
+    which policies were compared least come first, so each policy is measured on fresh prompts while there are any.
     """
     compared = select(func.count()).where(Comparison.prompt_id == Prompt.id, Comparison.purpose == "human_eval")
     of_heldout = max(1, int(limit * heldout_share + 1e-9)) if heldout_share else 0
