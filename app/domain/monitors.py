@@ -8,7 +8,7 @@ It says where to look before adopting it.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from app.domain.intervals import Interval
@@ -182,10 +182,7 @@ def _finding(monitor: Monitor, values: Mapping[str, float]) -> Finding | None:
     return Finding(monitor, state, before, new, change)
 
 
-def _widening(degrees: int, monitors: int = len(MONITORS)) -> float:
-    """Width, in 95% intervals, of the one that lies on one side of 0 by chance in `FALSE_ALARMS` / `monitors`."""
-    return quantile(1 - FALSE_ALARMS / monitors, degrees) / quantile(0.975, degrees)
-
-
-def looks(found: Sequence[Finding]) -> list[Finding]:
-    return [each for each in found if each.state == "look"]
+def _widening(degrees: int) -> float:
+    """Width, in 95% intervals, of the one that lies on one side of 0 by chance in `FALSE_ALARMS` / the number
+    of monitors."""
+    return quantile(1 - FALSE_ALARMS / len(MONITORS), degrees) / quantile(0.975, degrees)

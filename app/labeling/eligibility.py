@@ -1,7 +1,6 @@
 """Who can still answer a comparison, as expressions of SQL."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from sqlalchemy import (
     ARRAY,
@@ -15,13 +14,10 @@ from sqlalchemy import (
     literal,
     select,
 )
-from sqlalchemy.orm import InstrumentedAttribute
 
-from app.access.queries import may_label
+from app.access.queries import Number, may_label
 from app.labeling.conditions import stands_in_the_way
 from app.models import Comparison, Judgment, LabelerGroupMember, Lease, User
-
-Number = int | ColumnElement[int] | InstrumentedAttribute[Any]
 
 
 def left_of(people: Sequence[int]) -> ScalarSelect[int]:

@@ -19,10 +19,6 @@ def evaluated_rounds(session: Session, project_id: int, most: int) -> list[Round
     return list(session.scalars(found.order_by(Round.number.desc()).limit(most)))
 
 
-def round_by_number(session: Session, project_id: int, number: int) -> Round | None:
-    return session.scalars(select(Round).where(Round.project_id == project_id, Round.number == number)).one_or_none()
-
-
 def evaluations(session: Session, round_ids: Sequence[int]) -> Sequence[Any]:
     """(round_id, slice, name, value): the newest value of every metric of these rounds' evaluations."""
     query = (

@@ -9,7 +9,7 @@ from app.db import SessionDep
 from app.domain.monitors import MONITORS
 from app.errors import NotFound
 from app.limits import FormRoute
-from app.monitors import queries, views
+from app.monitors import views
 from app.render import page
 
 router = APIRouter(prefix="/projects/{project_slug}/monitors", route_class=FormRoute)
@@ -35,8 +35,9 @@ def monitor(
     if found is None:
         raise NotFound(f"There is no monitor “{monitor_name}”.", "The list of monitors names those that there are.")
     rounds = views.rounds(session, project)
-    round_ = queries.round_by_number(session, project.id, number) if number else rounds[0].round if rounds else None
-    if number and round_ is None:
-        raise NotFound(f"This project has no round {number}.", "The list of monitors names its rounds.")
+    shown = [each.round for each in rounds if number is None or each.round.number == number]
+    if number and not shown:
+        raise NotFound(f"The monitors show no round {number}.", "The list of monitors names the rounds that they show.")
+    round_ = shown[0] if shown else None
     examples = views.worst(session, round_, found) if round_ else []
     return page(request, "monitors/page.html", monitor=found, rounds=rounds, round=round_, examples=examples)

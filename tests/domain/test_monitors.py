@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from app.domain.intervals import mean_interval
-from app.domain.monitors import LEAST_PROMPTS, MONITORS, findings, looks
+from app.domain.monitors import LEAST_PROMPTS, MONITORS, Finding, findings
 
 FIGURES = sorted({monitor.figure for monitor in MONITORS})
 
@@ -23,6 +23,10 @@ def evaluation(changes: dict[str, list[float]], before: float = 1.0, prompts: in
         metrics |= {f"eval_difference/{figure}": interval.value}
         metrics |= {f"eval_difference/{figure}_low": interval.low, f"eval_difference/{figure}_high": interval.high}
     return metrics
+
+
+def looks(found: list[Finding]) -> list[Finding]:
+    return [each for each in found if each.state == "look"]
 
 
 def by_name(metrics: dict[str, dict[str, float]]) -> dict[str, str]:
