@@ -1,5 +1,6 @@
 """What the tests of the queue do all the time: take a task, answer it, let its time run out."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -77,23 +78,33 @@ def fill(session: Session, comparison: Comparison, n: int) -> list[int]:
     return list(session.scalars(copied, {"n": n, "id": comparison.id}))
 
 
+def vacuum(session: Session) -> None:
+    """Commits and tidies all tables: what earlier tests left in their files would sway how statements are planned."""
+    session.commit()
+    with session.get_bind().engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM (ANALYZE)"))
+
+
 @contextmanager
-def rows_read(session: Session) -> Iterator[list[float]]:
-    """The rows that PostgreSQL's executor looks at in each statement on comparison, by its own count."""
-    counts: list[float] = []
+def few_rows_read(session: Session, *, fewer_than: int) -> Iterator[None]:
+    """Fails where statements on comparison look at more rows in all, by the count of PostgreSQL's own executor."""
+    read: list[tuple[float, str]] = []
     connection = session.connection()
 
     def explain(conn, cursor, statement, parameters, context, executemany):  # type: ignore[no-untyped-def]
         if statement.startswith("SELECT") and "FROM comparison" in statement and "EXPLAIN" not in statement:
             with conn.connection.cursor() as own:
                 own.execute("EXPLAIN (ANALYZE, FORMAT JSON) " + statement, parameters)
-                counts.append(_rows(own.fetchone()[0][0]["Plan"]))
+                plan = own.fetchone()[0][0]["Plan"]
+                read.append((_rows(plan), json.dumps(plan)))
 
     event.listen(connection, "before_cursor_execute", explain)
     try:
-        yield counts
+        yield
     finally:
         event.remove(connection, "before_cursor_execute", explain)
+    assert read
+    assert sum(rows for rows, _ in read) < fewer_than, max(read)[1]
 
 
 def _rows(plan: dict) -> float:  # type: ignore[type-arg]
