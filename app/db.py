@@ -1,10 +1,12 @@
 """Engine, sessions, and the one commit site of the web service."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Any, NamedTuple, TypeVar
 
+import anyio
+import anyio.to_thread
 import psycopg
 from fastapi import Depends, Request
 from psycopg.abc import AdaptContext, Buffer
@@ -120,23 +122,34 @@ def violates(error: IntegrityError, constraint: str) -> bool:
     return isinstance(error.orig, psycopg.Error) and error.orig.diag.constraint_name == constraint
 
 
-def get_session(request: Request) -> Iterator[Session]:
+async def get_session(request: Request) -> AsyncIterator[Session]:
     """One session a request, committed when the route returns and before the response leaves: see `SessionDep`."""
-    # A form's guards have asked in this session already: app.limits.
+    # The guards have asked in this session already: app.limits.
     session: Session = getattr(request.state, "session", None) or request.app.state.session_factory()
     session.info["is_taken"] = True  # and closed here
-    with session, session.get_transaction() or session.begin():
-        try:
-            yield session
-        except Exception:
-            # A rollback expires what was loaded; the error page still shows the signed-in user and the project.
-            session.expunge_all()
-            for name in ("user", "project"):
-                # A failed flush has rolled back, and so expired them, already: that page does without.
-                row = getattr(request.state, name, None)
-                if row is not None and inspect(row).expired_attributes:
-                    setattr(request.state, name, None)
-            raise
+    failed = True
+    try:
+        yield session
+        failed = False
+    finally:
+        with anyio.CancelScope(shield=True):
+            # Not one of the threads that routes share: they may all be waiting for the connection held here.
+            await anyio.to_thread.run_sync(_end, request, session, failed, limiter=anyio.CapacityLimiter(1))
+
+
+def _end(request: Request, session: Session, failed: bool) -> None:
+    with session:
+        if not failed:
+            session.commit()
+            return
+        # A rollback expires what was loaded; the error page still shows the signed-in user and the project.
+        session.expunge_all()
+        for name in ("user", "project"):
+            # A failed flush has rolled back, and so expired them, already: that page does without.
+            row = getattr(request.state, name, None)
+            if row is not None and inspect(row).expired_attributes:
+                setattr(request.state, name, None)
+        session.rollback()
 
 
 # scope="function": the commit happens before the response is sent, so a failing commit cannot answer 200.

@@ -7,6 +7,7 @@ asks the route's own guards, counts the bytes while they arrive, and parses form
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -101,7 +102,9 @@ class FormRequest(Request):
         """The form, within this route's limits and no other."""
         if self._form is None and self.headers.get("content-type", "").lower().startswith("application/"):
             body = await self.body()
-            self._form = await run_in_threadpool(_fields, body, self.most_fields)
+            # A small one takes less time than another thread.
+            read = (body, self.most_fields)
+            self._form = _fields(*read) if self.is_small else await run_in_threadpool(_fields, *read)
         return await super().form(max_fields=self.most_fields)
 
 
@@ -133,7 +136,7 @@ class FormRoute(APIRoute):
 
         async def checked(request: Request) -> Response:
             if request.method in SAFE_METHODS:
-                return await handle(request)
+                return await (_guarded(request, asked, handle) if asked else handle(request))
             most = self._most_of(request) if asked else SMALL
             form = FormRequest(request, most, self.most_fields, takes_files=self.takes_files)
             try:
@@ -171,30 +174,44 @@ def _guards(dependant: Dependant) -> Iterator[Any]:
             yield each.call
 
 
-async def _admitted(
-    form: FormRequest, asked: list[Any], handle: Callable[[Request], Coroutine[Any, Any, Response]]
-) -> Response:
-    """The answer, if the guards let the sender in.
+Handle = Callable[[Any], Coroutine[Any, Any, Response]]
 
-    The route of a small form goes on in the session in which the guards asked. A large form may take hours to arrive:
-    it holds no connection meanwhile, and the route asks the guards again, because the sender may have lost the right.
-    """
-    if form.is_small:
-        await form.body()  # read, but not parsed; then nothing slow happens while the connection is held
-    session: Session = form.app.state.session_factory()
+
+@asynccontextmanager
+async def _asked(request: Request, asked: list[Any]) -> AsyncGenerator[Session]:
+    """The session in which the guards let the sender in, asked in one thread."""
+    session: Session = request.app.state.session_factory()
     try:
-        await run_in_threadpool(guards.ask, form, session, asked)
-        if form.is_small:
-            form.state.session = session
-            return await _answer(form, handle)
+        await run_in_threadpool(guards.ask, request, session, asked)
+        yield session
     finally:
         # The route's session ends after this function: FastAPI leaves dependencies behind later.
         if not session.info.get("is_taken"):
             await run_in_threadpool(session.close)
+
+
+async def _guarded(request: Request, asked: list[Any], handle: Handle) -> Response:
+    """The answer, in the session in which the guards asked."""
+    async with _asked(request, asked) as session:
+        request.state.session = session
+        return await handle(request)
+
+
+async def _admitted(form: FormRequest, asked: list[Any], handle: Handle) -> Response:
+    """The answer, if the guards let the sender in.
+
+    A large form may take hours to arrive: it holds no connection meanwhile, and the route asks the guards again,
+    because the sender may have lost the right.
+    """
+    if form.is_small:
+        await form.body()  # read, but not parsed; then nothing slow happens while the connection is held
+        return await _guarded(form, asked, lambda form: _answer(form, handle))
+    async with _asked(form, asked):
+        pass
     return await _answer(form, handle)
 
 
-async def _answer(form: FormRequest, handle: Callable[[Request], Coroutine[Any, Any, Response]]) -> Response:
+async def _answer(form: FormRequest, handle: Handle) -> Response:
     form.check()
     if form.has_body:
         await form.form()  # here, where its errors keep their words

@@ -8,10 +8,11 @@ from typing import Annotated, Any, NamedTuple
 
 from fastapi import Depends, Request
 from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
 
 from app.access import queries
 from app.access.queries import Offers
-from app.access.sessions import UserDep, signed_in, visitor
+from app.access.sessions import UserDep, ask_visitor, need_user, signed_in
 from app.db import SessionDep
 from app.errors import Forbidden, NotFound
 from app.models import Project, ProjectMember, User
@@ -31,14 +32,12 @@ class Membership(NamedTuple):
         return frozenset(self.row.roles)
 
 
-def member(request: Request, user: UserDep, session: SessionDep, project_slug: str) -> Membership:
+def ask_member(request: Request, user: User, session: Session, project_slug: str) -> Membership:
     """Also puts the project, the roles and what the project offers on the request, for the templates.
 
     Raises:
         NotFound: there is no such project, or the user is no member of it.
     """
-    if getattr(request.state, "session", None) is session:
-        return request.state.member  # asked already, before the form was parsed: app.limits
     found = queries.membership(session, project_slug, user.id)
     if found is None:
         raise NotFound(f"You have no project “{project_slug}”.", "The list of your projects is on the start page.")
@@ -53,10 +52,18 @@ def member(request: Request, user: UserDep, session: SessionDep, project_slug: s
     return asked
 
 
+async def member(request: Request, user: UserDep, session: SessionDep, project_slug: str) -> Membership:
+    """As `ask_member`, unless the guards have asked before: app.limits."""
+    if getattr(request.state, "session", None) is not session:
+        await run_in_threadpool(ask_member, request, user, session, project_slug)
+    asked: Membership = request.state.member
+    return asked
+
+
 MemberDep = Annotated[Membership, Depends(member)]
 
 
-def project_of(member: MemberDep) -> Project:
+async def project_of(member: MemberDep) -> Project:
     return member.project
 
 
@@ -69,7 +76,10 @@ class HasRole:
     def __init__(self, *roles: str) -> None:
         self.roles = roles
 
-    def __call__(self, member: MemberDep) -> User:
+    async def __call__(self, member: MemberDep) -> User:
+        return self.check(member)
+
+    def check(self, member: Membership) -> User:
         if member.roles.isdisjoint(self.roles):
             needed = " or ".join(self.roles)
             raise Forbidden(
@@ -85,10 +95,14 @@ OperatorDep = Annotated[User, Depends(HasRole("operator"))]
 StaffDep = Annotated[User, Depends(HasRole("admin", "operator"))]
 
 
-def administrator(user: UserDep) -> User:
+def need_administrator(user: User) -> User:
     if not user.is_admin:
         raise Forbidden("This page is for administrators of the service.", "One of them can make you another.")
     return user
+
+
+async def administrator(user: UserDep) -> User:
+    return need_administrator(user)
 
 
 AdministratorDep = Annotated[User, Depends(administrator)]
@@ -103,12 +117,13 @@ def is_guard(call: Any) -> bool:
 
 
 def ask(request: Request, session: Session, guards: Iterable[Any]) -> None:
-    """Asks a route's guards, as FastAPI would do after it has parsed the form; raises what they raise."""
-    user = signed_in(visitor(request, session))
-    member_ = member(request, user, session, request.path_params[SLUG]) if SLUG in request.path_params else None
+    """Asks a route's guards in one go and raises what they raise; FastAPI asks them one by one, after it has parsed the
+    form."""
+    user = need_user(ask_visitor(request, session))
+    member_ = ask_member(request, user, session, request.path_params[SLUG]) if SLUG in request.path_params else None
     for guard in guards:
         if guard is administrator:
-            administrator(user)
+            need_administrator(user)
         elif isinstance(guard, HasRole):
             assert member_ is not None, "a role belongs to a project"
-            guard(member_)
+            guard.check(member_)

@@ -1,13 +1,14 @@
 """SQL of sign-ins and membership."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, exists, func, or_, select
+from sqlalchemy import BigInteger, ColumnElement, Select, bindparam, exists, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from app.db import prepared
 from app.models import (
     AuthSession,
     Comparison,
@@ -22,14 +23,17 @@ from app.models import (
 # ---- who is asking ---------------------------------------------------------------------------------------------------
 
 
+def _by_session() -> Select[User]:
+    of_token = AuthSession.token_hash == bindparam("token_hash"), AuthSession.expires_at > func.now()
+    return select(User).join(AuthSession, AuthSession.user_id == User.id).where(*of_token, User.is_active)
+
+
+_BY_SESSION = prepared(_by_session())
+
+
 def user_by_session(session: Session, token_hash: str) -> User | None:
     """The active user of a sign-in that has not expired."""
-    found = (
-        select(User)
-        .join(AuthSession, AuthSession.user_id == User.id)
-        .where(AuthSession.token_hash == token_hash, AuthSession.expires_at > datetime.now(UTC), User.is_active)
-    )
-    return session.scalars(found).one_or_none()
+    return session.scalars(_BY_SESSION, {"token_hash": token_hash}).one_or_none()
 
 
 class Offers(NamedTuple):
@@ -54,16 +58,21 @@ class Found(NamedTuple):
     written: bool
 
 
-def membership(session: Session, slug: str, user_id: int) -> Found | None:
-    """None also where the user is no member. One statement."""
+def _membership() -> Select[Project, ProjectMember, bool, bool]:
+    user_id = bindparam("user_id", type_=BigInteger)
     to_write = exists().where(DemonstrationTask.project_id == Project.id)
     written = exists().where(Demonstration.project_id == Project.id, Demonstration.author_id == user_id)
-    found = (
-        select(Project, ProjectMember, to_write, written)
-        .join(ProjectMember, ProjectMember.project_id == Project.id)
-        .where(Project.slug == slug, ProjectMember.user_id == user_id)
-    )
-    row = session.execute(found).one_or_none()
+    found = select(Project, ProjectMember, to_write, written)
+    joined = found.join(ProjectMember, ProjectMember.project_id == Project.id)
+    return joined.where(Project.slug == bindparam("slug"), ProjectMember.user_id == user_id)
+
+
+_MEMBERSHIP = prepared(_membership())
+
+
+def membership(session: Session, slug: str, user_id: int) -> Found | None:
+    """None also where the user is no member. One statement."""
+    row = session.execute(_MEMBERSHIP, {"slug": slug, "user_id": user_id}).one_or_none()
     return Found(*row) if row else None
 
 

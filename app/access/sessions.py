@@ -6,6 +6,8 @@ import secrets
 from typing import Annotated
 
 from fastapi import Depends, Request, Response
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
 
 from app.access import queries
 from app.db import SessionDep
@@ -58,22 +60,32 @@ async def verify_csrf(request: Request) -> None:
         )
 
 
-def visitor(request: Request, session: SessionDep) -> User | None:
+def ask_visitor(request: Request, session: Session) -> User | None:
     """The signed-in user, or none. Also puts it on the request for the templates."""
-    if getattr(request.state, "session", None) is session:
-        return request.state.user  # asked already, before the form was parsed: app.limits
     token = request.cookies.get(SESSION_COOKIE)
     request.state.user = queries.user_by_session(session, hash_token(token)) if token else None
+    return request.state.user
+
+
+async def visitor(request: Request, session: SessionDep) -> User | None:
+    """As `ask_visitor`, unless the guards have asked before: app.limits."""
+    if getattr(request.state, "session", None) is not session:
+        await run_in_threadpool(ask_visitor, request, session)
     return request.state.user
 
 
 VisitorDep = Annotated[User | None, Depends(visitor)]
 
 
-def signed_in(user: VisitorDep) -> User:
+def need_user(user: User | None) -> User:
     if user is None:
         raise NotSignedIn("This page needs a sign-in.", "Sign in and you will come back here.")
     return user
+
+
+# What asks nobody is `async` here and in guards.py: FastAPI would hand everything else to another thread.
+async def signed_in(user: VisitorDep) -> User:
+    return need_user(user)
 
 
 UserDep = Annotated[User, Depends(signed_in)]
