@@ -200,15 +200,15 @@ async def _guarded(request: Request, asked: list[Any], handle: Handle) -> Respon
 async def _admitted(form: FormRequest, asked: list[Any], handle: Handle) -> Response:
     """The answer, if the guards let the sender in.
 
-    A large form may take hours to arrive: it holds no connection meanwhile, and the route asks the guards again,
-    because the sender may have lost the right.
+    A large form may take hours to arrive: it holds no connection meanwhile, and the guards are asked again when it is
+    here, because the sender may have lost the right.
     """
     if form.is_small:
         await form.body()  # read, but not parsed; then nothing slow happens while the connection is held
         return await _guarded(form, asked, lambda form: _answer(form, handle))
     async with _asked(form, asked):
         pass
-    return await _answer(form, handle)
+    return await _answer(form, lambda form: _guarded(form, asked, handle))
 
 
 async def _answer(form: FormRequest, handle: Handle) -> Response:

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 from sqlalchemy.orm import Session
 
 from app.access import gate_queries
+from app.access.gate_queries import Gate
 from app.errors import Forbidden
 from app.models import Project, User
 
@@ -28,7 +29,10 @@ def closed(session: Session, project: Project, labeler: User, *, begun: bool = F
     Args:
         begun: it is about a task that was given to them before. They may finish it although a newer quiz waits.
     """
-    found = gate_queries.gate(session, project.id, labeler.id)
+    return _closed(gate_queries.gate(session, project.id, labeler.id), begun)
+
+
+def _closed(found: Gate, begun: bool) -> Closed | None:
     if found.state == "paused":
         return Closed("paused", found.reason)
     if found.state == "removed" or not found.is_labeler:
@@ -38,12 +42,17 @@ def closed(session: Session, project: Project, labeler: User, *, begun: bool = F
 
 def require(session: Session, project: Project, labeler: User, *, begun: bool = False) -> None:
     """Raises Forbidden, with what they are to be told, for whoever may not work in the project now; see `closed`."""
-    found = closed(session, project, labeler, begun=begun)
-    if found is None:
+    require_open(gate_queries.gate(session, project.id, labeler.id), begun=begun)
+
+
+def require_open(found: Gate, *, begun: bool = False) -> None:
+    """As `require`, where the gate was read together with something else."""
+    why = _closed(found, begun)
+    if why is None:
         return
-    if found.reason == "paused":
-        raise Forbidden("You are paused in this project, so this was not taken.", found.message)
-    if found.reason == "removed":
+    if why.reason == "paused":
+        raise Forbidden("You are paused in this project, so this was not taken.", why.message)
+    if why.reason == "removed":
         raise Forbidden(
             "You are no longer a labeler of this project, so this was not taken.",
             "An admin of the project can tell you why.",

@@ -52,19 +52,22 @@ class Gate(NamedTuple):
     needs_quiz: bool
 
 
-def _gate(project_id: BindParameter[int], labeler_id: BindParameter[int]) -> Select[bool, str, str, bool]:
+def standing_of(project_id: BindParameter[int], labeler_id: BindParameter[int]) -> list[ColumnElement[Any]]:
+    """The columns of a `Gate`, for a statement that reads something else too."""
     own = ProjectLabeler.project_id == project_id, ProjectLabeler.labeler_id == labeler_id
     member = ProjectMember.project_id == project_id, ProjectMember.user_id == labeler_id
-    return select(
+    return [
         exists().where(*member, ProjectMember.roles.contains(["labeler"])),
         func.coalesce(select(ProjectLabeler.state).where(*own).scalar_subquery(), "active"),
         func.coalesce(select(ProjectLabeler.reason).where(*own).scalar_subquery(), ""),
         func.coalesce(_requires_quiz(project_id, labeler_id).scalar_subquery(), False),
-    )
+    ]
 
 
-# Asked with every task that is handed out and every answer, so it is put together once.
-_GATE = prepared(_gate(bindparam("project_id", type_=BigInteger), bindparam("labeler_id", type_=BigInteger)))
+# Asked with every task that is handed out, so it is put together once.
+_GATE = prepared(
+    select(*standing_of(bindparam("project_id", type_=BigInteger), bindparam("labeler_id", type_=BigInteger)))
+)
 
 
 def gate(session: Session, project_id: int, labeler_id: int) -> Gate:

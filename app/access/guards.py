@@ -1,6 +1,9 @@
 """What routes depend on: the project in the address for its members alone, and the roles they have there.
 
-Anyone who is not a member of a project gets the same answer as for a project that does not exist.
+A route declares who may use it by what it depends on. `ask` asks all of that at once, before anything that was sent is
+parsed (app.limits); the dependencies themselves hand out what was found, and are `async` because FastAPI would hand
+others to a thread each. Anyone who is not a member of a project gets the same answer as for a project that does not
+exist.
 """
 
 from collections.abc import Iterable
@@ -8,13 +11,11 @@ from typing import Annotated, Any, NamedTuple
 
 from fastapi import Depends, Request
 from sqlalchemy.orm import Session
-from starlette.concurrency import run_in_threadpool
 
 from app.access import queries
 from app.access.queries import Offers
-from app.access.sessions import UserDep, ask_visitor, need_user, signed_in
-from app.db import SessionDep
-from app.errors import Forbidden, NotFound
+from app.access.sessions import UserDep, signed_in, signed_in_as
+from app.errors import Forbidden, NotFound, NotSignedIn
 from app.models import Project, ProjectMember, User
 
 SLUG = "project_slug"  # the parameter in every project route's address
@@ -32,32 +33,10 @@ class Membership(NamedTuple):
         return frozenset(self.row.roles)
 
 
-def ask_member(request: Request, user: User, session: Session, project_slug: str) -> Membership:
-    """Also puts the project, the roles and what the project offers on the request, for the templates.
-
-    Raises:
-        NotFound: there is no such project, or the user is no member of it.
-    """
-    found = queries.membership(session, project_slug, user.id)
-    if found is None:
-        raise NotFound(f"You have no project “{project_slug}”.", "The list of your projects is on the start page.")
-    asked = Membership(found.project, user, found.row)
-    request.state.member, request.state.project, request.state.roles = asked, asked.project, asked.roles
-    request.state.offers = Offers(
-        found.to_write,
-        found.written,
-        red_team=asked.project.policy_id is not None,
-        thumbs=bool(asked.project.labeling.get("thumbs")),
-    )
-    return asked
-
-
-async def member(request: Request, user: UserDep, session: SessionDep, project_slug: str) -> Membership:
-    """As `ask_member`, unless the guards have asked before: app.limits."""
-    if getattr(request.state, "session", None) is not session:
-        await run_in_threadpool(ask_member, request, user, session, project_slug)
-    asked: Membership = request.state.member
-    return asked
+async def member(request: Request) -> Membership:
+    """The membership that the guards have found."""
+    found: Membership = request.state.member
+    return found
 
 
 MemberDep = Annotated[Membership, Depends(member)]
@@ -77,16 +56,15 @@ class HasRole:
         self.roles = roles
 
     async def __call__(self, member: MemberDep) -> User:
-        return self.check(member)
+        return member.user
 
-    def check(self, member: Membership) -> User:
-        if member.roles.isdisjoint(self.roles):
+    def check(self, roles: frozenset[str]) -> None:
+        if roles.isdisjoint(self.roles):
             needed = " or ".join(self.roles)
             raise Forbidden(
                 f"This page is for people with the role {needed} in this project.",
                 "An admin of the project can give you that role.",
             )
-        return member.user
 
 
 LabelerDep = Annotated[User, Depends(HasRole("labeler"))]
@@ -95,20 +73,14 @@ OperatorDep = Annotated[User, Depends(HasRole("operator"))]
 StaffDep = Annotated[User, Depends(HasRole("admin", "operator"))]
 
 
-def need_administrator(user: User) -> User:
-    if not user.is_admin:
-        raise Forbidden("This page is for administrators of the service.", "One of them can make you another.")
-    return user
-
-
 async def administrator(user: UserDep) -> User:
-    return need_administrator(user)
+    return user
 
 
 AdministratorDep = Annotated[User, Depends(administrator)]
 
 
-# ---- before a form is parsed -----------------------------------------------------------------------------------------
+# ---- asked before a route begins -------------------------------------------------------------------------------------
 
 
 def is_guard(call: Any) -> bool:
@@ -117,13 +89,32 @@ def is_guard(call: Any) -> bool:
 
 
 def ask(request: Request, session: Session, guards: Iterable[Any]) -> None:
-    """Asks a route's guards in one go and raises what they raise; FastAPI asks them one by one, after it has parsed the
-    form."""
-    user = need_user(ask_visitor(request, session))
-    member_ = ask_member(request, user, session, request.path_params[SLUG]) if SLUG in request.path_params else None
+    """Finds out who asks and whether the route's guards let them in, in one statement. Puts the user, the project, the
+    roles and what the project offers on the request, for the dependencies and the templates.
+
+    Raises:
+        NotSignedIn: nobody is signed in.
+        NotFound: there is no such project, or the user is no member of it.
+        Forbidden: they lack the role that the route is for.
+    """
+    state, token_hash, slug = request.state, signed_in_as(request), request.path_params.get(SLUG)
+    if slug is None:
+        user = queries.user_by_session(session, token_hash) if token_hash else None
+    else:
+        found = queries.member_by_session(session, token_hash, slug) if token_hash else None
+        user = found.user if found else None
+    state.user = user
+    if user is None:
+        raise NotSignedIn("This page needs a sign-in.", "Sign in and you will come back here.")
+    if slug is not None:
+        if found is None or found.project is None or found.row is None:
+            raise NotFound(f"You have no project “{slug}”.", "The list of your projects is on the start page.")
+        state.member = Membership(found.project, user, found.row)
+        state.project, state.roles = found.project, state.member.roles
+        offers = {"red_team": found.project.policy_id is not None, "thumbs": bool(found.project.labeling.get("thumbs"))}
+        state.offers = Offers(found.to_write, found.written, **offers)
     for guard in guards:
-        if guard is administrator:
-            need_administrator(user)
-        elif isinstance(guard, HasRole):
-            assert member_ is not None, "a role belongs to a project"
-            guard.check(member_)
+        if guard is administrator and not user.is_admin:
+            raise Forbidden("This page is for administrators of the service.", "One of them can make you another.")
+        if isinstance(guard, HasRole):
+            guard.check(state.roles)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, ColumnElement, Select, bindparam, exists, func, or_, select
+from sqlalchemy import ColumnElement, Select, bindparam, exists, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
@@ -50,29 +50,30 @@ class Offers(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A project with somebody's membership, and two of its `Offers`."""
+    """A signed-in user, and the project in the address, with two of its `Offers`; project: none where there is no such
+    project. row: none where the user is no member of it."""
 
-    project: Project
-    row: ProjectMember
+    user: User
+    project: Project | None
+    row: ProjectMember | None
     to_write: bool
     written: bool
 
 
-def _membership() -> Select[Project, ProjectMember, bool, bool]:
-    user_id = bindparam("user_id", type_=BigInteger)
+def _in_project() -> Select[Any]:
     to_write = exists().where(DemonstrationTask.project_id == Project.id)
-    written = exists().where(Demonstration.project_id == Project.id, Demonstration.author_id == user_id)
-    found = select(Project, ProjectMember, to_write, written)
-    joined = found.join(ProjectMember, ProjectMember.project_id == Project.id)
-    return joined.where(Project.slug == bindparam("slug"), ProjectMember.user_id == user_id)
+    written = exists().where(Demonstration.project_id == Project.id, Demonstration.author_id == User.id)
+    own = (ProjectMember.project_id == Project.id) & (ProjectMember.user_id == User.id)
+    found = _by_session().add_columns(Project, ProjectMember, to_write, written)
+    return found.outerjoin(Project, Project.slug == bindparam("slug")).outerjoin(ProjectMember, own)
 
 
-_MEMBERSHIP = prepared(_membership())
+_IN_PROJECT = prepared(_in_project())
 
 
-def membership(session: Session, slug: str, user_id: int) -> Found | None:
-    """None also where the user is no member. One statement."""
-    row = session.execute(_MEMBERSHIP, {"slug": slug, "user_id": user_id}).one_or_none()
+def member_by_session(session: Session, token_hash: str, slug: str) -> Found | None:
+    """As `user_by_session`, with the user's membership in a project. One statement."""
+    row = session.execute(_IN_PROJECT, {"token_hash": token_hash, "slug": slug}).one_or_none()
     return Found(*row) if row else None
 
 

@@ -6,12 +6,10 @@ import secrets
 from typing import Annotated
 
 from fastapi import Depends, Request, Response
-from sqlalchemy.orm import Session
-from starlette.concurrency import run_in_threadpool
 
 from app.access import queries
 from app.db import SessionDep
-from app.errors import NotSignedIn, OldForm
+from app.errors import OldForm
 from app.models import User
 
 SESSION_COOKIE = "prefloop_session"
@@ -60,32 +58,26 @@ async def verify_csrf(request: Request) -> None:
         )
 
 
-def ask_visitor(request: Request, session: Session) -> User | None:
-    """The signed-in user, or none. Also puts it on the request for the templates."""
+def signed_in_as(request: Request) -> str | None:
+    """What the store keeps of the request's sign-in; none where it carries none."""
     token = request.cookies.get(SESSION_COOKIE)
-    request.state.user = queries.user_by_session(session, hash_token(token)) if token else None
-    return request.state.user
+    return hash_token(token) if token else None
 
 
-async def visitor(request: Request, session: SessionDep) -> User | None:
-    """As `ask_visitor`, unless the guards have asked before: app.limits."""
-    if getattr(request.state, "session", None) is not session:
-        await run_in_threadpool(ask_visitor, request, session)
+def visitor(request: Request, session: SessionDep) -> User | None:
+    """The signed-in user, or none, on routes that anybody may use. Also puts it on the request for the templates."""
+    token_hash = signed_in_as(request)
+    request.state.user = queries.user_by_session(session, token_hash) if token_hash else None
     return request.state.user
 
 
 VisitorDep = Annotated[User | None, Depends(visitor)]
 
 
-def need_user(user: User | None) -> User:
-    if user is None:
-        raise NotSignedIn("This page needs a sign-in.", "Sign in and you will come back here.")
+async def signed_in(request: Request) -> User:
+    """Who is signed in; the guards have asked: app.access.guards."""
+    user: User = request.state.user
     return user
-
-
-# What asks nobody is `async` here and in guards.py: FastAPI would hand everything else to another thread.
-async def signed_in(user: VisitorDep) -> User:
-    return need_user(user)
 
 
 UserDep = Annotated[User, Depends(signed_in)]

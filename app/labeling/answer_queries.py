@@ -8,6 +8,8 @@ from uuid import UUID
 from sqlalchemy import BigInteger, ColumnElement, Row, Select, Uuid, bindparam, case, cast, exists, func, select, update
 from sqlalchemy.orm import Session
 
+from app.access import gate_queries
+from app.access.gate_queries import Gate
 from app.db import prepared
 from app.labeling.conditions import is_whole_answer
 from app.labeling.queries import lock_comparison
@@ -34,13 +36,15 @@ class SoFar(NamedTuple):
     """What stands between a labeler and a comparison, which is locked.
 
     leases: theirs on it, each with the milliseconds since it was given out. rubric: the comparison's. is_judged: they
-    have judged it. sent_before_id: the judgment, on whatever comparison, that was sent with the same key.
+    have judged it. sent_before_id: the judgment, on whatever comparison, that was sent with the same key. gate: how
+    they stand in the project.
     """
 
     leases: list[tuple[Lease, int]]
     rubric: Rubric
     is_judged: bool
     sent_before_id: int | None
+    gate: Gate
 
 
 def _so_far() -> Select[Any]:
@@ -50,7 +54,8 @@ def _so_far() -> Select[Any]:
         Judgment.comparison_id == comparison_id, Judgment.labeler_id == labeler_id, Judgment.superseded_at.is_(None)
     )
     sent = select(Judgment.id).where(Judgment.idempotency_key == bindparam("key", type_=Uuid)).scalar_subquery()
-    own: Select[Any] = select(Lease, age, Rubric, judged, sent)
+    standing = gate_queries.standing_of(bindparam("project_id", type_=BigInteger), labeler_id)
+    own: Select[Any] = select(Lease, age, Rubric, judged, sent, *standing)
     own = own.join(Comparison, Comparison.id == Lease.comparison_id).join(Rubric, Rubric.id == Comparison.rubric_id)
     return own.where(Lease.comparison_id == comparison_id, Lease.labeler_id == labeler_id)
 
@@ -58,12 +63,13 @@ def _so_far() -> Select[Any]:
 _SO_FAR = prepared(_so_far())
 
 
-def so_far(session: Session, comparison_id: int, labeler_id: int, idempotency_key: UUID) -> SoFar:
+def so_far(session: Session, comparison: Comparison, labeler_id: int, idempotency_key: UUID) -> SoFar:
     """Read for a labeler who has or had a lease on the comparison."""
-    values = {"comparison_id": comparison_id, "labeler_id": labeler_id, "key": idempotency_key}
+    values: dict[str, Any] = {"comparison_id": comparison.id, "project_id": comparison.project_id}
+    values |= {"labeler_id": labeler_id, "key": idempotency_key}
     rows = session.execute(_SO_FAR, values, execution_options={"populate_existing": True}).all()
-    _, _, rubric, is_judged, sent_before_id = rows[0]
-    return SoFar([(row[0], row[1]) for row in rows], rubric, is_judged, sent_before_id)
+    _, _, rubric, is_judged, sent_before_id, *gate = rows[0]
+    return SoFar([(row[0], row[1]) for row in rows], rubric, is_judged, sent_before_id, Gate(*gate))
 
 
 def judgment_by_key(session: Session, idempotency_key: UUID) -> Judgment | None:

@@ -38,11 +38,11 @@ def submit(session: Session, project: Project, lease_id: UUID, labeler: User, fo
     lease, comparison = leases.own_lease(session, project, lease_id, labeler)
     pairs = answer_queries.lock_with_ranking(session, comparison)
     offered = pairs[0]
-    so_far = answer_queries.so_far(session, offered.id, labeler.id, form.idempotency_key)
+    so_far = answer_queries.so_far(session, offered, labeler.id, form.idempotency_key)
     sent_before = session.get(Judgment, so_far.sent_before_id) if so_far.sent_before_id else None
     if sent_before and _is_same(session, sent_before, lease, pairs, form):
         return sent_before
-    gate.require(session, project, labeler, begun=True)
+    gate.require_open(so_far.gate, begun=True)
     if sent_before or so_far.is_judged:
         raise Conflict("You have judged this comparison already, perhaps in another tab.", "Your first answer stands.")
     if any(own.state == "recused" for own, _age in so_far.leases):

@@ -47,7 +47,7 @@ def project(session: Session) -> Project:
         ("post", "/projects/p/quiz"),
     ],
 )
-def test_who_asks_and_what_they_may_is_read_in_two_statements(
+def test_who_asks_and_what_they_may_is_read_in_one_statement(
     engine: Engine, sign_in: SignIn, project: Project, method: str, path: str
 ) -> None:
     client = sign_in("labeler", "admin", "operator")
@@ -55,8 +55,8 @@ def test_who_asks_and_what_they_may_is_read_in_two_statements(
     client._csrf_token()
     with statements(engine) as seen:
         getattr(client, method)(path)
-    assert [statement for statement in seen if "FROM user_account JOIN auth_session" in statement] == seen[:1]
-    assert [statement for statement in seen if "project_member" in statement] == seen[1:2]
+    for table in ("auth_session", "project_member"):
+        assert [statement for statement in seen if table in statement] == seen[:1]
 
 
 def test_a_refusal_names_the_role_and_who_gives_it(sign_in: SignIn, project: Project) -> None:

@@ -14,9 +14,9 @@ from tests import factories
 from tests.conftest import SignedIn
 from tests.labeling.test_routes import SCRIPT, Shown, html_of, url
 
-CARD = 12  # a card: who asks, may they, what they hold, where they stand, what comes next, and how much is left
+CARD = 11  # a card: who asks, may they, what they hold, where they stand, what comes next, and how much is left
 # An answer, and with it the card that follows the one on the desk: fewer than the answer and the card alone.
-ANSWER_AND_CARD = 20
+ANSWER_AND_CARD = 18
 
 
 @pytest.fixture(params=["majority", "dawid_skene"])
