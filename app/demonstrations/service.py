@@ -15,7 +15,7 @@ from app.demonstrations import asking_queries, queries
 from app.demonstrations.forms import AnswerForm, AskForm, DecisionForm, RevisionForm
 from app.demonstrations.queries import Desk, ProjectTasks
 from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound
-from app.models import Demonstration, DemonstrationEvent, Project, User
+from app.models import Demonstration, DemonstrationEvent, Project, Prompt, User
 from app.typed import as_typed
 
 # Writing takes longer than choosing: a prompt is held for this many of the project's leases.
@@ -136,6 +136,24 @@ def submit(session: Session, project: Project, labeler: User, task_id: int, form
     )
     session.add(demonstration)
     session.delete(task)
+    session.flush()
+    return demonstration
+
+
+def write(session: Session, project: Project, author: User, prompt: Prompt, text: str) -> Demonstration:
+    """Takes an answer to a prompt that nobody was asked to write; it waits for its review.
+
+    Raises:
+        InvalidInput: nothing is written.
+        Conflict: exactly this answer is there already.
+    """
+    if not text.strip():
+        raise InvalidInput("Nothing is written yet.", "Write the answer.")
+    _refuse_double(session, prompt.id, text)
+    demonstration = Demonstration(
+        project_id=project.id, prompt_id=prompt.id, text=text, digest=digest(text), author_id=author.id
+    )
+    session.add(demonstration)
     session.flush()
     return demonstration
 

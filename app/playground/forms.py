@@ -1,11 +1,12 @@
 """What the pages of the playground send."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, Field
 
-from app.typed import CleanText
+from app.demonstrations.forms import MAX_TEXT as MAX_CORRECTION
+from app.typed import CleanLine, CleanText, ExactText
 
 MAX_TEXT = 20_000
 
@@ -27,3 +28,25 @@ class SayForm(BaseModel):
 
 class VoteForm(BaseModel):
     vote: Annotated[int, Field(ge=-1, le=1)]
+
+
+class AnswerForm(BaseModel):
+    """Which of a message's two answers: 0 the first, 1 the second."""
+
+    side: Annotated[int, Field(ge=0, le=1)]
+
+
+class FailureForm(AnswerForm):
+    """How badly an answer failed, and at what; as a red-team attempt is rated."""
+
+    severity: Annotated[int, Field(ge=1, le=3)]
+    safety_category: Annotated[CleanLine, Field(min_length=1, max_length=100)]
+
+
+class CorrectionForm(AnswerForm):
+    """The answer as it should have been."""
+
+    text: Annotated[ExactText, Field(max_length=MAX_CORRECTION)] = ""
+
+
+Kept = Literal["", "failure", "correction"]  # what the page says was kept a moment ago

@@ -12,8 +12,18 @@ from app.errors import Conflict, InvalidInput, PrefloopError
 from app.limits import FormRoute
 from app.models import Project
 from app.playground import queries, service
-from app.playground.forms import MAX_TEXT, ChatForm, SayForm, VoteForm
+from app.playground.forms import (
+    MAX_CORRECTION,
+    MAX_TEXT,
+    ChatForm,
+    CorrectionForm,
+    FailureForm,
+    Kept,
+    SayForm,
+    VoteForm,
+)
 from app.queue import has_worker
+from app.red_team.forms import CATEGORIES, SEVERITIES
 from app.render import page, redirect
 
 router = APIRouter(prefix="/projects/{project_slug}/playground", route_class=FormRoute)
@@ -41,8 +51,15 @@ def start(
 
 
 @router.get("/{chat_id}")
-def show(request: Request, staff: StaffDep, project: ProjectDep, session: SessionDep, chat_id: int) -> Response:
-    return _chat(request, session, project, chat_id)
+def show(
+    request: Request,
+    staff: StaffDep,
+    project: ProjectDep,
+    session: SessionDep,
+    chat_id: int,
+    kept: Kept = "",
+) -> Response:
+    return _chat(request, session, project, chat_id, kept=kept)
 
 
 @router.get("/{chat_id}/turns")
@@ -102,6 +119,42 @@ def ask_labelers(
     return redirect(f"{_base(project)}/{chat_id}#turn-{turn_id}")
 
 
+@router.post("/{chat_id}/turns/{turn_id}/failure")
+def report_failure(
+    request: Request,
+    staff: StaffDep,
+    project: ProjectDep,
+    session: SessionDep,
+    chat_id: int,
+    turn_id: int,
+    form: Annotated[FailureForm, Form()],
+) -> Response:
+    try:
+        service.report_failure(session, project, staff, chat_id, turn_id, form)
+    except Conflict as problem:
+        return _chat(request, session, project, chat_id, problem=problem)
+    return redirect(f"{_base(project)}/{chat_id}?kept=failure#turn-{turn_id}")
+
+
+@router.post("/{chat_id}/turns/{turn_id}/correction")
+def correct(
+    request: Request,
+    staff: StaffDep,
+    project: ProjectDep,
+    session: SessionDep,
+    chat_id: int,
+    turn_id: int,
+    form: Annotated[CorrectionForm, Form()],
+) -> Response:
+    """A correction that is refused comes back as it was written."""
+    try:
+        service.correct(session, project, staff, chat_id, turn_id, form)
+    except (Conflict, InvalidInput) as problem:
+        refused = (turn_id, form.side, form.text)
+        return _chat(request, session, project, chat_id, problem=problem, refused=refused)
+    return redirect(f"{_base(project)}/{chat_id}?kept=correction#turn-{turn_id}")
+
+
 def _base(project: Project) -> str:
     return f"/projects/{project.slug}/playground"
 
@@ -126,7 +179,14 @@ def _chat(
     template: str = "playground/chat.html",
     problem: PrefloopError | None = None,
     text: str = "",
+    kept: Kept = "",
+    refused: tuple[int, int, str] | None = None,
 ) -> Response:
+    """A chat.
+
+    Args:
+        text: a message that was refused. refused: a correction that was, with its message and side.
+    """
     chat = service.any_chat(session, project, chat_id)
     response = page(
         request,
@@ -136,9 +196,13 @@ def _chat(
         turns=queries.turns(session, chat_id),
         worker=has_worker(session),
         key=uuid4(),
-        most={"text": MAX_TEXT, "turns": service.MOST_TURNS},
+        most={"text": MAX_TEXT, "correction": MAX_CORRECTION, "turns": service.MOST_TURNS},
         problem=problem,
         text=text,
+        kept=kept,
+        refused=refused,
+        categories=CATEGORIES,
+        severities=SEVERITIES,
     )
     response.headers["Cache-Control"] = "no-store"
     return response

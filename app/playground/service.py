@@ -1,26 +1,41 @@
-"""Talking to two models: chats, turns, votes, and asking labelers about two answers.
+"""Talking to two models: chats, turns, votes, and what can be made of answers.
 
 All staff of a project share its chats. A vote is an impression and trains nothing. Labelers, asked without being told
-which model is which, give judgments that do.
+which model is which, give judgments that do. A bad answer can be kept as a red-team attempt, and corrected as a
+demonstration.
 """
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from secrets import SystemRandom
+from typing import Any, NamedTuple
+from uuid import uuid5
 
 from sqlalchemy.orm import Session
 
 from app.access import gate_queries
 from app.artifacts import ArtifactStore
 from app.audit import audit
+from app.demonstrations import service as demonstrations
 from app.errors import Conflict, InvalidInput, NotFound
 from app.judging import LabelingSettings
 from app.labeling import opening
-from app.models import Comparison, Completion, ModelVersion, PlaygroundChat, PlaygroundTurn, Project, User
+from app.models import (
+    Comparison,
+    Completion,
+    Demonstration,
+    ModelVersion,
+    PlaygroundChat,
+    PlaygroundTurn,
+    Project,
+    RedTeamAttempt,
+    User,
+)
 from app.playground import queries
-from app.playground.forms import ChatForm, SayForm
+from app.playground.forms import ChatForm, CorrectionForm, FailureForm, SayForm
 from app.playground.queries import Chat, Turn
 from app.prompts import service as prompts
+from app.red_team import service as red_team
 from app.rounds import service as rounds
 from app.rounds.adoption import POLICY_ROLES
 from app.rows import PromptRow
@@ -204,6 +219,69 @@ def ask_labelers(session: Session, project: Project, actor: User, chat_id: int, 
     audit(session, actor.id, "playground.asked", project.id, comparison_id=comparison.id)
     session.flush()
     return comparison
+
+
+def report_failure(
+    session: Session, project: Project, actor: User, chat_id: int, turn_id: int, form: FailureForm
+) -> RedTeamAttempt:
+    """Keeps a bad answer as a rated red-team attempt, which an admin can accept; twice changes nothing.
+
+    Raises:
+        NotFound: as `up_to`.
+        Conflict: as `_answer_of`.
+    """
+    answer = _answer_of(session, project, chat_id, turn_id, form.side)
+    return red_team.report(
+        session,
+        project,
+        actor,
+        uuid5(answer.turn.idempotency_key, f"answer {form.side}"),
+        messages=answer.messages,
+        answer=answer.said,
+        model_version_id=answer.model.id,
+        run_id=answer.turn.run_id,
+        severity=form.severity,
+        safety_category=form.safety_category,
+    )
+
+
+def correct(
+    session: Session, project: Project, actor: User, chat_id: int, turn_id: int, form: CorrectionForm
+) -> Demonstration:
+    """Keeps a better answer as a demonstration, which waits for its review.
+
+    Raises:
+        NotFound: as `up_to`.
+        Conflict: as `_answer_of`; or exactly this demonstration is there already.
+        InvalidInput: nothing is written, or nothing was changed.
+    """
+    answer = _answer_of(session, project, chat_id, turn_id, form.side)
+    if form.text == answer.said["text"]:
+        raise InvalidInput("The answer is as the model gave it.", "Change what is wrong with it.")
+    prompt = prompts.add(session, project.id, answer.messages, source="playground")
+    return demonstrations.write(session, project, actor, prompt, form.text)
+
+
+class _Answer(NamedTuple):
+    """One model's answer, and the conversation that it answers."""
+
+    turn: PlaygroundTurn
+    model: ModelVersion
+    messages: list[dict[str, str]]
+    said: dict[str, Any]
+
+
+def _answer_of(session: Session, project: Project, chat_id: int, turn_id: int, side: int) -> _Answer:
+    """Raises NotFound, as `up_to`; Conflict where there is no answer, or what becomes of it would tell which model a
+    blind chat hides."""
+    chat, said = up_to(session, project, chat_id, turn_id)
+    *before, turn = (each.turn for each in said)
+    answer = (turn.first, turn.second)[side]
+    if answer is None:
+        raise Conflict("The model has not answered yet.", "Wait for the answer.")
+    if chat.is_hidden:
+        raise Conflict("This chat is blind until somebody votes.", "Vote first.")
+    return _Answer(turn, (chat.first, chat.second)[side], conversation(before, side, turn.text), answer)
 
 
 def any_chat(session: Session, project: Project, chat_id: int, *, lock: bool = False) -> Chat:

@@ -4,7 +4,8 @@ An attempt's conversation is no prompt of the project until an admin accepts it,
 """
 
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from uuid import UUID
 
 from sqlalchemy.orm import Session
 
@@ -152,6 +153,44 @@ def rate(session: Session, project: Project, author: User, attempt_id: int, form
     attempt.severity, attempt.tags, attempt.note = rating
     attempt.rated_at = datetime.now(UTC)
     session.flush()
+
+
+def report(
+    session: Session,
+    project: Project,
+    author: User,
+    key: UUID,
+    *,
+    messages: list[dict[str, str]],
+    answer: dict[str, Any],
+    model_version_id: int,
+    run_id: int,
+    severity: int,
+    safety_category: str,
+) -> RedTeamAttempt:
+    """Keeps an answer that failed elsewhere as an attempt that is rated already; the same key twice is one attempt.
+
+    Args:
+        messages, answer, run_id: as the columns of `RedTeamAttempt`.
+    """
+    known = queries.by_key(session, key)
+    if known is not None:
+        return known
+    attempt = RedTeamAttempt(
+        project_id=project.id,
+        author_id=author.id,
+        messages=messages,
+        safety_category=safety_category,
+        model_version_id=model_version_id,
+        run_id=run_id,
+        answer=answer,
+        severity=severity,
+        rated_at=datetime.now(UTC),
+        idempotency_key=key,
+    )
+    session.add(attempt)
+    session.flush()
+    return attempt
 
 
 def _own(session: Session, project: Project, author: User, attempt_id: int) -> RedTeamAttempt:

@@ -148,6 +148,8 @@ WHO = {
     "POST ~/playground/{chat_id}/turns/{turn_id}/again": "ao",
     "POST ~/playground/{chat_id}/turns/{turn_id}/vote": "ao",
     "POST ~/playground/{chat_id}/turns/{turn_id}/ask": "ao",
+    "POST ~/playground/{chat_id}/turns/{turn_id}/failure": "ao",
+    "POST ~/playground/{chat_id}/turns/{turn_id}/correction": "ao",
     "GET ~/monitors": "ao",
     "GET ~/monitors/{monitor_name}": "ao",
     "GET ~/models": "ao",

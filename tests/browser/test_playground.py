@@ -7,7 +7,7 @@ from playwright.sync_api import Page, expect
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.models import Comparison, PlaygroundTurn, Run
+from app.models import Comparison, Demonstration, PlaygroundTurn, RedTeamAttempt, Run
 from app.settings import Settings
 from tests import factories
 from tests.browser.pictures import take_picture
@@ -61,3 +61,16 @@ def test_two_models_talk_blind_until_somebody_votes(
     expect(page.get_by_text("Labelers are asked about these two answers.")).to_be_visible()
     comparison = session.scalars(select(Comparison)).one()
     assert (comparison.state, comparison.purpose) == ("open", "train")
+
+    card = page.locator(".card", has=page.get_by_role("heading", name="newcomer")).first
+    card.get_by_text("Report a failure").click()
+    card.get_by_label("How badly it failed").select_option("badly")
+    card.get_by_role("button", name="Keep as a red-team attempt").click()
+    expect(page.get_by_text("The answer is kept as a red-team attempt.")).to_be_visible()
+    card.get_by_text("Correct it").click()
+    take_picture(page, "playground-correct-390")
+    card.get_by_label("The answer as it should be").fill("Rye, for its crust.")
+    card.get_by_role("button", name="Keep as a demonstration").click()
+    expect(page.get_by_text("Your correction is kept as a demonstration")).to_be_visible()
+    assert session.scalars(select(RedTeamAttempt.severity)).all() == [3]
+    assert session.scalars(select(Demonstration.text)).all() == ["Rye, for its crust."]

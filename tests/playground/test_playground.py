@@ -15,8 +15,10 @@ from app.errors import Conflict, InvalidInput, NotFound
 from app.labeling import assigning
 from app.models import Comparison, Completion, ModelVersion, PlaygroundTurn, Project, Prompt, Run, User
 from app.playground import queries, service
-from app.playground.forms import ChatForm, SayForm
+from app.playground.forms import ChatForm, CorrectionForm, FailureForm, SayForm
 from app.prompts import service as prompts
+from app.red_team import service as red_team
+from app.red_team.forms import AcceptForm
 from app.rounds import service as rounds
 from app.rounds.sampling import NewSample
 from app.specs import RUN_SPEC, SampleSpec
@@ -216,6 +218,52 @@ def test_a_prompt_that_measures_policies_is_not_asked_about(
     answer(session, turn, "Rye.", "Wheat.")
     with pytest.raises(Conflict, match="measures policies"):
         service.ask_labelers(session, project, owner, chat, turn.id)
+
+
+def test_a_bad_answer_becomes_a_rated_attempt_and_a_better_one_a_demonstration(
+    session: Session, store: ArtifactStore, project: Project, owner: User, models: list[ModelVersion]
+) -> None:
+    chat = begin(session, project, owner, models)
+    answer(session, say(session, store, project, chat, "Best bread?"), "Rye.", "Wheat.")
+    turn = say(session, store, project, chat, "Why?")
+    failure = FailureForm(side=1, severity=3, safety_category="other")
+    with pytest.raises(Conflict, match="not answered yet"):
+        service.report_failure(session, project, owner, chat, turn.id, failure)
+    answer(session, turn, "Taste.", "Mud.")
+
+    attempt = service.report_failure(session, project, owner, chat, turn.id, failure)
+    assert service.report_failure(session, project, owner, chat, turn.id, failure).id == attempt.id
+    line = ["Best bread?", "Wheat.", "Why?"]
+    assert [message["content"] for message in attempt.messages] == line
+    assert (attempt.answer, attempt.severity, attempt.model_version_id) == (turn.second, 3, models[1].id)
+    accepted = red_team.accept(session, project, owner, AcceptForm(attempts=[attempt.id], split="regression"))
+    assert accepted == (1, 0, 0)
+    kept = session.scalars(select(Completion)).one()
+    assert (kept.text, kept.prompt_id, kept.model_version_id) == ("Mud.", attempt.prompt_id, models[1].id)
+
+    better = CorrectionForm(side=1, text=" Crumb and crust.\n")
+    written = service.correct(session, project, owner, chat, turn.id, better)
+    assert (written.text, written.state, written.author_id) == (" Crumb and crust.\n", "pending", owner.id)
+    assert written.prompt_id == attempt.prompt_id  # the same conversation stands once in a project
+    with pytest.raises(Conflict, match="is there already"):
+        service.correct(session, project, owner, chat, turn.id, better)
+    for text, words in (("Mud.", "as the model gave it"), (" \n", "Nothing is written")):
+        with pytest.raises(InvalidInput, match=words):
+            service.correct(session, project, owner, chat, turn.id, CorrectionForm(side=1, text=text))
+
+
+def test_nothing_becomes_of_answers_while_a_chat_is_blind(
+    session: Session, store: ArtifactStore, project: Project, owner: User, models: list[ModelVersion]
+) -> None:
+    """An attempt names its model."""
+    chat = begin(session, project, owner, models, blind=True)
+    turn = say(session, store, project, chat, "Best bread?")
+    answer(session, turn, "Rye.", "Wheat.")
+    failure = FailureForm(side=0, severity=1, safety_category="hate")
+    with pytest.raises(Conflict, match="blind until somebody votes"):
+        service.report_failure(session, project, owner, chat, turn.id, failure)
+    service.vote(session, project, chat, turn.id, -1)
+    assert service.report_failure(session, project, owner, chat, turn.id, failure).severity == 1
 
 
 def test_the_pages(sign_in: Callable[..., SignedIn], session: Session, project: Project, store: ArtifactStore) -> None:
