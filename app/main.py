@@ -23,6 +23,7 @@ from app.accounts.routes import router as accounts
 from app.addresses import AddressCheck
 from app.artifacts import ArtifactStore
 from app.assignments.routes import router as assignments
+from app.automatic.routes import router as automatic
 from app.calibration.routes import router as calibration
 from app.datasets.routes import router as datasets
 from app.db import Limits, make_engine, make_session_factory, unhurried
@@ -68,6 +69,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     calibration,
     datasets,
     rounds,
+    automatic,
     monitors,
     playground,
     lineage,

@@ -26,6 +26,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.artifacts import ArtifactStore
+from app.automatic import service as automatic
 from app.db import Limits, make_engine, make_session_factory, sqlalchemy_url
 from app.errors import PrefloopError
 from app.logs import start_logging
@@ -46,6 +47,8 @@ STALLED_SECONDS = 15.0
 RECOVERY_SECONDS = 5.0
 # How often it looks whether people prefer a policy that waits for them.
 PROMOTION_SECONDS = 15.0
+# How often it looks whether a round is due by a project's rule, which counts judgments.
+AUTOMATIC_SECONDS = 60.0
 # After a signal a run ends at its next report; after this long the worker ends without it.
 GRACE_SECONDS = 6.0
 GIVE_BACK_SECONDS = 3.0
@@ -121,9 +124,8 @@ class Worker:
         self.engine = engine
         self.sessions: sessionmaker[Session] = make_session_factory(engine)
         self.stopping = threading.Event()
-        self.runner = Runner(
-            self.sessions, ArtifactStore(settings.artifacts_root, settings.outside_models), self.stopping, settings
-        )
+        self.store = ArtifactStore(settings.artifacts_root, settings.outside_models)
+        self.runner = Runner(self.sessions, self.store, self.stopping, settings)
         conninfo = sqlalchemy_url(database_url).replace("+psycopg", "", 1)
         self.app = App(
             connector=PatientConnector(conninfo=conninfo, min_size=1, max_size=4, timeout=5, reconnect_timeout=3600)
@@ -140,6 +142,7 @@ class Worker:
         async with self.app.open_async():
             recovery = asyncio.create_task(self._keep_recovering())
             promotion = asyncio.create_task(self._keep_promoting())
+            automation = asyncio.create_task(self._keep_starting())
             stopped = asyncio.create_task(stop.wait())
             try:
                 while not stop.is_set():
@@ -162,6 +165,7 @@ class Worker:
             finally:
                 recovery.cancel()
                 promotion.cancel()
+                automation.cancel()
                 stopped.cancel()
 
     async def _work(self, until_empty: bool) -> None:
@@ -197,6 +201,16 @@ class Worker:
                 if not is_outage(error):
                     log.exception("Looking for policies that people prefer failed; trying again.")
             await asyncio.sleep(PROMOTION_SECONDS)
+
+    async def _keep_starting(self) -> None:
+        while True:
+            try:
+                for project, number in await asyncio.to_thread(automatic.start_due, self.sessions, self.store):
+                    log.info("Round %d of %s starts by its rule.", number, project)
+            except Exception as error:
+                if not is_outage(error):
+                    log.exception("Looking for rounds that are due failed; trying again.")
+            await asyncio.sleep(AUTOMATIC_SECONDS)
 
     async def _keep_recovering(self) -> None:
         quiet_until = 0.0

@@ -30,6 +30,8 @@ class Project(Base):
     fitted: Mapped[Json] = mapped_column(server_default="{}")
     # app.specs.Generation as JSON: how responses are sampled for the queue.
     generation: Mapped[Json] = mapped_column(server_default="{}")
+    # app.automatic.service.Rule as JSON: when rounds start by themselves; none: they do not.
+    automatic: Mapped[Json | None]
     # The base model, the model that policies are kept close to (the newest fine-tuned one, else the base), and the
     # policy that samples now; none in a project that only holds imported judgments.
     base_model_id: Mapped[int | None] = mapped_column(ForeignKey("model_version.id", use_alter=True))

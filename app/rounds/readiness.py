@@ -31,7 +31,6 @@ class Available(NamedTuple):
 
     @classmethod
     def of(cls, session: Session, project: Project) -> "Available":
-        past = queries.rounds(session, project.id)
         return cls(
             candidates=snapshot_queries.candidates(session, project.id),
             trained_rounds=snapshot_queries.trained_rounds(session, project.id),
@@ -39,10 +38,14 @@ class Available(NamedTuple):
             approved=snapshot_queries.count_approved(session, project.id),
             pending=queries.pending_demonstrations(session, project.id),
             thumbs=thumb_counts(*snapshot_queries.count_thumbs(session, project.id)),
-            new_judgments=queries.judgments_since(
-                session, project.id, queries.read_at(session, past[0]) if past else None
-            ),
+            new_judgments=new_judgments(session, project),
         )
+
+
+def new_judgments(session: Session, project: Project) -> int:
+    """How many judgments that a round may read were given since the last round read."""
+    past = queries.rounds(session, project.id)
+    return queries.judgments_since(session, project.id, queries.read_at(session, past[0]) if past else None)
 
 
 class Preview(NamedTuple):
@@ -149,6 +152,13 @@ def lacks_at_first_sight(session: Session, project: Project, config: RoundConfig
     only_new = config.replay_share == 0
     winners = snapshot_queries.count_winners(session, project.id, MIN_PAIRS, only_new=only_new)
     return lacks(config, {"train": winners, "winners": winners}, demonstrations["train"])
+
+
+def cannot_start(session: Session, project: Project, config: RoundConfig) -> InvalidInput | None:
+    """Why a round with these settings cannot start, as far as that is seen at once; none if it can."""
+    if project.policy_id is None:
+        return InvalidInput("The project has no model to improve.", "Give it a base model first.")
+    return too_low_a_rank(session, project, config) or lacks_at_first_sight(session, project, config)
 
 
 def too_low_a_rank(session: Session, project: Project, config: RoundConfig) -> InvalidInput | None:

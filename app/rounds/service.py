@@ -23,7 +23,7 @@ from app.rounds.freezing import Changed, freeze, record
 from app.rounds.model_queries import digests_of
 from app.rounds.promotion import promote, waiting
 from app.rounds.queries import stored_samples
-from app.rounds.readiness import Available, lacks_at_first_sight, preview, too_low_a_rank
+from app.rounds.readiness import Available, cannot_start, new_judgments, preview
 from app.rounds.runs import (
     LOCK,
     end_round,
@@ -50,12 +50,14 @@ __all__ = [
     "begin_sampling",
     "cancel",
     "cancel_run",
+    "cannot_start",
     "checkpoints_of",
     "digests_of",
     "discard_checkpoints",
     "estimate",
     "freeze",
     "is_busy",
+    "new_judgments",
     "output_of",
     "preview",
     "promote_waiting",
@@ -87,11 +89,10 @@ def start(session: Session, store: ArtifactStore, project: Project, operator: Us
     """
     _lock(session, project)
     _refuse_second(session, project)
-    if project.policy_id is None:
-        raise InvalidInput("The project has no model to improve.", "Give it a base model first.")
     promote(session, project)
-    if problem := too_low_a_rank(session, project, config) or lacks_at_first_sight(session, project, config):
+    if problem := cannot_start(session, project, config):
         raise problem
+    assert project.policy_id is not None
     past = queries.rounds(session, project.id)
     round_ = Round(
         project_id=project.id,
