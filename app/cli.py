@@ -16,6 +16,7 @@ from app.accounts import queries as account_queries
 from app.accounts import service as accounts
 from app.datasets.cli import export_command, import_command, undo_command
 from app.errors import InvalidInput, NotFound, PrefloopError
+from app.lineage.cli import model_app
 from app.logs import start_logging
 from app.models import Project
 from app.postgres import command_session, database
@@ -32,6 +33,7 @@ app = typer.Typer(
 user_app = typer.Typer(no_args_is_help=True, help="Accounts, from the command line.")
 app.add_typer(user_app, name="user")
 app.add_typer(round_app, name="round")
+app.add_typer(model_app, name="model")
 app.command("import")(import_command)
 app.command("undo-import")(undo_command)
 app.command("export")(export_command)

@@ -33,6 +33,7 @@ from app.specs import (
     SFTSpec,
 )
 from trainer.checkpoints import Checkpoints
+from trainer.code_version import code
 from trainer.memory import give_back_memory, is_out_of_memory
 from trainer.recipes import best_of_n, dpo, evaluate, group, on_policy_dpo, ppo, reward, sample, sft
 from trainer.recipes.sample import Completion, OnCompletions
@@ -211,7 +212,7 @@ class Runner:
             # Last look before the folder appears: a worker that slept through its own replacement must not put its
             # model in the place of the one that is recorded.
             patiently(recorder.flush)
-        return result._asdict(), digest_folder(self.store.resolve(location))
+        return result._asdict() | {"code": code()}, digest_folder(self.store.resolve(location))
 
     def _checkpoints(self, spec: RunSpec, recorder: RunRecorder) -> Checkpoints:
         """The run's checkpoints; each one written counts as progress.

@@ -15,6 +15,12 @@ def model(session: Session, project_id: int, model_id: int) -> ModelVersion | No
     ).one_or_none()
 
 
+def by_name(session: Session, project_id: int, name: str) -> ModelVersion | None:
+    """The newest model of that name."""
+    found = select(ModelVersion).where(ModelVersion.project_id == project_id, ModelVersion.name == name)
+    return session.scalars(found.order_by(ModelVersion.id.desc()).limit(1)).one_or_none()
+
+
 __all__ = ["Origin", "adoptions", "chain", "children", "had_policies", "model", "policies"]
 
 

@@ -8,11 +8,11 @@ from app.access.guards import OperatorDep, ProjectDep, StaffDep
 from app.db import SessionDep
 from app.errors import NotFound
 from app.limits import FormRoute
-from app.lineage import queries, views
+from app.lineage import origins, queries, views
 from app.models import ModelVersion
 from app.render import page, redirect
 from app.rounds import service as rounds
-from app.typed import TypedDep
+from app.typed import Number, TypedDep
 
 router = APIRouter(prefix="/projects/{project_slug}/models", route_class=FormRoute)
 
@@ -31,11 +31,24 @@ ModelDep = Annotated[ModelVersion, Depends(model_of_path)]
 
 
 @router.get("")
-def list_models(request: Request, staff: StaffDep, project: ProjectDep, session: SessionDep) -> Response:
+def list_models(
+    request: Request,
+    staff: StaffDep,
+    project: ProjectDep,
+    session: SessionDep,
+    labeler: Number = None,
+    comparison: Number = None,
+) -> Response:
+    """All models; or those that learned from what a person said, or from a comparison, and those made from these."""
+    models, learned = queries.policies(session, project.id), None
+    if labeler is not None or comparison is not None:
+        learned = origins.learners(session, project, labeler, comparison)
+        models = [row for row in models if row[0].id in learned.ids]
     return page(
         request,
         "lineage/list.html",
-        models=queries.policies(session, project.id),
+        models=models,
+        learned=learned,
         had=queries.had_policies(session, project.id) | {project.base_model_id},
         adoptions=queries.adoptions(session, project.id, ADOPTIONS),
         is_busy=rounds.is_busy(session, project),
@@ -50,6 +63,7 @@ def show(request: Request, staff: StaffDep, project: ProjectDep, model: ModelDep
         model=model,
         chain=queries.chain(session, model.id),
         children=queries.children(session, model.id),
+        origin=origins.of(session, model),
         card=list(views.tables(model.card)) if model.card else [],
         papers=views.papers(request.app.state.store, model),
         was_policy=model.id in queries.had_policies(session, project.id) | {project.base_model_id},

@@ -3,6 +3,7 @@
 import threading
 import weakref
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,9 @@ def test_a_reward_model_says_what_it_thinks_of_every_comparison(
     rows = session.execute(said).all()
     assert [row.reward_trained for row in rows].count(True) == 20  # of make_project's train prompts
     assert [row.reward_trained for row in rows].count(False) == 2  # held out
+    result = session.scalar(select(Run.result).where(Run.round_id == round_.id, Run.kind == "reward"))
+    code = (result or {})["code"]
+    assert (code["torch"], len(code["sources"])) == (version("torch"), 64)
     assert all(0 < row.reward_p_b < 1 for row in rows)
 
 

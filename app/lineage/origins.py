@@ -1,0 +1,60 @@
+"""Between models and people: what a model learned from, and which models learned from somebody."""
+
+from typing import Any, NamedTuple
+
+from sqlalchemy.orm import Session
+
+from app.errors import NotFound
+from app.lineage import origin_queries
+from app.lineage.origin_queries import LearnedFrom
+from app.models import ModelVersion, Project, Run
+from app.rounds.model_queries import round_of
+
+
+class Origin(NamedTuple):
+    """What a model's round read, and how the model was trained.
+
+    settings, code: of its run; code is empty for models made before it was recorded.
+    """
+
+    learned: LearnedFrom
+    reward_model: ModelVersion | None
+    settings: dict[str, Any]
+    code: dict[str, str]
+
+
+def of(session: Session, model: ModelVersion) -> Origin | None:
+    """None for a model that no round has trained."""
+    round_ = round_of(session, model)
+    run = session.get(Run, model.run_id) if model.run_id else None
+    if round_ is None or run is None:
+        return None
+    reward_id = round_.reward_model_id
+    reward = session.get(ModelVersion, reward_id) if reward_id not in (None, model.id) else None
+    return Origin(origin_queries.learned_from(session, round_), reward, run.spec, (run.result or {}).get("code", {}))
+
+
+class Learners(NamedTuple):
+    """The models that learned from somebody or something, and how a page names that."""
+
+    ids: set[int]
+    words: str
+
+
+def learners(session: Session, project: Project, labeler_id: int | None, comparison_id: int | None) -> Learners:
+    """The models that learned from what a person said, else from a comparison.
+
+    Raises:
+        NotFound: the project has neither.
+    """
+    if labeler_id is not None:
+        name = origin_queries.name_of(session, project.id, labeler_id)
+        if name is None:
+            raise NotFound(
+                "Nobody of that number has said anything here.", "The list of labelers names those who have."
+            )
+        return Learners(set(origin_queries.models_of_labeler(session, project.id, labeler_id)), name)
+    if comparison_id is None or not origin_queries.has_comparison(session, project.id, comparison_id):
+        raise NotFound("This project has no such comparison.", "The Models page lists all models.")
+    found = origin_queries.models_of_comparison(session, project.id, comparison_id)
+    return Learners(set(found), f"comparison {comparison_id}")
