@@ -105,9 +105,10 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
     app.state.settings = settings
     app.state.session_factory = make_session_factory(engine)
     app.state.store = ArtifactStore(settings.artifacts_root, settings.outside_models)
-    app.state.agreement_tables = Kept()
-    app.state.labelers_overviews = Kept()
-    app.state.leaderboards = Kept()
+    # All three together leave threads for labelers: there are 40.
+    app.state.agreement_tables = Kept(at_once=10)
+    app.state.labelers_overviews = Kept(at_once=10)
+    app.state.leaderboards = Kept(at_once=10)
     app.state.available_to_rounds = Kept(worth_keeping=0.05)  # asked for by each change of the form of a new round
     app.state.project_counts = Kept(worth_keeping=0.05)  # asked for every few seconds by each open start page
 
