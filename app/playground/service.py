@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from app.access import gate_queries
 from app.artifacts import ArtifactStore
 from app.audit import audit
-from app.errors import Conflict, InvalidInput, NotFound
+from app.errors import Conflict, InvalidInput, NotFound, TooMany
 from app.judging import LabelingSettings
 from app.labeling import opening
 from app.models import Comparison, Completion, ModelVersion, PlaygroundChat, PlaygroundTurn, Project, User
@@ -27,6 +27,10 @@ from app.rows import PromptRow
 from app.settings import SamplingServer
 
 MOST_TURNS = 20
+# Messages in one person's chats that wait for answers: so nobody fills the queue that everybody shares.
+MAX_WAITING = 5
+# So many an hour go before what else is queued, and none that is asked again: so nobody holds up rounds for ever.
+AHEAD_AN_HOUR = 60
 SELECTION = {"policy": "playground"}  # of a comparison: a person chose the pair, so it never measures a policy
 
 
@@ -71,6 +75,7 @@ def say(
         NotFound: no such chat here.
         InvalidInput: nothing is written.
         Conflict: the models have not answered the last message yet, it failed, or the chat is as long as it may be.
+        TooMany: as many messages as may wait do.
     """
     chat = any_chat(session, project, chat_id, lock=True)
     known = queries.turn_by_key(session, form.idempotency_key)
@@ -87,7 +92,9 @@ def say(
         )
     if known is not None:
         raise Conflict("This form has been sent already, in another chat.", "Open the page again.")
-    run_id = _ask(session, store, project, chat, [turn.turn for turn in said], form.text, server)
+    _refuse_too_many(session, chat)
+    ahead = queries.count_lately(session, chat.owner.id) < AHEAD_AN_HOUR
+    run_id = _ask(session, store, project, chat, [turn.turn for turn in said], form.text, server, ahead=ahead)
     turn = PlaygroundTurn(chat_id=chat_id, text=form.text, run_id=run_id, idempotency_key=form.idempotency_key)
     session.add(turn)
     session.flush()
@@ -106,12 +113,23 @@ def say_again(
 
     Raises:
         NotFound: as `up_to`.
+        TooMany: as many messages as may wait do.
     """
     chat, said = up_to(session, project, chat_id, turn_id)
     if said[-1].state == "failed":
+        _refuse_too_many(session, chat)
         turn = said[-1].turn
         turn.run_id = _ask(session, store, project, chat, [each.turn for each in said[:-1]], turn.text, server)
         session.flush()
+
+
+def _refuse_too_many(session: Session, chat: Chat) -> None:
+    queries.lock_owner(session, chat.owner.id)
+    if queries.count_waiting(session, chat.owner.id) >= MAX_WAITING:
+        raise TooMany(
+            f"{MAX_WAITING} messages in chats that {chat.owner.name} began wait for their answers.",
+            "Send this one when the first is answered.",
+        )
 
 
 def _ask(
@@ -122,10 +140,12 @@ def _ask(
     before: Sequence[PlaygroundTurn],
     text: str,
     server: SamplingServer | None,
+    *,
+    ahead: bool = False,
 ) -> int:
     lines = [conversation(before, side, text) for side in (0, 1)]
     rows = [PromptRow(id=side, messages=tuple(line)) for side, line in enumerate(lines)]
-    return rounds.begin_turn(session, store, project, rows, [chat.first, chat.second], server).id
+    return rounds.begin_turn(session, store, project, rows, [chat.first, chat.second], server, ahead).id
 
 
 def conversation(before: Sequence[PlaygroundTurn], side: int, text: str) -> list[dict[str, str]]:
