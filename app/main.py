@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+import psycopg
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from sqlalchemy import text
-from sqlalchemy.exc import DataError, DBAPIError, InternalError, OperationalError, TimeoutError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InternalError, OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Scope
 
@@ -27,7 +28,7 @@ from app.calibration.routes import router as calibration
 from app.datasets.routes import router as datasets
 from app.db import Limits, make_engine, make_session_factory, unhurried
 from app.demonstrations.routes import router as demonstrations
-from app.errors import InvalidInput, NotFound, NotSignedIn, PrefloopError, Unavailable
+from app.errors import Conflict, InvalidInput, NotFound, NotSignedIn, PrefloopError, Unavailable
 from app.headers import AnswerHeaders
 from app.insights.routes import router as insights
 from app.kept import Kept
@@ -127,6 +128,7 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _show_invalid)
     app.add_exception_handler(HTTPException, _show_http_error)
     app.add_exception_handler(DataError, _show_not_storable)
+    app.add_exception_handler(IntegrityError, _show_sent_twice)
     app.add_exception_handler(OperationalError, _show_unavailable)
     app.add_exception_handler(InternalError, _show_unavailable)
     app.add_exception_handler(TimeoutError, _show_unavailable)
@@ -203,6 +205,19 @@ def _show_not_storable(request: Request, error: Exception) -> Response:
     log.info("%s %s was refused by the database: %s", request.method, request.url.path, error)
     advice = "Check the address, the numbers and pasted text for what does not belong there, and send it again."
     return _show_error(request, InvalidInput("A number is too large, or a character cannot be stored.", advice))
+
+
+def _show_sent_twice(request: Request, error: Exception) -> Response:
+    """A form's key that came twice at the same moment: who looked found neither. The constraint has decided; any other
+    refusal is a fault of ours."""
+    assert isinstance(error, IntegrityError)
+    constraint = error.orig.diag.constraint_name if isinstance(error.orig, psycopg.Error) else None
+    if not (constraint or "").endswith("_idempotency_key"):
+        return _show_unexpected(request, error)
+    return _show_error(
+        request,
+        Conflict("This form was sent twice at the same moment, and was taken once.", "Open the page again."),
+    )
 
 
 def _sqlstate(error: DBAPIError) -> str:

@@ -1,6 +1,7 @@
 """What people see of the web service while its database does not answer."""
 
 from collections.abc import Callable
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -9,9 +10,11 @@ from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.orm import Session
 
 from app.db import make_engine, make_session_factory
+from app.models import PlaygroundChat, PlaygroundTurn
 from app.projects import routes as projects
 from tests import factories
 from tests.conftest import SignedIn
+from tests.waiting import start_and_wait_for_its_lock
 
 SignIn = Callable[..., SignedIn]
 
@@ -104,3 +107,40 @@ def test_only_what_cannot_be_stored_is_said_to_be_so(
 
 def _token(client: SignedIn) -> str:
     return client.get("/projects").text.partition('"X-CSRF-Token": "')[2].partition('"')[0]
+
+
+@pytest.mark.parametrize("form", ["answer", "message"])
+def test_a_form_that_two_send_at_the_same_moment_is_taken_once(
+    app: FastAPI, sign_in: SignIn, session: Session, form: str
+) -> None:
+    """Two people, or two pages: whoever looks for the key finds none, and the constraint decides."""
+    project = factories.project(session, slug="p")
+    key, models = uuid4(), [factories.model(session, project) for _ in range(2)]
+    labeler, staff = sign_in("labeler"), sign_in("admin")
+    assert labeler.user
+    lease = factories.lease(session, factories.comparison(session, project), labeler_id=labeler.user.id)
+    about = {"project_id": project.id, "owner_id": staff.user and staff.user.id, "is_blind": False}
+    chats = [PlaygroundChat(**about, first_id=models[0].id, second_id=models[1].id) for _ in range(2)]
+    session.add_all(chats)
+    other = factories.comparison(session, project)
+    run = factories.run(session, project, "playground")
+    session.commit()
+    client, address, sent = {
+        "answer": (labeler, f"/projects/p/label/{lease.id}", {"rubric_id": other.rubric_id, "preference": 1}),
+        "message": (staff, f"/projects/p/playground/{chats[0].id}", {"text": "Hello"}),
+    }[form]
+    client.get("/projects")
+    # Somebody else's is stored, and not yet seen.
+    if form == "answer":
+        factories.judgment(session, other, preference=1, idempotency_key=key)
+    else:
+        session.add(PlaygroundTurn(chat_id=chats[1].id, text="Hello", run_id=run.id, idempotency_key=key))
+        session.flush()
+    answers = []
+    thread = start_and_wait_for_its_lock(
+        lambda: answers.append(client.post(address, {"idempotency_key": str(key), **sent})), app.state.session_factory
+    )
+    session.commit()
+    thread.join()
+    assert [answer.status_code for answer in answers] == [409]
+    assert "was taken once" in answers[0].text

@@ -1,6 +1,7 @@
 """Sending attempts, what their runs leave, rating, and turning them into prompts."""
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
