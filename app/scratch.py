@@ -4,19 +4,29 @@ A request removes its own folder. The folders of a process that was killed are r
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
 import tempfile
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 
+from app.errors import StorageFull, Unavailable
+
 PREFIX = "prefloop-files-"
 LEFT_BEHIND = 24 * 3600  # seconds; no request takes so long
+# Files that are made at the same time: each holds a thread and a connection, which whoever labels needs too.
+MADE_AT_ONCE = 4
+# Files that are there at the same time: whoever reads slowly keeps theirs on the disk.
+MOST_FILES = 20
+_made, _there = threading.Semaphore(MADE_AT_ONCE), threading.Semaphore(MOST_FILES)
 
 
 @contextlib.contextmanager
@@ -27,13 +37,42 @@ def folder() -> Iterator[Path]:
 
 
 def download(name: str, media_type: str, write: Callable[[Path], object]) -> FileResponse:
-    """A file that is made whole on the disk and then sent, so that an error is never half a file."""
+    """A file that is made whole on the disk and then sent, so that an error is never half a file.
+
+    Raises:
+        Unavailable: too many are made or sent already.
+        StorageFull: the disk is full.
+    """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_place(_there))
         path = stack.enter_context(folder()) / name
-        write(path)
+        with _place(_made), _named_when_full(name):
+            write(path)
         kept_until_sent = stack.pop_all()
     background = BackgroundTask(kept_until_sent.close)
-    return FileResponse(path, filename=name, media_type=media_type, background=background)
+    response = FileResponse(path, filename=name, media_type=media_type, background=background)
+    weakref.finalize(response, kept_until_sent.close)  # if it is never sent: the commit may fail after the route
+    return response
+
+
+@contextlib.contextmanager
+def _place(places: threading.Semaphore) -> Iterator[None]:
+    if not places.acquire(blocking=False):
+        raise Unavailable("Many people are downloading files right now.", "Try it again in a minute.")
+    try:
+        yield
+    finally:
+        places.release()
+
+
+@contextlib.contextmanager
+def _named_when_full(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise StorageFull(f"There was no room on the disk to write {name}.", "Free some, then retry.") from error
 
 
 def remove_left_behind() -> None:
