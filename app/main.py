@@ -1,6 +1,7 @@
 """The web service: `create_app(settings, database_url)`."""
 
 import contextlib
+import errno
 import logging
 import os
 import threading
@@ -28,7 +29,7 @@ from app.calibration.routes import router as calibration
 from app.datasets.routes import router as datasets
 from app.db import Limits, make_engine, make_session_factory, unhurried
 from app.demonstrations.routes import router as demonstrations
-from app.errors import Conflict, InvalidInput, NotFound, NotSignedIn, PrefloopError, Unavailable
+from app.errors import Conflict, InvalidInput, NotFound, NotSignedIn, PrefloopError, StorageFull, Unavailable
 from app.headers import AnswerHeaders
 from app.insights.routes import router as insights
 from app.kept import Kept
@@ -132,6 +133,7 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
     app.add_exception_handler(OperationalError, _show_unavailable)
     app.add_exception_handler(InternalError, _show_unavailable)
     app.add_exception_handler(TimeoutError, _show_unavailable)
+    app.add_exception_handler(OSError, _show_no_room)
     app.add_exception_handler(Exception, _show_unexpected)
     return app
 
@@ -264,6 +266,16 @@ def _show_unavailable(request: Request, error: Exception) -> Response:
     else:
         advice = f"Nothing was lost: reloading this page sends again what you typed. {then}"
     return _show_error(request, Unavailable(message, advice))
+
+
+def _show_no_room(request: Request, error: Exception) -> Response:
+    """No room for what a request keeps on the disk while it lasts: uploads, and files to download."""
+    assert isinstance(error, OSError)
+    if error.errno != errno.ENOSPC:
+        return _show_unexpected(request, error)
+    log.warning("%s %s found the disk full", request.method, request.url.path)
+    advice = "Tell whoever runs the service: its folder for temporary files needs space. Then send it again."
+    return _show_error(request, StorageFull("The service's disk is full.", advice))
 
 
 def _show_unexpected(request: Request, error: Exception) -> Response:

@@ -4,7 +4,6 @@ A request removes its own folder. The folders of a process that was killed are r
 """
 
 import contextlib
-import errno
 import os
 import shutil
 import stat
@@ -18,7 +17,7 @@ from pathlib import Path
 from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 
-from app.errors import StorageFull, Unavailable
+from app.errors import Unavailable
 
 PREFIX = "prefloop-files-"
 LEFT_BEHIND = 24 * 3600  # seconds; no request takes so long
@@ -41,12 +40,11 @@ def download(name: str, media_type: str, write: Callable[[Path], object]) -> Fil
 
     Raises:
         Unavailable: too many are made or sent already.
-        StorageFull: the disk is full.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(_place(_there))
         path = stack.enter_context(folder()) / name
-        with _place(_made), _named_when_full(name):
+        with _place(_made):
             write(path)
         kept_until_sent = stack.pop_all()
     background = BackgroundTask(kept_until_sent.close)
@@ -63,16 +61,6 @@ def _place(places: threading.Semaphore) -> Iterator[None]:
         yield
     finally:
         places.release()
-
-
-@contextlib.contextmanager
-def _named_when_full(name: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise StorageFull(f"There was no room on the disk to write {name}.", "Free some, then retry.") from error
 
 
 def remove_left_behind() -> None:

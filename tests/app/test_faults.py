@@ -1,6 +1,9 @@
 """What people see of the web service while its database does not answer."""
 
+import errno
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from uuid import uuid4
 
 import psycopg
@@ -144,3 +147,27 @@ def test_a_form_that_two_send_at_the_same_moment_is_taken_once(
     thread.join()
     assert [answer.status_code for answer in answers] == [409]
     assert "was taken once" in answers[0].text
+
+
+def test_a_full_disk_is_said_in_words(
+    sign_in: SignIn, session: Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Files that are made to be sent, and files that arrive."""
+    factories.project(session, slug="p")
+    session.commit()
+    client = sign_in("admin")
+    client.get("/projects")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def full(*_arguments: object, **_named: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "write", full)
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    file = {"files": ("x.jsonl", b"{}")}
+    for answer in (
+        client.get("/projects/p/samples.jsonl"),
+        client.post("/projects/p/data", {}, files=file),
+        client.post("/projects/p/data/preview", {}, files=file),
+    ):
+        assert (answer.status_code, "disk is full" in answer.text) == (507, True)

@@ -1,6 +1,5 @@
 """What a service that was killed left in the folder for temporary files."""
 
-import errno
 import gc
 import os
 import tempfile
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from app import scratch
-from app.errors import StorageFull, Unavailable
+from app.errors import Unavailable
 
 
 @pytest.fixture
@@ -84,13 +83,3 @@ def test_few_files_are_there_at_once(few_places: Path) -> None:
     gc.collect()
     assert len(list(few_places.iterdir())) == 2
     assert scratch.download("x", "text/plain", write).path
-
-
-def test_a_full_disk_is_said_in_words(few_places: Path) -> None:
-    def full(_path: Path) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    for _ in range(4):
-        with pytest.raises(StorageFull, match=r"no room on the disk to write x\.jsonl"):
-            scratch.download("x.jsonl", "application/jsonl", full)
-    assert list(few_places.iterdir()) == []
