@@ -125,14 +125,18 @@ def get_session(request: Request) -> Iterator[Session]:
     # A form's guards have asked in this session already: app.limits.
     session: Session = getattr(request.state, "session", None) or request.app.state.session_factory()
     session.info["is_taken"] = True  # and closed here
-    with session, session.get_transaction() or session.begin():
+    with session:
         try:
-            yield session
+            with session.get_transaction() or session.begin():
+                try:
+                    yield session
+                except Exception:
+                    # A rollback expires what was loaded; the error page still shows the user and the project.
+                    session.expunge_all()
+                    raise
         except Exception:
-            # A rollback expires what was loaded; the error page still shows the signed-in user and the project.
-            session.expunge_all()
             for name in ("user", "project"):
-                # A failed flush has rolled back, and so expired them, already: that page does without.
+                # Where a flush or the commit itself has failed, they have expired already: that page does without.
                 row = getattr(request.state, name, None)
                 if row is not None and inspect(row).expired_attributes:
                     setattr(request.state, name, None)

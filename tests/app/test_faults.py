@@ -9,6 +9,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 from fastapi import FastAPI
+from sqlalchemy import Engine
 from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.orm import Session
 
@@ -56,6 +57,28 @@ def test_a_connection_lost_while_writing_is_said_in_words(
     answer = admin.post("/projects", {"name": "Another"}, csrf=False, headers=token)
     assert answer.status_code == 503
     assert "cannot be reached" in answer.text
+
+
+@pytest.mark.parametrize("address", ["/projects", "/projects/p", "/projects/p/label"])
+def test_a_connection_lost_at_the_commit_is_said_in_words(
+    app: FastAPI,
+    sign_in: SignIn,
+    session: Session,
+    shared_engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    address: str,
+) -> None:
+    """The page that says so shows the user and the project, which the rollback has forgotten."""
+    factories.project(session, slug="p")
+    client = sign_in("labeler", "admin")
+    dialect = shared_engine.dialect
+
+    def lost(connection: object) -> None:
+        raise psycopg.OperationalError("consuming input failed: server closed the connection unexpectedly")
+
+    monkeypatch.setattr(dialect, "do_commit", lost)
+    answer = client.get(address)
+    assert (answer.status_code, "cannot be reached" in answer.text) == (503, True)
 
 
 @pytest.mark.parametrize(
