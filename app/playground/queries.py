@@ -1,6 +1,6 @@
 """SQL of the playground."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session, aliased
 
+from app.access.queries import may_label
 from app.models import ModelVersion, PlaygroundChat, PlaygroundTurn, Run, User
 
 MOST_CHATS = 50
@@ -88,6 +89,12 @@ def _of_owner(owner_id: int) -> Select[int]:
     return found.join(PlaygroundChat, PlaygroundChat.id == PlaygroundTurn.chat_id).where(
         PlaygroundChat.owner_id == owner_id
     )
+
+
+def count_other_labelers(session: Session, project_id: int, user_ids: Collection[int]) -> int:
+    """How many people are given tasks in a project, besides these."""
+    others = select(func.count()).select_from(User).where(*may_label(project_id), User.id.not_in(user_ids))
+    return session.scalar(others) or 0
 
 
 def turns(session: Session, chat_id: int) -> list[Turn]:

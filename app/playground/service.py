@@ -15,7 +15,7 @@ from app.artifacts import ArtifactStore
 from app.audit import audit
 from app.errors import Conflict, InvalidInput, NotFound, TooMany
 from app.judging import LabelingSettings
-from app.labeling import opening
+from app.labeling import opening, recusal
 from app.models import Comparison, Completion, ModelVersion, PlaygroundChat, PlaygroundTurn, Project, User
 from app.playground import queries
 from app.playground.forms import ChatForm, SayForm
@@ -173,7 +173,8 @@ def vote(session: Session, project: Project, chat_id: int, turn_id: int, vote: i
 
 
 def ask_labelers(session: Session, project: Project, actor: User, chat_id: int, turn_id: int) -> Comparison:
-    """Puts two answers to a chat's first message into the labelers' queue; twice changes nothing.
+    """Puts two answers to a chat's first message into the labelers' queue; twice changes nothing. Whoever asks, and
+    whoever began the chat, is not asked if enough others are.
 
     Raises:
         NotFound: as `up_to`.
@@ -221,6 +222,11 @@ def ask_labelers(session: Session, project: Project, actor: User, chat_id: int, 
     session.add(comparison)
     session.flush()
     turn.comparison_id = comparison.id
+    # They may know which model said what. Where too few others label, they judge all the same.
+    knowing = {actor.id, chat.owner.id}
+    if queries.count_other_labelers(session, project.id, knowing) >= (overlap.most or overlap.overlap):
+        for user_id in sorted(knowing):
+            recusal.recuse(session, comparison.id, user_id)
     audit(session, actor.id, "playground.asked", project.id, comparison_id=comparison.id)
     session.flush()
     return comparison

@@ -207,6 +207,25 @@ def test_labelers_are_asked_about_the_first_answers_and_never_to_measure(
         service.ask_labelers(session, project, owner, chat, second.id)
 
 
+@pytest.mark.parametrize("others", [1, 2])
+def test_who_knows_which_model_said_what_does_not_judge_it_if_enough_others_do(
+    session: Session, store: ArtifactStore, project: Project, models: list[ModelVersion], others: int
+) -> None:
+    project.overlap = 2
+    owner, asker = (factories.user(session, "operator", "labeler") for _ in range(2))
+    people = [factories.user(session) for _ in range(others)]
+    factories.user(session, "admin")  # labels nothing
+    chat = begin(session, project, owner, models)
+    turn = say(session, store, project, chat, "Best bread?")
+    answer(session, turn, "Rye.", "Wheat.")
+    comparison = service.ask_labelers(session, project, asker, chat, turn.id)
+    assert comparison.overlap == 2
+    given = [assigning.next_task(session, project, each) is not None for each in (owner, asker)]
+    assert given == [others == 1] * 2
+    if others == 2:
+        assert all(assigning.next_task(session, project, each) for each in people)
+
+
 def test_a_prompt_that_measures_policies_is_not_asked_about(
     session: Session, store: ArtifactStore, project: Project, owner: User, models: list[ModelVersion]
 ) -> None:
