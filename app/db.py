@@ -138,18 +138,21 @@ async def get_session(request: Request) -> AsyncIterator[Session]:
 
 
 def _end(request: Request, session: Session, failed: bool) -> None:
-    with session:
-        if not failed:
-            session.commit()
-            return
-        # A rollback expires what was loaded; the error page still shows the signed-in user and the project.
-        session.expunge_all()
-        for name in ("user", "project"):
-            # A failed flush has rolled back, and so expired them, already: that page does without.
+    is_committed = False
+    try:
+        with session:  # which rolls back what is not committed
+            if failed:
+                # A rollback expires what was loaded; the error page still shows the user and the project.
+                session.expunge_all()
+            else:
+                session.commit()
+                is_committed = True
+    finally:
+        for name in () if is_committed else ("user", "project"):
+            # Where a flush or the commit itself has failed, they have expired already: that page does without.
             row = getattr(request.state, name, None)
             if row is not None and inspect(row).expired_attributes:
                 setattr(request.state, name, None)
-        session.rollback()
 
 
 # scope="function": the commit happens before the response is sent, so a failing commit cannot answer 200.

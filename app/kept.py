@@ -1,11 +1,14 @@
 """What takes long to compute, kept for a while."""
 
+import contextlib
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Generic, NamedTuple, TypeVar
+
+from app.errors import Unavailable
 
 T = TypeVar("T")
 COMMITTING = timedelta(seconds=10)  # between the moment that a change bears and when others see it, at most
@@ -26,13 +29,21 @@ class Kept(Generic[T]):
 
     A value that takes less than `worth_keeping` seconds is computed again each time. Of the others the newest `MOST`
     stay, as each is as large as a page of figures.
+
+    Args:
+        at_once: how many requests may compute or wait for a value at the same time. Each of them holds a thread and a
+            connection, which whoever labels needs too. Of those let in, `COMPUTING` compute. None: no limit.
     """
 
     MOST = 32
     KEPT_FOR = 20
+    COMPUTING = 2
 
-    def __init__(self, worth_keeping: float = 1.0) -> None:
+    def __init__(self, worth_keeping: float = 1.0, at_once: int | None = None) -> None:
         self.worth_keeping = worth_keeping
+        self.at_once = at_once
+        self._inside = 0
+        self._computing = threading.Semaphore(self.COMPUTING)
         self._kept: dict[Hashable, Computed[T]] = {}
         self._locks: defaultdict[Hashable, threading.Lock] = defaultdict(threading.Lock)
         self._guard = threading.Lock()
@@ -50,16 +61,19 @@ class Kept(Generic[T]):
 
         Args:
             since: the value must have been begun after that moment, at which whoever asks changed what it is made of.
+
+        Raises:
+            Unavailable: as many as may wait do.
         """
-        with self._guard:
-            lock = self._locks[key]
-        with lock:
-            found = self.kept(key)
-            if found and (since is None or found.begun > since + COMMITTING):
+        if found := self._new_enough(key, since):
+            return found
+        with self._let_in(), self._lock_of(key):
+            if found := self._new_enough(key, since):
                 return found
-            began = time.perf_counter()
-            value = compute()
-            found = Computed(value, datetime.now(UTC), time.perf_counter() - began)
+            with contextlib.nullcontext() if self.at_once is None else self._computing:
+                began = time.perf_counter()
+                value = compute()
+                found = Computed(value, datetime.now(UTC), time.perf_counter() - began)
             if found.seconds > self.worth_keeping:
                 with self._guard:
                     self._kept.pop(key, None)
@@ -67,6 +81,34 @@ class Kept(Generic[T]):
                     for oldest in list(self._kept)[: -self.MOST]:
                         del self._kept[oldest]
             return found
+
+    def _new_enough(self, key: Hashable, since: datetime | None) -> Computed[T] | None:
+        found = self.kept(key)
+        return found if found and (since is None or found.begun > since + COMMITTING) else None
+
+    def _lock_of(self, key: Hashable) -> threading.Lock:
+        with self._guard:
+            return self._locks[key]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many wait as may."""
+        return self.at_once is not None and self._inside >= self.at_once
+
+    @contextlib.contextmanager
+    def _let_in(self) -> Iterator[None]:
+        with self._guard:
+            if self.is_full:
+                raise Unavailable(
+                    "Many people are waiting for figures like these to be computed.",
+                    "Reload the page in half a minute.",
+                )
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._inside -= 1
 
     def _lasting(self, found: Computed[T]) -> timedelta:
         return timedelta(seconds=self.KEPT_FOR * found.seconds)

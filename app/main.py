@@ -1,6 +1,7 @@
 """The web service: `create_app(settings, database_url)`."""
 
 import contextlib
+import errno
 import logging
 import os
 import threading
@@ -8,12 +9,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+import psycopg
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from sqlalchemy import text
-from sqlalchemy.exc import DataError, DBAPIError, InternalError, OperationalError, TimeoutError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InternalError, OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Scope
 
@@ -28,7 +30,7 @@ from app.calibration.routes import router as calibration
 from app.datasets.routes import router as datasets
 from app.db import Limits, make_engine, make_session_factory, unhurried
 from app.demonstrations.routes import router as demonstrations
-from app.errors import InvalidInput, NotFound, NotSignedIn, PrefloopError, Unavailable
+from app.errors import Conflict, InvalidInput, NotFound, NotSignedIn, PrefloopError, StorageFull, Unavailable
 from app.headers import AnswerHeaders
 from app.insights.routes import router as insights
 from app.kept import Kept
@@ -107,9 +109,10 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
     app.state.settings = settings
     app.state.session_factory = make_session_factory(engine)
     app.state.store = ArtifactStore(settings.artifacts_root, settings.outside_models)
-    app.state.agreement_tables = Kept()
-    app.state.labelers_overviews = Kept()
-    app.state.leaderboards = Kept()
+    # All three together leave threads for labelers: there are 40.
+    app.state.agreement_tables = Kept(at_once=10)
+    app.state.labelers_overviews = Kept(at_once=10)
+    app.state.leaderboards = Kept(at_once=10)
     app.state.available_to_rounds = Kept(worth_keeping=0.05)  # asked for by each change of the form of a new round
     app.state.project_counts = Kept(worth_keeping=0.05)  # asked for every few seconds by each open start page
 
@@ -128,9 +131,11 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _show_invalid)
     app.add_exception_handler(HTTPException, _show_http_error)
     app.add_exception_handler(DataError, _show_not_storable)
+    app.add_exception_handler(IntegrityError, _show_sent_twice)
     app.add_exception_handler(OperationalError, _show_unavailable)
     app.add_exception_handler(InternalError, _show_unavailable)
     app.add_exception_handler(TimeoutError, _show_unavailable)
+    app.add_exception_handler(OSError, _show_no_room)
     app.add_exception_handler(Exception, _show_unexpected)
     return app
 
@@ -206,6 +211,19 @@ def _show_not_storable(request: Request, error: Exception) -> Response:
     return _show_error(request, InvalidInput("A number is too large, or a character cannot be stored.", advice))
 
 
+def _show_sent_twice(request: Request, error: Exception) -> Response:
+    """A form's key that came twice at the same moment: who looked found neither. The constraint has decided; any other
+    refusal is a fault of ours."""
+    assert isinstance(error, IntegrityError)
+    constraint = error.orig.diag.constraint_name if isinstance(error.orig, psycopg.Error) else None
+    if not (constraint or "").endswith("_idempotency_key"):
+        return _show_unexpected(request, error)
+    return _show_error(
+        request,
+        Conflict("This form was sent twice at the same moment, and was taken once.", "Open the page again."),
+    )
+
+
 def _sqlstate(error: DBAPIError) -> str:
     """PostgreSQL's code of the error; '' where the driver itself failed."""
     return getattr(error.orig, "sqlstate", None) or ""
@@ -250,6 +268,16 @@ def _show_unavailable(request: Request, error: Exception) -> Response:
     else:
         advice = f"Nothing was lost: reloading this page sends again what you typed. {then}"
     return _show_error(request, Unavailable(message, advice))
+
+
+def _show_no_room(request: Request, error: Exception) -> Response:
+    """No room for what a request keeps on the disk while it lasts: uploads, and files to download."""
+    assert isinstance(error, OSError)
+    if error.errno != errno.ENOSPC:
+        return _show_unexpected(request, error)
+    log.warning("%s %s found the disk full", request.method, request.url.path)
+    advice = "Tell whoever runs the service: its folder for temporary files needs space. Then send it again."
+    return _show_error(request, StorageFull("The service's disk is full.", advice))
 
 
 def _show_unexpected(request: Request, error: Exception) -> Response:

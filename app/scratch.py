@@ -8,15 +8,24 @@ import os
 import shutil
 import stat
 import tempfile
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 
+from app.errors import Unavailable
+
 PREFIX = "prefloop-files-"
 LEFT_BEHIND = 24 * 3600  # seconds; no request takes so long
+# Files that are made at the same time: each holds a thread and a connection, which whoever labels needs too.
+MADE_AT_ONCE = 4
+# Files that are there at the same time: whoever reads slowly keeps theirs on the disk.
+MOST_FILES = 20
+_made, _there = threading.Semaphore(MADE_AT_ONCE), threading.Semaphore(MOST_FILES)
 
 
 @contextlib.contextmanager
@@ -27,13 +36,31 @@ def folder() -> Iterator[Path]:
 
 
 def download(name: str, media_type: str, write: Callable[[Path], object]) -> FileResponse:
-    """A file that is made whole on the disk and then sent, so that an error is never half a file."""
+    """A file that is made whole on the disk and then sent, so that an error is never half a file.
+
+    Raises:
+        Unavailable: too many are made or sent already.
+    """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_place(_there))
         path = stack.enter_context(folder()) / name
-        write(path)
+        with _place(_made):
+            write(path)
         kept_until_sent = stack.pop_all()
     background = BackgroundTask(kept_until_sent.close)
-    return FileResponse(path, filename=name, media_type=media_type, background=background)
+    response = FileResponse(path, filename=name, media_type=media_type, background=background)
+    weakref.finalize(response, kept_until_sent.close)  # if it is never sent: the commit may fail after the route
+    return response
+
+
+@contextlib.contextmanager
+def _place(places: threading.Semaphore) -> Iterator[None]:
+    if not places.acquire(blocking=False):
+        raise Unavailable("Many people are downloading files right now.", "Try it again in a minute.")
+    try:
+        yield
+    finally:
+        places.release()
 
 
 def remove_left_behind() -> None:

@@ -36,11 +36,13 @@ class ExportCounts:
     written: int = 0
     ties: int = 0
     undecided: int = 0  # still open or in review
+    evaluating: int = 0  # of policies
 
     def describe(self) -> str:
-        return (
-            f"{self.written:,} comparisons. Left out: {self.ties:,} ties, {self.undecided:,} still open or in review."
-        )
+        left_out = [f"{self.ties:,} ties", f"{self.undecided:,} still open or in review"]
+        if self.evaluating:
+            left_out.append(f"{self.evaluating:,} that evaluate policies")
+        return f"{self.written:,} comparisons. Left out: {', '.join(left_out)}."
 
 
 @dataclass
@@ -78,7 +80,8 @@ def write_preferences(
     """Writes every settled or adjudicated comparison with a preferred side, in the order they were made.
 
     The file appears whole or not at all. A reviewer's verdict stands in place of the judgments. Ties have no chosen
-    response, so they are left out and counted. Repeats, asked only to see how steady labelers are, are left out too.
+    response, so they are left out and counted. What evaluates a policy is left out and counted too: it must not train.
+    So are repeats, asked only to see how steady labelers are.
 
     Args:
         split: of the prompts.
@@ -89,8 +92,8 @@ def write_preferences(
         StorageFull: the disk is full.
         InvalidInput: the folder does not exist.
     """
-    decided, undecided = queries.export_totals(session, project.id, split)
-    counts = ExportCounts(undecided=undecided)
+    totals = queries.export_totals(session, project.id, split)
+    counts = ExportCounts(undecided=totals.undecided, evaluating=totals.evaluating)
     with replacing(path) as handle:
         for n, row in enumerate(queries.export_rows(session, project.id, split), 1):
             line = preference_line(row, columns)
@@ -99,8 +102,8 @@ def write_preferences(
             else:
                 handle.write(json.dumps(line, ensure_ascii=False) + "\n")
                 counts.written += 1
-            if n % 500 == 0 or n == decided:
-                progress("writing comparisons", n, decided)
+            if n % 500 == 0 or n == totals.decided:
+                progress("writing comparisons", n, totals.decided)
     return counts
 
 

@@ -232,23 +232,39 @@ AT_ONCE = 1000  # rows of an export that are fetched together
 DECIDED = ("settled", "adjudicated")
 
 
+# They measure labelers, and policies: a file that trainers read must not hold what judges their result.
+MEASURING = ("repeat", "human_eval")
+
+
 def _exported(project_id: int, split: str, states: Sequence[str]) -> tuple[ColumnElement[bool], ...]:
-    wanted = (Comparison.project_id == project_id, Comparison.state.in_(states), Comparison.purpose != "repeat")
+    return *_of_split(project_id, split, states), Comparison.purpose.not_in(MEASURING)
+
+
+def _of_split(project_id: int, split: str, states: Sequence[str]) -> tuple[ColumnElement[bool], ...]:
+    wanted = (Comparison.project_id == project_id, Comparison.state.in_(states))
     return wanted if split == "all" else (*wanted, Prompt.split == split)
 
 
-def export_totals(session: Session, project_id: int, split: str) -> tuple[int, int]:
-    """How many comparisons are decided, and how many are still open or in review."""
+class ExportTotals(NamedTuple):
+    """How many comparisons are decided, how many are still open or in review, and how many decided ones evaluate a
+    policy, so that they are left out."""
+
+    decided: int
+    undecided: int
+    evaluating: int
+
+
+def export_totals(session: Session, project_id: int, split: str) -> ExportTotals:
+    wanted = (
+        _exported(project_id, split, DECIDED),
+        _exported(project_id, split, ("open", "in_review")),
+        (*_of_split(project_id, split, DECIDED), Comparison.purpose == "human_eval"),
+    )
     counts = [
-        session.scalar(
-            select(func.count())
-            .select_from(Comparison)
-            .join(Prompt, Prompt.id == Comparison.prompt_id)
-            .where(*_exported(project_id, split, states))
-        )
-        for states in (DECIDED, ("open", "in_review"))
+        select(func.count()).select_from(Comparison).join(Prompt, Prompt.id == Comparison.prompt_id).where(*each)
+        for each in wanted
     ]
-    return counts[0] or 0, counts[1] or 0
+    return ExportTotals(*(session.scalar(count) or 0 for count in counts))
 
 
 def export_rows(session: Session, project_id: int, split: str) -> Iterator[ExportRow]:

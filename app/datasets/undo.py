@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from app.audit import audit
 from app.datasets import queries, undo_queries
 from app.errors import Conflict, NotFound
+from app.labelers import fitting
 from app.labeling import settling
 from app.models import DataImport, Project
 
@@ -53,9 +54,10 @@ def _with_copies(session: Session, found: DataImport) -> list[int]:
 def undo(session: Session, project: Project, import_id: int, *, actor_id: int | None = None) -> Undone:
     """Withdraws the prompts, comparisons, judgments, demonstrations and thumbs that an import added.
 
-    Comparisons that were there before are settled again by their other judgments. Judgments that people gave on the
-    import's own comparisons stay in the history and count no more. What these comparisons became goes with them: asked
-    again under a newer rubric, calibration items, repeats. The same files can be imported again.
+    Comparisons that were there before are settled again by their other judgments, and all judgments of the project are
+    fitted anew. Judgments that people gave on the import's own comparisons stay in the history and count no more. What
+    these comparisons became goes with them: asked again under a newer rubric, calibration items, repeats. The same
+    files can be imported again.
 
     Raises:
         NotFound: the project has no import of this number.
@@ -68,7 +70,8 @@ def undo(session: Session, project: Project, import_id: int, *, actor_id: int | 
     if found.undone_at is not None:
         raise Conflict(f"Import {import_id} was undone already.", "To have its data back, import the files again.")
     all_of_them = _with_copies(session, found)
-    rounds = undo_queries.read_by_rounds(session, all_of_them, found.demonstrations, found.thumbs)
+    copies = all_of_them[len(found.comparisons) :]
+    rounds = undo_queries.read_by_rounds(session, found, copies)
     people = undo_queries.judged_here(session, all_of_them, found.judgments)
     withdrawn = Counter(
         judgments=undo_queries.withdraw_judgments(session, found.judgments),
@@ -76,11 +79,14 @@ def undo(session: Session, project: Project, import_id: int, *, actor_id: int | 
         demonstrations=undo_queries.withdraw_demonstrations(session, found.demonstrations, actor_id),
         thumbs=undo_queries.withdraw_thumbs(session, found.thumbs),
     )
-    undo_queries.withdraw_copies(session, all_of_them[len(found.comparisons) :])
+    undo_queries.withdraw_copies(session, copies)
     withdrawn["prompts"] = undo_queries.withdraw_prompts(session, found.prompts)
     reopened = undo_queries.restore_overlaps(session, {int(id_): n for id_, n in found.overlaps.items()})
     settling.settle(session, reopened)
     found.undone_at, found.undone_by = func.now(), actor_id
     audit(session, actor_id, "data.import_undone", project.id, import_id=import_id, withdrawn=dict(withdrawn))
     session.flush()
+    if withdrawn["judgments"]:
+        # It also tells a round that is being frozen that what it has read is not there any more.
+        fitting.refit(session, project)
     return Undone(withdrawn, people, len(found.prompts) - withdrawn["prompts"], rounds)

@@ -157,17 +157,30 @@ def restore_overlaps(session: Session, overlaps: dict[int, int]) -> list[int]:
     return list(session.scalars(text(statement), given))
 
 
-def read_by_rounds(
-    session: Session, comparisons: Sequence[int], demonstrations: Sequence[int], thumbs: Sequence[int]
-) -> int:
-    """How many rounds were trained on one of them."""
-    statement = """
-        SELECT count(*) FROM round WHERE snapshot_id IN (
-            SELECT snapshot_id FROM snapshot_comparison WHERE comparison_id = ANY(:comparisons)
-            UNION SELECT snapshot_id FROM snapshot_demonstration WHERE demonstration_id = ANY(:demonstrations)
-        ) OR thumbs_snapshot_id IN (SELECT snapshot_id FROM snapshot_thumb WHERE thumb_id = ANY(:thumbs))
+def read_by_rounds(session: Session, found: DataImport, copies: Sequence[int]) -> int:
+    """How many rounds were trained on something that an import brought: comparisons, with what these became, judgments
+    on comparisons that were there before, demonstrations and thumbs.
+
+    Of judgments, those count that were there and stood when the round was frozen. When they were given does not tell
+    that: a file may say any time.
     """
-    given = {"comparisons": list(comparisons), "demonstrations": list(demonstrations), "thumbs": list(thumbs)}
+    statement = """
+        WITH used (id) AS (
+            SELECT snapshot_id FROM snapshot_comparison WHERE comparison_id = ANY(:comparisons)
+            UNION SELECT held.snapshot_id
+                FROM judgment
+                JOIN snapshot_comparison AS held ON held.comparison_id = judgment.comparison_id
+                JOIN snapshot ON snapshot.id = held.snapshot_id
+                WHERE judgment.id = ANY(:judgments) AND snapshot.created_at >= :imported_at
+                    AND (judgment.superseded_at IS NULL OR judgment.superseded_at > snapshot.created_at)
+            UNION SELECT snapshot_id FROM snapshot_demonstration WHERE demonstration_id = ANY(:demonstrations)
+            UNION SELECT snapshot_id FROM snapshot_thumb WHERE thumb_id = ANY(:thumbs)
+        )
+        SELECT count(*) FROM round
+        WHERE EXISTS (SELECT FROM used WHERE id IN (snapshot_id, ptx_snapshot_id, thumbs_snapshot_id))
+    """
+    given: dict[str, Any] = {name: list(getattr(found, name)) for name in ("judgments", "demonstrations", "thumbs")}
+    given |= {"comparisons": [*found.comparisons, *copies], "imported_at": found.created_at}
     return int(session.scalar(text(statement), given) or 0)
 
 

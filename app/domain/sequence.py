@@ -13,6 +13,7 @@ judgment that is wanted of it has come, behind all that entered before. An answe
 changes the value in its place, and the sequence is recomputed from the first value.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -67,8 +68,12 @@ def preference(values: Sequence[float], alpha: float = ALPHA) -> Preference | No
     Raises:
         ValueError: a value is not in [0, 1].
     """
-    if not len(values):
-        return None
+    return _preference(tuple(values), alpha) if len(values) else None
+
+
+# Pages ask for all rounds of a project again and again, and few of them change: 20 rounds took two seconds a page.
+@functools.lru_cache(maxsize=256)
+def _preference(values: tuple[float, ...], alpha: float) -> Preference:
     better, worse = capital(values, alpha)
     evidence = hedged(better, worse)
     decided = evidence[-1] >= -np.log(alpha)

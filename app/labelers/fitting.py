@@ -105,9 +105,12 @@ def refit(session: Session, project: Project) -> Fitted:
     if method == "crowd_bt":
         _, items = np.unique(np.stack([compared["a"], compared["b"]], axis=1), return_inverse=True)
         items = items.reshape(-1, 2)
-        joint = crowd_bt.fit(comparison, labeler, sides, items, labelers=len(labeler_ids))
+        # What evaluates a policy must not train the next one: it rates no response that other comparisons are about.
+        rates = compared["evaluates"][comparison] == 0
+        rating = comparison[rates], labeler[rates], sides[rates], items
+        joint = crowd_bt.fit(*rating, labelers=len(labeler_ids))
         iterations, converged = iterations + joint.iterations, converged and joint.converged
-        difference = crowd_bt.by_others(joint, comparison, labeler, sides, items)
+        difference = crowd_bt.by_others(joint, *rating)
     found = consensus.decide(method, votes, crowd, difference)
 
     answered = np.bincount(comparison, minlength=n) > 0

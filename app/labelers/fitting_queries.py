@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import BigInteger, cast, func, or_, select, text
+from sqlalchemy import BigInteger, Integer, cast, func, or_, select, text
 from sqlalchemy.orm import Session
 
 from app.bulk import load_columns, read_columns
@@ -37,7 +37,7 @@ def judged(session: Session, project_id: int) -> Columns:
 
 def compared(session: Session, project_id: int) -> Columns:
     """Of every judged or adjudicated comparison, by id: both completions, the rubric's strengths, gold and verdict
-    (NOT_GIVEN where none)."""
+    (NOT_GIVEN where none), and whether it evaluates a policy (1 or 0)."""
     found = (
         select(
             Comparison.id,
@@ -46,6 +46,7 @@ def compared(session: Session, project_id: int) -> Columns:
             cast(Rubric.strengths, BigInteger).label("strengths"),
             cast(func.coalesce(Comparison.gold, NOT_GIVEN), BigInteger).label("gold"),
             cast(func.coalesce(Adjudication.verdict, NOT_GIVEN), BigInteger).label("verdict"),
+            cast(cast(Comparison.purpose == "human_eval", Integer), BigInteger).label("evaluates"),
         )
         .join(Rubric, Rubric.id == Comparison.rubric_id)
         .outerjoin(Adjudication, (Adjudication.comparison_id == Comparison.id) & (Comparison.state == "adjudicated"))

@@ -22,7 +22,15 @@ router = APIRouter(prefix="/projects/{project_slug}/leaderboard", route_class=Fo
 # With more judgments, of any kind, the page comes first and the board after it.
 AT_ONCE = 5_000
 
-ReferenceQuery = Annotated[int | None, Query(ge=1, lt=2**63)]
+
+def _reference(
+    project: ProjectDep, session: SessionDep, reference: Annotated[int | None, Query(ge=1, lt=2**63)] = None
+) -> int | None:
+    """A policy of the project. Any other number is taken for none: there is one board for all of them."""
+    return reference if reference in queries.policies(session, project.id) else None
+
+
+ReferenceDep = Annotated[int | None, Depends(_reference)]
 
 
 def _boards(request: Request) -> Kept[Summary]:
@@ -41,7 +49,7 @@ def leaderboard(
     session: SessionDep,
     kinds: KindsDep,
     boards: BoardsDep,
-    reference: ReferenceQuery = None,
+    reference: ReferenceDep,
     wait: bool = False,
 ) -> Response:
     """The page; large projects load the board behind it unless told to wait."""
@@ -59,7 +67,7 @@ def board(
     session: SessionDep,
     kinds: KindsDep,
     boards: BoardsDep,
-    reference: ReferenceQuery = None,
+    reference: ReferenceDep,
 ) -> Response:
     """Everything below the heading."""
     shown = _shown(_computed(session, project, kinds, reference, boards), kinds)
@@ -73,7 +81,7 @@ def figures(
     session: SessionDep,
     kinds: KindsDep,
     boards: BoardsDep,
-    reference: ReferenceQuery = None,
+    reference: ReferenceDep,
 ) -> Response:
     computed = _computed(session, project, kinds, reference, boards)
     name = f"{project.slug}-leaderboard.csv"

@@ -1,12 +1,14 @@
 """SQL of the playground."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from datetime import timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session, aliased
 
+from app.access.queries import may_label
 from app.models import ModelVersion, PlaygroundChat, PlaygroundTurn, Run, User
 
 MOST_CHATS = 50
@@ -64,6 +66,35 @@ def chat(session: Session, project_id: int, chat_id: int) -> Chat | None:
 
 def lock(session: Session, chat_id: int) -> None:
     session.execute(select(PlaygroundChat.id).where(PlaygroundChat.id == chat_id).with_for_update(key_share=True))
+
+
+def lock_owner(session: Session, owner_id: int) -> None:
+    """What counts the messages of somebody's chats: one after the other."""
+    session.execute(select(User.id).where(User.id == owner_id).with_for_update(key_share=True))
+
+
+def count_waiting(session: Session, owner_id: int) -> int:
+    """Messages in somebody's chats that wait for their answers; in all projects, which share one queue."""
+    waiting = _of_owner(owner_id).join(Run, Run.id == PlaygroundTurn.run_id)
+    return session.scalar(waiting.where(Run.state.in_(("queued", "running")))) or 0
+
+
+def count_lately(session: Session, owner_id: int) -> int:
+    """Messages of the last hour in somebody's chats."""
+    return session.scalar(_of_owner(owner_id).where(PlaygroundTurn.created_at > func.now() - timedelta(hours=1))) or 0
+
+
+def _of_owner(owner_id: int) -> Select[int]:
+    found = select(func.count()).select_from(PlaygroundTurn)
+    return found.join(PlaygroundChat, PlaygroundChat.id == PlaygroundTurn.chat_id).where(
+        PlaygroundChat.owner_id == owner_id
+    )
+
+
+def count_other_labelers(session: Session, project_id: int, user_ids: Collection[int]) -> int:
+    """How many people are given tasks in a project, besides these."""
+    others = select(func.count()).select_from(User).where(*may_label(project_id), User.id.not_in(user_ids))
+    return session.scalar(others) or 0
 
 
 def turns(session: Session, chat_id: int) -> list[Turn]:

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.access.guards import ProjectDep, StaffDep
 from app.db import SessionDep
-from app.errors import Conflict, InvalidInput, PrefloopError
+from app.errors import Conflict, InvalidInput, PrefloopError, TooMany
 from app.limits import FormRoute
 from app.models import Project
 from app.playground import queries, service
@@ -81,7 +81,7 @@ def say(
     state = request.app.state
     try:
         service.say(session, state.store, project, chat_id, form, state.settings.sampling_server)
-    except (InvalidInput, Conflict) as problem:
+    except (InvalidInput, Conflict, TooMany) as problem:
         return _chat(request, session, project, chat_id, problem=problem, text=form.text)
     return redirect(f"{_base(project)}/{chat_id}#write")
 

@@ -17,9 +17,9 @@ from app.access import gate_queries
 from app.artifacts import ArtifactStore
 from app.audit import audit
 from app.demonstrations import service as demonstrations
-from app.errors import Conflict, InvalidInput, NotFound
+from app.errors import Conflict, InvalidInput, NotFound, TooMany
 from app.judging import LabelingSettings
-from app.labeling import opening
+from app.labeling import opening, recusal
 from app.models import (
     Comparison,
     Completion,
@@ -42,6 +42,10 @@ from app.rows import PromptRow
 from app.settings import SamplingServer
 
 MOST_TURNS = 20
+# Messages in one person's chats that wait for answers: so nobody fills the queue that everybody shares.
+MAX_WAITING = 5
+# So many an hour go before what else is queued, and none that is asked again: so nobody holds up rounds for ever.
+AHEAD_AN_HOUR = 60
 SELECTION = {"policy": "playground"}  # of a comparison: a person chose the pair, so it never measures a policy
 
 
@@ -86,6 +90,7 @@ def say(
         NotFound: no such chat here.
         InvalidInput: nothing is written.
         Conflict: the models have not answered the last message yet, it failed, or the chat is as long as it may be.
+        TooMany: as many messages as may wait do.
     """
     chat = any_chat(session, project, chat_id, lock=True)
     known = queries.turn_by_key(session, form.idempotency_key)
@@ -102,7 +107,9 @@ def say(
         )
     if known is not None:
         raise Conflict("This form has been sent already, in another chat.", "Open the page again.")
-    run_id = _ask(session, store, project, chat, [turn.turn for turn in said], form.text, server)
+    _refuse_too_many(session, chat)
+    ahead = queries.count_lately(session, chat.owner.id) < AHEAD_AN_HOUR
+    run_id = _ask(session, store, project, chat, [turn.turn for turn in said], form.text, server, ahead=ahead)
     turn = PlaygroundTurn(chat_id=chat_id, text=form.text, run_id=run_id, idempotency_key=form.idempotency_key)
     session.add(turn)
     session.flush()
@@ -121,12 +128,23 @@ def say_again(
 
     Raises:
         NotFound: as `up_to`.
+        TooMany: as many messages as may wait do.
     """
     chat, said = up_to(session, project, chat_id, turn_id)
     if said[-1].state == "failed":
+        _refuse_too_many(session, chat)
         turn = said[-1].turn
         turn.run_id = _ask(session, store, project, chat, [each.turn for each in said[:-1]], turn.text, server)
         session.flush()
+
+
+def _refuse_too_many(session: Session, chat: Chat) -> None:
+    queries.lock_owner(session, chat.owner.id)
+    if queries.count_waiting(session, chat.owner.id) >= MAX_WAITING:
+        raise TooMany(
+            f"{MAX_WAITING} messages in chats that {chat.owner.name} began wait for their answers.",
+            "Send this one when the first is answered.",
+        )
 
 
 def _ask(
@@ -137,10 +155,12 @@ def _ask(
     before: Sequence[PlaygroundTurn],
     text: str,
     server: SamplingServer | None,
+    *,
+    ahead: bool = False,
 ) -> int:
     lines = [conversation(before, side, text) for side in (0, 1)]
     rows = [PromptRow(id=side, messages=tuple(line)) for side, line in enumerate(lines)]
-    return rounds.begin_turn(session, store, project, rows, [chat.first, chat.second], server).id
+    return rounds.begin_turn(session, store, project, rows, [chat.first, chat.second], server, ahead).id
 
 
 def conversation(before: Sequence[PlaygroundTurn], side: int, text: str) -> list[dict[str, str]]:
@@ -168,7 +188,8 @@ def vote(session: Session, project: Project, chat_id: int, turn_id: int, vote: i
 
 
 def ask_labelers(session: Session, project: Project, actor: User, chat_id: int, turn_id: int) -> Comparison:
-    """Puts two answers to a chat's first message into the labelers' queue; twice changes nothing.
+    """Puts two answers to a chat's first message into the labelers' queue; twice changes nothing. Whoever asks, and
+    whoever began the chat, is not asked if enough others are.
 
     Raises:
         NotFound: as `up_to`.
@@ -216,6 +237,11 @@ def ask_labelers(session: Session, project: Project, actor: User, chat_id: int, 
     session.add(comparison)
     session.flush()
     turn.comparison_id = comparison.id
+    # They may know which model said what. Where too few others label, they judge all the same.
+    knowing = {actor.id, chat.owner.id}
+    if queries.count_other_labelers(session, project.id, knowing) >= (overlap.most or overlap.overlap):
+        for user_id in sorted(knowing):
+            recusal.recuse(session, comparison.id, user_id)
     audit(session, actor.id, "playground.asked", project.id, comparison_id=comparison.id)
     session.flush()
     return comparison

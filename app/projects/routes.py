@@ -24,6 +24,7 @@ from app.projects import labeling_form, queries, service
 from app.projects.forms import ModelForm, NewProjectForm, SettingsForm
 from app.render import page, redirect
 from app.review import service as review
+from app.rounds import service as rounds
 from app.specs import Generation
 from app.typed import TypedDep, not_accepted, reasons_of
 
@@ -200,7 +201,7 @@ def _settings(
         rules=labeling_form.rows(shown),
         labeling=shown,
         base_model=session.get(ModelVersion, project.base_model_id) if project.base_model_id else None,
-        can_change_model=not queries.has_used_model(session, project.id),
+        can_change_model=not queries.has_used_model(session, project.id) and not rounds.is_busy(session, project),
         known=queries.base_models(session, request.state.user.id),
         error=error,
         saved=saved,

@@ -100,7 +100,7 @@ def use_model(session: Session, store: ArtifactStore, project: Project, model: s
         InvalidInput: nothing is named, or what models are not read from; also what a run of a project made whose models
             the actor may not look at. All projects share one store, and its locations are easily guessed.
             It is a folder that holds no model, as far as the web service can see.
-        Conflict: the project has one that is in use; its rounds and samples refer to it.
+        Conflict: the project has one that is in use; its rounds and samples refer to it. Or a round has begun with it.
     """
     model = model.strip()
     if not model:
@@ -118,6 +118,10 @@ def use_model(session: Session, store: ArtifactStore, project: Project, model: s
     if project.base_model_id is not None and queries.has_used_model(session, project.id):
         raise Conflict(
             "The project's base model is in use already.", "Make another project to begin from another model."
+        )
+    if rounds.is_busy(session, project):
+        raise Conflict(
+            "A round is under way and began with the project's model.", "Cancel the round, or wait until it has ended."
         )
     rounds.adopt_base_model(session, project, model, model.rstrip("/").rpartition("/")[2])
     audit(session, actor_id, "project.model_chosen", project.id, model=model)

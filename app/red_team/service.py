@@ -25,7 +25,8 @@ from app.settings import SamplingServer
 
 # Attempts of one person that wait for their answers: so nobody fills the queue that everybody shares.
 MAX_WAITING = 5
-# Of one person's attempts so many an hour go before what else is queued: so nobody holds up rounds for ever.
+# Of one person's attempts so many an hour go before what else is queued, and none that is sent again: so nobody holds
+# up rounds for ever.
 AHEAD_AN_HOUR = 60
 
 
@@ -69,7 +70,8 @@ def send(
     )
     session.add(attempt)
     session.flush()
-    _ask(session, store, project, attempt, server)
+    ahead = queries.count_lately(session, author.id) <= AHEAD_AN_HOUR
+    _ask(session, store, project, attempt, server, ahead=ahead)
     return attempt
 
 
@@ -85,11 +87,16 @@ def _messages(text: str) -> list[dict[str, str]]:
 
 
 def _ask(
-    session: Session, store: ArtifactStore, project: Project, attempt: RedTeamAttempt, server: SamplingServer | None
+    session: Session,
+    store: ArtifactStore,
+    project: Project,
+    attempt: RedTeamAttempt,
+    server: SamplingServer | None,
+    *,
+    ahead: bool = False,
 ) -> None:
     slices = of_prompt(attempt.domain, "adversarial", attempt.safety_category, "")
     row = PromptRow(id=attempt.id, messages=tuple(attempt.messages), slices=slices)
-    ahead = queries.count_lately(session, attempt.author_id) <= AHEAD_AN_HOUR
     attempt.run_id = rounds.begin_answer(session, store, project, row, server, ahead).id
     assert project.policy_id is not None, "begin_answer has refused a project without"
     attempt.model_version_id = project.policy_id

@@ -7,8 +7,9 @@ labels waits for a file:
 2. Snapshots are written as of one moment. Nothing names them yet: a worker that dies here leaves nothing that counts.
 3. `record`: the snapshots' rows and the end of the run appear together.
 
-Somebody may take out what was read before it is recorded: remove a labeler, change the method of consensus (both fit
-again), or withdraw comparisons. `record` sees that and refuses, and the worker freezes once more.
+Somebody may take out what was read before it is recorded: remove a labeler, undo an import of judgments, change the
+method of consensus (all of them fit again), or withdraw comparisons, demonstrations or thumbs. `record` sees that and
+refuses, and the worker freezes once more.
 """
 
 import time
@@ -56,6 +57,10 @@ class Frozen(NamedTuple):
     at: datetime  # the moment that they show
     fitted: dict[str, Any] | None  # `project.fitted` at that moment
     seconds: float
+
+    @property
+    def files(self) -> list[Written]:
+        return [file for file in (self.read, self.mixed, self.thumbs) if file]
 
 
 def freeze(sessions: sessionmaker[Session], store: ArtifactStore, round_id: int, tick: Tick) -> Frozen:
@@ -118,7 +123,8 @@ def record(
     project = session.get_one(Project, run.project_id, with_for_update=LOCK)
     assert run.round_id is not None, "only a round is frozen"
     round_ = session.get_one(Round, run.round_id, with_for_update=LOCK)
-    if project.fitted != frozen.fitted or snapshot_queries.any_withdrawn(session, frozen.read.kind, frozen.read.ids):
+    withdrawn = (snapshot_queries.any_withdrawn(session, each.kind, each.ids) for each in frozen.files)
+    if project.fitted != frozen.fitted or any(withdrawn):
         raise Changed
     fitted = fitting.last_fit(project)
     method = fitted.method if fitted and frozen.read.kind == "comparisons" else None

@@ -170,10 +170,14 @@ def begin_turn(
     rows: Sequence[PromptRow],
     models: Sequence[ModelVersion],
     server: SamplingServer | None,
+    ahead: bool,
 ) -> Run:
-    """Enqueues a run in which each model of a playground answers each of these prompts; see `queries.store_turn`."""
+    """Enqueues a run in which each model of a playground answers each of these prompts; see `queries.store_turn`.
+
+    With `ahead` it goes before whatever else is queued.
+    """
     run = Maker(session, store, project, server).answering_run(rows, models, "playground")
-    enqueue_run(session, run.id)
+    enqueue_run(session, run.id, ahead=ahead)
     return run
 
 

@@ -302,10 +302,16 @@ _HELD: dict[str, tuple[type[Any], str]] = {
 
 
 def any_withdrawn(session: Session, kind: str, ids: Sequence[int]) -> bool:
-    """Whether somebody has withdrawn one of these comparisons, or demonstrations."""
-    table = Comparison if kind == "comparisons" else Demonstration
-    withdrawn = select(table.id).where(_among(table.id, ids), table.state == "withdrawn")
-    return session.scalar(withdrawn.limit(1)) is not None
+    """Whether somebody has withdrawn one of these comparisons, demonstrations or thumbs. A thumb that its labeler has
+    changed since is not withdrawn."""
+    of_kind: dict[str, Select[int]] = {
+        "comparisons": select(Comparison.id).where(_among(Comparison.id, ids), Comparison.state == "withdrawn"),
+        "demonstrations": select(Demonstration.id).where(
+            _among(Demonstration.id, ids), Demonstration.state == "withdrawn"
+        ),
+        "thumbs": select(Thumb.id).where(_among(Thumb.id, ids), Thumb.superseded_for == "removed"),
+    }
+    return session.scalar(of_kind[kind].limit(1)) is not None
 
 
 def add_held(session: Session, snapshot: Snapshot, kind: str, ids: Sequence[int]) -> None:

@@ -1,10 +1,14 @@
 """Values that took long to compute."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from app.errors import Unavailable
 from app.kept import COMMITTING, Kept
+from tests.waiting import wait_for
 
 
 def test_the_newest_are_kept_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,3 +31,26 @@ def test_who_has_changed_something_gets_what_was_begun_after_that(monkeypatch: p
     assert kept.get("p", lambda: "after a change", found.begun - COMMITTING).value == "after a change"
     assert kept.get("p", lambda: "again", datetime.now(UTC)).value == "again"
     assert kept.get("p", lambda: "new").value == "again"
+
+
+def test_few_wait_and_others_are_told_so_at_once() -> None:
+    """Else all threads of the service wait for one value, and whoever labels waits with them."""
+    kept: Kept[int] = Kept(at_once=3)
+    inside, may_end = threading.Barrier(Kept.COMPUTING + 1, timeout=60), threading.Event()
+
+    def compute() -> int:
+        inside.wait()
+        assert may_end.wait(60)
+        return 1
+
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(kept.get, n, compute) for n in range(Kept.COMPUTING)]
+        inside.wait()  # both are computed
+        asked.append(pool.submit(kept.get, 0, lambda: 2))
+        wait_for(lambda: kept.is_full, "the third asks")
+        for key in (0, "another"):
+            with pytest.raises(Unavailable, match="Many people are waiting"):
+                kept.get(key, lambda: 3)
+        may_end.set()
+        assert [each.result().value for each in asked] == [1, 1, 2]  # too quick to be kept
+    assert kept.get("another", lambda: 3).value == 3

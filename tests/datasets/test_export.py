@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
-from app.datasets.export import COLUMNS, parse_columns, write_preferences
+from app.datasets.export import COLUMNS, Split, parse_columns, write_preferences
 from app.datasets.service import no_progress
 from app.domain.replay import Reading
 from app.errors import InvalidInput
@@ -199,3 +199,18 @@ def test_trls_dpo_trainer_trains_on_it(
     assert tokenizer.decode(first["rejected_ids"]) == "No.<|im_end|>\n"
     # Policy and reference start the same, so the first loss is -log(1/2).
     assert trainer.train().training_loss == pytest.approx(0.6931, abs=1e-3)
+
+
+def test_what_evaluates_policies_is_in_no_file_for_trainers(session: Session, project: Project, tmp_path: Path) -> None:
+    prompt = factories.prompt(session, project, split="heldout")
+    for purpose in ("heldout", "human_eval"):
+        comparison(session, project, 2, prompt=prompt, purpose=purpose, texts=(f"{purpose} a", f"{purpose} b"))
+    splits: list[tuple[Split, int]] = [("all", 1), ("heldout", 1), ("train", 0)]
+    for split, evaluating in splits:
+        counts = write_preferences(session, project, tmp_path / "x.jsonl", split=split, progress=no_progress)
+        assert counts.evaluating == evaluating
+        assert "human_eval" not in (tmp_path / "x.jsonl").read_text()
+    counts = write_preferences(session, project, tmp_path / "x.jsonl", progress=no_progress)
+    assert counts.describe() == (
+        "1 comparisons. Left out: 0 ties, 0 still open or in review, 1 that evaluate policies."
+    )

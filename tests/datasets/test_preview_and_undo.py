@@ -31,6 +31,7 @@ from app.models import (
     Ranking,
     Snapshot,
     SnapshotComparison,
+    SnapshotDemonstration,
     User,
 )
 from app.review import relabel_queries
@@ -271,6 +272,39 @@ def test_undoing_says_what_stays(session: Session, project: Project, put: Callab
     session.expire_all()
     assert (used.split, read.state, open_.state) == ("train", "withdrawn", "withdrawn")
     assert session.scalars(select(Judgment.superseded_for).order_by(Judgment.id)).all() == ["removed", None]
+
+
+def test_undoing_counts_every_round_that_learned_from_it(
+    session: Session, project: Project, put: Callable[..., ImportReport]
+) -> None:
+    """Also those that read its judgments on a comparison that was there, and those that mixed its demonstrations in."""
+    put(pair(choices={"ann": "A"}))
+    (there,) = session.scalars(select(Comparison))
+    session.commit()
+
+    def round_of(read: Comparison | Demonstration, column: str) -> None:
+        snapshot = Snapshot(project_id=project.id, digest="x", location="x", counts={})
+        session.add(snapshot)
+        session.flush()
+        held: dict[str, Any] = {"snapshot_id": snapshot.id}
+        if isinstance(read, Comparison):
+            session.add(SnapshotComparison(**held, comparison_id=read.id))
+        else:
+            session.add(SnapshotDemonstration(**held, demonstration_id=read.id))
+        factories.round_(session, project, **{column: snapshot.id})
+        session.commit()
+
+    round_of(there, "snapshot_id")  # before the import that is undone
+    # A file may say that its judgments are as old as it likes.
+    answers = put(pair(labeler="bob", choice="B", submitted_at="2001-01-01T00:00:00Z"), name="b.jsonl")
+    given = put({"prompt": "Written?", "response": "Yes."}, name="d.jsonl")
+    session.commit()
+    (written,) = session.scalars(select(Demonstration))
+    round_of(there, "snapshot_id")
+    round_of(written, "ptx_snapshot_id")
+    undone = [undo(session, project, report.import_id or 0) for report in (answers, given)]
+    assert [(done.withdrawn["judgments"], done.withdrawn["demonstrations"]) for done in undone] == [(1, 0), (0, 1)]
+    assert [done.rounds for done in undone] == [1, 1]
 
 
 def test_what_imported_comparisons_became_goes_with_them(

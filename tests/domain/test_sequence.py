@@ -6,8 +6,10 @@ from itertools import product
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 from ville import BettingTest
 
+from app.domain import sequence
 from app.domain.sequence import ALPHA, FEWEST, capital, hedged, preference, preferred
 
 DECIDES = -math.log(ALPHA)
@@ -216,3 +218,26 @@ def test_of_several_policies_few_are_named_by_mistake() -> None:
         found += sum(named[5:])
     assert np.mean(shares) <= upper_bound(ALPHA, 400)
     assert found / (400 * 3) > 0.8
+
+
+def test_values_that_did_not_change_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page of all rounds asks for each of them every time; ten people who open it wait for one another."""
+    asked = []
+
+    def counted(values: ArrayLike, alpha: float = ALPHA) -> tuple[sequence.Floats, sequence.Floats]:
+        asked.append(values)
+        return capital(values, alpha)
+
+    monkeypatch.setattr(sequence, "capital", counted)
+    values = [1.0, 0.75, 1.0, 0.5, 0.2751] * 10
+    first = preference(values)
+    times = len(asked)
+    assert times > 0
+    assert preference(list(values)) == first
+    assert len(asked) == times
+    values[3] = 0.0  # somebody has changed an answer
+    changed = preference(values)
+    assert changed is not None
+    assert first is not None
+    assert changed.value == pytest.approx(first.value - 0.5 / 50)
+    assert len(asked) > times

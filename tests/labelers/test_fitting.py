@@ -182,3 +182,24 @@ def test_nothing_is_rewritten_that_did_not_change(session: Session) -> None:
     session.commit()
     assert session.scalars(version).all() == before
     assert len(before) == len(rows)
+
+
+@pytest.mark.parametrize("method", ["majority", "strength_weighted", "dawid_skene", "crowd_bt"])
+def test_what_evaluates_a_policy_does_not_change_what_trains_the_next_one(session: Session, method: str) -> None:
+    """Whichever policy people prefer in an evaluation, a round reads the same of the other comparisons. Both are about
+    the same responses, which Crowd-BT rates."""
+    found = []
+    for preferred in (-2, 2):
+        project, labelers = project_by(session, method), crowd(session, 3)
+        others = []
+        for n in range(8):
+            said = [(labeler, -2 if n % 4 == labelers.index(labeler) else 1) for labeler in labelers]
+            other = judged(session, project, *said, purpose="heldout" if n % 2 else "train")
+            evaluates = {"purpose": "human_eval", "completion_a_id": other.completion_a_id}
+            judged(session, project, *((labeler, preferred) for labeler in labelers), **evaluates)
+            others.append(other)
+        fitting.refit(session, project)
+        for other in others:
+            session.refresh(other)
+        found.append([(other.consensus, other.p_b, other.p_tie) for other in others])
+    assert found[0] == found[1]

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from bs4 import BeautifulSoup, Tag
+from fastapi import FastAPI
 from sqlalchemy.orm import Session
 
 from app.insights.service import PEOPLE
+from app.kept import Kept
 from app.leaderboard import queries, routes, service
 from app.models import ModelVersion, Project, User
 from tests import factories
@@ -242,6 +244,26 @@ def test_a_large_project_loads_the_board_behind_the_page(
     assert behind["hx-get"] == f"{address}/board?kind=person"
     assert "one</bdi></a> is the best policy" in client.get(str(behind["hx-get"])).text
     assert "is the best policy" in client.get(address, params={"wait": "true"}).text
+
+
+def test_numbers_that_are_no_policies_have_one_board_together(
+    sign_in: SignIn,
+    app: FastAPI,
+    session: Session,
+    project: Project,
+    policies: list[ModelVersion],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else each of them costs seconds."""
+    monkeypatch.setattr(Kept, "KEPT_FOR", 10**9)
+    app.state.leaderboards = boards = Kept[Any](worth_keeping=-1)
+    foreign = factories.model(session, factories.project(session)).id
+    client = sign_in("operator")
+    for number in (10**6, foreign, policies[0].id):
+        for part in ("", "/board", "/figures.csv"):
+            assert client.get(f"/projects/{project.slug}/leaderboard{part}?reference={number}").status_code == 200
+    kept = [boards.kept((project.id, PEOPLE, reference)) for reference in (None, 10**6, foreign, policies[0].id)]
+    assert [each is not None for each in kept] == [True, False, False, True]
 
 
 def test_names_are_no_formulas_in_a_spreadsheet(

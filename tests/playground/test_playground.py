@@ -7,11 +7,11 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
-from app.errors import Conflict, InvalidInput, NotFound
+from app.errors import Conflict, InvalidInput, NotFound, TooMany
 from app.labeling import assigning
 from app.models import Comparison, Completion, ModelVersion, PlaygroundTurn, Project, Prompt, Run, User
 from app.playground import queries, service
@@ -209,6 +209,25 @@ def test_labelers_are_asked_about_the_first_answers_and_never_to_measure(
         service.ask_labelers(session, project, owner, chat, second.id)
 
 
+@pytest.mark.parametrize("others", [1, 2])
+def test_who_knows_which_model_said_what_does_not_judge_it_if_enough_others_do(
+    session: Session, store: ArtifactStore, project: Project, models: list[ModelVersion], others: int
+) -> None:
+    project.overlap = 2
+    owner, asker = (factories.user(session, "operator", "labeler") for _ in range(2))
+    people = [factories.user(session) for _ in range(others)]
+    factories.user(session, "admin")  # labels nothing
+    chat = begin(session, project, owner, models)
+    turn = say(session, store, project, chat, "Best bread?")
+    answer(session, turn, "Rye.", "Wheat.")
+    comparison = service.ask_labelers(session, project, asker, chat, turn.id)
+    assert comparison.overlap == 2
+    given = [assigning.next_task(session, project, each) is not None for each in (owner, asker)]
+    assert given == [others == 1] * 2
+    if others == 2:
+        assert all(assigning.next_task(session, project, each) for each in people)
+
+
 def test_a_prompt_that_measures_policies_is_not_asked_about(
     session: Session, store: ArtifactStore, project: Project, owner: User, models: list[ModelVersion]
 ) -> None:
@@ -287,3 +306,43 @@ def test_the_pages(sign_in: Callable[..., SignedIn], session: Session, project: 
     assert refused.status_code == 409
     assert "What I typed</textarea>" in refused.text
     assert "Chat 1" in client.get(address).text
+
+
+def test_one_persons_chats_do_not_fill_the_queue(
+    session: Session, store: ArtifactStore, project: Project, owner: User, models: list[ModelVersion]
+) -> None:
+    chats = [begin(session, project, owner, models) for _ in range(service.MAX_WAITING + 1)]
+    turns = [say(session, store, project, chat, "Hello") for chat in chats[:-1]]
+    with pytest.raises(TooMany, match="5 messages in chats that"):
+        say(session, store, project, chats[-1], "Hello")
+    # Somebody else's chats are counted by themselves.
+    assert say(session, store, project, begin(session, project, factories.user(session, "admin"), models), "Hello")
+    answer(session, turns[0], "One.", "Two.")
+    turns.append(say(session, store, project, chats[-1], "Hello"))
+    # One that failed waits no longer; it is not asked again beyond the limit either.
+    for turn in turns[1:3]:
+        session.get_one(Run, turn.run_id).state = "failed"
+    session.flush()
+    service.say_again(session, store, project, chats[1], turns[1].id)
+    say(session, store, project, chats[0], "More")
+    with pytest.raises(TooMany):
+        service.say_again(session, store, project, chats[2], turns[2].id)
+
+
+def test_messages_go_before_rounds_up_to_a_number_and_not_again(
+    session: Session,
+    store: ArtifactStore,
+    project: Project,
+    owner: User,
+    models: list[ModelVersion],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(service, "AHEAD_AN_HOUR", 1)
+    first, second = (begin(session, project, owner, models) for _ in range(2))
+    turn = say(session, store, project, first, "One")
+    say(session, store, project, second, "Two")
+    session.get_one(Run, turn.run_id).state = "failed"
+    session.flush()
+    service.say_again(session, store, project, first, turn.id)
+    priorities = session.scalars(text("SELECT priority FROM procrastinate_jobs ORDER BY id")).all()
+    assert priorities == [1, 0, 0]

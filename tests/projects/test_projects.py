@@ -13,7 +13,7 @@ from app.accounts import service as accounts
 from app.artifacts import ArtifactStore
 from app.errors import InvalidInput
 from app.labelers import service as labelers
-from app.models import AuditEvent, Comparison, ModelVersion, Project, Prompt, Rubric, Run
+from app.models import AuditEvent, Comparison, ModelVersion, Project, Prompt, Round, Rubric, Run
 from app.projects import service, starter
 from app.settings import Settings
 from tests import factories
@@ -231,6 +231,15 @@ def test_a_projects_model_can_be_changed_until_a_run_has_used_it(sign_in: SignIn
         session.commit()
         assert admin.post("/projects/p/model", {"model": "other"}).status_code == 409
         assert "until a run has used it" not in admin.get("/projects/p/settings").text
+
+    # A round that freezes what it reads has used no model yet, but it began with this one.
+    run.state = "failed"
+    factories.run(session, project, "freeze", state="running", round_id=factories.round_(session, project).id)
+    session.scalars(select(Round)).one().state = "freezing"
+    session.commit()
+    refused = admin.post("/projects/p/model", {"model": "other"})
+    assert (refused.status_code, "A round is under way" in refused.text) == (409, True)
+    assert "until a run has used it" not in admin.get("/projects/p/settings").text
 
 
 def test_a_folder_without_a_model_is_refused(

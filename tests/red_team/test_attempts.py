@@ -1,6 +1,7 @@
 """Sending attempts, what their runs leave, rating, and turning them into prompts."""
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -117,9 +118,16 @@ def test_who_makes_very_many_attempts_holds_up_no_round(
     factories.rubric(session, project)
     factories.prompt(session, project)
     sampling = rounds.begin_sampling(session, ArtifactStore(tmp_path), project)
-    runs = [send(session, project, ann, tmp_path, f"Attempt {n}").run_id for n in range(4)]
+    attempts = [send(session, project, ann, tmp_path, f"Attempt {n}") for n in range(4)]
+    runs = [attempt.run_id for attempt in attempts]
     order = text("SELECT (args->>'run_id')::int FROM procrastinate_jobs ORDER BY priority DESC, id")
     assert session.scalars(order).all() == [*runs[:2], sampling.id, *runs[2:]]
+    # Sent again an hour later, an attempt is none of the last hour's.
+    attempts[0].created_at -= timedelta(hours=2)
+    session.get_one(Run, runs[0]).state = "failed"
+    session.flush()
+    service.send_again(session, ArtifactStore(tmp_path), project, ann, attempts[0].id)
+    assert session.scalars(order).all() == [*runs[:2], sampling.id, *runs[2:], attempts[0].run_id]
 
 
 @pytest.mark.parametrize(("state", "told"), [("paused", "Please call Bob"), ("removed", "no longer a labeler")])

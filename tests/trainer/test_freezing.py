@@ -5,16 +5,30 @@ import tracemalloc
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.artifacts import ArtifactStore, read_content
+from app.datasets.undo import undo
 from app.db import make_session_factory
 from app.domain.replay import Reading
 from app.labelers import service as labelers
-from app.models import Comparison, Completion, Project, Prompt, Round, Run, Snapshot
+from app.models import (
+    Comparison,
+    Completion,
+    DataImport,
+    Demonstration,
+    Judgment,
+    Project,
+    Prompt,
+    Round,
+    Run,
+    Snapshot,
+    Thumb,
+)
 from app.rounds import freezing, queries, readiness, service, snapshots, views
 from app.rows import PairRow
 from app.settings import Settings
@@ -161,6 +175,47 @@ def test_what_is_withdrawn_while_it_freezes_is_in_no_snapshot(
     work(session, runner, round_)
     assert (round_.state, snapshots_of(session)) == ("reward", 1)
     assert gone_id not in {row.comparison_id for row in read(session, runner, round_)}
+
+
+@pytest.mark.parametrize("brought", ["judgments", "demonstrations", "thumbs"])
+def test_an_import_undone_while_it_freezes_is_in_no_snapshot(
+    session: Session, runner: Runner, project: Project, monkeypatch: pytest.MonkeyPatch, brought: str
+) -> None:
+    """Judgments on a comparison that was there before, a demonstration that PPO mixes in, a thumb that KTO learns from:
+    undoing the import could not name the round."""
+    people = [factories.user(session).id for _ in range(2)]
+    there = decided(session, project, factories.prompt(session, project), people, preferences=(2, 2))
+    for _ in range(2):
+        factories.demonstration(session, factories.prompt(session, project))
+        factories.thumb(session, factories.completion(session, factories.prompt(session, project)), liked=True)
+    rows: dict[str, Any] = {key: [] for key in ("prompts", "comparisons", "judgments", "demonstrations", "thumbs")}
+    table: Any = {"judgments": Judgment, "demonstrations": Demonstration, "thumbs": Thumb}[brought]
+    rows[brought] = [session.scalars(select(table.id).order_by(table.id.desc())).first()]
+    overlaps = {str(there.id): 1} if brought == "judgments" else {}
+    imported = DataImport(project_id=project.id, files=["x.jsonl"], added={}, overlaps=overlaps, **rows)
+    session.add(imported)
+    algorithm, given = {
+        "judgments": ("dpo", {}),
+        "demonstrations": ("ppo", {"ptx": True}),
+        "thumbs": ("dpo", {"loss": "kto"}),
+    }[brought]
+    round_ = begin(session, runner, project, algorithm, **given)
+    written, original = [], freezing.write
+
+    def write(*arguments: object) -> freezing.Frozen:
+        found = original(*arguments)  # type: ignore[arg-type]
+        if not written:
+            undo(session, project, imported.id)
+            session.commit()
+        written.append(found)
+        return found
+
+    monkeypatch.setattr(freezing, "write", write)
+    work(session, runner, round_)
+    assert round_.state in ("reward", "policy"), round_.error
+    read = [{"judgments": each.read, "demonstrations": each.mixed, "thumbs": each.thumbs}[brought] for each in written]
+    sizes = [each and (each.counts["judgments"] if brought == "judgments" else len(each.ids)) for each in read]
+    assert sizes == ([46, 45] if brought == "judgments" else [2, 1])
 
 
 def test_what_was_deleted_while_it_freezes_fails_in_words(
