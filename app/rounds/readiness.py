@@ -31,7 +31,7 @@ class Available(NamedTuple):
 
     @classmethod
     def of(cls, session: Session, project: Project) -> "Available":
-        past = queries.rounds(session, project.id)
+        last = _last_to_read(session, project)
         return cls(
             candidates=snapshot_queries.candidates(session, project.id),
             trained_rounds=snapshot_queries.trained_rounds(session, project.id),
@@ -39,10 +39,14 @@ class Available(NamedTuple):
             approved=snapshot_queries.count_approved(session, project.id),
             pending=queries.pending_demonstrations(session, project.id),
             thumbs=thumb_counts(*snapshot_queries.count_thumbs(session, project.id)),
-            new_judgments=queries.judgments_since(
-                session, project.id, queries.read_at(session, past[0]) if past else None
-            ),
+            new_judgments=queries.judgments_since(session, project.id, queries.read_at(session, last) if last else None),
         )
+
+
+def _last_to_read(session: Session, project: Project) -> Round | None:
+    """The newest round that read something or is about to. A round that ended before it was frozen read nothing."""
+    rounds = queries.rounds(session, project.id)
+    return next((round_ for round_ in rounds if round_.snapshot_id or round_.state == "freezing"), None)
 
 
 class Preview(NamedTuple):
@@ -65,7 +69,7 @@ def preview(session: Session, project: Project, config: RoundConfig, available: 
         available: what there is; none: it is looked up.
     """
     there = available or Available.of(session, project)
-    past = queries.rounds(session, project.id)
+    last = _last_to_read(session, project)
     policy = session.get(ModelVersion, project.policy_id) if project.policy_id else None
     active = queries.active_round(session, project.id)
     warnings = []
@@ -83,9 +87,9 @@ def preview(session: Session, project: Project, config: RoundConfig, available: 
         warnings.append(str(lacking))
     if config.algorithm != "sft":
         warnings += _doubts(counts)
-        if past and not there.new_judgments and not counts["new"]:
+        if last and not there.new_judgments and not counts["new"]:
             warnings.append(
-                f"No judgment was given since round {past[0].number}: a new round would train on the same data again."
+                f"No judgment was given since round {last.number}: a new round would train on the same data again."
             )
     return Preview(
         counts=counts,
