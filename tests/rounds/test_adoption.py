@@ -341,7 +341,11 @@ def test_what_an_ai_judge_says_and_what_nobody_could_judge_is_no_value(
     machine = factories.user(session, kind="ai_judge")
     factories.judgment(session, judged, preference=4, labeler_id=machine.id)
     factories.judgment(session, judged, preference=None)
-    assert [(row.value, row.judgments) for row in result_queries.evaluated(session, [round_.id])] == [(1.0, 1)]
+    rows = [(row.value, row.judgments) for row in result_queries.evaluated(session, [round_.id])]
+    assert rows == [(1.0, 1), (None, 0)]
+    found = people_on(session, round_).before
+    assert found is not None
+    assert (found.value, found.prompts, found.n) == (1.0, 1, 1)
 
 
 def test_each_rival_has_a_sequence_of_its_own(session: Session, store: ArtifactStore, project: Project) -> None:
@@ -502,9 +506,16 @@ def test_the_page_says_how_many_more_prompts_it_takes(
     assert "about 2 more prompts will decide it" in shown()  # 1.5 ** 8 / 2 = 12.8, 1.5 ** 10 / 2 = 28.8
     said = client.get(f"{address}/status").json()["people"]
     assert (said["before"]["more"], said["before"]["judgments"], said["first"]) == (2, 8, said["before"])
-    judge(session, project, round_, won=0, lost=8)
+    *_, unsaid, split = judge(session, project, round_, won=0, lost=8)
     session.commit()
     assert "a thousand more would not decide it" in shown()
+    assert "This round has no prompt left to judge: adopt the policy with a reason, or start another round." in shown()
+    take_back(session, unsaid, split)
+    unsaid.state = "open"
+    split.state = "in_review"  # nobody could judge it
+    session.commit()
+    assert "of 14 prompts" in shown()
+    assert "This round has 1 prompt left to judge." in shown()
 
 
 def test_what_is_no_number_is_no_difference() -> None:
