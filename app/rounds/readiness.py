@@ -9,7 +9,7 @@ from app.domain.replay import Candidates, choose
 from app.domain.replay import counts as counts_of
 from app.errors import InvalidInput
 from app.models import ModelVersion, Project, Round
-from app.rounds import queries, snapshot_queries
+from app.rounds import promotion, queries, snapshot_queries
 from app.rounds.forms import RoundConfig
 from app.rounds.snapshots import demonstration_counts, thumb_counts
 from app.rounds.stages import MIN_PAIRS
@@ -39,7 +39,9 @@ class Available(NamedTuple):
             approved=snapshot_queries.count_approved(session, project.id),
             pending=queries.pending_demonstrations(session, project.id),
             thumbs=thumb_counts(*snapshot_queries.count_thumbs(session, project.id)),
-            new_judgments=queries.judgments_since(session, project.id, queries.read_at(session, last) if last else None),
+            new_judgments=queries.judgments_since(
+                session, project.id, queries.read_at(session, last) if last else None
+            ),
         )
 
 
@@ -75,13 +77,18 @@ def preview(session: Session, project: Project, config: RoundConfig, available: 
     warnings = []
     if policy is None:
         warnings.append("The project has no model yet: a round needs a policy to improve.")
+    elif waiting := promotion.waiting_policy(session, project):
+        warnings.append(
+            f"{waiting.name} still waits for people to prefer it. A new round begins with {policy.name} and ends that "
+            f"wait: {waiting.name} then becomes the policy only if you adopt it."
+        )
     demonstrations = demonstration_counts(there.approved, config.reading)
     counts: dict[str, Any]
     if config.algorithm == "sft":
-        counts, waiting = demonstrations, there.pending
+        counts, unread = demonstrations, there.pending
     else:
         counts = counts_of(choose(there.candidates, there.trained_rounds, config.reading))
-        waiting = there.undecided
+        unread = there.undecided
     lacking = lacks(config, counts, demonstrations["train"]) or too_low_a_rank(session, project, config)
     if lacking:
         warnings.append(str(lacking))
@@ -93,7 +100,7 @@ def preview(session: Session, project: Project, config: RoundConfig, available: 
             )
     return Preview(
         counts=counts,
-        waiting=waiting,
+        waiting=unread,
         new_judgments=there.new_judgments,
         thumbs=there.thumbs if reads_thumbs(config) else None,
         policy=policy,

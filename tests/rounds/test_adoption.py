@@ -486,6 +486,21 @@ def test_adopting_what_people_have_not_preferred_needs_a_reason(
     assert "Back to an earlier policy." in listed
 
 
+@pytest.mark.parametrize("lost", [0, 20])
+def test_who_starts_a_round_while_a_policy_waits_is_told(
+    session: Session, store: ArtifactStore, project: Project, lost: int
+) -> None:
+    """Not of a policy that people found worse: it has no chance to be promoted."""
+    round_ = waiting_round(session, store, project)
+    judge(session, project, round_, won=0, lost=lost)
+    new = session.get_one(ModelVersion, round_.policy_after_id)
+    seen = service.preview(session, project, config())
+    assert any(f"{new.name} still waits for people" in each for each in seen.warnings) is (lost == 0)
+    assert seen.can_start
+    service.adopt(session, project, new, factories.user(session, "operator"), "Good enough.")
+    assert not any("still waits" in each for each in service.preview(session, project, config()).warnings)
+
+
 def test_the_page_says_how_many_more_prompts_it_takes(
     session: Session, store: ArtifactStore, project: Project, sign_in: SignIn
 ) -> None:
