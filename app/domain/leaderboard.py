@@ -27,8 +27,8 @@ STYLES = ("length", "headers", "lists", "bold")
 COVARIATES = ("position", *STYLES)
 LEAST_JUDGMENTS = 20  # between ranked policies; as of a round's verdict
 # Judgments other than ties for each coefficient of the length-controlled fit, and of pairs that differ in a covariate.
-# With fewer, unpenalised estimates are biased away from 0 (Peduzzi et al. 1996, Journal of Clinical Epidemiology 49), or
-# have no bound because all of the few went one way.
+# With fewer, unpenalised estimates are biased away from 0 (Peduzzi et al. 1996, Journal of Clinical Epidemiology 49),
+# or have no bound because all of the few went one way.
 PER_COEFFICIENT = 10
 GAP = 0.10  # between the raw and the length-controlled win rate: worth a warning
 INSEPARABLE = 1e-6  # share of a covariate's norm that other columns leave over, at most, if they determine it
