@@ -198,7 +198,9 @@ def test_what_cannot_be_told_is_said(
 def test_a_project_without_policies(sign_in: SignIn, session: Session, project: Project) -> None:
     session.commit()
     client = sign_in("admin")
-    assert "No policy yet" in client.get(f"/projects/{project.slug}/leaderboard").text
+    shown = client.get(f"/projects/{project.slug}/leaderboard").text
+    assert "No policy yet" in shown
+    assert "Only responses that are sampled here count, not imported ones." in shown
     assert client.get(f"/projects/{project.slug}/leaderboard/figures.csv").text.count("\n") == 1
 
 
