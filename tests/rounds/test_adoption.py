@@ -525,12 +525,14 @@ def test_the_page_says_how_many_more_prompts_it_takes(
     session.commit()
     assert "a thousand more would not decide it" in shown()
     assert "This round has no prompt left to judge: adopt the policy with a reason, or start another round." in shown()
+    assert "takes its place once" not in shown()
     take_back(session, unsaid, split)
     unsaid.state = "open"
     split.state = "in_review"  # nobody could judge it
     session.commit()
     assert "of 14 prompts" in shown()
     assert "This round has 1 prompt left to judge." in shown()
+    assert "takes its place once" in shown()
 
 
 def test_what_is_no_number_is_no_difference() -> None:
