@@ -512,7 +512,15 @@ def test_the_page_says_how_many_more_prompts_it_takes(
         (card,) = BeautifulSoup(client.get(address).text, "html.parser").select(".verdict")
         return " ".join(card.get_text(" ").split())
 
+    assert "People cannot judge it" in shown()
+    assert "start a round with an evaluation share" in shown()
+    assert "takes its place once" not in shown()
+    (unbegun,) = judge(session, project, round_, won=1, lost=0)
+    take_back(session, unbegun)
+    unbegun.state = "open"
+    session.commit()
     assert "People have not judged it yet." in shown()
+    assert "this round has 1 prompt to judge" in shown()
     assert "takes its place once people are shown to prefer it" in shown()
     judge(session, project, round_, won=8, lost=0)
     session.commit()
@@ -524,6 +532,8 @@ def test_the_page_says_how_many_more_prompts_it_takes(
     *_, unsaid, split = judge(session, project, round_, won=0, lost=8)
     session.commit()
     assert "a thousand more would not decide it" in shown()
+    unbegun.state = "withdrawn"
+    session.commit()
     assert "This round has no prompt left to judge: adopt the policy with a reason, or start another round." in shown()
     assert "takes its place once" not in shown()
     take_back(session, unsaid, split)
