@@ -222,7 +222,10 @@ def test_machines_count_only_if_chosen_and_are_marked(
     assert "is the best policy" not in alone
     assert "No person made these judgments." in words(kind=["simulated", "ai_judge"])
     assert "30 judgments on 30 prompts by 2 labelers" in words(kind=["simulated", "ai_judge"])
-    assert "These figures mix people’s judgments with those of machines." in words(kind=["person", "simulated"])
+    assert "No person made these judgments." in words(kind=["person", "simulated"])
+    contest(session, project, one, base, labelers, won=1, lost=1)
+    session.commit()
+    assert "These figures mix people’s judgments with those of machines." in words(kind=["person", "ai_judge"])
 
 
 def test_a_large_project_loads_the_board_behind_the_page(
