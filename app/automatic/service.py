@@ -105,7 +105,7 @@ def _conditions(
         yield Condition("whoever set this rule is no longer an operator of the project", False)
     problem = rounds.cannot_start(session, project, config_of(project, basis))
     yield Condition(problem.message if problem else "there is enough to train on", problem is None)
-    new = rounds.new_judgments(session, project)
+    new = rounds.new_judgments(session, project, tried_too=True)  # what failed is not tried again at once
     yield Condition(f"{new:,} of {rule.judgments:,} new judgments", new >= rule.judgments)
     if rule.agreement is not None:
         share = insights.live(session, project.id).figures.percent.value

@@ -26,8 +26,9 @@ from app.domain.student import quantile as student_quantile
 STYLES = ("length", "headers", "lists", "bold")
 COVARIATES = ("position", *STYLES)
 LEAST_JUDGMENTS = 20  # between ranked policies; as of a round's verdict
-# Judgments other than ties for each coefficient of the length-controlled fit. With fewer, unpenalised estimates are
-# biased away from 0 (Peduzzi et al. 1996, Journal of Clinical Epidemiology 49).
+# Judgments other than ties for each coefficient of the length-controlled fit, and of pairs that differ in a covariate.
+# With fewer, unpenalised estimates are biased away from 0 (Peduzzi et al. 1996, Journal of Clinical Epidemiology 49),
+# or have no bound because all of the few went one way.
 PER_COEFFICIENT = 10
 GAP = 0.10  # between the raw and the length-controlled win rate: worth a warning
 INSEPARABLE = 1e-6  # share of a covariate's norm that other columns leave over, at most, if they determine it
@@ -127,8 +128,9 @@ class Board(NamedTuple):
             tie went one way), position (the side on the screen decides everything).
         ahead: win rate of the first against the second. None: fewer than two have an interval.
         uncontrolled: why there is no length-controlled fit: few (judgments), length (it cannot be told from the
-            policies), separated (length or formatting decides everything), or "" if there is one.
-        left_out: covariates that are not fitted, and why: equal (no pair differs), inseparable (from the policies).
+            policies), separated (an effect of length or formatting has no bound), or "" if there is one.
+        left_out: covariates that are not fitted, and why: equal (no pair differs), few (judgments whose responses
+            differ), inseparable (from the policies).
         judgments, prompts, labelers, ties: between ranked policies.
         compared: policies with any judgment.
         by_labeler: standard errors are clustered by labeler too. That takes at least FEWEST labelers.
@@ -197,7 +199,7 @@ def _ranked(found: Board, within: Matches, order: list[int]) -> Board:
     typical = dict(zip(COVARIATES, (1.0, *np.sqrt((within.style**2).mean(axis=0)).tolist()), strict=True))
     columns = dict(zip(COVARIATES, np.column_stack([within.position, within.style]).T, strict=True))
     columns = {name: column / (typical[name] or 1.0) for name, column in columns.items()}
-    left_out = _left_out(policies, columns)
+    left_out = _left_out(policies, columns, within.outcome)
     kept = [name for name in COVARIATES if name not in left_out]
     raw = _Reading.of(found, within, order, policies, {name: columns[name] for name in kept if name == "position"})
     if raw is None:
@@ -335,12 +337,15 @@ def _incidence(matches: Matches, order: Sequence[int]) -> Floats:
     return (matches.a[:, None] == names).astype(np.float64) - (matches.b[:, None] == names)
 
 
-def _left_out(design: Floats, columns: Mapping[str, Floats]) -> dict[str, str]:
-    """Covariates that cannot be fitted, and why: no pair differs, or the columns before them determine them."""
+def _left_out(design: Floats, columns: Mapping[str, Floats], outcome: NDArray[np.int64]) -> dict[str, str]:
+    """Covariates that cannot be fitted, and why (see `Board.left_out`). Earlier columns determine the inseparable."""
     found = {}
     for name, column in columns.items():
         if not column.any():
             found[name] = "equal"
+            continue
+        if np.count_nonzero(column[outcome != 0]) < PER_COEFFICIENT:
+            found[name] = "few"
             continue
         solution, *_ = np.linalg.lstsq(design, column)
         if np.linalg.norm(column - design @ solution) <= INSEPARABLE * np.linalg.norm(column):

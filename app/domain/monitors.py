@@ -63,7 +63,7 @@ MONITORS = (
         is_share=False,
     ),
     Monitor(
-        *("cut", "Answers cut off", "finished", "", -1, 0.1),
+        *("cut", "Fewer finished answers", "finished", "", -1, 0.1),
         "Share of responses that end by themselves, before the length limit.",
         "docs/learning.md: a preference for length teaches a policy not to end",
         f"{_READ} raise the penalty for a missing end, or the length limit.",

@@ -18,12 +18,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session, aliased
 
+from app.domain.pairing import EVALUATION
 from app.models import AgreementTally, Comparison, Completion, Judgment, ModelVersion, User
 
 # On held-out prompts. Policies learn from the others, and answer those better than what they have not seen.
 PURPOSES = ("heldout", "human_eval")
 # How a pair may have been chosen (app.domain.pairing): without looking at how good its responses are.
-UNBIASED = ("random", "new_against_old")
+UNBIASED = (EVALUATION, "random", "new_against_old")
 TEXTS = 5_000  # responses fetched at once
 
 first, second = aliased(Completion), aliased(Completion)

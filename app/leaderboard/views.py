@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from app.domain.intervals import Interval
-from app.domain.leaderboard import Board, Effect, Standing
+from app.domain.leaderboard import PER_COEFFICIENT, Board, Effect, Standing
 from app.kept import Computed
 from app.leaderboard.service import MOST, Summary
 from app.models.user import USER_KINDS
@@ -15,7 +15,11 @@ SHOWN = 100  # rows of a table
 NAMED = 5  # policies in a sentence
 MACHINES = ("simulated", "ai_judge")
 WITH_MORE = {"headers": "more headers", "lists": "more list items", "bold": "more bold text"}
-NOT_FITTED = {"equal": "no pair differs in it", "inseparable": "the policy or the others here determine it"}
+NOT_FITTED = {
+    "equal": "no pair differs in it",
+    "few": f"fewer than {PER_COEFFICIENT} judgments other than ties are about pairs that differ in it",
+    "inseparable": "the policy or the others here determine it",
+}
 COVARIATES = {
     "position": "which response is shown first",
     "length": "length",

@@ -40,7 +40,7 @@ class WinRate(NamedTuple):
 class Rivals(NamedTuple):
     """How a round's new policy does beside the policy before it and beside the first one, which may be the same.
 
-    waiting: prompts judged beside the policy before that lack a judgment, and do not count yet.
+    waiting: prompts beside the policy before that lack a judgment, and do not count yet.
     """
 
     before: WinRate | None = None
@@ -54,7 +54,7 @@ def win_rates(session: Session, rounds: Sequence[Round]) -> dict[tuple[int, str]
     counted: dict[tuple[int, int, str], list[Any]] = defaultdict(list)
     for row in result_queries.evaluated(session, [round_.id for round_ in rounds]):
         tags = of_prompt(row.domain, row.difficulty, row.safety_category, "")
-        for name in ["", *(f"{kind}={value}" for kind, value in tags.items())]:
+        for name in ["", *(f"{kind}={value}" for kind, value in tags.items() if row.judgments)]:
             counted[row.round_id, row.rival_id, name].append(row)
     found = {}
     for round_ in rounds:
@@ -67,7 +67,7 @@ def win_rates(session: Session, rounds: Sequence[Round]) -> dict[tuple[int, str]
 
 
 def _win_rate(rows: Sequence[Any], slice_: str) -> WinRate | None:
-    entered = [row for row in rows if row.is_whole]
+    entered = [row for row in rows if row.is_whole and row.judgments]
     values, n = [row.value for row in entered], sum(row.judgments for row in entered)
     if slice_:
         interval = clustered_share([(value, 1) for value in values])

@@ -17,6 +17,17 @@ def waiting(session: Session) -> list[int]:
     return queries.projects_with_waiting_policy(session)
 
 
+def waiting_policy(session: Session, project: Project) -> ModelVersion | None:
+    """The policy that waits for people to prefer it, unless they have found it worse."""
+    round_ = queries.round_with_waiting_policy(session, project.id)
+    if round_ is None or round_.policy_after_id is None:
+        return None
+    beside = people_on(session, round_).before
+    if beside and beside.said and beside.said.word == "worse":
+        return None
+    return session.get_one(ModelVersion, round_.policy_after_id)
+
+
 def promote(session: Session, project: Project) -> ModelVersion | None:
     """Makes the newest round's policy the project's, if it waits for that and people prefer it; returns it then.
 

@@ -9,7 +9,7 @@ from app.domain.replay import Candidates, choose
 from app.domain.replay import counts as counts_of
 from app.errors import InvalidInput
 from app.models import ModelVersion, Project, Round
-from app.rounds import queries, snapshot_queries
+from app.rounds import promotion, queries, snapshot_queries
 from app.rounds.forms import RoundConfig
 from app.rounds.snapshots import demonstration_counts, thumb_counts
 from app.rounds.stages import MIN_PAIRS
@@ -42,10 +42,16 @@ class Available(NamedTuple):
         )
 
 
-def new_judgments(session: Session, project: Project) -> int:
-    """How many judgments that a round may read were given since the last round read."""
-    past = queries.rounds(session, project.id)
-    return queries.judgments_since(session, project.id, queries.read_at(session, past[0]) if past else None)
+def new_judgments(session: Session, project: Project, *, tried_too: bool = False) -> int:
+    """How many judgments that a round may read were given since the last one read.
+
+    Args:
+        tried_too: since the last one was started, if that ended before it read anything.
+    """
+    rounds = queries.rounds(session, project.id)
+    # A round that ended before it was frozen read nothing; one that is frozen now is about to.
+    last = next((each for each in rounds if tried_too or each.snapshot_id or each.state == "freezing"), None)
+    return queries.judgments_since(session, project.id, queries.read_at(session, last) if last else None)
 
 
 class Preview(NamedTuple):
@@ -68,31 +74,36 @@ def preview(session: Session, project: Project, config: RoundConfig, available: 
         available: what there is; none: it is looked up.
     """
     there = available or Available.of(session, project)
-    past = queries.rounds(session, project.id)
+    last = _last_to_read(session, project)
     policy = session.get(ModelVersion, project.policy_id) if project.policy_id else None
     active = queries.active_round(session, project.id)
     warnings = []
     if policy is None:
         warnings.append("The project has no model yet: a round needs a policy to improve.")
+    elif waiting := promotion.waiting_policy(session, project):
+        warnings.append(
+            f"{waiting.name} still waits for people to prefer it. A new round begins with {policy.name} and ends that "
+            f"wait: {waiting.name} then becomes the policy only if you adopt it."
+        )
     demonstrations = demonstration_counts(there.approved, config.reading)
     counts: dict[str, Any]
     if config.algorithm == "sft":
-        counts, waiting = demonstrations, there.pending
+        counts, unread = demonstrations, there.pending
     else:
         counts = counts_of(choose(there.candidates, there.trained_rounds, config.reading))
-        waiting = there.undecided
+        unread = there.undecided
     lacking = lacks(config, counts, demonstrations["train"]) or too_low_a_rank(session, project, config)
     if lacking:
         warnings.append(str(lacking))
     if config.algorithm != "sft":
         warnings += _doubts(counts)
-        if past and not there.new_judgments and not counts["new"]:
+        if last and not there.new_judgments and not counts["new"]:
             warnings.append(
-                f"No judgment was given since round {past[0].number}: a new round would train on the same data again."
+                f"No judgment was given since round {last.number}: a new round would train on the same data again."
             )
     return Preview(
         counts=counts,
-        waiting=waiting,
+        waiting=unread,
         new_judgments=there.new_judgments,
         thumbs=there.thumbs if reads_thumbs(config) else None,
         policy=policy,

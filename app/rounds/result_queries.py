@@ -56,7 +56,7 @@ def evaluated(session: Session, round_ids: Sequence[int]) -> Sequence[Any]:
     - entered: when the last of these labelers first answered. It does not move when they change their answer.
     - is_whole: whether every comparison has all the judgments that are wanted of it. Those that wait for a reviewer
       have; withdrawn ones do not count at all. What is not whole has not entered.
-    - judgments: how many are behind the value; prompts with none have no row.
+    - judgments: how many are behind the value; prompts with none have no value and stand last.
     """
     a, b = aliased(Completion), aliased(Completion)
     new_is_b = b.model_version_id == Round.policy_after_id
@@ -106,8 +106,7 @@ def evaluated(session: Session, round_ids: Sequence[int]) -> Sequence[Any]:
         .join(Prompt, Prompt.id == pair.c.prompt_id)
         .outerjoin(said, said.c.comparison_id == pair.c.id)
         .group_by(*alike, *slices)
-        .having(judgments > 0)
-        .order_by(entered, pair.c.prompt_id)
+        .order_by(entered.asc().nulls_last(), pair.c.prompt_id)
     )
     return session.execute(query).all()
 

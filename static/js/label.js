@@ -47,11 +47,20 @@ function ask(url, fields = null) {
   return fetch(url, fields ? { method: "POST", headers, body: new URLSearchParams(fields) } : { headers });
 }
 
-function tell(problem) {
+// written: what was typed into an answer that was refused and has no card to come back to.
+function tell(problem, written = "") {
   const messages = document.getElementById("messages");
   const box = document.createElement("div");
   box.className = "message message-bad";
   box.textContent = `${problem.error ?? "The service does not answer."} ${problem.advice ?? "Try again in a moment."}`;
+  if (written) {
+    const area = document.createElement("textarea");
+    area.readOnly = true;
+    area.dir = "auto";
+    area.value = written;
+    area.ariaLabel = "What you wrote, to copy";
+    box.append(" What you wrote, to copy:", area);
+  }
   // What is there already is not read out again.
   if (messages.textContent !== box.textContent) messages.replaceChildren(box);
 }
@@ -104,8 +113,8 @@ async function taken(entry, response, body) {
     setAhead(null);
     show(parse(body.desk));
   } else if (!response.ok) {
-    await reload(); // its card is still there, and its draft
-    tell(body);
+    await reload(); // its card is still there, and its draft, unless the labeler may not see the project any more
+    tell(body, leaseOnDesk() === entry.lease ? "" : entry.fields.find(([name]) => name === "rationale")?.[1]);
   } else if (body.beside === leaseOnDesk()) {
     return follow(body);
   }

@@ -7,6 +7,7 @@ from playwright.sync_api import Page, Route, expect
 from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
+from app.members import service as members
 from app.models import Comparison, Judgment, Lease, Project, Run
 from tests import factories
 from tests.browser.test_labeling import OpenPage, all_sent, judgments, open_desk, project_with, wait_for_next
@@ -149,6 +150,23 @@ def test_who_was_away_gets_the_card_again_or_learns_that_it_is_gone(session: Ses
     session.commit()
     come_back(page)
     expect(page.locator("#messages")).to_contain_text("This comparison is no longer kept for you.")
+
+
+def test_what_somebody_wrote_who_was_taken_out_of_the_project_is_shown_to_be_copied(
+    session: Session, open_page: OpenPage
+) -> None:
+    project = project_with(session, 3)
+    labeler, admin = factories.user(session, "labeler"), factories.user(session, "admin")
+    page = open_desk(open_page, project, user=labeler)
+    wait_for_next(page)
+    press(page, "6", "e")
+    page.keyboard.type("Long thought about")
+    members.remove(session, project, admin, labeler.id)
+    session.commit()
+    press(page, "Control+Enter")
+    expect(page.get_by_text("You have no project")).to_be_visible()
+    expect(page.get_by_role("textbox", name="What you wrote, to copy")).to_have_value("Long thought about")
+    assert judgments(session) == []
 
 
 def test_the_focus_is_not_lost_with_what_is_closed(session: Session, open_page: OpenPage) -> None:

@@ -170,7 +170,7 @@ def test_a_round_ends_with_a_verdict_and_the_policy_can_be_changed(
     look(page, "rounds-much", width, dark)
     page.get_by_role("link", name="Round 1").click()
     expect(page.get_by_role("heading", name="Better, by the reward model alone")).to_be_visible()
-    expect(page.get_by_text("People have not judged it yet.")).to_be_visible()
+    expect(page.get_by_text("People cannot judge it")).to_be_visible()
     expect(page.get_by_role("row", name="Reward 0.40 0.82 +0.42 (0.22 to 0.62)")).to_be_visible()
     expect(page.get_by_role("row", name="Policy 3 minutes 61,234 327 2.3 GB")).to_be_visible()
     look(page, "round-better", width, dark)

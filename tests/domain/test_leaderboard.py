@@ -158,6 +158,21 @@ def test_what_cannot_be_controlled_is_said() -> None:
     assert (found.refused, found.standings) == ("position", [])
 
 
+@pytest.mark.parametrize(("differing", "why"), [(9, "few"), (10, None)])
+def test_what_few_pairs_differ_in_does_not_spoil_the_rest(differing: int, why: str | None) -> None:
+    """As in PandaLM's test set, where headers differ in two pairs, both of which went one way."""
+    rows = [(ONE, BASE, 1, 0.5, 60), (ONE, BASE, -1, 0.5, 20), (ONE, BASE, 1, -0.5, 5), (ONE, BASE, -1, -0.5, 15)]
+    plain = with_lengths(rows)
+    style, position = plain.style.copy(), plain.position.copy()
+    style[:differing, 1] = 1.0  # all of them wins
+    assert board(plain._replace(style=style), [BASE, ONE]).left_out.get("headers") == why
+    if why:
+        position[:differing] = 1.0
+        found, known = board(plain._replace(style=style, position=position), [BASE, ONE]), board(plain, [BASE, ONE])
+        assert (found.left_out["position"], found.refused, found.uncontrolled) == (why, "", "")
+        assert found.standings == known.standings
+
+
 def test_nothing_is_ranked_on_too_little() -> None:
     for said, why in (([], "few"), ([(ONE, BASE, 1, 10), (ONE, BASE, -1, 9)], "few"), ([(ONE, BASE, 0, 30)], "ties")):
         found = board(matches(said), [BASE, ONE])

@@ -92,3 +92,9 @@ def test_the_documentation_has_every_monitor() -> None:
         assert f"| {monitor.label}" in page
         assert monitor.definition in page
         assert monitor.source in page
+
+
+def test_a_monitor_of_less_is_called_so() -> None:
+    """Beside it stands the figure: “answers cut off: 2%” must not be the share that was not cut."""
+    called = {monitor.name: monitor.label.split()[0] in ("Fewer", "Less", "Shorter") for monitor in MONITORS}
+    assert called == {monitor.name: monitor.worse == -1 for monitor in MONITORS}

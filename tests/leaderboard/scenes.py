@@ -5,8 +5,12 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from app.domain.pairing import Sample, evaluation_pairs
 from app.models import Comparison, ModelVersion, Project, Prompt, User
 from tests import factories
+
+# As a round writes it.
+(_chosen,) = evaluation_pairs([Sample(2, "new")], [[Sample(1, "old")]], limit=1, seed=0)
 
 
 def pair(
@@ -25,7 +29,7 @@ def pair(
         factories.completion(session, prompt, text, model_version_id=policy.id if policy else None, n_tokens=n).id
         for policy, text, n in zip(policies, texts, tokens, strict=True)
     ]
-    given = {"purpose": "human_eval", "selection": {"policy": "new_against_old"}, "overlap": 50} | values
+    given = {"purpose": "human_eval", "selection": _chosen.selection, "overlap": 50} | values
     return factories.comparison(
         session, project, prompt=prompt, completion_a_id=ids[0], completion_b_id=ids[1], **given
     )

@@ -200,7 +200,9 @@ def test_what_cannot_be_told_is_said(
 def test_a_project_without_policies(sign_in: SignIn, session: Session, project: Project) -> None:
     session.commit()
     client = sign_in("admin")
-    assert "No policy yet" in client.get(f"/projects/{project.slug}/leaderboard").text
+    shown = client.get(f"/projects/{project.slug}/leaderboard").text
+    assert "No policy yet" in shown
+    assert "Only responses that are sampled here count, not imported ones." in shown
     assert client.get(f"/projects/{project.slug}/leaderboard/figures.csv").text.count("\n") == 1
 
 
@@ -222,7 +224,10 @@ def test_machines_count_only_if_chosen_and_are_marked(
     assert "is the best policy" not in alone
     assert "No person made these judgments." in words(kind=["simulated", "ai_judge"])
     assert "30 judgments on 30 prompts by 2 labelers" in words(kind=["simulated", "ai_judge"])
-    assert "These figures mix people’s judgments with those of machines." in words(kind=["person", "simulated"])
+    assert "No person made these judgments." in words(kind=["person", "simulated"])
+    contest(session, project, one, base, labelers, won=1, lost=1)
+    session.commit()
+    assert "These figures mix people’s judgments with those of machines." in words(kind=["person", "ai_judge"])
 
 
 def test_a_large_project_loads_the_board_behind_the_page(

@@ -266,9 +266,9 @@ def test_a_bad_answer_becomes_a_rated_attempt_and_a_better_one_a_demonstration(
     assert written.prompt_id == attempt.prompt_id  # the same conversation stands once in a project
     with pytest.raises(Conflict, match="is there already"):
         service.correct(session, project, owner, chat, turn.id, better)
-    for text, words in (("Mud.", "as the model gave it"), (" \n", "Nothing is written")):
+    for wrong, words in (("Mud.", "as the model gave it"), (" \n", "Nothing is written")):
         with pytest.raises(InvalidInput, match=words):
-            service.correct(session, project, owner, chat, turn.id, CorrectionForm(side=1, text=text))
+            service.correct(session, project, owner, chat, turn.id, CorrectionForm(side=1, text=wrong))
 
 
 def test_nothing_becomes_of_answers_while_a_chat_is_blind(

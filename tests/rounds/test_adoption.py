@@ -341,7 +341,11 @@ def test_what_an_ai_judge_says_and_what_nobody_could_judge_is_no_value(
     machine = factories.user(session, kind="ai_judge")
     factories.judgment(session, judged, preference=4, labeler_id=machine.id)
     factories.judgment(session, judged, preference=None)
-    assert [(row.value, row.judgments) for row in result_queries.evaluated(session, [round_.id])] == [(1.0, 1)]
+    rows = [(row.value, row.judgments) for row in result_queries.evaluated(session, [round_.id])]
+    assert rows == [(1.0, 1), (None, 0)]
+    found = people_on(session, round_).before
+    assert found is not None
+    assert (found.value, found.prompts, found.n) == (1.0, 1, 1)
 
 
 def test_each_rival_has_a_sequence_of_its_own(session: Session, store: ArtifactStore, project: Project) -> None:
@@ -482,6 +486,21 @@ def test_adopting_what_people_have_not_preferred_needs_a_reason(
     assert "Back to an earlier policy." in listed
 
 
+@pytest.mark.parametrize("lost", [0, 20])
+def test_who_starts_a_round_while_a_policy_waits_is_told(
+    session: Session, store: ArtifactStore, project: Project, lost: int
+) -> None:
+    """Not of a policy that people found worse: it has no chance to be promoted."""
+    round_ = waiting_round(session, store, project)
+    judge(session, project, round_, won=0, lost=lost)
+    new = session.get_one(ModelVersion, round_.policy_after_id)
+    seen = service.preview(session, project, config())
+    assert any(f"{new.name} still waits for people" in each for each in seen.warnings) is (lost == 0)
+    assert seen.can_start
+    service.adopt(session, project, new, factories.user(session, "operator"), "Good enough.")
+    assert not any("still waits" in each for each in service.preview(session, project, config()).warnings)
+
+
 def test_the_page_says_how_many_more_prompts_it_takes(
     session: Session, store: ArtifactStore, project: Project, sign_in: SignIn
 ) -> None:
@@ -493,7 +512,15 @@ def test_the_page_says_how_many_more_prompts_it_takes(
         (card,) = BeautifulSoup(client.get(address).text, "html.parser").select(".verdict")
         return " ".join(card.get_text(" ").split())
 
+    assert "People cannot judge it" in shown()
+    assert "start a round with an evaluation share" in shown()
+    assert "takes its place once" not in shown()
+    (unbegun,) = judge(session, project, round_, won=1, lost=0)
+    take_back(session, unbegun)
+    unbegun.state = "open"
+    session.commit()
     assert "People have not judged it yet." in shown()
+    assert "this round has 1 prompt to judge" in shown()
     assert "takes its place once people are shown to prefer it" in shown()
     judge(session, project, round_, won=8, lost=0)
     session.commit()
@@ -502,9 +529,20 @@ def test_the_page_says_how_many_more_prompts_it_takes(
     assert "about 2 more prompts will decide it" in shown()  # 1.5 ** 8 / 2 = 12.8, 1.5 ** 10 / 2 = 28.8
     said = client.get(f"{address}/status").json()["people"]
     assert (said["before"]["more"], said["before"]["judgments"], said["first"]) == (2, 8, said["before"])
-    judge(session, project, round_, won=0, lost=8)
+    *_, unsaid, split = judge(session, project, round_, won=0, lost=8)
     session.commit()
     assert "a thousand more would not decide it" in shown()
+    unbegun.state = "withdrawn"
+    session.commit()
+    assert "This round has no prompt left to judge: adopt the policy with a reason, or start another round." in shown()
+    assert "takes its place once" not in shown()
+    take_back(session, unsaid, split)
+    unsaid.state = "open"
+    split.state = "in_review"  # nobody could judge it
+    session.commit()
+    assert "of 14 prompts" in shown()
+    assert "This round has 1 prompt left to judge." in shown()
+    assert "takes its place once" in shown()
 
 
 def test_what_is_no_number_is_no_difference() -> None:

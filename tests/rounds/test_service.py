@@ -233,6 +233,19 @@ def test_the_preview_counts_what_a_round_would_read(session: Session, store: Art
     assert (after.new_judgments, after.active, after.can_start) == (0, round_, False)
 
 
+def test_a_round_that_ended_before_it_was_frozen_has_read_nothing(
+    session: Session, store: ArtifactStore, project: Project
+) -> None:
+    given = service.preview(session, project, config()).new_judgments
+    round_ = begin(session, store, project)
+    session.commit()
+    assert given > service.preview(session, project, config()).new_judgments == 0
+    service.cancel(session, round_, factories.user(session, "operator"))
+    session.commit()
+    assert (round_.state, round_.snapshot_id) == ("cancelled", None)
+    assert service.preview(session, project, config()).new_judgments == given
+
+
 def test_a_round_on_the_same_data_is_warned_of(session: Session, store: ArtifactStore, project: Project) -> None:
     def is_warned_of() -> bool:
         return any("on the same data again" in each for each in service.preview(session, project, config()).warnings)
