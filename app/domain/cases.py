@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from app.domain import instructions, texts
 from app.domain.instructions import occurrences, texts_of
 
-LONGEST = 20_000  # characters of a case's texts
+LONGEST = 20_000  # characters of a text
+LONGEST_LINE = 100_000
 MOST_INSTRUCTIONS = 20
 # A thousand's commas belong to a number, a list's commas do not.
 _NUMBER = re.compile(r"(?<![\w.])[-−+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,30})(?:\.\d{1,30})?")
@@ -111,8 +112,8 @@ def case_of(line: Any, number: int) -> Case:
         check=str(name),
         given={key: _FIELDS[key](line[key], name) for key in (*check.fields, *check.optional) if key in line},
     )
-    if len(json.dumps(found.line, ensure_ascii=False)) > LONGEST:
-        raise ValueError(f"it is longer than {LONGEST:,} characters: shorten it")
+    if len(json.dumps(found.line, ensure_ascii=False)) > LONGEST_LINE:
+        raise ValueError(f"it is longer than {LONGEST_LINE:,} characters: shorten it")
     if name == "prefers" and found.given["good"].strip() == found.given["bad"].strip():
         raise ValueError("“good” and “bad” are the same text")
     return found

@@ -48,6 +48,7 @@ _WORD = re.compile(r"\w+(?:['’.,-]\w+)*")
 # A dot in these ends no sentence: "e.g. this", "Dr. Who", "3.5", "J. R. R.".
 _NO_END = re.compile(r"\b(?:e\.g|i\.e|etc|vs|mr|mrs|ms|dr|prof|st|jr|sr|no|fig|[A-Za-z])\.(?=\s+\S)", re.IGNORECASE)
 _END = re.compile(r"(?<![.!?…])[.!?…]+[\"'”’)\]]*(?:\s|$)")
+_NUMBERED = r"[ \t]+(?:\d+|[ivxlc]+|[a-z])\b"  # Section 2, Section IV, Section B
 _BULLET = re.compile(r"^\s{0,8}(?:[-*+•]|\d{1,3}[.)]) +\S", re.MULTILINE)
 
 
@@ -87,6 +88,11 @@ def occurrences(text: str, phrase: str) -> int:
 
 def _flat(text: str) -> str:
     return " ".join(text.replace("’", "'").casefold().split())
+
+
+def _begins_a_line(text: str, marker: str, rest: str = "") -> int:
+    """In how many lines only marks stand before the marker, and `rest`, a pattern, after it."""
+    return len(re.findall(rf"^[^\w\n]*{re.escape(marker)}{rest}", text, re.MULTILINE | re.IGNORECASE))
 
 
 def _letters(text: str) -> str:
@@ -167,9 +173,7 @@ INSTRUCTIONS: dict[str, Instruction] = {
         {"letter": Argument("letter"), **BOUNDS},
     ),
     "sections": Instruction(
-        lambda said, marker, **bounds: within(
-            len(re.findall(rf"^[^\w\n]*{re.escape(marker)}[ \t]+(?:\d+|[ivxlc]+|[a-z])\b", said, re.MULTILINE | re.IGNORECASE)), **bounds
-        ),
+        lambda said, marker, **bounds: within(_begins_a_line(said, marker, _NUMBERED), **bounds),
         "has so many sections that begin with the marker and a number, such as SECTION 1",
         {"marker": Argument("text"), **BOUNDS},
     ),
@@ -196,7 +200,7 @@ INSTRUCTIONS: dict[str, Instruction] = {
     ),
     "ends_with": Instruction(_ends, "ends with this phrase", {"phrase": Argument("text")}),
     "postscript": Instruction(
-        lambda said, marker: re.search(rf"^[^\w\n]*{re.escape(marker)}", said, re.MULTILINE | re.IGNORECASE) is not None,
+        lambda said, marker: _begins_a_line(said, marker) > 0,
         "has a line that begins with the marker, such as P.S.",
         {"marker": Argument("text")},
     ),

@@ -5,7 +5,7 @@ b that only the new policy passes, c that only the one before passes. The differ
 """
 
 from collections.abc import Iterable, Sequence
-from math import comb, sqrt
+from math import sqrt
 from typing import Literal, NamedTuple
 
 from app.domain.intervals import FEWEST, Interval
@@ -105,12 +105,6 @@ def reach(cases: int) -> float:
     """How far the interval reaches to either side if both policies do the same on every case; 1 for too few cases."""
     found = paired_difference(cases, 0, 0)
     return found.high if found else 1.0
-
-
-def p_value(gained: int, lost: int) -> float:
-    """McNemar's exact test, two-sided: how often chance alone would split the differing cases as unevenly."""
-    n, fewer = gained + lost, min(gained, lost)
-    return min(1.0, 2 * sum(comb(n, k) for k in range(fewer + 1)) / 2**n)
 
 
 def loses_too_much(difference: Interval | None, largest_loss: float, bound: Bound) -> bool:

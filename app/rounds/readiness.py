@@ -13,6 +13,7 @@ from app.rounds import queries, snapshot_queries
 from app.rounds.forms import RoundConfig
 from app.rounds.snapshots import demonstration_counts, thumb_counts
 from app.rounds.stages import MIN_PAIRS
+from app.suites import queries as suite_queries
 
 MIN_DEMONSTRATIONS = 20
 FEW_PAIRS = 100  # below this a reward model learns little
@@ -56,6 +57,8 @@ class Preview(NamedTuple):
     active: Round | None
     warnings: tuple[str, ...]
     can_start: bool
+    suites: int  # standing evaluations that both policies take
+    suite_cases: int  # in all of them
 
 
 def preview(session: Session, project: Project, config: RoundConfig, available: Available | None = None) -> Preview:
@@ -87,6 +90,7 @@ def preview(session: Session, project: Project, config: RoundConfig, available: 
             warnings.append(
                 f"No judgment was given since round {past[0].number}: a new round would train on the same data again."
             )
+    suites, cases = suite_queries.count_cases(session, project.id)
     return Preview(
         counts=counts,
         waiting=waiting,
@@ -96,6 +100,8 @@ def preview(session: Session, project: Project, config: RoundConfig, available: 
         active=active,
         warnings=tuple(warnings),
         can_start=policy is not None and active is None and lacking is None,
+        suites=suites,
+        suite_cases=cases,
     )
 
 

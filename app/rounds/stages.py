@@ -16,6 +16,7 @@ from app.rounds.snapshots import prompts_file, write_lines
 from app.rows import PromptRow
 from app.settings import SamplingServer
 from app.specs import RUN_SPEC, EvaluateSpec, FreezeSpec, Generation, ModelRef, RewardSpec, RunSpec, SampleSpec, Server
+from app.suites import service as suites
 
 EVALUATION_PROMPTS = 100
 PROMPT_ROOM = 512  # tokens left for a prompt beside the longest response
@@ -159,6 +160,7 @@ class Maker(NamedTuple):
             reference=reference,
             reward_models=(models[_given(round_.reward_model_id)].base,),
             prompts=prompts_file(self.store, unseen),
+            suites=suites.to_run(self.session, self.project.id),
             generation=config.generation.model_copy(update={"samples_per_prompt": 2}),
             max_length=max_length,
             # Other samples than those drawn for the queue: figures over both then count nothing twice.
