@@ -31,7 +31,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["created_by"], ["user_account.id"], name=op.f("fk_suite_created_by")),
         sa.ForeignKeyConstraint(["project_id"], ["project.id"], name=op.f("fk_suite_project_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_suite")),
-        sa.UniqueConstraint("project_id", "name", name=op.f("uq_suite_project_id")),
+        sa.UniqueConstraint("project_id", "name", name=op.f("uq_suite_project_id_name")),
     )
     op.create_table(
         "suite_version",
@@ -48,7 +48,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["created_by"], ["user_account.id"], name=op.f("fk_suite_version_created_by")),
         sa.ForeignKeyConstraint(["suite_id"], ["suite.id"], name=op.f("fk_suite_version_suite_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_suite_version")),
-        sa.UniqueConstraint("suite_id", "number", name=op.f("uq_suite_version_suite_id")),
+        sa.UniqueConstraint("suite_id", "number", name=op.f("uq_suite_version_suite_id_number")),
     )
     op.create_table(
         "suite_result",
