@@ -123,9 +123,9 @@ def _measured(session: Session, query: Any) -> list[Measured]:
 
 
 def of_round(session: Session, round_id: int) -> list[Measured]:
-    """What a round measured over all cases of each suite that is not retired by now, by name."""
+    """What a round measured over all cases of each suite that is not retired by now, the largest loss first."""
     conditions = (Round.id == round_id, SuiteResult.slice == "", Suite.retired_at.is_(None))
-    return _measured(session, _results(*conditions))
+    return sorted(_measured(session, _results(*conditions)), key=lambda each: each.score.change)
 
 
 def of_suite(session: Session, suite_id: int, most: int) -> list[Measured]:

@@ -250,16 +250,17 @@ class Held(NamedTuple):
 
     @property
     def words(self) -> str:
-        """`Facts lost 12.5 points (95% interval -22.1 to -3.0); 5 are allowed`."""
+        """`“Facts” lost 12.5 points (95% interval −22.1 to −3.0). It may lose 5 at most, by …`."""
         difference = self.score.difference
         assert difference is not None, "else it holds nothing back"
         assert self.suite.largest_loss is not None, "else it holds nothing back"
         lost, low, high = (100 * each for each in (-difference.value, difference.low, difference.high))
-        what = f"lost {lost:.1f} points" if lost > 0 else f"gained {-lost:.1f} points"
+        what = f"lost {lost:.1f}" if lost > 0 else f"gained {-lost:.1f}"
+        interval = f"{low:+.1f} to {high:+.1f}".replace("-", "−")
+        end = "upper" if self.suite.bound == "high" else "lower"
         return (
-            f"“{self.suite.name}” {what} (95% interval of the difference {low:+.1f} to {high:+.1f}); "
-            f"{100 * self.suite.largest_loss:.12g} may be lost, judged by the "
-            f"{'upper' if self.suite.bound == 'high' else 'lower'} end"
+            f"“{self.suite.name}” {what} points (95% interval {interval}). "
+            f"It may lose {100 * self.suite.largest_loss:.12g} at most, by the interval's {end} end"
         )
 
 

@@ -17,7 +17,7 @@ from app.suites.queries import Measured, Standing, Written
 from app.suites.reading import kept
 
 MOST_ROUNDS = 20
-MOST_CASES = 20  # of a kind that a page shows
+MOST_CASES = 12  # of a kind that a page shows
 
 
 class Results(NamedTuple):

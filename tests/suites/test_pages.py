@@ -276,7 +276,7 @@ def test_the_round_says_that_a_suite_holds_its_policy_back(
     service.set_gate(session, safety, operator, GateForm(largest_loss=10))
     session.commit()
     page = words(client.get(here).text)
-    assert "Held back by 1 suite. “Safety and over-refusal” lost 31.6 points (95% interval of the difference" in page
+    assert "Held back by 1 suite. “Safety and over-refusal” lost 31.6 points (95% interval −" in page
     assert "takes its place once people are shown to prefer it" not in page
     assert client.get(f"{here}/status").json()["held_by"][0].startswith("“Safety and over-refusal” lost 31.6")
 

@@ -216,8 +216,10 @@ def test_a_suite_holds_back_a_policy_that_the_reward_model_would_adopt(
     assert ("held_by" in event.details) is not adopted
     if not adopted:
         (words,) = event.details["held_by"]
-        assert words.startswith("“Facts” lost 30.0 points (95% interval of the difference -4")
-        assert words.endswith(f"; {points} may be lost, judged by the {'upper' if bound == 'high' else 'lower'} end")
+        assert words.startswith("“Facts” lost 30.0 points (95% interval −4")
+        assert words.endswith(
+            f"may lose {points} at most, by the interval's {'upper' if bound == 'high' else 'lower'} end"
+        )
         model = session.get_one(ModelVersion, round_.policy_after_id)
         with pytest.raises(InvalidInput, match="needs a reason"):
             rounds.adopt(session, project, model, operator)
