@@ -79,10 +79,10 @@ def bullets(text: str) -> int:
 
 
 def occurrences(text: str, phrase: str) -> int:
-    """How often a phrase stands in a text as whole words; case and runs of spaces do not matter."""
+    """How often a phrase stands in a text as whole words, in any case and with any spaces. `0` is not in `18.0`."""
     text, phrase = _flat(text), _flat(phrase)
-    before = r"\b" if phrase[:1].isalnum() else ""
-    after = r"\b" if phrase[-1:].isalnum() else ""
+    before = r"(?<!\w)(?<!\d[.,])" if phrase[:1].isalnum() else ""
+    after = r"(?!\w)(?![.,]\d)" if phrase[-1:].isalnum() else ""
     return len(re.findall(before + re.escape(phrase) + after, text)) if phrase else 0
 
 

@@ -54,6 +54,9 @@ def test_nothing_a_little_and_a_lot(
     expect(page.locator("#loop .uplot")).to_have_count(2)
     take_picture(page, f"suite-{look}")
     assert fits(page)
+    page.goto(f"{base}/suites")
+    page.get_by_role("link", name="Sycophancy").click()
+    take_picture(page, f"suite-pairs-{look}")
     page.goto(f"{base}/rounds/2")
     take_picture(page, f"suites-round-{look}")
     assert fits(page)
@@ -92,12 +95,12 @@ def add(session: Session, store: ArtifactStore, project: Project, name: str, n: 
 
 
 def a_lot(session: Session, store: ArtifactStore, project: Project, operator: User, safety: Suite) -> None:
-    """Twenty suites with long names, twelve rounds, and answers without an end."""
+    """A dozen suites with long names, eight rounds, and answers without an end."""
     others = [
-        add(session, store, project, f"{'Regression of answers that people liked ' * 2}{n}", 40) for n in range(16)
+        add(session, store, project, f"{'Regression of answers that people liked ' * 2}{n}", 40) for n in range(8)
     ]
     before = factories.model(session, project, name="policy-with-a-name-of-some-length-2").id
-    for number in range(3, 13):
+    for number in range(3, 9):
         round_, run = evaluated(session, project, number, policy_before_id=before)
         assert round_.policy_after_id
         before = round_.policy_after_id

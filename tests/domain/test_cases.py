@@ -19,6 +19,7 @@ def case(check: str, **given: Any) -> Any:
         ("exact", {"expected": ["Paris", "the city of Paris"]}, "“Paris.”", "It is Paris."),
         ("exact", {"expected": "an apple"}, "Apple", "apples"),
         ("contains", {"expected": "Paris"}, "The capital is PARIS, of course.", "Comparison is hard: Parisians"),
+        ("contains", {"expected": "0"}, "It is 0. Or 0, as they say", "It is 18.0, or 0.5, or 2,0"),
         ("contains", {"expected": ["C++", "New York"]}, "in new\nyork", "C and New Yorkers"),
         ("number", {"expected": 42}, "6 times 7 is 42.", "42 is not 6 times 8"),
         ("number", {"expected": -1250.5}, "It is −1,250.50", "It is 1,250.50"),

@@ -28,17 +28,14 @@ def took(
     """A run's policies took a suite: both pass every case but those named, by id."""
     version = service.version_of(session, suite)
     cases = kept(store, version.location)
-    answers = [
-        SuiteAnswer(
-            id=case.id,
-            slice=case.slice,
-            passed=case.id not in {*lost, *failed},
-            passed_before=case.id not in {*gained, *failed},
-            answer=f"{text} (new)",
-            answer_before=f"{text} (before)",
-        )
-        for case in cases
-    ]
+    answers = []
+    for case in cases:
+        new, before = case.id not in {*lost, *failed}, case.id not in {*gained, *failed}
+        if case.check == "prefers":
+            said = {"margin": 0.125 if new else -0.125, "margin_before": 0.25 if before else -0.25}
+        else:
+            said = {"answer": f"{text} (new)", "answer_before": f"{text} (before)"}
+        answers.append(SuiteAnswer(id=case.id, slice=case.slice, passed=new, passed_before=before, **said))
     scores = by_slice(
         [case.slice for case in cases], [each.passed for each in answers], [each.passed_before for each in answers]
     )

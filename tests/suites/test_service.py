@@ -64,8 +64,11 @@ def test_a_version_is_final_and_another_file_is_another_version(
             session.execute(text(statement))
     with pytest.raises(NotFound, match="no version 3"):
         service.version_of(session, suite, 3)
-    said = list(session.scalars(select(AuditEvent.details).where(AuditEvent.action == "suite.version_added")))
-    assert [(each["version"], each["digest"]) for each in said] == [(1, first.digest), (2, second.digest)]
+    said = select(AuditEvent.details).where(AuditEvent.action == "suite.version_added").order_by(AuditEvent.id)
+    assert [(each["version"], each["digest"]) for each in session.scalars(said)] == [
+        (1, first.digest),
+        (2, second.digest),
+    ]
 
 
 def test_names_are_a_projects_own(session: Session, store: ArtifactStore, project: Project, operator: User) -> None:
@@ -241,8 +244,8 @@ def test_a_suite_holds_back_a_policy_that_people_prefer_until_the_limit_is_raise
     service.set_gate(session, suite, operator, GateForm(largest_loss=20))
     session.commit()
     assert rounds.promote_waiting(make_session_factory(engine)) == ["policy-1"]
-    changes = session.scalars(select(AuditEvent.details).where(AuditEvent.action == "suite.gate_set")).all()
-    assert [each["largest_loss"] for each in changes] == [0.05, 0.2]
+    changes = select(AuditEvent.details).where(AuditEvent.action == "suite.gate_set").order_by(AuditEvent.id)
+    assert [each["largest_loss"] for each in session.scalars(changes)] == [0.05, 0.2]
 
 
 def test_a_suite_that_no_round_has_run_holds_nothing_back(
