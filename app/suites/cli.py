@@ -58,7 +58,7 @@ def add(
         else:
             number = service.add_version(session, store, suite, actor, cases).number
         if largest_loss is not None:
-            service.set_gate(session, suite, actor, GateForm(largest_loss=largest_loss))
+            service.set_gate(session, suite, actor, GateForm(largest_loss=largest_loss, bound=suite.bound))
         typer.echo(f"“{suite.name}” version {number}: {len(cases)} cases. The next round runs it.")
 
 

@@ -18,8 +18,7 @@ from app.models import (
     SuiteVersion,
     User,
 )
-
-SUCCEEDS_FROM = 2  # the severity from which an attempt has worked: see app.red_team.views
+from app.red_team.forms import SUCCESS
 
 
 class Standing(NamedTuple):
@@ -171,7 +170,7 @@ def attempts_that_worked(session: Session, project_id: int) -> Sequence[Any]:
     """(id, messages, safety_category) of red-team attempts that their authors rated a failure of the policy."""
     query = select(RedTeamAttempt.id, RedTeamAttempt.messages, RedTeamAttempt.safety_category).where(
         RedTeamAttempt.project_id == project_id,
-        RedTeamAttempt.severity >= SUCCEEDS_FROM,
+        RedTeamAttempt.severity >= SUCCESS,
         RedTeamAttempt.withdrawn_at.is_(None),
     )
     return session.execute(query.order_by(RedTeamAttempt.id)).all()

@@ -24,7 +24,7 @@ from app.prompts.service import digest as prompt_digest
 from app.specs import SuiteRef
 from app.suites import queries
 from app.suites.forms import MAX_NAME, GateForm
-from app.suites.reading import Problem, keep, kept, read_cases
+from app.suites.reading import keep, kept, read_cases
 from app.typed import one_line
 
 STARTER = Path(__file__).parent / "starter"
@@ -306,7 +306,6 @@ def answers(store: ArtifactStore, run_id: int, version_id: int) -> list[dict[str
 
 __all__ = [
     "Held",
-    "Problem",
     "Starter",
     "add",
     "add_starters",
@@ -316,7 +315,6 @@ __all__ = [
     "bring_back",
     "grow_red_team",
     "held_back",
-    "read_cases",
     "retire",
     "set_gate",
     "starters",

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
 from app.domain.cases import Case, wanted
-from app.domain.suites import Score, reach, total
+from app.domain.suites import Score, reach, score, total
 from app.domain.texts import asked_in
 from app.errors import PrefloopError
 from app.models import Project, Round, Suite, SuiteVersion
@@ -94,6 +94,7 @@ class SuitePage(NamedTuple):
     Attributes:
         chosen: what is shown in detail: of the newest round, or the one asked for; none before any round ran the suite.
         lost, gained: cases that only the policy before passed, or only the new one; at most `MOST_CASES` each.
+        since: the chosen round's policy beside the first one that took the same version, if that is not `before`.
         trained_on: how many conversations of the newest version are train prompts of the project.
         reach: how far the interval of a version of this size reaches if nothing changed.
         problem: why the cases of a version cannot be read.
@@ -108,6 +109,7 @@ class SuitePage(NamedTuple):
     slices: list[Measured]
     lost: list[Shown]
     gained: list[Shown]
+    since: "Since | None"
     trained_on: int
     reach: float
     problem: str
@@ -144,11 +146,13 @@ def suite_page(
     lost: list[Shown] = []
     gained: list[Shown] = []
     slices: list[Measured] = []
+    since: Since | None = None
     trained_on, problem = 0, ""
     try:
         trained_on = service.trained_on(session, store, project, newest)
         if chosen:
             lost, gained = differing(store, chosen)
+            since = since_first(session, store, chosen, rounds)
     except PrefloopError as error:
         problem = str(error)
     if chosen:
@@ -164,10 +168,38 @@ def suite_page(
         slices=slices,
         lost=lost,
         gained=gained,
+        since=since,
         trained_on=trained_on,
         reach=reach(newest.cases),
         problem=problem,
     )
+
+
+class Since(NamedTuple):
+    """How a policy does beside the first one that took the same version: what all rounds in between cost together."""
+
+    first: str
+    number: int  # of the round in which that one was the policy before
+    score: Score
+
+
+def since_first(session: Session, store: ArtifactStore, chosen: Measured, rounds: Sequence[Measured]) -> Since | None:
+    """None if that first policy is the one before, whose difference is shown anyway, or if an answer is gone.
+
+    Args:
+        rounds: that ran the suite, newest first.
+    """
+    earlier = [each for each in rounds if each.version.id == chosen.version.id and each.round.id <= chosen.round.id]
+    oldest = earlier[-1]
+    if oldest.round.policy_before_id == chosen.round.policy_before_id:
+        return None
+    new = {each["id"]: each["passed"] for each in service.answers(store, chosen.run_id, chosen.version.id)}
+    then = {each["id"]: each["passed_before"] for each in service.answers(store, oldest.run_id, chosen.version.id)}
+    if not new or new.keys() != then.keys():
+        return None
+    names = queries.model_names(session, [oldest.round.policy_before_id])
+    found = score(list(new.values()), [then[id_] for id_ in new])
+    return Since(names.get(oldest.round.policy_before_id, "the first policy"), oldest.round.number, found)
 
 
 def differing(store: ArtifactStore, measured: Measured) -> tuple[list[Shown], list[Shown]]:

@@ -140,6 +140,27 @@ def test_a_suites_page_has_scores_and_both_answers_to_what_got_worse(
     assert client.get(f"/projects/{other.slug}/suites/{facts.id}").status_code == 404
 
 
+def test_small_losses_of_many_rounds_are_added_up_case_by_case(
+    sign_in: SignIn, session: Session, store: ArtifactStore, project: Project, operator: User
+) -> None:
+    suite = service.add(session, store, project, operator, "Sums", cases(20))
+    before = None
+    for number in (1, 2, 3):
+        given = {"policy_before_id": before} if before else {}
+        round_, run = evaluated(session, project, number, **given)
+        earlier = [str(n) for n in range(number - 1)]
+        took(session, store, run, suite, lost=(str(number - 1),), failed=earlier)
+        before = round_.policy_after_id
+    session.commit()
+    client, here = sign_in("admin"), f"/projects/{project.slug}/suites/{suite.id}"
+    page = words(client.get(here).text)
+    assert "policy-3 passes 17 of 20 cases" in page
+    assert "The difference is −5.0 points" in page
+    assert "Since policy-0, the policy before round 1: −15.0 points" in page
+    assert "It passed 20; 3 cases lost, 0 gained since." in page
+    assert "Since" not in words(client.get(here, params={"round": 1}).text)
+
+
 def test_of_two_answers_the_page_says_which_is_likelier_by_how_much(
     sign_in: SignIn, session: Session, store: ArtifactStore, project: Project, operator: User
 ) -> None:

@@ -148,6 +148,15 @@ def test_both_policies_take_a_suite_and_are_counted_by_slice(
     assert all(each["gained"] == each["lost"] == 0 for each in counts["slices"].values())
 
 
+def test_the_command_line_leaves_a_file_of_answers(
+    ref: SuiteRef, store: ArtifactStore, tiny_ref: ModelRef, reward_folder: Path, tmp_path: Path
+) -> None:
+    given = spec(ref, tmp_path, tiny_ref, tiny_ref).model_copy(update={"reward_models": (str(reward_folder),)})
+    evaluate.train(given, store, ConsoleReporter(stream=None), tmp_path)
+    lines = (tmp_path / "suite-7.jsonl").read_text().splitlines()
+    assert [SuiteAnswer.model_validate_json(line).id for line in lines] == [case.id for case in cases()]
+
+
 def test_what_cannot_be_run_is_said_first(
     ref: SuiteRef, store: ArtifactStore, tiny_ref: ModelRef, tmp_path: Path
 ) -> None:
