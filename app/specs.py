@@ -428,7 +428,7 @@ class EvaluateSpec(Spec):
         None, description="the policy to compare with: it answers the same prompts from the same seeds"
     )
     reference: ModelRef
-    reward_models: tuple[str, ...] = Field(min_length=1)
+    reward_models: tuple[str, ...] = Field((), description="locations of reward models; none: nothing is scored")
     prompts: str = Field(description="held-out and regression prompts")
     suites: tuple[SuiteRef, ...] = Field((), description="standing evaluations that both policies take")
     generation: Generation = Generation(samples_per_prompt=2)

@@ -40,9 +40,9 @@ def estimate(
     policy = session.get_one(ModelVersion, project.policy_id)
     shape = shape_of(store, policy.base)
     plan = plan_of(config)
-    is_sft = config.algorithm == "sft"  # it trains no reward model, and is evaluated by the newest there is
-    is_evaluated = not is_sft or queries.newest_reward_model_id(session, project.id) is not None
+    is_sft = config.algorithm == "sft"  # it trains no reward model, and is evaluated by the newest there is, or suites
     data = data_of(session, project, config, counts)
+    is_evaluated = not is_sft or data.suite_cases > 0 or queries.newest_reward_model_id(session, project.id) is not None
     runs = works(plan, data, trains_reward=not is_sft, evaluates=is_evaluated)
     memory = None
     if shape:

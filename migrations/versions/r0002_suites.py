@@ -14,6 +14,7 @@ CREATE TRIGGER suite_version_is_final BEFORE UPDATE OR DELETE ON suite_version
 
 
 def upgrade() -> None:
+    op.add_column("round", sa.Column("takes_suites", sa.Boolean(), server_default="false", nullable=False))
     op.create_table(
         "suite",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),

@@ -23,6 +23,7 @@ from tests import factories
 from tests.red_team.attempts import rated
 from tests.rounds.loop import config, last_run, make_project
 from tests.rounds.test_adoption import judge, whole_round
+from tests.rounds.test_kinds import with_demonstrations
 from tests.rounds.test_service import finish, start
 from tests.suites.scenes import evaluated
 
@@ -255,6 +256,27 @@ def test_a_suite_that_no_round_has_run_holds_nothing_back(
     suite = service.add(session, store, project, operator, "Facts", cases(40))
     service.set_gate(session, suite, operator, GateForm(largest_loss=0, bound="low"))
     assert service.held_back(session, round_) == []
+
+
+@pytest.mark.parametrize("has_suite", [True, False])
+def test_a_fine_tuned_policy_without_a_reward_model_takes_the_suites(
+    session: Session, store: ArtifactStore, project: Project, operator: User, has_suite: bool
+) -> None:
+    with_demonstrations(session, project, 20)
+    if has_suite:
+        service.add(session, store, project, operator, "Facts", cases(9))
+    estimated = rounds.estimate(session, store, project, config("sft"), {"train": 20, "heldout": 0})
+    assert estimated is not None
+    assert ("evaluate" in [part.kind for part in estimated.parts]) is has_suite
+    round_ = start(session, store, project, "sft")
+    kinds = []
+    while round_.state != "done":
+        kinds.append(finish(session, store, round_).kind)
+    assert kinds == ["sft", "sample", *["evaluate"] * has_suite]
+    if has_suite:
+        spec = EvaluateSpec.model_validate(last_run(session, round_).spec)
+        assert (spec.reward_models, len(spec.suites)) == ((), 1)
+    session.commit()
 
 
 def test_a_specification_from_before_suites_is_still_read(session: Session, store: ArtifactStore) -> None:

@@ -148,6 +148,17 @@ def test_both_policies_take_a_suite_and_are_counted_by_slice(
     assert all(each["gained"] == each["lost"] == 0 for each in counts["slices"].values())
 
 
+def test_without_a_reward_model_all_but_scores_is_measured(
+    ref: SuiteRef, store: ArtifactStore, tiny_ref: ModelRef, other_tiny_model: Path, tmp_path: Path
+) -> None:
+    given = spec(ref, tmp_path, tiny_ref, ModelRef(base=str(other_tiny_model)))
+    given = given.model_copy(update={"reward_models": ()})
+    result = evaluate.evaluate(given, store, ConsoleReporter(stream=None), lambda completions: None)
+    assert not [name for name in result.metrics if "scores" in name or "best_of_n" in name]
+    assert {"eval_length", "eval_before/length", "eval_objective/kl", "eval_samples"} <= result.metrics.keys()
+    assert len(result.suites) == 1
+
+
 def test_the_command_line_leaves_a_file_of_answers(
     ref: SuiteRef, store: ArtifactStore, tiny_ref: ModelRef, reward_folder: Path, tmp_path: Path
 ) -> None:

@@ -80,7 +80,7 @@ def evaluate(
     on_suite: OnSuite = lambda version, answers: None,
 ) -> EvaluateResult:
     """Samples, scores, measures; `on_completions` gets the policy's samples batch by batch, `on_suite` what both
-    policies made of a suite. `scorer` replaces the reward models.
+    policies made of a suite. `scorer` replaces the reward models. Without either there are no metrics of scores.
 
     The samples of a prompt depend on the spec's seed: two policies evaluated with one seed draw with the same numbers,
     which makes their comparison less noisy.
@@ -120,7 +120,10 @@ def evaluate(
         reporter.progress(done, in_all, "evaluating")
 
     tick()
-    if scorer is None:
+    is_scored = bool(scorer or spec.reward_models)
+    if scorer is None and not is_scored:
+        scorer = _unscored
+    elif scorer is None:
         folders = [store.resolve(location) for location in spec.reward_models]
         scorer = reward_models_scorer(folders, spec.max_length, tick=tick, dtype=dtype)
     policy = load_causal_lm(policy_ref, dtype=dtype)
@@ -203,6 +206,8 @@ def evaluate(
     if before:
         for name, values in compare(responses, scores, before, before_scores).items():
             measured[name] |= values
+    if not is_scored:
+        measured = {name: _without_scores(values) for name, values in measured.items()}
     for name, values in measured.items():
         reporter.metrics(0, values, name)
     tokens = suite_tokens + sum(len(response.sample.tokens) for response in [*responses, *before])
@@ -218,6 +223,15 @@ def evaluate(
         notes=(*notes, *memory.notes),
         suites=tuple(results),
     )
+
+
+def _unscored(responses: Sequence[Response]) -> Tensor:
+    """Stands for the reward models where there are none: `_without_scores` drops what follows from it."""
+    return torch.zeros(len(responses))
+
+
+def _without_scores(values: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if "scores" not in name and "best_of_n" not in name}
 
 
 def train(spec: EvaluateSpec, store: ArtifactStore, reporter: Reporter, folder: Path) -> EvaluateResult:
