@@ -86,7 +86,7 @@ class Case(NamedTuple):
 
 
 def case_of(line: Any, number: int) -> Case:
-    """The case that a line describes.
+    """The case that a line describes. A preference as `prefloop export` writes it is one: what people chose is good.
 
     Args:
         number: of the line: the id of a case that gives none.
@@ -96,6 +96,8 @@ def case_of(line: Any, number: int) -> Case:
     """
     if not isinstance(line, dict):
         raise ValueError('it is no JSON object: write {"prompt": …, "check": …}')
+    if "check" not in line and {"prompt", "chosen", "rejected"} <= line.keys():
+        line = _of_preference(line)
     name = line.get("check")
     check = CHECKS.get(name) if isinstance(name, str) else None
     if check is None:
@@ -174,6 +176,24 @@ def _instruction(given: Mapping[str, Any]) -> str:
         for key, value in arguments.items()
     )
     return f"{name.replace('_', ' ')} {values}".strip()
+
+
+def _of_preference(line: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of an export beside the texts say nothing to a suite; its slice is the prompt's domain."""
+    prompt, slices = line["prompt"], line.get("slices")
+    return {
+        "messages" if isinstance(prompt, list) else "prompt": prompt,
+        "check": "prefers",
+        "good": _said(line["chosen"]),
+        "bad": _said(line["rejected"]),
+        "slice": slices.get("domain", "") if isinstance(slices, dict) else "",
+    }
+
+
+def _said(answer: Any) -> Any:
+    """The text of an answer that is written as a list of one message."""
+    is_message = isinstance(answer, list) and len(answer) == 1 and isinstance(answer[0], dict)
+    return answer[0].get("content") if is_message else answer
 
 
 # ---- fields ----------------------------------------------------------------------------------------------------------

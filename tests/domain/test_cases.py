@@ -109,6 +109,16 @@ def test_a_case_written_as_a_line_is_the_same_case() -> None:
         assert case_of(json.loads(json.dumps(found.line)), 99) == found
 
 
+def test_an_exported_preference_is_a_case() -> None:
+    asked, said = [{"role": "user", "content": "Q?"}], [{"role": "assistant", "content": "Good."}]
+    line = {"prompt": asked, "chosen": said, "rejected": "Bad.", "slices": {"domain": "facts"}, "margin": 2}
+    found = case_of(line, 3)
+    assert (found.check, found.slice, found.given) == ("prefers", "facts", {"good": "Good.", "bad": "Bad."})
+    assert case_of({"prompt": "Q?", "chosen": "Good.", "rejected": "Bad."}, 3) == found._replace(slice="")
+    with pytest.raises(ValueError, match="“good” must be a text"):
+        case_of({"prompt": "Q?", "chosen": [], "rejected": "Bad."}, 1)
+
+
 def test_people_are_told_what_is_wanted() -> None:
     assert wanted(case("number", expected=1_000_000)) == "the number 1000000"
     found = case("instructions", instructions=[{"name": "words", "at_most": 9}, {"name": "includes", "words": "a"}])

@@ -9,6 +9,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
+from app.datasets import export
+from app.datasets.service import no_progress
 from app.db import make_session_factory
 from app.domain.cases import Case, case_of
 from app.domain.suites import Score
@@ -18,7 +20,7 @@ from app.rounds import service as rounds
 from app.specs import EvaluateSpec, SuiteRef
 from app.suites import queries, service
 from app.suites.forms import GateForm
-from app.suites.reading import kept
+from app.suites.reading import kept, read_cases
 from tests import factories
 from tests.red_team.attempts import rated
 from tests.rounds.loop import config, last_run, make_project
@@ -164,6 +166,14 @@ def test_cases_that_the_project_trains_on_are_counted(
         prompts.add(session, project.id, [{"role": "user", "content": f"{n} + 1?"}], split=split)
     suite = service.add(session, store, project, operator, "Facts", cases(5))
     assert service.trained_on(session, store, project, service.version_of(session, suite)) == 2
+
+
+def test_what_people_preferred_is_exported_into_a_suite(session: Session, project: Project, tmp_path: Path) -> None:
+    path = tmp_path / "liked.jsonl"
+    export.write_preferences(session, project, path, split="heldout", columns=export.COLUMNS, progress=no_progress)
+    found = read_cases(path.read_bytes())
+    assert [(case.check, case.slice) for case in found] == [("prefers", "factual")] * 2
+    assert found[0].given == {"good": "short and right", "bad": "long, long, long and wrong"}
 
 
 # ---- rounds ----------------------------------------------------------------------------------------------------------
