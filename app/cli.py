@@ -24,6 +24,7 @@ from app.rounds.cli import round_app
 from app.schema import migrate, require_schema
 from app.settings import Settings
 from app.simulation.cli import simulate_command
+from app.suites.cli import suite_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,6 +35,7 @@ user_app = typer.Typer(no_args_is_help=True, help="Accounts, from the command li
 app.add_typer(user_app, name="user")
 app.add_typer(round_app, name="round")
 app.add_typer(model_app, name="model")
+app.add_typer(suite_app, name="suite")
 app.command("import")(import_command)
 app.command("undo-import")(undo_command)
 app.command("export")(export_command)

@@ -51,6 +51,7 @@ from app.review.routes import router as review
 from app.rounds.routes import router as rounds
 from app.rubrics.routes import router as rubrics
 from app.settings import Settings
+from app.suites.routes import router as suites
 from app.thumbs.routes import router as thumbs
 from app.typed import not_accepted
 
@@ -73,6 +74,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     rounds,
     automatic,
     monitors,
+    suites,
     playground,
     lineage,
     leaderboard,

@@ -81,3 +81,22 @@ class ThumbRow(Spec):
     liked: bool
     weight: Weight = 1.0
     slices: dict[str, str] = Field(default_factory=dict)
+
+
+class SuiteAnswer(Spec):
+    """A line of what a run's policies made of a suite: a case, by its id in the suite's file.
+
+    `answer` and `answer_before` are what was sampled; of a case that asks which of two answers is likelier they are
+    empty, and `margin` and `margin_before` are log-prob per token of the good answer less that of the bad one.
+    """
+
+    id: str
+    slice: str = ""
+    passed: bool
+    passed_before: bool
+    answer: str = ""
+    answer_before: str = ""
+    finished: bool = Field(True, description="False where the answer was cut by length")
+    finished_before: bool = True
+    margin: float | None = None
+    margin_before: float | None = None

@@ -412,6 +412,13 @@ class BestOfNSpec(TurnsSpec):
     best: int = Field(2, ge=1, le=64, description="best answers of each prompt that are imitated")
 
 
+class SuiteRef(Spec):
+    """A version of a suite: its id, under which results are kept, and the location of its cases."""
+
+    version: int
+    location: str
+
+
 class EvaluateSpec(Spec):
     """Score sampled responses with a reward model, and measure KL of the new policy to the reference, by slice."""
 
@@ -421,8 +428,9 @@ class EvaluateSpec(Spec):
         None, description="the policy to compare with: it answers the same prompts from the same seeds"
     )
     reference: ModelRef
-    reward_models: tuple[str, ...] = Field(min_length=1)
+    reward_models: tuple[str, ...] = Field((), description="locations of reward models; none: nothing is scored")
     prompts: str = Field(description="held-out and regression prompts")
+    suites: tuple[SuiteRef, ...] = Field((), description="standing evaluations that both policies take")
     generation: Generation = Generation(samples_per_prompt=2)
     max_length: int = Field(1024, ge=16)
     seed: Seed = 0

@@ -16,6 +16,7 @@ from app.models import Metric, Run
 from app.rounds import service as rounds
 from app.rounds.freezing import Frozen
 from app.rounds.service import NewSample
+from app.rows import SuiteAnswer
 from app.settings import Settings
 from app.specs import (
     RUN_SPEC,
@@ -32,6 +33,7 @@ from app.specs import (
     SampleSpec,
     SFTSpec,
 )
+from app.suites import service as suites
 from trainer.checkpoints import Checkpoints
 from trainer.code_version import code
 from trainer.memory import give_back_memory, is_out_of_memory
@@ -39,6 +41,7 @@ from trainer.recipes import best_of_n, dpo, evaluate, group, on_policy_dpo, ppo,
 from trainer.recipes.sample import Completion, OnCompletions
 from trainer.recording import RunLost, RunRecorder, WorkerStopping, is_outage, patiently
 from trainer.reporting import PolicyResult, RewardResult, RunCancelled
+from trainer.suites import OnSuite, to_lines
 from trainer.training import accelerator
 
 log = logging.getLogger(__name__)
@@ -162,7 +165,9 @@ class Runner:
             case FreezeSpec():
                 return self._freeze(recorder)
             case EvaluateSpec():
-                result = evaluate.evaluate(spec, self.store, recorder, self._storing(recorder))._asdict()
+                result = evaluate.evaluate(
+                    spec, self.store, recorder, self._storing(recorder), on_suite=self._keeping(recorder)
+                )._asdict()
             case _:
                 result, digest = self._train(spec, recorder)
 
@@ -263,6 +268,18 @@ class Runner:
             patiently(write)
 
         return store
+
+    def _keeping(self, recorder: RunRecorder) -> OnSuite:
+        """Keeps what both policies said to a suite as an artifact of the run."""
+
+        def keep(version: int, answers: Sequence[SuiteAnswer]) -> None:
+            def write() -> None:
+                with recorder.held(), self.store.file(suites.answers_of(recorder.run_id, version)) as path:
+                    path.write_text(to_lines(answers), encoding="utf-8")
+
+            patiently(write)
+
+        return keep
 
     def _end(self, recorder: RunRecorder, record: Callable[[Session, Run], None]) -> bool:
         """Records how the run ended and what it said last, waiting for the database if it is away.

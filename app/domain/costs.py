@@ -37,6 +37,7 @@ class Data(NamedTuple):
     queue_prompts: int  # train and held-out ones, whose samples return to the queue
     prompt_tokens: float  # of one prompt
     response_tokens: float  # of one response
+    suite_cases: int = 0  # that both policies answer once
 
 
 class Plan(NamedTuple):
@@ -90,7 +91,8 @@ def works(plan: Plan, data: Data, *, trains_reward: bool = True, evaluates: bool
         # Two policies, two samples a prompt; the reward models and both log-probs of the new policy's read them.
         samples = data.evaluation_prompts * 2 * answer
         asked = samples + data.evaluation_prompts * data.prompt_tokens
-        found.append(Work("evaluate", sampled=2 * samples, read=asked * (2 * plan.reward_members + 2)))
+        answered = 2 * (samples + data.suite_cases * answer)
+        found.append(Work("evaluate", sampled=answered, read=asked * (2 * plan.reward_members + 2)))
     return found
 
 

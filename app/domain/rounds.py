@@ -1,8 +1,8 @@
 """A round's life as a table: which stage follows which, and what the worker runs in each.
 
     algorithm      stages, in order
-    sft            freezing           -> policy -> sampling -> evaluating    if the project has a reward model
-    sft            freezing           -> policy -> sampling                  if it has none to score the answers with
+    sft            freezing           -> policy -> sampling -> evaluating    if there is a reward model, or suites
+    sft            freezing           -> policy -> sampling                  if there is neither
     every other    freezing -> reward -> policy -> sampling -> evaluating
 
 A round begins in `freezing`, where the worker writes what the round reads, and ends in `done`; every stage may also end
@@ -46,11 +46,11 @@ class ImpossibleTransition(ValueError):
     """The table has no such step."""
 
 
-def plan(algorithm: str, has_reward_model: bool) -> tuple[Stage, ...]:
-    """The stages of a round. `has_reward_model` counts for fine-tuning only: the other algorithms train one."""
+def plan(algorithm: str, is_evaluated: bool) -> tuple[Stage, ...]:
+    """The stages of a round. `is_evaluated` counts for fine-tuning only: the other algorithms train a reward model."""
     if algorithm != "sft":
         return STAGES
-    return ("freezing", "policy", "sampling", "evaluating") if has_reward_model else ("freezing", "policy", "sampling")
+    return ("freezing", "policy", "sampling", "evaluating") if is_evaluated else ("freezing", "policy", "sampling")
 
 
 def after(state: str, event: Event, stages: Sequence[Stage] = STAGES) -> str:

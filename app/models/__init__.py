@@ -22,6 +22,7 @@ from app.models.round import (
     SnapshotThumb,
 )
 from app.models.rubric import Rubric
+from app.models.suite import Suite, SuiteResult, SuiteVersion
 from app.models.thumb import Thumb
 from app.models.user import AuditEvent, AuthSession, SigninFailure, SigninLink, User
 
@@ -62,6 +63,9 @@ __all__ = [
     "SnapshotComparison",
     "SnapshotDemonstration",
     "SnapshotThumb",
+    "Suite",
+    "SuiteResult",
+    "SuiteVersion",
     "Thumb",
     "User",
 ]

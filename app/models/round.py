@@ -86,6 +86,8 @@ class Round(Base):
     reward_model_id: Mapped[int | None] = mapped_column(ForeignKey("model_version.id"))
     # Whether the new policy became the project's, when the round ended or by an operator later; another may be by now.
     adopted: Mapped[bool | None]
+    # Whether it is evaluated for its suites alone: a fine-tuning that finds no reward model.
+    takes_suites: Mapped[bool] = mapped_column(server_default="false")
     error: Mapped[str | None]
     started_by: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
     created_at: Mapped[Now]

@@ -15,6 +15,7 @@ from app.domain.verdicts import by_reward_model
 from app.errors import Conflict, InvalidInput
 from app.models import ModelVersion, Project, Round, User
 from app.rounds import model_queries, queries
+from app.suites import service as suites
 from app.typed import one_line
 
 POLICY_ROLES = ("base", "sft", "policy")
@@ -32,21 +33,26 @@ def decide(session: Session, project: Project, round_: Round, metrics: Mapping[s
     """Decide what happens to the new policy when its round ends.
 
     By default the policy waits until people prefer it to the one before (`adopted` is none). If the round's setting
-    `promotion` is `reward_model`, it becomes the project's policy at once unless the reward model finds it worse.
+    `promotion` is `reward_model`, it becomes the project's policy at once unless the reward model finds it worse, or a
+    suite holds it back.
 
     Args:
         metrics: of the round's evaluation; empty if it had none.
     """
     verdict = by_reward_model(difference_of(metrics))
+    held = suites.held_back(session, round_)
     # A round that failed and was retried leaves time to adopt a model: whoever did so has decided.
     if project.policy_id != round_.policy_before_id:
         round_.adopted = project.policy_id == round_.policy_after_id
     elif round_.config.get("promotion") == "reward_model":
-        round_.adopted = verdict is None or verdict.word != "worse"
+        round_.adopted = not held and (verdict is None or verdict.word != "worse")
     if round_.adopted and round_.policy_after_id is not None:
         use(session, project, session.get_one(ModelVersion, round_.policy_after_id))
     found = verdict and verdict.word
-    audit(session, None, "round.decided", project.id, number=round_.number, verdict=found, adopted=round_.adopted)
+    details: dict[str, object] = {"number": round_.number, "verdict": found, "adopted": round_.adopted}
+    if held:
+        details["held_by"] = [each.words for each in held]
+    audit(session, None, "round.decided", project.id, **details)
 
 
 def use(session: Session, project: Project, model: ModelVersion) -> None:

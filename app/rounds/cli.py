@@ -20,6 +20,9 @@ from app.rounds import outcomes, queries, service, views
 from app.rounds.forms import RECOMMENDED, RoundConfig, settings_of
 from app.settings import Settings
 from app.specs import Generation
+from app.suites import queries as suite_queries
+from app.suites import service as suites
+from app.suites.cli import said_of_suite
 
 round_app = typer.Typer(no_args_is_help=True, help="Rounds of training, from the command line.")
 
@@ -64,6 +67,10 @@ def status(project: ProjectOption, number: NumberOption = None) -> None:
         for rival, wins in (("the previous policy", beside.before), ("the first policy", beside.first)):
             if wins and wins.said and (rival == "the previous policy" or wins != beside.before):
                 typer.echo(f"  People, beside {rival}: {said_of(wins)}")
+        for measured in suite_queries.of_round(session, round_.id):
+            typer.echo(f"  Suite {said_of_suite(measured)}")
+        for held in suites.held_back(session, round_):
+            typer.echo(f"  Held back: {held.words}")
         for stage in views.stages_of(round_, queries.runs_of(session, round_.id)):
             typer.echo(f"  {stage.label:14} {stage.state}{f': {stage.note}' if stage.note else ''}")
         if round_.error:

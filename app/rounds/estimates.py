@@ -17,6 +17,7 @@ from app.models import Completion, ModelVersion, Project, Prompt, Round, Run
 from app.rounds import queries
 from app.rounds.forms import RoundConfig
 from app.rounds.stages import EVALUATION_PROMPTS
+from app.suites import queries as suite_queries
 
 CHARACTERS = 4  # of a token, about, in English
 RECENT = 1000  # prompts and responses whose length is looked at
@@ -39,9 +40,9 @@ def estimate(
     policy = session.get_one(ModelVersion, project.policy_id)
     shape = shape_of(store, policy.base)
     plan = plan_of(config)
-    is_sft = config.algorithm == "sft"  # it trains no reward model, and is evaluated by the newest there is
-    is_evaluated = not is_sft or queries.newest_reward_model_id(session, project.id) is not None
+    is_sft = config.algorithm == "sft"  # it trains no reward model, and is evaluated by the newest there is, or suites
     data = data_of(session, project, config, counts)
+    is_evaluated = not is_sft or data.suite_cases > 0 or queries.newest_reward_model_id(session, project.id) is not None
     runs = works(plan, data, trains_reward=not is_sft, evaluates=is_evaluated)
     memory = None
     if shape:
@@ -105,6 +106,7 @@ def data_of(session: Session, project: Project, config: RoundConfig, counts: dic
         queue_prompts=splits.get("train", 0) + splits.get("heldout", 0),
         prompt_tokens=float(characters or 0) / CHARACTERS,
         response_tokens=min(float(config.max_new_tokens), response or config.max_new_tokens),
+        suite_cases=suite_queries.count_cases(session, project.id)[1],
     )
 
 

@@ -10,6 +10,7 @@ from app.models import ModelVersion, Project
 from app.rounds import queries
 from app.rounds.adoption import change
 from app.rounds.outcomes import people_on
+from app.suites import service as suites
 
 
 def waiting(session: Session) -> list[int]:
@@ -31,6 +32,7 @@ def waiting_policy(session: Session, project: Project) -> ModelVersion | None:
 def promote(session: Session, project: Project) -> ModelVersion | None:
     """Makes the newest round's policy the project's, if it waits for that and people prefer it; returns it then.
 
+    A suite on which it lost more than is allowed holds it back, whatever people say: an operator may still adopt it.
     An operator who goes back to an earlier policy afterwards has the last word: a policy is promoted once.
 
     Args:
@@ -41,7 +43,7 @@ def promote(session: Session, project: Project) -> ModelVersion | None:
         return None
     beside = people_on(session, round_).before
     people = beside and beside.said
-    if people is None or people.word != "better":
+    if people is None or people.word != "better" or suites.held_back(session, round_):
         return None
     model = session.get_one(ModelVersion, round_.policy_after_id)
     reason = (

@@ -13,6 +13,7 @@ from app.rounds import promotion, queries, snapshot_queries
 from app.rounds.forms import RoundConfig
 from app.rounds.snapshots import demonstration_counts, thumb_counts
 from app.rounds.stages import MIN_PAIRS
+from app.suites import queries as suite_queries
 
 MIN_DEMONSTRATIONS = 20
 FEW_PAIRS = 100  # below this a reward model learns little
@@ -48,10 +49,14 @@ def new_judgments(session: Session, project: Project, *, tried_too: bool = False
     Args:
         tried_too: since the last one was started, if that ended before it read anything.
     """
-    rounds = queries.rounds(session, project.id)
-    # A round that ended before it was frozen read nothing; one that is frozen now is about to.
-    last = next((each for each in rounds if tried_too or each.snapshot_id or each.state == "freezing"), None)
+    last = _last_to_read(session, project, tried_too=tried_too)
     return queries.judgments_since(session, project.id, queries.read_at(session, last) if last else None)
+
+
+def _last_to_read(session: Session, project: Project, *, tried_too: bool = False) -> Round | None:
+    """The newest round that read something or is about to. A round that ended before it was frozen read nothing."""
+    rounds = queries.rounds(session, project.id)
+    return next((each for each in rounds if tried_too or each.snapshot_id or each.state == "freezing"), None)
 
 
 class Preview(NamedTuple):
@@ -65,6 +70,8 @@ class Preview(NamedTuple):
     active: Round | None
     warnings: tuple[str, ...]
     can_start: bool
+    suites: int  # standing evaluations that both policies take
+    suite_cases: int  # in all of them
 
 
 def preview(session: Session, project: Project, config: RoundConfig, available: Available | None = None) -> Preview:
@@ -101,6 +108,7 @@ def preview(session: Session, project: Project, config: RoundConfig, available: 
             warnings.append(
                 f"No judgment was given since round {last.number}: a new round would train on the same data again."
             )
+    suites, cases = suite_queries.count_cases(session, project.id)
     return Preview(
         counts=counts,
         waiting=unread,
@@ -110,6 +118,8 @@ def preview(session: Session, project: Project, config: RoundConfig, available: 
         active=active,
         warnings=tuple(warnings),
         can_start=policy is not None and active is None and lacking is None,
+        suites=suites,
+        suite_cases=cases,
     )
 
 

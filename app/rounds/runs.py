@@ -21,6 +21,7 @@ from app.rounds.adoption import decide
 from app.rounds.reward_views import store_views
 from app.rounds.stages import Maker
 from app.settings import SamplingServer
+from app.suites import service as suites
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,10 @@ def run_finished(
     """
     if run.kind == "sample":
         result = result | queries.sampled(session, run.id)
-    run.state, run.result, run.finished_at = "succeeded", result, _now()
+    if measured := result.get("suites"):
+        suites.store_results(session, run, measured)
+    kept = {name: value for name, value in result.items() if name != "suites"}
+    run.state, run.result, run.finished_at = "succeeded", kept, _now()
     if run.round_id is None:
         return
     project = session.get_one(Project, run.project_id, with_for_update=LOCK)

@@ -39,6 +39,7 @@ from app.rounds.sampling import NewSample, store_samples
 from app.rounds.stages import Maker, checkpoints_of, output_of, sample_by, samples_of
 from app.rows import PromptRow
 from app.settings import SamplingServer
+from app.suites import service as suites
 
 __all__ = [
     "Available",
@@ -106,6 +107,8 @@ def start(session: Session, store: ArtifactStore, project: Project, operator: Us
         reward_model_id=queries.newest_reward_model_id(session, project.id) if config.algorithm == "sft" else None,
         started_by=operator.id,
     )
+    if config.algorithm == "sft" and round_.reward_model_id is None:
+        round_.takes_suites = bool(suites.to_run(session, project.id))
     session.add(round_)
     session.flush()
     audit(

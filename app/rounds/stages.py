@@ -16,6 +16,7 @@ from app.rounds.snapshots import prompts_file, write_lines
 from app.rows import PromptRow
 from app.settings import SamplingServer
 from app.specs import RUN_SPEC, EvaluateSpec, FreezeSpec, Generation, ModelRef, RewardSpec, RunSpec, SampleSpec, Server
+from app.suites import service as suites
 
 EVALUATION_PROMPTS = 100
 PROMPT_ROOM = 512  # tokens left for a prompt beside the longest response
@@ -43,7 +44,7 @@ def checkpoints_of(run_id: int) -> str:
 
 def plan_of(round_: Round) -> tuple[Stage, ...]:
     """The stages of a round; see app.domain.rounds."""
-    return plan(round_.algorithm, round_.reward_model_id is not None)
+    return plan(round_.algorithm, round_.takes_suites or round_.reward_model_id is not None)
 
 
 def rivals(round_: Round) -> tuple[int, ...]:
@@ -152,13 +153,15 @@ class Maker(NamedTuple):
         unseen = queries.prompts_to_evaluate(self.session, self.project.id, EVALUATION_PROMPTS)
         if not unseen:
             raise InvalidInput("The project has no prompts to evaluate on.", "Import some and retry the round.")
+        scored_by = (models[round_.reward_model_id].base,) if round_.reward_model_id else ()
         # Measured to the project's reference whatever the leash was tied to: then rounds stand on one axis.
         return EvaluateSpec(
             policy=ref(new),
             before=before,
             reference=reference,
-            reward_models=(models[_given(round_.reward_model_id)].base,),
+            reward_models=scored_by,
             prompts=prompts_file(self.store, unseen),
+            suites=suites.to_run(self.session, self.project.id),
             generation=config.generation.model_copy(update={"samples_per_prompt": 2}),
             max_length=max_length,
             # Other samples than those drawn for the queue: figures over both then count nothing twice.

@@ -23,6 +23,9 @@ from app.rounds import queries, result_queries
 from app.rounds.adoption import difference_of
 from app.rounds.outcomes import Rivals, WinRate, people_on, verdict_of
 from app.rounds.stages import checkpoints_of, plan_of, samples_of
+from app.suites import queries as suite_queries
+from app.suites import service as suites
+from app.suites.queries import Measured
 
 STAGE_LABELS = {
     "freezing": "Snapshot",
@@ -116,6 +119,7 @@ def status(session: Session, round_: Round, runs: Sequence[Run]) -> dict[str, An
         "cancelling": round_.state in ACTIVE and any(run.cancel_requested for run in runs),
         "error": round_.error,
         "adopted": round_.adopted,
+        "held_by": [held.words for held in suites.held_back(session, round_)] if round_.state == "done" else [],
         "verdict": {"word": found.word, "by": found.by, **found.interval._asdict()} if found else None,
         "people": {"before": _said(people.before), "first": _said(people.first)},
         "stages": [
@@ -248,6 +252,8 @@ class Page(NamedTuple):
     people: Rivals
     beside: list[Beside]  # the new policy and the one before, on the same prompts
     monitors: list[Finding]  # of reward hacking, those to look at first
+    suites: list[Measured]  # what both policies made of standing evaluations
+    held_by: list[str]  # why the new policy is not adopted by itself, whatever people say, in words
     policy_id: int | None  # the project's
     cancelling: bool
     worker: bool  # whether there is one
@@ -350,6 +356,8 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
         people=people,
         beside=beside(evaluated),
         monitors=findings({"": evaluated} | {name: kinds.get("evaluate", {}) for name, kinds in by_slice.items()}),
+        suites=suite_queries.of_round(session, round_.id),
+        held_by=[held.words for held in suites.held_back(session, round_)],
         policy_id=session.get_one(Project, round_.project_id).policy_id,
         cancelling=round_.state in ACTIVE and any(run.cancel_requested for run in runs),
         worker=has_worker(session),

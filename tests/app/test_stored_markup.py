@@ -19,6 +19,7 @@ NO_PAGES = {
     for path in (
         *("data/export", "samples.jsonl", "rounds/{number}/samples.jsonl", "agreement/section"),
         "leaderboard/figures.csv",
+        *("suites/{suite_id}/cases.jsonl", "suites/{suite_id}/answers.jsonl"),
         *("rounds/{number}/status", "rounds/{number}/metrics"),
     )
 }

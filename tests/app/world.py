@@ -9,7 +9,9 @@ from uuid import uuid4
 from sqlalchemy.orm import Session
 
 from app.accounts import service as accounts
+from app.artifacts import ArtifactStore
 from app.audit import audit
+from app.domain.cases import case_of
 from app.models import (
     DataImport,
     DemonstrationEvent,
@@ -20,8 +22,12 @@ from app.models import (
     PlaygroundTurn,
     Project,
     ProjectLabeler,
+    Suite,
     User,
 )
+from app.rows import SuiteAnswer
+from app.suites import service as suites
+from app.suites.forms import GateForm
 from tests import factories
 from tests.demonstrations.desk import task
 from tests.qualification.quizzes import RIGHT, take
@@ -118,6 +124,7 @@ def build(session: Session, artifacts: Path) -> World:
     session.add(LabelerGroupMember(group_id=group.id, labeler_id=labeler.id))
     session.add(ProjectLabeler(project_id=project.id, labeler_id=attempt.labeler_id, state="paused", reason=HOSTILE))
     turn.comparison_id = comparison.id
+    suite = _suite(session, project, round_, admin, artifacts)
     audit(session, admin.id, "comparison.flag_dismissed", project.id, comparison_id=comparison.id, note=HOSTILE)
     accounts.create_link(session, project_id=project.id, roles=["labeler"], created_by=admin.id, days=1)
     session.commit()
@@ -148,6 +155,7 @@ def build(session: Session, artifacts: Path) -> World:
         "attempt_id": attack.id,
         "chat_id": chat.id,
         "turn_id": turn.id,
+        "suite_id": suite.id,
     }
     return World(project, labeler, values)
 
@@ -175,3 +183,21 @@ def _round(session: Session, project: Project) -> tuple[Any, Any]:
     session.add_all(Metric(run_id=run.id, name="loss", slice=f"domain={HOSTILE}", step=n, value=1.0) for n in (1, 2))
     session.flush()
     return round_, run
+
+
+def _suite(session: Session, project: Project, round_: Any, operator: User, artifacts: Path) -> Suite:
+    """A suite that a round has run, with a case that got worse."""
+    store = ArtifactStore(artifacts)
+    line = {"id": HOSTILE[:100], "prompt": HOSTILE, "slice": HOSTILE[:100], "check": "contains", "expected": HOSTILE}
+    suite = suites.add(session, store, project, operator, HOSTILE[:100], [case_of(line, 1)])
+    suites.set_gate(session, suite, operator, GateForm(largest_loss=0))
+    run = factories.run(session, project, "evaluate", round_id=round_.id, state="succeeded")
+    version = suites.version_of(session, suite)
+    counts = {"cases": 8, "passed": 0, "before": 8, "gained": 0, "lost": 8}
+    suites.store_results(session, run, [{"version": version.id, "slices": {"": counts, HOSTILE: counts}}])
+    answer = SuiteAnswer(
+        id=HOSTILE[:100], passed=False, passed_before=True, answer=HOSTILE, answer_before=HOSTILE, slice=HOSTILE[:100]
+    )
+    with store.file(suites.answers_of(run.id, version.id)) as path:
+        path.write_text(answer.model_dump_json() + "\n")
+    return suite

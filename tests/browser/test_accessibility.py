@@ -21,6 +21,7 @@ from app.main import ROUTERS
 from app.models import Comparison, Judgment, Lease, Metric, ModelVersion, PlaygroundChat, PlaygroundTurn
 from app.red_team import service as red_team
 from app.rounds.service import samples_of
+from app.suites import service as suites
 from tests import factories
 from tests.browser.test_labeling import OpenPage, all_sent, wait_for_next
 from tests.browser.test_labeling_flow import ASPECTS, FLAGS, press
@@ -33,6 +34,7 @@ from tests.red_team.attempts import rated
 from tests.review.cases import conflicting, judged
 from tests.rounds.loop import make_project
 from tests.rounds.test_training_samples import line
+from tests.suites.scenes import took
 
 TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 LOOKS = pytest.mark.parametrize(("width", "dark"), [(1440, False), (390, True)])
@@ -62,6 +64,8 @@ NO_PAGES = {
     f"{PROJECT}/rounds/{{number}}/status",
     f"{PROJECT}/rubric/{{form}}",
     f"{PROJECT}/samples.jsonl",
+    f"{PROJECT}/suites/{{suite_id}}/answers.jsonl",
+    f"{PROJECT}/suites/{{suite_id}}/cases.jsonl",
 }
 QUERIES = {f"{PROJECT}/rubric/diff": "?was=2&now=3"}
 TEXT = (
@@ -126,6 +130,7 @@ class World:
             "demonstration_id": self.demonstration.id,
             "attempt_id": self.attempt.id,
             "chat_id": self._chat(session).id,
+            "suite_id": self.suite.id,
         }
         session.commit()
 
@@ -170,6 +175,8 @@ class World:
         for value, name in enumerate(names):
             for slice_ in ("", "domain=safety"):
                 session.add(Metric(run_id=evaluation.id, name=name, slice=slice_, step=0, value=value))
+        self.suite = suites.add_starters(session, store, project, self.staff, ["facts", "safety"])[0]
+        took(session, store, evaluation, self.suite, lost=("facts-01", "facts-17"), gained=("facts-02",))
         longer = {"eval_prompts": 20, "eval_length": 60, "eval_before/length": 30, "eval_difference/length": 30}
         longer |= {"eval_difference/length_low": 28, "eval_difference/length_high": 32}
         session.add_all(

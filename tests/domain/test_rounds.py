@@ -10,7 +10,7 @@ from app.rounds.forms import Algorithm
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "has_reward_model", "expected"),
+    ("algorithm", "is_evaluated", "expected"),
     [
         ("dpo", False, ["freezing", "reward", "policy", "sampling", "evaluating", "done"]),
         ("ppo", True, ["freezing", "reward", "policy", "sampling", "evaluating", "done"]),
@@ -19,9 +19,9 @@ from app.rounds.forms import Algorithm
     ],
 )
 def test_a_round_passes_through_every_stage_of_its_plan_in_order(
-    algorithm: str, has_reward_model: bool, expected: list[str]
+    algorithm: str, is_evaluated: bool, expected: list[str]
 ) -> None:
-    stages = plan(algorithm, has_reward_model)
+    stages = plan(algorithm, is_evaluated)
     seen = [after("freezing", "started", stages)]
     while seen[-1] != "done":
         seen.append(after(seen[-1], "succeeded", stages))

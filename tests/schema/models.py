@@ -26,6 +26,7 @@ TRIGGERS = {
     "lease.lease_counted",
     "lease.lease_takes_newest_rubric",
     "rubric.rubric_published_is_final",
+    "suite_version.suite_version_is_final",
     "user_account.kind_tallied",
 }
 FUNCTIONS = {

@@ -1,12 +1,12 @@
 """Evaluates a policy on held-out prompts: its own samples, scored and compared with the reference, by slice.
 
 If the spec names the policy before, that one answers the same prompts from the same seeds, and the same reward models
-score both: see `trainer.comparing`.
+score both: see `trainer.comparing`. Both also take the spec's suites: see `trainer.suites`.
 """
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,8 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from app.artifacts import ArtifactStore
+from app.errors import InvalidInput
+from app.rows import SuiteAnswer
 from app.specs import EvaluateSpec, ModelRef
 from trainer.chat import ChatEncoder
 from trainer.comparing import compare
@@ -35,6 +37,7 @@ from trainer.recipes.sample import Completion, OnCompletions, write_completions
 from trainer.reporting import Reporter
 from trainer.rollout import Response, Sampler, cut_prompts
 from trainer.sizes import sizes_for
+from trainer.suites import OnSuite, Suites, Taken, to_lines
 from trainer.training import accelerator
 
 
@@ -53,6 +56,8 @@ class EvaluateResult(NamedTuple):
     """As in `RewardResult`."""
     notes: tuple[str, ...] = ()
     """What a reader of the metrics has to know: prompts that were cut, a chat template that was made up."""
+    suites: tuple[dict[str, Any], ...] = ()
+    """Counts by suite version and slice: `trainer.suites.Suites.compare`."""
 
 
 class Share(NamedTuple):
@@ -72,16 +77,18 @@ def evaluate(
     reporter: Reporter,
     on_completions: OnCompletions,
     scorer: Scorer | None = None,
+    on_suite: OnSuite = lambda version, answers: None,
 ) -> EvaluateResult:
-    """Samples, scores, measures; `on_completions` gets the policy's samples batch by batch. `scorer` replaces the
-    reward models.
+    """Samples, scores, measures; `on_completions` gets the policy's samples batch by batch, `on_suite` what both
+    policies made of a suite. `scorer` replaces the reward models. Without either there are no metrics of scores.
 
     The samples of a prompt depend on the spec's seed: two policies evaluated with one seed draw with the same numbers,
     which makes their comparison less noisy.
 
     Raises:
         InvalidInput: the prompts file is wrong or empty, the chat template takes no such prompt, or new tokens leave
-            no room for one.
+            no room for one; or suites are named, and no policy before.
+        NotFound: a suite's file is gone.
         ModelUnavailable: a model does not load, or policy and reference read other tokens.
         TrainingDiverged: a score is NaN or infinite, or the policy predicts NaN.
     """
@@ -90,9 +97,16 @@ def evaluate(
     rows, generation = read_prompts(store.resolve(spec.prompts)), spec.generation
     policy_ref, reference_ref = resolve(store, spec.policy), resolve(store, spec.reference)
     before_ref = resolve(store, spec.before) if spec.before else None
+    suites = Suites(spec.suites, store)
+    if suites and not before_ref:
+        raise InvalidInput("Suites compare a policy with the one before, and none is named.", "Name it: `before`.")
     tokenizer = load_tokenizer(policy_ref)
     encoder = ChatEncoder(tokenizer, read_by_all(spec.max_length, reference_ref.base))
-    notes = (*notes_on(tokenizer), *cut_prompts(rows, encoder, generation.max_new_tokens))
+    notes = (
+        *notes_on(tokenizer),
+        *cut_prompts(rows, encoder, generation.max_new_tokens),
+        *suites.cut(encoder, generation.max_new_tokens),
+    )
     if reference_ref.base != policy_ref.base:
         require_one_vocabulary(policy_ref.base, reference_ref.base)
     dtype = sampling_dtype(generation.precision, policy_ref)
@@ -100,13 +114,16 @@ def evaluate(
     batch_size = generation.batch_size or sizes.batch_size
     k = generation.samples_per_prompt
     total = len(rows) * k
-    done, in_all = 0, total * (2 if before_ref else 1)
+    done, suite_tokens, in_all = 0, 0, (total + len(suites)) * (2 if before_ref else 1)
 
     def tick() -> None:
         reporter.progress(done, in_all, "evaluating")
 
     tick()
-    if scorer is None:
+    is_scored = bool(scorer or spec.reward_models)
+    if scorer is None and not is_scored:
+        scorer = _unscored
+    elif scorer is None:
         folders = [store.resolve(location) for location in spec.reward_models]
         scorer = reward_models_scorer(folders, spec.max_length, tick=tick, dtype=dtype)
     policy = load_causal_lm(policy_ref, dtype=dtype)
@@ -123,6 +140,16 @@ def evaluate(
             yield batch
             tick()
 
+    def took(model: Any, encoder: ChatEncoder) -> list[Taken]:
+        nonlocal suite_tokens
+        taken, said = suites.taken_by(model, encoder, generation.max_new_tokens, batch_size, count, tick)
+        suite_tokens += said
+        return taken
+
+    def count(cases: int) -> None:
+        nonlocal done
+        done += cases
+
     responses: list[Response] = []
     for batch in sampled(policy, encoder):
         if main:
@@ -134,6 +161,7 @@ def evaluate(
     sequences = [response.sequence for response in responses]
     pad_id = tokenizer.pad_token_id
     logps = response_logps(policy, sequences, generation.temperature, pad_id, tick)
+    taken = took(policy, encoder) if suites else []
     loaded_ref, loaded = policy_ref, policy
     del policy
 
@@ -151,9 +179,11 @@ def evaluate(
 
     # 4. The policy before answers the same prompts from the same seeds; the same reward models score it.
     before: list[Response] = []
+    taken_before: list[Taken] = []
     if before_ref:
         their_encoder = ChatEncoder(load_tokenizer(before_ref), encoder.max_length)
         before = [response for batch in sampled(load(before_ref), their_encoder) for response in batch]
+        taken_before = took(load(before_ref), their_encoder) if suites else []
     before_scores = scorer(before) if before else torch.empty(0)
 
     # 5. Bring the shares together. The main process's come first, and have been handed on.
@@ -176,9 +206,12 @@ def evaluate(
     if before:
         for name, values in compare(responses, scores, before, before_scores).items():
             measured[name] |= values
+    if not is_scored:
+        measured = {name: _without_scores(values) for name, values in measured.items()}
     for name, values in measured.items():
         reporter.metrics(0, values, name)
-    tokens = sum(len(response.sample.tokens) for response in [*responses, *before])
+    tokens = suite_tokens + sum(len(response.sample.tokens) for response in [*responses, *before])
+    results = suites.compare(taken, taken_before, on_suite if main else lambda version, answers: None)
     return EvaluateResult(
         measured[""],
         total,
@@ -188,9 +221,24 @@ def evaluate(
         sizes={"batch_size": batch_size, "forward_tokens": sizes.forward_tokens},
         peak_memory=memory.peak(),
         notes=(*notes, *memory.notes),
+        suites=tuple(results),
     )
 
 
+def _unscored(responses: Sequence[Response]) -> Tensor:
+    """Stands for the reward models where there are none: `_without_scores` drops what follows from it."""
+    return torch.zeros(len(responses))
+
+
+def _without_scores(values: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if "scores" not in name and "best_of_n" not in name}
+
+
 def train(spec: EvaluateSpec, store: ArtifactStore, reporter: Reporter, folder: Path) -> EvaluateResult:
-    """`evaluate` with its samples in `completions.jsonl` of a folder: the signature all recipes share."""
-    return evaluate(spec, store, reporter, write_completions(folder / "completions.jsonl"))
+    """`evaluate` with its samples in `completions.jsonl` of a folder, and answers to suites in `suite-*.jsonl`: the
+    signature all recipes share."""
+
+    def write(version: int, answers: Sequence[SuiteAnswer]) -> None:
+        (folder / f"suite-{version}.jsonl").write_text(to_lines(answers), encoding="utf-8")
+
+    return evaluate(spec, store, reporter, write_completions(folder / "completions.jsonl"), on_suite=write)
