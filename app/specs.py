@@ -423,6 +423,9 @@ class EvaluateSpec(Spec):
     reference: ModelRef
     reward_models: tuple[str, ...] = Field(min_length=1)
     prompts: str = Field(description="held-out and regression prompts")
+    base_samples: str | None = Field(
+        None, description="location of the reference's responses to these prompts, for best-of-n: see AnswersRow"
+    )
     generation: Generation = Generation(samples_per_prompt=2)
     max_length: int = Field(1024, ge=16)
     seed: Seed = 0

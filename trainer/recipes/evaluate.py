@@ -6,6 +6,7 @@ score both: see `trainer.comparing`.
 
 import gc
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +16,12 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from app.artifacts import ArtifactStore
+from app.domain import yardstick
+from app.rows import PromptRow
 from app.specs import EvaluateSpec, ModelRef
 from trainer.chat import ChatEncoder
 from trainer.comparing import compare
-from trainer.data import read_prompts
+from trainer.data import read_answers, read_prompts
 from trainer.evaluation import Scorer, measure, require_numbers, response_logps, reward_models_scorer
 from trainer.memory import PeakMemory
 from trainer.modeling import (
@@ -64,6 +67,15 @@ class Share(NamedTuple):
     reference_logps: list[Tensor]
     before: list[Response]
     before_scores: list[float]
+    base: list[tuple[int, float]]
+    """(prompt id, score) of stored responses of the reference."""
+
+
+class Stored(NamedTuple):
+    """A response that was sampled earlier."""
+
+    row: PromptRow
+    text: str
 
 
 def evaluate(
@@ -131,6 +143,10 @@ def evaluate(
 
     # 3. Score, and log-probs of policy and reference, which need not be in memory together.
     scores = scorer(responses)
+    answers = read_answers(store.resolve(spec.base_samples)) if spec.base_samples else {}
+    stored = [Stored(row, text) for row in mine for text in answers.get(row.id, ())]
+    base_scores = scorer(stored).tolist() if stored else []
+    base = [(each.row.id, score) for each, score in zip(stored, base_scores, strict=True)]
     sequences = [response.sequence for response in responses]
     pad_id = tokenizer.pad_token_id
     logps = response_logps(policy, sequences, generation.temperature, pad_id, tick)
@@ -157,7 +173,7 @@ def evaluate(
     before_scores = scorer(before) if before else torch.empty(0)
 
     # 5. Bring the shares together. The main process's come first, and have been handed on.
-    mine_found = Share(responses, scores.tolist(), logps, reference_logps, before, before_scores.tolist())
+    mine_found = Share(responses, scores.tolist(), logps, reference_logps, before, before_scores.tolist(), base)
     shares: list[Share] = gather_object([mine_found])
     if main:
         for share in shares[1:]:
@@ -176,6 +192,7 @@ def evaluate(
     if before:
         for name, values in compare(responses, scores, before, before_scores).items():
             measured[name] |= values
+    measured[""] |= _yardstick(responses, scores, [each for share in shares for each in share.base])
     for name, values in measured.items():
         reporter.metrics(0, values, name)
     tokens = sum(len(response.sample.tokens) for response in [*responses, *before])
@@ -189,6 +206,17 @@ def evaluate(
         peak_memory=memory.peak(),
         notes=(*notes, *memory.notes),
     )
+
+
+def _yardstick(responses: list[Response], scores: Tensor, base: list[tuple[int, float]]) -> dict[str, float]:
+    """Best-of-n of the reference: see `app.domain.yardstick`."""
+    new: defaultdict[int, list[float]] = defaultdict(list)
+    of_reference: defaultdict[int, list[float]] = defaultdict(list)
+    for response, score in zip(responses, scores.tolist(), strict=True):
+        new[response.row.id].append(score)
+    for prompt_id, score in base:
+        of_reference[prompt_id].append(score)
+    return yardstick.measure(of_reference, new)
 
 
 def train(spec: EvaluateSpec, store: ArtifactStore, reporter: Reporter, folder: Path) -> EvaluateResult:
