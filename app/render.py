@@ -31,7 +31,7 @@ def _percent(value: float | None, digits: int = 0) -> str:
     return "–" if value is None else f"{value:.{digits}%}"
 
 
-def _counted(n: int, one: str, many: str = "") -> str:
+def counted(n: int, one: str, many: str = "") -> str:
     """`1 comparison`, `2,000 comparisons`; `many` where it is not `one` and an s."""
     return f"{n:,} {one if n == 1 else many or f'{one}s'}"
 
@@ -44,9 +44,9 @@ def _algorithm(name: str) -> str:
 def duration(seconds: float) -> str:
     """`40 seconds`, `14 minutes`, `2.5 hours`: as exact as an estimate is."""
     if seconds < 55:
-        return _counted(max(1, round(seconds)), "second")
+        return counted(max(1, round(seconds)), "second")
     if seconds < 90 * 60:
-        return _counted(max(1, round(seconds / 60)), "minute")
+        return counted(max(1, round(seconds / 60)), "minute")
     return f"{seconds / 3600:.1f} hours"
 
 
@@ -71,7 +71,7 @@ def _environment() -> Environment:
         "date": _date,
         "number": _number,
         "percent": _percent,
-        "counted": _counted,
+        "counted": counted,
         "algorithm": _algorithm,
         "duration": duration,
     }
@@ -103,6 +103,12 @@ def page(request: Request, template: str, *, status: int = 200, **context: Any) 
     response = HTMLResponse(fragment(request, template, **context), status_code=status)
     remember_visitor(request, response)
     return response
+
+
+def attachment(name: str, content: str) -> Response:
+    """A file that the browser saves: CSV or SVG, by its name."""
+    media_type = {"csv": "text/csv; charset=utf-8", "svg": "image/svg+xml"}[name.rpartition(".")[2]]
+    return Response(content, media_type=media_type, headers={"Content-Disposition": f'attachment; filename="{name}"'})
 
 
 def redirect(url: str) -> RedirectResponse:

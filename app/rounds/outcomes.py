@@ -19,7 +19,8 @@ from app.rounds.adoption import DIFFERENCE, difference_of
 
 # KL on pages is the estimate that is never negative (k3): of a few responses, as in a slice, the other one (k1) may be.
 ACCURACY, KL, REWARD = "eval_accuracy", "eval_objective/kl_k3", "eval_objective/scores"
-_OF_EVALUATION = (KL, REWARD, "eval_before/scores", DIFFERENCE, f"{DIFFERENCE}_low", f"{DIFFERENCE}_high", "eval_prompts")
+_DIFFERENCE = (DIFFERENCE, f"{DIFFERENCE}_low", f"{DIFFERENCE}_high")
+_OF_EVALUATION = (KL, REWARD, "eval_before/scores", *_DIFFERENCE, "eval_prompts")
 LIKE = 1.1  # responses of which the longer one is at most so many times as long are of like length
 
 

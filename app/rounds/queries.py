@@ -300,9 +300,9 @@ def answers(
     session: Session, prompt_ids: set[int], model_id: int, sampling: dict[str, Any], most: int
 ) -> dict[int, list[str]]:
     """By prompt: the oldest texts that a model was sampled in this way, at most `most`. Any seed: they are alike."""
-    of_prompt = {"partition_by": Completion.prompt_id, "order_by": Completion.id}
+    place = func.row_number().over(partition_by=Completion.prompt_id, order_by=Completion.id)
     numbered = (
-        select(Completion.prompt_id, Completion.text, func.row_number().over(**of_prompt).label("place"))
+        select(Completion.prompt_id, Completion.text, place.label("place"))
         .where(
             Completion.prompt_id.in_(prompt_ids),
             Completion.model_version_id == model_id,

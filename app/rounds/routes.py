@@ -1,4 +1,4 @@
-"""Rounds in the browser: the list, starting one, watching it, its samples, and the loop over all of them."""
+"""Rounds in the browser: the list, starting one, watching it, and its samples."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -55,7 +55,7 @@ def list_rounds(request: Request, staff: StaffDep, project: ProjectDep, session:
     return page(
         request,
         "rounds/list.html",
-        rows=outcomes.loop(session, project).rows[::-1],
+        rows=outcomes.progress(session, project).rows[::-1],
         sampling=queries.sampling_runs(session, project.id),
         policy=session.get(ModelVersion, project.policy_id) if project.policy_id else None,
     )
@@ -281,12 +281,6 @@ def retry_sampling(
 ) -> Response:
     service.retry_run(session, run, operator, request.app.state.settings.sampling_server)
     return redirect(f"/projects/{project.slug}/rounds")
-
-
-@router.get("/loop")
-def loop(request: Request, staff: StaffDep, project: ProjectDep, session: SessionDep) -> Response:
-    """Reward-model accuracy, KL, reward and human win rate over the rounds."""
-    return page(request, "rounds/loop.html", view=outcomes.loop(session, project))
 
 
 def _address(slug: str, round_: Round) -> str:

@@ -145,7 +145,7 @@ def test_two_rounds_follow_each_other(
         session.expire_all()
         numbers.append(session.get_one(ModelVersion, project.policy_id).name)
     assert numbers == ["policy-1", "policy-2"]
-    first, second = outcomes.loop(session, project).rows
+    first, second = outcomes.progress(session, project).rows
     assert second.round.policy_before_id == first.round.policy_after_id
     for row in (first, second):
         after, before = row.round.policy_after_id, row.round.policy_before_id

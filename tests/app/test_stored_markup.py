@@ -18,7 +18,7 @@ NO_PAGES = {
     f"{P}/{path}"
     for path in (
         *("data/export", "samples.jsonl", "rounds/{number}/samples.jsonl", "agreement/section"),
-        "leaderboard/figures.csv",
+        *("leaderboard/figures.csv", "progress/compare.csv", "progress/files/{name}"),
         *("rounds/{number}/status", "rounds/{number}/metrics"),
     )
 }

@@ -56,6 +56,8 @@ NO_PAGES = {
     f"{PROJECT}/leaderboard/board",
     f"{PROJECT}/leaderboard/figures.csv",
     f"{PROJECT}/playground/{{chat_id}}/turns",
+    f"{PROJECT}/progress/compare.csv",
+    f"{PROJECT}/progress/files/{{name}}",
     f"{PROJECT}/rounds/preview",
     f"{PROJECT}/rounds/{{number}}/metrics",
     f"{PROJECT}/rounds/{{number}}/samples.jsonl",

@@ -196,10 +196,6 @@ def test_a_round_ends_with_a_verdict_and_the_policy_can_be_changed(
     page.get_by_role("row", name="policy-1").get_by_role("button", name="Back to it").click()
     expect(page.get_by_role("row", name="policy-1 the policy")).to_be_visible()
     expect(page.get_by_role("row", name="It refuses less, and nobody minds the length.")).to_be_visible()
-    page.goto(f"/projects/{project.slug}/loop")
-    expect(page.locator(".plot canvas")).to_have_count(4)
-    page.get_by_text("By slice").click()
-    look(page, "loop-much", width, dark)
     page.goto(f"/projects/{project.slug}/rounds/new?algorithm=grpo")
     look(page, "new-grpo", width, dark)
 
@@ -209,7 +205,7 @@ def test_pages_of_a_project_without_rounds(
     open_page: OpenPage, session: Session, project: Project, width: int, dark: bool
 ) -> None:
     page = open_page("operator", "admin", width=width, dark=dark)
-    for path in ("rounds", "loop", "models"):
+    for path in ("rounds", "progress", "models"):
         page.goto(f"/projects/{project.slug}/{path}")
         look(page, f"{path}-empty", width, dark)
 

@@ -1,4 +1,4 @@
-"""Best-of-n of the reference: its KL as an integral, its reward by trying all choices, and what is said without data."""
+"""Best-of-n of the reference: its KL as an integral, its reward by trying all choices, and what no data says."""
 
 import math
 from itertools import combinations

@@ -273,7 +273,7 @@ def test_the_status_is_json_for_programs(sign_in: SignIn, session: Session, proj
     assert (status["state"], status["finished"], status["error"]) == ("freezing", False, None)
     assert [stage["state"] for stage in status["stages"]] == ["queued", "waiting", "waiting", "waiting", "waiting"]
     assert (status["stages"][0]["label"], status["stages"][0]["note"]) == ("Snapshot", "waiting for a worker")
-    for page in ("", "/rounds", "/loop", "/models"):
+    for page in ("", "/rounds", "/progress", "/models"):
         answer = client.get(f"/projects/{project.slug}{page}")
         assert (answer.status_code, "freezing" in answer.text) == (200, page in ("", "/rounds"))
 
@@ -316,18 +316,6 @@ def test_what_a_stage_left_out_is_said(sign_in: SignIn, session: Session, projec
     page = BeautifulSoup(client.get(f"/projects/{project.slug}/rounds/1").text, "html.parser")
     said = [each.text for each in page.select("#round-facts section[aria-labelledby=remarks] li")]
     assert said == ["Snapshot: 3 comparisons have weight 0: 4, 9, 12", "Snapshot: The tokenizer had no pad."]
-
-
-def test_the_loop_is_drawn_though_a_figure_is_no_number(sign_in: SignIn, session: Session, project: Project) -> None:
-    client = sign_in("operator")
-    start(client, project)
-    run = session.scalars(select(Run)).one()
-    session.add(Metric(run_id=run.id, name="eval_accuracy", step=1, value=float("nan")))
-    session.commit()
-    page = BeautifulSoup(client.get(f"/projects/{project.slug}/loop").text, "html.parser")
-    drawn = page.select_one("#loop")
-    assert drawn is not None
-    assert json.loads(str(drawn["data-rows"]), parse_constant=pytest.fail)["accuracy"] == [None]
 
 
 def test_slices_of_ppo_stand_beside_those_of_its_evaluation(
@@ -404,7 +392,7 @@ def test_every_page_stands_in_an_empty_project(sign_in: SignIn, session: Session
     project = factories.project(session)
     session.commit()
     client = sign_in("operator", "admin")
-    for path in ("rounds", "rounds/new", "loop", "samples"):
+    for path in ("rounds", "rounds/new", "progress", "progress/compare", "samples"):
         assert client.get(f"/projects/{project.slug}/{path}").status_code == 200, path
     for path in ("rounds/7", "rounds/7/metrics", "rounds/7/samples", "rounds/99999999999999999999"):
         assert client.get(f"/projects/{project.slug}/{path}").status_code == 404, path

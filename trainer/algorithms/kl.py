@@ -3,7 +3,6 @@
 Everywhere x = log pi(token) - log pi_ref(token) for tokens sampled from pi.
 """
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
