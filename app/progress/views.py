@@ -46,7 +46,7 @@ def over_rounds(rows: Sequence[RoundRow]) -> Chart:
         "Rounds",
         "Round",
         [
-            Panel("Reward, both policies by the round's own reward model", reward),
+            Panel("Reward, by each round's own reward model", reward),
             Panel("KL to the reference model, nats a response", [kl]),
             Panel("Human win rate over the previous policy", [won], "share", 0.5, (0.0, 1.0)),
         ],
@@ -80,16 +80,17 @@ def frontier(rows: Sequence[RoundRow]) -> Chart | None:
     newest = found[-1]
     points = newest.yardstick.points
     best = Series(
-        f"best-of-n of the reference, n up to {newest.yardstick.n}, by round {newest.row.round.number}'s reward model",
+        f"best-of-n of the reference, n ≤ {newest.yardstick.n}",
         [(sqrt(point.kl), point.gain) for point in points],
         names=["" if point.n == 1 else f"n = {point.n}" for point in points],
     )
+    crowded = range(1, len(found) - 3) if len(found) > SHOWN_ROUNDS else ()
     policies = Series(
         "policies by round",
         [(sqrt(each.kl), each.yardstick.gain) for each in found],
         [each.yardstick.interval and (each.yardstick.interval.low, each.yardstick.interval.high) for each in found],
         joined=False,
-        names=[f"{each.row.round.number}" for each in found],
+        names=["" if n in crowded else f"{each.row.round.number}" for n, each in enumerate(found)],
     )
     panel = Panel("Reward gained over the reference", [policies, best], even=0.0)
     return Chart("Reward against KL", "√KL to the reference, √nats a response", [panel], height=300)

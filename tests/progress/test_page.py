@@ -248,7 +248,8 @@ def test_the_frontier_has_best_of_n_as_its_yardstick(sign_in: SignIn, session: S
     page = shown(client, project)
     text = page.select_one("[aria-labelledby=frontier]")
     assert text is not None
-    assert "n up to 4, by round 2's reward model" in text.get_text()
+    assert "best-of-n of the reference, n ≤ 4" in text.get_text()
+    assert "The line is drawn by round 2's reward model" in text.get_text()
     assert "n = 4" in text.get_text()
     rows = [[" ".join(cell.get_text().split()) for cell in row.select("th, td")] for row in text.select("tbody tr")]
     between = 0.5 * math.sqrt(0.1) / math.sqrt(two)
