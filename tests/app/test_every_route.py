@@ -158,6 +158,7 @@ WHO = {
     "GET ~/leaderboard/board": "ao",
     "GET ~/leaderboard/figures.csv": "ao",
     "GET ~/models/{model_id}": "ao",
+    "GET ~/models/{model_id}/files/{name}": "ao",
     "POST ~/models/{model_id}/adopt": "o",
     "GET ~/thumbs": "l",
     "POST ~/thumbs": "l",

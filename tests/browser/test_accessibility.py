@@ -55,6 +55,7 @@ NO_PAGES = {
     f"{PROJECT}/review/next",
     f"{PROJECT}/leaderboard/board",
     f"{PROJECT}/leaderboard/figures.csv",
+    f"{PROJECT}/models/{{model_id}}/files/{{name}}",
     f"{PROJECT}/playground/{{chat_id}}/turns",
     f"{PROJECT}/progress/compare.csv",
     f"{PROJECT}/progress/files/{{name}}",

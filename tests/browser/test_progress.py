@@ -36,7 +36,9 @@ def little(session: Session, project: Project) -> None:
         read = [factories.comparison(session, project).id for _ in range(2 + number)]
         snapshot(session, round_, read, new=2)
         for prompt in prompts:
-            answer(session, project, round_, prompt.id, f"The answer of round {number}, which goes on for a while. " * 8)
+            answer(
+                session, project, round_, prompt.id, f"The answer of round {number}, which goes on for a while. " * 8
+            )
     session.commit()
 
 

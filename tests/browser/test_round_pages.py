@@ -17,6 +17,7 @@ from app.rounds.service import samples_of
 from tests import factories
 from tests.browser.keys import press
 from tests.browser.test_rounds import take_picture
+from tests.lineage.reports import report
 from tests.lineage.test_model_page import REPORT, made
 from tests.rounds.loop import decided, frozen, last_run, make_project
 from tests.rounds.test_adoption import judge
@@ -256,12 +257,14 @@ def test_a_models_page_shows_its_report(
     session.commit()
     folder = app.state.store.root / "models/run-7"
     folder.mkdir(parents=True)
-    (folder / "report.json").write_text(json.dumps(REPORT))
+    (folder / "report.json").write_text(json.dumps(REPORT | report()))
     (folder / "README.md").write_text("# Reward model\n\nWhat it was trained on.\n\n| a | b |\n|---|---|\n| 1 | 2 |\n")
     page = open_page("operator", width=width, dark=dark)
     page.goto(f"/projects/{project.slug}/models/{model.id}")
-    expect(page.get_by_role("heading", name="Heldout: calibration: reliability")).to_be_visible()
-    assert page.locator("meter").count() == 4
+    expect(page.get_by_role("heading", name="Harmless edits")).to_be_visible()
+    look(page, "reward-model", width, dark)
+    page.get_by_text("All figures of its report").click()
+    expect(page.get_by_role("heading", name="Calibration: reliability")).to_be_visible()
     page.get_by_text("README of its folder").click()
     look(page, "model", width, dark)
     page.get_by_role("link", name="policy-1").click()
