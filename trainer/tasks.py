@@ -34,6 +34,7 @@ from app.specs import (
 )
 from trainer.checkpoints import Checkpoints
 from trainer.memory import give_back_memory, is_out_of_memory
+from trainer.modeling import device_name
 from trainer.recipes import best_of_n, dpo, evaluate, group, on_policy_dpo, ppo, reward, sample, sft
 from trainer.recipes.sample import Completion, OnCompletions
 from trainer.recording import RunLost, RunRecorder, WorkerStopping, is_outage, patiently
@@ -84,6 +85,12 @@ class Runner:
             return
         spec, recorder = taken
         self.current = recorder
+        with recorder.log.listening():
+            self._work(spec, recorder)
+
+    def _work(self, spec: RunSpec, recorder: RunRecorder) -> None:
+        """Runs it, and records how it ended."""
+        run_id = recorder.run_id
         try:
             self._run(spec, recorder)
         except RunLost as error:
@@ -142,9 +149,11 @@ class Runner:
             )
             return None
         rounds.run_started(session, run)
+        run.device = device_name()
         assert run.started_at is not None
         spec = _spec_of(run)
-        recorder = RunRecorder(self.sessions, run_id, run.started_at, self.stopping, self.store)
+        recorder = RunRecorder(self.sessions, run_id, run.started_at, self.stopping, self.store, run.log)
+        recorder.log.say(f"Attempt {run.attempts} begins on {run.device}.")
         if not self._checkpoints(spec, recorder).any():
             # From a checkpoint the run repeats itself, and writes over what it had recorded after it.
             session.execute(delete(Metric).where(Metric.run_id == run_id))
@@ -271,6 +280,7 @@ class Runner:
 
         def write() -> None:
             with recorder.held() as (session, run):
+                recorder.write_facts(run)
                 recorder.write_metrics(session)
                 record(session, run)
 

@@ -45,6 +45,7 @@ def progress(
         shown_rounds=views.SHOWN_ROUNDS,
         shown_slices=views.SHOWN_SLICES,
         fewest=FEWEST,
+        state_words=views.IS,
         least_prompts=LEAST_PROMPTS,
     )
 

@@ -13,6 +13,16 @@ By = Literal["people", "reward"]
 SHOWN_ROUNDS = 12  # columns of the heat map: the newest
 SHOWN_SLICES = 40
 FEW = "too few"
+IS = {
+    "freezing": "is freezing what it reads",
+    "reward": "is training its reward model",
+    "policy": "is training its policy",
+    "sampling": "is sampling its new policy",
+    "evaluating": "is being evaluated",
+    "done": "is done, without a new policy",
+    "failed": "has failed",
+    "cancelled": "was cancelled",
+}
 HEAT_TITLES = {
     "people": "Human win rate over the previous policy, by slice",
     "reward": "Reward of the new policy less that of the previous one, by slice",

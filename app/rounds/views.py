@@ -82,7 +82,11 @@ class StageView(NamedTuple):
             doing = f"{run.progress_done:,} of {run.progress_total:,} {run.progress_message}"
         if run.started_at is None:
             return doing
-        return f"{doing}, {duration((datetime.now(UTC) - run.started_at).total_seconds())} so far"
+        doing = f"{doing}, {duration((datetime.now(UTC) - run.started_at).total_seconds())} so far"
+        if run.seconds_left is not None:
+            doing += f", about {duration(run.seconds_left)} left"
+        speed = f"{run.tokens_per_second:,.0f} tokens a second" if run.tokens_per_second else ""
+        return ". ".join(each for each in (doing, ", ".join(part for part in (speed, run.device) if part)) if each)
 
     @property
     def remarks(self) -> list[str]:
@@ -117,6 +121,7 @@ def status(session: Session, round_: Round, runs: Sequence[Run]) -> dict[str, An
         "error": round_.error,
         "adopted": round_.adopted,
         "verdict": {"word": found.word, "by": found.by, **found.interval._asdict()} if found else None,
+        "log": log_of(runs),
         "people": {"before": _said(people.before), "first": _said(people.first)},
         "stages": [
             {
@@ -134,6 +139,11 @@ def status(session: Session, round_: Round, runs: Sequence[Run]) -> dict[str, An
             for stage in stages_of(round_, runs)
         ],
     }
+
+
+def log_of(runs: Sequence[Run]) -> str:
+    """The end of the log of the newest run that said anything."""
+    return next((run.log for run in reversed(runs) if run.log), "")
 
 
 def _said(wins: WinRate | None) -> dict[str, Any] | None:
@@ -180,11 +190,13 @@ class Use(NamedTuple):
     tokens: int | None
     seconds: float | None
     peak_memory: int | None  # bytes
+    device: str | None
 
     @classmethod
     def of(cls, stage: StageView) -> "Use":
         result = (stage.run and stage.run.result) or {}
-        return cls(stage.label, *(result.get(name) for name in ("tokens", "seconds", "peak_memory")))
+        tokens, seconds, memory = (result.get(name) for name in ("tokens", "seconds", "peak_memory"))
+        return cls(stage.label, tokens, seconds, memory, stage.run.device if stage.run else None)
 
     @property
     def rate(self) -> float | None:
@@ -254,6 +266,7 @@ class Page(NamedTuple):
     reads: str  # what it trained on, in words
     has_training_samples: bool
     checkpoint_bytes: int  # kept for a retry of a failed round
+    log: str  # the end of the newest run's
     can_retry: bool  # it failed, and is the newest
     is_busy: bool  # a round of the project is under way, so that no model can be adopted
     waits: bool  # whether the new policy becomes the project's once people prefer it
@@ -356,6 +369,7 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
         reads=reads(round_.algorithm, snapshot.counts) if snapshot else "",
         has_training_samples=training_samples_of(session, store, round_) is not None,
         checkpoint_bytes=sum(store.size(checkpoints_of(run.id)) for run in runs) if round_.state == "failed" else 0,
+        log=log_of(runs),
         can_retry=round_.state == "failed" and queries.by_number(session, round_.project_id, round_.number + 1) is None,
         is_busy=queries.active_round(session, round_.project_id) is not None,
         waits=queries.round_with_waiting_policy(session, round_.project_id) is round_,

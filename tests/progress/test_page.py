@@ -66,7 +66,9 @@ def test_a_round_under_way_has_no_verdict(sign_in: SignIn, session: Session, pro
     factories.round_(session, project, number=1, state="reward")
     session.commit()
     page = shown(sign_in("operator"), project)
-    assert "No round has ended with a new policy yet. Round 1 is reward." in " ".join(page.get_text().split())
+    assert "No round has ended with a new policy yet. Round 1 is training its reward model." in " ".join(
+        page.get_text().split()
+    )
     assert page.select_one("#verdict") is None
 
 
@@ -155,7 +157,7 @@ def test_the_projects_own_policy_and_a_busy_project_say_so(sign_in: SignIn, sess
     factories.round_(session, project, number=2, state="policy", policy_before_id=project.policy_id)
     session.commit()
     said = answers(shown(client, project))["May I adopt it?"]
-    assert said == "Not now: a round is under way. Round 2 is policy."
+    assert said == "Not now: a round is under way. Round 2 is training its policy."
 
 
 def test_simulated_labelers_are_not_called_people(sign_in: SignIn, session: Session, project: Project) -> None:

@@ -275,16 +275,26 @@ def test_the_status_is_json_for_programs(sign_in: SignIn, session: Session, proj
     assert (status["stages"][0]["label"], status["stages"][0]["note"]) == ("Snapshot", "waiting for a worker")
     for page in ("", "/rounds", "/progress", "/models"):
         answer = client.get(f"/projects/{project.slug}{page}")
-        assert (answer.status_code, "freezing" in answer.text) == (200, page in ("", "/rounds"))
+        assert (answer.status_code, "freezing" in answer.text) == (200, page in ("", "/rounds", "/progress"))
 
     run = session.scalars(select(Run)).one()
     service.run_started(session, run)
     run.started_at = datetime.now(UTC) - timedelta(minutes=2)
     run.progress_done, run.progress_total, run.progress_message = 1200, 40_000, "writing comparisons"
     session.commit()
+    assert client.get(f"{base}/status").json()["log"] == ""
     note = "1,200 of 40,000 writing comparisons, 2 minutes so far"
     assert client.get(f"{base}/status").json()["stages"][0]["note"] == note
     assert note in client.get(base).text
+    run.seconds_left, run.tokens_per_second, run.device, run.log = 312.0, 1234.5, "NVIDIA H200", "line 1\nline <2>"
+    session.commit()
+    said = client.get(f"{base}/status").json()
+    note += ", about 5 minutes left. 1,234 tokens a second, NVIDIA H200"
+    assert (said["stages"][0]["note"], said["log"]) == (note, "line 1\nline <2>")
+    page = BeautifulSoup(client.get(base).text, "html.parser")
+    log = page.select_one("#run-log:not([hidden]) pre")
+    assert log is not None
+    assert (log.text, note in page.text) == ("line 1\nline <2>", True)
 
 
 def test_a_round_that_waits_for_a_worker_says_so(sign_in: SignIn, session: Session, project: Project) -> None:

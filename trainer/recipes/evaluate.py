@@ -132,6 +132,7 @@ def evaluate(
         sampler = Sampler(model, encoder, generation.max_new_tokens, generation.temperature, spec.seed, spec.kind, tick)
         for batch in sampler.respond([(row, range(k)) for row in mine], batch_size):
             done += len(batch)
+            reporter.worked(sum(len(response.sample.tokens) for response in batch))
             yield batch
             tick()
 
