@@ -7,7 +7,7 @@ has no stylesheet: there each mark carries its light colours itself.
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from markupsafe import Markup, escape
@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 WIDTH, LEFT, RIGHT = 640, 64, 20
 ROW = 20  # height of a line of text
 TITLE, AXIS = 24, 48
+ROOM = 6  # above and below, so that a dot at the end is whole
 MOST_TICKS = 6
 LETTER = 10.5  # width that a letter may need, on phones, where app.css makes the type larger
 COLOURS = 4  # app.css has so many series
@@ -185,7 +186,7 @@ def svg(chart: Chart, standalone: bool = False) -> Markup:
         if legend:
             _legend(pen, panel, top + TITLE)
         top += TITLE + legend
-        _panel(pen, panel, place, across, top, chart.height)
+        _panel(pen, panel, place, (x_low, x_high), across, top, chart.height)
         top += chart.height
     for x in across:
         pen.text("word", place(x), top + 18, said(x, chart.x_unit), "middle")
@@ -212,14 +213,29 @@ def _colour(n: int) -> str:
     return f"series-{n % COLOURS + 1}"
 
 
-def _panel(pen: _Pen, panel: Panel, place: Any, across: Sequence[float], top: float, height: float) -> None:
+def _panel(
+    pen: _Pen,
+    panel: Panel,
+    place: Callable[[float], float],
+    sides: tuple[float, float],
+    across: Sequence[float],
+    top: float,
+    height: float,
+) -> None:
+    """Draws a panel.
+
+    Args:
+        place: of an x, from the left.
+        sides: the least and the greatest x.
+        across: the ticks of x.
+        top: where it begins.
+    """
     values = [y for each in panel.series for _, y in each.points]
     values += [end for each in panel.series for ends in each.reach if ends for end in ends]
     low, high = panel.y_range or reach(values, panel.even)
-    room = 6  # so that a dot at the end is whole
 
     def level(y: float) -> float:
-        return top + height - room - (y - low) / (high - low) * (height - 2 * room)
+        return top + height - ROOM - (y - low) / (high - low) * (height - 2 * ROOM)
 
     for y in ticks(low, high, 5):
         pen.line("grid", LEFT, level(y), WIDTH - RIGHT, level(y))
@@ -229,12 +245,20 @@ def _panel(pen: _Pen, panel: Panel, place: Any, across: Sequence[float], top: fl
     if panel.even is not None and low <= panel.even <= high:
         pen.line("even", LEFT, level(panel.even), WIDTH - RIGHT, level(panel.even))
     if panel.diagonal:
-        pen.line("even", place(low), level(low), place(high), level(high))
+        first, last = max(low, sides[0]), min(high, sides[1])
+        pen.line("even", place(first), level(first), place(last), level(last))
     for n, each in enumerate(panel.series):
         _series(pen, each, _colour(n), place, level, panel)
 
 
-def _series(pen: _Pen, series: Series, colour: str, place: Any, level: Any, panel: Panel) -> None:
+def _series(
+    pen: _Pen,
+    series: Series,
+    colour: str,
+    place: Callable[[float], float],
+    level: Callable[[float], float],
+    panel: Panel,
+) -> None:
     ends = series.reach or [None] * len(series.points)
     known = [(place(x), reach_) for (x, _), reach_ in zip(series.points, ends, strict=True) if reach_]
     if series.joined and len(known) > 1:

@@ -18,6 +18,14 @@ def metrics_from(session: Session, run_ids: list[int], run_id: int, step: int) -
     return session.execute(query.order_by(Metric.run_id, Metric.step, Metric.name)).all()
 
 
+def all_metrics(session: Session, run_ids: list[int]) -> Sequence[Any]:
+    """Every metric of some runs, by slice and step."""
+    query = select(Metric.run_id, Metric.name, Metric.slice, Metric.step, Metric.value).where(
+        Metric.run_id.in_(run_ids)
+    )
+    return session.execute(query.order_by(Metric.run_id, Metric.name, Metric.slice, Metric.step)).all()
+
+
 def last_values(session: Session, run_ids: list[int]) -> Sequence[Any]:
     """The newest value of every metric and slice of some runs."""
     query = (

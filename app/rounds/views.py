@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from app.artifacts import ArtifactStore
 from app.domain.intervals import Interval
 from app.domain.monitors import Finding, findings
-from app.domain.rounds import ACTIVE, ALGORITHMS, SAMPLING_ALGORITHMS, stage_of
+from app.domain.rounds import ACTIVE, ALGORITHMS, stage_of
 from app.domain.strengths import STRENGTHS
 from app.domain.verdicts import Verdict, by_reward_model
 from app.models import ModelVersion, Project, Round, Run, Snapshot
@@ -21,6 +21,7 @@ from app.queue import has_worker
 from app.render import duration
 from app.rounds import queries, result_queries
 from app.rounds.adoption import difference_of
+from app.rounds.curves import ROLLOUTS, Curves, curves_of
 from app.rounds.outcomes import Rivals, WinRate, people_on, verdict_of
 from app.rounds.stages import checkpoints_of, plan_of, samples_of
 
@@ -31,36 +32,6 @@ STAGE_LABELS = {
     "sampling": "New samples",
     "evaluating": "Evaluation",
 }
-
-
-class Chart(NamedTuple):
-    """Curves of one run, over its steps. `kinds` are the kinds of run that report them; on a page it is one of them."""
-
-    title: str
-    kinds: tuple[str, ...]
-    names: tuple[str, ...]
-    hint: str = ""
-
-
-PAIRWISE, TURNS = ("dpo", "on_policy_dpo"), ("on_policy_dpo", "best_of_n")
-ROLLOUTS = ("ppo", "rloo", "grpo")
-SCORES = "scores: before the KL leash"
-
-CHARTS = (
-    Chart("Reward model: loss", ("reward",), ("loss", "eval_loss")),
-    Chart("Reward model: accuracy", ("reward",), ("accuracy", "eval_accuracy"), "eval_: comparisons not trained on"),
-    Chart("Reward model: margin", ("reward",), ("margin", "eval_margin"), "mean reward of chosen less rejected"),
-    Chart("Policy: loss", ("sft", "best_of_n"), ("loss", "eval_loss"), "nats a token of the answers"),
-    Chart("Policy: loss", ("dpo", "on_policy_dpo"), ("loss", "eval_loss")),
-    Chart("Policy: implicit reward", PAIRWISE, ("rewards/chosen", "rewards/rejected", "rewards/margins")),
-    Chart("Policy: accuracy", PAIRWISE, ("rewards/accuracies", "eval_rewards/accuracies")),
-    Chart("Policy: reward", SAMPLING_ALGORITHMS, ("objective/scores", "objective/rlhf_reward"), SCORES),
-    Chart("Policy: KL", ROLLOUTS, ("objective/kl",), "nats a response, to the reference"),
-    Chart("Policy: KL", TURNS, ("objective/kl_k3",), "nats a response, to the policy it began with"),
-    Chart("Policy: held-out comparisons", TURNS, ("heldout/accuracy",), "share whose winner became likelier"),
-    Chart("Policy: KL coefficient", ROLLOUTS, ("objective/kl_coef",), "the leash: higher holds closer"),
-    Chart("Policy: loss", ROLLOUTS, ("loss/policy_avg", "loss/value_avg")),
-)
 
 
 class StageView(NamedTuple):
@@ -252,7 +223,7 @@ class Page(NamedTuple):
     mixed: Snapshot | None  # the demonstrations that PPO mixed in
     thumbs: Snapshot | None  # that KTO learned from
     models: dict[str, ModelVersion | None]
-    charts: list[Chart]
+    charts: list[Curves]
     summaries: dict[str, dict[str, float]]  # by kind of run: newest value of each metric over all rows
     slices: list[tuple[str, dict[str, dict[str, float]]]]  # the same by slice, its name first
     opened: dict[str, tuple[int, int]]  # by purpose: comparisons opened, decided
@@ -342,9 +313,6 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
         "New policy": round_.policy_after_id,
     }
     stages = stages_of(round_, runs)
-    used = {"reward"} & {stage.name for stage in stages} | {round_.algorithm}
-    if any(run.kind == "reward" and run.spec.get("trunk") == "frozen" for run in runs):
-        used -= {"reward"}  # fitted at once: there is no curve
     snapshot = session.get(Snapshot, round_.snapshot_id) if round_.snapshot_id else None
     evaluated = summaries.get("evaluate", {})
     people = people_on(session, round_)
@@ -355,7 +323,7 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
         mixed=session.get(Snapshot, round_.ptx_snapshot_id) if round_.ptx_snapshot_id else None,
         thumbs=session.get(Snapshot, round_.thumbs_snapshot_id) if round_.thumbs_snapshot_id else None,
         models={label: models.get(model_id) if model_id else None for label, model_id in named.items()},
-        charts=[chart._replace(kinds=tuple(used & {*chart.kinds})) for chart in CHARTS if used & {*chart.kinds}],
+        charts=curves_of(round_, runs),
         summaries=dict(summaries),
         slices=sorted(by_slice.items()),
         opened={p: counts for (_, p), counts in result_queries.opened_comparisons(session, [round_.id]).items()},

@@ -129,6 +129,8 @@ WHO = {
     "GET ~/rounds/{number}": "ao",
     "GET ~/rounds/{number}/status": "ao",
     "GET ~/rounds/{number}/metrics": "ao",
+    "GET ~/rounds/{number}/files/{name}": "ao",
+    "GET ~/monitors/figures.csv": "ao",
     "POST ~/rounds/{number}/cancel": "o",
     "POST ~/rounds/{number}/retry": "o",
     "POST ~/rounds/{number}/checkpoints/discard": "o",

@@ -56,6 +56,8 @@ NO_PAGES = {
     f"{PROJECT}/leaderboard/board",
     f"{PROJECT}/leaderboard/figures.csv",
     f"{PROJECT}/models/{{model_id}}/files/{{name}}",
+    f"{PROJECT}/monitors/figures.csv",
+    f"{PROJECT}/rounds/{{number}}/files/{{name}}",
     f"{PROJECT}/playground/{{chat_id}}/turns",
     f"{PROJECT}/progress/compare.csv",
     f"{PROJECT}/progress/files/{{name}}",

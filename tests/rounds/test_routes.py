@@ -444,3 +444,31 @@ def test_each_change_of_the_form_counts_what_there_is_no_second_time(
     session.commit()
     soup = BeautifulSoup(client.get(f"/projects/{other.slug}/rounds/new").text, "html.parser")
     assert "21" in [stat.text for stat in soup.select(".stat-value")]
+
+
+def test_curves_and_metrics_are_downloaded(sign_in: SignIn, session: Session, project: Project) -> None:
+    client = sign_in("operator")
+    round_ = factories.round_(session, project, number=7, algorithm="dpo", state="policy", config={})
+    run = factories.run(session, project, "dpo", round_id=round_.id, state="running")
+    for step, value in ((1, 0.7), (2, 0.5), (3, float("nan"))):
+        session.add(Metric(run_id=run.id, name="loss", step=step, value=value))
+    session.add(Metric(run_id=run.id, name="eval_loss", slice="domain=x", step=2, value=0.6))
+    session.commit()
+    base = f"/projects/{project.slug}/rounds/7"
+    page = BeautifulSoup(client.get(base).text, "html.parser")
+    titles = [title.text for title in page.select(".charts h3")]
+    place = titles.index("Policy: loss")
+    assert page.select(".charts figure")[place].select_one(f'a[href="{base}/files/curve-{place}.svg"]')
+    assert client.get(f"{base}/files/curve-{place}.csv").text.splitlines() == [
+        "figure,series,step,value,low,high",
+        "Policy: loss,loss,1.0,0.7,,",
+        "Policy: loss,loss,2.0,0.5,,",
+    ]
+    assert client.get(f"{base}/files/curve-{place}.svg").text.count("<circle") == 2
+    assert client.get(f"{base}/files/metrics.csv").text.splitlines() == [
+        "run,metric,slice,step,value",
+        "dpo,eval_loss,domain=x,2,0.6",
+        *(f"dpo,loss,,{step},{value}" for step, value in ((1, 0.7), (2, 0.5), (3, "nan"))),
+    ]
+    assert client.get(f"{base}/files/curve-99.svg").status_code == 404
+    assert client.get(f"{base}/files/other.svg").status_code == 422
