@@ -23,6 +23,7 @@ from app.errors import Unavailable
 from app.models import Metric, Run
 from trainer.reporting import RunCancelled, with_page
 from trainer.run_log import RunLog
+from trainer.trackers import Trackers
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +85,10 @@ class RunRecorder:
         stopping: Event,
         store: ArtifactStore,
         log_before: str = "",
+        trackers: Trackers | None = None,
     ) -> None:
         self.run_id, self.store = run_id, store
+        self.trackers = trackers or Trackers((), "", store.root)
         self.log, self._pace = RunLog(log_before), Pace(time.monotonic())
         self._sessions, self._started_at, self._stopping = sessions, started_at, stopping
         self._metrics: dict[tuple[str, str, int], float] = {}
@@ -96,6 +99,7 @@ class RunRecorder:
     def metrics(self, step: int, values: Mapping[str, float], slice: str = "") -> None:
         for name, value in values.items():
             self._metrics[name, slice, step] = float(value)
+        self.trackers.metrics(step, values, slice)
         if not slice:
             self.log.metrics(step, values)
 

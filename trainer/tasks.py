@@ -39,6 +39,8 @@ from trainer.recipes import best_of_n, dpo, evaluate, group, on_policy_dpo, ppo,
 from trainer.recipes.sample import Completion, OnCompletions
 from trainer.recording import RunLost, RunRecorder, WorkerStopping, is_outage, patiently
 from trainer.reporting import PolicyResult, RewardResult, RunCancelled
+from trainer.trackers import FOLDER as TENSORBOARD
+from trainer.trackers import Trackers
 from trainer.training import accelerator
 
 log = logging.getLogger(__name__)
@@ -108,6 +110,7 @@ class Runner:
             self._end(recorder, lambda session, run: rounds.run_failed(session, run, message))
         finally:
             self.current = None
+            recorder.trackers.close()
             free_memory()
 
     def give_back(self) -> None:
@@ -152,11 +155,13 @@ class Runner:
         run.device = device_name()
         assert run.started_at is not None
         spec = _spec_of(run)
-        recorder = RunRecorder(self.sessions, run_id, run.started_at, self.stopping, self.store, run.log)
+        trackers = Trackers(self.settings.tracker_names, f"run-{run_id}-{run.kind}", self.store.root / TENSORBOARD)
+        recorder = RunRecorder(self.sessions, run_id, run.started_at, self.stopping, self.store, run.log, trackers)
         recorder.log.say(f"Attempt {run.attempts} begins on {run.device}.")
         if not self._checkpoints(spec, recorder).any():
             # From a checkpoint the run repeats itself, and writes over what it had recorded after it.
             session.execute(delete(Metric).where(Metric.run_id == run_id))
+            trackers.forget()
             self.store.remove(rounds.samples_of(run_id))
         log.info("Run %d (%s) starts, attempt %d.", run_id, run.kind, run.attempts)
         return spec, recorder
