@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from app.artifacts import ArtifactStore
 from app.domain.intervals import Interval
 from app.domain.monitors import Finding
+from app.domain.sequence import EVEN
 from app.domain.verdicts import Verdict, by_reward_model
 from app.models import Round
 from app.progress.views import WorseSlice, worse_slices
@@ -67,9 +68,10 @@ class Newest(NamedTuple):
 
     @property
     def disagree(self) -> bool:
-        """Whether the reward model sees an improvement that people, who have judged enough, do not see."""
+        """Whether the reward model sees an improvement, and people, who have judged enough, do not lean that way."""
         sees, verdict = by_reward_model(self.row.difference), self.verdict
-        return bool(verdict and sees and verdict.by == "people" and verdict.word != "better" and sees.word == "better")
+        people_do_not = verdict is not None and verdict.by == "people" and verdict.interval.value <= EVEN
+        return people_do_not and sees is not None and sees.word == "better"
 
     @property
     def who(self) -> str:

@@ -123,6 +123,7 @@ def test_the_verdict_answers_five_questions(sign_in: SignIn, session: Session, p
             "improvement that people do not see",
             "Better not: people prefer the prev",
         ),
+        (0.4, [1] * 7 + [-1] * 5, "not shown to be better, by people", "58% of 12 prompts", "more prompts will decide"),
         (0.4, [1, -1] * 8, "not shown to be better, by people", "people do not see", "would not decide."),
     ],
 )
@@ -144,6 +145,8 @@ def test_the_verdict_says_whose_word_it_is(
     said = answers(page)
     assert better in said["Better than before?"]
     assert may in said["May I adopt it?"]
+    sees_alone = title.endswith("by people") and sum(judged) <= 0
+    assert ("sees an improvement that people do not see" in said["Better than before?"]) == sees_alone
     assert ("Nobody has judged it yet." in said["By whom, on how many?"]) == (not judged)
 
 
