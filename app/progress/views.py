@@ -110,17 +110,30 @@ def frontier(rows: Sequence[RoundRow]) -> Chart | None:
 
 
 def heat_map(progress: Progress, by: By, everything: bool = False) -> HeatMap:
-    """Slices by round. Those with something to show come first; a page has the newest rounds and not all slices."""
-    rounds = progress.rows if everything else progress.rows[-SHOWN_ROUNDS:]
-    first = len(progress.rows) - len(rounds)
-    rows = [(name.replace("=", ": "), [_cell(row, by) for row in cells[first:]]) for name, cells in _slices(progress)]
-    rows = [row for row in rows if any(cell.text for cell in row[1])]
-    rows.sort(key=lambda row: all(cell.mood == "none" for cell in row[1]))
+    """Slices by round, the newest round first. Behind all prompts come slices that surely got worse in the newest round
+    that tells, then the others by name, and last those of which nothing can be said.
+
+    Args:
+        everything: all rounds and slices; else as many as a page shows.
+    """
+    rounds = progress.rows[::-1] if everything else progress.rows[::-1][:SHOWN_ROUNDS]
+    whole, *slices = [
+        (name.replace("=", ": "), [_cell(row, by) for row in cells[::-1][: len(rounds)]])
+        for name, cells in _slices(progress)
+    ]
+    slices.sort(key=lambda row: _place(row[1]))
+    rows = [row for row in (whole, *slices) if any(cell.text for cell in row[1])]
     return HeatMap(
         HEAT_TITLES[by],
         [f"Round {row.round.number}" for row in rounds],
         rows if everything else rows[:SHOWN_SLICES],
     )
+
+
+def _place(cells: Sequence[HeatCell]) -> int:
+    """Where a slice stands: see `heat_map`."""
+    known = [cell.mood for cell in cells if cell.mood != "none"]
+    return 2 if not known else 0 if known[0] == "down-sure" else 1
 
 
 def _slices(progress: Progress) -> list[tuple[str, list[RoundRow]]]:

@@ -223,6 +223,8 @@ def test_slices_can_show_the_reward_models_figures(sign_in: SignIn, session: Ses
         "domain: even": ("−0.10 24", "cell-down"),
         "domain: few": ("too few 1", "cell-none"),
     }
+    # What got worse comes first, what nothing can be said of last.
+    assert list(said) == ["all prompts", "domain: down", "domain: even", "domain: up", "domain: few"]
 
 
 def test_the_frontier_has_best_of_n_as_its_yardstick(sign_in: SignIn, session: Session, project: Project) -> None:
