@@ -41,6 +41,7 @@ from app.lineage.routes import router as lineage
 from app.members.routes import router as members
 from app.monitors.routes import router as monitors
 from app.playground.routes import router as playground
+from app.progress.routes import router as progress
 from app.projects.routes import router as projects
 from app.prompts.routes import router as prompts
 from app.qualification.routes import router as qualification
@@ -73,6 +74,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     datasets,
     rounds,
     automatic,
+    progress,
     monitors,
     suites,
     playground,

@@ -105,6 +105,12 @@ def page(request: Request, template: str, *, status: int = 200, **context: Any) 
     return response
 
 
+def attachment(name: str, content: str) -> Response:
+    """A file that the browser saves: CSV or SVG, by its name."""
+    media_type = {"csv": "text/csv; charset=utf-8", "svg": "image/svg+xml"}[name.rpartition(".")[2]]
+    return Response(content, media_type=media_type, headers={"Content-Disposition": f'attachment; filename="{name}"'})
+
+
 def redirect(url: str) -> RedirectResponse:
     """After a form: 303, so that reloading the next page does not send the form again."""
     return RedirectResponse(url, status_code=303)

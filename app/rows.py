@@ -15,6 +15,13 @@ class PromptRow(Spec):
     slices: dict[str, str] = Field(default_factory=dict, description="domain, difficulty, safety_category, split")
 
 
+class AnswersRow(Spec):
+    """A line of a file of responses to a prompt, as people would read them."""
+
+    prompt_id: int
+    texts: tuple[str, ...]
+
+
 class PairRow(Spec):
     """A line of a snapshot: one comparison as the trainer sees it.
 

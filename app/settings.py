@@ -18,6 +18,9 @@ class SamplingServer(NamedTuple):
     model: str | None = None
 
 
+TRACKERS = ("tensorboard", "mlflow", "wandb")
+
+
 class Settings(BaseSettings):
     """Every field is an environment variable: `PREFLOOP_` + its name, or the alias given here."""
 
@@ -105,6 +108,12 @@ class Settings(BaseSettings):
     sampling_key: str | None = Field(
         None, description="Key of the OpenAI-compatible server that samples, where one does. Never stored with a run."
     )
+    trackers: str = Field(
+        "tensorboard",
+        description="Where metrics of runs also go, separated by commas: `tensorboard` (files in the artifact folder's "
+        "`tensorboard`), `mlflow`, `wandb`. The last two need their packages and read their own variables. "
+        "Empty: nowhere.",
+    )
     max_upload_mb: int = Field(256, ge=1, description="Largest upload to import, in megabytes.")
     log_level: str = Field("info", description="debug, info, warning or error.")
 
@@ -129,6 +138,18 @@ class Settings(BaseSettings):
         if any(not os.path.isabs(folder) for folder in value.split(os.pathsep) if folder):
             raise ValueError("each folder must be an absolute path")
         return value
+
+    @field_validator("trackers")
+    @classmethod
+    def _known_trackers(cls, value: str) -> str:
+        for each in value.split(","):
+            if each.strip() and each.strip() not in TRACKERS:
+                raise ValueError(f"{each.strip()} is none of {', '.join(TRACKERS)}")
+        return value
+
+    @property
+    def tracker_names(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(each.strip() for each in self.trackers.split(",") if each.strip()))
 
     @property
     def outside_models(self) -> tuple[Path, ...]:

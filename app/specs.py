@@ -431,6 +431,9 @@ class EvaluateSpec(Spec):
     reward_models: tuple[str, ...] = Field((), description="locations of reward models; none: nothing is scored")
     prompts: str = Field(description="held-out and regression prompts")
     suites: tuple[SuiteRef, ...] = Field((), description="standing evaluations that both policies take")
+    base_samples: str | None = Field(
+        None, description="location of the reference's responses to these prompts, for best-of-n: see AnswersRow"
+    )
     generation: Generation = Generation(samples_per_prompt=2)
     max_length: int = Field(1024, ge=16)
     seed: Seed = 0

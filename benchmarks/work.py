@@ -117,6 +117,9 @@ class Clock:
     def progress(self, done: int, total: int, message: str = "") -> None:
         self.phases.setdefault(message, []).append(self.now())
 
+    def worked(self, tokens: int) -> None:
+        """Steps are timed here, not reports."""
+
     def samples(self, step: int, rows: Any) -> None:
         """Nothing is sampled here."""
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from app.artifacts import read_content
 from app.domain.consensus import winner
 from app.errors import InvalidInput
-from app.rows import DemonstrationRow, PairRow, PromptRow, ThumbRow
+from app.rows import AnswersRow, DemonstrationRow, PairRow, PromptRow, ThumbRow
 from trainer.chat import ChatEncoder, TokenSequence
 
 MIN_PAIRS = 20
@@ -93,6 +93,15 @@ def read_prompts(path: Path) -> list[PromptRow]:
         raise InvalidInput(f"{path.name} holds no prompts.", "Choose at least one prompt.")
     _require_own_ids(path, "prompts", (row.id for row in rows))
     return rows
+
+
+def read_answers(path: Path) -> dict[int, tuple[str, ...]]:
+    """By prompt: the texts of a file of AnswersRow.
+
+    Raises:
+        InvalidInput: a line is wrong.
+    """
+    return {row.prompt_id: row.texts for row in _read_rows(path, AnswersRow)}
 
 
 def _require_own_ids(path: Path, noun: str, ids: Iterable[int]) -> None:

@@ -21,8 +21,8 @@
 | `eval_samples` | | number of responses |
 
 Log-probs are those of the distribution sampled from: logits divided by the sampling temperature. Evaluating the
-reference itself with n samples a prompt gives best-of-n's point on the curve of reward over KL, the yardstick for what
-was trained (Gao et al. 2022).
+reference itself with n samples a prompt gives best-of-n's point on the curve of reward over KL. `app.domain.yardstick`
+measures that curve beside a policy, from responses of the reference that are stored.
 """
 
 import logging
@@ -35,9 +35,10 @@ import torch
 from torch import Tensor
 
 from app.domain import texts
+from app.domain.yardstick import best_of_n_kl
 from app.rows import PromptRow
 from trainer.algorithms.bradley_terry import ensemble_score
-from trainer.algorithms.kl import best_of_n_kl, k1, k3
+from trainer.algorithms.kl import k1, k3
 from trainer.chat import ChatEncoder, TokenSequence
 from trainer.data import slice_names
 from trainer.generation import Tick, no_tick
@@ -52,7 +53,7 @@ from trainer.sizes import forward_tokens
 
 log = logging.getLogger(__name__)
 
-Scorer = Callable[[Sequence[Response]], Tensor]
+Scorer = Callable[[Sequence[Any]], Tensor]
 """Scores (N,) of responses: a reward model, or any function of what was said."""
 
 TOKENS_A_ROW = 32  # rows are bounded too, as if each had at least so many tokens

@@ -68,6 +68,14 @@ def device() -> torch.device:
     return accelerator().device
 
 
+def device_name() -> str:
+    """What this process computes on, for people: `NVIDIA H200`, or `CPU, 2 threads`."""
+    if device().type == "cuda":
+        return torch.cuda.get_device_name(device())
+    threads = torch.get_num_threads()
+    return f"{device().type.upper()}, {threads} thread{'' if threads == 1 else 's'}"
+
+
 def working_dtype(precision: Precision, name: ModelRef | str, checkpoints: Checkpoints | None = None) -> torch.dtype:
     """What a model's frozen weights are held and its matrix products computed in (see `trainer.precision`).
 

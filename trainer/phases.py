@@ -27,6 +27,9 @@ class Phase:
     def progress(self, done: int, total: int, message: str = "") -> None:
         self.reporter.progress(done, total, f"{self.doing}: {message}")
 
+    def worked(self, tokens: int) -> None:
+        self.reporter.worked(tokens)
+
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         self.reporter.samples(self.first + step, rows)
 

@@ -296,7 +296,9 @@ class Rollouts:
         assert rollout is not None
         size = self.sizes[number]
         status.episodes += size
-        self.training.tokens += int(rollout.lengths.sum())
+        tokens = int(rollout.lengths.sum())
+        self.training.tokens += tokens
+        status.reporter.worked(tokens)
         self.progress.values = {
             **rollout_values(rollout, list(range(size))),
             "objective/kl_coef": self.beta,

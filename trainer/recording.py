@@ -18,9 +18,12 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, Timeout
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.artifacts import ArtifactStore
+from app.domain.pace import Pace
 from app.errors import Unavailable
 from app.models import Metric, Run
 from trainer.reporting import RunCancelled, with_page
+from trainer.run_log import RunLog
+from trainer.trackers import Trackers
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +84,12 @@ class RunRecorder:
         started_at: datetime,
         stopping: Event,
         store: ArtifactStore,
+        log_before: str = "",
+        trackers: Trackers | None = None,
     ) -> None:
         self.run_id, self.store = run_id, store
+        self.trackers = trackers or Trackers((), "", store.root)
+        self.log, self._pace = RunLog(log_before), Pace(time.monotonic())
         self._sessions, self._started_at, self._stopping = sessions, started_at, stopping
         self._metrics: dict[tuple[str, str, int], float] = {}
         self._progress = (0, 0, "")
@@ -92,6 +99,12 @@ class RunRecorder:
     def metrics(self, step: int, values: Mapping[str, float], slice: str = "") -> None:
         for name, value in values.items():
             self._metrics[name, slice, step] = float(value)
+        self.trackers.metrics(step, values, slice)
+        if not slice:
+            self.log.metrics(step, values)
+
+    def worked(self, tokens: int) -> None:
+        self._pace.worked(tokens)
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Adds a page to the run's artifact `runs/run-<id>/samples.jsonl`, which is whole at any time.
@@ -114,6 +127,8 @@ class RunRecorder:
     def progress(self, done: int, total: int, message: str = "") -> None:
         """Raises RunCancelled, WorkerStopping or RunLost where the run must end."""
         self._progress = (done, total, message)
+        if self._pace.report(time.monotonic(), done, total, message) and message:
+            self.log.say(f"{message}: {done:,} of {total:,}")
         if self._stopping.is_set():
             raise WorkerStopping
         if time.monotonic() < self._next_flush:
@@ -140,10 +155,16 @@ class RunRecorder:
             run.heartbeat_at = session.scalar(select(func.clock_timestamp()))
             run.progress_done, run.progress_total, run.progress_message = self._progress
             cancelled = run.cancel_requested
+            self.write_facts(run)
             self.write_metrics(session)
         self._metrics.clear()
         if cancelled:
             raise RunCancelled("The run was cancelled.")
+
+    def write_facts(self, run: Run) -> None:
+        """How fast the run goes, how long it will take, and the end of its log."""
+        run.tokens_per_second, run.seconds_left = self._pace.tokens_per_second, self._pace.seconds_left
+        run.log = self.log.text
 
     def write_metrics(self, session: Session) -> None:
         """Writes buffered metrics in the caller's transaction; they stay buffered until `flush` has committed."""

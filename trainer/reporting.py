@@ -41,6 +41,9 @@ class Reporter(Protocol):
             RunCancelled: a person cancelled the run.
         """
 
+    def worked(self, tokens: int) -> None:
+        """So many more tokens were trained on or sampled: what a run's speed is computed from."""
+
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Keeps a page of responses, a JSON object each, for a person to read. A step's page replaces its older one."""
 
@@ -94,6 +97,9 @@ class ConsoleReporter:
         if self._stream is not None and (done >= total or now - self._last_line >= self._every):
             self._last_line = now
             print(f"{message or 'progress'} {done}/{total}", file=self._stream)
+
+    def worked(self, tokens: int) -> None:
+        """Whoever reads the lines sees how fast it goes."""
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         self.pages[step] = [dict(row) for row in rows]

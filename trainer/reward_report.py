@@ -7,13 +7,14 @@ otherwise. Figures that no pair allows are None. Everything returned is ready fo
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from app.domain.intervals import clustered_mean, clustered_share
 from app.rows import PairRow, RewardView
 from trainer import probes
 from trainer.algorithms import calibration
@@ -170,7 +171,40 @@ def pair_figures(measured: Measured) -> Figures:
             "slope_per_100_tokens": number(calibration.length_slope(d, *lengths)),
             "matched_accuracy": number(calibration.matched_length_accuracy(d, *lengths)),
         },
+        "intervals": intervals(rows, d, lengths),
     }
+
+
+def intervals(rows: Sequence[PairRow], d: Tensor, lengths: Tensor) -> Figures:
+    """95% intervals (low, high), prompts as clusters: None where too few prompts tell.
+
+    Args:
+        d: (N,) differences of decided pairs.
+        lengths: (2, N) tokens, chosen first.
+    """
+    correct = ((d > 0).double() + 0.5 * (d == 0)).tolist()
+    bias = calibration.longer_preferred(d, *lengths)
+    alike = calibration.alike_in_length(*lengths)
+    all_ = range(len(rows))
+    by_prompt = {
+        "accuracy": _clusters(rows, ((i, correct[i]) for i in all_)),
+        "matched_accuracy": _clusters(rows, ((i, correct[i]) for i in all_ if alike[i])),
+        "length_bias": _clusters(rows, ((i, bias[i]) for i in all_ if bias[i] is not None)),
+    }
+    found: Figures = {"prompts": len({row.prompt_id for row in rows}), "matched_pairs": int(alike.sum())}
+    for name, clusters in by_prompt.items():
+        interval = (clustered_mean if name == "length_bias" else clustered_share)(clusters)
+        found[name] = [interval.low, interval.high] if interval else None
+    return found
+
+
+def _clusters(rows: Sequence[PairRow], values: Iterable[tuple[int, float | None]]) -> list[tuple[float, float]]:
+    """(sum, cases) of each prompt's pairs, given (place, value)."""
+    of_prompt: dict[int, list[float]] = defaultdict(list)
+    for i, value in values:
+        if value is not None:
+            of_prompt[rows[i].prompt_id].append(value)
+    return [(sum(each), float(len(each))) for each in of_prompt.values()]
 
 
 def number(value: Tensor | None) -> float | None:
@@ -337,6 +371,7 @@ def probe_figures(pairs: Sequence[Pair], score: TextScorer) -> Figures:
         "too_long": sum(len(case) < len(texts) for case, texts in zip(cases, texts_of, strict=True)),
         "invariance": {name: _invariance(cases, name) for name in probes.HARMLESS},
         "adversarial": {name: _wins(cases, name) for name in probes.ADVERSARIAL},
+        "descriptions": probes.DESCRIPTIONS,
     }
 
 

@@ -37,11 +37,14 @@ from app.suites import service as suites
 from trainer.checkpoints import Checkpoints
 from trainer.code_version import code
 from trainer.memory import give_back_memory, is_out_of_memory
+from trainer.modeling import device_name
 from trainer.recipes import best_of_n, dpo, evaluate, group, on_policy_dpo, ppo, reward, sample, sft
 from trainer.recipes.sample import Completion, OnCompletions
 from trainer.recording import RunLost, RunRecorder, WorkerStopping, is_outage, patiently
 from trainer.reporting import PolicyResult, RewardResult, RunCancelled
 from trainer.suites import OnSuite, to_lines
+from trainer.trackers import FOLDER as TENSORBOARD
+from trainer.trackers import Trackers
 from trainer.training import accelerator
 
 log = logging.getLogger(__name__)
@@ -88,6 +91,12 @@ class Runner:
             return
         spec, recorder = taken
         self.current = recorder
+        with recorder.log.listening():
+            self._work(spec, recorder)
+
+    def _work(self, spec: RunSpec, recorder: RunRecorder) -> None:
+        """Runs it, and records how it ended."""
+        run_id = recorder.run_id
         try:
             self._run(spec, recorder)
         except RunLost as error:
@@ -105,6 +114,7 @@ class Runner:
             self._end(recorder, lambda session, run: rounds.run_failed(session, run, message))
         finally:
             self.current = None
+            recorder.trackers.close()
             free_memory()
 
     def give_back(self) -> None:
@@ -146,12 +156,16 @@ class Runner:
             )
             return None
         rounds.run_started(session, run)
+        run.device = device_name()
         assert run.started_at is not None
         spec = _spec_of(run)
-        recorder = RunRecorder(self.sessions, run_id, run.started_at, self.stopping, self.store)
+        trackers = Trackers(self.settings.tracker_names, f"run-{run_id}-{run.kind}", self.store.root / TENSORBOARD)
+        recorder = RunRecorder(self.sessions, run_id, run.started_at, self.stopping, self.store, run.log, trackers)
+        recorder.log.say(f"Attempt {run.attempts} begins on {run.device}.")
         if not self._checkpoints(spec, recorder).any():
             # From a checkpoint the run repeats itself, and writes over what it had recorded after it.
             session.execute(delete(Metric).where(Metric.run_id == run_id))
+            trackers.forget()
             self.store.remove(rounds.samples_of(run_id))
         log.info("Run %d (%s) starts, attempt %d.", run_id, run.kind, run.attempts)
         return spec, recorder
@@ -289,6 +303,7 @@ class Runner:
 
         def write() -> None:
             with recorder.held() as (session, run):
+                recorder.write_facts(run)
                 recorder.write_metrics(session)
                 record(session, run)
 

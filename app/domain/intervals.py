@@ -29,6 +29,20 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
     return Interval(mean, mean - half, mean + half)
 
 
+def clustered_mean(clusters: Sequence[tuple[float, float]]) -> Interval | None:
+    """Student's t-interval of a mean over cases, given each cluster's (sum, cases); none for fewer than `FEWEST`.
+
+    The variance is that of the clusters' sums about the mean (Liang and Zeger 1986), with k / (k - 1) for few clusters.
+    """
+    n, k = sum(cases for _, cases in clusters), len(clusters)
+    if k < FEWEST:
+        return None
+    mean = sum(total for total, _ in clusters) / n
+    spread = sum((total - mean * cases) ** 2 for total, cases in clusters)
+    half = quantile(0.975, k - 1) * sqrt(k / (k - 1) * spread) / n
+    return Interval(mean, mean - half, mean + half)
+
+
 def clustered_share(clusters: Sequence[tuple[float, float]]) -> Interval | None:
     """The Wilson interval of a share over clusters of (successes, cases); none where nothing was counted.
 

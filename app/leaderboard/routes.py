@@ -15,7 +15,7 @@ from app.leaderboard import queries, service, views
 from app.leaderboard.service import Summary
 from app.limits import FormRoute
 from app.models import Project
-from app.render import page
+from app.render import attachment, page
 
 router = APIRouter(prefix="/projects/{project_slug}/leaderboard", route_class=FormRoute)
 
@@ -84,12 +84,7 @@ def figures(
     reference: ReferenceDep,
 ) -> Response:
     computed = _computed(session, project, kinds, reference, boards)
-    name = f"{project.slug}-leaderboard.csv"
-    return Response(
-        views.as_csv(computed.value),
-        media_type="text/csv; charset=utf-8",
-        headers={"Content-Disposition": f'attachment; filename="{name}"'},
-    )
+    return attachment(f"{project.slug}-leaderboard.csv", views.summary_csv(computed.value))
 
 
 def _computed(

@@ -1,10 +1,9 @@
 """What the leaderboard page shows: the ranked policies, the others and why, and what people prefer in any policy."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from app.charts import as_csv
 from app.domain.intervals import Interval
 from app.domain.leaderboard import PER_COEFFICIENT, Board, Effect, Standing
 from app.kept import Computed
@@ -130,16 +129,15 @@ def machines(kinds: Sequence[str]) -> list[str]:
     return [kind for kind in kinds if kind in MACHINES]
 
 
-def as_csv(summary: Summary) -> str:
+def summary_csv(summary: Summary) -> str:
     """All policies with their figures; shares from 0 to 1, strengths in log-odds."""
-    out = io.StringIO()
-    writer = csv.writer(out)
     columns = ("win_rate", "win_rate_controlled", "strength")
     bounds = [f"{name}{end}" for name in columns for end in ("", "_low", "_high")]
-    writer.writerow(["policy_id", "policy", "state", "rank", *bounds, "judgments", "prompts", "reference_id"])
+    heads = ["policy_id", "policy", "state", "rank", *bounds, "judgments", "prompts", "reference_id"]
+    rows: list[list[object]] = []
     board = summary.board
     if board is None:
-        return out.getvalue()
+        return as_csv(heads, rows)
 
     left = dict(summary.policies)
 
@@ -147,7 +145,7 @@ def as_csv(summary: Summary) -> str:
         numbers = [value for each in given for value in (each or (None, None, None))]
         rounded = [None if value is None else f"{value:.6f}" for value in numbers]
         counts = counted or (None, None)
-        writer.writerow([policy, _cell(left.pop(policy)), state, rank, *rounded, *counts, board.reference])
+        rows.append([policy, left.pop(policy), state, rank, *rounded, *counts, board.reference])
 
     for each in board.standings:
         state = "few prompts" if each.rank is None else "ranked"
@@ -161,12 +159,7 @@ def as_csv(summary: Summary) -> str:
             row(policy, "not connected", None, (None, None, None))
     for policy in list(left):  # they could be ranked if there were more judgments
         row(policy, board.refused, None, (None, None, None))
-    return out.getvalue()
-
-
-def _cell(text: str) -> str:
-    """A text that spreadsheets take for no formula."""
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+    return as_csv(heads, rows)
 
 
 def _preference(effect: Effect) -> Preference:

@@ -1,12 +1,14 @@
 """SQL of a model's history."""
 
+from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import select
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
-from app.models import ModelVersion, Round, Run, Snapshot
+from app.models import Comparison, Judgment, ModelVersion, Round, Run, Snapshot, User
 from app.rounds.model_queries import adoptions, had_policies, line_of, policies
+from app.rounds.snapshot_queries import PURPOSES
 
 
 def model(session: Session, project_id: int, model_id: int) -> ModelVersion | None:
@@ -44,6 +46,36 @@ def chain(session: Session, model_id: int) -> list[Origin]:
         .order_by(line.c.depth)
     )
     return [Origin(*row) for row in session.execute(found)]
+
+
+def agreement_by_prompt(session: Session, project_id: int, at: datetime) -> list[tuple[float, int]]:
+    """For each prompt: the sum, over its comparisons that two labelers or more had judged at a moment, of the share of
+    pairs of labelers who chose the same side, and how many comparisons these are.
+
+    A tie takes a side by chance, so that it agrees with anything by one half. All comparisons count that a round may
+    read or that are still in dispute; AI judges do not.
+    """
+    stood = or_(Judgment.superseded_at.is_(None), Judgment.superseded_at > at)
+    said = (
+        select(
+            Comparison.prompt_id,
+            func.count().filter(Judgment.preference < 0).label("a"),
+            func.count().filter(Judgment.preference > 0).label("b"),
+            func.count().label("n"),
+        )
+        .join(Judgment, Judgment.comparison_id == Comparison.id)
+        .join(User, User.id == Judgment.labeler_id)
+        .where(Comparison.project_id == project_id, Comparison.purpose.in_(PURPOSES), Comparison.state != "withdrawn")
+        .where(Judgment.preference.is_not(None), Judgment.created_at <= at, stood, User.kind != "ai_judge")
+        .group_by(Comparison.id)
+        .having(func.count() > 1)
+        .subquery()
+    )
+    a, b, n = said.c.a, said.c.b, said.c.n
+    sided = a + b
+    alike = a * (a - 1) + b * (b - 1) + (n * (n - 1) - sided * (sided - 1)) / 2.0
+    query = select(func.sum(alike / (n * (n - 1))), func.count()).group_by(said.c.prompt_id)
+    return [(float(total), count) for total, count in session.execute(query)]
 
 
 def children(session: Session, model_id: int) -> list[ModelVersion]:

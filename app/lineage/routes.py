@@ -1,16 +1,19 @@
 """Model versions: the list, and of each what it is, what it came from, what was made of it, what was measured on it."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
+from sqlalchemy.orm import Session
 
 from app.access.guards import OperatorDep, ProjectDep, StaffDep
+from app.charts import chart_csv, svg
 from app.db import SessionDep
 from app.errors import NotFound
 from app.limits import FormRoute
 from app.lineage import origins, queries, views
-from app.models import ModelVersion
-from app.render import page, redirect
+from app.lineage.reward_cards import Card, cards, cards_csv
+from app.models import ModelVersion, Project
+from app.render import attachment, page, redirect
 from app.rounds import service as rounds
 from app.typed import Number, TypedDep
 
@@ -57,18 +60,56 @@ def list_models(
 
 @router.get("/{model_id}")
 def show(request: Request, staff: StaffDep, project: ProjectDep, model: ModelDep, session: SessionDep) -> Response:
+    chain, papers = queries.chain(session, model.id), views.papers(request.app.state.store, model)
+    shown = _cards(session, project, model, chain, papers.report)
     return page(
         request,
         "lineage/model.html",
         model=model,
-        chain=queries.chain(session, model.id),
+        chain=chain,
         children=queries.children(session, model.id),
         origin=origins.of(session, model),
         card=list(views.tables(model.card)) if model.card else [],
-        papers=views.papers(request.app.state.store, model),
+        readme=papers.readme,
+        report=list(views.tables(papers.report)),
+        cards=[(card, card.chart and svg(card.chart)) for card in shown],
         was_policy=model.id in queries.had_policies(session, project.id) | {project.base_model_id},
         is_busy=rounds.is_busy(session, project),
     )
+
+
+def _cards(
+    session: Session, project: Project, model: ModelVersion, chain: list[queries.Origin], report: dict[str, Any]
+) -> list[Card]:
+    """Of a reward model with a report."""
+    if model.role != "reward" or not report:
+        return []
+    snapshot = chain[0].snapshot
+    at = snapshot.created_at if snapshot else model.created_at
+    return cards(report, views.ceiling(session, project.id, at))
+
+
+@router.get("/{model_id}/files/{name}")
+def model_file(
+    request: Request,
+    staff: StaffDep,
+    project: ProjectDep,
+    model: ModelDep,
+    session: SessionDep,
+    name: Literal["cards.csv", "calibration.svg", "calibration.csv"],
+) -> Response:
+    """A reward model's cards as a table, and its calibration plot."""
+    report = views.papers(request.app.state.store, model).report
+    found = _cards(session, project, model, queries.chain(session, model.id), report)
+    chart = next((card.chart for card in found if card.chart), None)
+    if not found or (chart is None and name != "cards.csv"):
+        raise NotFound(f"{model.name} has no such figures.", "The model's page shows those it has.")
+    if name == "cards.csv":
+        content = cards_csv(found)
+    else:
+        assert chart is not None
+        content = str(svg(chart, standalone=True)) if name.endswith(".svg") else chart_csv(chart)
+    return attachment(f"{project.slug}-model-{model.id}-{name}", content)
 
 
 @router.post("/{model_id}/adopt")

@@ -2,10 +2,16 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
+from sqlalchemy.orm import Session
+
 from app.artifacts import ArtifactStore
+from app.domain.intervals import clustered_share
 from app.errors import NotFound
+from app.lineage import queries
+from app.lineage.reward_cards import Ceiling
 from app.models import ModelVersion
 
 MAX_BYTES = 4 << 20  # of a file shown on the page
@@ -27,7 +33,7 @@ class Papers(NamedTuple):
     """What lies in a model's folder for people to read."""
 
     readme: str
-    report: list[Table]
+    report: dict[str, Any]
 
 
 def papers(store: ArtifactStore, model: ModelVersion) -> Papers:
@@ -37,7 +43,14 @@ def papers(store: ArtifactStore, model: ModelVersion) -> Papers:
         report = json.loads(_text(store, f"{folder}/report.json") or "null")
     except ValueError:  # of another program, under the same name
         report = None
-    return Papers(_text(store, f"{folder}/README.md"), list(tables(report)) if isinstance(report, dict) else [])
+    return Papers(_text(store, f"{folder}/README.md"), report if isinstance(report, dict) else {})
+
+
+def ceiling(session: Session, project_id: int, at: datetime) -> Ceiling | None:
+    """The labelers' own agreement at a moment, with its interval, prompts as clusters; None without two judgments."""
+    by_prompt = queries.agreement_by_prompt(session, project_id, at)
+    agreement = clustered_share(by_prompt)
+    return agreement and Ceiling(agreement, sum(n for _, n in by_prompt))
 
 
 def _text(store: ArtifactStore, location: str) -> str:

@@ -118,6 +118,10 @@ class Run(Base):
     progress_done: Mapped[int] = mapped_column(server_default="0")
     progress_total: Mapped[int] = mapped_column(server_default="0")
     progress_message: Mapped[str] = mapped_column(server_default="")
+    device: Mapped[str | None]  # what its last attempt worked on
+    tokens_per_second: Mapped[float | None]  # of what it was doing when it last reported
+    seconds_left: Mapped[float | None]  # of that, as of its heartbeat
+    log: Mapped[str] = mapped_column(server_default="")  # the end of it
     result: Mapped[Json | None]
     error: Mapped[str | None]
     created_at: Mapped[Now]

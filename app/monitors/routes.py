@@ -10,7 +10,7 @@ from app.domain.monitors import MONITORS
 from app.errors import NotFound
 from app.limits import FormRoute
 from app.monitors import views
-from app.render import page
+from app.render import attachment, page
 
 router = APIRouter(prefix="/projects/{project_slug}/monitors", route_class=FormRoute)
 
@@ -19,6 +19,12 @@ router = APIRouter(prefix="/projects/{project_slug}/monitors", route_class=FormR
 def monitors(request: Request, staff: StaffDep, project: ProjectDep, session: SessionDep) -> Response:
     """All monitors by round."""
     return page(request, "monitors/list.html", monitors=MONITORS, rounds=views.rounds(session, project))
+
+
+@router.get("/figures.csv")
+def figures(staff: StaffDep, project: ProjectDep, session: SessionDep) -> Response:
+    """What each monitor measured of each round."""
+    return attachment(f"{project.slug}-monitors.csv", views.figures_csv(views.rounds(session, project)))
 
 
 @router.get("/{monitor_name}")

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
+from app.charts import as_csv
 from app.domain import texts
 from app.domain.monitors import MONITORS, Finding, Monitor, findings
 from app.models import Project, Round
@@ -42,6 +43,19 @@ def rounds(session: Session, project: Project) -> list[Watched]:
         for round_ in found
         if round_.id in metrics
     ]
+
+
+def figures_csv(watched: Sequence[Watched]) -> str:
+    """A row for each round and monitor, shares from 0 to 1; empty where nothing was measured."""
+    columns = ["round", "monitor", "figure", "slice", "state", "previous", "new", "change", "change_low", "change_high"]
+    rows = []
+    for each in watched:
+        for found in each.by_monitor.values():
+            monitor = found.monitor
+            numbers = [value if value == value else None for value in (found.before, found.new)]
+            given = [each.round.number, monitor.name, monitor.figure, monitor.slice, found.state]
+            rows.append([*given, *numbers, *(found.change or (None, None, None))])
+    return as_csv(columns, rows)
 
 
 def monitor_by_name(name: str) -> Monitor | None:

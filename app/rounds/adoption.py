@@ -25,7 +25,12 @@ LONGEST_REASON = 1000
 
 def difference_of(metrics: Mapping[str, float]) -> Interval | None:
     """Mean score of the new policy less that of the one before, of an evaluation's metrics; none if it has none."""
-    found = [metrics.get(name, math.nan) for name in (DIFFERENCE, f"{DIFFERENCE}_low", f"{DIFFERENCE}_high")]
+    return interval_of(metrics, DIFFERENCE)
+
+
+def interval_of(metrics: Mapping[str, float], name: str) -> Interval | None:
+    """A figure that an evaluation reports with its interval."""
+    found = [metrics.get(each, math.nan) for each in (name, f"{name}_low", f"{name}_high")]
     return Interval(*found) if all(map(math.isfinite, found)) else None
 
 

@@ -1,6 +1,5 @@
 """What rounds came to, one beside the other: what people said, what the rounds' reward models said, and the verdict."""
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,13 +11,17 @@ from app.domain.intervals import FEWEST, Interval, clustered_share
 from app.domain.sequence import Preference, preference, preferred
 from app.domain.slices import of_prompt
 from app.domain.verdicts import Verdict, verdict
+from app.domain.yardstick import METRICS as YARDSTICK_METRICS
+from app.domain.yardstick import Yardstick, yardstick
 from app.models import Project, Round
 from app.rounds import queries, result_queries
 from app.rounds.adoption import DIFFERENCE, difference_of
 
 # KL on pages is the estimate that is never negative (k3): of a few responses, as in a slice, the other one (k1) may be.
 ACCURACY, KL, REWARD = "eval_accuracy", "eval_objective/kl_k3", "eval_objective/scores"
-_OF_EVALUATION = (KL, REWARD, "eval_before/scores", DIFFERENCE, f"{DIFFERENCE}_low", f"{DIFFERENCE}_high")
+_DIFFERENCE = (DIFFERENCE, f"{DIFFERENCE}_low", f"{DIFFERENCE}_high")
+_OF_EVALUATION = (KL, REWARD, "eval_before/scores", *_DIFFERENCE, "eval_prompts")
+LIKE = 1.1  # responses of which the longer one is at most so many times as long are of like length
 
 
 class WinRate(NamedTuple):
@@ -94,6 +97,18 @@ def verdict_of(session: Session, round_: Round, people: Rivals) -> Verdict | Non
     return verdict(people.before and people.before.said, difference)
 
 
+def by_length(session: Session, round_: Round) -> dict[str, WinRate]:
+    """What people said of the round's new policy beside the one before: where its response was longer, where both were
+    of like length, and where it was shorter. Those that nobody judged are left out."""
+    parts: dict[str, list[Any]] = {"longer": [], "of like length": [], "shorter": []}
+    for row in result_queries.evaluated(session, [round_.id]):
+        if row.rival_id == round_.policy_before_id:
+            name = "longer" if row.longer > LIKE else "shorter" if row.longer < 1 / LIKE else "of like length"
+            parts[name].append(row)
+    found = {name: _win_rate(rows, name) for name, rows in parts.items()}
+    return {name: wins for name, wins in found.items() if wins}
+
+
 class RoundRow(NamedTuple):
     """A round among the others, for all prompts or one slice of them."""
 
@@ -105,43 +120,30 @@ class RoundRow(NamedTuple):
     reward: float | None  # mean score of the new policy's responses
     reward_before: float | None  # by the same reward model, of the policy before
     difference: Interval | None  # of the two
+    prompts: int  # on which both were scored
     wins: WinRate | None  # beside the policy before
     first: WinRate | None  # beside the first policy
     named: bool  # whether people prefer it to the first one, of all rounds together (e-BH)
+    yardstick: Yardstick | None  # best-of-n of the reference model; of all prompts alone
 
     @property
     def verdict(self) -> Verdict | None:
         return verdict(self.wins and self.wins.said, self.difference)
 
 
-class Loop(NamedTuple):
+class Progress(NamedTuple):
     """All rounds of a project, oldest first, over all prompts and by slice."""
 
     rows: list[RoundRow]
     slices: dict[str, list[RoundRow]]
 
-    @property
-    def chart(self) -> str:
-        """What the charts draw, as JSON."""
-        columns = {
-            "accuracy": [row.accuracy for row in self.rows],
-            "kl": [row.kl for row in self.rows],
-        }
-        for name, intervals in (
-            ("difference", [row.difference for row in self.rows]),
-            ("win", [row.wins and row.wins.interval for row in self.rows]),
-        ):
-            for part in Interval._fields:
-                columns[f"{name}_{part}"] = [getattr(each, part) if each else None for each in intervals]
-        return json.dumps({"round": [row.round.number for row in self.rows]} | columns)
 
-
-def loop(session: Session, project: Project) -> Loop:
+def progress(session: Session, project: Project) -> Progress:
     rounds = queries.rounds(session, project.id)[::-1]
     ids = [round_.id for round_ in rounds]
     values: dict[tuple[int, str], dict[str, float]] = defaultdict(dict)  # by round and slice
-    for row in result_queries.round_values(session, ids, (ACCURACY, *_OF_EVALUATION)):
-        if math.isfinite(row.value) and (row.name == ACCURACY) == (row.kind == "reward"):  # JSON has no NaN
+    for row in result_queries.round_values(session, ids, (ACCURACY, *_OF_EVALUATION, *YARDSTICK_METRICS)):
+        if math.isfinite(row.value) and (row.name == ACCURACY) == (row.kind == "reward"):
             values[row.round_id, row.slice][row.name] = row.value
     wins = win_rates(session, rounds)
     against_first = {id_: beside.first.said for (id_, name), beside in wins.items() if not name and beside.first}
@@ -161,13 +163,15 @@ def loop(session: Session, project: Project) -> Loop:
             reward=found.get(REWARD),
             reward_before=found.get("eval_before/scores"),
             difference=difference_of(found),
+            prompts=int(found.get("eval_prompts", 0)),
             wins=beside.before,
             first=beside.first,
             named=not slice_ and named.get(round_.id, False),
+            yardstick=yardstick(found),
         )
 
     names = sorted({name for _, name in values if name} | {name for _, name in wins if name})
-    return Loop(
+    return Progress(
         rows=[row_of(round_, "") for round_ in rounds],
         slices={name: [row_of(round_, name) for round_ in rounds] for name in names if not name.startswith("split=")},
     )

@@ -296,6 +296,28 @@ def has_answered(session: Session, prompt_ids: set[int], model_id: int, sampling
     return session.scalar(answered) == len(prompt_ids)
 
 
+def answers(
+    session: Session, prompt_ids: set[int], model_id: int, sampling: dict[str, Any], most: int
+) -> dict[int, list[str]]:
+    """By prompt: the oldest texts that a model was sampled in this way, at most `most`. Any seed: they are alike."""
+    place = func.row_number().over(partition_by=Completion.prompt_id, order_by=Completion.id)
+    numbered = (
+        select(Completion.prompt_id, Completion.text, place.label("place"))
+        .where(
+            Completion.prompt_id.in_(prompt_ids),
+            Completion.model_version_id == model_id,
+            Completion.run_id.is_not(None),
+            Completion.sampling.contains(sampling),
+        )
+        .subquery()
+    )
+    found: dict[int, list[str]] = {}
+    rows = select(numbered.c.prompt_id, numbered.c.text).where(numbered.c.place <= most)
+    for prompt_id, text in session.execute(rows.order_by(numbered.c.prompt_id, numbered.c.place)):
+        found.setdefault(prompt_id, []).append(text)
+    return found
+
+
 def samples(session: Session, project_id: int, *, split: str | None, round_id: int | None) -> Select[Any]:
     """A query of sampled responses with prompt and model, to be read page by page or streamed."""
     query = (

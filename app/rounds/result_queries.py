@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Float, and_, case, cast, func, select, tuple_
+from sqlalchemy import Float, and_, case, cast, func, or_, select, tuple_
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session, aliased
 
@@ -16,6 +16,14 @@ def metrics_from(session: Session, run_ids: list[int], run_id: int, step: int) -
         Metric.run_id.in_(run_ids), Metric.slice == "", tuple_(Metric.run_id, Metric.step) >= (run_id, step)
     )
     return session.execute(query.order_by(Metric.run_id, Metric.step, Metric.name)).all()
+
+
+def all_metrics(session: Session, run_ids: list[int]) -> Sequence[Any]:
+    """Every metric of some runs, by slice and step."""
+    query = select(Metric.run_id, Metric.name, Metric.slice, Metric.step, Metric.value).where(
+        Metric.run_id.in_(run_ids)
+    )
+    return session.execute(query.order_by(Metric.run_id, Metric.name, Metric.slice, Metric.step)).all()
 
 
 def last_values(session: Session, run_ids: list[int]) -> Sequence[Any]:
@@ -57,9 +65,11 @@ def evaluated(session: Session, round_ids: Sequence[int]) -> Sequence[Any]:
     - is_whole: whether every comparison has all the judgments that are wanted of it. Those that wait for a reviewer
       have; withdrawn ones do not count at all. What is not whole has not entered.
     - judgments: how many are behind the value; prompts with none have no value and stand last.
+    - longer: mean tokens of the new policy's responses over those of the rival's.
     """
     a, b = aliased(Completion), aliased(Completion)
     new_is_b = b.model_version_id == Round.policy_after_id
+    tokens_a, tokens_b = (func.coalesce(each.n_tokens, func.char_length(each.text)) for each in (a, b))
     of_rounds = (Comparison.round_id.in_(round_ids), Comparison.purpose == "human_eval")
     pair = (
         select(
@@ -69,6 +79,8 @@ def evaluated(session: Session, round_ids: Sequence[int]) -> Sequence[Any]:
             (Comparison.state != "open").label("is_closed"),
             case((new_is_b, 1), else_=-1).label("side"),
             case((new_is_b, a.model_version_id), else_=b.model_version_id).label("rival_id"),
+            case((new_is_b, tokens_b), else_=tokens_a).label("tokens"),
+            case((new_is_b, tokens_a), else_=tokens_b).label("rival_tokens"),
         )
         .join(Round, Round.id == Comparison.round_id)
         .join(a, a.id == Comparison.completion_a_id)
@@ -102,6 +114,7 @@ def evaluated(session: Session, round_ids: Sequence[int]) -> Sequence[Any]:
             judgments.label("judgments"),
             entered.label("entered"),
             func.bool_and(pair.c.is_closed).label("is_whole"),
+            cast(func.avg(pair.c.tokens) / func.greatest(func.avg(pair.c.rival_tokens), 1), Float).label("longer"),
         )
         .join(Prompt, Prompt.id == pair.c.prompt_id)
         .outerjoin(said, said.c.comparison_id == pair.c.id)
@@ -109,6 +122,25 @@ def evaluated(session: Session, round_ids: Sequence[int]) -> Sequence[Any]:
         .order_by(entered.asc().nulls_last(), pair.c.prompt_id)
     )
     return session.execute(query).all()
+
+
+def judges(session: Session, round_: Round) -> dict[str, tuple[int, int]]:
+    """By kind of labeler: how many compared the round's new policy with the one before it, and their live judgments."""
+    a, b = aliased(Completion), aliased(Completion)
+    query = (
+        select(User.kind, func.count(User.id.distinct()), func.count())
+        .select_from(Judgment)
+        .join(User, User.id == Judgment.labeler_id)
+        .join(Comparison, Comparison.id == Judgment.comparison_id)
+        .join(a, a.id == Comparison.completion_a_id)
+        .join(b, b.id == Comparison.completion_b_id)
+        .where(Comparison.round_id == round_.id, Comparison.purpose == "human_eval", Comparison.state != "withdrawn")
+        .where(or_(*(each.model_version_id == round_.policy_before_id for each in (a, b))))
+        .where(Judgment.superseded_at.is_(None), Judgment.preference.is_not(None), User.kind != "ai_judge")
+        .group_by(User.kind)
+        .order_by(User.kind)
+    )
+    return {kind: (labelers, n) for kind, labelers, n in session.execute(query)}
 
 
 def opened_comparisons(session: Session, round_ids: list[int]) -> dict[tuple[int, str], tuple[int, int]]:

@@ -1,15 +1,16 @@
-"""Rounds in the browser: the list, starting one, watching it, its samples, and the loop over all of them."""
+"""Rounds in the browser: the list, starting one, watching it, and its samples."""
 
-from pathlib import Path
+import pathlib
 from typing import Annotated, Any, Literal, get_args
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from app import scratch
 from app.access.guards import OperatorDep, ProjectDep, StaffDep
+from app.charts import chart_csv, svg
 from app.db import SessionDep
 from app.domain.intervals import FEWEST
 from app.domain.strengths import STRENGTHS
@@ -19,8 +20,8 @@ from app.kept import Kept
 from app.labelers import service as labelers
 from app.limits import FormRoute
 from app.models import ModelVersion, Project, Round, Run
-from app.render import page, redirect
-from app.rounds import outcomes, queries, service, views
+from app.render import attachment, page, redirect
+from app.rounds import curves, outcomes, queries, service, views
 from app.rounds.adoption import difference_of
 from app.rounds.controls import form_fields
 from app.rounds.forms import RECOMMENDED, Algorithm, RoundConfig, dependent
@@ -30,6 +31,7 @@ from app.typed import TypedDep, not_accepted, reasons_of
 
 router = APIRouter(prefix="/projects/{project_slug}", route_class=FormRoute)
 SAMPLES_PER_PAGE = 50
+FileName = Annotated[str, Path(pattern=r"^(metrics\.csv|curve-[0-9]{1,2}\.(svg|csv))$")]
 
 
 def round_of_path(project: ProjectDep, session: SessionDep, number: int) -> Round:
@@ -55,7 +57,7 @@ def list_rounds(request: Request, staff: StaffDep, project: ProjectDep, session:
     return page(
         request,
         "rounds/list.html",
-        rows=outcomes.loop(session, project).rows[::-1],
+        rows=outcomes.progress(session, project).rows[::-1],
         sampling=queries.sampling_runs(session, project.id),
         policy=session.get(ModelVersion, project.policy_id) if project.policy_id else None,
     )
@@ -183,6 +185,19 @@ def metrics(staff: StaffDep, round_: RoundDep, session: SessionDep, after: str =
     return JSONResponse(views.metrics(session, round_, after))
 
 
+@router.get("/rounds/{number}/files/{name}")
+def round_file(staff: StaffDep, project: ProjectDep, round_: RoundDep, session: SessionDep, name: FileName) -> Response:
+    """All metrics as CSV, or the curves at one place of the page as SVG or CSV."""
+    if name == "metrics.csv":
+        return attachment(f"{project.slug}-round-{round_.number}-{name}", curves.metrics_csv(session, round_))
+    place, _, ending = name.removeprefix("curve-").partition(".")
+    chart = curves.chart(session, round_, int(place))
+    if chart is None:
+        raise NotFound(f"Round {round_.number} has no such curves.", "Its page shows those it has.")
+    content = str(svg(chart, standalone=True)) if ending == "svg" else chart_csv(chart)
+    return attachment(f"{project.slug}-round-{round_.number}-{name}", content)
+
+
 @router.post("/rounds/{number}/cancel")
 def cancel(operator: OperatorDep, project: ProjectDep, round_: RoundDep, session: SessionDep) -> Response:
     service.cancel(session, round_, operator)
@@ -283,12 +298,6 @@ def retry_sampling(
     return redirect(f"/projects/{project.slug}/rounds")
 
 
-@router.get("/loop")
-def loop(request: Request, staff: StaffDep, project: ProjectDep, session: SessionDep) -> Response:
-    """Reward-model accuracy, KL, reward and human win rate over the rounds."""
-    return page(request, "rounds/loop.html", view=outcomes.loop(session, project))
-
-
 def _address(slug: str, round_: Round) -> str:
     return f"/projects/{slug}/rounds/{round_.number}"
 
@@ -321,7 +330,7 @@ def _samples_file(project: ProjectDep, session: SessionDep, *, round_: Round | N
     name = f"{project.slug}-{f'round-{round_.number}-' if round_ else ''}samples.jsonl"
     lines = views.sample_lines(session, project.id, split=split, round_id=round_.id if round_ else None)
 
-    def write(path: Path) -> None:
+    def write(path: pathlib.Path) -> None:
         with path.open("w", encoding="utf-8") as file:
             file.writelines(lines)
 

@@ -44,6 +44,7 @@ def run_started(session: Session, run: Run) -> None:
     # Also the worker's proof that the run is still its own: see trainer.recording.
     run.started_at = run.heartbeat_at = session.scalar(func.clock_timestamp())
     run.progress_done, run.progress_total, run.progress_message = 0, 0, ""
+    run.tokens_per_second = run.seconds_left = None
 
 
 def run_progressed(run: Run) -> None:

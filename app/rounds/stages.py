@@ -6,14 +6,15 @@ from typing import Any, NamedTuple
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
+from app.domain import yardstick
 from app.domain.rounds import ALGORITHMS, SAMPLING_ALGORITHMS, Stage, plan, run_kind, run_seed
 from app.errors import InvalidInput
 from app.judging import LabelingSettings
-from app.models import ModelVersion, Project, Round, Run, Snapshot
+from app.models import ModelVersion, Project, Prompt, Round, Run, Snapshot
 from app.rounds import queries
 from app.rounds.forms import HELDOUT_SHARE, SPECS, RoundConfig, lora, policy_settings, reward_optimiser
 from app.rounds.snapshots import prompts_file, write_lines
-from app.rows import PromptRow
+from app.rows import AnswersRow, PromptRow
 from app.settings import SamplingServer
 from app.specs import RUN_SPEC, EvaluateSpec, FreezeSpec, Generation, ModelRef, RewardSpec, RunSpec, SampleSpec, Server
 from app.suites import service as suites
@@ -155,7 +156,9 @@ class Maker(NamedTuple):
             raise InvalidInput("The project has no prompts to evaluate on.", "Import some and retry the round.")
         scored_by = (models[round_.reward_model_id].base,) if round_.reward_model_id else ()
         # Measured to the project's reference whatever the leash was tied to: then rounds stand on one axis.
+        base_samples = self._answers_file(round_.reference_id, unseen, config.generation)
         return EvaluateSpec(
+            base_samples=base_samples,
             policy=ref(new),
             before=before,
             reference=reference,
@@ -239,6 +242,14 @@ class Maker(NamedTuple):
             max_length=max_length,
             seed=seed,
         )
+
+    def _answers_file(self, model_id: int, prompts: Sequence[Prompt], generation: Generation) -> str | None:
+        """What a model has said to these prompts under the same settings, for the yardstick; None if nothing."""
+        sampling = generation.model_dump(include={"temperature", "max_new_tokens"})
+        ids = {prompt.id for prompt in prompts}
+        found = queries.answers(self.session, ids, model_id, sampling, yardstick.MOST)
+        rows = [AnswersRow(prompt_id=prompt_id, texts=tuple(texts)) for prompt_id, texts in sorted(found.items())]
+        return write_lines(self.store, "answers", rows, compressed=False)[1] if rows else None
 
     def _file(self, snapshot_id: int | None) -> str:
         return self.session.get_one(Snapshot, snapshot_id).location

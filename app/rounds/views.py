@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from app.artifacts import ArtifactStore
 from app.domain.intervals import Interval
 from app.domain.monitors import Finding, findings
-from app.domain.rounds import ACTIVE, ALGORITHMS, SAMPLING_ALGORITHMS, stage_of
+from app.domain.rounds import ACTIVE, ALGORITHMS, stage_of
 from app.domain.strengths import STRENGTHS
 from app.domain.verdicts import Verdict, by_reward_model
 from app.models import ModelVersion, Project, Round, Run, Snapshot
@@ -21,6 +21,7 @@ from app.queue import has_worker
 from app.render import duration
 from app.rounds import queries, result_queries
 from app.rounds.adoption import difference_of
+from app.rounds.curves import ROLLOUTS, Curves, curves_of
 from app.rounds.outcomes import Rivals, WinRate, people_on, verdict_of
 from app.rounds.stages import checkpoints_of, plan_of, samples_of
 from app.suites import queries as suite_queries
@@ -34,36 +35,6 @@ STAGE_LABELS = {
     "sampling": "New samples",
     "evaluating": "Evaluation",
 }
-
-
-class Chart(NamedTuple):
-    """Curves of one run, over its steps. `kinds` are the kinds of run that report them; on a page it is one of them."""
-
-    title: str
-    kinds: tuple[str, ...]
-    names: tuple[str, ...]
-    hint: str = ""
-
-
-PAIRWISE, TURNS = ("dpo", "on_policy_dpo"), ("on_policy_dpo", "best_of_n")
-ROLLOUTS = ("ppo", "rloo", "grpo")
-SCORES = "scores: before the KL leash"
-
-CHARTS = (
-    Chart("Reward model: loss", ("reward",), ("loss", "eval_loss")),
-    Chart("Reward model: accuracy", ("reward",), ("accuracy", "eval_accuracy"), "eval_: comparisons not trained on"),
-    Chart("Reward model: margin", ("reward",), ("margin", "eval_margin"), "mean reward of chosen less rejected"),
-    Chart("Policy: loss", ("sft", "best_of_n"), ("loss", "eval_loss"), "nats a token of the answers"),
-    Chart("Policy: loss", ("dpo", "on_policy_dpo"), ("loss", "eval_loss")),
-    Chart("Policy: implicit reward", PAIRWISE, ("rewards/chosen", "rewards/rejected", "rewards/margins")),
-    Chart("Policy: accuracy", PAIRWISE, ("rewards/accuracies", "eval_rewards/accuracies")),
-    Chart("Policy: reward", SAMPLING_ALGORITHMS, ("objective/scores", "objective/rlhf_reward"), SCORES),
-    Chart("Policy: KL", ROLLOUTS, ("objective/kl",), "nats a response, to the reference"),
-    Chart("Policy: KL", TURNS, ("objective/kl_k3",), "nats a response, to the policy it began with"),
-    Chart("Policy: held-out comparisons", TURNS, ("heldout/accuracy",), "share whose winner became likelier"),
-    Chart("Policy: KL coefficient", ROLLOUTS, ("objective/kl_coef",), "the leash: higher holds closer"),
-    Chart("Policy: loss", ROLLOUTS, ("loss/policy_avg", "loss/value_avg")),
-)
 
 
 class StageView(NamedTuple):
@@ -85,7 +56,11 @@ class StageView(NamedTuple):
             doing = f"{run.progress_done:,} of {run.progress_total:,} {run.progress_message}"
         if run.started_at is None:
             return doing
-        return f"{doing}, {duration((datetime.now(UTC) - run.started_at).total_seconds())} so far"
+        doing = f"{doing}, {duration((datetime.now(UTC) - run.started_at).total_seconds())} so far"
+        if run.seconds_left is not None:
+            doing += f", about {duration(run.seconds_left)} left"
+        speed = f"{run.tokens_per_second:,.0f} tokens a second" if run.tokens_per_second else ""
+        return ". ".join(each for each in (doing, ", ".join(part for part in (speed, run.device) if part)) if each)
 
     @property
     def remarks(self) -> list[str]:
@@ -121,6 +96,7 @@ def status(session: Session, round_: Round, runs: Sequence[Run]) -> dict[str, An
         "adopted": round_.adopted,
         "held_by": [held.words for held in suites.held_back(session, round_)] if round_.state == "done" else [],
         "verdict": {"word": found.word, "by": found.by, **found.interval._asdict()} if found else None,
+        "log": log_of(runs),
         "people": {"before": _said(people.before), "first": _said(people.first)},
         "stages": [
             {
@@ -138,6 +114,11 @@ def status(session: Session, round_: Round, runs: Sequence[Run]) -> dict[str, An
             for stage in stages_of(round_, runs)
         ],
     }
+
+
+def log_of(runs: Sequence[Run]) -> str:
+    """The end of the log of the newest run that said anything."""
+    return next((run.log for run in reversed(runs) if run.log), "")
 
 
 def _said(wins: WinRate | None) -> dict[str, Any] | None:
@@ -184,11 +165,13 @@ class Use(NamedTuple):
     tokens: int | None
     seconds: float | None
     peak_memory: int | None  # bytes
+    device: str | None
 
     @classmethod
     def of(cls, stage: StageView) -> "Use":
         result = (stage.run and stage.run.result) or {}
-        return cls(stage.label, *(result.get(name) for name in ("tokens", "seconds", "peak_memory")))
+        tokens, seconds, memory = (result.get(name) for name in ("tokens", "seconds", "peak_memory"))
+        return cls(stage.label, tokens, seconds, memory, stage.run.device if stage.run else None)
 
     @property
     def rate(self) -> float | None:
@@ -244,7 +227,7 @@ class Page(NamedTuple):
     mixed: Snapshot | None  # the demonstrations that PPO mixed in
     thumbs: Snapshot | None  # that KTO learned from
     models: dict[str, ModelVersion | None]
-    charts: list[Chart]
+    charts: list[Curves]
     summaries: dict[str, dict[str, float]]  # by kind of run: newest value of each metric over all rows
     slices: list[tuple[str, dict[str, dict[str, float]]]]  # the same by slice, its name first
     opened: dict[str, tuple[int, int]]  # by purpose: comparisons opened, decided
@@ -260,6 +243,7 @@ class Page(NamedTuple):
     reads: str  # what it trained on, in words
     has_training_samples: bool
     checkpoint_bytes: int  # kept for a retry of a failed round
+    log: str  # the end of the newest run's
     can_retry: bool  # it failed, and is the newest
     is_busy: bool  # a round of the project is under way, so that no model can be adopted
     waits: bool  # whether the new policy becomes the project's once people prefer it
@@ -335,9 +319,6 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
         "New policy": round_.policy_after_id,
     }
     stages = stages_of(round_, runs)
-    used = {"reward"} & {stage.name for stage in stages} | {round_.algorithm}
-    if any(run.kind == "reward" and run.spec.get("trunk") == "frozen" for run in runs):
-        used -= {"reward"}  # fitted at once: there is no curve
     snapshot = session.get(Snapshot, round_.snapshot_id) if round_.snapshot_id else None
     evaluated = summaries.get("evaluate", {})
     people = people_on(session, round_)
@@ -348,7 +329,7 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
         mixed=session.get(Snapshot, round_.ptx_snapshot_id) if round_.ptx_snapshot_id else None,
         thumbs=session.get(Snapshot, round_.thumbs_snapshot_id) if round_.thumbs_snapshot_id else None,
         models={label: models.get(model_id) if model_id else None for label, model_id in named.items()},
-        charts=[chart._replace(kinds=tuple(used & {*chart.kinds})) for chart in CHARTS if used & {*chart.kinds}],
+        charts=curves_of(round_, runs),
         summaries=dict(summaries),
         slices=sorted(by_slice.items()),
         opened={p: counts for (_, p), counts in result_queries.opened_comparisons(session, [round_.id]).items()},
@@ -364,6 +345,7 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
         reads=reads(round_.algorithm, snapshot.counts) if snapshot else "",
         has_training_samples=training_samples_of(session, store, round_) is not None,
         checkpoint_bytes=sum(store.size(checkpoints_of(run.id)) for run in runs) if round_.state == "failed" else 0,
+        log=log_of(runs),
         can_retry=round_.state == "failed" and queries.by_number(session, round_.project_id, round_.number + 1) is None,
         is_busy=queries.active_round(session, round_.project_id) is not None,
         waits=queries.round_with_waiting_policy(session, round_.project_id) is round_,

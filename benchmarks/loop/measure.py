@@ -9,13 +9,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from app.artifacts import ArtifactStore
+from app.domain.yardstick import best_of_n_kl
 from app.rows import PromptRow
 from app.simulation.preference import Score
 from app.simulation.statistics import mean_score, win_shares
 from app.specs import Spec
 from benchmarks.loop.labels import Texts
 from benchmarks.loop.prompts import KINDS, question
-from trainer.algorithms.kl import best_of_n_kl
 from trainer.data import read_prompts
 from trainer.evaluation import reward_models_scorer
 from trainer.recipes.sample import Completion

@@ -1,4 +1,4 @@
-// Live curves of a round, and the curves over rounds. Colours are read from the page's CSS variables.
+// Live curves of a round. Colours are read from the page's CSS variables.
 
 const POLL_MS = 2000;
 const STEPS = [0, 1, 2, 3, 4, 5, 6].flatMap((power) => [1, 2, 5].map((n) => n * 10 ** power));
@@ -11,11 +11,10 @@ function short(value) {
   return value === null || value === undefined ? "–" : Number(value.toPrecision(3)).toString();
 }
 
-/** A uPlot in `place` that fills its width and follows the colour scheme; `draw(x, columns)` shows data.
- * With `even`, where neither side is better, the columns are a value with its bounds: points and bars that nothing joins. */
+/** A uPlot in `place` that fills its width and follows the colour scheme; `draw(x, columns)` shows data. */
 class Plot {
-  constructor(place, labels, { xLabel = "step", share = false, even = null } = {}) {
-    Object.assign(this, { place, labels, xLabel, share, even, data: [[], ...labels.map(() => [])] });
+  constructor(place, labels) {
+    Object.assign(this, { place, labels, data: [[], ...labels.map(() => [])] });
     this.build();
     new ResizeObserver(() => this.resize()).observe(place);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.build());
@@ -25,58 +24,25 @@ class Plot {
     return { width: Math.max(this.place.clientWidth, 200), height: 180 };
   }
 
-  /** One round alone stands in the middle, and bars do not lie on the frame. */
-  get room() {
-    return this.even === null ? {} : { range: (_, low, high) => [low - 0.5, high + 0.5] };
-  }
-
-  /** A bar from low to high at each place, and a dashed line at `even`. */
-  drawBars(plot) {
-    const { ctx, bbox } = plot;
-    const at = (value) => plot.valToPos(value, "y", true);
-    const line = (x1, y1, x2, y2) => {
-      ctx.beginPath();
-      ctx.moveTo(x1, y1);
-      ctx.lineTo(x2, y2);
-      ctx.stroke();
-    };
-    ctx.save();
-    ctx.lineWidth = 2 * devicePixelRatio;
-    ctx.strokeStyle = colour("--series-1");
-    const [places, , low, high] = plot.data;
-    places.forEach((place, n) => {
-      const x = plot.valToPos(place, "x", true);
-      if (low[n] !== null) line(x, at(low[n]), x, at(high[n]));
-    });
-    ctx.lineWidth = devicePixelRatio;
-    ctx.strokeStyle = colour("--muted");
-    ctx.setLineDash([4, 4]);
-    if (at(this.even) >= bbox.top && at(this.even) <= bbox.top + bbox.height) {
-      line(bbox.left, at(this.even), bbox.left + bbox.width, at(this.even));
-    }
-    ctx.restore();
-  }
-
   build() {
     this.plot?.destroy();
     const axis = { stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") } };
     const series = this.labels.map((label, i) => ({
       label,
       stroke: colour(`--series-${(i % 4) + 1}`),
-      width: this.even === null ? 2 : 0,
+      width: 2,
       spanGaps: true,
-      points: { size: 6, show: this.even === null || i === 0 },
+      points: { size: 6, show: true },
       value: (_, value) => short(value),
     }));
     this.plot = new uPlot(
       {
         ...this.size,
-        scales: { x: { time: false, ...this.room }, y: this.share ? { range: [0, 1] } : {} },
+        scales: { x: { time: false } },
         axes: [{ ...axis, size: 32, incrs: STEPS },
           { ...axis, size: 52, values: (_, ticks) => ticks.map(short) }],
-        series: [{ label: this.xLabel }, ...series],
+        series: [{ label: "step" }, ...series],
         cursor: { drag: { x: false, y: false } },
-        hooks: this.even === null ? {} : { drawSeries: [(plot, i) => i === 1 && this.drawBars(plot)] },
       },
       this.data,
       this.place,
@@ -186,6 +152,9 @@ class Watch {
     this.cursor = round.cursor;
     for (const figure of this.figures) figure.draw();
     for (const stage of round.stages) this.showStage(stage);
+    const log = document.getElementById("run-log");
+    log.hidden = !round.log;
+    log.querySelector("pre").textContent = round.log;
     const state = round.cancelling ? "cancelling" : round.state;
     if (state !== this.root.dataset.state) await this.moveOn(state);
     this.finished = round.finished;
@@ -217,21 +186,5 @@ class Watch {
   }
 }
 
-function overRounds(root) {
-  const rows = JSON.parse(root.dataset.rows);
-  for (const place of root.querySelectorAll(".plot")) {
-    const names = place.dataset.series.split(" ");
-    const labels = place.dataset.labels?.split(",") ?? names;
-    const plot = new Plot(place, labels, {
-      xLabel: "round",
-      share: "share" in place.dataset,
-      even: "even" in place.dataset ? Number(place.dataset.even) : null,
-    });
-    plot.draw(rows.round, names.map((name) => rows[name]));
-  }
-}
-
 const round = document.getElementById("round");
 if (round) new Watch(round);
-const loop = document.getElementById("loop");
-if (loop) overRounds(loop);

@@ -112,7 +112,7 @@ def test_a_round_from_judgments_to_new_comparisons(
         assert not torch.allclose(loaded(probe).logits, base(probe).logits, atol=1e-3)
     (kl,) = metric(session, round_, "evaluate", outcomes.KL)
     assert 0 < kl < math.inf  # 0 if it were measured to itself
-    for name in ("eval_before/scores", "eval_difference/scores"):
+    for name in ("eval_before/scores", "eval_difference/scores", "eval_base/best_of_4", "eval_base/gain"):
         assert metric(session, round_, "evaluate", name) != []
     assert metric(session, round_, "evaluate", outcomes.REWARD, "split=regression") != []
     if algorithm == "ppo":
@@ -145,7 +145,7 @@ def test_two_rounds_follow_each_other(
         session.expire_all()
         numbers.append(session.get_one(ModelVersion, project.policy_id).name)
     assert numbers == ["policy-1", "policy-2"]
-    first, second = outcomes.loop(session, project).rows
+    first, second = outcomes.progress(session, project).rows
     assert second.round.policy_before_id == first.round.policy_after_id
     for row in (first, second):
         after, before = row.round.policy_after_id, row.round.policy_before_id
@@ -154,6 +154,10 @@ def test_two_rounds_follow_each_other(
             expected |= {(first.round.policy_before_id, i) for i in range(8, 12)}
         assert sampled(session, row.round) == expected
     assert None not in (first.accuracy, first.kl, second.accuracy, second.kl)
+    # The base model, which is the reference of both, has answered held-out prompts four times in each.
+    assert first.yardstick is not None
+    assert second.yardstick is not None
+    assert (first.yardstick.n, first.yardstick.points[0]) == (4, (1, 0.0, 0.0))
 
 
 def test_a_missing_model_fails_the_round_by_name_and_a_retry_goes_on(

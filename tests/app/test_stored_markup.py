@@ -18,8 +18,9 @@ NO_PAGES = {
     f"{P}/{path}"
     for path in (
         *("data/export", "samples.jsonl", "rounds/{number}/samples.jsonl", "agreement/section"),
-        "leaderboard/figures.csv",
+        *("leaderboard/figures.csv", "progress/compare.csv", "progress/files/{name}"),
         *("suites/{suite_id}/cases.jsonl", "suites/{suite_id}/answers.jsonl"),
+        *("models/{model_id}/files/{name}", "rounds/{number}/files/{name}", "monitors/figures.csv"),
         *("rounds/{number}/status", "rounds/{number}/metrics"),
     )
 }

@@ -148,6 +148,7 @@ def build(session: Session, artifacts: Path) -> World:
         "import_id": imported.id,
         "number": round_.number,
         "monitor_name": "longer",
+        "name": "slices.svg",
         "run_id": run.id,
         "model_id": model,
         "task_id": wanted.id,

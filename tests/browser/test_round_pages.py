@@ -17,6 +17,7 @@ from app.rounds.service import samples_of
 from tests import factories
 from tests.browser.keys import press
 from tests.browser.test_rounds import take_picture
+from tests.lineage.reports import report
 from tests.lineage.test_model_page import REPORT, made
 from tests.rounds.loop import decided, frozen, last_run, make_project
 from tests.rounds.test_adoption import judge
@@ -196,10 +197,6 @@ def test_a_round_ends_with_a_verdict_and_the_policy_can_be_changed(
     page.get_by_role("row", name="policy-1").get_by_role("button", name="Back to it").click()
     expect(page.get_by_role("row", name="policy-1 the policy")).to_be_visible()
     expect(page.get_by_role("row", name="It refuses less, and nobody minds the length.")).to_be_visible()
-    page.goto(f"/projects/{project.slug}/loop")
-    expect(page.locator(".plot canvas")).to_have_count(4)
-    page.get_by_text("By slice").click()
-    look(page, "loop-much", width, dark)
     page.goto(f"/projects/{project.slug}/rounds/new?algorithm=grpo")
     look(page, "new-grpo", width, dark)
 
@@ -209,7 +206,7 @@ def test_pages_of_a_project_without_rounds(
     open_page: OpenPage, session: Session, project: Project, width: int, dark: bool
 ) -> None:
     page = open_page("operator", "admin", width=width, dark=dark)
-    for path in ("rounds", "loop", "models"):
+    for path in ("rounds", "progress", "models"):
         page.goto(f"/projects/{project.slug}/{path}")
         look(page, f"{path}-empty", width, dark)
 
@@ -260,12 +257,14 @@ def test_a_models_page_shows_its_report(
     session.commit()
     folder = app.state.store.root / "models/run-7"
     folder.mkdir(parents=True)
-    (folder / "report.json").write_text(json.dumps(REPORT))
+    (folder / "report.json").write_text(json.dumps(REPORT | report()))
     (folder / "README.md").write_text("# Reward model\n\nWhat it was trained on.\n\n| a | b |\n|---|---|\n| 1 | 2 |\n")
     page = open_page("operator", width=width, dark=dark)
     page.goto(f"/projects/{project.slug}/models/{model.id}")
-    expect(page.get_by_role("heading", name="Heldout: calibration: reliability")).to_be_visible()
-    assert page.locator("meter").count() == 4
+    expect(page.get_by_role("heading", name="Harmless edits")).to_be_visible()
+    look(page, "reward-model", width, dark)
+    page.get_by_text("All figures of its report").click()
+    expect(page.get_by_role("heading", name="Calibration: reliability")).to_be_visible()
     page.get_by_text("README of its folder").click()
     look(page, "model", width, dark)
     page.get_by_role("link", name="policy-1").click()

@@ -77,7 +77,7 @@ def test_a_real_round_is_watched_to_its_end(
     for width in (1440, 390):
         page.set_viewport_size({"width": width, "height": 900})
         page.emulate_media(color_scheme="dark" if width == 390 else "light")
-        for path in ("rounds/1", "rounds", "loop", "samples", "rounds/new?algorithm=ppo"):
+        for path in ("rounds/1", "rounds", "progress", "samples", "rounds/new?algorithm=ppo"):
             page.goto(f"/projects/{project.slug}/{path}")
             page.wait_for_load_state("networkidle")
             assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), path

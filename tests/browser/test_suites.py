@@ -120,7 +120,7 @@ def test_a_suite_is_added_from_a_file_that_was_faulty_first(
     good = '{"prompt": "Capital of France?", "check": "contains", "expected": "Paris", "slice": "europe"}\n'
     file.write_text(good + '{"prompt": "Capital of Peru?", "check": "contains"}\n')
     page = open_page("operator")
-    page.goto(f"/projects/{project.slug}/loop")
+    page.goto(f"/projects/{project.slug}/progress")
     page.get_by_role("link", name="Suites").click()
     page.get_by_role("link", name="Add suite").click()
     page.get_by_label("Name").fill("Capitals")

@@ -1,5 +1,7 @@
 """The monitors' pages: what they say of planted changes, and the examples they show."""
 
+import csv
+import io
 from collections.abc import Callable
 
 import pytest
@@ -95,3 +97,14 @@ def test_a_monitor_or_round_that_is_not_there(
     assert client.get(f"/projects/{project.slug}/monitors/nothing").status_code == 404
     assert client.get(f"/projects/{project.slug}/monitors/longer", params={"round": 2}).status_code == 404
     assert client.get(f"/projects/{project.slug}/monitors/longer", params={"round": "x"}).status_code == 422
+
+
+def test_the_figures_are_downloaded(sign_in: Callable[..., SignedIn], session: Session, project: Project) -> None:
+    evaluated(session, project, 1, longer=9)
+    rows = list(
+        csv.DictReader(io.StringIO(sign_in("admin").get(f"/projects/{project.slug}/monitors/figures.csv").text))
+    )
+    longer = next(row for row in rows if row["monitor"] == "longer")
+    assert (longer["state"], longer["previous"], longer["new"], longer["change"]) == ("look", "20.0", "29.0", "9.0")
+    assert (longer["change_low"], longer["change_high"]) == ("8.9", "9.1")
+    assert len(rows) == len(MONITORS)

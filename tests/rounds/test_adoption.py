@@ -254,10 +254,10 @@ def test_people_overrule_the_reward_model(session: Session, store: ArtifactStore
     for name, value in measured(0.4, 0.1, 0.7)["metrics"].items():
         session.add(Metric(run_id=evaluation.id, name=name, step=0, value=value))
     judge(session, project, round_, won=0, lost=9)
-    (row,) = outcomes.loop(session, project).rows
+    (row,) = outcomes.progress(session, project).rows
     assert row.verdict == ("better", "reward model", (0.4, 0.1, 0.7))  # nine prompts are not enough
     judge(session, project, round_, won=0, lost=1)
-    for verdict in (outcomes.loop(session, project).rows[0].verdict, views.page(session, store, round_).verdict):
+    for verdict in (outcomes.progress(session, project).rows[0].verdict, views.page(session, store, round_).verdict):
         assert verdict is not None
         assert (verdict.word, verdict.by) == ("worse", "people")
 
@@ -358,7 +358,7 @@ def test_each_rival_has_a_sequence_of_its_own(session: Session, store: ArtifactS
     rates = win_rates(session, [first, second])
     assert rates[first.id, ""].before == rates[first.id, ""].first
     assert [rate and rate.value for rate in rates[second.id, ""][:2]] == [0.25, 1.0]
-    one, two = outcomes.loop(session, project).rows
+    one, two = outcomes.progress(session, project).rows
     # 1.5 ** 12 / 2 = 64.9: both reach 1 / 0.05; of two policies, one alone would need twice as much.
     assert [(row.named, row.verdict and row.verdict.word) for row in (one, two)] == [
         (True, "better"),

@@ -273,18 +273,28 @@ def test_the_status_is_json_for_programs(sign_in: SignIn, session: Session, proj
     assert (status["state"], status["finished"], status["error"]) == ("freezing", False, None)
     assert [stage["state"] for stage in status["stages"]] == ["queued", "waiting", "waiting", "waiting", "waiting"]
     assert (status["stages"][0]["label"], status["stages"][0]["note"]) == ("Snapshot", "waiting for a worker")
-    for page in ("", "/rounds", "/loop", "/models"):
+    for page in ("", "/rounds", "/progress", "/models"):
         answer = client.get(f"/projects/{project.slug}{page}")
-        assert (answer.status_code, "freezing" in answer.text) == (200, page in ("", "/rounds"))
+        assert (answer.status_code, "freezing" in answer.text) == (200, page in ("", "/rounds", "/progress"))
 
     run = session.scalars(select(Run)).one()
     service.run_started(session, run)
     run.started_at = datetime.now(UTC) - timedelta(minutes=2)
     run.progress_done, run.progress_total, run.progress_message = 1200, 40_000, "writing comparisons"
     session.commit()
+    assert client.get(f"{base}/status").json()["log"] == ""
     note = "1,200 of 40,000 writing comparisons, 2 minutes so far"
     assert client.get(f"{base}/status").json()["stages"][0]["note"] == note
     assert note in client.get(base).text
+    run.seconds_left, run.tokens_per_second, run.device, run.log = 312.0, 1234.5, "NVIDIA H200", "line 1\nline <2>"
+    session.commit()
+    said = client.get(f"{base}/status").json()
+    note += ", about 5 minutes left. 1,234 tokens a second, NVIDIA H200"
+    assert (said["stages"][0]["note"], said["log"]) == (note, "line 1\nline <2>")
+    page = BeautifulSoup(client.get(base).text, "html.parser")
+    log = page.select_one("#run-log:not([hidden]) pre")
+    assert log is not None
+    assert (log.text, note in page.text) == ("line 1\nline <2>", True)
 
 
 def test_a_round_that_waits_for_a_worker_says_so(sign_in: SignIn, session: Session, project: Project) -> None:
@@ -316,18 +326,6 @@ def test_what_a_stage_left_out_is_said(sign_in: SignIn, session: Session, projec
     page = BeautifulSoup(client.get(f"/projects/{project.slug}/rounds/1").text, "html.parser")
     said = [each.text for each in page.select("#round-facts section[aria-labelledby=remarks] li")]
     assert said == ["Snapshot: 3 comparisons have weight 0: 4, 9, 12", "Snapshot: The tokenizer had no pad."]
-
-
-def test_the_loop_is_drawn_though_a_figure_is_no_number(sign_in: SignIn, session: Session, project: Project) -> None:
-    client = sign_in("operator")
-    start(client, project)
-    run = session.scalars(select(Run)).one()
-    session.add(Metric(run_id=run.id, name="eval_accuracy", step=1, value=float("nan")))
-    session.commit()
-    page = BeautifulSoup(client.get(f"/projects/{project.slug}/loop").text, "html.parser")
-    drawn = page.select_one("#loop")
-    assert drawn is not None
-    assert json.loads(str(drawn["data-rows"]), parse_constant=pytest.fail)["accuracy"] == [None]
 
 
 def test_slices_of_ppo_stand_beside_those_of_its_evaluation(
@@ -404,7 +402,7 @@ def test_every_page_stands_in_an_empty_project(sign_in: SignIn, session: Session
     project = factories.project(session)
     session.commit()
     client = sign_in("operator", "admin")
-    for path in ("rounds", "rounds/new", "loop", "samples"):
+    for path in ("rounds", "rounds/new", "progress", "progress/compare", "samples"):
         assert client.get(f"/projects/{project.slug}/{path}").status_code == 200, path
     for path in ("rounds/7", "rounds/7/metrics", "rounds/7/samples", "rounds/99999999999999999999"):
         assert client.get(f"/projects/{project.slug}/{path}").status_code == 404, path
@@ -446,3 +444,31 @@ def test_each_change_of_the_form_counts_what_there_is_no_second_time(
     session.commit()
     soup = BeautifulSoup(client.get(f"/projects/{other.slug}/rounds/new").text, "html.parser")
     assert "21" in [stat.text for stat in soup.select(".stat-value")]
+
+
+def test_curves_and_metrics_are_downloaded(sign_in: SignIn, session: Session, project: Project) -> None:
+    client = sign_in("operator")
+    round_ = factories.round_(session, project, number=7, algorithm="dpo", state="policy", config={})
+    run = factories.run(session, project, "dpo", round_id=round_.id, state="running")
+    for step, value in ((1, 0.7), (2, 0.5), (3, float("nan"))):
+        session.add(Metric(run_id=run.id, name="loss", step=step, value=value))
+    session.add(Metric(run_id=run.id, name="eval_loss", slice="domain=x", step=2, value=0.6))
+    session.commit()
+    base = f"/projects/{project.slug}/rounds/7"
+    page = BeautifulSoup(client.get(base).text, "html.parser")
+    titles = [title.text for title in page.select(".charts h3")]
+    place = titles.index("Policy: loss")
+    assert page.select(".charts figure")[place].select_one(f'a[href="{base}/files/curve-{place}.svg"]')
+    assert client.get(f"{base}/files/curve-{place}.csv").text.splitlines() == [
+        "figure,series,step,value,low,high",
+        "Policy: loss,loss,1.0,0.7,,",
+        "Policy: loss,loss,2.0,0.5,,",
+    ]
+    assert client.get(f"{base}/files/curve-{place}.svg").text.count("<circle") == 2
+    assert client.get(f"{base}/files/metrics.csv").text.splitlines() == [
+        "run,metric,slice,step,value",
+        "dpo,eval_loss,domain=x,2,0.6",
+        *(f"dpo,loss,,{step},{value}" for step, value in ((1, 0.7), (2, 0.5), (3, "nan"))),
+    ]
+    assert client.get(f"{base}/files/curve-99.svg").status_code == 404
+    assert client.get(f"{base}/files/other.svg").status_code == 422

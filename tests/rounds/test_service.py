@@ -4,6 +4,7 @@ import gzip
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, func, select, text
@@ -12,10 +13,10 @@ from sqlalchemy.orm import Session
 from app.artifacts import ArtifactStore
 from app.db import make_session_factory
 from app.errors import Conflict, InvalidInput, PrefloopError, StorageFull
-from app.models import AuditEvent, ModelVersion, Project, Round, Run, Snapshot, User
+from app.models import AuditEvent, ModelVersion, Project, Prompt, Round, Run, Snapshot, User
 from app.rounds import freezing, service
 from app.rounds.snapshots import silent
-from app.rows import PromptRow
+from app.rows import AnswersRow, PromptRow
 from app.specs import RUN_SPEC, DPOSpec, EvaluateSpec, ModelRef, PPOSpec, RewardSpec, SampleSpec
 from tests import factories
 from tests.rounds.loop import config, decided, frozen, jobs, last_run, make_project
@@ -130,6 +131,39 @@ def test_a_round_walks_through_its_stages(session: Session, store: ArtifactStore
 
     second = begin(session, store, project)
     assert (second.number, second.policy_before_id) == (2, policy.id)
+
+
+def test_an_evaluation_is_given_what_the_reference_said_to_its_prompts(
+    session: Session, store: ArtifactStore, project: Project
+) -> None:
+    """Sampled alike, by the reference, on held-out prompts; the oldest 16 of a prompt."""
+    round_ = start(session, store, project)
+    prompts = [factories.prompt(session, project, split="heldout") for _ in range(2)]
+    train = factories.prompt(session, project, split="train")
+    run, another = factories.run(session, project, "sample"), factories.model(session, project)
+    alike = {"temperature": 1.0, "max_new_tokens": 8}
+
+    def sample(prompt: Prompt, text: str, sampling: dict[str, float] = alike, **values: Any) -> None:
+        given = {"run_id": run.id, "model_version_id": project.reference_id, "sampling": sampling} | values
+        factories.completion(session, prompt, text, **given)
+
+    for number in range(18):
+        sample(prompts[0], f"answer {number}")
+    sample(prompts[1], "colder", alike | {"temperature": 0.5})
+    sample(prompts[1], "of another model", model_version_id=another.id)
+    sample(prompts[1], "imported", run_id=None)
+    sample(prompts[1], "alone")
+    sample(train, "to a train prompt")
+    while round_.state != "evaluating":
+        finish(session, store, round_)
+    spec = RUN_SPEC.validate_python(last_run(session, round_).spec)
+    assert isinstance(spec, EvaluateSpec)
+    assert spec.base_samples is not None
+    rows = [AnswersRow.model_validate_json(line) for line in store.resolve(spec.base_samples).read_text().splitlines()]
+    assert {row.prompt_id: row.texts for row in rows} == {
+        prompts[0].id: tuple(f"answer {number}" for number in range(16)),
+        prompts[1].id: ("alone",),
+    }
 
 
 def test_ppo_samples_from_train_prompts_and_scores_with_the_rounds_reward_model(

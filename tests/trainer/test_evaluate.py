@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from app.artifacts import ArtifactStore
 from app.errors import InvalidInput, ModelUnavailable
-from app.rows import PromptRow
+from app.rows import AnswersRow, PromptRow
 from app.specs import EvaluateSpec, Generation, Lora, ModelRef
 from tests.trainer.conftest import build_reward_model, build_short_model, user, write_rows
 from trainer import evaluation, precision
@@ -337,3 +337,32 @@ def test_prompts_that_are_not_read_whole_are_named(
     crowded = spec.model_copy(update={"generation": Generation(max_new_tokens=32)})
     with pytest.raises(InvalidInput, match="no room for a prompt"):
         evaluate.evaluate(crowded, store, ConsoleReporter(stream=None), lambda completions: None)
+
+
+def test_stored_responses_of_the_reference_are_the_yardstick(
+    tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path
+) -> None:
+    """Scored by their length: best-of-2 of "a" and "abc" is 3, and of the third prompt only one is stored."""
+    prompts = write_rows(tmp_path / "prompts.jsonl", [PromptRow(id=i, messages=user("Hm")) for i in (1, 2, 3)])
+    stored = {1: ("a", "abc"), 2: ("ab", "ab"), 3: ("abcdefgh",)}
+    answers = write_rows(tmp_path / "answers.jsonl", [AnswersRow(prompt_id=i, texts=t) for i, t in stored.items()])
+    spec = EvaluateSpec(
+        policy=tiny_ref,
+        reference=tiny_ref,
+        reward_models=("none",),
+        prompts=str(prompts),
+        base_samples=str(answers),
+        generation=Generation(samples_per_prompt=2, max_new_tokens=4),
+        max_length=128,
+    )
+    said: list[Completion] = []
+
+    def by_length(responses: Sequence[Any]) -> torch.Tensor:
+        return torch.tensor([float(len(each.text)) for each in responses])
+
+    metrics = evaluate.evaluate(spec, store, ConsoleReporter(stream=None), said.extend, by_length).metrics
+    new = [sum(len(c.text) for c in said if c.prompt_id == prompt) / 2 for prompt in (1, 2)]
+    assert metrics["eval_base/scores"] == pytest.approx((2 + 2) / 2)
+    assert metrics["eval_base/best_of_2"] == pytest.approx((3 + 2) / 2)
+    assert metrics["eval_base/gain"] == pytest.approx((new[0] - 2 + new[1] - 2) / 2)
+    assert (metrics["eval_base/n"], metrics["eval_base/prompts"]) == (2, 2)

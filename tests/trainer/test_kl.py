@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from trainer.algorithms.kl import KLController, best_of_n_kl, k1, k2, k3
+from trainer.algorithms.kl import KLController, k1, k2, k3
 
 
 def test_estimators_by_hand() -> None:
@@ -50,12 +50,3 @@ def test_a_rollout_beyond_the_horizon_never_turns_the_leash_around(episodes: int
 
 def test_fixed_controller_stays() -> None:
     assert KLController(beta=0.1).step(100.0, 1000) == KLController(beta=0.1)
-
-
-@pytest.mark.parametrize("n", [1, 2, 4, 16])
-def test_best_of_n_kl_is_the_divergence_of_the_best_of_n(n: int) -> None:
-    # The best of n uniform numbers has the density n u^(n-1): KL = the integral of n u^(n-1) ln(n u^(n-1)) over [0, 1].
-    steps = 20_000
-    middles = ((i + 0.5) / steps for i in range(steps))
-    integral = sum(n * u ** (n - 1) * math.log(n * u ** (n - 1)) for u in middles) / steps
-    assert best_of_n_kl(n) == pytest.approx(integral, abs=1e-4)

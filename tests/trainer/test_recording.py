@@ -101,3 +101,23 @@ def test_each_outage_of_the_database_has_its_own_patience_and_costs_no_metric(
     assert recorded(session) == [(step, "loss", "", 0.5) for step in range(4)]
     with pytest.raises(Unavailable, match="did not come back"):
         recorder.progress(6, 9)
+
+
+def test_the_run_says_how_fast_it_goes_how_long_it_takes_and_what_it_logged(
+    session: Session, engine: Engine, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(recording.time, "monotonic", lambda: now)
+    recorder = begin(run, session, engine, tmp_path)
+    recorder.progress(0, 20, "training the policy")
+    for step in range(1, 5):
+        now += 30
+        recorder.worked(600)
+        recorder.metrics(step, {"loss": 0.5})
+        recorder.progress(step, 20, "training the policy")
+    session.refresh(run)
+    assert (run.seconds_left, run.tokens_per_second) == (16 * 30, 20.0)
+    assert [line[20:] for line in run.log.splitlines()] == [
+        "training the policy: 0 of 20",
+        *(f"step {step}: loss 0.5" for step in range(1, 5)),
+    ]

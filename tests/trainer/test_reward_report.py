@@ -1,8 +1,11 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
+import statsmodels.api as sm
 import torch
+from statsmodels.stats.proportion import proportion_confint
 
 from app.rows import PairRow
 from app.specs import ModelRef, RewardSpec
@@ -138,6 +141,40 @@ def test_calibration_separability_and_length() -> None:
     mean = sum(x) / 4
     slope = sum((a - mean) * b for a, b in zip(x, d, strict=True)) / sum((a - mean) ** 2 for a in x)
     assert length["slope_per_100_tokens"] == pytest.approx(slope, rel=1e-5)
+
+
+def test_intervals_take_prompts_as_clusters() -> None:
+    """Against statsmodels: accuracy and length bias are means with errors clustered by prompt."""
+    generator = np.random.default_rng(0)
+    pairs = [
+        pair_of(i, prompt_id=i // 3, chosen=int(generator.integers(5, 40)), rejected=int(generator.integers(5, 40)))
+        for i in range(120)
+    ]
+    d = generator.normal(0.5, 1.0, 120) + np.repeat(generator.normal(0, 0.7, 40), 3)
+    figures = pair_figures(measured_of(pairs, d.tolist()))
+    found = figures["intervals"]
+    differ = [i for i, pair in enumerate(pairs) if len(pair.chosen.completion) != len(pair.rejected.completion)]
+    longer = [len(pairs[i].chosen.completion) > len(pairs[i].rejected.completion) for i in differ]
+    bias = [float((d[i] > 0) == is_longer) - is_longer for i, is_longer in zip(differ, longer, strict=True)]
+    fitted = sm.OLS(bias, np.ones(len(bias))).fit(
+        cov_type="cluster", cov_kwds={"groups": [pairs[i].row.prompt_id for i in differ]}, use_t=True
+    )
+    low, high = fitted.conf_int()[0]
+    assert figures["length"]["bias"] == pytest.approx(fitted.params[0], abs=1e-6)
+    assert found["length_bias"] == pytest.approx([low, high], abs=1e-4)
+    # Wilson's interval of as many independent pairs as have the clustered variance.
+    right = (d > 0).astype(float)
+    error = sm.OLS(right, np.ones(120)).fit(cov_type="cluster", cov_kwds={"groups": np.arange(120) // 3}).bse[0]
+    effective = right.mean() * (1 - right.mean()) / error**2
+    expected = proportion_confint(right.mean() * effective, effective, method="wilson")
+    assert found["accuracy"] == pytest.approx(list(expected), abs=1e-4)
+    assert found["prompts"] == 40
+    alike = [i for i, p in enumerate(pairs) if _alike(len(p.chosen.completion), len(p.rejected.completion))]
+    assert found["matched_pairs"] == len(alike) > 0
+
+
+def _alike(a: int, b: int) -> bool:
+    return abs(a - b) <= 0.1 * max(a, b)
 
 
 def test_the_gap_is_positive_where_training_pairs_do_better() -> None:

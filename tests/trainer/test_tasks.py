@@ -85,6 +85,11 @@ def test_an_error_fails_the_round_in_words(
     assert (run.state, round_.state) == ("failed", "failed")
     assert words in (round_.error or "")
     assert run.progress_message == "training the reward model"
+    assert run.device is not None
+    assert run.device.startswith("CPU, ")
+    assert f"Attempt 1 begins on {run.device}." in run.log
+    assert "step 1: loss 0.5" in run.log
+    assert f"ERROR Run {run.id} (reward) failed" in run.log
     assert list((runner.store.root / ".staging").iterdir()) == []
     assert not runner.store.exists(service.output_of(run.id))
 

@@ -88,9 +88,24 @@ def length_slope(differences: Tensor, chosen_lengths: Tensor, rejected_lengths: 
 
 def matched_length_accuracy(differences: Tensor, chosen_lengths: Tensor, rejected_lengths: Tensor) -> Tensor | None:
     """Accuracy () on pairs of like length, which length alone cannot tell apart."""
-    longer = torch.maximum(chosen_lengths, rejected_lengths)
-    alike = (chosen_lengths - rejected_lengths).abs() <= MATCHED * longer
+    alike = alike_in_length(chosen_lengths, rejected_lengths)
     return accuracy(differences[alike]) if alike.any() else None
+
+
+def alike_in_length(chosen_lengths: Tensor, rejected_lengths: Tensor) -> Tensor:
+    """Which pairs (B,) are of like length."""
+    longer = torch.maximum(chosen_lengths, rejected_lengths)
+    return (chosen_lengths - rejected_lengths).abs() <= MATCHED * longer
+
+
+def longer_preferred(differences: Tensor, chosen_lengths: Tensor, rejected_lengths: Tensor) -> list[float | None]:
+    """For each pair (B,) whether the model prefers the longer response, less whether people do; their mean is
+    `length_bias`. None where both are of one length."""
+    chosen_is_longer = (chosen_lengths > rejected_lengths).double()
+    right = _correct(differences).double()
+    value = torch.where(chosen_is_longer > 0, right, 1 - right) - chosen_is_longer
+    same = (chosen_lengths == rejected_lengths).tolist()
+    return [None if alike else each for alike, each in zip(same, value.tolist(), strict=True)]
 
 
 # ---- separability ----------------------------------------------------------------------------------------------------

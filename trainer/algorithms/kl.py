@@ -3,7 +3,6 @@
 Everywhere x = log pi(token) - log pi_ref(token) for tokens sampled from pi.
 """
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,14 +25,6 @@ def k3(logps: Tensor, reference_logps: Tensor) -> Tensor:
     """exp(-x) - 1 + x: unbiased and never negative."""
     x = logps - reference_logps
     return torch.expm1(-x) + x
-
-
-def best_of_n_kl(n: int) -> float:
-    """KL in nats a sequence of taking the best of n samples, ln n - (n - 1) / n: an upper bound, exact without ties.
-
-    Puts best-of-n on the sqrt(KL) axis of over-optimisation curves (Gao et al. 2022, section 2; Beirami et al. 2024).
-    """
-    return math.log(n) - (n - 1) / n
 
 
 # ---- the coefficient beta of the penalty -----------------------------------------------------------------------------

@@ -153,7 +153,9 @@ def train(
             if part.counts:
                 logps[:, part.places] = part_logps.detach().cpu()
                 losses += loss.detach().cpu()
-        training.tokens += sum(lengths[i] for i in batch)
+        tokens = sum(lengths[i] for i in batch)
+        training.tokens += tokens
+        reporter.worked(tokens)
         logps, losses = sum_over_processes(logps), sum_over_processes(losses)
         grad_norm, lr = training.step(float(losses))
         values = statistics(spec, train_rows.pairs(logps, batch), z) | {"loss": float(losses)}

@@ -6,6 +6,7 @@ score both: see `trainer.comparing`. Both also take the spec's suites: see `trai
 
 import gc
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,12 +16,13 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from app.artifacts import ArtifactStore
+from app.domain import yardstick
 from app.errors import InvalidInput
-from app.rows import SuiteAnswer
+from app.rows import PromptRow, SuiteAnswer
 from app.specs import EvaluateSpec, ModelRef
 from trainer.chat import ChatEncoder
 from trainer.comparing import compare
-from trainer.data import read_prompts
+from trainer.data import read_answers, read_prompts
 from trainer.evaluation import Scorer, measure, require_numbers, response_logps, reward_models_scorer
 from trainer.memory import PeakMemory
 from trainer.modeling import (
@@ -69,6 +71,15 @@ class Share(NamedTuple):
     reference_logps: list[Tensor]
     before: list[Response]
     before_scores: list[float]
+    base: list[tuple[int, float]]
+    """(prompt id, score) of stored responses of the reference."""
+
+
+class Stored(NamedTuple):
+    """A response that was sampled earlier."""
+
+    row: PromptRow
+    text: str
 
 
 def evaluate(
@@ -137,6 +148,7 @@ def evaluate(
         sampler = Sampler(model, encoder, generation.max_new_tokens, generation.temperature, spec.seed, spec.kind, tick)
         for batch in sampler.respond([(row, range(k)) for row in mine], batch_size):
             done += len(batch)
+            reporter.worked(sum(len(response.sample.tokens) for response in batch))
             yield batch
             tick()
 
@@ -158,6 +170,10 @@ def evaluate(
 
     # 3. Score, and log-probs of policy and reference, which need not be in memory together.
     scores = scorer(responses)
+    answers = read_answers(store.resolve(spec.base_samples)) if spec.base_samples else {}
+    stored = [Stored(row, text) for row in mine for text in answers.get(row.id, ())]
+    base_scores = scorer(stored).tolist() if stored else []
+    base = [(each.row.id, score) for each, score in zip(stored, base_scores, strict=True)]
     sequences = [response.sequence for response in responses]
     pad_id = tokenizer.pad_token_id
     logps = response_logps(policy, sequences, generation.temperature, pad_id, tick)
@@ -187,7 +203,7 @@ def evaluate(
     before_scores = scorer(before) if before else torch.empty(0)
 
     # 5. Bring the shares together. The main process's come first, and have been handed on.
-    mine_found = Share(responses, scores.tolist(), logps, reference_logps, before, before_scores.tolist())
+    mine_found = Share(responses, scores.tolist(), logps, reference_logps, before, before_scores.tolist(), base)
     shares: list[Share] = gather_object([mine_found])
     if main:
         for share in shares[1:]:
@@ -206,6 +222,7 @@ def evaluate(
     if before:
         for name, values in compare(responses, scores, before, before_scores).items():
             measured[name] |= values
+    measured[""] |= _yardstick(responses, scores, [each for share in shares for each in share.base])
     if not is_scored:
         measured = {name: _without_scores(values) for name, values in measured.items()}
     for name, values in measured.items():
@@ -225,13 +242,25 @@ def evaluate(
     )
 
 
-def _unscored(responses: Sequence[Response]) -> Tensor:
+def _unscored(responses: Sequence[Any]) -> Tensor:
     """Stands for the reward models where there are none: `_without_scores` drops what follows from it."""
     return torch.zeros(len(responses))
 
 
 def _without_scores(values: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in values.items() if "scores" not in name and "best_of_n" not in name}
+    by_scores = ("scores", "best_of_n", "eval_base/")
+    return {name: value for name, value in values.items() if not any(part in name for part in by_scores)}
+
+
+def _yardstick(responses: list[Response], scores: Tensor, base: list[tuple[int, float]]) -> dict[str, float]:
+    """Best-of-n of the reference: see `app.domain.yardstick`."""
+    new: defaultdict[int, list[float]] = defaultdict(list)
+    of_reference: defaultdict[int, list[float]] = defaultdict(list)
+    for response, score in zip(responses, scores.tolist(), strict=True):
+        new[response.row.id].append(score)
+    for prompt_id, score in base:
+        of_reference[prompt_id].append(score)
+    return yardstick.measure(of_reference, new)
 
 
 def train(spec: EvaluateSpec, store: ArtifactStore, reporter: Reporter, folder: Path) -> EvaluateResult:

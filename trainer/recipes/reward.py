@@ -178,7 +178,9 @@ def train(
             if part.counts:
                 rewards[:, [places[row] for row in rows]] = pair_rewards.detach().cpu()
                 losses += loss.detach().cpu()
-        training.tokens += sum(lengths[number] for number in batch)
+        tokens = sum(lengths[number] for number in batch)
+        training.tokens += tokens
+        reporter.worked(tokens)
         rewards, losses = sum_over_processes(rewards), sum_over_processes(losses)
         grad_norm, lr = training.step(float(losses))
         decided = [places[row] for row in pairs if not train_pairs[row].tied]

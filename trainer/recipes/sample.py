@@ -162,7 +162,9 @@ def sample(
         on_completions(completions)
         samples += len(completions)
         finished += sum(completion.finish_reason == "eos" for completion in completions)
-        tokens += sum(completion.n_tokens for completion in completions)
+        new = sum(completion.n_tokens for completion in completions)
+        tokens += new
+        reporter.worked(new)
 
     tick()
     key = Settings().sampling_key

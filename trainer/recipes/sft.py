@@ -112,7 +112,9 @@ def train(
             training.backward((weights * part_sums.nll).sum() / float(counted.sum()), part)
             if part.counts:
                 sums[:, part.places] = torch.stack(part_sums).detach().cpu()
-        training.tokens += sum(lengths[i] for i in batch)
+        tokens = sum(lengths[i] for i in batch)
+        training.tokens += tokens
+        reporter.worked(tokens)
         sums = sum_over_processes(sums)
         values = statistics([train_rows[i] for i in batch], sums)
         grad_norm, lr = training.step(values["loss"])

@@ -1,0 +1,75 @@
+"""The curves of a round's runs over their steps: which there are, and each as a chart to download."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sqlalchemy.orm import Session
+
+from app.charts import Chart, Panel, Series, as_csv
+from app.domain.rounds import SAMPLING_ALGORITHMS
+from app.models import Round, Run
+from app.rounds import queries, result_queries
+from app.rounds.stages import plan_of
+
+
+class Curves(NamedTuple):
+    """Curves of one run, over its steps. `kinds` are the kinds of run that report them; on a page it is one of them."""
+
+    title: str
+    kinds: tuple[str, ...]
+    names: tuple[str, ...]
+    hint: str = ""
+
+
+PAIRWISE, TURNS = ("dpo", "on_policy_dpo"), ("on_policy_dpo", "best_of_n")
+ROLLOUTS = ("ppo", "rloo", "grpo")
+SCORES = "scores: before the KL leash"
+
+CURVES = (
+    Curves("Reward model: loss", ("reward",), ("loss", "eval_loss")),
+    Curves("Reward model: accuracy", ("reward",), ("accuracy", "eval_accuracy"), "eval_: comparisons not trained on"),
+    Curves("Reward model: margin", ("reward",), ("margin", "eval_margin"), "mean reward of chosen less rejected"),
+    Curves("Policy: loss", ("sft", "best_of_n"), ("loss", "eval_loss"), "nats a token of the answers"),
+    Curves("Policy: loss", ("dpo", "on_policy_dpo"), ("loss", "eval_loss")),
+    Curves("Policy: implicit reward", PAIRWISE, ("rewards/chosen", "rewards/rejected", "rewards/margins")),
+    Curves("Policy: accuracy", PAIRWISE, ("rewards/accuracies", "eval_rewards/accuracies")),
+    Curves("Policy: reward", SAMPLING_ALGORITHMS, ("objective/scores", "objective/rlhf_reward"), SCORES),
+    Curves("Policy: KL", ROLLOUTS, ("objective/kl",), "nats a response, to the reference"),
+    Curves("Policy: KL", TURNS, ("objective/kl_k3",), "nats a response, to the policy it began with"),
+    Curves("Policy: held-out comparisons", TURNS, ("heldout/accuracy",), "share whose winner became likelier"),
+    Curves("Policy: KL coefficient", ROLLOUTS, ("objective/kl_coef",), "the leash: higher holds closer"),
+    Curves("Policy: loss", ROLLOUTS, ("loss/policy_avg", "loss/value_avg")),
+)
+
+
+def curves_of(round_: Round, runs: Sequence[Run]) -> list[Curves]:
+    """Those that a round of its algorithm has."""
+    used = {"reward"} & {*plan_of(round_)} | {round_.algorithm}
+    if any(run.kind == "reward" and run.spec.get("trunk") == "frozen" for run in runs):
+        used -= {"reward"}  # fitted at once: there is no curve
+    return [each._replace(kinds=tuple(used & {*each.kinds})) for each in CURVES if used & {*each.kinds}]
+
+
+def chart(session: Session, round_: Round, place: int) -> Chart | None:
+    """The curves at a place of the round's page; None where it has no such place."""
+    runs = queries.runs_of(session, round_.id)
+    there = curves_of(round_, runs)
+    if place >= len(there):
+        return None
+    curves = there[place]
+    ids = [run.id for run in runs if run.kind == curves.kinds[0]]
+    points: dict[str, list[tuple[float, float]]] = {name: [] for name in curves.names}
+    for row in result_queries.metrics_from(session, ids, 0, 0):
+        if row.name in points and math.isfinite(row.value):
+            points[row.name].append((float(row.step), row.value))
+    series = [Series(name, found) for name, found in points.items() if found]
+    return Chart(f"Round {round_.number}", "step", [Panel(curves.title, series)], height=300)
+
+
+def metrics_csv(session: Session, round_: Round) -> str:
+    """Everything that the round's runs recorded, a row for each value."""
+    runs = {run.id: run.kind for run in queries.runs_of(session, round_.id)}
+    rows = result_queries.all_metrics(session, list(runs))
+    values = [[runs[row.run_id], row.name, row.slice, row.step, row.value] for row in rows]
+    return as_csv(["run", "metric", "slice", "step", "value"], values)

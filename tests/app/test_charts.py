@@ -1,0 +1,110 @@
+"""Charts: scales and places by arithmetic, a file that stands alone, and numbers that spreadsheets take."""
+
+import csv
+import io
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from app.charts import (
+    LEFT,
+    RIGHT,
+    ROOM,
+    WIDTH,
+    Chart,
+    HeatCell,
+    HeatMap,
+    Panel,
+    Series,
+    as_csv,
+    chart_csv,
+    heat_svg,
+    reach,
+    svg,
+    ticks,
+)
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "most", "whole", "expected"),
+    [
+        (0, 1, 6, False, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        (0.07, 0.42, 5, False, [0.1, 0.2, 0.3, 0.4]),
+        (-3, 7, 6, False, [-2, 0, 2, 4, 6]),
+        (0.5, 3.5, 8, True, [1, 2, 3]),
+        (0.5, 90.5, 8, True, [20, 40, 60, 80]),
+        (2, 2, 6, False, [2]),
+        (0, float("inf"), 6, False, [0]),
+    ],
+)
+def test_ticks_are_round_numbers(low: float, high: float, most: int, whole: bool, expected: list[float]) -> None:
+    assert ticks(low, high, most, whole) == pytest.approx(expected)
+
+
+def test_reach_holds_all_values_with_room() -> None:
+    assert reach([1.0, 3.0]) == pytest.approx((0.9, 3.1))
+    assert reach([1.0, 3.0], even=0.0) == pytest.approx((-0.15, 3.15))
+    assert reach([2.0]) == pytest.approx((1.8, 2.2))
+    assert reach([float("nan")]) == (0.0, 1.0)
+
+
+def drawn(chart: Chart) -> ET.Element:
+    return ET.fromstring(str(svg(chart, standalone=True)))
+
+
+def test_points_stand_where_their_values_are() -> None:
+    series = Series("win <rate>", [(1.0, 0.25), (3.0, 0.75)], [(0.0, 0.5), None], joined=False, names=["a & b", ""])
+    chart = Chart("T", "round", [Panel("P", [series], "share", 0.5, (0.0, 1.0))], x_range=(0.0, 4.0), height=112)
+    root = drawn(chart)
+    dots = root.findall(f".//{SVG}circle")
+    xs, ys = ([float(dot.attrib[name]) for dot in dots] for name in ("cx", "cy"))
+    inner = WIDTH - LEFT - RIGHT
+    assert xs == pytest.approx([LEFT + inner / 4, LEFT + inner * 3 / 4], abs=0.06)
+    assert ys[0] - ys[1] == pytest.approx((112 - 2 * ROOM) / 2, abs=0.11)  # half of the axis
+    bar = next(line for line in root.findall(f".//{SVG}line") if "reach" in line.attrib["class"])
+    assert float(bar.attrib["y1"]) - float(bar.attrib["y2"]) == pytest.approx((112 - 2 * ROOM) / 2, abs=0.11)
+    tip = dots[0].find(f"{SVG}title")
+    assert tip is not None
+    assert tip.text == "win <rate> a & b: 25% (0% to 50%)"
+    assert "a & b" in [text.text for text in root.findall(f".//{SVG}text")]
+
+
+def test_a_file_brings_its_colours_and_a_page_has_its_own() -> None:
+    chart = Chart("T", "x", [Panel("P", [Series("s", [(0.0, 1.0), (1.0, 2.0)], [(0.5, 1.5), (1.5, 2.5)])])])
+    alone, inside = str(svg(chart, standalone=True)), str(svg(chart))
+    assert 'stroke="#2b5ba3"' in alone
+    assert "#" not in inside
+    assert 'class="line series-1"' in inside
+    root = drawn(chart)
+    assert len(root.findall(f".//{SVG}polygon")) == len(root.findall(f".//{SVG}polyline")) == 1
+
+
+@pytest.mark.parametrize("series", [[], [Series("s", [])], [Series("s", [(1.0, 5.0)])]])
+def test_a_chart_of_nothing_or_one_point_is_drawn(series: list[Series]) -> None:
+    chart = Chart("T", "round", [Panel("P", series)], whole=True)
+    assert len(drawn(chart).findall(f".//{SVG}circle")) == sum(len(each.points) for each in series)
+
+
+def test_numbers_are_in_full_and_no_text_is_a_formula() -> None:
+    chart = Chart("T", "x", [Panel("P", [Series("=1+1", [(1.0, 1 / 3)], [(0.25, 0.5)]), Series("s", [(2.0, -1.0)])])])
+    assert list(csv.reader(io.StringIO(chart_csv(chart)))) == [
+        ["figure", "series", "x", "value", "low", "high"],
+        ["P", "'=1+1", "1.0", str(1 / 3), "0.25", "0.5"],
+        ["P", "s", "2.0", "-1.0", "", ""],
+    ]
+    assert as_csv(["a"], [["@x"], [-5]]).splitlines() == ["a", "'@x", "-5"]
+
+
+def test_a_heat_map_has_a_square_for_each_cell() -> None:
+    rows = [
+        ("domain: <x>", [HeatCell("62%", "24", "up-sure"), HeatCell("too few", "1")]),
+        ("y" * 60, [HeatCell("")] * 2),
+    ]
+    root = ET.fromstring(str(heat_svg(HeatMap("T", ["Round 1", "Round 2"], rows))))
+    cells = [each.attrib["class"] for each in root.findall(f".//{SVG}rect") if "cell" in each.attrib["class"]]
+    assert cells == ["cell cell-up-sure", "cell cell-none", "cell cell-none", "cell cell-none"]
+    texts = [text.text for text in root.findall(f".//{SVG}text")]
+    assert {"domain: <x>", "62%", "24", "too few"} <= {*texts}
+    assert max(len(text or "") for text in texts) == 28

@@ -1,0 +1,78 @@
+"""Where the metrics of runs also go: TensorBoard files, MLflow, Weights & Biases, by accelerate's trackers.
+
+What they do wrong never ends a run: a tracker that fails is named in the log, and hears nothing more of the run.
+"""
+
+import logging
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, WandBTracker
+
+log = logging.getLogger(__name__)
+
+PROJECT = "prefloop"
+FOLDER = "tensorboard"  # below the artifacts
+_REFUSED = re.compile(r"[^A-Za-z0-9_./ -]")  # in names: MLflow takes no others
+
+
+class Trackers:
+    """Those of one run. They begin with its first metrics: a run without any leaves no trace.
+
+    Args:
+        names: of `app.settings.TRACKERS`.
+        run_name: what the run is called there.
+        folder: where TensorBoard's files of all runs lie.
+    """
+
+    def __init__(self, names: Sequence[str], run_name: str, folder: Path) -> None:
+        self._names, self._run_name, self._folder = names, run_name, folder
+        self._started: dict[str, GeneralTracker] | None = None
+
+    def metrics(self, step: int, values: Mapping[str, float], slice: str = "") -> None:
+        """Hands on values of one step; a slice stands before their names."""
+        if self._started is None:
+            self._started = {}
+            for name in self._names:
+                self._attempt(name, lambda name=name: self._start(name))  # type: ignore[misc]
+        first = f"{slice}/" if slice else ""
+        named = {_REFUSED.sub("_", f"{first}{name}"): float(value) for name, value in values.items()}
+        for name, tracker in list(self._started.items()):
+            self._attempt(name, lambda tracker=tracker: tracker.log(named, step=step))  # type: ignore[misc]
+
+    def forget(self) -> None:
+        """Removes the files of an attempt that the run does not go on from."""
+        shutil.rmtree(self._folder / self._run_name, ignore_errors=True)
+
+    def close(self) -> None:
+        """The run has ended, or this attempt of it."""
+        for name, tracker in list((self._started or {}).items()):
+            self._attempt(name, tracker.finish)
+        self._started = {}
+
+    def _start(self, name: str) -> None:
+        tracker = self._made(name)
+        tracker.start()
+        assert self._started is not None
+        self._started[name] = tracker
+
+    def _made(self, name: str) -> GeneralTracker:
+        match name:
+            case "tensorboard":
+                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # as artifacts: for their owner alone
+                return TensorBoardTracker(self._run_name, str(self._folder))
+            case "mlflow":
+                return MLflowTracker(PROJECT, run_name=self._run_name)
+            case _:
+                return WandBTracker(PROJECT, name=self._run_name)
+
+    def _attempt(self, name: str, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 - of another program, whatever it is
+            log.warning("%s takes no metrics of this run: %s: %s", name, type(error).__name__, error)
+            if self._started is not None:
+                self._started.pop(name, None)
