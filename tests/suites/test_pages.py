@@ -305,7 +305,6 @@ def test_the_round_says_that_a_suite_holds_its_policy_back(
     client, here = sign_in("operator"), f"/projects/{project.slug}/rounds/3"
     page = words(client.get(here).text)
     assert "Held back" not in page
-    assert "takes its place once people are shown to prefer it" in page
     assert "Safety and over-refusal 38 100% (38) 68% (26) −31.6 points" in page
     service.set_gate(session, safety, operator, GateForm(largest_loss=10))
     session.commit()
