@@ -139,7 +139,7 @@ def test_a_suite_is_added_from_a_file_that_was_faulty_first(
     page.get_by_label("It is held back if").select_option(label="it may have lost more: the interval reaches below")
     page.get_by_role("button", name="Save limit").click()
     page.get_by_role("link", name="Suites").first.click()
-    expect(page.get_by_role("row", name="Capitals 2 2.5 points, possibly")).to_be_visible()
+    expect(page.get_by_role("row", name="Capitals 2 2.5 points (lower end)")).to_be_visible()
     session.rollback()
     suite = session.scalars(select(Suite)).one()
     assert (suite.name, suite.largest_loss, suite.bound) == ("Capitals", 0.025, "low")
