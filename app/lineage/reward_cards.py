@@ -221,7 +221,7 @@ def length(report: Report) -> Card:
         return Card("length", title, "unknown", "Too few comparisons have responses of different length.")
     bias = Interval(figures.bias, *bounds.length_bias)
     biased = abs(bias.value) >= LEAST_BIAS and (bias.low > 0 or bias.high < 0)
-    note = f"more often than people do ({bias.low * 100:+.0f} to {bias.high * 100:+.0f})"
+    note = f"compared with people ({bias.low * 100:+.0f} to {bias.high * 100:+.0f})"
     lines = [Line("Prefers the longer response", f"{bias.value * 100:+.0f} points", note, biased)]
     drops, overall = False, report.unseen.accuracy
     if figures.matched_accuracy is not None and bounds.matched_accuracy and overall is not None:

@@ -74,6 +74,11 @@ class Newest(NamedTuple):
         return people_do_not and sees is not None and sees.word == "better"
 
     @property
+    def labelers(self) -> str:
+        """`people`, unless all who judged it are simulated."""
+        return "simulated labelers" if self.judges.keys() == {"simulated"} else "people"
+
+    @property
     def who(self) -> str:
         """`3 people and 1 imported labeler, 52 judgments`; empty without judgments."""
         if not self.judges:

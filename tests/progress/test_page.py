@@ -171,6 +171,13 @@ def test_simulated_labelers_are_not_called_people(sign_in: SignIn, session: Sess
     session.commit()
     said = answers(shown(sign_in("operator"), project))["By whom, on how many?"]
     assert said.startswith("1 person and 1 simulated labeler, 4 judgments on 4 complete prompts.")
+    alone = add_round(session, project, 2, evaluation(0.4))
+    judge(session, project, alone, [1] * 30, labelers=[factories.user(session, kind="simulated")])
+    session.commit()
+    page = shown(sign_in("operator"), project)
+    assert heading(page) == "Round 2: better, by simulated labelers"
+    assert answers(page)["Better than before?"].startswith("Simulated labelers prefer policy-2")
+    assert answers(page)["May I adopt it?"].startswith("Yes: simulated labelers prefer it.")
 
 
 def test_slices_with_too_few_judgments_say_so(sign_in: SignIn, session: Session, project: Project) -> None:
