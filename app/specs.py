@@ -129,6 +129,9 @@ class RewardSpec(Spec):
         "frozen", description="frozen: heads are fitted to its layers; trained: adapters, or all weights, learn too"
     )
     ridge: float = Field(0.3, gt=0, description="of a frozen trunk: how strongly the heads are kept small")
+    doubt: float = Field(
+        1.0, ge=0, description="of a frozen trunk: what a response unlike the compared ones loses for each deviation"
+    )
     lora: Lora | None = Field(Lora(), description="of a trained trunk; none: all weights are trained")
     folds: int = Field(
         5, ge=0, le=16, description="members, each trained without one fold of the prompts; 0 or 1: one, on everything"

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from app.specs import RewardSpec
 from trainer.cross_fitting import Folds
-from trainer.reward_objective import Element, RewardObjective, Targets, by_pair, pair_losses
+from trainer.doubt import Doubt, doubt
+from trainer.reward_network import RewardModel
+from trainer.reward_objective import Element, RewardObjective, Targets, by_pair, pair_losses, sides_of
 from trainer.training import generator_at
 
 MOST = 5000  # elements that heads are fitted to: more would take gigabytes, and can teach the trunk as well
@@ -68,6 +70,20 @@ def fit(
             objective.model.scores[member].weight.copy_((weight / scale[:, None]).T)
             if tie is not None:
                 objective.raw_ties[member].copy_(objective.raw_tie(tie))
+
+
+@torch.no_grad()
+def doubt_of(
+    model: RewardModel, spec: RewardSpec, elements: Sequence[Element], numbers: Sequence[int], features: Tensor
+) -> Doubt:
+    """What the fitted heads are unsure of; arguments as for `fit`, after the model's rewards were normalised."""
+    chosen = [elements[number] for number in numbers]
+    sides = sides_of(chosen)
+    heads = model.score_heads
+    rewards = torch.cat([head(features.to(head.weight)) for head in model.scores], -1)[:, heads] / model.gains[heads]
+    first, second = rewards.mean(-1).cpu()[sides]
+    scale = features.std(0, correction=0).clamp(min=1e-6) * features.shape[1] ** 0.5
+    return doubt(features.cpu(), scale.cpu(), sides, first - second, spec.ridge, spec.doubt)
 
 
 def _minimum(

@@ -76,7 +76,9 @@ from transformers import AutoModel, AutoTokenizer
 FOLDER, BASE, DTYPE = "this folder", "{base}", torch.float32
 
 settings = json.loads(Path(FOLDER, "reward.json").read_text())
-heads = load_file(Path(FOLDER, "heads.safetensors"))["heads"]  # (members, heads, features)
+tensors = load_file(Path(FOLDER, "heads.safetensors"))
+heads = tensors["heads"]  # (members, heads, features)
+is_score = [name.split("/")[0] == "reward" for name in settings["heads"]]
 tokenizer = AutoTokenizer.from_pretrained(FOLDER)
 model = AutoModel.from_pretrained(BASE, dtype=DTYPE).eval()
 
@@ -87,8 +89,15 @@ def score(messages, response):
         states = model(input_ids=torch.tensor([prompt + answer]), output_hidden_states=True).hidden_states
     read = torch.stack([states[layer][0, len(prompt) :] for layer in settings["layers"]]).float()
     features = torch.cat([read.mean(1), read[:, -1]]).flatten()  # means over the response, then its last token
-    rewards = heads @ features - torch.tensor(settings["offsets"])
-    return rewards[:, [name.split("/")[0] == "reward" for name in settings["heads"]]].mean().item()
+    score = (heads @ features - torch.tensor(settings["offsets"]))[:, is_score].mean()
+    if "doubt.weight" in tensors:  # taken from responses unlike those that the heads were fitted to
+        doubt = {{name: tensors[f"doubt.{{name}}"] for name in ("center", "scale", "directions", "known", "ridge")}}
+        x = (features - doubt["center"]) / doubt["scale"]
+        told = (doubt["directions"] @ x).square() @ doubt["known"]
+        deviation = ((x.square().sum() - told).clamp(min=0) / doubt["ridge"]).sqrt()
+        beyond = (deviation - tensors["doubt.limit"]).clamp(min=0)
+        score -= tensors["doubt.weight"] * beyond * torch.tensor(settings["gains"])[:, is_score].mean()
+    return score.item()
 ```
 """
 

@@ -30,6 +30,7 @@ from trainer.checks import (
     refuse_nan,
     refuse_pickles,
 )
+from trainer.doubt import Doubt
 from trainer.modeling import (
     device,
     load_causal_lm,
@@ -246,7 +247,9 @@ def _save_members(model: RewardModel, tokenizer: Any, folder: Path, base: str | 
 def _save_heads(model: RewardModel, tokenizer: Any, folder: Path, base: str | None) -> None:
     loaded_from = model.classifier.config.name_or_path
     heads = torch.stack([head.weight.detach().cpu() for head in model.scores])
-    save_file({"heads": heads}, folder / HEADS, {"format": "pt"})
+    doubt = {} if model.doubt is None else {f"{DOUBT}{name}": value for name, value in model.doubt._asdict().items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in ({"heads": heads} | doubt).items()}
+    save_file(tensors, folder / HEADS, {"format": "pt"})
     record_base(folder, loaded_from, base or loaded_from)
     _save_settings(model, folder, end_of_turn_id(tokenizer), None, pooling=FROZEN_POOLING, layers=model.layers)
 
@@ -257,6 +260,7 @@ def _save_settings(model: RewardModel, folder: Path, end_id: int, pad_id: int | 
     (folder / SETTINGS).write_text(json.dumps(settings._asdict(), indent=2) + "\n")
 
 
+DOUBT = "doubt."  # before the names of its tensors, beside the heads
 SCORE = f"{member_adapters.PREFIX}score.weight"
 
 
@@ -372,7 +376,9 @@ def _load_heads(folder: Path, dtype: torch.dtype | None, only: int | None) -> tu
     with loading(str(folder)):
         check_base(folder, base)
         settings = Settings(**json.loads((folder / SETTINGS).read_text()))
-        heads = load_file(folder / HEADS)["heads"]
+        tensors = load_file(folder / HEADS)
+        heads = tensors.pop("heads")
+        doubt = Doubt(**{name.removeprefix(DOUBT): value for name, value in tensors.items()}) if tensors else None
     chosen = list(range(len(settings.offsets))) if only is None else [only]
     offsets, gains = ([x for i in chosen for x in values[i]] for values in (settings.offsets, settings.gains))
     classifier = _on_base(base, settings.heads, dtype)
@@ -381,6 +387,8 @@ def _load_heads(folder: Path, dtype: torch.dtype | None, only: int | None) -> tu
         for head, number in zip(model.scores, chosen, strict=True):
             head.weight.copy_(heads[number])
     refuse_nan(model, str(folder))
+    if doubt is not None:
+        model.doubt = Doubt._make(value.to(model.offsets.device) for value in doubt)
     return model, load_tokenizer(ModelRef(base=base, adapter=str(folder)))
 
 

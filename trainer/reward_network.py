@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from app.specs import Lora
 from trainer import member_adapters
+from trainer.doubt import Doubt
 from trainer.modeling import lora_config
 from trainer.packing import Packed
 from trainer.policy import can_share, hidden_states, trunk_of
@@ -54,6 +55,7 @@ class RewardModel(nn.Module):
         offsets: (C,) subtracted from the heads' outputs.
         gains: (C,) what the heads were multiplied by after training: rewards / gains are on Bradley-Terry's scale.
         layers: of a frozen trunk, those that the heads read, counted from 1; empty where the trunk is trained.
+        doubt: what lowers the score of responses unlike those that the heads were fitted to; none before that is known.
     """
 
     offsets: Tensor
@@ -83,6 +85,7 @@ class RewardModel(nn.Module):
             self.register_buffer(
                 name, torch.tensor(values or [default] * len(self.heads), device=where), persistent=False
             )
+        self.doubt: Doubt | None = None
         self.always: tuple[str, ...] = ()  # adapters that are active beside each member's
         self.share = can_share(trunk_of(classifier))
 
@@ -122,14 +125,23 @@ class RewardModel(nn.Module):
         if self.layers:
             features = self.features(packed)
             if member is None:
-                return torch.cat([head(features) for head in self.scores], -1) - self.offsets
-            return self.scores[member](features) - self.offsets[self.columns(member)]
+                return torch.cat([head(features) for head in self.scores], -1) - self.offsets - self._doubted(features)
+            own = self.columns(member)
+            return self.scores[member](features) - self.offsets[own] - self._doubted(features)[:, own]
         if member is None:
             return torch.cat([self.forward(packed, each) for each in range(self.members)], -1)
         member_adapters.activate(self.classifier, (*self.always, str(member)))
         pooled = hidden_states(trunk_of(self.classifier), packed).index_select(0, packed.ends)
         head = self.scores[member]
         return head(pooled.to(head.weight.dtype)).float() - self.offsets[self.columns(member)]
+
+    def _doubted(self, features: Tensor) -> Tensor:
+        """(S, C) what doubt takes from the rewards; aspects are not doubted."""
+        taken = torch.zeros(len(features), len(self.heads), device=features.device)
+        if self.doubt is not None:
+            columns = self.score_heads
+            taken[:, columns] = self.doubt.cost(features)[:, None] * self.gains[columns]
+        return taken
 
     @torch.no_grad()
     def features(self, packed: Packed) -> Tensor:

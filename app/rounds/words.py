@@ -49,6 +49,10 @@ WORDS: dict[str, tuple[str, str]] = {
         "What learns",
         "frozen: heads on the base model's layers, best for few comparisons; trained: adapters or all weights too",
     ),
+    "reward_doubt": (
+        "Doubt",
+        "of a frozen trunk: what a response unlike the compared ones loses for each standard deviation",
+    ),
     "reward_ridge": ("Ridge", "of a frozen trunk: how strongly the heads are kept small"),
     "reward_epochs": ("Epochs", "of a trained trunk"),
     "reward_folds": (

@@ -114,7 +114,7 @@ def test_of_very_many_comparisons_5000_are_fitted_to() -> None:
 def test_one_text_has_one_score_wherever_it_is_read(tiny_ref: ModelRef, store: ArtifactStore, tmp_path: Path) -> None:
     """To PPO and evaluation, to sampling, read in one batch, and by the card's code on plain transformers."""
     rows = write_rows(tmp_path / "rows.jsonl", separable_pairs(60, 10))
-    result = train(spec_of(tiny_ref, rows), store, tmp_path / "rm")
+    result = train(spec_of(tiny_ref, rows, doubt=5.0), store, tmp_path / "rm")
     assert (result.members, result.kept_epoch, result.train_pairs) == (3, 0, 50)
     assert result.eval_accuracy is not None
     assert result.eval_accuracy > 0.9  # apples or rocks: the embeddings tell
@@ -141,7 +141,7 @@ def test_scores_have_mean_0_and_deviation_1_and_runs_repeat(
 ) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", separable_pairs(60, 0))
     for name in ("first", "second"):
-        train(spec_of(tiny_ref, rows), store, tmp_path / name)
+        train(spec_of(tiny_ref, rows, doubt=0.0), store, tmp_path / name)  # which lowers a few of them
     first, second = ((tmp_path / name / "heads.safetensors").read_bytes() for name in ("first", "second"))
     assert first == second
     assert not list((tmp_path / "first").rglob("adapter*"))

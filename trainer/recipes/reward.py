@@ -250,6 +250,8 @@ def train(
     scale = deviation.clone()
     scale[model.score_heads] *= spread
     model.normalise(mean, scale)
+    if frozen and spec.doubt:
+        model.doubt = head_fitting.doubt_of(model, spec, elements, numbers, features)
     about = heldout_rewards if heldout else train_rewards
     report["disagreement"] = disagreement(model, (about - mean) / scale)
 

@@ -1,0 +1,82 @@
+"""How unsure heads on a frozen trunk are of a response, and what that costs it.
+
+Heads are fitted to comparisons of a few hundred responses. Of responses unlike all of these their score is a guess, and
+a policy finds the guesses that are too high: after 400 judgments that preferred short answers, one word of gibberish
+scored highest. Members do not warn of it, because they were all fitted to the same responses. The posterior of the
+fit does: with a Gaussian around its minimum (Laplace's approximation; MacKay 1992, and for reward models Yang et al.
+2024, "Bayesian Reward Models for LLM Alignment") the variance of a response's reward is x' H^-1 x, where H is the ridge
+plus the sum of p (1 - p) d d' over the comparisons' differences of features.
+
+As far as the responses that it was fitted to reach, a reward stays as it is. Beyond, it is lowered by `weight` for each
+standard deviation: the answer may be good, but nobody has said so.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MOST = 512  # directions that are kept: of those left out the fit knows least, so a response is doubted too much
+WITHIN = 0.95  # share of the responses that the heads were fitted to which are not doubted
+
+
+class Doubt(NamedTuple):
+    """What features (F) of a response are doubted for. All in fp32.
+
+    Attributes:
+        center, scale: (F,) features minus center, over scale, have standard deviation 1 / sqrt(F).
+        directions: (K, F) orthonormal rows: those that comparisons have told something about.
+        known: (K,) how much, from 0 to 1.
+        ridge: of the fit; without any comparison a response's variance is its squared length over it.
+        limit: the standard deviation up to which nothing is doubted, on Bradley-Terry's scale.
+        weight: what a standard deviation beyond costs.
+    """
+
+    center: Tensor
+    scale: Tensor
+    directions: Tensor
+    known: Tensor
+    ridge: Tensor
+    limit: Tensor
+    weight: Tensor
+
+    def deviation(self, features: Tensor) -> Tensor:
+        """The standard deviation (S,) of the reward of responses with these features (S, F)."""
+        inputs = (features.float() - self.center) / self.scale
+        told = (inputs @ self.directions.T).square() @ self.known
+        return ((inputs.square().sum(-1) - told).clamp(min=0) / self.ridge).sqrt()
+
+    def cost(self, features: Tensor) -> Tensor:
+        """(S,): what is taken from the rewards, on Bradley-Terry's scale."""
+        return self.weight * (self.deviation(features) - self.limit).clamp(min=0)
+
+
+def doubt(features: Tensor, scale: Tensor, sides: Tensor, margins: Tensor, ridge: float, weight: float) -> Doubt:
+    """What heads that were fitted with this ridge are unsure of.
+
+    Args:
+        features: (S, F) of the responses that they were fitted to.
+        scale: (F,) as the fit used it.
+        sides: (2, P) the rows of `features` of each comparison's two responses.
+        margins: (P,) rewards of the first less the second, on Bradley-Terry's scale.
+        weight: what a standard deviation beyond the limit costs.
+    """
+    center = features.mean(0)
+    inputs = ((features - center) / scale).double()
+    first, second = sides
+    p = torch.sigmoid(margins.double())
+    curved = (p * (1 - p)).sqrt()[:, None] * (inputs[first] - inputs[second])
+    _, values, directions = torch.linalg.svd(curved, full_matrices=False)
+    kept = min(MOST, int((values > 1e-9).sum()))
+    squared = values[:kept].square()
+    found = Doubt(
+        center=center.float(),
+        scale=scale.float(),
+        directions=directions[:kept].float(),
+        known=(squared / (squared + ridge)).float(),
+        ridge=torch.tensor(float(ridge)),
+        limit=torch.tensor(0.0),
+        weight=torch.tensor(float(weight)),
+    )
+    limit = torch.quantile(found.deviation(features), WITHIN)
+    return found._replace(limit=limit)
