@@ -29,6 +29,11 @@ def subset(elements: int, seed: int) -> list[int]:
     return sorted(order[:MOST])
 
 
+def scale_of(features: Tensor) -> Tensor:
+    """(F,): features (S, F) over it have standard deviation 1 / sqrt(F)."""
+    return features.std(0, correction=0).clamp(min=1e-6) * features.shape[1] ** 0.5
+
+
 def fit(
     objective: RewardObjective,
     spec: RewardSpec,
@@ -45,9 +50,8 @@ def fit(
         features: (S, F) of the sequences of these elements, in their order.
         targets: of all pairs, for each member.
     """
-    mean, deviation = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
-    scale = deviation * features.shape[1] ** 0.5
-    inputs = ((features - mean) / scale).double()
+    scale = scale_of(features)
+    inputs = ((features - features.mean(0)) / scale).double()
     rotation = None
     if len(inputs) < inputs.shape[1]:  # the heads lie in the span of what they are fitted to: fewer numbers to find
         rotation, triangle = torch.linalg.qr(inputs.T)
@@ -82,8 +86,8 @@ def doubt_of(
     heads = model.score_heads
     rewards = torch.cat([head(features.to(head.weight)) for head in model.scores], -1)[:, heads] / model.gains[heads]
     first, second = rewards.mean(-1).cpu()[sides]
-    scale = features.std(0, correction=0).clamp(min=1e-6) * features.shape[1] ** 0.5
-    return doubt(features.cpu(), scale.cpu(), sides, first - second, spec.ridge, spec.doubt)
+    found = doubt(features.cpu(), scale_of(features).cpu(), sides, first - second, spec.ridge, spec.doubt)
+    return Doubt._make(value.to(model.offsets.device) for value in found)
 
 
 def _minimum(

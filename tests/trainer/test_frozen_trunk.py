@@ -141,7 +141,7 @@ def test_scores_have_mean_0_and_deviation_1_and_runs_repeat(
 ) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", separable_pairs(60, 0))
     for name in ("first", "second"):
-        train(spec_of(tiny_ref, rows, doubt=0.0), store, tmp_path / name)  # which lowers a few of them
+        train(spec_of(tiny_ref, rows, doubt=0.0), store, tmp_path / name)  # doubt lowers a few of them
     first, second = ((tmp_path / name / "heads.safetensors").read_bytes() for name in ("first", "second"))
     assert first == second
     assert not list((tmp_path / "first").rglob("adapter*"))
