@@ -138,21 +138,20 @@ async def get_session(request: Request) -> AsyncIterator[Session]:
 
 
 def _end(request: Request, session: Session, failed: bool) -> None:
-    is_committed = False
-    try:
-        with session:  # which rolls back what is not committed
-            if failed:
-                # A rollback expires what was loaded; the error page still shows the user and the project.
-                session.expunge_all()
-            else:
+    with session:
+        try:
+            if not failed:
                 session.commit()
-                is_committed = True
-    finally:
-        for name in () if is_committed else ("user", "project"):
-            # Where a flush or the commit itself has failed, they have expired already: that page does without.
-            row = getattr(request.state, name, None)
-            if row is not None and inspect(row).expired_attributes:
-                setattr(request.state, name, None)
+                return
+            # A rollback expires what was loaded; the error page still shows the user and the project.
+            session.expunge_all()
+        finally:
+            session.rollback()  # also of a commit that failed: the connection goes back to the pool
+            for name in ("user", "project"):
+                # Where a flush or the commit itself has failed, they have expired already: that page does without.
+                row = getattr(request.state, name, None)
+                if row is not None and inspect(row).expired_attributes:
+                    setattr(request.state, name, None)
 
 
 # scope="function": the commit happens before the response is sent, so a failing commit cannot answer 200.

@@ -76,8 +76,9 @@ def test_a_connection_lost_at_the_commit_is_said_in_words(
     def lost(connection: object) -> None:
         raise psycopg.OperationalError("consuming input failed: server closed the connection unexpectedly")
 
-    monkeypatch.setattr(dialect, "do_commit", lost)
-    answer = client.get(address)
+    with monkeypatch.context() as patch:  # the end of the test commits again
+        patch.setattr(dialect, "do_commit", lost)
+        answer = client.get(address)
     assert (answer.status_code, "cannot be reached" in answer.text) == (503, True)
 
 

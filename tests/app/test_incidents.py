@@ -92,7 +92,7 @@ def test_what_belongs_to_one_project_is_not_found_in_another(sign_in: SignIn, se
     everybody = sign_in(user=factories.member(session, other, "labeler", "admin", "operator"))
     before = rows(session)
     for route in ROUTES:
-        of_every_project = {"project_slug", "version", "form", "monitor_name"}
+        of_every_project = {"project_slug", "version", "form", "monitor_name", "name"}
         if route.path.startswith(f"{P}/") and set(route.parameters) - of_every_project:
             address = route.address(world.values | {"project_slug": other.slug})
             answer = everybody.post(address) if route.method == "POST" else everybody.get(address)
