@@ -73,6 +73,7 @@ class Trackers:
         try:
             action()
         except Exception as error:  # noqa: BLE001 - of another program, whatever it is
-            log.warning("%s takes no metrics of this run: %s: %s", name, type(error).__name__, error)
+            # As text: the error itself would keep its frames, and with them the models of the run.
+            log.warning("%s takes no metrics of this run: %s", name, f"{type(error).__name__}: {error}")
             if self._started is not None:
                 self._started.pop(name, None)

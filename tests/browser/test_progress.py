@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.models import Project
 from tests import factories
+from tests.browser.test_accessibility import serious
 from tests.browser.test_round_pages import look
 from tests.progress.scenes import add_round, answer, best_of, evaluation, judge, snapshot
 
@@ -43,21 +44,21 @@ def little(session: Session, project: Project) -> None:
 
 
 def much(session: Session, project: Project) -> None:
-    """Eighty rounds, the last ones with sixty slices."""
+    """Thirty rounds, the last ones with fifty slices."""
     numbers = random.Random(0)
     short = {name: value for name, value in evaluation(0.0).items() if "scores" in name or "prompts" in name}
-    for number in range(1, 81):
+    for number in range(1, 31):
         change = numbers.gauss(0.1, 0.2)
-        metrics = evaluation(change) | {"eval_objective/kl_k3": 1.5 + number / 4 + numbers.random()}
-        metrics |= best_of((1, 0.0), (2, 0.5), (4, 1.0), (8, 1.4), (16, 1.8), gain=(number / 8) ** 0.5)
+        metrics = evaluation(change) | {"eval_objective/kl_k3": 1.5 + number / 2 + numbers.random()}
+        metrics |= best_of((1, 0.0), (2, 0.5), (4, 1.0), (8, 1.4), (16, 1.8), gain=(number / 3) ** 0.5)
         slices = {}
-        for n in range(60 if number > 70 else 0):
+        for n in range(50 if number > 27 else 0):
             change = numbers.gauss(0.1, 0.3)
             ends = {"eval_difference/scores_low": change - 0.3, "eval_difference/scores_high": change + 0.3}
             slices[f"domain=a_domain_with_a_long_name_{n}"] = short | {"eval_difference/scores": change} | ends
         round_ = add_round(session, project, number, metrics, slices)
-        if number > 74:
-            judge(session, project, round_, [1] * 9 + [-1] * 5, domain="a_domain_with_a_long_name_1")
+        if number > 27:
+            judge(session, project, round_, [1] * 7 + [-1] * 5, domain="a_domain_with_a_long_name_1")
     session.commit()
 
 
@@ -71,12 +72,14 @@ def test_progress_fits_the_screen(
     page.goto(f"/projects/{project.slug}/progress")
     expect(page.locator(".drawing")).to_have_count(2)
     look(page, f"progress-{scene.__name__}", width, dark)
+    assert serious(page) == []
     page.get_by_role("link", name="Reward difference").click()
     expect(page.get_by_role("link", name="Reward difference")).to_have_attribute("aria-current", "true")
     look(page, f"progress-{scene.__name__}-reward", width, dark)
     page.get_by_role("link", name="Compare two rounds").click()
     expect(page.get_by_role("heading", name="The same prompts, answered by both")).to_be_visible()
     look(page, f"compare-{scene.__name__}", width, dark)
+    assert serious(page) == []
 
 
 def test_a_chart_is_saved_as_png_and_svg(open_page: OpenPage, session: Session, project: Project) -> None:

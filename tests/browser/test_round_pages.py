@@ -16,6 +16,7 @@ from app.rounds import service
 from app.rounds.service import samples_of
 from tests import factories
 from tests.browser.keys import press
+from tests.browser.test_accessibility import serious
 from tests.browser.test_rounds import take_picture
 from tests.lineage.reports import report
 from tests.lineage.test_model_page import REPORT, made
@@ -263,6 +264,7 @@ def test_a_models_page_shows_its_report(
     page.goto(f"/projects/{project.slug}/models/{model.id}")
     expect(page.get_by_role("heading", name="Harmless edits")).to_be_visible()
     look(page, "reward-model", width, dark)
+    assert serious(page) == []
     page.get_by_text("All figures of its report").click()
     expect(page.get_by_role("heading", name="Calibration: reliability")).to_be_visible()
     page.get_by_text("README of its folder").click()
