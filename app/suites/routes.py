@@ -10,6 +10,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from app.access.guards import OperatorDep, ProjectDep, StaffDep
 from app.artifacts import read_content
+from app.charts import svg
 from app.db import SessionDep
 from app.domain.cases import CHECKS, Case
 from app.domain.instructions import INSTRUCTIONS
@@ -251,6 +252,7 @@ def _show(
         "suites/page.html",
         status=problem.status if problem else 200,
         view=view,
+        curves=svg(view.chart) if len(view.rounds) > 1 else None,
         gate=gate,
         bounds=BOUNDS,
         reasons=reasons or {},

@@ -1,12 +1,12 @@
 """What the pages of suites show."""
 
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
+from app.charts import Chart, Panel, Series
 from app.domain.cases import Case, wanted
 from app.domain.suites import Score, reach, score, total
 from app.domain.texts import asked_in
@@ -119,17 +119,24 @@ class SuitePage(NamedTuple):
         return self.versions[0].version
 
     @property
-    def chart(self) -> str:
-        """What the charts draw, as JSON, oldest round first."""
-        rows = self.rounds[::-1]
-        differences = [each.score.difference for each in rows]
-        columns: dict[str, list[float | None]] = {
-            "new": [each.score.share for each in rows],
-            "before": [each.score.share_before for each in rows],
-        }
-        for part in ("value", "low", "high"):
-            columns[f"difference_{part}"] = [getattr(each, part) if each else None for each in differences]
-        return json.dumps({"round": [each.round.number for each in rows]} | columns)
+    def chart(self) -> Chart:
+        """Both policies' scores, and their difference, by round."""
+        rows = [(float(each.round.number), each.score) for each in self.rounds[::-1]]
+        differences = [(number, score.difference) for number, score in rows if score.difference]
+        scores = [
+            Series("new policy", [(number, score.share) for number, score in rows]),
+            Series("previous policy", [(number, score.share_before) for number, score in rows]),
+        ]
+        change = Series(
+            "new minus previous",
+            [(number, each.value) for number, each in differences],
+            [(each.low, each.high) for _, each in differences],
+        )
+        panels = [
+            Panel("Share of cases passed", scores, "share", y_range=(0.0, 1.0)),
+            Panel("New minus previous, with 95% interval", [change], "share", even=0.0),
+        ]
+        return Chart("By round", "Round", panels, whole=True)
 
 
 def suite_page(
