@@ -8,13 +8,14 @@ guess is better than chance. Order is part of it: texts stay in.
 import json
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
-from app.labeling import mixing, settling
+from app.labeling import mixing, queries, settling
 from app.models import Comparison, Completion, Lease, Project, User
 from tests import factories
 from tests.conftest import SignedIn
@@ -22,6 +23,13 @@ from tests.conftest import SignedIn
 SignIn = Callable[..., SignedIn]
 SCRIPT = {"Accept": "application/json"}
 TEXTS = ("alpha", "beta", "gamma")  # of the tasks, in the order they come
+
+
+@pytest.fixture(autouse=True)
+def _a_long_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happens here takes two hours; whenever that is, it lies within one day, as figures count days."""
+    began = queries.today(datetime.now(UTC)) - timedelta(days=1)
+    monkeypatch.setattr(queries, "today", lambda _now: began)
 
 
 class World:
