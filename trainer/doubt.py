@@ -1,14 +1,14 @@
 """How unsure heads on a frozen trunk are of a response, and what that costs it.
 
-Heads are fitted to comparisons of a few hundred responses. Of responses unlike all of these their score is a guess, and
-a policy finds the guesses that are too high: after 400 judgments that preferred short answers, one word of gibberish
-scored highest. Members do not warn of it, because they were all fitted to the same responses. The posterior of the
-fit does: with a Gaussian around its minimum (Laplace's approximation; MacKay 1992, and for reward models Yang et al.
+Heads are fitted to comparisons of a few hundred responses. For a response unlike all of these their score is a guess,
+and a policy finds the guesses that are too high: after 400 judgments that preferred short answers, one word of
+gibberish scored higher than any sentence. Members do not warn of it, because they were all fitted to the same
+responses. The posterior of the fit does: with a Gaussian around its minimum (Laplace's approximation; MacKay 1992, and for reward models Yang et al.
 2024, "Bayesian Reward Models for LLM Alignment") the variance of a response's reward is x' H^-1 x, where H is the ridge
 plus the sum of p (1 - p) d d' over the comparisons' differences of features.
 
-As far as the responses that it was fitted to reach, a reward stays as it is. Beyond, it is lowered by `weight` for each
-standard deviation: the answer may be good, but nobody has said so.
+A response no less certain than most of those that were compared keeps its reward. Beyond that, the reward is lowered by
+`weight` for each standard deviation: the answer may be good, but nobody has said so.
 """
 
 from typing import NamedTuple
@@ -16,12 +16,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-MOST = 512  # directions that are kept: of those left out the fit knows least, so a response is doubted too much
+MOST = 512  # directions that are kept, the best known first; without the others a response is doubted too much
 WITHIN = 0.95  # share of the responses that the heads were fitted to which are not doubted
 
 
 class Doubt(NamedTuple):
-    """What features (F) of a response are doubted for. All in fp32.
+    """Doubt as a function of a response's features (F). All tensors are fp32.
 
     Attributes:
         center, scale: (F,) features minus center, over scale, have standard deviation 1 / sqrt(F).

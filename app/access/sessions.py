@@ -75,7 +75,7 @@ VisitorDep = Annotated[User | None, Depends(visitor)]
 
 
 async def signed_in(request: Request) -> User:
-    """Who is signed in; the guards have asked: app.access.guards."""
+    """The signed-in user, whom `app.access.guards.ask` has looked up."""
     user: User = request.state.user
     return user
 

@@ -31,7 +31,7 @@ class Rule(BaseModel):
     Attributes:
         judgments: so many were given since the last round read.
         agreement: the project's labelers agree in at least this share of pairs of judgments; none: it is not asked.
-        fine: no monitor says *look* of the newest round.
+        fine: no monitor asks for a look at the newest round.
         approval: it waits for the word of another operator than the one who set the rule.
         set_by: who set it. Rounds start in their name, as long as they are an operator of the project.
     """
@@ -114,8 +114,8 @@ def _conditions(
         yield Condition(words, share is not None and share >= rule.agreement)
     if rule.fine:
         looks = _looks(session, project, basis)
-        said = f"monitors say look of round {basis.number}: {', '.join(looks)}" if basis and looks else ""
-        yield Condition(said or "no monitor says look of the newest round", not looks)
+        said = f"monitors ask for a look at round {basis.number}: {', '.join(looks)}" if basis and looks else ""
+        yield Condition(said or "no monitor asks for a look at the newest round", not looks)
 
 
 def _looks(session: Session, project: Project, newest: Round | None) -> list[str]:

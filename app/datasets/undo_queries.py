@@ -161,8 +161,8 @@ def read_by_rounds(session: Session, found: DataImport, copies: Sequence[int]) -
     """How many rounds were trained on something that an import brought: comparisons, with what these became, judgments
     on comparisons that were there before, demonstrations and thumbs.
 
-    Of judgments, those count that were there and stood when the round was frozen. When they were given does not tell
-    that: a file may say any time.
+    A judgment counts if it was stored, and stood, when the round was frozen. The time at which it was given does not
+    say so: an imported file may name any time.
     """
     statement = """
         WITH used (id) AS (

@@ -50,7 +50,7 @@ class Pace:
 
     @property
     def seconds_left(self) -> float | None:
-        """Of what it is doing, at the pace so far; None where nothing tells."""
+        """How long the present activity still takes at the pace so far; None while that cannot be said."""
         now = self._current()
         if now is None or now.gained == 0 or now.seconds < LEAST_SECONDS or now.done >= now.total:
             return None
@@ -58,7 +58,7 @@ class Pace:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Of what it is doing; None where no tokens were worked on."""
+        """The speed of the present activity; None where it works on no tokens."""
         now = self._current()
         if now is None or now.tokens == 0 or now.seconds < LEAST_SECONDS:
             return None

@@ -63,7 +63,7 @@ class Score(NamedTuple):
 
 
 def score(new: Sequence[bool], before: Sequence[bool]) -> Score:
-    """Of the same cases in the same order; at least one."""
+    """Compares two policies on the same cases, in the same order; there is at least one."""
     pairs = list(zip(new, before, strict=True))
     return Score(
         len(pairs), sum(new), sum(before), sum(n and not b for n, b in pairs), sum(b and not n for n, b in pairs)

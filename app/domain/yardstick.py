@@ -1,6 +1,6 @@
 """Best-of-n of the reference model: the yardstick for how much reward a policy gains for its KL (Gao et al. 2022).
 
-Whoever samples n responses and keeps the one with the highest reward gains reward without any training, at a KL to the
+Sampling n responses and keeping the one with the highest reward gains reward without any training, at a KL to the
 reference of ln n - (n - 1) / n nats. A policy that was trained well lies above that curve. Only what was sampled of the
 reference is drawn: no n beyond it, no curve fitted.
 

@@ -25,7 +25,7 @@ def export(
 ) -> None:
     """Copy a model's files to a folder, with a manifest of where it comes from, signed by this instance.
 
-    Of a policy that is an adapter, the adapter: the manifest names the base model it belongs to.
+    A policy that is an adapter is exported as the adapter alone. The manifest names its base model.
     """
     settings = Settings()
     if output.exists():

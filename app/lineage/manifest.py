@@ -21,9 +21,9 @@ from sqlalchemy.orm import Session
 
 from app.artifacts import digest_file
 from app.errors import Conflict, InvalidInput, NotFound
-from app.lineage import origin_queries, queries
+from app.lineage import origins, queries
 from app.lineage.queries import Origin
-from app.models import ModelVersion, Run
+from app.models import ModelVersion
 
 NAME = "manifest.json"
 FORMAT = "prefloop-manifest-1"
@@ -42,19 +42,12 @@ def public_key(key: Ed25519PrivateKey) -> str:
 def contents(session: Session, model: ModelVersion) -> dict[str, Any]:
     """All that a model's manifest says, but its files and signature."""
     own, *line = queries.chain(session, model.id)
-    run = session.get(Run, model.run_id) if model.run_id else None
-    said: dict[str, Any] = {
-        "format": FORMAT,
-        "model": _model(model),
-        "code": None,
-        "made_by": None,
-        "learned_from": None,
-    }
-    if run is not None:
+    said: dict[str, Any] = {"format": FORMAT, "model": _model(model)}
+    origin = origins.of(session, model)
+    if origin is not None and own.snapshot is not None:
+        learned, run = origin.learned, origin.run
         said["made_by"] = {"kind": run.kind, "settings": run.spec, "finished_at": _time(run.finished_at)}
-        said["code"] = (run.result or {}).get("code")
-    if own.round is not None and own.snapshot is not None:
-        learned = origin_queries.learned_from(session, own.round)
+        said["code"] = origin.code
         said["learned_from"] = {
             "snapshot": own.snapshot.digest,
             "read_at": _time(own.snapshot.created_at),
@@ -64,8 +57,7 @@ def contents(session: Session, model: ModelVersion) -> dict[str, Any]:
             "people": {f"person {count.key}": count.n for count in learned.people},
             "rubric_versions": {str(count.key): count.n for count in learned.rubrics},
         }
-        reward = session.get(ModelVersion, own.round.reward_model_id) if own.round.reward_model_id else None
-        said["reward_model"] = _model(reward) if reward is not None and reward.id != model.id else None
+        said["reward_model"] = _model(origin.reward_model) if origin.reward_model else None
     said["comes_from"] = [_ancestor(each) for each in line]
     return said
 

@@ -45,7 +45,7 @@ class LearnedFrom(NamedTuple):
 
 
 def _was_read() -> ColumnElement[bool]:
-    """Of a judgment on a comparison that a snapshot holds: it stood when the snapshot was made."""
+    """Whether a judgment on one of a snapshot's comparisons stood when the snapshot was made."""
     return and_(
         Judgment.created_at <= Snapshot.created_at,
         or_(Judgment.superseded_at.is_(None), Judgment.superseded_at > Snapshot.created_at),

@@ -1,6 +1,6 @@
 """Between models and people: what a model learned from, and which models learned from somebody."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy.orm import Session
 
@@ -14,13 +14,16 @@ from app.rounds.model_queries import round_of
 class Origin(NamedTuple):
     """What a model's round read, and how the model was trained.
 
-    settings, code: of its run; code is empty for models made before it was recorded.
+    run: it trained the model. code: that of the run; empty for models made before it was recorded.
     """
 
     learned: LearnedFrom
     reward_model: ModelVersion | None
-    settings: dict[str, Any]
-    code: dict[str, str]
+    run: Run
+
+    @property
+    def code(self) -> dict[str, str]:
+        return (self.run.result or {}).get("code", {})
 
 
 def of(session: Session, model: ModelVersion) -> Origin | None:
@@ -31,7 +34,7 @@ def of(session: Session, model: ModelVersion) -> Origin | None:
         return None
     reward_id = round_.reward_model_id
     reward = session.get(ModelVersion, reward_id) if reward_id not in (None, model.id) else None
-    return Origin(origin_queries.learned_from(session, round_), reward, run.spec, (run.result or {}).get("code", {}))
+    return Origin(origin_queries.learned_from(session, round_), reward, run)
 
 
 class Learners(NamedTuple):

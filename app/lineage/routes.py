@@ -81,7 +81,7 @@ def show(request: Request, staff: StaffDep, project: ProjectDep, model: ModelDep
 def _cards(
     session: Session, project: Project, model: ModelVersion, chain: list[queries.Origin], report: dict[str, Any]
 ) -> list[Card]:
-    """Of a reward model with a report."""
+    """The cards of a reward model that has a report; none for other models."""
     if model.role != "reward" or not report:
         return []
     snapshot = chain[0].snapshot

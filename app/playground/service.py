@@ -44,7 +44,8 @@ from app.settings import SamplingServer
 MOST_TURNS = 20
 # Messages in one person's chats that wait for answers: so nobody fills the queue that everybody shares.
 MAX_WAITING = 5
-# So many an hour go before what else is queued, and none that is asked again: so nobody holds up rounds for ever.
+# This many messages an hour go ahead of other jobs; a message that is asked again does not. Otherwise somebody could
+# hold up rounds for ever.
 AHEAD_AN_HOUR = 60
 SELECTION = {"policy": "playground"}  # of a comparison: a person chose the pair, so it never measures a policy
 

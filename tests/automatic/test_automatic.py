@@ -122,7 +122,7 @@ def test_a_monitor_that_says_look_stops_the_rule_unless_it_is_told_not_to(
     figures |= {f"eval_difference/length{end}": value for end, value in (("", 20.0), ("_low", 19.0), ("_high", 21.0))}
     session.add_all(Metric(run_id=run.id, name=name, slice="", step=0, value=value) for name, value in figures.items())
     give(session, project, operator)
-    assert missing(session, project) == [f"monitors say look of round {round_.number}: longer answers"]
+    assert missing(session, project) == [f"monitors ask for a look at round {round_.number}: longer answers"]
     give(session, project, operator, fine=False)
     assert missing(session, project) == []
 

@@ -97,7 +97,7 @@ def test_a_model_learned_from_what_stood_when_its_round_was_frozen(session: Sess
     assert [(count.key, count.n) for count in learned.rubrics] == [(1, 3)]
     assert origin.reward_model is not None
     assert origin.reward_model.id == scene.reward.id
-    assert (origin.settings, origin.code) == ({"beta": 0.1}, CODE)
+    assert (origin.run.spec, origin.code) == ({"beta": 0.1}, CODE)
     assert origins.of(session, scene.base) is None
 
 
