@@ -3,9 +3,9 @@
 Heads are fitted to comparisons of a few hundred responses. For a response unlike all of these their score is a guess,
 and a policy finds the guesses that are too high: after 400 judgments that preferred short answers, one word of
 gibberish scored higher than any sentence. Members do not warn of it, because they were all fitted to the same
-responses. The posterior of the fit does: with a Gaussian around its minimum (Laplace's approximation; MacKay 1992, and for reward models Yang et al.
-2024, "Bayesian Reward Models for LLM Alignment") the variance of a response's reward is x' H^-1 x, where H is the ridge
-plus the sum of p (1 - p) d d' over the comparisons' differences of features.
+responses. The posterior of the fit does. With a Gaussian around its minimum (Laplace's approximation; MacKay 1992, and
+for reward models Yang et al. 2024, "Bayesian Reward Models for LLM Alignment") the variance of a response's reward is
+x' H^-1 x, where H is the ridge plus the sum of p (1 - p) d d' over the comparisons' differences of features.
 
 A response no less certain than most of those that were compared keeps its reward. Beyond that, the reward is lowered by
 `weight` for each standard deviation: the answer may be good, but nobody has said so.
