@@ -18,6 +18,7 @@ from app.rounds import service as rounds
 from tests import factories
 from tests.conftest import SignedIn
 from tests.rounds.loop import config, make_project
+from tests.waiting import wait_for
 
 BEFORE = datetime(2020, 1, 1, tzinfo=UTC)  # all judgments
 JUDGMENTS = 44  # of the project: two on each of 22 comparisons, all of one mind
@@ -151,6 +152,19 @@ def test_a_second_operator_approves(
     assert round_.started_by == second.id
     with pytest.raises(Conflict, match="does not hold"):
         service.approve(session, store, project, second)
+
+
+def test_a_running_worker_starts_it(
+    session: Session, project: Project, operator: User, run_worker: Callable[[], object]
+) -> None:
+    give(session, project, operator)
+    run_worker()
+
+    def started() -> bool:
+        session.rollback()
+        return session.scalars(select(Round.number)).all() == [1]
+
+    wait_for(started, "the automatic round")
 
 
 def test_the_page(sign_in: Callable[..., SignedIn], session: Session, project: Project, operator: User) -> None:
