@@ -66,13 +66,12 @@ def doubt(features: Tensor, scale: Tensor, sides: Tensor, margins: Tensor, ridge
     first, second = sides
     p = torch.sigmoid(margins.double())
     curved = (p * (1 - p)).sqrt()[:, None] * (inputs[first] - inputs[second])
-    _, values, directions = torch.linalg.svd(curved, full_matrices=False)
-    kept = min(MOST, int((values > 1e-9).sum()))
-    squared = values[:kept].square()
+    values, directions = _largest(curved)
+    squared = values.square()
     found = Doubt(
         center=center.float(),
         scale=scale.float(),
-        directions=directions[:kept].float(),
+        directions=directions.float(),
         known=(squared / (squared + ridge)).float(),
         ridge=torch.tensor(float(ridge)),
         limit=torch.tensor(0.0),
@@ -80,3 +79,20 @@ def doubt(features: Tensor, scale: Tensor, sides: Tensor, margins: Tensor, ridge
     )
     limit = torch.quantile(found.deviation(features), WITHIN)
     return found._replace(limit=limit)
+
+
+def _largest(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest singular values (K,) of a matrix (P, F), 512 at most, and their right vectors (K, F).
+
+    Exactly, unless it has many more: then by random projections (Halko, Martinsson and Tropp 2011), in time that grows
+    with P F and not with its square.
+    """
+    if min(matrix.shape) <= 2 * MOST:
+        _, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            _, values, columns = torch.svd_lowrank(matrix, q=MOST, niter=4)
+        right = columns.T
+    kept = min(MOST, int((values > 1e-9).sum()))
+    return values[:kept], right[:kept]

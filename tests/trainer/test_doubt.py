@@ -13,21 +13,25 @@ from trainer.doubt import WITHIN, doubt
 from trainer.reward_model import load_reward_model
 
 
-@pytest.mark.parametrize("features", [3, 40])  # fewer and more than there are comparisons
-def test_the_deviation_is_that_of_the_posterior_with_its_matrix_written_out(features: int) -> None:
+# Fewer and more features than comparisons; and so many of both that only the largest directions are looked for.
+@pytest.mark.parametrize(("comparisons", "features", "rank"), [(8, 3, 3), (8, 40, 40), (1030, 1040, 30)])
+def test_the_deviation_is_that_of_the_posterior_with_its_matrix_written_out(
+    comparisons: int, features: int, rank: int
+) -> None:
     """x' H^-1 x with H = ridge + sum of p (1 - p) d d', inverted as it stands."""
     generator = torch.Generator().manual_seed(3)
-    responses = torch.randn(16, features, generator=generator, dtype=torch.float64)
-    sides = torch.arange(16).view(8, 2).T
-    margins = torch.randn(8, generator=generator, dtype=torch.float64)
+    responses = torch.randn(2 * comparisons, rank, generator=generator, dtype=torch.float64)
+    if rank < features:
+        responses = responses @ torch.randn(rank, features, generator=generator, dtype=torch.float64)
+    sides = torch.arange(2 * comparisons).view(comparisons, 2).T
+    margins = torch.randn(comparisons, generator=generator, dtype=torch.float64)
     scale, ridge = responses.std(0, correction=0) * features**0.5, 0.3
     found = doubt(responses, scale, sides, margins, ridge, 1.0)
 
     inputs = (responses - responses.mean(0)) / scale
     differences, p = inputs[sides[0]] - inputs[sides[1]], torch.sigmoid(margins)
     hessian = ridge * torch.eye(features, dtype=torch.float64)
-    for d, q in zip(differences, p, strict=True):
-        hessian += q * (1 - q) * torch.outer(d, d)
+    hessian += torch.einsum("n,nf,ng->fg", p * (1 - p), differences, differences)
     new = 3 * torch.randn(5, features, generator=generator, dtype=torch.float64)
     x = (new - responses.mean(0)) / scale
     wanted = torch.einsum("nf,fg,ng->n", x, torch.linalg.inv(hessian), x).sqrt()
