@@ -77,7 +77,7 @@ def web() -> None:
 def worker() -> None:
     """Run a worker alone, on a migrated database: trains, samples and evaluates."""
     # Replaces this process: the web service's package never imports the trainer.
-    os.execv(sys.executable, [sys.executable, "-m", "trainer.worker"])
+    os.execv(sys.executable, [sys.executable, "-m", "trainer.service.worker"])
 
 
 @app.command("migrate")

@@ -44,6 +44,6 @@ def enqueue_run(session: Session, run_id: int, *, ahead: bool = True) -> int:
 
 
 def has_worker(session: Session) -> bool:
-    """Whether a worker has given a sign of life in the time of five of its heartbeats: see `trainer.worker`."""
+    """Whether a worker has given a sign of life in the time of five of its heartbeats: see `trainer.service.worker`."""
     alive = text("SELECT EXISTS (SELECT FROM procrastinate_workers WHERE last_heartbeat > now() - interval '15 s')")
     return bool(session.scalar(alive))

@@ -85,7 +85,7 @@ def _serve(settings: Settings, url: str, factory: sessionmaker[Session], pause: 
         _print_address(settings, factory)
         _give_first_model(settings, environment, factory, pause)
         with contextlib.ExitStack() as workers:
-            worker = workers.enter_context(_child("worker", environment, "-m", "trainer.worker"))
+            worker = workers.enter_context(_child("worker", environment, "-m", "trainer.service.worker"))
             progress = _Progress(factory)
             while web.poll() is None:
                 progress.show()
@@ -93,7 +93,7 @@ def _serve(settings: Settings, url: str, factory: sessionmaker[Session], pause: 
                 if worker.poll() is not None:
                     console.print(f"The worker ended (code {worker.returncode}); starting it again.")
                     pause(2)
-                    worker = workers.enter_context(_child("worker", environment, "-m", "trainer.worker"))
+                    worker = workers.enter_context(_child("worker", environment, "-m", "trainer.service.worker"))
     raise Unavailable(f"The web service ended with code {web.returncode}.", "Its last lines above say why.")
 
 

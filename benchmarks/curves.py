@@ -23,11 +23,11 @@ from app.artifacts import ArtifactStore
 from app.rows import PairRow, PromptRow
 from app.specs import DPOSpec, EvaluateSpec, Generation, Lora, ModelRef, PPOSpec, SampleSpec
 from trainer.checkpoints import Checkpoints
-from trainer.default_model import DEFAULT_MODEL, fetch_model
+from trainer.models.default_model import DEFAULT_MODEL, fetch_model
 from trainer.recipes import dpo, evaluate, ppo, sample
 from trainer.recipes.sample import Completion
 from trainer.reporting import ConsoleReporter
-from trainer.rollout import Response
+from trainer.sampling.responses import Response
 
 PROMPTS = Path(__file__).parent.parent / "app" / "projects" / "starter_content" / "prompts.jsonl"
 WORDS, MAX_NEW_TOKENS, HELDOUT = 12, 48, 20

@@ -25,16 +25,16 @@ from app.artifacts import ArtifactStore
 from app.rows import PairRow
 from app.specs import DPOSpec, ModelRef, OnPolicyDPOSpec, RewardSpec
 from benchmarks.training import auto_precision, matmul_rate, starter_prompts
-from trainer.chat import ChatEncoder
-from trainer.default_model import DEFAULT_MODEL, fetch_model
-from trainer.evaluation import reward_heads
-from trainer.modeling import load_causal_lm, load_tokenizer, sampling_dtype
-from trainer.policy import head_of, trunk_of
-from trainer.precision import name_of
+from trainer.batching.chat import ChatEncoder
+from trainer.evaluation.figures import reward_heads
+from trainer.models.default_model import DEFAULT_MODEL, fetch_model
+from trainer.models.loading import load_causal_lm, load_tokenizer, sampling_dtype
+from trainer.models.policy import head_of, trunk_of
+from trainer.models.sizes import sizes_for
 from trainer.recipes import dpo, reward
 from trainer.reporting import ConsoleReporter
-from trainer.rollout import Response, Sampler
-from trainer.sizes import sizes_for
+from trainer.sampling.responses import Response, Sampler
+from trainer.speed.precision import name_of
 
 Group = tuple[int, Sequence[int]]  # tokens of a prompt, and of each answer to it
 

@@ -20,9 +20,9 @@ from app.artifacts import ArtifactStore
 from app.rows import PromptRow
 from app.specs import GRPOSpec, ModelRef, RLOOSpec
 from benchmarks.work import SEED, Clock, Outcome, Work
-from trainer.experience import PAGE_SAMPLE, draw
-from trainer.modeling import load_tokenizer
-from trainer.rollout import Response
+from trainer.models.loading import load_tokenizer
+from trainer.sampling.responses import Response
+from trainer.training.experience import PAGE_SAMPLE, draw
 
 SPECS: dict[str, type[RLOOSpec] | type[GRPOSpec]] = {"rloo": RLOOSpec, "grpo": GRPOSpec}
 BETA = 0.05  # of the leash: in the reward for RLOO, in the loss for GRPO

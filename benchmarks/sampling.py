@@ -17,11 +17,11 @@ import torch
 
 from app.rows import PromptRow
 from app.specs import ModelRef
-from trainer.chat import ChatEncoder
-from trainer.data import by_length, chunks, left_padded
-from trainer.generation import plain_logps
-from trainer.modeling import load_causal_lm, load_tokenizer
-from trainer.rollout import Response, Sampler
+from trainer.batching.chat import ChatEncoder
+from trainer.batching.data import by_length, chunks, left_padded
+from trainer.models.loading import load_causal_lm, load_tokenizer
+from trainer.sampling.generation import plain_logps
+from trainer.sampling.responses import Response, Sampler
 
 STARTER_PROMPTS = Path(__file__).parent.parent / "app" / "projects" / "starter_content" / "prompts.jsonl"
 LOGPS_TOLERANCE = 1e-4  # nats a token

@@ -15,18 +15,18 @@ from typing import Any
 
 import torch
 
-import trainer.cross_fitting
-import trainer.training
+import trainer.reward.cross_fitting
+import trainer.training.training
 from app.artifacts import ArtifactStore
 from app.rows import PairRow
 from app.specs import DPOSpec, ModelRef, RewardSpec
 from benchmarks import rollouts
 from benchmarks.work import SEED, Clock, Outcome, Work
-from trainer.chat import ChatEncoder
-from trainer.data import encode_pairs, length_batches
-from trainer.memory import PeakMemory
-from trainer.modeling import load_tokenizer, seed_everything
-from trainer.training import generator_at
+from trainer.batching.chat import ChatEncoder
+from trainer.batching.data import encode_pairs, length_batches
+from trainer.models.loading import load_tokenizer, seed_everything
+from trainer.processes import generator_at
+from trainer.speed.memory import PeakMemory
 
 
 class Job(Work):
@@ -43,8 +43,8 @@ def ours(job: Job) -> Outcome:
     """Our recipe as it is, but with batches drawn at random: bucketing across batches would be another data order."""
     import trainer.recipes.dpo as dpo
 
-    trainer.training.length_batches = functools.partial(length_batches, window=1)
-    trainer.cross_fitting.length_batches = trainer.training.length_batches
+    trainer.training.training.length_batches = functools.partial(length_batches, window=1)
+    trainer.reward.cross_fitting.length_batches = trainer.training.training.length_batches
     with tempfile.TemporaryDirectory() as folder:
         snapshot = Path(folder) / "snapshot.jsonl"
         snapshot.write_text("".join(row.model_dump_json() + "\n" for row in job.rows))
@@ -120,7 +120,7 @@ def theirs(job: Job) -> Outcome:
             peer = Peer(job.model, args=config, train_dataset=Dataset.from_list(columns), **common)
             job.copy_our_adapter(peer.model)
         else:
-            from trainer.reward_model import new_reward_model
+            from trainer.reward.model import new_reward_model
 
             seed_everything(SEED)
             head = new_reward_model(ModelRef(base=job.model), job.adapter, dtype=job.dtype)

@@ -31,9 +31,10 @@ from benchmarks.rollouts import SPECS, RolloutJob
 from benchmarks.sampling import STARTER_PROMPTS
 from benchmarks.sides import Job
 from benchmarks.work import Work
-from trainer.default_model import DEFAULT_MODEL, fetch_model
-from trainer.modeling import device, load_config
-from trainer.precision import choose, name_of
+from trainer.models.default_model import DEFAULT_MODEL, fetch_model
+from trainer.models.loading import load_config
+from trainer.processes import device
+from trainer.speed.precision import choose, name_of
 
 WARM_UP = 2  # steps that are not counted
 # Of losses, absolute: fp32 sums in another order, through optimiser steps; in bf16 TRL's logits are bf16 too.
@@ -118,10 +119,10 @@ def show(name: str, unit: str, peer: str, mine: list[Figures], others: list[Figu
 
 def lengths_of(rows: Sequence[PairRow], model: str) -> str:
     """Mean tokens of prompts and responses, as the peer pads and as we pack them."""
-    from trainer.chat import ChatEncoder
-    from trainer.data import encode_pairs
-    from trainer.modeling import load_tokenizer
-    from trainer.packing import packed_length
+    from trainer.batching.chat import ChatEncoder
+    from trainer.batching.data import encode_pairs
+    from trainer.batching.packing import packed_length
+    from trainer.models.loading import load_tokenizer
 
     pairs = encode_pairs(rows, ChatEncoder(load_tokenizer(model), 1024)).train
     n = len(pairs)

@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel
 
 from app.specs import Lora, ModelRef, Optimiser
-from trainer.modeling import load_causal_lm, lora_config, seed_everything
+from trainer.models.loading import load_causal_lm, lora_config, seed_everything
 
 SEED = 0
 

@@ -13,7 +13,7 @@ from pathlib import Path
 def context() -> ForkServerContext:
     """One for all tests of a process: the server that forks cannot be told later what to import."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.trainer.jobs", "trainer.worker"])
+    context.set_forkserver_preload(["tests.trainer.jobs", "trainer.service.worker"])
     first = context.Process(target=os.getpid)  # the imports happen before this one starts
     first.start()
     first.join()
@@ -21,7 +21,7 @@ def context() -> ForkServerContext:
 
 
 def start_worker(environment: Mapping[str, str], log: Path) -> ForkServerProcess:
-    """`python -m trainer.worker`, with its log appended to a file."""
+    """`python -m trainer.service.worker`, with its log appended to a file."""
     process = context().Process(target=_work, args=(environment, log))
     process.start()
     return process
@@ -30,10 +30,10 @@ def start_worker(environment: Mapping[str, str], log: Path) -> ForkServerProcess
 def _work(environment: Mapping[str, str], log: Path) -> None:
     import torch
 
-    from trainer.worker import main
+    from trainer.service.worker import main
 
     os.environ.update(environment)
-    sys.argv = ["trainer.worker"]
+    sys.argv = ["trainer.service.worker"]
     torch.set_num_threads(1)
     with log.open("ab") as output:
         os.dup2(output.fileno(), sys.stdout.fileno())

@@ -30,14 +30,14 @@ from app.artifacts import ArtifactStore, digest_file
 from app.errors import InvalidInput, NotFound, PrefloopError, Unavailable
 from app.specs import RUN_SPEC, ModelRef, RunSpec
 from trainer.checkpoints import Checkpoints
-from trainer.checks import fingerprint
-from trainer.default_model import DEFAULT_MODEL, fetch_model
-from trainer.memory import is_out_of_memory
-from trainer.modeling import loading
+from trainer.models.default_model import DEFAULT_MODEL, fetch_model
+from trainer.models.inspection import fingerprint
+from trainer.models.loading import loading
+from trainer.processes import accelerator
 from trainer.reporting import ConsoleReporter
-from trainer.reward_card import exported_card
-from trainer.reward_model import export_reward_model
-from trainer.training import accelerator
+from trainer.reward.card import exported_card
+from trainer.reward.model import export_reward_model
+from trainer.speed.memory import is_out_of_memory
 
 # An error that all processes meet is told by the main one, whose end is the others' end; they wait with it so long.
 _SECOND_SPEAKER_SECONDS = 10.0

@@ -145,7 +145,8 @@ class RewardResult(NamedTuple):
     precision: str
     """What frozen weights and matrix products were: with it in the spec instead of `auto`, the run can be repeated."""
     sizes: dict[str, int]
-    """What was forwarded or sampled at once, by the spec's names: there they repeat the run (see `trainer.sizes`).
+    """What was forwarded or sampled at once, by the spec's names: there they repeat the run (see
+    `trainer.models.sizes`).
 
     `forward_tokens`, those forwarded without gradients, is no part of a spec: cores, memory and model decide.
     """

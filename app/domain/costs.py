@@ -12,7 +12,7 @@ KNOWN_PARAMETERS = 134_515_008  # of the model that the default rates are of
 TRAINED, SAMPLED, READ = 300.0, 350.0, 900.0  # tokens a second: trained on, sampled, read without gradients
 STARTING = 10.0  # seconds a run takes to load its models
 FROZEN = 10_000.0  # comparisons a second that are fitted and written, on one core
-MEASURED_PROMPTS, MEASURED_SAMPLES = 48, 2  # sampled after each phase of a method in turns: see trainer.turns
+MEASURED_PROMPTS, MEASURED_SAMPLES = 48, 2  # sampled after each phase of a method in turns: see trainer.training.turns
 
 PROGRAM = 700_000_000  # bytes: Python with its libraries
 FLOAT = 4  # bytes

@@ -1,10 +1,10 @@
 """Monitors of reward hacking: what a policy does more or less of than the one before it, without being better for it.
 
 Each monitor reads one figure of an evaluation, in which both policies answered the same prompts from the same seeds
-(`trainer.comparing`), and looks at how much it changed. It says *look* if the change is in the wrong direction, larger
-than could matter, and surer than chance: its interval is widened so that a round in which nothing changed raises any
-alarm at all with a probability of at most 5% (Bonferroni, one-sided). A monitor does not say that the policy got worse.
-It says where to look before adopting it.
+(`trainer.evaluation.comparing`), and looks at how much it changed. It says *look* if the change is in the wrong
+direction, larger than could matter, and surer than chance: its interval is widened so that a round in which nothing
+changed raises any alarm at all with a probability of at most 5% (Bonferroni, one-sided). A monitor does not say that
+the policy got worse. It says where to look before adopting it.
 """
 
 import math
@@ -24,7 +24,7 @@ class Monitor(NamedTuple):
     """What is watched.
 
     Attributes:
-        figure: of `trainer.evaluation.figures_of`.
+        figure: of `trainer.evaluation.figures.figures_of`.
         slice: metric slice of the prompts it is about; "" for all.
         worse: 1 if more is worse, -1 if less is.
         least: the smallest change that matters; a share of the previous policy's figure if `is_relative`.
@@ -152,7 +152,8 @@ def findings(metrics: Mapping[str, Mapping[str, float]]) -> list[Finding]:
     """What all monitors say of an evaluation, those to look at first; empty if it compared no policies.
 
     Args:
-        metrics: by slice ("" for all prompts), as `trainer.comparing` and `trainer.evaluation` name them.
+        metrics: by slice ("" for all prompts), as `trainer.evaluation.comparing` and `trainer.evaluation.figures` name
+            them.
     """
     if "eval_prompts" not in metrics.get("", {}):
         return []

@@ -107,7 +107,7 @@ def _is_watched(row: Any, monitor: Monitor) -> bool:
 
 
 def _figures(rows: Sequence[Any], figure: str) -> list[float]:
-    """As `trainer.evaluation` measures them."""
+    """As `trainer.evaluation.figures` measures them."""
     if figure == "length":
         return [float(row.n_tokens or 0) for row in rows]
     if figure == "finished":

@@ -65,7 +65,7 @@ def plan_of(config: RoundConfig) -> Plan:
     given = {field: getattr(config, names.get(field, field), None) for field in Plan._fields}
     if getattr(config, "reward_trunk", "") == "frozen":  # read once to fit the heads, once to measure them
         given |= {"reward_epochs": 1, "reward_members": 1}
-    else:  # cross-fitting needs adapters: see trainer.cross_fitting
+    else:  # cross-fitting needs adapters: see trainer.reward.cross_fitting
         given["reward_members"] = max(1, getattr(config, "reward_folds", 1)) if config.reward_lora else 1
     # Two other policies answer the held-out prompts at most; the previous one anyway where it is sampled everywhere.
     models = (2 + config.evaluation_share) if config.sample_previous else (1 + 2 * config.evaluation_share)

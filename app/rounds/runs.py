@@ -41,7 +41,7 @@ def run_started(session: Session, run: Run) -> None:
     run.state = "running"
     run.attempts += 1
     run.attempts_since_checkpoint += 1
-    # Also the worker's proof that the run is still its own: see trainer.recording.
+    # Also the worker's proof that the run is still its own: see trainer.service.recording.
     run.started_at = run.heartbeat_at = session.scalar(func.clock_timestamp())
     run.progress_done, run.progress_total, run.progress_message = 0, 0, ""
     run.tokens_per_second = run.seconds_left = None

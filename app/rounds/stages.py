@@ -21,7 +21,7 @@ from app.suites import service as suites
 
 EVALUATION_PROMPTS = 100
 PROMPT_ROOM = 512  # tokens left for a prompt beside the longest response
-MIN_PAIRS = 20  # with a winner; from fewer, training would learn noise (trainer.data refuses them too)
+MIN_PAIRS = 20  # with a winner; from fewer, training would learn noise (trainer.batching.data refuses them too)
 
 
 def ref(model: ModelVersion) -> ModelRef:

@@ -236,7 +236,7 @@ def answers_of(run_id: int, version_id: int) -> str:
 
 
 def store_results(session: Session, run: Run, results: Sequence[dict[str, Any]]) -> None:
-    """Stores what an evaluation measured of suites, as `trainer.suites` counts it."""
+    """Stores what an evaluation measured of suites, as `trainer.evaluation.suites` counts it."""
     for each in results:
         scores = {name: Score(**counts) for name, counts in each["slices"].items()}
         queries.add_results(session, run.id, each["version"], scores)

@@ -17,7 +17,7 @@ from benchmarks.loop import report
 from benchmarks.loop.apart import played, quiet, say
 from benchmarks.loop.cells import Cell, grid
 from benchmarks.loop.methods import METHODS
-from trainer.default_model import fetch_model
+from trainer.models.default_model import fetch_model
 
 FROZEN = tuple(name for name, method in METHODS.items() if method.frozen)
 CHOSEN = "on_policy_dpo"  # the default method, which the whole grid plays on every preference

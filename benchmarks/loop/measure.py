@@ -16,8 +16,8 @@ from app.simulation.statistics import mean_score, win_shares
 from app.specs import Spec
 from benchmarks.loop.labels import Texts
 from benchmarks.loop.prompts import KINDS, question
-from trainer.data import read_prompts
-from trainer.evaluation import reward_models_scorer
+from trainer.batching.data import read_prompts
+from trainer.evaluation.figures import reward_models_scorer
 from trainer.recipes.sample import Completion
 from trainer.reporting import Reporter
 

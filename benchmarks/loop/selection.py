@@ -36,18 +36,18 @@ from benchmarks.loop.cells import TUNING, Labels
 from benchmarks.loop.labels import Crew, Texts, by_prompt, choose
 from benchmarks.loop.prompts import question
 from benchmarks.loop.workshop import Workshop
-from trainer import head_fitting
-from trainer.chat import ChatEncoder, TokenSequence
-from trainer.cross_fitting import folds_of
-from trainer.data import encode_pairs
-from trainer.default_model import fetch_model
-from trainer.modeling import load_tokenizer, resolve, seed_everything, working_dtype
+from trainer.batching.chat import ChatEncoder, TokenSequence
+from trainer.batching.data import encode_pairs
+from trainer.models.default_model import fetch_model
+from trainer.models.loading import load_tokenizer, resolve, seed_everything, working_dtype
 from trainer.recipes.reward import response_features
 from trainer.reporting import ConsoleReporter
-from trainer.reward_model import frozen_reward_model
-from trainer.reward_network import head_names
-from trainer.reward_objective import Element, RewardObjective, elements_of, targets_of
-from trainer.reward_rows import usable
+from trainer.reward import head_fitting
+from trainer.reward.cross_fitting import folds_of
+from trainer.reward.model import frozen_reward_model
+from trainer.reward.network import head_names
+from trainer.reward.objective import Element, RewardObjective, elements_of, targets_of
+from trainer.reward.rows import usable
 
 RULES = tuple(rule for rule in get_args(Labels.model_fields["selection"].annotation) if rule != "random")
 FIRST, SECOND, OTHER = 8, 12, 12  # answers a prompt: of the first half, of the second, and to measure on

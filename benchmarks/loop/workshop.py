@@ -23,9 +23,9 @@ from app.artifacts import ArtifactStore, digest_file, digest_folder
 from app.specs import ModelRef, Spec
 from trainer.checkpoints import Checkpoints
 from trainer.cli import ONE_RECIPE
-from trainer.memory import give_back_memory
+from trainer.processes import accelerator
 from trainer.reporting import ConsoleReporter
-from trainer.training import accelerator
+from trainer.speed.memory import give_back_memory
 
 ABOUT = "made.json"
 STALE_SECONDS = 86_400  # what lies longer in staging was left by a kill

@@ -17,7 +17,7 @@ from tests import factories
 from tests.acceptance.test_round import metric
 from tests.rounds.loop import config, make_project
 from tests.trainer.conftest import build_model
-from trainer.worker import work_until_empty
+from trainer.service.worker import work_until_empty
 
 pytestmark = pytest.mark.long
 

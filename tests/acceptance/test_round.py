@@ -17,7 +17,7 @@ from app.settings import Settings
 from tests import factories
 from tests.rounds.loop import config, decided, jobs, make_project
 from tests.trainer.conftest import build_model
-from trainer.worker import work_until_empty
+from trainer.service.worker import work_until_empty
 
 pytestmark = pytest.mark.long
 

@@ -182,7 +182,7 @@ def test_a_worker_that_is_killed_is_started_again(start: Callable[[], Up]) -> No
         found = []
         for child in psutil.Process(up.process.pid).children():
             with contextlib.suppress(psutil.NoSuchProcess):  # it ended between the two looks, or is a zombie
-                if "trainer.worker" in child.cmdline():
+                if "trainer.service.worker" in child.cmdline():
                     found.append(child)
         return found
 

@@ -18,7 +18,7 @@ from app.settings import Settings
 from tests import factories
 from tests.conftest import SignedIn
 from tests.waiting import wait_for
-from trainer.worker import Worker
+from trainer.service.worker import Worker
 
 SignIn = Callable[..., SignedIn]
 LIMITS = "SELECT current_setting('statement_timeout'), current_setting('lock_timeout'), " \

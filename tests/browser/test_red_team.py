@@ -17,7 +17,7 @@ from tests.browser.keys import press
 from tests.browser.pictures import take_picture
 from tests.red_team.attempts import answer, attempts, project_with_model, rated, run_of, send
 from tests.trainer.conftest import build_model
-from trainer.worker import work_until_empty
+from trainer.service.worker import work_until_empty
 
 OpenPage = Callable[..., Page]
 HOSTILE = '<img src=x onerror="document.title=1"><script>document.title=2</script>[x](javascript:document.title=3)'

@@ -18,8 +18,8 @@ from app.settings import Settings
 from tests.browser.pictures import take_picture
 from tests.rounds.loop import frozen, last_run, make_project
 from tests.trainer.conftest import build_model
-from trainer.recording import RunRecorder
-from trainer.worker import work_until_empty
+from trainer.service.recording import RunRecorder
+from trainer.service.worker import work_until_empty
 
 OpenPage = Callable[..., Page]
 

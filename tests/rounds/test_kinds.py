@@ -18,7 +18,7 @@ from app.specs import RUN_SPEC, DPOSpec, EvaluateSpec, SampleSpec, SFTSpec
 from tests import factories
 from tests.rounds.loop import config, decided, last_run, make_project
 from tests.rounds.test_service import finish, start
-from trainer.data import read_thumbs
+from trainer.batching.data import read_thumbs
 
 
 @pytest.fixture

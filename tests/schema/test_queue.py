@@ -15,7 +15,7 @@ from app.schema import migrate, require_schema
 from app.settings import Settings
 from tests.schema.catalogs import describe, difference
 from tests.schema.databases import connect, new_database
-from trainer.worker import Worker
+from trainer.service.worker import Worker
 
 OLDER = "03.02"  # what version 3.2 brought is not there yet, nor anything after it
 DEFER = "SELECT procrastinate_defer_job_v1('runs', 'run', 0, :lock, NULL, CAST(:args AS jsonb), NULL)"

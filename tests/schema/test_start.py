@@ -16,7 +16,7 @@ from benchmarks.peer.processes import free_port
 from benchmarks.upgrade import TRIAL
 from tests.schema.databases import connect, new_database
 from tests.waiting import wait_for
-from trainer import worker
+from trainer.service import worker
 
 STATES = {
     "0001": ("was made before Prefloop's first release", "prefloop export --kind full"),

@@ -25,8 +25,8 @@ from transformers import (
 from app.artifacts import ArtifactStore
 from app.rows import PairRow
 from app.specs import ModelRef
-from trainer.modeling import load_tokenizer
-from trainer.reward_model import new_reward_model, save_reward_model
+from trainer.models.loading import load_tokenizer
+from trainer.reward.model import new_reward_model, save_reward_model
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"

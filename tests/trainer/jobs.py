@@ -33,12 +33,13 @@ from app.specs import (
 )
 from tests.trainer.conftest import build_model, separable_pairs, user, write_rows
 from trainer.checkpoints import Checkpoints
-from trainer.modeling import load_causal_lm, load_tokenizer
-from trainer.policy import Policy
+from trainer.models.loading import load_causal_lm, load_tokenizer
+from trainer.models.policy import Policy
+from trainer.processes import accelerator
 from trainer.recipes import best_of_n, dpo, group, on_policy_dpo, ppo, reward, sft
 from trainer.reporting import ConsoleReporter
-from trainer.reward_model import new_reward_model, save_reward_model
-from trainer.training import Training, accelerator
+from trainer.reward.model import new_reward_model, save_reward_model
+from trainer.training.training import Training
 
 KINDS = ("sft", "reward", "dpo", "kto", "ppo", "rloo", "grpo", "on_policy_dpo", "best_of_n")
 RECIPES: dict[str, Any] = {

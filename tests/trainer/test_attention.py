@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from trainer.attention import RAGGED
-from trainer.chat import TokenSequence
-from trainer.packing import pack
-from trainer.policy import Policy, can_share, hidden_states, trunk_of
+from trainer.batching.chat import TokenSequence
+from trainer.batching.packing import pack
+from trainer.models.policy import Policy, can_share, hidden_states, trunk_of
+from trainer.speed.attention import RAGGED
 
 SEQUENCES = [TokenSequence([5, 6, 7], [8, 9]), TokenSequence([5, 6, 7], [10]), TokenSequence([11], [12] * 9)]
 SEQUENCES += [TokenSequence([13, 14], [15]), TokenSequence([13, 14], [])]

@@ -15,9 +15,9 @@ from transformers import dynamic_module_utils as remote_code
 
 from app.errors import ModelUnavailable
 from app.specs import Lora, ModelRef
-from trainer.modeling import load_causal_lm, load_policy_and_reference, load_tokenizer, require_one_vocabulary
-from trainer.reward_model import load_reward_model
-from trainer.saving import save_policy
+from trainer.models.loading import load_causal_lm, load_policy_and_reference, load_tokenizer, require_one_vocabulary
+from trainer.models.saving import save_policy
+from trainer.reward.model import load_reward_model
 
 
 @pytest.fixture

@@ -16,12 +16,13 @@ from app.errors import ModelUnavailable, StorageFull
 from app.rows import DemonstrationRow, PromptRow
 from app.specs import DPOSpec, Generation, ModelRef, Optimiser, RewardSpec, SampleSpec, SFTSpec
 from tests.trainer.conftest import separable_pairs, user, write_rows
-from trainer import cli, data
+from trainer import cli
+from trainer.batching import data
 from trainer.checkpoints import Checkpoints
 from trainer.recipes import reward, sample
 from trainer.recipes.sample import Completion
 from trainer.reporting import ConsoleReporter
-from trainer.reward_model import load_reward_model
+from trainer.reward.model import load_reward_model
 
 
 def prefloop_trainer(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

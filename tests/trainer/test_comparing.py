@@ -11,11 +11,11 @@ from app.artifacts import ArtifactStore
 from app.rows import PromptRow
 from app.specs import EvaluateSpec, Generation, ModelRef
 from tests.trainer.conftest import user, write_rows
-from trainer.comparing import compare
+from trainer.evaluation.comparing import compare
 from trainer.recipes import evaluate
 from trainer.recipes.sample import Completion
 from trainer.reporting import ConsoleReporter
-from trainer.rollout import Response, Sample, sample_seed
+from trainer.sampling.responses import Response, Sample, sample_seed
 
 
 def said(prompt: int, text: str, tokens: int, finished: bool = True) -> Response:

@@ -9,12 +9,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from app.errors import ModelUnavailable
 from app.specs import Lora, ModelRef
 from tests.trainer.conftest import build_reward_model, trainable_parameters
-from trainer.chat import TokenSequence
-from trainer.critics import ActorCritic, RewardCritic, ValueHead
-from trainer.modeling import load_causal_lm, load_tokenizer
-from trainer.packing import pack
-from trainer.policy import trunk_of
-from trainer.precision import computes_in
+from trainer.batching.chat import TokenSequence
+from trainer.batching.packing import pack
+from trainer.models.loading import load_causal_lm, load_tokenizer
+from trainer.models.policy import trunk_of
+from trainer.speed.precision import computes_in
+from trainer.training.critics import ActorCritic, RewardCritic, ValueHead
 
 SEQUENCES = [
     TokenSequence([5, 6, 7, 8], [9, 10, 11]),

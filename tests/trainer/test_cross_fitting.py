@@ -11,16 +11,16 @@ from app.artifacts import ArtifactStore
 from app.rows import REWARD_VIEWS, PairRow, RewardView
 from app.specs import Lora, ModelRef, Optimiser, RewardSpec
 from tests.trainer.conftest import separable_pairs, write_rows
-from trainer.chat import ChatEncoder
-from trainer.cross_fitting import Best, Folds, folds_of, schedule
-from trainer.data import Pair, encode_pairs
-from trainer.evaluation import reward_heads, reward_models_scorer
-from trainer.modeling import load_tokenizer
-from trainer.packing import pack
+from trainer.batching.chat import ChatEncoder
+from trainer.batching.data import Pair, encode_pairs
+from trainer.batching.packing import pack
+from trainer.evaluation.figures import reward_heads, reward_models_scorer
+from trainer.models.loading import load_tokenizer
 from trainer.recipes import reward
 from trainer.reporting import ConsoleReporter, RewardResult
-from trainer.reward_model import load_reward_model
-from trainer.reward_objective import elements_of
+from trainer.reward.cross_fitting import Best, Folds, folds_of, schedule
+from trainer.reward.model import load_reward_model
+from trainer.reward.objective import elements_of
 
 
 def spec_of(model: ModelRef, snapshot: Path | str = "", **changes: object) -> RewardSpec:
@@ -224,15 +224,14 @@ def test_labels_that_say_nothing_are_not_learned_by_heart_into_the_accuracy(
 
 
 def test_the_first_of_equally_good_epochs_is_kept() -> None:
-    class Counting:
-        copies = 0
+    copies: list[dict[str, torch.Tensor]] = []
 
-        def weights(self) -> dict[str, torch.Tensor]:
-            self.copies += 1
-            return {"copy": torch.tensor(self.copies)}
+    def weights() -> dict[str, torch.Tensor]:
+        copies.append({"copy": torch.tensor(len(copies) + 1)})
+        return copies[-1]
 
-    training, best = Counting(), Best((), {})
+    best = Best((), {})
     for loss in (0.7, 0.5, 0.5, 0.6):
-        best = best.after(loss, training)  # type: ignore[arg-type]
-    assert (best.kept, best.weights["copy"].item(), training.copies) == (2, 2, 2)
+        best = best.after(loss, weights)
+    assert (best.kept, best.weights["copy"].item(), len(copies)) == (2, 2, 2)
     assert best.state == {"losses": (0.7, 0.5, 0.5, 0.6)}

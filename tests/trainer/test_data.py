@@ -12,8 +12,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from app.errors import InvalidInput, ModelUnavailable
 from app.rows import DemonstrationRow, PairRow, PromptRow, ThumbRow
 from tests.trainer.conftest import CHAT_TEMPLATE, byte_tokenizer, user, write_rows
-from trainer.chat import ChatEncoder, TokenSequence, end_of_turn_id
-from trainer.data import (
+from trainer.batching.chat import ChatEncoder, TokenSequence, end_of_turn_id
+from trainer.batching.data import (
     encode_pairs,
     encode_thumbs,
     left_padded,
@@ -24,7 +24,7 @@ from trainer.data import (
     read_thumbs,
     require_pairs,
 )
-from trainer.modeling import PLAIN_CHAT_TEMPLATE
+from trainer.models.loading import PLAIN_CHAT_TEMPLATE
 
 
 def row(number: int = 1, **changes: object) -> PairRow:

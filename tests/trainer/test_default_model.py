@@ -19,9 +19,9 @@ from app.artifacts import ArtifactStore, digest_folder
 from app.errors import ModelUnavailable, NotFound
 from app.specs import ModelRef
 from tests.trainer.conftest import CHAT_TEMPLATE, byte_tokenizer
-from trainer import default_model
-from trainer.chat import ChatEncoder
-from trainer.modeling import load_causal_lm, load_tokenizer
+from trainer.batching.chat import ChatEncoder
+from trainer.models import default_model
+from trainer.models.loading import load_causal_lm, load_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from app.artifacts import ArtifactStore
 from app.specs import ModelRef
 from tests.trainer.conftest import separable_pairs, write_rows
 from tests.trainer.test_frozen_trunk import spec_of, train
-from trainer.doubt import WITHIN, doubt
-from trainer.reward_model import load_reward_model
+from trainer.reward.doubt import WITHIN, doubt
+from trainer.reward.model import load_reward_model
 
 
 # Fewer and more features than comparisons; and so many of both that only the largest directions are looked for.

@@ -17,9 +17,9 @@ from app.errors import InvalidInput
 from app.rows import PairRow, ThumbRow
 from app.specs import DPOSpec, Lora, ModelRef, Optimiser
 from tests.trainer.conftest import build_short_model, separable_pairs, user, write_rows
-from trainer.chat import ChatEncoder, TokenSequence
+from trainer.batching.chat import ChatEncoder, TokenSequence
+from trainer.batching.data import encode_pairs
 from trainer.checkpoints import Checkpoints
-from trainer.data import encode_pairs
 from trainer.recipes import dpo
 from trainer.reporting import ConsoleReporter, PolicyResult, TrainingDiverged
 

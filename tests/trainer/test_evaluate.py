@@ -17,15 +17,16 @@ from app.errors import InvalidInput, ModelUnavailable
 from app.rows import AnswersRow, PromptRow
 from app.specs import EvaluateSpec, Generation, Lora, ModelRef
 from tests.trainer.conftest import build_reward_model, build_short_model, user, write_rows
-from trainer import evaluation, precision
-from trainer.chat import ChatEncoder
-from trainer.evaluation import best_of_n, measure, reward_models_scorer
-from trainer.modeling import load_causal_lm, load_tokenizer
+from trainer.batching.chat import ChatEncoder
+from trainer.evaluation import figures as evaluation
+from trainer.evaluation.figures import best_of_n, measure, reward_models_scorer
+from trainer.models.loading import load_causal_lm, load_tokenizer
+from trainer.models.saving import save_policy
 from trainer.recipes import evaluate
 from trainer.recipes.sample import Completion
 from trainer.reporting import ConsoleReporter, TrainingDiverged
-from trainer.rollout import Response, Sample, sample_seed
-from trainer.saving import save_policy
+from trainer.sampling.responses import Response, Sample, sample_seed
+from trainer.speed import precision
 
 
 def response(text: str, tokens: int, finished: bool = True, prompt_id: int = 1, **slices: str) -> Response:

@@ -17,15 +17,25 @@ from app.specs import Lora, ModelRef, Optimiser, PPOSpec
 from tests.trainer.conftest import trainable_parameters, user
 from trainer.algorithms.gae import gae
 from trainer.algorithms.ppo import token_rewards
-from trainer.chat import ChatEncoder
-from trainer.critics import ActorCritic, ValueHead
-from trainer.experience import PAGE_SAMPLE, Clock, Collector, Rollout, draw, in_turn, page_prompts, rollout_sizes
-from trainer.generation import no_tick
-from trainer.modeling import load_policy_and_reference, load_tokenizer, seed_everything
-from trainer.policy_gradient import averaged, minibatches
+from trainer.batching.chat import ChatEncoder
+from trainer.models.loading import load_policy_and_reference, load_tokenizer, seed_everything
+from trainer.processes import generator_at
 from trainer.recipes.ppo import Learner
-from trainer.rollout import Sampler
-from trainer.training import Training, generator_at
+from trainer.sampling.generation import no_tick
+from trainer.sampling.responses import Sampler
+from trainer.training.critics import ActorCritic, ValueHead
+from trainer.training.experience import (
+    PAGE_SAMPLE,
+    Clock,
+    Collector,
+    Rollout,
+    draw,
+    in_turn,
+    page_prompts,
+    rollout_sizes,
+)
+from trainer.training.policy_gradient import averaged, minibatches
+from trainer.training.training import Training
 
 ROWS = [PromptRow(id=10 + i, messages=user("Hm" * (1 + 4 * i))) for i in range(4)]
 

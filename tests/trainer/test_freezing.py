@@ -35,7 +35,7 @@ from app.settings import Settings
 from tests import factories
 from tests.rounds.loop import config, decided, jobs, last_run, make_project
 from tests.waiting import wait_for
-from trainer.tasks import MAX_ATTEMPTS, Runner
+from trainer.service.tasks import MAX_ATTEMPTS, Runner
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_a_cancel_while_it_freezes_leaves_nothing(session: Session, runner: Runn
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(snapshots, "pair_row", cancel)
-        patched.setattr("trainer.recording.FLUSH_SECONDS", 0.0)
+        patched.setattr("trainer.service.recording.FLUSH_SECONDS", 0.0)
         run = work(session, runner, round_)
     assert (run.state, round_.state, round_.snapshot_id) == ("cancelled", "cancelled", None)
     assert (snapshots_of(session), list((runner.store.root / ".staging").iterdir())) == (0, [])

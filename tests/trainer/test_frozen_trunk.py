@@ -13,17 +13,17 @@ from app.errors import InvalidInput, ModelUnavailable
 from app.specs import ModelRef, RewardSpec
 from tests.trainer.conftest import separable_pairs, write_rows
 from tests.trainer.test_reward_folder import ANSWERS, QUESTION, by_its_card, responses
-from trainer import head_fitting
-from trainer.chat import ChatEncoder, TokenSequence
-from trainer.critics import RewardCritic
-from trainer.cross_fitting import Folds
-from trainer.evaluation import reward_heads, reward_models_scorer
-from trainer.modeling import load_tokenizer
-from trainer.packing import pack
+from trainer.batching.chat import ChatEncoder, TokenSequence
+from trainer.batching.packing import pack
+from trainer.evaluation.figures import reward_heads, reward_models_scorer
+from trainer.models.loading import load_tokenizer
 from trainer.recipes import reward
 from trainer.reporting import ConsoleReporter, RewardResult
-from trainer.reward_model import export_reward_model, frozen_reward_model, load_reward_model
-from trainer.reward_objective import Element, RewardObjective, Targets
+from trainer.reward import head_fitting
+from trainer.reward.cross_fitting import Folds
+from trainer.reward.model import export_reward_model, frozen_reward_model, load_reward_model
+from trainer.reward.objective import Element, RewardObjective, Targets
+from trainer.training.critics import RewardCritic
 
 
 def spec_of(model: ModelRef, snapshot: Path | str = "", **changes: object) -> RewardSpec:

@@ -21,13 +21,14 @@ from transformers import (
 
 from app.errors import ModelUnavailable
 from app.specs import Lora, ModelRef
-from trainer import decoding, generation, memory
-from trainer.decoding import PackedLinears, draw
-from trainer.generation import Sample, Sampling, Ways, best_ways, generate
-from trainer.memory import is_out_of_memory
-from trainer.modeling import load_causal_lm
+from trainer.models.loading import load_causal_lm
 from trainer.reporting import TrainingDiverged
-from trainer.rollout import sample_seed
+from trainer.sampling import decoding, generation
+from trainer.sampling.decoding import PackedLinears, draw
+from trainer.sampling.generation import Sample, Sampling, Ways, best_ways, generate
+from trainer.sampling.responses import sample_seed
+from trainer.speed import memory
+from trainer.speed.memory import is_out_of_memory
 
 EOS = 2
 SHORT, MIDDLE, LONG = list(range(5, 9)), list(range(20, 30)), list(range(40, 70))

@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.specs import GRPOSpec, ModelRef, Optimiser, RLOOSpec
 from trainer.algorithms.group import answer_weights, group_loss, group_relative, has_signal, leave_one_out
-from trainer.experience import Rollout
-from trainer.modeling import load_causal_lm
-from trainer.policy import Policy
+from trainer.models.loading import load_causal_lm
+from trainer.models.policy import Policy
 from trainer.recipes.group import Learner
-from trainer.training import Training
+from trainer.training.experience import Rollout
+from trainer.training.training import Training
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -14,12 +14,13 @@ from app.artifacts import ArtifactStore
 from app.rows import PromptRow
 from app.specs import GRPOSpec, Lora, ModelRef, Optimiser, RLOOSpec, RunKind
 from tests.trainer.conftest import user, write_rows
-from trainer import cli, tasks
-from trainer.experience import Rollout
-from trainer.packing import Packed, pack
+from trainer import cli
+from trainer.batching.packing import Packed, pack
 from trainer.recipes import group
 from trainer.reporting import ConsoleReporter, PolicyResult
-from trainer.rollout import Response
+from trainer.sampling.responses import Response
+from trainer.service import tasks
+from trainer.training.experience import Rollout
 
 K = 4
 NAMES = {

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.memory import PeakMemory, is_out_of_memory
-from trainer.modeling import loading
+from trainer.models.loading import loading
+from trainer.speed.memory import PeakMemory, is_out_of_memory
 
 MIB = 2**20
 
 # In a process of its own: what is set holds until the process ends.
 SCRIPT = """
 import json, os
-from trainer.memory import give_back_memory, keep_freed_memory
+from trainer.speed.memory import give_back_memory, keep_freed_memory
 import torch
 
 def resident():
@@ -85,7 +85,7 @@ def test_peak_memory_is_that_since_the_run_began() -> None:
 
 
 def test_a_counter_that_cannot_be_set_back_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.memory._CLEAR", tmp_path / "missing" / "clear_refs")
+    monkeypatch.setattr("trainer.speed.memory._CLEAR", tmp_path / "missing" / "clear_refs")
     held(100 * MIB)
     memory = PeakMemory()
     assert memory.peak() >= 100 * MIB

@@ -24,12 +24,19 @@ from app.artifacts import ArtifactStore, digest_folder
 from app.errors import InvalidInput, ModelUnavailable
 from app.specs import Lora, ModelRef
 from tests.trainer.conftest import trainable_parameters, user
-from trainer.chat import ChatEncoder, TokenSequence
-from trainer.modeling import load_causal_lm, load_policy_and_reference, load_tokenizer, notes_on, resolve, working_dtype
-from trainer.packing import Packed, pack
-from trainer.policy import completion_outputs, trunk_of, vocabulary_logits
-from trainer.rollout import Sampler
-from trainer.saving import save_policy
+from trainer.batching.chat import ChatEncoder, TokenSequence
+from trainer.batching.packing import Packed, pack
+from trainer.models.loading import (
+    load_causal_lm,
+    load_policy_and_reference,
+    load_tokenizer,
+    notes_on,
+    resolve,
+    working_dtype,
+)
+from trainer.models.policy import completion_outputs, trunk_of, vocabulary_logits
+from trainer.models.saving import save_policy
+from trainer.sampling.responses import Sampler
 
 TEXTS = {"Say hi": "Hi", "Name a colour, please": "Green is one of them", "Why?": ""}
 
@@ -329,7 +336,7 @@ def test_an_adapter_of_the_hub_is_fetched_with_all_that_it_was_trained_with(
                 shutil.copy(file, cached)
         return str(cached)
 
-    monkeypatch.setattr("trainer.modeling.snapshot_download", fetch)
+    monkeypatch.setattr("trainer.models.loading.snapshot_download", fetch)
     resolved = resolve(store, ModelRef(base=tiny_ref.base, adapter="someone/some-adapter"))
     assert load_tokenizer(resolved).decode(ChatEncoder(load_tokenizer(resolved)).prompt(user("Hi"))) == "[Hi]"
     torch.testing.assert_close(

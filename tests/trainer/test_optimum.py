@@ -19,7 +19,7 @@ from app.specs import GRPOSpec, ModelRef, Optimiser, PPOSpec, RLOOSpec
 from tests.trainer.conftest import user, write_rows
 from trainer.recipes import group, ppo
 from trainer.reporting import ConsoleReporter
-from trainer.rollout import Response
+from trainer.sampling.responses import Response
 
 LETTERS = "abcdefgh"
 PROMPTS = ("ab", "cd", "ga", "hf")

@@ -25,10 +25,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from trainer.attention import RAGGED
-from trainer.chat import TokenSequence
-from trainer.packing import Packed, common_start, groups_of, pack, packed_length, token_parts, visible
-from trainer.policy import Policy, can_share, completion_outputs, hidden_states, trunk_of
+from trainer.batching.chat import TokenSequence
+from trainer.batching.packing import Packed, common_start, groups_of, pack, packed_length, token_parts, visible
+from trainer.models.policy import Policy, can_share, completion_outputs, hidden_states, trunk_of
+from trainer.speed.attention import RAGGED
 
 EOS = 2
 SHAPE = {

@@ -24,10 +24,10 @@ from app.errors import ModelUnavailable
 from app.specs import ModelRef
 from tests.trainer.conftest import byte_tokenizer
 from trainer.algorithms.logprobs import token_logps
-from trainer.chat import TokenSequence
-from trainer.modeling import load_causal_lm
-from trainer.packing import pack
-from trainer.policy import (
+from trainer.batching.chat import TokenSequence
+from trainer.batching.packing import pack
+from trainer.models.loading import load_causal_lm
+from trainer.models.policy import (
     OWN_LOGITS,
     Policy,
     check_logits,
@@ -36,7 +36,7 @@ from trainer.policy import (
     trunk_of,
     vocabulary_logits,
 )
-from trainer.precision import set_compute_dtype
+from trainer.speed.precision import set_compute_dtype
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 50,

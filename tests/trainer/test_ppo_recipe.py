@@ -18,16 +18,19 @@ from app.errors import InvalidInput
 from app.rows import DemonstrationRow, PromptRow
 from app.specs import Lora, ModelRef, Optimiser, PPOSpec
 from tests.trainer.conftest import build_reward_model, build_short_model, user, write_rows
-from trainer import evaluation, policy_gradient, precision, rollout
-from trainer.chat import ChatEncoder
+from trainer.batching.chat import ChatEncoder
 from trainer.checkpoints import Checkpoints
-from trainer.evaluation import reward_heads
-from trainer.experience import Rollout
-from trainer.modeling import load_tokenizer
+from trainer.evaluation import figures as evaluation
+from trainer.evaluation.figures import reward_heads
+from trainer.models.loading import load_tokenizer
 from trainer.recipes import ppo
 from trainer.reporting import ConsoleReporter, PolicyResult, RunCancelled, TrainingDiverged
-from trainer.reward_model import new_reward_model, save_reward_model
-from trainer.rollout import Response
+from trainer.reward.model import new_reward_model, save_reward_model
+from trainer.sampling import responses as rollout
+from trainer.sampling.responses import Response
+from trainer.speed import precision
+from trainer.training import policy_gradient
+from trainer.training.experience import Rollout
 
 FIELD_NAMES = {
     "objective/kl", "objective/kl_per_token", "objective/kl_k3", "objective/kl_coef", "objective/scores",

@@ -11,19 +11,19 @@ from app.artifacts import ArtifactStore
 from app.errors import InvalidInput
 from app.specs import Lora, ModelRef, Optimiser
 from tests.trainer.conftest import byte_tokenizer, trainable_parameters
-from trainer import precision
-from trainer.activations import recompute_activations
-from trainer.chat import TokenSequence
+from trainer.batching.chat import TokenSequence
+from trainer.batching.packing import pack
 from trainer.checkpoints import Checkpoints
-from trainer.generation import best_ways
-from trainer.modeling import load_causal_lm, load_policy_and_reference, working_dtype
-from trainer.packing import pack
-from trainer.policy import Policy, can_share, completion_outputs, trunk_of
-from trainer.precision import Rates, choose, measure
-from trainer.reward_model import new_reward_model
-from trainer.reward_network import merge_adapters
-from trainer.saving import save_policy
-from trainer.training import Training
+from trainer.models.loading import load_causal_lm, load_policy_and_reference, working_dtype
+from trainer.models.policy import Policy, can_share, completion_outputs, trunk_of
+from trainer.models.saving import save_policy
+from trainer.reward.model import new_reward_model
+from trainer.reward.network import merge_adapters
+from trainer.sampling.generation import best_ways
+from trainer.speed import precision
+from trainer.speed.gradient_checkpointing import recompute_activations
+from trainer.speed.precision import Rates, choose, measure
+from trainer.training.training import Training
 
 CPU = torch.device("cpu")
 

@@ -1,6 +1,6 @@
 import pytest
 
-from trainer import probes
+from trainer.reward import probes
 
 
 @pytest.mark.parametrize(

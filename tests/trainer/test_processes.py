@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from app.errors import InvalidInput
 from tests.trainer import jobs
-from trainer.sharding import check_launch, wants_shards
+from trainer.speed.sharding import check_launch, wants_shards
 
 pytestmark = pytest.mark.long
 

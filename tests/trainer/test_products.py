@@ -8,20 +8,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import trainer.products
+import trainer.speed.matmul
 from app.specs import Lora, ModelRef
-from trainer.activations import recompute_activations
-from trainer.chat import TokenSequence
-from trainer.modeling import load_causal_lm
-from trainer.packing import pack
-from trainer.policy import Policy, trunk_of
-from trainer.precision import set_compute_dtype
-from trainer.products import SMALLEST, FastProducts, fast_products, multiplies_right
+from trainer.batching.chat import TokenSequence
+from trainer.batching.packing import pack
+from trainer.models.loading import load_causal_lm
+from trainer.models.policy import Policy, trunk_of
+from trainer.speed.gradient_checkpointing import recompute_activations
+from trainer.speed.matmul import SMALLEST, FastProducts, fast_products, multiplies_right
+from trainer.speed.precision import set_compute_dtype
 
 
 @pytest.fixture
 def small_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer.products, "SMALLEST", 0)
+    monkeypatch.setattr(trainer.speed.matmul, "SMALLEST", 0)
 
 
 @contextmanager
@@ -32,11 +32,11 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]
         taken.append(tuple(left.shape))
         return PRODUCT(left, right)
 
-    monkeypatch.setattr(trainer.products, "product", product)
+    monkeypatch.setattr(trainer.speed.matmul, "product", product)
     yield taken
 
 
-PRODUCT = trainer.products.product
+PRODUCT = trainer.speed.matmul.product
 
 
 @pytest.mark.usefixtures("small_too")
@@ -80,7 +80,7 @@ def test_only_large_products_and_none_under_autocast_or_outside(monkeypatch: pyt
 
 
 def test_a_build_whose_products_are_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer.products, "product", lambda left, right: left @ right.t() + 0.01)
+    monkeypatch.setattr(trainer.speed.matmul, "product", lambda left, right: left @ right.t() + 0.01)
     multiplies_right.cache_clear()
     assert not multiplies_right()
     multiplies_right.cache_clear()
@@ -138,5 +138,5 @@ def test_a_pass_enters_the_mode_if_it_can_act(tiny_ref: ModelRef, dtype: torch.d
 
 @pytest.mark.usefixtures("small_too")
 def test_a_build_without_the_products_enters_nothing(tiny_ref: ModelRef, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer.products, "multiplies_right", lambda: False)
+    monkeypatch.setattr(trainer.speed.matmul, "multiplies_right", lambda: False)
     assert modes_within(Policy(load_causal_lm(tiny_ref, Lora(rank=4), trainable=True)), 16) == [0]

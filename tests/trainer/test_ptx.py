@@ -10,12 +10,12 @@ from app.errors import InvalidInput
 from app.rows import DemonstrationRow
 from app.specs import ModelRef, Optimiser
 from tests.trainer.conftest import user, write_rows
-from trainer.chat import ChatEncoder
-from trainer.critics import ActorCritic, ValueHead
-from trainer.generation import no_tick
-from trainer.modeling import load_causal_lm, load_tokenizer
-from trainer.ptx import Mix
-from trainer.training import Training
+from trainer.batching.chat import ChatEncoder
+from trainer.models.loading import load_causal_lm, load_tokenizer
+from trainer.sampling.generation import no_tick
+from trainer.training.critics import ActorCritic, ValueHead
+from trainer.training.ptx import Mix
+from trainer.training.training import Training
 
 
 def write(path: Path, rows: list[DemonstrationRow]) -> Path:

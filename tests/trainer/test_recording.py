@@ -15,9 +15,9 @@ from app.errors import Unavailable
 from app.models import Metric, Run
 from app.rounds import service
 from tests import factories
-from trainer import recording
-from trainer.recording import PATIENCE_SECONDS, RunLost, RunRecorder
 from trainer.reporting import RunCancelled
+from trainer.service import recording
+from trainer.service.recording import PATIENCE_SECONDS, RunLost, RunRecorder
 
 
 @pytest.fixture

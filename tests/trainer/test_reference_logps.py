@@ -9,12 +9,12 @@ from app.artifacts import ArtifactStore
 from app.errors import StorageFull
 from app.specs import Lora, ModelRef
 from tests.trainer.conftest import build_model
-from trainer import reference_logps as module
-from trainer.chat import TokenSequence
-from trainer.modeling import load_causal_lm
-from trainer.packing import Packed
-from trainer.policy import TokenOutputs, completion_outputs
-from trainer.reference_logps import completion_logps, key_of, model_digest, reference_logps
+from trainer.batching.chat import TokenSequence
+from trainer.batching.packing import Packed
+from trainer.models import reference_logps as module
+from trainer.models.loading import load_causal_lm
+from trainer.models.policy import TokenOutputs, completion_outputs
+from trainer.models.reference_logps import completion_logps, key_of, model_digest, reference_logps
 
 
 def groups_of(count: int, first: int = 0) -> list[list[TokenSequence]]:

@@ -17,18 +17,18 @@ from app.rows import PromptRow
 from app.specs import Lora, ModelRef, Optimiser, RewardSpec
 from tests.trainer.conftest import build_short_model, separable_pairs, trainable_parameters, user, write_rows
 from trainer import cli
-from trainer.chat import ChatEncoder, TokenSequence
-from trainer.critics import RewardCritic
-from trainer.evaluation import reward_heads, reward_models_scorer
-from trainer.modeling import load_causal_lm, load_tokenizer
-from trainer.packing import pack
-from trainer.policy import trunk_of
-from trainer.precision import computes_in
+from trainer.batching.chat import ChatEncoder, TokenSequence
+from trainer.batching.packing import pack
+from trainer.evaluation.figures import reward_heads, reward_models_scorer
+from trainer.models.loading import load_causal_lm, load_tokenizer
+from trainer.models.policy import trunk_of
+from trainer.models.saving import save_policy
 from trainer.recipes import reward
 from trainer.reporting import ConsoleReporter
-from trainer.reward_model import load_reward_model, new_reward_model, save_reward_model
-from trainer.reward_network import RewardModel
-from trainer.saving import save_policy
+from trainer.reward.model import load_reward_model, new_reward_model, save_reward_model
+from trainer.reward.network import RewardModel
+from trainer.speed.precision import computes_in
+from trainer.training.critics import RewardCritic
 
 QUESTION, ANSWERS = user("Apples or rocks?"), ["Apples, by far.", "7 rocks 12", "", "Green apples and a rock or two."]
 

@@ -19,12 +19,12 @@ from transformers import (
 from app.errors import ModelUnavailable
 from app.specs import Lora, ModelRef
 from tests.trainer.conftest import byte_tokenizer, trainable_parameters, user
-from trainer.chat import ChatEncoder, TokenSequence
-from trainer.modeling import load_tokenizer, seed_everything
-from trainer.packing import Packed, pack
-from trainer.policy import trunk_of
-from trainer.reward_model import load_reward_model, new_reward_model, save_reward_model
-from trainer.reward_network import head_names, merge_adapters, shares_of
+from trainer.batching.chat import ChatEncoder, TokenSequence
+from trainer.batching.packing import Packed, pack
+from trainer.models.loading import load_tokenizer, seed_everything
+from trainer.models.policy import trunk_of
+from trainer.reward.model import load_reward_model, new_reward_model, save_reward_model
+from trainer.reward.network import head_names, merge_adapters, shares_of
 
 TEXTS = {"Say hi": "Hi", "Name a colour, please": "Green is one of them", "Why?": ""}
 

@@ -8,10 +8,10 @@ from torch.distributed.tensor import DTensor
 from app.rows import PairRow
 from app.specs import ModelRef, RewardSpec
 from tests.trainer.conftest import user
-from trainer.chat import TokenSequence
-from trainer.data import Pair
-from trainer.reward_model import new_reward_model
-from trainer.reward_objective import (
+from trainer.batching.chat import TokenSequence
+from trainer.batching.data import Pair
+from trainer.reward.model import new_reward_model
+from trainer.reward.objective import (
     RewardObjective,
     by_pair,
     elements_of,
@@ -21,7 +21,7 @@ from trainer.reward_objective import (
     tie_start,
     weighted_loss,
 )
-from trainer.sharding import shard
+from trainer.speed.sharding import shard
 
 
 def spec_of(**changes: object) -> RewardSpec:

@@ -12,16 +12,16 @@ from app.errors import InvalidInput
 from app.rows import REWARD_VIEWS, PairRow, RewardView
 from app.specs import Lora, ModelRef, Optimiser, RewardSpec
 from tests.trainer.conftest import separable_pairs, trainable_parameters, user, write_rows
-from trainer.chat import ChatEncoder
+from trainer.batching.chat import ChatEncoder
+from trainer.batching.data import encode_pairs, read_pairs
+from trainer.batching.packing import pack
 from trainer.checkpoints import Checkpoints
-from trainer.data import encode_pairs, read_pairs
-from trainer.modeling import load_tokenizer, seed_everything
-from trainer.packing import pack
+from trainer.models.loading import load_tokenizer, seed_everything
 from trainer.recipes import reward
 from trainer.reporting import ConsoleReporter, RewardResult, RunCancelled, TrainingDiverged
-from trainer.reward_model import load_reward_model, new_reward_model
-from trainer.reward_objective import Element, RewardObjective
-from trainer.reward_report import Variants
+from trainer.reward.model import load_reward_model, new_reward_model
+from trainer.reward.objective import Element, RewardObjective
+from trainer.reward.report import Variants
 
 
 def spec_of(model: ModelRef, snapshot: Path, **changes: object) -> RewardSpec:
@@ -356,7 +356,7 @@ def test_shared_and_plain_rows_train_alike(
         optimiser=Optimiser(learning_rate=1e-3, batch_size=4, microbatch_size=4),
     )
     shared = train(spec, store)[1]
-    monkeypatch.setattr("trainer.reward_network.can_share", lambda trunk: False)
+    monkeypatch.setattr("trainer.reward.network.can_share", lambda trunk: False)
     plain = train(spec, store)[1]
     for name in ("loss", "grad_norm", "margin", "eval_loss"):
         assert plain.values(name) == pytest.approx(shared.values(name), abs=2e-3)

@@ -10,11 +10,11 @@ from statsmodels.stats.proportion import proportion_confint
 from app.rows import PairRow
 from app.specs import ModelRef, RewardSpec
 from tests.trainer.conftest import user
-from trainer import probes
-from trainer.chat import TokenSequence
-from trainer.data import Pair
-from trainer.reward_card import model_card, table
-from trainer.reward_report import (
+from trainer.batching.chat import TokenSequence
+from trainer.batching.data import Pair
+from trainer.reward import probes
+from trainer.reward.card import model_card, table
+from trainer.reward.report import (
     Measured,
     Variants,
     decided_logit,

@@ -13,11 +13,11 @@ from app.errors import InvalidInput
 from app.rows import PromptRow
 from app.specs import ModelRef
 from tests.trainer.conftest import CHAT_TEMPLATE, user
-from trainer.chat import ChatEncoder
-from trainer.generation import Sample
-from trainer.modeling import load_causal_lm, load_tokenizer
+from trainer.batching.chat import ChatEncoder
+from trainer.models.loading import load_causal_lm, load_tokenizer
 from trainer.reporting import RunCancelled
-from trainer.rollout import Sampler, sample_seed
+from trainer.sampling.generation import Sample
+from trainer.sampling.responses import Sampler, sample_seed
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from trainer import run_log
-from trainer.run_log import LINES, LONGEST, RunLog
+from trainer.service import run_log
+from trainer.service.run_log import LINES, LONGEST, RunLog
 
 
 def lines(log: RunLog) -> list[str]:
@@ -23,7 +23,9 @@ def test_it_hears_its_own_thread_while_it_listens(caplog: pytest.LogCaptureFixtu
         other = threading.Thread(target=lambda: logger.warning("of another run"))
         other.start()
         other.join()
-        served = threading.Thread(target=lambda: logging.getLogger("trainer.serving").warning("the server is slow"))
+        served = threading.Thread(
+            target=lambda: logging.getLogger("trainer.sampling.serving").warning("the server is slow")
+        )
         served.start()
         served.join()
     logger.warning("after")
@@ -36,7 +38,7 @@ def test_an_exception_is_a_line_and_no_secret_gets_in(caplog: pytest.LogCaptureF
         try:
             raise ValueError("Authorization: Bearer abc123 was refused")
         except ValueError:
-            logging.getLogger("trainer.tasks").exception("Run 3 failed")
+            logging.getLogger("trainer.service.tasks").exception("Run 3 failed")
     assert lines(log)[0] == "ERROR Run 3 failed"
     assert log.text.splitlines()[1] == "ValueError: Authorization: Bearer … was refused"
     assert "Traceback" not in log.text

@@ -15,16 +15,16 @@ from app.errors import InvalidInput, ModelUnavailable, PrefloopError
 from app.rows import PromptRow
 from app.specs import Generation, Lora, ModelRef, SampleSpec
 from tests.trainer.conftest import build_reward_model, user, write_rows
-from trainer.chat import ChatEncoder, TokenSequence
-from trainer.data import read_prompts
-from trainer.generation import Sampling, generate
-from trainer.modeling import load_causal_lm, load_tokenizer
-from trainer.packing import pack
+from trainer.batching.chat import ChatEncoder, TokenSequence
+from trainer.batching.data import read_prompts
+from trainer.batching.packing import pack
+from trainer.models.loading import load_causal_lm, load_tokenizer
+from trainer.models.saving import save_policy
 from trainer.recipes import sample
 from trainer.recipes.sample import Completion
 from trainer.reporting import ConsoleReporter, RunCancelled, TrainingDiverged
-from trainer.reward_model import load_reward_model
-from trainer.saving import save_policy
+from trainer.reward.model import load_reward_model
+from trainer.sampling.generation import Sampling, generate
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from tests.trainer.vllm import Fault, Handler, Vllm, break_off, hang, status, te
 from trainer.recipes import sample
 from trainer.recipes.sample import Completion
 from trainer.reporting import ConsoleReporter, RunCancelled
-from trainer.rollout import sample_seed
-from trainer.serving import Answer, ServedModel
+from trainer.sampling.responses import sample_seed
+from trainer.sampling.serving import Answer, ServedModel
 
 
 @pytest.fixture

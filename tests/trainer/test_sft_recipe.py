@@ -16,11 +16,11 @@ from app.errors import InvalidInput
 from app.rows import DemonstrationRow
 from app.specs import Lora, ModelRef, Optimiser, SFTSpec
 from tests.trainer.conftest import build_short_model, user, write_rows
-from trainer.chat import ChatEncoder
+from trainer.batching.chat import ChatEncoder
+from trainer.batching.data import encode_demonstrations
 from trainer.checkpoints import Checkpoints
-from trainer.data import encode_demonstrations
-from trainer.modeling import PLAIN_CHAT_TEMPLATE, load_causal_lm, load_tokenizer
-from trainer.policy import Policy
+from trainer.models.loading import PLAIN_CHAT_TEMPLATE, load_causal_lm, load_tokenizer
+from trainer.models.policy import Policy
 from trainer.recipes import sft
 from trainer.reporting import ConsoleReporter, PolicyResult, TrainingDiverged
 

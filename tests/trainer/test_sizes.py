@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 import torch
 
-import trainer.sizes
+import trainer.models.sizes
 from app.artifacts import ArtifactStore
 from app.specs import Generation, ModelRef, Optimiser, SampleSpec
 from tests.trainer import jobs
-from trainer.modeling import load_causal_lm, load_config
-from trainer.policy import trunk_of
+from trainer.models.loading import load_causal_lm, load_config
+from trainer.models.policy import trunk_of
+from trainer.models.sizes import Machine, Shape, Sizes, choose, forward_tokens, shape_of
 from trainer.recipes import sample
 from trainer.reporting import ConsoleReporter
-from trainer.sizes import Machine, Shape, Sizes, choose, forward_tokens, shape_of
 
 GIB = 2**30
 DEFAULT = Shape(hidden=576, layers=30, vocabulary=49152, cached=2 * 3 * 64, itemsize=4)  # SmolLM2-135M
@@ -93,7 +93,7 @@ def test_a_run_says_what_was_chosen_and_learns_the_same(
     results: list[Any] = []
     reporters: list[ConsoleReporter] = []
     for machine, sizes in ((LITTLE, LEAST), (PLENTY, MOST)):
-        monkeypatch.setattr(trainer.sizes, "this_machine", lambda machine=machine: machine)
+        monkeypatch.setattr(trainer.models.sizes, "this_machine", lambda machine=machine: machine)
         reporters.append(ConsoleReporter(stream=None))
         out = tmp_path / machine.device / str(machine.cores)
         out.mkdir(parents=True)
@@ -119,7 +119,7 @@ def test_samples_do_not_depend_on_how_many_are_generated_together(
     )
     texts: list[list[str]] = []
     for machine, sizes in ((LITTLE, LEAST), (PLENTY, MOST)):
-        monkeypatch.setattr(trainer.sizes, "this_machine", lambda machine=machine: machine)
+        monkeypatch.setattr(trainer.models.sizes, "this_machine", lambda machine=machine: machine)
         said: list[sample.Completion] = []
         result = sample.sample(spec, ArtifactStore(tmp_path), ConsoleReporter(stream=None), said.extend)
         texts.append([completion.text for completion in sorted(said)])
@@ -131,5 +131,5 @@ def test_samples_do_not_depend_on_how_many_are_generated_together(
 def test_what_is_forwarded_without_gradients_goes_by_the_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_causal_lm(ModelRef(base=str(folder / "tiny")))
     for machine, sizes in ((LITTLE, LEAST), (PLENTY, MOST)):
-        monkeypatch.setattr(trainer.sizes, "this_machine", lambda machine=machine: machine)
+        monkeypatch.setattr(trainer.models.sizes, "this_machine", lambda machine=machine: machine)
         assert forward_tokens(trunk_of(model)) == sizes.forward_tokens

@@ -25,12 +25,12 @@ from app.suites.reading import keep
 from tests import factories
 from tests.rounds.loop import config, make_project
 from tests.trainer.conftest import build_model, user, write_rows
-from trainer.chat import ChatEncoder
-from trainer.modeling import load_causal_lm, load_tokenizer
+from trainer.batching.chat import ChatEncoder
+from trainer.evaluation.suites import Suites, Taken
+from trainer.models.loading import load_causal_lm, load_tokenizer
 from trainer.recipes import evaluate
 from trainer.reporting import ConsoleReporter
-from trainer.suites import Suites, Taken
-from trainer.worker import work_until_empty
+from trainer.service.worker import work_until_empty
 
 LINES: list[dict[str, Any]] = [
     {"prompt": "Hm?", "check": "refuses", "slice": "unsafe"},

@@ -21,13 +21,14 @@ from app.specs import RUN_SPEC
 from tests import factories
 from tests.rounds.loop import config, frozen, jobs, last_run, make_project
 from tests.trainer.conftest import build_model
-from trainer import data, tasks
+from trainer.batching import data
 from trainer.checkpoints import Checkpoints
 from trainer.recipes import reward, sample
 from trainer.recipes.sample import Completion, OnCompletions
-from trainer.recording import RunRecorder, WorkerStopping, patiently
 from trainer.reporting import Reporter, TrainingDiverged
-from trainer.tasks import MAX_ATTEMPTS, Runner, describe
+from trainer.service import tasks
+from trainer.service.recording import RunRecorder, WorkerStopping, patiently
+from trainer.service.tasks import MAX_ATTEMPTS, Runner, describe
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from app.settings import Settings
-from trainer import trackers
-from trainer.trackers import Trackers
+from trainer.service import trackers
+from trainer.service.trackers import Trackers
 
 
 def events(folder: Path) -> list[tuple[str, int, float]]:

@@ -10,7 +10,7 @@ from app.artifacts import ArtifactStore
 from app.specs import Optimiser
 from trainer.checkpoints import Checkpoints
 from trainer.reporting import TrainingDiverged
-from trainer.training import Training, learning_rate
+from trainer.training.training import Training, learning_rate
 
 
 class Line(nn.Module):
@@ -123,7 +123,7 @@ def test_dropout_stays_off_in_what_is_trained() -> None:
 
 def test_seconds_go_on_from_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
-    monkeypatch.setattr("trainer.training.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("trainer.training.training.time.monotonic", lambda: now[0])
     settings = Optimiser(learning_rate=0.1)
     checkpoints = Checkpoints(ArtifactStore(tmp_path), "run", settings, every_seconds=0)
     first = Training(Line(1.0), settings, 8, seed=0, started=990.0, checkpoints=checkpoints)

@@ -21,9 +21,9 @@ from tests.trainer import reference as slow
 from trainer.algorithms.bradley_terry import bradley_terry_loss, centering_penalty, margin_of_strength
 from trainer.algorithms.logprobs import projected_logps, scatter_to_mask, token_logps
 from trainer.algorithms.preference import PairLogps, dpo_loss, kto_loss, kto_reference_point, preference_loss
-from trainer.chat import TokenSequence
-from trainer.packing import pack
-from trainer.policy import Policy
+from trainer.batching.chat import TokenSequence
+from trainer.batching.packing import pack
+from trainer.models.policy import Policy
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

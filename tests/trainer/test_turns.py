@@ -16,17 +16,17 @@ from app.errors import InvalidInput, StorageFull
 from app.rows import DemonstrationRow, PromptRow
 from app.specs import BestOfNSpec, Lora, ModelRef, OnPolicyDPOSpec, Optimiser, SFTSpec
 from tests.trainer.conftest import separable_pairs, user, write_rows
-from trainer.chat import TokenSequence
+from trainer.batching.chat import TokenSequence
 from trainer.checkpoints import Checkpoints
-from trainer.evaluation import Heads, Said, response_logps
-from trainer.modeling import load_causal_lm
-from trainer.phases import workplace
+from trainer.evaluation.figures import Heads, Said, response_logps
+from trainer.models.loading import load_causal_lm
+from trainer.models.saving import save_policy
+from trainer.models.sizes import Sizes
+from trainer.processes import accelerator
 from trainer.recipes import best_of_n, dpo, on_policy_dpo, sft
 from trainer.reporting import ConsoleReporter, PolicyResult
-from trainer.saving import save_policy
-from trainer.sizes import Sizes
-from trainer.training import accelerator
-from trainer.turns import STEPS, Candidate, Turns, significantly_worse
+from trainer.training.phases import workplace
+from trainer.training.turns import STEPS, Candidate, Turns, significantly_worse
 
 FAST = Optimiser(learning_rate=3e-3, epochs=1, batch_size=8)
 
@@ -234,7 +234,12 @@ def test_no_other_model_is_in_memory_while_the_next_phase_samples(
         held.append(len(accelerator()._models) + sum(model() is not None for model in others))
         return heads(digits)
 
-    for module in ("trainer.answers", "trainer.interpolation", "trainer.modeling", "trainer.turns"):
+    for module in (
+        "trainer.training.scored_answers",
+        "trainer.models.interpolation",
+        "trainer.models.loading",
+        "trainer.training.turns",
+    ):
         monkeypatch.setattr(f"{module}.load_causal_lm", load)
     accelerator().free_memory()
     (store.root / "scripted").mkdir(parents=True)
@@ -354,7 +359,7 @@ def test_a_policys_adapter_may_grow_and_a_smaller_rank_is_refused_before_anythin
 def test_each_stored_part_of_the_answers_counts_as_progress_once(
     ending_ref: ModelRef, files: dict[str, str], store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.answers.PART", 32)  # four prompts with eight answers each
+    monkeypatch.setattr("trainer.training.scored_answers.PART", 32)  # four prompts with eight answers each
     (store.root / "scripted").mkdir(parents=True)
     spec, saved = spec_of(ending_ref, files), list[int]()
     checkpoints = Checkpoints(store, "checkpoints/run", spec, on_saved=saved.append)
@@ -373,7 +378,7 @@ def test_what_is_done_at_once_stays_after_a_kill(
     checkpoints = Checkpoints(store, "checkpoints/run", spec)
     found = []
     for sizes in (Sizes(512, 1024, 16, 32), Sizes(256, 512, 8, 8)):  # less memory is free the second time
-        monkeypatch.setattr("trainer.turns.sizes_for", lambda *_, sizes=sizes, **__: sizes)
+        monkeypatch.setattr("trainer.training.turns.sizes_for", lambda *_, sizes=sizes, **__: sizes)
         turns = Turns(spec, store, ConsoleReporter(stream=None), checkpoints, checkpoints.phases)
         found.append((turns.sizes, turns.optimiser.microbatch_tokens, turns.at_once))
     assert found[0] == found[1] == (Sizes(512, 1024, 16, 32), 512, 32)

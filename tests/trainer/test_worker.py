@@ -31,10 +31,10 @@ from tests.rounds.loop import config, frozen, jobs, last_run, make_project
 from tests.rounds.test_adoption import judge
 from tests.trainer.conftest import build_model
 from tests.waiting import wait_for
-from trainer import worker
-from trainer.recording import RunLost, RunRecorder
-from trainer.tasks import MAX_ATTEMPTS
-from trainer.worker import STALLED_SECONDS, Worker, recover, work_until_empty
+from trainer.service import worker
+from trainer.service.recording import RunLost, RunRecorder
+from trainer.service.tasks import MAX_ATTEMPTS
+from trainer.service.worker import STALLED_SECONDS, Worker, recover, work_until_empty
 
 pytestmark = pytest.mark.long
 
@@ -161,8 +161,8 @@ def test_a_worker_stops_within_seconds_though_run_and_database_do_not_answer(
         await asyncio.wait_for(worker.serve(), 60)
         answered.set()
 
-    monkeypatch.setattr("trainer.worker.GRACE_SECONDS", 0.05)
-    monkeypatch.setattr("trainer.worker.GIVE_BACK_SECONDS", 0.05)
+    monkeypatch.setattr("trainer.service.worker.GRACE_SECONDS", 0.05)
+    monkeypatch.setattr("trainer.service.worker.GIVE_BACK_SECONDS", 0.05)
     monkeypatch.setattr(worker, "_listen_to_signals", lambda stop: stop.set())
     monkeypatch.setattr(worker, "_work", busy)
     monkeypatch.setattr(worker.runner, "give_back", answered.wait)

@@ -14,15 +14,15 @@ from app.artifacts import ArtifactStore
 from app.rows import DemonstrationRow, PromptRow
 from app.specs import BestOfNSpec, SFTSpec
 from trainer.algorithms.choosing import best, controlled_scores
-from trainer.answers import Answers
+from trainer.batching.data import read_pairs
 from trainer.checkpoints import Checkpoints
-from trainer.data import read_pairs
-from trainer.evaluation import Heads
-from trainer.phases import workplace
+from trainer.evaluation.figures import Heads
 from trainer.recipes import sft
 from trainer.recipes.sft import MIN_DEMONSTRATIONS
 from trainer.reporting import PolicyResult, Reporter
-from trainer.turns import Turns
+from trainer.training.phases import workplace
+from trainer.training.scored_answers import Answers
+from trainer.training.turns import Turns
 
 
 def train(

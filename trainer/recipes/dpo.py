@@ -23,9 +23,8 @@ from trainer.algorithms.preference import (
     preference_loss,
     preference_rewards,
 )
-from trainer.chat import ChatEncoder, TokenSequence
-from trainer.checkpoints import Checkpoints
-from trainer.data import (
+from trainer.batching.chat import ChatEncoder, TokenSequence
+from trainer.batching.data import (
     MIN_PAIRS,
     Pair,
     describe_left_out,
@@ -37,9 +36,9 @@ from trainer.data import (
     slice_names,
     weights_of,
 )
-from trainer.memory import PeakMemory
-from trainer.modeling import (
-    device,
+from trainer.batching.packing import pack, packed_length
+from trainer.checkpoints import Checkpoints
+from trainer.models.loading import (
     load_causal_lm,
     load_policy_and_reference,
     load_tokenizer,
@@ -49,14 +48,15 @@ from trainer.modeling import (
     seed_everything,
     working_dtype,
 )
-from trainer.packing import pack, packed_length
-from trainer.policy import Policy, can_share, trunk_of
-from trainer.precision import name_of
-from trainer.reference_logps import Group, Tick, completion_logps, reference_logps
+from trainer.models.policy import Policy, can_share, trunk_of
+from trainer.models.reference_logps import Group, Tick, completion_logps, reference_logps
+from trainer.models.saving import save_policy
+from trainer.models.sizes import sizes_for
+from trainer.processes import device, require_finite, sum_over_processes
 from trainer.reporting import PolicyResult, Reporter
-from trainer.saving import save_policy
-from trainer.sizes import sizes_for
-from trainer.training import Training, require_finite, sum_over_processes
+from trainer.speed.memory import PeakMemory
+from trainer.speed.precision import name_of
+from trainer.training.training import Training
 
 CHOSEN, REJECTED = 0, 1  # rows of every (2, N) below; a response that was liked stands with the chosen ones
 

@@ -1,7 +1,7 @@
 """Evaluates a policy on held-out prompts: its own samples, scored and compared with the reference, by slice.
 
 If the spec names the policy before, that one answers the same prompts from the same seeds, and the same reward models
-score both: see `trainer.comparing`. Both also take the spec's suites: see `trainer.suites`.
+score both: see `trainer.evaluation.comparing`. Both also take the spec's suites: see `trainer.evaluation.suites`.
 """
 
 import gc
@@ -20,12 +20,12 @@ from app.domain import yardstick
 from app.errors import InvalidInput
 from app.rows import PromptRow, SuiteAnswer
 from app.specs import EvaluateSpec, ModelRef
-from trainer.chat import ChatEncoder
-from trainer.comparing import compare
-from trainer.data import read_answers, read_prompts
-from trainer.evaluation import Scorer, measure, require_numbers, response_logps, reward_models_scorer
-from trainer.memory import PeakMemory
-from trainer.modeling import (
+from trainer.batching.chat import ChatEncoder
+from trainer.batching.data import read_answers, read_prompts
+from trainer.evaluation.comparing import compare
+from trainer.evaluation.figures import Scorer, measure, require_numbers, response_logps, reward_models_scorer
+from trainer.evaluation.suites import OnSuite, Suites, Taken, to_lines
+from trainer.models.loading import (
     load_causal_lm,
     load_tokenizer,
     notes_on,
@@ -34,17 +34,17 @@ from trainer.modeling import (
     resolve,
     sampling_dtype,
 )
-from trainer.precision import name_of
+from trainer.models.sizes import sizes_for
+from trainer.processes import accelerator
 from trainer.recipes.sample import Completion, OnCompletions, write_completions
 from trainer.reporting import Reporter
-from trainer.rollout import Response, Sampler, cut_prompts
-from trainer.sizes import sizes_for
-from trainer.suites import OnSuite, Suites, Taken, to_lines
-from trainer.training import accelerator
+from trainer.sampling.responses import Response, Sampler, cut_prompts
+from trainer.speed.memory import PeakMemory
+from trainer.speed.precision import name_of
 
 
 class EvaluateResult(NamedTuple):
-    """The metrics of `trainer.evaluation` over all responses; those by slice went to the reporter."""
+    """The metrics of `trainer.evaluation.figures` over all responses; those by slice went to the reporter."""
 
     metrics: dict[str, float]
     samples: int
@@ -59,7 +59,7 @@ class EvaluateResult(NamedTuple):
     notes: tuple[str, ...] = ()
     """What a reader of the metrics has to know: prompts that were cut, a chat template that was made up."""
     suites: tuple[dict[str, Any], ...] = ()
-    """Counts by suite version and slice: `trainer.suites.Suites.compare`."""
+    """Counts by suite version and slice: `trainer.evaluation.suites.Suites.compare`."""
 
 
 class Share(NamedTuple):

@@ -29,17 +29,17 @@ from torch import Tensor
 from app.artifacts import ArtifactStore
 from app.specs import GRPOSpec, RLOOSpec
 from trainer.algorithms.group import answer_weights, group_loss, group_relative, has_signal, leave_one_out
+from trainer.batching.packing import pack
 from trainer.checkpoints import Checkpoints
-from trainer.evaluation import Scorer, prompt_groups
-from trainer.experience import Collector, Rollout, rollout_sizes
-from trainer.generation import Tick, no_tick
-from trainer.modeling import device
-from trainer.packing import pack
-from trainer.policy import Policy
-from trainer.policy_gradient import Rollouts, Status, load, minibatches, refuse_shards
-from trainer.ptx import Mix
+from trainer.evaluation.figures import Scorer, prompt_groups
+from trainer.models.policy import Policy
+from trainer.processes import device, sum_over_processes
 from trainer.reporting import PolicyResult, Reporter
-from trainer.training import Training, sum_over_processes
+from trainer.sampling.generation import Tick, no_tick
+from trainer.training.experience import Collector, Rollout, rollout_sizes
+from trainer.training.policy_gradient import Rollouts, Status, load, minibatches, refuse_shards
+from trainer.training.ptx import Mix
+from trainer.training.training import Training
 
 
 def train(

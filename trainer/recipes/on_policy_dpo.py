@@ -2,8 +2,8 @@
 
 People's comparisons teach the direction, but on answers that another policy may have given. A turn teaches on answers
 that the policy gives now: the best against the worst of `samples_per_prompt`, as the reward models score them (online
-DPO: Guo et al. 2024; iterative DPO: Xu et al. 2023). `trainer.turns` says what is measured, and how the KL budget and
-people's held-out comparisons keep the policy from going too far.
+DPO: Guo et al. 2024; iterative DPO: Xu et al. 2023). `trainer.training.turns` says what is measured, and how the KL
+budget and people's held-out comparisons keep the policy from going too far.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,15 +15,15 @@ from app.artifacts import ArtifactStore
 from app.rows import PairRow, PromptRow
 from app.specs import DPOSpec, OnPolicyDPOSpec
 from trainer.algorithms.choosing import best_against_worst, controlled_scores
-from trainer.answers import Answers
+from trainer.batching.data import MIN_PAIRS, encode_pairs, read_pairs
 from trainer.checkpoints import Checkpoints
-from trainer.data import MIN_PAIRS, encode_pairs, read_pairs
-from trainer.evaluation import Heads
-from trainer.phases import workplace
+from trainer.evaluation.figures import Heads
+from trainer.processes import generator_at
 from trainer.recipes import dpo
 from trainer.reporting import PolicyResult, Reporter
-from trainer.training import generator_at
-from trainer.turns import Turns
+from trainer.training.phases import workplace
+from trainer.training.scored_answers import Answers
+from trainer.training.turns import Turns
 
 PEOPLES_BUDGET = 0.5  # of the KL budget, where turns follow: as much is left to them
 MIXED = 2_000_004  # a place in the run: which of people's comparisons a turn mixes in

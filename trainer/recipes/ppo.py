@@ -31,17 +31,17 @@ from app.specs import PPOSpec
 from trainer.algorithms.gae import gae
 from trainer.algorithms.masked import masked_mean, masked_whiten
 from trainer.algorithms.ppo import explained_variance, policy_loss, token_rewards, value_loss
+from trainer.batching.packing import pack
 from trainer.checkpoints import Checkpoints
-from trainer.critics import ActorCritic, RewardCritic, ValueHead
-from trainer.evaluation import Scorer, prompt_groups
-from trainer.experience import Collector, Rollout, rollout_sizes
-from trainer.generation import Tick, no_tick
-from trainer.modeling import device
-from trainer.packing import pack
-from trainer.policy_gradient import Rollouts, Status, load, minibatches, refuse_shards
-from trainer.ptx import Mix
+from trainer.evaluation.figures import Scorer, prompt_groups
+from trainer.processes import device, sum_over_processes
 from trainer.reporting import PolicyResult, Reporter
-from trainer.training import Training, sum_over_processes
+from trainer.sampling.generation import Tick, no_tick
+from trainer.training.critics import ActorCritic, RewardCritic, ValueHead
+from trainer.training.experience import Collector, Rollout, rollout_sizes
+from trainer.training.policy_gradient import Rollouts, Status, load, minibatches, refuse_shards
+from trainer.training.ptx import Mix
+from trainer.training.training import Training
 
 
 def train(

@@ -16,24 +16,25 @@ from app.artifacts import ArtifactStore, read_content
 from app.errors import InvalidInput
 from app.rows import REWARD_VIEWS
 from app.specs import RewardSpec
-from trainer import head_fitting, reward_card
-from trainer.chat import ChatEncoder
-from trainer.checkpoints import Checkpoints
-from trainer.cross_fitting import Best, Folds, folds_of, schedule
-from trainer.data import (
+from trainer.batching.chat import ChatEncoder
+from trainer.batching.data import (
     chunks,
     encode_pairs,
     read_pairs,
 )
-from trainer.memory import PeakMemory
-from trainer.modeling import device, load_tokenizer, notes_on, resolve, seed_everything, working_dtype
-from trainer.packing import Packed, pack, packed_length, token_parts
-from trainer.policy import trunk_of
-from trainer.precision import name_of
+from trainer.batching.packing import Packed, pack, packed_length, token_parts
+from trainer.checkpoints import Checkpoints
+from trainer.models.loading import load_tokenizer, notes_on, resolve, seed_everything, working_dtype
+from trainer.models.policy import trunk_of
+from trainer.models.sizes import forward_tokens, sizes_for
+from trainer.processes import deal, device, require_finite, sum_over_processes
 from trainer.reporting import Reporter, RewardResult, TrainingDiverged
-from trainer.reward_model import FROZEN_POOLING, POOLING, frozen_reward_model, new_reward_model, save_reward_model
-from trainer.reward_network import RewardModel, head_names, score_heads, score_of
-from trainer.reward_objective import (
+from trainer.reward import card as reward_card
+from trainer.reward import head_fitting
+from trainer.reward.cross_fitting import Best, Folds, folds_of, schedule
+from trainer.reward.model import FROZEN_POOLING, POOLING, frozen_reward_model, new_reward_model, save_reward_model
+from trainer.reward.network import RewardModel, head_names, score_heads, score_of
+from trainer.reward.objective import (
     Element,
     RewardObjective,
     by_pair,
@@ -43,7 +44,19 @@ from trainer.reward_objective import (
     targets_of,
     weighted_loss,
 )
-from trainer.reward_report import (
+from trainer.reward.predictions import (
+    Said,
+    disagreement,
+    joined,
+    measured,
+    member_figures,
+    said_by,
+    said_by_members,
+    said_together,
+    tie_figures,
+    tie_share,
+)
+from trainer.reward.report import (
     TextScorer,
     Variants,
     head_figures,
@@ -57,22 +70,11 @@ from trainer.reward_report import (
     statistics,
     views_of,
 )
-from trainer.reward_rows import require_targets, usable
-from trainer.reward_said import (
-    Said,
-    disagreement,
-    joined,
-    measured,
-    member_figures,
-    said_by,
-    said_by_members,
-    said_together,
-    tie_figures,
-    tie_share,
-)
-from trainer.sharding import wants_shards
-from trainer.sizes import forward_tokens, sizes_for
-from trainer.training import Training, deal, require_finite, sum_over_processes
+from trainer.reward.rows import require_targets, usable
+from trainer.speed.memory import PeakMemory
+from trainer.speed.precision import name_of
+from trainer.speed.sharding import wants_shards
+from trainer.training.training import Training
 
 PROBES = 1_000_002  # a place in the run that no epoch has
 
@@ -195,7 +197,7 @@ def train(
             if training.steps < ends[-1]:
                 reporter.metrics(training.steps, found)
             if found:
-                best = best.after(found["eval_loss"], training)
+                best = best.after(found["eval_loss"], training.weights)
         training.save_if_due(best.state, best.weights)
     if best.weights and best.kept < len(ends):
         training.put_back(best.weights)

@@ -16,17 +16,17 @@ from app.errors import InvalidInput
 from app.rows import PromptRow
 from app.settings import Settings
 from app.specs import Generation, ModelRef, SampleSpec, Server
-from trainer.chat import ChatEncoder
-from trainer.data import read_prompts
-from trainer.evaluation import require_numbers, reward_heads
-from trainer.memory import PeakMemory
-from trainer.modeling import load_causal_lm, load_tokenizer, notes_on, resolve, sampling_dtype
-from trainer.precision import name_of
+from trainer.batching.chat import ChatEncoder
+from trainer.batching.data import read_prompts
+from trainer.evaluation.figures import require_numbers, reward_heads
+from trainer.models.loading import load_causal_lm, load_tokenizer, notes_on, resolve, sampling_dtype
+from trainer.models.sizes import sizes_for
+from trainer.processes import accelerator
 from trainer.reporting import Reporter
-from trainer.rollout import Response, Sampler, Tick, cut_prompts
-from trainer.serving import Answer, ServedModel
-from trainer.sizes import sizes_for
-from trainer.training import accelerator
+from trainer.sampling.responses import Response, Sampler, Tick, cut_prompts
+from trainer.sampling.serving import Answer, ServedModel
+from trainer.speed.memory import PeakMemory
+from trainer.speed.precision import name_of
 
 
 class Completion(NamedTuple):

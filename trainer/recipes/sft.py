@@ -18,18 +18,19 @@ from torch import Tensor
 from app.artifacts import ArtifactStore
 from app.errors import InvalidInput
 from app.specs import SFTSpec
-from trainer.chat import ChatEncoder
+from trainer.batching.chat import ChatEncoder
+from trainer.batching.data import Demonstration, encode_demonstrations, read_demonstrations, slice_names
+from trainer.batching.packing import pack, token_parts
 from trainer.checkpoints import Checkpoints
-from trainer.data import Demonstration, encode_demonstrations, read_demonstrations, slice_names
-from trainer.memory import PeakMemory
-from trainer.modeling import device, load_causal_lm, load_tokenizer, notes_on, resolve, seed_everything, working_dtype
-from trainer.packing import pack, token_parts
-from trainer.policy import Policy
-from trainer.precision import name_of
+from trainer.models.loading import load_causal_lm, load_tokenizer, notes_on, resolve, seed_everything, working_dtype
+from trainer.models.policy import Policy
+from trainer.models.saving import save_policy
+from trainer.models.sizes import sizes_for
+from trainer.processes import deal, device, require_finite, sum_over_processes
 from trainer.reporting import PolicyResult, Reporter
-from trainer.saving import save_policy
-from trainer.sizes import sizes_for
-from trainer.training import Training, deal, require_finite, sum_over_processes
+from trainer.speed.memory import PeakMemory
+from trainer.speed.precision import name_of
+from trainer.training.training import Training
 
 MIN_DEMONSTRATIONS = 20
 

@@ -1,0 +1,1 @@
+"""From stored rows to token ids in rows for a forward pass."""

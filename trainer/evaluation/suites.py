@@ -1,0 +1,160 @@
+"""Suites: standing evaluations that a policy takes beside the one before it, case by case (app.domain.cases).
+
+Answers are greedy: the likeliest token each time. So a policy's score is its own, not an accident of sampling, and a
+policy that did not change scores the same again. Of a case that asks which of two answers is likelier nothing is
+sampled: both are read, and their log-probs per token compared (at temperature 1, the end of turn included). Per token,
+so that length alone decides nothing; by the policy, not by the reward model, which is another one in every round.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from accelerate.utils import gather_object
+
+from app.artifacts import ArtifactStore, read_content
+from app.domain.cases import CHECKS, Case, case_of, passes
+from app.domain.suites import by_slice
+from app.errors import InvalidInput
+from app.rows import PromptRow, SuiteAnswer
+from app.specs import SuiteRef
+from trainer.batching.chat import ChatEncoder, TokenSequence
+from trainer.batching.data import describe_left_out
+from trainer.evaluation.figures import response_logps
+from trainer.processes import accelerator
+from trainer.sampling.generation import Tick
+from trainer.sampling.responses import Sampler, prompt_room
+
+GREEDY = 1e-4  # temperature: a token that is a thousandth of a nat less likely is never drawn
+
+OnSuite = Callable[[int, Sequence[SuiteAnswer]], None]
+"""Told a version's id and what both policies made of each of its cases."""
+
+
+class Taken(NamedTuple):
+    """What a policy made of one case: what it said, or how much likelier it finds the good answer."""
+
+    passed: bool
+    text: str = ""
+    finished: bool = True
+    margin: float | None = None
+
+
+class Suites:
+    """The cases of all suites of a spec, taken by one policy after the other.
+
+    Raises:
+        NotFound, InvalidInput: a suite's file is gone or is not what was written.
+    """
+
+    def __init__(self, refs: Sequence[SuiteRef], store: ArtifactStore) -> None:
+        self.refs = refs
+        self.cases = [_read(store, ref) for ref in refs]
+        self._all = [case for cases in self.cases for case in cases]
+
+    def __len__(self) -> int:
+        """Cases of all suites."""
+        return len(self._all)
+
+    def cut(self, encoder: ChatEncoder, max_new_tokens: int) -> tuple[str, ...]:
+        """A sentence on the cases whose prompt is too long to be read whole.
+
+        Raises:
+            InvalidInput: the chat template takes no such conversation.
+        """
+        room = prompt_room(encoder, max_new_tokens)
+        cut = [number for number, case in enumerate(self._all, 1) if encoder.prompt_within(case.messages, room)[1]]
+        return describe_left_out({encoder.cut: cut} if cut else {}, "cases of suites")
+
+    def taken_by(
+        self,
+        model: Any,
+        encoder: ChatEncoder,
+        max_new_tokens: int,
+        batch_size: int,
+        on_done: Callable[[int], None],
+        tick: Tick,
+    ) -> tuple[list[Taken], int]:
+        """What a policy makes of every case, in order, and the tokens that it said. Every process does its share.
+
+        Args:
+            on_done: is told how many cases are done since it was told last.
+        """
+        dealer = accelerator()
+        mine = range(len(self._all))[dealer.process_index :: dealer.num_processes]
+        asked = [i for i in mine if CHECKS[self._all[i].check].answers]
+        found: dict[int, Taken] = {}
+        tokens = 0
+        sampler = Sampler(model, encoder, max_new_tokens, GREEDY, 0, "suites", tick) if asked else None
+        rows = [(PromptRow(id=i, messages=self._all[i].messages), (0,)) for i in asked]
+        for batch in sampler.respond(rows, batch_size) if sampler else ():
+            for response in batch:
+                tokens += len(response.sample.tokens)
+                passed = passes(self._all[response.row.id], response.text)
+                found[response.row.id] = Taken(passed, response.text, response.sample.finished)
+            on_done(len(batch))
+            tick()
+        found |= self._preferred([i for i in mine if i not in found], model, encoder, tick)
+        on_done(len(mine) - len(asked))
+        shares = gather_object([(found, tokens)])
+        everyones = {i: taken for share, _ in shares for i, taken in share.items()}
+        return [everyones[i] for i in range(len(self._all))], sum(said for _, said in shares)
+
+    def _preferred(self, places: Sequence[int], model: Any, encoder: ChatEncoder, tick: Tick) -> dict[int, Taken]:
+        """Of cases that name a good and a bad answer."""
+        sequences: list[TokenSequence] = []
+        fitted: list[int] = []
+        for i in places:
+            both = [encoder.completion(self._all[i].given[name]) for name in ("good", "bad")]
+            if fit := encoder.fit(self._all[i].messages, both):
+                sequences += fit.sequences
+                fitted.append(i)
+        logps = response_logps(model, sequences, 1.0, encoder.tokenizer.pad_token_id, tick) if sequences else []
+        means = [float(each.double().mean()) for each in logps]
+        margins = dict(
+            zip(fitted, (good - bad for good, bad in zip(means[::2], means[1::2], strict=True)), strict=True)
+        )
+        # One that does not fit into what the model reads passes for nobody: it tells no policy from another.
+        return {i: Taken(margins.get(i, 0.0) > 0, margin=margins.get(i)) for i in places}
+
+    def compare(self, new: Sequence[Taken], before: Sequence[Taken], on_suite: OnSuite) -> list[dict[str, Any]]:
+        """Counts by version and slice, as `app.suites.service.store_results` takes them; hands the answers on."""
+        results, start = [], 0
+        for ref, cases in zip(self.refs, self.cases, strict=True):
+            pairs = [(new[start + i], before[start + i]) for i in range(len(cases))]
+            start += len(cases)
+            on_suite(ref.version, [_answer(case, *pair) for case, pair in zip(cases, pairs, strict=True)])
+            scores = by_slice(
+                [case.slice for case in cases], [mine.passed for mine, _ in pairs], [its.passed for _, its in pairs]
+            )
+            results.append(
+                {"version": ref.version, "slices": {name: score._asdict() for name, score in scores.items()}}
+            )
+        return results
+
+
+def _answer(case: Case, new: Taken, before: Taken) -> SuiteAnswer:
+    return SuiteAnswer(
+        id=case.id,
+        slice=case.slice,
+        passed=new.passed,
+        passed_before=before.passed,
+        answer=new.text,
+        answer_before=before.text,
+        finished=new.finished,
+        finished_before=before.finished,
+        margin=new.margin,
+        margin_before=before.margin,
+    )
+
+
+def _read(store: ArtifactStore, ref: SuiteRef) -> list[Case]:
+    lines = read_content(store.resolve(ref.location)).decode().splitlines()
+    try:
+        return [case_of(json.loads(line), number) for number, line in enumerate(lines, 1)]
+    except ValueError as error:
+        raise InvalidInput(f"The suite {ref.location} cannot be read: {error}.", "Add the suite again.") from error
+
+
+def to_lines(answers: Sequence[SuiteAnswer]) -> str:
+    return "".join(answer.model_dump_json() + "\n" for answer in answers)

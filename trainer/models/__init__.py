@@ -1,0 +1,1 @@
+"""Language models: loaded, given adapters, run on completions, checked and saved."""

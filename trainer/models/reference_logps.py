@@ -1,0 +1,196 @@
+"""Log-probs of completions without gradients, and those of a reference, which are computed once and kept.
+
+A reference never changes: what it says of a prompt and a completion is stored under its weights' digest and the
+precision it ran in, and read again in later epochs, in a run that goes on after a kill, and in later rounds.
+"""
+
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from app.artifacts import ArtifactStore, digest_folder
+from app.specs import ModelRef
+from trainer.batching.chat import TokenSequence
+from trainer.batching.data import chunks
+from trainer.batching.packing import Packed, pack, packed_length, token_parts
+from trainer.models.inspection import ADAPTER_CONFIG, local_folder
+from trainer.models.policy import TokenOutputs, completion_outputs, trunk_of
+from trainer.processes import accelerator, deal, device, sum_over_processes, the_main_processes
+from trainer.speed.precision import computes_in
+
+log = logging.getLogger(__name__)
+
+CHUNK = 256  # groups whose layout is decided together
+SAVE_SECONDS = 60.0
+
+Group = Sequence[TokenSequence]  # completions of one prompt
+Tick = Callable[[int], None]
+
+
+@torch.no_grad()
+def completion_logps(
+    forward: Callable[[Packed], TokenOutputs],
+    groups: Sequence[Group],
+    share: bool,
+    pad_id: int,
+    tokens: int,
+    tick: Tick = lambda done: None,
+) -> Tensor:
+    """Sums (S,) of the log-probs of all completions' tokens, group after group, on the CPU.
+
+    Batched by length, at most `tokens` tokens at once, and dealt to the processes; every process gets all sums, and
+    must call with the same groups. `tick` is told how many groups are done.
+    """
+    starts = np.cumsum([0, *map(len, groups)])
+    logps = torch.zeros(int(starts[-1]))
+    lengths = [packed_length(group, share) for group in groups]
+    done = 0
+    for part, counts in deal(token_parts(range(len(groups)), lengths, len(groups), tokens)):
+        tick(done)
+        packed = pack([sequence for i in part for sequence in groups[i]], pad_id, share).to(device())
+        sums = packed.per_sequence(forward(packed).logps)
+        if counts:
+            places = [place for i in part for place in range(starts[i], starts[i + 1])]
+            logps[places] = sums.cpu()
+            done += len(part) * accelerator().num_processes
+    return sum_over_processes(logps)
+
+
+def reference_logps(
+    store: ArtifactStore,
+    ref: ModelRef,
+    model: Any,
+    groups: Sequence[Group],
+    share: bool,
+    pad_id: int,
+    tokens: int,
+    tick: Tick = lambda done: None,
+) -> Tensor:
+    """`completion_logps` of a reference: what the store holds is read, only the rest is computed, and then stored.
+
+    Which rows are forwarded together is decided within fixed chunks of the groups, and a chunk is stored whole or not
+    at all: a run that was killed here goes on to the same numbers bit for bit.
+
+    Args:
+        ref: where the reference is, locations resolved.
+        model: the reference, loaded.
+
+    Raises:
+        StorageFull: no room for what was computed.
+    """
+    kept = KeptLogps(store, ref, computes_in(trunk_of(model)))
+    sums: list[Tensor] = []
+    done, saved = 0, time.monotonic()
+    for chunk in chunks(groups, CHUNK):
+        keys = [[key_of(sequence) for sequence in group] for group in chunk]
+        # All processes must compute the same: the main one looks up.
+        missing = the_main_processes(partial(kept.lacks, keys))
+        if missing:
+            computed = completion_logps(
+                lambda packed: completion_outputs(model, packed),
+                [chunk[i] for i in missing],
+                share,
+                pad_id,
+                tokens,
+                lambda n, done=done: tick(done + n),  # type: ignore[misc]
+            )
+            kept.add([key for i in missing for key in keys[i]], computed)
+            if time.monotonic() - saved > SAVE_SECONDS:
+                kept.save()
+                saved = time.monotonic()
+        sums.append(the_main_processes(partial(kept.of, keys)))
+        done += len(chunk)
+    kept.save()
+    return torch.cat(sums) if sums else torch.zeros(0)
+
+
+def key_of(sequence: TokenSequence) -> bytes:
+    """16 bytes that stand for a prompt and its completion."""
+    tokens = np.array([len(sequence.prompt), *sequence.prompt, *sequence.completion], dtype="<i4")
+    return hashlib.blake2b(tokens.tobytes(), digest_size=16).digest()
+
+
+class KeptLogps:
+    """What one model, in one precision, says of the sequences it was asked about; 20 bytes each, in memory some 150.
+
+    The file `reference-logps/<digest>-<dtype>.safetensors` holds `keys` (N, 16) uint8 and `logps` (N,) float32, the
+    sums as they were computed. It only saves work: one that cannot be read counts as empty, it may be deleted at any
+    time, and of two runs that write at once one may lose what it added. A model without a local folder keeps nothing.
+    """
+
+    def __init__(self, store: ArtifactStore, ref: ModelRef, dtype: torch.dtype) -> None:
+        self.store = store
+        self.location: str | None = None  # in other processes too, whose knowledge nobody asks for
+        if accelerator().is_main_process and (digest := model_digest(ref)):
+            self.location = f"reference-logps/{digest}-{str(dtype).removeprefix('torch.')}.safetensors"
+        self.known = self._read()
+        self._unsaved: dict[bytes, float] = {}
+
+    def lacks(self, keys: Sequence[Sequence[bytes]]) -> list[int]:
+        """Which groups of keys are not all known."""
+        return [i for i, group in enumerate(keys) if not all(key in self.known for key in group)]
+
+    def add(self, keys: Sequence[bytes], logps: Tensor) -> None:
+        new = dict(zip(keys, logps.tolist(), strict=True))
+        self._unsaved |= new
+        self.known |= new
+
+    def of(self, keys: Sequence[Sequence[bytes]]) -> Tensor:
+        """Sums (N,) float32 of groups of known keys."""
+        return torch.tensor([self.known[key] for group in keys for key in group])
+
+    def save(self) -> None:
+        """Adds what is new to the file. Raises StorageFull."""
+        # What is not finite is a broken model's: it fails the run by name, and must not fail the next one too.
+        new = {key: value for key, value in self._unsaved.items() if math.isfinite(value)}
+        self._unsaved = {}
+        if self.location is None or not new:
+            return
+        everything = self._read() | new  # another run may have written since
+        keys = torch.frombuffer(bytearray(b"".join(everything)), dtype=torch.uint8).view(-1, 16)
+        with self.store.file(self.location) as path:
+            save_file({"keys": keys, "logps": torch.tensor(list(everything.values()))}, path)
+
+    def _read(self) -> dict[bytes, float]:
+        if self.location is None or not self.store.exists(self.location):
+            return {}
+        try:
+            stored = load_file(self.store.resolve(self.location))
+            keys = stored["keys"].numpy().tobytes()
+            return {keys[16 * i : 16 * i + 16]: value for i, value in enumerate(stored["logps"].tolist())}
+        except (OSError, KeyError, SafetensorError) as error:
+            log.warning("%s cannot be read (%s): its log-probs are computed again.", self.location, error)
+            return {}
+
+
+def model_digest(ref: ModelRef) -> str | None:
+    """What identifies a model's weights: of its folders' files; None for a hub name that no folder here holds."""
+    try:
+        folders = [local_folder(ref.base, "config.json")]
+        folders += [local_folder(ref.adapter, ADAPTER_CONFIG)] if ref.adapter else []
+    except OSError:
+        return None
+    digests = [_digest_of(folder, _state_of(folder)) for folder in folders]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:32]
+
+
+def _state_of(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    stats = [(str(path), path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
+
+
+@lru_cache(maxsize=64)
+def _digest_of(folder: Path, state: tuple[tuple[str, int, int], ...]) -> str:
+    """`digest_folder`, read again only where the files' times or sizes changed (`state`): gigabytes take a while."""
+    return digest_folder(folder)

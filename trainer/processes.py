@@ -1,0 +1,86 @@
+"""This process and the others of a run: who computes what, and what all of them know.
+
+`accelerate launch` or torchrun start several; where nothing did, there is one.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
+from trainer.reporting import TrainingDiverged
+from trainer.speed.memory import keep_freed_memory
+from trainer.speed.sharding import check_launch
+
+Value = TypeVar("Value")
+
+
+@functools.cache
+def accelerator() -> Accelerator:
+    """Devices and processes, as `accelerate launch` or torchrun set them; one process where nothing did.
+
+    Raises:
+        InvalidInput: they were launched in a way that is not supported.
+    """
+    check_launch()
+    keep_freed_memory()
+    return Accelerator(cpu=not torch.cuda.is_available())
+
+
+def the_main_processes(value: Callable[[], Value]) -> Value:
+    """What the main process computes, on all of them."""
+    shared = [value() if accelerator().is_main_process else None]
+    return broadcast_object_list(shared)[0]
+
+
+def device() -> torch.device:
+    """This process's accelerator if there is one, else the CPU."""
+    return accelerator().device
+
+
+def device_name() -> str:
+    """What this process computes on, for people: `NVIDIA H200`, or `CPU, 2 threads`."""
+    if device().type == "cuda":
+        return torch.cuda.get_device_name(device())
+    threads = torch.get_num_threads()
+    return f"{device().type.upper()}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def generator_at(seed: int, *place: int) -> torch.Generator:
+    """A random generator for one place in a run: what is drawn there depends on nothing drawn before."""
+    mixed = seed
+    for number in place:
+        mixed = (mixed * 1_000_003 + number + 1) % 2**63
+    return torch.Generator().manual_seed(mixed)
+
+
+def deal(parts: Iterable[list[int]]) -> Iterator[tuple[list[int], bool]]:
+    """This process's parts, as many as every other process gets; False beside those that only fill up the number."""
+    dealer, everyone = accelerator(), list(parts)
+    for number in range(
+        dealer.process_index, -(-len(everyone) // dealer.num_processes) * dealer.num_processes, dealer.num_processes
+    ):
+        yield everyone[number % len(everyone)], number < len(everyone)
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """The sum over all processes of what each filled in, on the CPU."""
+    return accelerator().reduce(values.to(accelerator().device), reduction="sum").cpu()
+
+
+def require_finite(values: Tensor, what: str) -> Tensor:
+    """The values. No loss is computed after the last step: only what is measured then tells that it broke the model.
+
+    Raises:
+        TrainingDiverged: one is NaN or infinite.
+    """
+    if not bool(values.isfinite().all()):
+        raise TrainingDiverged(
+            f"The model gives NaN or infinite {what}.",
+            "No model was saved; a checkpoint from before is kept. Lower the learning rate and start again.",
+        )
+    return values

@@ -1,0 +1,1 @@
+"""Reward models: their network, objective, cross-fitting, doubt and report."""

@@ -1,0 +1,337 @@
+"""The model card of a reward model: its report as Markdown, for whoever finds the folder without Prefloop."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from app.specs import RewardSpec
+from trainer.reward.model import FROZEN_POOLING
+from trainer.reward.probes import DESCRIPTIONS
+
+Figures = dict[str, Any]
+
+ENOUGH_REFERENCES = 256  # fewer leave mean and standard deviation uncertain (by 1 / sqrt(n): 6 % at 256)
+
+
+def model_card(spec: RewardSpec, report: Figures) -> str:
+    """README.md of a reward model's folder, from `report.json`'s contents."""
+    parts = [_model(spec, report["model"]), usage(report["model"]), _data(spec, report), _figures(report)]
+    if "probes" in report:
+        parts.append(_probes(report["probes"]))
+    return "\n".join(["# Reward model\n", *parts, _limits(report["unseen"]["pairs"])])
+
+
+USE_ADAPTERS = """## Use
+
+The folder holds {members} and the tokenizer. Its base is `{base}` (a relative path starts at the artifact folder);
+`base.json` has the fingerprint of its weights. The score needs transformers and peft:
+
+```python
+import json
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+FOLDER, BASE, DTYPE = "this folder", "{base}", torch.float32
+
+settings = json.loads(Path(FOLDER, "reward.json").read_text())
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+base = AutoModelForSequenceClassification.from_pretrained(BASE, num_labels=len(settings["heads"]), dtype=DTYPE)
+base.config.pad_token_id = settings["pad_token_id"]  # None: read one text at a time
+model = PeftModel.from_pretrained(base, FOLDER, adapter_name="0").eval()
+for member in range(1, len(settings["offsets"])):
+    model.load_adapter(f"{{FOLDER}}/members/{{member}}", adapter_name=str(member))
+
+def score(messages, response):
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    ids += tokenizer(response, add_special_tokens=False)["input_ids"] + [settings["end_of_turn_id"]]
+    rewards = []
+    for member, offsets in enumerate(settings["offsets"]):
+        model.set_adapter(str(member))
+        with torch.no_grad():
+            heads = model(input_ids=torch.tensor([ids])).logits[0].float() - torch.tensor(offsets)
+        rewards += [r for r, name in zip(heads.tolist(), settings["heads"]) if name.split("/")[0] == "reward"]
+    return sum(rewards) / len(rewards)
+```
+
+`python -m trainer.cli export-reward FOLDER OUT` writes folders of plain transformers, the adapters merged in fp32.
+Do not merge them into a base in bf16: rounding erases most of what they changed.
+"""
+
+USE_HEADS = """## Use
+
+The folder holds heads ({members}) on the layers of `{base}` (a relative path starts at the artifact folder), which
+stay as they are, and the tokenizer. `base.json` has the fingerprint of the base's weights. The score needs
+transformers:
+
+```python
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer
+
+FOLDER, BASE, DTYPE = "this folder", "{base}", torch.float32
+
+settings = json.loads(Path(FOLDER, "reward.json").read_text())
+tensors = load_file(Path(FOLDER, "heads.safetensors"))
+heads = tensors["heads"]  # (members, heads, features)
+is_score = [name.split("/")[0] == "reward" for name in settings["heads"]]
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+model = AutoModel.from_pretrained(BASE, dtype=DTYPE).eval()
+
+def score(messages, response):
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    answer = tokenizer(response, add_special_tokens=False)["input_ids"] + [settings["end_of_turn_id"]]
+    with torch.no_grad():
+        states = model(input_ids=torch.tensor([prompt + answer]), output_hidden_states=True).hidden_states
+    read = torch.stack([states[layer][0, len(prompt) :] for layer in settings["layers"]]).float()
+    features = torch.cat([read.mean(1), read[:, -1]]).flatten()  # means over the response, then its last token
+    score = (heads @ features - torch.tensor(settings["offsets"]))[:, is_score].mean()
+    if "doubt.weight" in tensors:  # taken from responses unlike those that the heads were fitted to
+        doubt = {{name: tensors[f"doubt.{{name}}"] for name in ("center", "scale", "directions", "known", "ridge")}}
+        x = (features - doubt["center"]) / doubt["scale"]
+        told = (doubt["directions"] @ x).square() @ doubt["known"]
+        deviation = ((x.square().sum() - told).clamp(min=0) / doubt["ridge"]).sqrt()
+        beyond = (deviation - tensors["doubt.limit"]).clamp(min=0)
+        score -= tensors["doubt.weight"] * beyond * torch.tensor(settings["gains"])[:, is_score].mean()
+    return score.item()
+```
+"""
+
+USE_WHOLE = """## Use
+
+```python
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+FOLDER, DTYPE = "this folder", torch.float32
+
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+model = AutoModelForSequenceClassification.from_pretrained(FOLDER, dtype=DTYPE).eval()
+
+def score(messages, response):
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    ids += tokenizer(response, add_special_tokens=False)["input_ids"] + [model.config.reward_end_of_turn_id]
+    with torch.no_grad():
+        heads = model(input_ids=torch.tensor([ids])).logits[0].float() - torch.tensor(model.config.reward_offsets)
+    rewards = [r for i, r in enumerate(heads.tolist()) if model.config.id2label[i].split("/")[0] == "reward"]
+    return sum(rewards) / len(rewards)
+```
+"""
+
+EXPORTED = """# Reward model, exported
+
+The adapter of one member, merged into its base in fp32.{others}
+
+{usage}"""
+
+
+def usage(model: Figures) -> str:
+    """How the model is loaded without Prefloop, of the report's figures on it."""
+    if model["base"] is None:
+        return USE_WHOLE
+    n = model["members"]
+    if model["pooling"] == FROZEN_POOLING:
+        return USE_HEADS.format(members="of one member" if n == 1 else f"of {n} members", base=model["base"])
+    members = "an adapter with its heads" if n == 1 else f"{n} members, an adapter with its heads each,"
+    return USE_ADAPTERS.format(members=members, base=model["base"])
+
+
+def exported_card(members: int) -> str:
+    """README.md of an exported member's folder."""
+    others = f" The score is the mean over all {members} members." if members > 1 else ""
+    return EXPORTED.format(others=others, usage=USE_WHOLE)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table; floats to three places, what could not be measured as a dash."""
+    lines = [columns, ["---"] * len(columns), *[[_cell(value) for value in row] for row in rows]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    text = f"{value:.3f}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _model(spec: RewardSpec, model: Figures) -> str:
+    n = model["reference_samples"]
+    few = "" if n >= ENOUGH_REFERENCES else f" Fewer than {ENOUGH_REFERENCES}: both are uncertain."
+    rows = list(zip(model["heads"], model["gains"], model["offsets"], strict=True))
+    if model["pooling"] == FROZEN_POOLING:
+        read = (
+            "Bradley-Terry reward model: a scalar a head, of what layers of a frozen trunk say of the response: the\n"
+            f"mean over its tokens, and its last one, the end of the turn (pooling: `{model['pooling']}`)."
+        )
+    else:
+        read = (
+            "Bradley-Terry reward model: a scalar a head, read at the last valid token of the chat with the response\n"
+            f"and its end-of-turn token (pooling: `{model['pooling']}`). The padding token ends no response, so that\n"
+            "pooling by padding id (plain transformers) and by mask (Prefloop) read the same place."
+        )
+    scale = "the d of Rao and Kupper's model" if spec.ties == "rao_kupper" else "the log-odds of preference"
+    several = len([name for name in model["heads"] if name.partition("/")[0] == "reward"]) > 1
+    together = " The score is the mean of all reward heads, which count alike." if several else ""
+    return (
+        f"{read}\n\n"
+        f"The score has standard deviation 1 over {n} responses of training comparisons, and mean 0 once the offset\n"
+        f"is subtracted (`{'reward_offsets` in config.json' if model['base'] is None else 'offsets` in reward.json'}; "
+        f"Prefloop's loader does that).{few}\n\n"
+        f"A difference of rewards divided by the gain is {scale}.{together}\n\n"
+        + table(["head", "gain", "offset"], rows)
+    )
+
+
+def _data(spec: RewardSpec, report: Figures) -> str:
+    data = report["data"]
+    dropped = "".join(f"- {reason}\n" for reason in data["dropped"]) or "None.\n"
+    notes = "".join(f"\n{note}\n" for note in data["notes"])
+    settings = {
+        "backbone": spec.backbone.base,
+        "adapter of the backbone": spec.backbone.adapter,
+        "snapshot (SHA-256)": data["snapshot"],
+        "training comparisons": data["train_pairs"],
+        "in batch elements (a ranking is one)": data["train_elements"],
+        "held-out comparisons": data["heldout_pairs"],
+        "members, each trained without one fold of the prompts": report["model"]["members"],
+        "labels": "soft: consensus probabilities" if spec.soft_labels else "hard: the consensus winner",
+        "label smoothing": spec.label_smoothing,
+        "margin": spec.margin,
+        "ties": spec.ties,
+        "centering": spec.centering,
+        "trunk": spec.trunk,
+        **_learned_by(spec),
+        "max_length, in tokens": spec.max_length,
+        "precision": data["precision"],
+        "seed": spec.seed,
+    }
+    rows = list(settings.items())
+    return f"## Training\n\n{table(['setting', 'value'], rows)}\nLeft out of the snapshot:\n\n{dropped}{notes}"
+
+
+def _learned_by(spec: RewardSpec) -> Figures:
+    if spec.trunk == "frozen":
+        return {"ridge": spec.ridge}
+    return {
+        "LoRA": f"rank {spec.lora.rank}, alpha {spec.lora.alpha}" if spec.lora else "no: all weights",
+        "learning rate": f"{spec.optimiser.learning_rate:g}",
+        "epochs": spec.optimiser.epochs,
+        "batch size, in elements": spec.optimiser.batch_size,
+    }
+
+
+def _figures(report: Figures) -> str:
+    train, unseen, gap = report["train"], report["unseen"], report["gap"]
+    text = "## Comparisons it was not trained on\n\n"
+    if not unseen["pairs"]:
+        return (
+            text
+            + "There were none with a winner: nothing is known of how this model does on prompts it has not seen.\n"
+        )
+    rows = [["train", *train.values()]]
+    if report["cross_fitted"]:
+        text += (
+            "Accuracy is cross-fitted: the training comparisons were split by prompt into as many folds as there are\n"
+            "members, and the member that never saw a fold judged it. All members together judged held-out ones.\n\n"
+        )
+        rows += [["cross-fitted", *report["cross_fitted"].values()]]
+    if report["heldout"]["pairs"]:
+        rows += [["held out", *report["heldout"].values()]]
+    if report["cross_fitted"]:
+        rows += [["both", *unseen.values()]]
+    rows += [["gap (overfitting)", None, gap["accuracy"], gap["loss"]]]
+    text += table(["", "pairs", "accuracy", "loss"], rows)
+    if report["members"]:
+        text += "\nMembers, each on all it did not train on:\n\n" + table(
+            ["member", "trained on", "unseen", "accuracy", "loss"], [list(each.values()) for each in report["members"]]
+        )
+        text += f"\nMembers' scores of a response have a standard deviation of {report['disagreement']:.3f} on average"
+        text += ", in units\nof the score's own.\n"
+    if report["epochs"]:
+        text += "\nLoss on these comparisons after each epoch; the lowest was kept, so it flatters a little:\n\n"
+        rows = [[each["epoch"], each["loss"], "kept" if each["kept"] else ""] for each in report["epochs"]]
+        text += table(["epoch", "loss", ""], rows)
+    text += (
+        "\nAgainst the labelers: of comparisons that several judged, the share of labelers who chose the winner (the\n"
+        "ceiling; they are among those who made the winner, so it is an upper bound), who chose what another labeler\n"
+        "of the comparison did (what one person reaches), and who chose what the model does.\n\n"
+    )
+    columns = ["pairs", "accuracy", "judged_by_several", "labelers", "another", "model"]
+    names = ["pairs", "accuracy", "judged by several", "the winner", "another labeler", "the model"]
+    rows = [["all", *[report["against_labelers"][c] for c in columns]]]
+    rows += [[f"strength {name}", *[f[c] for c in columns]] for name, f in report["by_strength"].items()]
+    rows += [[name, *[f[c] for c in columns]] for name, f in report["by_slice"].items()]
+    text += table(["", *names], rows)
+
+    if len(report["heads"]) > 1:
+        rows = [[name, figures["pairs"], figures["accuracy"]] for name, figures in report["heads"].items()]
+        text += "\nBy head, an aspect's against its own judgments:\n\n" + table(["head", "pairs", "accuracy"], rows)
+    if ties := report["ties"]:
+        values = ", ".join(f"{value:.3f}" for value in ties["values"])
+        text += (
+            f"\nTies ({ties['model']}, {ties['parameter']} {values}): predicted share {_cell(ties['predicted'])}, "
+            f"observed {_cell(ties['observed'])}.\n"
+        )
+
+    bars = [list(bar.values()) for bar in report["calibration"]["reliability"]]
+    text += f"\nCalibration: expected calibration error {report['calibration']['ece']:.3f}.\n\n"
+    text += table(["confidence", "accuracy", "pairs"], bars)
+    rows = [[name, *figures.values()] for name, figures in report["separability"].items()]
+    text += (
+        "\nSeparability: mean difference in units of its standard deviation. Easy and hard are the prompts' tags,\n"
+        "else the labelers' agreement (0.8 and more is easy).\n\n"
+    )
+    text += table(["", "pairs", "separability", "accuracy"], rows)
+    length = report["length"]
+    text += "\nLength:\n\n" + table(
+        ["figure", "value"],
+        [
+            ["prefers the longer response more often than people do, by", length["bias"]],
+            ["slope of the log-odds a 100 tokens more", length["slope_per_100_tokens"]],
+            ["accuracy on pairs of like length (within 10 %)", length["matched_accuracy"]],
+        ],
+    )
+    return text
+
+
+def _probes(probes: Figures) -> str:
+    text = (
+        f"## Probes\n\nOn {probes['pairs']} of these comparisons, one a prompt; {probes['too_long']} of them have "
+        "rewritten responses that are too\nlong for the model, which are left out. Changes are in standard "
+        "deviations of the reward. Texts are rewritten by\nfixed English rules.\n\n"
+        "Harmless edits of one of the two responses: the share of comparisons whose order turns round.\n\n"
+    )
+    rows = [
+        [f"{name}: {DESCRIPTIONS[name]}", f["pairs"], f["flipped"], f["mean_change"]]
+        for name, f in probes["invariance"].items()
+    ]
+    text += table(["edit", "pairs changed", "flipped", "mean absolute change"], rows)
+    text += "\nTricks against the better response: the share of prompts where the trick is rewarded more.\n\n"
+    rows = [
+        [f"{name}: {DESCRIPTIONS[name]}", f["prompts"], f["wins"], f["mean_change"]]
+        for name, f in probes["adversarial"].items()
+    ]
+    return text + table(["probe", "prompts", "wins", "mean change"], rows)
+
+
+def _limits(pairs: int) -> str:
+    # 1.96 standard errors of a share, at its largest: sqrt(1/2 * 1/2 / n)
+    uncertain = (
+        f"- With {pairs} comparisons accuracy is uncertain by up to {98 / pairs**0.5:.0f} percentage points "
+        "(95 %); of a part\n  of them by more.\n"
+        if pairs
+        else ""
+    )
+    return (
+        "## Limits\n\n"
+        "- Rewards compare responses to one prompt; across prompts they say little.\n"
+        "- It is right about as often as the figures above say, on prompts like those above, by the rubric the\n"
+        "  labelers had. A policy trained against it will find where it is wrong: watch people's judgments as well.\n"
+        f"{uncertain}"
+        "- A refusal may be the right answer to a harmful prompt: there its probe should win.\n"
+    )

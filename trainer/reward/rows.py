@@ -1,0 +1,45 @@
+"""Which comparisons a reward model can learn from, and whether they are enough."""
+
+from collections.abc import Sequence
+
+from app.errors import InvalidInput
+from app.specs import RewardSpec
+from trainer.batching.data import MIN_PAIRS, EncodedPairs, Pair, describe_left_out, require_pairs
+from trainer.reward.network import REWARD
+from trainer.reward.objective import aspect_outcomes, outcomes
+
+
+def usable(spec: RewardSpec, encoded: EncodedPairs) -> tuple[list[Pair], list[Pair], tuple[str, ...]]:
+    """The training pairs that have a target, those that have none, and why they were left out.
+
+    A tie has no hard label, unless ties are an outcome of their own, or an aspect has a winner.
+    """
+    kept: list[Pair] = []
+    ties: list[Pair] = []
+    for pair in encoded.train:
+        said = any(outcomes(pair, spec)) or any(any(aspect_outcomes(pair, aspect, spec)) for aspect in spec.aspects)
+        (kept if said else ties).append(pair)
+    left_out = {"are ties, which hard labels cannot say": [pair.row.comparison_id for pair in ties]} if ties else {}
+    return kept, ties, (*encoded.dropped, *describe_left_out(left_out, "comparisons"))
+
+
+def require_targets(spec: RewardSpec, pairs: Sequence[Pair], dropped: Sequence[str]) -> None:
+    """Raises InvalidInput unless enough pairs have a winner, in each aspect too, and heads' names differ.
+
+    Args:
+        dropped: why others were left out, a sentence each.
+    """
+    require_pairs(pairs, "A reward model", dropped)
+    for aspect in spec.aspects:
+        if aspect.partition("/")[0] == REWARD or spec.aspects.count(aspect) > 1:
+            raise InvalidInput(
+                f"The name {aspect} cannot be an aspect's: two heads would share it.",
+                f"Name each aspect once, and none {REWARD}.",
+            )
+        decided = sum(pair.row.aspects.get(aspect, 0.5) != 0.5 for pair in pairs)
+        if decided < MIN_PAIRS:
+            raise InvalidInput(
+                f"A head for {aspect} needs at least {MIN_PAIRS} training comparisons with a winner in it; there are "
+                f"{decided}.",
+                "Leave the aspect out, or collect more judgments that rate it.",
+            )

@@ -1,0 +1,1 @@
+"""What makes training fast or small: precision, attention, matrix products, memory, sharding."""

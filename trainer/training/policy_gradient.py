@@ -1,0 +1,391 @@
+"""What PPO, RLOO and GRPO share: models are loaded, rollouts come in turn, and each one is scored, learned from and
+reported. A recipe's loop stays visible:
+
+    rollouts = Rollouts(spec, sizes, steps, loaded, training, collector, status)
+    for rollout in rollouts:                            # sampled now, or kept by a checkpoint
+        scores = rollouts.shaped_scores()
+        ...                                             # rewards and advantages are the recipe's own
+        for minibatch in rollouts.minibatches(planned): # those that are still to be done
+            rollouts.step(learner.accumulate(...))      # may end the rollout's updates early
+        rollouts.report(scores, non_score, values)      # and leads the leash
+    return rollouts.result(folder)
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from app.artifacts import ArtifactStore
+from app.errors import InvalidInput
+from app.rows import PromptRow
+from app.specs import RolloutSpec
+from trainer.algorithms.choosing import controlled_scores
+from trainer.algorithms.kl import KLController
+from trainer.algorithms.ppo import RunningScale, clip_scores, penalise_unfinished
+from trainer.batching.chat import ChatEncoder
+from trainer.batching.data import chunks, read_prompts
+from trainer.checkpoints import Checkpoints
+from trainer.evaluation.figures import Scorer, reward_models_scorer, slice_members
+from trainer.models.loading import (
+    Reference,
+    load_policy_and_reference,
+    load_tokenizer,
+    notes_on,
+    read_by_all,
+    resolve,
+    seed_everything,
+    working_dtype,
+)
+from trainer.models.saving import save_policy
+from trainer.models.sizes import Sizes, sizes_for
+from trainer.processes import accelerator, generator_at
+from trainer.reporting import PolicyResult, Reporter
+from trainer.sampling.responses import Sampler, cut_prompts
+from trainer.speed.memory import PeakMemory
+from trainer.speed.precision import name_of
+from trainer.speed.sharding import wants_shards
+from trainer.training.experience import (
+    MINIBATCHES,
+    PAGE_SAMPLE,
+    Clock,
+    Collector,
+    Rollout,
+    draw,
+    page,
+    page_prompts,
+    rollout_values,
+)
+from trainer.training.ptx import Mix
+from trainer.training.training import Training
+
+# ---- what a run begins with ------------------------------------------------------------------------------------------
+
+
+class Status:
+    """Tells the reporter how far a run is whenever it is called, and hears there that the run was cancelled."""
+
+    def __init__(self, reporter: Reporter, total: int) -> None:
+        self.reporter, self.total = reporter, total
+        self.episodes, self.doing = 0, "loading models"
+
+    def __call__(self) -> None:
+        self.reporter.progress(self.episodes, self.total, self.doing)
+
+
+class Loaded(NamedTuple):
+    """Prompts and models of a run.
+
+    Attributes:
+        pages: the prompts whose answers are shown as training goes on.
+        mix: demonstrations that join every step, if any.
+        dropped: why prompts were cut and demonstrations left out, a sentence each.
+    """
+
+    rows: list[PromptRow]
+    pages: list[PromptRow]
+    tokenizer: Any
+    encoder: ChatEncoder
+    mix: Mix | None
+    dropped: tuple[str, ...]
+    dtype: torch.dtype
+    scorer: Scorer
+    causal: Any
+    reference: Reference
+    sizes: Sizes
+    memory: PeakMemory
+
+    def sampler(self, spec: RolloutSpec, kind: str, status: Status) -> Sampler:
+        return Sampler(self.causal, self.encoder, spec.max_new_tokens, spec.temperature, spec.seed, kind, status)
+
+
+def refuse_shards(method: str) -> None:
+    """Raises InvalidInput under FSDP, where no process has the whole policy to sample from."""
+    if wants_shards():
+        raise InvalidInput(
+            f"{method} does not run under FSDP: it samples from the whole policy between its updates.",
+            "Launch it with docs/accelerate/ddp.yaml; with LoRA, the frozen base then takes the memory of one copy.",
+        )
+
+
+def load(
+    spec: RolloutSpec,
+    store: ArtifactStore,
+    status: Status,
+    checkpoints: Checkpoints | None,
+    scorer: Scorer | None,
+    also_read_by: Sequence[str] = (),
+) -> Loaded:
+    """Read the prompts and load policy, reference and reward models, unless `scorer` replaces these.
+
+    `also_read_by` are folders of other models that read what the policy reads. From here on the seed fixes everything.
+
+    Raises: see the recipes.
+    """
+    memory, rows = PeakMemory(), read_prompts(store.resolve(spec.prompts))
+    policy_ref, reference_ref = resolve(store, spec.policy), resolve(store, spec.reference)
+    tokenizer = load_tokenizer(policy_ref)
+    encoder = ChatEncoder(tokenizer, read_by_all(spec.max_length, reference_ref.base, *also_read_by))
+    pages = page_prompts(rows, spec.seed)
+    answered = {row.id: row for row in (*pages, *(row for row, _ in draw(rows, spec, 0, spec.episodes)))}
+    dropped = cut_prompts(answered.values(), encoder, spec.max_new_tokens)
+    mix = None
+    if spec.ptx is not None:
+        pad_id = tokenizer.pad_token_id
+        mix = Mix(store.resolve(spec.ptx), encoder, spec.ptx_coef, spec.optimiser.batch_size, pad_id)
+        dropped += mix.dropped
+    status()
+    dtype = working_dtype(spec.optimiser.precision, policy_ref, checkpoints)  # of all models, also those that score
+    sizes = sizes_for(policy_ref, dtype, full_weights=spec.lora is None)
+    if scorer is None:
+        folders = [store.resolve(location) for location in spec.reward_models]
+        combine, weight = spec.ensemble_score, spec.variance_weight
+        scorer = reward_models_scorer(folders, spec.max_length, combine, weight, status, dtype)
+    seed_everything(spec.seed)
+    causal, reference = load_policy_and_reference(policy_ref, reference_ref, spec.lora, dtype)
+    loaded = (rows, pages, tokenizer, encoder, mix, dropped, dtype, scorer, causal, reference)
+    return Loaded(*loaded, sizes, memory)
+
+
+# ---- rollouts in turn ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Progress:
+    """What a checkpoint says of the run besides weights and rollout.
+
+    Attributes:
+        rollout: rollouts that are done with.
+        beta, scale: of the rollout in hand; those of the next one follow from it.
+        watched: of each update of the rollout in hand.
+        seconds: of the rollout in hand, by what they were spent on.
+        values: metrics of the last rollout that is done with.
+    """
+
+    beta: float
+    scale: dict[str, Any]
+    rollout: int = 0
+    watched: list[dict[str, float]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
+
+
+class Rollouts:
+    """The rollouts of a run in turn, with their checkpoints, metrics and sample pages.
+
+    Args:
+        sizes: episodes of each rollout.
+        steps: optimiser steps planned for each rollout. The learning rate goes by them, whatever ends updates early.
+
+    Attributes:
+        rollout: the one in hand; the iterator yields it.
+        fresh: it was sampled just now, and no checkpoint has it.
+        stopped: the policy is further from the reference than `kl_stop`: nothing is learned from this rollout.
+        progress: what the next checkpoint says.
+    """
+
+    def __init__(
+        self,
+        spec: RolloutSpec,
+        sizes: Sequence[int],
+        steps: Sequence[int],
+        loaded: Loaded,
+        training: Training,
+        collector: Collector,
+        status: Status,
+    ) -> None:
+        self.spec, self.sizes, self.steps = spec, sizes, steps
+        self.loaded, self.training, self.collector, self.status = loaded, training, collector, status
+        self.progress = Progress(spec.kl_coef, asdict(RunningScale()))
+        self.rollout: Rollout | None = None
+        self.fresh = self.stopped = self._early = False
+        self._scale = RunningScale()
+        self._clock = Clock()
+        if training.resumed is not None:
+            self.progress = Progress(**training.resumed.state)
+            self.rollout = Rollout(**training.resumed.tensors) if training.resumed.tensors else None
+
+    @property
+    def beta(self) -> float:
+        """The coefficient of the leash for the rollout in hand."""
+        return self.progress.beta
+
+    @property
+    def first(self) -> bool:
+        """Whether the rollout in hand is the run's first one."""
+        return self.progress.rollout == 0
+
+    def __iter__(self) -> Iterator[Rollout]:
+        """Sample from the policy as it is now, with log-probs of policy and reference, values and scores."""
+        if self.training.resumed is None:
+            self._show_page(0)
+        while self.progress.rollout < len(self.sizes) and not self.stopped:
+            number = self.progress.rollout
+            self.status.episodes = sum(self.sizes[:number])
+            self._clock = Clock(self.progress.seconds)
+            self.fresh = self.rollout is None
+            if self.rollout is None:
+                self.status.doing = "sampling from the policy"
+                wanted = draw(self.loaded.rows, self.spec, self.status.episodes, self.sizes[number])
+                _responses, self.rollout = self.collector.collect(wanted, self._clock)
+                self.progress.seconds = self._clock.seconds
+            self.stopped = self.spec.kl_stop is not None and float(self.rollout.kl.mean()) > self.spec.kl_stop
+            yield self.rollout
+
+    def shaped_scores(self) -> Tensor:
+        """The scores (B,) of the rollout in hand as rewards take them: normalised, clipped, without what length alone
+        earns, and made worse where an answer did not end.
+        """
+        spec, rollout = self.spec, self.rollout
+        assert rollout is not None
+        self._scale = RunningScale(**self.progress.scale).update(rollout.scores)
+        scores = self._scale.normalise(rollout.scores) if spec.normalise_scores else rollout.scores
+        scores = clip_scores(scores, spec.clip_score)
+        scores = controlled_scores(scores, rollout.lengths.float(), rollout.finished, spec.length_weight, 0.0)
+        return penalise_unfinished(scores, rollout.finished, spec.missing_eos_penalty, spec.missing_eos)
+
+    def minibatches(self, planned: Sequence[Sequence[int]]) -> Iterator[Sequence[int]]:
+        """Those of the planned minibatches that are still to be done; none once the policy has strayed too far.
+
+        Call `step` for each, and let the iterator come to its end.
+        """
+        number = self.progress.rollout
+        self.status.doing = "training the policy"
+        self._early = False
+        if self.fresh:
+            self._save_if_due()
+        for minibatch in [] if self.stopped else planned[len(self.progress.watched) :]:
+            yield minibatch
+            if self._early:
+                break
+        if not self.stopped:
+            # The rate goes to 0 at the planned end, early stops or not.
+            self.training.steps = sum(self.steps[: number + 1])
+        self._clock.spent_on("update")
+
+    def step(self, watched: dict[str, float]) -> None:
+        """Take the step of the gradients accumulated, or end the rollout's updates before it goes too far.
+
+        Raises:
+            TrainingDiverged: the loss or the gradient is no number.
+            StorageFull: no room for a checkpoint.
+        """
+        limit = self.spec.approxkl_stop
+        self._early = limit is not None and watched["policy/approxkl_avg"] > limit
+        if self._early:
+            self.training.optimiser.zero_grad(set_to_none=True)  # the step that would lead further still is not taken
+            self.progress.watched.append(watched)
+            return
+        watched["lr"] = self.training.step(watched["loss"]).lr
+        self.progress.watched.append(watched)
+        self._clock.spent_on("update")
+        self.progress.seconds = self._clock.seconds
+        self._save_if_due()
+
+    def report(self, scores: Tensor, non_score: Tensor, values: Mapping[str, float]) -> None:
+        """Report the rollout in hand, which is done with, and lead the leash.
+
+        Args:
+            scores: (B,) the shaped ones.
+            non_score: (B,) what the leash takes from the reward, negative.
+            values: metrics of the recipe's own.
+        """
+        spec, rollout, number, status = self.spec, self.rollout, self.progress.rollout, self.status
+        assert rollout is not None
+        size = self.sizes[number]
+        status.episodes += size
+        tokens = int(rollout.lengths.sum())
+        self.training.tokens += tokens
+        status.reporter.worked(tokens)
+        self.progress.values = {
+            **rollout_values(rollout, list(range(size))),
+            "objective/kl_coef": self.beta,
+            "objective/non_score_reward": float(non_score.mean()),
+            "objective/rlhf_reward": float((non_score + scores).mean()),
+            **averaged(self.progress.watched),
+            **({"policy/early_stop": float(self._early)} if spec.approxkl_stop is not None else {}),
+            **values,
+            "val/num_eos_tokens": float(rollout.finished.sum()),
+            **{f"time/{what}": seconds for what, seconds in self._clock.seconds.items()},
+            "eps": status.episodes / self.training.seconds,
+        }
+        status.reporter.metrics(number + 1, self.progress.values)
+        for name, members in slice_members([self.loaded.rows[i] for i in rollout.rows.tolist()]).items():
+            if name:
+                status.reporter.metrics(number + 1, rollout_values(rollout, members), name)
+        if self.stopped or (number + 1) % spec.evaluate_every == 0 or number + 1 == len(self.sizes):
+            self._show_page(number + 1)
+        status()
+        if self.stopped:
+            return
+        controller = KLController(self.beta, spec.kl_target, spec.kl_horizon).step(float(rollout.kl.mean()), size)
+        self.progress = Progress(controller.beta, asdict(self._scale), number + 1, values=self.progress.values)
+        self.rollout = None
+        self._save_if_due()
+
+    def result(self, folder: Path) -> PolicyResult:
+        """Save the policy to `folder`, without what only training needed, and say what came of the run."""
+        spec, loaded, values = self.spec, self.loaded, self.progress.values
+        save_policy(loaded.causal, loaded.tokenizer, folder, spec.policy.base)
+        episodes = self.status.episodes or spec.episodes  # resumed behind the last rollout
+        kl, notes = values["objective/kl"], notes_on(loaded.tokenizer)
+        if spec.kl_stop is not None and kl > spec.kl_stop:
+            said = f"Stopped after {episodes} of {spec.episodes} episodes: the KL was {kl:.3g} nats a response, "
+            notes += (said + f"more than the {spec.kl_stop:g} of kl_stop.",)
+        return PolicyResult(
+            values,
+            episodes,
+            loaded.dropped,
+            self.training.tokens,
+            self.training.seconds,
+            precision=name_of(loaded.dtype),
+            sizes={
+                "microbatch_tokens": self.training.microbatch_tokens,
+                "forward_tokens": self.collector.forward_tokens,
+                "rollout_batch_size": self.collector.batch_size,
+            },
+            peak_memory=loaded.memory.peak(),
+            notes=(*notes, *loaded.memory.notes),
+        )
+
+    def _save_if_due(self) -> None:
+        # Also after sampling only if due: a long rollout makes it due, a short one is soon sampled again.
+        self.training.save_if_due(asdict(self.progress), self.rollout and self.rollout._asdict())
+
+    def _show_page(self, step: int) -> None:
+        self.status.doing = "sampling from the policy"
+        answers, looked = self.collector.collect([(row, [PAGE_SAMPLE]) for row in self.loaded.pages], Clock())
+        if accelerator().is_main_process:
+            self.status.reporter.samples(step, page(answers, looked))
+
+
+# ---- updates ---------------------------------------------------------------------------------------------------------
+
+
+def minibatches(spec: RolloutSpec, rollout: int, units: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Split units of a rollout (episodes, or groups of them) into the minibatches of its updates, a fresh permutation
+    each epoch: a function of the seed and the rollout's number.
+    """
+    found: list[list[int]] = []
+    for epoch in range(spec.optimiser.epochs):
+        generator = generator_at(spec.seed, MINIBATCHES, rollout, epoch)
+        order = torch.randperm(len(units), generator=generator).tolist()
+        found += [[units[i] for i in chunk] for chunk in chunks(order, batch_size)]
+    return found
+
+
+def averaged(watched: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means over a rollout's updates, the variance of their ratios, and the rate of the last; nothing of none."""
+    if not watched:
+        return {}
+    names = [name for name in watched[0] if name not in ("loss", "lr")]
+    ratios = torch.tensor([values["val/ratio"] for values in watched], dtype=torch.float64)
+    rates = [values["lr"] for values in watched if "lr" in values]
+    return {
+        **{name: sum(values[name] for values in watched) / len(watched) for name in names},
+        "val/ratio_var": float(ratios.var(correction=0)),
+        **({"lr": rates[-1]} if rates else {}),
+    }

@@ -1,0 +1,210 @@
+"""A policy's own answers with what reward models say of them: sampled in parts that a run which goes on finds again."""
+
+import gc
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from app.artifacts import ArtifactStore
+from app.rows import PromptRow
+from app.specs import ModelRef
+from trainer.algorithms.kl import k1, k3
+from trainer.batching.chat import ChatEncoder, TokenSequence
+from trainer.batching.data import chunks
+from trainer.evaluation.figures import Heads, require_numbers, response_logps
+from trainer.models.loading import load_causal_lm, load_tokenizer, sampling_dtype
+from trainer.processes import accelerator, the_main_processes
+from trainer.sampling.generation import Tick
+from trainer.sampling.responses import Sampler
+
+PART = 256  # answers that are sampled, scored and stored together
+
+Wanted = Sequence[tuple[PromptRow, Sequence[int]]]
+"""Prompts, each with the indices of the samples that are wanted of it."""
+
+
+class Answer(NamedTuple):
+    """A sampled answer.
+
+    Attributes:
+        prompt_id: of its row in the prompts file.
+        prompt, tokens: what was read, and what was said to it, the end-of-turn token included where there is one.
+        logps: log-prob of each token in the policy that said it.
+        finished: False where it was cut by length.
+        plain: False where it says a control token, which read again from its text would be other tokens.
+        heads: what each scoring head of each member of the reward models says.
+    """
+
+    prompt_id: int
+    text: str
+    prompt: list[int]
+    tokens: list[int]
+    logps: list[float]
+    finished: bool
+    plain: bool
+    heads: list[float]
+
+    @property
+    def choosable(self) -> bool:
+        """Whether it may be learned from: it ended by itself, is not empty, and its text says all of it."""
+        return self.finished and self.plain and bool(self.text.strip())
+
+
+class Answers(NamedTuple):
+    """N answers, those of a prompt side by side.
+
+    Attributes:
+        kl, kl_k3: (N,) nats a response, policy to the policy at the start, by the two estimators.
+    """
+
+    items: list[Answer]
+    kl: Tensor
+    kl_k3: Tensor
+
+    @property
+    def heads(self) -> Tensor:
+        """(N, H)."""
+        return torch.tensor([answer.heads for answer in self.items])
+
+    @property
+    def finished(self) -> Tensor:
+        """(N,) bool."""
+        return torch.tensor([answer.finished for answer in self.items])
+
+    @property
+    def lengths(self) -> Tensor:
+        """(N,) tokens."""
+        return torch.tensor([float(len(answer.tokens)) for answer in self.items])
+
+    @property
+    def by_prompt(self) -> dict[int, list[int]]:
+        """Places of each prompt's answers."""
+        places: dict[int, list[int]] = {}
+        for i, answer in enumerate(self.items):
+            places.setdefault(answer.prompt_id, []).append(i)
+        return places
+
+
+def answers_of(
+    policy: ModelRef,
+    start: ModelRef,
+    wanted: Wanted,
+    heads: Callable[[], Heads],
+    store: ArtifactStore,
+    name: str,
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    batch_size: int,
+    max_length: int,
+    seed: int,
+    purpose: str,
+    tick: Callable[[int], None],
+    on_stored: Callable[[], None] = lambda: None,
+) -> Answers:
+    """Samples a policy, scores what it says, and measures how far it is from `start`. Locations are resolved.
+
+    What `store` holds under `name` already is read and not sampled again. Every process does its share; all get the
+    whole, in one order. Policy, reward models and `start` need not be in memory together.
+
+    Args:
+        heads: loads the reward models; called only if something is left to score.
+        tick: is told how many answers there are.
+        on_stored: called once a part is stored, behind which a run that is killed goes on.
+
+    Raises:
+        TrainingDiverged: a score is NaN or infinite.
+        RunCancelled: by the tick; the parts that are stored stay.
+    """
+    largest = max(len(indices) for _, indices in wanted)
+    parts = list(chunks(wanted, max(1, PART // largest)))
+    items: list[Answer] = []
+    sampler: Sampler | None = None
+    scorer: Heads | None = None
+
+    def say() -> None:
+        tick(len(items))
+
+    for number, part in enumerate(parts):
+        location = f"{name}/{number:05d}.json"
+        stored = the_main_processes(lambda location=location: _read(store, location))  # type: ignore[misc]
+        if stored is None:
+            if sampler is None or scorer is None:
+                sampler = _sampler(policy, max_new_tokens, temperature, max_length, seed, purpose, say)
+                scorer = heads()
+            found = _sampled(sampler, scorer, part, batch_size)
+            if accelerator().is_main_process:
+                with store.file(location) as path:
+                    path.write_text(json.dumps(found))
+            on_stored()
+        else:
+            found = [Answer(*fields) for fields in stored]
+        items += found
+        say()
+    del sampler, scorer
+    gc.collect()  # modules stand in reference cycles; the start needs the room
+    if policy == start:
+        return Answers(items, torch.zeros(len(items)), torch.zeros(len(items)))
+    location = f"{name}/kl.json"
+    kl = the_main_processes(lambda: _read(store, location))
+    if kl is None:
+        kl = _kl(items, start, temperature, say)
+        if accelerator().is_main_process:
+            with store.file(location) as path:
+                path.write_text(json.dumps(kl))
+    return Answers(items, *torch.tensor(kl).T)
+
+
+def _read(store: ArtifactStore, location: str) -> Any:
+    return json.loads(store.resolve(location).read_text()) if store.exists(location) else None
+
+
+def _sampler(
+    policy: ModelRef, max_new_tokens: int, temperature: float, max_length: int, seed: int, purpose: str, tick: Tick
+) -> Sampler:
+    model = load_causal_lm(policy, dtype=sampling_dtype("auto", policy))
+    encoder = ChatEncoder(load_tokenizer(policy), max_length)
+    return Sampler(model, encoder, max_new_tokens, temperature, seed, purpose, tick)
+
+
+def _sampled(sampler: Sampler, heads: Heads, part: Wanted, batch_size: int) -> list[Answer]:
+    """The answers to some prompts, in the order in which they are wanted."""
+    dealer = accelerator()
+    mine = part[dealer.process_index :: dealer.num_processes]
+    responses = [response for batch in sampler.respond(mine, batch_size) for response in batch]
+    rewards = heads(responses) if responses else torch.zeros(0, 1)
+    require_numbers(responses, rewards.sum(1))
+    control = set(sampler.encoder.tokenizer.all_special_ids)
+    found = {
+        (response.row.id, response.sample_index): Answer(
+            response.row.id,
+            response.text,
+            list(response.prompt),
+            list(response.sample.tokens),
+            list(response.sample.logps),
+            response.sample.finished,
+            control.isdisjoint(response.sample.body),
+            said,
+        )
+        for response, said in zip(responses, rewards.tolist(), strict=True)
+    }
+    everyones = {key: answer for share in gather_object([found]) for key, answer in share.items()}
+    return [everyones[row.id, index] for row, indices in part for index in indices]
+
+
+def _kl(items: Sequence[Answer], start: ModelRef, temperature: float, tick: Tick) -> list[tuple[float, float]]:
+    """k1 and k3 of each answer, summed over its tokens: nats a response."""
+    dealer = accelerator()
+    mine = items[dealer.process_index :: dealer.num_processes]
+    model = load_causal_lm(start, dtype=sampling_dtype("auto", start))
+    sequences = [TokenSequence(answer.prompt, answer.tokens) for answer in mine]
+    pad_id = load_tokenizer(start).pad_token_id
+    references = response_logps(model, sequences, temperature, pad_id, tick)
+    pairs = [(torch.tensor(answer.logps), base) for answer, base in zip(mine, references, strict=True)]
+    found = [(float(k1(logps, base).sum()), float(k3(logps, base).sum())) for logps, base in pairs]
+    shares = gather_object([found])
+    return [shares[i % len(shares)][i // len(shares)] for i in range(len(items))]

@@ -1,0 +1,404 @@
+"""What on-policy DPO and best-of-n distillation share: phases that are recipes of their own, a KL budget, a choice.
+
+A run is a chain of phases. Each trains a policy from the one before, by a recipe that knows nothing of the others, and
+stores it whole. A run that goes on after a kill finds the phases that are done, and the checkpoints of the one that
+is not.
+
+| metric | of the policy after a phase, on up to `MEASURED_PROMPTS` prompts; at the end of a phase |
+|---|---|
+| `objective/scores` | mean score by `ensemble_score`, without costs of length or a missing end |
+| `objective/disagreement` | standard deviation among the reward models' members, mean over answers |
+| `objective/kl`, `objective/kl_k3` | nats a response to the policy at the start, by k1 and by k3 (never negative) |
+| `val/length`, `val/finished` | tokens an answer; share that ended by themselves |
+| `heldout/accuracy` | share of held-out comparisons whose winner the policy made likelier, against the start |
+| `turn/pairs`, `turn/margin` | pairs (or answers to imitate) of a turn, and how far their scores are apart |
+"""
+
+import contextlib
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from app.artifacts import ArtifactStore
+from app.errors import InvalidInput
+from app.rows import PairRow, PromptRow
+from app.specs import BestOfNSpec, ModelRef, OnPolicyDPOSpec, Optimiser, RunSpec
+from trainer.algorithms.bradley_terry import ensemble_score
+from trainer.batching.chat import ChatEncoder
+from trainer.batching.data import encode_pairs, read_prompts
+from trainer.checkpoints import Checkpoints
+from trainer.evaluation.figures import Heads, reward_heads
+from trainer.models.adapters import require_continuable
+from trainer.models.interpolation import policy_between
+from trainer.models.loading import (
+    load_causal_lm,
+    load_tokenizer,
+    loading,
+    notes_on,
+    resolve,
+    seed_everything,
+    working_dtype,
+)
+from trainer.models.policy import Policy
+from trainer.models.reference_logps import completion_logps
+from trainer.models.saving import save_policy
+from trainer.models.sizes import Sizes, sizes_for
+from trainer.processes import accelerator, generator_at, the_main_processes
+from trainer.reporting import PolicyResult, Reporter
+from trainer.sampling.responses import cut_prompts
+from trainer.speed.memory import PeakMemory
+from trainer.speed.precision import name_of
+from trainer.training.phases import Phase
+from trainer.training.scored_answers import Answers, answers_of
+
+MEASURED_PROMPTS, MEASURED_SAMPLES = 48, 2
+LEASH_TRIES = 4
+NEAR_BUDGET = 0.75  # share of the budget that a shortened step is content with
+PROMPTS = 2_000_003  # a place in the run: which prompts a turn samples
+
+
+class Candidate(NamedTuple):
+    """A policy that the run may end with.
+
+    Attributes:
+        phase: what trained it, in words.
+        right: (M,) of each held-out comparison whether it made the winner likelier than the loser: 1, 0, 0.5 for equal.
+    """
+
+    phase: str
+    policy: ModelRef
+    right: Tensor
+    values: dict[str, float]
+
+
+class Turns:
+    """A run in phases.
+
+    Attributes:
+        policy: what the phases so far have made; locations resolved.
+        within_budget: False once the whole KL budget is used: the run ends with the phase that had to be shortened.
+    """
+
+    def __init__(
+        self,
+        spec: OnPolicyDPOSpec | BestOfNSpec,
+        store: ArtifactStore,
+        reporter: Reporter,
+        checkpoints: Checkpoints | None,
+        work: ArtifactStore,
+        heldout: Sequence[PairRow] = (),
+        heads: Callable[[], Heads] | None = None,
+    ) -> None:
+        """`heads` replaces the reward models."""
+        self.spec, self.reporter, self.checkpoints, self.work = spec, reporter, checkpoints, work
+        self.memory, self._started = PeakMemory(), time.monotonic()
+        self.rows = read_prompts(store.resolve(spec.prompts))
+        self.start = self.policy = resolve(store, spec.policy)
+        if spec.lora is not None and self.start.adapter is not None:
+            with loading(self.start.adapter):  # an adapter that cannot go on is refused before anything is sampled
+                require_continuable(Path(self.start.adapter), spec.lora)
+        self.tokenizer = load_tokenizer(self.start)
+        self.encoder = ChatEncoder(self.tokenizer, spec.max_length)
+        self.dropped = cut_prompts(self.rows, self.encoder, spec.max_new_tokens)
+        self.notes: list[str] = []
+        optimiser: Optimiser = spec.optimiser
+        self.dtype = working_dtype(optimiser.precision, self.start, checkpoints)
+        # Chosen once, for all phases and after a kill too: their checkpoints are found by specs that name the size.
+        sizes = sizes_for(self.start, self.dtype, full_weights=spec.lora is None)
+        if checkpoints is not None:
+            known = the_main_processes(lambda: checkpoints.remembered("sizes", lambda: json.dumps(sizes)))
+            sizes = Sizes(*json.loads(known))
+        self.sizes = sizes
+        self.optimiser = self.sizes.fill(optimiser.model_copy(update={"precision": name_of(self.dtype)}))
+        self.at_once = spec.rollout_batch_size or self.sizes.rollout_batch_size
+        folders = [store.resolve(location) for location in spec.reward_models]
+        self._heads = heads or partial(reward_heads, folders, spec.max_length, self._tick, self.dtype)
+        self.heldout = [pair for pair in encode_pairs(heldout, self.encoder, close_cut=False).heldout if not pair.tied]
+        self.within_budget = True
+        self.tokens = self.trained_on = 0
+        self._step, self._doing, self._done, self._total = 0, "", 0, 1
+        self._start_logps: Tensor | None = None
+        self.candidates: list[Candidate] = []
+
+    # ---- sampling ----------------------------------------------------------------------------------------------------
+
+    def turn_answers(self, turn: int) -> tuple[Answers, Tensor]:
+        """What the policy says to a turn's prompts, and the scores (N,) that choices go by."""
+        order = torch.randperm(len(self.rows), generator=generator_at(self.spec.seed, PROMPTS, turn)).tolist()
+        rows = [self.rows[i] for i in sorted(order[: self.spec.prompts_per_turn])]
+        answers = self._answers(f"turn-{turn + 1}-answers", rows, self.spec.samples_per_prompt, turn + 1)
+        return answers, self.scores(answers)
+
+    def scores(self, answers: Answers) -> Tensor:
+        """(N,): what the members of the reward models say together."""
+        return ensemble_score(answers.heads, self.spec.ensemble_score, self.spec.variance_weight)
+
+    def _answers(self, name: str, rows: Sequence[PromptRow], samples: int, place: int) -> Answers:
+        self._doing, self._total = f"{name.replace('-', ' ')}: sampling", len(rows) * samples
+        # Another range of indices for each place in the run: no answer is drawn twice.
+        first = place * 1000
+        return answers_of(
+            self.policy,
+            self.start,
+            [(row, range(first, first + samples)) for row in rows],
+            self._heads,
+            self.work,
+            name,
+            max_new_tokens=self.spec.max_new_tokens,
+            temperature=self.spec.temperature,
+            batch_size=self.at_once,
+            max_length=self.spec.max_length,
+            seed=self.spec.seed,
+            purpose=self.spec.kind,
+            tick=self._tick,
+            on_stored=self._on_stored,
+        )
+
+    def _on_stored(self) -> None:
+        if self.checkpoints is not None:
+            self.checkpoints.on_saved(self._step)  # progress: a worker that dies often enough without any fails the run
+
+    def _tick(self, done: int | None = None) -> None:
+        self._done = self._done if done is None else done
+        self.reporter.progress(self._done, self._total, self._doing)
+
+    # ---- phases ------------------------------------------------------------------------------------------------------
+
+    def train(
+        self,
+        name: str,
+        recipe: ModuleType,
+        spec: RunSpec,
+        values: Mapping[str, float] | None = None,
+        budget_share: float = 1.0,
+    ) -> tuple[str, ...]:
+        """Trains the policy by a recipe, keeps it within the KL budget, and measures it.
+
+        Args:
+            name: of the phase, for a folder, and with spaces for people.
+            values: metrics of what it learns from.
+            budget_share: of the KL budget, how much the phases so far may use.
+
+        Returns:
+            Why the recipe left rows out, a sentence each.
+        """
+        before, phase = self.policy, Phase(self.reporter, self._step + 1, name.replace("-", " "))
+        done = the_main_processes(lambda: self.work.exists(name))
+        if not done:
+            own = self.checkpoints.of_phase(name, spec) if self.checkpoints else None
+            self.memory.peak()  # the phase sets the counter back
+            with self._folder(name) as folder:
+                result: PolicyResult = recipe.train(spec, self.work, phase, folder, own)
+                if own is not None:
+                    # A run that goes on behind the last step says nothing of that step again.
+                    phase.last = max(phase.last, phase.first + own.last_step)
+                    own.on_saving()  # a finished phase is not repeated, so what it said must outlive the process
+                if accelerator().is_main_process:
+                    done_with = [phase.last, result.train_rows, result.tokens, result.dropped, self.seconds]
+                    (folder / STEPS).write_text(json.dumps(done_with))
+            accelerator().free_memory()  # it keeps every model that it prepared
+            if own is not None:
+                self.work.remove(f"checkpoints/{name}")
+                own.on_saved(phase.last)
+        found = json.loads(the_main_processes((self.work.root / name / STEPS).read_text))
+        self._step, rows, tokens, dropped, seconds = found
+        if done:
+            self._started = time.monotonic() - seconds  # earlier attempts count, up to what they finished
+        self.trained_on += rows
+        self.tokens += tokens
+        self.policy = self._model(name)
+        measured = self._within_budget(before, name, budget_share)
+        right = self.right(self.policy)
+        if len(right):
+            measured["heldout/accuracy"] = float(right.mean())
+        measured |= values or {}
+        self.reporter.metrics(self._step, measured)
+        self.candidates.append(Candidate(name.replace("-", " "), self.policy, right, measured))
+        return tuple(dropped)
+
+    def written(self, name: str, rows: Sequence[BaseModel]) -> str:
+        """Write what a phase trains on, a line a row, for all processes; return its location."""
+        if accelerator().is_main_process:
+            with self.work.file(name) as path:
+                path.write_text("".join(row.model_dump_json() + "\n" for row in rows))
+        accelerator().wait_for_everyone()
+        return str(self.work.root / name)
+
+    @contextlib.contextmanager
+    def _folder(self, name: str) -> Iterator[Path]:
+        """Where the main process writes a phase's model; others' folders are thrown away. All go on together."""
+        if accelerator().is_main_process:
+            with self.work.folder(name) as folder:
+                yield folder
+        else:
+            with tempfile.TemporaryDirectory() as scratch:
+                yield Path(scratch)
+        accelerator().wait_for_everyone()
+
+    def _model(self, name: str) -> ModelRef:
+        folder = str(self.work.root / name)
+        return ModelRef(base=self.start.base, adapter=folder) if self.spec.lora else ModelRef(base=folder)
+
+    def _measure(self, name: str) -> tuple[float, dict[str, float]]:
+        """KL of the policy to the start, and all that is measured of it."""
+        rows = self.rows[:: math.ceil(len(self.rows) / MEASURED_PROMPTS)]
+        # The same places whatever the policy: two are compared on like draws.
+        answers = self._answers(f"{name}-measured", rows, MEASURED_SAMPLES, 0)
+        kl = float(answers.kl.mean())
+        return kl, {
+            "objective/scores": float(self.scores(answers).mean()),
+            "objective/disagreement": float(answers.heads.std(-1, correction=0).mean()),
+            "objective/kl": kl,
+            "objective/kl_k3": float(answers.kl_k3.mean()),
+            "val/length": float(answers.lengths.mean()),
+            "val/finished": float(answers.finished.float().mean()),
+        }
+
+    # ---- the KL budget -----------------------------------------------------------------------------------------------
+
+    def _within_budget(self, before: ModelRef, name: str, budget_share: float) -> dict[str, float]:
+        """Measures the policy that a phase has made; one beyond the budget is led back towards `before`.
+
+        A share of the step is taken, found by measuring: KL grows about with the square of the share.
+        """
+        kl, values = self._measure(name)
+        budget = (self.spec.kl_budget or math.inf) * budget_share
+        if kl <= budget:
+            return values
+        self.within_budget = budget_share < 1
+        whole, kept, low, high = self.policy, (before, values), 0.0, 1.0
+        share = math.sqrt(NEAR_BUDGET * budget / kl)
+        for attempt in range(LEASH_TRIES):
+            self.policy = self._between(before, whole, share, f"{name}-share-{attempt + 1}")
+            kl, values = self._measure(f"{name}-share-{attempt + 1}")
+            if kl <= budget:
+                kept, low = (self.policy, values), share
+            else:
+                high = share
+            if NEAR_BUDGET * budget <= kl <= budget:
+                break
+            share = (low + high) / 2
+        self.policy, values = kept
+        if low == 0:
+            values = self._measure(f"{name}-before")[1]
+        said = f"{low:.0%} of its step was taken" if low else "its step was not taken"
+        of_all = f" ({budget_share:.0%} of the run's)" if budget_share < 1 else ""
+        self.notes.append(
+            f"{name.replace('-', ' ').capitalize()} went beyond the KL budget of {budget:g} nats{of_all}: {said}."
+        )
+        return values | {"turn/share_of_step": low}
+
+    def _between(self, before: ModelRef, after: ModelRef, share: float, name: str) -> ModelRef:
+        """The policy that lies at a share of the way between two, stored under `name`."""
+        if not the_main_processes(lambda: self.work.exists(name)):
+            model = policy_between(before, after, share, self.spec.lora)
+            with self._folder(name) as folder:
+                save_policy(model, self.tokenizer, folder)
+        return self._model(name)
+
+    # ---- the choice --------------------------------------------------------------------------------------------------
+
+    def right(self, policy: ModelRef) -> Tensor:
+        """(M,) of the held-out comparisons: 1 where the policy made the winner likelier than the start does, else 0."""
+        if not self.heldout or policy == self.start:
+            return torch.full((len(self.heldout),), 0.5)
+        if self._start_logps is None:
+            self._start_logps = self._heldout_logps(self.start)
+        moved = self._heldout_logps(policy) - self._start_logps
+        return (torch.sign(moved[:, 0] - moved[:, 1]) + 1) / 2
+
+    def _heldout_logps(self, model: ModelRef) -> Tensor:
+        """(M, 2): log-probs of the winners and the losers."""
+        policy = Policy(load_causal_lm(model, dtype=self.dtype))
+        groups = [pair.sequences for pair in self.heldout]
+        pad_id, tokens = self.tokenizer.pad_token_id, self.sizes.forward_tokens
+        return completion_logps(policy, groups, policy.share, pad_id, tokens).view(-1, 2)
+
+    def chosen(self) -> Candidate:
+        """The last policy that people's held-out comparisons do not speak against.
+
+        One that orders them worse than an earlier one, by more than two standard errors of the paired difference, has
+        learned something else than what people want. The reward model has no say in it.
+
+        Raises:
+            InvalidInput: no phase found anything to learn from.
+        """
+        if not self.candidates:
+            raise InvalidInput(
+                " ".join(["There was nothing to learn from.", *self.notes]),
+                "Add prompts, sample more or longer answers, or check the reward model's accuracy."
+                if self.notes
+                else "Set `turns` to 1 or more.",
+            )
+        kept = best = self.candidates[0]
+        for candidate in self.candidates[1:]:
+            if significantly_worse(candidate.right, best.right):
+                self.notes.append(
+                    f"The policy after {candidate.phase} orders people's held-out comparisons worse than the one after "
+                    f"{best.phase}, and is not kept."
+                )
+                continue
+            kept = candidate
+            if len(candidate.right) and candidate.right.mean() > best.right.mean():
+                best = candidate
+        if significantly_worse(kept.right, torch.full_like(kept.right, 0.5)):
+            self.notes.append(
+                "People's held-out comparisons speak against the new policy: it makes their winners less likely than "
+                "the policy at the start does. Compare the two before you adopt it."
+            )
+        return kept
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken, with earlier attempts up to their last finished phase."""
+        return time.monotonic() - self._started
+
+    def finish(self, folder: Path) -> PolicyResult:
+        """Saves the chosen policy to `folder`; the run's result."""
+        chosen = self.chosen()
+        # An adapter that is new here, of a run whose first step was not taken, must not depend on what ran before.
+        seed_everything(self.spec.seed)
+        model = load_causal_lm(chosen.policy, self.spec.lora, trainable=True, dtype=self.dtype)
+        save_policy(model, self.tokenizer, folder, self.spec.policy.base)
+        if not self.heldout:
+            self.notes.append("There was no held-out comparison to choose the policy by: the last one is kept.")
+        return PolicyResult(
+            chosen.values,
+            self.trained_on,
+            self.dropped,
+            self.tokens,
+            self.seconds,
+            precision=name_of(self.dtype),
+            sizes={
+                "microbatch_tokens": self.optimiser.microbatch_tokens or self.sizes.microbatch_tokens,
+                "forward_tokens": self.sizes.forward_tokens,
+                "rollout_batch_size": self.at_once,
+            },
+            peak_memory=self.memory.peak(),
+            notes=(*notes_on(self.tokenizer), *self.notes, *self.memory.notes),
+        )
+
+
+STEPS = "steps.json"  # beside a phase's model: the last step it reported, rows, tokens, why rows were left out, seconds
+LEAST = 5  # held-out comparisons: from fewer, two that went the same way would look certain
+
+
+def significantly_worse(right: Tensor, than: Tensor) -> bool:
+    """Whether paired results (M,) are lower in the mean by more than two standard errors of the difference.
+
+    Fewer than 5 of them show nothing.
+    """
+    difference = right.double() - than.double()
+    if len(difference) < LEAST:
+        return False
+    return bool(difference.mean() + 2 * difference.std() / math.sqrt(len(difference)) < 0)
