@@ -16,7 +16,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 ConsensusMethod = Literal["majority", "strength_weighted", "dawid_skene", "crowd_bt"]
 PairPolicy = Literal["random", "near_miss", "uncertain", "new_against_old"]
-# Of other slices every project has its own.
+# Every other slice takes the values that a project gives it.
 CLOSED_SLICES = {
     "difficulty": ("easy", "hard", "adversarial"),
     "purpose": ("train", "heldout", "human_eval", "calibration"),

@@ -27,12 +27,12 @@ class Computed(NamedTuple, Generic[T]):
 class Kept(Generic[T]):
     """Values that took long, kept for twenty times what they cost: a busy page costs a twentieth of a core at most.
 
-    A value that takes less than `worth_keeping` seconds is computed again each time. Of the others the newest `MOST`
-    stay, as each is as large as a page of figures.
+    A value that takes less than `worth_keeping` seconds is computed again each time. The newest `MOST` of the others
+    stay, because each is as large as a page of figures.
 
     Args:
         at_once: how many requests may compute or wait for a value at the same time. Each of them holds a thread and a
-            connection, which whoever labels needs too. Of those let in, `COMPUTING` compute. None: no limit.
+            connection, which whoever labels needs too. `COMPUTING` of those let in compute at a time. None: no limit.
     """
 
     MOST = 32

@@ -26,7 +26,7 @@ from app.errors import InvalidInput, PrefloopError
 SMALL = 16 << 10  # all that visitors may send
 FORM = 512 << 10
 LONG_FORM = 2 << 20  # a text that somebody writes: app.demonstrations.forms.MAX_TEXT
-# Of a body that is parsed while it arrives: others get their turn after each.
+# Bytes of a body that are parsed at once: other requests get their turn after each piece.
 PIECE = 64 << 10
 
 _KIND = re.compile(

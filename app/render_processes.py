@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 CPU_SECONDS = 1.0  # of one text
 START_SECONDS = 60.0
-# Of the service's forty threads, so many may wait for these processes: the others serve those who need none.
+# At most this many of the service's forty threads wait for these processes; the others stay free for other requests.
 MOST_WAITING = 8
 MEMORY = 1 << 30  # bytes of address space
 MOST_HTML = 500_000  # characters of what one text may become

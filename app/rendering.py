@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 # Past this size a text is shown as it is.
 MARKDOWN_LIMIT = 50_000
-# Of a longer text, so much is laid out at once; the rest waits behind "show all".
+# A longer text is laid out up to here; the rest waits behind "show all".
 SHOWN_AT_ONCE = 20_000
 # A text is rendered within the service when its cost is bounded by its length (tests/app/test_rendering.py counts it):
 # short, few brackets, no table, no code to colour. All others are rendered in a process of their own.

@@ -43,8 +43,8 @@ def _none_if_empty(value: object) -> object:
     return None if value == "" else value
 
 
-# Of forms: a text that a model is to learn, spaces around it included; any other text of several lines, one of a
-# single line, and what may be left empty.
+# Text fields of forms. ExactText is learned by a model, so spaces around it stay; the others are text of several lines,
+# text of one line, and text that may be empty.
 ExactText = Annotated[str, BeforeValidator(_exact)]
 CleanText = Annotated[str, BeforeValidator(_clean)]
 CleanLine = Annotated[str, BeforeValidator(_line)]

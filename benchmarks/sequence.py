@@ -14,7 +14,7 @@ Z = 1.959964  # of a two-sided test at 0.05
 
 
 def table() -> str:
-    """Of each win rate: how often each test shows a difference, and how many prompts the sequence takes."""
+    """For each win rate: how often each test shows a difference, and how many prompts the sequence takes."""
     lines = [
         "| win rate | test | "
         + " | ".join(f"within {n} prompts" if n == PROMPTS[0] else str(n) for n in PROMPTS)

@@ -37,9 +37,9 @@ from trainer.processes import device
 from trainer.speed.precision import choose, name_of
 
 WARM_UP = 2  # steps that are not counted
-# Of losses, absolute: fp32 sums in another order, through optimiser steps; in bf16 TRL's logits are bf16 too.
+# Absolute tolerance of losses: fp32 sums in another order, through optimiser steps; TRL's bf16 logits are bf16 too.
 TOLERANCE = {"float32": 2e-3, "bfloat16": 2e-2}
-# Of losses of rollouts, in units of the largest: they are small whatever the rewards, since advantages are differences.
+# Tolerance of rollout losses, relative to the largest: advantages are differences, so the losses are always small.
 ROLLOUT_TOLERANCE = {"float32": 1e-2, "bfloat16": 1e-1}
 KINDS = ("dpo", "dpo_stored_reference", "reward", "dpo_lora", "reward_lora")
 
@@ -254,7 +254,7 @@ def main(args: argparse.Namespace, model: str) -> list[str]:
                 **clock,
             )
             ratios[kind] = [compare_rollouts(kind, rollout_job, args.repeats)]
-    # Of several sets, the geometric mean.
+    # Several data sets: their geometric mean.
     return [f"ratio {name} {statistics.geometric_mean(values):.2f}" for name, values in ratios.items()]
 
 

@@ -54,7 +54,7 @@ FILL = (
     INSERT INTO completion (prompt_id, text)
     SELECT id, repeat('This is what was said. ', 20) FROM prompt, generate_series(1, 4) ORDER BY id
     """,
-    # The pairs of a prompt's four completions. Of five, four have been judged, one of them by two people.
+    # The pairs of a prompt's four completions. Four of five have been judged, one of them by two people.
     """
     INSERT INTO comparison (
         project_id, prompt_id, completion_a_id, completion_b_id, rubric_id, purpose, overlap, judgment_count, state,

@@ -163,7 +163,7 @@ class Checkpoints:
             self.folder.parent.rmdir()
 
     def _signature(self, folder: Path, name: str) -> str:
-        """Of the folder's content, and of whose checkpoint it is: one of another run is no better than a stranger's."""
+        """Digest of the folder's content and of the run it belongs to, so another run's checkpoint does not pass."""
         whose = f"{self.folder.parent.name}/{self.folder.name}/{name}"
         content = digest_folder(folder, leave_out=("digest",))
         return hmac.new(self.key, f"{whose}\0{content}".encode(), hashlib.sha256).hexdigest()

@@ -156,7 +156,7 @@ def checkpoints_of(spec: RunSpec, artifacts: ArtifactStore, output: Path, option
 
 
 def collect_log(source: Path, target: Path) -> None:
-    """Moves what the reporter wrote to the output. Of steps done twice, after a checkpoint, the later line counts."""
+    """Move what the reporter wrote to the output. If a step was done twice (after a resume), keep the later line."""
     lines = {}
     for line in (source / METRICS).read_text().splitlines() if (source / METRICS).exists() else []:
         try:

@@ -64,7 +64,7 @@ def _answers(project_id: int) -> Subquery:
     counts = items.c.state == "open"
 
     def elsewhere(what: ColumnElement[bool]) -> ColumnElement[int]:
-        """Of the labeler's answers but this one."""
+        """Count over the labeler's other answers."""
         return func.count().filter(what).over(partition_by=Judgment.labeler_id) - cast(what, Integer)
 
     others, others_right = elsewhere(counts), elsewhere(and_(counts, is_right))

@@ -149,8 +149,8 @@ def write_thumbs(
 ) -> ThumbCounts:
     """Writes every response with a thumb as prompt, completion and label (true: liked by most), in the order they came.
 
-    Responses with as many thumbs up as down are left out and counted. Of the columns ids (response, prompt and thumbs)
-    and slices are theirs. Errors as for `write_preferences`.
+    Responses with as many thumbs up as down are left out and counted. The ids (response, prompt and thumbs) and slices
+    are the response's. Errors as for `write_preferences`.
     """
     counts = ThumbCounts()
     with replacing(path) as handle:

@@ -24,7 +24,7 @@ EXCERPT = 200  # characters
 
 
 def is_free() -> ColumnElement[bool]:
-    """Of a task: nobody writes for it now."""
+    """Condition on a task: nobody is writing for it now."""
     return or_(DemonstrationTask.labeler_id.is_(None), DemonstrationTask.expires_at < func.now())
 
 
@@ -216,7 +216,7 @@ def own(session: Session, project_id: int, author_id: int, before: int | None) -
 
 
 def of_slice(wanted: DemonstrationFilter | AskForm) -> list[ColumnElement[bool]]:
-    """Of a prompt: it has the split and the tags that are wanted."""
+    """Conditions on a prompt: it has the wanted split and tags."""
     names = ("split", "domain", "difficulty", "safety_category")
     return [getattr(Prompt, name) == value for name in names if (value := getattr(wanted, name))]
 

@@ -12,7 +12,7 @@ FALSE_DISCOVERIES = 0.05
 def clearly_below(
     parts: Sequence[Estimate], sizes: Sequence[int], whole: Estimate, size: int, gap: float = GAP
 ) -> list[bool]:
-    """Of each part, whether its value lies at least `gap` below the whole's and not by luck.
+    """Whether each part's value lies at least `gap` below the whole's, beyond chance.
 
     Among thousands of slices hundreds lie below the whole's interval by luck alone. The step-up procedure of Benjamini
     and Hochberg (1995) keeps the expected share of lucky ones among those marked below 5%. One-sided, with the standard

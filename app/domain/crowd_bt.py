@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from app.domain.pooling import Floats, pooled, sums
 
-# Of scores, a priori: two thirds of the differences then lie within 2, a preference of 88%, and a lone vote for B makes
-# p_b 0.74. With less, the fit takes every error of a labeler for a close call.
+# Prior variance of a score. Two thirds of the differences then lie within 2 (a preference of 88%), and a lone vote for
+# B makes p_b 0.74. With a smaller variance the fit mistakes labelers' errors for close calls.
 SCORE_VARIANCE = 2.0
 # What the crowd weighs in a labeler's own parameters, in answers.
 PRIOR_ANSWERS = 10.0

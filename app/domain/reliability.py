@@ -38,7 +38,7 @@ class Weights(NamedTuple):
     tie: float
 
 
-# Of a labeler nothing is known of: one vote for B gives p_b = 3/4, as with the majority.
+# Weights of an unknown labeler: one vote for B gives p_b = 3/4, as with the majority.
 UNFITTED = Weights(float(np.log(4)), float(np.log(4)))
 
 

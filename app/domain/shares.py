@@ -29,7 +29,7 @@ def slots(shares: Mapping[str, float], n: int, seed: int) -> list[str]:
 
 def quotas(available: Mapping[str, int], shares: Mapping[str, float], n: int) -> dict[str, int]:
     """How many to take of each kind, n in all: in proportion to the shares, and where a kind has too few, more of the
-    others. Of kinds without a share none is taken; fewer than n where there are no more.
+    others. Kinds without a share are not taken. Returns fewer than n if there are no more.
     """
     taken = dict.fromkeys(available, 0)
     left = n

@@ -36,7 +36,7 @@ def judged(session: Session, project_id: int) -> Columns:
 
 
 def compared(session: Session, project_id: int) -> Columns:
-    """Of every judged or adjudicated comparison, by id: both completions, the rubric's strengths, gold and verdict
+    """Every judged or adjudicated comparison, by id: both completions, the rubric's strengths, gold and verdict
     (NOT_GIVEN where none), and whether it evaluates a policy (1 or 0)."""
     found = (
         select(

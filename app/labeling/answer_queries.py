@@ -89,7 +89,7 @@ def said_on(session: Session, judgment: Judgment) -> list[Judgment]:
 
 
 def ranked_pairs(session: Session, judgment: Judgment) -> dict[tuple[int, int], int | None]:
-    """Of the ranking that a judgment is part of: (completion A, completion B) -> preference towards B."""
+    """The judgment's whole ranking: (completion A, completion B) -> preference towards B."""
     parts = {part.comparison_id: part.preference for part in said_on(session, judgment)}
     pairs = select(Comparison.id, Comparison.completion_a_id, Comparison.completion_b_id)
     rows = session.execute(pairs.where(Comparison.id.in_(parts)))

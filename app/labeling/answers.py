@@ -218,7 +218,7 @@ def _write(
 
 
 def _values(pairs: Sequence[Comparison], lease: Lease, said: Said) -> list[dict[str, Any]]:
-    """What an answer says of each pair, in canonical order. Of a ranking, flags and reason stand on the first pair."""
+    """What an answer says of each pair, in canonical order. A ranking's flags and reason go to its first pair."""
     remarks: dict[str, Any] = {"flags": said.flags, "rationale": said.rationale}
     if said.ranks is None or lease.shown is None:
         swapped = lease.swapped

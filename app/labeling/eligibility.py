@@ -21,17 +21,17 @@ from app.models import Comparison, Judgment, LabelerGroupMember, Lease, User
 
 
 def left_of(people: Sequence[int]) -> ScalarSelect[int]:
-    """Of comparisons: how many of these people, who may label, can answer it."""
+    """How many of these people may label a comparison and can still answer it."""
     return _left_of(people, Comparison.id).with_only_columns(func.count(), maintain_column_froms=True).scalar_subquery()
 
 
 def is_left_of(people: Sequence[int], comparison_id: Number = Comparison.id) -> ColumnElement[bool]:
-    """Of comparisons: one of these people, who may label, can answer it."""
+    """Whether any of these people may label a comparison and can still answer it."""
     return exists(_left_of(people, comparison_id))
 
 
 def left_of_kept() -> ColumnElement[int | None]:
-    """Of comparisons: how many of those it is kept for can answer it; none where it is open to everybody."""
+    """How many of the people a comparison is kept for can answer it; NULL if it is open to everybody."""
     able = select(func.count()).select_from(User).where(*may_label(Comparison.project_id), *_not_done(User.id))
     able = able.correlate(Comparison)
     person = able.where(User.id == Comparison.labeler_id).scalar_subquery()

@@ -11,9 +11,9 @@ from app.labeling.conditions import Condition, continued, leased_to, literally, 
 from app.models import Comparison, Judgment, Lease, ProjectLabeler, User
 from app.models.comparison import IN_CALIBRATION
 
-# Of a labeler's judgments, of all projects, so many are looked through: who has given many thousands waits no longer.
+# How many of a labeler's newest judgments, in all projects, are searched: so the query does not grow with their work.
 LOOK_BACK = 5000
-FEW = 20  # an item is drawn from so many that the labeler has not met
+FEW = 20  # an item is drawn from this many that the labeler has not met
 # Tasks given back unanswered that are looked through. Whoever takes back all answers of an hour gives so many back.
 GIVEN_BACK = 1000
 
@@ -141,7 +141,8 @@ class Record(NamedTuple):
 
 
 def calibration_record(session: Session, project_id: int, labeler_id: int, window: int) -> Record:
-    """Of at most `window` answers, among the last `LOOK_BACK` judgments, since an admin last let the labeler go on."""
+    """The record of at most `window` answers among the last `LOOK_BACK` judgments, since an admin last unpaused the
+    labeler."""
     since = (
         select(ProjectLabeler.counted_from)
         .where(ProjectLabeler.project_id == project_id, ProjectLabeler.labeler_id == labeler_id)

@@ -19,7 +19,7 @@ BATCH = 5000
 
 
 def settle(session: Session, comparison_ids: Collection[int], *, is_locked: bool = False) -> int:
-    """Of these comparisons, closes those that have all their judgments; returns how many.
+    """Close those of these comparisons that have all their judgments; return how many.
 
     Locks them, unless the caller holds them locked, with the whole rankings that they are part of. Agreement is the
     share of pairs of judgments on the same side; below the project's review threshold, or where too few could judge or

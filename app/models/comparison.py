@@ -60,7 +60,7 @@ class Comparison(Base):
     Elsewhere it grows (`grown`) when labelers could not judge. A calibration item (`gold`) is never settled: it is for
     every labeler once, so its overlap grows as it is given out. `opened_xid` is the transaction that last put it into a
     queue, or to another place there (kept by a trigger): how a labeler who has been past it learns of it.
-    A comparison kept for one labeler or one group is offered to nobody else. Of a k-way ranking only the first pair is
+    A comparison kept for one labeler or one group is offered to nobody else. Only the first pair of a k-way ranking is
     offered; its answer yields the judgments of all pairs with the same `ranking_id`. A `repeat` shows a labeler what
     they judged before (`repeat_of_id`), sides swapped; a calibration item may be the copy of a comparison too. A
     comparison asked again under a newer rubric is another one (`relabel_of_id`); the old one is then withdrawn and its
@@ -170,7 +170,7 @@ class Comparison(Base):
     selection: Mapped[Json] = mapped_column(server_default="{}")
     priority: Mapped[int] = mapped_column(server_default="0")
     gold: Mapped[int | None] = mapped_column(SmallInteger)
-    # Of imported pairs only: the data set's own name for the pair, and a digest that tells when it comes again.
+    # Imported pairs only: the data set's own name for the pair, and a digest that detects a second import of it.
     external_id: Mapped[str | None]
     digest: Mapped[str | None]
     state: Mapped[str] = mapped_column(server_default="open")

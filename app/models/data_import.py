@@ -29,7 +29,7 @@ class DataImport(Base):
     judgments: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
     demonstrations: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
     thumbs: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
-    # Of comparisons that were there before and got judgments: by id, how many they had wanted until then.
+    # By id of each comparison that existed before and got judgments: its overlap before the import.
     overlaps: Mapped[Json] = mapped_column(server_default="{}")
     created_at: Mapped[Now]
     undone_at: Mapped[datetime | None]

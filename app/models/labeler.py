@@ -41,7 +41,7 @@ class ProjectLabeler(Base):
     reason: Mapped[str] = mapped_column(server_default="")  # shown to the labeler while paused
     changed_by: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))  # none: the service itself
     changed_at: Mapped[Now]
-    # Of the last fit over all judgments (app.domain.reliability): probability of siding with the truth.
+    # Probability of siding with the truth, from the last fit over all judgments (app.domain.reliability).
     reliability: Mapped[float | None]
     # The same fit's 95% interval of it (low, high), and what a vote weighs (weights).
     fitted: Mapped[Json] = mapped_column(server_default="{}")

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from app.models.base import Base, Id, Json, Now, one_of
 
 SPLITS = ("train", "heldout", "regression", "calibration")
-# Of a prompt whose author was removed: nothing asks or reads it any more, and nothing can be put there by hand.
+# The split of a prompt whose author was removed. Nothing asks or reads it, and nobody can set this split by hand.
 WITHDRAWN = "withdrawn"
 DIFFICULTIES = ("easy", "hard", "adversarial")
 

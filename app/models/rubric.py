@@ -39,7 +39,7 @@ class Rubric(Base):
     quiz: Mapped[list[Any]] = mapped_column(server_default="[]")
     created_by: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
     created_at: Mapped[Now]
-    # Of the draft: goes up with every edit, so that nobody overwrites an edit they have not seen.
+    # The draft's number goes up with every edit, so nobody overwrites an edit they have not seen.
     revision: Mapped[int] = mapped_column(server_default="1")
     edited_by: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
     edited_at: Mapped[Now]

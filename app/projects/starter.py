@@ -22,7 +22,7 @@ SOURCE = "starter"
 # At temperature 1 a model this small seldom makes sense; training divides by the same temperature.
 GENERATION = Generation(samples_per_prompt=4, max_new_tokens=64)
 
-# Of twenty tasks about two have known answers, until a labeler has met all six. They measure; nobody is paused.
+# About two of twenty tasks have known answers, until a labeler has met all six. They only measure; nobody is paused.
 CALIBRATION = {"rate": 0.1, "threshold": 0.0}
 
 

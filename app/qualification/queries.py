@@ -17,7 +17,7 @@ from app.models import Qualification, Rubric, User
 
 
 def counts_for(rubric: Rubric) -> ColumnElement[bool]:
-    """Of a query over rubrics: the published versions whose quiz counts as this one's."""
+    """Select the published rubric versions whose quiz counts as this one's."""
     return (Rubric.project_id == rubric.project_id) & (quiz_version(Rubric) == rubric.quiz_version)
 
 

@@ -25,8 +25,8 @@ from app.settings import SamplingServer
 
 # Attempts of one person that wait for their answers: so nobody fills the queue that everybody shares.
 MAX_WAITING = 5
-# Of one person's attempts so many an hour go before what else is queued, and none that is sent again: so nobody holds
-# up rounds for ever.
+# This many attempts of one person per hour jump the queue; attempts that are sent again never do. Otherwise one person
+# could hold up rounds for ever.
 AHEAD_AN_HOUR = 60
 
 

@@ -146,7 +146,7 @@ def _names(session: Session, project_id: int, column: str) -> list[str]:
 
 
 class Progress(NamedTuple):
-    """Of the comparisons asked again under a version: how many, and how many are decided anew."""
+    """How many comparisons were asked again under a rubric version, and how many of them have a new result."""
 
     asked: int
     decided: int

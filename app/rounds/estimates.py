@@ -125,7 +125,7 @@ def rates_of(session: Session, project_id: int, base: str) -> dict[str, Rate]:
     )
     found = {}
     for row in session.execute(query):
-        # Of other projects no more is told than how fast this machine is.
+        # Other projects' runs only tell how fast this machine is.
         is_own_round = row.number is not None and row.project_id == project_id
         source = f"as round {row.number}" if is_own_round else "as an earlier run"
         rate = row.result["tokens"] / row.result["seconds"]

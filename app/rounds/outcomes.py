@@ -32,7 +32,7 @@ class WinRate(NamedTuple):
     high: float
     n: int  # judgments
     prompts: int
-    said: Preference | None = None  # of all prompts; its interval is the one here. Of a slice there is none.
+    said: Preference | None = None  # for all prompts, with the interval shown here; None for a slice
 
     @property
     def interval(self) -> Interval | None:
@@ -52,8 +52,8 @@ class Rivals(NamedTuple):
 
 
 def win_rates(session: Session, rounds: Sequence[Round]) -> dict[tuple[int, str], Rivals]:
-    """By round's id and slice ("" is all). Of all prompts by the confidence sequence, which may be looked at after
-    every judgment; a slice has the interval of a single look."""
+    """By round's id and slice ("" is all). For all prompts the interval is a confidence sequence, valid after every
+    judgment; a slice has the interval of a single look."""
     counted: dict[tuple[int, int, str], list[Any]] = defaultdict(list)
     for row in result_queries.evaluated(session, [round_.id for round_ in rounds]):
         tags = of_prompt(row.domain, row.difficulty, row.safety_category, "")

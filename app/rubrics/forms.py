@@ -60,7 +60,7 @@ NOTHING_REMOVED: dict[str, Row] = {kind: {} for kind in ROW_KINDS}
 ANSWERS = {"-1": "First is better", "0": "Tie", "1": "Second is better"}
 # Fields that are chosen, not typed: what the editor does not offer is no draft either.
 CHOICES = ("strengths", "rationale_rule")
-# Of all that is typed, in characters: more than any rubric may hold.
+# Characters of the whole form: more than any rubric may hold.
 MAX_DRAFT = 5_000_000
 
 

@@ -147,7 +147,7 @@ class Saved(NamedTuple):
 
 
 def judgments_saved(measured: dict[Group, WinRate], today: str = TODAY) -> dict[str, Saved]:
-    """Of each method, the geometric mean over its groups of (judgments today's default needs) / (judgments it had).
+    """Each method's geometric mean, over its groups, of (judgments today's default needs) / (judgments it had).
 
     What today's default needs is read from its own win rates, linear in the logarithm of the budget, and taken as the
     least budget that gets as far. Two groups are compared only if all but method and budget is the same.

@@ -17,9 +17,9 @@ REFERENCE_FREE: frozenset[PreferenceLoss] = frozenset({"orpo", "simpo"})
 
 
 class PairLogps(NamedTuple):
-    """Of pairs, all (2, B), chosen first: log-probs of the completions and their lengths in tokens.
+    """Log-probs and lengths in tokens of both completions of B pairs, all (2, B), the chosen ones first.
 
-    A length of 0 in KTO is a response that is not there: a thumb stands in the row of its kind, without a rival.
+    In KTO a thumb fills the row of its kind and has no rival: the rival's length is 0.
     """
 
     policy: Tensor

@@ -1,9 +1,9 @@
 """Suites: standing evaluations that a policy takes beside the one before it, case by case (app.domain.cases).
 
 Answers are greedy: the likeliest token each time. So a policy's score is its own, not an accident of sampling, and a
-policy that did not change scores the same again. Of a case that asks which of two answers is likelier nothing is
-sampled: both are read, and their log-probs per token compared (at temperature 1, the end of turn included). Per token,
-so that length alone decides nothing; by the policy, not by the reward model, which is another one in every round.
+policy that did not change scores the same again. A case that asks which of two answers is likelier samples nothing:
+the policy reads both, and their log-probs per token are compared (at temperature 1, the end of turn included). They are
+per token so that length alone decides nothing, and the policy's because every round has another reward model.
 """
 
 import json
@@ -101,7 +101,7 @@ class Suites:
         return [everyones[i] for i in range(len(self._all))], sum(said for _, said in shares)
 
     def _preferred(self, places: Sequence[int], model: Any, encoder: ChatEncoder, tick: Tick) -> dict[int, Taken]:
-        """Of cases that name a good and a bad answer."""
+        """Answer the cases that name a good and a bad answer."""
         sequences: list[TokenSequence] = []
         fitted: list[int] = []
         for i in places:

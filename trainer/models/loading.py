@@ -53,7 +53,7 @@ PLAIN_CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}:\n{{ message['content'] }}{{ eos_token }}\n"
     "{% endfor %}{% if add_generation_prompt %}Assistant:\n{% endif %}"
 )
-# Of models whose tokenizer begins every text so (Gemma, Llama): without it they predict far worse.
+# For models whose tokenizer begins every text with BOS (Gemma, Llama): without it they predict far worse.
 PLAIN_CHAT_TEMPLATE_AFTER_BOS = "{{ bos_token }}" + PLAIN_CHAT_TEMPLATE
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)

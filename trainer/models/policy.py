@@ -42,8 +42,8 @@ def hidden_states(trunk: Any, packed: Packed, layers: Sequence[int] = ()) -> Ten
     """
     ids, positions = packed.input_ids, packed.position_ids
     ragged = packed.ragged() if trunk.config._attn_implementation == RAGGED else None
-    # Of sequences alone padding is on the right: causal attention never reaches it, positions are 0, 1, 2..., and
-    # attention without a mask takes the faster kernels.
+    # Sequences that share no prompt are padded on the right. Causal attention never reaches the padding, positions are
+    # 0, 1, 2..., and attention without a mask takes the faster kernels.
     places: dict[str, Any] = {}
     if ragged is not None:
         ids, positions = (tensor.flatten()[ragged.places][None] for tensor in (ids, positions))
@@ -122,7 +122,7 @@ def check_logits(model: Any) -> None:
 
 
 class TokenOutputs(NamedTuple):
-    """Of the N completion tokens of a packed batch.
+    """Outputs for the N completion tokens of a packed batch.
 
     Attributes:
         logps: (N,) in fp32.

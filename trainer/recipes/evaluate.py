@@ -51,7 +51,7 @@ class EvaluateResult(NamedTuple):
     tokens: int
     seconds: float
     precision: str
-    """Of all models: with it in the spec's generation instead of `auto`, the evaluation can be repeated."""
+    """The precision of all models. The spec with it instead of `auto` repeats the evaluation."""
     sizes: dict[str, int]
     """`batch_size`, how many sequences were generated together, and `forward_tokens`: see `RewardResult`."""
     peak_memory: int

@@ -129,7 +129,7 @@ def train(
         model = new_reward_model(backbone, spec.lora, heads, dtype, folds.members)
     sizes = sizes_for(backbone, dtype, full_weights=spec.lora is None)
     objective = RewardObjective(model, spec.ties, tie_share(spec, train_pairs))
-    # Of an ensemble each member draws bootstrap weights of its own.
+    # Each member of an ensemble draws its own bootstrap weights.
     targets = [
         targets_of(train_pairs, elements, spec.model_copy(update={"seed": spec.seed + member}))
         for member in range(folds.members)

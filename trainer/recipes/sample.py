@@ -114,7 +114,7 @@ class SampleResult(NamedTuple):
     tokens: int
     seconds: float
     precision: tuple[str, ...]
-    """Of each model that was sampled here: with it in the spec instead of `auto`, the same samples come again."""
+    """The precision of each model that was sampled here. The spec with it instead of `auto` gives the same samples."""
     sizes: dict[str, int]
     """`batch_size`, how many sequences were generated together; nothing where servers sampled. See `RewardResult`."""
     peak_memory: int
@@ -133,8 +133,8 @@ def sample(
     """Calls `on_completions` with each batch as it is done, small ones first; skips `done`: (prompt id, sample index).
 
     Models are sampled in turn, one in memory at a time; sample j of model m has the index m * k + j. A sample depends
-    on the model, its prompt and its seed, so a run that was interrupted ends with the same samples. Of several
-    processes each does its share of the prompts, and the main one hands on all samples: others' after its own.
+    on the model, its prompt and its seed, so a run that was interrupted ends with the same samples. Several
+    processes share the prompts, and the main process hands on all samples: its own first.
 
     Raises:
         InvalidInput: the prompts file is wrong or empty, or a server refuses a prompt.

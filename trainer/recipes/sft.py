@@ -142,7 +142,7 @@ def train(
 
 
 class Sums(NamedTuple):
-    """Of each of B answers, sums (B,) over its tokens: negative log-likelihood in nats, and how many were likeliest."""
+    """Per-answer sums (B,) over tokens: negative log-likelihood in nats, and how many tokens were the likeliest."""
 
     nll: Tensor
     correct: Tensor

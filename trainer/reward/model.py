@@ -194,7 +194,7 @@ def save_reward_model(model: RewardModel, tokenizer: Any, folder: Path, base: st
     """Writes a folder with its tokenizer: of adapters where there are any, else one of plain transformers.
 
     The heads of decoder classifiers have no bias, so offsets stay in a config: plain transformers scores are ours
-    plus the offsets, the same shift for every response. Of several processes only the main one writes.
+    plus the offsets, the same shift for every response. Only the main process writes.
 
     Args:
         base: where a folder of adapters says that its base is: a store location, so that stores can move (None: where

@@ -239,8 +239,8 @@ class RunningBatch:
         self._drafts: list[_Draft | None] = []  # the sample each row makes; none where it has ended
         self._cache: Any = None
         empty = torch.empty(0, dtype=torch.long, device=self._device)
-        # Of each row: the token it reads next and that one's position, the mask of the cache's columns (B, C), and the
-        # uniform numbers of its draws (B, max_new_tokens).
+        # Each row's next token and its position, the mask of the cache's columns (B, C), and the uniform numbers of its
+        # draws (B, max_new_tokens).
         self._token, self._position, self._valid_mask, self._uniforms = empty, empty, empty, empty
 
     @property

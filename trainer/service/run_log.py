@@ -63,7 +63,7 @@ class RunLog(logging.Handler):
 
 
 class _Short(Discreet):
-    """Of an exception only its name and words: the worker's log has the traceback."""
+    """Keep only an exception's name and message: the worker's log has the traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         said = logging.makeLogRecord(record.__dict__ | {"exc_info": None, "exc_text": None, "stack_info": None})

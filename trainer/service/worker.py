@@ -88,7 +88,7 @@ def recover(session: Session) -> list[int]:
     Jobs of workers that are gone or silent are dropped, then every unfinished run without a job gets a new one. A run
     and its job are always committed together, so a run without a job is never one that is just being enqueued.
     """
-    # Of several workers one does this at a time, or a run would get two jobs.
+    # One worker does this at a time; otherwise a run would get two jobs.
     if not session.scalar(text("SELECT pg_try_advisory_xact_lock(7215002)")):
         return []
     session.execute(

@@ -94,7 +94,7 @@ class PeakMemory:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the machine or its accelerator had no memory left. Of the machine's torch says so in its text only."""
+    """Whether the machine or its accelerator ran out of memory. For the machine, torch says so only in the text."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)

@@ -17,9 +17,10 @@ from trainer.speed.precision import set_compute_dtype
 
 
 class Outputs(NamedTuple):
-    """Of the N response tokens of a packed batch, all (N,): log-probs, entropies in nats, values of the states before.
+    """Outputs for the N response tokens of a packed batch, all (N,): log-probs, entropies in nats, values of the states
+    before.
 
-    Entropies are there where they were asked for, and carry no gradient.
+    Entropies are computed only on request, and carry no gradient.
     """
 
     logps: Tensor

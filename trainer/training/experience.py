@@ -185,7 +185,7 @@ class Collector:
             TrainingDiverged: a score is NaN or infinite, before anything is learned from it.
             RunCancelled: by the tick.
         """
-        # 1. Sample this process's share. Of few prompts there are more responses each than are sampled at once.
+        # 1. Sample this process's share. With few prompts, one prompt's responses can exceed a sampling batch.
         dealer = accelerator()
         parts = [(row, part) for row, indices in wanted for part in chunks(indices, self.batch_size)]
         mine = parts[dealer.process_index :: dealer.num_processes]
