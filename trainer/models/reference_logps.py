@@ -35,7 +35,7 @@ CHUNK = 256  # groups whose layout is decided together
 SAVE_SECONDS = 60.0
 
 Group = Sequence[TokenSequence]  # completions of one prompt
-Tick = Callable[[int], None]
+Report = Callable[[int], None]  # called with how many groups are done
 
 
 @torch.no_grad()
@@ -45,19 +45,19 @@ def completion_logps(
     share: bool,
     pad_id: int,
     tokens: int,
-    tick: Tick = lambda done: None,
+    report: Report = lambda done: None,
 ) -> Tensor:
     """Sums (S,) of the log-probs of all completions' tokens, group after group, on the CPU.
 
     Batched by length, at most `tokens` tokens at once, and dealt to the processes; every process gets all sums, and
-    must call with the same groups. `tick` is told how many groups are done.
+    must call with the same groups. `report` is told how many groups are done.
     """
     starts = np.cumsum([0, *map(len, groups)])
     logps = torch.zeros(int(starts[-1]))
     lengths = [packed_length(group, share) for group in groups]
     done = 0
     for part, counts in deal(token_parts(range(len(groups)), lengths, len(groups), tokens)):
-        tick(done)
+        report(done)
         packed = pack([sequence for i in part for sequence in groups[i]], pad_id, share).to(device())
         sums = packed.per_sequence(forward(packed).logps)
         if counts:
@@ -75,7 +75,7 @@ def reference_logps(
     share: bool,
     pad_id: int,
     tokens: int,
-    tick: Tick = lambda done: None,
+    report: Report = lambda done: None,
 ) -> Tensor:
     """`completion_logps` of a reference: what the store holds is read, only the rest is computed, and then stored.
 
@@ -103,7 +103,7 @@ def reference_logps(
                 share,
                 pad_id,
                 tokens,
-                lambda n, done=done: tick(done + n),  # type: ignore[misc]
+                lambda n, done=done: report(done + n),  # type: ignore[misc]
             )
             kept.add([key for i in missing for key in keys[i]], computed)
             if time.monotonic() - saved > SAVE_SECONDS:

@@ -49,7 +49,7 @@ from trainer.models.loading import (
     working_dtype,
 )
 from trainer.models.policy import Policy, can_share, trunk_of
-from trainer.models.reference_logps import Group, Tick, completion_logps, reference_logps
+from trainer.models.reference_logps import Group, Report, completion_logps, reference_logps
 from trainer.models.saving import save_policy
 from trainer.models.sizes import sizes_for
 from trainer.processes import device, require_finite, sum_over_processes
@@ -60,7 +60,7 @@ from trainer.training.training import Training
 
 CHOSEN, REJECTED = 0, 1  # rows of every (2, N) below; a response that was liked stands with the chosen ones
 
-LogpsOf = Callable[..., Tensor]  # the policy's `completion_logps` of groups, `tick` optional
+LogpsOf = Callable[..., Tensor]  # the policy's `completion_logps` of groups, `report` optional
 
 
 def train(
@@ -107,8 +107,8 @@ def train(
             # It may be of another architecture, which reads rows in another way.
             its_layout = layout | {"share": policy.share and can_share(trunk_of(model))}
             for rows in (train_rows, heldout):
-                tick = partial(reporter.progress, total=len(rows.groups), message="log-probs of the reference")
-                rows.keep(reference_logps(store, reference_ref, model, rows.groups, tick=tick, **its_layout))
+                report = partial(reporter.progress, total=len(rows.groups), message="log-probs of the reference")
+                rows.keep(reference_logps(store, reference_ref, model, rows.groups, report=report, **its_layout))
         del reference, model
 
     # 4. Where we start from. A policy that starts as its reference has just been measured.
@@ -121,8 +121,8 @@ def train(
         checkpoints=checkpoints,
     )
 
-    def logps_of(groups: Sequence[Group], tick: Tick = lambda done: None) -> Tensor:
-        return require_finite(completion_logps(training.model, groups, tick=tick, **layout), "log-probs")
+    def logps_of(groups: Sequence[Group], report: Report = lambda done: None) -> Tensor:
+        return require_finite(completion_logps(training.model, groups, report=report, **layout), "log-probs")
 
     values: dict[str, float] = {}
     if training.resumed is not None:
@@ -234,12 +234,12 @@ class Rows:
         reference = self.reference[:, rows].to(where) if self.reference is not None else None
         return PairLogps(policy_logps, reference, self.lengths[:, rows].to(where), self.doubts[rows].to(where))
 
-    def reference_point(self, logps_of: LogpsOf, rows: Sequence[int], tick: Tick) -> Tensor:
+    def reference_point(self, logps_of: LogpsOf, rows: Sequence[int], report: Report) -> Tensor:
         """KTO's z () by the policy as it is, of a whole batch however it is split; 0 where there are no strangers."""
         if not self.strangers:
             return torch.zeros(())
         strangers_reference = torch.cat([self.strangers_reference[i] for i in rows])
-        return kto_reference_point(logps_of([self.strangers[i] for i in rows], tick=tick) - strangers_reference)
+        return kto_reference_point(logps_of([self.strangers[i] for i in rows], report=report) - strangers_reference)
 
 
 def read_rows(spec: DPOSpec, store: ArtifactStore, encoder: ChatEncoder) -> tuple[Rows, Rows, tuple[str, ...]]:
@@ -347,9 +347,9 @@ def losses_of(spec: DPOSpec, pairs: PairLogps, z: Tensor) -> Tensor:
 def measure_heldout(spec: DPOSpec, step: int, heldout: Rows, logps_of: LogpsOf, reporter: Reporter) -> dict[str, float]:
     """Runs the policy on held-out rows and reports them; returns the metrics of all rows."""
     everything = range(len(heldout.examples))
-    tick = partial(reporter.progress, total=len(heldout.examples), message="held-out comparisons")
-    logps = logps_of([example.sequences for example in heldout.examples], tick=tick)
-    z = heldout.reference_point(logps_of, everything, tick)
+    report = partial(reporter.progress, total=len(heldout.examples), message="held-out comparisons")
+    logps = logps_of([example.sequences for example in heldout.examples], report=report)
+    z = heldout.reference_point(logps_of, everything, report)
     return report_heldout(spec, step, heldout, by_kind(logps, heldout.examples), z, reporter)
 
 

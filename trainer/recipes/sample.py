@@ -23,7 +23,7 @@ from trainer.models.loading import load_causal_lm, load_tokenizer, notes_on, res
 from trainer.models.sizes import sizes_for
 from trainer.processes import accelerator
 from trainer.reporting import Reporter
-from trainer.sampling.responses import Response, Sampler, Tick, cut_prompts
+from trainer.sampling.responses import Requests, Response, Sampler, Tick, cut_prompts
 from trainer.sampling.serving import Answer, ServedModel
 from trainer.speed.memory import PeakMemory
 from trainer.speed.precision import name_of
@@ -78,14 +78,14 @@ def _sampling(generation: Generation) -> dict[str, Any]:
     return {"temperature": generation.temperature, "max_new_tokens": generation.max_new_tokens}
 
 
-Scorer = Callable[[Sequence[Response] | Sequence[Answer], list[Completion]], list[Completion]]
+AddScores = Callable[[Sequence[Response] | Sequence[Answer], list[Completion]], list[Completion]]
 
 
 def _unscored(_responses: Sequence[Response] | Sequence[Answer], completions: list[Completion]) -> list[Completion]:
     return completions
 
 
-def _scorer(spec: SampleSpec, store: ArtifactStore, tick: Tick) -> Scorer:
+def _scorer(spec: SampleSpec, store: ArtifactStore, tick: Tick) -> AddScores:
     """Adds what the spec's reward models say to completions. They stay in memory beside the model that is sampled."""
     if not spec.reward_models:
         return _unscored
@@ -203,10 +203,6 @@ def sample(
     return SampleResult(samples, finished, tokens, seconds, precisions, sizes, memory.peak(), tuple(notes))
 
 
-Wanted = Sequence[tuple[PromptRow, Sequence[int]]]
-"""Prompts, each with the indices of the samples that are wanted of it."""
-
-
 def rows_for(spec: SampleSpec, number: int, rows: Sequence[PromptRow]) -> Sequence[PromptRow]:
     """The prompts that the spec's model of this number answers."""
     if number < len(spec.models) - spec.heldout_models:
@@ -214,7 +210,7 @@ def rows_for(spec: SampleSpec, number: int, rows: Sequence[PromptRow]) -> Sequen
     return [row for row in rows if row.slices.get("split") == "heldout"]
 
 
-def missing(rows: Sequence[PromptRow], indices: Sequence[int], done: Collection[tuple[int, int]]) -> Wanted:
+def missing(rows: Sequence[PromptRow], indices: Sequence[int], done: Collection[tuple[int, int]]) -> Requests:
     """The indices that are not in `done` for each prompt; prompts with none left are left out."""
     known = set(done)
     wanted = [(row, [index for index in indices if (row.id, index) not in known]) for row in rows]
@@ -249,7 +245,7 @@ def _served(server: Server, key: str | None) -> ServedModel:
 
 
 def _from_model(
-    local: _Local, wanted: Wanted, batch_size: int, spec: SampleSpec, score: Scorer, tick: Tick
+    local: _Local, wanted: Requests, batch_size: int, spec: SampleSpec, score: AddScores, tick: Tick
 ) -> Iterator[list[Completion]]:
     """Loads a model for as long as this iterator lives; not at all where nothing is wanted of it."""
     if not wanted:
@@ -267,7 +263,7 @@ def _from_model(
 
 
 def _from_server(
-    server: ServedModel, wanted: Wanted, spec: SampleSpec, score: Scorer, tick: Tick
+    server: ServedModel, wanted: Requests, spec: SampleSpec, score: AddScores, tick: Tick
 ) -> Iterator[list[Completion]]:
     order = torch.Generator().manual_seed(spec.seed)
     for answers in server.respond(wanted, spec.generation, spec.seed, order, tick):

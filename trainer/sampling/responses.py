@@ -12,6 +12,9 @@ from trainer.batching.chat import ChatEncoder, TokenSequence, stop_ids
 from trainer.batching.data import by_length, describe_left_out, length_batches
 from trainer.sampling.generation import Sample, Sampling, Tick, best_ways, generate, no_tick
 
+Requests = Sequence[tuple[PromptRow, Sequence[int]]]
+"""Prompts, each with the indices of the samples to draw."""
+
 
 class Response(NamedTuple):
     """A sample as a person reads it: `sample_index` counts those of one prompt.

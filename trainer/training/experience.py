@@ -21,12 +21,8 @@ from trainer.models.policy import Policy, can_share, completion_outputs, trunk_o
 from trainer.models.sizes import forward_tokens
 from trainer.processes import accelerator, deal, device, generator_at, sum_over_processes
 from trainer.sampling.generation import Tick
-from trainer.sampling.responses import Response, Sampler
+from trainer.sampling.responses import Requests, Response, Sampler
 from trainer.training.critics import ActorCritic, Outputs
-
-Wanted = list[tuple[PromptRow, list[int]]]
-"""Prompts, each with the indices of the samples that are wanted of it."""
-
 
 PROMPTS, MINIBATCHES, DEMONSTRATIONS, PAGES = range(4)  # first part of a random generator's place
 PAGE_SAMPLE = -1  # index of the sample that a page shows: none that is trained on has it
@@ -56,7 +52,7 @@ def in_turn(
         yield order[place % count], turn
 
 
-def draw(rows: Sequence[PromptRow], spec: RolloutSpec, start: int, episodes: int) -> Wanted:
+def draw(rows: Sequence[PromptRow], spec: RolloutSpec, start: int, episodes: int) -> Requests:
     """The prompts of episodes `start` to `start + episodes`, each with its sample indices; `samples_per_prompt`
     episodes in a row are of one prompt, and one that comes twice is read once.
     """
@@ -178,7 +174,7 @@ class Collector:
             self.reference_share = module.share and can_share(trunk_of(model))
             self.forward_tokens = forward_tokens(trunk_of(model))
 
-    def collect(self, wanted: Wanted, clock: Clock) -> tuple[list[Response], Rollout]:
+    def collect(self, wanted: Requests, clock: Clock) -> tuple[list[Response], Rollout]:
         """Responses of the policy as it is now. A sample depends on its prompt and its index, not on who draws it.
 
         Raises:

@@ -19,12 +19,9 @@ from trainer.evaluation.figures import Heads, require_numbers, response_logps
 from trainer.models.loading import load_causal_lm, load_tokenizer, sampling_dtype
 from trainer.processes import accelerator, the_main_processes
 from trainer.sampling.generation import Tick
-from trainer.sampling.responses import Sampler
+from trainer.sampling.responses import Requests, Sampler
 
 PART = 256  # answers that are sampled, scored and stored together
-
-Wanted = Sequence[tuple[PromptRow, Sequence[int]]]
-"""Prompts, each with the indices of the samples that are wanted of it."""
 
 
 class Answer(NamedTuple):
@@ -92,7 +89,7 @@ class Answers(NamedTuple):
 def answers_of(
     policy: ModelRef,
     start: ModelRef,
-    wanted: Wanted,
+    wanted: Requests,
     heads: Callable[[], Heads],
     store: ArtifactStore,
     name: str,
@@ -171,7 +168,7 @@ def _sampler(
     return Sampler(model, encoder, max_new_tokens, temperature, seed, purpose, tick)
 
 
-def _sampled(sampler: Sampler, heads: Heads, part: Wanted, batch_size: int) -> list[Answer]:
+def _sampled(sampler: Sampler, heads: Heads, part: Requests, batch_size: int) -> list[Answer]:
     """The answers to some prompts, in the order in which they are wanted."""
     dealer = accelerator()
     mine = part[dealer.process_index :: dealer.num_processes]
