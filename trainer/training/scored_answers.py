@@ -10,7 +10,6 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from app.artifacts import ArtifactStore
-from app.rows import PromptRow
 from app.specs import ModelRef
 from trainer.algorithms.kl import k1, k3
 from trainer.batching.chat import ChatEncoder, TokenSequence
