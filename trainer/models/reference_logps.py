@@ -23,10 +23,11 @@ from app.artifacts import ArtifactStore, digest_folder
 from app.specs import ModelRef
 from trainer.batching.chat import TokenSequence
 from trainer.batching.data import chunks
-from trainer.batching.packing import Packed, pack, packed_length, token_parts
+from trainer.batching.packing import Packed
+from trainer.models.forwarding import Group, Report, forward_groups, ignore
 from trainer.models.inspection import ADAPTER_CONFIG, local_folder
 from trainer.models.policy import TokenOutputs, completion_outputs, trunk_of
-from trainer.processes import accelerator, deal, device, sum_over_processes, the_main_processes
+from trainer.processes import accelerator, the_main_processes
 from trainer.speed.precision import computes_in
 
 log = logging.getLogger(__name__)
@@ -34,37 +35,21 @@ log = logging.getLogger(__name__)
 CHUNK = 256  # groups whose layout is decided together
 SAVE_SECONDS = 60.0
 
-Group = Sequence[TokenSequence]  # completions of one prompt
-Report = Callable[[int], None]  # called with how many groups are done
 
-
-@torch.no_grad()
 def completion_logps(
     forward: Callable[[Packed], TokenOutputs],
     groups: Sequence[Group],
     share: bool,
     pad_id: int,
     tokens: int,
-    report: Report = lambda done: None,
+    report: Report = ignore,
 ) -> Tensor:
-    """Sums (S,) of the log-probs of all completions' tokens, group after group, on the CPU.
+    """Sums (S,) of the log-probs of all completions' tokens, as `forward_groups` returns them."""
 
-    Batched by length, at most `tokens` tokens at once, and dealt to the processes; every process gets all sums, and
-    must call with the same groups. `report` is told how many groups are done.
-    """
-    starts = np.cumsum([0, *map(len, groups)])
-    logps = torch.zeros(int(starts[-1]))
-    lengths = [packed_length(group, share) for group in groups]
-    done = 0
-    for part, counts in deal(token_parts(range(len(groups)), lengths, len(groups), tokens)):
-        report(done)
-        packed = pack([sequence for i in part for sequence in groups[i]], pad_id, share).to(device())
-        sums = packed.per_sequence(forward(packed).logps)
-        if counts:
-            places = [place for i in part for place in range(starts[i], starts[i + 1])]
-            logps[places] = sums.cpu()
-            done += len(part) * accelerator().num_processes
-    return sum_over_processes(logps)
+    def sums(packed: Packed) -> Tensor:
+        return packed.per_sequence(forward(packed).logps)[:, None]
+
+    return forward_groups(sums, groups, 1, share, pad_id, tokens, report).squeeze(-1)
 
 
 def reference_logps(
@@ -75,7 +60,7 @@ def reference_logps(
     share: bool,
     pad_id: int,
     tokens: int,
-    report: Report = lambda done: None,
+    report: Report = ignore,
 ) -> Tensor:
     """`completion_logps` of a reference: what the store holds is read, only the rest is computed, and then stored.
 

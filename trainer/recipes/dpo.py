@@ -38,6 +38,7 @@ from trainer.batching.data import (
 )
 from trainer.batching.packing import pack, packed_length
 from trainer.checkpoints import Checkpoints
+from trainer.models.forwarding import Group, Report, ignore
 from trainer.models.loading import (
     load_causal_lm,
     load_policy_and_reference,
@@ -49,7 +50,7 @@ from trainer.models.loading import (
     working_dtype,
 )
 from trainer.models.policy import Policy, can_share, trunk_of
-from trainer.models.reference_logps import Group, Report, completion_logps, reference_logps
+from trainer.models.reference_logps import completion_logps, reference_logps
 from trainer.models.saving import save_policy
 from trainer.models.sizes import sizes_for
 from trainer.processes import device, require_finite, sum_over_processes
@@ -121,7 +122,7 @@ def train(
         checkpoints=checkpoints,
     )
 
-    def logps_of(groups: Sequence[Group], report: Report = lambda done: None) -> Tensor:
+    def logps_of(groups: Sequence[Group], report: Report = ignore) -> Tensor:
         return require_finite(completion_logps(training.model, groups, report=report, **layout), "log-probs")
 
     values: dict[str, float] = {}

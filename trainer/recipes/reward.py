@@ -22,12 +22,13 @@ from trainer.batching.data import (
     encode_pairs,
     read_pairs,
 )
-from trainer.batching.packing import Packed, pack, packed_length, token_parts
+from trainer.batching.packing import Packed, packed_length
 from trainer.checkpoints import Checkpoints
+from trainer.models.forwarding import forward_groups
 from trainer.models.loading import load_tokenizer, notes_on, resolve, seed_everything, working_dtype
 from trainer.models.policy import trunk_of
 from trainer.models.sizes import forward_tokens, sizes_for
-from trainer.processes import deal, device, require_finite, sum_over_processes
+from trainer.processes import device, require_finite, sum_over_processes
 from trainer.reporting import Reporter, RewardResult, TrainingDiverged
 from trainer.reward import card as reward_card
 from trainer.reward import head_fitting
@@ -320,7 +321,6 @@ def train(
     )
 
 
-@torch.no_grad()
 def response_rewards(
     run: Callable[[Packed, int | None], tuple[Tensor, Tensor | None]],
     model: RewardModel,
@@ -336,24 +336,22 @@ def response_rewards(
         TrainingDiverged: a reward is not a number.
     """
     width = len(model.heads if member is None else model.own_heads)
-    return _of_responses(
-        "rewards", lambda packed: run(packed, member)[0], width, model, pad_id, reporter, elements, message
-    )
+    rewards = _forward(lambda packed: run(packed, member)[0], width, model, pad_id, reporter, elements, message)
+    return require_finite(rewards, f"rewards ({message})")
 
 
-@torch.no_grad()
 def response_features(model: RewardModel, pad_id: int, reporter: Reporter, elements: Sequence[Element]) -> Tensor:
-    """What a frozen trunk says of the sequences of all elements, on the CPU: (S, F).
+    """A frozen trunk's features (S, F) of the sequences of all elements, on the CPU.
 
     Raises:
-        TrainingDiverged: the trunk says something that is not a number.
+        TrainingDiverged: a feature is not a number.
     """
     width, message = model.classifier.score.in_features, "reading the responses"
-    return _of_responses("states", model.features, width, model, pad_id, reporter, elements, message)
+    features = _forward(model.features, width, model, pad_id, reporter, elements, message)
+    return require_finite(features, f"states ({message})")
 
 
-def _of_responses(
-    what: str,
+def _forward(
     run: Callable[[Packed], Tensor],
     width: int,
     model: RewardModel,
@@ -362,24 +360,10 @@ def _of_responses(
     elements: Sequence[Element],
     message: str,
 ) -> Tensor:
-    """What `run` says (S, width) of the sequences of all elements, which are dealt to the processes.
-
-    `what` names these numbers in an error."""
-    starts = [0, *itertools.accumulate(len(element.sequences) for element in elements)]
-    said = torch.zeros(starts[-1], width)
-    if not elements:
-        return said
-    lengths = [packed_length(element.sequences, model.share) for element in elements]
-    done = 0
+    groups = [element.sequences for element in elements]
     tokens = forward_tokens(trunk_of(model.classifier))
-    for part, counts in deal(token_parts(range(len(elements)), lengths, len(elements), tokens)):
-        reporter.progress(done, len(elements), message)
-        sequences = [sequence for number in part for sequence in elements[number].sequences]
-        part_said = run(pack(sequences, pad_id, model.share).to(device()))
-        if counts:
-            said[[place for number in part for place in range(starts[number], starts[number + 1])]] = part_said.cpu()
-        done += len(part)
-    return require_finite(sum_over_processes(said), f"{what} ({message})")
+    report = partial(reporter.progress, total=len(elements), message=message)
+    return forward_groups(run, groups, width, model.share, pad_id, tokens, report)
 
 
 def fold_rewards(rewards_of: RewardsOf, model: RewardModel, folds: Folds, elements: Sequence[Element]) -> Tensor:

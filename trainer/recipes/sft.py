@@ -8,7 +8,7 @@ every token counts alike, not every answer, which is what the field's trainers d
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,13 +20,14 @@ from app.errors import InvalidInput
 from app.specs import SFTSpec
 from trainer.batching.chat import ChatEncoder
 from trainer.batching.data import Demonstration, encode_demonstrations, read_demonstrations, slice_names
-from trainer.batching.packing import pack, token_parts
+from trainer.batching.packing import Packed, pack
 from trainer.checkpoints import Checkpoints
+from trainer.models.forwarding import Report, forward_groups, ignore
 from trainer.models.loading import load_causal_lm, load_tokenizer, notes_on, resolve, seed_everything, working_dtype
 from trainer.models.policy import Policy
 from trainer.models.saving import save_policy
 from trainer.models.sizes import sizes_for
-from trainer.processes import deal, device, require_finite, sum_over_processes
+from trainer.processes import device, require_finite, sum_over_processes
 from trainer.reporting import PolicyResult, Reporter
 from trainer.speed.memory import PeakMemory
 from trainer.speed.precision import name_of
@@ -150,31 +151,30 @@ class Sums(NamedTuple):
 
 def forward(model: torch.nn.Module, rows: Sequence[Demonstration], share: bool, pad_id: int) -> Sums:
     """One forward pass of a `Policy` over demonstrations, several in a row where they share."""
-    packed = pack([row.sequence for row in rows], pad_id, share).to(device())
+    return sums_of(model, pack([row.sequence for row in rows], pad_id, share).to(device()))
+
+
+def sums_of(model: torch.nn.Module, packed: Packed) -> Sums:
+    """The same for demonstrations that are packed already."""
     outputs = model(packed, accuracy=True)
     return Sums(packed.per_sequence(-outputs.logps), packed.per_sequence(outputs.correct.float()))
 
 
-@torch.no_grad()
 def token_sums(
     model: torch.nn.Module,
     rows: Sequence[Demonstration],
     share: bool,
     pad_id: int,
     tokens: int,
-    tick: Callable[[int], None] = lambda done: None,
+    report: Report = ignore,
 ) -> Tensor:
-    """The `Sums` (2, N) of any number of demonstrations, on the CPU, batched by length, `tokens` at once."""
-    sums = torch.zeros(len(Sums._fields), len(rows))
-    lengths = [row.sequence.length for row in rows]
-    done = 0
-    for part, counts in deal(token_parts(range(len(rows)), lengths, len(rows), tokens)):
-        tick(done)
-        part_sums = forward(model, [rows[i] for i in part], share, pad_id)
-        if counts:
-            sums[:, part] = torch.stack(part_sums).cpu()
-            done += len(part)
-    return sum_over_processes(sums)
+    """The `Sums` (2, N) of N demonstrations, without gradients, on the CPU."""
+
+    def sums(packed: Packed) -> Tensor:
+        return torch.stack(sums_of(model, packed), -1)
+
+    groups = [(row.sequence,) for row in rows]
+    return forward_groups(sums, groups, len(Sums._fields), share, pad_id, tokens, report).T
 
 
 def statistics(rows: Sequence[Demonstration], sums: Tensor, prefix: str = "") -> dict[str, float]:
