@@ -62,7 +62,7 @@ class ArtifactStore:
             NotFound: nothing is there, or it may not be read. The error does not say which, so that nobody can probe
                 for other files.
         """
-        path = self.root / location  # joining an absolute location gives that location
+        path = self.root / location  # an absolute location stays as it is
         try:
             found = self.allows(location) and path.exists()
         except (OSError, ValueError):  # a name that no file can have

@@ -73,7 +73,7 @@ class FormRequest(Request):
         self.has_body = self.declared > 0 or "transfer-encoding" in self.headers
 
     def check(self) -> None:
-        """Refuse by the headers alone a body that is too large or of the wrong type."""
+        """Refuse a body that is too large or of the wrong type, by its headers alone."""
         if not self.has_body:
             return
         kind = _KIND.fullmatch(self.headers.get("content-type", ""))

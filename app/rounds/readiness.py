@@ -44,7 +44,7 @@ class Available(NamedTuple):
 
 
 def new_judgments(session: Session, project: Project, *, tried_too: bool = False) -> int:
-    """Count judgments that a round may read and that were given since the last round read.
+    """Count judgments that a round may read and that were given since a round last read data.
 
     Args:
         tried_too: count from the last started round, even if it ended before it read anything.
