@@ -1,4 +1,4 @@
-"""Refuses addresses that none of our pages has, before anything reads them."""
+"""Refuse addresses that none of our pages has, before anything else reads them."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import InvalidInput, PrefloopError
 
-MAX_PATH = 1000  # characters; ours have under 200
+MAX_PATH = 1000  # ours have fewer than 200 characters
 
 
 class AddressTooLong(PrefloopError):
@@ -17,11 +17,11 @@ class AddressTooLong(PrefloopError):
 
 
 class AddressCheck:
-    """Answers at once where a path is too long (Python reads no number of 4,300 digits) or an address holds a NUL
-    (PostgreSQL and file systems store none).
+    """Refuses a path that is too long (Python does not parse a number of 4,300 digits) or an address with a NUL
+    character (PostgreSQL and file systems cannot store it).
 
     Args:
-        show: renders the error for whoever asked.
+        show: renders the error as a response.
     """
 
     def __init__(self, app: ASGIApp, show: Callable[[Request, Exception], Response]) -> None:

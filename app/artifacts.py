@@ -1,7 +1,7 @@
-"""The artifact store: models, snapshots and other files a run reads or leaves behind, under one folder.
+"""The artifact store: models, snapshots and other files that a run reads or writes, under one folder.
 
-Everything is written to `.staging/` on the same file system and renamed into place, so a reader sees a whole artifact
-or none, also after SIGKILL or a full disk. Several machines share a store by mounting the same folder.
+Everything is written to `.staging/` on the same file system and then renamed into place. So a reader sees a whole
+artifact or none, even after SIGKILL or a full disk. Several machines share a store by mounting the same folder.
 """
 
 import contextlib
@@ -20,12 +20,12 @@ from pathlib import Path
 from app.errors import InvalidInput, NotFound, StorageFull
 
 _CHUNK = 1 << 20
-_OWNER = 0o700  # of a file's mode, what its owner may do
+_OWNER = 0o700  # the owner's part of a file's mode
 _RESTORE = "Restore it from a backup of the artifacts, or start a new round."
 
 
 def digest_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+    """Return the SHA-256 of a file's bytes, in hex."""
     sha = hashlib.sha256()
     with path.open("rb") as handle:
         while chunk := handle.read(_CHUNK):
@@ -34,7 +34,7 @@ def digest_file(path: Path) -> str:
 
 
 def digest_folder(folder: Path, leave_out: Collection[str] = ()) -> str:
-    """SHA-256 over the sorted relative names and contents of a folder's files, those named left out, in hex."""
+    """Return the SHA-256 over a folder's sorted relative file names and contents, in hex, without `leave_out`."""
     sha = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in leave_out):
         sha.update(f"{path.relative_to(folder).as_posix()}\0{digest_file(path)}\n".encode())
@@ -47,8 +47,8 @@ class ArtifactStore:
     Only their owner can read them.
 
     Args:
-        outside: folders below which absolute locations are read too; None: anywhere (whoever runs `trainer.cli` names
-            files of their own).
+        outside: folders below which absolute locations may be read too; None: anywhere, because users of `trainer.cli`
+            name their own files.
     """
 
     def __init__(self, root: Path, outside: Sequence[Path] | None = None) -> None:
@@ -56,13 +56,13 @@ class ArtifactStore:
         self.outside = outside
 
     def resolve(self, location: str) -> Path:
-        """The path of an existing artifact.
+        """Return the path of an existing artifact.
 
         Raises:
-            NotFound: nothing is there, or it may not be read. The error does not tell which: who names locations learns
-                nothing about other files.
+            NotFound: nothing is there, or it may not be read. The error does not say which, so that nobody can probe
+                for other files.
         """
-        path = self.root / location  # an absolute location stands for itself
+        path = self.root / location  # an absolute location stays as it is
         try:
             found = self.allows(location) and path.exists()
         except (OSError, ValueError):  # a name that no file can have
@@ -76,16 +76,16 @@ class ArtifactStore:
         return path
 
     def allows(self, location: str) -> bool:
-        """Whether something at this location may be read, whether it is there or not."""
+        """Tell whether an artifact at this location may be read, whether or not it exists."""
         if os.path.isabs(location) and self.outside is None:
             return True
-        # Links are followed first; then whole names are compared, so that /data/models-old is not below /data/models.
+        # Resolve links first, then compare whole names, so that /data/models-old is not below /data/models.
         real, root = (self.root / location).resolve(), self.root.resolve()
         outside = self.outside if os.path.isabs(location) else None
         return root in real.parents or any(real.is_relative_to(folder.resolve()) for folder in outside or ())
 
     def run_of(self, location: str) -> int | None:
-        """The run that made this location's artifact, whether or not it is still there; none if no run did."""
+        """Return the run that made this location's artifact, whether or not it still exists; None if no run did."""
         real, root = (self.root / location).resolve(), self.root.resolve()
         inside = real.relative_to(root).parts if real.is_relative_to(root) else ()
         made = (re.fullmatch(r"run-([0-9]{1,18})", part) for part in inside)
@@ -98,12 +98,12 @@ class ArtifactStore:
 
     @contextlib.contextmanager
     def folder(self, location: str) -> Iterator[Path]:
-        """Yields an empty staging folder that becomes `location` when the block ends without an error.
+        """Yield an empty staging folder that becomes `location` when the block ends without an error.
 
-        An existing artifact at `location` is replaced: the only writer of a location is the run it is named after.
+        An existing artifact at `location` is replaced. Only the run that a location is named after writes to it.
 
         Raises:
-            StorageFull: the disk is full; nothing of the new artifact remains and an old one is left as it was.
+            StorageFull: the disk is full; nothing of the new artifact remains, and an old one stays as it was.
         """
         target = self.root / location
         staging = self.root / ".staging"
@@ -131,7 +131,7 @@ class ArtifactStore:
 
     @contextlib.contextmanager
     def file(self, location: str) -> Iterator[Path]:
-        """Yields the path of a staging file that becomes `location` when the block ends without an error.
+        """Yield the path of a staging file that becomes `location` when the block ends without an error.
 
         Raises:
             StorageFull: as for `folder`.
@@ -141,7 +141,7 @@ class ArtifactStore:
 
     @contextlib.contextmanager
     def named_file(self, name: str, location: Callable[[], str]) -> Iterator[Path]:
-        """As `file`, for a location that the content decides: it is asked for when the block ends.
+        """Like `file`, for a location that depends on the content: `location` is called when the block ends.
 
         Args:
             name: of the staging file, and of the artifact in errors.
@@ -160,7 +160,7 @@ class ArtifactStore:
                 shutil.rmtree(temporary.parent, ignore_errors=True)
 
     def size(self, location: str) -> int:
-        """Bytes of an artifact's files; 0 where there is none, or it is just going."""
+        """Return the bytes of an artifact's files; 0 if there is none or it is just being removed."""
         total = 0
         path = self.root / location
         for file in (path, *path.rglob("*")):
@@ -169,7 +169,7 @@ class ArtifactStore:
         return total
 
     def remove(self, location: str) -> None:
-        """Removes an artifact, file or folder; nothing happens where there is none."""
+        """Remove an artifact, file or folder; does nothing if there is none."""
         path = self.root / location
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -177,9 +177,9 @@ class ArtifactStore:
             path.unlink(missing_ok=True)
 
     def sweep(self, older_than_seconds: float = 0.0) -> None:
-        """Removes what writers killed half-way left in staging.
+        """Remove what killed writers left in staging.
 
-        Without an age call it only while no writer runs; a writer that needs longer than the age would lose its work.
+        Without an age, call it only while no writer runs. A writer that takes longer than the age loses its work.
         """
         for entry in (self.root / ".staging").glob("*"):
             with contextlib.suppress(FileNotFoundError):  # its writer has just finished
@@ -188,19 +188,19 @@ class ArtifactStore:
 
 
 def _make(folder: Path) -> None:
-    """Makes a folder for its owner alone, and those above it that are missing (which `mkdir` leaves to the umask)."""
+    """Create a folder for its owner only, including missing parents, whose mode `mkdir` would leave to the umask."""
     if not folder.exists():
         _make(folder.parent)
         folder.mkdir(mode=_OWNER, exist_ok=True)
 
 
 def read_content(path: Path) -> bytes:
-    """The bytes of a snapshot or another file named after its content, decompressed where it ends in `.gz`.
+    """Return the bytes of a snapshot or another file named after its content, decompressed if it ends in `.gz`.
 
-    Files whose name is not a digest are read as they are.
+    Files whose name is not a digest are read without a check.
 
     Raises:
-        InvalidInput: the content is not what the name says: it was damaged, or changed by hand.
+        InvalidInput: the content does not match the name: it was damaged, or changed by hand.
     """
     content = path.read_bytes()
     if path.suffix == ".gz":
@@ -219,7 +219,7 @@ def _named_storage_errors(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # Libraries wrap ENOSPC in errors of their own (safetensors: SafetensorError), hence the look at the text.
+        # Libraries wrap ENOSPC in their own errors (safetensors: SafetensorError), so the text is checked too.
         code = error.errno if isinstance(error, OSError) else None
         if code in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
             raise StorageFull(

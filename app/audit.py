@@ -8,5 +8,5 @@ from app.models import AuditEvent
 def audit(
     session: Session, actor_id: int | None, action: str, project_id: int | None = None, **details: object
 ) -> None:
-    """Records who did what; `details` must be JSON."""
+    """Record who did what; `details` must be JSON."""
     session.add(AuditEvent(actor_id=actor_id, action=action, project_id=project_id, details=details))

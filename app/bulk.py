@@ -1,6 +1,6 @@
-"""Whole columns between PostgreSQL and numpy, in its binary formats: no row becomes a Python object.
+"""Transfer of whole columns between PostgreSQL and NumPy in binary formats, so that no row becomes a Python object.
 
-Every column is a BIGINT or a DOUBLE PRECISION and never NULL, so that all elements have one length.
+Every column is a BIGINT or a DOUBLE PRECISION and never NULL, so all elements have the same length.
 """
 
 import contextlib
@@ -23,14 +23,14 @@ ARRAY_HEADER = 20  # bytes
 
 
 def read_columns(session: Session, query: Select[*tuple[Any, ...]]) -> dict[str, NDArray[Any]]:
-    """The query's columns by their names, int64 or float64 arrays (rows,), in the query's order.
+    """Return the query's columns by name as int64 or float64 arrays of shape (rows,), in the query's order.
 
-    Columns must be cast to BigInteger or Double and be NOT NULL; the query must hold no % sign.
+    Columns must be cast to BigInteger or Double and must be NOT NULL. The query must not contain a % sign.
     """
     session.flush()
     types = {column.name: _code(column.type) for column in query.selected_columns}
     compiled = query.compile(dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True})
-    # A column as one value: 20 bytes of header, then each element's length and value (PostgreSQL's array_send).
+    # One value per column: 20 bytes of header, then each element's length and value (PostgreSQL's array_send).
     sent = ", ".join(f"array_send(array_agg(columns.{name}))" for name in types)
     with _cursor(session, binary=True) as cursor:
         values = cursor.execute(f"SELECT {sent} FROM ({compiled}) AS columns").fetchone()
@@ -43,7 +43,7 @@ def read_columns(session: Session, query: Select[*tuple[Any, ...]]) -> dict[str,
 
 
 def load_columns(session: Session, table: str, columns: dict[str, NDArray[Any]]) -> None:
-    """Makes a temporary table of these columns, all of one length; it goes with the transaction.
+    """Create a temporary table of these columns, all of the same length; it is dropped when the transaction ends.
 
     Integers become BIGINT, floats DOUBLE PRECISION.
     """
@@ -64,8 +64,10 @@ def load_columns(session: Session, table: str, columns: dict[str, NDArray[Any]])
 
 @contextlib.contextmanager
 def _cursor(session: Session, *, binary: bool = False) -> Iterator[psycopg.Cursor[Any]]:
-    """The driver's own cursor. Its errors become SQLAlchemy's, by which others tell an outage or a lock; they quote no
-    values, as those of `app.db.make_engine` do not."""
+    """Yield the driver's own cursor, with its errors converted to SQLAlchemy's.
+
+    Callers recognize an outage or a lock by these. Like the errors of `app.db.make_engine`, they quote no values.
+    """
     connection = session.connection().connection.driver_connection
     assert connection is not None
     try:
@@ -85,6 +87,6 @@ def _code(kind: object) -> str:
 
 
 def _layout(codes: dict[str, str]) -> np.dtype[Any]:
-    """A row of the binary format: how many fields, then each one's length and value."""
+    """Return the dtype of a row in the binary format: the number of fields, then each field's length and value."""
     fields = [field for name, code in codes.items() for field in ((f"length of {name}", ">i4"), (name, f">{code}"))]
     return np.dtype([("fields", ">i2"), *fields])

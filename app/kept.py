@@ -1,4 +1,4 @@
-"""What takes long to compute, kept for a while."""
+"""A cache for values that take long to compute."""
 
 import contextlib
 import threading
@@ -11,7 +11,8 @@ from typing import Generic, NamedTuple, TypeVar
 from app.errors import Unavailable
 
 T = TypeVar("T")
-COMMITTING = timedelta(seconds=10)  # between the moment that a change bears and when others see it, at most
+# maximum delay between a change's timestamp and when other transactions see the change
+COMMITTING = timedelta(seconds=10)
 
 
 class Computed(NamedTuple, Generic[T]):
@@ -25,14 +26,14 @@ class Computed(NamedTuple, Generic[T]):
 
 
 class Kept(Generic[T]):
-    """Values that took long, kept for twenty times what they cost: a busy page costs a twentieth of a core at most.
+    """Caches slow values for twenty times their computing time, so a busy page costs at most a twentieth of a core.
 
-    A value that takes less than `worth_keeping` seconds is computed again each time. The newest `MOST` of the others
-    stay, because each is as large as a page of figures.
+    A value that takes less than `worth_keeping` seconds is computed every time. At most `MOST` values are kept, because
+    each is as large as a page of figures.
 
     Args:
-        at_once: how many requests may compute or wait for a value at the same time. Each of them holds a thread and a
-            connection, which whoever labels needs too. `COMPUTING` of those let in compute at a time. None: no limit.
+        at_once: how many requests may compute or wait for a value at the same time; None: no limit. Each of them holds
+            a thread and a connection, which labelers need too. `COMPUTING` of these requests compute at the same time.
     """
 
     MOST = 32
@@ -49,7 +50,7 @@ class Kept(Generic[T]):
         self._guard = threading.Lock()
 
     def kept(self, key: Hashable) -> Computed[T] | None:
-        """The value, if there is one that is new enough."""
+        """Return the cached value if it is new enough, else None."""
         with self._guard:
             now = datetime.now(UTC)
             for old in [old for old, found in self._kept.items() if now > found.at + self._lasting(found)]:
@@ -57,13 +58,13 @@ class Kept(Generic[T]):
             return self._kept.get(key)
 
     def get(self, key: Hashable, compute: Callable[[], T], since: datetime | None = None) -> Computed[T]:
-        """The value kept, else a new one. Who asks while it is being computed waits for that one.
+        """Return the cached value, or compute a new one. Requests that come while it is being computed wait for it.
 
         Args:
-            since: the value must have been begun after that moment, at which whoever asks changed what it is made of.
+            since: when the caller changed the underlying data; a value computed from older data is not used.
 
         Raises:
-            Unavailable: as many as may wait do.
+            Unavailable: `at_once` requests compute or wait already.
         """
         if found := self._new_enough(key, since):
             return found
@@ -92,7 +93,7 @@ class Kept(Generic[T]):
 
     @property
     def is_full(self) -> bool:
-        """Whether as many wait as may."""
+        """Tell whether the maximum number of requests compute or wait."""
         return self.at_once is not None and self._inside >= self.at_once
 
     @contextlib.contextmanager

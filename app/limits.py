@@ -1,7 +1,7 @@
-"""What a request may send: forms in UTF-8, as large as the route takes, from people who may use the route.
+"""Limits on requests: forms must be in UTF-8, within the route's size, and from people who may use the route.
 
-FastAPI parses a form before it asks any dependency, on the event loop and in any encoding. `FormRoute` comes first: it
-asks the route's own guards, counts the bytes while they arrive, and parses forms in a thread.
+FastAPI parses a form before it runs any dependency, on the event loop and in any encoding. `FormRoute` comes first: it
+runs the route's own guards, counts the bytes while they arrive, and parses forms in a thread.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ from app.access import guards
 from app.access.sessions import SAFE_METHODS
 from app.errors import InvalidInput, PrefloopError
 
-# In bytes, of which a character may take twelve (%F0%9F%98%80).
-SMALL = 16 << 10  # all that visitors may send
+# In bytes; a character may take twelve (%F0%9F%98%80).
+SMALL = 16 << 10  # the limit for visitors who are not signed in
 FORM = 512 << 10
-LONG_FORM = 2 << 20  # a text that somebody writes: app.demonstrations.forms.MAX_TEXT
-# Bytes of a body that are parsed at once: other requests get their turn after each piece.
+LONG_FORM = 2 << 20  # for long texts: app.demonstrations.forms.MAX_TEXT
+# Bytes of a body that are parsed in one go; other requests get their turn after each piece.
 PIECE = 64 << 10
 
 _KIND = re.compile(
@@ -42,7 +42,7 @@ class TooLarge(PrefloopError):
 
 
 class NotAForm(PrefloopError):
-    """A body in a type or an encoding that is not parsed."""
+    """A body with a type or encoding that is not accepted."""
 
     status = 415
     title = "That is not a form"
@@ -73,7 +73,7 @@ class FormRequest(Request):
         self.has_body = self.declared > 0 or "transfer-encoding" in self.headers
 
     def check(self) -> None:
-        """Refuse by the headers alone what is never parsed."""
+        """Refuse a body that is too large or of the wrong type, by its headers alone."""
         if not self.has_body:
             return
         kind = _KIND.fullmatch(self.headers.get("content-type", ""))
@@ -99,10 +99,10 @@ class FormRequest(Request):
                 await asyncio.sleep(0)
 
     async def form(self, **_limits: Any) -> FormData:  # type: ignore[override]
-        """The form, within this route's limits and no other."""
+        """Return the form, within this route's limits and no others."""
         if self._form is None and self.headers.get("content-type", "").lower().startswith("application/"):
             body = await self.body()
-            # A small one takes less time than another thread.
+            # Parsing a small form takes less time than switching to another thread.
             read = (body, self.most_fields)
             self._form = _fields(*read) if self.is_small else await run_in_threadpool(_fields, *read)
         return await super().form(max_fields=self.most_fields)
@@ -119,11 +119,11 @@ def _fields(body: bytes, most: int) -> FormData:
 
 
 class FormRoute(APIRoute):
-    """A route that checks who sends a form, and how large it is, before the form is parsed.
+    """A route that checks a form's sender and size before it parses the form.
 
     Attributes:
-        most: bytes of a form. Routes that nobody needs to sign in for take SMALL.
-        most_fields: of a form.
+        most: maximum size of a form in bytes. Routes without a sign-in take only SMALL.
+        most_fields: maximum number of fields in a form.
     """
 
     most = FORM
@@ -144,7 +144,7 @@ class FormRoute(APIRoute):
                     return await _answer(form, handle)
                 return await _admitted(form, asked, handle)
             finally:
-                await form.close()  # files that were uploaded
+                await form.close()  # closes uploaded files
 
         return checked
 
@@ -157,7 +157,7 @@ class LongFormRoute(FormRoute):
 
 
 class UploadRoute(FormRoute):
-    """A route that takes files, up to PREFLOOP_MAX_UPLOAD_MB; forms without a file are as small as elsewhere."""
+    """A route that takes files, up to PREFLOOP_MAX_UPLOAD_MB; forms without a file have the usual limit."""
 
     takes_files = True
 
@@ -167,7 +167,7 @@ class UploadRoute(FormRoute):
 
 
 def _guards(dependant: Dependant) -> Iterator[Any]:
-    """Those of the route's dependencies that ask who somebody is, and what they may do."""
+    """Yield the route's dependencies that check who somebody is and what they may do."""
     for each in dependant.dependencies:
         yield from _guards(each)
         if guards.is_guard(each.call):
@@ -179,32 +179,32 @@ Handle = Callable[[Any], Coroutine[Any, Any, Response]]
 
 @asynccontextmanager
 async def _asked(request: Request, asked: list[Any]) -> AsyncGenerator[Session]:
-    """The session in which the guards let the sender in, asked in one thread."""
+    """Run the guards in a thread, and yield the session that they used."""
     session: Session = request.app.state.session_factory()
     try:
         await run_in_threadpool(guards.ask, request, session, asked)
         yield session
     finally:
-        # The route's session ends after this function: FastAPI leaves dependencies behind later.
+        # The route's session ends after this function, because FastAPI closes dependencies later.
         if not session.info.get("is_taken"):
             await run_in_threadpool(session.close)
 
 
 async def _guarded(request: Request, asked: list[Any], handle: Handle) -> Response:
-    """The answer, in the session in which the guards asked."""
+    """Return the response, in the session that the guards used."""
     async with _asked(request, asked) as session:
         request.state.session = session
         return await handle(request)
 
 
 async def _admitted(form: FormRequest, asked: list[Any], handle: Handle) -> Response:
-    """The answer, if the guards let the sender in.
+    """Return the response if the guards admit the sender.
 
-    A large form may take hours to arrive: it holds no connection meanwhile, and the guards are asked again when it is
-    here, because the sender may have lost the right.
+    A large form may take hours to arrive, so no connection is held meanwhile. The guards run again when it is here,
+    because the sender may have lost the right.
     """
     if form.is_small:
-        await form.body()  # read, but not parsed; then nothing slow happens while the connection is held
+        await form.body()  # read but not parsed, so nothing slow happens while the connection is held
         return await _guarded(form, asked, lambda form: _answer(form, handle))
     async with _asked(form, asked):
         pass
@@ -214,5 +214,5 @@ async def _admitted(form: FormRequest, asked: list[Any], handle: Handle) -> Resp
 async def _answer(form: FormRequest, handle: Handle) -> Response:
     form.check()
     if form.has_body:
-        await form.form()  # here, where its errors keep their words
+        await form.form()  # here, so that its errors keep their messages
     return await handle(form)

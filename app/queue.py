@@ -1,4 +1,4 @@
-"""The one way to put work on the worker's queue, and whether there is a worker to take it."""
+"""The only way to put work on the worker's queue, and a check whether a worker is running."""
 
 from procrastinate.jobs import Job
 from procrastinate.manager import JobManager
@@ -10,19 +10,19 @@ from app.models import Run
 
 QUEUE = "runs"
 RUN_TASK = "run"
-# Somebody sits in front of these and waits; a stage of a round that is queued can.
+# Somebody sits in front of these runs and waits; a queued stage of a round can wait.
 GO_AHEAD = ("red_team", "playground")
 
 _manager = JobManager(SyncPsycopgConnector())
 
 
 def enqueue_run(session: Session, run_id: int, *, ahead: bool = True) -> int:
-    """Enqueues a run on the session's own connection, so that the row and its job commit or roll back together.
+    """Enqueue a run on the session's own connection, so that the row and its job commit or roll back together.
 
-    The lock lets a run's job never execute twice at the same time.
+    The job's lock keeps a run from executing twice at the same time.
 
     Args:
-        ahead: it goes before others, if it is of a kind that may.
+        ahead: put it before other jobs, if its kind is in GO_AHEAD.
 
     Returns:
         the job's id.
@@ -44,6 +44,6 @@ def enqueue_run(session: Session, run_id: int, *, ahead: bool = True) -> int:
 
 
 def has_worker(session: Session) -> bool:
-    """Whether a worker has given a sign of life in the time of five of its heartbeats: see `trainer.service.worker`."""
+    """Tell whether a worker has sent a heartbeat within the time of five heartbeats: see `trainer.service.worker`."""
     alive = text("SELECT EXISTS (SELECT FROM procrastinate_workers WHERE last_heartbeat > now() - interval '15 s')")
     return bool(session.scalar(alive))

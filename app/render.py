@@ -1,4 +1,4 @@
-"""The one template environment, and what every page gets."""
+"""The template environment, and the variables that every page gets."""
 
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def _date(value: datetime | None) -> Markup:
-    """A moment as <time>; static/js/app.js shows it in the reader's time zone."""
+    """Render a moment as <time>; static/js/app.js shows it in the reader's time zone."""
     if value is None:
         return Markup("–")
     return Markup('<time datetime="{}">{}</time>').format(value.isoformat(), value.strftime("%Y-%m-%d %H:%M UTC"))
@@ -32,17 +32,17 @@ def _percent(value: float | None, digits: int = 0) -> str:
 
 
 def counted(n: int, one: str, many: str = "") -> str:
-    """`1 comparison`, `2,000 comparisons`; `many` where it is not `one` and an s."""
+    """Return `1 comparison` or `2,000 comparisons`; `many` is the plural if it is not just `one` with an s."""
     return f"{n:,} {one if n == 1 else many or f'{one}s'}"
 
 
 def _algorithm(name: str) -> str:
-    """The label of an algorithm on pages: `On-policy DPO`."""
+    """Return the label of an algorithm on pages: `On-policy DPO`."""
     return ALGORITHMS.get(name, name)
 
 
 def duration(seconds: float) -> str:
-    """`40 seconds`, `14 minutes`, `2.5 hours`: as exact as an estimate is."""
+    """Return `40 seconds`, `14 minutes` or `2.5 hours`: as exact as an estimate is."""
     if seconds < 55:
         return counted(max(1, round(seconds)), "second")
     if seconds < 90 * 60:
@@ -51,7 +51,7 @@ def duration(seconds: float) -> str:
 
 
 def _static_url(path: str) -> str:
-    """Address of a static file that changes with the file, so that browsers never keep an old one."""
+    """Return the address of a static file with its version, so that browsers never use an old file."""
     file = ROOT / "static" / path
     version = int(file.stat().st_mtime) if file.exists() else 0
     return f"/static/{path}?v={version:x}"
@@ -83,8 +83,8 @@ templates = _environment()
 
 
 def fragment(request: Request, template: str, **context: Any) -> str:
-    """A template with what all pages share: `user`, `project`, `roles` (the user's in the project), `offers`, `path`,
-    `csrf_token`, `csrf_field()`."""
+    """Render a template with what all pages share: `user`, `project`, `roles` (the user's in the project), `offers`,
+    `path`, `csrf_token`, `csrf_field()`."""
     token = csrf_token(request)
     shared: dict[str, Any] = {
         "user": getattr(request.state, "user", None),
@@ -106,11 +106,11 @@ def page(request: Request, template: str, *, status: int = 200, **context: Any) 
 
 
 def attachment(name: str, content: str) -> Response:
-    """A file that the browser saves: CSV or SVG, by its name."""
+    """Return a file that the browser saves; CSV or SVG, by its name."""
     media_type = {"csv": "text/csv; charset=utf-8", "svg": "image/svg+xml"}[name.rpartition(".")[2]]
     return Response(content, media_type=media_type, headers={"Content-Disposition": f'attachment; filename="{name}"'})
 
 
 def redirect(url: str) -> RedirectResponse:
-    """After a form: 303, so that reloading the next page does not send the form again."""
+    """Redirect after a form with 303, so that reloading the next page does not send the form again."""
     return RedirectResponse(url, status_code=303)

@@ -1,7 +1,7 @@
-"""Processes that turn Markdown into HTML for the web service, which none of them can hold up.
+"""Processes that turn Markdown into HTML for the web service, so that no text can block it.
 
-A text is given to a process of its own memory, without the service's secrets. The process ends by itself past
-`CPU_SECONDS` of work on one text, and is ended when nobody waits for it any longer; the next text gets a new one.
+Each text is rendered in a process with its own memory and without the service's secrets. The process ends itself after
+`CPU_SECONDS` of work on one text, and is ended when nobody waits for it any longer. The next text gets a new process.
 Run as `python -m app.render_processes`, it serves the socket that is its standard input.
 """
 
@@ -24,12 +24,12 @@ from app.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
-CPU_SECONDS = 1.0  # of one text
+CPU_SECONDS = 1.0  # for one text
 START_SECONDS = 60.0
 # At most this many of the service's forty threads wait for these processes; the others stay free for other requests.
 MOST_WAITING = 8
 MEMORY = 1 << 30  # bytes of address space
-MOST_HTML = 500_000  # characters of what one text may become
+MOST_HTML = 500_000  # maximum characters of HTML for one text
 
 _LENGTH = struct.Struct("!i")
 _NO_HTML = -1
@@ -37,17 +37,17 @@ _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "P
 
 
 class Busy(Unavailable):
-    """No process had the HTML in time. The same text may be drawn another time."""
+    """No process had the HTML in time. The same text may be rendered another time."""
 
 
 # ---- in the service --------------------------------------------------------------------------------------------------
 
 
 class RenderProcesses:
-    """At most `size` processes, started when they are first needed. Safe to use from many threads.
+    """At most `size` processes, each started when it is first needed. Safe to use from many threads.
 
     Args:
-        cpu_seconds: what one text may cost.
+        cpu_seconds: limit for one text.
     """
 
     def __init__(self, size: int = 2, cpu_seconds: float = CPU_SECONDS) -> None:
@@ -58,10 +58,10 @@ class RenderProcesses:
             self._free.put(None)
 
     def html_of(self, text: str, seconds: float) -> str | None:
-        """As `app.markup.html_of`; none as well for a text that takes too much work, or becomes too long.
+        """Return HTML as `app.markup.html_of` does; also None for a text that takes too much work or becomes too long.
 
         Raises:
-            Busy: `seconds` were over first, or too many wait already. A process that is at work on the text is ended.
+            Busy: `seconds` were over first, or too many wait already. A process that works on the text is ended.
         """
         if seconds <= 0:
             raise Busy("No time is left for this page.")
@@ -81,10 +81,10 @@ class RenderProcesses:
         try:
             if process is None:
                 process = _Process(self._cpu_seconds)
-                deadline = time.monotonic() + seconds  # whoever waits for its start has not waited for the text
+                deadline = time.monotonic() + seconds  # the time for starting it does not count
             return process.ask(text, deadline)
         except BaseException as error:
-            # Whatever happened: what it would answer next may be of this text.
+            # After any error, the process might still answer for this text, so it is not used again.
             spent = process.end() if process else None
             process = None
             if not isinstance(error, OSError | EOFError):
@@ -97,12 +97,12 @@ class RenderProcesses:
             self._free.put(process)
 
     def start_one(self) -> None:
-        """So that the first reader need not wait for it."""
+        """Start a process now, so that the first reader need not wait for it."""
         with contextlib.suppress(Busy):
             self.html_of("", START_SECONDS)
 
     def close(self) -> None:
-        """End those that are free."""
+        """End the idle processes."""
         with contextlib.suppress(queue.Empty):
             while True:
                 if process := self._free.get_nowait():
@@ -110,7 +110,7 @@ class RenderProcesses:
 
 
 class _Process:
-    """One process. What waits for it raises TimeoutError; what finds it gone, another OSError or EOFError."""
+    """One process. Waiting too long raises TimeoutError; a dead process raises another OSError or EOFError."""
 
     def __init__(self, cpu_seconds: float) -> None:
         self._socket, theirs = socket.socketpair()
@@ -121,7 +121,7 @@ class _Process:
                 stdout=subprocess.DEVNULL,
                 cwd=Path(__file__).resolve().parent.parent,
                 env={name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ},
-                start_new_session=True,  # Ctrl+C is for the service
+                start_new_session=True,  # so that Ctrl+C reaches only the service
             )
         try:
             _received(self._socket, time.monotonic() + START_SECONDS)
@@ -134,9 +134,9 @@ class _Process:
         return _received(self._socket, deadline)
 
     def end(self) -> int:
-        """Its exit status, negative for the signal that ended it."""
+        """End the process and return its exit status, negative for the signal that ended it."""
         self._socket.close()
-        # One that has ended by itself keeps its own status.
+        # A process that has ended by itself keeps its own status.
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self._child.wait(timeout=0.1)
         self._child.kill()
@@ -169,7 +169,7 @@ def _exactly(connection: socket.socket, length: int, deadline: float | None) -> 
 
 
 def _wait_until(connection: socket.socket, deadline: float | None) -> None:
-    # A timeout of 0 would mean not to wait but to fail at once with another error.
+    # A timeout of 0 would mean non-blocking, which fails at once with another error.
     connection.settimeout(None if deadline is None else max(0.001, deadline - time.monotonic()))
 
 
@@ -177,7 +177,7 @@ def _wait_until(connection: socket.socket, deadline: float | None) -> None:
 
 
 def _serve(connection: socket.socket, cpu_seconds: float) -> None:
-    from app.markup import html_of  # here: the service itself may do without
+    from app.markup import html_of  # here, because the service itself does not need it
 
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
@@ -185,7 +185,8 @@ def _serve(connection: socket.socket, cpu_seconds: float) -> None:
     with contextlib.suppress(EOFError):
         while True:
             text = _received(connection) or ""
-            # Past it SIGPROF ends the process, also within a regular expression, where no Python code would run.
+            # After this time SIGPROF ends the process, even within a regular expression, where no Python code would
+            # run.
             signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
             try:
                 html = html_of(text)

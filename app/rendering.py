@@ -1,4 +1,4 @@
-"""Texts of strangers on pages: as Markdown where that loses nothing and costs little, else as they were written."""
+"""Users' texts on pages: rendered as Markdown if that loses nothing and is cheap, else shown as written."""
 
 import contextlib
 import logging
@@ -17,22 +17,22 @@ from app.render_processes import Busy, processes
 
 log = logging.getLogger(__name__)
 
-# Past this size a text is shown as it is.
+# Longer texts are shown as they are.
 MARKDOWN_LIMIT = 50_000
-# A longer text is laid out up to here; the rest waits behind "show all".
+# Only this much of a longer text is laid out at once; the rest waits behind "show all".
 SHOWN_AT_ONCE = 20_000
-# A text is rendered within the service when its cost is bounded by its length (tests/app/test_rendering.py counts it):
-# short, few brackets, no table, no code to colour. All others are rendered in a process of their own.
+# A text is rendered within the service if its length bounds the cost (tests/app/test_rendering.py measures it): it must
+# be short, with few brackets, no table, and no code to highlight. Other texts are rendered in a separate process.
 SHORT = 4_000
 FEW_BRACKETS = 40
-# What a page waits for the rendering of all its texts. What is not there by then is shown as it is.
+# Time that a page waits for all its texts to be rendered. Texts that are not ready by then are shown as they are.
 PAGE_SECONDS = 5.0
 
 _page_ends: ContextVar[float | None] = ContextVar("page_ends", default=None)
 
 
 class Rendered:
-    """HTML by text, none where there is none: those used last, within `most` bytes of memory."""
+    """Cache of HTML by text (None: no HTML). Keeps the most recently used ones, within `most` bytes of memory."""
 
     def __init__(self, most: int = 32 << 20) -> None:
         self.most = most
@@ -41,13 +41,13 @@ class Rendered:
         self._lock = threading.Lock()
 
     def get(self, text: str) -> str | None:
-        """Raises KeyError for a text that is not kept."""
+        """Return a text's HTML; raise KeyError if it is not cached."""
         with self._lock:
             self._kept.move_to_end(text)
             return self._kept[text][0]
 
     def keep(self, text: str, html: str | None) -> None:
-        size = getsizeof(text) + getsizeof(html) + 200  # and the entry itself
+        size = getsizeof(text) + getsizeof(html) + 200  # 200 bytes for the entry itself
         with self._lock:
             if text in self._kept:
                 return
@@ -62,8 +62,11 @@ _rendered = Rendered()
 
 
 def markdown(text: str, limit: int = MARKDOWN_LIMIT) -> Markup:
-    """HTML of a Markdown text; the text as it is where it has more than `limit` characters, where Markdown would lose
-    something of it (`app.markup`), and where rendering takes too long."""
+    """Return HTML of a Markdown text, or the text as it is.
+
+    It is shown as it is if it has more than `limit` characters, if Markdown would lose a part of it (`app.markup`), or
+    if rendering takes too long.
+    """
     html = _html(text) if len(text) <= min(limit, MARKDOWN_LIMIT) else None
     return _plain(text) if html is None else Markup(html)
 
@@ -75,7 +78,7 @@ def _html(text: str) -> str | None:
         html = html_of(text) if is_cheap(text) else processes.html_of(text, _seconds_left())
     except Busy as busy:
         log.warning("A text of %d characters is shown as it is: %s", len(text), busy)
-        return None  # and not kept: another time it may be drawn
+        return None  # not cached, because it may be rendered another time
     except Exception:
         log.exception("A text of %d characters is shown as it is: the parser failed.", len(text))
         html = None
@@ -84,7 +87,7 @@ def _html(text: str) -> str | None:
 
 
 def is_cheap(text: str) -> bool:
-    """Whether a text may be rendered within the service."""
+    """Tell whether a text may be rendered within the service."""
     return (
         len(text) <= SHORT
         and text.count("[") <= FEW_BRACKETS
@@ -99,7 +102,7 @@ def _seconds_left() -> float:
 
 @contextlib.contextmanager
 def one_page() -> Iterator[None]:
-    """All texts that are rendered within wait `PAGE_SECONDS` together."""
+    """Give all texts rendered within the block `PAGE_SECONDS` in total."""
     token = _page_ends.set(time.monotonic() + PAGE_SECONDS)
     try:
         yield
@@ -108,7 +111,7 @@ def one_page() -> Iterator[None]:
 
 
 def _plain(text: str) -> Markup:
-    """A text as it is; of a long one the browser lays out the rest when somebody asks for it."""
+    """Show a text as it is. The browser lays out the rest of a long text when somebody asks for it."""
     if len(text) <= SHOWN_AT_ONCE:
         return Markup('<div class="plain" dir="auto">{}</div>').format(text)
     cut = text.rfind("\n", SHOWN_AT_ONCE // 2, SHOWN_AT_ONCE) + 1 or SHOWN_AT_ONCE
@@ -120,9 +123,9 @@ def _plain(text: str) -> Markup:
 
 
 def written(text: str, shown: Markup) -> str:
-    """The text as it was written, to stand beside what is `shown` of it; empty where that is the same.
+    """Return the source text to show beside `shown`; empty if they look the same.
 
-    What cannot be seen, or turns the direction of what follows, is spelled out: `[U+202E]`.
+    Characters that are invisible, or that change the direction of the text after them, are spelled out: `[U+202E]`.
     """
     if len(text) > MARKDOWN_LIMIT:
         return ""
@@ -131,7 +134,7 @@ def written(text: str, shown: Markup) -> str:
 
 
 def _is_the_same(shown: str, text: str) -> bool:
-    """Whether a text is one paragraph without any mark, nor spaces that a browser would leave out."""
+    """Tell whether a text is one paragraph without any markup or spaces that a browser would collapse."""
     lines = text.split("\n")
     if any(line != " ".join(line.split()) for line in lines):
         return False

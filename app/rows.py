@@ -1,4 +1,4 @@
-"""Rows of the files that specs point to, one JSON object a line: prompts, comparisons, demonstrations, thumbs."""
+"""Rows of the files that specs refer to, one JSON object per line: prompts, comparisons, demonstrations, thumbs."""
 
 from typing import Annotated, Literal
 
@@ -23,7 +23,7 @@ class AnswersRow(Spec):
 
 
 class PairRow(Spec):
-    """A line of a snapshot: one comparison as the trainer sees it.
+    """A line of a snapshot: one comparison as the trainer reads it.
 
     `preference` is the consensus strength in [-4, 4] towards B; `p_b` the consensus probability that B is better;
     `weight` how much the row counts in the loss.
@@ -53,14 +53,15 @@ class PairRow(Spec):
     slices: dict[str, str] = Field(default_factory=dict)
 
 
-REWARD_VIEWS = "comparisons.jsonl"  # in a reward model's folder: a RewardView for each comparison it has read
+REWARD_VIEWS = "comparisons.jsonl"  # in a reward model's folder: a RewardView for each comparison that it has read
 
 
 class RewardView(Spec):
-    """What a reward model says of a comparison of its snapshot: the probability that B is better, given that one is.
+    """A reward model's prediction for a comparison in its snapshot: the probability that B is better, if it is not a
+    tie.
 
-    `trained` is False where it did not train on the comparison: that was held out, left out, or in the fold of the
-    member that says it. Only there agreement is no matter of memory.
+    `trained` is False if the model that predicts did not train on the comparison: it was held out, left out, or in that
+    member's fold. Only then agreement is not just memory.
     """
 
     comparison_id: int
@@ -80,7 +81,7 @@ class DemonstrationRow(Spec):
 
 
 class ThumbRow(Spec):
-    """A line of a thumbs file: one response, liked or not, without a rival."""
+    """A line of a thumbs file: one response, liked or not."""
 
     id: int
     messages: tuple[dict[str, str], ...]
@@ -91,10 +92,10 @@ class ThumbRow(Spec):
 
 
 class SuiteAnswer(Spec):
-    """A line of what a run's policies made of a suite: a case, by its id in the suite's file.
+    """A line with both policies' results on a suite's case, by the case's id in the suite's file.
 
-    `answer` and `answer_before` are what was sampled; of a case that asks which of two answers is likelier they are
-    empty, and `margin` and `margin_before` are log-prob per token of the good answer less that of the bad one.
+    `answer` and `answer_before` are the sampled answers. They are empty for a case that asks which of two answers is
+    likelier. There, `margin` and `margin_before` are the good answer's log-prob per token minus the bad one's.
     """
 
     id: str

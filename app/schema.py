@@ -1,4 +1,4 @@
-"""The database's schema: which revision it has, and the way to the newest one. docs/upgrading.md tells both sides."""
+"""The database's schema: its revision, and migrating to the newest one. docs/upgrading.md covers both sides."""
 
 import contextlib
 import re
@@ -23,37 +23,38 @@ VERSIONS = (MIGRATIONS / "versions",)
 LOCK_SECONDS = 5.0
 # Before the first release, 0001 was the only revision and changed from commit to commit.
 BEFORE_RELEASE = "0001"
-RELEASED = re.compile(r"r\d{4}")  # in the order of their numbers
-# Tables that are no model's: Alembic's, the queue library's, and which of its files were applied.
+RELEASED = re.compile(r"r\d{4}")  # ordered by number
+# Tables without a model: Alembic's, the queue library's, and the record of its applied files.
 OTHERS = ("alembic_", "procrastinate_", "queue_migration")
 
 GUIDE = "docs/upgrading.md says how."
 
 
 class Found(NamedTuple):
-    """What a database has: its revision (none before the first upgrade), and the queue library's files it has had."""
+    """The state of a database: its revision (none before the first migration), and the queue library's
+    applied files."""
 
     revisions: tuple[str, ...]
     queue_files: set[str]
 
 
 def is_ours(name: str | None, type_: str, _parents: object) -> bool:
-    """Whether Alembic compares it with the models."""
+    """Tell whether Alembic compares this object with the models."""
     return type_ != "table" or not (name or "").startswith(OTHERS)
 
 
 def migrate(
     url: str, *, lock_seconds: float = LOCK_SECONDS, versions: Sequence[Path] = VERSIONS, to: str = "head"
 ) -> None:
-    """Brings the database to the newest revision, and the queue's tables to the installed queue library's version.
+    """Bring the database to the newest revision, and the queue's tables to the installed queue library's version.
 
     Args:
         lock_seconds: how long a statement may wait for a table that is in use.
         versions: folders of revisions.
-        to: stops after this revision.
+        to: the last revision to apply.
 
     Raises:
-        Unavailable: the schema is none that could be upgraded, or the upgrade failed; says what there is to do.
+        Unavailable: the schema cannot be upgraded, or the upgrade failed; says what to do.
     """
     _refuse_unknown(_found(url), versions)
     config = _config(versions, url)
@@ -66,10 +67,10 @@ def migrate(
 
 
 def require_schema(url: str, *, versions: Sequence[Path] = VERSIONS) -> None:
-    """For whatever leaves the schema to `prefloop migrate`.
+    """Check that the schema is current, for commands that leave migrating to `prefloop migrate`.
 
     Raises:
-        Unavailable: the database has none, or another version's; says what there is to do.
+        Unavailable: the database has no schema, or another version's; says what to do.
     """
     found, head = _found(url), revisions(versions)[-1]
     _refuse_unknown(found, versions)
@@ -89,12 +90,12 @@ def require_schema(url: str, *, versions: Sequence[Path] = VERSIONS) -> None:
 
 
 def revisions(versions: Sequence[Path] = VERSIONS) -> list[str]:
-    """Ids of all revisions, the oldest first."""
+    """Return ids of all revisions, the oldest first."""
     return [each.revision for each in _script(versions).walk_revisions()][::-1]
 
 
 def has_schema(url: str) -> bool:
-    """Whether anything has ever migrated this database."""
+    """Tell whether this database has ever been migrated."""
     return bool(_found(url).revisions)
 
 
@@ -113,7 +114,7 @@ def _config(versions: Sequence[Path], url: str | None = None) -> Config:
 
 
 def _refuse_unknown(database: Found, versions: Sequence[Path]) -> None:
-    """Raises Unavailable if the database's schema is none of this version's or of an earlier release."""
+    """Raise Unavailable if the database's schema is not from this version or an earlier release."""
     known = revisions(versions)
     for found in database.revisions:
         if found in known:
@@ -134,7 +135,7 @@ def _refuse_unknown(database: Found, versions: Sequence[Path]) -> None:
             f"The database's schema is {found}, which no released Prefloop made.",
             "Is DATABASE_URL the right database? If a changed Prefloop made it, start that one.",
         )
-    # The library's versions begin the names: 03.04.00_50_post_….sql.
+    # File names begin with the library's version: 03.04.00_50_post_….sql.
     newest = queries.queue_files()[-1].name
     if newer := max((name for name in database.queue_files if name > newest), default=None):
         raise Unavailable(
@@ -145,7 +146,7 @@ def _refuse_unknown(database: Found, versions: Sequence[Path]) -> None:
 
 def _failed(url: str, cause: object, lock_seconds: float) -> Unavailable:
     found: tuple[str, ...] = ()
-    with contextlib.suppress(DBAPIError):  # the database may be what went away
+    with contextlib.suppress(DBAPIError):  # the database itself may have gone away
         found = _found(url).revisions
     stands = f"The schema is {found[0]} now, and the next attempt goes on from there." if found else ""
     if isinstance(cause, psycopg.errors.LockNotAvailable):

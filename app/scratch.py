@@ -1,6 +1,6 @@
-"""Folders of a request's files: uploads to import, exports to send.
+"""Temporary folders for a request's files: uploads to import, exports to send.
 
-A request removes its own folder. The folders of a process that was killed are removed when the service next starts.
+A request removes its own folder. Folders of a killed process are removed when the service next starts.
 """
 
 import contextlib
@@ -20,26 +20,26 @@ from starlette.background import BackgroundTask
 from app.errors import Unavailable
 
 PREFIX = "prefloop-files-"
-LEFT_BEHIND = 24 * 3600  # seconds; no request takes so long
-# Files that are made at the same time: each holds a thread and a connection, which whoever labels needs too.
+LEFT_BEHIND = 24 * 3600  # seconds; no request takes that long
+# Files that are written at the same time: each holds a thread and a connection, which labelers need too.
 MADE_AT_ONCE = 4
-# Files that are there at the same time: whoever reads slowly keeps theirs on the disk.
+# Files that exist at the same time: slow downloads keep theirs on the disk.
 MOST_FILES = 20
 _made, _there = threading.Semaphore(MADE_AT_ONCE), threading.Semaphore(MOST_FILES)
 
 
 @contextlib.contextmanager
 def folder() -> Iterator[Path]:
-    """A new folder, which only this user can read."""
+    """Yield a new folder that only this user can read."""
     with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as path:
         yield Path(path)
 
 
 def download(name: str, media_type: str, write: Callable[[Path], object]) -> FileResponse:
-    """A file that is made whole on the disk and then sent, so that an error is never half a file.
+    """Write a whole file to disk and then send it, so that an error never sends half a file.
 
     Raises:
-        Unavailable: too many are made or sent already.
+        Unavailable: too many files are being written or sent already.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(_place(_there))
@@ -49,7 +49,7 @@ def download(name: str, media_type: str, write: Callable[[Path], object]) -> Fil
         kept_until_sent = stack.pop_all()
     background = BackgroundTask(kept_until_sent.close)
     response = FileResponse(path, filename=name, media_type=media_type, background=background)
-    weakref.finalize(response, kept_until_sent.close)  # if it is never sent: the commit may fail after the route
+    weakref.finalize(response, kept_until_sent.close)  # in case it is never sent: the commit may fail after the route
     return response
 
 
@@ -64,7 +64,7 @@ def _place(places: threading.Semaphore) -> Iterator[None]:
 
 
 def remove_left_behind() -> None:
-    """Removes old folders of this user; whoever else has put something under such a name keeps it."""
+    """Remove old folders of this user. Other users' files with such names stay."""
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):
             found = path.lstat()

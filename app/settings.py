@@ -12,7 +12,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class SamplingServer(NamedTuple):
-    """An OpenAI-compatible server that samples; without a `model` it serves each under its location's last part."""
+    """An OpenAI-compatible server that samples. Without a `model`, it serves each model under its
+    location's last part."""
 
     url: str
     model: str | None = None
@@ -22,7 +23,7 @@ TRACKERS = ("tensorboard", "mlflow", "wandb")
 
 
 class Settings(BaseSettings):
-    """Every field is an environment variable: `PREFLOOP_` + its name, or the alias given here."""
+    """Every field is an environment variable: `PREFLOOP_` and its name, or the given alias."""
 
     model_config = SettingsConfigDict(env_prefix="PREFLOOP_", env_file=".env", extra="ignore", populate_by_name=True)
 
@@ -120,13 +121,13 @@ class Settings(BaseSettings):
     @field_validator("home", "artifacts")
     @classmethod
     def _of_the_user(cls, path: Path | None) -> Path | None:
-        """A `~` comes as it is from `.env` files, and from shells that expand none in what they export."""
+        """Expand `~`, which `.env` files and some shells leave as it is."""
         return path and path.expanduser()
 
     @field_validator("trusted_proxies")
     @classmethod
     def _addresses(cls, value: str) -> str:
-        """Not `*`: then anybody could say to be at any address."""
+        """Refuse `*`, which would let anybody claim any address."""
         for each in value.split(","):
             if each.strip():
                 ip_network(each.strip())
@@ -153,7 +154,7 @@ class Settings(BaseSettings):
 
     @property
     def outside_models(self) -> tuple[Path, ...]:
-        """Folders outside the artifacts from which models are read: those of `model_folders`, and the model's own."""
+        """Folders outside the artifacts from which models are read: `model_folders`, and the folder of `model`."""
         named = [*self.model_folders.split(os.pathsep), self.model]
         return tuple(Path(folder) for folder in named if os.path.isabs(folder))
 
@@ -167,18 +168,19 @@ class Settings(BaseSettings):
 
     @property
     def local_url(self) -> str:
-        """Where the web service answers on this machine. A host of all addresses is reached at the loopback's."""
+        """Where the web service answers on this machine. If the host means all addresses, this is the
+        loopback address."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     @property
     def url(self) -> str:
-        """Where people reach it."""
+        """The address where people reach the service."""
         return (self.public_url or self.local_url).rstrip("/")
 
     @cached_property
     def signing_key(self) -> bytes:
-        """The secret key's bytes; made on first use and kept in the home when none is set."""
+        """The secret key's bytes; created on first use and stored in the home if none is set."""
         if self.secret_key:
             return self.secret_key.encode()
         path = self.home / "secret_key"
@@ -188,7 +190,7 @@ class Settings(BaseSettings):
             fresh.touch(mode=0o600)
             fresh.write_text(secrets.token_hex(32))
             try:
-                # A link, not a rename: of two processes starting together the first one's key stays.
+                # A link, not a rename: if two processes start together, the first one's key stays.
                 path.hardlink_to(fresh)
             except FileExistsError:
                 pass
@@ -198,7 +200,7 @@ class Settings(BaseSettings):
 
 
 def markdown_table() -> str:
-    """The settings as the README shows them. `make docs` writes it there."""
+    """Return the settings as the README shows them. `make docs` writes them there."""
     lines = ["| variable | default | what it is |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
         variable = field.validation_alias if isinstance(field.validation_alias, str) else f"PREFLOOP_{name.upper()}"

@@ -1,4 +1,4 @@
-"""What was typed into a form, before it is checked: a form that is refused comes back with it, and with the reason."""
+"""Text typed into a form, before it is checked. A refused form comes back with it, and with the reason."""
 
 import re
 import unicodedata
@@ -11,12 +11,13 @@ from app.errors import InvalidInput
 
 
 def as_typed(text: str) -> str:
-    """A text as it comes back from a browser that was given it to edit: with one kind of line end."""
+    """Return a text as a browser returns it after editing: with a single kind of line end."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _exact(text: object) -> object:
-    """Browsers send line ends as CRLF and count them as one character; PostgreSQL stores no NUL."""
+    """Normalize a text: browsers send line ends as CRLF but count them as one character, and PostgreSQL
+    stores no NUL."""
     return text.replace("\r\n", "\n").replace("\0", "") if isinstance(text, str) else text
 
 
@@ -24,14 +25,16 @@ def _clean(text: object) -> object:
     return text.strip() if isinstance(text := _exact(text), str) else text
 
 
-# In a line, which stands among words of ours, these have no use but to hide or to turn what follows: what has no width,
-# and what embeds or overrides a direction.
+# Characters that are useless in a line among our own text except to hide or reverse what follows: zero-width ones, and
+# those that embed or override a direction.
 _HIDING = re.compile("[\0\u00ad\u200b\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 
 
 def one_line(text: str) -> str:
-    """A name as it is stored and looked for: on one line, in one Unicode form, without what cannot be seen. So `Zoé` is
-    one person, with the accent typed apart or not, and with a space behind."""
+    """Normalize a name for storing and lookup: one line, Unicode NFC, without invisible characters.
+
+    So `Zoé` is one person, however the accent was typed and with or without a trailing space.
+    """
     return " ".join(_HIDING.sub("", unicodedata.normalize("NFC", text)).split())
 
 
@@ -43,8 +46,8 @@ def _none_if_empty(value: object) -> object:
     return None if value == "" else value
 
 
-# Text fields of forms. ExactText is learned by a model, so spaces around it stay; the others are text of several lines,
-# text of one line, and text that may be empty.
+# Text fields of forms. A model learns from ExactText, so its surrounding spaces stay. CleanText has several lines,
+# CleanLine has one, and fields with EmptyIsNone may be empty.
 ExactText = Annotated[str, BeforeValidator(_exact)]
 CleanText = Annotated[str, BeforeValidator(_clean)]
 CleanLine = Annotated[str, BeforeValidator(_line)]
@@ -53,7 +56,7 @@ Number = Annotated[Annotated[int, Field(ge=0, lt=2**63)] | None, EmptyIsNone]
 
 
 async def _typed(request: Request) -> dict[str, str]:
-    # Not a Form() model: a wrong field must not cost what was typed in the others.
+    # Not a Form() model, so that one wrong field does not lose what was typed in the others.
     return {name: value for name, value in (await request.form()).items() if isinstance(value, str)}
 
 
@@ -61,7 +64,7 @@ TypedDep = Annotated[dict[str, str], Depends(_typed)]
 
 
 def reasons_of(error: ValidationError) -> dict[str, str]:
-    """Why each wrong field is refused, by its name."""
+    """Return why each wrong field is refused, by field name."""
     return {str(each["loc"][0]): each["msg"] for each in error.errors()}
 
 

@@ -1,4 +1,5 @@
-"""`prefloop up`: the whole service from one command: database, schema, first project, web and worker, under one eye."""
+"""`prefloop up`: the whole service from one command: database, schema, first project, supervised web service and
+worker."""
 
 import contextlib
 import ctypes
@@ -32,16 +33,16 @@ from app.schema import migrate
 from app.settings import Settings
 
 console = Console(highlight=False, soft_wrap=True)
-Pause = Callable[[float], None]  # waits for so many seconds
-DAY = 24 * 60 * 60.0  # seconds: no artifact takes that long to write
+Pause = Callable[[float], None]  # waits for this many seconds
+DAY = 24 * 60 * 60.0  # seconds; no artifact takes that long to write
 PR_SET_PDEATHSIG = 1
 
 
 def up(settings: Settings) -> None:
-    """Runs until Ctrl-C or SIGTERM. A worker that dies is started again; the web service ending ends everything.
+    """Run until Ctrl-C or SIGTERM. A worker that dies is started again; if the web service ends, everything ends.
 
     Raises:
-        Conflict: the port is taken, or this home is in use by another `prefloop up`.
+        Conflict: the port is taken, or another `prefloop up` uses this home.
     """
     with _sole_user(settings.home), _stop_on_signals() as pause:
         _check_port(settings)
@@ -57,7 +58,7 @@ def up(settings: Settings) -> None:
 
 
 def prepare(settings: Settings) -> None:
-    """Migrates; on a first run also makes the starter project and says how to make the first administrator's link."""
+    """Migrate; on a first run also create the starter project and say how to make the first administrator's link."""
     with database(settings) as url:
         migrate(url, lock_seconds=settings.migration_lock_seconds)
         engine = make_engine(url, pool_size=2)
@@ -67,7 +68,7 @@ def prepare(settings: Settings) -> None:
             _give_first_model(settings, _environment(settings, url), factory, time.sleep)
             with factory() as session:
                 if accounts.needs_first_admin(session):
-                    # Not the link: nobody sits in front of what migrates, and its log has other readers.
+                    # The link itself is not printed: nobody watches a migration, and other people read its log.
                     console.print("Make a link for the first administrator: prefloop invite --administrator")
         finally:
             engine.dispose()
@@ -75,12 +76,14 @@ def prepare(settings: Settings) -> None:
 
 def _serve(settings: Settings, url: str, factory: sessionmaker[Session], pause: Pause) -> None:
     environment = _environment(settings, url)
-    # Only this command's children write beside an embedded database, and none runs yet; else others may be writing.
+    # Beside an embedded database only this command's children write, and none runs yet; otherwise others may be
+    # writing.
     ArtifactStore(settings.artifacts_root, settings.outside_models).sweep(
         older_than_seconds=DAY if settings.database_url else 0
     )
     with _child("web", environment, "-m", "app.cli", "web") as web:
-        _make_first_project(factory)  # before there is a link: whoever uses it becomes its member
+        # before there is a link, because whoever uses the link becomes the project's member
+        _make_first_project(factory)
         _wait_until_served(settings, web, pause)
         _print_address(settings, factory)
         _give_first_model(settings, environment, factory, pause)
@@ -98,7 +101,7 @@ def _serve(settings: Settings, url: str, factory: sessionmaker[Session], pause: 
 
 
 def _make_first_project(factory: sessionmaker[Session]) -> None:
-    """On a first run: the starter project, still without a model."""
+    """Create the starter project on a first run, still without a model."""
     with factory.begin() as session:
         if starter.is_first_run(session):
             starter.create(session)
@@ -107,7 +110,7 @@ def _make_first_project(factory: sessionmaker[Session]) -> None:
 def _give_first_model(
     settings: Settings, environment: dict[str, str], factory: sessionmaker[Session], pause: Pause
 ) -> None:
-    """The starter project's model. One that did not come is tried again at the next start."""
+    """Fetch the starter project's model. If that fails, the next start tries again."""
     with factory.begin() as session:
         project = projects.by_slug(session, starter.SLUG)
         if project is None or project.policy_id is not None:
@@ -126,11 +129,12 @@ def _give_first_model(
 
 
 def _fetch_model(settings: Settings, environment: dict[str, str], pause: Pause) -> str:
-    """The model's location in the store. In a process of its own: this one never loads torch."""
+    """Fetch the model and return its location in the store, in a separate process, because this one
+    never loads torch."""
     console.print(f"Fetching the model {settings.model}")
     command = ["-m", "trainer.cli", "fetch-model", settings.model, "--store", str(settings.artifacts_root)]
     settings.artifacts_root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # The libraries' bars, one for each small step, would bury the lines that say what happens.
+    # The libraries' progress bars would bury the lines that say what happens.
     environment = environment | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
     with tempfile.TemporaryFile("w+") as said, _child("download", environment, *command, stdout=said) as fetching:
         while fetching.poll() is None:
@@ -142,7 +146,7 @@ def _fetch_model(settings: Settings, environment: dict[str, str], pause: Pause) 
 
 
 class _Progress:
-    """Prints what the worker does: a line when something begins, ends, or moves on noticeably."""
+    """Prints what the worker does: a line when something begins, ends, or makes noticeable progress."""
 
     def __init__(self, factory: sessionmaker[Session]) -> None:
         self.factory = factory
@@ -156,10 +160,10 @@ class _Progress:
         try:
             with self.factory() as session:
                 recent = session.scalars(select(Run).order_by(Run.id.desc()).limit(5)).all()
-                # A calibration item is open for ever.
+                # Calibration items are open permanently, so they are not counted.
                 is_open = Comparison.state == "open", Comparison.gold.is_(None)
                 waiting = session.scalar(select(func.count()).where(*is_open)) or 0
-        except Exception as error:  # noqa: BLE001 - a database that is away must not end the supervisor
+        except Exception as error:  # noqa: BLE001 - an unreachable database must not end the supervisor
             console.print(f"[dim]The database does not answer: {type(error).__name__}[/dim]")
             return
         for run in reversed(recent):
@@ -189,7 +193,7 @@ def _print_first_link(settings: Settings, factory: sessionmaker[Session]) -> Non
 
 
 def _environment(settings: Settings, url: str) -> dict[str, str]:
-    """What the children read: the same settings, and the database that was started."""
+    """Return the children's environment: the same settings, and the database that was started."""
     return os.environ | {
         "DATABASE_URL": url,
         "PREFLOOP_HOME": str(settings.home.absolute()),
@@ -203,13 +207,14 @@ def _environment(settings: Settings, url: str) -> dict[str, str]:
 def _child(
     name: str, environment: dict[str, str], *arguments: str, stdout: IO[str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of ours, in a session of its own: Ctrl-C reaches only the supervisor, which then stops it in order."""
-    niceness = 10 if name == "worker" else 0  # pages stay quick while a model trains
+    """Run a child process in its own session, so that Ctrl-C reaches only the supervisor, which stops children in
+    order."""
+    niceness = 10 if name == "worker" else 0  # keeps pages fast while a model trains
 
     def before_start() -> None:
         os.nice(niceness)
         if sys.platform == "linux":
-            # Should the supervisor be killed, the kernel ends its children with it.
+            # If the supervisor is killed, the kernel ends its children too.
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
     process = subprocess.Popen(
@@ -247,17 +252,17 @@ def _sole_user(home: Path) -> Iterator[None]:
 
 
 class _Stopped(Exception):
-    """Somebody asked the supervisor to stop; the context managers then stop what runs."""
+    """Somebody asked the supervisor to stop; the context managers then stop the children."""
 
 
 @contextlib.contextmanager
 def _stop_on_signals() -> Iterator[Pause]:
-    """Yields what the supervisor waits with: after a signal, the next wait ends the block.
+    """Yield the function that the supervisor waits with: after a signal, the next wait ends the block.
 
-    The handler raises nothing at the first one. An exception out of the middle of a library can arrive as another
-    (psycopg made a database error of it, which was taken for an outage), and between two lines of ours it can leave a
-    process behind. A second one does interrupt, as what runs may wait for a database that never answers; once
-    everything is being stopped, nothing does.
+    The first signal's handler raises nothing. An exception in the middle of a library may turn into another one
+    (psycopg made it a database error, which looked like an outage), and between two of our lines it may leave a process
+    behind. A second signal does interrupt, because the block may be waiting for a database that never answers. While
+    everything is being stopped, nothing interrupts.
     """
     asked = stopping = False
 
@@ -283,12 +288,12 @@ def _stop_on_signals() -> Iterator[Pause]:
     before: dict[int, Callable[..., object] | int | None] = {}
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if each == signal.SIGHUP and signal.getsignal(each) == signal.SIG_IGN:
-            continue  # started by nohup: the terminal may go
+            continue  # started by nohup: losing the terminal is fine
         before[each] = signal.signal(each, note)
     try:
         yield pause
     except Exception:
-        if not asked:  # else it may be of the stop's making: Ctrl-C also reaches a PostgreSQL that is being set up
+        if not asked:  # otherwise the stop may have caused it: Ctrl-C also reaches a PostgreSQL that is being set up
             raise
     finally:
         for number, handler in before.items():

@@ -1,7 +1,6 @@
-"""The one gate before every task: comparing, ranking, writing, thumbs and red teaming ask here whether a person may
-work now.
+"""The gate before every task: comparing, ranking, writing, thumbs and red teaming check here whether a person may work.
 
-Giving a task back, and reading what one has done oneself, needs no gate.
+Giving a task back and reading one's own work need no gate.
 """
 
 from typing import Literal, NamedTuple
@@ -15,19 +14,21 @@ from app.models import Project, User
 
 
 class Closed(NamedTuple):
-    """Why somebody may not work. paused: by an admin, or for their calibration answers. removed: by an admin, or they
-    no longer are a labeler of the project. quiz: they have not passed the newest rubric's. message: what they are told
-    while paused."""
+    """Why somebody may not work.
+
+    paused: by an admin, or for their calibration answers. removed: by an admin, or because they are no longer a labeler
+    of the project. quiz: they have not passed the newest rubric's quiz. message: what they are told while paused.
+    """
 
     reason: Literal["paused", "removed", "quiz"]
     message: str = ""
 
 
 def closed(session: Session, project: Project, labeler: User, *, begun: bool = False) -> Closed | None:
-    """Why this person may not work in the project now; none if they may. One query.
+    """Return why this person may not work in the project now; None if they may. One query.
 
     Args:
-        begun: it is about a task that was given to them before. They may finish it although a newer quiz waits.
+        begun: the task was given to them before. They may finish it even if a newer quiz is due.
     """
     return _closed(gate_queries.gate(session, project.id, labeler.id), begun)
 
@@ -41,12 +42,12 @@ def _closed(found: Gate, begun: bool) -> Closed | None:
 
 
 def require(session: Session, project: Project, labeler: User, *, begun: bool = False) -> None:
-    """Raises Forbidden, with what they are to be told, for whoever may not work in the project now; see `closed`."""
+    """Raise Forbidden, with a message for the person, if they may not work in the project now; see `closed`."""
     require_open(gate_queries.gate(session, project.id, labeler.id), begun=begun)
 
 
 def require_open(found: Gate, *, begun: bool = False) -> None:
-    """As `require`, where the gate was read together with something else."""
+    """Like `require`, for a gate that was read together with something else."""
     why = _closed(found, begun)
     if why is None:
         return

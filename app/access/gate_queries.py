@@ -1,4 +1,4 @@
-"""SQL of the gate before every task: a labeler's own row, the newest rubric, and how the labeler stands."""
+"""SQL of the gate before every task: the labeler's row, the newest rubric, and the labeler's state in the project."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from app.models import ProjectLabeler, ProjectMember, Qualification, Rubric, Use
 
 
 def quiz_version(rubric: type[Rubric]) -> ColumnElement[int]:
-    """The number of the version whose quiz counts as this version's."""
+    """The number of the version whose quiz counts for this version."""
     return func.coalesce(rubric.quiz_of_version, rubric.version)
 
 
@@ -20,14 +20,16 @@ def newest_published(project_id: int | BindParameter[int]) -> Select[Any]:
 
 
 def lock_labeler(session: Session, labeler_id: int) -> bool:
-    """Make requests of one labeler follow each other, from two tabs or a double click. Take this lock before any other.
-    Return whether there is such a user."""
+    """Serialize the requests of one labeler, from two tabs or a double click. Take this lock before any other.
+
+    Returns whether there is such a user.
+    """
     wanted = select(User.id).where(User.id == labeler_id).with_for_update(key_share=True)
     return session.scalar(wanted) is not None
 
 
 def newest_rubric(session: Session, project_id: int) -> Rubric | None:
-    """The version that is asked for now; none before the first is published."""
+    """Return the rubric version in use; None before the first is published."""
     return session.scalars(newest_published(project_id)).one_or_none()
 
 
@@ -53,7 +55,7 @@ class Gate(NamedTuple):
 
 
 def standing_of(project_id: BindParameter[int], labeler_id: BindParameter[int]) -> list[ColumnElement[Any]]:
-    """The columns of a `Gate`, for a statement that reads something else too."""
+    """Return the columns of a `Gate`, for a statement that reads something else too."""
     own = ProjectLabeler.project_id == project_id, ProjectLabeler.labeler_id == labeler_id
     member = ProjectMember.project_id == project_id, ProjectMember.user_id == labeler_id
     return [
@@ -64,12 +66,12 @@ def standing_of(project_id: BindParameter[int], labeler_id: BindParameter[int]) 
     ]
 
 
-# Asked with every task that is handed out, so it is put together once.
+# Built once, because every task that is handed out runs it.
 _GATE = prepared(
     select(*standing_of(bindparam("project_id", type_=BigInteger), bindparam("labeler_id", type_=BigInteger)))
 )
 
 
 def gate(session: Session, project_id: int, labeler_id: int) -> Gate:
-    """How a labeler stands in a project. One query, by index."""
+    """Return a labeler's gate in a project. One query, by index."""
     return Gate(*session.execute(_GATE, {"project_id": project_id, "labeler_id": labeler_id}).one())

@@ -1,9 +1,8 @@
-"""What routes depend on: the project in the address for its members alone, and the roles they have there.
+"""Dependencies of routes: the project in the address, open only to its members, and the user's roles there.
 
-A route declares who may use it by what it depends on. `ask` asks all of that at once, before anything that was sent is
-parsed (app.limits); the dependencies themselves hand out what was found, and are `async` because FastAPI would hand
-others to a thread each. Anyone who is not a member of a project gets the same answer as for a project that does not
-exist.
+A route declares who may use it by its dependencies. `ask` checks all of them at once, before any sent data is parsed
+(app.limits). The dependencies only return what it found; they are `async` because FastAPI would run others in threads.
+Anyone who is not a member of a project gets the same answer as for a project that does not exist.
 """
 
 from collections.abc import Iterable
@@ -22,7 +21,8 @@ SLUG = "project_slug"  # the parameter in every project route's address
 
 
 class Membership(NamedTuple):
-    """The project in the address, and who asks for it. Held by the request, so that `members.roles_in` asks nobody."""
+    """The project in the address and the user's membership. The request holds it, so `members.roles_in`
+    needs no query."""
 
     project: Project
     user: User
@@ -34,7 +34,7 @@ class Membership(NamedTuple):
 
 
 async def member(request: Request) -> Membership:
-    """The membership that the guards have found."""
+    """Return the membership that the guards have found."""
     found: Membership = request.state.member
     return found
 
@@ -50,7 +50,7 @@ ProjectDep = Annotated[Project, Depends(project_of)]
 
 
 class HasRole:
-    """Lets in members of the project in the address who have one of the roles there."""
+    """Admits members who have one of the roles in the project in the address."""
 
     def __init__(self, *roles: str) -> None:
         self.roles = roles
@@ -80,22 +80,23 @@ async def administrator(user: UserDep) -> User:
 AdministratorDep = Annotated[User, Depends(administrator)]
 
 
-# ---- asked before a route begins -------------------------------------------------------------------------------------
+# ---- checked before a route runs -------------------------------------------------------------------------------------
 
 
 def is_guard(call: Any) -> bool:
-    """Whether a dependency asks who somebody is, and what they may do."""
+    """Tell whether a dependency checks who somebody is and what they may do."""
     return call in (signed_in, member, administrator) or isinstance(call, HasRole)
 
 
 def ask(request: Request, session: Session, guards: Iterable[Any]) -> None:
-    """Finds out who asks and whether the route's guards let them in, in one statement. Puts the user, the project, the
-    roles and what the project offers on the request, for the dependencies and the templates.
+    """Find out who sends a request and check the route's guards, in one statement.
+
+    Stores the user, the project, the roles and what the project offers on the request, for dependencies and templates.
 
     Raises:
         NotSignedIn: nobody is signed in.
-        NotFound: there is no such project, or the user is no member of it.
-        Forbidden: they lack the role that the route is for.
+        NotFound: there is no such project, or the user is not a member of it.
+        Forbidden: they lack the role that the route needs.
     """
     state, token_hash, slug = request.state, signed_in_as(request), request.path_params.get(SLUG)
     if slug is None:

@@ -1,7 +1,7 @@
-"""Who belongs to a project with which roles: joining, changing, leaving. All of it is audited.
+"""Members of a project and their roles: joining, changing, leaving. Every change is audited.
 
-A project keeps an admin who may sign in. Whoever would take the last one away locks the admins of the project first, so
-two of them cannot take each other away at the same time.
+A project always keeps an admin who can sign in. A change that takes an admin away locks the project's admins first, so
+two admins cannot remove each other at the same time.
 """
 
 from collections.abc import Collection, Sequence
@@ -16,10 +16,10 @@ from app.models.member import ROLES
 
 
 def in_order(roles: Collection[str]) -> list[str]:
-    """The roles as they are stored: each once, in the order of ROLES.
+    """Return the roles as they are stored: each once, in the order of ROLES.
 
     Raises:
-        InvalidInput: there is none, or one is unknown.
+        InvalidInput: no role, or an unknown one.
     """
     if unknown := sorted(set(roles) - set(ROLES)):
         raise InvalidInput(f"“{unknown[0]}” is not a role.", f"Roles are {', '.join(ROLES)}.")
@@ -29,13 +29,13 @@ def in_order(roles: Collection[str]) -> list[str]:
 
 
 def roles_in(session: Session, project_id: int, user: User) -> frozenset[str]:
-    """Somebody's roles in a project; none where they are no member."""
+    """Return a user's roles in a project; empty if they are not a member."""
     found = session.get(ProjectMember, {"project_id": project_id, "user_id": user.id})
     return frozenset(found.roles if found else ())
 
 
 def join(session: Session, project_id: int, user_id: int, roles: Collection[str], added_by: int | None) -> None:
-    """Makes somebody a member. Whoever is one already gets these roles beside those they have.
+    """Make somebody a member. An existing member gets these roles in addition to their own.
 
     Raises:
         InvalidInput: no role, or an unknown one.
@@ -45,7 +45,7 @@ def join(session: Session, project_id: int, user_id: int, roles: Collection[str]
         audit(session, added_by, "member.added", project_id, user_id=user_id, roles=wanted)
         return
     row = queries.lock_member(session, project_id, user_id)
-    if row is None:  # taken out at this moment
+    if row is None:  # removed at this moment
         raise Conflict("Somebody changed the members of this project at the same moment.", "Try it again.")
     united = in_order({*row.roles, *wanted})
     if united != row.roles:
@@ -57,11 +57,11 @@ def join(session: Session, project_id: int, user_id: int, roles: Collection[str]
 def set_roles(
     session: Session, project: Project, actor_id: int, user_id: int, roles: Collection[str]
 ) -> frozenset[str]:
-    """Changes what a member may do; returns the roles that they lost.
+    """Change what a member may do; return the roles that they lost.
 
     Raises:
         InvalidInput: no role, or an unknown one.
-        NotFound: they are no member.
+        NotFound: they are not a member.
         Conflict: it would leave the project without an admin.
     """
     wanted = in_order(roles)
@@ -75,10 +75,10 @@ def set_roles(
 
 
 def remove(session: Session, project: Project, actor_id: int, user_id: int) -> frozenset[str]:
-    """Takes a member out; returns the roles that they had.
+    """Remove a member; return the roles that they had.
 
     Raises:
-        NotFound: they are no member.
+        NotFound: they are not a member.
         Conflict: it would leave the project without an admin.
     """
     row = _locked(session, project, user_id, keeps_admin=False)
@@ -101,10 +101,10 @@ def _locked(session: Session, project: Project, user_id: int, *, keeps_admin: bo
 
 
 def require_other_admin(session: Session, project_ids: Sequence[int], user_id: int) -> None:
-    """Checks that these projects keep an admin without this person. Lock the admins first: `queries.lock_admins`.
+    """Check that these projects keep an admin without this person. Lock the admins first: `queries.lock_admins`.
 
     Raises:
-        Conflict: one of these projects has no other admin who may sign in.
+        Conflict: one of these projects has no other admin who can sign in.
     """
     if left := queries.without_other_admin(session, project_ids, user_id):
         names = ", ".join(f"“{project.name}”" for project in left)
@@ -112,6 +112,6 @@ def require_other_admin(session: Session, project_ids: Sequence[int], user_id: i
 
 
 def first_members(session: Session, project: Project, actor_id: int | None) -> None:
-    """Adds a new project's first members: whoever made it, or all administrators if the service made it."""
+    """Add a new project's first members: its creator, or all administrators if the service created it."""
     for user_id in queries.administrators(session) if actor_id is None else [actor_id]:
         join(session, project.id, user_id, ROLES, actor_id)

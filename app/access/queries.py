@@ -32,15 +32,15 @@ _BY_SESSION = prepared(_by_session())
 
 
 def user_by_session(session: Session, token_hash: str) -> User | None:
-    """The active user of a sign-in that has not expired."""
+    """Return the active user of a sign-in that has not expired."""
     return session.scalars(_BY_SESSION, {"token_hash": token_hash}).one_or_none()
 
 
 class Offers(NamedTuple):
-    """What a project offers its labelers beside comparing, for the navigation.
+    """What a project offers its labelers besides comparing, for the navigation.
 
-    to_write: prompts want an answer written. written: the user has written some. red_team: there is a model to attack.
-    thumbs: labelers are asked about single responses.
+    to_write: prompts wait for a written answer. written: the user has written some. red_team: there is a model to
+    attack. thumbs: labelers rate single responses.
     """
 
     to_write: bool
@@ -50,8 +50,10 @@ class Offers(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A signed-in user, and the project in the address, with two of its `Offers`; project: none where there is no such
-    project. row: none where the user is no member of it."""
+    """A signed-in user and the project in the address, with two of its `Offers`.
+
+    project: None if there is no such project. row: None if the user is not a member.
+    """
 
     user: User
     project: Project | None
@@ -72,16 +74,16 @@ _IN_PROJECT = prepared(_in_project())
 
 
 def member_by_session(session: Session, token_hash: str, slug: str) -> Found | None:
-    """As `user_by_session`, with the user's membership in a project. One statement."""
+    """Like `user_by_session`, with the user's membership in a project. One statement."""
     row = session.execute(_IN_PROJECT, {"token_hash": token_hash, "slug": slug}).one_or_none()
     return Found(*row) if row else None
 
 
-# ---- what somebody may read ------------------------------------------------------------------------------------------
+# ---- what a user may read --------------------------------------------------------------------------------------------
 
 
 def projects_of(user_id: int, *roles: str) -> Select[int]:
-    """Ids of the projects that somebody is a member of, as a subquery; with roles, of those where they have one."""
+    """Select ids of the projects that a user is a member of; with roles, only those where they have one of them."""
     mine = select(ProjectMember.project_id).where(ProjectMember.user_id == user_id)
     return mine.where(ProjectMember.roles.overlap(list(roles))) if roles else mine
 
@@ -90,14 +92,14 @@ Number = int | ColumnElement[int] | InstrumentedAttribute[Any]
 
 
 def is_labeler_of(project_id: Number) -> ColumnElement[bool]:
-    """A condition on users: they have the role labeler in the project."""
+    """Condition on users: they have the role labeler in the project."""
     of_them = ProjectMember.project_id == project_id, ProjectMember.user_id == User.id
     member = select(ProjectMember.user_id).where(*of_them, ProjectMember.roles.contains(["labeler"]))
     return exists(member.correlate_except(ProjectMember))
 
 
 def may_label(project_id: Number) -> list[ColumnElement[bool]]:
-    """Conditions on users: they are labelers of the project and are given tasks there."""
+    """Conditions on users: they are labelers of the project and get tasks there."""
     stopped = exists().where(
         ProjectLabeler.project_id == project_id, ProjectLabeler.labeler_id == User.id, ProjectLabeler.state != "active"
     )
@@ -128,16 +130,17 @@ class Member(NamedTuple):
     added_at: datetime
 
 
-PAGE = 100  # people of a list
+PAGE = 100  # people on one page of a list
 
 
 def named(text: str) -> ColumnElement[bool]:
-    """A condition on users: their name or e-mail address contains the text, in any case."""
+    """Condition on users: their name or e-mail address contains the text, ignoring case."""
     return or_(*(func.strpos(func.lower(each), func.lower(text)) > 0 for each in (User.name, User.email)))
 
 
 def members(session: Session, project_id: int, text: str, page: int) -> tuple[list[Member], int]:
-    """One page of those whose name or address holds the text, by name; and how many there are."""
+    """Return one page of the members whose name or address contains the text, by name, and the number of
+    all matches."""
     joined = ProjectMember.user_id == User.id, ProjectMember.project_id == project_id, named(text)
     n = session.scalar(select(func.count()).select_from(User).where(*joined)) or 0
     found = select(User, ProjectMember.roles, ProjectMember.added_at).where(*joined).order_by(User.name, User.id)
@@ -150,14 +153,14 @@ def lock_member(session: Session, project_id: int, user_id: int) -> ProjectMembe
 
 
 def add_member(session: Session, project_id: int, user_id: int, roles: Sequence[str], added_by: int | None) -> bool:
-    """Adds a member; whether they were not one before."""
+    """Add a member; return whether they are new."""
     values = {"project_id": project_id, "user_id": user_id, "roles": list(roles), "added_by": added_by}
     added = insert(ProjectMember).values(values).on_conflict_do_nothing().returning(ProjectMember.user_id)
     return session.scalar(added) is not None
 
 
 def lock_admins(session: Session, project_ids: Sequence[int]) -> None:
-    """Lets one transaction at a time change who the admins of these projects are; locked in one order."""
+    """Let only one transaction at a time change the admins of these projects. Rows are locked in one order."""
     admins = select(ProjectMember.user_id).where(
         ProjectMember.project_id.in_(project_ids), ProjectMember.roles.contains(["admin"])
     )
@@ -165,7 +168,7 @@ def lock_admins(session: Session, project_ids: Sequence[int]) -> None:
 
 
 def without_other_admin(session: Session, project_ids: Sequence[int], user_id: int) -> list[Project]:
-    """Those of these projects where nobody else is an admin who may sign in."""
+    """Return the given projects in which nobody else is an admin who can sign in."""
     other = exists().where(
         ProjectMember.project_id == Project.id,
         ProjectMember.user_id != user_id,

@@ -1,4 +1,4 @@
-"""Sign-ins: who is asking, and whether a form came from one of our pages."""
+"""Sign-ins: who sends a request, and whether its form came from one of our pages."""
 
 import hashlib
 import hmac
@@ -20,15 +20,16 @@ SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
 def hash_token(token: str) -> str:
-    """What the store keeps of a secret token: its SHA-256. The token is random, so no salt is needed."""
+    """Return what the database keeps of a secret token: its SHA-256. The token is random, so no salt is needed."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 def csrf_token(request: Request) -> str:
-    """The token our forms carry: an HMAC of the sign-in's cookie, or of a visitor's where nobody is signed in."""
+    """Return the token for our forms: an HMAC of the sign-in's cookie, or of the visitor's cookie if nobody is signed
+    in."""
     cookie = request.cookies.get(SESSION_COOKIE) or request.cookies.get(VISITOR_COOKIE)
     if cookie is None:
-        # Set on the response by `remember_visitor`.
+        # `remember_visitor` sets the cookie on the response.
         cookie = request.state.new_visitor = getattr(request.state, "new_visitor", None) or secrets.token_urlsafe(16)
     return hmac.new(request.app.state.settings.signing_key, f"csrf:{cookie}".encode(), hashlib.sha256).hexdigest()
 
@@ -44,7 +45,7 @@ def set_cookie(request: Request, response: Response, name: str, value: str, max_
 
 
 async def verify_csrf(request: Request) -> None:
-    """Refuses an unsafe request whose form (or htmx header) does not carry our token. Applied to the whole app."""
+    """Refuse an unsafe request whose form (or htmx header) does not carry our token. Applied to the whole app."""
     if request.method in SAFE_METHODS:
         return
     sent = request.headers.get(CSRF_HEADER)
@@ -59,13 +60,14 @@ async def verify_csrf(request: Request) -> None:
 
 
 def signed_in_as(request: Request) -> str | None:
-    """What the store keeps of the request's sign-in; none where it carries none."""
+    """Return the hash of the request's sign-in token; None if it has none."""
     token = request.cookies.get(SESSION_COOKIE)
     return hash_token(token) if token else None
 
 
 def visitor(request: Request, session: SessionDep) -> User | None:
-    """The signed-in user, or none, on routes that anybody may use. Also puts it on the request for the templates."""
+    """Return the signed-in user, or None, on routes that anybody may use. Also store it on the request
+    for templates."""
     token_hash = signed_in_as(request)
     request.state.user = queries.user_by_session(session, token_hash) if token_hash else None
     return request.state.user
@@ -75,7 +77,7 @@ VisitorDep = Annotated[User | None, Depends(visitor)]
 
 
 async def signed_in(request: Request) -> User:
-    """The signed-in user, whom `app.access.guards.ask` has looked up."""
+    """Return the signed-in user, whom `app.access.guards.ask` has looked up."""
     user: User = request.state.user
     return user
 

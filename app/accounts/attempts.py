@@ -1,8 +1,8 @@
-"""How often passwords may be guessed. An attempt is counted before its password is looked at: many at once count too.
+"""Limits on guessing passwords. An attempt is counted before its password is checked, so parallel attempts count too.
 
-After some failures each further attempt has to wait, twice as long as the one before it. Nobody is locked out: a wait
-ends, the longest is short where it meets strangers, and a browser that has signed in before is counted by itself (a
-"device cookie", as OWASP has it), so others' guesses at an account never make its owner wait.
+After some failures, each further attempt has to wait twice as long as the one before. Nobody is locked out: every wait
+ends, and limits that also affect strangers have a short longest wait. A browser that has signed in before is counted
+separately (a "device cookie" in OWASP's terms), so other people's guesses at an account never make its owner wait.
 """
 
 import hashlib
@@ -17,27 +17,27 @@ from sqlalchemy.orm import Session
 from app.accounts import queries
 from app.errors import TooMany
 
-BROWSER_COOKIE = "prefloop_browser"  # who has signed in here before: see `known_browser`
+BROWSER_COOKIE = "prefloop_browser"  # marks a browser that has signed in here before: see `known_browser`
 WINDOW = timedelta(hours=1)  # failures count for this long
 FIRST_WAIT = 5  # seconds
-BROWSER = "browser "  # begins the place of a browser that has signed in to this account before
+BROWSER = "browser "  # prefix of the place of a browser that has signed in to this account before
 
 
 class Limit(NamedTuple):
     free: int  # failures before the first wait
-    longest: int  # seconds of the longest wait
+    longest: int  # longest wait in seconds
 
 
 OF_BOTH = Limit(free=10, longest=300)  # at one account from one place
 OF_ACCOUNT = Limit(free=100, longest=30)  # at one account, from anywhere
-OF_PLACE = Limit(free=100, longest=30)  # at any account from one place, behind which a whole office may sit
+OF_PLACE = Limit(free=100, longest=30)  # at any account from one place, which a whole office may share
 
 
 class MustWait(TooMany):
-    """Too soon after too many failures.
+    """Too many failures; it is too soon for another attempt.
 
     Attributes:
-        seconds: until the next attempt is taken.
+        seconds: until the next attempt is accepted.
     """
 
     def __init__(self, seconds: int) -> None:
@@ -50,21 +50,21 @@ class MustWait(TooMany):
 
 
 def place_of(address: str, browser: str | None) -> str:
-    """Where an attempt comes from: a known browser, an IPv4 address, or an IPv6 network of 64 bits (one customer's)."""
+    """Return where an attempt comes from: a known browser, an IPv4 address, or an IPv6 /64 network (one customer's)."""
     if browser:
         return BROWSER + browser
     try:
         found = ip_address(address)
-    except ValueError:  # a socket's path, a test's name
+    except ValueError:  # a socket's path, or a test's name
         return address
     return str(ip_network((found, 64), strict=False)) if isinstance(found, IPv6Address) else address
 
 
 def count(session: Session, email: str, place: str) -> None:
-    """Counts an attempt as failed until `forget` says otherwise. Commit it before the password is looked at.
+    """Count an attempt as failed until `forget` says otherwise. Commit it before the password is checked.
 
     Raises:
-        MustWait: it comes too soon; it is not counted, and its password must not be looked at.
+        MustWait: it comes too soon. It is not counted, and its password must not be checked.
     """
     queries.lock_attempts(session)
     seen = queries.failures(session, email, place, WINDOW)
@@ -78,24 +78,24 @@ def count(session: Session, email: str, place: str) -> None:
 
 
 def _wait(failures: int, limit: Limit) -> int:
-    """Seconds between the last failure and the next attempt."""
+    """Return the seconds between the last failure and the next attempt."""
     beyond = failures - limit.free
     return 0 if beyond < 0 else min(FIRST_WAIT << min(beyond, 16), limit.longest)
 
 
 def forget(session: Session, email: str, place: str | None = None) -> None:
-    """After a right password: forgets an account's failures from a place (None: from anywhere), and all old ones."""
+    """Forget an account's failures from a place (None: from anywhere) after a right password, and all old failures."""
     queries.delete_failures(session, email, place, WINDOW)
 
 
 def remembrance(key: bytes, email: str) -> str:
-    """The cookie of a browser that has signed in to an account; tells nothing but that."""
+    """Return the cookie for a browser that has signed in to an account; it tells nothing else."""
     browser = secrets.token_urlsafe(12)
     return f"{browser}.{_signature(key, email, browser)}"
 
 
 def known_browser(key: bytes, email: str, cookie: str | None) -> str | None:
-    """The browser's name, if the cookie says truly that it has signed in to this account before."""
+    """Return the browser's name, if the cookie proves that it has signed in to this account before."""
     browser, _, signature = (cookie or "").partition(".")
     true = hmac.compare_digest(signature.encode(), _signature(key, email, browser).encode())
     return browser if true else None

@@ -1,4 +1,4 @@
-"""What the account pages send."""
+"""Forms that the account pages send."""
 
 from typing import Annotated, Literal
 from urllib.parse import urlencode
@@ -24,13 +24,13 @@ class RedeemForm(BaseModel):
 
 
 class ListFilter(BaseModel):
-    """Which people a list shows: one page of those whose name or address holds the text."""
+    """A list's filter and page: people whose name or address contains the text."""
 
     text: Annotated[CleanLine, Field(max_length=200)] = ""
     page: Annotated[int, Field(ge=0, le=100_000)] = 0
 
     def query(self, **other: object) -> str:
-        """The end of an address that shows this, or another page of it."""
+        """Return the query string of this list, or of another page of it."""
         given = self.model_dump(exclude_defaults=True) | other
         return f"?{urlencode(given)}" if given else ""
 
@@ -41,7 +41,7 @@ class AccountForm(BaseModel):
 
 
 class PlaceForm(BaseModel):
-    """The form by which an administrator adds a person to a project."""
+    """The form that adds a person to a project."""
 
     email: Text = ""
     project: Text = ""
@@ -49,8 +49,8 @@ class PlaceForm(BaseModel):
 
 
 class InviteForm(BaseModel):
-    project: Text = ""  # empty: none yet
+    project: Text = ""  # empty: no project yet
     roles: list[Role] = []
     is_admin: bool = False
-    # What judges through this account: judgments are never taken for a person's when they are not.
+    # Who or what judges through this account. Judgments by machines are never counted as people's.
     kind: Literal["person", "simulated", "ai_judge"] = "person"

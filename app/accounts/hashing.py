@@ -1,4 +1,4 @@
-"""How many passwords are hashed at once."""
+"""A limit on how many passwords are hashed at once."""
 
 from collections.abc import AsyncIterator
 
@@ -6,13 +6,13 @@ from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
 from fastapi import Depends
 
-# A password's hash takes 64 MB and a good part of a second, and visitors may ask for it.
+# Hashing a password takes 64 MB and much of a second, and any visitor can trigger it.
 HASHED_AT_ONCE = 2
-_hashing: RunVar[CapacityLimiter] = RunVar("hashing")  # of the event loop
+_hashing: RunVar[CapacityLimiter] = RunVar("hashing")  # one limiter per event loop
 
 
 async def one_of_few() -> AsyncIterator[None]:
-    """Lets a request that hashes a password wait for its turn, in none of the threads that serve everybody."""
+    """Make a request that hashes a password wait for its turn, without occupying one of the shared threads."""
     limiter = _hashing.get(None)
     if limiter is None:
         limiter = CapacityLimiter(HASHED_AT_ONCE)

@@ -44,19 +44,19 @@ def delete_expired_sessions(session: Session) -> None:
 
 class Failed(NamedTuple):
     n: int
-    seconds_ago: float  # the last one
+    seconds_ago: float  # since the last failure
 
 
 class Failures(NamedTuple):
-    """Sign-ins that failed lately."""
+    """Recent failed sign-ins."""
 
     of_both: Failed  # at this account from this place
-    of_account: Failed  # from anywhere
-    of_place: Failed  # at any account
+    of_account: Failed  # at this account from anywhere
+    of_place: Failed  # at any account from this place
 
 
 def lock_attempts(session: Session) -> None:
-    """Lets one transaction at a time count an attempt; it takes a millisecond."""
+    """Let only one transaction at a time count an attempt; it takes a millisecond."""
     session.execute(select(func.pg_advisory_xact_lock(7215003)))
 
 
@@ -79,14 +79,14 @@ def add_failure(session: Session, email: str, place: str) -> None:
 
 
 def delete_failures(session: Session, email: str, place: str | None, window: timedelta) -> None:
-    """Those of an account, from a place or from anywhere, and everybody's that count no more."""
+    """Delete failures of an account, from a place or from anywhere, and everybody's expired failures."""
     of_account = SigninFailure.email == email
     mine = of_account if place is None else and_(of_account, SigninFailure.address == place)
     session.execute(delete(SigninFailure).where(or_(mine, SigninFailure.at < func.now() - window)))
 
 
 def usable_links() -> Select[SigninLink]:
-    """Links that were not used, have not expired, and whose maker may still make them (the command line always may)."""
+    """Select unused, unexpired links whose creator may still make them (the command line always may)."""
     maker = aliased(User)
     is_admin_there = exists().where(
         ProjectMember.project_id == SigninLink.project_id,
@@ -111,13 +111,13 @@ def lock_user(session: Session, user_id: int) -> None:
 
 
 def lock_if_unchanged(session: Session, user_id: int, password_hash: str) -> bool:
-    """Whether the account is still active and has this password; if so, both stay until the transaction ends."""
+    """Tell whether the account is still active with this password; if so, lock both until the transaction ends."""
     same = User.id == user_id, User.is_active, User.password_hash == password_hash
     return session.scalar(select(User.id).where(*same).with_for_update(read=True)) is not None
 
 
 def lock_link(session: Session, link_id: int) -> SigninLink | None:
-    """The link, if it is still usable, for one transaction at a time."""
+    """Return the link if it is still usable, locked."""
     found = usable_links().where(SigninLink.id == link_id).with_for_update(of=SigninLink)
     return session.scalars(found.execution_options(populate_existing=True)).one_or_none()
 
@@ -128,25 +128,25 @@ def delete_unused_links(session: Session, *which: ColumnElement[bool]) -> list[i
 
 
 def beyond_membership(user_id: int) -> ColumnElement[bool]:
-    """A condition on links: whoever made it may no longer invite people into its project."""
+    """Condition on links that this user made and could not make as an admin of their projects alone."""
     theirs = projects_of(user_id, "admin")
     alone = or_(SigninLink.is_admin, SigninLink.project_id.is_(None), SigninLink.project_id.not_in(theirs))
     return and_(SigninLink.created_by == user_id, alone)
 
 
 def lock_administrators(session: Session) -> list[int]:
-    """Ids of those who may sign in, locked in one order."""
+    """Return ids of administrators who can sign in, locked in one order."""
     found = select(User.id).where(User.is_active, User.is_admin).order_by(User.id)
     return list(session.scalars(found.with_for_update(key_share=True)))
 
 
 def people(session: Session) -> list[User]:
-    """Everyone who can sign in, newest last. Imported labelers are on the insights pages instead."""
+    """Return everyone who can sign in, newest last. Imported labelers are on the insights pages instead."""
     return list(session.scalars(select(User).where(User.email.is_not(None)).order_by(User.id)))
 
 
 def people_named(session: Session, text: str, page: int) -> tuple[list[User], int]:
-    """One page of them, of those whose name or address holds the text; and how many there are."""
+    """Return one page of the people whose name or address contains the text, and the number of all matches."""
     of_them = User.email.is_not(None), named(text)
     n = session.scalar(select(func.count()).where(*of_them)) or 0
     found = select(User).where(*of_them).order_by(User.id).limit(PAGE).offset(page * PAGE)
@@ -154,7 +154,7 @@ def people_named(session: Session, text: str, page: int) -> tuple[list[User], in
 
 
 class Place(NamedTuple):
-    """A project that somebody is a member of."""
+    """A project that a person is a member of."""
 
     slug: str
     name: str
@@ -162,7 +162,7 @@ class Place(NamedTuple):
 
 
 def places(session: Session, user_ids: Collection[int] | None = None) -> dict[int, list[Place]]:
-    """The projects that these people, or all people, are members of, by the id of the person."""
+    """Return the projects that these people, or all people, are members of, by the person's id."""
     found: dict[int, list[Place]] = {}
     rows = (
         select(ProjectMember.user_id, Project.slug, Project.name, ProjectMember.roles)
@@ -177,7 +177,7 @@ def places(session: Session, user_ids: Collection[int] | None = None) -> dict[in
 
 
 def projects(session: Session) -> list[Project]:
-    """All of them, for administrators."""
+    """Return all projects, for administrators."""
     return list(session.scalars(select(Project).order_by(Project.name, Project.id)))
 
 
@@ -186,7 +186,7 @@ def project_by_slug(session: Session, slug: str) -> Project | None:
 
 
 class OpenLink(NamedTuple):
-    """A link that can be used, whom it signs in again, and who made it; nobody for the command line."""
+    """A usable link, the person whose password it sets, and who made it; the maker is None for the command line."""
 
     link: SigninLink
     project: str | None
@@ -195,7 +195,7 @@ class OpenLink(NamedTuple):
 
 
 def open_links(session: Session, project_id: int | None = None) -> list[OpenLink]:
-    """All of them, or a project's as its admins read them: without the names of people from outside."""
+    """Return all usable links, or a project's links as its admins see them: without the names of outsiders."""
     person, maker = aliased(User), aliased(User)
     is_member = exists().where(ProjectMember.project_id == project_id, ProjectMember.user_id == maker.id)
     is_named = or_(maker.id.is_(None), is_member) if project_id is not None else true()

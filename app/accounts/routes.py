@@ -36,7 +36,7 @@ def sign_in(request: Request, session: SessionDep, form: Annotated[SignInForm, F
     browser = attempts.known_browser(key, email, request.cookies.get(attempts.BROWSER_COOKIE))
     place = attempts.place_of(request.client.host if request.client else "", browser)
     try:
-        # In a transaction of its own, before the request's has begun: other attempts see it while this one is checked.
+        # In a transaction of its own, before the request's begins: other attempts see it while this one is checked.
         with request.app.state.session_factory.begin() as counting:
             attempts.count(counting, email, place)
     except attempts.MustWait as error:
@@ -74,7 +74,8 @@ def join_page(request: Request, user: VisitorDep, session: SessionDep, token: st
 def join(
     request: Request, user: VisitorDep, session: SessionDep, token: str, form: Annotated[RedeemForm, Form()]
 ) -> Response:
-    """Makes the account, or lets in whoever is signed in already; sets the password of the one it is for."""
+    """Create the account, add to the account of whoever is signed in, or set the password of the user
+    the link is for."""
     link = service.open_link(session, token)
     joins_as_they_are = user is not None and _invites(link)
     try:
@@ -99,7 +100,7 @@ def _join(
     form: RedeemForm = RedeemForm(),
     error: PrefloopError | None = None,
 ) -> Response:
-    """What the link does; with what was typed and the error, where it was refused."""
+    """Show what the link does; after a refusal, with the error and what was typed."""
     return page(
         request,
         "accounts/join.html",
@@ -114,7 +115,7 @@ def _join(
 
 
 def _invites(link: SigninLink) -> bool:
-    """Whether somebody who has an account can use it, too."""
+    """Tell whether somebody who has an account can use the link too."""
     return link.project_id is not None or link.is_admin
 
 
@@ -127,7 +128,7 @@ def people(request: Request, admin: AdministratorDep, session: SessionDep, wante
 def invite(
     request: Request, admin: AdministratorDep, session: SessionDep, form: Annotated[InviteForm, Form()]
 ) -> Response:
-    """Shows the link on the page that answers: only its hash is stored, so it cannot be shown again."""
+    """Show the link on the resulting page. Only its hash is stored, so it cannot be shown again."""
     try:
         project = _project(session, form.project) if form.project else None
         token = service.create_link(
@@ -148,7 +149,7 @@ def invite(
 def put_into_project(
     request: Request, admin: AdministratorDep, session: SessionDep, form: Annotated[PlaceForm, Form()]
 ) -> Response:
-    """Makes somebody, perhaps the administrator, a member of a project; roles that they have stay."""
+    """Make somebody, perhaps the administrator, a member of a project; roles that they already have stay."""
     try:
         user = service.by_address(session, form.email)
         members.join(session, _project(session, form.project).id, user.id, form.roles, admin.id)
@@ -210,7 +211,8 @@ def _people(
     placed: PlaceForm = PlaceForm(roles=["labeler"]),
     changed: dict[int, AccountForm] | None = None,
 ) -> Response:
-    """The people page; with what was chosen where that was refused: `invited`, `placed`, by person's id `changed`."""
+    """Show the people page; after a refusal with the form's values: `invited`, `placed`, or `changed` by
+    person's id."""
     people, found = queries.people_named(session, wanted.text, wanted.page)
     return page(
         request,
@@ -257,6 +259,6 @@ def _start(request: Request, session: SessionDep, user: User, url: str) -> Respo
 
 
 def _local(url: str) -> str:
-    """The address to go on to, only within this site: `//host` and `/\\host` lead elsewhere."""
+    """Return the address to go on to if it is within this site; `//host` and `/\\host` lead elsewhere."""
     inside = url.startswith("/") and not url.startswith(("//", "/\\"))
     return url if inside else "/"

@@ -1,4 +1,4 @@
-"""Accounts: passwords, sign-ins, one-time links, and who may sign in."""
+"""Accounts: passwords, sign-ins, one-time links, and who can sign in."""
 
 import secrets
 import unicodedata
@@ -30,16 +30,19 @@ MIN_PASSWORD = 10
 
 
 def normal_email(email: str) -> str:
-    """An address as it is stored and looked for: without spaces around it and without what cannot be seen, small, in
-    one Unicode form. So nobody has one that looks like another's."""
+    """Normalize an address for storing and lookup: no surrounding spaces or invisible characters, lower case, Unicode
+    NFC.
+
+    This way nobody can have an address that looks like another person's.
+    """
     return unicodedata.normalize("NFC", one_line(email).lower())
 
 
 def by_address(session: Session, email: str) -> User:
-    """The account with this address.
+    """Return the account with this address.
 
     Raises:
-        NotFound: no account that may sign in has it.
+        NotFound: no account that can sign in has it.
     """
     user = queries.user_by_email(session, normal_email(email))
     if user is None or not user.is_active:
@@ -48,12 +51,12 @@ def by_address(session: Session, email: str) -> User:
 
 
 def _normal_password(password: str) -> str:
-    """A keyboard may type `é` as one character or as two."""
+    """Normalize to NFC: a keyboard may type `é` as one character or as two."""
     return unicodedata.normalize("NFC", password)
 
 
 def create_user(session: Session, *, email: str, name: str, password: str, kind: str = "person") -> User:
-    """Adds an account that can sign in. It opens nothing yet: see `app.access.members.join`, `make_administrator`.
+    """Add an account that can sign in. It has no access yet: see `app.access.members.join`, `make_administrator`.
 
     Raises:
         InvalidInput: the address or password cannot be accepted.
@@ -65,11 +68,11 @@ def create_user(session: Session, *, email: str, name: str, password: str, kind:
     if not name.strip():
         raise InvalidInput("The name is empty.", "Enter the name others will see.")
     taken = Conflict(f"{email} has an account already.", "Sign in instead, or use another address.")
-    if queries.user_by_email(session, email):  # before the password is hashed, which is expensive
+    if queries.user_by_email(session, email):  # before hashing the password, which is expensive
         raise taken
     user = User(email=email, name=name.strip(), password_hash=_hash_password(password), kind=kind)
     try:
-        with session.begin_nested():  # the constraint decides also between two who come at once
+        with session.begin_nested():  # the constraint also decides between two simultaneous requests
             session.add(user)
             session.flush()
     except IntegrityError as error:
@@ -81,8 +84,11 @@ def create_user(session: Session, *, email: str, name: str, password: str, kind:
 
 
 def make_administrator(session: Session, user: User, actor_id: int | None) -> None:
-    """Makes somebody an administrator of the service. The first one also becomes a member, with all roles, of every
-    project that has no member: else nobody could open it."""
+    """Make somebody an administrator of the service.
+
+    The first administrator also becomes a member, with all roles, of every project without members. Otherwise nobody
+    could open these projects.
+    """
     is_first = not access_queries.count_administrators(session)
     user.is_admin = True
     session.flush()
@@ -92,7 +98,7 @@ def make_administrator(session: Session, user: User, actor_id: int | None) -> No
 
 
 def set_password(session: Session, user: User, password: str) -> None:
-    """Also ends the user's sign-ins: whoever knew the old password is out."""
+    """Set a password and end the user's sign-ins, so anybody who knew the old password is out."""
     user.password_hash = _hash_password(password)
     queries.delete_sessions_of(session, user.id)
     attempts.forget(session, user.email or "")
@@ -108,19 +114,22 @@ def _hash_password(password: str) -> str:
 
 
 def authenticate(session: Session, email: str, password: str) -> User | None:
-    """The active user with this e-mail and password, or none. Count the attempt first: see `app.accounts.attempts`."""
+    """Return the active user with this e-mail and password, or None.
+
+    Count the attempt first: see `app.accounts.attempts`.
+    """
     user = queries.user_by_email(session, normal_email(email))
     known = user is not None and user.is_active and user.password_hash is not None
     kept = user.password_hash if user and known and user.password_hash else _NOBODY
     is_right = _passwords.verify(_normal_password(password), kept)
     if user is None or not known or not is_right:
         return None
-    # Hashing takes a while, in which a new password may be set or the account switched off: both end all sign-ins.
+    # While the hash was computed, a new password may have been set or the account switched off. Both end all sign-ins.
     return user if queries.lock_if_unchanged(session, user.id, kept) else None
 
 
 def open_session(session: Session, user: User, days: int) -> str:
-    """Signs a user in; returns the cookie's token, of which only a hash is stored. Sign-ins that expired go."""
+    """Sign a user in; return the cookie's token, of which only a hash is stored. Expired sign-ins are deleted."""
     queries.delete_expired_sessions(session)
     token = secrets.token_urlsafe(32)
     expires_at = datetime.now(UTC) + timedelta(days=days)
@@ -143,13 +152,15 @@ def create_link(
     user_id: int | None = None,
     kind: str = "person",
 ) -> str:
-    """A one-time link's token. With `user_id` it lets that user set a new password; else it makes a new account, or
-    lets somebody in who has one.
+    """Create a one-time link and return its token.
+
+    With `user_id`, the link lets that user set a new password. Otherwise it creates a new account, or adds to the
+    account of somebody who has one.
 
     Args:
-        roles: what it gives in the project, which takes at least one.
+        roles: the roles it gives in the project, at least one.
         is_admin: whoever uses it becomes an administrator of the service.
-        kind: of the account it makes.
+        kind: the kind of the account it creates.
 
     Raises:
         InvalidInput: a project without a role, or roles without a project.
@@ -170,13 +181,13 @@ def create_link(
 
 
 def revoke_link(session: Session, actor: User, link_id: int, project_id: int | None = None) -> None:
-    """Removes a link that was not used.
+    """Delete an unused link.
 
     Args:
-        project_id: only one that invites to this project.
+        project_id: accept only a link that invites to this project.
 
     Raises:
-        Conflict: it was used or revoked in the meantime, or never was.
+        Conflict: it was used or revoked in the meantime, or never existed.
     """
     link = session.get(SigninLink, link_id, with_for_update=True)
     if link is None or link.used_at is not None or project_id not in (None, link.project_id):
@@ -187,10 +198,10 @@ def revoke_link(session: Session, actor: User, link_id: int, project_id: int | N
 
 
 def open_link(session: Session, token: str) -> SigninLink:
-    """The usable link of this token.
+    """Return the usable link of this token.
 
     Raises:
-        Gone: unknown, used or expired, or whoever made it may no longer make links.
+        Gone: unknown, used or expired, or its creator may no longer make links.
     """
     link = queries.link_by_hash(session, hash_token(token))
     if link is None:
@@ -203,16 +214,17 @@ def _gone() -> Gone:
 
 
 def redeem_link(session: Session, token: str, *, email: str, name: str, password: str) -> User:
-    """Uses a link once: makes the account it invites to, or sets the password of the one it was made for.
+    """Use a link once: create the account it invites to, or set the password of the user it was made for.
 
-    A password that was set ends all other password links of that person.
+    Setting a password ends all other password links of that person.
 
     Raises:
-        Gone: as for `open_link`; also when another one is used at the same time.
+        Gone: as for `open_link`, and if another password link of the same person is used at the same time.
     """
     link = open_link(session, token)
     if link.user_id is not None:
-        queries.lock_user(session, link.user_id)  # first: of two links used at once one waits, then finds itself gone
+        # first: of two password links used at once, the second waits here and is then gone
+        queries.lock_user(session, link.user_id)
     link = _use(session, link)
     if link.user_id is None:
         user = create_user(session, email=email, name=name, password=password, kind=link.kind)
@@ -226,11 +238,11 @@ def redeem_link(session: Session, token: str, *, email: str, name: str, password
 
 
 def accept_link(session: Session, token: str, user: User) -> None:
-    """Uses an invitation for somebody who has an account: what it gives is added to what they have.
+    """Use an invitation for somebody who has an account: its roles and rights are added to theirs.
 
     Raises:
         Gone: as for `redeem_link`.
-        Conflict: it is no invitation, or one for another kind of account.
+        Conflict: it is not an invitation, or it is for another kind of account.
     """
     link = open_link(session, token)
     if link.user_id is not None or not (link.project_id or link.is_admin):
@@ -256,31 +268,31 @@ def _give(session: Session, link: SigninLink, user: User) -> None:
 
 
 def _end_links(session: Session, actor_id: int, *which: ColumnElement[bool]) -> None:
-    """Removes those of these links that were not used."""
+    """Delete the links that match and are unused."""
     if ended := queries.delete_unused_links(session, or_(*which)):
         audit(session, actor_id, "links.ended", links=ended)
 
 
 def end_invitations(session: Session, actor_id: int, project_id: int, user_id: int) -> None:
-    """Removes the unused links to a project of somebody who may not make them any more."""
+    """Delete the unused links to a project that were made by somebody who may no longer make them."""
     _end_links(session, actor_id, and_(SigninLink.project_id == project_id, SigninLink.created_by == user_id))
 
 
 def set_account(session: Session, actor: User, user: User, *, is_admin: bool, is_active: bool) -> None:
-    """Makes somebody an administrator of the service or no longer one, and lets them sign in or not.
+    """Set whether somebody is an administrator of the service, and whether they can sign in.
 
-    Switching an account off also ends its sign-ins and its password links. Links that the person has made end with the
-    right to make them: nobody keeps a way back in.
+    Switching an account off also ends its sign-ins and its password links. When a person loses the right to make links,
+    the links they made end too, so nobody keeps a way back in.
 
     Raises:
-        Conflict: it would leave no administrator, or a project without an admin who may sign in.
+        Conflict: it would leave no administrator, or a project without an admin who can sign in.
     """
     if not is_active:
         theirs = list(session.scalars(access_queries.projects_of(user.id, "admin")))
         access_queries.lock_admins(session, theirs)
         members.require_other_admin(session, theirs, user.id)
     stays = not user.is_admin or (is_admin and is_active)
-    # Locks their rows, so that two administrators cannot remove each other at the same time.
+    # Lock their rows, so that two administrators cannot remove each other at the same time.
     if not stays and not set(queries.lock_administrators(session)) - {user.id}:
         raise Conflict("This is the last administrator.", "Make someone else an administrator first.")
     user.is_admin, user.is_active = is_admin, is_active

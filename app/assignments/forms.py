@@ -1,4 +1,4 @@
-"""What an admin sends to set comparisons aside, free them, or change how urgent they are."""
+"""The form with which an admin assigns comparisons, opens them to everybody, or changes their priority."""
 
 import re
 from typing import Annotated, Literal
@@ -14,12 +14,13 @@ Line = Annotated[str, StringConstraints(strip_whitespace=True, max_length=200)]
 
 
 class AssignForm(BaseModel):
-    """Which open comparisons, and what becomes of them.
+    """Which open comparisons to change, and how.
 
     Attributes:
-        held: where they are now: anywhere, open to everybody, kept for somebody, or kept with nobody left to answer.
+        held: their current state: any, open to everybody, kept for somebody, or stuck (kept for people who cannot
+            answer).
         slice, value: of their prompts. ids: numbers and ranges, such as `12, 20-25`. most: how many at most.
-        owner: `everybody`, `labeler:ID` or `group:ID`; empty leaves it. priority: none leaves it.
+        owner: `everybody`, `labeler:ID` or `group:ID`; empty leaves it unchanged. priority: None leaves it unchanged.
     """
 
     held: Literal["", "everybody", "kept", "stuck"] = ""
@@ -32,10 +33,10 @@ class AssignForm(BaseModel):
     priority: Annotated[Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None, Blank] = None
 
     def numbers(self) -> list[int] | None:
-        """The comparisons named; none where none are.
+        """Return the comparison numbers in `ids`; None if there are none.
 
         Raises:
-            InvalidInput: something is no number or range, or there are too many.
+            InvalidInput: a part is not a number or range, or there are too many.
         """
         found: set[int] = set()
         for part in re.split(r"[\s,;]+", self.ids.strip()):

@@ -1,4 +1,4 @@
-"""SQL of named assignment: what is open for whom, and giving it to others."""
+"""SQL of named assignment: for whom open comparisons are kept, and keeping them for others."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -27,20 +27,22 @@ from app.labeling.eligibility import is_left_of, left_of, left_of_kept
 from app.models import Comparison, LabelerGroup, LabelerGroupMember, Project, Prompt, User
 from app.models.comparison import QUEUE_ORDER
 
-# Neither calibration items nor repeats are given to people by name: they are measures of them.
+# Calibration items and repeats cannot be assigned by name, because they measure labelers.
 ASSIGNABLE = (
     Comparison.state == "open",
     Comparison.offered,
     Comparison.gold.is_(None),
     Comparison.purpose != "repeat",
 )
-# Whoever has one on the desk may still answer it.
+# A labeler who has one on the desk may still answer it, so leased comparisons are not stuck.
 STUCK = and_(Comparison.lease_count == 0, left_of_kept() == 0)
 
 
 class Held(NamedTuple):
-    """How many comparisons are open to somebody, and how many of these nobody has begun; neither id: to everybody.
-    stuck: nobody of those they are kept for can answer them: paused, gone, or done with them."""
+    """Number of comparisons open to somebody, and how many of them nobody has begun. No id: open to everybody.
+
+    stuck: comparisons that none of the people they are kept for can answer: paused, gone, or done with them.
+    """
 
     labeler_id: int | None
     group_id: int | None
@@ -51,7 +53,7 @@ class Held(NamedTuple):
 
 
 def held(session: Session, project_id: int) -> list[Held]:
-    """What is open for whom; everybody first, then groups and people by name."""
+    """Count open comparisons by whom they are kept for: everybody first, then groups and people by name."""
     owner = Comparison.labeler_id, Comparison.group_id
     untouched = func.count().filter(Comparison.judgment_count + Comparison.lease_count == 0)
     counted = (
@@ -71,18 +73,18 @@ def held(session: Session, project_id: int) -> list[Held]:
 
 
 def priorities(session: Session, project_id: int) -> Sequence[Row[int, int]]:
-    """(priority, open comparisons), the most urgent first."""
+    """Return (priority, number of open comparisons), highest priority first."""
     counted = select(Comparison.priority, func.count()).where(Comparison.project_id == project_id, *ASSIGNABLE)
     return session.execute(counted.group_by(Comparison.priority).order_by(Comparison.priority.desc())).all()
 
 
 def labelers(session: Session, project_id: int) -> list[User]:
-    """People who can label in the project now, by name."""
+    """Return people who can label in the project now, by name."""
     return list(session.scalars(select(User).where(*may_label(project_id)).order_by(User.name, User.id)))
 
 
 def groups(session: Session, project_id: int) -> Sequence[Row[LabelerGroup, int]]:
-    """(group, members who can label now), by name."""
+    """Return (group, number of members who can label now), by name."""
     members = (
         select(func.count())
         .select_from(LabelerGroupMember)
@@ -95,13 +97,13 @@ def groups(session: Session, project_id: int) -> Sequence[Row[LabelerGroup, int]
 
 
 def members(session: Session, project_id: int, group_id: int) -> list[int]:
-    """Ids of the group's members who can label now."""
+    """Return ids of the group's members who can label now."""
     of_group = select(User.id).join(LabelerGroupMember, LabelerGroupMember.labeler_id == User.id)
     return list(session.scalars(of_group.where(LabelerGroupMember.group_id == group_id, *may_label(project_id))))
 
 
 class Chosen(NamedTuple):
-    """Which open comparisons of a project; see `AssignForm`."""
+    """A selection of open comparisons in a project; see `AssignForm`."""
 
     held: str
     purpose: str
@@ -112,18 +114,18 @@ class Chosen(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Ids in the order of the queue, locked; and how many more fit but are on somebody's desk."""
+    """ids: in queue order, locked. on_desks: how many more match but are on somebody's desk."""
 
     ids: list[int]
     on_desks: int = 0
 
 
 def choose(session: Session, project_id: int, chosen: Chosen, people: Sequence[int] = ()) -> Found:
-    """The comparisons, without those that somebody is changing now.
+    """Select and lock the comparisons, without rows that another transaction is changing.
 
     Args:
-        people: for whom they are to be kept: without those that none of them can answer, having judged or given them
-            up, and those on a desk: whoever has them there would take a place of theirs.
+        people: the labelers they will be kept for. Comparisons that none of them can answer any more are left out. So
+            are comparisons on a desk, because the labeler there would take one of their places.
     """
     fitting = [Comparison.project_id == project_id, *ASSIGNABLE]
     kept = or_(Comparison.labeler_id.is_not(None), Comparison.group_id.is_not(None))
@@ -142,7 +144,7 @@ def choose(session: Session, project_id: int, chosen: Chosen, people: Sequence[i
     on_desk = select(func.count()).select_from(Comparison).where(*fitting, Comparison.lease_count > 0)
     on_desks = session.scalar(on_desk.where(is_left_of(people))) or 0
     free = Comparison.lease_count == 0
-    # Sorted first: then who can answer is looked up only of so many as are wanted.
+    # Sorted first, so the lookup of who can answer stops once enough are found.
     fence = select(Comparison.id, Comparison.priority).where(*fitting, free).order_by(*QUEUE_ORDER).offset(0).subquery()
     wanted = select(fence.c.id).where(is_left_of(people, fence.c.id)).order_by(fence.c.priority.desc(), fence.c.id)
     ids = session.scalars(wanted.limit(chosen.most)).all()
@@ -155,7 +157,7 @@ def _one_of(ids: Sequence[int]) -> ColumnElement[Any]:
 
 
 def let_pairs_follow(session: Session, ids: Sequence[int]) -> None:
-    """Gives the other pairs of rankings what the offered one has: one answer is about all of them."""
+    """Copy the offered pair's assignment to the other pairs of its ranking, because one answer covers them all."""
     offered = aliased(Comparison)
     names = ("labeler_id", "group_id", "overlap", "overlap_max", "grown", "priority")
     changed = update(Comparison).where(Comparison.ranking_id == offered.ranking_id, ~Comparison.offered)
@@ -170,7 +172,7 @@ def set_priority(session: Session, ids: Sequence[int], priority: int) -> None:
 
 
 def keep_for_labeler(session: Session, ids: Sequence[int], labeler_id: int) -> None:
-    """They then ask for exactly one judgment more than there are: this person's."""
+    """Keep comparisons for one labeler. Each then asks for exactly one more judgment: this labeler's."""
     done = Comparison.judgment_count
     changed = (
         update(Comparison)
@@ -189,8 +191,11 @@ def keep_for_labeler(session: Session, ids: Sequence[int], labeler_id: int) -> N
 def keep_for_group(
     session: Session, project: Project, ids: Sequence[int], group_id: int | None, members: Sequence[int]
 ) -> None:
-    """For a group of these members, or for everybody. They ask for what a new comparison would, of a group at most one
-    of each member who can still answer; of one that has as many already, for one more."""
+    """Keep comparisons for a group with these members, or open them to everybody (group None).
+
+    Each asks for as many judgments as a new comparison, but from a group at most one from each member who can still
+    answer. A comparison that already has that many asks for one more.
+    """
     settings = LabelingSettings.model_validate(project.labeling)
     columns: dict[str, Any] = {"purpose": Comparison.purpose} | {
         name: select(getattr(Prompt, name)).where(Prompt.id == Comparison.prompt_id).scalar_subquery()

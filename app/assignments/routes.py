@@ -1,4 +1,4 @@
-"""The assignment page: what is open for whom, and a form that changes it."""
+"""The assignment page: whom open comparisons are kept for, and a form to change it."""
 
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
@@ -64,7 +64,7 @@ def _page(
     changed: int | None = None,
     on_desks: int = 0,
 ) -> Response:
-    """The page; with what was typed and the error, where it was refused."""
+    """Show the page; after a refusal, with the error and what was typed."""
     return page(
         request,
         "assignments/page.html",

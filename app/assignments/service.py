@@ -1,4 +1,4 @@
-"""Named assignment: comparisons kept for a person or a group, freed again, or made more urgent."""
+"""Named assignment: keep comparisons for a person or a group, open them to everybody, or change their priority."""
 
 from typing import NamedTuple
 
@@ -14,17 +14,17 @@ from app.models import Project, User
 
 
 class Assigned(NamedTuple):
-    """changed: comparisons. on_desks: left as they are, since somebody has them on the desk."""
+    """changed: comparisons changed. on_desks: comparisons left unchanged because somebody has them on the desk."""
 
     changed: int
     on_desks: int
 
 
 def assign(session: Session, project: Project, actor: User, form: AssignForm) -> Assigned:
-    """Changes whom open comparisons are for, or how urgent they are.
+    """Change whom open comparisons are kept for, or their priority.
 
-    Left out are those that the person, or everybody of the group, has judged or given up, and those that somebody is
-    changing this moment; of what is to be kept, also what somebody has on the desk.
+    Skips comparisons that the person, or everybody in the group, has judged or given up, and rows that another
+    transaction is changing. When keeping comparisons for somebody, it also skips those on somebody's desk.
 
     Raises:
         InvalidInput: nothing is to change, a slice has no value, or the numbers cannot be read.
@@ -57,14 +57,15 @@ def assign(session: Session, project: Project, actor: User, form: AssignForm) ->
 
 
 def _labeler(session: Session, project: Project, labeler_id: int) -> int:
-    gate_queries.lock_labeler(session, labeler_id)  # so that nothing is kept for somebody who is just leaving
+    # so that nothing is kept for a labeler who is being removed right now
+    gate_queries.lock_labeler(session, labeler_id)
     if labeler_id not in {user.id for user in queries.labelers(session, project.id)}:
         raise NotFound("That person cannot label in this project.", "Reload the page and choose again.")
     return labeler_id
 
 
 def _members(session: Session, project: Project, group_id: int) -> list[int]:
-    """Those of the group who can label."""
+    """Return the group's members who can label."""
     name = next((group.name for group, _ in queries.groups(session, project.id) if group.id == group_id), None)
     if name is None:
         raise NotFound("This project has no such group.", "Reload the page: somebody may have deleted it.")

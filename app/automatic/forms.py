@@ -1,4 +1,4 @@
-"""What the page of automatic rounds sends."""
+"""Form that the page of automatic rounds sends."""
 
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from app.typed import EmptyIsNone
 
 
 class RuleForm(BaseModel):
-    """A rule as it is typed; `agreement` is in percent, empty where it is not asked."""
+    """A rule as it is typed; `agreement` is in percent, empty if it is not checked."""
 
     judgments: Annotated[int, Field(ge=FEWEST_JUDGMENTS, le=1_000_000)]
     agreement: Annotated[Annotated[float, Field(ge=0, le=100)] | None, EmptyIsNone] = None

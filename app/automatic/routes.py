@@ -1,4 +1,4 @@
-"""The page of automatic rounds: the rule, how it stands, and a second operator's approval."""
+"""The page of automatic rounds: the rule, its state, and a second operator's approval."""
 
 from typing import Annotated
 
@@ -42,7 +42,7 @@ def switch_off(operator: OperatorDep, project: ProjectDep, session: SessionDep) 
 @router.post("/approve")
 def approve(request: Request, operator: OperatorDep, project: ProjectDep, session: SessionDep) -> Response:
     try:
-        with session.begin_nested():  # nothing of a round that is refused stays
+        with session.begin_nested():  # a refused round leaves nothing behind
             round_ = service.approve(session, request.app.state.store, project, operator)
     except Conflict as problem:
         return _page(request, session, project, operator, problem)

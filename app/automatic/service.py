@@ -1,8 +1,8 @@
-"""Automatic rounds: an operator's rule says when the next round starts. Off until somebody sets one.
+"""Automatic rounds: an operator's rule says when the next round starts. Off until somebody sets a rule.
 
-The worker looks every few seconds. A rule may ask for the word of a second operator; then nothing starts until one of
-them approves. Either way the round is an ordinary one, with the settings of the newest round that trained on
-comparisons, and its policy passes the same gate as any other.
+The worker checks every few seconds. A rule may require a second operator's approval; then nothing starts before it. In
+both cases the round is an ordinary one, with the settings of the newest round that trained on comparisons, and its
+policy passes the same gate as any other.
 """
 
 from collections.abc import Iterator
@@ -26,13 +26,13 @@ FEWEST_JUDGMENTS = 20
 
 
 class Rule(BaseModel):
-    """When a round starts by itself: all of it must hold. What `Project.automatic` stores.
+    """The conditions for starting a round automatically; all must hold. Stored in `Project.automatic`.
 
     Attributes:
-        judgments: so many were given since the last round read.
-        agreement: the project's labelers agree in at least this share of pairs of judgments; none: it is not asked.
+        judgments: this many were given since the last round read them.
+        agreement: labelers agree in at least this share of pairs of judgments; None: not checked.
         fine: no monitor asks for a look at the newest round.
-        approval: it waits for the word of another operator than the one who set the rule.
+        approval: another operator than the one who set the rule must approve.
         set_by: who set it. Rounds start in their name, as long as they are an operator of the project.
     """
 
@@ -46,18 +46,18 @@ class Rule(BaseModel):
 
 
 class Condition(NamedTuple):
-    """A part of a rule, in words, and whether it holds now."""
+    """One condition of a rule in words, and whether it holds now."""
 
     words: str
     holds: bool
 
 
 class Standing(NamedTuple):
-    """How a project's rule stands.
+    """The state of a project's rule.
 
     Attributes:
-        setter: who set it; none where they are no longer an operator of the project.
-        basis: the round whose settings the next one takes; none: the recommended settings.
+        setter: who set it; None if they are no longer an operator of the project.
+        basis: the round whose settings the next one takes; None: the recommended settings.
     """
 
     rule: Rule
@@ -71,17 +71,17 @@ class Standing(NamedTuple):
 
 
 def set_rule(session: Session, project: Project, operator: User, rule: Rule | None) -> None:
-    """Sets a project's rule, or takes it away. Audited."""
+    """Set a project's rule, or remove it. Audited."""
     project.automatic = rule.model_dump(mode="json") if rule else None
     audit(session, operator.id, "automatic_rounds.set", project.id, rule=project.automatic)
     session.flush()
 
 
 def standing(session: Session, project: Project, *, at_length: bool = True) -> Standing | None:
-    """How the project's rule stands now; none where it has none.
+    """Return the current state of the project's rule; None if it has none.
 
     Args:
-        at_length: all conditions are looked at; else none after the first that does not hold.
+        at_length: check all conditions; otherwise stop at the first that does not hold.
     """
     if project.automatic is None:
         return None
@@ -99,13 +99,14 @@ def standing(session: Session, project: Project, *, at_length: bool = True) -> S
 def _conditions(
     session: Session, project: Project, rule: Rule, setter: User | None, basis: Round | None
 ) -> Iterator[Condition]:
-    """The cheap ones first."""
+    """Yield the conditions, cheap ones first."""
     yield Condition("no round is under way", not rounds.is_busy(session, project))
     if setter is None:
         yield Condition("whoever set this rule is no longer an operator of the project", False)
     problem = rounds.cannot_start(session, project, config_of(project, basis))
     yield Condition(problem.message if problem else "there is enough to train on", problem is None)
-    new = rounds.new_judgments(session, project, tried_too=True)  # what failed is not tried again at once
+    # also counts failed rounds, so they are not retried at once
+    new = rounds.new_judgments(session, project, tried_too=True)
     yield Condition(f"{new:,} of {rule.judgments:,} new judgments", new >= rule.judgments)
     if rule.agreement is not None:
         share = insights.live(session, project.id).figures.percent.value
@@ -119,7 +120,7 @@ def _conditions(
 
 
 def _looks(session: Session, project: Project, newest: Round | None) -> list[str]:
-    """What the monitors of the newest round ask people to look at."""
+    """Return what the monitors of the newest round ask people to look at."""
     watched = next((each for each in monitors.rounds(session, project) if newest and each.round.id == newest.id), None)
     found = watched.by_monitor.values() if watched else ()
     return [finding.monitor.label.lower() for finding in found if finding.state == "look"]
@@ -132,10 +133,10 @@ def config_of(project: Project, basis: Round | None) -> RoundConfig:
 
 
 def approve(session: Session, store: ArtifactStore, project: Project, operator: User) -> Round:
-    """Starts the round that a rule waits to start, in the name of a second operator.
+    """Start the round that waits for approval, in the name of a second operator.
 
     Raises:
-        Conflict: there is no rule, it asks nobody, or it does not hold now.
+        Conflict: there is no rule, it needs no approval, or it does not hold now.
         Forbidden: it is the operator's own rule.
         InvalidInput: as `rounds.start`.
     """
@@ -150,10 +151,9 @@ def approve(session: Session, store: ArtifactStore, project: Project, operator: 
 
 
 def start_due(sessions: sessionmaker[Session], store: ArtifactStore) -> list[tuple[str, int]]:
-    """Starts rounds whose rules hold and ask nobody; returns (project's name, round's number).
+    """Start rounds whose rules hold and need no approval; return (project's name, round's number).
 
-    Each project has a transaction of its own, which this commits. A round that cannot start is left to the page, which
-    says why.
+    Commits a transaction for each project. If a round cannot start, the page says why.
     """
     started = []
     with sessions() as session:
@@ -167,7 +167,7 @@ def start_due(sessions: sessionmaker[Session], store: ArtifactStore) -> list[tup
             try:
                 started.append((project.name, _start(session, store, project, found.setter, found).number))
                 session.commit()
-            except PrefloopError:  # somebody started another, or changed the rule, at this moment
+            except PrefloopError:  # somebody has just started another round or changed the rule
                 session.rollback()
     return started
 

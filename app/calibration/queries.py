@@ -1,4 +1,4 @@
-"""SQL of the calibration page: every item, and how the people did who met it."""
+"""SQL of the calibration page: every item, and how people answered it."""
 
 from datetime import datetime
 from typing import NamedTuple
@@ -12,22 +12,22 @@ from app.labeling.conditions import met
 from app.models import AuditEvent, Comparison, Judgment, Prompt, Rubric, User
 
 PEOPLE = ("person", "imported")
-# Who is right on so many of at least so many other items is listened to about this one.
+# An answer counts as reliable if the labeler is right on this share of the other items, with at least this many others.
 RELIABLE, LEAST_OTHERS = 0.7, 3
-LEAST_RELIABLE = 3  # answers of such people, before an item is doubted
+LEAST_RELIABLE = 3  # reliable answers needed before an item can be doubtful
 EXCERPT = 160
 SHOWN_CHANGES = 20
 
 
 class Item(NamedTuple):
-    """A calibration item, under all rubric versions it was asked under.
+    """A calibration item, with its copies under other rubric versions.
 
     Attributes:
-        id: of the newest version's. made_of: the comparison it is a copy of, if any.
-        answers, right: by people. reliable, reliable_right: of those, by people who are right elsewhere.
+        id: the newest copy's. made_of: the comparison it is a copy of, if any.
+        answers, right: by people. reliable, reliable_right: the same, only by people who are right elsewhere.
         machines, machines_right: by simulated labelers and AI judges.
-        is_doubtful: at least half of the reliable people say otherwise.
-        is_hidden: the viewer may still be asked.
+        is_doubtful: at least half of the reliable people disagree with the known answer.
+        is_hidden: the viewer may still be asked this item.
     """
 
     id: int
@@ -50,7 +50,7 @@ class Item(NamedTuple):
 
 
 def _items(project_id: int) -> Subquery:
-    """All items of the project; `root` and `side` tell which are the same under other rubric versions."""
+    """Select all items of the project. Copies under other rubric versions share `root` and `side`."""
     root = func.coalesce(Comparison.repeat_of_id, Comparison.id).label("root")
     columns = Comparison.id, Comparison.gold, Comparison.state, root, func.sign(Comparison.gold).label("side")
     found = select(*columns).where(Comparison.project_id == project_id, Comparison.gold.is_not(None))
@@ -58,13 +58,13 @@ def _items(project_id: int) -> Subquery:
 
 
 def _answers(project_id: int) -> Subquery:
-    """Answers to items by root and side, with how well their labelers did on the other items in use."""
+    """Select answers to items by root and side, with how well their labelers did on the other items in use."""
     items = _items(project_id)
     is_right = func.coalesce(func.sign(Judgment.preference) == items.c.side, false())
     counts = items.c.state == "open"
 
     def elsewhere(what: ColumnElement[bool]) -> ColumnElement[int]:
-        """Count over the labeler's other answers."""
+        """Count over the labeler's answers to other items."""
         return func.count().filter(what).over(partition_by=Judgment.labeler_id) - cast(what, Integer)
 
     others, others_right = elsewhere(counts), elsewhere(and_(counts, is_right))
@@ -111,7 +111,7 @@ def _counted(project_id: int) -> Subquery:
 
 
 def items(session: Session, project_id: int, viewer: User, limit: int, offset: int) -> list[Item]:
-    """Items in use first, of these the doubtful ones, then those that people got wrong most."""
+    """Return items in use first, the doubtful ones before the others, then by the share that people got right."""
     every = _items(project_id)
     newest = (
         select(every)
@@ -152,7 +152,8 @@ def items(session: Session, project_id: int, viewer: User, limit: int, offset: i
 
 
 class Totals(NamedTuple):
-    """Items in use and retired; doubtful ones in use; answers by people to items in use, and right ones."""
+    """Counts of items in use and retired, of doubtful items in use, and of people's answers to items in use and right
+    ones."""
 
     in_use: int
     retired: int
@@ -189,7 +190,7 @@ class Change(NamedTuple):
 
 
 def changes(session: Session, project_id: int) -> list[Change]:
-    """The last ones, newest first."""
+    """Return the latest changes, newest first."""
     details = AuditEvent.details
     found = (
         select(

@@ -1,4 +1,4 @@
-"""Calibration items: how people do on each, and which are used."""
+"""Calibration items: how people do on each item, and which items are in use."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -36,9 +36,9 @@ def show(
 
 @router.post("/look")
 def look(admin: AdminDep, project: ProjectDep, session: SessionDep, number: PageNumber = 0) -> Response:
-    """The viewer reads the known answers of a page, and so is asked none of its items any more."""
+    """Show the known answers of a page, and recuse the viewer from its items."""
     found = queries.items(session, project.id, admin, PAGE, number * PAGE)
-    for item_id in sorted(item.id for item in found if item.is_hidden):  # locked one after the other
+    for item_id in sorted(item.id for item in found if item.is_hidden):  # locked one after the other, in one order
         recusal.recuse(session, item_id, admin.id)
     return redirect(_url(project, number))
 

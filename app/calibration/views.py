@@ -1,4 +1,4 @@
-"""What the calibration page shows, in words."""
+"""Data for the calibration page, in words."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from app.domain.proportions import wilson
 
 
 class Row(NamedTuple):
-    """An item; interval: of the share of people who are right, Wilson's, 95%."""
+    """An item; interval: the 95% Wilson interval of the share of people who are right."""
 
     item: Item
     answer: str
@@ -27,12 +27,12 @@ def row(item: Item) -> Row:
 
 
 def in_words(gold: int, strengths: int) -> str:
-    """`2` -> "B is better". A scale that became shorter since says it with its last word."""
+    """Put a known answer in words: `2` -> "B is better". Values beyond a shortened scale use its strongest word."""
     return f"{'B' if gold > 0 else 'A'} is {scale.words(min(abs(gold), strengths), strengths)}" if gold else "Tie"
 
 
 def change(made: Change) -> str:
-    """What was done, after the name of who did it."""
+    """Say what was done; it follows the name of the person."""
     what = {
         "calibration.added": "added",
         "calibration.retired": "retired",

@@ -1,4 +1,4 @@
-"""What only shows when all lines are seen together: pairs that judgments name, repeated lines, contradictions."""
+"""Checks across all lines of an import: pairs that judgments refer to, repeated lines, contradictions."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +22,7 @@ R = TypeVar("R", bound=Record)
 
 
 class StoredPair(NamedTuple):
-    """A comparison in the database; its judgments must be made under its rubric. gold: of a calibration item."""
+    """A comparison in the database; its judgments must be made under its rubric. gold: only for a calibration item."""
 
     id: int
     rubric_id: int
@@ -30,7 +30,7 @@ class StoredPair(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """What a rubric version asks; see `check`."""
+    """What a rubric version asks for; see `check`."""
 
     strengths: int
     allow_tie: bool = True
@@ -38,7 +38,7 @@ class Scale(NamedTuple):
 
 
 class Said(NamedTuple):
-    """What a live judgment in the database says."""
+    """The content of a live judgment in the database."""
 
     preference: int
     rationale: str
@@ -47,22 +47,22 @@ class Said(NamedTuple):
 
 @dataclass
 class Known:
-    """What the project holds already of what imports bring. Comparisons are named by their digests."""
+    """What the project already holds of the kinds that imports bring. Comparisons are identified by digest."""
 
     prompt_splits: dict[str, str] = field(default_factory=dict)  # by prompt digest
     comparisons: dict[str, StoredPair] = field(default_factory=dict)  # by digest
     scales: dict[int, Scale] = field(default_factory=dict)  # by id of the rubric version
     by_pair_id: dict[str, list[str]] = field(default_factory=dict)
-    # By digest and labeler: live ones, and those of comparisons that are asked again under a newer rubric.
+    # By digest and labeler: live ones, and those on comparisons that are asked again under a newer rubric.
     judgments: dict[tuple[str, Labeler], Said] = field(default_factory=dict)
-    removed: set[Labeler] = field(default_factory=set)  # from the project, with all they said
+    removed: set[Labeler] = field(default_factory=set)  # labelers removed from the project with all their judgments
     demonstrations: set[tuple[str, str]] = field(default_factory=set)  # digests of prompt and text
-    thumbs: dict[ThumbKey, bool] = field(default_factory=dict)  # live ones of labelers that came with data: liked
+    thumbs: dict[ThumbKey, bool] = field(default_factory=dict)  # liked or not; live thumbs of imported labelers
 
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """A judgment with its preference decided."""
+    """A judgment with its final preference."""
 
     record: JudgmentRecord
     preference: int
@@ -71,10 +71,10 @@ class Vote:
 
 @dataclass
 class Checked:
-    """What the import will hold, each thing once; `repeated` counts lines that say again what was said or is known.
+    """What the import will add, without duplicates; `repeated` counts lines that repeat another line or stored data.
 
-    not_taken: pairs with a known answer that the project has as an ordinary comparison ("ordinary"), or with another
-    known answer ("other").
+    not_taken: pairs with a known answer that the project has as an ordinary comparison ("ordinary"), or with a
+    different known answer ("other").
     """
 
     prompts: dict[str, tuple[PromptRecord, str]] = field(default_factory=dict)  # by digest, with the source
@@ -88,13 +88,13 @@ class Checked:
 
 
 def check(contents: Sequence[FileContent], known: Known, scale: Scale) -> Checked:
-    """Puts the files' records together; a line that contradicts another or the project becomes a problem.
+    """Put the files' records together; a line that contradicts another or the project becomes a problem.
 
     Args:
-        scale: of the newest rubric version, under which new comparisons are judged. What is said of a comparison that
-            is known is held against the version that it has. A choice without a strength becomes the middle one: 2 of
-            3, 1 of 1 or 2. Without a tie, a tie is no known answer, since nobody could give it; that people were once
-            undecided is kept. What is said of aspects that the version does not have is left out, and told.
+        scale: of the newest rubric version, under which new comparisons are judged. Judgments on a stored comparison
+            are checked against that comparison's version. A choice without a strength becomes the middle one: 2 of 3, 1
+            of 1 or 2. If the rubric has no tie, a tie cannot be a known answer, because nobody could give it; ties in
+            judgments are kept. Ratings of aspects that the version does not have are left out, with a note.
     """
     checker = _Checker(contents, known, scale)
     for prompt, located in _of_type(contents, PromptRecord):
@@ -113,7 +113,7 @@ def check(contents: Sequence[FileContent], known: Known, scale: Scale) -> Checke
 
 
 def _merged(contents: Sequence[FileContent], found: Problems) -> Problems:
-    """All problems, in the order of files and lines."""
+    """Return all problems, in the order of files and lines."""
     order = {content.name: n for n, content in enumerate(contents)}
     every = [*(content.problems for content in contents), found]
     kept = sorted((p for problems in every for p in problems), key=lambda problem: (order[problem.file], problem.line))
@@ -128,19 +128,19 @@ def _of_type(contents: Iterable[FileContent], kind: type[R]) -> Iterator[tuple[R
 
 
 class _Checker:
-    """Its methods raise ValueError for a line that does not fit, before anything of that line is kept."""
+    """Checks and collects records. Its methods raise ValueError for an invalid line before they keep any part of it."""
 
     def __init__(self, contents: Sequence[FileContent], known: Known, scale: Scale) -> None:
         self.known = known
         self.newest = scale
         self.checked = Checked()
-        self.explicit_splits: dict[str, tuple[str, str]] = {}  # by prompt digest: split, where it was said
-        self.pair_ids: dict[str, tuple[str, str]] = {}  # pair digest, where it was said
+        self.explicit_splits: dict[str, tuple[str, str]] = {}  # by prompt digest: split, and the line that set it
+        self.pair_ids: dict[str, tuple[str, str]] = {}  # pair digest, and the line that named it
         self.votes_on: Counter[str] = Counter(digest for digest, _ in known.judgments)
         self.contents = {content.name: content for content in contents}
 
     def scale_of(self, digest: str) -> Scale:
-        """Taken from the rubric version under which the comparison is judged."""
+        """Return the scale of the rubric version under which the comparison is judged."""
         stored = self.known.comparisons.get(digest)
         return self.known.scales[stored.rubric_id] if stored else self.newest
 
@@ -164,7 +164,7 @@ class _Checker:
             self.explicit_splits[digest] = (prompt.split, f"{place(located.file, located.line)},")
         if digest in self.checked.prompts or digest in self.known.prompt_splits:
             self.checked.repeated["prompts"] += isinstance(located.record, PromptRecord)
-        # A line that names the split decides for lines that do not, whichever comes first.
+        # A line that names the split overrides lines that do not, in any order.
         if digest not in self.checked.prompts or prompt.split:
             self.checked.prompts[digest] = (prompt, located.source)
 
@@ -193,7 +193,7 @@ class _Checker:
             self.pair_ids.setdefault(pair.pair_id, (digest, where))
         if digest in self.checked.pairs or digest in self.known.comparisons:
             self.checked.repeated["comparisons"] += 1
-        # An earlier line may have left the known answer to this one.
+        # An earlier line for the same pair may have had no known answer.
         self.checked.pairs[digest] = earlier if pair.gold is None else replace(earlier, gold=pair.gold)
         if stored is not None and pair.gold not in (None, stored.gold):
             self.checked.not_taken["ordinary" if stored.gold is None else "other"] += 1
@@ -237,7 +237,7 @@ class _Checker:
         self.keep(digest, [vote] if vote else [], repeated=vote is None)
 
     def vote(self, digest: str, judgment: JudgmentRecord, located: Located) -> Vote | None:
-        """The judgment as it will be stored; none when it is there already, or by somebody who was removed."""
+        """Return the judgment as it will be stored; None if it exists already or its labeler was removed."""
         if self.is_removed(judgment.labeler, located):
             return None
         scale = self.scale_of(digest)
@@ -269,7 +269,7 @@ class _Checker:
         return True
 
     def by_aspect(self, judgment: JudgmentRecord, located: Located, scale: Scale) -> dict[str, int]:
-        """What is said of the rubric's aspects, under its names for them."""
+        """Return preferences by aspect, with the rubric's spelling of the names."""
         names, found = {_plain(name): name for name in scale.aspects}, {}
         for name, said in judgment.aspects.items():
             own = names.get(_plain(name))
@@ -298,5 +298,6 @@ def _rubrics(scale: Scale) -> str:
 
 
 def _plain(name: str) -> str:
-    """An aspect's name as rubrics and data sets may write it: `instruction_following`, “Instruction following”."""
+    """Normalize an aspect's name, which rubrics and data sets spell differently: `instruction_following`, “Instruction
+    following”."""
     return "".join(character for character in name.casefold() if character.isalnum())

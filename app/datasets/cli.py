@@ -64,7 +64,7 @@ def import_command(
         _restore(full, project, only_preview=only_preview, asks=asks)
         return
     if only_preview or asks:
-        # In a transaction of its own: nothing waits for the person who reads it.
+        # In a separate transaction, so that nothing waits for the person who reads the preview.
         with command_session(Settings()) as session:
             target = service.project_for_import(session, project, name, actor_id=None)
             stops = _planned(session, target, files, options, show=True).stops(options)
@@ -96,12 +96,12 @@ def _restore(file: ImportFile, slug: str, *, only_preview: bool, asks: bool) -> 
 
 
 def is_terminal() -> bool:
-    """Whether somebody is there to be asked."""
+    """Tell whether a person is there to answer."""
     return sys.stdin.isatty()
 
 
 def _planned(session: Session, target: Project, files: list[ImportFile], options: ImportOptions, *, show: bool) -> Plan:
-    """The plan of an import, shown if it was not before."""
+    """Return the plan of an import, and show it if `show` is set."""
     with _bars() as progress:
         planned = service.plan(session, target, files, options, progress=progress)
     if show:
@@ -171,7 +171,7 @@ def _project(session: Session, slug: str) -> Project:
 
 @contextmanager
 def _bars() -> Iterator[Report]:
-    """A progress bar for each stage."""
+    """Show a progress bar for each stage."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bars:
         tasks: dict[str, TaskID] = {}
@@ -193,7 +193,7 @@ def _show_preview(shown: Preview) -> None:
                 f"  {place(file.name, row.line)}: {f'Refused: {row.refused}' if row.refused else row.becomes}"
             )
             for name, text in row.texts:
-                console.print(f"    {name}: {text!r}")  # nothing of it may steer the terminal
+                console.print(f"    {name}: {text!r}")  # no control character may reach the terminal
     adds = ", ".join(f"{n:,} {what if n != 1 else what[:-1]}" for what in WHAT for n in (shown.adds[what],))
     refused = len(shown.problems)
     console.print(f"New: {adds}. Refused: {refused:,} line{'' if refused == 1 else 's'}.")

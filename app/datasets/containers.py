@@ -1,7 +1,8 @@
-"""What rows stand in: JSONL, JSON lists, CSV, Parquet and Arrow files, the texts among them gzipped or not.
+"""Reading rows from JSONL, JSON lists, CSV, Parquet and Arrow files; text files may be gzipped.
 
-The kind is known by a file's first bytes (of CSV by its name), so a wrong ending does no harm. What cannot be read is
-named. Whatever a file holds, it is read in bounded memory: `Bounds`, and the limits below.
+The kind is detected from a file's first bytes (for CSV, from its name), so a wrong file extension does no harm. Formats
+that cannot be read are named in the error. Memory is bounded whatever a file contains: by `Bounds`, and by the limits
+below.
 """
 
 import csv
@@ -21,12 +22,12 @@ from pydantic_core import from_json
 from app.datasets import tables
 from app.errors import InvalidInput
 
-# Longer than any conversation a model takes; a file without line breaks must not fill the memory.
+# Longer than any conversation that fits a model; a file without line breaks must not fill the memory.
 MAX_LINE = 16 << 20
 # A list is one JSON value, so its text is read as a whole.
 MAX_JSON = 256 << 20
 MAX_FIELDS = 1000
-MAX_ENTRIES = 10_000  # of a list or an object in a field
+MAX_ENTRIES = 10_000  # in a list or object within a field
 
 _NOT_SPACE = re.compile(r"\S")
 _TOO_LONG = f"is longer than {MAX_LINE >> 20} MB, so it was not read"
@@ -43,14 +44,15 @@ _OTHERS = {
     b"SQLite format 3": "an SQLite database",
     b"\x1f\x8b": "packed with gzip twice: unpack it once",
 }
-# A row's number; and its fields, or why it cannot be read, or none of a blank line.
+# A row's number, and its fields, or why it cannot be read, or None for a blank line.
 Row = tuple[int, dict[str, Any] | ValueError | None]
 Progress = Callable[[int, int], None]
 
 
 @dataclass
 class Bounds:
-    """What an import may still read, of all its files together: bytes after unpacking, and rows with blank lines."""
+    """What an import may still read, of all its files together: bytes after unpacking, and rows
+    including blank lines."""
 
     bytes_left: int = 4 << 30
     rows_left: int = 5_000_000
@@ -67,7 +69,7 @@ class Bounds:
 
 
 class _Spending(io.RawIOBase):
-    """A stream that counts against the bounds what is read from it."""
+    """A stream that counts what is read from it against the bounds."""
 
     def __init__(self, stream: BinaryIO, bounds: Bounds) -> None:
         self.stream, self.bounds = stream, bounds
@@ -83,14 +85,14 @@ class _Spending(io.RawIOBase):
 
 
 def rows(path: Path, name: str, bounds: Bounds, progress: Progress) -> Iterator[Row]:
-    """The rows of a file with their numbers: of the line a row begins in, or, in Parquet and Arrow, of the row.
+    """Yield the rows of a file with their numbers: the line where a row begins, or in Parquet and Arrow the row.
 
     Args:
-        name: the file's own, since an upload's path says nothing.
-        progress: told how many of how many bytes (of Parquet and Arrow rows) are read.
+        name: the file's own name, because an upload's path is temporary.
+        progress: called with (read, total), in bytes, or in rows for Parquet and Arrow.
 
     Raises:
-        InvalidInput: the file as a whole cannot be read, or the bounds are passed.
+        InvalidInput: the file as a whole cannot be read, or the bounds are exceeded.
     """
     total = path.stat().st_size
     try:
@@ -137,7 +139,7 @@ def _with_progress(found: Iterator[Row], raw: BinaryIO, total: int, progress: Pr
 
 
 def _text_rows(stream: io.BufferedReader, name: str) -> Iterator[Row]:
-    if stream.peek(3)[:3] == b"\xef\xbb\xbf":  # the byte-order mark some editors write
+    if stream.peek(3)[:3] == b"\xef\xbb\xbf":  # the byte-order mark that some editors write
         stream.read(3)
     if name.removesuffix(".gz").endswith((".csv", ".tsv")):
         return _csv_rows(stream, name)
@@ -148,7 +150,8 @@ def _text_rows(stream: io.BufferedReader, name: str) -> Iterator[Row]:
 
 
 def _next_byte(stream: io.BufferedReader) -> bytes:
-    """The first byte that is no space, of what lies ready. More spaces than that begin no list."""
+    """Return the first byte of the buffer that is not a space. A file with more leading spaces than the buffer holds is
+    not read as a list."""
     return stream.peek(1 << 16).lstrip()[:1]
 
 
@@ -164,7 +167,7 @@ def _lines(stream: io.BufferedReader, name: str) -> Iterator[Row]:
                 pass
             yield number, ValueError(_TOO_LONG)
         elif number == 1 and line.strip() == b"{":
-            # An object over several lines, perhaps more behind it.
+            # An object over several lines; more objects may follow.
             yield from _json_rows(stream, name, in_list=False, read_before="{\n")
             return
         elif line.strip():
@@ -187,7 +190,7 @@ def _why_not_json(line: bytes, error: ValueError) -> str:
         line.decode()
     except UnicodeDecodeError as undecodable:
         return _not_utf8(undecodable)
-    # A line is all that was read: only the column is of use.
+    # Only one line was parsed, so only the column is useful.
     return f"is not valid JSON: {str(error).replace('at line 1 column', 'at column')}"
 
 
@@ -196,7 +199,7 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
 
 
 def _json_rows(stream: io.BufferedReader, name: str, *, in_list: bool, read_before: str = "") -> Iterator[Row]:
-    """The objects of a JSON list, or JSON objects one behind the other, each over as many lines as it likes."""
+    """Yield the objects of a JSON list, or consecutive JSON objects, each of which may span several lines."""
     text = read_before + io.TextIOWrapper(stream, encoding="utf-8", newline="").read(MAX_JSON + 1)
     if len(text) > MAX_JSON:
         raise InvalidInput(
@@ -212,7 +215,7 @@ def _json_rows(stream: io.BufferedReader, name: str, *, in_list: bool, read_befo
             value, place = decoder.raw_decode(text, place)
         except (ValueError, RecursionError) as error:
             reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
-            # Where the next object begins is not known.
+            # It is unknown where the next object begins.
             yield line, ValueError(f"is not valid JSON, so it and the rest of the file were not read: {reason}")
             return
         yield line, _object(value)
@@ -222,7 +225,7 @@ def _json_rows(stream: io.BufferedReader, name: str, *, in_list: bool, read_befo
 
 
 def _skip(text: str, place: int, mark: str) -> int:
-    """The place behind spaces and one mark."""
+    """Return the position after spaces and one mark."""
     found = _NOT_SPACE.search(text, place)
     place = found.start() if found else len(text)
     if mark and place < len(text) and text[place] == mark:
@@ -234,7 +237,7 @@ def _skip(text: str, place: int, mark: str) -> int:
 
 
 def _csv_rows(stream: io.BufferedReader, name: str) -> Iterator[Row]:
-    """Rows under a header. Cells are texts; those of messages may hold them as JSON."""
+    """Yield the rows below a header. Cells are texts; those with messages may hold them as JSON."""
     csv.field_size_limit(MAX_LINE)
     text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
     too_long: list[int] = []
@@ -286,7 +289,7 @@ def _bounded_lines(text: TextIO, too_long: list[int]) -> Iterator[str]:
 
 
 def _cell(column: str, text: str) -> object:
-    """The cell's text; a list of messages, or choices by labeler, where it is one written as JSON."""
+    """Return the cell's text; if it is JSON with messages or with choices by labeler, return the parsed value."""
     is_list = text.startswith("[{") and text.endswith("}]") and ('"role"' in text or '"from"' in text)
     if is_list or (column in ("choices", "tags") and text.startswith("{")):
         try:
@@ -320,12 +323,12 @@ def _table(path: Path, name: str, bounds: Bounds, progress: Progress) -> Iterato
             else:
                 try:
                     row = from_json(line)
-                except ValueError as error:  # nested too deep
+                except ValueError as error:  # nested too deeply
                     row = error
                 yield number, row
             if number % 500 == 0:
                 progress(number, max(total, number))
-    # It ended without a word.
+    # It ended without the END line.
     raise _unreadable(name, "the file is damaged, or takes too much memory or time")
 
 
@@ -334,7 +337,7 @@ def _unreadable(name: str, why: str) -> InvalidInput:
 
 
 def check_fields(row: Mapping[str, object]) -> None:
-    """Raises ValueError for a row with more fields, or more in one of them, than any data set has."""
+    """Raise ValueError for a row with more fields, or more entries in a field, than any real data set has."""
     if len(row) > MAX_FIELDS:
         raise ValueError(f"has {len(row):,} fields, more than {MAX_FIELDS:,}")
     for name, value in row.items():

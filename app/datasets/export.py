@@ -1,6 +1,6 @@
 """Export in the formats that TRL's trainers read, as lists of chat messages.
 
-Preferences are prompt, chosen and rejected; demonstrations are prompt and completion; thumbs have a label besides.
+Preferences are prompt, chosen and rejected; demonstrations are prompt and completion; thumbs also have a label.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from app.models import Project
 
 COLUMNS = ("margin", "p", "ids", "slices")
 Split = Literal["all", "train", "heldout"]
-# In a trainer's format, or all there is (app.datasets.full_export).
+# In a trainer's format, or everything (app.datasets.full_export).
 Kind = Literal["preferences", "demonstrations", "thumbs", "full"]
 
 
@@ -36,7 +36,7 @@ class ExportCounts:
     written: int = 0
     ties: int = 0
     undecided: int = 0  # still open or in review
-    evaluating: int = 0  # of policies
+    evaluating: int = 0  # decided ones that evaluate policies
 
     def describe(self) -> str:
         left_out = [f"{self.ties:,} ties", f"{self.undecided:,} still open or in review"]
@@ -48,14 +48,14 @@ class ExportCounts:
 @dataclass
 class ThumbCounts:
     written: int = 0
-    even: int = 0  # as many up as down
+    even: int = 0  # responses with as many thumbs up as down
 
     def describe(self) -> str:
         return f"{self.written:,} responses with a thumb. Left out: {self.even:,} with as many up as down."
 
 
 def parse_columns(text: str) -> tuple[str, ...]:
-    """`margin,ids` -> ("margin", "ids"); `all` is every column.
+    """Parse column names: `margin,ids` -> ("margin", "ids"); `all` means every column.
 
     Raises:
         InvalidInput: an unknown column.
@@ -77,15 +77,15 @@ def write_preferences(
     columns: tuple[str, ...] = (),
     progress: Progress,
 ) -> ExportCounts:
-    """Writes every settled or adjudicated comparison with a preferred side, in the order they were made.
+    """Write every settled or adjudicated comparison with a preferred side, in the order they were created.
 
-    The file appears whole or not at all. A reviewer's verdict stands in place of the judgments. Ties have no chosen
-    response, so they are left out and counted. What evaluates a policy is left out and counted too: it must not train.
-    So are repeats, asked only to see how steady labelers are.
+    The file appears whole or not at all. A reviewer's verdict replaces the judgments. Ties are left out and counted,
+    because they have no chosen response. Comparisons that evaluate a policy are left out and counted too, because
+    models must not train on them. Repeats are left out, because they only measure how consistent labelers are.
 
     Args:
         split: of the prompts.
-        columns: of COLUMNS. margin: strength of the consensus, 0 to 4. p: probability that the chosen one is the
+        columns: of COLUMNS. margin: strength of the consensus, 0 to 4. p: probability that the chosen response is
             better (app.domain.consensus). ids: of comparison, prompt and judgments. slices: the prompt's tags.
 
     Raises:
@@ -116,9 +116,9 @@ def write_demonstrations(
     columns: tuple[str, ...] = (),
     progress: Progress,
 ) -> int:
-    """Writes every approved demonstration as prompt and completion, in the order they came; returns how many.
+    """Write every approved demonstration as prompt and completion, in the order they came; return how many.
 
-    Of the columns ids (demonstration and prompt) and slices are theirs. Errors as for `write_preferences`.
+    The columns ids (demonstration and prompt) and slices apply. Errors as for `write_preferences`.
     """
     total, n = queries.demonstrations(session, project.id).get("approved", 0), 0
     with replacing(path) as handle:
@@ -147,10 +147,10 @@ def write_thumbs(
     columns: tuple[str, ...] = (),
     progress: Progress,
 ) -> ThumbCounts:
-    """Writes every response with a thumb as prompt, completion and label (true: liked by most), in the order they came.
+    """Write every response with a thumb as prompt, completion and label (true: liked by most), in the order they came.
 
-    Responses with as many thumbs up as down are left out and counted. The ids (response, prompt and thumbs) and slices
-    are the response's. Errors as for `write_preferences`.
+    Responses with as many thumbs up as down are left out and counted. The columns ids (response, prompt and thumbs) and
+    slices apply. Errors as for `write_preferences`.
     """
     counts = ThumbCounts()
     with replacing(path) as handle:
@@ -175,13 +175,14 @@ def write_thumbs(
 
 
 def _slices(row: ExportRow | ExportedDemonstration | ExportedThumb) -> dict[str, str]:
-    """Every line has every key: readers that infer a schema from the first lines fail on later keys."""
+    """Return all slice tags, empty ones included: readers that infer a schema from the first lines fail
+    on later keys."""
     tags = slices.of_prompt(row.domain, row.difficulty, row.safety_category, row.split)
     return dict.fromkeys(slices.NAMES, "") | tags
 
 
 def preference_line(row: ExportRow, columns: tuple[str, ...] = ()) -> dict[str, Any] | None:
-    """The exported object of a comparison; none for a tie."""
+    """Return the exported object of a comparison; None for a tie."""
     found = consensus(row.preferences, row.verdict, stored(row.consensus, row.p_b, row.p_tie))
     if found is None or found.is_tie:
         return None
@@ -205,14 +206,14 @@ def preference_line(row: ExportRow, columns: tuple[str, ...] = ()) -> dict[str, 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[str]]:
-    """A text file that takes its place at `path` (gzipped for .gz) when the block ends without an error."""
+    """Write a text file (gzipped for .gz) that replaces `path` when the block ends without an error."""
     if not path.parent.is_dir():
         raise InvalidInput(f"There is no folder {path.parent}.", "Make it first, or choose another file.")
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as raw, contextlib.ExitStack() as stack:
             if path.name.endswith(".gz"):
-                # No time stamp inside: the same comparisons give the same bytes.
+                # No timestamp inside: the same comparisons give the same bytes.
                 packed = stack.enter_context(gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0))
                 yield stack.enter_context(io.TextIOWrapper(packed, encoding="utf-8", newline="\n"))
             else:

@@ -1,4 +1,4 @@
-"""The fields that lines of import files are made of, and what every line has in common."""
+"""Field types for the lines of import files, and the base classes of all lines."""
 
 import math
 import re
@@ -25,7 +25,8 @@ from app.prompts.service import Messages, check_messages
 from app.typed import one_line
 
 SIDES = {"a": -1, "tie": 0, "b": 1}
-# What a model says where a transcript's prompt ends with "Assistant:". The space behind that mark stands in the answer.
+# Fields with a model's answer. If a transcript's prompt ends with "Assistant:", the answer begins with that mark's
+# space.
 ANSWERS = ("response_a", "response_b", "response", "completion", "chosen", "rejected")
 TAGS = ("domain", "topic", "difficulty", "safety_category", "split")
 _WHOLE = re.compile(r"\s*[-+]?\d{1,18}(\.0*)?\s*\Z")
@@ -38,7 +39,7 @@ def not_blank(text: str) -> str:
 
 
 def conversation(value: object) -> list[dict[str, str]]:
-    """The messages of a prompt, from a text, a transcript or a list of messages.
+    """Return the messages of a prompt, from a text, a transcript or a list of messages.
 
     Raises:
         ValueError: it cannot be read, or does not ask for one more assistant turn.
@@ -56,12 +57,12 @@ def messages_of(turns: Turns) -> list[dict[str, str]]:
 
 
 def _messages(value: object) -> list[dict[str, str]]:
-    """Joined, where it is a transcript: there one speaker may have several turns in a row."""
+    """Return the messages. In a transcript, consecutive turns of one speaker are merged."""
     return messages_of(join_runs(prompt_turns(value))) if isinstance(value, str) else conversation(value)
 
 
 def answer(value: object) -> str:
-    """An assistant's answer: a string, a message, or the one message of a list."""
+    """Return an assistant's answer: a string, a message, or a list with one message."""
     if is_message(value) or isinstance(value, list):
         turns = turns_of(value)
         if len(turns) == 1 and turns[0][0] == "assistant":
@@ -78,7 +79,7 @@ def _side(value: object) -> int:
 
 
 def _whole(value: object) -> object:
-    """A whole number as tables have it: -2.0, or "-2" in CSV."""
+    """Convert a whole number as tables write it: -2.0, or "-2" in CSV."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, str) and _WHOLE.match(value):
@@ -87,14 +88,14 @@ def _whole(value: object) -> object:
 
 
 def _named(value: object) -> object:
-    """Data sets name their items by numbers as often as by words."""
+    """Convert a number to text, because data sets often name their items by number."""
     value = int(value) if isinstance(value, float) and value.is_integer() else value
     return str(value) if type(value) is int else value
 
 
 Text = Annotated[str, AfterValidator(storable)]
 Name = Annotated[str, Field(max_length=200), AfterValidator(storable), AfterValidator(not_blank)]
-# The name of somebody who judged or wrote, or their number. Two ways to type one name are one person.
+# Name or number of somebody who judged or wrote. Spellings that differ only in spaces are one person.
 Person = Annotated[
     str,
     BeforeValidator(_named),
@@ -103,13 +104,13 @@ Person = Annotated[
     AfterValidator(one_line),
     AfterValidator(not_blank),
 ]
-# Stands in lists, tables and filters of many pages.
+# Appears in lists, tables and filters of many pages.
 Tag = Annotated[str, Field(max_length=200), AfterValidator(storable)]
 Filled = Annotated[Text, AfterValidator(not_blank)]
 Conversation = Annotated[list[dict[str, str]], BeforeValidator(_messages)]
 Choice = Annotated[int, BeforeValidator(_side)]
 Whole = BeforeValidator(_whole)
-# As far as any scale goes; a rubric with fewer steps refuses the rest.
+# The widest range of any scale; a rubric with fewer steps refuses the rest.
 Preference = Annotated[int, Whole, Field(ge=-4, le=4, strict=True)]
 PairId = Annotated[Name, BeforeValidator(_named)]
 Rating = Annotated[float, Field(allow_inf_nan=False)]
@@ -123,14 +124,14 @@ def of_different_people(choices: object) -> object:
 
 
 def is_missing(value: object) -> bool:
-    """Whether a field says nothing: null, or the NaN that tables have in its place."""
+    """Tell whether a field is missing: null, or the NaN that tables have instead."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 class Line(BaseModel):
-    """A line of a format. A field that says nothing counts as absent; so does an empty text in an optional field.
+    """A line of a format. Missing fields count as absent, and so do empty texts in optional fields.
 
-    items: fields that hold a list of objects, and what of these is read.
+    items: fields that hold a list of objects, with the keys that are read in these.
     """
 
     model_config = ConfigDict(extra="ignore", populate_by_name=True)
@@ -141,7 +142,7 @@ class Line(BaseModel):
     def _said(cls, values: object) -> object:
         if not isinstance(values, dict):
             return values
-        # An empty prompt or answer (these take anything) is one that is wrong, and not one that is not there.
+        # For fields that take anything (prompts and answers), an empty text is invalid rather than absent.
         fields = cls.model_fields.items()
         optional = {name for name, field in fields if not field.is_required() and field.annotation is not Any}
         return {
@@ -157,7 +158,7 @@ class Line(BaseModel):
 
     @classmethod
     def ignored(cls, values: Mapping[str, object]) -> set[str]:
-        """The fields that the format does not read, also those within lists of messages or answers."""
+        """Return the fields that the format does not read, including those within lists of messages or answers."""
         found = {name for name in values.keys() - cls.known_fields() if not is_missing(values[name])}
         for name in values.keys() & cls.known_fields():
             value = values[name]
@@ -172,11 +173,11 @@ class Line(BaseModel):
 
     @abstractmethod
     def records(self, source: str, told: list[str]) -> list[Record]:
-        """What the line says.
+        """Return the records in the line.
 
         Args:
-            source: names the labeler and the responses' origin where the line does not.
-            told: takes what a person may not expect, in words that are the same for all lines it is true of.
+            source: name for the labeler and the responses' origin if the line has none.
+            told: notes on what may surprise people are appended here, worded the same for every line they apply to.
 
         Raises:
             ValueError: the line contradicts itself.
@@ -184,10 +185,10 @@ class Line(BaseModel):
 
 
 class Tags(Line):
-    """The slice tags a prompt may carry, at the top of the line or in an object called `tags`."""
+    """The slice tags of a prompt, at the top level of the line or in an object called `tags`."""
 
     domain: Tag = ""
-    topic: Tag = ""  # another word for domain
+    topic: Tag = ""  # another name for domain
     difficulty: Literal["easy", "hard", "adversarial"] = "easy"
     safety_category: Tag | None = None
     split: Literal["train", "heldout", "regression", "calibration"] | None = None
@@ -223,7 +224,7 @@ class Tags(Line):
 
 
 class Answer(Line):
-    """A choice or a preference, with what else is known about the judgment. `judge` names an AI judge."""
+    """A choice or a preference, with other data about the judgment. `judge` names an AI judge."""
 
     choice: Choice | None = None
     preference: Preference | None = None
@@ -232,7 +233,7 @@ class Answer(Line):
     duration_ms: Annotated[int, Whole, Field(ge=0, lt=2**63)] | None = None
     labeler: Person | None = None
     judge: Person | None = None
-    aspects: dict[Name, Preference] | None = None  # of the rubric: preferences by name
+    aspects: dict[Name, Preference] | None = None  # preferences by the name of the rubric's aspect
 
     @model_validator(mode="after")
     def _agree(self) -> "Answer":

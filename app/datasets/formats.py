@@ -1,8 +1,8 @@
 """The formats of import files: which fields a line has, and what it becomes. Documented in docs/import.md.
 
-Fields a format does not know are left out of the import and named in its report: data sets carry columns of their own,
-and refusing them would make people edit files that are fine. A format that was only guessed refuses a line whose other
-fields say that it is something else.
+Unknown fields are left out of the import and named in its report. Data sets have extra columns, and refusing them would
+force people to edit files that are fine. If the format was only guessed, a line is refused when its other fields show
+that it is something else.
 """
 
 import itertools
@@ -33,15 +33,14 @@ from app.datasets.public_lines import (
 from app.datasets.records import Record
 
 Values = Mapping[str, object]
-Read = tuple[list[Record], list[str]]  # the records, and what a person may not expect of them
+Read = tuple[list[Record], list[str]]  # the records, and notes on what may surprise people
 
 
 @dataclass(frozen=True)
 class Format:
-    """line: its fields. keys: alternatives by which a line is known; all of one must be there.
-
-    about: for people. fits: what else must be true of a line to be known by its keys. unlike: fields that a line has
-    only if the format was guessed wrongly, with what it is then.
+    """line: the model of its fields. keys: alternative sets of keys by which a line is recognized; all keys of one set
+    must be present. about: description for people. fits: a further condition for recognizing a line. unlike: fields
+    that show a wrong guess, each with what the line is then.
     """
 
     line: type[Line]
@@ -89,7 +88,7 @@ _ANSWERS = dict.fromkeys(
 
 _LISTS = ("answers", "responses", "completions")
 
-# The most telling keys first: a file's format is the first whose keys its first line has.
+# Most specific keys first: a file has the first format whose keys are in its first line.
 FORMATS: Mapping[str, Format] = {
     "pandalm": Format(
         PandaLine, _keys("instruction response_a response_b"), "instruction, input, response_a, response_b, choices"
@@ -166,19 +165,20 @@ FORMATS: Mapping[str, Format] = {
 
 
 def detect(line: Values) -> str | None:
-    """The format whose keys this line has, or none."""
+    """Return the format whose keys this line has, or None."""
     present = {name for name, value in line.items() if not is_missing(value)}
     fitting = (name for name, f in FORMATS.items() if any(keys <= present for keys in f.keys) and f.fits(line))
     found = next(fitting, None)
     messages = line.get("messages")
     if found == "prompts" and isinstance(messages, list) and messages and isinstance(messages[-1], dict):
-        # A conversation with its answer is no prompt.
+        # A conversation that ends with its answer is not a prompt.
         return "demonstrations" if messages[-1].get("role") == "assistant" else found
     return found
 
 
 def parser(name: str, source: str, *, guessed: bool) -> Callable[[Values], Read]:
-    """A function from a line's object to what it says. It raises ValueError (pydantic's included) for a bad line."""
+    """Return a function from a line's object to its records. It raises ValueError (pydantic's included)
+    for a bad line."""
     format_ = FORMATS[name]
 
     def parse(values: Values) -> Read:

@@ -1,4 +1,4 @@
-"""What the data page sends."""
+"""Forms that the data page sends."""
 
 from typing import Annotated, Literal
 
@@ -16,7 +16,7 @@ def _empty_is_none(value: object) -> object:
 
 
 class ImportForm(BaseModel):
-    """The options beside the uploaded files. Empty means: find out, or the default."""
+    """The options beside the uploaded files. Empty means: detect it, or use the default."""
 
     format: Annotated[str | None, BeforeValidator(_empty_is_none)] = None
     source: Annotated[Annotated[CleanLine, Field(max_length=200)] | None, BeforeValidator(_empty_is_none)] = None
@@ -24,10 +24,10 @@ class ImportForm(BaseModel):
     split_by: Literal["prompt", "topic"] = "prompt"
     skip_invalid: bool = False
     ai_judge: bool = False
-    previewed: Annotated[str, Field(max_length=64)] = ""  # by which the files and options of the preview are known
+    previewed: Annotated[str, Field(max_length=64)] = ""  # fingerprint of the previewed files and options
 
     def options(self, max_bytes: int) -> ImportOptions:
-        """max_bytes: that the files may hold after unpacking."""
+        """Return the import options. max_bytes: limit on the files' size after unpacking."""
         if self.format is not None and self.format not in FORMATS:
             raise InvalidInput(f"There is no format {self.format}.", f"Formats are: {', '.join(FORMATS)}.")
         return ImportOptions(

@@ -1,7 +1,7 @@
-"""The full export: every line of it, as the writer makes them and the reader checks them. See docs/import.md.
+"""The full export: every kind of line, as the writer produces it and the reader checks it. See docs/import.md.
 
 A line is one object. `record` says what it is, and lines refer to one another by `number`, which runs from 1 for each
-kind. So a file says nothing of the database it came from, and the same project gives the same bytes.
+kind. So a file reveals nothing about the database it came from, and the same project gives the same bytes.
 """
 
 from datetime import datetime
@@ -20,7 +20,7 @@ Step = Annotated[int, Field(ge=-4, le=4, strict=True)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[CleanLine, Field(min_length=1, max_length=500)]
 Tag = Annotated[str, Field(max_length=200)]
-# The fields a message may have. Any other would be trained on although no page shows it.
+# Fields that a message may have. Models would train on others although no page shows them.
 MessageField = Literal["role", "content"]
 
 
@@ -31,7 +31,7 @@ class Line(BaseModel):
 
 
 class ProjectLine(Line):
-    """The first line. pseudonyms: whether labelers are numbers instead of names."""
+    """The first line. pseudonyms: labelers have numbers instead of names."""
 
     record: Literal["project"] = "project"
     full_export: Literal[1] = 1  # version of the format
@@ -46,7 +46,7 @@ class ProjectLine(Line):
 
 
 class RubricLine(Line):
-    """A published version; number is the version's."""
+    """A published rubric version; number is the version's number."""
 
     record: Literal["rubric"] = "rubric"
     number: Number
@@ -100,7 +100,7 @@ class RankingLine(Line):
 
 
 class Verdict(BaseModel):
-    """A reviewer's, in place of the judgments."""
+    """A reviewer's verdict, which replaces the judgments."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -111,7 +111,7 @@ class Verdict(BaseModel):
 
 
 class ComparisonLine(Line):
-    """A comparison with what stands of it. pair_id and digest: by which an import knows it again."""
+    """A comparison with its current result. pair_id and digest: imports recognize it by these."""
 
     record: Literal["comparison"] = "comparison"
     number: Number
@@ -148,9 +148,9 @@ class ComparisonLine(Line):
 
 
 class JudgmentLine(Line):
-    """One answer, in the order they were given; below 0 for A. Its rubric is the comparison's.
+    """One answer, in the order they were given; a preference below 0 is for A. Its rubric is the comparison's.
 
-    preference none: could not judge. shown_first none: not known. superseded: an answer that was changed, taken back or
+    preference None: could not judge. shown_first None: unknown. superseded: an answer that was changed, taken back or
     given under an earlier rubric.
     """
 
@@ -200,7 +200,7 @@ class ThumbLine(Line):
 Numbered = RubricLine | LabelerLine | PromptLine | ResponseLine | RankingLine | ComparisonLine
 AnyLine = ProjectLine | Numbered | JudgmentLine | DemonstrationLine | ThumbLine
 
-# In this order in the file, so that a line refers only to lines above it.
+# Order of the kinds in the file, so that a line refers only to lines above it.
 KINDS = (
     "project",
     "rubric",

@@ -1,4 +1,4 @@
-"""Writing the full export: all that a project holds of judgments, so that it comes back equal."""
+"""Writing the full export: everything about a project's judgments, so that it can be restored unchanged."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ from app.judging import LabelingSettings, RubricContent
 from app.models import Project
 from app.specs import Generation
 
-# Which fields of a line refer to which kind. A reference to what is not in the file becomes none.
+# Which fields of a line refer to which kind. A reference to a row that is not in the file becomes None.
 REFERENCES = {
     "prompt": "prompt",
     "response": "response",
@@ -49,14 +49,14 @@ REFERENCES = {
 def write_full(
     session: Session, project: Project, path: Path, *, pseudonyms: bool = False, progress: Progress
 ) -> Counter[str]:
-    """Writes the whole project as it is at one moment; returns how many lines of each kind.
+    """Write the whole project as it is at one moment; return how many lines of each kind.
 
-    The file appears whole or not at all. What is not in it: models, rounds, groups and who gets what, quizzes taken,
-    attacks that were not accepted, the audit trail, and everything of people who were removed.
+    The file appears whole or not at all. Not included are models, rounds, groups, assignments, quizzes taken, red-team
+    attempts that were not accepted, the audit trail, and everything from people who were removed.
 
     Args:
-        pseudonyms: labelers become “labeler 1” and so on; what they wrote stays as it is. Where demonstrations are said
-            to come from is left out, since that may be a name.
+        pseudonyms: labelers become “labeler 1” and so on; their texts stay as they are. The source of demonstrations is
+            left out, because it may be a name.
 
     Raises:
         StorageFull: the disk is full.
@@ -65,7 +65,7 @@ def write_full(
     written: Counter[str] = Counter()
     bind = session.get_bind()
     assert isinstance(bind, Engine)
-    # Many statements must see one moment: answers arrive while this is written.
+    # All statements must see the same moment, because answers arrive while this is written.
     with one_moment(bind) as moment, export.replacing(path) as handle:
         for n, line in enumerate(_lines(moment, project, pseudonyms), 1):
             handle.write(line.model_dump_json() + "\n")
@@ -77,10 +77,10 @@ def write_full(
 
 
 def check_options(kind: export.Kind, split: export.Split, columns: tuple[str, ...], pseudonyms: bool) -> None:
-    """Refuses options that the kind of export does not have.
+    """Refuse options that this kind of export does not have.
 
     Raises:
-        InvalidInput: a full export of a part, or pseudonyms in any other.
+        InvalidInput: a full export with a split or columns, or pseudonyms in another kind.
     """
     if kind == "full" and (split != "all" or columns):
         raise InvalidInput("A full export holds everything.", "Leave prompts at all, and further columns at none.")
@@ -100,7 +100,7 @@ def _lines(session: Session, project: Project, pseudonyms: bool) -> Iterator[Lin
         generation=Generation.model_validate(project.generation),
     )
     for rubric in queries.rubrics(session, project.id):
-        assert rubric.version is not None  # by the query's condition
+        assert rubric.version is not None  # ensured by the query's condition
         assert rubric.published_at is not None
         yield RubricLine(
             number=rubric.version,
@@ -129,7 +129,7 @@ def _lines(session: Session, project: Project, pseudonyms: bool) -> Iterator[Lin
 
 
 def _told(kind: str, row: queries.Row, numbers: dict[str, dict[int, int]], pseudonyms: bool) -> dict[str, Any]:
-    """A row as its line has it: numbers for ids, the verdict in one piece, names as wanted."""
+    """Convert a row to its line: numbers for ids, the verdict as one object, pseudonyms if wanted."""
     told: dict[str, Any] = dict(row)
     for name in REFERENCES.keys() & told.keys():
         told[name] = numbers[REFERENCES[name]].get(told[name])

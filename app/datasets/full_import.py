@@ -1,4 +1,4 @@
-"""Reading a full export back: a project of its own, equal to the one it was written from."""
+"""Reading a full export back into a new project, equal to the one it was written from."""
 
 import hashlib
 from collections import Counter
@@ -64,7 +64,7 @@ AGAIN = "Export the project again; a full export cannot be edited by hand in eve
 
 @dataclass(frozen=True)
 class Restored:
-    """The new project, and how many lines of each kind it was made of."""
+    """The new project, and how many lines of each kind it was made from."""
 
     project: Project
     counts: Counter[str]
@@ -74,20 +74,20 @@ class Restored:
 
 
 def is_full(file: ImportFile, bounds: Bounds) -> bool:
-    """Whether the file's first line is that of a full export."""
+    """Tell whether the file's first line is that of a full export."""
     found = rows(file.path, file.name, bounds, lambda *_: None)
     first = next((values for _, values in found if values is not None), None)
     return isinstance(first, dict) and "full_export" in first
 
 
 def only(files: Sequence[ImportFile], bounds: Bounds | None = None) -> ImportFile | None:
-    """The full export among these files; none where there is none.
+    """Return the full export among these files; None if there is none.
 
     Args:
-        bounds: what may be read of all of them to see which it is.
+        bounds: what may be read from all of them to find out.
 
     Raises:
-        InvalidInput: there are other files beside it, or the bounds are passed.
+        InvalidInput: there are other files beside it, or the bounds are exceeded.
     """
     bounds = bounds or Bounds()
     found = next((file for file in files if is_full(file, bounds)), None)
@@ -105,17 +105,17 @@ def restore(
     actor_id: int | None = None,
     bounds: Bounds | None = None,
 ) -> Restored:
-    """Makes a project of a full export.
+    """Make a project from a full export.
 
-    Everybody named in it becomes a new labeler without an account; people become labelers of the kind `imported`. What
-    the file says of the project stands: settings, rubric versions, states, consensus, and reviewers' verdicts.
+    Everybody named in it becomes a new labeler without an account; people become labelers of the kind `imported`. The
+    rest is kept as in the file: settings, rubric versions, states, consensus, and reviewers' verdicts.
 
     Args:
-        slug: the address; none: from the project's name, with a number behind where that is taken.
+        slug: the project's address; None: from its name, with a number added if it is taken.
         bounds: what may be read.
 
     Raises:
-        InvalidInput: a line does not belong into such a file, or contradicts another. Nothing is written then.
+        InvalidInput: a line does not belong in such a file, or contradicts another. Nothing is written then.
         Conflict: the address is taken.
     """
     reader: _Reader | None = None
@@ -193,8 +193,10 @@ def _free_address(session: Session, name: str) -> str:
 
 
 class _Reader:
-    """Takes the lines in the order of `KINDS`, and writes them in bulk. Its methods raise ValueError for a line that
-    refers to none above it."""
+    """Takes the lines in the order of `KINDS`, and writes them in bulk.
+
+    Its methods raise ValueError for a line that refers to a line not above it.
+    """
 
     def __init__(self, session: Session, project: Project) -> None:
         self.session = session
@@ -204,7 +206,7 @@ class _Reader:
         self.kind = "project"
         self.waiting: list[tuple[AnyLine, dict[str, Any]]] = []
         # Later lines are checked against these, by number: the prompt of each response, the rubric version of each
-        # comparison, and what each rubric version asks.
+        # comparison, and the content of each rubric version.
         self.prompt_of: list[int] = []
         self.rubric_of: list[int] = []
         self.rubrics: list[RubricContent] = []
@@ -224,7 +226,7 @@ class _Reader:
             self.flush()
 
     def at(self, kind: str, number: int | None) -> int | None:
-        """The id of what a line refers to."""
+        """Return the id of the row that a line refers to."""
         if number is None:
             return None
         if number > len(self.ids[kind]):
@@ -243,7 +245,7 @@ class _Reader:
         self.waiting = []
 
     def row(self, record: AnyLine) -> dict[str, Any]:
-        """The columns of a line."""
+        """Return the columns of a line."""
         about: dict[str, Any] = {"project_id": self.project.id}
         match record:
             case RubricLine():
@@ -323,7 +325,7 @@ class _Reader:
         }
 
     def _give_ids(self) -> None:
-        """Ids for the next comparisons: some refer to others that are written in the same statement."""
+        """Reserve ids for the next comparisons, because some refer to others that are written in the same statement."""
         self.ids["comparison"] = self.ids["comparison"][: len(self.rubric_of)]
         self.ids["comparison"] += full_queries.new_comparison_ids(self.session, queries.CHUNK)
 
@@ -362,7 +364,7 @@ class _Reader:
             raise ValueError(f"preference {preference} is outside rubric version {version}'s {-most} to {most}")
 
     def _check_names(self, version: int, record: JudgmentLine) -> None:
-        """Pages look up what aspects and flags mean, and count steps on the rubric's scale."""
+        """Check aspects and flags against the rubric: pages look up their meaning, and count steps on its scale."""
         rubric = self.rubrics[version - 1]
         for what, said, known in (
             ("aspect", list(record.aspects), {aspect.name for aspect in rubric.aspects}),

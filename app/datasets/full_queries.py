@@ -1,7 +1,7 @@
-"""SQL of the full export, by kind of line: columns have the names of the line's fields, ids stand for numbers.
+"""SQL of the full export, by kind of line. Columns are named like the line's fields, with ids instead of numbers.
 
-Left out is what somebody withdrew or lost the right to have here: prompts, and all on them, whose author was removed,
-judgments and thumbs of removed labelers, withdrawn demonstrations.
+Withdrawn data and data of removed people are left out: prompts whose author was removed with everything on them,
+judgments and thumbs of removed labelers, and withdrawn demonstrations.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ from app.models import (
 from app.models.prompt import WITHDRAWN
 
 Row = dict[str, Any]
-AT_ONCE = 1000  # rows that are fetched together
+AT_ONCE = 1000  # rows fetched together
 
 
 def _rows(session: Session, query: Select[*tuple[Any, ...]]) -> Iterator[Row]:
@@ -36,7 +36,7 @@ def _rows(session: Session, query: Select[*tuple[Any, ...]]) -> Iterator[Row]:
 
 
 def addresses(session: Session, like: str) -> set[str]:
-    """Addresses of projects that begin like this."""
+    """Return addresses of projects that begin like this."""
     return set(session.scalars(select(Project.slug).where(Project.slug.startswith(like, autoescape=True))))
 
 
@@ -46,7 +46,7 @@ def rubrics(session: Session, project_id: int) -> list[Rubric]:
 
 
 def labelers(session: Session, project_id: int) -> Iterator[Row]:
-    """Everybody whom another line of the export names."""
+    """Yield everybody whom another line of the export refers to."""
     compared = select(Comparison.id).where(Comparison.project_id == project_id)
     ids = union(
         select(Judgment.labeler_id).where(Judgment.comparison_id.in_(compared), _not_removed(Judgment.superseded_for)),
@@ -176,14 +176,16 @@ def _not_removed(reason: Any) -> Any:
 
 
 def new_comparison_ids(session: Session, n: int) -> list[int]:
-    """Ids for comparisons that refer to one another, ascending."""
+    """Reserve ids for comparisons that refer to one another, ascending."""
     ids = func.nextval(func.pg_get_serial_sequence("comparison", "id"))
     return sorted(session.scalars(select(ids).select_from(func.generate_series(1, n))))
 
 
 def wrong_digest(session: Session, project_id: int) -> int | None:
-    """The first comparison whose digest is not its own (`PairRecord.digest`): imports would add judgments to it that
-    are about another pair."""
+    """Return the first comparison whose digest does not match its content (`PairRecord.digest`); None if all match.
+
+    With a wrong digest, imports would add judgments to it that are about another pair.
+    """
     query = text(
         """
         SELECT c.id

@@ -55,7 +55,7 @@ class PromptLine(Tags):
 
 
 class Answered(Tags):
-    """A prompt and one answer, or a whole conversation whose last turn it is."""
+    """A prompt and one answer, or a conversation whose last turn is the answer."""
 
     messages: Any = None
     prompt: Any = None
@@ -69,7 +69,7 @@ class Answered(Tags):
         return None if value is None else answer(value)
 
     def _parts(self, told: list[str]) -> tuple[PromptRecord, str]:
-        """The prompt and the answer."""
+        """Return the prompt and the answer."""
         given = [text for text in (self.response, self.completion) if text is not None]
         before = self.prompt if self.prompt is not None else self.messages
         if self.prompt is not None and self.messages is not None:
@@ -112,7 +112,7 @@ class UnpairedLine(Answered):
 
 
 class DemonstrationLine(Answered):
-    """An answer to imitate."""
+    """An answer for the model to imitate."""
 
     author: Person | None = None
 
@@ -165,21 +165,21 @@ class JudgmentLine(Answer):
 
 
 class PairBase(Tags, Answer):
-    """Two responses, and the judgments written beside them."""
+    """Two responses, and the judgments in the same line."""
 
-    # May be empty: models do answer nothing, and people judge that.
+    # May be empty: models sometimes answer nothing, and people judge that.
     response_a: Text
     response_b: Text
     pair_id: PairId | None = None
     model_a: Text = ""
     model_b: Text = ""
     choices: Annotated[dict[Person, Choice | None] | None, BeforeValidator(of_different_people)] = None  # by labeler
-    # By which labelers are to be measured. Not `gold`: data sets call so what they know of all their pairs.
+    # For measuring labelers. Not called `gold`, because data sets use that name for labels of all their pairs.
     known_answer: Preference | None = None
 
     @abstractmethod
     def _messages(self) -> Messages:
-        """The conversation both responses answer."""
+        """Return the conversation that both responses answer."""
 
     def _models(self) -> tuple[str, str]:
         return self.model_a, self.model_b
@@ -216,7 +216,7 @@ class PairLine(PairBase):
 
 
 class RatedLine(Tags):
-    """HelpSteer and others like it: one rated response a line. Those to the same prompt are compared."""
+    """HelpSteer and similar data sets: one rated response per line. Responses to the same prompt are compared."""
 
     prompt: Conversation
     response: Filled

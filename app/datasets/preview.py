@@ -1,4 +1,4 @@
-"""What an import would do, in the words and examples that a person checks before anything is written."""
+"""A preview of an import, with counts and examples for a person to check before anything is written."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from app.datasets.records import (
 from app.datasets.service import Plan
 
 FILES = 20
-ROWS = 5  # a file
-MESSAGES = 6  # the last ones of a conversation
+ROWS = 5  # per file
+MESSAGES = 6  # the last messages of a conversation
 EXCERPT = 400
 SIDES = {-1: "A is better", 0: "a tie", 1: "B is better"}
 
@@ -29,7 +29,7 @@ class PreviewRow:
 
     Attributes:
         texts: (name, text) of each text that would be imported.
-        refused: why the line would not be imported; empty if it would.
+        refused: why the line would not be imported; empty if it would be.
     """
 
     line: int
@@ -48,9 +48,8 @@ class FilePreview:
 
 @dataclass(frozen=True)
 class Preview:
-    """adds: how many prompts, comparisons, judgments, demonstrations and thumbs are new; present: were said before.
-
-    n_files: of which the first are shown.
+    """adds: how many prompts, comparisons, judgments, demonstrations and thumbs are new; present: how many exist
+    already or are repeated. n_files: number of all files; `files` has the first ones.
     """
 
     files: Sequence[FilePreview]
@@ -69,7 +68,7 @@ def preview(plan: Plan) -> Preview:
 
 
 def _rows(content: FileContent, plan: Plan) -> list[PreviewRow]:
-    """The first lines, whether they are taken or refused."""
+    """Return the first lines, whether accepted or refused."""
     refused = {problem.line: problem.reason for problem in plan.checked.problems if problem.file == content.name}
     records: dict[int, list[Record]] = {}
     for located in content.records:

@@ -52,7 +52,7 @@ GPT_4 = Labeler("GPT-4", "ai_judge")
 
 
 class ArgumentLine(PairBase):
-    """UKPConvArg: which of two arguments for the same side of a debate convinces more."""
+    """UKPConvArg: which of two arguments for the same side of a debate is more convincing."""
 
     prompt: Filled
     stance: Filled
@@ -62,7 +62,7 @@ class ArgumentLine(PairBase):
 
 
 class PandaLine(PairBase):
-    """PandaLM: an instruction with an input, the two models' names in one field, choices by annotator."""
+    """PandaLM: an instruction with an input, both models' names in one field, and choices by annotator."""
 
     instruction: Filled
     input: Text = ""
@@ -78,15 +78,15 @@ class PandaLine(PairBase):
 
 
 class TranscriptLine(Tags):
-    """HH-RLHF's two transcripts that part at the last assistant turn, or TRL's chosen and rejected.
+    """HH-RLHF's two transcripts that differ in the last assistant turn, or TRL's chosen and rejected.
 
-    The prompt may stand beside them, within them, or both; then the two must say the same.
+    The prompt may be in its own field, within the transcripts, or both; then the two must be the same.
     """
 
     chosen: Any
     rejected: Any
     prompt: Any = None
-    conversations: Any = None  # ShareGPT's word for the prompt
+    conversations: Any = None  # ShareGPT's name for the prompt
     labeler: Person | None = None
     judge: Person | None = None
     score_chosen: Rating | None = None
@@ -131,7 +131,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _whole(name: str, value: object, start: Turns | None) -> Turns:
-    """The whole conversation of `chosen` or `rejected`; `start` is the prompt that stands beside it."""
+    """Return the whole conversation of `chosen` or `rejected`; `start` is the prompt from its own field."""
     if isinstance(value, str) and start is not None and not is_transcript(value):
         return (*start, ("assistant", storable(value)))
     turns = turns_of(value)
@@ -139,7 +139,7 @@ def _whole(name: str, value: object, start: Turns | None) -> Turns:
         return turns
     if turns and all(role == "assistant" for role, _ in turns):
         return start + turns
-    # A system message may stand in one of the two alone.
+    # A system message may be in only one of the two.
     system = start[:1] if start[:1] and start[0][0] == "system" else ()
     own = turns[:1] if turns[:1] and turns[0][0] == "system" else ()
     asked, said = start[len(system) :], turns[len(own) :]
@@ -149,7 +149,7 @@ def _whole(name: str, value: object, start: Turns | None) -> Turns:
 
 
 def _shared(chosen: Turns, rejected: Turns) -> Turns:
-    """The conversation both transcripts have before their last assistant turn."""
+    """Return the conversation that both transcripts share before their last assistant turn."""
     for name, turns in (("chosen", chosen), ("rejected", rejected)):
         if not turns or turns[-1][0] != "assistant":
             raise ValueError(f"{name} does not end with an assistant turn")
@@ -166,7 +166,7 @@ def _shared(chosen: Turns, rejected: Turns) -> Turns:
 
 
 class ShareGPTLine(Tags):
-    """ShareGPT: a conversation in turns with from and value; its last answer is the one to imitate."""
+    """ShareGPT: a conversation in turns with `from` and `value`; its last answer is the one to imitate."""
 
     conversations: list[Any]
     system: Text = ""
@@ -181,7 +181,7 @@ class ShareGPTLine(Tags):
 
 
 class RankingLine(Tags):
-    """Several answers to one prompt, each with its rank (1 is best) or its score (more is better)."""
+    """Several answers to one prompt, each with its rank (1 is best) or its score (higher is better)."""
 
     items: ClassVar[Mapping[str, frozenset[str]]] = dict.fromkeys(
         ("answers", "responses", "completions"),
@@ -235,9 +235,9 @@ class NectarLine(RankingLine):
 
 
 class UltraFeedbackLine(Tags):
-    """UltraFeedback: answers of several models, each rated by GPT-4 in several aspects; their mean puts them in order.
+    """UltraFeedback: answers of several models, each rated by GPT-4 in several aspects and ordered by the mean rating.
 
-    Not by `overall_score`, which contradicts the aspects in part of the published rows.
+    `overall_score` is not used, because it contradicts the aspects in some of the published rows.
     """
 
     items: ClassVar[Mapping[str, frozenset[str]]] = {"completions": frozenset(("response", "model", "annotations"))}
@@ -260,7 +260,7 @@ class UltraFeedbackLine(Tags):
 
 
 def _ratings(annotations: object) -> dict[str, float]:
-    """By aspect, where there is one: some are "N/A"."""
+    """Return ratings by aspect, without those that are missing or "N/A"."""
     aspects = annotations if isinstance(annotations, dict) else {}
     return {
         str(name): _number(aspect["Rating"])

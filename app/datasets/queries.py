@@ -40,7 +40,7 @@ from app.models import (
 )
 from app.models.prompt import WITHDRAWN
 
-CHUNK = 5000  # rows a statement, so that progress can be shown
+CHUNK = 5000  # rows per statement, so that progress can be shown
 
 
 def project_by_slug(session: Session, slug: str) -> Project | None:
@@ -48,12 +48,13 @@ def project_by_slug(session: Session, slug: str) -> Project | None:
 
 
 def lock_project(session: Session, project_id: int) -> None:
-    """Until the transaction ends. Key share: rows that refer to the project can still be added by others."""
+    """Lock out other imports until the transaction ends. With a key share lock, others can still add rows to the
+    project."""
     session.execute(select(Project.id).where(Project.id == project_id).with_for_update(key_share=True))
 
 
 def known(session: Session, project_id: int) -> Known:
-    """What the project holds of what imports bring."""
+    """Return what the project already holds of the kinds that imports bring."""
     splits = select(Prompt.digest, Prompt.split).where(Prompt.project_id == project_id)
     imported = (Comparison.project_id == project_id, Comparison.digest.is_not(None))
     columns = select(Comparison.digest, Comparison.id, Comparison.rubric_id, Comparison.gold, Comparison.external_id)
@@ -64,7 +65,7 @@ def known(session: Session, project_id: int) -> Known:
         .join(User, User.id == Judgment.labeler_id)
         .where(*imported, *_came_with_data())
         .where(or_(Judgment.superseded_at.is_(None), Judgment.superseded_for == "relabeled"))
-        .order_by(Judgment.superseded_at.is_(None))  # what stands is read last, and counts
+        .order_by(Judgment.superseded_at.is_(None))  # live judgments are read last, so they win
     )
     found = Known(prompt_splits=dict(session.execute(splits).all()))
     versions = select(Rubric).where(Rubric.project_id == project_id, Rubric.version.is_not(None))
@@ -73,7 +74,7 @@ def known(session: Session, project_id: int) -> Known:
         found.scales[rubric.id] = Scale(rubric.strengths, rubric.allow_tie, aspects)
     by_pair_id: defaultdict[str, list[str]] = defaultdict(list)
     for digest, id_, rubric_id, gold, external_id in comparisons:
-        assert digest is not None  # by the query's condition
+        assert digest is not None  # ensured by the query's condition
         found.comparisons[digest] = StoredPair(id_, rubric_id, gold)
         if external_id is not None:
             by_pair_id[external_id].append(digest)
@@ -105,7 +106,7 @@ def known(session: Session, project_id: int) -> Known:
 
 
 def _came_with_data() -> tuple[ColumnElement[bool], ...]:
-    """Labelers that an import made: people of the data set's, and AI judges, none of whom can sign in."""
+    """Conditions on labelers that an import made: a data set's people, and AI judges; none of them can sign in."""
     return User.kind.in_(("imported", "ai_judge")), User.email.is_(None)
 
 
@@ -118,7 +119,7 @@ class StoredPrompt(NamedTuple):
 
 
 def prompts_by_digest(session: Session, project_id: int, digests: Sequence[str]) -> dict[str, StoredPrompt]:
-    """Prompts of the project, by digest."""
+    """Return prompts of the project, by digest."""
     wanted = Prompt.digest == any_(literal(list(digests), ARRAY(Text)))
     columns = [getattr(Prompt, name) for name in StoredPrompt._fields]
     found = select(Prompt.digest, *columns).where(Prompt.project_id == project_id, wanted)
@@ -126,7 +127,7 @@ def prompts_by_digest(session: Session, project_id: int, digests: Sequence[str])
 
 
 def imported_completions(session: Session, prompt_ids: Sequence[int]) -> Iterator[tuple[tuple[int, str, str], int]]:
-    """((prompt id, source, text), id) of these prompts' completions that no model of ours sampled."""
+    """Yield ((prompt id, source, text), id) of these prompts' completions that no model of ours sampled."""
     wanted = Completion.prompt_id == any_(literal(list(prompt_ids), ARRAY(BigInteger)))
     found = select(Completion.prompt_id, Completion.source, Completion.text, Completion.id).where(
         wanted, Completion.model_version_id.is_(None), Completion.run_id.is_(None)
@@ -136,7 +137,7 @@ def imported_completions(session: Session, prompt_ids: Sequence[int]) -> Iterato
 
 
 def imported_labelers(session: Session, project_id: int) -> dict[Labeler, int]:
-    """Ids of the imported labelers who have judged, or given thumbs, in this project."""
+    """Return ids of the imported labelers who have judged or given thumbs in this project."""
     judged = (
         select(Judgment.labeler_id)
         .join(Comparison, Comparison.id == Judgment.comparison_id)
@@ -148,14 +149,14 @@ def imported_labelers(session: Session, project_id: int) -> dict[Labeler, int]:
 
 
 def add_rows(session: Session, table: type[Any], rows: Sequence[dict[str, Any]]) -> list[int]:
-    """Inserts rows; returns their ids in the same order."""
+    """Insert rows; return their ids in the same order."""
     if not rows:
         return []
     return list(session.scalars(insert(table).returning(table.id, sort_by_parameter_order=True), rows))
 
 
 def overlaps(session: Session, ids: Sequence[int]) -> dict[int, int]:
-    """How many judgments these comparisons want, by id."""
+    """Return the overlap of these comparisons, by id."""
     found = select(Comparison.id, Comparison.overlap).where(
         Comparison.id == any_(literal(list(ids), ARRAY(BigInteger)))
     )
@@ -163,7 +164,8 @@ def overlaps(session: Session, ids: Sequence[int]) -> dict[int, int]:
 
 
 def make_room(session: Session, wanted: dict[int, int]) -> None:
-    """Lets comparisons take that many more judgments (by id); those that were settled will settle anew."""
+    """Raise comparisons' overlap for this many more judgments, by id, and reopen settled ones so that they settle
+    again."""
     ids, more = literal(list(wanted), ARRAY(BigInteger)), literal(list(wanted.values()), ARRAY(BigInteger))
     asked = func.unnest(ids, more).table_valued("id", "more", name="asked").render_derived()
     settled = Comparison.state.in_(("settled", "in_review"))
@@ -182,33 +184,33 @@ def make_room(session: Session, wanted: dict[int, int]) -> None:
 
 
 def states(session: Session, project_id: int) -> dict[str, int]:
-    """Comparisons by state."""
+    """Count comparisons by state."""
     found = select(Comparison.state, func.count()).where(Comparison.project_id == project_id)
     return dict(session.execute(found.group_by(Comparison.state)).all())
 
 
 def demonstrations(session: Session, project_id: int) -> dict[str, int]:
-    """Demonstrations by review state."""
+    """Count demonstrations by review state."""
     found = select(Demonstration.state, func.count()).where(Demonstration.project_id == project_id)
     return dict(session.execute(found.group_by(Demonstration.state)).all())
 
 
 def thumbs(session: Session, project_id: int) -> int:
-    """Live thumbs."""
+    """Count live thumbs."""
     found = select(func.count()).where(Thumb.project_id == project_id, Thumb.superseded_at.is_(None))
     return session.scalar(found) or 0
 
 
 def heldout(session: Session, project_id: int) -> int:
-    """Prompts that are held out."""
+    """Count prompts that are held out."""
     found = select(func.count()).where(Prompt.project_id == project_id, Prompt.split == "heldout")
     return session.scalar(found) or 0
 
 
 class ExportRow(NamedTuple):
-    """A decided comparison with its live judgments that say a preference, in the order they were given.
+    """A decided comparison with its live judgments that have a preference, in the order they were given.
 
-    consensus, p_b, p_tie: as stored (app.domain.consensus); none where the comparison was never fitted.
+    consensus, p_b, p_tie: as stored (app.domain.consensus); None if the comparison was never fitted.
     """
 
     comparison_id: int
@@ -228,11 +230,11 @@ class ExportRow(NamedTuple):
     p_tie: float | None
 
 
-AT_ONCE = 1000  # rows of an export that are fetched together
+AT_ONCE = 1000  # rows of an export fetched together
 DECIDED = ("settled", "adjudicated")
 
 
-# They measure labelers, and policies: a file that trainers read must not hold what judges their result.
+# These measure labelers or policies: a training file must not contain the data that evaluates the result.
 MEASURING = ("repeat", "human_eval")
 
 
@@ -246,8 +248,8 @@ def _of_split(project_id: int, split: str, states: Sequence[str]) -> tuple[Colum
 
 
 class ExportTotals(NamedTuple):
-    """How many comparisons are decided, how many are still open or in review, and how many decided ones evaluate a
-    policy, so that they are left out."""
+    """decided, undecided: how many comparisons are decided, and how many are open or in review. evaluating: how many
+    decided ones evaluate a policy, so they are left out."""
 
     decided: int
     undecided: int
@@ -268,7 +270,7 @@ def export_totals(session: Session, project_id: int, split: str) -> ExportTotals
 
 
 def export_rows(session: Session, project_id: int, split: str) -> Iterator[ExportRow]:
-    """Decided comparisons by id, fetched as they are read."""
+    """Yield decided comparisons by id, fetched while they are read."""
     completion_a, completion_b = aliased(Completion), aliased(Completion)
     judged = (
         select(
@@ -311,7 +313,7 @@ def export_rows(session: Session, project_id: int, split: str) -> Iterator[Expor
     )
     for row in session.execute(found):
         exported = ExportRow(*row)
-        # An aggregate over no row is null, not an empty array.
+        # An aggregate over no rows is NULL, not an empty array.
         yield exported._replace(preferences=exported.preferences or [], judgment_ids=exported.judgment_ids or [])
 
 
@@ -366,7 +368,7 @@ class ExportedThumb(NamedTuple):
 
 
 def exported_thumbs(session: Session, project_id: int, split: str) -> Iterator[ExportedThumb]:
-    """Responses with thumbs, in the order of the first one."""
+    """Yield responses with thumbs, in the order of each one's first thumb."""
     of_response = (
         select(
             Thumb.completion_id,
@@ -404,7 +406,7 @@ def exported_thumbs(session: Session, project_id: int, split: str) -> Iterator[E
 
 
 class Holdings(NamedTuple):
-    """What a project holds."""
+    """Counts of what a project holds."""
 
     prompts: dict[str, int]  # by split
     completions: int
@@ -435,12 +437,12 @@ def holdings(session: Session, project_id: int) -> Holdings:
     )
 
 
-MANY = 1000  # rows that the planner is told of
+MANY = 1000  # refresh the planner's statistics if more rows than this were added
 
 
 def refresh_statistics(session: Session, added: int) -> None:
-    """Tells the database's planner of rows that came in bulk, if there are many. By itself it notices a minute later,
-    and until then reads them as if there were hardly any: Labelers then took half a minute for 40,000 judgments."""
+    """Refresh the planner's statistics after many rows were added. Autovacuum does so only a minute later, and until
+    then pages plan for almost no rows: Labelers took half a minute for 40,000 judgments."""
     if added > MANY:
         for table in ("prompt", "completion", "comparison", "judgment"):
             session.execute(sql(f"ANALYZE {table}"))

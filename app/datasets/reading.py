@@ -1,4 +1,4 @@
-"""Import files, read row by row into records; a bad row becomes a problem with its number and reason."""
+"""Reading import files row by row into records; a bad row becomes a problem with its number and reason."""
 
 import re
 from collections import Counter
@@ -16,26 +16,26 @@ from app.errors import InvalidInput
 from app.typed import one_line
 
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
-MAX_PROBLEMS = 1000  # that are kept and shown; the rest is counted
+MAX_PROBLEMS = 1000  # problems kept and shown; the rest are counted
 MAX_REASON = 500
-MAX_NAMES = 100  # of ignored fields a file, and of what else is told of it
+MAX_NAMES = 100  # limit on the names of ignored fields per file, and on its notes
 MAX_NAME = 80
-# A file's or its folder's name that says which split it is.
+# A file or folder name that says which split it is.
 _SPLIT = re.compile(r"(?:^|[-_./])(train|test|validation|valid|val|dev|eval)(?=$|[-_./])")
-# Of HF `datasets`: what describes the data beside it.
+# Files of Hugging Face `datasets` that describe the data.
 _NOT_DATA = ("dataset_info.json", "dataset_dict.json", "state.json", "dataset_infos.json")
 
-# Told how many of how many bytes (or rows) of a named stage are done.
+# Called with (stage, done, total), in bytes or rows.
 Progress = Callable[[str, int, int], None]
 
 
 def printable(text: str) -> str:
-    """The text as a page, a terminal and the database take it, whatever a file had in it."""
+    """Replace characters that a page, a terminal or the database would not accept."""
     return "".join(character if character.isprintable() else "�" for character in text)
 
 
 def place(file: str, line: int) -> str:
-    """How people are told of a place; line 0 is the file as a whole."""
+    """Describe a position for people; line 0 is the file as a whole."""
     unit = "row" if file.endswith((".parquet", ".arrow")) else "line"
     return f"{file}, {unit} {line}" if line else file
 
@@ -74,7 +74,7 @@ class Problems:
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A record and where it stands."""
+    """A record and its position."""
 
     record: Record
     file: str
@@ -84,10 +84,10 @@ class Located:
 
 @dataclass
 class FileContent:
-    """What a file holds.
+    """The content of a file.
 
-    ignored: fields that the format does not read, with the number of lines that have them. told: what a person may not
-    expect, with the number of lines it is true of and the first of them.
+    ignored: fields that the format does not read, with the number of lines that have them. told: notes on what may
+    surprise people, with the number of lines they apply to and the first of these.
     """
 
     name: str
@@ -113,9 +113,9 @@ class FileContent:
 
 @dataclass(frozen=True)
 class ImportFile:
-    """A file to read, under the name people know it by (an upload's path is a temporary one).
+    """A file to read, with its name for people (an upload's path is temporary).
 
-    folder: the name of the folder it was found in, if it was not named itself.
+    folder: the name of the folder that was searched; empty if the file itself was given.
     """
 
     path: Path
@@ -124,7 +124,8 @@ class ImportFile:
 
     @property
     def source(self) -> str:
-        """The name without its endings, which labels what came from it; of a data set in parts, the folder's."""
+        """The default source: the name without extensions, or the folder's name if the data set has one
+        file per split."""
         if self.folder and _SPLIT.search(self.name):
             return self.folder
         stem = self.name.removesuffix(".gz")
@@ -132,16 +133,16 @@ class ImportFile:
 
     @property
     def split(self) -> str | None:
-        """What the file's name says of its prompts: those of test and validation files are held out."""
+        """The split that the file's name implies: test and validation files are held out."""
         found = _SPLIT.findall(self.name.lower())
         return None if not found or found[-1] == "train" else "heldout"
 
 
 def find_files(paths: list[Path]) -> list[ImportFile]:
-    """The files to import: each path itself, or of a folder its data files, those in folders below it included.
+    """Return the files to import: each path itself, or all data files in a folder and below it.
 
     Raises:
-        InvalidInput: there is no such file, or a folder without data files.
+        InvalidInput: there is no such file, or a folder has no data files.
     """
     found = []
     for path in paths:
@@ -165,11 +166,11 @@ def _is_data(path: Path) -> bool:
 def read(
     file: ImportFile, format_: str | None, source: str | None, progress: Progress, bounds: Bounds | None = None
 ) -> FileContent:
-    """Reads a whole file; a bad line is a problem in the answer, not an error.
+    """Read a whole file. A bad line becomes a problem in the result, not an error.
 
     Args:
-        format_: one of FORMATS; none: found from the keys of the first line that is an object.
-        source: the name for labelers and responses the lines give none; none: the file's.
+        format_: one of FORMATS; None: detected from the keys of the first line that is an object.
+        source: name for labelers and responses that have none; None: the file's name.
         bounds: what may be read, of all files together.
 
     Raises:
@@ -219,7 +220,7 @@ def _formats() -> str:
 
 
 def _compare_rated(content: FileContent) -> None:
-    """Puts pairs in place of rated responses: of those to one prompt, each with each."""
+    """Replace rated responses by pairs: each response with each other one to the same prompt by the same labeler."""
     groups: dict[tuple[str, object], list[tuple[Located, RatedRecord]]] = {}
     others = []
     for located in content.records:
@@ -246,7 +247,7 @@ def _compare_rated(content: FileContent) -> None:
 
 
 def reason_of(error: ValueError) -> str:
-    """Our own words of an error, or pydantic's, by field."""
+    """Return the text of an error: our own, or pydantic's by field."""
     if isinstance(error, UnicodeEncodeError):
         return HALF_CHARACTER
     if not isinstance(error, ValidationError):

@@ -1,5 +1,5 @@
-"""What a line of an import file says, whatever its format: a prompt, a pair, a judgment on one, a demonstration, or
-a thumb."""
+"""What a line of an import file contains, in any format: a prompt, a pair, a judgment on a pair, a demonstration, or a
+thumb."""
 
 import hashlib
 import itertools
@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 from app.prompts.service import Messages, digest
 
-MAX_RANKED = 20  # responses to one prompt: they make 190 pairs
+MAX_RANKED = 20  # responses to one prompt; 20 make 190 pairs
 
 
 class Labeler(NamedTuple):
-    """Somebody who judged: a person named in the data set (imported), or an AI judge (ai_judge), told apart by name."""
+    """Who judged: a person named in the data set (imported) or an AI judge (ai_judge), identified by name."""
 
     name: str
     kind: str = "imported"
@@ -27,7 +27,7 @@ def text_digest(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PromptRecord:
-    """A prompt; `split` is none where the file leaves it to the import's options."""
+    """A prompt; `split` is None if the file leaves it to the import's options."""
 
     messages: Messages
     split: str | None = None
@@ -44,7 +44,7 @@ class PromptRecord:
 class JudgmentRecord:
     """One answer. Either `preference` on the rubric's scale (below 0 A, above 0 B), or `side`: -1 A, 0 tie, 1 B.
 
-    aspects: sides by the name of an aspect, or preferences if the answer as a whole has one.
+    aspects: sides by aspect name, or preferences if the whole answer has a preference.
     """
 
     labeler: Labeler
@@ -59,9 +59,9 @@ class JudgmentRecord:
 
 @dataclass(frozen=True, slots=True)
 class PairRecord:
-    """A prompt and two responses, with the judgments its line holds. Sources are model names, where they are known.
+    """A prompt and two responses, with the judgments in its line. Sources are model names if known.
 
-    ranking: names the ranking of several responses that the pair is part of.
+    ranking: identifies the ranking of several responses that the pair belongs to.
     """
 
     prompt: PromptRecord
@@ -76,14 +76,14 @@ class PairRecord:
 
     @property
     def digest(self) -> str:
-        """By which the pair is known when it is imported again: prompt, responses in order, and pair_id."""
+        """Identifies the pair in repeated imports: prompt, responses in order, and pair_id."""
         parts = (self.prompt.digest, self.response_a, self.response_b, self.pair_id or "")
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class DemonstrationRecord:
-    """An answer to be imitated."""
+    """An answer for the model to imitate."""
 
     prompt: PromptRecord
     text: str
@@ -95,12 +95,12 @@ class DemonstrationRecord:
 
     @property
     def key(self) -> tuple[str, str]:
-        """By which the demonstration is known: digests of prompt and text."""
+        """Identifies the demonstration: digests of prompt and text."""
         return self.prompt.digest, self.digest
 
 
 class ThumbKey(NamedTuple):
-    """By which a thumb is known: digests of prompt and text, and who gave it."""
+    """Identifies a thumb: digests of prompt and text, and who gave it."""
 
     prompt: str
     text: str
@@ -109,7 +109,7 @@ class ThumbKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ThumbRecord:
-    """One response, liked or not by a labeler. source: of the response."""
+    """One response, liked or not by a labeler. source: where the response comes from."""
 
     prompt: PromptRecord
     text: str
@@ -124,7 +124,7 @@ class ThumbRecord:
 
 
 class Rated(NamedTuple):
-    """A response and how good somebody found it, as a whole and by aspect; more is better."""
+    """A response with its rating, as a whole and by aspect; higher is better."""
 
     text: str
     source: str
@@ -134,7 +134,7 @@ class Rated(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RatedRecord:
-    """One rated response of a line. Those to one prompt are compared with each other: see `ranked_pairs`."""
+    """One rated response in a line. Responses to the same prompt are compared with each other: see `ranked_pairs`."""
 
     prompt: PromptRecord
     response: Rated
@@ -145,16 +145,16 @@ Record = PromptRecord | PairRecord | JudgmentRecord | DemonstrationRecord | Thum
 
 
 def in_fixed_order(prompt: PromptRecord, first: str, second: str) -> tuple[str, str]:
-    """Which of two responses becomes A: by the texts alone, not by which is better, nor by the order of the lines."""
+    """Choose which of two responses becomes A by their texts alone, not by quality or by the order of lines."""
     known = prompt.digest
     a, b = sorted((first, second), key=lambda text: hashlib.sha256(f"{known}\0{text}".encode()).digest())
     return a, b
 
 
 def ranked_pairs(prompt: PromptRecord, responses: Iterable[Rated], labeler: Labeler) -> list[PairRecord]:
-    """The judgments that an order of k responses says: k (k - 1) / 2 pairs, ties where two are rated alike.
+    """Return the judgments that follow from ranking k responses: k (k - 1) / 2 pairs, with ties for equal ratings.
 
-    A text that comes twice is taken once, with its best rating.
+    A text that occurs twice counts once, with its best rating.
 
     Raises:
         ValueError: fewer than two different responses, or too many.

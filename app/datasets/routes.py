@@ -1,4 +1,4 @@
-"""The data page: what the project holds, importing files after a preview, undoing that, and downloading the export."""
+"""The data page: what the project holds, importing files after a preview, undoing imports, and exporting."""
 
 import contextlib
 import hashlib
@@ -36,11 +36,11 @@ WRITERS: dict[str, Callable[..., object]] = {
     "thumbs": export.write_thumbs,
 }
 ImportId = Annotated[int, FromPath(ge=0, lt=2**63)]
-UNPACKED = 4  # times the largest upload: what uploaded files may hold after unpacking
+UNPACKED = 4  # limit on the unpacked size of an upload, as a multiple of the largest upload
 
 
 async def _sent(request: Request) -> FormData:
-    # Read by now, within the limits of app.limits.
+    # Already read, within the limits of app.limits.
     return await request.form()
 
 
@@ -57,9 +57,9 @@ def import_files(
     session: SessionDep,
     sent: Annotated[FormData, Depends(_sent)],
 ) -> Response:
-    """Imports the uploaded files together; shows what came of it, or every line that was refused.
+    """Import the uploaded files together; show the result, or every line that was refused.
 
-    The answer is a page and no redirect: sending the form again by a reload adds nothing twice.
+    The response is a page, not a redirect. Sending the form again by reloading adds nothing twice.
     """
     with _uploaded(request, sent) as (form, files, options):
         if form.previewed and form.previewed != _fingerprint(files, options):
@@ -92,11 +92,11 @@ def show_preview(
     session: SessionDep,
     sent: Annotated[FormData, Depends(_sent)],
 ) -> Response:
-    """What an import of these files would do. Nothing is written."""
+    """Show what an import of these files would do. Nothing is written."""
     with _uploaded(request, sent) as (_, files, options):
         if full := full_import.only(files, Bounds(options.max_bytes)):
             _require_administrator(admin)
-            # Imported here and taken back: what is refused is told now.
+            # Import it and roll back, so that a refusal is shown now.
             with session.begin_nested() as trial:
                 made = full_import.restore(session, full, service.no_progress, bounds=Bounds(options.max_bytes))
                 shown: dict[str, Any] = {"restores": f"{made.project.name}: {made.describe()}"}
@@ -121,7 +121,7 @@ def undo_import(
     import_id: ImportId,
     confirmed: Annotated[bool, Form()] = False,
 ) -> Response:
-    """Asks once more if labelers have judged what it would withdraw: their work cannot be brought back."""
+    """Undo an import. If labelers have judged what it would withdraw, ask first: their work cannot be brought back."""
     if not confirmed and (lost := undo.judged_here(session, project, import_id)):
         return _page(request, session, project, asked_id=import_id, lost=lost)
     undone = undo.undo(session, project, import_id, actor_id=admin.id)
@@ -130,7 +130,7 @@ def undo_import(
 
 @contextlib.contextmanager
 def _uploaded(request: Request, sent: FormData) -> Iterator[tuple[ImportForm, list[ImportFile], ImportOptions]]:
-    """The form, and its files in a folder that goes with the block."""
+    """Yield the form, its files in a folder that is deleted after the block, and the options."""
     uploads = [value for value in sent.getlist("files") if isinstance(value, UploadFile) and value.filename]
     if not uploads:
         raise InvalidInput("No file was chosen.", "Choose one or more JSONL, JSON, CSV, Parquet or Arrow files.")
@@ -146,14 +146,14 @@ def _uploaded(request: Request, sent: FormData) -> Iterator[tuple[ImportForm, li
 
 
 def _kept(upload: UploadFile, path: Path) -> ImportFile:
-    """A file of its own for the upload, whose stream may be in memory."""
+    """Copy the upload to a file, because its stream may be in memory."""
     with path.open("wb") as copy:
         shutil.copyfileobj(upload.file, copy)
     return ImportFile(path, Path(upload.filename or "upload.jsonl").name)
 
 
 def _fingerprint(files: Sequence[ImportFile], options: ImportOptions) -> str:
-    """Tells whether files and options are those that were previewed."""
+    """Return a fingerprint that shows whether files and options are the previewed ones."""
     found = hashlib.sha256(repr((options, [file.name for file in files])).encode())
     for file in files:
         with file.path.open("rb") as content:
@@ -165,7 +165,7 @@ def _fingerprint(files: Sequence[ImportFile], options: ImportOptions) -> str:
 def download(
     admin: AdminDep, project: ProjectDep, session: SessionDep, wanted: Annotated[ExportQuery, Query()]
 ) -> Response:
-    """The file, in the format and with the columns wanted."""
+    """Download the export in the chosen format and columns."""
     name = f"{project.slug}-{wanted.kind}.jsonl{'.gz' if wanted.gzip else ''}"
     columns = export.parse_columns(wanted.columns)
     full_export.check_options(wanted.kind, wanted.split, columns, wanted.pseudonyms)
@@ -180,7 +180,7 @@ def download(
 
 
 def _page(request: Request, session: SessionDep, project: Project, *, status: int = 200, **shown: Any) -> Response:
-    """The data page. shown: the one that there is to tell of report, refused, preview, asked and undone."""
+    """Show the data page. shown: the results to report, such as report, refused, preview or undone."""
     names = "report refused preview restores previewed skip_invalid asked_id lost undone undone_id".split()
     given = dict.fromkeys(names) | shown
     refused: ImportRefused | None = given["refused"]

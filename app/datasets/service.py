@@ -1,4 +1,4 @@
-"""Importing files: a plan of all that they bring, which can be shown first, then is written in one transaction."""
+"""Importing files: a plan of everything they contain, which can be shown first, then is written in one transaction."""
 
 import hashlib
 import itertools
@@ -23,7 +23,7 @@ from app.prompts import service as prompts
 from app.prompts.service import NewPrompt
 from app.rubrics import service as rubrics
 
-# What parts turns in transcripts and in the chat templates of common models.
+# Marks that separate turns in transcripts and in the chat templates of common models.
 MARKS = ("\n\nHuman:", "\n\nAssistant:", "<|im_start|>", "<|start_header_id|>", "<|user|>", "<start_of_turn>", "[INST]")
 GUIDELINE = """\
 The judgments of this version were imported. What their labelers were told stands with the data set they came from.
@@ -34,9 +34,9 @@ SHOWN_NOTES = 200
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """format: one of app.datasets.formats.FORMATS, or none to find it. source: names labelers and responses that have
-    no name. heldout_share: of the prompts whose line gives no split. split_by: what is held out as a whole. ai_judge:
-    all judgments of the files are an AI judge's. max_bytes: after unpacking, of all files together.
+    """format: one of app.datasets.formats.FORMATS; None detects it. source: name for labelers and responses without
+    one. heldout_share: of the prompts whose line gives no split. split_by: the unit that is held out as a whole.
+    ai_judge: all judgments in the files are an AI judge's. max_bytes: of all files together, after unpacking.
     """
 
     format: str | None = None
@@ -52,7 +52,7 @@ class ImportOptions:
 class Plan:
     """What an import would do, before anything is written.
 
-    new: the prompts the project does not have. splits: of all prompts of the files, by digest.
+    new: prompts that the project does not have. splits: the split of each prompt in the files, by digest.
     """
 
     files: Sequence[FileContent]
@@ -65,7 +65,7 @@ class Plan:
 
     @property
     def adds(self) -> Counter[str]:
-        """How many prompts, comparisons, judgments, demonstrations and thumbs are new."""
+        """Count the new prompts, comparisons, judgments, demonstrations and thumbs."""
         return Counter(
             prompts=len(self.new),
             comparisons=len(self.checked.pairs.keys() - self.known.comparisons.keys()),
@@ -75,15 +75,17 @@ class Plan:
         )
 
     def stops(self, options: ImportOptions) -> bool:
-        """Whether bad lines keep it from being carried out."""
+        """Tell whether bad lines prevent the import."""
         return bool(self.checked.problems) and not options.skip_invalid
 
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What an import did. `added` and `present` (said again, or there before) count prompts, comparisons, judgments,
-    demonstrations and thumbs; `added` also labelers. `states`, `demonstrations` and `heldout` are of the whole project
-    afterwards. import_id: by which it can be undone; none where it added nothing.
+    """What an import did.
+
+    `added` and `present` (repeated, or there before) count prompts, comparisons, judgments, demonstrations and thumbs;
+    `added` also counts labelers. `states`, `demonstrations` and `heldout` describe the whole project afterwards.
+    import_id: for undoing it; None if nothing was added.
     """
 
     files: Sequence[FileContent]
@@ -91,14 +93,14 @@ class ImportReport:
     present: Counter[str]
     states: dict[str, int]  # comparisons by state
     demonstrations: dict[str, int]  # by review state
-    heldout: int  # prompts in the split heldout
+    heldout: int  # prompts in the split `heldout`
     skipped: Problems
     notes: Sequence[str]
     import_id: int | None = None
 
 
 class ImportRefused(InvalidInput):
-    """Some lines cannot be accepted, so nothing was written; `problems` has the first of them and their number."""
+    """Some lines are invalid, so nothing was written; `problems` has the first of them and their number."""
 
     def __init__(self, problems: Problems) -> None:
         more = len(problems) - SHOWN_PROBLEMS
@@ -113,11 +115,14 @@ class ImportRefused(InvalidInput):
 
 
 def no_progress(_stage: str, _done: int, _total: int) -> None:
-    """For callers that show none."""
+    """Do nothing, for callers that show no progress."""
 
 
 def project_for_import(session: Session, slug: str, name: str | None, actor_id: int | None) -> Project:
-    """The project with this address; made, with a rubric that says its judgments were imported, when there is none."""
+    """Return the project with this address.
+
+    If there is none, create it, with a rubric that says that its judgments were imported.
+    """
     return queries.project_by_slug(session, slug) or projects.create(
         session, name=name or slug, slug=slug, actor_id=actor_id, guideline=GUIDELINE
     )
@@ -132,15 +137,15 @@ def plan(
     lock: bool = True,
     progress: Progress = no_progress,
 ) -> Plan:
-    """Reads and checks the files; writes nothing.
+    """Read and check the files; write nothing.
 
     The files are taken together: judgments find their pairs by pair_id in any of them, or in the project.
 
     Args:
-        lock: let no other import into the project until the transaction ends; needed to carry the plan out.
+        lock: keep other imports out of the project until the transaction ends; needed to carry the plan out.
 
     Raises:
-        InvalidInput: a file cannot be read at all, or the files hold more than one import reads.
+        InvalidInput: a file cannot be read at all, or the files exceed the limits of one import.
         NotFound: the project has no published rubric.
     """
     bounds = Bounds(options.max_bytes)
@@ -148,7 +153,7 @@ def plan(
     if options.ai_judge:
         contents = [_by_ai_judge(content) for content in contents]
     rubric = rubrics.current(session, project)
-    # One import a project at a time, without holding up anybody who works in it.
+    # One import per project at a time, without blocking people who work in it.
     if lock:
         queries.lock_project(session, project.id)
     known = queries.known(session, project.id)
@@ -174,11 +179,10 @@ def import_files(
     actor_id: int | None = None,
     progress: Progress = no_progress,
 ) -> ImportReport:
-    """Adds what the files hold and the project does not have. Importing a file again adds nothing.
+    """Add what the files contain and the project does not have. Importing a file again adds nothing.
 
     New labelers are of the kind `imported` or `ai_judge` and cannot sign in. Each comparison then wants as many
-    judgments as it has (the project's overlap if none) and settles or goes to review by the same rule as those made
-    here.
+    judgments as it has (the project's overlap if it has none), and settles or goes to review by the usual rule.
 
     Raises:
         ImportRefused: a line is invalid and `skip_invalid` is off.
@@ -197,7 +201,7 @@ def carry_out(
     actor_id: int | None = None,
     progress: Progress = no_progress,
 ) -> ImportReport:
-    """Writes a plan made in this transaction. Errors as for `import_files`."""
+    """Write a plan made in this transaction. Errors as for `import_files`."""
     checked = planned.checked
     if planned.stops(options):
         raise ImportRefused(checked.problems)
@@ -245,7 +249,7 @@ def carry_out(
 
 
 def _named_apart(files: Sequence[ImportFile]) -> list[ImportFile]:
-    """Two files of one name, from two folders, are told apart by a number."""
+    """Make file names unique, by numbering files with the same name from different folders."""
     seen: Counter[str] = Counter()
     named = []
     for file in files:
@@ -256,7 +260,7 @@ def _named_apart(files: Sequence[ImportFile]) -> list[ImportFile]:
 
 
 def _by_ai_judge(content: FileContent) -> FileContent:
-    """The same, with everybody who judged in it taken for an AI judge."""
+    """Return the file's content with every labeler marked as an AI judge."""
 
     def marked(judgment: JudgmentRecord) -> JudgmentRecord:
         return replace(judgment, labeler=Labeler(judgment.labeler.name, "ai_judge"))
@@ -275,7 +279,7 @@ def _by_ai_judge(content: FileContent) -> FileContent:
 
 
 def _split(prompt: PromptRecord, options: ImportOptions) -> str:
-    """The prompt's own split, or by a hash of what is held out as a whole: the same in every import."""
+    """Return the prompt's own split, or one by a hash of the prompt or topic, so every import gives the same split."""
     if prompt.split:
         return prompt.split
     key = prompt.domain if options.split_by == "topic" and prompt.domain else prompt.digest
@@ -284,7 +288,7 @@ def _split(prompt: PromptRecord, options: ImportOptions) -> str:
 
 
 def _with_marks(checked: Checked) -> tuple[int, str] | None:
-    """How many texts hold a mark that parts turns, and the first such mark."""
+    """Count texts that contain a mark that separates turns, and return the first such mark; None if there is none."""
     said = itertools.chain(
         (message["content"] for prompt, _ in checked.prompts.values() for message in prompt.messages),
         (text for pair in checked.pairs.values() for text in (pair.response_a, pair.response_b)),
@@ -296,7 +300,7 @@ def _with_marks(checked: Checked) -> tuple[int, str] | None:
 
 
 def _notes(contents: Sequence[FileContent], checked: Checked) -> list[str]:
-    """What a person may not expect of their data."""
+    """Return notes on what may surprise people about their data."""
     notes = []
     for content in contents:
         if content.split:

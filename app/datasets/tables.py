@@ -1,7 +1,7 @@
-"""Reads a Parquet or Arrow file in a process of its own: `python -m app.datasets.tables FILE` prints its rows as JSON.
+"""Reading a Parquet or Arrow file in a separate process: `python -m app.datasets.tables FILE` prints its rows as JSON.
 
-A few kilobytes of Parquet can unpack to any size, one value alone to gigabytes. Arrow's readers also trust the offsets
-in a file. Here that costs this process and not the service: its memory is bounded, and it may crash.
+A few kilobytes of Parquet can unpack to any size, and a single value to gigabytes. Arrow's readers also trust the
+offsets in a file. Here only this process suffers, not the service: its memory is bounded, and it may crash.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from pydantic_core import to_json
 MEMORY = 2 << 30  # bytes of address space
 CPU_SECONDS = 600
 ROWS_AT_ONCE = 64
-# What a line of the output begins with: how many rows there are, a row, why the file cannot be read, the end.
+# First byte of an output line: the number of rows, a row, why the file cannot be read, or the end.
 TOTAL, ROW, ERROR, END = b"#", b"{", b"!", b"."
 
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
@@ -26,7 +26,8 @@ _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "P
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[BinaryIO]:
-    """The lines of such a process, which ends with the block. It has none of the service's secrets."""
+    """Yield the output of a process that reads the file; it ends with the block. It has none of the
+    service's secrets."""
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     child = subprocess.Popen(
         [sys.executable, "-m", __name__, str(path.absolute()), str(MEMORY)],
@@ -35,7 +36,7 @@ def reading(path: Path) -> Iterator[BinaryIO]:
         stderr=subprocess.DEVNULL,
         bufsize=0,
         cwd=Path(__file__).resolve().parents[2],
-        # The system's allocator gives memory back, and reserves none.
+        # The system allocator returns freed memory, and reserves none.
         env=kept | {"ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1"},
     )
     assert child.stdout is not None
@@ -51,7 +52,7 @@ def reading(path: Path) -> Iterator[BinaryIO]:
 
 
 def _print(path: str, out: BinaryIO) -> None:
-    import pyarrow as pa  # here: it takes long to load, and the service has no use for it
+    import pyarrow as pa  # here, because it takes long to load and the service itself does not need it
     import pyarrow.ipc as ipc
     import pyarrow.parquet as pq
 
@@ -83,7 +84,7 @@ def _print_rows(batch: Any, out: BinaryIO) -> None:
 
 
 def _told(value: Any) -> Any:
-    """The value, with objects that no text field takes in place of bytes that are no text."""
+    """Return the value with bytes that are not text replaced by objects, which no text field accepts."""
     if isinstance(value, dict):
         return {name: _told(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):

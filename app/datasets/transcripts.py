@@ -1,7 +1,7 @@
-"""Conversations as files have them: lists of messages, ShareGPT's turns, and transcripts with HH-RLHF's marks.
+"""Conversations in import files: lists of messages, ShareGPT turns, and transcripts with HH-RLHF's marks.
 
-A transcript is a text like "\\n\\nHuman: Best bread?\\n\\nAssistant: Rye.". The marks, and one space behind each, are
-no part of what was said. Everything else is kept as it is, spaces and line breaks included.
+A transcript is a text like "\\n\\nHuman: Best bread?\\n\\nAssistant: Rye.". The marks, and one space after each, are
+not part of the messages. Everything else is kept as it is, including spaces and line breaks.
 """
 
 import re
@@ -14,7 +14,7 @@ _MARK = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant): ?")
 _BEGINS = re.compile(r"\A\s*Human:")
 _ANSWER_FOLLOWS = re.compile(r"\n\nAssistant:\Z")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
-# ShareGPT's names of who speaks.
+# ShareGPT's names for speakers.
 _FROM = {
     "human": "user",
     "user": "user",
@@ -32,7 +32,7 @@ KEPT_FIELDS = frozenset(("role", "content", "from", "value"))
 
 
 def storable(text: str) -> str:
-    """The text itself.
+    """Return the text unchanged.
 
     Raises:
         ValueError: PostgreSQL cannot store it.
@@ -55,17 +55,17 @@ def has_marks(text: str) -> bool:
 
 
 def is_transcript(text: str) -> bool:
-    """Whether a text is a conversation with HH-RLHF's marks, rather than one that only quotes them."""
+    """Tell whether a text is a conversation with HH-RLHF's marks, and does not just quote them."""
     return bool(_BEGINS.match(text)) and "\n\nAssistant:" in text
 
 
 def answer_follows(text: str) -> bool:
-    """Whether a transcript ends with the bare mark, so that the answer's first space belongs to the mark."""
+    """Tell whether a transcript ends with a bare mark; then the first space of the answer belongs to the mark."""
     return is_transcript(text) and bool(_ANSWER_FOLLOWS.search(text))
 
 
 def prompt_turns(value: object) -> Turns:
-    """The turns of a prompt: a text is the user's one turn, a transcript's open last turn is left off.
+    """Return the turns of a prompt. A plain text is one user turn; a transcript's empty last turn is removed.
 
     Raises:
         ValueError: as `turns_of`.
@@ -79,11 +79,11 @@ def prompt_turns(value: object) -> Turns:
 
 
 def turns_of(value: object) -> Turns:
-    """The turns of a transcript, of one message, or of a list of messages.
+    """Return the turns of a transcript, of one message, or of a list of messages.
 
     Raises:
-        ValueError: neither of these, a transcript that does not begin with a mark, or a message that would lose
-            something: a tool's, or one with anything but text.
+        ValueError: it is none of these, a transcript that does not begin with a mark, or a message that cannot be kept
+            in full: a tool's message, or one with parts that are not text.
     """
     if isinstance(value, str):
         return _transcript(storable(value))
@@ -111,7 +111,7 @@ def _turn(message: Mapping[str, object]) -> tuple[str, str]:
 
 
 def _part(part: object) -> str:
-    """The text of a content part. Chat templates put the parts of a message behind each other, with nothing between."""
+    """Return the text of a content part. Chat templates join the parts of a message with nothing in between."""
     if isinstance(part, str):
         return part
     if isinstance(part, dict) and part.get("type", "text") == "text" and isinstance(part.get("text"), str):
@@ -128,12 +128,12 @@ def _transcript(text: str) -> Turns:
 
 
 def same(first: Turns, second: Turns) -> bool:
-    """Whether both say the same, spaces around a turn aside."""
+    """Tell whether both say the same, ignoring spaces around turns."""
     return [(role, text.strip()) for role, text in first] == [(role, text.strip()) for role, text in second]
 
 
 def join_runs(turns: Turns) -> Turns:
-    """The same conversation with turns in a row by one speaker made into one, since chat templates want alternation."""
+    """Merge consecutive turns of one speaker, because chat templates need alternating speakers."""
     joined: list[tuple[str, str]] = []
     for role, text in turns:
         if joined and joined[-1][0] == role:
@@ -144,12 +144,13 @@ def join_runs(turns: Turns) -> Turns:
 
 
 def common_beginning(first: str, second: str) -> tuple[str, str, str]:
-    """What two texts begin with, up to a space, and what is left of each; the beginning may be empty.
+    """Split two texts into their common beginning, up to a space, and what is left of each.
 
-    TRL reads two texts without a prompt so (`extract_prompt`), but may part them within a word.
+    The beginning may be empty. TRL treats two texts without a prompt like this (`extract_prompt`), but may split a
+    word.
     """
     shorter = min(len(first), len(second))
-    # By slices, of which a few are compared at once: one by one, characters of a long line would hold up a thread.
+    # Compare slices in a binary search: comparing a long line character by character would block a thread.
     n = bisect_left(range(shorter), True, key=lambda k: first[: k + 1] != second[: k + 1])
     if n == shorter or not (first[n].isspace() and second[n].isspace()):
         same = first[:n]

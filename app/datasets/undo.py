@@ -1,4 +1,4 @@
-"""Undoing an import: what it brought is withdrawn. Nothing is deleted, since models may have been trained on it."""
+"""Undoing an import withdraws what it added. Nothing is deleted, because models may have been trained on it."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -18,8 +18,10 @@ WHAT = ("prompts", "comparisons", "judgments", "demonstrations", "thumbs")
 
 @dataclass(frozen=True)
 class Undone:
-    """What was withdrawn. people: judgments that others gave on it, which count no more. kept: prompts that stay, since
-    other work stands on them. rounds: those that had read some of it, and stay as they are.
+    """What was withdrawn.
+
+    people: other people's judgments on it, which no longer count. kept: prompts that stay because other work needs
+    them. rounds: rounds that had read some of it; they stay as they are.
     """
 
     withdrawn: Counter[str]
@@ -40,10 +42,10 @@ class Undone:
 
 
 def judged_here(session: Session, project: Project, import_id: int) -> int:
-    """How many live judgments an undo would take with it that the import did not bring."""
+    """Count live judgments that an undo would also withdraw although the import did not bring them."""
     found = undo_queries.locked(session, project.id, import_id)
     if found is None or found.undone_at is not None:
-        return 0  # told by `undo`
+        return 0  # `undo` reports it
     return undo_queries.judged_here(session, _with_copies(session, found), found.judgments)
 
 
@@ -52,15 +54,15 @@ def _with_copies(session: Session, found: DataImport) -> list[int]:
 
 
 def undo(session: Session, project: Project, import_id: int, *, actor_id: int | None = None) -> Undone:
-    """Withdraws the prompts, comparisons, judgments, demonstrations and thumbs that an import added.
+    """Withdraw the prompts, comparisons, judgments, demonstrations and thumbs that an import added.
 
-    Comparisons that were there before are settled again by their other judgments, and all judgments of the project are
-    fitted anew. Judgments that people gave on the import's own comparisons stay in the history and count no more. What
-    these comparisons became goes with them: asked again under a newer rubric, calibration items, repeats. The same
+    Comparisons that existed before are settled again by their other judgments, and the project's consensus is fitted
+    again. Judgments that people gave on the import's own comparisons stay in the history but no longer count.
+    Comparisons made from these are withdrawn too: copies under a newer rubric, calibration items and repeats. The same
     files can be imported again.
 
     Raises:
-        NotFound: the project has no import of this number.
+        NotFound: the project has no import with this number.
         Conflict: it was undone already.
     """
     queries.lock_project(session, project.id)
@@ -87,6 +89,6 @@ def undo(session: Session, project: Project, import_id: int, *, actor_id: int | 
     audit(session, actor_id, "data.import_undone", project.id, import_id=import_id, withdrawn=dict(withdrawn))
     session.flush()
     if withdrawn["judgments"]:
-        # It also tells a round that is being frozen that what it has read is not there any more.
+        # This also tells a round that is being frozen that the data it read is gone.
         fitting.refit(session, project)
     return Undone(withdrawn, people, len(found.prompts) - withdrawn["prompts"], rounds)

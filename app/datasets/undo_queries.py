@@ -13,18 +13,18 @@ SHOWN = 20
 
 
 class Listed(NamedTuple):
-    """An import as lists show it, without the ids it holds."""
+    """An import as lists show it, without the ids of its rows."""
 
     id: int
     created_at: datetime
-    actor: str | None  # none: from the command line
+    actor: str | None  # None: from the command line
     files: list[str]
     added: dict[str, int]
     undone_at: datetime | None
 
 
 def recent(session: Session, project_id: int) -> list[Listed]:
-    """The newest imports."""
+    """Return the newest imports."""
     one = DataImport
     found = (
         select(one.id, one.created_at, User.name, one.files, one.added, one.undone_at)
@@ -42,7 +42,7 @@ def locked(session: Session, project_id: int, import_id: int) -> DataImport | No
 
 
 def copies(session: Session, ids: Sequence[int]) -> list[int]:
-    """What comparisons became: asked again under a newer rubric, calibration items, repeats."""
+    """Return comparisons made from these: asked again under a newer rubric, calibration items, and repeats."""
     statement = """
         WITH RECURSIVE found (id) AS (
             SELECT unnest(cast(:ids AS bigint[]))
@@ -58,7 +58,7 @@ def copies(session: Session, ids: Sequence[int]) -> list[int]:
 
 
 def judged_here(session: Session, comparisons: Sequence[int], brought: Sequence[int]) -> int:
-    """How many live judgments on these comparisons are not among those that the import brought."""
+    """Count live judgments on these comparisons that the import did not bring."""
     statement = """
         SELECT count(*) FROM judgment
         WHERE comparison_id = ANY(:comparisons) AND superseded_at IS NULL AND id <> ALL(:brought)
@@ -67,7 +67,7 @@ def judged_here(session: Session, comparisons: Sequence[int], brought: Sequence[
 
 
 def withdraw_judgments(session: Session, ids: Sequence[int]) -> int:
-    """Supersedes those that still stand; returns how many. Their comparisons are locked first, by id."""
+    """Supersede the judgments that are live; return how many. Their comparisons are locked first, by id."""
     _run(
         session,
         """
@@ -84,7 +84,7 @@ def withdraw_judgments(session: Session, ids: Sequence[int]) -> int:
 
 
 def withdraw_comparisons(session: Session, ids: Sequence[int]) -> int:
-    """Nobody is asked them and nothing reads them any more. The same pairs can be imported again."""
+    """Withdraw comparisons: nobody is asked them and nothing reads them. The same pairs can be imported again."""
     _run(session, "SELECT id FROM comparison WHERE id = ANY(:ids) ORDER BY id FOR UPDATE", ids=ids)
     statement = """
         UPDATE comparison SET state = 'withdrawn', flagged = false, digest = NULL, external_id = NULL
@@ -117,8 +117,11 @@ def withdraw_thumbs(session: Session, ids: Sequence[int]) -> int:
 
 
 def withdraw_prompts(session: Session, ids: Sequence[int]) -> int:
-    """Those of them that nothing else stands on: no comparison, demonstration or thumb, wish for a demonstration, or
-    sampled response."""
+    """Withdraw the prompts that nothing else needs.
+
+    A prompt stays if it has a comparison, a demonstration, a thumb, an open writing task, a red-team attempt or a
+    sampled response.
+    """
     statement = """
         UPDATE prompt SET split = 'withdrawn', digest = 'withdrawn ' || id
         WHERE id = ANY(:ids) AND split <> 'withdrawn'
@@ -142,7 +145,7 @@ def withdraw_prompts(session: Session, ids: Sequence[int]) -> int:
 
 
 def restore_overlaps(session: Session, overlaps: dict[int, int]) -> list[int]:
-    """Lets comparisons want as many judgments as before, and opens them again; ids of those that were not withdrawn."""
+    """Restore comparisons' earlier overlap and open them again; return ids of those that were not withdrawn."""
     statement = """
         UPDATE comparison SET
             overlap = greatest(was.overlap, judgment_count + lease_count, 1),
@@ -158,11 +161,12 @@ def restore_overlaps(session: Session, overlaps: dict[int, int]) -> list[int]:
 
 
 def read_by_rounds(session: Session, found: DataImport, copies: Sequence[int]) -> int:
-    """How many rounds were trained on something that an import brought: comparisons, with what these became, judgments
-    on comparisons that were there before, demonstrations and thumbs.
+    """Count the rounds that were trained on something the import brought.
 
-    A judgment counts if it was stored, and stood, when the round was frozen. The time at which it was given does not
-    say so: an imported file may name any time.
+    That is its comparisons and their copies, its judgments on older comparisons, its demonstrations and its thumbs.
+
+    A judgment counts if it was stored and live when the round was frozen. Its own time does not matter, because an
+    imported file may give any time.
     """
     statement = """
         WITH used (id) AS (

@@ -16,14 +16,15 @@ from app.labeling import settling
 from app.labeling.opening import wanted as overlap_of
 from app.models import Comparison, Completion, Demonstration, Judgment, Project, Ranking, Rubric, Thumb, User
 
-# Prompts of any other split are never trained on, so neither are the comparisons on them.
-RANKING_SIZES = range(3, 10)  # as the table takes them
+# In all other splits, prompts and their comparisons are never trained on.
+RANKING_SIZES = range(3, 10)  # as the table's check allows
 PURPOSE = {"train": "train", "calibration": "calibration"}
 
 
 class Written(NamedTuple):
-    """Ids of what was added, and how many labelers. overlaps: of comparisons that got judgments and were there before,
-    by id, how many they had wanted until then.
+    """Ids of added rows, and the number of new labelers.
+
+    overlaps: for each comparison that existed before and got judgments, its overlap before the import, by id.
     """
 
     comparisons: list[int]
@@ -37,7 +38,10 @@ class Written(NamedTuple):
 def write(
     session: Session, project: Project, rubric: Rubric, checked: Checked, known: Known, progress: Progress
 ) -> Written:
-    """Adds the new pairs, votes, demonstrations and thumbs, whose prompts must be there; settles what they complete."""
+    """Add the new pairs, votes, demonstrations and thumbs; settle the comparisons that they complete.
+
+    Their prompts must exist already.
+    """
     votes: defaultdict[str, list[Vote]] = defaultdict(list)
     for (digest, _), vote in checked.votes.items():
         votes[digest].append(vote)
@@ -71,7 +75,7 @@ def write(
 
 
 def _add_demonstrations(session: Session, project: Project, checked: Checked, progress: Progress) -> list[int]:
-    """Somebody chose what to import, so these need no review."""
+    """Add demonstrations as approved, because somebody chose to import them."""
     prompts = queries.prompts_by_digest(session, project.id, list({digest for digest, _ in checked.demonstrations}))
     rows = [
         {
@@ -134,7 +138,7 @@ def _add_comparisons(
         for digest, prompt, purpose in zip(digests, prompt_of, purposes, strict=True)
     ]
     rankings = _rankings(session, project, [(prompt.id, pair) for prompt, pair in zip(prompt_of, pairs, strict=True)])
-    # Labelers are offered the first pair of a ranking; their answer is about all its pairs.
+    # Labelers are offered a ranking's first pair; their answer covers all its pairs.
     first = {ranking: n for n, ranking in reversed(list(enumerate(rankings)))}
     rows = [
         {
@@ -161,9 +165,10 @@ def _add_comparisons(
 
 
 def _rankings(session: Session, project: Project, pairs: list[tuple[int, PairRecord]]) -> list[int | None]:
-    """For each pair with its prompt's id the ranking it is part of, made where all pairs of it are new.
+    """Return the ranking of each pair, given with its prompt's id; create rankings whose pairs are all new.
 
-    So training counts the pairs of k responses as one judgment of k, and not as k (k - 1) / 2 of their own.
+    This way training counts the pairs of k responses as one judgment of k responses, not as k (k - 1) / 2 separate
+    ones.
     """
     groups: defaultdict[str, list[int]] = defaultdict(list)
     for n, (_, pair) in enumerate(pairs):
@@ -188,7 +193,10 @@ CompletionKey = tuple[int, str, str]  # prompt id, source, text
 def _completions(
     session: Session, wanted: list[tuple[CompletionKey, CompletionKey]], progress: Progress
 ) -> list[tuple[int, int]]:
-    """Ids of both completions of each pair. One text of one source is one completion, unless a pair has it twice."""
+    """Return ids of both completions of each pair.
+
+    The same text from the same source is one completion, unless a pair contains it twice.
+    """
     have: defaultdict[CompletionKey, list[int]] = defaultdict(list)
     for key, id_ in queries.imported_completions(session, list({a[0] for a, _ in wanted})):
         have[key].append(id_)
@@ -201,7 +209,7 @@ def _completions(
 
 
 def _single_completions(session: Session, wanted: list[CompletionKey], progress: Progress) -> list[int]:
-    """Ids of the completions. One text of one source is one completion."""
+    """Return ids of the completions. The same text from the same source is one completion."""
     have = dict(queries.imported_completions(session, list({key[0] for key in wanted})))
     missing = [key for key in dict.fromkeys(wanted) if key not in have]
     rows = [{"prompt_id": prompt_id, "source": source, "text": text} for prompt_id, source, text in missing]
@@ -210,7 +218,7 @@ def _single_completions(session: Session, wanted: list[CompletionKey], progress:
 
 
 def _labelers(session: Session, project: Project, wanted: set[Labeler]) -> tuple[dict[Labeler, int], int]:
-    """Ids by name and kind, and how many are new. Other projects have labelers of their own by the same names."""
+    """Return ids by name and kind, and how many are new. Labelers of the same name in other projects are not reused."""
     labelers = queries.imported_labelers(session, project.id)
     new = sorted(wanted - labelers.keys())
     rows = [{"name": labeler.name, "kind": labeler.kind} for labeler in new]

@@ -1,4 +1,4 @@
-"""SQL of asking for demonstrations: which prompts want one, and which still wait for it."""
+"""SQL of asking for demonstrations: which prompts are eligible, and which still wait for an answer."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from app.models import AuditEvent, Completion, Demonstration, DemonstrationTask,
 
 
 def _eligible(project: Project, wish: AskForm) -> list[ColumnElement[bool]]:
-    """Prompts that training reads, that fit, and that have no answer yet nor wait for one."""
+    """Conditions on prompts: they match, training reads them, and they have no answer and no open task."""
     answered = exists().where(Demonstration.prompt_id == Prompt.id, Demonstration.state.in_(("pending", "approved")))
     asked = exists().where(DemonstrationTask.prompt_id == Prompt.id)
     conditions = [Prompt.project_id == project.id, Prompt.split.in_(("train", "heldout")), ~answered, ~asked]
@@ -22,7 +22,7 @@ def _eligible(project: Project, wish: AskForm) -> list[ColumnElement[bool]]:
 
 
 def _samples(project: Project) -> Select[int]:
-    """What the present policy said to a prompt, the newest first."""
+    """Select the current policy's newest response to a prompt."""
     said = select(Completion.id).where(
         Completion.prompt_id == Prompt.id,
         Completion.model_version_id == project.policy_id,
@@ -36,7 +36,7 @@ def count_eligible(session: Session, project: Project, wish: AskForm) -> int:
 
 
 def add_tasks(session: Session, project: Project, wish: AskForm) -> int:
-    """Adds a task for `wish.count` eligible prompts, spread over them all; returns how many."""
+    """Add tasks for `wish.count` eligible prompts in random order; return how many."""
     start = _samples(project).scalar_subquery() if wish.start == "sample" else literal(None, Completion.id.type)
     chosen = (
         select(literal(project.id), Prompt.id, start)
@@ -49,12 +49,12 @@ def add_tasks(session: Session, project: Project, wish: AskForm) -> int:
 
 
 def lock_project(session: Session, project: Project) -> None:
-    """Who asks for demonstrations at the same time follows one after the other."""
+    """Let only one transaction at a time ask for demonstrations in the project."""
     session.execute(select(Project.id).where(Project.id == project.id).with_for_update(key_share=True))
 
 
 def was_asked(session: Session, project_id: int, key: str) -> bool:
-    """Whether the form with this key has been taken."""
+    """Tell whether the form with this key was already submitted."""
     events = (AuditEvent.project_id == project_id, AuditEvent.action == "demonstration.asked")
     return bool(session.scalar(select(exists().where(*events, AuditEvent.details["key"].astext == key))))
 
@@ -65,12 +65,12 @@ class OpenTask(NamedTuple):
     domain: str
     split: str
     from_sample: bool
-    labeler: str | None  # who writes now
+    labeler: str | None  # who is writing now
     skips: list[dict[str, Any]]
 
 
 def open_tasks(session: Session, project_id: int, limit: int = PAGE) -> list[OpenTask]:
-    """Those that most people have skipped first: they need a look."""
+    """Return open tasks. Those that most people skipped come first, because they need a look."""
     held = and_(User.id == DemonstrationTask.labeler_id, DemonstrationTask.expires_at >= func.now())
     found = (
         select(
@@ -96,7 +96,7 @@ def count_tasks(session: Session, project_id: int) -> int:
 
 
 def remove_tasks(session: Session, project_id: int, task_id: int | None) -> int:
-    """Removes a task, or all of them that nobody writes for now; returns how many."""
+    """Remove one task, or all tasks that nobody is writing for now; return how many."""
     gone = delete(DemonstrationTask).where(DemonstrationTask.project_id == project_id)
     gone = gone.where(is_free() if task_id is None else DemonstrationTask.id == task_id)
     return len(session.execute(gone.returning(DemonstrationTask.id)).all())

@@ -1,4 +1,4 @@
-"""What the pages of demonstrations send."""
+"""Forms that the pages of demonstrations send."""
 
 from typing import Annotated, Literal
 from uuid import UUID
@@ -10,7 +10,7 @@ from app.typed import CleanText, EmptyIsNone, ExactText, Number
 MAX_TEXT = 100_000
 MAX_NOTE = 5_000
 
-# What a labeler says who skips a prompt, by what is stored.
+# Reasons for skipping a prompt, by the stored value.
 SKIP_REASONS = {
     "unclear": "The prompt makes no sense",
     "knowledge": "I do not know enough about it",
@@ -26,7 +26,7 @@ Tag = Annotated[str, Field(max_length=200)]
 
 
 class AnswerForm(BaseModel):
-    """A written answer. `duration_ms` is the time the editor was in sight; none without JavaScript."""
+    """A written answer. `duration_ms` is how long the editor was visible; None without JavaScript."""
 
     prompt_id: int
     rubric_id: Number = None
@@ -39,8 +39,10 @@ class SkipForm(BaseModel):
 
 
 class PreviewForm(BaseModel):
-    """A text to be rendered, and what its changes are shown against: the sample that one's own task begins with, or a
-    demonstration as it stands. Samples are never named by their own numbers: those would tell which is older."""
+    """A text to render, and what to compare it with: the sample of the labeler's own task, or a stored demonstration.
+
+    Samples are not identified by their ids, because ids would reveal which sample is older.
+    """
 
     text: Text = ""
     task_id: Number = None
@@ -48,7 +50,7 @@ class PreviewForm(BaseModel):
 
 
 class RevisionForm(BaseModel):
-    """`seen` tells which state of the demonstration was on the screen."""
+    """`seen` identifies the state of the demonstration that was on the screen."""
 
     seen: Annotated[str, Field(max_length=200)]
     text: Text = ""
@@ -59,7 +61,7 @@ class DecisionForm(RevisionForm):
 
 
 class DemonstrationFilter(BaseModel):
-    """Empty means any. `before` is the id of the last demonstration of the page before."""
+    """Empty means any. `before` is the id of the last demonstration on the previous page."""
 
     state: Literal["", "pending", "approved", "rejected", "withdrawn"] = ""
     author: Number = None
@@ -72,7 +74,8 @@ class DemonstrationFilter(BaseModel):
 
 
 class AskForm(BaseModel):
-    """Which prompts want a demonstration: `count` of those that fit. Empty means any. The same `key` asks once."""
+    """Which prompts should get a demonstration: `count` of the matching ones. Empty means any. The same `key` asks only
+    once."""
 
     split: Literal["", "train", "heldout"] = ""
     domain: Tag = ""

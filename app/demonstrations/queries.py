@@ -33,20 +33,23 @@ def _skipped_by(labeler_id: int) -> ColumnElement[bool]:
 
 
 def renew(session: Session, project_id: int, labeler_id: int, lasting: timedelta) -> int | None:
-    """The task the labeler has in this project, held again from now on, also if its time was over."""
+    """Extend the labeler's hold on their task in this project, even if it had expired; return the task's id."""
     own = (DemonstrationTask.project_id == project_id, DemonstrationTask.labeler_id == labeler_id)
     held = update(DemonstrationTask).where(*own).values(expires_at=func.now() + lasting)
     return session.scalar(held.returning(DemonstrationTask.id))
 
 
 def give_back(session: Session, project_id: int, labeler_id: int) -> None:
-    """Somebody else may take the task that the labeler has in this project."""
+    """Release the task that the labeler has in this project, so that somebody else may take it."""
     own = (DemonstrationTask.project_id == project_id, DemonstrationTask.labeler_id == labeler_id)
     session.execute(update(DemonstrationTask).where(*own).values(labeler_id=None, expires_at=None))
 
 
 def claim(session: Session, project_id: int, labeler_id: int, lasting: timedelta, *, skipped: bool) -> int | None:
-    """Gives the labeler the next free task, of those they have skipped or of the others; none if there is none."""
+    """Give the labeler the next free task; None if there is none.
+
+    skipped: choose among tasks that they have skipped, instead of the others.
+    """
     skip = _skipped_by(labeler_id)
     found = (
         select(DemonstrationTask.id)
@@ -63,7 +66,7 @@ def claim(session: Session, project_id: int, labeler_id: int, lasting: timedelta
 
 
 class Waiting(NamedTuple):
-    """Tasks of a project: all, those that are free for a labeler, and of these the ones they have skipped."""
+    """Counts of a project's tasks: all, those free for a labeler, and the free ones that they have skipped."""
 
     total: int
     free: int
@@ -77,14 +80,14 @@ def waiting(session: Session, project_id: int, labeler_id: int) -> Waiting:
 
 
 def written_today(session: Session, labeler_id: int) -> int:
-    """Since midnight, UTC, in all projects."""
+    """Count what the labeler has written since midnight, UTC, in all projects."""
     midnight = datetime.combine(datetime.now(UTC).date(), time(), UTC)
     mine = select(func.count()).where(Demonstration.author_id == labeler_id, Demonstration.created_at >= midnight)
     return session.scalar(mine) or 0
 
 
 class Desk(NamedTuple):
-    """What a labeler writes on: `sample` is the text to start from, none where they start from nothing."""
+    """The task a labeler is writing for. `sample` is the text to start from; None to start from an empty editor."""
 
     task_id: int
     prompt: Prompt
@@ -129,7 +132,7 @@ class ProjectTasks(NamedTuple):
 
 
 def projects_with_tasks(session: Session, labeler_id: int) -> list[ProjectTasks]:
-    """The labeler's projects with prompts that they could write for, and how many."""
+    """Return the labeler's projects with prompts they could write for, and how many."""
     found = (
         select(Project, func.count())
         .join(DemonstrationTask, DemonstrationTask.project_id == Project.id)
@@ -145,7 +148,7 @@ def projects_with_tasks(session: Session, labeler_id: int) -> list[ProjectTasks]
 
 
 class Listed(NamedTuple):
-    """A demonstration in a list: the beginnings of its texts."""
+    """A demonstration in a list, with its texts shortened."""
 
     demonstration_id: int
     state: str
@@ -198,7 +201,8 @@ def _page(session: Session, conditions: Sequence[ColumnElement[bool]], before: i
 
 
 def listing(session: Session, project_id: int, wanted: DemonstrationFilter) -> Listing:
-    """One page of the project's demonstrations, newest first. Text is searched in answer and conversation."""
+    """Return one page of the project's demonstrations, newest first. `text` matches in the answer and
+    the conversation."""
     conditions = [Demonstration.project_id == project_id]
     if wanted.state:
         conditions.append(Demonstration.state == wanted.state)
@@ -246,7 +250,7 @@ def authors(session: Session, project_id: int) -> list[Author]:
 
 
 class Slices(NamedTuple):
-    """The values that the project's prompts have."""
+    """The tag values that occur in the project's prompts."""
 
     domain: list[str]
     safety_category: list[str]
@@ -263,7 +267,7 @@ def slices(session: Session, project_id: int) -> Slices:
 
 
 class Case(NamedTuple):
-    """A demonstration with what a reviewer, or its author, sees of it."""
+    """A demonstration with everything that its reviewer or author sees."""
 
     demonstration: Demonstration
     prompt: Prompt
@@ -294,17 +298,17 @@ def lock(session: Session, project_id: int, demonstration_id: int) -> Demonstrat
 
 
 def next_pending(session: Session, project_id: int, after: int) -> int | None:
-    """The next to review after one, from the first again at the end."""
+    """Return the next demonstration to review after this one; at the end, continue with the first."""
     pending = select(Demonstration.id).where(Demonstration.project_id == project_id, Demonstration.state == "pending")
     order = ((Demonstration.id <= after), Demonstration.id)
     return session.scalar(pending.where(Demonstration.id != after).order_by(*order).limit(1))
 
 
-MOST_EVENTS = 20  # each is shown with all that it changed, and an author may change a text as often as they like
+MOST_EVENTS = 20  # each is shown with its full text change, and authors may change a text as often as they like
 
 
 class Event(NamedTuple):
-    """What was done to a demonstration, by whom, and the text as it stood until then."""
+    """What was done to a demonstration, by whom, and the text before it."""
 
     action: str
     actor: str
@@ -314,7 +318,7 @@ class Event(NamedTuple):
 
 
 def events(session: Session, demonstration_id: int) -> list[Event]:
-    """The newest `MOST_EVENTS` things that were done to a demonstration since it was sent, the earliest first."""
+    """Return the newest `MOST_EVENTS` events of a demonstration, the earliest first."""
     found = (
         select(
             DemonstrationEvent.action,

@@ -1,4 +1,4 @@
-"""Demonstrations: writing them, one's own, and for admins the list, the review and asking for more."""
+"""Demonstrations: writing them and listing one's own; for admins the list, the review and asking for more."""
 
 from typing import Annotated
 from uuid import uuid4
@@ -45,7 +45,7 @@ def _base(project: Project) -> str:
 def write(
     request: Request, labeler: LabelerDep, project: ProjectDep, session: SessionDep, skipped: bool = False
 ) -> Response:
-    """The prompt on the desk, or the next; with `skipped` also one that was skipped, if no other is left."""
+    """Show the prompt on the desk, or the next one. With `skipped`, include skipped prompts if no other is left."""
     desk = service.next_task(session, project, labeler, skipped=skipped)
     return _desk(request, session, project, labeler, desk)
 
@@ -59,7 +59,8 @@ def submit(
     task_id: int,
     form: Annotated[AnswerForm, Form()],
 ) -> Response:
-    """Takes the answer; htmx gets the next prompt in the same response. What is refused comes back as it was typed."""
+    """Submit the answer; htmx gets the next prompt in the same response. A refused answer comes back as
+    it was typed."""
     try:
         service.submit(session, project, labeler, task_id, form)
     except (InvalidInput, Conflict, Gone, Forbidden) as problem:
@@ -96,12 +97,12 @@ def _desk(
     refused: tuple[int, str] | None = None,
     sent: int | None = None,
 ) -> Response:
-    """The editor, or why there is nothing to write; the whole page, or for htmx only what changes.
+    """Show the editor, or why there is nothing to write; for htmx, only the part that changes.
 
     Args:
-        refused: task and text of an answer that was not taken. The text goes back into the editor if that prompt is
-            still on the desk, else it is shown to be copied.
-        sent: the task whose answer has been taken: its draft is no longer needed.
+        refused: task and text of a refused answer. The text goes back into the editor if that prompt is still on the
+            desk; otherwise it is shown for copying.
+        sent: the task whose answer was accepted; its draft is no longer needed.
     """
     again = refused[1] if refused and desk and desk.task_id == refused[0] else None
     response = page(
@@ -118,7 +119,7 @@ def _desk(
         skip_reasons=SKIP_REASONS,
         max_text=MAX_TEXT,
     )
-    # Errors go to #messages by themselves (see layout.html); this one brings its editor along.
+    # Errors go to #messages by default (see layout.html), but this response contains the editor.
     response.headers["HX-Retarget"] = "#desk"
     response.headers["Cache-Control"] = "no-store"
     return response
@@ -128,7 +129,7 @@ def _desk(
 def preview(
     request: Request, user: UserDep, project: ProjectDep, session: SessionDep, form: Annotated[PreviewForm, Form()]
 ) -> Response:
-    """A text as labelers will see it, and how it differs from what it began as. Whoever writes keeps their prompt."""
+    """Render a text as labelers will see it, and how it differs from its original. The labeler's task stays theirs."""
     roles = roles_in(session, project.id, user)
     if not {"labeler", "admin"} & roles:
         raise Forbidden("This is for those who write or review demonstrations.")
@@ -153,7 +154,7 @@ def own(
     before: Annotated[int | None, Query(ge=0, lt=2**63)] = None,
     sent: Annotated[int | None, Query(ge=0, lt=2**63)] = None,
 ) -> Response:
-    """What one has written; `sent` is the revision that has just been taken."""
+    """List the user's own demonstrations; `sent` is the one that was just revised."""
     listing = queries.own(session, project.id, labeler.id, before)
     return page(request, "demonstrations/own.html", listing=listing, is_start=before is None, sent=sent)
 
@@ -189,7 +190,7 @@ def _own_case(
     problem: PrefloopError | None = None,
     typed: str | None = None,
 ) -> Response:
-    """As `_show`, for its author."""
+    """Like `_show`, for the author."""
     stale = isinstance(problem, Conflict)
     return page(
         request,
@@ -217,7 +218,7 @@ def listing(
     session: SessionDep,
     wanted: Annotated[DemonstrationFilter, Query()],
 ) -> Response:
-    """All demonstrations, for admins; labelers are led to the writing desk."""
+    """List all demonstrations for admins; redirect labelers to the page for writing."""
     if "admin" not in roles_in(session, project.id, user):
         return redirect(f"{_base(project)}/write")
     return page(
@@ -238,7 +239,7 @@ def listing(
 def review(
     admin: AdminDep, project: ProjectDep, session: SessionDep, after: Annotated[int, Query(ge=0, lt=2**63)] = 0
 ) -> Response:
-    """To the next demonstration that waits for a review."""
+    """Redirect to the next demonstration that waits for a review."""
     return _to_next(session, project, after)
 
 
@@ -259,7 +260,7 @@ def ask_form(
     wish: Annotated[AskForm, Query()],
     asked: Annotated[int | None, Query(ge=0)] = None,
 ) -> Response:
-    """The form with how many prompts fit; htmx asks for that number alone while the form is filled in."""
+    """Show the form and how many prompts match. htmx requests only this number while the form is filled in."""
     if "HX-Request" in request.headers:
         eligible = asking_queries.count_eligible(session, project, wish)
         return page(request, "demonstrations/_eligible.html", eligible=eligible, wish=wish)
@@ -364,8 +365,10 @@ def _show(
     problem: PrefloopError | None = None,
     form: DecisionForm | None = None,
 ) -> Response:
-    """One demonstration; with what was typed where a decision was refused. What was typed about a text that has changed
-    since is shown to be copied, not put in its place."""
+    """Show one demonstration; after a refused decision, with what was typed.
+
+    If the text has changed since, the typed text is shown for copying and does not replace it.
+    """
     case = _case(session, project, demonstration_id)
     typed = form.text if form else None
     stale = isinstance(problem, Conflict)

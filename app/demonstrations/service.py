@@ -1,6 +1,6 @@
-"""Demonstrations from the wish for one to the answer that training reads: asking, writing, reviewing.
+"""Demonstrations, from asking for them to the answers that training reads: asking, writing, reviewing.
 
-An answer is never lost for a clock: a task whose time ran out takes it as long as nobody else took the task.
+An answer is never lost because time ran out: an expired task still accepts it unless somebody else took the task.
 """
 
 import hashlib
@@ -18,16 +18,19 @@ from app.errors import Conflict, Forbidden, Gone, InvalidInput, NotFound
 from app.models import Demonstration, DemonstrationEvent, Project, Prompt, User
 from app.typed import as_typed
 
-# Writing takes longer than choosing: a prompt is held for this many of the project's leases.
+# Writing takes longer than choosing, so a prompt is held for this many lease times of the project.
 LEASES = 4
 
 IdleReason = Literal["nothing", "skipped", "taken", "paused", "removed", "quiz"]
 
 
 class Idle(NamedTuple):
-    """Why there is nothing to write. nothing: no prompt wants an answer. skipped: only those skipped are left. taken:
-    others are writing for the last ones. paused, removed: the labeler gets no tasks here; `message` says why. quiz:
-    they have not passed the rubric's."""
+    """Why there is nothing to write.
+
+    nothing: no prompt needs an answer. skipped: only skipped prompts are left. taken: others are writing for the last
+    ones. paused, removed: the labeler gets no tasks here; `message` says why. quiz: they have not passed the rubric's
+    quiz.
+    """
 
     reason: IdleReason
     message: str = ""
@@ -38,7 +41,7 @@ def digest(text: str) -> str:
 
 
 def seen(demonstration: Demonstration) -> str:
-    """What a form repeats of the demonstration it was made for, so that nobody decides on what they have not read."""
+    """Return the state that a form sends back, so that nobody decides on a text they have not read."""
     return f"{demonstration.state}:{demonstration.digest}"
 
 
@@ -46,10 +49,10 @@ def seen(demonstration: Demonstration) -> str:
 
 
 def next_task(session: Session, project: Project, labeler: User, *, skipped: bool = False) -> Desk | None:
-    """The prompt the labeler writes for: the one on the desk (a second tab or a reload sees the same), else the next.
+    """Return the labeler's current task, so a second tab or a reload shows the same one; otherwise the next one.
 
     Args:
-        skipped: those they have skipped come too, if no other is left.
+        skipped: include prompts they have skipped if no other is left.
     """
     gate_queries.lock_labeler(session, labeler.id)
     closed = gate.closed(session, project, labeler)
@@ -57,7 +60,7 @@ def next_task(session: Session, project: Project, labeler: User, *, skipped: boo
         queries.give_back(session, project.id, labeler.id)
         return None
     task_id = _renew(session, project, labeler)
-    if task_id is None and closed:  # what was given before a newer quiz may be finished, but nothing follows
+    if task_id is None and closed:  # a task given before a newer quiz may be finished, but no new task is given
         return None
     for again in (False, True) if skipped else (False,):
         if task_id is None:
@@ -66,7 +69,8 @@ def next_task(session: Session, project: Project, labeler: User, *, skipped: boo
 
 
 def sample_on_desk(session: Session, project: Project, labeler: User, task_id: int | None) -> str | None:
-    """The text that the labeler's task begins with, if it has one and is theirs. Theirs for as long again from now on.
+    """Return the sample that the labeler's task starts from, if it has one and is still theirs. Extends their hold on
+    it.
 
     Raises:
         Forbidden: the labeler is paused or was removed.
@@ -77,7 +81,7 @@ def sample_on_desk(session: Session, project: Project, labeler: User, task_id: i
 
 
 def _renew(session: Session, project: Project, labeler: User) -> int | None:
-    """The task the labeler has in this project, if any; theirs for as long again from now on."""
+    """Extend the labeler's hold on their task in this project; return its id, or None."""
     return queries.renew(session, project.id, labeler.id, _lasting(project))
 
 
@@ -86,7 +90,7 @@ def _lasting(project: Project) -> timedelta:
 
 
 def idle(session: Session, project: Project, labeler: User) -> Idle:
-    """Why `next_task` gave nothing."""
+    """Return why `next_task` gave nothing."""
     if closed := gate.closed(session, project, labeler):
         return Idle(*closed)
     waiting = queries.waiting(session, project.id, labeler.id)
@@ -94,13 +98,13 @@ def idle(session: Session, project: Project, labeler: User) -> Idle:
 
 
 def submit(session: Session, project: Project, labeler: User, task_id: int, form: AnswerForm) -> Demonstration:
-    """Takes an answer, which then waits for its review. The same form again changes nothing.
+    """Submit an answer, which then waits for review. Sending the same form again changes nothing.
 
     Raises:
-        Forbidden: the labeler is paused, was removed, or was not given the task and has not passed the quiz.
+        Forbidden: the labeler is paused or was removed, or was not given the task and has not passed the quiz.
         InvalidInput: nothing was written.
-        Gone: somebody else took the task after its time ran out, or has written already, or it was withdrawn.
-        Conflict: exactly this answer is there already.
+        Gone: somebody else took the task after its time ran out or has already answered, or it was withdrawn.
+        Conflict: exactly this answer exists already.
     """
     gate_queries.lock_labeler(session, labeler.id)
     if not form.text.strip():
@@ -141,11 +145,11 @@ def submit(session: Session, project: Project, labeler: User, task_id: int, form
 
 
 def write(session: Session, project: Project, author: User, prompt: Prompt, text: str) -> Demonstration:
-    """Takes an answer to a prompt that nobody was asked to write; it waits for its review.
+    """Submit an answer to a prompt without a task; it waits for review.
 
     Raises:
         InvalidInput: nothing is written.
-        Conflict: exactly this answer is there already.
+        Conflict: exactly this answer exists already.
     """
     if not text.strip():
         raise InvalidInput("Nothing is written yet.", "Write the answer.")
@@ -167,7 +171,7 @@ def _refuse_double(session: Session, prompt_id: int, text: str, own_id: int | No
 
 
 def skip(session: Session, project: Project, labeler: User, task_id: int, reason: str) -> None:
-    """Gives a task back, to come last for this labeler; admins see why. Twice changes nothing."""
+    """Give a task back. It comes last for this labeler, and admins see the reason. Repeating changes nothing."""
     gate_queries.lock_labeler(session, labeler.id)
     found = queries.lock_task(session, project.id, task_id)
     if found is None or found.task.labeler_id != labeler.id:
@@ -181,12 +185,12 @@ def skip(session: Session, project: Project, labeler: User, task_id: int, reason
 
 
 def revise(session: Session, project: Project, author: User, demonstration_id: int, form: RevisionForm) -> None:
-    """The author sends another text in place of one that was rejected, or that nobody has reviewed yet.
+    """Replace the text of a demonstration that was rejected or not reviewed yet; only its author may.
 
     Raises:
         NotFound, Forbidden: no such demonstration, or another person's; or the author is paused or was removed.
         Conflict: it was decided on in the meantime, or is approved.
-        InvalidInput: there is no text, or a rejected one is as it was.
+        InvalidInput: the text is empty, or a rejected text is unchanged.
     """
     demonstration = _locked(session, project, demonstration_id)
     if demonstration.author_id != author.id:
@@ -212,7 +216,7 @@ def revise(session: Session, project: Project, author: User, demonstration_id: i
 
 
 def projects_with_tasks(session: Session, labeler: User) -> list[ProjectTasks]:
-    """Projects where prompts wait for an answer that this labeler could write, perhaps after a quiz."""
+    """Return projects with prompts that this labeler could write for, perhaps after a quiz."""
     found = queries.projects_with_tasks(session, labeler.id)
     return [each for each in found if not gate.closed(session, each.project, labeler, begun=True)]
 
@@ -221,12 +225,13 @@ def projects_with_tasks(session: Session, labeler: User) -> list[ProjectTasks]:
 
 
 def approve(session: Session, project: Project, reviewer: User, demonstration_id: int, form: DecisionForm) -> None:
-    """Fine-tuning reads it from now on. Where the reviewer has edited the text, what the author wrote is kept beside.
+    """Approve a demonstration: fine-tuning reads it from now on. If the reviewer edited it, the author's text is kept
+    too.
 
     Raises:
         NotFound: no such demonstration in this project.
-        Conflict: somebody decided on it, or its author sent another text, since the page was opened; or exactly the
-            edited text is there already.
+        Conflict: somebody decided on it or its author changed it since the page was opened, or exactly the edited text
+            exists already.
         InvalidInput: the text is empty.
     """
     demonstration = _as_seen(session, project, demonstration_id, form)
@@ -242,7 +247,7 @@ def approve(session: Session, project: Project, reviewer: User, demonstration_id
 
 
 def reject(session: Session, project: Project, reviewer: User, demonstration_id: int, form: DecisionForm) -> None:
-    """Nothing reads it; its author sees the note and can send a better one.
+    """Reject a demonstration: nothing reads it. Its author sees the note and can send a better text.
 
     Raises:
         NotFound, Conflict: as `approve`.
@@ -268,7 +273,7 @@ def _decide(
 def _remember(
     session: Session, demonstration: Demonstration, actor: User, action: str, before: str, note: str = ""
 ) -> None:
-    """Keeps what was done, and the text as it stood before."""
+    """Record an event with the text before it."""
     done = {"demonstration_id": demonstration.id, "actor_id": actor.id, "action": action}
     session.add(DemonstrationEvent(**done, note=note, text=before))
 
@@ -296,10 +301,10 @@ def _as_seen(session: Session, project: Project, demonstration_id: int, form: Re
 
 
 def ask(session: Session, project: Project, admin: User, wish: AskForm) -> int:
-    """Opens a task for each of `wish.count` prompts that fit; returns how many. The same form again asks no more.
+    """Open a task for each of `wish.count` matching prompts; return how many. Sending the same form again adds none.
 
     Raises:
-        InvalidInput: fewer prompts fit than were asked for.
+        InvalidInput: fewer prompts match than were asked for.
     """
     asking_queries.lock_project(session, project)
     if wish.key is not None and asking_queries.was_asked(session, project.id, str(wish.key)):
@@ -314,7 +319,7 @@ def ask(session: Session, project: Project, admin: User, wish: AskForm) -> int:
 
 
 def withdraw(session: Session, project: Project, admin: User, task_id: int | None) -> int:
-    """Takes a prompt's wish for an answer back, or all that nobody writes for now; returns how many."""
+    """Withdraw one task, or all tasks that nobody is writing for now; return how many."""
     n = asking_queries.remove_tasks(session, project.id, task_id)
     if n:
         audit(session, admin.id, "demonstration.withdrawn", project.id, task_id=task_id, count=n)

@@ -1,4 +1,4 @@
-"""What the pages of demonstrations show."""
+"""Data for the pages of demonstrations."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -10,7 +10,7 @@ from app.models import Rubric
 
 
 class Card(NamedTuple):
-    """A prompt to write for. has_sample: there is a text to make better. original: what the text can be restored to;
+    """A prompt to write for. has_sample: there is a text to improve. original: the text that "restore" brings back.
     text: what the editor begins with."""
 
     task_id: int
@@ -36,14 +36,14 @@ def card(desk: Desk, rubric: Rubric | None, text: str | None = None) -> Card:
 
 
 class Changes(NamedTuple):
-    """How one text became another, for a reader: `what` says which."""
+    """The changes from one text to another; `what` says which."""
 
     what: str
     lines: list[Line]
 
 
 def changes(case: Case) -> list[Changes]:
-    """The reviewer's edit and the author's, where there was one to begin with."""
+    """Return the changes made by the reviewer and by the author, if there was a text to start from."""
     demonstration = case.demonstration
     found = []
     if demonstration.written is not None:
@@ -55,7 +55,7 @@ def changes(case: Case) -> list[Changes]:
 
 
 class Step(NamedTuple):
-    """What was done to a demonstration, and what that changed in its text."""
+    """What was done to a demonstration, and how its text changed."""
 
     action: str
     actor: str
@@ -65,7 +65,7 @@ class Step(NamedTuple):
 
 
 def steps(case: Case, events: Sequence[Event]) -> list[Step]:
-    """How it became what it is, the earliest first."""
+    """Return the demonstration's history, the earliest step first."""
     after = [*(event.text for event in events[1:]), case.demonstration.text]
     return [
         Step(event.action, event.actor, event.note, event.created_at, diff(event.text, text))

@@ -25,23 +25,27 @@ from sqlalchemy.orm import Session
 from app.domain.agreement_table import NOT_SAID, Judgments, Tags
 from app.models import AgreementTally, Comparison, Judgment, Prompt, Ranking, Round, Rubric, User
 
-CHUNK = 500_000  # comparisons whose judgments come as one value, which PostgreSQL limits to a gigabyte
+# comparisons whose judgments are returned as one value, because PostgreSQL limits a value to a gigabyte
+CHUNK = 500_000
 MONDAY = 2  # 2000-01-03, in days since PostgreSQL's epoch
 DAY = 86_400_000_000  # microseconds
-COUNTS = and_(Comparison.state != "withdrawn", Comparison.purpose != "repeat")  # nobody agrees with themselves
+# a repeat would compare a labeler with themselves
+COUNTS = and_(Comparison.state != "withdrawn", Comparison.purpose != "repeat")
 
 
 def judgments(session: Session, project_id: int, kinds: Collection[str], aspects: Collection[str]) -> Judgments:
-    """The live judgments that state a preference, by labelers of these kinds; not of withdrawn comparisons and repeats.
+    """Return the live judgments with a preference by labelers of these kinds, without withdrawn comparisons and
+    repeats.
 
-    Numbers come as packed bytes: a million rows as Python objects would take longer than all that follows.
+    Numbers are fetched as packed bytes: building a million rows of Python objects would take longer than everything
+    after.
     """
-    # Groups are hashed, not sorted on disk; compiling would take longer than it saves.
+    # Hash groups instead of sorting them on disk; JIT compilation would take longer than it saves.
     local = {"work_mem": "128MB", "enable_sort": "off", "jit": "off"}
     session.execute(select(*(func.set_config(name, value, True) for name, value in local.items())))
     said = _said(session, project_id, kinds, aspects)
     tags, ties, comparison, tag, ranking = _tagged(session, project_id)
-    # A judgment taken back between both reads may leave a comparison without any: it is in the first alone.
+    # A judgment taken back between the two reads can leave a comparison only in the first one.
     is_tagged = np.isin(said["comparison"], comparison)
     if not is_tagged.all():
         said = {name: column[is_tagged] for name, column in said.items()}
@@ -63,7 +67,7 @@ def judgments(session: Session, project_id: int, kinds: Collection[str], aspects
 def _said(
     session: Session, project_id: int, kinds: Collection[str], aspects: Collection[str]
 ) -> dict[str, NDArray[np.int64]]:
-    """The judgments' columns."""
+    """Return the judgments' columns."""
     numbers = [("comparison", ">i8"), ("labeler", ">i8"), ("at", ">i8"), ("preference", ">i2")]
     record = np.dtype([*numbers, ("aspects", ">i2", len(aspects))])
     packed: list[ColumnElement[bytes]] = [
@@ -91,7 +95,8 @@ def _said(
 def _tagged(
     session: Session, project_id: int
 ) -> tuple[list[Tags], NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Combinations of tags, whether each allows ties; ids of comparisons, ascending, their combinations, rankings."""
+    """Return combinations of tags, and whether each allows ties; ids of comparisons, ascending, with their combination
+    and ranking."""
     columns = (
         func.coalesce(Rubric.version, 0),
         Prompt.domain,
@@ -126,14 +131,14 @@ def has_rankings(session: Session, project_id: int) -> bool:
 
 
 class Tally(NamedTuple):
-    """How many comparisons have exactly these answers: app.models.AgreementTally."""
+    """Number of comparisons that have exactly these answers: see app.models.AgreementTally."""
 
     answers: list[int]
     n: int
 
 
 def tally(session: Session, project_id: int) -> list[Tally]:
-    """The patterns of answers in the project that occur now."""
+    """Return the patterns of answers that currently occur in the project."""
     n = func.sum(AgreementTally.n)
     found = select(AgreementTally.answers, n).where(AgreementTally.project_id == project_id)
     rows = session.execute(found.group_by(AgreementTally.answers).having(n != 0).order_by(AgreementTally.answers))
@@ -144,7 +149,7 @@ class Scales(NamedTuple):
     """What the project's published rubrics ask for."""
 
     has_tie: bool
-    strengths: int  # of the widest
+    strengths: int  # of the widest scale
     aspects: list[str]
 
 
@@ -161,7 +166,7 @@ def scales(session: Session, project_id: int) -> Scales:
 
 
 def labelers(session: Session, ids: Collection[int]) -> dict[int, tuple[str, str]]:
-    """(name, kind) by id."""
+    """Return (name, kind) by labeler id."""
     wanted = User.id == any_(literal(list(ids), ARRAY(BigInteger)))
     return {
         id_: (name, kind) for id_, name, kind in session.execute(select(User.id, User.name, User.kind).where(wanted))

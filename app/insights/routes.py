@@ -1,4 +1,4 @@
-"""The agreement page, its parts that load by themselves, and the same numbers as JSON for programs."""
+"""The agreement page, its parts that load separately, and the same numbers as JSON for programs."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -20,7 +20,7 @@ from app.render import page
 
 router = APIRouter(prefix="/projects/{project_slug}/agreement", route_class=FormRoute)
 
-# A table of more judgments may take over a second: the page shows the live figures and loads it behind them.
+# With more judgments the table may take over a second, so the page shows live figures first and then loads it.
 AT_ONCE = 2_000
 
 
@@ -53,7 +53,7 @@ def agreement(
     dimension: DimensionQuery = "",
     number: NumberQuery = 0,
 ) -> Response:
-    """Live figures of the whole, and the table, which large projects load behind them unless told to wait."""
+    """Show live figures and the table. Large projects load the table afterwards unless `wait` is set."""
     live = service.live(session, project.id, kinds)
     if "application/json" in request.headers.get("accept", ""):
         computed = _computed(session, project, kinds, tables)
@@ -74,7 +74,7 @@ def agreement(
 
 @router.get("/live")
 def live(request: Request, staff: StaffDep, project: ProjectDep, session: SessionDep, kinds: KindsDep) -> Response:
-    """The live figures alone."""
+    """Show only the live figures."""
     found = service.live(session, project.id, kinds)
     return page(request, "insights/_live.html", live=found, **_shared(project, kinds))
 
@@ -83,7 +83,7 @@ def live(request: Request, staff: StaffDep, project: ProjectDep, session: Sessio
 def table(
     request: Request, staff: StaffDep, project: ProjectDep, session: SessionDep, kinds: KindsDep, tables: TablesDep
 ) -> Response:
-    """Everything below the live figures."""
+    """Show everything below the live figures."""
     shown = _view(session, project, kinds, tables, {})
     return page(request, "insights/_table.html", view=shown, **_shared(project, kinds))
 
@@ -92,7 +92,7 @@ def table(
 def attention(
     request: Request, staff: StaffDep, project: ProjectDep, session: SessionDep, tables: TablesDep
 ) -> Response:
-    """Which slices need attention, alone: for the project's start page."""
+    """Show only the slices that need attention, for the project's start page."""
     shown = _view(session, project, service.PEOPLE, tables, {})
     shared = _shared(project, service.PEOPLE)
     return page(request, "insights/_attention.html", view=shown, at=f"{shared['here']}?wait=true", **shared)
@@ -109,7 +109,7 @@ def section(
     dimension: DimensionQuery,
     number: NumberQuery = 0,
 ) -> Response:
-    """One page of the parts of one kind."""
+    """Show one page of the parts of one dimension."""
     shown = _view(session, project, kinds, tables, {dimension: number})
     found = views.section(shown, dimension)
     if found is None:

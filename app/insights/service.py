@@ -1,4 +1,4 @@
-"""How far a project's labelers agree: live figures of the whole, and the full table."""
+"""Agreement of a project's labelers: live figures of the whole project, and the full table."""
 
 from collections.abc import Collection
 from typing import NamedTuple
@@ -13,25 +13,26 @@ from app.domain.figures import Figures, Patterns
 from app.insights import queries
 from app.models.user import USER_KINDS
 
-# Whose judgments a page is about unless it is told otherwise: people's, not machines'.
+# By default a page is about people's judgments, not machines'.
 PEOPLE = ("person", "imported")
-ANSWERS = len(PREFERENCES)  # codes of one kind of labeler in AgreementTally.answers
+ANSWERS = len(PREFERENCES)  # number of codes per kind of labeler in AgreementTally.answers
 
 
 class Live(NamedTuple):
-    """The project as a whole, as of the last judgment."""
+    """Figures of the whole project, as of the last judgment."""
 
     figures: Figures
     preferences: dict[int, int]  # judgments by preference
-    judgments_by_kind: dict[str, int]  # of all kinds of labelers, also those left out
+    judgments_by_kind: dict[str, int]  # by all kinds of labelers, including those left out
 
 
 def live(session: Session, project_id: int, kinds: Collection[str] = PEOPLE) -> Live:
-    """Figures over the live judgments of labelers of these kinds, from counts that every judgment keeps up to date.
+    """Return figures over the live judgments of labelers of these kinds, from counts that every judgment updates.
 
-    Costs the same for a thousand and a million judgments: it reads the distinct patterns of answers alone. The rules
-    of what counts are those of `queries.judgments`. What patterns do not tell is left to the table: who answered, which
-    Cohen's kappa asks, and which comparisons are one ranking's, without which intervals would be too narrow.
+    Costs the same for a thousand and a million judgments, because it reads only the distinct patterns of answers. The
+    same judgments count as in `queries.judgments`. Patterns do not contain everything, so the table has figures that
+    these lack: Cohen's kappa needs to know who answered, and intervals would be too narrow without knowing which
+    comparisons belong to one ranking.
     """
     tallies = queries.tally(session, project_id)
     by_code = np.zeros((len(tallies), len(USER_KINDS) * ANSWERS), dtype=np.int64)
@@ -59,6 +60,6 @@ def live(session: Session, project_id: int, kinds: Collection[str] = PEOPLE) -> 
 
 
 def table(session: Session, project_id: int, kinds: Collection[str] = PEOPLE) -> Table:
-    """All figures, computed from all judgments: a few seconds for a million."""
+    """Compute all figures from all judgments. Takes a few seconds for a million."""
     judgments = queries.judgments(session, project_id, kinds, queries.scales(session, project_id).aspects)
     return agreement_table.table(judgments)

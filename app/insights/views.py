@@ -1,4 +1,4 @@
-"""What the agreement page shows: parts worst first, marked where somebody should look, in words."""
+"""Data for the agreement page: parts sorted by agreement, worst first, and marked if they need attention."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -15,13 +15,13 @@ from app.domain.figures import Figures
 from app.insights.service import Live
 from app.kept import Computed
 
-LEAST = 20  # comparisons judged twice; with fewer a part is not compared
-PAGE = 10  # parts shown at once of each kind
-FOLDED = 100  # parts with too few comparisons that are listed
-LOUDEST = 8  # parts in the list of those that need attention
+LEAST = 20  # comparisons judged twice; a part with fewer is not compared
+PAGE = 10  # parts of a dimension shown at once
+FOLDED = 100  # at most this many parts with too few comparisons are listed
+LOUDEST = 8  # length of the list of parts that need attention
 FIRST_MONDAY = datetime(2000, 1, 3, tzinfo=UTC)
 
-# In the order shown, which is that of what can be acted upon.
+# In the order shown: what can be acted upon comes first.
 TITLES = {
     "domain": "Domain",
     "difficulty": "Difficulty",
@@ -33,7 +33,8 @@ TITLES = {
     "split": "Split",
     "pair": "Pairs of labelers",
 }
-REVIEWED = ("domain", "difficulty", "safety_category", "split", "purpose")  # by which the review queue can be filtered
+# dimensions by which the review queue can be filtered
+REVIEWED = ("domain", "difficulty", "safety_category", "split", "purpose")
 KINDS = {
     "person": "people",
     "imported": "imported labelers",
@@ -45,9 +46,9 @@ KINDS = {
 class Row(NamedTuple):
     """A part of the judgments.
 
-    value: as stored; the label says it in words. labelers: (id, name) of a pair.
-    lower: clearly below the whole. under: its interval lies below the review threshold, and the whole's does not: where
-    everything is under it, marking everything would tell nobody where to begin.
+    value: as stored; `label` says it in words. labelers: (id, name) of both labelers of a pair. lower: clearly below
+    the whole. under: its interval lies below the review threshold and the whole's does not. If the whole is below the
+    threshold, marking every part would not help anybody decide where to start.
     """
 
     dimension: str
@@ -55,7 +56,7 @@ class Row(NamedTuple):
     figures: Figures
     lower: bool = False
     under: bool = False
-    weighted: Estimate | None = None  # kappa, of a pair
+    weighted: Estimate | None = None  # weighted kappa, for a pair
     value: str = ""
     labelers: tuple[tuple[int, str], ...] = ()
 
@@ -65,18 +66,18 @@ class Row(NamedTuple):
 
     @property
     def review(self) -> str:
-        """The review queue's filter for this part, as part of an address; empty where it has none."""
+        """Return the review queue's filter for this part as a query string; empty if it has none."""
         if self.dimension == "rubric":
             return urlencode({"version": self.value})
         return urlencode({"slice": f"{self.dimension}={self.value}"}) if self.dimension in REVIEWED else ""
 
 
 class Section(NamedTuple):
-    """The parts of one kind: one page of those that can be compared, and those with too few comparisons."""
+    """The parts of one dimension: one page of those that can be compared, and those with too few comparisons."""
 
     dimension: str
     rows: list[Row]
-    number: int  # of the page, from 0
+    number: int  # page number, from 0
     total: int
     marked: int
     few: list[Row]
@@ -89,14 +90,14 @@ class Section(NamedTuple):
 
 class View(NamedTuple):
     whole: Figures
-    everything: Row  # the same as a row
+    everything: Row  # `whole` as a row
     whole_under: bool
     threshold: float
     comparable: bool  # whether any part has enough comparisons
     loudest: list[Row]
     marked: int
     sections: list[Section]
-    same: list[str]  # what all comparisons have in common: no use comparing it
+    same: list[str]  # what all comparisons have in common, so it is not compared
     pairs: Section
     pairs_total: int
     weeks: list[tuple[datetime, Figures]]
@@ -107,7 +108,8 @@ class View(NamedTuple):
 def view(
     computed: Computed[Table], names: Mapping[int, tuple[str, str]], threshold: float, pages: Mapping[str, int]
 ) -> View:
-    """
+    """Return the data of the page.
+
     Args:
         names: (name, kind) of the labelers in pairs.
         pages: by dimension, the page asked for.
@@ -122,7 +124,7 @@ def view(
             rows = [Row(dimension, said(dimension, value), figures, value=value) for value, figures in parts.items()]
             sections.append((dimension, _marked(rows, whole, threshold)))
     loudest = [row for row in chain.from_iterable(rows for _, rows in sections) if row.needs_attention]
-    # Those that are surely lowest: a small slice may be low by a few comparisons.
+    # Sort by the upper bound: a small slice may be low because of a few comparisons.
     loudest.sort(key=lambda row: (not row.lower, 1.0 if row.figures.percent.high is None else row.figures.percent.high))
     pairs = [
         Row("pair", " and ".join(name for _, name in two), figures, weighted=weighted, labelers=two)
@@ -140,7 +142,7 @@ def view(
         marked=len(loudest),
         sections=[_section(name, sorted(rows, key=_worst_first), pages.get(name, 0)) for name, rows in sections],
         same=same,
-        # Those who share most stay first: their figures are the surest.
+        # The pairs with the most shared comparisons stay first, because their figures are the most certain.
         pairs=_section("pair", _marked(pairs, whole, threshold), pages.get("pair", 0)),
         pairs_total=table.pairs_total,
         weeks=[(FIRST_MONDAY + timedelta(weeks=week), table.weeks[week]) for week in sorted(table.weeks)],
@@ -154,18 +156,18 @@ def section(shown: View, dimension: str) -> Section | None:
 
 
 def said(dimension: str, value: str) -> str:
-    """The name of a part in words; what people wrote stays as they wrote it."""
+    """Return the name of a part in words; names that people wrote stay unchanged."""
     words = {"rubric": f"version {value}", "round": f"round {value}"}.get(dimension)
     return words or (value.replace("_", " ") if dimension in ("purpose", "split", "difficulty") else value)
 
 
 def others(live: Live, kinds: Collection[str]) -> list[str]:
-    """Kinds of labelers that have judged but are left out."""
+    """Return kinds of labelers that have judged but are left out."""
     return [kind for kind, n in live.judgments_by_kind.items() if n and kind not in kinds]
 
 
 def answers(live: Live, strengths: int) -> list[tuple[str, int]]:
-    """Judgments by what they say, from A to B, on the widest scale that is or was in use."""
+    """Count judgments by answer, from A to B, on the widest scale that is or was in use."""
     used = [abs(preference) for preference, n in live.preferences.items() if n]
     widest = max([strengths, *used])
     return [
@@ -175,7 +177,7 @@ def answers(live: Live, strengths: int) -> list[tuple[str, int]]:
 
 
 def chart(weeks: Sequence[tuple[datetime, Figures]]) -> str:
-    """Columns of the trend as JSON: seconds since 1970, then what is drawn."""
+    """Return the columns of the trend chart as JSON: seconds since 1970, then the values."""
     columns: dict[str, list[float | None]] = {"week": [], "alpha": [], "low": [], "high": [], "percent": []}
     for monday, figures in weeks:
         alpha = figures.nominal_alpha
@@ -188,7 +190,7 @@ def chart(weeks: Sequence[tuple[datetime, Figures]]) -> str:
 def as_json(
     live: Live, computed: Computed[Table], names: Mapping[int, tuple[str, str]], kinds: Sequence[str]
 ) -> dict[str, Any]:
-    """Everything, for programs: numbers by name, their intervals beside them."""
+    """Return everything for programs: numbers by name, with their intervals."""
     table = computed.value
     parts = {f"{name}={value}": each for name, found in table.slices.items() for value, each in found.items()}
     return {
@@ -227,9 +229,9 @@ def _numbers(figures: Figures, **more: Estimate) -> dict[str, Any]:
 
 
 def _marked(rows: Sequence[Row], whole: Figures, threshold: float) -> list[Row]:
-    """The rows, those marked that have enough comparisons and agree too little."""
+    """Mark the rows that have enough comparisons and too little agreement."""
     enough = [row.figures.shared >= LEAST for row in rows]
-    # An aspect is a question of its own: it has no whole to be compared with.
+    # An aspect is a separate question, so there is no whole to compare it with.
     is_part = [row.dimension != "aspect" for row in rows]
     compared = [
         row.figures.percent if many and part else Estimate(None)

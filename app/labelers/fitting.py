@@ -1,7 +1,7 @@
-"""What labelers say together and how reliable each is: fitted over all judgments, or from the last fit for a few.
+"""Consensus and labeler reliability: a fit over all judgments, or consensus of a few comparisons from the last fit.
 
-All judgments: when a snapshot is frozen, when somebody is removed, and when an admin asks. A few: whenever a comparison
-settles.
+The full fit runs when a snapshot is frozen, when somebody is removed, and when an admin asks. The short form runs
+whenever comparisons settle.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ NOT_GIVEN = queries.NOT_GIVEN
 
 
 class Fitted(BaseModel):
-    """`project.fitted`: when and over what the last fit was, and an average labeler by it."""
+    """`project.fitted`: when the last fit ran, what it covered, and the weights of an average labeler."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -41,7 +41,7 @@ class Fitted(BaseModel):
 
 
 class Said(NamedTuple):
-    """What is said of one comparison: one preference or more, by whom, on a scale of so many steps each way."""
+    """The preferences stated on one comparison (at least one), by whom, on a scale with `strengths` steps each way."""
 
     labelers: Sequence[int]
     preferences: Sequence[int]
@@ -53,10 +53,10 @@ def last_fit(project: Project) -> Fitted | None:
 
 
 def decide(session: Session, project: Project, said: Sequence[Said]) -> list[Consensus]:
-    """The consensus of comparisons by the project's method, their labelers weighed as at the last fit.
+    """Return the consensus of comparisons by the project's method, with labelers weighted as in the last fit.
 
-    Costs O(judgments given), and one query where the method weighs labelers. None of `said` may be without a
-    preference; verdicts are `app.domain.consensus.verdict`.
+    Costs O(judgments given), plus one query if the method weights labelers. Every item of `said` needs at least one
+    preference; for verdicts, use `app.domain.consensus.verdict`.
     """
     if not said:
         return []
@@ -75,24 +75,23 @@ def decide(session: Session, project: Project, said: Sequence[Said]) -> list[Con
 
 
 def lock(session: Session, project: Project) -> None:
-    """One fit of a project at a time."""
+    """Let only one transaction at a time fit a project."""
     queries.lock(session, project.id)
 
 
 def refit(session: Session, project: Project) -> Fitted:
-    """Fits over all live judgments of the project and writes what follows: every labeler's reliability, and preference,
-    p_b and p_tie of all comparisons that are decided or in review.
+    """Fit all live judgments of the project and write the results.
 
-    Repeats, asked of those who have answered already, say nothing new. Dawid-Skene measures labelers on verdicts and on
-    answers to calibration items, too; it gives the reliabilities under every method. Objects loaded before are not
-    refreshed.
+    Writes every labeler's reliability, and preference, p_b and p_tie of all comparisons that are decided or in review.
+    Repeats are left out, because they add no new opinion. Dawid-Skene also measures labelers on verdicts and on answers
+    to calibration items; it gives the reliabilities under every method. Objects loaded before are not refreshed.
     """
     lock(session, project)
     method = LabelingSettings.model_validate(project.labeling).consensus
     judged, compared = queries.judged(session, project.id), queries.compared(session, project.id)
     n = len(compared["id"])
     comparison = np.searchsorted(compared["id"], judged["comparison"])
-    # Two statements: what was withdrawn, or judged for the first time, in between is left for the next fit.
+    # Comparisons that were withdrawn or first judged between the two statements are left for the next fit.
     there = compared["id"][np.minimum(comparison, n - 1)] == judged["comparison"] if n else comparison < 0
     comparison, preference = comparison[there], judged["preference"][there]
     labeler_ids, labeler = np.unique(judged["labeler"][there], return_inverse=True)
@@ -105,7 +104,7 @@ def refit(session: Session, project: Project) -> Fitted:
     if method == "crowd_bt":
         _, items = np.unique(np.stack([compared["a"], compared["b"]], axis=1), return_inverse=True)
         items = items.reshape(-1, 2)
-        # What evaluates a policy must not train the next one: it rates no response that other comparisons are about.
+        # Comparisons that evaluate a policy must not train the next one, so they rate no response.
         rates = compared["evaluates"][comparison] == 0
         rating = comparison[rates], labeler[rates], sides[rates], items
         joint = crowd_bt.fit(*rating, labelers=len(labeler_ids))
@@ -151,13 +150,14 @@ def _crowd(fitted: Fitted | None) -> Crowd:
 
 
 def _known(compared: queries.Columns) -> NDArray[np.int64]:
-    """(C,) the side of a verdict, or of a calibration item's answer; UNKNOWN elsewhere."""
+    """Return (C,) the side of a verdict, or of a calibration item's answer; UNKNOWN for the others."""
     truth = np.where(compared["verdict"] != NOT_GIVEN, compared["verdict"], compared["gold"])
     return np.where(truth != NOT_GIVEN, np.sign(truth), UNKNOWN)
 
 
 def _with_verdicts(compared: queries.Columns, answered: NDArray[np.bool_], found: Decisions) -> dict[str, NDArray[Any]]:
-    """What is written: the verdict's consensus in place of the labelers', and nothing where neither is."""
+    """Return the columns to write: a verdict replaces the labelers' consensus, and comparisons with neither are left
+    out."""
     columns = {name: np.array(values) for name, values in found._asdict().items()}
     for value in np.unique(compared["verdict"]):
         if value != NOT_GIVEN:
@@ -165,6 +165,6 @@ def _with_verdicts(compared: queries.Columns, answered: NDArray[np.bool_], found
                 if name in columns:
                     columns[name][compared["verdict"] == value] = given
     written = answered | (compared["verdict"] != NOT_GIVEN)
-    columns["p_b"] = columns["p_b"].clip(10.0**-DIGITS, 1 - 10.0**-DIGITS)  # as Consensus.rounded
+    columns["p_b"] = columns["p_b"].clip(10.0**-DIGITS, 1 - 10.0**-DIGITS)  # as in Consensus.rounded
     rounded: dict[str, NDArray[Any]] = {n: values[written].round(DIGITS) for n, values in columns.items()}
     return {"id": compared["id"][written]} | rounded

@@ -1,4 +1,4 @@
-"""SQL of the fit: all judgments as columns, and what is written back, through temporary tables."""
+"""SQL of the consensus fit: reads all judgments as columns, and writes the results back through temporary tables."""
 
 from typing import Any
 
@@ -10,17 +10,18 @@ from sqlalchemy.orm import Session
 from app.bulk import load_columns, read_columns
 from app.models import Adjudication, Comparison, Judgment, Project, ProjectLabeler, Rubric
 
-NOT_GIVEN = 99  # in place of NULL, beyond every scale
+NOT_GIVEN = 99  # stands for NULL; outside every scale
 Columns = dict[str, NDArray[np.int64]]
 
 
 def lock(session: Session, project_id: int) -> None:
-    """One fit of a project at a time."""
+    """Let only one transaction at a time fit a project."""
     session.execute(select(Project.id).where(Project.id == project_id).with_for_update(key_share=True))
 
 
 def judged(session: Session, project_id: int) -> Columns:
-    """comparison, labeler, preference of every live judgment that says one, in the order of their ids."""
+    """Return comparison, labeler and preference of every live judgment that has a preference, ordered by
+    judgment id."""
     found = (
         select(
             Judgment.comparison_id.label("comparison"),
@@ -36,8 +37,11 @@ def judged(session: Session, project_id: int) -> Columns:
 
 
 def compared(session: Session, project_id: int) -> Columns:
-    """Every judged or adjudicated comparison, by id: both completions, the rubric's strengths, gold and verdict
-    (NOT_GIVEN where none), and whether it evaluates a policy (1 or 0)."""
+    """Return every judged or adjudicated comparison, ordered by id.
+
+    Columns: both completions, the rubric's strengths, gold and verdict (NOT_GIVEN if there is none), and whether it
+    evaluates a policy (1 or 0).
+    """
     found = (
         select(
             Comparison.id,
@@ -58,7 +62,7 @@ def compared(session: Session, project_id: int) -> Columns:
 
 
 def weights(session: Session, project_id: int, labeler_ids: set[int]) -> dict[int, list[float]]:
-    """What votes weigh (side, tie), by labeler, of those that a fit has seen."""
+    """Return the vote weights (side, tie) of the labelers that the last fit covered, by labeler."""
     found = select(ProjectLabeler.labeler_id, ProjectLabeler.fitted).where(
         ProjectLabeler.project_id == project_id, ProjectLabeler.labeler_id.in_(labeler_ids)
     )
@@ -72,9 +76,9 @@ CHANGED = """new.* FROM comparison JOIN fitted_consensus AS new ON comparison.id
 
 
 def write_consensus(session: Session, columns: dict[str, NDArray[Any]]) -> None:
-    """Writes preference (as `consensus`), p_b and p_tie of comparisons decided or in review, where they change.
+    """Write preference (as `consensus`), p_b and p_tie of comparisons that are decided or in review, if they changed.
 
-    Rows are locked in the order of their ids, as those who settle do.
+    Rows are locked by ascending id, as in settling.
     """
     load_columns(session, "fitted_consensus", columns)
     session.execute(text(f"SELECT {CHANGED} ORDER BY comparison.id FOR NO KEY UPDATE OF comparison"))
@@ -87,7 +91,7 @@ def write_consensus(session: Session, columns: dict[str, NDArray[Any]]) -> None:
 
 
 def write_labelers(session: Session, project_id: int, columns: dict[str, NDArray[Any]]) -> None:
-    """Writes reliability, its interval, and what votes weigh: `side` and `tie`."""
+    """Write each labeler's reliability, its interval, and the vote weights `side` and `tie`."""
     load_columns(session, "fitted_labeler", columns)
     session.execute(
         text(

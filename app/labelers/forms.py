@@ -1,4 +1,4 @@
-"""What the labelers' pages send."""
+"""Forms that the labelers' pages send."""
 
 from typing import Annotated, Literal
 

@@ -64,7 +64,7 @@ def groups_of(session: Session, project_id: int, labeler_id: int) -> list[str]:
 
 
 def active_labelers(session: Session, project_id: int) -> list[User]:
-    """Everybody in the project who can be given work."""
+    """Return everybody who can be given work in the project."""
     active = select(User).where(User.is_active, is_labeler_of(project_id))
     return list(session.scalars(active.order_by(User.name, User.id)))
 

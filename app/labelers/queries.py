@@ -1,4 +1,4 @@
-"""SQL of the labelers' pages: all judgments as columns, who the labelers are, and what a removal touches."""
+"""SQL of the labelers' pages: all judgments as columns, the labelers, and when a user last changed the data."""
 
 from collections.abc import Collection
 from datetime import datetime
@@ -44,12 +44,12 @@ from app.models import (
     User,
 )
 
-RECENT_EVENTS = 200  # of a project; more do not happen while figures are kept
-SHOWN = 20  # last judgments and state changes of one labeler
+RECENT_EVENTS = 200  # per project; at most this many happen while figures are cached
+SHOWN = 20  # latest judgments and state changes shown for one labeler
 
 
 class Read(NamedTuple):
-    """Judgments with indices, and what those stand for: ids (L,) and (C,)."""
+    """Judgments with indices into the id arrays labeler_ids (L,) and comparison_ids (C,)."""
 
     judged: Judged
     labeler_ids: NDArray[np.int64]
@@ -68,11 +68,14 @@ def judged(
     limit: int | None = None,
     until: datetime | None = None,
 ) -> Read:
-    """All live judgments of the project in the order they were given, without withdrawn comparisons and hidden repeats.
+    """Read all live judgments of the project in the order they were given.
+
+    Withdrawn comparisons and hidden repeats are left out.
 
     Args:
-        of_labeler: only the comparisons that this labeler has judged, the last `limit` of them, by whomever.
-        until: only what was given before that moment.
+        of_labeler: read only the comparisons that this labeler has judged, the last `limit` of them, with everybody's
+            judgments.
+        until: read only judgments given before that moment.
     """
     a, b = aliased(Completion), aliased(Completion)
     preference = Judgment.preference
@@ -122,8 +125,11 @@ def judged(
 
 
 def changed_at(session: Session, project: Project, user_id: int) -> datetime | None:
-    """When the user last changed what a project's figures and counts are made of: by a judgment, or by what is audited,
-    as imports, verdicts and removals are. Also when anybody last fitted the consensus."""
+    """Return when the user last changed the data behind a project's figures and counts.
+
+    A judgment or an audited action (an import, a verdict, a removal) counts as a change. So does a consensus fit by
+    anybody.
+    """
     newest = (
         select(AuditEvent.at, AuditEvent.actor_id)
         .where(AuditEvent.project_id == project.id)
@@ -140,7 +146,10 @@ def changed_at(session: Session, project: Project, user_id: int) -> datetime | N
 
 
 def consistency(session: Session, project_id: int) -> dict[int, tuple[int, int]]:
-    """By labeler: hidden repeats answered as the first time, and answered. The same pair may stand the other way."""
+    """Count, by labeler, hidden repeats answered as the first time, and all answered repeats.
+
+    The pair may have its responses the other way round.
+    """
     first, again = aliased(Judgment), aliased(Judgment)
     once, repeat = aliased(Comparison), aliased(Comparison)
     turned = case((once.completion_a_id == repeat.completion_a_id, 1), else_=-1)
@@ -159,7 +168,7 @@ def consistency(session: Session, project_id: int) -> dict[int, tuple[int, int]]
 
 
 class Labeler(NamedTuple):
-    """Who judges in a project, and how they stand there."""
+    """A labeler of a project, with their state there."""
 
     id: int
     name: str
@@ -172,8 +181,11 @@ class Labeler(NamedTuple):
 
 
 def labelers(session: Session, project_id: int, ids: Collection[int]) -> list[Labeler]:
-    """The project's labelers and these, and whoever else has a standing in it, is in a group of it, or has written
-    something for it."""
+    """Return the project's labelers and the given ones.
+
+    This includes anybody else who has a row in `project_labeler`, is in a group, or has written something for the
+    project.
+    """
     in_group = exists().where(
         LabelerGroupMember.labeler_id == User.id,
         LabelerGroupMember.group_id == LabelerGroup.id,
@@ -210,7 +222,7 @@ def labelers(session: Session, project_id: int, ids: Collection[int]) -> list[La
 
 
 def labeler(session: Session, project_id: int, labeler_id: int) -> Labeler | None:
-    """One of them; none where they have nothing to do with the project."""
+    """Return one labeler; None if they have nothing to do with the project."""
     has_judged = exists().where(
         Judgment.labeler_id == labeler_id, Judgment.comparison_id == Comparison.id, Comparison.project_id == project_id
     )
@@ -219,7 +231,7 @@ def labeler(session: Session, project_id: int, labeler_id: int) -> Labeler | Non
 
 
 def lock_standing(session: Session, project_id: int, labeler_id: int) -> ProjectLabeler:
-    """The labeler's row in the project, made where there is none, locked."""
+    """Return the labeler's row in the project, locked; create it if there is none."""
     key = {"project_id": project_id, "labeler_id": labeler_id}
     session.execute(insert(ProjectLabeler).values(key).on_conflict_do_nothing())
     return session.get_one(ProjectLabeler, key, with_for_update=True, populate_existing=True)
@@ -239,11 +251,11 @@ class LastJudgment(NamedTuple):
     consensus: float | None
     p_b: float | None
     p_tie: float | None
-    strengths: int  # of the rubric it was given under
+    strengths: int  # of the rubric that the judgment was given under
 
     @property
     def winner(self) -> int | None:
-        """Who won the comparison, as training reads it; none: nobody has said anything."""
+        """The winner of the comparison, as training reads it; None if nobody has stated a preference."""
         return who_won(self.consensus, self.p_b, self.p_tie)
 
 
@@ -276,7 +288,7 @@ def last_judgments(session: Session, project_id: int, labeler_id: int) -> list[L
 
 
 def tags(session: Session, comparison_ids: Collection[int]) -> dict[int, tuple[str, str]]:
-    """By comparison: domain and difficulty."""
+    """Return (domain, difficulty) by comparison id."""
     found = select(Comparison.id, Prompt.domain, Prompt.difficulty).join(Prompt, Prompt.id == Comparison.prompt_id)
     ids = text("comparison.id = ANY(:ids)").bindparams(ids=list(comparison_ids))
     return {id_: (domain, difficulty) for id_, domain, difficulty in session.execute(found.where(ids))}
@@ -285,19 +297,19 @@ def tags(session: Session, comparison_ids: Collection[int]) -> dict[int, tuple[s
 class Event(NamedTuple):
     at: datetime
     action: str
-    actor: str | None  # none: the service itself
+    actor: str | None  # None: the service itself
     details: dict[str, Any]
 
     @property
     def why(self) -> str:
-        """What was told or noted with it."""
+        """The message or reason recorded with the event."""
         if self.details.get("because") == "calibration":
             return f"{self.details['right']} of {self.details['answers']} right on calibration items"
         return self.details.get("message") or self.details.get("reason") or ""
 
 
 def history(session: Session, project_id: int, labeler_id: int) -> list[Event]:
-    """What was done about a labeler, newest first."""
+    """Return what admins and the service did about a labeler, newest first."""
     found = (
         select(AuditEvent.at, AuditEvent.action, User.name, AuditEvent.details)
         .outerjoin(User, User.id == AuditEvent.actor_id)
@@ -316,7 +328,7 @@ class Elsewhere(NamedTuple):
 
 
 def by_project(session: Session, labeler_id: int, viewer_id: int) -> list[Elsewhere]:
-    """The labeler's live judgments in all projects whose labelers the viewer may look at."""
+    """Count the labeler's live judgments in all projects whose labelers the viewer may see."""
     staffed = Project.id.in_(projects_of(viewer_id, "admin", "operator"))
     found = (
         select(Project.slug, Project.name, func.count())
@@ -330,7 +342,7 @@ def by_project(session: Session, labeler_id: int, viewer_id: int) -> list[Elsewh
 
 
 def done_since(session: Session, project_id: int, labeler_id: int, moment: datetime) -> tuple[int, int]:
-    """The labeler's live answers in the project since a moment, and all of them; a ranking is one answer."""
+    """Count the labeler's live answers in the project since a moment, and all of them; a ranking is one answer."""
     found = (
         select(func.count().filter(Judgment.created_at >= moment), func.count())
         .join(Comparison, Comparison.id == Judgment.comparison_id)

@@ -1,4 +1,4 @@
-"""SQL of taking a labeler out: their judgments, and what they wrote."""
+"""SQL of removing a labeler: their judgments, and what they wrote."""
 
 from typing import NamedTuple
 
@@ -8,12 +8,13 @@ from sqlalchemy.orm import Session, aliased
 from app.models import Comparison, Demonstration, DemonstrationTask, Judgment, Lease, Prompt, RedTeamAttempt, Thumb
 from app.models.prompt import WITHDRAWN
 
-RED_TEAM = "red team"  # source of a prompt that was one's attempt
+RED_TEAM = "red team"  # source of a prompt that was a red-team attempt
 
 
 class Affected(NamedTuple):
-    """judgments: live ones of the labeler. comparisons: they are on. reopened: of those, how many get back into the
-    queue for somebody else. withdrawn: hidden repeats, which nobody else can answer. thumbs: live ones."""
+    """judgments: the labeler's live judgments. comparisons: the comparisons they are on. reopened: comparisons that
+    return to the queue for somebody else. withdrawn: hidden repeats, which nobody else can answer. thumbs: the
+    labeler's live thumbs."""
 
     judgments: int
     comparisons: int
@@ -42,15 +43,14 @@ def affected(session: Session, project_id: int, labeler_id: int) -> Affected:
         .select_from(Thumb)
         .where(Thumb.project_id == project_id, Thumb.labeler_id == labeler_id, Thumb.superseded_at.is_(None))
     )
-    # One live judgment a labeler and comparison: so many judgments, so many comparisons.
+    # A labeler has one live judgment per comparison, so both counts are equal.
     return Affected(judgments, judgments, reopened, repeats, thumbs or 0)
 
 
 def take_out(session: Session, project_id: int, labeler_id: int) -> list[int]:
-    """Ends the labeler's leases and supersedes their judgments and thumbs in the project; ids of the comparisons the
-    leases and judgments were on.
+    """End the labeler's leases and supersede their judgments and thumbs in the project.
 
-    Comparisons are locked first, in the order of their ids.
+    Returns ids of the comparisons that the judgments were on. Comparisons are locked first, by ascending id.
     """
     own = {"project": project_id, "labeler": labeler_id}
     ids = list(
@@ -93,7 +93,7 @@ def take_out(session: Session, project_id: int, labeler_id: int) -> list[int]:
 
 
 def give_back(session: Session, project_id: int, labeler_id: int) -> None:
-    """Ends the labeler's leases, and their hold on a prompt that they write for. Comparisons are locked first."""
+    """End the labeler's leases and release the prompts that they write for. Comparisons are locked first."""
     held = exists().where(Lease.comparison_id == Comparison.id, Lease.labeler_id == labeler_id, Lease.state == "live")
     locked = select(Comparison.id).where(Comparison.project_id == project_id, held).order_by(Comparison.id)
     ids = session.scalars(locked.with_for_update()).all()
@@ -108,16 +108,17 @@ def give_back(session: Session, project_id: int, labeler_id: int) -> None:
 
 
 def reopen(session: Session, comparison_ids: list[int]) -> int:
-    """Opens those of them that lack judgments now; returns how many. Repeats are withdrawn; nobody else can answer one.
+    """Reopen the comparisons that now lack judgments; return how many.
 
-    What waited for the person removed is offered to everybody.
+    Repeats are withdrawn, because nobody else can answer them. Comparisons kept for the removed labeler are offered to
+    everybody.
     """
     ids = text("comparison.id = ANY(:ids)").bindparams(ids=comparison_ids)
     session.execute(
         update(Comparison).where(ids, Comparison.purpose == "repeat").values(state="withdrawn"),
         execution_options={"synchronize_session": False},
     )
-    # Content flags were for reviewers to look at; those of judgments that are no more are not.
+    # A content flag set only by removed judgments no longer needs a reviewer.
     session.execute(
         update(Comparison)
         .where(ids, Comparison.flagged)
@@ -152,7 +153,7 @@ def reopen(session: Session, comparison_ids: list[int]) -> int:
 
 
 def release_kept(session: Session, project_id: int, labeler_id: int) -> None:
-    """Comparisons nobody has judged yet that only this labeler would have been offered: to everybody."""
+    """Offer the open comparisons that were kept for this labeler to everybody."""
     session.execute(
         _kept(project_id, labeler_id).where(Comparison.purpose != "repeat").values(labeler_id=None),
         execution_options={"synchronize_session": False},
@@ -173,8 +174,8 @@ def _kept(project_id: int, labeler_id: int) -> Update:
 
 
 class Written(NamedTuple):
-    """What a labeler wrote in a project that still stands: demonstrations, red-team attempts, and how many of these
-    were accepted as new prompts."""
+    """Counts of a labeler's texts in a project that still stand: demonstrations, red-team attempts, and prompts
+    accepted from these attempts."""
 
     demonstrations: int
     attempts: int
@@ -182,7 +183,7 @@ class Written(NamedTuple):
 
 
 def own_prompts(project_id: int, labeler_id: int) -> Select[int]:
-    """Prompts that came into the project as red-team attempts of the labeler, and of nobody else."""
+    """Select prompts that came from red-team attempts of this labeler and of nobody else."""
     mine, other = aliased(RedTeamAttempt), aliased(RedTeamAttempt)
     return (
         select(Prompt.id)
@@ -214,8 +215,10 @@ def _attempts(project_id: int, labeler_id: int) -> tuple[ColumnElement[bool], ..
 
 
 def withdraw_written(session: Session, project_id: int, labeler_id: int, admin_id: int, reason: str) -> None:
-    """Withdraws what they wrote, and what was made of prompts that they wrote: comparisons, wishes for demonstrations.
-    What others wrote on such a prompt stays, unread, for the prompt is in no split that anything reads."""
+    """Withdraw what the labeler wrote, and the comparisons and writing tasks made from their prompts.
+
+    What others wrote on these prompts stays, but nothing reads it, because the prompt's split becomes `withdrawn`.
+    """
     quietly = {"synchronize_session": False}
     decided = {"state": "withdrawn", "reviewer_id": admin_id, "reviewed_at": func.now(), "review_note": reason}
     own = update(Demonstration).where(*_demonstrations(project_id, labeler_id))

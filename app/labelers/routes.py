@@ -1,4 +1,4 @@
-"""The labelers of a project: who needs attention and why; one labeler; pauses, removals and groups."""
+"""The labelers of a project: who needs attention and why, one labeler, pauses, removals and groups."""
 
 from typing import Annotated
 
@@ -51,14 +51,15 @@ def listing(
 
 @router.get("/attention")
 def attention(request: Request, staff: StaffDep, project: ProjectDep, session: SessionDep) -> Response:
-    """Who needs attention, alone: for the project's start page."""
+    """Show only the labelers who need attention, for the project's start page."""
     settings = LabelingSettings.model_validate(project.labeling)
     found = _overview(request, session, project, staff).value
     return page(request, "labelers/_attention.html", listing=views.listing(found, settings.calibration, None))
 
 
 def _overview(request: Request, session: SessionDep, project: Project, user: User) -> Computed[service.Overview]:
-    """Figures of all labelers, computed once for all who look within a while; again after what the user did."""
+    """Return figures of all labelers, cached for a short while for all viewers; recomputed after the user's own
+    changes."""
     kept: Kept[service.Overview] = request.app.state.labelers_overviews
     since = service.changed_at(session, project, user)
     return kept.get(project.id, lambda: service.overview(session, project), since)
@@ -176,14 +177,14 @@ def _detail(
 
 
 def _row(request: Request, project: Project, session: SessionDep, labeler_id: int) -> tuple[queries.Labeler, views.Row]:
-    """The labeler with the figures of the list, where they are held against the others of their kind."""
+    """Return the labeler with the figures of the list, which compares them with others of their kind."""
     labeler = service.find(session, project, labeler_id)
     settings = LabelingSettings.model_validate(project.labeling)
     found = _overview(request, session, project, request.state.user).value
     others = [each for each in found.labelers if each.id != labeler_id]
-    if len(others) == len(found.labelers):  # they are new since it was computed
+    if len(others) == len(found.labelers):  # the labeler joined after the figures were computed
         found = service.overview(session, project)
-    else:  # how they stand is always as it is now
+    else:  # the state of the labeler must be current
         found = found._replace(labelers=[*others, labeler])
     rows = views.listing(found, settings.calibration, labeler.kind).rows
     return labeler, next(row for row in rows if row.labeler.id == labeler_id)
@@ -218,7 +219,7 @@ def resume(request: Request, admin: AdminDep, project: ProjectDep, session: Sess
 
 @router.get("/{labeler_id}/remove")
 def removal(request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep, labeler_id: int) -> Response:
-    """What a removal would change, and what it cannot: asked before it is done."""
+    """Show what a removal would change, and what it cannot change, before it is done."""
     return _removal(request, project, session, labeler_id)
 
 
@@ -269,7 +270,7 @@ def withdraw_written(
     labeler_id: int,
     form: Annotated[RemoveForm, Form()],
 ) -> Response:
-    """Withdraws what somebody wrote who was removed without it."""
+    """Withdraw what a labeler wrote whose removal did not include it."""
     service.find(session, project, labeler_id)
     try:
         service.withdraw_written(session, project, admin, labeler_id, form.reason)

@@ -1,4 +1,4 @@
-"""How labelers stand in a project: figures, pauses, groups, and taking somebody out again. Decisions are audited."""
+"""Labelers of a project: figures, pauses, groups, and removal. Decisions are audited."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, time
@@ -22,7 +22,7 @@ from app.labelers.removal_queries import Affected, Written
 from app.labelers.uses_queries import Made, UsedIn
 from app.models import LabelerGroup, Project, ProjectLabeler, User
 
-OWN_JUDGMENTS = 500  # the last ones, from which a labeler's own figures are taken
+OWN_JUDGMENTS = 500  # a labeler's own figures cover this many of their latest judgments
 
 
 class Overview(NamedTuple):
@@ -30,8 +30,9 @@ class Overview(NamedTuple):
 
     Attributes:
         labelers: everybody who has judged or written, has a standing or is in a group.
-        row_of: of each labeler in figures, by id; not there without a judgment.
-        consistency: by id: hidden repeats answered as the first time, and answered.
+        row_of: each labeler's index in `figures`, by id. Labelers without a judgment are missing.
+        consistency: by labeler id, the number of hidden repeats answered as the first time, and of all answered
+            repeats.
         fitted: the last fit, if any.
     """
 
@@ -43,10 +44,10 @@ class Overview(NamedTuple):
 
 
 class OwnNumbers(NamedTuple):
-    """What labelers read of themselves; none where the project does not show it, or there is nothing yet.
+    """Figures labelers see about themselves; None if the project does not show the figure or there is no data yet.
 
-    seconds: median. agreement: share on the side most others chose, of how many. calibration: likewise of known
-    answers. These three are of the last `OWN_JUDGMENTS` up to a moment, see `own_figures`.
+    seconds: the median. agreement: (share on the side that most others chose, number of judgments). calibration: the
+    same for known answers. These three cover the last `OWN_JUDGMENTS` up to a moment, see `own_figures`.
     """
 
     today: int
@@ -57,7 +58,7 @@ class OwnNumbers(NamedTuple):
 
 
 class Uses(NamedTuple):
-    """Where what a labeler judged and wrote went: snapshots, models trained on it, and models that began with those."""
+    """What a labeler's work was used for: snapshots, models trained on it, and later models based on these models."""
 
     snapshots: list[UsedIn]
     trained: list[Made]
@@ -85,7 +86,7 @@ def changed_at(session: Session, project: Project, user: User) -> datetime | Non
 
 
 def find(session: Session, project: Project, labeler_id: int) -> Labeler:
-    """Raises NotFound for whoever has nothing to do with the project."""
+    """Return the labeler; raise NotFound for somebody who has nothing to do with the project."""
     found = queries.labeler(session, project.id, labeler_id) if labeler_id < 2**63 else None
     if found is None:
         raise NotFound("Nobody of that number judges in this project.", "The list of labelers names those who do.")
@@ -93,17 +94,17 @@ def find(session: Session, project: Project, labeler_id: int) -> Labeler:
 
 
 def done(session: Session, project: Project, labeler: User) -> OwnNumbers:
-    """How much a labeler has answered in a project, and nothing of how others did."""
+    """Return how much a labeler has answered in a project, without anything about other labelers' answers."""
     midnight = datetime.combine(datetime.now(UTC).date(), time(), UTC)
     return OwnNumbers(*queries.done_since(session, project.id, labeler.id, midnight))
 
 
 def own_figures(session: Session, project: Project, labeler: User, wanted: OwnFigures, until: datetime) -> OwnNumbers:
-    """A labeler's own numbers in a project, those that it shows; costs O(their judgments).
+    """Return a labeler's own figures, those that the project shows; costs O(their judgments).
 
     Args:
-        until: the figures count what everybody had answered before that moment. If they moved with each answer, they
-            would tell how others answered, and which answer was to a calibration item or a repeat.
+        until: the figures cover only answers given before this moment. If they changed with each answer, labelers could
+            infer how others answered, and which answer was to a calibration item or a repeat.
     """
     numbers = done(session, project, labeler)
     if not any(shown for _, shown in wanted) or not (own := _figures_of(session, project, labeler, until)):
@@ -118,7 +119,7 @@ def own_figures(session: Session, project: Project, labeler: User, wanted: OwnFi
 
 
 class _Own(NamedTuple):
-    """The labeler's columns of `Figures` that they may read."""
+    """The columns of `Figures` that labelers may see about themselves."""
 
     median_ms: float
     agreed: float
@@ -163,7 +164,7 @@ def uses(session: Session, project: Project, labeler_id: int) -> Uses:
 
 
 def pause(session: Session, project: Project, admin: User, labeler_id: int, message: str) -> None:
-    """The labeler gets no more tasks and reads the message instead, until an admin lets them go on.
+    """Pause a labeler: until an admin lets them continue, they get no tasks and read the message instead.
 
     Raises:
         InvalidInput: no message. Conflict: they were removed. NotFound: they have nothing to do with the project.
@@ -179,11 +180,12 @@ def pause(session: Session, project: Project, admin: User, labeler_id: int, mess
 
 
 def resume(session: Session, project: Project, admin: User, labeler_id: int) -> None:
-    """Lets a paused or removed labeler work again. Calibration looks back no further than to this moment; judgments
-    that a removal took out stay out.
+    """Let a paused or removed labeler work again.
+
+    Calibration counts only answers from now on. Judgments that a removal took out stay out.
 
     Raises:
-        Conflict: nothing keeps them from working. NotFound: they have nothing to do with the project.
+        Conflict: the labeler is active. NotFound: they have nothing to do with the project.
     """
     row = _locked(session, project, labeler_id)
     if row.state == "active":
@@ -196,25 +198,25 @@ def resume(session: Session, project: Project, admin: User, labeler_id: int) -> 
 
 
 def removal(session: Session, project: Project, labeler_id: int) -> Affected:
-    """What `remove` would change."""
+    """Return what `remove` would change."""
     return removal_queries.affected(session, project.id, labeler_id)
 
 
 def written(session: Session, project: Project, labeler_id: int) -> Written:
-    """What they wrote that stands: what `withdraw_written` would withdraw."""
+    """Count the labeler's demonstrations and attempts that `withdraw_written` would withdraw."""
     return removal_queries.written(session, project.id, labeler_id)
 
 
 def remove(
     session: Session, project: Project, admin: User, labeler_id: int, reason: str, *, with_written: bool = False
 ) -> Affected:
-    """Takes a labeler and all their judgments out: they withdrew their consent, or sent spam.
+    """Remove a labeler and all their judgments, because they withdrew their consent or sent spam.
 
-    Their judgments stay stored, superseded; comparisons that lack judgments now go back into the queue; what everybody
-    else says is fitted anew. Snapshots and models made before are not changed: `uses` names them.
+    Their judgments stay stored as superseded. Comparisons that now lack judgments go back into the queue, and the
+    consensus is fitted again without them. Existing snapshots and models do not change: `uses` lists them.
 
     Args:
-        with_written: what they wrote is withdrawn too, see `withdraw_written`.
+        with_written: also withdraw what they wrote, see `withdraw_written`.
 
     Returns:
         what was changed.
@@ -256,10 +258,11 @@ def remove(
 
 
 def leave(session: Session, project: Project, labeler_id: int) -> None:
-    """Ends what somebody holds who is no labeler of the project any more: their tasks go back, what was kept for them
-    is for everybody, and they leave their groups. Their judgments, and what they wrote, stay.
+    """Release what somebody holds who is no longer a labeler of the project.
 
-    So do their repeats: if they come back, the card that they had is there again, whatever it was.
+    Their tasks go back to the queue, comparisons kept for them are opened to everybody, and they leave their groups.
+    Their judgments and their texts stay. So do their repeats: if they come back, the card that they held is there
+    again, whatever it was.
     """
     gate_queries.lock_labeler(session, labeler_id)
     removal_queries.give_back(session, project.id, labeler_id)
@@ -268,11 +271,12 @@ def leave(session: Session, project: Project, labeler_id: int) -> None:
 
 
 def withdraw_written(session: Session, project: Project, admin: User, labeler_id: int, reason: str) -> None:
-    """Withdraws a labeler's demonstrations and red-team attempts, and the prompts that came of these: nothing reads any
-    of them any more. They stay stored; snapshots and models made before are not changed.
+    """Withdraw a labeler's demonstrations and red-team attempts, and the prompts made from these attempts.
+
+    Nothing reads withdrawn texts any more. They stay stored, and existing snapshots and models do not change.
 
     Raises:
-        InvalidInput: no reason. Conflict: nothing of theirs stands. NotFound: as `pause`.
+        InvalidInput: no reason. Conflict: they have nothing left to withdraw. NotFound: as `pause`.
     """
     reason = reason.strip()
     if not reason:
@@ -299,8 +303,11 @@ def _named(used: Uses) -> dict[str, list[int]]:
 
 
 def _locked(session: Session, project: Project, labeler_id: int, *, to_fit: bool = False) -> ProjectLabeler:
-    """The labeler's standing. Locked in this order: the labeler, the project if it will be fitted, the standing; what
-    comes after are comparisons. No fit or answer holds a comparison, or a standing, while it waits for one before."""
+    """Return the labeler's row in the project, locked.
+
+    Locks are taken in this order: the labeler, the project if it will be fitted, the row, and then comparisons. No fit
+    or answer holds a later lock while it waits for an earlier one.
+    """
     if labeler_id >= 2**63 or not gate_queries.lock_labeler(session, labeler_id):
         raise NotFound("Nobody of that number judges in this project.", "The list of labelers names those who do.")
     if to_fit:
@@ -317,7 +324,7 @@ def _change(session: Session, row: ProjectLabeler, admin: User, state: str, reas
 
 
 def add_group(session: Session, project: Project, admin: User, name: str) -> LabelerGroup:
-    """Raises InvalidInput for an empty name, Conflict for one that the project has."""
+    """Add a group. Raise InvalidInput for an empty name, Conflict for a name that the project already has."""
     name = name.strip()
     if not name:
         raise InvalidInput("The name is empty.", "Name the group by what its members know: “law”, “Arabic”.")
@@ -335,7 +342,7 @@ def add_group(session: Session, project: Project, admin: User, name: str) -> Lab
 
 
 def delete_group(session: Session, project: Project, admin: User, group_id: int) -> None:
-    """Raises Conflict while comparisons are kept for the group, NotFound where there is none."""
+    """Delete a group. Raise Conflict while comparisons are kept for it, NotFound if it does not exist."""
     group = _group(session, project, group_id)
     if group_queries.is_kept_for(session, group.id):
         raise Conflict(f"Comparisons are kept for the group “{group.name}”.", "Empty it instead.")
@@ -345,10 +352,10 @@ def delete_group(session: Session, project: Project, admin: User, group_id: int)
 
 
 def add_members(session: Session, project: Project, admin: User, group_id: int, labeler_ids: Sequence[int]) -> None:
-    """Raises NotFound for a group or a labeler that is not there."""
+    """Add labelers to a group. Raise NotFound if the group or a labeler does not exist."""
     group = _group(session, project, group_id)
     for labeler_id in sorted({each for each in labeler_ids if each < 2**63}):
-        gate_queries.lock_labeler(session, labeler_id)  # somebody who is just leaving must leave this group too
+        gate_queries.lock_labeler(session, labeler_id)  # a labeler who is just being removed must leave this group too
     known = {user.id for user in group_queries.active_labelers(session, project.id)}
     if not labeler_ids:
         raise InvalidInput("Nobody was chosen.", "Choose who joins the group.")
@@ -360,7 +367,7 @@ def add_members(session: Session, project: Project, admin: User, group_id: int, 
 
 
 def remove_member(session: Session, project: Project, admin: User, group_id: int, labeler_id: int) -> None:
-    """Raises NotFound for a group that is not there."""
+    """Remove a labeler from a group. Raise NotFound if the group does not exist."""
     group = _group(session, project, group_id)
     group_queries.remove_member(session, group.id, labeler_id)
     audit(session, admin.id, "group.left", project.id, group_id=group.id, labeler_ids=[labeler_id])

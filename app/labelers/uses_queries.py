@@ -1,4 +1,4 @@
-"""SQL of where a labeler's judgments, demonstrations, thumbs and prompts went: snapshots and models."""
+"""SQL of where a labeler's judgments, demonstrations, thumbs and prompts were used: snapshots and models."""
 
 from datetime import datetime
 from typing import NamedTuple
@@ -26,15 +26,16 @@ from app.models import (
 )
 from app.models.prompt import WITHDRAWN
 
-WEIGHING = ("dawid_skene", "crowd_bt")  # methods by which everybody's judgments weigh everybody's
+WEIGHING = ("dawid_skene", "crowd_bt")  # methods in which everybody's judgments affect everybody's weight
 
 
 class UsedIn(NamedTuple):
-    """A snapshot that something of a labeler is in, and the round that read it, if any.
+    """A snapshot that contains something from a labeler, and the round that read it, if any.
 
-    judgments: theirs on its comparisons. demonstrations, thumbs: theirs in it. prompts: comparisons, demonstrations and
-    thumbs in it on prompts they wrote. weighed: it holds posteriors by a method that weighs labelers, fitted over their
-    judgments too: its numbers are other ones for them, also where they have judged none of its comparisons.
+    judgments: their judgments on its comparisons. demonstrations, thumbs: theirs in it. prompts: comparisons,
+    demonstrations and thumbs in it on prompts they wrote. weighed: its posteriors come from a method that weights
+    labelers and that was fitted over their judgments too. Its numbers depend on these even if they judged none of its
+    comparisons.
     """
 
     snapshot_id: int
@@ -50,7 +51,7 @@ class UsedIn(NamedTuple):
 
 
 def snapshots_with(session: Session, project_id: int, labeler_id: int) -> list[UsedIn]:
-    """Snapshots frozen with something of the labeler; of judgments, those live then."""
+    """Return snapshots frozen with something from the labeler. Judgments count if they were live at that time."""
     judgments = _by_snapshot(session, _judged(project_id, labeler_id))
     demonstrations = _by_snapshot(session, _demonstrated(project_id, labeler_id))
     thumbs = _by_snapshot(session, _thumbs(project_id, labeler_id))
@@ -151,8 +152,10 @@ def _on_own_prompts(project_id: int, labeler_id: int) -> tuple[Select[int, int],
 
 
 class Made(NamedTuple):
-    """A model, the round that made it, and what that round began with. sampled: in training it could answer a prompt
-    that the labeler wrote."""
+    """A model, the round that made it, and the models that the round began with.
+
+    sampled: training could have sampled a response to a prompt that the labeler wrote.
+    """
 
     id: int
     name: str
@@ -165,10 +168,10 @@ class Made(NamedTuple):
 
 
 def models(session: Session, project_id: int, labeler_id: int) -> list[Made]:
-    """All models of the project, oldest first.
+    """Return all models of the project, oldest first.
 
-    Algorithms that sample while they train do so from all train prompts. The split of a withdrawn prompt is not known:
-    it counts.
+    Algorithms that sample during training use all train prompts. The earlier split of a withdrawn prompt is unknown, so
+    it counts as train.
     """
     gone = exists().where(RedTeamAttempt.prompt_id == Prompt.id, RedTeamAttempt.withdrawn_at < Run.created_at)
     there = exists().where(

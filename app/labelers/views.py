@@ -1,7 +1,7 @@
-"""The labelers' pages: figures with intervals, and in words why somebody needs attention.
+"""Data for the labelers' pages: figures with intervals, and the reasons why somebody needs attention.
 
-A share gets attention where a 99.9% interval rules chance out: with five hundred labelers and a 95% one, two dozen
-would be named for nothing. Cells show the 95% interval.
+A share gets attention if a 99.9% interval rules out chance. With 500 labelers, a 95% interval would flag about two
+dozen by chance. Cells show the 95% interval.
 """
 
 from collections import Counter
@@ -23,18 +23,18 @@ Z_SURE = 3.2905  # 99.9%
 KINDS = {"person": "People", "imported": "Imported", "simulated": "Simulated", "ai_judge": "AI judges"}
 KIND_NAMES = {"imported": "imported", "simulated": "simulated", "ai_judge": "AI judge"}
 
-# What makes somebody stand out, the worst first; the number orders those with different reasons.
+# Reasons for attention, by severity; the highest number is the worst.
 CALIBRATION, AGREEMENT, SIDE, FAST, CONSISTENCY, DRIFT, UNSAID = 7, 6, 5, 4, 3, 2, 1
-AGREEMENT_GAP = 0.10  # below the others of their kind
+AGREEMENT_GAP = 0.10  # agreement this far below others of their kind
 LEAST_CONSISTENT = 0.7
 DRIFT_GAP = 0.10
-DRIFT_WEEKS = 3  # the last ones, against those before
-LEAST_DRIFT = 20  # answers on either side
+DRIFT_WEEKS = 3  # the last weeks, compared with the earlier ones
+LEAST_DRIFT = 20  # answers needed in both periods
 MUCH_UNSAID = 0.3
 
 
 class Share(NamedTuple):
-    """A share with its 95% interval; `marked` where it says something about the labeler."""
+    """A share with its 95% interval; `marked` if it says something about the labeler."""
 
     hits: float
     n: float
@@ -58,7 +58,10 @@ class Week(NamedTuple):
 
 
 class Drift(NamedTuple):
-    """Agreement with others over the weeks: before and now where both are known, and the line as an SVG's points."""
+    """Agreement with others over the weeks.
+
+    before, now: None unless both are known. points: the line as an SVG's points.
+    """
 
     points: str
     before: float | None
@@ -79,7 +82,7 @@ class Reason(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A labeler on the list. None: nothing counted."""
+    """A labeler on the list. None means that nothing was counted."""
 
     labeler: Labeler
     judgments: int
@@ -89,7 +92,7 @@ class Row(NamedTuple):
     calibration: Share | None
     consistency: Share | None
     left: Share | None
-    low: float | None  # of the reliability
+    low: float | None  # of the reliability; so is `high`
     high: float | None
     seconds: float | None
     streaks: int
@@ -103,14 +106,15 @@ class Row(NamedTuple):
 
     @property
     def order(self) -> tuple[int, int, int, int, int]:
-        """Who waits for a decision and who stands out come first, those taken out last."""
+        """Sort key: labelers with a reason for attention first, by severity; removed labelers last."""
         worst = max((reason.severity for reason in self.reasons), default=0)
         place = {"removed": 2}.get(self.labeler.state, 0 if self.reasons else 1)
         return place, -worst, -len(self.reasons), -self.judgments, self.labeler.id
 
 
 class Listing(NamedTuple):
-    """kind: shown, or all. kinds: how many labelers of each. left: over all shown. attention: rows with a reason."""
+    """kind: the kind shown, or all. kinds: number of labelers by kind. left: the share of left over all rows.
+    attention: rows with a reason."""
 
     kind: str
     rows: list[Row]
@@ -127,9 +131,10 @@ def share(hits: float, n: float, *, z: float = 1.959964) -> Share | None:
 
 
 def listing(found: Overview, calibration: Calibration, kind: str | None) -> Listing:
-    """The labelers of a kind (or all), who needs attention first. Each is held against those of the same kind.
+    """List the labelers of a kind (or all), those who need attention first. Each is compared with others of the same
+    kind.
 
-    Without a kind, people: what machines say is never counted among what people say.
+    Without a kind, list people: machines' judgments are never counted as people's.
     """
     counted = Counter(labeler.kind for labeler in found.labelers)
     kinds = {name: counted[name] for name in KINDS if counted[name]}
@@ -151,14 +156,14 @@ def listing(found: Overview, calibration: Calibration, kind: str | None) -> List
 
 
 def _agreement_of(found: Overview, kind: str) -> float | None:
-    """How often labelers of a kind agree with the others, taken together."""
+    """Return the pooled agreement of labelers of one kind with the others."""
     places = [found.row_of[each.id] for each in found.labelers if each.kind == kind and each.id in found.row_of]
     compared = float(found.figures.compared[places].sum())
     return float(found.figures.agreed[places].sum()) / compared if compared else None
 
 
 def row(found: Overview, labeler: Labeler, calibration: Calibration, crowd: float | None) -> Row:
-    """One labeler's row; `crowd` is the agreement of those of the same kind."""
+    """Return one labeler's row; `crowd` is the agreement of labelers of the same kind."""
     i, figures = found.row_of.get(labeler.id), found.figures
     consistency = share(*found.consistency.get(labeler.id, (0, 0)))
     fitted = labeler.fitted
@@ -187,7 +192,7 @@ def _sided(left: Share | None) -> Share | None:
 
 
 def _reasons(row_: Row, calibration: Calibration, crowd: float | None) -> Iterator[Reason]:
-    """Why an admin should look at a labeler, in words."""
+    """Say why an admin should look at a labeler."""
     if row_.labeler.state == "paused":
         yield Reason(CALIBRATION + 1, "is paused and waits for you")
     known = row_.calibration
@@ -222,13 +227,13 @@ def _other(of: Share) -> Share:
 
 
 def drift(figures: Figures, i: int) -> Drift | None:
-    """None where there is not one week with somebody to agree with."""
+    """Return the labeler's agreement over time; None if no week has a comparison that others judged too."""
     agreed, compared = figures.agreed_by_week[i], figures.compared_by_week[i]
     some = np.flatnonzero(compared)
     if not len(some):
         return None
     width = max(len(compared) - 1, 1)
-    # A line 60 wide and 16 high, 1 at the top.
+    # A line 60 wide and 16 high, with 1 at the top.
     points = " ".join(f"{60 * w / width:.1f},{1 + 14 * (1 - agreed[w] / compared[w]):.1f}" for w in some)
     later = some[-DRIFT_WEEKS:]
     earlier = some[:-DRIFT_WEEKS]
@@ -243,7 +248,7 @@ def drift(figures: Figures, i: int) -> Drift | None:
 
 
 def weeks(figures: Figures, i: int) -> list[Week]:
-    """The labeler's weeks with judgments, newest first."""
+    """Return the labeler's weeks with judgments, newest first."""
     found = [
         Week(
             datetime.fromtimestamp(int(begins), UTC),
@@ -264,7 +269,7 @@ class Slice(NamedTuple):
 
 
 def slices(read: Read, i: int, tags: dict[int, tuple[str, str]]) -> list[Slice]:
-    """Agreement of labeler `i` with the others by domain and difficulty."""
+    """Return the agreement of labeler `i` with others by domain and difficulty."""
     mine = np.flatnonzero(read.judged.labeler == i)
     others = others_consensus(read.judged)[mine]
     side, weight = read.judged.side[mine], read.judged.weight[mine]

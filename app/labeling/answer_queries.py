@@ -1,4 +1,4 @@
-"""SQL of given answers: what one lease said, what may still change, and a labeler's history."""
+"""SQL of labelers' answers: the answer to one lease, which answers may still change, and a labeler's history."""
 
 from collections.abc import Collection, Sequence
 from datetime import timedelta
@@ -15,17 +15,21 @@ from app.labeling.conditions import is_whole_answer
 from app.labeling.queries import lock_comparison
 from app.models import Comparison, Judgment, Lease, Prompt, Rubric, Snapshot
 
-# Closed by the labelers' answers alone, so that another answer may open it again; other wishes for review stay.
+# Labelers' answers alone put a comparison into review for these reasons, so another answer may open it again. Reviews
+# that a person or the reward model asked for stay.
 BY_ITSELF = ("split", "unjudgeable", "flagged")
 
 
 def lock_pairs(session: Session, comparison_id: int) -> list[Comparison]:
-    """The comparison, locked; of a ranking all its pairs, the offered one first."""
+    """Return the locked comparison. If it belongs to a ranking, return all its pairs, the offered one first."""
     return lock_with_ranking(session, lock_comparison(session, comparison_id))
 
 
 def lock_with_ranking(session: Session, comparison: Comparison) -> list[Comparison]:
-    """A comparison that is locked; if it is part of a ranking all its pairs, locked, the offered one first."""
+    """Return the given comparison, which the caller holds locked.
+
+    If it belongs to a ranking, lock and return all its pairs, the offered one first.
+    """
     if comparison.ranking_id is None:
         return [comparison]
     pairs = select(Comparison).where(Comparison.ranking_id == comparison.ranking_id).order_by(Comparison.id)
@@ -33,11 +37,11 @@ def lock_with_ranking(session: Session, comparison: Comparison) -> list[Comparis
 
 
 class SoFar(NamedTuple):
-    """What stands between a labeler and a comparison, which is locked.
+    """What decides whether a labeler's answer to a locked comparison is accepted.
 
-    leases: theirs on it, each with the milliseconds since it was given out. rubric: the comparison's. is_judged: they
-    have judged it. sent_before_id: the judgment, on whatever comparison, that was sent with the same key. gate: how
-    they stand in the project.
+    leases: the labeler's leases on it, each with its age in milliseconds. rubric: the comparison's rubric. is_judged:
+    the labeler has judged it. sent_before_id: a judgment sent earlier with the same key, on any comparison. gate: the
+    labeler's standing in the project.
     """
 
     leases: list[tuple[Lease, int]]
@@ -64,7 +68,7 @@ _SO_FAR = prepared(_so_far())
 
 
 def so_far(session: Session, comparison: Comparison, labeler_id: int, idempotency_key: UUID) -> SoFar:
-    """Read for a labeler who has or had a lease on the comparison."""
+    """Read all this for a labeler who has or had a lease on the comparison."""
     values: dict[str, Any] = {"comparison_id": comparison.id, "project_id": comparison.project_id}
     values |= {"labeler_id": labeler_id, "key": idempotency_key}
     rows = session.execute(_SO_FAR, values, execution_options={"populate_existing": True}).all()
@@ -77,11 +81,14 @@ def judgment_by_key(session: Session, idempotency_key: UUID) -> Judgment | None:
 
 
 def said_on(session: Session, judgment: Judgment) -> list[Judgment]:
-    """The answer that a judgment belongs to: itself, or the judgments on all pairs of a ranking, also on those that a
-    reviewer has taken out of it since."""
+    """Return all judgments of the answer that this judgment belongs to.
+
+    For a pair that is the judgment itself. For a ranking it is the judgments on all its pairs, including pairs that a
+    reviewer has since taken out of the ranking.
+    """
     same = select(Judgment).where(
         Judgment.labeler_id == judgment.labeler_id,
-        Judgment.created_at == judgment.created_at,  # found by this
+        Judgment.created_at == judgment.created_at,  # has an index
         Judgment.lease_id == judgment.lease_id,
         Judgment.superseded_at.is_not_distinct_from(judgment.superseded_at),
     )
@@ -89,7 +96,7 @@ def said_on(session: Session, judgment: Judgment) -> list[Judgment]:
 
 
 def ranked_pairs(session: Session, judgment: Judgment) -> dict[tuple[int, int], int | None]:
-    """The judgment's whole ranking: (completion A, completion B) -> preference towards B."""
+    """Return the judgment's whole ranking: (completion A, completion B) -> preference towards B."""
     parts = {part.comparison_id: part.preference for part in said_on(session, judgment)}
     pairs = select(Comparison.id, Comparison.completion_a_id, Comparison.completion_b_id)
     rows = session.execute(pairs.where(Comparison.id.in_(parts)))
@@ -102,7 +109,10 @@ def find_judgment(session: Session, project_id: int, judgment_id: int) -> Judgme
 
 
 def last_answer(session: Session, project_id: int, labeler_id: int) -> Judgment | None:
-    """The labeler's newest judgment from the desk that still stands; of a ranking, the one on the offered pair."""
+    """Return the labeler's newest answer from the labeling page that still stands.
+
+    For a ranking, this is the judgment on the offered pair.
+    """
     mine = (
         select(Judgment)
         .join(Comparison, Comparison.id == Judgment.comparison_id)
@@ -114,7 +124,7 @@ def last_answer(session: Session, project_id: int, labeler_id: int) -> Judgment 
 
 
 def undone(session: Session, comparison_id: int, labeler_id: int, lease_id: UUID) -> Judgment | None:
-    """What the labeler had said on this lease before taking it back."""
+    """Return the labeler's answer on this lease from before they took it back, or None."""
     said = select(Judgment).where(
         Judgment.comparison_id == comparison_id,
         Judgment.labeler_id == labeler_id,
@@ -130,13 +140,13 @@ def live_judgments(session: Session, comparison_ids: Collection[int], labeler_id
 
 
 def changeable(session: Session, judgments: Sequence[Judgment], since: timedelta) -> set[int]:
-    """Ids of the comparisons whose judgment the labeler can still change.
+    """Return ids of the comparisons whose judgment the labeler can still change.
 
-    It is one of `judgments`, stands, is not older than `since`, and was given after the project's newest snapshot; and
-    no reviewer has touched the comparison.
+    The judgment must be one of `judgments`, must stand, must not be older than `since`, and must be newer than the
+    project's last snapshot. No reviewer may have touched the comparison.
 
-    Nothing else counts: neither what others said, nor whether the comparison is closed. So nobody learns from it how
-    others answered, nor which of their answers was to a calibration item, which never closes.
+    Nothing else counts: neither other labelers' answers nor whether the comparison is closed. Otherwise labelers could
+    learn how others answered, or which of their answers was to a calibration item, because items never close.
     """
     frozen = exists().where(Snapshot.project_id == Comparison.project_id, Snapshot.created_at > Judgment.created_at)
     found = (
@@ -156,13 +166,13 @@ def changeable(session: Session, judgments: Sequence[Judgment], since: timedelta
 
 
 def _is_apart() -> ColumnElement[bool]:
-    """A condition on judgments of a ranking: a reviewer has since asked more people about this pair alone."""
+    """Condition on judgments of a ranking: a reviewer has since asked more people about this pair alone."""
     ranked = exists().where(Lease.id == Judgment.lease_id, func.jsonb_typeof(Lease.shown) == "array")
     return Comparison.ranking_id.is_(None) & ranked
 
 
 def is_taken_apart(session: Session, parts: Sequence[Judgment]) -> bool:
-    """Whether that holds for a part of an answer."""
+    """Tell whether a reviewer has asked more people about a pair of this answer alone."""
     apart = select(Judgment.id).join(Comparison, Comparison.id == Judgment.comparison_id).where(_is_apart())
     return bool(session.scalar(select(apart.where(Judgment.id.in_([part.id for part in parts])).exists())))
 
@@ -173,13 +183,13 @@ def supersede(session: Session, judgments: Sequence[Judgment], reason: str) -> N
 
 
 def reopen(session: Session, comparison_ids: Collection[int], at_least: int) -> None:
-    """Takes back what settling made of an answer that stands no more: that it closed them, and that it asked for more.
+    """Reopen comparisons whose answer was taken back, and undo the overlap that the answer had added.
 
-    Of what it asked for, places that somebody has taken stay, and one stays for what is said instead.
+    Added places that somebody has already taken stay, and one place stays for the answer that replaces this one.
 
     Args:
         comparison_ids: one comparison, or the pairs of one ranking, locked.
-        at_least: what adaptive overlap asks for before any answer.
+        at_least: the overlap that adaptive overlap starts with.
     """
     of_them = Comparison.id.in_(comparison_ids)
     closed = update(Comparison).where(of_them, Comparison.state != "open")
@@ -191,7 +201,7 @@ def reopen(session: Session, comparison_ids: Collection[int], at_least: int) -> 
         .group_by(Judgment.comparison_id)
         .subquery()
     )
-    # Whoever left some of a ranking's responses unranked could judge it all the same.
+    # A labeler who left some responses of a ranking unranked could judge it, so the best-judged pair counts.
     could_not = Comparison.judgment_count - func.coalesce(select(func.max(could_judge.c.n)).scalar_subquery(), 0)
     wanted = case(
         (Comparison.overlap_max.is_not(None), func.least(Comparison.overlap, at_least)),
@@ -204,12 +214,12 @@ def reopen(session: Session, comparison_ids: Collection[int], at_least: int) -> 
 
 
 def flag(session: Session, comparison_ids: Collection[int]) -> None:
-    """Puts them before a reviewer for their content, also where flags set earlier were dismissed."""
+    """Send comparisons to review for their content, even if earlier flags were dismissed."""
     session.execute(update(Comparison).where(Comparison.id.in_(comparison_ids)).values(flagged=True))
 
 
 def unflag(session: Session, comparison_ids: Collection[int]) -> None:
-    """Takes those back from the reviewer on which no standing judgment carries a content flag any more."""
+    """Clear the flag of comparisons on which no standing judgment carries a content flag any more."""
     flagged = exists().where(
         Judgment.comparison_id == Comparison.id,
         Judgment.superseded_at.is_(None),
@@ -219,14 +229,14 @@ def unflag(session: Session, comparison_ids: Collection[int]) -> None:
 
 
 def states(session: Session, comparison_ids: Collection[int]) -> set[str]:
-    """Their states; `requested` where a person or the reward model brought them to review."""
+    """Return the comparisons' states, with `requested` for a review that a person or the reward model asked for."""
     requested = (Comparison.state == "in_review") & Comparison.review_reason.not_in(BY_ITSELF)
     said = case((requested, "requested"), else_=Comparison.state)
     return set(session.scalars(select(said).where(Comparison.id.in_(comparison_ids))))
 
 
 def _answers(project_id: int, labeler_id: int) -> Select[Judgment]:
-    """One judgment an answer: the one on the pair that was offered."""
+    """Select one judgment per answer: for a ranking, the judgment on the offered pair."""
     return (
         select(Judgment)
         .join(Comparison, Comparison.id == Judgment.comparison_id)
@@ -235,8 +245,10 @@ def _answers(project_id: int, labeler_id: int) -> Select[Judgment]:
 
 
 def history(session: Session, project_id: int, labeler_id: int, before: int | None, limit: int) -> list[Row]:
-    """The labeler's judgments, newest first, those that no longer stand too: (Judgment, Comparison, Prompt.messages,
-    Rubric.strengths)."""
+    """Return the labeler's judgments, newest first, including superseded ones.
+
+    Rows are (Judgment, Comparison, Prompt.messages, Rubric.strengths).
+    """
     found = (
         _answers(project_id, labeler_id)
         .join(Prompt, Prompt.id == Comparison.prompt_id)

@@ -1,6 +1,6 @@
-"""Taking answers, taking them back, and changing them.
+"""Submitting, undoing and changing answers.
 
-The only place that turns a preference for a side shown into one in canonical order.
+Only this module converts a preference between the sides shown into canonical order.
 """
 
 from collections.abc import Collection, Sequence
@@ -22,17 +22,17 @@ from app.models import Comparison, Judgment, Lease, Project, Rubric, User
 
 
 def submit(session: Session, project: Project, lease_id: UUID, labeler: User, form: LabelForm) -> Judgment:
-    """Takes an answer; the last one wanted settles the comparison. The same form again changes nothing.
+    """Store an answer; the last one that the comparison needs settles it. Sending the same form again changes nothing.
 
-    A ranking's answer becomes a judgment on each of its pairs; the one on the offered pair is returned. A lease that
-    ran out does no harm as long as nobody else took its place. Nothing is written when this raises.
+    A ranking's answer becomes a judgment on each of its pairs, and the judgment on the offered pair is returned. An
+    expired lease is still accepted if nobody else has taken its place. Nothing is written when this raises.
 
     Raises:
         NotFound: no such lease in this project.
         Forbidden: another labeler's lease, or the labeler is paused or was removed.
         Conflict: judged already (in another tab), or under a rubric that has changed since.
         Gone: the time ran out and others took the place, or the comparison was closed.
-        InvalidInput: the answer is not one that the rubric allows.
+        InvalidInput: the rubric does not allow the answer.
     """
     gate_queries.lock_labeler(session, labeler.id)
     lease, comparison = leases.own_lease(session, project, lease_id, labeler)
@@ -57,7 +57,7 @@ def submit(session: Session, project: Project, lease_id: UUID, labeler: User, fo
             "Please read what changed and judge once more.",
         )
     holds_place = any(own.state == "live" for own, _age in so_far.leases)
-    # It may be kept for somebody else by now.
+    # The comparison may have been kept for somebody else in the meantime.
     if not holds_place and not (_has_room(offered) and choosing.choose_this(session, project, labeler, offered.id)):
         raise _taken()
     said = check(form, so_far.rubric, ranked=_ranked(lease))
@@ -68,7 +68,7 @@ def submit(session: Session, project: Project, lease_id: UUID, labeler: User, fo
             own.state, age_ms = "submitted", age
         elif own.state == "live":
             own.state = "released"
-    session.flush()  # The place must be free before the judgment takes it: see overlap_never_exceeded.
+    session.flush()  # Free the place before the judgment takes it: see overlap_never_exceeded.
     # A reviewer may have decided single pairs of a ranking already.
     wanted = [pair for pair in pairs if pair is offered or (pair.state == "open" and _has_room(pair))]
     duration_ms = age_ms if form.duration_ms is None else min(form.duration_ms, age_ms)
@@ -76,10 +76,10 @@ def submit(session: Session, project: Project, lease_id: UUID, labeler: User, fo
 
 
 def undo(session: Session, project: Project, labeler: User) -> UUID:
-    """Takes back the labeler's last answer in this project and puts its card on the desk again; returns its lease.
+    """Take back the labeler's last answer in this project, show its card again, and return its lease.
 
     Raises:
-        Conflict: there is none, or it can no longer be changed.
+        Conflict: there is no answer, or it can no longer be changed.
         Forbidden: the labeler is paused or was removed.
     """
     gate_queries.lock_labeler(session, labeler.id)
@@ -94,18 +94,18 @@ def undo(session: Session, project: Project, labeler: User) -> UUID:
     lease.state = "live"
     session.flush()
     queries.renew_live_leases(session, project.id, labeler.id, lasting)
-    # The card that was on the desk follows; what was loaded ahead of it goes back.
+    # The card that was on the desk comes next, and the card preloaded after it goes back to the queue.
     queries.release_leases(session, held[1:])
     return lease.id
 
 
 def edit(session: Session, project: Project, judgment_id: int, labeler: User, form: LabelForm) -> Judgment:
-    """Puts another answer in place of one; the old one is kept, superseded. The same form again changes nothing.
+    """Replace an answer. The old one is kept as superseded. Sending the same form again changes nothing.
 
     Raises:
         NotFound, Forbidden: no such judgment here, or somebody else's; or the labeler is paused or was removed.
         Conflict: it can no longer be changed.
-        InvalidInput: the answer is not one that the rubric allows.
+        InvalidInput: the rubric does not allow the answer.
     """
     gate_queries.lock_labeler(session, labeler.id)
     gate.require(session, project, labeler, begun=True)
@@ -128,7 +128,7 @@ def edit(session: Session, project: Project, judgment_id: int, labeler: User, fo
 
 
 def own_judgment(session: Session, project: Project, judgment_id: int, labeler: User) -> Judgment:
-    """A judgment that this labeler gave at the desk; of a ranking, the one on the pair that was offered.
+    """Return a judgment that this labeler gave on the labeling page; for a ranking, the one on the offered pair.
 
     Raises:
         NotFound, Forbidden: no such judgment here, or somebody else's.
@@ -142,7 +142,7 @@ def own_judgment(session: Session, project: Project, judgment_id: int, labeler: 
 
 
 def why_final(session: Session, judgment: Judgment) -> str:
-    """Why an answer can no longer be changed; empty where it can."""
+    """Say why an answer can no longer be changed; empty if it can."""
     if judgment.superseded_at is not None:
         return "It was replaced or taken back."
     if recusal.is_recused(session, judgment.comparison_id, judgment.labeler_id):
@@ -164,13 +164,13 @@ def why_final(session: Session, judgment: Judgment) -> str:
 
 
 def changeable_by(session: Session, labeler_id: int, comparison_ids: Collection[int]) -> set[int]:
-    """Those of the comparisons on which the labeler can still change what they said."""
+    """Return the comparisons whose answer the labeler can still change."""
     said = answer_queries.live_judgments(session, comparison_ids, labeler_id)
     return answer_queries.changeable(session, said, queries.CHANGEABLE_FOR)
 
 
 def _take_back(session: Session, project: Project, judgment: Judgment, reason: str) -> set[int]:
-    """Supersedes an answer and reopens what it had closed; returns the comparisons that it was about."""
+    """Supersede an answer and reopen what it had closed; return the comparisons that it covered."""
     answer_queries.lock_pairs(session, judgment.comparison_id)
     if why := why_final(session, judgment):
         raise Conflict(f"This answer can no longer be changed. {why}", "Tell an admin if it should be.")
@@ -193,11 +193,11 @@ def _write(
     idempotency_key: UUID,
     duration_ms: int | None,
 ) -> Judgment:
-    """Stores the answer and settles what it completes; returns the judgment on the first of the pairs.
+    """Store the answer, settle the comparisons that it completes, and return the judgment on the first pair.
 
     Args:
         locked: the comparison, or all pairs of its ranking.
-        pairs: those of them that the answer is stored on.
+        pairs: the locked comparisons that get a judgment.
     """
     judgments = [
         Judgment(
@@ -205,20 +205,23 @@ def _write(
         )
         for pair, values in zip(pairs, _values(pairs, lease, said), strict=True)
     ]
-    # One answer, one key and one time, however many pairs it is about.
+    # One answer has one key and one duration, however many pairs it covers.
     judgments[0].idempotency_key, judgments[0].duration_ms = idempotency_key, duration_ms
     session.add_all(judgments)
     session.flush()
     if said.flags:
-        answer_queries.flag(session, [pairs[0].id])  # of a ranking, flags stand on the first pair
+        answer_queries.flag(session, [pairs[0].id])  # a ranking's flags go to its first pair
     settle(session, [pair.id for pair in locked], is_locked=True)
     for pair in locked:
-        session.expire(pair)  # counted and settled behind the session's back
+        session.expire(pair)  # triggers and settle() changed the row in the database
     return judgments[0]
 
 
 def _values(pairs: Sequence[Comparison], lease: Lease, said: Said) -> list[dict[str, Any]]:
-    """What an answer says of each pair, in canonical order. A ranking's flags and reason go to its first pair."""
+    """Return the judgment's column values for each pair, in canonical order.
+
+    A ranking's flags and rationale go to its first pair.
+    """
     remarks: dict[str, Any] = {"flags": said.flags, "rationale": said.rationale}
     if said.ranks is None or lease.shown is None:
         swapped = lease.swapped
@@ -239,7 +242,8 @@ def _values(pairs: Sequence[Comparison], lease: Lease, said: Said) -> list[dict[
 def _is_same(
     session: Session, sent_before: Judgment, lease: Lease, pairs: Sequence[Comparison], form: LabelForm
 ) -> bool:
-    """Whether the answer with this key said the same. If not, it is a page from the browser's history."""
+    """Tell whether the answer with this key said the same. If not, the form came from a page in the
+    browser's history."""
     if sent_before.lease_id != lease.id:
         return False
     try:

@@ -1,6 +1,7 @@
-"""Handing out tasks: the one on the labeler's desk, and the one after it.
+"""Handing out tasks: the one on the labeler's desk, and the next one.
 
-One way: the gate says whether they may, `queries` what they hold, `choosing` what comes next, `leases` gives it.
+The gate decides whether the labeler may work, `queries` finds the tasks they hold, `choosing` picks the next
+comparison, and `leases` leases it.
 """
 
 from uuid import UUID
@@ -23,13 +24,14 @@ def next_task(
     skipped: Position | None = None,
     beside: UUID | None = None,
 ) -> Task | None:
-    """The labeler's task: the one on the desk (a second tab or a reload sees the same), else the next one.
+    """Return the labeler's task: the one on the desk if there is one, so a second tab or a reload shows the same card;
+    otherwise the next one.
 
     Args:
-        again: a lease of theirs whose comparison comes first if it is still to be had, with the sides as they were.
-        skipped: where they skipped; that comparison is not given again at once.
-        beside: the lease of the card on the desk, when the one after it is wanted ahead. A labeler so holds two leases
-            at most, and any tab sees the same two in the same order.
+        again: a lease of theirs whose comparison comes first if it is still available, with the same sides.
+        skipped: the position of a comparison they just skipped, which is not offered again right away.
+        beside: the lease of the card on the desk; set to preload the card after it. A labeler then holds at most two
+            leases, and every tab sees the same two in the same order.
 
     Returns:
         None when there is nothing for this labeler now; `outlook.idle` says why.
@@ -46,17 +48,20 @@ def next_task(
         return task
     if lease_id := next((held_id for held_id in held if held_id != beside), None):
         return queries.task(session, lease_id)
-    # What was given before a newer quiz may be finished, but nothing follows.
+    # When a newer quiz is due, labelers may finish the tasks they hold but get no new ones.
     task = None if closed else _give_next(session, project, labeler, skipped.comparison_id if skipped else None)
-    if task is not None and task.lease_id == beside:  # the desk's had run out, and is theirs again
+    if task is not None and task.lease_id == beside:  # the desk's lease had expired, and this renewed it
         return next_task(session, project, labeler, beside=beside)
     return task
 
 
 def following(session: Session, project: Project, labeler: User, desk: UUID) -> tuple[bool, Task | None]:
-    """After an answer, in whose transaction this is asked: whether the card on the desk is still the labeler's, and the
-    one after it; none where nothing follows, or the desk's is not theirs any more."""
-    closed = gate.closed(session, project, labeler)  # once more: the answer itself may have paused them
+    """Return whether the card on the desk is still the labeler's, and the card after it.
+
+    Called in the transaction of an answer. The card is None if nothing follows, or if the desk's card is no longer
+    theirs.
+    """
+    closed = gate.closed(session, project, labeler)  # again: the answer itself may have paused them
     if closed and closed.reason != "quiz":
         return False, None
     held = queries.renew_live_leases(session, project.id, labeler.id, leases.lasting(project))
@@ -68,7 +73,7 @@ def following(session: Session, project: Project, labeler: User, desk: UUID) -> 
 
 
 def _give_again(session: Session, project: Project, labeler: User, lease_id: UUID, held: list[UUID]) -> Task | None:
-    """What that lease was about, if it can be had. What was loaded ahead of the desk makes way for it."""
+    """Lease that lease's comparison again if it is available. The preloaded card goes back to make room for it."""
     before = session.get(Lease, lease_id)
     if before is None or before.labeler_id != labeler.id:
         return None

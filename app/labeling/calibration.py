@@ -1,4 +1,4 @@
-"""Calibration: items with known answers, which labelers answer unknowingly, and what follows from how they do."""
+"""Calibration: items with known answers that labelers cannot recognize, and pausing labelers who get too many wrong."""
 
 from sqlalchemy import func
 from sqlalchemy.orm import Session
@@ -15,10 +15,10 @@ SETTLED = ("settled", "adjudicated")
 
 
 def look_at(session: Session, project: Project, labeler_id: int) -> bool:
-    """Pauses a labeler whose newest answers to calibration items are too often wrong; whether it did.
+    """Pause a labeler whose newest answers to calibration items are too often wrong; return whether it did.
 
-    Nobody is paused before they have given `least` answers since they began, or since an admin let them go on; nor
-    who only came with imported data.
+    Nobody is paused before giving `least` answers, counted from their start or from when an admin last unpaused them.
+    Labelers who exist only through imported data are never paused.
     """
     labeler = session.get_one(User, labeler_id)
     if labeler.kind == "imported" or (labeler.kind == "ai_judge" and labeler.email is None):
@@ -52,7 +52,7 @@ def look_at(session: Session, project: Project, labeler_id: int) -> bool:
 
 def _record(session: Session, project: Project, labeler_id: int) -> tuple[Record, Calibration]:
     wanted = LabelingSettings.model_validate(project.labeling).calibration
-    # A window that holds fewer answers than are waited for would never pause anybody.
+    # A window smaller than the number of answers required would never pause anybody.
     window = max(wanted.window, wanted.least)
     return mixing_queries.calibration_record(session, project.id, labeler_id, window), wanted
 
@@ -62,23 +62,25 @@ def _is_passed(record: Record, wanted: Calibration) -> bool:
 
 
 def paused_no_longer_rightly(session: Session, project: Project) -> list[User]:
-    """Labelers paused for their answers to items whose known answer was corrected, or that were retired, since: by what
-    is known now they would not be."""
+    """Return labelers paused by calibration who would not be paused by today's known answers.
+
+    This happens when an item was corrected or retired after they answered it.
+    """
     paused = mixing_queries.paused_by_calibration(session, project.id)
     return [labeler for labeler in paused if _is_passed(*_record(session, project, labeler.id))]
 
 
 def make_calibration(session: Session, project: Project, comparison_id: int, gold: int, actor: User) -> Comparison:
-    """Makes a calibration item of a decided comparison: a copy with the known answer, which labelers meet unknowingly.
+    """Make a calibration item from a decided comparison: a copy with a known answer, which looks like any other task.
 
-    The comparison itself stays as it is, and training goes on to read it. Whoever has judged it does not get the item.
+    The original comparison stays as it is and remains training data. Labelers who judged it do not get the item.
 
     Args:
-        gold: the right preference in canonical order; labelers are right who take its side.
+        gold: the right preference in canonical order; an answer on the same side counts as right.
 
     Raises:
         NotFound: the project has no such comparison.
-        Conflict: it is not decided, is an item or a repeat itself, or an item was made of it already.
+        Conflict: it is not decided, is itself an item or a repeat, or an item was already made from it.
         InvalidInput: gold is outside the rubric's scale.
     """
     comparison = session.get(Comparison, comparison_id)
@@ -100,7 +102,7 @@ def make_calibration(session: Session, project: Project, comparison_id: int, gol
 
 
 def retire(session: Session, project: Project, item_id: int, actor: User) -> None:
-    """Takes a calibration item out of use; answers to it no longer count for or against anybody.
+    """Take a calibration item out of use. Answers to it no longer count.
 
     Raises:
         NotFound: the project has no such item.
@@ -112,7 +114,7 @@ def retire(session: Session, project: Project, item_id: int, actor: User) -> Non
 
 
 def bring_back(session: Session, project: Project, item_id: int, actor: User) -> None:
-    """Puts a retired item into use again; answers given to it count again.
+    """Put a retired item into use again; answers given to it count again.
 
     Raises:
         NotFound: the project has no such item.
@@ -131,7 +133,7 @@ def bring_back(session: Session, project: Project, item_id: int, actor: User) ->
 
 
 def correct(session: Session, project: Project, item_id: int, gold: int, actor: User) -> None:
-    """Changes the known answer of an item. Answers given before are right or wrong by the new one from now on.
+    """Change the known answer of an item. Earlier answers are scored by the new one from now on.
 
     Raises:
         NotFound: the project has no such item.
@@ -155,7 +157,7 @@ def correct(session: Session, project: Project, item_id: int, gold: int, actor: 
 
 
 def _lock_kin(session: Session, project: Project, item_id: int) -> list[Comparison]:
-    """The item and what it was under other rubric versions, locked."""
+    """Return the item and its copies under other rubric versions, locked."""
     item = session.get(Comparison, item_id) if item_id < 2**63 else None
     if item is None or item.project_id != project.id or item.gold is None:
         raise NotFound(f"This project has no calibration item {item_id}.", "Go back to the list.")

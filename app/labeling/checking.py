@@ -1,4 +1,4 @@
-"""Whether an answer is one that its rubric allows; if not, it is refused by the name of what is wrong."""
+"""Checking an answer against its rubric. A refusal names the part that is not allowed."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from app.models import Rubric
 class Said(NamedTuple):
     """An answer that the rubric allows, with sides as shown.
 
-    preference: none where the labeler cannot judge, and on a ranking. ranks: of a ranking only, in the order shown.
+    preference: None for a ranking or if the labeler cannot judge. ranks: only for a ranking, in the order shown.
     """
 
     preference: int | None
@@ -23,13 +23,13 @@ class Said(NamedTuple):
 
 
 def check(form: LabelForm, rubric: Rubric, *, ranked: int = 0) -> Said:
-    """The answer, if the rubric allows it.
+    """Return the answer if the rubric allows it.
 
     Args:
-        ranked: how many responses were to be put in order; 0 for a pair.
+        ranked: how many responses were to be ranked; 0 for a pair.
 
     Raises:
-        InvalidInput: says which field is not within the rubric, and what is.
+        InvalidInput: says which field the rubric does not allow, and what it allows.
     """
     aspects = _aspects(form, rubric, ranked)
     flags = _flags(form, rubric)

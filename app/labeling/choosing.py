@@ -1,4 +1,4 @@
-"""Which comparison a labeler is given next, locked: kept for them, from the queues, mixed in, or skipped before."""
+"""Choosing the comparison that a labeler gets next, locked: kept for them, queued, mixed in, or skipped earlier."""
 
 from typing import NamedTuple
 
@@ -9,24 +9,25 @@ from app.labeling import claim_queries, mixing
 from app.labeling.claim_queries import Place, Standing
 from app.models import Comparison, Project, User
 
-Places = dict[int | None, Place]  # by group; none: the open queue
+Places = dict[int | None, Place]  # by group; None is the open queue
 
 
 class Choice(NamedTuple):
-    """The comparison, and how far the labeler has come in the queues that were looked through."""
+    """The comparison, and the labeler's new place in each queue that was searched."""
 
     comparison: Comparison | None
     places: Places
 
 
 def choose(session: Session, project: Project, labeler: User, except_id: int | None = None) -> Choice:
-    """What comes next; none where nothing is left, or others take the last ones this moment.
+    """Return the next comparison; None if none is left or other transactions hold the last ones locked.
 
-    First comes what is kept for the labeler or a group of theirs, then the open queue, and what they skipped at last.
-    By chance a calibration item or a repeat comes in between; never where nothing new waits, or that would tell.
+    Comparisons kept for the labeler or their groups come first, then the open queue, then the ones they skipped. A
+    calibration item or a repeat is mixed in at random, but only while new tasks remain. After them, it would be
+    recognizable.
 
     Args:
-        except_id: a comparison that is not to come at once.
+        except_id: a comparison that must not come next.
     """
     settings, places = LabelingSettings.model_validate(project.labeling), Places()
     standing = claim_queries.standing(session, project.id, labeler.id)
@@ -42,13 +43,16 @@ def choose(session: Session, project: Project, labeler: User, except_id: int | N
 
 
 def choose_this(session: Session, project: Project, labeler: User, comparison_id: int) -> Comparison | None:
-    """That comparison, if the labeler, who holds no lease on it, can be given it now, skipped or not."""
+    """Return this comparison, locked, if the labeler can be given it now, even if they skipped it.
+
+    The labeler must hold no lease on it.
+    """
     groups = claim_queries.standing(session, project.id, labeler.id).groups
     return claim_queries.claim_one(session, project.id, labeler.id, groups, comparison_id)
 
 
 def is_any(session: Session, project: Project, labeler: User, standing: Standing, except_id: int | None = None) -> bool:
-    """Whether there is anything to be given: new, given back, or skipped."""
+    """Tell whether any task is available: new, given back, or skipped."""
     groups = standing.groups
     found = _find_new(session, project, labeler, standing, except_id)
     if found is None and mixing.is_on(LabelingSettings.model_validate(project.labeling)):
@@ -66,8 +70,10 @@ def _find_new(
     except_id: int | None,
     places: Places | None = None,
 ) -> Comparison | None:
-    """The comparison that comes next and was not skipped. With `places`, it is locked, and how far the labeler has come
-    is put there."""
+    """Return the next comparison that the labeler has not skipped.
+
+    With `places`, lock it and store the labeler's new place in each searched queue there.
+    """
     lock = places is not None
     if standing.is_kept_for:
         found = claim_queries.next_kept(session, project.id, labeler.id, except_id=except_id, lock=lock)

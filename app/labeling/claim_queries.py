@@ -1,10 +1,10 @@
 """SQL of claims: which comparison a labeler is given next.
 
-Every queue is read through one index, in its order: highest priority first, then id. Behind a labeler stay the
-comparisons they have judged and that wait for other people; those are never walked over twice. The labeler's place
-(`queue_place`) says where what is left for them begins, and whatever came into the queue behind it since carries a
-later transaction id and is found by that. So a claim costs the same however long the queue and however much the
-labeler has judged.
+Each queue is read through one index in its order: highest priority first, then id. Comparisons that the labeler has
+judged but that still wait for other people pile up at the front. The labeler's place (`queue_place`) marks where their
+remaining work begins, so nothing before it is scanned twice. A comparison that enters the queue before that place
+carries a later transaction id (`opened_xid`) and is found by it. So a claim costs the same however long the queue is
+and however much the labeler has judged.
 """
 
 from collections.abc import Sequence
@@ -57,17 +57,17 @@ from app.models import (
 )
 from app.models.comparison import IN_OPEN_QUEUE, KEPT_FOR_GROUP, KEPT_FOR_LABELER, QUEUE_ORDER
 
-# So many that came into a queue are looked through; where there are more, the labeler's search starts anew.
+# Check at most this many newly queued comparisons one by one. With more, search the queue from the beginning.
 FEW = 100
 
-NEVER = 2**63 - 1  # a transaction that comes after all
+NEVER = 2**63 - 1  # later than any transaction id
 
-# Everything by transactions before this one is visible to whoever reads it.
+# All transactions before this one are visible to the reader.
 _OLDEST_RUNNING = literal_column("pg_snapshot_xmin(pg_current_snapshot())::text::bigint", BigInteger)
 
 
 class Queue(NamedTuple):
-    """A project's open queue, or what is kept there for a group."""
+    """A project's open queue, or the queue kept for one group."""
 
     project_id: int
     group_id: int | None = None
@@ -82,7 +82,7 @@ class Queue(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where in a queue that begins which is left for a labeler; see the table of the same name."""
+    """Where a labeler's remaining work in a queue begins; see the table `queue_place`."""
 
     priority: int | None
     comparison_id: int | None
@@ -90,10 +90,10 @@ class Place(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """Where a labeler stands in a project's queues.
+    """A labeler's state in a project's queues.
 
-    groups: theirs in the project. now_xid: the oldest transaction running now. places: by group (none: the open queue).
-    is_kept_for: something may be kept for them by name.
+    groups: the labeler's groups in the project. now_xid: the oldest running transaction. places: by group; None is the
+    open queue. is_kept_for: some comparison is kept for them by name.
     """
 
     groups: list[int]
@@ -102,7 +102,7 @@ class Standing(NamedTuple):
     is_kept_for: bool
 
     def queues(self, project_id: int) -> list[Queue]:
-        """In the order in which they are looked through."""
+        """Return the queues in the order in which they are searched."""
         return [Queue(project_id, group_id) for group_id in (*self.groups, None)]
 
 
@@ -111,16 +111,16 @@ def standing(session: Session, project_id: int, labeler_id: int) -> Standing:
 
 
 def standing_in(row: Row[*tuple[Any, ...]]) -> Standing:
-    """Reads what the columns of `STANDING` say."""
-    # A place from the future was written in another cluster, before a restore: transaction ids began anew.
+    """Read the columns of `STANDING` from a row."""
+    # A place with a future transaction id comes from another cluster, before a restore restarted the ids.
     places = {group_id: Place(*place) for group_id, *place in row.places or [] if place[-1] <= row.now_xid}
     return Standing(sorted(row.groups or []), row.now_xid, places, row.is_kept_for)
 
 
 # ---- the statements of each claim ------------------------------------------------------------------------------------
-# Asked for every card, so they are put together once: that takes longer than asking them.
+# Built once, because building one takes longer than running it and every card runs them.
 
-# Not named like columns: SQLAlchemy would set these in an INSERT or UPDATE.
+# Must not be named like columns, or SQLAlchemy would set them in an INSERT or UPDATE.
 PROJECT, LABELER = bindparam("in_project", type_=BigInteger), bindparam("for_labeler", type_=BigInteger)
 _GROUP, _EXCEPT = bindparam("for_group", type_=BigInteger), bindparam("except_id", type_=BigInteger)
 _NOT_EXCEPTED = Comparison.id.is_distinct_from(_EXCEPT)
@@ -160,9 +160,9 @@ STANDING = prepared(_standing())
 class _OfQueue(NamedTuple):
     """Statements about one kind of queue.
 
-    opened: what came into it since a place was checked. next: the first from a place on that is left for the labeler,
-    whoever else looks at it now, and the first that they can be given. among: the first of those named. how_many:
-    what is left, up to a limit.
+    opened: what entered the queue since a place was checked. next: the first comparison at or after a place that the
+    labeler has not judged, even if locked or leased, and the first one that they can be given. among: the first that
+    they can be given of some ids. how_many: how many are left, up to a limit.
     """
 
     opened: Select[int, int, int]
@@ -205,7 +205,7 @@ def _of_queue(members: list[Condition]) -> _OfQueue:
 
 
 def _lock(query: Select[Any]) -> Select[Any]:
-    """The first row that nobody else has locked, locked."""
+    """Lock the first row that nobody else has locked."""
     return query.with_for_update(skip_locked=True, of=Comparison)
 
 
@@ -215,16 +215,16 @@ _FIRST_KEPT_LOCKED = prepared(_lock(_FIRST_KEPT))
 COUNT_KEPT = prepared(
     select(func.count()).select_from(select(Comparison.id).where(*_KEPT, *free(LABELER)).limit(MOST).subquery())
 )
-FRESH: dict[str, Any] = {"populate_existing": True}  # a comparison as it is now that it is locked
+FRESH: dict[str, Any] = {"populate_existing": True}  # reload a comparison after locking it
 
 
 Opened = Row[int, int, int]
 
 
 def _opened_behind(session: Session, queue: Queue, labeler_id: int, place: Place) -> Sequence[Opened] | None:
-    """(id, priority, opened_xid) of what came into the queue behind a place, the earliest first.
+    """Return (id, priority, opened_xid) of comparisons that entered the queue before a place, the earliest first.
 
-    None where more came into it altogether than is worth looking through: an import, or a round's samples.
+    None if more than `FEW` entered the whole queue, for example from an import or a round's samples.
     """
     values = queue.values(labeler_id) | {"checked": place.checked_xid}
     opened = session.execute(queue.statements.opened, values).all()
@@ -246,14 +246,14 @@ def next_in_queue(
     except_id: int | None = None,
     lock: bool = True,
 ) -> tuple[Comparison | None, Place]:
-    """The next comparison for this labeler in a queue, locked; and the labeler's place from now on.
+    """Return the next comparison for this labeler in a queue, locked, and the labeler's new place.
 
     Args:
-        place: where they were; none: at the beginning.
-        now_xid: as `standing` said in this transaction.
+        place: the labeler's place so far; None for the beginning.
+        now_xid: from `standing` in the same transaction.
 
     Returns:
-        None for the comparison when there is none now, or others are taking the last ones at this very moment.
+        None for the comparison when there is none now, or when other transactions hold the last ones locked.
     """
     statements, values = queue.statements, queue.values(labeler_id) | {"except_id": except_id}
     if place is not None:
@@ -278,7 +278,7 @@ def next_in_queue(
 
 
 def _begin(place: Place | None) -> dict[str, int]:
-    """A place as the statements compare it: at the beginning where there is none, at the end where nothing is left."""
+    """Return a place as statement parameters: before the queue if None, past its end if nothing is left."""
     if place is None:
         return {"before": -(2**63), "comparison_id": 0}
     if place.priority is None or place.comparison_id is None:
@@ -289,7 +289,7 @@ def _begin(place: Place | None) -> dict[str, int]:
 def next_kept(
     session: Session, project_id: int, labeler_id: int, *, except_id: int | None = None, lock: bool = True
 ) -> Comparison | None:
-    """The next comparison that is kept for this labeler by name, locked."""
+    """Return the next comparison that is kept for this labeler by name, locked."""
     values = {"in_project": project_id, "for_labeler": labeler_id, "except_id": except_id}
     query = _FIRST_KEPT_LOCKED if lock else _FIRST_KEPT
     return session.scalars(query, values, execution_options=FRESH).one_or_none()
@@ -304,8 +304,10 @@ def next_skipped(
     except_id: int | None = None,
     lock: bool = True,
 ) -> Comparison | None:
-    """What the labeler skipped, the longest ago first; locked. Calibration items too: that one never came back would
-    tell what it was."""
+    """Return the comparison that the labeler skipped longest ago, locked.
+
+    This includes calibration items. If skipped items never came back, labelers could recognize them.
+    """
     query = (
         select(Comparison)
         .join(Lease, Lease.comparison_id == Comparison.id)
@@ -324,7 +326,7 @@ def next_skipped(
 def claim_one(
     session: Session, project_id: int, labeler_id: int, groups: list[int], comparison_id: int
 ) -> Comparison | None:
-    """Locks that comparison, if this labeler can judge it, skipped or not."""
+    """Lock this comparison if the labeler can judge it, even if they skipped it."""
     chosen = select(Comparison).where(
         Comparison.id == comparison_id,
         Comparison.project_id == project_id,
@@ -339,7 +341,7 @@ def claim_one(
 def claim_first(
     session: Session, labeler_id: int, groups: list[int], ids: Sequence[int], *, lock: bool = True
 ) -> Comparison | None:
-    """The first of those comparisons that this labeler can judge and has not skipped; with `lock`, locked."""
+    """Return the first of these comparisons that the labeler can judge and has not skipped; with `lock`, locked."""
     among = literal(list(ids), ARRAY(BigInteger))
     could = Comparison.gold.is_(None) | ~met(labeler_id, "live", "skipped", "recused") & ~continued()
     chosen = select(Comparison).where(Comparison.id == any_(among), *open_to(labeler_id, groups), could)
@@ -349,8 +351,10 @@ def claim_first(
 
 
 def count_left(session: Session, queue: Queue, labeler_id: int, place: Place | None, limit: int) -> int:
-    """How many comparisons of a queue this labeler could be given now, counted up to `limit`; of those that came into
-    it behind their place at most `FEW` + 1."""
+    """Count the comparisons of a queue that this labeler could be given now, up to `limit`.
+
+    At most `FEW` + 1 of them may have entered before the labeler's place.
+    """
     if limit <= 0:
         return 0
     values = {"most": limit, "checked": place.checked_xid if place else NEVER}
@@ -358,8 +362,11 @@ def count_left(session: Session, queue: Queue, labeler_id: int, place: Place | N
 
 
 def projects_with_work(session: Session, labeler_id: int) -> Sequence[Row[Project, bool]]:
-    """(project, whether a card is on the desk) of the labeler's projects with something open: first those with a card,
-    then the one judged in last. Whether it is for this labeler has to be looked up."""
+    """Return (project, whether a card is on the desk) for the labeler's projects with open work.
+
+    Projects with a card come first, then the one they last judged in. The caller must check whether the open work is
+    for this labeler.
+    """
     on_desk = exists().where(
         Lease.labeler_id == labeler_id, Lease.state == "live", Lease.comparison_id == Comparison.id
     )
@@ -371,7 +378,7 @@ def projects_with_work(session: Session, labeler_id: int) -> Sequence[Row[Projec
         exists().where(of_project, Comparison.labeler_id == labeler_id, literally(KEPT_FOR_LABELER)),
         exists().where(of_project, Comparison.group_id.in_(own_groups), literally(KEPT_FOR_GROUP)),
     ]
-    # Items and repeats stand in no queue, but come again to whoever gave them back, as any other task does.
+    # Calibration items and repeats are in no queue, but a labeler who gave one back gets it again like any other task.
     of_item = Lease.comparison_id == Comparison.id, of_project, MIXED_IN, Comparison.state == "open"
     waiting += [
         exists().where(Lease.labeler_id == labeler_id, Lease.state.in_(states), *of_item)

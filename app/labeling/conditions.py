@@ -1,4 +1,4 @@
-"""Which comparisons may be given to a labeler, as expressions of SQL."""
+"""SQL conditions that decide which comparisons a labeler may be given."""
 
 import re
 from typing import Any
@@ -26,34 +26,38 @@ from app.models.comparison import AVAILABLE, IN_CALIBRATION
 
 Condition = ColumnElement[bool] | TextClause
 Id = int | BindParameter[int]
-# Making one takes longer than what is asked with it.
+# Created once: creating an alias takes longer than building the query that uses it.
 _kin, _newer, _other = aliased(Comparison), aliased(Comparison), aliased(Comparison)
 _own, _theirs, _before, _leased = aliased(Lease), aliased(Lease), aliased(Lease), aliased(Lease)
 
-# How many of the tasks that others were given since a task went back are looked at.
+# Look at no more than this many tasks that others were given after a task went back.
 LATER = 1000
 
 
 def literally(predicate: str) -> TextClause:
-    """An index's predicate, word for word: only then does the planner use that index."""
+    """Return an index's predicate word for word; the planner uses the index only then."""
     columns = r"\b(state|offered|judgment_count|lease_count|overlap|gold|labeler_id|group_id)\b(?!')"
     return text(re.sub(columns, r"comparison.\1", predicate))
 
 
-# Calibration items and repeats: in no queue, but given now and then in place of what is.
+# Calibration items and repeats. They are in no queue and are sometimes given instead of a queued comparison.
 MIXED_IN = Comparison.gold.is_not(None) | (Comparison.purpose == "repeat")
 
 
 def stands_in_the_way() -> ColumnElement[bool]:
-    """A condition on judgments: the labeler is not asked again, even if somebody else superseded the judgment. A
-    judgment that they took back or changed themselves does not count; the one that replaced it does."""
+    """Condition on judgments: the labeler is not asked again, even if somebody else superseded the judgment.
+
+    A judgment that they took back or changed themselves does not count; the one that replaced it does.
+    """
     return func.coalesce(Judgment.superseded_for, "").not_in(("edited", "undone"))
 
 
 def is_whole_answer() -> ColumnElement[bool]:
-    """A condition on judgments joined with their comparisons: the judgment stands for the labeler's whole answer. An
-    answer to a ranking is a judgment on each of its pairs, and the leased pair's judgment stands for all of them. Other
-    pairs may be offered later, if a reviewer asks about them."""
+    """Condition on judgments joined with their comparisons: the judgment stands for the labeler's whole answer.
+
+    An answer to a ranking is a judgment on each of its pairs, and the judgment on the leased pair stands for all of
+    them. Other pairs may be offered later, if a reviewer asks about them.
+    """
     leased = exists().where(_leased.id == Judgment.lease_id, _leased.comparison_id == Judgment.comparison_id)
     return or_(leased, and_(Judgment.lease_id.is_(None), Comparison.offered))
 
@@ -69,9 +73,11 @@ def leased_to(labeler_id: Id, *states: str) -> ColumnElement[bool]:
 
 
 def met(labeler_id: int, *states: str) -> ColumnElement[bool]:
-    """A condition on calibration items: the labeler has judged this pair before, or has a lease on it in one of these
-    states. The pair also counts as the comparison that the item was made of, and as the item under an older rubric.
-    Whoever reviewed one of these knows the answer."""
+    """Condition on calibration items: the labeler has judged this pair, or has a lease on it in one of these states.
+
+    The pair also counts as met through the comparison that the item was made from, or through the item under an older
+    rubric. A labeler who reviewed one of these knows the answer.
+    """
     root = func.coalesce(Comparison.repeat_of_id, Comparison.id)
     judged = select(Judgment.id).join(_kin, _kin.id == Judgment.comparison_id)
     judged = judged.where(Judgment.labeler_id == labeler_id, stands_in_the_way())
@@ -82,18 +88,19 @@ def met(labeler_id: int, *states: str) -> ColumnElement[bool]:
 
 
 def continued() -> ColumnElement[bool]:
-    """A condition on calibration items: a copy under a newer rubric has replaced the item, so nobody is given it."""
+    """Condition on calibration items: a copy under a newer rubric has replaced the item, so nobody is given it."""
     root = func.coalesce(Comparison.repeat_of_id, Comparison.id)
     same_side = func.sign(_newer.gold) == func.sign(Comparison.gold)
     return exists().where(_newer.repeat_of_id == root, _newer.id > Comparison.id, same_side)
 
 
 def passed_over(labeler_id: int, groups: list[int]) -> ColumnElement[bool]:
-    """A condition on calibration items and repeats that the labeler gave back: an ordinary task would be gone by now,
-    because others have since filled all places of one that this labeler could have been given instead.
+    """Condition on calibration items and repeats that the labeler gave back: an ordinary task would be gone by now.
 
-    Nobody else is given a labeler's items and repeats. If these always came again, while ordinary tasks are taken by
-    others, anyone who leaves a task and comes back later would see which kind it was.
+    That is so if others have since filled all places of a task that this labeler could have been given instead.
+
+    Nobody else is given a labeler's items and repeats. If these always came again while ordinary tasks are taken by
+    others, a labeler who leaves a task and comes back later would see which kind it was.
     """
     mine = _own.comparison_id == Comparison.id, _own.labeler_id == labeler_id
     given, ended = (
@@ -102,7 +109,7 @@ def passed_over(labeler_id: int, groups: list[int]) -> ColumnElement[bool]:
     )
     later = select(_theirs.comparison_id, _theirs.labeler_id).where(_theirs.created_at > ended)
     since = later.order_by(_theirs.created_at).limit(LATER).correlate(Comparison).subquery()
-    # Nor was it theirs before: what they have done or skipped, and what they gave back that came before this one.
+    # Tasks that the labeler already had do not count: judged, skipped, or given back before this one was given.
     before = select(_before.id).where(_before.comparison_id == _other.id, _before.labeler_id == labeler_id)
     had = before.where(or_(_before.state.not_in(("released", "expired")), _before.created_at < given))
     taken = exists(
@@ -119,8 +126,10 @@ def passed_over(labeler_id: int, groups: list[int]) -> ColumnElement[bool]:
 
 
 def _looked_up(rows: Select[Any]) -> ColumnElement[bool]:
-    """Whether there are such rows, looked up in an index for each comparison in turn. Without the OFFSET the planner
-    may read all that the labeler has ever judged instead, for the sake of one comparison."""
+    """Tell whether rows exist, by an index lookup for each comparison.
+
+    Without the OFFSET the planner may instead read everything that the labeler has ever judged.
+    """
     return exists(rows.offset(0))
 
 
@@ -134,7 +143,10 @@ def free(labeler_id: Id) -> list[ColumnElement[bool]]:
 
 
 def open_to(labeler_id: int, groups: list[int]) -> list[Condition]:
-    """Comparisons with room that are kept for nobody else; calibration items, where room can be made."""
+    """Conditions on comparisons with room that are not kept for somebody else.
+
+    Calibration items always qualify, because room can be made for them.
+    """
     return [
         or_(literally(f"({IN_CALIBRATION})"), literally(f"({AVAILABLE})")),
         or_(Comparison.labeler_id.is_(None), Comparison.labeler_id == labeler_id),
@@ -143,7 +155,7 @@ def open_to(labeler_id: int, groups: list[int]) -> list[Condition]:
 
 
 def leased_otherwise(labeler_id: int) -> ColumnElement[bool]:
-    """Whether the labeler holds or gave up what they skipped, or skipped it once more, later."""
+    """Tell whether the labeler holds the skipped comparison, gave it up, or skipped it again later."""
     other = aliased(Lease)
     own = other.comparison_id == Lease.comparison_id, other.labeler_id == labeler_id
     later = (other.state == "skipped") & (other.created_at > Lease.created_at)

@@ -1,4 +1,4 @@
-"""Who can still answer a comparison, as expressions of SQL."""
+"""SQL expressions for who can still answer a comparison."""
 
 from collections.abc import Sequence
 
@@ -21,17 +21,17 @@ from app.models import Comparison, Judgment, LabelerGroupMember, Lease, User
 
 
 def left_of(people: Sequence[int]) -> ScalarSelect[int]:
-    """How many of these people may label a comparison and can still answer it."""
+    """Count how many of these people may label a comparison and can still answer it."""
     return _left_of(people, Comparison.id).with_only_columns(func.count(), maintain_column_froms=True).scalar_subquery()
 
 
 def is_left_of(people: Sequence[int], comparison_id: Number = Comparison.id) -> ColumnElement[bool]:
-    """Whether any of these people may label a comparison and can still answer it."""
+    """Tell whether any of these people may label a comparison and can still answer it."""
     return exists(_left_of(people, comparison_id))
 
 
 def left_of_kept() -> ColumnElement[int | None]:
-    """How many of the people a comparison is kept for can answer it; NULL if it is open to everybody."""
+    """Count the people a comparison is kept for who can still answer it; NULL if it is open to everybody."""
     able = select(func.count()).select_from(User).where(*may_label(Comparison.project_id), *_not_done(User.id))
     able = able.correlate(Comparison)
     person = able.where(User.id == Comparison.labeler_id).scalar_subquery()
@@ -46,7 +46,8 @@ def _left_of(people: Sequence[int], comparison_id: Number) -> Select[int]:
 
 
 def _not_done(labeler_id: Number, comparison_id: Number = Comparison.id) -> list[ColumnElement[bool]]:
-    """They have neither judged the comparison nor given it up. What they took back, they may say anew."""
+    """Condition: they have neither judged the comparison nor given it up. An answer that they took back
+    does not count."""
     judged = select(Judgment.id).where(
         Judgment.comparison_id == comparison_id,
         Judgment.labeler_id == labeler_id,

@@ -1,4 +1,4 @@
-"""What the labeling card sends."""
+"""Forms that the labeling card sends."""
 
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -10,12 +10,12 @@ from app.typed import CleanText, EmptyIsNone, Number
 MAX_RATIONALE = 10_000
 MAX_SKIP_REASON = 500
 
-# The names of what is not a step of the scale, among the values of `preference`.
+# Values of `preference` that are not steps of the scale.
 BOTH_BAD = "both_bad"
 CANNOT_JUDGE = "cannot_judge"
-ASPECT = "aspect:"  # what the name of an aspect's field begins with
+ASPECT = "aspect:"  # prefix of an aspect's field name
 
-# Fields of the page that say nothing about the answer.
+# Form fields that are not part of the answer.
 _OF_THE_PAGE = {"csrf_token", "reason", "other"}
 
 
@@ -33,12 +33,12 @@ Rank = Annotated[Annotated[int, Field(ge=1, le=9)] | None, EmptyIsNone]
 
 
 class Draft(BaseModel):
-    """What an answer says, as seen on the screen.
+    """An answer as seen on the screen.
 
     Attributes:
-        preference: from -strengths (first response much better) to strengths (second much better); 0 a tie; or that
-            both are bad, or that the labeler cannot judge. None on a ranking that is judged.
-        ranks: of a ranking, for each response in the order shown: 1 is best, equal ranks tie, none is unranked.
+        preference: from -strengths (first response much better) to strengths (second much better); 0 is a tie.
+            Otherwise both bad or cannot judge. None on a ranking that is judged.
+        ranks: only for a ranking, one per response in the order shown: 1 is best, equal ranks tie, None is unranked.
         aspects: by name, -1 (first), 0 (same) or 1 (second).
     """
 
@@ -52,16 +52,16 @@ class Draft(BaseModel):
 
 
 class LabelForm(Draft):
-    """One answer as it is sent: aspects in fields `aspect:NAME`, empty where not said. A field that no card has is
-    refused by name.
+    """One submitted answer, with aspects in fields `aspect:NAME`, empty if not rated. Unknown fields are refused by
+    name.
 
     Attributes:
         idempotency_key: made with the card; the same key twice is the same answer sent twice.
         rubric_id: the rubric that was shown.
-        duration_ms: time the card was in sight, as the browser measured it; none without JavaScript.
-        desk: the lease of the card that the page shows by now, loaded ahead; none if it has none to show.
-        count: the page wants to know how many tasks are done and left. That takes as long as the rest of an answer, so
-            it counts by itself for some answers.
+        duration_ms: how long the card was visible, as measured by the browser; None without JavaScript.
+        desk: the lease of the preloaded card that the page already shows; None if it has none to show.
+        count: the page asks how many tasks are done and left. Counting takes as long as the rest of an answer, so
+            between counts the page counts by itself.
     """
 
     idempotency_key: UUID
@@ -83,11 +83,11 @@ class LabelForm(Draft):
 
 
 class SkipForm(BaseModel):
-    """Why a task is not wanted: one of the usual reasons, or in the labeler's own words in `other`."""
+    """Why the labeler skips a task: one of the usual reasons, or `other` in their own words."""
 
     reason: Literal["", "too long", "not my field", "unclear", "other"] = ""
     other: Annotated[CleanText, Field(max_length=MAX_SKIP_REASON)] = ""
-    desk: Desk = None  # this and `count` as in `LabelForm`
+    desk: Desk = None  # as in `LabelForm`, like `count`
     count: bool = False
 
     def words(self) -> str:

@@ -1,4 +1,4 @@
-"""What a labeler has answered: the list of it, their own figures, and an answer put back into its card."""
+"""What a labeler has answered: the list, their own figures, and the card of an answer to change."""
 
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
@@ -18,7 +18,7 @@ EXCERPT = 160
 
 
 class Answered(NamedTuple):
-    """One answer as its labeler sees it again. became: '' while it stands, else edited, undone, removed, relabeled."""
+    """One answer as its labeler sees it. became: empty while it stands, else edited, undone, removed or relabeled."""
 
     judgment: Judgment
     question: str
@@ -29,7 +29,7 @@ class Answered(NamedTuple):
 
 
 class Mine(NamedTuple):
-    """numbers: those that the project shows. older: where the next page begins."""
+    """numbers: the figures that the project shows its labelers. older: where the next page begins."""
 
     numbers: OwnNumbers
     rows: list[Answered]
@@ -58,13 +58,15 @@ def mine(session: Session, project: Project, labeler: User, before: int | None) 
 
 
 def _counted_until() -> datetime:
-    """The last midnight, UTC, before which no answer can be changed any more: figures that show how others answered
-    count up to it, so that they move once a day and no single answer moves them."""
+    """Return the last midnight, UTC, before which no answer can be changed any more.
+
+    Figures that show how others answered count up to it. They change once a day, so no single answer can be inferred.
+    """
     return queries.today(datetime.now(UTC))
 
 
 def excerpt(messages: list[dict[str, str]]) -> str:
-    """The beginning of the last thing that was asked."""
+    """Return the beginning of the last message of the prompt."""
     asked = " ".join(messages[-1]["content"][: 4 * EXCERPT].split()) if messages else ""
     return asked if len(asked) <= EXCERPT else f"{asked[:EXCERPT]}…"
 
@@ -86,13 +88,13 @@ def _aspect(name: str, value: int, judgment: Judgment) -> str:
 
 
 def task_of(session: Session, judgment: Judgment) -> Task:
-    """The card that a judgment was given on."""
+    """Return the card that a judgment was given on."""
     assert judgment.lease_id is not None, "given at the desk"
     return queries.task(session, judgment.lease_id)
 
 
 def taken_back(session: Session, task: Task, labeler: User) -> Draft | None:
-    """What this card said before the labeler took it back."""
+    """Return the answer that the labeler gave on this card before taking it back."""
     if task.is_new:
         return None
     undone = answer_queries.undone(session, task.position.comparison_id, labeler.id, task.lease_id)
@@ -100,7 +102,7 @@ def taken_back(session: Session, task: Task, labeler: User) -> Draft | None:
 
 
 def as_shown(session: Session, judgment: Judgment) -> Draft:
-    """An answer as its form had it: sides as shown, a ranking as ranks."""
+    """Return an answer as its form had it: sides as shown, a ranking as ranks."""
     preference: int | Literal["both_bad", "cannot_judge"] | None = None
     ranks: list[int | None] = []
     lease = session.get(Lease, judgment.lease_id)

@@ -1,4 +1,4 @@
-"""Leases: the right of a labeler to judge a comparison for a while. Given, made to last, and given back."""
+"""Leases: a labeler's right to judge a comparison for a limited time. Granting, renewing and returning them."""
 
 import secrets
 from datetime import timedelta
@@ -17,7 +17,7 @@ from app.models import Comparison, Lease, Project, User
 
 
 class Sides(NamedTuple):
-    """How a comparison is shown; see Lease."""
+    """The order of responses on the card; see Lease."""
 
     swapped: bool
     shown: list[int] | None = None
@@ -31,13 +31,13 @@ def give(
     places: Places | None = None,
     sides: Sides | None = None,
 ) -> Task:
-    """Leases a comparison, which is locked, to the labeler.
+    """Lease a locked comparison to the labeler.
 
     Args:
-        places: how far they have come in the queues, to be kept with it.
-        sides: as it is shown; none: drawn now.
+        places: the labeler's places in the queues, saved in the same statement.
+        sides: the order of the responses; None draws it now.
     """
-    if comparison.gold is not None:  # a calibration item takes one labeler more than it has
+    if comparison.gold is not None:  # a calibration item always has room for one more labeler
         mixing_queries.make_room(session, comparison.id)
     sides = sides or _draw(session, comparison, labeler)
     leased = queries.add_lease(
@@ -47,7 +47,7 @@ def give(
 
 
 def _draw(session: Session, comparison: Comparison, labeler: User) -> Sides:
-    """The order in which the responses are shown; a repeat shows them the other way round than before."""
+    """Draw the order in which the responses are shown; a repeat swaps the earlier order."""
     if comparison.ranking_id is not None:
         shown = queries.ranked_completions(session, comparison.ranking_id)
         secrets.SystemRandom().shuffle(shown)
@@ -63,7 +63,7 @@ def lasting(project: Project) -> timedelta:
 
 
 def own_lease(session: Session, project: Project, lease_id: UUID, labeler: User) -> tuple[Lease, Comparison]:
-    """A lease that this labeler has or had, and its comparison, which is locked.
+    """Return a lease that this labeler has or had, and its comparison, locked.
 
     Raises:
         NotFound: no such lease in this project.
@@ -79,8 +79,11 @@ def own_lease(session: Session, project: Project, lease_id: UUID, labeler: User)
 
 
 def renew(session: Session, project: Project, labeler: User) -> list[UUID]:
-    """Makes the leases that the labeler holds in this project last again from now on; returns them, oldest first. Of
-    whoever is paused or removed none: an open page would keep them from others for ever."""
+    """Extend the labeler's leases in this project from now on; return them, oldest first.
+
+    Leases of paused or removed labelers are not extended: a page left open would keep the tasks from others
+    indefinitely.
+    """
     gate_queries.lock_labeler(session, labeler.id)
     if gate.closed(session, project, labeler, begun=True):
         return []
@@ -88,8 +91,8 @@ def renew(session: Session, project: Project, labeler: User) -> list[UUID]:
 
 
 def skip(session: Session, project: Project, lease_id: UUID, labeler: User, reason: str) -> Position:
-    """Gives a task back to the queue because the labeler does not want it; returns where in the queue it is. Twice
-    changes nothing.
+    """Give a task back because the labeler does not want it; return its position in the queue. Repeating changes
+    nothing.
 
     Raises:
         NotFound, Forbidden: as in `own_lease`.
@@ -98,14 +101,15 @@ def skip(session: Session, project: Project, lease_id: UUID, labeler: User, reas
 
 
 def release(session: Session, project: Project, lease_id: UUID, labeler: User) -> Position:
-    """Gives back a task that the labeler has not looked at; otherwise as `skip`."""
+    """Give back a task that the labeler has not looked at; otherwise like `skip`."""
     return _give_back(session, project, lease_id, labeler, "released", "")
 
 
 def release_ahead(session: Session, project: Project, lease_id: UUID, labeler: User) -> None:
-    """As `release`, unless the task is the one on the labeler's desk."""
+    """Release the task, unless it is the one on the labeler's desk."""
     gate_queries.lock_labeler(session, labeler.id)
-    own_lease(session, project, lease_id, labeler)  # first, as it may wait: see `queries.renew_live_leases`
+    # before renew(), because this may wait for a lock: see `queries.renew_live_leases`
+    own_lease(session, project, lease_id, labeler)
     if renew(session, project, labeler)[:1] != [lease_id]:
         release(session, project, lease_id, labeler)
 
@@ -121,6 +125,6 @@ def _give_back(session: Session, project: Project, lease_id: UUID, labeler: User
 
 
 def is_same_comparison(session: Session, task: Task, lease_id: UUID) -> bool:
-    """Whether the task is about what that lease was about."""
+    """Tell whether the task is about the same comparison as that lease."""
     lease = session.get(Lease, lease_id)
     return lease is not None and lease.comparison_id == task.position.comparison_id

@@ -1,4 +1,5 @@
-"""What is mixed into a labeler's tasks, not to be told from the others: calibration items, and repeats of their own."""
+"""Tasks mixed in among a labeler's others that look the same: calibration items, and repeats of their
+own comparisons."""
 
 from secrets import SystemRandom
 
@@ -20,19 +21,22 @@ def is_on(settings: LabelingSettings) -> bool:
 def claim_again(
     session: Session, project: Project, labeler: User, groups: list[int], *, lock: bool = True
 ) -> Comparison | None:
-    """The first task that the labeler was given before and that went back unanswered, item or not: with a page that
-    was closed, when its time was over, or when an answer before it was taken back. With `lock`, locked.
+    """Return the first task that the labeler was given and that went back unanswered; with `lock`, locked.
 
-    Such tasks come again before all others, in the order in which they were given. Else whoever opens the page again
-    and again, or takes back two answers, would see which task makes way for another, or changes places with it.
+    It may be an item or not. It went back because the page was closed, its time ran out, or an earlier answer was taken
+    back.
+
+    These tasks come again before all others, in the order in which they were given. Otherwise labelers who reload the
+    page repeatedly, or take back two answers, would see which task disappears or changes places with another.
     """
     before = mixing_queries.given_back(session, project.id, labeler.id)
     return claim_queries.claim_first(session, labeler.id, groups, before, lock=lock) if before else None
 
 
 def claim(session: Session, project: Project, labeler: User, settings: LabelingSettings) -> Comparison | None:
-    """A calibration item or a repeat, locked, where chance wants one and there is one. Asked once for each task."""
-    drawn = _chance.random()  # one draw for both: each so gets the share of tasks that the settings say
+    """Return a calibration item or a repeat, locked, if the draw asks for one and one is available. Called once per
+    task."""
+    drawn = _chance.random()  # one draw for both, so that each gets the share of tasks that the settings ask for
     if drawn < settings.calibration.rate:
         return _calibration_item(session, project, labeler)
     if drawn < settings.calibration.rate + settings.repeats.rate:
@@ -41,8 +45,11 @@ def claim(session: Session, project: Project, labeler: User, settings: LabelingS
 
 
 def _calibration_item(session: Session, project: Project, labeler: User) -> Comparison | None:
-    """One that the labeler has not met, under the newest rubric: items that were answered under an older one go on as
-    copies, or they alone would show a guideline that no longer holds."""
+    """Return an item that the labeler has not met, under the newest rubric.
+
+    An item that was answered under an older rubric continues as a copy. Otherwise only items would show an outdated
+    guideline, and labelers would recognize them.
+    """
     item = mixing_queries.claim_calibration(session, project.id, labeler.id)
     if item is None:
         return None
@@ -51,7 +58,7 @@ def _calibration_item(session: Session, project: Project, labeler: User) -> Comp
         return item
     assert item.gold is not None
     if mixing_queries.is_continued(session, item.id) or (item.gold == 0 and not newest.allow_tie):
-        return None  # somebody else was faster; or no labeler could be right any more
+        return None  # somebody else has just made the copy, or the new rubric has no right answer
     root = item.repeat_of_id or item.id
     if not mixing_queries.can_refer(session, root):
         return None
@@ -66,7 +73,7 @@ def _calibration_item(session: Session, project: Project, labeler: User) -> Comp
 
 
 def _open_repeat(session: Session, project: Project, labeler: User, gap: int) -> Comparison | None:
-    """Opens one of the labeler's own comparisons again, for them alone."""
+    """Open one of the labeler's own comparisons again, for this labeler only."""
     found = mixing_queries.to_repeat(session, project.id, labeler.id, gap)
     if found is None:
         return None

@@ -1,4 +1,5 @@
-"""SQL of what is mixed into a labeler's tasks unseen: calibration items, and repeats of their own answers."""
+"""SQL of the tasks that are mixed in and look like any other: calibration items, and repeats of
+labelers' own answers."""
 
 from typing import NamedTuple
 
@@ -11,18 +12,20 @@ from app.labeling.conditions import Condition, continued, leased_to, literally, 
 from app.models import Comparison, Judgment, Lease, ProjectLabeler, User
 from app.models.comparison import IN_CALIBRATION
 
-# How many of a labeler's newest judgments, in all projects, are searched: so the query does not grow with their work.
+# Search at most this many of a labeler's newest judgments, in all projects, so that cost does not grow with their work.
 LOOK_BACK = 5000
-FEW = 20  # an item is drawn from this many that the labeler has not met
-# Tasks given back unanswered that are looked through. Whoever takes back all answers of an hour gives so many back.
+FEW = 20  # draw an item from this many that the labeler has not met
+# Look through at most this many tasks given back unanswered, about one hour of answers that were all taken back.
 GIVEN_BACK = 1000
 
 
 def claim_calibration(session: Session, project_id: int, labeler_id: int) -> Comparison | None:
-    """Locks a calibration item that this labeler has not met, drawn at random; everybody gets each item once. Nor one
-    that they gave back: it comes again before anything is drawn, or others passed it over, as if they had taken it.
+    """Lock a random calibration item that this labeler has not met; each labeler gets each item once.
 
-    The search begins at a random id, so that no more than a few are looked at however many there are.
+    Items that the labeler gave back do not count as new. They come again before any draw, or are treated as taken by
+    others once others have passed them.
+
+    The search begins at a random id, so it reads few rows however many items there are.
     """
     items: list[Condition] = [Comparison.project_id == project_id, literally(IN_CALIBRATION)]
     low, high = func.min(Comparison.id), func.max(Comparison.id)
@@ -43,8 +46,10 @@ def claim_calibration(session: Session, project_id: int, labeler_id: int) -> Com
 
 
 def given_back(session: Session, project_id: int, labeler_id: int) -> list[int]:
-    """Comparisons that a labeler was given and that went back unanswered, in the order in which they were given; at
-    most `GIVEN_BACK` in all projects together."""
+    """Return comparisons that a labeler was given and that went back unanswered, in the order in which they were given.
+
+    At most `GIVEN_BACK` are read, over all projects.
+    """
     last = select(Lease.comparison_id, Lease.created_at)
     last = last.where(Lease.labeler_id == labeler_id, Lease.state.in_(("released", "expired")))
     newest = last.order_by(Lease.created_at.desc()).limit(GIVEN_BACK).subquery()
@@ -54,17 +59,17 @@ def given_back(session: Session, project_id: int, labeler_id: int) -> list[int]:
 
 
 def can_refer(session: Session, comparison_id: int) -> bool:
-    """Whether a copy of it can be made now: nobody is judging or deciding it at this moment."""
+    """Tell whether the comparison can be copied now, because nobody is judging or deciding it at this moment."""
     return session.scalar(_refer(select(Comparison.id).where(Comparison.id == comparison_id))) is not None
 
 
 def _refer(query: Select[int]) -> Select[int]:
-    """Locks what a new row will name, as the database does for it, but waits for nobody."""
+    """Take the lock that a foreign key to this row needs, but skip the row instead of waiting."""
     return query.with_for_update(read=True, key_share=True, skip_locked=True, of=Comparison)
 
 
 def is_begun(session: Session, comparison_id: int) -> bool:
-    """Whether anybody holds or has judged it: its rubric stays what it is then."""
+    """Tell whether anybody holds or has judged the comparison. From then on its rubric is fixed."""
     judged = exists().where(Judgment.comparison_id == comparison_id)
     held = exists().where(Lease.comparison_id == comparison_id, Lease.state == "live")
     return bool(session.scalar(select(or_(judged, held))))
@@ -75,28 +80,28 @@ def is_continued(session: Session, item_id: int) -> bool:
 
 
 def make_room(session: Session, comparison_id: int) -> None:
-    """Gives a calibration item, which is locked, a place for one more labeler."""
+    """Give a locked calibration item a place for one more labeler."""
     taken = Comparison.judgment_count + Comparison.lease_count
     full = update(Comparison).where(Comparison.id == comparison_id, taken >= Comparison.overlap)
     session.execute(full.values(overlap=taken + 1), execution_options={"synchronize_session": False})
 
 
-WINDOW = 50  # a repeat is drawn from so many answers: those that just became old enough
+WINDOW = 50  # draw a repeat from this many answers: the newest that are old enough
 _repeat = aliased(Comparison)
 
 
 def to_repeat(session: Session, project_id: int, labeler_id: int, gap: int) -> int | None:
-    """A comparison of the labeler's own whose answer at least `gap` others of theirs followed, drawn at random.
+    """Draw one of the labeler's own comparisons that they judged at least `gap` answers ago.
 
-    Not one repeated already, nor one judged under an older rubric, by which the answer may rightly be another, nor one
-    of which they have seen since what others said.
+    Excluded are comparisons that were repeated already, and those whose other answers the labeler has seen since.
+    Comparisons judged under an older rubric are excluded too, because a different answer may be right now.
     """
     last = _newest(labeler_id, gap + LOOK_BACK)
     old_enough = (
         select(last.c.comparison_id, last.c.swapped, last.c.preference, last.c.rubric_id)
         .join(Comparison, Comparison.id == last.c.comparison_id)
         .where(last.c.superseded_at.is_(None), Comparison.project_id == project_id)
-        .where(Comparison.offered)  # of a ranking's pairs one: it was one task
+        .where(Comparison.offered)  # one of a ranking's pairs: the ranking was one task
         .order_by(last.c.created_at.desc())
         .offset(gap)
         .limit(WINDOW)
@@ -125,24 +130,26 @@ def _newest(labeler_id: int, limit: int) -> Subquery:
 
 
 def seen_swapped(session: Session, comparison_id: int, labeler_id: int) -> bool | None:
-    """Whether the labeler saw B first when they last judged this comparison."""
+    """Tell whether the labeler saw B first when they last judged this comparison; None if they never did."""
     query = select(Judgment.swapped).where(Judgment.comparison_id == comparison_id, Judgment.labeler_id == labeler_id)
     return session.scalar(query.order_by(Judgment.id.desc()).limit(1))
 
 
-# ---- what calibration says of a labeler ------------------------------------------------------------------------------
+# ---- a labeler's calibration record ----------------------------------------------------------------------------------
 
 
 class Record(NamedTuple):
-    """The labeler's newest answers to calibration items, and how many took the right side; not judging is wrong."""
+    """The labeler's newest answers to calibration items, and how many took the right side. "Cannot judge" is wrong."""
 
     answers: int
     right: int
 
 
 def calibration_record(session: Session, project_id: int, labeler_id: int, window: int) -> Record:
-    """The record of at most `window` answers among the last `LOOK_BACK` judgments, since an admin last unpaused the
-    labeler."""
+    """Return the record since an admin last unpaused the labeler.
+
+    At most `window` answers count, among the last `LOOK_BACK` judgments.
+    """
     since = (
         select(ProjectLabeler.counted_from)
         .where(ProjectLabeler.project_id == project_id, ProjectLabeler.labeler_id == labeler_id)
@@ -165,14 +172,14 @@ def calibration_record(session: Session, project_id: int, labeler_id: int, windo
 
 
 def lock_standing(session: Session, project_id: int, labeler_id: int) -> ProjectLabeler:
-    """The labeler's row in the project, made if there is none, locked."""
+    """Return the labeler's row in the project, locked; create it if there is none."""
     key = {"project_id": project_id, "labeler_id": labeler_id}
     session.execute(insert(ProjectLabeler).values(key).on_conflict_do_nothing())
     return session.get_one(ProjectLabeler, key, with_for_update=True, populate_existing=True)
 
 
 def paused_by_calibration(session: Session, project_id: int) -> list[User]:
-    """Labelers whom the service itself has paused, by name."""
+    """Return labelers whom the service itself has paused, sorted by name."""
     paused = ProjectLabeler.project_id == project_id, ProjectLabeler.state == "paused"
     found = select(User).join(ProjectLabeler, ProjectLabeler.labeler_id == User.id)
     return list(session.scalars(found.where(*paused, ProjectLabeler.changed_by.is_(None)).order_by(User.name)))
@@ -182,26 +189,26 @@ def paused_by_calibration(session: Session, project_id: int) -> list[User]:
 
 
 def _same_pair(item: Comparison) -> list[Condition]:
-    """Items that ask about what this one asks about: copies of one comparison, which may be an item itself."""
+    """Conditions for items about the same pair: copies of one comparison, which may itself be an item."""
     root = item.repeat_of_id or item.id
     return [or_(Comparison.id == root, Comparison.repeat_of_id == root), Comparison.gold.is_not(None)]
 
 
 def lock_kin(session: Session, item: Comparison) -> list[Comparison]:
-    """The item and its like under other rubric versions: with the same side for an answer."""
+    """Return the item and its copies under other rubric versions that have the answer on the same side, locked."""
     kin = select(Comparison).where(*_same_pair(item), func.sign(Comparison.gold) == func.sign(item.gold))
     locked = kin.order_by(Comparison.id).with_for_update()
     return list(session.scalars(locked, execution_options={"populate_existing": True}))
 
 
 def in_use(session: Session, item: Comparison) -> int | None:
-    """An item in use that asks about what this one asks about."""
+    """Return the id of an item in use that asks about the same pair."""
     query = select(Comparison.id).where(*_same_pair(item), Comparison.state == "open")
     return session.scalar(query.order_by(Comparison.id.desc()).limit(1))
 
 
 def with_answer(session: Session, item: Comparison, gold: int) -> int | None:
-    """An item that asks about what this one asks about, and takes the side of gold."""
+    """Return the id of an item that asks about the same pair and has its answer on the side of gold."""
     side = (gold > 0) - (gold < 0)
     query = select(Comparison.id).where(*_same_pair(item), func.sign(Comparison.gold) == side)
     return session.scalar(query.order_by(Comparison.id.desc()).limit(1))

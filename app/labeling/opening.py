@@ -1,4 +1,4 @@
-"""What new comparisons ask for: how many judgments, by the project's settings; and copies for one judgment more."""
+"""Opening comparisons: the overlap that a project's settings ask for, and copies of comparisons."""
 
 from random import Random
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ from app.models import Comparison, Project
 
 
 class Tagged(Protocol):
-    """A prompt, or as much as is known of one."""
+    """A prompt, or only its tags."""
 
     @property
     def domain(self) -> str: ...
@@ -25,10 +25,10 @@ class Tagged(Protocol):
 
 
 def wanted(project: Project, settings: LabelingSettings, prompt: Tagged, purpose: str, pair: str) -> Overlap:
-    """The overlap of a comparison on this prompt for this purpose.
+    """Return the overlap of a comparison on this prompt for this purpose.
 
     Args:
-        pair: says which comparison it is; by it is drawn whether it is one that is judged once.
+        pair: identifies the comparison; seeds the draw of whether it is judged only once.
     """
     tags = of_prompt(prompt.domain, prompt.difficulty, prompt.safety_category, prompt.split) | {"purpose": purpose}
     rules = []
@@ -41,7 +41,7 @@ def wanted(project: Project, settings: LabelingSettings, prompt: Tagged, purpose
 
 
 def open_copy(session: Session, original: Comparison, purpose: str, **values: Any) -> Comparison:
-    """The same pair once more, to be judged once under the same rubric, but for the columns given."""
+    """Open a copy of the pair for one judgment under the same rubric; `values` override its columns."""
     copied = ("project_id", "prompt_id", "completion_a_id", "completion_b_id", "rubric_id")
     columns = {name: getattr(original, name) for name in copied} | {"repeat_of_id": original.id, "overlap": 1}
     copy = Comparison(purpose=purpose, **columns | values)

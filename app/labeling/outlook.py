@@ -1,4 +1,4 @@
-"""What lies before a labeler: how many tasks are left, or why there is none, and where there are some."""
+"""What a labeler can expect: how many tasks are left, why there is none, and which project has work."""
 
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
@@ -11,15 +11,15 @@ from app.labeling import choosing, claim_queries, mixing, queries
 from app.labeling.queries import Position
 from app.models import Project, User
 
-# Counting further would cost time and tell a labeler nothing.
+# Counting further takes time and tells the labeler nothing.
 COUNT_LIMIT = 500
 
 Reason = Literal["paused", "removed", "quiz", "busy", "skipped", "sampling", "nothing", "kept", "taken", "finished"]
 
 
 class Progress(NamedTuple):
-    """done: judgments today (UTC), in all projects. left: comparisons to come, with the one on the desk; counted up to
-    `COUNT_LIMIT`. mixed: others come between them unseen, and `left` is one less for each of these that was done."""
+    """done: judgments today (UTC), in all projects. left: comparisons to come, including the one on the desk, counted
+    up to `COUNT_LIMIT`. mixed: items or repeats are mixed in, and each one answered also lowers `left` by one."""
 
     done: int
     left: int
@@ -27,7 +27,7 @@ class Progress(NamedTuple):
 
     @property
     def to_go(self) -> str:
-        """`left` in words; where it is not exact, it changes three times in all."""
+        """Return `left` in words. If tasks are mixed in, the words are vague and change only three times."""
         if self.left >= COUNT_LIMIT:
             return f"{COUNT_LIMIT}+"
         if not self.mixed or not self.left:
@@ -38,11 +38,12 @@ class Progress(NamedTuple):
 class Idle(NamedTuple):
     """Why there is no task.
 
-    paused, removed: the labeler may not label here now; `message` says why. quiz: they have not passed it. busy:
-    others took the last ones this moment, ask again. skipped: only the one just skipped is left. sampling: a model
-    is writing new responses. nothing: the project holds no comparison. kept: what they have not judged is kept for
-    others by name. taken: it is on other people's desks. finished: they have judged everything; whether that waits for
-    others is not said, since more are asked where people disagree.
+    paused, removed: the labeler may not label here now; `message` says why. quiz: they have not passed it. busy: other
+    transactions hold the last ones locked, so try again. skipped: only the one just skipped is left. sampling: a model
+    is writing new responses. nothing: the project has no comparison. kept: the comparisons they have not judged are
+    kept for others. taken: they are on other people's desks. finished: the labeler has judged everything. It does
+    not say whether these comparisons wait for other labelers, because that would reveal disagreement: more labelers are
+    asked where people disagree.
     """
 
     reason: Reason
@@ -52,14 +53,15 @@ class Idle(NamedTuple):
 
 
 def progress(session: Session, project: Project, labeler: User) -> Progress:
-    """How far the labeler is.
+    """Return how much the labeler has done and how much is left.
 
-    Any task that is done makes `left` one less. If those mixed in did not, then the card on which its words change, and
-    on which they do not, would tell what the card is: by skipping and undoing one can look at one card after another.
+    Every finished task lowers `left` by one. If tasks that were mixed in did not, labelers could recognize them by
+    whether the number changes, and could test card after card by skipping and undoing.
     """
     mixed = mixing.is_on(LabelingSettings.model_validate(project.labeling))
     since = queries.today(datetime.now(UTC))
-    # Nothing beside the queues is counted without a limit, so what is kept is counted to more than may be shown.
+    # Every count has a limit. Tasks kept for the labeler are counted beyond the number shown, because `beside` is
+    # subtracted.
     standing, counts = queries.numbers(session, project.id, labeler.id, since, 2 * COUNT_LIMIT, mixed=mixed)
     most = COUNT_LIMIT + counts.beside
     left = min(counts.of_queues + counts.kept, most)
@@ -72,7 +74,7 @@ def progress(session: Session, project: Project, labeler: User) -> Progress:
 
 
 def idle(session: Session, project: Project, labeler: User, skipped: Position | None = None) -> Idle:
-    """Why `next_task` gave nothing."""
+    """Return why `next_task` gave nothing."""
     if closed := gate.closed(session, project, labeler):
         return Idle(closed.reason, message=closed.message)
     standing = claim_queries.standing(session, project.id, labeler.id)
@@ -91,9 +93,10 @@ def idle(session: Session, project: Project, labeler: User, skipped: Position | 
 
 
 def project_with_work(session: Session, labeler: User) -> str | None:
-    """Slug of a project that has a task for this labeler: a card on the desk first, then the one judged in last."""
+    """Return the slug of a project with a task for this labeler: one with a card on the desk first, then
+    the last used."""
     for project, holds_card in claim_queries.projects_with_work(session, labeler.id):
-        if gate.closed(session, project, labeler, begun=True):  # a quiz they are led to from there
+        if gate.closed(session, project, labeler, begun=True):  # if a quiz is due, the project's page leads to it
             continue
         standing = claim_queries.standing(session, project.id, labeler.id)
         if holds_card or choosing.is_any(session, project, labeler, standing):

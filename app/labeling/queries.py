@@ -1,7 +1,7 @@
 """SQL of the labeling queue.
 
-Order of locks, so that nobody waits in a circle: the labeler's own row, then one comparison, then its leases. Only
-these are waited for; whatever else is locked on the way is skipped when someone holds it.
+Locks are taken in one order so that transactions cannot deadlock: the labeler's own row, then one comparison, then its
+leases. Only these locks are waited for; other locked rows are skipped.
 """
 
 from collections.abc import Collection, Mapping
@@ -43,10 +43,10 @@ from app.labeling.conditions import MIXED_IN, is_whole_answer, judged_by, litera
 from app.models import Comparison, Completion, Judgment, Lease, Prompt, QueuePlace, Rubric, Run
 from app.models.comparison import KEPT_FOR_GROUP, KEPT_FOR_LABELER
 
-# An answer can be changed for so long, open or closed as its comparison may be, unless a new round reads it or a
+# An answer can be changed for this long, whether its comparison is open or closed, unless a new round reads it or a
 # reviewer decides first.
 CHANGEABLE_FOR = timedelta(hours=1)
-AT_ONCE = 200  # leases that are ended in one statement
+AT_ONCE = 200  # leases ended in one statement
 
 
 class Position(NamedTuple):
@@ -59,8 +59,8 @@ class Position(NamedTuple):
 class Task(NamedTuple):
     """A lease and all that its card shows.
 
-    responses: texts in the order shown, two of a pair or all of a ranking. is_new: the labeler was never given it
-    before, so they have said nothing on it.
+    responses: texts in the order shown, two for a pair or all of a ranking. is_new: the labeler was never given it
+    before, so there is no earlier answer.
     """
 
     lease_id: UUID
@@ -73,20 +73,20 @@ class Task(NamedTuple):
 
 
 class Leased(NamedTuple):
-    """A lease that was given, and whether it is one that the labeler had before."""
+    """A lease that was given, and whether the labeler had it before."""
 
     lease_id: UUID
     again: bool
 
 
 def end_leases(session: Session, project_id: int, labeler_id: int) -> int:
-    """Gives back what the labeler holds in this project, but what somebody else is busy with; returns how many."""
+    """Give back the tasks that the labeler holds in this project, except rows locked by others; return how many."""
     own = _live().where(Lease.labeler_id == labeler_id, Comparison.project_id == project_id)
     return _end(session, own, "released")
 
 
 def release_leases(session: Session, lease_ids: Collection[UUID]) -> int:
-    """Gives tasks that were not looked at yet back to the queue; otherwise as `end_leases`."""
+    """Give tasks that were not looked at yet back to the queue; otherwise like `end_leases`."""
     return _end(session, _live().where(Lease.id.in_(lease_ids)), "released")
 
 
@@ -110,7 +110,8 @@ def _renew() -> Select[datetime, int, UUID]:
     own = own.add_columns(Lease.created_at, Lease.comparison_id, Lease.expires_at)
     held = own.with_for_update(key_share=True, skip_locked=True, of=Lease).cte("held")
     until = func.now() + _LASTING
-    # Once in a transaction: for a row that it has changed already, the database locks the comparison too, and waits.
+    # Only once per transaction: if the transaction has changed the row before, PostgreSQL also waits for a comparison
+    # lock.
     renewed = update(Lease).where(Lease.id == held.c.id, held.c.expires_at != until).values(expires_at=until)
     renewed_ids = renewed.returning(Lease.id).cte("renewed")
     return select(held.c.created_at, held.c.comparison_id, held.c.id).add_cte(ended, renewed_ids)
@@ -121,16 +122,16 @@ _RENEW = prepared(_renew())
 
 
 def renew_live_leases(session: Session, project_id: int, labeler_id: int, lasting: timedelta) -> list[UUID]:
-    """The leases that the labeler holds in this project, oldest first, made to last again from now on.
+    """Extend the labeler's leases in this project from now on; return them, oldest first.
 
-    Also ends leases of others past their time, of whatever project. Their comparisons are locked first (a trigger will
-    write to them), and both skipped where somebody holds them: that somebody is submitting, or ends them too. A lease
-    of one's own that somebody ends at this moment is not waited for, and is not renewed. Wait for no comparison
-    afterwards: two people whose time was over would wait for each other.
+    Also end expired leases of other labelers, in any project. Their comparisons are locked first, because a trigger
+    writes to them. Rows that somebody else has locked are skipped, because that transaction is submitting or ending
+    them. The labeler's own leases are skipped too if somebody is ending them now. The caller must not wait for a
+    comparison afterwards: two labelers whose time ran out would wait for each other.
     """
     values = {"in_project": project_id, "for_labeler": labeler_id, "lasting": lasting}
     rows = session.execute(_RENEW, values)
-    # Two that were given in one transaction have the same time.
+    # Two leases given in one transaction have the same time.
     return [row.id for row in sorted(rows, key=lambda row: (row.created_at, row.comparison_id))]
 
 
@@ -152,7 +153,7 @@ def _save_places() -> Insert:
 
 
 def _lease_statement() -> CompoundSelect[Any]:
-    """Leases a comparison and keeps the labeler's places, in one statement."""
+    """Lease a comparison and save the labeler's places, in one statement."""
     comparison_id = bindparam("leased_id", type_=BigInteger)
     until = func.now() + _LASTING
     before = select(Lease.id).where(Lease.comparison_id == comparison_id, Lease.labeler_id == LABELER)
@@ -173,7 +174,7 @@ _SAVE_PLACES, _LEASE = prepared(_save_places()), prepared(_lease_statement())
 
 
 def save_places(session: Session, project_id: int, labeler_id: int, places: Mapping[int | None, Place]) -> None:
-    """Keeps how far the labeler has come in the project's queues, by group (none: the open one)."""
+    """Save the labeler's places in the project's queues, by group; None is the open queue."""
     values = {"in_project": project_id, "for_labeler": labeler_id, "places": _rows(places)}
     session.execute(_SAVE_PLACES, values, execution_options={"dml_strategy": "raw"})
 
@@ -193,8 +194,10 @@ def add_lease(
     swapped: bool,
     shown: list[int] | None,
 ) -> Leased:
-    """A lease for whoever is given the comparison. One that they had, which ran out or went back unanswered, lives
-    again with its sides as they were: their draft is kept by its id.
+    """Lease the comparison to the labeler.
+
+    If an earlier lease of theirs expired or went back unanswered, it is revived with its sides, because the browser
+    keeps drafts by lease id.
 
     Args:
         places: as for `save_places`.
@@ -205,7 +208,7 @@ def add_lease(
 
 
 def ranked_completions(session: Session, ranking_id: int) -> list[int]:
-    """Ids of the completions that a ranking puts in order."""
+    """Return ids of the completions in a ranking."""
     pairs = select(Comparison.completion_a_id, Comparison.completion_b_id).where(Comparison.ranking_id == ranking_id)
     return sorted({completion_id for pair in session.execute(pairs) for completion_id in pair})
 
@@ -235,7 +238,7 @@ def task(session: Session, lease_id: UUID) -> Task:
 
 
 def lock_leased(session: Session, project_id: int, lease_id: UUID) -> Row[Lease, Comparison] | None:
-    """A lease of the project, and its comparison, locked."""
+    """Return a lease of the project and its comparison, locked."""
     leased = select(Lease, Comparison).join(Comparison, Comparison.id == Lease.comparison_id)
     leased = leased.where(Lease.id == lease_id, Comparison.project_id == project_id).with_for_update(of=Comparison)
     return session.execute(leased, execution_options={"populate_existing": True}).one_or_none()
@@ -247,11 +250,11 @@ def lock_comparison(session: Session, comparison_id: int) -> Comparison:
 
 
 class Numbers(NamedTuple):
-    """What a labeler's progress is counted from.
+    """The counts behind a labeler's progress.
 
-    done: their answers in all projects since midnight, UTC; a ranking is one answer. held: tasks on the desk, or ready
-    to follow. of_queues: those of them that are not mixed in. kept: what is kept for them by name, up to a limit.
-    beside: see `_beside_queues`; 0 where nothing is mixed in.
+    done: their answers in all projects since midnight, UTC; a ranking is one answer. held: tasks on the desk or
+    preloaded. of_queues: held tasks that are not mixed in. kept: tasks kept for them by name, up to a limit.
+    beside: see `_beside_queues`; 0 if the project mixes nothing in.
     """
 
     done: int
@@ -265,8 +268,11 @@ _again = aliased(Lease)
 
 
 def today(now: datetime) -> datetime:
-    """Since when tasks are counted that were done: the last midnight, UTC, before which no answer can be changed. If an
-    answer of yesterday could be taken back today, what is left would say whether it was to a task of the queue."""
+    """Return the midnight, UTC, since which done tasks are counted: the last one before which no answer can be changed.
+
+    If labelers could take back an answer of yesterday today, the number left would reveal whether it was to a queued
+    task.
+    """
     return datetime.combine((now - CHANGEABLE_FOR).date(), time(), UTC)
 
 
@@ -292,8 +298,10 @@ def _held(*conditions: ColumnElement[bool]) -> Select[int]:
 
 
 def _beside_queues() -> Select[int]:
-    """How many tasks the labeler has answered or skipped since a moment that were not counted among those left then:
-    what was mixed in, and what they had skipped before it."""
+    """Count tasks done since a moment that were not in the count of tasks left at that moment.
+
+    These are tasks that were mixed in, and tasks that the labeler had skipped before then.
+    """
     said = Judgment.labeler_id == LABELER, Judgment.superseded_at.is_(None), Judgment.created_at >= _SINCE
     is_held = exists().where(
         _again.comparison_id == Lease.comparison_id, _again.labeler_id == LABELER, _again.state == "live"
@@ -321,11 +329,11 @@ _NUMBERS = {mixed: prepared(_numbers(mixed=mixed)) for mixed in (True, False)}
 def numbers(
     session: Session, project_id: int, labeler_id: int, since: datetime, most: int, *, mixed: bool
 ) -> tuple[Standing, Numbers]:
-    """Where the labeler stands in the queues, and what their progress is counted from, in one statement.
+    """Return the labeler's state in the queues and the counts behind their progress, in one statement.
 
     Args:
-        since: when the day begins whose tasks are counted; what was skipped before it does not count as of the queues.
-        most: a limit to what is counted as kept for them.
+        since: when the counted day begins. Tasks skipped before it do not count as queued.
+        most: an upper limit for the count of tasks kept for them.
         mixed: the project mixes calibration items or repeats in.
     """
     values = {"in_project": project_id, "for_labeler": labeler_id, "since": since, "most": most}
@@ -335,10 +343,12 @@ def numbers(
 
 
 class Waiting(NamedTuple):
-    """Whether a project holds any comparison; of those that this labeler has not judged, one with room that is kept for
-    others, and one on somebody else's desk that could come back to them.
+    """What keeps a labeler waiting.
 
-    Nothing of what they have judged: whether that is still open tells, where overlap adapts, how others answered.
+    any: the project has a comparison. kept: an unjudged one with room is kept for others. taken: an unjudged one is
+    on somebody else's desk and could come back to this labeler.
+
+    Comparisons that they have judged do not count. With adaptive overlap, an open one would reveal how others answered.
     """
 
     any: bool
@@ -354,7 +364,7 @@ def waiting(session: Session, project_id: int, labeler_id: int, groups: list[int
         exists().where(of_project, ~own_groups, literally(KEPT_FOR_GROUP)),
         exists().where(of_project, others, Comparison.purpose != "repeat", literally(KEPT_FOR_LABELER)),
     )
-    # Found by the live leases, of which there are few.
+    # Start from the live leases, because there are few.
     taken = exists().where(
         Lease.state == "live",
         Lease.labeler_id != labeler_id,
@@ -370,7 +380,7 @@ def waiting(session: Session, project_id: int, labeler_id: int, groups: list[int
 
 
 def sampling(session: Session, project_id: int) -> tuple[int, int] | None:
-    """(done, total) of the sampling that will bring new comparisons, or none."""
+    """Return (done, total) of the sampling that will bring new comparisons; None if there is none."""
     waiting = Run.project_id == project_id, Run.kind == "sample", Run.state.in_(("queued", "running"))
     sums = select(func.count(), func.sum(Run.progress_done), func.sum(Run.progress_total)).where(*waiting)
     runs, done, total = session.execute(sums).one()

@@ -1,4 +1,4 @@
-"""Giving up a comparison: whoever has seen what others judged cannot judge it themselves any more."""
+"""Recusal: a labeler who has seen other people's judgments can no longer judge a comparison."""
 
 from collections.abc import Collection
 
@@ -11,7 +11,7 @@ from app.models import Lease
 
 
 def recused_from(session: Session, comparison_ids: Collection[int], labeler_id: int) -> set[int]:
-    """Those of the comparisons that the labeler has given up."""
+    """Return the comparisons that the labeler is recused from."""
     given_up = select(Lease.comparison_id).where(Lease.comparison_id.in_(comparison_ids), Lease.state == "recused")
     return set(session.scalars(given_up.where(Lease.labeler_id == labeler_id)))
 
@@ -21,17 +21,17 @@ def is_recused(session: Session, comparison_id: int, labeler_id: int) -> bool:
 
 
 def recuse(session: Session, comparison_id: int, labeler_id: int) -> None:
-    """They are not offered the comparison again, and a task they still have of it is taken back; of a pair of a
-    ranking, the whole ranking.
+    """Recuse the labeler: take back their task on the comparison and never offer it to them again.
 
-    A judgment they gave before stands; they cannot edit it any more. Twice changes nothing.
+    For a pair of a ranking, this covers the whole ranking. A judgment that they gave before stands, but they can no
+    longer edit it. Repeating changes nothing.
     """
     if is_recused(session, comparison_id, labeler_id):
         return
     gate_queries.lock_labeler(session, labeler_id)
     ids = {pair.id for pair in answer_queries.lock_pairs(session, comparison_id)}
     own = Lease.comparison_id.in_(ids), Lease.labeler_id == labeler_id
-    # Not only live ones: an answer may come on a lease that ran out.
+    # Expired and released leases too, because an answer may still come on one.
     unanswered = Lease.state.in_(("live", "expired", "released"))
     session.execute(update(Lease).where(*own, unanswered).values(state="recused"))
     if others := ids - recused_from(session, ids, labeler_id):

@@ -1,5 +1,5 @@
-"""The labeling page. The page's script asks for JSON with the card as HTML in it; without JavaScript every form answers
-with a page made of the same template."""
+"""The labeling page. The page's script asks for JSON with the card as HTML in it. Without JavaScript, every form
+returns a page made from the same template."""
 
 from typing import Annotated
 from uuid import UUID
@@ -25,7 +25,7 @@ router = APIRouter(route_class=FormRoute)
 
 @router.get("/label")
 def start(request: Request, labeler: UserDep, session: SessionDep) -> Response:
-    """To one of the labeler's projects that has a task for them."""
+    """Redirect to one of the labeler's projects that has a task for them."""
     slug = outlook.project_with_work(session, labeler)
     if slug:
         return redirect(f"/projects/{slug}/label")
@@ -44,7 +44,7 @@ def show(request: Request, project: ProjectDep, labeler: LabelerDep, session: Se
 def ahead(
     request: Request, project: ProjectDep, labeler: LabelerDep, session: SessionDep, beside: UUID | None = None
 ) -> Response:
-    """The card that follows the one on the desk, for the script to show without asking; none if nothing follows."""
+    """Return the card after the one on the desk, for the script to show later; None if nothing follows."""
     task = assigning.next_task(session, project, labeler, beside=beside)
     return JSONResponse({"card": _ahead(request, session, labeler, task)})
 
@@ -53,8 +53,10 @@ def ahead(
 def here(
     project: ProjectDep, labeler: LabelerDep, session: SessionDep, desk: Annotated[Desk, Form()] = None
 ) -> Response:
-    """The labeler is at work: their tasks last again from now on, and the one on the desk is theirs again if its time
-    ran out and nobody has it."""
+    """Extend the leases of a labeler who is at work.
+
+    If the desk's lease expired and nobody else has taken the task, it is leased to them again.
+    """
     live = leases.renew(session, project, labeler)
     if desk is not None and desk not in live:
         assigning.next_task(session, project, labeler, again=desk)
@@ -64,7 +66,7 @@ def here(
 
 @router.post("/projects/{project_slug}/label/undo")
 def undo(request: Request, project: ProjectDep, labeler: LabelerDep, session: SessionDep) -> Response:
-    """Takes the last answer back and shows its card again, filled in."""
+    """Take back the last answer and show its card again, filled in."""
     lease_id = answers.undo(session, project, labeler)
     task = assigning.next_task(session, project, labeler, again=lease_id)
     if not _wants_json(request):
@@ -76,7 +78,7 @@ def undo(request: Request, project: ProjectDep, labeler: LabelerDep, session: Se
 def mine(
     request: Request, project: ProjectDep, labeler: LabelerDep, session: SessionDep, before: int | None = None
 ) -> Response:
-    """What the labeler has done here, and may still change."""
+    """Show the labeler's answers in this project and which may still change."""
     return page(request, "labeling/mine.html", mine=history.mine(session, project, labeler, before))
 
 
@@ -115,11 +117,11 @@ def submit(
     lease_id: UUID,
     form: Annotated[LabelForm, Form()],
 ) -> Response:
-    """Takes the answer. A refused one comes back with the reason, and with what was typed in any case."""
+    """Submit the answer. A refused answer comes back with the reason and with the text that was typed."""
     try:
         answers.submit(session, project, lease_id, labeler, form)
     except (InvalidInput, Conflict, Gone, NotFound, Forbidden) as problem:
-        # Nothing was written. The same comparison comes back if it can.
+        # Nothing was written. Show the same comparison again if possible.
         task = assigning.next_task(session, project, labeler, again=lease_id)
         return _desk(request, session, project, labeler, task, problem=problem, refused=(lease_id, form))
     return _next(request, session, project, labeler, form)
@@ -134,14 +136,14 @@ def skip(
     lease_id: UUID,
     form: Annotated[SkipForm, Form()],
 ) -> Response:
-    """Gives the task back and shows another one."""
+    """Skip the task and show another one."""
     skipped = leases.skip(session, project, lease_id, labeler, form.words())
     return _next(request, session, project, labeler, form, skipped)
 
 
 @router.post("/projects/{project_slug}/label/{lease_id}/release")
 def release(project: ProjectDep, labeler: LabelerDep, session: SessionDep, lease_id: UUID) -> Response:
-    """The page was closed: what it had loaded ahead goes back to the queue, unless it is on the desk of another tab."""
+    """Release the preloaded task when the page was closed, unless it is on the desk of another tab."""
     leases.release_ahead(session, project, lease_id, labeler)
     return Response(status_code=204)
 
@@ -158,8 +160,11 @@ def _next(
     form: LabelForm | SkipForm,
     skipped: Position | None = None,
 ) -> Response:
-    """After an answer: where a page asked, the page again. The script shows the next card by then; if that is still the
-    labeler's, it gets the one to follow it, and need not ask for it."""
+    """Respond after an answer or a skip.
+
+    A page without JavaScript gets the page again. The script already shows the next card. If that card is still the
+    labeler's, the response holds the one to follow it, so the script need not ask for it.
+    """
     if _wants_json(request) and form.desk:
         is_theirs, ahead = assigning.following(session, project, labeler, form.desk)
         if is_theirs:
@@ -177,7 +182,7 @@ def _numbers(progress: outlook.Progress) -> dict[str, object]:
 
 
 def _ahead(request: Request, session: Session, labeler: User, task: Task | None) -> str | None:
-    """The card for the script to show later. It knows the numbers that will be true then."""
+    """Return the card that the script shows later. The script fills in the numbers when it shows the card."""
     if task is None:
         return None
     card = views.card(task, history.taken_back(session, task, labeler))
@@ -195,11 +200,11 @@ def _desk(
     problem: PrefloopError | None = None,
     refused: tuple[UUID, LabelForm] | None = None,
 ) -> Response:
-    """The card, or why there is none: as a page, or for the script as JSON.
+    """Show the card, or why there is none, as a page or as JSON for the script.
 
     Args:
-        refused: the lease and form of an answer that was not taken. Its text goes back into the form when the same
-            comparison is on the desk again, else it is shown to be copied.
+        refused: the lease and form of a refused answer. Its text goes back into the form if the same comparison is on
+            the desk again; otherwise it is shown for copying.
     """
     same = bool(task and refused and leases.is_same_comparison(session, task, refused[0]))
     sent = refused[1] if refused else None
@@ -218,7 +223,7 @@ def _desk(
         response: Response = JSONResponse({"desk": html} | _numbers(progress), status)
     else:
         response = page(request, "labeling/page.html", status=status, **context)
-    # Going back in the browser's history shows what is on the desk now, not a card that was answered.
+    # Going back in the browser's history must show the current desk, not a card that was answered.
     response.headers["Cache-Control"] = "no-store"
     return response
 
@@ -232,7 +237,7 @@ def _answer(
     problem: InvalidInput | None = None,
     refused: LabelForm | None = None,
 ) -> Response:
-    """An answer's card, to change it."""
+    """Show an answer's card for changing it."""
     judgment = answers.own_judgment(session, project, judgment_id, labeler)
     task = history.task_of(session, judgment)
     response = page(

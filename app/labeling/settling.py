@@ -1,4 +1,4 @@
-"""When a comparison has all it needs: more are asked, or it is settled, or sent to review. The one rule for it."""
+"""Settling: the one rule for whether a comparison needs more judgments, is settled, or goes to review."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
@@ -19,14 +19,14 @@ BATCH = 5000
 
 
 def settle(session: Session, comparison_ids: Collection[int], *, is_locked: bool = False) -> int:
-    """Close those of these comparisons that have all their judgments; return how many.
+    """Close the given comparisons that have all their judgments; return how many.
 
-    Locks them, unless the caller holds them locked, with the whole rankings that they are part of. Agreement is the
-    share of pairs of judgments on the same side; below the project's review threshold, or where too few could judge or
-    somebody set a content flag, a comparison goes to review. Where overlap adapts it asks on while the answers leave
-    doubt. The pairs of a ranking go together: they ask for more together, since one answer is about all of them.
-    Calibration items are never settled; an answer to one is looked at instead, and may pause the labeler. A repeat is
-    closed without a consensus of its own. Objects loaded before are not refreshed.
+    Locks the comparisons and the whole rankings that they belong to, unless the caller holds them locked. Agreement is
+    the share of pairs of judgments on the same side. A comparison goes to review if agreement is below the project's
+    review threshold, if too few labelers could judge it, or if somebody set a content flag. With adaptive overlap, more
+    judgments are requested while the answers leave doubt. All pairs of a ranking grow together, because one answer
+    covers them all. Calibration items are never settled; instead, the labeler's record is checked after an answer, and
+    they may be paused. A repeat is closed without a consensus of its own. Objects loaded before are not refreshed.
     """
     closed = 0
     ids = sorted(set(comparison_ids))
@@ -42,12 +42,12 @@ def settle(session: Session, comparison_ids: Collection[int], *, is_locked: bool
 
 
 def moves(session: Session, project: Project, threshold: float) -> Moves:
-    """How many decided comparisons another review threshold would settle, and send to review."""
+    """Count the decided comparisons that another review threshold would settle or send to review."""
     return settling_queries.moves(session, project.id, threshold)
 
 
 def use_threshold(session: Session, project: Project, threshold: float) -> Moves:
-    """Makes this the project's review threshold, also for comparisons that another one decided.
+    """Set the project's review threshold and apply it to comparisons that are already decided.
 
     Returns:
         how many it settled and sent to review. Objects loaded before are not refreshed.
@@ -60,7 +60,7 @@ def use_threshold(session: Session, project: Project, threshold: float) -> Moves
 
 
 def _look_at(session: Session, project: Project, rows: list[Answered]) -> list[dict[str, Any]]:
-    """New values of those of a project's comparisons that have all they asked for; and what calibration makes of it."""
+    """Return new values for the comparisons that have all their judgments, and pause labelers who fail calibration."""
     for row in rows:
         if row.gold is not None:
             calibration.look_at(session, project, row.labelers[-1])
@@ -77,7 +77,7 @@ def _look_at(session: Session, project: Project, rows: list[Answered]) -> list[d
 
 
 def _tasks(rows: Iterable[Answered]) -> list[list[Answered]]:
-    """What is decided together: a comparison alone, or a ranking's pairs."""
+    """Group rows that are decided together: a comparison alone, or a ranking's pairs."""
     tasks: defaultdict[tuple[str, int], list[Answered]] = defaultdict(list)
     for row in rows:
         tasks[("pair", row.id) if row.ranking_id is None else ("ranking", row.ranking_id)].append(row)
@@ -87,10 +87,10 @@ def _tasks(rows: Iterable[Answered]) -> list[list[Answered]]:
 def _decide(
     task: list[Answered], project: Project, settings: LabelingSettings, found: Mapping[int, Consensus]
 ) -> list[dict[str, Any]]:
-    """New values of what is decided together.
+    """Return new values for rows that are decided together.
 
     Args:
-        found: the consensus of each comparison on which somebody said a preference.
+        found: the consensus of each comparison with at least one preference.
     """
     if task[0].purpose == "repeat":
         return [_closed(task[0], None, None, None)]
@@ -117,17 +117,17 @@ def _decide(
         agreed = agreement(row.decided)
         reason = why_review(whole, agreed, project.review_threshold, flagged=row.flagged)
         if reason == "unjudgeable" and not row.offered:
-            reason = None  # the ranking is reviewed once, through the pair that was offered
+            reason = None  # the ranking is reviewed once, through its offered pair
         changes.append(_closed(row, agreed, found.get(row.id), reason))
     return changes
 
 
 def _is_sure(row: Answered, settings: LabelingSettings, said: Consensus | None) -> bool:
-    """Whether the likeliest outcome is as probable as the project wants it, by its method of consensus."""
+    """Tell whether the likeliest outcome is as probable as the project requires, by its consensus method."""
     if said is None or row.overlap_max is None:
         return False
     if settings.consensus in ("majority", "strength_weighted"):
-        # Their p_b is the share of people for B; here it is asked whether that is more than half.
+        # For these methods p_b is the share of people for B, not the probability that the majority prefers B.
         probability = sureness(row.decided)
     else:
         probability = max(said.p_b, 1 - said.p_b, said.p_tie)

@@ -1,4 +1,4 @@
-"""SQL of settling: what was said of comparisons, and what became of them."""
+"""SQL of settling: the judgments of open comparisons, and the changes that settling makes."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -30,9 +30,9 @@ from app.models import Comparison, Judgment, Rubric
 
 
 class Answered(NamedTuple):
-    """An open comparison and its live judgments in the order they were given; preference none: could not judge.
+    """An open comparison and its live judgments in the order they were given; a preference of None is "cannot judge".
 
-    could_answer: how many still can, of those it is kept for; none where it is open to everybody.
+    could_answer: how many of the people it is kept for can still answer; None if it is open to everybody.
     """
 
     id: int
@@ -53,7 +53,7 @@ class Answered(NamedTuple):
 
     @property
     def said(self) -> list[tuple[int, int]]:
-        """(labeler, preference) of the judgments that say one."""
+        """Return (labeler, preference) of the judgments that have a preference."""
         both = zip(self.labelers, self.preferences, strict=True)
         return [(labeler, preference) for labeler, preference in both if preference is not None]
 
@@ -63,15 +63,15 @@ class Answered(NamedTuple):
 
     @property
     def values(self) -> dict[str, Any]:
-        """What settling may change, as it is."""
+        """Return the current values of the columns that settling may change."""
         unchanged = {"id": self.id, "overlap": self.overlap, "grown": self.grown, "state": "open"}
         return unchanged | dict.fromkeys(("review_reason", "agreement", "consensus", "p_b", "p_tie"))
 
 
 def lock(session: Session, comparison_ids: Sequence[int]) -> list[int]:
-    """Locks those of these comparisons, and of the rankings they belong to, that are open; returns their ids.
+    """Lock the open comparisons among these and their rankings; return their ids.
 
-    In a statement of its own: only the next one sees the judgments of whoever held the locks before.
+    This is a statement of its own, because only the next statement sees judgments committed while it waited for locks.
     """
     named = _one_of(comparison_ids)
     rankings = session.scalars(select(Comparison.ranking_id).where(Comparison.id == named, Comparison.ranking_id > 0))
@@ -102,20 +102,20 @@ def _answered() -> Select[Any]:
     return found.where(Comparison.state == "open").order_by(Comparison.id)
 
 
-_ANSWERED = prepared(_answered())  # asked with every answer, so it is put together once
+_ANSWERED = prepared(_answered())  # built once, because it runs with every answer
 
 
 def answered(session: Session, comparison_ids: Sequence[int]) -> list[Answered]:
-    """Those of these comparisons, which are locked, that are open and that somebody has judged."""
+    """Return the comparisons among these, which are locked, that are open and that somebody has judged."""
     return [Answered._make(row) for row in session.execute(_ANSWERED, {"ids": [*comparison_ids]})]
 
 
 def _one_of(ids: Iterable[int | None]) -> Any:
-    return any_(literal([*ids], ARRAY(BigInteger)))  # one parameter, however many
+    return any_(literal([*ids], ARRAY(BigInteger)))  # one parameter, however many ids
 
 
 class Moves(NamedTuple):
-    """What another review threshold does: comparisons that it settles, and that it sends to review."""
+    """The effect of another review threshold: how many comparisons it settles, and how many it sends to review."""
 
     settled: int
     to_review: int
@@ -125,7 +125,7 @@ _SPLIT = (Comparison.state == "in_review", func.coalesce(Comparison.review_reaso
 
 
 def moves(session: Session, project_id: int, threshold: float) -> Moves:
-    """How many comparisons `move` would settle, and send to review."""
+    """Count the comparisons that `move` would settle and send to review."""
     settles = and_(*_SPLIT, Comparison.agreement >= threshold, ~Comparison.flagged)
     splits = and_(Comparison.state == "settled", Comparison.agreement < threshold)
     counts = select(func.count().filter(settles), func.count().filter(splits))
@@ -133,13 +133,13 @@ def moves(session: Session, project_id: int, threshold: float) -> Moves:
 
 
 def move(session: Session, project_id: int, threshold: float) -> None:
-    """Gives comparisons that were decided by another threshold the state that this one gives them.
+    """Apply a new review threshold to comparisons that were decided by another one.
 
-    What is in review for another reason than a split stays there; a flagged one waits there for its flag. Rows are
-    locked in the order of their ids, as those who settle do.
+    A comparison in review for a reason other than a split stays there; a flagged one keeps waiting for its flag. Rows
+    are locked by ascending id, as in settling.
     """
     was_split = and_(*_SPLIT, Comparison.agreement >= threshold)
-    # A flag brings a comparison to review only where a split does not: see app.domain.overlap.why_review.
+    # A flag sends a comparison to review only if a split does not: see app.domain.overlap.why_review.
     is_split = and_(
         or_(
             Comparison.state == "settled", and_(Comparison.state == "in_review", Comparison.review_reason == "flagged")
@@ -163,7 +163,7 @@ def move(session: Session, project_id: int, threshold: float) -> None:
 
 
 def write(session: Session, changes: list[dict[str, Any]]) -> None:
-    """Each change holds a comparison's id and all that settling decides about it."""
+    """Write the changes. Each one holds a comparison's id and all values that settling decides."""
     if not changes:
         return
     new = (

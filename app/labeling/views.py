@@ -1,4 +1,4 @@
-"""What the labeling page shows."""
+"""Data for the labeling page's templates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from app.models import Rubric
 
 
 class Asks(Protocol):
-    """What a rubric asks for: a stored version, or one that is still being written. Rows may be JSON or documents."""
+    """What a rubric asks for: a published version or a draft. Rows may be JSON or documents."""
 
     @property
     def strengths(self) -> int: ...
@@ -55,8 +55,8 @@ class FlagControl(NamedTuple):
 class Answer:
     """The controls of an answer, as `labeling/_answer.html` shows them.
 
-    chosen, ranks and what the controls hold: what was answered already when the form comes back. ranks: of a ranking
-    one for each response, none where unranked; empty for a pair.
+    chosen, ranks and the controls' values hold an earlier answer when the form comes back. ranks: for a ranking one per
+    response, None if unranked; empty for a pair.
     """
 
     steps: list[Step]
@@ -70,11 +70,11 @@ class Answer:
 
 
 def answer(rubric: Asks, draft: Draft | None = None, *, ranked: int = 0) -> Answer:
-    """The controls that a rubric asks for.
+    """Return the controls that a rubric asks for.
 
     Args:
-        draft: what is in them already.
-        ranked: how many responses are to be put in order; 0 for a pair.
+        draft: the answer to fill in.
+        ranked: how many responses are to be ranked; 0 for a pair.
     """
     extras = []
     if rubric.allow_both_bad and not ranked:
@@ -100,7 +100,7 @@ def answer(rubric: Asks, draft: Draft | None = None, *, ranked: int = 0) -> Answ
 
 
 class Response(NamedTuple):
-    """name: in addresses and styles. title: what people read. rank: of a ranking, as answered already."""
+    """name: in addresses and styles. title: what people read. rank: the rank already given, only in a ranking."""
 
     name: str
     title: str
@@ -110,9 +110,9 @@ class Response(NamedTuple):
 
 @dataclass(frozen=True)
 class Card(Answer):
-    """A task as the template shows it. Nothing here tells which response is A or where one came from.
+    """A task as the template shows it. Nothing here reveals which response is A or where a response came from.
 
-    judgment_id: of the answer that this card changes, if it does. is_filled: an answer is in the form already.
+    judgment_id: the judgment that this card changes, if any. is_filled: an answer is already in the form.
     """
 
     lease_id: UUID

@@ -1,4 +1,4 @@
-"""SQL of the leaderboard: the judgments between two policies that measure them, and the responses they are about."""
+"""SQL of the leaderboard: the judgments between two policies that measure them, and their responses."""
 
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -21,9 +21,9 @@ from sqlalchemy.orm import Session, aliased
 from app.domain.pairing import EVALUATION
 from app.models import AgreementTally, Comparison, Completion, Judgment, ModelVersion, User
 
-# On held-out prompts. Policies learn from the others, and answer those better than what they have not seen.
+# On held-out prompts. Policies train on the others, and answer those better than unseen prompts.
 PURPOSES = ("heldout", "human_eval")
-# How a pair may have been chosen (app.domain.pairing): without looking at how good its responses are.
+# Ways of choosing a pair (app.domain.pairing) that do not look at how good its responses are.
 UNBIASED = (EVALUATION, "random", "new_against_old")
 TEXTS = 5_000  # responses fetched at once
 
@@ -33,7 +33,7 @@ COUNTS = and_(Comparison.purpose.in_(PURPOSES), Comparison.state != "withdrawn",
 
 
 class Row(NamedTuple):
-    """A judgment: policies and responses in canonical order, and the preference towards B."""
+    """A judgment with its policies and responses in canonical order, and the preference towards B."""
 
     a: int
     b: int
@@ -46,13 +46,13 @@ class Row(NamedTuple):
 
 
 def size(session: Session, project_id: int) -> int:
-    """About how many judgments the project has, of any kind; from counts that every judgment keeps up to date."""
+    """Return roughly how many judgments the project has, of any kind, from counts that every judgment updates."""
     answers = func.sum(AgreementTally.n * func.cardinality(AgreementTally.answers))
     return int(session.scalar(select(answers).where(AgreementTally.project_id == project_id)) or 0)
 
 
 def policies(session: Session, project_id: int) -> dict[int, str]:
-    """The names of models that can stand on the board, by id, oldest first."""
+    """Return the names of models that can be on the board, by id, oldest first."""
     found = select(ModelVersion.id, ModelVersion.name).where(
         ModelVersion.project_id == project_id, ModelVersion.role != "reward"
     )
@@ -60,7 +60,7 @@ def policies(session: Session, project_id: int) -> dict[int, str]:
 
 
 def rows(session: Session, project_id: int, kinds: Collection[str], most: int) -> list[Row]:
-    """The newest judgments that count, at most so many, by labelers of these kinds."""
+    """Return the newest judgments that count, at most `most`, by labelers of these kinds."""
     found = _between(
         project_id,
         first.model_version_id,
@@ -77,10 +77,10 @@ def rows(session: Session, project_id: int, kinds: Collection[str], most: int) -
 
 
 def counts(session: Session, project_id: int) -> Sequence[Any]:
-    """Judgments between two policies on held-out prompts: (reason, kind of labeler, n).
+    """Count judgments between two policies on held-out prompts: (reason, kind of labeler, n).
 
-    The reason is empty where they count; otherwise why they do not: withdrawn, chosen (the pair was chosen for what its
-    responses are like), or unknown (nothing says how it was chosen).
+    The reason is empty for judgments that count. Otherwise it is: withdrawn; chosen (the pair was chosen for what its
+    responses are like); or unknown (nothing records how it was chosen).
     """
     reason: ColumnElement[str] = case(
         (Comparison.state == "withdrawn", "withdrawn"),
@@ -94,7 +94,7 @@ def counts(session: Session, project_id: int) -> Sequence[Any]:
 
 
 def texts(session: Session, ids: Sequence[int]) -> Iterator[tuple[int, int | None, str]]:
-    """(id, tokens, text) of responses, without holding all texts at once."""
+    """Yield (id, tokens, text) of responses, without holding all texts at once."""
     for begin in range(0, len(ids), TEXTS):
         wanted = literal(list(ids[begin : begin + TEXTS]), ARRAY(BigInteger))
         found = select(Completion.id, Completion.n_tokens, Completion.text).where(Completion.id == any_(wanted))
@@ -102,15 +102,16 @@ def texts(session: Session, ids: Sequence[int]) -> Iterator[tuple[int, int | Non
 
 
 def _join_in_order(session: Session) -> None:
-    """Let PostgreSQL join as `_between` is written, until the transaction ends.
+    """Make PostgreSQL join in the order that `_between` is written in, until the transaction ends.
 
-    Without statistics, as after an import, it takes tables for empty and may pair all responses with each other.
+    Without statistics, for example after an import, it assumes tables are empty and may pair all responses with each
+    other.
     """
     session.execute(select(func.set_config("join_collapse_limit", "1", True)))
 
 
 def _between(project_id: int, *columns: Any) -> Select[Any]:
-    """Live judgments with a preference, on comparisons of the project's responses by two of its policies."""
+    """Select live judgments with a preference between responses of two of the project's policies."""
     is_policy = [
         exists().where(
             ModelVersion.id == each.model_version_id,

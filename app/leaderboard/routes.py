@@ -1,4 +1,4 @@
-"""The leaderboard: its page, the part that large projects load behind it, and its figures as CSV."""
+"""The leaderboard: its page, the board that large projects load afterwards, and its figures as CSV."""
 
 from typing import Annotated, Any
 
@@ -19,14 +19,14 @@ from app.render import attachment, page
 
 router = APIRouter(prefix="/projects/{project_slug}/leaderboard", route_class=FormRoute)
 
-# With more judgments, of any kind, the page comes first and the board after it.
+# With more judgments, of any kind, the page comes first and the board is loaded afterwards.
 AT_ONCE = 5_000
 
 
 def _reference(
     project: ProjectDep, session: SessionDep, reference: Annotated[int | None, Query(ge=1, lt=2**63)] = None
 ) -> int | None:
-    """A policy of the project. Any other number is taken for none: there is one board for all of them."""
+    """Return the id if it is a policy of the project; other ids share the default board."""
     return reference if reference in queries.policies(session, project.id) else None
 
 
@@ -52,7 +52,7 @@ def leaderboard(
     reference: ReferenceDep,
     wait: bool = False,
 ) -> Response:
-    """The page; large projects load the board behind it unless told to wait."""
+    """Show the page. Large projects load the board afterwards unless `wait` is set."""
     key = project.id, kinds, reference
     at_once = wait or boards.kept(key) is not None or queries.size(session, project.id) <= AT_ONCE
     shown = _shown(_computed(session, project, kinds, reference, boards), kinds) if at_once else {"summary": None}
@@ -69,7 +69,7 @@ def board(
     boards: BoardsDep,
     reference: ReferenceDep,
 ) -> Response:
-    """Everything below the heading."""
+    """Show everything below the heading."""
     shown = _shown(_computed(session, project, kinds, reference, boards), kinds)
     return page(request, "leaderboard/_board.html", **shown, **_shared(project, kinds, reference))
 

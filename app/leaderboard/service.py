@@ -1,4 +1,4 @@
-"""The leaderboard of a project's policies, from the judgments between them."""
+"""The leaderboard of a project's policies, fitted from the judgments between them."""
 
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
@@ -12,18 +12,18 @@ from app.domain.formatting import formatting, relative
 from app.domain.leaderboard import Board, Matches
 from app.leaderboard import queries
 
-# The newest so many are read. 100,000 judgments take some seconds: benchmarks/leaderboard.py.
+# At most this many of the newest judgments are read. 100,000 take some seconds: benchmarks/leaderboard.py.
 MOST = 100_000
 
 
 class Summary(NamedTuple):
-    """What the page shows.
+    """Data for the leaderboard page.
 
     Attributes:
-        board: None: the project has no policy.
+        board: None if the project has no policy.
         policies: names by id, oldest first.
-        counted: judgments that count, by kind of labeler, also those of kinds that were not asked for.
-        left_out: judgments between policies that do not count, by reason: see `queries.counts`.
+        counted: number of judgments that count, by kind of labeler, including kinds that were not asked for.
+        left_out: number of judgments between policies that do not count, by reason: see `queries.counts`.
     """
 
     board: Board | None
@@ -36,7 +36,7 @@ def summary(session: Session, project_id: int, kinds: Collection[str], reference
     """Read the judgments of labelers of these kinds and fit the board.
 
     Args:
-        reference: a policy; one that the project does not have is taken for None.
+        reference: a policy id; an id that is not a policy of the project is treated as None.
     """
     policies = queries.policies(session, project_id)
     counted: dict[str, int] = {}
@@ -54,7 +54,7 @@ def summary(session: Session, project_id: int, kinds: Collection[str], reference
 
 
 def matches(session: Session, project_id: int, kinds: Collection[str], most: int = MOST) -> Matches:
-    """The judgments as the board reads them."""
+    """Return the judgments as arrays for the board."""
     rows = queries.rows(session, project_id, kinds, most)
     ids = sorted({each for row in rows for each in (row.completion_a, row.completion_b)})
     measured = {id_: (tokens, len(text), *formatting(text)) for id_, tokens, text in queries.texts(session, ids)}
@@ -64,7 +64,7 @@ def matches(session: Session, project_id: int, kinds: Collection[str], most: int
             measured[row.completion_a],
             measured[row.completion_b],
         )
-        # Imported responses have no tokens: characters stand in for them, on both sides.
+        # Imported responses have no token count; then characters are compared on both sides.
         if tokens_a is not None and tokens_b is not None:
             length_a, length_b = tokens_a, tokens_b
         style[at] = [relative(a, b) for a, b in zip((length_a, *counts_a), (length_b, *counts_b), strict=True)]

@@ -1,4 +1,4 @@
-"""What the leaderboard page shows: the ranked policies, the others and why, and what people prefer in any policy."""
+"""Data for the leaderboard page: ranked policies, unranked ones with the reason, and what people prefer in general."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -10,8 +10,8 @@ from app.kept import Computed
 from app.leaderboard.service import MOST, Summary
 from app.models.user import USER_KINDS
 
-SHOWN = 100  # rows of a table
-NAMED = 5  # policies in a sentence
+SHOWN = 100  # rows in a table
+NAMED = 5  # policies named in a sentence
 MACHINES = ("simulated", "ai_judge")
 WITH_MORE = {"headers": "more headers", "lists": "more list items", "bold": "more bold text"}
 NOT_FITTED = {
@@ -49,7 +49,7 @@ class Some(NamedTuple):
 
 
 class Unconnected(NamedTuple):
-    """Policies that are not connected with the ranked ones, and the two whose comparison would connect them."""
+    """Policies that are not connected to the ranked ones, and the two policies whose comparison would connect them."""
 
     some: Some
     link: tuple[str, str]
@@ -60,10 +60,10 @@ class View(NamedTuple):
     names: dict[int, str]
     standings: list[Standing]  # at most SHOWN
     total: int
-    unbeaten: Some | None  # policies that won every comparison with the ranked ones, and so have no rank
-    parted: list[Standing]  # raw and length-controlled figures differ much
-    unconnected: list[Unconnected]  # groups of two policies or more, and single ones with judgments
-    alone: Unconnected | None  # policies that nobody has compared with another, as one
+    unbeaten: Some | None  # policies that won every comparison with ranked ones, so they cannot be ranked
+    parted: list[Standing]  # policies whose raw and length-controlled figures differ much
+    unconnected: list[Unconnected]  # groups of two or more policies, and single policies with judgments
+    alone: Unconnected | None  # all policies that were never compared with another one
     preferences: list[Preference]
     not_fitted: list[str]
     left_out: list[tuple[str, int]]
@@ -76,12 +76,12 @@ class View(NamedTuple):
 
     @property
     def is_sure(self) -> bool:
-        """Whether the best one is better than the second by more than chance."""
+        """Tell whether the best policy is better than the second by more than chance."""
         return self.board.ahead is not None and self.board.ahead.low > 0.5
 
 
 def view(computed: Computed[Summary]) -> View | None:
-    """None if the project has no policy."""
+    """Return the data of the page; None if the project has no policy."""
     summary = computed.value
     board, names = summary.board, summary.policies
     if board is None:
@@ -121,7 +121,7 @@ def _some(policies: Sequence[int], names: Mapping[int, str]) -> Some:
 
 
 def others(summary: Summary, kinds: Sequence[str]) -> list[str]:
-    """Kinds of labelers that have compared policies and are left out."""
+    """Return kinds of labelers that have compared policies and are left out."""
     return [kind for kind in USER_KINDS if summary.counted.get(kind) and kind not in kinds]
 
 
@@ -130,7 +130,7 @@ def machines(kinds: Sequence[str]) -> list[str]:
 
 
 def summary_csv(summary: Summary) -> str:
-    """All policies with their figures; shares from 0 to 1, strengths in log-odds."""
+    """Return all policies with their figures as CSV; shares from 0 to 1, strengths in log-odds."""
     columns = ("win_rate", "win_rate_controlled", "strength")
     bounds = [f"{name}{end}" for name in columns for end in ("", "_low", "_high")]
     heads = ["policy_id", "policy", "state", "rank", *bounds, "judgments", "prompts", "reference_id"]
@@ -157,7 +157,7 @@ def summary_csv(summary: Summary) -> str:
     for group in board.apart:
         for policy in group.policies:
             row(policy, "not connected", None, (None, None, None))
-    for policy in list(left):  # they could be ranked if there were more judgments
+    for policy in list(left):  # the remaining policies could be ranked with more judgments
         row(policy, board.refused, None, (None, None, None))
     return as_csv(heads, rows)
 

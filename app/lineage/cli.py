@@ -1,4 +1,4 @@
-"""`prefloop model`: take a model out with its signed manifest, and check one."""
+"""`prefloop model`: export a model with its signed manifest, and verify an exported one."""
 
 import shutil
 from pathlib import Path

@@ -1,11 +1,11 @@
-"""A model's manifest: where it comes from, down to counts of judgments, with the digest of each of its files, signed.
+"""A model's signed manifest: its origin, down to counts of judgments, and the digest of each of its files.
 
-It lies as manifest.json in the folder of an exported model. Whoever has the folder and the instance's public key can
-check that the files are the ones the instance made, and that nobody changed what the manifest says. People stand in it
-by their numbers, not by their names.
+It is stored as manifest.json in the folder of an exported model. With the folder and the instance's public key, anyone
+can check that the instance made these files and that nobody changed the manifest. It identifies people by number, not
+by name.
 
-The signature is Ed25519 (RFC 8032) over the JSON of everything else, keys sorted, no spaces, in UTF-8. The key is made
-from the instance's secret key, so it stays as long as that does.
+The signature is Ed25519 (RFC 8032) over the JSON of everything else: sorted keys, no spaces, UTF-8. The key is derived
+from the instance's secret key, so it stays the same as long as that does.
 """
 
 import base64
@@ -30,17 +30,17 @@ FORMAT = "prefloop-manifest-1"
 
 
 def key_of(secret: bytes) -> Ed25519PrivateKey:
-    """The instance's signing key, from its secret key."""
+    """Derive the instance's signing key from its secret key."""
     return Ed25519PrivateKey.from_private_bytes(hmac.digest(secret, b"manifest", hashlib.sha256))
 
 
 def public_key(key: Ed25519PrivateKey) -> str:
-    """In base64, as a manifest names it."""
+    """Return the public key in base64, as in a manifest."""
     return base64.b64encode(key.public_key().public_bytes_raw()).decode()
 
 
 def contents(session: Session, model: ModelVersion) -> dict[str, Any]:
-    """All that a model's manifest says, but its files and signature."""
+    """Return everything in a model's manifest except its files and signature."""
     own, *line = queries.chain(session, model.id)
     said: dict[str, Any] = {"format": FORMAT, "model": _model(model)}
     origin = origins.of(session, model)
@@ -76,14 +76,14 @@ def _time(moment: Any) -> str | None:
 
 
 def write(folder: Path, said: dict[str, Any], key: Ed25519PrivateKey) -> None:
-    """Signs the manifest of a model whose files lie in the folder, and puts it beside them."""
+    """Sign the manifest of the model in this folder, and write it there."""
     whole = said | {"files": _digests(folder), "signed_by": public_key(key)}
     whole["signature"] = base64.b64encode(key.sign(_signed(whole))).decode()
     (folder / NAME).write_text(json.dumps(whole, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file, in hex, by its path within the folder; links are not followed."""
+    """Return the SHA-256 of each file, in hex, by its path within the folder; links are not followed."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / NAME)
     return {path.relative_to(folder).as_posix(): digest_file(path) for path in files}
 
@@ -94,21 +94,21 @@ def _signed(whole: dict[str, Any]) -> bytes:
 
 
 class Verified(NamedTuple):
-    """A manifest that is right: what it says, and who signed it."""
+    """A valid manifest: its contents, and the key that signed it."""
 
     said: dict[str, Any]
     signed_by: str
 
 
 def verify(folder: Path, key: str | None = None) -> Verified:
-    """Checks a folder's manifest, its signature, and every file.
+    """Check a folder's manifest, its signature, and every file.
 
     Args:
-        key: the public key that must have signed it, in base64; none: any.
+        key: the public key that must have signed it, in base64; None: any.
 
     Raises:
         NotFound: there is no manifest.
-        InvalidInput: it is not one, or the key is not one.
+        InvalidInput: the manifest or the key is malformed.
         Conflict: it was signed by another key or changed since; or a file was changed, is missing, or was added.
     """
     path = folder / NAME

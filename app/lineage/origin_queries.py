@@ -1,4 +1,4 @@
-"""SQL between models and what people said: what a model learned from, and which models learned from somebody."""
+"""SQL between models and people: what a model learned from, and which models learned from a person."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -24,9 +24,9 @@ from app.models import (
 
 
 class Count(NamedTuple):
-    """How many judgments, demonstrations and thumbs of one person a snapshot reads, or of one rubric version.
+    """Number of judgments, demonstrations and thumbs in a snapshot from one person, or under one rubric version.
 
-    key: the person's id, or the version. name: the person's.
+    key: the person's id, or the version. name: the person's name, or the version in words.
     """
 
     key: int
@@ -35,7 +35,8 @@ class Count(NamedTuple):
 
 
 class LearnedFrom(NamedTuple):
-    """What the snapshots of a model's round read. people: most first. rubrics: of its judgments, by version."""
+    """What the snapshots of a model's round contain. people: most contributions first. rubrics: of its judgments, by
+    version."""
 
     judgments: int
     demonstrations: int
@@ -45,7 +46,7 @@ class LearnedFrom(NamedTuple):
 
 
 def _was_read() -> ColumnElement[bool]:
-    """Whether a judgment on one of a snapshot's comparisons stood when the snapshot was made."""
+    """Condition: a judgment on one of a snapshot's comparisons was live when the snapshot was made."""
     return and_(
         Judgment.created_at <= Snapshot.created_at,
         or_(Judgment.superseded_at.is_(None), Judgment.superseded_at > Snapshot.created_at),
@@ -53,7 +54,7 @@ def _was_read() -> ColumnElement[bool]:
 
 
 def learned_from(session: Session, round_: Round) -> LearnedFrom:
-    """What the round's snapshots read of people."""
+    """Return what the round's snapshots contain from people."""
     snapshots = [round_.snapshot_id, round_.ptx_snapshot_id, round_.thumbs_snapshot_id]
     ids = [each for each in snapshots if each is not None]
     judged = (
@@ -89,7 +90,7 @@ def learned_from(session: Session, round_: Round) -> LearnedFrom:
 
 
 def models_of_labeler(session: Session, project_id: int, labeler_id: int) -> Sequence[int]:
-    """Ids of the models whose round read something that a person said, and of the models made from these."""
+    """Return ids of the models whose round read something from this person, and of the models made from these."""
     judged = (
         select(Judgment.id)
         .join(SnapshotComparison, SnapshotComparison.comparison_id == Judgment.comparison_id)
@@ -105,13 +106,13 @@ def models_of_labeler(session: Session, project_id: int, labeler_id: int) -> Seq
 
 
 def models_of_comparison(session: Session, project_id: int, comparison_id: int) -> Sequence[int]:
-    """Ids of the models whose round read a comparison, and of the models made from these."""
+    """Return ids of the models whose round read a comparison, and of the models made from these."""
     holds = select(SnapshotComparison.comparison_id).where(SnapshotComparison.comparison_id == comparison_id)
     return _models(session, project_id, exists(holds.where(SnapshotComparison.snapshot_id == Snapshot.id)))
 
 
 def _models(session: Session, project_id: int, read: ColumnElement[bool]) -> Sequence[int]:
-    """Ids of the models that learned from the project's snapshots of a condition, or come from models that did."""
+    """Return ids of models that learned from snapshots that match, and of models derived from them."""
     snapshots = select(Snapshot.id).where(Snapshot.project_id == project_id, read)
     columns = Round.snapshot_id, Round.ptx_snapshot_id, Round.thumbs_snapshot_id
     own = select(ModelVersion.id).join(Run, Run.id == ModelVersion.run_id).join(Round, Round.id == Run.round_id)
@@ -126,7 +127,7 @@ def has_comparison(session: Session, project_id: int, comparison_id: int) -> boo
 
 
 def name_of(session: Session, project_id: int, user_id: int) -> str | None:
-    """The name of somebody who has judged, written or given a thumb in the project; none for others."""
+    """Return the name of a person who has judged, written or given a thumb in the project; None for others."""
     judged = exists().where(Judgment.labeler_id == User.id, Judgment.comparison_id == Comparison.id)
     said = (
         judged.where(Comparison.project_id == project_id),

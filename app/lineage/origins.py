@@ -1,4 +1,4 @@
-"""Between models and people: what a model learned from, and which models learned from somebody."""
+"""Links between models and people: what a model learned from, and which models learned from a person."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,8 @@ from app.rounds.model_queries import round_of
 class Origin(NamedTuple):
     """What a model's round read, and how the model was trained.
 
-    run: it trained the model. code: that of the run; empty for models made before it was recorded.
+    run: the run that trained the model. code: the code version of the run; empty for models made before it was
+    recorded.
     """
 
     learned: LearnedFrom
@@ -27,7 +28,7 @@ class Origin(NamedTuple):
 
 
 def of(session: Session, model: ModelVersion) -> Origin | None:
-    """None for a model that no round has trained."""
+    """Return a model's origin; None if no round trained it."""
     round_ = round_of(session, model)
     run = session.get(Run, model.run_id) if model.run_id else None
     if round_ is None or run is None:
@@ -38,17 +39,17 @@ def of(session: Session, model: ModelVersion) -> Origin | None:
 
 
 class Learners(NamedTuple):
-    """The models that learned from somebody or something, and how a page names that."""
+    """The models that learned from a person or a comparison, and how a page names it."""
 
     ids: set[int]
     words: str
 
 
 def learners(session: Session, project: Project, labeler_id: int | None, comparison_id: int | None) -> Learners:
-    """The models that learned from what a person said, else from a comparison.
+    """Return the models that learned from a person's work, or else from a comparison.
 
     Raises:
-        NotFound: the project has neither.
+        NotFound: the project has no such person or comparison.
     """
     if labeler_id is not None:
         name = origin_queries.name_of(session, project.id, labeler_id)

@@ -18,7 +18,7 @@ def model(session: Session, project_id: int, model_id: int) -> ModelVersion | No
 
 
 def by_name(session: Session, project_id: int, name: str) -> ModelVersion | None:
-    """The newest model of that name."""
+    """Return the newest model of that name."""
     found = select(ModelVersion).where(ModelVersion.project_id == project_id, ModelVersion.name == name)
     return session.scalars(found.order_by(ModelVersion.id.desc()).limit(1)).one_or_none()
 
@@ -27,7 +27,7 @@ __all__ = ["Origin", "adoptions", "chain", "children", "had_policies", "model", 
 
 
 class Origin(NamedTuple):
-    """A model, and the round and snapshot it came from; a base model has neither."""
+    """A model and the round and snapshot it came from; a base model has neither."""
 
     model: ModelVersion
     round: Round | None
@@ -35,7 +35,7 @@ class Origin(NamedTuple):
 
 
 def chain(session: Session, model_id: int) -> list[Origin]:
-    """The model, its parent, the parent's parent and so on to the base model."""
+    """Return the model, its parent, the parent's parent and so on, up to the base model."""
     line = line_of(model_id)
     found = (
         select(ModelVersion, Round, Snapshot)
@@ -49,11 +49,11 @@ def chain(session: Session, model_id: int) -> list[Origin]:
 
 
 def agreement_by_prompt(session: Session, project_id: int, at: datetime) -> list[tuple[float, int]]:
-    """For each prompt: the sum, over its comparisons that two labelers or more had judged at a moment, of the share of
-    pairs of labelers who chose the same side, and how many comparisons these are.
+    """Return, for each prompt, the summed agreement of its comparisons and how many comparisons these are.
 
-    A tie takes a side by chance, so that it agrees with anything by one half. All comparisons count that a round may
-    read or that are still in dispute; AI judges do not.
+    A comparison's agreement is the share of pairs of labelers who chose the same side. Only comparisons count that at
+    least two labelers had judged by `at`. A tie counts as a random side, so it agrees with any answer by one half.
+    Comparisons still in dispute count too; judgments by AI judges do not.
     """
     stood = or_(Judgment.superseded_at.is_(None), Judgment.superseded_at > at)
     said = (

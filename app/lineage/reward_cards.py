@@ -1,7 +1,7 @@
-"""What a reward model's report says of it, in five cards. Each says *fine* or *look*, and why.
+"""A reward model's report in five cards. Each card says *fine* or *look*, and why.
 
-*Look* needs a finding that matters and is surer than chance: the 95% interval of the figure, prompts as clusters, lies
-beyond the limit. A card whose figures were not measured says so.
+*Look* requires a finding that matters and that chance does not explain: the figure's 95% interval, clustered by prompt,
+lies beyond the limit. A card says so if its figures were not measured.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,9 +16,9 @@ from app.domain.proportions import wilson
 
 State = Literal["fine", "look", "unknown"]
 
-LEAST_ECE = 0.05  # of calibration error: smaller ones change no decision
-LEAST_BIAS = 0.05  # of the difference of shares that prefer the longer response
-MOST_FLIPPED = 0.05  # share of comparisons that a harmless edit may turn round
+LEAST_ECE = 0.05  # calibration error; smaller ones change no decision
+LEAST_BIAS = 0.05  # difference between the model and people in the share preferring the longer response
+MOST_FLIPPED = 0.05  # share of comparisons that a harmless edit may flip
 MOST_WON = 0.10  # share of prompts on which an attack may win
 DRAWS = 2000
 UNKNOWN = "Its report does not hold these figures."
@@ -34,7 +34,7 @@ class _Split(_Figures):
 
 
 class Bin(_Figures):
-    """A bar of the reliability diagram."""
+    """One bin of the reliability diagram."""
 
     confidence: float = Field(ge=0, le=1)
     accuracy: float = Field(ge=0, le=1)
@@ -76,7 +76,7 @@ class _Probes(_Figures):
 
 
 class Report(_Figures):
-    """What the cards read of `report.json`: see `trainer.recipes.reward`."""
+    """The parts of `report.json` that the cards read: see `trainer.recipes.reward`."""
 
     train: _Split = _Split()
     heldout: _Split = _Split()
@@ -88,7 +88,7 @@ class Report(_Figures):
 
 
 class Line(NamedTuple):
-    """A figure; the note says its interval and how many it is of. `looks`: it is why the card says *look*."""
+    """A figure; the note gives its interval and sample size. `looks`: the figure is why the card says *look*."""
 
     label: str
     value: str
@@ -107,14 +107,14 @@ class Card(NamedTuple):
 
 
 class Ceiling(NamedTuple):
-    """How often two labelers chose the same side of a comparison, over all that two or more had judged."""
+    """How often two labelers chose the same side, over all comparisons with at least two judgments."""
 
     agreement: Interval
     comparisons: int
 
 
 def cards(report: Mapping[str, Any], ceiling: Ceiling | None) -> list[Card]:
-    """The five cards; none of a report that another program wrote."""
+    """Return the five cards; an empty list for a report from another program."""
     try:
         read = Report.model_validate(report)
     except ValidationError:
@@ -123,7 +123,7 @@ def cards(report: Mapping[str, Any], ceiling: Ceiling | None) -> list[Card]:
 
 
 def cards_csv(found: Sequence[Card]) -> str:
-    """A row for each figure of the cards."""
+    """Return a CSV row for each figure of the cards."""
     rows = [[card.title, card.state, *line[:3]] for card in found for line in card.lines]
     return as_csv(["card", "state", "figure", "value", "of"], rows)
 
@@ -168,10 +168,10 @@ def accuracy(report: Report, ceiling: Ceiling | None) -> Card:
 
 
 def calibrated_ece(bins: Sequence[tuple[float, int]], draws: int = DRAWS) -> float:
-    """The calibration error that a perfectly calibrated model exceeds in one case of twenty, only by chance.
+    """Return the calibration error that a perfectly calibrated model exceeds by chance with probability 5%.
 
-    In each draw the outcomes of each bin are binomial with its confidence (consistency resampling, Bröcker and Smith
-    2007).
+    In each draw, the number of right answers in a bin is binomial with the bin's confidence (consistency resampling,
+    Bröcker and Smith 2007).
 
     Args:
         bins: (mean confidence, pairs) of each.
@@ -204,8 +204,8 @@ def calibration(report: Report) -> Card:
 
 
 def plot(bins: Sequence[Bin]) -> Chart:
-    """The reliability diagram: accuracy over confidence, with Wilson's intervals, and the diagonal of a calibrated
-    model."""
+    """Return the reliability diagram: accuracy over confidence with Wilson intervals, and the diagonal of perfect
+    calibration."""
     ends = [wilson(each.accuracy * each.pairs, each.pairs) for each in bins]
     points = Series("accuracy", [(each.confidence, each.accuracy) for each in bins], ends, joined=False)
     panel = Panel("Share it decides as people did", [points], "share", y_range=(0.0, 1.0), diagonal=True)
@@ -249,7 +249,7 @@ def length(report: Report) -> Card:
 
 
 def stability(report: Report) -> Card:
-    """Harmless edits of one response: the share of comparisons whose order they turn round."""
+    """Return the card of harmless edits: the share of comparisons whose order each edit of one response flips."""
     edits = {name: (each.flipped, each.pairs) for name, each in report.probes.invariance.items()}
     lines = _shares(report, edits, "comparisons", MOST_FLIPPED)
     looks = [line.label for line in lines if line.looks]
@@ -266,7 +266,7 @@ def stability(report: Report) -> Card:
 
 
 def attacks(report: Report) -> Card:
-    """Tricks that should not be rewarded: the share of prompts on which they beat the better response."""
+    """Return the card of attacks: the share of prompts on which each trick beats the better response."""
     tricks = {name: (each.wins, each.prompts) for name, each in report.probes.adversarial.items()}
     lines = _shares(report, tricks, "prompts", MOST_WON)
     looks = [line.label for line in lines if line.looks]
@@ -284,7 +284,8 @@ def attacks(report: Report) -> Card:
 
 
 def _shares(report: Report, figures: Mapping[str, tuple[float | None, int]], cases: str, most: float) -> list[Line]:
-    """Each edit's or attack's (share, cases), the worst first; those that were never made are left out."""
+    """Return a line per edit or attack with its (share, cases), worst first. Those that were never tried
+    are left out."""
     found = []
     for name, (share, n) in figures.items():
         bounds = wilson(share * n, n) if share is not None else None

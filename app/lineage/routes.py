@@ -1,4 +1,4 @@
-"""Model versions: the list, and of each what it is, what it came from, what was made of it, what was measured on it."""
+"""Model versions: the list, and for each its description, origin, derived models and measurements."""
 
 from typing import Annotated, Any, Literal
 
@@ -20,7 +20,7 @@ from app.typed import Number, TypedDep
 router = APIRouter(prefix="/projects/{project_slug}/models", route_class=FormRoute)
 
 
-ADOPTIONS = 20  # that the list shows
+ADOPTIONS = 20  # shown in the list
 
 
 def model_of_path(project: ProjectDep, session: SessionDep, model_id: int) -> ModelVersion:
@@ -42,7 +42,7 @@ def list_models(
     labeler: Number = None,
     comparison: Number = None,
 ) -> Response:
-    """All models; or those that learned from what a person said, or from a comparison, and those made from these."""
+    """List all models; or only those that learned from a person or a comparison, and the models derived from them."""
     models, learned = queries.policies(session, project.id), None
     if labeler is not None or comparison is not None:
         learned = origins.learners(session, project, labeler, comparison)
@@ -81,7 +81,7 @@ def show(request: Request, staff: StaffDep, project: ProjectDep, model: ModelDep
 def _cards(
     session: Session, project: Project, model: ModelVersion, chain: list[queries.Origin], report: dict[str, Any]
 ) -> list[Card]:
-    """The cards of a reward model that has a report; none for other models."""
+    """Return the cards of a reward model that has a report; an empty list for other models."""
     if model.role != "reward" or not report:
         return []
     snapshot = chain[0].snapshot
@@ -98,7 +98,7 @@ def model_file(
     session: SessionDep,
     name: Literal["cards.csv", "calibration.svg", "calibration.csv"],
 ) -> Response:
-    """A reward model's cards as a table, and its calibration plot."""
+    """Download a reward model's cards as a table, or its calibration plot."""
     report = views.papers(request.app.state.store, model).report
     found = _cards(session, project, model, queries.chain(session, model.id), report)
     chart = next((card.chart for card in found if card.chart), None)
@@ -116,8 +116,8 @@ def model_file(
 def adopt(
     operator: OperatorDep, project: ProjectDep, model: ModelDep, session: SessionDep, typed: TypedDep
 ) -> Response:
-    """Makes a model the project's policy, for the reason that the form gives; then back to the round that it names, or
-    to the list."""
+    """Make a model the project's policy, for the reason in the form. Then redirect to the round it names, or to the
+    list."""
     rounds.adopt(session, project, model, operator, str(typed.get("reason", "")))
     number = typed.get("round", "")
     return redirect(f"/projects/{project.slug}/" + (f"rounds/{number}" if number.isdecimal() else "models"))

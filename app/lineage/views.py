@@ -1,4 +1,4 @@
-"""A model's page: what its folder says of it, and any nested figures as tables."""
+"""Data for a model's page: the texts in its folder, and nested figures as tables."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from app.lineage import queries
 from app.lineage.reward_cards import Ceiling
 from app.models import ModelVersion
 
-MAX_BYTES = 4 << 20  # of a file shown on the page
+MAX_BYTES = 4 << 20  # maximum size of a file shown on the page
 
 
 class Cell(NamedTuple):
@@ -25,29 +25,29 @@ class Cell(NamedTuple):
 
 class Table(NamedTuple):
     title: str
-    columns: tuple[str, ...]  # the first one names the row; empty where rows have no name
+    columns: tuple[str, ...]  # the first one names the row; empty if rows have no name
     rows: list[tuple[Cell, ...]]
 
 
 class Papers(NamedTuple):
-    """What lies in a model's folder for people to read."""
+    """Texts and figures in a model's folder."""
 
     readme: str
     report: dict[str, Any]
 
 
 def papers(store: ArtifactStore, model: ModelVersion) -> Papers:
-    """README.md and report.json of the model's own folder; empty where it has none, or is not on this machine."""
+    """Return README.md and report.json of the model's own folder; empty if it has none or is not on this machine."""
     folder = model.adapter or model.base
     try:
         report = json.loads(_text(store, f"{folder}/report.json") or "null")
-    except ValueError:  # of another program, under the same name
+    except ValueError:  # another program's file of the same name
         report = None
     return Papers(_text(store, f"{folder}/README.md"), report if isinstance(report, dict) else {})
 
 
 def ceiling(session: Session, project_id: int, at: datetime) -> Ceiling | None:
-    """The labelers' own agreement at a moment, with its interval, prompts as clusters; None without two judgments."""
+    """Return the labelers' agreement at a moment, with an interval clustered by prompt; None without two judgments."""
     by_prompt = queries.agreement_by_prompt(session, project_id, at)
     agreement = clustered_share(by_prompt)
     return agreement and Ceiling(agreement, sum(n for _, n in by_prompt))
@@ -55,7 +55,7 @@ def ceiling(session: Session, project_id: int, at: datetime) -> Ceiling | None:
 
 def _text(store: ArtifactStore, location: str) -> str:
     try:
-        path = store.resolve(location)  # the file's own: it may be a link to anywhere
+        path = store.resolve(location)  # resolve the file itself, because it may be a link to anywhere
     except NotFound:
         return ""
     if not path.is_file() or path.stat().st_size > MAX_BYTES:
@@ -64,10 +64,11 @@ def _text(store: ArtifactStore, location: str) -> str:
 
 
 def tables(value: Any, path: tuple[str, ...] = ()) -> Iterator[Table]:
-    """Nested figures, one table a level: names and values; things that have the same figures; or a list of them.
+    """Yield nested figures as tables, one per level.
 
-    A dictionary's plain values make a table of names and values. Dictionaries of plain values beside each other are one
-    table, a row each. A list of dictionaries is a table too, its shares drawn as bars: a reliability diagram is one.
+    A dictionary's plain values make a table of names and values. Sibling dictionaries of plain values share a table,
+    with a row each. A list of dictionaries makes a table too, with shares drawn as bars, for example a reliability
+    diagram.
     """
     title = ": ".join(path)
     if isinstance(value, list):
@@ -89,7 +90,7 @@ def _of_rows(
     title: str, named: tuple[str, ...], names: Sequence[tuple[Cell, ...]], rows: Sequence[dict[str, Any]]
 ) -> Table:
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    # Only lists are diagrams: bars beside every named figure would drown it.
+    # Only lists are diagrams: bars beside every named figure would be too many.
     shares = {key for key in keys if not named and all(_is_share(row.get(key)) for row in rows)}
     cells = [
         (*name, *(_cell(row.get(key), bar=key in shares) for key in keys))
@@ -124,7 +125,7 @@ def _cell(value: Any, bar: bool = False) -> Cell:
     if isinstance(value, int):
         return Cell(f"{value:,}", is_number=True)
     if isinstance(value, float):
-        # Long enough to tell two models apart; very small ones keep their digits.
+        # Enough digits to tell two models apart; very small numbers keep their significant digits.
         text = f"{value:.3g}" if 0 < abs(value) < 0.001 else f"{value:,.3f}"
         return Cell(text, value if bar else None, is_number=True)
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""What the page of a project's members sends."""
+"""Forms that the page of a project's members sends."""
 
 from typing import Annotated, Literal
 
@@ -16,5 +16,5 @@ class AddForm(RolesForm):
 
 
 class LinkForm(RolesForm):
-    # What judges through the account that it makes: see app.accounts.forms.InviteForm.
+    # Who or what judges through the new account: see app.accounts.forms.InviteForm.
     kind: Literal["person", "simulated", "ai_judge"] = "person"

@@ -37,7 +37,7 @@ def listing(request: Request, admin: AdminDep, project: ProjectDep, session: Ses
 def add(
     request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep, form: Annotated[AddForm, Form()]
 ) -> Response:
-    """Adds somebody who has an account."""
+    """Add somebody who has an account."""
     try:
         service.add(session, project, admin, form.email, form.roles)
     except PrefloopError as error:
@@ -49,7 +49,7 @@ def add(
 def invite(
     request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep, form: Annotated[LinkForm, Form()]
 ) -> Response:
-    """Shows the link on the page that answers: only its hash is stored, so it cannot be shown again."""
+    """Show the link on the resulting page. Only its hash is stored, so it cannot be shown again."""
     settings = request.app.state.settings
     try:
         token = accounts.create_link(
@@ -86,7 +86,7 @@ def change(
     except PrefloopError as error:
         return _page(request, project, session, error, changed={user_id: form.roles}, wanted=wanted)
     if user_id == admin.id and "admin" not in form.roles:
-        return redirect(f"/projects/{project.slug}")  # this page is no longer theirs
+        return redirect(f"/projects/{project.slug}")  # they may no longer see this page
     return redirect(_url(project, wanted))
 
 
@@ -113,7 +113,7 @@ def _page(
     changed: dict[int, Any] | None = None,
     invitation: dict[str, str] | None = None,
 ) -> Response:
-    """The page; with what was chosen where that was refused: `added`, `invited`, or by member's id `changed`."""
+    """Show the page; after a refusal with the form's values: `added`, `invited`, or `changed` by member's id."""
     members, found = queries.members(session, project.id, wanted.text, wanted.page)
     return page(
         request,

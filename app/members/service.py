@@ -1,4 +1,4 @@
-"""The members of a project: who is added, what they may do, and what ends when they leave."""
+"""Members of a project: adding them, changing their roles, and ending what they hold when they leave."""
 
 from collections.abc import Collection
 
@@ -11,31 +11,31 @@ from app.models import Project, User
 
 
 def add(session: Session, project: Project, admin: User, email: str, roles: Collection[str]) -> None:
-    """Adds somebody who has an account; roles that a member has stay.
+    """Add somebody who has an account; roles that a member already has stay.
 
     Raises:
-        NotFound: no account that may sign in has this address.
+        NotFound: no account that can sign in has this address.
         InvalidInput: no role.
     """
     members.join(session, project.id, accounts.by_address(session, email).id, roles, admin.id)
 
 
 def set_roles(session: Session, project: Project, admin: User, user_id: int, roles: Collection[str]) -> None:
-    """Changes what a member may do, and ends what they hold by a role that they lose.
+    """Change a member's roles, and end what they hold through a role that they lose.
 
     Raises:
         InvalidInput: no role.
-        NotFound: they are no member.
+        NotFound: they are not a member.
         Conflict: it would leave the project without an admin.
     """
     _end(session, project, admin, user_id, members.set_roles(session, project, admin.id, user_id, roles))
 
 
 def remove(session: Session, project: Project, admin: User, user_id: int) -> None:
-    """Takes a member out. What they judged and wrote stays: `app.labelers.service.remove` takes that out.
+    """Remove a member. Their judgments and texts stay: `app.labelers.service.remove` removes those.
 
     Raises:
-        NotFound: they are no member.
+        NotFound: they are not a member.
         Conflict: it would leave the project without an admin.
     """
     _end(session, project, admin, user_id, members.remove(session, project, admin.id, user_id))

@@ -1,4 +1,4 @@
-"""SQLAlchemy tables, one noun a file. No relationships: queries join what they need."""
+"""SQLAlchemy tables, one noun per file. There are no relationships: queries join what they need."""
 
 from app.models.agreement import AgreementTally
 from app.models.base import Base

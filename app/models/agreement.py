@@ -1,4 +1,4 @@
-"""Live counts of how often each pattern of answers occurs in a project: its agreement figures are read from them."""
+"""Live counts of each pattern of answers in a project, from which its agreement figures are computed."""
 
 from sqlalchemy import ForeignKey, Index, SmallInteger
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -8,13 +8,14 @@ from app.models.base import Base, Id
 
 
 class AgreementTally(Base):
-    """So many comparisons of the project have come to have (n > 0), or no longer have (n < 0), exactly these answers.
+    """A change by n in the number of comparisons that have exactly these answers.
 
-    Kept by triggers on judgment, comparison and user_account; the sum of n by answers is how many comparisons have them
-    now. Rows are only added, so that nobody waits for anybody; one in a thousand adds its project's rows up.
+    n > 0: comparisons that now have them; n < 0: comparisons that no longer have them. The sum of n by answers is the
+    current count. Triggers on judgment, comparison and user_account write these rows. Rows are only added, so no
+    transaction waits for another; one insert in a thousand sums up its project's rows.
 
-    Answers are those of live judgments that state a preference, ascending, each 9 * kind + preference + 4 with the
-    position of the labeler's kind in USER_KINDS. Withdrawn comparisons and repeats do not count.
+    Answers are the live judgments that state a preference, ascending. Each is encoded as 9 * kind + preference + 4,
+    where kind is the position of the labeler's kind in USER_KINDS. Withdrawn comparisons and repeats do not count.
     """
 
     __tablename__ = "agreement_tally"

@@ -7,7 +7,7 @@ from sqlalchemy import BigInteger, CheckConstraint, DateTime, Float, Identity, M
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, mapped_column
 
-# Named constraints, so that migrations can drop them and violations can become named errors.
+# Constraints have names so that migrations can drop them and violations can become named errors.
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",
@@ -34,6 +34,6 @@ class Base(DeclarativeBase):
 
 
 def one_of(column: str, values: tuple[str, ...], name: str | None = None) -> CheckConstraint:
-    """A check that a text column holds one of the given words. Simpler to migrate than an enum type."""
+    """Return a check that a text column holds one of the given words. Simpler to migrate than an enum type."""
     words = ", ".join(f"'{value}'" for value in values)
     return CheckConstraint(f"{column} IN ({words})", name=name or f"{column}_known")

@@ -1,7 +1,7 @@
 """Comparisons, the leases and judgments on them, and a reviewer's verdict.
 
-Preference is always stored in canonical order: -4 (A far better) to 4 (B far better), 0 a tie, whichever side was
-shown left. `app.labeling.answers` is the only place that turns shown sides into canonical ones.
+Preference is always stored in canonical order: -4 (A far better) to 4 (B far better), 0 a tie, whichever side was shown
+left. Only `app.labeling.answers` converts shown sides to canonical order.
 """
 
 from datetime import datetime
@@ -24,20 +24,20 @@ from app.models.base import Base, Id, Json, Now, one_of
 
 PURPOSES = ("train", "heldout", "calibration", "human_eval", "repeat")
 STATES = ("open", "settled", "in_review", "adjudicated", "withdrawn")
-# Recused: the labeler has seen what others judged, and so gave up judging the comparison themselves.
+# Recused: the labeler has seen other people's judgments, so they can no longer judge the comparison.
 LEASE_STATES = ("live", "submitted", "expired", "released", "skipped", "recused")
 REVIEW_REASONS = ("split", "unjudgeable", "flagged", "reward_model", "requested")
 SUPERSEDED_FOR = ("edited", "undone", "removed", "relabeled")
-# A calibration item with its gold stands in no queue: it is mixed in, to each labeler once.
+# A calibration item (with gold) is in no queue: it is mixed in, once for each labeler.
 AVAILABLE = "state = 'open' AND offered AND judgment_count + lease_count < overlap AND gold IS NULL"
 IN_OPEN_QUEUE = f"{AVAILABLE} AND labeler_id IS NULL AND group_id IS NULL"
 KEPT_FOR_LABELER = f"{AVAILABLE} AND labeler_id IS NOT NULL"
 KEPT_FOR_GROUP = f"{AVAILABLE} AND group_id IS NOT NULL"
 IN_CALIBRATION = "state = 'open' AND gold IS NOT NULL"
 
-# What waits for a reviewer. Each has an index that holds exactly these, in the order they are reviewed in.
+# What waits for a reviewer. Each predicate has an index with exactly these rows, in the order of review.
 IN_DISAGREEMENT = "state = 'in_review' AND coalesce(review_reason, 'split') NOT IN ('flagged', 'requested')"
-# Who won, as app.domain.consensus.who_won says it; null where nobody has said anything.
+# The winner, as in app.domain.consensus.who_won; NULL if nobody has stated a preference.
 WINNER = (
     "CASE WHEN abs(p_b - 0.5) < 5e-7 OR 1.5 * p_tie - greatest(p_b, 1 - p_b) > 5e-7 THEN 0"
     " ELSE sign(coalesce(p_b - 0.5, consensus)) END"
@@ -49,26 +49,28 @@ IN_CONFLICT = (  # people chose one side, and the reward model is sure of the ot
 IS_FLAGGED = "(flagged OR state = 'in_review' AND review_reason = 'flagged') AND state <> 'withdrawn'"
 IS_REQUESTED = "state = 'in_review' AND review_reason = 'requested'"
 LEAST_AGREED = "coalesce(agreement, 0)"
-# Below 1 where the reward model was not trained on the comparison: it agrees with what it has learned by heart.
+# Comparisons that the reward model was not trained on come first (below 1), because it has memorized the others.
 SUREST_CONFLICT = "reward_trained::integer + least(reward_p_b, 1 - reward_p_b)"
 
 
 class Comparison(Base):
     """A prompt and two of its completions, waiting for `overlap` judgments.
 
-    `overlap` is what is wanted now; where overlap is adaptive it moves between 1 and `overlap_max` while answers come.
-    Elsewhere it grows (`grown`) when labelers could not judge. A calibration item (`gold`) is never settled: it is for
-    every labeler once, so its overlap grows as it is given out. `opened_xid` is the transaction that last put it into a
-    queue, or to another place there (kept by a trigger): how a labeler who has been past it learns of it.
-    A comparison kept for one labeler or one group is offered to nobody else. Only the first pair of a k-way ranking is
-    offered; its answer yields the judgments of all pairs with the same `ranking_id`. A `repeat` shows a labeler what
-    they judged before (`repeat_of_id`), sides swapped; a calibration item may be the copy of a comparison too. A
-    comparison asked again under a newer rubric is another one (`relabel_of_id`); the old one is then withdrawn and its
-    judgments superseded.
+    `overlap` is how many judgments are wanted now. With adaptive overlap it moves between 1 and `overlap_max` as
+    answers arrive; otherwise it grows (`grown`) when labelers could not judge. A calibration item (`gold`) is never
+    settled: each labeler gets it once, so its overlap grows as it is given out. `opened_xid` is the transaction that
+    last put the comparison into a queue or moved it there (set by a trigger). Labelers whose place is already past it
+    find it that way.
 
-    While nobody has begun a comparison, its `rubric_id` may be of an older version: a trigger on lease puts the newest
-    there when it is first handed out. `judgment_count` and `lease_count` are kept by triggers on judgment and lease;
-    the check below then makes it impossible to give a comparison to more people than it wants.
+    A comparison kept for one labeler or one group is offered to nobody else. Only the first pair of a k-way ranking is
+    offered; its answer yields the judgments of all pairs with the same `ranking_id`. A `repeat` shows a labeler a pair
+    that they judged before (`repeat_of_id`), with sides swapped; a calibration item may be a copy of a comparison too.
+    Asking again under a newer rubric makes a new comparison (`relabel_of_id`); the old one is withdrawn and its
+    judgments are superseded.
+
+    `rubric_id` may be an older version until a labeler gets the comparison: a trigger on lease sets the newest version
+    when it is first handed out. Triggers on judgment and lease update `judgment_count` and `lease_count`; the check
+    below then makes it impossible to give a comparison to more people than it wants.
     """
 
     __tablename__ = "comparison"
@@ -91,7 +93,7 @@ class Comparison(Base):
         CheckConstraint("labeler_id IS NULL OR group_id IS NULL", name="kept_for_one"),
         one_of("review_reason", REVIEW_REASONS),
         CheckConstraint("(gold IS NULL) OR purpose = 'calibration'", name="gold_is_calibration"),
-        # A pair that was chosen for what it is likely to show cannot tell how often people prefer a policy.
+        # A pair chosen for what it is likely to show cannot measure how often people prefer a policy.
         CheckConstraint(
             "purpose <> 'human_eval' OR coalesce(selection ->> 'policy', '') NOT IN "
             "('near_miss', 'uncertain', 'drts', 'delta_ucb')",
@@ -155,10 +157,11 @@ class Comparison(Base):
     completion_a_id: Mapped[int] = mapped_column(ForeignKey("completion.id"))
     completion_b_id: Mapped[int] = mapped_column(ForeignKey("completion.id"))
     rubric_id: Mapped[int] = mapped_column(ForeignKey("rubric.id"))
-    round_id: Mapped[int | None] = mapped_column(ForeignKey("round.id"), index=True)  # whose samples opened it
+    # the round whose samples opened it
+    round_id: Mapped[int | None] = mapped_column(ForeignKey("round.id"), index=True)
     purpose: Mapped[str]
     overlap: Mapped[int]
-    overlap_max: Mapped[int | None]  # none: the overlap is fixed
+    overlap_max: Mapped[int | None]  # None: the overlap is fixed
     grown: Mapped[int] = mapped_column(SmallInteger, server_default="0")
     labeler_id: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
     group_id: Mapped[int | None] = mapped_column(ForeignKey("labeler_group.id"))
@@ -166,29 +169,29 @@ class Comparison(Base):
     relabel_of_id: Mapped[int | None] = mapped_column(ForeignKey("comparison.id"))
     ranking_id: Mapped[int | None] = mapped_column(ForeignKey("ranking.id"))
     offered: Mapped[bool] = mapped_column(server_default="true")
-    # How the pair was chosen: policy (app.domain.pairing), and the numbers it looked at.
+    # How the pair was chosen: the selection policy (app.domain.pairing) and the numbers it used.
     selection: Mapped[Json] = mapped_column(server_default="{}")
     priority: Mapped[int] = mapped_column(server_default="0")
     gold: Mapped[int | None] = mapped_column(SmallInteger)
-    # Imported pairs only: the data set's own name for the pair, and a digest that detects a second import of it.
+    # Only for imported pairs: the data set's own name for the pair, and a digest that detects a second import.
     external_id: Mapped[str | None]
     digest: Mapped[str | None]
     state: Mapped[str] = mapped_column(server_default="open")
     judgment_count: Mapped[int] = mapped_column(server_default="0")
     lease_count: Mapped[int] = mapped_column(server_default="0")
     opened_xid: Mapped[int] = mapped_column(server_default=text("(pg_current_xact_id())::text::bigint"))
-    # Written when it settles: share of judgment pairs on the same side, and the consensus preference.
+    # Written when the comparison settles: the share of judgment pairs on the same side, and the consensus preference.
     agreement: Mapped[float | None] = mapped_column()
     consensus: Mapped[float | None] = mapped_column()
-    # The project's consensus method's posterior that B is better (a tie counts half) and of a tie.
+    # Posterior by the project's consensus method: that B is better (a tie counts half), and of a tie.
     p_b: Mapped[float | None]
     p_tie: Mapped[float | None]
-    # What the newest reward model that read it says, which model that is, and whether it was trained on it.
+    # The newest reward model that read it: its prediction, its id, and whether it was trained on this comparison.
     reward_p_b: Mapped[float | None]
     reward_model_id: Mapped[int | None] = mapped_column(ForeignKey("model_version.id"))
     reward_trained: Mapped[bool] = mapped_column(server_default="false")
-    # What brought it to review; a live judgment carries a content flag that no reviewer has dealt with; a reviewer
-    # found the people right against the reward model.
+    # review_reason: why it went to review. flagged: a live judgment carries a content flag that no reviewer has
+    # handled. conflict_dismissed: a reviewer sided with the people against the reward model.
     review_reason: Mapped[str | None]
     flagged: Mapped[bool] = mapped_column(server_default="false")
     conflict_dismissed: Mapped[bool] = mapped_column(server_default="false")
@@ -196,12 +199,12 @@ class Comparison(Base):
     settled_at: Mapped[datetime | None]
 
 
-# What is asked first. A negated number, so that one range of an index holds all that follows a place.
+# Order of the queue. The priority is negated so that one index range holds everything after a place.
 QUEUE_ORDER = (-Comparison.priority, Comparison.id)
 
 
 class Ranking(Base):
-    """K completions of one prompt to be put in order. Its pairs are comparisons; the first of them is offered."""
+    """K completions of one prompt to be ranked. Its pairs are comparisons; only the first pair is offered."""
 
     __tablename__ = "ranking"
     __table_args__ = (CheckConstraint("size BETWEEN 3 AND 9", name="size_range"),)
@@ -237,19 +240,19 @@ class Lease(Base):
     comparison_id: Mapped[int] = mapped_column(ForeignKey("comparison.id"))
     labeler_id: Mapped[int] = mapped_column(ForeignKey("user_account.id"))
     swapped: Mapped[bool]  # True: B is shown first (left)
-    # Order in which a ranking's completions are shown; none for a pair.
+    # The order in which a ranking's completions are shown; None for a pair.
     shown: Mapped[list[Any] | None]
     state: Mapped[str] = mapped_column(server_default="live")
     reason: Mapped[str] = mapped_column(server_default="")  # why it was skipped
     created_at: Mapped[Now]
-    expires_at: Mapped[datetime]  # or when it ended, where it went back unanswered
+    expires_at: Mapped[datetime]  # or when it ended, if it went back unanswered
 
 
 class QueuePlace(Base):
-    """How far a labeler has come in a queue: what precedes this place (by priority, then id) is not for them any more.
+    """How far a labeler has come in a queue: nothing before this place (by priority, then id) is left for them.
 
-    That holds for what was in the queue before `checked_xid`; what came into it since has a later `opened_xid` and is
-    looked at apart. So the next task is found without looking at what was judged already, however much that is.
+    That covers what was in the queue before `checked_xid`. Comparisons that came in later have a later `opened_xid` and
+    are looked up separately. So finding the next task never scans judged comparisons, however many there are.
     """
 
     __tablename__ = "queue_place"
@@ -263,22 +266,22 @@ class QueuePlace(Base):
     project_id: Mapped[int] = mapped_column(ForeignKey("project.id"))
     group_id: Mapped[int | None] = mapped_column(
         ForeignKey("labeler_group.id", ondelete="CASCADE")
-    )  # none: the open one
-    priority: Mapped[int | None]  # none: nothing is left
-    comparison_id: Mapped[int | None]  # a mark only; the comparison need not be there any more
+    )  # None: the open queue
+    priority: Mapped[int | None]  # None: nothing is left
+    comparison_id: Mapped[int | None]  # only a marker; the comparison may no longer exist
     checked_xid: Mapped[int]
 
 
 class Judgment(Base):
-    """One labeler's answer. Append-only by a trigger: an edit is a new row, the old one gets `superseded_at`.
+    """One labeler's answer. A trigger makes it append-only: an edit is a new row, and the old row gets `superseded_at`.
 
-    `preference` is none where the labeler could not judge; a tie with `both_bad` says that neither response is any
-    good. `aspects` are preferences by aspect of the rubric, `flags` names of its content flags.
+    `preference` is None if the labeler could not judge; a tie with `both_bad` says that neither response is any good.
+    `aspects` holds preferences by aspect of the rubric, `flags` the names of its content flags.
     """
 
     __tablename__ = "judgment"
     __table_args__ = (
-        # A judgment's rubric is the comparison's.
+        # A judgment has the comparison's rubric.
         ForeignKeyConstraint(["comparison_id", "rubric_id"], ["comparison.id", "comparison.rubric_id"]),
         Index(
             "uq_judgment_one_live",
@@ -288,14 +291,15 @@ class Judgment(Base):
             postgresql_where=text("superseded_at IS NULL"),
         ),
         Index("ix_judgment_labeler", "labeler_id", "created_at"),
-        # Superseded ones too: nobody is asked twice, and moving a comparison to a new rubric checks the foreign key.
+        # Includes superseded rows: nobody is asked twice, and moving a comparison to a new rubric checks the foreign
+        # key.
         Index("ix_judgment_comparison", "comparison_id", "labeler_id"),
         CheckConstraint("preference BETWEEN -4 AND 4", name="preference_range"),
         CheckConstraint("NOT both_bad OR preference = 0", name="both_bad_is_a_tie"),
         CheckConstraint("(superseded_at IS NULL) = (superseded_for IS NULL)", name="superseded_for_something"),
         one_of("superseded_for", SUPERSEDED_FOR),
         CheckConstraint("duration_ms >= 0", name="duration_not_negative"),
-        # Imported data say when; pages count by week.
+        # Imported data bring their own times, and pages count by week.
         CheckConstraint("created_at BETWEEN '1970-01-01 00:00Z' AND '9000-01-01 00:00Z'", name="created_at_range"),
     )
 
@@ -309,7 +313,7 @@ class Judgment(Base):
     aspects: Mapped[Json] = mapped_column(server_default="{}")
     flags: Mapped[list[Any]] = mapped_column(server_default="[]")
     rationale: Mapped[str] = mapped_column(server_default="")
-    swapped: Mapped[bool | None]  # none: the side shown is not known (imported)
+    swapped: Mapped[bool | None]  # None: the side shown is unknown (imported)
     duration_ms: Mapped[int | None]
     idempotency_key: Mapped[UUID | None] = mapped_column(unique=True)
     created_at: Mapped[Now]
@@ -318,7 +322,7 @@ class Judgment(Base):
 
 
 class Adjudication(Base):
-    """An admin's verdict on a split comparison; it stands in place of the judgments."""
+    """An admin's verdict on a split comparison; it replaces the judgments."""
 
     __tablename__ = "adjudication"
     __table_args__ = (CheckConstraint("verdict BETWEEN -4 AND 4", name="verdict_range"),)

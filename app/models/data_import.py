@@ -1,4 +1,4 @@
-"""Imports of files: what each added, so that it can be undone."""
+"""Imports of files: the rows that each import added, so that it can be undone."""
 
 from datetime import datetime
 from typing import Any
@@ -21,15 +21,15 @@ class DataImport(Base):
 
     id: Mapped[Id]
     project_id: Mapped[int] = mapped_column(ForeignKey("project.id"))
-    actor_id: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))  # none: from the command line
+    actor_id: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))  # None: from the command line
     files: Mapped[list[Any]]  # their names
-    added: Mapped[Json]  # how many of what
+    added: Mapped[Json]  # counts of added rows by kind
     prompts: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
     comparisons: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
     judgments: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
     demonstrations: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
     thumbs: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
-    # By id of each comparison that existed before and got judgments: its overlap before the import.
+    # For each comparison that existed before and got judgments: its overlap before the import, by id.
     overlaps: Mapped[Json] = mapped_column(server_default="{}")
     created_at: Mapped[Now]
     undone_at: Mapped[datetime | None]

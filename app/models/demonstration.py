@@ -1,4 +1,4 @@
-"""Answers that people wrote or chose to be imitated, and the wish for them."""
+"""Demonstrations: answers that people wrote or chose for the model to imitate, and the tasks to write them."""
 
 from datetime import datetime
 from typing import Any
@@ -8,17 +8,18 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from app.models.base import Base, Id, Now, one_of
 
-# Withdrawn: with all that its author wrote in the project; for good.
+# Withdrawn: permanently, together with everything that its author wrote in the project.
 REVIEW_STATES = ("pending", "approved", "rejected", "withdrawn")
 EVENTS = ("approved", "rejected", "revised")
 
 
 class Demonstration(Base):
-    """An answer to a prompt, to be learned word by word once it is approved. Split and slices are the prompt's."""
+    """An answer to a prompt, which models learn to imitate once it is approved. It has the prompt's
+    split and slices."""
 
     __tablename__ = "demonstration"
     __table_args__ = (
-        # The same answer to the same prompt stands once.
+        # The same answer to the same prompt is stored once.
         UniqueConstraint("prompt_id", "digest"),
         Index("ix_demonstration_project_state", "project_id", "state", "id"),
         Index("ix_demonstration_author", "author_id", "id"),
@@ -29,12 +30,13 @@ class Demonstration(Base):
     project_id: Mapped[int] = mapped_column(ForeignKey("project.id"))
     prompt_id: Mapped[int] = mapped_column(ForeignKey("prompt.id"))
     text: Mapped[str]
-    written: Mapped[str | None]  # what its author had written, where the reviewer's edit stands in `text`
-    digest: Mapped[str]  # of the text: SHA-256
+    written: Mapped[str | None]  # the author's text, if a reviewer edited `text`
+    digest: Mapped[str]  # SHA-256 of the text
     author_id: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
-    source: Mapped[str] = mapped_column(server_default="")  # the file or person it is said to come from
+    source: Mapped[str] = mapped_column(server_default="")  # the file or person that it is said to come from
     state: Mapped[str] = mapped_column(server_default="pending")
-    rubric_id: Mapped[int | None] = mapped_column(ForeignKey("rubric.id"))  # written under it; none: imported
+    # rubric version at the time of writing; None: imported
+    rubric_id: Mapped[int | None] = mapped_column(ForeignKey("rubric.id"))
     completion_id: Mapped[int | None] = mapped_column(ForeignKey("completion.id"))  # the sample it was edited from
     duration_ms: Mapped[int | None]
     reviewer_id: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
@@ -44,7 +46,7 @@ class Demonstration(Base):
 
 
 class DemonstrationEvent(Base):
-    """A review, or another text from the author: what the demonstration's own columns then no longer say."""
+    """A review, or a new text from the author. Keeps what the demonstration's own columns no longer hold."""
 
     __tablename__ = "demonstration_event"
     __table_args__ = (
@@ -57,12 +59,12 @@ class DemonstrationEvent(Base):
     actor_id: Mapped[int] = mapped_column(ForeignKey("user_account.id"))
     action: Mapped[str]
     note: Mapped[str] = mapped_column(server_default="")
-    text: Mapped[str]  # as it stood until then
+    text: Mapped[str]  # the text until then
     created_at: Mapped[Now]
 
 
 class DemonstrationTask(Base):
-    """That a prompt wants an answer written, and who is writing it now; gone once it is written."""
+    """A request to write an answer to a prompt, and who is writing it now. Deleted once it is written."""
 
     __tablename__ = "demonstration_task"
     __table_args__ = (

@@ -1,4 +1,4 @@
-"""What a project knows about its labelers: groups, whether they may label, quizzes passed, reliability."""
+"""What a project stores about its labelers: groups, state, passed quizzes, and reliability."""
 
 from datetime import datetime
 
@@ -11,7 +11,7 @@ LABELER_STATES = ("active", "paused", "removed")
 
 
 class LabelerGroup(Base):
-    """People to whom comparisons can be given by name: experts of a domain, speakers of a language."""
+    """A group of people to whom comparisons can be assigned: experts in a domain, speakers of a language."""
 
     __tablename__ = "labeler_group"
     __table_args__ = (UniqueConstraint("project_id", "name"),)
@@ -30,7 +30,7 @@ class LabelerGroupMember(Base):
 
 
 class ProjectLabeler(Base):
-    """A labeler's standing in a project; no row: active, and nothing measured yet."""
+    """A labeler's state in a project. Without a row, the labeler is active and nothing is measured yet."""
 
     __tablename__ = "project_labeler"
     __table_args__ = (one_of("state", LABELER_STATES),)
@@ -39,18 +39,18 @@ class ProjectLabeler(Base):
     labeler_id: Mapped[int] = mapped_column(ForeignKey("user_account.id"), primary_key=True, index=True)
     state: Mapped[str] = mapped_column(server_default="active")
     reason: Mapped[str] = mapped_column(server_default="")  # shown to the labeler while paused
-    changed_by: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))  # none: the service itself
+    changed_by: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))  # None: the service itself
     changed_at: Mapped[Now]
-    # Probability of siding with the truth, from the last fit over all judgments (app.domain.reliability).
+    # Probability of agreeing with the truth, from the last fit over all judgments (app.domain.reliability).
     reliability: Mapped[float | None]
-    # The same fit's 95% interval of it (low, high), and what a vote weighs (weights).
+    # From the same fit: its 95% interval (low, high) and the vote weights (weights).
     fitted: Mapped[Json] = mapped_column(server_default="{}")
-    # What calibration looks back on begins here: an admin who lets a paused labeler go on starts it anew.
+    # Calibration counts answers from here on; it restarts when an admin unpauses the labeler.
     counted_from: Mapped[datetime | None]
 
 
 class Qualification(Base):
-    """A labeler's quiz under one rubric version: answers so far, and the outcome."""
+    """A labeler's quiz under one rubric version: answers so far, and the result."""
 
     __tablename__ = "qualification"
     __table_args__ = (
@@ -62,7 +62,7 @@ class Qualification(Base):
     rubric_id: Mapped[int] = mapped_column(ForeignKey("rubric.id"))
     labeler_id: Mapped[int] = mapped_column(ForeignKey("user_account.id"), index=True)
     attempt: Mapped[int] = mapped_column(server_default="1")
-    answers: Mapped[Json] = mapped_column(server_default="{}")  # quiz item -> preference in the order shown there
+    answers: Mapped[Json] = mapped_column(server_default="{}")  # quiz item -> preference in the order shown in the quiz
     correct: Mapped[int] = mapped_column(server_default="0")
     passed: Mapped[bool | None]
     created_at: Mapped[Now]

@@ -1,4 +1,4 @@
-"""Who belongs to a project, and what they may do there."""
+"""Members of a project and their roles."""
 
 from sqlalchemy import CheckConstraint, ForeignKey, Text
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -10,12 +10,12 @@ ROLES = ("labeler", "admin", "operator")
 
 
 def known_roles() -> CheckConstraint:
-    """A check that a column `roles` holds nothing but ROLES."""
+    """Return a check that a column `roles` holds only ROLES."""
     return CheckConstraint("roles <@ ARRAY['labeler', 'admin', 'operator']", name="roles_known")
 
 
 class ProjectMember(Base):
-    """A person's roles in a project. Whoever has no row there is told that there is no such project."""
+    """A person's roles in a project. For people without a row, the project does not exist."""
 
     __tablename__ = "project_member"
     __table_args__ = (known_roles(), CheckConstraint("cardinality(roles) > 0", name="roles_some"))
@@ -25,5 +25,5 @@ class ProjectMember(Base):
     roles: Mapped[list[str]] = mapped_column(ARRAY(Text))
     added_by: Mapped[int | None] = mapped_column(
         ForeignKey("user_account.id")
-    )  # none: the command line, or the first start
+    )  # None: the command line, or the first start
     added_at: Mapped[Now]

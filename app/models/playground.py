@@ -10,8 +10,10 @@ from app.models.base import Base, Id, Json, Now
 
 
 class PlaygroundChat(Base):
-    """A conversation with two models, each of which answers its own line of it. `first` stands left. If the chat is
-    blind, chance has put it there, and the names are hidden until somebody votes."""
+    """A conversation with two models, each of which sees only its own answers. `first` is on the left.
+
+    In a blind chat, the sides are random and the names are hidden until the user votes.
+    """
 
     __tablename__ = "playground_chat"
     __table_args__ = (
@@ -29,9 +31,10 @@ class PlaygroundChat(Base):
 
 
 class PlaygroundTurn(Base):
-    """What was said in a chat, and both answers: text, finish_reason and n_tokens, as a completion's.
+    """One message of a chat and both answers: text, finish_reason and n_tokens, as in a completion.
 
-    vote: -1 the first answer is better, 1 the second, 0 neither. comparison_id: where labelers are asked about the two.
+    vote: -1 if the first answer is better, 1 if the second is, 0 for neither. comparison_id: the comparison that asks
+    labelers about the two answers, if any.
     """
 
     __tablename__ = "playground_turn"

@@ -1,4 +1,4 @@
-"""A project: one policy, one rubric line, one queue."""
+"""A project: one policy, one series of rubric versions, one queue."""
 
 from sqlalchemy import CheckConstraint, ForeignKey
 from sqlalchemy.orm import Mapped, mapped_column
@@ -21,19 +21,19 @@ class Project(Base):
     # How many labelers judge each new comparison.
     overlap: Mapped[int] = mapped_column(server_default="2")
     lease_minutes: Mapped[int] = mapped_column(server_default="15")
-    # A comparison whose judgments agree less than this (share of agreeing pairs) goes to review.
+    # A comparison whose share of agreeing pairs of judgments is below this goes to review.
     review_threshold: Mapped[float] = mapped_column(server_default="0.6")
     # app.judging.LabelingSettings as JSON: overlap by slice and purpose, adaptive overlap, calibration,
     # repeats, quiz, which pairs to ask, consensus method, what labelers see of their own figures.
     labeling: Mapped[Json] = mapped_column(server_default="{}")
-    # app.labelers.fitting.Fitted as JSON: the last fit over all judgments; empty: none yet.
+    # app.labelers.fitting.Fitted as JSON: the last fit over all judgments; empty if there is none yet.
     fitted: Mapped[Json] = mapped_column(server_default="{}")
     # app.specs.Generation as JSON: how responses are sampled for the queue.
     generation: Mapped[Json] = mapped_column(server_default="{}")
-    # app.automatic.service.Rule as JSON: when rounds start by themselves; none: they do not.
+    # app.automatic.service.Rule as JSON: when rounds start automatically; None: they do not.
     automatic: Mapped[Json | None]
-    # The base model, the model that policies are kept close to (the newest fine-tuned one, else the base), and the
-    # policy that samples now; none in a project that only holds imported judgments.
+    # The base model; the reference model, which policies are kept close to (the newest fine-tuned model, else the
+    # base); and the policy that samples now. None in a project that only holds imported judgments.
     base_model_id: Mapped[int | None] = mapped_column(ForeignKey("model_version.id", use_alter=True))
     reference_id: Mapped[int | None] = mapped_column(ForeignKey("model_version.id", use_alter=True))
     policy_id: Mapped[int | None] = mapped_column(ForeignKey("model_version.id", use_alter=True))

@@ -1,4 +1,4 @@
-"""Prompts and the responses to them."""
+"""Prompts and their responses."""
 
 from typing import Any
 
@@ -8,17 +8,18 @@ from sqlalchemy.orm import Mapped, mapped_column
 from app.models.base import Base, Id, Json, Now, one_of
 
 SPLITS = ("train", "heldout", "regression", "calibration")
-# The split of a prompt whose author was removed. Nothing asks or reads it, and nobody can set this split by hand.
+# The split of a prompt whose author was removed. Nothing samples or reads it, and nobody can set this split by hand.
 WITHDRAWN = "withdrawn"
 DIFFICULTIES = ("easy", "hard", "adversarial")
 
 
 class Prompt(Base):
-    """A conversation that asks for one more assistant turn. The slice tags are columns, for grouping."""
+    """A conversation that asks for one more assistant turn. Slice tags are columns so that queries can
+    group by them."""
 
     __tablename__ = "prompt"
     __table_args__ = (
-        # The same conversation stands once in a project, so that a split cannot leak into another.
+        # A project stores the same conversation once, so no prompt can be in two splits.
         UniqueConstraint("project_id", "digest"),
         Index("ix_prompt_project_split", "project_id", "split"),
         one_of("split", (*SPLITS, WITHDRAWN)),
@@ -27,7 +28,7 @@ class Prompt(Base):
 
     id: Mapped[Id]
     project_id: Mapped[int] = mapped_column(ForeignKey("project.id"))
-    messages: Mapped[list[Any]]  # [{"role": "user", "content": "..."}, ...], the last one not the assistant's
+    messages: Mapped[list[Any]]  # [{"role": "user", "content": "..."}, ...]; the last one is not the assistant's
     digest: Mapped[str]  # of the messages: app.prompts.service.digest
     split: Mapped[str] = mapped_column(server_default="train")
     domain: Mapped[str] = mapped_column(server_default="")
@@ -38,11 +39,11 @@ class Prompt(Base):
 
 
 class Completion(Base):
-    """A response: sampled from a model version by a run, or imported (`source` then says from where)."""
+    """A response, sampled from a model version by a run, or imported (`source` then says from where)."""
 
     __tablename__ = "completion"
     __table_args__ = (
-        # A sampling run that is resumed cannot store the same sample twice.
+        # A resumed sampling run cannot store the same sample twice.
         UniqueConstraint("run_id", "prompt_id", "sample_index"),
         Index("ix_completion_prompt_model", "prompt_id", "model_version_id"),
     )

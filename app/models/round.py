@@ -1,4 +1,4 @@
-"""Rounds of the loop, the runs they are made of, their metrics, snapshots and model versions."""
+"""Rounds, their runs, and the metrics, snapshots and model versions of these runs."""
 
 from datetime import datetime
 
@@ -16,7 +16,8 @@ MODEL_ROLES = ("base", "sft", "reward", "policy")
 
 
 class Snapshot(Base):
-    """A frozen, content-hashed file of exactly what a round reads. Rounds that read the same share the file."""
+    """A frozen, content-hashed file of exactly the rows a round reads. Rounds that read the same rows
+    share the file."""
 
     __tablename__ = "snapshot"
 
@@ -25,12 +26,12 @@ class Snapshot(Base):
     digest: Mapped[str]  # SHA-256 of the uncompressed lines
     location: Mapped[str]  # in the artifact store; lines are app.rows.PairRow, DemonstrationRow, or ThumbRow
     counts: Mapped[Json]
-    consensus: Mapped[str | None]  # the method that its posteriors are of; none: it holds demonstrations, or thumbs
-    created_at: Mapped[Now]  # the moment as of which its rows were read
+    consensus: Mapped[str | None]  # the method of its posteriors; None: it holds demonstrations or thumbs
+    created_at: Mapped[Now]  # its rows were read as of this moment
 
 
 class SnapshotComparison(Base):
-    """That a snapshot holds a comparison: tells which ones a new round would read again."""
+    """Membership of a comparison in a snapshot: tells which comparisons a new round would read again."""
 
     __tablename__ = "snapshot_comparison"
     __table_args__ = (Index("ix_snapshot_comparison_comparison", "comparison_id"),)
@@ -40,7 +41,7 @@ class SnapshotComparison(Base):
 
 
 class SnapshotDemonstration(Base):
-    """That a snapshot holds a demonstration."""
+    """Membership of a demonstration in a snapshot."""
 
     __tablename__ = "snapshot_demonstration"
     __table_args__ = (Index("ix_snapshot_demonstration_demonstration", "demonstration_id"),)
@@ -50,7 +51,7 @@ class SnapshotDemonstration(Base):
 
 
 class SnapshotThumb(Base):
-    """That a snapshot's row of a response counts a thumb."""
+    """A thumb that is counted in a snapshot's row for a response."""
 
     __tablename__ = "snapshot_thumb"
     __table_args__ = (Index("ix_snapshot_thumb_thumb", "thumb_id"),)
@@ -60,7 +61,7 @@ class SnapshotThumb(Base):
 
 
 class Round(Base):
-    """One turn of the loop: snapshot, reward model, policy, samples, evaluation; see app.domain.rounds."""
+    """One round: snapshot, reward model, policy, samples, evaluation; see app.domain.rounds."""
 
     __tablename__ = "round"
     __table_args__ = (
@@ -76,17 +77,17 @@ class Round(Base):
     state: Mapped[str]
     algorithm: Mapped[str]
     config: Mapped[Json]  # app.rounds.forms.RoundConfig
-    snapshot_id: Mapped[int | None] = mapped_column(ForeignKey("snapshot.id"))  # none until it is frozen
-    ptx_snapshot_id: Mapped[int | None] = mapped_column(ForeignKey("snapshot.id"))  # demonstrations PPO mixes in
-    thumbs_snapshot_id: Mapped[int | None] = mapped_column(ForeignKey("snapshot.id"))  # thumbs KTO learns from
-    # What the project's reference was when the round began; the round's KL is measured to it.
+    snapshot_id: Mapped[int | None] = mapped_column(ForeignKey("snapshot.id"))  # None until it is frozen
+    ptx_snapshot_id: Mapped[int | None] = mapped_column(ForeignKey("snapshot.id"))  # demonstrations that PPO mixes in
+    thumbs_snapshot_id: Mapped[int | None] = mapped_column(ForeignKey("snapshot.id"))  # thumbs that KTO learns from
+    # The project's reference model when the round began; the round's KL is measured against it.
     reference_id: Mapped[int] = mapped_column(ForeignKey("model_version.id"))
     policy_before_id: Mapped[int] = mapped_column(ForeignKey("model_version.id"))
     policy_after_id: Mapped[int | None] = mapped_column(ForeignKey("model_version.id"))
     reward_model_id: Mapped[int | None] = mapped_column(ForeignKey("model_version.id"))
-    # Whether the new policy became the project's, when the round ended or by an operator later; another may be by now.
+    # Whether the new policy became the project's, at the round's end or by an operator later. By now another may be.
     adopted: Mapped[bool | None]
-    # Whether it is evaluated for its suites alone: a fine-tuning that finds no reward model.
+    # Whether the round is evaluated only by suites: supervised fine-tuning when there is no reward model.
     takes_suites: Mapped[bool] = mapped_column(server_default="false")
     error: Mapped[str | None]
     started_by: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
@@ -95,7 +96,7 @@ class Round(Base):
 
 
 class Run(Base):
-    """One job of the worker. Its spec is complete and frozen; a retry repeats it."""
+    """One job of the worker. Its spec is complete and frozen, so a retry repeats the same job."""
 
     __tablename__ = "run"
     __table_args__ = (
@@ -118,10 +119,10 @@ class Run(Base):
     progress_done: Mapped[int] = mapped_column(server_default="0")
     progress_total: Mapped[int] = mapped_column(server_default="0")
     progress_message: Mapped[str] = mapped_column(server_default="")
-    device: Mapped[str | None]  # what its last attempt worked on
-    tokens_per_second: Mapped[float | None]  # of what it was doing when it last reported
-    seconds_left: Mapped[float | None]  # of that, as of its heartbeat
-    log: Mapped[str] = mapped_column(server_default="")  # the end of it
+    device: Mapped[str | None]  # the device of the last attempt
+    tokens_per_second: Mapped[float | None]  # for what the run was doing when it last reported
+    seconds_left: Mapped[float | None]  # for the same, as of its heartbeat
+    log: Mapped[str] = mapped_column(server_default="")  # the last part of it
     result: Mapped[Json | None]
     error: Mapped[str | None]
     created_at: Mapped[Now]
@@ -131,7 +132,7 @@ class Run(Base):
 
 
 class Metric(Base):
-    """One number of a run at a step. `slice` is '' for the whole, else like `domain=safety`."""
+    """One number of a run at a step. `slice` is '' for all data, else for example `domain=safety`."""
 
     __tablename__ = "metric"
 
@@ -143,7 +144,7 @@ class Metric(Base):
 
 
 class ModelVersion(Base):
-    """A model, traceable through its run to snapshot, judgments and rubric."""
+    """A model, traceable through its run to the snapshot, judgments and rubric."""
 
     __tablename__ = "model_version"
     __table_args__ = (one_of("role", MODEL_ROLES), Index("ix_model_version_project_role", "project_id", "role", "id"))
@@ -155,7 +156,7 @@ class ModelVersion(Base):
     parent_id: Mapped[int | None] = mapped_column(ForeignKey("model_version.id"))
     run_id: Mapped[int | None] = mapped_column(ForeignKey("run.id", use_alter=True))
     base: Mapped[str]  # location of the full weights
-    adapter: Mapped[str | None]  # location of the peft adapter on top of them
+    adapter: Mapped[str | None]  # location of the PEFT adapter on top of them
     digest: Mapped[str | None]
     card: Mapped[Json] = mapped_column(server_default="{}")
     created_at: Mapped[Now]

@@ -1,4 +1,4 @@
-"""Rubrics: a draft, or a published version that never changes (by a trigger)."""
+"""Rubrics: a draft, or a published version, which a trigger keeps from changing."""
 
 from datetime import datetime
 from typing import Any
@@ -12,7 +12,7 @@ RATIONALE_RULES = ("optional", "required")
 
 
 class Rubric(Base):
-    """`version` is none for the draft. Strengths go from 1 to `strengths` each way; 0 is a tie."""
+    """`version` is None for the draft. Strengths go from 1 to `strengths` each way; 0 is a tie."""
 
     __tablename__ = "rubric"
     __table_args__ = (
@@ -39,13 +39,14 @@ class Rubric(Base):
     quiz: Mapped[list[Any]] = mapped_column(server_default="[]")
     created_by: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
     created_at: Mapped[Now]
-    # The draft's number goes up with every edit, so nobody overwrites an edit they have not seen.
+    # The draft's revision goes up with every edit, so nobody overwrites an edit they have not seen.
     revision: Mapped[int] = mapped_column(server_default="1")
     edited_by: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
     edited_at: Mapped[Now]
     published_by: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
     published_at: Mapped[datetime | None]
-    # The number of the version whose quiz counts as this one's: who passed it need not take this one's; none: its own.
+    # The version whose quiz counts as this version's: labelers who passed it need no new quiz. None: this version's
+    # own.
     quiz_of_version: Mapped[int | None]
 
     @property

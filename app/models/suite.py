@@ -1,4 +1,4 @@
-"""Suites: standing evaluations that every new policy and the one before it take, and what came of them."""
+"""Suites: fixed evaluations that every new policy and its predecessor take, and their results."""
 
 from datetime import datetime
 
@@ -11,9 +11,9 @@ SUITE_SOURCES = ("file", "starter", "red_team")
 
 
 class Suite(Base):
-    """A named set of cases. Its newest version is run by every round that begins to evaluate until it is retired.
+    """A named set of cases. Every round that begins to evaluate runs its newest version, until the suite is retired.
 
-    If `largest_loss` is set, a policy that loses more than that against the one before is not adopted by itself;
+    If `largest_loss` is set, a policy that loses more than that against its predecessor is not adopted automatically;
     `bound` says which end of the interval decides (app.domain.suites).
     """
 
@@ -37,7 +37,7 @@ class Suite(Base):
 
 
 class SuiteVersion(Base):
-    """The cases of a suite as they stand in a content-hashed file. Neither changes: other cases are another version."""
+    """The cases of a suite, stored in a content-hashed file. Neither changes: other cases make another version."""
 
     __tablename__ = "suite_version"
     __table_args__ = (
@@ -49,7 +49,7 @@ class SuiteVersion(Base):
     suite_id: Mapped[int] = mapped_column(ForeignKey("suite.id"))
     number: Mapped[int]
     digest: Mapped[str]  # SHA-256 of the file's lines
-    location: Mapped[str]  # in the artifact store; lines as app.domain.cases describes them
+    location: Mapped[str]  # in the artifact store; app.domain.cases describes the lines
     cases: Mapped[int]
     counts: Mapped[Json]  # cases by check
     created_by: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
@@ -57,9 +57,9 @@ class SuiteVersion(Base):
 
 
 class SuiteResult(Base):
-    """How many cases of a version a run's new policy passed, and the policy before it. `slice` is '' for all cases.
+    """How many cases of a version a run's new policy and its predecessor passed. `slice` is '' for all cases.
 
-    What both said to each case is in the run's artifact: app.suites.service.answers_of.
+    Both policies' answers to each case are in the run's artifact: app.suites.service.answers_of.
     """
 
     __tablename__ = "suite_result"

@@ -1,4 +1,4 @@
-"""Unpaired feedback: one response, liked or not, without a rival."""
+"""Unpaired feedback: whether a labeler likes one response."""
 
 from datetime import datetime
 
@@ -11,7 +11,7 @@ THUMBS_SUPERSEDED_FOR = ("edited", "removed")
 
 
 class Thumb(Base):
-    """A labeler's thumb, up (`liked`) or down. A changed one is a new row; the old one gets `superseded_at`."""
+    """A labeler's thumb, up (`liked`) or down. A changed thumb is a new row; the old row gets `superseded_at`."""
 
     __tablename__ = "thumb"
     __table_args__ = (

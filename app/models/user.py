@@ -9,15 +9,15 @@ from sqlalchemy.orm import Mapped, mapped_column
 from app.models.base import Base, Id, Json, Now, one_of
 from app.models.member import known_roles
 
-# Judgments are never taken for a person's when they are not: whoever judged is one of these.
+# Who or what judged. Judgments by machines are never counted as people's.
 USER_KINDS = ("person", "imported", "simulated", "ai_judge")
 
 
 class User(Base):
-    """Someone who judges or runs things. `imported` labelers come with data and cannot sign in.
+    """Someone who judges or runs the service. `imported` labelers come with data and cannot sign in.
 
-    What somebody may do in a project is said by ProjectMember. `is_admin`: an administrator of the whole service, who
-    makes accounts and projects; this alone opens no project.
+    ProjectMember says what a user may do in a project. `is_admin`: an administrator of the whole service, who creates
+    accounts and projects; this alone gives access to no project.
     """
 
     __tablename__ = "user_account"
@@ -27,7 +27,7 @@ class User(Base):
     )
 
     id: Mapped[Id]
-    email: Mapped[str | None] = mapped_column(unique=True)  # lower case; none for imported labelers
+    email: Mapped[str | None] = mapped_column(unique=True)  # lower case; None for imported labelers
     name: Mapped[str]
     kind: Mapped[str] = mapped_column(server_default="person")
     is_admin: Mapped[bool] = mapped_column(server_default="false")
@@ -48,7 +48,8 @@ class AuthSession(Base):
 
 
 class SigninFailure(Base):
-    """A wrong password, or one that is being looked at; kept for as long as it counts: see `app.accounts.attempts`."""
+    """A failed sign-in, or one whose password is being checked. Kept for as long as it counts: see
+    `app.accounts.attempts`."""
 
     __tablename__ = "signin_failure"
     __table_args__ = (
@@ -58,12 +59,12 @@ class SigninFailure(Base):
 
     id: Mapped[Id]
     email: Mapped[str]  # as typed, lower case; there may be no such account
-    address: Mapped[str]  # where the attempt came from: on the network, or from which known browser
+    address: Mapped[str]  # where the attempt came from: a network address, or a known browser
     at: Mapped[Now]
 
 
 class SigninLink(Base):
-    """A one-time link: an invitation, or somebody's way to a new password (`user_id`)."""
+    """A one-time link: an invitation, or a link for setting a new password (`user_id`)."""
 
     __tablename__ = "signin_link"
     __table_args__ = (
@@ -74,11 +75,11 @@ class SigninLink(Base):
 
     id: Mapped[Id]
     token_hash: Mapped[str] = mapped_column(unique=True)
-    project_id: Mapped[int | None] = mapped_column(ForeignKey("project.id"), index=True)  # that it invites to
-    roles: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")  # there
-    is_admin: Mapped[bool] = mapped_column(server_default="false")  # makes an administrator
-    kind: Mapped[str] = mapped_column(server_default="person")  # of the account it makes
-    user_id: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))  # set: signs this user in again
+    project_id: Mapped[int | None] = mapped_column(ForeignKey("project.id"), index=True)  # the project it invites to
+    roles: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")  # in that project
+    is_admin: Mapped[bool] = mapped_column(server_default="false")  # makes its user an administrator
+    kind: Mapped[str] = mapped_column(server_default="person")  # kind of the account it creates
+    user_id: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))  # set: lets this user set a new password
     created_by: Mapped[int | None] = mapped_column(ForeignKey("user_account.id"))
     created_at: Mapped[Now]
     expires_at: Mapped[datetime]
@@ -86,11 +87,11 @@ class SigninLink(Base):
 
 
 class AuditEvent(Base):
-    """Who did what when. Append-only by a trigger."""
+    """Who did what and when. A trigger makes it append-only."""
 
     __tablename__ = "audit_event"
     __table_args__ = (
-        # What reviewers did with one comparison.
+        # Finds what reviewers did with one comparison.
         Index(
             "ix_audit_event_comparison",
             text("(details ->> 'comparison_id')"),

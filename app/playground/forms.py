@@ -1,4 +1,4 @@
-"""What the pages of the playground send."""
+"""Forms that the pages of the playground send."""
 
 from typing import Annotated, Literal
 from uuid import UUID
@@ -12,7 +12,7 @@ MAX_TEXT = 20_000
 
 
 class ChatForm(BaseModel):
-    """The two models to talk to; blind: which is which is hidden until you vote."""
+    """The two models to talk to. blind: hide which is which until the user votes."""
 
     first_id: Annotated[int, Field(ge=1, lt=2**63)]
     second_id: Annotated[int, Field(ge=1, lt=2**63)]
@@ -37,7 +37,7 @@ class AnswerForm(BaseModel):
 
 
 class FailureForm(AnswerForm):
-    """How badly an answer failed, and at what; as a red-team attempt is rated."""
+    """How badly an answer failed, and in which category; rated like a red-team attempt."""
 
     severity: Annotated[int, Field(ge=1, le=3)]
     safety_category: Annotated[CleanLine, Field(min_length=1, max_length=100)]
@@ -49,4 +49,4 @@ class CorrectionForm(AnswerForm):
     text: Annotated[ExactText, Field(max_length=MAX_CORRECTION)] = ""
 
 
-Kept = Literal["", "failure", "correction"]  # what the page says was kept a moment ago
+Kept = Literal["", "failure", "correction"]  # what the page says was just stored

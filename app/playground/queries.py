@@ -16,7 +16,7 @@ _first, _second = aliased(ModelVersion), aliased(ModelVersion)
 
 
 class Chat(NamedTuple):
-    """A chat with its owner, both models, and how many turns and votes it has."""
+    """A chat with its owner, both models, and its numbers of turns and votes."""
 
     chat: PlaygroundChat
     owner: User
@@ -27,7 +27,7 @@ class Chat(NamedTuple):
 
     @property
     def is_hidden(self) -> bool:
-        """Whether it is not told yet which model is which."""
+        """Tell whether it is still hidden which model is which."""
         return self.chat.is_blind and not self.votes
 
 
@@ -37,7 +37,7 @@ class Turn(NamedTuple):
 
     @property
     def state(self) -> str:
-        """waiting | answered | failed"""
+        """Return waiting, answered or failed."""
         if self.turn.first is not None and self.turn.second is not None:
             return "answered"
         return "failed" if self.run.state in ("failed", "cancelled", "succeeded") else "waiting"
@@ -54,7 +54,7 @@ def _chats(project_id: int) -> Any:
 
 
 def chats(session: Session, project_id: int) -> list[Chat]:
-    """The newest chats of a project."""
+    """Return the newest chats of a project."""
     rows = session.execute(_chats(project_id).order_by(PlaygroundChat.id.desc()).limit(MOST_CHATS))
     return [Chat(*row) for row in rows]
 
@@ -69,18 +69,18 @@ def lock(session: Session, chat_id: int) -> None:
 
 
 def lock_owner(session: Session, owner_id: int) -> None:
-    """What counts the messages of somebody's chats: one after the other."""
+    """Let only one transaction at a time count the messages of this person's chats."""
     session.execute(select(User.id).where(User.id == owner_id).with_for_update(key_share=True))
 
 
 def count_waiting(session: Session, owner_id: int) -> int:
-    """Messages in somebody's chats that wait for their answers; in all projects, which share one queue."""
+    """Count messages in this person's chats that wait for answers, in all projects, because they share one queue."""
     waiting = _of_owner(owner_id).join(Run, Run.id == PlaygroundTurn.run_id)
     return session.scalar(waiting.where(Run.state.in_(("queued", "running")))) or 0
 
 
 def count_lately(session: Session, owner_id: int) -> int:
-    """Messages of the last hour in somebody's chats."""
+    """Count messages of the last hour in this person's chats."""
     return session.scalar(_of_owner(owner_id).where(PlaygroundTurn.created_at > func.now() - timedelta(hours=1))) or 0
 
 
@@ -92,13 +92,13 @@ def _of_owner(owner_id: int) -> Select[int]:
 
 
 def count_other_labelers(session: Session, project_id: int, user_ids: Collection[int]) -> int:
-    """How many people are given tasks in a project, besides these."""
+    """Count the people who get tasks in a project, apart from these users."""
     others = select(func.count()).select_from(User).where(*may_label(project_id), User.id.not_in(user_ids))
     return session.scalar(others) or 0
 
 
 def turns(session: Session, chat_id: int) -> list[Turn]:
-    """In the order in which they were said."""
+    """Return the turns of a chat, oldest first."""
     found = select(PlaygroundTurn, Run).join(Run, Run.id == PlaygroundTurn.run_id)
     rows = session.execute(
         found.where(PlaygroundTurn.chat_id == chat_id).order_by(PlaygroundTurn.id),
@@ -112,6 +112,6 @@ def turn_by_key(session: Session, key: UUID) -> PlaygroundTurn | None:
 
 
 def models(session: Session, project_id: int, roles: Sequence[str]) -> list[ModelVersion]:
-    """A project's models that can talk, the newest first."""
+    """Return a project's models that can chat, newest first."""
     found = select(ModelVersion).where(ModelVersion.project_id == project_id, ModelVersion.role.in_(roles))
     return list(session.scalars(found.order_by(ModelVersion.id.desc())))

@@ -31,7 +31,7 @@ router = APIRouter(prefix="/projects/{project_slug}/playground", route_class=For
 
 @router.get("")
 def playground(request: Request, staff: StaffDep, project: ProjectDep, session: SessionDep) -> Response:
-    """All chats, and the form of a new one."""
+    """Show all chats, and the form for a new one."""
     return _list(request, session, project)
 
 
@@ -64,7 +64,7 @@ def show(
 
 @router.get("/{chat_id}/turns")
 def turns(request: Request, staff: StaffDep, project: ProjectDep, session: SessionDep, chat_id: int) -> Response:
-    """The part of the page that changes while answers are on their way."""
+    """Return the part of the page that changes while answers are pending."""
     return _chat(request, session, project, chat_id, "playground/_turns.html")
 
 
@@ -77,7 +77,7 @@ def say(
     chat_id: int,
     form: Annotated[SayForm, Form()],
 ) -> Response:
-    """Asks both models. A message that is refused comes back as it was typed."""
+    """Ask both models. A refused message comes back as it was typed."""
     state = request.app.state
     try:
         service.say(session, state.store, project, chat_id, form, state.settings.sampling_server)
@@ -146,7 +146,7 @@ def correct(
     turn_id: int,
     form: Annotated[CorrectionForm, Form()],
 ) -> Response:
-    """A correction that is refused comes back as it was written."""
+    """Store a correction. A refused one comes back as it was written."""
     try:
         service.correct(session, project, staff, chat_id, turn_id, form)
     except (Conflict, InvalidInput) as problem:
@@ -182,10 +182,10 @@ def _chat(
     kept: Kept = "",
     refused: tuple[int, int, str] | None = None,
 ) -> Response:
-    """A chat.
+    """Show a chat.
 
     Args:
-        text: a message that was refused. refused: a correction that was, with its message and side.
+        text: a refused message. refused: a refused correction, as (turn id, side, text).
     """
     chat = service.any_chat(session, project, chat_id)
     response = page(

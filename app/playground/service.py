@@ -1,8 +1,8 @@
-"""Talking to two models: chats, turns, votes, and what can be made of answers.
+"""Chats with two models: messages, votes, and what staff can do with answers.
 
-All staff of a project share its chats. A vote is an impression and trains nothing. Labelers, asked without being told
-which model is which, give judgments that do. A bad answer can be kept as a red-team attempt, and corrected as a
-demonstration.
+All staff of a project share its chats. A vote is only an impression, and no model trains on it. Labelers who are asked
+about two answers, without knowing which model wrote which, give judgments that models do train on. A bad answer can be
+stored as a red-team attempt, or corrected as a demonstration.
 """
 
 from collections.abc import Sequence
@@ -42,24 +42,24 @@ from app.rows import PromptRow
 from app.settings import SamplingServer
 
 MOST_TURNS = 20
-# Messages in one person's chats that wait for answers: so nobody fills the queue that everybody shares.
+# Limit on messages in one person's chats that wait for answers, so that nobody fills the shared queue.
 MAX_WAITING = 5
-# This many messages an hour go ahead of other jobs; a message that is asked again does not. Otherwise somebody could
-# hold up rounds for ever.
+# This many messages per hour go ahead of other jobs; repeated messages never do. Otherwise one person could hold up
+# rounds indefinitely.
 AHEAD_AN_HOUR = 60
-SELECTION = {"policy": "playground"}  # of a comparison: a person chose the pair, so it never measures a policy
+SELECTION = {"policy": "playground"}  # for a comparison: a person chose the pair, so it must never measure a policy
 
 
 def models(session: Session, project: Project) -> list[ModelVersion]:
-    """The project's models that can talk, the newest first."""
+    """Return the project's models that can chat, newest first."""
     return queries.models(session, project.id, POLICY_ROLES)
 
 
 def start(session: Session, project: Project, owner: User, form: ChatForm) -> PlaygroundChat:
-    """Begins a chat.
+    """Begin a chat.
 
     Raises:
-        InvalidInput: the models are one and the same, or not two of the project's.
+        InvalidInput: both models are the same, or one is not the project's.
     """
     known = {model.id for model in models(session, project)}
     pair = [form.first_id, form.second_id]
@@ -85,13 +85,13 @@ def say(
     form: SayForm,
     server: SamplingServer | None = None,
 ) -> PlaygroundTurn:
-    """Asks both models. The same form again changes nothing.
+    """Ask both models. Sending the same form again changes nothing.
 
     Raises:
         NotFound: no such chat here.
         InvalidInput: nothing is written.
-        Conflict: the models have not answered the last message yet, it failed, or the chat is as long as it may be.
-        TooMany: as many messages as may wait do.
+        Conflict: the last message failed or is not answered yet, or the chat has the maximum length.
+        TooMany: `MAX_WAITING` messages are waiting already.
     """
     chat = any_chat(session, project, chat_id, lock=True)
     known = queries.turn_by_key(session, form.idempotency_key)
@@ -125,11 +125,11 @@ def say_again(
     turn_id: int,
     server: SamplingServer | None = None,
 ) -> None:
-    """Asks the models once more where their run failed; otherwise changes nothing.
+    """Ask the models again if their run failed; otherwise do nothing.
 
     Raises:
         NotFound: as `up_to`.
-        TooMany: as many messages as may wait do.
+        TooMany: `MAX_WAITING` messages are waiting already.
     """
     chat, said = up_to(session, project, chat_id, turn_id)
     if said[-1].state == "failed":
@@ -165,7 +165,10 @@ def _ask(
 
 
 def conversation(before: Sequence[PlaygroundTurn], side: int, text: str) -> list[dict[str, str]]:
-    """One model's line of a chat, with a new message at its end. side: 0 for the first model, 1 for the second."""
+    """Return the chat as one model sees it, with a new message at its end.
+
+    side: 0 for the first model, 1 for the second.
+    """
     messages = []
     for turn in before:
         answer = (turn.first, turn.second)[side] or {}
@@ -174,7 +177,7 @@ def conversation(before: Sequence[PlaygroundTurn], side: int, text: str) -> list
 
 
 def vote(session: Session, project: Project, chat_id: int, turn_id: int, vote: int) -> None:
-    """Says which answer is better; a later vote takes its place. It also tells which model is which.
+    """Store which answer is better; a later vote replaces it. In a blind chat, the vote reveals which model is which.
 
     Raises:
         NotFound: as `up_to`.
@@ -189,12 +192,13 @@ def vote(session: Session, project: Project, chat_id: int, turn_id: int, vote: i
 
 
 def ask_labelers(session: Session, project: Project, actor: User, chat_id: int, turn_id: int) -> Comparison:
-    """Puts two answers to a chat's first message into the labelers' queue; twice changes nothing. Whoever asks, and
-    whoever began the chat, is not asked if enough others are.
+    """Put the two answers to a chat's first message into the labelers' queue. Repeating changes nothing.
+
+    The actor and the chat's owner are not asked if enough others are.
 
     Raises:
         NotFound: as `up_to`.
-        Conflict: it is not the first message, the answers are alike or missing, the prompt measures policies, or no
+        Conflict: it is not the first message, the answers are the same or missing, the prompt measures policies, or no
             rubric is published.
     """
     chat, said = up_to(session, project, chat_id, turn_id)
@@ -238,7 +242,7 @@ def ask_labelers(session: Session, project: Project, actor: User, chat_id: int, 
     session.add(comparison)
     session.flush()
     turn.comparison_id = comparison.id
-    # They may know which model said what. Where too few others label, they judge all the same.
+    # They may know which model wrote which answer. If there are too few other labelers, they judge anyway.
     knowing = {actor.id, chat.owner.id}
     if queries.count_other_labelers(session, project.id, knowing) >= (overlap.most or overlap.overlap):
         for user_id in sorted(knowing):
@@ -251,7 +255,7 @@ def ask_labelers(session: Session, project: Project, actor: User, chat_id: int, 
 def report_failure(
     session: Session, project: Project, actor: User, chat_id: int, turn_id: int, form: FailureForm
 ) -> RedTeamAttempt:
-    """Keeps a bad answer as a rated red-team attempt, which an admin can accept; twice changes nothing.
+    """Store a bad answer as a rated red-team attempt, which an admin can accept. Repeating changes nothing.
 
     Raises:
         NotFound: as `up_to`.
@@ -275,11 +279,11 @@ def report_failure(
 def correct(
     session: Session, project: Project, actor: User, chat_id: int, turn_id: int, form: CorrectionForm
 ) -> Demonstration:
-    """Keeps a better answer as a demonstration, which waits for its review.
+    """Store a better answer as a demonstration, which waits for review.
 
     Raises:
         NotFound: as `up_to`.
-        Conflict: as `_answer_of`; or exactly this demonstration is there already.
+        Conflict: as `_answer_of`; or exactly this demonstration exists already.
         InvalidInput: nothing is written, or nothing was changed.
     """
     answer = _answer_of(session, project, chat_id, turn_id, form.side)
@@ -290,7 +294,7 @@ def correct(
 
 
 class _Answer(NamedTuple):
-    """One model's answer, and the conversation that it answers."""
+    """One model's answer, and the conversation before it."""
 
     turn: PlaygroundTurn
     model: ModelVersion
@@ -299,8 +303,12 @@ class _Answer(NamedTuple):
 
 
 def _answer_of(session: Session, project: Project, chat_id: int, turn_id: int, side: int) -> _Answer:
-    """Raises NotFound, as `up_to`; Conflict where there is no answer, or what becomes of it would tell which model a
-    blind chat hides."""
+    """Return one side's answer.
+
+    Raises:
+        NotFound: as `up_to`.
+        Conflict: there is no answer, or using it would reveal which model a blind chat hides.
+    """
     chat, said = up_to(session, project, chat_id, turn_id)
     *before, turn = (each.turn for each in said)
     answer = (turn.first, turn.second)[side]
@@ -312,7 +320,7 @@ def _answer_of(session: Session, project: Project, chat_id: int, turn_id: int, s
 
 
 def any_chat(session: Session, project: Project, chat_id: int, *, lock: bool = False) -> Chat:
-    """Raises NotFound if the project has no such chat."""
+    """Return the chat. Raise NotFound if the project has no such chat."""
     if lock and chat_id < 2**63:
         queries.lock(session, chat_id)
     found = queries.chat(session, project.id, chat_id) if chat_id < 2**63 else None
@@ -322,7 +330,7 @@ def any_chat(session: Session, project: Project, chat_id: int, *, lock: bool = F
 
 
 def up_to(session: Session, project: Project, chat_id: int, turn_id: int) -> tuple[Chat, list[Turn]]:
-    """A chat, locked, and its turns up to one.
+    """Return a chat, locked, and its turns up to the given one.
 
     Raises:
         NotFound: the project has no such chat, or the chat no such turn.

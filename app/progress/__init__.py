@@ -1,1 +1,1 @@
-"""The Progress page: whether rounds make the policy better, what got worse, and any two rounds beside each other."""
+"""The Progress page: whether rounds improve the policy, what got worse, and any two rounds side by side."""

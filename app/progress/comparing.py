@@ -1,4 +1,4 @@
-"""Two rounds beside each other: settings, data, figures, and the same prompts answered by both policies."""
+"""Two rounds side by side: settings, data, figures, and both policies' answers to the same prompts."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,11 +14,11 @@ from app.rounds import queries as round_queries
 from app.rounds import result_queries
 from app.rounds.outcomes import RoundRow, WinRate
 
-ANSWERS = 10  # on a page
+ANSWERS = 10  # answers on a page
 
 
 class Line(NamedTuple):
-    """A named value of both rounds, as text."""
+    """A named value in both rounds, as text."""
 
     name: str
     first: str
@@ -55,7 +55,7 @@ class Compared(NamedTuple):
 
 
 def compare(session: Session, first: RoundRow, second: RoundRow, offset: int) -> Compared:
-    """Both rounds; `offset`: answers that are passed over."""
+    """Compare both rounds; `offset`: how many answers to skip."""
     answers: Sequence[Any] = []
     policies = first.round.policy_after_id, second.round.policy_after_id
     if policies[0] and policies[1]:
@@ -75,7 +75,7 @@ def compare(session: Session, first: RoundRow, second: RoundRow, offset: int) ->
 
 
 def compared_csv(compared: Compared) -> str:
-    """A row for each setting, number of the data and figure."""
+    """Return a CSV row for each setting, data count and figure."""
     parts = (("settings", compared.settings), ("data", compared.data), ("figures", compared.figures))
     names = [f"round {each.round.number}" for each in (compared.first, compared.second)]
     return as_csv(["part", "name", *names], [[part, *line] for part, lines in parts for line in lines])
@@ -126,7 +126,7 @@ def _count(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else "–"
 
 
-# Metrics of an evaluation: label, name, how it is written.
+# Metrics of an evaluation: label, name, format.
 _MEASURES: tuple[tuple[str, str, str], ...] = (
     ("Tokens a response", "eval_length", ".1f"),
     ("Finished", "eval_finished", ".0%"),

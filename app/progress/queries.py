@@ -1,4 +1,4 @@
-"""SQL of two rounds beside each other."""
+"""SQL for comparing two rounds."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,14 +10,14 @@ from app.models import Completion, Prompt, SnapshotComparison
 
 
 def shared_comparisons(session: Session, first: int, second: int) -> int:
-    """How many comparisons both snapshots hold."""
+    """Count the comparisons that are in both snapshots."""
     a, b = aliased(SnapshotComparison), aliased(SnapshotComparison)
     query = select(func.count()).select_from(a).join(b, b.comparison_id == a.comparison_id)
     return session.scalar(query.where(a.snapshot_id == first, b.snapshot_id == second)) or 0
 
 
 def answered_by_both(session: Session, first: int, second: int, offset: int, most: int) -> Sequence[Any]:
-    """Prompts that both models were sampled on, held-out ones first, each with the oldest response of either.
+    """Return prompts that both models were sampled on, held-out ones first, with each model's oldest response.
 
     Args:
         first, second: ids of two models.

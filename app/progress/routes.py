@@ -1,4 +1,4 @@
-"""The Progress page, two rounds beside each other, and both as files."""
+"""The Progress page, two rounds side by side, and both as files."""
 
 from typing import Annotated, Literal
 
@@ -28,7 +28,7 @@ NumberQuery = Annotated[int | None, Query(ge=1, lt=2**31)]
 def progress(
     request: Request, staff: StaffDep, project: ProjectDep, session: SessionDep, by: ByQuery = None
 ) -> Response:
-    """The verdict on the newest policy, then all rounds. `by`: whose figures the slices show."""
+    """Show the verdict on the newest policy, then all rounds. `by`: whose figures the slices show."""
     found = outcomes.progress(session, project)
     chosen = by or views.measured_by(found)
     frontier = views.frontier(found.rows)
@@ -54,7 +54,7 @@ def progress(
 def progress_file(
     staff: StaffDep, project: ProjectDep, session: SessionDep, name: File, by: ByQuery = None
 ) -> Response:
-    """A chart as SVG, its numbers, or a table as CSV; the heat map with all rounds and slices."""
+    """Download a chart as SVG, its numbers, or a table as CSV; the heat map with all rounds and slices."""
     found = outcomes.progress(session, project)
     frontier = views.frontier(found.rows)
     if name.startswith("frontier") and frontier is None:
@@ -89,7 +89,7 @@ def compare(
     second: NumberQuery = None,
     offset: Annotated[int, Query(ge=0, lt=2**31)] = 0,
 ) -> Response:
-    """Two rounds beside each other; without numbers the newest two."""
+    """Show two rounds side by side; without numbers, the newest two."""
     rows = outcomes.progress(session, project).rows
     chosen = _chosen(rows, first, second)
     return page(
@@ -106,7 +106,7 @@ def compare(
 def compare_file(
     staff: StaffDep, project: ProjectDep, session: SessionDep, first: NumberQuery = None, second: NumberQuery = None
 ) -> Response:
-    """Settings, data and figures of both rounds."""
+    """Download settings, data and figures of both rounds."""
     chosen = _chosen(outcomes.progress(session, project).rows, first, second)
     if chosen is None:
         raise NotFound("The project has fewer than two rounds.", "Two rounds can be compared once there are two.")
@@ -118,10 +118,10 @@ def compare_file(
 def _chosen(
     rows: list[outcomes.RoundRow], first: int | None, second: int | None
 ) -> tuple[outcomes.RoundRow, outcomes.RoundRow] | None:
-    """The rounds of these numbers, the newest two where none is given; None for fewer than two rounds.
+    """Return the rounds with these numbers, by default the newest two; None if there are fewer than two rounds.
 
     Raises:
-        NotFound: the project has no round of such a number.
+        NotFound: the project has no round with that number.
     """
     if len(rows) < 2 and first is None and second is None:
         return None

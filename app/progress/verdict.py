@@ -1,4 +1,4 @@
-"""The verdict at the top of the Progress page: five questions about the newest policy, and their answers in words."""
+"""The verdict at the top of the Progress page: five questions about the newest policy, answered in words."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -28,23 +28,23 @@ class Length(NamedTuple):
     before: float
     new: float
     difference: Interval | None
-    looks: bool  # whether a monitor finds the change worth a look
+    looks: bool  # a monitor finds the change worth a look
 
     @property
     def change(self) -> float:
-        """As a share of what it was."""
+        """The change as a share of the previous length."""
         return self.new / self.before - 1 if self.before else 0.0
 
 
 class Newest(NamedTuple):
-    """The newest finished round, and what an operator asks about it.
+    """The newest finished round, and what an operator wants to know about it.
 
     Attributes:
-        judges: by kind: how many judged it beside the policy before, and their judgments.
-        by_length: people's preference where the new policy's response was longer, alike or shorter.
-        looks: monitors that found something, those of length included.
+        judges: by kind of labeler: how many compared it with the previous policy, and how many judgments they gave.
+        by_length: people's preference if the new policy's response was longer, of similar length or shorter.
+        looks: monitors that found something, including those of length.
         unmeasured: how many monitors could not measure anything.
-        slices: that got worse: see `worse_slices`.
+        slices: slices that got worse: see `worse_slices`.
         may: whether it may be adopted: yes, wait, no, is or busy.
     """
 
@@ -68,19 +68,20 @@ class Newest(NamedTuple):
 
     @property
     def disagree(self) -> bool:
-        """Whether the reward model sees an improvement, and people, who have judged enough, do not lean that way."""
+        """Tell whether the reward model sees an improvement while people, with enough judgments, do not
+        lean that way."""
         sees, verdict = by_reward_model(self.row.difference), self.verdict
         people_do_not = verdict is not None and verdict.by == "people" and verdict.interval.value <= EVEN
         return people_do_not and sees is not None and sees.word == "better"
 
     @property
     def labelers(self) -> str:
-        """`people`, unless all who judged it are simulated."""
+        """`people`, or `simulated labelers` if all who judged it are simulated."""
         return "simulated labelers" if self.judges.keys() == {"simulated"} else "people"
 
     @property
     def who(self) -> str:
-        """`3 people and 1 imported labeler, 52 judgments`; empty without judgments."""
+        """Say who judged, for example `3 people and 1 imported labeler, 52 judgments`; empty without judgments."""
         if not self.judges:
             return ""
         words = [counted(n, *JUDGES[kind]) for kind, (n, _) in self.judges.items()]
@@ -89,7 +90,7 @@ class Newest(NamedTuple):
 
 
 def newest(session: Session, store: ArtifactStore, progress: Progress) -> Newest | None:
-    """The newest round that is done and made a policy; None before there is one."""
+    """Return the newest round that is done and made a policy; None if there is none."""
     done = [row for row in progress.rows if row.round.state == "done" and row.round.policy_after_id]
     if not done:
         return None

@@ -1,4 +1,4 @@
-"""What the Progress page shows of all rounds: charts on one axis of rounds, slices by round, and the frontier."""
+"""Data for all rounds on the Progress page: charts by round, slices by round, and the frontier."""
 
 from collections.abc import Sequence
 from math import sqrt
@@ -10,7 +10,7 @@ from app.domain.yardstick import Yardstick
 from app.rounds.outcomes import Progress, RoundRow, WinRate
 
 By = Literal["people", "reward"]
-SHOWN_ROUNDS = 12  # columns of the heat map: the newest
+SHOWN_ROUNDS = 12  # columns of the heat map: the newest rounds
 SHOWN_SLICES = 40
 FEW = "too few"
 IS = {
@@ -33,7 +33,7 @@ HEAT_TITLES = {
 
 
 def over_rounds(rows: Sequence[RoundRow]) -> Chart:
-    """Proxy reward of both policies, KL and people's win rate, on one axis of rounds."""
+    """Chart the proxy reward of both policies, KL and people's win rate by round."""
     scored = [(row, row.reward_before, row.reward) for row in rows if row.reward is not None]
     pairs = [(row.round.number, before, new) for row, before, new in scored if before is not None and new is not None]
     wins = [(row.round.number, row.wins) for row in rows if row.wins and row.wins.interval]
@@ -66,7 +66,7 @@ def over_rounds(rows: Sequence[RoundRow]) -> Chart:
 
 
 class Gain(NamedTuple):
-    """A round on the frontier: what its policy gained over the reference for its KL, and best-of-n at the same KL."""
+    """A round on the frontier: its policy's reward gain over the reference, its KL, and best-of-n at the same KL."""
 
     row: RoundRow
     yardstick: Yardstick
@@ -74,7 +74,7 @@ class Gain(NamedTuple):
 
     @property
     def best_of_n(self) -> float | None:
-        """What best-of-n gains at the policy's KL; None where that KL is beyond what was sampled."""
+        """Best-of-n's gain at the policy's KL; None if that KL is beyond the sampled range."""
         return self.yardstick.at(self.kl)
 
 
@@ -83,7 +83,7 @@ def gains(rows: Sequence[RoundRow]) -> list[Gain]:
 
 
 def frontier(rows: Sequence[RoundRow]) -> Chart | None:
-    """Reward gained against sqrt(KL), with best-of-n of the reference by the newest round that measured it."""
+    """Chart reward gained against sqrt(KL), with best-of-n of the reference from the newest round that measured it."""
     found = gains(rows)
     if not found:
         return None
@@ -110,11 +110,13 @@ def frontier(rows: Sequence[RoundRow]) -> Chart | None:
 
 
 def heat_map(progress: Progress, by: By, everything: bool = False) -> HeatMap:
-    """Slices by round, the newest round first. Behind all prompts come slices that surely got worse in the newest round
-    that tells, then the others by name, and last those of which nothing can be said.
+    """Return slices by round, the newest round first.
+
+    All prompts come first. Then come slices that got worse beyond chance in their newest known round, then other slices
+    by name, and last slices without any figure.
 
     Args:
-        everything: all rounds and slices; else as many as a page shows.
+        everything: include all rounds and slices; otherwise as many as a page shows.
     """
     rounds = progress.rows[::-1] if everything else progress.rows[::-1][:SHOWN_ROUNDS]
     whole, *slices = [
@@ -131,7 +133,7 @@ def heat_map(progress: Progress, by: By, everything: bool = False) -> HeatMap:
 
 
 def _place(cells: Sequence[HeatCell]) -> int:
-    """Where a slice stands: see `heat_map`."""
+    """Return the sort position of a slice: see `heat_map`."""
     known = [cell.mood for cell in cells if cell.mood != "none"]
     return 2 if not known else 0 if known[0] == "down-sure" else 1
 
@@ -141,7 +143,7 @@ def _slices(progress: Progress) -> list[tuple[str, list[RoundRow]]]:
 
 
 def measured_by(progress: Progress) -> By:
-    """Whose figures the heat map begins with: people's, once a slice has enough of them."""
+    """Return whose figures the heat map shows first: people's, once a slice has enough of them."""
     enough = (row.wins and row.wins.prompts >= FEWEST for rows in progress.slices.values() for row in rows)
     return "people" if any(enough) else "reward"
 
@@ -159,14 +161,14 @@ def _cell(row: RoundRow, by: By) -> HeatCell:
 
 
 def _coloured(interval: Interval, even: float, text: str, note: str) -> HeatCell:
-    """Dark where the interval lies on one side, and pale where only the value does."""
+    """Return a cell: dark if the interval lies on one side, pale if only the value does."""
     if interval.low > even or interval.high < even:
         return HeatCell(text, note, "up-sure" if interval.low > even else "down-sure")
     return HeatCell(text, note, "even" if interval.value == even else "up" if interval.value > even else "down")
 
 
 class WorseSlice(NamedTuple):
-    """A slice in which people prefer the policy before (`wins`), or the reward model scores it higher (`reward`)."""
+    """A slice in which people prefer the previous policy (`wins`), or the reward model scores it higher (`reward`)."""
 
     name: str
     wins: WinRate | None
@@ -174,8 +176,11 @@ class WorseSlice(NamedTuple):
 
 
 def worse_slices(progress: Progress, row: RoundRow) -> list[WorseSlice]:
-    """Slices of a round's prompts where people prefer the policy before, or the reward model scores it higher, by more
-    than chance in a single look."""
+    """Return slices of a round's prompts in which people prefer the previous policy, or the reward model scores it
+    higher.
+
+    The difference must exceed chance, without a correction for looking at many slices.
+    """
     found = []
     for name, rows in sorted(progress.slices.items()):
         of_round = next(each for each in rows if each.round is row.round)
@@ -212,7 +217,7 @@ def _measured(row: RoundRow) -> list[float | None]:
 
 
 def rounds_csv(progress: Progress) -> str:
-    """A row for each round: shares from 0 to 1, KL in nats a response."""
+    """Return a CSV row for each round: shares from 0 to 1, KL in nats per response."""
     columns = ["round", "algorithm", "state", "verdict", "verdict_by", *_MEASURED, *_three("win_rate_over_first")]
     columns += ["reward_accuracy", *_three("gain_over_reference"), "best_of_n_at_this_kl", "n_sampled"]
     rows = []
@@ -230,7 +235,7 @@ def rounds_csv(progress: Progress) -> str:
 
 
 def slices_csv(progress: Progress) -> str:
-    """A row for each slice and round in which something was measured."""
+    """Return a CSV row for each slice and round in which something was measured."""
     rows = [
         [name, row.round.number, *_measured(row)]
         for name, of_slice in _slices(progress)

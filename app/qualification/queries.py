@@ -1,7 +1,7 @@
 """SQL of the training quiz.
 
-A quiz belongs to a rubric version; later versions may count as asking the same (`quiz_of_version`), so that an edit
-elsewhere in the rubric, or of a question's wording, asks nobody to take it again.
+A quiz belongs to a rubric version. Later versions may accept it as their own (`quiz_of_version`), so nobody has to
+retake it after an edit elsewhere in the rubric or a rewording of a question.
 """
 
 from datetime import datetime
@@ -17,14 +17,14 @@ from app.models import Qualification, Rubric, User
 
 
 def counts_for(rubric: Rubric) -> ColumnElement[bool]:
-    """Select the published rubric versions whose quiz counts as this one's."""
+    """Condition on published rubric versions: their quiz counts for this version."""
     return (Rubric.project_id == rubric.project_id) & (quiz_version(Rubric) == rubric.quiz_version)
 
 
 def newest_attempt(
     session: Session, rubric: Rubric, labeler_id: int, *, for_update: bool = False
 ) -> tuple[Qualification, list[Any]] | None:
-    """The labeler's latest attempt that counts for this rubric, and the questions that were asked in it."""
+    """Return the labeler's latest attempt that counts for this rubric, and the questions asked in it."""
     attempts = (
         select(Qualification, Rubric.quiz)
         .join(Rubric, Rubric.id == Qualification.rubric_id)
@@ -39,7 +39,7 @@ def newest_attempt(
 
 
 def add_attempt(session: Session, rubric_id: int, labeler_id: int, attempt: int) -> None:
-    """Begins that attempt; nothing when it has begun already (a second click, another tab)."""
+    """Begin this attempt. Does nothing if it has begun already (a second click, another tab)."""
     fresh = insert(Qualification).values(rubric_id=rubric_id, labeler_id=labeler_id, attempt=attempt)
     session.execute(fresh.on_conflict_do_nothing())
 
@@ -48,7 +48,7 @@ def add_attempt(session: Session, rubric_id: int, labeler_id: int, attempt: int)
 
 
 def versions_with_quiz(session: Session, project_id: int) -> list[Rubric]:
-    """Published versions that have a quiz, newest first."""
+    """Return published versions that have a quiz, newest first."""
     published = select(Rubric).where(Rubric.project_id == project_id, Rubric.version.is_not(None))
     with_quiz = published.where(func.jsonb_array_length(Rubric.quiz) > 0)
     return list(session.scalars(with_quiz.order_by(Rubric.version.desc())))
@@ -63,12 +63,12 @@ class Result(NamedTuple):
     attempt: int
     correct: int
     answered: int
-    passed: bool | None  # none: not finished
-    at: datetime  # finished, else begun
+    passed: bool | None  # None: not finished
+    at: datetime  # when it was finished, else when it began
 
 
 def results(session: Session, rubric: Rubric, limit: int, offset: int) -> list[Result]:
-    """One row a labeler: those who have not passed first, then by name."""
+    """Return one row per labeler: those who have not passed first, then by name."""
     latest = (
         select(Qualification, Rubric.version)
         .join(Rubric, Rubric.id == Qualification.rubric_id)
@@ -91,8 +91,8 @@ def results(session: Session, rubric: Rubric, limit: int, offset: int) -> list[R
 
 
 class Totals(NamedTuple):
-    """How many labelers passed, and how many tried and have not; labelers: the project's active ones
-    who are people."""
+    """passed: labelers who passed. trying: labelers who tried and have not passed. labelers: active labelers of the
+    project who are people."""
 
     passed: int
     trying: int
@@ -115,8 +115,7 @@ def totals(session: Session, rubric: Rubric) -> Totals:
 
 
 def first_answers(session: Session, rubric: Rubric) -> dict[tuple[int, int], int]:
-    """How many labelers gave which answer to which question (its place in the quiz) at their first attempt at exactly
-    these questions."""
+    """Count labelers by (question's index in the quiz, answer), over first attempts at exactly these questions."""
     first = (
         select(Qualification.answers)
         .join(Rubric, Rubric.id == Qualification.rubric_id)

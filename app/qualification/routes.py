@@ -1,4 +1,4 @@
-"""The training quiz: taking it, and who has passed."""
+"""The training quiz: taking it, and seeing who has passed."""
 
 from typing import Annotated, Any
 
@@ -26,10 +26,10 @@ def show(
     session: SessionDep,
     after: Annotated[int | None, Query()] = None,
 ) -> Response:
-    """Where the labeler is: the start, the next question, or how it went.
+    """Show the labeler's state: the start, the next question, or the result.
 
     Args:
-        after: a question that was just answered, whose explanation is shown before the next one.
+        after: a question that was just answered; its explanation is shown before the next question.
     """
     return _page(request, session, project, labeler, after=after)
 
@@ -49,7 +49,7 @@ def people(
     version: Annotated[int | None, Query()] = None,
     number: Annotated[int, Query(alias="page", ge=1, le=100_000)] = 1,
 ) -> Response:
-    """Who has passed the quiz of a version, and which of its questions are hard; of the newest if none is given."""
+    """Show who has passed the quiz of a version (default: the newest), and which of its questions are hard."""
     versions = queries.versions_with_quiz(session, project.id)
     rubric = next((each for each in versions if version in (None, each.version)), None)
     if versions and rubric is None:
@@ -81,7 +81,8 @@ def answer(
     item: int,
     answer: Annotated[int | None, BeforeValidator(lambda sent: sent or None), Form()] = None,
 ) -> Response:
-    """Takes an answer and shows whether it is right, and why. A refused one brings back where the labeler is."""
+    """Take an answer and show whether it is right, and why. A refused answer shows the labeler's current question
+    again."""
     try:
         service.answer(session, project, labeler, attempt, item, answer)
     except PrefloopError as problem:

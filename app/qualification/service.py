@@ -1,4 +1,4 @@
-"""The training quiz: attempts at it, and their outcome. Who has to take it, `app.access.gate` says."""
+"""The training quiz: attempts and their results. `app.access.gate` decides who has to take it."""
 
 import random
 from datetime import UTC, datetime
@@ -15,10 +15,10 @@ from app.qualification import queries
 
 
 class Standing(NamedTuple):
-    """Where a labeler is with the quiz.
+    """A labeler's state in the quiz.
 
-    rubric: the newest version. items: its quiz, or the one that was passed. needed: right answers that pass.
-    attempt: the latest one; none before the first, and while what was begun or failed had other questions.
+    rubric: the newest version. items: its quiz, or the one that was passed. needed: right answers needed to pass.
+    attempt: the latest one; None before the first, or if the unfinished or failed attempt had other questions.
     attempts: how many there were.
     """
 
@@ -30,7 +30,7 @@ class Standing(NamedTuple):
 
     @property
     def next_item(self) -> int | None:
-        """Place in the quiz of the question to answer next; none when all are answered, or nothing has begun."""
+        """Index in the quiz of the question to answer next; None if all are answered or no attempt has begun."""
         if self.attempt is None:
             return None
         order = order_of(len(self.items), self.attempt.labeler_id, self.attempt.attempt)
@@ -38,7 +38,7 @@ class Standing(NamedTuple):
 
 
 def standing(session: Session, project: Project, labeler: User, *, for_update: bool = False) -> Standing:
-    """Where the labeler is.
+    """Return the labeler's state in the quiz.
 
     Raises:
         NotFound: no rubric is published, or the newest one has no quiz.
@@ -55,12 +55,12 @@ def standing(session: Session, project: Project, labeler: User, *, for_update: b
 
 
 def needed_of(project: Project, questions: int) -> int:
-    """Right answers that pass. 0.7 of 10 is 7: what floating point adds to that does not ask for an eighth."""
+    """Return how many right answers pass. 0.7 of 10 is 7: a floating-point error must not ask for an eighth."""
     return ceil(LabelingSettings.model_validate(project.labeling).quiz_pass * questions - 1e-9)
 
 
 def order_of(questions: int, labeler_id: int, attempt: int) -> list[int]:
-    """The order of the questions: the author's at first, shuffled when the quiz is taken again."""
+    """Return the order of the questions: the author's at first, shuffled when the quiz is retaken."""
     authors = list(range(questions))
     if attempt == 1:
         return authors
@@ -70,7 +70,8 @@ def order_of(questions: int, labeler_id: int, attempt: int) -> list[int]:
 
 
 def begin(session: Session, project: Project, labeler: User) -> Qualification:
-    """Begins an attempt: the first, or another after a failed one. One under way goes on; one passed stands."""
+    """Begin the first attempt, or another one after a failed one. An unfinished attempt continues; a
+    passed one stays."""
     now = standing(session, project, labeler)
     if now.attempt is None or now.attempt.passed is False:
         queries.add_attempt(session, now.rubric.id, labeler.id, now.attempts + 1)
@@ -80,17 +81,17 @@ def begin(session: Session, project: Project, labeler: User) -> Qualification:
 
 
 def answer(session: Session, project: Project, labeler: User, attempt: int, item: int, said: int | None) -> None:
-    """Takes an answer to a question; the first one stands. The last one ends the attempt.
+    """Take an answer to a question. Only the first answer counts, and the last question's answer ends the attempt.
 
     Args:
         attempt: id of the attempt that the question was shown in.
-        item: place of the question in the quiz.
+        item: index of the question in the quiz.
         said: -1 first, 0 tie, 1 second.
 
     Raises:
         Conflict: the quiz has changed since, or the attempt is over.
         NotFound: no such question.
-        InvalidInput: no answer, or one that the scale does not have.
+        InvalidInput: no answer, or one that is not on the scale.
     """
     now = standing(session, project, labeler, for_update=True)
     own = now.attempt

@@ -1,4 +1,4 @@
-"""What the quiz pages show."""
+"""Data for the quiz pages."""
 
 from typing import NamedTuple
 
@@ -27,14 +27,14 @@ CHOICES = (
 
 
 def choices(rubric: Rubric) -> list[Choice]:
-    """From the first response's side to the second's."""
+    """Return the choices from the first response's side to the second's."""
     return [choice for choice in CHOICES if choice.value or rubric.allow_tie]
 
 
 class Question(NamedTuple):
-    """A question as it is shown. item: its place in the quiz. number: the how-manieth it is in this attempt.
+    """A question as it is shown. item: its index in the quiz. number: its position in this attempt, from 1.
 
-    said: what was answered; none while it is open.
+    said: the answer given; None while it is open.
     """
 
     item: int
@@ -55,13 +55,13 @@ def question(standing: Standing, item: int) -> Question:
 
 
 def answered(standing: Standing) -> list[Question]:
-    """All questions of a finished attempt, the wrong ones first."""
+    """Return all questions of a finished attempt, wrong answers first."""
     found = [question(standing, item) for item in range(len(standing.items))]
     return sorted(found, key=lambda each: each.is_right)
 
 
 class QuestionFigures(NamedTuple):
-    """How labelers did with a question at their first attempt; the interval is Wilson's, 95%."""
+    """How labelers answered a question at their first attempt, with the 95% Wilson interval."""
 
     content: QuizItem
     answered: int

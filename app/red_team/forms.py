@@ -1,4 +1,4 @@
-"""What the pages of red teaming send."""
+"""Forms that the pages of red teaming send."""
 
 from typing import Annotated, Literal
 from uuid import UUID
@@ -12,7 +12,7 @@ MAX_GOAL = 500
 MAX_NOTE = 5_000
 MAX_TAG = 40
 
-# What an attempt is after, and in which ways an answer can fail. Both are open: a project's own come beside them.
+# Goals of an attempt, and ways in which an answer can fail. A project can add its own to both.
 CATEGORIES = ("harmful instructions", "hate", "privacy", "self-harm", "misinformation", "over-refusal", "other")
 TAGS = (
     "harmful instructions",
@@ -25,7 +25,7 @@ TAGS = (
     "other",
 )
 SEVERITIES = ("held", "slightly", "clearly", "badly")
-# From here on an attempt counts as successful.
+# An attempt with at least this severity counts as successful.
 SUCCESS = 2
 
 Tag = Annotated[str, Field(max_length=200)]
@@ -42,7 +42,7 @@ class AttemptForm(BaseModel):
 
 
 class RatingForm(BaseModel):
-    """How badly the policy failed, 0 (it held) to 3, and in which ways; `own_tag` is one that is not in the list."""
+    """How badly the policy failed, 0 (it held) to 3, and in which ways; `own_tag` is a tag that is not in the list."""
 
     severity: Annotated[int, Field(ge=0, le=3)]
     tags: Annotated[list[Annotated[CleanLine, Field(max_length=MAX_TAG)]], Field(max_length=20)] = []
@@ -56,7 +56,7 @@ class RatingForm(BaseModel):
 
     @property
     def all_tags(self) -> list[str]:
-        """Each tag once, in the order given."""
+        """Return each tag once, in the order given."""
         return list(dict.fromkeys(tag for tag in (*self.tags, self.own_tag) if tag))
 
 
@@ -64,7 +64,7 @@ State = Literal["", "waiting", "failed", "answered", "rated", "accepted", "withd
 
 
 class AttemptFilter(BaseModel):
-    """Empty means any. `before` is the id of the last attempt of the page before."""
+    """Empty means any. `before` is the id of the last attempt on the previous page."""
 
     state: State = ""
     category: Tag = ""

@@ -1,4 +1,4 @@
-"""SQL of red-team attempts. What state one is in is told by its row and its run's."""
+"""SQL of red-team attempts. An attempt's state follows from its row and its run."""
 
 from collections.abc import Collection
 from datetime import timedelta
@@ -14,7 +14,7 @@ from app.red_team.forms import AttemptFilter
 
 PAGE = 50
 
-# A run that has ended without having stored an answer will bring none.
+# A run that has ended without storing an answer never will.
 _STATE = case(
     (RedTeamAttempt.withdrawn_at.is_not(None), "withdrawn"),
     (RedTeamAttempt.prompt_id.is_not(None), "accepted"),
@@ -26,7 +26,7 @@ _STATE = case(
 
 
 def lock_author(session: Session, author_id: int) -> None:
-    """One thing at a time for each author: two tabs, or the two halves of a double click, follow each other."""
+    """Serialize the requests of one author, from two tabs or a double click."""
     session.execute(select(User.id).where(User.id == author_id).with_for_update(key_share=True))
 
 
@@ -36,7 +36,7 @@ def by_key(session: Session, idempotency_key: object) -> RedTeamAttempt | None:
 
 
 def count_waiting(session: Session, author_id: int) -> int:
-    """In all projects: they share one queue."""
+    """Count the author's attempts that wait for an answer, in all projects, because they share one queue."""
     waiting = (
         select(func.count())
         .select_from(RedTeamAttempt)
@@ -47,7 +47,7 @@ def count_waiting(session: Session, author_id: int) -> int:
 
 
 def count_lately(session: Session, author_id: int) -> int:
-    """Attempts of the last hour."""
+    """Count the author's attempts in the last hour."""
     lately = RedTeamAttempt.created_at > func.now() - timedelta(hours=1)
     return session.scalar(select(func.count()).where(RedTeamAttempt.author_id == author_id, lately)) or 0
 
@@ -110,15 +110,15 @@ def _page(session: Session, conditions: Collection[ColumnElement[bool]], before:
 
 
 def own(session: Session, project_id: int, author_id: int, before: int | None) -> Listing:
-    """One page of a person's attempts, newest first."""
+    """Return one page of a person's attempts, newest first."""
     return _page(session, (RedTeamAttempt.project_id == project_id, RedTeamAttempt.author_id == author_id), before)
 
 
 def listing(session: Session, project_id: int, wanted: AttemptFilter) -> Listing:
-    """One page of all attempts, newest first. Text is searched in the prompt, the answer and the goal."""
+    """Return one page of all attempts, newest first. `text` matches in the prompt, the answer and the goal."""
     conditions = [RedTeamAttempt.project_id == project_id]
     if wanted.state:
-        # Accepted ones are rated too.
+        # Accepted attempts are rated too.
         states = ("rated", "accepted") if wanted.state == "rated" else (wanted.state,)
         conditions.append(_STATE.in_(states))
     if wanted.category:
@@ -138,7 +138,7 @@ def listing(session: Session, project_id: int, wanted: AttemptFilter) -> Listing
 
 
 class Outcome(NamedTuple):
-    """Rated attempts on one model version in one safety category, by severity 0 to 3."""
+    """Number of rated attempts on one model version in one safety category, by severity 0 to 3."""
 
     model_id: int
     model: str
@@ -147,7 +147,7 @@ class Outcome(NamedTuple):
 
 
 def outcomes(session: Session, project_id: int) -> list[Outcome]:
-    """Newest model first, then by category."""
+    """Return outcomes, newest model first, then by category."""
     counts = [func.count().filter(RedTeamAttempt.severity == severity) for severity in range(4)]
     found = (
         select(ModelVersion.id, ModelVersion.name, RedTeamAttempt.safety_category, *counts)
@@ -166,14 +166,14 @@ class Model(NamedTuple):
 
 
 def models(session: Session, project_id: int) -> list[Model]:
-    """Those that attempts were made on."""
+    """Return models that attempts were made on, newest first."""
     asked = exists().where(RedTeamAttempt.model_version_id == ModelVersion.id)
     found = select(ModelVersion.id, ModelVersion.name).where(ModelVersion.project_id == project_id, asked)
     return [Model(*row) for row in session.execute(found.order_by(ModelVersion.id.desc()))]
 
 
 def categories(session: Session, project_id: int) -> list[str]:
-    """Safety categories of the project's prompts and attempts."""
+    """Return safety categories of the project's prompts and attempts."""
     of_prompts = select(Prompt.safety_category).where(Prompt.project_id == project_id, Prompt.safety_category != "")
     of_attempts = select(RedTeamAttempt.safety_category).where(RedTeamAttempt.project_id == project_id)
     both = of_prompts.union(of_attempts).order_by("safety_category").limit(MOST_LISTED)
@@ -197,10 +197,10 @@ def count_states(session: Session, project: Project) -> dict[str, int]:
 
 
 class Busy(NamedTuple):
-    """What an attempt waits for; of other projects no more than that it waits.
+    """What an attempt waits for. Nothing is revealed about another project's run.
 
-    run: the one of this project that the worker has. elsewhere: it has another one. ahead: attempts of this project
-    before this one. worker: there is one.
+    run: this project's run that the worker is processing. elsewhere: the worker is processing another project's run.
+    ahead: attempts of this project before this one. worker: a worker is running.
     """
 
     run: Run | None

@@ -1,4 +1,4 @@
-"""Red teaming: the page to write an attempt, the attempt itself, and for staff all of them with how they went."""
+"""Red teaming: writing an attempt, viewing one; for staff, all attempts and how often they succeed."""
 
 from typing import Annotated
 from uuid import uuid4
@@ -47,7 +47,7 @@ def desk(
     before: Annotated[int | None, Query(ge=0, lt=2**63)] = None,
     rated: Annotated[int | None, Query(ge=0, lt=2**63)] = None,
 ) -> Response:
-    """Where labelers write attempts and find their own; staff who do not label are led to all of them."""
+    """Show labelers the page for writing attempts, with their own; redirect other staff to all attempts."""
     if "labeler" not in roles_in(session, project.id, user):
         return redirect(f"{_base(project)}/attempts")
     return _desk(request, session, project, user, before=before, rated=rated)
@@ -55,14 +55,14 @@ def desk(
 
 @router.get("/own")
 def own(request: Request, labeler: LabelerDep, project: ProjectDep, session: SessionDep) -> Response:
-    """One's newest attempts alone, while answers are on their way."""
+    """Show only the user's newest attempts, while answers are pending."""
     listing = queries.own(session, project.id, labeler.id, None)
     return page(request, "red_team/_own.html", listing=listing, severities=SEVERITIES, before=None)
 
 
 @router.post("")
 def send(request: Request, labeler: LabelerDep, project: ProjectDep, session: SessionDep, typed: TypedDep) -> Response:
-    """Sends an attempt. One that is refused comes back as it was typed."""
+    """Send an attempt. A refused attempt comes back as it was typed."""
     state = request.app.state
     try:
         form = AttemptForm.model_validate(typed)
@@ -94,7 +94,7 @@ def _desk(
         categories=views.categories(queries.categories(session, project.id)),
         domains=queries.domains(session, project.id),
         severities=SEVERITIES,
-        # A conflict is about the key: with a new one the text can be sent after all.
+        # A conflict is about the key, so a new key lets the text be sent after all.
         key=uuid4() if isinstance(problem, Conflict) or not typed else typed.get("idempotency_key", uuid4()),
         values=values,
         limits={"text": MAX_PROMPT, "goal": MAX_GOAL},
@@ -119,7 +119,10 @@ def attempts(
     known: Annotated[int, Query(ge=0)] = 0,
     unrated: Annotated[int, Query(ge=0)] = 0,
 ) -> Response:
-    """How often attempts succeed, and the attempts; `new`, `known` and `unrated` tell what accepting some has done."""
+    """Show how often attempts succeed, and the attempts.
+
+    `new`, `known` and `unrated` report the result of accepting attempts.
+    """
     return page(
         request,
         "red_team/attempts.html",
@@ -152,7 +155,7 @@ def show(request: Request, user: UserDep, project: ProjectDep, session: SessionD
 
 @router.get("/{attempt_id}/answer")
 def answer(request: Request, user: UserDep, project: ProjectDep, session: SessionDep, attempt_id: int) -> Response:
-    """The part of the page that changes while the answer is on its way."""
+    """Return the part of the page that changes while the answer is pending."""
     return _show(request, session, project, user, attempt_id, "red_team/_answer.html")
 
 
@@ -217,7 +220,7 @@ def _show(
 
 
 def _visible(session: Session, project: Project, user: User, attempt_id: int) -> Seen:
-    """Its author sees an attempt, and staff."""
+    """Return the attempt if the user may see it: its author and staff may."""
     seen = queries.attempt(session, project.id, attempt_id) if attempt_id < 2**63 else None
     if seen is None:
         raise NotFound(f"This project has no attempt {attempt_id}.", "Go back to your own.")

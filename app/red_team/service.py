@@ -1,6 +1,6 @@
-"""Red teaming: a labeler's prompt to the present policy, its answer, the rating, and what the project keeps of it.
+"""Red teaming: a labeler's prompt to the current policy, its answer, the rating, and accepting attempts as prompts.
 
-An attempt's conversation is no prompt of the project until an admin accepts it, so nothing else reads it before.
+An attempt's conversation is not a prompt of the project until an admin accepts it, so nothing else reads it before.
 """
 
 from datetime import UTC, datetime
@@ -23,10 +23,10 @@ from app.rounds import service as rounds
 from app.rows import PromptRow
 from app.settings import SamplingServer
 
-# Attempts of one person that wait for their answers: so nobody fills the queue that everybody shares.
+# Limit on one person's attempts that wait for an answer, so that nobody fills the shared queue.
 MAX_WAITING = 5
-# This many attempts of one person per hour jump the queue; attempts that are sent again never do. Otherwise one person
-# could hold up rounds for ever.
+# This many attempts per person and hour jump the queue; repeated attempts never do. Otherwise one person could hold up
+# rounds indefinitely.
 AHEAD_AN_HOUR = 60
 
 
@@ -38,12 +38,12 @@ def send(
     form: AttemptForm,
     server: SamplingServer | None = None,
 ) -> RedTeamAttempt:
-    """Asks the present policy. The same form again gives the same attempt.
+    """Send the prompt to the current policy. Sending the same form again returns the same attempt.
 
     Raises:
         InvalidInput: nothing is written, or the project has no model.
         Conflict: the key was used for something else.
-        TooMany: as many as may wait do.
+        TooMany: `MAX_WAITING` of the author's attempts are waiting already.
         Forbidden: the labeler is paused in the project, was removed, or has not passed the rubric's quiz.
     """
     queries.lock_author(session, author.id)
@@ -111,11 +111,11 @@ def send_again(
     attempt_id: int,
     server: SamplingServer | None = None,
 ) -> None:
-    """Asks the policy of now, where the run before failed; does nothing where an answer is there or on its way.
+    """Ask the current policy again if the earlier run failed. Does nothing if an answer exists or is pending.
 
     Raises:
         NotFound, Forbidden: no such attempt, or another person's; or the author may not work here now, as in `send`.
-        TooMany: as many as may wait do.
+        TooMany: `MAX_WAITING` of the author's attempts are waiting already.
     """
     queries.lock_author(session, author.id)
     attempt = _own(session, project, author, attempt_id)
@@ -127,7 +127,7 @@ def send_again(
 
 
 def cancel(session: Session, project: Project, author: User, attempt_id: int) -> None:
-    """The author does not want the answer any more; does nothing where it is there. They may ask again.
+    """Cancel the attempt's run for its author; does nothing if the answer exists. They may ask again.
 
     Raises:
         NotFound, Forbidden: no such attempt, or another person's.
@@ -140,7 +140,7 @@ def cancel(session: Session, project: Project, author: User, attempt_id: int) ->
 
 
 def rate(session: Session, project: Project, author: User, attempt_id: int, form: RatingForm) -> None:
-    """The author's rating; a later one takes its place until the attempt is a prompt of the project.
+    """Store the author's rating. A later rating replaces it until the attempt becomes a prompt of the project.
 
     Raises:
         NotFound, Forbidden: no such attempt, or another person's; or the author is paused or was removed.
@@ -175,7 +175,7 @@ def report(
     severity: int,
     safety_category: str,
 ) -> RedTeamAttempt:
-    """Keeps an answer that failed elsewhere as an attempt that is rated already; the same key twice is one attempt.
+    """Store an answer that failed elsewhere as an already rated attempt. The same key twice makes one attempt.
 
     Args:
         messages, answer, run_id: as the columns of `RedTeamAttempt`.
@@ -213,8 +213,8 @@ def _of_author(attempt: RedTeamAttempt | None, author: User, attempt_id: int) ->
 
 
 class Accepted(NamedTuple):
-    """How many attempts became new prompts, were prompts of the project already (which stay as they are), and could
-    not become one because they are not rated."""
+    """new: attempts that became new prompts. known: attempts whose prompt was already in the project; it stays as it
+    is. unrated: attempts that cannot become prompts because they are not rated."""
 
     new: int
     known: int
@@ -222,7 +222,7 @@ class Accepted(NamedTuple):
 
 
 def accept(session: Session, project: Project, admin: User, form: AcceptForm) -> Accepted:
-    """Makes prompts of rated attempts, what the policy answered among their responses. Twice changes nothing."""
+    """Make prompts from rated attempts, and store the policy's answers as responses. Repeating changes nothing."""
     new: list[int] = []
     known: list[int] = []
     unrated = 0

@@ -1,4 +1,4 @@
-"""What the pages of red teaming show."""
+"""Data for the pages of red teaming."""
 
 from collections.abc import Iterable
 from itertools import groupby
@@ -10,11 +10,11 @@ from app.red_team.queries import Outcome
 
 
 class Rate(NamedTuple):
-    """How often attempts succeed: severity 2 or 3, with the 95% Wilson interval."""
+    """How often attempts succeed (severity 2 or 3), with the 95% Wilson interval."""
 
     model_id: int
     model: str
-    category: str  # '' for all
+    category: str  # '' for all categories
     by_severity: tuple[int, ...]
     n: int
     share: float
@@ -30,7 +30,10 @@ def _rate(model_id: int, model: str, category: str, by_severity: tuple[int, ...]
 
 
 def rates(outcomes: Iterable[Outcome]) -> list[Rate]:
-    """For each model version, which come together: first over all categories, then each of them."""
+    """Return rates for each model version: first over all categories, then by category.
+
+    `outcomes` must be grouped by model.
+    """
     found = []
     for (model_id, model), group in groupby(outcomes, key=lambda each: (each.model_id, each.model)):
         rows = list(group)
@@ -41,7 +44,7 @@ def rates(outcomes: Iterable[Outcome]) -> list[Rate]:
 
 
 def categories(own: Iterable[str]) -> list[str]:
-    """The usual ones, then the project's own."""
+    """Return the usual categories, then the project's own."""
     return list(dict.fromkeys((*CATEGORIES, *own)))
 
 
@@ -52,7 +55,7 @@ class TagBox(NamedTuple):
 
 
 def tag_boxes(chosen: Iterable[str]) -> tuple[list[TagBox], str]:
-    """The tags with the keys that set them, and the one chosen that is not among them ('' for none)."""
+    """Return the tags with their keyboard keys, and the first chosen tag that is not in the list ('' if none)."""
     chosen = list(chosen)
     own = [tag for tag in chosen if tag not in TAGS]
     boxes = [TagBox(tag, tag in chosen, "abcdefghij"[at]) for at, tag in enumerate(TAGS)]

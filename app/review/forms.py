@@ -1,4 +1,4 @@
-"""What the review pages send."""
+"""Forms that the review pages send."""
 
 from typing import Annotated, Literal
 from urllib.parse import urlencode
@@ -9,29 +9,29 @@ from app.typed import CleanText
 
 QueueName = Literal["disagreement", "conflict", "flagged", "requested"]
 Note = Annotated[CleanText, Field(max_length=10_000)]
-# (?s): what an import names a domain may be of several lines.
+# (?s): an imported domain may contain several lines.
 Slice = Annotated[
     str, Field(pattern=r"(?s)^((domain|difficulty|safety_category|split|purpose)=.+)?$", max_length=10_000)
 ]
 
 
 class Wanted(BaseModel):
-    """Which queue a reviewer works through, and where they stand in it; goes from page to page in the address."""
+    """The queue a reviewer works through and their place in it; part of the address of every page."""
 
     queue: QueueName = "disagreement"
     slice: Slice = ""
     version: Annotated[str, Field(pattern=r"^\d{0,9}$")] = ""  # of the rubric; empty: any
-    key: float = 0.0  # of the place after which to go on: see app.review.queues.Place
+    key: float = 0.0  # of the place to continue after: see app.review.queues.Place
     after: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
 
     def query(self, **place: object) -> str:
-        """The queue and its filters as part of an address, with a place in it where one is given."""
+        """Return the queue and its filters as a query string, with a place if given."""
         kept = {name: value for name, value in self if value and name not in ("key", "after")}
         return urlencode(kept | place)
 
 
 class DecisionForm(BaseModel):
-    """`seen` tells what the reviewer saw: nothing is decided on a comparison that has changed since."""
+    """`seen` is what the reviewer saw. If the comparison has changed since, the decision is refused."""
 
     seen: Annotated[str, Field(max_length=100)] = ""
     note: Note = ""
@@ -41,7 +41,7 @@ class VerdictForm(DecisionForm):
     """`verdict` is in canonical order: -4 (A far better) to 4 (B far better)."""
 
     verdict: Annotated[int, Field(ge=-4, le=4)]
-    calibrate: bool = False  # and make a calibration item of it
+    calibrate: bool = False  # also make a calibration item of it
 
 
 class MoreLabelersForm(DecisionForm):
@@ -52,11 +52,10 @@ class MoreLabelersForm(DecisionForm):
 
 
 class RelabelForm(BaseModel):
-    """Which decided comparisons to ask again under a rubric version. Empty conditions hold for all.
+    """Which decided comparisons to ask again under a rubric version. An empty condition matches all.
 
-    agreement: only those that agree less than this many percent; those with a single judgment have no agreement.
-    sample: at most so many, drawn by chance; empty: all.
-    overlap: judgments wanted of each.
+    agreement: only comparisons with less agreement than this, in percent; those with a single judgment have none.
+    sample: at most this many, drawn at random; empty: all. overlap: judgments wanted for each.
     """
 
     rubric: Annotated[int, Field(ge=1, le=2**63 - 1)]

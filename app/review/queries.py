@@ -1,4 +1,4 @@
-"""SQL of one comparison under review: everything that is known about it."""
+"""SQL of one comparison under review, with everything known about it."""
 
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -32,9 +32,10 @@ class Response(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A comparison with what a reviewer sees of it.
+    """A comparison with everything that a reviewer sees.
 
-    asked_again: the comparison that replaced it under a newer rubric. before: the one it replaced, and its version.
+    asked_again: the comparison that replaced it under a newer rubric. before: the comparison it replaced.
+    before_version: the rubric version of `before`.
     """
 
     comparison: Comparison
@@ -86,7 +87,7 @@ def case(session: Session, project_id: int, comparison_id: int) -> Case | None:
 
 
 class Said(NamedTuple):
-    """A judgment and who gave it; `reliability` is none where nothing was measured."""
+    """A judgment and its labeler; `reliability` is None if it was not measured."""
 
     judgment: Judgment
     labeler: str
@@ -95,7 +96,7 @@ class Said(NamedTuple):
 
 
 def judgments(session: Session, comparison: Comparison) -> list[Said]:
-    """All judgments, superseded ones too, in the order they were given."""
+    """Return all judgments, including superseded ones, in the order they were given."""
     found = (
         select(Judgment, User.name, User.kind, ProjectLabeler.reliability)
         .join(User, User.id == Judgment.labeler_id)
@@ -110,13 +111,13 @@ def judgments(session: Session, comparison: Comparison) -> list[Said]:
 
 
 def could_not_judge(session: Session, comparison_id: int) -> int:
-    """How many of its live judgments say no preference."""
+    """Count its live judgments without a preference."""
     without = Judgment.preference.is_(None), Judgment.superseded_at.is_(None)
     return session.scalar(select(func.count()).where(Judgment.comparison_id == comparison_id, *without)) or 0
 
 
 def preferences(session: Session, comparison_id: int) -> tuple[list[int], list[int]]:
-    """Labelers, and what they prefer, of the live judgments that say it."""
+    """Return (labelers, preferences) of the live judgments that have a preference."""
     found = select(Judgment.labeler_id, Judgment.preference).where(Judgment.comparison_id == comparison_id)
     found = found.where(Judgment.superseded_at.is_(None)).order_by(Judgment.id)
     rows = [(labeler, preference) for labeler, preference in session.execute(found) if preference is not None]
@@ -124,7 +125,7 @@ def preferences(session: Session, comparison_id: int) -> tuple[list[int], list[i
 
 
 def newest(session: Session, comparison_id: int) -> tuple[int, int]:
-    """Ids of its newest judgment and of what reviewers last did with it; 0 for none."""
+    """Return ids of its newest judgment and of reviewers' last action on it; 0 for none."""
     judgment = select(func.max(Judgment.id)).where(Judgment.comparison_id == comparison_id).scalar_subquery()
     decision = select(func.max(AuditEvent.id)).where(*_of_reviewers(comparison_id)).scalar_subquery()
     row = session.execute(select(func.coalesce(judgment, 0), func.coalesce(decision, 0))).one()
@@ -138,7 +139,7 @@ class Skip(NamedTuple):
 
 
 def skips(session: Session, comparison_id: int) -> list[Skip]:
-    """Who passed it over, and why."""
+    """Return who skipped it, and why."""
     found = (
         select(User.name, Lease.reason, Lease.created_at)
         .join(User, User.id == Lease.labeler_id)
@@ -149,7 +150,7 @@ def skips(session: Session, comparison_id: int) -> list[Skip]:
 
 
 class Decision(NamedTuple):
-    """Something a reviewer did: `review.adjudicated` and the like, with its details."""
+    """A reviewer's action, such as `review.adjudicated`, with its details."""
 
     id: int
     action: str
@@ -159,7 +160,7 @@ class Decision(NamedTuple):
 
 
 def decisions(session: Session, comparison_id: int) -> list[Decision]:
-    """What reviewers did with a comparison, oldest first."""
+    """Return reviewers' actions on a comparison, oldest first."""
     found = (
         select(AuditEvent.id, AuditEvent.action, User.name, AuditEvent.at, AuditEvent.details)
         .join(User, User.id == AuditEvent.actor_id)
@@ -190,13 +191,13 @@ def verdict(session: Session, comparison_id: int) -> Verdict | None:
 
 
 def lock(session: Session, project_id: int, comparison_id: int) -> Comparison | None:
-    """The comparison, locked until the transaction ends."""
+    """Return the comparison, locked until the transaction ends."""
     wanted = select(Comparison).where(Comparison.id == comparison_id, Comparison.project_id == project_id)
     return session.scalars(wanted.with_for_update(), execution_options={"populate_existing": True}).one_or_none()
 
 
 def replacement(session: Session, comparison_id: int) -> int | None:
-    """The comparison that asks this one again under a newer rubric."""
+    """Return the comparison that asks this one again under a newer rubric."""
     return session.scalar(select(Comparison.id).where(Comparison.relabel_of_id == comparison_id))
 
 
@@ -212,13 +213,13 @@ def safety_categories(session: Session, project_id: int) -> list[str]:
 
 
 def versions(session: Session, project_id: int) -> list[Rubric]:
-    """Published rubric versions, newest first."""
+    """Return published rubric versions, newest first."""
     published = select(Rubric).where(Rubric.project_id == project_id, Rubric.version.is_not(None))
     return list(session.scalars(published.order_by(Rubric.version.desc())))
 
 
 class Asked(NamedTuple):
-    """Whom a reviewer can ask: a person, or a group with how many of it can still be asked."""
+    """A person whom a reviewer can ask, or a group with the number of its members who can still be asked."""
 
     id: int
     name: str
@@ -226,7 +227,7 @@ class Asked(NamedTuple):
 
 
 def people_to_ask(session: Session, comparison: Comparison) -> list[Asked]:
-    """Labelers who may judge in the project and have not had to do with this comparison, by name."""
+    """Return labelers who may judge in the project and have neither judged nor reviewed this comparison, by name."""
     found = select(User.id, User.name).where(*_can_be_asked(comparison)).order_by(User.name, User.id).limit(500)
     return [Asked(*row) for row in session.execute(found)]
 

@@ -1,7 +1,7 @@
-"""SQL of the review queues: what waits for a reviewer, each through the index that holds exactly that.
+"""SQL of the review queues. Each queue is read through an index that holds exactly its rows.
 
-A page costs the same however long the queue is, and counts stop at `COUNT_LIMIT`; a filter looks at the queue's rows in
-order until it has a page of those that fit.
+A page costs the same however long the queue is, and counts stop at `COUNT_LIMIT`. A filter scans the queue in order
+until a page is full.
 """
 
 from collections import defaultdict
@@ -39,19 +39,20 @@ from app.review.forms import QueueName, Wanted
 PAGE = 50
 EXCERPT = 160  # characters
 COUNT_LIMIT = 1_000
-# Which comparison an audit event is about: literally the expression of ix_audit_event_comparison.
+# The comparison that an audit event is about; must be literally the expression of ix_audit_event_comparison.
 about = literal_column("(audit_event.details ->> 'comparison_id')", Text)
 
 
 class Place(NamedTuple):
-    """A place in a queue: its order is by key and id. The key is 0 where the id alone decides."""
+    """A place in a queue, which is ordered by key, then id. The key is 0 if the queue is ordered by id alone."""
 
     key: float
     comparison_id: int
 
 
 class Queue(NamedTuple):
-    """condition, key: literally those of the queue's index, or the planner would not use it. key_of: the same here."""
+    """condition, key: literally as in the queue's index, or the planner would not use it. key_of: the same key in
+    Python."""
 
     condition: str
     key: str | None
@@ -76,7 +77,7 @@ def place_of(queue: QueueName, comparison: Comparison) -> Place:
 
 
 def waiting(session: Session, project_id: int) -> dict[QueueName, int]:
-    """How many comparisons each queue holds, counted up to `COUNT_LIMIT`."""
+    """Count the comparisons in each queue, up to `COUNT_LIMIT`."""
     counts = []
     for queue in QUEUES.values():
         some = select(Comparison.id).where(Comparison.project_id == project_id, text(queue.condition))
@@ -85,7 +86,7 @@ def waiting(session: Session, project_id: int) -> dict[QueueName, int]:
 
 
 def _ids(project_id: int, wanted: Wanted, after: Place | None) -> Select[int]:
-    """Ids in the queue's order, after a place."""
+    """Select ids in the queue's order, after a place."""
     queue = QUEUES[wanted.queue]
     found = select(Comparison.id).where(Comparison.project_id == project_id, text(queue.condition))
     order: list[ColumnElement[Any]] = [Comparison.id.expression]
@@ -112,7 +113,7 @@ def next_id(session: Session, project_id: int, wanted: Wanted, after: Place | No
 
 
 class Answer(NamedTuple):
-    """A live judgment, as far as the queues tell it."""
+    """The parts of a live judgment that the queues show."""
 
     preference: int | None
     both_bad: bool
@@ -122,7 +123,7 @@ class Answer(NamedTuple):
 
 
 class Queued(NamedTuple):
-    """A comparison in a queue with the beginnings of its texts; who asked for the review and why, where one did."""
+    """A comparison in a queue, with its texts shortened; who requested the review and why, if somebody did."""
 
     comparison: Comparison
     prompt: str  # its last turn
@@ -135,7 +136,7 @@ class Queued(NamedTuple):
 
 
 def page(session: Session, project_id: int, wanted: Wanted, after: Place | None, limit: int = PAGE) -> list[Queued]:
-    """The next comparisons of a queue after a place."""
+    """Return the next comparisons of a queue after a place."""
     ids = list(session.scalars(_ids(project_id, wanted, after).limit(limit)))
     a, b = aliased(Completion), aliased(Completion)
     texts = (func.left(each, EXCERPT) for each in (Prompt.messages[-1]["content"].astext, a.text, b.text))
@@ -149,7 +150,7 @@ def page(session: Session, project_id: int, wanted: Wanted, after: Place | None,
     rows = {row[0].id: row for row in session.execute(found)}
     answers = _answers(session, ids)
     requests = _requests(session, ids) if wanted.queue == "requested" else {}
-    # A comparison decided between the two reads is still shown: opening it says so.
+    # A comparison decided between the two reads is still shown; opening it shows its new state.
     queued = []
     for id_ in ids:
         comparison, domain, prompt, text_a, text_b = rows[id_]
@@ -171,7 +172,7 @@ def _answers(session: Session, ids: list[int]) -> dict[int, list[Answer]]:
 
 
 def _requests(session: Session, ids: list[int]) -> dict[int, tuple[str, str]]:
-    """(who, why) of the newest request for each."""
+    """Return (who, why) of the newest request for each comparison."""
     found = (
         select(about, User.name, AuditEvent.details["note"].astext)
         .join(User, User.id == AuditEvent.actor_id)

@@ -1,4 +1,4 @@
-"""SQL of relabeling: decided comparisons to be asked again under a newer rubric version."""
+"""SQL of relabeling: asking decided comparisons again under a newer rubric version."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -27,7 +27,7 @@ DECIDED = ("settled", "in_review", "adjudicated")
 # Repeats and calibration items measure labelers, not responses.
 PURPOSES = ("train", "heldout", "human_eval")
 PREFERENCES = tuple(range(-4, 5))
-# What the new comparison has of the old one. Not its digest: by that an import knows the old judgments again.
+# Columns copied from the old comparison. Not its digest: an import uses that to recognize the old judgments.
 _KEPT = (
     "project_id",
     "prompt_id",
@@ -45,7 +45,7 @@ _KEPT = (
 
 
 def _fitting(project_id: int, form: RelabelForm) -> list[ColumnElement[bool]]:
-    """Conditions of the comparisons that the form asks for."""
+    """Conditions on comparisons that match the form."""
     said = Judgment.comparison_id == Comparison.id, Judgment.superseded_at.is_(None)
     found = [
         Comparison.project_id == project_id,
@@ -73,18 +73,19 @@ def count(session: Session, project_id: int, form: RelabelForm) -> int:
 
 
 def lock(session: Session, project_id: int, form: RelabelForm, limit: int) -> list[int]:
-    """At most that many of the comparisons, the same by chance every time, locked until the transaction ends."""
+    """Lock at most `limit` matching comparisons until the transaction ends; the random choice is the
+    same every time."""
     fitting = _fitting(project_id, form)
     drawn = select(Comparison.id).where(*fitting).order_by(func.md5(func.concat(Comparison.id))).limit(limit)
-    # The conditions once more: what somebody changed while we waited for its lock is left out.
+    # Check the conditions again, to leave out rows that changed while this waited for their locks.
     locked = select(Comparison.id).where(Comparison.id.in_(drawn), *fitting).order_by(Comparison.id)
     return list(session.scalars(locked.with_for_update(of=Comparison)))
 
 
 def ask_again(session: Session, project_id: int, ids: Sequence[int], rubric_id: int, overlap: int) -> None:
-    """Opens a comparison under the rubric for each of these, which are withdrawn, their judgments superseded.
+    """Open a copy of each comparison under the rubric; withdraw the old ones and supersede their judgments.
 
-    A pair of a ranking is asked about alone. What was kept for a group or a person stays so where they can give as many
+    A pair of a ranking is asked about alone. A copy stays kept for a group or a person if they can give as many
     judgments as are wanted.
     """
     these = literal(list(ids), ARRAY(BigInteger))
@@ -99,7 +100,7 @@ def ask_again(session: Session, project_id: int, ids: Sequence[int], rubric_id: 
     ).where(Comparison.id == any_(these))
     columns = (*_KEPT, "rubric_id", "overlap", "relabel_of_id", "group_id", "labeler_id")
     session.execute(insert(Comparison).from_select(columns, old.order_by(Comparison.id)))
-    # Whoever read what others said of the old one does not judge the new one either.
+    # Labelers who read other people's judgments of the old comparison cannot judge the new one either.
     given_up = (
         select(Comparison.id, Lease.labeler_id, literal(False), literal("recused"), func.now())
         .join(Lease, Lease.comparison_id == Comparison.relabel_of_id)
@@ -112,13 +113,13 @@ def ask_again(session: Session, project_id: int, ids: Sequence[int], rubric_id: 
     session.execute(live.values(superseded_at=func.now(), superseded_for="relabeled"), execution_options=quietly)
     replaced = update(Comparison).where(Comparison.id == any_(these))
     session.execute(replaced.values(state="withdrawn", flagged=False), execution_options=quietly)
-    # Hidden repeats and calibration items of them go by what was answered under the old rubric.
+    # Their open repeats and calibration items rely on answers under the old rubric.
     repeats = update(Comparison).where(Comparison.repeat_of_id == any_(these), Comparison.state == "open")
     session.execute(repeats.values(state="withdrawn"), execution_options=quietly)
 
 
 def _who_can(session: Session, project_id: int, judgments: int) -> tuple[list[int], list[int]]:
-    """Groups of the project that can give a comparison so many judgments, and labelers who can give it all of them."""
+    """Return groups of the project that can give a comparison this many judgments, and labelers who can do so alone."""
     groups = (
         select(LabelerGroup.id)
         .join(LabelerGroupMember, LabelerGroupMember.group_id == LabelerGroup.id)
@@ -132,7 +133,7 @@ def _who_can(session: Session, project_id: int, judgments: int) -> tuple[list[in
 
 
 def flags(session: Session, project_id: int) -> list[str]:
-    """Names of the flags that any published rubric version of the project has."""
+    """Return names of the flags in any published rubric version of the project."""
     return _names(session, project_id, "flags")
 
 
@@ -146,7 +147,7 @@ def _names(session: Session, project_id: int, column: str) -> list[str]:
 
 
 class Progress(NamedTuple):
-    """How many comparisons were asked again under a rubric version, and how many of them have a new result."""
+    """asked: comparisons asked again under a rubric version. decided: how many of them have a new result."""
 
     asked: int
     decided: int
@@ -163,8 +164,10 @@ def progress(session: Session, rubric_id: int) -> Progress:
 
 
 class Pattern(NamedTuple):
-    """Comparisons decided before and after with the same numbers of answers: how many answers gave each of PREFERENCES
-    before, and after, and how many comparisons that holds for."""
+    """A pattern of answers to comparisons that were decided before and after.
+
+    before, after: how many answers gave each of PREFERENCES. comparisons: how many comparisons have this pattern.
+    """
 
     before: tuple[int, ...]
     after: tuple[int, ...]
@@ -172,7 +175,7 @@ class Pattern(NamedTuple):
 
 
 def patterns(session: Session, rubric_id: int) -> list[Pattern]:
-    """The judgments of comparisons asked again under the version and decided since, before and after, in order."""
+    """Return patterns of the comparisons that were asked again under the version and are decided, in order."""
     old, new = aliased(Comparison), aliased(Comparison)
     again = (
         select(old.id.label("old_id"), new.id.label("new_id"))

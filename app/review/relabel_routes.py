@@ -1,4 +1,4 @@
-"""Choosing what to ask again after a rubric edit, and seeing what it did."""
+"""Choosing which comparisons to ask again after a rubric edit, and showing the effect."""
 
 from typing import Annotated
 
@@ -26,7 +26,8 @@ def choose(
     rubric: Annotated[int | None, Query()] = None,
     asked: Annotated[int | None, Query()] = None,
 ) -> Response:
-    """Which comparisons and how much work that is; the conditions are in the address, so that a look costs nothing."""
+    """Show which comparisons match and how much work they are. The conditions are in the address, so looking changes
+    nothing."""
     newest = relabeling.target(session, project, rubric)
     typed = {name: value for name, value in request.query_params.items() if name in RelabelForm.model_fields and value}
     form, error = RelabelForm(rubric=newest.id), None

@@ -1,4 +1,4 @@
-"""Asking decided comparisons again under a newer rubric, and what that did to the agreement on them."""
+"""Relabeling: asking decided comparisons again under a newer rubric, and its effect on agreement."""
 
 from typing import NamedTuple
 
@@ -13,12 +13,13 @@ from app.review import queries, relabel_queries
 from app.review.forms import RelabelForm
 from app.review.relabel_queries import PREFERENCES, Progress
 
-# Asked again at one go; their rows stay locked meanwhile. More take another go.
+# Asked again in one transaction, which keeps the rows locked. More comparisons need further requests.
 AT_ONCE = 10_000
 
 
 class Plan(NamedTuple):
-    """What asking again would do: of the comparisons that fit, how many are asked again, for how many judgments."""
+    """The effect of asking again: how many comparisons match, how many of them are asked again, and how many judgments
+    that is."""
 
     fitting: int
     chosen: int
@@ -26,11 +27,11 @@ class Plan(NamedTuple):
 
 
 def target(session: Session, project: Project, rubric_id: int | None) -> Rubric:
-    """The rubric version to ask again under, the newest where none is named.
+    """Return the rubric version to ask again under; the newest if none is given.
 
     Raises:
         NotFound: the project has published none.
-        InvalidInput: that one is not its newest: nobody should judge by a version that was replaced.
+        InvalidInput: it is not the newest: nobody should judge by a replaced version.
     """
     versions = queries.versions(session, project.id)
     if not versions:
@@ -50,14 +51,14 @@ def plan(session: Session, project: Project, form: RelabelForm) -> Plan:
 
 
 def relabel(session: Session, project: Project, admin: User, form: RelabelForm, expected: int) -> int:
-    """Asks the chosen comparisons again; returns how many. What was said before stays stored, superseded.
+    """Ask the matching comparisons again; return how many. Old judgments stay stored as superseded.
 
     Args:
-        expected: how many the admin was told it would be.
+        expected: the number that the admin was shown.
 
     Raises:
-        Conflict: it would be another number now; nothing was changed.
-        InvalidInput: none fits, or the version is not the newest.
+        Conflict: the number is different now; nothing was changed.
+        InvalidInput: none matches, or the version is not the newest.
     """
     rubric = target(session, project, form.rubric)
     ids = relabel_queries.lock(session, project.id, form, _limit(form))
@@ -92,9 +93,9 @@ def _overlap(project: Project, form: RelabelForm) -> int:
 
 
 class Outcome(NamedTuple):
-    """Agreement before and after on exactly the comparisons asked again and decided since.
+    """Agreement before and after, on exactly the comparisons asked again and decided since.
 
-    turned: how many of them came out on another side (A, tie or B, by the mean preference).
+    turned: how many of them changed sides (A, tie or B, by the mean preference).
     """
 
     before: Figures
@@ -108,7 +109,8 @@ class Relabeled(NamedTuple):
 
 
 def relabeled(session: Session, rubric: Rubric) -> Relabeled:
-    """How far asking again under a version has come, and what it changed; no outcome before anything is decided."""
+    """Return the progress and effect of asking again under a version; the outcome is None before
+    anything is decided."""
     progress = relabel_queries.progress(session, rubric.id)
     patterns = relabel_queries.patterns(session, rubric.id) if progress.decided else []
     if not patterns:
@@ -124,7 +126,7 @@ def relabeled(session: Session, rubric: Rubric) -> Relabeled:
 
 
 def _figures(counts: np.ndarray, frequencies: np.ndarray) -> Figures:
-    """Intervals from the same draws every time, so that a page that is reloaded says the same."""
+    """Return figures whose intervals use a fixed seed, so a reloaded page shows the same numbers."""
     return Patterns(counts, PREFERENCES).figures(
         np.arange(len(counts)), frequencies, categories=3, rng=np.random.default_rng(0)
     )

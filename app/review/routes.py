@@ -1,4 +1,4 @@
-"""The review queues, one comparison, and what a reviewer can do with it."""
+"""The review queues, one comparison, and a reviewer's decisions about it."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -26,7 +26,7 @@ WantedDep = Annotated[Wanted, Query()]
 
 @router.get("")
 def queue(request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep, wanted: WantedDep) -> Response:
-    """A queue in the order it is reviewed in, from after a place on."""
+    """Show a queue in review order, starting after a place."""
     start = Place(wanted.key, wanted.after) if wanted.after else None
     rows = queues.page(session, project.id, wanted, start)
     blind = service.blind_for(session, admin, [row.comparison for row in rows])
@@ -50,7 +50,7 @@ def queue(request: Request, admin: AdminDep, project: ProjectDep, session: Sessi
 
 @router.get("/next")
 def following(admin: AdminDep, project: ProjectDep, session: SessionDep, wanted: WantedDep) -> Response:
-    """To the next comparison after a place, so that leaving one for later leads on."""
+    """Redirect to the next comparison after a place, so that "Later" moves on."""
     return _on(session, project, wanted, Place(wanted.key, wanted.after))
 
 
@@ -109,7 +109,7 @@ def ask_more(
     return _decide(request, session, project, admin, comparison_id, wanted, form, decide)
 
 
-# What needs no more than a note.
+# Actions that need only a note.
 ACTIONS: dict[str, Callable[..., Comparison]] = {
     "withdraw": service.withdraw,
     "dismiss-flags": service.dismiss_flags,
@@ -133,7 +133,7 @@ def act(
     def decide() -> Comparison:
         return ACTIONS[action](session, project, admin, comparison_id, **form.model_dump())
 
-    # What was put up for review is decided about at once; what has a verdict is in no queue to go on in.
+    # After a request the reviewer decides at once. A comparison with a verdict is in no queue, so there is no next one.
     stay = action in ("request", "calibrate")
     return _decide(request, session, project, admin, comparison_id, wanted, form, decide, stay=stay)
 
@@ -150,9 +150,9 @@ def _decide(
     *,
     stay: bool = False,
 ) -> Response:
-    """To the next comparison; or the same one with the reason and what was typed, where the decision is refused."""
+    """Redirect to the next comparison; after a refusal, show the same one with the reason and what was typed."""
     try:
-        with session.begin_nested():  # a decision that is refused half-way is not made
+        with session.begin_nested():  # undo a decision that is refused halfway
             comparison = decide()
     except (Conflict, InvalidInput) as problem:
         return _case(request, session, project, admin, comparison_id, wanted, problem=problem, form=form)
@@ -178,10 +178,10 @@ def _case(
     problem: Conflict | InvalidInput | None = None,
     form: DecisionForm | None = None,
 ) -> Response:
-    """One comparison with everything about it; closed to whoever may still judge it.
+    """Show one comparison with everything about it, unless the viewer may still judge it.
 
     Args:
-        form: a decision that was refused; what was typed and chosen is still there.
+        form: a refused decision, to fill in what was typed and chosen.
     """
     try:
         found = service.open_case(session, project, admin, comparison_id)

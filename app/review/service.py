@@ -1,6 +1,6 @@
-"""What a reviewer decides about a comparison. Every decision is audited, and made once.
+"""Reviewers' decisions about a comparison. Every decision is audited, and made once.
 
-Reviewers read what others judged, so they give up judging the same comparison themselves: `open_case`.
+Reviewers read other people's judgments, so they give up judging the same comparison themselves: see `open_case`.
 """
 
 from collections.abc import Collection
@@ -39,10 +39,10 @@ __all__ = [
     "withdraw",
 ]
 
-MAX_OVERLAP = 1000  # the table's limit
-# What is asked of labelers to measure them: it has its answer, and nothing learns from it.
+MAX_OVERLAP = 1000  # limit of the table's check
+# Comparisons that measure labelers: the answer is known, and no model learns from them.
 MEASURING = ("calibration", "repeat")
-# What a reviewer did, as others read it.
+# What a reviewer did, in words for another reviewer.
 DONE = {
     "review.adjudicated": "gave the verdict on this comparison",
     "review.more_asked": "asked more labelers about this comparison",
@@ -55,11 +55,11 @@ DONE = {
 
 
 def open_case(session: Session, project: Project, viewer: User, comparison_id: int) -> Case:
-    """Everything about a comparison, for a reviewer, who from now on is not asked to judge it.
+    """Return everything about a comparison for a reviewer, who can no longer judge it from now on.
 
     Raises:
         NotFound: the project has no such comparison.
-        Forbidden: the viewer may still judge it, or change how they did: see `give_up`.
+        Forbidden: the viewer may still judge it or change their judgment: see `give_up`.
     """
     found = queries.case(session, project.id, comparison_id)
     if found is None:
@@ -70,8 +70,8 @@ def open_case(session: Session, project: Project, viewer: User, comparison_id: i
 
 
 def blind_for(session: Session, viewer: User, comparisons: Collection[Comparison]) -> set[int]:
-    """Ids of those comparisons of a project that the viewer could still judge, or where they could change how they
-    did."""
+    """Return ids of the comparisons (all of one project) that the viewer could still judge, or whose judgment they
+    could change."""
     if not comparisons or "labeler" not in roles_in(session, next(iter(comparisons)).project_id, viewer):
         return set()
     opened = {comparison.id for comparison in comparisons if comparison.state == "open"}
@@ -81,7 +81,7 @@ def blind_for(session: Session, viewer: User, comparisons: Collection[Comparison
 
 
 def give_up(session: Session, project: Project, labeler: User, comparison_id: int) -> None:
-    """The labeler gives up judging the comparison in order to review it. A judgment they gave before stands."""
+    """Let the labeler give up judging the comparison in order to review it. A judgment they gave before stands."""
     if queries.case(session, project.id, comparison_id) is None:
         raise _unknown(comparison_id)
     recusal.recuse(session, comparison_id, labeler.id)
@@ -89,8 +89,10 @@ def give_up(session: Session, project: Project, labeler: User, comparison_id: in
 
 
 def as_seen(session: Session, comparison: Comparison) -> str:
-    """What a reviewer sees, to be sent along with the decision: the state, what was judged, and what somebody decided.
-    To be asked before the judgments are read: what comes in between has then not been seen."""
+    """Return what a reviewer sees, as text that is sent with the decision: state, judgments, and decisions.
+
+    Call it before reading the judgments, so that a judgment that arrives in between counts as not seen.
+    """
     judgment, decision = queries.newest(session, comparison.id)
     return f"{comparison.state}-{comparison.judgment_count}-{judgment}-{decision}"
 
@@ -106,10 +108,10 @@ def adjudicate(
     calibrate: bool = False,
     seen: str = "",
 ) -> Comparison:
-    """The reviewer's verdict stands in place of the judgments from now on.
+    """Store the reviewer's verdict, which replaces the judgments from now on.
 
     Args:
-        calibrate: it is the known answer of a calibration item from now on, too.
+        calibrate: also make a calibration item with this verdict as its known answer.
 
     Raises:
         Conflict: somebody judged or decided since the reviewer looked, it has a verdict or was withdrawn, it measures
@@ -136,10 +138,10 @@ def adjudicate(
 def make_calibration(
     session: Session, project: Project, reviewer: User, comparison_id: int, *, note: str = "", seen: str = ""
 ) -> Comparison:
-    """Makes a calibration item of a comparison that has a verdict, which is its known answer.
+    """Make a calibration item of a comparison that has a verdict; the verdict is the known answer.
 
     Raises:
-        Conflict: as `adjudicate`, or it is one already.
+        Conflict: as `adjudicate`, or it is an item already.
         Forbidden, NotFound: as `adjudicate`.
     """
     comparison = _take(session, project, reviewer, comparison_id, seen, ("adjudicated",))
@@ -162,12 +164,13 @@ def ask_more(
     note: str = "",
     seen: str = "",
 ) -> Comparison:
-    """Puts the comparison back into the labeling queue, before others, for that many further labelers; it settles anew
-    after them. They may be kept to a group or a person. A pair of a ranking is asked about alone.
+    """Put the comparison back into the labeling queue, with higher priority, for this many more labelers.
+
+    It settles again after them. They can be limited to a group or a person. A pair of a ranking is asked about alone.
 
     Raises:
         Conflict, Forbidden, NotFound: as `adjudicate`.
-        InvalidInput: it would want more labelers than it may have, or than the group or person can give.
+        InvalidInput: it would need more labelers than allowed, or than the group or person can provide.
     """
     comparison = _take(session, project, reviewer, comparison_id, seen, ("settled", "in_review"))
     _refuse_measuring(comparison)
@@ -176,7 +179,7 @@ def ask_more(
         raise InvalidInput(f"A comparison takes {MAX_OVERLAP} judgments at most.", "Give a verdict instead.")
     asked = _whom(session, comparison, more, group_id, labeler_id)
     comparison.overlap, comparison.overlap_max = wanted, None
-    # So many preferences are wanted as there are and are asked for; who could not judge does not count among them.
+    # `grown` excludes judgments without a preference: as many preferences are wanted as there are, plus the new ones.
     comparison.grown = queries.could_not_judge(session, comparison.id)
     comparison.group_id, comparison.labeler_id = group_id, labeler_id
     comparison.ranking_id, comparison.offered = None, True
@@ -189,7 +192,7 @@ def ask_more(
 def _whom(
     session: Session, comparison: Comparison, more: int, group_id: int | None, labeler_id: int | None
 ) -> str | None:
-    """The name of the group or person asked; none for anyone."""
+    """Return the name of the group or person asked; None for anyone."""
     if labeler_id is not None:
         person = next((one for one in queries.people_to_ask(session, comparison) if one.id == labeler_id), None)
         if person is None:
@@ -212,7 +215,7 @@ def _whom(
 def withdraw(
     session: Session, project: Project, reviewer: User, comparison_id: int, *, note: str, seen: str = ""
 ) -> Comparison:
-    """Takes the comparison out: nothing reads it any more. Its judgments stay stored.
+    """Withdraw the comparison: nothing reads it any more. Its judgments stay stored.
 
     Raises:
         Conflict, Forbidden, NotFound: as `adjudicate`.
@@ -228,7 +231,7 @@ def withdraw(
 def dismiss_flags(
     session: Session, project: Project, reviewer: User, comparison_id: int, *, note: str = "", seen: str = ""
 ) -> Comparison:
-    """The flags need nothing done. A flag that a labeler sets later brings the comparison back.
+    """Dismiss the flags: they need no action. A flag that a labeler sets later brings the comparison back.
 
     Raises:
         Conflict: as `adjudicate`, or nothing is flagged any more.
@@ -238,7 +241,8 @@ def dismiss_flags(
     if not comparison.flagged and comparison.review_reason != "flagged":
         raise Conflict("No flag of this comparison waits for a reviewer.", "Nothing was changed.")
     comparison.flagged = False
-    if comparison.state == "in_review" and comparison.review_reason == "flagged":  # nothing else was the matter
+    # the flag was the only reason for review
+    if comparison.state == "in_review" and comparison.review_reason == "flagged":
         comparison.state, comparison.review_reason, comparison.settled_at = "settled", None, datetime.now(UTC)
     return _decided(session, reviewer, comparison, "review.flags_dismissed", note=note)
 
@@ -246,7 +250,9 @@ def dismiss_flags(
 def people_are_right(
     session: Session, project: Project, reviewer: User, comparison_id: int, *, note: str = "", seen: str = ""
 ) -> Comparison:
-    """The labelers are right and the reward model is wrong: the comparison leaves the queue of such conflicts for good.
+    """Decide that the labelers are right and the reward model is wrong.
+
+    The comparison leaves the queue of conflicts permanently.
 
     Raises:
         Conflict, Forbidden, NotFound: as `adjudicate`.
@@ -259,8 +265,9 @@ def people_are_right(
 def request(
     session: Session, project: Project, reviewer: User, comparison_id: int, *, note: str = "", seen: str = ""
 ) -> Comparison:
-    """Puts a decided or withdrawn comparison up for review; a verdict it has is taken back, and what the labelers say
-    together stands again.
+    """Put a decided or withdrawn comparison up for review.
+
+    An existing verdict is deleted, and the labelers' consensus applies again.
 
     Raises:
         Conflict: as `adjudicate`, or it was asked again under a newer rubric.
@@ -295,14 +302,14 @@ def _decided(session: Session, reviewer: User, comparison: Comparison, action: s
 def _take(
     session: Session, project: Project, reviewer: User, comparison_id: int, saw: str, states: Collection[str]
 ) -> Comparison:
-    """The comparison, locked: in one of these states, and as the reviewer saw it."""
+    """Return the comparison, locked, if it is in one of these states and still as the reviewer saw it."""
     comparison = queries.lock(session, project.id, comparison_id)
     if comparison is None:
         raise _unknown(comparison_id)
     _refuse_blind(session, reviewer, comparison)
     sees = as_seen(session, comparison)
     if comparison.state not in states or (saw and saw != sees):
-        # Two reviewers at once: the lock let the first one through; the second hears who that was.
+        # Two reviewers at once: the lock let the first one through; the second is told who that was.
         if decisions := queries.decisions(session, comparison_id) if _last(saw) != _last(sees) else []:
             last = decisions[-1]
             message = f"{last.reviewer} already {DONE[last.action]}."
@@ -313,7 +320,7 @@ def _take(
 
 
 def _last(seen: str) -> str:
-    """The decision that was the last one then."""
+    """Return the id of the last decision at that time."""
     return seen.rpartition("-")[2]
 
 
@@ -338,11 +345,11 @@ def _unknown(comparison_id: int) -> NotFound:
 
 
 def waiting(session: Session, project: Project) -> dict[QueueName, int]:
-    """How many comparisons wait for a reviewer by reason, counted up to `COUNT_LIMIT`."""
+    """Count comparisons that wait for a reviewer, by reason, up to `COUNT_LIMIT`."""
     return queues.waiting(session, project.id)
 
 
 def following(session: Session, project: Project, wanted: Wanted, after: Place) -> int | None:
-    """The next comparison of the queue, from its start again after its end; none when nothing else is in it."""
+    """Return the next comparison of the queue, starting over at its end; None if there is no other."""
     found = queues.next_id(session, project.id, wanted, after) or queues.next_id(session, project.id, wanted, None)
     return None if found == after.comparison_id else found

@@ -1,4 +1,4 @@
-"""What the review templates show, in words."""
+"""Data for the review templates, in words."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from app.review.queues import Answer, Queued
 
 
 def describe(preference: int | None, strengths: int, *, both_bad: bool = False) -> str:
-    """`2` -> "B is better"."""
+    """Describe a preference: `2` -> "B is better"."""
     if preference is None:
         return "Could not judge"
     if preference == 0:
@@ -26,7 +26,7 @@ def side(preference: float) -> str:
 
 
 class Step(NamedTuple):
-    """One button of the verdict: its value, words, and the key that chooses it."""
+    """One button of the verdict: its value, its words, and its keyboard key."""
 
     value: int
     label: str
@@ -36,7 +36,7 @@ class Step(NamedTuple):
 
 
 def steps(strengths: int) -> list[Step]:
-    """From A to B with keys from 1. A reviewer may always call it a tie."""
+    """Return the steps from A to B, with keys from 1. A reviewer may always choose a tie."""
     found = []
     for key, value in enumerate(scale.values(strengths, allow_tie=True), 1):
         mark = "=" if value == 0 else side(value) + "+" * (abs(value) - 1)
@@ -45,7 +45,7 @@ def steps(strengths: int) -> list[Step]:
 
 
 def tally(answers: Sequence[tuple[int | None, bool]]) -> str:
-    """Answers (preference, both bad) as "3 for A, 2 for B, 1 tie, 1 could not judge"."""
+    """Sum up answers (preference, both bad), for example "3 for A, 2 for B, 1 tie, 1 could not judge"."""
     preferences = [preference for preference, _ in answers if preference is not None]
     both_bad = sum(bad for _, bad in answers)
     parts = (
@@ -63,8 +63,8 @@ def tally_of(judgments: Iterable[Said]) -> str:
 
 
 def odds(p_b: float) -> str:
-    """`0.06` -> "94% for A"."""
-    # Never "100%": a model is not certain, and rounding must not say that it is.
+    """Describe the reward model's prediction: `0.06` -> "94% for A"."""
+    # Never "100%": a model is not certain, and rounding must not suggest it.
     percent = min(99, int(100 * max(p_b, 1 - p_b) + 0.5))
     return f"{percent}% for {'B' if p_b > 0.5 else 'A'}" if p_b != 0.5 else "50% for either"
 
@@ -74,13 +74,14 @@ def is_tie(comparison: Comparison) -> bool:
 
 
 def is_conflict(comparison: Comparison) -> bool:
-    """Whether the reward model is sure that people chose the wrong side: as app.models.comparison.IN_CONFLICT."""
+    """Tell whether the reward model is sure that people chose the wrong side: as app.models.comparison.IN_CONFLICT."""
     p, people = comparison.reward_p_b, who_won(comparison.consensus, comparison.p_b, comparison.p_tie)
     return p is not None and ((people == 1 and p <= 0.2) or (people == -1 and p >= 0.8))
 
 
 class Row(NamedTuple):
-    """A comparison in a queue. why: in words; hidden: the viewer may still judge it, so its judgments are not told."""
+    """A comparison in a queue. why: the reason in words. hidden: the viewer may still judge it, so its judgments stay
+    hidden."""
 
     queued: Queued
     why: str | Markup
@@ -105,7 +106,7 @@ def row(queue: str, queued: Queued, *, hidden: bool) -> Row:
 
 
 def flags_in_words(answers: Iterable[Answer]) -> Markup:
-    """`harmful: Ada, Bo (imported)`, one part a flag."""
+    """Return the flags with who set them: `harmful: Ada, Bo (imported)`."""
     by_flag: dict[str, list[Markup]] = {}
     for answer in answers:
         for flag in answer.flags:
@@ -115,21 +116,21 @@ def flags_in_words(answers: Iterable[Answer]) -> Markup:
 
 
 def _who(name: str, kind: str) -> Markup:
-    """Machines' and imported judgments are never taken for a person's."""
+    """Mark judgments by machines and imported ones, so that nobody takes them for a person's."""
     return _apart(name) if kind == "person" else Markup("{} ({})").format(_apart(name), kind.replace("_", " "))
 
 
 def _apart(text: str) -> Markup:
-    """What somebody wrote, on a line with words of ours: its direction is not theirs."""
+    """Isolate a user's text within our line, because its writing direction may differ."""
     return Markup("<bdi>{}</bdi>").format(text)
 
 
 def decision(made: Decision, strengths: int) -> str:
-    """`asked 2 more labelers (Experts)`, to follow the reviewer's name."""
+    """Say what was done, such as `asked 2 more labelers (Experts)`; it follows the reviewer's name."""
     details = made.details
     match made.action:
         case "review.adjudicated":
-            # One taken back may be from a rubric before: who judged nothing yet is asked by the newest.
+            # A verdict that was taken back may be on the wider scale of an earlier rubric.
             return f"gave the verdict: {describe(details['verdict'], max(strengths, abs(details['verdict'])))}"
         case "review.more_asked":
             whom = f" ({details['asked']})" if details.get("asked") else ""
@@ -148,6 +149,6 @@ def decision(made: Decision, strengths: int) -> str:
 
 
 def aspects(judgment: Judgment) -> list[str]:
-    """What a judgment says of the aspects: `factuality: B`, `style: same`."""
+    """Describe a judgment's aspects: `factuality: B`, `style: same`."""
     words = {-1: "A", 0: "same", 1: "B"}
     return [f"{name}: {words[value]}" for name, value in sorted(judgment.aspects.items())]

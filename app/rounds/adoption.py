@@ -1,5 +1,5 @@
-"""Which model is a project's policy: what a round's end decides, what people decide after it (`app.rounds.promotion`),
-and what operators decide.
+"""Which model is a project's policy: decided at a round's end, by people afterwards (`app.rounds.promotion`), or by
+operators.
 
 Each function works in the caller's transaction and never commits.
 """
@@ -24,12 +24,12 @@ LONGEST_REASON = 1000
 
 
 def difference_of(metrics: Mapping[str, float]) -> Interval | None:
-    """Mean score of the new policy less that of the one before, of an evaluation's metrics; none if it has none."""
+    """Return the new policy's mean score minus the previous one's, from an evaluation's metrics; None if missing."""
     return interval_of(metrics, DIFFERENCE)
 
 
 def interval_of(metrics: Mapping[str, float], name: str) -> Interval | None:
-    """A figure that an evaluation reports with its interval."""
+    """Return a figure that an evaluation reports with its interval; None if it is missing."""
     found = [metrics.get(each, math.nan) for each in (name, f"{name}_low", f"{name}_high")]
     return Interval(*found) if all(map(math.isfinite, found)) else None
 
@@ -37,16 +37,16 @@ def interval_of(metrics: Mapping[str, float], name: str) -> Interval | None:
 def decide(session: Session, project: Project, round_: Round, metrics: Mapping[str, float]) -> None:
     """Decide what happens to the new policy when its round ends.
 
-    By default the policy waits until people prefer it to the one before (`adopted` is none). If the round's setting
-    `promotion` is `reward_model`, it becomes the project's policy at once unless the reward model finds it worse, or a
-    suite holds it back.
+    By default the policy waits until people prefer it to the previous one (`adopted` stays None). If the round's
+    setting `promotion` is `reward_model`, it becomes the project's policy at once unless the reward model finds it
+    worse, or a suite holds it back.
 
     Args:
         metrics: of the round's evaluation; empty if it had none.
     """
     verdict = by_reward_model(difference_of(metrics))
     held = suites.held_back(session, round_)
-    # A round that failed and was retried leaves time to adopt a model: whoever did so has decided.
+    # Somebody may have adopted a model between a failure and the retry of this round. That decision stays.
     if project.policy_id != round_.policy_before_id:
         round_.adopted = project.policy_id == round_.policy_after_id
     elif round_.config.get("promotion") == "reward_model":
@@ -61,24 +61,24 @@ def decide(session: Session, project: Project, round_: Round, metrics: Mapping[s
 
 
 def use(session: Session, project: Project, model: ModelVersion) -> None:
-    """Makes a model the project's policy, and the fine-tuned or base model behind it the project's reference."""
+    """Make a model the project's policy, and its nearest fine-tuned or base model the project's reference."""
     project.policy_id = model.id
     project.reference_id = model_queries.reference_behind(session, model.id)
 
 
 def was_policy(session: Session, project: Project, model: ModelVersion) -> bool:
-    """Whether the model has been the project's policy before, so that going back to it needs no reason."""
+    """Tell whether the model has been the project's policy before, so that going back to it needs no reason."""
     return model.id == project.base_model_id or model.id in model_queries.had_policies(session, project.id)
 
 
 def adopt(session: Session, project: Project, model: ModelVersion, actor: User, reason: str = "") -> None:
-    """An operator makes a model the project's policy: a new one, or any earlier one.
+    """Make a model the project's policy on behalf of an operator; it may be new or any earlier one.
 
     Args:
-        reason: why, for the audit log; required unless the project goes back to a policy that it has had.
+        reason: why, for the audit log; required unless the project has had this policy before.
 
     Raises:
-        Conflict: a round is under way, or the model is the project's policy already.
+        Conflict: a round is active, or the model is already the project's policy.
         InvalidInput: the model is not a policy, or the reason is missing or too long.
     """
     reason = one_line(reason)
@@ -104,7 +104,7 @@ def adopt(session: Session, project: Project, model: ModelVersion, actor: User, 
 
 
 def change(session: Session, project: Project, model: ModelVersion, actor_id: int | None, reason: str) -> None:
-    """Makes a model the project's policy, and writes down who did so (none: people's judgments) and why."""
+    """Make a model the project's policy, and audit who did so (None: people's judgments) and why."""
     details = {"model": model.id, "name": model.name, "instead_of": project.policy_id, "reason": reason}
     use(session, project, model)
     if made_by := model_queries.round_of(session, model):
@@ -113,5 +113,5 @@ def change(session: Session, project: Project, model: ModelVersion, actor_id: in
 
 
 def is_busy(session: Session, project: Project) -> bool:
-    """Whether a round is under way, so that no model can be adopted."""
+    """Tell whether a round is active, so that no model can be adopted."""
     return queries.active_round(session, project.id) is not None

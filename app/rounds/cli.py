@@ -1,4 +1,4 @@
-"""`prefloop round`: start, watch, cancel and retry rounds and adopt policies, on the database itself."""
+"""`prefloop round`: start, watch, cancel and retry rounds, and adopt policies, directly on the database."""
 
 from typing import Annotated
 
@@ -120,7 +120,7 @@ def adopt(
 
 
 def said_of(wins: outcomes.WinRate) -> str:
-    """`win rate 0.62, 95% interval 0.41 to 0.80, 24 prompts; about 31 more decide`."""
+    """Return text such as `win rate 0.62, 95% interval 0.41 to 0.80, 24 prompts; about 31 more decide`."""
     said = wins.said
     assert said is not None, "of all prompts"
     text = f"win rate {said.value:.2f}, 95% interval {said.low:.2f} to {said.high:.2f}, {said.prompts} prompts"
@@ -152,7 +152,7 @@ def _operator(session: Session, project: Project, email: str) -> User:
 def _config(
     algorithm: str, generation: Generation, settings: list[str], adapter_rank: int | None = None
 ) -> RoundConfig:
-    """The defaults of the algorithm with the settings given."""
+    """Return the algorithm's defaults with the given settings."""
     try:
         named = dict(setting.split("=", 1) for setting in settings)
     except ValueError:

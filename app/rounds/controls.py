@@ -15,8 +15,8 @@ class FormField(NamedTuple):
     label: str
     hint: str
     value: str  # as typed
-    options: tuple[tuple[str, str], ...]  # (value, text) of a list; none: a number is typed
-    limits: dict[str, float]  # min and max, where the bound itself is allowed
+    options: tuple[tuple[str, str], ...]  # (value, text) of a list; empty for a number field
+    limits: dict[str, float]  # min and max, if the setting has bounds
     step: str
     required: bool
     rare: bool
@@ -26,7 +26,7 @@ class FormField(NamedTuple):
 def form_fields(
     algorithm: Algorithm, values: Mapping[str, Any], errors: Mapping[str, str]
 ) -> dict[Group, list[FormField]]:
-    """The form's controls by group, with what was typed and what is wrong with it. The strength stands by itself."""
+    """Return the form's controls by group, with what was typed and what is wrong with it, without the strength."""
     groups: dict[Group, list[FormField]] = {"reads": [], "policy": [], "reward": [], "samples": []}
     for name, info, setting in settings_of(algorithm):
         if name == "strength":

@@ -1,4 +1,4 @@
-"""The curves of a round's runs over their steps: which there are, and each as a chart to download."""
+"""The curves of a round's runs over their steps: which exist, and each as a chart to download."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,8 @@ from app.rounds.stages import plan_of
 
 
 class Curves(NamedTuple):
-    """Curves of one run, over its steps. `kinds` are the kinds of run that report them; on a page it is one of them."""
+    """Curves of one run over its steps. `kinds` are the kinds of run that report them; on a page it is a
+    single kind."""
 
     title: str
     kinds: tuple[str, ...]
@@ -44,15 +45,15 @@ CURVES = (
 
 
 def curves_of(round_: Round, runs: Sequence[Run]) -> list[Curves]:
-    """Those that a round of its algorithm has."""
+    """Return the curves that a round of this algorithm has."""
     used = {"reward"} & {*plan_of(round_)} | {round_.algorithm}
     if any(run.kind == "reward" and run.spec.get("trunk") == "frozen" for run in runs):
-        used -= {"reward"}  # fitted at once: there is no curve
+        used -= {"reward"}  # fitted in one step, so there is no curve
     return [each._replace(kinds=tuple(used & {*each.kinds})) for each in CURVES if used & {*each.kinds}]
 
 
 def chart(session: Session, round_: Round, place: int) -> Chart | None:
-    """The curves at a place of the round's page; None where it has no such place."""
+    """Return the curves at a place of the round's page; None if there is no such place."""
     runs = queries.runs_of(session, round_.id)
     there = curves_of(round_, runs)
     if place >= len(there):
@@ -68,7 +69,7 @@ def chart(session: Session, round_: Round, place: int) -> Chart | None:
 
 
 def metrics_csv(session: Session, round_: Round) -> str:
-    """Everything that the round's runs recorded, a row for each value."""
+    """Return everything that the round's runs recorded, with a CSV row for each value."""
     runs = {run.id: run.kind for run in queries.runs_of(session, round_.id)}
     rows = result_queries.all_metrics(session, list(runs))
     values = [[runs[row.run_id], row.name, row.slice, row.step, row.value] for row in rows]

@@ -1,4 +1,4 @@
-"""What a round will take, before its start: see `app.domain.costs`."""
+"""Estimates of a round's duration and memory, before it starts: see `app.domain.costs`."""
 
 import json
 from math import prod
@@ -19,8 +19,8 @@ from app.rounds.forms import RoundConfig
 from app.rounds.stages import EVALUATION_PROMPTS
 from app.suites import queries as suite_queries
 
-CHARACTERS = 4  # of a token, about, in English
-RECENT = 1000  # prompts and responses whose length is looked at
+CHARACTERS = 4  # per token, roughly, in English
+RECENT = 1000  # prompts and responses whose length is averaged
 
 
 def estimate(
@@ -30,7 +30,7 @@ def estimate(
     config: RoundConfig,
     counts: dict[str, Any],
 ) -> Cost | None:
-    """What a round of these settings and counts would take; none without a model.
+    """Return what a round with these settings and counts would take; None without a model.
 
     Args:
         counts: of the snapshot it would read.
@@ -40,14 +40,14 @@ def estimate(
     policy = session.get_one(ModelVersion, project.policy_id)
     shape = shape_of(store, policy.base)
     plan = plan_of(config)
-    is_sft = config.algorithm == "sft"  # it trains no reward model, and is evaluated by the newest there is, or suites
+    is_sft = config.algorithm == "sft"  # it trains no reward model, and is evaluated by the newest one or by suites
     data = data_of(session, project, config, counts)
     is_evaluated = not is_sft or data.suite_cases > 0 or queries.newest_reward_model_id(session, project.id) is not None
     runs = works(plan, data, trains_reward=not is_sft, evaluates=is_evaluated)
     memory = None
     if shape:
-        # With adapters one base serves policy and reference. Another serves all members of the reward model, which is
-        # asked beside the policy.
+        # With adapters, policy and reference share one base. All members of the reward model share another, which is
+        # loaded beside the policy.
         models = 1 + (not config.lora and not is_sft) + (config.algorithm in SAMPLING_ALGORITHMS)
         learns_adapters = config.lora and (
             is_sft or config.reward_lora or getattr(config, "reward_trunk", "") == "frozen"
@@ -60,21 +60,22 @@ def estimate(
 
 
 def plan_of(config: RoundConfig) -> Plan:
-    """The settings that decide how much work a round is."""
+    """Return the settings that determine how much work a round is."""
     names = {"answers": "rollout_samples", "pairs": "rollout_pairs", "queue_prompts": "prompts"}
     given = {field: getattr(config, names.get(field, field), None) for field in Plan._fields}
-    if getattr(config, "reward_trunk", "") == "frozen":  # read once to fit the heads, once to measure them
+    if getattr(config, "reward_trunk", "") == "frozen":  # data is read once to fit the heads, once to measure them
         given |= {"reward_epochs": 1, "reward_members": 1}
     else:  # cross-fitting needs adapters: see trainer.reward.cross_fitting
         given["reward_members"] = max(1, getattr(config, "reward_folds", 1)) if config.reward_lora else 1
-    # Two other policies answer the held-out prompts at most; the previous one anyway where it is sampled everywhere.
+    # At most two other policies answer the held-out prompts. With `sample_previous`, the previous one answers all
+    # prompts.
     models = (2 + config.evaluation_share) if config.sample_previous else (1 + 2 * config.evaluation_share)
     given["queue_samples"] = config.samples_per_prompt * models
     return Plan(**{field: value for field, value in given.items() if value is not None})
 
 
 def data_of(session: Session, project: Project, config: RoundConfig, counts: dict[str, Any]) -> Data:
-    """What there is to learn from; lengths are means of the project's newest prompts and responses."""
+    """Return how much data there is; lengths are means over the project's newest prompts and responses."""
     splits = dict(
         session.execute(
             select(Prompt.split, func.count()).where(Prompt.project_id == project.id).group_by(Prompt.split)
@@ -111,7 +112,7 @@ def data_of(session: Session, project: Project, config: RoundConfig, counts: dic
 
 
 def rates_of(session: Session, project_id: int, base: str) -> dict[str, Rate]:
-    """By kind: how fast the newest finished run on the same base model was, of this project if it has one."""
+    """Return, by kind, the speed of the newest finished run on the same base model, preferably one of this project."""
     model = func.coalesce(
         Run.spec["policy"]["base"].astext, Run.spec["backbone"]["base"].astext, Run.spec["models"][0]["base"].astext
     )
@@ -125,7 +126,7 @@ def rates_of(session: Session, project_id: int, base: str) -> dict[str, Rate]:
     )
     found = {}
     for row in session.execute(query):
-        # Other projects' runs only tell how fast this machine is.
+        # Other projects' runs only show how fast this machine is.
         is_own_round = row.number is not None and row.project_id == project_id
         source = f"as round {row.number}" if is_own_round else "as an earlier run"
         rate = row.result["tokens"] / row.result["seconds"]
@@ -134,7 +135,7 @@ def rates_of(session: Session, project_id: int, base: str) -> dict[str, Rate]:
 
 
 def freezing_of(session: Session, project_id: int) -> Freezing | None:
-    """How fast the project's newest round was frozen that took long enough to tell."""
+    """Return the speed of the newest freeze that took long enough to measure; None if there is none."""
     seconds = cast(Run.result["seconds"].astext, Float)
     query = (
         select(Round.number, cast(Run.result["read"].astext, Float) / seconds)
@@ -151,7 +152,7 @@ def freezing_of(session: Session, project_id: int) -> Freezing | None:
 
 
 def shape_of(store: ArtifactStore, base: str) -> Shape | None:
-    """A model's size by its folder's config.json and safetensors headers; none where it is not on this machine."""
+    """Return a model's size from its config.json and safetensors headers; None if it is not on this machine."""
     try:
         folder = store.resolve(base)
         config = json.loads((folder / "config.json").read_text())
@@ -169,7 +170,7 @@ def shape_of(store: ArtifactStore, base: str) -> Shape | None:
 
 
 def _parameters(path: Path) -> int:
-    """Count a safetensors file's parameters by its header: 8 bytes give its length, JSON follows."""
+    """Count a safetensors file's parameters from its header: 8 bytes with its length, then JSON."""
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return sum(prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")

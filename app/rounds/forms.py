@@ -1,8 +1,8 @@
-"""What an operator decides about a round. Stored with it, complete, so that nothing depends on later defaults.
+"""The settings of a round. They are stored complete with the round, so that nothing depends on later defaults.
 
-Each algorithm has a class of its own. The settings that all rounds share stand here; the others are the fields of the
-specs that the round becomes (see `app.rounds.stages`), those of the reward model with `reward_` before them. The form
-of a new round is made from these classes: see `app.rounds.controls`.
+Each algorithm has its own class. Settings that all rounds share are declared here. The others are generated from the
+fields of the round's specs (see `app.rounds.stages`), with the prefix `reward_` for the reward model's. The form of a
+new round is made from these classes: see `app.rounds.controls`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -48,17 +48,18 @@ SPECS: dict[str, type[Spec]] = {
 RECOMMENDED: Algorithm = "on_policy_dpo"
 
 
-BUDGETS = ("kl_budget", "kl_target")  # where a spec has one, the strength decides it unless it is given
+BUDGETS = ("kl_budget", "kl_target")  # if a spec has one of these, the strength sets it unless it is given
 
-# Full weights learn best at about a tenth of the rate of adapters ("LoRA Without Regret", Schulman et al. 2025).
+# Full weights learn best at about a tenth of the learning rate of adapters ("LoRA Without Regret", Schulman et al.
+# 2025).
 FULL_WEIGHTS = 0.1
 
-HELDOUT_SHARE = 0.3  # of the prompts that are sampled
+HELDOUT_SHARE = 0.3  # of the sampled prompts
 
-# A field of the policy's spec whose name means something else among the settings of a round.
+# Fields of the policy's spec whose name means something else in a round's settings.
 RENAMED = {"samples_per_prompt": "rollout_samples", "pairs_per_prompt": "rollout_pairs"}
 
-# Fields that a round fills in itself, or that all specs share and the classes below name once.
+# Fields that a round fills in itself, or that all specs share and the classes below declare once.
 _NOT_SETTINGS = {
     *(
         "kind",
@@ -74,22 +75,22 @@ _NOT_SETTINGS = {
     ),
     *("lora", "optimiser", "max_length", "max_new_tokens", "temperature", "aspects", "seed"),
 }
-_LARGEST = 1_000_000_000  # where a spec has no bound: larger numbers overflow in the database or the trainer
+_LARGEST = 1_000_000_000  # if a spec has no bound: larger numbers overflow in the database or the trainer
 
 
 class Setting(NamedTuple):
-    """Where a setting stands in the form, and for which algorithms."""
+    """A setting's place in the form, and the algorithms that have it."""
 
     group: Group
     label: str
     algorithms: tuple[str, ...] = tuple(ALGORITHMS)
     rare: bool = False
-    dependent: bool = False  # its default depends on other settings: the form leaves it empty
+    dependent: bool = False  # its default depends on other settings, so the form leaves it empty
 
 
 _LEARN_REWARD = tuple(name for name in ALGORITHMS if name != "sft")
 
-# What stands first in its group, in this order; the others are folded.
+# Settings that come first in their group, in this order; the others are folded.
 _COMMON = (
     *("strength", "turns", "rollout_samples", "kl_budget", "loss", "beta", "best", "episodes", "kl_target", "kl_coef"),
     *("learning_rate", "epochs", "reward_trunk", "reward_folds"),
@@ -97,13 +98,13 @@ _COMMON = (
 
 
 class RoundConfig(BaseModel):
-    """The settings that all rounds share; the classes of the algorithms add their own.
+    """The settings that all rounds share; the algorithms' classes add their own.
 
     Settings that the algorithm does not read keep their defaults and are not shown.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
-    spec: ClassVar[type[Spec]]  # what the policy's run is made from
+    spec: ClassVar[type[Spec]]  # the spec of the policy's run
 
     algorithm: Algorithm = RECOMMENDED
 
@@ -223,10 +224,11 @@ class RoundConfig(BaseModel):
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "RoundConfig":
-        """The settings of the values' algorithm, the recommended one where they name none; others are ignored.
+        """Return the settings for the values' algorithm, by default the recommended one. Values of other settings are
+        ignored.
 
         Raises:
-            ValidationError: a value is wrong, or the algorithm's spec refuses it beside the others.
+            ValidationError: a value is wrong, or the algorithm's spec refuses the combination.
         """
         algorithm = cls.model_validate({"algorithm": values.get("algorithm") or RECOMMENDED}).algorithm
         own = {name: values[name] for name, *_ in settings_of(algorithm) if name in values}
@@ -240,13 +242,13 @@ class RoundConfig(BaseModel):
     def defaults(
         cls, algorithm: str, generation: Generation, adapter_rank: int | None = None, **settings: Any
     ) -> "RoundConfig":
-        """The project's way of sampling and the algorithm's own settings, but for those that are given.
+        """Return the algorithm's defaults with the project's sampling settings and the given settings.
 
         Args:
             adapter_rank: the LoRA rank of the policy to improve, which it keeps.
         """
         sampling = generation.model_dump(include={"max_new_tokens", "temperature"})
-        # A round compares a prompt's responses; a project may ask for one alone.
+        # A round compares a prompt's responses, so it needs at least two; a project may ask for one.
         sampling["samples_per_prompt"] = max(2, generation.samples_per_prompt)
         rank = {"lora_rank": adapter_rank} if adapter_rank else {}
         return cls.of({"algorithm": algorithm} | sampling | rank | settings)
@@ -254,7 +256,7 @@ class RoundConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        """What depends on another setting, where it is not given."""
+        """Fill in settings that depend on others and were not given."""
         if not isinstance(values, dict):
             return values
         given = {name: value for name, value in values.items() if value not in (None, "")}
@@ -273,7 +275,7 @@ class RoundConfig(BaseModel):
         return Reading(**{name: getattr(self, name) for name in Reading._fields})
 
     def named(self, names: Iterable[str], prefix: str = "") -> dict[str, Any]:
-        """The settings called like these fields of a spec, with the prefix: what the spec takes from here as it is."""
+        """Return the settings named like these fields of a spec, with the prefix. The spec takes them unchanged."""
         own = type(self).model_fields
         return {name: getattr(self, prefix + name) for name in names if prefix + name in own}
 
@@ -284,10 +286,10 @@ class RoundConfig(BaseModel):
 def _settings_of(
     spec: type[BaseModel], group: Group, prefix: str = "", defaults: BaseModel | None = None
 ) -> dict[str, Any]:
-    """Fields of a class of settings, made from those of a spec, as `create_model` takes them.
+    """Return fields for `create_model`, made from those of a spec.
 
     Args:
-        defaults: what they begin with, if not with the spec's own.
+        defaults: the default values; None: the spec's own.
     """
     found: dict[str, Any] = {}
     for field, info in spec.model_fields.items():
@@ -329,7 +331,7 @@ def _config_of(algorithm: str) -> type[RoundConfig]:
 
 
 def _default(info: FieldInfo, given: Mapping[str, Any]) -> Any:
-    """A field's default; DPO's family has some by loss."""
+    """Return a field's default; for DPO and its variants some depend on the loss."""
     loss = given.get("loss")
     chosen = {"loss": loss if loss in LOSS_DEFAULTS else DPOSpec.model_fields["loss"].default}
     return info.get_default(call_default_factory=True, validated_data=chosen)
@@ -343,7 +345,7 @@ _STAND_INS: dict[str, Any] = {
 
 
 def settings_of(algorithm: str) -> list[tuple[str, FieldInfo, Setting]]:
-    """The settings that an algorithm has a use for: name, field, and place in the form; the common ones first."""
+    """Return the settings that an algorithm uses: name, field, and place in the form; common ones first."""
     found = [
         (name, info, each)
         for name, info in CONFIGS[algorithm].model_fields.items()
@@ -355,7 +357,7 @@ def settings_of(algorithm: str) -> list[tuple[str, FieldInfo, Setting]]:
 
 
 def dependent(cls: type[RoundConfig]) -> list[str]:
-    """The settings whose defaults depend on others, so that they are not shown where nobody gave them."""
+    """Return the settings whose defaults depend on others, so that they are not shown unless given."""
     return [
         name
         for name, info in cls.model_fields.items()
@@ -386,18 +388,18 @@ def default(cls: type[RoundConfig], name: str, given: Mapping[str, Any]) -> floa
 
 
 def _is_off(value: Any) -> bool:
-    """As pydantic reads it; what is neither on nor off is refused with its own field."""
+    """Tell whether a value means off, as pydantic reads it. Invalid values are refused by their own field."""
     return str(value).lower() in ("false", "off", "no", "0", "f", "n")
 
 
 CONFIGS: dict[str, type[RoundConfig]] = {algorithm: _config_of(algorithm) for algorithm in SPECS}
 
 
-# ---- what the specs take from here -----------------------------------------------------------------------------------
+# ---- what the specs take from the settings ---------------------------------------------------------------------------
 
 
 def policy_settings(config: RoundConfig) -> dict[str, Any]:
-    """The fields of the policy's spec that are settings; what it reads and begins with is not among them."""
+    """Return the fields of the policy's spec that are settings, without the data and models of the run."""
     spec = SPECS[config.algorithm]
     names = [name for name in spec.model_fields if name not in (*RENAMED, "prompts", "reference", "ptx", "thumbs")]
     own = config.named(names)
@@ -415,6 +417,6 @@ def lora(config: RoundConfig, wanted: bool) -> Lora | None:
 
 
 def reward_optimiser(config: RoundConfig) -> Optimiser:
-    """The reward model's own rate and epochs; what saves memory is one setting for both models."""
+    """Return the reward model's own learning rate and epochs; the memory settings are shared with the policy."""
     shared = config.named(("microbatch_size", "microbatch_tokens", "gradient_checkpointing", "precision"))
     return _REWARD_OPTIMISER.model_copy(update=shared | config.named(Optimiser.model_fields, "reward_"))

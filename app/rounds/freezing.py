@@ -1,15 +1,15 @@
-"""A round's first stage: the worker fits the consensus, writes what the round reads, and records that.
+"""A round's first stage: the worker fits the consensus, writes the data that the round reads, and records it.
 
-A round reads what is there at this moment, and not when its start was pressed. Three transactions, so that nobody who
-labels waits for a file:
+A round reads the data of this moment, not of the moment when somebody pressed Start. Three transactions keep labelers
+from waiting while files are written:
 
-1. `refit`: what labelers say together, over all their judgments.
-2. Snapshots are written as of one moment. Nothing names them yet: a worker that dies here leaves nothing that counts.
-3. `record`: the snapshots' rows and the end of the run appear together.
+1. `refit` fits the consensus over all judgments.
+2. Snapshots are written as of one moment. No row refers to them yet, so if the worker dies here, the files are ignored.
+3. `record` adds the snapshots' rows and ends the run in one transaction.
 
-Somebody may take out what was read before it is recorded: remove a labeler, undo an import of judgments, change the
-method of consensus (all of them fit again), or withdraw comparisons, demonstrations or thumbs. `record` sees that and
-refuses, and the worker freezes once more.
+Before `record`, somebody may take out data that was read. They may remove a labeler, undo an import of judgments or
+change the consensus method, which all cause a new fit, or withdraw comparisons, demonstrations or thumbs. `record`
+notices that and refuses, and the worker freezes once more.
 """
 
 import time
@@ -45,16 +45,16 @@ from app.settings import SamplingServer
 
 
 class Changed(Exception):
-    """Somebody took judgments out while the round was being frozen, so the files no longer match the database."""
+    """Somebody took out judgments while the round was being frozen, so the files no longer match the database."""
 
 
 class Frozen(NamedTuple):
-    """What a round will read: files in the store, which no row names yet."""
+    """What a round will read: files in the store that no row refers to yet."""
 
     read: Written
     mixed: Written | None  # demonstrations that PPO mixes in
-    thumbs: Written | None  # that KTO learns from
-    at: datetime  # the moment that they show
+    thumbs: Written | None  # thumbs that KTO learns from
+    at: datetime  # the moment that the data is from
     fitted: dict[str, Any] | None  # `project.fitted` at that moment
     seconds: float
 
@@ -64,14 +64,14 @@ class Frozen(NamedTuple):
 
 
 def freeze(sessions: sessionmaker[Session], store: ArtifactStore, round_id: int, tick: Tick) -> Frozen:
-    """Writes what a round reads.
+    """Write the data that a round reads.
 
     Args:
-        tick: called after each row; what it raises ends the work and leaves nothing that counts.
+        tick: called after each row; an exception from it stops the work, and nothing that counts is left behind.
 
     Raises:
-        InvalidInput: that is too little to train on, or to learn aspects from.
-        StorageFull: no room for it.
+        InvalidInput: too little to train on, or to learn aspects from.
+        StorageFull: the disk is full.
     """
     began = time.monotonic()
     with sessions.begin() as session:
@@ -88,7 +88,7 @@ def freeze(sessions: sessionmaker[Session], store: ArtifactStore, round_id: int,
 
 
 def write(session: Session, store: ArtifactStore, round_: Round, tick: Tick) -> Frozen:
-    """The files of a round. Every statement of the session's transaction must see the same moment."""
+    """Write the files of a round. All statements in the session's transaction must see the same moment."""
     config = RoundConfig.of(round_.config)
     project = session.get_one(Project, round_.project_id)
     at = snapshot_queries.moment(session)
@@ -114,11 +114,11 @@ def _require_enough(config: RoundConfig, counts: dict[str, Any], demonstrations:
 def record(
     session: Session, store: ArtifactStore, run: Run, frozen: Frozen, server: SamplingServer | None = None
 ) -> None:
-    """Gives the round its snapshots and ends the run. The caller holds the run's row locked and commits.
+    """Set the round's snapshots and end the run. The caller holds the run's row locked and commits.
 
     Raises:
-        Changed: freeze again.
-        Conflict: what was read has been deleted since.
+        Changed: the data changed; freeze again.
+        Conflict: data that was read has been deleted since.
     """
     project = session.get_one(Project, run.project_id, with_for_update=LOCK)
     assert run.round_id is not None, "only a round is frozen"

@@ -1,4 +1,4 @@
-"""SQL of the models of a project: what each came from, and which of them a policy has learned from."""
+"""SQL of a project's models: each model's ancestors, and which models have been policies."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from app.models import AuditEvent, ModelVersion, Project, Round, Run, User
 
 
 def line_of(model_id: Any) -> CTE:
-    """A model, its parent, the parent's parent and so on to the base model: id and depth (0 is the model itself)."""
+    """Select a model and its ancestors up to the base model: id and depth (0 is the model itself)."""
     line = (
         select(ModelVersion.id, ModelVersion.parent_id, literal(0).label("depth"))
         .where(ModelVersion.id == model_id)
@@ -22,7 +22,8 @@ def line_of(model_id: Any) -> CTE:
 
 
 def reference_behind(session: Session, model_id: int) -> int:
-    """The nearest fine-tuned or base model in a model's line, itself included; the model where there is none."""
+    """Return the nearest fine-tuned or base model among a model and its ancestors; the model itself if
+    there is none."""
     line = line_of(model_id)
     query = select(line.c.id).join(ModelVersion, ModelVersion.id == line.c.id)
     query = query.where(ModelVersion.role.in_(("base", "sft"))).order_by(line.c.depth).limit(1)
@@ -30,19 +31,19 @@ def reference_behind(session: Session, model_id: int) -> int:
 
 
 def digests_of(session: Session, locations: list[str]) -> dict[str, str]:
-    """By location: the digest of the files that a run wrote there, of those of these locations that hold its model."""
+    """Return, by location, the digest of the model files that a run wrote there; other locations are left out."""
     location = func.coalesce(ModelVersion.adapter, ModelVersion.base)
     found = select(location, ModelVersion.digest).where(location.in_(locations), ModelVersion.digest.is_not(None))
     return {where: digest for where, digest in session.execute(found) if digest}
 
 
 def round_of(session: Session, model: ModelVersion) -> Round | None:
-    """The round that made a model; none of a model that was brought in."""
+    """Return the round that made a model; None for a model that was not trained here."""
     return session.scalar(select(Round).join(Run, Run.round_id == Round.id).where(Run.id == model.run_id))
 
 
 def had_policies(session: Session, project_id: int) -> set[int]:
-    """The models that were adopted after a round, or that a round began with: the project has had them as policies."""
+    """Return the models that the project has had as policies: adopted after a round, or the start of one."""
     of_project = Round.project_id == project_id
     adopted = select(Round.policy_after_id).where(
         of_project, Round.adopted.is_(True), Round.policy_after_id.is_not(None)
@@ -51,7 +52,8 @@ def had_policies(session: Session, project_id: int) -> set[int]:
 
 
 def adoptions(session: Session, project_id: int, limit: int) -> Sequence[Any]:
-    """How the project's policy changed, newest first: when, who did it (none: people's judgments), which model, why."""
+    """Return how the project's policy changed, newest first: when, by whom (None: people's judgments), which model, and
+    why."""
     query = (
         select(AuditEvent.at, User.name.label("by"), AuditEvent.details)
         .outerjoin(User, User.id == AuditEvent.actor_id)
@@ -62,12 +64,12 @@ def adoptions(session: Session, project_id: int, limit: int) -> Sequence[Any]:
 
 
 def current_line(project_id: int) -> CTE:
-    """`line_of` the project's policy."""
+    """Select `line_of` the project's policy."""
     return line_of(select(Project.policy_id).where(Project.id == project_id).scalar_subquery())
 
 
 def policies(session: Session, project_id: int) -> list[tuple[ModelVersion, Round | None]]:
-    """The project's base models, fine-tuned models and policies with the round each came from, newest first."""
+    """Return the project's base models, fine-tuned models and policies with the round each came from, newest first."""
     query = (
         select(ModelVersion, Round)
         .outerjoin(Run, Run.id == ModelVersion.run_id)

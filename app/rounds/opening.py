@@ -1,4 +1,4 @@
-"""Opening what people are asked about: pairs or rankings of a prompt's responses, chosen by the project's policies."""
+"""Opening comparisons: pairs or rankings of a prompt's responses, chosen by the project's pair selection policies."""
 
 from collections.abc import Mapping
 from itertools import combinations
@@ -15,22 +15,23 @@ from app.models import Comparison, Completion, Project, Prompt, Ranking, Round, 
 from app.rounds import queries, stages
 from app.rounds.forms import RoundConfig
 
-# Comparisons of the new policy's own responses to a held-out prompt. They only measure the reward model, and
-# cross-fitting measures it on the train prompts too (`RewardSpec.folds`). More would take judgments from training.
+# Comparisons of the new policy's own responses per held-out prompt. They only measure the reward model, which
+# cross-fitting also measures on train prompts (`RewardSpec.folds`). More would take judgments away from training.
 HELDOUT_PAIRS = 1
-# Comparisons of policies on a held-out prompt, altogether. Judgments of one prompt say less than those of as many.
+# Comparisons of policies per held-out prompt, in total. Several judgments on one prompt tell less than judgments on as
+# many prompts.
 EVALUATION_PAIRS = 2
 PAIRS_PER_PROMPT: int = RoundConfig.model_fields["pairs_per_prompt"].default
 
 
 class Opening(NamedTuple):
-    """What is the same for all that a run opens."""
+    """What all comparisons opened by a run have in common."""
 
     project: Project
     settings: LabelingSettings
     rubric_id: int
     round: Round | None
-    limit: int  # comparisons a prompt
+    limit: int  # comparisons per prompt
 
     @property
     def shares(self) -> dict[str, float]:
@@ -38,7 +39,7 @@ class Opening(NamedTuple):
 
 
 def open_comparisons(session: Session, run: Run, by_prompt: Mapping[int, list[Completion]]) -> int:
-    """Opens comparisons of completed prompts' samples; returns how many.
+    """Open comparisons of completed prompts' samples; return how many.
 
     Raises:
         Conflict: the project has no published rubric.
@@ -54,8 +55,8 @@ def open_comparisons(session: Session, run: Run, by_prompt: Mapping[int, list[Co
     settings = LabelingSettings.model_validate(project.labeling)
     opening = Opening(project, settings, rubric.id, round_, limit)
     prompts = queries.prompts_by_id(session, set(by_prompt))
-    # Only on held-out prompts do pairs with another policy tell how often people prefer the new one: it was trained on
-    # the others.
+    # Pairs with another policy measure people's preference only on held-out prompts, because the new policy was trained
+    # on the others.
     heldout = {prompt_id for prompt_id in by_prompt if prompts[prompt_id].split == "heldout"}
     rivals = stages.rivals(round_) if round_ else ()
     older = {rival: queries.newest_completions(session, heldout, rival) for rival in rivals}
@@ -64,8 +65,8 @@ def open_comparisons(session: Session, run: Run, by_prompt: Mapping[int, list[Co
     for prompt_id, completions in by_prompt.items():
         prompt = prompts[prompt_id]
         if prompt.split not in ("train", "heldout"):
-            continue  # withdrawn, or kept for something else, since the run was made
-        # Where another policy was sampled too, what it says now stands in place of what it said before.
+            continue  # withdrawn or moved to another split since the run was created
+        # If another policy was sampled too, its new responses replace its earlier ones.
         of = {rival: [each for each in completions if each.model_version_id == rival] for rival in rivals}
         said = [_samples(of[rival] or older[rival].get(prompt_id, [])) for rival in rivals]
         new = _samples([each for each in completions if each.model_version_id not in rivals])
@@ -100,7 +101,8 @@ def _open(
 
 
 def _add(session: Session, opening: Opening, prompt: Prompt, choice: Choice, purpose: str) -> int:
-    """A pair, or a ranking with all its pairs, of which the first is offered: its answer is about all of them."""
+    """Add a pair, or a ranking with all its pairs. Only the first pair is offered, because its answer
+    covers them all."""
     ranking_id = None
     if len(choice.ids) > 2:
         ranking = Ranking(project_id=opening.project.id, prompt_id=prompt.id, size=len(choice.ids))
@@ -122,17 +124,17 @@ def _add(session: Session, opening: Opening, prompt: Prompt, choice: Choice, pur
             ranking_id=ranking_id,
             offered=number == 0,
             selection=choice.selection,
-            # The newest policy's responses are asked about first: judgments of them teach it most.
+            # The newest policy's responses are asked about first, because judgments on them teach it most.
             priority=opening.round.number if opening.round else 0,
         )
         for number, pair in enumerate(combinations(choice.ids, 2))
     ]
     for pair in pairs:
         session.add(pair)
-        session.flush()  # ids in this order: the offered one has the lowest
+        session.flush()  # assigns ids in this order: the offered pair has the lowest
     return len(pairs)
 
 
 def _samples(completions: list[Completion]) -> list[Sample]:
-    """With what the reward model's heads said, where the worker asked them."""
+    """Return the samples, with the scores of the reward model's heads if the worker computed them."""
     return [Sample(each.id, each.text, tuple(each.sampling.get("reward", {}).get("heads", ()))) for each in completions]

@@ -1,4 +1,4 @@
-"""What rounds came to, one beside the other: what people said, what the rounds' reward models said, and the verdict."""
+"""Results of rounds: people's preferences, the rounds' reward models' figures, and the verdict."""
 
 import math
 from collections import defaultdict
@@ -17,15 +17,16 @@ from app.models import Project, Round
 from app.rounds import queries, result_queries
 from app.rounds.adoption import DIFFERENCE, difference_of
 
-# KL on pages is the estimate that is never negative (k3): of a few responses, as in a slice, the other one (k1) may be.
+# KL on pages is the estimate that is never negative (k3). The other one (k1) may be negative with few responses, as in
+# a slice.
 ACCURACY, KL, REWARD = "eval_accuracy", "eval_objective/kl_k3", "eval_objective/scores"
 _DIFFERENCE = (DIFFERENCE, f"{DIFFERENCE}_low", f"{DIFFERENCE}_high")
 _OF_EVALUATION = (KL, REWARD, "eval_before/scores", *_DIFFERENCE, "eval_prompts")
-LIKE = 1.1  # responses of which the longer one is at most so many times as long are of like length
+LIKE = 1.1  # lengths are similar if the longer response is at most this many times as long
 
 
 class WinRate(NamedTuple):
-    """How often people preferred the new policy's response to another policy's; a tie is half a win."""
+    """How often people preferred the new policy's response to another policy's; a tie counts as half a win."""
 
     value: float
     low: float
@@ -36,14 +37,14 @@ class WinRate(NamedTuple):
 
     @property
     def interval(self) -> Interval | None:
-        """None for fewer than `FEWEST` prompts, which tell nothing of others."""
+        """The interval; None for fewer than `FEWEST` prompts, which say nothing about others."""
         return Interval(self.value, self.low, self.high) if self.prompts >= FEWEST else None
 
 
 class Rivals(NamedTuple):
-    """How a round's new policy does beside the policy before it and beside the first one, which may be the same.
+    """How people compare a round's new policy with the previous one and with the first one, which may be the same.
 
-    waiting: prompts beside the policy before that lack a judgment, and do not count yet.
+    waiting: prompts for the previous policy that still lack a judgment, so they do not count yet.
     """
 
     before: WinRate | None = None
@@ -52,8 +53,11 @@ class Rivals(NamedTuple):
 
 
 def win_rates(session: Session, rounds: Sequence[Round]) -> dict[tuple[int, str], Rivals]:
-    """By round's id and slice ("" is all). For all prompts the interval is a confidence sequence, valid after every
-    judgment; a slice has the interval of a single look."""
+    """Return win rates by (round id, slice), with slice "" for all prompts.
+
+    For all prompts the interval is a confidence sequence, valid after every judgment; a slice's interval is valid for a
+    single look.
+    """
     counted: dict[tuple[int, int, str], list[Any]] = defaultdict(list)
     for row in result_queries.evaluated(session, [round_.id for round_ in rounds]):
         tags = of_prompt(row.domain, row.difficulty, row.safety_category, "")
@@ -80,15 +84,15 @@ def _win_rate(rows: Sequence[Any], slice_: str) -> WinRate | None:
 
 
 def people_on(session: Session, round_: Round) -> Rivals:
-    """What people said of the round's new policy, over all prompts."""
+    """Return people's preferences for the round's new policy, over all prompts."""
     return win_rates(session, [round_]).get((round_.id, ""), Rivals())
 
 
 def verdict_of(session: Session, round_: Round, people: Rivals) -> Verdict | None:
-    """The verdict on a round; none before it is done, or where nobody has measured it.
+    """Return the verdict on a round; None before it is done, or if nobody has measured it.
 
     Args:
-        people: what they said of it: `people_on`.
+        people: the result of `people_on`.
     """
     if round_.state != "done":
         return None
@@ -98,8 +102,8 @@ def verdict_of(session: Session, round_: Round, people: Rivals) -> Verdict | Non
 
 
 def by_length(session: Session, round_: Round) -> dict[str, WinRate]:
-    """What people said of the round's new policy beside the one before: where its response was longer, where both were
-    of like length, and where it was shorter. Those that nobody judged are left out."""
+    """Return people's preference for the new policy over the previous one, by whether its response was longer, of
+    similar length, or shorter. Parts without judgments are left out."""
     parts: dict[str, list[Any]] = {"longer": [], "of like length": [], "shorter": []}
     for row in result_queries.evaluated(session, [round_.id]):
         if row.rival_id == round_.policy_before_id:
@@ -115,16 +119,16 @@ class RoundRow(NamedTuple):
     round: Round
     judgments: int
     pairs: int
-    accuracy: float | None  # of the reward model on comparisons it did not train on
-    kl: float | None  # nats a response, to the reference model
+    accuracy: float | None  # the reward model's, on comparisons it did not train on
+    kl: float | None  # nats per response, to the reference model
     reward: float | None  # mean score of the new policy's responses
-    reward_before: float | None  # by the same reward model, of the policy before
-    difference: Interval | None  # of the two
-    prompts: int  # on which both were scored
-    wins: WinRate | None  # beside the policy before
-    first: WinRate | None  # beside the first policy
-    named: bool  # whether people prefer it to the first one, of all rounds together (e-BH)
-    yardstick: Yardstick | None  # best-of-n of the reference model; of all prompts alone
+    reward_before: float | None  # of the previous policy's responses, by the same reward model
+    difference: Interval | None  # between these two rewards
+    prompts: int  # prompts on which both were scored
+    wins: WinRate | None  # against the previous policy
+    first: WinRate | None  # against the first policy
+    named: bool  # people prefer it to the first one, corrected over all rounds (e-BH)
+    yardstick: Yardstick | None  # best-of-n of the reference model; only for all prompts
 
     @property
     def verdict(self) -> Verdict | None:

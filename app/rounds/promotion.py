@@ -1,7 +1,7 @@
-"""The gate: a round's policy becomes the project's once people prefer it, by the bound of the confidence sequence.
+"""The gate: a round's policy becomes the project's once the confidence sequence shows that people prefer it.
 
-Since the sequence may be looked at after every judgment, whoever looks first may act on it: the worker every few
-seconds, and whoever starts a round. Each function works in the caller's transaction and never commits.
+The sequence is valid after every judgment, so the check may run at any time: the worker runs it every few seconds, and
+so does the start of a round. Each function works in the caller's transaction and never commits.
 """
 
 from sqlalchemy.orm import Session
@@ -14,12 +14,12 @@ from app.suites import service as suites
 
 
 def waiting(session: Session) -> list[int]:
-    """Projects in which people have judged a policy that waits for them."""
+    """Return projects in which people have judged a policy that waits for them."""
     return queries.projects_with_waiting_policy(session)
 
 
 def waiting_policy(session: Session, project: Project) -> ModelVersion | None:
-    """The policy that waits for people to prefer it, unless they have found it worse."""
+    """Return the policy that waits for people to prefer it; None if there is none or people found it worse."""
     round_ = queries.round_with_waiting_policy(session, project.id)
     if round_ is None or round_.policy_after_id is None:
         return None
@@ -30,13 +30,13 @@ def waiting_policy(session: Session, project: Project) -> ModelVersion | None:
 
 
 def promote(session: Session, project: Project) -> ModelVersion | None:
-    """Makes the newest round's policy the project's, if it waits for that and people prefer it; returns it then.
+    """Make the newest round's policy the project's if it waits for that and people prefer it; return it then.
 
-    A suite on which it lost more than is allowed holds it back, whatever people say: an operator may still adopt it.
-    An operator who goes back to an earlier policy afterwards has the last word: a policy is promoted once.
+    A suite on which it lost more than allowed holds it back, whatever people say; an operator may still adopt it. A
+    policy is promoted only once, so an operator can go back to an earlier policy afterwards.
 
     Args:
-        project: whose row the caller holds locked.
+        project: the caller holds its row locked.
     """
     round_ = queries.round_with_waiting_policy(session, project.id)
     if round_ is None or round_.policy_after_id is None:

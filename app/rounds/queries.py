@@ -1,4 +1,4 @@
-"""SQL of rounds: what they read, what they wrote, where they stand."""
+"""SQL of rounds: their runs, models, prompts and samples."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -36,7 +36,7 @@ from app.rounds.snapshot_queries import PURPOSES
 
 
 def undecided(session: Session, project_id: int) -> int:
-    """Comparisons that are open or in review, of those that a round would read once they are decided."""
+    """Count open or in-review comparisons that a round would read once they are decided."""
     waiting = Comparison.state.in_(("open", "in_review")), Comparison.purpose.in_(PURPOSES)
     return session.scalar(select(func.count()).where(Comparison.project_id == project_id, *waiting)) or 0
 
@@ -47,7 +47,7 @@ def pending_demonstrations(session: Session, project_id: int) -> int:
 
 
 def judgments_since(session: Session, project_id: int, moment: datetime | None) -> int:
-    """Live judgments given after a moment (all of them for none), of comparisons that a round may read."""
+    """Count live judgments given after a moment (None: all) on comparisons that a round may read."""
     query = (
         select(func.count())
         .select_from(Judgment)
@@ -65,12 +65,12 @@ def judgments_since(session: Session, project_id: int, moment: datetime | None) 
 
 
 def rounds(session: Session, project_id: int) -> list[Round]:
-    """Newest first."""
+    """Return the project's rounds, newest first."""
     return list(session.scalars(select(Round).where(Round.project_id == project_id).order_by(Round.number.desc())))
 
 
 def read_at(session: Session, round_: Round) -> datetime:
-    """The moment as of which a round read: when it was frozen; when it was started, while it is not."""
+    """Return the moment that a round's data is from: when it was frozen, or before that, when it was started."""
     frozen = session.get(Snapshot, round_.snapshot_id) if round_.snapshot_id else None
     return frozen.created_at if frozen else round_.created_at
 
@@ -84,8 +84,11 @@ def active_round(session: Session, project_id: int) -> Round | None:
 
 
 def _waiting(*columns: Any) -> Select[Any]:
-    """The newest finished round of each project, if its policy was not adopted and the project still has the policy
-    that it began with. While another round is under way nothing waits: that one has begun with the present policy."""
+    """Select the newest finished round of each project if its policy may still be promoted.
+
+    That is so if its policy was not adopted and the project still has the policy that the round began with. While
+    another round is active nothing waits, because that round began with the current policy.
+    """
     later = aliased(Round)
     followed = later.project_id == Round.project_id, later.number > Round.number
     return (
@@ -103,7 +106,7 @@ def _waiting(*columns: Any) -> Select[Any]:
 
 
 def projects_with_waiting_policy(session: Session) -> list[int]:
-    """Projects whose newest policy waits for people, and of which people have judged something."""
+    """Return projects whose newest policy waits for people's judgments and already has a closed comparison."""
     judged = Comparison.round_id == Round.id, Comparison.purpose == "human_eval", Comparison.state != "open"
     return list(session.scalars(_waiting(Project.id).where(exists().where(*judged)).order_by(Project.id)))
 
@@ -113,12 +116,12 @@ def round_with_waiting_policy(session: Session, project_id: int) -> Round | None
 
 
 def runs_of(session: Session, round_id: int) -> list[Run]:
-    """In the order they were made, which is the order of the stages."""
+    """Return the round's runs in the order they were created, which is the order of the stages."""
     return list(session.scalars(select(Run).where(Run.round_id == round_id).order_by(Run.id)))
 
 
 def unfinished_runs(session: Session, round_id: int) -> list[Run]:
-    """Locked: what the worker does next with them waits for us."""
+    """Return the unfinished runs, locked, so that the worker waits before it continues with them."""
     query = select(Run).where(Run.round_id == round_id, Run.state.in_(("queued", "running"))).order_by(Run.id)
     return list(session.scalars(query.with_for_update(key_share=True)))
 
@@ -133,13 +136,13 @@ def count_runs(session: Session, project_id: int) -> int:
 
 
 def sampling_runs(session: Session, project_id: int) -> list[Run]:
-    """Runs that sampled outside any round, newest first."""
+    """Return runs that sampled outside any round, newest first."""
     query = select(Run).where(Run.project_id == project_id, Run.round_id.is_(None), Run.kind == "sample")
     return list(session.scalars(query.order_by(Run.id.desc()).limit(5)))
 
 
 def model_of(session: Session, project_id: int, base: str, adapter: str | None) -> ModelVersion | None:
-    """The model version stored at these locations."""
+    """Return the model version stored at these locations."""
     query = select(ModelVersion).where(
         ModelVersion.project_id == project_id,
         ModelVersion.base == base,
@@ -160,7 +163,8 @@ def newest_reward_model_id(session: Session, project_id: int) -> int | None:
 
 
 def adapter_rank(session: Session, policy_id: int | None) -> int | None:
-    """The LoRA rank of a policy's adapter, by the run that trained it; None for a policy without one."""
+    """Return the LoRA rank of a policy's adapter, from the run that trained it; None for a policy
+    without an adapter."""
     policy = session.get(ModelVersion, policy_id) if policy_id else None
     run = session.get(Run, policy.run_id) if policy and policy.adapter and policy.run_id else None
     lora = run.spec.get("lora") if run else None
@@ -171,7 +175,7 @@ def adapter_rank(session: Session, policy_id: int | None) -> int | None:
 
 
 def _spread(seed: int) -> Any:
-    """An order of prompts that looks random and is the same every time."""
+    """Order prompts in a way that looks random but is the same every time."""
     return func.md5(func.concat(seed, "/", Prompt.id))
 
 
@@ -186,11 +190,11 @@ def train_prompts(session: Session, project_id: int) -> list[Prompt]:
 def prompts_to_sample(
     session: Session, project_id: int, limit: int, seed: int, shares: Mapping[str, float], heldout_share: float
 ) -> list[Prompt]:
-    """Train and held-out prompts, at most `limit`.
+    """Return train and held-out prompts, at most `limit`.
 
-    Train prompts that people were asked about least come first, mixed by difficulty in proportion to the shares.
-    Held-out prompts fill at most `heldout_share` of the limit, and at least one place unless the share is 0. Those on
-    which policies were compared least come first, so each policy is measured on fresh prompts while there are any.
+    Train prompts with the fewest comparisons come first, mixed by difficulty in proportion to the shares. Held-out
+    prompts fill at most `heldout_share` of the limit, and at least one place unless the share is 0. Those on which
+    policies were compared least come first, so each policy is measured on fresh prompts as long as there are any.
     """
     compared = select(func.count()).where(Comparison.prompt_id == Prompt.id, Comparison.purpose == "human_eval")
     of_heldout = max(1, int(limit * heldout_share + 1e-9)) if heldout_share else 0
@@ -210,7 +214,7 @@ def prompts_to_sample(
 
 
 def prompts_to_evaluate(session: Session, project_id: int, limit: int) -> list[Prompt]:
-    """Held-out and regression prompts, always the same ones; train prompts in a project that has neither."""
+    """Return held-out and regression prompts, always the same ones; if the project has neither, train prompts."""
     of_project = select(Prompt).where(Prompt.project_id == project_id).order_by(_spread(0)).limit(limit)
     unseen = list(session.scalars(of_project.where(Prompt.split.in_(("heldout", "regression")))))
     return unseen or list(session.scalars(of_project.where(Prompt.split == "train")))
@@ -221,7 +225,7 @@ def prompts_by_id(session: Session, ids: set[int]) -> dict[int, Prompt]:
 
 
 def heldout_among(session: Session, prompt_ids: set[int]) -> set[int]:
-    """Those of these prompts that are held out."""
+    """Return the prompts among these that are held out."""
     return set(session.scalars(select(Prompt.id).where(Prompt.id.in_(prompt_ids), Prompt.split == "heldout")))
 
 
@@ -231,13 +235,13 @@ def completions_of_run(session: Session, run_id: int, prompt_ids: set[int]) -> l
 
 
 def stored_samples(session: Session, run_id: int) -> set[tuple[int, int]]:
-    """(prompt id, sample index) of what a sampling run has stored."""
+    """Return (prompt id, sample index) of the samples that a run has stored."""
     query = select(Completion.prompt_id, Completion.sample_index).where(Completion.run_id == run_id)
     return {(prompt_id, index) for prompt_id, index in session.execute(query) if index is not None}
 
 
 def sampled(session: Session, run_id: int) -> dict[str, int]:
-    """How many responses a sampling run has stored, how many of them ended by themselves, and their tokens."""
+    """Count a sampling run's stored responses, those that ended with an end-of-text token, and their tokens."""
     query = select(
         func.count().label("samples"),
         func.count().filter(Completion.finish_reason == "eos").label("finished"),
@@ -247,9 +251,9 @@ def sampled(session: Session, run_id: int) -> dict[str, int]:
 
 
 def store_answer(session: Session, run_id: int, sample: dict[str, Any]) -> None:
-    """What the policy said to the red-team attempt that the run is for; what is stored already stays.
+    """Store the policy's answer to the run's red-team attempt, unless it has one.
 
-    The attempt's id stands where a prompt's does. An attempt that another run answers by now takes nothing.
+    `prompt_id` is the attempt's id. Nothing is stored if the attempt has another run by now.
     """
     own = (RedTeamAttempt.id == sample["prompt_id"], RedTeamAttempt.run_id == run_id, RedTeamAttempt.answer.is_(None))
     answer = {name: sample[name] for name in ("text", "finish_reason", "n_tokens", "seed", "sampling")}
@@ -257,9 +261,9 @@ def store_answer(session: Session, run_id: int, sample: dict[str, Any]) -> None:
 
 
 def store_turn(session: Session, run_id: int, sample: dict[str, Any]) -> None:
-    """What a model of a playground said in the turn that the run is for; what is stored already stays.
+    """Store a model's answer in the run's playground turn, unless it has one.
 
-    Both models answer both lines of the conversation, 0 and 1, and each answer to the other model's line is dropped.
+    Both models answer both conversations, 0 and 1; a model's answer to the other model's conversation is dropped.
     """
     if sample["prompt_id"] != sample["sample_index"]:
         return
@@ -270,7 +274,7 @@ def store_turn(session: Session, run_id: int, sample: dict[str, Any]) -> None:
 
 
 def newest_completions(session: Session, prompt_ids: set[int], model_id: int) -> dict[int, list[Completion]]:
-    """By prompt: the samples of a model from the last run in which it answered that prompt."""
+    """Return, by prompt, a model's samples from the last run in which it answered that prompt."""
     last = (
         select(Completion.prompt_id, func.max(Completion.run_id).label("run_id"))
         .where(Completion.prompt_id.in_(prompt_ids), Completion.model_version_id == model_id)
@@ -287,7 +291,7 @@ def newest_completions(session: Session, prompt_ids: set[int], model_id: int) ->
 
 
 def has_answered(session: Session, prompt_ids: set[int], model_id: int, sampling: dict[str, Any]) -> bool:
-    """Whether a model was sampled in this way on all of these prompts."""
+    """Tell whether a model was sampled with these settings on all of these prompts."""
     answered = select(func.count(Completion.prompt_id.distinct())).where(
         Completion.prompt_id.in_(prompt_ids),
         Completion.model_version_id == model_id,
@@ -299,7 +303,10 @@ def has_answered(session: Session, prompt_ids: set[int], model_id: int, sampling
 def answers(
     session: Session, prompt_ids: set[int], model_id: int, sampling: dict[str, Any], most: int
 ) -> dict[int, list[str]]:
-    """By prompt: the oldest texts that a model was sampled in this way, at most `most`. Any seed: they are alike."""
+    """Return, by prompt, a model's oldest responses with these sampling settings, at most `most`.
+
+    Seeds may differ, because responses with any seed are equally distributed.
+    """
     place = func.row_number().over(partition_by=Completion.prompt_id, order_by=Completion.id)
     numbered = (
         select(Completion.prompt_id, Completion.text, place.label("place"))
@@ -319,7 +326,7 @@ def answers(
 
 
 def samples(session: Session, project_id: int, *, split: str | None, round_id: int | None) -> Select[Any]:
-    """A query of sampled responses with prompt and model, to be read page by page or streamed."""
+    """Select sampled responses with prompt and model, to be read page by page or streamed."""
     query = (
         select(
             Completion.id,

@@ -1,4 +1,4 @@
-"""What a round would read, and whether that is enough: told before its start, and decided when it is frozen."""
+"""What a round would read, and whether that is enough: shown before its start, and decided when it is frozen."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -20,13 +20,13 @@ FEW_PAIRS = 100  # below this a reward model learns little
 
 
 class Available(NamedTuple):
-    """What there is to read in a project, before settings choose among it. Costs O(comparisons + judgments)."""
+    """The data that a project has, before settings choose among it. Costs O(comparisons + judgments)."""
 
     candidates: Candidates
     trained_rounds: list[int]
-    undecided: int  # comparisons
-    approved: dict[str, int]  # demonstrations by split
-    pending: int  # demonstrations
+    undecided: int  # comparisons that are not decided yet
+    approved: dict[str, int]  # approved demonstrations by split
+    pending: int  # demonstrations that wait for review
     thumbs: dict[str, int]  # responses with thumbs, up and down
     new_judgments: int  # since the last round read
 
@@ -44,41 +44,41 @@ class Available(NamedTuple):
 
 
 def new_judgments(session: Session, project: Project, *, tried_too: bool = False) -> int:
-    """How many judgments that a round may read were given since the last one read.
+    """Count judgments that a round may read and that were given since a round last read data.
 
     Args:
-        tried_too: since the last one was started, if that ended before it read anything.
+        tried_too: count from the last started round, even if it ended before it read anything.
     """
     last = _last_to_read(session, project, tried_too=tried_too)
     return queries.judgments_since(session, project.id, queries.read_at(session, last) if last else None)
 
 
 def _last_to_read(session: Session, project: Project, *, tried_too: bool = False) -> Round | None:
-    """The newest round that read something or is about to. A round that ended before it was frozen read nothing."""
+    """Return the newest round that has read data or is about to. A round that ended before freezing read nothing."""
     rounds = queries.rounds(session, project.id)
     return next((each for each in rounds if tried_too or each.snapshot_id or each.state == "freezing"), None)
 
 
 class Preview(NamedTuple):
-    """What a round started now would read."""
+    """What a round that starts now would read."""
 
-    counts: dict[str, Any]  # those its snapshot would have
-    waiting: int  # comparisons not decided yet, or demonstrations not reviewed yet: not read
+    counts: dict[str, Any]  # the counts of its snapshot
+    waiting: int  # comparisons not decided yet, or demonstrations not reviewed yet, so not read
     new_judgments: int
-    thumbs: dict[str, int] | None  # how many responses with thumbs it would read, up and down; none: it reads none
+    thumbs: dict[str, int] | None  # numbers of responses with thumbs it would read, up and down; None: it reads none
     policy: ModelVersion | None
     active: Round | None
     warnings: tuple[str, ...]
     can_start: bool
-    suites: int  # standing evaluations that both policies take
-    suite_cases: int  # in all of them
+    suites: int  # number of suites that both policies take
+    suite_cases: int  # cases in all suites
 
 
 def preview(session: Session, project: Project, config: RoundConfig, available: Available | None = None) -> Preview:
-    """What a round with these settings would read, who won by the consensus that is stored.
+    """Return what a round with these settings would read. Winners come from the stored consensus.
 
     Args:
-        available: what there is; none: it is looked up.
+        available: the project's data; None: look it up.
     """
     there = available or Available.of(session, project)
     last = _last_to_read(session, project)
@@ -128,11 +128,11 @@ def reads_thumbs(config: RoundConfig) -> bool:
 
 
 def lacks(config: RoundConfig, counts: Mapping[str, Any], demonstrations: int) -> InvalidInput | None:
-    """Why this is too little to train on, if it is.
+    """Return why this is too little to train on; None if it is enough.
 
     Args:
         counts: of the snapshot: `train`, and with comparisons `winners`.
-        demonstrations: approved ones on train prompts, which PPO could mix in.
+        demonstrations: number of approved ones on train prompts, which PPO could mix in.
     """
     if config.algorithm == "sft":
         if counts["train"] < MIN_DEMONSTRATIONS:
@@ -162,9 +162,9 @@ def lacks(config: RoundConfig, counts: Mapping[str, Any], demonstrations: int) -
 
 
 def lacks_at_first_sight(session: Session, project: Project, config: RoundConfig) -> InvalidInput | None:
-    """`lacks` by what costs no more where there is much: no comparison beyond the first `MIN_PAIRS` is looked at.
+    """Check `lacks` quickly, however much data there is: at most the first `MIN_PAIRS` comparisons are looked at.
 
-    Limits can leave out more than is seen here. That is found when the round is frozen.
+    The settings' limits may leave out more; the check when the round is frozen finds that.
     """
     approved = snapshot_queries.count_approved(session, project.id) if config.algorithm == "sft" or config.ptx else {}
     demonstrations = demonstration_counts(approved, config.reading)
@@ -176,14 +176,15 @@ def lacks_at_first_sight(session: Session, project: Project, config: RoundConfig
 
 
 def cannot_start(session: Session, project: Project, config: RoundConfig) -> InvalidInput | None:
-    """Why a round with these settings cannot start, as far as that is seen at once; none if it can."""
+    """Return why a round with these settings cannot start, by a quick check; None if it can."""
     if project.policy_id is None:
         return InvalidInput("The project has no model to improve.", "Give it a base model first.")
     return too_low_a_rank(session, project, config) or lacks_at_first_sight(session, project, config)
 
 
 def too_low_a_rank(session: Session, project: Project, config: RoundConfig) -> InvalidInput | None:
-    """Why the policy's adapter cannot go on learning, if it cannot: a smaller one would lose what it has learned."""
+    """Return an error if the policy's adapter has a higher LoRA rank than the settings: a smaller one would lose what
+    it has learned."""
     rank = queries.adapter_rank(session, project.policy_id)
     if not config.lora or rank is None or rank <= config.lora_rank:
         return None
@@ -194,7 +195,7 @@ def too_low_a_rank(session: Session, project: Project, config: RoundConfig) -> I
 
 
 def _doubts(counts: dict[str, Any]) -> list[str]:
-    """Why a round on these comparisons may disappoint."""
+    """Return reasons why a round on these comparisons may disappoint."""
     doubts = []
     if MIN_PAIRS <= counts["winners"] < FEW_PAIRS:
         doubts.append(

@@ -1,4 +1,4 @@
-"""SQL of what rounds measured, and of what people said about what they made."""
+"""SQL of rounds' measurements, and of people's judgments on their policies."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,8 @@ from app.models import Comparison, Completion, Judgment, Metric, Prompt, Round, 
 
 
 def metrics_from(session: Session, run_ids: list[int], run_id: int, step: int) -> Sequence[Any]:
-    """Metrics over all rows, from a run's step on (that step included: it may have been written in two halves)."""
+    """Return metrics over all rows from a run's step on, including that step, which may have been
+    written in two parts."""
     query = select(Metric.run_id, Metric.name, Metric.step, Metric.value).where(
         Metric.run_id.in_(run_ids), Metric.slice == "", tuple_(Metric.run_id, Metric.step) >= (run_id, step)
     )
@@ -19,7 +20,7 @@ def metrics_from(session: Session, run_ids: list[int], run_id: int, step: int) -
 
 
 def all_metrics(session: Session, run_ids: list[int]) -> Sequence[Any]:
-    """Every metric of some runs, by slice and step."""
+    """Return every metric of the runs, by slice and step."""
     query = select(Metric.run_id, Metric.name, Metric.slice, Metric.step, Metric.value).where(
         Metric.run_id.in_(run_ids)
     )
@@ -27,7 +28,7 @@ def all_metrics(session: Session, run_ids: list[int]) -> Sequence[Any]:
 
 
 def last_values(session: Session, run_ids: list[int]) -> Sequence[Any]:
-    """The newest value of every metric and slice of some runs."""
+    """Return the newest value of every metric and slice of the runs."""
     query = (
         select(Metric.run_id, Metric.name, Metric.slice, Metric.step, Metric.value)
         .where(Metric.run_id.in_(run_ids))
@@ -38,7 +39,7 @@ def last_values(session: Session, run_ids: list[int]) -> Sequence[Any]:
 
 
 def round_values(session: Session, round_ids: list[int], names: Sequence[str]) -> Sequence[Any]:
-    """The newest value of these metrics, by slice, of the runs that measure a round."""
+    """Return the newest value of these metrics, by slice, of the runs that measure a round."""
     query = (
         select(Run.round_id, Run.kind, Metric.name, Metric.slice, Metric.value)
         .join(Run, Run.id == Metric.run_id)
@@ -50,22 +51,23 @@ def round_values(session: Session, round_ids: list[int], names: Sequence[str]) -
 
 
 def snapshots_of(session: Session, round_ids: list[int]) -> dict[int, dict[str, Any]]:
-    """By round: the counts of what it read."""
+    """Return the counts of each round's snapshot, by round id."""
     query = select(Round.id, Snapshot.counts).join(Snapshot, Snapshot.id == Round.snapshot_id)
     return {row[0]: row[1] for row in session.execute(query.where(Round.id.in_(round_ids)))}
 
 
 def evaluated(session: Session, round_ids: Sequence[int]) -> Sequence[Any]:
-    """What people said of rounds' new policies beside rivals: a row for each round, rival and prompt, in the order in
-    which the prompts entered.
+    """Return people's judgments on rounds' new policies and their rivals: one row per round, rival and prompt.
 
-    - value: share of the prompt's judgments that are for the new policy, a tie and "both bad" counting one half. Each
-      labeler's live judgment of each comparison counts as one; a reviewer's verdict and what an AI judge says do not.
+    Rows are in the order in which the prompts entered.
+
+    - value: share of the prompt's judgments for the new policy; a tie and "both bad" count one half. Each labeler's
+      live judgment on each comparison counts once. Reviewers' verdicts and AI judges' judgments do not count.
     - entered: when the last of these labelers first answered. It does not move when they change their answer.
-    - is_whole: whether every comparison has all the judgments that are wanted of it. Those that wait for a reviewer
-      have; withdrawn ones do not count at all. What is not whole has not entered.
-    - judgments: how many are behind the value; prompts with none have no value and stand last.
-    - longer: mean tokens of the new policy's responses over those of the rival's.
+    - is_whole: every comparison has all its judgments. Comparisons in review count as complete; withdrawn ones are
+      ignored. A prompt that is not whole has not entered.
+    - judgments: how many the value is based on; prompts without any have no value and come last.
+    - longer: mean tokens of the new policy's responses divided by the rival's.
     """
     a, b = aliased(Completion), aliased(Completion)
     new_is_b = b.model_version_id == Round.policy_after_id
@@ -125,7 +127,7 @@ def evaluated(session: Session, round_ids: Sequence[int]) -> Sequence[Any]:
 
 
 def judges(session: Session, round_: Round) -> dict[str, tuple[int, int]]:
-    """By kind of labeler: how many compared the round's new policy with the one before it, and their live judgments."""
+    """Count, by kind of labeler, those who compared the new policy with the previous one, and their live judgments."""
     a, b = aliased(Completion), aliased(Completion)
     query = (
         select(User.kind, func.count(User.id.distinct()), func.count())
@@ -144,7 +146,7 @@ def judges(session: Session, round_: Round) -> dict[str, tuple[int, int]]:
 
 
 def opened_comparisons(session: Session, round_ids: list[int]) -> dict[tuple[int, str], tuple[int, int]]:
-    """By round and purpose: comparisons opened from its samples, and how many of them are decided."""
+    """Count, by round and purpose, comparisons opened from its samples, and how many of them are decided."""
     query = (
         select(
             Comparison.round_id,

@@ -1,4 +1,4 @@
-"""What a reward model says of the comparisons it has read, stored beside what people said of them."""
+"""A reward model's predictions for the comparisons it has read, stored beside people's judgments."""
 
 import numpy as np
 from sqlalchemy import text
@@ -13,9 +13,9 @@ READ = "comparison JOIN reward_view AS said ON comparison.id = said.id AND compa
 
 
 def store_views(session: Session, store: ArtifactStore, model: ModelVersion) -> int:
-    """Writes what a reward model's folder says of each comparison to `comparison.reward_p_b`; returns how many.
+    """Write a reward model's prediction for each comparison to `comparison.reward_p_b`; return how many.
 
-    A model without such a file, trained elsewhere, has none. Objects loaded before are not refreshed.
+    A model that was trained elsewhere has no file of predictions. Objects loaded before are not refreshed.
     """
     path = store.root / model.base / REWARD_VIEWS
     if not path.exists():
@@ -26,7 +26,7 @@ def store_views(session: Session, store: ArtifactStore, model: ModelVersion) -> 
 
 
 def _write(session: Session, model: ModelVersion, views: list[RewardView]) -> None:
-    """Three statements, however many there are."""
+    """Write the predictions with three statements, however many there are."""
     columns = {
         "id": np.array([view.comparison_id for view in views], dtype=np.int64),
         "p_b": np.array([view.p_b for view in views], dtype=np.float64),
@@ -34,7 +34,7 @@ def _write(session: Session, model: ModelVersion, views: list[RewardView]) -> No
     }
     load_columns(session, "reward_view", columns)
     named = {"project": model.project_id, "model": model.id}
-    # Locked in the order of their ids: two who write to many comparisons must not wait for each other in a circle.
+    # Locked by ascending id, so that transactions that write many comparisons cannot deadlock.
     session.execute(text(f"SELECT FROM {READ} ORDER BY comparison.id FOR NO KEY UPDATE OF comparison"), named)
     session.execute(
         text(

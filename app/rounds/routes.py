@@ -1,4 +1,4 @@
-"""Rounds in the browser: the list, starting one, watching it, and its samples."""
+"""Rounds in the browser: the list, starting a round, watching it, and its samples."""
 
 import pathlib
 from typing import Annotated, Any, Literal, get_args
@@ -71,7 +71,7 @@ def new_round(
     session: SessionDep,
     algorithm: Algorithm | None = None,
 ) -> Response:
-    """What a round would read, and its settings; those are open where an algorithm was chosen."""
+    """Show what a round would read, and its settings, which are expanded if an algorithm was chosen."""
     rank = queries.adapter_rank(session, project.policy_id)
     config = RoundConfig.defaults(algorithm or RECOMMENDED, Generation.model_validate(project.generation), rank)
     return _new_page(request, project, session, _shown(config), is_open=algorithm is not None)
@@ -79,7 +79,8 @@ def new_round(
 
 @router.get("/rounds/preview")
 def preview(request: Request, operator: OperatorDep, project: ProjectDep, session: SessionDep) -> Response:
-    """What a round with the query's settings would read and take, as parts of the form's page; none if one is wrong."""
+    """Return parts of the form's page: what a round with the query's settings would read and cost; empty if one is
+    invalid."""
     try:
         config = RoundConfig.of(dict(request.query_params))
     except ValidationError:
@@ -88,8 +89,11 @@ def preview(request: Request, operator: OperatorDep, project: ProjectDep, sessio
 
 
 def _before_the_start(request: Request, project: Project, session: Session, config: RoundConfig) -> dict[str, Any]:
-    """What the form shows of a round with these settings. Each change of the form asks again: what there is to choose
-    from is looked up once for all who look, and again after what the user did."""
+    """Return what the form shows about a round with these settings.
+
+    Every change of the form asks again, so the available data is cached for all users, and reloaded after the user's
+    own changes.
+    """
     kept: Kept[service.Available] = request.app.state.available_to_rounds
     since = labelers.changed_at(session, project, request.state.user)
     there = kept.get(project.id, lambda: service.Available.of(session, project), since).value
@@ -99,7 +103,7 @@ def _before_the_start(request: Request, project: Project, session: Session, conf
 
 
 def _shown(config: RoundConfig) -> dict[str, Any]:
-    """Settings as the form begins with them: without those that nobody gave and that depend on others."""
+    """Return settings as the form begins with them, without those whose default depends on others."""
     return config.model_dump(exclude=set(dependent(type(config))))
 
 
@@ -111,10 +115,10 @@ def start(
     session: SessionDep,
     typed: TypedDep,
 ) -> Response:
-    """Starts a round. A form that is refused comes back as it was typed, with the reason."""
+    """Start a round. A refused form comes back as it was typed, with the reason."""
     try:
         config = RoundConfig.of(typed)
-        with session.begin_nested():  # nothing of a round that is refused stays
+        with session.begin_nested():  # a refused round leaves nothing behind
             round_ = service.start(session, request.app.state.store, project, operator, config)
     except ValidationError as error:
         reasons = reasons_of(error)
@@ -137,7 +141,7 @@ def _new_page(
     problem: PrefloopError | None = None,
     is_open: bool = True,
 ) -> Response:
-    """The form of a new round; with the problem, where it was refused, and what was typed."""
+    """Show the form of a new round; after a refusal, with the problem and what was typed."""
     generation = Generation.model_validate(project.generation)
     algorithm: Algorithm = values["algorithm"] if values.get("algorithm") in get_args(Algorithm) else RECOMMENDED
     try:
@@ -175,19 +179,19 @@ def show(request: Request, staff: StaffDep, round_: RoundDep, session: SessionDe
 
 @router.get("/rounds/{number}/status")
 def status(staff: StaffDep, round_: RoundDep, session: SessionDep) -> Response:
-    """Where the round stands, as JSON."""
+    """Return the round's status as JSON."""
     return JSONResponse(views.status(session, round_, queries.runs_of(session, round_.id)))
 
 
 @router.get("/rounds/{number}/metrics")
 def metrics(staff: StaffDep, round_: RoundDep, session: SessionDep, after: str = "") -> Response:
-    """The status and the metrics recorded since `after`, the cursor of the last answer, as JSON."""
+    """Return the status and the metrics recorded since `after`, the cursor of the last response, as JSON."""
     return JSONResponse(views.metrics(session, round_, after))
 
 
 @router.get("/rounds/{number}/files/{name}")
 def round_file(staff: StaffDep, project: ProjectDep, round_: RoundDep, session: SessionDep, name: FileName) -> Response:
-    """All metrics as CSV, or the curves at one place of the page as SVG or CSV."""
+    """Download all metrics as CSV, or one of the page's curves as SVG or CSV."""
     if name == "metrics.csv":
         return attachment(f"{project.slug}-round-{round_.number}-{name}", curves.metrics_csv(session, round_))
     place, _, ending = name.removeprefix("curve-").partition(".")
@@ -233,7 +237,7 @@ def round_samples(
     offset: int = 0,
     steps: int = 0,
 ) -> Response:
-    """The new policy's responses for the queue, or what it said while it was trained, where there is that."""
+    """Show the new policy's responses for the queue, or its responses during training if these exist."""
     path = views.training_samples_of(session, request.app.state.store, round_)
     if shown == "queue" or (shown is None and path is None):
         return _samples_page(request, project, session, round_=round_, split=None, offset=offset)
@@ -273,7 +277,7 @@ def samples(
 def samples_file(
     staff: StaffDep, project: ProjectDep, session: SessionDep, split: views.Split | None = None
 ) -> Response:
-    """All sampled responses with prompt and model version, one JSON object a line."""
+    """Download all sampled responses with prompt and model version, one JSON object per line."""
     return _samples_file(project, session, round_=None, split=split)
 
 

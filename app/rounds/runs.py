@@ -1,4 +1,4 @@
-"""What the worker reports of a run, and what follows for its round. The worker holds the run's row locked.
+"""Handling what the worker reports about a run, and its effect on the round. The worker holds the run's row locked.
 
 Each function works in the caller's transaction and never commits. Rows are locked in one order: run, project, round.
 """
@@ -25,12 +25,12 @@ from app.suites import service as suites
 
 log = logging.getLogger(__name__)
 
-# FOR NO KEY UPDATE: it must not wait for an import, whose new rows merely refer to the project.
+# FOR NO KEY UPDATE: it must not wait for an import, whose new rows only refer to the project.
 LOCK = {"key_share": True}
 
 
 def run_started(session: Session, run: Run) -> None:
-    """The worker has taken a run. Counts the attempt and forgets what an earlier one, if it died, had reported.
+    """Record that the worker has taken a run: count the attempt, and reset what an earlier attempt had reported.
 
     Raises:
         ImpossibleTransition: the run's round has ended, or waits for another stage.
@@ -41,19 +41,19 @@ def run_started(session: Session, run: Run) -> None:
     run.state = "running"
     run.attempts += 1
     run.attempts_since_checkpoint += 1
-    # Also the worker's proof that the run is still its own: see trainer.service.recording.
+    # Also proves to the worker that the run is still its own: see trainer.service.recording.
     run.started_at = run.heartbeat_at = session.scalar(func.clock_timestamp())
     run.progress_done, run.progress_total, run.progress_message = 0, 0, ""
     run.tokens_per_second = run.seconds_left = None
 
 
 def run_progressed(run: Run) -> None:
-    """A checkpoint or samples were stored: a worker's death after this is no sign that the run kills its workers."""
+    """Record that a checkpoint or samples were stored. If the worker dies now, the run is probably not the cause."""
     run.attempts_since_checkpoint = 0
 
 
 def run_given_back(session: Session, run: Run) -> None:
-    """The worker stops and returns the run to the queue, as if this attempt had not been."""
+    """Return the run to the queue when the worker stops, as if this attempt had not happened."""
     run.state = "queued"
     run.attempts -= 1
     run.attempts_since_checkpoint = max(0, run.attempts_since_checkpoint - 1)
@@ -68,15 +68,15 @@ def run_finished(
     digest: str | None = None,
     server: SamplingServer | None = None,
 ) -> None:
-    """A run has succeeded and what it made is saved: records the model, advances the round, enqueues the next run.
+    """Record that a run has succeeded and its output is saved: add its model, advance the round, enqueue the next run.
 
     The last run of a round decides whether the new policy becomes the project's: see `app.rounds.adoption`.
 
-    Where the next run cannot be made, the round fails in that stage and says why; what this run made is kept.
+    If the next run cannot be created, the round fails in that stage with a reason; this run's output is kept.
 
     Args:
-        result: the recipe's figures, JSON; what a sampling run's earlier attempts stored is counted here.
-        digest: of the model folder at `output_of(run.id)`, for runs that train one.
+        result: the recipe's figures, as JSON; a sampling run's totals over all attempts are added here.
+        digest: of the model folder at `output_of(run.id)`, for runs that train a model.
     """
     if run.kind == "sample":
         result = result | queries.sampled(session, run.id)
@@ -104,7 +104,7 @@ def run_finished(
         with session.begin_nested():
             enqueue_stage(Maker(session, store, project, server), round_)
     except DBAPIError:
-        raise  # the whole transaction is repeated
+        raise  # the worker repeats the whole transaction
     except Exception as error:
         log.exception("The stage %s of round %d could not begin", round_.state, round_.id)
         reason = str(error) if isinstance(error, PrefloopError) else f"{type(error).__name__}: {error}"
@@ -113,7 +113,7 @@ def run_finished(
 
 
 def run_failed(session: Session, run: Run, error: str) -> None:
-    """A run has failed, and with it its round, which says so and can be retried."""
+    """Record that a run has failed. Its round fails too, with the error, and can be retried."""
     run.state, run.error, run.finished_at = "failed", error, _now()
     _end_round_of(session, run, "failed", error)
 
@@ -124,7 +124,7 @@ def run_cancelled(session: Session, run: Run) -> None:
 
 
 def _end_round_of(session: Session, run: Run, how: Literal["failed", "cancelled"], error: str | None = None) -> None:
-    """A round that has ended already stays as it is: its run was left over."""
+    """End the run's round. A round that has already ended stays as it is."""
     round_ = session.get_one(Round, run.round_id, with_for_update=LOCK) if run.round_id is not None else None
     if round_ is not None and round_.state in ACTIVE:
         round_.error = error

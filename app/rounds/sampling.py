@@ -1,4 +1,4 @@
-"""The way back: sampled responses are stored, and comparisons open as soon as a prompt's samples are complete."""
+"""Storing sampled responses; comparisons open as soon as a prompt's samples are complete."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from app.specs import RUN_SPEC, EvaluateSpec, SampleSpec
 
 
 class NewSample(NamedTuple):
-    """A response that a run has drawn; `sample_index` counts a prompt's samples from 0, all models together."""
+    """A response that a run has sampled; `sample_index` counts a prompt's samples from 0, over all models."""
 
     prompt_id: int
     sample_index: int
@@ -22,19 +22,19 @@ class NewSample(NamedTuple):
     finish_reason: str  # eos | length
     n_tokens: int
     seed: int
-    sampling: dict[str, Any]  # how it was sampled, and what a reward model says of it: see trainer.recipes.sample
+    sampling: dict[str, Any]  # the sampling settings and the reward model's scores: see trainer.recipes.sample
 
 
 def store_samples(session: Session, run: Run, samples: Sequence[NewSample]) -> int:
-    """Stores a batch of a run's samples; returns how many comparisons it opened.
+    """Store a batch of a run's samples; return how many comparisons it opened.
 
-    A sampling run opens a prompt's comparisons in the transaction that stores the prompt's last sample, and a sample
-    stored before is skipped, so a resumed run doubles neither. An evaluation's samples are kept but not asked about; a
-    red-team attempt's answer stays with the attempt, and those of a playground with its turn. The caller holds the
-    run's row locked.
+    A sampling run opens a prompt's comparisons in the transaction that stores the prompt's last sample, and samples
+    that exist are skipped, so a resumed run duplicates neither. An evaluation's samples are stored without comparisons.
+    A red-team answer is stored with its attempt, and a playground answer with its turn. The caller holds the run's row
+    locked.
 
     Raises:
-        Conflict: the project has no published rubric, or the model the samples came from is not known.
+        Conflict: the project has no published rubric, or the model of the samples is unknown.
     """
     if store := {"red_team": queries.store_answer, "playground": queries.store_turn}.get(run.kind):
         for sample in samples:
@@ -75,12 +75,12 @@ def store_samples(session: Session, run: Run, samples: Sequence[NewSample]) -> i
 
 
 def _storable(text: str) -> str:
-    """A model may say NUL, which PostgreSQL's text cannot hold."""
+    """Replace NUL, which a model may produce but PostgreSQL's text cannot hold."""
     return text.replace("\0", "\ufffd")
 
 
 def _sampled_models(session: Session, project_id: int, spec: SampleSpec | EvaluateSpec) -> list[ModelVersion]:
-    """The models in the spec's order: sample `index` is of model `index // samples_per_prompt`."""
+    """Return the models in the spec's order: sample `index` comes from model `index // samples_per_prompt`."""
     found = []
     for source in spec.models if isinstance(spec, SampleSpec) else (spec.policy,):
         model = queries.model_of(session, project_id, source.base, source.adapter)

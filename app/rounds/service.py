@@ -1,7 +1,7 @@
-"""Rounds: starting, cancelling and retrying them. What their runs report is in `app.rounds.runs`.
+"""Starting, cancelling and retrying rounds. `app.rounds.runs` handles what their runs report.
 
-Each function works in the caller's transaction and never commits, except `promote_waiting`: a round, its first run and
-that run's job appear together or not at all. Rows are locked in one order: run, project, round.
+Each function works in the caller's transaction and never commits, except `promote_waiting`. So a round, its first run
+and that run's job appear together or not at all. Rows are locked in one order: run, project, round.
 """
 
 from collections.abc import Sequence
@@ -81,12 +81,12 @@ FIRST_PROMPTS = 200  # prompts sampled before the first round
 
 
 def start(session: Session, store: ArtifactStore, project: Project, operator: User, config: RoundConfig) -> Round:
-    """Adds the round and enqueues its first run, in which the worker freezes what the round reads.
+    """Add the round and enqueue its first run, in which the worker freezes what the round reads.
 
     Raises:
-        Conflict: a round of the project is under way.
-        InvalidInput: the project has no policy, too little to learn from as far as that is seen at once, or a policy of
-            a larger LoRA rank.
+        Conflict: a round of the project is active.
+        InvalidInput: the project has no policy or too little data (as far as a quick check can tell), or the policy's
+            LoRA rank is larger than the round's.
     """
     _lock(session, project)
     _refuse_second(session, project)
@@ -103,7 +103,7 @@ def start(session: Session, store: ArtifactStore, project: Project, operator: Us
         config=config.model_dump(mode="json"),
         reference_id=project.reference_id or project.policy_id,
         policy_before_id=project.policy_id,
-        # Fine-tuning trains none: its policy is measured by the newest there is.
+        # Supervised fine-tuning trains no reward model, so the newest existing one measures its policy.
         reward_model_id=queries.newest_reward_model_id(session, project.id) if config.algorithm == "sft" else None,
         started_by=operator.id,
     )
@@ -121,7 +121,7 @@ def start(session: Session, store: ArtifactStore, project: Project, operator: Us
     )
     enqueue_stage(Maker(session, store, project), round_)
     if past:
-        # It can no longer be retried, so nothing will go on from what its runs had kept.
+        # The previous round can no longer be retried, so its checkpoints are not needed.
         for run in queries.runs_of(session, past[0].id):
             store.remove(checkpoints_of(run.id))
     return round_
@@ -130,10 +130,10 @@ def start(session: Session, store: ArtifactStore, project: Project, operator: Us
 def begin_sampling(
     session: Session, store: ArtifactStore, project: Project, server: SamplingServer | None = None
 ) -> Run:
-    """Enqueues a run that samples the queue's first comparisons from the present policy, outside any round.
+    """Enqueue a run that samples the queue's first comparisons from the current policy, outside any round.
 
     Raises:
-        Conflict: such a run is under way, or no rubric is published.
+        Conflict: such a run is active, or no rubric is published.
         InvalidInput: the project has no policy or no prompts.
     """
     _lock(session, project)
@@ -151,9 +151,9 @@ def begin_sampling(
 def begin_answer(
     session: Session, store: ArtifactStore, project: Project, row: PromptRow, server: SamplingServer | None, ahead: bool
 ) -> Run:
-    """Enqueues a run in which the present policy answers a red-team attempt; `row.id` is the attempt's.
+    """Enqueue a run in which the current policy answers a red-team attempt; `row.id` is the attempt's.
 
-    It opens no comparison and belongs to no round. With `ahead` it goes before whatever else is queued.
+    It opens no comparison and belongs to no round. With `ahead` it goes before all other queued runs.
 
     Raises:
         InvalidInput: the project has no policy.
@@ -175,9 +175,9 @@ def begin_turn(
     server: SamplingServer | None,
     ahead: bool,
 ) -> Run:
-    """Enqueues a run in which each model of a playground answers each of these prompts; see `queries.store_turn`.
+    """Enqueue a run in which each model of a playground answers each of these prompts; see `queries.store_turn`.
 
-    With `ahead` it goes before whatever else is queued.
+    With `ahead` it goes before all other queued runs.
     """
     run = Maker(session, store, project, server).answering_run(rows, models, "playground")
     enqueue_run(session, run.id, ahead=ahead)
@@ -185,7 +185,7 @@ def begin_turn(
 
 
 def adopt_base_model(session: Session, project: Project, base: str, name: str) -> ModelVersion:
-    """Registers a model as the project's base and first policy. `base` is a location in the store, or a hub name."""
+    """Register a model as the project's base and first policy. `base` is a location in the store, or a hub name."""
     model = ModelVersion(project_id=project.id, role="base", name=name, base=base)
     session.add(model)
     session.flush()
@@ -194,9 +194,9 @@ def adopt_base_model(session: Session, project: Project, base: str, name: str) -
 
 
 def promote_waiting(sessions: sessionmaker[Session]) -> list[str]:
-    """Makes policies that people prefer by now their projects' policies; returns their names.
+    """Make policies that people now prefer their projects' policies; return their names.
 
-    Each project has a transaction of its own, which this commits: nobody waits for another project's row.
+    Commits a transaction for each project, so that nobody waits for another project's row.
     """
     with sessions() as session:
         ids = waiting(session)
@@ -209,22 +209,23 @@ def promote_waiting(sessions: sessionmaker[Session]) -> list[str]:
     return promoted
 
 
-# ---- what people do to a round ---------------------------------------------------------------------------------------
+# ---- operators' actions on a round -----------------------------------------------------------------------------------
 
 
 def cancel(session: Session, round_: Round, actor: User) -> None:
-    """Ends a round: at once where its run waits, at the run's next heartbeat where it works. Models saved stay.
+    """End a round: at once if its run is queued, or at the run's next heartbeat if it is running. Saved models stay.
 
     Raises:
-        Conflict: it has ended already, or was retried at this moment.
+        Conflict: it has already ended, or was retried at this moment.
     """
-    # If a run ended while we waited for its row, the next stage's run was committed with that end: a second statement
-    # sees it, the first could not.
+    # If a run ended while this waited for its row, the same commit added the next stage's run. The first statement
+    # cannot see that run, but a second one can.
     unfinished = queries.unfinished_runs(session, round_.id) or queries.unfinished_runs(session, round_.id)
     _lock(session, round_)
     if round_.state not in ACTIVE:
         raise Conflict(f"Round {round_.number} is {round_.state} already.", "Nothing is left to cancel.")
-    if not unfinished and queries.has_unfinished_run(session, round_.id):  # runs are locked before rounds
+    # runs must be locked before their round, so it is too late to lock this one
+    if not unfinished and queries.has_unfinished_run(session, round_.id):
         raise Conflict(f"Somebody retried round {round_.number} at this moment.", "Cancel it again if it should end.")
     audit(session, actor.id, "round.cancelled", round_.project_id, number=round_.number)
     for run in unfinished:
@@ -234,7 +235,7 @@ def cancel(session: Session, round_: Round, actor: User) -> None:
 
 
 def cancel_run(session: Session, run: Run, actor: User) -> None:
-    """Ends a sampling run outside a round; what it has stored stays."""
+    """End a sampling run outside a round; what it has stored stays."""
     _lock(session, run)
     if run.state not in ("queued", "running"):
         raise Conflict(f"This run has {run.state} already.", "Nothing is left to cancel.")
@@ -244,17 +245,17 @@ def cancel_run(session: Session, run: Run, actor: User) -> None:
 
 def _cancel(session: Session, run: Run) -> None:
     run.cancel_requested = True
-    if run.state == "queued":  # its job will find it cancelled and do nothing
+    if run.state == "queued":  # the worker finds the run cancelled and does nothing
         run_cancelled(session, run)
 
 
 def retry(
     session: Session, store: ArtifactStore, round_: Round, actor: User, server: SamplingServer | None = None
 ) -> None:
-    """Repeats the stage in which a round failed; what earlier stages made, and samples already stored, are kept.
+    """Repeat the stage in which a round failed. Results of earlier stages and stored samples are kept.
 
     Raises:
-        Conflict: the round has not failed, is not the newest, or another one is under way.
+        Conflict: the round has not failed, is not the newest, or another one is active.
         InvalidInput: what the stage lacked is still missing.
     """
     project = session.get_one(Project, round_.project_id)
@@ -272,17 +273,17 @@ def retry(
     audit(session, actor.id, "round.retried", project.id, number=round_.number, stage=round_.state)
     if failed := [run for run in runs if run.state == "failed"]:
         _requeue(session, failed[-1], server)
-    else:  # it failed before the stage's run could be made
+    else:  # it failed before the stage's run could be created
         enqueue_stage(Maker(session, store, project, server), round_)
 
 
 def discard_checkpoints(session: Session, store: ArtifactStore, round_: Round, actor: User) -> None:
-    """Frees the room that a failed round's checkpoints take: a retry then begins its stage from the start.
+    """Delete a failed round's checkpoints to free disk space. A retry then begins its stage from the start.
 
     Raises:
         Conflict: the round has not failed.
     """
-    _lock(session, round_)  # a retry waits, and so reads nothing that is half removed
+    _lock(session, round_)  # a retry waits for this, so it reads nothing half deleted
     if round_.state != "failed":
         raise Conflict(f"Round {round_.number} is {round_.state}, not failed.", "Its checkpoints may be in use.")
     for run in queries.runs_of(session, round_.id):
@@ -291,7 +292,7 @@ def discard_checkpoints(session: Session, store: ArtifactStore, round_: Round, a
 
 
 def retry_run(session: Session, run: Run, actor: User, server: SamplingServer | None = None) -> None:
-    """Repeats a failed or cancelled sampling run outside a round; samples it has stored are kept."""
+    """Repeat a failed or cancelled sampling run outside a round; samples it has stored are kept."""
     _lock(session, run)
     if run.state not in ("failed", "cancelled") or run.round_id is not None:
         raise Conflict("This run cannot be retried.", "Only a sampling run that failed can.")
@@ -309,8 +310,8 @@ def _requeue(session: Session, run: Run, server: SamplingServer | None) -> None:
 
 
 def _lock(session: Session, row: Project | Round | Run) -> None:
-    """Waits for whoever changes the row (two people pressing Start at once) and reads what they left."""
-    session.flush()  # refreshing would forget what is not written yet
+    """Wait for other transactions that change the row (two people pressing Start at once), then reload it."""
+    session.flush()  # refreshing would lose unsaved changes
     session.refresh(row, with_for_update=LOCK)
 
 

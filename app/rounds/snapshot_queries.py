@@ -1,6 +1,6 @@
-"""SQL of what rounds read: counted, streamed into snapshots, and recorded as read.
+"""SQL of the data that rounds read: counting it, streaming it into snapshots, and recording what was read.
 
-What streams comes from a server-side cursor: no more than a few hundred rows are held at a time.
+Streams use a server-side cursor, so at most a few hundred rows are in memory at a time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -47,24 +47,24 @@ from app.models import (
 from app.models.comparison import WINNER
 from app.rounds.model_queries import current_line
 
-AT_ONCE = 500  # rows
+AT_ONCE = 500  # rows fetched together
 PURPOSES = ("train", "heldout")
-# What a round may read. Repeats and calibration items measure labelers, not responses. Judgments that compare policies
-# do not even choose between steps of a training run, as held-out ones do: they are left to judge its result.
+# What a round may read. Repeats and calibration items measure labelers, not responses. Comparisons between policies are
+# left out completely, even for choosing between checkpoints, because they judge the result.
 _USABLE = (
     Comparison.state.in_(("settled", "adjudicated")),
     Comparison.purpose.in_(PURPOSES),
     Prompt.split.in_(("train", "heldout")),
 )
-# A held-out prompt's comparisons are held out whatever they were asked for: no held-out prompt is trained on.
+# All comparisons on a held-out prompt are held out, whatever their purpose: no held-out prompt is trained on.
 _HELDOUT = or_(Prompt.split == "heldout", Comparison.purpose == "heldout")
-# Judgments that could not say a preference do not count.
+# Judgments without a preference do not count.
 _SAYS = (Judgment.superseded_at.is_(None), Judgment.preference.is_not(None))
 _WINNER = case((Adjudication.verdict.is_not(None), func.sign(Adjudication.verdict)), else_=literal_column(WINNER))
 
 
 def moment(session: Session) -> datetime:
-    """When the session's transaction began."""
+    """Return when the session's transaction began."""
     return session.scalars(select(func.now())).one()
 
 
@@ -80,9 +80,9 @@ def _among(column: Any, ids: Sequence[int]) -> ColumnElement[bool]:
 
 
 def candidates(session: Session, project_id: int) -> Candidates:
-    """Every comparison a round may read, in the order of their ids, who won by what is stored.
+    """Return every comparison that a round may read, by id, with the winner from the stored consensus.
 
-    One statement, so one moment in time.
+    A single statement, so that all data is from one moment.
     """
     asked = aliased(Comparison)
     said = (
@@ -112,7 +112,7 @@ def candidates(session: Session, project_id: int) -> Candidates:
         .outerjoin(said, said.c.comparison_id == Comparison.id)
         .outerjoin(read, read.c.comparison_id == Comparison.id)
         .where(Comparison.project_id == project_id, *_USABLE)
-        # Settled without a judgment left (all were superseded) says nothing.
+        # Without a live judgment or a verdict, a settled comparison has no information.
         .where(or_(Adjudication.verdict.is_not(None), said.c.n > 0))
         .order_by(Comparison.id)
     )
@@ -120,10 +120,10 @@ def candidates(session: Session, project_id: int) -> Candidates:
 
 
 def count_winners(session: Session, project_id: int, at_most: int, *, only_new: bool) -> int:
-    """How many comparisons to train on have a winner by what is stored, counted up to `at_most`.
+    """Count train comparisons with a winner, by the stored consensus, up to `at_most`.
 
     Args:
-        only_new: those that the policy has not learned from yet.
+        only_new: count only comparisons that the policy has not learned from yet.
     """
     says = exists().where(Judgment.comparison_id == Comparison.id, *_SAYS)
     query = (
@@ -142,7 +142,7 @@ def count_winners(session: Session, project_id: int, at_most: int, *, only_new: 
 
 
 def comparisons(session: Session, project_id: int, ids: Sequence[int]) -> Iterator[Any]:
-    """These comparisons of the project by id, streamed: texts, live judgments and verdict."""
+    """Stream these comparisons of the project by id: texts, live judgments and verdict."""
     a, b = aliased(Completion), aliased(Completion)
     live = (
         select(
@@ -194,13 +194,13 @@ def comparisons(session: Session, project_id: int, ids: Sequence[int]) -> Iterat
 
 
 def _trained(project_id: int) -> tuple[ColumnElement[bool], ...]:
-    """Rounds whose comparisons the project's policy has learned from: it, or what it came from, was made by them."""
+    """Conditions on rounds that the project's policy has learned from: they made it or one of its ancestors."""
     line = current_line(project_id)
     return Round.project_id == project_id, Round.algorithm != "sft", Round.policy_after_id.in_(select(line.c.id))
 
 
 def trained_rounds(session: Session, project_id: int) -> list[int]:
-    """Numbers of the rounds whose comparisons the policy has learned from: see `_trained`."""
+    """Return numbers of the rounds whose comparisons the policy has learned from: see `_trained`."""
     return list(session.scalars(select(Round.number).where(*_trained(project_id)).order_by(Round.number)))
 
 
@@ -221,24 +221,24 @@ def _approved(project_id: int, *columns: Any) -> Select[Any]:
 
 
 def approved(session: Session, project_id: int) -> Sequence[Any]:
-    """Id and prompt's split of approved demonstrations on train and held-out prompts, by id."""
+    """Return (id, prompt's split) of approved demonstrations on train and held-out prompts, by id."""
     return session.execute(_approved(project_id)).all()
 
 
 def count_approved(session: Session, project_id: int) -> dict[str, int]:
-    """Approved demonstrations by their prompt's split: train and heldout."""
+    """Count approved demonstrations by their prompt's split: train and heldout."""
     found = _approved(project_id).order_by(None).subquery()
     return dict(session.execute(select(found.c.split, func.count()).group_by(found.c.split)).all())
 
 
 def demonstrations(session: Session, project_id: int, ids: Sequence[int]) -> Iterator[Any]:
-    """These approved demonstrations by id, streamed, with the prompt's messages and tags."""
+    """Stream these approved demonstrations by id, with the prompt's messages and tags."""
     columns = (Demonstration.text, Prompt.messages, Prompt.domain, Prompt.difficulty, Prompt.safety_category)
     return _stream(session, _approved(project_id, *columns).where(_among(Demonstration.id, ids)))
 
 
 def _given(project_id: int) -> Select[*tuple[Any, ...]]:
-    """Live thumbs by response: how many up and down, and their ids."""
+    """Select live thumbs by response: how many up and down, and their ids."""
     return (
         select(
             Thumb.completion_id,
@@ -252,7 +252,7 @@ def _given(project_id: int) -> Select[*tuple[Any, ...]]:
 
 
 def count_thumbs(session: Session, project_id: int) -> Any:
-    """Responses to train prompts with more thumbs `up` than down, and with more `down`."""
+    """Count responses to train prompts with more thumbs up than down (`up`), and with more down (`down`)."""
     given = _given(project_id).subquery()
     query = (
         select(
@@ -268,8 +268,8 @@ def count_thumbs(session: Session, project_id: int) -> Any:
 
 
 def thumbs(session: Session, project_id: int) -> Iterator[Any]:
-    """Responses to train prompts that have live thumbs, streamed: up, down, thumbs, and the prompt's messages and
-    tags."""
+    """Stream responses to train prompts that have live thumbs: up, down, thumb ids, and the prompt's
+    messages and tags."""
     given = _given(project_id).subquery()
     query = (
         select(
@@ -292,7 +292,7 @@ def thumbs(session: Session, project_id: int) -> Iterator[Any]:
     return _stream(session, query)
 
 
-# ---- what was read ---------------------------------------------------------------------------------------------------
+# ---- recording what was read -----------------------------------------------------------------------------------------
 
 _HELD: dict[str, tuple[type[Any], str]] = {
     "comparisons": (SnapshotComparison, "comparison_id"),
@@ -302,8 +302,10 @@ _HELD: dict[str, tuple[type[Any], str]] = {
 
 
 def any_withdrawn(session: Session, kind: str, ids: Sequence[int]) -> bool:
-    """Whether somebody has withdrawn one of these comparisons, demonstrations or thumbs. A thumb that its labeler has
-    changed since is not withdrawn."""
+    """Tell whether somebody has withdrawn one of these comparisons, demonstrations or thumbs.
+
+    A thumb that its labeler has changed since is not withdrawn.
+    """
     of_kind: dict[str, Select[int]] = {
         "comparisons": select(Comparison.id).where(_among(Comparison.id, ids), Comparison.state == "withdrawn"),
         "demonstrations": select(Demonstration.id).where(
@@ -315,7 +317,7 @@ def any_withdrawn(session: Session, kind: str, ids: Sequence[int]) -> bool:
 
 
 def add_held(session: Session, snapshot: Snapshot, kind: str, ids: Sequence[int]) -> None:
-    """Records which comparisons, demonstrations or thumbs a snapshot holds."""
+    """Record which comparisons, demonstrations or thumbs a snapshot holds."""
     table, column = _HELD[kind]
     held = select(literal(snapshot.id, BigInteger), func.unnest(literal(list(ids), ARRAY(BigInteger))))
     session.execute(insert(table).from_select(["snapshot_id", column], held))

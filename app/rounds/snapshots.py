@@ -1,7 +1,7 @@
-"""What a round reads, as content-hashed files in the artifact store. Rows are streamed: a file is never held whole.
+"""The data that a round reads, as content-hashed files in the artifact store. Rows are streamed, never all in memory.
 
-A file is in place before a row names it. One that no row names harms nothing: its name is its content's digest, and who
-freezes the same writes it again.
+A file exists before a row refers to it. A file without a row does no harm: its name is the digest of its content, and
+freezing the same data writes it again.
 """
 
 import gzip
@@ -24,18 +24,18 @@ from app.models import Prompt, Snapshot
 from app.rounds import snapshot_queries as queries
 from app.rows import DemonstrationRow, PairRow, PromptRow, ThumbRow
 
-Tick = Callable[[int, int, str], None]  # how many are done, of how many, and what: may raise to end the work
+Tick = Callable[[int, int, str], None]  # (done, total, message); may raise to stop the work
 
 
 def silent(done: int, total: int, message: str) -> None:
-    """For who does not tell anybody."""
+    """Do nothing, for callers that report no progress."""
 
 
 class Written(NamedTuple):
-    """A snapshot's file, which no row names yet."""
+    """A snapshot's file, which no row refers to yet."""
 
     kind: Literal["comparisons", "demonstrations", "thumbs"]
-    ids: Sequence[int]  # of what it holds
+    ids: Sequence[int]  # of the rows it holds
     counts: dict[str, Any]
     digest: str
     location: str
@@ -45,19 +45,19 @@ class Written(NamedTuple):
 
 
 def chosen(session: Session, project_id: int, reading: Reading) -> Candidates:
-    """The comparisons that a round would read now."""
+    """Return the comparisons that a round would read now."""
     return choose(queries.candidates(session, project_id), queries.trained_rounds(session, project_id), reading)
 
 
 def write_comparisons(
     session: Session, store: ArtifactStore, project_id: int, found: Candidates, tick: Tick = silent
 ) -> Written:
-    """Writes comparisons as the trainer sees them, their consensus as it is stored.
+    """Write comparisons as the trainer reads them, with the stored consensus.
 
-    Where labelers rated aspects, the snapshot's counts also say how many of the train comparisons decide each.
+    If labelers rated aspects, the snapshot's counts also say how many train comparisons each aspect decides.
 
     Args:
-        session: in a transaction that sees what `chosen` saw.
+        session: in a transaction that sees the same data as `chosen`.
 
     Raises:
         StorageFull: the disk is full; nothing is left behind.
@@ -79,7 +79,7 @@ def write_comparisons(
 
 
 def pair_row(row: Any) -> PairRow:
-    """A comparison as the trainer sees it, of a row of `snapshot_queries.comparisons`."""
+    """Return a comparison as the trainer reads it, from a row of `snapshot_queries.comparisons`."""
     agreed = consensus(row.preferences, row.verdict, stored(row.consensus, row.p_b, row.p_tie))
     assert agreed is not None, "nothing is chosen on which nobody has said anything"
     winner = agreed.winner
@@ -113,7 +113,7 @@ def pair_row(row: Any) -> PairRow:
 
 
 def _of_aspect(said: list[int]) -> float:
-    """p_b of an aspect; one half where nobody won, since a row has no p_tie by aspect."""
+    """Return p_b of an aspect; one half for a tie, because a row has no p_tie by aspect."""
     found = majority(said).rounded()
     return 0.5 if found.is_tie else found.p_b
 
@@ -122,7 +122,7 @@ def _of_aspect(said: list[int]) -> float:
 
 
 def demonstration_counts(approved: dict[str, int], reading: Reading) -> dict[str, int]:
-    """What a round reads of so many approved demonstrations by split; limits as for comparisons."""
+    """Return how many of the approved demonstrations a round reads, by split; limits as for comparisons."""
     limits = {"train": reading.train_limit, "heldout": reading.heldout_limit}
     found = {split: approved.get(split, 0) for split in limits}
     read = {split: n if (limit := limits[split]) is None else min(n, limit) for split, n in found.items()}
@@ -132,7 +132,7 @@ def demonstration_counts(approved: dict[str, int], reading: Reading) -> dict[str
 def write_demonstrations(
     session: Session, store: ArtifactStore, project_id: int, reading: Reading = Reading(), tick: Tick = silent
 ) -> Written:
-    """As `write_comparisons`, of the approved demonstrations."""
+    """Write the approved demonstrations, like `write_comparisons`."""
     found = queries.approved(session, project_id)
     limits = {"train": reading.train_limit, "heldout": reading.heldout_limit}
     drawn = [
@@ -161,7 +161,8 @@ def thumb_counts(up: int, down: int) -> dict[str, int]:
 
 
 def write_thumbs(session: Session, store: ArtifactStore, project_id: int, tick: Tick = silent) -> Written | None:
-    """As `write_comparisons`, of the responses that most of their thumbs like or dislike; none where there are none."""
+    """Write the responses with more thumbs up than down or the reverse, like `write_comparisons`; None if there are
+    none."""
     if not any(queries.count_thumbs(session, project_id)):
         return None
     ids: list[int] = []
@@ -193,11 +194,11 @@ def write_thumbs(session: Session, store: ArtifactStore, project_id: int, tick: 
 def add_snapshot(
     session: Session, project_id: int, written: Written, at: datetime, consensus_: str | None = None
 ) -> Snapshot:
-    """Adds the row that names a snapshot's file.
+    """Add the row that refers to a snapshot's file.
 
     Args:
-        at: the moment as of which its rows were read.
-        consensus_: the method that its posteriors are of.
+        at: the moment that its data is from.
+        consensus_: the method of its posteriors.
     """
     snapshot = Snapshot(
         project_id=project_id,
@@ -214,7 +215,7 @@ def add_snapshot(
 
 
 def prompts_file(store: ArtifactStore, prompts: Iterable[Prompt]) -> str:
-    """Writes prompts in the given order and returns the file's location."""
+    """Write prompts in the given order and return the file's location."""
     rows = (
         PromptRow(
             id=p.id, messages=tuple(p.messages), slices=of_prompt(p.domain, p.difficulty, p.safety_category, p.split)
@@ -225,7 +226,7 @@ def prompts_file(store: ArtifactStore, prompts: Iterable[Prompt]) -> str:
 
 
 def write_lines(store: ArtifactStore, folder: str, rows: Iterable[BaseModel], *, compressed: bool) -> tuple[str, str]:
-    """Writes rows as JSONL, one at a time; returns the SHA-256 of the uncompressed lines and the location named after
+    """Write rows as JSONL, one at a time; return the SHA-256 of the uncompressed lines, and the location named after
     it."""
     sha = hashlib.sha256()
     ending = f".jsonl{'.gz' if compressed else ''}"
@@ -233,11 +234,11 @@ def write_lines(store: ArtifactStore, folder: str, rows: Iterable[BaseModel], *,
     def location() -> str:
         return f"{folder}/{sha.hexdigest()[:32]}{ending}"
 
-    # Also where it is already: what is there may have been damaged since.
+    # Even if the file exists, because it may have been damaged.
     with (
         store.named_file(f"rows{ending}", location) as path,
         path.open("wb") as raw,
-        # No name and time inside: the same lines give the same bytes.
+        # No name or time inside: the same lines give the same bytes.
         gzip.GzipFile("", "wb", 6, raw, mtime=0) if compressed else raw as file,
     ):
         for row in rows:

@@ -1,4 +1,4 @@
-"""The frozen spec of each stage's run, and what a finished run leaves: a model version."""
+"""The frozen spec of each stage's run, and recording the model that a finished run leaves."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -20,8 +20,8 @@ from app.specs import RUN_SPEC, EvaluateSpec, FreezeSpec, Generation, ModelRef, 
 from app.suites import service as suites
 
 EVALUATION_PROMPTS = 100
-PROMPT_ROOM = 512  # tokens left for a prompt beside the longest response
-MIN_PAIRS = 20  # with a winner; from fewer, training would learn noise (trainer.batching.data refuses them too)
+PROMPT_ROOM = 512  # tokens left for the prompt beside the longest response
+MIN_PAIRS = 20  # with a winner; with fewer, training would learn noise (trainer.batching.data refuses them too)
 
 
 def ref(model: ModelVersion) -> ModelRef:
@@ -29,33 +29,35 @@ def ref(model: ModelVersion) -> ModelRef:
 
 
 def output_of(run_id: int) -> str:
-    """Where a training run's model is stored."""
+    """Return where a training run's model is stored."""
     return f"models/run-{run_id}"
 
 
 def samples_of(run_id: int) -> str:
-    """Where a training run leaves what its policy said at each evaluation: see `app.rounds.training_samples`."""
+    """Return where a training run stores its policy's samples at each evaluation: see `app.rounds.training_samples`."""
     return f"runs/run-{run_id}/samples.jsonl"
 
 
 def checkpoints_of(run_id: int) -> str:
-    """The folder of a training run's checkpoints."""
+    """Return the folder of a training run's checkpoints."""
     return f"checkpoints/run-{run_id}"
 
 
 def plan_of(round_: Round) -> tuple[Stage, ...]:
-    """The stages of a round; see app.domain.rounds."""
+    """Return the stages of a round; see app.domain.rounds."""
     return plan(round_.algorithm, round_.takes_suites or round_.reward_model_id is not None)
 
 
 def rivals(round_: Round) -> tuple[int, ...]:
-    """The policies that people compare the new one with: the one that was adopted last, and the first one, which is the
-    newest fine-tuned or base model. They may be one."""
+    """Return the policies that people compare the new one with; they may be the same.
+
+    These are the last adopted policy, and the first one, which is the newest fine-tuned or base model.
+    """
     return tuple(dict.fromkeys((round_.policy_before_id, round_.reference_id)))
 
 
 class Maker(NamedTuple):
-    """Makes the runs of one project, their specs complete."""
+    """Creates the runs of one project with complete specs."""
 
     session: Session
     store: ArtifactStore
@@ -63,7 +65,7 @@ class Maker(NamedTuple):
     server: SamplingServer | None = None
 
     def run_of(self, round_: Round) -> Run:
-        """Adds the run that the round's state asks for.
+        """Add the run that the round's state requires.
 
         Raises:
             InvalidInput: the project has no prompts of the kind the run needs.
@@ -73,11 +75,11 @@ class Maker(NamedTuple):
         return self._add(self._spec(round_, kind), round_.id)
 
     def sampling_run(self, prompts: int) -> Run:
-        """Adds a run that samples from the project's present policy, outside any round."""
+        """Add a run that samples from the project's current policy, outside any round."""
         assert self.project.policy_id is not None
         policy = self.session.get_one(ModelVersion, self.project.policy_id)
         generation = Generation.model_validate(self.project.generation)
-        # Another seed each time: with an old one the same policy would say to the same prompts what it has said before.
+        # A new seed each time: with an old one, the same policy would repeat its earlier responses to the same prompts.
         seed = run_seed(0, "outside rounds", queries.count_runs(self.session, self.project.id))
         newest = queries.newest_reward_model_id(self.session, self.project.id)
         reward = self.session.get_one(ModelVersion, newest).base if newest else None
@@ -85,7 +87,7 @@ class Maker(NamedTuple):
         return self._add(self._sample_spec([policy], generation, prompts, seed, reward, max_length), None)
 
     def answering_run(self, rows: Sequence[PromptRow], models: Sequence[ModelVersion], kind: str) -> Run:
-        """Adds a run in which each model answers each prompt once. The prompts are none of the project's."""
+        """Add a run in which each model answers each prompt once. The prompts are not the project's."""
         refs = [ref(model) for model in models]
         generation = Generation.model_validate(self.project.generation).model_copy(update={"samples_per_prompt": 1})
         spec = SampleSpec(
@@ -155,7 +157,8 @@ class Maker(NamedTuple):
         if not unseen:
             raise InvalidInput("The project has no prompts to evaluate on.", "Import some and retry the round.")
         scored_by = (models[round_.reward_model_id].base,) if round_.reward_model_id else ()
-        # Measured to the project's reference whatever the leash was tied to: then rounds stand on one axis.
+        # KL is measured against the project's reference, whatever reference training used, so that rounds are
+        # comparable.
         base_samples = self._answers_file(round_.reference_id, unseen, config.generation)
         return EvaluateSpec(
             base_samples=base_samples,
@@ -167,7 +170,7 @@ class Maker(NamedTuple):
             suites=suites.to_run(self.session, self.project.id),
             generation=config.generation.model_copy(update={"samples_per_prompt": 2}),
             max_length=max_length,
-            # Other samples than those drawn for the queue: figures over both then count nothing twice.
+            # Different samples than those for the queue, so that figures over both count nothing twice.
             seed=seed,
         )
 
@@ -216,11 +219,14 @@ class Maker(NamedTuple):
         heldout_share: float = HELDOUT_SHARE,
         rivals: Sequence[ModelVersion] = (),
     ) -> SampleSpec:
-        """What samples these models, and on held-out prompts also those rivals that have not answered all of them."""
+        """Return the spec for sampling these models.
+
+        Rivals that have not answered all chosen held-out prompts are sampled on these too.
+        """
         labeling = LabelingSettings.model_validate(self.project.labeling)
         shares = labeling.difficulties.model_dump()
         prompts = queries.prompts_to_sample(self.session, self.project.id, limit, seed, shares, heldout_share)
-        # Scoring costs a pass over every sample: only where a policy of choosing pairs looks at it.
+        # Scoring needs a pass over every sample, so do it only if a pair selection policy uses the scores.
         scores = labeling.pairs.near_miss > 0 or labeling.pairs.uncertain > 0
         if not prompts:
             raise InvalidInput("The project has no train or held-out prompts to sample from.", "Import prompts first.")
@@ -235,7 +241,7 @@ class Maker(NamedTuple):
         return SampleSpec(
             models=(*sampled, *(ref(model) for model in lacking)),
             heldout_models=len(lacking),
-            servers=_servers(self.server, sampled),  # whether it still has the others is not known
+            servers=_servers(self.server, sampled),  # for the rivals it is unknown whether the server still has them
             prompts=prompts_file(self.store, prompts),
             generation=generation,
             reward_models=(reward_model,) if reward_model and scores else (),
@@ -244,7 +250,11 @@ class Maker(NamedTuple):
         )
 
     def _answers_file(self, model_id: int, prompts: Sequence[Prompt], generation: Generation) -> str | None:
-        """What a model has said to these prompts under the same settings, for the yardstick; None if nothing."""
+        """Return the file of a model's earlier answers to these prompts with the same sampling settings; None if there
+        are none.
+
+        The evaluation uses it as the best-of-n yardstick.
+        """
         sampling = generation.model_dump(include={"temperature", "max_new_tokens"})
         ids = {prompt.id for prompt in prompts}
         found = queries.answers(self.session, ids, model_id, sampling, yardstick.MOST)
@@ -256,7 +266,7 @@ class Maker(NamedTuple):
 
 
 def decided_aspects(counts: dict[str, Any]) -> tuple[str, ...]:
-    """The aspects that enough of a snapshot's comparisons decide, by its counts.
+    """Return the aspects that enough of a snapshot's comparisons decide, by its counts.
 
     Raises:
         InvalidInput: there is none.
@@ -271,7 +281,10 @@ def decided_aspects(counts: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _servers(server: SamplingServer | None, models: Sequence[ModelRef]) -> tuple[Server | None, ...]:
-    """What samples each model. A name that is set is that of one, the first; the worker samples the others."""
+    """Return the server that samples each model.
+
+    A configured model name applies only to the first model; the worker samples the others.
+    """
     if server is None:
         return ()
     if server.model is not None:
@@ -281,7 +294,7 @@ def _servers(server: SamplingServer | None, models: Sequence[ModelRef]) -> tuple
 
 
 def sample_by(run: Run, server: SamplingServer | None) -> None:
-    """Gives a sampling run that is tried again to what samples now: the server's address may be what was wrong."""
+    """Update a retried sampling run to the current server, because its old address may have been wrong."""
     spec = SampleSpec.model_validate(run.spec)
     models = spec.models[: len(spec.models) - spec.heldout_models]
     servers = [each and each.model_dump(mode="json") for each in _servers(server, models)]
@@ -289,7 +302,8 @@ def sample_by(run: Run, server: SamplingServer | None) -> None:
 
 
 def _room(max_length: int, generation: Generation) -> int:
-    """Long responses need longer sequences, or a round would leave them out and fail once it samples."""
+    """Return a sequence length with room for the longest response. Otherwise the round would drop rows
+    and fail later."""
     return max(max_length, generation.max_new_tokens + PROMPT_ROOM)
 
 
@@ -299,14 +313,14 @@ def _given(model_id: int | None) -> int:
 
 
 def record_model(session: Session, round_: Round, run: Run, digest: str | None, result: dict[str, Any]) -> ModelVersion:
-    """Adds the model that a finished training run of a round stored, and names it in the round."""
+    """Add the model that a finished training run of a round stored, and set it in the round."""
     before = session.get_one(ModelVersion, round_.policy_before_id)
     snapshot = session.get_one(Snapshot, round_.snapshot_id)
     card = {"round": round_.number, "run": run.id, "algorithm": run.kind, "snapshot": snapshot.digest, "result": result}
     role = run.kind if run.kind in ("reward", "sft") else "policy"
     lora = run.spec.get("lora") is not None
     if run.kind == "reward" and lora:
-        # The folder of a reward model names its base itself; whoever scores is given the folder alone.
+        # A reward model's folder names its own base, so scoring needs only the folder.
         card |= {"base": run.spec["backbone"]["base"]}
     is_adapter = run.kind != "reward" and lora
     model = ModelVersion(

@@ -1,4 +1,4 @@
-"""What a policy said while it was trained: the same prompts at each evaluation, so that a change can be read."""
+"""A policy's responses during training, to the same prompts at each evaluation, so that changes are visible."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +26,7 @@ class TrainingSample(BaseModel):
 
 
 class PromptSamples(NamedTuple):
-    """One prompt and what was said to it at each of the shown steps, none where it was not asked."""
+    """One prompt and its response at each of the shown steps; None if it was not sampled."""
 
     messages: tuple[dict[str, str], ...]
     slices: dict[str, str]
@@ -34,17 +34,17 @@ class PromptSamples(NamedTuple):
 
 
 class TrainingSamples(NamedTuple):
-    """A page of them."""
+    """A page of training samples."""
 
     prompts: list[PromptSamples]
-    steps: list[int]  # those shown, newest first
-    slices: list[str]  # all there are, as kind=value
-    n_prompts: int  # of the chosen slice
+    steps: list[int]  # the shown ones, newest first
+    slices: list[str]  # all slices, as kind=value
+    n_prompts: int  # in the chosen slice
     n_steps: int
 
 
 def read_training_samples(path: Path) -> list[TrainingSample]:
-    """The file's lines; those that are none are left out (a writer that was killed leaves half a line)."""
+    """Return the file's samples. Invalid lines are skipped, because a killed writer leaves half a line."""
     found: dict[tuple[int, int], TrainingSample] = {}
     for sample in _lines(path):
         found[sample.step, sample.prompt_id] = sample
@@ -63,7 +63,10 @@ def _lines(path: Path) -> Iterator[TrainingSample]:
 def side_by_side(
     samples: list[TrainingSample], slice_: str = "", first_prompt: int = 0, first_step: int = 0
 ) -> TrainingSamples:
-    """A page of prompts of a slice (`kind=value`, empty: all) with their answers at a page of steps, newest first."""
+    """Return a page of a slice's prompts with their answers at a page of steps, newest first.
+
+    slice_: `kind=value`; empty for all.
+    """
     names = {sample.prompt_id: [f"{kind}={value}" for kind, value in sample.slices.items()] for sample in samples}
     wanted = sorted(prompt for prompt, tags in names.items() if not slice_ or slice_ in tags)
     steps = sorted({sample.step for sample in samples}, reverse=True)

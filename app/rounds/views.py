@@ -1,4 +1,4 @@
-"""What the pages and JSON of rounds show, built from rows."""
+"""Data for the pages and JSON of rounds."""
 
 import json
 import math
@@ -45,7 +45,7 @@ class StageView(NamedTuple):
 
     @property
     def note(self) -> str:
-        """What a stage under way is doing, and for how long: `3 of 10 epochs, 2 minutes so far`."""
+        """What an active stage is doing, and for how long: `3 of 10 epochs, 2 minutes so far`."""
         if self.run is None or self.state not in ("queued", "running"):
             return ""
         if self.state == "queued":
@@ -64,18 +64,18 @@ class StageView(NamedTuple):
 
     @property
     def remarks(self) -> list[str]:
-        """What a reader of the stage's figures has to know: rows that were left out, above all."""
+        """Notes that a reader of the stage's figures needs, above all about rows that were left out."""
         result = (self.run and self.run.result) or {}
         return [*result.get("dropped", ()), *result.get("notes", ())]
 
 
 def stages_of(round_: Round, runs: Sequence[Run]) -> list[StageView]:
-    """The stages of the round's plan with their runs; a stage that is not reached yet waits."""
+    """Return the stages of the round's plan with their runs; a stage that is not reached yet waits."""
     by_stage = {stage_of(run.kind): run for run in runs}
     found: list[StageView] = []
     for stage in plan_of(round_):
         run = by_stage.get(stage)
-        # A stage whose run could not even be made.
+        # The stage failed before its run could be created.
         stopped = round_.state == "failed" and all(each.state == "succeeded" for each in found)
         state = run.state if run else "failed" if stopped else "waiting"
         found.append(StageView(stage, STAGE_LABELS[stage], state, run))
@@ -83,7 +83,7 @@ def stages_of(round_: Round, runs: Sequence[Run]) -> list[StageView]:
 
 
 def status(session: Session, round_: Round, runs: Sequence[Run]) -> dict[str, Any]:
-    """Where a round stands, as JSON."""
+    """Return a round's status as JSON."""
     people = people_on(session, round_)
     found = verdict_of(session, round_, people)
     return {
@@ -117,21 +117,20 @@ def status(session: Session, round_: Round, runs: Sequence[Run]) -> dict[str, An
 
 
 def log_of(runs: Sequence[Run]) -> str:
-    """The end of the log of the newest run that said anything."""
+    """Return the end of the log of the newest run that has one."""
     return next((run.log for run in reversed(runs) if run.log), "")
 
 
 def _said(wins: WinRate | None) -> dict[str, Any] | None:
-    """People's word on two policies, as JSON."""
+    """Return people's preference between two policies as JSON."""
     return wins.said._asdict() | {"judgments": wins.n} if wins and wins.said else None
 
 
 def metrics(session: Session, round_: Round, after: str) -> dict[str, Any]:
-    """The round's status, whether a worker is there, and the metrics from a cursor on, which the answer renews.
+    """Return the round's status, whether a worker is running, and the metrics from a cursor on.
 
-    `cursor` goes into the next call.
-
-    The step of the cursor comes again, since more may have been recorded for it; readers replace by run, name and step.
+    The response's `cursor` goes into the next call. It repeats the cursor's step, because more may have been recorded
+    for that step; readers replace values by run, name and step.
     """
     runs = queries.runs_of(session, round_.id)
     run_id, step = parse_cursor(after)
@@ -148,18 +147,18 @@ def metrics(session: Session, round_: Round, after: str) -> dict[str, Any]:
 
 
 def parse_cursor(after: str) -> tuple[int, int]:
-    """`run.step` of the last metric seen; anything else begins anew."""
+    """Parse `run.step` of the last metric seen; anything else starts from the beginning."""
     run_id, _, step = after.partition(".")
     return (int(run_id), int(step)) if run_id.isdecimal() and step.isdecimal() and len(after) < 30 else (0, 0)
 
 
 def finite(value: float) -> float | None:
-    """JSON has no NaN."""
+    """Replace NaN and infinities, which JSON does not have, by None."""
     return value if math.isfinite(value) else None
 
 
 class Use(NamedTuple):
-    """What a finished run took."""
+    """The time, tokens and memory of a finished run."""
 
     label: str
     tokens: int | None
@@ -175,12 +174,12 @@ class Use(NamedTuple):
 
     @property
     def rate(self) -> float | None:
-        """Tokens a second."""
+        """Tokens per second."""
         return self.tokens / self.seconds if self.tokens and self.seconds else None
 
 
 class Beside(NamedTuple):
-    """A figure of the policy before and of the new one, with the interval of their difference where there is one."""
+    """A figure of the previous and the new policy, with the interval of their difference if known."""
 
     label: str
     before: float
@@ -204,7 +203,7 @@ _BESIDE = (
 
 
 def beside(metrics: Mapping[str, float]) -> list[Beside]:
-    """Both policies' figures, of an evaluation's metrics; empty where it did not compare them."""
+    """Return both policies' figures from an evaluation's metrics; empty if it did not compare them."""
     return [
         Beside(
             label,
@@ -219,34 +218,34 @@ def beside(metrics: Mapping[str, float]) -> list[Beside]:
 
 
 class Page(NamedTuple):
-    """A round's page."""
+    """Data for a round's page."""
 
     round: Round
     stages: list[StageView]
     snapshot: Snapshot | None
     mixed: Snapshot | None  # the demonstrations that PPO mixed in
-    thumbs: Snapshot | None  # that KTO learned from
+    thumbs: Snapshot | None  # thumbs that KTO learned from
     models: dict[str, ModelVersion | None]
     charts: list[Curves]
-    summaries: dict[str, dict[str, float]]  # by kind of run: newest value of each metric over all rows
-    slices: list[tuple[str, dict[str, dict[str, float]]]]  # the same by slice, its name first
-    opened: dict[str, tuple[int, int]]  # by purpose: comparisons opened, decided
+    summaries: dict[str, dict[str, float]]  # by kind of run: the newest value of each metric over all rows
+    slices: list[tuple[str, dict[str, dict[str, float]]]]  # the same by slice, as (slice, figures)
+    opened: dict[str, tuple[int, int]]  # by purpose: comparisons opened, and how many are decided
     verdict: Verdict | None
     people: Rivals
-    beside: list[Beside]  # the new policy and the one before, on the same prompts
-    monitors: list[Finding]  # of reward hacking, those to look at first
-    suites: list[Measured]  # what both policies made of standing evaluations
-    held_by: list[str]  # why the new policy is not adopted by itself, whatever people say, in words
-    policy_id: int | None  # the project's
+    beside: list[Beside]  # the new and the previous policy, on the same prompts
+    monitors: list[Finding]  # of reward hacking, those that need a look first
+    suites: list[Measured]  # both policies' results on suites
+    held_by: list[str]  # reasons why the new policy is not adopted automatically, whatever people say
+    policy_id: int | None  # the project's policy
     cancelling: bool
-    worker: bool  # whether there is one
+    worker: bool  # a worker is running
     reads: str  # what it trained on, in words
     has_training_samples: bool
-    checkpoint_bytes: int  # kept for a retry of a failed round
-    log: str  # the end of the newest run's
-    can_retry: bool  # it failed, and is the newest
-    is_busy: bool  # a round of the project is under way, so that no model can be adopted
-    waits: bool  # whether the new policy becomes the project's once people prefer it
+    checkpoint_bytes: int  # size of a failed round's checkpoints, kept for a retry
+    log: str  # the end of the newest run's log
+    can_retry: bool  # it failed and is the newest round
+    is_busy: bool  # a round of the project is active, so that no model can be adopted
+    waits: bool  # the new policy becomes the project's once people prefer it
 
     @property
     def active(self) -> bool:
@@ -258,21 +257,21 @@ class Page(NamedTuple):
 
     @property
     def found_worse(self) -> bool:
-        """Whether the reward model found the new policy worse when the round ended."""
+        """Tell whether the reward model found the new policy worse when the round ended."""
         evaluated = next((stage.run.result for stage in self.stages if stage.name == "evaluating" and stage.run), None)
         found = by_reward_model(difference_of((evaluated or {}).get("metrics", {})))
         return found is not None and found.word == "worse"
 
     @property
     def budget(self) -> float | None:
-        """Nats a response that the policy may move, as it was set; none of an algorithm without one."""
+        """The KL budget in nats per response, as it was set; None for an algorithm without one."""
         config = self.round.config
         fixed = config.get("kl_control") == "fixed"
         return config.get("kl_budget") or (None if fixed else config.get("kl_target"))
 
     @property
     def strength(self) -> str:
-        """The strength, if it decided the budget."""
+        """The strength, if it set the budget."""
         chosen = STRENGTHS.get(self.round.config.get("strength", ""))
         decides = "kl_budget" if self.round.config.get("kl_budget") else "kl_target"
         return chosen.label.lower() if chosen and getattr(chosen, decides) == self.budget else ""
@@ -291,7 +290,7 @@ class Page(NamedTuple):
 
 
 def reads(algorithm: str, counts: dict[str, Any]) -> str:
-    """`300 new + 120 earlier comparisons`, what a round trains on, of a snapshot's counts."""
+    """Say what a round trains on from a snapshot's counts: `300 new + 120 earlier comparisons`."""
     if algorithm == "sft":
         return f"{counts['train']:,} demonstrations"
     earlier = sum(counts.get("earlier", {}).values())
@@ -356,17 +355,17 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
 
 
 def training_samples_of(session: Session, store: ArtifactStore, round_: Round) -> Path | None:
-    """The file of what the round's policy said while it was trained, if there is one."""
+    """Return the file of the policy's responses during training, if there is one."""
     runs = [run for run in queries.runs_of(session, round_.id) if run.kind in ALGORITHMS]
     return next((store.resolve(samples_of(run.id)) for run in runs if store.exists(samples_of(run.id))), None)
 
 
 Split = Literal["train", "heldout", "regression", "calibration"]
-AT_ONCE = 500  # samples that are fetched together
+AT_ONCE = 500  # samples fetched together
 
 
 def sample_lines(session: Session, project_id: int, *, split: str | None, round_id: int | None) -> Iterator[str]:
-    """Sampled responses as JSONL: prompt, model version and text of each."""
+    """Yield sampled responses as JSONL: prompt, model version and text of each."""
     query = queries.samples(session, project_id, split=split, round_id=round_id)
     for row in session.execute(query.execution_options(yield_per=AT_ONCE)):
         line = {

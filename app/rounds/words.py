@@ -1,7 +1,7 @@
-"""Labels and hints of a round's settings in the form, where a field's name would not be clear."""
+"""Labels and hints of a round's settings in the form, for fields whose name is not clear."""
 
-# Labels of the specs' fields, and what they do where the spec's own description would not help. The others are called
-# by their names.
+# Labels of the specs' fields, with a hint if the spec's own description would not help. Other fields are labeled by
+# name.
 WORDS: dict[str, tuple[str, str]] = {
     "epochs": ("Epochs", "passes over the data; over each batch of samples for PPO, RLOO and GRPO"),
     "batch_size": ("Batch size", "rows a step"),

@@ -1,4 +1,4 @@
-"""What differs between two rubrics, for people: a section for each part that changed."""
+"""The differences between two rubrics, with a section for each part that changed."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -12,14 +12,14 @@ SECTIONS = {"aspects": "Aspects", "flags": "Content flags", "examples": "Worked 
 
 
 class Part(NamedTuple):
-    """A text that differs; of something added or removed, all of it. `label` is '' where it needs none."""
+    """A text that differs; all of it if something was added or removed. `label` is '' if it needs none."""
 
     label: str
     lines: list[textdiff.Line]
 
 
 class Change(NamedTuple):
-    """One thing that was added, removed or changed; title and state are '' where `parts` say enough."""
+    """One thing that was added, removed or changed; title and state are '' if `parts` say enough."""
 
     title: str
     state: str
@@ -32,7 +32,7 @@ class Section(NamedTuple):
 
 
 def compare(old: Rubric | RubricForm, new: Rubric | RubricForm) -> list[Section]:
-    """The parts that differ; empty where both say the same."""
+    """Return the parts that differ; empty if the rubrics are the same."""
     was, now = _form(old), _form(new)
     sections = [
         Section("Guideline", _guideline(was.guideline, now.guideline)),
@@ -52,7 +52,7 @@ def _guideline(old: str, new: str) -> list[Change]:
 
 
 def settings(rubric: Rubric | RubricForm) -> dict[str, str]:
-    """How a rubric's answers are given, by the name of each setting."""
+    """Return how labelers answer under a rubric, by the name of each setting."""
     allowed = {True: "allowed", False: "not allowed"}
     return {
         "Strengths each way": str(rubric.strengths),
@@ -73,7 +73,8 @@ def _settings(was: RubricForm, now: RubricForm) -> list[Change]:
 
 
 def _rows(kind: str, old: list[Row], new: list[Row]) -> list[Change]:
-    """Rows are the same thing while their first field (name or prompt) is the same; else one went and another came."""
+    """Return changes of rows. Rows with the same first field (name or prompt) are compared; others were added or
+    removed."""
     before, after = _keyed(kind, old), _keyed(kind, new)
     changes = [_change(kind, key, before.get(key), row) for key, row in after.items() if before.get(key) != row]
     changes += [_change(kind, key, row, None) for key, row in before.items() if key not in after]
@@ -85,7 +86,7 @@ def _rows(kind: str, old: list[Row], new: list[Row]) -> list[Change]:
 
 
 def _keyed(kind: str, rows: list[Row]) -> dict[tuple[str, int], Row]:
-    """Rows by their first field; the number tells apart those where it is the same."""
+    """Return rows by (first field, number); the number distinguishes rows with the same first field."""
     first_field, *_ = ROW_KINDS[kind].fields
     seen: dict[str, int] = defaultdict(int)
     keyed = {}
@@ -108,7 +109,7 @@ def _short(text: str) -> str:
 def _change(kind: str, key: tuple[str, int], old: Row | None, new: Row | None) -> Change:
     state = "added" if old is None else "removed" if new is None else "changed"
     text = key[0]
-    # The title says the first field already, unless it is too long for it.
+    # The title shows the first field already, unless it is too long.
     fields = list(ROW_KINDS[kind].fields.items())[_short(text) == text :]
     parts = [Part(label, textdiff.diff(_said(old, field), _said(new, field))) for field, label in fields]
     return Change(f"{ROW_KINDS[kind].one} “{_short(text)}”", state, [part for part in parts if part.lines])

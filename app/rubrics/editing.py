@@ -1,4 +1,4 @@
-"""The buttons of the rubric editor: rows added, moved, taken out and put back, a scale chosen by its name.
+"""The buttons of the rubric editor: adding, moving, removing and restoring rows, and choosing a named scale.
 
 They only change what is in the form; nothing is stored.
 """
@@ -9,7 +9,7 @@ from app.rubrics.forms import ROW_KINDS, Row, RubricForm, field_id, is_filled
 
 
 class Edited(NamedTuple):
-    """The form after a button, the section of it that changed, and the id of what the keyboard goes on with."""
+    """The form after a button, the section of it that changed, and the id of the element that gets the focus."""
 
     form: RubricForm
     section: str
@@ -17,8 +17,10 @@ class Edited(NamedTuple):
 
 
 def edit(form: RubricForm, action: str) -> Edited:
-    """What a button of the editor does, named like `aspects.add`, `quiz.up.2`, `flags.remove.0`, `flags.restore` or
-    `scale.3.tie`. An action that makes no sense changes nothing."""
+    """Apply a button of the editor. Unknown actions change nothing.
+
+    action: for example `aspects.add`, `quiz.up.2`, `flags.remove.0`, `flags.restore` or `scale.3.tie`.
+    """
     match action.split("."):
         case ["scale", strengths, tie]:
             scale = form._replace(strengths=strengths, allow_tie=tie == "tie")
@@ -44,7 +46,7 @@ def _insert(form: RubricForm, kind: str, at: int, row: Row) -> Edited:
 
 
 def _remove(form: RubricForm, kind: str, at: int) -> Edited:
-    """What is taken out stays in the page until the next one is: a button puts it back."""
+    """Remove a row. It stays in the page, so a button can restore it until another row is removed."""
     rows = list(form.rows[kind])
     row = rows.pop(at)
     if not is_filled(row):
@@ -64,6 +66,6 @@ def _move(form: RubricForm, kind: str, at: int, way: str) -> Edited:
     if way not in ("up", "down") or not 0 <= to < len(rows):
         return Edited(form, kind, "")
     rows[at], rows[to] = rows[to], rows[at]
-    # At either end the button that was pressed is gone; the keyboard goes on with the other one.
+    # At either end the pressed button disappears, so the focus goes to the other one.
     again = {0: "down", len(rows) - 1: "up"}.get(to, way)
     return Edited(_with(form, kind, rows, form.removed[kind]), kind, f"{kind}-{again}-{to}")

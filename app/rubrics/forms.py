@@ -1,4 +1,4 @@
-"""What the rubric editor sends: what was typed, kept as it is until it can be accepted."""
+"""The form that the rubric editor sends. It keeps the text as typed until it can be accepted."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,7 +28,7 @@ Row = dict[str, str]
 
 
 class RowKind(NamedTuple):
-    """A list in the rubric whose rows are edited: what one is called, what it becomes, and its fields."""
+    """A list in the rubric whose rows are edited: the name of one row, its document type, and its fields."""
 
     one: str
     document: type[Document]
@@ -58,17 +58,17 @@ ROW_KINDS = {
 SWITCHES = ("allow_tie", "allow_both_bad", "allow_cannot_judge")
 NOTHING_REMOVED: dict[str, Row] = {kind: {} for kind in ROW_KINDS}
 ANSWERS = {"-1": "First is better", "0": "Tie", "1": "Second is better"}
-# Fields that are chosen, not typed: what the editor does not offer is no draft either.
+# Fields with fixed choices: a draft cannot hold anything else.
 CHOICES = ("strengths", "rationale_rule")
-# Characters of the whole form: more than any rubric may hold.
+# Characters of the whole form: more than any rubric may have.
 MAX_DRAFT = 5_000_000
 
 
 class RubricRefused(InvalidInput):
-    """What was typed is not a rubric yet.
+    """The form is not a valid rubric yet.
 
     Attributes:
-        reasons: by the id of the field in the page, what is wrong there.
+        reasons: what is wrong with each field, by the field's id in the page.
     """
 
     def __init__(self, reasons: dict[str, str]) -> None:
@@ -78,11 +78,11 @@ class RubricRefused(InvalidInput):
 
 
 class RubricForm(NamedTuple):
-    """The editor's fields as text; in lists, one row after the other.
+    """The editor's fields as text; lists hold their rows in order.
 
-    revision: of the draft that the editor began from; 0 where there was none.
-    removed: of each list the row that was taken out last, and the place it had (`at`), to be put back.
-    retake: of publishing: whether who passed the quiz takes it again.
+    revision: the revision of the draft that the editor began from; 0 if there was none. removed: the row last removed
+    from each list, with its index (`at`), to be restored. retake: when publishing, whether labelers who passed the quiz
+    have to take it again.
     """
 
     guideline: str
@@ -98,8 +98,10 @@ class RubricForm(NamedTuple):
 
     @classmethod
     def of(cls, rubric: Rubric | None, revision: int = 0) -> "RubricForm":
-        """The fields filled in with a rubric, or with what a first one begins with. Not checked: what is stored must be
-        shown even where the rules for new text have become stricter."""
+        """Fill the fields from a rubric, or with the defaults for a first one.
+
+        Nothing is checked: a stored rubric must be shown even if the rules for new text have become stricter.
+        """
         if rubric is None:
             begun = {"aspects": DEFAULT_ASPECTS, "flags": DEFAULT_FLAGS}
             rows = {kind: [row.model_dump() for row in begun.get(kind, ())] for kind in ROW_KINDS}
@@ -117,12 +119,12 @@ class RubricForm(NamedTuple):
         )
 
     def filled(self) -> "RubricForm":
-        """Without the rows in which nothing was typed."""
+        """Return the form without rows that are empty."""
         rows = {kind: [row for row in rows if is_filled(row)] for kind, rows in self.rows.items()}
         return self._replace(rows=rows)
 
     def content(self) -> RubricContent:
-        """What was typed, as a rubric; rows left empty do not count.
+        """Return the form as a rubric, without empty rows.
 
         Raises:
             RubricRefused: something is missing, too long, or not allowed.
@@ -141,10 +143,10 @@ class RubricForm(NamedTuple):
             raise RubricRefused(_reasons(error)) from error
 
     def draft(self) -> dict[str, Any]:
-        """The columns of a draft. What is no rubric yet stays as it was typed; rows left empty do not count.
+        """Return the columns of a draft, without empty rows. Text that is not a valid rubric yet stays as it was typed.
 
         Raises:
-            RubricRefused: it is far too long, or something was chosen that the editor does not offer.
+            RubricRefused: it is far too long, or has a choice that the editor does not offer.
         """
         try:
             return self.content().model_dump(mode="json")
@@ -166,7 +168,7 @@ class RubricForm(NamedTuple):
 
 
 def complete(kind: str, rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
-    """Those of the rows that can be accepted, as they would be stored."""
+    """Yield the rows that are valid, as they would be stored."""
     for row in rows:
         with contextlib.suppress(ValidationError):
             yield ROW_KINDS[kind].document.model_validate(_as_stored(row)).model_dump()
@@ -194,7 +196,7 @@ def field_id(kind: str, index: int, field: str) -> str:
 
 
 def _reasons(error: ValidationError) -> dict[str, str]:
-    """Why each field is refused, by its id in the page, in words for whoever typed it."""
+    """Return why each field is refused, by its id in the page, in words for the user."""
     reasons: dict[str, str] = {}
     for each in error.errors():
         match each["loc"]:
@@ -255,7 +257,8 @@ def _text(form: FormData, name: str) -> str:
 
 
 def _texts(form: FormData, name: str) -> list[str]:
-    """Browsers send line ends as CRLF and count them as one character; PostgreSQL stores no NUL."""
+    """Normalize texts: browsers send line ends as CRLF but count them as one character, and PostgreSQL
+    stores no NUL."""
     return [v.replace("\r\n", "\n").replace("\0", "") for v in form.getlist(name) if isinstance(v, str)]
 
 

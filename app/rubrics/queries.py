@@ -9,7 +9,7 @@ from app.models import Comparison, Judgment, Project, Rubric, User
 
 
 def all_published(session: Session, project_id: int) -> list[Rubric]:
-    """Newest first."""
+    """Return published versions, newest first."""
     found = select(Rubric).where(Rubric.project_id == project_id, Rubric.version.is_not(None))
     return list(session.scalars(found.order_by(Rubric.version.desc())))
 
@@ -20,7 +20,7 @@ def published(session: Session, project_id: int, version: int) -> Rubric | None:
 
 
 def lock(session: Session, project_id: int) -> None:
-    """One admin at a time edits or publishes."""
+    """Let only one admin at a time edit or publish."""
     session.execute(select(Project.id).where(Project.id == project_id).with_for_update(key_share=True))
 
 
@@ -30,7 +30,7 @@ def draft(session: Session, project_id: int) -> Rubric | None:
 
 
 class Version(NamedTuple):
-    """A published rubric, who published it, and the live judgments made under it."""
+    """A published rubric, its publisher, and the number of live judgments made under it."""
 
     rubric: Rubric
     publisher: str | None
@@ -38,10 +38,10 @@ class Version(NamedTuple):
 
 
 def versions(session: Session, project_id: int) -> list[Version]:
-    """Published versions, newest first."""
+    """Return published versions, newest first."""
     of_project = Rubric.project_id == project_id, Rubric.version.is_not(None)
     ids = select(Rubric.id).where(*of_project)
-    # One walk over the judgments, however many versions there are.
+    # One pass over the judgments, however many versions there are.
     counted = select(Judgment.rubric_id, func.count()).where(Judgment.superseded_at.is_(None))
     judgments = dict(session.execute(counted.where(Judgment.rubric_id.in_(ids)).group_by(Judgment.rubric_id)).all())
     rows = session.execute(
@@ -59,8 +59,10 @@ def user_name(session: Session, user_id: int | None) -> str:
 
 
 def not_begun(session: Session, project_id: int, limit: int) -> int:
-    """Open comparisons that nobody has judged (superseded judgments count) or has on the desk, counted up to `limit`:
-    those that a new version will apply to."""
+    """Count open comparisons that a new version will apply to, up to `limit`.
+
+    Nobody has them on the desk or has judged them; superseded judgments count.
+    """
     judged = exists().where(Judgment.comparison_id == Comparison.id)
     waiting = select(Comparison.id).where(Comparison.project_id == project_id, Comparison.state == "open")
     waiting = waiting.where(Comparison.lease_count == 0, Comparison.judgment_count == 0, ~judged).limit(limit)

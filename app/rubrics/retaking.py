@@ -1,4 +1,4 @@
-"""Whether those who passed the quiz of an earlier version take a new version's quiz."""
+"""Whether labelers who passed the quiz of an earlier version have to take a new version's quiz."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -6,18 +6,21 @@ from typing import Any, Literal, get_args
 from app.domain import textdiff
 from app.models import Rubric
 
-# What the admin says when publishing; `changed`: only if it asks something else now.
+# The admin's choice when publishing; `changed`: only if the quiz asks something else now.
 Retake = Literal["changed", "yes", "no"]
 RETAKES: tuple[Retake, ...] = get_args(Retake)
-# A question of which less than this is left is another one.
+# If less than this share of a question's text is kept, it is a different question.
 LEAST_KEPT = 0.5
 
 Question = Mapping[str, Any]
 
 
 def is_same(old: Sequence[Question], new: Sequence[Question]) -> bool:
-    """Whether two quizzes ask the same: equally many questions, in the same places with the same right answers, and no
-    more than their wording changed. Explanations do not count."""
+    """Tell whether two quizzes ask the same: the same number of questions in the same order, with the same right
+    answers.
+
+    Only their wording may have changed a little. Explanations do not count.
+    """
     return len(old) == len(new) and all(map(_is_same, old, new))
 
 
@@ -30,7 +33,7 @@ def _asked(question: Question) -> str:
 
 
 def same_as(quiz: Sequence[Question], before: Sequence[Rubric], retake: Retake) -> int | None:
-    """The number of the version whose quiz counts as the new one; none: everybody has to pass the new one.
+    """Return the version whose quiz counts for the new one; None if everybody has to pass the new quiz.
 
     Args:
         before: published versions, newest first.

@@ -1,4 +1,5 @@
-"""The rubric's pages: the draft in an editor with its preview, the published versions, what differs between two."""
+"""The rubric's pages: the draft in an editor with a preview, the published versions, and the differences
+between two."""
 
 from typing import Annotated, Any, Literal
 
@@ -16,14 +17,14 @@ from app.rubrics.forms import ANSWERS, RubricForm, RubricFormDep, RubricRefused
 
 
 class RubricRoute(FormRoute):
-    """A form that is too long must arrive all the same, to come back with the reason and with every word of it."""
+    """Accepts forms that are too long, so that they can come back with the reason and all of their text."""
 
     most = 16 << 20
     most_fields = 10_000
 
 
 router = APIRouter(prefix="/projects/{project_slug}/rubric", route_class=RubricRoute)
-# Waiting comparisons are counted up to here.
+# Waiting comparisons are counted up to this number.
 COUNT_LIMIT = 10_000
 
 
@@ -65,7 +66,7 @@ def discard(
 
 @router.post("/preview")
 def preview(request: Request, project: ProjectDep, admin: AdminDep, form: RubricFormDep) -> Response:
-    """What is in the editor, as the labeler would see it. Nothing is stored."""
+    """Show what is in the editor as the labeler would see it. Nothing is stored."""
     shown, reasons = views.typed_preview(form)
     return page(request, "rubrics/_preview.html", shown=shown, reasons=reasons)
 
@@ -79,7 +80,7 @@ def edit(
     form: RubricFormDep,
     do: Annotated[str, Form()] = "",
 ) -> Response:
-    """A button that changes what is in the form: the page with it, or for htmx the section. Nothing is stored."""
+    """Apply a button that changes the form; return the page, or only the section for htmx. Nothing is stored."""
     edited = editing.edit(form, do)
     if "HX-Request" not in request.headers or not edited.section:
         return _page(request, session, project, sent=edited.form, focus=edited.focus)
@@ -97,7 +98,7 @@ def diff(
     was: Annotated[str, Query()] = "",
     now: Annotated[str, Query()] = "draft",
 ) -> Response:
-    """What changed from one version, or the draft, to another."""
+    """Show what changed from one version (or the draft) to another."""
     old, new = _version(session, project, was), _version(session, project, now)
     return page(
         request,
@@ -140,7 +141,7 @@ def version(request: Request, project: ProjectDep, admin: AdminDep, session: Ses
 
 @router.get("/{form}")
 def back_to_the_editor(project: ProjectDep, admin: AdminDep, form: Literal["edit", "publish", "discard"]) -> Response:
-    """A form that came back without JavaScript is at the address it was sent to; opened anew that is the editor."""
+    """Redirect to the editor. Without JavaScript, a form that was refused leaves its own address in the browser."""
     return redirect(f"/projects/{project.slug}/rubric")
 
 
@@ -153,7 +154,8 @@ def _page(
     sent: RubricForm | None = None,
     focus: str = "",
 ) -> Response:
-    """The editor. After a conflict it holds what was sent, on top of what stands now; what differs is shown."""
+    """Show the editor. After a conflict it holds the form's text with the stored revision, and shows the
+    differences."""
     versions = queries.versions(session, project.id)
     newest = versions[0].rubric if versions else None
     draft = queries.draft(session, project.id)
@@ -162,7 +164,7 @@ def _page(
         revision = form.revision if isinstance(problem, Conflict) else sent.revision
         form = sent._replace(revision=revision)
         if isinstance(problem, RubricRefused):
-            form = form.filled()  # the reasons count the rows like this
+            form = form.filled()  # the reasons count rows without empty ones
     theirs = (draft or newest) if isinstance(problem, Conflict) else None
     shown, reasons = views.typed_preview(form)
     return page(

@@ -16,7 +16,7 @@ from app.rubrics.retaking import Retake
 
 
 def create_first(session: Session, project: Project, content: RubricContent, actor_id: int | None = None) -> Rubric:
-    """Publishes version 1 of a project that has none yet."""
+    """Publish version 1 of a project that has none yet."""
     rubric = Rubric(
         project_id=project.id,
         version=1,
@@ -36,7 +36,7 @@ def _columns(content: RubricContent) -> dict[str, Any]:
 
 
 def current(session: Session, project: Project) -> Rubric:
-    """The newest published version, by which new comparisons are judged.
+    """Return the newest published version, by which new comparisons are judged.
 
     Raises:
         NotFound: nothing has been published.
@@ -48,7 +48,7 @@ def current(session: Session, project: Project) -> Rubric:
 
 
 def published(session: Session, project: Project, version: int) -> Rubric:
-    """That version.
+    """Return a published version.
 
     Raises:
         NotFound: there is no such version.
@@ -60,7 +60,7 @@ def published(session: Session, project: Project, version: int) -> Rubric:
 
 
 def draft(session: Session, project: Project) -> Rubric:
-    """The draft.
+    """Return the draft.
 
     Raises:
         NotFound: nobody has begun one.
@@ -72,11 +72,11 @@ def draft(session: Session, project: Project) -> Rubric:
 
 
 def save_draft(session: Session, project: Project, columns: dict[str, Any], revision: int, editor: User) -> Rubric:
-    """Writes the draft, or begins one.
+    """Write the draft, or begin one.
 
     Args:
-        columns: RubricContent's fields as JSON; a draft need not be a rubric yet.
-        revision: of the draft that the editor began from; 0 where there was none.
+        columns: RubricContent's fields as JSON; a draft may be incomplete.
+        revision: the revision of the draft that the editor began from; 0 if there was none.
 
     Raises:
         Conflict: somebody else changed the draft since the editor opened it; says who.
@@ -110,7 +110,7 @@ def _edited_meanwhile(session: Session, draft: Rubric) -> Conflict:
 
 
 def discard_draft(session: Session, project: Project, revision: int) -> None:
-    """Throws the draft away.
+    """Delete the draft.
 
     Raises:
         Conflict: somebody else changed it since that revision.
@@ -133,16 +133,16 @@ def publish(
     publisher: User,
     retake: Retake = "changed",
 ) -> Rubric:
-    """Saves the draft and makes it the next version.
+    """Save the draft and publish it as the next version.
 
-    Comparisons that nobody has begun are judged by it from now on (a trigger gives it to each when it is handed out);
-    those begun keep the version they have, so that all judgments of a comparison were made under the same one.
+    Comparisons that nobody has begun are judged by it from now on (a trigger sets it when they are handed out). Begun
+    comparisons keep their version, so that all judgments of a comparison are made under the same one.
 
     Args:
-        retake: whether those who passed the quiz of an earlier version take this one's.
+        retake: whether labelers who passed the quiz of an earlier version have to take this one's.
 
     Raises:
-        Conflict: somebody else changed the draft; or it says the same as the published version.
+        Conflict: somebody else changed the draft; or it is the same as the published version.
     """
     queries.lock(session, project.id)
     columns = _columns(content)

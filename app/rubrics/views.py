@@ -1,4 +1,4 @@
-"""What the rubric pages show."""
+"""Data for the rubric pages."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from app.rubrics.forms import ANSWERS, SWITCHES, RubricForm, RubricRefused, comp
 
 
 class Preset(NamedTuple):
-    """A scale by its name; `words` says what can be answered."""
+    """A named scale; `words` lists the possible answers."""
 
     strengths: int
     allow_tie: bool
@@ -30,7 +30,7 @@ PRESETS = (
 )
 
 
-# What the editor's templates need to know whatever is being edited.
+# Constants that the editor's templates always need.
 EDITOR: dict[str, Any] = {
     "presets": PRESETS,
     "answers": ANSWERS,
@@ -44,7 +44,7 @@ EDITOR: dict[str, Any] = {
 
 
 def scale_name(rubric: Rubric | RubricForm) -> str:
-    """“7 points”, or the numbers of a scale that has no name."""
+    """Return the scale's name, such as “7 points”; for a scale without a name, its numbers."""
     for preset in PRESETS:
         if (str(preset.strengths), preset.allow_tie) == (str(rubric.strengths), rubric.allow_tie):
             return preset.name
@@ -52,7 +52,7 @@ def scale_name(rubric: Rubric | RubricForm) -> str:
 
 
 def quiz_news(rubric: Rubric, before: Rubric | None) -> str:
-    """What a version's quiz means for those who passed the one before; '' where it is the same."""
+    """Say what a version's quiz means for labelers who passed the previous one; '' if it is the same."""
     if not rubric.quiz:
         return ""
     if rubric.quiz_of_version is None:
@@ -64,7 +64,7 @@ def quiz_news(rubric: Rubric, before: Rubric | None) -> str:
 
 
 class Preview(NamedTuple):
-    """A rubric as the labeler sees it: the sheet, and the controls of the labeling card."""
+    """A rubric as the labeler sees it: the guideline sheet, and the controls of the labeling card."""
 
     rubric: Rubric
     answer: Answer
@@ -75,7 +75,7 @@ def preview(rubric: Rubric) -> Preview:
 
 
 def typed_preview(form: RubricForm) -> tuple[Preview, dict[str, str]]:
-    """The preview of what is in the editor, as far as it has come, and what is still missing or wrong."""
+    """Return the preview of what is in the editor so far, and what is missing or wrong."""
     try:
         values: dict[str, Any] = form.content().model_dump(mode="json")
         reasons = {}
@@ -90,5 +90,5 @@ def typed_preview(form: RubricForm) -> tuple[Preview, dict[str, str]]:
 
 
 def editor(draft: Rubric | None, newest: Rubric | None) -> RubricForm:
-    """What the editor begins with: the draft, else the newest version, else what a first one begins with."""
+    """Return the editor's form: the draft, else the newest version, else the defaults for a first one."""
     return RubricForm.of(draft or newest, draft.revision if draft else 0)

@@ -1,4 +1,4 @@
-"""What the page of thumbs sends."""
+"""Form that the page of thumbs sends."""
 
 from typing import Annotated
 
@@ -10,7 +10,7 @@ MAX_RATIONALE = 2000
 class ThumbForm(BaseModel):
     """A thumb on the response with this text to this prompt.
 
-    Responses are never named by their own numbers: those would tell which policy is the newer one.
+    Responses are not identified by their ids, because ids would reveal which policy is newer.
     """
 
     prompt_id: Annotated[int, Field(ge=1, lt=2**63)]

@@ -10,7 +10,7 @@ from app.models import Completion, Prompt, Thumb
 
 
 class Response(NamedTuple):
-    """A response to be liked or not, and the prompt it answers."""
+    """A response to rate with a thumb, and its prompt."""
 
     id: int
     text: str
@@ -22,13 +22,14 @@ _ASKED = (Prompt.split == "train",)
 
 
 def next_response(session: Session, project_id: int, labeler_id: int, seed: int) -> Response | None:
-    """A response that nobody has given a thumb yet; none if there is none.
+    """Return a response that has no thumb yet; None if there is none.
 
-    The order is by chance. Were the present policy's first, labelers could tell the new response in a comparison.
+    The order is random. If the current policy's responses came first, labelers could recognize the new response in a
+    comparison.
 
     Args:
-        seed: of the order, in 64 bits. Whoever knows it can work out the responses' numbers from what comes first, and
-            so which one is newer.
+        seed: 64-bit seed of the order. It must stay secret: somebody who knows it could infer the responses' ids from
+            the order, and so which response is newer.
     """
     given, mine = aliased(Thumb), aliased(Thumb)
     order = func.hashint8extended(Completion.id, literal(seed, BigInteger))
@@ -46,7 +47,7 @@ def next_response(session: Session, project_id: int, labeler_id: int, seed: int)
 
 
 def response(session: Session, project_id: int, prompt_id: int, digest: str) -> Response | None:
-    """The first response to the prompt whose text has this SHA-256."""
+    """Return the first response to the prompt whose text has this SHA-256."""
     found = (
         select(Completion.id, Completion.text, Prompt)
         .join(Prompt, Prompt.id == Completion.prompt_id)
@@ -72,7 +73,7 @@ def supersede(session: Session, thumb_id: int) -> None:
 
 
 def last(session: Session, project_id: int, labeler_id: int) -> tuple[Response, Thumb] | None:
-    """What the labeler gave a thumb last."""
+    """Return the response that got the labeler's last thumb, and the thumb."""
     found = (
         select(Completion.id, Completion.text, Prompt, Thumb)
         .join(Completion, Completion.id == Thumb.completion_id)

@@ -27,7 +27,7 @@ def desk(
     last: bool = False,
     given: str = "",
 ) -> Response:
-    """The next response, or with `last` the one that got the labeler's last thumb, to change it."""
+    """Show the next response; with `last`, show the response that got the labeler's last thumb, to change it."""
     asks = service.asks(project)
     closed = gate.closed(session, project, labeler)
     before = queries.last(session, project.id, labeler.id)

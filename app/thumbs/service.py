@@ -1,4 +1,4 @@
-"""Thumbs: people say of one response alone whether they like it. KTO learns from them."""
+"""Thumbs: people say whether they like a single response. KTO learns from them."""
 
 import hmac
 
@@ -13,18 +13,18 @@ from app.thumbs.forms import ThumbForm
 
 
 def asks(project: Project) -> bool:
-    """Whether the project wants thumbs."""
+    """Tell whether the project asks for thumbs."""
     return LabelingSettings.model_validate(project.labeling).thumbs
 
 
 def order(key: bytes, labeler: User, turn: int) -> int:
-    """The secret seed of the order in which a labeler is asked; others come first in another turn."""
+    """Return the secret seed of a labeler's order of responses; each turn has another order."""
     drawn = hmac.digest(key, f"thumbs:{labeler.id}:{turn}".encode(), "sha256")
     return int.from_bytes(drawn[:8], signed=True)
 
 
 def give(session: Session, project: Project, labeler: User, form: ThumbForm) -> Thumb:
-    """Takes a thumb. The same one again changes nothing; another one on the same response replaces it.
+    """Store a thumb. The same thumb again changes nothing; a different one on the same response replaces it.
 
     Raises:
         Forbidden: the project asks for no thumbs, or the labeler may not work in it now.
