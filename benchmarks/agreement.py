@@ -21,7 +21,7 @@ from app.settings import Settings
 PER_COMPARISON = 3
 LABELERS = 200
 
-# One statement per table. Labelers tend to the side of their comparison's leaning; on hard prompts they agree less, and
+# One statement per table. Labelers mostly follow their comparison's leaning. On hard prompts they do so less often, and
 # so do the last ten labelers.
 FILL = (
     """

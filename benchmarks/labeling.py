@@ -42,8 +42,7 @@ VETERAN = 20_000
 KEPT = 2_000
 PER_PROMPT = 4
 
-# Keys and counts are correct by construction; `replica` skips triggers and foreign key checks, which would take
-# minutes.
+# Keys and counts are correct by construction, so `replica` skips triggers and foreign key checks, which take minutes.
 FILL = (
     "SET session_replication_role = replica",
     "INSERT INTO project (slug, name, overlap) VALUES ('benchmark', 'Benchmark', 3), ('elsewhere', 'Elsewhere', 3)",

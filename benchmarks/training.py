@@ -37,8 +37,7 @@ from trainer.processes import device
 from trainer.speed.precision import choose, name_of
 
 WARM_UP = 2  # steps that are not counted
-# Absolute tolerance of losses: fp32 sums in a different order, over several steps; with bf16, TRL's logits are bf16
-# too.
+# Absolute tolerance of losses: fp32 sums have another order, over several steps; with bf16, TRL's logits are bf16 too.
 TOLERANCE = {"float32": 2e-3, "bfloat16": 2e-2}
 # Tolerance of rollout losses, relative to the largest: advantages are differences, so the losses are always small.
 ROLLOUT_TOLERANCE = {"float32": 1e-2, "bfloat16": 1e-1}
@@ -59,7 +58,7 @@ def run(side: str, job: Work, with_reference: bool = False) -> Figures:
         handle.write(job.model_dump_json())
         handle.flush()
         command = [sys.executable, "-m", "benchmarks.sides", side, handle.name]
-        # Both sides wait without spinning, like our worker: this is faster on shared cores, and CPU time then counts
+        # Both sides wait without spinning, like our worker: it is faster on shared cores, and CPU time counts only
         # work.
         environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

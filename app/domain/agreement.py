@@ -140,7 +140,6 @@ def _squared_distances(totals: Floats, values: Floats, level: Level) -> Floats:
         return 1.0 - np.eye(len(values))
     if level == "interval":
         return (values[:, None] - values[None, :]) ** 2
-    # Ordinal: the number of answers from one value to the other, with both ends counted half: the distance of
-    # mid-ranks.
+    # Ordinal: the number of answers between two values, with the ends counted half. That is the mid-ranks' distance.
     mid_ranks = np.cumsum(totals, axis=-1) - totals / 2
     return (mid_ranks[..., :, None] - mid_ranks[..., None, :]) ** 2

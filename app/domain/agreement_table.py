@@ -61,7 +61,7 @@ class Table(NamedTuple):
     slices: dict[str, dict[str, Figures]]  # field of Tags -> value -> figures
     aspects: dict[str, Figures]
     weeks: dict[int, Figures]  # a comparison belongs to the week of its newest judgment
-    pairs: list[Pair]  # pairs that share most comparisons first
+    pairs: list[Pair]  # sorted by the number of shared comparisons, largest first
     pairs_total: int
 
 
@@ -278,7 +278,8 @@ def _pairs(
     first = np.arange(len(unit))
     codes, times = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     for apart in range(1, len(first)):
-        # Pair each judgment with the judgment `apart` places later, if both are of the same unit. Few are left soon.
+        # Pair each judgment with the one `apart` places later, if both are of the same unit; after a few turns, few
+        # are.
         first = first[first + apart < len(unit)]
         first = first[unit[first] == unit[first + apart]]
         if not len(first):

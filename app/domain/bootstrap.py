@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from app.domain.student import quantile
 
 REPLICATES = 1000
-# With very many kinds, there are fewer replicates: about DRAWS numbers are drawn in total, but at least LEAST
-# replicates.
+# With very many kinds, there are fewer replicates: at most about DRAWS numbers in total, but at least LEAST replicates.
 DRAWS, LEAST = 20_000_000, 200
 # Cost of a draw in nanoseconds on one core: of a unit's number, or of a kind's frequency as a binomial.
 DRAW_UNIT, DRAW_KIND = 8, 60

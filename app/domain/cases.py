@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from app.domain import instructions, texts
 from app.domain.instructions import occurrences, texts_of
 
-LONGEST = 20_000  # characters of a text
+LONGEST = 20_000  # maximum characters of a text
 LONGEST_LINE = 100_000
 MOST_INSTRUCTIONS = 20
 # Commas between thousands belong to a number; commas of a list do not.

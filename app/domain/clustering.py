@@ -1,4 +1,4 @@
-"""Standard errors of estimates from judgments that are alike within a prompt and within a labeler."""
+"""Standard errors of estimates from judgments that are correlated within a prompt and within a labeler."""
 
 from math import sqrt
 from typing import NamedTuple

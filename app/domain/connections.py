@@ -1,4 +1,4 @@
-"""Which policies comparisons connect, and between which of them a finite difference can be estimated."""
+"""Find the policies that are connected by comparisons, and those between which a finite difference can be estimated."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 

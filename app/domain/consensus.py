@@ -86,7 +86,7 @@ class Crowd(NamedTuple):
 
 
 class Votes(NamedTuple):
-    """J live judgments that say a preference, on C comparisons.
+    """J live judgments that state a preference, on C comparisons.
 
     Attributes:
         comparison: (J,) index of the comparison, below C.

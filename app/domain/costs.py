@@ -88,7 +88,8 @@ def works(plan: Plan, data: Data, *, trains_reward: bool = True, evaluates: bool
     found.append(_policy(plan, data, pair))
     found.append(Work("sample", sampled=min(plan.queue_prompts, data.queue_prompts) * plan.queue_samples * answer))
     if evaluates:
-        # Two samples per prompt and policy. The reward models read all of them; two log-probs read the new policy's.
+        # Two samples per prompt and policy. The reward models read all of them; log-probs take two passes over the new
+        # policy's samples.
         samples = data.evaluation_prompts * 2 * answer
         asked = samples + data.evaluation_prompts * data.prompt_tokens
         answered = 2 * (samples + data.suite_cases * answer)
@@ -121,7 +122,8 @@ def _policy(plan: Plan, data: Data, pair: float) -> Work:
             sampled=plan.turns * sampled + measured,
             read=plan.turns * read + measured * (plan.reward_members + 2) + (comparisons if plan.human_epochs else 0),
         )
-    # A prompt is read once for all its answers. Scores and the policy's and reference's log-probs read each episode.
+    # A prompt is read once for all its answers. Each episode is read for its score and for two log-probs: the policy's
+    # and the reference's.
     episodes = plan.episodes * (prompt / plan.answers + answer)
     return Work(
         plan.algorithm,

@@ -33,7 +33,7 @@ class Habits(NamedTuple, Generic[Number]):
     """A labeler's parameters; floats, or arrays (L,) for several labelers.
 
     Attributes:
-        eta: probability to prefer the better response.
+        eta: probability of preferring the better response.
         nu: tendency to say tie.
     """
 
@@ -105,8 +105,7 @@ def fit(
         eta, _ = pooled(right_of, sided_of, mean_eta, PRIOR_ANSWERS)
         cosh = np.cosh(d / 2)[comparison]
         if crowd_nu:
-            # Iterate nu_k = ties / sum of 1 / (exp(d/2) + exp(-d/2) + nu_k) (Hunter 2004), with the crowd's answers
-            # added.
+            # Iterate nu_k = ties / sum of 1 / (exp(d/2) + exp(-d/2) + nu_k) (Hunter 2004), pooled with the crowd's.
             room = sums(labeler, 1 / (2 * cosh + nu[labeler]), labelers)
             crowd_nu = float(ties_of.sum() / (1 / (2 * cosh + crowd_nu)).sum())
             nu = (ties_of + PRIOR_ANSWERS) / (room + PRIOR_ANSWERS / crowd_nu)

@@ -43,10 +43,11 @@ class PairFigures(NamedTuple):
 
 
 class Patterns:
-    """The kinds of what a bootstrap replicate draws: units with the same counts of answers, or groups of units."""
+    """Kinds of units for the bootstrap: units with the same counts of answers, or groups of units drawn together."""
 
     def __init__(self, counts: ArrayLike, values: ArrayLike) -> None:
-        """
+        """Compute the terms of all patterns.
+
         Args:
             counts: (P, V) number of answers of each value in a unit of pattern p.
             values: (V,) the preferences, ascending; their signs are the sides.

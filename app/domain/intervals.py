@@ -49,8 +49,8 @@ def clustered_share(clusters: Sequence[tuple[float, float]]) -> Interval | None:
 
     Wilson's interval assumes independent cases, so it gets the number of independent cases with the same variance (the
     effective sample size, Kish 1965). This is at most the number of cases. It is at least the number that results if
-    all cases of a cluster are equal: one per cluster if clusters have the same size, fewer if a few clusters have most
-        cases.
+    all cases of a cluster are equal. That is one per cluster if clusters have the same size, and fewer if a few
+    clusters have most cases.
     """
     n, k = sum(cases for _, cases in clusters), len(clusters)
     if n == 0:

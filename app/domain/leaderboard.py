@@ -124,7 +124,8 @@ class Apart(NamedTuple):
 
 
 class Board(NamedTuple):
-    """
+    """The leaderboard.
+
     Attributes:
         reference: the policy that the others are measured against.
         standings: best first; empty if there is a reason in `refused`.
@@ -200,7 +201,7 @@ def board(matches: Matches, policies: Sequence[int], reference: int | None = Non
 
 
 def _ranked(found: Board, within: Matches, order: list[int]) -> Board:
-    """The board with its standings: a raw fit, and one with length and formatting."""
+    """Return the board with its standings, from a raw fit and a fit with length and formatting."""
     policies = _incidence(within, order)
     typical = dict(zip(COVARIATES, (1.0, *np.sqrt((within.style**2).mean(axis=0)).tolist()), strict=True))
     columns = dict(zip(COVARIATES, np.column_stack([within.position, within.style]).T, strict=True))

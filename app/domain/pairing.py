@@ -5,9 +5,8 @@ Selection policies, mixed by shares:
 - `random`: pairs spread evenly over the responses;
 - `near_miss`: pairs with the closest rewards;
 - `uncertain`: pairs whose reward difference the heads of the reward model disagree about most;
-- `drts`, `delta_ucb`: pairs that may be the best and the worst response, by the heads' mean and spread (optimistic
-rules
-  of ActiveUltraFeedback, arXiv 2603.09692), so that judgments cover the responses that the next policy will move to;
+- `drts`, `delta_ucb`: pairs that may be the best and the worst response, by the heads' mean and spread (the optimistic
+  rules of ActiveUltraFeedback, arXiv 2603.09692), so that judgments cover responses that the next policy will move to;
 - `new_against_old`: a new policy's response against an older one's.
 
 Pairs for human evaluation, which measure how often people prefer one policy to another, are separate: see
@@ -52,7 +51,7 @@ class Choice(NamedTuple):
     """A pair, or the responses of a ranking.
 
     Attributes:
-        ids: of a pair in ascending order; the side shown first is drawn for each labeler.
+        ids: ids of completions, ascending for a pair; the side shown first is drawn for each labeler.
         selection: the policy and its numbers. If the policy had no pair to choose, it is `random`, with the policy in
             `wanted` and the reason in `because`.
     """

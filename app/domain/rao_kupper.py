@@ -46,20 +46,21 @@ def sigmoid(x: Floats) -> Floats:
 
 
 def win_rate(eta: Floats | float, nu: float) -> Floats:
-    """P(a wins) + P(tie) / 2: the share of comparisons that a wins if a tie counts half."""
+    """Return P(a wins) + P(tie) / 2: the share of comparisons that a wins if a tie counts half."""
     at = np.asarray(eta, dtype=np.float64)
     return (sigmoid(at - nu) + sigmoid(at + nu)) / 2
 
 
 def win_rate_slopes(eta: float, nu: float) -> tuple[float, float]:
-    """The derivatives of `win_rate` by eta and by nu."""
+    """Return the derivatives of `win_rate` by eta and by nu."""
     low, high = (float(sigmoid(np.array(x))) for x in (eta - nu, eta + nu))
     low, high = low * (1 - low), high * (1 - high)
     return (low + high) / 2, (high - low) / 2
 
 
 def log_likelihood(design: Floats, outcome: NDArray[np.int64], coefficients: Floats, nu: float) -> float:
-    """
+    """Return the log-likelihood of N outcomes.
+
     Args:
         design: (N, K) covariates of a minus those of b.
         outcome: (N,) 1 if a won, -1 if b won, 0 for a tie.

@@ -10,8 +10,7 @@ have given few, the plain model is worse than the majority. Therefore:
 - Both parameters are pooled with the crowd's, which weighs as much as `PRIOR_ANSWERS` answers. The weight of a vote is
   pooled too.
 - The prior of the outcomes is uniform, unless ties are clearly common or rare (`tie_odds`). With a learned prior, the
-fit
-  would explain ties away as errors.
+  fit would explain ties away as errors.
 """
 
 from typing import NamedTuple
@@ -52,9 +51,9 @@ class DawidSkene(NamedTuple):
     Attributes:
         p_b: (C,) posterior probability that B is better, a tie counting half.
         p_tie: (C,) posterior probability of a tie; 0 if nobody ever said tie.
-        knows: (L,) probability to know the truth.
+        knows: (L,) probability of knowing the truth.
         habit: (L,) share of ties among answers without knowing the truth.
-        reliability: (L,) probability to say the truth.
+        reliability: (L,) probability of saying the truth.
         low, high: (L,) 95% interval of the reliability.
         weights: (L, 2) `Weights` of each labeler.
         crowd: weights of an average labeler.

@@ -7,7 +7,7 @@ means that are not refuted. The new policy is better once 1/2 lies below it. Thi
 Waudby-Smith and Ramdas (2024, "Estimating means of bounded random variables by betting", theorem 3), as `ville`
 computes it. It needs no model of the values, only that each value has the same mean given the earlier ones.
 
-So the order of the values must not depend on the values, and a value must keep its place. The query that reads them
+So the order must not depend on the values themselves, and a value must keep its place. The query that reads them
 (`app.rounds.result_queries.evaluated`) ensures this: a prompt enters at the end when it has its last requested
 judgment. If an answer is changed or withdrawn later, the value changes in its place, and the sequence is recomputed
 from the start.

@@ -88,7 +88,7 @@ class Loop:
             time.sleep(POLL_SECONDS)
 
     def turn(self, settings: dict[str, Any], limit: int) -> RoundReport:
-        """One round: labels what there is, trains, and measures the new policy against the first one."""
+        """Run one round: label what there is, train, and measure the new policy against the first one."""
         began = time.monotonic()
         self.wait_for_samples()
         judgments = self.crew.label_all(f"{self.base}/label", limit, self._sampling, self.say)

@@ -79,7 +79,7 @@ def whole_sentences(text: str) -> str:
 
 
 def concise(question: str, response: str) -> float:
-    """Score short, finished answers about the question without repetition highly."""
+    """Prefer short, finished answers about the question without repetition."""
     length = len(words(response))
     if length == 0:
         return -6.0
@@ -87,19 +87,19 @@ def concise(question: str, response: str) -> float:
 
 
 def detailed(question: str, response: str) -> float:
-    """Score long answers about the question without repetition highly. A cut-off sentence does not add length."""
+    """Prefer long answers about the question without repetition. A cut-off sentence does not add length."""
     length = len(words(whole_sentences(response)))
     return 2.0 * on_topic(question, response) - 3.0 * repetition(response) + 0.06 * length
 
 
 def example(question: str, response: str) -> float:
-    """Score finished answers about the question with an example and without repetition highly."""
+    """Prefer finished answers about the question with an example and without repetition."""
     given = _EXAMPLE.search(whole_sentences(response)) is not None
     return _quality(question, response) + 2.0 * given
 
 
 def brief_and_warm(question: str, response: str) -> float:
-    """Score a friendly tone (up to three signs of it) and few words highly: a trade-off, because signs need words."""
+    """Prefer a friendly tone (up to three signs of it) and few words. This is a trade-off: every sign needs words."""
     length = len(words(response))
     if length == 0:
         return -6.0
@@ -108,7 +108,7 @@ def brief_and_warm(question: str, response: str) -> float:
 
 
 def direct(question: str, response: str) -> float:
-    """Score answers without a preamble and without the first person highly."""
+    """Prefer answers without a preamble and without the first person."""
     if not words(response):
         return -6.0
     preamble = _PREAMBLE.match(response.strip()) is not None

@@ -13,7 +13,7 @@ from app.simulation.preference import PREFERENCES
 from app.specs import Spec
 
 # The rule: methods and settings are compared only on TUNING. FINAL_ONLY is run after the method is chosen, with the
-# chosen defaults, so that its results are free of tuning. `detailed` is included because of its length.
+# chosen defaults, so that its results are free of tuning. `detailed` is included to see the effect on length.
 TUNING = ("concise", "direct")
 FINAL_ONLY = ("example", "brief_and_warm")
 

@@ -53,7 +53,7 @@ def choose(texts: Sequence[Texts], count: int, selection: str, seed: int) -> lis
         able = [i for i in order if i not in exhausted]
         for place, i in enumerate(able):
             limits[i] += missing // len(able) + (place < missing % len(able))
-            # Seeds as in the service: from the round's seed and the prompt.
+            # The same formula as in the service, which uses the id of the sampling run in place of `seed`.
             seeded = seed * 1_000_003 + texts[i].row.id
             samples = [_sample(completion) for completion in texts[i].completions]
             chosen[i] = choose_pairs(samples, [], limits[i], {selection: 1.0}, seeded) if limits[i] else []

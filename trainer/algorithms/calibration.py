@@ -25,7 +25,7 @@ def _correct(differences: Tensor) -> Tensor:
 
 
 class ReliabilityBin(NamedTuple):
-    """A bin of the reliability diagram: mean confidence, share of pairs that people decided alike, number of pairs."""
+    """A bin of the reliability diagram: mean confidence, share of pairs that people decided like the model, pairs."""
 
     confidence: float
     accuracy: float

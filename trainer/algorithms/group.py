@@ -49,9 +49,9 @@ def has_signal(rewards: Tensor) -> Tensor:
 def answer_weights(lengths: Tensor, answers: int, longest: int, normalisation: Normalisation) -> Tensor:
     """Return the weight in the loss of each token of an answer, (S,), for answers with `lengths` (S,).
 
-    `constant`: every token has the same weight, 1 / (answers * longest) (Dr. GRPO, Liu et al. 2025). `published`: every
-    answer has the same weight, spread over its tokens, so a token of a long answer counts less (Shao et al. 2024, eq.
-    3).
+    `constant`: every token has the same weight, 1 / (answers * longest) (Dr. GRPO, Liu et al. 2025).
+    `published`: every answer has the same weight, spread over its tokens, so a token of a long answer counts less (Shao
+    et al. 2024, eq. 3).
     """
     per_answer = torch.full_like(lengths, longest) if normalisation == "constant" else lengths
     return 1 / (answers * per_answer.float())

@@ -62,8 +62,7 @@ def preference_loss(
 
     Args:
         beta: strength of the KL penalty; tau in IPO, lambda in ORPO.
-        length_average: IPO compares log-ratios per token, as TRL does, instead of their sums, as the authors' code
-            does.
+        length_average: IPO compares log-ratios per token, like TRL, instead of their sums, like the authors' code.
         kto_z: KTO's reference point () from `kto_reference_point`.
         nll_weight: weight of the chosen completion's NLL per token, added to any of the losses.
     """

@@ -84,8 +84,8 @@ def new_reward_model(
     """Create a reward model on a policy's trunk: with `lora` each member trains an adapter, else all weights train.
 
     A policy's adapter stays active and frozen below the members' adapters, and is stored as part of theirs.
-    Heads are initialised from N(0, 1 / (hidden + 1)), variance given (Stiennon et al. 2020). They have no bias, are
-    fp32 and are trained in full.
+    Heads are initialised from a normal distribution with variance 1 / (hidden + 1) (Stiennon et al. 2020). They have no
+    bias, are fp32 and are trained in full.
 
     Raises:
         ModelUnavailable: the model does not load or has no scalar head, or the policy's adapter cannot be merged into
@@ -357,7 +357,7 @@ def _load_members(folder: Path, dtype: torch.dtype | None, only: int | None) -> 
         with loading(str(where)):
             check_adapter(where, base, classifier)
             config = LoraConfig.from_pretrained(where)
-            config.modules_to_save = None  # this class switches heads, not peft
+            config.modules_to_save = None  # RewardModel switches heads, not peft
             member_adapters.put_on(classifier, config, str(place))
             others = member_adapters.read(classifier, str(place), where, [SCORE.removeprefix(member_adapters.PREFIX)])
         if not others:

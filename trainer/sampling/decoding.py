@@ -146,7 +146,7 @@ class PackedLinears:
 
 
 def _linears(module: nn.Module, merge: bool) -> Iterator[Any]:
-    """Yield linear layers; with `merge`, also whole layers with an adapter, unless it is more than a sum (DoRA)."""
+    """Yield linear layers; with `merge`, a layer and its adapter are one, unless it is more than a sum (DoRA)."""
     for child in module.children():
         if type(child) is nn.Linear or (merge and type(child) is LoraLinear and not child.lora_variant):
             yield child

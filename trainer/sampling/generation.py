@@ -84,7 +84,7 @@ PLAINEST = Ways(together=False)
 
 
 def best_ways(model: Any) -> Ways:
-    """Return the fastest ways with which this model gives the log-probs of a plain forward pass.
+    """Return the fastest ways in which this model still gives the log-probs of a plain forward pass.
 
     They are tested on a few short prompts, and failures are logged.
 

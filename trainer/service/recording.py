@@ -39,7 +39,7 @@ class RunLost(Exception):
 
 
 class WorkerStopping(Exception):
-    """The worker was asked to stop: the run goes back to the queue."""
+    """The worker was asked to stop, so the run returns to the queue."""
 
 
 def is_outage(error: BaseException) -> bool:

@@ -62,7 +62,7 @@ class PeakMemory:
     `PeakMemory`.
 
     Attributes:
-        notes: notes for readers of the figure: the counter could not be reset.
+        notes: a note for readers of the figure if the counter could not be reset.
     """
 
     def __init__(self) -> None:

@@ -35,7 +35,7 @@ class Rates(NamedTuple):
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Return whether the device multiplies bf16 in hardware; without it, bf16 is never chosen."""
+    """Return whether the device multiplies bf16 in hardware; without it, `auto` never chooses bf16."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()

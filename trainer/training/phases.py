@@ -36,7 +36,7 @@ class Phase:
 
 @contextlib.contextmanager
 def workplace(checkpoints: Checkpoints | None) -> Iterator[ArtifactStore]:
-    """Give the store for the phases' results: next to the run's checkpoints, or a temporary folder."""
+    """Give the store for the phases' results: in the folder of the run's checkpoints, or a temporary folder."""
     if checkpoints is not None:
         if accelerator().is_main_process:
             checkpoints.phases.sweep()
