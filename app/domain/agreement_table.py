@@ -278,8 +278,7 @@ def _pairs(
     first = np.arange(len(unit))
     codes, times = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     for apart in range(1, len(first)):
-        # Pair each judgment with the one `apart` places later, if both are of the same unit; after a few turns, few
-        # are.
+        # Pair each judgment with the one `apart` places later, if both are of the same unit. Soon few pairs are left.
         first = first[first + apart < len(unit)]
         first = first[unit[first] == unit[first + apart]]
         if not len(first):

@@ -17,7 +17,7 @@ from app.domain.student import quantile
 REPLICATES = 1000
 # With very many kinds, there are fewer replicates: at most about DRAWS numbers in total, but at least LEAST replicates.
 DRAWS, LEAST = 20_000_000, 200
-# Cost of a draw in nanoseconds on one core: of a unit's number, or of a kind's frequency as a binomial.
+# Nanoseconds on one core for drawing one unit, and for drawing one kind's frequency from a binomial.
 DRAW_UNIT, DRAW_KIND = 8, 60
 BLOCK = 4_000_000  # numbers to draw and hold at once
 
@@ -54,7 +54,7 @@ def estimates(
 
     Returns:
         C estimates. An estimate has no interval if at least half of its replicates are undefined, because the others
-        say little about its spread. It has none either if all replicates are equal: a handful of units that happen to
+        say little about its spread. Nor does it have one if all replicates are equal: a handful of units that happen to
         be equal does not make a value certain.
     """
     values = coefficients(frequencies[None])[:, 0]

@@ -128,7 +128,7 @@ class Patterns:
     ) -> Figures:
         percent, *others = found
         if percent.value is not None and percent.low is None and replicates:
-            # If all units agree equally, resampling gives no interval, but a share has Wilson's.
+            # If all units have the same agreement, resampling gives no interval. A share still has Wilson's interval.
             telling = self._telling(patterns, frequencies)
             bounds = wilson(percent.value * telling, telling)
             percent = Estimate(percent.value, *bounds) if bounds else percent

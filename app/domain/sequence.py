@@ -1,4 +1,4 @@
-"""Confidence sequence for whether people prefer one policy to another; it may be checked after every judgment.
+"""Do people prefer one policy to another? A confidence sequence, which may be checked after every judgment.
 
 Each prompt gives one value: the share of its judgments for the new policy, a tie counting one half. A gambler bets on
 the values, one after the other, against the claim that their mean is m. The gambler's capital is evidence against m: if

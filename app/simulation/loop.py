@@ -114,7 +114,7 @@ class Loop:
         return self.crew.label_all(f"{self.base}/label", limit, self._sampling, self.say)
 
     def people(self, number: int) -> dict[str, Any] | None:
-        """Return labelers' result on a round's policy against the previous one: `app.domain.sequence.Preference`."""
+        """Return people's preference between a round's policy and the previous one, as `sequence.Preference`."""
         status: dict[str, Any] = self.operator.json(f"{self.base}/rounds/{number}/status")
         said: dict[str, Any] | None = status["people"]["before"]
         return said
