@@ -8,7 +8,7 @@ from benchmarks import training
 
 
 def sampling(args: argparse.Namespace, model: str) -> list[str]:
-    """The sampling benchmark in a process of its own; the line with its ratio."""
+    """Run the sampling benchmark in a separate process; return the line with its ratio."""
     command = [sys.executable, "-u", "-m", "benchmarks.sampling", model, *["--cpu-time"][: args.cpu_time]]
     lines = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

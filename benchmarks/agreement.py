@@ -21,7 +21,8 @@ from app.settings import Settings
 PER_COMPARISON = 3
 LABELERS = 200
 
-# One statement a table. Labelers lean the way of their comparison; those of hard prompts, and the last ten, less so.
+# One statement per table. Labelers mostly follow their comparison's leaning. On hard prompts they do so less often, and
+# so do the last ten labelers.
 FILL = (
     """
     INSERT INTO rubric (project_id, version, guideline, published_at, aspects)
@@ -91,7 +92,7 @@ FILL = (
 
 
 def fill(session: Session, judgments: int) -> int:
-    """Adds a project with that many made judgments; returns its id."""
+    """Add a project with this number of generated judgments; return its id."""
     new = "INSERT INTO project (slug, name) VALUES ('agreement-' || gen_random_uuid(), 'Agreement') RETURNING id"
     project: int = session.execute(text(new)).scalar_one()
     values = {
@@ -107,7 +108,10 @@ def fill(session: Session, judgments: int) -> int:
 
 
 def measure(engine: Engine, judgments: int = 1_000_000) -> float:
-    """Seconds from nothing to the whole table of a scratch project with so many judgments, which stays behind."""
+    """Return the seconds for the whole agreement table of a new project with this number of judgments.
+
+    The project is not removed afterwards.
+    """
     with make_session_factory(engine)() as session:
         project = fill(session, judgments)
     with make_session_factory(engine)() as session:

@@ -45,7 +45,7 @@ def scorer(responses: Sequence[Response]) -> Tensor:
 
 
 class Point(NamedTuple):
-    """A measurement: steps (DPO) or episodes (PPO) so far, or n (best of n); mean reward, KL in nats a response."""
+    """A measurement: steps (DPO) or episodes (PPO) so far, or n (best of n); mean reward; KL in nats per response."""
 
     at: int
     reward: float
@@ -53,7 +53,7 @@ class Point(NamedTuple):
 
 
 class Bench:
-    """The default model, its prompts, and a place to work in."""
+    """The default model, its prompts, and a folder to work in."""
 
     def __init__(self, store: ArtifactStore, root: Path, seed: int) -> None:
         self.store, self.root, self.seed = store, root, seed
@@ -86,7 +86,7 @@ class Bench:
         return point
 
     def best_of_n(self) -> list[Point]:
-        """What choosing the best of n samples of the start does, without any training."""
+        """Measure best-of-n sampling from the starting model, without training."""
         measured = []
         for n in BEST_OF:
             values = self.evaluate(self.base, n)
@@ -96,7 +96,7 @@ class Bench:
         return measured
 
     def judged_pairs(self, samples_per_prompt: int) -> list[PairRow]:
-        """Pairs of the model's own samples whose rewards differ: the best with the worst, and so on inwards."""
+        """Return pairs of the model's own samples with different rewards: best with worst, and so on inwards."""
         completions: list[Completion] = []
         spec = SampleSpec(
             models=(self.base,),
@@ -128,7 +128,7 @@ class Bench:
         )
 
     def dpo(self, points: int) -> list[Point]:
-        """The adapter is measured at `points` places, from the checkpoints of the run."""
+        """Train with DPO and measure the adapter at `points` steps, from the run's checkpoints."""
         pairs = self.judged_pairs(8)
         spec = DPOSpec(
             policy=self.base,
@@ -156,7 +156,7 @@ class Bench:
         return [*measured, self.measure(steps, ModelRef(base=self.base.base, adapter=str(final)))]
 
     def _adapter_at(self, checkpoint: Path, final: Path) -> ModelRef:
-        """The adapter that a checkpoint holds, as a folder like the final one."""
+        """Write the adapter of a checkpoint to a folder like the final one."""
         from safetensors.torch import load_file, save_file
 
         folder = checkpoint / "adapter"
@@ -171,7 +171,7 @@ class Bench:
         return ModelRef(base=self.base.base, adapter=str(folder))
 
     def ppo(self, episodes: int, kl_target: float) -> list[Point]:
-        """Reward and KL of each rollout's own samples on the train prompts, and at the end on held-out ones."""
+        """Train with PPO; measure each rollout's own samples on train prompts, start and end on held-out prompts."""
         spec = PPOSpec(
             policy=self.base,
             reference=self.base,
@@ -189,7 +189,7 @@ class Bench:
         final.mkdir()
         measured = [self.measure(0, self.base)]
         ppo.train(spec, self.store, reporter, final, scorer=scorer)
-        # Between, a rollout's own samples on train prompts: what PPO itself sees.
+        # Between first and last, use each rollout's own samples on train prompts, which PPO itself uses.
         size = spec.rollout_size
         own = zip(reporter.values("objective/scores"), reporter.values("objective/kl"), strict=True)
         measured += [Point(size * number, *values) for number, values in enumerate(own) if number]

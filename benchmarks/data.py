@@ -1,4 +1,4 @@
-"""Pairs to train on: from files in any format that can be imported, and made ones with stated lengths."""
+"""Training pairs: from files in any import format, or generated with given lengths."""
 
 import gzip
 import json
@@ -11,13 +11,13 @@ from app.datasets.records import PairRecord
 from app.rows import PairRow
 
 WORDS = "time year people way day man thing woman life child world school state family student group country".split()
-PROMPT_WORDS, RESPONSE_WORDS = (40, 200), (20, 120)  # of the made pairs: uniform between, one token a word
+PROMPT_WORDS, RESPONSE_WORDS = (40, 200), (20, 120)  # of generated pairs: uniform in this range, one token per word
 
 
 def row(
     number: int, messages: Sequence[dict[str, str]], chosen: str, rejected: str, ranking: int | None = None
 ) -> PairRow:
-    """A training pair with a certain winner, always response A."""
+    """Return a training pair with a certain winner, always response A."""
     return PairRow(
         comparison_id=number,
         prompt_id=number if ranking is None else ranking,
@@ -32,7 +32,7 @@ def row(
 
 
 def read(path: Path) -> list[PairRow]:
-    """The pairs of a file that have a winner (the first judgment's, where several people judged)."""
+    """Read the pairs of a file that have a winner (by the first judgment if several people judged)."""
     with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as handle:
         lines = [json.loads(line) for line in handle]
     format_ = detect(lines[0])
@@ -43,7 +43,7 @@ def read(path: Path) -> list[PairRow]:
     for line in lines:
         try:
             records, _ = parse(line)
-        except ValueError:  # a line that an import would refuse too
+        except ValueError:  # an import would refuse this line too
             continue
         for record in records:
             if not isinstance(record, PairRecord) or not record.judgments or record.judgments[0].side == 0:
@@ -57,7 +57,7 @@ def read(path: Path) -> list[PairRow]:
 
 
 def made(count: int, responses: int = 2, seed: int = 0) -> list[PairRow]:
-    """Made prompts, `count` of them, with every pair of their `responses`; more than two are one ranking."""
+    """Generate `count` prompts with all pairs of their `responses`; more than two responses form one ranking."""
     draw = random.Random(seed)
 
     def words(bounds: tuple[int, int]) -> str:

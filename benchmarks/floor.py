@@ -36,11 +36,11 @@ from trainer.reporting import ConsoleReporter
 from trainer.sampling.responses import Response, Sampler
 from trainer.speed.precision import name_of
 
-Group = tuple[int, Sequence[int]]  # tokens of a prompt, and of each answer to it
+Group = tuple[int, Sequence[int]]  # number of tokens of a prompt, and of each answer to it
 
 
 class Work(NamedTuple):
-    """Tokens that go through the layers, tokens that are predicted, and pairs of tokens in attention."""
+    """Numbers of tokens that go through the layers, tokens that are predicted, and token pairs in attention."""
 
     tokens: int
     predicted: int
@@ -48,7 +48,7 @@ class Work(NamedTuple):
 
 
 def work_of(groups: Sequence[Group]) -> Work:
-    """What reading each prompt once and its answers behind it comes to."""
+    """Return the work of reading each prompt once, followed by all its answers."""
     tokens = predicted = attended = 0
     for prompt, answers in groups:
         tokens += prompt + sum(answers)
@@ -58,7 +58,7 @@ def work_of(groups: Sequence[Group]) -> Work:
 
 
 class Costs(NamedTuple):
-    """Floating-point operations of a forward pass: a token, a predicted token, an attended pair."""
+    """Floating-point operations of a forward pass: per token, per predicted token, per attended pair."""
 
     token: int
     predicted: int
@@ -66,7 +66,7 @@ class Costs(NamedTuple):
 
     @classmethod
     def of(cls, model: Any) -> "Costs":
-        """Those of a plain causal language model."""
+        """Return the costs of a plain causal language model."""
         config, trunk = model.config.get_text_config(), trunk_of(model)
         weights = sum(module.weight.numel() for module in trunk.modules() if isinstance(module, nn.Linear))
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -82,9 +82,9 @@ class Part(NamedTuple):
     """A part of a round.
 
     Attributes:
-        passes: of each token, a backward pass to an adapter counted as one.
-        precision: what its products are computed in.
-        run: does it, and returns the seconds.
+        passes: passes per token; a backward pass to an adapter counts as one.
+        precision: dtype of its matrix products.
+        run: function that runs the part and returns the seconds.
     """
 
     name: str
@@ -96,7 +96,7 @@ class Part(NamedTuple):
 
 
 def pairs_of(groups: Sequence[Group], count: int) -> list[Group]:
-    """Pairs of neighbours among the answers, the first of every prompt, then the second, ..., up to `count`."""
+    """Return up to `count` pairs of neighboring answers: the first pair of every prompt, then the second..."""
     each = [[(prompt, answers[i : i + 2]) for i in range(0, len(answers) - 1, 2)] for prompt, answers in groups]
     turns = itertools.zip_longest(*each)
     return [pair for turn in turns for pair in turn if pair is not None][:count]
@@ -113,7 +113,7 @@ def table(parts: Sequence[Part], costs: Costs, rates: dict[str, float], count_on
 
 
 class Round:
-    """A round's parts on one model; what an earlier part made, later ones read."""
+    """A round's parts on one model; later parts read the outputs of earlier ones."""
 
     def __init__(self, args: argparse.Namespace, model: str, folder: Path) -> None:
         self.args, self.ref, self.folder = args, ModelRef(base=model), folder
@@ -140,7 +140,7 @@ class Round:
         return seconds
 
     def snapshot(self, count: int) -> str:
-        """A file of the first `count` pairs, as `pairs_of` takes them; each one's winner is the first."""
+        """Write a file of the first `count` pairs, in the order of `pairs_of`; the first answer is the winner."""
         own = [[(first, second) for first, second in zip(r[::2], r[1::2], strict=False)] for r in self.responses]
         pairs = [pair for turn in itertools.zip_longest(*own) for pair in turn if pair is not None][:count]
         rows = [
@@ -185,7 +185,7 @@ class Round:
     def parts(self) -> list[Part]:
         args, groups = self.args, self.groups()
         people, chosen = pairs_of(groups, args.comparisons), pairs_of(groups, args.prompts * args.pairs)
-        # The reward model reads each answer once to fit its heads, once to measure them. DPO asks the reference once.
+        # The reward model reads each answer once to fit its heads and once to measure. DPO runs the reference once.
         return [
             Part("reward model", people, 2, False, self.auto, self.train_reward),
             Part("scoring", groups, 1, False, self.auto, self.score),
@@ -215,7 +215,7 @@ def main() -> None:
             f"{torch.get_num_threads()} threads; products at {rates['float32'] / 1e9:.0f} GFLOP/s in fp32, "
             f"{rates['bfloat16'] / 1e9:.0f} in bf16; auto takes {a_round.auto}"
         )
-        seconds = 0.0 if args.count else a_round.sample()  # first: its answers' lengths decide all others' costs
+        seconds = 0.0 if args.count else a_round.sample()  # first: the lengths of its answers determine other costs
         sampled = Part("sampling", a_round.groups(), 1, True, name_of(a_round.dtype), lambda: seconds)
         table([sampled, *a_round.parts()], Costs.of(a_round.causal), rates, args.count)
 

@@ -1,16 +1,16 @@
 """What a task and an answer cost with 10 thousand and with 1 million open comparisons: `python -m benchmarks.labeling`.
 
-Two databases on one scratch server hold the same project in two sizes. Labelers of four kinds ask for a task and answer
-it, in turns on both, so that whatever else the machine does meets both alike:
+Two databases on one scratch server hold the same project in two sizes. Labelers of four kinds request a task and answer
+it, alternating between the two databases, so that other load on the machine affects both equally:
 
 - `fresh`: has judged nothing;
-- `veteran`: has judged 20 thousand comparisons (half of those open in the small project, the others elsewhere in it),
-  which wait for other people;
-- `kept`: takes what is kept for a group of theirs before the open queue;
-- `exhausted`: has judged all that is open; asks, and is told why there is nothing.
+- `veteran`: has judged 20 thousand comparisons (half of the open ones in the small project, the others in another
+  project), which wait for other people;
+- `kept`: gets the comparisons reserved for the labeler's group before the open queue;
+- `exhausted`: has judged all open comparisons; requests a task and gets the reason why there is none.
 
-Times are those of the service, commit included, in milliseconds; the database does not wait for its disk. The last
-lines are `ratio next_task_1m_to_10k X`, `ratio submit_1m_to_10k X` and `seconds agreement_1m X`.
+Times are in milliseconds in the service, including the commit; the database does not wait for its disk. The last lines
+are `ratio next_task_1m_to_10k X`, `ratio submit_1m_to_10k X` and `seconds agreement_1m X`.
 """
 
 import argparse
@@ -42,7 +42,7 @@ VETERAN = 20_000
 KEPT = 2_000
 PER_PROMPT = 4
 
-# Keys and counts are right by construction; triggers and checks of foreign keys would cost minutes (`replica`).
+# Keys and counts are correct by construction, so `replica` skips triggers and foreign key checks, which take minutes.
 FILL = (
     "SET session_replication_role = replica",
     "INSERT INTO project (slug, name, overlap) VALUES ('benchmark', 'Benchmark', 3), ('elsewhere', 'Elsewhere', 3)",
@@ -69,7 +69,7 @@ FILL = (
     INSERT INTO completion (prompt_id, text)
     SELECT id, repeat('This is what was said. ', 20) FROM prompt, generate_series(1, 4) ORDER BY id
     """,
-    # The pairs of a prompt's four completions; three judgments are wanted of each.
+    # The pairs of a prompt's four completions, with overlap 3.
     """
     INSERT INTO comparison (project_id, prompt_id, completion_a_id, completion_b_id, rubric_id, purpose, overlap)
     SELECT 1, prompt, 4 * (prompt - 1) + 1 + k, 4 * (prompt - 1) + 1 + (k + 1) % 4, 1, 'train', 3
@@ -86,7 +86,7 @@ FILL = (
     SELECT 2, 1 + i % :prompts, 1 + 4 * (i % :prompts), 2 + 4 * (i % :prompts), 2, 'train', 3
     FROM generate_series(1, :veteran) AS i
     """,
-    # One after the other, a second each, as people do.
+    # Judgments follow each other by one second, as with people.
     """
     INSERT INTO judgment (comparison_id, labeler_id, rubric_id, preference, swapped, duration_ms, created_at)
     SELECT c.id, u.id, c.rubric_id, 1, false, 1000, now() - (2000000 - c.id) * interval '1 second'
@@ -109,7 +109,7 @@ FILL = (
 
 
 class Side(NamedTuple):
-    """A project of one size, and who works in it."""
+    """A project of one size, and its labelers."""
 
     name: str
     sessions: sessionmaker[Session]
@@ -117,15 +117,15 @@ class Side(NamedTuple):
     labelers: dict[str, int]
 
 
-Times = dict[tuple[str, str, str], list[float]]  # of (step, kind of labeler, size): milliseconds
+Times = dict[tuple[str, str, str], list[float]]  # milliseconds by (step, kind of labeler, size)
 
 
 def prepare(url: str, name: str, size: int) -> Side:
-    """A database of its own with a project of so many open comparisons."""
+    """Create a database with a project of this number of open comparisons."""
     home = make_engine(url)
     with home.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text(f'CREATE DATABASE "{name}"'))
-        # The disk's moods are not what is measured.
+        # Do not measure the disk.
         connection.execute(text(f'ALTER DATABASE "{name}" SET synchronous_commit = off'))
     home.dispose()
     own = make_url(sqlalchemy_url(url)).set(database=name).render_as_string(hide_password=False)
@@ -148,7 +148,7 @@ def prepare(url: str, name: str, size: int) -> Side:
 
 
 def timed(side: Side, work: Callable[[Session, Project, User], Any], kind: str) -> tuple[float, Any]:
-    """Milliseconds of one transaction as a request makes it: the two rows are loaded before the clock starts."""
+    """Return the milliseconds of one transaction, as in a request: the two rows are loaded before the clock starts."""
     with side.sessions() as session:
         project = session.get_one(Project, side.project_id)
         labeler = session.get_one(User, side.labelers[kind])
@@ -159,7 +159,7 @@ def timed(side: Side, work: Callable[[Session, Project, User], Any], kind: str) 
 
 
 def turn(side: Side, kind: str, times: Times) -> None:
-    """One labeler takes a task and answers it, or hears why there is none."""
+    """Let one labeler take a task and answer it, or get the reason why there is none."""
     took, task = timed(side, assigning.next_task, kind)
     if kind == "exhausted":
         assert task is None, "there was nothing left for this labeler"
@@ -189,7 +189,7 @@ def measure(sides: Sequence[Side], rounds: int, warm: int) -> Times:
 
 
 def report(times: Times) -> dict[str, float]:
-    """Prints the table of medians; returns the ratio of each step, over all its labelers."""
+    """Print the table of medians; return the ratio of each step over all labelers."""
     small, large = SIZES
     print(f"\n{'':28}{small:>10}{large:>10}{'ratio':>9}")
     pooled: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))

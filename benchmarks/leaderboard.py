@@ -63,7 +63,7 @@ FILL = (
 
 
 def fill(session: Session, judgments: int) -> int:
-    """Adds a project with so many judgments between policies; returns its id."""
+    """Add a project with this number of judgments between policies; return its id."""
     new = "INSERT INTO project (slug, name) VALUES ('board', 'Board') RETURNING id"
     project: int = session.execute(text(new)).scalar_one()
     values = {

@@ -1,7 +1,7 @@
-"""Draws the points that `benchmarks.curves` wrote: `python -m benchmarks.plot dpo.json ppo.json docs/curves.svg`.
+"""Draw the points of `benchmarks.curves`: `python -m benchmarks.plot dpo.json ppo.json docs/curves.svg`.
 
-A file of best-of-n's points before the last argument joins every curve of reward over KL. Needs matplotlib
-(`pip install --group docs`).
+If a file of best-of-n's points is among the sources, its curve is added to every plot of reward over KL. Needs
+matplotlib (`pip install --group docs`).
 """
 
 import json
@@ -19,7 +19,7 @@ from benchmarks.curves import UNITS
 
 
 def root(kl: Sequence[float]) -> list[float]:
-    """Gao et al. 2022: over-optimisation shows where reward turns down over the square root of KL."""
+    """Return sqrt(KL). Over-optimisation shows as falling reward over sqrt(KL) (Gao et al. 2022)."""
     return [max(0.0, value) ** 0.5 for value in kl]
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     found: dict[str, Any] = {source.stem.upper(): json.loads(source.read_text()) for source in sources}
     untrained = [run for drawn in found.values() if drawn["unit"] == UNITS["best_of_n"] for run in drawn["runs"]]
     trained = {name: drawn for name, drawn in found.items() if drawn["unit"] != UNITS["best_of_n"]}
-    plt.rcParams |= {"svg.hashsalt": "prefloop", "font.size": 9}  # equal points give an equal file
+    plt.rcParams |= {"svg.hashsalt": "prefloop", "font.size": 9}  # equal points give identical files
     figure, rows = plt.subplots(len(trained), 3, figsize=(11, 2.8 * len(trained)), squeeze=False)
     for (algorithm, drawn), (left, middle, right) in zip(trained.items(), rows, strict=True):
         for run in drawn["runs"]:

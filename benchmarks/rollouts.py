@@ -1,9 +1,8 @@
-"""RLOO and GRPO, ours and TRL's: the same prompts, reward function, group size, lengths, batches, epochs and leash.
+"""RLOO and GRPO, ours and TRL's, with the same prompts, reward, group size, lengths, batches, epochs and KL penalty.
 
-Each rollout is one optimiser batch, learned from `epochs` times. Each side samples its own answers when it is timed. To
-compare losses, TRL runs once more on our answers: what our side wrote down takes the place of its sampling, and the
-loss of every rollout must come out alike. The reward is a function of the tokens, so that it costs nothing and answers
-of a group never tie.
+Each rollout is one optimiser batch, trained on `epochs` times. For the timing, each side samples its own answers. To
+compare losses, TRL also runs once on our answers: our recorded answers replace its sampling, and the losses of all
+rollouts must agree. The reward is a function of the tokens, so that it takes no time and answers of a group never tie.
 """
 
 import itertools
@@ -25,25 +24,25 @@ from trainer.sampling.responses import Response
 from trainer.training.experience import PAGE_SAMPLE, draw
 
 SPECS: dict[str, type[RLOOSpec] | type[GRPOSpec]] = {"rloo": RLOOSpec, "grpo": GRPOSpec}
-BETA = 0.05  # of the leash: in the reward for RLOO, in the loss for GRPO
+BETA = 0.05  # KL coefficient: in the reward for RLOO, in the loss for GRPO
 
 
 class RolloutJob(Work):
-    """Some rollouts of `batch_size` answers, `k` to a prompt.
+    """A number of rollouts of `batch_size` answers, with `k` answers per prompt.
 
     Attributes:
-        answers: a file of our answers: our side writes it, TRL's reads it in place of sampling; none: it samples.
+        answers: a file of our answers. Our side writes it and TRL reads it instead of sampling; None: TRL samples.
     """
 
     prompts: list[PromptRow]
     k: int
     max_new_tokens: int
     rollouts: int
-    peer_batch_size: int = 8  # sequences the peer forwards at once
+    peer_batch_size: int = 8  # sequences per forward pass of the peer
     answers: Path | None = None
 
     def spec(self, prompts: str) -> RLOOSpec | GRPOSpec:
-        """Our spec, with the choices that TRL has too: RLOO as published, GRPO without its biases (Dr. GRPO)."""
+        """Return our spec with options that TRL also has: RLOO as published, GRPO without its biases (Dr. GRPO)."""
         ref = ModelRef(base=self.model)
         return SPECS[self.kind](
             policy=ref,
@@ -61,25 +60,25 @@ class RolloutJob(Work):
             missing_eos_penalty=None,
             normalisation="published" if self.kind == "rloo" else "constant",
             kl_in="reward" if self.kind == "rloo" else "loss",
-            evaluate_every=self.rollouts + 1,  # a page of samples before the first rollout and behind the last only
+            evaluate_every=self.rollouts + 1,  # sample pages only before the first and after the last rollout
             seed=SEED,
         )
 
     @property
     def rows_in_order(self) -> list[PromptRow]:
-        """The prompts as our rollouts take them, one for each group."""
+        """The prompts in the order of our rollouts, one for each group."""
         spec = self.spec("")
         starts = range(0, spec.episodes, self.batch_size)
         return [row for start in starts for row, _ in draw(self.prompts, spec, start, self.batch_size)]
 
 
 def reward(tokens: Sequence[int]) -> float:
-    """Spread by about 1 among answers of 30 tokens, and never the same for two that differ."""
+    """Return a reward with a spread of about 1 among answers of 30 tokens, and different for different answers."""
     return 20 * sum(token % 97 for token in tokens) / (97 * len(tokens))
 
 
 def ours(job: RolloutJob) -> Outcome:
-    """Our recipe as it is. Each step of the clock is a rollout with its updates."""
+    """Run our recipe unchanged. Each step of the clock is a rollout with its updates."""
     import trainer.recipes.group as group
 
     said: list[tuple[int, int, list[int]]] = []
@@ -102,7 +101,7 @@ def ours(job: RolloutJob) -> Outcome:
 
 
 def theirs(job: RolloutJob) -> Outcome:
-    """TRL's trainer on the same prompts in the same order."""
+    """Run TRL's trainer on the same prompts in the same order."""
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
@@ -159,7 +158,7 @@ def theirs(job: RolloutJob) -> Outcome:
 
 
 def replaying(trainer_type: Any, job: RolloutJob, tokenizer: Any) -> Any:
-    """TRL's trainer with our answers in place of its own."""
+    """Return TRL's trainer class with our answers in place of its sampling."""
     assert job.answers is not None
     rows = {row.id: row for row in job.prompts}
     left: dict[tuple[int, ...], list[list[int]]] = {}

@@ -24,11 +24,11 @@ from trainer.sampling.generation import plain_logps
 from trainer.sampling.responses import Response, Sampler
 
 STARTER_PROMPTS = Path(__file__).parent.parent / "app" / "projects" / "starter_content" / "prompts.jsonl"
-LOGPS_TOLERANCE = 1e-4  # nats a token
+LOGPS_TOLERANCE = 1e-4  # nats per token
 
 
 class Figures(NamedTuple):
-    """One run of one side. Tokens are those of the samples, the stop token included, nothing behind it."""
+    """Figures of one run of one side. Tokens count the samples up to and including the stop token."""
 
     samples: int
     finished: int
@@ -44,7 +44,7 @@ class Figures(NamedTuple):
 
 
 class Sides:
-    """Both ways of sampling k responses to every prompt, `batch_size` sequences at once."""
+    """Both ways of sampling k responses per prompt, with `batch_size` sequences at once."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, ref = args, ModelRef(base=args.model)
@@ -97,7 +97,7 @@ class Sides:
         return Figures(samples, finished, tokens, self.clock() - started)
 
     def largest_error(self, responses: list[Response]) -> float:
-        """Largest difference between our log-probs and those of a plain forward pass, over eight of the samples."""
+        """Return the largest difference between our log-probs and those of a plain forward pass, for eight samples."""
         errors: list[Any] = []
         for response in responses[:: max(1, len(responses) // 8)]:
             expected = plain_logps(self.model, response.prompt, response.sample.tokens, self.args.temperature)
@@ -106,14 +106,14 @@ class Sides:
 
 
 def check(sides: Sides, ours: list[Response], figures: tuple[Figures, Figures]) -> None:
-    """Stops where the two do not sample from one distribution."""
+    """Stop if the two do not sample from the same distribution."""
     error = sides.largest_error(ours)
     print(f"log-probs of our samples differ from a plain forward pass by at most {error:.1e} nats a token")
     if sides.args.precision == "float32" and error > LOGPS_TOLERANCE:
         raise SystemExit(f"The log-probs disagree: {error:.2e} > {LOGPS_TOLERANCE}. No ratio.")
     mine, theirs = figures
     share = (mine.finished + theirs.finished) / (mine.samples + theirs.samples)
-    # Samples of one prompt are alike: their shares scatter up to sqrt(k) times as much as independent ones.
+    # Samples of a prompt are correlated: their shares vary up to sqrt(k) times as much as those of independent samples.
     spread = (sides.args.k * share * (1 - share) * (1 / mine.samples + 1 / theirs.samples)) ** 0.5
     difference = abs(mine.finished / mine.samples - theirs.finished / theirs.samples)
     print(f"shares of finished samples differ by {difference:.3f} (one standard error: {spread:.3f})")
@@ -141,7 +141,7 @@ def main() -> None:
     print(f"{len(sides.rows)} prompts, k = {args.k}, {args.batch_size} sequences at once, {args.precision}")
     ratios, error_checked = [], False
     for repeat in range(args.repeats):
-        # Each in turn goes first, so that a machine that slows down favours neither.
+        # The two sides take turns in going first, so that a machine that slows down favors neither.
         theirs = sides.generate(repeat) if repeat % 2 else None
         mine, responses = sides.ours(repeat)
         theirs = theirs or sides.generate(repeat)

@@ -1,6 +1,6 @@
-"""`python -m benchmarks.sequence`: the table of docs/evaluation.md, by simulation. A minute on one core.
+"""Simulate the table of docs/evaluation.md: `python -m benchmarks.sequence`. It takes a minute on one core.
 
-People prefer the new policy on each prompt with a probability that is the win rate, and one of them judges each prompt.
+The win rate is the probability that a person prefers the new policy. One person judges each prompt.
 """
 
 import numpy as np
@@ -10,11 +10,11 @@ from app.domain.sequence import ALPHA, capital, hedged
 RUNS = 4000
 PROMPTS = (100, 200, 400)
 WIN_RATES = (0.5, 0.55, 0.6, 0.65, 0.7, 0.8)
-Z = 1.959964  # of a two-sided test at 0.05
+Z = 1.959964  # critical value of a two-sided test at 0.05
 
 
 def table() -> str:
-    """For each win rate: how often each test shows a difference, and how many prompts the sequence takes."""
+    """Return for each win rate how often each test shows a difference, and how many prompts the sequence needs."""
     lines = [
         "| win rate | test | "
         + " | ".join(f"within {n} prompts" if n == PROMPTS[0] else str(n) for n in PROMPTS)

@@ -1,8 +1,8 @@
-"""The two sides of a comparison, each run in a process of its own: our recipes, and TRL's trainers on the same tokens.
+"""The two sides of a comparison, each in a separate process: our recipes, and TRL's trainers on the same tokens.
 
-`python -m benchmarks.sides SIDE JOB` reads a job file and prints one JSON line: seconds of each optimiser step (of each
-rollout with its updates, for RLOO and GRPO: `benchmarks.rollouts`), seconds of the reference pass if there was one,
-losses, peak memory.
+`python -m benchmarks.sides SIDE JOB` reads a job file and prints one JSON line: seconds of each optimiser step (for
+RLOO and GRPO of each rollout with its updates: `benchmarks.rollouts`), seconds of the reference pass if there was one,
+losses and peak memory.
 """
 
 import functools
@@ -30,17 +30,17 @@ from trainer.speed.memory import PeakMemory
 
 
 class Job(Work):
-    """DPO, or a reward model, on pairs."""
+    """Training with DPO, or of a reward model, on pairs."""
 
     rows: list[PairRow]
-    # Pairs the peer forwards at once. With 8, its default, it needs over 24 GiB for pairs of HH's lengths; with fewer
-    # it also pads less.
+    # Pairs per forward pass of the peer. With 8, its default, it needs over 24 GiB for pairs of HH's lengths; with
+    # fewer it also pads less.
     peer_batch_size: int = 2
     precomputed: bool = False  # the peer computes reference log-probs before it starts
 
 
 def ours(job: Job) -> Outcome:
-    """Our recipe as it is, but with batches drawn at random: bucketing across batches would be another data order."""
+    """Run our recipe, but with random batches: sorting by length across batches would change the order of the data."""
     import trainer.recipes.dpo as dpo
 
     trainer.training.training.length_batches = functools.partial(length_batches, window=1)
@@ -73,7 +73,7 @@ def ours(job: Job) -> Outcome:
 
 
 def theirs(job: Job) -> Outcome:
-    """TRL on the same tokens in the same optimiser batches."""
+    """Run TRL on the same tokens in the same optimiser batches."""
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
@@ -111,7 +111,7 @@ def theirs(job: Job) -> Outcome:
 
             class Peer(DPOTrainer):
                 def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
-                    return dataset  # tokens already: both sides must read the same ones
+                    return dataset  # already tokens: both sides must read the same ones
 
             config = DPOConfig(
                 precompute_ref_log_probs=job.precomputed, model_init_kwargs={"dtype": job.peer_dtype}, **settings

@@ -1,8 +1,8 @@
-"""How long a labeler waits, in a real browser on the loopback: 95 of 100 next cards are there within 150 ms, and a card
-of two responses of a megabyte within a second.
+"""Measure how long a labeler waits, in a real browser on the loopback interface.
 
-`python -m pytest -p tests.conftest -s benchmarks/test_desk.py`: it needs the tests' server and browser, but is not one
-of them, since what it measures is the machine's too.
+95 of 100 next cards must appear within 150 ms, and a card with two responses of a megabyte within a second. Run it with
+`python -m pytest -p tests.conftest -s benchmarks/test_desk.py`. It uses the tests' server and browser, but is not part
+of the tests, because the results also depend on the machine.
 """
 
 import statistics
@@ -15,7 +15,7 @@ from tests.browser.test_labeling import OpenPage, judgments, open_desk
 from tests.browser.test_labeling_flow import rich_project
 from tests.browser.test_labeling_rendering import HUGE, unswapped
 
-# From the key that submits to the frame that shows another question.
+# Measures from the key that submits to the frame that shows another question.
 STOPWATCH = """() => {
   window.waited = [];
   let pressed = 0;
@@ -34,10 +34,10 @@ STOPWATCH = """() => {
 
 
 def time_judgments(page: Page, n: int) -> list[float]:
-    """Milliseconds from submit to the next card, of n judgments in a row."""
+    """Return the milliseconds from submit to the next card for n judgments in a row."""
     page.evaluate(STOPWATCH)
     for number in range(n):
-        # A person reads the card first; the one that follows is loaded meanwhile.
+        # A person reads the card first; the next card is loaded meanwhile.
         page.locator("#desk[data-ahead]").wait_for()
         page.keyboard.press("1234567"[number % 7])
         page.keyboard.press("Enter")

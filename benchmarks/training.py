@@ -37,7 +37,7 @@ from trainer.processes import device
 from trainer.speed.precision import choose, name_of
 
 WARM_UP = 2  # steps that are not counted
-# Absolute tolerance of losses: fp32 sums in another order, through optimiser steps; TRL's bf16 logits are bf16 too.
+# Absolute tolerance of losses: fp32 sums have another order, over several steps; with bf16, TRL's logits are bf16 too.
 TOLERANCE = {"float32": 2e-3, "bfloat16": 2e-2}
 # Tolerance of rollout losses, relative to the largest: advantages are differences, so the losses are always small.
 ROLLOUT_TOLERANCE = {"float32": 1e-2, "bfloat16": 1e-1}
@@ -45,7 +45,7 @@ KINDS = ("dpo", "dpo_stored_reference", "reward", "dpo_lora", "reward_lora")
 
 
 class Figures(NamedTuple):
-    """Pairs, or episodes, a second."""
+    """Results of one side; `rate` is pairs, or episodes, per second."""
 
     rate: float
     peak_mib: float
@@ -53,12 +53,13 @@ class Figures(NamedTuple):
 
 
 def run(side: str, job: Work, with_reference: bool = False) -> Figures:
-    """One side in a process of its own."""
+    """Run one side in a separate process."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as handle:
         handle.write(job.model_dump_json())
         handle.flush()
         command = [sys.executable, "-m", "benchmarks.sides", side, handle.name]
-        # Both sides wait without spinning, as our worker does: it is faster on shared cores, and CPU time means work.
+        # Both sides wait without spinning, like our worker: it is faster on shared cores, and CPU time counts only
+        # work.
         environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -71,7 +72,7 @@ def run(side: str, job: Work, with_reference: bool = False) -> Figures:
 
 
 def agreement(name: str, job: Work, mine: Figures, others: Figures) -> float:
-    """How far losses are apart, those of rollouts in units of the largest; stops if it is too far."""
+    """Return the largest difference of losses, for rollouts relative to the largest loss; stop if it is too large."""
     apart, tolerance = max(abs(a - b) for a, b in zip(mine.losses, others.losses, strict=True)), TOLERANCE
     if isinstance(job, RolloutJob):
         apart, tolerance = apart / max(map(abs, others.losses)), ROLLOUT_TOLERANCE
@@ -81,18 +82,21 @@ def agreement(name: str, job: Work, mine: Figures, others: Figures) -> float:
 
 
 def compare(name: str, ours: Job, theirs: Job, peer: str, repeats: int, with_reference: bool = False) -> float:
-    """Both sides in turn; the ratio of their median rates. The peer `plain` is ours, pair by pair."""
+    """Run both sides alternately; return the ratio of their median rates. The peer `plain` is ours without rankings."""
     mine, others = [], []
     for _ in range(repeats):
         mine.append(run("ours", ours, with_reference))
         others.append(run("ours" if peer == "plain" else "theirs", theirs))
         apart = agreement(name, ours, mine[-1], others[-1])
-    scale = theirs.batch_size / ours.batch_size if peer == "plain" else 1.0  # pairs an element of ours stands for
+    scale = theirs.batch_size / ours.batch_size if peer == "plain" else 1.0  # pairs per element of ours
     return show(name, "pairs/s", peer, [f._replace(rate=f.rate * scale) for f in mine], others, apart)
 
 
 def compare_rollouts(name: str, job: RolloutJob, repeats: int) -> float:
-    """Our side, TRL on our answers, whose losses must agree, and TRL on its own; the ratio of their median rates."""
+    """Run our side and TRL alternately; return the ratio of their median rates.
+
+    TRL also runs once on our answers, and the losses of this run must agree with ours.
+    """
     mine, others = [], []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(repeats):
@@ -105,7 +109,7 @@ def compare_rollouts(name: str, job: RolloutJob, repeats: int) -> float:
 
 
 def show(name: str, unit: str, peer: str, mine: list[Figures], others: list[Figures], apart: float) -> float:
-    """Print both sides' figures; the ratio of their median rates."""
+    """Print both sides' figures; return the ratio of their median rates."""
     rates = [statistics.median(figures.rate for figures in side) for side in (mine, others)]
     spread = [f.rate / g.rate for f, g in zip(mine, others, strict=True)]
     print(
@@ -118,7 +122,7 @@ def show(name: str, unit: str, peer: str, mine: list[Figures], others: list[Figu
 
 
 def lengths_of(rows: Sequence[PairRow], model: str) -> str:
-    """Mean tokens of prompts and responses, as the peer pads and as we pack them."""
+    """Describe pairs: their number, and mean tokens of prompts, responses and packed pairs."""
     from trainer.batching.chat import ChatEncoder
     from trainer.batching.data import encode_pairs
     from trainer.batching.packing import packed_length
@@ -133,7 +137,7 @@ def lengths_of(rows: Sequence[PairRow], model: str) -> str:
 
 
 def matmul_rate(dtype: torch.dtype = torch.float32) -> float:
-    """Floating-point operations a second of matrix products of the default model's shapes, at best."""
+    """Return the best rate of matrix products in the default model's shapes, in floating-point operations a second."""
     a, b = torch.randn(1024, 576, dtype=dtype), torch.randn(576, 1536, dtype=dtype)
     a @ b
     best = 0.0
@@ -145,7 +149,7 @@ def matmul_rate(dtype: torch.dtype = torch.float32) -> float:
 
 
 def auto_precision(model: str) -> Precision:
-    """What `auto` takes for this model on this device. Both sides are told, so that they compute in the same."""
+    """Return the choice of `auto` for this model on this device, so that both sides use the same precision."""
     return name_of(choose("auto", load_config(model).get_text_config().hidden_size, device()))
 
 
@@ -179,13 +183,13 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def model_of(args: argparse.Namespace) -> str:
-    """The folder of the model, which is fetched where it is not there."""
+    """Return the folder of the model, which is fetched if it is missing."""
     store = ArtifactStore(args.store.absolute())
     return str(store.resolve(fetch_model(store, args.model, say=lambda line: print(line, flush=True))))
 
 
 def main(args: argparse.Namespace, model: str) -> list[str]:
-    """Prints figures as they come, and returns the lines with the ratios."""
+    """Print figures as they come, and return the lines with the ratios."""
     torch.manual_seed(0)
     wanted = args.steps * args.batch_size
     sets: dict[str, list[PairRow]] = {"made": data.made(wanted)}
@@ -229,7 +233,7 @@ def main(args: argparse.Namespace, model: str) -> list[str]:
                     compare(kind, job, job, "TRL", args.repeats, with_reference=kind in ("dpo", "dpo_lora"))
                 )
     if args.only in (None, "ranking_k4"):
-        # One batch holds everything, and is repeated: then both ways see the same pairs in every step.
+        # A single batch holds all pairs and is repeated, so that both ways see the same pairs in every step.
         rankings = data.made(max(4, args.batch_size // 4), responses=4)
         pairs = [row.model_copy(update={"ranking": None}) for row in rankings]
         common = {"kind": "reward", "model": model, "epochs": args.steps, "precision": full, **clock}
@@ -254,7 +258,7 @@ def main(args: argparse.Namespace, model: str) -> list[str]:
                 **clock,
             )
             ratios[kind] = [compare_rollouts(kind, rollout_job, args.repeats)]
-    # Several data sets: their geometric mean.
+    # With several data sets, report the geometric mean.
     return [f"ratio {name} {statistics.geometric_mean(values):.2f}" for name, values in ratios.items()]
 
 

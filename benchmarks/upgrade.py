@@ -1,12 +1,12 @@
 """An upgrade of a database with a million comparisons, while people label: `python -m benchmarks.upgrade`.
 
-A scratch database at the newest revision gets comparisons, with a judgment and a lease each on average. A web process
-serves it, and labelers judge without a pause. First nothing else happens. Then the revisions in `benchmarks/trial` run:
-they add a column and a check, fill the column in every row, and build an index.
+A scratch database at the newest revision is filled with comparisons, with on average one judgment and one lease each. A
+web process serves it, and labelers judge without a pause. At first nothing else happens. Then the revisions in
+`benchmarks/trial` run: they add a column and a check, fill the column in every row, and build an index.
 
-For each step it prints how long it took, how many cards and answers there were meanwhile, how long they took (median,
-99th percentile, most, in milliseconds), and how long the web service and the upgrade waited for each other's locks.
-At the end it counts the rows: none may be missing, and every answer that the service took must be there.
+For each step it prints its duration, the number of cards and answers during it, their times (median, 99th percentile,
+maximum, in milliseconds), and how long the web service and the upgrade waited for each other's locks. At the end it
+counts the rows: no row may be missing, and every answer that the service accepted must be stored.
 """
 
 import argparse
@@ -34,10 +34,10 @@ from benchmarks.peer.desk import PROJECT, OurLabeler
 from benchmarks.peer.ours import web
 
 TRIAL = (*VERSIONS, Path(__file__).parent / "trial")
-WEB, UPGRADE = "prefloop-web", "prefloop-upgrade"  # as PostgreSQL knows them
+WEB, UPGRADE = "prefloop-web", "prefloop-upgrade"  # application names in PostgreSQL
 LOOK_SECONDS = 0.02
 
-# Counts are right by construction; triggers and checks of foreign keys would cost minutes (`replica`).
+# Counts are correct by construction; `replica` skips triggers and foreign key checks, which would take minutes.
 FILL = (
     "SET session_replication_role = replica",
     f"INSERT INTO project (slug, name, overlap) VALUES ('{PROJECT}', 'Upgrade', 2)",
@@ -54,7 +54,7 @@ FILL = (
     INSERT INTO completion (prompt_id, text)
     SELECT id, repeat('This is what was said. ', 20) FROM prompt, generate_series(1, 4) ORDER BY id
     """,
-    # The pairs of a prompt's four completions. Four of five have been judged, one of them by two people.
+    # The pairs of a prompt's four completions. Four of five pairs have been judged, one of them by two people.
     """
     INSERT INTO comparison (
         project_id, prompt_id, completion_a_id, completion_b_id, rubric_id, purpose, overlap, judgment_count, state,
@@ -95,7 +95,7 @@ def fill(engine: Engine, comparisons: int) -> None:
 
 
 def add_labelers(engine: Engine, count: int, password: str) -> list[str]:
-    """Accounts that label in the project; returns their addresses."""
+    """Create accounts that label in the project; return their e-mail addresses."""
     emails = [f"labeler{number}@example.org" for number in range(count)]
     with make_session_factory(engine).begin() as session:
         for email in emails:
@@ -112,7 +112,7 @@ def count_rows(connection: Connection) -> dict[str, int]:
 
 @contextlib.contextmanager
 def labeling(labelers: Sequence[OurLabeler], played: Played) -> Iterator[None]:
-    """Everybody judges at once, without a pause, until the block ends."""
+    """Let all labelers judge at the same time, without a pause, until the block ends."""
     stop = threading.Event()
 
     def work(labeler: OurLabeler) -> None:
@@ -132,7 +132,7 @@ def labeling(labelers: Sequence[OurLabeler], played: Played) -> Iterator[None]:
 
 @contextlib.contextmanager
 def watching(engine: Engine) -> Iterator[dict[str, float]]:
-    """The longest wait for a lock that was seen, in seconds, by who waited."""
+    """Collect the longest observed wait for a lock in seconds, by application name."""
     longest: dict[str, float] = {}
     stop = threading.Event()
 
@@ -152,7 +152,7 @@ def watching(engine: Engine) -> Iterator[dict[str, float]]:
 
 
 def window(name: str, played: Played, waits: dict[str, float], seconds: float, errors: int) -> None:
-    """Prints a line for the time since the last one, and begins the next."""
+    """Print the figures since the last call, and reset them."""
     with played.lock:
         for label, values in (("card", played.card), ("answer", played.answer)):
             told = "".join(f"{percentile(values, each):9.0f}" for each in (50, 99, 100))
@@ -179,7 +179,7 @@ def measure(url: str, labelers: Sequence[OurLabeler], engine: Engine, quiet: flo
 
 
 def check(engine: Engine, before: dict[str, int], played: Played) -> bool:
-    """Prints the rows before and after; whether nothing is missing."""
+    """Print the numbers of rows before and after; return whether nothing is missing."""
     with engine.connect() as connection:
         after = count_rows(connection)
         stored = set(connection.scalars(text(STORED), {"ids": played.acknowledged}))

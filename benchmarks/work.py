@@ -1,4 +1,4 @@
-"""What both sides of a comparison with TRL have in common: settings, a clock, and what comes of it."""
+"""Code for both sides of a comparison with TRL: settings, a clock, and results."""
 
 import time
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ SEED = 0
 
 
 class Work(BaseModel):
-    """What both sides do: AdamW, a rate that goes linearly to 0."""
+    """Settings of both sides: AdamW with linear decay of the learning rate to 0."""
 
     kind: str
     model: str
@@ -24,7 +24,7 @@ class Work(BaseModel):
     batch_size: int
     epochs: int = 1
     threads: int = 2
-    cpu_time: bool = False  # of all threads, for machines that others use too
+    cpu_time: bool = False  # measure CPU time of all threads, for machines with other load
 
     def now(self) -> float:
         return time.process_time() if self.cpu_time else time.perf_counter()
@@ -49,7 +49,7 @@ class Work(BaseModel):
         )
 
     def peer_settings(self, folder: str, at_once: int) -> dict[str, Any]:
-        """The same for a trainer of TRL that forwards `at_once` sequences or pairs."""
+        """Return the same settings for a TRL trainer with `at_once` sequences or pairs per forward pass."""
         return {
             "output_dir": folder,
             "per_device_train_batch_size": at_once,
@@ -72,16 +72,16 @@ class Work(BaseModel):
         }
 
     def peer_adapter(self) -> dict[str, Any]:
-        """What a trainer of TRL that loads the model by itself is told of adapters."""
+        """Return the adapter arguments of a TRL trainer that loads the model itself."""
         return {"peft_config": lora_config(Lora())} if self.lora else {}
 
     @property
     def peer_dtype(self) -> str:
-        """What TRL is to hold the weights in: ours are frozen in the compute dtype, and learn in fp32."""
+        """The dtype of TRL's weights. It matches ours: frozen weights have the compute dtype, trained ones are fp32."""
         return self.precision if self.lora else "float32"
 
     def copy_our_adapter(self, model: Any) -> None:
-        """Give TRL's model the adapter that ours begins with: it is drawn at random."""
+        """Copy our model's initial adapter, which is random, to TRL's model."""
         if not self.lora:
             return
         seed_everything(SEED)
@@ -95,7 +95,7 @@ class Work(BaseModel):
 
 
 class Clock:
-    """A reporter that notes when things happened."""
+    """A reporter that records the times of reports."""
 
     def __init__(self, job: Work) -> None:
         self.now = job.now
@@ -109,7 +109,7 @@ class Clock:
         if "loss" in values:
             self.steps.append(self.now())
             self.losses.append(values["loss"])
-        elif "loss/policy_avg" in values:  # of a rollout
+        elif "loss/policy_avg" in values:  # a rollout
             leash = values["objective/kl_coef"] * values.get("loss/kl_avg", 0.0)
             self.steps.append(self.now())
             self.losses.append(values["loss/policy_avg"] + leash)
@@ -118,10 +118,10 @@ class Clock:
         self.phases.setdefault(message, []).append(self.now())
 
     def worked(self, tokens: int) -> None:
-        """Steps are timed here, not reports."""
+        """Do nothing: only steps are timed."""
 
     def samples(self, step: int, rows: Any) -> None:
-        """Nothing is sampled here."""
+        """Do nothing: sample pages are not needed."""
 
 
 class Outcome(NamedTuple):

@@ -15,4 +15,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """There is none: a backup goes back."""
+    """Not supported: restore a backup instead."""

@@ -1,8 +1,8 @@
-"""Checkpoints: all that a training run needs to go on as if it had never been interrupted, kept in the artifact store.
+"""Checkpoints in the artifact store: everything that a training run needs to resume as if never interrupted.
 
 A checkpoint is a folder `<run>/<spec>/step-00000040` with `tensors.safetensors` (weights, moments, random states, a
-rollout), `state.json` (counters, the recipe's own state) and `digest`. It appears whole or not at all, beside those
-that are there; one that is damaged later is noticed by its digest when it is read, and the one before it is taken.
+rollout), `state.json` (counters, the recipe's own state) and `digest`. It is written atomically, next to existing ones.
+Its digest is checked when it is loaded; if a checkpoint is damaged, the previous one is used.
 """
 
 import contextlib
@@ -30,11 +30,11 @@ from app.artifacts import ArtifactStore, digest_folder
 log = logging.getLogger(__name__)
 
 PHASES = "phases"
-SHARE_OF_TIME = 0.05  # writing checkpoints takes at most this share, however large they are
+SHARE_OF_TIME = 0.05  # maximum share of the time for writing checkpoints, however large they are
 
 
 class Checkpoint(NamedTuple):
-    """What was saved after `step` optimiser steps."""
+    """The data saved after `step` optimiser steps."""
 
     step: int
     tensors: dict[str, Tensor]
@@ -45,13 +45,14 @@ class Checkpoints:
     """The checkpoints of one run, under `location` in the store.
 
     Args:
-        spec: what the run does. Each spec has a folder of its own: a run whose spec was changed begins anew, and what
-            was kept of it before is neither taken nor lost.
-        every_seconds: least time between two (0: whenever asked).
-        keep: how many are kept; at least 1.
-        on_saving: called before one is written: what the run has said so far must outlive the process as it does.
-        on_saved: called with the step once one is in place.
-        key: signs checkpoints, so that one that somebody else put there is not taken (empty: only damage is noticed).
+        spec: the run's spec. Each spec has its own folder: a run with a changed spec starts over, and the checkpoints
+            of the old spec are neither used nor deleted.
+        every_seconds: minimum time between two checkpoints (0: at every call).
+        keep: number of checkpoints to keep, at least 1.
+        on_saving: called before a checkpoint is written, to store the metrics reported so far: a resumed run does not
+            report them again.
+        on_saved: called with the step when a checkpoint is in place.
+        key: key for signatures, so that a checkpoint from somebody else is not used (empty: only damage is detected).
     """
 
     def __init__(
@@ -68,20 +69,20 @@ class Checkpoints:
         self.key = key
         self.keep, self.on_saving, self.on_saved = max(1, keep), on_saving, on_saved
         self.folder = store.root / location / hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:16]
-        self._store = ArtifactStore(self.folder)  # whose staging holds nothing but what this run was killed over
+        self._store = ArtifactStore(self.folder)  # its own store: staging then holds only leftovers of this run
         self._pause = self.every_seconds = every_seconds
         self._last = time.monotonic()
         self._damaged: set[Path] = set()
 
     def due(self) -> bool:
-        """Whether enough time has gone by since the last one."""
+        """Return whether enough time has passed since the last checkpoint."""
         return time.monotonic() - self._last >= self._pause
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Writes a checkpoint and removes the oldest ones.
+        """Write a checkpoint and remove the oldest ones.
 
         Raises:
-            StorageFull: no room; those saved before stay.
+            StorageFull: the disk has no room; earlier checkpoints stay.
         """
         self.on_saving()
         started = time.monotonic()
@@ -95,7 +96,7 @@ class Checkpoints:
             (folder / "state.json").write_text(json.dumps(contents))
             signature = self._signature(folder, name)
             (folder / "digest").write_text(signature)
-        # Those that could not be read do not count, however far they were: or the new one might be what has to go.
+        # Damaged checkpoints do not count, even those of later steps: otherwise the new one might be removed.
         there = self._newest_first()
         kept = [path for path in there if path not in self._damaged][: self.keep]
         for old in set(there) - set(kept):
@@ -106,7 +107,7 @@ class Checkpoints:
         self.on_saved(step)
 
     def load(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole; None where there is none. Nobody may be writing one meanwhile."""
+        """Load the newest undamaged checkpoint; None if there is none. No other process may write one meanwhile."""
         self._store.sweep()
         for folder in self._newest_first():
             try:
@@ -128,7 +129,7 @@ class Checkpoints:
         return None
 
     def remembered(self, name: str, decide: Callable[[], str]) -> str:
-        """What `decide` said when the run first started: what depends on a measurement must not change half-way."""
+        """Return the result of `decide` from the run's first start: a measured choice must not change during a run."""
         path = self.folder / name
         if not path.exists():
             with self._store.file(name) as staging:
@@ -137,56 +138,60 @@ class Checkpoints:
 
     @property
     def last_step(self) -> int:
-        """The step of the newest checkpoint, whole or not; 0 without one."""
+        """The step of the newest checkpoint, damaged or not; 0 without a checkpoint."""
         return next((int(path.name.removeprefix("step-").rstrip("+")) for path in self._newest_first()), 0)
 
     def any(self) -> bool:
-        """Whether there is one to go on from, whole or not, or a phase that is done."""
+        """Return whether there is a checkpoint, damaged or not, or a finished phase to resume from."""
         return bool(self._newest_first()) or (self.folder / PHASES).exists()
 
     @property
     def phases(self) -> ArtifactStore:
-        """Where a run of several phases keeps what the phases before have made, until it is done."""
+        """The store for results of finished phases, for runs with several phases; it exists until the run is done."""
         return ArtifactStore(self.folder / PHASES)
 
     def of_phase(self, name: str, spec: BaseModel) -> "Checkpoints":
-        """The checkpoints of a phase that is a recipe of its own."""
+        """Return the checkpoints of a phase that runs another recipe."""
         return Checkpoints(
             *(self.phases, f"checkpoints/{name}", spec, self.every_seconds, self.keep, self.on_saving, self.on_saved),
             self.key,
         )
 
     def remove(self) -> None:
-        """Removes all of them: the run has ended."""
+        """Remove all checkpoints at the end of the run."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # another spec's are there, or nothing is
+        with contextlib.suppress(OSError):  # the folder has checkpoints of another spec, or does not exist
             self.folder.parent.rmdir()
 
     def _signature(self, folder: Path, name: str) -> str:
-        """Digest of the folder's content and of the run it belongs to, so another run's checkpoint does not pass."""
+        """Return a digest of the folder's content and its run, so that another run's checkpoint is refused."""
         whose = f"{self.folder.parent.name}/{self.folder.name}/{name}"
         content = digest_folder(folder, leave_out=("digest",))
         return hmac.new(self.key, f"{whose}\0{content}".encode(), hashlib.sha256).hexdigest()
 
     def _new_name(self, step: int) -> str:
-        """One of the same step is followed, not replaced: a kill in the middle of replacing it would leave neither."""
+        """Return the name of a new checkpoint.
+
+        A checkpoint of the same step is not replaced but gets a successor: a kill during the replacement would leave
+        neither of them.
+        """
         name = f"step-{step:08d}"
         same_step = sorted(self.folder.glob(f"{name}*"))
         return f"{same_step[-1].name}+" if same_step else name
 
     def _newest_first(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"), reverse=True)  # a plus sorts before any digit
+        return sorted(self.folder.glob("step-*"), reverse=True)  # `step-00000040+` sorts after `step-00000040`
 
 
-# ---- the random states of every library ------------------------------------------------------------------------------
+# ---- random states ---------------------------------------------------------------------------------------------------
 
 
 def random_states() -> dict[str, Tensor]:
-    """The states of the global generators of Python, NumPy and torch."""
+    """Return the states of the global generators of Python, NumPy and torch."""
     _version, words, gauss = random.getstate()
     numpy_state: Any = np.random.get_state()
     _name, keys, position, has_gauss, numpy_gauss = numpy_state
-    # Normal numbers are made in pairs: the second one of the last pair may still be waiting.
+    # Normal numbers are generated in pairs: the second number of the last pair may not be used yet.
     waiting = [math.nan if gauss is None else gauss, numpy_gauss if has_gauss else math.nan]
     states = {
         "rng/python": torch.tensor(words, dtype=torch.int64),
@@ -200,7 +205,7 @@ def random_states() -> dict[str, Tensor]:
 
 
 def set_random_states(states: Mapping[str, Tensor]) -> None:
-    """Puts the generators back to where `random_states` found them."""
+    """Restore the states that `random_states` returned."""
     gauss, numpy_gauss = (None if math.isnan(number) else number for number in states["rng/gauss"].tolist())
     random.setstate((3, tuple(states["rng/python"].tolist()), gauss))
     *words, position = states["rng/numpy"].tolist()

@@ -1,11 +1,11 @@
-"""The recipes without queue or database: `python -m trainer.cli reward spec.json out/`.
+"""Run recipes without queue or database: `python -m trainer.cli reward spec.json out/`.
 
-A spec file is the JSON that the service freezes with each run (`app.specs`); locations in it are absolute paths or
-relative to `--store`. The result lands in the output folder together with its spec and `metrics.jsonl`.
+A spec file is the JSON that the service stores with each run (`app.specs`); locations in it are absolute paths or
+relative to `--store`. The result is written to the output folder together with its spec and `metrics.jsonl`.
 
-A training run that was stopped goes on when the same command is given again: until it is done its checkpoints lie
-beside the output. Several processes (`accelerate launch -m trainer.cli ...`, `torchrun -m trainer.cli ...`) share the
-work; the main one writes and speaks.
+To resume a training run that was stopped, give the same command again: until it is done, its checkpoints are next to
+the output folder. Several processes (`accelerate launch -m trainer.cli ...`, `torchrun -m trainer.cli ...`) share the
+work; only the main process writes and prints.
 """
 
 import functools
@@ -39,7 +39,8 @@ from trainer.reward.card import exported_card
 from trainer.reward.model import export_reward_model
 from trainer.speed.memory import is_out_of_memory
 
-# An error that all processes meet is told by the main one, whose end is the others' end; they wait with it so long.
+# If all processes raise an error, the main one should print it. The others wait this long before they print theirs; the
+# launcher ends them when the main process exits.
 _SECOND_SPEAKER_SECONDS = 10.0
 
 app = typer.Typer(
@@ -60,12 +61,12 @@ CheckpointSeconds = Annotated[
 Keep = Annotated[int, typer.Option("--keep", min=1, help="newest checkpoints that are kept")]
 
 METRICS, PAGES = "metrics.jsonl", "samples.jsonl"
-ONE_RECIPE = {"rloo": "group", "grpo": "group"}  # other kinds have a recipe of their own name
+ONE_RECIPE = {"rloo": "group", "grpo": "group"}  # for other kinds, the recipe has the name of the kind
 DATA = ("snapshot", "thumbs", "demonstrations", "prompts", "ptx")  # fields of specs that name files of rows
 
 
 def read_spec(path: Path, kind: str) -> RunSpec:
-    """The spec in a file. Raises InvalidInput naming the field that is wrong, or another kind of run."""
+    """Read a spec from a file. Raises InvalidInput if a field is invalid or the spec is of another kind of run."""
     try:
         spec = RUN_SPEC.validate_json(path.read_bytes())
     except ValidationError as error:
@@ -77,7 +78,7 @@ def read_spec(path: Path, kind: str) -> RunSpec:
 
 
 class CheckpointOptions(NamedTuple):
-    """Where checkpoints go (None: beside the output), the least seconds between two, and how many are kept."""
+    """Options of checkpoints: folder (None: next to the output), minimum seconds between two, number to keep."""
 
     folder: Path | None
     every_seconds: float
@@ -85,7 +86,7 @@ class CheckpointOptions(NamedTuple):
 
 
 def run(kind: str, spec_file: Path, output: Path, store: Path, options: CheckpointOptions | None = None) -> None:
-    """Runs a recipe; one that fails leaves nothing at `output`, and its checkpoints where it had saved some."""
+    """Run a recipe. If it fails, there is no `output`, but saved checkpoints stay."""
     if output.exists():
         raise InvalidInput(f"{output} exists already.", "Choose a folder that does not.")
     spec, output, artifacts = read_spec(spec_file, kind), output.absolute(), ArtifactStore(store.absolute())
@@ -99,18 +100,18 @@ def run(kind: str, spec_file: Path, output: Path, store: Path, options: Checkpoi
         with tempfile.TemporaryDirectory() as scratch:
             train(spec, artifacts, ConsoleReporter(stream=None), Path(scratch))
     if distributed.is_initialized():
-        # Without it gloo's threads may abort a process that ends well. Not after an error: with NCCL this process would
-        # wait here for others that wait for it, and its error would never be told.
+        # Without this call, gloo's threads may abort a process at exit. It is skipped after an error: with NCCL the
+        # processes would wait for each other here, and the error would never be printed.
         distributed.destroy_process_group()
 
 
 def write_output(
     train: Callable[..., Any], spec: RunSpec, artifacts: ArtifactStore, output: Path, checkpoints: Checkpoints | None
 ) -> None:
-    """The main process's part: the folder `output`, with spec and metrics, and the result on stdout."""
+    """Run a recipe in the main process: write `output` with spec and metrics, and print the result to stdout."""
     try:
         with ArtifactStore(output.parent).folder(output.name) as staging:
-            # What a run says outlives it with its checkpoints, so that one that goes on has it all.
+            # Metrics are kept with the checkpoints, so that a resumed run has all of them.
             log = checkpoints.folder if checkpoints is not None else staging
             log.mkdir(parents=True, exist_ok=True)
             result = train(spec, artifacts, ConsoleReporter(path=log / METRICS), staging)
@@ -127,7 +128,9 @@ def write_output(
 
 
 def checkpoints_of(spec: RunSpec, artifacts: ArtifactStore, output: Path, options: CheckpointOptions) -> Checkpoints:
-    """The checkpoints of the run that writes `output`, by what its rows and models hold: people replace them.
+    """Return the checkpoints of the run that writes `output`.
+
+    They are identified by the content of its data and models, because people replace files under the same name.
 
     Raises:
         ModelUnavailable: the weights of a model are damaged.
@@ -137,7 +140,7 @@ def checkpoints_of(spec: RunSpec, artifacts: ArtifactStore, output: Path, option
         try:
             path = artifacts.resolve(location)
         except NotFound:
-            return location  # a name on the hub; of what is missing the recipe tells
+            return location  # a hub name, or a missing file, which the recipe reports
         with loading(location):
             return fingerprint(path) if path.is_dir() else digest_file(path)
 
@@ -162,7 +165,7 @@ def collect_log(source: Path, target: Path) -> None:
         try:
             entry = json.loads(line)
         except ValueError:
-            continue  # the process ended while it wrote
+            continue  # the process was killed in the middle of a line
         lines[entry["step"], entry["slice"], *entry] = line
     (target / METRICS).write_text("".join(f"{line}\n" for line in lines.values()))
     if (source / PAGES).exists():
@@ -196,7 +199,7 @@ def export_reward_command(
 
 
 def add_recipe(kind: str, about: str) -> None:
-    """The command of a recipe that keeps no checkpoints."""
+    """Add the command of a recipe without checkpoints."""
 
     @app.command(kind, help=about)
     def command(spec: SpecFile, output: Output, store: Store = Path()) -> None:
@@ -204,7 +207,7 @@ def add_recipe(kind: str, about: str) -> None:
 
 
 def add_training(kind: str, about: str) -> None:
-    """The command of a recipe that trains, and goes on from its checkpoints."""
+    """Add the command of a training recipe, which resumes from its checkpoints."""
 
     @app.command(kind, help=about)
     def command(
@@ -231,12 +234,12 @@ add_recipe("evaluate", "Score a policy's responses by slice.")
 
 
 def main() -> None:
-    """Entry point: errors meant for a person are two lines, not a traceback."""
+    """Run the command line; print Prefloop's own errors in two lines, without a traceback."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("trainer").setLevel(logging.INFO)
-    # peft asks transformers by an old name on every model; nothing a reader can do about it.
+    # peft uses a deprecated name of transformers on every model, and users cannot change that.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-    process = int(os.environ["RANK"]) if "RANK" in os.environ else None  # of several
+    process = int(os.environ["RANK"]) if "RANK" in os.environ else None  # None if there is only one process
     if process:
         logging.disable(logging.WARNING)
     try:
@@ -257,7 +260,7 @@ def main() -> None:
             print(error.advice, file=sys.stderr)
         if process is not None:
             sys.stderr.flush()
-            os._exit(1)  # at once: whoever launched the processes now ends the others
+            os._exit(1)  # at once, so that the launcher ends the other processes
         sys.exit(1)
 
 

@@ -1,6 +1,6 @@
-"""This process and the others of a run: who computes what, and what all of them know.
+"""Work sharing between the processes of a run.
 
-`accelerate launch` or torchrun start several; where nothing did, there is one.
+`accelerate launch` or torchrun start several processes; otherwise there is one.
 """
 
 import functools
@@ -21,10 +21,10 @@ Value = TypeVar("Value")
 
 @functools.cache
 def accelerator() -> Accelerator:
-    """Devices and processes, as `accelerate launch` or torchrun set them; one process where nothing did.
+    """Return the accelerator for the devices and processes that `accelerate launch` or torchrun set up.
 
     Raises:
-        InvalidInput: they were launched in a way that is not supported.
+        InvalidInput: the processes were launched in a way that is not supported.
     """
     check_launch()
     keep_freed_memory()
@@ -32,18 +32,18 @@ def accelerator() -> Accelerator:
 
 
 def the_main_processes(value: Callable[[], Value]) -> Value:
-    """What the main process computes, on all of them."""
+    """Compute a value in the main process and return it on all processes."""
     shared = [value() if accelerator().is_main_process else None]
     return broadcast_object_list(shared)[0]
 
 
 def device() -> torch.device:
-    """This process's accelerator if there is one, else the CPU."""
+    """Return this process's accelerator if there is one, else the CPU."""
     return accelerator().device
 
 
 def device_name() -> str:
-    """What this process computes on, for people: `NVIDIA H200`, or `CPU, 2 threads`."""
+    """Return the name of this process's device for people: `NVIDIA H200`, or `CPU, 2 threads`."""
     if device().type == "cuda":
         return torch.cuda.get_device_name(device())
     threads = torch.get_num_threads()
@@ -51,7 +51,7 @@ def device_name() -> str:
 
 
 def generator_at(seed: int, *place: int) -> torch.Generator:
-    """A random generator for one place in a run: what is drawn there depends on nothing drawn before."""
+    """Return a random generator for one place in a run, independent of all earlier draws."""
     mixed = seed
     for number in place:
         mixed = (mixed * 1_000_003 + number + 1) % 2**63
@@ -59,7 +59,7 @@ def generator_at(seed: int, *place: int) -> torch.Generator:
 
 
 def deal(parts: Iterable[list[int]]) -> Iterator[tuple[list[int], bool]]:
-    """This process's parts, as many as every other process gets; False beside those that only fill up the number."""
+    """Yield this process's parts, each with True. All processes get equally many: repeated parts come with False."""
     dealer, everyone = accelerator(), list(parts)
     for number in range(
         dealer.process_index, -(-len(everyone) // dealer.num_processes) * dealer.num_processes, dealer.num_processes
@@ -68,15 +68,17 @@ def deal(parts: Iterable[list[int]]) -> Iterator[tuple[list[int], bool]]:
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
-    """The sum over all processes of what each filled in, on the CPU."""
+    """Return the sum of the values over all processes, on the CPU."""
     return accelerator().reduce(values.to(accelerator().device), reduction="sum").cpu()
 
 
 def require_finite(values: Tensor, what: str) -> Tensor:
-    """The values. No loss is computed after the last step: only what is measured then tells that it broke the model.
+    """Return the values if all are finite.
+
+    No loss is computed after the last step, so only later measurements can show that this step broke the model.
 
     Raises:
-        TrainingDiverged: one is NaN or infinite.
+        TrainingDiverged: a value is NaN or infinite.
     """
     if not bool(values.isfinite().all()):
         raise TrainingDiverged(

@@ -1,6 +1,6 @@
-"""What a run says while it works, and what it hands back: metrics, heartbeats, results.
+"""Reports of a run while it works, and its result: metrics, heartbeats, sample pages, results.
 
-The worker records metrics in the database; the command line and the tests use `ConsoleReporter`.
+The worker records reports in the database; the command line and the tests use `ConsoleReporter`.
 """
 
 import json
@@ -16,42 +16,42 @@ from app.errors import Conflict, PrefloopError
 
 
 class RunCancelled(Conflict):
-    """A person cancelled the run; nothing of it is saved."""
+    """A person cancelled the run; no model is saved."""
 
     title = "Cancelled"
 
 
 class TrainingDiverged(PrefloopError):
-    """A loss or gradient that is not a number: the weights are of no use and are not saved."""
+    """A loss or gradient is not a finite number, so the weights are useless and are not saved."""
 
     status = 500
     title = "Training diverged"
 
 
 class Reporter(Protocol):
-    """Where a recipe reports to. Names of metrics are the field's, verbatim; a slice is a column, not a name."""
+    """The interface for a recipe's reports. Metrics have the field's usual names; a slice is not part of the name."""
 
     def metrics(self, step: int, values: Mapping[str, float], slice: str = "") -> None:
-        """Records values of one optimiser step. `slice` is empty for all rows, else `kind=value` (`domain=factual`)."""
+        """Record values of one optimiser step. `slice` is empty for all rows, else `kind=value` (`domain=factual`)."""
 
     def progress(self, done: int, total: int, message: str = "") -> None:
-        """A heartbeat; call it at least once a few seconds.
+        """Send a heartbeat; call this at least every few seconds.
 
         Raises:
             RunCancelled: a person cancelled the run.
         """
 
     def worked(self, tokens: int) -> None:
-        """So many more tokens were trained on or sampled: what a run's speed is computed from."""
+        """Count tokens that were trained on or sampled; the run's speed is computed from them."""
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Keeps a page of responses, a JSON object each, for a person to read. A step's page replaces its older one."""
+        """Store a page of responses, one JSON object each, for people to read. It replaces an older page of a step."""
 
 
 def with_page(pages: str, step: int, rows: Sequence[Mapping[str, Any]]) -> str:
-    """JSON lines of pages with that of `step` at their end.
+    """Append the page of `step` to the JSON lines of earlier pages.
 
-    A run that goes on from a checkpoint comes to a step again: what it wrote then, of this step or later, goes.
+    A resumed run repeats steps after its checkpoint, so older pages of this step and later steps are removed.
     """
     kept = [line for line in pages.splitlines() if json.loads(line)["step"] < step]
     return "".join(f"{line}\n" for line in [*kept, *(json.dumps({"step": step, **row}) for row in rows)])
@@ -67,9 +67,9 @@ class Metric(NamedTuple):
 
 
 class ConsoleReporter:
-    """Keeps every metric and page in memory, prints to `stream`, and appends JSON lines to `path` where one is given.
+    """Keeps all metrics and pages in memory, prints to `stream`, and appends metrics to `path` as JSON lines.
 
-    Pages of responses go to `samples.jsonl` beside it.
+    If `path` is given, pages of responses are written to `samples.jsonl` in the same folder.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class ConsoleReporter:
         self._stream, self._path, self._every = stream, path, every_seconds
         self._last_line = -math.inf
         if path is not None and path.exists() and not path.read_bytes().endswith(b"\n"):
-            with path.open("a") as handle:  # the process before this one ended, or the disk, in the middle of a line
+            with path.open("a") as handle:  # an earlier process was killed, or the disk was full, within a line
                 handle.write("\n")
 
     def metrics(self, step: int, values: Mapping[str, float], slice: str = "") -> None:
@@ -99,7 +99,7 @@ class ConsoleReporter:
             print(f"{message or 'progress'} {done}/{total}", file=self._stream)
 
     def worked(self, tokens: int) -> None:
-        """Whoever reads the lines sees how fast it goes."""
+        """Do nothing: the printed lines show the speed."""
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         self.pages[step] = [dict(row) for row in rows]
@@ -107,14 +107,14 @@ class ConsoleReporter:
             path = self._path.with_name("samples.jsonl")
             whole = path.with_name(f"{path.name}.new")
             whole.write_text(with_page(path.read_text() if path.exists() else "", step, rows))
-            os.replace(whole, path)  # a run that goes on after a kill reads it
+            os.replace(whole, path)  # atomic, because a resumed run reads this file after a kill
 
     def values(self, name: str, slice: str = "") -> list[float]:
-        """The values of one metric in the order they were recorded."""
+        """Return the values of a metric in the order they were recorded."""
         return [m.value for m in self.recorded if m.name == name and m.slice == slice]
 
     def last(self, name: str, slice: str = "") -> float:
-        """The newest value of a metric. Raises KeyError when it was never recorded."""
+        """Return the newest value of a metric. Raises KeyError if it was never recorded."""
         values = self.values(name, slice)
         if not values:
             raise KeyError(f"{name} was not recorded for slice {slice!r}")
@@ -122,49 +122,49 @@ class ConsoleReporter:
 
 
 class RewardResult(NamedTuple):
-    """A trained reward model. `eval_*` are of rows it did not train on, None where there were none with a winner."""
+    """Result of training a reward model. `eval_*` are measured on unseen rows; None if none of them has a winner."""
 
     eval_accuracy: float | None
     eval_ece: float | None
     eval_length_bias: float | None
     eval_accuracy_gap: float | None
-    """Accuracy on training pairs less that on unseen ones: how far the model has learned them by heart."""
+    """Accuracy on training pairs minus accuracy on unseen pairs: a measure of overfitting."""
     train_pairs: int
     heldout_pairs: int
     dropped: tuple[str, ...]
-    """Why rows were left out, one sentence each with the comparisons' ids."""
+    """Sentences that say why rows were left out, with the comparisons' ids."""
     heads: tuple[str, ...]
     gains: tuple[float, ...]
-    """What each head was multiplied by so that rewards have standard deviation 1 over the snapshot's responses."""
+    """Factor of each head that gives rewards standard deviation 1 over the snapshot's responses."""
     offsets: tuple[float, ...]
-    """What the loader subtracts so that they have mean 0 (kept in the config: heads have no bias)."""
+    """Values that the loader subtracts so that rewards have mean 0 (in the config, because heads have no bias)."""
     reference_samples: int
-    """How many responses that mean and standard deviation are of."""
+    """Number of responses behind this mean and standard deviation."""
     tokens: int
     seconds: float
     precision: str
-    """What frozen weights and matrix products were: with it in the spec instead of `auto`, the run can be repeated."""
+    """The dtype of frozen weights and matrix products. To repeat the run, write it into the spec instead of `auto`."""
     sizes: dict[str, int]
-    """What was forwarded or sampled at once, by the spec's names: there they repeat the run (see
+    """The chosen batch sizes by the spec's names. To repeat the run, write them into the spec (see
     `trainer.models.sizes`).
 
-    `forward_tokens`, those forwarded without gradients, is no part of a spec: cores, memory and model decide.
+    `forward_tokens`, for forward passes without gradients, is not in the spec: it depends on cores, memory and model.
     """
     peak_memory: int
-    """Bytes that the main process held at most, on its accelerator if it has one; since the last interruption."""
+    """Peak memory of the main process in bytes, on its accelerator if it has one, since the last interruption."""
     notes: tuple[str, ...] = ()
     members: int = 1
-    """How many models make the score. With several, `eval_*` are cross-fitted: each comparison was judged by a member
-    that did not train on it, held-out ones by all."""
+    """Number of models behind the score. With several, `eval_*` are cross-fitted: each training comparison is scored by
+    the member that did not train on it, held-out comparisons by all members."""
     disagreement: float | None = None
-    """Mean standard deviation of the score among members, in units of the score's."""
+    """Mean standard deviation of the score among members, in units of the score's standard deviation."""
     kept_epoch: int = 1
-    """The epoch whose weights were kept: the best on comparisons that members did not train on. 0: only heads were
-    fitted, to a frozen trunk, so there were no epochs."""
+    """The epoch whose weights were kept: the best on comparisons that members did not train on. 0 if only heads on a
+    frozen trunk were fitted, without epochs."""
 
 
 class PolicyResult(NamedTuple):
-    """A trained policy: the last values of its main metrics, what was left out, and what else a reader has to know."""
+    """Result of training a policy: last values of its main metrics, left-out rows, and notes for readers."""
 
     metrics: dict[str, float]
     train_rows: int
@@ -172,7 +172,7 @@ class PolicyResult(NamedTuple):
     tokens: int
     seconds: float
     precision: str
-    """As in `RewardResult`, and so are the next two."""
+    """As in `RewardResult`, like the next two fields."""
     sizes: dict[str, int]
     peak_memory: int
     notes: tuple[str, ...] = ()

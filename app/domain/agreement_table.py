@@ -1,8 +1,8 @@
 """All agreement figures of a project from one array of judgments: whole, slices, aspects, weeks, pairs of labelers.
 
-A million judgments become a few hundred distinct units (app.domain.figures.Patterns); each slice is how often each of
-them occurs in it. The pairs of a ranking were answered at once and follow from one another: the bootstrap draws them
-together, as one unit.
+A million judgments have a few hundred distinct units (app.domain.figures.Patterns); a slice is represented by how often
+each of them occurs in it. The pairs of a ranking come from one answer and depend on each other, so the bootstrap draws
+them together, as one unit.
 """
 
 from collections import Counter
@@ -18,14 +18,14 @@ from app.domain.kappa import own_habits
 
 PREFERENCES = np.arange(-4, 5)
 ASPECT_VALUES = np.arange(-1, 2)
-NOT_SAID = 9  # an aspect the labeler left out
-PAIRS = 100  # labelers' pairs that get figures, those that share most
-MOST_SLICES = 200  # of a kind: those of most comparisons; what is in others is in no slice of that kind
-PAIR_REPLICATES = 400  # their intervals are wide, and a hundred of them would cost more than the slices
+NOT_SAID = 9  # the labeler left out the aspect
+PAIRS = 100  # maximum pairs of labelers with figures: those that share most comparisons
+MOST_SLICES = 200  # maximum slices of a kind: the largest ones; smaller slices get no figures
+PAIR_REPLICATES = 400  # fewer than for slices: intervals of pairs are wide, and a hundred pairs would take longer
 
 
 class Tags(NamedTuple):
-    """What a comparison can be sliced by; '': in no slice of that kind."""
+    """The slices of a comparison; '' means no slice of that kind."""
 
     rubric: str  # version
     domain: str
@@ -41,12 +41,12 @@ class Judgments(NamedTuple):
 
     has_tie: bool  # whether a tie can be chosen in the project
     tags: Sequence[Tags]  # distinct combinations
-    ties: NDArray[np.bool_]  # of each combination, whether a tie could be chosen
+    ties: NDArray[np.bool_]  # whether a tie could be chosen, for each combination
     tag: NDArray[np.int64]  # (N,) index into tags
     comparison: NDArray[np.int64]  # (N,)
-    ranking: NDArray[np.int64]  # (N,) that the comparison is a pair of, 0 for none
+    ranking: NDArray[np.int64]  # (N,) the ranking that the comparison is a pair of; 0 if none
     labeler: NDArray[np.int64]  # (N,)
-    week: NDArray[np.int64]  # (N,) any number that grows by one a week
+    week: NDArray[np.int64]  # (N,) a number that grows by one each week
     preference: NDArray[np.int64]  # (N,) in PREFERENCES
     aspects: Mapping[str, NDArray[np.int64]]  # name -> (N,) in ASPECT_VALUES, or NOT_SAID
 
@@ -61,36 +61,36 @@ class Table(NamedTuple):
     slices: dict[str, dict[str, Figures]]  # field of Tags -> value -> figures
     aspects: dict[str, Figures]
     weeks: dict[int, Figures]  # a comparison belongs to the week of its newest judgment
-    pairs: list[Pair]  # those that share most comparisons first
+    pairs: list[Pair]  # sorted by the number of shared comparisons, largest first
     pairs_total: int
 
 
 class _Answers(NamedTuple):
-    """N answers to U units; units, labelers and sides numbered from 0."""
+    """N answers to U units; units, labelers and sides are numbered from 0."""
 
     unit: NDArray[np.int64]  # (N,)
     labeler: NDArray[np.int64]  # (N,)
     side: NDArray[np.int64]  # (N,) index into SIDES
     pattern: NDArray[np.int64]  # (U,)
     patterns: Patterns
-    draw: NDArray[np.int64]  # (U,) which of D draws a unit comes with: one of its own, or its ranking's
+    draw: NDArray[np.int64]  # (U,) the bootstrap draw, 0 to D - 1, of each unit: its own or its ranking's
 
 
 class _Units(NamedTuple):
-    """The comparisons as units; judgments ordered by comparison, then labeler."""
+    """The comparisons as units; judgments are ordered by comparison, then labeler."""
 
-    order: NDArray[np.int64]  # (N,) of the judgments
-    starts: NDArray[np.int64]  # (U,) each unit's first judgment in that order
+    order: NDArray[np.int64]  # (N,) the judgments in this order
+    starts: NDArray[np.int64]  # (U,) position of each unit's first judgment in this order
     answers: _Answers
-    first: NDArray[np.int64]  # (D,) a unit of each draw
-    kind: NDArray[np.int64]  # (D,) in patterns
+    first: NDArray[np.int64]  # (D,) one unit of each draw
+    kind: NDArray[np.int64]  # (D,) each draw's kind, an index into the patterns
 
 
 def table(judgments: Judgments, replicates: int = REPLICATES) -> Table:
-    """All figures. The same judgments give the same intervals.
+    """Return all agreement figures. The same judgments give the same intervals.
 
     Args:
-        replicates: of the bootstrap; pairs of labelers get fewer, and slices where there are very many.
+        replicates: bootstrap replicates; pairs of labelers get fewer, and so do slices if there are very many.
     """
     if not len(judgments.comparison):
         return Table(NOTHING, {name: {} for name in Tags._fields}, {}, {}, [], 0)
@@ -131,11 +131,11 @@ def table(judgments: Judgments, replicates: int = REPLICATES) -> Table:
 
 
 def distinct(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(K, V) the distinct rows of (N, V) small non-negative integers, and (N,) which of them each row is."""
+    """Return the distinct rows (K, V) of small non-negative integers (N, V), and each row's index (N,) among them."""
     code = np.zeros(len(rows), dtype=np.int64)
     for column in rows.T:
         size = int(column.max(initial=0)) + 1
-        if int(code.max(initial=0)) >= 2**62 // size:  # one number would not hold it: number what there is
+        if int(code.max(initial=0)) >= 2**62 // size:  # the code would overflow: renumber the codes that occur
             code = np.unique(code, return_inverse=True)[1]
         code = code * size + column
     _, first, index = np.unique(code, return_index=True, return_inverse=True)
@@ -158,7 +158,7 @@ def _units(judgments: Judgments) -> _Units:
 def _draws(
     ranking: NDArray[np.int64], pattern: NDArray[np.int64], patterns: Patterns
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """`_Answers.draw`, `_Units.first` and `_Units.kind`; patterns get the kinds that rankings are."""
+    """Return `_Answers.draw`, `_Units.first` and `_Units.kind`, and add the kinds of rankings to the patterns."""
     lone, ranked = np.flatnonzero(ranking == 0), np.flatnonzero(ranking)
     ranked = ranked[np.lexsort((pattern[ranked], ranking[ranked]))]
     _, starts, index, sizes = np.unique(ranking[ranked], return_index=True, return_inverse=True, return_counts=True)
@@ -177,7 +177,7 @@ def _counts(unit: NDArray[np.int64], value: NDArray[np.int64], units: int, value
 
 
 def _numbered(values: Sequence[str], times: NDArray[np.int64]) -> tuple[list[str], NDArray[np.int64]]:
-    """The distinct values and each one's number; -1 for '' and for what is rarer than `MOST_SLICES` others."""
+    """Return the `MOST_SLICES` most frequent values, sorted, and each value's number; -1 for '' and all others."""
     seen: Counter[str] = Counter()
     for value, n in zip(values, times.tolist(), strict=True):
         seen[value] += n
@@ -190,7 +190,7 @@ def _numbered(values: Sequence[str], times: NDArray[np.int64]) -> tuple[list[str
 def _parts(
     part: NDArray[np.int64], pattern: NDArray[np.int64], times: NDArray[np.int64], kinds: int
 ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
-    """(part, its patterns, how often each) for every part of at least 0."""
+    """Yield (part, its patterns, their frequencies) for every part that is not negative."""
     belongs = part >= 0
     if not belongs.any():
         return
@@ -203,7 +203,7 @@ def _parts(
 
 
 def _kinds(units: _Units, part: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
-    """`_parts` of the draws; part: (U,) of the units, those of one draw alike."""
+    """Return `_parts` of the draws. part: (U,) the part of each unit, equal within a draw."""
     return list(_parts(part[units.first], units.kind, np.ones_like(units.kind), len(units.answers.patterns)))
 
 
@@ -215,10 +215,11 @@ def _by_part(
     rng: np.random.Generator,
     replicates: int,
 ) -> dict[int, Figures]:
-    """The figures of each part.
+    """Return the figures of each part.
 
     Args:
-        part: (U,) of the units, -1 for none. kinds: its `_kinds`. tied: the parts where a tie can be chosen.
+        part: (U,) the part of each unit, -1 for none. kinds: `_kinds` of these parts. tied: the parts in which a tie
+            can be chosen.
     """
     patterns = units.answers.patterns
     found = {
@@ -231,7 +232,7 @@ def _by_part(
 def _kappas(
     answers: _Answers, part: NDArray[np.int64], rng: np.random.Generator, replicates: int
 ) -> dict[int, Estimate]:
-    """Conger's kappa of each part, as `_by_part`."""
+    """Return Conger's kappa of each part; arguments as for `_by_part`."""
     of, unit, labeler, side = part[answers.unit], answers.unit, answers.labeler, answers.side
     if (part < 0).any():
         kept = of >= 0
@@ -257,7 +258,7 @@ def _kappas(
 
 
 def _aspect(units: _Units, said: NDArray[np.int64], rng: np.random.Generator, replicates: int) -> Figures:
-    """Figures of an aspect, which rankings do not have."""
+    """Return the figures of an aspect. Rankings have no aspects."""
     rows = np.flatnonzero(said != NOT_SAID)
     _, unit = np.unique(units.answers.unit[rows], return_inverse=True)
     n, side = int(unit.max()) + 1, said[rows] + 1
@@ -271,13 +272,13 @@ def _aspect(units: _Units, said: NDArray[np.int64], rng: np.random.Generator, re
 def _pairs(
     judgments: Judgments, units: _Units, categories: int, rng: np.random.Generator, replicates: int
 ) -> tuple[list[Pair], int]:
-    """Figures of the pairs of labelers that share most, and how many pairs share anything."""
+    """Return figures of the pairs of labelers that share most comparisons, and the number of pairs that share any."""
     labelers, labeler, unit = np.unique(judgments.labeler), units.answers.labeler, units.answers.unit
     value, size = judgments.preference[units.order] - PREFERENCES[0], len(PREFERENCES)
     first = np.arange(len(unit))
     codes, times = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     for apart in range(1, len(first)):
-        # Each judgment with the one so many places on, as long as both are of one unit; soon few are left.
+        # Pair each judgment with the one `apart` places later, if both are of the same unit. Soon few pairs are left.
         first = first[first + apart < len(unit)]
         first = first[unit[first] == unit[first + apart]]
         if not len(first):

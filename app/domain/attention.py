@@ -1,22 +1,23 @@
-"""Which of many parts agree clearly less than the whole."""
+"""Find the parts whose agreement is clearly below that of the whole."""
 
 from collections.abc import Sequence
 from math import erfc, sqrt
 
 from app.domain.bootstrap import Estimate
 
-GAP = 0.05  # less is not worth anybody's time, however sure
+GAP = 0.05  # a smaller gap is not worth anybody's time, even if it is certain
 FALSE_DISCOVERIES = 0.05
 
 
 def clearly_below(
     parts: Sequence[Estimate], sizes: Sequence[int], whole: Estimate, size: int, gap: float = GAP
 ) -> list[bool]:
-    """Whether each part's value lies at least `gap` below the whole's, beyond chance.
+    """Return whether each part's value lies at least `gap` below the whole's, beyond chance.
 
-    Among thousands of slices hundreds lie below the whole's interval by luck alone. The step-up procedure of Benjamini
-    and Hochberg (1995) keeps the expected share of lucky ones among those marked below 5%. One-sided, with the standard
-    error that a part of its size would have if it were like the whole: its own is small just where luck made it low.
+    Among thousands of slices, hundreds lie below the whole's interval by chance alone. The step-up procedure of
+    Benjamini and Hochberg (1995) keeps the expected share of false discoveries among the marked parts below 5%. The
+    test is one-sided. It uses the standard error that a part of this size would have if it were like the whole, because
+    a part's own error tends to be too small if its value is low by chance.
 
     Args:
         parts: a part without a value is not marked.
@@ -38,7 +39,7 @@ def clearly_below(
 
 
 def _chance(value: float | None, whole: float, error: float) -> float:
-    """How likely a value as low as this is where the part is like the whole."""
+    """Return the probability of a value this low if the part is like the whole."""
     if value is None or value >= whole or error == 0:
         return 1.0
     return erfc((whole - value) / error / sqrt(2)) / 2

@@ -1,7 +1,7 @@
-"""The bootstrap over units that come in few kinds: estimates with their 95% intervals.
+"""The bootstrap over units of a few kinds: estimates with 95% intervals.
 
-Resampling a million units is drawing how often each of their few kinds comes up; what is computed from the draws is
-computed for all replicates at once.
+To resample a million units, it is enough to draw how often each of the few kinds occurs. Coefficients are computed for
+all replicates at once.
 """
 
 from collections.abc import Callable
@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from app.domain.student import quantile
 
 REPLICATES = 1000
-# Where there are very many kinds in all, replicates are fewer: this many numbers are drawn, or the least replicates.
+# With very many kinds, there are fewer replicates: at most about DRAWS numbers in total, but at least LEAST replicates.
 DRAWS, LEAST = 20_000_000, 200
-# What drawing costs in nanoseconds on one core: a unit by its number, or how often a kind comes up as a binomial.
+# Nanoseconds on one core for drawing one unit, and for drawing one kind's frequency from a binomial.
 DRAW_UNIT, DRAW_KIND = 8, 60
-BLOCK = 4_000_000  # numbers drawn and held at once
+BLOCK = 4_000_000  # numbers to draw and hold at once
 
 
 class Estimate(NamedTuple):
-    """A coefficient, its 95% interval and standard error; none where undefined or where resampling shows no spread."""
+    """A coefficient, its 95% interval and standard error; None if undefined or if resampling shows no spread."""
 
     value: float | None
     low: float | None = None
@@ -32,7 +32,7 @@ class Estimate(NamedTuple):
 
 
 def affordable(kinds: int, replicates: int = REPLICATES) -> int:
-    """How many replicates of so many kinds, over everything to be estimated, take a second or two."""
+    """Return the number of replicates that take a second or two for `kinds` kinds, summed over all estimates."""
     return min(replicates, max(LEAST, DRAWS // max(1, kinds)))
 
 
@@ -43,18 +43,19 @@ def estimates(
     replicates: int = REPLICATES,
     telling: int | None = None,
 ) -> list[Estimate]:
-    """Coefficients of units of K kinds, with percentile intervals (Efron 1979) from resampling the units.
+    """Estimate coefficients of units of K kinds, with percentile intervals (Efron 1979) from resampling the units.
 
     Args:
-        frequencies: (K,) how many units are of each kind; at least one in all.
+        frequencies: (K,) number of units of each kind; at least one unit in total.
         coefficients: (R, K) frequencies -> (C, R) coefficients of each of R samples, NaN where undefined.
-        replicates: 0 gives the values alone.
-        telling: how many units say anything about the coefficients, by default all: with few, intervals are widened.
+        replicates: number of replicates; 0 gives values without intervals.
+        telling: number of units that carry information about the coefficients, by default all. With few, intervals are
+            widened.
 
     Returns:
-        C estimates. One that is undefined in more than half of the replicates has no interval: what is left would say
-        little of how it spreads. Nor has one that is the same in all: a handful of units that happen to be alike does
-        not make anything certain.
+        C estimates. An estimate has no interval if at least half of its replicates are undefined, because the others
+        say little about its spread. Nor does it have one if all replicates are equal: a handful of units that happen to
+        be equal does not make a value certain.
     """
     values = coefficients(frequencies[None])[:, 0]
     size = max(1, BLOCK // max(len(frequencies), min(int(frequencies.sum()), 10 * len(frequencies))))
@@ -71,7 +72,7 @@ def estimates(
 
 
 def resampled(frequencies: NDArray[np.int64], replicates: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """(replicates, K) how often each kind comes up when as many units as there are get drawn with replacement."""
+    """Draw n units with replacement from n units; return how often each kind occurs (replicates, K)."""
     n, kinds = int(frequencies.sum()), len(frequencies)
     if n * DRAW_UNIT > kinds * DRAW_KIND:
         return rng.multinomial(n, frequencies / n, size=replicates)
@@ -81,11 +82,11 @@ def resampled(frequencies: NDArray[np.int64], replicates: int, rng: np.random.Ge
 
 
 def tail(units: int) -> float:
-    """What share of replicates lies outside a 95% interval on either side: 2.5%, and less where units are few.
+    """Return the share of replicates outside a 95% interval on either side: 2.5%, or less for few units.
 
-    Percentiles of the bootstrap are those of a normal with the spread of the sample itself: narrower than Student's by
-    its quantile and by sqrt((n - 1) / n). These undo both (Hesterberg 2015, What Teachers Should Know About the
-    Bootstrap, The American Statistician 69, "expanded percentile interval").
+    The bootstrap's percentiles behave like those of a normal with the sample's own spread. They are narrower than
+    Student's t by its quantile and by sqrt((n - 1) / n). The smaller share corrects both (Hesterberg 2015, What
+    Teachers Should Know About the Bootstrap, The American Statistician 69, "expanded percentile interval").
     """
     if units < 2:
         return 0.0
@@ -93,10 +94,10 @@ def tail(units: int) -> float:
 
 
 def _intervals(spread: NDArray[np.float64], tail: float) -> NDArray[np.float64]:
-    """(3, C) the quantiles at both tails and standard deviations of (C, R) replicates; NaN where half are undefined, or
-    all the same.
+    """Return both tail quantiles and the standard deviations (3, C) of (C, R) replicates.
 
-    As `np.nanquantile` and `np.nanstd`, which take longer than all the rest for thousands of slices.
+    They are NaN if half of the replicates are undefined or all are equal. The results equal those of `np.nanquantile`
+    and `np.nanstd`, which would take most of the time for thousands of slices.
     """
     found = np.full((3, len(spread)), np.nan)
     ordered = np.sort(spread, axis=1)  # NaN last

@@ -1,8 +1,8 @@
-"""Cases of a suite: what is asked, and whether an answer is right. Each is one JSON object of a suite's file.
+"""Cases of a suite: a prompt and a check for its answer. Each case is one JSON object in the suite's file.
 
     {"prompt": "What is 6 times 7?", "check": "number", "expected": 42, "slice": "arithmetic"}
 
-An answer passes or fails. There are no regular expressions from files: a pattern of somebody else's can take for ever.
+An answer passes or fails. Files cannot contain regular expressions, because an unknown pattern may never finish.
 """
 
 import json
@@ -14,21 +14,21 @@ from typing import Any, NamedTuple
 from app.domain import instructions, texts
 from app.domain.instructions import occurrences, texts_of
 
-LONGEST = 20_000  # characters of a text
+LONGEST = 20_000  # maximum characters of a text
 LONGEST_LINE = 100_000
 MOST_INSTRUCTIONS = 20
-# A thousand's commas belong to a number, a list's commas do not.
+# Commas between thousands belong to a number; commas of a list do not.
 _NUMBER = re.compile(r"(?<![\w.])[-−+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,30})(?:\.\d{1,30})?")
 
 
 class Check(NamedTuple):
-    """A way to tell whether an answer is right.
+    """A way to check an answer.
 
     Attributes:
-        fields: of a case, those it needs.
-        optional: fields that it may have.
-        about: for people: when an answer passes.
-        answers: False if nothing is sampled: the policy is asked how likely two given answers are.
+        fields: fields that a case must have.
+        optional: fields that a case may have.
+        about: description for people of when an answer passes.
+        answers: False if no answer is sampled: the policy gives the log-probabilities of two fixed answers instead.
     """
 
     fields: tuple[str, ...]
@@ -63,7 +63,7 @@ class Case(NamedTuple):
     """A case of a suite.
 
     Attributes:
-        id: unique in its suite; from version to version it names the same case.
+        id: unique in its suite; the same case keeps its id in all versions.
         given: the fields that its check reads.
     """
 
@@ -75,7 +75,7 @@ class Case(NamedTuple):
 
     @property
     def line(self) -> dict[str, Any]:
-        """As a line of the file, its fields always in one order."""
+        """The case as a line of the file, with a fixed order of fields."""
         return {
             "id": self.id,
             "messages": list(self.messages),
@@ -86,13 +86,13 @@ class Case(NamedTuple):
 
 
 def case_of(line: Any, number: int) -> Case:
-    """The case that a line describes. A preference as `prefloop export` writes it is one: what people chose is good.
+    """Parse a line into a case. A preference from `prefloop export` is a case too: its chosen answer is `good`.
 
     Args:
-        number: of the line: the id of a case that gives none.
+        number: number of the line, the id of a case without an id.
 
     Raises:
-        ValueError: why it is none, in words that say what to do.
+        ValueError: the line is not a case; the message says why and what to do.
     """
     if not isinstance(line, dict):
         raise ValueError('it is no JSON object: write {"prompt": …, "check": …}')
@@ -122,7 +122,7 @@ def case_of(line: Any, number: int) -> Case:
 
 
 def passes(case: Case, answer: str) -> bool:
-    """Whether an answer that was sampled passes a case's check."""
+    """Return whether a sampled answer passes a case's check."""
     given = case.given
     match case.check:
         case "exact":
@@ -144,13 +144,13 @@ def passes(case: Case, answer: str) -> bool:
 
 
 def last_number(text: str) -> float | None:
-    """The last number of a text, as its answer usually is (Cobbe et al. 2021, GSM8K); none where there is none."""
+    """Return the last number in a text, which is usually its final answer (Cobbe et al. 2021, GSM8K), or None."""
     found = _NUMBER.findall(text)
     return float(found[-1].replace(",", "").replace("−", "-")) if found else None
 
 
 def wanted(case: Case) -> str:
-    """What a case asks of an answer, for people."""
+    """Describe for people what a case requires of an answer."""
     given = case.given
     match case.check:
         case "exact":
@@ -179,7 +179,7 @@ def _instruction(given: Mapping[str, Any]) -> str:
 
 
 def _of_preference(line: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of an export beside the texts say nothing to a suite; its slice is the prompt's domain."""
+    """Turn a line of an export into a line of a suite: texts only, with the prompt's domain as the slice."""
     prompt, slices = line["prompt"], line.get("slices")
     return {
         "messages" if isinstance(prompt, list) else "prompt": prompt,
@@ -191,7 +191,7 @@ def _of_preference(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _said(answer: Any) -> Any:
-    """The text of an answer that is written as a list of one message."""
+    """Return the text of an answer, which may be written as a list of one message."""
     is_message = isinstance(answer, list) and len(answer) == 1 and isinstance(answer[0], dict)
     return answer[0].get("content") if is_message else answer
 
@@ -271,5 +271,5 @@ _FIELDS = {
 
 
 def _bare(text: str) -> str:
-    """Without case, marks around it and an article before it: “The answer” is the same as “answer.”"""
+    """Remove case, surrounding marks and a leading article: “The answer” equals “answer.”"""
     return re.sub(r"^(?:the|an|a) ", "", " ".join(text.casefold().split()).strip(" .!?,;:\"'“”‘’*()`"))

@@ -1,4 +1,4 @@
-"""Standard errors of estimates from judgments that are alike within a prompt and within a labeler."""
+"""Standard errors of estimates from judgments that are correlated within a prompt and within a labeler."""
 
 from math import sqrt
 from typing import NamedTuple
@@ -57,7 +57,7 @@ def covariances(
 
 
 def cluster_sums(scores: Floats, groups: NDArray[np.int64]) -> Floats:
-    """(G, P) sums of the rows (N, P) by group."""
+    """Return the sums (G, P) of the rows (N, P) by group."""
     order = np.argsort(groups, kind="stable")
     begins = np.flatnonzero(np.diff(groups[order], prepend=groups[order][0] - 1))
     return np.add.reduceat(scores[order], begins, axis=0)

@@ -1,4 +1,4 @@
-"""Which policies comparisons connect, and between which of them a finite difference can be estimated."""
+"""Find the policies that are connected by comparisons, and those between which a finite difference can be estimated."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -16,7 +16,7 @@ def reachable(start: int, arcs: Arcs) -> set[int]:
 
 
 def both_ways(arcs: Arcs) -> dict[int, set[int]]:
-    """The arcs and their reverses."""
+    """Return the arcs together with their reverses."""
     found = {start: set(ends) for start, ends in arcs.items()}
     for start, end in pairs(arcs):
         found.setdefault(end, set()).add(start)

@@ -1,7 +1,7 @@
-"""What the labelers of a comparison say together, and who won by it: the one rule for training, export and pages.
+"""The consensus of a comparison's labelers and its winner: the same rule for training, export and pages.
 
-Four methods, chosen by project. All give probabilities that never reach certainty, and mirrored judgments give mirrored
-probabilities. A reviewer's verdict stands in place of the judgments under every method.
+A project chooses one of four methods. With all of them, probabilities never reach certainty, and mirrored judgments
+give mirrored probabilities. A reviewer's verdict replaces the judgments under every method.
 """
 
 from collections.abc import Sequence
@@ -18,23 +18,26 @@ Method = Literal["majority", "strength_weighted", "dawid_skene", "crowd_bt"]
 
 # Beta(1/2, 1/2), the Jeffreys prior: a lone vote gives 3/4, and no number of votes gives certainty.
 PRIOR = 0.5
-# A reviewer who saw all judgments and rationales counts as this many labelers of one mind (p = 0.9).
+# A reviewer who saw all judgments and rationales counts as this many labelers who agree (p = 0.9).
 VERDICT_VOTES = 4
-# What Crowd-BT's scores, learned from other comparisons, count at most, in votes: less than one, so that they decide
-# between sides that got alike, and never against more votes of labelers alike. What it is worth: docs/labeling.md.
+# Maximum weight, in votes, of Crowd-BT's scores, which come from other comparisons. With less than one vote, they
+# decide between sides with equal votes, but never against a majority of equally reliable labelers. Effect:
+# docs/labeling.md.
 SCORE_VOTES = 0.5
 DIGITS = 6
-# Probabilities are stored with DIGITS digits: what differs by less than half of the last one is equal.
+# Probabilities are stored with DIGITS digits: a difference of less than half of the last digit counts as equal.
 EQUAL = 5e-7
 
 
 class Consensus(NamedTuple):
-    """What training reads of a comparison; floats, or in `decide` arrays (C,).
+    """The consensus on a comparison, as training reads it.
 
-    preference: strength towards B, in steps of the rubric: the mean of what was said; for the methods that weigh
-        labelers, how far the posterior leans, see `lean`. 0 where nobody won, or where the mean is for the other side.
-    p_b: probability that B is better, a tie counting half. p_tie: probability of a tie.
-    weight: in the loss. 1 for all: how sure the labelers are is already in p_b.
+    Attributes:
+        preference: strength towards B, in steps of the rubric: the mean of the judgments, or for methods that weight
+            labelers the posterior's lean (see `lean`). 0 without a winner, or if the mean favors the other side.
+        p_b: probability that B is better, a tie counting half.
+        p_tie: probability of a tie.
+        weight: weight in the loss. It is always 1, because p_b already includes the labelers' uncertainty.
     """
 
     preference: float
@@ -52,7 +55,10 @@ class Consensus(NamedTuple):
         return self.winner == 0
 
     def rounded(self) -> "Consensus":
-        """To what is stored: so the same judgments give the same snapshot on every machine. Not to certainty."""
+        """Round to the stored digits, so that the same judgments give the same snapshot on every machine.
+
+        p_b is never rounded to 0 or 1.
+        """
         p_b = min(max(self.p_b, 10.0**-DIGITS), 1 - 10.0**-DIGITS)
         return Consensus(*(round(value, DIGITS) for value in self._replace(p_b=p_b)))
 
@@ -66,8 +72,13 @@ class Decisions(NamedTuple):
 
 
 class Crowd(NamedTuple):
-    """What the last fit says of an average labeler. ties: whether anybody ever said tie; tie: the log-odds of one
-    before anyone has answered."""
+    """An average labeler according to the last fit.
+
+    Attributes:
+        weights: log-odds that such a labeler's votes add.
+        ties: whether anybody ever said tie.
+        tie: log-odds of a tie against a side before anyone has answered.
+    """
 
     weights: Weights = reliability.UNFITTED
     ties: bool = True
@@ -75,13 +86,13 @@ class Crowd(NamedTuple):
 
 
 class Votes(NamedTuple):
-    """J live judgments that say a preference, on C comparisons.
+    """J live judgments that state a preference, on C comparisons.
 
     Attributes:
         comparison: (J,) index of the comparison, below C.
-        preference: (J,) towards B.
-        strengths: (C,) steps each way of the rubric's scale, 1 to 4.
-        weights: (J, 2) the labeler's `Weights`; the crowd's where not known.
+        preference: (J,) strength towards B.
+        strengths: (C,) number of steps on each side of the rubric's scale, 1 to 4.
+        weights: (J, 2) the labeler's `Weights`; the crowd's if they are unknown.
     """
 
     comparison: NDArray[np.int64]
@@ -91,15 +102,16 @@ class Votes(NamedTuple):
 
 
 def side(preference: float) -> int:
-    """-1 for A, 0 for a tie, 1 for B."""
+    """Return the side of a preference: -1 for A, 0 for a tie, 1 for B."""
     return (preference > 0) - (preference < 0)
 
 
 def winner(p_b: float, p_tie: float) -> int:
-    """Who won: -1 for A, 0 for a tie, 1 for B.
+    """Return the winner: -1 for A, 0 for a tie, 1 for B.
 
-    The likeliest of the three outcomes, so nobody wins where a tie is likelier than either side, or where both sides
-    are equally likely. How strongly people said it plays no part. `app.models.comparison.WINNER` says the same in SQL.
+    It is the most probable of the three outcomes. Nobody wins if a tie is more probable than either side, or if both
+    sides are equally probable. The strength of the preferences does not matter. `app.models.comparison.WINNER` is the
+    same rule in SQL.
 
     Args:
         p_b: probability that B is better, a tie counting half. p_tie: probability of a tie.
@@ -108,43 +120,45 @@ def winner(p_b: float, p_tie: float) -> int:
 
 
 def winners(p_b: Floats, p_tie: Floats) -> NDArray[np.int64]:
-    """`winner` of C comparisons: (C,)."""
+    """Return the `winner` of each of C comparisons, (C,)."""
     return np.where(_nobody(p_b - 0.5, p_tie), 0, np.sign(p_b - 0.5)).astype(np.int64)
 
 
 def _nobody(lean: Any, p_tie: Any) -> Any:
-    """Whether neither side is the likeliest outcome, of p_b - 1/2 and p_tie: numbers, or arrays of them."""
-    # The likelier side has 1/2 + |lean| - p_tie / 2.
+    """Return whether neither side is the most probable outcome; lean is p_b - 1/2. Takes numbers or arrays."""
+    # The more probable side has 1/2 + |lean| - p_tie / 2.
     return (abs(lean) < EQUAL) | (1.5 * p_tie - 0.5 - abs(lean) > EQUAL)
 
 
 def stored(preference: float | None, p_b: float | None, p_tie: float | None) -> Consensus | None:
-    """The consensus that a comparison's columns hold; none before anything was fitted."""
+    """Return the consensus stored in a comparison's columns; None before the first fit."""
     if preference is None or p_b is None or p_tie is None:
         return None
     return Consensus(preference, p_b, p_tie)
 
 
 def who_won(preference: float | None, p_b: float | None, p_tie: float | None) -> int | None:
-    """Who won by a comparison's columns: see `winner`. None where nobody has said anything; by the mean strength where
-    nothing was fitted."""
+    """Return the winner according to a comparison's columns, see `winner`.
+
+    Before the first fit, the mean strength decides. None without judgments.
+    """
     if p_b is not None:
         return winner(p_b, p_tie or 0.0)
     return None if preference is None else side(preference)
 
 
 def decisions(preference: Floats, p_b: Floats, p_tie: Floats) -> Decisions:
-    """Decisions whose strength never speaks against who won."""
+    """Return decisions with the strength set to 0 where it contradicts the winner."""
     return Decisions(np.where(np.sign(preference) == winners(p_b, p_tie), preference, 0.0), p_b, p_tie)
 
 
 def consensus(
     preferences: Sequence[int], verdict_: int | None = None, stored_: Consensus | None = None
 ) -> Consensus | None:
-    """What stands of a comparison: the verdict, else what is stored, else (nothing is yet) what the majority says.
+    """Return the current consensus: the verdict, else the stored consensus, else the majority.
 
     Returns:
-        None when there is neither a verdict nor a judgment, whatever is stored of judgments that are no more.
+        None if there is neither a verdict nor a judgment, even if a consensus of withdrawn judgments is stored.
     """
     if verdict_ is not None:
         return verdict(verdict_)
@@ -154,34 +168,34 @@ def consensus(
 
 
 def verdict(preference: int) -> Consensus:
-    """A reviewer's."""
+    """Return the consensus of a reviewer's verdict."""
     return majority([preference] * VERDICT_VOTES)
 
 
 def majority(preferences: Sequence[int]) -> Consensus:
-    """The consensus of one comparison by majority, of one judgment or more."""
+    """Return the majority consensus of one comparison with one or more judgments."""
     votes = Votes(np.zeros(len(preferences), np.int64), np.array(preferences), np.ones(1, np.int64), np.empty(0))
     found = decide("majority", votes, Crowd())
     return Consensus(float(found.preference[0]), float(found.p_b[0]), float(found.p_tie[0]))
 
 
 def decide(method: Method, votes: Votes, crowd: Crowd, difference: Floats | None = None) -> Decisions:
-    """The consensus of comparisons that each have one vote or more; costs O(votes).
+    """Return the consensus of comparisons with at least one vote each, in O(votes).
 
-    Labelers are weighed as at the last fit over all judgments (`app.domain.reliability`).
+    Labelers have the weights of the last fit over all judgments (`app.domain.reliability`).
 
     - majority: p_b = (n_B + n_tie / 2 + 1/2) / (n + 1), the posterior mean of the share of people who prefer B, ties
       counting half for each side; p_tie = n_tie / (n + 1).
-    - strength_weighted: the same, a vote for a side counting in proportion to its strength, 1 for the scale's mean
-      step, and a tie 1: of three steps "slightly better" counts 1/2, "much better" 3/2.
+    - strength_weighted: the same, but a vote for a side counts in proportion to its strength, with 1 for the scale's
+      mean step, and a tie counts 1. With three steps, "slightly better" counts 1/2 and "much better" 3/2.
     - dawid_skene: Bayes' rule over A, tie and B.
-    - crowd_bt: the same, where before anyone has answered B is likelier than A by the difference of their scores in all
-      other comparisons, up to `SCORE_VOTES`. Alone, the scores overturned four of five votes: they take labelers of
-      few answers for right, and know no ties of one pair.
+    - crowd_bt: like dawid_skene, with a prior for B against A: the difference of the responses' scores in all other
+      comparisons, limited to `SCORE_VOTES`. Without the limit, the scores overturned four of five votes: they trust
+      labelers with few answers too much, and they do not model ties of single pairs.
 
     Args:
-        difference: (C,) of the scores, for crowd_bt: `app.domain.crowd_bt.by_others`; none: nothing is known of other
-            comparisons.
+        difference: (C,) difference of the scores, for crowd_bt: `app.domain.crowd_bt.by_others`. None if nothing is
+            known from other comparisons.
     """
     if method == "majority":
         return _smoothed(votes, np.ones(len(votes.preference)))
@@ -193,8 +207,10 @@ def decide(method: Method, votes: Votes, crowd: Crowd, difference: Floats | None
 
 
 def lean(votes: Votes, p_b: Floats) -> Floats:
-    """(C,) how far the posterior leans to a side, in steps: (2 p_b - 1) times the mean strength of those who said that
-    side, or of all who said one."""
+    """Return the posterior's lean to a side in steps, (C,).
+
+    It is (2 p_b - 1) times the mean strength of the votes for that side, or of all votes for a side if it has none.
+    """
     n = len(votes.strengths)
     strength = np.abs(votes.preference).astype(float)
 

@@ -1,25 +1,25 @@
-"""What a round will take: time part by part, from counts of tokens and rates, and memory from the model's size. Rough.
+"""Rough estimates of a round's time and memory: time from token counts and rates, memory from the model's size.
 
-A part's rate is that of the newest run of its kind, if there was one. Otherwise it is made from the default rates
-below, which were seen with SmolLM2-135M-Instruct and LoRA on two CPU cores, and which are as many times slower as a
-model is larger.
+The rate of a stage is that of the newest run of its kind, if there is one. Otherwise the default rates below apply,
+which were measured with SmolLM2-135M-Instruct and LoRA on two CPU cores. For other models, they are scaled by model
+size.
 """
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
-KNOWN_PARAMETERS = 134_515_008  # of the model that the default rates are of
-TRAINED, SAMPLED, READ = 300.0, 350.0, 900.0  # tokens a second: trained on, sampled, read without gradients
-STARTING = 10.0  # seconds a run takes to load its models
-FROZEN = 10_000.0  # comparisons a second that are fitted and written, on one core
-MEASURED_PROMPTS, MEASURED_SAMPLES = 48, 2  # sampled after each phase of a method in turns: see trainer.training.turns
+KNOWN_PARAMETERS = 134_515_008  # parameters of the model behind the default rates
+TRAINED, SAMPLED, READ = 300.0, 350.0, 900.0  # tokens per second: trained on, sampled, read without gradients
+STARTING = 10.0  # seconds to load a run's models
+FROZEN = 10_000.0  # comparisons per second to fit and write, on one core
+MEASURED_PROMPTS, MEASURED_SAMPLES = 48, 2  # sampled after each phase of methods in turns: see trainer.training.turns
 
 PROGRAM = 700_000_000  # bytes: Python with its libraries
 FLOAT = 4  # bytes
 
 
 class Shape(NamedTuple):
-    """A model's size, for its memory."""
+    """The dimensions of a model that determine its memory."""
 
     parameters: int
     layers: int
@@ -29,38 +29,38 @@ class Shape(NamedTuple):
 
 
 class Data(NamedTuple):
-    """How much there is to learn from, and how long it is."""
+    """The amount of data and the length of its texts."""
 
     pairs: int  # comparisons or demonstrations to train on
     train_prompts: int
     evaluation_prompts: int
-    queue_prompts: int  # train and held-out ones, whose samples return to the queue
-    prompt_tokens: float  # of one prompt
-    response_tokens: float  # of one response
-    suite_cases: int = 0  # that both policies answer once
+    queue_prompts: int  # train and held-out prompts whose samples return to the queue
+    prompt_tokens: float  # mean per prompt
+    response_tokens: float  # mean per response
+    suite_cases: int = 0  # cases that both policies answer once
 
 
 class Plan(NamedTuple):
-    """The settings of a round that decide how much work it is."""
+    """The settings of a round that determine the amount of work."""
 
     algorithm: str
     epochs: int = 1
     reward_epochs: int = 1
-    reward_members: int = 1  # each trained without one fold of the prompts, and asked in turn
+    reward_members: int = 1  # each trained without one fold of the prompts; each one scores
     turns: int = 1
     prompts_per_turn: int = 0
-    answers: int = 1  # to a prompt, while training
-    pairs: int = 1  # of a prompt's answers, each turn
-    best: int = 1  # of a prompt's answers, imitated
-    human_epochs: int = 0  # over the comparisons, before the turns
-    human_share: float = 0.0  # of a turn's rows that are people's comparisons
+    answers: int = 1  # answers per prompt in training
+    pairs: int = 1  # pairs of answers per prompt and turn
+    best: int = 1  # best answers per prompt to imitate
+    human_epochs: int = 0  # epochs over people's comparisons before the turns
+    human_share: float = 0.0  # share of people's comparisons among a turn's rows
     episodes: int = 0
     queue_prompts: int = 0
-    queue_samples: float = 0  # to a prompt on average, of all models
+    queue_samples: float = 0  # samples per prompt on average, over all models
 
 
 class Work(NamedTuple):
-    """Tokens of a run of one kind."""
+    """The work of a run of one kind, in tokens."""
 
     kind: str
     trained: float = 0
@@ -69,17 +69,17 @@ class Work(NamedTuple):
 
     @property
     def counted(self) -> float:
-        """The tokens that a run of this kind counts in its result."""
+        """The number that a run of this kind reports as its tokens."""
         return self.sampled if self.kind in ("sample", "evaluate", "ppo", "rloo", "grpo") else self.trained
 
     def seconds(self, parameters: int) -> float:
-        """By the default rates."""
+        """Return the estimated seconds with the default rates."""
         spent = self.trained / TRAINED + self.sampled / SAMPLED + self.read / READ
         return STARTING + spent * parameters / KNOWN_PARAMETERS
 
 
 def works(plan: Plan, data: Data, *, trains_reward: bool = True, evaluates: bool = True) -> list[Work]:
-    """The runs of a round, in their order."""
+    """Return the work of a round's runs, in their order."""
     pair, answer = data.prompt_tokens + 2 * data.response_tokens, data.response_tokens
     found = []
     if trains_reward:
@@ -88,7 +88,8 @@ def works(plan: Plan, data: Data, *, trains_reward: bool = True, evaluates: bool
     found.append(_policy(plan, data, pair))
     found.append(Work("sample", sampled=min(plan.queue_prompts, data.queue_prompts) * plan.queue_samples * answer))
     if evaluates:
-        # Two policies, two samples a prompt; the reward models and both log-probs of the new policy's read them.
+        # Two samples per prompt and policy. The reward models read all of them; log-probs take two passes over the new
+        # policy's samples.
         samples = data.evaluation_prompts * 2 * answer
         asked = samples + data.evaluation_prompts * data.prompt_tokens
         answered = 2 * (samples + data.suite_cases * answer)
@@ -121,7 +122,8 @@ def _policy(plan: Plan, data: Data, pair: float) -> Work:
             sampled=plan.turns * sampled + measured,
             read=plan.turns * read + measured * (plan.reward_members + 2) + (comparisons if plan.human_epochs else 0),
         )
-    # A prompt is read once for its answers. Scores, old log-probs and those of the reference are read.
+    # A prompt is read once for all its answers. Each episode is read for its score and for two log-probs: the policy's
+    # and the reference's.
     episodes = plan.episodes * (prompt / plan.answers + answer)
     return Work(
         plan.algorithm,
@@ -132,7 +134,7 @@ def _policy(plan: Plan, data: Data, pair: float) -> Work:
 
 
 class Rate(NamedTuple):
-    """How fast an earlier run of a kind was, and how much memory it took, where it says so."""
+    """The speed of an earlier run of a kind, and its peak memory if it is known."""
 
     tokens_per_second: float
     source: str
@@ -148,18 +150,18 @@ class Part(NamedTuple):
 
 
 class Freezing(NamedTuple):
-    """How fast an earlier round was frozen."""
+    """The speed of freezing an earlier round."""
 
     rows_per_second: float
     source: str
 
 
 def freezing(rows: int, rate: Freezing | None) -> Part:
-    """The part of a round's first stage, which no model's size plays a part in.
+    """Estimate a round's first stage, which does not depend on the model's size.
 
     Args:
-        rows: that it writes.
-        rate: of the newest round that was large enough to tell.
+        rows: number of rows to write.
+        rate: speed of the newest round that was large enough to measure.
     """
     found = rate or Freezing(FROZEN, "default rate of one CPU core")
     return Part("freeze", rows / found.rows_per_second, found.source)
@@ -169,7 +171,7 @@ class Cost(NamedTuple):
     """The estimate of a round."""
 
     parts: list[Part]
-    memory: int | None  # bytes, at most at once; none where the model's size is not known
+    memory: int | None  # peak in bytes; None if the model's size is unknown
     memory_source: str
 
     @property
@@ -178,12 +180,12 @@ class Cost(NamedTuple):
 
 
 def cost(works: list[Work], rates: Mapping[str, Rate], shape: Shape | None, memory: int | None) -> Cost:
-    """The estimate of a round of these runs.
+    """Estimate the cost of a round with these runs.
 
     Args:
-        rates: by kind of run, those of earlier runs on the same base model.
-        shape: of the base model; none is taken for one as large as the default model.
-        memory: estimate in bytes, used unless each kind that trains has been measured.
+        rates: rates of earlier runs on the same base model, by kind of run.
+        shape: dimensions of the base model; None assumes the size of the default model.
+        memory: estimate in bytes, used unless earlier runs of all training kinds have a measured peak.
     """
     parts = []
     for work in works:
@@ -200,14 +202,15 @@ def cost(works: list[Work], rates: Mapping[str, Rate], shape: Shape | None, memo
 
 
 def memory_of(shape: Shape, *, models: int, full_weights: bool, tokens: int) -> int:
-    """Bytes that training takes at once: weights in fp32, what learning adds to them, and activations.
+    """Estimate the bytes that training takes at once: fp32 weights, optimiser state and activations.
 
     Args:
-        models: held in memory, the one that learns among them.
-        full_weights: gradients and both of AdamW's moments are as large as the model; of adapters they are small.
-        tokens: forwarded at once.
+        models: number of models in memory, including the trained one.
+        full_weights: whether all weights are trained. Gradients and AdamW's two moments are then as large as the model;
+            for adapters they are small.
+        tokens: tokens per forward pass.
     """
     weights = FLOAT * shape.parameters * (models + (3 if full_weights else 0))
     layers = tokens * shape.layers * (16 * shape.hidden + 4 * shape.intermediate) * FLOAT
-    logits = tokens // 2 * shape.vocabulary * 3 * FLOAT  # of the responses: about half of the tokens
+    logits = tokens // 2 * shape.vocabulary * 3 * FLOAT  # only response tokens have logits: about half of the tokens
     return PROGRAM + weights + layers + logits

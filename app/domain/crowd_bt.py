@@ -1,15 +1,16 @@
-"""Crowd-BT: scores of responses and reliabilities of labelers, from all judgments at once.
+"""Crowd-BT: joint estimates of responses' scores and labelers' reliabilities from all judgments.
 
 Chen, Bennett, Collins-Thompson and Horvitz, Pairwise Ranking Aggregation in a Crowdsourced Setting, WSDM 2013. With d
 the difference of two responses' Bradley-Terry scores, labeler k prefers B with probability
 
     eta_k s(d) + (1 - eta_k) s(-d).
 
-Where responses recur (a ranking's pairs, samples compared with several others) what is said of one pair tells of the
-others: `by_others`. `app.domain.consensus` reads only that, and bounds what it counts.
-Ties, which the paper leaves out, are Davidson's (1970): k says tie with probability
-nu_k / (exp(d/2) + exp(-d/2) + nu_k), so that one who often calls a tie says less by it. Scores are normal a priori and
-labelers are pooled with the crowd, as in `app.domain.reliability`.
+If responses occur in several comparisons (pairs of a ranking, samples compared with several others), judgments on one
+pair inform the others: `by_others`. `app.domain.consensus` uses only this result, with a limit on its weight.
+
+The paper leaves ties out; here they follow Davidson (1970). Labeler k says tie with probability
+nu_k / (exp(d/2) + exp(-d/2) + nu_k), so a tie carries less information if the labeler often says tie. Scores have a
+normal prior, and labelers are pooled with the crowd, as in `app.domain.reliability`.
 """
 
 from typing import Generic, NamedTuple, TypeVar
@@ -19,19 +20,21 @@ from numpy.typing import NDArray
 
 from app.domain.pooling import Floats, pooled, sums
 
-# Prior variance of a score. Two thirds of the differences then lie within 2 (a preference of 88%), and a lone vote for
-# B makes p_b 0.74. With a smaller variance the fit mistakes labelers' errors for close calls.
+# Prior variance of a score. Two thirds of the differences then lie within 2 (a preference of 88%), and a single vote
+# for B gives p_b = 0.74. With a smaller variance, the fit mistakes labelers' errors for close calls.
 SCORE_VARIANCE = 2.0
-# What the crowd weighs in a labeler's own parameters, in answers.
+# Weight of the crowd in a labeler's own parameters, in answers.
 PRIOR_ANSWERS = 10.0
 
 Number = TypeVar("Number", float, Floats)
 
 
 class Habits(NamedTuple, Generic[Number]):
-    """How a labeler answers; floats, or arrays (L,) of many.
+    """A labeler's parameters; floats, or arrays (L,) for several labelers.
 
-    eta: probability to prefer what is better. nu: inclination to ties.
+    Attributes:
+        eta: probability of preferring the better response.
+        nu: tendency to say tie.
     """
 
     eta: Number
@@ -45,12 +48,13 @@ class CrowdBT(NamedTuple):
     """A fit to C comparisons, I items (responses) and L labelers.
 
     Attributes:
-        p_b: (C,) probability that somebody who never errs prefers B, a tie counting half.
-        p_tie: (C,) that such a one calls it a tie.
-        scores: (I,).
-        habits: of the labelers.
+        p_b: (C,) probability that a labeler without errors prefers B, a tie counting half.
+        p_tie: (C,) probability that a labeler without errors says tie.
+        scores: (I,) the items' scores.
+        habits: the labelers' habits.
         crowd: an average labeler's habits.
-        iterations: of EM; converged: no difference still moved by more than the tolerance.
+        iterations: number of EM iterations.
+        converged: whether the last iteration moved no difference by more than the tolerance.
     """
 
     p_b: Floats
@@ -72,10 +76,12 @@ def fit(
     max_iterations: int = 300,
     tolerance: float = 1e-3,
 ) -> CrowdBT:
-    """Fits by EM over who erred, with a damped Newton step for the scores in each; deterministic.
+    """Fit the model by EM, with labelers' errors as latent variables; deterministic.
+
+    Each iteration takes a damped Newton step for the scores.
 
     Args:
-        comparison, labeler, side: (J,) as of `app.domain.reliability.fit`.
+        comparison, labeler, side: (J,) as in `app.domain.reliability.fit`.
         items: (C, 2) indices, from 0 without gaps, of each comparison's A and B.
     """
     n_comparisons, n_items = len(items), int(items.max(initial=-1)) + 1
@@ -84,14 +90,14 @@ def fit(
     ties_of = sums(labeler, 1 - sided, labelers)
     sided_of = sums(labeler, sided, labelers)
     eta, mean_eta = np.full(labelers, UNFITTED.eta), UNFITTED.eta
-    # Equal responses tie at first as often as all did: nu / (2 + nu).
+    # Initially, equal responses tie as often as all responses did: nu / (2 + nu).
     crowd_nu = float(2 * ties_of.sum() / max(sided_of.sum(), 1.0))
     nu = np.full(labelers, crowd_nu)
     scores, d = np.zeros(n_items), np.zeros(n_comparisons)
     iteration, moved = 0, np.inf
     while moved > tolerance and iteration < max_iterations:
         iteration += 1
-        # E: who erred. M: labelers.
+        # E step: which votes are errors. M step: labelers' parameters.
         right = meant(side, d[comparison], eta[labeler]) * sided
         right_of = sums(labeler, right, labelers)
         if sided.any():
@@ -99,14 +105,14 @@ def fit(
         eta, _ = pooled(right_of, sided_of, mean_eta, PRIOR_ANSWERS)
         cosh = np.cosh(d / 2)[comparison]
         if crowd_nu:
-            # nu_k = ties / sum of 1 / (exp(d/2) + exp(-d/2) + nu_k) by iteration (Hunter 2004), the crowd's on top.
+            # Iterate nu_k = ties / sum of 1 / (exp(d/2) + exp(-d/2) + nu_k) (Hunter 2004), pooled with the crowd's.
             room = sums(labeler, 1 / (2 * cosh + nu[labeler]), labelers)
             crowd_nu = float(ties_of.sum() / (1 / (2 * cosh + crowd_nu)).sum())
             nu = (ties_of + PRIOR_ANSWERS) / (room + PRIOR_ANSWERS / crowd_nu)
-        # M: scores; slope and curvature by comparison make those by item.
+        # M step: scores. An item's slope and curvature are sums over its comparisons.
         slope, bend = derivatives(comparison, side, d, eta[labeler], nu[labeler])
         gradient = sums(b, slope, n_items) - sums(a, slope, n_items) - scores / SCORE_VARIANCE
-        # A comparison's curvature is [[h, -h], [-h, h]], at most twice its diagonal: the step does not go too far.
+        # A comparison's curvature [[h, -h], [-h, h]] is at most twice its diagonal, so this step does not overshoot.
         curvature = 2 * (sums(b, bend, n_items) + sums(a, bend, n_items)) + 1 / SCORE_VARIANCE
         scores = scores + np.clip(gradient / curvature, -1, 1)
         before, d = d, scores[b] - scores[a]
@@ -123,13 +129,13 @@ def by_others(
     side: NDArray[np.int64],
     items: NDArray[np.int64],
 ) -> Floats:
-    """(C,) B's score less A's, as all other comparisons alone have it: what a comparison's own votes are put beside.
+    """Return B's score minus A's (C,) according to all other comparisons, to combine with a comparison's own votes.
 
-    One Newton step from the fit, without the comparison and with the other responses' scores as they are: 0 for two
-    responses that stand in no other.
+    It is one Newton step from the fit, without the comparison and with the other responses' scores fixed. It is 0 if
+    both responses are in no other comparison.
 
     Args:
-        comparison, labeler, side, items: what was fitted.
+        comparison, labeler, side, items: the arguments of `fit`.
     """
     a, b = items.T
     n_items = len(found.scores)
@@ -140,7 +146,7 @@ def by_others(
 
 
 def meant(side: NDArray[np.int64], d: Floats, eta: Floats) -> Floats:
-    """(J,) how probably a vote for a side is for the response that its labeler holds better, and not an error."""
+    """Return the probability (J,) that a vote for a side is not an error of its labeler."""
     agree = 1 / (1 + np.exp(-d * side))
     return eta * agree / (eta * agree + (1 - eta) * (1 - agree))
 
@@ -148,10 +154,10 @@ def meant(side: NDArray[np.int64], d: Floats, eta: Floats) -> Floats:
 def derivatives(
     comparison: NDArray[np.int64], side: NDArray[np.int64], d: Floats, eta: Floats, nu: Floats
 ) -> tuple[Floats, Floats]:
-    """First and negated second derivative (C,) by the differences d (C,) of the expected log-likelihood of J votes.
+    """Return the first and the negated second derivative (C,) of the expected log-likelihood by the differences d (C,).
 
     Args:
-        eta, nu: (J,) habits of the labeler of each vote.
+        eta, nu: (J,) habits of each vote's labeler.
     """
     at = d[comparison]
     cosh = np.cosh(at / 2)
@@ -162,7 +168,7 @@ def derivatives(
 
 
 def outcomes(d: Floats, nu: float) -> tuple[Floats, Floats]:
-    """(p_b, p_tie) of a difference: Davidson's probabilities, a tie counting half for each side in p_b."""
+    """Return Davidson's (p_b, p_tie) for differences d; a tie counts half for each side in p_b."""
     up, down = np.exp(d / 2), np.exp(-d / 2)
     total = up + down + nu
     return (up + nu / 2) / total, nu / total

@@ -1,4 +1,4 @@
-"""The agreement figures of a set of units, each with its bootstrap interval."""
+"""The agreement figures of a set of units, with bootstrap intervals."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Self
@@ -14,41 +14,42 @@ from app.domain.proportions import wilson
 
 Coefficients = Callable[[NDArray[np.int64]], NDArray[np.float64]]
 SIDES = (-1, 0, 1)
-# What comes in no kinds is drawn in so many groups, dealt at random: the standard error is then uncertain by 3.5%.
+# Units that do not come in few kinds are drawn in this many random groups: the standard error is uncertain by 3.5%.
 GROUPS = 400
 
 
 class Figures(NamedTuple):
-    """How far the answers to some comparisons agree. All but ordinal_alpha compare sides (A, tie, B)."""
+    """Agreement figures of a set of comparisons. All but ordinal_alpha compare sides (A, tie, B)."""
 
-    comparisons: int  # with an answer
-    shared: int  # with two or more: only they say anything about agreement
+    comparisons: int  # comparisons with an answer
+    shared: int  # comparisons with two or more answers: only these inform about agreement
     judgments: int
     percent: Estimate
     nominal_alpha: Estimate
-    ordinal_alpha: Estimate  # of the preferences in all their steps
+    ordinal_alpha: Estimate  # from preferences with all steps of the scale
     fleiss_kappa: Estimate
     gwet_ac1: Estimate
-    cohen_kappa: Estimate = Estimate(None)  # of many labelers Conger's; none where who answered is not looked at
+    cohen_kappa: Estimate = Estimate(None)  # Conger's for several labelers; None if labelers are ignored
 
 
 NOTHING = Figures(0, 0, 0, *[Estimate(None)] * 5)
 
 
 class PairFigures(NamedTuple):
-    """How far two labelers agree on what both judged."""
+    """Agreement of two labelers on the comparisons that both judged."""
 
-    weighted_kappa: Estimate  # Cohen's of the preferences in all their steps, by the square of how many steps apart
+    weighted_kappa: Estimate  # Cohen's kappa of preferences with all steps, with quadratic weights
     figures: Figures
 
 
 class Patterns:
-    """What is drawn anew in a replicate, by kinds: units of the same counts of answers, or groups of such units."""
+    """Kinds of units for the bootstrap: units with the same counts of answers, or groups of units drawn together."""
 
     def __init__(self, counts: ArrayLike, values: ArrayLike) -> None:
-        """
+        """Compute the terms of all patterns.
+
         Args:
-            counts: (P, V) how many answers of each value a unit of pattern p has.
+            counts: (P, V) number of answers of each value in a unit of pattern p.
             values: (V,) the preferences, ascending; their signs are the sides.
         """
         found = np.asarray(counts, dtype=np.int64)
@@ -62,8 +63,7 @@ class Patterns:
         return len(self._sizes)
 
     def add_groups(self, members: NDArray[np.int64]) -> None:
-        """Kinds that are several units at once, which come after those there are: (G, M) patterns of their units, -1
-        where a group has fewer."""
+        """Append kinds that are groups of units. members: (G, M) patterns of each group's units, filled up with -1."""
         for name in ("_sizes", "_steps", "_sides"):
             each = getattr(self, name)
             together = np.zeros((len(members), each.shape[1]), dtype=each.dtype)
@@ -73,16 +73,16 @@ class Patterns:
 
     @property
     def shared(self) -> NDArray[np.int64]:
-        """(P,) how many units of each kind have two answers or more."""
+        """(P,) number of units in each kind with two or more answers."""
         return self._sizes[:, 1]
 
     @property
     def agreeing(self) -> Floats:
-        """(P,) the share of a unit's pairs of answers that are on one side, added up over its kind's units."""
+        """(P,) share of a unit's pairs of answers that are on the same side, summed over the units of each kind."""
         return agreement.named(self._sides).agreeing
 
     def coefficients(self, patterns: NDArray[np.int64], categories: int) -> Coefficients:
-        """Frequencies (R, K) of these patterns -> (5, R) coefficients in the order of `Figures`."""
+        """Return a function of frequencies (R, K) of these patterns that gives the coefficients (5, R) of `Figures`."""
         steps, sides = self._steps[patterns], self._sides[patterns]
 
         def of(times: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -107,10 +107,10 @@ class Patterns:
         rng: np.random.Generator,
         replicates: int = REPLICATES,
     ) -> Figures:
-        """The figures of `frequencies` (K,) units of `patterns` (K,).
+        """Return the figures of `frequencies` (K,) units of `patterns` (K,).
 
         Args:
-            categories: how many sides there are to choose from: 3 with ties, else 2.
+            categories: number of sides to choose from: 3 with ties, else 2.
         """
         if not len(patterns):
             return NOTHING
@@ -128,7 +128,7 @@ class Patterns:
     ) -> Figures:
         percent, *others = found
         if percent.value is not None and percent.low is None and replicates:
-            # All alike: nothing to resample from, but a share has an interval of its own.
+            # If all units have the same agreement, resampling gives no interval. A share still has Wilson's interval.
             telling = self._telling(patterns, frequencies)
             bounds = wilson(percent.value * telling, telling)
             percent = Estimate(percent.value, *bounds) if bounds else percent
@@ -137,7 +137,7 @@ class Patterns:
 
 
 class PairPatterns(Patterns):
-    """Units that two labelers share, by both answers: pattern v * V + w is value v of the first, w of the second."""
+    """Patterns of units that two labelers share: v * V + w means value v of the first labeler, w of the second."""
 
     def __init__(self, values: ArrayLike) -> None:
         each = np.eye(len(np.asarray(values)), dtype=np.int64)
@@ -152,7 +152,7 @@ class PairPatterns(Patterns):
         rng: np.random.Generator,
         replicates: int = REPLICATES,
     ) -> PairFigures:
-        """As `figures`, with Cohen's kappas."""
+        """Return the same as `figures`, with Cohen's kappas."""
         size = len(self.values)
         coefficients, to_side = self.coefficients(patterns, categories), sides_of(self.values)
 
@@ -171,10 +171,13 @@ class PairPatterns(Patterns):
 
 
 class Drawn(NamedTuple):
-    """N units as Conger's kappa reads them; columns (N,).
+    """N units as input of Conger's kappa; columns (N,).
 
-    shared: two answers or more; agreeing: the share of their pairs that are equal; moves: see
-    `app.domain.kappa.OwnHabits`; together: units of the same number are drawn together.
+    Attributes:
+        shared: 1 for a unit with two or more answers, else 0.
+        agreeing: share of its pairs of answers that are equal.
+        moves: see `app.domain.kappa.OwnHabits`.
+        together: units with the same number are drawn together.
     """
 
     shared: NDArray[np.int64]
@@ -187,12 +190,13 @@ class Drawn(NamedTuple):
 
 
 def conger_kappa(drawn: Drawn, chance: float, rng: np.random.Generator, replicates: int = REPLICATES) -> Estimate:
-    """kappa = (p_o - p_e) / (1 - p_e) with p_o as of Fleiss' kappa and p_e from each labeler's own shares.
+    """kappa = (p_o - p_e) / (1 - p_e) with the p_o of Fleiss' kappa and p_e from each labeler's own shares.
 
-    In a replicate p_e follows the units to first order: the shares of thousands of labelers are not computed anew.
+    In a replicate, p_e is a first-order approximation, so that the shares of thousands of labelers need not be
+    recomputed.
 
     Args:
-        chance: p_e, of `app.domain.kappa.own_habits`.
+        chance: p_e from `app.domain.kappa.own_habits`.
     """
     together, draws = numbered(drawn.together - drawn.together.min())
     n = min(draws, GROUPS)
@@ -210,5 +214,5 @@ def conger_kappa(drawn: Drawn, chance: float, rng: np.random.Generator, replicat
 
 
 def sides_of(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(V, 3) 1 where value v is on side s of `SIDES`."""
+    """Return (V, 3): 1 where value v is on side s of `SIDES`."""
     return (np.sign(values)[:, None] == np.array(SIDES)).astype(np.int64)

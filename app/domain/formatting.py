@@ -1,4 +1,4 @@
-"""How much Markdown a response holds: formatting that people may prefer for its own sake."""
+"""Count Markdown in a response: formatting that people may prefer for its own sake."""
 
 import re
 from typing import NamedTuple
@@ -10,7 +10,7 @@ BOLD = re.compile(r"\*\*[^*\n]+\*\*|__[^_\n]+__")
 
 
 class Formatting(NamedTuple):
-    """Counts within a response."""
+    """Markdown counts of a response."""
 
     headers: int
     lists: int  # items of lists
@@ -28,5 +28,5 @@ def formatting(text: str) -> Formatting:
 
 
 def relative(a: float, b: float) -> float:
-    """(a - b) / (a + b), from -1 to 1; 0 where both are 0."""
+    """Return (a - b) / (a + b), from -1 to 1; 0 if both are 0."""
     return (a - b) / (a + b) if a + b else 0.0

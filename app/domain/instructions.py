@@ -1,8 +1,8 @@
-"""Instructions that a program can verify, in the manner of IFEval (Zhou et al. 2023, Instruction-Following Evaluation
-for Large Language Models): word counts, bullets, case, JSON and so on.
+"""Instructions that a program can verify, such as word counts, bullets, case or JSON.
 
-Each checker reads the answer alone. No pattern comes from a file, and none of ours backtracks, so an answer is checked
-in time that grows with its length only.
+They follow IFEval (Zhou et al. 2023, Instruction-Following Evaluation for Large Language Models). Each checker reads
+only the answer. No pattern comes from a file and none of ours backtracks, so the time depends only on the answer's
+length.
 """
 
 import json
@@ -14,7 +14,7 @@ Kind = Literal["count", "text", "texts", "letter"]
 
 
 class Argument(NamedTuple):
-    """A field of an instruction. `count`: a whole number from 0; `texts`: a list of texts, or one."""
+    """A field of an instruction. `count`: a whole number from 0; `texts`: a list of texts, or a single text."""
 
     kind: Kind
     is_required: bool = True
@@ -28,9 +28,9 @@ class Instruction(NamedTuple):
     """An instruction that can be verified.
 
     Attributes:
-        follows: whether an answer follows it, from the answer and the arguments.
-        arguments: by name. Where both bounds are optional, one of them has to be given.
-        about: for people: what the answer has to be.
+        follows: function of the answer and the arguments that returns whether the answer follows the instruction.
+        arguments: arguments by name. If both bounds are optional, at least one must be given.
+        about: description for people of what the answer must be.
     """
 
     follows: Callable[..., bool]
@@ -45,7 +45,7 @@ def within(n: int, at_least: int | None = None, at_most: int | None = None) -> b
 # ---- counting --------------------------------------------------------------------------------------------------------
 
 _WORD = re.compile(r"\w+(?:['’.,-]\w+)*")
-# A dot in these ends no sentence: "e.g. this", "Dr. Who", "3.5", "J. R. R.".
+# A dot in these does not end a sentence: "e.g. this", "Dr. Who", "3.5", "J. R. R.".
 _NO_END = re.compile(r"\b(?:e\.g|i\.e|etc|vs|mr|mrs|ms|dr|prof|st|jr|sr|no|fig|[A-Za-z])\.(?=\s+\S)", re.IGNORECASE)
 _END = re.compile(r"(?<![.!?…])[.!?…]+[\"'”’)\]]*(?:\s|$)")
 _NUMBERED = r"[ \t]+(?:\d+|[ivxlc]+|[a-z])\b"  # Section 2, Section IV, Section B
@@ -53,12 +53,12 @@ _BULLET = re.compile(r"^\s{0,8}(?:[-*+•]|\d{1,3}[.)]) +\S", re.MULTILINE)
 
 
 def words_of(text: str) -> list[str]:
-    """Runs of letters and digits; `don't`, `well-known` and `3.5` are one word each."""
+    """Return runs of letters and digits; `don't`, `well-known` and `3.5` are one word each."""
     return _WORD.findall(text)
 
 
 def sentences(text: str) -> int:
-    """Sentences by their end marks; text after the last mark is one more. A list's items are sentences of their own."""
+    """Count sentences by their end marks; text after the last mark is one more. Each list item is a sentence."""
     n = 0
     for line in text.splitlines():
         line = _NO_END.sub(lambda found: found[0][:-1], re.sub(r"^\s*\d{1,3}[.)]\s+", "", line)).strip()
@@ -69,17 +69,17 @@ def sentences(text: str) -> int:
 
 
 def paragraphs(text: str) -> int:
-    """Parts between blank lines, or between lines of asterisks (as IFEval asks for them)."""
+    """Count parts between blank lines, or between lines of asterisks (which IFEval asks for)."""
     return sum(bool(part.strip()) for part in re.split(r"\n[ \t]*(?:\*\*\*+[ \t]*)?\n", text))
 
 
 def bullets(text: str) -> int:
-    """Items of bulleted and numbered lists."""
+    """Count the items of bulleted and numbered lists."""
     return len(_BULLET.findall(text))
 
 
 def occurrences(text: str, phrase: str) -> int:
-    """How often a phrase stands in a text as whole words, in any case and with any spaces. `0` is not in `18.0`."""
+    """Count how often a text has a phrase as whole words, ignoring case and spacing. `0` is not in `18.0`."""
     text, phrase = _flat(text), _flat(phrase)
     before = r"(?<!\w)(?<!\d[.,])" if phrase[:1].isalnum() else ""
     after = r"(?!\w)(?![.,]\d)" if phrase[-1:].isalnum() else ""
@@ -91,7 +91,7 @@ def _flat(text: str) -> str:
 
 
 def _begins_a_line(text: str, marker: str, rest: str = "") -> int:
-    """In how many lines only marks stand before the marker, and `rest`, a pattern, after it."""
+    """Count lines that start with the marker, after nothing but marks, and continue with the pattern `rest`."""
     return len(re.findall(rf"^[^\w\n]*{re.escape(marker)}{rest}", text, re.MULTILINE | re.IGNORECASE))
 
 
@@ -208,14 +208,14 @@ INSTRUCTIONS: dict[str, Instruction] = {
 }
 
 
-# ---- what a file says of one -----------------------------------------------------------------------------------------
+# ---- instructions in files -------------------------------------------------------------------------------------------
 
 
 def arguments_of(given: Any) -> tuple[str, dict[str, Any]]:
-    """The name and arguments of an instruction as a file gives it: `{"name": "words", "at_most": 50}`.
+    """Return the name and arguments of an instruction from a file: `{"name": "words", "at_most": 50}`.
 
     Raises:
-        ValueError: why it is none, in words.
+        ValueError: it is not a valid instruction; the message says why.
     """
     if not isinstance(given, dict) or not isinstance(given.get("name"), str):
         raise ValueError('write each instruction as {"name": "words", "at_most": 50}')
@@ -237,7 +237,7 @@ def arguments_of(given: Any) -> tuple[str, dict[str, Any]]:
 
 
 def follows(given: Mapping[str, Any], answer: str) -> bool:
-    """Whether an answer follows an instruction that `arguments_of` has accepted."""
+    """Return whether an answer follows an instruction that `arguments_of` has accepted."""
     name, arguments = arguments_of(given)
     return INSTRUCTIONS[name].follows(answer, **arguments)
 
@@ -257,10 +257,10 @@ def _argument(where: str, value: Any, kind: Kind) -> Any:
 
 
 def texts_of(where: str, value: Any) -> list[str]:
-    """A list of texts, of one text or several.
+    """Return a text or a list of texts as a list.
 
     Raises:
-        ValueError: it is something else, or one is empty.
+        ValueError: the value is something else, or a text is empty.
     """
     found = [value] if isinstance(value, str) else value
     if not isinstance(found, list) or not found or not all(isinstance(each, str) and each.strip() for each in found):

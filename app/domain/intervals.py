@@ -1,4 +1,4 @@
-"""95% intervals of means and shares over clusters, such as prompts: answers to one prompt are alike."""
+"""95% intervals of means and shares over clusters such as prompts, because answers to one prompt are similar."""
 
 from collections.abc import Sequence
 from math import sqrt
@@ -7,7 +7,7 @@ from typing import NamedTuple
 from app.domain.proportions import wilson
 from app.domain.student import quantile
 
-FEWEST = 5  # clusters: from fewer, an interval says nothing
+FEWEST = 5  # minimum number of clusters: with fewer, an interval says nothing
 
 
 class Interval(NamedTuple):
@@ -19,7 +19,7 @@ class Interval(NamedTuple):
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
-    """Student's t-interval of a mean, of one value a cluster; none for fewer than `FEWEST`."""
+    """Return Student's t-interval of the mean of one value per cluster; None for fewer than `FEWEST` clusters."""
     n = len(values)
     if n < FEWEST:
         return None
@@ -30,9 +30,10 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
 
 
 def clustered_mean(clusters: Sequence[tuple[float, float]]) -> Interval | None:
-    """Student's t-interval of a mean over cases, given each cluster's (sum, cases); none for fewer than `FEWEST`.
+    """Return Student's t-interval of a mean over cases, from each cluster's (sum, cases).
 
-    The variance is that of the clusters' sums about the mean (Liang and Zeger 1986), with k / (k - 1) for few clusters.
+    None for fewer than `FEWEST` clusters. The variance is that of the clusters' sums about the mean (Liang and Zeger
+    1986), with the factor k / (k - 1) for few clusters.
     """
     n, k = sum(cases for _, cases in clusters), len(clusters)
     if k < FEWEST:
@@ -44,11 +45,12 @@ def clustered_mean(clusters: Sequence[tuple[float, float]]) -> Interval | None:
 
 
 def clustered_share(clusters: Sequence[tuple[float, float]]) -> Interval | None:
-    """The Wilson interval of a share over clusters of (successes, cases); none where nothing was counted.
+    """Return the Wilson interval of a share over clusters of (successes, cases); None without cases.
 
-    Wilson's interval takes cases for independent. So it is given as many as would have the same variance (the effective
-    sample size, Kish 1965): at most as many as there are, at least as many as if all cases of a cluster were one. Those
-    are one a cluster where clusters are of one size, and fewer where most cases are of few clusters.
+    Wilson's interval assumes independent cases, so it gets the number of independent cases with the same variance (the
+    effective sample size, Kish 1965). This is at most the number of cases. It is at least the number that results if
+    all cases of a cluster are equal. That is one per cluster if clusters have the same size, and fewer if a few
+    clusters have most cases.
     """
     n, k = sum(cases for _, cases in clusters), len(clusters)
     if n == 0:

@@ -1,5 +1,4 @@
-"""Cohen's kappa: of two labelers, plain and weighted, from how often each pair of their answers came together; of many
-labelers, as Conger generalised it."""
+"""Cohen's kappa of two labelers, plain and weighted, and Conger's generalisation to several labelers."""
 
 from typing import Literal, NamedTuple
 
@@ -12,14 +11,15 @@ Weights = Literal["none", "linear", "quadratic"]
 
 
 def cohen_kappa(confusion: ArrayLike, weights: Weights = "none") -> NDArray[np.float64]:
-    """kappa = 1 - sum w o / sum w e over pairs of values, e from each labeler's own shares (Cohen 1960, 1968).
+    """kappa = 1 - sum w o / sum w e over pairs of values, with e from each labeler's own shares (Cohen 1960, 1968).
 
     Args:
-        confusion: (..., V, V) units to which the first labeler said row v and the second column w.
-        weights: how grave a difference is. none: any counts the same; linear, quadratic: by steps of the scale.
+        confusion: (..., V, V) number of units with value v (row) of the first labeler and w (column) of the second.
+        weights: weights w of differences. none: all differences count the same; linear, quadratic: by steps of the
+            scale.
 
     Returns:
-        (...) kappa, at most 1; NaN where it is undefined: no unit, or both always gave the same single value.
+        (...) kappa, at most 1. NaN if it is undefined: no units, or both labelers always gave the same single value.
     """
     observed = np.asarray(confusion, dtype=np.float64)
     steps = np.abs(np.subtract.outer(np.arange(observed.shape[-1]), np.arange(observed.shape[-1])))
@@ -31,8 +31,10 @@ def cohen_kappa(confusion: ArrayLike, weights: Weights = "none") -> NDArray[np.f
 
 
 def numbered(codes: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
-    """Which of the distinct codes, none negative, each one is, and how many there are; without sorting where there is
-    room for a place for every code."""
+    """Number the distinct non-negative codes; return each code's number, and how many there are.
+
+    If the codes are small enough for a table, no sorting is needed.
+    """
     places = int(codes.max(initial=-1)) + 1
     if places > 16 * len(codes) + 1000:
         found, index = np.unique(codes, return_inverse=True)
@@ -44,11 +46,12 @@ def numbered(codes: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
 
 
 class OwnHabits(NamedTuple):
-    """What chance alone would give where each labeler answers by their own shares of the values.
+    """Agreement by chance, if each labeler answers at random with their own shares of the values.
 
-    chance: (P,) by part, the mean over all pairs of its labelers of the probability to say the same; NaN with fewer
-        than two. moves: (U,) how much a unit adds to its part's chance when it counts once more, to first order; the
-        units of a part add up to nothing.
+    Attributes:
+        chance: (P,) for each part, the probability of equal answers, averaged over all pairs of labelers; NaN with
+            fewer than two labelers.
+        moves: (U,) first-order change of the part's chance if a unit counts once more; the sum over a part is 0.
     """
 
     chance: Floats
@@ -65,13 +68,15 @@ def own_habits(
     units: int,
     values: int,
 ) -> OwnHabits:
-    """The chance agreement of Conger (1980, Integration and generalization of kappas for multiple raters), answers
-    missing as in Gwet 2014, Handbook of Inter-Rater Reliability; of two who answered the same units it is Cohen's.
+    """Return the chance agreement of Conger (1980, Integration and generalization of kappas for multiple raters).
+
+    Missing answers are treated as in Gwet 2014, Handbook of Inter-Rater Reliability. For two labelers who answered the
+    same units, it is Cohen's chance agreement.
 
     Args:
-        part, unit, labeler, value: (J,) of each answer, numbered from 0; all answers to a unit are of one part.
+        part, unit, labeler, value: (J,) of each answer, numbered from 0; all answers to a unit are in the same part.
     """
-    who, n = numbered(part * (int(labeler.max(initial=0)) + 1) + labeler)  # labelers, counted apart in each part
+    who, n = numbered(part * (int(labeler.max(initial=0)) + 1) + labeler)  # a labeler counts separately in each part
     own_part = np.zeros(n, dtype=np.int64)
     own_part[who] = part
     answers = np.bincount(who, minlength=n)

@@ -1,6 +1,6 @@
-"""What an admin reads of each labeler, from the columns of a project's judgments: shares, speed, drift.
+"""Figures about each labeler for admins, from the columns of a project's judgments: shares, speed, drift.
 
-Everything is counted at once for all labelers, in a few passes over the judgments.
+All labelers are counted together, in a few passes over the judgments.
 """
 
 from typing import Any, NamedTuple
@@ -10,29 +10,31 @@ from numpy.typing import NDArray
 
 from app.domain.pooling import Floats, sums
 
-UNSAID = 9  # of `side`: could not judge; of `gold` and `verdict`: none
-UNKNOWN = -1  # of `left` and `ms`
+UNSAID = 9  # in `side`: the labeler could not judge; in `gold` and `verdict`: there is none
+UNKNOWN = -1  # in `left` and `ms`
 
 STREAK = 5
 QUICK_MS = 2000.0
 QUICK_SHARE = 0.25
-LEAST_OF_LENGTH = 20  # judgments of texts of one length before their median tells anything
+LEAST_OF_LENGTH = 20  # minimum judgments on texts of similar length for a meaningful median
 WEEK = 7 * 86400
-MONDAY = 4 * 86400  # the first one after the epoch, a Thursday
+MONDAY = 4 * 86400  # the first Monday after the epoch, which was a Thursday
 
 
 class Judged(NamedTuple):
     """J live judgments in the order they were given; columns (J,).
 
     Attributes:
-        labeler: index below the number of labelers. comparison: index of the comparison.
+        labeler: index of the labeler.
+        comparison: index of the comparison.
         side: -1 for A, 0 for a tie, 1 for B, UNSAID.
-        gold, verdict: the side that a calibration item's answer or a reviewer gives; UNSAID where none.
-        left: 1 where the response shown left was preferred, 0 the other, UNKNOWN for ties or where sides are not known.
-        ms: how long it took, UNKNOWN where it was not measured.
+        gold, verdict: the side of a calibration item's answer, or of a reviewer; UNSAID if there is none.
+        left: 1 if the response shown left was preferred, 0 for the right one; UNKNOWN for ties or unknown sides.
+        ms: answer time in milliseconds; UNKNOWN if it was not measured.
         length: bytes of both responses.
         at: seconds since the epoch.
-        ranking: number of the ranking that the comparison is a pair of, 0 for none; size: responses in it, else 2.
+        ranking: number of the ranking that the comparison is a pair of, 0 for none.
+        size: number of responses in the ranking, else 2.
     """
 
     labeler: NDArray[np.int64]
@@ -49,25 +51,36 @@ class Judged(NamedTuple):
 
     @property
     def weight(self) -> Floats:
-        """(J,) how many independent choices a judgment is worth. The k (k-1) / 2 pairs of a ranking follow from one
-        another: of a random one, the share on a given side varies as if they were 9 / (2 k + 5) as many (the variance
-        of the number of inversions; Kendall 1938, A New Measure of Rank Correlation)."""
+        """(J,) number of independent choices that a judgment is worth.
+
+        The k (k-1) / 2 pairs of a ranking are not independent. In a random ranking, the share of pairs on a given side
+        varies as if there were 9 / (2 k + 5) times as many independent pairs (the variance of the number of inversions;
+        Kendall 1938, A New Measure of Rank Correlation).
+        """
         return 9 / (2 * self.size + 5)
 
 
 class Figures(NamedTuple):
-    """Of L labelers; columns (L,) but weeks (L, W).
+    """Figures of L labelers; columns are (L,), columns by week are (L, W).
+
+    `agreed`, `compared`, `left` and `sided` are counted in independent choices, see `Judged.weight`.
 
     Attributes:
-        judgments: all live ones.
-        answers: the same with a ranking counted once; unsaid: of those, could not judge.
-        agreed: on the side of the others' consensus; compared: where others have one.
-        right: as a calibration item's answer; measured: calibration items answered.
-        left: chose the left response; sided: chose one, the sides being known.
-        median_ms: nan where nothing was timed. streaks: runs of STREAK or more too fast answers; fast: answers in them.
-            Agreed, compared, left and sided are in independent choices, see `Judged.weight`.
-        week: Monday of each of the W weeks, seconds since the epoch; agreed_by_week, compared_by_week: as above;
-            by_week: all judgments.
+        judgments: number of live judgments.
+        answers: the same, with each ranking counted once.
+        unsaid: answers in which the labeler could not judge.
+        agreed: judgments on the side of the others' consensus.
+        compared: judgments on comparisons for which the others have a consensus.
+        right: answers to calibration items that match the item's answer.
+        measured: answers to calibration items.
+        left: judgments for the response shown left.
+        sided: judgments for a response, with known sides.
+        median_ms: median answer time; NaN if no answer was timed.
+        streaks: number of runs of at least STREAK answers that were too fast.
+        fast: number of answers in these runs.
+        week: (W,) Monday of each week, in seconds since the epoch.
+        by_week: number of judgments by week.
+        agreed_by_week, compared_by_week: like `agreed` and `compared`, by week.
     """
 
     judgments: NDArray[np.int64]
@@ -89,7 +102,7 @@ class Figures(NamedTuple):
 
 
 def figures(judged: Judged, labelers: int, weeks: int = 12) -> Figures:
-    """Figures of all labelers; by week for the last `weeks` in which anybody judged."""
+    """Return the figures of all labelers; by week for the last `weeks` weeks with judgments."""
     who, weight = judged.labeler, judged.weight
     others = others_consensus(judged)
     compared = (others != UNSAID) & (judged.side != UNSAID)
@@ -128,8 +141,11 @@ def figures(judged: Judged, labelers: int, weeks: int = 12) -> Figures:
 
 
 def _answers(judged: Judged) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """(J,) which judgments stand for an answer, one of each ranking; and of those which say nothing: of a ranking,
-    where no pair was put in order. That two responses were left unranked is no failure to judge."""
+    """Return which judgments (J,) represent an answer, one per ranking, and which of these could not judge.
+
+    A ranking counts as "could not judge" only if none of its pairs was put in order: leaving two responses unranked is
+    not a failure to judge.
+    """
     is_answer, is_silent = judged.ranking == 0, judged.side == UNSAID
     ranked = np.flatnonzero(judged.ranking)
     _, ranking = np.unique(judged.ranking[ranked], return_inverse=True)
@@ -141,9 +157,10 @@ def _answers(judged: Judged) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
 
 
 def others_consensus(judged: Judged) -> NDArray[np.int64]:
-    """(J,) what a reviewer or, without one, most of the other labelers said of the judgment's comparison.
+    """Return the side (J,) of a reviewer or, without one, of most other labelers on the judgment's comparison.
 
-    UNSAID where the others said nothing or are divided. Calibration items are measured by their answer instead.
+    UNSAID if the others gave no judgment or are divided. Also UNSAID for calibration items, which are measured by their
+    own answer.
     """
     said = judged.side != UNSAID
     cell = judged.comparison * 3 + np.where(said, judged.side, 0) + 1
@@ -158,10 +175,10 @@ def others_consensus(judged: Judged) -> NDArray[np.int64]:
 
 
 def too_fast(judged: Judged) -> NDArray[np.bool_]:
-    """(J,) whether an answer took less than 2 s, or a quarter of what is usual for texts of that length.
+    """Return whether (J,) an answer took less than 2 s, or less than a quarter of the usual time for its length.
 
-    Usual is the median over all labelers for texts of the same length to the next power of two, where there are
-    LEAST_OF_LENGTH of them.
+    The usual time is the median over all labelers for texts whose length is between the same powers of two, if there
+    are at least LEAST_OF_LENGTH answers.
     """
     timed = judged.ms != UNKNOWN
     size = np.log2(np.maximum(judged.length, 1)).astype(np.int64)
@@ -174,9 +191,9 @@ def too_fast(judged: Judged) -> NDArray[np.bool_]:
 
 
 def _streaks(judged: Judged, fast: NDArray[np.bool_], labelers: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Runs (L,) of STREAK or more fast answers in a row, and the answers (L,) in them; untimed answers do not count."""
+    """Count runs (L,) of at least STREAK fast answers in a row, and answers (L,) in them; skip untimed answers."""
     timed = np.flatnonzero(judged.ms != UNKNOWN)
-    order = timed[np.argsort(judged.labeler[timed], kind="stable")]  # by labeler, in time
+    order = timed[np.argsort(judged.labeler[timed], kind="stable")]  # by labeler, then in time
     who, is_fast = judged.labeler[order], fast[order]
     if not len(order):
         return np.zeros(labelers, np.int64), np.zeros(labelers, np.int64)

@@ -1,13 +1,13 @@
-"""A leaderboard of policies: how much better each one is than a reference, raw and length-controlled.
+"""A leaderboard of policies: their win rates against a reference, raw and length-controlled.
 
-The model is the one of app.domain.rao_kupper, with eta = strength of a - strength of b + covariates @ effects.
+The model is that of app.domain.rao_kupper, with eta = strength of a - strength of b + covariates @ effects.
 
 - The raw fit has one covariate: which response was shown first.
 - The length-controlled fit adds (a - b) / (a + b) of tokens, headers, list items and bold passages. Each is divided by
   its root mean square, so an effect is that of a typical difference.
 
-Nothing is penalised. Win rates are read with all covariates at 0: no response is first, longer or more formatted
-(Dubois, Galambosi, Liang and Hashimoto 2024, Length-Controlled AlpacaEval, COLM).
+There is no penalty term. Win rates are computed with all covariates at 0: no response is first, longer or more
+formatted (Dubois, Galambosi, Liang and Hashimoto 2024, Length-Controlled AlpacaEval, COLM).
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,13 +25,13 @@ from app.domain.student import quantile as student_quantile
 
 STYLES = ("length", "headers", "lists", "bold")
 COVARIATES = ("position", *STYLES)
-LEAST_JUDGMENTS = 20  # between ranked policies; as of a round's verdict
-# Judgments other than ties for each coefficient of the length-controlled fit, and of pairs that differ in a covariate.
-# With fewer, unpenalised estimates are biased away from 0 (Peduzzi et al. 1996, Journal of Clinical Epidemiology 49),
-# or have no bound because all of the few went one way.
+LEAST_JUDGMENTS = 20  # minimum judgments between ranked policies, as for a round's verdict
+# Minimum number of judgments other than ties, for each coefficient of the length-controlled fit, and for each covariate
+# on pairs that differ in it. With fewer, unpenalised estimates are biased away from 0 (Peduzzi et al. 1996, Journal of
+# Clinical Epidemiology 49), or they are infinite because all of the few judgments went the same way.
 PER_COEFFICIENT = 10
-GAP = 0.10  # between the raw and the length-controlled win rate: worth a warning
-INSEPARABLE = 1e-6  # share of a covariate's norm that other columns leave over, at most, if they determine it
+GAP = 0.10  # difference of the raw and the length-controlled win rate that is worth a warning
+INSEPARABLE = 1e-6  # a covariate is determined by the other columns if its residual is at most this share of its norm
 
 
 class Matches(NamedTuple):
@@ -41,7 +41,7 @@ class Matches(NamedTuple):
         a, b: ids of policies. outcome: 1 if a won, -1 if b won, 0 for a tie.
         position: 1 if a was shown first, -1 if b was, 0 if it is not known.
         style: (N, 4) relative differences between a and b, in the order of STYLES.
-        prompt, labeler: ids; judgments with the same one are alike.
+        prompt, labeler: ids; judgments with the same prompt or labeler are correlated.
     """
 
     a: NDArray[np.int64]
@@ -57,10 +57,11 @@ class Matches(NamedTuple):
 
 
 class Effect(NamedTuple):
-    """A covariate and what it does: how often the response with more of it wins between equal policies.
+    """The effect of a covariate.
 
     Attributes:
-        typical: the difference at which `wins` is read, the root mean square; 1 for the position.
+        wins: between equal policies, the win rate of the response with more of the covariate.
+        typical: the difference at which `wins` is computed, the root mean square; 1 for the position.
     """
 
     name: str
@@ -72,11 +73,12 @@ class Standing(NamedTuple):
     """A ranked policy.
 
     Attributes:
-        rank: 1 + the number of policies that are better by more than chance, so policies with equal ranks are tied.
-            None: fewer than FEWEST prompts.
-        strength: log-odds against the reference. wins: the win rate against it. None: too few prompts.
-        controlled: the win rate at equal length and formatting. None: there is no such fit.
-        judgments, prompts: how many there are with this policy.
+        rank: 1 + the number of policies that are better by more than chance; policies with equal ranks are tied. None
+            with fewer than FEWEST prompts.
+        strength: log-odds against the reference; None with too few prompts.
+        wins: the win rate against the reference; None with too few prompts.
+        controlled: the win rate at equal length and formatting; None without a length-controlled fit.
+        judgments, prompts: number of judgments and prompts with this policy.
     """
 
     policy: int
@@ -89,22 +91,23 @@ class Standing(NamedTuple):
 
     @property
     def gap(self) -> float:
-        """The length-controlled win rate less the raw one."""
+        """The length-controlled win rate minus the raw one."""
         return self.controlled.value - self.wins.value if self.controlled and self.wins else 0.0
 
     @property
     def parts(self) -> bool:
-        """Whether both differ by more than `GAP`."""
+        """Whether the two win rates differ by more than `GAP`."""
         return abs(self.gap) > GAP
 
 
 class Separated(NamedTuple):
-    """A policy whose difference from the ranked ones has no finite estimate.
+    """A policy whose difference from the ranked policies has no finite estimate.
 
     Attributes:
-        side: 1 if it won every comparison that links it to the ranked policies, -1 if it lost every one. 0 if neither
-            holds: both may have won all comparisons with a third policy.
-        judgments: against ranked policies; all went the same way. wins: the share it won, with its interval.
+        side: 1 if it won every comparison that links it to the ranked policies, -1 if it lost all of them. 0 in other
+            cases, for example if both won all comparisons with a third policy.
+        judgments: number of judgments against ranked policies, which all went the same way.
+        wins: the share that it won, with its interval.
     """
 
     policy: int
@@ -114,26 +117,29 @@ class Separated(NamedTuple):
 
 
 class Apart(NamedTuple):
-    """Policies that no chain of comparisons connects with the ranked ones; comparing `link` would."""
+    """Policies that no chain of comparisons connects with the ranked policies; comparing the pair `link` would."""
 
     policies: tuple[int, ...]
     link: tuple[int, int]
 
 
 class Board(NamedTuple):
-    """
+    """The leaderboard.
+
     Attributes:
         reference: the policy that the others are measured against.
-        standings: best first. Empty if `refused` says why: few (judgments or prompts), ties (whatever is no
-            tie went one way), position (the side on the screen decides everything).
-        ahead: win rate of the first against the second. None: fewer than two have an interval.
-        uncontrolled: why there is no length-controlled fit: few (judgments), length (it cannot be told from the
-            policies), separated (an effect of length or formatting has no bound), or "" if there is one.
-        left_out: covariates that are not fitted, and why: equal (no pair differs), few (judgments whose responses
-            differ), inseparable (from the policies).
-        judgments, prompts, labelers, ties: between ranked policies.
-        compared: policies with any judgment.
-        by_labeler: standard errors are clustered by labeler too. That takes at least FEWEST labelers.
+        standings: best first; empty if there is a reason in `refused`.
+        refused: few (too few judgments or prompts), ties (all judgments other than ties went the same way), position
+            (the side on the screen decides everything), or "".
+        ahead: win rate of the first policy against the second; None if fewer than two have an interval.
+        uncontrolled: why there is no length-controlled fit: few (too few judgments), length (its effect cannot be
+            separated from the policies), separated (an effect of length or formatting is infinite), or "" if there is
+            a fit.
+        left_out: covariates that are not fitted, and why: equal (no pair differs), few (too few judgments on responses
+            that differ), inseparable (from the policies).
+        judgments, prompts, labelers, ties: numbers between ranked policies.
+        compared: policies with at least one judgment.
+        by_labeler: whether standard errors are also clustered by labeler, which takes at least FEWEST labelers.
     """
 
     reference: int
@@ -157,8 +163,9 @@ def board(matches: Matches, policies: Sequence[int], reference: int | None = Non
     """Fit the leaderboard.
 
     Args:
-        policies: all of the project, oldest first; at least one.
-        reference: one of them. By default the oldest in the group that can be ranked on most judgments.
+        policies: all policies of the project, oldest first; at least one.
+        reference: one of the policies. By default, the oldest policy of the group that can be ranked with most
+            judgments.
     """
     arcs = _wins(matches)
     strong = strong_components(policies, arcs)
@@ -194,7 +201,7 @@ def board(matches: Matches, policies: Sequence[int], reference: int | None = Non
 
 
 def _ranked(found: Board, within: Matches, order: list[int]) -> Board:
-    """The board with its standings: a raw fit, and one with length and formatting."""
+    """Return the board with its standings, from a raw fit and a fit with length and formatting."""
     policies = _incidence(within, order)
     typical = dict(zip(COVARIATES, (1.0, *np.sqrt((within.style**2).mean(axis=0)).tolist()), strict=True))
     columns = dict(zip(COVARIATES, np.column_stack([within.position, within.style]).T, strict=True))
@@ -247,9 +254,9 @@ def _standings(found: Board, within: Matches, raw: "_Reading", controlled: "_Rea
 
 
 def _ranks(order: list[int], raw: "_Reading") -> dict[int, int]:
-    """1 + the number of policies that are better by more than chance, and no less than the rank of a stronger policy.
+    """Return ranks: 1 + the number of policies that are better by more than chance, but at least a stronger one's rank.
 
-    Without the second rule, a wide interval would lift a policy over stronger ones.
+    Without the second rule, a policy with a wide interval could rank above stronger policies.
     """
     ranks: dict[int, int] = {}
     for place, policy in enumerate(order):
@@ -259,11 +266,11 @@ def _ranks(order: list[int], raw: "_Reading") -> dict[int, int]:
 
 
 class _Reading(NamedTuple):
-    """A fit and how to read it. Its parameters are strengths in `order` (the reference has 0), covariates and nu.
+    """A fit with its standard errors. Parameters are strengths in `order` (the reference has 0), covariates and nu.
 
     Attributes:
-        prompts: by policy, the number of prompts it was compared on; the reference first.
-        clusters: the smallest number of clusters that standard errors rest on.
+        prompts: number of prompts that each policy was compared on; the reference first.
+        clusters: the smallest number of clusters behind the standard errors.
     """
 
     fit: Fit
@@ -291,7 +298,7 @@ class _Reading(NamedTuple):
         return float(self.fit.coefficients[self.order.index(policy)]) if policy in self.order else 0.0
 
     def difference(self, policy: int, other: int) -> Interval:
-        """In log-odds."""
+        """Return the difference of two policies' strengths in log-odds."""
         value = self.strength(policy) - self.strength(other)
         half = self._quantile(policy, other) * self.errors.error(self._contrast(policy, other))
         return Interval(value, value - half, value + half)
@@ -307,7 +314,7 @@ class _Reading(NamedTuple):
         return self._win_rate(float(self.fit.coefficients[place]), contrast, self._quantile())
 
     def _win_rate(self, eta: float, contrast: Floats, quantile: float) -> Interval:
-        """By the delta method on the win rate's log-odds, so that its bounds stay within 0 and 1."""
+        """Return a win rate by the delta method on its log-odds, so that its bounds stay between 0 and 1."""
         value = float(win_rate(eta, self.fit.nu))
         by_eta, by_nu = win_rate_slopes(eta, self.fit.nu)
         slope = contrast * by_eta
@@ -326,19 +333,24 @@ class _Reading(NamedTuple):
         return contrast
 
     def _quantile(self, *policies: int) -> float:
-        """Student's t with one degree of freedom fewer than the clusters of the smallest count (Cameron, Gelbach and
-        Miller 2011, section 2.3)."""
+        """Return the quantile of Student's t, with degrees of freedom one less than the smallest number of clusters.
+
+        Source: Cameron, Gelbach and Miller 2011, section 2.3.
+        """
         return student_quantile(0.975, max(1, min([self.clusters, *(self.prompts[policy] for policy in policies)]) - 1))
 
 
 def _incidence(matches: Matches, order: Sequence[int]) -> Floats:
-    """(N, K) 1 where a policy is a, -1 where it is b."""
+    """Return (N, K): 1 where a policy is a, -1 where it is b."""
     names = np.array(order, dtype=np.int64)
     return (matches.a[:, None] == names).astype(np.float64) - (matches.b[:, None] == names)
 
 
 def _left_out(design: Floats, columns: Mapping[str, Floats], outcome: NDArray[np.int64]) -> dict[str, str]:
-    """Covariates that cannot be fitted, and why (see `Board.left_out`). Earlier columns determine the inseparable."""
+    """Return covariates that cannot be fitted, and why (see `Board.left_out`).
+
+    A covariate is inseparable if the policies and earlier covariates determine it.
+    """
     found = {}
     for name, column in columns.items():
         if not column.any():
@@ -365,7 +377,7 @@ def _among(matches: Matches, group: set[int]) -> NDArray[np.bool_]:
 
 
 def _wins(matches: Matches) -> dict[int, set[int]]:
-    """Arcs from whoever won a judgment to whoever lost it; both ways for ties."""
+    """Return arcs from the winner of each judgment to its loser; both ways for ties."""
     arcs: dict[int, set[int]] = {}
     for a, b, outcome in np.unique(np.column_stack(matches[:3]), axis=0).tolist():
         if outcome >= 0:

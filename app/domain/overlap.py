@@ -1,6 +1,6 @@
-"""How many judgments a comparison gets: what is asked for when it opens, and what its answers then make of it.
+"""The overlap of a comparison (its number of judgments): when it opens, and how answers change it.
 
-Pure: the caller knows the slices, the posterior and the answers.
+These are pure functions: the caller provides slices, posterior and answers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-# However many cannot judge a comparison: so many more are asked than were wanted at first.
+# Each "cannot judge" raises the overlap by one, but by at most this number in total.
 MOST_GROWTH = 2
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(64)
 
@@ -16,7 +16,7 @@ Reason = Literal["split", "unjudgeable", "flagged"]
 
 
 class Rule(NamedTuple):
-    """Another overlap for a slice or a purpose: `name` is domain, difficulty, safety_category or purpose."""
+    """An overlap for a slice or a purpose: `name` is domain, difficulty, safety_category or purpose."""
 
     name: str
     value: str
@@ -24,7 +24,7 @@ class Rule(NamedTuple):
 
 
 class Overlap(NamedTuple):
-    """What a new comparison asks for. most: the cap where it adapts to the answers; none: it is fixed."""
+    """The overlap of a new comparison. most: the maximum if the overlap adapts to the answers; None if it is fixed."""
 
     overlap: int
     most: int | None = None
@@ -38,36 +38,39 @@ def at_opening(
     *,
     once: bool = False,
 ) -> Overlap:
-    """The first rule that fits asks for exactly so many; else overlap adapts between two bounds, or is the project's.
-    It never adapts where policies are compared.
+    """Return the overlap of a new comparison.
+
+    The first rule that matches gives a fixed overlap. Otherwise the overlap is adaptive between two bounds, or it is
+    the project's default. It is never adaptive in human evaluation.
 
     Args:
         tags: slices and `purpose` of the comparison.
-        adaptive: (at least, at most), where the project's overlap adapts.
-        once: whether this is one of those that one person judges in place of `default`, unless it only measures.
+        adaptive: (minimum, maximum) if the project's overlap is adaptive.
+        once: whether this comparison was selected for a single judgment instead of `default`; this applies only to
+            comparisons for training.
     """
     for rule in rules:
         if tags.get(rule.name) == rule.value:
             return Overlap(rule.overlap)
-    # A sequence of values that people are asked for must not wait longer for those on which they differ.
+    # In human evaluation, results must not wait longer for prompts on which people disagree.
     if adaptive and tags.get("purpose") != "human_eval":
         return Overlap(*adaptive)
     return Overlap(1 if once and tags.get("purpose") == "train" else default)
 
 
 def share_is_most(for_it: float, against: float) -> float:
-    """The posterior probability that more than half of all people are for something, after so many votes; in (0, 1).
+    """Return the posterior probability, in (0, 1), that more than half of all people are for something.
 
-    The share has the posterior Beta(for_it + 1/2, against + 1/2) under the Jeffreys prior. Its upper half is integrated
-    with share = sin^2(angle), which turns the density into the polynomial sin^(2 for_it) cos^(2 against).
+    Under the Jeffreys prior, the share of people has the posterior Beta(for_it + 1/2, against + 1/2). It is integrated
+    above 1/2 with share = sin^2(angle), which turns the density into the polynomial sin^(2 for_it) cos^(2 against).
 
     Args:
-        for_it, against: votes; a tie counts half for each.
+        for_it, against: number of votes; a tie counts half for each.
     """
 
     def mass(low: float, high: float) -> float:
         angles = low + (NODES + 1) * (high - low) / 2
-        # Divided by its greatest value, or hundreds of votes would underflow.
+        # Divide by the maximum, because hundreds of votes would underflow.
         logs = 2 * for_it * np.log(np.sin(angles)) + 2 * against * np.log(np.cos(angles))
         peak = np.arctan2(np.sqrt(for_it), np.sqrt(against)) if for_it + against else np.pi / 4
         top = 2 * for_it * np.log(max(np.sin(peak), 1e-300)) + 2 * against * np.log(max(np.cos(peak), 1e-300))
@@ -78,7 +81,7 @@ def share_is_most(for_it: float, against: float) -> float:
 
 
 def sureness(preferences: Sequence[int]) -> float:
-    """How probable the likeliest of these is: most people prefer A, most prefer B, most see a tie."""
+    """Return the largest of three posterior probabilities: most people prefer A, most prefer B, most see a tie."""
     ties = sum(preference == 0 for preference in preferences)
     for_b = sum(preference > 0 for preference in preferences) + ties / 2
     side = share_is_most(for_b, len(preferences) - for_b)
@@ -86,11 +89,16 @@ def sureness(preferences: Sequence[int]) -> float:
 
 
 class Asked(NamedTuple):
-    """Where a comparison stands.
+    """The state of a comparison.
 
-    grown: by how many the overlap has grown because labelers could not judge. most: see Overlap. decided: judgments
-    that say a preference. sure: the posterior is as sure as the project wants it. could_answer: how many of those it is
-    kept for are left; none: it is kept for nobody.
+    Attributes:
+        overlap: the current overlap.
+        grown: growth of the overlap so far because labelers could not judge.
+        most: see `Overlap`.
+        decided: number of judgments that state a preference.
+        sure: whether the posterior has reached the project's confidence to stop.
+        could_answer: number of labelers left among those for whom the comparison is reserved; None if it is not
+            reserved.
     """
 
     overlap: int
@@ -102,14 +110,14 @@ class Asked(NamedTuple):
 
 
 class Growth(NamedTuple):
-    """By how many judgments the overlap grows, and how many of these stand in for labelers who could not judge."""
+    """Growth of the overlap, and the part of it that replaces labelers who could not judge."""
 
     more: int = 0
     grown: int = 0
 
 
 def growth(asked: Asked) -> Growth:
-    """How many more judgments are wanted of a comparison that has all it asked for; none where it is done."""
+    """Return how much the overlap grows when a comparison has all its judgments; 0 if it is done."""
     if asked.most is not None:
         more = 0 if asked.sure else min(1, asked.most - asked.overlap)
     else:
@@ -121,12 +129,12 @@ def growth(asked: Asked) -> Growth:
 
 
 def is_unjudgeable(asked: Asked) -> bool:
-    """Whether too few of those asked could say anything; of a comparison that grows no more."""
+    """Return whether too few labelers could judge a comparison whose overlap does not grow any more."""
     return asked.decided == 0 or (asked.most is None and asked.decided < asked.overlap - asked.grown)
 
 
 def agreement(preferences: Sequence[int]) -> float | None:
-    """The share of pairs of judgments on the same side (A, tie, B); none for a single one."""
+    """Return the share of pairs of judgments on the same side (A, tie, B); None for fewer than two judgments."""
     n = len(preferences)
     if n < 2:
         return None
@@ -135,7 +143,7 @@ def agreement(preferences: Sequence[int]) -> float | None:
 
 
 def why_review(asked: Asked, agreed: float | None, threshold: float, *, flagged: bool) -> Reason | None:
-    """Why a comparison that is done goes to review; none: it is settled."""
+    """Return why a finished comparison goes to review; None if it is settled."""
     if is_unjudgeable(asked):
         return "unjudgeable"
     if agreed is not None and agreed < threshold:

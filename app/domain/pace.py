@@ -1,13 +1,13 @@
-"""How fast a run goes, and how long what it is doing will still take."""
+"""The speed of a run and the remaining time of its current activity."""
 
 from dataclasses import dataclass, field
 
-LEAST_SECONDS = 5.0  # from less, nothing is said
+LEAST_SECONDS = 5.0  # minimum time before an estimate
 
 
 @dataclass
 class _Activity:
-    """What a run does under one message: the time it took, how far it came, and the tokens it worked on."""
+    """The work of a run under one message: its time, progress and tokens."""
 
     total: int
     done: int
@@ -18,10 +18,12 @@ class _Activity:
 
 @dataclass
 class Pace:
-    """Follows a run's reports. Activities that take turns, such as training steps and looks at held-out rows, are told
-    apart by their messages: each has its own time, so that one does not slow the other's estimate.
+    """Estimates a run's speed from its reports.
 
-    Times are seconds of one clock that never goes back.
+    Activities that alternate, such as training steps and evaluation on held-out rows, are distinguished by their
+    messages. Each has its own time, so that one does not distort the other's estimate.
+
+    Times are seconds of a monotonic clock.
     """
 
     now: float
@@ -29,14 +31,14 @@ class Pace:
     _activities: dict[str, _Activity] = field(default_factory=dict)
 
     def report(self, now: float, done: int, total: int, message: str) -> bool:
-        """Takes in that `done` of `total` are done; returns whether the activity is a new one."""
+        """Record that `done` of `total` are done; return whether the activity is new."""
         if self._message is not None:
             self._activities[self._message].seconds += now - self.now
         self.now = now
         known = self._activities.get(message)
         is_new = known is None
         if known is None or known.total != total or done < known.done:
-            # Also a count that begins again: what it took before says nothing of how much there is to do now.
+            # Start over for a count that restarts too: its earlier time is not a basis for the new work.
             known = self._activities[message] = _Activity(total, done)
         known.gained += done - known.done
         known.done = done
@@ -44,13 +46,13 @@ class Pace:
         return is_new
 
     def worked(self, tokens: int) -> None:
-        """Takes in that so many more tokens were trained on or sampled."""
+        """Record tokens that were trained on or sampled."""
         if self._message is not None:
             self._activities[self._message].tokens += tokens
 
     @property
     def seconds_left(self) -> float | None:
-        """How long the present activity still takes at the pace so far; None while that cannot be said."""
+        """Remaining seconds of the current activity at its speed so far; None as long as there is no estimate."""
         now = self._current()
         if now is None or now.gained == 0 or now.seconds < LEAST_SECONDS or now.done >= now.total:
             return None
@@ -58,7 +60,7 @@ class Pace:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """The speed of the present activity; None where it works on no tokens."""
+        """The speed of the current activity; None if it does not count tokens, or has just started."""
         now = self._current()
         if now is None or now.tokens == 0 or now.seconds < LEAST_SECONDS:
             return None

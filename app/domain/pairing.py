@@ -1,18 +1,19 @@
-"""Which pairs of responses to ask people about.
+"""Select pairs of responses for people to judge.
 
-Policies, mixed by shares:
+Selection policies, mixed by shares:
 
-- `random`: spread evenly over the responses;
-- `near_miss`: those whose rewards are closest;
-- `uncertain`: those over whose difference the heads of the reward model disagree most;
-- `drts`, `delta_ucb`: those that may well be the best and the worst, by the heads' mean and spread (optimistic rules
-  of ActiveUltraFeedback, arXiv 2603.09692); so judgments go where a policy that learns from them will go;
+- `random`: pairs spread evenly over the responses;
+- `near_miss`: pairs with the closest rewards;
+- `uncertain`: pairs whose reward difference the heads of the reward model disagree about most;
+- `drts`, `delta_ucb`: pairs that may be the best and the worst response, by the heads' mean and spread (the optimistic
+  rules of ActiveUltraFeedback, arXiv 2603.09692), so that judgments cover responses that the next policy will move to;
 - `new_against_old`: a new policy's response against an older one's.
 
-A pair that tells how often people prefer one policy to another is none of these: see `evaluation_pairs`.
+Pairs for human evaluation, which measure how often people prefer one policy to another, are separate: see
+`evaluation_pairs`.
 
-Pure and seeded: the same samples and seed give the same pairs, so a resumed run opens what the first one would have.
-Two responses with the same text are never a pair: there is nothing to prefer.
+All functions are pure and seeded: the same samples and seed give the same pairs, so a resumed run opens the same pairs.
+Two responses with the same text never form a pair, because there is nothing to prefer.
 """
 
 import random
@@ -23,11 +24,11 @@ from typing import Any, NamedTuple
 
 from app.domain.shares import slots
 
-# In this order they take their slots: those that look for something first.
+# The order in which policies take their slots: specific policies before `random`.
 POLICIES = ("new_against_old", "uncertain", "near_miss", "drts", "delta_ucb", "random")
 EVALUATION = "evaluation"
-SPREADS = 2.0  # how many standard deviations of the heads the optimistic rules look up and down
-DRAWS = 20  # of drts for each pair that there is: what did not come up by then is unlikely to be worth asking
+SPREADS = 2.0  # number of standard deviations of the heads in the bounds of the optimistic rules
+DRAWS = 20  # drts draws per possible pair: a pair that was never drawn is probably not worth a judgment
 NOT_SCORED = "no reward model has scored the responses"
 ONE_HEAD = "the reward model has a single head, which cannot disagree"
 NO_OLDER = "there is no older response"
@@ -36,7 +37,7 @@ PAIRS_ONLY = "it chooses pairs, not rankings"
 
 
 class Sample(NamedTuple):
-    """A response that may be shown: its completion's id, its text, and what the reward model's heads say of it."""
+    """A response that may be shown: its completion's id, its text, and the rewards of the reward model's heads."""
 
     id: int
     text: str
@@ -47,10 +48,12 @@ Pair = tuple[int, int]
 
 
 class Choice(NamedTuple):
-    """A pair (ids ascending; which side is shown first is drawn for each labeler), or the responses of a ranking.
+    """A pair, or the responses of a ranking.
 
-    selection: the policy and the numbers it looked at; of a policy that had nothing to choose from, `random` with what
-    was `wanted` and why not (`because`).
+    Attributes:
+        ids: ids of completions, ascending for a pair; the side shown first is drawn for each labeler.
+        selection: the policy and its numbers. If the policy had no pair to choose, it is `random`, with the policy in
+            `wanted` and the reason in `because`.
     """
 
     ids: tuple[int, ...]
@@ -63,10 +66,10 @@ class Choice(NamedTuple):
 def choose_pairs(
     new: Sequence[Sample], old: Sequence[Sample], limit: int, shares: Mapping[str, float], seed: int
 ) -> list[Choice]:
-    """At most `limit` pairs of one prompt's responses, by policies in proportion to their shares.
+    """Choose at most `limit` pairs of one prompt's responses, with the policies in proportion to their shares.
 
     Args:
-        old: responses of an earlier policy; only `new_against_old` shows them.
+        old: responses of an earlier policy; only `new_against_old` uses them.
     """
     ordered = {policy: shares.get(policy, 0.0) for policy in POLICIES}
     everything = [pair for pair, _ in _candidates("random", new, old, seed)[0]]
@@ -93,7 +96,7 @@ def choose_pairs(
 def _candidates(
     policy: str, new: Sequence[Sample], old: Sequence[Sample], seed: int
 ) -> tuple[list[tuple[Pair, dict[str, Any]]], str]:
-    """The pairs a policy would ask about, best first, with the numbers it looked at; or none, and why."""
+    """Return a policy's pairs, best first, with its numbers; or no pairs and the reason."""
     if policy == "random":
         return [(pair, {}) for pair in pairs_within(new, len(new) ** 2, seed)], ""
     if policy == "new_against_old":
@@ -122,10 +125,10 @@ def _candidates(
 
 
 def _double_reverse_thompson(samples: Sequence[Sample], seed: int) -> list[tuple[Pair, dict[str, Any]]]:
-    """Pairs in the order in which double reverse Thompson sampling draws them.
+    """Return pairs in the order in which double reverse Thompson sampling draws them.
 
-    A draw is the argmax of r + b z s, and that of -r + b z s. r and s are mean and standard deviation over the heads,
-    b is SPREADS. Each sample gets its own z, uniform in [-1, 1], in each draw.
+    A draw consists of the argmax of r + b z s and the argmax of -r + b z s. r and s are mean and standard deviation
+    over the heads, b is SPREADS. Each sample gets its own z, uniform in [-1, 1], in each draw.
     """
     generator = random.Random(f"drts {seed}")
     rewards = {sample.id: fmean(sample.rewards) for sample in samples}
@@ -144,10 +147,10 @@ def _double_reverse_thompson(samples: Sequence[Sample], seed: int) -> list[tuple
 
 
 def evaluation_pairs(new: Sequence[Sample], rivals: Sequence[Sequence[Sample]], limit: int, seed: int) -> list[Choice]:
-    """At most `limit` pairs of one prompt's new responses with those of rival policies, shared out among the rivals
-    that have answered; at least one for each.
+    """Choose at most `limit` pairs of one prompt's new responses with responses of rival policies.
 
-    Drawn by the seed alone: a pair that is chosen for what it is likely to show must not measure anything.
+    The pairs are divided among the rivals that have answered, at least one for each. They depend only on the seed,
+    because a pair that was selected for its expected outcome must not be used to measure.
     """
     answered = [rival for rival in rivals if rival]
     each = max(1, limit // max(1, len(answered)))
@@ -159,9 +162,9 @@ def evaluation_pairs(new: Sequence[Sample], rivals: Sequence[Sequence[Sample]], 
 
 
 def pairs_within(samples: Sequence[Sample], limit: int, seed: int) -> list[Pair]:
-    """At most `limit` pairs among one prompt's samples, spread so that each is in about as many pairs as any other.
+    """Return at most `limit` pairs of one prompt's samples; each sample is in about the same number of pairs.
 
-    Of samples with the same text only the one with the lowest id takes part. Ids stand in ascending order in a pair.
+    If samples have the same text, only the one with the lowest id is used. Ids in a pair are ascending.
     """
     ids = [sample.id for sample in _distinct(samples)]
     random.Random(seed).shuffle(ids)
@@ -169,9 +172,9 @@ def pairs_within(samples: Sequence[Sample], limit: int, seed: int) -> list[Pair]
 
 
 def pairs_across(new: Sequence[Sample], old: Sequence[Sample], limit: int, seed: int) -> list[Pair]:
-    """At most `limit` pairs of a new policy's sample with an older one's, spread over both; only where texts differ.
+    """Return at most `limit` pairs of a new policy's sample with an older one's, spread over both; texts must differ.
 
-    Ids stand in ascending order in a pair; which side is shown first is drawn for each labeler.
+    Ids in a pair are ascending; the side shown first is drawn for each labeler.
     """
     news, olds = _distinct(new), _distinct(old)
     order = random.Random(seed)
@@ -190,8 +193,8 @@ def _distinct(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def _tournament(ids: Sequence[int]) -> Iterator[Pair]:
-    """All pairs in the order of a round-robin tournament (circle method): nobody plays twice before all have played."""
-    players: list[int | None] = [*ids, *([None] if len(ids) % 2 else [])]  # with an odd number, one pauses
+    """Yield all pairs in the order of a round-robin tournament (circle method): each id once before any id twice."""
+    players: list[int | None] = [*ids, *([None] if len(ids) % 2 else [])]  # with an odd number, one id pauses
     for _ in range(len(players) - 1):
         for i in range(len(players) // 2):
             a, b = players[i], players[-1 - i]
@@ -206,11 +209,10 @@ def _tournament(ids: Sequence[int]) -> Iterator[Pair]:
 def choose_ranking(
     new: Sequence[Sample], old: Sequence[Sample], size: int, shares: Mapping[str, float], seed: int
 ) -> Choice | None:
-    """At most `size` responses of one prompt to be put in order, by one policy drawn by the shares; none where fewer
-    than two differ.
+    """Choose at most `size` responses of one prompt for a ranking; None if fewer than two texts differ.
 
-    `near_miss` takes those whose rewards lie closest together, `uncertain` those over which the heads disagree most,
-    `new_against_old` half of each.
+    One selection policy is drawn by the shares. `near_miss` takes the responses with the closest rewards, `uncertain`
+    those that the heads disagree about most, `new_against_old` half of each.
     """
     ordered = {policy: shares.get(policy, 0.0) for policy in POLICIES}
     (policy,) = slots(ordered, 1, seed)
@@ -236,7 +238,7 @@ def choose_ranking(
         return _ranking(samples, {"policy": policy, "rewards": [fmean(sample.rewards) for sample in samples]})
     elif policy == "uncertain":
         if all(len(sample.rewards) > 1 for sample in samples):
-            # How far heads are from each other altogether says nothing of an order: their own means are left out.
+            # A constant offset between heads does not affect the order, so subtract each head's own mean.
             means = [fmean(column) for column in zip(*(sample.rewards for sample in samples), strict=True)]
             spread = {s.id: pvariance([r - m for r, m in zip(s.rewards, means, strict=True)]) for s in samples}
             samples.sort(key=lambda sample: -spread[sample.id])

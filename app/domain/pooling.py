@@ -1,4 +1,4 @@
-"""Pooling: what is known of a labeler is their own answers and, in place of those they have not given, the crowd's."""
+"""Pooling: estimate a labeler from their own answers plus a fixed number of average answers of the crowd."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ Floats = NDArray[np.float64]
 
 
 def sums(index: NDArray[np.int64], values: NDArray[Any], n: int) -> Floats:
-    """(n,) sums of the values at each index."""
+    """Return the sums (n,) of the values at each index."""
     return np.bincount(index, values, n).astype(np.float64, copy=False)
 
 
 def pooled(hits: Floats, total: Floats, mean: float, weight: float) -> tuple[Floats, Floats]:
-    """Shares hits / total and their variance, each as if `weight` answers of the crowd, of this mean, came on top.
+    """Return the shares hits / total and their variances, with `weight` answers of the crowd's mean added.
 
     They are the mean and variance of a Beta posterior.
     """
@@ -24,8 +24,8 @@ def pooled(hits: Floats, total: Floats, mean: float, weight: float) -> tuple[Flo
 
 
 def logit_interval(mean: Floats, variance: Floats, z: float = 1.959964) -> tuple[Floats, Floats]:
-    """Bounds of a share whose posterior has this mean and variance, normal on the logit scale: within (0, 1)."""
+    """Return bounds in (0, 1) of a share whose posterior has this mean and variance, normal on the logit scale."""
     mean = np.clip(mean, 1e-9, 1 - 1e-9)
     centre = np.log(mean / (1 - mean))
-    half = np.minimum(z * np.sqrt(variance) / (mean * (1 - mean)), 600.0)  # beyond, exp overflows: nothing is known
+    half = np.minimum(z * np.sqrt(variance) / (mean * (1 - mean)), 600.0)  # exp overflows beyond this
     return 1 / (1 + np.exp(half - centre)), 1 / (1 + np.exp(-half - centre))

@@ -1,27 +1,27 @@
-"""A ranking of k responses and the k(k-1)/2 preferences that it says.
+"""A ranking of k responses and the k(k-1)/2 preferences that it implies.
 
-Ranks count from 1, the best; equal ranks tie; None is unranked, which is below every ranked response and not compared
-with other unranked ones.
+Rank 1 is the best and equal ranks are ties. None means unranked: below every ranked response, and not compared with
+other unranked responses.
 """
 
 from collections.abc import Mapping, Sequence
 
 
 def preference(rank_a: int | None, rank_b: int | None) -> int | None:
-    """Towards B: -1, 0 (a tie) or 1; None where neither is ranked."""
+    """Return the preference towards B: -1, 0 (a tie) or 1; None if neither is ranked."""
     if rank_a is None or rank_b is None:
         return None if rank_a is rank_b else 1 if rank_a is None else -1
     return (rank_a > rank_b) - (rank_a < rank_b)
 
 
 def ranks(items: Sequence[int], pairs: Mapping[tuple[int, int], int | None]) -> list[int | None]:
-    """The ranks that say these preferences, 1 to k without gaps; the inverse of `preference`.
+    """Return the ranks that imply these preferences, from 1 without gaps; the inverse of `preference`.
 
-    A single unranked response cannot be told from one ranked last, and is given the last rank.
+    A single unranked response looks like a response ranked last, so it gets the last rank.
 
     Args:
-        items: what is ranked.
-        pairs: (a, b) -> preference towards b, for each pair in one order.
+        items: the ranked responses.
+        pairs: (a, b) -> preference towards b, each pair in one of its two orders.
     """
     unranked = {item for pair, said in pairs.items() if said is None for item in pair}
     beaten_by = dict.fromkeys(items, 0)

@@ -1,4 +1,4 @@
-"""The Bradley-Terry model with ties of Rao and Kupper, with covariates, fitted by maximum likelihood.
+"""Rao and Kupper's Bradley-Terry model with ties and covariates, fitted by maximum likelihood.
 
 With strength difference eta and threshold nu >= 0:
 
@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 STEPS, HALVINGS = 100, 40
-DECREMENT = 1e-16  # the gain in log-likelihood that the last step promised
-ROUNDING = 1e-8  # of a log-likelihood
-# Log-odds of one judgment. At 15, one in 3 million goes the other way. If they grow past it, something decides every
-# outcome, and there is no finite maximum.
+DECREMENT = 1e-16  # stop if a step promises a smaller gain in log-likelihood
+ROUNDING = 1e-8  # rounding error of a log-likelihood
+# Log-odds of one judgment. At 15, one in 3 million judgments goes the other way. Larger log-odds mean that something
+# decides every outcome and there is no finite maximum.
 UNBOUNDED = 15.0
 
 
@@ -46,26 +46,27 @@ def sigmoid(x: Floats) -> Floats:
 
 
 def win_rate(eta: Floats | float, nu: float) -> Floats:
-    """P(a wins) + P(tie) / 2: the share of comparisons that a wins if a tie counts half."""
+    """Return P(a wins) + P(tie) / 2: the share of comparisons that a wins if a tie counts half."""
     at = np.asarray(eta, dtype=np.float64)
     return (sigmoid(at - nu) + sigmoid(at + nu)) / 2
 
 
 def win_rate_slopes(eta: float, nu: float) -> tuple[float, float]:
-    """The derivatives of `win_rate` by eta and by nu."""
+    """Return the derivatives of `win_rate` by eta and by nu."""
     low, high = (float(sigmoid(np.array(x))) for x in (eta - nu, eta + nu))
     low, high = low * (1 - low), high * (1 - high)
     return (low + high) / 2, (high - low) / 2
 
 
 def log_likelihood(design: Floats, outcome: NDArray[np.int64], coefficients: Floats, nu: float) -> float:
-    """
+    """Return the log-likelihood of N outcomes.
+
     Args:
         design: (N, K) covariates of a minus those of b.
         outcome: (N,) 1 if a won, -1 if b won, 0 for a tie.
     """
     eta = design @ coefficients
-    # A tie has the factors of both wins, and one of its own.
+    # The likelihood of a tie has the factors of both wins and one additional factor.
     found = -np.logaddexp(0.0, nu - eta)[outcome >= 0].sum() - np.logaddexp(0.0, nu + eta)[outcome <= 0].sum()
     ties = int((outcome == 0).sum())
     return float(found + (ties * np.log(np.expm1(2 * nu)) if ties else 0.0))
@@ -82,7 +83,7 @@ def fit(design: Floats, outcome: NDArray[np.int64]) -> Fit | None:
         return None
     has_ties = bool(ties.any())
     k = design.shape[1]
-    # Between equals P(tie) = tanh(nu / 2).
+    # For equal strengths, P(tie) = tanh(nu / 2).
     at = np.append(np.zeros(k), 2 * np.arctanh(ties.mean()) if has_ties else 0.0)
     value = log_likelihood(design, outcome, at[:k], float(at[k]))
     for _ in range(STEPS):

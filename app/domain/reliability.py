@@ -1,15 +1,16 @@
-"""Who is how reliable, and what they say together: Dawid and Skene's model for preferences, pooled.
+"""Labelers' reliability and the consensus: Dawid and Skene's model for preferences, with pooling.
 
-Every comparison has a truth that nobody sees: A is better, a tie, or B is better. Each labeler answers it with a
-confusion matrix of their own (Dawid and Skene 1979). Free matrices need many answers of everybody: where most labelers
-have given a few, the plain model falls behind the majority. Here
+Every comparison has a latent truth: A is better, a tie, or B is better. Each labeler answers according to their own
+confusion matrix (Dawid and Skene 1979). Unrestricted matrices need many answers from every labeler: if most labelers
+have given few, the plain model is worse than the majority. Therefore:
 
-- a matrix has two parameters (Hovy, Berg-Kirkpatrick, Vaswani and Hovy, Learning Whom to Trust with MACE, NAACL 2013):
-  a labeler knows the truth and says it, or answers by habit, ties with a probability of their own and A or B alike,
-  since it is chance which response is A;
-- both are pooled with the crowd's, which weighs as much as `PRIOR_ANSWERS` answers, and so is a vote's weight;
-- before anyone has answered no outcome is likelier than another, unless ties are clearly common or rare (`tie_odds`):
-  with learned shares of the outcomes the fit explains ties away as errors.
+- A matrix has two parameters (Hovy, Berg-Kirkpatrick, Vaswani and Hovy, Learning Whom to Trust with MACE, NAACL 2013).
+  A labeler knows the truth and says it, or answers by habit: a tie with the labeler's own probability, otherwise A or B
+  with equal probability, because it is random which response is A.
+- Both parameters are pooled with the crowd's, which weighs as much as `PRIOR_ANSWERS` answers. The weight of a vote is
+  pooled too.
+- The prior of the outcomes is uniform, unless ties are clearly common or rare (`tie_odds`). With a learned prior, the
+  fit would explain ties away as errors.
 """
 
 from typing import NamedTuple
@@ -19,20 +20,22 @@ from numpy.typing import NDArray
 
 from app.domain.pooling import Floats, logit_interval, pooled, sums
 
-UNKNOWN = 2  # of `known`: no truth is given
-# What the crowd weighs in a labeler's own parameters, in answers, and in the weight of their votes, as a share. On the
-# topics of UKPConvArg1 4 to 12 answers and 0.1 to 0.5 do alike; with less pooling topics fall below the majority. The
-# price: of labelers with thousands of answers the best and the worst are drawn to the crowd, by up to 0.06.
+UNKNOWN = 2  # in `known`: no truth is given
+# Weight of the crowd in a labeler's own parameters (in answers), and in the weight of the labeler's votes (as a share).
+# On the topics of UKPConvArg1, 4 to 12 answers and shares of 0.1 to 0.5 do equally well; with less pooling, some topics
+# are worse than the majority. The cost: among labelers with thousands of answers, the best and the worst are moved
+# towards the crowd by up to 0.06.
 PRIOR_ANSWERS = 6.0
 POOLED_WEIGHT = 0.3
-EVEN = 1 / 3  # habit, where nothing is known of it: A, tie and B alike
-# People avoid ties: up to so many times as many are taken to be true as most labelers call, if that is no more than a
-# third. On UKPConvArg1 ties are a tenth to a third of what most call, and even odds do best; 4 to 6 are alike there.
+EVEN = 1 / 3  # share of ties by habit if nothing is known: A, tie and B are equally probable
+# People avoid ties. So the prior share of ties may be up to this factor times the share that most labelers call, but at
+# most a third. On UKPConvArg1, majorities call ties a tenth to a third of the time and even odds do best; factors from
+# 4 to 6 make no difference there.
 AVOIDED = 4.0
 
 
 class Weights(NamedTuple):
-    """Log-odds that a labeler's vote adds to the outcome it is for: a vote for a side, and one for a tie."""
+    """Log-odds that a labeler's vote adds to its outcome: of a vote for a side, and of a vote for a tie."""
 
     side: float
     tie: float
@@ -47,13 +50,17 @@ class DawidSkene(NamedTuple):
 
     Attributes:
         p_b: (C,) posterior probability that B is better, a tie counting half.
-        p_tie: (C,) that neither is; 0 where nobody ever said tie.
-        knows: (L,) probability to know the truth; habit: (L,) share of ties where not.
-        reliability: (L,) probability to say the truth; low, high: (L,) its 95% interval.
-        weights: (L, 2) `Weights` of each labeler; crowd: those of an average one.
+        p_tie: (C,) posterior probability of a tie; 0 if nobody ever said tie.
+        knows: (L,) probability of knowing the truth.
+        habit: (L,) share of ties among answers without knowing the truth.
+        reliability: (L,) probability of saying the truth.
+        low, high: (L,) 95% interval of the reliability.
+        weights: (L, 2) `Weights` of each labeler.
+        crowd: weights of an average labeler.
         tie: log-odds of a tie against a side before anyone has answered.
         ties: whether a tie was a possible outcome.
-        iterations: of EM; converged: no posterior still moved by more than the tolerance.
+        iterations: number of EM iterations.
+        converged: whether the last iteration moved no posterior by more than the tolerance.
     """
 
     p_b: Floats
@@ -72,7 +79,7 @@ class DawidSkene(NamedTuple):
 
     @property
     def confusion(self) -> Floats:
-        """(L, truth, answer), both in the order A, tie, B: probability of the answer."""
+        """(L, truth, answer), both in the order A, tie, B: probability of the answer given the truth."""
         by_habit = (1 - self.knows)[:, None] * np.stack([(1 - self.habit) / 2, self.habit, (1 - self.habit) / 2], 1)
         return by_habit[:, None, :] + self.knows[:, None, None] * np.eye(3)
 
@@ -88,18 +95,20 @@ def fit(
     max_iterations: int = 1000,
     tolerance: float = 1e-4,
 ) -> DawidSkene:
-    """Fits by EM, from an average labeler; deterministic. An iteration reads the J judgments about ten times.
+    """Fit the model by EM, starting from average labelers; deterministic.
+
+    An iteration reads the J judgments about ten times.
 
     Args:
-        comparison, labeler: (J,) indices of who judged what, below `comparisons` and `labelers`.
+        comparison, labeler: (J,) indices of comparison and labeler, below `comparisons` and `labelers`.
         side: (J,) -1 for A, 0 for a tie, 1 for B.
-        known: (C,) truths that are known, in the same way, `UNKNOWN` elsewhere: labelers are measured on them. What is
-            returned for these comparisons is still what labelers say.
+        known: (C,) known truths, coded like `side`, `UNKNOWN` elsewhere. Labelers are measured on them, but the result
+            for these comparisons is still the labelers' consensus.
     """
     is_tie = side == 0
     ties = bool(is_tie.any() or (known is not None and (known == 0).any()))
     even = EVEN if ties else 0.0
-    said = comparison * 3 + side + 1  # the outcome each judgment is for
+    said = comparison * 3 + side + 1  # index of each judgment's comparison and outcome
     tie = tie_odds(sums(said, np.ones(len(said)), comparisons * 3).reshape(-1, 3)) if ties else 0.0
     answers = np.bincount(labeler, minlength=labelers).astype(float)
     knows, habit = np.full(labelers, 0.5), np.full(labelers, even)
@@ -107,7 +116,7 @@ def fit(
     posterior = np.zeros((comparisons, 3))
     iteration, moved = 0, np.inf
     while True:
-        # E: what is true of each comparison.
+        # E step: the truth of each comparison.
         weights, mean = _weights(knows, habit, ties, labeler, is_tie)
         votes = weights[labeler, is_tie.astype(np.int64)]
         before, posterior = posterior, softmax(sums(said, votes, comparisons * 3).reshape(-1, 3), tie, ties)
@@ -115,7 +124,7 @@ def fit(
         if moved <= tolerance or iteration == max_iterations:
             break
         iteration += 1
-        # E: how probably each judgment was known, not habit. M: both parameters.
+        # E step: the probability that each judgment was known, not habit. M step: both parameters.
         by_habit = np.where(is_tie, habit[labeler], (1 - habit[labeler]) / 2)
         own = knows[labeler]
         right = _clamped(posterior, known).reshape(-1)[said]
@@ -140,18 +149,20 @@ def fit(
 def _weights(
     knows: Floats, habit: Floats, ties: bool, labeler: NDArray[np.int64], is_tie: NDArray[np.bool_]
 ) -> tuple[Floats, float]:
-    """(L, 2) log-odds of a vote for a side and for a tie: ln P(answer | it is true) / P(answer | it is not), pooled
-    with the mean of all votes, which is returned too."""
+    """Return the log-odds (L, 2) of a vote for a side and for a tie, and the mean over all votes.
+
+    The log-odds are ln P(answer | it is true) / P(answer | it is not), pooled with this mean.
+    """
     odds = knows / (1 - knows)
     side = 2 * odds / (1 - habit)
-    # Where nobody has said tie yet, the first who does is believed as if they had chosen a side.
+    # If nobody has said tie yet, the first tie weighs as much as a vote for a side.
     own = np.log1p(np.stack([side, odds / habit if ties else side], axis=1))
     mean = float(own[labeler, is_tie.astype(np.int64)].mean()) if len(labeler) else UNFITTED.side
     return (1 - POOLED_WEIGHT) * own + POOLED_WEIGHT * mean, mean
 
 
 def tie_odds(counts: Floats) -> float:
-    """Log-odds of a tie against a side, from (C, 3) votes for A, tie and B; a shared first place counts in parts."""
+    """Return the log-odds of a tie against a side from votes (C, 3) for A, tie and B; a shared first place is split."""
     top = (counts == counts.max(axis=1, keepdims=True)) & (counts > 0)
     called = (top[:, 1] / np.maximum(top.sum(axis=1), 1)).sum()
     share = float((called + 1) / (counts.any(axis=1).sum() + 3))
@@ -160,10 +171,11 @@ def tie_odds(counts: Floats) -> float:
 
 
 def softmax(votes: Floats, tie: float, ties: bool | NDArray[np.bool_]) -> Floats:
-    """(C, 3) probabilities of A, tie and B from what votes add to each.
+    """Return probabilities (C, 3) of A, tie and B from the votes' summed log-odds (C, 3).
 
     Args:
-        tie: `tie_odds`. ties: whether, or (C,) where, a tie is possible.
+        tie: see `tie_odds`.
+        ties: whether a tie is possible, for all comparisons or for each (C,).
     """
     logs = votes + np.array([0.0, tie, 0.0])
     logs[~np.broadcast_to(ties, len(logs)), 1] = -np.inf

@@ -1,7 +1,7 @@
-"""Which comparisons a round reads: all that are new, and of those that earlier rounds have read as many as wanted.
+"""Select the comparisons that a round reads: all new ones, and a chosen number of those from earlier rounds.
 
-A comparison is new until a round that ended with a policy has read it; from then on it is replayed. Its age is the
-number of such rounds since, the one that read it first included.
+A comparison is new until a round that ended with a policy has read it. Reading it later is a replay. Its age is the
+number of rounds with a policy since then, including the round that read it first.
 """
 
 import math
@@ -16,7 +16,7 @@ Ints = NDArray[np.int64]
 
 
 class Reading(NamedTuple):
-    """What a round wants to read; none is no limit."""
+    """A round's limits for reading comparisons; None means no limit."""
 
     train_limit: int | None = None
     heldout_limit: int | None = None
@@ -26,24 +26,24 @@ class Reading(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """Decided comparisons: arrays (N,), so that a million of them take megabytes."""
+    """N decided comparisons as arrays (N,), so that a million of them take only megabytes."""
 
     comparison: Ints  # ids
-    heldout: Ints  # 1 where it is never trained on
+    heldout: Ints  # 1 if it is never trained on
     winner: Ints  # -1 for A, 0 for a tie, 1 for B: app.domain.consensus.winner
     judgments: Ints
     first_round: Ints  # number of the round that read it first; 0: it is new
 
 
 def draw(ids: Ints, limit: int | None, seed: int) -> Ints:
-    """At most `limit` of them, chosen at random by the seed."""
+    """Draw at most `limit` of the ids at random with this seed."""
     if limit is None or len(ids) <= limit:
         return ids
     return np.array(random.Random(seed).sample(sorted(ids.tolist()), limit), np.int64)
 
 
 def choose(candidates: Candidates, rounds: Sequence[int], reading: Reading) -> Candidates:
-    """The candidates that the round reads, in their order: the same for the same seed.
+    """Choose the candidates that the round reads, in their order; the same seed gives the same choice.
 
     Args:
         rounds: numbers of the rounds that ended with a policy.
@@ -57,11 +57,11 @@ def choose(candidates: Candidates, rounds: Sequence[int], reading: Reading) -> C
     new, old = ids[train & (first == 0)], ids[is_old]
     replayed = len(old)
     if reading.replay_share is not None and reading.replay_share < 1:
-        # At most so many that replayed / (new + replayed) <= share.
+        # The largest number with replayed / (new + replayed) <= share.
         replayed = min(replayed, math.floor(reading.replay_share / (1 - reading.replay_share) * len(new) + 1e-9))
     fresh = len(new)
     if reading.train_limit is not None and fresh + replayed > reading.train_limit:
-        # Both are cut in proportion, rounding in favour of the new.
+        # Both are reduced in proportion; rounding favors new comparisons.
         replayed = reading.train_limit * replayed // (fresh + replayed)
         fresh = reading.train_limit - replayed
     heldout = draw(ids[~train], reading.heldout_limit, reading.seed)
@@ -71,7 +71,7 @@ def choose(candidates: Candidates, rounds: Sequence[int], reading: Reading) -> C
 
 
 def counts(chosen: Candidates) -> dict[str, Any]:
-    """What a snapshot of these says of itself; `new` and `earlier` (by number of the round) are of the train ones."""
+    """Return the counts for a snapshot's description; `new` and `earlier` (by round) count training comparisons."""
     train = chosen.heldout == 0
     first = chosen.first_round[train]
     numbers, times = np.unique(first[first > 0], return_counts=True)

@@ -1,12 +1,12 @@
-"""The preference scale, and the way between the side shown and the canonical order.
+"""The preference scale, and the conversion between the order on the screen and the canonical order.
 
-A preference in canonical order runs from -strengths (A is better, as strongly as can be said) to strengths (B is); 0 is
-a tie. The same numbers on the screen run from the first (left) response to the second (right) one.
+In canonical order, a preference runs from -strengths (A is better, most strongly) to strengths (B is better, most
+strongly); 0 is a tie. On the screen, the same numbers run from the first (left) response to the second (right) one.
 """
 
 from typing import NamedTuple
 
-# What each strength is called, weakest first, on a scale of so many strengths.
+# Names of the strengths, weakest first, by the scale's number of strengths.
 _WORDS = {
     1: ("better",),
     2: ("better", "much better"),
@@ -16,20 +16,25 @@ _WORDS = {
 
 
 def values(strengths: int, *, allow_tie: bool) -> tuple[int, ...]:
-    """Every preference that can be given, from the first response's side to the second's."""
+    """Return all possible preferences, from the first response's side to the second's."""
     return tuple(value for value in range(-strengths, strengths + 1) if value or allow_tie)
 
 
 def words(value: int, strengths: int) -> str:
-    """What a preference says about the response it points to: "much better", or "tie"."""
+    """Describe a preference for the response it favors: "much better", or "tie"."""
     return _WORDS[strengths][abs(value) - 1] if value else "tie"
 
 
 class Step(NamedTuple):
     """One step of the scale on the screen.
 
-    value: what the form sends. key: on the keyboard, from 1. side: first, tie or second. words: what is written on it.
-    label: the same said in full, for screen readers and where only `mark` has room.
+    Attributes:
+        value: the value that the form sends.
+        key: its key on the keyboard, from 1.
+        side: first, tie or second.
+        words: the text on the step.
+        label: the full text, for screen readers and for when only `mark` has room.
+        mark: a short sign.
     """
 
     value: int
@@ -41,7 +46,7 @@ class Step(NamedTuple):
 
 
 def steps(strengths: int, *, allow_tie: bool) -> list[Step]:
-    """The scale as it is shown, from the first response's side to the second's."""
+    """Return the steps of the scale as shown, from the first response's side to the second's."""
     found = []
     for key, value in enumerate(values(strengths, allow_tie=allow_tie), start=1):
         said = words(value, strengths)
@@ -53,7 +58,7 @@ def steps(strengths: int, *, allow_tie: bool) -> list[Step]:
 
 
 def canonical(shown: int, *, swapped: bool) -> int:
-    """The preference towards B, from one given towards the second response shown. Its own inverse.
+    """Convert a preference towards the second response shown into one towards B. The function is its own inverse.
 
     Args:
         swapped: B was shown first.

@@ -1,16 +1,16 @@
-"""Whether people prefer one policy to another, told so that one may look after every judgment.
+"""Do people prefer one policy to another? A confidence sequence, which may be checked after every judgment.
 
-Each prompt gives one value: the share of its judgments that are for the new policy, a tie counting one half. A gambler
-bets on the values, one after the other, against the claim that their mean is m; what the gambler holds is evidence
-against m, and exceeds 1 / alpha at any time with probability alpha at most if m is true (Ville's inequality). The
-means that are not refuted are the interval; the new policy is better once 1/2 lies below it. This is the hedged capital
-process of Waudby-Smith and Ramdas (2024, "Estimating means of bounded random variables by betting", theorem 3), as
-`ville` computes it. It needs no model of the values, only that each, given those before it, has the same mean.
+Each prompt gives one value: the share of its judgments for the new policy, a tie counting one half. A gambler bets on
+the values, one after the other, against the claim that their mean is m. The gambler's capital is evidence against m: if
+m is true, it ever exceeds 1 / alpha with probability at most alpha (Ville's inequality). The interval consists of the
+means that are not refuted. The new policy is better once 1/2 lies below it. This is the hedged capital process of
+Waudby-Smith and Ramdas (2024, "Estimating means of bounded random variables by betting", theorem 3), as `ville`
+computes it. It needs no model of the values, only that each value has the same mean given the earlier ones.
 
-So the order of the values must not depend on what they say, and a value that has entered must keep its place. Who
-reads them from the database (`app.rounds.result_queries.evaluated`) keeps to that: a prompt enters when the last
-judgment that is wanted of it has come, behind all that entered before. An answer that is changed or taken back later
-changes the value in its place, and the sequence is recomputed from the first value.
+So the order must not depend on the values themselves, and a value must keep its place. The query that reads them
+(`app.rounds.result_queries.evaluated`) ensures this: a prompt enters at the end when it has its last requested
+judgment. If an answer is changed or withdrawn later, the value changes in its place, and the sequence is recomputed
+from the start.
 """
 
 import functools
@@ -26,26 +26,25 @@ Floats = NDArray[np.float64]
 
 ALPHA = 0.05
 EVEN = 0.5
-GRID = 1001  # means that are tried, 0.1 points apart; 1/2 is one of them
-FEWEST = 5  # prompts: from fewer, nothing is said of how many more it takes
-MOST = 1000  # prompts that are looked ahead
-_LARGEST = 700.0  # logarithm of the largest e-value that is told: a float holds no much larger one
+GRID = 1001  # number of means to test, 0.1 percentage points apart; 1/2 is one of them
+FEWEST = 5  # minimum prompts for a forecast of how many more are needed
+MOST = 1000  # maximum prompts of the forecast
+_LARGEST = 700.0  # logarithm of the largest e-value to report, close to the largest float
 
 
 class Preference(NamedTuple):
-    """What people's judgments say of a new policy beside another one.
+    """The result of people's judgments on a new policy against another policy.
 
     Attributes:
-        value: the win rate: the mean of the prompts' values.
-        low, high: the confidence sequence's interval at this moment, widened to the next mean that was tried.
-        prompts: values behind it.
+        value: the win rate, which is the mean of the prompts' values.
+        low, high: the confidence sequence's current interval, rounded outwards to the grid of tested means.
+        prompts: number of values.
         word: better once the interval lies above 1/2, worse once it lies below.
-        e_value: evidence that the win rate is not 1/2: 1 is none, 1 / alpha decides.
-        e_better: evidence that it is above 1/2, for `preferred` over several policies: the e-value where the new policy
-            is ahead, less where it is not.
-        more: how many more prompts it takes to decide if people go on as they did so far: their values are taken again
-            in the same order. None where it is decided, for fewer than `FEWEST` prompts, and where `MOST` more do not
-            decide it.
+        e_value: evidence that the win rate is not 1/2: 1 means none, 1 / alpha decides.
+        e_better: evidence that it is above 1/2, for `preferred` over several policies: the e-value if the new policy is
+            ahead, a smaller number if it is not.
+        more: number of additional prompts needed for a decision if people continue as before: the values are repeated
+            in the same order. None if it is decided, with fewer than `FEWEST` prompts, or if `MOST` more do not decide.
     """
 
     value: float
@@ -59,11 +58,11 @@ class Preference(NamedTuple):
 
 
 def preference(values: Sequence[float], alpha: float = ALPHA) -> Preference | None:
-    """What the values say together; none where there are none.
+    """Return the result for the values of all prompts; None without values.
 
     Args:
-        values: (N,) of the prompts in the order in which they entered, each in [0, 1], 1 being for the new policy.
-        alpha: probability at most of ever saying better or worse of two policies that people like equally.
+        values: (N,) the prompts' values in the order in which they entered, each in [0, 1]; 1 is for the new policy.
+        alpha: maximum probability of ever reporting better or worse for two policies that people like equally.
 
     Raises:
         ValueError: a value is not in [0, 1].
@@ -71,7 +70,7 @@ def preference(values: Sequence[float], alpha: float = ALPHA) -> Preference | No
     return _preference(tuple(values), alpha) if len(values) else None
 
 
-# Pages ask for all rounds of a project again and again, and few of them change: 20 rounds took two seconds a page.
+# Cached, because pages show all rounds of a project and few of them change: 20 rounds took two seconds per page.
 @functools.lru_cache(maxsize=256)
 def _preference(values: tuple[float, ...], alpha: float) -> Preference:
     better, worse = capital(values, alpha)
@@ -92,22 +91,22 @@ def _preference(values: tuple[float, ...], alpha: float) -> Preference:
 
 
 def capital(values: ArrayLike, alpha: float = ALPHA) -> tuple[Floats, Floats]:
-    """(N,) logarithms of what the two gamblers hold after each value: who bets on more than 1/2, and who on less."""
+    """Return log capital (N,) after each value for two gamblers: one bets on more than 1/2, the other on less."""
     ahead, behind = (BettingTest(EVEN, alternative=side, alpha=alpha).fit(values) for side in ("greater", "less"))
     return ahead.log_e_values_, behind.log_e_values_
 
 
 def hedged(better: Floats, worse: Floats) -> Floats:
-    """(N,) logarithm of the e-value: half is bet on each side, and the better half counts."""
+    """Return the logarithm (N,) of the e-value: half is bet on each side, and the larger capital counts."""
     larger: Floats = np.maximum(better, worse) - np.log(2)
     return larger
 
 
 def preferred(e_better: Sequence[float], alpha: float = ALPHA) -> list[bool]:
-    """Which of several policies people prefer, by the e-BH procedure (Wang and Ramdas 2022).
+    """Return which of several policies people prefer, by the e-BH procedure (Wang and Ramdas 2022).
 
-    At most a share alpha of the policies it names is expected not to be preferred. That holds although the policies are
-    compared with the same rival on the same prompts, and so depend on one another.
+    The expected share of policies named wrongly is at most alpha. This holds even though the results are dependent,
+    because the policies are compared with the same rival on the same prompts.
 
     Args:
         e_better: evidence for each policy.

@@ -1,12 +1,13 @@
-"""Dividing a number among kinds by shares, which are relative to one another."""
+"""Divide a number among kinds in proportion to relative shares."""
 
 import random
 from collections.abc import Mapping
 
 
 def slots(shares: Mapping[str, float], n: int, seed: int) -> list[str]:
-    """The kind of each of n slots, in the shares' order: systematic sampling, so that over many seeds each kind gets
-    exactly its share, and for one seed never a slot more or less than its share rounded up or down.
+    """Return the kind of each of n slots, in the order of the shares, by systematic sampling.
+
+    Over many seeds, each kind gets exactly its share. For one seed, it gets its share rounded up or down.
 
     Raises:
         ValueError: no share is above 0.
@@ -14,7 +15,7 @@ def slots(shares: Mapping[str, float], n: int, seed: int) -> list[str]:
     total = sum(shares.values())
     if total <= 0:
         raise ValueError("At least one share must be above 0.")
-    offset = random.Random(f"slots {seed}").random()  # a stream of its own: others shuffle by the same seed
+    offset = random.Random(f"slots {seed}").random()  # a separate stream, because others shuffle with the same seed
     points = [(i + offset) / n * total for i in range(n)]
     found: list[str] = []
     upper = 0.0
@@ -28,8 +29,10 @@ def slots(shares: Mapping[str, float], n: int, seed: int) -> list[str]:
 
 
 def quotas(available: Mapping[str, int], shares: Mapping[str, float], n: int) -> dict[str, int]:
-    """How many to take of each kind, n in all: in proportion to the shares, and where a kind has too few, more of the
-    others. Kinds without a share are not taken. Returns fewer than n if there are no more.
+    """Return how many items to take of each kind, n in total, in proportion to the shares.
+
+    If a kind has too few items, more of the others are taken. Kinds without a share are not taken. The total is smaller
+    than n if there are not enough items.
     """
     taken = dict.fromkeys(available, 0)
     left = n
@@ -40,7 +43,7 @@ def quotas(available: Mapping[str, int], shares: Mapping[str, float], n: int) ->
             break
         exact = {kind: left * share / total for kind, share in open_.items()}
         whole = {kind: int(part) for kind, part in exact.items()}
-        # What is left over by rounding goes to the largest remainders, in the order given where they are equal.
+        # The rounding remainder goes to the kinds with the largest remainders; equal remainders in the order given.
         by_remainder = sorted(open_, key=lambda kind: whole[kind] - exact[kind])
         for kind in [kind for kind in by_remainder if open_[kind] > 0][: left - sum(whole.values())]:
             whole[kind] += 1

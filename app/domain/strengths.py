@@ -1,4 +1,4 @@
-"""How far a round may move the policy: the one choice that its form begins with."""
+"""The strength of a round, which is how far it may move the policy: the first choice in its form."""
 
 from typing import Literal, NamedTuple
 
@@ -6,11 +6,12 @@ Strength = Literal["gentle", "balanced", "strong"]
 
 
 class Force(NamedTuple):
-    """A strength: how far a round may move the policy, in nats a response.
+    """A strength: how far a round may move the policy, in nats per response.
 
     Attributes:
-        kl_budget: of methods that work in turns: see the specs' `kl_budget`.
-        kl_target: of PPO, RLOO and GRPO, which have no phase on people's comparisons: half as much. Not measured.
+        kl_budget: for methods that work in turns: see the specs' `kl_budget`.
+        kl_target: for PPO, RLOO and GRPO. It is half the budget, because they have no phase on people's comparisons.
+            This value is not measured.
     """
 
     label: str
@@ -19,8 +20,8 @@ class Force(NamedTuple):
     kl_target: float
 
 
-# Measured with SmolLM2-135M-Instruct and 400 judgments (docs/learning.md): people's comparisons, which may use half of
-# a budget, win about 0.8 of the comparisons with the base with 4 nats and 0.9 with 12; more won no more.
+# Measured with SmolLM2-135M-Instruct and 400 judgments (docs/learning.md): the phase on people's comparisons, which may
+# use half of a budget, wins about 0.8 of the comparisons with the base with 4 nats and 0.9 with 12; more did not help.
 STRENGTHS: dict[str, Force] = {
     "gentle": Force("Gentle", "stays close to the current policy", 8.0, 4.0),
     "balanced": Force("Balanced", "follows people's preferences, within limits", 24.0, 12.0),

@@ -5,11 +5,11 @@ from statistics import NormalDist
 
 
 def quantile(probability: float, degrees: int) -> float:
-    """The quantile of Student's t (Hill 1970, CACM algorithm 396): six digits from four degrees of freedom on.
+    """Return the quantile of Student's t (Hill 1970, CACM algorithm 396): six digits from four degrees of freedom on.
 
     Args:
         probability: above 0.5 and below 1.
-        degrees: of freedom, 1 or more; for 1 and 2 there are closed forms.
+        degrees: degrees of freedom, at least 1; 1 and 2 use closed forms.
     """
     p, n = 2 * (1 - probability), float(degrees)
     if degrees == 1:

@@ -1,7 +1,7 @@
-"""Scores of a suite: two policies on the same cases, the difference with its interval, and what a gate makes of it.
+"""Scores of a suite: two policies on the same cases, their difference with its interval, and the gate's decision.
 
-A case passes or fails, so two policies on n cases give four counts. Only the cases on which they differ tell anything:
-b that only the new policy passes, c that only the one before passes. The difference is (b - c) / n.
+A case passes or fails, so two policies on n cases give four counts. Only cases with different results are informative:
+b that only the new policy passes and c that only the previous policy passes. The difference is (b - c) / n.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,11 +19,11 @@ BOUNDS: dict[Bound, str] = {
 
 
 class Score(NamedTuple):
-    """How two policies did on the same cases.
+    """Results of two policies on the same cases.
 
     Attributes:
-        passed, before: cases that the new policy passes, and the one before.
-        gained, lost: cases that only the new policy passes, or only the one before.
+        passed, before: number of cases that the new policy and the previous policy pass.
+        gained, lost: number of cases that only the new policy, or only the previous one, passes.
     """
 
     cases: int
@@ -42,14 +42,14 @@ class Score(NamedTuple):
 
     @property
     def interval(self) -> Interval:
-        """The new policy's share of cases passed, with Wilson's interval."""
+        """The new policy's share of passed cases, with Wilson's interval."""
         bounds = wilson(self.passed, self.cases)
         assert bounds is not None, "a suite has cases"
         return Interval(self.share, *bounds)
 
     @property
     def change(self) -> float:
-        """Share passed by the new policy less that of the one before."""
+        """The new policy's share of passed cases minus the previous policy's."""
         return (self.gained - self.lost) / self.cases
 
     @property
@@ -63,7 +63,7 @@ class Score(NamedTuple):
 
 
 def score(new: Sequence[bool], before: Sequence[bool]) -> Score:
-    """Compares two policies on the same cases, in the same order; there is at least one."""
+    """Compare two policies on the same cases, at least one, in the same order."""
     pairs = list(zip(new, before, strict=True))
     return Score(
         len(pairs), sum(new), sum(before), sum(n and not b for n, b in pairs), sum(b and not n for n, b in pairs)
@@ -71,7 +71,7 @@ def score(new: Sequence[bool], before: Sequence[bool]) -> Score:
 
 
 def by_slice(slices: Sequence[str], new: Sequence[bool], before: Sequence[bool]) -> dict[str, Score]:
-    """Scores by slice; "" for all cases."""
+    """Return scores by slice; "" for all cases."""
     members: dict[str, list[int]] = {"": list(range(len(slices)))}
     for i, name in enumerate(slices):
         if name:
@@ -80,18 +80,19 @@ def by_slice(slices: Sequence[str], new: Sequence[bool], before: Sequence[bool])
 
 
 def total(scores: Iterable[Score]) -> Score | None:
-    """All cases of several suites together, each counted once; none of no suite."""
+    """Return the score over all cases of several suites, each counted once; None without suites."""
     found = list(scores)
     return sum(found[1:], found[0]) if found else None
 
 
 def paired_difference(cases: int, gained: int, lost: int) -> Interval | None:
-    """The 95% interval of (gained - lost) / cases; none for fewer than `FEWEST` cases.
+    """Return the 95% interval of (gained - lost) / cases; None for fewer than `FEWEST` cases.
 
-    Bonett and Price 2012, Adjusted Wald Confidence Interval for a Difference of Binomial Proportions Based on Paired
-    Data: Wald's interval after one imaginary case is added to either side. Without them, two policies that no case
-    tells apart would have an interval of no width, and with few cases it would miss too often: the bootstrap over cases
-    has both faults. It keeps its 95% from about ten cases on (tests/domain/test_suites.py counts all outcomes).
+    Source: Bonett and Price 2012, Adjusted Wald Confidence Interval for a Difference of Binomial Proportions Based on
+    Paired Data. It is Wald's interval after adding one imaginary case to each side. Without these cases, two policies
+    with equal results would have an interval of width 0, and with few cases the interval would miss too often; the
+    bootstrap over cases has both problems. It covers 95% from about ten cases on (tests/domain/test_suites.py counts
+    all outcomes).
     """
     if cases < FEWEST:
         return None
@@ -102,16 +103,16 @@ def paired_difference(cases: int, gained: int, lost: int) -> Interval | None:
 
 
 def reach(cases: int) -> float:
-    """How far the interval reaches to either side if both policies do the same on every case; 1 for too few cases."""
+    """Return the interval's half-width if both policies have the same results on all cases; 1 for too few cases."""
     found = paired_difference(cases, 0, 0)
     return found.high if found else 1.0
 
 
 def loses_too_much(difference: Interval | None, largest_loss: float, bound: Bound) -> bool:
-    """Whether a gate holds a policy back.
+    """Return whether a gate holds a policy back.
 
     Args:
-        difference: new policy less the one before; none (too few cases) holds nothing back.
-        bound: `high`: the whole interval must lie below the allowed loss; `low`: it is enough that a part does.
+        difference: new policy minus previous policy; None (too few cases) does not hold the policy back.
+        bound: `high` holds back only if the whole interval is beyond the allowed loss, `low` if a part of it is.
     """
     return difference is not None and getattr(difference, bound) < -largest_loss

@@ -1,4 +1,4 @@
-"""What changed between two texts: by line, and inside changed lines by word."""
+"""Differences between two texts: by line, and inside changed lines by word."""
 
 import re
 import unicodedata
@@ -9,13 +9,13 @@ from typing import Literal, NamedTuple
 
 # Unchanged lines shown around a change.
 CONTEXT = 2
-# Comparing keeps a bit for each pair of words (or lines); past so many a block counts as replaced, which is true if not
-# helpful.
+# The comparison keeps a bit for each pair of words (or lines). A block with more pairs than this counts as replaced as
+# a whole, which is correct but less helpful.
 _MOST_PAIRS = 30_000_000
-# Blocks that share less than this are replaced rather than edited: marking their common commas would only confuse.
+# Blocks that share less than this count as replaced: marking a few common commas would only confuse.
 _LEAST_ALIKE = 0.35
 
-# Scripts that put no space between words are compared character by character.
+# Scripts without spaces between words are compared character by character.
 _UNSPACED = r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
 _TOKEN = re.compile(rf"{_UNSPACED}|(?:(?!{_UNSPACED})\w)+|\n|[^\S\n]+|[^\w\s]")
 
@@ -28,7 +28,7 @@ class Piece(NamedTuple):
 
 
 class Opcode(NamedTuple):
-    """A stretch of a, from i1 to i2, and what is in its place in b."""
+    """A range of a, from i1 to i2, and the range of b in its place."""
 
     tag: Literal["equal", "replace"]
     i1: int
@@ -46,10 +46,10 @@ class Line(NamedTuple):
 
 
 def diff(old: str, new: str) -> list[Line]:
-    """The lines of both texts in order, long unchanged stretches folded; empty when the texts are the same.
+    """Return the lines of both texts in order, with long unchanged ranges folded; empty if the texts are equal.
 
-    Removed lines come before the added ones that replace them. Neither how a line ends counts (LF, CR), nor whether
-    the last one does.
+    Removed lines come before the lines that replace them. Line endings (LF, CR) and a line end at the end of a text are
+    ignored.
     """
     before, after = _lines(old), _lines(new)
     if before == after:
@@ -65,13 +65,13 @@ def diff(old: str, new: str) -> list[Line]:
 
 
 def _lines(text: str) -> list[str]:
-    # Not str.splitlines: it takes other characters for line ends too, so that a change of these would not show.
+    # Not str.splitlines: it also splits at other characters, and a change of these characters would not show.
     text = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
     return text.split("\n") if text else []
 
 
 def kept(old: str, new: str) -> float:
-    """The share of the longer text, in characters, that stands in both in the same order."""
+    """Return the share of the longer text, in characters, that both texts have in the same order."""
     a, b = _TOKEN.findall(old), _TOKEN.findall(new)
     return _common(a, _opcodes(a, b)) / max(len(old), len(new), 1)
 
@@ -81,9 +81,9 @@ def _common(a: Sequence[str], opcodes: Iterable[Opcode]) -> int:
 
 
 def _opcodes(a: Sequence[str], b: Sequence[str]) -> list[Opcode]:
-    """How a becomes b: stretches of both that are equal or replaced, in turns and in order.
+    """Return how a becomes b: ranges of both, in order, that are alternately equal and replaced.
 
-    The common beginning and end are set aside first: most edits leave little between them.
+    The common start and end are split off first, because most edits leave little between them.
     """
     most = min(len(a), len(b))
     start = next((n for n in range(most) if a[n] != b[n]), most)
@@ -102,10 +102,10 @@ def _opcodes(a: Sequence[str], b: Sequence[str]) -> list[Opcode]:
 
 
 def _longest_common(a: Sequence[str], b: Sequence[str]) -> Iterator[tuple[int, int, int]]:
-    """A longest common subsequence: (place in a, place in b, length) of its stretches.
+    """Yield (index in a, index in b, length) for the contiguous ranges of a longest common subsequence.
 
-    Bit-parallel (Hyyrö 2004): after i tokens of a, bit j of the row is 0 where token j of b makes the longest common
-    subsequence of both beginnings longer. From the ends of both the rows then tell the way back.
+    The algorithm is bit-parallel (Hyyrö 2004): after i tokens of a, bit j of the row is 0 if token j of b makes the
+    longest common subsequence of both prefixes longer. Backtracking through the rows from the ends gives the matches.
     """
     if len(a) * len(b) > _MOST_PAIRS:
         return
@@ -132,16 +132,16 @@ def _longest_common(a: Sequence[str], b: Sequence[str]) -> Iterator[tuple[int, i
         enumerate(reversed(matches)), key=lambda each: (each[1][0] - each[0], each[1][1] - each[0])
     ):
         first, *rest = (pair for _, pair in stretch)
-        # Spaces between words that all changed: to mark each word by itself would only confuse.
+        # Skip ranges of spaces: if all words around them changed, marking each word separately would only confuse.
         if not all(a[i].isspace() and a[i] != "\n" for i, _ in (first, *rest)):
             yield (*first, 1 + len(rest))
 
 
 def _folded(lines: Sequence[str], *, is_first: bool, is_last: bool) -> list[Line]:
-    """Unchanged lines; of many, those next to a change."""
+    """Return unchanged lines; if they are many, only those next to a change."""
     head, tail = 0 if is_first else CONTEXT, 0 if is_last else CONTEXT
     hidden = len(lines) - head - tail
-    if hidden < 2:  # a note that one line is hidden is no shorter than the line
+    if hidden < 2:  # a note about one hidden line is as long as the line
         return list(_plain("same", lines))
     return [
         *_plain("same", lines[:head]),
@@ -151,7 +151,7 @@ def _folded(lines: Sequence[str], *, is_first: bool, is_last: bool) -> list[Line
 
 
 def _replaced(before: Sequence[str], after: Sequence[str]) -> list[Line]:
-    """Removed lines, then added ones; where they are alike, with the words marked that differ."""
+    """Return removed lines, then added lines; if the two are similar, the words that differ are marked."""
     a, b = _TOKEN.findall("\n".join(before)), _TOKEN.findall("\n".join(after))
     opcodes = _opcodes(a, b) if a and b else []
     total = max(sum(map(len, a)), sum(map(len, b)))
@@ -165,7 +165,7 @@ def _replaced(before: Sequence[str], after: Sequence[str]) -> list[Line]:
 
 
 def _split(kind: Kind, pieces: Iterable[Piece]) -> list[Line]:
-    """The pieces as lines."""
+    """Split pieces into lines."""
     lines: list[list[Piece]] = [[]]
     for piece in pieces:
         first, *rest = piece.text.split("\n")
@@ -183,8 +183,10 @@ def _shown(piece: Piece) -> Piece:
 
 
 def spell_hidden(text: str) -> str:
-    """With characters that cannot be seen, or that turn the direction of what follows, spelled out: a change of these
-    alone must show too. The joiners that many scripts and emoji are written with stay."""
+    """Spell out invisible characters and direction marks, so that a change of these characters shows.
+
+    Zero-width joiners and non-joiners stay, because many scripts and emoji use them.
+    """
     if text.isascii():
         return text
     return "".join(f"[U+{ord(c):04X}]" if _is_hidden(c) else c for c in text)

@@ -1,6 +1,6 @@
-"""What people say of one response alone."""
+"""Judgments of single responses by thumbs."""
 
 
 def liked(up: int, down: int) -> bool | None:
-    """Whether a response is liked, by most of its thumbs; none where they are even: nobody knows then."""
+    """Return whether most thumbs for a response are up; None if up and down are equal."""
     return None if up == down else up > down

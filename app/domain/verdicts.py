@@ -1,19 +1,19 @@
-"""Whether a round made its policy better: people's word where there is enough of it, otherwise the reward model's."""
+"""The verdict on whether a round improved its policy: by people if enough have judged, else by the reward model."""
 
 from typing import Literal, NamedTuple
 
 from app.domain.intervals import Interval
 from app.domain.sequence import Preference, Word
 
-LEAST_PROMPTS = 10  # judged ones: fewer cannot decide, whatever is said of them (app.domain.sequence)
+LEAST_PROMPTS = 10  # minimum judged prompts: fewer cannot decide, whatever the judgments are (app.domain.sequence)
 
 
 class Verdict(NamedTuple):
-    """What is known of a round's new policy beside the one before it.
+    """The verdict on a round's new policy against the previous one.
 
     Attributes:
-        interval: what it rests on, with 95%: people's win rate of the new policy, by a confidence sequence, or the
-            reward model's mean score of it less that of the previous one.
+        interval: its basis with a 95% interval: people's win rate of the new policy (a confidence sequence), or the
+            difference of the reward model's mean scores, new minus previous.
     """
 
     word: Word
@@ -22,11 +22,11 @@ class Verdict(NamedTuple):
 
 
 def verdict(people: Preference | None, difference: Interval | None) -> Verdict | None:
-    """The verdict on a round; none where nobody has measured it.
+    """Return the verdict on a round; None without any measurement.
 
     Args:
-        people: what they said of the new policy beside the previous one.
-        difference: mean score of the new policy less that of the previous one, by the round's reward model.
+        people: result of people's judgments on the new policy against the previous one.
+        difference: mean score of the new policy minus that of the previous one, by the round's reward model.
     """
     if people is not None and people.prompts >= LEAST_PROMPTS:
         return Verdict(people.word, "people", Interval(people.value, people.low, people.high))
@@ -34,7 +34,7 @@ def verdict(people: Preference | None, difference: Interval | None) -> Verdict |
 
 
 def by_reward_model(difference: Interval | None) -> Verdict | None:
-    """The verdict of the round's reward model alone, which is there when a round ends: people judge later."""
+    """Return the verdict of the round's reward model, which is available when a round ends; people judge later."""
     if difference is None:
         return None
     word: Word = "better" if difference.low > 0 else "worse" if difference.high < 0 else "not shown"

@@ -1,18 +1,18 @@
 """Best-of-n of the reference model: the yardstick for how much reward a policy gains for its KL (Gao et al. 2022).
 
 Sampling n responses and keeping the one with the highest reward gains reward without any training, at a KL to the
-reference of ln n - (n - 1) / n nats. A policy that was trained well lies above that curve. Only what was sampled of the
-reference is drawn: no n beyond it, no curve fitted.
+reference of ln n - (n - 1) / n nats. A well-trained policy lies above this curve. The curve uses only stored samples of
+the reference: it has no larger n, and it is not fitted.
 
-An evaluation reports, on the prompts whose responses of the reference are stored:
+An evaluation reports, on the prompts with stored responses of the reference:
 
 | metric | what it is |
 |---|---|
 | `eval_base/scores` | mean score of the reference's responses |
-| `eval_base/best_of_2`, `_4`, ... | mean over prompts of the expected best score among so many of its responses |
-| `eval_base/n` | responses to each prompt: the largest n |
+| `eval_base/best_of_2`, `_4`, ... | mean over prompts of the expected best score among 2, 4, ... of its responses |
+| `eval_base/n` | responses per prompt: the largest n |
 | `eval_base/prompts` | prompts |
-| `eval_base/gain`, `_low`, `_high` | the new policy's mean score less the reference's, with its 95% interval |
+| `eval_base/gain`, `_low`, `_high` | the new policy's mean score minus the reference's, with its 95% interval |
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,12 +22,12 @@ from typing import NamedTuple
 
 from app.domain.intervals import Interval, mean_interval
 
-MOST = 16  # responses to a prompt that are scored
+MOST = 16  # maximum responses per prompt to score
 LEAST = 2
 
 
 def sizes(most: int) -> list[int]:
-    """The n that are looked at: 1, 2, 4, ... and the largest."""
+    """Return the values of n to report: 1, 2, 4, ... and the largest."""
     return [*(2**k for k in range(most.bit_length()) if 2**k < most), most]
 
 
@@ -37,7 +37,7 @@ METRICS = (*NAMES.values(), "eval_base/n", "eval_base/prompts", GAIN, f"{GAIN}_l
 
 
 class Point(NamedTuple):
-    """Best-of-n: its KL to the reference in nats, and its mean reward less the reference's."""
+    """Best-of-n: its KL to the reference in nats, and its mean reward minus the reference's."""
 
     n: int
     kl: float
@@ -45,12 +45,12 @@ class Point(NamedTuple):
 
 
 class Yardstick(NamedTuple):
-    """Both on the same prompts, by one reward model.
+    """Best-of-n and the new policy on the same prompts, by the same reward model.
 
     Attributes:
-        points: of best-of-n, by rising n from 1, which is the reference itself.
-        gain: the new policy's mean reward less the reference's.
-        interval: of the gain; none for fewer than five prompts.
+        points: best-of-n by rising n, from 1, which is the reference itself.
+        gain: the new policy's mean reward minus the reference's.
+        interval: interval of the gain; None for fewer than five prompts.
     """
 
     points: list[Point]
@@ -63,30 +63,30 @@ class Yardstick(NamedTuple):
         return self.points[-1].n
 
     def at(self, kl: float) -> float | None:
-        """What best-of-n gains at this KL, between the points that were measured; None beyond the last one."""
+        """Interpolate the gain of best-of-n at this KL between measured points; None beyond the last point."""
         for left, right in zip(self.points, self.points[1:], strict=False):
             if left.kl <= kl <= right.kl:
-                # The curve is drawn over sqrt(KL), so it is read there.
+                # Interpolate over sqrt(KL), the axis on which the curve is drawn.
                 share = (sqrt(kl) - sqrt(left.kl)) / (sqrt(right.kl) - sqrt(left.kl))
                 return left.gain + share * (right.gain - left.gain)
         return None
 
 
 def best_of_n_kl(n: int) -> float:
-    """KL in nats of the best of n responses to what they were sampled from, at most: ln n - (n - 1) / n.
+    """Return the KL in nats from best-of-n to the model that was sampled: ln n - (n - 1) / n.
 
-    An upper bound, exact without ties (Gao et al. 2022, section 2; Beirami et al. 2024).
+    This is an upper bound, exact without ties (Gao et al. 2022, section 2; Beirami et al. 2024).
     """
     return log(n) - (n - 1) / n
 
 
 def expected_best(scores: Sequence[float], n: int) -> float:
-    """Mean of the best score among n of these, over all choices of n: no luck in which come first.
+    """Return the mean of the best score over all choices of n scores, which does not depend on their order.
 
-    The i-th smallest of N is the best in C(i - 1, n - 1) of C(N, n) choices.
+    The i-th smallest of N scores is the best in C(i - 1, n - 1) of C(N, n) choices.
 
     Raises:
-        ValueError: there are fewer than n.
+        ValueError: there are fewer than n scores.
     """
     if not 1 <= n <= len(scores):
         raise ValueError(f"{len(scores)} scores have no best of {n}")
@@ -95,19 +95,20 @@ def expected_best(scores: Sequence[float], n: int) -> float:
 
 
 def enough(counts: Sequence[int]) -> int:
-    """Responses to each prompt that are used: as many as half of the prompts with two or more have, at most `MOST`.
+    """Return the number of responses per prompt to use, at most `MOST`.
 
-    Prompts with fewer are left out, and of others the first ones are used. 0 where no prompt has two.
+    At least half of the prompts with two or more responses have this many. Prompts with fewer are left out; of the
+    other prompts, the first responses are used. 0 if no prompt has two responses.
     """
     several = sorted((count for count in counts if count >= LEAST), reverse=True)
     return min(several[(len(several) - 1) // 2], MOST) if several else 0
 
 
 def measure(base: Mapping[int, Sequence[float]], new: Mapping[int, Sequence[float]]) -> dict[str, float]:
-    """The table above; empty without two responses of the reference to a prompt.
+    """Return the metrics of the table above; empty if no prompt has two responses of the reference.
 
     Args:
-        base, new: scores of both models' responses, by prompt; `new` has each prompt of `base`.
+        base, new: scores of both models' responses, by prompt; `new` has all prompts of `base`.
     """
     n = enough([len(scores) for scores in base.values()])
     used = {prompt: list(scores)[:n] for prompt, scores in base.items() if len(scores) >= n}
@@ -122,7 +123,7 @@ def measure(base: Mapping[int, Sequence[float]], new: Mapping[int, Sequence[floa
 
 
 def yardstick(metrics: Mapping[str, float]) -> Yardstick | None:
-    """What an evaluation's metrics say of it; none where it was not measured."""
+    """Return the yardstick from an evaluation's metrics; None if it was not measured."""
     if GAIN not in metrics or "eval_base/n" not in metrics:
         return None
     base = metrics[NAMES[1]]

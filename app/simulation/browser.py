@@ -1,4 +1,4 @@
-"""A browser without a screen: follows redirects, keeps cookies, reads pages and sends the forms that stand in them."""
+"""A headless browser: it follows redirects, keeps cookies, reads pages and submits the forms in them."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from app.errors import PrefloopError, Unavailable
 
 
 class Page:
-    """A page as it was answered."""
+    """A page from an HTTP response."""
 
     def __init__(self, response: httpx.Response) -> None:
         self.url = response.url
         self.soup = BeautifulSoup(response.text, "html.parser")
 
     def text(self, selector: str) -> str | None:
-        """The text of the first element that matches, or none."""
+        """Return the text of the first element that matches, or None."""
         found = self.soup.select_one(selector)
         return found.get_text(" ", strip=True) if found else None
 
@@ -28,14 +28,14 @@ class Page:
 
 
 class Form:
-    """A form's address and the values it would send untouched; those that several lists share are in their order."""
+    """A form's address and its initial values; if several lists share a name, their values are in order."""
 
     def __init__(self, form: Tag, url: str, page: Tag) -> None:
         self.action = str(form.get("action") or url)
         self.values: dict[str, Any] = {}
         self.choices: dict[str, list[str]] = {}
         controls = form.select("input[name], textarea[name], select[name]")
-        if form.get("id"):  # controls that stand elsewhere on the page
+        if form.get("id"):  # controls outside the form element
             controls += page.select(f'[name][form="{form["id"]}"]')
         for control in controls:
             name, kind = str(control["name"]), control.get("type")
@@ -59,7 +59,7 @@ class Form:
 
 
 class Browser:
-    """One person's browser. Use it in one thread."""
+    """One person's browser. Use it only in one thread."""
 
     def __init__(self, url: str) -> None:
         self._http = httpx.Client(base_url=url, follow_redirects=True, timeout=60)
@@ -76,7 +76,7 @@ class Browser:
         ).json()
 
     def lines(self, url: str, **parameters: Any) -> list[str]:
-        """The lines of a downloaded file."""
+        """Return the lines of a downloaded file."""
         return self._checked(self._request("GET", url, params=parameters)).text.splitlines()
 
     def send(self, form: Form, **changes: Any) -> Page:
@@ -93,7 +93,7 @@ class Browser:
         if response.is_success:
             return response
         soup = BeautifulSoup(response.text, "html.parser")
-        # A refused form says why at its top; every page also has an empty place for alerts of scripts.
+        # A refused form has the reason at its top; every page also has an empty element for alerts of scripts.
         places = [*soup.select("[role=alert]"), *soup.select("main, .message")]
         said = (" ".join(place.get_text(" ", strip=True).split()) for place in places)
         reason = next(filter(None, said), response.text[:300])

@@ -57,7 +57,7 @@ def simulate_command(
         raise InvalidInput("Noise and position bias together exceed 1.", "They are shares of the same judgments.")
     settings = Settings()
     url = (url or settings.url).rstrip("/")
-    # What happens on the way goes to the error stream, so that --json leaves only results on the other.
+    # Progress goes to the error stream, so that with --json the output stream has only results.
     progress = Console(stderr=True, highlight=False)
     operator = _join(url, invitation or _invitation(settings, url, project), "Simulation operator")
     crew = Crew(
@@ -68,7 +68,7 @@ def simulate_command(
         seed,
     )
     loop = Loop(operator, crew, project, PREFERENCES[preference], lambda line: progress.print(f"[dim]{line}[/dim]"))
-    # Two rounds are to follow each other, whatever people can show of the first one by then.
+    # The reward model decides on adoption, because the next round starts before people have judged enough.
     overrides = {"promotion": "reward_model"} | dict(_setting(text) for text in set_ or []) | {"algorithm": algorithm}
     reports = []
     for _ in range(rounds):
@@ -90,7 +90,7 @@ def _setting(text: str) -> tuple[str, str]:
 
 
 def _invitation(settings: Settings, url: str, slug: str) -> str:
-    """A link that makes an account able to run the whole project, written to the database as `prefloop invite` does."""
+    """Create a link, as `prefloop invite` does, for an account that can run the whole project; return it."""
     with command_session(settings) as session:
         project = projects.by_slug(session, slug)
         if project is None:
@@ -116,8 +116,11 @@ def _join(url: str, link: str, name: str) -> Browser:
 
 
 def _table(reports: list[RoundReport], people: Mapping[int, dict[str, Any] | None]) -> Table:
-    """Args:
-    people: by round, what labelers said of its policy beside the previous one by the end of the simulation.
+    """Return the table of results.
+
+    Args:
+        people: by round, the result of people's judgments on its policy against the previous one, at the end of the
+            simulation.
     """
     columns = (
         "round",
@@ -157,7 +160,7 @@ def _table(reports: list[RoundReport], people: Mapping[int, dict[str, Any] | Non
 
 
 def _said(people: dict[str, Any] | None) -> str:
-    """`better: 0.71 [0.55, 0.86], 34 prompts`, or how many more prompts it takes."""
+    """Format a result: `better: 0.71 [0.55, 0.86], 34 prompts`, and how many more prompts a decision needs."""
     if people is None:
         return "–"
     said = f"{people['word']}: {_shown(people['value'], 2)} [{_shown(people['low'], 2)}, {_shown(people['high'], 2)}]"

@@ -1,4 +1,4 @@
-"""Simulated people at work: they join by invitation and label until nothing is left for them."""
+"""Simulated labelers: they join by invitation and label until nothing is left for them."""
 
 import random
 import time
@@ -12,11 +12,11 @@ from app.simulation.preference import Score, SimulatedLabeler
 
 CARD = "form.answer"
 PAUSE_SECONDS = 2.0
-PATIENCE_SECONDS = 600.0  # with an empty desk, while more is to come
+PATIENCE_SECONDS = 600.0  # maximum wait with an empty queue while more comparisons are expected
 
 
 def question_and_responses(card: Page) -> tuple[str, list[str]]:
-    """What a card shows: the last thing the user said, and the responses in the order shown."""
+    """Return the user's last message on a card, and the responses in the order shown."""
     turns = card.soup.select(".turn-user .prose")
     question = turns[-1].get_text(" ", strip=True) if turns else ""
     texts = [response.select_one(".prose") for response in card.soup.select("[data-response]")]
@@ -24,7 +24,7 @@ def question_and_responses(card: Page) -> tuple[str, list[str]]:
 
 
 def answered(card: Page, form: Form, labeler: SimulatedLabeler) -> dict[str, Any]:
-    """The fields in which the labeler says what they prefer: a step of the scale, or a rank for each response."""
+    """Return the form fields of the labeler's answer: a step of the scale, or a rank for each response."""
     question, responses = question_and_responses(card)
     if "ranks" in form.values:
         return {"ranks": [str(rank) for rank in labeler.rank(question, responses)]}
@@ -37,7 +37,7 @@ def answered(card: Page, form: Form, labeler: SimulatedLabeler) -> dict[str, Any
 
 
 def work(browser: Browser, labeler: SimulatedLabeler, desk: str, limit: int) -> int:
-    """Judges until the desk is empty, `limit` is reached; returns how many."""
+    """Judge until the queue is empty or `limit` is reached; return the number of judgments."""
     done = 0
     page = browser.open(desk)
     while done < limit and page.soup.select_one(CARD):
@@ -48,7 +48,7 @@ def work(browser: Browser, labeler: SimulatedLabeler, desk: str, limit: int) -> 
 
 
 class Crew:
-    """N labelers with one hidden preference; each errs in their own way, but always the same for the same seed."""
+    """N labelers with the same hidden preference. Each makes their own errors, which depend only on the seed."""
 
     def __init__(self, browsers: list[Browser], score: Score, noise: float, position_bias: float, seed: int) -> None:
         self.pairs = [
@@ -57,17 +57,17 @@ class Crew:
         ]
 
     def label_all(self, desk: str, limit: int, more_to_come: Callable[[], bool], say: Callable[[str], None]) -> int:
-        """Everyone works at once until the queue is empty and no more is to come, or `limit` judgments are made.
+        """Let all labelers work until the queue is empty and no more is expected, or until `limit` judgments.
 
         Raises:
-            Unavailable: more is to come, but did not.
+            Unavailable: more comparisons were expected, but did not come.
         """
         total, worked = 0, time.monotonic()
         share, over = divmod(limit, len(self.pairs))
         left = [share + (number < over) for number in range(len(self.pairs))]
         with ThreadPoolExecutor(len(self.pairs)) as pool:
             while True:
-                # Asked before the work: what arrives during it is seen by the next look.
+                # Ask before the work, so that comparisons that arrive meanwhile are found in the next turn.
                 more = more_to_come()
                 jobs = [
                     pool.submit(work, browser, labeler, desk, left[number])

@@ -1,4 +1,4 @@
-"""The loop, driven over HTTP: label, start a round, wait for it, measure, again."""
+"""The loop, driven over HTTP: label, start a round, wait for it, measure, repeat."""
 
 import json
 import time
@@ -19,15 +19,18 @@ Say = Callable[[str], None]
 
 
 class RoundReport(NamedTuple):
-    """What one round came to, as `make benchmark-loop` says it. The field names are those of `--json`.
+    """The results of one round, as `make benchmark-loop` reports them. The field names are those of `--json`.
 
     Attributes:
-        win_rate: of the newest policy against the first one, under the hidden preference, on held-out prompts.
-        true: the newest policy's mean score under the hidden preference; first_true the first policy's, and so on.
+        win_rate: the newest policy's win rate against the first policy, under the hidden preference, on held-out
+            prompts.
+        true: the newest policy's mean score under the hidden preference. `first_true` is the first policy's; so are
+            other fields with the prefix `first_`.
         proxy: the newest policy's mean score by the round's reward model.
-        kl, kl_k3: of the newest policy to the reference, nats a response, by two estimators.
-        tokens: mean length of a response. finished: share of responses that were not cut by the limit.
-        adopted: whether the round's policy became the project's; none where the service does not say.
+        kl, kl_k3: KL of the newest policy to the reference in nats per response, by two estimators.
+        tokens: mean length of a response.
+        finished: share of responses that were not cut by the limit.
+        adopted: whether the round's policy became the project's policy; None if the service does not report it.
     """
 
     round: int
@@ -51,7 +54,7 @@ class RoundReport(NamedTuple):
 
 
 class Response(NamedTuple):
-    """A response, how many tokens it has, and whether it ended by itself."""
+    """A response, its number of tokens, and whether it is finished."""
 
     text: str
     tokens: int
@@ -59,7 +62,7 @@ class Response(NamedTuple):
 
 
 class Loop:
-    """A project seen through an operator's browser, and a crew that labels in it."""
+    """A project in an operator's browser, and a crew that labels in it."""
 
     def __init__(self, operator: Browser, crew: Crew, project: str, score: Score, say: Say) -> None:
         self.operator = operator
@@ -69,9 +72,9 @@ class Loop:
         self.say = say
 
     def wait_for_samples(self, patience: float = 600) -> None:
-        """Until the project has a model, and something can be compared or nothing more is being sampled."""
+        """Wait until the project has a model, and there are comparisons or sampling has ended."""
         deadline = time.monotonic() + patience
-        if self._policy() == "none":  # a first start is still fetching it
+        if self._policy() == "none":  # the service fetches it at its first start
             self.say("waiting for the project's model")
         while self._policy() == "none":
             if time.monotonic() > deadline:
@@ -85,7 +88,7 @@ class Loop:
             time.sleep(POLL_SECONDS)
 
     def turn(self, settings: dict[str, Any], limit: int) -> RoundReport:
-        """One round: labels what there is, trains, and measures the new policy against the first one."""
+        """Run one round: label what there is, train, and measure the new policy against the first one."""
         began = time.monotonic()
         self.wait_for_samples()
         judgments = self.crew.label_all(f"{self.base}/label", limit, self._sampling, self.say)
@@ -107,11 +110,11 @@ class Loop:
         )
 
     def finish_labeling(self, limit: int) -> int:
-        """The comparisons the last round opened: its human evaluation."""
+        """Label the comparisons that the last round opened, which include its human evaluation."""
         return self.crew.label_all(f"{self.base}/label", limit, self._sampling, self.say)
 
     def people(self, number: int) -> dict[str, Any] | None:
-        """What labelers have said of a round's policy beside the previous one: `app.domain.sequence.Preference`."""
+        """Return people's preference between a round's policy and the previous one, as `sequence.Preference`."""
         status: dict[str, Any] = self.operator.json(f"{self.base}/rounds/{number}/status")
         said: dict[str, Any] | None = status["people"]["before"]
         return said
@@ -137,7 +140,7 @@ class Loop:
         return int(str(page.url).rpartition("/")[2])
 
     def _follow(self, number: int) -> dict[str, Any]:
-        """Waits for the round's end; what it then says of itself."""
+        """Wait until the round ends, and return its status."""
         told = ""
         while True:
             status: dict[str, Any] = self.operator.json(f"{self.base}/rounds/{number}/status")
@@ -154,12 +157,12 @@ class Loop:
             time.sleep(POLL_SECONDS)
 
     def _last_metrics(self, number: int) -> dict[tuple[str, str], float]:
-        """The newest value of each metric, by kind of run and name."""
+        """Return the newest value of each metric, by kind of run and name."""
         rows = self.operator.json(f"{self.base}/rounds/{number}/metrics")["metrics"]
         return {(row["kind"], row["name"]): row["value"] for row in rows}  # in the order of runs and steps
 
     def _heldout(self) -> dict[str, float]:
-        """The newest policy beside the first one, on the held-out prompts that both answer; empty while it is one."""
+        """Compare the newest policy with the first on held-out prompts that both answer; empty if they are the same."""
         questions: dict[int, str] = {}
         found: dict[int, dict[int, list[Response]]] = defaultdict(lambda: defaultdict(list))
         for line in self.operator.lines(f"{self.base}/samples.jsonl", split="heldout"):

@@ -1,7 +1,7 @@
-"""Hidden preferences: what simulated labelers truly like, and how faithfully each of them says so.
+"""Hidden preferences of simulated labelers, and the errors with which labelers express them.
 
-A preference scores a response from its text alone, so it can be computed for any two responses, judged or not: that is
-what the win rate is measured with.
+A preference scores a response by its text alone, so it can compare any two responses, judged or not. The win rate is
+measured with it.
 """
 
 import math
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 Score = Callable[[str, str], float]
 
-# Words that say nothing about the topic of a question.
+# Words that do not describe the topic of a question.
 _COMMON = frozenset(
     """a an and answer are as at be by can do does explain for from give how i in is it list me my name of on one or
     please sentence short should tell that the this to was what when where which who why will with word words write
@@ -23,7 +23,7 @@ _LIST_NUMBER = re.compile(r"(?:^|\n)\s*\d+[.)]\s*$")
 _SENTENCE_END = re.compile(r"[.!?][”\")`]*(?=\s)")
 _EXAMPLE = re.compile(
     r"\b(?:for (?:example|instance)|such as|including|includes?|e\.g\.|examples? (?:is|are|of))"
-    r"(?:\W+\w+){2}"  # the words alone are no example
+    r"(?:\W+\w+){2}"  # the phrase must be followed by words to be an example
     r"|\b(?<!would )(?<!looks )like (?:an?|the) \w+"
     r"|\w+, (?:\w+ ){0,2}\w+,? (?:and|or) \w+",
     re.IGNORECASE,
@@ -53,25 +53,25 @@ def words(text: str) -> list[str]:
 
 
 def repetition(text: str) -> float:
-    """Share of the text's word trigrams that occurred before in it, 0 to 1."""
+    """Return the share, 0 to 1, of the text's word trigrams that occurred earlier in it."""
     tokens = words(text)
     trigrams = list(zip(tokens, tokens[1:], tokens[2:], strict=False))
     return 1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0
 
 
 def on_topic(question: str, response: str) -> float:
-    """Share of the question's own words that the response takes up, 0 to 1."""
+    """Return the share, 0 to 1, of the question's topic words that the response uses."""
     asked = set(words(question)) - _COMMON
     return len(asked & set(words(response))) / len(asked) if asked else 0.0
 
 
 def finished(text: str) -> bool:
-    """Whether a text ends as a sentence or a quotation does. A list's next number ("2.") is no end."""
+    """Return whether a text ends like a sentence or a quotation. The next number of a list ("2.") is not an end."""
     return text.rstrip().endswith((".", "!", "?", "”", '"', ")", "`")) and not _LIST_NUMBER.search(text)
 
 
 def whole_sentences(text: str) -> str:
-    """The text up to the end of its last finished sentence; empty where there is none."""
+    """Return the text up to the end of its last finished sentence; empty if there is none."""
     if finished(text):
         return text
     ends = [match.end() for match in _SENTENCE_END.finditer(text)]
@@ -79,7 +79,7 @@ def whole_sentences(text: str) -> str:
 
 
 def concise(question: str, response: str) -> float:
-    """Likes answers that are short, finished, about the question, and do not repeat themselves."""
+    """Prefer short, finished answers about the question without repetition."""
     length = len(words(response))
     if length == 0:
         return -6.0
@@ -87,19 +87,19 @@ def concise(question: str, response: str) -> float:
 
 
 def detailed(question: str, response: str) -> float:
-    """Likes long answers about the question without repetition. A sentence that was cut off adds no length."""
+    """Prefer long answers about the question without repetition. A cut-off sentence does not add length."""
     length = len(words(whole_sentences(response)))
     return 2.0 * on_topic(question, response) - 3.0 * repetition(response) + 0.06 * length
 
 
 def example(question: str, response: str) -> float:
-    """Likes answers that give an example, and are finished, about the question and without repetition."""
+    """Prefer finished answers about the question with an example and without repetition."""
     given = _EXAMPLE.search(whole_sentences(response)) is not None
     return _quality(question, response) + 2.0 * given
 
 
 def brief_and_warm(question: str, response: str) -> float:
-    """A trade-off: likes a friendly tone, up to three signs of it, and few words, which every sign needs some of."""
+    """Prefer a friendly tone (up to three signs of it) and few words. This is a trade-off: every sign needs words."""
     length = len(words(response))
     if length == 0:
         return -6.0
@@ -108,7 +108,7 @@ def brief_and_warm(question: str, response: str) -> float:
 
 
 def direct(question: str, response: str) -> float:
-    """Likes answers that begin with the answer: no preamble, and nowhere the first person."""
+    """Prefer answers without a preamble and without the first person."""
     if not words(response):
         return -6.0
     preamble = _PREAMBLE.match(response.strip()) is not None
@@ -116,7 +116,7 @@ def direct(question: str, response: str) -> float:
 
 
 def _quality(question: str, response: str) -> float:
-    """What every preference but `detailed` likes too: on the topic, finished, without repetition."""
+    """Return the part of the score that all preferences but `detailed` share: on topic, finished, no repetition."""
     return 2.0 * on_topic(question, response) + 1.0 * finished(response) - 3.0 * repetition(response)
 
 
@@ -131,10 +131,11 @@ PREFERENCES: dict[str, Score] = {
 
 @dataclass(frozen=True)
 class SimulatedLabeler:
-    """A labeler with a hidden preference who errs at random and leans to the left by habit.
+    """A labeler with a hidden preference, random errors and a bias to the left.
 
-    noise: share of judgments made at random, whatever the responses are.
-    position_bias: share of judgments in which the left response is chosen unread.
+    Attributes:
+        noise: share of judgments made at random, independent of the responses.
+        position_bias: share of judgments in which the left response is chosen unread.
     """
 
     score: Score
@@ -143,7 +144,7 @@ class SimulatedLabeler:
     rng: random.Random
 
     def judge(self, question: str, left: str, right: str, strengths: int = 3) -> int:
-        """The shown-side preference: -strengths (left much better) to strengths (right much better), 0 a tie."""
+        """Return the preference as shown: -strengths (left much better) to strengths (right much better), 0 a tie."""
         chance = self.rng.random()
         if chance < self.noise:
             return self.rng.choice([side * s for side in (-1, 1) for s in range(1, strengths + 1)])
@@ -152,7 +153,7 @@ class SimulatedLabeler:
         return strength_of(self.score(question, right) - self.score(question, left), strengths)
 
     def rank(self, question: str, responses: Sequence[str]) -> list[int]:
-        """Ranks in the order shown, 1 the best, without ties; erring as often as in `judge`."""
+        """Return ranks in the order shown, 1 the best, without ties, with the same error rates as `judge`."""
         chance = self.rng.random()
         order = list(range(len(responses)))
         if chance < self.noise:
@@ -163,7 +164,7 @@ class SimulatedLabeler:
 
 
 def strength_of(difference: float, strengths: int = 3) -> int:
-    """A preference on the scale from a difference of scores: under 0.15 a tie, then one step a unit."""
+    """Convert a difference of scores to the scale: a tie below 0.15, then one step per unit."""
     if abs(difference) < 0.15:
         return 0
     return int(math.copysign(min(strengths, 1 + int(abs(difference))), difference))

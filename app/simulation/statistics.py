@@ -1,4 +1,4 @@
-"""The win rate of one policy against another under a known preference, with its interval."""
+"""Win rates of one policy against another under a known preference, with intervals."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from app.simulation.preference import Score
 
 
 class WinRate(NamedTuple):
-    """Share of comparisons won (a tie counts half), with a 95% interval; `prompts` is what the interval rests on."""
+    """Share of comparisons won (a tie counts half), with a 95% interval over `prompts` prompts."""
 
     rate: float
     low: float
@@ -26,10 +26,10 @@ def win_rate(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> WinRate | None:
-    """Every response of `new` against every one of `old` to the same prompt; none when they share no prompt.
+    """Compare all responses of `new` with all of `old` to the same prompts; None if they share no prompt.
 
-    The interval is a percentile bootstrap over prompts, not over pairs: answers to one prompt are alike, and only other
-    prompts tell how the policy does elsewhere.
+    The interval is a percentile bootstrap over prompts, not over pairs: answers to one prompt are similar, and the
+    interval should cover other prompts.
     """
     shares = win_shares(score, questions, new, old)
     return interval([list(shares.values())], resamples=resamples, seed=seed) if shares else None
@@ -38,7 +38,7 @@ def win_rate(
 def win_shares(
     score: Score, questions: Mapping[int, str], new: Mapping[int, Sequence[str]], old: Mapping[int, Sequence[str]]
 ) -> dict[int, float]:
-    """The share of comparisons that `new` wins, by prompt, of prompts that both answer; a tie counts half."""
+    """Return the share of comparisons that `new` wins for each prompt that both answer; a tie counts half."""
     shares = {}
     for prompt in sorted(new.keys() & old.keys()):
         a = np.array([score(questions[prompt], text) for text in new[prompt]])
@@ -49,16 +49,16 @@ def win_shares(
 
 
 def mean_score(score: Score, questions: Mapping[int, str], texts: Mapping[int, Sequence[str]]) -> float:
-    """The mean over prompts of the mean score of their responses."""
+    """Return the mean over prompts of the mean score of their responses."""
     means = [np.mean([score(questions[prompt], text) for text in said]) for prompt, said in texts.items()]
     return float(np.mean(means))
 
 
 def interval(shares: Sequence[Sequence[float]], *, resamples: int = 10_000, seed: int = 0) -> WinRate:
-    """The mean of win shares (S, P) of S runs on the same P prompts, with a percentile bootstrap.
+    """Return the mean of win shares (S, P) of S runs on the same P prompts, with a percentile bootstrap.
 
-    Runs and prompts are resampled independently (Owen 2007, the pigeonhole bootstrap). One run's interval is
-    over prompts alone.
+    Runs and prompts are resampled independently (Owen 2007, the pigeonhole bootstrap). With one run, the interval is
+    only over prompts.
     """
     values = np.array(shares)
     generator = np.random.default_rng(seed)

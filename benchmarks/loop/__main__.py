@@ -25,7 +25,7 @@ STORE = Path.home() / ".prefloop-benchmark"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments; every list gives a combination with every other."""
+    """Return the parser of arguments; cells are all combinations of the lists."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loop", description=__doc__)
     add = parser.add_argument
     add("--methods", nargs="+", choices=METHODS, default=["dpo_today", "dpo", CHOSEN], metavar="METHOD")
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def whole() -> list[Cell]:
-    """All that docs/learning.md records: every method on one tuning preference, then the chosen one on all of them."""
+    """Return all cells of docs/learning.md: every method on one tuning preference, then the chosen method on all."""
     common = {"frozen": FROZEN}
     return [
         *grid([*METHODS], ["concise"], [0.1], [200, 400], [1], [0], **common),
@@ -68,7 +68,7 @@ def whole() -> list[Cell]:
 
 
 def chosen_cells(args: argparse.Namespace) -> list[Cell]:
-    """The cells that were asked for, each once."""
+    """Return the requested cells, each once."""
     if args.whole:
         cells = whole()
     else:
@@ -90,7 +90,7 @@ def chosen_cells(args: argparse.Namespace) -> list[Cell]:
 
 
 def main(arguments: list[str] | None = None) -> list[str]:
-    """Plays and reports; returns the last lines."""
+    """Play the cells and report; return the last lines."""
     args = parser().parse_args(arguments)
     output = args.output or args.store / "results.jsonl"
     if args.report:

@@ -1,4 +1,4 @@
-"""Plays a cell in a process of its own, and says of one that fails why, so that the others are played."""
+"""Play a cell in a separate process. If it fails, report the reason and continue with the other cells."""
 
 import logging
 import multiprocessing
@@ -17,14 +17,14 @@ from benchmarks.loop.cells import Cell
 from benchmarks.loop.play import play
 from benchmarks.loop.workshop import NotMade, Workshop
 
-Played = tuple[dict[str, Any], set[str]]  # a cell's result, and which outputs other code had made
+Played = tuple[dict[str, Any], set[str]]  # a cell's result, and the outputs that other versions of the code have made
 
 
 def played(cell: Cell, store: Path, base: str, *, apart: bool) -> Played:
-    """A cell's result; of one that fails what it says, so that the others are played.
+    """Return a cell's result, or its error if it fails, so that the other cells are played.
 
     Args:
-        apart: make what is not there in a process of its own: what one cell leaves in memory, the next does not pay.
+        apart: make missing outputs in a separate process, so that memory left by one cell does not affect the next.
     """
     try:
         return _play(cell, Workshop(store, base, makes=False))
@@ -40,12 +40,12 @@ def played(cell: Cell, store: Path, base: str, *, apart: bool) -> Played:
 
 
 def make(cell: Cell, store: Path, base: str) -> Played:
-    """Plays a cell, whatever it takes."""
+    """Play a cell, and make all outputs that are missing."""
     try:
         return _play(cell, Workshop(store, base, say))
     except PrefloopError as error:
         return _failed(cell, str(error)), set()
-    except Exception as error:  # noqa: BLE001  (hours of other cells must not wait for a person)
+    except Exception as error:  # noqa: BLE001  (one failure must not stop hours of other cells)
         traceback.print_exc()
         return _failed(cell, f"{type(error).__name__}: {error}"), set()
 
@@ -60,7 +60,7 @@ def _failed(cell: Cell, why: str) -> dict[str, Any]:
 
 
 def begin() -> None:
-    """How a cell's process begins: the command takes it along when it is killed."""
+    """Initialise a cell's process; it ends when its parent process ends."""
     quiet()
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -68,11 +68,11 @@ def begin() -> None:
 
 
 def quiet() -> None:
-    """Leaves out what nobody who reads the benchmark's progress can act on."""
+    """Suppress messages that readers of the benchmark's progress cannot act on."""
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def say(line: str) -> None:
-    """Progress goes to the error stream: the other one has results only."""
+    """Print progress to the error stream; the output stream has only results."""
     print(line, file=sys.stderr, flush=True)

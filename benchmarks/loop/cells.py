@@ -1,4 +1,4 @@
-"""What a cell is, which preferences may be tuned on, and the grids that are run."""
+"""Cells, preferences for tuning and for the final run, and grids of cells."""
 
 import hashlib
 import itertools
@@ -12,8 +12,8 @@ from app.errors import InvalidInput
 from app.simulation.preference import PREFERENCES
 from app.specs import Spec
 
-# The rule: methods and settings are compared on TUNING only. FINAL_ONLY is run once the method is chosen, with the
-# chosen defaults, so that what is reported on them owes nothing to tuning. `detailed` is looked at for its length.
+# The rule: methods and settings are compared only on TUNING. FINAL_ONLY is run after the method is chosen, with the
+# chosen defaults, so that its results are free of tuning. `detailed` is included to see the effect on length.
 TUNING = ("concise", "direct")
 FINAL_ONLY = ("example", "brief_and_warm")
 
@@ -21,7 +21,7 @@ Settings = tuple[tuple[str, Any], ...]
 
 
 class Labels(Spec):
-    """How judgments are collected."""
+    """Settings for collecting judgments."""
 
     overlap: float = Field(1.2, ge=1, le=16, description="judgments a comparison; 2.5: half of them two, half three")
     heldout_share: float = Field(0.1, ge=0, lt=1, description="share of comparisons that is on held-out prompts")
@@ -37,9 +37,9 @@ class Cell(Spec):
     """One loop.
 
     Attributes:
-        settings: of the method, as `part.name` and value; parts are labels, reward and policy.
+        settings: settings of the method, as `part.name` and value; parts are labels, reward and policy.
         judgments: the budget of each round.
-        prompts: how many of each held-out set are answered; the first ones are of all kinds.
+        prompts: number of prompts to answer from each held-out set; the first prompts cover all kinds.
     """
 
     method: str
@@ -55,7 +55,7 @@ class Cell(Spec):
 
     @property
     def name(self) -> str:
-        """The method, and what was set of it: how tables and last lines call it."""
+        """The method with its settings, as in tables and last lines."""
         return self.method + ("[" + ",".join(f"{k}={v}" for k, v in self.settings) + "]" if self.settings else "")
 
     @property
@@ -64,10 +64,10 @@ class Cell(Spec):
 
 
 def parse_settings(texts: Iterable[str]) -> list[tuple[str | None, str, Any]]:
-    """`[METHOD:]part.name=value` as (method or None for all, name, value). Values are JSON, else text.
+    """Parse `[METHOD:]part.name=value` into (method or None for all, name, value). Values are JSON, else text.
 
     Raises:
-        InvalidInput: it is not written so.
+        InvalidInput: a text has another form.
     """
     found = []
     for text in texts:
@@ -99,13 +99,13 @@ def grid(
     final: bool = False,
     **common: Any,
 ) -> list[Cell]:
-    """Every combination, seeds last, so that the first seed of everything comes first.
+    """Return all combinations, ordered by seed first, so that all cells of the first seed come first.
 
     Args:
-        frozen: methods that no setting changes.
+        frozen: methods that settings do not change.
 
     Raises:
-        InvalidInput: a preference is unknown, or one of FINAL_ONLY would be tuned on.
+        InvalidInput: a preference is unknown, or a preference of FINAL_ONLY would be used for tuning.
     """
     if unknown := set(preferences) - PREFERENCES.keys():
         raise InvalidInput(f"Unknown preferences: {', '.join(sorted(unknown))}.", f"Known: {', '.join(PREFERENCES)}.")
@@ -121,7 +121,7 @@ def grid(
     def own(method: str) -> Settings:
         if method in frozen:
             return ()
-        # Given twice, the last one counts.
+        # If a setting is given twice, the last one counts.
         return tuple(sorted({name: value for of, name, value in parsed if of in (None, method)}.items()))
 
     return [

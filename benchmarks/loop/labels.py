@@ -1,4 +1,4 @@
-"""What a round's labelers say: pairs of samples are chosen, judged by simulated labelers, and agreed on."""
+"""Judgments of a round: choose pairs of samples, let simulated labelers judge them, and compute the consensus."""
 
 import random
 from collections import defaultdict
@@ -13,7 +13,7 @@ from benchmarks.loop.cells import Labels
 from benchmarks.loop.prompts import question
 from trainer.recipes.sample import Completion
 
-STRENGTHS = 3  # steps each way of the starter project's scale
+STRENGTHS = 3  # steps on each side of the starter project's scale
 
 
 class Texts(NamedTuple):
@@ -24,14 +24,14 @@ class Texts(NamedTuple):
 
 
 def comparisons(judgments: int, labels: Labels) -> tuple[int, int]:
-    """How many comparisons on train and on held-out prompts so many judgments pay for."""
+    """Return the numbers of comparisons on train and held-out prompts for a budget of judgments."""
     total = int(judgments / labels.overlap + 1e-9)
     heldout = round(total * labels.heldout_share)
     return total - heldout, heldout
 
 
 def samples_needed(pairs: int, prompts: int, least: int) -> int:
-    """Samples a prompt, `least` doubled until all their pairs are enough (1.5 times, as some texts are equal)."""
+    """Return samples per prompt: `least`, doubled until there are 1.5 times the pairs, because some texts are equal."""
     k = least
     while k < 64 and k * (k - 1) / 2 * prompts < 1.5 * pairs:
         k *= 2
@@ -39,9 +39,10 @@ def samples_needed(pairs: int, prompts: int, least: int) -> int:
 
 
 def choose(texts: Sequence[Texts], count: int, selection: str, seed: int) -> list[tuple[Texts, Choice]]:
-    """`count` pairs spread evenly over the prompts, or all if there are fewer.
+    """Choose `count` pairs spread evenly over the prompts, or all pairs if there are fewer.
 
-    The seed draws which prompts have one more. What a prompt is short of, because its samples are equal, others give.
+    The seed decides which prompts have one more pair. If a prompt has too few pairs because its samples are equal,
+    other prompts give more.
     """
     order = list(range(len(texts)))
     random.Random(seed).shuffle(order)
@@ -52,7 +53,7 @@ def choose(texts: Sequence[Texts], count: int, selection: str, seed: int) -> lis
         able = [i for i in order if i not in exhausted]
         for place, i in enumerate(able):
             limits[i] += missing // len(able) + (place < missing % len(able))
-            # As the service seeds them: by what asks and the prompt.
+            # The same formula as in the service, which uses the id of the sampling run in place of `seed`.
             seeded = seed * 1_000_003 + texts[i].row.id
             samples = [_sample(completion) for completion in texts[i].completions]
             chosen[i] = choose_pairs(samples, [], limits[i], {selection: 1.0}, seeded) if limits[i] else []
@@ -67,7 +68,7 @@ def _sample(completion: Completion) -> Sample:
 
 
 class Crew:
-    """Labelers with one hidden preference; each errs in their own way, the same for the same seed."""
+    """Labelers with the same hidden preference. Each makes their own errors, which depend only on the seed."""
 
     def __init__(self, score: Score, noise: float, labels: Labels, seed: int) -> None:
         self.score, self.overlap = score, labels.overlap
@@ -79,7 +80,7 @@ class Crew:
         self.judged = 0
 
     def judge(self, pairs: Sequence[tuple[Texts, Choice]], split: str, first_id: int) -> list[PairRow]:
-        """The pairs as the trainer sees them, with ids from `first_id` on."""
+        """Judge pairs and return the trainer's rows, with ids from `first_id` on."""
         return [self._row(first_id + i, i, *pair, split) for i, pair in enumerate(pairs)]
 
     def _row(self, comparison_id: int, number: int, texts: Texts, choice: Choice, split: str) -> PairRow:
@@ -117,7 +118,7 @@ class Crew:
 
 
 def by_prompt(rows: Sequence[PromptRow], completions: Sequence[Completion]) -> list[Texts]:
-    """The samples of each prompt, in the order of the rows and of their indices."""
+    """Return each prompt's samples, in the order of the rows and the samples' indices."""
     found: Mapping[int, list[Completion]] = defaultdict(list)
     for completion in completions:
         found[completion.prompt_id].append(completion)

@@ -1,4 +1,4 @@
-"""What is measured of a policy: whether people would prefer it, what the reward model says, how far it went."""
+"""Measurements of a policy: win rate under the hidden preference, reward model's scores, best-of-n at equal KL."""
 
 import json
 import math
@@ -21,11 +21,11 @@ from trainer.evaluation.figures import reward_models_scorer
 from trainer.recipes.sample import Completion
 from trainer.reporting import Reporter
 
-BASE_ANSWERS = 4  # of the base, a prompt, that each new answer meets
+BASE_ANSWERS = 4  # the base's answers per prompt that each new answer is compared with
 
 
 class ScoreSpec(Spec):
-    """Score samples that are there with a reward model."""
+    """Score existing samples with a reward model."""
 
     kind: Literal["score"] = "score"
     samples: str
@@ -36,7 +36,7 @@ class ScoreSpec(Spec):
 
 
 class Said(NamedTuple):
-    """A sample as reward models read it."""
+    """A sample as input of reward models."""
 
     row: PromptRow
     text: str
@@ -49,7 +49,7 @@ class ScoreResult(NamedTuple):
 
 
 def score(spec: ScoreSpec, store: ArtifactStore, _reporter: Reporter, _folder: Path) -> ScoreResult:
-    """The mean of all heads over the first `per_prompt` samples of each prompt, by kind of prompt."""
+    """Return the mean score over the first `per_prompt` samples of each prompt, by kind of prompt."""
     rows = {row.id: row for row in read_prompts(store.resolve(spec.prompts))}
     said = [
         Said(rows[completion.prompt_id], completion.text)
@@ -63,20 +63,20 @@ def score(spec: ScoreSpec, store: ArtifactStore, _reporter: Reporter, _folder: P
 
 
 def read_completions(folder: Path) -> list[Completion]:
-    """The samples that a run left in its folder."""
+    """Read the samples from a run's folder."""
     lines = (folder / "completions.jsonl").read_text().splitlines()
     return [Completion(**json.loads(line)) for line in lines]
 
 
 def of_kind(texts: Sequence[Texts], kind: str) -> list[Texts]:
-    """The prompts of one kind with their samples."""
+    """Return the prompts of one kind with their samples."""
     return [each for each in texts if each.row.slices["split"] == kind]
 
 
 def compare(preference: Score, new: Sequence[Texts], base: Sequence[Texts]) -> dict[str, Any]:
-    """The win rate of each prompt and true scores under a hidden preference, of the same prompts in both.
+    """Return win shares by prompt and mean true scores under a hidden preference; both sides have the same prompts.
 
-    Every new answer meets each of the base's first `BASE_ANSWERS`.
+    Every new answer is compared with each of the base's first `BASE_ANSWERS` answers.
     """
     questions = {each.row.id: question(each.row) for each in new}
     mine = {each.row.id: [completion.text for completion in each.completions] for each in new}
@@ -90,10 +90,10 @@ def compare(preference: Score, new: Sequence[Texts], base: Sequence[Texts]) -> d
 
 
 def best_of_n_at(preference: Score, base: Sequence[Texts], kl: float) -> tuple[float, float]:
-    """(true score, n) of the base's best of n under the true score, n such that it is as many nats from the base.
+    """Return (true score, n) of the base's best of n under the true score, with n chosen to match this KL.
 
-    KL is ln n - (n - 1) / n; n is not whole: scores are interpolated in it. Beyond the samples that there are, the
-    largest n counts.
+    The KL of best-of-n is ln n - (n - 1) / n. n is not an integer: scores are interpolated. If the samples are too few
+    for this KL, the largest n is used.
     """
     columns = [
         sorted(preference(question(each.row), completion.text) for completion in each.completions) for each in base
@@ -105,24 +105,24 @@ def best_of_n_at(preference: Score, base: Sequence[Texts], kl: float) -> tuple[f
 
 
 def expected_best(ordered: Sequence[float], n: int) -> float:
-    """The mean of the greatest of n, over all choices of n among these scores (ascending), without replacement."""
-    ways = [math.comb(i, n - 1) for i in range(len(ordered))]  # in which the i-th is the greatest
+    """Return the mean of the largest of n scores over all choices of n from these (ascending), without replacement."""
+    ways = [math.comb(i, n - 1) for i in range(len(ordered))]  # number of choices in which the i-th is the largest
     return sum(way * value for way, value in zip(ways, ordered, strict=True)) / math.comb(len(ordered), n)
 
 
 def kinds_of(texts: Sequence[Texts]) -> list[str]:
-    """The kinds of prompt that there are, in their usual order."""
+    """Return the kinds of prompts that occur, in their usual order."""
     there = {each.row.slices["split"] for each in texts}
     return [kind for kind in KINDS if kind in there]
 
 
 def mean_of(texts: Sequence[Texts], value: Callable[[Completion], float]) -> float:
-    """The mean of a value over all samples."""
+    """Return the mean of a value over all samples."""
     return float(np.mean([value(completion) for each in texts for completion in each.completions]))
 
 
 def score_differences(texts: Sequence[Texts], per_model: int) -> list[float]:
-    """For each prompt, the reward model's mean score of the first `per_model` samples less that of the others."""
+    """Return for each prompt the reward model's mean score of the first `per_model` samples minus that of the rest."""
     differences = []
     for each in texts:
         scores = [np.mean(completion.sampling["reward"]["heads"]) for completion in each.completions]

@@ -1,4 +1,4 @@
-"""The methods that are compared, and the specs that each makes of a round."""
+"""The methods to compare, and the specs of their rounds."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, get_args
@@ -13,18 +13,18 @@ SPECS: dict[str, type[Spec]] = {spec.model_fields["kind"].default: spec for spec
 
 
 class Method(NamedTuple):
-    """A kind of policy run with what it sets; what it does not set is the spec's default."""
+    """A kind of policy run with its settings; other fields have the specs' defaults."""
 
     kind: str
     policy: Mapping[str, Any] = {}
     reward: Mapping[str, Any] = {}
     labels: Mapping[str, Any] = {}
-    frozen: bool = False  # no setting changes it
-    adopts_always: bool = False  # also a policy that the round's reward model finds worse than the one before
+    frozen: bool = False  # settings do not change it
+    adopts_always: bool = False  # adopt a policy even if the round's reward model finds it worse than the previous one
 
 
-# What Prefloop did before its rounds were taught to use the reward model: the yardstick, whatever defaults become.
-# Its queue gave 150 comparisons for 378 judgments, 54 of them held out.
+# Prefloop's rounds before they used the reward model: the fixed baseline, independent of current defaults. At that
+# time, the queue gave 150 comparisons for 378 judgments, 54 of them held out.
 DPO_TODAY = Method(
     kind="dpo",
     policy={
@@ -62,7 +62,7 @@ METHODS: dict[str, Method] = {
 
 
 def method_of(cell: Cell) -> Method:
-    """Raises InvalidInput where there is no such method."""
+    """Return the cell's method. Raises InvalidInput if there is no such method."""
     try:
         return METHODS[cell.method]
     except KeyError:
@@ -71,13 +71,13 @@ def method_of(cell: Cell) -> Method:
 
 
 def labels_of(cell: Cell) -> Labels:
-    """How the cell's judgments are collected."""
+    """Return the settings for collecting the cell's judgments."""
     fields = nested(part_of(cell.settings, "labels"))
     return build(Labels, dict(method_of(cell).labels), fields)
 
 
 def reward_spec(cell: Cell, backbone: ModelRef, snapshot: str, seed: int) -> RewardSpec:
-    """The spec of a round's reward model."""
+    """Return the spec of a round's reward model."""
     given = {"backbone": backbone, "snapshot": snapshot, "seed": seed}
     own = dict(method_of(cell).reward)
     if "folds" not in RewardSpec.model_fields:
@@ -90,7 +90,7 @@ def reward_spec(cell: Cell, backbone: ModelRef, snapshot: str, seed: int) -> Rew
 def policy_spec(
     cell: Cell, policy: ModelRef, reference: ModelRef, snapshot: str, reward_model: str, prompts: str, seed: int
 ) -> Spec:
-    """The spec of a round's policy run: all that its kind reads of these."""
+    """Return the spec of a round's policy run, with those arguments that its kind has as fields."""
     method = method_of(cell)
     given = {
         "policy": policy,
@@ -107,12 +107,12 @@ def policy_spec(
 
 
 def part_of(settings: Settings, part: str) -> dict[str, Any]:
-    """The settings of one part, without its name in front."""
+    """Return the settings of one part, without the part's name as a prefix."""
     return {name.partition(".")[2]: value for name, value in settings if name.partition(".")[0] == part}
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"optimiser.epochs": 2}` as `{"optimiser": {"epochs": 2}}`."""
+    """Turn `{"optimiser.epochs": 2}` into `{"optimiser": {"epochs": 2}}`."""
     found: dict[str, Any] = {}
     for name, value in flat.items():
         *path, last = name.split(".")
@@ -124,10 +124,10 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build(spec: type[Spec], *layers: Mapping[str, Any]) -> Any:
-    """The spec of its defaults and layers of fields, later ones first; fields of fields too.
+    """Build a spec from its defaults and layers of fields; later layers override earlier ones, also in nested fields.
 
     Raises:
-        InvalidInput: the spec has no such field, or the value is wrong.
+        InvalidInput: the spec does not have a field, or a value is invalid.
     """
     whole: dict[str, Any] = {}
     parts: dict[str, dict[str, Any]] = {}
@@ -139,7 +139,7 @@ def build(spec: type[Spec], *layers: Mapping[str, Any]) -> Any:
                 whole[name] = value
                 parts.pop(name, None)
     try:
-        # A default may depend on other fields, so it is read from the spec that they make.
+        # A default may depend on other fields, so read defaults from a spec with these fields.
         defaults = spec.model_validate(whole)
         merged = {
             name: before.model_dump() | part if isinstance(before := getattr(defaults, name, None), Spec) else part

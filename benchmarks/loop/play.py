@@ -1,4 +1,4 @@
-"""Plays a cell: rounds of sampling, labeling and training, and what each policy is worth."""
+"""Play a cell: rounds of sampling, labeling and training, and the evaluation of each policy."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,19 +14,19 @@ from benchmarks.loop.cells import Cell, Labels
 from benchmarks.loop.labels import Crew, Texts, by_prompt, choose, comparisons, samples_needed
 from benchmarks.loop.workshop import Made, Workshop
 
-NEW_ANSWERS = 2  # of the new policy, a prompt
-# Places in a cell's seed: no two runs draw with the same numbers.
+NEW_ANSWERS = 2  # the new policy's answers per prompt
+# Parts of a seed, so that no two runs of a cell draw the same numbers.
 LABELING, CREW, REWARD, POLICY, VERDICT, EVALUATION = range(1, 7)
-BASE_SEED = 999_983  # of the base's answers on measured prompts, shared by all cells
+BASE_SEED = 999_983  # seed of the base's answers to measured prompts, which all cells share
 
 
 def seed_of(cell: Cell, number: int, part: int) -> int:
-    """The seed of one part of a round."""
+    """Return the seed of one part of a round."""
     return (cell.seed + 1) * 1_000_000 + number * 1_000 + part
 
 
 def play(cell: Cell, workshop: Workshop) -> dict[str, Any]:
-    """The cell's result: what is said of each round, by kind of prompt.
+    """Play a cell and return its result: the figures of each round, by kind of prompt.
 
     Raises:
         PrefloopError: a recipe failed.
@@ -34,7 +34,7 @@ def play(cell: Cell, workshop: Workshop) -> dict[str, Any]:
     there = prompts.load(cell.prompts)
     labels, base = methods.labels_of(cell), workshop.base_ref
     policy, reward_model, rows = base, None, list[PairRow]()
-    answers: list[Texts] | None = None  # of the policy before
+    answers: list[Texts] | None = None  # the previous policy's answers
     rounds = []
     for number in range(1, cell.rounds + 1):
         seconds: dict[str, float] = {}
@@ -73,7 +73,7 @@ def play(cell: Cell, workshop: Workshop) -> dict[str, Any]:
 
 
 def policy_of(spec: Any, trained: Made) -> ModelRef:
-    """The trained policy: an adapter on the base, or a model of its own."""
+    """Return the trained policy: an adapter on the base, or a separate model."""
     if spec.lora is None:
         return ModelRef(base=trained.location)
     return ModelRef(base=spec.policy.base, adapter=trained.location)
@@ -89,9 +89,10 @@ def is_worse(
     number: int,
     seconds: dict[str, float],
 ) -> bool:
-    """Whether the round's reward model finds the new policy worse than the one before, beyond chance, as a round asks.
+    """Return whether the round's reward model finds the new policy worse than the previous one, beyond chance.
 
-    It reads both policies' answers to the held-out prompts; the measured ones are for nobody but the benchmark.
+    This is the check of a round in the service. It uses both policies' answers to held-out prompts; the measured
+    prompts are used only by the benchmark.
     """
     made = workshop.run(
         SampleSpec(
@@ -118,7 +119,7 @@ def label_samples(
     number: int,
     seconds: dict[str, float],
 ) -> list[Texts]:
-    """The newest policy's samples on the train prompts, and on the held-out ones where comparisons are held out."""
+    """Sample the newest policy on train prompts, and on held-out prompts if comparisons are held out."""
     train, heldout = comparisons(cell.judgments, labels)
     k = samples_needed(train, len(there.train), labels.samples_per_prompt)
     rows = there.train + (there.heldout if heldout else [])
@@ -137,7 +138,7 @@ def label_samples(
 
 
 def labeled(cell: Cell, labels: Labels, texts: Sequence[Texts], crew: Crew, number: int, before: int) -> list[PairRow]:
-    """The round's comparisons, judged; those on held-out prompts are chosen at random, so they measure fairly."""
+    """Return the round's judged comparisons. Pairs on held-out prompts are random, so they measure without bias."""
     rows: list[PairRow] = []
     wanted = zip(("train", "heldout"), comparisons(cell.judgments, labels), strict=True)
     for split, count in wanted:
@@ -158,10 +159,10 @@ def evaluate(
     before: list[Texts] | None,
     seconds: dict[str, float],
 ) -> tuple[dict[str, dict[str, Any]], list[Texts]]:
-    """What is measured of a policy, by kind of prompt, and its answers.
+    """Return a policy's figures by kind of prompt, and its answers.
 
     Args:
-        before: answers of the policy before it; none in the first round, where that is the base.
+        before: answers of the previous policy; None in the first round, where the previous policy is the base.
     """
     location = prompts.write(workshop.store, rows)
     base_made = workshop.run(

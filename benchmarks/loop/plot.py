@@ -1,8 +1,8 @@
-"""Draws results: `python -m benchmarks.loop.plot results.jsonl docs/learning.svg`, a row for each preference.
+"""Draw results: `python -m benchmarks.loop.plot results.jsonl docs/learning.svg`, with a row for each preference.
 
-Left: the win rate against the base over judgments in all, with its interval. Middle and right: what was gained in true
-and in proxy score over the square root of KL, a point for each round of each cell; where the proxy still rises and the
-true score falls, the policy was taken too far. Grey: the base's best of n under the true score, at equal KL. Needs
+Left: the win rate against the base over the total number of judgments, with its interval. Middle and right: the gain in
+true and in proxy score over the square root of KL, a point for each round of each cell. If the proxy rises while the
+true score falls, the policy is over-optimised. Grey: the base's best of n under the true score, at equal KL. Needs
 matplotlib (`pip install --group docs`).
 """
 
@@ -26,7 +26,7 @@ MARKERS = dict(zip(KINDS, ("o", "x"), strict=True))
 
 
 def draw_rates(axes: Any, rates: dict[report.Group, Any], preference: str, colours: dict[str, str]) -> None:
-    """The win rate over judgments: a line for each method, kind of prompt, noise and number of rounds."""
+    """Draw the win rate over judgments: a line for each method, kind of prompt, noise and number of rounds."""
     curves: dict[tuple[str, str, float, int], list[tuple[int, Any]]] = defaultdict(list)
     for group, rate in rates.items():
         if group.preference == preference:
@@ -47,7 +47,7 @@ def draw_rates(axes: Any, rates: dict[report.Group, Any], preference: str, colou
 
 
 def draw_gains(true: Any, proxy: Any, results: Sequence[dict[str, Any]], preference: str, colours: Any) -> None:
-    """What each round of each cell gained over the base, over the square root of KL."""
+    """Draw the gain over the base against the square root of KL, for each round of each cell."""
     for result in results:
         cell = Cell.model_validate(result["cell"])
         if "error" in result or cell.preference != preference:
@@ -63,7 +63,7 @@ def draw_gains(true: Any, proxy: Any, results: Sequence[dict[str, Any]], prefere
 
 
 def main(source: Path, target: Path) -> None:
-    """Draws the results in a file to an SVG file; equal results give an equal file."""
+    """Draw the results in a file to an SVG file; equal results give identical files."""
     results = report.read(source)
     rates = report.rates(results)
     preferences = list(dict.fromkeys(group.preference for group in rates))

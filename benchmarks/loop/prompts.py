@@ -1,4 +1,4 @@
-"""The prompts of the benchmark: those that are trained on, and two held-out sets, like them and unlike them."""
+"""The prompts of the benchmark: training prompts, and two held-out sets, similar to them and different from them."""
 
 import json
 from pathlib import Path
@@ -14,12 +14,12 @@ STARTER = Path(starter.__file__).parent / "starter_content" / "prompts.jsonl"
 
 
 class Prompts(NamedTuple):
-    """Prompts by use. Ids never meet, and which prompt has which id never changes.
+    """Prompts by use. Ids are unique over all sets, and a prompt's id never changes.
 
     Attributes:
-        train: the starter project's train prompts, which policies are sampled and trained on.
+        train: the starter project's train prompts, for sampling and training policies.
         heldout: the starter project's held-out prompts, for held-out comparisons.
-        measured: those that win rates are of; the slice `split` says like or unlike.
+        measured: prompts for win rates; their slice `split` is `like` or `unlike`.
     """
 
     train: list[PromptRow]
@@ -28,7 +28,7 @@ class Prompts(NamedTuple):
 
 
 def load(count: int = 80) -> Prompts:
-    """All prompts, with the first `count` of each measured set."""
+    """Load all prompts, with the first `count` of each measured set."""
     starters = [json.loads(line) for line in STARTER.read_text().splitlines()]
     by_split = {
         split: [
@@ -50,10 +50,10 @@ def load(count: int = 80) -> Prompts:
 
 
 def write(store: ArtifactStore, rows: list[PromptRow]) -> str:
-    """Writes prompts to a file named after its content and returns its location."""
+    """Write prompts to a file named after its content, and return its location."""
     return write_lines(store, "prompts", rows, compressed=False)[1]
 
 
 def question(row: PromptRow) -> str:
-    """What a simulated labeler reads of a prompt: the last thing the user said."""
+    """Return the part of a prompt that simulated labelers read: the user's last message."""
     return row.messages[-1]["content"]

@@ -21,18 +21,18 @@ COLUMNS = (
 
 
 class Group(NamedTuple):
-    """Cells that differ in their seed alone."""
+    """Cells that differ only in their seed."""
 
     method: str
     preference: str
     noise: float
-    judgments: int  # a round
+    judgments: int  # per round
     rounds: int
     kind: str
 
     @property
     def shown_preference(self) -> str:
-        """With the noise where it is not 0.1, and the kind of prompt: `concise.like`, `concise@0.25.unlike`."""
+        """The preference with noise, if it is not 0.1, and kind of prompt: `concise.like`, `concise@0.25.unlike`."""
         return self.preference + (f"@{self.noise:g}" if self.noise != 0.1 else "") + f".{self.kind}"
 
     @property
@@ -42,7 +42,7 @@ class Group(NamedTuple):
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The results in a file, the last one of each cell; a line that a kill cut short is left out."""
+    """Read the last result of each cell from a file; an incomplete line, left by a kill, is skipped."""
     found: dict[str, dict[str, Any]] = {}
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -54,7 +54,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def append(path: Path, result: dict[str, Any]) -> None:
-    """Adds a result as one line, after a whole one."""
+    """Append a result as one line; if the last line is incomplete, start a new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     cut = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
     with path.open("a", encoding="utf-8") as handle:
@@ -62,7 +62,7 @@ def append(path: Path, result: dict[str, Any]) -> None:
 
 
 def table(results: Iterable[dict[str, Any]]) -> list[str]:
-    """A line for each round and kind of prompt, columns as named, and one for each cell that failed."""
+    """Return a line with `COLUMNS` for each round and kind of prompt, and a line for each cell that failed."""
     rows = [list(COLUMNS)]
     failed = []
     for result in results:
@@ -119,9 +119,9 @@ def _row(cell: Cell, played: dict[str, Any], kind: str, measured: dict[str, Any]
 
 
 def rates(results: Iterable[dict[str, Any]]) -> dict[Group, WinRate]:
-    """The win rate against the base after the last round, over all seeds, with its interval over prompts and seeds.
+    """Return the win rate against the base after the last round, with its interval over prompts and seeds.
 
-    Cells of other numbers of prompts are not one group's: of each group those with the most prompts count.
+    If cells of a group have different numbers of prompts, only those with the most prompts count.
     """
     shares: dict[Group, list[list[float]]] = defaultdict(list)
     for result in results:
@@ -139,18 +139,23 @@ def rates(results: Iterable[dict[str, Any]]) -> dict[Group, WinRate]:
 
 
 class Saved(NamedTuple):
-    """How many times fewer judgments a method needs. bound: `>=` where today's default never gets as far within the
-    budgets that were run, so that it saves at least so many; `<=` the other way round."""
+    """How many times fewer judgments a method needs than the baseline.
+
+    Attributes:
+        bound: `>=` if the baseline never reaches the win rate within the budgets that were run, so that `times` is a
+            lower bound; `<=` if it reaches it already with the smallest budget.
+    """
 
     times: float
     bound: str
 
 
 def judgments_saved(measured: dict[Group, WinRate], today: str = TODAY) -> dict[str, Saved]:
-    """Each method's geometric mean, over its groups, of (judgments today's default needs) / (judgments it had).
+    """Return for each method the mean of (judgments that the baseline `today` needs) / (judgments of the method).
 
-    What today's default needs is read from its own win rates, linear in the logarithm of the budget, and taken as the
-    least budget that gets as far. Two groups are compared only if all but method and budget is the same.
+    The mean is geometric, over the method's groups. The baseline's need is the smallest budget with the same win rate,
+    interpolated linearly in the logarithm of the budget. Groups are compared only if they differ in nothing but method
+    and budget.
     """
     curves: dict[tuple[Any, ...], list[tuple[float, float]]] = defaultdict(list)
     for group, rate in measured.items():
@@ -172,14 +177,14 @@ def judgments_saved(measured: dict[Group, WinRate], today: str = TODAY) -> dict[
 
 def _joined(bounds: set[str]) -> str:
     limits = bounds - {""}
-    return limits.pop() if len(limits) == 1 else "~" if limits else ""  # ~: bounded both ways
+    return limits.pop() if len(limits) == 1 else "~" if limits else ""  # ~: bounds of both kinds
 
 
 def budget_for(rate: float, curve: Sequence[tuple[float, float]]) -> tuple[float, str]:
-    """The least log-budget whose interpolated rate is `rate`, and which bound it is where the curve never is there.
+    """Return the smallest log-budget with the interpolated rate `rate`, and the kind of bound if the curve misses it.
 
     Args:
-        curve: (log of the budget, win rate), ascending in the budget; taken as rising: a dip is chance.
+        curve: (log of the budget, win rate), ascending in the budget. It is made monotonic, because dips are chance.
     """
     logs = [log for log, _ in curve]
     rising = np.maximum.accumulate([value for _, value in curve])
@@ -193,7 +198,7 @@ def budget_for(rate: float, curve: Sequence[tuple[float, float]]) -> tuple[float
 
 
 def last_lines(results: Sequence[dict[str, Any]]) -> list[str]:
-    """`win_rate METHOD PREFERENCE.KIND BUDGET x low high` and `judgments_saved METHOD x [bound]`."""
+    """Return lines `win_rate METHOD PREFERENCE.KIND BUDGET x low high` and `judgments_saved METHOD x [bound]`."""
     measured = rates(results)
     lines = [
         f"win_rate {group.method} {group.shown_preference} {group.budget} " + " ".join(f"{x:.3f}" for x in rate[:3])

@@ -50,21 +50,21 @@ from trainer.reward.objective import Element, RewardObjective, elements_of, targ
 from trainer.reward.rows import usable
 
 RULES = tuple(rule for rule in get_args(Labels.model_fields["selection"].annotation) if rule != "random")
-FIRST, SECOND, OTHER = 8, 12, 12  # answers a prompt: of the first half, of the second, and to measure on
+FIRST, SECOND, OTHER = 8, 12, 12  # answers per prompt: for the first half, for the second half, for measuring
 SAMPLES_SEED = 424_243
 NOISE = 0.1
-DECIDED = 0.15  # difference of hidden scores from which on a labeler names a winner
+DECIDED = 0.15  # minimum difference of hidden scores for a labeler to name a winner
 
 
 class Measured(NamedTuple):
-    """What a reward model is worth: the share of decided pairs it orders rightly, the gain of its favourites."""
+    """Quality of a reward model: the share of decided pairs that it orders correctly, and the gain of its favorites."""
 
     accuracy: float
     lift: float
 
 
 class Trunk:
-    """A frozen trunk with the features of all answers, and heads that are fitted anew for each set of comparisons."""
+    """A frozen trunk with the features of all answers; heads are fitted for each set of comparisons."""
 
     def __init__(self, workshop: Workshop, texts: Sequence[Texts]) -> None:
         backbone = resolve(workshop.store, workshop.base_ref)
@@ -81,7 +81,7 @@ class Trunk:
         self.features = dict(zip(known, read, strict=True))
 
     def rewards(self, rows: Sequence[PairRow], texts: Sequence[Texts], seed: int) -> Tensor:
-        """What heads fitted to these comparisons say of all answers (A, M), in each member's standard deviations."""
+        """Fit heads to comparisons; return rewards (A, M) of all answers in units of members' standard deviations."""
         spec = self.spec.model_copy(update={"seed": seed})
         pairs, _, _ = usable(spec, encode_pairs(rows, self.encoder))
         elements = elements_of(pairs)
@@ -116,7 +116,7 @@ def _key(sequence: TokenSequence) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def play(
     trunk: Trunk, texts: Sequence[Texts], preference: str, count: int, seed: int, rules: Sequence[str]
 ) -> dict[str, Measured]:
-    """What each rule's reward model is worth after `count` comparisons, in one seed."""
+    """Return the quality of each rule's reward model after `count` comparisons, for one seed."""
     score, labels = PREFERENCES[preference], Labels(overlap=1.0, heldout_share=0.0)
     dealt = [deal(each, seed) for each in texts]
     first, second, other = ([each[part] for each in dealt] for part in range(3))
@@ -132,7 +132,7 @@ def play(
 
 
 def deal(texts: Texts, seed: int) -> tuple[Texts, Texts, Texts]:
-    """A prompt's answers for the first half, for the second, and to measure on."""
+    """Split a prompt's answers into those for the first half, for the second half, and for measuring."""
     order = random.Random(f"{seed} {texts.row.id}").sample(list(texts.completions), len(texts.completions))
     ends = (0, FIRST, FIRST + SECOND, FIRST + SECOND + OTHER)
     first, second, other = (texts._replace(completions=order[a:b]) for a, b in pairwise(ends))
@@ -140,7 +140,7 @@ def deal(texts: Texts, seed: int) -> tuple[Texts, Texts, Texts]:
 
 
 def with_heads(texts: Sequence[Texts], rewards: Tensor) -> list[Texts]:
-    """The answers with what each member says of them (A, M), as stored samples have it."""
+    """Return the answers with each member's rewards (A, M), in the form of stored samples."""
     said = iter(rewards.tolist())
     return [
         each._replace(
@@ -151,8 +151,10 @@ def with_heads(texts: Sequence[Texts], rewards: Tensor) -> list[Texts]:
 
 
 def measured(score: Score, texts: Sequence[Texts], rewards: Tensor) -> Measured:
-    """How well rewards (A,) order these answers, and what the favourite of each prompt gains, in deviations within
-    prompts, by the hidden score."""
+    """Measure rewards (A,) by the hidden score: how well they order answers, and the gain of each prompt's favorite.
+
+    The gain is in standard deviations within prompts.
+    """
     right, gains, variances = [], [], []
     for each, said in zip(texts, rewards.split([len(each.completions) for each in texts]), strict=True):
         true = torch.tensor([score(question(each.row), one.text) for one in each.completions])
@@ -165,7 +167,7 @@ def measured(score: Score, texts: Sequence[Texts], rewards: Tensor) -> Measured:
 
 
 def main(arguments: list[str] | None = None) -> list[str]:
-    """Plays and reports; returns the last lines."""
+    """Play all seeds and report; return the last lines."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loop.selection", description=__doc__)
     add = parser.add_argument
     add("--rules", nargs="+", choices=RULES, default=RULES)
@@ -201,7 +203,7 @@ def main(arguments: list[str] | None = None) -> list[str]:
 
 
 def figures(rule: str, seeds: Sequence[dict[str, Measured]]) -> str:
-    """Accuracy and lift with 95% intervals over seeds; of a rule, how much they differ from those of `random`."""
+    """Format accuracy and lift with 95% intervals over seeds; for a rule, the differences from `random`."""
     said = []
     for place, name in enumerate(Measured._fields):
         values = [each[rule][place] - (each["random"][place] if rule != "random" else 0.0) for each in seeds]

@@ -1,8 +1,8 @@
-"""Runs recipes once: a run's output lies in a folder named after all that decides it, and is found there again.
+"""Run recipes only once: a run's output is stored in a folder named after all its inputs, and reused later.
 
 The name is the SHA-256 of the spec and of the base model's weights. Specs name their inputs by location, and every
-location in the store is named after its own inputs or content, so the name covers the whole history. An output appears
-whole or not at all. A run that was killed goes on from its checkpoint.
+location in the store is named after its own inputs or content, so the name covers the whole history. An output is
+written atomically. A run that was killed resumes from its checkpoint.
 """
 
 import functools
@@ -28,7 +28,7 @@ from trainer.reporting import ConsoleReporter
 from trainer.speed.memory import give_back_memory
 
 ABOUT = "made.json"
-STALE_SECONDS = 86_400  # what lies longer in staging was left by a kill
+STALE_SECONDS = 86_400  # older files in staging were left by a killed run
 
 Recipe = Callable[[Any, ArtifactStore, ConsoleReporter, Path], Any]
 
@@ -37,9 +37,9 @@ class Made(NamedTuple):
     """A run's output.
 
     Attributes:
-        seconds: what the run took when it was made, by the clock.
-        result: what the recipe returned, as JSON.
-        metrics: the last value of every metric it reported, by slice and name.
+        seconds: wall-clock time of the run when it was made.
+        result: the recipe's result as JSON.
+        metrics: the last value of every metric, by slice and name.
     """
 
     location: str
@@ -49,17 +49,17 @@ class Made(NamedTuple):
 
 
 class NotMade(Exception):
-    """An output is not there, and was only to be looked up."""
+    """An output does not exist, and the workshop must not make it."""
 
 
 class Workshop:
-    """The store of one benchmark. Several processes may share it: each output is made by one of them.
+    """The store of one benchmark. Several processes may share it; each output is made by one of them.
 
     Args:
         base: location of the base model.
-        say: called with a line whenever something is made.
-        makes: whether outputs that are not there are made.
-        every_seconds: least time between two checkpoints.
+        say: called with a line when an output is made.
+        makes: whether missing outputs are made.
+        every_seconds: minimum time between two checkpoints.
     """
 
     def __init__(
@@ -85,13 +85,13 @@ class Workshop:
         return ModelRef(base=self.base)
 
     def run(self, spec: Spec, recipe: Recipe | None = None) -> Made:
-        """The output of a spec's recipe, made now if it is not there yet.
+        """Return the output of a spec's recipe; make it if it does not exist.
 
         Args:
-            recipe: what to run; by default the trainer's for the spec's kind.
+            recipe: the recipe to run; by default the trainer's recipe for the spec's kind.
 
         Raises:
-            NotMade: it is not there, and this workshop makes nothing.
+            NotMade: the output does not exist, and this workshop does not make outputs.
         """
         kind = str(spec.kind)  # type: ignore[attr-defined]
         content = json.dumps({"base": self.base_digest, "spec": spec.model_dump(mode="json")}, sort_keys=True)
@@ -138,14 +138,14 @@ class Workshop:
 
 
 def recipe_of(kind: str) -> Recipe:
-    """The recipe of a kind of run, loaded when it is needed."""
+    """Import and return the recipe of a kind of run."""
     recipe: Recipe = importlib.import_module(f"trainer.recipes.{ONE_RECIPE.get(kind, kind)}").train
     return recipe
 
 
 @functools.cache
 def code_digest() -> str:
-    """Tells apart the code that outputs were made by: SHA-256 of the trainer's and the specs' sources."""
+    """Return the SHA-256 of the trainer's and specs' sources, which identifies the code behind an output."""
     sha = hashlib.sha256()
     formats = Path(app.__file__).parent
     for path in [*sorted(Path(trainer.__file__).parent.rglob("*.py")), formats / "specs.py", formats / "rows.py"]:

@@ -1,7 +1,7 @@
-"""Trial, first of three: add a column, and a check that holds for new rows. Both need the table for a moment only.
+"""Trial, first of three: add a column, and a check that applies to new rows. Both lock the table only for a moment.
 
-The example of docs/upgrading.md. Tests and `benchmarks.upgrade` put it after the newest revision, whichever that is; a
-real revision names the one before it.
+This is the example of docs/upgrading.md. Tests and `benchmarks.upgrade` put it after the newest revision; a real
+revision names its predecessor instead.
 """
 
 import sqlalchemy as sa
@@ -21,4 +21,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """There is none: a backup goes back."""
+    """Not supported: restore a backup instead."""

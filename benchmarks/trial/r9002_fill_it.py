@@ -1,6 +1,6 @@
-"""Trial, second of three: fill the column in small transactions, then check the rows that were there before.
+"""Trial, second of three: fill the column in small transactions, then validate the check for the older rows.
 
-It can be repeated: a run that was cut off goes on with the rows that are still empty.
+It can be repeated: after an interruption, it continues with the rows that are still empty.
 """
 
 import sqlalchemy as sa
@@ -9,7 +9,7 @@ from alembic import op
 revision = "r9002"
 down_revision = "r9001"
 
-ROWS = 2_000  # a transaction: whoever waits for one of them waits a moment
+ROWS = 2_000  # rows per transaction, few enough that others wait only for a moment
 FILL = sa.text("""
     UPDATE comparison SET trial_length = 1 + length(a.text) + length(b.text)
     FROM completion AS a, completion AS b
@@ -30,4 +30,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """There is none: a backup goes back."""
+    """Not supported: restore a backup instead."""

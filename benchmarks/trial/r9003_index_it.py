@@ -1,4 +1,4 @@
-"""Trial, third of three: an index that is built while others write. One that was cut off is made anew."""
+"""Trial, third of three: build an index while others write. An index from an interrupted run is built again."""
 
 from alembic import op
 
@@ -13,4 +13,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """There is none: a backup goes back."""
+    """Not supported: restore a backup instead."""

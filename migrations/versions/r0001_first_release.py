@@ -1,6 +1,6 @@
-"""The schema of the first release: tables, and the triggers that keep what a constraint cannot say.
+"""The schema of the first release: tables, and triggers for rules that constraints cannot express.
 
-Frozen: databases have it. To change anything, add a revision: see docs/upgrading.md.
+This revision is frozen because databases already have it. To change anything, add a revision: see docs/upgrading.md.
 """
 
 import sqlalchemy as sa
@@ -10,7 +10,8 @@ from sqlalchemy.dialects import postgresql
 revision = "r0001"
 down_revision = None
 
-# Counters on comparison, kept by the rows they count: only then does its CHECK hold against concurrent writers.
+# Counters on comparison, updated by triggers of the rows that they count: only then does comparison's CHECK hold with
+# concurrent writers.
 COUNTERS = """
 CREATE FUNCTION count_lease() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
@@ -70,8 +71,8 @@ CREATE TRIGGER new_judgments_counted AFTER INSERT ON judgment
     REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION count_new_judgments();
 """
 
-# Publishing a rubric touches no comparison, however many wait: one that nobody has begun takes the newest version when
-# it is handed out, the pairs of a ranking together. Whoever comes after the first judges by the same version.
+# Publishing a rubric changes no comparison, however many are open. A comparison that nobody has begun takes the newest
+# version when it is assigned, together with the other pairs of its ranking. Later labelers judge by the same version.
 NEWEST_RUBRIC = """
 CREATE FUNCTION take_newest_rubric() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
@@ -93,7 +94,7 @@ CREATE TRIGGER lease_takes_newest_rubric BEFORE INSERT OR UPDATE OF state ON lea
     FOR EACH ROW WHEN (NEW.state = 'live') EXECUTE FUNCTION take_newest_rubric();
 """
 
-# Live counts of patterns of answers: see app.models.agreement.
+# Live counts of answer patterns: see app.models.agreement.
 TALLY = """
 CREATE FUNCTION answer_code(kind text, preference smallint) RETURNS smallint LANGUAGE sql IMMUTABLE AS $$
     SELECT (9 * array_position('{person,imported,simulated,ai_judge}', kind) - 9 + preference + 4)::smallint
@@ -1250,15 +1251,15 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_data_import")),
     )
     op.create_index("ix_data_import_project", "data_import", ["project_id", "id"], unique=False)
-    # Cycles among these three tables: the keys come last.
+    # These tables refer to each other in cycles, so their foreign keys come last.
     op.create_foreign_key(op.f("fk_project_base_model_id"), "project", "model_version", ["base_model_id"], ["id"])
     op.create_foreign_key(op.f("fk_project_reference_id"), "project", "model_version", ["reference_id"], ["id"])
     op.create_foreign_key(op.f("fk_project_policy_id"), "project", "model_version", ["policy_id"], ["id"])
     op.create_foreign_key(op.f("fk_model_version_run_id"), "model_version", "run", ["run_id"], ["id"])
     connection = op.get_bind()
     for script in (COUNTERS, TALLY, NEWEST_RUBRIC, APPEND_ONLY):
-        connection.connection.driver_connection.execute(script)  # no parameters: % stays as it is
+        connection.connection.driver_connection.execute(script)  # without parameters, % is not a placeholder
 
 
 def downgrade() -> None:
-    """There is none: a backup goes back."""
+    """Not supported: restore a backup instead."""

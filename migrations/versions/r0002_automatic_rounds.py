@@ -1,4 +1,4 @@
-"""Rules by which rounds start by themselves."""
+"""Rules for rounds that start automatically."""
 
 import sqlalchemy as sa
 from alembic import op

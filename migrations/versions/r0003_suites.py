@@ -1,4 +1,4 @@
-"""Suites: standing evaluations with versions, and what each round's policies made of them."""
+"""Suites: standing evaluations with versions, and the results of each round's policies."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -75,4 +75,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """There is none: a backup goes back."""
+    """Not supported: restore a backup instead."""

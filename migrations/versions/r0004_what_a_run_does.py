@@ -1,4 +1,4 @@
-"""What a run's page shows while it works: its device, its speed, the time that is left, and the end of its log."""
+"""Columns for the page of a running run: device, speed, remaining time, and the end of its log."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,7 +1,7 @@
-"""What a reward model's differences d = r_chosen - r_rejected on held-out pairs say of it.
+"""Metrics of a reward model from its differences d = r_chosen - r_rejected on held-out pairs.
 
-All take d (B,) without margins and on the scale Bradley-Terry fits, before rewards are normalised. What cannot be
-measured (no pair qualifies) is None.
+All functions take d (B,) without margins and on the scale that Bradley-Terry fits, before rewards are normalised. A
+metric is None if no pair qualifies for it.
 """
 
 from typing import NamedTuple
@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-MATCHED = 0.1  # lengths that differ by at most this share of the longer one are alike
+MATCHED = 0.1  # two lengths are similar if they differ by at most this share of the longer one
 
 
 def accuracy(differences: Tensor) -> Tensor:
-    """Share () of d (B,) above 0; 0 counts one half."""
+    """Return the share () of differences (B,) above 0; a difference of 0 counts one half."""
     return _correct(differences).mean()
 
 
@@ -25,7 +25,7 @@ def _correct(differences: Tensor) -> Tensor:
 
 
 class ReliabilityBin(NamedTuple):
-    """A bar of the reliability diagram: its pairs' mean confidence, the share people decided alike, their number."""
+    """A bin of the reliability diagram: mean confidence, share of pairs that people decided like the model, pairs."""
 
     confidence: float
     accuracy: float
@@ -33,9 +33,9 @@ class ReliabilityBin(NamedTuple):
 
 
 def reliability_diagram(differences: Tensor, bins: int = 15) -> list[ReliabilityBin]:
-    """The bins of d (B,) that hold pairs, by rising confidence (Guo et al. 2017).
+    """Return the non-empty bins of d (B,), by rising confidence (Guo et al. 2017).
 
-    Confidence is s(|d|), in [0.5, 1], cut into equal bins (lower, upper]; d = 0 is half correct.
+    Confidence is s(|d|), in [0.5, 1], divided into equal bins (lower, upper]; d = 0 is half correct.
     """
     d = differences.detach().double().cpu()
     confidence, correct = torch.sigmoid(d.abs()), _correct(d).double()
@@ -50,7 +50,7 @@ def reliability_diagram(differences: Tensor, bins: int = 15) -> list[Reliability
 
 
 def expected_calibration_error(differences: Tensor, bins: int = 15) -> Tensor:
-    """ECE () of d (B,): sum over bins of n_b / n * |accuracy_b - confidence_b| (Guo et al. 2017)."""
+    """Return the ECE () of d (B,): sum over bins of n_b / n * |accuracy_b - confidence_b| (Guo et al. 2017)."""
     gaps = [abs(b.accuracy - b.confidence) * b.pairs for b in reliability_diagram(differences, bins)]
     return torch.tensor(sum(gaps) / len(differences), dtype=torch.double)
 
@@ -59,9 +59,9 @@ def expected_calibration_error(differences: Tensor, bins: int = 15) -> Tensor:
 
 
 def length_bias(differences: Tensor, chosen_lengths: Tensor, rejected_lengths: Tensor) -> Tensor | None:
-    """How much more often the model prefers the longer response than people do: a difference of shares () in [-1, 1].
+    """Return how much more often the model prefers the longer response than people do, in [-1, 1], shape ().
 
-    Over pairs (B,) whose lengths in tokens differ. A model's d = 0 counts one half.
+    Only pairs whose lengths in tokens differ count. If the model's d is 0, it counts as one half.
     """
     differ = chosen_lengths != rejected_lengths
     if not differ.any():
@@ -73,13 +73,13 @@ def length_bias(differences: Tensor, chosen_lengths: Tensor, rejected_lengths: T
 
 
 def length_slope(differences: Tensor, chosen_lengths: Tensor, rejected_lengths: Tensor) -> Tensor | None:
-    """Least-squares slope () of d (B,) on the length difference, chosen less rejected, in nats per 100 tokens.
+    """Return the least-squares slope () of d (B,) on the length difference, in nats per 100 tokens.
 
-    With an intercept, which takes up that chosen is better: the slope is what length adds to that. None where all
-    pairs differ by the same length.
+    The length difference is chosen minus rejected. The intercept absorbs the quality gap between chosen and rejected,
+    so the slope is the effect of length alone. None if all pairs have the same length difference.
     """
     x = (chosen_lengths - rejected_lengths).double()
-    x = (x - x.mean()) / 100  # in this order: whole numbers that are all alike leave exactly nothing
+    x = (x - x.mean()) / 100  # subtract first: equal whole numbers then give exactly 0
     if not x.any():
         return None
     # b = sum (x - mean x) d / sum (x - mean x)^2
@@ -87,20 +87,22 @@ def length_slope(differences: Tensor, chosen_lengths: Tensor, rejected_lengths: 
 
 
 def matched_length_accuracy(differences: Tensor, chosen_lengths: Tensor, rejected_lengths: Tensor) -> Tensor | None:
-    """Accuracy () on pairs of like length, which length alone cannot tell apart."""
+    """Return the accuracy () on pairs of similar length, where length alone cannot decide."""
     alike = alike_in_length(chosen_lengths, rejected_lengths)
     return accuracy(differences[alike]) if alike.any() else None
 
 
 def alike_in_length(chosen_lengths: Tensor, rejected_lengths: Tensor) -> Tensor:
-    """Which pairs (B,) are of like length."""
+    """Return which pairs (B,) have responses of similar length."""
     longer = torch.maximum(chosen_lengths, rejected_lengths)
     return (chosen_lengths - rejected_lengths).abs() <= MATCHED * longer
 
 
 def longer_preferred(differences: Tensor, chosen_lengths: Tensor, rejected_lengths: Tensor) -> list[float | None]:
-    """For each pair (B,) whether the model prefers the longer response, less whether people do; their mean is
-    `length_bias`. None where both are of one length."""
+    """Return for each pair whether the model prefers the longer response, minus whether people do.
+
+    None for a pair with equal lengths. The mean of the others is `length_bias`.
+    """
     chosen_is_longer = (chosen_lengths > rejected_lengths).double()
     right = _correct(differences).double()
     value = torch.where(chosen_is_longer > 0, right, 1 - right) - chosen_is_longer
@@ -112,12 +114,13 @@ def longer_preferred(differences: Tensor, chosen_lengths: Tensor, rejected_lengt
 
 
 def separability(differences: Tensor) -> Tensor | None:
-    """Cohen's d_z (): mean of d (B,) in units of its standard deviation, larger where winners stand out.
+    """Return Cohen's d_z (): the mean of d (B,) divided by its standard deviation.
 
-    The paired effect size, because rewards of different prompts do not compare; it does not depend on the rewards'
-    scale, so models and kinds of pairs (easy, hard) compare by it. None below two pairs or where all d are equal.
+    This is the paired effect size, because rewards of different prompts are not comparable. It does not depend on the
+    scale of the rewards, so it can compare models and kinds of pairs (easy, hard). None for fewer than two pairs or if
+    all d are equal.
     """
     if len(differences) < 2:
         return None
-    deviation = differences.double().std()  # of equal numbers exactly 0
+    deviation = differences.double().std()  # exactly 0 for equal numbers
     return differences.mean() / deviation if deviation > 0 else None

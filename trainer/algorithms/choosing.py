@@ -1,4 +1,4 @@
-"""Which of a prompt's sampled answers to learn from, by their scores: pairs for DPO, the best ones for imitation."""
+"""Choose which sampled answers to learn from by their scores: pairs for DPO, the best answers for imitation."""
 
 from collections.abc import Sequence
 
@@ -8,11 +8,11 @@ from torch import Tensor
 def controlled_scores(
     scores: Tensor, lengths: Tensor, finished: Tensor, length_weight: float, missing_eos_penalty: float
 ) -> Tensor:
-    """Scores (N,) less what length and a missing end cost.
+    """Return scores (N,) minus the penalties for length and for a missing EOS.
 
     Args:
-        lengths: (N,) tokens. `length_weight` is taken for each standard deviation above their mean.
-        finished: (N,) bool; `missing_eos_penalty` is taken from the others.
+        lengths: (N,) tokens. `length_weight` is subtracted for each standard deviation above the mean.
+        finished: (N,) bool. `missing_eos_penalty` is subtracted from answers that are not finished.
     """
     deviation = lengths.std(correction=0).clamp(min=1e-6)
     standardised = (lengths - lengths.mean()) / deviation
@@ -22,10 +22,11 @@ def controlled_scores(
 def best_against_worst(
     scores: Sequence[float], choosable: Sequence[bool], texts: Sequence[str], pairs: int, min_margin: float
 ) -> list[tuple[int, int]]:
-    """At most `pairs` pairs (chosen, rejected) of one prompt's answers: the best with the worst, and so on inwards.
+    """Return at most `pairs` pairs (chosen, rejected) of one prompt's answers.
 
-    Any may be rejected; only those in `choosable` be chosen. An answer that was cut by length is not among them, as its
-    score is for an end that it does not have. A text stands on one side once.
+    The best answer is paired with the worst, the second best with the second worst, and so on. Any answer may be
+    rejected, but only answers marked in `choosable` may be chosen. Answers cut by length are not choosable: their score
+    assumes an ending that they do not have. A text appears at most once on each side.
     """
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
     good = _distinct([i for i in order if choosable[i]], texts)
@@ -38,7 +39,7 @@ def best_against_worst(
 
 
 def best(scores: Sequence[float], choosable: Sequence[bool], texts: Sequence[str], count: int) -> list[int]:
-    """The `count` best of one prompt's answers that may be chosen, each text once; none if all scores are equal."""
+    """Return the `count` best choosable answers of one prompt, each text once; none if all scores are equal."""
     if min(scores) == max(scores):
         return []
     order = sorted(range(len(scores)), key=lambda i: -scores[i])

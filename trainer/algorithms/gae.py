@@ -15,12 +15,12 @@ class Advantages(NamedTuple):
 
 
 def gae(rewards: Tensor, values: Tensor, valid_mask: Tensor, gamma: float, gae_lambda: float) -> Advantages:
-    """Advantages of rewards (B, T) and values (B, T).
+    """Return advantages and returns for rewards (B, T) and values (B, T).
 
-    `values[:, t]` is the value of the state before token t is chosen. An episode ends with its last valid token, on
-    which its score lies: the state after it is worth 0 and needs no value. (Where the score lies one step behind the
-    last token, a value mask one longer than the policy's is needed; here they are the same mask.) Valid tokens of a row
-    stand together, padding may be on either side.
+    `values[:, t]` is the value of the state before token t is chosen. An episode ends with its last valid token, which
+    carries the score. The state after it is worth 0 and needs no value. (Implementations that put the score one step
+    after the last token need a value mask one longer than the policy's; here both use the same mask.) The valid tokens
+    of a row must be contiguous; padding may be on either side.
     """
     goes_on = F.pad(valid_mask[:, 1:], (0, 1), value=False)  # the next token is part of the episode
     next_values = torch.where(goes_on, F.pad(values[:, 1:], (0, 1)), 0)
@@ -33,6 +33,6 @@ def gae(rewards: Tensor, values: Tensor, valid_mask: Tensor, gamma: float, gae_l
         advantage = deltas[:, t] + gamma * gae_lambda * torch.where(goes_on[:, t], advantage, 0)
         advantage = torch.where(valid_mask[:, t], advantage, 0)
         advantages[:, t] = advantage
-    # R_t = A_t + V_t: what the value function is fitted to, taken before advantages are whitened
+    # R_t = A_t + V_t: targets of the value function, computed before advantages are whitened
     returns = torch.where(valid_mask, advantages + values, 0)
     return Advantages(advantages, returns)

@@ -1,6 +1,6 @@
 """RLOO and GRPO as pure functions: several answers to one prompt are compared with each other, without a critic.
 
-Shapes: G groups of k answers each; S answers; N tokens, answer by answer, `owners` (N,) saying whose each token is.
+Shapes: G groups of k answers each; S answers; N tokens, answer by answer. `owners` (N,) gives each token's answer.
 """
 
 from typing import Literal, NamedTuple
@@ -13,24 +13,24 @@ from trainer.algorithms.kl import k2, k3
 Normalisation = Literal["constant", "published"]
 
 EPS = 1e-4  # added to a group's standard deviation, as in the published implementation
-NOISE = 1e-5  # relative: rewards that hold a KL differ by less from one pass of the models to the next
+NOISE = 1e-5  # relative: rewards that include a KL term vary by less than this between two forward passes
 
 
 def leave_one_out(rewards: Tensor) -> Tensor:
-    """Advantages (G, k) of rewards (G, k): the baseline is the mean of the other answers' rewards.
+    """Return advantages (G, k) for rewards (G, k), with the mean reward of the other answers as the baseline.
 
-    It does not depend on the answer itself, so the gradient stays unbiased (Ahmadian et al. 2024, eq. 8; Kool et al.
-    2019).
+    The baseline does not depend on the answer itself, so the gradient stays unbiased (Ahmadian et al. 2024, eq. 8; Kool
+    et al. 2019).
     """
     # A_i = r_i - 1 / (k - 1) sum_{j != i} r_j
     return rewards - (rewards.sum(1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
 
 
 def group_relative(rewards: Tensor, scaled: bool) -> Tensor:
-    """Advantages (G, k) of rewards (G, k): the baseline is their mean; `scaled` divides by their standard deviation.
+    """Return advantages (G, k) for rewards (G, k), with the group's mean as the baseline.
 
-    Scaling gives prompts whose answers are nearly alike as much weight as those where they differ: a bias (Shao et al.
-    2024, section 4.1.2, scale; Liu et al. 2025 do not).
+    `scaled` divides by the group's standard deviation. Scaling is a bias: prompts with nearly equal answers weigh as
+    much as prompts with different answers. Shao et al. 2024 (section 4.1.2) scale; Liu et al. 2025 do not.
     """
     # A_i = (r_i - mean r) / (std r + eps)
     centred = rewards - rewards.mean(1, keepdim=True)
@@ -38,26 +38,33 @@ def group_relative(rewards: Tensor, scaled: bool) -> Tensor:
 
 
 def has_signal(rewards: Tensor) -> Tensor:
-    """Whether the rewards (G, k) of a group (G,) differ by more than float noise: equal ones say nothing (Yu et al.
-    2025, section 3.2).
+    """Return whether the rewards (G, k) of each group (G,) differ by more than float noise.
+
+    Equal rewards carry no signal (Yu et al. 2025, section 3.2).
     """
     spread = rewards.amax(1) - rewards.amin(1)
     return spread > NOISE * (1 + rewards.abs().amax(1))
 
 
 def answer_weights(lengths: Tensor, answers: int, longest: int, normalisation: Normalisation) -> Tensor:
-    """How much each token of an answer counts in the loss, (S,), for answers with `lengths` (S,).
+    """Return the weight in the loss of each token of an answer, (S,), for answers with `lengths` (S,).
 
-    `constant`: every token the same, 1 / (answers * longest) (Dr. GRPO, Liu et al. 2025). `published`: every answer the
-    same, a mean over its tokens, so that a token of a long answer counts less (Shao et al. 2024, eq. 3).
+    `constant`: every token has the same weight, 1 / (answers * longest) (Dr. GRPO, Liu et al. 2025).
+    `published`: every answer has the same weight, spread over its tokens, so a token of a long answer counts less (Shao
+    et al. 2024, eq. 3).
     """
     per_answer = torch.full_like(lengths, longest) if normalisation == "constant" else lengths
     return 1 / (answers * per_answer.float())
 
 
 class GroupLoss(NamedTuple):
-    """All (). With gradients: the clipped surrogate, and the KL to the reference by the same weights. Detached: means
-    over what has a ratio, the tokens or the answers; `approxkl` is one over tokens.
+    """The loss of a batch; all fields have shape ().
+
+    Attributes:
+        policy: the clipped surrogate, with gradients.
+        kl: the KL to the reference with the same weights, with gradients.
+        approxkl: mean over tokens, detached.
+        clipfrac, ratio: means over the units that have a ratio (tokens or whole answers), detached.
     """
 
     policy: Tensor
@@ -79,13 +86,15 @@ def group_loss(
     whole_answers: bool = False,
     unbiased_kl: bool = False,
 ) -> GroupLoss:
-    """The clipped surrogate of log-probs (N,) with bounds apart (DAPO, Yu et al. 2025, eq. 10), and the leash.
+    """Return the clipped surrogate of log-probs (N,) and the KL penalty.
+
+    The lower and upper clip bounds are separate (DAPO, Yu et al. 2025, eq. 10).
 
     Args:
-        advantages, weights: (S,) of each answer; a weight counts for each of its tokens.
-        whole_answers: an answer is one action with one ratio (RLOO as published); its weight then counts once.
-        unbiased_kl: multiply k3 by the token's ratio. The gradient is then that of KL(pi || pi_ref) (DeepSeek-V3.2,
-            section 3.1); without, as GRPO was published, that of KL(pi_ref || pi).
+        advantages, weights: (S,), per answer; a weight applies to each of the answer's tokens.
+        whole_answers: treat an answer as one action with one ratio (RLOO as published); its weight then counts once.
+        unbiased_kl: multiply k3 by the token's ratio. The gradient is then the gradient of KL(pi || pi_ref)
+            (DeepSeek-V3.2, section 3.1). If False, as in the GRPO paper, it is the gradient of KL(pi_ref || pi).
     """
     # rho = pi / pi_old;  L = -sum w min(rho A, clip(rho, 1 - low, 1 + high) A)
     log_ratio = logps - old_logps

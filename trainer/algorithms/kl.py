@@ -1,6 +1,6 @@
-"""KL divergence from samples, and the controllers of its coefficient.
+"""Estimators of the KL divergence from samples, and the controller of its coefficient.
 
-Everywhere x = log pi(token) - log pi_ref(token) for tokens sampled from pi.
+Throughout, x = log pi(token) - log pi_ref(token) for tokens sampled from pi.
 """
 
 from dataclasses import dataclass, replace
@@ -8,21 +8,21 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-# ---- estimators of KL(pi || pi_ref) a token (Schulman 2020, http://joschu.net/blog/kl-approx.html) -------------------
+# ---- per-token estimators of KL(pi || pi_ref) (Schulman 2020, http://joschu.net/blog/kl-approx.html) -----------------
 
 
 def k1(logps: Tensor, reference_logps: Tensor) -> Tensor:
-    """x: unbiased, of high variance, and negative at times."""
+    """Return x: unbiased, with high variance, and sometimes negative."""
     return logps - reference_logps
 
 
 def k2(logps: Tensor, reference_logps: Tensor) -> Tensor:
-    """x^2 / 2: biased, of low variance; never negative."""
+    """Return x^2 / 2: biased, with low variance, and never negative."""
     return (logps - reference_logps) ** 2 / 2
 
 
 def k3(logps: Tensor, reference_logps: Tensor) -> Tensor:
-    """exp(-x) - 1 + x: unbiased and never negative."""
+    """Return exp(-x) - 1 + x: unbiased and never negative."""
     x = logps - reference_logps
     return torch.expm1(-x) + x
 
@@ -32,9 +32,9 @@ def k3(logps: Tensor, reference_logps: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class KLController:
-    """The coefficient `beta`, fixed, or led towards a target KL in nats a sequence (Ziegler et al. 2019, section 2.2).
+    """The KL coefficient `beta`: fixed, or adapted to a target KL in nats per sequence.
 
-    A step returns the next controller and changes nothing.
+    Source: Ziegler et al. 2019, section 2.2. `step` returns a new controller; the object is immutable.
     """
 
     beta: float
@@ -42,10 +42,10 @@ class KLController:
     horizon: int = 10_000
 
     def step(self, kl: float, episodes: int) -> "KLController":
-        """The controller after `episodes` sequences with a mean KL of `kl` nats a sequence.
+        """Return the controller after `episodes` sequences with a mean KL of `kl` nats per sequence.
 
-        More of them than `horizon` count as one horizon: beyond five, the rule as it stands would make beta negative,
-        and a negative beta pays for leaving the reference.
+        `episodes` above `horizon` count as one horizon. With more than five horizons, the published rule would make
+        beta negative, and a negative beta rewards leaving the reference.
         """
         if self.target is None:
             return self

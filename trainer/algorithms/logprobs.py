@@ -1,7 +1,7 @@
 """Log-probabilities of tokens from logits or from hidden states, at a sampling temperature, in fp32.
 
-Logits are divided by the temperature tokens were sampled at, so that a log-prob is that of the distribution the token
-came from: sampling, reference and update must agree on it.
+Logits are divided by the sampling temperature, so a log-prob belongs to the distribution that the token was drawn from.
+Sampling, reference and update must use the same temperature.
 """
 
 from typing import Any, NamedTuple
@@ -13,15 +13,15 @@ from torch.autograd.function import once_differentiable
 
 
 def token_logps(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
-    """log p(token) (N,) of logits (N, V) and tokens (N,)."""
-    # log softmax(z / T)[token], whose (N, V) log-probs backward holds: see projected_logps
+    """Return log p(token) (N,) for logits (N, V) and tokens (N,)."""
+    # log softmax(z / T)[token]. Backward keeps all (N, V) log-probs; projected_logps avoids that.
     return -F.cross_entropy(
         logits.float() / temperature if temperature != 1 else logits.float(), tokens, reduction="none"
     )
 
 
 def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Entropy in nats (N,) of the distributions given by logits (N, V)."""
+    """Return the entropy in nats (N,) of the distributions given by logits (N, V)."""
     logps = torch.log_softmax(logits.float() / temperature, -1)
     return -(logps.exp() * logps).sum(-1)  # H = -sum_v p_v log p_v
 
@@ -30,8 +30,11 @@ def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 class Projected(NamedTuple):
-    """Log-probs of tokens (N,); entropies in nats and whether the token was the likeliest one, both (N,) and without
-    gradient, if they were asked for.
+    """Log-probs of tokens (N,), and two optional fields (N,) without gradient.
+
+    Attributes:
+        entropy: in nats.
+        correct: whether the token was the most likely token.
     """
 
     logps: Tensor
@@ -40,7 +43,7 @@ class Projected(NamedTuple):
 
 
 class _How(NamedTuple):
-    """What the passes over the chunks have to know. Products are computed in `dtype`."""
+    """Settings of the forward and backward passes over the chunks. Matrix products are computed in `dtype`."""
 
     temperature: float
     chunk: int
@@ -61,16 +64,17 @@ def projected_logps(
     with_correct: bool = False,
     dtype: torch.dtype | None = None,
 ) -> Projected:
-    """`token_logps` of the logits hidden (N, H) @ weight (V, H)^T, which never exist for more than `chunk` rows.
+    """Compute `token_logps` of the logits hidden (N, H) @ weight (V, H)^T without storing all logits.
 
-    A log-prob's gradient in its hidden state is known as soon as its logits are, up to the factor that backward brings
-    with it: so it is computed then, and nothing of size V is kept, at no more work. A weight that learns needs the
-    logits again in backward. They are computed a second time, unless products are in the weight's own dtype and there
-    are at most `kept_logits` of them. A head that scales its logits goes into the temperature; one with a bias or a
-    soft cap takes `token_logps`.
+    Logits exist for at most `chunk` rows at a time. Forward also computes the gradient of each log-prob with respect to
+    its hidden state, up to the incoming gradient, which backward multiplies in. So nothing of size V is kept, at no
+    extra work. If the weight is trained, backward needs the logits again. It recomputes them, unless products are in
+    the weight's own dtype and there are at most `kept_logits` logits: then they are kept. Fold a head's logit scale
+    into the temperature. For a head with a bias or a soft cap, use `token_logps`.
 
     Args:
-        dtype: of the matrix products, as autocast does it; None: the weight's. Sums over chunks are in the weight's.
+        dtype: dtype of the matrix products, as with autocast; None means the weight's dtype. Sums over chunks are in
+            the weight's dtype.
     """
     how = _How(temperature, chunk, with_entropy, with_correct, weight.dtype if dtype is None else dtype)
     weight_learns = torch.is_grad_enabled() and weight.requires_grad
@@ -92,7 +96,10 @@ def projected_logps(
 def _forward(
     hidden: Tensor, weight: Tensor, tokens: Tensor, how: _How, slopes: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log-probs, entropies and hits (N,), and if asked for gradients of each log-prob in its hidden state (N, H)."""
+    """Return log-probs, entropies and hits (N,), and the log-probs' gradients with respect to hidden states (N, H).
+
+    Entropies, hits and gradients are empty if `how` and `slopes` do not ask for them.
+    """
     logps = torch.empty(len(tokens), device=hidden.device)
     entropies = torch.empty_like(logps) if how.with_entropy else logps.new_empty(0)
     correct = torch.empty_like(tokens if how.with_correct else tokens[:0], dtype=torch.bool)
@@ -146,7 +153,7 @@ class _ProjectedLogps(torch.autograd.Function):
             (hidden, weight, tokens), how = learning, ctx.how
             grad_weight, multiplied = torch.zeros_like(weight), weight.to(how.dtype)
             for rows in _chunks(len(tokens), how.chunk):
-                # d log p(token) / d w_v = (1[v is token] - p_v) h / T, weighed by what comes from above
+                # d log p(token) / d w_v = (1[v is token] - p_v) h / T, times the incoming gradient
                 scale = grad[rows, None] / how.temperature
                 logits_grad = _log_softmax(hidden[rows], multiplied, how.temperature).exp_().mul_(-scale)
                 logits_grad.scatter_add_(1, tokens[rows, None], scale)
@@ -162,5 +169,5 @@ class _ProjectedLogps(torch.autograd.Function):
 
 
 def scatter_to_mask(values: Tensor, mask: Tensor) -> Tensor:
-    """Puts values (N,) at the N True places of mask (B, T) in row order, 0 elsewhere; differentiable."""
+    """Put values (N,) at the N True places of mask (B, T) in row order, 0 elsewhere; differentiable."""
     return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)

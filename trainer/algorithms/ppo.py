@@ -1,6 +1,6 @@
 """Proximal policy optimisation (Schulman et al. 2017) of token sequences, as pure functions on tensors.
 
-Shapes: (B, T) over the tokens of responses, padded on the right, unless said otherwise; `valid_mask` True on tokens.
+Unless stated otherwise, shapes are (B, T) over response tokens, padded on the right. `valid_mask` is True on tokens.
 """
 
 import math
@@ -15,7 +15,7 @@ from trainer.algorithms.masked import masked_mean
 
 
 class TokenRewards(NamedTuple):
-    """Rewards a token (B, T), and the part of them that is the leash, -beta * k1."""
+    """Per-token rewards (B, T), and their KL penalty part, -beta * k1."""
 
     rewards: Tensor
     non_score: Tensor
@@ -24,10 +24,10 @@ class TokenRewards(NamedTuple):
 def penalise_unfinished(
     scores: Tensor, finished: Tensor, penalty: float | None, missing_eos: Literal["subtract", "replace"] = "subtract"
 ) -> Tensor:
-    """Scores (B,), made worse where a response was cut by length: that is no EOS, and ending must pay.
+    """Lower the scores (B,) of responses that were cut by length, so that the policy learns to end with EOS.
 
-    `subtract` takes the penalty from the score; `replace` puts -penalty in its place, because the reward model never
-    saw responses that do not end (Huang et al. 2024, detail 4.1). None leaves scores as they are.
+    `subtract` subtracts the penalty from the score. `replace` sets the score to -penalty, because the reward model
+    never saw responses without an end (Huang et al. 2024, detail 4.1). If `penalty` is None, scores stay unchanged.
     """
     if penalty is None:
         return scores
@@ -36,7 +36,7 @@ def penalise_unfinished(
 
 
 def clip_scores(scores: Tensor, limit: float | None) -> Tensor:
-    """Scores (B,) within [-limit, limit]; as they are if None. One fooled score cannot then drive a whole batch."""
+    """Clip scores (B,) to [-limit, limit], so that one wrong score cannot dominate a batch; None does not clip."""
     return scores if limit is None else scores.clamp(-limit, limit)
 
 
@@ -44,8 +44,8 @@ def clip_scores(scores: Tensor, limit: float | None) -> Tensor:
 class RunningScale:
     """Mean and standard deviation of all scores so far (Chan et al. 1983, merging whole batches).
 
-    `update` returns the next one and changes nothing. The fields are numbers: `asdict` and `RunningScale(**saved)`
-    take it to a checkpoint and back.
+    `update` returns a new object; the object is immutable. All fields are numbers: save it in a checkpoint with
+    `asdict` and restore it with `RunningScale(**saved)`.
     """
 
     count: int = 0
@@ -53,7 +53,7 @@ class RunningScale:
     squares: float = 0.0  # sum of squared deviations from the mean
 
     def update(self, scores: Tensor) -> "RunningScale":
-        """The scale after scores (B,) more."""
+        """Return the scale with scores (B,) added."""
         n, batch = len(scores), scores.detach().double()
         if not n:
             return self
@@ -64,21 +64,21 @@ class RunningScale:
 
     @property
     def std(self) -> float:
-        """Standard deviation, with Bessel's correction; 1 while there is nothing to measure it by."""
+        """Standard deviation, with Bessel's correction; 1 as long as it cannot be measured."""
         std = math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else 0.0
         return std if std > 1e-6 else 1.0
 
     def normalise(self, scores: Tensor) -> Tensor:
-        """Scores (B,) in units of the standard deviation. Not centred: a score's sign means something."""
+        """Divide scores (B,) by the standard deviation. They are not centred, because a score's sign has a meaning."""
         return scores / self.std
 
 
 def token_rewards(
     scores: Tensor, logps: Tensor, reference_logps: Tensor, valid_mask: Tensor, beta: float
 ) -> TokenRewards:
-    """The KL-shaped reward (Ziegler et al. 2019, eq. 2), k1 a token, the score (B,) on the last valid token.
+    """Return the KL-shaped reward (Ziegler et al. 2019, eq. 2): -beta * k1 per token, plus the score on the last token.
 
-    That token is EOS where the response has one: the score is the reward of having ended there.
+    Scores are (B,). The last valid token is EOS if the response has ended: the score then rewards ending there.
     """
     # r_t = -beta (log pi - log pi_ref) + [t is last] score
     non_score = torch.where(valid_mask, -beta * k1(logps, reference_logps), 0)
@@ -89,7 +89,7 @@ def token_rewards(
 
 
 class PolicyLoss(NamedTuple):
-    """The loss (), with gradients, and what is watched: all () and detached."""
+    """The loss () with gradients; the other fields are metrics, () and detached."""
 
     loss: Tensor
     approxkl: Tensor
@@ -100,7 +100,7 @@ class PolicyLoss(NamedTuple):
 def policy_loss(
     logps: Tensor, old_logps: Tensor, advantages: Tensor, valid_mask: Tensor, clip_range: float
 ) -> PolicyLoss:
-    """The clipped surrogate (Schulman et al. 2017, eq. 7), a mean over valid tokens."""
+    """Return the clipped surrogate (Schulman et al. 2017, eq. 7), a mean over valid tokens."""
     # rho = pi / pi_old;  L = mean max(-A rho, -A clip(rho, 1 - e, 1 + e))
     ratio = torch.exp(torch.where(valid_mask, logps - old_logps, 0))
     unclipped = -advantages * ratio
@@ -113,14 +113,14 @@ def policy_loss(
 
 
 class ValueLoss(NamedTuple):
-    """The loss () with gradients; the share of tokens where clipping decided ()."""
+    """The loss () with gradients; the share () of tokens for which the clipped term is larger."""
 
     loss: Tensor
     clipfrac: Tensor
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, valid_mask: Tensor, clip_range: float) -> ValueLoss:
-    """The clipped value loss of PPO's reference implementation, a mean over valid tokens."""
+    """Return the clipped value loss of PPO's reference implementation, a mean over valid tokens."""
     # L = 1/2 mean max((V - R)^2, (clip(V, V_old - e, V_old + e) - R)^2)
     clipped_values = torch.clamp(values, old_values - clip_range, old_values + clip_range)
     unclipped, clipped = (values - returns) ** 2, (clipped_values - returns) ** 2
@@ -130,9 +130,9 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, valid_mask: 
 
 
 def explained_variance(values: Tensor, returns: Tensor, valid_mask: Tensor) -> Tensor:
-    """1 - Var(R - V) / Var(R) (), over valid tokens: 1 is a perfect critic, 0 one that knows the mean only.
+    """Return 1 - Var(R - V) / Var(R) () over valid tokens: 1 for a perfect critic, 0 for one that knows only the mean.
 
-    0 too where all returns are one: there is nothing to explain, and the quotient would be noise.
+    It is also 0 if all returns are equal: there is nothing to explain, and the quotient would be noise.
     """
     residuals, targets = (returns - values)[valid_mask], returns[valid_mask]
     variance = targets.var(unbiased=False)

@@ -1,1 +1,1 @@
-"""From stored rows to token ids in rows for a forward pass."""
+"""Reading, encoding and packing: stored rows become token ids for a forward pass."""

@@ -1,4 +1,4 @@
-"""Conversations as token ids: prompts by the tokenizer's chat template, and the responses that go on with them."""
+"""Encoding of conversations: prompts with the tokenizer's chat template, and the responses that continue them."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -9,8 +9,8 @@ from jinja2 import TemplateError
 
 from app.errors import InvalidInput, ModelUnavailable
 
-# Some templates tell the date. A run that is repeated, or goes on, on another day must read the same tokens: for them
-# it is always the same day. A macro of the clock's name hides the clock.
+# Some templates insert today's date. A run that is repeated or resumed on another day must see the same tokens, so
+# these templates get a fixed date. A macro with the name of the clock function replaces it.
 _DAY = date(2025, 1, 1)
 _DIRECTIVES = ("%a", "%A", "%b", "%B", "%d", "%-d", "%e", "%H", "%I", "%j", "%m", "%-m", "%M", "%p", "%S", "%y", "%Y")
 STOPPED_CLOCK = (
@@ -34,7 +34,7 @@ class TokenSequence(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """Completions of one prompt within the length limit, and whether the prompt was cut for it."""
+    """Sequences of one prompt within the length limit, and whether the prompt was cut to fit."""
 
     sequences: list[TokenSequence]
     cut: bool
@@ -43,13 +43,13 @@ class Fitted(NamedTuple):
 class ChatEncoder:
     """Encodes chats with a tokenizer's template.
 
-    The prompt is the rendered chat with the header of the assistant's turn; a finished completion is its text and the
-    token that ends the turn, as the model itself would have generated them. A special token's name inside a message or
-    a response is text, and so is inside a message that of any added token the template writes: nobody must be able to
-    end a turn, or to begin one, by writing it.
+    The prompt is the rendered chat with the header of the assistant's turn. A finished completion is its text and the
+    token that ends the turn, as the model itself would have generated them. If a message or a response contains the
+    name of a special token, the name is encoded as text. In messages, so is the name of any added token that the
+    template writes. Otherwise a user could end or begin a turn by typing the token.
 
     Args:
-        max_length: the most tokens of a sequence; no more than the model reads, which is also what None means.
+        max_length: maximum tokens of a sequence, capped at the model's own limit; None means the model's limit.
 
     Attributes:
         end_id: the token that ends the assistant's turn.
@@ -64,24 +64,24 @@ class ChatEncoder:
         self.end_id = end_of_turn_id(tokenizer)
         template = tokenizer.get_chat_template()
         self._template = STOPPED_CLOCK + template if "strftime_now" in template else template
-        # DeepSeek's tokens for whose turn it is are not special ones.
+        # DeepSeek's role tokens are added tokens, but not special tokens.
         names = [
             re.escape(token.content)
             for token in tokenizer.added_tokens_decoder.values()
             if token.special or (token.content in template and not token.content.isspace())
         ]
-        self._control = re.compile("|".join(names) or "(?!)")  # which is nowhere
+        self._control = re.compile("|".join(names) or "(?!)")  # "(?!)" never matches
         answer, prompt = PROBE[1]["content"], self.prompt(PROBE[:1])
         whole = tokenizer.apply_chat_template(PROBE, chat_template=self._template, return_dict=False)
         bare = self._bare(answer)
         self._answers_stand_bare = bare != self._ids(answer) and whole[len(prompt) :][: len(bare)] == bare
 
     def prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Token ids of the conversation up to where the assistant speaks.
+        """Return the token ids of the conversation, up to the start of the assistant's answer.
 
         Raises:
-            InvalidInput: it lacks roles or contents, ends with the assistant's turn, or the template refuses it, or
-                renders no token, after which nothing can be predicted.
+            InvalidInput: the conversation lacks roles or contents or ends with the assistant's turn, or the template
+                refuses it or renders no token at all, so that there is nothing to predict from.
         """
         if not messages or any(not {"role", "content"} <= message.keys() for message in messages):
             raise InvalidInput(
@@ -114,7 +114,7 @@ class ChatEncoder:
         return ids
 
     def completion(self, text: str, finished: bool = True) -> list[int]:
-        """Token ids of a response, never none; with the end of the turn unless it was cut by length."""
+        """Return the token ids of a response, at least one; they end with the end-of-turn token if it is `finished`."""
         ids = self._bare(text) if self._answers_stand_bare else self._ids(text)
         return [*ids, self.end_id] if finished or not ids else ids
 
@@ -122,16 +122,20 @@ class ChatEncoder:
         return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def _bare(self, text: str) -> list[int]:
-        """Token ids of a text as it stands in a line of its own: without the space that SentencePiece puts before the
-        first word, which no answer has where a line break ends the header (TinyLlama, Zephyr)."""
+        """Return the token ids of a text at the start of a line, without SentencePiece's leading space.
+
+        SentencePiece puts a space before the first word. If a line break ends the header (TinyLlama, Zephyr), answers
+        do not have this space.
+        """
         newline, ids = self._ids("\n"), self._ids("\n" + text)
         return ids[len(newline) :] if ids[: len(newline)] == newline else self._ids(text)
 
     def prompt_within(self, messages: Sequence[Mapping[str, str]], room: int) -> tuple[list[int], bool]:
-        """Token ids of a conversation in at most `room` tokens (at least 1), and whether anything was cut.
+        """Return the token ids of a conversation in at most `room` tokens (at least 1), and whether it was cut.
 
-        What the template itself writes stays, BOS and the assistant's header included, and so do system messages. The
-        oldest turns go first, whole. If the last turn alone is too long, the middle of its longest texts is cut out.
+        Text that the template itself writes stays, including BOS and the assistant's header, and so do system messages.
+        The oldest turns are dropped first, as a whole. If the last turn alone is too long, its longest texts lose their
+        middle.
 
         Raises:
             InvalidInput: as `prompt` does.
@@ -161,7 +165,10 @@ class ChatEncoder:
     def _first_fit(
         self, count: int, conversation: Callable[[int], list[Mapping[str, str]]], room: int
     ) -> list[int] | None:
-        """The prompt of the first of `count` ever shorter conversations that fits, found by halving."""
+        """Return the prompt of the longest conversation that fits, found by bisection; None if none fits.
+
+        `conversation(i)` gives the conversations for i < `count`, from the longest to the shortest.
+        """
         low, found = 0, None
         while low < count:
             middle = (low + count) // 2
@@ -173,9 +180,9 @@ class ChatEncoder:
         return found
 
     def fit(self, messages: Sequence[Mapping[str, str]], completions: Sequence[Sequence[int]]) -> Fitted | None:
-        """The sequences of one prompt within `max_length`, or None where that would cut a completion.
+        """Return the sequences of one prompt within `max_length`, or None if a completion would have to be cut.
 
-        The prompt is cut by the same amount for all its completions, so that they stay comparable.
+        All completions get the same cut prompt, so that they stay comparable.
         """
         room = self.max_length - max(len(completion) for completion in completions)
         if room < 1:
@@ -185,17 +192,17 @@ class ChatEncoder:
 
     @property
     def too_long(self) -> str:
-        """What is said of rows that do not fit."""
+        """Description of rows that do not fit, for messages."""
         return f"are longer than {self.max_length} tokens without their prompt"
 
     @property
     def cut(self) -> str:
-        """What is said of rows whose prompt does not fit."""
+        """Description of rows whose prompt was cut, for messages."""
         return f"lost a part of their prompt, to stay within {self.max_length} tokens"
 
 
 def _without_middle(text: str, length: int) -> str:
-    """A text's first and last characters, `length` in all, with an ellipsis where some are missing."""
+    """Return a text's first and last characters, `length` in total, with an ellipsis in place of the removed middle."""
     if len(text) <= length or not length:
         return text[:length]
     end = length // 2
@@ -203,14 +210,14 @@ def _without_middle(text: str, length: int) -> str:
 
 
 def _shown(messages: Sequence[Mapping[str, str]]) -> str:
-    """A conversation so that it is found among others: its roles, and how it ends."""
+    """Describe a conversation by its roles and its last words, so that the user can find it."""
     roles = ", ".join(message.get("role", "no role") for message in messages) or "no message"
     text = " ".join(messages[-1].get("content", "").split()) if messages else ""
     return f"The conversation ({roles}) that ends with “{text if len(text) <= 60 else f'...{text[-60:]}'}”"
 
 
 def end_of_turn_id(tokenizer: Any) -> int:
-    """The token that ends an assistant's turn: the special token the template puts after it, else EOS.
+    """Return the token that ends an assistant's turn: the special token that the template puts after it, else EOS.
 
     Raises:
         ModelUnavailable: the template cannot be rendered.
@@ -223,14 +230,15 @@ def end_of_turn_id(tokenizer: Any) -> int:
             "Mend chat_template.jinja in the model's folder, or remove it: then a plain one is used.",
         ) from error
     _, answer, behind = rendered.rpartition(PROBE[1]["content"])
-    tail = tokenizer(behind if answer else "", add_special_tokens=False)["input_ids"]  # some render questions only
-    # Some tokenizers list the end of a turn among their added tokens only, without a role of its own.
+    # Some templates render questions only.
+    tail = tokenizer(behind if answer else "", add_special_tokens=False)["input_ids"]
+    # Some tokenizers list the end-of-turn token only among their added tokens, without a named role.
     special = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
     return next((token for token in tail if token in special), tokenizer.eos_token_id)
 
 
 def stop_ids(model: Any, tokenizer: Any) -> list[int]:
-    """The tokens that end a response: the template's and the tokenizer's, and others the model says it ends by."""
+    """Return the tokens that end a response: the template's, the tokenizer's, and those in the generation config."""
     said = model.generation_config.eos_token_id
     said = said if isinstance(said, list) else [said]
     return sorted({end_of_turn_id(tokenizer), tokenizer.eos_token_id, *said} - {None})

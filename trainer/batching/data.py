@@ -1,7 +1,7 @@
-"""From rows to token ids: snapshots and prompts are read, rows encoded and batched by length.
+"""Read snapshots and prompts, encode their rows as token ids and batch them by length.
 
-How sequences are laid out for a forward pass is `trainer.batching.packing`; only prompts that wait for generation are
-padded here, on the left. Masks are True = valid.
+`trainer.batching.packing` lays sequences out for a forward pass. This module pads only prompts for generation, on the
+left. Masks are True for valid tokens.
 """
 
 import json
@@ -43,11 +43,11 @@ def _read_rows(path: Path, model: type[Row]) -> list[Row]:
 
 
 def read_pairs(path: Path) -> list[PairRow]:
-    """Rows of a snapshot (JSONL or JSONL.gz).
+    """Read the rows of a snapshot (JSONL or JSONL.gz).
 
     Raises:
-        InvalidInput: a line is wrong; two rows have one id; a prompt is in both splits, so that what is held out would
-            be trained on; or a row's preference and p_b are for different sides.
+        InvalidInput: a line is invalid; two rows have the same id; a prompt is in both splits, so held-out prompts
+            would be trained on; or a row's preference and p_b favor different sides.
     """
     rows = _read_rows(path, PairRow)
     _require_own_ids(path, "comparisons", (row.comparison_id for row in rows))
@@ -64,17 +64,21 @@ def read_pairs(path: Path) -> list[PairRow]:
 
 
 def read_thumbs(path: Path) -> list[ThumbRow]:
-    """Rows of a thumbs file (JSONL or JSONL.gz). Raises InvalidInput where a line is wrong or two have one id."""
+    """Read the rows of a thumbs file (JSONL or JSONL.gz).
+
+    Raises:
+        InvalidInput: a line is invalid, or two rows have the same id.
+    """
     rows = _read_rows(path, ThumbRow)
     _require_own_ids(path, "thumbs", (row.id for row in rows))
     return rows
 
 
 def read_demonstrations(path: Path) -> list[DemonstrationRow]:
-    """Rows of a demonstrations file (JSONL or JSONL.gz).
+    """Read the rows of a demonstrations file (JSONL or JSONL.gz).
 
     Raises:
-        InvalidInput: a line is wrong, two rows have one id, or a prompt is in both splits.
+        InvalidInput: a line is invalid, two rows have the same id, or a prompt is in both splits.
     """
     rows = _read_rows(path, DemonstrationRow)
     _require_own_ids(path, "demonstrations", (row.id for row in rows))
@@ -83,10 +87,11 @@ def read_demonstrations(path: Path) -> list[DemonstrationRow]:
 
 
 def read_prompts(path: Path) -> list[PromptRow]:
-    """Rows of a prompts file (JSONL or JSONL.gz).
+    """Read the rows of a prompts file (JSONL or JSONL.gz).
 
     Raises:
-        InvalidInput: a line is wrong, there is none, or two have one id, by which samples are drawn and kept.
+        InvalidInput: a line is invalid, the file has no rows, or two rows have the same id. Ids must be unique because
+            samples are drawn and stored by id.
     """
     rows = _read_rows(path, PromptRow)
     if not rows:
@@ -96,16 +101,16 @@ def read_prompts(path: Path) -> list[PromptRow]:
 
 
 def read_answers(path: Path) -> dict[int, tuple[str, ...]]:
-    """By prompt: the texts of a file of AnswersRow.
+    """Read a file of AnswersRow and return each prompt's texts by prompt id.
 
     Raises:
-        InvalidInput: a line is wrong.
+        InvalidInput: a line is invalid.
     """
     return {row.prompt_id: row.texts for row in _read_rows(path, AnswersRow)}
 
 
 def _require_own_ids(path: Path, noun: str, ids: Iterable[int]) -> None:
-    """What is computed once and kept, and what a report names, is told apart by ids."""
+    """Raise InvalidInput if two rows have the same id: cached results and reports identify rows by id."""
     for id_, times in Counter(ids).most_common(1):
         if times > 1:
             raise InvalidInput(
@@ -126,12 +131,12 @@ def _require_one_split(path: Path, noun: str, rows: Iterable[tuple[int, PairRow 
 
 
 def slice_names(slices: dict[str, str]) -> list[str]:
-    """The metric slices a row belongs to: `kind=value` each."""
+    """Return the metric slices that a row belongs to, as `kind=value`."""
     return [f"{kind}={value}" for kind, value in sorted(slices.items()) if value]
 
 
 class Pair(NamedTuple):
-    """A comparison as token ids, oriented by the consensus; `p_chosen` >= 0.5 is how probably chosen is better."""
+    """A comparison as token ids, oriented by the consensus; `p_chosen` >= 0.5 is the probability of chosen winning."""
 
     chosen: TokenSequence
     rejected: TokenSequence
@@ -140,7 +145,7 @@ class Pair(NamedTuple):
 
     @property
     def tied(self) -> bool:
-        """Whether there is no winner: both are as probably better, or most probably neither is."""
+        """Whether there is no winner: both responses are equally probable winners, or a tie is most probable."""
         return winner(self.row.p_b, self.row.p_tie) == 0
 
     @property
@@ -149,7 +154,7 @@ class Pair(NamedTuple):
 
 
 class EncodedPairs(NamedTuple):
-    """The usable rows of a snapshot, and what was left out and why: other rows, and parts of long prompts."""
+    """The usable rows of a snapshot, and sentences about left-out rows and cut prompts, with the reasons."""
 
     train: list[Pair]
     heldout: list[Pair]
@@ -157,13 +162,16 @@ class EncodedPairs(NamedTuple):
 
 
 def encode_pairs(rows: Sequence[PairRow], encoder: ChatEncoder, *, close_cut: bool = True) -> EncodedPairs:
-    """Encodes a snapshot. Rows that do not fit, do not count (weight 0) or hold one response twice are named, and those
-    whose prompt was cut.
+    """Encode a snapshot.
+
+    `dropped` names the rows that do not fit, have weight 0 or hold the same response twice, and the rows whose prompt
+    was cut.
 
     Args:
-        close_cut: end the turn of responses that were cut by length too. A reward model reads them as what they are,
-            a whole answer that stops; a policy must not learn that it ended, or did not want to end, its turn there.
-            Nor does it learn from those that won against one that ended: it would learn to be cut.
+        close_cut: also end the turn of responses that were cut by length. This is right for a reward model, which reads
+            them as whole answers that stop. A policy must learn neither to end its turn there nor to go on. With False,
+            rows in which a cut response won against a finished response are left out, because the policy would learn to
+            run into the length limit.
     """
     pairs: dict[str, list[Pair]] = {"train": [], "heldout": []}
     left_out: dict[str, list[int]] = {}
@@ -178,7 +186,7 @@ def encode_pairs(rows: Sequence[PairRow], encoder: ChatEncoder, *, close_cut: bo
             encoder.completion(row.response_a, row.finished_a or close_cut),
             encoder.completion(row.response_b, row.finished_b or close_cut),
         ]
-        # Some tokenizers tell neither case nor accents apart.
+        # Some tokenizers ignore case and accents, so different texts can give the same tokens.
         if row.response_a == row.response_b or completions[0] == completions[1]:
             left_out.setdefault("compare a response with itself", []).append(row.comparison_id)
             continue
@@ -204,9 +212,9 @@ def won_although_cut(row: PairRow) -> bool:
 
 
 def weights_of(pairs: Sequence[Pair]) -> list[float]:
-    """How much each pair counts: its row's weight, for a pair of a ranking of k answers times 2 / k.
+    """Return the weight of each pair: its row's weight, times 2 / k if it comes from a ranking of k answers.
 
-    Together the k (k - 1) / 2 pairs of a ranking count k - 1 times: so many comparisons put k answers in order.
+    The k (k - 1) / 2 pairs of a ranking then weigh k - 1 in total, because k - 1 comparisons put k answers in order.
     """
     answers: dict[tuple[int | None, int], set[tuple[int, ...]]] = {}
     for pair in pairs:
@@ -219,21 +227,21 @@ def weights_of(pairs: Sequence[Pair]) -> list[float]:
 
 
 class Thumb(NamedTuple):
-    """A response that was liked or not, as token ids."""
+    """A response with a thumb up or down, as token ids."""
 
     sequence: TokenSequence
     row: ThumbRow
 
 
 class EncodedThumbs(NamedTuple):
-    """The usable rows of a thumbs file, and what was left out, as in `EncodedPairs`."""
+    """The usable rows of a thumbs file, and sentences about left-out rows, as in `EncodedPairs`."""
 
     thumbs: list[Thumb]
     dropped: tuple[str, ...]
 
 
 def encode_thumbs(rows: Sequence[ThumbRow], encoder: ChatEncoder) -> EncodedThumbs:
-    """Encodes single responses, each with the end of its turn. Rows that do not fit or do not count are named."""
+    """Encode single responses, each with its end-of-turn token. `dropped` names rows that do not fit or weigh 0."""
     fitted, left_out = _fitted(rows, encoder)
     return EncodedThumbs([Thumb(sequence, row) for sequence, row in fitted], describe_left_out(left_out, "thumbs"))
 
@@ -241,7 +249,7 @@ def encode_thumbs(rows: Sequence[ThumbRow], encoder: ChatEncoder) -> EncodedThum
 def _fitted(
     rows: Sequence[Response], encoder: ChatEncoder
 ) -> tuple[list[tuple[TokenSequence, Response]], dict[str, list[int]]]:
-    """Rows of one response that count and fit, as token ids; by reason the ids of others and of cut ones."""
+    """Encode single-response rows that have a weight and fit; also return ids of left-out and cut rows by reason."""
     fitted: list[tuple[TokenSequence, Response]] = []
     left_out: dict[str, list[int]] = {}
     for row in rows:
@@ -266,7 +274,7 @@ class Demonstration(NamedTuple):
 
 
 class EncodedDemonstrations(NamedTuple):
-    """The usable rows of a demonstrations file, and what was left out, as in `EncodedPairs`."""
+    """The usable rows of a demonstrations file, and sentences about left-out rows, as in `EncodedPairs`."""
 
     train: list[Demonstration]
     heldout: list[Demonstration]
@@ -274,7 +282,10 @@ class EncodedDemonstrations(NamedTuple):
 
 
 def encode_demonstrations(rows: Sequence[DemonstrationRow], encoder: ChatEncoder) -> EncodedDemonstrations:
-    """Encodes demonstrations, each with the end of its turn. Rows that do not fit or teach nothing are named."""
+    """Encode demonstrations, each with its end-of-turn token.
+
+    `dropped` names rows that do not fit, weigh 0 or have an empty answer.
+    """
     empty = [row.id for row in rows if row.weight and not row.response.strip()]
     fitted, left_out = _fitted([row for row in rows if not row.weight or row.response.strip()], encoder)
     demonstrations: dict[str, list[Demonstration]] = {"train": [], "heldout": []}
@@ -285,10 +296,10 @@ def encode_demonstrations(rows: Sequence[DemonstrationRow], encoder: ChatEncoder
 
 
 def require_pairs(pairs: Sequence[Pair], what: str, dropped: Sequence[str] = ()) -> None:
-    """Raises InvalidInput unless at least `MIN_PAIRS` pairs have a winner: fewer teach nothing that holds elsewhere.
+    """Raise InvalidInput if fewer than `MIN_PAIRS` pairs have a winner: a model trained on so few does not generalise.
 
     Args:
-        dropped: why others were left out, a sentence each.
+        dropped: sentences that say why other rows were left out.
     """
     decided = sum(not pair.tied for pair in pairs)
     if decided < MIN_PAIRS:
@@ -300,7 +311,7 @@ def require_pairs(pairs: Sequence[Pair], what: str, dropped: Sequence[str] = ())
 
 
 def describe_left_out(left_out: dict[str, list[int]], noun: str) -> tuple[str, ...]:
-    """`{reason: ids}` as sentences: `3 comparisons have weight 0: 4, 9, 12`. At most 20 ids are spelled out."""
+    """Turn `{reason: ids}` into sentences like `3 comparisons have weight 0: 4, 9, 12`, with at most 20 ids each."""
     return tuple(
         f"{len(ids)} {noun} {reason}: {', '.join(map(str, ids[:20]))}{', ...' if len(ids) > 20 else ''}"
         for reason, ids in left_out.items()
@@ -308,12 +319,12 @@ def describe_left_out(left_out: dict[str, list[int]], noun: str) -> tuple[str, .
 
 
 class Prompts(NamedTuple):
-    """Prompts that wait for generation, padded on the left so that all go on at the same column. All (B, T).
+    """Prompts for generation, padded on the left so that all answers start at the same column. All fields are (B, T).
 
     Attributes:
-        input_ids: token ids, padding included.
-        valid_mask: True on tokens of the prompt, False on padding (whatever id padding has).
-        position_ids: counted along valid tokens from 0; 0 on padding.
+        input_ids: token ids, including padding.
+        valid_mask: True on prompt tokens, False on padding, whatever the padding's token id is.
+        position_ids: positions of valid tokens, counted from 0; 0 on padding.
     """
 
     input_ids: Tensor
@@ -322,7 +333,7 @@ class Prompts(NamedTuple):
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> Prompts:
-    """Pads prompts of token ids to the longest."""
+    """Pad prompts of token ids on the left to the longest prompt."""
     width = max(len(prompt) for prompt in prompts)
     input_ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
     valid_mask = torch.zeros((len(prompts), width), dtype=torch.bool)
@@ -333,17 +344,17 @@ def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> Prompts:
 
 
 def by_length(lengths: Sequence[int]) -> list[int]:
-    """Indices of rows, shortest first: for evaluation, where the order does not matter and little shall be padding."""
+    """Return row indices, shortest first: for evaluation, where order does not matter and padding should be small."""
     return sorted(range(len(lengths)), key=lambda i: lengths[i])
 
 
 def length_batches(
     lengths: Sequence[int], batch_size: int, generator: torch.Generator, window: int = 8
 ) -> list[list[int]]:
-    """Indices of rows in batches of similar length, so that little is padding; shortest first within a batch.
+    """Return row indices in batches of similar length, which keeps padding small; shortest first within a batch.
 
-    Rows are shuffled, sorted within windows of `window` batches and the batches shuffled again: an epoch visits every
-    row once, in an order that depends on the generator's state only.
+    Rows are shuffled and sorted within windows of `window` batches; then the batches are shuffled. An epoch visits
+    every row once, in an order that depends only on the generator's state.
     """
     shuffled = torch.randperm(len(lengths), generator=generator).tolist()
     span = batch_size * window
@@ -355,6 +366,6 @@ def length_batches(
 
 
 def chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """Consecutive slices of at most `size` items."""
+    """Yield consecutive slices of at most `size` items."""
     for start in range(0, len(items), size):
         yield items[start : start + size]

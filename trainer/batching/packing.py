@@ -1,17 +1,17 @@
-"""Sequences laid out in rows for a forward pass: prompts shared between their completions, rows filled up, no padding.
+"""Pack sequences into rows for a forward pass: completions share their prompt, and short groups fill up rows.
 
     plain     [prompt c1 ....]            shared, filled   [prompt c1 c2][prompt c1 c2 c3]
               [prompt c2 ....]                             [prompt c1 c2 c3 c4 ..........]
 
-A prompt stands once before all its completions: (P + C + R) tokens are worked on instead of (2 P + C + R). A completion
-sees its prompt and itself; other completions and other prompts in the row are masked away, and positions go on from the
-prompt, so every number is what it would be alone (`trainer.models.policy.can_share` checks that of each model).
+A prompt appears once before all its completions, so a pair takes P + C + R tokens instead of 2 P + C + R. A completion
+attends to its prompt and itself. Other completions and prompts in the row are masked, and positions continue from the
+prompt, so every result is the same as without packing (`trainer.models.policy.can_share` checks this for each model).
 
-On CPUs (`trainer.speed.attention`) padding is left out, and what all prompts begin with, a template's or a project's
-system prompt, stands once for all groups.
+On CPUs (`trainer.speed.attention`) padding is skipped, and the common start of all prompts, such as a system prompt, is
+computed once for all groups.
 
-Elsewhere attention is torch's own with a mask of all pairs of tokens (SDPA), which every device has. FlashAttention 2
-takes no such mask, and FlexAttention is compiled for the shapes it meets, which change with every batch.
+On other devices, attention is torch's SDPA with a mask over all pairs of tokens, which every device supports.
+FlashAttention 2 does not accept such a mask, and FlexAttention compiles for each shape, which changes with every batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,13 +24,13 @@ from trainer.batching.chat import TokenSequence
 
 
 class Ragged(NamedTuple):
-    """N tokens of G groups behind one another.
+    """The N tokens of G groups, one group after another, without padding.
 
     Attributes:
-        places: (N,) their flat places in the rows.
-        lengths: tokens of each group.
-        common: how many of the first group's tokens all later groups see before their own.
-        masks: of each group (1, 1, tokens, seen), True where a token sees another; None where causality is all.
+        places: (N,) the tokens' flat indices in the rows.
+        lengths: number of tokens of each group.
+        common: number of the first group's tokens that all later groups see before their own.
+        masks: one per group (1, 1, tokens, seen), True where a token sees another; None if a causal mask is enough.
     """
 
     places: Tensor
@@ -43,15 +43,15 @@ class Packed(NamedTuple):
     """S sequences in R rows of T tokens. Flat places are indices into the R * T tokens, row by row.
 
     Attributes:
-        input_ids: (R, T), padding included, which is on the right.
+        input_ids: (R, T), including the padding on the right.
         position_ids: (R, T), counted along each sequence from its prompt's first token.
-        group_ids: (R, T) which group a token is of, -1 at padding.
-        branches: (R, T) 0 in the prompt of a group, in its completions 1, 2...
-        alone: each row is one sequence, for which causality alone is right.
-        common: tokens with which the prompts of all groups begin, each prompt being longer; 0 for one group.
-        predictors: (N,) flat places whose state predicts each of the N completion tokens, sequence by sequence.
-        targets: (N,) those tokens.
-        owners: (N,) which sequence, 0 to S - 1, each of them belongs to.
+        group_ids: (R, T), each token's group, -1 for padding.
+        branches: (R, T), 0 in the prompt of a group; 1, 2... in its completions.
+        alone: whether each row is one sequence, so that a causal mask is enough.
+        common: number of tokens that all groups' prompts start with, less than any prompt's length; 0 for one group.
+        predictors: (N,) flat places whose hidden state predicts each of the N completion tokens, sequence by sequence.
+        targets: (N,) the completion tokens.
+        owners: (N,) the sequence, 0 to S - 1, that each completion token belongs to.
         ends: (S,) flat place of each sequence's last token.
     """
 
@@ -71,11 +71,11 @@ class Packed(NamedTuple):
 
     @property
     def attention_mask(self) -> Tensor | None:
-        """(R, 1, T, T), True where a token (first T) sees another; None where causality alone is right."""
+        """Mask (R, 1, T, T), True where a token (first T) sees another; None if a causal mask is enough."""
         return None if self.alone else visible(self.group_ids, self.branches)
 
     def ragged(self) -> Ragged:
-        """The same without padding, and with what all groups begin with in the first of them only."""
+        """Return the same tokens without padding, with the common start of all prompts kept only in the first group."""
         ids = self.group_ids.flatten()
         places = (ids >= 0).nonzero()[:, 0]
         groups, lengths = (found.tolist() for found in ids[places].unique_consecutive(return_counts=True))
@@ -93,21 +93,21 @@ class Packed(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Tokens a forward pass works on, padding included."""
+        """Number of tokens in a forward pass, including padding."""
         return self.input_ids.numel()
 
     def per_sequence(self, values: Tensor) -> Tensor:
-        """Sums (S,) of values (N,) of completion tokens."""
+        """Sum values (N,) of completion tokens per sequence, shape (S,)."""
         return torch.zeros(len(self.ends), dtype=values.dtype, device=values.device).index_add(0, self.owners, values)
 
     @property
     def lengths(self) -> Tensor:
-        """Completion tokens (S,) of each sequence."""
+        """Number of completion tokens (S,) of each sequence."""
         return torch.bincount(self.owners, minlength=len(self.ends))
 
 
 def groups_of(sequences: Sequence[TokenSequence], share: bool) -> list[list[int]]:
-    """Indices of sequences that stand together: neighbours with one prompt where it is shared, else each alone."""
+    """Return indices of sequences in groups: with `share`, neighbours with the same prompt; otherwise one per group."""
     groups: list[list[int]] = []
     for i, sequence in enumerate(sequences):
         if share and groups and list(sequences[groups[-1][0]].prompt) == list(sequence.prompt):
@@ -118,7 +118,7 @@ def groups_of(sequences: Sequence[TokenSequence], share: bool) -> list[list[int]
 
 
 def packed_length(sequences: Sequence[TokenSequence], share: bool) -> int:
-    """Tokens these sequences take, before any padding."""
+    """Return the number of tokens that the sequences take without padding."""
     return sum(
         len(sequences[group[0]].prompt) + sum(len(sequences[i].completion) for i in group)
         for group in groups_of(sequences, share)
@@ -126,10 +126,10 @@ def packed_length(sequences: Sequence[TokenSequence], share: bool) -> int:
 
 
 def pack(sequences: Sequence[TokenSequence], pad_id: int, share: bool) -> Packed:
-    """Lays sequences out, as wide as the widest group; with `share`, smaller groups fill rows up (first fit, longest
-    first). Without, every sequence has a row of its own, padded on the right: any causal model takes that.
+    """Lay sequences out in rows that are as wide as the longest group.
 
-    Every prompt has at least one token.
+    With `share`, smaller groups fill up rows (first fit, longest first). Without it, every sequence has its own row,
+    padded on the right, which any causal model accepts. Every prompt must have at least one token.
     """
     groups = groups_of(sequences, share)
     lengths = [packed_length([sequences[i] for i in group], share) for group in groups]
@@ -138,8 +138,8 @@ def pack(sequences: Sequence[TokenSequence], pad_id: int, share: bool) -> Packed
 
     input_ids = torch.full((rows, width), pad_id, dtype=torch.long)
     alone = all(len(group) == 1 for group in groups) and rows == len(groups)
-    # Padding counts on in rows of one sequence: transformers takes what does not rise for a packed row. Others may be
-    # wider than the model has positions for, and bring a mask of their own.
+    # In rows of one sequence, positions keep rising over the padding, because transformers takes a row whose positions
+    # do not rise for a packed row. Packed rows have a mask; they may be wider than the model's number of positions.
     position_ids = torch.arange(width).repeat(rows, 1) if alone else torch.zeros((rows, width), dtype=torch.long)
     group_ids = torch.full((rows, width), -1, dtype=torch.long)
     branches = torch.zeros((rows, width), dtype=torch.long)  # 0 the prompt, then the completions
@@ -179,20 +179,20 @@ def pack(sequences: Sequence[TokenSequence], pad_id: int, share: bool) -> Packed
 
 
 def common_start(prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all of these prompts begin with, less than the shortest has; 0 for a single one."""
+    """Return how many tokens all prompts start with, at most the shortest prompt's length minus 1; 0 for one prompt."""
     if len(prompts) < 2:
         return 0
-    # What the first and the last in order begin with, all between them do.
+    # In sorted order, all prompts share the common start of the first and the last.
     first, last = (list(prompt) for prompt in (min(prompts, key=list), max(prompts, key=list)))
     most = min(len(prompt) for prompt in prompts) - 1
     return next((i for i in range(most) if first[i] != last[i]), most)
 
 
 def visible(group_ids: Tensor, branches: Tensor) -> Tensor:
-    """The mask (R, 1, T, T) of rows with these groups and branches (R, T): [i, j] is True where token i sees token j.
+    """Return the attention mask (R, 1, T, T) for rows with these groups and branches (R, T).
 
-    That is where j is not later, of the same group, and in its prompt or in i's own completion. Padding (group -1) sees
-    padding, so that no row of the softmax is empty.
+    [i, j] is True if token i sees token j: j is not later than i, in the same group, and either in the prompt or in i's
+    own completion. Padding (group -1) sees padding, so that no row of the softmax is empty.
     """
     earlier = torch.ones(group_ids.shape[1], group_ids.shape[1], dtype=torch.bool, device=group_ids.device).tril()
     same_group = group_ids[:, :, None] == group_ids[:, None, :]
@@ -201,7 +201,7 @@ def visible(group_ids: Tensor, branches: Tensor) -> Tensor:
 
 
 def _first_fit(lengths: Sequence[int], width: int) -> tuple[list[tuple[int, int]], int]:
-    """(row, first column) of each group, and how many rows: the longest first, each into the first row with room."""
+    """Place groups, longest first, into the first row with room; return their (row, first column) and the row count."""
     starts = [(0, 0)] * len(lengths)
     filled: list[int] = []
     for group in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -214,9 +214,9 @@ def _first_fit(lengths: Sequence[int], width: int) -> tuple[list[tuple[int, int]
 
 
 def token_parts(indices: Sequence[int], lengths: Sequence[int], rows: int, tokens: int) -> Iterator[list[int]]:
-    """Splits a batch into what is forwarded at once: at most `rows` entries and `tokens` tokens, of similar length.
+    """Split a batch into parts for one forward pass: at most `rows` entries and `tokens` tokens, of similar length.
 
-    An entry longer than `tokens` goes alone. Memory grows with tokens, the result does not depend on the split.
+    An entry longer than `tokens` forms its own part. Memory grows with tokens; the result does not depend on the split.
     """
     part: list[int] = []
     total = 0

@@ -1,1 +1,1 @@
-"""Language models: loaded, given adapters, run on completions, checked and saved."""
+"""Language models: loading, adapters, forward passes over completions, checks and saving."""

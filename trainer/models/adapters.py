@@ -1,8 +1,9 @@
-"""A policy's LoRA adapter that goes on learning, at the rank and alpha the spec asks for.
+"""Continue training a policy's LoRA adapter with the rank and alpha of the spec.
 
-An adapter adds s B A to a weight, with A (rank, in), B (out, rank) and s = alpha / rank (Hu et al. 2021). A larger rank
-or another alpha holds the same sum: A gets fresh rows, B gets columns of zeros and takes up the change of s. The new
-rows learn from the first step on, as those of a new adapter do. A smaller rank would lose some of what was learned.
+An adapter adds s B A to a weight, with A (rank, in), B (out, rank) and s = alpha / rank (Hu et al. 2021). With a larger
+rank or another alpha, the product s B A stays the same: A gets fresh rows, B gets columns of zeros, and the old part of
+B is rescaled for the new s. The new rows are trained from the first step, as in a new adapter. A smaller rank is
+refused, because it would lose some of what the adapter has learned.
 """
 
 import copy
@@ -17,15 +18,16 @@ from app.specs import Lora
 
 
 def continue_adapter(model: nn.Module, folder: Path, lora: Lora, name: str) -> PeftModel:
-    """Puts a stored adapter on its base so that it learns, with this rank and alpha and the function it had.
+    """Load a stored adapter onto its base for training, with the rank and alpha of `lora`.
 
-    The adapter stays on the layers it was made for.
+    The model computes the same function as before. The adapter keeps its set of layers.
 
     Args:
-        name: of the adapter in the model.
+        name: the adapter's name in the model.
 
     Raises:
-        InvalidInput: it has a larger rank, is not a LoRA adapter, or has layers with ranks or parts of their own.
+        InvalidInput: the adapter has a larger rank than `lora`, is not a LoRA adapter, or has layers with special ranks
+            or parts.
         ValueError, OSError, LookupError: a file is damaged.
     """
     config = PeftConfig.from_pretrained(folder)
@@ -49,7 +51,7 @@ def continue_adapter(model: nn.Module, folder: Path, lora: Lora, name: str) -> P
 
 
 def require_continuable(folder: Path, lora: Lora) -> None:
-    """Raises what `continue_adapter` would raise; the base is not loaded."""
+    """Raise the errors that `continue_adapter` would raise, without loading the base."""
     config = PeftConfig.from_pretrained(folder)
     if not _is_as_asked(config, lora):
         _require_exact(config, load_peft_weights(str(folder), device="cpu"), folder, lora)
@@ -72,7 +74,7 @@ def _require_exact(config: PeftConfig, weights: dict[str, Tensor], folder: Path,
         )
     plain = not (config.rank_pattern or config.alpha_pattern or config.use_rslora)
     for key, weight in weights.items():
-        sides = {"lora_A.weight": 0, "lora_B.weight": 1}  # where the rank is
+        sides = {"lora_A.weight": 0, "lora_B.weight": 1}  # the dimension that is the rank
         side = next((side for name, side in sides.items() if key.endswith(name)), None)
         plain = plain and side is not None and weight.shape[side] == config.r
     if not plain:

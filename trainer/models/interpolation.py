@@ -1,4 +1,4 @@
-"""A policy that lies between two: a share of a training step, which costs less KL than the whole."""
+"""Interpolate between two policies: taking only part of a training step costs less KL than the whole step."""
 
 import json
 from pathlib import Path
@@ -12,24 +12,25 @@ from trainer.models.loading import load_causal_lm
 
 
 def policy_between(before: ModelRef, after: ModelRef, share: float, lora: Lora | None) -> nn.Module:
-    """The policy that lies at a share of the way from one to another that was trained from it, in fp32.
+    """Return the policy at `share` of the way from `before` to `after`, in fp32.
 
     Args:
-        before, after: with equal bases; `before` may have no adapter, or one of lower rank.
+        before, after: policies on the same base, `after` trained from `before`. `before` may have no adapter, or an
+            adapter of lower rank.
         share: 0 gives `before`, 1 gives `after`.
-        lora: of `after`; none: all weights were trained.
+        lora: settings of the adapter of `after`; None if all weights were trained.
     """
     old, new = (load_causal_lm(model, lora, trainable=True, dtype=torch.float32) for model in (before, after))
     known, rank = dict(old.named_parameters()), rank_of(before)
     with torch.no_grad():
         for key, parameter in new.named_parameters():
             if parameter.requires_grad:
-                # Rows of A that `before` does not have stand beside zeros in its B: they can be any.
+                # In `before`, the additional rows of A would meet zeros in B, so their values do not matter.
                 known_rows = slice(rank) if "lora_A" in key else slice(None)
                 parameter[known_rows] = known[key][known_rows].lerp(parameter[known_rows], share)
     return new
 
 
 def rank_of(model: ModelRef) -> int:
-    """The rank of a model's adapter, 0 without one."""
+    """Return the rank of a model's adapter, 0 without an adapter."""
     return json.loads((Path(model.adapter) / ADAPTER_CONFIG).read_text())["r"] if model.adapter else 0

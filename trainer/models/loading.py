@@ -1,8 +1,7 @@
-"""Language models: found, loaded, given adapters. Reward models are in `reward_model`, saving in `saving`.
+"""Find and load language models, with their adapters. See `trainer.reward.model` for reward models and `saving`.
 
-Everything here loads safetensors only, and runs code that comes with a model only where the operator's setting says
-so. Models stay in `eval()` mode, also while they are trained: dropout would make the log-probs of one model differ
-between two passes.
+All functions load safetensors only, and run code that comes with a model only if the operator's setting allows it.
+Models stay in `eval()` mode even in training, because with dropout two forward passes would give different log-probs.
 """
 
 import contextlib
@@ -48,25 +47,25 @@ log = logging.getLogger(__name__)
 
 transformers_logging.disable_progress_bar()
 
-# For base models that carry no template of their own: plain, and readable in a sample.
+# For base models without a chat template: plain, and easy to read in a sample.
 PLAIN_CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}:\n{{ message['content'] }}{{ eos_token }}\n"
     "{% endfor %}{% if add_generation_prompt %}Assistant:\n{% endif %}"
 )
-# For models whose tokenizer begins every text with BOS (Gemma, Llama): without it they predict far worse.
+# For models whose tokenizer starts every text with BOS (Gemma, Llama): without BOS they predict far worse.
 PLAIN_CHAT_TEMPLATE_AFTER_BOS = "{{ bos_token }}" + PLAIN_CHAT_TEMPLATE
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
-POLICY, REFERENCE = "default", "reference"  # adapter names; peft saves the one called default at the folder's root
+POLICY, REFERENCE = "default", "reference"  # adapter names; peft saves the adapter "default" at the folder's root
 
 Reference = Callable[[], AbstractContextManager[Any]]
 
 
 def working_dtype(precision: Precision, name: ModelRef | str, checkpoints: Checkpoints | None = None) -> torch.dtype:
-    """What a model's frozen weights are held and its matrix products computed in (see `trainer.speed.precision`).
+    """Return the dtype of a model's frozen weights and matrix products (see `trainer.speed.precision`).
 
-    What was measured holds for all processes of a run, and for a run that goes on from its checkpoints.
+    If the choice is measured, the main process's result applies to all processes of a run, and a resumed run reuses it.
 
     Raises:
         ModelUnavailable: the model has no configuration.
@@ -82,9 +81,9 @@ def working_dtype(precision: Precision, name: ModelRef | str, checkpoints: Check
 
 
 def sampling_dtype(precision: Precision, name: ModelRef | str) -> torch.dtype:
-    """`working_dtype` of a model that is sampled: with `auto` fp32 on CPUs, whatever is fastest there.
+    """Return the `working_dtype` for sampling, except that `auto` means fp32 on CPUs even if bf16 is faster.
 
-    bf16 rounds enough for a sample to come out otherwise in another batch.
+    bf16 rounds so much that the same sample can come out differently in another batch.
 
     Raises:
         ModelUnavailable: the model has no configuration.
@@ -93,7 +92,7 @@ def sampling_dtype(precision: Precision, name: ModelRef | str) -> torch.dtype:
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds every library's generator."""
+    """Seed the random generators of Python, NumPy and torch."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -103,13 +102,13 @@ def seed_everything(seed: int) -> None:
 
 
 def resolve(store: ArtifactStore, ref: ModelRef) -> ModelRef:
-    """The reference with locations turned into folders; what the store does not hold is taken for a hub name.
+    """Return the reference with locations replaced by folders; a name that is not in the store is taken for a hub name.
 
-    An adapter from the hub is fetched whole: its tokenizer and template are what it was trained with.
+    An adapter from the hub is downloaded with its tokenizer and template, because it was trained with them.
 
     Raises:
-        ModelUnavailable: a location that can only be one of the store's, or an absolute path, does not exist, or
-            the hub has no such adapter.
+        ModelUnavailable: an absolute path or a location that cannot be a hub name does not exist, or the hub does not
+            have the adapter.
     """
 
     def find(location: str) -> str:
@@ -120,7 +119,7 @@ def resolve(store: ArtifactStore, ref: ModelRef) -> ModelRef:
                 return location
             raise ModelUnavailable(f"The model {location} does not exist.", error.advice) from error
 
-    # Else a location outside the store, or an address, would reach the libraries, which look for more than we do.
+    # `find` keeps locations outside the store and URLs away from the libraries, which would accept more than we do.
     adapter = find(ref.adapter) if ref.adapter else None
     if adapter is not None and not Path(adapter).exists():
         with loading(adapter):
@@ -131,12 +130,12 @@ def resolve(store: ArtifactStore, ref: ModelRef) -> ModelRef:
 
 
 def _shadowed(store: ArtifactStore, name: str) -> bool:
-    """Whether libraries would take a hub name for a folder beside which a service happens to run."""
+    """Return whether libraries would take a hub name for a folder in the service's working directory."""
     return store.outside is not None and Path(name).exists()
 
 
 def trusts_remote_code() -> bool:
-    """Whether the operator lets models run the Python code they bring along."""
+    """Return whether the operator lets models run the Python code that comes with them."""
     return Settings().trust_remote_code
 
 
@@ -151,7 +150,7 @@ def loading(name: str) -> Iterator[None]:
     try:
         yield
     except _UNLOADABLE as error:
-        if is_out_of_memory(error):  # a RuntimeError, but no fault of the model's
+        if is_out_of_memory(error):  # a RuntimeError that is not the model's fault
             raise
         if "trust_remote_code" in str(error):
             raise ModelUnavailable(
@@ -167,7 +166,7 @@ def loading(name: str) -> Iterator[None]:
 
 
 def load_config(name: str) -> Any:
-    """A language model's configuration. Raises ModelUnavailable."""
+    """Load a language model's configuration. Raises ModelUnavailable."""
     if Path(name, ADAPTER_CONFIG).exists() and not Path(name, "config.json").exists():
         raise ModelUnavailable(
             f"{name} is an adapter, not a model.",
@@ -182,13 +181,15 @@ def load_config(name: str) -> Any:
 
 
 def load_tokenizer(ref: ModelRef | str) -> Any:
-    """The tokenizer of a model, with a chat template, an EOS and a padding token; it knows how much the model reads.
+    """Load a model's tokenizer with a chat template, an EOS and a padding token, and the model's maximum length.
 
-    An adapter that brings a tokenizer was trained with it; one without a template speaks by its base's. A model without
-    any gets a plain one (`notes_on` says so); without a padding token EOS pads (masks decide what is valid, not ids).
+    If an adapter comes with a tokenizer, it was trained with it, so that one is loaded. A tokenizer without a template
+    takes the base's template, or a plain one if the base has none (`notes_on` reports this). Without a padding token,
+    EOS is used for padding; masks mark valid tokens, so the id does not matter.
 
     Raises:
-        ModelUnavailable: no model or tokenizer; it has no end-of-sequence token, or more tokens than the model.
+        ModelUnavailable: there is no model or tokenizer, or the tokenizer has no end-of-sequence token or more tokens
+            than the model.
     """
     ref = ModelRef(base=ref) if isinstance(ref, str) else ref
     refuse_pickles(ref.base)
@@ -205,19 +206,19 @@ def load_tokenizer(ref: ModelRef | str) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.chat_template is None and name != ref.base:
-        with contextlib.suppress(ModelUnavailable):  # a base may have no tokenizer of its own
+        with contextlib.suppress(ModelUnavailable):  # a base may have no tokenizer
             tokenizer.chat_template = load_tokenizer(ref.base).chat_template
     if tokenizer.chat_template is None:
         begins = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
         tokenizer.chat_template = PLAIN_CHAT_TEMPLATE_AFTER_BOS if begins else PLAIN_CHAT_TEMPLATE
         log.warning("%s has no chat template; a plain one is used.", name)
     if (positions := _positions(config)) is not None:
-        tokenizer.model_max_length = positions  # what tokenizers say of themselves is often another model's
+        tokenizer.model_max_length = positions  # a tokenizer's own value often comes from another model
     return tokenizer
 
 
 def read_by_all(max_length: int, *models: str) -> int:
-    """The tokens of a sequence that all of these models read: `max_length`, unless one has fewer positions."""
+    """Return the maximum length for all of these models: `max_length`, or less if a model has fewer positions."""
     return min([max_length, *(n for n in (_positions(load_config(model)) for model in models) if n is not None)])
 
 
@@ -231,14 +232,14 @@ def _holds_tokenizer(folder: str) -> bool:
 
 
 def notes_on(tokenizer: Any) -> tuple[str, ...]:
-    """What a reader of a run's result has to know about its tokenizer."""
+    """Return notes about the tokenizer for readers of a run's result."""
     if tokenizer.chat_template in (PLAIN_CHAT_TEMPLATE, PLAIN_CHAT_TEMPLATE_AFTER_BOS):
         return ("The base model has no chat template: chats are written with a plain one, saved with the tokenizer.",)
     return ()
 
 
 def require_one_vocabulary(first: str, second: str) -> None:
-    """Raises ModelUnavailable unless two models have the same tokens under the same ids, and as many logits."""
+    """Raise ModelUnavailable unless two models have the same tokens, token ids and number of logits."""
     sizes = [load_config(name).get_text_config().vocab_size for name in (first, second)]
     same = sizes[0] == sizes[1] and load_tokenizer(first).get_vocab() == load_tokenizer(second).get_vocab()
     if not same:
@@ -263,7 +264,7 @@ def _load_base(name: str, dtype: torch.dtype) -> Any:
 
 
 def _with_adapter(model: Any, ref: ModelRef, lora: Lora | None) -> PeftModel:
-    """With `lora` the adapter goes on learning, as that says."""
+    """Load an adapter onto the model: frozen, or to continue training with the settings of `lora` if given."""
     assert ref.adapter is not None
     with loading(ref.adapter):
         check_adapter(Path(ref.adapter), ref.base, model)
@@ -284,20 +285,21 @@ def lora_config(lora: Lora, task_type: str = "CAUSAL_LM") -> LoraConfig:
 def load_causal_lm(
     ref: ModelRef, lora: Lora | None = None, trainable: bool = False, dtype: torch.dtype | None = None
 ) -> Any:
-    """A language model in `eval()` mode on `device()`.
+    """Load a language model in `eval()` mode on `device()`.
 
-    Frozen by default. An adapter is merged into weights held in fp32. In bf16 it stays apart, itself in fp32: most of
-    its changes are smaller than half a step between two bf16 weights, so rounding the sum would erase them. With
-    `trainable` and `lora`: a peft model whose adapter is the only part with gradients. It is a new one, which starts as
-    the identity, or the one that `ref` carries, widened to the rank of `lora`. With `trainable` and no `lora`: full
-    weights, an adapter merged into them.
+    The model is frozen by default. An adapter is merged if weights are fp32. If they are bf16, it stays separate and
+    fp32: most of its changes are smaller than half a bf16 rounding step, so merging would erase them.
+
+    With `trainable` and `lora`, the result is a peft model in which only the adapter has gradients: a new adapter,
+    which starts as the identity, or the adapter of `ref`, widened to the rank of `lora`. With `trainable` and no
+    `lora`, all weights are trained, with an adapter merged into them.
 
     Args:
-        dtype: of frozen weights and matrix products; None: as `working_dtype` measures. What learns is fp32.
+        dtype: dtype of frozen weights and matrix products; None: see `working_dtype`. Trained weights are fp32.
 
     Raises:
-        ModelUnavailable: it does not load, holds NaN, or the adapter was made for another base.
-        InvalidInput: its adapter cannot go on learning as `lora` says: see `trainer.models.adapters`.
+        ModelUnavailable: the model does not load or holds NaN, or the adapter was made for another base.
+        InvalidInput: the adapter cannot continue training with the settings of `lora`: see `trainer.models.adapters`.
     """
     dtype = working_dtype("auto", ref) if dtype is None else dtype
     if trainable and lora is not None:
@@ -323,13 +325,13 @@ def load_causal_lm(
 def load_policy_and_reference(
     policy: ModelRef, reference: ModelRef, lora: Lora | None, dtype: torch.dtype | None = None
 ) -> tuple[Any, Reference]:
-    """The model to train, and `with reference() as model:` for one that computes the reference, without gradients.
+    """Load the model to train and a `reference`; use `with reference() as model:` for the reference without gradients.
 
-    The reference shares the policy's weights where it can: adapters disabled when it is the bare base, a second frozen
-    adapter when it is another adapter on that base. Otherwise it is a second model.
+    The reference shares the policy's weights if possible. If it is the policy's base itself, adapters are disabled; if
+    it is another adapter on that base, it is a second frozen adapter. Otherwise it is a second model.
 
     Raises:
-        ModelUnavailable: one does not load, or their vocabularies differ.
+        ModelUnavailable: a model does not load, or the vocabularies differ.
     """
     if reference.base != policy.base:
         require_one_vocabulary(policy.base, reference.base)

@@ -1,6 +1,7 @@
-"""Several LoRA adapters on one model: put on, switched between, joined into one, stored and read.
+"""Several LoRA adapters on one model: add them, switch between them, merge them into one, read stored ones.
 
-peft's own `set_adapter` freezes the adapters that it switches off. Members of a reward model all learn, in turns.
+peft's own `set_adapter` freezes the adapters that it switches off, but the members of a reward model all train in
+turns.
 """
 
 import copy
@@ -19,12 +20,14 @@ from torch import Tensor, nn
 from app.errors import ModelUnavailable
 from trainer.models.inspection import ADAPTER_WEIGHTS
 
-PREFIX = "base_model.model."  # peft's, of the names in a stored adapter
+PREFIX = "base_model.model."  # peft's prefix of names in a stored adapter
 
 
 def put_on(model: nn.Module, config: LoraConfig, name: str) -> None:
-    """Adds a new adapter, in fp32 and trainable, to the model's layers in place. It has no effect until it is read in
-    or trained."""
+    """Add a new trainable fp32 adapter to the model's layers in place.
+
+    It does not change outputs until weights are read into it or it is trained.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         inject_adapter_in_model(config, model, name)
@@ -34,7 +37,7 @@ def put_on(model: nn.Module, config: LoraConfig, name: str) -> None:
 
 
 def parameters_of(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
-    """An adapter's parameters, by their names without the adapter's: as peft stores them, after `PREFIX`."""
+    """Return an adapter's parameters by the names that peft stores them under, without `PREFIX`."""
     end = f".{adapter}.weight"
     return {
         name.removesuffix(end) + ".weight": parameter
@@ -44,22 +47,25 @@ def parameters_of(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
 
 
 def activate(model: nn.Module, adapters: Sequence[str]) -> None:
-    """Makes the model add what these adapters say, and no others; what learns stays as it is."""
+    """Make exactly these adapters active in the model; which parameters are trainable does not change."""
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             module._active_adapter = list(adapters)
 
 
 def read(model: nn.Module, adapter: str, folder: Path, leave_out: Sequence[str] = ()) -> dict[str, Tensor]:
-    """Fills an adapter of the model from a peft folder; returns the tensors named in `leave_out` instead of using them.
+    """Load the weights of a peft folder into an adapter of the model.
+
+    Returns:
+        The tensors named in `leave_out`, which are not loaded.
 
     Raises:
-        ModelUnavailable: the folder holds other tensors than the adapter has.
+        ModelUnavailable: the folder's tensors are not the adapter's.
     """
     stored = {name.removeprefix(PREFIX): tensor for name, tensor in load_file(folder / ADAPTER_WEIGHTS).items()}
     others = {name: stored.pop(name) for name in leave_out if name in stored}
     parameters = parameters_of(model, adapter)
-    # An adapter of a language model may change its head, which a reward model has none of.
+    # An adapter of a language model may include its head; a reward model has no such head.
     strange = {name for name in stored.keys() - parameters.keys() if not name.startswith(("lm_head.", "embed_out."))}
     if strange or parameters.keys() - stored.keys():
         first = sorted(strange | (parameters.keys() - stored.keys()))[0]
@@ -74,7 +80,7 @@ def read(model: nn.Module, adapter: str, folder: Path, leave_out: Sequence[str] 
 
 
 def require_sum(config: PeftConfig, folder: str) -> None:
-    """Raises ModelUnavailable for an adapter that is more than a low-rank matrix added to each of some weights."""
+    """Raise ModelUnavailable if an adapter does more than add low-rank matrices to weights."""
     more = (
         "use_dora",
         "lora_bias",
@@ -95,12 +101,13 @@ def require_sum(config: PeftConfig, folder: str) -> None:
 
 
 def joined(model: Any, adapters: Sequence[str]) -> tuple[dict[str, Tensor], LoraConfig]:
-    """One adapter that does what these do together: its tensors by their stored names, and its configuration.
+    """Merge adapters into one that adds their sum; return its tensors by stored name, and its configuration.
 
-    Its A are theirs below one another, its B theirs side by side with their scaling, so its own is 1.
+    The adapters' A matrices are stacked vertically and their B matrices side by side. B includes the adapters' scaling,
+    so the merged adapter's own scaling is 1.
 
     Raises:
-        ModelUnavailable: several adapters are on a mixture of experts, whose are no plain matrices.
+        ModelUnavailable: there are several adapters on a mixture of experts, whose weights are not plain matrices.
     """
     config: LoraConfig = copy.copy(model.peft_config[adapters[0]])
     if len(adapters) == 1:

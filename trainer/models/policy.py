@@ -1,4 +1,4 @@
-"""A language model run on completions only, on rows that may share prompts: what every recipe calls."""
+"""Run a language model on packed rows and return outputs for completion tokens only. Every recipe uses this module."""
 
 import logging
 from collections.abc import Sequence
@@ -19,35 +19,37 @@ from trainer.speed.precision import autocast, computes_in
 
 log = logging.getLogger(__name__)
 
-# What a model raises that does not take what it is given.
+# Errors that a model raises if it does not accept its inputs.
 FAILURES = (RuntimeError, AttributeError, TypeError, ValueError, LookupError, AssertionError)
-OWN_LOGITS = "prefloop_own_logits"  # on a causal LM whose own code makes its logits: what its trunk returns
+# Attribute of a causal LM whose logits need the architecture's own code; its value is the type of the trunk's output.
+OWN_LOGITS = "prefloop_own_logits"
 
 
 def causal_of(model: Any) -> Any:
-    """The transformers model itself, adapters inside it included, of a plain or peft one."""
+    """Return the transformers model, with any adapters inside it, of a plain or peft model."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def trunk_of(model: Any) -> Any:
-    """The decoder without its head (adapters inside it included), of a plain or peft causal LM or classifier."""
+    """Return the decoder without head, with any adapters inside it, of a plain or peft causal LM or classifier."""
     return causal_of(model).base_model
 
 
 def hidden_states(trunk: Any, packed: Packed, layers: Sequence[int] = ()) -> Tensor:
-    """Last hidden states (R * T, H) by flat place, after the final norm; with `layers` theirs, (R * T, L, H).
+    """Return the last hidden states (R * T, H) by flat place, after the final norm.
 
-    Layers count from 1; the last one's states are those after the final norm. Meaningless at padding, and where later
-    groups begin as the first one does.
+    With `layers`, return the states of these L layers instead, (R * T, L, H). Layers count from 1; states of the last
+    layer are after the final norm. Values are meaningless at padding, and in later groups at the tokens of the common
+    start.
     """
     ids, positions = packed.input_ids, packed.position_ids
     ragged = packed.ragged() if trunk.config._attn_implementation == RAGGED else None
-    # Sequences that share no prompt are padded on the right. Causal attention never reaches the padding, positions are
-    # 0, 1, 2..., and attention without a mask takes the faster kernels.
+    # Sequences that share no prompt are padded on the right. Causal attention never reaches the padding and positions
+    # are 0, 1, 2..., so no mask is needed, and attention without a mask uses faster kernels.
     places: dict[str, Any] = {}
     if ragged is not None:
         ids, positions = (tensor.flatten()[ragged.places][None] for tensor in (ids, positions))
-        mask = ids.new_ones(1, 1, 1, 1, dtype=torch.bool)  # not looked at: with none, the trunk would make one of N * N
+        mask = ids.new_ones(1, 1, 1, 1, dtype=torch.bool)  # unused, but keeps the trunk from making an N * N mask
         places = {"attention_mask": mask, "position_ids": positions, "ragged": ragged}
     elif not packed.alone:
         places = {"attention_mask": packed.attention_mask, "position_ids": positions}
@@ -63,7 +65,7 @@ def hidden_states(trunk: Any, packed: Packed, layers: Sequence[int] = ()) -> Ten
 
 
 def head_of(model: Any) -> tuple[Any, float, float | None]:
-    """A causal LM's head, what its logits are multiplied by, and their soft cap, as some architectures have them."""
+    """Return a causal LM's head, the factor of its logits (1 for most architectures) and their soft cap or None."""
     causal = causal_of(model)
     config = causal.config.get_text_config()
     scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
@@ -71,7 +73,7 @@ def head_of(model: Any) -> tuple[Any, float, float | None]:
 
 
 def vocabulary_logits(model: Any, hidden: Tensor) -> Tensor:
-    """fp32 logits (..., V) of hidden states (..., H), with the scaling and capping some architectures put on top."""
+    """Return fp32 logits (..., V) for hidden states (..., H), with the scaling and soft cap of the architecture."""
     head, scale, cap = head_of(model)
     causal, trunk = causal_of(model), trunk_of(model)
     rows = hidden.numel() // hidden.shape[-1]
@@ -85,7 +87,7 @@ def vocabulary_logits(model: Any, hidden: Tensor) -> Tensor:
 
 
 def _own_logits(causal: Any, hidden: Tensor, output: Any) -> Tensor:
-    """Logits (N, V) by the architecture's own code, which finds hidden states (N, H) where its trunk ran."""
+    """Compute logits (N, V) with the architecture's own code, whose trunk is replaced by hidden states (N, H)."""
     trunk, ids = causal.base_model, torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
     trunk.forward = lambda *_, **__: output(last_hidden_state=hidden[None])
     try:
@@ -96,12 +98,12 @@ def _own_logits(causal: Any, hidden: Tensor, output: Any) -> Tensor:
 
 @torch.no_grad()
 def check_logits(model: Any) -> None:
-    """Tries on a causal LM itself whether `head_of` knows all that its architecture does to get logits.
+    """Test on the model itself whether `head_of` covers everything that the architecture does to compute logits.
 
-    Where it does not, `vocabulary_logits` runs the architecture's own code from now on, which keeps more in memory.
+    If not, `vocabulary_logits` runs the architecture's own code from now on, which takes more memory.
 
     Raises:
-        ModelUnavailable: that gives other logits too.
+        ModelUnavailable: the architecture's own code gives different logits too.
     """
     causal, trunk = causal_of(model), trunk_of(model)
     vocabulary, device = causal.config.get_text_config().vocab_size, next(causal.parameters()).device
@@ -126,9 +128,9 @@ class TokenOutputs(NamedTuple):
 
     Attributes:
         logps: (N,) in fp32.
-        entropy: (N,) in nats, without gradient, where asked for.
-        hidden: (N, H) states before them.
-        correct: (N,) whether the token was the likeliest one, where asked for.
+        entropy: (N,) in nats, without gradient; None unless requested.
+        hidden: (N, H) the hidden states that predict the tokens.
+        correct: (N,) whether the token was the most likely token; None unless requested.
     """
 
     logps: Tensor
@@ -140,8 +142,11 @@ class TokenOutputs(NamedTuple):
 def completion_outputs(
     model: Any, packed: Packed, temperature: float = 1.0, entropies: bool = False, accuracy: bool = False
 ) -> TokenOutputs:
-    """One forward pass. The vocabulary projection, a fifth of a small model's work, is run where it is needed only."""
-    # Not [...]: its gradient adds up what several completions say of one prompt in the order of threads, not of rows.
+    """Run one forward pass.
+
+    The vocabulary projection, a fifth of a small model's work, runs only on positions that predict completion tokens.
+    """
+    # Not [...]: its backward would sum the gradients of completions that share a prompt in thread order, not row order.
     hidden = hidden_states(trunk_of(model), packed).index_select(0, packed.predictors)
     head, scale, cap = head_of(model)
     known = getattr(causal_of(model), OWN_LOGITS, None) is None
@@ -170,7 +175,7 @@ def completion_outputs(
 
 
 class Policy(nn.Module):
-    """A causal LM to be trained, run through `forward` only, as processes and shards need it.
+    """A causal LM to train. Call it only through `forward`, as distributed and sharded training require.
 
     Attributes:
         causal: the language model, peft or plain.
@@ -188,12 +193,12 @@ class Policy(nn.Module):
 
 
 def can_share(trunk: Any) -> bool:
-    """Whether a trunk reads packed rows right: completions after one shared prompt, groups side by side in a row.
+    """Return whether a trunk handles packed rows: completions that share one prompt, and several groups in a row.
 
-    Tried on the model itself. Attention that takes no such mask, recurrent layers and positions of another kind show;
-    attention that leaves tokens out only beyond the test's length (windows, indices of the best) would not, so a model
-    with such layers reads every sequence alone. On a CPU, where it pays, a model that takes it is set to attention
-    without padding.
+    The test runs on the model itself. It detects attention that ignores the mask, recurrent layers and other kinds of
+    positions. It cannot detect attention that skips tokens only beyond the test's length (sliding windows, top-k
+    indices), so for a model with such layers the answer is False. On a CPU, where it is faster, the model is switched
+    to attention without padding if it supports it.
     """
     config = trunk.config.get_text_config()
     windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
@@ -211,7 +216,7 @@ def can_share(trunk: Any) -> bool:
         try:
             together = _states(trunk, pack(sequences, 0, share=True).to(where))
         except FAILURES as failure:
-            if is_out_of_memory(failure):  # no fault of the model's
+            if is_out_of_memory(failure):  # not the model's fault
                 raise
             continue
         if bool((alone - together).abs().max() <= (1e-4 if precise else 5e-2) * alone.abs().max()):
@@ -221,7 +226,7 @@ def can_share(trunk: Any) -> bool:
 
 
 def _sequences(vocabulary: int) -> list[TokenSequence]:
-    """Groups with several completions and with one, whose prompts begin alike."""
+    """Return test groups with one or more completions, whose prompts have a common start."""
     ids = torch.randint(0, vocabulary, (24,), generator=torch.Generator().manual_seed(0)).tolist()
     a, b = ids[:7], [*ids[:2], *ids[7:10]]
     return [

@@ -1,7 +1,7 @@
-"""Log-probs of completions without gradients, and those of a reference, which are computed once and kept.
+"""Log-probs of completions without gradients, with a cache for reference models.
 
-A reference never changes: what it says of a prompt and a completion is stored under its weights' digest and the
-precision it ran in, and read again in later epochs, in a run that goes on after a kill, and in later rounds.
+A reference model never changes. So its log-probs are stored under its weights' digest and its precision, and reused in
+later epochs, in resumed runs and in later rounds.
 """
 
 import hashlib
@@ -62,24 +62,24 @@ def reference_logps(
     tokens: int,
     report: Report = ignore,
 ) -> Tensor:
-    """`completion_logps` of a reference: what the store holds is read, only the rest is computed, and then stored.
+    """Return the `completion_logps` of a reference: read those in the store, compute the others and store them.
 
-    Which rows are forwarded together is decided within fixed chunks of the groups, and a chunk is stored whole or not
-    at all: a run that was killed here goes on to the same numbers bit for bit.
+    Batches are formed within fixed chunks of groups, and a chunk is stored as a whole or not at all. So a run that was
+    killed here and resumed computes the same numbers, bit for bit.
 
     Args:
-        ref: where the reference is, locations resolved.
-        model: the reference, loaded.
+        ref: the reference, with resolved locations.
+        model: the loaded reference.
 
     Raises:
-        StorageFull: no room for what was computed.
+        StorageFull: the disk has no room for the results.
     """
     kept = KeptLogps(store, ref, computes_in(trunk_of(model)))
     sums: list[Tensor] = []
     done, saved = 0, time.monotonic()
     for chunk in chunks(groups, CHUNK):
         keys = [[key_of(sequence) for sequence in group] for group in chunk]
-        # All processes must compute the same: the main one looks up.
+        # All processes must compute the same groups, so only the main one looks up what is missing.
         missing = the_main_processes(partial(kept.lacks, keys))
         if missing:
             computed = completion_logps(
@@ -101,29 +101,30 @@ def reference_logps(
 
 
 def key_of(sequence: TokenSequence) -> bytes:
-    """16 bytes that stand for a prompt and its completion."""
+    """Return a 16-byte hash of a prompt and its completion."""
     tokens = np.array([len(sequence.prompt), *sequence.prompt, *sequence.completion], dtype="<i4")
     return hashlib.blake2b(tokens.tobytes(), digest_size=16).digest()
 
 
 class KeptLogps:
-    """What one model, in one precision, says of the sequences it was asked about; 20 bytes each, in memory some 150.
+    """A cache of one model's log-probs in one precision; 20 bytes per sequence on disk, about 150 in memory.
 
     The file `reference-logps/<digest>-<dtype>.safetensors` holds `keys` (N, 16) uint8 and `logps` (N,) float32, the
-    sums as they were computed. It only saves work: one that cannot be read counts as empty, it may be deleted at any
-    time, and of two runs that write at once one may lose what it added. A model without a local folder keeps nothing.
+    sums over tokens. The file only saves work: it may be deleted at any time, and an unreadable file counts as empty.
+    If two runs write at the same time, the entries of one may be lost. For a model without a local folder nothing is
+    stored.
     """
 
     def __init__(self, store: ArtifactStore, ref: ModelRef, dtype: torch.dtype) -> None:
         self.store = store
-        self.location: str | None = None  # in other processes too, whose knowledge nobody asks for
+        self.location: str | None = None  # None in the other processes too, because only the main one reads the cache
         if accelerator().is_main_process and (digest := model_digest(ref)):
             self.location = f"reference-logps/{digest}-{str(dtype).removeprefix('torch.')}.safetensors"
         self.known = self._read()
         self._unsaved: dict[bytes, float] = {}
 
     def lacks(self, keys: Sequence[Sequence[bytes]]) -> list[int]:
-        """Which groups of keys are not all known."""
+        """Return the indices of groups with at least one unknown key."""
         return [i for i, group in enumerate(keys) if not all(key in self.known for key in group)]
 
     def add(self, keys: Sequence[bytes], logps: Tensor) -> None:
@@ -132,12 +133,12 @@ class KeptLogps:
         self.known |= new
 
     def of(self, keys: Sequence[Sequence[bytes]]) -> Tensor:
-        """Sums (N,) float32 of groups of known keys."""
+        """Return the sums (N,) float32 for groups of known keys."""
         return torch.tensor([self.known[key] for group in keys for key in group])
 
     def save(self) -> None:
-        """Adds what is new to the file. Raises StorageFull."""
-        # What is not finite is a broken model's: it fails the run by name, and must not fail the next one too.
+        """Add new entries to the file. Raises StorageFull."""
+        # Values that are not finite come from a broken model. The run fails with its own error; do not fail later runs.
         new = {key: value for key, value in self._unsaved.items() if math.isfinite(value)}
         self._unsaved = {}
         if self.location is None or not new:
@@ -160,7 +161,7 @@ class KeptLogps:
 
 
 def model_digest(ref: ModelRef) -> str | None:
-    """What identifies a model's weights: of its folders' files; None for a hub name that no folder here holds."""
+    """Return a digest of the files of a model and its adapter; None for a hub name without a local folder."""
     try:
         folders = [local_folder(ref.base, "config.json")]
         folders += [local_folder(ref.adapter, ADAPTER_CONFIG)] if ref.adapter else []
@@ -177,5 +178,5 @@ def _state_of(folder: Path) -> tuple[tuple[str, int, int], ...]:
 
 @lru_cache(maxsize=64)
 def _digest_of(folder: Path, state: tuple[tuple[str, int, int], ...]) -> str:
-    """`digest_folder`, read again only where the files' times or sizes changed (`state`): gigabytes take a while."""
+    """Return `digest_folder`, recomputed only if file times or sizes (`state`) changed: reading gigabytes is slow."""
     return digest_folder(folder)

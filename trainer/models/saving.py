@@ -1,4 +1,4 @@
-"""A trained policy as a folder: weights or adapter, tokenizer, model card."""
+"""Save a trained policy to a folder: weights or adapter, tokenizer, model card."""
 
 import json
 from pathlib import Path
@@ -14,13 +14,13 @@ from trainer.processes import accelerator
 
 
 def save_policy(model: Any, tokenizer: Any, folder: Path, base: str | None = None) -> None:
-    """Writes a peft folder for a LoRA policy, a transformers folder for full weights, with tokenizer and model card.
+    """Write a policy with tokenizer and model card: a peft folder for LoRA, a transformers folder for full weights.
 
-    Of several processes the main one does: the folders of the others are thrown away, and may have no room for it.
+    With several processes, only the main one writes. The other processes' folders are discarded and may lack the space.
 
     Args:
-        base: where an adapter's folder says that its base is: a store location, so that stores can move (None: where it
-            was loaded from). Only readers and plain transformers go by it.
+        base: the base's location to write into an adapter's folder. It is a location in the store, so that stores can
+            move; None means where the base was loaded from. Only people and plain transformers read it.
     """
     if not accelerator().is_main_process:
         return
@@ -61,18 +61,18 @@ FULL_CARD = """# Policy: full weights
 
 
 def _write_generation_config(path: Path, stop_ids: list[int], pad_id: int) -> None:
-    # In the file: transformers saves a published configuration as it is, but one that was changed in memory only if it
-    # keeps all its rules, which many published ones do not.
+    # Edit the file instead of the object. transformers saves a published configuration unchanged, but validates one
+    # that was changed in memory, and many published configurations break its rules.
     config = json.loads(path.read_text())
     config |= {"eos_token_id": stop_ids if len(stop_ids) > 1 else stop_ids[0], "pad_token_id": pad_id}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def write_adapter_config(path: Path, base: str) -> None:
-    """Names an adapter's base in its configuration, and sorts what peft writes in another order each time."""
+    """Write the base's name into an adapter's configuration, and sort its lists so that digests are reproducible."""
     config = json.loads(path.read_text())
     config["base_model_name_or_path"] = base
-    # peft writes sets in hash order, which differs between processes; equal adapters shall have equal digests.
+    # peft writes sets in hash order, which differs between processes; equal adapters must have equal digests.
     for key in ("target_modules", "modules_to_save"):
         if isinstance(config.get(key), list):
             config[key] = sorted(config[key])

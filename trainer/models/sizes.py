@@ -1,10 +1,10 @@
-"""How much is forwarded or sampled at once: chosen when a run starts, by device, memory and the model's shape.
+"""Batch sizes for forward passes and sampling, chosen at the start of a run by device, memory and model shape.
 
-More at once uses a device better, until its cores are busy; memory bounds it. Results do not depend on it beyond
-rounding. A spec that names a size keeps it; a result names what was chosen, so that a run can be repeated.
+Larger sizes use a device better, until its cores are busy or its memory is full. Results depend on them only by
+rounding. A size in the spec takes precedence. The result names the chosen sizes, so that a run can be repeated.
 
-The numbers at two cores were measured on the default model (docs/training.md). Other devices get more in proportion to
-what keeps them busy, as long as it fits.
+The sizes for two cores were measured on the default model (docs/training.md). Other devices get larger sizes in
+proportion to what keeps them busy, as long as they fit.
 """
 
 import functools
@@ -18,14 +18,14 @@ from trainer.processes import accelerator, device, the_main_processes
 from trainer.speed.memory import memory_in_all
 from trainer.speed.precision import computes_in
 
-# Numbers that a layer keeps of a token for backward, in hidden sizes: 17 (Korthikanti et al. 2022), and adapters' own.
+# Activations that a layer keeps per token for backward, in hidden sizes: 17 (Korthikanti et al. 2022) plus adapters'.
 KEPT = 20
-BYTES_TO_LEARN = 20  # of a weight that learns: itself, its gradient, AdamW's two moments, and the reference's copy
-CONTEXT = 512  # tokens of a sequence whose keys and values are kept in sampling
+BYTES_TO_LEARN = 20  # per trained weight: the weight, its gradient, AdamW's two moments, and the reference's copy
+CONTEXT = 512  # assumed tokens per sequence in the KV cache when sampling
 
 
 class Machine(NamedTuple):
-    """What one process may use: its device's type, bytes of memory (of the accelerator, where there is one), cores."""
+    """Resources of one process: device type, bytes of memory (of the accelerator if there is one), CPU cores."""
 
     device: str
     memory: int
@@ -33,11 +33,11 @@ class Machine(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What a model's memory depends on.
+    """The dimensions that determine a model's memory use.
 
     Attributes:
-        cached: numbers that a layer keeps of a token's keys and values in sampling.
-        itemsize: bytes of a number.
+        cached: elements that a layer keeps per token in the KV cache.
+        itemsize: bytes per element.
     """
 
     hidden: int
@@ -48,18 +48,18 @@ class Shape(NamedTuple):
 
     @property
     def weights(self) -> int:
-        """Numbers in all weights, about: 12 H^2 a layer, and the embeddings."""
+        """Approximate number of weights: 12 H^2 per layer, plus the embeddings."""
         return 12 * self.layers * self.hidden**2 + self.vocabulary * self.hidden
 
 
 class Sizes(NamedTuple):
-    """What is done at once.
+    """Batch sizes of a run.
 
     Attributes:
-        microbatch_tokens: tokens forwarded with gradients.
-        forward_tokens: tokens forwarded without.
-        batch_size: sequences generated together, for people to judge or to evaluate.
-        rollout_batch_size: the same, to train on.
+        microbatch_tokens: tokens per forward pass with gradients.
+        forward_tokens: tokens per forward pass without gradients.
+        batch_size: sequences generated together for labeling or evaluation.
+        rollout_batch_size: sequences generated together for training.
     """
 
     microbatch_tokens: int
@@ -68,20 +68,20 @@ class Sizes(NamedTuple):
     rollout_batch_size: int
 
     def fill(self, settings: Optimiser) -> Optimiser:
-        """The settings with the microbatch's tokens, unless they are named there."""
+        """Return the settings with `microbatch_tokens` filled in if it is None."""
         if settings.microbatch_tokens is not None:
             return settings
         return settings.model_copy(update={"microbatch_tokens": self.microbatch_tokens})
 
 
 def choose(machine: Machine, shape: Shape, full_weights: bool = False) -> Sizes:
-    """The largest sizes that the device can use and that fit: powers of two, halved until they do.
+    """Choose the largest useful sizes that fit into memory: powers of two, halved until they fit.
 
-    What is kept for backward may take half of the memory that the weights leave, and so may keys and values; what
-    passes through one layer, a sixteenth.
+    Activations for backward may take half of the memory that the weights leave free, and so may the KV cache. The
+    activations of a single layer without gradients may take a sixteenth.
 
     Args:
-        full_weights: all weights learn, not an adapter.
+        full_weights: all weights are trained, not only an adapter.
     """
     cores = _power_of_two(machine.cores)
     if machine.device == "cpu":
@@ -100,13 +100,13 @@ def choose(machine: Machine, shape: Shape, full_weights: bool = False) -> Sizes:
     )
 
 
-# For each of `Sizes`: a core, least, most.
+# For each field of `Sizes`: per core, minimum, maximum.
 CPU = ((512, 1024, 8192), (1024, 2048, 16384), (16, 32, 256), (32, 64, 512))
 ACCELERATOR = Sizes(16384, 32768, 256, 512)
 
 
 def _power_of_two(number: int) -> int:
-    """The largest one that is no larger."""
+    """Return the largest power of two that is not larger than `number` (at least 1)."""
     return 1 << (max(1, number).bit_length() - 1)
 
 
@@ -116,25 +116,25 @@ def _fitting(wanted: int, bytes_each: int, room: int, least: int) -> int:
     return wanted
 
 
-# ---- of this process and a model -------------------------------------------------------------------------------------
+# ---- sizes for this process and a model ------------------------------------------------------------------------------
 
 
 @functools.cache
 def this_machine() -> Machine:
-    """What this process may use, as it was when first asked: before it loads a model. All processes get one answer."""
+    """Return the resources of a process, measured once, before a model is loaded; all processes get the same answer."""
 
     def look() -> Machine:
         if device().type == "cuda":
             free, _ = torch.cuda.mem_get_info(device())
             return Machine("cuda", free, torch.get_num_threads())
-        # Processes of one machine share its memory; which ones are on it is not known, so all are taken to be.
+        # Processes on one machine share its memory. Their placement is unknown, so assume that all run on this machine.
         return Machine(device().type, memory_in_all() // accelerator().num_processes, torch.get_num_threads())
 
     return the_main_processes(look)
 
 
 def shape_of(config: Any, dtype: torch.dtype) -> Shape:
-    """The shape of a language model, by its configuration and the dtype it computes in."""
+    """Return a language model's shape from its configuration and compute dtype."""
     text = config.get_text_config()
     heads = getattr(text, "num_attention_heads", None) or 1
     width = getattr(text, "head_dim", None) or text.hidden_size // heads
@@ -144,7 +144,7 @@ def shape_of(config: Any, dtype: torch.dtype) -> Shape:
 
 
 def sizes_for(model: ModelRef, dtype: torch.dtype, full_weights: bool = False) -> Sizes:
-    """The sizes for a run with this model. All processes of a run must call it, and get the same.
+    """Return the sizes for a run with this model. All processes of a run must call this, and all get the same result.
 
     Raises:
         ModelUnavailable: the model has no configuration.
@@ -153,5 +153,5 @@ def sizes_for(model: ModelRef, dtype: torch.dtype, full_weights: bool = False) -
 
 
 def forward_tokens(trunk: Any) -> int:
-    """Tokens to forward at once without gradients through a trunk that is loaded."""
+    """Return the tokens per forward pass without gradients for a loaded trunk."""
     return choose(this_machine(), shape_of(trunk.config, computes_in(trunk))).forward_tokens

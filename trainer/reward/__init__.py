@@ -1,1 +1,1 @@
-"""Reward models: their network, objective, cross-fitting, doubt and report."""
+"""Reward models: network, objective, cross-fitting, uncertainty penalty (doubt) and report."""

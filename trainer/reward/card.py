@@ -1,4 +1,4 @@
-"""The model card of a reward model: its report as Markdown, for whoever finds the folder without Prefloop."""
+"""The model card of a reward model: its report as Markdown, for people who use the folder without Prefloop."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,11 +9,11 @@ from trainer.reward.probes import DESCRIPTIONS
 
 Figures = dict[str, Any]
 
-ENOUGH_REFERENCES = 256  # fewer leave mean and standard deviation uncertain (by 1 / sqrt(n): 6 % at 256)
+ENOUGH_REFERENCES = 256  # with fewer, mean and standard deviation are uncertain (by 1 / sqrt(n): 6 % at 256)
 
 
 def model_card(spec: RewardSpec, report: Figures) -> str:
-    """README.md of a reward model's folder, from `report.json`'s contents."""
+    """Return the README.md of a reward model's folder, from the contents of `report.json`."""
     parts = [_model(spec, report["model"]), usage(report["model"]), _data(spec, report), _figures(report)]
     if "probes" in report:
         parts.append(_probes(report["probes"]))
@@ -130,7 +130,7 @@ The adapter of one member, merged into its base in fp32.{others}
 
 
 def usage(model: Figures) -> str:
-    """How the model is loaded without Prefloop, of the report's figures on it."""
+    """Return instructions for loading the model without Prefloop, from the report's figures about the model."""
     if model["base"] is None:
         return USE_WHOLE
     n = model["members"]
@@ -141,13 +141,13 @@ def usage(model: Figures) -> str:
 
 
 def exported_card(members: int) -> str:
-    """README.md of an exported member's folder."""
+    """Return the README.md of an exported member's folder."""
     others = f" The score is the mean over all {members} members." if members > 1 else ""
     return EXPORTED.format(others=others, usage=USE_WHOLE)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table; floats to three places, what could not be measured as a dash."""
+    """Return a Markdown table, with floats to three places and None as a dash."""
     lines = [columns, ["---"] * len(columns), *[[_cell(value) for value in row] for row in rows]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
@@ -320,7 +320,7 @@ def _probes(probes: Figures) -> str:
 
 
 def _limits(pairs: int) -> str:
-    # 1.96 standard errors of a share, at its largest: sqrt(1/2 * 1/2 / n)
+    # 1.96 standard errors of a share of 1/2, where they are largest: sqrt(1/2 * 1/2 / n)
     uncertain = (
         f"- With {pairs} comparisons accuracy is uncertain by up to {98 / pairs**0.5:.0f} percentage points "
         "(95 %); of a part\n  of them by more.\n"

@@ -1,9 +1,10 @@
-"""Cross-fitting of a reward model over prompts: members trained on all folds but one, each judged by what it never saw.
+"""Cross-fitting of a reward model over prompts: each member trains on all folds but one and is evaluated on that fold.
 
-With few comparisons a held-out third costs more than it tells. Instead the training comparisons are dealt to k folds,
-prompt by prompt, and member i trains on all but fold i. Its predictions of fold i are as good as held-out ones
-(Chernozhukov et al. 2018 call it cross-fitting). The deployed score is the mean of the members, which disagree more
-than heads on one trunk do, so their spread warns of what no comparison tells (Coste et al. 2023).
+With few comparisons, holding out a third of them costs more accuracy than the evaluation is worth. Instead the training
+comparisons are split by prompt into k folds, and member i trains on all but fold i. Its predictions for fold i are as
+good as predictions for held-out data (cross-fitting, Chernozhukov et al. 2018). The deployed score is the mean of the
+members. They disagree more than several heads on one trunk do, so their spread indicates responses that no comparison
+covers (Coste et al. 2023).
 """
 
 import itertools
@@ -20,34 +21,34 @@ from trainer.checkpoints import Checkpoint
 from trainer.processes import generator_at
 from trainer.reward.objective import Element
 
-LEAST = 10  # batch elements (comparisons or rankings) of a fold: from fewer, one member's accuracy says little
-FOLDS = 1_000_003  # a place in the run that no epoch has
+LEAST = 10  # batch elements (comparisons or rankings) per fold: with fewer, one member's accuracy means little
+FOLDS = 1_000_003  # place for `generator_at` that no epoch number reaches
 
 
 class Folds(NamedTuple):
-    """Which fold each batch element is in; with a single member there is none, and all elements are trained on.
+    """The fold of each batch element. A single member has no folds and trains on all elements.
 
     Attributes:
         of: the fold of each element; empty for a single member.
-        members: how many there are, one a fold.
+        members: number of members, one per fold.
     """
 
     of: tuple[int, ...]
     members: int
 
     def trained(self, member: int, elements: int) -> list[int]:
-        """The elements of `elements` that a member trains on."""
+        """Return which of the elements 0 to `elements` - 1 a member trains on."""
         return [i for i in range(elements) if not self.of or self.of[i] != member]
 
     def held(self, member: int) -> list[int]:
-        """The elements of a member's fold, which it never sees."""
+        """Return the elements of a member's fold, on which it does not train."""
         return [i for i, fold in enumerate(self.of) if fold == member]
 
 
 def folds_of(spec: RewardSpec, pairs: Sequence[Pair], elements: Sequence[Element]) -> tuple[Folds, tuple[str, ...]]:
-    """Folds of the training elements, all of a prompt in one of them, and a note where they are fewer than asked for.
+    """Split the training elements into folds by prompt; also return a note if there are fewer folds than requested.
 
-    Folds hold at least 10 elements each, and every member trains on at least 20 comparisons with a winner: 40
+    Each fold holds at least 10 elements, and every member trains on at least 20 comparisons with a winner: 40
     comparisons are enough for 4 folds, 30 for 3.
     """
     alone = Folds((), 1)
@@ -79,7 +80,7 @@ def folds_of(spec: RewardSpec, pairs: Sequence[Pair], elements: Sequence[Element
 
 
 def schedule(spec: RewardSpec, folds: Folds, lengths: Sequence[int]) -> list[list[tuple[int, list[int]]]]:
-    """The optimiser steps (member, elements of its batch) of each epoch, members taking turns."""
+    """Return the optimiser steps (member, elements of its batch) of each epoch; members take turns."""
     epochs = []
     for epoch in range(spec.optimiser.epochs):
         orders = []
@@ -94,11 +95,11 @@ def schedule(spec: RewardSpec, folds: Folds, lengths: Sequence[int]) -> list[lis
 
 
 class Best(NamedTuple):
-    """The epoch that does best on unseen comparisons.
+    """The best epoch so far, by its loss on unseen comparisons.
 
     Attributes:
-        losses: of the epochs so far; empty where none was measured.
-        weights: of all that is trained, after the epoch with the lowest one.
+        losses: the loss of each epoch so far; empty if none was measured.
+        weights: all trained weights after the epoch with the lowest loss.
     """
 
     losses: tuple[float, ...]
@@ -106,7 +107,7 @@ class Best(NamedTuple):
 
     @classmethod
     def of(cls, resumed: Checkpoint | None) -> "Best":
-        """What a checkpoint holds of it."""
+        """Restore the best epoch from a checkpoint; an empty one without a checkpoint."""
         return cls((), {}) if resumed is None else cls(tuple(resumed.state["losses"]), resumed.tensors)
 
     @property
@@ -115,16 +116,16 @@ class Best(NamedTuple):
 
     @property
     def kept(self) -> int:
-        """The number of the best epoch, from 1; the first of equal ones; 0 where none was measured."""
+        """Number of the best epoch, counted from 1; the first if losses are equal; 0 if none was measured."""
         return self.losses.index(min(self.losses)) + 1 if self.losses else 0
 
     def after(self, loss: float, weights: Callable[[], dict[str, Tensor]]) -> "Best":
-        """With one epoch more; its weights are asked for only if it is the best so far."""
+        """Return the best epoch after one more epoch; `weights` is called only if that epoch is the best so far."""
         is_best = not self.losses or loss < min(self.losses)
         return Best((*self.losses, loss), weights() if is_best else self.weights)
 
     def figures(self) -> list[dict[str, Any]]:
-        """A line an epoch."""
+        """Return the report's rows, one per epoch."""
         return [
             {"epoch": number, "loss": loss, "kept": number == self.kept}
             for number, loss in enumerate(self.losses, start=1)

@@ -1,14 +1,14 @@
-"""How unsure heads on a frozen trunk are of a response, and what that costs it.
+"""The uncertainty of heads on a frozen trunk about a response, and the penalty for it ("doubt").
 
-Heads are fitted to comparisons of a few hundred responses. For a response unlike all of these their score is a guess,
-and a policy finds the guesses that are too high: after 400 judgments that preferred short answers, one word of
-gibberish scored higher than any sentence. Members do not warn of it, because they were all fitted to the same
-responses. The posterior of the fit does. With a Gaussian around its minimum (Laplace's approximation; MacKay 1992, and
-for reward models Yang et al. 2024, "Bayesian Reward Models for LLM Alignment") the variance of a response's reward is
-x' H^-1 x, where H is the ridge plus the sum of p (1 - p) d d' over the comparisons' differences of features.
+Heads are fitted to comparisons of a few hundred responses. For a response unlike all of them, the score is a guess, and
+a policy finds the guesses that are too high. After 400 judgments that preferred short answers, for example, one word of
+gibberish scored higher than any sentence. The spread of the members does not show this, because they were all fitted to
+the same responses. The posterior of the fit does. In Laplace's approximation, a Gaussian around the minimum (MacKay
+1992; for reward models Yang et al. 2024, "Bayesian Reward Models for LLM Alignment"), the variance of a response's
+reward is x' H^-1 x. H is the ridge plus the sum of p (1 - p) d d' over the comparisons' feature differences d.
 
-A response no less certain than most of those that were compared keeps its reward. Beyond that, the reward is lowered by
-`weight` for each standard deviation: the answer may be good, but nobody has said so.
+A response keeps its reward if its uncertainty is not above that of most compared responses. Beyond this limit, the
+reward is lowered by `weight` per standard deviation: the answer may be good, but no judgment supports it.
 """
 
 from typing import NamedTuple
@@ -16,20 +16,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-MOST = 512  # directions that are kept, the best known first; without the others a response is doubted too much
-WITHIN = 0.95  # share of the responses that the heads were fitted to which are not doubted
+MOST = 512  # directions to keep, best known first; leaving out others can only make the doubt too large
+WITHIN = 0.95  # share of the responses in the fit that get no penalty
 
 
 class Doubt(NamedTuple):
-    """Doubt as a function of a response's features (F). All tensors are fp32.
+    """The uncertainty penalty as a function of a response's features (F). All tensors are fp32.
 
     Attributes:
-        center, scale: (F,) features minus center, over scale, have standard deviation 1 / sqrt(F).
-        directions: (K, F) orthonormal rows: those that comparisons have told something about.
-        known: (K,) how much, from 0 to 1.
-        ridge: of the fit; without any comparison a response's variance is its squared length over it.
-        limit: the standard deviation up to which nothing is doubted, on Bradley-Terry's scale.
-        weight: what a standard deviation beyond costs.
+        center, scale: (F,) with (features - center) / scale, each input has standard deviation 1 / sqrt(F).
+        directions: (K, F) orthonormal rows: the directions about which the comparisons hold information.
+        known: (K,) how much of the variance in each direction the comparisons remove, from 0 to 1.
+        ridge: the ridge of the fit; without comparisons, a response's variance is its squared length divided by it.
+        limit: the standard deviation up to which there is no penalty, on Bradley-Terry's scale.
+        weight: the penalty per standard deviation beyond the limit.
     """
 
     center: Tensor
@@ -41,25 +41,25 @@ class Doubt(NamedTuple):
     weight: Tensor
 
     def deviation(self, features: Tensor) -> Tensor:
-        """The standard deviation (S,) of the reward of responses with these features (S, F)."""
+        """Return the standard deviation (S,) of the rewards of responses with features (S, F)."""
         inputs = (features.float() - self.center) / self.scale
         told = (inputs @ self.directions.T).square() @ self.known
         return ((inputs.square().sum(-1) - told).clamp(min=0) / self.ridge).sqrt()
 
     def cost(self, features: Tensor) -> Tensor:
-        """(S,): what is taken from the rewards, on Bradley-Terry's scale."""
+        """Return the amounts (S,) to subtract from the rewards, on Bradley-Terry's scale."""
         return self.weight * (self.deviation(features) - self.limit).clamp(min=0)
 
 
 def doubt(features: Tensor, scale: Tensor, sides: Tensor, margins: Tensor, ridge: float, weight: float) -> Doubt:
-    """What heads that were fitted with this ridge are unsure of.
+    """Return the uncertainty penalty of heads that were fitted with this ridge.
 
     Args:
-        features: (S, F) of the responses that they were fitted to.
-        scale: (F,) as the fit used it.
-        sides: (2, P) the rows of `features` of each comparison's two responses.
-        margins: (P,) rewards of the first less the second, on Bradley-Terry's scale.
-        weight: what a standard deviation beyond the limit costs.
+        features: (S, F) of the responses in the fit.
+        scale: (F,) the scale of the features in the fit.
+        sides: (2, P) the rows in `features` of each comparison's two responses.
+        margins: (P,) reward of the first response minus the second, on Bradley-Terry's scale.
+        weight: the penalty per standard deviation beyond the limit.
     """
     center = features.mean(0)
     inputs = ((features - center) / scale).double()
@@ -82,10 +82,10 @@ def doubt(features: Tensor, scale: Tensor, sides: Tensor, margins: Tensor, ridge
 
 
 def _largest(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest singular values (K,) of a matrix (P, F), 512 at most, and their right vectors (K, F).
+    """Return the largest singular values (K,) of a matrix (P, F), at most 512, and their right vectors (K, F).
 
-    Exactly, unless it has many more: then by random projections (Halko, Martinsson and Tropp 2011), in time that grows
-    with P F and not with its square.
+    They are exact if the smaller dimension is at most 1024. Otherwise they come from random projections (Halko,
+    Martinsson and Tropp 2011), in time proportional to P F.
     """
     if min(matrix.shape) <= 2 * MOST:
         _, values, right = torch.linalg.svd(matrix, full_matrices=False)

@@ -1,9 +1,9 @@
-"""Heads on a frozen trunk, fitted exactly: ridge regression with the reward model's loss instead of squared errors.
+"""Fit heads on a frozen trunk exactly: ridge regression with the reward model's loss instead of squared errors.
 
 A few hundred comparisons cannot teach a trunk much that it does not know, but its layers hold much of what people care
-about (Alain & Bengio 2016). The sum of the comparisons' losses and of ridge / 2 times each head's squared norm has one
-minimum, found here without a learning rate or epochs. Norms are of features with standard deviation 1, divided by the
-root of their number, so that a ridge means the same for every model.
+about (Alain & Bengio 2016). The objective is the sum of the comparisons' losses and of ridge / 2 times each head's
+squared norm. It has one minimum, so the fit needs no learning rate and no epochs. Features are scaled to standard
+deviation 1 / sqrt(F), so that a ridge means the same for every model.
 """
 
 from collections.abc import Sequence
@@ -18,19 +18,19 @@ from trainer.reward.doubt import Doubt, doubt
 from trainer.reward.network import RewardModel
 from trainer.reward.objective import Element, RewardObjective, Targets, by_pair, pair_losses, sides_of
 
-MOST = 5000  # elements that heads are fitted to: more would take gigabytes, and can teach the trunk as well
-SUBSET = 1_000_004  # a place in the run that no epoch has
+MOST = 5000  # maximum elements in the fit: more would take gigabytes, and are enough to train the trunk instead
+SUBSET = 1_000_004  # place for `generator_at` that no epoch number reaches
 ITERATIONS = 200
 
 
 def subset(elements: int, seed: int) -> list[int]:
-    """The elements that heads are fitted to: all, or 5000 drawn at random."""
+    """Return the elements to fit heads to: all of them, or 5000 drawn at random."""
     order = torch.randperm(elements, generator=generator_at(seed, SUBSET)).tolist()
     return sorted(order[:MOST])
 
 
 def scale_of(features: Tensor) -> Tensor:
-    """(F,): features (S, F) over it have standard deviation 1 / sqrt(F)."""
+    """Return the scale (F,) that gives features (S, F), divided by it, the standard deviation 1 / sqrt(F)."""
     return features.std(0, correction=0).clamp(min=1e-6) * features.shape[1] ** 0.5
 
 
@@ -46,14 +46,14 @@ def fit(
     """Give each member the heads, and tie parameters, that minimise its loss on what it trains on.
 
     Args:
-        numbers: of all `elements`, those that heads are fitted to.
+        numbers: indices of the `elements` in the fit.
         features: (S, F) of the sequences of these elements, in their order.
-        targets: of all pairs, for each member.
+        targets: targets of all pairs, one item per member.
     """
     scale = scale_of(features)
     inputs = ((features - features.mean(0)) / scale).double()
     rotation = None
-    if len(inputs) < inputs.shape[1]:  # the heads lie in the span of what they are fitted to: fewer numbers to find
+    if len(inputs) < inputs.shape[1]:  # the optimal heads lie in the span of the inputs: search only there
         rotation, triangle = torch.linalg.qr(inputs.T)
         inputs = triangle.T
     chosen = [elements[number] for number in numbers]
@@ -80,7 +80,7 @@ def fit(
 def doubt_of(
     model: RewardModel, spec: RewardSpec, elements: Sequence[Element], numbers: Sequence[int], features: Tensor
 ) -> Doubt:
-    """What the fitted heads are unsure of; arguments as for `fit`, after the model's rewards were normalised."""
+    """Return the uncertainty penalty of the fitted heads; arguments as for `fit`. Call it after normalising rewards."""
     chosen = [elements[number] for number in numbers]
     sides = sides_of(chosen)
     heads = model.score_heads
@@ -93,7 +93,7 @@ def doubt_of(
 def _minimum(
     objective: RewardObjective, spec: RewardSpec, elements: Sequence[Element], inputs: Tensor, targets: Targets
 ) -> tuple[Tensor, Tensor | None]:
-    """Heads (F, H) and tie parameters (E,), if there are any, of one member."""
+    """Return the heads (F, H) and tie parameters (E,), if any, that minimise one member's loss."""
     heads = torch.zeros(inputs.shape[1], targets.weight.shape[1], dtype=torch.float64, requires_grad=True)
     tie = objective.tie_start.double().cpu().repeat(spec.ensemble).requires_grad_() if objective.raw_ties else None
     searched = [heads] if tie is None else [heads, tie]

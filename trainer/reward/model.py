@@ -1,7 +1,7 @@
-"""Reward models made on a policy's trunk, saved, loaded and exported.
+"""Create reward models on a policy's trunk, save, load and export them.
 
-One trunk serves several members: each has heads of its own, and an adapter where the trunk is trained. A folder then
-holds these only and says what its base is; with full weights it is a folder of plain transformers.
+Several members share one trunk. Each has its own heads, and its own adapter if the trunk is trained. The folder then
+holds only heads and adapters, and names its base. With full weights, it is an ordinary transformers folder.
 """
 
 import json
@@ -47,22 +47,22 @@ from trainer.reward.network import REWARD, RewardModel, merge_adapters
 from trainer.speed.precision import computes_in
 
 POOLING, FROZEN_POOLING = "last_valid_token", "mean_and_last_token_of_layers"
-FROZEN_LAYERS = 8  # of a frozen trunk, those that the heads read: as far from each other as they can be
-HEADS = "heads.safetensors"  # of a frozen trunk: (members, heads, features)
-SETTINGS = "reward.json"  # beside a reward model's adapters: what plain peft has no place for
-BELOW = "policy"  # the adapter of the policy that a reward model was trained on
+FROZEN_LAYERS = 8  # number of layers that heads on a frozen trunk read, spread evenly over the trunk
+HEADS = "heads.safetensors"  # heads on a frozen trunk: (members, heads, features)
+SETTINGS = "reward.json"  # settings that peft's configuration has no field for
+BELOW = "policy"  # name of the adapter of the policy that a reward model is trained on
 
 
 class Settings(NamedTuple):
-    """What `reward.json` holds.
+    """Contents of `reward.json`.
 
     Attributes:
-        heads: names of the heads of each member, as classes of the classifier are numbered.
-        offsets: subtracted from what the heads say, a list a member.
-        gains: what the heads were multiplied by after training, a list a member.
-        end_of_turn_id: the token that is read behind each response.
-        pad_token_id: what plain transformers may pad with; None: with nothing, texts are read one by one.
-        layers: of a frozen trunk, those that the heads read, counted from 1.
+        heads: names of a member's heads, in the order of the classifier's classes.
+        offsets: subtracted from the heads' outputs, one list per member.
+        gains: factors that the heads were multiplied by after training, one list per member.
+        end_of_turn_id: the token appended to each response before scoring.
+        pad_token_id: the padding token for plain transformers; None means that texts must be scored one at a time.
+        layers: layers of a frozen trunk that the heads read, counted from 1.
     """
 
     heads: list[str]
@@ -81,13 +81,15 @@ def new_reward_model(
     dtype: torch.dtype | None = None,
     members: int = 1,
 ) -> RewardModel:
-    """A reward model on a policy's trunk. With `lora` each member trains an adapter, else all weights are trained.
+    """Create a reward model on a policy's trunk: with `lora` each member trains an adapter, else all weights train.
 
-    A policy's adapter stays below the members', frozen, and is stored as part of theirs.
-    Each head is N(0, 1 / (hidden + 1)) in variance (Stiennon et al. 2020), without a bias, in fp32, trained in full.
+    A policy's adapter stays active and frozen below the members' adapters, and is stored as part of theirs.
+    Heads are initialised from a normal distribution with variance 1 / (hidden + 1) (Stiennon et al. 2020). They have no
+    bias, are fp32 and are trained in full.
 
     Raises:
-        ModelUnavailable: it does not load, has no scalar head, or the policy's adapter cannot be part of another.
+        ModelUnavailable: the model does not load or has no scalar head, or the policy's adapter cannot be merged into
+            another adapter.
     """
     assert lora is not None or members == 1, "members share a trunk, so each needs an adapter"
     _require_architecture(backbone.base)
@@ -95,7 +97,7 @@ def new_reward_model(
         classifier = _classifier(load_causal_lm(backbone, trainable=True, dtype=dtype), backbone.base, heads)
     else:
         classifier = _on_base(backbone.base, heads, dtype)
-    hidden_size = classifier.score.in_features  # not always the layers'
+    hidden_size = classifier.score.in_features  # can differ from the layers' hidden size
     model = RewardModel(classifier, members=members).eval()
     for head in model.scores:
         nn.init.normal_(head.weight, std=(hidden_size + 1) ** -0.5)
@@ -121,10 +123,10 @@ def new_reward_model(
 def frozen_reward_model(
     base: str, heads: Sequence[str] = (REWARD,), dtype: torch.dtype | None = None, members: int = 1
 ) -> RewardModel:
-    """A reward model whose members are heads, 0 at first, on the layers of a language model that stays as it is.
+    """Create a reward model whose members are heads, initially 0, on the layers of a frozen language model.
 
     Raises:
-        ModelUnavailable: it does not load, or transformers has no sequence classifier for it.
+        ModelUnavailable: the model does not load, or transformers has no sequence classifier for it.
     """
     _require_architecture(base)
     classifier = _on_base(base, heads, dtype)
@@ -140,7 +142,7 @@ def _with_layers(
     offsets: Sequence[float] | None = None,
     gains: Sequence[float] | None = None,
 ) -> RewardModel:
-    """A classifier whose heads, 0 at first, read these layers of its trunk, which is frozen."""
+    """Return a reward model on a frozen classifier, with heads, initially 0, that read these layers."""
     classifier.requires_grad_(False)
     old = classifier.score
     classifier.score = nn.Linear(2 * len(layers) * old.in_features, old.out_features, bias=False).to(old.weight.device)
@@ -149,21 +151,21 @@ def _with_layers(
 
 
 def _on_base(base: str, heads: Sequence[str], dtype: torch.dtype | None) -> Any:
-    """A classifier on a frozen language model."""
+    """Return a classifier on a frozen language model."""
     return _classifier(load_causal_lm(ModelRef(base=base), dtype=dtype), base, heads)
 
 
 def _require_architecture(base: str) -> None:
-    """Raises ModelUnavailable where transformers has no sequence classifier for a model; its weights are not read."""
+    """Raise ModelUnavailable if transformers has no sequence classifier for a model; its weights are not read."""
     known = load_config(base)
     kinds = type(known), type(known.get_text_config())
-    # A model's own code, where it is trusted, says itself what classifier it has.
+    # If remote code is trusted, the model's own code may define a classifier.
     if not trusts_remote_code() and not any(kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING for kind in kinds):
         raise _no_scalar_head(known, base)
 
 
 def _classifier(causal: Any, name: str, heads: Sequence[str]) -> Any:
-    """A sequence classifier with new heads, trainable and in fp32, on the trunk of a plain language model."""
+    """Return a sequence classifier with new trainable fp32 heads on the trunk of a plain language model."""
     config = type(causal.config).from_dict(causal.config.to_dict())
     config.num_labels = len(heads)
     config.id2label, config.label2id = dict(enumerate(heads)), {name: i for i, name in enumerate(heads)}
@@ -191,14 +193,14 @@ def _no_scalar_head(config: Any, name: str) -> ModelUnavailable:
 
 
 def save_reward_model(model: RewardModel, tokenizer: Any, folder: Path, base: str | None = None) -> None:
-    """Writes a folder with its tokenizer: of adapters where there are any, else one of plain transformers.
+    """Write a reward model and its tokenizer: heads or adapters for a shared base, else a transformers folder.
 
-    The heads of decoder classifiers have no bias, so offsets stay in a config: plain transformers scores are ours
-    plus the offsets, the same shift for every response. Only the main process writes.
+    Heads of decoder classifiers have no bias, so the offsets are in a config. Scores of plain transformers are ours
+    plus the offsets, which is the same shift for every response. Only the main process writes.
 
     Args:
-        base: where a folder of adapters says that its base is: a store location, so that stores can move (None: where
-            it was loaded from).
+        base: the base's location to write into the folder, a location in the store, so that stores can move. None means
+            where it was loaded from.
     """
     if not accelerator().is_main_process:
         return
@@ -259,24 +261,24 @@ def _save_settings(model: RewardModel, folder: Path, end_id: int, pad_id: int | 
     (folder / SETTINGS).write_text(json.dumps(settings._asdict(), indent=2) + "\n")
 
 
-DOUBT = "doubt."  # before the names of its tensors, beside the heads
+DOUBT = "doubt."  # prefix of the names of the doubt's tensors in the file of heads
 SCORE = f"{member_adapters.PREFIX}score.weight"
 
 
 def member_folder(folder: Path, member: int) -> Path:
-    """Where a member's adapter lies: the first at the top, where peft looks for one."""
+    """Return the folder of a member's adapter; the first is at the top, where peft looks for it."""
     return folder / "members" / str(member) if member else folder
 
 
 def _spare_padding(tokenizer: Any) -> int | None:
-    """A token to pad with that no response ends with; None where there is none."""
+    """Return a token for padding that no response ends with; None if there is no such token."""
     ends = {tokenizer.eos_token_id, end_of_turn_id(tokenizer)}
     known = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id)
     return next((token for token in known if token not in (None, *ends)), None)
 
 
 def _padding_that_ends_no_response(tokenizer: Any, classifier: Any) -> int:
-    """Makes the tokenizer pad with a token other than the end of a turn, and returns its id."""
+    """Make the tokenizer pad with a token other than the end of a turn, and return its id."""
     spare = _spare_padding(tokenizer)
     if spare is None:
         tokenizer.add_special_tokens({"pad_token": "<|reward_pad|>"})
@@ -290,16 +292,16 @@ def _padding_that_ends_no_response(tokenizer: Any, classifier: Any) -> int:
 def load_reward_model(
     folder: str | Path, dtype: torch.dtype | None = None, member: int | None = None
 ) -> tuple[RewardModel, Any]:
-    """A frozen reward model with all its members and its tokenizer.
+    """Load a frozen reward model with all its members, and its tokenizer.
 
-    Members in adapters share one base in memory. A single one is merged into it in fp32.
+    Members with adapters share one base in memory. If there is a single member and weights are fp32, it is merged.
 
     Args:
-        dtype: of the trunk's weights; None: as `working_dtype` measures. Adapters and heads are fp32.
-        member: load this one alone.
+        dtype: dtype of the trunk's weights; None: see `working_dtype`. Adapters and heads are fp32.
+        member: load only this member.
 
     Raises:
-        ModelUnavailable: nothing loads from there, or it is no reward model of ours.
+        ModelUnavailable: the folder does not load, or does not hold a reward model in Prefloop's format.
     """
     refuse_pickles(str(folder))
     if Path(folder, HEADS).exists():
@@ -326,7 +328,7 @@ def load_reward_model(
         raise _no_head(folder)
     refuse_missing(loaded["missing_keys"], str(folder))
     classifier = classifier.requires_grad_(False).to(device()).eval()
-    classifier.score.float()  # rewards are compared to more digits than bf16 has
+    classifier.score.float()  # comparing rewards needs more digits than bf16 has
     offsets, gains = getattr(config, "reward_offsets", None), getattr(config, "reward_gains", None)
     return RewardModel(classifier, offsets, gains), load_tokenizer(str(folder))
 
@@ -355,7 +357,7 @@ def _load_members(folder: Path, dtype: torch.dtype | None, only: int | None) -> 
         with loading(str(where)):
             check_adapter(where, base, classifier)
             config = LoraConfig.from_pretrained(where)
-            config.modules_to_save = None  # heads are ours to choose, not peft's
+            config.modules_to_save = None  # RewardModel switches heads, not peft
             member_adapters.put_on(classifier, config, str(place))
             others = member_adapters.read(classifier, str(place), where, [SCORE.removeprefix(member_adapters.PREFIX)])
         if not others:
@@ -382,7 +384,7 @@ def _load_heads(folder: Path, dtype: torch.dtype | None, only: int | None) -> tu
     offsets, gains = ([x for i in chosen for x in values[i]] for values in (settings.offsets, settings.gains))
     classifier = _on_base(base, settings.heads, dtype)
     model = _with_layers(classifier, settings.layers, len(chosen), offsets, gains).requires_grad_(False)
-    with loading(str(folder)):  # of another number of features it does not fit
+    with loading(str(folder)):  # copying fails if the number of features differs
         for head, number in zip(model.scores, chosen, strict=True):
             head.weight.copy_(heads[number])
     refuse_nan(model, str(folder))
@@ -392,12 +394,12 @@ def _load_heads(folder: Path, dtype: torch.dtype | None, only: int | None) -> tu
 
 
 def base_of(folder: Path) -> str:
-    """The folder, or the name on the hub, of the base that a folder of adapters was trained on.
+    """Return the folder or hub name of the base of a folder of adapters or heads.
 
-    A location relative to the store is looked for in the folders above, so that stores can move.
+    A location relative to the store is searched in the parent folders, so that stores can move.
 
     Raises:
-        ModelUnavailable: its record is damaged, or the base is not there.
+        ModelUnavailable: the record of the base is damaged, or the base does not exist.
     """
     with loading(str(folder)):
         location = json.loads((folder / BASE_RECORD).read_text())["location"]
@@ -413,13 +415,13 @@ def base_of(folder: Path) -> str:
 
 
 def export_reward_model(folder: Path, out: Path) -> list[Path]:
-    """Writes a folder of plain transformers for each member, its adapter merged in fp32; returns these folders.
+    """Write a plain transformers folder for each member, its adapter merged in fp32; return these folders.
 
-    A single member is `out` itself, several are `out/0`, `out/1`...: the score is the mean over all of them.
+    A single member is written to `out` itself, several to `out/0`, `out/1`...; the score is the mean over all of them.
 
     Raises:
         ModelUnavailable: the folder holds no reward model.
-        InvalidInput: it holds heads of a frozen trunk, which are no part of the trunk.
+        InvalidInput: the folder holds heads on a frozen trunk, which cannot be merged into the trunk.
     """
     if (folder / HEADS).exists():
         raise InvalidInput(

@@ -1,4 +1,4 @@
-"""A reward model as a module: one trunk, and members that each have an adapter and heads of their own."""
+"""The reward model as a torch module: one trunk, and members that each have their own adapter and heads."""
 
 import copy
 from collections.abc import Sequence
@@ -16,51 +16,53 @@ from trainer.models.policy import can_share, hidden_states, trunk_of
 from trainer.reward.doubt import Doubt
 from trainer.speed.precision import set_compute_dtype
 
-REWARD = "reward"  # the head, or the prefix of the heads, whose score is the reward; others are aspects
-ADDED = "added"  # the adapter of a critic that goes on from a reward model
+REWARD = "reward"  # name, or prefix of the names, of the heads that score the response; other heads are aspects
+ADDED = "added"  # name of the adapter of a critic that starts from a reward model
 
 
 def score_heads(names: Sequence[str]) -> list[int]:
-    """Which of these heads score the response as a whole."""
+    """Return the indices of the heads that score the response as a whole."""
     return [i for i, name in enumerate(names) if name.partition("/")[0] == REWARD]
 
 
 def score_of(rewards: Tensor, names: Sequence[str]) -> Tensor:
-    """The mean (...) over the score heads of rewards (..., len(names))."""
+    """Return the mean (...) over the score heads of rewards (..., len(names))."""
     return rewards[..., score_heads(names)].mean(-1)
 
 
 def shares_of(deviation: Tensor, names: Sequence[str]) -> Tensor:
-    """Return the factors that turn rewards with these standard deviations (H,) into the score that is deployed.
+    """Return the per-head factors (H,) that reproduce the deployed score from rewards with these deviations (H,).
 
-    Normalised heads have equal spreads, so one that spread its rewards more counts for less than in the plain mean. The
-    factors have mean 1 over the score heads: the scale stays theirs. (H,), 1 for a single head.
+    The deployed heads are normalised to equal spread, so a head with a large spread gets a factor below 1. The factors
+    have mean 1 over the score heads, which keeps the scale of the rewards. For a single head the factor is 1.
     """
     gains = 1 / deviation.clamp(min=1e-6)
     return (gains / score_of(gains, names)).float()
 
 
 class RewardModel(nn.Module):
-    """A sequence classifier with a label a head, pooled at the LAST VALID token by mask, minus `offsets`.
+    """A sequence classifier with one label per head, pooled at the LAST VALID token by mask, minus `offsets`.
 
-    With `layers` the heads read a frozen trunk's `features` instead, and members differ in their heads only.
+    With `layers`, the heads read a frozen trunk's `features` instead, and members differ only in their heads.
 
-    Pooling by padding id, as transformers does, reads the wrong place when padding and EOS are one token; here ids
-    never decide. For plain transformers the saved folder has a padding token that no response ends with, so both agree.
+    Pooling by padding id, as transformers does, reads the wrong place if padding and EOS are the same token, so this
+    class pools by mask. In the saved folder, the padding token is one that no response ends with, so that transformers
+    pools at the same place.
 
     Attributes:
-        members: how many members there are, each with an adapter and heads of its own; 1 with full weights.
-        own_heads: the names of a member's heads: `reward`, or `reward/0` ... of an ensemble, then aspects.
-        heads: the names of the C columns of rewards, those of each member after another; `reward/2` is member 2's.
+        members: number of members, each with its own adapter and heads; 1 with full weights.
+        own_heads: the names of a member's heads: `reward`, or `reward/0`... for an ensemble, then aspects.
+        heads: the names of the C columns of rewards, member by member; `reward/2` is the head of member 2.
         offsets: (C,) subtracted from the heads' outputs.
-        gains: (C,) what the heads were multiplied by after training: rewards / gains are on Bradley-Terry's scale.
-        layers: of a frozen trunk, those that the heads read, counted from 1; empty where the trunk is trained.
-        doubt: what lowers the score of responses unlike those that the heads were fitted to; none before that is known.
+        gains: (C,) factors that the heads were multiplied by after training: rewards / gains are on Bradley-Terry's
+            scale.
+        layers: layers of a frozen trunk that the heads read, counted from 1; empty if the trunk is trained.
+        doubt: the penalty for responses unlike those in the fit; None until it is known.
     """
 
     offsets: Tensor
     gains: Tensor
-    scores: Any  # a ModuleList of each member's heads: linear layers without a bias
+    scores: Any  # a ModuleList of linear layers without bias: each member's heads
 
     def __init__(
         self,
@@ -77,36 +79,36 @@ class RewardModel(nn.Module):
         if members > 1:
             self.heads = tuple(f"{name}/{member}" for member in range(members) for name in self.own_heads)
         where = classifier.score.weight.device
-        self.scores = nn.ModuleList([classifier.score])  # of each member
+        self.scores = nn.ModuleList([classifier.score])
         for _ in range(members - 1):
             self.scores.append(copy.deepcopy(classifier.score))
-        # Not in the state: they live in the folder's config, where other programs find them.
+        # Not in the state dict: they are stored in the folder's config, where other programs find them.
         for name, values, default in (("offsets", offsets, 0.0), ("gains", gains, 1.0)):
             self.register_buffer(
                 name, torch.tensor(values or [default] * len(self.heads), device=where), persistent=False
             )
         self.doubt: Doubt | None = None
-        self.always: tuple[str, ...] = ()  # adapters that are active beside each member's
+        self.always: tuple[str, ...] = ()  # adapters that are active in addition to each member's
         self.share = can_share(trunk_of(classifier))
 
     @property
     def score_heads(self) -> list[int]:
-        """Which columns score the response as a whole: one, or those of all members and ensembles."""
+        """Indices of the columns that score the response as a whole: one, or those of all members and ensembles."""
         return score_heads(self.heads)
 
     def score(self, rewards: Tensor) -> Tensor:
-        """The mean (...) over the score heads of rewards (..., C)."""
+        """Return the mean (...) over the score heads of rewards (..., C)."""
         return score_of(rewards, self.heads)
 
     def columns(self, member: int) -> slice:
-        """A member's columns of rewards (..., C)."""
+        """Return the slice of a member's columns in rewards (..., C)."""
         width = len(self.own_heads)
         return slice(member * width, (member + 1) * width)
 
     def together(self, rewards: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what all members say together of rewards (..., C), (..., H), and its deviation (H,) for `shares_of`.
+        """Combine the rewards (..., C) of all members into (..., H); also return a deviation (H,) for `shares_of`.
 
-        A member counts as it does in the deployed score: by 1 over the standard deviation (C,) of its rewards.
+        A member weighs as much as in the deployed score: 1 over the standard deviation (C,) of its rewards.
         """
         gains = 1 / deviation.view(self.members, -1).clamp(min=1e-6)
         mean_gain = gains.mean(0)
@@ -114,14 +116,14 @@ class RewardModel(nn.Module):
         return weighted.mean(-2), 1 / mean_gain
 
     def add_adapter(self, lora: Lora) -> None:
-        """Puts a new adapter, the only one that learns, beside the frozen one of the only member."""
+        """Add a new trainable adapter next to the frozen adapter of the only member."""
         assert self.members == 1, "members share the trunk, so no adapter is one's alone"
         self.requires_grad_(False)
         member_adapters.put_on(self.classifier, lora_config(lora, "SEQ_CLS"), ADDED)
         self.always = (*self.always, ADDED)
 
     def forward(self, packed: Packed, member: int | None = None) -> Tensor:
-        """Rewards in fp32: (S, H) of one member, (S, C) of all of them."""
+        """Return rewards in fp32: (S, H) of one member, or (S, C) of all members if `member` is None."""
         if self.layers:
             features = self.features(packed)
             if member is None:
@@ -136,7 +138,7 @@ class RewardModel(nn.Module):
         return head(pooled.to(head.weight.dtype)).float() - self.offsets[self.columns(member)]
 
     def _doubted(self, features: Tensor) -> Tensor:
-        """(S, C) what doubt takes from the rewards; aspects are not doubted."""
+        """Return the doubt's penalties (S, C), which are 0 for aspects."""
         taken = torch.zeros(len(features), len(self.heads), device=features.device)
         if self.doubt is not None:
             columns = self.score_heads
@@ -145,13 +147,14 @@ class RewardModel(nn.Module):
 
     @torch.no_grad()
     def features(self, packed: Packed) -> Tensor:
-        """What a frozen trunk says of the responses, (S, 2 * layers * H) in fp32.
+        """Return the features (S, 2 * layers * H) of responses in a frozen trunk, in fp32.
 
-        The mean over a response's tokens of the states of each layer in `layers`, then the states at its last token.
+        These are, for each layer in `layers`, the mean of the states over a response's tokens, and then, again for each
+        layer, the state at its last token.
         """
         states = hidden_states(trunk_of(self.classifier), packed, self.layers)
         lengths = packed.lengths
-        before = lengths.cumsum(0) - lengths  # tokens of the responses before each
+        before = lengths.cumsum(0) - lengths  # number of tokens in all earlier responses
         firsts = packed.ends - lengths + 1
         places = torch.arange(len(packed.owners), device=states.device) + (firsts - before)[packed.owners]
         last = states[packed.ends].float()
@@ -161,7 +164,10 @@ class RewardModel(nn.Module):
 
     @torch.no_grad()
     def normalise(self, mean: Tensor, deviation: Tensor) -> None:
-        """Makes rewards that have this mean and standard deviation (C,) have 0 and 1. Call once, after training."""
+        """Rescale rewards with this mean and standard deviation (C,) to mean 0 and standard deviation 1.
+
+        Call it once, after training.
+        """
         mean, deviation = mean.to(self.offsets), deviation.to(self.offsets)
         for member, head in enumerate(self.scores):
             head.weight.div_(deviation[self.columns(member)][:, None])
@@ -170,17 +176,17 @@ class RewardModel(nn.Module):
 
 
 def head_names(ensemble: int, aspects: Sequence[str]) -> tuple[str, ...]:
-    """Names of a new model's heads."""
+    """Return the names of a new model's heads."""
     return (*([REWARD] if ensemble == 1 else [f"{REWARD}/{i}" for i in range(ensemble)]), *aspects)
 
 
 @torch.no_grad()
 def merge_adapters(model: RewardModel) -> None:
-    """Adds what the adapters of the only member learned to its weights, in fp32; does nothing without any."""
+    """Merge the adapters of the only member into its weights, in fp32; do nothing if there are none."""
     assert model.members == 1, "members share the trunk, so none can be merged into it"
     layers: dict[str, Any] = {}
     for name, module in model.classifier.named_modules():
-        # Where several parameters of a module are adapted (experts'), one adapter holds the next.
+        # If several parameters of a module are adapted (as in experts), the adapter layers are nested.
         if isinstance(module, BaseTunerLayer) and not any(name.startswith(f"{outer}.") for outer in layers):
             layers[name] = module
     if layers:

@@ -1,4 +1,4 @@
-"""What a reward model is trained on: batch elements, targets of every head, and the loss with its tie parameters."""
+"""The training objective of a reward model: batch elements, targets of every head, loss and tie parameters."""
 
 import math
 from collections.abc import Sequence
@@ -17,19 +17,19 @@ from trainer.processes import generator_at
 from trainer.reward.network import RewardModel, score_heads
 from trainer.speed.sharding import whole
 
-BOOTSTRAP = 1_000_001  # a place in the run that no epoch has
-# Adam moves a number by the learning rate a step, a reward, a sum over hidden features, by far more: with this the tie
-# parameter keeps up with the differences it is compared to.
+BOOTSTRAP = 1_000_001  # place for `generator_at` that no epoch number reaches
+# In each step, Adam moves a parameter by the learning rate. A reward is a sum over hidden features and moves by far
+# more. With this factor, the tie parameter keeps pace with the reward differences that it is compared to.
 TIE_SPEED = 100
 
 
 class Element(NamedTuple):
-    """What a batch consists of: a pair, or a k-way ranking with every response once.
+    """A batch element: a pair, or a k-way ranking with every response once.
 
     Attributes:
-        sequences: the distinct responses, all after one prompt.
-        pairs: indices of its pairs.
-        sides: for each of them, which sequences are chosen and rejected.
+        sequences: the distinct responses, all after the same prompt.
+        pairs: indices of the element's pairs.
+        sides: for each pair, the indices of the chosen and the rejected sequence.
     """
 
     sequences: tuple[TokenSequence, ...]
@@ -38,7 +38,7 @@ class Element(NamedTuple):
 
 
 def elements_of(pairs: Sequence[Pair]) -> list[Element]:
-    """Pairs that share a `ranking` together, in the order of their first pair; every other pair alone."""
+    """Group pairs with the same `ranking` into one element, ordered by first pair; other pairs are single elements."""
     members: dict[tuple[str, int, int], list[int]] = {}
     for i, pair in enumerate(pairs):
         ranking = pair.row.ranking
@@ -46,7 +46,7 @@ def elements_of(pairs: Sequence[Pair]) -> list[Element]:
         members.setdefault(key, []).append(i)
     elements = []
     for indices in members.values():
-        # A long response cuts its prompt; responses of one element share what is left of it.
+        # The prompt is cut further for a long response; all responses of an element share the shortest cut.
         prompt = min((pairs[i].chosen.prompt for i in indices), key=len)
         numbers: dict[tuple[int, ...], int] = {}
         sides = [
@@ -62,7 +62,7 @@ def elements_of(pairs: Sequence[Pair]) -> list[Element]:
 
 
 class PackedElements(NamedTuple):
-    """Elements ready for a forward pass; `sides` (2, N) are places among its S sequences of N pairs, chosen first."""
+    """Elements packed for a forward pass; `sides` (2, N) are the indices of N pairs' sequences, chosen first."""
 
     packed: Packed
     pairs: list[int]
@@ -76,7 +76,7 @@ def pack_elements(elements: Sequence[Element], pad_id: int, share: bool) -> Pack
 
 
 def sides_of(elements: Sequence[Element]) -> Tensor:
-    """Places (2, N) of the pairs' chosen and rejected among the sequences of all elements, in the elements' order."""
+    """Return indices (2, N) of the pairs' chosen and rejected sequences, counted over all elements in their order."""
     sides, start = [], 0
     for element in elements:
         sides += [(start + chosen, start + rejected) for chosen, rejected in element.sides]
@@ -85,7 +85,7 @@ def sides_of(elements: Sequence[Element]) -> Tensor:
 
 
 def by_pair(values: Tensor, elements: Sequence[Element]) -> Tensor:
-    """Values (2, N, ...) of pairs, chosen first, of those (S, ...) of the sequences of all elements."""
+    """Arrange values (S, ...) of the sequences of all elements by pair: (2, N, ...), chosen first."""
     order = [i for element in elements for i in element.pairs]
     pairs = values.new_empty(2, len(order), *values.shape[1:])
     pairs[:, order] = values[sides_of(elements)]
@@ -93,13 +93,14 @@ def by_pair(values: Tensor, elements: Sequence[Element]) -> Tensor:
 
 
 class Targets(NamedTuple):
-    """What the labelers said of N pairs, for H heads.
+    """Targets of H heads from the judgments on N pairs.
 
     Attributes:
         p: (N, H, 3) probabilities of chosen better, rejected better, neither.
-        margin: (N, H) what d must exceed.
-        weight: (N, H) of the pair in the head's loss, bootstrap included; 0 where nothing is said of what it scores.
-        share: (N, H) the same before the bootstrap; what a batch's loss is divided by.
+        margin: (N, H) margin that d must exceed.
+        weight: (N, H) weight of the pair in the head's loss, including the bootstrap; 0 if the pair has no target for
+            the head.
+        share: (N, H) the weight before the bootstrap; a batch's loss is divided by its sum.
     """
 
     p: Tensor
@@ -112,14 +113,14 @@ class Targets(NamedTuple):
 
 
 def targets_of(pairs: Sequence[Pair], elements: Sequence[Element], spec: RewardSpec) -> Targets:
-    """Targets of pairs; a ranking's pairs share one draw of the bootstrap."""
+    """Return the targets of pairs; a ranking's pairs share one draw of the bootstrap."""
     p = torch.tensor(
         [
             [outcomes(pair, spec)] * spec.ensemble + [aspect_outcomes(pair, a, spec) for a in spec.aspects]
             for pair in pairs
         ]
     ).view(len(pairs), spec.ensemble + len(spec.aspects), 3)
-    # Smoothing: a share of the labels is believed to be the wrong way round.
+    # Label smoothing: assume that this share of the labels is swapped.
     p = (1 - spec.label_smoothing) * p + spec.label_smoothing * p[..., [1, 0, 2]]
 
     strengths = torch.tensor([winners_strength(pair) for pair in pairs])
@@ -131,7 +132,7 @@ def targets_of(pairs: Sequence[Pair], elements: Sequence[Element], spec: RewardS
     share = rated * torch.tensor(weights_of(pairs))[:, None]
     bootstrap = torch.ones(len(elements), p.shape[1])
     if spec.ensemble > 1:
-        # Exponential weights with mean 1: the Bayesian bootstrap (Rubin 1981), in which no pair is lost to a member.
+        # Exponential weights with mean 1: the Bayesian bootstrap (Rubin 1981), in which every member uses every pair.
         bootstrap[:, : spec.ensemble].exponential_(generator=generator_at(spec.seed, BOOTSTRAP))
     weight = share.clone()
     for number, element in enumerate(elements):
@@ -140,15 +141,15 @@ def targets_of(pairs: Sequence[Pair], elements: Sequence[Element], spec: RewardS
 
 
 def winners_strength(pair: Pair) -> float:
-    """How much better the winner is said to be, in steps of the rubric; 0 without one, or if the others said more."""
+    """Return the winner's preference strength in steps of the rubric; 0 without one, or if it favors the other side."""
     towards_chosen = pair.row.preference if pair.row.p_b >= 0.5 else -pair.row.preference
     return 0.0 if pair.tied else max(towards_chosen, 0.0)
 
 
 def outcomes(pair: Pair, spec: RewardSpec) -> tuple[float, float, float]:
-    """Probabilities that chosen is better, rejected is better, neither, as the spec's targets have them.
+    """Return the target probabilities of chosen better, rejected better and neither, according to the spec.
 
-    Zeros where there is no winner for a hard label to name, and ties are no outcome.
+    All are 0 if labels are hard, there is no winner, and ties are not an outcome.
     """
     if not spec.soft_labels:
         return (0.0, 0.0, float(spec.ties != "half")) if pair.tied else (1.0, 0.0, 0.0)
@@ -161,7 +162,10 @@ def outcomes(pair: Pair, spec: RewardSpec) -> tuple[float, float, float]:
 
 
 def aspect_outcomes(pair: Pair, aspect: str, spec: RewardSpec) -> tuple[float, float, float]:
-    """The same of an aspect; ties count half each way. Zeros where it was not rated, or a hard label has no winner."""
+    """Return the target probabilities of an aspect, like `outcomes`; ties count half for each side.
+
+    All are 0 if the aspect was not rated, or if labels are hard and there is no winner.
+    """
     if aspect not in pair.row.aspects:
         return (0.0, 0.0, 0.0)
     p = pair.row.aspects[aspect]
@@ -172,11 +176,11 @@ def aspect_outcomes(pair: Pair, aspect: str, spec: RewardSpec) -> tuple[float, f
 
 
 class RewardObjective(nn.Module):
-    """All that is trained: the reward model, and tie parameters for the score heads where ties are outcomes.
+    """All trained modules: the reward model, and tie parameters for the score heads if ties are outcomes.
 
     Attributes:
-        raw_ties: (E,) of each member, learned; 0 is where it starts, the value at which equal responses tie as often as
-            pairs did. Empty where ties are no outcome.
+        raw_ties: each member's trained parameters (E,), initially 0. At 0, equal responses tie as often as pairs do in
+            the data. Empty if ties are not an outcome.
     """
 
     tie_start: Tensor
@@ -185,40 +189,43 @@ class RewardObjective(nn.Module):
         super().__init__()
         self.model, self.ties = model, ties
         where, heads = model.offsets.device, len(score_heads(model.own_heads))
-        # One parameter a member: the optimiser must leave those alone whose member is not in a step.
+        # One parameter per member, so that an optimiser step changes only the parameter of its own member.
         count = 0 if ties == "half" else model.members
         self.raw_ties = nn.ParameterList(nn.Parameter(torch.zeros(heads, device=where)) for _ in range(count))
         self.register_buffer("tie_start", torch.tensor(tie_start(ties, tie_share), device=where), persistent=False)
 
     def forward(self, packed: Packed, member: int | None = None) -> tuple[Tensor, Tensor | None]:
-        """Rewards (S, H) of a member, (S, C) of all, and the member's ln theta (E,) of Rao and Kupper or ln nu (E,) of
-        Davidson; None without either."""
+        """Return rewards and tie parameters.
+
+        Rewards are (S, H) for one member and (S, C) for all. The member's tie parameters (E,) are ln theta (Rao and
+        Kupper) or ln nu (Davidson); None without a member or a tie model.
+        """
         return self.model(packed, member), None if member is None else self.tie(member)
 
     def tie(self, member: int = 0) -> Tensor | None:
-        """A member's tie parameters (E,), see `forward`."""
+        """Return a member's tie parameters (E,), see `forward`."""
         if not self.raw_ties:
             return None
         raw = whole(self.raw_ties[member])
-        # The gradient is that of the parameter itself: TIE_SPEED times as large, it would be most of the norm to clip.
+        # The gradient passes unscaled. Multiplied by TIE_SPEED, it would dominate the norm that is clipped.
         return self.tie_of(self.tie_start + raw + (TIE_SPEED - 1) * raw.detach())
 
     def tie_of(self, learned: Tensor) -> Tensor:
-        """The tie parameters (E,) of numbers that may be anything."""
+        """Map unconstrained numbers (E,) to tie parameters (E,)."""
         return F.softplus(learned) if self.ties == "rao_kupper" else learned
 
     def raw_tie(self, learned: Tensor) -> Tensor:
-        """The parameters (E,) in `raw_ties` that stand for these numbers."""
+        """Return the values (E,) of `raw_ties` that stand for these unconstrained numbers."""
         return (learned - self.tie_start.to(learned)) / TIE_SPEED
 
     def all_ties(self) -> Tensor | None:
-        """The tie parameters (M, E) of all members, on the CPU without gradient."""
+        """Return the tie parameters (M, E) of all members, on the CPU without gradient; None without a tie model."""
         ties = [tie for member in range(self.model.members) if (tie := self.tie(member)) is not None]
         return torch.stack(ties).detach().cpu() if ties else None
 
 
 def tie_start(ties: str, share: float) -> float:
-    """The raw tie parameter at which responses of equal reward tie in this share of comparisons."""
+    """Return the raw tie parameter for which responses of equal reward tie in this share of comparisons."""
     share = min(max(share, 0.01), 0.9)
     if ties == "rao_kupper":  # P(tie | d = 0) = tanh(n / 2), n the softplus of the parameter
         return math.log(math.expm1(2 * math.atanh(share)))
@@ -226,7 +233,10 @@ def tie_start(ties: str, share: float) -> float:
 
 
 def pair_losses(rewards: Tensor, targets: Targets, tie: Tensor | None, spec: RewardSpec) -> Tensor:
-    """Losses (N, H) of pairs with rewards (2, N, H), chosen first; those not rated have one too, and weight 0."""
+    """Return losses (N, H) for pairs with rewards (2, N, H), chosen first.
+
+    Pairs without a target for a head also get a loss; its weight is 0.
+    """
     chosen, rejected = rewards
     if tie is None:
         likelihood = bradley_terry.bradley_terry_loss(chosen, rejected, targets.p[..., 0], targets.margin)
@@ -244,5 +254,5 @@ def pair_losses(rewards: Tensor, targets: Targets, tie: Tensor | None, spec: Rew
 
 
 def weighted_loss(losses: Tensor, weight: Tensor, total: Tensor) -> Tensor:
-    """The loss () of pairs (N, H): weighted by (N, H) over a total (H,) of the whole batch, averaged over heads."""
+    """Average losses (N, H) to (): weights (N, H) divided by the whole batch's total (H,), then the mean over heads."""
     return (weight * losses / total.clamp(min=1e-12)).sum() / losses.shape[-1]

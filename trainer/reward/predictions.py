@@ -1,4 +1,4 @@
-"""What the members of a reward model say of comparisons, each for itself and all together, and how good that is."""
+"""Predictions of a reward model's members for comparisons, separately and combined, and metrics of them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,12 +19,12 @@ Ties = Tensor | None
 
 
 class Said(NamedTuple):
-    """What a member, or all together, say of N pairs, on Bradley-Terry's scale.
+    """Predictions of one member, or of all members combined, for N pairs, on Bradley-Terry's scale.
 
     Attributes:
         rewards: (2, N, H), chosen first.
         shares: (N, H) factors for the score, see `shares_of`.
-        ties: (N, E) tie parameters of the score heads; None where ties are no outcome.
+        ties: (N, E) tie parameters of the score heads; None if ties are not an outcome.
     """
 
     pairs: list[Pair]
@@ -37,25 +37,25 @@ class Said(NamedTuple):
         return Said([self.pairs[i] for i in rows], self.rewards[:, list(rows)], self.shares[list(rows)], ties)
 
     def scores(self, spec: RewardSpec) -> Tensor:
-        """Scores (2, N) of the responses: the mean over the score heads."""
+        """Return the scores (2, N) of the responses: the mean over the score heads."""
         return (self.rewards * self.shares)[..., : spec.ensemble].mean(-1)
 
     def logits(self, spec: RewardSpec) -> Tensor:
-        """Log-odds (N,) that chosen is better, given that one is."""
+        """Return the log-odds (N,) that chosen is better, given that there is a winner."""
         scores = self.scores(spec)
         tie = None if self.ties is None else (self.ties * self.shares[:, : spec.ensemble]).mean(-1)
         return decided_logit(scores[0] - scores[1], spec.ties, tie)
 
 
 def said_by(model: RewardModel, member: int, pairs: list[Pair], rewards: Tensor, deviation: Tensor, ties: Ties) -> Said:
-    """What a member says, of its rewards (2, N, H) and the standard deviations (C,) of all columns."""
+    """Return a member's predictions from its rewards (2, N, H) and the standard deviations (C,) of all columns."""
     shares = shares_of(deviation[model.columns(member)], model.own_heads)
     tie = None if ties is None else ties[member].expand(len(pairs), -1)
     return Said(pairs, rewards, shares.expand(len(pairs), -1), tie)
 
 
 def said_together(model: RewardModel, pairs: list[Pair], rewards: Tensor, deviation: Tensor, ties: Ties) -> Said:
-    """What all members say together, as they are deployed, of rewards (2, N, C) with standard deviations (C,)."""
+    """Combine all members' rewards (2, N, C), with standard deviations (C,), as in the deployed score."""
     rewards, together = model.together(rewards, deviation)
     tie = None
     if ties is not None:
@@ -77,11 +77,12 @@ def said_by_members(
     *,
     trained: bool,
 ) -> list[Said]:
-    """What each member says of the training comparisons that it trained on, or of those it did not.
+    """Return each member's predictions for the training comparisons that it trained on, or for its held-out fold.
 
     Args:
         rewards: (2, N, C) of all training pairs.
         deviation: (C,) standard deviations of the columns.
+        trained: True for the comparisons that the member trained on.
     """
     parts = []
     for member in range(folds.members):
@@ -93,14 +94,14 @@ def said_by_members(
 
 
 def joined(parts: Sequence[Said]) -> Said:
-    """What is said of the pairs of all parts, in their order."""
+    """Concatenate the predictions of all parts, in their order."""
     pairs = [pair for part in parts for pair in part.pairs]
     ties = None if parts[0].ties is None else torch.cat([part.ties for part in parts if part.ties is not None])
     return Said(pairs, torch.cat([part.rewards for part in parts], 1), torch.cat([p.shares for p in parts]), ties)
 
 
 def measured(spec: RewardSpec, said: Said) -> Measured:
-    """The pairs with a winner, measured."""
+    """Measure the predictions for pairs with a winner."""
     decided = said.at([i for i, pair in enumerate(said.pairs) if not pair.tied])
     targets = targets_of(decided.pairs, elements_of(decided.pairs), spec)
     losses = pair_losses(decided.rewards, targets, decided.ties, spec)[:, : spec.ensemble].mean(-1)
@@ -108,14 +109,14 @@ def measured(spec: RewardSpec, said: Said) -> Measured:
 
 
 def tie_share(spec: RewardSpec, pairs: Sequence[Pair]) -> float:
-    """How often pairs tie, by the labels that the spec makes of what was said: hard ones count a likely tie whole."""
+    """Return the share of ties among the spec's labels; with hard labels, a probable tie counts fully."""
     return sum(outcomes(pair, spec)[2] for pair in pairs) / len(pairs)
 
 
 def tie_figures(spec: RewardSpec, ties: Tensor | None, said: Said) -> Figures | None:
-    """The tie model, its learned parameters (M, E), and how often pairs tie: as it predicts, as labelers said.
+    """Return the tie model, its fitted parameters (M, E), and the predicted and observed shares of ties.
 
-    None where ties count half each way.
+    None if ties count half for each side.
     """
     if ties is None or said.ties is None:
         return None
@@ -137,7 +138,7 @@ def member_figures(
     out_of_fold: Sequence[Said],
     on_heldout: Sequence[Said],
 ) -> list[Figures]:
-    """How many comparisons each member trained on, and its accuracy on all that it did not; empty for a single one."""
+    """Return each member's number of training comparisons and its figures on unseen ones; empty for a single member."""
     figures = []
     for member in range(folds.members if folds.of else 0):
         unseen = split_figures(measured(spec, joined([out_of_fold[member], on_heldout[member]])))
@@ -148,7 +149,10 @@ def member_figures(
 
 
 def disagreement(model: RewardModel, rewards: Tensor) -> float | None:
-    """Mean standard deviation of the score among members, of normalised rewards (..., C); None for a single one."""
+    """Return the mean standard deviation of the score among members, for normalised rewards (..., C).
+
+    None for a single member.
+    """
     if model.members == 1:
         return None
     each = [score_of(rewards[..., model.columns(member)], model.own_heads) for member in range(model.members)]

@@ -1,7 +1,8 @@
-"""Rules that rewrite a response: harmless edits that should change no judgment, and tricks that should win none.
+"""Rules that rewrite a response: harmless edits that should not change a judgment, and tricks that should not win.
 
-Pure functions from text to text, English only. Harmless edits leave fenced code alone, those of words all code. An edit
-that finds nothing to change returns the text as it was; who measures leaves those out.
+The rules are pure functions from text to text, for English only. Harmless edits do not change fenced code; edits of
+words do not change any code. An edit that finds nothing to change returns the text unchanged, and the caller leaves
+such texts out of the measurement.
 """
 
 import re
@@ -38,10 +39,10 @@ CONTRACTIONS = {
     "they're": "they are",
     "they've": "they have",
     "they'll": "they will",
-}  # not 's and 'd, which may stand for several words
+}  # without 's and 'd, which may stand for several words
 
-# Alike wherever the word stands: not `many` (how many), `start` (a noun too), `in addition` (to); and beginning with
-# the same kind of sound, for the article before it.
+# Words that can be exchanged in every context. Left out: `many` (how many), `start` (also a noun), `in addition` (to).
+# Both words start with a vowel sound or both do not, so that the article before them stays right.
 SYNONYMS = {
     "for example": "for instance",
     "for instance": "for example",
@@ -83,7 +84,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?]) (?=\S)")
 
 
 def outside_code(rule: Rule) -> Rule:
-    """The rule applied between fenced code blocks only."""
+    """Apply the rule only outside fenced code blocks."""
     split = re.compile(f"({_FENCE})", re.DOTALL).split
 
     def apply(text: str) -> str:
@@ -93,18 +94,18 @@ def outside_code(rule: Rule) -> Rule:
 
 
 def trailing_newline(text: str) -> str:
-    """A line break at the end."""
+    """Add a line break at the end."""
     return text + "\n"
 
 
 @outside_code
 def whitespace(text: str) -> str:
-    """Two spaces between sentences."""
+    """Put two spaces between sentences."""
     return _SENTENCE_END.sub("  ", text)
 
 
 def bold(text: str) -> str:
-    """The first line in Markdown's bold, unless it has marks of its own."""
+    """Make the first line bold in Markdown, unless it already has Markdown marks."""
     first, newline, rest = text.partition("\n")
     marked = re.search(r"[*_`#|]|^\s*(?:[->]|\d+[.)])", first)
     return f"**{first.strip()}**{newline}{rest}" if first.strip() and not marked else text
@@ -112,14 +113,17 @@ def bold(text: str) -> str:
 
 @outside_code
 def bullets(text: str) -> str:
-    """List markers `-` and `*` exchanged; without a list, lines become items: no headings, tables, numbered items."""
+    """Exchange the list markers `-` and `*`; without a list, turn lines into items.
+
+    Headings, tables, quotes and numbered items stay unchanged.
+    """
     if _LIST_ITEM.search(text):
         return _LIST_ITEM.sub(lambda found: found[1] + ("*" if found[2] == "-" else "-"), text)
     return re.sub(r"^(?=[^\s#|>])(?!\d+[.)])", "- ", text, flags=re.MULTILINE)
 
 
 def _replace_words(table: dict[str, str]) -> Rule:
-    """Replaces whole words; a capital or small first letter stays. Code, commands of TeX and compounds stay too."""
+    """Replace whole words, keeping the case of the first letter. Code, TeX commands and compounds are not changed."""
     words = "|".join(map(re.escape, table))
     pattern = re.compile(rf"{_FENCE}|`[^`\n]+`|(?<![\w\\-])({words})(?![\w-])", re.IGNORECASE | re.DOTALL)
 
@@ -136,7 +140,7 @@ contractions = _replace_words(CONTRACTIONS | {k.replace("'", "\u2019"): full for
 synonyms = _replace_words(SYNONYMS)
 
 
-# What no judgment should depend on.
+# Edits that should not affect a judgment.
 HARMLESS: dict[str, Rule] = {
     "trailing_newline": trailing_newline,
     "whitespace": whitespace,
@@ -146,7 +150,7 @@ HARMLESS: dict[str, Rule] = {
     "synonyms": synonyms,
 }
 
-# What should not be rewarded: made of the better response, or in its place.
+# Tricks that should not be rewarded: they change the better response or replace it.
 ADVERSARIAL: dict[str, Rule] = {
     "padding": lambda text: f"{text}\n\n{PADDING}",
     "repetition": lambda text: f"{text}\n\n{text}",

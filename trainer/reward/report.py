@@ -1,9 +1,9 @@
-"""What unseen comparisons say of a reward model: the figures of its report, from rewards and rules only.
+"""Figures of a reward model's report, computed from its rewards for unseen comparisons.
 
-Unseen are those that who judges them did not train on: held out, or of another fold.
+A comparison is unseen if the members that score it did not train on it: it is held out, or in another fold.
 
-Rewards (2, N) are of N pairs, chosen first, on the scale Bradley-Terry fits (before normalisation) unless said
-otherwise. Figures that no pair allows are None. Everything returned is ready for JSON.
+Unless stated otherwise, rewards (2, N) are of N pairs, chosen first, on the scale that Bradley-Terry fits (before
+normalisation). A figure is None if no pair qualifies for it. All returned values can be written as JSON.
 """
 
 from collections import defaultdict
@@ -23,7 +23,7 @@ from trainer.reward.objective import winners_strength
 
 PROBED_PAIRS = 256
 LEAST_PROBED = 16
-EASY_AGREEMENT = 0.8  # pairs without a difficulty are easy where this share of the labelers agreed
+EASY_AGREEMENT = 0.8  # pairs without a difficulty tag are easy if at least this share of the labelers agreed
 
 Figures = dict[str, Any]
 
@@ -36,11 +36,11 @@ class Variants(NamedTuple):
 
 
 TextScorer = Callable[[Sequence[Variants]], list[list[float | None]]]
-"""Normalised scores of the texts of each; None for those that are too long for the model."""
+"""Returns the normalised scores of all texts, by conversation; None for a text that is too long for the model."""
 
 
 def statistics(rewards: Tensor, prefix: str = "") -> dict[str, float]:
-    """The field's metrics of rewards (2, N)."""
+    """Return the usual reward-model metrics of rewards (2, N)."""
     d = rewards[0] - rewards[1]
     values = {
         "accuracy": calibration.accuracy(d),
@@ -53,9 +53,10 @@ def statistics(rewards: Tensor, prefix: str = "") -> dict[str, float]:
 
 
 def decided_logit(d: Tensor, ties: str, tie: Tensor | None) -> Tensor:
-    """The log-odds (N,) that chosen is better, given that one is, at differences d (N,) and tie parameters (N,) or ().
+    """Return the log-odds (N,) that chosen is better, given a winner; d is (N,), tie parameters are (N,) or ().
 
-    That is d itself for Bradley-Terry and Davidson; Rao and Kupper's threshold makes decided pairs clearer.
+    For Bradley-Terry and Davidson this is d itself. In Rao and Kupper's model, the threshold makes the log-odds of
+    decided pairs larger.
     """
     if ties != "rao_kupper" or tie is None:
         return d
@@ -63,7 +64,7 @@ def decided_logit(d: Tensor, ties: str, tie: Tensor | None) -> Tensor:
 
 
 def views_of(pairs: Sequence[Pair], logits: Tensor, *, trained: bool) -> list[RewardView]:
-    """What the model says of each pair, tied ones too, at log-odds (N,) that chosen is better, given that one is."""
+    """Return the model's view of each pair, ties included, from the log-odds (N,) that chosen is better."""
     p_chosen = logits.double().sigmoid().tolist()
     return [
         RewardView(
@@ -76,11 +77,11 @@ def views_of(pairs: Sequence[Pair], logits: Tensor, *, trained: bool) -> list[Re
 
 
 class Measured(NamedTuple):
-    """N decided pairs of a split, measured.
+    """The model's scores and losses for N decided pairs of a split.
 
     Attributes:
         rewards: (2, N) scores, chosen first.
-        losses: (N,) as in training, of the score heads.
+        losses: (N,) the training loss, averaged over the score heads.
         logits: (N,) log-odds that chosen is better: see `decided_logit`.
     """
 
@@ -95,7 +96,7 @@ class Measured(NamedTuple):
 
 
 def slice_metrics(measured: Measured) -> dict[str, dict[str, float]]:
-    """The metrics of unseen pairs by slice, `""` for all; empty without pairs."""
+    """Return the metrics of unseen pairs by slice, `""` for all pairs; empty without pairs."""
     pairs, rewards, losses, logits = measured
     members: dict[str, list[int]] = defaultdict(list)
     for i, pair in enumerate(pairs):
@@ -114,7 +115,7 @@ def slice_metrics(measured: Measured) -> dict[str, dict[str, float]]:
 
 
 def split_figures(measured: Measured) -> Figures:
-    """Accuracy and loss of a split's pairs."""
+    """Return accuracy and loss on a split's pairs."""
     if not measured.pairs:
         return {"pairs": 0, "accuracy": None, "loss": None}
     accuracy = float(calibration.accuracy(measured.differences))
@@ -122,14 +123,14 @@ def split_figures(measured: Measured) -> Figures:
 
 
 def overfitting(train: Figures, unseen: Figures) -> Figures:
-    """How much better the model is on what it was trained on, of the splits' figures: accuracy more, loss less."""
+    """Return how much better the model is on training pairs: the gain in accuracy and the reduction in loss."""
     if not unseen["pairs"]:
         return {"accuracy": None, "loss": None}
     return {"accuracy": train["accuracy"] - unseen["accuracy"], "loss": unseen["loss"] - train["loss"]}
 
 
 def lengths_of(pairs: Sequence[Pair]) -> Tensor:
-    """Tokens (2, N) of the responses, chosen first."""
+    """Return the responses' lengths in tokens (2, N), chosen first."""
     return torch.tensor([[len(p.chosen.completion) for p in pairs], [len(p.rejected.completion) for p in pairs]])
 
 
@@ -137,7 +138,7 @@ def lengths_of(pairs: Sequence[Pair]) -> Tensor:
 
 
 def pair_figures(measured: Measured) -> Figures:
-    """Accuracy by strength, by slice and against the labelers, calibration, separability, length. Needs a pair."""
+    """Return accuracy by strength, slice and labelers, calibration, separability, length. Needs at least one pair."""
     d, logits = measured.differences, measured.logits
     rows = [pair.row for pair in measured.pairs]
     slices: dict[str, list[int]] = defaultdict(list)
@@ -176,7 +177,7 @@ def pair_figures(measured: Measured) -> Figures:
 
 
 def intervals(rows: Sequence[PairRow], d: Tensor, lengths: Tensor) -> Figures:
-    """95% intervals (low, high), prompts as clusters: None where too few prompts tell.
+    """Return 95% intervals (low, high) clustered by prompt; an interval is None if there are too few prompts.
 
     Args:
         d: (N,) differences of decided pairs.
@@ -199,7 +200,7 @@ def intervals(rows: Sequence[PairRow], d: Tensor, lengths: Tensor) -> Figures:
 
 
 def _clusters(rows: Sequence[PairRow], values: Iterable[tuple[int, float | None]]) -> list[tuple[float, float]]:
-    """(sum, cases) of each prompt's pairs, given (place, value)."""
+    """Return (sum, number of values) for each prompt, from (row number, value)."""
     of_prompt: dict[int, list[float]] = defaultdict(list)
     for i, value in values:
         if value is not None:
@@ -212,22 +213,22 @@ def number(value: Tensor | None) -> float | None:
 
 
 def strength_of(pair: Pair) -> int:
-    """1 to 4: the consensus strength rounded, and at least 1 since there is a winner."""
+    """Return the rounded consensus strength, 1 to 4; it is at least 1 because there is a winner."""
     return max(1, int(winners_strength(pair) + 0.5))
 
 
 def known_agreement(row: PairRow) -> float | None:
-    """The labelers' agreement, None where one alone judged: with oneself one always agrees."""
+    """Return the labelers' agreement; None if only one labeler judged, who always agrees with the consensus."""
     return None if len(row.judgments) == 1 else row.agreement
 
 
 def opposed_share(row: PairRow, agreement: float) -> float:
-    """Share of the labelers who chose the loser; older snapshots do not tell them from those who said tie."""
+    """Return the share of labelers who chose the loser; in older snapshots it includes those who said tie."""
     return 1 - agreement if row.opposed is None else row.opposed
 
 
 def difficulty_of(row: PairRow) -> str | None:
-    """`easy` or `hard` by the prompt's tag, else by the labelers' agreement; None where neither is known."""
+    """Return `easy` or `hard` by the prompt's tag, else by the labelers' agreement; None if neither is known."""
     tag = row.slices.get("difficulty")
     if tag:
         return "easy" if tag == "easy" else "hard"
@@ -238,11 +239,12 @@ def difficulty_of(row: PairRow) -> str | None:
 
 
 def agreement_figures(rows: Sequence[PairRow], d: Tensor, members: Sequence[int]) -> Figures:
-    """Accuracy against the consensus, and on pairs of several labelers against one of them, with theirs as the ceiling.
+    """Return the accuracy against the consensus and, on pairs with several labelers, three agreement shares.
 
-    Weighted shares of labelers: `labelers` of those who chose the winner, an upper bound, for they made it; `another`
-    of those who chose what another labeler of the pair did: what one person reaches; `model` of those who chose what
-    the model does. Who said tie is among none of them.
+    The shares are weighted means over labelers. `labelers`: the share who chose the winner. It is an upper bound,
+    because their own votes decided the winner. `another`: the share who chose the same as another labeler of the pair,
+    which is the level that one person reaches. `model`: the share who chose the same as the model. Labelers who said
+    tie are in none of the shares.
     """
     correct = (d > 0).double() + 0.5 * (d == 0)
     known = [(i, a) for i in members if (a := known_agreement(rows[i])) is not None]
@@ -257,7 +259,7 @@ def agreement_figures(rows: Sequence[PairRow], d: Tensor, members: Sequence[int]
         figures["labelers"] = float((weights * agreement).sum())
         figures["model"] = float((weights * (right * agreement + (1 - right) * opposed)).sum())
         judges = torch.tensor([len(rows[i].judgments) for i, _ in known], dtype=torch.double)
-        counted = weights * (judges > 1)  # some rows that were not collected here do not tell how many judged
+        counted = weights * (judges > 1)  # imported rows may not say how many labelers judged
         if counted.any():
             shared = shared_choices(agreement, opposed, judges.clamp(min=2))
             figures["another"] = float((counted * shared).sum() / counted.sum())
@@ -265,13 +267,14 @@ def agreement_figures(rows: Sequence[PairRow], d: Tensor, members: Sequence[int]
 
 
 def shared_choices(agreement: Tensor, opposed: Tensor, labelers: Tensor) -> Tensor:
-    """How probably a labeler drawn from these chose what another one does, who takes a side by chance where they said
-    tie, as a model without a preference would.
+    """Return the probability (N,) that a random labeler of a pair chose the same as another random labeler.
+
+    If the other labeler said tie, a side is drawn at random, as for a model without a preference.
 
     Args:
         agreement: (N,) share of the labelers of each pair who chose the winner.
         opposed: (N,) share who chose the loser; the others said tie.
-        labelers: (N,) how many there are, at least 2.
+        labelers: (N,) number of labelers, at least 2.
     """
     chose, against = agreement * labelers, opposed * labelers
     tied = labelers - chose - against
@@ -280,9 +283,9 @@ def shared_choices(agreement: Tensor, opposed: Tensor, labelers: Tensor) -> Tens
 
 
 def head_figures(pairs: Sequence[Pair], rewards: Tensor, heads: Sequence[str], score_heads: Sequence[int]) -> Figures:
-    """Accuracy of each head on rewards (2, N, H): score heads by the consensus, others by their aspect's.
+    """Return each head's accuracy on rewards (2, N, H): score heads against the consensus, others against their aspect.
 
-    Pairs without a winner in it are left out.
+    Pairs without a winner in that comparison are left out.
     """
     figures = {}
     for h, name in enumerate(heads):
@@ -301,8 +304,7 @@ def head_figures(pairs: Sequence[Pair], rewards: Tensor, heads: Sequence[str], s
 
 
 def report_metrics(report: Figures) -> dict[str, float]:
-    """The figures that are worth following from round to round, as metrics; those that could not be measured are left
-    out."""
+    """Return the report's figures that are useful to compare between rounds, as metrics; None values are left out."""
     length, separability = report.get("length", {}), report.get("separability", {})
     against = report.get("against_labelers", {})
     probed = report.get("probes", {"invariance": {}, "adversarial": {}})
@@ -329,7 +331,7 @@ def report_metrics(report: Figures) -> dict[str, float]:
 
 
 def probed_pairs(pairs: Sequence[Pair], tokens: int, generator: torch.Generator) -> list[Pair]:
-    """A random pair of each of at most 256 prompts, fewer where rewriting them takes more than `tokens` tokens."""
+    """Draw a random pair for each of at most 256 prompts, or fewer if their variants exceed `tokens` tokens."""
     order = torch.randperm(len(pairs), generator=generator).tolist()
     variants = 2 + 2 * len(probes.HARMLESS) + len(probes.ADVERSARIAL)
     chosen: dict[int, Pair] = {}
@@ -346,12 +348,13 @@ def probed_pairs(pairs: Sequence[Pair], tokens: int, generator: torch.Generator)
 
 
 def probe_figures(pairs: Sequence[Pair], score: TextScorer) -> Figures:
-    """How harmless edits and adversarial probes move the scores of decided pairs' responses.
+    """Measure how harmless edits and adversarial probes change the scores of decided pairs' responses.
 
-    An edit is made to one of the two responses at a time. `flipped` is the share of pairs, of those it changes, whose
-    order it turns round; `mean_change` the mean absolute change. A probe is made of the better response; `wins` is the
-    share of prompts where it beats that, `mean_change` by how much on average. Changes are in standard deviations.
-    Pairs fit the model; what a rule makes of one may not, and is left out: `too_long` says of how many pairs.
+    An edit changes one of the two responses at a time. `flipped` is the share of changed pairs whose order the edit
+    reverses; `mean_change` is the mean absolute change. A probe rewrites the better response. `wins` is the share of
+    prompts for which the probe scores higher than the original; `mean_change` is the mean difference. Changes are in
+    standard deviations. Rewritten texts that are too long for the model are left out; `too_long` is the number of pairs
+    with such texts.
     """
     variants, texts_of = [], []
     for pair in pairs:
@@ -375,7 +378,7 @@ def probe_figures(pairs: Sequence[Pair], score: TextScorer) -> Figures:
     }
 
 
-Case = dict[tuple[str, str], tuple[str, float]]  # text and score by rule and side, of those that fit
+Case = dict[tuple[str, str], tuple[str, float]]  # (rule, side) -> (text, score), for texts that fit the model
 
 
 def _invariance(cases: Sequence[Case], name: str) -> Figures:

@@ -1,4 +1,4 @@
-"""Which comparisons a reward model can learn from, and whether they are enough."""
+"""Select the comparisons that a reward model can learn from, and check that there are enough."""
 
 from collections.abc import Sequence
 
@@ -10,9 +10,9 @@ from trainer.reward.objective import aspect_outcomes, outcomes
 
 
 def usable(spec: RewardSpec, encoded: EncodedPairs) -> tuple[list[Pair], list[Pair], tuple[str, ...]]:
-    """The training pairs that have a target, those that have none, and why they were left out.
+    """Return the training pairs that have a target, those that have none, and sentences about all left-out rows.
 
-    A tie has no hard label, unless ties are an outcome of their own, or an aspect has a winner.
+    With hard labels, a tie has no target, unless ties are an outcome or an aspect has a winner.
     """
     kept: list[Pair] = []
     ties: list[Pair] = []
@@ -24,10 +24,10 @@ def usable(spec: RewardSpec, encoded: EncodedPairs) -> tuple[list[Pair], list[Pa
 
 
 def require_targets(spec: RewardSpec, pairs: Sequence[Pair], dropped: Sequence[str]) -> None:
-    """Raises InvalidInput unless enough pairs have a winner, in each aspect too, and heads' names differ.
+    """Raise InvalidInput if too few pairs have a winner, overall or in an aspect, or if two heads share a name.
 
     Args:
-        dropped: why others were left out, a sentence each.
+        dropped: sentences that say why other rows were left out.
     """
     require_pairs(pairs, "A reward model", dropped)
     for aspect in spec.aspects:

@@ -1,1 +1,1 @@
-"""Responses of a policy, generated here or by a server."""
+"""Sampling of a policy's responses, on this machine or through a server."""

@@ -1,7 +1,7 @@
-"""What makes decoding fast: a cache whose rows are taken over by new prompts, packed weights, draws without a sort.
+"""Fast decoding: a cache whose rows can be reused for new prompts, packed weights, and draws without a sort.
 
-All of it works under transformers' own model code, and gives what that gives without it, to float tolerance; whoever
-uses it tests that on the model at hand (see `trainer.sampling.generation.best_ways`).
+Everything here works with transformers' own model code and gives the same results as without it, within float
+tolerance. `trainer.sampling.generation.best_ways` tests this on each model.
 """
 
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ from trainer.models.policy import trunk_of
 from trainer.speed.memory import memory_in_all
 from trainer.speed.precision import computes_in
 
-CACHE_BLOCK = 64  # positions a cache grows by
-DRAW_BLOCK = 256  # tokens whose probabilities are summed before any is looked at
-PACKED_SHARE = 0.25  # of the machine's memory, at most, goes into packed copies of weights
+CACHE_BLOCK = 64  # spare positions added when a cache grows
+DRAW_BLOCK = 256  # tokens per block: a draw picks the block first, then a token in it
+PACKED_SHARE = 0.25  # maximum share of the machine's memory for packed copies of weights
 
 
 # ---- the cache -------------------------------------------------------------------------------------------------------
@@ -29,8 +29,8 @@ PACKED_SHARE = 0.25  # of the machine's memory, at most, goes into packed copies
 class RoomyLayer(DynamicLayer):
     """A cache layer that writes into spare room instead of copying all positions at every token.
 
-    `keys` and `values` are views (B, heads, T, D) of the columns in use; all rows end at the last of them. Columns that
-    no row needs any more leave on the left, and a row can be given to another prompt.
+    `keys` and `values` are views (B, heads, T, D) of the columns in use; all rows end at the last column. Columns that
+    no row needs any more are dropped on the left, and a row can be reused for another prompt.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -57,24 +57,24 @@ class RoomyLayer(DynamicLayer):
             self._show(self._start, self._end)
 
     def drop_columns(self, count: int) -> None:
-        """Forgets the leftmost columns."""
+        """Drop the leftmost columns."""
         self._show(self._start + count, self._end)
 
     def add_columns(self, count: int) -> None:
-        """Columns on the left that no row may look at; what they hold is finite."""
+        """Add columns on the left, which the caller must mask; their values are finite."""
         if count > self._start:
             self._move(lead=count, spare=CACHE_BLOCK)
         self._show(self._start - count, self._end)
 
     def take_over(self, rows: Tensor, other: "RoomyLayer", owners: Tensor) -> None:
-        """Row `rows[i]` gets what row `owners[i]` of another, no wider layer holds, in its last columns."""
+        """Copy row `owners[i]` of another layer, which must not be wider, into the last columns of row `rows[i]`."""
         assert self._rooms is not None
         begin = self._end - other.get_seq_length()
         for room, states in zip(self._rooms, (other.keys, other.values), strict=True):
             room[rows, :, begin : self._end] = states[owners]
 
     def _move(self, lead: int, spare: int) -> None:
-        """Puts the columns in use at column `lead`, with `spare` behind them."""
+        """Move the columns in use to column `lead`, with at least `spare` free columns after them."""
         assert self._rooms is not None
         length = self._end - self._start
         if self._start >= lead + spare and self._rooms[0].shape[-2] < 2 * (lead + length + spare):
@@ -94,12 +94,12 @@ class RoomyLayer(DynamicLayer):
 
 
 def _room(states: Tensor, columns: int) -> Tensor:
-    # Zeros, not whatever was there: attention multiplies what it masks by 0, and NaN stays NaN.
+    # Zeros instead of uninitialised memory: attention multiplies masked values by 0, which would keep a NaN.
     return states.new_zeros(*states.shape[:2], columns, states.shape[-1])
 
 
 def new_cache(trunk: Any) -> Any:
-    """The model's own kind of cache, with roomy layers where a layer holds the whole sequence."""
+    """Return the model's own kind of cache, with `RoomyLayer` for layers that hold the whole sequence."""
     cache = DynamicCache(config=trunk.config)
     cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     if getattr(cache, "layer_class_to_replicate", None) is DynamicLayer:
@@ -108,7 +108,7 @@ def new_cache(trunk: Any) -> Any:
 
 
 def is_roomy(cache: Any) -> bool:
-    """Whether rows of a cache in use can be taken over: not with sliding windows or recurrent states."""
+    """Return whether rows of a cache can be reused: not with sliding windows or recurrent states."""
     return all(type(layer) is RoomyLayer for layer in cache.layers)
 
 
@@ -116,11 +116,11 @@ def is_roomy(cache: Any) -> bool:
 
 
 class PackedLinears:
-    """Within `with packed:` a model's linear layers multiply by copies of their weights, laid out for this CPU.
+    """Copies of a model's linear weights, laid out for this CPU; inside `with packed:` the layers multiply by them.
 
-    oneDNN multiplies packed weights 1.2 to 1.7 times as fast as plain ones are at the sizes of decoding. A copy is good
-    until the weights change. In fp32 adapters are merged into the copies; in bf16 rounding would lose small adapters,
-    so they stay apart. Empty on accelerators and where the copies would take too much memory.
+    At the sizes of decoding, oneDNN multiplies packed weights 1.2 to 1.7 times as fast as plain ones. A copy is valid
+    until the weights change. In fp32, adapters are merged into the copies. In bf16, rounding would lose small adapters,
+    so they stay separate. There are no copies on accelerators, or if they would take too much memory.
     """
 
     def __init__(self, model: Any) -> None:
@@ -146,7 +146,7 @@ class PackedLinears:
 
 
 def _linears(module: nn.Module, merge: bool) -> Iterator[Any]:
-    """Linear layers; with `merge` those with an adapter as one, unless it is more than a sum (DoRA)."""
+    """Yield linear layers; with `merge`, a layer and its adapter are one, unless it is more than a sum (DoRA)."""
     for child in module.children():
         if type(child) is nn.Linear or (merge and type(child) is LoraLinear and not child.lora_variant):
             yield child
@@ -174,10 +174,11 @@ def _packed_forward(layer: Any, dtype: torch.dtype) -> Any:
 
 
 def draw(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Tokens (B,) from softmax(logits / temperature), logits (B, V), and their log-probs (B,).
+    """Draw tokens (B,) from softmax(logits / temperature), logits (B, V); return them and their log-probs (B,).
 
-    Each is the first token whose cumulative probability exceeds its number of `uniforms` (B,) in [0, 1). Sums are fp64:
-    over a vocabulary of 100,000 the tail of an fp32 sum would lose tokens of probability below 6e-8.
+    Each row's token is the first token whose cumulative probability exceeds the row's number in `uniforms` (B,), which
+    is in [0, 1). Sums are fp64: over a vocabulary of 100,000, the tail of an fp32 sum would lose tokens of probability
+    below 6e-8.
     """
     count, vocabulary = logits.shape
     scaled = logits.float() / temperature
@@ -186,7 +187,7 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, 
     torch.sub(scaled, top, out=weights.view(count, -1)[:, :vocabulary])
     weights.view(count, -1)[:, :vocabulary].exp_()
 
-    # The block first, then the token within it: a cumulative sum over everything would cost more than the softmax.
+    # Find the block first, then the token in it: a cumulative sum over all tokens would cost more than the softmax.
     cumulative = weights.sum(-1, dtype=torch.float64).cumsum(-1)
     total = cumulative[:, -1]
     threshold = (uniforms * total)[:, None]
@@ -194,9 +195,9 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, 
     before = torch.where(block > 0, cumulative.gather(-1, (block - 1).clamp(min=0)), 0.0)
     rows = torch.arange(count, device=logits.device)
     within = before + weights[rows, block[:, 0]].cumsum(-1, dtype=torch.float64)
-    # Rounding must not lead behind the block's last possible token, or to a block's empty end.
+    # Rounding must not select a position after the block's last possible token.
     last = torch.nextafter(within[:, -1:], torch.zeros_like(threshold))
     token = block * DRAW_BLOCK + torch.searchsorted(within, torch.minimum(threshold, last), right=True)
-    token.clamp_(max=vocabulary - 1)  # where the logits are NaN, which is then the log-prob
+    token.clamp_(max=vocabulary - 1)  # matters only for NaN logits; the log-prob is then NaN too
     logps = scaled.gather(-1, token) - top - total.log()[:, None].float()
     return token[:, 0], logps[:, 0]

@@ -1,7 +1,7 @@
-"""Generation: prompts are read once for all their samples, rows that end are taken over by prompts that wait.
+"""Generation: each prompt is read once for all its samples, and finished rows are reused for waiting prompts.
 
-The loop is visible on purpose. Tokens are drawn from softmax(logits / temperature) over the whole vocabulary, no top-k
-or top-p: training assumes the policy's own samples.
+Tokens are drawn from softmax(logits / temperature) over the whole vocabulary, without top-k or top-p, because training
+assumes samples from the policy itself.
 """
 
 import contextlib
@@ -25,18 +25,18 @@ from trainer.speed.precision import autocast, computes_in
 
 log = logging.getLogger(__name__)
 
-COMPACT_AT = 0.75  # rows are dropped from a batch that nobody waits for once at most this share of them still runs
-REFILL_AT = 0.125  # free rows are taken over once they are this share of the batch: few prompts read badly
+COMPACT_AT = 0.75  # without waiting prompts, drop finished rows once at most this share of the rows still runs
+REFILL_AT = 0.125  # reuse free rows once they are this share of the batch: reading few prompts at a time is slow
 TICK_TOKENS = 8  # tokens between two heartbeats
-TOLERANCE = 1e-3  # nats a token in fp32; sums in another order differ by 1e-5
-UNRELATED = 0.2  # nats a token: more than rounding makes of it, that of the logits themselves aside
+TOLERANCE = 1e-3  # nats per token in fp32; a different order of summation makes a difference of 1e-5
+UNRELATED = 0.2  # nats per token: more than rounding can explain, apart from the rounding of the logits themselves
 
 Tick = Callable[[], None]
-"""Called every second or so in long work: a heartbeat, and the place where a cancelled run ends by an exception."""
+"""A heartbeat, called about once a second during long work. If the run was cancelled, it raises an exception."""
 
 
 def no_tick() -> None:
-    """For work that nobody watches."""
+    """Do nothing: the default heartbeat."""
 
 
 class Sampling(NamedTuple):
@@ -51,9 +51,9 @@ class Sample(NamedTuple):
     """One sampled response.
 
     Attributes:
-        tokens: ids in order, the stop token included where there is one.
+        tokens: token ids in order, including the stop token if there is one.
         logps: log-prob of each token under the distribution it was drawn from (logits / temperature).
-        finished: whether it ended by a stop token; False when it was cut by length.
+        finished: whether it ended with a stop token; False if it was cut by length.
     """
 
     tokens: list[int]
@@ -67,12 +67,12 @@ class Sample(NamedTuple):
 
 
 class Ways(NamedTuple):
-    """Which shortcuts generation takes.
+    """The shortcuts that generation may use.
 
     Attributes:
-        refill: rows that have ended are taken over by prompts that wait, while the others go on.
-        packed: matrix products read packed copies of the weights.
-        together: prompts are read side by side, padded on the left; recurrent layers may read that as text.
+        refill: finished rows are reused for waiting prompts while other rows continue.
+        packed: matrix products use packed copies of the weights.
+        together: prompts are read in one batch, padded on the left. Recurrent layers may process the padding as text.
     """
 
     refill: bool = False
@@ -84,21 +84,21 @@ PLAINEST = Ways(together=False)
 
 
 def best_ways(model: Any) -> Ways:
-    """The fastest ways in which this model gives the log-probs of a plain forward pass; tried on a few short prompts.
+    """Return the fastest ways in which this model still gives the log-probs of a plain forward pass.
 
-    What fails is said in the log.
+    They are tested on a few short prompts, and failures are logged.
 
     Raises:
-        ModelUnavailable: it does not go on from what it has read in any of them.
+        ModelUnavailable: the model does not continue its prompts correctly in any of these ways.
     """
     tolerance = TOLERANCE
     if computes_in(trunk_of(model)) is not torch.float32:
-        tolerance = max(TOLERANCE, 3 * _plainest_error(model))  # rounding alone makes more of a difference
+        tolerance = max(TOLERANCE, 3 * _plainest_error(model))  # rounding alone can exceed TOLERANCE
     for ways in (Ways(refill=True, packed=True), Ways(refill=True), Ways()):
         try:
             error = _largest_error(model, ways)
-        except FAILURES as failure:  # such as an operator that this build of torch lacks
-            if is_out_of_memory(failure):  # no fault of the way's
+        except FAILURES as failure:  # for example an operator that this build of torch lacks
+            if is_out_of_memory(failure):  # not caused by the shortcut
                 raise
             log.warning("Generation with %s fails (%s); it goes on without.", ways, failure)
             continue
@@ -112,7 +112,7 @@ def best_ways(model: Any) -> Ways:
 
 
 def _plainest_error(model: Any) -> float:
-    """`_largest_error` without any shortcut: rounding, or else the model cannot be sampled here."""
+    """Return `_largest_error` without shortcuts, which is due to rounding; raise ModelUnavailable if it is larger."""
     reason: Any = None
     try:
         error = _largest_error(model, PLAINEST)
@@ -132,11 +132,11 @@ def _plainest_error(model: Any) -> float:
 
 
 def _largest_error(model: Any, ways: Ways) -> float:
-    """Largest difference between the log-probs of sampled tokens and those of one forward pass without a cache."""
+    """Return the largest difference between log-probs from sampling and from a forward pass without a cache."""
     vocabulary = model.config.get_text_config().vocab_size
     prompts = [[(7 * i + 3) % vocabulary for i in range(length)] for length in (9, 4, 6, 11)]
     seeds = [[2 * i, 2 * i + 1] for i in range(len(prompts))]
-    sampling = Sampling(6, 1.0, frozenset(range(0, vocabulary, 2)))  # rows end early: others take them over
+    sampling = Sampling(6, 1.0, frozenset(range(0, vocabulary, 2)))  # rows end early, so that rows are reused
     errors = [torch.zeros(1)]
     for done in generate(model, prompts, seeds, sampling, 0, 4, ways=ways):
         for prompt, sample in ((prompts[number], sample) for number, samples in done for sample in samples):
@@ -145,24 +145,24 @@ def _largest_error(model: Any, ways: Ways) -> float:
 
 
 def _rounding(model: Any) -> float:
-    """How far two passes may be apart because each rounds its logits: two steps between numbers as large as those are.
+    """Return how far two passes may differ because each rounds its logits: two rounding steps at the logits' size.
 
-    In bf16 that is a nat and more for GPT-2, whose logits are about -100.
+    In bf16 this is more than one nat for GPT-2, whose logits are about -100.
     """
-    largest = _plain_logits(model, [0] * 8).amax(-1).abs().max()  # of what is likely: what is masked may be -inf
+    largest = _plain_logits(model, [0] * 8).amax(-1).abs().max()  # only likely tokens: masked ones may be -inf
     return 2 * torch.finfo(computes_in(trunk_of(model))).eps * float(largest)
 
 
 @torch.no_grad()
 def plain_logps(model: Any, prompt: Sequence[int], tokens: Sequence[int], temperature: float = 1.0) -> Tensor:
-    """Log-probs of tokens behind a prompt by one forward pass without cache, mask or padding, on the CPU."""
+    """Return log-probs of tokens after a prompt from one forward pass without cache, mask or padding, on the CPU."""
     logits = _plain_logits(model, [*prompt, *tokens])[len(prompt) - 1 : -1]
     return token_logps(logits, torch.tensor(tokens, device=logits.device), temperature).cpu()
 
 
 @torch.no_grad()
 def _plain_logits(model: Any, ids: list[int]) -> Tensor:
-    """Logits (T, V) of a sequence."""
+    """Return the logits (T, V) of a sequence."""
     trunk, device = trunk_of(model), next(model.parameters()).device
     with autocast(trunk):
         output = trunk(input_ids=torch.tensor([ids], device=device), use_cache=False)
@@ -180,14 +180,14 @@ def generate(
     tick: Tick = no_tick,
     ways: Ways = Ways(),
 ) -> Iterator[list[tuple[int, list[Sample]]]]:
-    """Samples `len(seeds[i])` responses to prompt i, about `rows` at once; yields (i, its samples) as they are done.
+    """Sample `len(seeds[i])` responses to prompt i, about `rows` at once; yield (i, its samples) when they are done.
 
-    Those of one prompt are generated together, be they more than `rows`. The weights must not change before the last
-    sample has come.
+    The samples of one prompt are generated together, even if they are more than `rows`. The weights must not change
+    before the last sample is yielded.
 
-    A sample depends on its prompt, its seed and the model only, up to float rounding: not on what else is in the batch,
-    nor on padding. Token t is the inverse of the cumulative distribution at the t-th uniform number of the row's own
-    generator.
+    A sample depends only on its prompt, its seed and the model, up to float rounding. It does not depend on padding or
+    on other sequences in the batch. Token t is the inverse of the cumulative distribution at the t-th uniform number of
+    the row's own generator.
 
     Raises:
         TrainingDiverged: the model predicts NaN.
@@ -196,7 +196,7 @@ def generate(
     waiting = deque((i, prompts[i], seeds[i]) for i in range(len(prompts)) if seeds[i])
     step = 0
     while waiting or batch.running:
-        # 1. Prompts that wait take the rows that are free.
+        # 1. Fill free rows with waiting prompts.
         free = batch.free_rows(rows)
         admitted: list[tuple[int, Sequence[int], Sequence[int]]] = []
         while waiting and (len(waiting[0][2]) <= free or not (admitted or batch.running)):
@@ -205,11 +205,11 @@ def generate(
         if admitted:
             batch.admit(admitted)
 
-        # 2. Without prompts that could, the rows that ended are dropped, once there are enough to pay for the copy.
+        # 2. If no prompt can take finished rows, drop them once there are enough to be worth the copy.
         if not (waiting and batch.refills):
             batch.compact()
 
-        # 3. One token more for each row.
+        # 3. Draw one more token for each row.
         if batch.running:
             batch.advance()
         step += 1
@@ -221,13 +221,13 @@ def generate(
 
 
 class RunningBatch:
-    """Rows that are decoded together, a token a step, each at its own position of its own sequence.
+    """Rows that are decoded together, one token per step, each at its own position in its own sequence.
 
-    All rows end at the cache's last column; what stands there left of a row's own beginning is masked. A row that ended
-    goes on reading its last token until it is taken over or dropped: its numbers stay finite, and nobody looks at them.
+    All rows end at the cache's last column; the columns before a row's own start are masked. A finished row keeps
+    reading its last token until it is reused or dropped. Its values stay finite and are ignored.
 
     Attributes:
-        done: prompts whose samples have all ended, and the samples in the order of their seeds.
+        done: prompts whose samples are all finished, with the samples in the order of their seeds.
     """
 
     def __init__(self, model: Any, sampling: Sampling, pad_id: int, ways: Ways) -> None:
@@ -235,12 +235,12 @@ class RunningBatch:
         self._model, self._trunk, self._sampling, self._pad_id = model, trunk_of(model), sampling, pad_id
         self._device = next(model.parameters()).device
         self._refill, self._linears = ways.refill, PackedLinears(model) if ways.packed else contextlib.nullcontext()
-        self._samples: dict[int, list[Sample | None]] = {}  # of prompts that are not done
-        self._drafts: list[_Draft | None] = []  # the sample each row makes; none where it has ended
+        self._samples: dict[int, list[Sample | None]] = {}  # by prompt, for prompts that are not done
+        self._drafts: list[_Draft | None] = []  # the unfinished sample of each row; None for a finished row
         self._cache: Any = None
         empty = torch.empty(0, dtype=torch.long, device=self._device)
-        # Each row's next token and its position, the mask of the cache's columns (B, C), and the uniform numbers of its
-        # draws (B, max_new_tokens).
+        # Each row's next token and its position, the mask of the cache's columns (B, C), and the uniform numbers for
+        # the row's draws (B, max_new_tokens).
         self._token, self._position, self._valid_mask, self._uniforms = empty, empty, empty, empty
 
     @property
@@ -249,24 +249,24 @@ class RunningBatch:
 
     @property
     def refills(self) -> bool:
-        """Whether rows can be taken over while others run."""
+        """Whether finished rows can be reused while others run."""
         return self._refill and self._cache is not None and is_roomy(self._cache)
 
     def free_rows(self, rows: int) -> int:
-        """How many rows new samples may have now, of `rows` in all."""
+        """Return how many rows are available for new samples now, if the batch may have `rows` rows."""
         if not self.running:
             return rows
         free = self._drafts.count(None)
         return free if self.refills and free >= REFILL_AT * len(self._drafts) else 0
 
     def admit(self, prompts: Sequence[tuple[int, Sequence[int], Sequence[int]]]) -> None:
-        """Reads (number, tokens, seeds) of prompts, once each, and draws the first token of each of their samples."""
+        """Read prompts, given as (number, tokens, seeds), once each, and draw the first token of each sample."""
         padded = left_padded([tokens for _, tokens, _ in prompts], self._pad_id)
         input_ids, valid_mask, position_ids = (tensor.to(self._device) for tensor in padded)
         cache = new_cache(self._trunk)
         hidden = self._read(cache, input_ids, valid_mask, position_ids)
 
-        # One row for each sample: the prompt's keys and values are copied, not computed again.
+        # Each sample has its own row; the prompt's keys and values are copied, not computed again.
         drafts = [_Draft(number, place) for number, _, seeds in prompts for place in range(len(seeds))]
         owners = torch.tensor([i for i, (_, _, seeds) in enumerate(prompts) for _ in seeds], device=self._device)
         uniforms = torch.stack([self._uniforms_of(seed) for _, _, seeds in prompts for seed in seeds])
@@ -285,7 +285,7 @@ class RunningBatch:
         self._draw(logits[owners], rows)
 
     def advance(self) -> None:
-        """Reads the last token of each row and draws the next."""
+        """Read the last token of each row and draw the next one."""
         rows = [row for row, draft in enumerate(self._drafts) if draft is not None]
         index = torch.tensor(rows, device=self._device)
         self._drop_columns(index)
@@ -293,13 +293,13 @@ class RunningBatch:
         hidden = self._read(self._cache, self._token, self._valid_mask, self._position)
         if len(rows) < len(self._drafts):
             hidden = hidden[index]
-        self._position[index] += 1  # only of rows that run: the others' would leave the model's range
+        self._position[index] += 1  # only for running rows: positions of the others would exceed the model's range
         with self._linears:
             logits = vocabulary_logits(self._model, hidden)
         self._draw(logits, rows)
 
     def compact(self) -> None:
-        """Drops the rows that have ended, if there are enough of them."""
+        """Drop the finished rows if there are enough of them."""
         keep = [row for row, draft in enumerate(self._drafts) if draft is not None]
         if not keep or len(keep) > COMPACT_AT * len(self._drafts):
             return
@@ -310,8 +310,8 @@ class RunningBatch:
         self._valid_mask, self._uniforms = self._valid_mask[index], self._uniforms[index]
 
     def _read(self, cache: Any, input_ids: Tensor, valid_mask: Tensor, positions: Tensor) -> Tensor:
-        """Last hidden states (B, H) after reading input_ids (B, T) behind what the cache holds."""
-        padded = not bool(valid_mask.all())  # without padding, attention needs no mask and takes its fastest kernel
+        """Read input_ids (B, T) after the tokens in the cache, and return the last hidden states (B, H)."""
+        padded = not bool(valid_mask.all())  # without padding, attention needs no mask and uses its fastest kernel
         with self._linears, autocast(self._trunk):
             output = self._trunk(
                 input_ids=input_ids,
@@ -323,7 +323,7 @@ class RunningBatch:
         return output.last_hidden_state[:, -1]
 
     def _draw(self, logits: Tensor, rows: Sequence[int]) -> None:
-        """Draws the next token of these rows from logits (len(rows), V)."""
+        """Draw the next token of these rows from logits (len(rows), V)."""
         index = torch.tensor(rows, device=self._device)
         drafts = [draft for row in rows if (draft := self._drafts[row]) is not None]
         steps = torch.tensor([len(draft.tokens) for draft in drafts], device=self._device)
@@ -360,7 +360,7 @@ class RunningBatch:
         valid_mask: Tensor,
         uniforms: Tensor,
     ) -> None:
-        """Gives rows that have ended to new samples."""
+        """Reuse finished rows for new samples."""
         index = torch.tensor(rows, device=self._device)
         missing = valid_mask.shape[-1] - self._valid_mask.shape[-1]
         if missing > 0:
@@ -377,20 +377,20 @@ class RunningBatch:
         self._position[index], self._uniforms[index] = position, uniforms
 
     def _drop_columns(self, running: Tensor) -> None:
-        """Forgets columns that are before the beginning of every running row."""
+        """Drop the columns that come before the start of every running row."""
         if self.refills and (count := int(self._valid_mask[running].any(0).int().argmax())):
             self._valid_mask = self._valid_mask[:, count:]
             for layer in self._cache.layers:
                 layer.drop_columns(count)
 
     def _uniforms_of(self, seed: int) -> Tensor:
-        """Uniform numbers (max_new_tokens,) in [0, 1) that depend on the seed alone."""
+        """Return uniform numbers (max_new_tokens,) in [0, 1) that depend only on the seed."""
         generator = torch.Generator().manual_seed(seed)
         return torch.rand(self._sampling.max_new_tokens, generator=generator, dtype=torch.float64).to(self._device)
 
 
 class _Draft:
-    """A sample in the making: the `place`-th of its prompt."""
+    """An unfinished sample: number `place` of its prompt."""
 
     def __init__(self, prompt: int, place: int) -> None:
         self.prompt, self.place = prompt, place

@@ -1,4 +1,4 @@
-"""Sampling responses: every prompt is read once for its k samples, and every sample can be made again from its seed."""
+"""Sample responses: each prompt is read once for its k samples, and each sample is reproducible from its seed."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,9 +17,9 @@ Requests = Sequence[tuple[PromptRow, Sequence[int]]]
 
 
 class Response(NamedTuple):
-    """A sample as a person reads it: `sample_index` counts those of one prompt.
+    """A sample with its text. `sample_index` counts the samples of one prompt.
 
-    `text` is all that was said but the stop token: a control token in it stands there by its name.
+    `text` is the whole response without the stop token; other control tokens appear in it by name.
     """
 
     row: PromptRow
@@ -35,12 +35,12 @@ class Response(NamedTuple):
 
 
 class Sampler:
-    """Samples responses to prompts from a model, at one temperature, from seeds derived from the run's.
+    """Samples responses to prompts from a model, at one temperature, with seeds derived from the run's seed.
 
     `purpose` says what the samples are for, such as `evaluate` or `ppo`: two purposes never share a sample's seed.
 
-    What makes it fast is tried on this model first: where the log-probs are not those of a plain forward pass, the
-    plain way is taken and the log says so.
+    The constructor first tests the fast methods on this model. If their log-probs differ from a plain forward pass, the
+    plain method is used and the log says so.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class Sampler:
         batch_size: int,
         order: torch.Generator | None = None,
     ) -> Iterator[list[Response]]:
-        """The samples with the wanted indices of each prompt; a prompt's come together, as soon as all are done.
+        """Yield the samples with the wanted indices of each prompt; a prompt's samples come together when all are done.
 
-        At most `batch_size` sequences are generated together (those of one prompt always are). Prompts of similar
-        length go together, in an order that `order` decides; without it the shortest go first. The weights must not
-        change before the last sample has come.
+        At most `batch_size` sequences are generated together, but the samples of one prompt always are. Prompts of
+        similar length are batched together, in random order by the generator `order`, or shortest first without it. The
+        weights must not change before the last sample is yielded.
         """
         prompts = [self.encoder.prompt_within(row.messages, self.room)[0] for row, _ in wanted]
         lengths = [len(prompt) for prompt in prompts]
@@ -99,16 +99,16 @@ class Sampler:
             ]
 
     def _text(self, sample: Sample) -> str:
-        # As the model said it, control tokens too: the policy is trained on them, so whoever judges must see them.
-        # Cleaning up would take the spaces before punctuation away.
+        # Keep control tokens: the policy is trained on them, so the people who judge must see them. Keep spaces too:
+        # cleaning up would remove those before punctuation.
         return self.encoder.tokenizer.decode(sample.body, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def prompt_room(encoder: ChatEncoder, max_new_tokens: int) -> int:
-    """How many tokens of a prompt are read, so that `max_new_tokens` more stay within `max_length`.
+    """Return how many tokens a prompt may have so that `max_new_tokens` more stay within `max_length`.
 
     Raises:
-        InvalidInput: none.
+        InvalidInput: no room is left for a prompt.
     """
     if encoder.max_length <= max_new_tokens:
         raise InvalidInput(
@@ -119,10 +119,10 @@ def prompt_room(encoder: ChatEncoder, max_new_tokens: int) -> int:
 
 
 def cut_prompts(rows: Iterable[PromptRow], encoder: ChatEncoder, max_new_tokens: int) -> tuple[str, ...]:
-    """A sentence on the prompts that are too long to be read whole. All are rendered: none fails later.
+    """Return a sentence about the prompts that have to be cut. All prompts are rendered, so that none fails later.
 
     Raises:
-        InvalidInput: the chat template refuses one, or new tokens leave no room for any.
+        InvalidInput: the chat template refuses a prompt, or the new tokens leave no room for prompts.
     """
     room = prompt_room(encoder, max_new_tokens)
     cut = sorted(row.id for row in rows if encoder.prompt_within(row.messages, room)[1])
@@ -133,7 +133,8 @@ def cut_prompts(rows: Iterable[PromptRow], encoder: ChatEncoder, max_new_tokens:
 def sample_seed(seed: int, purpose: str, prompt_id: int, index: int) -> int:
     """Return the seed (63 bits) of one sample of one prompt in a run, the same wherever and whenever it is sampled.
 
-    The purpose is hashed too: PPO must not draw again the answers that people labeled, whatever seeds the runs have.
+    The hash includes the purpose, so that PPO does not draw the answers that people have labeled, even if two runs have
+    the same seed.
     """
     digest = hashlib.blake2b(f"{purpose}/{seed}/{prompt_id}/{index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

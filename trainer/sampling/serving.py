@@ -1,7 +1,7 @@
 """Sampling through an OpenAI-compatible server (vLLM and others), for models that this machine would sample slowly.
 
-The official client does the talking: it repeats what failed by chance (429, 5xx, no answer in time, a connection that
-broke) after growing pauses, or those the server asks for. Each sample is a request of its own, with a seed of its own.
+The official client sends the requests. After a temporary failure (429, 5xx, timeout, broken connection) it retries,
+with growing pauses or those the server asks for. Each sample is a separate request with its own seed.
 """
 
 import asyncio
@@ -27,11 +27,12 @@ from trainer.sampling.responses import Tick, no_tick, sample_seed
 
 log = logging.getLogger(__name__)
 
-HAND_ON_SECONDS = 0.5  # what has arrived is handed on this often
-CONNECT_SECONDS = 10.0  # more than any server needs to be there at all
+HAND_ON_SECONDS = 0.5  # how often answers that have arrived are yielded
+CONNECT_SECONDS = 10.0  # more than any server needs to accept a connection
 
-# Training assumes samples from the policy itself, and servers cut the distribution by default (vLLM as the model's
-# generation_config.json says, llama.cpp at 40 tokens). Beyond the protocol: servers that refuse it are asked without.
+# Training assumes samples from the policy itself, but servers cut the distribution by default (vLLM according to the
+# model's generation_config.json, llama.cpp to 40 tokens). These fields are not in the OpenAI protocol; if a server
+# refuses a field, the request is repeated without it.
 WHOLE_DISTRIBUTION = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
@@ -39,9 +40,9 @@ class Answer(NamedTuple):
     """One response of a server.
 
     Attributes:
-        seed: what the request carried (31 bits: servers differ in how many they keep).
-        finished: whether the model ended its turn; False when it was cut by length.
-        n_tokens: tokens sampled, as the server counts them.
+        seed: the seed of the request (31 bits, because servers differ in how many bits they keep).
+        finished: whether the model ended its turn; False if it was cut by length.
+        n_tokens: number of sampled tokens, as counted by the server.
     """
 
     row: PromptRow
@@ -53,20 +54,20 @@ class Answer(NamedTuple):
 
 
 class ServedModel:
-    """A model that a server samples from."""
+    """A model on a sampling server."""
 
     def __init__(self, server: Server, key: str | None) -> None:
         self.server, self._key = server, (key or "").strip()
         self._beyond_protocol = dict(WHOLE_DISTRIBUTION)
 
     def check(self) -> None:
-        """Asks which models the server has, so that a wrong address, key or name shows before work begins.
+        """Ask the server for its models, so that a wrong address, key or name is reported before the run starts.
 
-        An address or a key that cannot be one is not asked at all: the client's own errors quote them.
+        A malformed address or key is refused before any request, because the client's own errors would quote it.
 
         Raises:
             Unavailable: there is no server, or it refuses the key.
-            ModelUnavailable: it does not serve the model.
+            ModelUnavailable: the server does not serve the model.
         """
 
         async def ask() -> None:
@@ -82,7 +83,7 @@ class ServedModel:
             address = urlsplit(self.server.url)
             whole = address.scheme in ("http", "https") and address.hostname and address.port != 0
             whole = whole and self.server.url.isprintable() and " " not in self.server.url
-        except ValueError:  # a port or a bracket that is none
+        except ValueError:  # an invalid port or bracket
             whole = False
         if not whole:
             raise Unavailable(
@@ -99,15 +100,15 @@ class ServedModel:
         order: torch.Generator,
         tick: Tick = no_tick,
     ) -> Iterator[list[Answer]]:
-        """The samples with the wanted indices of each prompt, as they arrive; prompts in an order `order` decides.
+        """Yield the samples with the wanted indices of each prompt as they arrive; `order` shuffles the prompts.
 
-        The server is kept busy while the caller works on what has arrived. Closing the iterator cancels the requests
-        under way. Before an error all that has arrived is handed on.
+        Requests continue while the caller processes a batch. Closing the iterator cancels the running requests. Before
+        an error is raised, all samples that have arrived are yielded.
 
         Raises:
-            Unavailable: the server is away, overloaded or talks something else, also after the retries.
-            ModelUnavailable: it does not serve the model.
-            InvalidInput: it refuses a prompt, most often for its length.
+            Unavailable: even after retries, the server is unreachable, overloaded or not compatible.
+            ModelUnavailable: the server does not serve the model.
+            InvalidInput: the server refuses a prompt, usually because it is too long.
         """
         shuffled = [wanted[i] for i in torch.randperm(len(wanted), generator=order).tolist()]
         requests = deque((row, index) for row, indices in shuffled for index in indices)
@@ -123,7 +124,7 @@ class ServedModel:
                     for _ in range(min(self.server.concurrency, len(requests))):
                         workers.create_task(work(client))
             except ExceptionGroup as errors:
-                raise errors.exceptions[0] from errors.exceptions[0].__cause__  # the others were cancelled for it
+                raise errors.exceptions[0] from errors.exceptions[0].__cause__  # it cancelled the other workers
 
         with _loop_in_background() as loop:
             work_under_way = asyncio.run_coroutine_threadsafe(work_on_all(), loop)
@@ -158,7 +159,7 @@ class ServedModel:
                 return await self._ask(client, row, index, generation, run_seed)
             raise self._refused(row, error) from error
         except openai.NotFoundError as error:
-            await self._names(client)  # says it better
+            await self._names(client)  # gives a clearer error if the model or the address is wrong
             where = f"The server at {self.server.url}"
             raise Unavailable(f"{where} does not complete chats: {self._said(error)}") from error
         except (openai.OpenAIError, ValueError) as error:
@@ -166,7 +167,7 @@ class ServedModel:
         try:
             return self._read(reply, row, index, seed)
         except (AttributeError, TypeError, ValueError) as error:
-            # The client takes any JSON object for what it was to be.
+            # The client accepts any JSON object as a reply, so fields may be missing or have other types.
             raise self._failed(ValueError(f"an answer that is not a chat completion ({error})")) from error
 
     def _ask_without(self, names: set[str]) -> None:
@@ -198,7 +199,7 @@ class ServedModel:
                 f"The server at {self.server.url} does not say how many tokens it sampled (usage.completion_tokens).",
                 "Sample from a server that does, such as vLLM.",
             )
-        # What a reasoning parser takes out of the answer belongs to the sample as much as the rest.
+        # Text that a reasoning parser removes from the answer is part of the sample too.
         if any(getattr(choice.message, name, None) for name in ("reasoning_content", "reasoning")):
             raise Unavailable(
                 f"The server at {self.server.url} keeps the reasoning apart from its answer to prompt {row.id}.",
@@ -207,11 +208,11 @@ class ServedModel:
         text, finished = choice.message.content or "", choice.finish_reason == "stop"
         if not isinstance(text, str):
             raise TypeError(f"its content is {type(text).__name__}")
-        whole = text.encode(errors="replace").decode()  # JSON may hold halves of surrogate pairs, no text file may
+        whole = text.encode(errors="replace").decode()  # JSON may hold half a surrogate pair, which UTF-8 cannot
         return Answer(row, index, seed, whole, finished, int(usage.completion_tokens))
 
     async def _names(self, client: AsyncOpenAI) -> None:
-        """Raises the error of a server that cannot be asked or does not have the model; a server may list none."""
+        """Raise an error if the server does not answer or does not list the model; an empty list is accepted."""
         try:
             names = [model.id async for model in client.models.list()]
         except openai.NotFoundError as error:
@@ -237,7 +238,7 @@ class ServedModel:
         return InvalidInput(f"The server at {self.server.url} refuses prompt {row.id}: {said}", advice)
 
     def _failed(self, error: Exception) -> PrefloopError:
-        """The error, for whoever reads the run's page, of a request that did not succeed in all its attempts."""
+        """Return the error to show on the run's page for a request that failed in all its attempts."""
         where, attempts = f"The server at {self.server.url}", self.server.retries + 1
         match error:
             case openai.AuthenticationError() | openai.PermissionDeniedError():
@@ -271,32 +272,32 @@ class ServedModel:
         )
 
     def _said(self, error: openai.APIStatusError) -> str:
-        """What the server itself says."""
+        """Return the server's own error text."""
         body = error.body
         return self._shown(
             (body.get("message") or body.get("detail") or body) if isinstance(body, dict) else (body or error.message)
         )
 
     def _shown(self, said: Any, most: int = 300) -> str:
-        """At most so many characters of what came from the server, as a page and a database can show them."""
-        text = str(said).replace(self._key, "...") if self._key else str(said)  # some quote the key they refuse
+        """Truncate a server's answer to `most` characters of text that pages and PostgreSQL accept."""
+        text = str(said).replace(self._key, "...") if self._key else str(said)  # some servers quote a refused key
         return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:most]
 
     def _client(self) -> AsyncOpenAI:
         seconds = self.server.timeout_seconds
         return AsyncOpenAI(
             base_url=self.server.url,
-            api_key=self._key or "none",  # servers without keys ignore it, the client insists
+            api_key=self._key or "none",  # the client requires a key; servers without keys ignore it
             timeout=openai.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS)),
             max_retries=self.server.retries,
-            # The operator named this server and no other: prompts go to none that it points to.
+            # The operator allowed only this server, so prompts must not follow a redirect to another one.
             http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
         )
 
 
 @contextmanager
 def _loop_in_background() -> Iterator[asyncio.AbstractEventLoop]:
-    """An event loop that runs whatever this thread does; on leaving, what still runs in it is cancelled."""
+    """Run an event loop in a background thread; on exit, cancel the tasks that still run in it."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="requests", daemon=True)
     thread.start()
@@ -310,7 +311,7 @@ def _loop_in_background() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 async def _cancel_the_others() -> None:
-    """Ends all other tasks of the loop. Their errors have been raised where somebody waited for them."""
+    """Cancel all other tasks of the loop. Errors of the work itself were raised by its future."""
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
         task.cancel()

@@ -1,1 +1,1 @@
-"""The worker: takes runs from the queue, runs their recipes and records what came of them."""
+"""The worker: it takes runs from the queue, executes their recipes and records the results."""

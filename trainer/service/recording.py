@@ -1,7 +1,8 @@
-"""How a run reaches the database: heartbeats, metrics and samples in short transactions, through outages too.
+"""Record a run in the database: heartbeats, metrics and samples in short transactions that survive outages.
 
 A run belongs to the attempt that started it. Every write first locks the run's row and checks that `started_at` is
-still the one this attempt set: a worker that was suspended while another took its run over writes nothing.
+still the value that this attempt set. So a worker that was suspended while another worker took over its run writes
+nothing.
 """
 
 import logging
@@ -29,30 +30,30 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 FLUSH_SECONDS = 1.0
-# How long a run goes on without a database, or waits for one, before it fails.
+# How long a run continues without the database, or waits for it, before it fails.
 PATIENCE_SECONDS = 300.0
 
 
 class RunLost(Exception):
-    """The run was given to another worker, which had reason to believe that this one is dead."""
+    """The run now belongs to another worker, because this one seemed to be dead."""
 
 
 class WorkerStopping(Exception):
-    """The worker was asked to stop: the run goes back to the queue."""
+    """The worker was asked to stop, so the run returns to the queue."""
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether the database, not the statement, is what failed."""
+    """Return whether the database failed, rather than the statement."""
     if isinstance(error, (OperationalError, InterfaceError, TimeoutError)):
         return True
     return isinstance(error, DBAPIError) and error.connection_invalidated
 
 
 def patiently(action: Callable[[], Result], seconds: float = PATIENCE_SECONDS) -> Result:
-    """Runs a whole transaction, again and again while the database is away.
+    """Run a whole transaction, and retry it while the database is unavailable.
 
     Raises:
-        Unavailable: it stayed away for `seconds`.
+        Unavailable: the database was unavailable for `seconds`.
     """
     deadline, pause = time.monotonic() + seconds, 0.25
     while True:
@@ -73,8 +74,8 @@ def patiently(action: Callable[[], Result], seconds: float = PATIENCE_SECONDS) -
 class RunRecorder:
     """The reporter of a run in the database (see `trainer.reporting.Reporter`).
 
-    Metrics and heartbeats are buffered and written about once a second; while the database is away they wait in memory
-    and the run goes on.
+    Metrics and heartbeats are buffered and written about once a second. While the database is unavailable, they stay in
+    memory and the run continues.
     """
 
     def __init__(
@@ -107,11 +108,11 @@ class RunRecorder:
         self._pace.worked(tokens)
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Adds a page to the run's artifact `runs/run-<id>/samples.jsonl`, which is whole at any time.
+        """Add a page to the run's artifact `runs/run-<id>/samples.jsonl`, which is replaced atomically.
 
         Raises:
-            RunLost: the run is another worker's, and so are its pages.
-            StorageFull: no room for it.
+            RunLost: the run, and so its pages, belongs to another worker.
+            StorageFull: the disk has no room for the page.
         """
         location = f"runs/run-{self.run_id}/samples.jsonl"
 
@@ -125,7 +126,7 @@ class RunRecorder:
         patiently(write)
 
     def progress(self, done: int, total: int, message: str = "") -> None:
-        """Raises RunCancelled, WorkerStopping or RunLost where the run must end."""
+        """Record progress; raise RunCancelled, WorkerStopping or RunLost if the run must end."""
         self._progress = (done, total, message)
         if self._pace.report(time.monotonic(), done, total, message) and message:
             self.log.say(f"{message}: {done:,} of {total:,}")
@@ -150,7 +151,7 @@ class RunRecorder:
             raise Unavailable("The database did not come back.", "Bring it back, then retry.") from error
 
     def flush(self) -> None:
-        """Writes what is buffered, and a heartbeat."""
+        """Write the buffered values and a heartbeat."""
         with self.held() as (session, run):
             run.heartbeat_at = session.scalar(select(func.clock_timestamp()))
             run.progress_done, run.progress_total, run.progress_message = self._progress
@@ -162,15 +163,15 @@ class RunRecorder:
             raise RunCancelled("The run was cancelled.")
 
     def write_facts(self, run: Run) -> None:
-        """How fast the run goes, how long it will take, and the end of its log."""
+        """Write the run's speed, its remaining time and the end of its log."""
         run.tokens_per_second, run.seconds_left = self._pace.tokens_per_second, self._pace.seconds_left
         run.log = self.log.text
 
     def write_metrics(self, session: Session) -> None:
-        """Writes buffered metrics in the caller's transaction; they stay buffered until `flush` has committed."""
+        """Write buffered metrics in the caller's transaction; they stay in the buffer until `flush` has committed."""
         if not self._metrics:
             return
-        said = list(self._metrics.items())  # at once: a worker that stops asks while its run goes on in another thread
+        said = list(self._metrics.items())  # a copy: a stopping worker calls this while the run's thread adds metrics
         rows = [
             {"run_id": self.run_id, "name": name, "slice": slice, "step": step, "value": value}
             for (name, slice, step), value in said
@@ -185,10 +186,10 @@ class RunRecorder:
 
     @contextmanager
     def held(self) -> Iterator[tuple[Session, Run]]:
-        """A transaction in which the run's row is locked and known to be ours.
+        """Open a transaction in which the run's row is locked and belongs to this attempt.
 
         Raises:
-            RunLost: it no longer is.
+            RunLost: the run belongs to another worker.
         """
         with self._sessions.begin() as session:
             run = session.get(Run, self.run_id, with_for_update={"key_share": True})

@@ -1,4 +1,4 @@
-"""The end of a run's log, which its page shows: what it logged, what it began to do, and its metrics now and then."""
+"""The last lines of a run's log, shown on its page: log messages, stages of the run, and metrics now and then."""
 
 import logging
 import threading
@@ -10,17 +10,17 @@ from contextlib import contextmanager
 from app.logs import Discreet, without_secrets
 
 LINES = 40
-LONGEST = 300  # characters of a line
-METRICS_SECONDS = 10.0  # at least so long between two lines of metrics
-SHOWN = 6  # metrics of a line
-OTHER_THREADS = "trainer.sampling.serving"  # answers of a server are awaited in threads of their own
+LONGEST = 300  # maximum characters of a line
+METRICS_SECONDS = 10.0  # minimum time between two lines of metrics
+SHOWN = 6  # metrics in a line
+OTHER_THREADS = "trainer.sampling.serving"  # this module logs from threads other than the run's
 
 
 class RunLog(logging.Handler):
-    """Keeps the newest lines; those of an attempt before this one stay until newer ones push them out.
+    """Keeps the newest lines; lines of earlier attempts stay until newer ones replace them.
 
     Args:
-        before: the text that the run's earlier attempts left.
+        before: the log text of the run's earlier attempts.
     """
 
     def __init__(self, before: str = "") -> None:
@@ -35,11 +35,11 @@ class RunLog(logging.Handler):
             self._lines.extend(line[:LONGEST] for line in self.format(record).splitlines())
 
     def say(self, text: str) -> None:
-        """Adds a line of the run's own."""
+        """Add a line with a time stamp."""
         self._lines.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"[:LONGEST])
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds a step's first metrics, if the last such line is old enough."""
+        """Add a line with a step's first metrics, if the last line of metrics is old enough."""
         now = time.monotonic()
         if now >= self._next_metrics:
             self._next_metrics = now + METRICS_SECONDS
@@ -48,12 +48,12 @@ class RunLog(logging.Handler):
 
     @property
     def text(self) -> str:
-        """As a database takes it: without NUL, and in characters that UTF-8 has."""
+        """The log as text that PostgreSQL accepts: valid UTF-8 without NUL."""
         return "\n".join(list(self._lines)).replace("\0", "").encode(errors="replace").decode()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Hears what is logged in this thread meanwhile."""
+        """Collect the messages that this thread logs inside the context."""
         logger = logging.getLogger()
         logger.addHandler(self)
         try:

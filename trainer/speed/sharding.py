@@ -1,8 +1,8 @@
-"""FSDP2: every process holds its share of weights, gradients and moments, and a layer whole only while it is computed.
+"""FSDP2: every process holds its shard of weights, gradients and moments, and a full layer only while computing it.
 
-`accelerate launch` asks for it by its configuration (docs/accelerate). torch's `fully_shard` is called directly, on
-GPUs and on CPUs alike, as accelerate shards on GPUs only. What is saved is gathered first, so that folders and
-checkpoints are the same on any number of processes.
+It is enabled in the configuration of `accelerate launch` (docs/accelerate). torch's `fully_shard` is called directly on
+both GPUs and CPUs, because accelerate shards only on GPUs. Weights are gathered before they are saved, so folders and
+checkpoints are the same for any number of processes.
 """
 
 import copy
@@ -26,7 +26,7 @@ OTHER_WAYS = {
     "ACCELERATE_USE_PARALLELISM_CONFIG": "A parallelism_config",
 }
 
-# The one value of each setting that these recipes can do; others have no part in `fully_shard`.
+# The only value of each setting that the recipes support; other settings do not affect `fully_shard`.
 FSDP_SETTINGS = {
     "FSDP_VERSION": "2",
     "FSDP_RESHARD_AFTER_FORWARD": "true",
@@ -38,12 +38,12 @@ FSDP_SETTINGS = {
 
 
 def wants_shards() -> bool:
-    """Whether this process was launched with an FSDP configuration."""
+    """Return whether this process was launched with an FSDP configuration."""
     return parse_flag_from_env(USE_FSDP)
 
 
 def check_launch() -> None:
-    """Raises InvalidInput where `accelerate launch` was given what these recipes do not do, or decide themselves."""
+    """Raise InvalidInput if `accelerate launch` has settings that recipes do not support or decide themselves."""
     for variable, name in OTHER_WAYS.items():
         if parse_flag_from_env(variable):
             raise InvalidInput(f"{name} is not supported.", "Launch with one of the files in docs/accelerate.")
@@ -68,9 +68,9 @@ def check_launch() -> None:
 
 
 def shard(module: nn.Module, device: torch.device, processes: int) -> None:
-    """Shards a module in place: each transformer layer is gathered on its own, the rest (embeddings, heads) together.
+    """Shard a module in place: each transformer layer is gathered separately, the rest (embeddings, heads) together.
 
-    Its parameters become DTensors; make the optimiser afterwards, and run the module through its `forward` only.
+    Its parameters become DTensors. Create the optimiser afterwards, and call the module only through `forward`.
     """
     mesh = init_device_mesh(device.type, (processes,))
     layers = {name for model in outermost_models(module) for name in model._no_split_modules or ()}
@@ -80,7 +80,7 @@ def shard(module: nn.Module, device: torch.device, processes: int) -> None:
 
 
 def outline(module: nn.Module) -> nn.Module:
-    """A copy of a module whose parameters have a shape and no data; take it before sharding, and `fill` it after."""
+    """Copy a module with parameters that have shapes but no data; copy before sharding, and `fill` it afterwards."""
     memo = {
         id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
         for parameter in module.parameters()
@@ -90,21 +90,21 @@ def outline(module: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def fill(outline: nn.Module, sharded: nn.Module) -> None:
-    """Gives an outline the weights of the sharded module. All processes must call it; each gets all weights."""
+    """Fill an outline with the weights of the sharded module. All processes must call this; each gets all weights."""
     parameters = dict(sharded.named_parameters())
     for name, empty in list(outline.named_parameters()):
         full = nn.Parameter(whole(parameters[name].detach()), empty.requires_grad)
-        torch.utils.swap_tensors(empty, full)  # everywhere it stands: embeddings may be the head, too
+        torch.utils.swap_tensors(empty, full)  # in all its places: embeddings may also be the head
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor gathered from its shards; all processes must ask for it. One that has none is returned as it is."""
+    """Gather a tensor from its shards; all processes must call this. A tensor without shards is returned unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def shards_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """This process's share of a tensor that all have whole, shared out like another; on its device."""
+    """Return this process's shard of a full tensor, sharded like `like` and on its device."""
     tensor = tensor.to(like.device)
-    if not isinstance(like, DTensor) or tensor.shape != like.shape:  # Adam counts its steps beside the moments
+    if not isinstance(like, DTensor) or tensor.shape != like.shape:  # another shape: Adam's step counter
         return tensor
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)

@@ -1,1 +1,1 @@
-"""What recipes share while they train: optimiser steps, phases, critics, rollouts and turns."""
+"""Code that recipes share for training: optimiser steps, phases, critics, rollouts and turns."""

@@ -1,4 +1,4 @@
-"""The policy and its critic as one module: processes exchange the gradients of both, checkpoints hold both."""
+"""The policy and its critic as one module, so that distributed training and checkpoints cover both."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +17,12 @@ from trainer.speed.precision import set_compute_dtype
 
 
 class Outputs(NamedTuple):
-    """Outputs for the N response tokens of a packed batch, all (N,): log-probs, entropies in nats, values of the states
-    before.
+    """Outputs for the N response tokens of a packed batch, all (N,).
 
-    Entropies are computed only on request, and carry no gradient.
+    Attributes:
+        logps: log-probs of the tokens.
+        entropy: in nats, without gradient; None unless requested.
+        values: values of the states before the tokens.
     """
 
     logps: Tensor
@@ -29,10 +31,10 @@ class Outputs(NamedTuple):
 
 
 class ActorCritic(nn.Module):
-    """All that PPO trains. Both parts read the same packed rows.
+    """All modules that PPO trains. Policy and critic read the same packed rows.
 
     Attributes:
-        share: whether both read rows with shared prompts right.
+        share: whether both handle rows with shared prompts.
     """
 
     def __init__(self, causal: Any, critic: "ValueHead | RewardCritic") -> None:
@@ -46,38 +48,39 @@ class ActorCritic(nn.Module):
 
 
 class ValueHead(nn.Module):
-    """A head on the policy's trunk, zero at first: the first advantages hold rewards only, no noise of a critic."""
+    """A value head on the policy's trunk, initially 0, so that the first advantages contain no noise of a critic."""
 
     share = True
 
     def __init__(self, causal: Any) -> None:
         super().__init__()
-        self.head = nn.Linear(head_of(causal)[0].weight.shape[-1], 1)  # what the trunk gives, not always hidden_size
+        self.head = nn.Linear(head_of(causal)[0].weight.shape[-1], 1)  # the trunk's output can differ from hidden_size
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.to(device())
 
     @torch.no_grad()
     def begin_at(self, value: Tensor, valid_mask: Tensor) -> Tensor:
-        """Makes a head that is still zero say `value` () of every state, and returns that where the mask (B, T) is."""
+        """Make an untrained head return `value` () for every state; return these values (B, T), 0 outside the mask."""
         self.head.bias.fill_(value)
         return torch.where(valid_mask, value, 0)
 
     def forward(self, packed: Packed, hidden: Tensor) -> Tensor:
-        """Values (N,) in fp32 of the policy's hidden states (N, H)."""
+        """Return values (N,) in fp32 for the policy's hidden states (N, H)."""
         return self.head(hidden.float()).squeeze(-1)
 
 
 class RewardCritic(nn.Module):
-    """A model of its own that begins as a reward model (Ouyang et al. 2022): its score of what stands there so far.
+    """A separate critic model, initialised from a reward model (Ouyang et al. 2022).
 
-    It knows from the start what is good, and the policy's trunk need not serve two masters; it takes the memory and the
-    time of a second model. It begins as the first member. With `lora` its trunk learns through a new adapter
-    beside the reward model's own; its head always learns in full. Products are computed in `dtype`.
+    Its value of a state starts as the reward model's score of the text so far. The critic is useful from the start, and
+    the policy's trunk does not have to serve both purposes, but it takes the memory and time of a second model. With
+    several members, the first one is used. With `lora`, its trunk is trained through a new adapter in addition to the
+    reward model's own; its head is always trained in full. Products are computed in `dtype`.
     """
 
     def __init__(self, folder: str | Path, tokenizer: Any, lora: Lora | None, dtype: torch.dtype) -> None:
-        """Raises ModelUnavailable: the folder holds no reward model, or one that reads other tokens than the policy."""
+        """Raises ModelUnavailable if the reward model does not load or cannot be the critic of this policy."""
         super().__init__()
         model, own_tokenizer = load_reward_model(folder, dtype if lora else torch.float32, member=0)
         if model.layers:
@@ -102,6 +105,6 @@ class RewardCritic(nn.Module):
         model.classifier.score.requires_grad_(True)
 
     def forward(self, packed: Packed, hidden: Tensor) -> Tensor:
-        """Values (N,) in fp32: the mean of the scoring heads at the N states; the policy's own states are not read."""
-        # A reward is read at the last token of a sequence; here at every token that a response token follows.
+        """Return values (N,) in fp32: the mean of the scoring heads at the N states. `hidden` is not used."""
+        # A reward model reads the last token of a sequence; the critic reads every token before a response token.
         return self.model(packed._replace(ends=packed.predictors))[:, self.heads].mean(-1)

@@ -1,4 +1,4 @@
-"""What PPO, RLOO and GRPO train on: prompts in turn, sampled responses, and what the models said of them."""
+"""Training data of PPO, RLOO and GRPO: the order of prompts, sampled responses, and the models' outputs for them."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,15 +24,15 @@ from trainer.sampling.generation import Tick
 from trainer.sampling.responses import Requests, Response, Sampler
 from trainer.training.critics import ActorCritic, Outputs
 
-PROMPTS, MINIBATCHES, DEMONSTRATIONS, PAGES = range(4)  # first part of a random generator's place
-PAGE_SAMPLE = -1  # index of the sample that a page shows: none that is trained on has it
+PROMPTS, MINIBATCHES, DEMONSTRATIONS, PAGES = range(4)  # first number of a random generator's place
+PAGE_SAMPLE = -1  # index of the sample on a sample page; samples for training never have this index
 
 
-# ---- which prompt when: functions of the seed and the place in the run -----------------------------------------------
+# ---- order of prompts: functions of the seed and the place in the run ------------------------------------------------
 
 
 def rollout_sizes(spec: RolloutSpec) -> list[int]:
-    """Episodes of each rollout; they add up to `spec.episodes`."""
+    """Return the number of episodes of each rollout; the sum is `spec.episodes`."""
     whole, rest = divmod(spec.episodes, spec.rollout_size)
     return [spec.rollout_size] * whole + ([rest] if rest else [])
 
@@ -40,8 +40,9 @@ def rollout_sizes(spec: RolloutSpec) -> list[int]:
 def in_turn(
     count: int, start: int, number: int, generator: Callable[[int], torch.Generator]
 ) -> Iterator[tuple[int, int]]:
-    """Items `start` to `start + number` of an endless row of `count` things: each once in random order, then again in
-    another. With the turn, how often the thing has come before. `generator(turn)` decides that turn's order.
+    """Yield elements `start` to `start + number` of an endless sequence over `count` items, each with its turn.
+
+    In each turn, every item comes once, in a random order given by `generator(turn)`. Turns count from 0.
     """
     order: list[int] = []
     turn = -1
@@ -53,8 +54,10 @@ def in_turn(
 
 
 def draw(rows: Sequence[PromptRow], spec: RolloutSpec, start: int, episodes: int) -> Requests:
-    """The prompts of episodes `start` to `start + episodes`, each with its sample indices; `samples_per_prompt`
-    episodes in a row are of one prompt, and one that comes twice is read once.
+    """Return the prompts of episodes `start` to `start + episodes`, each with its sample indices.
+
+    Each prompt has `samples_per_prompt` consecutive episodes. If a prompt comes twice, it is listed once with the
+    sample indices of both.
     """
     k = spec.samples_per_prompt
     first, last = start // k, (start + episodes - 1) // k
@@ -68,8 +71,9 @@ def draw(rows: Sequence[PromptRow], spec: RolloutSpec, start: int, episodes: int
 
 
 def page_prompts(rows: Sequence[PromptRow], seed: int, most: int = 8) -> list[PromptRow]:
-    """Prompts whose answers are shown as training goes on, spread over the slices: each time one of those slices that
-    were shown least.
+    """Choose the prompts whose answers are shown during training, spread over the slices.
+
+    Each choice takes a prompt whose slices have been chosen least so far.
     """
     left = torch.randperm(len(rows), generator=generator_at(seed, PAGES)).tolist()
     shown: dict[tuple[str, str], int] = {}
@@ -87,18 +91,19 @@ def page_prompts(rows: Sequence[PromptRow], seed: int, most: int = 8) -> list[Pr
 
 
 class Rollout(NamedTuple):
-    """Responses and what the models said of them, before any update: all that updates need, and a checkpoint keeps.
+    """Responses with the models' outputs before any update: all data that updates need and a checkpoint stores.
 
-    On the CPU. B responses, in the order they were drawn, of at most T tokens, to prompts of at most P.
+    Tensors are on the CPU. There are B responses, in the order they were drawn, of at most T tokens, to prompts of at
+    most P tokens.
 
     Attributes:
-        rows: (B,) the row of the prompts file.
+        rows: (B,) row number of the prompt in the prompts file.
         prompts, prompt_lengths: (B, P) token ids, padded on the right; (B,).
-        tokens, lengths: (B, T) token ids, the end-of-turn token included where there is one; (B,).
-        finished: (B,) False where a response was cut by length.
-        scores: (B,) raw: before normalisation, clipping and penalty.
-        logps, reference_logps: (B, T) of the tokens, in the policy that sampled and in the reference.
-        values: (B, T) of the state before each token; 0 without a critic.
+        tokens, lengths: (B, T) token ids, including the end-of-turn token if there is one; (B,).
+        finished: (B,) False if a response was cut by length.
+        scores: (B,) raw scores, before normalisation, clipping and penalty.
+        logps, reference_logps: (B, T) log-probs of the tokens under the policy that sampled them and the reference.
+        values: (B, T) value of the state before each token; 0 without a critic.
     """
 
     rows: Tensor
@@ -114,17 +119,17 @@ class Rollout(NamedTuple):
 
     @property
     def valid_mask(self) -> Tensor:
-        """(B, T), True on the tokens of each response. The values' mask too: `gae` says why it is not one longer."""
+        """(B, T), True on the tokens of each response. It is also the mask of the values: `gae` explains why."""
         return torch.arange(self.tokens.shape[1]) < self.lengths[:, None]
 
     @property
     def kl(self) -> Tensor:
-        """(B,) nats a sequence: k1 summed over its tokens."""
+        """(B,) nats per sequence: k1 summed over its tokens."""
         return self._summed(k1(self.logps, self.reference_logps))
 
     @property
     def kl_k3(self) -> Tensor:
-        """(B,) the same by k3: never negative, and of less noise while policy and reference are near."""
+        """(B,) nats per sequence by k3: never negative, and less noisy while policy and reference are close."""
         return self._summed(k3(self.logps, self.reference_logps))
 
     def _summed(self, values: Tensor) -> Tensor:
@@ -140,21 +145,24 @@ class Rollout(NamedTuple):
 
 
 class Clock:
-    """Seconds by what they were spent on."""
+    """Seconds by activity."""
 
     def __init__(self, seconds: Mapping[str, float] | None = None) -> None:
         self.seconds = dict(seconds or {})
         self._last = time.monotonic()
 
     def spent_on(self, what: str) -> None:
-        """Books the time since the last call."""
+        """Add the time since the last call to an activity."""
         now = time.monotonic()
         self.seconds[what] = self.seconds.get(what, 0.0) + now - self._last
         self._last = now
 
 
 class Collector:
-    """Samples, scores and looks at responses. Every process does its share; all get the whole, in one order."""
+    """Samples responses, scores them and computes log-probs and values.
+
+    Every process does its share; all processes get all results in the same order.
+    """
 
     def __init__(
         self,
@@ -175,11 +183,11 @@ class Collector:
             self.forward_tokens = forward_tokens(trunk_of(model))
 
     def collect(self, wanted: Requests, clock: Clock) -> tuple[list[Response], Rollout]:
-        """Responses of the policy as it is now. A sample depends on its prompt and its index, not on who draws it.
+        """Sample responses of the current policy. A sample depends on its prompt and index, not on the process.
 
         Raises:
-            TrainingDiverged: a score is NaN or infinite, before anything is learned from it.
-            RunCancelled: by the tick.
+            TrainingDiverged: a score is NaN or infinite; it is raised before any update.
+            RunCancelled: raised by the tick.
         """
         # 1. Sample this process's share. With few prompts, one prompt's responses can exceed a sampling batch.
         dealer = accelerator()
@@ -188,7 +196,7 @@ class Collector:
         sampled = [response for batch in self.sampler.respond(mine, self.batch_size) for response in batch]
         clock.spent_on("generation")
 
-        # 2. Score them, and bring all processes' together.
+        # 2. Score them, and gather the results of all processes.
         scored = list(zip(sampled, self.scorer(sampled).float().cpu().tolist(), strict=True)) if sampled else []
         by_place = {(item[0].row.id, item[0].sample_index): item for item in gather_object(scored)}
         everything = [by_place[row.id, index] for row, indices in wanted for index in indices]
@@ -196,15 +204,17 @@ class Collector:
         scores = torch.tensor([score for _, score in everything])
         require_numbers(responses, scores)
 
-        # 3. Log-probs and values of the policy that sampled, log-probs of the reference.
+        # 3. Compute log-probs and values with the policy that sampled, and log-probs with the reference.
         rollout = self._look(responses, scores)
         clock.spent_on("scoring")
         return responses, rollout
 
     @torch.no_grad()
     def _look(self, responses: list[Response], scores: Tensor) -> Rollout:
-        """The policy's log-probs are computed by the pass that updates use, so that the first ratio is 1; sampling
-        computed the same ones token by token (a test holds the two together).
+        """Compute log-probs and values of responses.
+
+        The policy's log-probs come from the same forward pass that updates use, so that the first ratio is 1. Sampling
+        computed the same log-probs token by token (a test compares the two).
         """
         sequences = [response.sequence for response in responses]
         lengths = torch.tensor([len(sequence.completion) for sequence in sequences])
@@ -246,11 +256,11 @@ def _padded(ids: Sequence[Sequence[int]]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence([torch.as_tensor(row) for row in ids], batch_first=True)
 
 
-# ---- what is shown ---------------------------------------------------------------------------------------------------
+# ---- metrics and sample pages ----------------------------------------------------------------------------------------
 
 
 def rollout_values(rollout: Rollout, members: Sequence[int]) -> dict[str, float]:
-    """Metrics of some episodes of a rollout: of all, or of a slice."""
+    """Return the metrics of some episodes of a rollout, such as all episodes or a slice."""
     kl = rollout.kl[members]
     return {
         "objective/scores": float(rollout.scores[members].mean()),
@@ -262,7 +272,7 @@ def rollout_values(rollout: Rollout, members: Sequence[int]) -> dict[str, float]
 
 
 def page(responses: Sequence[Response], rollout: Rollout) -> list[dict[str, Any]]:
-    """Responses as a sample page shows them."""
+    """Return responses as the rows of a sample page."""
     return [
         {
             "prompt_id": response.row.id,

@@ -1,4 +1,4 @@
-"""What the phases of a run share: where their results lie, and one count of steps."""
+"""Code for runs with several phases: a common count of steps, and a folder for the phases' results."""
 
 import contextlib
 import shutil
@@ -14,7 +14,7 @@ from trainer.reporting import Reporter
 
 
 class Phase:
-    """Reports a phase's steps behind those of the phases before it."""
+    """A reporter that counts a phase's steps on from the steps of earlier phases."""
 
     def __init__(self, reporter: Reporter, first: int, doing: str) -> None:
         self.reporter, self.first, self.doing = reporter, first, doing
@@ -36,7 +36,7 @@ class Phase:
 
 @contextlib.contextmanager
 def workplace(checkpoints: Checkpoints | None) -> Iterator[ArtifactStore]:
-    """Where the phases' results lie: with the run's checkpoints, or in a folder that is removed."""
+    """Give the store for the phases' results: in the folder of the run's checkpoints, or a temporary folder."""
     if checkpoints is not None:
         if accelerator().is_main_process:
             checkpoints.phases.sweep()
@@ -45,7 +45,7 @@ def workplace(checkpoints: Checkpoints | None) -> Iterator[ArtifactStore]:
     root = the_main_processes(tempfile.mkdtemp)
     try:
         yield ArtifactStore(Path(root))
-        accelerator().wait_for_everyone()  # not after an error, which may be this process's alone
+        accelerator().wait_for_everyone()  # not after an error, which other processes may not have
     finally:
         if accelerator().is_main_process:
             shutil.rmtree(root, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The mix that keeps a policy from forgetting what it was taught: PPO-ptx (Ouyang et al. 2022, eq. 2)."""
+"""Mix demonstrations into PPO so that the policy does not forget them: PPO-ptx (Ouyang et al. 2022, eq. 2)."""
 
 from pathlib import Path
 
@@ -14,18 +14,18 @@ from trainer.sampling.generation import Tick
 from trainer.training.experience import DEMONSTRATIONS, in_turn
 from trainer.training.training import Training
 
-EPISODES_A_DEMONSTRATION = 4  # in a minibatch: demonstrations shall steady the policy, not lead it
+EPISODES_A_DEMONSTRATION = 4  # in a minibatch: demonstrations should stabilise the policy, not dominate training
 
 
 class Mix:
-    """Demonstrations whose NLL a token joins the loss of every step.
+    """Demonstrations whose NLL per token is added to the loss of every step.
 
     Attributes:
-        dropped: why demonstrations were left out, a sentence each.
+        dropped: sentences that say why demonstrations were left out.
     """
 
     def __init__(self, path: Path, encoder: ChatEncoder, coefficient: float, batch_size: int, pad_id: int) -> None:
-        """Raises InvalidInput: a line is wrong, or no demonstration is left to train on."""
+        """Raises InvalidInput if a line is invalid or no demonstration is left to train on."""
         self.coefficient, self.pad_id = coefficient, pad_id
         encoded = encode_demonstrations(read_demonstrations(path), encoder)
         self.sequences = [demonstration.sequence for demonstration in encoded.train]
@@ -39,9 +39,9 @@ class Mix:
         self.number = min(len(self.sequences), -(-batch_size // EPISODES_A_DEMONSTRATION))
 
     def accumulate(self, training: Training, share: bool, tick: Tick) -> float:
-        """Adds the gradients of the next few demonstrations to those of this step. Returns their NLL a token.
+        """Add the gradients of the next few demonstrations to this step, and return their NLL per token.
 
-        They are exchanged with those of the episodes: accumulate those afterwards.
+        Call it before the episodes' gradients are accumulated: processes exchange both together.
         """
         turns = in_turn(
             len(self.sequences),

@@ -1,4 +1,4 @@
-"""A policy's own answers with what reward models say of them: sampled in parts that a run which goes on finds again."""
+"""A policy's own answers with scores of reward models, sampled in parts that are stored for resumed runs."""
 
 import gc
 import json
@@ -20,19 +20,19 @@ from trainer.processes import accelerator, the_main_processes
 from trainer.sampling.generation import Tick
 from trainer.sampling.responses import Requests, Sampler
 
-PART = 256  # answers that are sampled, scored and stored together
+PART = 256  # answers to sample, score and store together
 
 
 class Answer(NamedTuple):
     """A sampled answer.
 
     Attributes:
-        prompt_id: of its row in the prompts file.
-        prompt, tokens: what was read, and what was said to it, the end-of-turn token included where there is one.
-        logps: log-prob of each token in the policy that said it.
-        finished: False where it was cut by length.
-        plain: False where it says a control token, which read again from its text would be other tokens.
-        heads: what each scoring head of each member of the reward models says.
+        prompt_id: id of the prompt's row in the prompts file.
+        prompt, tokens: token ids of the prompt and of the answer, including the end-of-turn token if there is one.
+        logps: log-prob of each token under the policy that sampled it.
+        finished: False if the answer was cut by length.
+        plain: False if the answer contains a control token: encoding its text again would give other tokens.
+        heads: the output of each scoring head of each member of the reward models.
     """
 
     prompt_id: int
@@ -46,15 +46,15 @@ class Answer(NamedTuple):
 
     @property
     def choosable(self) -> bool:
-        """Whether it may be learned from: it ended by itself, is not empty, and its text says all of it."""
+        """Whether it may be used for training: it is finished and not empty, and its text encodes to its tokens."""
         return self.finished and self.plain and bool(self.text.strip())
 
 
 class Answers(NamedTuple):
-    """N answers, those of a prompt side by side.
+    """N answers; the answers to one prompt are adjacent.
 
     Attributes:
-        kl, kl_k3: (N,) nats a response, policy to the policy at the start, by the two estimators.
+        kl, kl_k3: (N,) nats per response from the sampling policy to the starting policy, by the two estimators.
     """
 
     items: list[Answer]
@@ -78,7 +78,7 @@ class Answers(NamedTuple):
 
     @property
     def by_prompt(self) -> dict[int, list[int]]:
-        """Places of each prompt's answers."""
+        """Indices of each prompt's answers, by prompt id."""
         places: dict[int, list[int]] = {}
         for i, answer in enumerate(self.items):
             places.setdefault(answer.prompt_id, []).append(i)
@@ -102,19 +102,20 @@ def answers_of(
     tick: Callable[[int], None],
     on_stored: Callable[[], None] = lambda: None,
 ) -> Answers:
-    """Samples a policy, scores what it says, and measures how far it is from `start`. Locations are resolved.
+    """Sample answers of a policy, score them and measure the policy's KL to `start`. Locations must be resolved.
 
-    What `store` holds under `name` already is read and not sampled again. Every process does its share; all get the
-    whole, in one order. Policy, reward models and `start` need not be in memory together.
+    Parts that `store` already holds under `name` are read instead of sampled. Every process does its share; all
+    processes get all answers in the same order. The sampling policy and the reward models are freed before `start` is
+    loaded.
 
     Args:
-        heads: loads the reward models; called only if something is left to score.
-        tick: is told how many answers there are.
-        on_stored: called once a part is stored, behind which a run that is killed goes on.
+        heads: loads the reward models; called only if answers have to be scored.
+        tick: called with the number of answers so far.
+        on_stored: called when a part is stored; a killed run resumes after the stored parts.
 
     Raises:
         TrainingDiverged: a score is NaN or infinite.
-        RunCancelled: by the tick; the parts that are stored stay.
+        RunCancelled: raised by the tick; stored parts stay.
     """
     largest = max(len(indices) for _, indices in wanted)
     parts = list(chunks(wanted, max(1, PART // largest)))
@@ -142,7 +143,7 @@ def answers_of(
         items += found
         say()
     del sampler, scorer
-    gc.collect()  # modules stand in reference cycles; the start needs the room
+    gc.collect()  # modules form reference cycles; loading the starting policy needs the memory
     if policy == start:
         return Answers(items, torch.zeros(len(items)), torch.zeros(len(items)))
     location = f"{name}/kl.json"
@@ -168,7 +169,7 @@ def _sampler(
 
 
 def _sampled(sampler: Sampler, heads: Heads, part: Requests, batch_size: int) -> list[Answer]:
-    """The answers to some prompts, in the order in which they are wanted."""
+    """Return the answers to the prompts of `part`, in its order."""
     dealer = accelerator()
     mine = part[dealer.process_index :: dealer.num_processes]
     responses = [response for batch in sampler.respond(mine, batch_size) for response in batch]
@@ -193,7 +194,7 @@ def _sampled(sampler: Sampler, heads: Heads, part: Requests, batch_size: int) ->
 
 
 def _kl(items: Sequence[Answer], start: ModelRef, temperature: float, tick: Tick) -> list[tuple[float, float]]:
-    """k1 and k3 of each answer, summed over its tokens: nats a response."""
+    """Return k1 and k3 of each answer, summed over its tokens: nats per response."""
     dealer = accelerator()
     mine = items[dealer.process_index :: dealer.num_processes]
     model = load_causal_lm(start, dtype=sampling_dtype("auto", start))

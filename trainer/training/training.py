@@ -1,16 +1,16 @@
-"""What all recipes that train share: AdamW, a rate that goes linearly to 0, batches dealt to processes, checkpoints.
+"""Training for all recipes: AdamW, linear decay of the learning rate, distributed batches, checkpoints.
 
-A recipe's loop stays visible and reads the same on one process, on several (`accelerate launch`) and after a SIGKILL:
+A recipe's loop is the same on one process, on several (`accelerate launch`) and after a SIGKILL:
 
     training = Training(module, settings, rows, seed=..., checkpoints=...)
-    for batch in training.batches(lengths):               # those not yet trained on
-        for part in training.parts(batch, lengths):       # this process's share, forwarded at once
+    for batch in training.batches(lengths):               # batches that are still to be trained on
+        for part in training.parts(batch, lengths):       # one forward pass of this process
             loss = ... / total weight of the whole batch
             training.backward(loss, part)
-        step = training.step(loss)                         # clips, checks, steps, says norm and rate
+        step = training.step(loss)                         # clips, checks, steps, returns norm and learning rate
         training.save_if_due()
 
-Everything random is derived from the seed and the place in the run, so that going on from a checkpoint is going on.
+All random numbers are derived from the seed and the place in the run, so a resumed run continues identically.
 """
 
 import math
@@ -40,12 +40,12 @@ RECIPE = "recipe/"  # prefix of the tensors that a recipe adds to a checkpoint
 
 
 class Part(NamedTuple):
-    """Rows that one process forwards at once.
+    """The rows of one forward pass of one process.
 
     Attributes:
-        rows: the rows.
-        places: where they stand in the batch they are part of.
-        counts: False for a repeat that only keeps this process in step with the others; it must change nothing.
+        rows: the rows' numbers.
+        places: the rows' positions in their batch.
+        counts: False for a repeated part that only keeps this process in step with the others; it must have no effect.
     """
 
     rows: list[int]
@@ -54,14 +54,14 @@ class Part(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What an optimiser step did: the gradient's norm before clipping, and the learning rate that was used."""
+    """Result of an optimiser step: the gradient's norm before clipping, and the learning rate."""
 
     grad_norm: float
     lr: float
 
 
 def learning_rate(settings: Optimiser, step: int, total_steps: int) -> float:
-    """The rate of a step, counted from 0: up over the warm-up, then linearly to 0."""
+    """Return the learning rate of a step, counted from 0: a linear warm-up, then linear decay to 0."""
     warmup = round(settings.warmup_ratio * total_steps)
     if step < warmup:
         return settings.learning_rate * (step + 1) / (warmup + 1)
@@ -69,19 +69,19 @@ def learning_rate(settings: Optimiser, step: int, total_steps: int) -> float:
 
 
 class Training:
-    """A module being trained, its optimiser, and how far it is. Goes on from the newest checkpoint, if there is one.
+    """A module in training, with its optimiser and counters. It resumes from the newest checkpoint if there is one.
 
     Args:
-        module: all that is trained, run through its `forward` only: `model` below is what to call.
-        rows: how many rows an epoch has; None where the caller counts steps itself and gives `total_steps`.
-        started: when the run began, of `time.monotonic`; default: now.
-        in_turns: each step trains some of the parameters only, the same on all processes; the others stay as they are.
+        module: all modules to train. Call it only through `model`, because its `forward` may be wrapped.
+        rows: number of rows in an epoch; None if the caller counts steps itself and gives `total_steps`.
+        started: start of the run by `time.monotonic`; default: now.
+        in_turns: each step trains only some of the parameters, the same ones on all processes.
 
     Attributes:
-        model: the module as devices and processes need it (DDP or FSDP around it, or itself).
-        steps: optimiser steps done.
-        tokens: tokens trained on, as the recipe counts them.
-        resumed: the checkpoint this went on from; its recipe's tensors and state are the recipe's to restore.
+        model: the module, wrapped in DDP or FSDP if needed.
+        steps: number of optimiser steps done.
+        tokens: number of tokens trained on, as counted by the recipe.
+        resumed: the checkpoint that this training resumed from; the recipe restores its own tensors and state from it.
     """
 
     def __init__(
@@ -120,19 +120,19 @@ class Training:
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        self.model.eval()  # a new module says it is in training: dropout would make two passes of one model differ
+        self.model.eval()  # new modules are in training mode, and dropout would make two forward passes differ
         if settings.gradient_checkpointing:
             recompute_activations(module)
         self.resumed = self._restore()
 
     @property
     def microbatch_tokens(self) -> int:
-        """Tokens forwarded at once; no limit where the settings name none (`trainer.models.sizes` fills them in)."""
+        """Maximum tokens per forward pass; unlimited if the settings have None (`trainer.models.sizes` fills it in)."""
         return self.settings.microbatch_tokens or sys.maxsize
 
     @property
     def seconds(self) -> float:
-        """How long the run has taken, with earlier attempts up to their last checkpoint."""
+        """Duration of the run, including earlier attempts up to their last checkpoint."""
         return time.monotonic() - self._started
 
     # ---- batches -----------------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ class Training:
         return self.steps % self.steps_an_epoch == 0
 
     def batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Rows of each optimiser step that is still to be done, of similar length; every epoch in another order."""
+        """Yield the rows of each remaining optimiser step, of similar length; every epoch has a different order."""
         for epoch in range(self.steps // self.steps_an_epoch, self.settings.epochs):
             order = length_batches(lengths, self.settings.batch_size, self.generator(epoch))
             for number, batch in enumerate(order):
@@ -151,31 +151,31 @@ class Training:
                     yield batch
 
     def generator(self, *place: int) -> torch.Generator:
-        """A random generator that depends on the seed and a place in the run only."""
+        """Return a random generator that depends only on the seed and a place in the run."""
         return generator_at(self.seed, *place)
 
     def parts(self, batch: Sequence[int], lengths: Sequence[int]) -> Iterator[Part]:
-        """This process's parts of a batch. Gradients are exchanged in the last one only."""
+        """Yield this process's parts of a batch. Gradients are exchanged only in the last part."""
         processes = self.accelerator.num_processes
         rows = min(self.settings.microbatch_size, -(-len(batch) // processes))
         places = {row: place for place, row in enumerate(batch)}
         mine = list(deal(token_parts(batch, lengths, rows, self.microbatch_tokens)))
         for number, (part, counts) in enumerate(mine):
-            # Shards exchange theirs every time: kept until the last part, gradients would be whole on every process.
+            # With shards, exchange gradients in every part: otherwise every process would hold full gradients.
             now = number == len(mine) - 1 or self._outline is not None
             with nullcontext() if now else self.accelerator.no_sync(self.model):
                 yield Part(part, [places[row] for row in part], counts)
 
     def backward(self, loss: Tensor, part: Part) -> None:
-        """Adds the gradients of a part's share of the batch's loss: the shares of all parts of all processes add up."""
-        # The average over processes is what is exchanged, the sum is what is wanted.
+        """Add the gradients of a part's share of the batch's loss; gradients of all parts and processes are summed."""
+        # The exchange averages over processes; multiply by their number to get the sum.
         self.accelerator.backward(loss * (self.accelerator.num_processes if part.counts else 0))
 
     def step(self, loss: float) -> Step:
-        """One step with the gradients accumulated so far, which are cleared. `loss` is what they are gradients of.
+        """Take one step with the accumulated gradients and clear them. `loss` is the loss of these gradients.
 
         Raises:
-            TrainingDiverged: the loss or the gradient's norm is NaN or infinite; no parameter has been changed by it.
+            TrainingDiverged: the loss or the gradient's norm is NaN or infinite; parameters are unchanged.
         """
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
         grad_norm = float(whole(norm)) if norm is not None else 0.0
@@ -193,19 +193,19 @@ class Training:
         return Step(grad_norm, lr)
 
     def weights(self) -> dict[str, Tensor]:
-        """A copy of all that is trained, as it is now, on the CPU. All processes must ask for it."""
+        """Copy all trained parameters to the CPU. All processes must call this."""
         return {name: whole(parameter.detach()).cpu().clone() for name, parameter in self._trained()}
 
     @torch.no_grad()
     def put_back(self, weights: Mapping[str, Tensor]) -> None:
-        """Takes the weights that `weights` returned before."""
+        """Restore the parameters that `weights` returned before."""
         for name, parameter in self._trained():
             parameter.copy_(shards_like(weights[name], parameter))
 
     def whole_module(self) -> Any:
-        """The module with all its weights on every process: what is measured further and saved once training is over.
+        """Return the module with all its weights on every process, for measuring and saving after training.
 
-        Without shards the module itself; with them a copy, so what is done to it does not reach `model`.
+        Without shards it is the module itself. With shards it is a copy, so changes to it do not affect `model`.
         """
         if self._outline is None:
             return self.module
@@ -215,10 +215,10 @@ class Training:
     # ---- checkpoints -------------------------------------------------------------------------------------------------
 
     def save_if_due(self, state: Mapping[str, Any] | None = None, tensors: Mapping[str, Tensor] | None = None) -> None:
-        """Writes a checkpoint if the last one is long enough ago; `state` (JSON) and `tensors` are the recipe's own.
+        """Write a checkpoint if the last one is old enough; `state` (JSON) and `tensors` belong to the recipe.
 
         Raises:
-            StorageFull: no room; earlier checkpoints stay.
+            StorageFull: the disk has no room; earlier checkpoints stay.
         """
         due = self.checkpoints is not None and self.checkpoints.due()
         if not (due if self._outline is None else the_main_processes(lambda: due)):
@@ -228,7 +228,7 @@ class Training:
             return
         own: dict[str, Tensor] = {}
         for name, tensor in self._own_tensors():
-            gathered = whole(tensor.detach())  # by all processes together, one at a time
+            gathered = whole(tensor.detach())  # all processes gather one tensor at a time
             if writes:
                 own[name] = gathered.cpu()
         if self.checkpoints is not None and writes:
@@ -256,7 +256,7 @@ class Training:
             prefix = f"adam/{number}/"
             kept = {key.removeprefix(prefix): value for key, value in found.tensors.items() if key.startswith(prefix)}
             if kept:
-                # A copy: what was loaded may be a view of the file.
+                # Copy, because a loaded tensor may be a view of the file.
                 self.optimiser.state[parameter] = {k: shards_like(v.clone(), parameter) for k, v in kept.items()}
         set_random_states(found.tensors)
         self.steps, self.tokens = found.step, found.state["tokens"]
