@@ -35,10 +35,9 @@ def test_the_files_make_what_the_library_makes_in_a_new_database(database_url: s
         assert driver is not None
         driver.execute(SchemaManager.get_schema())
         wanted = describe(connection, queue=True)
-    with new_database(database_url, "head") as url:
-        with connect(url) as connection:
-            assert not difference(wanted, describe(connection, queue=True))
-            assert queries.applied_queue_files(connection) == {file.name for file in queries.queue_files()}
+    with new_database(database_url, "head") as url, connect(url) as connection:
+        assert not difference(wanted, describe(connection, queue=True))
+        assert queries.applied_queue_files(connection) == {file.name for file in queries.queue_files()}
 
 
 def test_an_older_queue_comes_up_and_its_jobs_are_done(database_url: str, tmp_path: Path) -> None:
@@ -65,12 +64,11 @@ def test_an_older_queue_comes_up_and_its_jobs_are_done(database_url: str, tmp_pa
 
 
 def test_migrating_again_changes_nothing(database_url: str) -> None:
-    with new_database(database_url, "head") as url:
-        with connect(url) as connection:
-            record = text("SELECT name, applied_at FROM queue_migration ORDER BY name")
-            before = connection.execute(record).all()
-            migrate(url)
-            assert connection.execute(record).all() == before
+    with new_database(database_url, "head") as url, connect(url) as connection:
+        record = text("SELECT name, applied_at FROM queue_migration ORDER BY name")
+        before = connection.execute(record).all()
+        migrate(url)
+        assert connection.execute(record).all() == before
 
 
 def test_two_at_once_apply_each_file_once(database_url: str) -> None:
