@@ -1,4 +1,4 @@
-"""What `make` installs is what pyproject.toml asks for. Every requirement is pinned with hashes; no file names a host."""
+"""What `make` installs is what pyproject.toml asks for: every requirement has hashes, and no file names a host."""
 
 import json
 import re
