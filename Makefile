@@ -5,9 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
+NODE_STAMP := node_modules/.installed
 PEER := .benchmark/label-studio
+# Four processes keep two cores busy while some wait for a browser or another process.
+PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+TRAINER_TESTS := tests/trainer tests/acceptance tests/benchmarks
+FAST_TESTS := tests/domain tests/access tests/labeling tests/rounds tests/app/test_every_route.py tests/app/test_deployment.py \
+	tests/app/test_locks.py tests/browser/test_labeling_flow.py \
+	$(addprefix tests/trainer/test_,bradley_terry.py gae.py kl.py group_algorithm.py preference.py ppo_algorithm.py data.py)
 
-.PHONY: help run test lint format docs freeze benchmark benchmark-labeling benchmark-upgrade benchmark-peer benchmark-loop benchmark-loop-whole clean
+.PHONY: help run test test-web test-trainer test-fast test-js lint lint-js format hooks lock docs freeze benchmark benchmark-labeling benchmark-upgrade benchmark-peer benchmark-loop benchmark-loop-whole clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 24
@@ -17,30 +24,63 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 
-$(STAMP): pyproject.toml package-lock.json build_frontend.py | $(BIN)/python
-	@echo "Installing Prefloop and what it needs into $(VENV) (about a minute)"
-	$(BIN)/pip install --quiet --editable .
+# What the lock names, with hashes; PyTorch, whose build depends on the machine (see CONTRIBUTING.md); and ourselves.
+$(STAMP): pyproject.toml locks/run.txt locks/torch.txt package-lock.json build_frontend.py | $(BIN)/python
+	@echo "Installing Prefloop and what it needs into $(VENV) (a few minutes the first time)"
+	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement locks/run.txt
+	$(BIN)/pip install --quiet --requirement locks/torch.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(DEV_STAMP): $(STAMP)
-	$(BIN)/pip install --quiet --group dev
+$(DEV_STAMP): $(STAMP) locks/dev.txt
+	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement locks/dev.txt
+	$(BIN)/pip check --quiet
+	@touch $@
+
+$(NODE_STAMP): package.json package-lock.json $(DEV_STAMP)
+	$(BIN)/npm ci --silent --ignore-scripts --no-audit --no-fund
 	@touch $@
 
 run: $(STAMP) ## start the whole service: database, web, worker (PREFLOOP_HOME, PREFLOOP_PORT)
 	@exec $(BIN)/prefloop up
 
-test: $(DEV_STAMP) lint ## lint, types, import rules and every test
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --durations 12
+test: lint test-js ## lint, types, import rules and every test
+	$(PYTEST) --durations 12
 
-lint: $(DEV_STAMP) ## style, types and import rules only
+test-web: $(DEV_STAMP) test-js ## tests of the web service, with a real browser
+	$(PYTEST) $(addprefix --ignore ,$(TRAINER_TESTS))
+
+test-trainer: $(DEV_STAMP) ## tests of the trainer, of whole rounds and of the benchmarks
+	$(PYTEST) $(TRAINER_TESTS)
+
+test-fast: $(DEV_STAMP) test-js ## the tests that find most mistakes in 90 seconds on 2 cores
+	$(PYTEST) $(FAST_TESTS)
+
+test-js: $(DEV_STAMP) ## tests of our scripts, in Node
+	$(BIN)/node --test tests/js/*.test.js
+
+lint: $(DEV_STAMP) lint-js ## style, types and import rules only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+lint-js: $(NODE_STAMP) ## faults in our scripts
+	$(BIN)/node node_modules/@biomejs/biome/bin/biome lint --error-on-warnings
+
 format: $(DEV_STAMP) ## rewrite the code in the house's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+hooks: $(NODE_STAMP) ## check each commit and each push with git
+	$(BIN)/pre-commit install
+
+LOCKED := uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-emit-package torch \
+	--custom-compile-command "make lock"
+
+lock: $(DEV_STAMP) ## write locks/ from pyproject.toml (LOCK=--upgrade: with the newest versions)
+	$(BIN)/$(LOCKED) --group dev --output-file locks/dev.txt $(LOCK)
+	$(BIN)/$(LOCKED) --group build --constraint locks/dev.txt --output-file locks/run.txt $(LOCK)
 
 docs: $(DEV_STAMP) ## write the settings table into README.md
 	$(BIN)/python -c 'import pathlib, re; from app.settings import markdown_table as t; p = pathlib.Path("README.md"); p.write_text(re.sub(r"(?s)(<!-- settings -->\n).*?(\n<!-- /settings -->)", lambda m: m[1] + t() + m[2], p.read_text()))'
@@ -74,4 +114,4 @@ benchmark-loop-whole: $(DEV_STAMP) ## every method, preference, budget and seed 
 	$(BIN)/python -m benchmarks.loop --whole $(LOOP)
 
 clean: ## remove what was installed and built (no data)
-	rm -rf $(VENV) $(PEER) static/vendor .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist
+	rm -rf $(VENV) $(PEER) node_modules static/vendor .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist

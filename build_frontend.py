@@ -39,7 +39,7 @@ class FrontendHook(BuildHookInterface):
         with tempfile.TemporaryDirectory() as folder:
             for name in ("package.json", "package-lock.json"):
                 shutil.copy(root / name, folder)
-            code = npm(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", folder])
+            code = npm(["ci", "--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", folder])
             if code != 0:
                 raise RuntimeError(f"npm ci ended with {code}: is a package registry reachable?")
             shutil.rmtree(vendor, ignore_errors=True)

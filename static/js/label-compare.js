@@ -63,8 +63,12 @@ export function markGaps([a, b], [onlyA, onlyB]) {
     else {
       if (a[i].word !== b[j].word) return marked; // too many differences to pair the words
       const isPair = i && j ? onlyA[i - 1] !== 1 && onlyB[j - 1] !== 1 : !i && !j;
-      if (isPair && a[i].gap !== b[j].gap) onlyA[i] = onlyB[j] = 2, marked++;
-      i++, j++;
+      if (isPair && a[i].gap !== b[j].gap) {
+        onlyA[i] = onlyB[j] = 2;
+        marked++;
+      }
+      i++;
+      j++;
     }
   }
   return marked;
@@ -92,7 +96,10 @@ export function differences(a, b) {
       const at = most + 1 + k;
       let x = k === -d || (k !== d && furthest[at - 1] < furthest[at + 1]) ? furthest[at + 1] : furthest[at - 1] + 1;
       let y = x - k;
-      while (x < n && y < m && a[start + x] === b[start + y]) x++, y++;
+      while (x < n && y < m && a[start + x] === b[start + y]) {
+        x++;
+        y++;
+      }
       furthest[at] = x;
       if (x >= n && y >= m) {
         walkBack(trace, d, n, m, start, onlyA, onlyB);
@@ -120,7 +127,8 @@ function walkBack(trace, edits, n, m, start, onlyA, onlyB) {
     const fromY = d === 0 ? 0 : fromX - previous;
     while (x > fromX && y > fromY) {
       if (x - 1 < 0 || y - 1 < 0) break;
-      x--, y--;
+      x--;
+      y--;
       onlyA[start + x] = onlyB[start + y] = 0;
     }
     x = fromX;
@@ -144,7 +152,10 @@ export function markDifferences(first, second) {
       if (!marks[number][i] || (!isGap && !each.word)) return;
       words += isGap ? 0 : 1;
       const last = ranges.at(-1);
-      if (!isGap && last && marks[number][i - 1] === 1 && last.endContainer === each.node) return last.setEnd(each.node, each.to);
+      if (!isGap && last && marks[number][i - 1] === 1 && last.endContainer === each.node) {
+        last.setEnd(each.node, each.to);
+        return;
+      }
       const range = new Range();
       range.setStart(each.node, isGap ? each.begins : each.from);
       range.setEnd(each.node, isGap ? each.from : each.to);

@@ -77,7 +77,9 @@ function move(desk, select, to) {
   if (to.none) rest.push(select);
   else if (to.group !== undefined) order[to.group].push(select);
   else order.splice(to.gap, 0, [select]);
-  order.filter((group) => group.length).forEach((group, i) => group.forEach((each) => (each.value = String(i + 1))));
+  for (const [i, group] of order.filter((group) => group.length).entries()) {
+    for (const each of group) each.value = String(i + 1);
+  }
   for (const each of rest) each.value = "";
   changed(select);
 }

@@ -46,6 +46,14 @@ class Up:
     def ready(self) -> bool:
         return "Prefloop is ready" in self.said()
 
+    def workers(self) -> list[psutil.Process]:
+        found = []
+        for child in psutil.Process(self.process.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended between the two looks, or is a zombie
+                if "trainer.service.worker" in child.cmdline():
+                    found.append(child)
+        return found
+
     def stop(self) -> list[psutil.Process]:
         """Presses Ctrl-C; returns the processes that are left over."""
         children = psutil.Process(self.process.pid).children(recursive=True)
@@ -92,7 +100,7 @@ def simulate(environment: dict[str, str], *arguments: str) -> "subprocess.Comple
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
-def test_from_nothing_through_a_round_and_on_after_a_restart(
+def test_from_nothing_through_a_round_and_on_after_a_restart_and_a_killed_worker(
     start: Callable[[], Up], environment: dict[str, str]
 ) -> None:
     up = start()
@@ -174,23 +182,12 @@ def test_from_nothing_through_a_round_and_on_after_a_restart(
         [sys.executable, "-m", "app.cli", "user", "list"], env=environment, capture_output=True, text=True, check=True
     )
     assert listed.stdout.count("simulation.invalid") == 4
-    assert again.stop() == []
 
-
-def test_a_worker_that_is_killed_is_started_again(start: Callable[[], Up]) -> None:
-    def workers() -> list[psutil.Process]:
-        found = []
-        for child in psutil.Process(up.process.pid).children():
-            with contextlib.suppress(psutil.NoSuchProcess):  # it ended between the two looks, or is a zombie
-                if "trainer.service.worker" in child.cmdline():
-                    found.append(child)
-        return found
-
-    up = start()
-    up.wait_for(lambda: workers(), 90)
-    (worker,) = workers()
+    # A worker that is killed is started again, and the pages stay.
+    again.wait_for(again.workers, 90)
+    (worker,) = again.workers()
     worker.kill()
-    up.wait_for(lambda: "starting it again" in up.said(), 30)
-    up.wait_for(lambda: [w for w in workers() if w.pid != worker.pid], 30)
-    assert httpx.get(f"{up.url}/healthz").status_code == 200
-    assert up.stop() == []
+    again.wait_for(lambda: "starting it again" in again.said(), 30)
+    again.wait_for(lambda: [w for w in again.workers() if w.pid != worker.pid], 30)
+    assert httpx.get(f"{again.url}/healthz").status_code == 200
+    assert again.stop() == []

@@ -33,7 +33,7 @@ def rows_file(revision: str, folder: Path = FROZEN) -> Path:
 
 def made_by(server_url: str, revision: str, versions: Sequence[Path] = VERSIONS) -> str:
     """The description of a new database at this revision."""
-    with new_database(server_url) as url:
+    with new_database(server_url) as url:  # never a copy: a revision may have been edited
         migrate(url, versions=versions, to=revision)
         with connect(url) as connection:
             return describe(connection)
@@ -59,8 +59,7 @@ def freeze(server_url: str, folder: Path = FROZEN, *, again: bool = False) -> st
         raise SystemExit(
             f"{revision} is frozen already. {HOW} `make freeze FREEZE=--again` is for a revision that no release has."
         )
-    with new_database(server_url) as url, tempfile.TemporaryDirectory() as artifacts:
-        migrate(url)
+    with new_database(server_url, "head") as url, tempfile.TemporaryDirectory() as artifacts:
         with connect(url) as connection:
             described = describe(connection)
         engine = make_engine(url)

@@ -1,5 +1,6 @@
 """Whether a database has what the models say, and the triggers and functions that no model can say."""
 
+import functools
 import warnings
 from collections.abc import Collection
 
@@ -50,9 +51,7 @@ def differences(server_url: str, url: str, models: MetaData) -> list[str]:
     Two comparisons, because they see different things: Alembic's says which operation is missing, and leaves out CHECK
     constraints; the other reads in the catalogs what the models would make, down to the text of each constraint.
     """
-    with new_database(server_url) as other, connect(other) as connection:
-        models.create_all(connection)
-        wanted = describe(connection, triggers=False)
+    wanted = _made_by(server_url, models)
     with connect(url) as connection, warnings.catch_warnings():
         # SQLAlchemy trips over a constraint that is NOT VALID; the catalogs show it.
         warnings.filterwarnings("ignore", message="Can't validate argument 'dialect_options'")
@@ -64,6 +63,14 @@ def differences(server_url: str, url: str, models: MetaData) -> list[str]:
     said += _unlike("trigger", TRIGGERS, triggers_of(whole))
     said += _unlike("function", FUNCTIONS, functions_of(whole))
     return said
+
+
+@functools.cache
+def _made_by(server_url: str, models: MetaData) -> str:
+    """The description of what the models make in a new database."""
+    with new_database(server_url) as url, connect(url) as connection:
+        models.create_all(connection)
+        return describe(connection, triggers=False)
 
 
 def _unlike(kind: str, wanted: Collection[str], found: Collection[str]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.models import Base
-from app.schema import VERSIONS, migrate, revisions
+from app.schema import VERSIONS, revisions
 from tests.schema import rows
 from tests.schema.databases import new_database
 from tests.schema.freeze import FROZEN, edits, freeze, rows_file, schema_file
@@ -62,6 +62,5 @@ def test_a_freeze_writes_both_files_once(database_url: str, tmp_path: Path) -> N
 
 
 def test_the_newest_revision_makes_what_the_models_say(database_url: str) -> None:
-    with new_database(database_url) as url:
-        migrate(url)
+    with new_database(database_url, "head") as url:
         assert differences(database_url, url, Base.metadata) == []

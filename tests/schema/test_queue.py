@@ -35,15 +35,13 @@ def test_the_files_make_what_the_library_makes_in_a_new_database(database_url: s
         assert driver is not None
         driver.execute(SchemaManager.get_schema())
         wanted = describe(connection, queue=True)
-    with new_database(database_url) as url:
-        migrate(url)
-        with connect(url) as connection:
-            assert not difference(wanted, describe(connection, queue=True))
-            assert queries.applied_queue_files(connection) == {file.name for file in queries.queue_files()}
+    with new_database(database_url, "head") as url, connect(url) as connection:
+        assert not difference(wanted, describe(connection, queue=True))
+        assert queries.applied_queue_files(connection) == {file.name for file in queries.queue_files()}
 
 
 def test_an_older_queue_comes_up_and_its_jobs_are_done(database_url: str, tmp_path: Path) -> None:
-    with new_database(database_url) as url, new_database(database_url) as fresh:
+    with new_database(database_url) as url, new_database(database_url, "head") as fresh:
         migrate_with_an_older_library(url)
         with connect(url) as connection:
             for run_id in (1, 2, 3):
@@ -54,7 +52,6 @@ def test_an_older_queue_comes_up_and_its_jobs_are_done(database_url: str, tmp_pa
 
         migrate(url)
         require_schema(url)
-        migrate(fresh)
         with connect(url) as connection, connect(fresh) as other:
             assert not difference(describe(other, queue=True), describe(connection, queue=True))
 
@@ -67,13 +64,11 @@ def test_an_older_queue_comes_up_and_its_jobs_are_done(database_url: str, tmp_pa
 
 
 def test_migrating_again_changes_nothing(database_url: str) -> None:
-    with new_database(database_url) as url:
+    with new_database(database_url, "head") as url, connect(url) as connection:
+        record = text("SELECT name, applied_at FROM queue_migration ORDER BY name")
+        before = connection.execute(record).all()
         migrate(url)
-        with connect(url) as connection:
-            record = text("SELECT name, applied_at FROM queue_migration ORDER BY name")
-            before = connection.execute(record).all()
-            migrate(url)
-            assert connection.execute(record).all() == before
+        assert connection.execute(record).all() == before
 
 
 def test_two_at_once_apply_each_file_once(database_url: str) -> None:
@@ -85,8 +80,7 @@ def test_two_at_once_apply_each_file_once(database_url: str) -> None:
 
 
 def test_a_queue_of_a_newer_library_is_named(database_url: str) -> None:
-    with new_database(database_url) as url:
-        migrate(url)
+    with new_database(database_url, "head") as url:
         with connect(url) as connection:
             connection.execute(text("INSERT INTO queue_migration (name) VALUES ('99.00.00_01_pre_something.sql')"))
         for start in (require_schema, migrate):

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
@@ -37,6 +37,14 @@ def set_revision(url: str, revision: str) -> None:
         connection.execute(text("UPDATE alembic_version SET version_num = :to"), {"to": revision})
 
 
+@pytest.fixture
+def migrated_database(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A database with this version's schema, which the settings name."""
+    with new_database(database_url, "head") as url:
+        monkeypatch.setenv("DATABASE_URL", url)
+        yield url
+
+
 def run(command: str, monkeypatch: pytest.MonkeyPatch) -> int:
     """The exit code of a command, run here."""
     monkeypatch.setattr(os, "_exit", sys.exit)  # this process has more to do
@@ -49,7 +57,7 @@ def run(command: str, monkeypatch: pytest.MonkeyPatch) -> int:
 @pytest.mark.parametrize("command", ["up", "web", "worker", "migrate", "migrate --starter", "user list"])
 @pytest.mark.parametrize("revision", STATES)
 def test_a_schema_that_is_not_ours_is_left_alone(
-    empty_database: str,
+    migrated_database: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: str,
@@ -58,23 +66,21 @@ def test_a_schema_that_is_not_ours_is_left_alone(
 ) -> None:
     monkeypatch.setenv("PREFLOOP_HOME", str(tmp_path))
     monkeypatch.setenv("PREFLOOP_PORT", str(free_port()))
-    migrate(empty_database)
-    set_revision(empty_database, revision)
+    set_revision(migrated_database, revision)
     assert run(command, monkeypatch) == 1
     told = capsys.readouterr().err
     for part in STATES[revision]:
         assert part in told
     assert "Traceback" not in told
-    with connect(empty_database) as connection:
+    with connect(migrated_database) as connection:
         assert connection.scalar(text("SELECT version_num FROM alembic_version")) == revision
 
 
 @pytest.mark.parametrize("command", ["web", "worker", "user list"])
 def test_an_older_schema_waits_for_a_backup(
-    empty_database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+    migrated_database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     """Only `migrate` and `up` upgrade."""
-    migrate(empty_database)
     # As in a version that has these revisions.
     monkeypatch.setattr("app.schema.require_schema.__kwdefaults__", {"versions": TRIAL})
     assert run(command, monkeypatch) == 1
@@ -84,7 +90,7 @@ def test_an_older_schema_waits_for_a_backup(
 
 
 def test_what_was_upgraded_is_newer_for_the_version_before(database_url: str) -> None:
-    with new_database(database_url) as url:
+    with new_database(database_url, "head") as url:
         migrate(url, versions=TRIAL)
         require_schema(url, versions=TRIAL)
         starts: list[Callable[[str], None]] = [require_schema, migrate]
@@ -94,8 +100,7 @@ def test_what_was_upgraded_is_newer_for_the_version_before(database_url: str) ->
 
 
 def test_an_upgrade_gives_up_on_a_table_in_use_and_goes_on_later(database_url: str) -> None:
-    with new_database(database_url) as url:
-        migrate(url)
+    with new_database(database_url, "head") as url:
         with psycopg.connect(url) as other:
             other.execute("SELECT count(*) FROM comparison")  # as a long export holds it
             with pytest.raises(Unavailable) as refused:
@@ -113,8 +118,7 @@ def test_an_index_is_built_while_another_upgrade_waits_for_its_turn(database_url
     waits = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'prefloop migrate, waiting')"
     locked = "SELECT EXISTS (SELECT FROM pg_locks JOIN pg_database ON pg_database.oid = database " \
         "WHERE datname = current_database() AND NOT granted)"  # fmt: skip
-    with new_database(database_url) as url:
-        migrate(url)
+    with new_database(database_url, "head") as url:
         command = [sys.executable, "-c", SLOW, url, *map(str, TRIAL)]
         with connect(url) as watch, psycopg.connect(url) as holder:
             holder.execute("SELECT count(*) FROM comparison")

@@ -1,5 +1,7 @@
 """A database with rows in every table comes up from every earlier revision, and loses nothing."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,20 +21,20 @@ from tests.schema.models import differences
 CHANGED: set[str] = set()
 
 
-def fill(url: str, revision: str) -> rows.Rows:
-    """Makes the database as it was at a revision, with the rows of that day."""
-    migrate(url, to=revision)
+@contextlib.contextmanager
+def filled(server_url: str, revision: str) -> Iterator[tuple[str, rows.Rows]]:
+    """A database as it was at a revision, with the rows of that day: its URL, and the rows."""
     before = rows.from_lines(rows_file(revision).read_text())
-    with connect(url) as connection:
-        rows.write(connection, before)
-        assert rows.read(connection, before) == before
-    return before
+    with new_database(server_url, revision) as url:
+        with connect(url) as connection:
+            rows.write(connection, before)
+            assert rows.read(connection, before) == before
+        yield url, before
 
 
 @pytest.mark.parametrize("revision", revisions())
 def test_rows_of_every_revision_come_up_to_the_newest(database_url: str, revision: str) -> None:
-    with new_database(database_url) as url:
-        before = fill(url, revision)
+    with filled(database_url, revision) as (url, before):
         migrate(url)
         with connect(url) as connection:
             assert rows.lost(connection, before, CHANGED) == []
@@ -41,14 +43,13 @@ def test_rows_of_every_revision_come_up_to_the_newest(database_url: str, revisio
 
 
 def test_a_trial_revision_comes_up_with_rows_and_agrees_with_its_models(database_url: str) -> None:
-    with new_database(database_url) as url:
-        before = fill(url, revisions()[-1])
+    with filled(database_url, revisions()[-1]) as (url, before):
         migrate(url, versions=TRIAL)
         with connect(url) as connection:
             assert rows.lost(connection, before) == []
             assert not difference(made_by(database_url, "head", TRIAL), describe(connection))
-            filled = "SELECT count(*) FROM comparison WHERE trial_length > 1"
-            assert connection.scalar(text(filled)) == len(before["comparison"])
+            query = "SELECT count(*) FROM comparison WHERE trial_length > 1"
+            assert connection.scalar(text(query)) == len(before["comparison"])
         assert differences(database_url, url, trial_models()) == []
 
 
@@ -82,8 +83,7 @@ def trial_models() -> MetaData:
 )
 def test_a_broken_revision_is_found(database_url: str, tmp_path: Path, statement: str, told: str) -> None:
     """By what differs from the models and lists, or by what the rows have lost."""
-    with new_database(database_url) as url:
-        before = fill(url, revisions()[-1])
+    with filled(database_url, revisions()[-1]) as (url, before):
         migrate(url, versions=(*VERSIONS, broken(tmp_path, statement)))
         with connect(url) as connection:
             found = rows.lost(connection, before) + differences(database_url, url, Base.metadata)
@@ -95,8 +95,7 @@ def test_a_revision_that_fails_with_rows_leaves_the_database_as_it_was(database_
     statement = "DROP TRIGGER comparison_opened ON comparison; ALTER TABLE thumb ADD COLUMN colour text NOT NULL"
     versions = (*VERSIONS, broken(tmp_path, statement))
     made_by(database_url, "r9001", versions)
-    with new_database(database_url) as url:
-        before = fill(url, revisions()[-1])
+    with filled(database_url, revisions()[-1]) as (url, before):
         with pytest.raises(Unavailable) as refused:
             migrate(url, versions=versions)
         assert 'column "colour" of relation "thumb" contains null values' in refused.value.message
