@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from app.domain.intervals import mean_interval
-from trainer.evaluation import figures_of, slice_members
+from trainer.evaluation.figures import figures_of, slice_members
 from trainer.sampling.responses import Response
 
 
