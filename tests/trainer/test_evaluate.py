@@ -18,8 +18,8 @@ from app.rows import AnswersRow, PromptRow
 from app.specs import EvaluateSpec, Generation, Lora, ModelRef
 from tests.trainer.conftest import build_reward_model, build_short_model, user, write_rows
 from trainer.batching.chat import ChatEncoder
-from trainer.evaluation.figures import best_of_n, measure, reward_models_scorer
 from trainer.evaluation import figures as evaluation
+from trainer.evaluation.figures import best_of_n, measure, reward_models_scorer
 from trainer.models.loading import load_causal_lm, load_tokenizer
 from trainer.models.saving import save_policy
 from trainer.recipes import evaluate

@@ -29,8 +29,8 @@ from trainer.reward.model import new_reward_model, save_reward_model
 from trainer.sampling import responses as rollout
 from trainer.sampling.responses import Response
 from trainer.speed import precision
-from trainer.training.experience import Rollout
 from trainer.training import policy_gradient
+from trainer.training.experience import Rollout
 
 FIELD_NAMES = {
     "objective/kl", "objective/kl_per_token", "objective/kl_k3", "objective/kl_coef", "objective/scores",
