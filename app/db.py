@@ -147,6 +147,7 @@ def _end(request: Request, session: Session, failed: bool) -> None:
             session.expunge_all()
         finally:
             session.rollback()  # also of a commit that failed: the connection goes back to the pool
+            request.state.session = None  # an error page that asked in it would hold a connection for good
             for name in ("user", "project"):
                 # Where a flush or the commit itself has failed, they have expired already: that page does without.
                 row = getattr(request.state, name, None)

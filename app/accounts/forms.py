@@ -54,3 +54,12 @@ class InviteForm(BaseModel):
     is_admin: bool = False
     # What judges through this account: judgments are never taken for a person's when they are not.
     kind: Literal["person", "simulated", "ai_judge"] = "person"
+
+
+class NameForm(BaseModel):
+    name: Annotated[CleanLine, Field(max_length=200)] = ""
+
+
+class PasswordForm(BaseModel):
+    current: Text = ""
+    new: Text = ""

@@ -20,7 +20,8 @@ from app.labelers import service as labelers
 from app.labeling.settling_queries import Moves
 from app.limits import FormRoute
 from app.models import ModelVersion, Project, User
-from app.projects import labeling_form, queries, service
+from app.navigation import queries as navigation
+from app.projects import home, labeling_form, queries, service
 from app.projects.forms import ModelForm, NewProjectForm, SettingsForm
 from app.render import page, redirect
 from app.review import service as review
@@ -32,7 +33,7 @@ router = APIRouter(route_class=FormRoute)
 
 
 @router.get("/")
-def home(request: Request, user: UserDep, session: SessionDep) -> Response:
+def start(request: Request, user: UserDep, session: SessionDep) -> Response:
     """The list of one's projects; with only one, that one."""
     mine = own_projects(session, user.id)
     return redirect(f"/projects/{mine[0].project.slug}") if len(mine) == 1 else _list(request, session, user)
@@ -76,19 +77,23 @@ def _list(
 
 @router.get("/projects/{project_slug}")
 def overview(request: Request, member: MemberDep, session: SessionDep) -> Response:
-    """Where the project stands. htmx asks for the changing part alone while work is under way."""
+    """What the person can do next, and where the project stands. htmx asks for the changing part alone."""
     template = "projects/_status.html" if "HX-Request" in request.headers else "projects/overview.html"
     project, user, roles = member.project, member.user, member.roles
     is_admin, is_staff = "admin" in roles, bool({"admin", "operator"} & roles)
+    found = queries.overview(session, project)
+    counts = _counts(request, session, project, user) if is_staff else queries.Counts({}, 0, 0)
+    reviews = review.waiting(session, project) if is_admin else {}
+    waits = navigation.waiting(session, project.id, user.id, roles)
     return page(
         request,
         template,
         is_staff=is_staff,
-        overview=queries.overview(session, project),
-        counts=_counts(request, session, project, user) if is_staff else queries.Counts({}, 0, 0),
-        own=None if is_staff else labelers.done(session, project, user),
-        review=review.waiting(session, project) if is_admin else {},
-        review_limit=review.COUNT_LIMIT,
+        overview=found,
+        counts=counts,
+        own=labelers.done(session, project, user) if "labeler" in roles else None,
+        tasks=home.tasks(session, project, user, roles, found, counts, waits, reviews),
+        steps=home.first_steps(found, counts) if is_admin else [],
         paused=queries.paused_by_calibration(session, project.id) if is_admin else [],
     )
 

@@ -27,7 +27,7 @@ from app.rounds.controls import form_fields
 from app.rounds.forms import RECOMMENDED, Algorithm, RoundConfig, dependent
 from app.rounds.training_samples import PROMPTS_PER_PAGE, STEPS_PER_PAGE, read_training_samples, side_by_side
 from app.specs import Generation
-from app.typed import TypedDep, not_accepted, reasons_of
+from app.typed import Number, TypedDep, not_accepted, reasons_of
 
 router = APIRouter(prefix="/projects/{project_slug}", route_class=FormRoute)
 SAMPLES_PER_PAGE = 50
@@ -70,8 +70,16 @@ def new_round(
     project: ProjectDep,
     session: SessionDep,
     algorithm: Algorithm | None = None,
+    like: Number = None,
 ) -> Response:
-    """What a round would read, and its settings; those are open where an algorithm was chosen."""
+    """What a round would read, and its settings; those are open where an algorithm was chosen.
+
+    Args:
+        like: the number of a round whose settings the form begins with.
+    """
+    if like is not None:
+        config = RoundConfig.of(round_of_path(project, session, like).config)
+        return _new_page(request, project, session, config.model_dump())
     rank = queries.adapter_rank(session, project.policy_id)
     config = RoundConfig.defaults(algorithm or RECOMMENDED, Generation.model_validate(project.generation), rank)
     return _new_page(request, project, session, _shown(config), is_open=algorithm is not None)
