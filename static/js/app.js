@@ -58,6 +58,7 @@ document.addEventListener("htmx:beforeSwap", (event) => {
   // A request that worked clears the last error.
   if (event.detail.xhr.status < 400) document.getElementById("messages").replaceChildren();
 });
+document.querySelector(".side [aria-current]")?.scrollIntoView({ block: "nearest" });
 putBack();
 localTimes(document);
 formulas(document);
