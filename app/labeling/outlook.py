@@ -18,7 +18,7 @@ Reason = Literal["paused", "removed", "quiz", "busy", "skipped", "sampling", "no
 
 
 class Progress(NamedTuple):
-    """done: judgments today (UTC), in all projects. left: comparisons to come, with the one on the desk; counted up to
+    """done: judgments today (UTC), in this project. left: comparisons to come, with the one on the desk; counted up to
     `COUNT_LIMIT`. mixed: others come between them unseen, and `left` is one less for each of these that was done."""
 
     done: int

@@ -87,7 +87,7 @@ def _waiting() -> Select[Any]:
     mine = (
         select(Project.slug, Project.name)
         .join(ProjectMember, ProjectMember.project_id == Project.id)
-        .where(ProjectMember.user_id == _USER)
+        .where(ProjectMember.user_id == _USER, Project.archived_at.is_(None))
         .order_by(Project.name, Project.id)
         .limit(PROJECTS)
         .subquery()

@@ -1,27 +1,50 @@
 """SQL of projects."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, cast, exists, func, or_, select
+from sqlalchemy import BigInteger, cast, delete, exists, func, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from app.access.queries import projects_of
 from app.models import (
+    AuditEvent,
     Comparison,
+    DemonstrationTask,
     Judgment,
+    LabelerGroup,
+    LabelerGroupMember,
+    Metric,
     ModelVersion,
     Project,
     ProjectLabeler,
     ProjectMember,
     Prompt,
+    QueuePlace,
     Round,
     Rubric,
     Run,
+    SigninLink,
     Snapshot,
     User,
 )
+from app.models.round import ACTIVE_ROUND
 
 STAFF = ("admin", "operator")  # who may look at a project's models
+# What a project has before anybody works in it, and runs that failed; in an order that their foreign keys allow.
+SET_UP: tuple[type[Any], ...] = (
+    DemonstrationTask,
+    Prompt,
+    Run,
+    Round,
+    ModelVersion,
+    Rubric,
+    LabelerGroup,
+    ProjectLabeler,
+    QueuePlace,
+    SigninLink,
+    ProjectMember,
+    AuditEvent,
+)
 
 
 def by_slug(session: Session, slug: str) -> Project | None:
@@ -44,6 +67,35 @@ def has_used_model(session: Session, project_id: int) -> bool:
     """Whether a run of the project has worked with its models, or may do so any moment. What failed has not."""
     at_work = Run.state.in_(("queued", "running", "succeeded"))
     return bool(session.scalar(select(exists().where(Run.project_id == project_id, Run.kind != "freeze", at_work))))
+
+
+def is_working(session: Session, project_id: int) -> bool:
+    """Whether a round is under way, or a run waits or works."""
+    unfinished = exists().where(Run.project_id == project_id, Run.state.in_(("queued", "running")))
+    active = exists().where(Round.project_id == project_id, text(ACTIVE_ROUND))
+    return bool(session.scalar(select(unfinished | active)))
+
+
+def delete_empty(session: Session, project_id: int) -> None:
+    """Deletes a project with what was set up in it and what failed. Whatever else belongs to it refuses by its foreign
+    key (IntegrityError)."""
+    session.execute(text("SET LOCAL prefloop.deletes_project = 'yes'"))
+    session.flush()
+    quietly = {"synchronize_session": False}
+    groups = select(LabelerGroup.id).where(LabelerGroup.project_id == project_id)
+    runs = select(Run.id).where(Run.project_id == project_id)
+    session.execute(
+        update(Project).where(Project.id == project_id).values(base_model_id=None, reference_id=None, policy_id=None),
+        execution_options=quietly,
+    )
+    session.execute(
+        delete(LabelerGroupMember).where(LabelerGroupMember.group_id.in_(groups)), execution_options=quietly
+    )
+    session.execute(delete(Metric).where(Metric.run_id.in_(runs)), execution_options=quietly)
+    for table in SET_UP:
+        session.execute(delete(table).where(table.project_id == project_id), execution_options=quietly)
+    session.execute(delete(Project).where(Project.id == project_id), execution_options=quietly)
+    session.execute(text("SET LOCAL prefloop.deletes_project = 'no'"))
 
 
 class Counts(NamedTuple):
