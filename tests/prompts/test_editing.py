@@ -70,15 +70,16 @@ def test_retiring_and_bringing_back(sign_in: SignIn, session: Session, project: 
     opened = factories.comparison(session, project, prompt=prompt)
     settled = factories.comparison(session, project, prompt=prompt, state="settled")
     wish = task(session, project)
+    wish_id, wished = wish.id, wish.prompt_id
     gone = factories.prompt(session, project, split="withdrawn")
     session.commit()
     admin = sign_in("admin")
     assert "Nothing asks or reads this prompt any more" in admin.get(f"{URL}/{prompt.id}").text
-    for id_ in (prompt.id, wish.prompt_id):
+    for id_ in (prompt.id, wished):
         assert admin.post(f"{URL}/{id_}/retire").status_code == 303
     session.expire_all()
     assert (prompt.split, opened.state, settled.state) == ("withdrawn", "withdrawn", "settled")
-    assert session.get(DemonstrationTask, wish.id) is None
+    assert session.get(DemonstrationTask, wish_id) is None
     assert admin.post(f"{URL}/{prompt.id}/retire").status_code == 404
     assert admin.get(f"{URL}/{prompt.id}/edit").status_code == 404
     assert "Bring back" in admin.get(f"{URL}/{prompt.id}").text
