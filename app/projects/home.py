@@ -126,7 +126,7 @@ def _to_train(overview: Overview, counts: Counts) -> Iterator[Task]:
         )
 
 
-def first_steps(overview: Overview, counts: Counts) -> list[Step]:
+def first_steps(overview: Overview, counts: Counts, roles: frozenset[str]) -> list[Step]:
     """The steps of a new project for its admins; empty once each is done."""
     last = overview.last_round
     steps = [
@@ -138,8 +138,8 @@ def first_steps(overview: Overview, counts: Counts) -> list[Step]:
              overview.policy is not None),
         Step("people", "Invite labelers", "members", "Send a link. They find what there is to compare by themselves.",
              overview.has_others),
-        Step("label", "Label the first comparisons", "label", "They open as soon as there are responses to compare.",
-             counts.judgments > 0),
+        Step("label", "Label the first comparisons", "label" if "labeler" in roles else "comparisons",
+             "They open as soon as there are responses to compare.", counts.judgments > 0),
         Step("round", "Start the first round", "rounds", "It trains a reward model and a policy.",
              last is not None),
         Step("verdict", "Read the verdict", "progress", "It says whether the new policy is better.",

@@ -94,7 +94,7 @@ def overview(request: Request, member: MemberDep, session: SessionDep) -> Respon
         counts=counts,
         own=labelers.done(session, project, user) if "labeler" in roles else None,
         tasks=[] if project.archived_at else home.tasks(session, project, user, roles, found, counts, waits, reviews),
-        steps=home.first_steps(found, counts) if is_admin and project.archived_at is None else [],
+        steps=home.first_steps(found, counts, roles) if is_admin and project.archived_at is None else [],
         paused=queries.paused_by_calibration(session, project.id) if is_admin else [],
     )
 
