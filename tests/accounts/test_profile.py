@@ -35,7 +35,7 @@ def test_name_password_and_browsers(sign_in: SignIn, session: Session) -> None:
     session.expire_all()
     assert service.authenticate(session, "ada@example.org", "a newer password") is not None
 
-    again = sign_in(user=user)
+    here, again = sign_in(user=user), sign_in(user=user)
     assert "Sign out other browsers" in here.get("/profile").text
     here.post("/profile/sessions/end")
     assert (here.get("/profile").status_code, again.get("/profile").status_code) == (200, 303)

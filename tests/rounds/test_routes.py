@@ -389,11 +389,22 @@ def test_samples_can_be_read_and_downloaded(sign_in: SignIn, session: Session, p
     assert "heldout?" in page
     assert "train?" not in page
     assert "<b>one</b>" not in page
+    # Side by side: the newest response of each policy.
+    other = factories.model(session, project, name="policy-1")
+    for said in ("three", "four"):
+        factories.completion(session, prompts["train"], said, run_id=run.id, model_version_id=other.id)
+    session.commit()
+    page = BeautifulSoup(client.get(f"/projects/{project.slug}/samples").text, "html.parser")
+    cards = [[each.get_text(" ", strip=True) for each in card.select(".sample")] for card in page.select("main .card")]
+    assert [[text.split()[0] for text in card] for card in cards] == [["base", "policy-1"], ["base"]]
+    assert cards[0][1].endswith("four")
+    after = client.get(f"/projects/{project.slug}/samples?after={prompts['train'].id}").text
+    assert ("train?" in after, "heldout?" in after) == (False, True)
     lines = client.get(f"/projects/{project.slug}/samples.jsonl?split=heldout").text.splitlines()
     assert [json.loads(line)["text"] for line in lines] == ["<b>one</b>", "two"]
     assert json.loads(lines[0])["model"] == "base"
     assert json.loads(lines[0])["prompt"] == [{"role": "user", "content": "heldout?"}]
-    assert len(client.get(f"/projects/{project.slug}/samples.jsonl").text.splitlines()) == 4
+    assert len(client.get(f"/projects/{project.slug}/samples.jsonl").text.splitlines()) == 6
     assert client.get(f"/projects/{project.slug}/samples.jsonl?split=secret").status_code == 422
     assert sign_in("labeler").get(f"/projects/{project.slug}/samples.jsonl").status_code == 403
 
