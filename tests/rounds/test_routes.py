@@ -238,6 +238,16 @@ def test_cancel_retry_and_their_errors(sign_in: SignIn, session: Session, projec
     session.expire_all()
     assert [round_.state for round_ in queries.rounds(session, project.id)] == ["cancelled", "failed"]
     assert client.post(f"{newer}/cancel").status_code == 409
+    stages = client.get(f"{newer}/status").json()["stages"]
+    assert [stage["state"] for stage in stages] == ["cancelled", *["skipped"] * 4]
+    # A new form begins with its settings.
+    again = BeautifulSoup(client.get(f"/projects/{project.slug}/rounds/new?like=2").text, "html.parser")
+    config = queries.rounds(session, project.id)[0].config
+    chosen = {each["name"]: each["value"] for each in again.select("#new-round input[type=number]")}
+    assert {name: float(value) for name, value in chosen.items() if value} == {
+        name: float(config[name]) for name in chosen if config[name] is not None
+    }
+    assert client.get(f"/projects/{project.slug}/rounds/new?like=99").status_code == 404
 
 
 def test_a_failed_rounds_checkpoints_can_be_discarded(
