@@ -148,6 +148,7 @@ def _end(request: Request, session: Session, failed: bool) -> None:
             session.expunge_all()
         finally:
             session.rollback()  # also after a failed commit: the connection goes back to the pool
+            request.state.session = None  # an error page that used it would keep a connection for good
             for name in ("user", "project"):
                 # If a flush or the commit itself failed, they have expired already, and the page leaves them out.
                 row = getattr(request.state, name, None)

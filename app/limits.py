@@ -194,7 +194,10 @@ async def _guarded(request: Request, asked: list[Any], handle: Handle) -> Respon
     """Return the response, in the session that the guards used."""
     async with _asked(request, asked) as session:
         request.state.session = session
-        return await handle(request)
+        try:
+            return await handle(request)
+        finally:
+            request.state.session = None  # it ends here: see app.db
 
 
 async def _admitted(form: FormRequest, asked: list[Any], handle: Handle) -> Response:

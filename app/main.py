@@ -21,12 +21,14 @@ from starlette.types import ASGIApp, Scope
 
 from app import scratch
 from app.access.sessions import verify_csrf
+from app.accounts.profile_routes import router as profile
 from app.accounts.routes import router as accounts
 from app.addresses import AddressCheck
 from app.artifacts import ArtifactStore
 from app.assignments.routes import router as assignments
 from app.automatic.routes import router as automatic
 from app.calibration.routes import router as calibration
+from app.comparisons.routes import router as comparisons
 from app.datasets.routes import router as datasets
 from app.db import Limits, make_engine, make_session_factory, unhurried
 from app.demonstrations.routes import router as demonstrations
@@ -60,12 +62,14 @@ log = logging.getLogger(__name__)
 
 ROUTERS: tuple[APIRouter, ...] = (
     accounts,
+    profile,
     projects,
     members,
     labeling,
     rubrics,
     qualification,
     prompts,
+    comparisons,
     review,
     insights,
     labelers,

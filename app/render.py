@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from app.access.sessions import CSRF_FIELD, csrf_token, remember_visitor
 from app.domain.rounds import ALGORITHMS
+from app.navigation import views as navigation
 from app.rendering import markdown, one_page, written
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,7 +85,7 @@ templates = _environment()
 
 def fragment(request: Request, template: str, **context: Any) -> str:
     """Render a template with what all pages share: `user`, `project`, `roles` (the user's in the project), `offers`,
-    `path`, `csrf_token`, `csrf_field()`."""
+    `path`, `navigation()`, `csrf_token`, `csrf_field()`."""
     token = csrf_token(request)
     shared: dict[str, Any] = {
         "user": getattr(request.state, "user", None),
@@ -92,6 +93,7 @@ def fragment(request: Request, template: str, **context: Any) -> str:
         "roles": getattr(request.state, "roles", frozenset()),
         "offers": getattr(request.state, "offers", None),  # app.access.queries.Offers
         "path": request.url.path,
+        "navigation": lambda with_counts=True: navigation.shown(request, with_counts=with_counts),
         "csrf_token": token,
         "csrf_field": lambda: Markup('<input type="hidden" name="{}" value="{}">').format(CSRF_FIELD, token),
     }

@@ -13,8 +13,8 @@ from sqlalchemy.orm import Session
 
 from app.access import queries
 from app.access.queries import Offers
-from app.access.sessions import UserDep, signed_in, signed_in_as
-from app.errors import Forbidden, NotFound, NotSignedIn
+from app.access.sessions import SAFE_METHODS, UserDep, signed_in, signed_in_as
+from app.errors import Conflict, Forbidden, NotFound, NotSignedIn
 from app.models import Project, ProjectMember, User
 
 SLUG = "project_slug"  # the parameter in every project route's address
@@ -52,8 +52,9 @@ ProjectDep = Annotated[Project, Depends(project_of)]
 class HasRole:
     """Admits members who have one of the roles in the project in the address."""
 
-    def __init__(self, *roles: str) -> None:
+    def __init__(self, *roles: str, even_archived: bool = False) -> None:
         self.roles = roles
+        self.even_archived = even_archived  # it may change an archived project
 
     async def __call__(self, member: MemberDep) -> User:
         return member.user
@@ -69,6 +70,7 @@ class HasRole:
 
 LabelerDep = Annotated[User, Depends(HasRole("labeler"))]
 AdminDep = Annotated[User, Depends(HasRole("admin"))]
+AdminOfArchivedDep = Annotated[User, Depends(HasRole("admin", even_archived=True))]
 OperatorDep = Annotated[User, Depends(HasRole("operator"))]
 StaffDep = Annotated[User, Depends(HasRole("admin", "operator"))]
 
@@ -97,7 +99,9 @@ def ask(request: Request, session: Session, guards: Iterable[Any]) -> None:
         NotSignedIn: nobody is signed in.
         NotFound: there is no such project, or the user is not a member of it.
         Forbidden: they lack the role that the route needs.
+        Conflict: the project is archived, and the route would change it.
     """
+    guards = list(guards)
     state, token_hash, slug = request.state, signed_in_as(request), request.path_params.get(SLUG)
     if slug is None:
         user = queries.user_by_session(session, token_hash) if token_hash else None
@@ -119,3 +123,12 @@ def ask(request: Request, session: Session, guards: Iterable[Any]) -> None:
             raise Forbidden("This page is for administrators of the service.", "One of them can make you another.")
         if isinstance(guard, HasRole):
             guard.check(state.roles)
+    if slug is not None and state.project.archived_at is not None:
+        _check_archived(request, [guard for guard in guards if isinstance(guard, HasRole)])
+
+
+def _check_archived(request: Request, guards: list[HasRole]) -> None:
+    """Refuses what would change an archived project, or ask its labelers for work."""
+    changes = request.method not in SAFE_METHODS or any(guard.roles == ("labeler",) for guard in guards)
+    if changes and not any(guard.even_archived for guard in guards):
+        raise Conflict("This project is archived.", "An admin can restore it on its Settings page.")

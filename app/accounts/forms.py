@@ -54,3 +54,12 @@ class InviteForm(BaseModel):
     is_admin: bool = False
     # Who or what judges through this account. Judgments by machines are never counted as people's.
     kind: Literal["person", "simulated", "ai_judge"] = "person"
+
+
+class NameForm(BaseModel):
+    name: Annotated[CleanLine, Field(max_length=200)] = ""
+
+
+class PasswordForm(BaseModel):
+    current: Text = ""
+    new: Text = ""

@@ -38,6 +38,18 @@ def delete_sessions_of(session: Session, user_id: int) -> None:
     session.execute(delete(AuthSession).where(AuthSession.user_id == user_id))
 
 
+def delete_other_sessions(session: Session, user_id: int, token_hash: str) -> int:
+    """Ends a user's sign-ins but this one; returns how many."""
+    others = AuthSession.user_id == user_id, AuthSession.token_hash != token_hash
+    return len(session.scalars(delete(AuthSession).where(*others).returning(AuthSession.token_hash)).all())
+
+
+def sessions_of(session: Session, user_id: int) -> list[AuthSession]:
+    """A user's sign-ins that last, newest first."""
+    lasting = AuthSession.user_id == user_id, AuthSession.expires_at > datetime.now(UTC)
+    return list(session.scalars(select(AuthSession).where(*lasting).order_by(AuthSession.created_at.desc()).limit(100)))
+
+
 def delete_expired_sessions(session: Session) -> None:
     session.execute(delete(AuthSession).where(AuthSession.expires_at < datetime.now(UTC)))
 

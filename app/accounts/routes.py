@@ -48,7 +48,7 @@ def sign_in(request: Request, session: SessionDep, form: Annotated[SignInForm, F
         wrong = InvalidInput("No active account has this address and password.", "Check both and try again.")
         return _sign_in(request, form, wrong)
     attempts.forget(session, email, place)
-    return _start(request, session, found, _local(form.next))
+    return begin_session(request, session, found, _local(form.next))
 
 
 def _sign_in(request: Request, form: SignInForm, error: PrefloopError) -> Response:
@@ -89,7 +89,7 @@ def join(
         return _join(request, session, user, link, form, error)
     project = session.get(Project, link.project_id) if link.project_id else None
     to = f"/projects/{project.slug}" if project else "/"
-    return redirect(to) if joins_as_they_are else _start(request, session, joined, to)
+    return redirect(to) if joins_as_they_are else begin_session(request, session, joined, to)
 
 
 def _join(
@@ -248,7 +248,8 @@ def _person(session: SessionDep, user_id: int) -> User:
     return user
 
 
-def _start(request: Request, session: SessionDep, user: User, url: str) -> Response:
+def begin_session(request: Request, session: SessionDep, user: User, url: str) -> Response:
+    """Signs somebody in with this browser and sends them on."""
     days = request.app.state.settings.session_days
     response = redirect(url)
     token = service.open_session(session, user, days)

@@ -105,6 +105,38 @@ def set_password(session: Session, user: User, password: str) -> None:
     audit(session, user.id, "user.password_set")
 
 
+def rename(session: Session, user: User, name: str) -> None:
+    """Changes the name that others see.
+
+    Raises:
+        InvalidInput: it is empty.
+    """
+    if not name:
+        raise InvalidInput("The name is empty.", "Enter the name others will see.")
+    if name != user.name:
+        user.name = name
+        audit(session, user.id, "user.renamed", user_id=user.id)
+
+
+def change_password(session: Session, user: User, current: str, new: str) -> None:
+    """As `set_password`, for somebody who knows the current one. Count the attempt first: see `app.accounts.attempts`.
+
+    Raises:
+        InvalidInput: the current password is wrong, or the new one is too short.
+    """
+    if authenticate(session, user.email or "", current) is None:
+        raise InvalidInput("The current password is wrong.", "Type it again, or ask an administrator for a new link.")
+    set_password(session, user, new)
+
+
+def end_other_sessions(session: Session, user: User, token: str) -> int:
+    """Signs the user out of every other browser; returns of how many."""
+    ended = queries.delete_other_sessions(session, user.id, hash_token(token))
+    if ended:
+        audit(session, user.id, "user.sessions_ended", sessions=ended)
+    return ended
+
+
 def _hash_password(password: str) -> str:
     if len(password) < MIN_PASSWORD:
         raise InvalidInput(

@@ -136,7 +136,7 @@ def projects_with_tasks(session: Session, labeler_id: int) -> list[ProjectTasks]
     found = (
         select(Project, func.count())
         .join(DemonstrationTask, DemonstrationTask.project_id == Project.id)
-        .where(Project.id.in_(projects_of(labeler_id, "labeler")))
+        .where(Project.id.in_(projects_of(labeler_id, "labeler")), Project.archived_at.is_(None))
         .where(or_(is_free(), DemonstrationTask.labeler_id == labeler_id))
         .group_by(Project.id)
         .order_by(Project.id)

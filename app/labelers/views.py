@@ -21,6 +21,7 @@ from app.labelers.service import Overview
 
 Z_SURE = 3.2905  # 99.9%
 KINDS = {"person": "People", "imported": "Imported", "simulated": "Simulated", "ai_judge": "AI judges"}
+MACHINES = ("simulated", "ai_judge")  # their speed says nothing
 KIND_NAMES = {"imported": "imported", "simulated": "simulated", "ai_judge": "AI judge"}
 
 # Reasons for attention, by severity; the highest number is the worst.
@@ -205,7 +206,7 @@ def _reasons(row_: Row, calibration: Calibration, crowd: float | None) -> Iterat
     if left and not _bounds(left)[0] <= 0.5 <= _bounds(left)[1]:
         side, picked = ("left", left) if left.value > 0.5 else ("right", _other(left))
         yield Reason(SIDE, f"picks {side} {picked.words}")
-    if row_.streaks:
+    if row_.streaks and row_.labeler.kind not in MACHINES:
         runs = "one run" if row_.streaks == 1 else f"{row_.streaks} runs"
         yield Reason(FAST, f"{row_.fast} answers too fast, in {runs} of {STREAK} or more")
     steady = row_.consistency

@@ -393,7 +393,7 @@ def projects_with_work(session: Session, labeler_id: int) -> Sequence[Row[Projec
         .scalar_subquery()
     )
     with_work = select(Project, held.label("held")).where(
-        Project.id.in_(projects_of(labeler_id, "labeler")), or_(held, *waiting)
+        Project.id.in_(projects_of(labeler_id, "labeler")), Project.archived_at.is_(None), or_(held, *waiting)
     )
     order = (held.desc(), (Project.id == func.coalesce(last, 0)).desc(), Project.id)
     return session.execute(with_work.order_by(*order)).all()

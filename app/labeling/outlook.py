@@ -18,7 +18,7 @@ Reason = Literal["paused", "removed", "quiz", "busy", "skipped", "sampling", "no
 
 
 class Progress(NamedTuple):
-    """done: judgments today (UTC), in all projects. left: comparisons to come, including the one on the desk, counted
+    """done: judgments today (UTC), in this project. left: comparisons to come, including the one on the desk, counted
     up to `COUNT_LIMIT`. mixed: items or repeats are mixed in, and each one answered also lowers `left` by one."""
 
     done: int

@@ -252,7 +252,7 @@ def lock_comparison(session: Session, comparison_id: int) -> Comparison:
 class Numbers(NamedTuple):
     """The counts behind a labeler's progress.
 
-    done: their answers in all projects since midnight, UTC; a ranking is one answer. held: tasks on the desk or
+    done: their answers in the project since midnight, UTC; a ranking is one answer. held: tasks on the desk or
     preloaded. of_queues: held tasks that are not mixed in. kept: tasks kept for them by name, up to a limit.
     beside: see `_beside_queues`; 0 if the project mixes nothing in.
     """
@@ -288,7 +288,7 @@ def _done() -> Select[int]:
     midnight = bindparam("midnight", type_=DateTime(timezone=True))
     mine = select(func.count(Judgment.id)).where(Judgment.labeler_id == LABELER, Judgment.superseded_at.is_(None))
     answers = mine.join(Comparison, Comparison.id == Judgment.comparison_id).where(is_whole_answer())
-    return answers.where(Judgment.created_at >= midnight)
+    return answers.where(Judgment.created_at >= midnight, Comparison.project_id == PROJECT)
 
 
 def _held(*conditions: ColumnElement[bool]) -> Select[int]:

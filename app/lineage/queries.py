@@ -4,10 +4,10 @@ from datetime import datetime
 from typing import NamedTuple
 
 from sqlalchemy import func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from app.models import Comparison, Judgment, ModelVersion, Round, Run, Snapshot, User
-from app.rounds.model_queries import adoptions, had_policies, line_of, policies
+from app.rounds.model_queries import adoptions, had_policies, line_of
 from app.rounds.snapshot_queries import PURPOSES
 
 
@@ -23,7 +23,29 @@ def by_name(session: Session, project_id: int, name: str) -> ModelVersion | None
     return session.scalars(found.order_by(ModelVersion.id.desc()).limit(1)).one_or_none()
 
 
-__all__ = ["Origin", "adoptions", "chain", "children", "had_policies", "model", "policies"]
+__all__ = ["Origin", "Version", "adoptions", "chain", "children", "had_policies", "model", "versions"]
+
+
+class Version(NamedTuple):
+    """A model of the list, with its parent and the round that made it; a model that was brought in has neither."""
+
+    model: ModelVersion
+    parent: ModelVersion | None
+    round: Round | None
+
+
+def versions(session: Session, project_id: int) -> list[Version]:
+    """All models of a project, reward models too, newest first."""
+    parent = aliased(ModelVersion)
+    found = (
+        select(ModelVersion, parent, Round)
+        .outerjoin(parent, parent.id == ModelVersion.parent_id)
+        .outerjoin(Run, Run.id == ModelVersion.run_id)
+        .outerjoin(Round, Round.id == Run.round_id)
+        .where(ModelVersion.project_id == project_id)
+        .order_by(ModelVersion.id.desc())
+    )
+    return [Version(*row) for row in session.execute(found)]
 
 
 class Origin(NamedTuple):

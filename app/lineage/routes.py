@@ -15,6 +15,7 @@ from app.lineage.reward_cards import Card, cards, cards_csv
 from app.models import ModelVersion, Project
 from app.render import attachment, page, redirect
 from app.rounds import service as rounds
+from app.rounds.outcomes import progress
 from app.typed import Number, TypedDep
 
 router = APIRouter(prefix="/projects/{project_slug}/models", route_class=FormRoute)
@@ -43,15 +44,16 @@ def list_models(
     comparison: Number = None,
 ) -> Response:
     """List all models; or only those that learned from a person or a comparison, and the models derived from them."""
-    models, learned = queries.policies(session, project.id), None
+    models, learned = queries.versions(session, project.id), None
     if labeler is not None or comparison is not None:
         learned = origins.learners(session, project, labeler, comparison)
-        models = [row for row in models if row[0].id in learned.ids]
+        models = [each for each in models if each.model.id in learned.ids]
     return page(
         request,
         "lineage/list.html",
         models=models,
         learned=learned,
+        row_of={row.round.id: row for row in progress(session, project).rows},
         had=queries.had_policies(session, project.id) | {project.base_model_id},
         adoptions=queries.adoptions(session, project.id, ADOPTIONS),
         is_busy=rounds.is_busy(session, project),

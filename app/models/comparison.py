@@ -140,7 +140,8 @@ class Comparison(Base):
         ),
         Index("ix_comparison_flagged", "project_id", "id", postgresql_where=text(IS_FLAGGED)),
         Index("ix_comparison_requested", "project_id", "id", postgresql_where=text(IS_REQUESTED)),
-        Index("ix_comparison_project_state", "project_id", "state"),
+        Index("ix_comparison_in_order", "project_id", "id"),
+        Index("ix_comparison_state", "project_id", "state", "id"),
         Index("ix_comparison_repeat_of", "repeat_of_id", postgresql_where=text("repeat_of_id IS NOT NULL")),
         Index(
             "uq_comparison_relabel_of",

@@ -1,5 +1,7 @@
 """A project: one policy, one series of rubric versions, one queue."""
 
+from datetime import datetime
+
 from sqlalchemy import CheckConstraint, ForeignKey
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -38,3 +40,4 @@ class Project(Base):
     reference_id: Mapped[int | None] = mapped_column(ForeignKey("model_version.id", use_alter=True))
     policy_id: Mapped[int | None] = mapped_column(ForeignKey("model_version.id", use_alter=True))
     created_at: Mapped[Now]
+    archived_at: Mapped[datetime | None]  # nothing is asked, trained or changed in it from then on

@@ -34,6 +34,7 @@ HEAT_TITLES = {
 
 def over_rounds(rows: Sequence[RoundRow]) -> Chart:
     """Chart the proxy reward of both policies, KL and people's win rate by round."""
+    rows = [row for row in rows if row.round.state != "cancelled"]
     scored = [(row, row.reward_before, row.reward) for row in rows if row.reward is not None]
     pairs = [(row.round.number, before, new) for row, before, new in scored if before is not None and new is not None]
     wins = [(row.round.number, row.wins) for row in rows if row.wins and row.wins.interval]

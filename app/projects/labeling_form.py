@@ -14,12 +14,12 @@ RULE_NAMES = ("domain", "difficulty", "safety_category", "purpose")
 
 
 class Control(NamedTuple):
-    """A control: what is typed into the field of the document at `path`."""
+    """A control: what is typed into the field of the document at `path`. Of a percent the document holds the share."""
 
     path: str
     label: str
     hint: str = ""
-    kind: Literal["count", "number", "flag", "choice"] = "number"
+    kind: Literal["count", "number", "percent", "flag", "choice"] = "number"
     options: tuple[tuple[str, str], ...] = ()
 
 
@@ -36,7 +36,7 @@ GROUPS = (
         "Judged by one person",
         "As many judgments teach the policy more when most of them are of different comparisons. The others, and those "
         "on held-out prompts, get the project's overlap and show how far people agree.",
-        (Control("judged_once", "Share of comparisons on train prompts", "0 to 1; 0: all get the overlap."),),
+        (Control("judged_once", "Comparisons on train prompts, %", "0: all get the overlap.", kind="percent"),),
     ),
     Group(
         "adaptive",
@@ -47,7 +47,12 @@ GROUPS = (
             Control("adaptive.on", "Adapt the overlap to the answers", kind="flag"),
             Control("adaptive.at_least", "Judgments asked for at first", kind="count"),
             Control("adaptive.at_most", "Judgments at most", kind="count"),
-            Control("adaptive.sure", "Sure enough", "Stop when one outcome has this probability; 0.5 to 1."),
+            Control(
+                "adaptive.sure",
+                "Confidence to stop, %",
+                "Stop when one outcome has this probability; 50 to 100.",
+                kind="percent",
+            ),
         ),
     ),
     Group(
@@ -55,9 +60,9 @@ GROUPS = (
         "Calibration",
         "Items with known answers, mixed into everybody's tasks unseen; each person meets each item once.",
         (
-            Control("calibration.rate", "Share of tasks", "0 to 1; 0 shows none."),
-            Control("calibration.threshold", "Accuracy asked for", "0 to 1; whoever is below it is paused."),
-            Control("calibration.window", "Answers looked back on", kind="count"),
+            Control("calibration.rate", "Of all tasks, %", "0 shows none.", kind="percent"),
+            Control("calibration.threshold", "Least accuracy, %", "Whoever is below it is paused.", kind="percent"),
+            Control("calibration.window", "Recent answers counted", kind="count"),
             Control("calibration.least", "Answers before anybody is paused", kind="count"),
         ),
     ),
@@ -66,7 +71,7 @@ GROUPS = (
         "Hidden repeats",
         "A labeler's own comparisons once more, sides exchanged: how consistent are they?",
         (
-            Control("repeats.rate", "Share of tasks", "0 to 1; 0 shows none."),
+            Control("repeats.rate", "Of all tasks, %", "0 shows none.", kind="percent"),
             Control("repeats.gap", "Other judgments in between, at least", kind="count"),
         ),
     ),
@@ -74,7 +79,7 @@ GROUPS = (
         "quiz",
         "Quiz",
         "Where the rubric has one, labelers take it before their first task under that version.",
-        (Control("quiz_pass", "Share of right answers that passes", "0 to 1."),),
+        (Control("quiz_pass", "Right answers to pass, %", kind="percent"),),
     ),
     Group(
         "pairs",
@@ -158,11 +163,11 @@ def values(settings: LabelingSettings) -> dict[str, str]:
         document["adaptive"] or {"at_least": 1, "at_most": 5, "sure": 0.9}
     )
     found = {}
-    for path in CONTROLS:
+    for path, control in CONTROLS.items():
         value: Any = document
         for key in path.split("."):
             value = value[key]
-        found[path] = _shown(value)
+        found[path] = _shown(100 * value if control.kind == "percent" else value)
     for i, rule in enumerate(settings.overlap):
         name, _, of = rule.where.partition("=")
         found |= {f"overlap.{i}.name": name, f"overlap.{i}.value": of, f"overlap.{i}.overlap": str(rule.overlap)}
@@ -193,7 +198,8 @@ def read(typed: Mapping[str, str]) -> LabelingSettings:
         place = document
         for parent in parents:
             place = place.setdefault(parent, {})
-        place[name] = (typed.get(path) == "true") if control.kind == "flag" else typed.get(path, "").strip()
+        said = typed.get(path, "").strip()
+        place[name] = said == "true" if control.kind == "flag" else _share(said) if control.kind == "percent" else said
     if not document["adaptive"].pop("on"):
         document["adaptive"] = None
     for i in range(MOST_RULES):
@@ -201,6 +207,14 @@ def read(typed: Mapping[str, str]) -> LabelingSettings:
         if value or overlap:
             document["overlap"].append({"where": f"{name}={value}", "overlap": overlap})
     return LabelingSettings.model_validate(document)
+
+
+def _share(percent: str) -> float | str:
+    """`12.5` -> 0.125. What is no number stays as it was typed, and is refused."""
+    try:
+        return float(percent) / 100
+    except ValueError:
+        return percent
 
 
 def problems(error: ValidationError) -> dict[str, str]:
@@ -234,5 +248,9 @@ _WORDS = {
 
 def _in_words(error: ErrorDetails) -> str:
     if error["type"] in _WORDS:
-        return _WORDS[error["type"]].format(**error.get("ctx", {}))
+        limits = error.get("ctx", {})
+        control = CONTROLS.get(".".join(str(part) for part in error["loc"]))
+        if control and control.kind == "percent":
+            limits = {name: 100 * limit for name, limit in limits.items() if isinstance(limit, float)} or limits
+        return _WORDS[error["type"]].format(**limits)
     return error["msg"].removeprefix("Value error, ")

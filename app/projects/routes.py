@@ -9,7 +9,7 @@ from fastapi import APIRouter, Form, Request, Response
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from app.access.guards import AdminDep, AdministratorDep, MemberDep, ProjectDep
+from app.access.guards import AdminDep, AdministratorDep, AdminOfArchivedDep, MemberDep, ProjectDep
 from app.access.queries import own_projects
 from app.access.sessions import UserDep
 from app.db import SessionDep
@@ -20,8 +20,9 @@ from app.labelers import service as labelers
 from app.labeling.settling_queries import Moves
 from app.limits import FormRoute
 from app.models import ModelVersion, Project, User
-from app.projects import labeling_form, queries, service
-from app.projects.forms import ModelForm, NewProjectForm, SettingsForm
+from app.navigation import queries as navigation
+from app.projects import ending, home, labeling_form, queries, service
+from app.projects.forms import DeleteForm, ModelForm, NewProjectForm, SettingsForm
 from app.render import page, redirect
 from app.review import service as review
 from app.rounds import service as rounds
@@ -32,9 +33,9 @@ router = APIRouter(route_class=FormRoute)
 
 
 @router.get("/")
-def home(request: Request, user: UserDep, session: SessionDep) -> Response:
+def start(request: Request, user: UserDep, session: SessionDep) -> Response:
     """The list of one's projects; with only one, that one."""
-    mine = own_projects(session, user.id)
+    mine = [each for each in own_projects(session, user.id) if each.project.archived_at is None]
     return redirect(f"/projects/{mine[0].project.slug}") if len(mine) == 1 else _list(request, session, user)
 
 
@@ -67,7 +68,8 @@ def _list(
         request,
         "projects/list.html",
         status=error.status if error else 200,
-        projects=[each.project for each in mine],
+        projects=[each.project for each in mine if each.project.archived_at is None],
+        archived=[each.project for each in mine if each.project.archived_at is not None],
         labels=any("labeler" in each.roles for each in mine),
         form=form,
         error=error,
@@ -76,19 +78,23 @@ def _list(
 
 @router.get("/projects/{project_slug}")
 def overview(request: Request, member: MemberDep, session: SessionDep) -> Response:
-    """Where the project stands. htmx asks for the changing part alone while work is under way."""
+    """What the person can do next, and where the project stands. htmx asks for the changing part alone."""
     template = "projects/_status.html" if "HX-Request" in request.headers else "projects/overview.html"
     project, user, roles = member.project, member.user, member.roles
     is_admin, is_staff = "admin" in roles, bool({"admin", "operator"} & roles)
+    found = queries.overview(session, project)
+    counts = _counts(request, session, project, user) if is_staff else queries.Counts({}, 0, 0)
+    reviews = review.waiting(session, project) if is_admin else {}
+    waits = navigation.waiting(session, project.id, user.id, roles)
     return page(
         request,
         template,
         is_staff=is_staff,
-        overview=queries.overview(session, project),
-        counts=_counts(request, session, project, user) if is_staff else queries.Counts({}, 0, 0),
-        own=None if is_staff else labelers.done(session, project, user),
-        review=review.waiting(session, project) if is_admin else {},
-        review_limit=review.COUNT_LIMIT,
+        overview=found,
+        counts=counts,
+        own=labelers.done(session, project, user) if "labeler" in roles else None,
+        tasks=[] if project.archived_at else home.tasks(session, project, user, roles, found, counts, waits, reviews),
+        steps=home.first_steps(found, counts, roles) if is_admin and project.archived_at is None else [],
         paused=queries.paused_by_calibration(session, project.id) if is_admin else [],
     )
 
@@ -151,9 +157,40 @@ def choose_model(
     return redirect(f"/projects/{project.slug}/settings")
 
 
+@router.post("/projects/{project_slug}/settings/archive")
+def archive(request: Request, admin: AdminDep, project: ProjectDep, session: SessionDep) -> Response:
+    try:
+        ending.archive(session, project, admin)
+    except PrefloopError as error:
+        return _settings(request, project, session, {}, error)
+    return redirect(f"/projects/{project.slug}/settings")
+
+
+@router.post("/projects/{project_slug}/settings/restore")
+def restore(admin: AdminOfArchivedDep, project: ProjectDep, session: SessionDep) -> Response:
+    ending.restore(session, project, admin)
+    return redirect(f"/projects/{project.slug}")
+
+
+@router.post("/projects/{project_slug}/settings/delete")
+def delete(
+    request: Request,
+    admin: AdminOfArchivedDep,
+    project: ProjectDep,
+    session: SessionDep,
+    form: Annotated[DeleteForm, Form()],
+) -> Response:
+    try:
+        ending.delete(session, project, admin, form.address)
+    except PrefloopError as error:
+        return _settings(request, project, session, {}, error)
+    return redirect("/projects")
+
+
 def _own(project: Project) -> dict[str, Any]:
     """What the first form of the settings shows."""
     own = {name: getattr(project, name) for name in SettingsForm.model_fields if hasattr(project, name)}
+    own["review_threshold"] = f"{100 * project.review_threshold:g}"
     return own | Generation.model_validate(project.generation).model_dump()
 
 

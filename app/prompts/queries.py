@@ -2,17 +2,66 @@
 
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, column, exists, func, select
+from sqlalchemy import ColumnElement, column, delete, exists, func, or_, select, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import Session
 
 from app.domain.slices import MOST_LISTED
-from app.models import Comparison, Completion, ModelVersion, Project, Prompt
+from app.models import (
+    AuditEvent,
+    Comparison,
+    Completion,
+    Demonstration,
+    DemonstrationTask,
+    ModelVersion,
+    Project,
+    Prompt,
+    RedTeamAttempt,
+)
 from app.models.prompt import WITHDRAWN
 from app.prompts.forms import PromptFilter
 
 PAGE = 50
 SHOWN = 50  # completions and comparisons of one prompt
+
+
+def lock(session: Session, project_id: int, prompt_id: int) -> Prompt | None:
+    """The prompt, for one transaction at a time."""
+    wanted = select(Prompt).where(Prompt.id == prompt_id, Prompt.project_id == project_id)
+    return session.scalars(wanted.with_for_update(), execution_options={"populate_existing": True}).one_or_none()
+
+
+def is_used(session: Session, prompt_id: int) -> bool:
+    """Whether somebody has answered it or is asked to: its text and its split are then settled."""
+    used = (
+        exists().where(Completion.prompt_id == prompt_id),
+        exists().where(Comparison.prompt_id == prompt_id),
+        exists().where(Demonstration.prompt_id == prompt_id),
+        exists().where(DemonstrationTask.prompt_id == prompt_id),
+        exists().where(RedTeamAttempt.prompt_id == prompt_id),
+    )
+    return bool(session.scalar(select(or_(*used))))
+
+
+def close(session: Session, prompt_id: int) -> int:
+    """Withdraws what is still open about a prompt; returns how many comparisons that were."""
+    opened = Comparison.prompt_id == prompt_id, Comparison.state == "open"
+    ids = list(session.scalars(select(Comparison.id).where(*opened).order_by(Comparison.id).with_for_update()))
+    quietly = {"synchronize_session": False}
+    withdrawn = update(Comparison).where(Comparison.id.in_(ids)).values(state="withdrawn", flagged=False)
+    session.execute(withdrawn, execution_options=quietly)
+    session.execute(
+        delete(DemonstrationTask).where(DemonstrationTask.prompt_id == prompt_id), execution_options=quietly
+    )
+    return len(ids)
+
+
+def was_retired(session: Session, project_id: int, prompt_id: int) -> bool:
+    """Whether an admin has retired it. Else it was withdrawn with all that its author wrote, which is for good."""
+    events = AuditEvent.project_id == project_id, AuditEvent.action == "prompt.retired"
+    return bool(
+        session.scalar(select(exists().where(*events, AuditEvent.details["prompt_id"].astext == str(prompt_id))))
+    )
 
 
 def by_digest(session: Session, project_id: int, digest: str) -> Prompt:

@@ -66,15 +66,3 @@ def adoptions(session: Session, project_id: int, limit: int) -> Sequence[Any]:
 def current_line(project_id: int) -> CTE:
     """Select `line_of` the project's policy."""
     return line_of(select(Project.policy_id).where(Project.id == project_id).scalar_subquery())
-
-
-def policies(session: Session, project_id: int) -> list[tuple[ModelVersion, Round | None]]:
-    """Return the project's base models, fine-tuned models and policies with the round each came from, newest first."""
-    query = (
-        select(ModelVersion, Round)
-        .outerjoin(Run, Run.id == ModelVersion.run_id)
-        .outerjoin(Round, Round.id == Run.round_id)
-        .where(ModelVersion.project_id == project_id, ModelVersion.role != "reward")
-        .order_by(ModelVersion.id.desc())
-    )
-    return [(model, round_) for model, round_ in session.execute(query)]

@@ -21,13 +21,13 @@ from app.labelers import service as labelers
 from app.limits import FormRoute
 from app.models import ModelVersion, Project, Round, Run
 from app.render import attachment, page, redirect
-from app.rounds import curves, outcomes, queries, service, views
+from app.rounds import curves, outcomes, queries, sample_queries, service, views
 from app.rounds.adoption import difference_of
 from app.rounds.controls import form_fields
 from app.rounds.forms import RECOMMENDED, Algorithm, RoundConfig, dependent
 from app.rounds.training_samples import PROMPTS_PER_PAGE, STEPS_PER_PAGE, read_training_samples, side_by_side
 from app.specs import Generation
-from app.typed import TypedDep, not_accepted, reasons_of
+from app.typed import Number, TypedDep, not_accepted, reasons_of
 
 router = APIRouter(prefix="/projects/{project_slug}", route_class=FormRoute)
 SAMPLES_PER_PAGE = 50
@@ -70,8 +70,16 @@ def new_round(
     project: ProjectDep,
     session: SessionDep,
     algorithm: Algorithm | None = None,
+    like: Number = None,
 ) -> Response:
-    """Show what a round would read, and its settings, which are expanded if an algorithm was chosen."""
+    """Show what a round would read, and its settings, which are expanded if an algorithm was chosen.
+
+    Args:
+        like: the number of a round whose settings the form begins with.
+    """
+    if like is not None:
+        config = RoundConfig.of(round_of_path(project, session, like).config)
+        return _new_page(request, project, session, config.model_dump())
     rank = queries.adapter_rank(session, project.policy_id)
     config = RoundConfig.defaults(algorithm or RECOMMENDED, Generation.model_validate(project.generation), rank)
     return _new_page(request, project, session, _shown(config), is_open=algorithm is not None)
@@ -240,7 +248,7 @@ def round_samples(
     """Show the new policy's responses for the queue, or its responses during training if these exist."""
     path = views.training_samples_of(session, request.app.state.store, round_)
     if shown == "queue" or (shown is None and path is None):
-        return _samples_page(request, project, session, round_=round_, split=None, offset=offset)
+        return _samples_page(request, project, session, round_=round_, offset=offset)
     offset, steps = min(max(offset, 0), 2**31), min(max(steps, 0), 2**31)
     samples = read_training_samples(path) if path else []
     return page(
@@ -268,9 +276,11 @@ def samples(
     project: ProjectDep,
     session: SessionDep,
     split: views.Split | None = None,
-    offset: int = 0,
+    after: Number = None,
 ) -> Response:
-    return _samples_page(request, project, session, round_=None, split=split, offset=offset)
+    """What policies answered the same prompts, side by side."""
+    found = sample_queries.side_by_side(session, project.id, split, after or 0)
+    return page(request, "rounds/samples_by_prompt.html", found=found, split=split, after=after)
 
 
 @router.get("/samples.jsonl")
@@ -311,18 +321,16 @@ def _samples_page(
     project: ProjectDep,
     session: SessionDep,
     *,
-    round_: Round | None,
-    split: str | None,
+    round_: Round,
     offset: int,
 ) -> Response:
     offset = min(max(offset, 0), 2**31)
-    query = queries.samples(session, project.id, split=split, round_id=round_.id if round_ else None)
+    query = queries.samples(session, project.id, split=None, round_id=round_.id)
     rows = session.execute(query.offset(offset).limit(SAMPLES_PER_PAGE + 1)).all()
     return page(
         request,
         "rounds/samples.html",
         round=round_,
-        split=split,
         offset=offset,
         step=SAMPLES_PER_PAGE,
         rows=rows[:SAMPLES_PER_PAGE],

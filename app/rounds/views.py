@@ -40,7 +40,7 @@ STAGE_LABELS = {
 class StageView(NamedTuple):
     name: str
     label: str
-    state: str  # waiting | queued | running | succeeded | failed | cancelled
+    state: str  # waiting | queued | running | succeeded | failed | cancelled | skipped
     run: Run | None
 
     @property
@@ -70,14 +70,16 @@ class StageView(NamedTuple):
 
 
 def stages_of(round_: Round, runs: Sequence[Run]) -> list[StageView]:
-    """Return the stages of the round's plan with their runs; a stage that is not reached yet waits."""
+    """Return the stages of the round's plan with their runs. A stage that is not reached yet waits, or is skipped if
+    the round was cancelled."""
     by_stage = {stage_of(run.kind): run for run in runs}
     found: list[StageView] = []
     for stage in plan_of(round_):
         run = by_stage.get(stage)
         # The stage failed before its run could be created.
         stopped = round_.state == "failed" and all(each.state == "succeeded" for each in found)
-        state = run.state if run else "failed" if stopped else "waiting"
+        never = "skipped" if round_.state == "cancelled" else "waiting"
+        state = run.state if run else "failed" if stopped else never
         found.append(StageView(stage, STAGE_LABELS[stage], state, run))
     return found
 

@@ -3,14 +3,14 @@ between two."""
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Form, Query, Request, Response
+from fastapi import APIRouter, Depends, Form, Query, Request, Response
 from sqlalchemy.orm import Session
 
-from app.access.guards import AdminDep, ProjectDep
+from app.access.guards import AdminDep, HasRole, MemberDep, ProjectDep
 from app.db import SessionDep
 from app.errors import Conflict, InvalidInput, PrefloopError
 from app.limits import FormRoute
-from app.models import Project, Rubric
+from app.models import Project, Rubric, User
 from app.render import page, redirect
 from app.rubrics import comparing, editing, queries, service, views
 from app.rubrics.forms import ANSWERS, RubricForm, RubricFormDep, RubricRefused
@@ -24,13 +24,18 @@ class RubricRoute(FormRoute):
 
 
 router = APIRouter(prefix="/projects/{project_slug}/rubric", route_class=RubricRoute)
+ReaderDep = Annotated[User, Depends(HasRole("labeler", "admin"))]
 # Waiting comparisons are counted up to this number.
 COUNT_LIMIT = 10_000
 
 
 @router.get("")
-def show(request: Request, project: ProjectDep, admin: AdminDep, session: SessionDep) -> Response:
-    return _page(request, session, project)
+def show(request: Request, project: ProjectDep, member: MemberDep, reader: ReaderDep, session: SessionDep) -> Response:
+    """The editor, for admins; labelers read the newest published version."""
+    if "admin" in member.roles:
+        return _page(request, session, project)
+    versions = queries.versions(session, project.id)
+    return page(request, "rubrics/read.html", newest=versions[0].rubric if versions else None)
 
 
 @router.post("")

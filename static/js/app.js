@@ -39,13 +39,6 @@ document.addEventListener(
   true,
 );
 
-// On a phone the navigation is one line that scrolls: it begins with where one is.
-function showWhere() {
-  const here = document.querySelector(".nav [aria-current]");
-  const nav = here?.parentElement;
-  if (nav) nav.scrollLeft = here.offsetLeft - nav.offsetLeft - (nav.clientWidth - here.offsetWidth) / 2;
-}
-
 async function formulas(root) {
   if (root.querySelector(".math:not(.drawn)")) (await import("./math.js")).drawMath(root);
 }
@@ -65,7 +58,7 @@ document.addEventListener("htmx:beforeSwap", (event) => {
   // A request that worked clears the last error.
   if (event.detail.xhr.status < 400) document.getElementById("messages").replaceChildren();
 });
-showWhere();
+document.querySelector(".side [aria-current]")?.scrollIntoView({ block: "nearest" });
 putBack();
 localTimes(document);
 formulas(document);

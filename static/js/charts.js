@@ -43,10 +43,33 @@ class Plot {
           { ...axis, size: 52, values: (_, ticks) => ticks.map(short) }],
         series: [{ label: "step" }, ...series],
         cursor: { drag: { x: false, y: false } },
+        hooks: { setCursor: [(plot) => this.showNewest(plot)], draw: [(plot) => this.drawEven(plot)] },
       },
       this.data,
       this.place,
     );
+  }
+
+  /** While nobody points at a step, the legend holds the newest values. */
+  showNewest(plot) {
+    const last = plot.data[0].length - 1;
+    if (plot.cursor.idx === null && last >= 0) plot.setLegend({ idx: last }, false);
+  }
+
+  /** Of a share of two: chance, as a dashed line. */
+  drawEven(plot) {
+    if (!this.labels.every((label) => label.endsWith("accuracy"))) return;
+    const y = plot.valToPos(0.5, "y", true);
+    const { left, top, width, height } = plot.bbox;
+    if (y < top || y > top + height) return;
+    plot.ctx.save();
+    plot.ctx.strokeStyle = colour("--muted");
+    plot.ctx.setLineDash([4, 4]);
+    plot.ctx.beginPath();
+    plot.ctx.moveTo(left, y);
+    plot.ctx.lineTo(left + width, y);
+    plot.ctx.stroke();
+    plot.ctx.restore();
   }
 
   resize() {
@@ -56,6 +79,7 @@ class Plot {
   draw(x, columns) {
     this.data = [x, ...columns];
     this.plot.setData(this.data);
+    this.showNewest(this.plot);
   }
 }
 

@@ -68,7 +68,8 @@ def test_no_page_runs_what_it_shows(sign_in: SignIn, world: World) -> None:
             assert dangers(html) == [], route
             if "boom()" not in html:
                 silent.add(route.path)
-    assert silent == {f"{P}/agreement/live", f"{P}/agreement/attention", f"{P}/labelers/attention"}  # figures alone
+    # Figures alone, and one's own name.
+    assert silent == {f"{P}/agreement/live", f"{P}/agreement/attention", f"{P}/labelers/attention", "/profile"}
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,7 @@ def build(session: Session, artifacts: Path) -> World:
     session.add(chat)
     session.flush()
     said = {"text": HOSTILE, "finish_reason": "eos", "n_tokens": 2}
+    factories.run(session, project, "judge")  # still waits, so nobody archives the project
     talk = factories.run(session, project, "playground", state="succeeded")
     turn = PlaygroundTurn(
         chat_id=chat.id, text=HOSTILE, run_id=talk.id, first=said, second=said, vote=1, idempotency_key=uuid4()

@@ -58,31 +58,50 @@ def test_a_new_project_says_how_to_begin(session: Session, open_page: Callable[.
     session.commit()
     page = open_page("admin")
     page.goto("/projects/new")
-    steps = page.get_by_role("listitem")
-    expect(steps).to_have_count(4)
+    steps = page.get_by_role("region", name="First steps").get_by_role("listitem")
+    expect(steps).to_have_count(7)
     expect(steps.filter(has_text="done")).to_have_count(0)
     factories.prompt(session, project)
     session.commit()
     page.reload()
-    expect(steps.filter(has_text="✓ done")).to_contain_text("Bring in data")
-    steps.get_by_role("link", name="Bring in data").click()
+    expect(steps.filter(has_text="✓ done")).to_contain_text("Import data")
+    # The list stays while something runs, and until each step is done.
+    factories.round_(session, project, number=1, state="cancelled")
+    factories.run(session, project, "sample", state="running", progress_message="downloading the model")
+    session.commit()
+    page.reload()
+    expect(page.get_by_text("downloading the model")).to_be_visible()
+    expect(steps.filter(has_text="✓ done")).to_have_count(2)
+    steps.get_by_role("link", name="Import data").click()
     expect(page.get_by_role("heading", name="Import")).to_be_visible()
     # Whoever only labels is not told what admins do.
     labeler = open_page("labeler")
     labeler.goto("/projects/new")
-    expect(labeler.get_by_role("link", name="Start labeling")).to_be_visible()
+    expect(labeler.get_by_text("Nothing to judge right now")).to_be_visible()
     expect(labeler.get_by_text("First steps")).to_have_count(0)
 
 
-def test_the_navigation_of_a_phone_begins_where_one_is(session: Session, open_page: Callable[..., Page]) -> None:
-    factories.project(session, slug="p")
+def test_each_role_is_told_what_to_do_next(session: Session, open_page: Callable[..., Page]) -> None:
+    project = factories.project(session, slug="p")
+    project.policy_id = factories.model(session, project).id
+    for _ in range(3):
+        factories.comparison(session, project)
+    for _ in range(20):
+        factories.comparison(session, project, state="settled")
+    factories.comparison(session, project, state="in_review", review_reason="requested")
     session.commit()
-    page = open_page("admin", "operator", width=390)
-    for name in ("Review", "Agreement", "Settings"):
-        page.goto(f"/projects/p/{name.lower()}")
-        here = page.get_by_role("navigation", name="Project").get_by_role("link", name=name)
-        expect(here).to_have_attribute("aria-current", "page")
-        expect(here).to_be_in_viewport(ratio=1)
+    for role, title, button, leads_to in (
+        ("labeler", "3 comparisons to judge", "Start labeling", "Which response is better?"),
+        ("admin", "Comparisons to review", "Start reviewing", "Review"),
+        ("operator", "Ready for the first round", "Start round", "Start a round"),
+    ):
+        page = open_page(role)
+        page.goto("/projects/p")
+        task = page.get_by_role("region", name="What to do next").get_by_role("listitem")
+        expect(task).to_have_count(1)
+        expect(task).to_contain_text(title)
+        task.get_by_role("link", name=button).click()
+        expect(page.get_by_role("heading", name=leads_to, exact=True)).to_be_visible()
 
 
 def test_an_error_dismissed_does_not_lose_the_focus(session: Session, open_page: Callable[..., Page]) -> None:

@@ -35,6 +35,15 @@ def overview(judged: Judged, labelers: int = 3) -> Overview:
     return Overview(people, figures(judged, labelers), {i: i for i in range(labelers)}, {}, None)
 
 
+def test_machines_are_never_too_fast() -> None:
+    judged = table([(ANN, i, 1) for i in range(6)], ms=np.full(6, 50.0))
+    for kind, expected in (("person", 1), ("ai_judge", 0)):
+        found = overview(judged)
+        found = found._replace(labelers=[each._replace(kind=kind) for each in found.labelers])
+        rows = views.listing(found, Calibration(), kind).rows
+        assert sum("too fast" in reason.words for row in rows for reason in row.reasons) == expected
+
+
 def reasons(judged: Judged, labelers: int = 3) -> dict[int, list[str]]:
     found = views.listing(overview(judged, labelers), Calibration(), None)
     return {row.labeler.id: [reason.words for reason in row.reasons] for row in found.rows}

@@ -19,6 +19,7 @@ from app.models import (
     Ranking,
     User,
 )
+from tests import factories
 from tests.browser.test_labeling_ranking import ranking
 from tests.labeling.desk import answer, counts, rich, submit, take
 
@@ -160,6 +161,8 @@ def test_a_ranking_is_one_answer_on_all_its_pairs(session: Session) -> None:
     assert {row.lease_id for row in rows} == {task.lease_id}
     assert [counts(session, row.comparison_id) for row in rows] == [(1, 0)] * 6
     assert outlook.progress(session, project, labeler).done == 1
+    # What is done elsewhere is not done here, and there is nothing of it to undo.
+    assert outlook.progress(session, factories.project(session), labeler).done == 0
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -122,7 +123,8 @@ def test_the_pages(sign_in: Callable[..., SignedIn], scene: Scene) -> None:
     assert f'<a href="/projects/p/labelers/{scene.ann.id}"><bdi>Ann</bdi></a>: 2' in page
     listed = client.get(f"/projects/p/models?labeler={scene.ann.id}").text
     assert "Models that learned from <bdi>Ann</bdi>" in listed
-    assert ("policy-1" in listed, "policy-2" in listed, ">base<" in listed) == (True, True, False)
+    named = re.findall(r'scope="row".*?<bdi>(.*?)</bdi>', listed, re.DOTALL)
+    assert ("policy-1" in named, "policy-2" in named, "base" in named) == (True, True, False)
     assert "No model has learned from this" in client.get(f"/projects/p/models?labeler={scene.cid.id}").text
     assert client.get("/projects/p/models?comparison=999999").status_code == 404
     # An operator need not know the labelers' pages.

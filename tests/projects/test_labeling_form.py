@@ -18,18 +18,18 @@ SignIn = Callable[..., Any]
 
 # Of every control a value that is not the default, as typed, and what is then stored.
 CHANGED: dict[str, tuple[str, Any]] = {
-    "judged_once": ("0.5", 0.5),
+    "judged_once": ("50", 0.5),
     "adaptive.on": ("true", None),  # the three below show that it is on
     "adaptive.at_least": ("2", 2),
     "adaptive.at_most": ("7", 7),
-    "adaptive.sure": ("0.95", 0.95),
-    "calibration.rate": ("0.05", 0.05),
-    "calibration.threshold": ("0.8", 0.8),
+    "adaptive.sure": ("95", 0.95),
+    "calibration.rate": ("5", 0.05),
+    "calibration.threshold": ("80", 0.8),
     "calibration.window": ("30", 30),
     "calibration.least": ("8", 8),
-    "repeats.rate": ("0.1", 0.1),
+    "repeats.rate": ("10", 0.1),
     "repeats.gap": ("50", 50),
-    "quiz_pass": ("0.9", 0.9),
+    "quiz_pass": ("90", 0.9),
     "pairs.random": ("0.5", 0.5),
     "pairs.near_miss": ("2", 2.0),
     "pairs.uncertain": ("3", 3.0),
@@ -136,11 +136,14 @@ def test_the_page_of_a_new_project_keeps_the_defaults(sign_in: SignIn, session: 
 @pytest.mark.parametrize(
     ("typed", "reason"),
     [
-        ({"calibration.rate": "1.5"}, "Calibration, “Share of tasks”: must be at most 1"),
-        ({"calibration.window": "2.5"}, "Calibration, “Answers looked back on”: must be a whole number"),
+        ({"calibration.rate": "150"}, "Calibration, “Of all tasks, %”: must be at most 100"),
+        ({"calibration.window": "2.5"}, "Calibration, “Recent answers counted”: must be a whole number"),
         ({"repeats.gap": ""}, "Hidden repeats, “Other judgments in between, at least”: must be a whole number"),
         ({"repeats.gap": "-1"}, "Hidden repeats, “Other judgments in between, at least”: must be at least 1"),
-        ({"adaptive.on": "true", "adaptive.sure": "0.5"}, "Adaptive overlap, “Sure enough”: must be more than 0.5"),
+        (
+            {"adaptive.on": "true", "adaptive.sure": "50"},
+            "Adaptive overlap, “Confidence to stop, %”: must be more than 50",
+        ),
         ({"adaptive.on": "true", "adaptive.at_least": "9"}, "Adaptive overlap: the least overlap is above the cap"),
         (
             dict.fromkeys(("pairs.random", "pairs.new_against_old"), "0"),
@@ -161,18 +164,18 @@ def test_the_page_of_a_new_project_keeps_the_defaults(sign_in: SignIn, session: 
             {"overlap.1.name": "domain", "overlap.1.overlap": "3"},
             "Overlap rule 1: needs a slice or purpose to apply to",
         ),
-        ({"calibration.rate": "nan"}, "Calibration, “Share of tasks”: must be"),
+        ({"calibration.rate": "nan"}, "Calibration, “Of all tasks, %”: must be"),
     ],
 )
 def test_what_is_refused_is_named_as_on_the_page_and_comes_back(
     sign_in: SignIn, session: Session, project: Project, typed: dict[str, str], reason: str
 ) -> None:
     admin = sign_in("admin")
-    fields = shown(admin.get("/projects/p/settings").text) | {"repeats.rate": "0.125"} | typed
+    fields = shown(admin.get("/projects/p/settings").text) | {"repeats.rate": "12.5"} | typed
     refused = admin.post("/projects/p/settings/labeling", fields)
     assert refused.status_code == 422
     assert reason in refused.text
-    assert shown(refused.text)["repeats.rate"] == "0.125"
+    assert shown(refused.text)["repeats.rate"] == "12.5"
     for name, value in typed.items():
         if name != "consensus":
             assert shown(refused.text)[name] == value

@@ -25,7 +25,7 @@ SETTINGS = {
     "description": "Better",
     "overlap": "3",
     "lease_minutes": "5",
-    "review_threshold": "0.8",
+    "review_threshold": "80",
     "samples_per_prompt": "2",
     "max_new_tokens": "32",
     "temperature": "0.7",
@@ -123,7 +123,7 @@ def test_another_review_threshold_says_what_it_moves_before_it_is_saved(sign_in:
     for agreement in (0.35, 0.4, 0.2):
         factories.comparison(session, project, state="in_review", review_reason="split", agreement=agreement)
     session.commit()
-    admin, wanted = sign_in("admin"), SETTINGS | {"review_threshold": "0.3"}
+    admin, wanted = sign_in("admin"), SETTINGS | {"review_threshold": "30"}
     asked = admin.post("/projects/p/settings", wanted)
     assert asked.status_code == 200
     assert "2 comparisons in review are settled" in asked.text

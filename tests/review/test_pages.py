@@ -251,8 +251,8 @@ def test_the_overview_says_what_waits(session: Session, project: Project, sign_i
     conflicting(session, project, 0.9, flagged=True)
     session.commit()
     shown = words(sign_in("admin").get(f"/projects/{project.slug}").text)
-    assert "To review: 1 in disagreement 1 against the reward model 1 flagged" in shown
-    assert "To review" not in sign_in("labeler").get(f"/projects/{project.slug}").text
+    assert "1 in disagreement, 1 against the reward model, 1 flagged." in shown
+    assert "to review" not in sign_in("labeler").get(f"/projects/{project.slug}").text
 
 
 def test_judgments_of_the_removed_are_history(session: Session, project: Project, sign_in: Callable[..., Any]) -> None:

@@ -238,6 +238,16 @@ def test_cancel_retry_and_their_errors(sign_in: SignIn, session: Session, projec
     session.expire_all()
     assert [round_.state for round_ in queries.rounds(session, project.id)] == ["cancelled", "failed"]
     assert client.post(f"{newer}/cancel").status_code == 409
+    stages = client.get(f"{newer}/status").json()["stages"]
+    assert [stage["state"] for stage in stages] == ["cancelled", *["skipped"] * 4]
+    # A new form begins with its settings.
+    again = BeautifulSoup(client.get(f"/projects/{project.slug}/rounds/new?like=2").text, "html.parser")
+    config = queries.rounds(session, project.id)[0].config
+    chosen = {each["name"]: each["value"] for each in again.select("#new-round input[type=number]")}
+    assert {name: float(value) for name, value in chosen.items() if value} == {
+        name: float(config[name]) for name in chosen if config[name] is not None
+    }
+    assert client.get(f"/projects/{project.slug}/rounds/new?like=99").status_code == 404
 
 
 def test_a_failed_rounds_checkpoints_can_be_discarded(
@@ -389,11 +399,22 @@ def test_samples_can_be_read_and_downloaded(sign_in: SignIn, session: Session, p
     assert "heldout?" in page
     assert "train?" not in page
     assert "<b>one</b>" not in page
+    # Side by side: the newest response of each policy.
+    other = factories.model(session, project, name="policy-1")
+    for said in ("three", "four"):
+        factories.completion(session, prompts["train"], said, run_id=run.id, model_version_id=other.id)
+    session.commit()
+    page = BeautifulSoup(client.get(f"/projects/{project.slug}/samples").text, "html.parser")
+    cards = [[each.get_text(" ", strip=True) for each in card.select(".sample")] for card in page.select("main .card")]
+    assert [[text.split()[0] for text in card] for card in cards] == [["base", "policy-1"], ["base"]]
+    assert cards[0][1].endswith("four")
+    after = client.get(f"/projects/{project.slug}/samples?after={prompts['train'].id}").text
+    assert ("train?" in after, "heldout?" in after) == (False, True)
     lines = client.get(f"/projects/{project.slug}/samples.jsonl?split=heldout").text.splitlines()
     assert [json.loads(line)["text"] for line in lines] == ["<b>one</b>", "two"]
     assert json.loads(lines[0])["model"] == "base"
     assert json.loads(lines[0])["prompt"] == [{"role": "user", "content": "heldout?"}]
-    assert len(client.get(f"/projects/{project.slug}/samples.jsonl").text.splitlines()) == 4
+    assert len(client.get(f"/projects/{project.slug}/samples.jsonl").text.splitlines()) == 6
     assert client.get(f"/projects/{project.slug}/samples.jsonl?split=secret").status_code == 422
     assert sign_in("labeler").get(f"/projects/{project.slug}/samples.jsonl").status_code == 403
 
