@@ -115,7 +115,10 @@ class Runner:
         finally:
             self.current = None
             recorder.trackers.close()
-            free_memory()
+            self._tidy()
+
+    def _tidy(self) -> None:
+        free_memory()
 
     def give_back(self) -> None:
         """Returns the current run to the queue, as if this attempt had not been."""

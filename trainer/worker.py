@@ -1,4 +1,6 @@
-"""The worker: takes runs from the queue one at a time. `python -m trainer.worker`.
+"""The worker: takes runs from the queue one at a time, and runs of AI judges from their own queue beside them.
+
+`python -m trainer.worker`.
 
 It outlives the database (waits and reconnects), takes up runs whose worker was killed, and on SIGTERM or SIGINT puts
 its own run back and ends within seconds.
@@ -31,10 +33,11 @@ from app.db import Limits, make_engine, make_session_factory, sqlalchemy_url
 from app.errors import PrefloopError
 from app.logs import start_logging
 from app.postgres import database
-from app.queue import QUEUE, RUN_TASK, enqueue_run
+from app.queue import JUDGE_TASK, JUDGING, QUEUE, RUN_TASK, enqueue_run
 from app.rounds import service as rounds
 from app.schema import require_schema
 from app.settings import Settings
+from trainer.judging import JudgeRunner
 from trainer.recording import is_outage
 from trainer.tasks import Runner
 
@@ -94,12 +97,12 @@ def recover(session: Session) -> list[int]:
     session.execute(
         text("""
             DELETE FROM procrastinate_jobs
-            WHERE queue_name = :queue AND status = 'doing' AND (
+            WHERE queue_name = ANY(:queues) AND status = 'doing' AND (
                 worker_id IS NULL OR worker_id IN (
                     SELECT id FROM procrastinate_workers WHERE last_heartbeat < now() - make_interval(secs => :silent)
                 )
             )"""),
-        {"queue": QUEUE, "silent": STALLED_SECONDS},
+        {"queues": [QUEUE, JUDGING], "silent": STALLED_SECONDS},
     )
     orphans = session.scalars(
         text("""
@@ -126,14 +129,23 @@ class Worker:
         self.stopping = threading.Event()
         self.store = ArtifactStore(settings.artifacts_root, settings.outside_models)
         self.runner = Runner(self.sessions, self.store, self.stopping, settings)
+        self.judging = JudgeRunner(self.sessions, self.store, self.stopping, settings)
         conninfo = sqlalchemy_url(database_url).replace("+psycopg", "", 1)
         self.app = App(
             connector=PatientConnector(conninfo=conninfo, min_size=1, max_size=4, timeout=5, reconnect_timeout=3600)
         )
         self.app.task(name=RUN_TASK, queue=QUEUE)(self._execute)
+        self.app.task(name=JUDGE_TASK, queue=JUDGING)(self._judge)
 
     def _execute(self, run_id: int) -> None:
         self.runner.execute(run_id)
+
+    def _judge(self, run_id: int) -> None:
+        self.judging.execute(run_id)
+
+    def _give_back(self) -> None:
+        self.runner.give_back()
+        self.judging.give_back()
 
     async def serve(self, until_empty: bool = False) -> None:
         """Works until stopped, or until nothing is left to do; a run that cannot be ended in time is given back."""
@@ -154,7 +166,7 @@ class Worker:
                         if not work.done():
                             log.warning("The run did not stop within %.0f s: the worker leaves it.", GRACE_SECONDS)
                             with contextlib.suppress(TimeoutError):  # no database: others find the run left behind
-                                await asyncio.wait_for(asyncio.to_thread(self.runner.give_back), GIVE_BACK_SECONDS)
+                                await asyncio.wait_for(asyncio.to_thread(self._give_back), GIVE_BACK_SECONDS)
                     elif error := work.exception():
                         if not isinstance(error, ConnectorException):
                             raise error
@@ -169,8 +181,21 @@ class Worker:
                 stopped.cancel()
 
     async def _work(self, until_empty: bool) -> None:
+        """Both queues at once. An error in one ends the other too: the caller begins both again."""
+        works = [asyncio.create_task(self._work_on(queue, until_empty)) for queue in (QUEUE, JUDGING)]
+        try:
+            await asyncio.wait(works, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            for work in works:
+                work.cancel()  # procrastinate then waits for the job
+            await asyncio.wait(works)
+        for work in works:
+            if not work.cancelled() and (error := work.exception()):
+                raise error
+
+    async def _work_on(self, queue: str, until_empty: bool) -> None:
         await self.app.run_worker_async(
-            queues=[QUEUE],
+            queues=[queue],
             concurrency=1,
             wait=not until_empty,
             fetch_job_polling_interval=10.0,  # new jobs are announced; this is for a lost announcement
