@@ -86,7 +86,8 @@ class Endpoint:
         host = urlsplit(self.url).hostname or ""
         if self._hosts and host not in self._hosts:
             raise InvalidInput(
-                f"Judges may not be at {host}.", "PREFLOOP_JUDGE_HOSTS lists where they may be; ask who runs the service."
+                f"Judges may not be at {host}.",
+                "PREFLOOP_JUDGE_HOSTS lists where they may be; ask who runs the service.",
             )
         try:
             found = {each[4][0] for each in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
@@ -208,7 +209,7 @@ class Endpoint:
         # JSON may hold halves of surrogate pairs and NUL, which the database does not take.
         text = content.replace("\0", "").encode(errors="replace").decode()
         model = self._shown(said.get("model") or "")
-        return Reply(text, model, *tokens, choice.get("finish_reason") == "length")
+        return Reply(text, model, tokens[0], tokens[1], choice.get("finish_reason") == "length")
 
     def _said(self, body: bytes) -> str:
         """What the endpoint itself says of an error."""

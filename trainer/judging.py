@@ -212,7 +212,8 @@ class JudgeRunner(Runner):
         return failed
 
     def _store(self, judge: Judge, rubric_id: int, task: _Task, judged: Judged, recorder: RunRecorder) -> None:
-        tokens = [sum(each) for each in zip(*((r.prompt_tokens, r.completion_tokens) for r in judged.replies))] or [0, 0]
+        prompt_tokens = sum(reply.prompt_tokens for reply in judged.replies)
+        completion_tokens = sum(reply.completion_tokens for reply in judged.replies)
         values = {
             "judge_id": judge.id,
             "comparison_id": task.comparison,
@@ -224,13 +225,13 @@ class JudgeRunner(Runner):
             "verdict": None if judged.first is None or judged.second is None else both(judged.first, judged.second),
             "error": judged.error,
             "said": [reply.text[-KEPT:] for reply in judged.replies],
-            "prompt_tokens": tokens[0],
-            "completion_tokens": tokens[1],
-            "cost": cost(judge, *tokens),
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "cost": cost(judge, prompt_tokens, completion_tokens),
             "ms": judged.ms,
             "served_model": judged.replies[-1].model if judged.replies else "",
         }
-        recorder.worked(sum(tokens))
+        recorder.worked(prompt_tokens + completion_tokens)
 
         def write() -> None:
             with recorder.held() as (session, run):

@@ -25,6 +25,7 @@ from app.specs import (
     EvaluateSpec,
     FreezeSpec,
     GRPOSpec,
+    JudgeSpec,
     OnPolicyDPOSpec,
     PPOSpec,
     RewardSpec,
@@ -181,6 +182,8 @@ class Runner:
                 result = self._sample(spec, recorder)
             case FreezeSpec():
                 return self._freeze(recorder)
+            case JudgeSpec():
+                raise AssertionError("trainer.judging runs these")
             case EvaluateSpec():
                 result = evaluate.evaluate(
                     spec, self.store, recorder, self._storing(recorder), on_suite=self._keeping(recorder)

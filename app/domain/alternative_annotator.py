@@ -62,7 +62,7 @@ class Outcome(NamedTuple):
     reason: str  # why not; empty if it passed
 
 
-def test(
+def beside_people(
     judged: dict[int, int],
     said: Iterable[Said],
     epsilon: float = EPSILON,

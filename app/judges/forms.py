@@ -43,9 +43,7 @@ def _variable(name: str | None) -> str | None:
 class SettingsForm(BaseModel):
     """What can change without the judge becoming another one. An empty key leaves the stored one."""
 
-    key_variable: Annotated[
-        Annotated[str, Field(max_length=100)] | None, EmptyIsNone, AfterValidator(_variable)
-    ] = None
+    key_variable: Annotated[Annotated[str, Field(max_length=100)] | None, EmptyIsNone, AfterValidator(_variable)] = None
     key: CleanLine = Field("", max_length=4000)
     forget_key: bool = False
     prompt_price: Price = None
@@ -71,9 +69,9 @@ class JudgeForm(SettingsForm):
 
 
 class RunForm(BaseModel):
-    what: Annotated[
-        list[What], BeforeValidator(lambda given: [given] if isinstance(given, str) else given)
-    ] = Field(["shared"], min_length=1, max_length=3)
+    what: Annotated[list[What], BeforeValidator(lambda given: [given] if isinstance(given, str) else given)] = Field(
+        ["shared"], min_length=1, max_length=3
+    )
     most: int = Field(200, ge=1, le=MOST)
 
 

@@ -175,7 +175,7 @@ def store(session: Session, values: dict[str, Any]) -> None:
     replaced = {name: statement.excluded[name] for name in values if name not in ("judge_id", "comparison_id")}
     if values["is_anchor"]:
         statement = statement.on_conflict_do_nothing(
-            index_elements=["run_id", "comparison_id"], index_where=JudgeJudgment.is_anchor
+            index_elements=["run_id", "comparison_id"], index_where=JudgeJudgment.is_anchor.is_(True)
         )
     else:
         statement = statement.on_conflict_do_update(
@@ -397,7 +397,7 @@ def for_training(session: Session, project_id: int, ids: Collection[int] | None 
     )
     if ids is not None:
         query = query.where(_among(JudgeJudgment.comparison_id, ids))
-    return [ForTraining(*row) for row in session.execute(query)]
+    return [ForTraining(row[0], list(row[1]), [each or 0 for each in row[2]]) for row in session.execute(query)]
 
 
 def count_for_training(session: Session, project_id: int) -> int:

@@ -37,9 +37,7 @@ FEWEST_SINCE = 20
 
 def add(session: Session, project: Project, operator: User, form: JudgeForm, secret: bytes) -> Judge:
     """Raises Conflict if the project has a judge of this name."""
-    judge = Judge(
-        project_id=project.id, name=form.name, url=form.url, model=form.model, created_by=operator.id
-    )
+    judge = Judge(project_id=project.id, name=form.name, url=form.url, model=form.model, created_by=operator.id)
     _set(judge, form, secret)
     try:
         with session.begin_nested():
@@ -48,7 +46,14 @@ def add(session: Session, project: Project, operator: User, form: JudgeForm, sec
     except IntegrityError:
         raise Conflict(f"The project has a judge “{form.name}” already.", "Choose another name.") from None
     audit(
-        session, operator.id, "judge.added", project.id, judge=judge.id, name=judge.name, url=judge.url, model=judge.model
+        session,
+        operator.id,
+        "judge.added",
+        project.id,
+        judge=judge.id,
+        name=judge.name,
+        url=judge.url,
+        model=judge.model,
     )
     return judge
 
@@ -163,7 +168,7 @@ def admit(session: Session, judge: Judge, operator: User, form: AdmissionForm) -
     queries.lock(session, judge)
     judged = queries.verdicts(session, judge.id, rubric.id)
     said = queries.people_on(session, rubric.id, judged)
-    outcome = alternative_annotator.test(judged, said, form.epsilon, form.q)
+    outcome = alternative_annotator.beside_people(judged, said, form.epsilon, form.q)
     people = _sides(said)
     found = agreement(judged, people)
     anchors: list[dict[str, Any]] = []
@@ -257,7 +262,9 @@ def since_admission(session: Session, judge: Judge, admission: JudgeAdmission) -
         by_run[row.run_id].append(row)
     runs = []
     for run_id, rows in by_run.items():
-        said = figures([(row.first, row.second) for row in rows], [anchors[row.comparison_id]["people"] for row in rows])
+        said = figures(
+            [(row.first, row.second) for row in rows], [anchors[row.comparison_id]["people"] for row in rows]
+        )
         if said is not None:
             runs.append((run_id, said))
     charts: dict[str, list[Average]] = {}
@@ -274,7 +281,9 @@ def since_admission(session: Session, judge: Judge, admission: JudgeAdmission) -
         then = {id_: each["orders"] for id_, each in anchors.items()}
         verdict = [(row.verdict, then[row.comparison_id]) for row in newest]
         changed = sum(now != (was[0] if was[0] == was[1] else 0) for now, was in verdict) / len(verdict)
-    return Since(*(found or (None, 0)), *(interval or (0.0, 1.0)), runs, charts, changed)
+    value, items = found or (None, 0)
+    low, high = interval or (0.0, 1.0)
+    return Since(value, items, low, high, runs, charts, changed)
 
 
 def look(session: Session, project_id: int) -> list[str]:

@@ -69,9 +69,7 @@ class JudgeJudgment(Base):
             unique=True,
             postgresql_where=text("NOT is_anchor"),
         ),
-        Index(
-            "uq_judge_judgment_anchor", "run_id", "comparison_id", unique=True, postgresql_where=text("is_anchor")
-        ),
+        Index("uq_judge_judgment_anchor", "run_id", "comparison_id", unique=True, postgresql_where=text("is_anchor")),
         Index("ix_judge_judgment_comparison", "comparison_id"),
     )
 

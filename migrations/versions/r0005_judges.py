@@ -70,9 +70,7 @@ def upgrade() -> None:
         sa.Column("ms", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("served_model", sa.Text(), server_default="", nullable=False),
         _now(),
-        sa.CheckConstraint(
-            "(error IS NULL) = (verdict IS NOT NULL)", name=op.f("ck_judge_judgment_verdict_or_error")
-        ),
+        sa.CheckConstraint("(error IS NULL) = (verdict IS NOT NULL)", name=op.f("ck_judge_judgment_verdict_or_error")),
         sa.CheckConstraint(
             "verdict IS NULL OR (first BETWEEN -1 AND 1 AND second BETWEEN -1 AND 1"
             " AND verdict = CASE WHEN first = second THEN first ELSE 0 END)",
@@ -133,9 +131,7 @@ def upgrade() -> None:
         "snapshot_judge_judgment",
         sa.Column("snapshot_id", sa.BigInteger(), nullable=False),
         sa.Column("judgment_id", sa.BigInteger(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["snapshot_id"], ["snapshot.id"], name=op.f("fk_snapshot_judge_judgment_snapshot_id")
-        ),
+        sa.ForeignKeyConstraint(["snapshot_id"], ["snapshot.id"], name=op.f("fk_snapshot_judge_judgment_snapshot_id")),
         sa.ForeignKeyConstraint(
             ["judgment_id"], ["judge_judgment.id"], name=op.f("fk_snapshot_judge_judgment_judgment_id")
         ),
