@@ -33,6 +33,7 @@ from app.demonstrations.routes import router as demonstrations
 from app.errors import Conflict, InvalidInput, NotFound, NotSignedIn, PrefloopError, StorageFull, Unavailable
 from app.headers import AnswerHeaders
 from app.insights.routes import router as insights
+from app.judges.routes import router as judges
 from app.kept import Kept
 from app.labelers.routes import router as labelers
 from app.labeling.routes import router as labeling
@@ -77,6 +78,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     progress,
     monitors,
     suites,
+    judges,
     playground,
     lineage,
     leaderboard,

@@ -410,20 +410,14 @@ def add_held(session: Session, snapshot_id: int, judgments: Sequence[int]) -> No
     session.execute(insert(SnapshotJudgeJudgment).from_select(["snapshot_id", "judgment_id"], held))
 
 
-def any_withdrawn(session: Session, judgments: Sequence[int]) -> bool:
+def any_withdrawn(session: Session, project_id: int, judgments: Sequence[int]) -> bool:
     """Whether the comparison of one of these judgments was withdrawn, or its judge may not reach training any more."""
-    admitted = exists().where(
-        JudgeAdmission.judge_id == JudgeJudgment.judge_id,
-        JudgeAdmission.rubric_id == JudgeJudgment.rubric_id,
-        JudgeAdmission.admitted,
-        JudgeAdmission.paused_at.is_(None),
-    )
+    admitted = select(_admitted(project_id).c.judge_id)
     query = (
         select(JudgeJudgment.id)
         .join(Comparison, Comparison.id == JudgeJudgment.comparison_id)
-        .join(Judge, Judge.id == JudgeJudgment.judge_id)
         .where(_among(JudgeJudgment.id, judgments))
-        .where(or_(Comparison.state == "withdrawn", Judge.off_at.is_not(None), ~admitted))
+        .where(or_(Comparison.state == "withdrawn", JudgeJudgment.judge_id.not_in(admitted)))
     )
     return session.scalar(query.limit(1)) is not None
 
