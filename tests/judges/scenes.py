@@ -64,12 +64,12 @@ def said(session: Session, judge: Judge, comparison: Comparison, verdict: int, *
 
 
 def judged_by_people(
-    session: Session, project: Project, n: int = 40, right: float = 0.8, seed: int = 0
+    session: Session, project: Project, n: int = 32, right: float = 0.8, seed: int = 0
 ) -> tuple[list[Comparison], list[User]]:
-    """Decided train comparisons, each judged by four labelers, who are right with this probability; else a tie."""
+    """Decided train comparisons, each judged by three labelers, who are right with this probability; else a tie."""
     chance = random.Random(seed)
-    labelers = [factories.user(session) for _ in range(4)]
-    made = comparisons(session, project, n, overlap=4, state="settled", consensus=0, p_b=0.5, p_tie=1)
+    labelers = [factories.user(session) for _ in range(3)]
+    made = comparisons(session, project, n, overlap=3, state="settled", consensus=0, p_b=0.5, p_tie=1)
     for number, each in enumerate(made):
         side = truth(each, number)
         for labeler in labelers:
