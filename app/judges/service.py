@@ -318,7 +318,8 @@ def _why_paused(session: Session, judge: Judge, admission: JudgeAdmission) -> st
             f"{since.low:.0%} to {since.high:.0%}); at the admission it was {admission.agreement:.0%}."
         )
     if alarms := since.alarms:
-        return f"On the anchors a moving average is outside its limits: {FIGURES[alarms[0]].lower()}."
+        named = ", ".join(FIGURES[name].lower() for name in alarms)
+        return f"On the anchors a moving average is outside its limits: {named}."
     return ""
 
 
