@@ -100,10 +100,9 @@ class JudgeRunner(Runner):
 
         def finish(session: Any, run: Any) -> None:
             rounds.run_finished(session, self.store, run, result)
-            if spec.rubric is not None:
-                if served := queries.served_in(session, run.id):
-                    session.get_one(Judge, spec.judge).served_model = served[-1]
-                judges.after_run(session, run)
+            if served := queries.served_in(session, run.id):
+                session.get_one(Judge, spec.judge).served_model = served[-1]
+            judges.after_run(session, run)
 
         self._end(recorder, finish)
 

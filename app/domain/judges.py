@@ -158,10 +158,12 @@ class Average(NamedTuple):
 def moving(baseline: float, values: Sequence[float], items: int) -> list[Average]:
     """The chart of Roberts (1959) for a share: one average a run.
 
-    The spread is that of a share of `items` independent ones. The anchors are the same in every run, so chance moves
+    The spread is that of a share of `items` independent ones, two successes and two failures added (Agresti and Coull
+    1998): a judge who never contradicted itself may do so once. The anchors are the same in every run, so chance moves
     them less than that, and false alarms are rarer than the limits say.
     """
-    spread = sqrt(max(baseline * (1 - baseline), 1 / (4 * items)) / items)
+    share = (baseline * items + 2) / (items + 4)
+    spread = sqrt(share * (1 - share) / items)
     found, value = [], baseline
     for run, each in enumerate(values, 1):
         value = SMOOTHING * each + (1 - SMOOTHING) * value

@@ -233,11 +233,15 @@ def to_judge(session: Session, judge: Judge, rubric_id: int, what: str, most: in
 # ---- what people said of the same ------------------------------------------------------------------------------------
 
 
-def verdicts(session: Session, judge_id: int, rubric_id: int, since: datetime | None = None) -> dict[int, int]:
-    """By comparison, under one rubric version; since: given after a moment."""
+def verdicts(
+    session: Session, judge_id: int, rubric_id: int, served: str = "", since: datetime | None = None
+) -> dict[int, int]:
+    """By comparison, under one rubric version; served: only those of this model; since: given after a moment."""
     query = select(JudgeJudgment.comparison_id, JudgeJudgment.verdict).where(
         JudgeJudgment.judge_id == judge_id, JudgeJudgment.rubric_id == rubric_id, *_STANDS
     )
+    if served:
+        query = query.where(JudgeJudgment.served_model == served)
     if since is not None:
         query = query.where(JudgeJudgment.created_at > since)
     return {row[0]: row[1] or 0 for row in session.execute(query)}
@@ -361,7 +365,7 @@ def _admitted(project_id: int) -> Subquery:
     newest version, and not paused since."""
     newest = _newest_admissions(project_id).subquery()
     return (
-        select(newest.c.judge_id, newest.c.rubric_id)
+        select(newest.c.judge_id, newest.c.rubric_id, newest.c.served_model)
         .join(Judge, Judge.id == newest.c.judge_id)
         .where(newest.c.admitted, newest.c.paused_at.is_(None), Judge.off_at.is_(None))
         .subquery()
@@ -387,7 +391,12 @@ def for_training(session: Session, project_id: int, ids: Collection[int] | None 
         )
         .join(
             admitted,
-            and_(admitted.c.judge_id == JudgeJudgment.judge_id, admitted.c.rubric_id == JudgeJudgment.rubric_id),
+            and_(
+                admitted.c.judge_id == JudgeJudgment.judge_id,
+                admitted.c.rubric_id == JudgeJudgment.rubric_id,
+                # What another model said, behind the same address, is not what was admitted.
+                or_(admitted.c.served_model == "", admitted.c.served_model == JudgeJudgment.served_model),
+            ),
         )
         .join(Comparison, Comparison.id == JudgeJudgment.comparison_id)
         .join(Prompt, Prompt.id == Comparison.prompt_id)

@@ -166,7 +166,7 @@ def admit(session: Session, judge: Judge, operator: User, form: AdmissionForm) -
         raise Conflict("The project has no published rubric.", "Publish one: a judge is admitted to a version.")
     session.flush()
     queries.lock(session, judge)
-    judged = queries.verdicts(session, judge.id, rubric.id)
+    judged = queries.verdicts(session, judge.id, rubric.id, judge.served_model or "")
     said = queries.people_on(session, rubric.id, judged)
     outcome = alternative_annotator.beside_people(judged, said, form.epsilon, form.q)
     people = _sides(said)
@@ -250,7 +250,7 @@ FIGURES = {"agreement": "Agreement with people", "flips": "Contradicts itself", 
 
 def since_admission(session: Session, judge: Judge, admission: JudgeAdmission) -> Since:
     """How the judge does since a test that it passed."""
-    judged = queries.verdicts(session, judge.id, admission.rubric_id, admission.created_at)
+    judged = queries.verdicts(session, judge.id, admission.rubric_id, since=admission.created_at)
     people = _sides(queries.people_on(session, admission.rubric_id, judged))
     for item, gold in queries.known_answers(session, judged).items():
         people[item] = [gold]
@@ -309,6 +309,7 @@ def look(session: Session, project_id: int) -> list[str]:
 def _why_paused(session: Session, judge: Judge, admission: JudgeAdmission) -> str:
     newest = queries.runs(session, judge, 1)
     served = queries.served_in(session, newest[0].id) if newest else []
+    served += [judge.served_model] if judge.served_model else []  # of a test
     if admission.served_model and (others := [name for name in served if name != admission.served_model]):
         return f"The endpoint reports the model {others[0]}; at the admission it was {admission.served_model}."
     since = since_admission(session, judge, admission)

@@ -65,13 +65,13 @@ def test_figures_of_anchors() -> None:
 
 
 def test_the_moving_average_alarms_after_a_lasting_change_and_not_before() -> None:
-    """0.8 of 30 items: sigma 0.073. One run: limits 0.8 +- 3 * 0.3 * 0.073 = 0.066."""
+    """0.8 of 30 items: (24 + 2) / 34 = 0.765, sigma 0.0774. One run: limits 0.8 +- 3 * 0.3 * 0.0774 = 0.0697."""
     first = moving(0.8, [0.8], 30)[0]
-    assert (first.low, first.high) == pytest.approx((0.8 - 0.0657, 0.8 + 0.0657), abs=1e-4)
+    assert (first.low, first.high) == pytest.approx((0.8 - 0.0697, 0.8 + 0.0697), abs=1e-4)
     assert not any(each.alarms for each in moving(0.8, [0.77, 0.83, 0.8, 0.73, 0.87], 30))
     fallen = moving(0.8, [0.8, 0.6, 0.6, 0.6], 30)
     assert [each.alarms for each in fallen] == [False, False, True, True]
     assert fallen[1].value == pytest.approx(0.3 * 0.6 + 0.7 * 0.8)
     # A judge who never contradicted itself begins to.
-    assert not moving(0.0, [1 / 30], 30)[0].alarms
+    assert not moving(0.0, [3 / 30], 30)[0].alarms
     assert moving(0.0, [0.3], 30)[0].alarms

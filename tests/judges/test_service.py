@@ -187,7 +187,11 @@ def test_it_is_paused_when_it_surely_agrees_less_than_at_its_admission(session: 
     ("flips", "served", "said_"),
     [
         (0, "served", None),
-        (20, "served", "On the anchors a moving average is outside its limits: contradicts itself, chose what stood first."),
+        (
+            20,
+            "served",
+            "On the anchors a moving average is outside its limits: contradicts itself, chose what stood first.",
+        ),
         (0, "another", "The endpoint reports the model another; at the admission it was served."),
     ],
 )
