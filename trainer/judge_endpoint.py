@@ -165,7 +165,7 @@ class Endpoint:
         failed = Unavailable(
             f"{where} answered {status}: {said}", "Look at its log, then start the run again: what was judged is kept."
         )
-        if status in (408, 409, 425, 429) or status >= 500:
+        if status in (408, 425, 429) or status >= 500:
             failed.retry_after = _retry_after(headers)  # type: ignore[attr-defined]
             raise _Again(failed)
         raise failed

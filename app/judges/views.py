@@ -32,11 +32,9 @@ def state_of(judge: Judge, admission: JudgeAdmission | None, rubric: Rubric | No
     if admission is not None and admission.paused_at is not None:
         return State("paused", "warn", f"{admission.pause_reason} A new admission test ends the pause.")
     if admission is not None and admission.admitted:
-        return State(
-            "admitted",
-            "ok",
-            f"It is as good as {admission.omega:.0%} of the labelers it was tested beside, under this rubric version.",
-        )
+        won, tested = sum(bool(row["is_won"]) for row in admission.result), len(admission.result)
+        version = rubric.version if rubric else "?"
+        return State("admitted", "ok", f"It is as good as {won} of {tested} labelers, under rubric version {version}.")
     if admission is not None:
         return State("not admitted", "bad", admission.reason)
     if judge.test_error:

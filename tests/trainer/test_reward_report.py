@@ -27,6 +27,7 @@ from trainer.reward_report import (
     slice_metrics,
     split_figures,
 )
+from trainer.reward_said import Said, measured
 
 
 def pair_of(number: int = 0, chosen: int = 2, rejected: int = 2, **row: object) -> Pair:
@@ -353,3 +354,13 @@ def test_tables_are_markdown() -> None:
     assert table(["a", "b"], [["x\ny", 0.12345], [None, 3]]) == (
         "| a | b |\n| --- | --- |\n| x y | 0.123 |\n| – | 3 |\n"
     )
+
+
+def test_what_an_ai_judge_said_trains_and_measures_nothing() -> None:
+    """Two comparisons that people judged, one of them rightly told; and two of judges, both told wrongly."""
+    pairs = [pair_of(0), pair_of(1), pair_of(2, source="ai", split="train"), pair_of(3, source="ai", split="train")]
+    rewards = torch.tensor([[1.0, -1.0, -1.0, -1.0], [0.0, 0.0, 0.0, 0.0]])[..., None]
+    spec = RewardSpec(backbone=ModelRef(base="-"), snapshot="-", ensemble=1)
+    found = measured(spec, Said(pairs, rewards, torch.ones(4, 1), None))
+    assert [pair.row.comparison_id for pair in found.pairs] == [0, 1]
+    assert split_figures(found)["accuracy"] == 0.5
