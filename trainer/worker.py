@@ -168,10 +168,7 @@ class Worker:
                             with contextlib.suppress(TimeoutError):  # no database: others find the run left behind
                                 await asyncio.wait_for(asyncio.to_thread(self._give_back), GIVE_BACK_SECONDS)
                     elif error := work.exception():
-                        if not isinstance(error, ConnectorException):
-                            raise error
-                        log.warning("The queue cannot be reached, trying again: %s", error.__cause__ or error)
-                        await asyncio.sleep(PAUSE_SECONDS)
+                        raise error
                     elif until_empty:
                         return
             finally:
@@ -181,7 +178,7 @@ class Worker:
                 stopped.cancel()
 
     async def _work(self, until_empty: bool) -> None:
-        """Both queues at once. An error in one ends the other too: the caller begins both again."""
+        """Both queues at once, each until it is stopped or empty."""
         works = [asyncio.create_task(self._work_on(queue, until_empty)) for queue in (QUEUE, JUDGING)]
         try:
             await asyncio.wait(works, return_when=asyncio.FIRST_EXCEPTION)
@@ -194,6 +191,15 @@ class Worker:
                 raise error
 
     async def _work_on(self, queue: str, until_empty: bool) -> None:
+        """One queue. While it cannot be reached, whoever works on the other one is left alone."""
+        while True:
+            try:
+                return await self._take_jobs(queue, until_empty)
+            except ConnectorException as error:
+                log.warning("The queue %s cannot be reached, trying again: %s", queue, error.__cause__ or error)
+                await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _take_jobs(self, queue: str, until_empty: bool) -> None:
         await self.app.run_worker_async(
             queues=[queue],
             concurrency=1,

@@ -7,18 +7,20 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import Session
 
+from app.db import make_session_factory
 from app.errors import Conflict
 from app.judges import service
 from app.judges.forms import RunForm
 from app.models import Judge, JudgeJudgment, Judgment, Run
+from app.queue import enqueue_run
 from app.settings import Settings
 from tests import factories
 from tests.judges.scenes import comparisons, judge, truth
 from tests.waiting import wait_for
-from trainer.worker import recover, work_until_empty
+from trainer.worker import Worker, recover, work_until_empty
 
 OPEN = RunForm(what=["open"], most=100)
 
@@ -105,6 +107,30 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice(
     assert {id_: after[id_] for id_ in kept} == kept
     # Only what was under way when it was killed is asked again.
     assert 24 <= len(asked(endpoint, "slow")) <= 26
+
+
+def test_a_training_run_does_not_hold_judging_up(
+    session: Session, settings: Settings, engine: Engine, endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = factories.project(session)
+    factories.rubric(session, project)
+    training = factories.run(session, project, "sample", state="queued")
+    enqueue_run(session, training.id)
+    comparisons(session, project, 2)
+    found = started(session, judge(session, project, endpoint, "good", name="beside"))
+
+    def train(_worker: Worker, run_id: int) -> None:
+        assert run_id == training.id
+        with make_session_factory(engine).begin() as own:
+            state = select(Run.state).where(Run.id == found.id)
+            wait_for(lambda: own.scalar(state) == "succeeded", "judging while a run trains")
+            own.get_one(Run, run_id).state = "succeeded"
+
+    monkeypatch.setattr(Worker, "_execute", train)
+    work(settings)
+    session.refresh(found)
+    session.refresh(training)
+    assert (found.state, training.state) == ("succeeded", "succeeded")
 
 
 def test_what_fails_by_chance_is_repeated_and_a_bad_answer_is_told_by_name(
