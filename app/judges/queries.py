@@ -9,13 +9,11 @@ from sqlalchemy import (
     ARRAY,
     BigInteger,
     Select,
-    Subquery,
     and_,
     any_,
     case,
     exists,
     func,
-    insert,
     literal,
     or_,
     select,
@@ -39,17 +37,16 @@ from app.models import (
     Round,
     Rubric,
     Run,
-    SnapshotJudgeJudgment,
     User,
 )
 
 # Live judgments that say a preference, by people. Simulated and imported labelers stand for people; old data may hold
 # labelers who are marked as AI, and those do not.
 _OF_PEOPLE = (Judgment.superseded_at.is_(None), Judgment.preference.is_not(None), User.kind != "ai_judge")
-_STANDS = (~JudgeJudgment.is_anchor, JudgeJudgment.verdict.is_not(None))
+STANDS = (~JudgeJudgment.is_anchor, JudgeJudgment.verdict.is_not(None))
 
 
-def _among(column: Any, ids: Collection[int]) -> Any:
+def among(column: Any, ids: Collection[int]) -> Any:
     return column == any_(literal(list(ids), ARRAY(BigInteger)))
 
 
@@ -130,7 +127,7 @@ def consistency(session: Session, judge_id: int) -> Consistency:
         func.count().filter(one != two),
         func.count().filter(one != 0) + func.count().filter(two != 0),
         func.count().filter(one == -1) + func.count().filter(two == 1),
-    ).where(JudgeJudgment.judge_id == judge_id, *_STANDS)
+    ).where(JudgeJudgment.judge_id == judge_id, *STANDS)
     return Consistency(*session.execute(query).one())
 
 
@@ -150,7 +147,7 @@ def cards(session: Session, project_id: int, ids: Sequence[int]) -> dict[int, Ca
         .join(Prompt, Prompt.id == Comparison.prompt_id)
         .join(a, a.id == Comparison.completion_a_id)
         .join(b, b.id == Comparison.completion_b_id)
-        .where(_among(Comparison.id, ids), Comparison.project_id == project_id, Comparison.state != "withdrawn")
+        .where(among(Comparison.id, ids), Comparison.project_id == project_id, Comparison.state != "withdrawn")
     )
     return {row[0]: Card(row[1], row[2], row[3]) for row in session.execute(query)}
 
@@ -161,10 +158,10 @@ def judged_already(
     """Which of these comparisons, and of the run's anchors, have their judgment. A failed one is asked again."""
     own = (JudgeJudgment.judge_id == judge_id, JudgeJudgment.verdict.is_not(None))
     plain = select(JudgeJudgment.comparison_id).where(
-        *own, ~JudgeJudgment.is_anchor, JudgeJudgment.rubric_id == rubric_id, _among(JudgeJudgment.comparison_id, ids)
+        *own, ~JudgeJudgment.is_anchor, JudgeJudgment.rubric_id == rubric_id, among(JudgeJudgment.comparison_id, ids)
     )
     again = select(JudgeJudgment.comparison_id).where(
-        JudgeJudgment.is_anchor, JudgeJudgment.run_id == run_id, _among(JudgeJudgment.comparison_id, anchors)
+        JudgeJudgment.is_anchor, JudgeJudgment.run_id == run_id, among(JudgeJudgment.comparison_id, anchors)
     )
     return set(session.scalars(plain)), set(session.scalars(again))
 
@@ -198,7 +195,7 @@ def to_judge(session: Session, judge: Judge, rubric_id: int, what: str, most: in
         JudgeJudgment.judge_id == judge.id,
         JudgeJudgment.rubric_id == rubric_id,
         JudgeJudgment.comparison_id == Comparison.id,
-        *_STANDS,
+        *STANDS,
     )
     query = select(Comparison.id).where(
         Comparison.project_id == judge.project_id, Comparison.state != "withdrawn", ~own
@@ -225,7 +222,7 @@ def to_judge(session: Session, judge: Judge, rubric_id: int, what: str, most: in
         query = query.where(Comparison.purpose == "human_eval", Comparison.round_id == newest)
         query = query.order_by(Comparison.id)
     else:
-        query = query.join(Prompt, Prompt.id == Comparison.prompt_id).where(*_unjudged())
+        query = query.join(Prompt, Prompt.id == Comparison.prompt_id).where(*unjudged())
         query = query.order_by(Comparison.id.desc())
     return list(session.scalars(query.limit(most)))
 
@@ -238,7 +235,7 @@ def verdicts(
 ) -> dict[int, int]:
     """By comparison, under one rubric version; served: only those of this model; since: given after a moment."""
     query = select(JudgeJudgment.comparison_id, JudgeJudgment.verdict).where(
-        JudgeJudgment.judge_id == judge_id, JudgeJudgment.rubric_id == rubric_id, *_STANDS
+        JudgeJudgment.judge_id == judge_id, JudgeJudgment.rubric_id == rubric_id, *STANDS
     )
     if served:
         query = query.where(JudgeJudgment.served_model == served)
@@ -253,7 +250,7 @@ def people_on(session: Session, rubric_id: int, ids: Collection[int]) -> list[Sa
         select(Judgment.comparison_id, Judgment.labeler_id, func.sign(Judgment.preference))
         .join(User, User.id == Judgment.labeler_id)
         .join(Comparison, Comparison.id == Judgment.comparison_id)
-        .where(*_OF_PEOPLE, _among(Judgment.comparison_id, ids), Judgment.rubric_id == rubric_id)
+        .where(*_OF_PEOPLE, among(Judgment.comparison_id, ids), Judgment.rubric_id == rubric_id)
         .where(Comparison.state != "withdrawn", Comparison.purpose.in_(("train", "heldout")))
         .order_by(Judgment.id)
     )
@@ -263,19 +260,19 @@ def people_on(session: Session, rubric_id: int, ids: Collection[int]) -> list[Sa
 def known_answers(session: Session, ids: Collection[int]) -> dict[int, int]:
     """The side of these calibration items, by comparison."""
     query = select(Comparison.id, func.sign(Comparison.gold)).where(
-        _among(Comparison.id, ids), Comparison.gold.is_not(None), Comparison.state != "withdrawn"
+        among(Comparison.id, ids), Comparison.gold.is_not(None), Comparison.state != "withdrawn"
     )
     return {row[0]: int(row[1]) for row in session.execute(query)}
 
 
 def names(session: Session, ids: Collection[int]) -> dict[int, str]:
-    return {row[0]: row[1] for row in session.execute(select(User.id, User.name).where(_among(User.id, ids)))}
+    return {row[0]: row[1] for row in session.execute(select(User.id, User.name).where(among(User.id, ids)))}
 
 
 # ---- admission and drift ---------------------------------------------------------------------------------------------
 
 
-def _newest_admissions(project_id: int) -> Select[JudgeAdmission]:
+def newest_admissions(project_id: int) -> Select[JudgeAdmission]:
     """The newest test of each of the project's judges under the newest rubric version."""
     rubric = newest_published(project_id).subquery()
     return (
@@ -289,7 +286,7 @@ def _newest_admissions(project_id: int) -> Select[JudgeAdmission]:
 
 def admissions(session: Session, project_id: int) -> dict[int, JudgeAdmission]:
     """By judge: the one that counts."""
-    return {row.judge_id: row for row in session.scalars(_newest_admissions(project_id))}
+    return {row.judge_id: row for row in session.scalars(newest_admissions(project_id))}
 
 
 def history(session: Session, judge_id: int, most: int) -> list[tuple[JudgeAdmission, int]]:
@@ -317,7 +314,7 @@ def anchor_rows(session: Session, judge_id: int, since: datetime, anchors: Colle
         JudgeJudgment.is_anchor,
         JudgeJudgment.verdict.is_not(None),
         JudgeJudgment.created_at > since,
-        _among(JudgeJudgment.comparison_id, anchors),
+        among(JudgeJudgment.comparison_id, anchors),
     )
     return list(session.execute(query.order_by(JudgeJudgment.run_id, JudgeJudgment.comparison_id)))
 
@@ -327,8 +324,8 @@ def orders(session: Session, judge_id: int, rubric_id: int, ids: Collection[int]
     query = select(JudgeJudgment.comparison_id, JudgeJudgment.first, JudgeJudgment.second).where(
         JudgeJudgment.judge_id == judge_id,
         JudgeJudgment.rubric_id == rubric_id,
-        _among(JudgeJudgment.comparison_id, ids),
-        *_STANDS,
+        among(JudgeJudgment.comparison_id, ids),
+        *STANDS,
     )
     return {row[0]: (row[1] or 0, row[2] or 0) for row in session.execute(query)}
 
@@ -345,10 +342,7 @@ def recent(session: Session, judge_id: int, most: int, *, failed: bool = False) 
     return list(session.scalars(query.order_by(JudgeJudgment.id.desc()).limit(most)))
 
 
-# ---- what reaches training -------------------------------------------------------------------------------------------
-
-
-def _unjudged() -> tuple[Any, ...]:
+def unjudged() -> tuple[Any, ...]:
     """A train comparison that no person has judged, on a train prompt."""
     return (
         Comparison.purpose == "train",
@@ -358,99 +352,6 @@ def _unjudged() -> tuple[Any, ...]:
         Comparison.ranking_id.is_(None),
         Prompt.split == "train",
     )
-
-
-def _admitted(project_id: int) -> Subquery:
-    """Judges that may reach training now, with the rubric version: switched on, admitted by the newest test under the
-    newest version, and not paused since."""
-    newest = _newest_admissions(project_id).subquery()
-    return (
-        select(newest.c.judge_id, newest.c.rubric_id, newest.c.served_model)
-        .join(Judge, Judge.id == newest.c.judge_id)
-        .where(newest.c.admitted, newest.c.paused_at.is_(None), Judge.off_at.is_(None))
-        .subquery()
-    )
-
-
-class ForTraining(NamedTuple):
-    """A comparison that nobody judged, and what the admitted judges said of it."""
-
-    comparison: int
-    judgments: list[int]
-    verdicts: list[int]
-
-
-def for_training(session: Session, project_id: int, ids: Collection[int] | None = None) -> list[ForTraining]:
-    """What the panel of admitted judges says of train comparisons that no person has judged, by id."""
-    admitted = _admitted(project_id)
-    query = (
-        select(
-            JudgeJudgment.comparison_id,
-            func.array_agg(JudgeJudgment.id).label("judgments"),
-            func.array_agg(JudgeJudgment.verdict).label("verdicts"),
-        )
-        .join(
-            admitted,
-            and_(
-                admitted.c.judge_id == JudgeJudgment.judge_id,
-                admitted.c.rubric_id == JudgeJudgment.rubric_id,
-                # What another model said, behind the same address, is not what was admitted.
-                or_(admitted.c.served_model == "", admitted.c.served_model == JudgeJudgment.served_model),
-            ),
-        )
-        .join(Comparison, Comparison.id == JudgeJudgment.comparison_id)
-        .join(Prompt, Prompt.id == Comparison.prompt_id)
-        .where(Comparison.project_id == project_id, *_STANDS, *_unjudged())
-        .group_by(JudgeJudgment.comparison_id)
-        .order_by(JudgeJudgment.comparison_id)
-    )
-    if ids is not None:
-        query = query.where(_among(JudgeJudgment.comparison_id, ids))
-    return [ForTraining(row[0], list(row[1]), [each or 0 for each in row[2]]) for row in session.execute(query)]
-
-
-def count_for_training(session: Session, project_id: int) -> int:
-    return len(for_training(session, project_id))
-
-
-def add_held(session: Session, snapshot_id: int, judgments: Sequence[int]) -> None:
-    """Records which judgments of judges a snapshot's rows count."""
-    held = select(literal(snapshot_id, BigInteger), func.unnest(literal(list(judgments), ARRAY(BigInteger))))
-    session.execute(insert(SnapshotJudgeJudgment).from_select(["snapshot_id", "judgment_id"], held))
-
-
-def any_withdrawn(session: Session, project_id: int, judgments: Sequence[int]) -> bool:
-    """Whether the comparison of one of these judgments was withdrawn, or its judge may not reach training any more."""
-    admitted = select(_admitted(project_id).c.judge_id)
-    query = (
-        select(JudgeJudgment.id)
-        .join(Comparison, Comparison.id == JudgeJudgment.comparison_id)
-        .where(_among(JudgeJudgment.id, judgments))
-        .where(or_(Comparison.state == "withdrawn", JudgeJudgment.judge_id.not_in(admitted)))
-    )
-    return session.scalar(query.limit(1)) is not None
-
-
-class Read(NamedTuple):
-    """How many comparisons of a judge a snapshot reads."""
-
-    judge: int
-    name: str
-    n: int
-
-
-def read_by(session: Session, snapshot_ids: Sequence[int]) -> list[Read]:
-    """By judge, most first."""
-    n = func.count()
-    query = (
-        select(Judge.id, Judge.name, n)
-        .join(JudgeJudgment, JudgeJudgment.judge_id == Judge.id)
-        .join(SnapshotJudgeJudgment, SnapshotJudgeJudgment.judgment_id == JudgeJudgment.id)
-        .where(SnapshotJudgeJudgment.snapshot_id.in_(snapshot_ids))
-        .group_by(Judge.id, Judge.name)
-        .order_by(n.desc(), Judge.id)
-    )
-    return [Read(*row) for row in session.execute(query)]
 
 
 # ---- beside people's evaluation --------------------------------------------------------------------------------------
@@ -478,7 +379,7 @@ def on_evaluation(session: Session, round_: Round) -> tuple[dict[int, list[dict[
         .join(a, a.id == Comparison.completion_a_id)
         .join(b, b.id == Comparison.completion_b_id)
         .where(Comparison.round_id == round_.id, Comparison.purpose == "human_eval", Comparison.state != "withdrawn")
-        .where(*_STANDS, Judge.off_at.is_(None))
+        .where(*STANDS, Judge.off_at.is_(None))
         .where(or_(*(each.model_version_id == round_.policy_after_id for each in (a, b))))
         .where(or_(*(each.model_version_id == round_.policy_before_id for each in (a, b))))
         .order_by(JudgeJudgment.id)  # under several rubric versions the last one counts
@@ -501,7 +402,7 @@ def export_rows(session: Session, judge: Judge) -> Sequence[Any]:
         .join(a, a.id == Comparison.completion_a_id)
         .join(b, b.id == Comparison.completion_b_id)
         .join(Rubric, Rubric.id == JudgeJudgment.rubric_id)
-        .where(JudgeJudgment.judge_id == judge.id, *_STANDS, Comparison.state != "withdrawn")
+        .where(JudgeJudgment.judge_id == judge.id, *STANDS, Comparison.state != "withdrawn")
         .order_by(JudgeJudgment.id)
     )
     return session.execute(query).all()

@@ -19,10 +19,10 @@ from app.domain import alternative_annotator
 from app.domain.judges import PROMPT_VERSION, Average, Figures, agreement, figures, moving
 from app.domain.proportions import wilson
 from app.errors import Conflict
-from app.judges import queries
+from app.judges import queries, training_queries
 from app.judges.forms import AdmissionForm, JudgeForm, RunForm, SettingsForm
 from app.judges.keys import seal
-from app.judges.queries import ForTraining
+from app.judges.training_queries import ForTraining
 from app.models import Judge, JudgeAdmission, Project, Run, User
 from app.queue import enqueue_run
 from app.specs import JudgeSpec
@@ -341,7 +341,7 @@ def for_training(session: Session, project_id: int, share: float, people: int, s
     most = allowed(share, people)
     if not most:
         return []
-    found = queries.for_training(session, project_id)
+    found = training_queries.for_training(session, project_id)
     drawn = found if len(found) <= most else random.Random(seed).sample(found, most)
     return sorted(drawn)
 

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from app.charts import Chart, Panel, Series
 from app.domain.alternative_annotator import LEAST_ITEMS, LEAST_LABELERS
-from app.judges import queries, service
+from app.judges import queries, service, training_queries
 from app.judges.queries import Consistency, Spent
 from app.judges.service import FIGURES, Since
 from app.models import Judge, JudgeAdmission, JudgeJudgment, Project, Rubric, Run
@@ -80,7 +80,7 @@ def overview(session: Session, project: Project) -> Overview:
         admission = admissions.get(judge.id)
         state = state_of(judge, admission, rubric)
         rows.append(Row(judge, state, admission, spent.get(judge.id), under_way))
-    return Overview(rows, rubric, queries.count_for_training(session, project.id), has_worker(session))
+    return Overview(rows, rubric, training_queries.count_for_training(session, project.id), has_worker(session))
 
 
 class Beside(NamedTuple):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, Subquery, and_, exists, func, or_, select
 from sqlalchemy.orm import Session
 
-from app.judges import queries as judge_queries
+from app.judges import training_queries as judge_queries
 from app.models import (
     Comparison,
     Demonstration,

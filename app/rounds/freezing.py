@@ -25,8 +25,8 @@ from app.audit import audit
 from app.db import one_moment
 from app.domain.replay import counts as counts_of
 from app.errors import Conflict
-from app.judges import queries as judge_queries
 from app.judges import service as judges
+from app.judges import training_queries as judge_queries
 from app.labelers import fitting
 from app.models import Project, Round, Run
 from app.rounds import snapshot_queries

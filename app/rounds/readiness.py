@@ -8,8 +8,8 @@ from sqlalchemy.orm import Session
 from app.domain.replay import Candidates, choose
 from app.domain.replay import counts as counts_of
 from app.errors import InvalidInput
-from app.judges import queries as judge_queries
 from app.judges import service as judges
+from app.judges import training_queries as judge_queries
 from app.models import ModelVersion, Project, Round
 from app.rounds import promotion, queries, snapshot_queries
 from app.rounds.forms import RoundConfig

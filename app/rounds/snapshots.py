@@ -21,8 +21,8 @@ from app.domain.judges import panel
 from app.domain.replay import Candidates, Reading, choose, counts, draw
 from app.domain.slices import of_prompt
 from app.domain.thumbs import liked
-from app.judges import queries as judge_queries
-from app.judges.queries import ForTraining
+from app.judges import training_queries as judge_queries
+from app.judges.training_queries import ForTraining
 from app.models import Prompt, Snapshot
 from app.rounds import snapshot_queries as queries
 from app.rows import DemonstrationRow, PairRow, PromptRow, ThumbRow

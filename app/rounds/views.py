@@ -16,7 +16,7 @@ from app.domain.monitors import Finding, findings
 from app.domain.rounds import ACTIVE, ALGORITHMS, stage_of
 from app.domain.strengths import STRENGTHS
 from app.domain.verdicts import Verdict, by_reward_model
-from app.judges import queries as judge_queries
+from app.judges import training_queries as judge_queries
 from app.models import ModelVersion, Project, Round, Run, Snapshot
 from app.queue import has_worker
 from app.render import duration

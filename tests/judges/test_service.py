@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from app.artifacts import ArtifactStore
 from app.db import make_session_factory
 from app.domain.alternative_annotator import beside_people
-from app.judges import queries, service
+from app.judges import queries, service, training_queries
 from app.judges.forms import AdmissionForm, RunForm
 from app.judges.keys import key_of, seal
 from app.judges.queries import people_on
@@ -46,7 +46,7 @@ class Scene:
 
     @property
     def trained(self) -> list[int]:
-        return [each.comparison for each in queries.for_training(self.session, self.project.id)]
+        return [each.comparison for each in training_queries.for_training(self.session, self.project.id)]
 
 
 def test_only_admitted_judges_reach_training_and_only_where_no_person_judged(session: Session) -> None:
@@ -154,10 +154,10 @@ def test_a_round_reads_them_at_its_share_and_marks_them_through_to_lineage(sessi
     assert view.reads.endswith("6 more by AI judges")
     # A judge that is switched off meanwhile makes the worker freeze again.
     ids = [id_ for row in by_judges for id_ in row.judges]
-    assert not queries.any_withdrawn(session, project.id, ids)
+    assert not training_queries.any_withdrawn(session, project.id, ids)
     service.switch(session, scene.judge, scene.operator, on=False)
     session.flush()
-    assert queries.any_withdrawn(session, project.id, ids)
+    assert training_queries.any_withdrawn(session, project.id, ids)
 
 
 LATER = datetime(2999, 1, 1, tzinfo=UTC)
