@@ -35,6 +35,7 @@ from app.demonstrations.routes import router as demonstrations
 from app.errors import Conflict, InvalidInput, NotFound, NotSignedIn, PrefloopError, StorageFull, Unavailable
 from app.headers import AnswerHeaders
 from app.insights.routes import router as insights
+from app.judges.routes import router as judges
 from app.kept import Kept
 from app.labelers.routes import router as labelers
 from app.labeling.routes import router as labeling
@@ -81,6 +82,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     progress,
     monitors,
     suites,
+    judges,
     playground,
     lineage,
     leaderboard,

@@ -1,4 +1,4 @@
-"""The only way to put work on the worker's queue, and a check whether a worker is running."""
+"""The only way to put work on the worker's queues, and a check whether a worker is running."""
 
 from procrastinate.jobs import Job
 from procrastinate.manager import JobManager
@@ -9,7 +9,11 @@ from sqlalchemy.orm import Session
 from app.models import Run
 
 QUEUE = "runs"
+# Judging waits for endpoints and needs no accelerator, so it has a queue of its own: a training run of hours does not
+# hold it up.
+JUDGING = "judging"
 RUN_TASK = "run"
+JUDGE_TASK = "judge"
 # Somebody sits in front of these runs and waits; a queued stage of a round can wait.
 GO_AHEAD = ("red_team", "playground")
 
@@ -31,11 +35,11 @@ def enqueue_run(session: Session, run_id: int, *, ahead: bool = True) -> int:
     session.flush()
     kind = session.scalar(select(Run.kind).where(Run.id == run_id))
     job = Job(
-        queue=QUEUE,
+        queue=JUDGING if kind == "judge" else QUEUE,
         priority=int(ahead and kind in GO_AHEAD),
         lock=f"run:{run_id}",
         queueing_lock=None,
-        task_name=RUN_TASK,
+        task_name=JUDGE_TASK if kind == "judge" else RUN_TASK,
         task_kwargs={"run_id": run_id},
     )
     enqueued = _manager.defer_job(job, connection=connection)

@@ -49,6 +49,10 @@ class PairRow(Spec):
     weight: Weight = 1.0
     judgments: tuple[int, ...] = Field(default=(), description="ids of the judgments behind it")
     rubric_version: int | None = None
+    source: Literal["people", "ai"] = Field(
+        "people", description="who judged it; ai: admitted AI judges, and nobody else"
+    )
+    judges: tuple[int, ...] = Field((), description="ids of the judges' judgments behind it, where source is ai")
     split: Literal["train", "heldout"]
     slices: dict[str, str] = Field(default_factory=dict)
 

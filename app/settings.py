@@ -109,6 +109,11 @@ class Settings(BaseSettings):
     sampling_key: str | None = Field(
         None, description="Key of the OpenAI-compatible server that samples, where one does. Never stored with a run."
     )
+    judge_hosts: str = Field(
+        "",
+        description="Hosts at which AI judges may be, separated by commas. Empty: any that the worker can reach. "
+        "Variables whose names begin with `PREFLOOP_JUDGE_KEY` hold keys of judges: see docs/judges.md.",
+    )
     trackers: str = Field(
         "tensorboard",
         description="Where metrics of runs also go, separated by commas: `tensorboard` (files in the artifact folder's "
@@ -147,6 +152,10 @@ class Settings(BaseSettings):
             if each.strip() and each.strip() not in TRACKERS:
                 raise ValueError(f"{each.strip()} is none of {', '.join(TRACKERS)}")
         return value
+
+    @property
+    def allowed_judge_hosts(self) -> tuple[str, ...]:
+        return tuple(each.strip().lower() for each in self.judge_hosts.split(",") if each.strip())
 
     @property
     def tracker_names(self) -> tuple[str, ...]:

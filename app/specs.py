@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, 
 from pydantic_core import PydanticCustomError
 
 RunKind = Literal[
-    "freeze", "sample", "sft", "reward", "dpo", "on_policy_dpo", "best_of_n", "ppo", "rloo", "grpo", "evaluate"
+    "freeze", "sample", "sft", "reward", "dpo", "on_policy_dpo", "best_of_n", "ppo", "rloo", "grpo", "evaluate", "judge"
 ]
 EnsembleScore = Literal["mean", "min", "mean_minus_variance"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -442,6 +442,20 @@ class EvaluateSpec(Spec):
     seed: Seed = 0
 
 
+class JudgeSpec(Spec):
+    """Ask an AI judge about comparisons, each in both orders. Its key is read when the run begins, never stored."""
+
+    kind: Literal["judge"] = "judge"
+    judge: int
+    url: str
+    model: str
+    rubric: int | None = Field(None, description="id of the version it judges by; none: of a test")
+    prompt_version: int = Field(description="app.domain.judges.PROMPT_VERSION")
+    anchors: tuple[int, ...] = Field((), description="comparisons of the frozen set, judged again first")
+    comparisons: tuple[int, ...] = Field((), description="in this order; those that it has judged are left out")
+    max_tokens: int = Field(512, ge=1)
+
+
 RunSpec = Annotated[
     FreezeSpec
     | SampleSpec
@@ -453,7 +467,8 @@ RunSpec = Annotated[
     | PPOSpec
     | RLOOSpec
     | GRPOSpec
-    | EvaluateSpec,
+    | EvaluateSpec
+    | JudgeSpec,
     Field(discriminator="kind"),
 ]
 RUN_SPEC: TypeAdapter[RunSpec] = TypeAdapter(RunSpec)

@@ -66,6 +66,9 @@ def verify(
         read = ", ".join(counted(learned[kind], kind[:-1]) for kind in kinds if learned[kind])
         people = counted(len(learned["people"]), "person", "people")
         typer.echo(f"It learned from {read} of {people}, frozen as {learned['snapshot'][:16]}.")
+        if by_judges := learned.get("ai_judges"):
+            named = ", ".join(f"{name} ({n:,})" for name, n in by_judges.items())
+            typer.echo(f"It also learned from comparisons that only AI judges judged: {named}.")
     if key is None:
         typer.echo("Compare the key with the one that `prefloop model key` shows where the model was made.")
 

@@ -56,6 +56,7 @@ def contents(session: Session, model: ModelVersion) -> dict[str, Any]:
             "thumbs": learned.thumbs,
             "people": {f"person {count.key}": count.n for count in learned.people},
             "rubric_versions": {str(count.key): count.n for count in learned.rubrics},
+            "ai_judges": {count.name: count.n for count in learned.judges},
         }
         said["reward_model"] = _model(origin.reward_model) if origin.reward_model else None
     said["comes_from"] = [_ancestor(each) for each in line]

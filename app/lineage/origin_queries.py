@@ -6,9 +6,11 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, Subquery, and_, exists, func, or_, select
 from sqlalchemy.orm import Session
 
+from app.judges import training_queries as judge_queries
 from app.models import (
     Comparison,
     Demonstration,
+    JudgeJudgment,
     Judgment,
     ModelVersion,
     Round,
@@ -17,6 +19,7 @@ from app.models import (
     Snapshot,
     SnapshotComparison,
     SnapshotDemonstration,
+    SnapshotJudgeJudgment,
     SnapshotThumb,
     Thumb,
     User,
@@ -36,13 +39,17 @@ class Count(NamedTuple):
 
 class LearnedFrom(NamedTuple):
     """What the snapshots of a model's round contain. people: most contributions first. rubrics: of its judgments, by
-    version."""
+    version.
+
+    judges: AI judges whose comparisons the round read beside people's; a comparison of several judges counts for each.
+    """
 
     judgments: int
     demonstrations: int
     thumbs: int
     people: list[Count]
     rubrics: list[Count]
+    judges: list[Count]  # AI judges, comparisons of each
 
 
 def _was_read() -> ColumnElement[bool]:
@@ -86,6 +93,7 @@ def learned_from(session: Session, round_: Round) -> LearnedFrom:
         thumbs=count(thumbs),
         people=[Count(*row) for row in session.execute(people)],
         rubrics=[Count(version, f"version {version}", n) for version, n in of_versions],
+        judges=[Count(*row) for row in judge_queries.read_by(session, ids)],
     )
 
 
@@ -108,7 +116,13 @@ def models_of_labeler(session: Session, project_id: int, labeler_id: int) -> Seq
 def models_of_comparison(session: Session, project_id: int, comparison_id: int) -> Sequence[int]:
     """Return ids of the models whose round read a comparison, and of the models made from these."""
     holds = select(SnapshotComparison.comparison_id).where(SnapshotComparison.comparison_id == comparison_id)
-    return _models(session, project_id, exists(holds.where(SnapshotComparison.snapshot_id == Snapshot.id)))
+    judged = (
+        select(JudgeJudgment.id)
+        .join(SnapshotJudgeJudgment, SnapshotJudgeJudgment.judgment_id == JudgeJudgment.id)
+        .where(JudgeJudgment.comparison_id == comparison_id, SnapshotJudgeJudgment.snapshot_id == Snapshot.id)
+    )
+    by_people = exists(holds.where(SnapshotComparison.snapshot_id == Snapshot.id))
+    return _models(session, project_id, or_(by_people, exists(judged)))
 
 
 def _models(session: Session, project_id: int, read: ColumnElement[bool]) -> Sequence[int]:

@@ -5,6 +5,7 @@ from app.models.base import Base
 from app.models.comparison import Adjudication, Comparison, Judgment, Lease, QueuePlace, Ranking
 from app.models.data_import import DataImport
 from app.models.demonstration import Demonstration, DemonstrationEvent, DemonstrationTask
+from app.models.judge import Judge, JudgeAdmission, JudgeJudgment, SnapshotJudgeJudgment
 from app.models.labeler import LabelerGroup, LabelerGroupMember, ProjectLabeler, Qualification
 from app.models.member import ProjectMember
 from app.models.playground import PlaygroundChat, PlaygroundTurn
@@ -38,6 +39,9 @@ __all__ = [
     "Demonstration",
     "DemonstrationEvent",
     "DemonstrationTask",
+    "Judge",
+    "JudgeAdmission",
+    "JudgeJudgment",
     "Judgment",
     "LabelerGroup",
     "LabelerGroupMember",
@@ -62,6 +66,7 @@ __all__ = [
     "Snapshot",
     "SnapshotComparison",
     "SnapshotDemonstration",
+    "SnapshotJudgeJudgment",
     "SnapshotThumb",
     "Suite",
     "SuiteResult",

@@ -94,6 +94,7 @@ GROUPS = (
             Entry("Leaderboard", "leaderboard", STAFF),
             Entry("Monitors", "monitors", STAFF),
             Entry("Suites", "suites", STAFF),
+            Entry("Judges", "judges", STAFF),
         ),
     ),
     Group(

@@ -129,6 +129,16 @@ class RoundConfig(BaseModel):
         Field(ge=1, le=100_000, description="replay comparisons first read at most this many rounds ago; empty: any"),
         Setting("reads", "Replayed rounds", _LEARN_REWARD),
     ] = None
+    ai_share: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=0.9,
+            description="share of the training comparisons that only admitted AI judges judged, at most; 0: none. See "
+            "Judges",
+        ),
+        Setting("reads", "AI judges' share", _LEARN_REWARD),
+    ] = 0.0
 
     # ---- policy
     reference: Annotated[

@@ -8,8 +8,8 @@ from waiting while files are written:
 3. `record` adds the snapshots' rows and ends the run in one transaction.
 
 Before `record`, somebody may take out data that was read. They may remove a labeler, undo an import of judgments or
-change the consensus method, which all cause a new fit, or withdraw comparisons, demonstrations or thumbs. `record`
-notices that and refuses, and the worker freezes once more.
+change the consensus method, which all cause a new fit. They may also withdraw comparisons, demonstrations or thumbs, or
+switch off an AI judge. `record` notices that and refuses, and the worker freezes once more.
 """
 
 import time
@@ -25,6 +25,8 @@ from app.audit import audit
 from app.db import one_moment
 from app.domain.replay import counts as counts_of
 from app.errors import Conflict
+from app.judges import service as judges
+from app.judges import training_queries as judge_queries
 from app.labelers import fitting
 from app.models import Project, Round, Run
 from app.rounds import snapshot_queries
@@ -79,6 +81,7 @@ def freeze(sessions: sessionmaker[Session], store: ArtifactStore, round_id: int,
         if round_.algorithm != "sft":
             tick(0, 0, "weighing what labelers said")
             fitting.refit(session, session.get_one(Project, round_.project_id))
+            judges.look(session, round_.project_id)
     bind = sessions.kw["bind"]
     assert isinstance(bind, Engine)
     with one_moment(bind) as session:
@@ -99,7 +102,10 @@ def write(session: Session, store: ArtifactStore, round_: Round, tick: Tick) -> 
     found = chosen(session, project.id, config.reading)
     mixed = write_demonstrations(session, store, project.id, tick=tick) if config.ptx else None
     _require_enough(config, counts_of(found), mixed.counts["train"] if mixed else 0)
-    read = write_comparisons(session, store, project.id, found, tick)
+    by_judges = judges.for_training(
+        session, project.id, config.ai_share, counts_of(found)["train"], config.reading.seed
+    )
+    read = write_comparisons(session, store, project.id, found, tick, by_judges)
     if config.reward_aspects:
         decided_aspects(read.counts)
     thumbs = write_thumbs(session, store, project.id, tick) if reads_thumbs(config) else None
@@ -125,6 +131,8 @@ def record(
     round_ = session.get_one(Round, run.round_id, with_for_update=LOCK)
     withdrawn = (snapshot_queries.any_withdrawn(session, each.kind, each.ids) for each in frozen.files)
     if project.fitted != frozen.fitted or any(withdrawn):
+        raise Changed
+    if judge_queries.any_withdrawn(session, project.id, frozen.read.judgments):
         raise Changed
     fitted = fitting.last_fit(project)
     method = fitted.method if fitted and frozen.read.kind == "comparisons" else None

@@ -8,6 +8,8 @@ from sqlalchemy.orm import Session
 from app.domain.replay import Candidates, choose
 from app.domain.replay import counts as counts_of
 from app.errors import InvalidInput
+from app.judges import service as judges
+from app.judges import training_queries as judge_queries
 from app.models import ModelVersion, Project, Round
 from app.rounds import promotion, queries, snapshot_queries
 from app.rounds.forms import RoundConfig
@@ -29,6 +31,7 @@ class Available(NamedTuple):
     pending: int  # demonstrations that wait for review
     thumbs: dict[str, int]  # responses with thumbs, up and down
     new_judgments: int  # since the last round read
+    by_judges: int  # comparisons that only admitted AI judges judged
 
     @classmethod
     def of(cls, session: Session, project: Project) -> "Available":
@@ -40,6 +43,7 @@ class Available(NamedTuple):
             pending=queries.pending_demonstrations(session, project.id),
             thumbs=thumb_counts(*snapshot_queries.count_thumbs(session, project.id)),
             new_judgments=new_judgments(session, project),
+            by_judges=judge_queries.count_for_training(session, project.id),
         )
 
 
@@ -98,6 +102,8 @@ def preview(session: Session, project: Project, config: RoundConfig, available: 
         counts, unread = demonstrations, there.pending
     else:
         counts = counts_of(choose(there.candidates, there.trained_rounds, config.reading))
+        if config.ai_share:
+            counts["ai"] = min(there.by_judges, judges.allowed(config.ai_share, counts["train"]))
         unread = there.undecided
     lacking = lacks(config, counts, demonstrations["train"]) or too_low_a_rank(session, project, config)
     if lacking:

@@ -17,9 +17,12 @@ from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
 from app.domain.consensus import DIGITS, consensus, majority, side, stored
+from app.domain.judges import panel
 from app.domain.replay import Candidates, Reading, choose, counts, draw
 from app.domain.slices import of_prompt
 from app.domain.thumbs import liked
+from app.judges import training_queries as judge_queries
+from app.judges.training_queries import ForTraining
 from app.models import Prompt, Snapshot
 from app.rounds import snapshot_queries as queries
 from app.rows import DemonstrationRow, PairRow, PromptRow, ThumbRow
@@ -39,6 +42,7 @@ class Written(NamedTuple):
     counts: dict[str, Any]
     digest: str
     location: str
+    judgments: tuple[int, ...] = ()  # of AI judges, beside the ids
 
 
 # ---- comparisons -----------------------------------------------------------------------------------------------------
@@ -50,14 +54,20 @@ def chosen(session: Session, project_id: int, reading: Reading) -> Candidates:
 
 
 def write_comparisons(
-    session: Session, store: ArtifactStore, project_id: int, found: Candidates, tick: Tick = silent
+    session: Session,
+    store: ArtifactStore,
+    project_id: int,
+    found: Candidates,
+    tick: Tick = silent,
+    by_judges: Sequence[ForTraining] = (),
 ) -> Written:
-    """Write comparisons as the trainer reads them, with the stored consensus.
+    """Write comparisons as the trainer reads them, with the stored consensus; after them those of AI judges.
 
     If labelers rated aspects, the snapshot's counts also say how many train comparisons each aspect decides.
 
     Args:
         session: in a transaction that sees the same data as `chosen`.
+        by_judges: train comparisons that only admitted judges judged.
 
     Raises:
         StorageFull: the disk is full; nothing is left behind.
@@ -72,10 +82,39 @@ def write_comparisons(
                 aspects.update(name for name, p_b in row.aspects.items() if p_b != 0.5)
             yield row
             tick(n, len(ids), "writing comparisons")
+        judged = {each.comparison: each for each in by_judges}
+        for n, each in enumerate(queries.comparisons(session, project_id, list(judged)), 1):
+            yield judged_row(each, judged[each.id])
+            tick(n, len(judged), "writing comparisons of AI judges")
 
     digest, location = write_lines(store, "snapshots", rows(), compressed=True)
     said = counts(found) | ({"aspects": dict(aspects)} if aspects else {})
-    return Written("comparisons", ids, said, digest, location)
+    if by_judges:
+        said["ai"] = len(by_judges)
+    judgments = tuple(id_ for each in by_judges for id_ in each.judgments)
+    return Written("comparisons", ids, said, digest, location, judgments)
+
+
+def judged_row(row: Any, said: ForTraining) -> PairRow:
+    """A comparison that nobody but AI judges judged, as the trainer sees it: marked as theirs."""
+    together = panel(said.verdicts)
+    return PairRow(
+        comparison_id=row.id,
+        prompt_id=row.prompt_id,
+        messages=tuple(row.messages),
+        response_a=row.text_a,
+        response_b=row.text_b,
+        finished_a=row.finished_a,
+        finished_b=row.finished_b,
+        preference=together.side,
+        p_b=round(together.p_b, DIGITS),
+        p_tie=round(together.p_tie, DIGITS),
+        source="ai",
+        judges=tuple(sorted(said.judgments)),
+        rubric_version=row.rubric_version,
+        split="train",
+        slices=of_prompt(row.domain, row.difficulty, row.safety_category, row.prompt_split),
+    )
 
 
 def pair_row(row: Any) -> PairRow:
@@ -211,6 +250,8 @@ def add_snapshot(
     session.add(snapshot)
     session.flush()
     queries.add_held(session, snapshot, written.kind, written.ids)
+    if written.judgments:
+        judge_queries.add_held(session, snapshot.id, written.judgments)
     return snapshot
 
 

@@ -16,6 +16,7 @@ from app.domain.monitors import Finding, findings
 from app.domain.rounds import ACTIVE, ALGORITHMS, stage_of
 from app.domain.strengths import STRENGTHS
 from app.domain.verdicts import Verdict, by_reward_model
+from app.judges import training_queries as judge_queries
 from app.models import ModelVersion, Project, Round, Run, Snapshot
 from app.queue import has_worker
 from app.render import duration
@@ -23,6 +24,7 @@ from app.rounds import queries, result_queries
 from app.rounds.adoption import difference_of
 from app.rounds.curves import ROLLOUTS, Curves, curves_of
 from app.rounds.outcomes import Rivals, WinRate, people_on, verdict_of
+from app.rounds.powered import Together, powered_on
 from app.rounds.stages import checkpoints_of, plan_of, samples_of
 from app.suites import queries as suite_queries
 from app.suites import service as suites
@@ -234,6 +236,8 @@ class Page(NamedTuple):
     opened: dict[str, tuple[int, int]]  # by purpose: comparisons opened, and how many are decided
     verdict: Verdict | None
     people: Rivals
+    powered: Together | None  # people's win rate and AI judges' together
+    judges: list[judge_queries.Read]  # AI judges whose comparisons it trained on
     beside: list[Beside]  # the new and the previous policy, on the same prompts
     monitors: list[Finding]  # of reward hacking, those that need a look first
     suites: list[Measured]  # both policies' results on suites
@@ -297,7 +301,8 @@ def reads(algorithm: str, counts: dict[str, Any]) -> str:
         return f"{counts['train']:,} demonstrations"
     earlier = sum(counts.get("earlier", {}).values())
     new = counts.get("new", counts["train"])
-    return f"{new:,} new + {earlier:,} earlier comparisons" if earlier else f"{new:,} comparisons"
+    by_judges = f" by people, {counts['ai']:,} more by AI judges" if counts.get("ai") else ""
+    return (f"{new:,} new + {earlier:,} earlier comparisons" if earlier else f"{new:,} comparisons") + by_judges
 
 
 def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
@@ -336,6 +341,8 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
         opened={p: counts for (_, p), counts in result_queries.opened_comparisons(session, [round_.id]).items()},
         verdict=verdict_of(session, round_, people),
         people=people,
+        powered=powered_on(session, round_) if round_.state == "done" else None,
+        judges=judge_queries.read_by(session, [snapshot.id]) if snapshot and snapshot.counts.get("ai") else [],
         beside=beside(evaluated),
         monitors=findings({"": evaluated} | {name: kinds.get("evaluate", {}) for name, kinds in by_slice.items()}),
         suites=suite_queries.of_round(session, round_.id),

@@ -15,6 +15,9 @@ from app.domain.cases import case_of
 from app.models import (
     DataImport,
     DemonstrationEvent,
+    Judge,
+    JudgeAdmission,
+    JudgeJudgment,
     LabelerGroup,
     LabelerGroupMember,
     Metric,
@@ -126,6 +129,7 @@ def build(session: Session, artifacts: Path) -> World:
     session.add(ProjectLabeler(project_id=project.id, labeler_id=attempt.labeler_id, state="paused", reason=HOSTILE))
     turn.comparison_id = comparison.id
     suite = _suite(session, project, round_, admin, artifacts)
+    judge, _ = _judge(session, project, comparison, admin, labeler)
     audit(session, admin.id, "comparison.flag_dismissed", project.id, comparison_id=comparison.id, note=HOSTILE)
     accounts.create_link(session, project_id=project.id, roles=["labeler"], created_by=admin.id, days=1)
     session.commit()
@@ -158,6 +162,7 @@ def build(session: Session, artifacts: Path) -> World:
         "chat_id": chat.id,
         "turn_id": turn.id,
         "suite_id": suite.id,
+        "judge_id": judge.id,
     }
     return World(project, labeler, values)
 
@@ -185,6 +190,48 @@ def _round(session: Session, project: Project) -> tuple[Any, Any]:
     session.add_all(Metric(run_id=run.id, name="loss", slice=f"domain={HOSTILE}", step=n, value=1.0) for n in (1, 2))
     session.flush()
     return round_, run
+
+
+def _judge(
+    session: Session, project: Project, comparison: Any, operator: User, labeler: User
+) -> tuple[Judge, JudgeJudgment]:
+    """A judge that is paused, has failed at one comparison, and whose last run failed."""
+    judge = Judge(
+        **{"project_id": project.id, "name": HOSTILE[:100], "url": "http://127.0.0.1:9/v1", "model": HOSTILE[:200]},
+        served_model=HOSTILE,
+        tested_at=datetime(2026, 1, 1, tzinfo=UTC),
+        created_by=operator.id,
+    )
+    session.add(judge)
+    session.flush()
+    spec = {"kind": "judge", "judge": judge.id, "rubric": comparison.rubric_id}
+    run = factories.run(session, project, "judge", spec=spec, state="failed", error=HOSTILE)
+    rows = [
+        JudgeJudgment(judge_id=judge.id, comparison_id=id_, rubric_id=comparison.rubric_id, run_id=run.id, **said)
+        for id_, said in (
+            (comparison.id, {"first": 1, "second": -1, "verdict": 0, "said": [HOSTILE, HOSTILE], "cost": 0.5}),
+            (factories.comparison(session, project).id, {"error": HOSTILE}),
+        )
+    ]
+    beside = {"labeler": labeler.id, "items": 40, "judge": 0.75, "human": 0.5, "p": 0.25, "is_won": True}
+    admission = JudgeAdmission(
+        judge_id=judge.id,
+        rubric_id=comparison.rubric_id,
+        admitted=True,
+        epsilon=0.15,
+        q=0.05,
+        omega=0.5,
+        advantage=0.75,
+        agreement=0.75,
+        items=40,
+        result=[beside],
+        created_by=operator.id,
+        paused_at=datetime(2026, 1, 2, tzinfo=UTC),
+        pause_reason=HOSTILE,
+    )
+    session.add_all([*rows, admission])
+    session.flush()
+    return judge, rows[0]
 
 
 def _suite(session: Session, project: Project, round_: Any, operator: User, artifacts: Path) -> Suite:

@@ -69,6 +69,7 @@ NO_PAGES = {
     f"{PROJECT}/rounds/{{number}}/status",
     f"{PROJECT}/rubric/{{form}}",
     f"{PROJECT}/samples.jsonl",
+    f"{PROJECT}/judges/{{judge_id}}/judgments.jsonl",
     f"{PROJECT}/suites/{{suite_id}}/answers.jsonl",
     f"{PROJECT}/suites/{{suite_id}}/cases.jsonl",
 }

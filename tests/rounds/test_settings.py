@@ -53,7 +53,7 @@ IN_SPECS: dict[str, tuple[str, Any, str, str, Any]] = {
 # Those that decide which rows are read or asked about, each with a test of its own below.
 ELSEWHERE = {
     *("train_limit", "heldout_limit", "replay_share", "replay_rounds", "ptx", "reward_aspects"),
-    *("prompts", "pairs_per_prompt", "thumbs", "evaluation_share", "promotion"),
+    *("prompts", "pairs_per_prompt", "thumbs", "evaluation_share", "promotion", "ai_share"),
 }
 
 

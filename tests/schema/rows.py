@@ -5,7 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, select, text
 from sqlalchemy.orm import Session
 
 from app.accounts import service as accounts
@@ -13,12 +13,14 @@ from app.models import (
     Adjudication,
     Base,
     Comparison,
+    JudgeJudgment,
     QueuePlace,
     Ranking,
     SigninFailure,
     Snapshot,
     SnapshotComparison,
     SnapshotDemonstration,
+    SnapshotJudgeJudgment,
     SnapshotThumb,
 )
 from tests import factories
@@ -66,6 +68,9 @@ def make(session: Session, folder: Path) -> None:
             SnapshotComparison(snapshot_id=snapshot.id, comparison_id=comparison.id),
             SnapshotDemonstration(snapshot_id=snapshot.id, demonstration_id=demonstration.id),
             SnapshotThumb(snapshot_id=snapshot.id, thumb_id=thumb.id),
+            SnapshotJudgeJudgment(
+                snapshot_id=snapshot.id, judgment_id=session.scalars(select(JudgeJudgment.id)).first() or 0
+            ),
         ]
     )
     session.commit()

@@ -14,6 +14,7 @@ from trainer.batching.chat import TokenSequence
 from trainer.batching.data import Pair
 from trainer.reward import probes
 from trainer.reward.card import model_card, table
+from trainer.reward.predictions import Said, measured
 from trainer.reward.report import (
     Measured,
     Variants,
@@ -353,3 +354,13 @@ def test_tables_are_markdown() -> None:
     assert table(["a", "b"], [["x\ny", 0.12345], [None, 3]]) == (
         "| a | b |\n| --- | --- |\n| x y | 0.123 |\n| – | 3 |\n"
     )
+
+
+def test_what_an_ai_judge_said_trains_and_measures_nothing() -> None:
+    """Two comparisons that people judged, one of them rightly told; and two of judges, both told wrongly."""
+    pairs = [pair_of(0), pair_of(1), pair_of(2, source="ai", split="train"), pair_of(3, source="ai", split="train")]
+    rewards = torch.tensor([[1.0, -1.0, -1.0, -1.0], [0.0, 0.0, 0.0, 0.0]])[..., None]
+    spec = RewardSpec(backbone=ModelRef(base="-"), snapshot="-", ensemble=1)
+    found = measured(spec, Said(pairs, rewards, torch.ones(4, 1), None))
+    assert [pair.row.comparison_id for pair in found.pairs] == [0, 1]
+    assert split_figures(found)["accuracy"] == 0.5

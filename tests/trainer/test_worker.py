@@ -177,7 +177,9 @@ def test_an_idle_worker_costs_nothing_and_stops_at_once(
     session: Session, run_worker: Callable[..., ForkServerProcess]
 ) -> None:
     process = run_worker()
-    wait_for(lambda: count(session, text("SELECT count(*) FROM procrastinate_workers")) == 1, "the worker's start")
+    wait_for(
+        lambda: count(session, text("SELECT count(*) FROM procrastinate_workers")) == 2, "the worker's start"
+    )  # two queues
     idle = psutil.Process(process.pid)
     before, began = idle.cpu_times(), time.monotonic()
     heartbeat = text("SELECT extract(epoch FROM max(last_heartbeat))::bigint FROM procrastinate_workers")

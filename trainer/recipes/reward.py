@@ -51,6 +51,7 @@ from trainer.reward.predictions import (
     joined,
     measured,
     member_figures,
+    of_people,
     said_by,
     said_by_members,
     said_together,
@@ -218,7 +219,7 @@ def train(
     unused_rewards = by_pair(rewards_of(unused_elements, "comparisons that were not trained on"), unused_elements)
 
     *out_of_fold, on_heldout = unseen(train_rewards, heldout_rewards, deviation)
-    everything = joined([*out_of_fold, on_heldout])
+    everything = of_people(joined([*out_of_fold, on_heldout]))
     on_unused = said_together(model, unused, unused_rewards, deviation, ties)
     in_fold = said_by_members(model, folds, train_pairs, elements, train_rewards, deviation, ties, trained=True)
     each_on_heldout = [

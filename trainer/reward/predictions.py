@@ -100,8 +100,14 @@ def joined(parts: Sequence[Said]) -> Said:
     return Said(pairs, torch.cat([part.rewards for part in parts], 1), torch.cat([p.shares for p in parts]), ties)
 
 
+def of_people(said: Said) -> Said:
+    """What is said of pairs that people judged: an AI judge's word is nothing to measure a model by."""
+    return said.at([i for i, pair in enumerate(said.pairs) if pair.row.source == "people"])
+
+
 def measured(spec: RewardSpec, said: Said) -> Measured:
-    """Measure the predictions for pairs with a winner."""
+    """Measure the predictions for pairs with a winner by people."""
+    said = of_people(said)
     decided = said.at([i for i, pair in enumerate(said.pairs) if not pair.tied])
     targets = targets_of(decided.pairs, elements_of(decided.pairs), spec)
     losses = pair_losses(decided.rewards, targets, decided.ties, spec)[:, : spec.ensemble].mean(-1)

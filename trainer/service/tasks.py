@@ -25,6 +25,7 @@ from app.specs import (
     EvaluateSpec,
     FreezeSpec,
     GRPOSpec,
+    JudgeSpec,
     OnPolicyDPOSpec,
     PPOSpec,
     RewardSpec,
@@ -114,7 +115,10 @@ class Runner:
         finally:
             self.current = None
             recorder.trackers.close()
-            free_memory()
+            self._tidy()
+
+    def _tidy(self) -> None:
+        free_memory()
 
     def give_back(self) -> None:
         """Return the current run to the queue; this attempt does not count."""
@@ -177,6 +181,8 @@ class Runner:
                 result = self._sample(spec, recorder)
             case FreezeSpec():
                 return self._freeze(recorder)
+            case JudgeSpec():
+                raise AssertionError("trainer.service.judging runs these")
             case EvaluateSpec():
                 result = evaluate.evaluate(
                     spec, self.store, recorder, self._storing(recorder), on_suite=self._keeping(recorder)

@@ -1,4 +1,6 @@
-"""The worker: it takes runs from the queue one at a time. Start it with `python -m trainer.service.worker`.
+"""The worker: it takes runs from the queue one at a time, and runs of AI judges from their own queue beside them.
+
+Start it with `python -m trainer.service.worker`.
 
 If the database fails, it waits and reconnects. It resumes runs whose worker was killed. On SIGTERM or SIGINT it returns
 its own run to the queue and ends within seconds.
@@ -31,10 +33,11 @@ from app.db import Limits, make_engine, make_session_factory, sqlalchemy_url
 from app.errors import PrefloopError
 from app.logs import start_logging
 from app.postgres import database
-from app.queue import QUEUE, RUN_TASK, enqueue_run
+from app.queue import JUDGE_TASK, JUDGING, QUEUE, RUN_TASK, enqueue_run
 from app.rounds import service as rounds
 from app.schema import require_schema
 from app.settings import Settings
+from trainer.service.judging import JudgeRunner
 from trainer.service.recording import is_outage
 from trainer.service.tasks import Runner
 
@@ -94,12 +97,12 @@ def recover(session: Session) -> list[int]:
     session.execute(
         text("""
             DELETE FROM procrastinate_jobs
-            WHERE queue_name = :queue AND status = 'doing' AND (
+            WHERE queue_name = ANY(:queues) AND status = 'doing' AND (
                 worker_id IS NULL OR worker_id IN (
                     SELECT id FROM procrastinate_workers WHERE last_heartbeat < now() - make_interval(secs => :silent)
                 )
             )"""),
-        {"queue": QUEUE, "silent": STALLED_SECONDS},
+        {"queues": [QUEUE, JUDGING], "silent": STALLED_SECONDS},
     )
     orphans = session.scalars(
         text("""
@@ -126,14 +129,23 @@ class Worker:
         self.stopping = threading.Event()
         self.store = ArtifactStore(settings.artifacts_root, settings.outside_models)
         self.runner = Runner(self.sessions, self.store, self.stopping, settings)
+        self.judging = JudgeRunner(self.sessions, self.store, self.stopping, settings)
         conninfo = sqlalchemy_url(database_url).replace("+psycopg", "", 1)
         self.app = App(
             connector=PatientConnector(conninfo=conninfo, min_size=1, max_size=4, timeout=5, reconnect_timeout=3600)
         )
         self.app.task(name=RUN_TASK, queue=QUEUE)(self._execute)
+        self.app.task(name=JUDGE_TASK, queue=JUDGING)(self._judge)
 
     def _execute(self, run_id: int) -> None:
         self.runner.execute(run_id)
+
+    def _judge(self, run_id: int) -> None:
+        self.judging.execute(run_id)
+
+    def _give_back(self) -> None:
+        self.runner.give_back()
+        self.judging.give_back()
 
     async def serve(self, until_empty: bool = False) -> None:
         """Process runs until stopped, or until the queue is empty; a run that does not end in time is given back."""
@@ -154,12 +166,9 @@ class Worker:
                         if not work.done():
                             log.warning("The run did not stop within %.0f s: the worker leaves it.", GRACE_SECONDS)
                             with contextlib.suppress(TimeoutError):  # without a database, other workers recover it
-                                await asyncio.wait_for(asyncio.to_thread(self.runner.give_back), GIVE_BACK_SECONDS)
+                                await asyncio.wait_for(asyncio.to_thread(self._give_back), GIVE_BACK_SECONDS)
                     elif error := work.exception():
-                        if not isinstance(error, ConnectorException):
-                            raise error
-                        log.warning("The queue cannot be reached, trying again: %s", error.__cause__ or error)
-                        await asyncio.sleep(PAUSE_SECONDS)
+                        raise error
                     elif until_empty:
                         return
             finally:
@@ -169,8 +178,30 @@ class Worker:
                 stopped.cancel()
 
     async def _work(self, until_empty: bool) -> None:
+        """Both queues at once, each until it is stopped or empty."""
+        works = [asyncio.create_task(self._work_on(queue, until_empty)) for queue in (QUEUE, JUDGING)]
+        try:
+            await asyncio.wait(works, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            for work in works:
+                work.cancel()  # procrastinate then waits for the job
+            await asyncio.wait(works)
+        for work in works:
+            if not work.cancelled() and (error := work.exception()):
+                raise error
+
+    async def _work_on(self, queue: str, until_empty: bool) -> None:
+        """One queue. While it cannot be reached, whoever works on the other one is left alone."""
+        while True:
+            try:
+                return await self._take_jobs(queue, until_empty)
+            except ConnectorException as error:
+                log.warning("The queue %s cannot be reached, trying again: %s", queue, error.__cause__ or error)
+                await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _take_jobs(self, queue: str, until_empty: bool) -> None:
         await self.app.run_worker_async(
-            queues=[QUEUE],
+            queues=[queue],
             concurrency=1,
             wait=not until_empty,
             fetch_job_polling_interval=10.0,  # new jobs are announced; polling covers a lost announcement
