@@ -21,6 +21,7 @@ from app.domain.suites import Bound, Score, loses_too_much
 from app.errors import Conflict, InvalidInput, NotFound
 from app.models import Project, Round, Run, Suite, SuiteVersion, User
 from app.prompts.service import digest as prompt_digest
+from app.rows import lines_of
 from app.specs import SuiteRef
 from app.suites import queries
 from app.suites.forms import MAX_NAME, GateForm
@@ -301,7 +302,7 @@ def answers(store: ArtifactStore, run_id: int, version_id: int) -> list[dict[str
     location = answers_of(run_id, version_id)
     if not store.exists(location):
         return []
-    return [json.loads(line) for line in store.resolve(location).read_text().splitlines()]
+    return [json.loads(line) for line in lines_of(store.resolve(location).read_text(encoding="utf-8"))]
 
 
 __all__ = [
