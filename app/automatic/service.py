@@ -77,7 +77,9 @@ def set_rule(session: Session, project: Project, operator: User, rule: Rule | No
     session.flush()
 
 
-def standing(session: Session, project: Project, *, at_length: bool = True) -> Standing | None:
+def standing(
+    session: Session, store: ArtifactStore, project: Project, *, at_length: bool = True
+) -> Standing | None:
     """How the project's rule stands now; none where it has none.
 
     Args:
@@ -89,7 +91,7 @@ def standing(session: Session, project: Project, *, at_length: bool = True) -> S
     setter = queries.operator(session, project.id, rule.set_by)
     basis = queries.newest_training_round(session, project.id)
     conditions = []
-    for condition in _conditions(session, project, rule, setter, basis):
+    for condition in _conditions(session, store, project, rule, setter, basis):
         conditions.append(condition)
         if not (at_length or condition.holds):
             break
@@ -97,13 +99,14 @@ def standing(session: Session, project: Project, *, at_length: bool = True) -> S
 
 
 def _conditions(
-    session: Session, project: Project, rule: Rule, setter: User | None, basis: Round | None
+    session: Session, store: ArtifactStore, project: Project, rule: Rule, setter: User | None, basis: Round | None
 ) -> Iterator[Condition]:
     """The cheap ones first."""
     yield Condition("no round is under way", not rounds.is_busy(session, project))
     if setter is None:
         yield Condition("whoever set this rule is no longer an operator of the project", False)
-    problem = rounds.cannot_start(session, project, config_of(project, basis))
+    config = config_of(project, basis)
+    problem = rounds.cannot_start(session, project, config) or rounds.lost_policy(session, store, project)
     yield Condition(problem.message if problem else "there is enough to train on", problem is None)
     new = rounds.new_judgments(session, project, tried_too=True)  # what failed is not tried again at once
     yield Condition(f"{new:,} of {rule.judgments:,} new judgments", new >= rule.judgments)
@@ -139,7 +142,7 @@ def approve(session: Session, store: ArtifactStore, project: Project, operator: 
         Forbidden: it is the operator's own rule.
         InvalidInput: as `rounds.start`.
     """
-    found = standing(session, project)
+    found = standing(session, store, project)
     if found is None or not found.rule.approval:
         raise Conflict("No automatic round waits for approval.", "Reload the page: somebody changed the rule.")
     if found.rule.set_by == operator.id:
@@ -161,7 +164,7 @@ def start_due(sessions: sessionmaker[Session], store: ArtifactStore) -> list[tup
     for project_id in ids:
         with sessions() as session:
             project = session.get_one(Project, project_id)
-            found = standing(session, project, at_length=False)
+            found = standing(session, store, project, at_length=False)
             if found is None or found.rule.approval or not found.is_due or found.setter is None:
                 continue
             try:

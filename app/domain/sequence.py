@@ -72,7 +72,7 @@ def preference(values: Sequence[float], alpha: float = ALPHA) -> Preference | No
 
 
 # Pages ask for all rounds of a project again and again, and few of them change: 20 rounds took two seconds a page.
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=2048)
 def _preference(values: tuple[float, ...], alpha: float) -> Preference:
     better, worse = capital(values, alpha)
     evidence = hedged(better, worse)

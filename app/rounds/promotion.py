@@ -6,9 +6,10 @@ seconds, and whoever starts a round. Each function works in the caller's transac
 
 from sqlalchemy.orm import Session
 
+from app.artifacts import ArtifactStore
 from app.models import ModelVersion, Project
 from app.rounds import queries
-from app.rounds.adoption import change
+from app.rounds.adoption import change, lost_files
 from app.rounds.outcomes import people_on
 from app.suites import service as suites
 
@@ -29,10 +30,11 @@ def waiting_policy(session: Session, project: Project) -> ModelVersion | None:
     return session.get_one(ModelVersion, round_.policy_after_id)
 
 
-def promote(session: Session, project: Project) -> ModelVersion | None:
+def promote(session: Session, store: ArtifactStore, project: Project) -> ModelVersion | None:
     """Makes the newest round's policy the project's, if it waits for that and people prefer it; returns it then.
 
     A suite on which it lost more than is allowed holds it back, whatever people say: an operator may still adopt it.
+    So do lost files, until they are restored.
     An operator who goes back to an earlier policy afterwards has the last word: a policy is promoted once.
 
     Args:
@@ -46,6 +48,8 @@ def promote(session: Session, project: Project) -> ModelVersion | None:
     if people is None or people.word != "better" or suites.held_back(session, round_):
         return None
     model = session.get_one(ModelVersion, round_.policy_after_id)
+    if lost_files(store, model):
+        return None
     reason = (
         f"People prefer it: win rate {people.value:.2f}, 95% interval {people.low:.2f} to {people.high:.2f}, "
         f"{people.prompts} prompts."

@@ -64,9 +64,10 @@ def judgments_since(session: Session, project_id: int, moment: datetime | None) 
 # ---- rounds and runs -------------------------------------------------------------------------------------------------
 
 
-def rounds(session: Session, project_id: int) -> list[Round]:
-    """Newest first."""
-    return list(session.scalars(select(Round).where(Round.project_id == project_id).order_by(Round.number.desc())))
+def rounds(session: Session, project_id: int, most: int | None = None, before: int | None = None) -> list[Round]:
+    """Newest first: all, or the newest `most`, or of those with a number below `before`."""
+    query = select(Round).where(Round.project_id == project_id).order_by(Round.number.desc()).limit(most)
+    return list(session.scalars(query if before is None else query.where(Round.number < before)))
 
 
 def read_at(session: Session, round_: Round) -> datetime:

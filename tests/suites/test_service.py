@@ -236,8 +236,8 @@ def test_a_suite_holds_back_a_policy_that_the_reward_model_would_adopt(
         )
         model = session.get_one(ModelVersion, round_.policy_after_id)
         with pytest.raises(InvalidInput, match="needs a reason"):
-            rounds.adopt(session, project, model, operator)
-        rounds.adopt(session, project, model, operator, "The facts are out of date.")
+            rounds.adopt(session, store, project, model, operator)
+        rounds.adopt(session, store, project, model, operator, "The facts are out of date.")
         assert project.policy_id == model.id
 
 
@@ -251,10 +251,10 @@ def test_a_suite_holds_back_a_policy_that_people_prefer_until_the_limit_is_raise
     assert round_.adopted is None
     judge(session, project, round_, won=12, lost=0)
     session.commit()
-    assert rounds.promote_waiting(make_session_factory(engine)) == []
+    assert rounds.promote_waiting(make_session_factory(engine), store) == []
     service.set_gate(session, suite, operator, GateForm(largest_loss=20))
     session.commit()
-    assert rounds.promote_waiting(make_session_factory(engine)) == ["policy-1"]
+    assert rounds.promote_waiting(make_session_factory(engine), store) == ["policy-1"]
     changes = select(AuditEvent.details).where(AuditEvent.action == "suite.gate_set").order_by(AuditEvent.id)
     assert [each["largest_loss"] for each in session.scalars(changes)] == [0.05, 0.2]
 
