@@ -78,7 +78,7 @@ def lock(session: Session, project_id: int, form: RelabelForm, limit: int) -> li
     drawn = select(Comparison.id).where(*fitting).order_by(func.md5(func.concat(Comparison.id))).limit(limit)
     # The conditions once more: what somebody changed while we waited for its lock is left out.
     locked = select(Comparison.id).where(Comparison.id.in_(drawn), *fitting).order_by(Comparison.id)
-    return list(session.scalars(locked.with_for_update(of=Comparison)))
+    return list(session.scalars(locked.with_for_update(of=Comparison, key_share=True)))
 
 
 def ask_again(session: Session, project_id: int, ids: Sequence[int], rubric_id: int, overlap: int) -> None:
