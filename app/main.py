@@ -54,6 +54,7 @@ from app.rubrics.routes import router as rubrics
 from app.settings import Settings
 from app.suites.routes import router as suites
 from app.thumbs.routes import router as thumbs
+from app.trail.routes import router as trail
 from app.typed import not_accepted
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     demonstrations,
     red_team,
     thumbs,
+    trail,
 )
 
 # They read and write whole projects.
