@@ -5,10 +5,12 @@ them approves. Either way the round is an ordinary one, with the settings of the
 comparisons, and its policy passes the same gate as any other.
 """
 
+import logging
 from collections.abc import Iterator
 from typing import Annotated, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.artifacts import ArtifactStore
@@ -21,6 +23,8 @@ from app.monitors import views as monitors
 from app.rounds import service as rounds
 from app.rounds.forms import RoundConfig
 from app.specs import Generation
+
+log = logging.getLogger(__name__)
 
 FEWEST_JUDGMENTS = 20
 
@@ -77,9 +81,7 @@ def set_rule(session: Session, project: Project, operator: User, rule: Rule | No
     session.flush()
 
 
-def standing(
-    session: Session, store: ArtifactStore, project: Project, *, at_length: bool = True
-) -> Standing | None:
+def standing(session: Session, store: ArtifactStore, project: Project, *, at_length: bool = True) -> Standing | None:
     """How the project's rule stands now; none where it has none.
 
     Args:
@@ -105,7 +107,12 @@ def _conditions(
     yield Condition("no round is under way", not rounds.is_busy(session, project))
     if setter is None:
         yield Condition("whoever set this rule is no longer an operator of the project", False)
-    config = config_of(project, basis)
+    try:
+        config = config_of(project, basis)
+    except ValidationError:  # an earlier version took them
+        number = basis.number if basis else 0
+        yield Condition(f"settings of round {number} are not accepted any more: start a round by hand once", False)
+        return
     problem = rounds.cannot_start(session, project, config) or rounds.lost_policy(session, store, project)
     yield Condition(problem.message if problem else "there is enough to train on", problem is None)
     new = rounds.new_judgments(session, project, tried_too=True)  # what failed is not tried again at once
@@ -156,21 +163,27 @@ def start_due(sessions: sessionmaker[Session], store: ArtifactStore) -> list[tup
     """Starts rounds whose rules hold and ask nobody; returns (project's name, round's number).
 
     Each project has a transaction of its own, which this commits. A round that cannot start is left to the page, which
-    says why.
+    says why. What is wrong with one project keeps no other from its round.
     """
     started = []
     with sessions() as session:
         ids = queries.projects_with_rule(session)
     for project_id in ids:
         with sessions() as session:
-            project = session.get_one(Project, project_id)
-            found = standing(session, store, project, at_length=False)
-            if found is None or found.rule.approval or not found.is_due or found.setter is None:
-                continue
             try:
-                started.append((project.name, _start(session, store, project, found.setter, found).number))
+                project = session.get_one(Project, project_id)
+                found = standing(session, store, project, at_length=False)
+                if found is None or found.rule.approval or not found.is_due or found.setter is None:
+                    continue
+                round_ = _start(session, store, project, found.setter, found)
                 session.commit()
+                started.append((project.name, round_.number))
             except PrefloopError:  # somebody started another, or changed the rule, at this moment
+                session.rollback()
+            except SQLAlchemyError:
+                raise
+            except Exception:
+                log.exception("Whether project %d is due for a round cannot be told; going on.", project_id)
                 session.rollback()
     return started
 

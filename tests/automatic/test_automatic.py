@@ -192,3 +192,16 @@ def test_the_page(sign_in: Callable[..., SignedIn], session: Session, project: P
     assert first.post(f"{address}/off", {}).status_code == 303
     assert "Off: rounds start only" in first.get(address).text
     assert session.scalars(select(Run.kind)).all() == ["freeze"]
+
+
+def test_a_project_whose_settings_are_too_old_keeps_no_other_from_its_round(
+    engine: Engine, session: Session, store: ArtifactStore, project: Project, operator: User
+) -> None:
+    factories.round_(session, project, number=1, state="failed", config={"algorithm": "dpo", "beta": -1})
+    give(session, project, operator)
+    assert "settings of round 1 are not accepted any more: start a round by hand once" in missing(
+        session, store, project
+    )
+    other = make_project(session)
+    give(session, other, operator)
+    assert service.start_due(make_session_factory(engine), store) == [(other.name, 1)]

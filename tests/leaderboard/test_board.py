@@ -203,6 +203,7 @@ def test_a_project_without_policies(sign_in: SignIn, session: Session, project: 
     shown = client.get(f"/projects/{project.slug}/leaderboard").text
     assert "No policy yet" in shown
     assert "Only responses that are sampled here count, not imported ones." in shown
+    assert "imported" not in routes.WORDS  # it would always be empty
     assert client.get(f"/projects/{project.slug}/leaderboard/figures.csv").text.count("\n") == 1
 
 
@@ -267,7 +268,9 @@ def test_numbers_that_are_no_policies_have_one_board_together(
     for number in (10**6, foreign, policies[0].id):
         for part in ("", "/board", "/figures.csv"):
             assert client.get(f"/projects/{project.slug}/leaderboard{part}?reference={number}").status_code == 200
-    kept = [boards.kept((project.id, PEOPLE, reference)) for reference in (None, 10**6, foreign, policies[0].id)]
+    kept = [
+        boards.kept((project.id, routes.DEFAULT, reference)) for reference in (None, 10**6, foreign, policies[0].id)
+    ]
     assert [each is not None for each in kept] == [True, False, False, True]
 
 

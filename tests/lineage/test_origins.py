@@ -217,8 +217,9 @@ def test_what_was_changed_is_found(exported: Path, how: str) -> None:
 
 
 def test_a_manifest_of_another_instance_is_told(exported: Path) -> None:
-    manifest.write(exported, {"model": {"name": "policy-1"}}, manifest.key_of(b"another"))
-    assert manifest.verify(exported).said["model"]["name"] == "policy-1"
+    said = {"format": manifest.FORMAT, "model": {"name": "policy\x1b[31m-1"}}
+    manifest.write(exported, said, manifest.key_of(b"another"))
+    assert manifest.printable(manifest.verify(exported).model.name) == "policy\ufffd[31m-1"
     with pytest.raises(Conflict, match="It was signed by"):
         manifest.verify(exported, manifest.public_key(KEY))
 
