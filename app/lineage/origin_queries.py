@@ -45,8 +45,9 @@ class LearnedFrom(NamedTuple):
 
 
 def _was_read() -> ColumnElement[bool]:
-    """Whether a judgment on one of a snapshot's comparisons stood when the snapshot was made."""
+    """Whether a judgment on one of a snapshot's comparisons stood when the snapshot was made, and said a preference."""
     return and_(
+        Judgment.preference.is_not(None),
         Judgment.created_at <= Snapshot.created_at,
         or_(Judgment.superseded_at.is_(None), Judgment.superseded_at > Snapshot.created_at),
     )

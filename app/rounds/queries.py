@@ -47,7 +47,8 @@ def pending_demonstrations(session: Session, project_id: int) -> int:
 
 
 def judgments_since(session: Session, project_id: int, moment: datetime | None) -> int:
-    """Live judgments given after a moment (all of them for none), of comparisons that a round may read."""
+    """Live judgments with a preference given after a moment (all of them for none), of comparisons that a round may
+    read."""
     query = (
         select(func.count())
         .select_from(Judgment)
@@ -56,6 +57,7 @@ def judgments_since(session: Session, project_id: int, moment: datetime | None) 
             Comparison.project_id == project_id,
             Comparison.purpose.in_(PURPOSES),
             Judgment.superseded_at.is_(None),
+            Judgment.preference.is_not(None),
         )
     )
     return session.scalar(query if moment is None else query.where(Judgment.created_at > moment)) or 0

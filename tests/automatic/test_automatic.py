@@ -90,7 +90,9 @@ def test_the_next_round_takes_the_settings_of_the_newest_that_trained(
     assert (started.algorithm, started.config["beta"]) == ("dpo", 0.3)
 
 
-def test_labelers_must_agree_as_far_as_the_rule_says(session: Session, project: Project, operator: User) -> None:
+def test_labelers_must_agree_as_far_as_the_rule_says(
+    session: Session, store: ArtifactStore, project: Project, operator: User
+) -> None:
     """Both labelers of every comparison are on one side: every pair of judgments agrees."""
     give(session, project, operator, agreement=1.0)
     assert missing(session, store, project) == []
@@ -114,7 +116,7 @@ def share() -> float:
 
 
 def test_a_monitor_that_says_look_stops_the_rule_unless_it_is_told_not_to(
-    session: Session, project: Project, operator: User
+    session: Session, store: ArtifactStore, project: Project, operator: User
 ) -> None:
     settings = config("dpo").model_dump(mode="json")
     round_ = factories.round_(session, project, config=settings, created_at=BEFORE)

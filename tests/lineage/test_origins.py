@@ -45,6 +45,8 @@ class Scene:
         before, after = FROZEN - timedelta(days=1), FROZEN + timedelta(days=1)
         for comparison, who, at in ((self.read, self.ann, before), (self.read, self.bob, before)):
             self.judge(session, comparison, who, created_at=at)
+        # Who could not judge taught nothing.
+        factories.judgment(session, self.read, preference=None, labeler_id=self.cid.id, created_at=before)
         # Taken back before the snapshot, and after it; and given after it.
         self.judge(session, self.read, self.cid, created_at=before, superseded_at=before, superseded_for="undone")
         self.judge(session, self.later, self.ann, created_at=before, superseded_at=after, superseded_for="undone")
