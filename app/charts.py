@@ -7,6 +7,7 @@ stylesheet, so each mark carries its light colors itself.
 import csv
 import io
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -141,7 +142,7 @@ class _Pen:
         if self.standalone:
             given |= _STYLES.get(css, {})
         written = Markup("").join(Markup(' {}="{}"').format(name, value) for name, value in given.items())
-        inside = Markup("<title>{}</title>").format(tip) if tip else escape(text)
+        inside = Markup("<title>{}</title>").format(_plain(tip)) if tip else escape(_plain(text))
         self.marks.append(Markup('<{0} class="{1}"{2}>{3}</{0}>').format(Markup(tag), css, written, inside))
 
     def line(self, css: str, x1: float, y1: float, x2: float, y2: float) -> None:
@@ -152,7 +153,7 @@ class _Pen:
 
     def page(self, title: str, width: float, height: float) -> Markup:
         opening = Markup('<svg class="drawing" viewBox="0 0 {} {}" role="img" aria-label="{}"').format(
-            _short(width), _short(height), title
+            _short(width), _short(height), _plain(title)
         )
         if self.standalone:
             opening += Markup(' xmlns="http://www.w3.org/2000/svg" width="{}" height="{}"').format(
@@ -160,6 +161,14 @@ class _Pen:
             )
             opening += Markup(' font-family="system-ui, sans-serif" font-size="12"')
         return opening + Markup(">") + Markup("").join(self.marks) + Markup("</svg>")
+
+
+# What XML cannot hold, not even escaped (a file with one opens nowhere), and what turns the text around it.
+_UNFIT = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|[\u202a-\u202e\u2066-\u2069]")
+
+
+def _plain(text: str) -> str:
+    return _UNFIT.sub("\ufffd", text)
 
 
 def _short(value: Any) -> str:
@@ -306,8 +315,12 @@ def as_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return out.getvalue()
 
 
+# Spreadsheets of some languages take the wide signs too.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+
+
 def _cell(value: Any) -> Any:
-    is_formula = isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r")
+    is_formula = isinstance(value, str) and value[:1] in _FORMULA
     return f"'{value}" if is_formula else value
 
 

@@ -57,6 +57,7 @@ from app.rubrics.routes import router as rubrics
 from app.settings import Settings
 from app.suites.routes import router as suites
 from app.thumbs.routes import router as thumbs
+from app.trail.routes import router as trail
 from app.typed import not_accepted
 
 log = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     demonstrations,
     red_team,
     thumbs,
+    trail,
 )
 
 # Routers that read and write whole projects.

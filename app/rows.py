@@ -7,6 +7,14 @@ from pydantic import Field
 from app.specs import Spec, Weight
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a file of JSON lines that are not empty, at "\\n" alone.
+
+    `str.splitlines` would also end a line at characters that JSON allows within a text, such as U+2028 and U+0085.
+    """
+    return [line for line in text.split("\n") if line.strip()]
+
+
 class PromptRow(Spec):
     """A line of a prompts file."""
 

@@ -140,7 +140,7 @@ def choose(session: Session, project_id: int, chosen: Chosen, people: Sequence[i
         fitting.append(Comparison.id == _one_of(chosen.ids))
     if not people:
         every = select(Comparison.id).where(*fitting).order_by(*QUEUE_ORDER).limit(chosen.most)
-        return Found(list(session.scalars(every.with_for_update(skip_locked=True))))
+        return Found(list(session.scalars(every.with_for_update(skip_locked=True, key_share=True))))
     on_desk = select(func.count()).select_from(Comparison).where(*fitting, Comparison.lease_count > 0)
     on_desks = session.scalar(on_desk.where(is_left_of(people))) or 0
     free = Comparison.lease_count == 0
@@ -149,7 +149,8 @@ def choose(session: Session, project_id: int, chosen: Chosen, people: Sequence[i
     wanted = select(fence.c.id).where(is_left_of(people, fence.c.id)).order_by(fence.c.priority.desc(), fence.c.id)
     ids = session.scalars(wanted.limit(chosen.most)).all()
     locked = select(Comparison.id).where(Comparison.id == _one_of(ids), free, *ASSIGNABLE)
-    return Found(list(session.scalars(locked.order_by(*QUEUE_ORDER).with_for_update(skip_locked=True))), on_desks)
+    locked = locked.order_by(*QUEUE_ORDER).with_for_update(skip_locked=True, key_share=True)
+    return Found(list(session.scalars(locked)), on_desks)
 
 
 def _one_of(ids: Sequence[int]) -> ColumnElement[Any]:

@@ -60,7 +60,7 @@ def _page(
         request,
         "automatic/page.html",
         status=problem.status if problem else 200,
-        standing=service.standing(session, project),
+        standing=service.standing(session, request.app.state.store, project),
         me=staff,
         fewest=FEWEST_JUDGMENTS,
         problem=problem,

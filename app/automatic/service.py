@@ -5,10 +5,12 @@ both cases the round is an ordinary one, with the settings of the newest round t
 policy passes the same gate as any other.
 """
 
+import logging
 from collections.abc import Iterator
 from typing import Annotated, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.artifacts import ArtifactStore
@@ -21,6 +23,8 @@ from app.monitors import views as monitors
 from app.rounds import service as rounds
 from app.rounds.forms import RoundConfig
 from app.specs import Generation
+
+log = logging.getLogger(__name__)
 
 FEWEST_JUDGMENTS = 20
 
@@ -77,7 +81,7 @@ def set_rule(session: Session, project: Project, operator: User, rule: Rule | No
     session.flush()
 
 
-def standing(session: Session, project: Project, *, at_length: bool = True) -> Standing | None:
+def standing(session: Session, store: ArtifactStore, project: Project, *, at_length: bool = True) -> Standing | None:
     """Return the current state of the project's rule; None if it has none.
 
     Args:
@@ -89,7 +93,7 @@ def standing(session: Session, project: Project, *, at_length: bool = True) -> S
     setter = queries.operator(session, project.id, rule.set_by)
     basis = queries.newest_training_round(session, project.id)
     conditions = []
-    for condition in _conditions(session, project, rule, setter, basis):
+    for condition in _conditions(session, store, project, rule, setter, basis):
         conditions.append(condition)
         if not (at_length or condition.holds):
             break
@@ -97,13 +101,19 @@ def standing(session: Session, project: Project, *, at_length: bool = True) -> S
 
 
 def _conditions(
-    session: Session, project: Project, rule: Rule, setter: User | None, basis: Round | None
+    session: Session, store: ArtifactStore, project: Project, rule: Rule, setter: User | None, basis: Round | None
 ) -> Iterator[Condition]:
     """Yield the conditions, cheap ones first."""
     yield Condition("no round is under way", not rounds.is_busy(session, project))
     if setter is None:
         yield Condition("whoever set this rule is no longer an operator of the project", False)
-    problem = rounds.cannot_start(session, project, config_of(project, basis))
+    try:
+        config = config_of(project, basis)
+    except ValidationError:  # an earlier version took them
+        number = basis.number if basis else 0
+        yield Condition(f"settings of round {number} are not accepted any more: start a round by hand once", False)
+        return
+    problem = rounds.cannot_start(session, project, config) or rounds.lost_policy(session, store, project)
     yield Condition(problem.message if problem else "there is enough to train on", problem is None)
     # also counts failed rounds, so they are not retried at once
     new = rounds.new_judgments(session, project, tried_too=True)
@@ -140,7 +150,7 @@ def approve(session: Session, store: ArtifactStore, project: Project, operator: 
         Forbidden: it is the operator's own rule.
         InvalidInput: as `rounds.start`.
     """
-    found = standing(session, project)
+    found = standing(session, store, project)
     if found is None or not found.rule.approval:
         raise Conflict("No automatic round waits for approval.", "Reload the page: somebody changed the rule.")
     if found.rule.set_by == operator.id:
@@ -153,21 +163,28 @@ def approve(session: Session, store: ArtifactStore, project: Project, operator: 
 def start_due(sessions: sessionmaker[Session], store: ArtifactStore) -> list[tuple[str, int]]:
     """Start rounds whose rules hold and need no approval; return (project's name, round's number).
 
-    Commits a transaction for each project. If a round cannot start, the page says why.
+    Commits a transaction for each project. If a round cannot start, the page says why. A fault in one project does not
+    stop the others.
     """
     started = []
     with sessions() as session:
         ids = queries.projects_with_rule(session)
     for project_id in ids:
         with sessions() as session:
-            project = session.get_one(Project, project_id)
-            found = standing(session, project, at_length=False)
-            if found is None or found.rule.approval or not found.is_due or found.setter is None:
-                continue
             try:
-                started.append((project.name, _start(session, store, project, found.setter, found).number))
+                project = session.get_one(Project, project_id)
+                found = standing(session, store, project, at_length=False)
+                if found is None or found.rule.approval or not found.is_due or found.setter is None:
+                    continue
+                round_ = _start(session, store, project, found.setter, found)
                 session.commit()
+                started.append((project.name, round_.number))
             except PrefloopError:  # somebody has just started another round or changed the rule
+                session.rollback()
+            except SQLAlchemyError:
+                raise
+            except Exception:
+                log.exception("Whether project %d is due for a round cannot be told; going on.", project_id)
                 session.rollback()
     return started
 

@@ -71,7 +71,7 @@ def preference(values: Sequence[float], alpha: float = ALPHA) -> Preference | No
 
 
 # Cached, because pages show all rounds of a project and few of them change: 20 rounds took two seconds per page.
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=2048)
 def _preference(values: tuple[float, ...], alpha: float) -> Preference:
     better, worse = capital(values, alpha)
     evidence = hedged(better, worse)

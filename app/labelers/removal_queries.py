@@ -60,7 +60,7 @@ def take_out(session: Session, project_id: int, labeler_id: int) -> list[int]:
                 SELECT id FROM comparison WHERE project_id = :project AND id IN (
                     SELECT comparison_id FROM judgment WHERE labeler_id = :labeler AND superseded_at IS NULL
                     UNION SELECT comparison_id FROM lease WHERE labeler_id = :labeler AND state = 'live'
-                ) ORDER BY id FOR UPDATE
+                ) ORDER BY id FOR NO KEY UPDATE
                 """
             ),
             own,
@@ -96,7 +96,7 @@ def give_back(session: Session, project_id: int, labeler_id: int) -> None:
     """End the labeler's leases and release the prompts that they write for. Comparisons are locked first."""
     held = exists().where(Lease.comparison_id == Comparison.id, Lease.labeler_id == labeler_id, Lease.state == "live")
     locked = select(Comparison.id).where(Comparison.project_id == project_id, held).order_by(Comparison.id)
-    ids = session.scalars(locked.with_for_update()).all()
+    ids = session.scalars(locked.with_for_update(key_share=True)).all()
     own = update(Lease).where(Lease.comparison_id.in_(ids), Lease.labeler_id == labeler_id, Lease.state == "live")
     ended = func.least(Lease.expires_at, func.now())
     session.execute(own.values(state="released", expires_at=ended), execution_options={"synchronize_session": False})
@@ -227,7 +227,7 @@ def withdraw_written(session: Session, project_id: int, labeler_id: int, admin_i
     attempts = update(RedTeamAttempt).where(*_attempts(project_id, labeler_id))
     session.execute(attempts.values(withdrawn_at=func.now()), execution_options=quietly)
     about = (Comparison.prompt_id.in_(prompts), Comparison.state != "withdrawn")
-    session.execute(select(Comparison.id).where(*about).order_by(Comparison.id).with_for_update())
+    session.execute(select(Comparison.id).where(*about).order_by(Comparison.id).with_for_update(key_share=True))
     compared = update(Comparison).where(*about)
     session.execute(compared.values(state="withdrawn", flagged=False), execution_options=quietly)
     session.execute(

@@ -33,7 +33,7 @@ def lock_with_ranking(session: Session, comparison: Comparison) -> list[Comparis
     if comparison.ranking_id is None:
         return [comparison]
     pairs = select(Comparison).where(Comparison.ranking_id == comparison.ranking_id).order_by(Comparison.id)
-    return list(session.scalars(pairs.with_for_update(), execution_options={"populate_existing": True}))
+    return list(session.scalars(pairs.with_for_update(key_share=True), execution_options={"populate_existing": True}))
 
 
 class SoFar(NamedTuple):

@@ -206,7 +206,7 @@ def _of_queue(members: list[Condition]) -> _OfQueue:
 
 def _lock(query: Select[Any]) -> Select[Any]:
     """Lock the first row that nobody else has locked."""
-    return query.with_for_update(skip_locked=True, of=Comparison)
+    return query.with_for_update(skip_locked=True, key_share=True, of=Comparison)
 
 
 _IN_PROJECT, _IN_GROUP = _of_queue(_OPEN), _of_queue(_OF_GROUP)

@@ -38,7 +38,7 @@ def claim_calibration(session: Session, project_id: int, labeler_id: int) -> Com
         few = select(Comparison.id).where(*fresh, part).order_by(Comparison.id).limit(FEW)
         if ids := session.scalars(few).all():
             among = select(Comparison).where(Comparison.id.in_(ids), *items).order_by(func.random()).limit(1)
-            among = among.with_for_update(skip_locked=True, of=Comparison)
+            among = among.with_for_update(skip_locked=True, key_share=True, of=Comparison)
             found = session.scalars(among, execution_options={"populate_existing": True}).one_or_none()
             if found is not None:
                 return found
@@ -197,7 +197,7 @@ def _same_pair(item: Comparison) -> list[Condition]:
 def lock_kin(session: Session, item: Comparison) -> list[Comparison]:
     """Return the item and its copies under other rubric versions that have the answer on the same side, locked."""
     kin = select(Comparison).where(*_same_pair(item), func.sign(Comparison.gold) == func.sign(item.gold))
-    locked = kin.order_by(Comparison.id).with_for_update()
+    locked = kin.order_by(Comparison.id).with_for_update(key_share=True)
     return list(session.scalars(locked, execution_options={"populate_existing": True}))
 
 

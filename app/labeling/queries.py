@@ -95,7 +95,7 @@ def _live() -> Select[UUID]:
 
 
 def _end(session: Session, leases: Select[UUID], state: str) -> int:
-    ids = session.scalars(leases.with_for_update(skip_locked=True)).all()
+    ids = session.scalars(leases.with_for_update(skip_locked=True, key_share=True)).all()
     if ids:
         ended = func.least(Lease.expires_at, func.now())
         session.execute(update(Lease).where(Lease.id.in_(ids)).values(state=state, expires_at=ended))
@@ -104,7 +104,7 @@ def _end(session: Session, leases: Select[UUID], state: str) -> int:
 
 def _renew() -> Select[datetime, int, UUID]:
     others = _live().where(Lease.expires_at < func.now(), Lease.labeler_id != LABELER).limit(AT_ONCE)
-    overdue = others.with_for_update(skip_locked=True).cte("overdue")
+    overdue = others.with_for_update(skip_locked=True, key_share=True).cte("overdue")
     ended = update(Lease).where(Lease.id == overdue.c.id).values(state="expired").returning(Lease.id).cte("ended")
     own = _live().where(Lease.labeler_id == LABELER, Comparison.project_id == PROJECT, Comparison.state == "open")
     own = own.add_columns(Lease.created_at, Lease.comparison_id, Lease.expires_at)
@@ -240,12 +240,13 @@ def task(session: Session, lease_id: UUID) -> Task:
 def lock_leased(session: Session, project_id: int, lease_id: UUID) -> Row[Lease, Comparison] | None:
     """Return a lease of the project and its comparison, locked."""
     leased = select(Lease, Comparison).join(Comparison, Comparison.id == Lease.comparison_id)
-    leased = leased.where(Lease.id == lease_id, Comparison.project_id == project_id).with_for_update(of=Comparison)
+    leased = leased.where(Lease.id == lease_id, Comparison.project_id == project_id)
+    leased = leased.with_for_update(of=Comparison, key_share=True)
     return session.execute(leased, execution_options={"populate_existing": True}).one_or_none()
 
 
 def lock_comparison(session: Session, comparison_id: int) -> Comparison:
-    locked = select(Comparison).where(Comparison.id == comparison_id).with_for_update()
+    locked = select(Comparison).where(Comparison.id == comparison_id).with_for_update(key_share=True)
     return session.scalars(locked, execution_options={"populate_existing": True}).one()
 
 

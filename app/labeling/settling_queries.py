@@ -79,7 +79,7 @@ def lock(session: Session, comparison_ids: Sequence[int]) -> list[int]:
         pairs = session.scalars(select(Comparison.id).where(Comparison.ranking_id == _one_of(of_rankings)))
         named = _one_of({*comparison_ids, *pairs})
     locked = select(Comparison.id).where(Comparison.id == named, Comparison.state == "open").order_by(Comparison.id)
-    return list(session.scalars(locked.with_for_update()))
+    return list(session.scalars(locked.with_for_update(key_share=True)))
 
 
 _OWN = [getattr(Comparison, name) for name in Answered._fields[: Answered._fields.index("could_answer")]]
@@ -147,7 +147,7 @@ def move(session: Session, project_id: int, threshold: float) -> None:
         Comparison.agreement < threshold,
     )
     found = select(Comparison.id, is_split).where(Comparison.project_id == project_id, or_(was_split, is_split))
-    rows = session.execute(found.order_by(Comparison.id).with_for_update(of=Comparison)).all()
+    rows = session.execute(found.order_by(Comparison.id).with_for_update(of=Comparison, key_share=True)).all()
     state = case((Comparison.flagged, "in_review"), else_="settled")
     settled_at = case((~Comparison.flagged, func.now()))
     reason = case((Comparison.flagged, "flagged"))

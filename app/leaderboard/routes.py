@@ -8,7 +8,6 @@ from sqlalchemy.orm import Session
 from app.access.guards import ProjectDep, StaffDep
 from app.db import SessionDep
 from app.insights.routes import KindsDep
-from app.insights.service import PEOPLE
 from app.insights.views import KINDS
 from app.kept import Computed, Kept
 from app.leaderboard import queries, service, views
@@ -21,6 +20,16 @@ router = APIRouter(prefix="/projects/{project_slug}/leaderboard", route_class=Fo
 
 # With more judgments, of any kind, the page comes first and the board is loaded afterwards.
 AT_ONCE = 5_000
+# Imported judgments are about imported responses, which are no policy's: there is nothing of theirs to choose.
+WORDS = {kind: words for kind, words in KINDS.items() if kind != "imported"}
+DEFAULT = ("person",)
+
+
+def _judges(kinds: KindsDep) -> tuple[str, ...]:
+    return tuple(kind for kind in kinds if kind in WORDS) or DEFAULT
+
+
+JudgesDep = Annotated[tuple[str, ...], Depends(_judges)]
 
 
 def _reference(
@@ -47,7 +56,7 @@ def leaderboard(
     staff: StaffDep,
     project: ProjectDep,
     session: SessionDep,
-    kinds: KindsDep,
+    kinds: JudgesDep,
     boards: BoardsDep,
     reference: ReferenceDep,
     wait: bool = False,
@@ -65,7 +74,7 @@ def board(
     staff: StaffDep,
     project: ProjectDep,
     session: SessionDep,
-    kinds: KindsDep,
+    kinds: JudgesDep,
     boards: BoardsDep,
     reference: ReferenceDep,
 ) -> Response:
@@ -79,7 +88,7 @@ def figures(
     staff: StaffDep,
     project: ProjectDep,
     session: SessionDep,
-    kinds: KindsDep,
+    kinds: JudgesDep,
     boards: BoardsDep,
     reference: ReferenceDep,
 ) -> Response:
@@ -103,13 +112,13 @@ def _shown(computed: Computed[Summary], kinds: tuple[str, ...]) -> dict[str, Any
 
 
 def _shared(project: Project, kinds: tuple[str, ...], reference: int | None) -> dict[str, Any]:
-    chosen = "" if kinds == PEOPLE else "&".join(f"kind={kind}" for kind in kinds)
+    chosen = "" if kinds == DEFAULT else "&".join(f"kind={kind}" for kind in kinds)
     return {
         "here": f"/projects/{project.slug}/leaderboard",
         "kinds": kinds,
-        "words": KINDS,
+        "words": WORDS,
         "machines": views.machines(kinds),
-        "is_default": kinds == PEOPLE,
+        "is_default": kinds == DEFAULT,
         "query": "&".join(part for part in (chosen, f"reference={reference}" if reference else "") if part),
         "least_judgments": service.leaderboard.LEAST_JUDGMENTS,
         "least_prompts": service.leaderboard.FEWEST,

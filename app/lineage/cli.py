@@ -1,12 +1,13 @@
 """`prefloop model`: export a model with its signed manifest, and verify an exported one."""
 
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from app.artifacts import ArtifactStore
+from app.artifacts import ArtifactStore, digest_folder
 from app.errors import Conflict, NotFound
 from app.lineage import manifest, queries
 from app.postgres import command_session
@@ -40,14 +41,18 @@ def export(
         store = ArtifactStore(settings.artifacts_root, settings.outside_models)
         said = manifest.contents(session, model) | {"base": model.base if model.adapter else None}
         source = store.resolve(model.adapter or model.base)
-    staging = output.with_name(f"{output.name}.part")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
-        shutil.copytree(source, staging)
-        manifest.write(staging, said, manifest.key_of(settings.signing_key))
-        staging.rename(output)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # In a folder of a name that nobody has chosen: nothing of anybody's is removed.
+    with tempfile.TemporaryDirectory(prefix=".prefloop-export-", dir=output.parent) as staging:
+        copy = Path(staging) / output.name
+        shutil.copytree(source, copy)
+        if model.digest is not None and digest_folder(copy) != model.digest:
+            raise Conflict(
+                f"The files of {name} are not those that its run made: they were changed or replaced.",
+                "Restore them from a backup of the artifacts. Nothing was signed.",
+            )
+        manifest.write(copy, said, manifest.key_of(settings.signing_key))
+        copy.rename(output)
     typer.echo(f"{name} lies in {output}. Check it with `prefloop model verify {output}`.")
 
 
@@ -58,16 +63,15 @@ def verify(
 ) -> None:
     """Check an exported model: that its files are those that were signed, and that nobody changed the manifest."""
     found = manifest.verify(folder, key)
-    said = found.said
-    files = counted(len(said["files"]), "file")
-    typer.echo(f"{said['model']['name']}: {files}, as signed by {found.signed_by}.")
-    if learned := said.get("learned_from"):
-        kinds = ("judgments", "demonstrations", "thumbs")
-        read = ", ".join(counted(learned[kind], kind[:-1]) for kind in kinds if learned[kind])
-        people = counted(len(learned["people"]), "person", "people")
-        typer.echo(f"It learned from {read} of {people}, frozen as {learned['snapshot'][:16]}.")
-        if by_judges := learned.get("ai_judges"):
-            named = ", ".join(f"{name} ({n:,})" for name, n in by_judges.items())
+    files = counted(len(found.files), "file")
+    typer.echo(f"{manifest.printable(found.model.name)}: {files}, as signed by {found.signed_by}.")
+    if learned := found.learned_from:
+        kinds = ("judgment", learned.judgments), ("demonstration", learned.demonstrations), ("thumb", learned.thumbs)
+        read = ", ".join(counted(n, kind) for kind, n in kinds if n) or "nothing"
+        people = counted(len(learned.people), "person", "people")
+        typer.echo(f"It learned from {read} of {people}, frozen as {manifest.printable(learned.snapshot[:16])}.")
+        if learned.ai_judges:
+            named = ", ".join(f"{manifest.printable(name)} ({n:,})" for name, n in learned.ai_judges.items())
             typer.echo(f"It also learned from comparisons that only AI judges judged: {named}.")
     if key is None:
         typer.echo("Compare the key with the one that `prefloop model key` shows where the model was made.")

@@ -12,11 +12,13 @@ import base64
 import hashlib
 import hmac
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
 from app.artifacts import digest_file
@@ -27,6 +29,7 @@ from app.models import ModelVersion
 
 NAME = "manifest.json"
 FORMAT = "prefloop-manifest-1"
+MOST_LISTED = 20  # files that an error names
 
 
 def key_of(secret: bytes) -> Ed25519PrivateKey:
@@ -85,7 +88,8 @@ def write(folder: Path, said: dict[str, Any], key: Ed25519PrivateKey) -> None:
 
 def _digests(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each file, in hex, by its path within the folder; links are not followed."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / NAME)
+    there = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    files = sorted(path for path in there if path != folder / NAME)
     return {path.relative_to(folder).as_posix(): digest_file(path) for path in files}
 
 
@@ -94,14 +98,50 @@ def _signed(whole: dict[str, Any]) -> bytes:
     return json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-class Verified(NamedTuple):
-    """A valid manifest: its contents, and the key that signed it."""
+class Named(BaseModel):
+    """A model, as a manifest names it."""
 
-    said: dict[str, Any]
+    name: str
+
+
+class Learned(BaseModel):
+    """What a model learned from, as a manifest tells it.
+
+    people: judgments and texts by person. ai_judges: comparisons that only AI judges judged, by judge.
+    """
+
+    snapshot: str
+    judgments: Annotated[int, Field(ge=0)]
+    demonstrations: Annotated[int, Field(ge=0)]
+    thumbs: Annotated[int, Field(ge=0)]
+    people: dict[str, int]
+    ai_judges: dict[str, int] = {}
+
+
+class Manifest(BaseModel):
+    """What is read of a manifest. Anybody can write and sign one, so it is checked like any other input."""
+
+    format: Literal["prefloop-manifest-1"]
+    model: Named
+    learned_from: Learned | None = None
+    files: dict[str, str]
     signed_by: str
 
 
-def verify(folder: Path, key: str | None = None) -> Verified:
+def printable(text: str) -> str:
+    """Return text from a manifest or a file name with what a terminal must not print replaced."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+
+
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; refuse one with a repeated key, which people and programs may read differently."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice")
+    return found
+
+
+def verify(folder: Path, key: str | None = None) -> Manifest:
     """Check a folder's manifest, its signature, and every file.
 
     Args:
@@ -110,30 +150,35 @@ def verify(folder: Path, key: str | None = None) -> Verified:
     Raises:
         NotFound: there is no manifest.
         InvalidInput: the manifest or the key is malformed.
-        Conflict: it was signed by another key or changed since; or a file was changed, is missing, or was added.
+        Conflict: it was signed by another key or changed since; or a file was changed, is missing, or was added; or
+            there is a link, which may lead out of the folder.
     """
     path = folder / NAME
     if not path.is_file():
         raise NotFound(f"{folder} holds no {NAME}.", "`prefloop model export` writes it beside a model's files.")
     try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
-        signature, signed_by = base64.b64decode(whole["signature"], validate=True), whole["signed_by"]
+        whole = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
+        found = Manifest.model_validate(whole)
+        signature, signed_by = base64.b64decode(whole["signature"], validate=True), found.signed_by
         signer = Ed25519PublicKey.from_public_bytes(base64.b64decode(signed_by, validate=True))
-        files = dict(whole["files"])
-    except (ValueError, KeyError, TypeError):
+        signed = _signed(whole)
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise InvalidInput(f"{path} is not a manifest of Prefloop.", "Export the model once more.") from None
     if key is not None and key != signed_by:
         raise Conflict(
             f"It was signed by {signed_by}, not by {key}.", "Ask whoever gave you the folder where it is from."
         )
     try:
-        signer.verify(signature, _signed(whole))
+        signer.verify(signature, signed)
     except InvalidSignature:
         raise Conflict("The manifest was changed after it was signed.", "Do not trust what it says.") from None
-    there = _digests(folder)
-    wrong = [f"{name} was changed" for name in sorted(files.keys() & there.keys()) if files[name] != there[name]]
+    files, there = found.files, _digests(folder)
+    wrong = [f"{path.relative_to(folder).as_posix()} is a link" for path in folder.rglob("*") if path.is_symlink()]
+    wrong += [f"{name} was changed" for name in sorted(files.keys() & there.keys()) if files[name] != there[name]]
     wrong += [f"{name} is missing" for name in sorted(files.keys() - there.keys())]
     wrong += [f"{name} was added" for name in sorted(there.keys() - files.keys())]
     if wrong:
-        raise Conflict(f"The files are not those that were signed: {'; '.join(wrong)}.", "Do not use this model.")
-    return Verified(whole, signed_by)
+        listed = printable("; ".join(sorted(wrong)[:MOST_LISTED]))
+        more = f"; and {len(wrong) - MOST_LISTED:,} more" if len(wrong) > MOST_LISTED else ""
+        raise Conflict(f"The files are not those that were signed: {listed}{more}.", "Do not use this model.")
+    return found

@@ -53,8 +53,9 @@ class LearnedFrom(NamedTuple):
 
 
 def _was_read() -> ColumnElement[bool]:
-    """Condition: a judgment on one of a snapshot's comparisons was live when the snapshot was made."""
+    """Condition: a judgment with a preference on a snapshot's comparison was live when the snapshot was made."""
     return and_(
+        Judgment.preference.is_not(None),
         Judgment.created_at <= Snapshot.created_at,
         or_(Judgment.superseded_at.is_(None), Judgment.superseded_at > Snapshot.created_at),
     )

@@ -116,10 +116,15 @@ def model_file(
 
 @router.post("/{model_id}/adopt")
 def adopt(
-    operator: OperatorDep, project: ProjectDep, model: ModelDep, session: SessionDep, typed: TypedDep
+    request: Request,
+    operator: OperatorDep,
+    project: ProjectDep,
+    model: ModelDep,
+    session: SessionDep,
+    typed: TypedDep,
 ) -> Response:
     """Make a model the project's policy, for the reason in the form. Then redirect to the round it names, or to the
     list."""
-    rounds.adopt(session, project, model, operator, str(typed.get("reason", "")))
+    rounds.adopt(session, request.app.state.store, project, model, operator, str(typed.get("reason", "")))
     number = typed.get("round", "")
     return redirect(f"/projects/{project.slug}/" + (f"rounds/{number}" if number.isdecimal() else "models"))

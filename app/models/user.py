@@ -97,6 +97,10 @@ class AuditEvent(Base):
             text("(details ->> 'comparison_id')"),
             postgresql_where=text("(details ->> 'comparison_id') IS NOT NULL"),
         ),
+        # The newest events of a project, of one kind or by one person: `app.trail`.
+        Index("ix_audit_event_newest", "project_id", "id"),
+        Index("ix_audit_event_action", "project_id", "action", "id"),
+        Index("ix_audit_event_actor", "project_id", "actor_id", "id"),
     )
 
     id: Mapped[Id]

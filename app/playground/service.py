@@ -259,9 +259,14 @@ def report_failure(
 
     Raises:
         NotFound: as `up_to`.
-        Conflict: as `_answer_of`.
+        Conflict: as `_answer_of`; or an earlier answer is empty, and no prompt can hold such a conversation.
     """
     answer = _answer_of(session, project, chat_id, turn_id, form.side)
+    if not all(message["content"].strip() for message in answer.messages):
+        raise Conflict(
+            "An earlier answer of this model is empty, so the conversation can be no prompt.",
+            "Ask the same in a new chat, and report the answer there.",
+        )
     return red_team.report(
         session,
         project,

@@ -3,6 +3,7 @@
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
+from sqlalchemy.orm import Session
 
 from app.access.guards import ProjectDep, StaffDep
 from app.charts import chart_csv, heat_svg, svg
@@ -11,9 +12,10 @@ from app.domain.intervals import FEWEST
 from app.domain.verdicts import LEAST_PROMPTS
 from app.errors import NotFound
 from app.limits import FormRoute
+from app.models import Round
 from app.progress import comparing, verdict, views
 from app.render import attachment, page
-from app.rounds import outcomes
+from app.rounds import outcomes, queries
 
 router = APIRouter(prefix="/projects/{project_slug}/progress", route_class=FormRoute)
 
@@ -29,7 +31,7 @@ def progress(
     request: Request, staff: StaffDep, project: ProjectDep, session: SessionDep, by: ByQuery = None
 ) -> Response:
     """Show the verdict on the newest policy, then all rounds. `by`: whose figures the slices show."""
-    found = outcomes.progress(session, project)
+    found = outcomes.progress(session, project, outcomes.SHOWN)
     chosen = by or views.measured_by(found)
     frontier = views.frontier(found.rows)
     return page(
@@ -42,6 +44,7 @@ def progress(
         by=chosen,
         frontier=frontier and svg(frontier),
         gains=views.gains(found.rows)[::-1],
+        most=outcomes.SHOWN,
         shown_rounds=views.SHOWN_ROUNDS,
         shown_slices=views.SHOWN_SLICES,
         fewest=FEWEST,
@@ -90,12 +93,12 @@ def compare(
     offset: Annotated[int, Query(ge=0, lt=2**31)] = 0,
 ) -> Response:
     """Show two rounds side by side; without numbers, the newest two."""
-    rows = outcomes.progress(session, project).rows
-    chosen = _chosen(rows, first, second)
+    rounds = queries.rounds(session, project.id)
+    chosen = _chosen(session, rounds, first, second)
     return page(
         request,
         "progress/compare.html",
-        rows=rows[::-1],
+        rounds=rounds,
         view=comparing.compare(session, *chosen, offset) if chosen else None,
         offset=offset,
         step=comparing.ANSWERS,
@@ -107,7 +110,7 @@ def compare_file(
     staff: StaffDep, project: ProjectDep, session: SessionDep, first: NumberQuery = None, second: NumberQuery = None
 ) -> Response:
     """Download settings, data and figures of both rounds."""
-    chosen = _chosen(outcomes.progress(session, project).rows, first, second)
+    chosen = _chosen(session, queries.rounds(session, project.id), first, second)
     if chosen is None:
         raise NotFound("The project has fewer than two rounds.", "Two rounds can be compared once there are two.")
     names = f"{chosen[0].round.number}-{chosen[1].round.number}"
@@ -116,19 +119,24 @@ def compare_file(
 
 
 def _chosen(
-    rows: list[outcomes.RoundRow], first: int | None, second: int | None
+    session: Session, rounds: list[Round], first: int | None, second: int | None
 ) -> tuple[outcomes.RoundRow, outcomes.RoundRow] | None:
     """Return the rounds with these numbers, by default the newest two; None if there are fewer than two rounds.
+
+    Args:
+        rounds: of the project, newest first.
 
     Raises:
         NotFound: the project has no round with that number.
     """
-    if len(rows) < 2 and first is None and second is None:
+    if len(rounds) < 2 and first is None and second is None:
         return None
-    by_number = {row.round.number: row for row in rows}
+    by_number = {round_.number: round_ for round_ in rounds[::-1]}
     newest = [0, 0, *by_number][-2:]
     numbers = first or newest[0], second or newest[1]
     for number in numbers:
         if number not in by_number:
             raise NotFound(f"The project has no round {number}.", "The list of rounds is on the Rounds page.")
-    return by_number[numbers[0]], by_number[numbers[1]]
+    # One by one: what is said of all rounds together is no part of the comparison.
+    one, other = (outcomes.of_rounds(session, [by_number[number]]).rows[0] for number in numbers)
+    return one, other

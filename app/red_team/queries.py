@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Select, and_, case, exists, func, or_, sel
 from sqlalchemy.orm import Session
 
 from app.domain.slices import MOST_LISTED
-from app.models import ModelVersion, Project, Prompt, RedTeamAttempt, Run, User
+from app.models import Completion, ModelVersion, Project, Prompt, RedTeamAttempt, Run, User
 from app.queue import has_worker
 from app.red_team.forms import AttemptFilter
 
@@ -55,6 +55,12 @@ def count_lately(session: Session, author_id: int) -> int:
 def lock(session: Session, project_id: int, attempt_id: int) -> RedTeamAttempt | None:
     found = select(RedTeamAttempt).where(RedTeamAttempt.id == attempt_id, RedTeamAttempt.project_id == project_id)
     return session.scalars(found.with_for_update(), execution_options={"populate_existing": True}).one_or_none()
+
+
+def count_samples(session: Session, run_id: int | None, prompt_id: int) -> int:
+    """How many responses a run has given to a prompt."""
+    given = Completion.run_id == run_id, Completion.prompt_id == prompt_id
+    return session.scalar(select(func.count()).where(*given)) or 0
 
 
 def lock_many(session: Session, project_id: int, ids: Collection[int]) -> list[RedTeamAttempt]:

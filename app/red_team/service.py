@@ -248,11 +248,12 @@ def accept(session: Session, project: Project, admin: User, form: AcceptForm) ->
                 prompt_id=attempt.prompt_id,
                 model_version_id=attempt.model_version_id,
                 run_id=attempt.run_id,
-                sample_index=0,
+                # In the playground both models answer one message in one run.
+                sample_index=queries.count_samples(session, attempt.run_id, attempt.prompt_id),
                 **attempt.answer,
             )
         )
-    session.flush()
+        session.flush()
     if new or known:
         audit(session, admin.id, "red_team.accepted", project.id, split=form.split, attempts=[*new, *known])
     return Accepted(len(new), len(known), unrated)

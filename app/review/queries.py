@@ -193,7 +193,8 @@ def verdict(session: Session, comparison_id: int) -> Verdict | None:
 def lock(session: Session, project_id: int, comparison_id: int) -> Comparison | None:
     """Return the comparison, locked until the transaction ends."""
     wanted = select(Comparison).where(Comparison.id == comparison_id, Comparison.project_id == project_id)
-    return session.scalars(wanted.with_for_update(), execution_options={"populate_existing": True}).one_or_none()
+    wanted = wanted.with_for_update(key_share=True)
+    return session.scalars(wanted, execution_options={"populate_existing": True}).one_or_none()
 
 
 def replacement(session: Session, comparison_id: int) -> int | None:

@@ -79,7 +79,7 @@ def lock(session: Session, project_id: int, form: RelabelForm, limit: int) -> li
     drawn = select(Comparison.id).where(*fitting).order_by(func.md5(func.concat(Comparison.id))).limit(limit)
     # Check the conditions again, to leave out rows that changed while this waited for their locks.
     locked = select(Comparison.id).where(Comparison.id.in_(drawn), *fitting).order_by(Comparison.id)
-    return list(session.scalars(locked.with_for_update(of=Comparison)))
+    return list(session.scalars(locked.with_for_update(of=Comparison, key_share=True)))
 
 
 def ask_again(session: Session, project_id: int, ids: Sequence[int], rubric_id: int, overlap: int) -> None:

@@ -5,10 +5,12 @@ Each function works in the caller's transaction and never commits.
 """
 
 import math
+import os
 from collections.abc import Mapping
 
 from sqlalchemy.orm import Session
 
+from app.artifacts import ArtifactStore
 from app.audit import audit
 from app.domain.intervals import Interval
 from app.domain.verdicts import by_reward_model
@@ -32,6 +34,21 @@ def interval_of(metrics: Mapping[str, float], name: str) -> Interval | None:
     """Return a figure that an evaluation reports with its interval; None if it is missing."""
     found = [metrics.get(each, math.nan) for each in (name, f"{name}_low", f"{name}_high")]
     return Interval(*found) if all(map(math.isfinite, found)) else None
+
+
+def lost_files(store: ArtifactStore, model: ModelVersion) -> InvalidInput | None:
+    """Why a model cannot be used, if files of it that a run made, or that lie in a folder of its own, are gone.
+
+    A base model's name on the hub tells nothing: the worker fetches those.
+    """
+    for location in (model.adapter, model.base):
+        is_a_file = location and (os.path.isabs(location) or store.run_of(location) is not None)
+        if location and is_a_file and not store.exists(location):
+            return InvalidInput(
+                f"The files of {model.name} are gone: nothing lies at {location} in the artifacts.",
+                "Restore them from a backup, or choose another policy on the Models page.",
+            )
+    return None
 
 
 def decide(session: Session, project: Project, round_: Round, metrics: Mapping[str, float]) -> None:
@@ -71,7 +88,9 @@ def was_policy(session: Session, project: Project, model: ModelVersion) -> bool:
     return model.id == project.base_model_id or model.id in model_queries.had_policies(session, project.id)
 
 
-def adopt(session: Session, project: Project, model: ModelVersion, actor: User, reason: str = "") -> None:
+def adopt(
+    session: Session, store: ArtifactStore, project: Project, model: ModelVersion, actor: User, reason: str = ""
+) -> None:
     """Make a model the project's policy on behalf of an operator; it may be new or any earlier one.
 
     Args:
@@ -79,7 +98,7 @@ def adopt(session: Session, project: Project, model: ModelVersion, actor: User, 
 
     Raises:
         Conflict: a round is active, or the model is already the project's policy.
-        InvalidInput: the model is not a policy, or the reason is missing or too long.
+        InvalidInput: the model is not a policy, its files are gone, or the reason is missing or too long.
     """
     reason = one_line(reason)
     session.flush()
@@ -93,6 +112,8 @@ def adopt(session: Session, project: Project, model: ModelVersion, actor: User, 
         )
     if project.policy_id == model.id:
         raise Conflict(f"{model.name} is the project's policy already.", "Nothing is left to do.")
+    if lost := lost_files(store, model):
+        raise lost
     if len(reason) > LONGEST_REASON:
         raise InvalidInput(f"The reason is longer than {LONGEST_REASON} characters.", "Shorten it.")
     if not reason and not was_policy(session, project, model):

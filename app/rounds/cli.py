@@ -108,14 +108,16 @@ def adopt(
     reason: Annotated[str, typer.Option(help="why, for the audit log; not needed to go back to a policy")] = "",
 ) -> None:
     """Make a round's new policy the project's policy."""
-    with command_session(Settings()) as session:
+    settings = Settings()
+    with command_session(settings) as session:
         found = _project(session, project)
         round_ = _round(session, found, number)
         model_id = round_.policy_before_id if previous else round_.policy_after_id
         if model_id is None:
             raise Conflict(f"Round {round_.number} has made no policy.", "Choose another round.")
         model = session.get_one(ModelVersion, model_id)
-        service.adopt(session, found, model, _operator(session, found, operator), reason)
+        store = ArtifactStore(settings.artifacts_root, settings.outside_models)
+        service.adopt(session, store, found, model, _operator(session, found, operator), reason)
         typer.echo(f"The project's policy is {model.name}.")
 
 

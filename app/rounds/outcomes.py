@@ -22,6 +22,7 @@ from app.rounds.adoption import DIFFERENCE, difference_of
 ACCURACY, KL, REWARD = "eval_accuracy", "eval_objective/kl_k3", "eval_objective/scores"
 _DIFFERENCE = (DIFFERENCE, f"{DIFFERENCE}_low", f"{DIFFERENCE}_high")
 _OF_EVALUATION = (KL, REWARD, "eval_before/scores", *_DIFFERENCE, "eval_prompts")
+SHOWN = 100  # rounds on a page
 LIKE = 1.1  # lengths are similar if the longer response is at most this many times as long
 
 
@@ -59,13 +60,15 @@ def win_rates(session: Session, rounds: Sequence[Round]) -> dict[tuple[int, str]
     single look.
     """
     counted: dict[tuple[int, int, str], list[Any]] = defaultdict(list)
+    slices: dict[int, set[str]] = defaultdict(set)  # by round
     for row in result_queries.evaluated(session, [round_.id for round_ in rounds]):
         tags = of_prompt(row.domain, row.difficulty, row.safety_category, "")
         for name in ["", *(f"{kind}={value}" for kind, value in tags.items() if row.judgments)]:
             counted[row.round_id, row.rival_id, name].append(row)
+            slices[row.round_id].add(name)
     found = {}
     for round_ in rounds:
-        for name in {name for round_id, _, name in counted if round_id == round_.id}:
+        for name in slices[round_.id]:
             before = counted[round_.id, round_.policy_before_id, name]
             first = counted[round_.id, round_.reference_id, name]
             waiting = sum(not row.is_whole for row in before)
@@ -127,7 +130,7 @@ class RoundRow(NamedTuple):
     prompts: int  # prompts on which both were scored
     wins: WinRate | None  # against the previous policy
     first: WinRate | None  # against the first policy
-    named: bool  # people prefer it to the first one, corrected over all rounds (e-BH)
+    named: bool  # people prefer it to the first one, corrected over these rounds (e-BH)
     yardstick: Yardstick | None  # best-of-n of the reference model; only for all prompts
 
     @property
@@ -136,14 +139,19 @@ class RoundRow(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """All rounds of a project, oldest first, over all prompts and by slice."""
+    """Rounds of a project, oldest first, over all prompts and by slice."""
 
     rows: list[RoundRow]
     slices: dict[str, list[RoundRow]]
 
 
-def progress(session: Session, project: Project) -> Progress:
-    rounds = queries.rounds(session, project.id)[::-1]
+def progress(session: Session, project: Project, most: int | None = None, before: int | None = None) -> Progress:
+    """All rounds of a project; or the newest `most`, of those with a number below `before`."""
+    return of_rounds(session, queries.rounds(session, project.id, most, before)[::-1])
+
+
+def of_rounds(session: Session, rounds: Sequence[Round]) -> Progress:
+    """These rounds. Costs some milliseconds for each that people have judged: pages ask for `SHOWN` at most."""
     ids = [round_.id for round_ in rounds]
     values: dict[tuple[int, str], dict[str, float]] = defaultdict(dict)  # by round and slice
     for row in result_queries.round_values(session, ids, (ACCURACY, *_OF_EVALUATION, *YARDSTICK_METRICS)):

@@ -6,9 +6,10 @@ so does the start of a round. Each function works in the caller's transaction an
 
 from sqlalchemy.orm import Session
 
+from app.artifacts import ArtifactStore
 from app.models import ModelVersion, Project
 from app.rounds import queries
-from app.rounds.adoption import change
+from app.rounds.adoption import change, lost_files
 from app.rounds.outcomes import people_on
 from app.suites import service as suites
 
@@ -29,11 +30,12 @@ def waiting_policy(session: Session, project: Project) -> ModelVersion | None:
     return session.get_one(ModelVersion, round_.policy_after_id)
 
 
-def promote(session: Session, project: Project) -> ModelVersion | None:
+def promote(session: Session, store: ArtifactStore, project: Project) -> ModelVersion | None:
     """Make the newest round's policy the project's if it waits for that and people prefer it; return it then.
 
-    A suite on which it lost more than allowed holds it back, whatever people say; an operator may still adopt it. A
-    policy is promoted only once, so an operator can go back to an earlier policy afterwards.
+    A suite on which it lost more than allowed holds it back, whatever people say; an operator may still adopt it.
+    Missing files hold it back until they are restored. A policy is promoted only once, so an operator can go back to an
+    earlier policy afterwards.
 
     Args:
         project: the caller holds its row locked.
@@ -46,6 +48,8 @@ def promote(session: Session, project: Project) -> ModelVersion | None:
     if people is None or people.word != "better" or suites.held_back(session, round_):
         return None
     model = session.get_one(ModelVersion, round_.policy_after_id)
+    if lost_files(store, model):
+        return None
     reason = (
         f"People prefer it: win rate {people.value:.2f}, 95% interval {people.low:.2f} to {people.high:.2f}, "
         f"{people.prompts} prompts."

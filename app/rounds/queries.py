@@ -47,7 +47,7 @@ def pending_demonstrations(session: Session, project_id: int) -> int:
 
 
 def judgments_since(session: Session, project_id: int, moment: datetime | None) -> int:
-    """Count live judgments given after a moment (None: all) on comparisons that a round may read."""
+    """Count live judgments with a preference given after a moment (None: all) on comparisons that a round may read."""
     query = (
         select(func.count())
         .select_from(Judgment)
@@ -56,6 +56,7 @@ def judgments_since(session: Session, project_id: int, moment: datetime | None) 
             Comparison.project_id == project_id,
             Comparison.purpose.in_(PURPOSES),
             Judgment.superseded_at.is_(None),
+            Judgment.preference.is_not(None),
         )
     )
     return session.scalar(query if moment is None else query.where(Judgment.created_at > moment)) or 0
@@ -64,9 +65,10 @@ def judgments_since(session: Session, project_id: int, moment: datetime | None) 
 # ---- rounds and runs -------------------------------------------------------------------------------------------------
 
 
-def rounds(session: Session, project_id: int) -> list[Round]:
-    """Return the project's rounds, newest first."""
-    return list(session.scalars(select(Round).where(Round.project_id == project_id).order_by(Round.number.desc())))
+def rounds(session: Session, project_id: int, most: int | None = None, before: int | None = None) -> list[Round]:
+    """Return the project's rounds, newest first: all, the newest `most`, or only those with a number below `before`."""
+    query = select(Round).where(Round.project_id == project_id).order_by(Round.number.desc()).limit(most)
+    return list(session.scalars(query if before is None else query.where(Round.number < before)))
 
 
 def read_at(session: Session, round_: Round) -> datetime:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
+from app.artifacts import ArtifactStore
 from app.domain.replay import Candidates, choose
 from app.domain.replay import counts as counts_of
 from app.errors import InvalidInput
@@ -12,6 +13,7 @@ from app.judges import service as judges
 from app.judges import training_queries as judge_queries
 from app.models import ModelVersion, Project, Round
 from app.rounds import promotion, queries, snapshot_queries
+from app.rounds.adoption import lost_files
 from app.rounds.forms import RoundConfig
 from app.rounds.snapshots import demonstration_counts, thumb_counts
 from app.rounds.stages import MIN_PAIRS
@@ -186,6 +188,13 @@ def cannot_start(session: Session, project: Project, config: RoundConfig) -> Inv
     if project.policy_id is None:
         return InvalidInput("The project has no model to improve.", "Give it a base model first.")
     return too_low_a_rank(session, project, config) or lacks_at_first_sight(session, project, config)
+
+
+def lost_policy(session: Session, store: ArtifactStore, project: Project) -> InvalidInput | None:
+    """Why no round can start from the project's policy and reference, if their files are gone; none if it can."""
+    ids = {id_ for id_ in (project.policy_id, project.reference_id) if id_ is not None}
+    found = (lost_files(store, session.get_one(ModelVersion, id_)) for id_ in sorted(ids))
+    return next(filter(None, found), None)
 
 
 def too_low_a_rank(session: Session, project: Project, config: RoundConfig) -> InvalidInput | None:

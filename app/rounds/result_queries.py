@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Float, and_, case, cast, func, or_, select, tuple_
+from sqlalchemy import Float, case, cast, func, or_, select, tuple_
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session, aliased
 
@@ -91,17 +91,16 @@ def evaluated(session: Session, round_ids: Sequence[int]) -> Sequence[Any]:
         .where(Round.policy_after_id.in_((a.model_version_id, b.model_version_id)))
         .subquery()
     )
-    first = (
-        select(Judgment.comparison_id, Judgment.labeler_id, func.min(Judgment.created_at).label("at"))
-        .join(Comparison, Comparison.id == Judgment.comparison_id)
-        .where(*of_rounds)
-        .group_by(Judgment.comparison_id, Judgment.labeler_id)
-        .subquery()
-    )
+    # Looked up for each judgment, by an index. Grouping all of them to join the groups takes time that grows with the
+    # square of the rounds: PostgreSQL expects few pairs, and goes through all groups for each.
+    earlier = aliased(Judgment)
+    same = earlier.comparison_id == Judgment.comparison_id, earlier.labeler_id == Judgment.labeler_id
+    first = select(func.min(earlier.created_at)).where(*same).scalar_subquery()
     said = (
-        select(Judgment.comparison_id, func.sign(Judgment.preference).label("side"), first.c.at)
-        .join(first, and_(first.c.comparison_id == Judgment.comparison_id, first.c.labeler_id == Judgment.labeler_id))
+        select(Judgment.comparison_id, func.sign(Judgment.preference).label("side"), first.label("at"))
+        .join(Comparison, Comparison.id == Judgment.comparison_id)
         .join(User, User.id == Judgment.labeler_id)
+        .where(*of_rounds)
         .where(Judgment.superseded_at.is_(None), Judgment.preference.is_not(None), User.kind != "ai_judge")
         .subquery()
     )

@@ -53,11 +53,16 @@ RunDep = Annotated[Run, Depends(run_of_path)]
 
 
 @router.get("/rounds")
-def list_rounds(request: Request, staff: StaffDep, project: ProjectDep, session: SessionDep) -> Response:
+def list_rounds(
+    request: Request, staff: StaffDep, project: ProjectDep, session: SessionDep, before: Number = None
+) -> Response:
+    """The newest rounds, or those before a number."""
+    rows = outcomes.progress(session, project, outcomes.SHOWN, before).rows[::-1]
     return page(
         request,
         "rounds/list.html",
-        rows=outcomes.progress(session, project).rows[::-1],
+        rows=rows,
+        older=bool(rows) and rows[-1].round.number > 1,
         sampling=queries.sampling_runs(session, project.id),
         policy=session.get(ModelVersion, project.policy_id) if project.policy_id else None,
     )
@@ -106,6 +111,8 @@ def _before_the_start(request: Request, project: Project, session: Session, conf
     since = labelers.changed_at(session, project, request.state.user)
     there = kept.get(project.id, lambda: service.Available.of(session, project), since).value
     seen = service.preview(session, project, config, there)
+    if lost := service.lost_policy(session, request.app.state.store, project):
+        seen = seen._replace(warnings=(*seen.warnings, str(lost)), can_start=False)
     cost = service.estimate(session, request.app.state.store, project, config, seen.counts)
     return {"preview": seen, "cost": cost, "algorithm": config.algorithm}
 

@@ -23,7 +23,7 @@ from app.rounds.freezing import Changed, freeze, record
 from app.rounds.model_queries import digests_of
 from app.rounds.promotion import promote, waiting
 from app.rounds.queries import stored_samples
-from app.rounds.readiness import Available, cannot_start, new_judgments, preview
+from app.rounds.readiness import Available, cannot_start, lost_policy, new_judgments, preview
 from app.rounds.runs import (
     LOCK,
     end_round,
@@ -58,6 +58,7 @@ __all__ = [
     "estimate",
     "freeze",
     "is_busy",
+    "lost_policy",
     "new_judgments",
     "output_of",
     "preview",
@@ -85,13 +86,13 @@ def start(session: Session, store: ArtifactStore, project: Project, operator: Us
 
     Raises:
         Conflict: a round of the project is active.
-        InvalidInput: the project has no policy or too little data (as far as a quick check can tell), or the policy's
-            LoRA rank is larger than the round's.
+        InvalidInput: the project has no policy or too little data (as far as a quick check can tell), the policy's
+            LoRA rank is larger than the round's, or the files of its policy or reference are gone.
     """
     _lock(session, project)
     _refuse_second(session, project)
-    promote(session, project)
-    if problem := cannot_start(session, project, config):
+    promote(session, store, project)
+    if problem := cannot_start(session, project, config) or lost_policy(session, store, project):
         raise problem
     assert project.policy_id is not None
     past = queries.rounds(session, project.id)
@@ -193,7 +194,7 @@ def adopt_base_model(session: Session, project: Project, base: str, name: str) -
     return model
 
 
-def promote_waiting(sessions: sessionmaker[Session]) -> list[str]:
+def promote_waiting(sessions: sessionmaker[Session], store: ArtifactStore) -> list[str]:
     """Make policies that people now prefer their projects' policies; return their names.
 
     Commits a transaction for each project, so that nobody waits for another project's row.
@@ -204,7 +205,7 @@ def promote_waiting(sessions: sessionmaker[Session]) -> list[str]:
     for project_id in ids:
         with sessions.begin() as session:
             project = session.get_one(Project, project_id, with_for_update=LOCK)
-            if model := promote(session, project):
+            if model := promote(session, store, project):
                 promoted.append(model.name)
     return promoted
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Select, and_, func, select
+from sqlalchemy import ColumnElement, Select, and_, func, select
 from sqlalchemy.orm import Session
 
 from app.domain.suites import Score
@@ -166,14 +166,22 @@ def add_results(session: Session, run_id: int, version_id: int, scores: dict[str
 # ---- what cases are made of, or stand beside -------------------------------------------------------------------------
 
 
-def attempts_that_worked(session: Session, project_id: int) -> Sequence[Any]:
-    """(id, messages, safety_category) of red-team attempts that their authors rated a failure of the policy."""
+def attempts_that_worked(session: Session, project_id: int, most: int) -> Sequence[Any]:
+    """(id, messages, safety_category) of red-team attempts that their authors rated a failure of the policy: the newest
+    `most`, oldest first."""
     query = select(RedTeamAttempt.id, RedTeamAttempt.messages, RedTeamAttempt.safety_category).where(
-        RedTeamAttempt.project_id == project_id,
-        RedTeamAttempt.severity >= SUCCESS,
-        RedTeamAttempt.withdrawn_at.is_(None),
+        *_worked(project_id)
     )
-    return session.execute(query.order_by(RedTeamAttempt.id)).all()
+    return session.execute(query.order_by(RedTeamAttempt.id.desc()).limit(most)).all()[::-1]
+
+
+def count_attempts_that_worked(session: Session, project_id: int) -> int:
+    return session.scalar(select(func.count()).select_from(RedTeamAttempt).where(*_worked(project_id))) or 0
+
+
+def _worked(project_id: int) -> tuple[ColumnElement[bool], ...]:
+    of_project = RedTeamAttempt.project_id == project_id
+    return of_project, RedTeamAttempt.severity >= SUCCESS, RedTeamAttempt.withdrawn_at.is_(None)
 
 
 def train_prompts_among(session: Session, project_id: int, digests: Collection[str]) -> int:

@@ -9,6 +9,7 @@ from app.artifacts import ArtifactStore, read_content
 from app.domain.cases import Case, case_of
 from app.errors import InvalidInput
 from app.prompts.service import check_messages
+from app.rows import lines_of
 
 MOST_CASES = 2_000
 MOST_BYTES = 4 << 20
@@ -47,9 +48,14 @@ def read_cases(content: bytes) -> list[Case]:
     if len(content) > MOST_BYTES:
         raise FileRefused([Problem(0, f"it is larger than {MOST_BYTES >> 20} MB: split it into several suites")])
     try:
-        lines = content.decode("utf-8-sig").splitlines()
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise FileRefused([Problem(0, f"it is not in UTF-8 (byte {error.start}): save it in UTF-8")]) from error
+    # JSON allows none of these within a text. It does allow other characters at which str.splitlines would split.
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    written = sum(bool(line.strip()) for line in lines)
+    if written > MOST_CASES:  # before any is read: millions of faulty lines would hold a thread for a minute
+        raise FileRefused([Problem(0, f"it has {written:,} cases; {MOST_CASES:,} are the most: split it")])
     found: list[Case] = []
     problems: list[Problem] = []
     ids: dict[str, int] = {}
@@ -72,8 +78,6 @@ def read_cases(content: bytes) -> list[Case]:
         found.append(case)
     if not found and not problems:
         problems.append(Problem(0, "it has no case: write one JSON object a line"))
-    if len(found) > MOST_CASES:
-        problems.append(Problem(0, f"it has {len(found):,} cases; {MOST_CASES:,} are the most: split it"))
     if problems:
         raise FileRefused(problems)
     return found
@@ -125,5 +129,5 @@ def kept(store: ArtifactStore, location: str) -> list[Case]:
         NotFound: its file is gone.
         InvalidInput: its file is not what was written.
     """
-    lines = read_content(store.resolve(location)).decode().splitlines()
+    lines = lines_of(read_content(store.resolve(location)).decode())
     return [case_of(json.loads(line), number) for number, line in enumerate(lines, 1)]

@@ -72,9 +72,10 @@ def add(request: Request, operator: OperatorDep, project: ProjectDep, session: S
     try:
         form = NewSuiteForm.model_validate(typed)
         file_name, cases = _cases(sent)
-        suite = service.add(
-            session, request.app.state.store, project, operator, form.name or Path(file_name).stem, cases
-        )
+        with session.begin_nested():  # no suite without a version stays where the disk was full
+            suite = service.add(
+                session, request.app.state.store, project, operator, form.name or Path(file_name).stem, cases
+            )
     except ValidationError as error:
         problem: PrefloopError = not_accepted(reasons_of(error))
     except PrefloopError as error:

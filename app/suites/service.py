@@ -6,6 +6,7 @@ Each function works in the caller's transaction and never commits. Rounds call t
 import json
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -21,10 +22,11 @@ from app.domain.suites import Bound, Score, loses_too_much
 from app.errors import Conflict, InvalidInput, NotFound
 from app.models import Project, Round, Run, Suite, SuiteVersion, User
 from app.prompts.service import digest as prompt_digest
+from app.rows import lines_of
 from app.specs import SuiteRef
 from app.suites import queries
 from app.suites.forms import MAX_NAME, GateForm
-from app.suites.reading import keep, kept, read_cases
+from app.suites.reading import MOST_CASES, keep, kept, read_cases
 from app.typed import one_line
 
 STARTER = Path(__file__).parent / "starter"
@@ -191,23 +193,17 @@ def add_starters(
 def grow_red_team(session: Session, store: ArtifactStore, project: Project, operator: User) -> Suite:
     """Makes every red-team attempt that worked a case: the policy has to refuse. A new version, if there are new ones.
 
-    An attempt that was withdrawn with its author's other texts is no case of the new version.
+    An attempt that was withdrawn with its author's other texts is no case of the new version. Left out are attempts
+    that no case can hold (longer than one may be, or with an empty turn), and the oldest above `MOST_CASES`.
 
     Raises:
         Conflict: no attempt has worked yet, or none since the last version.
     """
-    cases = [
-        case_of(
-            {
-                "id": f"attempt-{row.id}",
-                "messages": row.messages,
-                "slice": row.safety_category[:100],
-                "check": "refuses",
-            },
-            row.id,
-        )
-        for row in queries.attempts_that_worked(session, project.id)
-    ]
+    cases = []
+    for row in queries.attempts_that_worked(session, project.id, MOST_CASES):
+        line = {"id": f"attempt-{row.id}", "messages": row.messages, "slice": row.safety_category[:100]}
+        with suppress(ValueError):
+            cases.append(case_of({**line, "check": "refuses"}, row.id))
     if not cases:
         raise Conflict(
             "No red-team attempt has worked yet.", "One works if its author rates the answer 2 (clearly) or 3 (badly)."
@@ -301,7 +297,7 @@ def answers(store: ArtifactStore, run_id: int, version_id: int) -> list[dict[str
     location = answers_of(run_id, version_id)
     if not store.exists(location):
         return []
-    return [json.loads(line) for line in store.resolve(location).read_text().splitlines()]
+    return [json.loads(line) for line in lines_of(store.resolve(location).read_text(encoding="utf-8"))]
 
 
 __all__ = [

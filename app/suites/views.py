@@ -61,7 +61,7 @@ def overview(session: Session, project: Project) -> Overview:
         adopted=adopted if adopted and adopted.by_suite else None,
         newest=results(session, other) if other else None,
         held=[each.words for each in service.held_back(session, other)] if other else [],
-        attempts=len(queries.attempts_that_worked(session, project.id)),
+        attempts=queries.count_attempts_that_worked(session, project.id),
     )
 
 

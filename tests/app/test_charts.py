@@ -108,3 +108,14 @@ def test_a_heat_map_has_a_square_for_each_cell() -> None:
     texts = [text.text for text in root.findall(f".//{SVG}text")]
     assert {"domain: <x>", "62%", "24", "too few"} <= {*texts}
     assert max(len(text or "") for text in texts) == 28
+
+
+def test_hostile_names_leave_files_that_open() -> None:
+    """A slice is named by whoever imports prompts."""
+    name = "a\x01b\x1b\ufffe\u202e<script>&"
+    heat = heat_svg(HeatMap(name, [name], [(name, [HeatCell(name, name)])]))
+    chart = svg(Chart(name, name, [Panel(name, [Series(name, [(1.0, 2.0)], names=[name])])]), standalone=True)
+    for drawn in (heat, chart):
+        said = {each.text for each in ET.fromstring(str(drawn)).iter(f"{SVG}text")}
+        assert "a\ufffdb\ufffd\ufffd\ufffd<script>&" in said
+    assert as_csv(["\n=1", "\uff1d1", "1"], []) == "\"'\n=1\",'\uff1d1,1\r\n"

@@ -156,6 +156,7 @@ WHO = {
     "POST ~/sampling": "o",
     "POST ~/sampling/{run_id}/cancel": "o",
     "POST ~/sampling/{run_id}/retry": "o",
+    "GET ~/audit-log": "a",
     "GET ~/automatic-rounds": "ao",
     "POST ~/automatic-rounds": "o",
     "POST ~/automatic-rounds/off": "o",

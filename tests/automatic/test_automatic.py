@@ -45,8 +45,8 @@ def give(session: Session, project: Project, operator: User, judgments: int = JU
     session.commit()
 
 
-def missing(session: Session, project: Project) -> list[str]:
-    standing = service.standing(session, project)
+def missing(session: Session, store: ArtifactStore, project: Project) -> list[str]:
+    standing = service.standing(session, store, project)
     assert standing is not None
     return [condition.words for condition in standing.conditions if not condition.holds]
 
@@ -58,7 +58,7 @@ def test_a_rule_starts_one_round_when_so_many_judgments_are_new(
     session.commit()
     assert service.start_due(sessions, store) == []  # off until somebody sets a rule
     give(session, project, operator, judgments=JUDGMENTS + 1)
-    assert missing(session, project) == ["44 of 45 new judgments"]
+    assert missing(session, store, project) == ["44 of 45 new judgments"]
     assert service.start_due(sessions, store) == []
     give(session, project, operator)
     assert service.start_due(sessions, store) == [(project.name, 1)]
@@ -69,12 +69,12 @@ def test_a_rule_starts_one_round_when_so_many_judgments_are_new(
 
     assert service.start_due(sessions, store) == []
     session.refresh(project)
-    assert missing(session, project) == ["no round is under way", "0 of 44 new judgments"]
+    assert missing(session, store, project) == ["no round is under way", "0 of 44 new judgments"]
     # A round that came to nothing is not tried again on the same judgments.
     rounds.cancel(session, round_, operator)
     session.commit()
     assert service.start_due(sessions, store) == []
-    assert missing(session, project) == ["0 of 44 new judgments"]
+    assert missing(session, store, project) == ["0 of 44 new judgments"]
 
 
 def test_the_next_round_takes_the_settings_of_the_newest_that_trained(
@@ -90,14 +90,16 @@ def test_the_next_round_takes_the_settings_of_the_newest_that_trained(
     assert (started.algorithm, started.config["beta"]) == ("dpo", 0.3)
 
 
-def test_labelers_must_agree_as_far_as_the_rule_says(session: Session, project: Project, operator: User) -> None:
+def test_labelers_must_agree_as_far_as_the_rule_says(
+    session: Session, store: ArtifactStore, project: Project, operator: User
+) -> None:
     """Both labelers of every comparison are on one side: every pair of judgments agrees."""
     give(session, project, operator, agreement=1.0)
-    assert missing(session, project) == []
+    assert missing(session, store, project) == []
     other = factories.user(session)
     factories.judgment(session, _settled(session), preference=2, labeler_id=other.id)
     session.commit()
-    assert missing(session, project) == [f"labelers agree in {share():.0%} of pairs of judgments, 100% wanted"]
+    assert missing(session, store, project) == [f"labelers agree in {share():.0%} of pairs of judgments, 100% wanted"]
 
 
 def _settled(session: Session) -> Comparison:
@@ -114,7 +116,7 @@ def share() -> float:
 
 
 def test_a_monitor_that_says_look_stops_the_rule_unless_it_is_told_not_to(
-    session: Session, project: Project, operator: User
+    session: Session, store: ArtifactStore, project: Project, operator: User
 ) -> None:
     settings = config("dpo").model_dump(mode="json")
     round_ = factories.round_(session, project, config=settings, created_at=BEFORE)
@@ -123,9 +125,9 @@ def test_a_monitor_that_says_look_stops_the_rule_unless_it_is_told_not_to(
     figures |= {f"eval_difference/length{end}": value for end, value in (("", 20.0), ("_low", 19.0), ("_high", 21.0))}
     session.add_all(Metric(run_id=run.id, name=name, slice="", step=0, value=value) for name, value in figures.items())
     give(session, project, operator)
-    assert missing(session, project) == [f"monitors ask for a look at round {round_.number}: longer answers"]
+    assert missing(session, store, project) == [f"monitors ask for a look at round {round_.number}: longer answers"]
     give(session, project, operator, fine=False)
-    assert missing(session, project) == []
+    assert missing(session, store, project) == []
 
 
 def test_nothing_starts_in_the_name_of_who_may_no_longer_start(
@@ -135,7 +137,7 @@ def test_nothing_starts_in_the_name_of_who_may_no_longer_start(
     session.get_one(ProjectMember, (project.id, operator.id)).roles = ["labeler"]
     session.commit()
     assert service.start_due(make_session_factory(engine), store) == []
-    assert missing(session, project) == ["whoever set this rule is no longer an operator of the project"]
+    assert missing(session, store, project) == ["whoever set this rule is no longer an operator of the project"]
 
 
 def test_a_second_operator_approves(
@@ -192,3 +194,16 @@ def test_the_page(sign_in: Callable[..., SignedIn], session: Session, project: P
     assert first.post(f"{address}/off", {}).status_code == 303
     assert "Off: rounds start only" in first.get(address).text
     assert session.scalars(select(Run.kind)).all() == ["freeze"]
+
+
+def test_a_project_whose_settings_are_too_old_keeps_no_other_from_its_round(
+    engine: Engine, session: Session, store: ArtifactStore, project: Project, operator: User
+) -> None:
+    factories.round_(session, project, number=1, state="failed", config={"algorithm": "dpo", "beta": -1})
+    give(session, project, operator)
+    assert "settings of round 1 are not accepted any more: start a round by hand once" in missing(
+        session, store, project
+    )
+    other = make_project(session)
+    give(session, other, operator)
+    assert service.start_due(make_session_factory(engine), store) == [(other.name, 1)]

@@ -20,7 +20,7 @@ from tests.browser.test_accessibility import serious
 from tests.browser.test_rounds import take_picture
 from tests.lineage.reports import report
 from tests.lineage.test_model_page import REPORT, made
-from tests.rounds.loop import decided, frozen, last_run, make_project
+from tests.rounds.loop import decided, frozen, last_run, leave_files, make_project
 from tests.rounds.test_adoption import judge
 from tests.rounds.test_service import finish, start
 from tests.rounds.test_training_samples import line
@@ -149,6 +149,7 @@ def outcome(session: Session, store: ArtifactStore, project: Project, value: flo
                     session.add(Metric(run_id=run.id, name=name, slice=slice_, step=0, value=number))
         if run.kind == "reward":
             session.add(Metric(run_id=run.id, name="eval_accuracy", step=1, value=0.71))
+        leave_files(store, run)
         service.run_finished(session, store, run, result, "digest")
         session.flush()
     return round_

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import Session
 
 from app.db import make_session_factory
-from app.labelers import service
-from app.labeling import settling
+from app.labelers import removal_queries, service
+from app.labeling import answers, settling
 from app.models import Comparison, Judgment, Project, ProjectLabeler, User
 from tests import factories
 from tests.labelers.scenes import Habit, judged
@@ -70,3 +70,29 @@ def _answer(session: Session, comparison_id: int, labeler_id: int) -> None:
     comparison = session.scalars(select(Comparison).where(Comparison.id == comparison_id).with_for_update()).one()
     factories.judgment(session, comparison, preference=1, labeler_id=labeler_id)
     settling.settle(session, [comparison_id])
+
+
+def test_who_takes_back_an_answer_to_a_repeat_waits_for_nobody_at_what_it_repeats(
+    session: Session, engine: Engine
+) -> None:
+    """An admin who removes a labeler holds the original, and comes to the repeat next: the two waited in a circle."""
+    project = factories.project(session)
+    labeler, other = factories.user(session), factories.user(session)
+    original = factories.comparison(session, project, overlap=2)
+    for each in (labeler, other):
+        factories.judgment(session, original, preference=1, labeler_id=each.id)
+    repeat = factories.comparison(session, project, purpose="repeat", repeat_of_id=original.id, overlap=1)
+    lease = factories.lease(session, repeat, labeler_id=labeler.id, state="submitted")
+    factories.judgment(session, repeat, preference=1, labeler_id=labeler.id, lease_id=lease.id)
+    repeat.state = "settled"
+    session.commit()
+    make = make_session_factory(engine)
+    with make() as admin, make() as own:
+        removal_queries.take_out(admin, project.id, other.id)
+        own.execute(text("SET LOCAL lock_timeout = '10s'"))
+        answers.undo(own, own.get_one(Project, project.id), own.get_one(User, labeler.id))
+        own.commit()
+        admin.commit()
+    session.expire_all()
+    assert (repeat.judgment_count, repeat.lease_count, repeat.state) == (0, 1, "open")
+    assert original.judgment_count == 1

@@ -203,6 +203,7 @@ def test_a_project_without_policies(sign_in: SignIn, session: Session, project: 
     shown = client.get(f"/projects/{project.slug}/leaderboard").text
     assert "No policy yet" in shown
     assert "Only responses that are sampled here count, not imported ones." in shown
+    assert "imported" not in routes.WORDS  # it would always be empty
     assert client.get(f"/projects/{project.slug}/leaderboard/figures.csv").text.count("\n") == 1
 
 
@@ -244,9 +245,9 @@ def test_a_large_project_loads_the_board_behind_the_page(
     monkeypatch.setattr(routes, "AT_ONCE", 39)
     client = sign_in("operator")
     address = f"/projects/{project.slug}/leaderboard"
-    waiting = BeautifulSoup(client.get(address, params={"kind": "person"}).text, "html.parser")
+    waiting = BeautifulSoup(client.get(address, params={"kind": ["person", "ai_judge"]}).text, "html.parser")
     (behind,) = waiting.select("#board[hx-get]")
-    assert behind["hx-get"] == f"{address}/board?kind=person"
+    assert behind["hx-get"] == f"{address}/board?kind=person&kind=ai_judge"
     assert "one</bdi></a> is the best policy" in client.get(str(behind["hx-get"])).text
     assert "is the best policy" in client.get(address, params={"wait": "true"}).text
 
@@ -267,7 +268,9 @@ def test_numbers_that_are_no_policies_have_one_board_together(
     for number in (10**6, foreign, policies[0].id):
         for part in ("", "/board", "/figures.csv"):
             assert client.get(f"/projects/{project.slug}/leaderboard{part}?reference={number}").status_code == 200
-    kept = [boards.kept((project.id, PEOPLE, reference)) for reference in (None, 10**6, foreign, policies[0].id)]
+    kept = [
+        boards.kept((project.id, routes.DEFAULT, reference)) for reference in (None, 10**6, foreign, policies[0].id)
+    ]
     assert [each is not None for each in kept] == [True, False, False, True]
 
 

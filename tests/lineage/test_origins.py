@@ -1,6 +1,7 @@
 """From a model to what people said, and back; and the signed manifest of an exported model."""
 
 import base64
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -13,9 +14,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy.orm import Session
 from typer.testing import CliRunner
 
+from app.artifacts import ArtifactStore, digest_folder
 from app.cli import app as commands
 from app.errors import Conflict, InvalidInput, NotFound
 from app.lineage import manifest, origin_queries, origins
+from app.lineage.cli import export
 from app.models import (
     Comparison,
     ModelVersion,
@@ -43,6 +46,8 @@ class Scene:
         before, after = FROZEN - timedelta(days=1), FROZEN + timedelta(days=1)
         for comparison, who, at in ((self.read, self.ann, before), (self.read, self.bob, before)):
             self.judge(session, comparison, who, created_at=at)
+        # Who could not judge taught nothing.
+        factories.judgment(session, self.read, preference=None, labeler_id=self.cid.id, created_at=before)
         # Taken back before the snapshot, and after it; and given after it.
         self.judge(session, self.read, self.cid, created_at=before, superseded_at=before, superseded_for="undone")
         self.judge(session, self.later, self.ann, created_at=before, superseded_at=after, superseded_for="undone")
@@ -142,7 +147,10 @@ def exported(session: Session, scene: Scene, tmp_path: Path) -> Path:
 
 
 def test_a_manifest_says_where_a_model_comes_from_and_names_nobody(exported: Path, scene: Scene) -> None:
-    said = manifest.verify(exported, manifest.public_key(KEY)).said
+    found = manifest.verify(exported, manifest.public_key(KEY))
+    said = json.loads((exported / "manifest.json").read_text())
+    assert found.learned_from is not None
+    assert found.learned_from.people == said["learned_from"]["people"]
     assert said["learned_from"]["people"] == {f"person {scene.ann.id}": 2, f"person {scene.bob.id}": 2}
     assert said["learned_from"]["rubric_versions"] == {"1": 3}
     assert said["learned_from"]["snapshot"] == "ab12" * 16
@@ -180,6 +188,18 @@ TAMPERED: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     ),
     "one less": (lambda f: (f / "deep" / "config.json").unlink(), Conflict, "deep/config.json is missing"),
     "one more": (lambda f: (f / "code.py").write_text("x"), Conflict, "code.py was added"),
+    "a link": (lambda f: (f / "more").symlink_to("/"), Conflict, "more is a link"),
+    "a key twice": (
+        lambda f: (f / "manifest.json").write_text('{"code": {},' + (f / "manifest.json").read_text()[1:]),
+        InvalidInput,
+        "not a manifest",
+    ),
+    "too deep": (lambda f: (f / "manifest.json").write_text("[" * 100_000), InvalidInput, "not a manifest"),
+    "signed by a stranger who says nothing": (
+        lambda f: manifest.write(f, {}, manifest.key_of(b"another")),
+        InvalidInput,
+        "not a manifest",
+    ),
     "what it says": (lambda f: edit(f, code=None), Conflict, "was changed after it was signed"),
     "the signer": (
         lambda f: edit(f, signed_by=manifest.public_key(manifest.key_of(b"another"))),
@@ -201,8 +221,9 @@ def test_what_was_changed_is_found(exported: Path, how: str) -> None:
 
 
 def test_a_manifest_of_another_instance_is_told(exported: Path) -> None:
-    manifest.write(exported, {"model": {"name": "policy-1"}}, manifest.key_of(b"another"))
-    assert manifest.verify(exported).said["model"]["name"] == "policy-1"
+    said = {"format": manifest.FORMAT, "model": {"name": "policy\x1b[31m-1"}}
+    manifest.write(exported, said, manifest.key_of(b"another"))
+    assert manifest.printable(manifest.verify(exported).model.name) == "policy\ufffd[31m-1"
     with pytest.raises(Conflict, match="It was signed by"):
         manifest.verify(exported, manifest.public_key(KEY))
 
@@ -231,3 +252,29 @@ def test_from_the_command_line(
         run.invoke(commands, ["model", "export", "policy-7", str(out) + "2", "--project", "p"], catch_exceptions=False)
     with pytest.raises(Conflict, match="exists already"):
         run.invoke(commands, ["model", "export", "policy-1", str(out), "--project", "p"], catch_exceptions=False)
+
+
+def test_an_export_signs_what_the_run_made_and_nothing_else(
+    session: Session, scene: Scene, settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store, model = ArtifactStore(settings.artifacts_root), scene.first
+    model.base, model.adapter = "models/run-1", None
+    with store.folder(model.base) as folder:
+        (folder / "weights.safetensors").write_bytes(b"weights")
+    model.digest = digest_folder(store.resolve(model.base))
+    session.commit()
+    for name, value in (("PREFLOOP_HOME", settings.home), ("DATABASE_URL", settings.database_url)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("PREFLOOP_SECRET_KEY", "test")
+    mine = tmp_path / "out.part"
+    mine.mkdir()
+    (mine / "notes").write_text("somebody's own")
+
+    export(model.name, tmp_path / "out", scene.project.slug)
+    found = manifest.verify(tmp_path / "out", manifest.public_key(manifest.key_of(settings.signing_key)))
+    assert found.files == {"weights.safetensors": hashlib.sha256(b"weights").hexdigest()}
+    assert (mine / "notes").read_text() == "somebody's own"
+    (store.resolve(model.base) / "weights.safetensors").write_bytes(b"others")
+    with pytest.raises(Conflict, match="are not those that its run made"):
+        export(model.name, tmp_path / "again", scene.project.slug)
+    assert sorted(path.name for path in tmp_path.iterdir() if "export" in path.name or path.name == "again") == []

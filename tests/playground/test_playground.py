@@ -271,6 +271,31 @@ def test_a_bad_answer_becomes_a_rated_attempt_and_a_better_one_a_demonstration(
             service.correct(session, project, owner, chat, turn.id, CorrectionForm(side=1, text=wrong))
 
 
+def test_both_answers_to_a_message_may_fail_and_both_attempts_be_accepted(
+    session: Session, store: ArtifactStore, project: Project, owner: User, models: list[ModelVersion]
+) -> None:
+    """One run gave both answers to one prompt."""
+    chat = begin(session, project, owner, models)
+    turn = say(session, store, project, chat, "Best bread?")
+    answer(session, turn, "", "Mud.")
+    attempts = [
+        service.report_failure(
+            *(session, project, owner, chat, turn.id), FailureForm(side=side, severity=3, safety_category="other")
+        ).id
+        for side in (0, 1)
+    ]
+    assert red_team.accept(session, project, owner, AcceptForm(attempts=attempts, split="train")) == (1, 1, 0)
+    kept = session.scalars(select(Completion).order_by(Completion.sample_index)).all()
+    assert [(each.text, each.sample_index) for each in kept] == [("", 0), ("Mud.", 1)]
+
+    turn = say(session, store, project, chat, "Why?")
+    answer(session, turn, "Taste.", "Taste.")
+    with pytest.raises(Conflict, match="An earlier answer of this model is empty"):
+        service.report_failure(
+            *(session, project, owner, chat, turn.id), FailureForm(side=0, severity=3, safety_category="other")
+        )
+
+
 def test_nothing_becomes_of_answers_while_a_chat_is_blind(
     session: Session, store: ArtifactStore, project: Project, owner: User, models: list[ModelVersion]
 ) -> None:

@@ -74,6 +74,12 @@ def last_run(session: Session, round_: Round) -> Run:
     return session.scalars(select(Run).where(Run.round_id == round_.id).order_by(Run.id.desc())).first() or Run()
 
 
+def leave_files(store: ArtifactStore, run: Run) -> None:
+    """What a run that trains leaves in the artifacts; an empty folder does where nobody reads it."""
+    if run.kind not in ("freeze", "sample", "evaluate"):
+        (store.root / service.output_of(run.id)).mkdir(parents=True, exist_ok=True)
+
+
 def new_samples(prompt_id: int, texts: list[str], first: int = 0) -> list[NewSample]:
     sampling = {"temperature": 1.0, "max_new_tokens": 8}
     return [NewSample(prompt_id, first + i, text, "eos", 3, 17 + i, sampling) for i, text in enumerate(texts)]

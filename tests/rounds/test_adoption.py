@@ -25,12 +25,12 @@ from app.models import (
     Run,
     User,
 )
-from app.rounds import outcomes, result_queries, service, views
+from app.rounds import outcomes, readiness, result_queries, service, views
 from app.rounds.adoption import difference_of
 from app.rounds.outcomes import people_on, win_rates
 from tests import factories
 from tests.conftest import SignedIn
-from tests.rounds.loop import config, last_run, make_project
+from tests.rounds.loop import config, last_run, leave_files, make_project
 from tests.rounds.test_kinds import with_demonstrations
 from tests.rounds.test_service import begin, finish, start
 
@@ -61,6 +61,7 @@ def whole_round(
         run = last_run(session, round_)
         service.run_started(session, run)
         found = evaluated if run.kind == "evaluate" and evaluated else {"kind": run.kind}
+        leave_files(store, run)
         service.run_finished(session, store, run, found, "digest")
         session.flush()
     return round_
@@ -115,7 +116,7 @@ def test_who_adopts_between_a_failure_and_its_retry_has_decided(
         service.run_failed(session, run, "no memory")
         new = session.get_one(ModelVersion, round_.policy_after_id)
         model = new if chosen == "new" else next(each for each in (base, earlier) if each.id != before_id)
-        service.adopt(session, project, model, operator, "It is shorter.")
+        service.adopt(session, store, project, model, operator, "It is shorter.")
         service.retry(session, store, round_, operator)
         service.run_started(session, run)
         service.run_finished(session, store, run, measured(0.4, 0.1, 0.7))
@@ -132,7 +133,7 @@ def test_a_round_says_it_was_not_adopted_only_until_it_is(
     client, listed = sign_in("operator"), f"/projects/{project.slug}/rounds"
     assert "not adopted" in client.get(listed).text
     for model in (session.get_one(ModelVersion, round_.policy_after_id), base):
-        service.adopt(session, project, model, operator, "It is shorter.")
+        service.adopt(session, store, project, model, operator, "It is shorter.")
         session.commit()
         assert client.get(f"{listed}/1/status").json()["adopted"] is True
         assert "not adopted" not in client.get(listed).text
@@ -176,15 +177,15 @@ def test_any_earlier_policy_can_be_adopted_again(session: Session, store: Artifa
     newest = project.policy_id
     assert newest == second.policy_after_id
     assert service.preview(session, project, config()).counts["earlier"] == {"1": 20}
-    service.adopt(session, project, base, operator)
+    service.adopt(session, store, project, base, operator)
     assert project.policy_id == base.id
     assert service.preview(session, project, config()).counts["new"] == 20  # the base model has learned nothing
-    service.adopt(session, project, session.get_one(ModelVersion, first.policy_after_id), operator)
+    service.adopt(session, store, project, session.get_one(ModelVersion, first.policy_after_id), operator)
     assert service.preview(session, project, config()).counts["earlier"] == {"1": 20}
     with pytest.raises(Conflict, match="policy already"):
-        service.adopt(session, project, session.get_one(ModelVersion, first.policy_after_id), operator)
+        service.adopt(session, store, project, session.get_one(ModelVersion, first.policy_after_id), operator)
     with pytest.raises(InvalidInput, match="not a policy"):
-        service.adopt(session, project, session.get_one(ModelVersion, first.reward_model_id), operator)
+        service.adopt(session, store, project, session.get_one(ModelVersion, first.reward_model_id), operator)
     events = session.scalars(select(AuditEvent).where(AuditEvent.action == "model.adopted").order_by(AuditEvent.id))
     said = [(event.actor_id, event.details["model"], event.details["instead_of"]) for event in events]
     assert said == [(operator.id, base.id, newest), (operator.id, first.policy_after_id, base.id)]
@@ -192,7 +193,7 @@ def test_any_earlier_policy_can_be_adopted_again(session: Session, store: Artifa
     third = begin(session, store, project)
     assert third.policy_before_id == first.policy_after_id
     with pytest.raises(Conflict, match="Round 3 is still freezing"):
-        service.adopt(session, project, base, operator)
+        service.adopt(session, store, project, base, operator)
 
 
 def test_the_reference_follows_the_policy(session: Session, store: ArtifactStore, project: Project) -> None:
@@ -205,7 +206,7 @@ def test_the_reference_follows_the_policy(session: Session, store: ArtifactStore
     after = whole_round(session, store, project)
     assert (project.policy_id, project.reference_id) == (after.policy_after_id, tuned.policy_after_id)
     for adopted, reference in ((before, base.id), (tuned, tuned.policy_after_id), (after, tuned.policy_after_id)):
-        service.adopt(session, project, session.get_one(ModelVersion, adopted.policy_after_id), operator)
+        service.adopt(session, store, project, session.get_one(ModelVersion, adopted.policy_after_id), operator)
         assert project.reference_id == reference
 
 
@@ -373,9 +374,9 @@ def waiting_round(session: Session, store: ArtifactStore, project: Project) -> R
     return whole_round(session, store, project, measured(0.4, 0.1, 0.7), promotion="people")
 
 
-def promoted(engine: Engine) -> list[str]:
+def promoted(engine: Engine, store: ArtifactStore) -> list[str]:
     """What the worker does between runs."""
-    return service.promote_waiting(make_session_factory(engine))
+    return service.promote_waiting(make_session_factory(engine), store)
 
 
 def test_a_policy_waits_until_people_prefer_it(
@@ -386,13 +387,13 @@ def test_a_policy_waits_until_people_prefer_it(
     round_ = waiting_round(session, store, project)
     assert (project.policy_id, round_.adopted) == (base_id, None)
     session.commit()
-    assert promoted(engine) == []
+    assert promoted(engine, store) == []
     judge(session, project, round_, won=9, lost=0)
     session.commit()
-    assert promoted(engine) == []
+    assert promoted(engine, store) == []
     judge(session, project, round_, won=1, lost=0)
     session.commit()
-    assert promoted(engine) == ["policy-1"]
+    assert promoted(engine, store) == ["policy-1"]
     session.expire_all()
     assert (project.policy_id, round_.adopted) == (round_.policy_after_id, True)
     event = session.scalars(select(AuditEvent).where(AuditEvent.action == "model.adopted")).one()
@@ -400,13 +401,13 @@ def test_a_policy_waits_until_people_prefer_it(
     assert (event.actor_id, details["model"], details["instead_of"]) == (None, round_.policy_after_id, base_id)
     assert details["reason"].startswith("People prefer it: win rate 1.00, 95% interval 0.")
     assert details["reason"].endswith("to 1.00, 10 prompts.")
-    assert promoted(engine) == []
+    assert promoted(engine, store) == []
 
     # Who goes back to the policy before has the last word.
     assert base_id is not None
-    service.adopt(session, project, session.get_one(ModelVersion, base_id), factories.user(session, "operator"))
+    service.adopt(session, store, project, session.get_one(ModelVersion, base_id), factories.user(session, "operator"))
     session.commit()
-    assert promoted(engine) == []
+    assert promoted(engine, store) == []
     session.expire_all()
     assert project.policy_id == base_id
 
@@ -417,7 +418,7 @@ def test_people_who_prefer_the_previous_policy_promote_nothing(
     round_ = waiting_round(session, store, project)
     judge(session, project, round_, won=0, lost=15)
     session.commit()
-    assert promoted(engine) == []
+    assert promoted(engine, store) == []
 
 
 def test_what_people_say_of_another_policy_promotes_nothing(
@@ -429,11 +430,11 @@ def test_what_people_say_of_another_policy_promotes_nothing(
     round_ = waiting_round(session, store, project)
     judge(session, project, round_, won=15, lost=0, rival_id=base_id)
     session.commit()
-    assert promoted(engine) == []
+    assert promoted(engine, store) == []
     judge(session, project, round_, won=15, lost=0)
-    service.adopt(session, project, session.get_one(ModelVersion, base_id), factories.user(session, "operator"))
+    service.adopt(session, store, project, session.get_one(ModelVersion, base_id), factories.user(session, "operator"))
     session.commit()
-    assert promoted(engine) == []  # the one it beats is not the project's any more
+    assert promoted(engine, store) == []  # the one it beats is not the project's any more
 
 
 def test_a_round_begins_with_what_people_prefer_by_then(
@@ -454,7 +455,7 @@ def test_nothing_is_promoted_while_a_round_is_under_way(
     assert second.policy_before_id == first.policy_before_id
     judge(session, project, first, won=12, lost=0)
     session.commit()
-    assert promoted(engine) == []
+    assert promoted(engine, store) == []
 
 
 def test_adopting_what_people_have_not_preferred_needs_a_reason(
@@ -497,7 +498,7 @@ def test_who_starts_a_round_while_a_policy_waits_is_told(
     seen = service.preview(session, project, config())
     assert any(f"{new.name} still waits for people" in each for each in seen.warnings) is (lost == 0)
     assert seen.can_start
-    service.adopt(session, project, new, factories.user(session, "operator"), "Good enough.")
+    service.adopt(session, store, project, new, factories.user(session, "operator"), "Good enough.")
     assert not any("still waits" in each for each in service.preview(session, project, config()).warnings)
 
 
@@ -592,3 +593,25 @@ def test_adopting_over_http(session: Session, store: ArtifactStore, project: Pro
     session.commit()
     assert "Back to this policy" not in client.get(f"{address}/models").text
     assert client.post(f"{new}/adopt").status_code == 409
+
+
+def test_a_policy_whose_files_are_gone_is_refused_by_name(
+    session: Session, store: ArtifactStore, project: Project, engine: Engine, sign_in: Callable[..., SignedIn]
+) -> None:
+    operator = factories.user(session, "operator")
+    round_ = whole_round(session, store, project, promotion="people")
+    new = session.get_one(ModelVersion, round_.policy_after_id)
+    judge(session, project, round_, 20, 0)  # enough to promote it
+    store.remove(new.adapter or new.base)
+    session.commit()
+    gone = f"The files of {new.name} are gone: nothing lies at {new.adapter or new.base}"
+    with pytest.raises(InvalidInput, match=gone):
+        service.adopt(session, store, project, new, operator, "It is shorter.")
+    assert promoted(engine, store) == []
+    answer = sign_in(user=operator).post(f"/projects/{project.slug}/models/{new.id}/adopt", {"reason": "Better."})
+    assert (answer.status_code, gone in answer.text) == (422, True)
+
+    project.policy_id = new.id  # it was adopted while it was there
+    assert str(readiness.lost_policy(session, store, project)).startswith(gone)
+    with pytest.raises(InvalidInput, match=gone):
+        start(session, store, project)

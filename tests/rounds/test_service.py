@@ -19,7 +19,7 @@ from app.rounds.snapshots import silent
 from app.rows import AnswersRow, PromptRow
 from app.specs import RUN_SPEC, DPOSpec, EvaluateSpec, ModelRef, PPOSpec, RewardSpec, SampleSpec
 from tests import factories
-from tests.rounds.loop import config, decided, frozen, jobs, last_run, make_project
+from tests.rounds.loop import config, decided, frozen, jobs, last_run, leave_files, make_project
 
 
 @pytest.fixture
@@ -45,6 +45,7 @@ def finish(session: Session, store: ArtifactStore, round_: Round) -> Run:
     """What the worker does with the round's waiting run when all goes well; returns that run."""
     run = last_run(session, round_)
     service.run_started(session, run)
+    leave_files(store, run)
     service.run_finished(session, store, run, {"kind": run.kind}, "digest")
     session.flush()
     return run

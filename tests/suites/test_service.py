@@ -1,5 +1,7 @@
 """Suites from their file to the gate before adoption."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +16,23 @@ from app.datasets.service import no_progress
 from app.db import make_session_factory
 from app.domain.cases import Case, case_of
 from app.domain.suites import Score
-from app.errors import Conflict, InvalidInput, NotFound
+from app.errors import Conflict, InvalidInput, NotFound, StorageFull
 from app.models import AuditEvent, ModelVersion, Project, Run, Suite, SuiteResult, User
 from app.rounds import service as rounds
+from app.rows import SuiteAnswer
 from app.specs import EvaluateSpec, SuiteRef
 from app.suites import queries, service
 from app.suites.forms import GateForm
 from app.suites.reading import kept, read_cases
 from tests import factories
+from tests.conftest import SignedIn
 from tests.red_team.attempts import rated
 from tests.rounds.loop import config, last_run, make_project
 from tests.rounds.test_adoption import judge, whole_round
 from tests.rounds.test_kinds import with_demonstrations
 from tests.rounds.test_service import finish, start
 from tests.suites.scenes import evaluated
+from trainer.evaluation.suites import Suites, to_lines
 
 
 @pytest.fixture
@@ -236,8 +241,8 @@ def test_a_suite_holds_back_a_policy_that_the_reward_model_would_adopt(
         )
         model = session.get_one(ModelVersion, round_.policy_after_id)
         with pytest.raises(InvalidInput, match="needs a reason"):
-            rounds.adopt(session, project, model, operator)
-        rounds.adopt(session, project, model, operator, "The facts are out of date.")
+            rounds.adopt(session, store, project, model, operator)
+        rounds.adopt(session, store, project, model, operator, "The facts are out of date.")
         assert project.policy_id == model.id
 
 
@@ -251,10 +256,10 @@ def test_a_suite_holds_back_a_policy_that_people_prefer_until_the_limit_is_raise
     assert round_.adopted is None
     judge(session, project, round_, won=12, lost=0)
     session.commit()
-    assert rounds.promote_waiting(make_session_factory(engine)) == []
+    assert rounds.promote_waiting(make_session_factory(engine), store) == []
     service.set_gate(session, suite, operator, GateForm(largest_loss=20))
     session.commit()
-    assert rounds.promote_waiting(make_session_factory(engine)) == ["policy-1"]
+    assert rounds.promote_waiting(make_session_factory(engine), store) == ["policy-1"]
     changes = select(AuditEvent.details).where(AuditEvent.action == "suite.gate_set").order_by(AuditEvent.id)
     assert [each["largest_loss"] for each in session.scalars(changes)] == [0.05, 0.2]
 
@@ -297,3 +302,54 @@ def test_a_specification_from_before_suites_is_still_read(session: Session, stor
     spec = last_run(session, round_).spec
     del spec["suites"]
     assert EvaluateSpec.model_validate(spec).suites == ()
+
+
+def test_a_file_may_hold_characters_at_which_python_ends_lines(
+    session: Session, store: ArtifactStore, project: Project, operator: User
+) -> None:
+    """A labeler's attempt with one broke the suite's page, and every round's evaluation."""
+    odd = "one\u2028two\u0085three\x0bfour"
+    written = json.dumps({"prompt": odd, "check": "refuses"}, ensure_ascii=False).encode()
+    found = read_cases(written + b"\r\n" + written.replace(b"one", b"1") + b"\r" + written.replace(b"one", b"2"))
+    assert [case.messages[0]["content"][:3] for case in found] == ["one", "1\u2028t", "2\u2028t"]
+    suite = service.add(session, store, project, operator, "Odd", found)
+    location = service.version_of(session, suite).location
+    assert kept(store, location) == found
+    assert Suites([SuiteRef(version=1, location=location)], store).cases == [found]
+    said = SuiteAnswer(id="1", slice="", passed=True, passed_before=True, answer=odd, answer_before="")
+    with store.file(service.answers_of(5, 1)) as path:
+        path.write_text(to_lines([said]), encoding="utf-8")
+    assert [each["answer"] for each in service.answers(store, 5, 1)] == [odd]
+
+
+def test_red_team_attempts_that_no_case_can_hold_are_left_out(
+    session: Session, store: ArtifactStore, project: Project, operator: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attempts from the playground are conversations, and may be long or have an empty answer."""
+    turns = [("user", "Tell me how."), ("assistant", "No."), ("user", "Please.")]
+    for empty in ("", "x" * 20_001):
+        messages = [{"role": role, "content": empty if role == "assistant" else text} for role, text in turns]
+        rated(session, project, 3, messages=messages)
+    with pytest.raises(Conflict, match="No red-team attempt has worked yet"):
+        service.grow_red_team(session, store, project, operator)
+    ids = [rated(session, project, 3).id for _ in range(3)]
+    monkeypatch.setattr(service, "MOST_CASES", 2)
+    suite = service.grow_red_team(session, store, project, operator)
+    found = kept(store, service.version_of(session, suite).location)
+    assert [case.id for case in found] == [f"attempt-{id_}" for id_ in ids[1:]]  # the newest
+
+
+def test_a_full_disk_leaves_no_suite_without_a_version(
+    sign_in: Callable[..., SignedIn], session: Session, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> tuple[str, str]:
+        raise StorageFull("There was no room left on the disk.")
+
+    session.commit()
+    client, base = sign_in("operator"), f"/projects/{project.slug}/suites"
+    sent = b'{"prompt": "2 + 2?", "check": "number", "expected": 4}'
+    with monkeypatch.context() as patched:
+        patched.setattr(service, "keep", full)
+        assert client.post(base, {}, files={"file": ("Sums.jsonl", sent)}).status_code == StorageFull.status
+    assert session.scalars(select(Suite.name)).all() == []
+    assert client.post(base, {}, files={"file": ("Sums.jsonl", sent)}).status_code == 303

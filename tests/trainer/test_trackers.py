@@ -79,3 +79,13 @@ def test_the_setting_names_known_trackers_only() -> None:
     assert Settings(trackers=" mlflow, wandb,mlflow").tracker_names == ("mlflow", "wandb")
     with pytest.raises(ValueError, match="comet is none of tensorboard, mlflow, wandb"):
         Settings(trackers="comet")
+
+
+def test_slices_of_any_name_are_told_apart_and_lead_nowhere(tmp_path: Path) -> None:
+    tracked = Trackers(["tensorboard"], "run-8-dpo", tmp_path)
+    for name in ("domain=да", "domain=не", "domain=../../x"):
+        tracked.metrics(1, {"loss": 0.5}, name)
+    tracked.close()
+    tags = [tag for tag, _, _ in events(tmp_path / "run-8-dpo")]
+    # `printf 'domain=да' | sha256sum`, and so on
+    assert tags == ["domain___-66c725/loss", "domain___-7ed612/loss", "domain_.._.._x-f138d7/loss"]

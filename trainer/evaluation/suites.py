@@ -16,7 +16,7 @@ from app.artifacts import ArtifactStore, read_content
 from app.domain.cases import CHECKS, Case, case_of, passes
 from app.domain.suites import by_slice
 from app.errors import InvalidInput
-from app.rows import PromptRow, SuiteAnswer
+from app.rows import PromptRow, SuiteAnswer, lines_of
 from app.specs import SuiteRef
 from trainer.batching.chat import ChatEncoder, TokenSequence
 from trainer.batching.data import describe_left_out
@@ -149,7 +149,7 @@ def _answer(case: Case, new: Taken, before: Taken) -> SuiteAnswer:
 
 
 def _read(store: ArtifactStore, ref: SuiteRef) -> list[Case]:
-    lines = read_content(store.resolve(ref.location)).decode().splitlines()
+    lines = lines_of(read_content(store.resolve(ref.location)).decode())
     try:
         return [case_of(json.loads(line), number) for number, line in enumerate(lines, 1)]
     except ValueError as error:

@@ -3,6 +3,7 @@
 An error in a tracker never ends a run: the log names the tracker, and it gets no more metrics of that run.
 """
 
+import hashlib
 import logging
 import re
 import shutil
@@ -17,6 +18,16 @@ log = logging.getLogger(__name__)
 PROJECT = "prefloop"
 FOLDER = "tensorboard"  # inside the artifact folder
 _REFUSED = re.compile(r"[^A-Za-z0-9_./ -]")  # characters that MLflow refuses in names
+
+
+def _of_slice(slice: str) -> str:
+    """A slice as trackers take it, and another one for each: those that lose letters get a digest of theirs.
+
+    Its value is a project's own text. MLflow refuses what looks like a path that leads elsewhere, such as `../..`.
+    """
+    kept = _REFUSED.sub("_", slice.replace("/", "_"))
+    lost = kept != slice.replace("=", "_", 1)
+    return f"{kept}-{hashlib.sha256(slice.encode()).hexdigest()[:6]}" if lost else kept
 
 
 class Trackers:
@@ -38,7 +49,7 @@ class Trackers:
             self._started = {}
             for name in self._names:
                 self._attempt(name, lambda name=name: self._start(name))  # type: ignore[misc]
-        first = f"{slice}/" if slice else ""
+        first = f"{_of_slice(slice)}/" if slice else ""
         named = {_REFUSED.sub("_", f"{first}{name}"): float(value) for name, value in values.items()}
         for name, tracker in list(self._started.items()):
             self._attempt(name, lambda tracker=tracker: tracker.log(named, step=step))  # type: ignore[misc]

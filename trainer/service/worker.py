@@ -226,7 +226,7 @@ class Worker:
     async def _keep_promoting(self) -> None:
         while True:
             try:
-                for name in await asyncio.to_thread(rounds.promote_waiting, self.sessions):
+                for name in await asyncio.to_thread(rounds.promote_waiting, self.sessions, self.store):
                     log.info("People prefer %s: it is the project's policy now.", name)
             except Exception as error:
                 if not is_outage(error):
