@@ -104,6 +104,7 @@ GROUPS = (
             Entry("Queue and assignment", "assignment", ADMIN),
             Entry("Settings", "settings", ADMIN),
             Entry("Members", "members", ADMIN),
+            Entry("Audit log", "audit-log", ADMIN),
         ),
     ),
 )
