@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from app.specs import ModelRef
 from trainer.algorithms.kl import k1, k3
 from trainer.chat import ChatEncoder, TokenSequence
 from trainer.data import chunks
-from trainer.evaluation import Heads, require_numbers, response_logps
+from trainer.evaluation import Heads, Looked, RewardHeads, require_numbers, response_logps
 from trainer.generation import Tick
 from trainer.modeling import load_causal_lm, load_tokenizer, sampling_dtype
 from trainer.rollout import Sampler
@@ -37,6 +38,7 @@ class Answer(NamedTuple):
         finished: False where it was cut by length.
         plain: False where it says a control token, which read again from its text would be other tokens.
         heads: what each scoring head of each member of the reward models says.
+        beyond, ceiling: see `trainer.evaluation.Looked`.
     """
 
     prompt_id: int
@@ -47,6 +49,8 @@ class Answer(NamedTuple):
     finished: bool
     plain: bool
     heads: list[float]
+    beyond: float = math.nan
+    ceiling: float = math.nan
 
     @property
     def choosable(self) -> bool:
@@ -69,6 +73,12 @@ class Answers(NamedTuple):
     def heads(self) -> Tensor:
         """(N, H)."""
         return torch.tensor([answer.heads for answer in self.items])
+
+    @property
+    def looked(self) -> Looked:
+        """What the reward models say of all N."""
+        beyond, ceiling = ([answer.beyond for answer in self.items], [answer.ceiling for answer in self.items])
+        return Looked(self.heads, torch.tensor(beyond), torch.tensor(ceiling))
 
     @property
     def finished(self) -> Tensor:
@@ -176,8 +186,10 @@ def _sampled(sampler: Sampler, heads: Heads, part: Wanted, batch_size: int) -> l
     dealer = accelerator()
     mine = part[dealer.process_index :: dealer.num_processes]
     responses = [response for batch in sampler.respond(mine, batch_size) for response in batch]
-    rewards = heads(responses) if responses else torch.zeros(0, 1)
-    require_numbers(responses, rewards.sum(1))
+    looked = Looked.unknown(torch.zeros(0, 1))
+    if responses:
+        looked = heads.look(responses) if isinstance(heads, RewardHeads) else Looked.unknown(heads(responses))
+    require_numbers(responses, looked.heads.sum(1))
     control = set(sampler.encoder.tokenizer.all_special_ids)
     found = {
         (response.row.id, response.sample_index): Answer(
@@ -188,9 +200,9 @@ def _sampled(sampler: Sampler, heads: Heads, part: Wanted, batch_size: int) -> l
             list(response.sample.logps),
             response.sample.finished,
             control.isdisjoint(response.sample.body),
-            said,
+            *said,
         )
-        for response, said in zip(responses, rewards.tolist(), strict=True)
+        for response, *said in zip(responses, *(column.tolist() for column in looked), strict=True)
     }
     everyones = {key: answer for share in gather_object([found]) for key, answer in share.items()}
     return [everyones[row.id, index] for row, indices in part for index in indices]

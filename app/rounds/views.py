@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from app.artifacts import ArtifactStore
 from app.domain.intervals import Interval
-from app.domain.monitors import Finding, findings
+from app.domain.monitors import Finding
 from app.domain.rounds import ACTIVE, ALGORITHMS, stage_of
 from app.domain.strengths import STRENGTHS
 from app.domain.verdicts import Verdict, by_reward_model
@@ -22,8 +22,9 @@ from app.render import duration
 from app.rounds import queries, result_queries
 from app.rounds.adoption import difference_of
 from app.rounds.curves import ROLLOUTS, Curves, curves_of
-from app.rounds.outcomes import Rivals, WinRate, people_on, verdict_of
+from app.rounds.outcomes import Rivals, WinRate, people_on, verdict_of, win_rates
 from app.rounds.stages import checkpoints_of, plan_of, samples_of
+from app.rounds.watched import Raised, alarms_of, findings_of
 from app.suites import queries as suite_queries
 from app.suites import service as suites
 from app.suites.queries import Measured
@@ -235,6 +236,7 @@ class Page(NamedTuple):
     people: Rivals
     beside: list[Beside]  # the new policy and the one before, on the same prompts
     monitors: list[Finding]  # of reward hacking, those to look at first
+    alarms: list[Raised]  # of monitors while the policy was trained
     suites: list[Measured]  # what both policies made of standing evaluations
     held_by: list[str]  # why the new policy is not adopted by itself, whatever people say, in words
     policy_id: int | None  # the project's
@@ -321,7 +323,8 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
     stages = stages_of(round_, runs)
     snapshot = session.get(Snapshot, round_.snapshot_id) if round_.snapshot_id else None
     evaluated = summaries.get("evaluate", {})
-    people = people_on(session, round_)
+    wins = win_rates(session, [round_])
+    people = wins.get((round_.id, ""), Rivals())
     return Page(
         round=round_,
         stages=stages,
@@ -336,7 +339,13 @@ def page(session: Session, store: ArtifactStore, round_: Round) -> Page:
         verdict=verdict_of(session, round_, people),
         people=people,
         beside=beside(evaluated),
-        monitors=findings({"": evaluated} | {name: kinds.get("evaluate", {}) for name, kinds in by_slice.items()}),
+        monitors=findings_of(
+            session,
+            round_,
+            {"": evaluated} | {name: kinds.get("evaluate", {}) for name, kinds in by_slice.items()},
+            wins,
+        ),
+        alarms=alarms_of(round_, runs),
         suites=suite_queries.of_round(session, round_.id),
         held_by=[held.words for held in suites.held_back(session, round_)],
         policy_id=session.get_one(Project, round_.project_id).policy_id,
